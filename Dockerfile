@@ -37,7 +37,7 @@ LABEL org.opencontainers.image.title="milo-discoveryd" \
       org.opencontainers.image.version="${VERSION}" \
       org.opencontainers.image.revision="${GIT_COMMIT}" \
       org.opencontainers.image.created="${BUILD_DATE}"
-# The root file system may be read-only: the daemon writes its socket and nothing else.
+# The root file system may be read-only: the daemon writes only its socket and, with state_directory, its state file.
 ENV PATH=/opt/venv/bin:$PATH \
     HOME=/ \
     PYTHONDONTWRITEBYTECODE=1 \

@@ -112,9 +112,11 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument(
         "--quick",
         action="store_true",
-        help=f"small sizes, and lenient limits on ratios; exit status {_MISSED} if one is missed",
+        help=f"small sizes, and lenient limits; exit status {_MISSED} if one is missed",
     )
-    parser.add_argument("--minutes", type=float, metavar="N", help="duration of churn and fleet_50k  [default: 1]")
+    parser.add_argument(
+        "--minutes", type=float, metavar="N", help="duration of churn and fleet_50k  [default: 1; with --quick, 10 s]"
+    )
     parser.add_argument(
         "--against",
         metavar="REF",
@@ -175,7 +177,7 @@ def main(argv: Sequence[str]) -> int:
 async def run(name: str, setting: Setting) -> Samples:
     measuring = asyncio.current_task()
     assert measuring is not None
-    # SIGTERM cancels the measurement, as SIGINT does: a cancelled measurement terminates its programs.
+    # SIGTERM cancels the measurement, as SIGINT does: a canceled measurement terminates its programs.
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, measuring.cancel)
     return await MEASURES[name](setting)
 

@@ -35,7 +35,7 @@ def measured(tree: Path, names: Sequence[str], options: Sequence[str]) -> Result
     with tempfile.TemporaryDirectory(prefix="milo-bench-") as directory:
         file = Path(directory, "figures.json")
         command = [str(tree / "dev"), "bench", *names, *options, "--json", str(file)]
-        # Without check=True, since a run with a missed bar exits with 1 too.
+        # Without check=True, since a run with a missed bar can exit with 1 too.
         done = subprocess.run(command, cwd=tree, stdout=subprocess.PIPE, text=True, check=False)
         if not file.exists():
             raise SystemExit(f"{' '.join(command)} wrote no figures; its output:\n{done.stdout}")
@@ -61,7 +61,7 @@ def compare(ref: str, names: Sequence[str], options: Sequence[str], pairs: int) 
     earlier = checkout(ref)
     runs: list[Pair] = []
     for number in range(pairs):
-        # Each tree is measured first in half of the pairs.
+        # The trees take turns in being measured first.
         if number % 2:
             now = measured(ROOT, names, options)
             runs.append((measured(earlier, names, options), now))

@@ -1,7 +1,8 @@
-"""`python -m bench.age`: exits with 1 if a file of bench/results is stale and not in `KNOWN_STALE`.
+"""`python -m bench.age`: exits with 1 if bench/results has a stale file, or an entry of `KNOWN_STALE` is outdated.
 
-A file is stale if it does not name the measured commit, if that commit had uncommitted changes, or if many later
-commits changed the measured packages.
+Files in `KNOWN_STALE` may be stale, until they are measured again.
+A file is stale if it does not name the measured commit, if that commit had uncommitted changes or is not in the
+history, or if many later commits changed the measured packages.
 """
 
 import subprocess

@@ -32,7 +32,7 @@ class Heard(msgspec.Struct):
     """Latency of the oldest change in each batch, rounded to microseconds."""
     resets: int = 0
     gaps: int = 0
-    """Missing batches, by the revisions of the received ones."""
+    """Batches whose previous revision is not that of the batch received before."""
 
     async def listen(self, subscriber: Subscriber) -> None:
         while True:

@@ -27,7 +27,7 @@ class Daemon(Process):
         """Start the daemon. `probed` enables connectivity probes.
 
         With `listens`, it listens on `address`; otherwise only on the listeners in `config`. `program` is a module that
-        runs the daemon. `cgroup` is the file that takes the processes of its cgroup.
+        runs the daemon. `cgroup` is the file cgroup.procs of the cgroup to run in.
         """
         self._socket = directory / "daemon.sock"
         self.address = f"unix://{self._socket}"
@@ -38,7 +38,7 @@ class Daemon(Process):
         if config is not None:
             arguments += ["--config", str(config)]
         clean = {name: value for name, value in os.environ.items() if not name.startswith("MILO_DISCOVERY")}
-        # avoids a log line per cluster
+        # Avoids a log line per cluster.
         clean["MILO_DISCOVERYD_LOG__LEVEL"] = "warning"
         if probed:
             clean["MILO_DISCOVERYD_CONNECTIVITY__PER"] = "cluster"

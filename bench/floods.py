@@ -1,7 +1,7 @@
 """`python -m bench.floods KIND ADDRESS COUNT`: a flood of calls, streams or connections, until it is terminated.
 
-It prints `begun` once COUNT calls were answered, or COUNT streams or connections opened, and for each line on standard
-input its figures so far.
+It prints `begun` once COUNT calls or streams were answered, or COUNT connections were opened or attempted, and for each
+line on standard input its figures so far.
 """
 
 import asyncio
@@ -40,7 +40,7 @@ _HELLO = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0\4\0\0\0\0\0"
 Figures = Counter[str]
 """Numbers of responses by gRPC code, and of attempted, established and open streams or connections."""
 Flood = Callable[[str, int, Figures], Coroutine[Any, Any, None]]
-"""Floods an address with this many calls, streams or connections and updates the figures, until it is cancelled."""
+"""Floods an address with this many calls, streams or connections and updates the figures, until it is canceled."""
 
 
 async def health_watches(address: str, wanted: int, figures: Figures) -> None:

@@ -66,7 +66,7 @@ class Target(NamedTuple):
 
 
 Abuse = Callable[[Target, Callable[[], None]], Coroutine[Any, Any, None]]
-"""An attack, which runs until it is cancelled and reports each refusal."""
+"""An attack, which runs until it is canceled and reports each refusal."""
 
 
 async def guessing(target: Target, turned_away: Callable[[], None]) -> None:
@@ -135,7 +135,7 @@ async def nobody(target: Target, turned_away: Callable[[], None]) -> None:
 
 
 async def junk(target: Target, turned_away: Callable[[], None]) -> None:
-    """Send malformed HTTP/2: streams that are reset at once, and frames of unknown types."""
+    """Send streams that are reset at once, or random bytes after the HTTP/2 preface."""
     numbers = count()
 
     async def once() -> None:

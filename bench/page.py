@@ -77,7 +77,7 @@ def filled(text: str, files: Files) -> str:
 
 
 def missing(files: Files) -> Iterator[str]:
-    """Yield a message for each figure that the tables show and the result files lack."""
+    """Yield a message for each shown figure that the files lack, and for each file without a command or vice versa."""
     for row in (*PERFORMANCE, *SIZING):
         for key in (row.key, *row.peers.values()):
             if _figure(files, row.name, key) is None:
@@ -239,7 +239,7 @@ def _is_old(result: Results, name: str) -> bool:
 
 def _note(files: Files, names: Iterable[str]) -> Iterator[str]:
     if any(_is_old(files[name], name) for name in names):
-        yield from ("", "† Measured before later changes of the code that it measures.")
+        yield from ("", "† The measured code has changed since.")
 
 
 def _machine(result: Results) -> str:

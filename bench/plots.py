@@ -1,4 +1,4 @@
-"""Plots as SVG, drawn from figures: lines over a logarithmic axis, and bars beside each other."""
+"""Plots as SVG, drawn from figures: lines over logarithmic axes, and bars beside each other."""
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence

@@ -29,7 +29,7 @@ class Subscriber:
         self.revision = ""
         self.synced = False
         self.events = 0
-        """Events since the last `reset`."""
+        """Events since the last `reset`; the function `synced` sets it to 0."""
 
     async def until_synced(self) -> Self:
         while not self.synced:
@@ -70,7 +70,7 @@ async def meanwhile(endless: list[Coroutine[Any, Any, None]]) -> AsyncIterator[N
     finally:
         for each in running:
             each.cancel()
-        # A cancelled read of a call raises a gRPC error.
+        # A canceled read of a call raises a gRPC error.
         await asyncio.gather(*running, return_exceptions=True)
 
 
@@ -80,7 +80,7 @@ async def together(working: list[Awaitable[Any]]) -> None:
 
 @asynccontextmanager
 async def synced(address: str, count: int, **options: Any) -> AsyncIterator[list[Subscriber]]:
-    """Open subscribers, each of which has the whole fleet."""
+    """Open subscribers, each of which has received its whole snapshot."""
     async with opened(address, count, **options) as subscribers:
         await together([each.until_synced() for each in subscribers])
         for each in subscribers:

@@ -74,7 +74,7 @@ class Writes:
 
 
 Reader = Callable[[Writes, asyncio.Event], Coroutine[Any, Any, None]]
-"""A watch client that reports label values until it is cancelled, and sets the event once it is ready."""
+"""A watch client that reports label values until it is canceled, and sets the event once it is ready."""
 
 
 async def read_by(reader: Reader, writes: Writes) -> Writes:

@@ -191,7 +191,7 @@ def run(config: Path | None, **flags: Any) -> None:
 def check(config: Path | None, identity: str | None, **flags: Any) -> None:
     """Check the settings and what they refer to.
 
-    Prints a line for each finding, with a correction.
+    Prints the findings, with corrections.
     """
     from milo_discoveryd.check import check as run_checks
     from milo_discoveryd.check import parse_caller, print_effective_rights

@@ -80,7 +80,7 @@ class CallMetrics:
 
 
 class StreamMetrics:
-    """The messages that streams sent to subscribers."""
+    """The latency of the events, and the number of snapshots, that streams sent to subscribers."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self._latency = Histogram(
@@ -109,7 +109,7 @@ class CredentialMetrics:
     def __init__(self, registry: CollectorRegistry) -> None:
         self._issued = Counter(
             "milo_discoveryd_kubeconfigs_issued",
-            "Requests for a kubeconfig, by result: ok or the reason of the failure.",
+            "Issued kubeconfigs (ok), and failed requests by the reason of the failure.",
             ("result",),
             registry=registry,
         )
@@ -139,12 +139,12 @@ class CredentialMetrics:
 
 
 class AuditMetrics:
-    """Denied requests, and lost audit events."""
+    """Denied requests and connections, and lost audit events."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self._refusals = Counter(
             "milo_discoveryd_requests_denied",
-            "Requests denied by authorization rules, quotas or visibility, by reason.",
+            "Requests and connections that were denied, by reason.",
             ("reason",),
             registry=registry,
         )

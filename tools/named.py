@@ -1,7 +1,7 @@
 """Finds docstrings and comments that refer to names that do not exist.
 
-A name in backticks must occur somewhere outside of comments and docstrings: in code, a setting, a metric, a document, a
-manifest or the proto file. A name that was renamed in the code occurs nowhere.
+A name in backticks must occur outside of the product's comments and docstrings: in code, a setting, a metric, a
+document, a manifest or the proto file. A name that was renamed in the code occurs nowhere.
 """
 
 import ast

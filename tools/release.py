@@ -8,7 +8,7 @@
     npm/, maven/      the packages for Node and Java
     *.cdx.json, provenance.json, SHA256SUMS
 
-An artifact whose tool is not installed is skipped, and listed in the last line of the output.
+An artifact whose tool is missing or excluded is skipped. The last line of the output lists these tools.
 """
 
 import argparse
@@ -63,7 +63,7 @@ def version() -> str:
 
 
 class Commit:
-    """The released commit. All artifacts have its time, so that builds are reproducible."""
+    """The released commit, whose time is the timestamp in the artifacts, so that builds are reproducible."""
 
     def __init__(self) -> None:
         self.revision = output("git", "rev-parse", "HEAD")
@@ -86,7 +86,7 @@ def python_packages(out: Path, commit: Commit) -> None:
 
 
 def bill_of_materials(out: Path) -> None:
-    """Write the SBOM of the packages that the image contains."""
+    """Write the SBOM of the packages in the daemon's image."""
     with tempfile.TemporaryDirectory() as scratch:
         run("sh", "deploy/image/install.sh", ".", f"{scratch}/venv")
         run(

@@ -66,7 +66,7 @@ func run(ctx context.Context, kubeconfig, mark string) error {
 	return nil
 }
 
-// teller writes each line at once, so that the lines of several goroutines never mix.
+// teller writes and flushes one line at a time, so that the lines of several goroutines do not mix.
 type teller struct {
 	mutex sync.Mutex
 	out   *bufio.Writer

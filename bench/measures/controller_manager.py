@@ -167,7 +167,7 @@ class _Installation:
         await manager.start()
 
     async def filled(self, count: int) -> Figures:
-        """Create projects; return the figures of the largest member once the program works in all of them."""
+        """Create projects; once the program works in all of them, return the maximum of each figure of the members."""
         before, own = await self._watches(), await self._watches(_QUOTA)
         self._of_member = own / len(self.members)
         began = time.perf_counter()
@@ -209,7 +209,7 @@ class _Installation:
 
     @asynccontextmanager
     async def step(self, step: str, count: int) -> AsyncIterator[Figures]:
-        """Yield figures; at the end, add the shares and how many projects had several members at any time.
+        """Yield figures; at the end, add the shares, and the maximum number of projects with several members.
 
         Each daemon's projects are listed every second, so that two members of a moving project are noticed.
         """
@@ -245,7 +245,7 @@ class _Installation:
         """Kill the leader, and then start another replica; return how many projects moved, and how long it took.
 
         A project is created after the kill. It becomes ready once another replica has taken over what must run once.
-        Quota is claimed before and after the kill: each owner grants a half of it.
+        Half of the limit is claimed before the kill, and the other claims are created after it.
         """
         before = await self._owners()
         quota = Quota(self._access, "failover", consumers(count))

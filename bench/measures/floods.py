@@ -110,7 +110,7 @@ async def _idle_connections(setting: Setting, wanted: int) -> dict[str, float]:
 
 
 async def _silent_connections(setting: Setting, wanted: int, handshakes: int) -> dict[str, float]:
-    """Measure TLS connections without a handshake from one IPv6 network, beside a caller from another address."""
+    """Measure TCP connections without a TLS handshake, from one IPv6 or IPv4 address, beside a caller from another."""
     async with _place(setting, "silent_connections") as (_, directory):
         port, context = _as_friend(directory)
         source = f"[::1]:{port}" if socket.has_dualstack_ipv6() else f"127.0.0.2:{port}"

@@ -260,7 +260,7 @@ class _Bench:
         return {"go.hanging.ratio": median(ratios)}
 
     async def troubled(self, count: int) -> dict[str, float]:
-        """Measure a restart of a killed daemon, and then a project that is created and deleted a hundred times."""
+        """Measure a restart of a killed daemon, and then repeated disengagements and engagements of one project."""
         async with self.place(count) as place:
             daemon = place.daemon()
             arguments = [f"--address={daemon.address}", f"--clusters={count}"]

@@ -1,8 +1,8 @@
 """The effect of hostile clients: the latency of a well-behaved subscriber beside them.
 
 All use the same listener: a client with a narrow rule that guesses names; one with forged or foreign revisions;
-handshakes with untrusted certificates; a client without a rule; and malformed HTTP/2. The figures are for each kind,
-for all kinds that must be rejected, and for all kinds together.
+handshakes with untrusted or expired certificates; a client without a rule; and malformed HTTP/2. The figures are for
+each kind, for all kinds that must be rejected, and for all kinds together.
 
 Hostile clients use part of the machine in any case. The figures are therefore compared with the latency of the same
 subscriber while the clients attack another daemon on the machine.

@@ -54,7 +54,7 @@ class _Loop:
         self.samples.setdefault(f"loop_blocking.{key}_ms", []).append(1000 * await self._longest_s())
 
     async def _longest_s(self) -> float:
-        """Return the longest blocking since the last call."""
+        """Return the duration of the longest callback since the last call."""
         self._asked += 1
         self._daemon.signal(signal.SIGRTMIN + 1)
         *_, line = await self._daemon.wait_for_lines(self._asked, beginning=SAYS)

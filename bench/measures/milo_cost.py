@@ -104,7 +104,7 @@ async def _steady(access: Access) -> _Cost:
 
 
 async def _cost(access: Access) -> _Cost:
-    """Return the cost after a garbage collection. The resident memory also has what earlier work left behind."""
+    """Return the cost after a garbage collection. Resident memory is not used: it includes what earlier work freed."""
     async with access.session() as session:
         async with session.get("/debug/pprof/heap", params={"gc": "1"}) as profile:
             profile.raise_for_status()

@@ -1,4 +1,4 @@
-"""Milo's quota: consumers that are granted `LIMIT` claim twice as much, one at a time.
+"""Milo's quota: consumers that are granted `LIMIT` claim twice as much, with an amount of one per claim.
 
 Consumers are organizations, whose claims are in the core API, and projects, whose claims are in the project.
 """
@@ -123,7 +123,7 @@ class Quota:
                 tasks.create_task(work())
 
     async def decided(self) -> dict[str, float]:
-        """Wait until all claims are granted or denied, and a while longer, since decisions may change."""
+        """Wait, within a limit, until all claims are granted or denied, and longer, since decisions may change."""
         began = decided_at = time.perf_counter()
         undecided = -1
         async with self._access.session() as session:

@@ -1,7 +1,7 @@
 """Credentials: the number of mints that renew those of a whole fleet, and the latency of issuing a cached one.
 
-The fleet's clusters share one identity, as with a service account. Its first credential lives for a few seconds, the
-next one for an hour, so the mints until every cluster has the next one are those of the renewal.
+The fleet's clusters share one identity, as with a service account. Its first credential expires within a minute, the
+next one after an hour, so the mints until every cluster has the next one are those of the renewal.
 """
 
 import asyncio
@@ -65,7 +65,7 @@ class Renewed:
 
 
 async def _issued(address: str, times: int) -> list[float]:
-    """Return the latencies in ms of consecutive calls of IssueKubeconfig, for which the exec plugin waits."""
+    """Return the latencies in ms of consecutive calls of IssueKubeconfig, as `milo-discovery credential` makes them."""
     took_ms: list[float] = []
     async with DiscoveryClient(address) as client:
         for number in range(times + 1):

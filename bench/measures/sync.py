@@ -1,4 +1,4 @@
-"""Time from the start of the process until a subscriber has the whole fleet, and memory of the fleet."""
+"""Time from the start of a process until it, or its subscriber, has the whole fleet, and its CPU time and memory."""
 
 import asyncio
 import shutil
@@ -54,7 +54,7 @@ async def _alone(setting: Setting, count: int) -> dict[str, float]:
 async def _of_size(setting: Setting, count: int, key: str) -> Samples:
     async with setting.milo(count) as milo:
         readers = peers.readers(setting.scale)
-        # In alternating rounds, so that other load affects both.
+        # In alternating rounds, so that other load affects all.
         runs, curls, beside = [], [], defaultdict(list)
         for _ in range(setting.scale.rounds):
             curls.append(await _curl(milo.access, setting.directory))
@@ -102,7 +102,7 @@ async def _daemon(milo: Milo, directory: Path, count: int) -> dict[str, float]:
 
 
 async def _curl(access: Access, directory: Path) -> float | None:
-    """Read the same bytes with curl; return None if it is not installed."""
+    """Return the seconds in which curl reads a streaming list; None if curl is not installed."""
     curl = shutil.which("curl")
     if curl is None:
         return None

@@ -27,8 +27,8 @@ var projectKind = schema.GroupVersionKind{Group: "resourcemanager.miloapis.com",
 
 // calls is a provider that makes the same API calls as Milo's provider, in the same order, with the settings that
 // operators use: a manager that watches Projects with a cache of unstructured objects, one worker, and for each ready
-// Project a cluster that is started, synced and engaged before the next one. It is written from a description of that
-// provider, and replaces it.
+// Project a cluster that is started, synced and engaged before the next one. It is written from a description of Milo's
+// provider, and stands in for it.
 type calls struct {
 	discovery manager.Manager
 	projects  *rest.Config

@@ -45,7 +45,8 @@ type settings struct {
 	registry                    *prometheus.Registry
 }
 
-// work engages clusters, and prints WORKING once it has reconciled an object of each kind in each of them.
+// work engages clusters, and prints WORKING once it has reconciled an object of each watched kind in each of them; with
+// --informers=0, once it has engaged them.
 func work(ctx context.Context, arguments []string) error {
 	flags := flag.NewFlagSet("work", flag.ExitOnError)
 	s := settings{registry: prometheus.NewRegistry()}
@@ -117,7 +118,7 @@ func (s settings) provider(projects *rest.Config) (multicluster.Provider, func(m
 	return provider, nil, err
 }
 
-// progress counts the clusters in which the operator works.
+// progress counts the kinds, in each cluster, of which no object was reconciled yet.
 type progress struct {
 	engaged  bool // wait only until clusters are engaged, not for reconciles
 	registry *prometheus.Registry
@@ -203,7 +204,7 @@ func leftGoroutines() int {
 	return left
 }
 
-// snapshots returns how many snapshots the provider has received.
+// snapshots returns how many streams of the provider began with a snapshot.
 func (p *progress) snapshots() int {
 	families, err := p.registry.Gather()
 	if err != nil {

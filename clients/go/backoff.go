@@ -6,12 +6,12 @@ import (
 )
 
 // Backoff configures the delays before a watch opens another stream. Delays double from Initial to Max, and start over
-// after a stream that lasted at least Healthy. Each delay is drawn from the upper half of its range, so that many
+// after a stream that lasted at least Healthy. Each is multiplied by a random factor from 0.5 to 1, so that many
 // clients of one daemon do not reconnect at once; the delay that the daemon requests in RetryInfo is added.
 type Backoff struct {
 	// Initial is the first delay; zero means 100 ms.
 	Initial time.Duration
-	// Max is the longest delay; zero means 5 s.
+	// Max is the longest delay, without that of RetryInfo; zero means 5 s.
 	Max time.Duration
 	// Healthy is the duration of a stream that resets the delay; zero means 10 s.
 	Healthy time.Duration

@@ -23,7 +23,7 @@ import (
 
 const (
 	defaultTimeout = 10 * time.Second
-	// gRPC's default, 4 MiB, is less than a page of clusters with long annotations.
+	// A page of clusters with long annotations can exceed gRPC's default, 4 MiB.
 	maxMessageBytes = 64 << 20
 )
 
@@ -118,8 +118,8 @@ func (c *Client) List(ctx context.Context, filter Filter) (*Listing, error) {
 	}
 }
 
-// Get returns the daemon's state of a cluster, engaged or not. It fails with [ErrNotFound] only if the name is unknown
-// to the daemon.
+// Get returns the daemon's state of a cluster, engaged or not. It fails with [ErrNotFound] if the daemon does not know
+// the name, or the caller may not see it.
 func (c *Client) Get(ctx context.Context, name string) (*Report, error) {
 	response, err := call(ctx, c, "GetCluster", pb.DiscoveryServiceClient.GetCluster, &pb.GetClusterRequest{Name: name})
 	if err != nil {
@@ -181,8 +181,9 @@ func (c *Client) Issue(ctx context.Context, cluster string, options IssueOptions
 }
 
 // Release confirms that a subscriber has finished its work on a draining cluster, which is disengaged when all
-// subscribers have released it. A repeated call is a no-op. It fails with [ErrPreconditionFailed] if the cluster is not
-// draining, or has another incarnation now.
+// subscribers that it waits for have released it. A repeated call is a no-op. It fails with [ErrPreconditionFailed] if
+// the cluster is engaged and not draining, if it has another incarnation now, or if the daemon does not know the
+// subscriber.
 func (c *Client) Release(ctx context.Context, cluster Cluster, subscriber string) error {
 	request := &pb.ReleaseClusterRequest{
 		Cluster: cluster.Name, Incarnation: cluster.Incarnation, Subscriber: subscriber,
@@ -192,7 +193,8 @@ func (c *Client) Release(ctx context.Context, cluster Cluster, subscriber string
 }
 
 // EndSubscription notifies the daemon that a subscriber has finished all its work, so that no draining cluster waits
-// for it. Without this call, clusters that drain within a minute after its watch ended wait until their deadline.
+// for it. Without this call, clusters whose drain began before its watch ended, or within a minute after, wait until
+// their deadline.
 func (c *Client) EndSubscription(ctx context.Context, subscriber string) error {
 	request := &pb.EndSubscriptionRequest{Subscriber: subscriber}
 	_, err := call(ctx, c, "EndSubscription", pb.DiscoveryServiceClient.EndSubscription, request)

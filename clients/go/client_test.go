@@ -167,7 +167,7 @@ func TestIssueReturnsAKubeconfigOfAnEngagedCluster(t *testing.T) {
 		}
 	})
 
-	inBubble(t, "fails for another incarnation and for a cluster that is not engaged", func(t *testing.T) {
+	inBubble(t, "fails for another incarnation, a cluster that is not engaged, and a daemon that is not synced", func(t *testing.T) {
 		daemon := discoverytest.New(t)
 		daemon.Engage(discovery.Cluster{Name: "a"})
 		client := daemon.Client()
@@ -206,7 +206,7 @@ func TestIssueReturnsAKubeconfigOfAnEngagedCluster(t *testing.T) {
 	})
 }
 
-func TestKubeconfigWithUnexpectedFieldsIsRefused(t *testing.T) {
+func TestKubeconfigThatTheDaemonWouldNotWriteIsRefused(t *testing.T) {
 	const (
 		frame = `{"apiVersion": "v1", "kind": "Config", "current-context": "a", "users": [{"name": "a", "user": USER}],
 			"clusters": [{"name": "a", "cluster": {"server": "https://a", "tls-server-name": "a"}}],
@@ -414,11 +414,11 @@ func TestCallsReconnectTimeOutAndFailWithTheStatus(t *testing.T) {
 			t.Errorf("got %+v, want reason INVALID_REQUEST, RetryAfter 1s and violations %v", failed, violations)
 		}
 		if err.Error() != "GetCluster: InvalidArgument: name: too long" {
-			t.Errorf("got error %q, want the first violation in its message", err)
+			t.Errorf("got error %q, want the method, the code and the message of the status", err)
 		}
 	})
 
-	inBubble(t, "each call fails with the error of Daemon.Fail", func(t *testing.T) {
+	inBubble(t, "calls fail with the error of Daemon.Fail", func(t *testing.T) {
 		daemon := discoverytest.New(t)
 		client := daemon.Client()
 		calls := map[string]func() error{

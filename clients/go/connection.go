@@ -44,7 +44,7 @@ func (s *sharedConn) enter() (*lane, error) {
 }
 
 // leave records the end of a call. It reports whether to retry the call, which is idempotent, on another connection: if
-// earlier calls succeeded on this one, the daemon has stopped since, and may have been restarted.
+// earlier calls succeeded on this one, the daemon may have been restarted since.
 func (s *sharedConn) leave(used *lane, err error) (retry bool) {
 	s.mutex.Lock()
 	defer s.mutex.Unlock()

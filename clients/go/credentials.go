@@ -27,8 +27,8 @@ const (
 	ServerUIDVariable   = "MILO_DISCOVERY_SERVER_UID"
 )
 
-// ErrInvalidCredentials is returned when credentials are incomplete, cannot be read or must not be used with the
-// address.
+// ErrInvalidCredentials is returned when credentials are incomplete or invalid, cannot be read, or must not be used
+// with the address.
 var ErrInvalidCredentials = errors.New("invalid credentials")
 
 // ErrUntrustedServer is returned when the server of a Unix socket does not run as [Credentials].ServerUID, or when its
@@ -72,7 +72,7 @@ func CredentialsFromEnvironment() (Credentials, error) {
 	return credentials, nil
 }
 
-// check returns an error if the credentials must not be used at an address.
+// check returns an error if the credentials are incomplete, or must not be used at an address.
 func (c Credentials) check(target string) error {
 	isSocket := strings.HasPrefix(target, socketScheme)
 	switch {

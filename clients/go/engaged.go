@@ -8,7 +8,8 @@ import (
 )
 
 const (
-	expiryMargin = 5 * time.Second // a kubeconfig is used until this long before it expires, since requests take time
+	// A kubeconfig is not used for the last 5 s of its lifetime, or the last tenth if that is shorter: requests take time.
+	expiryMargin = 5 * time.Second
 	// Share of the time between RefreshAfter and ExpiresAt to wait for the stream to push a kubeconfig, before requesting
 	// one.
 	pushShare = 0.25
@@ -59,9 +60,10 @@ func (e *EngagedCluster) Updated() <-chan struct{} {
 	return e.updated
 }
 
-// Kubeconfig returns a currently valid kubeconfig. It is pushed by the stream if [WatchOptions].IncludeKubeconfigs is
-// set, and otherwise requested from the daemon and cached until it is due to be refreshed. Call Kubeconfig again for
-// later requests. Once the cluster is disengaged, it fails with [*Disengaged]: another project may have the name.
+// Kubeconfig returns a currently valid kubeconfig. The stream pushes it if [WatchOptions].IncludeKubeconfigs is set.
+// Otherwise, and if no push arrives in time, it is requested from the daemon and cached until it is due to be
+// refreshed. Call Kubeconfig again for later requests. Once the cluster is disengaged, it fails with [*Disengaged]:
+// another project may have the name.
 func (e *EngagedCluster) Kubeconfig(ctx context.Context) (*Kubeconfig, error) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -130,8 +132,8 @@ func (e *EngagedCluster) renew(done chan struct{}) {
 
 // offer stores a kubeconfig, unless the current one is newer. It is called with the lock held.
 func (e *EngagedCluster) offer(k *Kubeconfig, isPushed bool) {
-	// A response can arrive after a newer push. If the current one was
-	// issued in the future, the clocks do not agree, or one was set back since.
+	// A response can arrive after a newer push. If the current one was issued in the future, the clocks do not agree, or
+	// one was set back since.
 	if e.kubeconfig == nil || !k.IssuedAt.Before(e.kubeconfig.IssuedAt) || e.kubeconfig.IssuedAt.After(time.Now()) {
 		e.kubeconfig, e.isPushed = k, isPushed
 	}

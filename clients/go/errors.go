@@ -15,9 +15,11 @@ import (
 
 // Errors that a [StatusError] matches with [errors.Is], depending on its gRPC code.
 var (
-	// ErrNotFound is returned when the cluster does not exist or is not engaged.
+	// ErrNotFound is returned when the daemon does not know the cluster, or the caller may not see it; by [Client.Issue]
+	// also when the cluster is not engaged.
 	ErrNotFound = errors.New("not found")
-	// ErrInvalidRequest is returned when the daemon rejected an argument. StatusError.Violations has the invalid fields.
+	// ErrInvalidRequest is returned when an argument is invalid. If the daemon rejected it, the error is a StatusError
+	// whose Violations are the invalid fields.
 	ErrInvalidRequest = errors.New("invalid request")
 	// ErrPermissionDenied is returned when the caller is authenticated but not allowed to make the call.
 	ErrPermissionDenied = errors.New("permission denied")
@@ -27,7 +29,7 @@ var (
 	ErrPreconditionFailed = errors.New("precondition failed")
 	// ErrUnimplemented is returned when the daemon is older than this client, or another program listens on its address.
 	ErrUnimplemented = errors.New("unimplemented")
-	// ErrUnavailable is returned when the daemon is unreachable or not synced. Retry later.
+	// ErrUnavailable is returned when the daemon is unreachable, or cannot serve the call at present. Retry later.
 	ErrUnavailable = errors.New("unavailable")
 	// ErrTimedOut is returned when the deadline was exceeded.
 	ErrTimedOut = errors.New("timed out")
@@ -91,7 +93,8 @@ func (e *StatusError) Is(target error) bool {
 	return ok && target == known
 }
 
-// Unwrap returns the gRPC status error, and the cause of the caller's context if that was canceled.
+// Unwrap returns the gRPC status error; also the cause of the call's context if that is done, and [ErrUntrustedServer]
+// if the connection failed with it.
 func (e *StatusError) Unwrap() []error { return e.causes }
 
 // IsTerminal reports whether a retry would fail too until the request or a configuration is changed. Such an error ends

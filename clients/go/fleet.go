@@ -48,7 +48,8 @@ func (c *Client) RunFleet(ctx context.Context, options FleetOptions, handler Han
 	f.end(err)
 	ending, cancel := context.WithTimeout(context.WithoutCancel(ctx), endSubscriptionTimeout)
 	defer cancel()
-	_ = c.EndSubscription(ending, options.Subscriber) // otherwise drains of the next minute wait until their deadline
+	// If it fails, drains that have begun, or begin within a minute, wait until their deadline.
+	_ = c.EndSubscription(ending, options.Subscriber)
 	return err
 }
 

@@ -252,7 +252,7 @@ func TestEngagedClusterReturnsItsNewestKubeconfig(t *testing.T) {
 			t.Errorf("%d requests in a minute, want at most 10", issued)
 		}
 	})
-	testFleet(t, "issued before one from the future replaces it, after a clock was set back", discovery.FleetOptions{},
+	testFleet(t, "a kubeconfig replaces one whose issue time is in the future", discovery.FleetOptions{},
 		func(t *testing.T, f *scriptedFleet) {
 			f.engage(t)
 			ahead := time.Now().Add(2 * time.Hour)
@@ -271,7 +271,7 @@ func TestEngagedClusterReturnsItsNewestKubeconfig(t *testing.T) {
 				t.Errorf("Kubeconfig() after the first one expired: %+v, error = %v, want a valid one", found, err)
 			}
 		})
-	testFleet(t, "is requested again after the endpoint changed", discovery.FleetOptions{}, func(t *testing.T, f *scriptedFleet) {
+	testFleet(t, "the kubeconfig is requested again after the endpoint changed", discovery.FleetOptions{}, func(t *testing.T, f *scriptedFleet) {
 		f.engage(t)
 		cluster := f.clusters["alpha"]
 		if _, err := cluster.Kubeconfig(t.Context()); err != nil {

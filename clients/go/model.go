@@ -33,8 +33,8 @@ type DisengageReason string
 
 // The reasons of disengagements.
 const (
-	// ReasonUnspecified means that the reason is unknown: the cluster was missing when the connection to the daemon was
-	// restored. Do not treat it as ReasonDeleted.
+	// ReasonUnspecified means that the reason is unknown: a snapshot, such as that of a restarted daemon, lacks the
+	// cluster, or a newer daemon sent a reason that this client lacks. Do not treat it as ReasonDeleted.
 	ReasonUnspecified DisengageReason = ""
 	// ReasonDeleted means that the project was deleted, which the API server confirmed.
 	ReasonDeleted DisengageReason = "DELETED"
@@ -91,8 +91,8 @@ type Cluster struct {
 	DeletionRequestedAt time.Time
 	// DeletionMessage describes what the deletion waits for.
 	DeletionMessage string
-	// Suspended is set for projects that serve reads and reject writes. They stay engaged: pause, and keep the objects
-	// that you created in them.
+	// Suspended is set for projects that refuse to create and to change objects, but serve reads and deletions. They stay
+	// engaged: pause, and keep the objects that you created in them.
 	Suspended bool
 	// Suspensions are the reasons for the suspension. Empty if the source does not report them.
 	Suspensions []Suspension
@@ -104,8 +104,8 @@ type Cluster struct {
 	Incarnation string
 	// Source is the name of the cluster's source, if the daemon has several.
 	Source string
-	// Draining is set once the cluster is about to be disengaged, in watches with WatchOptions.Subscriber: finish the work
-	// on it, and call [Client.Release]. Its credentials are valid until it is disengaged.
+	// Draining is set once the cluster is about to be disengaged, in reports and in watches with WatchOptions.Subscriber:
+	// finish the work on it, and call [Client.Release]. Its credentials are renewed until it is disengaged.
 	Draining *Draining
 }
 
@@ -135,7 +135,7 @@ type ConnectivityState string
 
 // The states of connectivity.
 const (
-	// ConnectivityUnknown means that the API server was not probed.
+	// ConnectivityUnknown means that the API server was not probed, or only its host: see Message.
 	ConnectivityUnknown     ConnectivityState = "UNKNOWN"
 	ConnectivityReachable   ConnectivityState = "REACHABLE"
 	ConnectivityUnreachable ConnectivityState = "UNREACHABLE"
@@ -265,8 +265,8 @@ const (
 	EngagementDraining EngagementReason = "DRAINING"
 	// EngagementRemoved means that the source ended the engagement by one of its own rules; see Message.
 	EngagementRemoved EngagementReason = "REMOVED"
-	// EngagementUnassigned means that the cluster is ready, and another daemon of the shard group owns it, or has not
-	// released it yet.
+	// EngagementUnassigned means that the cluster is ready, and this daemon may not engage it: another daemon of the shard
+	// group owns it or has not released it yet, or none owns it at present. See Message.
 	EngagementUnassigned EngagementReason = "UNASSIGNED"
 	// EngagementRefused means that the API server sent an object of an organization other than the one that the source
 	// watches.

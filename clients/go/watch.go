@@ -33,9 +33,9 @@ type WatchOptions struct {
 	// HeartbeatInterval is the interval of heartbeats on an idle stream; zero means 30 s. The daemon supports 1 s to 1
 	// hour. A stream without a message for three intervals is considered dead.
 	HeartbeatInterval time.Duration
-	// Subscriber is the name under which the watch releases draining clusters with [Client.Release]. No other watch of the
-	// caller may have it at the same time: see [NewSubscriber]. If empty, planned disengagements do not wait for a
-	// release.
+	// Subscriber is the name under which draining clusters of the watch are released with [Client.Release]. No other watch
+	// of the caller may have it at the same time: see [NewSubscriber]. If empty, planned disengagements do not wait for
+	// this watch.
 	Subscriber string
 	// Hooks observe the stream.
 	Hooks Hooks
@@ -45,10 +45,11 @@ type WatchOptions struct {
 // called in order with the event handler, and never concurrently with it.
 type Hooks struct {
 	// Connected is called when the first batch of a stream arrives. If resumed, the stream continues from the last
-	// revision; otherwise a snapshot follows, whose differences are reported before Synced is called again.
+	// revision; otherwise a snapshot follows, whose differences are reported before Synced is called.
 	Connected func(resumed bool)
-	// Disconnected is called when the stream breaks. All clusters stay engaged, except after [ErrOwnershipLost], which
-	// disengages all. It is not called again for failed attempts to reconnect.
+	// Disconnected is called when the stream breaks, or the first one cannot be opened, and the watch retries. It is not
+	// called again for failed attempts to reconnect. All clusters stay engaged, until the ownership of a sharded daemon
+	// expires.
 	Disconnected func(err error)
 	// Synced is called after the events of each complete snapshot, with the number of clusters in the view.
 	Synced func(clusters int)
@@ -72,14 +73,14 @@ type Hooks struct {
 // ctx, [ErrClosed], or the terminal error.
 //
 // Each call of handle gets the events of one batch, or all differences of a snapshot; a replaced cluster is disengaged
-// and engaged in the same call. Calls do not overlap, and no further batch is read before handle returns. The daemon
-// then coalesces changes, and closes a stream that is not read for long (5 minutes by default), which is then resumed.
+// and engaged in the same call. Calls do not overlap, and no further batch is read before handle returns. Meanwhile the
+// daemon coalesces changes. It closes a stream that is not read for long (5 minutes by default), which is then resumed.
 // Start work on clusters in separate goroutines.
 //
 // A daemon of a shard group owns its clusters for a limited time, which the watch renews. If that fails, all clusters
 // are disengaged with [ReasonOwnershipLost] before another daemon engages them, and engaged again once the daemon owns
-// them. A handle that does not return delays that. They are also disengaged before the watch returns a terminal error,
-// since the ownership is not renewed afterwards.
+// them. A handle that does not return delays the disengagement. The clusters of such a daemon are also disengaged
+// before the watch returns a terminal error, since the ownership is not renewed afterwards.
 //
 // Each watch has its own connection. Watches of one client are independent of each other.
 func (c *Client) Watch(ctx context.Context, options WatchOptions, handle func([]Event)) error {
@@ -242,7 +243,8 @@ func (w *watch) applyBatch(batch *pb.WatchClustersResponse) error {
 	return nil
 }
 
-// disown reports the disengagement of all clusters after the loss of the ownership.
+// disown reports all clusters as disengaged, because the ownership is lost, or will not be renewed after a terminal
+// error.
 func (w *watch) disown() {
 	if events := w.events(w.session.LoseOwnership()); len(events) > 0 {
 		w.handle(events)

@@ -272,7 +272,7 @@ func TestWatchReconnectsAndReportsOnlyDifferences(t *testing.T) {
 		seen.expect(t, "REFRESHED a", "synced: 1")
 	})
 
-	inBubble(t, "a reset in the middle of a stream reports the differences", func(t *testing.T) {
+	inBubble(t, "a reset in the middle of a stream reports no unchanged cluster", func(t *testing.T) {
 		daemon := discoverytest.New(t)
 		daemon.Engage(discovery.Cluster{Name: "a"})
 		seen := watch(t, daemon.Client(), discovery.WatchOptions{})

@@ -59,7 +59,7 @@ def short(number: int, names: Any) -> str:
 
 
 class Broken(Exception):  # noqa: N818
-    """The stream contradicts the view."""
+    """The stream cannot be used, so another one is opened."""
 
 
 class Final(Exception):  # noqa: N818

@@ -115,7 +115,7 @@ def test_missing_program_is_an_error_with_exit_status_2() -> None:
     assert (ran.returncode, ran.stderr) == (2, "error: cannot start '/no/such/program': No such file or directory\n")
 
 
-def test_failure_shows_stderr_of_a_program_that_exits() -> None:
+def test_program_that_exits_is_reported_as_a_failure() -> None:
     ran = kit("--case", "first-snapshot", "--", sys.executable, "-c", "raise SystemExit('no settings')")
     assert ran.returncode == 1
     assert "no settings" in ran.stdout or "no stream was opened" in ran.stdout

@@ -25,7 +25,7 @@ LAUNCHER = """\
 here=${0%/*}
 LD_LIBRARY_PATH=$here/lib exec "$here/bin/python3" -I -m milo_discovery "$@"
 """
-# The first run compiles these modules, so that later calls start faster.
+# Imported once after the copy, which caches their bytecode, so that later calls start faster.
 LOADED = "import grpc.aio, milo_discovery, milo_discovery.cli.credential, milo_discovery.cli.queries"
 
 

@@ -25,7 +25,7 @@ controllers = Controllers(SingleCluster() if "--single" in sys.argv else None)
 
 @controllers.reconcile(GREETINGS, owns=[CONFIG_MAPS], on="generation")
 async def reconcile(request: Request) -> None:
-    """Reconcile the ConfigMap of one Greeting. Called whenever either of the two changes."""
+    """Reconcile the ConfigMap of one Greeting. Called when the ConfigMap or the Greeting's generation changes."""
     greeting = await request.get()
     if greeting is None:
         return

@@ -180,7 +180,7 @@ def listing(subject: str, resource: Resource, status: int, body: bytes) -> Findi
     page = _PAGE.decode(body)
     count, more = len(page.items or ()), page.metadata.left
     if not count and not page.metadata.next:
-        return warn(subject, f"no {resource.plural} match", "if some should match, check label_selector")
+        return warn(subject, f"no {resource.plural} match", "if some should match, check the selectors of the source")
     is_unknown = more is None and page.metadata.next
     return ok(subject, f"{count + (more or 0)}{' or more' if is_unknown else ''} {resource.plural}")
 

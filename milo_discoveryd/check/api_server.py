@@ -181,4 +181,4 @@ async def check_leases(settings: Settings, environ: Mapping[str, str]) -> Findin
             f"the sources or selectors of {', '.join(others)} in group {group} differ from the settings of {name}",
             "give all members of the group the same settings: clusters that one of them does not see may have no owner",
         )
-    return ok(SHARDING, f"member {name} can read the Leases of group {group}, which has {len(leases.members)} members")
+    return ok(SHARDING, f"member {name} can read the Leases of group {group} ({len(leases.members)} members have one)")

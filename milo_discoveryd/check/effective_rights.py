@@ -53,7 +53,7 @@ def _invalid(word: str, why: str) -> ConfigError:
 
 
 async def print_effective_rights(settings: Settings, caller: Caller, out: TextIO, environ: Mapping[str, str]) -> int:
-    """Print the access of `caller`, and return the exit status: 0 if its rule covers any clusters."""
+    """Print the access of `caller`, and return the exit status: 1 if its calls are denied, otherwise 0."""
     grant = rights(settings.rights).grant_for(caller)
     for line in _lines(settings, grant):
         print(line, file=out)

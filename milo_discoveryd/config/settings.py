@@ -31,7 +31,12 @@ def named_once(items: "tuple[SourceSettings | IssuerSettings, ...]") -> None:
 
 
 def _http_listen(value: object) -> values.TcpAddress | None:
-    return None if value is None or value == "off" else values.tcp_address(value)
+    if value is None or value == "off":
+        return None
+    try:
+        return values.tcp_address(value)
+    except ValueError as error:
+        raise ValueError(str(error).replace("must be HOST:PORT", 'must be "off" or HOST:PORT')) from None
 
 
 class Socket(Group, frozen=True, kw_only=True):
@@ -76,10 +81,10 @@ class Tombstones(Group, frozen=True, kw_only=True):
     """Retention of tombstones in the change log. A subscriber that was disconnected for longer gets a snapshot."""
 
     count: Annotated[int, Whole(0, 1_000_000)] = 10_000
-    """Number of disengaged clusters that the change log keeps, so that subscribers can resume. A subscriber that missed
-    more gets a snapshot."""
+    """Number of past cluster states the change log keeps, so that subscribers can resume. A subscriber that missed more
+    gets a snapshot."""
     age: Annotated[timedelta, span("0s", "720h")] = timedelta(hours=1)
-    """How long the change log keeps a disengaged cluster."""
+    """How long the change log keeps a past state."""
 
 
 class RemovalSettings(Group, frozen=True, kw_only=True):
@@ -150,7 +155,7 @@ class ConnectivitySettings(Group, frozen=True, kw_only=True):
     `connectivity.disengage_unreachable_after` is set; else `cluster`."""
     path: Annotated[str, values.url_path] = "/readyz"
     """Path of the probe, relative to the cluster's endpoint or to the host. A probe of a cluster uses the credential
-    issued for the cluster, or else that of the project kubeconfig; a probe of a host always uses the latter. In mode
+    issued for the cluster, or else that of the project kubeconfig; a probe of a host uses the latter. In mode
     `declarative`, the project kubeconfig's credential is never used."""
     timeout: Annotated[timedelta, span("100ms", "1m")] = timedelta(seconds=5)
     """Timeout of a probe."""

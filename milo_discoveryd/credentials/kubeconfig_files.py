@@ -111,7 +111,7 @@ class KubeconfigFiles:
                 listener(changed)
 
     def scan(self, is_complete: Callable[[str], bool] = lambda _: False) -> Scan:
-        """Read what changed since the previous scan. Raises FilesError.
+        """Return all objects; only files that changed since the previous scan are read. Raises FilesError.
 
         `is_complete` returns whether the file of a name is known to be complete, although it was written a moment ago.
         """

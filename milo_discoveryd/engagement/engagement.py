@@ -194,7 +194,7 @@ class Engagements:
         self._contested: dict[str, Ready] = {}
         """Ready objects whose claims are not valid, by cluster. Such a cluster is reported as malformed."""
         self.dropped_names: list[str] = []
-        """Clusters whose records were dropped at the limit, although no deletion was confirmed."""
+        """Clusters whose records were dropped at the limit, and whose claims must be dropped too."""
         self.not_ready = not_ready or NotReadyClusters()
         self.unreachable = 0
         """The number of engaged clusters that do not answer connectivity probes."""
@@ -253,7 +253,7 @@ class Engagements:
         return events
 
     def end_drain(self, name: str, now: Moment) -> list[Event]:
-        """Disengage a draining cluster, and engage it again if it is ready and no other daemon owns it."""
+        """Disengage a draining cluster, and engage it again if it is ready and this daemon may engage it."""
         record = self._known(name)
         cluster = record.cluster
         assert cluster is not None, "the cluster is not engaged"
@@ -288,7 +288,7 @@ class Engagements:
         return events
 
     def _unassign_ready(self, record: ClusterRecord, message: str, now: Moment) -> None:
-        """Record that another daemon owns the cluster, unless it still drains here."""
+        """Record that this daemon must not engage a ready cluster, unless the cluster still drains here."""
         if record.cluster is None and record.state in READY_STATES:
             assert record.target is not None, "the record of a ready cluster has no target"
             self._unassign(record, record.target, message, now)

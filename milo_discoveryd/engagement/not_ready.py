@@ -128,7 +128,7 @@ class NotReadyClusters:
             pass
 
     def ended(self, name: str) -> None:
-        """Record that the cluster is no longer engaged."""
+        """Record that the cluster was disengaged or drains, so that it no longer waits."""
         self._graces.pop(name, None)
         self._releases.pop(name, None)
         if name in self._waiting:

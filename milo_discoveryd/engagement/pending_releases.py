@@ -3,9 +3,9 @@ deadline.
 
 A cluster waits for each subscriber that confirms releases and whose view contains it. A subscriber whose stream was
 interrupted goes on working and will reconnect, so it is remembered for `REMEMBERED_S`, unless it ends its
-subscription. A drain also waits for subscribers that connect during the drain, because they receive the cluster. After
-a restart, the subscribers of the earlier run are unknown, so a drain waits for the first to connect, until
-`REMEMBERED_S` after the restart.
+subscription. A drain also waits for subscribers that connect during the drain, because they receive the cluster. The
+subscribers of an earlier run are unknown, so after a restart a drain without a known subscriber waits for the first to
+connect, until `REMEMBERED_S` after the restart.
 """
 
 import heapq
@@ -56,7 +56,7 @@ class AwaitedRelease(msgspec.Struct, frozen=True):
     label: str
     connected: bool
     since: float | None
-    """When the subscriber connected or disconnected, on the steady clock; None if it is no longer remembered."""
+    """When the subscriber connected or disconnected, on the steady clock; None if it is not remembered."""
 
 
 class _Subscriber(msgspec.Struct):

@@ -81,7 +81,7 @@ class TokenReviewer:
     ) -> None:
         """`audiences`: a token must be for one of them; if there are none, for the API server itself."""
         self.origin = origin
-        """The API server's address."""
+        """The path of the API server's kubeconfig, or "in-cluster", for messages."""
         self._api = api
         self._audiences = tuple(audiences)
         self._clock = clock

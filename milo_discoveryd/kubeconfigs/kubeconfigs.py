@@ -96,7 +96,7 @@ class Kubeconfigs:
                 tasks.create_task(minter.run(), name=f"credentials of {minter.issuer.name}")
 
     async def refusal(self, terms: Terms) -> UnfitError | None:
-        """Return why no cluster can ever have a kubeconfig on these terms, or None if some can."""
+        """Return why no cluster can have a kubeconfig on these terms at present; None if some may."""
         found: UnfitError = NoIssuerError(NO_ISSUER)
         for _, minter in self._assigned:
             if not terms.allow(minter.issuer.name):

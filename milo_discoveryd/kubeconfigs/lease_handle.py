@@ -25,7 +25,7 @@ FRESH_CREDENTIAL_TIMEOUT_S = 2.0
 """How long a caller waits for a fresh credential if an old but valid one is held."""
 CA_RETRY_AFTER_S = 5.0
 """The retry delay of callers if the file with the CA of a cluster cannot be read."""
-NOT_OWNED = "this daemon's Lease in the shard group was not renewed in time, so another daemon may own the cluster"
+NOT_OWNED = "this daemon owns no clusters of the shard group at present, so another daemon may own the cluster"
 
 
 class IssuerAudit(Protocol):
@@ -86,7 +86,7 @@ class LeaseHandle:
         return isinstance(target, DeclaredTarget) and target.authorities is None
 
     async def wait_for_credential(self) -> None:
-        """Wait for a credential, or until it is clear that there will be none soon."""
+        """Wait, for a limited time, until the lease has a useful credential or the attempt to get one has failed."""
         entry = self._minter.request(self.key, self._cluster)
         is_held = entry.lease.valid(self._minter.now()) is not None
         await self._minter.settle(entry, FRESH_CREDENTIAL_TIMEOUT_S if is_held else FIRST_CREDENTIAL_TIMEOUT_S)
@@ -136,7 +136,7 @@ class LeaseHandle:
     def issue_exec(self, incarnation: str, to: Recipient) -> IssuedKubeconfig:
         """Issue a kubeconfig without a secret, whose exec plugin requests the credential from the daemon at each use.
 
-        Raises UnfitError if the daemon could never return a credential, and CredentialUnavailableError if the CA of the
+        Raises UnfitError if the daemon cannot return any credential, and CredentialUnavailableError if the CA of the
         cluster is not known yet.
         """
         if (unfit := self._minter.unfit_for_all()) is not None:

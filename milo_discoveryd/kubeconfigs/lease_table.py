@@ -32,7 +32,7 @@ class LeaseEntry:
         self.lease = lease
         self._is_dropped = False
         self.is_wanted = True
-        """The credential was used, or a newer one was requested. Without either, the lease is not renewed."""
+        """The credential was used, or a newer one was requested. Without either, a cluster's lease is not renewed."""
         self.queued = False
         self.is_replaced = False
         """The credential was replaced at its issuer."""

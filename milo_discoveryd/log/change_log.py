@@ -40,7 +40,7 @@ FRAME_EVICTION_INTERVAL_S = 60.0
 
 
 class Retention(msgspec.Struct, frozen=True):
-    """The number of past states that are kept, and their age."""
+    """The maximum number and age of past states."""
 
     count: int = 10_000
     age_s: float = 3600.0
@@ -247,7 +247,7 @@ class ChangeLog:
             self._forget_oldest()
 
     def evict_frames(self) -> Iterator[None]:
-        """Evict all frames unless a snapshot was read since the last call. Yields between batches.
+        """Evict all frames unless a snapshot was read since the last call. Yields after each step.
 
         Frames are about a third of all memory; they are encoded again for the next reader that starts with a snapshot.
         """
@@ -434,7 +434,7 @@ def _changes_view(before: Cluster, now: Cluster) -> bool:
 
 
 def _end_event(past: PastState | None, before: Cluster, now: Cluster | None, view: ClusterView) -> Event:
-    """Return the event that ends `before` for a reader: for the reason in `past`, or because it left the view.
+    """Return the event that ends `before` for a reader: by `past`, by its drain, or because it left the view.
 
     `now` is the cluster that has the name now. The event contains nothing that the reader may not see.
     """

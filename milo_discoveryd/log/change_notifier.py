@@ -87,7 +87,7 @@ class ChangeNotifier:
         self.notify()
 
     def read_at(self, revision: int) -> float | None:
-        """Return when the bytes that led to `revision` were read, or None if that is no longer known."""
+        """Return when the bytes that led to `revision` were read, or None if that is not known."""
         first_read_at = None
         for head, read_at in reversed(self._published):
             if head < revision:

@@ -70,7 +70,8 @@ class Cursor:
     def change_view(self, view: ClusterView) -> None:
         """Switch to another view.
 
-        The next batches disengage the clusters that left the view and engage those that entered it.
+        The next batches disengage the clusters that left the view and engage those that entered it; within a snapshot,
+        another snapshot begins.
         """
         before, self._view = self._view, view
         if isinstance(self._state, _InSnapshot):

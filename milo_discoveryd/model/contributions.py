@@ -35,8 +35,8 @@ class ObjectContribution(msgspec.Struct, frozen=True, gc=False):
     uid: str
     version: str
     order: int
-    """Increases in the order in which contributions were first observed. Equal if that order is unknown, because one
-    list contained them."""
+    """Increases in the order in which contributions were first observed. Equal if that order is unknown, as for those
+    of one list."""
     content: Any
     needs: tuple[ObjectReference, ...] = ()
 

@@ -28,10 +28,11 @@ class ObjectState(enum.Enum):
     REFUSED = "refused"
     """The object belongs to an organization other than that of the source's context."""
     WITHDRAWN = "withdrawn"
-    """The source disengaged the cluster by rules of its own."""
+    """The source's own rules keep the cluster from being engaged."""
     MALFORMED = "malformed"
     UNASSIGNED = "unassigned"
-    """The object is ready; another member of the shard group owns the cluster, or has not released it yet."""
+    """The object is ready; another member of the shard group owns the cluster, or has not released it yet, or this
+    daemon owns nothing at present."""
     UNREACHABLE = "disengaged_unreachable"
     """The object is ready; the cluster was disengaged because it was unreachable for too long."""
     DELETED = "deleted"

@@ -9,7 +9,7 @@ from milo_discoveryd.model.object_state import ObjectState
 
 
 class Ready(msgspec.Struct, frozen=True, gc=False):
-    """An object whose cluster must be engaged."""
+    """A ready object. Its cluster is engaged unless something else prevents that, such as another object's claim."""
 
     uid: str
     """The object's own UID, which distinguishes a re-created object; `target.uid` is the project's."""
@@ -39,7 +39,7 @@ class Ready(msgspec.Struct, frozen=True, gc=False):
 
 
 class Unready(msgspec.Struct, frozen=True, gc=False):
-    """The common part of observations of objects whose clusters must not be engaged.
+    """The common part of all observations except `Ready`.
 
     The row of its state in `MEANINGS` decides what an observation means. Its class decides which fields it has: derive
     one for another state from `NotReady` if its object keeps its claim on a UID (see `engagement/claims.py`), from

@@ -61,7 +61,7 @@ class ListProgress(msgspec.Struct):
     """The progress of a collection: which of its lists were applied."""
 
     is_synced: bool = False
-    """One complete list was applied, in this run or in the run that wrote the state file."""
+    """A complete list was applied, in this run or in the run that wrote the state file."""
     lists: int = 0
     """The number of complete lists that were applied, at least in part."""
     awaits_list: bool = False
@@ -133,7 +133,8 @@ class ObjectCollection:
 
     @property
     def held(self) -> HeldRemovals | None:
-        """The reason why clusters that are missing from a list stay engaged, or why the list is not applied."""
+        """The reason why clusters that a list lacks, or whose deletion a watch reported, stay engaged, or why lists are
+        not applied."""
         guard = self._guard
         if guard is None or guard.hold is None:
             return None
@@ -172,7 +173,7 @@ class ObjectCollection:
 
     @property
     def reference_objects(self) -> tuple[tuple[str, str], ...]:
-        """Names and UIDs of a few objects that should exist. A server that has none of them is another server.
+        """Names and UIDs of a few objects that should exist. A server that has none of them counts as another server.
 
         There are several, because the deletion of a single one may have been missed.
         """

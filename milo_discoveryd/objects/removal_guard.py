@@ -3,17 +3,18 @@
 An API server that was restored from a backup, that started on an empty store, or that is another one behind the same
 address answers lists and single reads consistently but incorrectly. Accepting them would make every operator stop work
 on every cluster. So the removals are held until a second list, `verify_after_s` later. Whatever that list lacks, the
-same clusters or others, is confirmed by a read of each object, at a limited rate, and a read that finds its object
-holds the rest again. If the server's resource versions went back, the clusters are held until an administrator accepts
-what the server shows. Clusters that the restored server has shown are not affected: later lists may lack them.
+same clusters or others, is confirmed by a read of each object, at a limited rate. Once a read finds its object, all
+removals that are not confirmed yet are held again. If the server's resource versions went back, the clusters are held
+until an administrator accepts what the server shows. Clusters that the restored server has shown are not affected:
+later lists may lack them.
 
 Deletions that a watch reports are held in the same way, if they are many within a short time: when the definition of a
 resource is deleted, the API server deletes all objects one by one.
 
 To hold a removal means that the cluster stays engaged, and that no read is sent that could confirm the deletion. `Hold`
 is what the guard waits for, `HeldRemovals` is the message for operators, and `PendingDeletions.is_held` returns whether
-the removal of one object is held. The guard counts established objects, which were ready at least once;
-its messages call them engaged clusters.
+the removal of one object is held. The guard counts established objects (see `ObjectRecord.is_established`), which its
+messages call engaged clusters.
 """
 
 from collections import deque
@@ -98,7 +99,8 @@ class AwaitsAdministrator(msgspec.Struct, frozen=True):
 
 
 Hold = AwaitsSecondList | AwaitsKnownObjects | AwaitsNewerList | AwaitsAdministrator
-"""What the guard waits for while it holds removals, with the message for operators and when to list again."""
+"""What the guard waits for while it holds removals or ignores lists: the message for operators, and when to list
+again."""
 
 
 class FirstListExpected(msgspec.Struct, frozen=True):
@@ -167,7 +169,7 @@ class RemovalGuard:
         return isinstance(self.first_list, FirstListVerified)
 
     def _listed(self, now: float, *, is_accepted: bool) -> None:
-        """Record a complete list that is applied."""
+        """Record that a complete list was accepted: it may be the first of this run, or verify the first one."""
         match self.first_list:
             case FirstListExpected():
                 self.first_list = FirstListUnverified(now + self.limits.verify_after_s)
@@ -308,8 +310,8 @@ class RemovalGuard:
                 self.first_list = FirstListExpected()
             return ConfirmAtRate(self.limits.per_second)
         message = (
-            f"the API server's list contains none of the {established} engaged clusters, so it may be another server: "
-            "its lists are ignored until one has a known object"
+            f"the source's list contains none of the {established} engaged clusters, so it may be from another server: "
+            "lists are ignored until one has a known object"
             f"{', or until a second list has none either' if is_yielding else ''}"
         )
         held = HeldRemovals(since, message)
@@ -372,8 +374,5 @@ class RemovalGuard:
 
     def contradicted(self, now: float) -> HeldRemovals:
         """Hold again: a cluster that both lists lacked was found, so neither list is evidence."""
-        message = (
-            "the API server has clusters that its lists lack: all missing clusters stay engaged until its lists are "
-            "complete"
-        )
+        message = "the source has clusters that its lists lack: missing clusters stay engaged until lists are complete"
         return self._await_second_list(HeldRemovals(now, message), now + self.limits.verify_after_s)

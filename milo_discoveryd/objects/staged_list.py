@@ -36,7 +36,7 @@ class StagedList:
         self._uids, self._staged, self._suspects, self._known = {}, {}, {}, 0
 
     def add(self, listed: ObservedObject) -> None:
-        """Add an object, unless it exceeds the budget of the source."""
+        """Add an object. Its state is not staged if it exceeds the budget of the source."""
         name, store = listed.name, self._store
         record = store[name]
         if record is None or record.state in ABSENT_STATES:

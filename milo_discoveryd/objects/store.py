@@ -160,7 +160,7 @@ class CollectionWeight:
         self._listed, self._kept_with_list, self.problem = 0, self._kept, ""
 
     def add_listed(self, weight: int, more_kept: int) -> bool:
-        """Add the weight of an object of the list in progress, unless the budget is exhausted."""
+        """Add the weight of an object to the list in progress. If it is too much, add nothing and return False."""
         assert self._listed is not None, "no list was started"
         if not self.fits(weight, more_kept):
             return False
@@ -190,8 +190,8 @@ class ObjectRecord(msgspec.Struct, kw_only=True, gc=False):
     weight: int = 0
     """The record's weight in the memory budget of its source, in bytes."""
     is_established: bool = False
-    """Whether the object was ready at least once since it appeared under its UID. The guard against mass removal counts
-    such objects."""
+    """Whether the object was ready at least once since it appeared within the selector, under its UID. The guard
+    against mass removal counts such objects."""
     is_terminating: bool = False
     """Whether the deletion of the object was requested when it was last seen ready."""
 
@@ -267,7 +267,7 @@ class ObjectStore:
         """Record that a complete list was applied.
 
         Versions of absent objects are no longer compared: see `apply_listed`. Neither are those of objects `missing`
-        from a list of an earlier version: the next object of such a name has a version below the known one.
+        from a list of an earlier version: the next object of such a name may have a version below the known one.
         """
         for name in (*self._absent, *missing):
             self._records[name].version = ""
@@ -369,7 +369,7 @@ class ObjectStore:
         return record is not None and record.uid == uid and record.state not in ABSENT_STATES
 
     def is_established(self, name: str) -> bool:
-        """Return whether the object was ready at least once since it appeared under its UID."""
+        """Return `ObjectRecord.is_established`; False for an unknown object."""
         record = self._records.get(name)
         return record is not None and record.is_established
 

@@ -43,8 +43,8 @@ class Observer(Protocol):
     def liveness_checked(self, result: str) -> None: ...
 
     def drained(self, cluster: Cluster, unreleased: Sequence[AwaitedRelease]) -> None:
-        """Record that a drain ended: when the cluster was released, or at its deadline if some subscribers have not
-        released it.
+        """Record that a drain ended. `unreleased` are the subscribers that had not released the cluster by the
+        deadline; none if it ended before.
         """
 
     def confirmed(self, result: str) -> None:
@@ -181,9 +181,9 @@ class SourceClusters:
             self._changes.notifier.notify(LOW_PRIORITY_DELAY_S)
 
     def assign(self, elsewhere: Callable[[str], str | None], timeout_s: float) -> Iterator[None]:
-        """Engage the clusters that this daemon owns, and drain the others, in batches; see `Engagements.reassign`.
+        """Engage the clusters that this daemon owns, and drain or disengage all others: see `Engagements.reassign`.
 
-        `elsewhere` returns why this daemon does not own a cluster.
+        `elsewhere` returns why this daemon must not engage a cluster; None if it may. Yields after each batch.
         """
         self.engagements.assigned_elsewhere = elsewhere
         names = iter([name for name, _ in self.engagements.items()])

@@ -72,7 +72,7 @@ class Fleet:
 
     @property
     def synced(self) -> bool:
-        """True after one complete list of each source, in this run or in the run that wrote its state file."""
+        """Whether every source is synced: see `SourceProgress.synced`."""
         return all(source.synced for source in self._sources.values())
 
     def select(self, names: frozenset[str]) -> tuple[ClusterSource, ...]:

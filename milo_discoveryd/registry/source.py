@@ -61,7 +61,7 @@ class SourceProgress(msgspec.Struct, frozen=True):
     """The progress of a source: which of its lists were applied."""
 
     synced: bool = False
-    """One complete list of each collection was applied, in this run or in the run that wrote the state file, and it is
+    """A complete list of each collection was applied, in this run or in the run that wrote the state file, and it is
     known which clusters this daemon must engage."""
     is_complete: bool = False
     """A list of each collection was accepted in this run."""

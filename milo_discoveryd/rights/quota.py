@@ -1,4 +1,5 @@
-"""Quotas per caller: open streams and their filters, kubeconfigs per minute, and requests that find nothing.
+"""Quotas per caller: open streams and their filters, kubeconfigs per minute, and requests that are denied or find
+nothing.
 
 A caller may be counted under several keys (see `quota_keys`); it is denied when one of them has reached a limit.
 """

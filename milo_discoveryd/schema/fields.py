@@ -117,7 +117,7 @@ def parse_group(group: type[G], given: Mapping[str, object]) -> G:
 def nearest(name: str, known: Collection[str], around: tuple[str, ...] = ()) -> str:
     """Return the end of a message about an unknown name: the nearest of the `known` names, or else all of them.
 
-    The names are shown with the path of their group, `around`.
+    The nearest name is shown with the path of its group, `around`.
     """
     import difflib  # noqa: PLC0415 - used only in errors
 

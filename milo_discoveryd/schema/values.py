@@ -272,7 +272,7 @@ def pairs(value: object) -> object:
 
 
 def repeated(names: Iterable[str]) -> str | None:
-    """Return the first name that occurs before, or None."""
+    """Return the first name that repeats an earlier one, or None."""
     seen: set[str] = set()
     for name in names:
         if name in seen:

@@ -110,7 +110,10 @@ class Server:
             await self._health.set(service, status)
 
     async def watch(self) -> None:
-        """Check sockets and connections periodically. Raises StartError, in a group, if a socket can't be reached."""
+        """Check sockets and connections periodically.
+
+        Raises an ExceptionGroup: StartError if a socket's file was changed, or the error that ended an accept loop.
+        """
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._check(), name="check sockets")
             for connections in self._unix_connections:
@@ -122,12 +125,12 @@ class Server:
             self._audit.flush()
             for file in self._files:
                 if (problem := file.lost()) is not None:
-                    raise StartError(f"{problem}: clients can't reach this daemon any more")
+                    raise StartError(f"{problem}: clients may fail to reach this daemon")
             for acceptor in self._acceptors:
                 acceptor.check()
 
     async def stop(self) -> None:
-        """Shut down gracefully: streams are sent their pending changes, and no cluster is disengaged."""
+        """Shut down gracefully: streams send their pending changes, and no cluster is disengaged for the shutdown."""
         await self._health.enter_graceful_shutdown()
         self._service.end_streams()
         for acceptor in self._acceptors:
@@ -179,7 +182,7 @@ class Server:
         server.add_generic_rpc_handlers((handlers(self._service, authenticator, in_flight),))
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         if isinstance(listener.address, UnixSocket):
-            # Reflection is offered to local users only: they can read the proto file anyway.
+            # Only at Unix sockets, because their users are local and can read the proto file anyway.
             servicer = reflection.ReflectionServicer((NAME, health.SERVICE_NAME, reflection.NAME))
             reflection_pb2_grpc.add_ServerReflectionServicer_to_server(servicer, server)
         return server

@@ -43,7 +43,10 @@ class LeaseClient:
             raise BackendError(str(error)) from error
 
     async def write(self, request: Request) -> str:
-        """Write a Lease, and return its new version. Raises ConflictError and BackendError."""
+        """Write or delete a Lease. Return its new version; empty after a deletion.
+
+        Raises ConflictError and BackendError.
+        """
         try:
             answer = await self._written(request)
             if answer.status in (404, 409):

@@ -14,7 +14,8 @@ VIEW = "view"
 """The last part of the name of the view's Lease, where other Leases have the member's name."""
 _DURATION_S = 30
 _FORMAT = "1"
-"""The format of the Leases. Members with different formats do not share clusters: they misread each other's Leases."""
+"""The format of the Leases. Members with different formats cannot share clusters: to each, the other's Lease is
+malformed."""
 _MAX_WEIGHT = 1000.0
 _MAX_NUMBER = 2**53
 
@@ -202,7 +203,7 @@ def _unreadable(lease: _Lease, name: str, names: LeaseNames, error: Exception) -
         version=lease.version,
         holder=lease.spec.holder_identity or "unknown",
         term=lease.version if isinstance(error, _OtherFormatError) else "",
-        problem=f"{_described(lease, names)} is malformed ({_reason(error)}): it counts as not renewed",
+        problem=f"{_described(lease, names)} is malformed ({_reason(error)}): its member may own clusters",
     )
 
 

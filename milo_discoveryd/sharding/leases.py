@@ -100,7 +100,7 @@ class Evict(msgspec.Struct, frozen=True):
 
 
 class Delete(msgspec.Struct, frozen=True):
-    """The deletion of the Lease of a member that left long ago."""
+    """The deletion of the Lease of a member that left, or was evicted, long ago."""
 
     lease: MemberLease
 

@@ -12,7 +12,7 @@ from milo_discoveryd.sharding.leases import View, ViewMember
 class KeyOwnership(enum.Enum):
     OWNED = "owned"
     WAITING = "waiting"
-    """The member will own the key once the former owner has released it."""
+    """The member will own the key once the former owner has released it and the Leases are known to be current."""
     FOREIGN = "foreign"
 
 

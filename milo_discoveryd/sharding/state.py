@@ -19,7 +19,7 @@ class Timing(msgspec.Struct, frozen=True, kw_only=True):
     evict_after_s: float = 33.0
     debounce_s: float = 5.0
     retention_s: float = 3600.0
-    """How long the Lease of a member that left the group is kept."""
+    """How long the Lease of a member that left the group or was evicted is kept."""
 
     @property
     def margin_s(self) -> float:

@@ -160,7 +160,8 @@ def _opened(value: Any) -> Any:
 
 
 def text(value: Any) -> str:
-    """Return a string, an integer or a Boolean as it is written in YAML; an empty string for anything else."""
+    """Return the text of a string, an integer or a Boolean (`true`, `false`), which is cut if it is too long; an empty
+    string for anything else."""
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, str | int):

@@ -207,7 +207,7 @@ class ConsumerObjects:
             merged.update(contribution.content.labels)
         target = Target(
             name=cluster,
-            # Without the Project, its UID is unknown: use that of the first ServiceConsumer.
+            # Without the Project, its UID is unknown: use that of the first active ServiceConsumer.
             uid=uid or active[0].uid,
             place=self._projects.place,
             labels=tuple(sorted(merged.items())),

@@ -46,7 +46,7 @@ from milo_kube.rfc3339 import rfc3339
 SLICE = 250
 """The maximum number of records that are searched before the event loop may run other tasks."""
 LISTING_SHARE = 0.02
-"""The share of the time that listings for one search may take."""
+"""The share of the event loop's time that listings for one query may take."""
 _NAMES_SHOWN = 3
 _LONGEST = 200
 """Length limit of a text that a caller chooses, in a subscriber's row: there may be thousands of rows."""

@@ -46,7 +46,7 @@ class FleetCollector(Collector):
         yield known
         yield self._by_source(
             "milo_discoveryd_unconfirmed_deletions",
-            "Clusters that were reported as deleted and stay engaged until the deletion is confirmed.",
+            "Objects whose apparent deletion is not confirmed yet; their clusters stay as they are.",
             lambda of: of.deletions_unconfirmed,
         )
         yield self._by_source(
@@ -198,7 +198,7 @@ class CredentialCollector(Collector):
         )
         leases = GaugeMetricFamily(
             "milo_discoveryd_credential_leases",
-            "Credentials that are kept valid by renewal, by issuer.",
+            "Credential leases, with or without a valid credential, by issuer.",
             labels=("credential_issuer",),
         )
         failing = GaugeMetricFamily(

@@ -1,9 +1,9 @@
 """The HTTP port: `/metrics`, `/livez`, `/readyz`, `/readyz/sharding`, `/handed-over` and the status page at `/`.
 
-`/livez` succeeds while the process responds. `/readyz` succeeds after one complete list of at least one source, also
-while the source is lost: stale data is better than none. In a shard group, `/readyz/sharding` succeeds once the member
-has its share of the clusters, which paces rollouts, and `/handed-over` responds once the member has handed its clusters
-over, which the operator's preStop hook waits for.
+`/livez` succeeds while the process responds. `/readyz` succeeds once at least one source is synced, also while the
+source is lost: stale data is better than none. In a shard group, `/readyz/sharding` succeeds once the member has its
+share of the clusters, which paces rollouts, and `/handed-over` responds once the member has handed its clusters over,
+which the operator's preStop hook waits for.
 """
 
 import re
@@ -133,7 +133,7 @@ def _question(query: Mapping[str, str]) -> ClusterQuery:
 def _checked(found: Mapping[str, str | None], *, is_verbose: bool) -> HttpReply:
     if not any(found.values()) and not is_verbose:
         return HttpReply(b"ok\n")
-    # A failing source must not make other sources unavailable. Without a shard group, none of its checks can fail.
+    # A failing source must not make other sources unavailable. Without a shard group, `/readyz/sharding` has no checks.
     is_ready = not found or None in found.values()
     lines = [f"[{'+' if problem is None else '-'}]{name} {problem or 'ok'}" for name, problem in found.items()]
     lines.append("ok" if is_ready else "failed")

@@ -44,7 +44,7 @@ class SourceSummary(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     message: str
     last_contact: datetime | None
     synced: bool
-    """Whether one complete list of each collection was applied, in this run or in an earlier one."""
+    """Whether the source is synced: see `SourceProgress.synced`. Of several, whether all are."""
 
 
 class SourceRow(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
@@ -92,7 +92,7 @@ class RecentChange(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
 class SubscriberRow(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     since: datetime
     lag: int
-    """The number of revisions that the subscriber has not been sent yet."""
+    """The number of revisions, and of clusters of a snapshot, that have not been sent to the subscriber yet."""
     caller: str = ""
     """The caller's identity, as the listener verified it."""
     wants: str = ""

@@ -240,8 +240,8 @@ class Driver:
         return _inconclusive(answer)
 
     async def _selected(self, observation: ObservedObject, namespace: str, name: str) -> ConfirmationResult:
-        """Return an existing object, as `Outside` unless a list with the field selector, which only the API server can
-        evaluate, contains it."""
+        """Return an existing object, as `Outside` if a list with the field selector lacks it: only the API server can
+        evaluate that selector."""
         resource = self._watched.resource
         if not resource.field_selector:
             return Found(observation)

@@ -78,7 +78,10 @@ class Issuers:
         ]
 
     def fencing(self) -> list[FencingIssuer]:
-        """Return the issuers of kubeconfigs, which can revoke what other members issued. Raises ConfigError."""
+        """Return the issuers that can revoke what other members issued.
+
+        Raises ConfigError if an issuer of kubeconfigs cannot.
+        """
         found: list[FencingIssuer] = []
         for configured in self._settings.kubeconfigs.issuers:
             issuer = self._made[configured.name]

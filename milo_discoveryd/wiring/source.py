@@ -131,7 +131,7 @@ class _SourceStorage:
             ViewState.STALE,
             asyncio.get_running_loop().time() - age_s,
             RESTORED,
-            "the clusters are those of the daemon's last run; the source has not answered since",
+            "the clusters are those of the daemon's previous run; the source has not answered in this one",
         )
         restored = list(restorable(stored.clusters, restored_place))
         if len(restored) == len(stored.clusters):
@@ -141,7 +141,7 @@ class _SourceStorage:
         return status, stored.highest_version
 
     async def save(self, highest_version: Callable[[], str]) -> None:
-        """Save after the first complete list: a partial fleet must not replace the stored one."""
+        """Save changes once the source is synced: a partial fleet must not replace the stored one."""
         if self._store is None:
             return
         saved_at, clock, origin = -1, asyncio.get_running_loop().time, self._store.origin

@@ -178,7 +178,7 @@ def test_published_object_of_a_moved_cluster_is_kept_by_the_other_replica(server
     assert server.objects["alpha"]["metadata"]["uid"] == uid
 
 
-def test_removals_are_objects_of_the_publisher_without_engaged_cluster(server):
+def test_removals_are_own_objects_whose_clusters_are_neither_engaged_nor_ended(server):
     of = publication()
     for name in ("alpha", "beta", "gamma", "delta"):
         of.desire(desired(cluster(name)))
@@ -195,7 +195,7 @@ def test_removals_are_objects_of_the_publisher_without_engaged_cluster(server):
     assert server.settle(of, "beta") == Hold(), "the object of the former cluster is still there"
 
 
-def test_object_of_reengaged_cluster_is_not_deleted(server):
+def test_end_before_reengagement_of_a_cluster_does_not_allow_deletion(server):
     of = publication()
     of.desire(desired(cluster()))
     server.settle(of, "alpha")
@@ -251,7 +251,7 @@ def test_object_of_a_replaced_cluster_is_deleted_before_it_is_created_again(serv
         (identity("other").labels(), "publisher 'other'"),
     ],
 )
-def test_objects_of_other_publishers_are_not_overwritten(server, labels: dict[str, str], reason: str):
+def test_objects_of_others_are_neither_overwritten_nor_deleted(server, labels: dict[str, str], reason: str):
     of = publication()
     server.put({"metadata": {"name": "alpha", "labels": labels}, "spec": {}})
     before = copy.deepcopy(server.objects)
@@ -277,7 +277,7 @@ def test_object_of_another_publisher_with_same_cluster_uid_is_not_taken_over(ser
     assert server.objects == before
 
 
-def test_object_created_concurrently_by_another_publisher_is_not_overwritten(server):
+def test_object_created_concurrently_by_another_client_is_not_overwritten(server):
     of = publication()
     of.desire(desired(cluster()))
     assert isinstance(of.decide("alpha", may_delete=True), Create), "a creation fails if the object exists"

@@ -182,7 +182,7 @@ async def test_disengagement_clears_the_problems_of_a_cluster(publishing):
     await eventually(lambda: publishing.publisher.problems == ())
 
 
-async def test_object_of_disengaged_cluster_is_taken_over_by_another_cluster_with_the_same_object_name(publishing):
+async def test_cluster_gets_its_object_once_the_cluster_with_the_same_object_name_is_disengaged(publishing):
     publishing.daemon.engage("eu#alpha")
     publishing.daemon.engage("eu.alpha")
     await eventually(lambda: publishing.server.clusters == {"eu.alpha-kubeconfig": "uid-eu#alpha"})
@@ -199,7 +199,7 @@ async def left_by_another(*clusters: str) -> Server:
     return another.server
 
 
-async def test_publisher_deletes_the_objects_that_a_predecessor_left():
+async def test_publisher_deletes_a_predecessors_object_of_a_missing_cluster():
     async with Publishing(await left_by_another("alpha", "beta")).running("alpha") as publishing:
         await publishing.until_published("alpha")
 
@@ -228,7 +228,7 @@ async def test_publisher_keeps_objects_missing_from_a_much_smaller_view_and_publ
         await other.until_published(*names, "new")
 
 
-async def test_two_publishers_with_the_same_name_delete_each_object_once():
+async def test_object_contested_by_two_publishers_with_the_same_name_is_deleted_once():
     one = Publishing()
     two = Publishing(one.server)
     async with one.running("alpha", "beta", "gamma"), two.running("beta", "gamma", "delta"):

@@ -51,7 +51,7 @@ def test_cluster_profile_without_access_has_no_access_provider():
     assert properties == {"organization": "acme", "suspended": "false", "uid": "1"}
 
 
-def test_cluster_profile_contains_the_server_and_its_ca():
+def test_cluster_profile_contains_tls_server_name_and_ca():
     rendered = ClusterProfiles(cluster_manager="m", access_provider="p").render(ALPHA, SERVER)
     assert rendered.status is not None
     [provider] = rendered.status["accessProviders"]

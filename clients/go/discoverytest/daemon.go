@@ -13,7 +13,7 @@
 //		daemon.Disengage("alpha", discovery.ReasonDeleted)
 //	}
 //
-// It works inside a bubble of testing/synctest, where heartbeats and backoff take no time.
+// It works inside a bubble of testing/synctest, where heartbeats and backoff take no real time.
 package discoverytest
 
 import (
@@ -54,7 +54,7 @@ type Daemon struct {
 	t testing.TB
 
 	mutex   sync.Mutex
-	changed chan struct{} // closed and replaced at each change of the fields below
+	changed chan struct{} // closed and replaced by notify
 
 	listener *bufconn.Listener // nil while stopped
 	server   *grpc.Server
@@ -287,9 +287,9 @@ func (d *Daemon) SetPendingSources(sources ...string) {
 	d.notify()
 }
 
-// Shard makes the daemon a member of a shard group. Streams report that in their next batch with a source status: their
-// first batch, or a heartbeat. Each renewal of the ownership is valid for validFor; with zero, the daemon owns no
-// clusters, and earlier renewals expire. Use Fail("RenewOwnership", err) to make renewals fail.
+// Shard makes the daemon a member of a shard group. Streams report that in their next batch with a source status, such
+// as their first batch or a heartbeat. Each renewal of the ownership is valid for validFor; with zero, the daemon owns
+// no clusters, and earlier renewals expire. Use Fail("RenewOwnership", err) to make renewals fail.
 func (d *Daemon) Shard(validFor time.Duration) {
 	d.mutex.Lock()
 	defer d.mutex.Unlock()
@@ -311,7 +311,8 @@ func (d *Daemon) Reset() {
 	d.notify()
 }
 
-// BreakStreams closes all open streams with an error; nil means UNAVAILABLE. Clients resume.
+// BreakStreams closes all open streams with an error; nil means UNAVAILABLE. Clients resume, unless the error is
+// terminal.
 func (d *Daemon) BreakStreams(err error) {
 	if err == nil {
 		err = status.Error(codes.Unavailable, "the stream was broken by the test")

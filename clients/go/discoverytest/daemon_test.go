@@ -151,7 +151,7 @@ func TestFakeDaemonFollowsTheProtocol(t *testing.T) {
 			daemon.SetSilent(false)
 			expect(t, reported, "ENGAGED a", "DISENGAGED a DELETED")
 		},
-		"SetSilent holds events until it is reset": func(t *testing.T, daemon *discoverytest.Daemon) {
+		"events are held while SetSilent is true": func(t *testing.T, daemon *discoverytest.Daemon) {
 			reported := events(t, daemon, discovery.WatchOptions{})
 			daemon.WaitForStreams(1)
 			daemon.SetSilent(true)

@@ -15,7 +15,7 @@ import (
 // configs creates the rest.Config of each cluster, from ProjectRestConfig, Kubeconfigs or ConfigFor.
 type configs struct {
 	options Options
-	base    http.RoundTripper // with the TLS settings of ProjectRestConfig, shared by all clusters
+	base    http.RoundTripper // with the identity and TLS settings of ProjectRestConfig; not used with OwnTransports
 	pool    credential.Pool   // set with Options.Kubeconfigs
 	renewed func(credential.Outcome)
 }

@@ -40,8 +40,8 @@ type CoordinatorOptions struct {
 //	mcmanager.New(config, provider, options, mcmanager.WithCoordinator(discoverymc.NewCoordinator(discoverymc.CoordinatorOptions{})))
 //
 // It engages a cluster of the provider while a cluster of that name is engaged in the replica's daemon: the daemons'
-// shard group assigns the clusters, and the Coordinator writes no Lease. When a cluster is about to move, its context
-// is canceled, and it is released once its controllers have returned from Engage, without waiting for reconciles in
+// shard group assigns the clusters, and the Coordinator writes no Lease. When a cluster drains, its context is
+// canceled, and it is released once its controllers have returned from Engage, without waiting for reconciles in
 // flight.
 //
 // The provider of this package watches the same daemon, and needs no Coordinator.
@@ -81,7 +81,7 @@ func NewCoordinator(options CoordinatorOptions) *Coordinator {
 	}
 }
 
-// AddAware adds a component, with which each cluster is engaged from then on.
+// AddAware adds a component. Each cluster that is engaged afterwards is engaged with it.
 func (c *Coordinator) AddAware(aware multicluster.Aware) {
 	c.mu.Lock()
 	defer c.mu.Unlock()

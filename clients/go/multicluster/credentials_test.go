@@ -189,7 +189,7 @@ func TestDebugHandlerListsTheNamesOfEngagedClusters(t *testing.T) {
 	}
 }
 
-func TestClustersShareConnections(t *testing.T) {
+func TestClustersShareConnectionsWithoutOwnTransports(t *testing.T) {
 	for name, test := range map[string]struct {
 		change      func(*multicluster.Options)
 		least, most int
@@ -387,7 +387,7 @@ func TestSeveralProvidersCanShareARegistryWithWrappedLabels(t *testing.T) {
 	}
 }
 
-func TestOptionsRequireExactlyOneIdentity(t *testing.T) {
+func TestNewRejectsInvalidOptions(t *testing.T) {
 	daemon := discoverytest.New(t)
 	for name, options := range map[string]multicluster.Options{
 		"none": {},

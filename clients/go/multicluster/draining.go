@@ -20,7 +20,7 @@ import (
 // endTimeout is the timeout of EndSubscription, which delays the exit of the operator.
 const endTimeout = time.Second
 
-// Owns reports whether the cluster is engaged and not draining, so that Get returns it.
+// Owns reports whether Get returns the cluster: it is engaged, runs here, and is not draining.
 func (p *Provider) Owns(name multicluster.ClusterName) bool {
 	e := p.entry(name)
 	return e != nil && e.cluster() != nil
@@ -35,11 +35,11 @@ func WhileDeleting() ReconcilerOption { return func(g *guard) { g.whileDeleting 
 
 type guard struct{ whileDeleting bool }
 
-// Reconciler wraps a reconciler of the object's kind, and passes it only requests for clusters that the provider owns.
-// It drops requests for other clusters, since multicluster-runtime keeps the queue of a disengaged cluster. Reconciles
-// in flight may finish while their cluster drains, and the cluster is released to the daemon after they have returned;
-// without Reconciler, it is released when its cache has stopped. When the cluster is disengaged, their context is
-// canceled with a *Disengaged as cause.
+// Reconciler wraps a reconciler of the object's kind, and passes it only requests for the operator's own cluster and
+// for clusters that the provider owns. It drops other requests, since multicluster-runtime keeps the queue of a
+// disengaged cluster. Reconciles in flight may finish while their cluster drains, and the cluster is released to the
+// daemon after they have returned; without Reconciler, it is released when its cache has stopped. When the cluster is
+// disengaged, their context is canceled with a *Disengaged as cause.
 //
 // In a project whose deletion was requested, only terminating objects are reconciled: Milo deletes the project's
 // objects repeatedly until it is empty, which objects that a reconciler recreates would prevent.
@@ -78,7 +78,7 @@ func Reconciler(
 // isTerminating reports whether the object exists in the cluster and has a deletionTimestamp.
 func (e *entry) isTerminating(ctx context.Context, kind runtime.Object, name types.NamespacedName) (bool, error) {
 	current := e.cluster()
-	if current == nil { // the cluster began to drain
+	if current == nil { // the cluster began to drain, or its instance stopped
 		return false, nil
 	}
 	found, ok := kind.DeepCopyObject().(client.Object)
@@ -134,8 +134,9 @@ type drain struct {
 	cancel  context.CancelFunc
 }
 
-// drain handles an event of a draining cluster: it cancels the work on it, and releases the cluster once the work has
-// ended. A later state of the draining cluster is released as well. It is called with the lock held; e may be nil.
+// drain handles an event of a draining cluster: it stops the cluster's caches, and releases the cluster once they have
+// stopped and its reconciles have returned. A later state of the draining cluster is released as well. It is called
+// with the lock held; e may be nil.
 func (p *Provider) drain(ctx context.Context, e *entry, event discovery.Event) {
 	name := multicluster.ClusterName(event.Cluster.Name)
 	d := p.drains[name]
@@ -222,8 +223,8 @@ func (p *Provider) releaseWhenIdle(ctx context.Context, d *drain, before <-chan 
 	}
 }
 
-// release releases a cluster to the daemon, and retries after errors that are not terminal. A newer state of the
-// cluster from pending replaces it.
+// release releases a cluster to the daemon, and retries after errors other than terminal ones and ErrNotFound. A newer
+// state of the cluster from pending replaces it.
 func release(
 	ctx context.Context, client *discovery.Client, subscriber string, log logr.Logger, cluster discovery.Cluster, pending <-chan discovery.Cluster,
 ) {

@@ -62,7 +62,7 @@ func reconciling(within context.Context, provider *multicluster.Provider, name m
 	return <-began, sync.OnceFunc(func() { close(may) }), done
 }
 
-func TestDrainingClusterIsReleasedAfterItsContextEnded(t *testing.T) {
+func TestDrainCancelsTheContextOfAClusterAndReleasesIt(t *testing.T) {
 	env, provider, engaged, _ := draining(t)
 	env.daemon.Drain("alpha", discovery.ReasonNotReady)
 	env.untilReleased("alpha")

@@ -20,7 +20,7 @@ type state string
 // The states of a cluster that the daemon has engaged.
 const (
 	stateWaiting  state = "waiting"  // waiting for a slot
-	stateStarting state = "starting" // being created
+	stateStarting state = "starting" // being created and, if this replica leads, engaged with controllers
 	stateStandby  state = "standby"  // started; Get returns it, but it is not engaged with controllers, since this replica does not lead
 	stateEngaged  state = "engaged"  // engaged with controllers
 	stateFailed   state = "failed"   // retried after a backoff
@@ -125,7 +125,7 @@ var (
 	errEngageTimeout = errors.New("the manager did not engage the cluster within Options.EngageTimeout")
 )
 
-// work runs an entry, and retries with backoff after a failure, until the entry is disengaged.
+// work runs an entry, and retries with backoff after a failure, until the entry drains or is disengaged.
 func (p *Provider) work(e *entry) {
 	retry := retries
 	for e.ctx.Err() == nil {

@@ -398,7 +398,7 @@ func goroutines() (ours map[string]int, left int) {
 	return ours, left
 }
 
-func TestRepeatedEngagementsLeaveNoGoroutines(t *testing.T) {
+func TestRepeatedEngagementsLeaveNoGoroutinesOfTheProvider(t *testing.T) {
 	env := newEnvironment(t)
 	env.engage("stays")
 	env.animal("stays", "dog")

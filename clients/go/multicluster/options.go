@@ -39,7 +39,8 @@ type Options struct {
 	// ConfigFor returns the configuration for a cluster, which is used unchanged. It is called again after a failure.
 	ConfigFor func(context.Context, discovery.Cluster) (*rest.Config, error)
 
-	// MaxConcurrent is the maximum number of clusters that are engaged concurrently; zero means 32.
+	// MaxConcurrent limits the number of clusters that are being engaged concurrently; zero means 32. As many again may
+	// wait for informers that take longer than 250 ms to sync.
 	MaxConcurrent int
 	// SyncTimeout limits how long a cluster's informers may take to sync before it is engaged. Only indexed types have
 	// informers by then. Zero means 30 s.
@@ -72,8 +73,8 @@ type Options struct {
 const (
 	defaultMaxConcurrent = 32
 	defaultTimeout       = 30 * time.Second
-	// A cluster whose informers have not synced after moveAfter moves to the second set of slots, and after endAfter it
-	// frees its slot: see slots.
+	// A cluster whose informers have not synced after moveAfter moves to the second set of slots, if one is free there,
+	// and after endAfter it frees its slot: see slots.
 	moveAfter = 250 * time.Millisecond
 	endAfter  = 10 * time.Second
 )

@@ -27,7 +27,8 @@ var (
 	_ multicluster.ProviderRunnable = &Provider{}
 )
 
-// Disengaged is the cancellation cause of a cluster's context after the cluster was disengaged: see context.Cause.
+// Disengaged is the cancellation cause of a cluster's context after the cluster was disengaged or began to drain: see
+// context.Cause.
 type Disengaged = discovery.Disengaged
 
 // Provider watches the daemon, and engages the clusters that the daemon reports. Create it with New.
@@ -97,16 +98,17 @@ func New(options Options) (*Provider, error) {
 // retries is the backoff after a failure, such as that of an engagement or of the watch.
 var retries = wait.Backoff{Duration: time.Second, Factor: 2, Jitter: 0.2, Steps: 7, Cap: time.Minute}
 
-// Get returns the cluster with the name. It returns the same instance until the cluster is disengaged. After
-// OnAllReplicas it works on every replica. For a cluster that is not engaged, it fails with
-// multicluster.ErrClusterNotFound. With a shard group, it then requests the state of the cluster from the daemon, and
-// also fails with ErrClusterNotOwned if another member owns the cluster.
+// Get returns the cluster with the name. It returns the same instance until the cluster drains or is disengaged, its
+// endpoint changes, or it is restarted after a failure. After OnAllReplicas it works on every replica. For a cluster
+// that is not engaged, or does not run here at present, it fails with multicluster.ErrClusterNotFound. With a shard
+// group, it requests the state of a cluster that is not engaged from the daemon, and also fails with ErrClusterNotOwned
+// if another member owns the cluster.
 func (p *Provider) Get(ctx context.Context, name multicluster.ClusterName) (cluster.Cluster, error) {
 	if e := p.entry(name); e != nil {
 		if found := e.cluster(); found != nil {
 			return found, nil
 		}
-		return nil, fmt.Errorf("cluster %s is engaged, but not running here yet: %w", name, multicluster.ErrClusterNotFound)
+		return nil, fmt.Errorf("cluster %s is engaged, but not running here: %w", name, multicluster.ErrClusterNotFound)
 	}
 	return nil, p.absence(ctx, name)
 }
@@ -230,7 +232,7 @@ func (p *Provider) follow(ctx context.Context) error {
 			retry = retries
 		}
 		delay := retry.Step()
-		p.options.Logger.Error(err, "subscription refused; clusters stay engaged", "retryAfter", delay.String())
+		p.options.Logger.Error(err, "subscription refused; retrying", "retryAfter", delay.String())
 		select {
 		case <-ctx.Done():
 			return nil

@@ -6,11 +6,12 @@ import (
 	"time"
 )
 
-// slots limits the number of clusters that are engaged concurrently.
+// slots limits the number of clusters that are being engaged concurrently.
 //
 // A cluster keeps its slot until its informers have synced, so that a slower API server gets fewer concurrent lists. An
 // unresponsive cluster would keep its slot for long. So after moveAfter it moves to a second set of slots of the same
-// size, if one is free there, and frees its first slot. If the whole server is slow, both sets fill up.
+// size, if one is free there, and frees its first slot. If the whole server is slow, both sets fill up. After endAfter,
+// a cluster frees its slot in any case.
 type slots struct {
 	first, second       chan struct{}
 	moveAfter, endAfter time.Duration

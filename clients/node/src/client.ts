@@ -43,13 +43,13 @@ export interface WatchOptions extends Filter {
   kubeconfigTtlMs?: number;
   /** Interval of heartbeats on an idle stream, 30 s by default. After three missed heartbeats, the watch reconnects. */
   heartbeatIntervalMs?: number;
-  /** Name under which the watch releases draining clusters. No other watch of the caller may use it at the same time. */
+  /** Name under which draining clusters are released. No other watch of the caller may use it at the same time. */
   subscriber?: string;
   /** Ends the watch when it is aborted. */
   signal?: AbortSignal;
   /**
-   * Called with the reason when a stream breaks, by default to print it. Clusters stay engaged unless the daemon's ownership expired; the
-   * watch reconnects.
+   * Called with the reason when a stream breaks or cannot be opened, by default to print it. The watch reconnects;
+   * clusters stay engaged until the ownership of a sharded daemon expires.
    */
   onDisconnect?: (error: Error) => void;
 }

@@ -4,7 +4,7 @@ import { readAccess, type Access } from "./kubeconfig.js";
 import type { Known } from "./session.js";
 import { time } from "./watch.js";
 
-const MARGIN_MS = 5000; // a credential is used until this long before it expires, since requests take time to arrive
+const MARGIN_MS = 5000; // the most by which its use ends before its expiry, since requests take time to arrive
 const BACKOFF_MS = { first: 1000, longest: 30_000 };
 
 interface Current {
@@ -66,7 +66,7 @@ export class Credential {
     return known;
   }
 
-  /** Wait for the renewal, or for an event of the cluster, such as a kubeconfig or DISENGAGED. Returns whether it was renewed. */
+  /** Wait for the renewal, or an event of the cluster, such as a kubeconfig or DISENGAGED. Resolves to false after an event. */
   #renewedBeforeNextEvent(): Promise<boolean> {
     return new Promise((resolve, reject) => {
       const forget = this.onEvent(() => resolve(false));

@@ -6,7 +6,7 @@ export class DiscoveryError extends Error {
   override name = "DiscoveryError";
 }
 
-/** Thrown when credentials are incomplete, cannot be read or must not be used with the address. */
+/** Thrown when credentials are incomplete or invalid, cannot be read, or must not be used with the address. */
 export class InvalidCredentials extends DiscoveryError {
   override name = "InvalidCredentials";
 }

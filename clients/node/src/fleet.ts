@@ -39,7 +39,7 @@ export type Handler = (cluster: EngagedCluster) => Promise<void>;
 export interface FleetOptions extends Omit<WatchOptions, "subscriber"> {
   /** The name under which the fleet releases clusters; by default the hostname with a random suffix. */
   subscriber?: string;
-  /** Called with each error of a handler, which is then called again after a backoff unless the cluster is disengaged. */
+  /** Called with each error of a handler, which is then called again after a backoff unless its signal is aborted. */
   onError?: (cluster: EngagedCluster, error: unknown) => void;
 }
 
@@ -79,7 +79,8 @@ export class Fleet {
     } finally {
       for (const name of this.#members.keys()) this.#disengage(name, "the fleet stopped");
       await Promise.all(this.#ending.values());
-      await this.client.endSubscription(subscriber).catch(() => {}); // drains of the next minute then wait until their deadline
+      // If it fails, drains that have begun, or begin within a minute, wait until their deadline.
+      await this.client.endSubscription(subscriber).catch(() => {});
     }
   }
 

@@ -3,8 +3,8 @@ const PAUSE_AFTER_FAILURE_MS = 1000;
 
 /**
  * Limits concurrent requests for credentials, over all clusters. A failed request keeps its slot for another second.
- * Requests of clusters whose last request failed come after all others, so that an unavailable issuer delays no other
- * cluster.
+ * Requests of clusters whose last request failed come after all others, so that clusters of an unavailable issuer delay
+ * the others less.
  */
 export class IssueLimit {
   #free = MAX_CONCURRENT;

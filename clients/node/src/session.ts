@@ -128,7 +128,7 @@ export class Session {
   *#differences(snapshot: Map<string, Known>): Generator<Event> {
     for (const [name, known] of this.view) {
       if (!snapshot.has(name)) {
-        yield disengaged(known, Reason.UNSPECIFIED, "it was missing when the connection to the daemon was restored");
+        yield disengaged(known, Reason.UNSPECIFIED, "it is missing from the daemon's latest snapshot");
       }
     }
     for (const [name, now] of snapshot) {

@@ -17,7 +17,7 @@ import { Session, type Event } from "./session.js";
 const BACKOFF_MS = { first: 200, longest: 5000 };
 const HEARTBEATS_MISSED = 3;
 
-const warn = (error: Error) => console.warn(`no connection to the daemon; retrying: ${error.message}`);
+const warn = (error: Error) => console.warn(`no stream from the daemon; retrying: ${error.message}`);
 
 /**
  * A subscription, which outlives its streams: an async iterable of events, which connects on first use. It ends when the signal of its
@@ -67,7 +67,7 @@ export class Watch implements AsyncIterable<Event> {
     return new Credential(name, engaged, issue, (listener) => this.#onEvent(name, listener));
   }
 
-  /** Confirm that the work on a draining cluster has ended. A repeated call is a no-op. */
+  /** Confirm that the work on a draining cluster has ended. Until DISENGAGED arrives, a repeated call is a no-op. */
   async release(name: string): Promise<void> {
     const incarnation = this.cluster(name)?.incarnation ?? "";
     await this.client.call("releaseCluster", { cluster: name, incarnation, subscriber: this.subscriber });

@@ -125,7 +125,7 @@ export class FakeDaemon {
     return this;
   }
 
-  /** Stop without closing streams, as if the daemon was killed. */
+  /** Stop and cut all connections, as if the daemon was killed. */
   kill(): void {
     this.#server?.forceShutdown();
   }

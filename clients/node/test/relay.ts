@@ -5,7 +5,7 @@ import { connect, createServer, type AddressInfo, type Socket } from "node:net";
  * nothing is answered.
  */
 export class Relay {
-  /** The number of connections. */
+  /** The number of connections that were accepted so far. */
   accepted = 0;
   #target = 0;
   #resumed = Promise.resolve();

@@ -1,4 +1,4 @@
-"""Helpers that run the command line as a process, and its test data."""
+"""Helpers that run the command line as a process, and clusters for its tests."""
 
 from __future__ import annotations
 

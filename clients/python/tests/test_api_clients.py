@@ -404,7 +404,7 @@ async def test_missing_kubernetes_package_error_names_the_extra(client, monkeypa
         ("", (1, 2), aiohttp.ClientTimeout(total=None, sock_connect=1, sock_read=2)),
     ],
 )
-def test_watch_request_timeout_follows_timeout_seconds(query, given, expected):
+def test_request_timeout_accepts_pairs_and_exceeds_timeout_seconds_of_watches(query, given, expected):
     assert request_timeout(f"https://a/api/v1/namespaces?{query}", given) == expected
 
 
@@ -428,7 +428,7 @@ def certificate(plane: ControlPlane, name: str) -> dict[str, str]:
 
 
 class TestSharedTransports:
-    async def test_clients_of_one_host_share_connections_and_one_ssl_context(self, client, daemon, plane, monkeypatch):
+    async def test_clients_of_one_kind_and_host_share_connection_and_context(self, client, daemon, plane, monkeypatch):
         contexts: list[ssl.SSLContext] = []
         create = ssl.create_default_context
         monkeypatch.setattr(ssl, "create_default_context", lambda *a, **k: contexts.append(c := create(*a, **k)) or c)

@@ -172,7 +172,7 @@ class TestCredential:
         assert outcome.status == 1
         assert CANARY not in outcome.out + outcome.err
 
-    async def test_credential_imports_neither_client_nor_model(self):
+    async def test_credential_imports_neither_the_blocking_client_nor_the_model(self):
         script = (
             "import sys; import milo_discovery.cli.credential\n"
             "print([m for m in ('milo_discovery.model', 'milo_discovery.sync', 'yaml') if m in sys.modules])"

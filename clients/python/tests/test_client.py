@@ -173,7 +173,7 @@ async def test_unclassified_grpc_status_raises_call_failed(client, daemon):
     assert raised.value.code == "INTERNAL"
 
 
-async def test_unreachable_daemon_fails_fast_and_is_retried_by_the_next_call(client, daemon):
+async def test_call_to_an_unreachable_daemon_fails_and_the_next_call_reconnects(client, daemon):
     await daemon.stop()
     with pytest.raises(Unavailable):
         await client.list()

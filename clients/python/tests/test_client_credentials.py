@@ -30,7 +30,7 @@ def test_default_client_credentials_are_empty():
 
 
 @pytest.mark.parametrize("content", [b"\0\0\0\0", b"to\x7fken", b"to\tken", b"to\nken", b"\xff"])
-def test_token_with_characters_that_http_forbids_is_refused(token_file, content):
+def test_token_that_is_not_one_line_of_printable_ascii_is_refused(token_file, content):
     token_file.write_bytes(content)
     with pytest.raises(InvalidCredentials, match="does not contain a token"):
         ClientCredentials(token_file=token_file).metadata()

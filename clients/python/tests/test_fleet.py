@@ -1,4 +1,4 @@
-"""Tests of Fleet: one handler task per engaged cluster, cancelled at disengagement."""
+"""Tests of Fleet: one handler task per engaged cluster, canceled at disengagement."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def handler_log() -> HandlerLog:
 
 @pytest.fixture
 def fleet(client: DiscoveryClient, handler_log: HandlerLog) -> Fleet:
-    """A Fleet whose handlers run until they are cancelled."""
+    """A Fleet whose handlers run until they are canceled."""
     fleet = Fleet(client, backoff=AT_ONCE)
 
     @fleet.on_engage
@@ -93,7 +93,7 @@ async def test_lost_connection_is_logged_once(fleet, daemon, begin, handler_log,
             stream.end(Refusal(grpc.StatusCode.UNAVAILABLE, f"attempt {attempt}"))
             stream = await daemon.stream()
     assert [record.levelname for record in caplog.records] == ["WARNING"]
-    assert "no connection to the daemon; retrying" in caplog.text
+    assert "no stream from the daemon; retrying" in caplog.text
     assert "attempt 0" in caplog.text
 
 

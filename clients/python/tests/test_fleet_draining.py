@@ -105,7 +105,7 @@ async def test_cluster_that_is_engaged_while_draining_is_released_without_a_hand
     work.may_end.set()
 
 
-async def test_deadline_does_not_interrupt_the_cleanup_of_a_handler(fleet, stream, daemon, work):
+async def test_disengagement_does_not_interrupt_the_cleanup_of_a_handler(fleet, stream, daemon, work):
     stream.send(snapshot("1", engaged("a")), following("1", "2", updated(draining("a"))))
     await eventually(lambda: work.ending)
     stream.send(following("2", "3", updated(draining("a", suspended=True)), disengaged(draining("a"))))
@@ -113,7 +113,7 @@ async def test_deadline_does_not_interrupt_the_cleanup_of_a_handler(fleet, strea
     work.may_end.set()
     await eventually(lambda: work.ended)
     assert work.interrupted == 0
-    assert daemon.releases.empty(), "no release is sent after the deadline"
+    assert daemon.releases.empty(), "no release is sent after the disengagement"
 
 
 async def test_cluster_engaged_again_after_its_drain_gets_a_new_handler(stream, daemon, work):

@@ -17,7 +17,7 @@ from milo_discovery._grpc_status import status_error
     [None, (), (("other", "x"),), (("grpc-status-details-bin", b"\xff not a Status"),)],
     ids=["none", "empty", "unrelated", "malformed"],
 )
-def test_grpc_status_with_malformed_details_keeps_its_code(trailers):
+def test_grpc_status_without_usable_details_keeps_its_code(trailers):
     error = status_error(grpc.StatusCode.UNAVAILABLE, "gone", trailers)
     assert isinstance(error, Unavailable)
     assert (error.message, error.reason, error.violations, error.retry_after) == ("gone", "", (), None)

@@ -110,7 +110,7 @@ def test_impersonated_user_of_a_kubeconfig_is_read():
     ]
 
 
-def test_kubeconfig_with_second_cluster_or_user_is_rejected():
+def test_kubeconfig_with_second_cluster_user_or_context_is_rejected():
     document = json.loads(text(token=CANARY))
     for kind in ("clusters", "users", "contexts"):
         with pytest.raises(UnusableKubeconfig):

@@ -267,7 +267,7 @@ class TestErrors:
         await stream.ended.wait()
         assert await _drain(watch) == []
 
-    async def test_stream_that_ends_with_ok_is_reopened(self, client, daemon):
+    async def test_stream_that_ends_with_ok_is_reported_as_disconnected(self, client, daemon):
         async with client.watch() as watch:
             feed = watch.feed()
             stream = await daemon.stream()
@@ -279,7 +279,7 @@ class TestErrors:
 
 
 class TestCancellation:
-    """Tests of cancelled waits, and of close at any point."""
+    """Tests of canceled waits, and of close at any point."""
 
     async def test_cancelled_iteration_keeps_the_stream(self, client, daemon):
         async with client.watch() as watch:

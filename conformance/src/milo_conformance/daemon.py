@@ -24,7 +24,7 @@ from milo_discovery.v1 import discovery_pb2 as pb
 from milo_discovery.v1 import discovery_pb2_grpc as rpc
 
 LIMIT_S = 60.0
-"""Time limit of every wait: far more than a busy machine needs."""
+"""Default time limit of a wait: far more than a busy machine needs."""
 
 Trace = Callable[[str], None]
 Answer = Callable[[Any], Awaitable[Any]]
@@ -70,7 +70,8 @@ class TlsFiles:
 
 
 class ScriptedStream:
-    """A WatchClusters stream that the subscriber opened. It sends heartbeats until `stop_heartbeats`."""
+    """A WatchClusters stream that the subscriber opened. After its first batch, it sends heartbeats until
+    `stop_heartbeats`."""
 
     def __init__(self, daemon: ScriptedDaemon, request: pb.WatchClustersRequest, context: Any, number: int) -> None:
         self.daemon = daemon

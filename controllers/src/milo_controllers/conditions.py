@@ -58,7 +58,7 @@ def owner_reference(owner: Document, *, controller: bool = True, block_owner_del
 
 
 def with_owner(body: Document, reference: Document) -> Document:
-    """Return the object with this owner. Raises ValueError if another object controls it."""
+    """Return the object with this owner. Raises ValueError if it would have two controllers."""
     metadata: dict[str, Any] = body.get("metadata") or {}
     others = [each for each in metadata.get("ownerReferences") or () if each.get("uid") != reference["uid"]]
     for other in others:

@@ -259,7 +259,9 @@ class StateCollector(Collector):
         for labels, count in sorted(states.items()):
             informers.add_metric(labels, count)
         cached = GaugeMetricFamily(
-            "milo_controllers_cached_bytes", "Bytes of the cached objects, by resource.", labels=("resource",)
+            "milo_controllers_cached_bytes",
+            "Approximate bytes of cached objects and of list pages in progress, by resource.",
+            labels=("resource",),
         )
         for resource, size in sorted(sizes.items()):
             cached.add_metric((resource,), size)

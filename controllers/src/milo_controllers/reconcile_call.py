@@ -63,7 +63,7 @@ class ReconcileCall:
         try:
             return await asyncio.shield(calling)
         except asyncio.CancelledError:
-            # A thread cannot be canceled: instead, its next call of request.wait raises.
+            # A thread cannot be canceled: instead, its current and further calls of request.wait raise.
             request.end()
             await wait_uninterrupted(calling)
             raise

@@ -60,7 +60,7 @@ class ReconcileFailures:
         """Log a failure, unless one of the same cluster and cause was logged recently; log each conflict at INFO."""
         text = _text(error)
         if isinstance(error, Conflict):
-            # A conflict is part of normal operation: the cache was behind, and the retry reads the newer object.
+            # Conflicts are part of normal operation: usually the cache was behind, and the retry reads the new object.
             log.info("%s: %s: %s failed with a conflict (%s): %s", self._controller, cluster, what, then, text)
             return
         key: tuple[object, ...] = (self._controller, cluster, type(error), raised_at(error))

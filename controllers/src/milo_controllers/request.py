@@ -158,7 +158,7 @@ class Request(Generic[ObjectT]):
     async def get(self, kind: Any = None, name: str | None = None, namespace: str | None = None) -> Any:
         """Return the reconciled object, or the one of this kind and name, from the cache; None if it does not exist.
 
-        For the reconciled object itself, the result includes what this reconcile wrote. Raises NotCached or NotSynced.
+        Without arguments, the result includes what this reconcile wrote. Raises NotCached or NotSynced.
         """
         if kind is None or name is None:
             written = self._written

@@ -273,7 +273,7 @@ async def test_object_parked_by_suspension_is_reconciled_when_project_deletion_i
 
 
 @pytest.mark.parametrize("while_deleting", [False, True])
-async def test_only_terminating_objects_are_reconciled_in_a_project_that_is_being_deleted(
+async def test_objects_of_a_project_being_deleted_are_reconciled_only_if_terminating_or_while_deleting(
     plane: ControlPlane, *, while_deleting: bool
 ) -> None:
     seen: list[str] = []

@@ -24,7 +24,7 @@ LIMITS = CacheLimits(bytes=64 << 20, total_bytes=96 << 20)
 HOSTILE = 3
 OBJECTS = 28
 MEMORY_MIB = 240
-"""Expected peak: 96 MiB of caches and partial pages, a joined page of 60 MiB, and Python's overhead."""
+"""Limit of the growth: 96 MiB of caches and partial pages, a joined page of 60 MiB, and Python's overhead."""
 FOR_EACH_MERGE = ("PING", "pages", "line")
 """Attacks to test before each merge, one per layer. Tests of the HTTP client, the watchers and the cache budget cover
 every attack."""

@@ -1,7 +1,7 @@
 """Controllers on virtual time: informers, work queue and Fleet under faults of API servers, seed by seed.
 
-After the last fault, the newest version of every object has been reconciled successfully, and no object was reconciled
-twice at the same time.
+After the last fault, the newest version of every object has been reconciled, successfully or with a permanent failure.
+No object was reconciled twice at the same time.
 """
 
 import asyncio

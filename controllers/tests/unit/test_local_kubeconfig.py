@@ -188,7 +188,7 @@ def test_kubeconfigs_of_a_list_are_merged_as_by_kubectl(tmp_path: Path, monkeypa
         path.write_text(json.dumps(document))
     paths = [tmp_path / "missing", tmp_path / "one" / "kubeconfig", tmp_path / "two" / "kubeconfig"]
     monkeypatch.setenv("KUBECONFIG", ":".join(map(str, paths)))
-    # The first file with a name determines it, with paths relative to that file.
+    # The first file that has an entry of a name determines that entry, with paths relative to that file.
     for context in (None, "only-one", "only-two"):
         access = default_source(context=context).read().access
         assert (access.server, access.token) == ("https://one.test", "1")

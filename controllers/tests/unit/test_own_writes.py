@@ -166,7 +166,7 @@ def test_write_that_returns_an_object_to_the_selector_is_awaited() -> None:
     assert own.hold([written(app="web")], [cache], list)
 
 
-def test_deletions_before_a_reconcile_are_discarded() -> None:
+def test_deletions_are_discarded_when_the_last_reconcile_ends() -> None:
     own, cache = OwnWrites(), informer()
     own.reconcile_began()
     put(cache, "5")

@@ -1,4 +1,4 @@
-"""Invalid registrations, which are rejected before a reconciler runs."""
+"""Registration of reconcilers: invalid ones are rejected before a reconciler runs."""
 
 from collections.abc import AsyncIterator, Iterator
 from typing import Any

@@ -37,7 +37,7 @@ def taken(queue: WorkQueue, now: float = 0.0) -> str | None:
 
 
 def failed_at(queue: WorkQueue, now: float, outcome: Outcome | None = None) -> float | None:
-    """Take an object, fail it, and return the delay before its retry."""
+    """Take an object, record the outcome, by default a failure, and return the delay before its next reconcile."""
     work = queue.take(now)
     assert work is not None
     return queue.done(work.key, outcome or Failed(), now)

@@ -83,7 +83,7 @@ func run(ctx context.Context, metricsAddress, probeAddress string, leaderElectio
 		Manager: mgr, Projects: provider,
 		CleanUp: func(context.Context, string, string) error { return nil },
 	}
-	// The timeout keeps an unresponsive project from occupying a worker.
+	// The timeout limits for how long an unresponsive project occupies a worker.
 	options := mccontroller.Options{MaxConcurrentReconciles: 4, ReconciliationTimeout: time.Minute}
 	if err := greetings.SetupWithManager(provider, options); err != nil {
 		return err

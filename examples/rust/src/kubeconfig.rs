@@ -1,5 +1,5 @@
-//! Reads kubeconfigs of the form that the daemon writes: JSON with a token. Everything else is refused, since a server that impersonates
-//! the daemon could send a program to run, a file to read or a proxy.
+//! Reads kubeconfigs with a token, in the form that the daemon writes: JSON. Everything else is refused, since a server
+//! that impersonates the daemon could send a program to run, a file to read or a proxy.
 
 use serde_json::{Map, Value};
 

@@ -11,7 +11,8 @@ pub enum Event {
     Engaged(Cluster, Option<Kubeconfig>),
     Updated(Cluster),
     Renewed(Cluster, Kubeconfig),
-    /// The reason `Unspecified` means that the cluster was missing after a reconnect: do not treat it as deleted.
+    /// The reason `Unspecified` means that a snapshot lacks the cluster, or that this client does not know the reason:
+    /// do not treat it as deleted.
     Disengaged(Cluster, DisengageReason),
 }
 
@@ -196,7 +197,8 @@ impl Session {
     }
 }
 
-/// Return the components of an event; None for event types of a newer daemon. Kubeconfigs of an unexpected form are omitted.
+/// Return the components of an event; None for event types of a newer daemon, and without a cluster. Kubeconfigs that
+/// `read` refuses are omitted.
 fn parts(event: ClusterEvent) -> Option<(Type, Cluster, Option<Kubeconfig>)> {
     let kind = Type::try_from(event.r#type).ok().filter(|kind| *kind != Type::Unspecified)?;
     let kubeconfig = event.kubeconfig.filter(|kubeconfig| match kubeconfig::read(kubeconfig) {

@@ -1,4 +1,4 @@
-"""Authenticated requests to one API server; every failure is a `TransportError`.
+"""Authenticated requests to one API server. A request without a usable response raises `TransportError`.
 
 Renews the credential once when the server responds 401, opens new connections when a CA or certificate was renewed
 (requests on the old ones may finish), and limits the duration and the size of each response, except for streams.
@@ -48,9 +48,9 @@ class Pool(msgspec.Struct, eq=False):
 
 
 class Pools:
-    """Connection pools by TLS identity. API servers with the same trust root and client certificate share a pool.
+    """Connection pools by TLS identity. API servers with equal identities share a pool.
 
-    A pool is closed when its last user has released it, so that requests in flight can finish when a CA is renewed.
+    Before `aclose`, no pool with users is closed, so that requests in flight can finish when a CA is renewed.
     """
 
     def __init__(
@@ -64,7 +64,8 @@ class Pools:
     ) -> None:
         """`idle_s`: how long an idle connection is kept open.
 
-        `kept`: above this number of pools, those without users are closed. Proxies come from `environ`.
+        `kept`: with more pools than this, the least recently used ones without users are closed.
+        Proxies come from `environ`.
         `http2` (`Http2Connection`) offers HTTP/2 to servers, unless `DISABLE_HTTP2` is set, as in client-go.
         """
         self._user_agent = user_agent

@@ -10,14 +10,14 @@ from milo_kube import addresses
 
 
 class CredentialError(Exception):
-    """No credential is available, or it cannot be used."""
+    """A credential is not available, or cannot be used."""
 
     reason: str = "failed"
     """Value of the label `reason` in metrics."""
 
 
 class Secret:
-    """Text that only `reveal` returns. Not picklable, because a copy elsewhere would not be masked."""
+    """Text that only `reveal` returns. Not picklable, because a pickle would contain the text unmasked."""
 
     __slots__ = ("_value",)
 
@@ -51,7 +51,7 @@ class ClientCertificate(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Credential(msgspec.Struct, frozen=True, kw_only=True, eq=False):
-    """A token, a client certificate, both, or neither (anonymous). Credentials with the same secrets are equal."""
+    """A token, a client certificate, both, or neither (anonymous). Equality ignores the expiry."""
 
     token: Secret | None = None
     certificate: ClientCertificate | None = None

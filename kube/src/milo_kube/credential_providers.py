@@ -12,8 +12,8 @@ from milo_kube.credential import ClientCertificate, Credential, CredentialError,
 from milo_kube.exec_plugin import TIMEOUT_S, ExecAnswer, ExecCommand, ExecPluginError
 from milo_kube.file_content import FileContent
 
-# Minimum time between two runs of a plugin. Callers retry a rejected or missing credential at each attempt, and each
-# run starts a process and often calls an identity provider.
+# Minimum time between two runs of a plugin, unless its credential expires sooner. Callers ask again after each
+# rejection and failure, and each run starts a process and often calls an identity provider.
 REPEAT_AFTER_S = 5.0
 
 

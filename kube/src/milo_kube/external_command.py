@@ -29,7 +29,7 @@ class Outcome:
 
 
 async def run(argv: tuple[str, ...], environment: Mapping[str, str], *, timeout_s: float, output_limit: int) -> Outcome:
-    """Run the command until it exits or reaches its timeout or output limit. Raises OSError if it cannot be started."""
+    """Run the command until it exits or reaches a limit. Raises OSError or ValueError if it cannot be started."""
     flooded = asyncio.Event()
     output, errors = _Head(output_limit, flooded), _Tail(ERRORS_KEPT)
     async with _pipe(output) as output_end, _pipe(errors) as errors_end:

@@ -2,7 +2,7 @@
 
 Fields that the policy does not list are refused: to ignore a proxy, a CA or an impersonation would be worse than not to
 connect.
-Errors quote names of contexts, clusters and fields, and never a value, which may be a secret.
+Errors quote names of contexts, clusters, users and fields, and never a value, which may be a secret.
 """
 
 from __future__ import annotations
@@ -331,7 +331,7 @@ def server_problem(server: str) -> str | None:
 
 
 class _Reader:
-    """Reads one cluster and its user, and collects their problems."""
+    """Reads the cluster and the user of a context, and collects their problems."""
 
     def __init__(self, policy: Policy) -> None:
         self._policy = policy
@@ -427,7 +427,7 @@ class _Reader:
     def _check_pair(self, found: ContextAccess) -> None:
         chain, key = found.certificate is not None, found.key is not None
         if (chain or bool(found.certificate_file)) != (key or bool(found.key_file)):
-            self._problems.append("user has only one of a client certificate and its key: set both")
+            self._problems.append("user has only one of a client certificate and its key: set both or neither")
         elif chain != key:
             self._problems.append(
                 "user has the certificate as data and its key as a file, or vice versa: use data or files for both"

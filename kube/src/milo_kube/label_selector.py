@@ -133,7 +133,9 @@ class _Parser:
                 self._take()
                 return Requirement(key, operator, frozenset((self._number(),)))
             case other:
-                raise self._error(f"expected one of = == != in notin > <, found {other!r}")
+                raise self._error(
+                    f"expected ',', the end of the selector or one of = == != in notin > <, found {other!r}"
+                )
 
     def _key(self) -> str:
         key = self._word("a label key")

@@ -1,7 +1,8 @@
 """Probes the liveness of an API server while nothing arrives from it.
 
 An API server whose etcd is unavailable keeps its watches open, opens new ones from its cache, and sends no events. Its
-/livez fails then, so repeated failures count as no answer, and no request is sent until a check succeeds.
+/livez fails then, so repeated failures count as no answer. From then on, no request is sent before a check that
+neither fails nor remains unanswered.
 """
 
 import asyncio
@@ -44,7 +45,7 @@ class LivenessProbe:
         self._failure = ""
         """How the server answered the last check, if that was a failure (5xx)."""
         self._is_failing = False
-        """Whether a wait was ended because of a failure (5xx), and no check has succeeded since."""
+        """Whether a wait was ended because of a failure (5xx), and later checks failed too, or were not answered."""
         self._clock: Callable[[], float] = asyncio.get_running_loop().time
 
     async def run(self) -> None:

@@ -25,7 +25,7 @@ def stated(headers: Mapping[str, str], now: datetime) -> float | None:
     text = headers.get("Retry-After", "")
     if re.fullmatch(r"[0-9]{1,9}", text):
         return float(text)
-    # Imported here to save start-up time: API servers send seconds, only some proxies send dates.
+    # Imported here because it is rarely needed: API servers send seconds, and only some proxies send dates.
     from email.utils import parsedate_to_datetime  # noqa: PLC0415
 
     try:

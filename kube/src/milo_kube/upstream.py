@@ -90,7 +90,7 @@ def load_in_cluster(environ: Mapping[str, str], service_account: Path = SERVICE_
 
 
 def load_kubeconfig(path: Path, plugins: Collection[str] = (), *, plain_loopback: bool = False) -> Upstream:
-    """Load the kubeconfig, and reload its credential whenever the file changes. Raises UpstreamError with all problems.
+    """Load a kubeconfig, and reload its credential when the file changes, unless that is a pipe. Raises UpstreamError.
 
     `plugins` are the commands that the kubeconfig may run as exec credential plugins, as written there; "*" allows any.
     With `plain_loopback`, credentials may be sent to a server on loopback without TLS.

@@ -2,7 +2,7 @@
 
 Common loaders are too lenient for a file that decides where credentials are sent: the last of several equal keys wins
 silently, a few aliases expand to gigabytes, and `no` is a boolean. This reader rejects duplicate and merge keys, keeps
-unknown tags from constructing objects, limits the expansion of aliases, and can keep scalars as they were written.
+unknown tags from constructing objects, limits the expansion of aliases, and can keep numbers and booleans as text.
 """
 
 from collections.abc import Iterable, Mapping
@@ -22,14 +22,14 @@ MAX_NESTING_MARKS = 2_000  # flow brackets: the parser recurses on them before n
 
 _Fast: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
-# Tags a plain or quoted scalar may resolve to; anything else (!!python/..., !!binary, timestamps) is kept as text.
+# Tags of the scalars that "typed" converts; apart from nulls, others (!!python/..., !!binary, timestamps) become text.
 _TYPED = frozenset({"tag:yaml.org,2002:bool", "tag:yaml.org,2002:int", "tag:yaml.org,2002:float"})
 _NULL = "tag:yaml.org,2002:null"
 _MERGE = "tag:yaml.org,2002:merge"
 
 
 class DocumentError(ValueError):
-    """A document that is rejected. `line` counts from 1; it is 0 if the problem is not on one line."""
+    """A document that is rejected. `line` counts from 1; it is 0 if the line is unknown."""
 
     def __init__(self, message: str, line: int = 0) -> None:
         self.line = line
@@ -67,8 +67,8 @@ def read(content: bytes, *, scalars: Scalars, nodes: int = MAX_NODES, fast: bool
     try:
         made = _Fast if fast else yaml.SafeLoader
         if fast:
-            # Count nodes before the C composer runs: it recurses without a limit, and takes as long per node as for 100
-            # events.
+            # Count nodes before the C composer runs: it recurses without a limit, and takes as long for a node as the
+            # parser for 100 events.
             _count(yaml.parse(text, Loader=made), nodes)
         loader = made(text)
         node = loader.get_single_node()

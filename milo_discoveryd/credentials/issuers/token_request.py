@@ -1,9 +1,9 @@
 """Issues tokens of a service account of the infrastructure cluster with the TokenRequest API.
 
-Bound tokens are bound to a Secret of the engagement, which is replaced once a day. At disengagement its Secrets are
-deleted, which revokes the tokens. The labels of a Secret identify the daemon's run and the cluster, so that daemons
-with one service account do not delete each other's Secrets, and neither do sources that follow one object, or whose API
-servers have objects with the same UID.
+Bound tokens are bound to a Secret of the engagement; after a day, the next token is bound to another. At disengagement
+the cluster's Secrets are deleted, which revokes the tokens. The labels of a Secret identify the daemon's run and the
+cluster, so that daemons with one service account do not delete each other's Secrets, and neither do sources that follow
+one object, or whose API servers have objects with the same UID.
 """
 
 import asyncio
@@ -339,5 +339,5 @@ class _SecretGoneError(BackendError):
 
 
 def _digest(text: str) -> str:
-    """Return a hash of text from upstream objects, which is valid as a label value and in an object name."""
+    """Return a hash of the text, which is valid as a label value and in an object name."""
     return hashlib.sha256(text.encode()).hexdigest()[:32]

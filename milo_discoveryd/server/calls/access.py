@@ -20,7 +20,7 @@ from milo_discoveryd.server.calls.verification import AlwaysFresh, Freshness
 from milo_discoveryd.server.paced_audit import CallAudit, PacedAudit
 
 RETRY_STREAM_S = 5.0
-"""How long to wait before another stream is opened. Streams can end at any time, so there is no better estimate."""
+"""The retry delay of a caller whose stream was refused. Streams can end at any time: there is no better estimate."""
 
 
 class AccessControl:
@@ -152,7 +152,7 @@ class CallContext:
             raise ExhaustedError("TOO_MANY_KUBECONFIGS", "kubeconfigs per minute", message, retry_after_s=wait_s)
 
     async def penalize_miss(self) -> None:
-        """Delay the response to a denied or failed request; the delay grows with the number of such requests."""
+        """Delay the response to a denied request, or one for an unknown name; the delay grows with their number."""
         await asyncio.sleep(self._access.quotas.count_miss(self._quota_keys, self._access.clock()))
 
     def noted(self, event: str, **about: object) -> None:

@@ -195,7 +195,7 @@ def _fill_timestamp(message: Timestamp, seconds: float) -> None:
 
 @lru_cache(maxsize=256)
 def _seconds_and_nanos(seconds: float) -> tuple[int, int]:
-    """Split Unix time. Cached, because all clusters of a list were engaged at the same time."""
+    """Split Unix time. Cached, because many clusters are engaged at the same time."""
     whole, rest = divmod(round(seconds * 1e6), 1_000_000)
     return whole, rest * 1000
 

@@ -18,7 +18,7 @@ JITTER = 0.2
 MAX_JITTER_S = 600.0
 """The maximum spread: a long-lived credential may be replaced because it leaked."""
 REPLACED_SPREAD_S = 1.0
-"""A credential that was replaced at its issuer is sent to all subscribers within this time."""
+"""If a credential is replaced at its issuer, the kubeconfigs with the new one are spread over this time."""
 
 
 class Delivery(msgspec.Struct):

@@ -45,7 +45,7 @@ class InvalidRequestError(CallError):
 
 
 class ForeignPageTokenError(InvalidRequestError):
-    """The page token belongs to another caller or another view."""
+    """The page token was not signed for this caller and view."""
 
 
 class NotFoundError(CallError):

@@ -50,8 +50,8 @@ class _OwnedSlots:
         self.by_owner: Counter[str] = Counter()
 
     def has_room(self, owners: Sequence[str], limit: int) -> bool:
-        """Return whether these owners may take a slot: each must have fewer slots than are free, so that other owners
-        can take slots too."""
+        """Return whether these owners may take a slot: each must have fewer than MAX_PER_OWNER, and fewer than are
+        free, so that other owners can take slots too."""
         own = max((self.by_owner[owner] for owner in owners), default=0)
         return own < min(limit - self._taken, MAX_PER_OWNER)
 

@@ -1,4 +1,4 @@
-"""Rotation of one stream's kubeconfigs: one in each ENGAGED event, and a KUBECONFIG event before each expires.
+"""Rotation of one stream's kubeconfigs: those in ENGAGED events, and a KUBECONFIG event before each expires.
 
 Frames of the log are shared by all subscribers; kubeconfigs are added to copies of them here. Once the stream has
 begun, no event waits for a credential: without one the event is sent as it is, and a KUBECONFIG event follows.
@@ -26,7 +26,7 @@ from milo_kube.credential import CredentialError
 
 BATCH_BYTES = 1 << 20
 KUBECONFIG_BYTES = 6 * 1024
-"""The approximate size of a kubeconfig. Batches of a snapshot contain fewer clusters, to leave space for them."""
+"""The approximate size of a kubeconfig. Batches of a snapshot have fewer clusters, to leave space for kubeconfigs."""
 _CLUSTERS_PER_STEP = 1000
 """How many clusters are examined before others run on the event loop."""
 RETRY_S = 5.0
@@ -80,7 +80,7 @@ class KubeconfigRotation:
                 self._schedule_now(cluster)
 
     def attach_kubeconfigs(self, changes: Slice) -> bytes:
-        """Return the events, with a kubeconfig in each ENGAGED one if a credential is held and there is space."""
+        """Return the events, with a kubeconfig in each ENGAGED one if it can be issued at once and there is space."""
         events = [frame.data for frame in changes.frames]
         size = len(changes.data)
         for place, frame in enumerate(changes.frames):
@@ -92,7 +92,7 @@ class KubeconfigRotation:
             else:
                 cluster = self._engaged(name)
                 if cluster is None or cluster.incarnation != frame.cluster.incarnation:
-                    continue  # a later frame disengages this incarnation
+                    continue  # a later frame disengages this incarnation, or updates it
                 delivery = self._schedule_now(cluster)
                 if size >= BATCH_BYTES - KUBECONFIG_BYTES or not self._call.freshness.is_fresh():
                     continue
@@ -108,7 +108,7 @@ class KubeconfigRotation:
     def catch_up(self) -> Iterator[None]:
         """Schedule kubeconfigs for a subscriber that resumed and has old credentials for its clusters.
 
-        Yields between batches.
+        Yields after every `_CLUSTERS_PER_STEP` clusters.
         """
         clusters = [*self._fleet.clusters()]
         for start in range(0, len(clusters), _CLUSTERS_PER_STEP):
@@ -199,7 +199,7 @@ class KubeconfigRotation:
         try:
             made = lease.issue(wire_incarnation(self._epoch, cluster.incarnation), self._to)
         except UnfitError:
-            return None  # no further attempt until the cluster's endpoint or issuer, or the caller's terms change
+            return None  # not rescheduled: it fails until the cluster's endpoint or issuer, or the terms change
         except CredentialError:
             self._schedule.postpone(delivery, retry_s)
             return None

@@ -61,7 +61,7 @@ class Page(msgspec.Struct, frozen=True):
 
 
 class Listings:
-    """The listings in progress. Above a limit the oldest are dropped, and their callers must list again."""
+    """The listings in progress. Above a limit, callers lose their oldest listings, and must list again."""
 
     def __init__(self, log: ChangeLog, signer: TokenSigner) -> None:
         self._log = log

@@ -21,7 +21,7 @@ MAX_FILTER_BYTES = 64 * 1024
 MAX_SELECTOR_LENGTH = 8 * 1024
 """The approximate length that API servers accept in a URL. Longer selectors take long to parse."""
 MAX_REQUIREMENTS = 64
-"""Maximum requirements of a label selector. Each is evaluated for each cluster at each change."""
+"""Maximum requirements of a label selector. They are evaluated whenever a cluster changes."""
 MAX_VALUES = 5000
 """Maximum number of names, organizations and sources in a filter."""
 VALUE_BYTES = 256

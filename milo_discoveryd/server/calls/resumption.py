@@ -176,6 +176,6 @@ class Resumption:
                 return ""
         self._lacked.add(source.name)
         return (
-            f"the first list since the daemon's start has {present} of the {known_count} clusters that the "
-            "subscriber knows: the subscriber keeps its clusters until a second list lacks them too"
+            f"the first list since the daemon's start has {present} clusters for the subscriber, which knows "
+            f"{known_count}: the subscriber keeps its clusters until a second list lacks them too"
         )

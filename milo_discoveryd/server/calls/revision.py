@@ -108,7 +108,7 @@ def wire_incarnation(epoch: str, number: int) -> str:
 class TokenSigner:
     """Signs revisions and page tokens for their holders.
 
-    The signature is keyed BLAKE2: every message contains one, and HMAC in OpenSSL takes several times as long.
+    The signature is keyed BLAKE2: nearly every batch contains one, and HMAC in OpenSSL takes several times as long.
     """
 
     def __init__(self, key: bytes) -> None:
@@ -124,7 +124,7 @@ class TokenSigner:
         return text if is_valid else None
 
     def _signature(self, text: str, holder: str) -> str:
-        # Neither the text nor the holder contains NUL, so the boundary between them is unambiguous.
+        # The holder does not contain NUL, so the boundary between it and the text is unambiguous.
         digest = blake2b(f"{text}\0{holder}".encode(), key=self._key, digest_size=_SIGNATURE_BYTES).digest()
         return b2a_base64(digest, newline=False).translate(_URL_SAFE, b"=").decode()
 

@@ -43,7 +43,7 @@ from milo_discoveryd.server.calls.stream import RETRY_S, Send, StreamOptions, Wa
 from milo_discoveryd.server.calls.verification import Freshness
 
 FIRST_LIST_HELD = (
-    "the first list after the daemon's start lacks clusters that subscribers still use, so removals are held until a "
+    "the first list after the daemon's start may lack clusters that subscribers know, so removals are held until a "
     "second list confirms them (RemovalsHeld); retry"
 )
 PAGE_BYTES = 2 << 20

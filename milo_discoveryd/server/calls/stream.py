@@ -84,7 +84,7 @@ class BatchSender:
     """Sends one stream's batches, with a deadline for a client that reads nothing."""
 
     def __init__(self, send: Send, stalled_s: float, prefetched_bytes: float) -> None:
-        """While a batch of `prefetched_bytes` is sent, the next one is computed."""
+        """While a batch of at least `prefetched_bytes` is sent, the next one is computed."""
         self._send = send
         self._stalled_s = stalled_s
         self._prefetched_bytes = prefetched_bytes
@@ -310,7 +310,7 @@ class WatchStream:
             self._fleet.changes.unsubscribe(self._subscription)
 
     def _still_draining(self, resumed: int) -> Iterator[Frame]:
-        """Return the draining clusters that wait for this subscriber, to send them again: it may have restarted."""
+        """Return frames of the draining clusters that wait for this subscriber, sent again: it may have restarted."""
         if self._subscription is None:
             return iter(())
         releases, key = self._fleet.releases, self._subscription.key
@@ -321,8 +321,8 @@ class WatchStream:
     async def _wait(self, waiter: Waiter) -> None:
         """Wait for a change, or until a heartbeat or a kubeconfig is due.
 
-        Raises the error that ends the stream. It is raised only here, so that a caller whose rights ended receives the
-        resulting disengagements first.
+        Raises the error that ends the stream when the caller's rights end or the daemon shuts down. It is raised only
+        here, so that the subscriber receives its pending changes first.
         """
         if self._asked.with_kubeconfigs:
             self._view.call.require_kubeconfigs()

@@ -23,7 +23,10 @@ _SERVER_ERRORS = frozenset(
 
 
 class TracingInterceptor(grpc.aio.ServerInterceptor):
-    """Creates a span per call. It wraps the error mapping, so that it never sees the text of an unexpected error."""
+    """Creates a span for each call, except those of reflection.
+
+    It wraps the error mapping, so that it never sees the text of an unexpected error.
+    """
 
     def __init__(self, provider: TracerProvider) -> None:
         self._tracer = provider.get_tracer("milo_discoveryd.server")

@@ -60,7 +60,7 @@ def visible_counts(records: Iterable[tuple[str, ClusterRecord]], scope: ClusterS
 
 
 def _counts(states: Mapping[ObjectState, int], engaged: int, unreachable: int, draining: int) -> VisibleCounts:
-    """Return the counts by field of `FleetCounts`. Unreachable and draining clusters are engaged too."""
+    """Return the counts by field of `FleetCounts`. `unreachable` and `draining` count engaged clusters only."""
     counts = Counter(engaged=engaged, unreachable=unreachable, draining=draining)
     for state, meaning in MEANINGS.items():
         if meaning.count:

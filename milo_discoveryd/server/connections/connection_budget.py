@@ -35,10 +35,11 @@ def fit_connections(listeners: Sequence[Listener], descriptors: int) -> list[Lis
 class ConnectionSlots(Generic[T]):
     """The connections of one listener.
 
-    When all slots are taken, an owner with fewer connections takes a slot from the owner with the most, and an owner
-    without connections takes the slot of the connection that has been idle for longest. So no owner is locked out by
-    others, and a single owner may have all slots. Unauthenticated connections have slots of their own, about an eighth
-    of the limit; one network may use half of them.
+    When all slots are taken, an owner takes the slot of the newest connection of the owner with the most, if that one
+    has at least two more. Otherwise an owner without connections takes the slot of the connection that has been idle
+    for longest. So one owner may have all slots, and an owner without connections is refused only while each of the
+    others has one, and none is idle. Unauthenticated connections have slots of their own, about an eighth of the limit;
+    one network may use half of them.
     """
 
     def __init__(self, limit: int) -> None:

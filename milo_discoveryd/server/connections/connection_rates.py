@@ -1,4 +1,4 @@
-"""Rate limits of connections, by network and owner, and the addresses of peers. Callers pass the time.
+"""Rate limits of connections by network and of refused calls by owner, and the addresses of peers. Pure.
 
 A TLS handshake costs the server more than the client, and a refused call costs the server as much as the client.
 """

@@ -53,7 +53,7 @@ class SocketFile:
         self._require_socket(path)
         made = _unused(path)
         try:
-            # The umask of the process is 0o077, so the file is never accessible to other users.
+            # The umask of the process is 0o077, so other users cannot access the file before its mode is set.
             bind(made)
             self._set_owner_and_mode(made)
             made.rename(path)

@@ -43,7 +43,7 @@ class PublishedObjects:
                     raise
                 items, token = [], ""  # the continue token expired: list again from the start
                 continue
-            # List items lack apiVersion and kind, which decisions compare.
+            # List items of built-in kinds lack apiVersion and kind, which decisions compare.
             kind = {"apiVersion": self._resource.api_version, "kind": self._resource.kind}
             items.extend(ObservedObject.of({**kind, **each}) for each in page.get("items") or ())
             token = (page.get("metadata") or {}).get("continue") or ""
@@ -107,7 +107,7 @@ class PublishedObjects:
 async def open_api_server(
     source: LocalSource, resource: PublishedResource, namespace: str, *, concurrency: int
 ) -> AsyncIterator[PublishedObjects]:
-    """Open the API server; yield the objects of a namespace. Credentials are renewed. Raises UnusableKubeconfig."""
+    """Yield the API of the objects in a namespace. Credentials are renewed. Raises UnusableKubeconfig."""
     proxy = (await asyncio.to_thread(source.read)).proxy
     credentials = AsyncRenewer(lambda: issue("target", source))
     # Idle connections are kept only briefly: a write on one that the server has closed fails, and is not repeated.

@@ -75,7 +75,7 @@ class Destination:
         try:
             namespace = self.namespace or source.read().namespace
         except UnusableKubeconfig as error:
-            raise CommandFailure(f"{error}; set the kubeconfig of the target API server with --kubeconfig") from error
+            raise CommandFailure(f"{error}; check the kubeconfig of the target API server (--kubeconfig)") from error
         if not namespace:
             raise click.UsageError("the kubeconfig's context has no namespace: set one with --namespace")
         return source, namespace
@@ -116,14 +116,16 @@ def publishing(command: Callable[..., R]) -> Callable[..., R]:
         help="How often objects that others changed or deleted are written again.",
     )
     @click.option(
-        "--once", is_flag=True, help="Exit when each engaged cluster has its object, and all others are deleted."
+        "--once",
+        is_flag=True,
+        help="Exit when each engaged cluster has its object, and those of other clusters are deleted or held.",
     )
     @click.option(
         "--accept-removals",
         "accepts_removals",
         is_flag=True,
-        help="Delete all objects whose clusters are missing from the first complete view, without a limit, and take "
-        "over those of another filter or shard group.",
+        help="Delete all objects whose clusters are missing from a complete view, without a limit, until none is "
+        "missing. Also take over objects of another filter or shard group.",
     )
     @connecting(timeout=None, timeout_help="With --once: time limit for the run. Default: no limit.")
     @functools.wraps(command)
@@ -320,7 +322,7 @@ class _Run:
                 publisher = self._publisher(client, server, messages)
                 await publisher.run(self.options, done, once=once)
         except TimeoutError:
-            timed_out = TimedOut("not every cluster had its object within --timeout", code="DEADLINE_EXCEEDED")
+            timed_out = TimedOut("objects were not up to date within --timeout", code="DEADLINE_EXCEEDED")
             raise messages.last_error or timed_out from None
         if once and publisher.problems:
             raise CommandFailure(f"unresolved problems: {len(publisher.problems)}; see the messages above")

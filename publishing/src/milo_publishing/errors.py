@@ -18,7 +18,7 @@ class TargetUnavailable(DiscoveryError):
 
 
 class TargetRefused(DiscoveryError):
-    """The target API server rejected a request, and would reject it again."""
+    """The target API server rejected a request, with a 4xx status other than 429."""
 
     def __init__(self, message: str, status: int) -> None:
         super().__init__(message)

@@ -73,7 +73,7 @@ class Publisher:
         return self._reports.problems
 
     async def run(self, options: WatchOptions, done: asyncio.Event, *, once: bool) -> None:
-        """Publish until `done` is set, or with `once` until each engaged cluster has its object."""
+        """Publish until `done` is set. With `once`, set it when there is nothing left to write."""
         with unwrap_single_error():
             async with asyncio.TaskGroup() as group, self._client.watch(**options) as watch:
                 tasks = [
@@ -135,7 +135,7 @@ class Publisher:
 
     @property
     def _is_done(self) -> bool:
-        """Whether all engaged clusters have objects and all others are deleted or held, or nothing may be written."""
+        """Whether each object is written, deleted, held or refused, or nothing may be written."""
         if not self._has_view or self._review.is_foreign:
             return self._has_view
         return self._review.is_done and not self._dirty and self._publication.is_complete()

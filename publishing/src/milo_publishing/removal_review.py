@@ -39,7 +39,7 @@ class RemovalReview:
         self.has_identity = False
         """Whether the daemon's shard group is known."""
         self._elsewhere: set[Removal] = set()
-        """Objects of clusters that other members of the shard group own, as of the last list."""
+        """Objects whose clusters the daemon has reported as unassigned to it since the last list."""
 
     @property
     def is_foreign(self) -> bool:
@@ -95,7 +95,7 @@ class RemovalReview:
             )
 
     async def _identify(self) -> None:
-        """Request the daemon's shard group. Raises PublishedByAnother if this run published for another group."""
+        """Request the daemon's shard group. Raises PublishedByAnother if it changed during this run."""
         try:
             sharding = (await self._client.server_info()).sharding
         except StatusError as error:

@@ -25,7 +25,7 @@ class Preconditions(msgspec.Struct, frozen=True):
 
 
 def enveloped(resource: ResourceDefinition, document: Document, namespace: str) -> Document:
-    """Return a copy with the apiVersion, kind and metadata of this resource, or raise RefusalError."""
+    """Return a copy with this resource's apiVersion and kind, and metadata without nulls, or raise RefusalError."""
     given = document.get("metadata", {})
     if not isinstance(given, dict):
         raise refusals.bad_request("metadata must be a JSON object")
@@ -112,7 +112,7 @@ def combined(resource: ResourceDefinition, current: Document, wanted: Document, 
 
 
 def intent(resource: ResourceDefinition, document: Document) -> Document:
-    """Return the fields whose changes are counted in the generation."""
+    """Return the fields whose changes increment the generation."""
     uncounted = {"metadata", "status"} if resource.has_status else {"metadata"}
     return {key: value for key, value in document.items() if key not in uncounted}
 

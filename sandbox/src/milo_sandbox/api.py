@@ -120,7 +120,7 @@ class Api:
         return response
 
     def _verbs(self, request: web.BaseRequest, call: Call) -> frozenset[str]:
-        """Return the verbs of a call: an apply can also create, and a streaming watch also lists."""
+        """Return the verbs of a call: an apply can also create, and a watch that streams a list also lists."""
         if call.verb == "patch" and request.content_type == patches.APPLY and not call.subresource:
             is_new = self.store[call.resource].get(call.name, call.namespace) is None
             return frozenset({"patch", "create"} if is_new else {"patch"})

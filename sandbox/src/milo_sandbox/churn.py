@@ -23,10 +23,13 @@ _LEFT_OVER = ("networks.networking.example.com", "workloads.compute.example.com"
 
 
 class Churn:
-    """A source of random changes, about one per `step`. The number of projects stays near the initial one."""
+    """A source of random changes, about one per `step`.
+
+    The number of projects stays near the initial one, or near 5 if that is more.
+    """
 
     def __init__(self, store: Store, names: Names, random: Random, purge: Callable[[str], None]) -> None:
-        """`purge` deletes the namespaced objects in a project."""
+        """`purge` deletes the namespaces and the namespaced objects in a project."""
         self._store = store
         self._milo = Milo(store)
         self._names = names
@@ -37,7 +40,7 @@ class Churn:
         self._cursor = store.version
 
     def step(self) -> None:
-        """Make one change, in a running scenario or a new one."""
+        """Handle the writes of clients, and advance a running scenario or a new one."""
         self._handle_client_writes()
         under_way = len(self._scenarios)
         if under_way and self._random.random() < under_way / (under_way + 3):
@@ -150,7 +153,7 @@ class Churn:
 
 
 async def run(churn: Churn, per_second: float) -> None:
-    """Make steps until canceled, at an average rate that does not depend on how long a step takes."""
+    """Make steps until canceled, at an even rate. Delays of up to a second are made up for."""
     loop = asyncio.get_running_loop()
     due = loop.time()
     while True:

@@ -43,13 +43,14 @@ kubectl get projects --watch
 class SavedServer(msgspec.Struct, frozen=True, kw_only=True):
     """The address and the identity of a sandbox, saved beside its kubeconfig.
 
-    A sandbox that is started again with the same kubeconfig file has the same port, certificates and projects, so
-    clients of the earlier run recover as after a restart of an API server.
+    A sandbox that is started again with the same kubeconfig file and address has the same port, certificates and
+    projects until the certificate is about to expire, so clients of the earlier run recover as after a restart of an
+    API server.
     """
 
     host: str
     port: int
-    """The port; 0 before the first start, for any free port."""
+    """The port. Before the first start it can be 0, for any free port."""
     seed: int
     """The random seed, which determines the names and UIDs of the first projects."""
     identity: ServerIdentity
@@ -103,7 +104,7 @@ async def serve(
             seed=server.seed,
             token_life=token_life,
             features=features,
-            # Later than all versions of an earlier run, in which there were fewer than a thousand writes a second.
+            # Later than all versions of an earlier run, unless that made more than a thousand writes a second.
             first_version=time.time_ns() // 1_000_000,
             # With --churn, the churn takes the place of the controllers, and simulates their faults.
             controllers=not churn,
@@ -148,7 +149,7 @@ def _not_listening(listen: str, port: int, saved_port: int, error: OSError) -> s
 
 def _print_introduction(sandbox: Sandbox, kubeconfig: Path, churn: float) -> None:
     changing = f", about {churn:g} changes a second" if churn else ""
-    # The image has no kubectl.
+    # The sandbox's image has no kubectl.
     commands = _COMMANDS if shutil.which("kubectl") else ""
     write(
         f"milo sandbox at {sandbox.url}: {len(sandbox.projects)} projects{changing}\n"

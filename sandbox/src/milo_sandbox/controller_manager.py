@@ -1,6 +1,6 @@
 """Milo's controllers of projects and of their suspensions, for sandboxes in which nothing else simulates them.
 
-These act at once after each write; Milo's act some seconds later. Only leftovers of a deletion are purged periodically.
+These act at once after each write; Milo's act later. Only leftovers of a deletion are purged periodically.
 """
 
 import asyncio

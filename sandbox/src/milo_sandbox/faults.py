@@ -91,7 +91,7 @@ class Faults:
         self._stopped = asyncio.Event()
 
     async def held(self, project: str, call: Call, verbs: Collection[str]) -> None:
-        """Raise the response of the first injected fault that applies. If it makes requests hang, wait for its removal.
+        """Raise the response of the first injected fault that applies; if it is a hang, wait for `stop_injected`.
 
         `verbs` are those for which an API server authorizes the call.
         """

@@ -65,7 +65,8 @@ def list_step(entry: Any, schema: Document) -> str:
 def values_at(value: Any, schema: Document) -> dict[Path, Any]:
     """Return the fields that can have owners, with their values: scalars, atomic values, empty maps and list entries.
 
-    The value of a list entry is None, unless it is atomic: the fields of a map are listed separately.
+    The value of an entry of a set is None: the step to the entry contains it. That of a map in a list is None too, and
+    its fields are listed separately, unless the map is atomic.
     """
     return dict(_values(value, schema, ())) if value != {} else {}
 

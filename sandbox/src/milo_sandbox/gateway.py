@@ -40,7 +40,7 @@ class Gateway:
         self.requests = 0
         """The number of requests, answered or not."""
         self.requests_of: Counter[str] = Counter()
-        """The number of requests to each project's control plane."""
+        """The number of requests to each project's control plane; other requests are counted under ""."""
 
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
         self.requests += 1

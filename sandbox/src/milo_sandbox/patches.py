@@ -28,7 +28,7 @@ def merge(target: Any, patch: Any) -> Any:
 
 
 def strategic(target: Any, patch: Any) -> Any:
-    """Apply a strategic merge patch as a merge patch. Lists are replaced, and directives about their order ignored."""
+    """Apply a strategic merge patch as a merge patch, which replaces lists. Ignore $setElementOrder and $retainKeys."""
     return merge(target, _without_hints(patch))
 
 

@@ -85,7 +85,7 @@ class ResourceDefinition(msgspec.Struct, frozen=True, kw_only=True, eq=False):
 
     @property
     def is_custom(self) -> bool:
-        """Whether the resource is custom, as Milo's are. API servers handle custom resources differently."""
+        """Whether requests are handled as for custom resources, which differ from built-in ones in some responses."""
         return not self.takes_strategic_patches
 
     @property

@@ -27,7 +27,7 @@ _ENVELOPE = frozenset({"apiVersion", "kind", "metadata"})
 
 
 def prune(value: Any, schema: Document, path: str = "") -> list[str]:
-    """Remove unknown fields in place; return their paths, for strict validation."""
+    """Remove unknown fields in place; return their paths, for warnings or an error."""
     if isinstance(value, list):
         items = schema.get("items", {})
         return [gone for i, item in enumerate(value) for gone in prune(item, items, f"{path}[{i}]")]

@@ -57,7 +57,7 @@ class HttpsServer:
         self._http = _Http(
             handle,
             request_factory=partial(web.BaseRequest, loop=loop, client_max_size=_BODY_LIMIT),
-            # Otherwise a watch whose client has disconnected would wait forever.
+            # Otherwise a watch whose client has disconnected would stay open until its next write.
             handler_cancellation=True,
             access_log=None,
         )

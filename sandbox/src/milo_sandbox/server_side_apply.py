@@ -96,7 +96,7 @@ def apply(
     force: bool,
     now: str,
 ) -> Document:
-    """Return the live object with the applied fields and its owners; refuse conflicts with other owners."""
+    """Return the live object with the applied fields and its owners. Without `force`, conflicts are refused."""
     schema = _schema(resource)
     wanted = _part_of(resource, applied, part)
     current = _owned(live)

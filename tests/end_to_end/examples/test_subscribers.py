@@ -87,7 +87,7 @@ async def test_subscriber_prints_only_differences_after_daemon_restart(
             if "stream broken" not in line:
                 by_cluster.setdefault(line.split()[1], []).append(line)
         assert by_cluster == {
-            "goes": ["DISENGAGED goes it was missing when the connection to the daemon was restored"],
+            "goes": ["DISENGAGED goes it is missing from the daemon's latest snapshot"],
             "is-replaced": ["DISENGAGED is-replaced REPLACED", engaged(sandbox, "is-replaced")],
             "comes": [engaged(sandbox, "comes")],
             "is-updated": [engaged(sandbox, "is-updated", "UPDATED")],

@@ -44,7 +44,7 @@ async def test_check_reports_that_leases_can_be_read(tmp_path: Path) -> None:
     async with ApiServer(answering(b'{"items": []}')) as server:
         found = await check_leases(settings(tmp_path, server), ENVIRON)
     assert found is not None
-    assert (found.level, found.message) == ("ok", "member dns-0 can read the Leases of group dns, which has 0 members")
+    assert (found.level, found.message) == ("ok", "member dns-0 can read the Leases of group dns (0 members have one)")
 
 
 async def test_check_warns_of_members_with_other_sources(tmp_path: Path) -> None:

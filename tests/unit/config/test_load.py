@@ -145,7 +145,7 @@ def test_invalid_values_are_reported_together_with_place(file: Path) -> None:
         f'file {file} line 2 key tombstones.count: "many" must be a whole number from 0 to 1000000',
         f'file {file} line 4 key watch.page_size: "0" must be at least 1',
         f"file {file} line 5 key hearbeat_interval: is not a setting; did you mean heartbeat_interval?",
-        'flag --http-listen: "9464" must be HOST:PORT, such as "127.0.0.1:9464" (an IPv6 address in brackets)',
+        'flag --http-listen: "9464" must be "off" or HOST:PORT, such as "127.0.0.1:9464" (an IPv6 address in brackets)',
         'flag --mode: "projct" must be one of declarative, kind, kubeconfig-directory, project, project-control-plane, '
         "service-consumer, single",
     ]

@@ -63,7 +63,7 @@ func (o *Ownership) NextRenewal(now time.Duration, wasHeld bool) time.Duration {
 	}
 }
 
-// Timeout returns the timeout of a renewal: not longer than the remaining ownership.
+// Timeout returns the timeout of a renewal: not longer than the remaining ownership, if any remains.
 func (o *Ownership) Timeout(now time.Duration) time.Duration {
 	if left := o.until - now; left > 0 {
 		return min(renewalTimeout, left)

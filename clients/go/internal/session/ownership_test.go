@@ -40,7 +40,7 @@ func TestOwnershipDeadlineCountsFromTheRequest(t *testing.T) {
 func TestRenewalResponseDoesNotShortenOwnership(t *testing.T) {
 	for name, response := range map[string]*pb.RenewOwnershipResponse{
 		"without a duration": {Sharded: true},
-		"delayed":            owned(time.Second),
+		"for a shorter time": owned(time.Second),
 	} {
 		var ownership Ownership
 		ownership.Renewed(owned(10*time.Second), 100*time.Second)
@@ -82,7 +82,7 @@ func TestOwnershipIsNotExtendedByInvalidDuration(t *testing.T) {
 	}
 }
 
-func TestRenewalsTimeOutBeforeOwnershipEnds(t *testing.T) {
+func TestRenewalDelayAndTimeoutDoNotExceedOwnership(t *testing.T) {
 	var ownership Ownership
 	ownership.Renewed(owned(10*time.Second), 100*time.Second)
 	for _, each := range []struct{ left, next, timeout time.Duration }{

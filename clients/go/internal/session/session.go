@@ -34,7 +34,7 @@ var ErrBroken = errors.New("discovery stream is broken")
 
 const (
 	// MissingAfterReconnect is the message of a disengagement because a snapshot lacks the cluster.
-	MissingAfterReconnect = "it was missing when the connection to the daemon was restored"
+	MissingAfterReconnect = "it is missing from the daemon's latest snapshot"
 	// OwnershipNotRenewed is the message of a disengagement by LoseOwnership.
 	OwnershipNotRenewed = "the daemon did not confirm in time that it still owns the cluster"
 )

@@ -35,7 +35,7 @@ type Project struct {
 	counted   map[string]int
 	changes   []change
 	forgotten uint64   // the resourceVersion of the last change that was dropped from changes
-	answered  []string // tokens of the last authenticated requests
+	answered  []string // tokens of the last two requests that SetTokens did not reject
 }
 
 type watch struct {
@@ -130,17 +130,17 @@ func (p *Project) SetTokens(tokens ...string) {
 	}
 }
 
-// Count returns the number of requests of a kind: a verb and a resource, as in "watch configmaps"; "answer" and a
-// resource for requests that a handler of Answer received; "forbidden" and a resource for those that Forbid rejected;
-// "discover" or "send" and a path for requests of a discovery document, or responses with it; or "refused" for requests
-// without an accepted token.
+// Count returns the number of requests of a kind: a verb and a resource, as in "watch configmaps" (for writes, the HTTP
+// method in lower case); "answer" and a resource for requests that a handler of Answer, Forbid or Silence received;
+// "forbidden" and a resource for those that Forbid rejected; "discover" or "send" and a path for requests of a
+// discovery document, or responses with it; or "refused" for requests without an accepted token.
 func (p *Project) Count(what string) int {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return p.counted[what]
 }
 
-// LastToken returns the bearer token of the last authenticated request.
+// LastToken returns the bearer token of the last request that SetTokens did not reject.
 func (p *Project) LastToken() string {
 	p.mu.Lock()
 	defer p.mu.Unlock()

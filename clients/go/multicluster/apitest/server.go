@@ -5,9 +5,10 @@
 //	daemon := discoverytest.New(t)
 //	daemon.Engage(discovery.Cluster{Name: "alpha", Endpoint: api.Endpoint("alpha")})
 //
-// It serves discovery, list, watch (with streaming lists), get, create, update, patch and delete of every kind of
-// client-go's scheme and of kinds that Serve added, over HTTP/2, to clients that trust its certificate. A project can
-// be made to hang, to forbid a resource, or to reject a token. The server validates nothing, and supports no selectors.
+// It serves discovery, list, watch (with streaming lists), get, create, update, merge patch and delete of every
+// listable kind of client-go's scheme and of kinds that Serve added, over HTTP/2, to clients that trust its
+// certificate. A project can be made to hang, to forbid a resource, or to reject a token. The server validates nothing,
+// and supports no selectors.
 package apitest
 
 import (

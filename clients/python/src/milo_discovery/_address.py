@@ -25,7 +25,7 @@ CHANNEL_OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.keepalive_timeout_ms", 10_000),
     # Without this option gRPC waits a minute for the answer to a ping, regardless of keepalive_timeout_ms.
     ("grpc.http2.ping_timeout_ms", 10_000),
-    # gRPC's default of 4 MiB is less than one object with many labels, or a page of objects with long annotations.
+    # A message with many labels or long annotations can exceed gRPC's default of 4 MiB.
     ("grpc.max_receive_message_length", 64 << 20),
 )
 

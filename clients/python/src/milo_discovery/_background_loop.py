@@ -43,7 +43,7 @@ class BackgroundLoop:
             raise
 
     def close(self, last: Coroutine[Any, Any, None]) -> None:
-        """Run a last coroutine, cancel all others, and stop the thread. A repeated call is a no-op."""
+        """Run a last coroutine, cancel all others, and stop the thread. If no thread was started, only close `last`."""
         with self._lock:
             future = None if self._closed or self._loop is None else asyncio.run_coroutine_threadsafe(last, self._loop)
             self._closed = True

@@ -32,7 +32,7 @@ Protocol = Literal["gRPC", "HTTP", "TLS"]
 
 
 def connection_problem(target: str, credentials: ClientCredentials) -> str | None:
-    """Connect to HOST:PORT, and return what is wrong with the name, TLS or protocol; None if that is unknown."""
+    """Connect to HOST:PORT, and return a problem of the name, TLS or protocol; None if none is found."""
     try:
         if credentials.ca_file is None:
             return _plain_problem(target)

@@ -1,7 +1,7 @@
 """Renews credentials on the event loop on which they are used, and on behalf of other threads.
 
-A caller with a valid credential never waits: the next credential is fetched in the background. Callers without a valid
-credential share a single fetch, and continue earlier if the stream delivers a kubeconfig.
+A caller with a valid credential does not wait: the next credential is fetched in the background. Callers whose
+credential is not valid, or was rejected, share one fetch, and continue earlier if the stream delivers a kubeconfig.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _LOOP_WAIT_LIMIT_S = 30.0
 
 @dataclass(frozen=True, slots=True)
 class PushedKubeconfigs:
-    """The kubeconfigs that a stream delivers for one engagement. Both functions raise after the engagement ended."""
+    """The kubeconfigs that a stream delivers for one engagement. `newest` and `following` raise after its end."""
 
     newest: Callable[[], Kubeconfig | None]
     following: Callable[[], Coroutine[Any, Any, Kubeconfig]]

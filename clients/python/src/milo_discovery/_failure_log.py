@@ -32,7 +32,8 @@ class _Kind:
 class FailureLog:
     """The log policy for failures. By default, failures of one kind have the same exception type and source line.
 
-    A kind that does not occur for an interval is forgotten, so its next failure is logged with a traceback again.
+    A kind without failures for an interval after its last log line is forgotten: its next failure is logged with a
+    traceback again.
     """
 
     def __init__(self, interval: float = INTERVAL_S, *, max_kinds: int = _MAX_KINDS) -> None:
@@ -41,7 +42,7 @@ class FailureLog:
         self._kinds: dict[object, _Kind] = {}
 
     def __bool__(self) -> bool:
-        """Return whether there were failures in the last interval."""
+        """Return whether failures are tracked, so that `summaries` has to be called again."""
         return bool(self._kinds)
 
     def is_new(self, cluster: str, error: BaseException, now: float, *, key: object = None, what: str = "") -> bool:

@@ -56,7 +56,7 @@ def read_access(kubeconfig: bytes) -> KubeconfigAccess:
 def read_exec_access(kubeconfig: bytes, cluster: str) -> KubeconfigAccess:
     """Read a kubeconfig without a credential, whose exec plugin must be that of this package, for this cluster.
 
-    The result has only the server, its CA and the user to impersonate: callers build the exec entry themselves.
+    The result has no credential: callers build the exec entry themselves.
     """
     found = _read(kubeconfig, _PLUGIN)
     if found.plugin is None or (found.plugin.command, [*found.plugin.args]) != (EXEC_COMMAND, exec_arguments(cluster)):
@@ -67,7 +67,7 @@ def read_exec_access(kubeconfig: bytes, cluster: str) -> KubeconfigAccess:
 
 @lru_cache(maxsize=16)
 def _shared(authorities: str) -> str:
-    """Return one instance for equal CAs: the clusters of a fleet share a CA, which is then held in memory once."""
+    """Return one instance for equal CAs, so that a CA that many clusters share is held in memory once."""
     return authorities
 
 

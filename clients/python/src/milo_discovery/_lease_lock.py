@@ -54,7 +54,7 @@ class LeaseLock:
 
     @property
     def is_held(self) -> bool:
-        """Whether this candidate wrote the Lease's last known version."""
+        """Whether this candidate took the lock, has not released it, and is the last observed holder."""
         return self._renewed_at is not None
 
     @property

@@ -58,6 +58,6 @@ class OwnershipDeadline:
         return min(RENEWAL_INTERVAL_S, max(left / 2, min(left, SHORTEST_RENEWAL_S)))
 
     def timeout_s(self, now: float) -> float:
-        """Return the timeout of a renewal: not longer than the remaining ownership."""
+        """Return the timeout of a renewal: at most the remaining ownership, if it has not expired."""
         left = self._until - now
         return min(RENEWAL_TIMEOUT_S, left) if left > 0 else RENEWAL_TIMEOUT_S

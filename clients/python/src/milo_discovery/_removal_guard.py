@@ -61,7 +61,8 @@ class Removals:
         """Whether the view has no published cluster: it may be that of another fleet, so nothing is written."""
         self._missing_since: dict[Removal, float] = {}
         self._deleted: dict[tuple[str, str], tuple[str, float]] = {}
-        """The UID of each object whose deletion was confirmed, and when, keyed by (object name, cluster UID)."""
+        """The UID of each object whose deletion was confirmed, and when it was confirmed or last found to be contested,
+        keyed by (object name, cluster UID)."""
 
     def review(self, missing: Collection[Removal], published: int, now: float) -> list[Removal]:
         """Return the missing objects that may be deleted. `published`: the number of all objects."""

@@ -5,9 +5,10 @@ resume revision. ENGAGED and DISENGAGED alternate for each cluster, whatever hap
 
 - A snapshot takes effect when it is complete: it yields no events before `synced`, and an incomplete one is dropped.
 - A snapshot yields its differences from the view. A cluster with the same name and UID is the same cluster: a new
-  incarnation alone means that another daemon engaged it, and work on it continues. But a cluster that was draining and
-  no longer is was disengaged and engaged again.
-- A batch is applied completely or not at all, and only then does its revision become the resume revision.
+  incarnation alone means that another or a restarted daemon engaged it, and work on it continues. But a cluster that
+  was draining and no longer is was disengaged and engaged again.
+- A batch is applied completely or not at all. A revision becomes the resume revision when its batch was applied, in a
+  snapshot that of the last batch.
 """
 
 from __future__ import annotations
@@ -24,10 +25,10 @@ from milo_discovery.model import Cluster, DisengageReason, EventType, Kubeconfig
 from milo_discovery.v1 import discovery_pb2 as pb
 
 OWNERSHIP_NOT_RENEWED = "the daemon did not confirm in time that it still owns the cluster"
-MISSING_AFTER_RECONNECT = "it was missing when the connection to the daemon was restored"
+MISSING_AFTER_RECONNECT = "it is missing from the daemon's latest snapshot"
 
 # Excludes fields about the daemon rather than the cluster: when and under which incarnation it engaged the cluster,
-# since when it probes it, and which upstream version it read.
+# since when its connectivity state holds, and which upstream version the daemon read.
 _CLUSTER_FIELDS = (
     "name",
     "uid",

@@ -62,7 +62,7 @@ class StreamSubscription:
         self.pending.extend(item for change in changes if (item := _usable(change)) is not None)
 
     def ownership_ended(self) -> None:
-        """Disengage all clusters, because the daemon did not renew its ownership."""
+        """Disengage all clusters, because the daemon did not confirm in time that it still owns them."""
         self.pending.extend(self.session.lose_ownership())
 
     def stream_lost(self, error: DiscoveryError, now: float) -> timedelta:

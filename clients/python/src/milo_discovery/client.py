@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from kubernetes.client import ApiClient
 
 DEFAULT_TIMEOUT = timedelta(seconds=10)
-# gRPC fails calls at once whose timeout is longer than 292 years, such as timedelta.max.
+# gRPC immediately fails calls whose timeout is longer than 292 years, such as timedelta.max.
 _LONGEST_S = timedelta(days=365).total_seconds()
 
 
@@ -93,7 +93,7 @@ class DiscoveryClient:
     async def close(self) -> None:
         """Close all watches and channels."""
         if self._loop not in {None, asyncio.get_running_loop()}:
-            return  # they belong to another event loop, which closes them when it ends
+            return  # they belong to another event loop, and cannot be closed on this one
         for watch in tuple(self._watches):
             await watch.close()
         channel = self._shared_channel.close()
@@ -140,7 +140,7 @@ class DiscoveryClient:
     ) -> Kubeconfig:
         """Issue a short-lived kubeconfig for an engaged cluster; with `incarnation`, only for that incarnation.
 
-        Raises UnusableKubeconfig if the daemon returns a kubeconfig of another format.
+        Raises UnusableKubeconfig if the daemon returns anything but a kubeconfig of this format.
         """
         request = pb.IssueKubeconfigRequest(
             cluster=name,
@@ -158,7 +158,8 @@ class DiscoveryClient:
     async def release(self, cluster: Cluster, *, subscriber: str) -> None:
         """Confirm that a subscriber has finished its work on a draining cluster. A repeated call is a no-op.
 
-        Raises PreconditionFailed if the cluster is not draining, or has another incarnation now.
+        Raises PreconditionFailed if the cluster is not draining or has another incarnation now, or the subscriber is
+        unknown.
         """
         request = pb.ReleaseClusterRequest(cluster=cluster.name, incarnation=cluster.incarnation, subscriber=subscriber)
         await self._call("ReleaseCluster", request)

@@ -148,7 +148,7 @@ class Fleet(RunsInBackground):
         return member.cluster
 
     async def synced(self) -> None:
-        """Wait until the Fleet holds all clusters that were engaged when it started."""
+        """Wait until the Fleet has received the first complete view."""
         await self._signal.wait_for(lambda: self._state in {"synced", "ended"})
         if self._state == "ended":
             raise RuntimeError("the Fleet has ended")
@@ -214,7 +214,7 @@ class Fleet(RunsInBackground):
                 log.info("connected to the daemon")
                 self._connected(True)
             case Disconnected(error=error):
-                log.warning("no connection to the daemon; retrying: %s", error)
+                log.warning("no stream from the daemon; retrying: %s", error)
                 self._connected(False, str(error))
 
     def _connected(self, connected: bool, problem: str = "") -> None:

@@ -106,7 +106,7 @@ class SyncDiscoveryClient:
 class SyncWatch(WatchState):
     """The blocking counterpart of Watch: `for event in watch`.
 
-    It reads in the background from the first iteration on. Events are delivered only by the iteration, so run work
+    It reads in the background from its first use on. Events are delivered only by the iteration, so run work
     that takes longer than a few seconds in another thread, or check `is_owner` before it writes.
     """
 
@@ -127,7 +127,8 @@ class SyncWatch(WatchState):
     def release(self, cluster: Cluster) -> None:
         """Confirm, with `confirm_releases`, that the work on a draining cluster has ended. A repeated call is a no-op.
 
-        Raises PreconditionFailed if the cluster is not draining, or has another incarnation now. Thread-safe.
+        Raises PreconditionFailed if the cluster is not draining or has another incarnation now, or the subscriber is
+        unknown. Thread-safe.
         """
         self._run(self._watch.release(cluster))
 

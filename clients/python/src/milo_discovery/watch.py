@@ -23,7 +23,7 @@ from milo_discovery.v1 import discovery_pb2 as pb
 from milo_discovery.v1.discovery_pb2_grpc import DiscoveryServiceStub
 
 # Backpressure: while this many events are pending, no further batch is read, and the daemon coalesces changes.
-# Only the differences from a snapshot are queued all at once.
+# The events of one batch, and the differences from a snapshot, are queued all at once.
 _MAX_PENDING = 256
 
 
@@ -81,7 +81,8 @@ class Watch(WatchState):
     async def release(self, cluster: Cluster) -> None:
         """Confirm, with `confirm_releases`, that the work on a draining cluster has ended. A repeated call is a no-op.
 
-        Raises PreconditionFailed if the cluster is not draining, or has another incarnation now.
+        Raises PreconditionFailed if the cluster is not draining or has another incarnation now, or the subscriber is
+        unknown.
         """
         await self._release(cluster, subscriber=self.subscriber)
 

@@ -49,7 +49,7 @@ async def first_snapshot(run: Run) -> None:
 
 
 @core(
-    "A snapshot in many batches is reported once it is complete",
+    "A snapshot in many batches is reported only when it is complete",
     why="A large fleet exceeds one batch. A cluster that is engaged too early may not be part of the snapshot.",
     demands="`synced` is true from the batch that completes\n  // them.",
 )
@@ -151,7 +151,7 @@ async def revision_of_empty_batch(run: Run) -> None:
     await stream.send()
     await run.nothing_else(stream)
     await stream.send()
-    await asyncio.sleep(0.2)  # gives the client time to read the batch, without which it resumes from an older one
+    await asyncio.sleep(0.2)  # gives the client time to read the batch; otherwise it may resume from an older revision
     stream.end(UNAVAILABLE)
     await run.stream(resuming=stream.revision)
 
@@ -295,7 +295,7 @@ async def missing_batch(run: Run) -> None:
 
 @core(
     "A missing batch within a snapshot closes the stream",
-    why="A snapshot that lacks a batch disengages the clusters that were in it.",
+    why="A client that applies a snapshot without one of its batches disengages the clusters of that batch.",
     demands="The `revision` of the batch before this one on this stream",
 )
 async def missing_batch_in_snapshot(run: Run) -> None:

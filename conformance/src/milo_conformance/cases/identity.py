@@ -15,7 +15,7 @@ identity = partial(case, Profile.IDENTITY)
 
 
 def write(run: Run, name: str, content: bytes) -> str:
-    """Write a file by renaming it, as a kubelet does; return its path."""
+    """Replace a file atomically, as a kubelet does; return its path."""
     path = run.daemon.directory / name
     new = path.with_suffix(".new")
     new.write_bytes(content)

@@ -28,7 +28,7 @@ async def released(run: Run, name: str, incarnation: str, *, after: int = 0) -> 
 
 
 @release(
-    "A cluster that drains is released once its work has ended",
+    "A cluster that drains is released only after its work has ended",
     why="Until then its credentials work, and no other member of the shard group engages it.",
     demands="end the work on it, or do not begin any, and call ReleaseCluster",
 )

@@ -143,7 +143,7 @@ func (o *operator) untilGreeted(c client.Client, project, text string) {
 			return fmt.Errorf("ConfigMap data %v and Greeting status %v, want text %q and Ready", found.Data, made.Status, text)
 		}
 		if !metav1.IsControlledBy(found, made) {
-			return errors.New("the ConfigMap is not owned by the Greeting")
+			return errors.New("the Greeting is not the controller of the ConfigMap")
 		}
 		return nil
 	})

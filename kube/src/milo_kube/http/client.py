@@ -64,10 +64,10 @@ class Client:
         self._selects_http1: set[_Key] = set()
         """Servers that did not select HTTP/2 at the last handshake."""
         self._requires_http1: set[_Key] = set()
-        """Servers that selected HTTP/2, and then refused a request over it."""
+        """Servers that selected HTTP/2, and then required HTTP/1.1 for a request."""
         self._open: set[Connection] = set()
         self._with_room: dict[_Key, dict[Connection, None]] = {}
-        """Connections that accept another request, as an ordered set: the most recently used is the last."""
+        """Connections that accept another request, as an ordered set: the latest that became available is last."""
         self._idle: dict[Connection, asyncio.TimerHandle] = {}
         self._is_closed = False
         self._dialing: WeakValueDictionary[_Key, asyncio.Semaphore] = WeakValueDictionary()
@@ -85,7 +85,7 @@ class Client:
     ) -> AbstractAsyncContextManager[Response]:
         """Send a request and yield its response when status and headers have arrived. Raises TransportError.
 
-        `url` contains no user and no fragment. `silence_s` is the timeout for the response headers.
+        `url` contains no user and no fragment. `silence_s` limits the time without data until the headers end.
         """
         return _Exchange(
             self,
@@ -185,7 +185,7 @@ class Client:
             connection.abort()
             raise TransportError(
                 "connect",
-                f"{origin} accepts no request on a new connection: it closed the connection, or allows 0 streams",
+                f"{origin} accepts no requests: it allows 0 concurrent HTTP/2 streams",
             )
         self._open.add(connection)
         return connection

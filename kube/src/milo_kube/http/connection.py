@@ -12,7 +12,7 @@ from milo_kube.http.errors import TransportError
 from milo_kube.http.headers import Headers, SentHeaders
 
 OVERHEAD_LIMIT = 64 << 10
-"""Maximum bytes of headers, chunk sizes and trailers in a row, without a piece of body: they are kept in memory."""
+"""Maximum bytes of headers, chunk sizes and trailers in a row, without a piece of body."""
 _UNZIP_AT_ONCE = 1 << 20
 _HEADER_VALUE = re.compile(r"[^\r\n\0]*")
 
@@ -76,7 +76,7 @@ class Response(ABC):
         self.has_begun = False
         """Whether at least one byte was received."""
         self.is_reusable = False
-        """Whether the response was received completely, so that the connection can be reused."""
+        """Whether the response was received completely, and the connection can be reused."""
         self.refusal: Refusal | None = None
         self.origin = origin
         self._has_head = False

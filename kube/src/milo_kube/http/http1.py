@@ -63,7 +63,7 @@ class Http1Connection(asyncio.Protocol):
         return response
 
     def finished(self, response: Response) -> None:
-        """End the exchange; the connection is closed unless the response was read completely."""
+        """End the exchange, and close the connection unless it can be reused."""
         if response is not self._response:
             return
         self._response = None

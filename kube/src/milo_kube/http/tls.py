@@ -50,7 +50,7 @@ class TlsTransport(asyncio.Transport, asyncio.Protocol):
         )
         self._below: asyncio.Transport | None = None
         self._handshake: asyncio.Future[None] | None = asyncio.get_running_loop().create_future()
-        """None once the handshake is complete."""
+        """None once `handshake` has returned."""
         self._handshake_bytes = handshake_bytes
         self._unsent: list[bytes] = []
         """Data that OpenSSL accepts only after it has read more from the peer."""

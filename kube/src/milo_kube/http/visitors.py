@@ -16,7 +16,7 @@ _PRIVATE_DOMAINS = (".localhost", ".svc", ".cluster.local")
 
 
 def is_own_host(host_header: str, names: Collection[str] = ()) -> bool:
-    """Return whether the Host header names this server. After DNS rebinding, it contains the attacker's domain.
+    """Return whether the Host header may name this server. After DNS rebinding, it contains the attacker's domain.
 
     `names` are accepted too, in lower case.
     """

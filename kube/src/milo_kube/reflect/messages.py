@@ -63,7 +63,7 @@ class Listed(msgspec.Struct, Generic[Seen], frozen=True):
 
 
 class Unlisted(msgspec.Struct, frozen=True):
-    """An object was removed before the list that contains it was complete."""
+    """An object of an incomplete streaming list was deleted, or left the selector."""
 
     name: str
     namespace: str = ""
@@ -73,7 +73,7 @@ class ListEnded(msgspec.Struct, frozen=True):
     """The list is complete: objects that it does not contain do not exist within the selector."""
 
     versions_went_back: bool = False
-    """Whether the list's version is older than the highest version seen: the server was restored, or replaced."""
+    """Whether the list's version is older than the highest version seen: the server lags, was restored, or replaced."""
     version: str = ""
     """The list's resourceVersion; empty if the server returned none."""
 

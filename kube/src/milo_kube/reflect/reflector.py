@@ -2,7 +2,7 @@
 
     Waiting ──> ListingPages ──> Opening ──> Watching ──┐
        ^             │              │            │      │ clean end: Opening again, from the last version
-       └─────────────┴──────────────┴────────────┴──────┘ a failure: Waiting, then on from the same point
+       └─────────────┴──────────────┴────────────┴──────┘ a failure: Waiting, then the list or watch again
 
 A list comes in pages or, if the server supports it, as a streaming list: a watch that begins with the list (Opening
 without a version, then Filling). Either way it ends with one `ListEnded`, and an incomplete list proves nothing.
@@ -65,7 +65,7 @@ class ReflectorPolicy(msgspec.Struct, frozen=True, kw_only=True):
     streaming_lists: bool = True
     page_size: int = 5000
     silence_s: float = 90.0
-    """Maximum time without data on a watch, if the server sends bookmarks (every 60 s)."""
+    """Maximum time without data on a watch, if bookmarks are expected (servers send them every 60 s)."""
     fill_silence_s: float = 15.0
     """Maximum time without data within a streaming list; after that, pages are requested instead."""
     line_s: float = 30.0
@@ -101,7 +101,7 @@ class Attempts(msgspec.Struct):
     malformed_at: str = ""
     """The version at which a watch last sent something undecodable."""
     list_is_unproven: bool = False
-    """Whether no watch has been open for `proven_s` since the last relist after a refused version."""
+    """Whether a refused version or undecodable data caused a relist, and no watch was open for `proven_s` since."""
 
 
 class Reflector(Generic[Seen]):
@@ -305,7 +305,7 @@ class Reflector(Generic[Seen]):
     def _resume_failed(self, version: str, failure: Failure, now: float, delay: float) -> list[SourceEvent[Seen]]:
         if failure.status in _VERSION_REFUSED:
             return self._relist(failure, now, delay)
-        # The server rejects the watch: it does not serve the collection, supports no watches, or does not have the
+        # With such a status, the server does not serve the collection, supports no watches, or does not have the
         # version. A list may succeed.
         return self._stale("" if failure.status in _RESUME_REFUSED else version, failure, now, delay)
 

@@ -75,7 +75,7 @@ class Undecodable(msgspec.Struct, frozen=True):
 
 
 class UnknownEvent(msgspec.Struct, frozen=True):
-    """An event of an unknown type, an object without a name, or a bookmark without a version."""
+    """An event of an unknown type, an object without a name, or a malformed bookmark."""
 
     problem: str
 
@@ -136,7 +136,7 @@ class _ListMeta(msgspec.Struct):
 class _List(msgspec.Struct):
     metadata: _ListMeta
     items: list[msgspec.Raw] | None
-    """Null in an empty list, but never absent: a response without items is not a list, and proves no deletion."""
+    """May be null in an empty list, but not absent: a response without items is not a list, and proves no deletion."""
 
 
 class _Empty(msgspec.Struct, frozen=True):

@@ -157,7 +157,7 @@ class LiveTable:
 
 
 def _split(width: int, names: Sequence[str]) -> tuple[int, int]:
-    """Return the widths of the panels of clusters and of recent events. The second is 0 if names would be truncated."""
+    """Return the widths of the panels of clusters and of recent events. The second is 0 if they do not fit."""
     longest = min(_MAX_NAME, max((len(name) for name in names), default=0))
     clusters = _PANEL_FRAME + longest + 2 + 1 + len("terminating") + 1 + len("ENGAGED")
     recent = _PANEL_FRAME + len("999s") + 1 + longest + 2
@@ -199,7 +199,7 @@ def _columns(rows: Sequence[Row], now: float) -> list[_Column]:
             style = "red strike"
         names.append(Text(f"{_SIGNS[row.last] if is_fresh else ' '} {cluster.name}", style=style))
         organizations.append(Text(cluster.organization, style="dim"))
-        shown = "removed" if row.last is EventType.DISENGAGED else state(cluster)
+        shown = "disengaged" if row.last is EventType.DISENGAGED else state(cluster)
         states.append(Text(shown, style=_STATE_STYLES.get(shown, "red")))
         text = " ".join(f"{key}={value}" for key, value in sorted(cluster.labels.items()) if "/" not in key)
         labels.append(Text(text, style="dim"))

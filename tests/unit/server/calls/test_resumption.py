@@ -118,7 +118,7 @@ def test_source_with_a_short_first_list_stays_pending_until_another_list() -> No
     waiting = resumption(source, known={"eu": 50})
     assert not waiting.compare_lists(0.0)
     assert (waiting.pending, waiting.due_at, waiting.doubted_since) == ({"eu"}, DOUBT_S, 0.0)
-    assert waiting.doubted["eu"].startswith("the first list since the daemon's start has 3 of the 50 clusters")
+    assert waiting.doubted["eu"].startswith("the first list since the daemon's start has 3 clusters for the subscriber")
     source.lists, source.first_list = 2, FirstList(50, RemovalLimits())
     assert waiting.compare_lists(0.5)
     assert (waiting.pending, waiting.doubted, waiting.due_at) == (frozenset(), {}, math.inf)
@@ -159,7 +159,7 @@ def test_source_is_pending_if_the_subscribers_view_lacks_most_of_its_clusters() 
     source = Source("eu")
     waiting = resumption(source, known={"eu": 50}, count=lambda _name, _now: 7)
     waiting.compare_lists(0.0)
-    assert "has 7 of the 50 clusters" in waiting.doubted["eu"]
+    assert "has 7 clusters for the subscriber, which knows 50" in waiting.doubted["eu"]
 
 
 def test_clusters_of_a_pending_source_are_counted_at_growing_intervals() -> None:

@@ -25,7 +25,8 @@ const (
 
 const (
 	issueTimeout = 15 * time.Second
-	// Minimum interval between requests to the daemon, even if its kubeconfigs are rejected or expire soon.
+	// Minimum interval between requests that replace a kubeconfig, even if the daemon's kubeconfigs are rejected or expire
+	// soon.
 	minRenewalInterval = 5 * time.Second
 )
 
@@ -55,7 +56,7 @@ type Credential struct {
 	held    *held
 	renewal *renewal
 	offered chan struct{} // closed when the daemon pushes the next kubeconfig
-	notYet  time.Time     // no attempt before this time; reset when the daemon pushes a kubeconfig
+	notYet  time.Time     // no attempt to replace the kubeconfig before this time; reset when the daemon pushes one
 	closed  bool
 }
 
@@ -103,8 +104,8 @@ func New(options Options) *Credential {
 	return &Credential{options: options, ctx: ctx, cancel: cancel, offered: make(chan struct{})}
 }
 
-// Offer replaces the kubeconfig with one that the daemon pushed. A kubeconfig that is older than the current one is
-// ignored.
+// Offer replaces the kubeconfig with one that the daemon pushed, which is ignored unless it is newer than the current
+// one: see supersedes.
 func (c *Credential) Offer(k Kubeconfig) error {
 	outcome, err := c.offer(k)
 	if outcome == Renewed {
@@ -295,8 +296,8 @@ func (c *Credential) renew(ctx context.Context, offered <-chan struct{}) error {
 	}
 }
 
-// startRenewal starts an attempt in the background unless one is in flight. It returns nil if the last attempt was less
-// than pause ago.
+// startRenewal starts an attempt in the background unless one is in flight. Called with a pause, it returns nil until
+// the pause of the last attempt is over.
 func (c *Credential) startRenewal(pause time.Duration) *renewal {
 	c.mu.Lock()
 	defer c.mu.Unlock()

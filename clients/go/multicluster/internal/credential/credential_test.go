@@ -54,7 +54,7 @@ func newCredential(of *issuer, now func() time.Time) (*Credential, *[]Outcome) {
 	}), outcomes
 }
 
-// accepting is a server that accepts one token.
+// accepting starts a server that accepts one token, and returns it with the bodies of the accepted requests.
 func accepting(t *testing.T, token string) (*httptest.Server, *[]string) {
 	bodies := &[]string{}
 	var mu sync.Mutex
@@ -307,7 +307,7 @@ func (c *closing) Close() error {
 	return nil
 }
 
-func TestParseRejectsKubeconfigWithFilesProxyOrMismatchedNames(t *testing.T) {
+func TestParseRejectsUnsafeOrInconsistentKubeconfigs(t *testing.T) {
 	good := string(kubeconfig("x", 1).Content)
 	for name, content := range map[string]string{
 		"no YAML":                    "\x00{",

@@ -15,8 +15,9 @@ import (
 // Pool shares transports, and so connections, between clusters with the same TLS settings. The zero value is ready to
 // use.
 //
-// client-go shares transports too, but never closes them. A Pool closes a transport when the last credential that uses
-// it is replaced, so that connections with a renewed client certificate do not accumulate.
+// client-go shares transports too, but never closes them. A Pool closes the idle connections of a transport when the
+// last credential that uses it is replaced or closed, so that connections with former client certificates do not
+// accumulate.
 type Pool struct {
 	mu     sync.Mutex
 	shared map[string]*shared

@@ -1,8 +1,8 @@
 // Package prompt prevents a slow or unresponsive cluster from blocking the engagement of others.
 //
 // multicluster-runtime holds a controller's lock while it engages a cluster and waits for the cluster's informers. With
-// a context from Engaging, a Cache does not wait: informers are created and synced in the background. Reads, and calls
-// with other contexts, wait as with any cache.
+// a context from Engaging, a Cache does not wait: informers are created and synced in the background. Calls with other
+// contexts wait as with any cache, but reads wait only for readWithin.
 package prompt
 
 import (

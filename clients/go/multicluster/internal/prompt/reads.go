@@ -12,8 +12,8 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 )
 
-// readWithin is how long reads of a type wait for its informer, from the first read that did not succeed. Without a
-// limit, an unresponsive cluster would block the worker that reconciles it, and so all other clusters.
+// readWithin is how long reads of a type wait for its informer, from the start of the first read since the last
+// success. Without a limit, an unresponsive cluster would block the worker that reconciles it, and so other clusters.
 const readWithin = 5 * time.Second
 
 type typeKey struct {

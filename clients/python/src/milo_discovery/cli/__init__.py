@@ -47,7 +47,7 @@ _SIMILAR = 0.85
 
 
 class LazyGroup(click.Group):
-    """A command group that imports each command on use, and exits by SIGPIPE when the reader of stdout is closed."""
+    """A command group that imports each command on use, and exits by SIGPIPE if the read end of stdout is closed."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return sorted({*_MODULE_OF, *_added_commands().names})
@@ -120,7 +120,7 @@ def command(**_: object) -> None:  # the commands read these options: see option
     """List and watch engaged Milo project control planes, and get kubeconfigs for them.
 
     Exit statuses: 0 success, 1 failure, 2 usage error, 3 not found, 4 not allowed, 5 no connection, 6 timeout,
-    7 the daemon is not synced, a source is stale or the shard group is not settled, 130 interrupted.
+    7 the daemon is not ready, a source is stale or the shard group is not settled, 130 interrupted.
     """
     for name in unknown_variables(os.environ):
         known = did_you_mean(name, VARIABLES, cutoff=_SIMILAR) or f"; the variables are {', '.join(VARIABLES)}"

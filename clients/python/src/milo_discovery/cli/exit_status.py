@@ -70,7 +70,8 @@ def exit_status(error: DiscoveryError) -> ExitStatus:
 
 
 def describe(error: DiscoveryError, address: str, credentials: ClientCredentials | None = None) -> str:
-    """Return the error message for the user. With credentials, connects again to find out why the connection failed."""
+    """Return the error message for the user. With credentials, connects to a TCP address again to find out why the
+    daemon is unavailable."""
     match error:
         case InvalidRequest(violations=(_, *_)):
             refused = (

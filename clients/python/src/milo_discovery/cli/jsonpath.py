@@ -142,4 +142,4 @@ def _matches(step: re.Match[str], item: Any) -> bool:
     except TypeError:
         return False
     except ValueError:
-        raise PathError(f"{right} is neither a quoted string nor a number") from None
+        raise PathError(f"{right} is not a quoted string, a number, true, false or null") from None

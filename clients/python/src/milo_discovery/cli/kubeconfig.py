@@ -36,9 +36,9 @@ if TYPE_CHECKING:
     "--exec/--token",
     "use_exec",
     default=True,
-    help="Call `milo-discovery credential` for each credential (the default), or embed a short-lived token.",
+    help="Call `milo-discovery credential` for each credential (the default), or embed a short-lived one.",
 )
-@click.option("--ttl", type=Duration(), help="Requested lifetime of the token. The daemon may shorten it.")
+@click.option("--ttl", type=Duration(), help="Requested lifetime of the credential. The daemon may shorten it.")
 @click.option("-w", "--write", "path", type=click.Path(path_type=Path), help="Write to this file, with mode 0600.")
 @click.option("--merge", is_flag=True, help="Add context milo-NAME to the -w file, by default kubectl's kubeconfig.")
 @click.option("--force", is_flag=True, help="With -w: overwrite the file, even if it has other content.")

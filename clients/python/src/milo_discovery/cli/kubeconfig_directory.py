@@ -85,11 +85,11 @@ class KubeconfigDirectory(AbstractContextManager["KubeconfigDirectory"]):
 
     @property
     def own(self) -> frozenset[str]:
-        """The names of the clusters that have a file."""
+        """The names of the clusters whose files the ledger lists."""
         return frozenset(self._own)
 
     def difference(self, group: str, only: str) -> str:
-        """Return how the files' recorded shard group or filter differs from `group` or `only`; empty if equal."""
+        """Return how the recorded group or filter differs from `group` or `only`; empty if equal, or without files."""
         return difference(self._recorded, (group, only)) if self._own else ""
 
     def claim(self, group: str, only: str) -> None:

@@ -18,7 +18,7 @@ _EMPTY: Document = {"apiVersion": "v1", "kind": "Config"}
 
 
 def default_file() -> Path:
-    """Return the file that `kubectl config` would change."""
+    """Return the first file in KUBECONFIG, or else kubectl's default file."""
     listed = [path for path in os.environ.get("KUBECONFIG", "").split(os.pathsep) if path]
     return Path(listed[0]) if listed else Path.home() / ".kube" / "config"
 

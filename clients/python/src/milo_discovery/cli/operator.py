@@ -68,7 +68,7 @@ def run(program: Path, arguments: tuple[str, ...], *, address: str | None, no_re
 
 
 def _modification_times(program: Path) -> Mapping[Path, int]:
-    """Return the modification times of the Python files, except those in hidden directories such as .venv."""
+    """Return the modification times of the Python files, except those in directories such as .venv and __pycache__."""
     found: dict[Path, int] = {}
     for directory, subdirectories, names in os.walk(program.parent):
         subdirectories[:] = [each for each in subdirectories if not each.startswith((".", "__"))]

@@ -37,7 +37,7 @@ _RETRY_S = 1.0
 _LOOKUPS = 8
 """Maximum number of concurrent requests to the daemon about missing clusters."""
 _ENDS = removals.ENDS | {DisengageReason.MOVED, DisengageReason.OWNERSHIP_LOST}
-"""Reasons after which a file is removed at once, including those after which another replica owns the cluster."""
+"""Reasons after which a file is removed at once, including those after which another replica may own the cluster."""
 
 
 @click.command("sync")
@@ -45,13 +45,13 @@ _ENDS = removals.ENDS | {DisengageReason.MOVED, DisengageReason.OWNERSHIP_LOST}
     "--dir", "directory", type=click.Path(path_type=Path, file_okay=False), required=True, help="Directory to write to."
 )
 @click.option("--ttl", type=Duration(), help="Requested lifetime of the credentials. The daemon may shorten it.")
-@click.option("--once", is_flag=True, help="Exit when each engaged cluster has its file, and other files are removed.")
+@click.option("--once", is_flag=True, help="Exit when each engaged cluster has its file, and no removal is pending.")
 @click.option(
     "--accept-removals",
     "accepts_removals",
     is_flag=True,
-    help="Remove all files whose clusters are missing from the first complete view, without a limit, and take over "
-    "those of another filter or shard group.",
+    help="Remove all files of missing clusters, without a limit, until none is missing, and take over those of "
+    "another filter or shard group.",
 )
 @filtering
 @connecting(timeout=None, timeout_help="With --once: time limit for the run. Default: no limit.")
@@ -68,8 +68,8 @@ def sync(
 
     It has a file NAME.kubeconfig for each engaged cluster, and an index.json that lists them. Files are replaced
     atomically before their credentials expire, and removed when their clusters are disengaged. If many clusters of an
-    earlier run are missing, nothing is removed without --accept-removals. Files that this command did not write are not
-    changed. All files stay when it exits.
+    earlier run are missing, their files are removed only with --accept-removals. Files that this command did not write
+    are not changed. All files stay when it exits.
     """
     options = cast("WatchOptions", {**only, "include_kubeconfigs": True})
     if ttl is not None:
@@ -283,7 +283,7 @@ class _Synchronizer:
 
 
 async def _is_elsewhere(client: DiscoveryClient, name: str, lookups: asyncio.Semaphore) -> bool:
-    """Return whether another member of the daemon's shard group owns the cluster."""
+    """Return whether the cluster is ready, but not this daemon's to engage."""
     try:
         async with lookups:
             return (await client.get(name)).engagement.reason is EngagementReason.UNASSIGNED

@@ -191,7 +191,7 @@ class StreamMessages:
                 self._last_loss = ""
                 self._was_connected = True
             case Refreshed():
-                pass  # only fields that are not printed
+                pass  # the cluster itself has not changed
             case _:
                 assert_never(notice)
 

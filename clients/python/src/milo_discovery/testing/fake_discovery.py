@@ -99,7 +99,7 @@ class FakeDiscovery:
             self.disengage(cluster.name, known[0].draining.reason)
 
     async def issue_kubeconfig(self, name: str, *, ttl: timedelta | None = None, incarnation: str = "") -> Kubeconfig:
-        """Issue a kubeconfig for an engaged cluster, and ignore the incarnation. Raises ClusterNotFound."""
+        """Issue a kubeconfig for an engaged cluster, and ignore `ttl` and `incarnation`. Raises ClusterNotFound."""
         if name not in self._engaged:
             raise ClusterNotFound(f"cluster {name!r} is not engaged", code="NOT_FOUND")
         self.issued += 1

@@ -266,7 +266,7 @@ runpy.run_module("milo_discoveryd", run_name="__main__")
 
 
 class _Process:
-    """A `milo-discoveryd` process that logs to a file, and exits when this process exits, even if it is killed."""
+    """A `milo-discoveryd` process that logs to a file, and exits when its parent process exits or is killed."""
 
     def __init__(self, arguments: Sequence[str], log: Path) -> None:
         self._name = f"milo-discoveryd {arguments[0]}"

@@ -19,7 +19,7 @@ import java.util.function.Supplier;
  * request. A credential may be used from any thread.
  */
 public final class Credential {
-  private static final Duration MARGIN = Duration.ofSeconds(5); // a credential is used until this long before it expires
+  private static final Duration MARGIN = Duration.ofSeconds(5); // the most by which its use ends before its expiry
   private static final Duration FIRST_BACKOFF = Duration.ofSeconds(1);
   private static final Duration LONGEST_BACKOFF = Duration.ofSeconds(30);
 
@@ -99,7 +99,7 @@ public final class Credential {
     }
   }
 
-  /** Wait for a renewal, or for an event of the cluster, such as a kubeconfig or DISENGAGED. Returns whether it was renewed. */
+  /** Wait for a renewal, or an event of the cluster, such as a kubeconfig or DISENGAGED. Returns false after an event. */
   private boolean isRenewedBeforeNextEvent(CompletableFuture<Void> awaited, Session.Known asOf) {
     var event = nextEvent.get();
     if (engaged.get() != asOf) {

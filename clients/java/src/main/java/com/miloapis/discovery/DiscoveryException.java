@@ -37,7 +37,10 @@ public class DiscoveryException extends RuntimeException {
     this.retryAfter = retryAfter;
   }
 
-  /** The status with which the call ended; UNKNOWN if no call was made. */
+  /**
+   * The status with which a call ended; NOT_FOUND for the credential of an engagement that has ended; UNKNOWN for other
+   * errors.
+   */
   public Status.Code code() {
     return code;
   }

@@ -8,8 +8,8 @@ import com.miloapis.discovery.v1.Kubeconfig;
  * A change to one cluster. Each engagement begins with ENGAGED and ends with DISENGAGED.
  *
  * @param cluster complete in every type; for DISENGAGED the last known state
- * @param reason set for DISENGAGED. UNSPECIFIED means that the cluster was missing when the connection to the daemon was restored: do
- *     not treat it as DELETED
+ * @param reason set for DISENGAGED. UNSPECIFIED means that a snapshot of the daemon lacks the cluster, or that this
+ *     client does not know the reason: do not treat it as DELETED
  * @param message human-readable
  * @param kubeconfig with KUBECONFIG, and with ENGAGED if one is available; otherwise null
  * @param engagement identifies the engagement: the same object from ENGAGED to DISENGAGED, and never equal to another engagement's

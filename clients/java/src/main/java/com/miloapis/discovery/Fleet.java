@@ -49,7 +49,8 @@ public final class Fleet implements AutoCloseable {
 
   /**
    * @param threads runs the handlers; each occupies a thread while its cluster is engaged
-   * @param onError called with everything that a handler throws, even after the end of its engagement
+   * @param onError called with everything that a handler throws, even after the end of its engagement, and with
+   *     rejections of the executor
    */
   public Fleet(
       DiscoveryClient client, WatchOptions options, Executor threads, BiConsumer<EngagedCluster, Throwable> onError) {
@@ -73,7 +74,7 @@ public final class Fleet implements AutoCloseable {
       try {
         client.endSubscription(subscriber);
       } catch (DiscoveryException error) {
-        // Clusters that drain within the next minute then wait for this subscriber until their deadline.
+        // Drains that have begun, or begin within a minute, then wait for this subscriber until their deadline.
       }
     }
   }

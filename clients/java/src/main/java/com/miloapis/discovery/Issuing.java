@@ -10,8 +10,8 @@ import java.util.function.Supplier;
 
 /**
  * Limits concurrent requests for credentials, over all clusters. A failed request keeps its slot for another second.
- * Requests of clusters whose last request failed come after all others, so that an unavailable issuer delays no other
- * cluster.
+ * Requests of clusters whose last request failed come after all others, so that clusters of an unavailable issuer delay
+ * the others less.
  */
 final class Issuing implements AutoCloseable {
   private static final int MAX_CONCURRENT = 16;

@@ -21,7 +21,7 @@ import java.util.function.Predicate;
  * again. A batch is applied completely or not at all; the resume revision is that of the last applied batch.
  */
 final class Session {
-  static final String MISSING = "it was missing when the connection to the daemon was restored";
+  static final String MISSING = "it is missing from the daemon's latest snapshot";
   static final String NOT_RENEWED = "the daemon did not confirm in time that it still owns the cluster";
 
   /** An engaged cluster, with its kubeconfig if there is one. */

@@ -11,8 +11,8 @@ import java.util.function.Consumer;
  * @param includeKubeconfigs deliver a kubeconfig with each ENGAGED, if available, and a new one in a KUBECONFIG event before it expires
  * @param heartbeatInterval interval of heartbeats on an idle stream; after three missed heartbeats, the watch reconnects
  * @param subscriber if not empty, planned disengagements wait for a release under this name, which no other watch of the caller may use
- * @param onDisconnect called with the reason when a stream breaks, by default to log it; clusters stay engaged unless the daemon's
- *     ownership expired
+ * @param onDisconnect called with the reason when a stream breaks or cannot be opened, by default to log it; clusters
+ *     stay engaged until the ownership of a sharded daemon expires
  */
 public record WatchOptions(
     ClusterFilter filter,
@@ -31,7 +31,7 @@ public record WatchOptions(
     for (Throwable cause = error.getCause(); cause != null; cause = cause.getCause()) {
       reason = cause.getMessage() == null || reason.contains(cause.getMessage()) ? reason : reason + ": " + cause.getMessage();
     }
-    System.getLogger("com.miloapis.discovery").log(System.Logger.Level.WARNING, "no connection to the daemon; retrying: " + reason);
+    System.getLogger("com.miloapis.discovery").log(System.Logger.Level.WARNING, "no stream from the daemon; retrying: " + reason);
   }
 
   public WatchOptions withLabelSelector(String selector) {

@@ -51,7 +51,7 @@ class AccessTest {
         "{}",
         "[]",
       })
-  void unexpectedUserFieldIsRefused(String user) {
+  void userThatTheDaemonWouldNotWriteIsRefused(String user) {
     var error = assertThrows(DiscoveryException.class, () -> Access.of(kubeconfig("{\"server\": \"https://milo.test\"}", user)));
     assertFalse(error.getMessage().contains("secret"));
   }
@@ -63,7 +63,7 @@ class AccessTest {
         "{\"server\": \"https://milo.test\", \"proxy-url\": \"http://other\"}",
         "{\"server\": \"https://milo.test\", \"insecure-skip-tls-verify\": true}",
       })
-  void unexpectedClusterFieldIsRefused(String cluster) {
+  void clusterThatTheDaemonWouldNotWriteIsRefused(String cluster) {
     assertThrows(DiscoveryException.class, () -> Access.of(kubeconfig(cluster, "{\"token\": \"secret\"}")));
   }
 }

@@ -74,7 +74,7 @@ final class FakeDaemon implements AutoCloseable {
     port = server.getPort();
   }
 
-  /** Stop without closing streams, as if the daemon was killed. */
+  /** Stop and cut all connections, as if the daemon was killed. */
   void kill() throws InterruptedException {
     server.shutdownNow().awaitTermination();
   }

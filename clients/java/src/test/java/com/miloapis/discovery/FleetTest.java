@@ -301,7 +301,7 @@ class FleetTest {
   }
 
   @Test
-  void kubeconfigReplacesOneIssuedInTheFutureAfterAClockWasSetBack() {
+  void kubeconfigReplacesOneWhoseIssueTimeIsInTheFuture() {
     start(WatchOptions.defaults().withKubeconfigs(), (cluster, error) -> reported.add(error), this::untilEnd);
     var hour = Duration.ofHours(1);
     var ahead = FakeDaemon.kubeconfig("a", "ahead", Instant.now().plus(hour), hour, hour);
@@ -390,7 +390,7 @@ class FleetTest {
   }
 
   @Test
-  void requestsToAnUnavailableIssuerAreRateLimitedForAnyNumberOfHandlers() {
+  void requestsToAnUnavailableIssuerAreRateLimitedOverAllHandlers() {
     var asked = new AtomicInteger();
     var answered = new AtomicInteger();
     daemon.issue =

@@ -36,7 +36,7 @@ final class Relay implements AutoCloseable {
     return listener.getLocalPort();
   }
 
-  /** The number of connections. */
+  /** The number of connections that were accepted so far. */
   int accepted() {
     return accepted.get();
   }
@@ -88,7 +88,7 @@ final class Relay implements AutoCloseable {
     void run() throws IOException, InterruptedException;
   }
 
-  /** Run until the work ends, or its sockets are closed. */
+  /** Run the work in a new thread, until it ends or its sockets are closed. */
   private static void begin(Work work) {
     var thread =
         new Thread(

@@ -75,7 +75,7 @@ public final class GreetingOperator {
       try {
         while (!cluster.awaitEnd(Duration.ofSeconds(1))) {
           if (failure.get() != null) {
-            throw new IllegalStateException("an informer stopped", failure.get()); // the fleet starts the handler again
+            throw new IllegalStateException("an informer stopped", failure.get()); // the fleet calls the handler again
           }
         }
       } finally {
@@ -86,7 +86,7 @@ public final class GreetingOperator {
     }
   }
 
-  /** Reconciles the ConfigMap: called for the namespace, and for each change of the ConfigMap. */
+  /** Reconciles the ConfigMap: called for each namespace, and for changes of it and of the ConfigMap. */
   @ControllerConfiguration(name = "greeter")
   private record Greeter(EngagedCluster cluster) implements Reconciler<Namespace> {
     @Override
