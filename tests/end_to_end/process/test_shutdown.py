@@ -89,6 +89,7 @@ async def test_daemon_starts_on_leftover_socket_after_sigkill(workspace: Workspa
 async def test_daemon_exits_if_its_socket_is_removed_or_replaced(workspace: Workspace, harm: str, words: str) -> None:
     async with workspace.daemon() as daemon:
         await daemon.start()
+        await daemon.wait_for_output('"started"')  # before that, the daemon checks whether the socket it created exists
         workspace.socket.unlink()
         if harm == "replace":
             workspace.socket.write_text("")
