@@ -20,6 +20,7 @@ DEV = ("conformance/pyproject.toml", *OPERATORS, *SANDBOX)
 LOCKS: dict[str, tuple[str, ...]] = {
     "daemon": DAEMON,
     "sandbox": SANDBOX,
+    "demo": (*OPERATORS, *SANDBOX),
     "dev": (*DEV, "--extra", "kubernetes", "--extra", "kopf", "--group", "dev"),
     "mutants": (*OPERATORS, *SANDBOX, "--extra", "kubernetes", "--group", "mutants"),
     "fuzz": (*SANDBOX, "--group", "fuzz"),
