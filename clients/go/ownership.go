@@ -10,7 +10,7 @@ import (
 	pb "go.miloapis.com/discovery/v1"
 )
 
-var errNotOwner = fmt.Errorf("%w: the daemon does not own its clusters", ErrStreamBroken)
+var errNotOwner = fmt.Errorf("%w: the daemon's ownership of its clusters has expired or is not confirmed", ErrStreamBroken)
 
 // keeper renews the ownership of a sharded daemon, concurrently with the stream and even while the stream is broken.
 type keeper struct {

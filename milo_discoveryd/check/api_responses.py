@@ -212,7 +212,9 @@ def clock(date: str | None, now: datetime) -> Finding | None:
 
 def _rejected(subject: str, resource: Resource, status: int, body: bytes) -> Finding:
     message = f"{status}: {_message(body)}"
-    if status in (401, 403):
+    if status == 401:
+        return fail(subject, message, "the credential is missing, or not valid for this server: set or renew it")
+    if status == 403:
         return fail(subject, message, _grant(resource))
     if status == 404:
         return fail(

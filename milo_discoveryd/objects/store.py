@@ -140,7 +140,7 @@ class CollectionWeight:
         if (more_used <= 0 or used <= limit) and (more_kept <= 0 or kept <= 2 * limit):
             return True
         self.problem = (
-            f"the API server sent objects beyond watch.objects_limit ({self._budget.limit} bytes per source): the "
+            f"the objects of the source exceed watch.objects_limit ({self._budget.limit} bytes per source): the "
             "clusters stay as they are, and the objects are listed again later; raise the limit for a larger source"
         )
         return False

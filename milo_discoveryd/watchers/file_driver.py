@@ -20,6 +20,7 @@ from milo_discoveryd.objects.pending_deletions import (
     Found,
     Inconclusive,
 )
+from milo_discoveryd.objects.store import OVER_BUDGET
 from milo_discoveryd.registry.source import ClusterSource
 from milo_discoveryd.sources.kind import FileObject
 from milo_discoveryd.watchers.driver import Confirmations
@@ -131,6 +132,11 @@ class FileDriver:
         listed: list[SourceEvent[ObservedObject]] = [Listed(self._observe(file)) for file in scan.objects]
         for _ in self._source.apply(self._collection, [ListStarted(), *listed, ListEnded()], now):
             await asyncio.sleep(0)
+        if problem := self._collection.over_budget:
+            for _ in self._source.apply(self._collection, [ListStarted()], now):  # discards the incomplete list
+                pass
+            self._failed(FilesError(OVER_BUDGET, problem), now)
+            return
         self._has_listed = True
         since = self._status.since if self._status.state is ViewState.STREAMING else now
         self._status = ViewStatus(ViewState.STREAMING, since, last_contact=now)

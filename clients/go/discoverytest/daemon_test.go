@@ -129,6 +129,17 @@ func TestFakeDaemonFollowsTheProtocol(t *testing.T) {
 				t.Errorf("got UIDs %s, want uid-a-1 uid-a-1 uid-a-2 given", got)
 			}
 		},
+		"the explanation of a cluster that its source removed has the reason REMOVED": func(t *testing.T, daemon *discoverytest.Daemon) {
+			daemon.Engage(discovery.Cluster{Name: "a"})
+			daemon.Disengage("a", discovery.ReasonRemoved)
+			report, err := daemon.Client().Get(t.Context(), "a")
+			if err != nil {
+				t.Fatal(err)
+			}
+			if report.Engagement.Reason != "REMOVED" {
+				t.Errorf("got reason %q, want REMOVED", report.Engagement.Reason)
+			}
+		},
 		"SetKubeconfigs sets the content of kubeconfigs": func(t *testing.T, daemon *discoverytest.Daemon) {
 			daemon.SetKubeconfigs(named)
 			daemon.Engage(discovery.Cluster{Name: "a"})

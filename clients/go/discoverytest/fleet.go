@@ -136,7 +136,7 @@ func (c *Changes) Rotate(name string) {
 var absences = map[discovery.DisengageReason]pb.Engagement_Reason{
 	discovery.ReasonDeleted:       pb.Engagement_REASON_DELETED,
 	discovery.ReasonReplaced:      pb.Engagement_REASON_DELETED,
-	discovery.ReasonRemoved:       pb.Engagement_REASON_DELETED,
+	discovery.ReasonRemoved:       pb.Engagement_REASON_REMOVED,
 	discovery.ReasonNotReady:      pb.Engagement_REASON_NOT_READY,
 	discovery.ReasonUnreachable:   pb.Engagement_REASON_UNREACHABLE,
 	discovery.ReasonLabelsChanged: pb.Engagement_REASON_OUTSIDE_SELECTOR,

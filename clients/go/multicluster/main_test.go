@@ -45,6 +45,10 @@ func loggedFrom(n int) []string {
 	return slices.Clone(logged.lines[n:])
 }
 
+// shardsVariable is the environment variable for the path of a JSON file that describes a real API server, and the
+// daemons of a shard group whose clusters are its namespaces. tests/end_to_end/real writes the file.
+const shardsVariable = "MILO_DISCOVERY_TEST_REAL_SHARDS"
+
 func TestMain(m *testing.M) {
 	log.SetLogger(logger(os.Getenv(logVariable) != ""))
 	klog.SetLogger(logger(true))

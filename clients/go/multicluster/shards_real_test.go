@@ -1,3 +1,5 @@
+//go:build !without_namespace_provider
+
 package multicluster_test
 
 import (
@@ -23,11 +25,8 @@ import (
 )
 
 const (
-	// shardsVariable is the environment variable for the path of a JSON file that describes a real API server, and the
-	// daemons of a shard group whose clusters are its namespaces. tests/end_to_end/real writes the file.
-	shardsVariable = "MILO_DISCOVERY_TEST_REAL_SHARDS"
-	settledWithin  = 3 * time.Minute  // the group waits for half a minute before it reassigns the clusters of a killed member
-	evictedWithin  = 50 * time.Second // as documented in docs/sharding.md
+	settledWithin = 3 * time.Minute  // the group waits for half a minute before it reassigns the clusters of a killed member
+	evictedWithin = 50 * time.Second // as documented in docs/sharding.md
 )
 
 // shares returns the number of namespaces that each member owns.

@@ -67,9 +67,11 @@ export class Watch implements AsyncIterable<Event> {
     return new Credential(name, engaged, issue, (listener) => this.#onEvent(name, listener));
   }
 
-  /** Confirm that the work on a draining cluster has ended. Until DISENGAGED arrives, a repeated call is a no-op. */
+  /** Confirm that the work on a draining cluster has ended. A repeated call is a no-op. */
   async release(name: string): Promise<void> {
-    const incarnation = this.cluster(name)?.incarnation ?? "";
+    const cluster = this.cluster(name);
+    if (cluster === undefined) return; // it is already disengaged
+    const { incarnation } = cluster;
     await this.client.call("releaseCluster", { cluster: name, incarnation, subscriber: this.subscriber });
   }
 
@@ -140,7 +142,7 @@ export class Watch implements AsyncIterable<Event> {
         if (next === undefined || next.done) return;
         const batch = next.value;
         if (batch.sharded) await this.#ownership.begin();
-        if (!this.#ownership.isHeld) throw new StreamBroken("the daemon does not own its clusters");
+        if (!this.#ownership.isHeld) throw new StreamBroken("the daemon's ownership of its clusters has expired or is not confirmed");
         yield batch;
       }
     } finally {
@@ -160,7 +162,7 @@ export class Watch implements AsyncIterable<Event> {
       next.then(resolve, reject).finally(() => clearTimeout(timer));
       this.#wake = () => {
         if (this.options.signal?.aborted) resolve(undefined);
-        else if (!this.#ownership.isHeld) reject(new StreamBroken("the daemon does not own its clusters"));
+        else if (!this.#ownership.isHeld) reject(new StreamBroken("the daemon's ownership of its clusters has expired or is not confirmed"));
         else return;
         clearTimeout(timer);
       };

@@ -40,3 +40,8 @@ test(`a watch does not leak memory over ${BATCHES} batches`, async () => {
   const grown = sizes.at(-1)! - sizes[0]!;
   assert.ok(grown < 4 << 20, `the heap grew by ${grown} bytes: ${sizes.join(", ")}`);
 });
+
+test("a release of a cluster that is not engaged is not sent", async () => {
+  const client = { call: () => assert.fail("a call was sent") };
+  await new Watch(client as unknown as DiscoveryClient, { subscriber: "s" }).release("a");
+});

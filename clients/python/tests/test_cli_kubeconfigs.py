@@ -16,6 +16,7 @@ import pytest
 import yaml
 from google.rpc.error_details_pb2 import ErrorInfo
 
+from milo_discovery.cli.kubeconfig_merge import default_file
 from milo_discovery.v1 import discovery_pb2 as pb
 
 from .cli_process import COMMAND, FLEET
@@ -322,6 +323,14 @@ class TestMerge:
     def path(self, tmp_path: Path) -> Path:
         (path := tmp_path / "config").write_text(MINE)
         return path
+
+    @pytest.mark.parametrize(("existing", "chosen"), [([], "b"), (["b"], "b"), (["a", "b"], "a")])
+    def test_merge_writes_to_the_kubeconfig_file_that_kubectl_would(self, tmp_path, monkeypatch, existing, chosen):
+        files = [tmp_path / name for name in ("a", "b")]
+        monkeypatch.setenv("KUBECONFIG", os.pathsep.join(map(str, files)))
+        for name in existing:
+            (tmp_path / name).write_text(MINE)
+        assert default_file() == tmp_path / chosen
 
     async def test_merge_adds_a_context_and_keeps_the_others(self, command, daemon, path):
         daemon.answers["IssueKubeconfig"] = [exec_form()] * 2

@@ -113,6 +113,12 @@ class ClusterCaches:
         return cached.document
 
 
+def cached_json(caches: ClusterCaches, kind: AnyKind, name: str, namespace: str) -> bytes | None:
+    """Return the object as it is cached; None if it does not exist. Raises NotCached or NotSynced."""
+    found = synced_cache(caches._member, kind).get(namespace, name)
+    return None if found is None else found.raw
+
+
 class FleetView:
     """The caches of all engaged clusters."""
 

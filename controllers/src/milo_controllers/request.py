@@ -31,7 +31,7 @@ from milo_controllers.conditions import (
 from milo_controllers.errors import Conflict, ControllerError, NotFound
 from milo_controllers.event_log import EventContent, EventType
 from milo_controllers.event_recorder import EventRecorder, log_lost
-from milo_controllers.fleet_view import ClusterCaches, FleetView
+from milo_controllers.fleet_view import ClusterCaches, FleetView, cached_json
 from milo_controllers.functions import check_timedelta
 from milo_controllers.kinds import AnyKind, Document, Kind, ObjectT, document, kind_of
 from milo_controllers.own_writes import Write
@@ -57,6 +57,17 @@ class Result:
 
     def __post_init__(self) -> None:
         check_timedelta("requeue_after", self.requeue_after)
+
+
+class _ObservedMetadata(msgspec.Struct):
+    generation: int | None = None
+
+
+class _Observed(msgspec.Struct):
+    metadata: _ObservedMetadata
+
+
+_OBSERVED = msgspec.json.Decoder(_Observed)
 
 
 class RequestedCluster(Protocol):
@@ -126,6 +137,8 @@ class Request(Generic[ObjectT]):
         self._calls = ThreadCalls()
         self._written: Document | None = None
         """The object as this reconcile last wrote it, which the cache may not contain yet."""
+        self._observed: bytes | None = None
+        """The object that `get` last returned."""
 
     def __repr__(self) -> str:
         place = f"{self.namespace}/{self.name}" if self.namespace else self.name
@@ -163,7 +176,9 @@ class Request(Generic[ObjectT]):
         if kind is None or name is None:
             written = self._written
             if written is not None:
-                return self.kind.decode(msgspec.json.encode(written))
+                self._observed = msgspec.json.encode(written)
+                return self.kind.decode(self._observed)
+            self._observed = cached_json(self._member.view, self.kind, self.name, self.namespace)
             return self._member.view.get(self.kind, self.name, self.namespace)
         return self._member.view.get(kind, name, self._default(namespace))
 
@@ -269,15 +284,16 @@ class Request(Generic[ObjectT]):
         await self.patch(self.kind, self.name, {"status": status}, subresource="status")
 
     async def set_condition(self, type_: str, status: ConditionStatus, reason: str, message: str = "") -> bool:
-        """Set a condition in the status of the object, with its observedGeneration. Return whether it was changed.
+        """Set a condition in the status of the object. Return whether it was changed.
 
-        lastTransitionTime changes only if `status` changes. A conflict is retried with the newer object, up to four
-        times.
+        Its observedGeneration is that of the object that `get` last returned. lastTransitionTime changes only if
+        `status` changes. A conflict is retried with the newer object, up to four times.
         """
+        observed = self._observed and _OBSERVED.decode(self._observed).metadata.generation
 
         def changed(found: Document) -> Document | None:
             conditions = (found.get("status") or {}).get("conditions") or ()
-            generation = found["metadata"].get("generation")
+            generation = observed or found["metadata"].get("generation")
             wanted = with_condition(conditions, type_, status, reason, message, generation=generation, now=self._now())
             return None if wanted is None else {"status": {"conditions": wanted}}
 
@@ -382,6 +398,9 @@ class Request(Generic[ObjectT]):
             raise ValueError(f"the object of kind {kind.resource} has neither metadata.name nor metadata.generateName")
         if "apiVersion" not in found:
             found = {"apiVersion": kind.api_version, **found}
+        if owned and self.namespace and self._namespace(found) != self.namespace:
+            # The garbage collector would delete the object: it looks for the owner in the object's namespace.
+            raise ValueError(f"{self!r} cannot own an object outside of its namespace; delete that one by a finalizer")
         return kind, with_owner(found, owner_reference(await self._whole_document())) if owned else found
 
     def _namespace(self, body: Document) -> str:

@@ -126,6 +126,38 @@ async def test_request_sets_finalizer_condition_and_status_and_records_event(pla
         assert not any(cleaned[1:])
 
 
+async def test_condition_has_the_generation_that_the_reconcile_has_read(plane: ControlPlane) -> None:
+    recorded: list[int] = []
+
+    async def reconcile(request: Request) -> None:
+        found = await request.get()
+        if found is not None and found["metadata"]["generation"] == 1:
+            plane.patch(WIDGETS, "one", {"spec": {"size": 2}})
+            await request.ensure_finalizer(FINALIZER)  # its response contains the new generation
+            await request.set_condition("Ready", "True", "Done")
+            recorded.append(plane.get(WIDGETS, "one")["status"]["conditions"][0]["observedGeneration"])
+
+    plane.create(widget("one", size=1))
+    async with reconciling(reconcile, plane):
+        await eventually(lambda: recorded)
+    assert recorded[0] == 1
+
+
+async def test_object_outside_of_the_owners_namespace_is_not_created_or_applied(plane: ControlPlane) -> None:
+    refused: list[str] = []
+
+    async def reconcile(request: Request) -> None:
+        body = {"metadata": {"name": "child", "namespace": "elsewhere"}}
+        for write in (request.create, request.apply):
+            with pytest.raises(ValueError, match="cannot own an object outside of its namespace") as error:
+                await write("v1/configmaps", body, owned=True)
+            refused.append(str(error.value))
+
+    plane.create(widget("one"))
+    async with reconciling(reconcile, plane):
+        await eventually(lambda: len(refused) >= 2)
+
+
 async def test_event_of_missing_object_is_logged_as_not_recorded(
     plane: ControlPlane, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -21,7 +21,7 @@ import msgspec
 from milo_discoveryd.daemon_errors import StartError
 from milo_discoveryd.server.connections.listener import UnixSocket
 
-_CHANGED = "another process changes its directory; listen in a directory that only the daemon writes to"
+_CHANGED = "another process modified the directory of the socket; listen in one that only the daemon can write to"
 _NOT_STORED = "its file system does not store modes and owners; listen on another file system"
 
 

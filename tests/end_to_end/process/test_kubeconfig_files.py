@@ -89,6 +89,21 @@ async def test_kubeconfig_directory_engages_and_disengages_clusters_with_their_f
         assert report.engagement.reason.name == "DELETED"
 
 
+async def test_kubeconfig_directory_that_exceeds_the_budget_is_stale_until_files_are_removed(files: Files) -> None:
+    files.put("alpha")
+    for number in range(2_200):
+        (files.directory / f"copy-{number}").hardlink_to(files.directory / "alpha")
+    daemon = files.daemon("kubeconfig-directory", files.directory, watch={"objects_limit": "1MiB"})
+    async with daemon, files.workspace.client() as client:
+        await daemon.start()
+        await source_is(client, SourceState.STALE, "OverBudget")
+        for file in files.directory.glob("copy-*"):
+            file.unlink()
+        await source_is(client, SourceState.STREAMING, "")
+        async with client.watch() as watch:
+            await until(watch, lambda seen: set(seen.clusters) == {"files#alpha"})
+
+
 async def test_replaced_credential_of_a_kubeconfig_file_is_issued_at_once(files: Files) -> None:
     files.put("alpha")
     async with (

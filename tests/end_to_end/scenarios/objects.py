@@ -241,7 +241,7 @@ class Objects:
 
 
 def _told(text: str) -> str:
-    """Return the message of a Status, or any other text as it is."""
+    """Return the message of a Status, or the first 300 characters of any other text."""
     try:
         return msgspec.json.decode(text, type=_Status).message
     except msgspec.DecodeError:

@@ -130,7 +130,7 @@ def test_empty_list_is_a_warning() -> None:
 @pytest.mark.parametrize(
     ("status", "level", "fix"),
     [
-        (401, "fail", RULE),
+        (401, "fail", "set or renew it"),
         (403, "fail", RULE),
         (404, "fail", "check that this API server serves the resource"),
         (429, "fail", "run the check again"),

@@ -212,7 +212,7 @@ class Watch(WatchState):
                         self._keeper = asyncio.create_task(run_in_thread(keep), name="milo-discovery ownership")
                         self._keeper.add_done_callback(self._keeper_ended)
                     if batch.events and not self.is_owner:
-                        raise StreamBroken("the daemon does not own its clusters")
+                        raise StreamBroken("the daemon's ownership of its clusters has expired or is not confirmed")
                     subscription.received(batch, clock())
                     self._signal.notify()
                     await asyncio.sleep(0)  # waiters get the events before the next batch is read

@@ -18,9 +18,10 @@ _EMPTY: Document = {"apiVersion": "v1", "kind": "Config"}
 
 
 def default_file() -> Path:
-    """Return the first file in KUBECONFIG, or else kubectl's default file."""
-    listed = [path for path in os.environ.get("KUBECONFIG", "").split(os.pathsep) if path]
-    return Path(listed[0]) if listed else Path.home() / ".kube" / "config"
+    """Return the file to which kubectl adds entries: the first file in KUBECONFIG that exists, or else the last one."""
+    listed = [Path(path) for path in os.environ.get("KUBECONFIG", "").split(os.pathsep) if path]
+    existing = filter(Path.exists, listed)
+    return next(existing, listed[-1]) if listed else Path.home() / ".kube" / "config"
 
 
 def merge_into(path: Path, one: Document, context: str) -> None:

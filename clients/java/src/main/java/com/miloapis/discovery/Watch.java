@@ -205,7 +205,7 @@ public final class Watch implements AutoCloseable {
 
   private void requireOwnership() {
     if (!ownership.isHeld()) {
-      throw new StreamBrokenException("the daemon does not own its clusters");
+      throw new StreamBrokenException("the daemon's ownership of its clusters has expired or is not confirmed");
     }
   }
 
