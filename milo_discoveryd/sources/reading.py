@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from functools import lru_cache
-from itertools import starmap
+from itertools import chain, starmap
 
 import msgspec
 
@@ -162,8 +162,11 @@ def labels(metadata: Metadata) -> Pairs:
     """Return the labels, sorted. Equal small sets of labels share one instance, and so do equal small labels, which
     saves memory."""
     stated = metadata.labels or {}
-    if len(stated) <= _SHARED_LABELS and _characters(stated) <= _SHARED_SET_CHARACTERS:
-        return _shared_labels(tuple(starmap(_shared_label, sorted(stated.items()))))
+    if len(stated) <= _SHARED_LABELS:
+        try:
+            return _shared_labels(tuple(starmap(_shared_label, sorted(stated.items()))))
+        except _TooLargeToShareError:
+            pass
     if len(stated) > _FEW_LABELS:  # a few labels are short enough by the limit of each
         _check_size(stated, "labels")
     return tuple(starmap(_label, sorted(stated.items())))
@@ -190,14 +193,22 @@ def _characters(pairs: Mapping[str, str]) -> int:
     return sum(map(len, pairs)) + sum(map(len, pairs.values()))
 
 
-@lru_cache(maxsize=4096)
+class _TooLargeToShareError(Exception):
+    """Raised in a cached function, so that nothing is cached."""
+
+
+@lru_cache(maxsize=8192)
 def _shared_labels(pairs: Pairs) -> Pairs:
+    if sum(map(len, chain.from_iterable(pairs))) > _SHARED_SET_CHARACTERS:
+        raise _TooLargeToShareError
     return pairs
 
 
 @lru_cache(maxsize=8192)
 def _shared_label(key: str, value: str) -> tuple[str, str]:
-    return shared(key), value
+    if len(key) + len(value) > _SHARED_CHARACTERS:
+        raise _TooLargeToShareError
+    return _shared(key), value
 
 
 def _label(key: str, value: str) -> tuple[str, str]:
