@@ -75,13 +75,12 @@ class ClusterRecord(msgspec.Struct, kw_only=True, gc=False):
 
     entry: LogEntry = msgspec.field(default_factory=LogEntry)
     uid: str
-    version: str
     state: ObjectState
     since: float
     """The time at which `state` last changed."""
     message: str = ""
-    present: ObjectFields | Target | None = None
-    """The fields that authorization scopes match, if the last observation of the object did not engage the cluster."""
+    observed: Observation | None = None
+    """The last observation of the object, if it did not engage the cluster."""
     former: Cluster | None = None
     """The cluster as it was last engaged, if it is not engaged now."""
     past: tuple[RecordedTransition, ...] = ()
@@ -100,6 +99,19 @@ class ClusterRecord(msgspec.Struct, kw_only=True, gc=False):
     def latest(self) -> Cluster | None:
         """The cluster as engaged, or as last engaged."""
         return self.cluster or self.former
+
+    @property
+    def present(self) -> ObjectFields | Target | None:
+        """The fields that authorization scopes match, if the last observation did not engage the cluster."""
+        return None if self.observed is None else self.observed.fields
+
+    @property
+    def ready(self) -> Ready:
+        """The observation from which a cluster in one of the states `READY_STATES` is or can be engaged."""
+        if isinstance(self.observed, Ready):
+            return self.observed
+        assert self.latest is not None, "the record of a ready cluster has no target"
+        return Ready(self.uid, self.latest.source_version, self.latest.target)
 
     @property
     def target(self) -> Target | None:
@@ -141,7 +153,7 @@ class ClusterRecords:
         return len(self.by_key) - sum(map(self._counts.__getitem__, ABSENT_STATES))
 
     def add(self, observation: Observation, state: ObjectState, now: Moment) -> ClusterRecord:
-        record = ClusterRecord(uid=observation.uid, version=observation.version, state=state, since=now.wall)
+        record = ClusterRecord(uid=observation.uid, state=state, since=now.wall)
         self.by_key[observation.name] = record
         self._counts[state] += 1
         return record
@@ -261,7 +273,7 @@ class Engagements:
         events = self._end(record, cluster.draining.reason, cluster.draining.message, now)
         elsewhere = self.assigned_elsewhere(name)
         if record.state is ObjectState.READY and elsewhere is not None:
-            self._unassign(record, cluster.target, elsewhere, now)
+            self._unassign(record, elsewhere, now)
         elif record.state is ObjectState.READY:
             again = msgspec.structs.replace(cluster, draining=None, connectivity=UNPROBED)
             events.append(self._engage_again(record, again, now))
@@ -272,10 +284,7 @@ class Engagements:
         record = self._known(name)
         elsewhere = self.assigned_elsewhere(name)
         if elsewhere is None:
-            if record.state is not ObjectState.UNASSIGNED:
-                return []
-            assert record.target is not None, "the record of a ready cluster has no target"
-            return self._ready(Ready(record.uid, record.version, record.target), now)
+            return self._ready(record.ready, now) if record.state is ObjectState.UNASSIGNED else []
         events = self._plan_end(record, DisengageReason.MOVED, elsewhere, now, timeout_s)
         self._unassign_ready(record, elsewhere, now)
         return events
@@ -290,13 +299,12 @@ class Engagements:
     def _unassign_ready(self, record: ClusterRecord, message: str, now: Moment) -> None:
         """Record that this daemon must not engage a ready cluster, unless the cluster still drains here."""
         if record.cluster is None and record.state in READY_STATES:
-            assert record.target is not None, "the record of a ready cluster has no target"
-            self._unassign(record, record.target, message, now)
+            self._unassign(record, message, now)
 
-    def _unassign(self, record: ClusterRecord, target: Target, message: str, now: Moment) -> None:
+    def _unassign(self, record: ClusterRecord, message: str, now: Moment) -> None:
+        record.observed, record.message = record.ready, message
         if record.state is not ObjectState.UNASSIGNED:
-            self._move(target.name, record, ObjectState.UNASSIGNED, now)
-        record.present, record.message = target, message
+            self._move(record.observed.name, record, ObjectState.UNASSIGNED, now)
 
     def needs_probe(self, name: str, incarnation: int) -> bool:
         """Return whether a probe of the cluster is still needed."""
@@ -325,7 +333,7 @@ class Engagements:
         if connectivity.state is not Reachability.REACHABLE:
             return []
         if (elsewhere := self.assigned_elsewhere(name)) is not None:
-            self._unassign(record, probed.target, elsewhere, now)
+            self._unassign(record, elsewhere, now)
             return []
         self._move(name, record, ObjectState.READY, now)
         record.message = ""
@@ -354,8 +362,7 @@ class Engagements:
         """Disengage a cluster at once, because a claim of its object is no longer valid."""
         record, events = self._known(name), list[Event]()
         if record.state in READY_STATES:
-            assert record.target is not None, "the record of a ready cluster has no target"
-            events += self.contest(Ready(record.uid, record.version, record.target), problem, now)
+            events += self.contest(record.ready, problem, now)
         return events + self._end(record, DisengageReason.NOT_READY, problem, now)
 
     def begin_uncontested(self, name: str, now: Moment) -> list[Event]:
@@ -377,7 +384,6 @@ class Engagements:
             and former.uid == observation.uid
             and former.cluster is not None
         ):
-            former.version = observation.version
             return self._still_engaged(former, former.cluster, observation, now)  # nearly every change
         if former is not None and _stays_unreachable(former, observation):
             return []
@@ -386,7 +392,8 @@ class Engagements:
         elsewhere = self.assigned_elsewhere(observation.name)
         if elsewhere is not None and (replaced or former is None or not former.engaged):
             record = self._record(former, observation, ObjectState.UNASSIGNED, now)
-            record.present, record.message = observation.target, elsewhere
+            record.observed = Ready(record.uid, observation.version, observation.target)
+            record.message = elsewhere
             return self._end(record, DisengageReason.REPLACED, replaced, now)
         record = self._record(former, observation, ObjectState.READY, now)
         before = record.cluster
@@ -445,12 +452,8 @@ class Engagements:
                 self._note_dropped(self._records.note_absent(observation.name, state))
         elif record.state is not state or _replaced_by(record, observation):
             self._move(observation.name, record, state, now)
-        record.uid, record.version, record.message = (
-            observation.uid or record.uid,
-            observation.version,
-            observation.message,
-        )
-        record.present = None if isinstance(observation, Ready) else observation.fields
+        record.uid, record.message = observation.uid or record.uid, observation.message
+        record.observed = None if isinstance(observation, Ready) else observation
         return record
 
     def _delete(self, deleted: ConfirmedDeletion, now: Moment) -> list[Event]:
@@ -546,7 +549,6 @@ def _stays_unreachable(record: ClusterRecord, observation: Ready) -> bool:
     assert record.former is not None, "the unreachable cluster was never engaged"
     if observation.target.endpoint != record.former.target.endpoint:
         return False
-    record.version = observation.version
     record.former = msgspec.structs.replace(
         record.former, target=observation.target, source_version=observation.version
     )

@@ -133,7 +133,6 @@ def test_every_source_state_has_an_enum_value(state: ViewState) -> None:
 def record(state: ObjectState, *, engaged: bool = False) -> ClusterRecord:
     return ClusterRecord(
         uid="u",
-        version="7",
         state=state,
         since=100.0,
         message="its message",
