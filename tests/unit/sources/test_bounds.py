@@ -92,6 +92,17 @@ def test_equal_small_sets_of_labels_share_one_instance(observe: Observe) -> None
     assert one.target.labels is other.target.labels
 
 
+@every_mode
+def test_equal_large_sets_of_small_labels_are_not_shared(observe: Observe) -> None:
+    labels = {f"{number:02}": "a" * 60 for number in range(9)}
+    one, other = observe(labels=labels), observe(labels=labels)
+    assert isinstance(one, Ready)
+    assert isinstance(other, Ready)
+    assert one.target.labels == other.target.labels
+    assert one.target.labels is not other.target.labels
+    assert one.target.labels[0] is other.target.labels[0]
+
+
 def test_sent_annotations_over_the_size_limit_make_an_object_malformed() -> None:
     sending = ControlPlaneObjects(
         ProjectControlPlaneKind(), SourceOptions(project_server=API, annotation_prefixes=("a/",))
