@@ -326,7 +326,7 @@ class ChangeLog:
         """
         frames: list[Frame] = []
         overtaken: dict[int, LogEntry] = {}  # entries at a stale slot, by identity: they changed again later
-        matches = view.matches
+        matches, updated = view.matches, EventType.UPDATED
         entries, revisions = self._slots.entries, self._slots.revisions
         first = bisect_right(revisions, revision)
         last = min(len(entries), first + RECORDS_PER_STEP)
@@ -350,7 +350,10 @@ class ChangeLog:
                 and (known_cluster is cluster or matches(known_cluster))
             ):
                 # The common case: the reader knows this incarnation, and its view still contains the cluster.
-                frames.append(frame := self.frame(entry, cluster, EventType.UPDATED))
+                frame = entry.frame
+                if frame is None or frame.type is not updated:
+                    frame = self.frame(entry, cluster, updated)
+                frames.append(frame)
                 size += len(frame.data)
             else:
                 changes = [*self._changes(entry, revision, self.head, view)]
