@@ -20,6 +20,7 @@ from bench.age import KNOWN_STALE
 from bench.commits import ROOT
 from bench.figures import COMMANDS, HEADLINES, PERFORMANCE, REASONS, SIZING, Row
 from bench.report import RESULTS, Figures, Results, rounded, spread
+from tools.documents import wrapped
 
 PAGES = (ROOT / "README.md", ROOT / "docs" / "sizing.md", ROOT / "docs" / "reviewers" / "performance.md")
 IMAGES = ROOT / "docs" / "images"
@@ -162,20 +163,19 @@ def _missed_bars(files: Files) -> Iterator[str]:
     if not missed:
         yield "None."
         return
-    yield from ("| key | figure | bar | file | reason |", "|---|--:|---|---|---|")
     for name, key in missed:
         value, bar = _figure(files, name, key), limits.bar_of(key, _bars(files[name]))
-        yield f"| `{key}` | {rounded(value)} | {bar} | `{name}` | {REASONS.get(key, '')} |"
+        yield wrapped(f"- `{key}` of `{name}`: {rounded(value)}, bar {bar}. {REASONS.get(key, '')}".rstrip())
 
 
 def _files(files: Files) -> Iterator[str]:
-    yield from ("| file | figures | command | commit | machine |", "|---|--:|---|---|---|")
     for name, result in sorted(files.items()):
         built = "".join(f", {what} `{commit}`" for what, commit in result.commits.items() if what.isupper())
         link = f"[{name}](../../bench/results/{name}.json)"
         day = f", {result.at[:10]}" if result.commits else ""
         commit = f"{_commit(files, name)}{built}{day}"
-        yield f"| {link} | {len(result.figures)} | `{_command(name)}` | {commit} | {_machine(result)} |"
+        count = len(result.figures)
+        yield wrapped(f"- {link}: {count} figures of `{_command(name)}`, commit {commit}, {_machine(result)}.")
     yield from _note(files, files)
 
 

@@ -1,5 +1,7 @@
 """`tools/documents.py [--check | --wrap [FILE...]]`: counts words of the user documentation, and wraps its lines.
 
+`--check` also rejects lines that are too long for a diff, in tables too.
+
 User documentation is the pages of the site and the READMEs of what is installed. Generated text is not counted in the
 total.
 """
@@ -14,6 +16,8 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 MOST_WORDS = 40_000
 WIDTH = 120
+MOST_CHARACTERS = 160
+"""Length of a line that is not wrapped, such as a row of a table."""
 READMES = (
     "README.md",
     "clients/*/README.md",
@@ -45,6 +49,13 @@ def main(arguments: list[str]) -> int:
     total = sum(len(page.read_text().split()) for page in pages)
     print(f"user documentation: {words:,} words (at most {MOST_WORDS:,}), and {total - words:,} generated words")
     problems = [f"{path.relative_to(ROOT)}:{number}: more than {WIDTH} characters" for path, number in long_lines()]
+    problems += [
+        f"{path.relative_to(ROOT)}:{number}: more than {MOST_CHARACTERS} characters: "
+        "shorten the cells of the row, or make a list of the table"
+        for path in hand_written()
+        if path.name != "CHANGELOG.md"
+        for number in too_long(path.read_text())
+    ]
     if words > MOST_WORDS:
         problems.append(
             f"the user documentation has more than {MOST_WORDS:,} words: shorten the pages that you extended"
@@ -84,6 +95,16 @@ def long_lines() -> Iterator[tuple[Path, int]]:
         for number, line in enumerate(before, start=1):
             if len(line) > WIDTH and line not in after:
                 yield path, number
+
+
+def too_long(text: str) -> Iterator[int]:
+    """Yield the numbers of lines, rows of tables included, that are too long for a diff, except those of code."""
+    fenced = False
+    for number, line in enumerate(text.splitlines(), start=1):
+        if re.match(r" *```", line):
+            fenced = not fenced
+        elif not fenced and len(line) > MOST_CHARACTERS:
+            yield number
 
 
 def wrapped(text: str) -> str:

@@ -1,8 +1,8 @@
-"""Writes the tables of settings into the documents, from the settings of the code.
+"""Writes the lists of settings into the documents, from the settings of the code.
 
-`<!-- settings: mode, source -->` and `<!-- end -->` in a document enclose the table of the named settings. A group
+`<!-- settings: mode, source -->` and `<!-- end -->` in a document enclose the list of the named settings. A group
 includes all its settings; `listen[]` stands for the fields of a list item, `kubeconfigs.issuers[exec]` for the
-additional fields of that type. Every setting is in exactly one table.
+additional fields of that type. Every setting is in exactly one list.
 """
 
 import ast
@@ -24,12 +24,13 @@ from milo_discoveryd.schema.fields import ByType, Field, Group, ListOf, Nested, 
 from milo_discoveryd.sources import kind as kinds
 from milo_discoveryd.sources.field_path import FieldPath, Template
 from milo_discoveryd.sources.kind import SourceKind
+from tools.documents import wrapped
 
 DOCS = Path(__file__).parents[1] / "docs"
-_TABLE = re.compile(r"<!-- settings: (?P<names>[^>]+) -->\n.*?<!-- end -->\n", re.DOTALL)
+_LIST = re.compile(r"<!-- settings: (?P<names>[^>]+) -->\n.*?<!-- end -->\n", re.DOTALL)
 _DEFAULT_IN_WORDS = re.compile(r" *Default: ([^.]+(?:\.\w[^.]*)*)\.$")
 _FLAT_KINDS = tuple(field.type for field in fields(GivenSettings).values())
-"""Kinds whose settings are also a group outside of `sources`; the table of that group describes them."""
+"""Kinds whose settings are also a group outside of `sources`; the list of that group describes them."""
 _NOTHING: tuple[object, ...] = (None, "", (), {})
 
 
@@ -53,7 +54,7 @@ class Entry(NamedTuple):
 def entries(group: type[Group] = GivenSettings, around: str = "") -> Iterator[Entry]:
     for name, field in fields(group).items():
         place = around + name
-        if name == "type":  # described in the tables of the types
+        if name == "type":  # described in the lists of the types
             continue
         if docstring := _docstrings(group).get(name):
             yield _entry(place, field, docstring)
@@ -174,30 +175,33 @@ def _by_type(groups: Mapping[str, type[Group]], place: str) -> Iterator[Entry]:
         yield from own
 
 
-def table(selected: list[Entry]) -> str:
-    rows = (f"| `{each.shown}` | {each.takes} | {each.default} | {each.help} |\n" for each in selected)
-    return "| setting | takes | default | what it is |\n|---|---|---|---|\n" + "".join(rows)
+def listed(selected: list[Entry]) -> str:
+    return wrapped("".join(f"- `{each.shown}` ({_values(each)}): {each.help}\n" for each in selected))
+
+
+def _values(entry: Entry) -> str:
+    return f"{entry.takes}; {entry.default if entry.default == 'required' else f'default: {entry.default}'}"
 
 
 def rendered() -> dict[Path, str]:
-    """Return the expected contents of the documents with tables."""
+    """Return the expected contents of the documents with lists."""
     known = list(entries())
     left = {each.name for each in known}
 
     def render(match: re.Match[str]) -> str:
         selected = []
-        for name in match["names"].split(", "):
+        for name in re.split(r",\s+", match["names"]):
             of_it = [each for each in known if each.is_of(name)]
             if not of_it or not {each.name for each in of_it} <= left:
-                sys.exit(f"settings: {name}: there is no such setting, or another table contains it")
+                sys.exit(f"settings: {name}: there is no such setting, or another list contains it")
             left.difference_update(each.name for each in of_it)
             selected += of_it
-        return f"<!-- settings: {match['names']} -->\n{table(selected)}<!-- end -->\n"
+        return f"<!-- settings: {match['names']} -->\n{listed(selected)}<!-- end -->\n"
 
-    documents = {path: _TABLE.sub(render, path.read_text()) for path in sorted(DOCS.glob("*.md"))}
+    documents = {path: _LIST.sub(render, path.read_text()) for path in sorted(DOCS.glob("*.md"))}
     if left:
-        sys.exit(f"no document contains a table of {', '.join(sorted(left))}")
-    return {path: text for path, text in documents.items() if _TABLE.search(text)}
+        sys.exit(f"no document contains a list of {', '.join(sorted(left))}")
+    return {path: text for path, text in documents.items() if _LIST.search(text)}
 
 
 if __name__ == "__main__":

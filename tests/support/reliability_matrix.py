@@ -1,4 +1,4 @@
-"""The tables of docs/reviewers/reliability.md, with the tests of each row."""
+"""The numbered rows of docs/reviewers/reliability.md, which are items of lists, with the tests of each."""
 
 import re
 from collections.abc import Iterable
@@ -7,10 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.markdown_items import Item, items
+
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "reviewers" / "reliability.md"
-_ROW = re.compile(r"\| ([FSOA]\d+) \| (.*) \|")
-_WORD = re.compile(r"\| \*(\w+)\* \| .* \| `([^`]+)` \|")
+_ROW = re.compile(r"\*\*([FSOA]\d+)\.\*\* .+")
+_WORD = re.compile(r"\*(\w+)\*: .+")
 _TEST = re.compile(r"`((?:\w+/)+\w+\.py(?:::\w+)?)`|\*(\w+)\*")
 
 
@@ -24,16 +26,22 @@ class Row:
 
 
 def rows() -> dict[str, Row]:
-    lines = PAGE.read_text().splitlines()
-    words = dict(found.groups() for line in lines if (found := _WORD.fullmatch(line)))
-    return {
-        row.number: row for line in lines if (found := _ROW.fullmatch(line)) and (row := _row(*found.groups(), words))
+    listed = items(PAGE.read_text())
+    words = {
+        found[1]: item.nested[0].strip("`") for item in listed if item.nested and (found := _WORD.fullmatch(item.text))
     }
+    return {found[1]: _row(found[1], item, words) for item in listed if (found := _ROW.fullmatch(item.text))}
 
 
-def _row(number: str, rest: str, words: dict[str, str]) -> Row:
-    tests = tuple(node or words[word] for node, word in _TEST.findall(rest.rpartition(" | ")[2]))
-    return Row(number, tests, "not injected" in rest)
+def _row(number: str, item: Item, words: dict[str, str]) -> Row:
+    """Return the row of an item, whose nested items are its tests, or raise an error if one is something else."""
+    tests = []
+    for nested in item.nested:
+        found = _TEST.fullmatch(nested)
+        if found is None:
+            raise ValueError(f"row {number}: {nested} is not a test or a keyword")
+        tests.append(found[1] or words[found[2]])
+    return Row(number, tuple(tests), "not injected" in item.text)
 
 
 def file_of(path: str) -> Path:

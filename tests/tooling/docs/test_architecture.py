@@ -1,7 +1,9 @@
 """docs/architecture.md names every package of the daemon, and only directories and files that exist."""
 
 import re
+from collections.abc import Iterator
 
+from tests.support.markdown_items import items
 from tests.tooling.docs.shell import ROOT
 from tests.tooling.import_contracts.contracts import modules
 
@@ -13,27 +15,32 @@ def section(heading: str) -> str:
     return TEXT.partition(f"## {heading}\n")[2].partition("\n## ")[0]
 
 
-def first_cells(table: str) -> set[str]:
-    return set(re.findall(r"^\| `([\w/]+)` \|", table, re.MULTILINE))
+def packages() -> Iterator[tuple[set[str], str]]:
+    """Yield the packages that an item names, with its text on which of their modules are pure."""
+    for item in items(section("Packages")):
+        text, _, pure = item.text.partition(" *Pure:* ")
+        yield set(re.findall(r"`([\w/]+)`", text.partition(": ")[0])), pure.removesuffix(".")
 
 
-def test_packages_table_names_every_package_of_the_daemon() -> None:
-    packages = {f"milo_discoveryd/{path.parent.name}" for path in (ROOT / "milo_discoveryd").glob("*/__init__.py")}
-    named = first_cells(section("Packages"))
-    assert {name for name in named if name.startswith("milo_discoveryd/")} == packages
+def test_list_of_packages_names_every_package_of_the_daemon() -> None:
+    existing = {f"milo_discoveryd/{path.parent.name}" for path in (ROOT / "milo_discoveryd").glob("*/__init__.py")}
+    named = {name for names, _ in packages() for name in names}
+    assert {name for name in named if name.startswith("milo_discoveryd/")} == existing
     assert [name for name in named if not (ROOT / name).is_dir()] == []
 
 
-def test_packages_table_names_the_pure_modules() -> None:
+def test_list_of_packages_names_the_pure_modules() -> None:
     pure = set(modules("pure"))
-    for package, cell in re.findall(r"^\| `(milo_discoveryd/\w+)` \|.*\| (.*) \|$", section("Packages"), re.MULTILINE):
+    of_the_daemon = [(names.pop(), text) for names, text in packages() if "milo_discoveryd/" in "".join(names)]
+    assert len(of_the_daemon) > 15
+    for package, text in of_the_daemon:
         if package == "milo_discoveryd/server":
-            continue  # the table says "most of `calls`"
+            continue  # the list says "most of `calls`"
         names = {path.stem for path in (ROOT / package).glob("*.py")} - {"__init__"}
         dotted = package.replace("/", ".")
         found = names if dotted in pure else {name for name in names if f"{dotted}.{name}" in pure}
-        listed = set(re.findall(r"`(\w+)`", cell))
-        assert found == (names - listed if cell.startswith(("yes", "all but")) else listed), package
+        listed = set(re.findall(r"`(\w+)`", text))
+        assert found == (names - listed if text.startswith(("yes", "all but")) else listed), package
 
 
 def test_decision_table_names_existing_files() -> None:

@@ -1,4 +1,4 @@
-"""The commands of docs/reviewers/defects.md."""
+"""Each item of docs/reviewers/defects.md names a command, and the commands select tests."""
 
 import re
 import shlex
@@ -7,12 +7,20 @@ import sys
 
 import pytest
 
+from tests.support.markdown_items import items
 from tests.tooling.deploy.manifests import ROOT
 
 TEXT = (ROOT / "docs" / "reviewers" / "defects.md").read_text()
 COMMANDS = sorted(
     set(re.findall(r"`((?:tests|kube|clients/python|controllers|publishing|conformance)/[^`]* -k [^`]*)`", TEXT))
 )
+ITEM = re.compile(r".+ \*Found by:\* .+ \*Command:\* .*`[^`]+`.* \*Fix:\* .+\.")
+
+
+def test_every_defect_has_a_command_and_a_fix() -> None:
+    defects = items(TEXT)
+    assert len(defects) > 100
+    assert [defect.text for defect in defects if not ITEM.fullmatch(defect.text)] == []
 
 
 @pytest.mark.nightly

@@ -6,7 +6,7 @@ from xml.etree import ElementTree
 import pytest
 
 from tools.diagrams import IMAGES, drawn
-from tools.documents import WIDTH, count, user_pages, wrapped
+from tools.documents import MOST_CHARACTERS, WIDTH, count, too_long, user_pages, wrapped
 
 LONG = "word " * 40 + "end"
 
@@ -45,6 +45,11 @@ def test_wrap_keeps_inline_code_on_one_line() -> None:
 def test_wrap_begins_no_line_with_a_list_marker() -> None:
     lines = wrapped(f"{'x' * 118} - {LONG}").splitlines()
     assert not any(line.startswith("-") for line in lines)
+
+
+def test_rows_of_tables_that_are_too_long_for_a_diff_are_found() -> None:
+    row = f"| {'x' * MOST_CHARACTERS} |"
+    assert list(too_long(f"| short |\n{row}\n```\n{row}\n```\n  {row}")) == [2, 6]
 
 
 def test_word_count_ignores_generated_pages() -> None:

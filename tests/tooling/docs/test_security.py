@@ -4,21 +4,24 @@ import ast
 import re
 import tomllib
 from functools import cache
-from itertools import takewhile
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[3]
-LINES = (ROOT / "docs" / "reviewers" / "security-reference.md").read_text().splitlines()
-_CONTROL = re.compile(r"\| (K\d+)? \| (.+) \| (.+) \|")
-_LINK = re.compile(r"\[`([^`]+)`\]\(\.\./\.\./tests/([^)]+)\)")
-_TRIED_FROM = LINES.index("| tried | tests |")
+from tests.support.markdown_items import Item, items
 
-CONTROLS = [
-    found.groups() for line in LINES[:_TRIED_FROM] if (found := _CONTROL.fullmatch(line)) and _LINK.search(line)
-]
-TRIED = [line for line in LINES[_TRIED_FROM + 2 :] if line.startswith("| ") and _LINK.search(line)]
+ROOT = Path(__file__).parents[3]
+TEXT = (ROOT / "docs" / "reviewers" / "security-reference.md").read_text()
+_LINK = re.compile(r"\[`([^`]+)`\]\(\.\./\.\./tests/([^)]+)\)")
+
+
+def section(heading: str) -> str:
+    return TEXT.partition(f"\n## {heading}\n")[2].partition("\n## ")[0]
+
+
+_CONTROLS, _, _ATTEMPTS = section("Controls, and their tests").partition("\nIntrusion attempts.")
+CONTROLS = items(_CONTROLS)
+TRIED = items(_ATTEMPTS)
 
 
 @cache
@@ -33,14 +36,14 @@ def collected(path: str) -> frozenset[str]:
 
 
 def test_security_controls_are_numbered_in_order() -> None:
-    assert [number for number, *_ in CONTROLS if number] == [f"K{number}" for number in range(1, 20)]
+    numbers = [found[1] for item in CONTROLS if (found := re.match(r"\*\*(K\d+)\.\*\* ", item.text))]
+    assert numbers == [f"K{number}" for number in range(1, 20)]
+    assert len(CONTROLS) == 20
 
 
-@pytest.mark.parametrize(
-    "row", [*(" | ".join(filter(None, row)) for row in CONTROLS), *TRIED], ids=lambda row: row[:40]
-)
-def test_security_rows_name_existing_tests(row: str) -> None:
-    named = _LINK.findall(row)
+@pytest.mark.parametrize("item", [*CONTROLS, *TRIED], ids=lambda item: item.text[:40])
+def test_security_items_name_existing_tests(item: Item) -> None:
+    named = [pair for nested in item.nested for pair in _LINK.findall(nested)]
     missing = [
         (name, path) for name, path in named if not collected(path) or (name != path and name not in collected(path))
     ]
@@ -48,7 +51,7 @@ def test_security_rows_name_existing_tests(row: str) -> None:
     assert missing == []
 
 
-def test_security_attack_table_has_29_rows() -> None:
+def test_security_reference_has_29_intrusion_attempts() -> None:
     assert len(TRIED) == 29
 
 
@@ -67,6 +70,5 @@ def dependencies() -> set[str]:
 
 
 def test_security_page_reviews_exactly_the_dependencies() -> None:
-    first = LINES.index("| package | used for | data that it handles | license | maintained by |") + 2
-    rows = list(takewhile(lambda line: line.startswith("|"), LINES[first:]))
-    assert {name for row in rows for name in re.findall(r"`([\w.-]+)`", row.split(" | ")[0])} == dependencies()
+    listed = (item.text.partition(": ")[0] for item in items(section("Dependencies")))
+    assert {name for names in listed for name in re.findall(r"`([\w.-]+)`", names)} == dependencies()

@@ -1,4 +1,4 @@
-"""The tables of settings: their sentences and defaults."""
+"""The lists of settings: their sentences and defaults."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""The tables of docs/reviewers/upstream.md that compare multicluster-runtime's tests with ours."""
+"""The lists of docs/reviewers/upstream.md that compare multicluster-runtime's tests with ours."""
 
 import json
 import re
@@ -8,33 +8,37 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.markdown_items import Item, items
 from tests.tooling.deploy.manifests import ROOT
 
 GO = ROOT / "clients/go/multicluster"
 TEXT = (ROOT / "docs/reviewers/upstream.md").read_text()
-TABLES = re.findall(r"^\| (?:there|in the pull request) \| here \|\n(.*?)\n\n", TEXT, re.MULTILINE | re.DOTALL)
+_SHARDED = TEXT.partition("# multicluster-runtime's tests of its sharded coordinator\n")[2].partition("\n# ")[0]
+LISTS = [items(text) for text in _SHARDED.split("\nOf kubernetes-sigs/multicluster-runtime#173")]
 TEST = re.compile(r"`(Test\w+|test_\w+)`")
 
 
-def column(table: str, number: int) -> set[str]:
-    return {name for row in table.splitlines() for name in TEST.findall(row.split("|")[number])}
+def theirs_and_ours(item: Item) -> tuple[set[str], set[str]]:
+    theirs, _, ours = item.text.partition(": ")
+    return set(TEST.findall(theirs)), set(TEST.findall(ours))
 
 
-@pytest.mark.parametrize("table", TABLES, ids=["released", "proposed"])
-def test_tests_that_correspond_to_those_of_multicluster_runtime_exist(table: str) -> None:
-    ours = [
+@pytest.mark.parametrize("listed", LISTS, ids=["released", "proposed"])
+def test_tests_that_correspond_to_those_of_multicluster_runtime_exist(listed: list[Item]) -> None:
+    files = [
         *GO.glob("*_test.go"),
         *ROOT.glob("tests/unit/sharding/test_*.py"),
         *ROOT.glob("tests/end_to_end/real/test_*.py"),
     ]
     found = set(
-        re.findall(r"^(?:func|(?:async )?def) (\w+)\(", "".join(path.read_text() for path in ours), re.MULTILINE)
+        re.findall(r"^(?:func|(?:async )?def) (\w+)\(", "".join(path.read_text() for path in files), re.MULTILINE)
     )
-    assert column(table, 2) - found == set()
-    assert [row for row in table.splitlines()[1:] if not TEST.search(row.split("|")[2])] == []
+    assert listed
+    assert [item.text for item in listed if not all(theirs_and_ours(item))] == []
+    assert {name for item in listed for name in theirs_and_ours(item)[1]} - found == set()
 
 
-def test_every_upstream_test_of_the_sharded_coordinator_has_a_row() -> None:
+def test_every_upstream_test_of_the_sharded_coordinator_has_an_item() -> None:
     if shutil.which("go") is None:
         pytest.skip("go, which locates the module, is not on PATH")
     listed = subprocess.run(
@@ -45,4 +49,4 @@ def test_every_upstream_test_of_the_sharded_coordinator_has_a_row() -> None:
         pytest.skip("the module is not downloaded: run ./dev go first")
     sources = (Path(directory) / "pkg/manager/coordinator/sharded").rglob("*_test.go")
     theirs = set(re.findall(r"^func (Test\w+)\(", "".join(path.read_text() for path in sources), re.MULTILINE))
-    assert column(TABLES[0], 1) == theirs
+    assert {name for item in LISTS[0] for name in theirs_and_ours(item)[0]} == theirs
