@@ -51,6 +51,9 @@ FIRST = (
 )
 """Tests that take tens of seconds each: if they started last, all workers but one would wait for them."""
 
+WAITING = "tests/end_to_end/process/test_two_sources.py"
+"""A file whose tests mostly wait. They are spread over the first tests, so that few of them run at once."""
+
 COVERAGE = Path(__file__).parents[1] / FIRST[0]
 """The test that runs the unit tests of the pure modules. A run of all tests does not run these a second time."""
 _COVERED = pytest.StashKey[set[Path]]()
@@ -104,6 +107,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if (row := config.getoption("--row")) is not None:
         _keep(config, items, of_row(row, items))
     items.sort(key=_place)
+    items[:] = _spread(items)
     for option, fixture in (("--real", ON_REAL_SERVERS), ("--cluster", IN_A_CLUSTER)):
         if not config.getoption(option):
             _keep(config, items, [item for item in items if fixture not in getattr(item, "fixturenames", ())])
@@ -112,6 +116,15 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def _place(item: pytest.Item) -> int:
     """Return the position of the item's file in FIRST; the end for files that are not in it."""
     return next((place for place, file in enumerate(FIRST) if item.nodeid.startswith(file)), len(FIRST))
+
+
+def _spread(items: list[pytest.Item]) -> list[pytest.Item]:
+    """Return the items with one of `WAITING` before every three others."""
+    waiting = [item for item in items if item.nodeid.startswith(WAITING)]
+    spread = [item for item in items if not item.nodeid.startswith(WAITING)]
+    for number, item in enumerate(waiting):
+        spread.insert(4 * number, item)
+    return spread
 
 
 def _keep(config: pytest.Config, items: list[pytest.Item], kept: list[pytest.Item]) -> None:
