@@ -3,6 +3,7 @@ lagging replica."""
 
 import asyncio
 import json
+import socket
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
@@ -89,17 +90,20 @@ class ProjectServer:
 
     @asynccontextmanager
     async def listening(self) -> AsyncIterator["ProjectServer"]:
-        await self.start()
-        try:
-            yield self
-        finally:
-            await self.stop()
+        with socket.socket() as reserved:  # bound, so that no other process takes the port while the server is stopped
+            reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            reserved.bind(("127.0.0.1", 0))
+            self._port = reserved.getsockname()[1]
+            await self.start()
+            try:
+                yield self
+            finally:
+                await self.stop()
 
     async def start(self) -> None:
         self._runner = web.ServerRunner(web.Server(self._answer), shutdown_timeout=0)
         await self._runner.setup()
-        await web.TCPSite(self._runner, "127.0.0.1", self._port).start()
-        self._port = self._runner.addresses[0][1]
+        await web.TCPSite(self._runner, "127.0.0.1", self._port, reuse_address=True).start()
 
     async def stop(self) -> None:
         runner, self._runner = self._runner, None
