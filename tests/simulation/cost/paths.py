@@ -16,6 +16,7 @@ from milo_discoveryd.connectivity.reachability import ProbeOutcome, ProbePolicy,
 from milo_discoveryd.log.change_log import FRAME_EVICTION_INTERVAL_S
 from milo_discoveryd.log.events import EventType
 from milo_discoveryd.model.cluster import Cluster
+from milo_discoveryd.sources import reading
 from tests.simulation.cost.bed import TOKEN_LIFE_S, Bed, run
 from tests.simulation.cost.elements import count_reads
 from tests.simulation.cost.kinds import KINDS, measure_kind
@@ -194,7 +195,11 @@ PATHS: dict[str, tuple[Path, int]] = {
 
 
 def measure(path: Path, clusters: int, subscribers: int) -> Meter:
-    """Measure a path after a small run of it, which fills caches with the labels and times that all objects have."""
+    """Measure a path after a small run of it, which fills caches with the labels and times that all objects have.
+
+    The sets of labels that other tests left in the cache would make it cheaper.
+    """
+    reading._shared_labels.cache_clear()
     _run_path(path, _WARM_UP, subscribers)
     return _run_path(path, clusters, subscribers)
 
