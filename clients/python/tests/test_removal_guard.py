@@ -4,11 +4,25 @@ from __future__ import annotations
 
 import pytest
 
-from milo_discovery._removal_guard import CONTESTED_S, SECOND_LOOK_S, Removal, Removals
+from milo_discovery import DisengageReason
+from milo_discovery._removal_guard import CONTESTED_S, ENDS, SECOND_LOOK_S, Removal, Removals
+
+ELSEWHERE = {
+    DisengageReason.UNSPECIFIED,
+    DisengageReason.REVOKED,
+    DisengageReason.MOVED,
+    DisengageReason.OWNERSHIP_LOST,
+}
+"""Reasons that lie in the subscriber or in the daemon."""
 
 
 def missing(count: int, writing: int = 1) -> list[Removal]:
     return [Removal(f"p-{number}", f"p-{number}", str(number), f"{writing}-{number}") for number in range(count)]
+
+
+def test_each_disengage_reason_lies_in_the_cluster_or_elsewhere():
+    assert set(DisengageReason) == ENDS | ELSEWHERE
+    assert not ENDS & ELSEWHERE
 
 
 def test_removal_is_confirmed_by_a_second_check():

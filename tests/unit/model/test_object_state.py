@@ -7,17 +7,21 @@ from pathlib import Path
 
 import pytest
 
-from milo_discovery import EngagementReason, FleetCounts, ServerInfo, Sharding
+from milo_discovery import DisengageReason, EngagementReason, FleetCounts, ServerInfo, Sharding
+from milo_discovery._removal_guard import ENDS
 from milo_discovery.cli import text_output
 from milo_discovery.v1 import discovery_pb2 as pb
-from milo_discoveryd.model import observation
+from milo_discoveryd.model import cluster, observation
 from milo_discoveryd.model.object_state import MEANINGS, ObjectState
 from milo_discoveryd.telemetry.status_page import PAGE
 
 ROOT = Path(__file__).parents[3]
+NODE_ENUMS = "clients/node/src/gen/milo/discovery/v1/discovery_pb.ts"
 OF_ENGAGED = {"CONFIRMING_DELETION", "DRAINING"}
 """Reasons that responses give for engaged clusters, whatever the state of their objects."""
 REASONS = {name.removeprefix("REASON_") for name in pb.Engagement.Reason.DESCRIPTOR.values_by_name} - {"UNSPECIFIED"}
+DISENGAGE_REASONS = {name.removeprefix("DISENGAGE_REASON_") for name in pb.DisengageReason.DESCRIPTOR.values_by_name}
+DISENGAGE_REASONS -= {"UNSPECIFIED"}
 COUNTS = {field.name for field in pb.FleetCounts.DESCRIPTOR.fields}
 
 
@@ -44,12 +48,25 @@ def test_python_client_has_each_engagement_reason_and_fleet_count() -> None:
     assert set(FleetCounts.__annotations__) == COUNTS
 
 
+def test_daemon_and_clients_have_each_disengage_reason() -> None:
+    assert {each.name for each in DisengageReason} - {"UNSPECIFIED"} == DISENGAGE_REASONS
+    assert {each.name for each in cluster.DisengageReason} == DISENGAGE_REASONS
+    go, node = (ROOT / "clients/go/model.go").read_text(), (ROOT / NODE_ENUMS).read_text()
+    assert [reason for reason in DISENGAGE_REASONS if f'DisengageReason = "{reason}"' not in go] == []
+    assert [reason for reason in DISENGAGE_REASONS if f"  {reason} =" not in node] == []
+
+
+def test_python_client_counts_each_end_of_an_object_state_as_one_of_the_cluster() -> None:
+    ends = {meaning.ends.name for meaning in MEANINGS.values() if meaning.ends}
+    assert ends <= {reason.name for reason in ENDS}
+
+
 @pytest.mark.parametrize(
     ("source", "form"),
     [
         ("clients/go/model.go", 'EngagementReason = "{}"'),
         ("clients/go/v1/discovery.pb.go", "Engagement_REASON_{} "),
-        ("clients/node/src/gen/milo/discovery/v1/discovery_pb.ts", "  {} ="),
+        (NODE_ENUMS, "  {} ="),
     ],
 )
 def test_go_and_node_clients_have_each_engagement_reason(source: str, form: str) -> None:
@@ -92,7 +109,7 @@ def test_alert_covers_the_object_states_that_are_reported() -> None:
     [
         ("clients/go/model.go", "\t{} ", True),
         ("clients/go/wire.go", "counts.Get{}()", True),
-        ("clients/node/src/gen/milo/discovery/v1/discovery_pb.ts", "  {}: number;", False),
+        (NODE_ENUMS, "  {}: number;", False),
     ],
 )
 def test_go_and_node_clients_have_each_fleet_count(source: str, form: str, is_upper: bool) -> None:
