@@ -24,12 +24,9 @@ copy, to which the Milo sources or another file are added, and in which the go c
 """
 WITHOUT_KUBERNETES = {CLIENT, "examples/go"}
 
-MATRIX = sorted((ROOT / "clients/go/multicluster/matrix").glob("*.mod"))
-"""The provider's other supported versions of multicluster-runtime and controller-runtime."""
 
-
-def run_tests(module: str, *flags: str) -> None:
-    run([*go_test(), *flags, "./..."], ROOT / module)
+def run_tests(module: str) -> None:
+    run([*go_test(), "./..."], ROOT / module)
 
 
 @pytest.mark.nightly  # ./dev go runs them before each merge
@@ -43,14 +40,6 @@ def test_go_module_with_kubernetes_dependencies_passes_its_tests(module: str, py
     if not pytestconfig.getoption("--real"):
         pytest.skip("compiling Kubernetes libraries takes minutes: run with --real")
     run_tests(module)
-
-
-@pytest.mark.nightly
-@pytest.mark.parametrize("versions", MATRIX, ids=lambda path: path.stem)
-def test_go_provider_tests_pass_with_other_dependency_versions(versions: Path, pytestconfig: pytest.Config) -> None:
-    if not pytestconfig.getoption("--real"):
-        pytest.skip("compiling Kubernetes libraries takes minutes: run with --real")
-    run_tests("clients/go/multicluster", f"-modfile={versions}")
 
 
 @pytest.fixture(scope="module")
