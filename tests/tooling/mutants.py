@@ -14,6 +14,7 @@ from tempfile import TemporaryDirectory
 from tests.tooling.import_contracts.contracts import PACKAGES, ROOT, modules, unit_tests
 
 MUTMUT = Path(sys.executable).with_name("mutmut")
+TESTS = ("tests", "controllers/tests")
 SURVIVED = (0, 5, 33)
 """mutmut's exit codes of a mutant whose tests pass, and of one without tests."""
 SETTINGS = """
@@ -36,13 +37,13 @@ def prepare(directory: Path, chosen: list[str]) -> None:
     ignored = shutil.ignore_patterns("__pycache__")
     for package in PACKAGES:
         shutil.copytree(package, directory / package.name, ignore=ignored)
-    for tests in ("tests", "controllers/tests"):
+    for tests in TESTS:
         shutil.copytree(ROOT / tests, directory / tests, ignore=ignored)
     paths = [module.replace(".", "/") for module in chosen]
     settings = SETTINGS.format(
         sources=json.dumps(sorted({path.partition("/")[0] for path in paths})),
         files=json.dumps([f"{path}{'/*' if (directory / path).is_dir() else '.py'}" for path in paths]),
-        others=json.dumps([package.name for package in PACKAGES]),
+        others=json.dumps([*(package.name for package in PACKAGES), *TESTS]),
         tests=json.dumps(sorted({str(test.relative_to(ROOT)) for module in chosen for test in unit_tests(module)})),
     )
     (directory / "pyproject.toml").write_text(settings)
@@ -62,8 +63,9 @@ def judge(directory: Path, found: dict[str, dict[str, int | None]], *, show: boo
     total: Counter[bool] = Counter()
     for module, codes in found.items():
         survivors = [mutant for mutant, code in codes.items() if code in SURVIVED]
-        total.update(mutant not in survivors for mutant, code in codes.items() if code is not None)
-        sys.stdout.write(f"{module}: {len(codes) - len(survivors)} of {len(codes)} detected\n")
+        tested = [mutant for mutant, code in codes.items() if code is not None]
+        total.update(mutant not in survivors for mutant in tested)
+        sys.stdout.write(f"{module}: {len(tested) - len(survivors)} of {len(codes)} detected\n")
         for mutant in survivors:
             sys.stdout.write(mutmut(directory, "show", mutant) if show else f"  survived: {mutant}\n")
     sys.stdout.flush()
