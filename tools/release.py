@@ -181,6 +181,8 @@ PARTS = {
     "network-policy": ("networkPolicy.enabled", {"NetworkPolicy"}),
     "monitoring": ("monitoring.enabled", {"PodMonitor", "PrometheusRule"}),
 }
+VALUE_UNLESS_EMPTY = r"\n{{- with .Values.environment.\2 }}\n\1value: {{ quote . }}\n{{- end }}"
+"""The API server drops empty values of variables, so that each upgrade would patch them."""
 
 
 def chart(out: Path, bundle: Path, commit: Commit) -> None:
@@ -218,7 +220,7 @@ def chart(out: Path, bundle: Path, commit: Commit) -> None:
         text = text.replace(hashed, "milo-discoveryd-{{ .Values.settings | toJson | sha256sum | trunc 10 }}")
         text = text.replace("managed-by: kustomize", "managed-by: {{ .Release.Service }}")
         text = text.replace("data: '@settings@'", "data: {{- toYaml .Values.settings | nindent 2 }}")
-        text = re.sub(r"'@(MILO_\w+)@'", r"{{ .Values.environment.\1 | quote }}", text)
+        text = re.sub(r"\n( *)value: '@(MILO_\w+)@'", VALUE_UNLESS_EMPTY, text)
         parts.setdefault(part, []).append(text)
     with tempfile.TemporaryDirectory() as scratch:
         root = Path(scratch) / "milo-discoveryd"
