@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 from collections.abc import Mapping
+from copy import deepcopy
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -44,8 +45,13 @@ def with_components(directory: Path, *components: str, kind: str = "Deployment")
     return directory
 
 
-@cache
 def manifests(directory: Path) -> tuple[Manifest, ...]:
+    """Return the objects of a directory, as copies that the caller may change."""
+    return deepcopy(_parsed(directory))
+
+
+@cache
+def _parsed(directory: Path) -> tuple[Manifest, ...]:
     return tuple(yaml.load_all(built(directory), Loader=yaml.CSafeLoader))
 
 
