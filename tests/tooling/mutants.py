@@ -15,6 +15,7 @@ from tests.tooling.import_contracts.contracts import PACKAGES, ROOT, modules, un
 
 MUTMUT = Path(sys.executable).with_name("mutmut")
 TESTS = ("tests", "controllers/tests")
+READ_BY_TESTS = ("clients", "deploy", "docs")
 SURVIVED = (0, 5, 33)
 """mutmut's exit codes of a mutant whose tests pass, and of one without tests."""
 SETTINGS = """
@@ -39,6 +40,9 @@ def prepare(directory: Path, chosen: list[str]) -> None:
         shutil.copytree(package, directory / package.name, ignore=ignored)
     for tests in TESTS:
         shutil.copytree(ROOT / tests, directory / tests, ignore=ignored)
+    (directory / "mutants").mkdir()  # in which mutmut runs the tests
+    for read in READ_BY_TESTS:
+        (directory / "mutants" / read).symlink_to(ROOT / read)
     paths = [module.replace(".", "/") for module in chosen]
     settings = SETTINGS.format(
         sources=json.dumps(sorted({path.partition("/")[0] for path in paths})),
