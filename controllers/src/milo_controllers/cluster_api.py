@@ -168,6 +168,7 @@ def _refused(answer: Answer, request: str) -> Exception:
         answer.status,
         status.reason,
         f"{request}: {answer.status} {status.message}",
+        about=status.name,
         causes=causes,
         retry_after_s=retry_after.stated(answer.headers, datetime.now(UTC)),
     )

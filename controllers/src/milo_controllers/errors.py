@@ -8,6 +8,7 @@ ControllerError
 ├── Unreachable             the API server sent no usable response
 └── ApiError                the API server refused a request
     ├── NotFound
+    ├── NotServed           nothing is known about the object
     ├── Conflict
     ├── AlreadyExists
     └── ProjectSuspended    a write to a suspended project
@@ -71,7 +72,11 @@ class ApiError(ControllerError):
 
 
 class NotFound(ApiError):
-    """The object does not exist, or the API server does not serve the kind."""
+    """The API server has no object of this name, or no such namespace."""
+
+
+class NotServed(ApiError):
+    """A 404 that names no object, which may exist: the API server does not serve the kind, or a proxy responded."""
 
 
 class Conflict(ApiError):
@@ -87,14 +92,20 @@ class ProjectSuspended(ApiError):
 
 
 def api_error(
-    status: int, reason: str, message: str, *, causes: tuple[str, ...] = (), retry_after_s: float | None = None
+    status: int,
+    reason: str,
+    message: str,
+    *,
+    about: str = "",
+    causes: tuple[str, ...] = (),
+    retry_after_s: float | None = None,
 ) -> ApiError:
-    """Return an error of the class that matches the status, reason and causes."""
+    """Return an error of the class that matches the status, reason and causes. `about` names the object, if any."""
     error_type = ApiError
     if "ProjectSuspended" in causes:
         error_type = ProjectSuspended
     elif status == 404:
-        error_type = NotFound
+        error_type = NotFound if about else NotServed
     elif status == 409:
         error_type = AlreadyExists if reason == "AlreadyExists" else Conflict
     return error_type(status, reason, message, retry_after_s=retry_after_s)

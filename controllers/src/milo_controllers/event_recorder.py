@@ -6,7 +6,7 @@ import logging
 from datetime import datetime
 
 from milo_controllers.cluster_api import MERGE_PATCH, ClusterApi
-from milo_controllers.errors import ControllerError, NotFound
+from milo_controllers.errors import ControllerError, NotServed
 from milo_controllers.event_log import CreateEvent, EventContent, EventLog, PatchEvent, in_core
 from milo_controllers.kinds import CORE_EVENTS, EVENTS, Document, Kind
 from milo_discovery.errors import DiscoveryError
@@ -40,11 +40,11 @@ class EventRecorder:
         kind = self._kind  # another reconcile may change self._kind during the request
         try:
             await self._send_as(kind, write)
-        except NotFound:
+        except NotServed:
             if kind is CORE_EVENTS:
                 raise
-            # The 404 can mean that events.k8s.io is not served, as in Milo, or that the namespace does not exist: only
-            # a success with the core group shows which.
+            # events.k8s.io is not served, as in Milo, or a proxy responded: only a success with the core group shows
+            # which.
             await self._send_as(CORE_EVENTS, write)
             self._kind = CORE_EVENTS
 

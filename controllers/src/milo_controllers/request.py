@@ -217,7 +217,7 @@ class Request(Generic[ObjectT]):
         return self._member.view.list(kind, namespace, owner=owner, index=index)
 
     async def read(self, kind: AnyKind, name: str, namespace: str | None = None) -> Document:
-        """Read an object from the API server. Raises NotFound."""
+        """Read an object from the API server. Raises NotFound, or NotServed for an unknown kind."""
         return await self._member.api.send("GET", kind_of(kind).path(name, self._default(namespace)))
 
     # --- writes ---

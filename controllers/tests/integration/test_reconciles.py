@@ -18,6 +18,7 @@ from milo_controllers import (
     Kind,
     NotCached,
     NotFound,
+    NotServed,
     Permanent,
     QueuePolicy,
     Request,
@@ -225,6 +226,8 @@ async def test_request_reads_and_writes_other_objects(plane: ControlPlane) -> No
         await request.delete("v1/configmaps", "made")
         with pytest.raises(NotFound):
             await request.read("v1/configmaps", "made")
+        with pytest.raises(NotServed):
+            await request.delete("example.org/v1/unknowns", "made")
         done.append(request.name)
 
     plane.create(widget("one"))

@@ -4,7 +4,7 @@ import asyncio
 from types import SimpleNamespace
 from typing import Any
 
-from milo_controllers.errors import NotFound
+from milo_controllers.errors import NotServed
 from milo_controllers.event_log import EventLog
 from milo_controllers.event_recorder import EventRecorder
 from milo_controllers.kinds import Document, Kind
@@ -29,7 +29,7 @@ class CoreEventsApi:
             answers = asyncio.Event()
             self.refused.append(answers)
             await answers.wait()
-            raise NotFound(404, "NotFound", "the server could not find the requested resource")
+            raise NotServed(404, "", "404 page not found")
         self.created.append(body["reason"])
         return body
 
