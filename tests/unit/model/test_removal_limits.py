@@ -6,6 +6,27 @@ from milo_discoveryd.model.removal_limits import FirstList, RemovalLimits
 
 
 @pytest.mark.parametrize(
+    ("missing", "engaged", "is_mass"),
+    [
+        (1, 1, False),
+        (1, 2, False),
+        (2, 2, True),
+        (2, 3, True),
+        (10, 19, True),
+        (10, 20, False),
+        (10, 50, False),
+        (11, 50, True),
+        (20, 100, False),
+        (21, 100, True),
+    ],
+)
+def test_mass_removal_is_more_than_count_and_share_or_more_than_half(missing: int, engaged: int, is_mass: bool) -> None:
+    assert RemovalLimits().is_mass(missing, engaged) is is_mass
+    assert RemovalLimits(count=1, share=0.0).is_mass(2, 100)
+    assert not RemovalLimits(count=1, share=0.0).is_mass(1, 100)
+
+
+@pytest.mark.parametrize(
     ("known", "present", "may_lack"), [(20, 0, True), (20, 9, True), (20, 10, False), (1, 0, True), (0, 5, False)]
 )
 def test_first_list_that_lacks_most_or_all_clusters_of_a_subscriber_may_be_incomplete(
