@@ -8,18 +8,16 @@ import pwd
 import socket
 import stat
 from collections.abc import Iterable
-from datetime import UTC, datetime
 from pathlib import Path
 
 from milo_discoveryd.check.finding import Finding, fail, ok, warn
 from milo_discoveryd.config import TcpAddress, UnixAddress
 from milo_discoveryd.config.listeners import Tls
-from milo_discoveryd.daemon_errors import StartError
 from milo_discoveryd.server.connections.socket_file import directory_problem
-from milo_discoveryd.server.connections.tls_certificates import ServerTls
-from milo_kube.tls_identity import expiry_of
+from milo_discoveryd.server.connections.tls_certificates import ServerTls, UnfitFileError
+from milo_kube.credential import CredentialError
 
-_RENEW = "renew it; the daemon reads the files again when they change"
+_RENEW = "renew it, and check the clock of this machine; the daemon reads the files again when they change"
 
 
 def unix_socket(address: UnixAddress) -> Finding:
@@ -67,14 +65,14 @@ def _includes(host: str, other: str) -> bool:
 
 def certificate(subject: str, tls: Tls) -> Finding:
     try:
-        ServerTls(certificate=tls.certificate, key=tls.key, client_ca=tls.client_ca).context()
-    except StartError as error:
-        return fail(subject, str(error), "correct the file; the key must match the certificate and have no passphrase")
-    expiry = expiry_of(tls.certificate.read_bytes(), datetime.now(UTC))
-    if expiry.is_expired:
-        return fail(subject, f"the certificate expired at {expiry}, so clients refuse to connect", _RENEW)
-    if expiry.is_soon:
-        return warn(subject, f"the certificate expires at {expiry}", _RENEW)
+        loaded = ServerTls(certificate=tls.certificate, key=tls.key, client_ca=tls.client_ca).load()
+    except (CredentialError, UnfitFileError) as error:
+        fix = "correct the file; the key must match the certificate and have no passphrase"
+        return fail(subject, f"tls: {error}", fix)
+    if loaded.problem:
+        return fail(subject, loaded.problem, _RENEW)
+    if loaded.expiry.is_soon:
+        return warn(subject, f"the certificate expires at {loaded.expiry}", _RENEW)
     return ok(subject, "certificate and key match")
 
 

@@ -30,11 +30,11 @@ class Pair:
 
 
 class Authority:
-    def __init__(self, name: str = "a CA") -> None:
+    def __init__(self, name: str = "a CA", *, life: dt.timedelta = dt.timedelta(days=1)) -> None:
         self._key = ec.generate_private_key(ec.SECP256R1())
         self._name = _name(name)
         now = dt.datetime.now(dt.UTC)
-        made = _builder(self._name, self._name, self._key, now - dt.timedelta(days=1), now + dt.timedelta(days=1))
+        made = _builder(self._name, self._name, self._key, now - dt.timedelta(days=1), now + life)
         made = made.add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
         self.pem = made.sign(self._key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
         self.key = self._key.private_bytes(
@@ -46,12 +46,15 @@ class Authority:
         *names: x509.GeneralName,
         common_name: str = "somebody",
         life: dt.timedelta = dt.timedelta(hours=1),
+        begin: dt.timedelta | None = None,
         use: x509.ObjectIdentifier | None = None,
     ) -> Pair:
-        """Issue a certificate that has been valid for an hour or, with a negative `life`, has expired."""
+        """Issue a certificate that expires after `life`. It is valid from `begin`, or since an hour, and has expired if
+        `life` is negative."""
         key = ec.generate_private_key(ec.SECP256R1())
         now = dt.datetime.now(dt.UTC)
-        made = _builder(self._name, _name(common_name), key, min(now, now + life) - dt.timedelta(hours=1), now + life)
+        begins_at = min(now, now + life) - dt.timedelta(hours=1) if begin is None else now + begin
+        made = _builder(self._name, _name(common_name), key, begins_at, now + life)
         if names:
             made = made.add_extension(x509.SubjectAlternativeName(names), critical=False)
         if use is not None:

@@ -8,6 +8,7 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
+from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from milo_discoveryd.check import listen_addresses
 from milo_discoveryd.check.finding import Finding
@@ -162,7 +163,7 @@ def test_socket_owner_must_exist_and_only_root_can_set_another(monkeypatch: pyte
 @pytest.mark.parametrize(
     ("life", "level", "message", "logged"),
     [
-        (timedelta(minutes=-5), "fail", "the certificate expired at ", ["server certificate has expired"]),
+        (timedelta(minutes=-5), "fail", "the certificate expired at ", ["no client can connect"]),
         (timedelta(minutes=10), "warn", "the certificate expires at ", ["server certificate expires soon"]),
         (timedelta(days=30), "ok", "certificate and key match", []),
     ],
@@ -178,8 +179,30 @@ def test_expired_or_soon_expiring_server_certificate_is_reported(
     finding = listen_addresses.certificate("listen", tls)
     assert (finding.level, finding.message.startswith(message)) == (level, True)
     with capture_logs() as lines:
+        listen_addresses.certificate("listen", tls)
+        assert lines == []
         ServerTls(certificate=certificate, key=key, client_ca=ca).context()
-    assert [each["event"] for each in lines] == logged
+    assert [line["event"] for line in lines] == logged
+
+
+def test_files_that_let_no_client_connect_are_reported(tmp_path: Path) -> None:
+    hour, ended = timedelta(hours=1), Authority("clients", life=timedelta(minutes=-5))
+    authority = Authority()
+    ca = tmp_path / "ca.crt"
+    for pair, bundle, problem in (
+        (authority.issue(*LOOPBACK, begin=hour, life=2 * hour), authority.pem, "the certificate is not valid before "),
+        (authority.issue(*LOOPBACK, use=ExtendedKeyUsageOID.CLIENT_AUTH), authority.pem, "the certificate has an ext"),
+        (authority.server(), ended.pem, "the client_ca expired at "),
+        (authority.server(), ended.pem + authority.pem, ""),
+        (authority.issue(*LOOPBACK), b"\xc3\xa4 comment\n" + authority.pem, ""),
+    ):
+        certificate, key = pair.write(tmp_path, "server")
+        ca.write_bytes(bundle)
+        finding = listen_addresses.certificate("listen", Tls(certificate=certificate, key=key, client_ca=ca))
+        assert (finding.level, finding.message.startswith(problem)) == ("fail" if problem else "ok", True)
+        with capture_logs() as lines:
+            ServerTls(certificate=certificate, key=key, client_ca=ca).context()
+        assert [line["event"] for line in lines] == ["no client can connect"] * bool(problem)
 
 
 def test_server_certificate_and_key_must_match(tmp_path: Path) -> None:
