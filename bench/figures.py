@@ -166,10 +166,14 @@ SIZING = (
 HEADLINES = (
     "**Milo's controller-manager**, with 400 projects of a real Milo and 28 watches in each, works in all of them "
     "{milo milo.whole.ours.seconds} s after its start with milo-discoveryd, and {milo milo.whole.own.seconds} s after "
-    "its start with its embedded provider.",
+    "its start with its embedded provider. Without two controllers that bypass the provider, it takes {milo "
+    "milo.provider.ours.rss_mib} MiB (RSS) beside a daemon of {milo milo.provider.ours.daemon.rss_mib} MiB, and {milo "
+    "milo.provider.own.rss_mib} MiB with its embedded provider.",
     "**A Go operator** with one informer in each of 1,000 projects works in all of them {go go.1_informers.seconds} s "
     "after its start with milo-discoveryd, and {go go.1_informers.peer_seconds} s after its start with the embedded "
-    "provider, where [each informer of a controller takes 100 ms, one after another](docs/reviewers/upstream.md).",
+    "provider, where [each informer of a controller takes 100 ms, one after another](docs/reviewers/upstream.md). With "
+    "three informers, a further project takes {go_memory go_memory.stable_kinds.3_informers.kib} KiB of memory, and "
+    "{go_memory go_memory.stable_kinds.3_informers.plain_kib} KiB with the embedded provider.",
     "**Each daemon** takes {capacity capacity.1000.1.1.rss_mib} MiB (RSS) and {capacity capacity.1000.1.1.cpu_percent} "
     "% of a core with 1,000 projects, one subscriber and one change a second.",
     "**100,000 projects**: {sandbox sync_100k.rss_mib} MiB (RSS) in the daemon, {sandbox sync_100k.client_go_rss_mib} "
