@@ -77,13 +77,13 @@ def count(text: str) -> int:
 
 
 def hand_written() -> Iterator[Path]:
-    """Yield the documents of the repository that are not generated, without the notes in changelog.d."""
+    """Yield the documents of the repository that are not generated."""
     listed = subprocess.run(
         ["git", "ls-files", "-z", "*.md"], cwd=ROOT, check=True, capture_output=True, text=True
     ).stdout
     for path in sorted(ROOT / name for name in listed.split("\0") if name):
-        is_ours = path.is_file() and path.parent.name != "changelog.d"
-        if is_ours and _GENERATED_PAGE not in path.read_text():
+        is_text = path.is_file() and path.name != "template.md"
+        if is_text and _GENERATED_PAGE not in path.read_text():
             yield path
 
 
