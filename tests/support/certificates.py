@@ -46,15 +46,13 @@ class Authority:
         *names: x509.GeneralName,
         common_name: str = "somebody",
         life: dt.timedelta = dt.timedelta(hours=1),
-        begin: dt.timedelta | None = None,
+        begins_in: dt.timedelta = dt.timedelta(hours=-1),
         use: x509.ObjectIdentifier | None = None,
     ) -> Pair:
-        """Issue a certificate that expires after `life`. It is valid from `begin`, or since an hour, and has expired if
-        `life` is negative."""
+        """Issue a certificate that has been valid for an hour or, with a negative `life`, has expired."""
         key = ec.generate_private_key(ec.SECP256R1())
         now = dt.datetime.now(dt.UTC)
-        begins_at = min(now, now + life) - dt.timedelta(hours=1) if begin is None else now + begin
-        made = _builder(self._name, _name(common_name), key, begins_at, now + life)
+        made = _builder(self._name, _name(common_name), key, min(now, now + life) + begins_in, now + life)
         if names:
             made = made.add_extension(x509.SubjectAlternativeName(names), critical=False)
         if use is not None:

@@ -29,6 +29,9 @@ CASES = [
     ("--address {tls} --ca-file {ca}", "cannot connect to the daemon at {tls}: the listener requires a client certificate: set --certificate-file and --key-file"),
     ("--address {tls} --ca-file {ca} --certificate-file {strangers} --key-file {strangers_key}", "cannot connect to the daemon at {tls}: the listener does not accept the client certificate {strangers}: use one that is signed by the listener's `client_ca`"),
     ("--address {tls} --ca-file {ca} --certificate-file {expired} --key-file {expired_key}", "cannot connect to the daemon at {tls}: the client certificate {expired} has expired: renew it"),
+    ("--address {tls} --ca-file {ca} --certificate-file {future} --key-file {future_key}", "cannot connect to the daemon at {tls}: the client certificate {future} is not valid yet: check the clocks of both machines"),
+    ("--address {tls} --ca-file {ca} --certificate-file {certificate} --key-file {key}", "cannot connect to the daemon at {tls}: the client certificate {certificate} is not for clients: issue one with the extended key usage clientAuth"),
+    ("--address {expired_ca} --ca-file {ca} --certificate-file {good} --key-file {good_key}", "cannot connect to the daemon at {expired_ca}: the listener reports an expired certificate, but the client certificate {good} has not expired: renew the listener's `client_ca`, or check the clocks of both machines"),
     ("--address {tls} --ca-file {other_ca}", "cannot connect to the daemon at {tls}: the daemon's certificate is not signed by CA {other_ca}"),
     ("--address {misnamed} --ca-file {ca}", "cannot connect to the daemon at {misnamed}: the daemon's certificate is not for 127.0.0.1: connect to an address in the certificate, or issue one for 127.0.0.1"),
     ("--address {misused} --ca-file {ca}", "cannot connect to the daemon at {misused}: the daemon's certificate is not for servers: issue one with the extended key usage serverAuth"),
@@ -49,15 +52,19 @@ CASES = [
 @pytest.fixture
 async def places(workspace: Workspace) -> AsyncIterator[dict[str, str]]:
     authority, other = Authority(), Authority("another CA")
+    former = Authority("a former CA", life=timedelta(minutes=-5))
     in_here = workspace.directory
     certificate, key = authority.server().write(in_here, "server")
     misnamed, misnamed_key = authority.issue(LOOPBACK[0]).write(in_here, "misnamed")
     misused, misused_key = authority.issue(*LOOPBACK, use=ExtendedKeyUsageOID.CLIENT_AUTH).write(in_here, "misused")
     expired, expired_key = authority.issue(*LOOPBACK, life=timedelta(minutes=-5)).write(in_here, "expired")
+    future, future_key = authority.issue(*LOOPBACK, begins_in=timedelta(minutes=5)).write(in_here, "future")
+    good, good_key = former.issue(*LOOPBACK).write(in_here, "good")
     strangers, strangers_key = other.issue(*LOOPBACK).write(in_here, "stranger")
     (in_here / "ca.crt").write_bytes(authority.pem)
     (in_here / "other-ca.crt").write_bytes(other.pem)
-    plain, tls, other_name, other_use, http, nothing = (free_address() for _ in range(6))
+    (in_here / "former-ca.crt").write_bytes(former.pem)
+    plain, tls, other_name, other_use, expired_ca, http, nothing = (free_address() for _ in range(7))
     ca = str(in_here / "ca.crt")
     listen: list[dict[str, object]] = [
         {"name": "unix", "address": workspace.address},
@@ -65,14 +72,17 @@ async def places(workspace: Workspace) -> AsyncIterator[dict[str, str]]:
         {"name": "tls", "address": tls, "tls": {"certificate": str(certificate), "key": str(key), "client_ca": ca}},
         {"name": "misnamed", "address": other_name, "tls": {"certificate": str(misnamed), "key": str(misnamed_key), "client_ca": ca}},
         {"name": "misused", "address": other_use, "tls": {"certificate": str(misused), "key": str(misused_key), "client_ca": ca}},
+        {"name": "expired-ca", "address": expired_ca, "tls": {"certificate": str(certificate), "key": str(key), "client_ca": str(in_here / "former-ca.crt")}},
     ]  # fmt: skip
     async with workspace.daemon(listen=listen, http_listen=http) as daemon:
         daemon.address = workspace.address
         await start(daemon)
         yield {
-            "plain": plain, "tls": tls, "misnamed": other_name, "misused": other_use, "http": http, "nothing": nothing,
+            "plain": plain, "tls": tls, "misnamed": other_name, "misused": other_use,
+            "expired_ca": expired_ca, "http": http, "nothing": nothing,
             "unix": workspace.address, "certificate": str(certificate), "key": str(key),
             "expired": str(expired), "expired_key": str(expired_key),
+            "future": str(future), "future_key": str(future_key), "good": str(good), "good_key": str(good_key),
             "strangers": str(strangers), "strangers_key": str(strangers_key),
             "ca": ca, "other_ca": str(in_here / "other-ca.crt"),
         }  # fmt: skip

@@ -26,6 +26,11 @@ _CERTIFICATE_PROBLEMS = {
     64: "is not for {host}: connect to an address in the certificate, or issue one for {host}",
 }
 
+_CLIENT_CERTIFICATE_PROBLEMS = {
+    **_CERTIFICATE_PROBLEMS,
+    26: "is not for clients: issue one with the extended key usage clientAuth",
+}
+
 _HTTP_INSTEAD = "this port speaks HTTP, not gRPC: connect to an address of --listen, not of --http-listen"
 
 Protocol = Literal["gRPC", "HTTP", "TLS"]
@@ -79,10 +84,9 @@ def _handshake_problem(target: str, credentials: ClientCredentials) -> str | Non
             return f"the daemon's certificate is not valid: {error.verify_message}"
         return f"the daemon's certificate {reason.format(host=host, ca_file=credentials.ca_file)}"
     except (ConnectionResetError, ssl.SSLError) as error:
-        if "CERTIFICATE_EXPIRED" in (getattr(error, "reason", None) or ""):
-            return f"the client certificate {credentials.certificate_file} has expired: renew it"
-        is_alert = not isinstance(error, ssl.SSLError) or "ALERT" in (error.reason or "")
-        return _refused_certificate(credentials) if is_alert else _protocol_problem(target)
+        reason = getattr(error, "reason", None) or ""
+        is_alert = not isinstance(error, ssl.SSLError) or "ALERT" in reason
+        return _refused_certificate(credentials, reason) if is_alert else _protocol_problem(target)
 
 
 def _protocol_problem(target: str) -> str:
@@ -96,13 +100,45 @@ def _protocol_problem(target: str) -> str:
             return "the TLS handshake failed: check that a gRPC server with TLS listens on this port"
 
 
-def _refused_certificate(credentials: ClientCredentials) -> str:
-    if credentials.certificate_file is None:
+def _refused_certificate(credentials: ClientCredentials, alert: str = "") -> str:
+    file = credentials.certificate_file
+    if file is None:
         return "the listener requires a client certificate: set --certificate-file and --key-file"
+    if problem := _CLIENT_CERTIFICATE_PROBLEMS.get(_verify_code(credentials)):
+        return f"the client certificate {file} {problem}"
+    if "CERTIFICATE_EXPIRED" in alert:
+        return (
+            f"the listener reports an expired certificate, but the client certificate {file} has not expired: "
+            "renew the listener's `client_ca`, or check the clocks of both machines"
+        )
     return (
-        f"the listener does not accept the client certificate {credentials.certificate_file}: "
+        f"the listener does not accept the client certificate {file}: "
         "use one that is signed by the listener's `client_ca`"
     )
+
+
+def _verify_code(credentials: ClientCredentials) -> int:
+    """Return OpenSSL's verdict on the client certificate, disregarding its CA; 0 if it is valid.
+
+    Python verifies certificates only in handshakes, so this function makes one in memory.
+    """
+    client, listener = credentials.tls_context(), ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    client.check_hostname, client.verify_mode = False, ssl.CERT_NONE
+    listener.verify_mode = ssl.CERT_REQUIRED
+    listener.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
+    assert credentials.certificate_file is not None, "there is no client certificate"
+    listener.load_verify_locations(credentials.certificate_file)
+    listener.load_cert_chain(credentials.certificate_file, credentials.key_file)
+    to_listener, to_client = ssl.MemoryBIO(), ssl.MemoryBIO()
+    ends = client.wrap_bio(to_client, to_listener), listener.wrap_bio(to_listener, to_client, server_side=True)
+    for end in ends * 2:
+        try:
+            end.do_handshake()
+        except ssl.SSLWantReadError:
+            continue
+        except ssl.SSLCertVerificationError as error:
+            return error.verify_code
+    return 0
 
 
 def _protocol(target: str) -> Protocol | None:
