@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
+import tempfile
 from importlib.metadata import EntryPoints
 
 import click
@@ -58,6 +59,18 @@ class TestErrors:
         message = describe(refused, "unix:///d.sock")
         assert f"uid {os.getuid()} may not use the socket: join its group" in message
         assert "is milo-discoveryd running?" not in message
+
+    @pytest.mark.skipif(os.geteuid() != 0, reason="only root can act as another user")
+    def test_permission_error_of_a_directory_names_it(self, tmp_path):
+        refused = Unavailable("unix:/d.sock: Permission denied", code="UNAVAILABLE")
+        with tempfile.TemporaryDirectory(prefix="milo-") as closed:  # not tmp_path, whose parents are closed too
+            os.seteuid(65534)
+            try:
+                message = describe(refused, f"unix://{closed}/below/d.sock")
+            finally:
+                os.seteuid(0)
+        assert f"uid 65534 may not enter the directory {closed}: change" in message
+        assert "socket.group" not in message
 
     async def test_cli_call_without_a_response_exits_with_timeout(self, command, daemon):
         daemon.answers["ListClusters"] = [SILENCE]

@@ -6,10 +6,13 @@ import os
 import signal
 import socket
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import chdir
 from pathlib import Path
 
 import pytest
+
+from milo_discovery.cli.local_daemon import demo_address
 
 from .cli_process import FLEET, running
 from .scripted_daemon import ScriptedDaemon
@@ -98,6 +101,56 @@ async def test_commands_without_an_address_use_the_running_demo(command, demo: S
     async with running("run", "--no-restart", str(program), address="", TMPDIR=str(there)) as process:
         out, _ = await process.communicate()
         assert out.decode() == f"{demo.address}\n"
+
+
+@pytest.fixture
+def suspended_demo(demo: ScriptedDaemon) -> Iterator[Path]:
+    """A newer demo that accepts connections, and does not answer."""
+    directory = temporary_directory(demo) / "milo-demo-c"
+    directory.mkdir(mode=0o700)
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(directory / "discovery.sock"))
+        listener.listen()
+        os.utime(directory / "discovery.sock", (2**31, 2**31))
+        yield directory / "discovery.sock"
+
+
+async def test_demo_that_does_not_answer_is_used_only_if_no_other_runs(
+    command, demo: ScriptedDaemon, suspended_demo: Path
+):
+    demo.answers["ListClusters"] = [FLEET]
+    variables = {"MILO_DISCOVERY_ADDRESS": "", "TMPDIR": str(temporary_directory(demo))}
+    outcome = await command("list", "-o", "name", **variables)
+    assert (outcome.status, outcome.out) == (0, "alpha\nbeta\n")
+    await demo.stop()
+    outcome = await command("list", "--timeout", "50ms", **variables)
+    assert (outcome.status, f"using the demo at unix://{suspended_demo}" in outcome.err) == (6, True)
+
+
+def test_demo_that_ends_during_the_search_is_skipped(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    def ended(found: Path) -> os.stat_result:
+        status = lstat(found)
+        if found.name == "discovery.sock":
+            found.unlink()
+        return status
+
+    lstat = Path.lstat
+    (tmp_path / "milo-demo-a").mkdir(mode=0o700)
+    with socket.socket(socket.AF_UNIX) as listener, chdir(tmp_path):  # the full path may be too long for a socket
+        listener.bind("milo-demo-a/discovery.sock")
+        monkeypatch.setattr(tempfile, "tempdir", ".")
+        monkeypatch.setattr(Path, "lstat", ended)
+        assert demo_address() is None
+
+
+async def test_credential_without_an_address_names_the_running_demo(command, demo: ScriptedDaemon):
+    there = str(temporary_directory(demo))
+    outcome = await command("credential", "alpha", MILO_DISCOVERY_ADDRESS="", TMPDIR=there)
+    assert outcome.status == 5
+    assert outcome.err.endswith(f"; the address of your demo is {demo.address})\n")
+    await demo.stop()
+    outcome = await command("credential", "alpha", MILO_DISCOVERY_ADDRESS="", TMPDIR=there)
+    assert outcome.err.endswith(", or start ./dev demo)\n")
 
 
 @pytest.mark.parametrize("plant", ["writable directory", "linked directory", "linked socket", "other user"])

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from milo_discovery._client_credentials import ClientCredentials
 
 _LIMIT_S = 2.0
-_HTTP2_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0\x04\0\0\0\0\0"
+HTTP2_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0\x04\0\0\0\0\0"
 _SETTINGS_FRAME = 4
 _HTTP1_REQUEST = b"GET / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
 
@@ -77,7 +77,7 @@ def _handshake_problem(target: str, credentials: ClientCredentials) -> str | Non
                 return "this port speaks HTTPS, not gRPC"
             # In TLS 1.3, a server refuses the client's certificate after the client's handshake has ended, by an alert
             # or by closing the connection.
-            secured.sendall(_HTTP2_PREFACE)
+            secured.sendall(HTTP2_PREFACE)
             return None if secured.recv(1) else _refused_certificate(credentials)
     except ssl.SSLCertVerificationError as error:
         if (reason := _CERTIFICATE_PROBLEMS.get(error.verify_code)) is None:
@@ -143,7 +143,7 @@ def _verify_code(credentials: ClientCredentials) -> int:
 
 def _protocol(target: str) -> Protocol | None:
     """Return the protocol of the server at HOST:PORT, detected by sending the first bytes of each; None if unknown."""
-    answer = _answer(target, _HTTP2_PREFACE)
+    answer = _answer(target, HTTP2_PREFACE)
     if answer[3:4] == bytes([_SETTINGS_FRAME]):
         return "gRPC"
     if answer.startswith(b"HTTP/") or _answer(target, _HTTP1_REQUEST).startswith(b"HTTP/"):

@@ -6,6 +6,7 @@ import os
 import re
 import signal
 from enum import IntEnum
+from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, NoReturn
 
 import click
@@ -92,12 +93,23 @@ def describe(error: DiscoveryError, address: str, credentials: ClientCredentials
 
 def _hint(address: str, reason: str) -> str:
     if reason == "Permission denied":
+        directories = reversed(Path(address.removeprefix("unix://")).parents)
+        for directory in directories:
+            if not os.access(directory, os.X_OK, effective_ids=True):
+                return f" (uid {os.geteuid()} may not enter the directory {directory}: change its owner, group or mode)"
         return (
-            f" (uid {os.getuid()} may not use the socket: join its group, or change the daemon's `socket.group` or "
+            f" (uid {os.geteuid()} may not use the socket: join its group, or change the daemon's `socket.group` or "
             "`socket.mode`)"
         )
-    demo = ", or start ./dev demo" if address == DEFAULT_ADDRESS else ""
+    demo = _demo() if address == DEFAULT_ADDRESS else ""
     return f" (is milo-discoveryd running? set its address with --address or {ADDRESS_VARIABLE}{demo})"
+
+
+def _demo() -> str:
+    from milo_discovery.cli.local_daemon import demo_address  # noqa: PLC0415  (`credential` has to start fast)
+
+    address = demo_address()
+    return ", or start ./dev demo" if address is None else f"; the address of your demo is {address}"
 
 
 def _connection_problem(address: str, credentials: ClientCredentials) -> str | None:
