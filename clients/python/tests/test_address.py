@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from milo_discovery import ADDRESS_VARIABLE, DEFAULT_ADDRESS, InvalidAddress
@@ -18,6 +20,24 @@ def _no_variable(monkeypatch):
 )
 def test_unix_socket_or_host_and_port_is_a_valid_address(address):
     assert grpc_target(address) == address
+
+
+@pytest.mark.parametrize(
+    ("address", "meant"),
+    [
+        ("/run/d.sock", "unix:///run/d.sock"),
+        ("unix:/run/d.sock", "unix:///run/d.sock"),
+        ("insecure:///run/d.sock", "unix:///run/d.sock"),
+        ("INSECURE://localhost:8080", "localhost:8080"),
+        ("https://localhost:8080/", "localhost:8080"),
+        ("http://localhost:8080", "localhost:8080"),
+        ("tcp://[::1]:80", "[::1]:80"),
+    ],
+)
+def test_error_for_an_address_with_a_foreign_scheme_suggests_a_valid_address(address, meant):
+    with pytest.raises(InvalidAddress, match=re.escape(f"; did you mean {meant}?")):
+        grpc_target(address)
+    assert grpc_target(meant) == meant
 
 
 @pytest.mark.parametrize(

@@ -85,11 +85,24 @@ class TestTemplates:
             (("-o", "custom-columns=N:.name,NONE:.labels.none"), "N       NONE\nalpha   <none>\nbeta    <none>\n"),
             (("-o", "custom-columns=N:.name", "--no-headers"), "alpha\nbeta\n"),
             (("-o", "name", "--sort-by", ".name"), "alpha\nbeta\n"),
+            (("-o", "name", "--sort-by", ".draining.deadline"), "alpha\nbeta\n"),
+            (("-o", "name", "--sort-by", ".labels.env"), "alpha\nbeta\n"),
         ],
     )
     async def test_list_output_follows_jsonpath_and_custom_columns(self, command, daemon, arguments, printed):
         daemon.answers["ListClusters"] = [FLEET]
         assert (await command("list", *arguments)).out == printed
+
+    @pytest.mark.parametrize(
+        ("path", "hint"),
+        [("foo", "; the fields are name, uid,"), (".label.env", "; did you mean labels?"), ("NAME", "mean name?")],
+    )
+    async def test_sort_by_a_field_that_clusters_do_not_have_is_a_usage_error(self, command, daemon, path, hint):
+        daemon.answers["ListClusters"] = [FLEET]
+        outcome = await command("list", "--sort-by", path)
+        assert (outcome.status, outcome.out) == (2, "")
+        assert f"--sort-by '{path}': clusters have no field " in outcome.err
+        assert hint in outcome.err
 
     @pytest.mark.parametrize("form", ["jsonpath={.clusters[}", "custom-columns=N", "jsonpth={.x}"])
     async def test_invalid_template_is_a_usage_error(self, command, daemon, form):

@@ -92,6 +92,8 @@ class TestErrors:
             (["objects", "--operator", "foo"], "'foo' is not HOST:PORT"),
             (["objects", "--operator", "127.0.0.1:99999"], "'127.0.0.1:99999' is not HOST:PORT"),
             (["help", "wacht"], "No such command 'wacht'; did you mean watch?"),
+            (["hlep"], "No such command 'hlep'; did you mean help?"),
+            (["sync", "--directory", "x"], "No such option '--directory'; did you mean --dir? See"),
             (["list", "--selector", "\udcff"], "'\\udcff' is not valid UTF-8"),
             (["list", "-o", "xml"], "'xml' is not one of 'table', 'wide', 'json', 'yaml', 'name'"),
             (["get"], "Missing argument 'NAME'"),
@@ -112,9 +114,9 @@ class TestErrors:
         daemon.answers["ListClusters"] = [FLEET]
         assert (await command("list", "--timeout", printed)).status == 0
 
-    @pytest.mark.parametrize("words", [(), ("list",)])
-    async def test_help_command_prints_the_help(self, command, words):
-        asked, option = await command("help", *words), await command(*words, "--help")
+    @pytest.mark.parametrize(("words", "of"), [((), ()), (("list",), ("list",)), (("help",), ())])
+    async def test_help_command_prints_the_help(self, command, words, of):
+        asked, option = await command("help", *words), await command(*of, "--help")
         assert (asked.status, asked.out) == (0, option.out)
 
     async def test_misspelled_variable_is_reported(self, command, daemon):
@@ -127,6 +129,15 @@ class TestErrors:
         assert "MILO_DISCOVERY_ADRESS is not a variable" in first
         assert "did you mean MILO_DISCOVERY_ADDRESS?" in first
         assert "MILO_DISCOVERY_SOCKET is not a variable" in second
+
+    async def test_variable_with_the_prefix_of_the_daemon_is_reported(self, command, daemon):
+        daemon.answers["ListClusters"] = [FLEET]
+        outcome = await command("list", MILO_DISCOVERYD_CA_FILE="x", MILO_DISCOVERYD_LISTEN="unix:///d.sock")
+        assert outcome.status == 0
+        assert outcome.err == (
+            "milo-discovery: MILO_DISCOVERYD_CA_FILE is not a variable of this command, and is ignored; "
+            "did you mean MILO_DISCOVERY_CA_FILE?\n"
+        )
 
     async def test_dns_error_names_the_host(self, command):
         outcome = await command("list", "--address", "nowhere.invalid:7070")

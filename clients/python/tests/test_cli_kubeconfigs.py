@@ -184,11 +184,12 @@ class TestCredential:
 
 
 class TestKubeconfig:
-    async def test_kubeconfig_of_an_unknown_name_suggests_similar_names(self, command, daemon):
+    @pytest.mark.parametrize("name", ["alpa", "ALPHA"])
+    async def test_kubeconfig_of_an_unknown_name_suggests_similar_names(self, command, daemon, name):
         daemon.answers["IssueKubeconfig"] = [NOT_ENGAGED]
-        daemon.answers["GetCluster"] = [Refusal(grpc.StatusCode.NOT_FOUND, "alpa is not known")]
+        daemon.answers["GetCluster"] = [Refusal(grpc.StatusCode.NOT_FOUND, f"{name} is not known")]
         daemon.answers["ListClusters"] = [FLEET]
-        outcome = await command("kubeconfig", "alpa")
+        outcome = await command("kubeconfig", name)
         assert outcome.status == 3
         assert "; did you mean alpha?" in outcome.err
 

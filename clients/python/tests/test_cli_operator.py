@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import socket
@@ -62,11 +63,30 @@ async def test_run_error_without_a_demo_names_the_command_that_starts_one(tmp_pa
         assert (process.returncode, b"start ./dev demo" in err) == (1, True)
 
 
-async def test_objects_error_names_the_unreachable_address():
-    async with running("objects", "--operator", "127.0.0.1:1", address="unix:///daemon.sock") as process:
-        _, err = await process.communicate()
-        assert process.returncode == 1
-        assert b"cannot read http://127.0.0.1:1/debug/objects" in err
+@pytest.mark.parametrize(
+    ("operator", "cause"),
+    [
+        ("127.0.0.1:1", "Connection refused"),
+        ("nowhere.invalid:1", "Name or service not known"),
+        ("a..invalid:1", "the host is not a valid name"),
+    ],
+)
+async def test_objects_error_names_the_address_and_the_cause(command, operator: str, cause: str):
+    outcome = await command("objects", "--operator", operator)
+    page = f"http://{operator}/debug/objects"
+    expected = f"milo-discovery: cannot read {page}: {cause}; set --operator to the operator's HOST:PORT\n"
+    assert (outcome.status, outcome.err) == (1, expected)
+
+
+async def test_objects_error_says_that_the_server_does_not_speak_http(command):
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"\0\0\0\4\0\0\0\0\0")
+        writer.close()
+
+    async with await asyncio.start_server(answer, "127.0.0.1") as server:
+        outcome = await command("objects", "--operator", f"127.0.0.1:{server.sockets[0].getsockname()[1]}")
+    assert (outcome.status, "the server on this port does not speak HTTP" in outcome.err) == (1, True)
 
 
 @pytest.fixture

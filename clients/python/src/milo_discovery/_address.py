@@ -12,6 +12,8 @@ ADDRESS_VARIABLE = "MILO_DISCOVERY_ADDRESS"
 
 # sun_path has 108 bytes on Linux, including the terminating NUL.
 _MAX_SOCKET_PATH = 107
+_FOREIGN_SCHEME = re.compile(r"(insecure|https?|tcp|grpcs?|unix):(//)?", re.IGNORECASE)
+"""A scheme that addresses do not have; insecure:// is a prefix in the daemon's --listen."""
 HOST_AND_PORT = re.compile(r"(?P<host>\[[0-9A-Fa-f:.%]+\]|[A-Za-z0-9._-]+):(?P<port>[0-9]{1,5})")
 
 CHANNEL_OPTIONS: tuple[tuple[str, int], ...] = (
@@ -38,14 +40,20 @@ def grpc_target(address: str | None) -> str:
         return _socket(address)
     match = HOST_AND_PORT.fullmatch(address)
     if match is None:
-        # The daemon's --listen takes this prefix.
-        plain = address.removeprefix("insecure://")
-        meant = f"unix://{address}" if address.startswith("/") else plain if plain != address else ""
-        hint = f"; did you mean {meant}?" if meant else ""
-        raise InvalidAddress(f"address {address!r} is neither unix:///path/to/socket nor HOST:PORT{hint}")
+        raise InvalidAddress(f"address {address!r} is neither unix:///path/to/socket nor HOST:PORT{_hint(address)}")
     if not 0 < int(match["port"]) <= 65535:
         raise InvalidAddress(f"address {address!r}: the port must be between 1 and 65535")
     return address
+
+
+def _hint(address: str) -> str:
+    """Return a suggestion of a valid address, to append to an error; empty if there is none."""
+    scheme = _FOREIGN_SCHEME.match(address)
+    rest = address[scheme.end() :] if scheme else address
+    if rest.startswith("/"):
+        return f"; did you mean unix://{rest}?"
+    rest = rest.rstrip("/")
+    return f"; did you mean {rest}?" if HOST_AND_PORT.fullmatch(rest) else ""
 
 
 def _socket(address: str) -> str:

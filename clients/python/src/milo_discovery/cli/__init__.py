@@ -16,7 +16,14 @@ import click
 
 from milo_discovery._extras import MissingPackageError
 from milo_discovery.cli.exit_status import ExitStatus, exit_by_full_output, exit_by_sigpipe, print_message
-from milo_discovery.cli.options import VARIABLES, address_option, credential_options, timeout_option, unknown_variables
+from milo_discovery.cli.options import (
+    VARIABLES,
+    address_option,
+    credential_options,
+    timeout_option,
+    unknown_variables,
+    with_own_prefix,
+)
 from milo_discovery.cli.usage import did_you_mean, print_usage_error
 
 if TYPE_CHECKING:
@@ -66,14 +73,14 @@ class LazyGroup(click.Group):
             raise click.UsageError(
                 f"{cmd_name!r} is part of the package {package}, which is not installed: pip install {package}", ctx
             )
-        known = self.list_commands(ctx)
+        known = [*self.list_commands(ctx), "help"]
         raise click.UsageError(f"No such command {cmd_name!r}{did_you_mean(cmd_name, known)}", ctx)
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
         if args and args[0] == "help":
-            if len(args) == 1:
+            if len(args) == 1 or args[1] == "help":
                 click.echo(ctx.get_help())
                 ctx.exit()
             args = [args[1], "--help"]
@@ -123,8 +130,9 @@ def command(**_: object) -> None:  # the commands read these options: see option
     7 the daemon is not ready, a source is stale or the shard group is not settled, 130 interrupted.
     """
     for name in unknown_variables(os.environ):
-        known = did_you_mean(name, VARIABLES, cutoff=_SIMILAR) or f"; the variables are {', '.join(VARIABLES)}"
-        print_message(f"{name} is not a variable of this command, and is ignored{known}")
+        similar = did_you_mean(with_own_prefix(name), VARIABLES, cutoff=_SIMILAR)
+        hint = similar or f"; the variables are {', '.join(VARIABLES)}"
+        print_message(f"{name} is not a variable of this command, and is ignored{hint}")
 
 
 def main() -> None:

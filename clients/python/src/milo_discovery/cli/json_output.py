@@ -75,6 +75,11 @@ def _array(value: tuple[Any, ...]) -> list[Any]:
     return [to_json(each) for each in value]
 
 
+def field_names(kind: type[Any]) -> list[str]:
+    """Return the names of a dataclass's fields in JSON."""
+    return [_camel(field.name) for field in fields(kind)]
+
+
 def line(value: Any) -> str:
     """Format as a single line, for output of one value per line."""
     return _escaped(json.dumps(value, ensure_ascii=False, separators=(",", ":")))

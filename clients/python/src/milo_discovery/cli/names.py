@@ -41,7 +41,7 @@ class ClusterName(click.ParamType[str]):
 async def suggestion(client: DiscoveryClient, name: str) -> str:
     """Return a suggestion of engaged clusters with similar names, to append to an error; empty if there are none."""
     try:
-        return did_you_mean(name, [each.name for each in await client.list()])
+        return did_you_mean(name.lower(), [each.name for each in await client.list()])
     except DiscoveryError:
         return ""
 

@@ -14,6 +14,7 @@ import urllib.request
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
@@ -150,7 +151,21 @@ def _page(pages: str, path: str) -> list[dict[str, Any]]:
     try:
         with opener.open(url, timeout=_TIMEOUT_S) as response:
             found: list[dict[str, Any]] = json.load(response)
-    except (OSError, ValueError) as error:
-        reason = error.reason if isinstance(error, urllib.error.URLError) else error
-        raise CommandFailure(f"cannot read {url}: {reason}; set --operator to the operator's HOST:PORT") from error
+    except (OSError, ValueError, HTTPException) as error:
+        cause = error.reason if isinstance(error, urllib.error.URLError) else error
+        raise CommandFailure(
+            f"cannot read {url}: {_in_words(cause)}; set --operator to the operator's HOST:PORT"
+        ) from error
     return found
+
+
+def _in_words(cause: BaseException | str) -> str:
+    match cause:
+        case OSError(strerror=str(words)):
+            return words
+        case UnicodeError():
+            return "the host is not a valid name"
+        case HTTPException():
+            return "the server on this port does not speak HTTP"
+        case _:
+            return str(cause)

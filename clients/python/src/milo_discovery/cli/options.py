@@ -127,6 +127,7 @@ _CREDENTIAL_NAMES = (*(name.replace("-", "_") for name, *_ in _CREDENTIAL_FILES)
 
 VARIABLES = (ADDRESS_VARIABLE, *(variable for _, variable, _ in _CREDENTIAL_FILES), SERVER_UID_VARIABLE)
 _PREFIX = "MILO_DISCOVERY_"
+_DAEMON_PREFIX = "MILO_DISCOVERYD_"
 # Variables that Kubernetes sets for a Service named milo-discovery, and those that tests set.
 _FOREIGN_VARIABLE = re.compile(rf"{_PREFIX}(SERVICE_HOST|SERVICE_PORT|PORT|TEST)(_.*)?")
 
@@ -136,10 +137,19 @@ def unknown_variables(environ: Iterable[str]) -> list[str]:
     return [
         name
         for name in environ
-        if name.startswith(_PREFIX)
-        and name not in (*VARIABLES, STATEMENT_VARIABLE, SERVER_VARIABLE)
-        and not _FOREIGN_VARIABLE.fullmatch(name)
+        if with_own_prefix(name) in VARIABLES
+        or (
+            name.startswith(_PREFIX)
+            and name not in (STATEMENT_VARIABLE, SERVER_VARIABLE)
+            and not _FOREIGN_VARIABLE.fullmatch(name)
+        )
+        if name not in VARIABLES
     ]
+
+
+def with_own_prefix(variable: str) -> str:
+    """Return the variable with the prefix of this command if it has the daemon's."""
+    return re.sub(f"^{_DAEMON_PREFIX}", _PREFIX, variable)
 
 
 def credential_options(command: Callable[..., R]) -> Callable[..., R]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -13,13 +14,14 @@ from milo_discovery.cli import jsonpath, templates, text_output
 from milo_discovery.cli.exit_status import ExitStatus, print_message, printable
 from milo_discovery.cli.names import NAME, suggestion
 from milo_discovery.cli.options import ConnectionOptions, filtering, formatted, unary
+from milo_discovery.cli.usage import did_you_mean
 from milo_discovery.errors import ClusterNotFound
-from milo_discovery.model import SourceState
+from milo_discovery.model import Cluster, SourceState
 
 if TYPE_CHECKING:
     from milo_discovery._convert import FilterOptions
     from milo_discovery.client import DiscoveryClient
-    from milo_discovery.model import Cluster, ClusterReport
+    from milo_discovery.model import ClusterReport
 
 
 _CAUSES = (
@@ -166,6 +168,11 @@ def _print_table(columns: tuple[str, ...], rows: list[tuple[str, ...]], *, heade
 def _sorted(clusters: Iterable[Cluster], path: str) -> list[Cluster]:
     """Return the clusters, sorted by a field of their JSON; those without it come last."""
     from milo_discovery.cli import json_output  # noqa: PLC0415  (loads protobuf)
+
+    names, first = json_output.field_names(Cluster), re.match(r"\$?\.?(\w+)", path)
+    if first is not None and first[1] not in names:
+        hint = did_you_mean(first[1].lower(), names) or f"; the fields are {', '.join(names)}"
+        raise click.UsageError(f"--sort-by {path!r}: clusters have no field {first[1]}{hint}")
 
     def key(cluster: Cluster) -> tuple[bool, str]:
         found = templates.find(path, json_output.to_json(cluster))

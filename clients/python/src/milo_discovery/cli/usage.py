@@ -11,9 +11,13 @@ _MAX_SUGGESTIONS = 3
 
 
 def did_you_mean(name: str, known: Iterable[str], *, cutoff: float = 0.6) -> str:
-    """Return a suggestion to append to an error message; empty if no known name is similar."""
+    """Return a suggestion to append to an error message; empty if no known name is similar.
+
+    A similar name with which the given one begins is preferred: --dir for --directory.
+    """
     similar = difflib.get_close_matches(name, list(known), n=_MAX_SUGGESTIONS, cutoff=cutoff)
-    return f"; did you mean {' or '.join(similar)}?" if similar else ""
+    suggested = [known for known in similar if name.startswith(known)] or similar
+    return f"; did you mean {' or '.join(suggested)}?" if suggested else ""
 
 
 def print_usage_error(program: str, error: click.UsageError) -> None:
