@@ -52,7 +52,9 @@ class RequestUrls:
     def moved(self, url: str, server: str) -> str:
         """Return the URL with the server that the credential is for: no other server may receive the credential."""
         self.add(server)
-        made_for = [each for each in tuple(self._servers) if url.startswith((f"{each}/", f"{each}?"))]
+        made_for = [
+            candidate for candidate in tuple(self._servers) if url.startswith((f"{candidate}/", f"{candidate}?"))
+        ]
         if not made_for:
             raise DiscoveryError(
                 f"the request URL {url.partition('?')[0]!r} does not belong to a server of the cluster"

@@ -126,12 +126,12 @@ def cluster(message: pb.Cluster) -> model.Cluster:
         source=message.source,
         suspensions=tuple(
             model.Suspension(
-                reason=each.reason,
-                suspended_at=_time(each, "suspended_at"),
-                reinstate_authority=each.reinstate_authority,
-                message=each.message,
+                reason=suspension.reason,
+                suspended_at=_time(suspension, "suspended_at"),
+                reinstate_authority=suspension.reinstate_authority,
+                message=suspension.message,
             )
-            for each in message.suspensions
+            for suspension in message.suspensions
         ),
     )
 
@@ -161,7 +161,7 @@ def listing(pages: Collection[pb.ListClustersResponse]) -> model.Listing:
     """Join the pages of one listing, which all have the same revision."""
     *_, last = pages
     return model.Listing(
-        clusters=tuple(cluster(each) for page in pages for each in page.clusters),
+        clusters=tuple(cluster(message) for page in pages for message in page.clusters),
         revision=last.revision,
         total_size=last.total_size,
         source=source_status(last.source),
@@ -181,22 +181,22 @@ def cluster_report(message: pb.GetClusterResponse) -> model.ClusterReport:
         ),
         transitions=tuple(
             model.Transition(
-                type=model.EventType(each.type),
-                reason=model.DisengageReason(each.reason),
-                message=each.message,
-                at=_time(each, "at"),
-                incarnation=each.incarnation,
+                type=model.EventType(transition.type),
+                reason=model.DisengageReason(transition.reason),
+                message=transition.message,
+                at=_time(transition, "at"),
+                incarnation=transition.incarnation,
             )
-            for each in message.transitions
+            for transition in message.transitions
         ),
         pending_releases=tuple(
             model.PendingRelease(
-                subscriber=each.subscriber,
-                caller=each.caller,
-                connected=each.connected,
-                since=_time(each, "since"),
+                subscriber=release.subscriber,
+                caller=release.caller,
+                connected=release.connected,
+                since=_time(release, "since"),
             )
-            for each in message.pending_releases
+            for release in message.pending_releases
         ),
         source=source_status(message.source),
     )
@@ -210,15 +210,15 @@ def _sharding(message: pb.Sharding) -> model.Sharding:
         settled=message.settled,
         members=tuple(
             model.ShardMember(
-                name=each.name,
-                weight=each.weight,
-                in_view=each.in_view,
-                alive=each.alive,
-                leaving=each.leaving,
-                acknowledged_view=each.acknowledged_view,
-                clusters=each.clusters,
+                name=member.name,
+                weight=member.weight,
+                in_view=member.in_view,
+                alive=member.alive,
+                leaving=member.leaving,
+                acknowledged_view=member.acknowledged_view,
+                clusters=member.clusters,
             )
-            for each in message.members
+            for member in message.members
         ),
         valid_for=duration(message, "valid_for"),
         problem=message.problem,
@@ -239,25 +239,25 @@ def server_info(message: pb.GetServerInfoResponse) -> model.ServerInfo:
         counts=_counts(counts),
         sources=tuple(
             model.Source(
-                name=each.name,
-                kind=each.kind,
-                context=each.context,
-                status=source_status(each.status),
-                synced=each.synced,
-                counts=_counts(each.counts),
+                name=source.name,
+                kind=source.kind,
+                context=source.context,
+                status=source_status(source.status),
+                synced=source.synced,
+                counts=_counts(source.counts),
             )
-            for each in message.sources
+            for source in message.sources
         ),
         credential_issuers=tuple(
             model.CredentialIssuer(
-                name=each.name,
-                type=each.type,
-                healthy=each.healthy,
-                message=each.message,
-                expires_at=_time(each, "expires_at"),
-                failing_clusters=dict(each.failing_clusters),
+                name=issuer.name,
+                type=issuer.type,
+                healthy=issuer.healthy,
+                message=issuer.message,
+                expires_at=_time(issuer, "expires_at"),
+                failing_clusters=dict(issuer.failing_clusters),
             )
-            for each in message.credential_issuers
+            for issuer in message.credential_issuers
         ),
         limits=model.Limits(
             default_heartbeat_interval=duration(limits, "default_heartbeat_interval"),

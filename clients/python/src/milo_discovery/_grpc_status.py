@@ -55,7 +55,9 @@ def status_error(
             reason = error_details_pb2.ErrorInfo.FromString(detail.value).reason
         elif detail.Is(error_details_pb2.BadRequest.DESCRIPTOR):
             bad = error_details_pb2.BadRequest.FromString(detail.value)
-            violations = tuple(FieldViolation(each.field, each.description) for each in bad.field_violations)
+            violations = tuple(
+                FieldViolation(violation.field, violation.description) for violation in bad.field_violations
+            )
         elif detail.Is(error_details_pb2.RetryInfo.DESCRIPTOR):
             with suppress(ValueError, OverflowError):  # out of range: treated as absent
                 retry_after = error_details_pb2.RetryInfo.FromString(detail.value).retry_delay.ToTimedelta()

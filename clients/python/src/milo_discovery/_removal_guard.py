@@ -66,7 +66,7 @@ class Removals:
 
     def review(self, missing: Collection[Removal], published: int, now: float) -> list[Removal]:
         """Return the missing objects that may be deleted. `published`: the number of all objects."""
-        self._missing_since = {each: self._missing_since.get(each, now) for each in missing}
+        self._missing_since = {removal: self._missing_since.get(removal, now) for removal in missing}
         is_held = _is_mass(len(missing), published) and not self.accepts
         self.is_foreign = is_held and len(missing) == published
         self.problem = ""
@@ -80,9 +80,9 @@ class Removals:
                 "once with --accept-removals"
             )
             return []
-        contested = {each for each in missing if self._is_contested(each, now)}
+        contested = {removal for removal in missing if self._is_contested(removal, now)}
         if contested:
-            name, others = min(contested, key=lambda each: each.name).name, len(contested) - 1
+            name, others = min(contested, key=lambda removal: removal.name).name, len(contested) - 1
             more = f" and {others} more" if others else ""
             self.problem = (
                 f"deleted objects were written again ({name}{more}), because another run publishes other clusters "
@@ -90,9 +90,9 @@ class Removals:
             )
         if not missing:
             self.accepts = False
-        due = [each for each, since in self._missing_since.items() if now >= since + SECOND_LOOK_S]
-        confirmed = [each for each in due if each not in contested]
-        self._deleted.update({_subject(each): (each.uid, now) for each in confirmed})
+        due = [removal for removal, since in self._missing_since.items() if now >= since + SECOND_LOOK_S]
+        confirmed = [removal for removal in due if removal not in contested]
+        self._deleted.update({_subject(removal): (removal.uid, now) for removal in confirmed})
         return confirmed
 
     def _is_contested(self, removal: Removal, now: float) -> bool:
@@ -111,7 +111,8 @@ class Removals:
         if self.problem:
             return now + SECOND_LOOK_S
         return min(
-            (each + SECOND_LOOK_S for each in self._missing_since.values() if each + SECOND_LOOK_S > now), default=None
+            (since + SECOND_LOOK_S for since in self._missing_since.values() if since + SECOND_LOOK_S > now),
+            default=None,
         )
 
 
@@ -136,8 +137,8 @@ def _is_mass(missing: int, published: int) -> bool:
 def filter_text(options: FilterOptions) -> str:
     """Return the command-line options that select the same clusters as `options`."""
     values = [("-l", options.get("label_selector", ""))]
-    values += [("--organization", each) for each in sorted(options.get("organizations", ()))]
-    values += [("--source", each) for each in sorted(options.get("sources", ()))]
+    values += [("--organization", organization) for organization in sorted(options.get("organizations", ()))]
+    values += [("--source", source) for source in sorted(options.get("sources", ()))]
     return " ".join(f"{option} {value}" for option, value in values if value)
 
 

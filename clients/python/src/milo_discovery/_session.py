@@ -129,7 +129,7 @@ class Session:
             self._phase, changes = self._continue(phase, batch)
         if batch.HasField("source"):
             self.source = _convert.source_status(batch.source)
-            self.sources = {each.name: _convert.source_status(each) for each in batch.sources}
+            self.sources = {source.name: _convert.source_status(source) for source in batch.sources}
         if batch.synced:
             self.pending_sources = tuple(batch.pending_sources)
         return changes

@@ -102,7 +102,7 @@ class _Sessions:
             headers.extend(access.act_as.headers())
         connector = aiohttp.TCPConnector(limit=0, ssl=info.as_ssl_context(), socket_factory=self._socket)
         session = aiohttp.ClientSession(connector=connector, headers=headers)
-        self._open = [*(each for each in self._open if not each.closed), session]
+        self._open = [*(opened for opened in self._open if not opened.closed), session]
         return kopf.AiohttpSession(server=access.server, aiohttp_session=session, expiration=expires_at)
 
     async def close(self) -> None:
@@ -112,9 +112,9 @@ class _Sessions:
         with suppress(TimeoutError):
             async with asyncio.timeout(_CLOSE_TIMEOUT_S):
                 while unclosed := self._unclosed():
-                    for each in unclosed:
+                    for connection in unclosed:
                         with suppress(OSError):  # the server has closed it
-                            each.shutdown(socket.SHUT_RDWR)  # its transport reads EOF, and closes
+                            connection.shutdown(socket.SHUT_RDWR)  # its transport reads EOF, and closes
                     await asyncio.sleep(0.01)
 
     def _socket(self, address: tuple[Any, ...]) -> socket.socket:
@@ -124,7 +124,7 @@ class _Sessions:
         return made
 
     def _unclosed(self) -> list[socket.socket]:
-        return [each for each in self._sockets if each.fileno() != -1]
+        return [connection for connection in self._sockets if connection.fileno() != -1]
 
     async def _renewed(self) -> tuple[KubeconfigAccess, datetime | None]:
         access = await self.renewer.access()

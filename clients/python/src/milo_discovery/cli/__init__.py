@@ -63,7 +63,7 @@ class LazyGroup(click.Group):
         if cmd_name in _MODULE_OF:
             module = import_module(f"milo_discovery.cli.{_MODULE_OF[cmd_name]}")
             members = vars(module).values()
-            return next(each for each in members if isinstance(each, click.Command) and each.name == cmd_name)
+            return next(member for member in members if isinstance(member, click.Command) and member.name == cmd_name)
         for entry_point in _added_commands().select(name=cmd_name):
             command: click.Command = entry_point.load()
             return command

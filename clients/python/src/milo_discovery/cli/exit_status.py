@@ -76,7 +76,8 @@ def describe(error: DiscoveryError, address: str, credentials: ClientCredentials
     match error:
         case InvalidRequest(violations=(_, *_)):
             refused = (
-                f"{_OPTION_OF_FIELD.get(each.field, each.field)}: {each.description}" for each in error.violations
+                f"{_OPTION_OF_FIELD.get(violation.field, violation.field)}: {violation.description}"
+                for violation in error.violations
             )
             return "; ".join(refused)
         case Unavailable(reason=""):
@@ -167,4 +168,6 @@ def print_message(text: str) -> None:
 
 def printable(text: str) -> str:
     """Escape non-printable characters, such as terminal controls and bidirectional overrides, in untrusted text."""
-    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
+    return "".join(
+        character if character.isprintable() else character.encode("unicode_escape").decode() for character in text
+    )

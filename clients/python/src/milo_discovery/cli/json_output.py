@@ -31,7 +31,7 @@ def to_json(value: Any) -> Any:
     if not is_dataclass(value):
         raise TypeError(f"{type(value).__name__} has no JSON form")
     pairs = ((_camel(field.name), getattr(value, field.name)) for field in fields(value))
-    return {name: to_json(each) for name, each in pairs if each is not None}
+    return {name: to_json(item) for name, item in pairs if item is not None}
 
 
 @to_json.register(str)
@@ -67,12 +67,12 @@ def _duration(value: timedelta) -> str:
 
 @to_json.register(Mapping)
 def _object(value: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: to_json(each) for key, each in sorted(value.items())}
+    return {key: to_json(item) for key, item in sorted(value.items())}
 
 
 @to_json.register(tuple)
 def _array(value: tuple[Any, ...]) -> list[Any]:
-    return [to_json(each) for each in value]
+    return [to_json(item) for item in value]
 
 
 def field_names(kind: type[Any]) -> list[str]:
@@ -95,7 +95,9 @@ def _escaped(text: str) -> str:
 
     Line breaks are kept: in JSON they occur only between tokens.
     """
-    return "".join(each if each.isprintable() or each == "\n" else json.dumps(each)[1:-1] for each in text)
+    return "".join(
+        character if character.isprintable() or character == "\n" else json.dumps(character)[1:-1] for character in text
+    )
 
 
 def _camel(name: str) -> str:

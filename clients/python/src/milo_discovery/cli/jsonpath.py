@@ -42,8 +42,8 @@ def find(path: str, document: Any) -> list[Any]:
         if step is None or not step.end():
             raise PathError(f"{path!r} is not a JSONPath: cannot parse {rest!r}")
         if step["recursive"]:
-            found = [each for value in found for each in _within(value)]
-        found = [each for value in found for each in _selected(step, value)]
+            found = [inner for value in found for inner in _within(value)]
+        found = [selected for value in found for selected in _selected(step, value)]
         rest = rest[step.end() :]
     return found
 
@@ -54,7 +54,10 @@ def render(template: str, document: Any) -> str:
     texts, expressions = parts[::2], parts[1::2]
     if any("{" in text or "}" in text for text in texts):
         raise PathError(f"{template!r} is not a JSONPath template, such as '{{.clusters[*].name}}'")
-    tokens = [texts[0], *(each for pair in zip(map(_Expression, expressions), texts[1:], strict=True) for each in pair)]
+    tokens = [
+        texts[0],
+        *(token for pair in zip(map(_Expression, expressions), texts[1:], strict=True) for token in pair),
+    ]
     return "".join(_rendered(iter(tokens), document))
 
 
@@ -70,8 +73,8 @@ def _rendered(tokens: Iterator[str], document: Any) -> Iterator[str]:
             yield token
         elif token.startswith("range "):
             body = list(_until_end(tokens))
-            for each in find(token.removeprefix("range "), document):
-                yield from _rendered(iter(body), each)
+            for item in find(token.removeprefix("range "), document):
+                yield from _rendered(iter(body), item)
         elif token[:1] in {'"', "'"}:
             yield _literal(token)
         else:
@@ -105,8 +108,8 @@ def _literal(token: str) -> str:
 def _within(value: Any) -> Iterator[Any]:
     """Yield a value, and recursively every value that it contains."""
     yield value
-    for each in _children(value):
-        yield from _within(each)
+    for child in _children(value):
+        yield from _within(child)
 
 
 def _children(value: Any) -> Iterable[Any]:
@@ -119,7 +122,7 @@ def _selected(step: re.Match[str], value: Any) -> Iterable[Any]:
     if step["wildcard"]:
         return _children(value)
     if step["left"]:
-        return [each for each in _children(value) if _matches(step, each)]
+        return [child for child in _children(value) if _matches(step, child)]
     if step["index"] or step["start"] is not None:
         items = value if isinstance(value, list) else []
         if step["index"]:

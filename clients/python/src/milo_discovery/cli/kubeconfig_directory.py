@@ -100,7 +100,7 @@ class KubeconfigDirectory(AbstractContextManager["KubeconfigDirectory"]):
         """Write the files of desired clusters. Remove those of ended or replaced clusters, and keep all others."""
         self.skipped = {}
         to_write = {
-            name: each for name, each in desired.items() if each.kubeconfig is not None and self._may_write(name)
+            name: file for name, file in desired.items() if file.kubeconfig is not None and self._may_write(name)
         }
         to_remove = self._own.intersection(ended) - set(desired)
         # A replaced cluster whose kubeconfig has not arrived yet: the old cluster's file must not stay.
@@ -110,12 +110,12 @@ class KubeconfigDirectory(AbstractContextManager["KubeconfigDirectory"]):
             and entry.get("uid") != desired[name].cluster.uid
         }  # fmt: skip
         self._add_to_ledger(to_write)
-        for name, each in to_write.items():
-            assert each.kubeconfig is not None
-            if self._written.get(name) != (each.cluster.uid, each.kubeconfig):
-                document = render_kubeconfig(name, read_access(each.kubeconfig.kubeconfig))
+        for name, file in to_write.items():
+            assert file.kubeconfig is not None
+            if self._written.get(name) != (file.cluster.uid, file.kubeconfig):
+                document = render_kubeconfig(name, read_access(file.kubeconfig.kubeconfig))
                 atomic_files.replace(self._file(name), _json(document))
-                self._written[name] = each.cluster.uid, each.kubeconfig
+                self._written[name] = file.cluster.uid, file.kubeconfig
         self._write_index(desired, without=to_remove)
         self._remove(to_remove)
 
@@ -180,7 +180,7 @@ def _index_entry(cluster: Cluster, file: str) -> dict[str, Any]:
 def _read_index(path: Path) -> dict[str, Any] | None:
     """Return the entries by name; None if the file is missing or corrupt."""
     try:
-        return {each["name"]: each for each in json.loads(path.read_bytes())["clusters"]}
+        return {entry["name"]: entry for entry in json.loads(path.read_bytes())["clusters"]}
     except (OSError, ValueError, TypeError, LookupError):
         return None
 

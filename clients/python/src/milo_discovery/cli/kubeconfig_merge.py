@@ -42,7 +42,7 @@ def merged(before: Document, one: Document, context: str) -> Document:
         "contexts": {"name": context, "context": {"cluster": context, "user": context}},
     }
     for kind in _LISTS:
-        others = [each for each in after.get(kind) or [] if each.get("name") != context]
+        others = [entry for entry in after.get(kind) or [] if entry.get("name") != context]
         after[kind] = [*others, named[kind]]
     after["current-context"] = after.get("current-context") or context
     return after
@@ -65,7 +65,7 @@ def _read(path: Path) -> Document:
 
 
 def _is_named_list(value: object) -> bool:
-    return value is None or (isinstance(value, list) and all(isinstance(each, dict) for each in value))
+    return value is None or (isinstance(value, list) and all(isinstance(entry, dict) for entry in value))
 
 
 def _read_yaml(path: Path, content: bytes) -> Any:

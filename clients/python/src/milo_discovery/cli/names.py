@@ -35,13 +35,13 @@ class ClusterName(click.ParamType[str]):
             listing = completion_connection(ctx, _COMPLETION_TIMEOUT).run(lambda client: client.list())
         except click.ClickException:
             return []  # a completion prints no errors
-        return [CompletionItem(each.name) for each in listing if each.name.startswith(incomplete)]
+        return [CompletionItem(cluster.name) for cluster in listing if cluster.name.startswith(incomplete)]
 
 
 async def suggestion(client: DiscoveryClient, name: str) -> str:
     """Return a suggestion of engaged clusters with similar names, to append to an error; empty if there are none."""
     try:
-        return did_you_mean(name.lower(), [each.name for each in await client.list()])
+        return did_you_mean(name.lower(), [cluster.name for cluster in await client.list()])
     except DiscoveryError:
         return ""
 

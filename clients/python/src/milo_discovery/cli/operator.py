@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from http.client import HTTPException
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +73,9 @@ def _modification_times(program: Path) -> Mapping[Path, int]:
     """Return the modification times of the Python files, except those in directories such as .venv and __pycache__."""
     found: dict[Path, int] = {}
     for directory, subdirectories, names in os.walk(program.parent):
-        subdirectories[:] = [each for each in subdirectories if not each.startswith((".", "__"))]
+        subdirectories[:] = [
+            subdirectory for subdirectory in subdirectories if not subdirectory.startswith((".", "__"))
+        ]
         for path in (Path(directory) / name for name in names if name.endswith(".py")):
             try:
                 found[path] = path.stat().st_mtime_ns
@@ -85,7 +88,7 @@ def _modification_times(program: Path) -> Mapping[Path, int]:
 def _signaled() -> Iterator[threading.Event]:
     """Yield an event that SIGINT and SIGTERM set."""
     ending = threading.Event()
-    before = {each: signal.signal(each, lambda *_: ending.set()) for each in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, lambda *_: ending.set()) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield ending
     finally:
@@ -127,7 +130,7 @@ def objects(*, pages: str, cluster: str | None, form: str, headers: bool) -> Non
     match = HOST_AND_PORT.fullmatch(pages if pages.rpartition(":")[0] else f"127.0.0.1{pages}")
     if match is None or not 0 < int(match["port"]) <= 65535:
         raise click.UsageError(f"--operator {pages!r} is not HOST:PORT, such as {_DEFAULT_PAGES}")
-    found = [each for each in _page(match[0], "/debug/objects") if cluster in (None, each["cluster"])]
+    found = [entry for entry in _page(match[0], "/debug/objects") if cluster in (None, entry["cluster"])]
     if form == "json":
         click.echo(json.dumps(found, indent=2))
         return
@@ -135,12 +138,14 @@ def objects(*, pages: str, cluster: str | None, form: str, headers: bool) -> Non
 
     now = datetime.now(UTC)
     rows = [("CONTROLLER", "CLUSTER", "OBJECT", "ATTEMPTS", "FAILING FOR", "NEXT TRY", "ERROR")] if headers else []
-    for each in sorted(found, key=lambda each: each["since"]):
-        place = f"{each['namespace']}/{each['name']}" if each["namespace"] else each["name"]
-        due = each["next_try"]
+    for entry in sorted(found, key=itemgetter("since")):
+        place = f"{entry['namespace']}/{entry['name']}" if entry["namespace"] else entry["name"]
+        due = entry["next_try"]
         next_try = "when it changes" if due is None else f"in {age(now, datetime.fromisoformat(due))}"
-        since = age(datetime.fromisoformat(each["since"]), now)
-        rows.append((each["controller"], each["cluster"], place, str(each["attempts"]), since, next_try, each["error"]))
+        since = age(datetime.fromisoformat(entry["since"]), now)
+        rows.append(
+            (entry["controller"], entry["cluster"], place, str(entry["attempts"]), since, next_try, entry["error"])
+        )
     for line in table(rows) if rows else ():
         click.echo(line)
 

@@ -230,9 +230,9 @@ def _connection(address: str, timeout: timedelta | None, credentials: dict[str, 
 def completion_connection(context: click.Context, timeout: timedelta) -> ConnectionOptions:
     """Return the connection that an incomplete command line describes."""
     options: dict[str, Any] = {}
-    for each in (context.parent, context):
-        if each is not None:
-            options |= {name: value for name, value in each.params.items() if value is not None}
+    for scope in (context.parent, context):
+        if scope is not None:
+            options |= {name: value for name, value in scope.params.items() if value is not None}
     credentials = {name: options.get(name) for name in _CREDENTIAL_NAMES}
     return _connection(options.get("address", DEFAULT_ADDRESS), timeout, credentials)
 

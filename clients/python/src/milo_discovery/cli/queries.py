@@ -53,14 +53,16 @@ def list_clusters(
             print_message(_no_clusters(only))
         wide = form == "wide"
         columns = text_output.CLUSTER_COLUMNS_WIDE if wide else text_output.CLUSTER_COLUMNS
-        _print_table(columns, [text_output.cluster_row(each, _now(), wide=wide) for each in listing], headers=headers)
+        _print_table(
+            columns, [text_output.cluster_row(cluster, _now(), wide=wide) for cluster in listing], headers=headers
+        )
     else:
-        _print(form, listing, names=(each.name for each in listing), headers=headers)
+        _print(form, listing, names=(cluster.name for cluster in listing), headers=headers)
     if listing.pending_sources:
         pending = ", ".join(listing.pending_sources)
         print_message(f"clusters are missing: no complete list of {pending} has been read yet")
-    for each in listing.sources or (listing.source,):
-        if (warning := text_output.out_of_date(each, _now())) is not None:
+    for source in listing.sources or (listing.source,):
+        if (warning := text_output.out_of_date(source, _now())) is not None:
             print_message(f"the list {warning}")
     if listing.pending_sources or listing.source.state is SourceState.STALE:
         ctx.exit(ExitStatus.NOT_SYNCED)
@@ -151,7 +153,7 @@ def shards(ctx: click.Context, connection: ConnectionOptions, *, form: str, head
             click.echo(line)
         click.echo()
         _print_table(
-            text_output.SHARD_COLUMNS, [text_output.shard_row(each) for each in sharding.members], headers=headers
+            text_output.SHARD_COLUMNS, [text_output.shard_row(member) for member in sharding.members], headers=headers
         )
     else:
         _print(form, sharding, names=())
@@ -191,7 +193,7 @@ def _print(form: str, value: Any, *, names: Iterable[str], headers: bool = True)
         case "custom-columns":
             columns, document = templates.Columns(template), json_output.to_json(value)
             items = document.get("clusters", [document])
-            _print_table(columns.headers, [columns.row(each) for each in items], headers=headers)
+            _print_table(columns.headers, [columns.row(item) for item in items], headers=headers)
         case "json":
             click.echo(json_output.document(json_output.to_json(value)))
         case "yaml":

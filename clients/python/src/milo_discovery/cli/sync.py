@@ -205,7 +205,7 @@ class _Synchronizer:
             self._ended &= self._directory.own
             self._report_skipped()
             if self._once:
-                has_all = is_reviewed and all(each.kubeconfig is not None for each in desired.values())
+                has_all = is_reviewed and all(file.kubeconfig is not None for file in desired.values())
                 if self._guard.problem and (has_all or self._guard.is_foreign):
                     raise CommandFailure("removals are held; see the message above")
                 if has_all and self._directory.skipped:
@@ -249,7 +249,7 @@ class _Synchronizer:
         self._ended -= self._desired.keys()
         missing = [Removal(name, name, "", "") for name in followed if name not in self._desired.keys() | self._ended]
         confirmed = self._guard.review(missing, len(self._directory.own), now)
-        self._ended.update(each.name for each in confirmed)
+        self._ended.update(removal.name for removal in confirmed)
         self._report(f"removals: {self._guard.problem}" if self._guard.problem else "")
         if not self._guard.problem:
             self._directory.claim(*fleet)

@@ -27,7 +27,7 @@ class Columns:
     """The columns of a specification HEADER:.PATH,..."""
 
     def __init__(self, specification: str) -> None:
-        pairs = [each.partition(":") for each in specification.split(",")]
+        pairs = [column.partition(":") for column in specification.split(",")]
         if any(not header or not path for header, _, path in pairs):
             raise click.UsageError(f"custom-columns={specification}: each column must be HEADER:.PATH")
         self.headers = tuple(header for header, _, _ in pairs)

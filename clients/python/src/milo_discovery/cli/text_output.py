@@ -165,7 +165,7 @@ def changes(before: Cluster, after: Cluster) -> Iterator[str]:
     if after.suspended != before.suspended:
         yield "suspended" if after.suspended else "reinstated"
     elif after.suspensions != before.suspensions:
-        yield f"suspensions: {', '.join(each.reason for each in after.suspensions) or NONE}"
+        yield f"suspensions: {', '.join(suspension.reason for suspension in after.suspensions) or NONE}"
     if after.connectivity.state is not before.connectivity.state:
         yield after.connectivity.state.name.lower()
     elif after.connectivity.message != before.connectivity.message:
@@ -202,11 +202,11 @@ def explanation(name: str, report: ClusterReport, now: datetime) -> Iterator[str
     if report.pending_releases:
         yield ""
         yield "Not released yet by:"
-        yield from ("  " + line for line in table([_release_row(each, now) for each in report.pending_releases]))
+        yield from ("  " + line for line in table([_release_row(pending, now) for pending in report.pending_releases]))
     if report.transitions:
         yield ""
         yield "Last transitions:"
-        yield from ("  " + line for line in table([_transition_row(each) for each in report.transitions]))
+        yield from ("  " + line for line in table([_transition_row(transition) for transition in report.transitions]))
 
 
 def _cluster_facts(cluster: Cluster, now: datetime) -> Iterator[str]:
@@ -220,7 +220,7 @@ def _cluster_facts(cluster: Cluster, now: datetime) -> Iterator[str]:
     if cluster.draining is not None:
         why = ": ".join(part for part in (cluster.draining.reason.name, cluster.draining.message) if part)
         facts.append(("draining", f"until {timestamp(cluster.draining.deadline)} ({why})"))
-    facts += [("suspension", _suspension(each, now)) for each in cluster.suspensions]
+    facts += [("suspension", _suspension(suspension, now)) for suspension in cluster.suspensions]
     if cluster.deletion_requested_at is not None:
         requested = cluster.deletion_requested_at
         waiting = f"; {cluster.deletion_message}" if cluster.deletion_message else ""
@@ -271,7 +271,7 @@ def status(info: ServerInfo, now: datetime) -> Iterator[str]:
         ),
         ("subscribers", str(counts.subscribers)),
     ]
-    facts += [("kubeconfigs", _credential_issuer(each, now)) for each in info.credential_issuers]
+    facts += [("kubeconfigs", _credential_issuer(issuer, now)) for issuer in info.credential_issuers]
     if not info.credential_issuers:
         facts.append(("kubeconfigs", "not issued: no credential issuer is configured"))
     yield from table(facts)
@@ -282,17 +282,20 @@ def _in_context(mode: str, context: str) -> str:
 
 
 def _synced(info: ServerInfo) -> str:
-    missing = ", ".join(each.name for each in info.sources if not each.synced) or "the source"
+    missing = ", ".join(source.name for source in info.sources if not source.synced) or "the source"
     return "yes" if info.synced else f"no: the first complete list of {missing} has not arrived yet"
 
 
 def _sources(info: ServerInfo, now: datetime) -> Iterator[tuple[str, str]]:
     if not info.sources:
-        yield "source", source(info.source, now)
-    for each in info.sources:
-        unsynced = "" if each.synced else "; no complete list yet"
-        kind = _in_context(each.kind, each.context)
-        yield f"source {each.name}", f"{kind}, {each.counts.engaged} engaged{unsynced}, {source(each.status, now)}"
+        yield "source", freshness(info.source, now)
+    for source in info.sources:
+        unsynced = "" if source.synced else "; no complete list yet"
+        kind = _in_context(source.kind, source.context)
+        yield (
+            f"source {source.name}",
+            f"{kind}, {source.counts.engaged} engaged{unsynced}, {freshness(source.status, now)}",
+        )
 
 
 SHARD_COLUMNS = ("MEMBER", "WEIGHT", "CLUSTERS", "ACKNOWLEDGED", "STATE")
@@ -339,22 +342,22 @@ def out_of_date(status: SourceStatus, now: datetime) -> str | None:
     if status.state is not SourceState.STALE:
         return None
     which = f"source {printable(status.name)}" if status.name else "the source"
-    return f"may be out of date: {which} is {printable(source(status, now))}"
+    return f"may be out of date: {which} is {printable(freshness(status, now))}"
 
 
-def source(status: SourceStatus, now: datetime) -> str:
+def freshness(status: SourceStatus, now: datetime) -> str:
     why = ": ".join(part for part in (status.reason, status.message) if part)
     contact = f"; last response from Milo {age(status.last_contact, now)} ago" if status.last_contact else ""
     healthy = status.state is SourceState.STREAMING
     return f"{status.state.name} {_since(status.since, now)}{'' if healthy else contact}{f' ({why})' if why else ''}"
 
 
-def _credential_issuer(each: CredentialIssuer, now: datetime) -> str:
-    health = "healthy" if each.healthy else f"unhealthy: {each.message}"
-    ends = f", its credential expires in {format_duration(each.expires_at - now)}" if each.expires_at else ""
-    failing = ", ".join(f"{count} {reason}" for reason, count in sorted(each.failing_clusters.items()))
+def _credential_issuer(issuer: CredentialIssuer, now: datetime) -> str:
+    health = "healthy" if issuer.healthy else f"unhealthy: {issuer.message}"
+    ends = f", its credential expires in {format_duration(issuer.expires_at - now)}" if issuer.expires_at else ""
+    failing = ", ".join(f"{count} {reason}" for reason, count in sorted(issuer.failing_clusters.items()))
     clusters = f"; clusters with failing credentials: {failing} (run explain for the reason)" if failing else ""
-    return f"{each.name} ({each.type}), {health}{ends}{clusters}"
+    return f"{issuer.name} ({issuer.type}), {health}{ends}{clusters}"
 
 
 def _since(moment: datetime | None, now: datetime) -> str:

@@ -24,11 +24,11 @@ def document(value: Any) -> str:
 def _lines(value: Any) -> Iterator[str]:
     match value:
         case dict() if value:
-            for key, each in value.items():
-                yield from _entry(f"{_scalar(key)}:", each, indent_mapping="  ")
+            for key, item in value.items():
+                yield from _entry(f"{_scalar(key)}:", item, indent_mapping="  ")
         case list() if value:
-            for each in value:
-                yield from _item(each)
+            for item in value:
+                yield from _item(item)
         case _:
             yield _scalar(value)
 
