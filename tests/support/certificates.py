@@ -49,7 +49,8 @@ class Authority:
         begins_in: dt.timedelta = dt.timedelta(hours=-1),
         use: x509.ObjectIdentifier | None = None,
     ) -> Pair:
-        """Issue a certificate that has been valid for an hour or, with a negative `life`, has expired."""
+        """Issue a certificate that has been valid for an hour, or is valid after `begins_in`. With a negative `life`
+        it has expired."""
         key = ec.generate_private_key(ec.SECP256R1())
         now = dt.datetime.now(dt.UTC)
         made = _builder(self._name, _name(common_name), key, min(now, now + life) + begins_in, now + life)
