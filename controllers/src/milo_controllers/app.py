@@ -21,8 +21,8 @@ import msgspec
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from milo_controllers.controllers import Controllers, Election
-from milo_controllers.functions import check_timedelta
 from milo_controllers.logs import ClusterFilter
+from milo_controllers.options import check_options
 from milo_controllers.single_cluster import SingleCluster
 from milo_discovery._background_loop import run_in_thread, run_on
 from milo_discovery.errors import DiscoveryError
@@ -60,7 +60,7 @@ def main(
     MILO_OPERATOR_LISTEN, or port 8080 of the pod, or of loopback outside of pods; `off` for none. `grace`: how long
     running reconciles may take after SIGTERM or SIGINT.
     """
-    check_timedelta("grace", grace)
+    check_options("", grace=grace)
     set_up_logging(log_level)
     try:
         with asyncio.Runner() as runner:

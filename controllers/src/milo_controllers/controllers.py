@@ -20,12 +20,13 @@ from milo_controllers.controller import Controller, Shared
 from milo_controllers.engaged_clusters import EngagedClusters
 from milo_controllers.event_log import EventLog
 from milo_controllers.fleet_view import FleetView
-from milo_controllers.functions import check_plain, check_reconciler, check_timedelta
+from milo_controllers.functions import check_plain, check_reconciler
 from milo_controllers.health import FailingObject, Health
 from milo_controllers.health_check import HealthCheck
 from milo_controllers.kinds import AnyKind, Document, Kind, kind_of
 from milo_controllers.metrics import ControllerMetrics
 from milo_controllers.object_cache import Index, IndexFunction
+from milo_controllers.options import check_options
 from milo_controllers.reconcile_call import Reconciler
 from milo_controllers.registration import ControllerSpec, Registration
 from milo_controllers.tracing import SpanTracer
@@ -107,7 +108,15 @@ class Controllers(RunsInBackground):
         `reporting_controller` is the name in events. `tracer`: an OpenTelemetry tracer; each reconcile is a span, whose
         children are its requests.
         """
-        check_timedelta("resync", resync)
+        check_options(
+            "",
+            clusters=clusters,
+            registry=registry,
+            resync=resync,
+            max_clusters_in_metrics=max_clusters_in_metrics,
+            reporting_controller=reporting_controller,
+            cache_limits=cache_limits,
+        )
         self._client = DiscoveryClient() if clusters is None else None
         self._clusters: Clusters = clusters or Fleet(self._client, include_kubeconfigs=True)  # type: ignore[arg-type]
         self._resync = resync
@@ -202,14 +211,22 @@ class Controllers(RunsInBackground):
         if callable(kind):
             raise TypeError("@controllers.reconcile without a kind: write @controllers.reconcile(KIND)")
         primary = kind_of(kind)
-        name = name or primary.plural
-        check_timedelta(f"{name}: timeout", timeout)
+        check_options(primary.plural, name=name)
+        name = primary.plural if name is None else name
         for option, given in (("owns", owns), ("watches", watches)):
             if isinstance(given, str | Kind | WatchedKind):
                 raise TypeError(f"{name}: {option}= takes a list: write {option}=[{given!r}]")
-        for option, number in (("workers", workers), ("per_cluster", per_cluster)):
-            if number < 1:
-                raise ValueError(f"{name}: {option}={number}: must be at least 1")
+        check_options(
+            name,
+            owns=owns,
+            watches=watches,
+            on_cluster_change=on_cluster_change,
+            workers=workers,
+            per_cluster=per_cluster,
+            timeout=timeout,
+            queue=queue,
+            while_deleting=while_deleting,
+        )
         for each in watches:
             if not isinstance(each, WatchedKind):
                 raise TypeError(f"{name}: watches= takes what watches(kind, map=...) returns, not {each!r}")
@@ -376,6 +393,7 @@ class Controllers(RunsInBackground):
 
 
 def _predicates(on: Predicates[Any]) -> tuple[Predicate[Any], ...]:
+    check_options("", on=on)
     given = (on,) if isinstance(on, str) or callable(on) else tuple(on)
     for each in given:
         if callable(each):

@@ -1,10 +1,9 @@
-"""Checks of the functions and options that an author passes."""
+"""Checks of the functions that an author passes."""
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from datetime import timedelta
 from typing import Any
 
 
@@ -25,13 +24,6 @@ def check_plain(function: Callable[..., Any], role: str, parameter: str) -> None
     _check(function, role, parameter)
     if is_async(function) or inspect.isasyncgenfunction(function):
         raise TypeError(f"{_name(function)} is async: {role} must be a plain function")
-
-
-def check_timedelta(option: str, given: timedelta | None) -> None:
-    """Raise TypeError unless the option is a timedelta or None."""
-    if given is not None and not isinstance(given, timedelta):
-        seconds = given if isinstance(given, int | float) else "..."
-        raise TypeError(f"{option}={given!r}: write timedelta(seconds={seconds})")
 
 
 def _check(function: Callable[..., Any], role: str, parameter: str) -> None:

@@ -97,12 +97,11 @@ class Kind(Generic[T]):
         metadata_only: bool = False,
         transform: Transform | None = None,
     ) -> None:
+        if not isinstance(resource, str):
+            raise _not_a_resource(resource)
         match = _RESOURCE.fullmatch(resource)
         if match is None:
-            raise ValueError(
-                f"{resource!r} does not name a resource: write GROUP/VERSION/PLURAL, or VERSION/PLURAL for the core "
-                "group"
-            )
+            raise _not_a_resource(resource)
         self.resource = resource
         self.group = match["group"] or ""
         self.version: str = match["version"]
@@ -146,7 +145,16 @@ AnyKind = Kind[Any] | str
 
 
 def kind_of(kind: Kind[T] | str) -> Kind[T]:
-    return kind if isinstance(kind, Kind) else cast("Kind[T]", _kind_named(kind))
+    if isinstance(kind, Kind):
+        return kind
+    if not isinstance(kind, str):
+        raise _not_a_resource(kind)
+    return cast("Kind[T]", _kind_named(kind))
+
+
+def _not_a_resource(given: object) -> ValueError:
+    form = "write GROUP/VERSION/PLURAL, or VERSION/PLURAL for the core group"
+    return ValueError(f"{given!r} does not name a resource: {form}")
 
 
 @lru_cache(maxsize=1024)

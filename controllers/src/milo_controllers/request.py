@@ -32,8 +32,8 @@ from milo_controllers.errors import Conflict, ControllerError, NotFound
 from milo_controllers.event_log import EventContent, EventType
 from milo_controllers.event_recorder import EventRecorder, log_lost
 from milo_controllers.fleet_view import ClusterCaches, FleetView, cached_json
-from milo_controllers.functions import check_timedelta
 from milo_controllers.kinds import AnyKind, Document, Kind, ObjectT, document, kind_of
+from milo_controllers.options import check_options
 from milo_controllers.own_writes import Write
 from milo_controllers.work_queue import Work
 from milo_discovery.engaged_cluster import EngagedCluster
@@ -56,7 +56,7 @@ class Result:
     """Reconcile the object again after this time, unless it changes earlier."""
 
     def __post_init__(self) -> None:
-        check_timedelta("requeue_after", self.requeue_after)
+        check_options("", requeue_after=self.requeue_after)
 
 
 class _ObservedMetadata(msgspec.Struct):

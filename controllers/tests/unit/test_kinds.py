@@ -37,6 +37,13 @@ def test_invalid_kind_is_refused(resource: str) -> None:
         Kind(resource)
 
 
+@pytest.mark.parametrize("given", [None, 5, ["v1/secrets"]])
+def test_kind_that_is_no_string_is_refused(given: Any) -> None:
+    for kind_from in (Kind, kind_of):
+        with pytest.raises(ValueError, match="does not name a resource: write GROUP/VERSION/PLURAL"):
+            kind_from(given)
+
+
 @pytest.mark.parametrize("name", ["", ".", "..", "a/b", "a?b", "a%2e"])
 def test_object_name_that_would_change_the_request_path_is_rejected(name: str) -> None:
     with pytest.raises(ValueError, match="not a valid name"):

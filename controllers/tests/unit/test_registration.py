@@ -1,6 +1,7 @@
 """Registration of reconcilers: invalid ones are rejected before a reconciler runs."""
 
 from collections.abc import AsyncIterator, Iterator
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from milo_controllers import (
     Request,
     Result,
     Watched,
+    main,
     watches,
 )
 from milo_discovery import Fleet
@@ -55,7 +57,24 @@ async def async_mapper(_change: Watched[Any]) -> list[ReconcileTarget]:
         ({"per_cluster": 0}, ValueError, "widgets: per_cluster=0"),
         ({"on": "spec"}, ValueError, "on='s'|on='spec'"),
         ({"on": async_mapper}, TypeError, "async_mapper is async: a predicate"),
+        ({"on": 5}, TypeError, 'on=5: write "generation", "labels", "annotations", a function'),
         ({"timeout": 30}, TypeError, r"timeout=30: write timedelta\(seconds=30\)"),
+        ({"timeout": 0}, TypeError, r"timeout=0: write timedelta\(seconds=...\) of more than 0, or None for no limit"),
+        ({"timeout": timedelta(0)}, ValueError, r"timeout=timedelta\(seconds=0\): .* of more than 0, or None"),
+        ({"timeout": timedelta(seconds=-3)}, ValueError, r"widgets: timeout=timedelta\(seconds=-3\): .* more than 0"),
+        ({"owns": 5}, TypeError, r"widgets: owns=5: write a list of kinds"),
+        ({"owns": [5]}, ValueError, "5 does not name a resource: write GROUP/VERSION/PLURAL"),
+        ({"watches": None}, TypeError, r"watches=None: write a list, such as \[watches\(kind, map=function\)\]"),
+        ({"workers": "4"}, TypeError, "workers='4': write a number of at least 1"),
+        ({"per_cluster": True}, TypeError, "per_cluster=True: write a number of at least 1"),
+        ({"queue": 5}, TypeError, r"widgets: queue=5: write QueuePolicy\(max_delay_s=60\)"),
+        ({"while_deleting": "yes"}, TypeError, "while_deleting='yes': write True or False"),
+        ({"on_cluster_change": ["labels"]}, TypeError, r"on_cluster_change=\['labels'\]: write True or False"),
+        ({"name": 5}, TypeError, "widgets: name=5: write a string of printable characters"),
+        ({"name": ""}, ValueError, "name='': write a string of printable characters, 1 to 128 bytes"),
+        ({"name": "a\nb"}, ValueError, "printable characters"),
+        ({"name": "\ud800"}, ValueError, "printable characters"),
+        ({"name": "é" * 65}, ValueError, "1 to 128 bytes"),
     ],
 )
 async def test_invalid_reconcile_option_is_refused(
@@ -63,6 +82,31 @@ async def test_invalid_reconcile_option_is_refused(
 ) -> None:
     with pytest.raises(error, match=message):
         controllers().reconcile(WIDGETS, **options)
+
+
+@pytest.mark.parametrize("option", [{"on": []}, {"name": "a b"}, {"name": "é" * 64}, {"timeout": None}])
+async def test_unusual_reconcile_option_is_accepted(option: dict[str, Any]) -> None:
+    controllers().reconcile(WIDGETS, **option)(works)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"clusters": 5}, TypeError, r"clusters=5: write Fleet\(...\) or SingleCluster\(...\)"),
+        ({"clusters": FakeDiscovery()}, TypeError, "clusters=<.*: write Fleet"),
+        ({"registry": None}, TypeError, r"registry=None: write CollectorRegistry\(\)"),
+        ({"resync": 60}, TypeError, r"resync=60: write timedelta\(seconds=60\)"),
+        ({"resync": timedelta(0)}, ValueError, r"resync=timedelta\(seconds=0\): .* or None for no resync"),
+        ({"max_clusters_in_metrics": -1}, ValueError, "max_clusters_in_metrics=-1: write a number of at least 0"),
+        ({"reporting_controller": ""}, ValueError, "reporting_controller='': write a string that is not empty"),
+        ({"cache_limits": 1000}, TypeError, r"cache_limits=1000: write CacheLimits\(objects="),
+    ],
+)
+async def test_invalid_option_of_controllers_is_refused(
+    options: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        Controllers(**{"clusters": Fleet(FakeDiscovery()), "registry": CollectorRegistry(), **options})
 
 
 @pytest.mark.parametrize(
@@ -90,9 +134,14 @@ def test_requeue_after_that_is_no_timedelta_is_refused(given: Any) -> None:
         Result(given)
 
 
-async def test_number_is_refused_as_resync() -> None:
-    with pytest.raises(TypeError, match=r"resync=60: write timedelta\(seconds=60\)"):
-        Controllers(Fleet(FakeDiscovery()), registry=CollectorRegistry(), resync=60)  # type: ignore[arg-type]
+@pytest.mark.parametrize(("grace", "error"), [(5, TypeError), (None, TypeError), (timedelta(seconds=-1), ValueError)])
+async def test_invalid_grace_is_refused(grace: Any, error: type[Exception]) -> None:
+    with pytest.raises(error, match=r"grace=.*: write timedelta\(seconds=.*\) of at least 0"):
+        main(controllers(), grace=grace)
+
+
+async def test_requeue_after_of_a_time_that_has_passed_is_accepted() -> None:
+    assert Result(timedelta(seconds=-5)).requeue_after == timedelta(seconds=-5)
 
 
 async def test_async_mapper_and_index_function_are_refused() -> None:

@@ -208,10 +208,11 @@ def test_work_queue_holds_unsettled_object_after_its_delay() -> None:
     assert (queue.next_at, taken(queue, 100.0)) == (None, None)
 
 
-def test_work_queue_requeues_no_earlier_than_min_requeue_s() -> None:
+@pytest.mark.parametrize("requeue_after_s", [0.0, -5.0])
+def test_work_queue_requeues_no_earlier_than_min_requeue_s(requeue_after_s: float) -> None:
     queue = queue_of()
     queue.add(key("x"), 0.0)
-    assert failed_at(queue, 0.0, Done(requeue_after_s=0.0)) == 1.0
+    assert failed_at(queue, 0.0, Done(requeue_after_s)) == 1.0
 
 
 def test_work_queue_uses_the_delay_function_of_its_policy() -> None:

@@ -1,0 +1,94 @@
+"""What the options that an author passes may be. A wrong one is refused where it is written, with the right form."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from datetime import timedelta
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+from prometheus_client import CollectorRegistry
+
+from milo_controllers.cache_budget import CacheLimits
+from milo_controllers.work_queue import QueuePolicy
+
+
+@runtime_checkable
+class _Engaging(Protocol):
+    """A Fleet or a SingleCluster, rather than an address or a client."""
+
+    def on_engage(self, handler: Any, /) -> object: ...
+
+
+class Option(NamedTuple):
+    """What one option may be."""
+
+    type: type[Any] | tuple[Any, ...]
+    form: str
+    """The right form, for error messages. Its `...` is replaced by a number that was passed for a timedelta."""
+    is_valid: Callable[[Any], bool] = lambda _: True
+    may_be_none: bool = False
+
+
+def _is_positive(given: timedelta) -> bool:
+    return given > timedelta(0)
+
+
+def _is_field_manager(given: str) -> bool:
+    """Return whether an API server accepts the name as a field manager."""
+    return given.isprintable() and 0 < len(given.encode()) <= 128
+
+
+OPTIONS: Mapping[str, Option] = {
+    # Controllers
+    "clusters": Option(_Engaging, "Fleet(...) or SingleCluster(...)", may_be_none=True),
+    "registry": Option(CollectorRegistry, "CollectorRegistry()"),
+    "resync": Option(
+        timedelta, "timedelta(seconds=...) of more than 0, or None for no resync", _is_positive, may_be_none=True
+    ),
+    "max_clusters_in_metrics": Option(int, "a number of at least 0", lambda given: given >= 0),
+    "reporting_controller": Option(str, "a string that is not empty", bool),
+    "cache_limits": Option(CacheLimits, "CacheLimits(objects=10_000)"),
+    # Controllers.reconcile
+    "owns": Option(Collection, 'a list of kinds, such as ["v1/secrets"]'),
+    "watches": Option(Collection, "a list, such as [watches(kind, map=function)]"),
+    "on": Option((Callable, Collection), '"generation", "labels", "annotations", a function, or a list of these'),
+    "on_cluster_change": Option(bool, "True or False"),
+    "workers": Option(int, "a number of at least 1", lambda given: given >= 1),
+    "per_cluster": Option(int, "a number of at least 1", lambda given: given >= 1),
+    "timeout": Option(
+        timedelta, "timedelta(seconds=...) of more than 0, or None for no limit", _is_positive, may_be_none=True
+    ),
+    "name": Option(
+        str, "a string of printable characters, 1 to 128 bytes: the field manager", _is_field_manager, may_be_none=True
+    ),
+    "queue": Option(QueuePolicy, "QueuePolicy(max_delay_s=60)"),
+    "while_deleting": Option(bool, "True or False"),
+    # Result. A negative timedelta is not refused: it may be computed from a time that has passed, and is raised to
+    # QueuePolicy.min_requeue_s.
+    "requeue_after": Option(timedelta, "timedelta(seconds=...) or None", may_be_none=True),
+    # main
+    "grace": Option(timedelta, "timedelta(seconds=...) of at least 0", lambda given: given >= timedelta(0)),
+    # Request.event
+    "reason": Option(str, "a string that is not empty", bool),
+    "note": Option(str, "a string"),
+    "type": Option(str, '"Normal" or "Warning"', lambda given: given in ("Normal", "Warning")),
+    "action": Option(str, "a string that is not empty", bool),
+}
+
+
+def check_options(where: str, /, **given: Any) -> None:
+    """Raise TypeError or ValueError unless each option is as in OPTIONS. `where` is the start of the message."""
+    for name, value in given.items():
+        option = OPTIONS[name]
+        if value is None and option.may_be_none:
+            continue
+        # Python's bool is an int: per_cluster=True would be 1.
+        has_type = isinstance(value, option.type) and (option.type is bool or not isinstance(value, bool))
+        if has_type and option.is_valid(value):
+            continue
+        form = option.form
+        if option.type is timedelta and isinstance(value, int | float) and not isinstance(value, bool) and value > 0:
+            form = form.replace("...", str(value))
+        shown = f"timedelta(seconds={value.total_seconds():g})" if isinstance(value, timedelta) else repr(value)
+        error = ValueError if has_type else TypeError
+        raise error(f"{where}{': ' if where else ''}{name}={shown}: write {form}")
