@@ -70,7 +70,7 @@ OPTIONS: Mapping[str, Option] = {
     "grace": Option(timedelta, "timedelta(seconds=...) of at least 0", lambda given: given >= timedelta(0)),
     # Request.event
     "reason": Option(str, "a string that is not empty", bool),
-    "note": Option(str, "a string"),
+    "note": Option(str, "a string, such as str(error)"),
     "type": Option(str, '"Normal" or "Warning"', lambda given: given in ("Normal", "Warning")),
     "action": Option(str, "a string that is not empty", bool),
 }

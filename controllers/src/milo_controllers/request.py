@@ -336,6 +336,7 @@ class Request(Generic[ObjectT]):
 
     async def event(self, reason: str, note: str, *, type: EventType = "Normal", action: str = "Reconcile") -> None:  # noqa: A002
         """Record an event of the object. Repetitions become a series. A failure is logged, and not raised."""
+        check_options("event", reason=reason, note=note, type=type, action=action)
         try:
             regarding = await self._whole_document()
         except (ControllerError, DiscoveryError) as error:
