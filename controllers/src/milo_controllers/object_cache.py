@@ -5,7 +5,7 @@ Does no I/O: it applies source events and returns changes. Objects are kept as b
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from functools import lru_cache
 from typing import Any, Literal, NamedTuple
 
@@ -204,7 +204,7 @@ class ObjectCache:
         """The objects that the list in progress has contained so far."""
         self._functions: dict[str, Index] = {}
         self._misuse: dict[str, str] = {}
-        """Error messages for index functions that returned a string, by index name."""
+        """Error messages for index functions that returned a string, bytes or a mapping, by index name."""
         self._indexes: dict[str, dict[Hashable, dict[Place, None]]] = {}
         self._by_owner: dict[str, dict[Place, None]] | None = None
         self.synced = False
@@ -240,7 +240,7 @@ class ObjectCache:
     def indexed(self, name: str, value: Hashable) -> Iterator[CachedObject]:
         """Return the objects for which the index function returned this value.
 
-        Raises KeyError for an unknown index, and TypeError if the function has returned a string.
+        Raises KeyError for an unknown index, and TypeError if the function has returned a string, bytes or a mapping.
         """
         index = self._indexes.get(name)
         if index is None:
@@ -327,9 +327,11 @@ class ObjectCache:
         index = self._functions[name]
         try:
             values = index.function(index.decode(found.raw))
-            if isinstance(values, str):
-                # Otherwise each character would become a value.
-                self._misuse[name] = f"index {name!r} returned the string {values!r}; return a list: [{values!r}]"
+            if isinstance(values, str | bytes | Mapping):
+                # Otherwise the characters, bytes or keys would become the values.
+                type_name = "string" if isinstance(values, str) else type(values).__name__
+                wanted = list(values) if isinstance(values, Mapping) else [values]
+                self._misuse[name] = f"index {name!r} returned the {type_name} {values!r}; return a list: {wanted!r}"
                 return ()
             return dict.fromkeys(values)
         except Exception as error:  # noqa: BLE001  (the author's code: an error there must not stop the informer)

@@ -71,9 +71,10 @@ class WatchedKind(NamedTuple):
     def targets(self, watched: Watched[Any]) -> list[ReconcileTarget]:
         """Return the targets that the mapper returns. Raises the mapper's errors, and TypeError for other results."""
         found: object = self.map(watched)
-        if isinstance(found, ReconcileTarget) or not isinstance(found, Iterable):
+        if isinstance(found, ReconcileTarget | str) or not isinstance(found, Iterable):
             raise TypeError(
-                f"the mapper returned {found!r}: return an iterable of targets, such as [ReconcileTarget(...)]"
+                f"the mapper returned {found!r}: return an iterable of targets, such as "
+                "[ReconcileTarget(name, namespace)]"
             )
         targets = list(found)
         for each in targets:

@@ -174,6 +174,20 @@ def test_index_function_that_returns_a_string_raises_at_each_read(is_used_before
     assert names(cache.indexed("name", "a")) == ["a"]
 
 
+@pytest.mark.parametrize(
+    ("returned", "message"),
+    [
+        (b"red", r"returned the bytes b'red'; return a list: \[b'red'\]"),
+        ({"red": 1}, r"returned the dict {'red': 1}; return a list: \['red'\]"),
+    ],
+)
+def test_index_function_that_returns_bytes_or_a_dict_raises_at_a_read(returned: Any, message: str) -> None:
+    cache = synced(cached("a"))
+    cache.add_index("color", lambda _: returned)
+    with pytest.raises(TypeError, match=message):
+        cache.indexed("color", "red")
+
+
 def test_index_function_receives_the_object_as_its_type() -> None:
     class ConfigMap(msgspec.Struct):
         data: dict[str, str]

@@ -151,6 +151,12 @@ async def test_async_mapper_and_index_function_are_refused() -> None:
         controllers().cache(WIDGETS, indexes={"color": async_mapper})  # type: ignore[dict-item]
 
 
+def test_mapper_that_returns_a_string_is_refused_with_the_string_and_the_right_form() -> None:
+    watched = watches(WIDGETS, map=lambda _change: "red")  # type: ignore[arg-type,return-value]
+    with pytest.raises(TypeError, match=r"returned 'red': .* such as \[ReconcileTarget\(name, namespace\)\]"):
+        watched.targets(None)  # type: ignore[arg-type]
+
+
 async def test_kinds_with_different_transforms_of_one_cache_are_refused() -> None:
     made = controllers()
     made.cache(Kind(WIDGETS, transform=dict))
