@@ -163,7 +163,7 @@ class Controller:
         self._pump_is_due = False
         now = self._clock()
         while not self._is_paused and len(self._tasks) < self.spec.workers:
-            work = self.queue.take(now)
+            work = self.queue.take_next(now)
             if work is None:
                 break
             member = self._shared.members[work.key.cluster]

@@ -139,7 +139,7 @@ class Controllers(RunsInBackground):
         self._shared = Shared(
             members=self._engaged.members,
             clusters=self.view,
-            metrics=ControllerMetrics.of(registry, max_clusters=max_clusters_in_metrics),
+            metrics=ControllerMetrics.of_registry(registry, max_clusters=max_clusters_in_metrics),
             failures=FailureLog(max_kinds=_LOGGED_KINDS),
             threads=self._executor,
             tracer=tracer,

@@ -125,7 +125,7 @@ class ControllerMetrics:
         registry.register(self.state)
 
     @classmethod
-    def of(cls, registry: CollectorRegistry, *, max_clusters: int) -> ControllerMetrics:
+    def of_registry(cls, registry: CollectorRegistry, *, max_clusters: int) -> ControllerMetrics:
         """Return the metrics in this registry, which all sets of controllers share."""
         found = _METRICS.get(registry)
         if found is None:

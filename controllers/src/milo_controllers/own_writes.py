@@ -37,7 +37,7 @@ class Write(NamedTuple):
     labels: tuple[tuple[str, str], ...] = ()
 
     @classmethod
-    def of(cls, resource: str, written: Document) -> Write | None:
+    def of_response(cls, resource: str, written: Document) -> Write | None:
         """Return the write whose response is this object; None if the response is not an object."""
         metadata = written.get("metadata") or {}
         if not metadata.get("name") or not metadata.get("resourceVersion"):

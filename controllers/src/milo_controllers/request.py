@@ -103,7 +103,8 @@ class ThreadCalls:
         finally:
             self._waiting.discard(future)
 
-    def end(self) -> None:
+    def cancel_calls(self) -> None:
+        """Cancel the calls that are in flight, and all further ones."""
         self._is_ended = True
         for future in tuple(self._waiting):
             future.cancel()
@@ -158,7 +159,7 @@ class Request(Generic[ObjectT]):
 
     def end(self) -> None:
         """Cancel the calls of `wait`. Called by the controller when the reconcile is canceled."""
-        self._calls.end()
+        self._calls.cancel_calls()
 
     # --- reads ---
 
@@ -416,7 +417,7 @@ class Request(Generic[ObjectT]):
 
     def _noted(self, kind: Kind[Any], written: Document) -> Document:
         """Record the write, and the object if it is the one that is reconciled."""
-        write = Write.of(kind.resource, written)
+        write = Write.of_response(kind.resource, written)
         if write is not None:
             self.writes[kind.resource, *write.place] = write
             if kind.resource == self.kind.resource and write.place == (self.namespace, self.name):

@@ -136,7 +136,7 @@ class WorkQueue:
         self._jitter = jitter
         self._retries = TokenBucket(policy.retries, now)
         self._retry_at = now
-        """When the bucket of all clusters has a token, if `take` found it empty."""
+        """When the bucket of all clusters has a token, if `take_next` found it empty."""
         self._is_open: dict[_Cluster, bool] = {}
         """The engaged clusters, and whether their objects may be taken."""
         self._clusters: dict[_Cluster, _ClusterQueue] = {}
@@ -198,7 +198,7 @@ class WorkQueue:
             queue.ready[priority][key] = queue.ready[before].pop(key)
         self._offer(cluster)
 
-    def take(self, now: float) -> Work | None:
+    def take_next(self, now: float) -> Work | None:
         """Return an object to reconcile, which is in flight until `done` is called; None if there is none now."""
         self._wake(now)
         for priority in Priority:
@@ -258,7 +258,7 @@ class WorkQueue:
 
     @property
     def next_at(self) -> float | None:
-        """When to call `take` again, if nothing else happens."""
+        """When to call `take_next` again, if nothing else happens."""
         due = [self._retry_at] if self._turns[Priority.RETRY] else []
         if (timer := self._next_timer) is not None:
             due.append(timer)

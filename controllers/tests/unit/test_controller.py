@@ -50,7 +50,7 @@ def controller_of(
     shared = Shared(
         members=members,
         clusters=FleetView({}),
-        metrics=ControllerMetrics.of(CollectorRegistry(), max_clusters=1),
+        metrics=ControllerMetrics.of_registry(CollectorRegistry(), max_clusters=1),
         failures=FailureLog(),
         threads=ThreadPoolExecutor,
     )
@@ -81,7 +81,7 @@ async def test_worker_is_free_for_other_clusters_after_the_tasks_of_a_cluster_ha
                 engaged(controller, members, "alpha", failed)
                 engaged(controller, members, "beta", healthy)
                 await reconciled.wait()
-                assert controller.queue.take(0.0) is None
+                assert controller.queue.take_next(0.0) is None
 
     async with asyncio.TaskGroup() as healthy:
         with pytest.raises(ExceptionGroup):

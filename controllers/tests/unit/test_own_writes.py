@@ -33,7 +33,7 @@ def written(name: str = "a", version: str = "5", *, uid: str = "u", **labels: st
     metadata: dict[str, Any] = {"name": name, "namespace": "ns", "uid": uid, "resourceVersion": version}
     if labels:
         metadata["labels"] = labels
-    found = Write.of(RESOURCE, {"metadata": metadata})
+    found = Write.of_response(RESOURCE, {"metadata": metadata})
     assert found is not None
     return found
 
@@ -49,7 +49,7 @@ def put(
 
 @pytest.mark.parametrize("answer", [{}, {"metadata": {"name": "a"}}, {"kind": "Status", "metadata": {}}])
 def test_response_without_a_version_is_not_recorded_as_a_write(answer: dict[str, Any]) -> None:
-    assert Write.of(RESOURCE, answer) is None
+    assert Write.of_response(RESOURCE, answer) is None
 
 
 def test_write_is_seen_when_the_cache_has_its_version_or_a_newer_one() -> None:

@@ -32,13 +32,13 @@ def queue_of(*clusters: str, policy: QueuePolicy = POLICY, jitter: float = 0.0, 
 
 
 def taken(queue: WorkQueue, now: float = 0.0) -> str | None:
-    work = queue.take(now)
+    work = queue.take_next(now)
     return None if work is None else work.key.name
 
 
 def failed_at(queue: WorkQueue, now: float, outcome: Outcome | None = None) -> float | None:
     """Take an object, record the outcome, by default a failure, and return the delay before its next reconcile."""
-    work = queue.take(now)
+    work = queue.take_next(now)
     assert work is not None
     return queue.done(work.key, outcome or Failed(), now)
 
@@ -47,8 +47,8 @@ def test_work_queue_deduplicates_added_objects() -> None:
     queue = queue_of()
     for now in (0.0, 1.0):
         queue.add(key("x"), now)
-    assert queue.take(3.0) == Work(key("x"), queued_s=3.0, failures=0)
-    assert queue.take(3.0) is None
+    assert queue.take_next(3.0) == Work(key("x"), queued_s=3.0, failures=0)
+    assert queue.take_next(3.0) is None
 
 
 def test_work_queue_requeues_object_changed_in_flight_once_after_it_is_done() -> None:
@@ -70,7 +70,7 @@ def test_work_queue_skips_backoff_for_object_changed_during_failed_reconcile() -
     taken(queue)
     queue.add(key("x"), 0.0)
     assert queue.done(key("x"), Failed(), 0.0) is None
-    assert queue.take(0.0) == Work(key("x"), queued_s=0.0, failures=1)
+    assert queue.take_next(0.0) == Work(key("x"), queued_s=0.0, failures=1)
 
 
 def test_work_queue_alternates_between_clusters() -> None:
@@ -104,7 +104,7 @@ def test_work_queue_raises_priority_of_listed_object_that_changes() -> None:
     queue.add(key("second"), 1.0, Priority.BACKGROUND)
     queue.add(key("second"), 2.0)
     queue.add(key("second"), 3.0, Priority.BACKGROUND)
-    work = queue.take(5.0)
+    work = queue.take_next(5.0)
     assert work == Work(key("second"), queued_s=4.0, failures=0)
     assert [taken(queue), taken(queue)] == ["first", None]
 
@@ -125,7 +125,7 @@ def test_work_queue_backoff_doubles_up_to_its_cap_and_resets_after_success() -> 
         assert delay is not None
         delays.append(delay)
         assert queue.next_at == now + delay
-        assert queue.take(now + delay - 0.1) is None
+        assert queue.take_next(now + delay - 0.1) is None
         now += delay
     assert delays == [1.0, 2.0, 4.0, 8.0, 8.0]
     assert failed_at(queue, now, Done()) is None
@@ -234,7 +234,7 @@ def test_work_queue_takes_delayed_object_at_once_when_it_changes() -> None:
     queue.add(key("x"), 0.0)
     failed_at(queue, 0.0)
     queue.add(key("x"), 0.5)
-    assert queue.take(0.5) == Work(key("x"), queued_s=0.0, failures=1)
+    assert queue.take_next(0.5) == Work(key("x"), queued_s=0.0, failures=1)
     queue.done(key("x"), Done(), 0.5)
     assert queue.next_at is None
     assert taken(queue, 100.0) is None
@@ -277,7 +277,7 @@ def test_work_queue_takes_no_object_before_its_cluster_is_open() -> None:
     queue = WorkQueue(POLICY, lambda: 0.0, 0.0, per_cluster=2)
     queue.engage("a", 1)
     queue.add(key("x"), 0.0, Priority.BACKGROUND)
-    assert queue.take(1.0) is None
+    assert queue.take_next(1.0) is None
     queue.open("a", 1)
     assert taken(queue, 1.0) == "x"
 
@@ -292,11 +292,11 @@ def test_work_queue_discards_objects_of_dropped_cluster() -> None:
     queue.drop("never engaged", 1)
     queue.add(key("w"), 0.0)
     assert queue.done(key("y"), Failed(), 0.0) is None
-    assert (queue.take(1e9), queue.next_at, len(queue), queue.oldest) == (None, None, 0, None)
+    assert (queue.take_next(1e9), queue.next_at, len(queue), queue.oldest) == (None, None, 0, None)
     queue.engage("a", 2)
     queue.open("a", 2)
     queue.add(key("y", incarnation=2), 0.0)
-    assert queue.take(0.0) == Work(key("y", incarnation=2), queued_s=0.0, failures=0)
+    assert queue.take_next(0.0) == Work(key("y", incarnation=2), queued_s=0.0, failures=0)
 
 
 def test_work_queue_oldest_is_the_earliest_time_that_an_object_was_ready() -> None:

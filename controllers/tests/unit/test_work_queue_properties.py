@@ -79,11 +79,11 @@ class Queue(RuleBasedStateMachine):
         self.now += seconds
 
     @rule()
-    def take(self) -> None:
+    def take_next(self) -> None:
         self.taken()
 
     def taken(self) -> bool:
-        work = self.queue.take(self.now)
+        work = self.queue.take_next(self.now)
         if work is None:
             return False
         key = work.key
