@@ -81,8 +81,8 @@ async def _run(
     """Run until a signal or a failure, and return the exit status."""
     signaled = asyncio.Event()
     loop = asyncio.get_running_loop()
-    for each in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(each, signaled.set)
+    for stop_signal in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(stop_signal, signaled.set)
     election = None if lease is None else _LeaseElection(lease, lease_namespace)
     try:
         async with AsyncExitStack() as stack:
@@ -207,7 +207,7 @@ class Pages:
             case "/debug/health":
                 return _json(asdict(self._controllers.health()))
         cluster = request.query.get("cluster")
-        return _json([asdict(each) for each in self._controllers.failing() if cluster in (None, each.cluster)])
+        return _json([asdict(failing) for failing in self._controllers.failing() if cluster in (None, failing.cluster)])
 
 
 def _json(found: object) -> HttpReply:
@@ -234,7 +234,7 @@ class TextFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         place = " ".join(
-            each for each in (record.__dict__.get(key, "") for key in ("cluster", "object", "reconcile")) if each
+            part for part in (record.__dict__.get(key, "") for key in ("cluster", "object", "reconcile")) if part
         )
         record.place = f"[{place}] " if place else ""
         return super().format(record)

@@ -45,7 +45,7 @@ class CacheBudget:
         self.total += size
         self._caches.add(cache)
         if size > 0 and self.total > self.limits.total_bytes:
-            largest = max(self._caches, key=lambda each: each.counted_bytes)
+            largest = max(self._caches, key=lambda held: held.counted_bytes)
             limit = self.limits.total_bytes
             largest.exceed(
                 f"it is the largest of all caches: together they exceed {limit} bytes (CacheLimits.total_bytes)"

@@ -60,7 +60,7 @@ def owner_reference(owner: Document, *, controller: bool = True, block_owner_del
 def with_owner(body: Document, reference: Document) -> Document:
     """Return the object with this owner. Raises ValueError if it would have two controllers."""
     metadata: dict[str, Any] = body.get("metadata") or {}
-    others = [each for each in metadata.get("ownerReferences") or () if each.get("uid") != reference["uid"]]
+    others = [owner for owner in metadata.get("ownerReferences") or () if owner.get("uid") != reference["uid"]]
     for other in others:
         if other.get("controller") and reference["controller"]:
             name = f"{other.get('kind')} {other.get('name')}"

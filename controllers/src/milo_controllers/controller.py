@@ -107,7 +107,7 @@ class Controller:
         The other informers, whose caches reconcilers may read, are awaited too, unless they fail.
         """
         are_needed_synced = all(member.informers[key].cache.synced for key in self._affected.needed_kinds)
-        if are_needed_synced and all(each.state != "starting" for each in member.informers.values()):
+        if are_needed_synced and all(informer.state != "starting" for informer in member.informers.values()):
             self.queue.open(member.cluster.name, member.incarnation)
             self.pump_soon()
 

@@ -227,9 +227,9 @@ class Controllers(RunsInBackground):
             queue=queue,
             while_deleting=while_deleting,
         )
-        for each in watches:
-            if not isinstance(each, WatchedKind):
-                raise TypeError(f"{name}: watches= takes what watches(kind, map=...) returns, not {each!r}")
+        for watched in watches:
+            if not isinstance(watched, WatchedKind):
+                raise TypeError(f"{name}: watches= takes what watches(kind, map=...) returns, not {watched!r}")
         for required in (primary, *map(kind_of, owns), *(watched.kind for watched in watches)):
             self._registration.require_informer(required, {})
         spec = ControllerSpec(
@@ -265,7 +265,7 @@ class Controllers(RunsInBackground):
             check_plain(function, "an index function", "object")
         kind = kind_of(kind)
         self._registration.require_informer(
-            kind, {name: Index(each, kind.decode) for name, each in (indexes or {}).items()}
+            kind, {name: Index(indexed_by, kind.decode) for name, indexed_by in (indexes or {}).items()}
         )
 
     # --- life cycle ---
@@ -395,9 +395,9 @@ class Controllers(RunsInBackground):
 def _predicates(on: Predicates[Any]) -> tuple[Predicate[Any], ...]:
     check_options("", on=on)
     given = (on,) if isinstance(on, str) or callable(on) else tuple(on)
-    for each in given:
-        if callable(each):
-            check_plain(each, "a predicate (on=)", "change")
-        elif each not in ("generation", "labels", "annotations"):
-            raise ValueError(f"on={each!r}: write generation, labels, annotations, or a function")
+    for predicate in given:
+        if callable(predicate):
+            check_plain(predicate, "a predicate (on=)", "change")
+        elif predicate not in ("generation", "labels", "annotations"):
+            raise ValueError(f"on={predicate!r}: write generation, labels, annotations, or a function")
     return given

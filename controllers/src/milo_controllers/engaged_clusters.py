@@ -184,7 +184,9 @@ class EngagedClusters:
         return 0.0 if self._loop is None else self._loop.time()
 
     def queues(self) -> Iterable[QueueState]:
-        return [QueueState(each.spec.name, each.queue, each.running) for each in self.controllers]
+        return [
+            QueueState(controller.spec.name, controller.queue, controller.running) for controller in self.controllers
+        ]
 
     def informers(self) -> Iterator[InformerMetrics]:
         for member in tuple(self.members.values()):

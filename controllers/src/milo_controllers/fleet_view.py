@@ -182,7 +182,7 @@ def informer(member: CachedCluster, kind: AnyKind) -> Informer:
     try:
         return member.informers[key]
     except KeyError:
-        others = [str(each) for each in member.informers if each.resource == key.resource]
+        others = [str(other) for other in member.informers if other.resource == key.resource]
         what = f", only {', '.join(others)}: pass such a Kind, or declare this one" if others else ": declare it"
         raise NotCached(
             f"{key} is not cached{what} with owns=, with watches=, or with Controllers.cache({key.resource!r})"

@@ -26,7 +26,7 @@ class HealthCheck:
         members = tuple(self._engaged.members.values())
         informers = [(member, informer) for member in members for informer in tuple(member.informers.values())]
         now = self._engaged.now()
-        oldest = [since for each in self._engaged.controllers if (since := each.queue.oldest) is not None]
+        oldest = [since for controller in self._engaged.controllers if (since := controller.queue.oldest) is not None]
         late = time.monotonic() - FIRST_LIST_S
         is_waiting = any(informer.state == "starting" and member.engaged_at > late for member, informer in informers)
         # A cluster that is engaged later does not make the process unready.
@@ -53,7 +53,7 @@ class HealthCheck:
                 for cluster, problem in tuple(self._engaged.crashes.values())
                 if cluster.engaged and not self._has_recovered(cluster.name)
             ),
-            failing=sum(len(each.failures) for each in self._engaged.controllers),
+            failing=sum(len(controller.failures) for controller in self._engaged.controllers),
             oldest_queued=timedelta(seconds=now - min(oldest, default=now)),
         )
 

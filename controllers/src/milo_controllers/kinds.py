@@ -39,7 +39,7 @@ class CacheKey(NamedTuple):
     namespace: str = ""
 
     def __str__(self) -> str:
-        limits = ", ".join(each for each in (self.namespace, self.selector, self.field_selector) if each)
+        limits = ", ".join(limit for limit in (self.namespace, self.selector, self.field_selector) if limit)
         return f"{self.resource} ({limits})" if limits else self.resource
 
 
@@ -176,9 +176,9 @@ def document(body: object) -> Document:
 def _without_none(value: Any) -> Any:
     """Return the value without fields that are None, which the API server would read as null."""
     if isinstance(value, dict):
-        return {name: _without_none(each) for name, each in value.items() if each is not None}
+        return {name: _without_none(field) for name, field in value.items() if field is not None}
     if isinstance(value, list):
-        return [_without_none(each) for each in value]
+        return [_without_none(item) for item in value]
     return value
 
 

@@ -48,7 +48,7 @@ class ServiceAccount:
 
     def read(self) -> LocalAccess:
         """Read the files. Raises UnusableKubeconfig."""
-        host, port = (self._environment.get(f"KUBERNETES_SERVICE_{each}") for each in ("HOST", "PORT"))
+        host, port = (self._environment.get(f"KUBERNETES_SERVICE_{part}") for part in ("HOST", "PORT"))
         if not host or not port:
             raise UnusableKubeconfig(
                 "not running in a pod, where KUBERNETES_SERVICE_HOST and KUBERNETES_SERVICE_PORT are set: pass a "
@@ -67,14 +67,14 @@ class KubeconfigFile:
 
     def __init__(self, path: Path, context: str | None = None, *, others: Sequence[Path] = ()) -> None:
         """`others` add entries that `path` lacks. If there are several files, missing ones are skipped."""
-        existing = [each for each in (path, *others) if each.exists()] if others else [path]
+        existing = [file for file in (path, *others) if file.exists()] if others else [path]
         self._paths = existing or [path]
         self._context = context
 
     def read(self) -> LocalAccess:
         """Read the kubeconfig and the files that it refers to. Raises UnusableKubeconfig, which quotes no values."""
         try:
-            files = [(str(each.parent), kubeconfig.parse(_bytes(each))) for each in self._paths]
+            files = [(str(path.parent), kubeconfig.parse(_bytes(path))) for path in self._paths]
             found = kubeconfig.merged(files).select(kubeconfig.LOCAL, self._context)
         except KubeconfigError as error:
             raise UnusableKubeconfig(f"{self._name} is refused: {error}") from None
@@ -117,7 +117,7 @@ LocalSource = ServiceAccount | KubeconfigFile
 
 def default_source(kubeconfig: Path | None = None, context: str | None = None) -> LocalSource:
     """Return the kubeconfig; by default that of KUBECONFIG, the service account of the pod, or ~/.kube/config."""
-    paths = [Path(each) for each in os.environ.get("KUBECONFIG", "").split(os.pathsep) if each]
+    paths = [Path(path) for path in os.environ.get("KUBECONFIG", "").split(os.pathsep) if path]
     if kubeconfig is not None:
         paths = [kubeconfig]
     if not paths and context is None and (_SERVICE_ACCOUNT / "token").exists():

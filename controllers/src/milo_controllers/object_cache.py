@@ -386,7 +386,7 @@ def changed(part: Literal["generation", "labels", "annotations"], change: Change
     was requested. For kinds without a generation, every change counts as one of the generation."""
     if change.old is None or change.new is None or change.old.uid != change.new.uid:
         return True
-    old, new = (_VERSIONED.decode(each.raw).metadata for each in (change.old, change.new))
+    old, new = (_VERSIONED.decode(state.raw).metadata for state in (change.old, change.new))
     if old.deletionTimestamp != new.deletionTimestamp or (part == "generation" and new.generation is None):
         return True
     return bool(getattr(old, part) != getattr(new, part))

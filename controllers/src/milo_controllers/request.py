@@ -324,7 +324,7 @@ class Request(Generic[ObjectT]):
             finalizers: builtins.list[str] = found["metadata"].get("finalizers") or []
             if finalizer not in finalizers:
                 return None
-            return {"metadata": {"finalizers": [each for each in finalizers if each != finalizer]}}
+            return {"metadata": {"finalizers": [other for other in finalizers if other != finalizer]}}
 
         try:
             return await self._change(changed)

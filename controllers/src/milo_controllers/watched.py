@@ -52,7 +52,9 @@ class Watched(Generic[ObjectT]):
 
     def matters(self, on: tuple[Predicate[ObjectT], ...]) -> bool:
         """Return whether one of the predicates selects the change. Raises what a predicate raises."""
-        return not on or any(changed(each, self._change) if isinstance(each, str) else each(self) for each in on)
+        return not on or any(
+            changed(predicate, self._change) if isinstance(predicate, str) else predicate(self) for predicate in on
+        )
 
 
 Mapper = Callable[[Watched[T]], Iterable[ReconcileTarget]]
@@ -77,9 +79,9 @@ class WatchedKind(NamedTuple):
                 "[ReconcileTarget(name, namespace)]"
             )
         targets = list(found)
-        for each in targets:
-            if not isinstance(each, ReconcileTarget):
+        for target in targets:
+            if not isinstance(target, ReconcileTarget):
                 raise TypeError(
-                    f"the mapper returned {each!r} among its targets: return ReconcileTarget(name, namespace)"
+                    f"the mapper returned {target!r} among its targets: return ReconcileTarget(name, namespace)"
                 )
         return targets

@@ -191,7 +191,7 @@ class WorkQueue:
             return
         queue.delayed.pop(key, None)
         queue.parked.discard(key)
-        before = next((each for each in Priority if key in queue.ready[each]), None)
+        before = next((other for other in Priority if key in queue.ready[other]), None)
         if before is None:
             queue.ready[priority][key] = now
         elif priority < before:
@@ -334,7 +334,7 @@ class WorkQueue:
         heapq.heappush(self._timers, (until, self._added, key))
         # Entries of objects that became ready earlier stay in the heap until their time, unless there are many.
         if len(self._timers) > self._compact_at:
-            self._timers = [each for each in self._timers if self._is_current(each)]
+            self._timers = [timer for timer in self._timers if self._is_current(timer)]
             heapq.heapify(self._timers)
             self._compact_at = 64 + 2 * len(self._timers)
 
