@@ -45,7 +45,7 @@ class PublishedObjects:
                 continue
             # List items of built-in kinds lack apiVersion and kind, which decisions compare.
             kind = {"apiVersion": self._resource.api_version, "kind": self._resource.kind}
-            items.extend(ObservedObject.of({**kind, **each}) for each in page.get("items") or ())
+            items.extend(ObservedObject.of({**kind, **item}) for item in page.get("items") or ())
             token = (page.get("metadata") or {}).get("continue") or ""
             if not token:
                 return items

@@ -89,19 +89,21 @@ class Publication:
     def removals(self) -> list[Removal]:
         """Return this publisher's objects whose clusters are not engaged, and were not recorded as ended."""
         return [
-            Removal(name, each.cluster, each.cluster_uid, each.uid)
-            for name, each in self._observed.items()
-            if not self._is_desired(each) and not self._has_ended(each) and each.owner(self.identity) is Owner.SELF
+            Removal(name, observed.cluster, observed.cluster_uid, observed.uid)
+            for name, observed in self._observed.items()
+            if not self._is_desired(observed)
+            and not self._has_ended(observed)
+            and observed.owner(self.identity) is Owner.SELF
         ]
 
     @property
     def published(self) -> int:
         """The number of objects that this publisher owns."""
-        return sum(each.owner(self.identity) is Owner.SELF for each in self._observed.values())
+        return sum(observed.owner(self.identity) is Owner.SELF for observed in self._observed.values())
 
     def observe_all(self, objects: Iterable[ObservedObject]) -> None:
         """Replace all observed objects with a complete list of the publisher's objects."""
-        self._observed = {each.name: each for each in objects}
+        self._observed = {observed.name: observed for observed in objects}
         self._ended = {name: uids for name, uids in self._ended.items() if name in self._observed}
 
     def observe(self, name: str, observed: ObservedObject | None) -> None:
@@ -124,7 +126,7 @@ class Publication:
 
     def is_complete(self) -> bool:
         """Return whether each desired object has its content."""
-        return all(each.content is not None for each in self._desired.values())
+        return all(desired.content is not None for desired in self._desired.values())
 
     def described(self, name: str) -> str:
         return f"{self.resource.kind} {name}"

@@ -168,8 +168,8 @@ def object_name(cluster: str, suffix: str = "") -> str | None:
 
 def copied_labels(cluster: Cluster, patterns: Iterable[str]) -> dict[str, str]:
     """Return the cluster's labels that match the patterns: a key, or all keys of a prefix as PREFIX/*."""
-    exact = {each for each in patterns if not each.endswith("/*")}
-    prefixes = tuple(each.removesuffix("*") for each in patterns if each.endswith("/*"))
+    exact = {pattern for pattern in patterns if not pattern.endswith("/*")}
+    prefixes = tuple(pattern.removesuffix("*") for pattern in patterns if pattern.endswith("/*"))
     return {key: value for key, value in cluster.labels.items() if key in exact or key.startswith(prefixes)}
 
 
@@ -198,12 +198,15 @@ def applied_status(resource: PublishedResource, desired: DesiredObject, status: 
 def with_observed_transition_times(status: Document, observed: ObservedObject) -> Document:
     """Return the status, with the observed lastTransitionTime of each condition whose status is unchanged."""
     observed_status = observed.document.get("status") or {}
-    before = {each.get("type"): each for each in observed_status.get("conditions") or []}
+    before = {condition.get("type"): condition for condition in observed_status.get("conditions") or []}
     conditions = [
-        {**each, "lastTransitionTime": before[each["type"]].get("lastTransitionTime", each["lastTransitionTime"])}
-        if before.get(each["type"], {}).get("status") == each["status"]
-        else each
-        for each in status.get("conditions", [])
+        {
+            **condition,
+            "lastTransitionTime": before[condition["type"]].get("lastTransitionTime", condition["lastTransitionTime"]),
+        }
+        if before.get(condition["type"], {}).get("status") == condition["status"]
+        else condition
+        for condition in status.get("conditions", [])
     ]
     return {**status, "conditions": conditions}
 
@@ -215,11 +218,11 @@ def contains(observed: Any, desired: Any) -> bool:
     if isinstance(desired, list):
         if not isinstance(observed, list):
             return False
-        keys = [_list_key(each) for each in desired]
+        keys = [_list_key(item) for item in desired]
         if None in keys:
             return len(observed) == len(desired) and all(map(contains, observed, desired))
-        by_key = {_list_key(each): each for each in observed}
-        return all(contains(by_key.get(key), each) for key, each in zip(keys, desired, strict=True))
+        by_key = {_list_key(item): item for item in observed}
+        return all(contains(by_key.get(key), item) for key, item in zip(keys, desired, strict=True))
     return bool(observed == desired)
 
 
@@ -234,11 +237,11 @@ def _annotations(identity: Identity, desired: DesiredObject) -> dict[str, str]:
 
 def _field_paths(value: Any, path: str = "") -> Iterator[str]:
     if isinstance(value, dict):
-        for key, each in value.items():
-            yield from _field_paths(each, f"{path}\0{key}")
+        for key, field in value.items():
+            yield from _field_paths(field, f"{path}\0{key}")
     elif isinstance(value, list):
-        for number, each in enumerate(value):
-            yield from _field_paths(each, f"{path}\0{_list_key(each) or number}")
+        for number, item in enumerate(value):
+            yield from _field_paths(item, f"{path}\0{_list_key(item) or number}")
     else:
         yield path
 

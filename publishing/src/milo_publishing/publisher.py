@@ -174,7 +174,7 @@ class Publisher:
         if not self._has_view or not self._review.has_identity or self._review.is_foreign:
             return
         names, self._dirty = self._dirty, set()
-        outcomes = await asyncio.gather(*(self._write_object(watch, each) for each in names), return_exceptions=True)
+        outcomes = await asyncio.gather(*(self._write_object(watch, name) for name in names), return_exceptions=True)
         failure: TargetUnavailable | None = None
         for name, outcome in zip(names, outcomes, strict=True):
             match outcome:

@@ -63,13 +63,13 @@ class RemovalReview:
         for name in self._publication.names():
             self.require_own(self._publication.observed(name))
         candidates = [
-            each
-            for each in self._publication.removals()
-            if each not in self._elsewhere and is_followed(watch, each.cluster)
+            removal
+            for removal in self._publication.removals()
+            if removal not in self._elsewhere and is_followed(watch, removal.cluster)
         ]
         lookups = asyncio.Semaphore(_LOOKUPS)
-        missing = await asyncio.gather(*(self._is_missing(each, lookups) for each in candidates))
-        return [each for each, is_missing in zip(candidates, missing, strict=True) if is_missing]
+        missing = await asyncio.gather(*(self._is_missing(removal, lookups) for removal in candidates))
+        return [removal for removal, is_missing in zip(candidates, missing, strict=True) if is_missing]
 
     def confirm(self, missing: list[Removal], now: float) -> None:
         """Record the ends of the clusters that have been missing for long enough."""
@@ -79,8 +79,8 @@ class RemovalReview:
             self._reports.add_problem("removals", self._removals.problem)
         else:
             self._reports.resolve("removals", "no longer held")
-        for each in confirmed:
-            self._publication.end(each.name, each.cluster_uid)
+        for removal in confirmed:
+            self._publication.end(removal.name, removal.cluster_uid)
 
     def require_own(self, observed: ObservedObject | None) -> None:
         """Raise PublishedByAnother if an object of this publisher was written for another group or filter."""
