@@ -50,6 +50,9 @@ def widget(name: str = "one", **metadata: Any) -> dict[str, Any]:
     return {"apiVersion": "example.com/v1", "kind": "Widget", "metadata": {"name": name, **metadata}, "spec": {"a": 1}}
 
 
+ONE = {"metadata": {"name": "one"}}
+
+
 @pytest.fixture
 def alpha(milo_sandbox: MiloSandbox) -> ControlPlane:
     return milo_sandbox.create_control_planes("alpha")[0]
@@ -61,8 +64,9 @@ def test_control_plane_stores_objects_of_an_installed_kind(alpha: ControlPlane, 
     for read in (alpha.find, alpha.get):
         with pytest.raises(KindNotServedError, match=r"alpha does not serve example\.com/v1/widgets: install"):
             read("example.com/v1/widgets", "one")
-    with pytest.raises(KindNotServedError):
-        eventually_blocking(lambda: alpha.find("v1/configmap", "one"))
+    for read_one_or_all in (lambda: alpha.find("v1/configmap", "one"), lambda: alpha.list("v1/configmap")):
+        with pytest.raises(KindNotServedError, match="alpha does not serve v1/configmap: install"):
+            eventually_blocking(read_one_or_all)
     (tmp_path / "crd.yaml").write_text(DEFINITION)
     installed = alpha.install(tmp_path / "crd.yaml")
     assert [each["kind"] for each in installed] == ["CustomResourceDefinition", "Namespace"]
@@ -78,6 +82,12 @@ def test_control_plane_stores_objects_of_an_installed_kind(alpha: ControlPlane, 
     assert alpha.get("example.com/v1/widgets", "one")["metadata"]["deletionTimestamp"]
     alpha.patch("example.com/v1/widgets", "one", {"metadata": {"finalizers": None}})
     assert alpha.find("example.com/v1/widgets", "one") is None
+
+
+def test_kind_without_a_version_is_refused(alpha: ControlPlane):
+    for call in (lambda: alpha.list("nope"), lambda: alpha.get("nope", "one"), lambda: alpha.create("nope", ONE)):
+        with pytest.raises(ValueError, match=r"^'nope' does not name a resource: write GROUP/VERSION/PLURAL"):
+            call()
 
 
 def test_control_plane_applies_manifests_and_raises_refused_error(alpha: ControlPlane):

@@ -114,8 +114,13 @@ class ControlPlane:
         return f"{version}/{plural}"
 
     def _collection(self, resource: str, namespace: str) -> str:
+        if resource.count("/") not in (1, 2):
+            raise ValueError(
+                f"{resource!r} does not name a resource: write GROUP/VERSION/PLURAL, or VERSION/PLURAL for the core "
+                "group"
+            )
         version, _, plural = resource.rpartition("/")
-        inside = f"/namespaces/{namespace}" if namespace and self._is_namespaced(version, plural) else ""
+        inside = f"/namespaces/{namespace}" if self._is_namespaced(version, plural) and namespace else ""
         return f"{self._path}{_version_path(version)}{inside}/{plural}"
 
     def _object_path(self, resource: str, name: str, namespace: str) -> str:

@@ -215,10 +215,6 @@ class MiloSandbox:
             raise ValueError(f"verb {verb!r} is not one of {', '.join(_VERBS)}")
         if status not in _STATUSES:
             raise ValueError(f"status {status!r} is not one of {', '.join(map(str, _STATUSES))}")
-        if kind.count("/") not in (1, 2):
-            raise ValueError(
-                f"{kind!r} does not name a resource: write GROUP/VERSION/PLURAL, or VERSION/PLURAL for the core group"
-            )
         try:
             self._http.request("GET", f"{self._resource.path}/{project}")
         except ObjectNotFoundError:
