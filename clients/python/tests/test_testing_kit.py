@@ -206,14 +206,28 @@ BUILT_IN_KINDS = [
     ("v1", "Service", "services"),
     ("networking.k8s.io/v1", "Ingress", "ingresses"),
     ("rbac.authorization.k8s.io/v1", "RoleBinding", "rolebindings"),
+    ("v1", "ServiceAccount", "serviceaccounts"),
+    ("v1", "Endpoints", "endpoints"),
+    ("v1", "ResourceQuota", "resourcequotas"),
+    ("v1", "LimitRange", "limitranges"),
+    ("apps/v1", "ReplicaSet", "replicasets"),
+    ("autoscaling/v2", "HorizontalPodAutoscaler", "horizontalpodautoscalers"),
+]
+CLUSTER_SCOPED_KINDS = [
+    ("v1", "PersistentVolume", "persistentvolumes"),
+    ("v1", "Node", "nodes"),
+    ("storage.k8s.io/v1", "StorageClass", "storageclasses"),
+    ("scheduling.k8s.io/v1", "PriorityClass", "priorityclasses"),
 ]
 
 
 def test_control_plane_serves_common_built_in_kinds(alpha: ControlPlane):
-    for version, kind, plural in BUILT_IN_KINDS:
+    for version, kind, plural in BUILT_IN_KINDS + CLUSTER_SCOPED_KINDS:
         manifest = {"apiVersion": version, "kind": kind, "metadata": {"name": "web"}, "spec": {"any": {"field": [1]}}}
         alpha.create(manifest)
-        assert alpha.get(f"{version}/{plural}", "web")["spec"] == {"any": {"field": [1]}}
+        stored = alpha.get(f"{version}/{plural}", "web")
+        assert stored["spec"] == {"any": {"field": [1]}}
+        assert ("namespace" in stored["metadata"]) == ((version, kind, plural) in BUILT_IN_KINDS)
 
 
 def test_injected_faults_apply_to_one_kind_and_verb_of_one_project(milo_sandbox: MiloSandbox):

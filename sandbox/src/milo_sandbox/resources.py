@@ -249,20 +249,6 @@ SECRETS = ResourceDefinition(
     ),
 )
 
-SERVICE_ACCOUNTS = ResourceDefinition(
-    group="",
-    version="v1",
-    kind="ServiceAccount",
-    plural="serviceaccounts",
-    singular="serviceaccount",
-    short_names=("sa",),
-    namespaced=True,
-    allows_blind_update=True,
-    takes_strategic_patches=True,
-    schema={"type": "object", "description": "The identity of a program.", "properties": {}},
-    columns=(_NAME, _AGE),
-)
-
 OPEN: Document = {"type": "object", "x-kubernetes-preserve-unknown-fields": True}
 
 EVENTS = ResourceDefinition(
@@ -335,11 +321,20 @@ def _built_in(
     )
 
 
+SERVICE_ACCOUNTS = _built_in("v1", "ServiceAccount", "serviceaccounts", "sa", has_status=False)
+
 BUILT_IN = (
+    SERVICE_ACCOUNTS,
     _built_in("v1", "Pod", "pods", "po"),
     _built_in("v1", "Service", "services", "svc"),
+    _built_in("v1", "Endpoints", "endpoints", "ep", has_status=False),
     _built_in("v1", "PersistentVolumeClaim", "persistentvolumeclaims", "pvc"),
+    _built_in("v1", "PersistentVolume", "persistentvolumes", "pv", namespaced=False),
+    _built_in("v1", "ResourceQuota", "resourcequotas", "quota"),
+    _built_in("v1", "LimitRange", "limitranges", "limits", has_status=False),
+    _built_in("v1", "Node", "nodes", "no", namespaced=False),
     _built_in("apps/v1", "Deployment", "deployments", "deploy"),
+    _built_in("apps/v1", "ReplicaSet", "replicasets", "rs"),
     _built_in("apps/v1", "StatefulSet", "statefulsets", "sts"),
     _built_in("apps/v1", "DaemonSet", "daemonsets", "ds"),
     _built_in("batch/v1", "Job", "jobs"),
@@ -347,6 +342,9 @@ BUILT_IN = (
     _built_in("networking.k8s.io/v1", "Ingress", "ingresses", "ing"),
     _built_in("networking.k8s.io/v1", "NetworkPolicy", "networkpolicies", "netpol", has_status=False),
     _built_in("policy/v1", "PodDisruptionBudget", "poddisruptionbudgets", "pdb"),
+    _built_in("autoscaling/v2", "HorizontalPodAutoscaler", "horizontalpodautoscalers", "hpa"),
+    _built_in("storage.k8s.io/v1", "StorageClass", "storageclasses", "sc", has_status=False, namespaced=False),
+    _built_in("scheduling.k8s.io/v1", "PriorityClass", "priorityclasses", "pc", has_status=False, namespaced=False),
     _built_in("rbac.authorization.k8s.io/v1", "Role", "roles", has_status=False),
     _built_in("rbac.authorization.k8s.io/v1", "RoleBinding", "rolebindings", has_status=False),
 )

@@ -21,7 +21,8 @@ async def test_control_plane_serves_health_and_discovery(client: Client, sandbox
     assert (await client.get(behind("alpha", "/api"))).json["versions"] == ["v1"]
     resources = (await client.get(behind("alpha", "/api/v1"))).json["resources"]
     of_milo = {"namespaces", "configmaps", "secrets", "events"}
-    built_in = {"pods", "services", "persistentvolumeclaims"}
+    built_in = {"serviceaccounts", "pods", "services", "endpoints", "persistentvolumeclaims", "persistentvolumes"}
+    built_in |= {"resourcequotas", "limitranges", "nodes"}
     assert {each["name"] for each in resources if "/" not in each["name"]} == of_milo | built_in
     assert (await client.get(behind("alpha", "/api/v1/namespaces"))).names == ["default", "milo-system"]
 
