@@ -299,8 +299,11 @@ REFUSED_FAULTS: list[tuple[tuple[Any, ...], str]] = [
 ]
 
 
-def test_fault_for_an_unknown_project_verb_status_or_kind_is_refused(milo_sandbox: MiloSandbox):
+def test_fault_for_an_unknown_project_or_with_a_wrong_argument_is_refused(milo_sandbox: MiloSandbox):
     milo_sandbox.create_control_planes("alpha")
     for (project, verb, kind, status), message in REFUSED_FAULTS:
         with pytest.raises((ValueError, KindNotServedError), match=message):
             milo_sandbox.fail(project, verb, kind, status=status)
+    for times in (0, -1, 1.5, "2", True):
+        with pytest.raises(ValueError, match=rf"times {times!r} is not an integer of at least 1; leave it out"):
+            milo_sandbox.fail("alpha", "get", "v1/secrets", status=403, times=times)  # type: ignore[arg-type]

@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Callable, Collection, Mapping
 from math import inf
-from typing import Literal
+from typing import Annotated, Literal
 
 import msgspec
 
@@ -37,10 +37,11 @@ class Injected(msgspec.Struct, kw_only=True):
     """A fault of requests for one kind in one project's control plane, as the test kit injects it."""
 
     project: str
-    verb: str
+    verb: Literal["get", "list", "watch", "create", "update", "patch", "delete", "deletecollection", "*"]
     kind: str
-    status: int | Literal["hang"]
-    times: float
+    status: Literal[403, 404, 409, 429, 500, 503, "hang"]
+    times: Annotated[int, msgspec.Meta(ge=1)] | None
+    """The number of requests; None is all."""
 
     def concerns(self, project: str, call: Call, verbs: Collection[str]) -> bool:
         kind = f"{call.resource.api_version}/{call.resource.plural}"
@@ -98,11 +99,12 @@ class Faults:
         fault = next((each for each in self._injected if each.concerns(project, call, verbs)), None)
         if fault is None:
             return
-        fault.times -= 1
-        if fault.times < 1:
-            self._injected.remove(fault)
+        if fault.times is not None:
+            fault.times -= 1
+            if not fault.times:
+                self._injected.remove(fault)
         if fault.status != "hang":
-            raise _refusal(int(fault.status), call)
+            raise _refusal(fault.status, call)
         self.held_requests += 1
         try:
             await self._stopped.wait()

@@ -2,7 +2,6 @@
 
 from collections import Counter
 from collections.abc import Callable
-from math import inf
 
 import msgspec
 from aiohttp import web
@@ -73,9 +72,10 @@ class Gateway:
     async def _answer_faults(self, request: web.BaseRequest) -> web.StreamResponse:
         """Inject a fault, remove all injected faults, or only return how many requests hang."""
         if request.method == "POST":
-            wanted = await request.json()
-            times = inf if wanted["times"] is None else wanted["times"]
-            self._faults.inject(msgspec.convert({**wanted, "times": times}, Injected))
+            try:
+                self._faults.inject(msgspec.json.decode(await request.read(), type=Injected))
+            except msgspec.DecodeError as error:
+                raise refusals.bad_request(f"the body of the request is not a fault: {error}") from error
         elif request.method == "DELETE":
             self._faults.stop_injected()
         return answers.document({"hanging": self._faults.held_requests})

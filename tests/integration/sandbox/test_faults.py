@@ -8,6 +8,7 @@ from milo_sandbox.calls import Call
 from milo_sandbox.faults import Approach, Faults
 from milo_sandbox.refusals import PlainError, RefusalError
 from milo_sandbox.resources import PROJECT_CONTROL_PLANES, PROJECTS
+from tests.integration.sandbox.client import Client
 
 WATCH = Approach(segments=("apis",), query={"watch": "1"}, call=Call(verb="watch", resource=PROJECTS))
 LIST = Approach(segments=("apis",), query={}, call=Call(verb="list", resource=PROJECTS))
@@ -59,6 +60,24 @@ def test_fault_counts_matching_requests_only(faults: Faults) -> None:
     faults.overloaded(times=2)
     answers = [answer(faults, each)[0] for each in (AT_THE_DOOR, LIST, AT_THE_DOOR, GET, WATCH)]
     assert answers == [0, 429, 0, 429, 0]
+
+
+FAULT = {"project": "alpha", "verb": "get", "kind": "v1/secrets", "status": 403, "times": 1}
+REFUSED = [
+    (FAULT | {"times": 0}, "Expected `int` >= 1 - at `$.times`"),
+    (FAULT | {"times": "2"}, "Expected `int | null`, got `str` - at `$.times`"),
+    (FAULT | {"verb": "read"}, "Invalid enum value 'read' - at `$.verb`"),
+    (FAULT | {"status": 200}, "Invalid enum value 200 - at `$.status`"),
+    ({"project": "alpha"}, "Object missing required field `verb`"),
+    (b"{", "Input data was truncated"),
+]
+
+
+async def test_endpoint_of_faults_refuses_a_wrong_fault_and_says_why(client: Client) -> None:
+    for body, why in REFUSED:
+        refused = await client.call("POST", "/sandbox/faults", body)
+        assert (refused.status, refused.json["message"]) == (400, f"the body of the request is not a fault: {why}")
+    assert (await client.call("POST", "/sandbox/faults", FAULT)).json == {"hanging": 0}
 
 
 def test_first_matching_fault_applies(faults: Faults) -> None:

@@ -215,6 +215,8 @@ class MiloSandbox:
             raise ValueError(f"verb {verb!r} is not one of {', '.join(_VERBS)}")
         if status not in _STATUSES:
             raise ValueError(f"status {status!r} is not one of {', '.join(map(str, _STATUSES))}")
+        if times is not None and (type(times) is not int or times < 1):
+            raise ValueError(f"times {times!r} is not an integer of at least 1; leave it out to fail all requests")
         try:
             self._http.request("GET", f"{self._resource.path}/{project}")
         except ObjectNotFoundError:
