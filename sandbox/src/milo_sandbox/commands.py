@@ -1,6 +1,7 @@
 """The commands `sandbox` and `demo`, which this package adds to `milo-discoveryd`."""
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -31,8 +32,16 @@ def sandbox(
     run("milo-sandbox", serve(listen, projects, churn, kubeconfig_out, features=features))
 
 
+class _Seconds(click.FloatRange):
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        try:
+            return super().convert(value, param, ctx)
+        except click.BadParameter:
+            self.fail(f"{value!r} is not a number of seconds without a unit, such as 5", param, ctx)
+
+
 @click.command()
-@click.option("--seconds", type=click.FloatRange(min=0), help="Stop after this time.  [default: at Ctrl-C]")
+@click.option("--seconds", type=_Seconds(min=0), help="Stop after this time.  [default: at Ctrl-C]")
 @click.option("--churn", default=5.0, show_default=True, type=click.FloatRange(0, 100), help="Changes per second.")
 @click.option(
     "--kubeconfig",

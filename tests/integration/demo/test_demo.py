@@ -40,14 +40,22 @@ def test_demo_prints_events_and_what_to_try_next() -> None:
 def test_demo_stops_after_the_given_seconds() -> None:
     done = subprocess.run([*DEMO, "--seconds", "1"], capture_output=True, text=True, timeout=60, check=False)
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.splitlines()[-1].startswith("Events received: ")
+    assert done.stdout.splitlines()[-1].startswith("Events shown: ")
 
 
-def test_demo_without_changes_reports_no_disengagement() -> None:
+def test_demo_without_changes_counts_the_events_that_it_shows_and_no_disengagement() -> None:
     demo = [*DEMO, "--seconds", "2", "--churn", "0"]
     done = subprocess.run(demo, capture_output=True, text=True, timeout=60, check=False)
     assert (done.returncode, done.stderr) == (0, "")
-    assert " 0 DISENGAGED." in done.stdout.splitlines()[-1]
+    *lines, last = done.stdout.splitlines()
+    engaged, updated = (sum(f"  {kind}  " in line for line in lines) for kind in ("ENGAGED", "UPDATED"))
+    assert last.startswith(f"Events shown: {engaged} ENGAGED, {updated} UPDATED, 0 DISENGAGED.")
+
+
+def test_demo_for_a_time_with_a_unit_says_what_to_write() -> None:
+    done = subprocess.run([*DEMO, "--seconds", "5s"], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 2
+    assert "'--seconds': '5s' is not a number of seconds without a unit, such as 5;" in done.stderr
 
 
 def test_project_deleted_in_a_demo_without_changes_is_disengaged() -> None:

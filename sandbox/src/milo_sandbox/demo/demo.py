@@ -85,7 +85,7 @@ async def _show(
     counts = ", ".join(
         f"{scene.counts[kind]} {kind.name}" for kind in (EventType.ENGAGED, EventType.UPDATED, EventType.DISENGAGED)
     )
-    write(f"Events received: {counts}. Clusters engaged at the end: {scene.engaged}.\n")
+    write(f"Events shown: {counts}. Clusters engaged at the end: {scene.engaged}.\n")
 
 
 async def _follow(watch: Watch, scene: Scene, screen: Screen) -> None:

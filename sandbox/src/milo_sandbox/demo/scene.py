@@ -31,6 +31,7 @@ class Scene:
         self.recent: deque[RecentEvent] = deque(maxlen=RECENT_EVENTS)
         """Recent events, latest first."""
         self.counts: Counter[EventType] = Counter()
+        """The number of events shown as recent, by type."""
 
     @property
     def engaged(self) -> int:
@@ -41,11 +42,11 @@ class Scene:
 
         It is not shown if it only reports that a new cluster will be probed, or is reachable.
         """
-        self.counts[event.type] += 1
         before = self._rows.pop(event.cluster.name, None)
         if before is not None and _is_first_probe(before.cluster, event):
             self._rows[event.cluster.name] = replace(before, cluster=event.cluster)
             return False
+        self.counts[event.type] += 1
         self.recent.appendleft(RecentEvent(event, now))
         self._rows[event.cluster.name] = Row(event.cluster, event.type, now)
         return True
