@@ -42,7 +42,11 @@ def read(
             pass
         case _:
             raise refusals.no_such_path()
-    served = {each.plural: each for each in resources if (each.group, each.version) == (group, version)}
+    served = {
+        definition.plural: definition
+        for definition in resources
+        if (definition.group, definition.version) == (group, version)
+    }
     namespace = ""
     match rest:
         case ("namespaces", inside, plural, *_) if plural in served and served[plural].namespaced:

@@ -97,9 +97,9 @@ def _key_usage(*, signs_certificates: bool) -> x509.KeyUsage:
 
 def _alternative_names(host: str) -> list[x509.GeneralName]:
     names: list[x509.GeneralName] = []
-    for each in dict.fromkeys((host, "localhost", "127.0.0.1", "::1")):
+    for name in dict.fromkeys((host, "localhost", "127.0.0.1", "::1")):
         try:
-            names.append(x509.IPAddress(ip_address(each)))
+            names.append(x509.IPAddress(ip_address(name)))
         except ValueError:
-            names.append(x509.DNSName(each))
+            names.append(x509.DNSName(name))
     return names

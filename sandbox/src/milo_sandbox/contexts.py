@@ -47,7 +47,7 @@ def constrained(of: Entered, method: str, query: Mapping[str, str], *, watches: 
     if not of.organization or not is_list or (options.wants_watch(query) and not watches):
         return None
     given = filter(None, _COMMAS_BETWEEN_REQUIREMENTS.split(query.get("labelSelector", "")))
-    kept = [each for each in given if ORGANIZATION_LABEL not in each]
+    kept = [requirement for requirement in given if ORGANIZATION_LABEL not in requirement]
     selector = ",".join([f"{ORGANIZATION_LABEL}={of.organization}", *kept])
     return MultiDict(
         [*((name, value) for name, value in query.items() if name != "labelSelector"), ("labelSelector", selector)]

@@ -129,11 +129,11 @@ class _Changed:
 
 def _is_suspended(project: Document) -> bool:
     conditions = project.get("status", {}).get("conditions", ())
-    return any(each.get("type") == "Suspended" and each.get("status") == "True" for each in conditions)
+    return any(condition.get("type") == "Suspended" and condition.get("status") == "True" for condition in conditions)
 
 
 def _suspended(project: str, document: Document, call: Call) -> refusals.RefusalError:
-    reasons = sorted({each["reason"] for each in document["status"].get("suspensions", ())})
+    reasons = sorted({suspension["reason"] for suspension in document["status"].get("suspensions", ())})
     why = (
         f'project "{project}" is suspended ({", ".join(reasons) or "unspecified"}) and cannot accept new updates while '
         "suspended"

@@ -120,11 +120,13 @@ class ControllerManager:
     def _propagate(self, name: str) -> None:
         """Write a project's suspensions into its status."""
         found = [
-            each for each in map(SandboxRecord.document, self._store[PROJECT_SUSPENSIONS])
-            if each["spec"]["projectRef"]["name"] == name
+            suspension for suspension in map(SandboxRecord.document, self._store[PROJECT_SUSPENSIONS])
+            if suspension["spec"]["projectRef"]["name"] == name
         ]  # fmt: skip
         active = sorted(
-            each["metadata"]["name"] for each in found if each.get("status", {}).get("phase", "Active") == "Active"
+            suspension["metadata"]["name"]
+            for suspension in found
+            if suspension.get("status", {}).get("phase", "Active") == "Active"
         )
         self._milo.report_suspensions(name, sorted(map(_listed, found), key=_reason_and_time), active)
 
@@ -150,20 +152,20 @@ def _remains(store: Store, namespace: str) -> str:
         inside = [record.document() for record in store[resource] if record.namespace == namespace]
         if inside:
             left.append(f"{resource.plural}.{resource.group} has {len(inside)} resource instances")
-        for finalizer in (each for document in inside for each in document["metadata"].get("finalizers", ())):
+        for finalizer in (name for document in inside for name in document["metadata"].get("finalizers", ())):
             held[finalizer] = held.get(finalizer, 0) + 1
     if not left:
         return ""
     parts = [f"Some resources are remaining: {', '.join(sorted(left))}"]
     if held:
-        counts = ", ".join(f"{each} in {count} resource instances" for each, count in sorted(held.items()))
+        counts = ", ".join(f"{name} in {count} resource instances" for name, count in sorted(held.items()))
         parts.append(f"Some content in the namespace has finalizers remaining: {counts}")
     return f" ({'; '.join(parts)})"
 
 
 def _condition(project: Document, kind: str) -> Document:
     conditions: list[Document] = project.get("status", {}).get("conditions", [])
-    return next((each for each in conditions if each["type"] == kind), {})
+    return next((condition for condition in conditions if condition["type"] == kind), {})
 
 
 def _listed(suspension: Document) -> Document:

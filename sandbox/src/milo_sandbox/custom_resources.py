@@ -12,11 +12,11 @@ def _violations(definition: Document) -> Iterator[Cause]:
     name = definition["metadata"].get("name", "")
     if name != f"{spec['names']['plural']}.{spec['group']}":
         yield _invalid("metadata.name", name, 'must be spec.names.plural+"."+spec.group')
-    if sum(1 for each in spec["versions"] if each["storage"]) != 1:
-        names = [each["name"] for each in spec["versions"]]
+    if sum(1 for version in spec["versions"] if version["storage"]) != 1:
+        names = [version["name"] for version in spec["versions"]]
         yield _invalid("spec.versions", names, "must have exactly one version marked as storage version")
-    for i, each in enumerate(spec["versions"]):
-        schema = each.get("schema", {}).get("openAPIV3Schema")
+    for i, version in enumerate(spec["versions"]):
+        schema = version.get("schema", {}).get("openAPIV3Schema")
         if not isinstance(schema, dict):
             field = f"spec.versions[{i}].schema.openAPIV3Schema"
             yield Cause(reason="FieldValueRequired", message="Required value: schemas are required", field=field)

@@ -74,7 +74,7 @@ class Definitions:
             return
         if self._document(name) is None:  # the definition was deleted together with its last object
             return
-        finalizers = [each for each in metadata.get("finalizers", ()) if each != CLEANUP_FINALIZER]
+        finalizers = [finalizer for finalizer in metadata.get("finalizers", ()) if finalizer != CLEANUP_FINALIZER]
         if len(finalizers) < len(metadata.get("finalizers", ())):
             self._store.edit_metadata(CUSTOM_RESOURCE_DEFINITIONS, name, {"finalizers": finalizers})
 

@@ -46,16 +46,16 @@ def document(segments: Sequence[str], resources: Sequence[ResourceDefinition]) -
     match segments:
         case ("api",):
             # Without core resources there is no core version; clients accept the empty list.
-            versions = sorted({each.version for each in resources if not each.group})
+            versions = sorted({resource.version for resource in resources if not resource.group})
             return {"kind": "APIVersions", "apiVersion": "v1", "versions": versions}
-        case ("api", version) if any(not each.group and each.version == version for each in resources):
-            return _resource_list(version, [each for each in resources if not each.group])
+        case ("api", version) if any(not resource.group and resource.version == version for resource in resources):
+            return _resource_list(version, [resource for resource in resources if not resource.group])
         case ("apis",):
-            return {"kind": "APIGroupList", "apiVersion": "v1", "groups": [_group(*each) for each in groups.items()]}
+            return {"kind": "APIGroupList", "apiVersion": "v1", "groups": [_group(*item) for item in groups.items()]}
         case ("apis", group) if group in groups:
             return {"kind": "APIGroup", "apiVersion": "v1", **_group(group, groups[group])}
         case ("apis", group, version) if version in groups.get(group, ()):
-            served = [each for each in resources if (each.group, each.version) == (group, version)]
+            served = [resource for resource in resources if (resource.group, resource.version) == (group, version)]
             return _resource_list(f"{group}/{version}", served)
     raise refusals.no_such_path()
 
@@ -63,7 +63,7 @@ def document(segments: Sequence[str], resources: Sequence[ResourceDefinition]) -
 def _groups(resources: Sequence[ResourceDefinition]) -> dict[str, list[str]]:
     """Return each group with its versions."""
     groups: dict[str, list[str]] = {}
-    group_versions = [(each.group, each.version) for each in resources if each.group]
+    group_versions = [(resource.group, resource.version) for resource in resources if resource.group]
     group_versions += [(review.group, review.version) for review in REVIEWS]
     for group, version in group_versions:
         if version not in groups.setdefault(group, []):
@@ -78,12 +78,17 @@ def _group(name: str, versions: list[str]) -> Document:
 
 def _resource_list(group_version: str, resources: Sequence[ResourceDefinition]) -> Document:
     entries: list[Document] = []
-    for each in resources:
-        entry = {"name": each.plural, "singularName": each.singular, "namespaced": each.namespaced, "kind": each.kind}
-        shorts = {"shortNames": list(each.short_names)} if each.short_names else {}
+    for resource in resources:
+        entry = {
+            "name": resource.plural,
+            "singularName": resource.singular,
+            "namespaced": resource.namespaced,
+            "kind": resource.kind,
+        }
+        shorts = {"shortNames": list(resource.short_names)} if resource.short_names else {}
         entries.append({**entry, "verbs": _VERBS, **shorts})
-        if each.has_status:
-            status = {"name": f"{each.plural}/status", "singularName": "", "verbs": _STATUS_VERBS}
+        if resource.has_status:
+            status = {"name": f"{resource.plural}/status", "singularName": "", "verbs": _STATUS_VERBS}
             entries.append(entry | status)
     entries += [
         {"name": review.plural, "singularName": "", "namespaced": False, "kind": review.kind, "verbs": ["create"]}

@@ -96,7 +96,7 @@ class Faults:
 
         `verbs` are those for which an API server authorizes the call.
         """
-        fault = next((each for each in self._injected if each.concerns(project, call, verbs)), None)
+        fault = next((injected for injected in self._injected if injected.concerns(project, call, verbs)), None)
         if fault is None:
             return
         if fault.times is not None:

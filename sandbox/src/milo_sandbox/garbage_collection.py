@@ -36,7 +36,9 @@ class GarbageCollector:
         """Update the index of owners after a write, and delete the objects that have no owner left."""
         key = (resource, event.record.key)
         before = self._owners.get(key, frozenset())
-        owners = frozenset() if event.deleted else frozenset(each["uid"] for each in _references(event.record))
+        owners = (
+            frozenset() if event.deleted else frozenset(reference["uid"] for reference in _references(event.record))
+        )
         self._index(key, before, owners)
         if event.deleted:
             self._by_uid.pop(event.record.uid, None)
@@ -67,7 +69,7 @@ class GarbageCollector:
         references = _references(record) if record else []
         if record is None or not references:
             return
-        present = [each for each in references if self._is_present(each, record)]
+        present = [reference for reference in references if self._is_present(reference, record)]
         if not present:
             self._store.discard(*key)
         elif len(present) < len(references):
@@ -90,25 +92,25 @@ class GarbageCollector:
             return
         dependents = tuple(self._dependents.get(record.uid, ()))
         if ORPHAN in finalizers:
-            for each in dependents:
-                self._forget_owner(each, record.uid)
+            for dependent in dependents:
+                self._forget_owner(dependent, record.uid)
             self._unfinalize(key, ORPHAN)
         elif FOREGROUND in finalizers:
-            for each in dependents:
-                if not self._is_terminating(each):
-                    self._store.discard(*each, propagation="Foreground")
-            if not any(self._blocks(each, record.uid) for each in self._dependents.get(record.uid, ())):
+            for dependent in dependents:
+                if not self._is_terminating(dependent):
+                    self._store.discard(*dependent, propagation="Foreground")
+            if not any(self._blocks(dependent, record.uid) for dependent in self._dependents.get(record.uid, ())):
                 self._unfinalize(key, FOREGROUND)
 
     def _unfinalize(self, key: Key, finalizer: str) -> None:
         if record := self._store.find(*key):
             held = record.document()["metadata"].get("finalizers", [])
             if finalizer in held:
-                self._store.edit_metadata(*key, {"finalizers": [each for each in held if each != finalizer]})
+                self._store.edit_metadata(*key, {"finalizers": [other for other in held if other != finalizer]})
 
     def _forget_owner(self, key: Key, uid: str) -> None:
         if record := self._store.find(*key):
-            others = [each for each in _references(record) if each["uid"] != uid]
+            others = [reference for reference in _references(record) if reference["uid"] != uid]
             self._store.edit_metadata(*key, {"ownerReferences": others})
 
     def _is_terminating(self, key: Key) -> bool:
@@ -118,7 +120,7 @@ class GarbageCollector:
     def _blocks(self, key: Key, uid: str) -> bool:
         record = self._store.find(*key)
         return record is not None and any(
-            each["uid"] == uid and each.get("blockOwnerDeletion") for each in _references(record)
+            reference["uid"] == uid and reference.get("blockOwnerDeletion") for reference in _references(record)
         )
 
 
@@ -126,4 +128,4 @@ def _references(record: SandboxRecord) -> list[Document]:
     if _MENTIONS_OWNERS not in record.body:
         return []
     found: Iterable[Document] = record.document()["metadata"].get("ownerReferences") or ()
-    return [each for each in found if "uid" in each]
+    return [reference for reference in found if "uid" in reference]

@@ -74,7 +74,7 @@ class Milo:
         message = "Project is active"
         if active:
             message = f"Project is suspended due to active suspensions: {', '.join(active)}"
-        before = next((each for each in held.get("conditions", ()) if each["type"] == "Suspended"), None)
+        before = next((condition for condition in held.get("conditions", ()) if condition["type"] == "Suspended"), None)
         if before is None or before["message"] != message:
             status, reason = ("True", "Suspended") if active else ("False", "Active")
             self.projects.set_condition(name, status, type_="Suspended", reason=reason, message=message)

@@ -84,7 +84,7 @@ class Objects:
             generation = document["metadata"].get("generation", 1)
             condition = self.condition(status, type_=type_, reason=reason, message=message, generation=generation)
             held = document.setdefault("status", {})
-            others = [each for each in held.get("conditions", ()) if each["type"] != condition["type"]]
+            others = [other for other in held.get("conditions", ()) if other["type"] != condition["type"]]
             held["conditions"] = [*others, condition]
             return document
 
@@ -112,7 +112,7 @@ class Objects:
     def unfinalize(self, name: str, finalizer: str = "") -> Document:
         """Remove a finalizer, or all of them. A pending deletion is complete when no finalizer remains."""
         held = self.read(name)["metadata"].get("finalizers", [])
-        kept = [each for each in held if finalizer and each != finalizer]
+        kept = [other for other in held if finalizer and other != finalizer]
         return self._patch_metadata(name, {"finalizers": kept or None})
 
     def delete(self, name: str) -> bool:

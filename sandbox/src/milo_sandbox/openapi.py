@@ -18,7 +18,7 @@ _METADATA = "io.k8s.apimachinery.pkg.apis.meta.v1.ObjectMeta"
 def document(segments: Sequence[str], resources: Sequence[ResourceDefinition]) -> Document:
     """Return the document of a path below /openapi. Raises PlainError for another path."""
     by_group_version = {
-        _path(each): [other for other in resources if _path(other) == _path(each)] for each in resources
+        _path(resource): [other for other in resources if _path(other) == _path(resource)] for resource in resources
     }
     match segments:
         case ("openapi", "v2"):
@@ -29,7 +29,9 @@ def document(segments: Sequence[str], resources: Sequence[ResourceDefinition]) -
                 "definitions": _schemas(resources, "#/definitions/"),
             }
         case ("openapi", "v3"):
-            return {"paths": {path: {"serverRelativeURL": _url(path, each)} for path, each in by_group_version.items()}}
+            return {
+                "paths": {path: {"serverRelativeURL": _url(path, served)} for path, served in by_group_version.items()}
+            }
         case ("openapi", "v3", *rest) if "/".join(rest) in by_group_version:
             return _v3(by_group_version["/".join(rest)])
     raise refusals.no_such_path()
@@ -55,13 +57,13 @@ def _v3(resources: Sequence[ResourceDefinition]) -> Document:
 
 def _paths(resources: Sequence[ResourceDefinition]) -> Document:
     paths: Document = {}
-    for each in resources:
-        inside = "/namespaces/{namespace}" if each.namespaced else ""
-        items = f"/{_path(each)}{inside}/{each.plural}"
-        paths[items] = _operations(each, "items")
-        paths[items + "/{name}"] = _operations(each, "item")
-        if each.has_status:
-            paths[items + "/{name}/status"] = _operations(each, "item")
+    for resource in resources:
+        inside = "/namespaces/{namespace}" if resource.namespaced else ""
+        items = f"/{_path(resource)}{inside}/{resource.plural}"
+        paths[items] = _operations(resource, "items")
+        paths[items + "/{name}"] = _operations(resource, "item")
+        if resource.has_status:
+            paths[items + "/{name}/status"] = _operations(resource, "item")
     return paths
 
 
@@ -109,17 +111,17 @@ def _schemas(resources: Sequence[ResourceDefinition], reference: str) -> Documen
             },
         }
     }
-    for each in resources:
+    for resource in resources:
         envelope = {
             "apiVersion": {"type": "string"},
             "kind": {"type": "string"},
             "metadata": {"$ref": reference + _METADATA},
         }
-        reversed_group = ".".join(reversed(each.group.split("."))) if each.group else "io.k8s.api.core"
-        schemas[f"{reversed_group}.{each.version}.{each.kind}"] = {
-            **each.schema,
-            "properties": {**envelope, **each.schema.get("properties", {})},
-            "x-kubernetes-group-version-kind": [_kind(each)],
+        reversed_group = ".".join(reversed(resource.group.split("."))) if resource.group else "io.k8s.api.core"
+        schemas[f"{reversed_group}.{resource.version}.{resource.kind}"] = {
+            **resource.schema,
+            "properties": {**envelope, **resource.schema.get("properties", {})},
+            "x-kubernetes-group-version-kind": [_kind(resource)],
         }
     return schemas
 

@@ -106,7 +106,7 @@ def resource_of(definition: Document) -> ResourceDefinition:
     """Return the resource of a valid definition: its storage version, and no other."""
     spec = definition["spec"]
     names = spec["names"]
-    version = next(each for each in spec["versions"] if each["storage"])
+    version = next(spec_version for spec_version in spec["versions"] if spec_version["storage"])
     return ResourceDefinition(
         group=spec["group"],
         version=version["name"],
@@ -119,27 +119,27 @@ def resource_of(definition: Document) -> ResourceDefinition:
         has_status="status" in (version.get("subresources") or {}),
         counts_generations=True,
         columns=tuple(_columns(version.get("additionalPrinterColumns") or ())),
-        selectable_fields=tuple(each["jsonPath"].removeprefix(".") for each in version.get("selectableFields") or ()),
+        selectable_fields=tuple(field["jsonPath"].removeprefix(".") for field in version.get("selectableFields") or ()),
     )
 
 
 def _columns(given: Sequence[Document]) -> Iterator[Column]:
     yield _NAME
-    for each in given:
-        path, wide = each["jsonPath"], bool(each.get("priority"))
-        description = each.get("description", "")
+    for column in given:
+        path, wide = column["jsonPath"], bool(column.get("priority"))
+        description = column.get("description", "")
         if found := _CONDITION_CELL.fullmatch(path):
             yield Column(
-                name=each["name"],
+                name=column["name"],
                 condition=found[1],
                 path=(found[2],),
-                type=each["type"],
+                type=column["type"],
                 wide=wide,
                 description=description,
             )
         elif _PLAIN_PATH.fullmatch(path):
             steps = tuple(path.split(".")[1:])
-            yield Column(name=each["name"], path=steps, type=each["type"], wide=wide, description=description)
+            yield Column(name=column["name"], path=steps, type=column["type"], wide=wide, description=description)
     if not given:
         yield _AGE
 

@@ -33,10 +33,10 @@ Owners = dict[Writer, Fields]
 def owners_of(document: Document) -> Owners:
     """Return the owners of an object's fields."""
     return {
-        Writer(name=each["manager"], operation=each["operation"], subresource=each.get("subresource", "")): frozenset(
-            field_sets.from_document(each["fieldsV1"])
-        )
-        for each in document["metadata"].get("managedFields", ())
+        Writer(
+            name=entry["manager"], operation=entry["operation"], subresource=entry.get("subresource", "")
+        ): frozenset(field_sets.from_document(entry["fieldsV1"]))
+        for entry in document["metadata"].get("managedFields", ())
     }
 
 
@@ -44,8 +44,8 @@ def _with_owners(resource: ResourceDefinition, document: Document, owners: Owner
     """Return the object with `managedFields`. An entry that is unchanged keeps its time."""
     before = owners_of(document)
     times = {
-        writer: each["time"]
-        for writer, each in zip(before, document["metadata"].get("managedFields", ()), strict=True)
+        writer: entry["time"]
+        for writer, entry in zip(before, document["metadata"].get("managedFields", ()), strict=True)
         if owners.get(writer) == before[writer]
     }
     entries = [
@@ -79,8 +79,8 @@ def update(resource: ResourceDefinition, before: Document, after: Document, writ
     changed = {path for path, value in new.items() if old.get(path, _MISSING) != value}
     removed = old.keys() - new.keys()
     owners = {
-        each: fields - removed - (frozenset() if each == writer else changed)
-        for each, fields in owners_of(before).items()
+        owner: fields - removed - (frozenset() if owner == writer else changed)
+        for owner, fields in owners_of(before).items()
     }
     owners[writer] = frozenset((owners.get(writer, frozenset()) | changed) - removed)
     return _with_owners(resource, after, owners, now)
@@ -117,7 +117,7 @@ def apply(
     given_up = owners.get(writer, frozenset()) - fields
     for path in sorted(given_up, key=len):
         # A field stays while a manager owns it, or a part of it.
-        if not any(each[: len(path)] == path for each in still_owned):
+        if not any(owned_path[: len(path)] == path for owned_path in still_owned):
             _remove(result, path, schema)
     metadata = {
         key: value for key, value in live["metadata"].items() if key not in field_sets.METADATA_SCHEMA["properties"]

@@ -57,7 +57,7 @@ class Store:
 
     @property
     def resources(self) -> tuple[ResourceDefinition, ...]:
-        return tuple(each.resource for each in self._collections.values())
+        return tuple(collection.resource for collection in self._collections.values())
 
     def __contains__(self, resource: ResourceDefinition) -> bool:
         return resource in self._collections
@@ -272,8 +272,8 @@ class Store:
             document["status"] = {"phase": "Terminating"}
         record = self._commit(resource, before, document, dry_run=dry_run)
         if resource == NAMESPACES and not dry_run:
-            for each, inside in self._contents(name):
-                self.discard(each, inside.key)
+            for contained, inside in self._contents(name):
+                self.discard(contained, inside.key)
         return record, False
 
     # Writes of controllers
@@ -400,8 +400,13 @@ class Store:
             listener()
 
     def _contents(self, namespace: str) -> list[tuple[ResourceDefinition, SandboxRecord]]:
-        namespaced = [each for each in self._collections.values() if each.resource.namespaced]
-        return [(each.resource, record) for each in namespaced for record in each if record.namespace == namespace]
+        namespaced = [collection for collection in self._collections.values() if collection.resource.namespaced]
+        return [
+            (collection.resource, record)
+            for collection in namespaced
+            for record in collection
+            if record.namespace == namespace
+        ]
 
     def _check_namespace(self, resource: ResourceDefinition, name: str, namespace: str) -> None:
         if "deletionTimestamp" in self.read(NAMESPACES, namespace)["metadata"]:

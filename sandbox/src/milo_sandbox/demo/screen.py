@@ -133,15 +133,15 @@ class LiveTable:
 
     def _recent(self, now: float, width: int, height: int) -> RenderableType:
         recent = list(self._scene.recent)[:height]
-        ages = [Text(f"{int(now - each.at)}s", style="dim") for each in recent]
+        ages = [Text(f"{int(now - entry.at)}s", style="dim") for entry in recent]
         names = [
             Text(
-                f"{_SIGNS[each.event.type]} {each.event.cluster.name}",
-                style=_STYLES[each.event.type] if now - each.at < HIGHLIGHTED_S else "dim",
+                f"{_SIGNS[entry.event.type]} {entry.event.cluster.name}",
+                style=_STYLES[entry.event.type] if now - entry.at < HIGHLIGHTED_S else "dim",
             )
-            for each in recent
+            for entry in recent
         ]
-        described = [Text(describe(each.event), style="dim") for each in recent]
+        described = [Text(describe(entry.event), style="dim") for entry in recent]
         table = Table(box=None, expand=True, show_header=False, pad_edge=False, padding=(0, 1, 0, 0))
         columns = [_Column("", ages), _Column("", names)]
         if width - _PANEL_FRAME - sum(column.width + 1 for column in columns) >= _MIN_TEXT:
@@ -172,13 +172,13 @@ def fitting(columns: Sequence[_Column], width: int) -> list[_Column]:
     kept: list[_Column] = []
     left = width
     for heading in ("NAME", "STATE", "ENGAGED", "ORGANIZATION", "LABELS"):
-        [column] = (each for each in columns if each.heading == heading)
+        [column] = (candidate for candidate in columns if candidate.heading == heading)
         needed = _MIN_TEXT if heading == "LABELS" else column.width
         if kept and needed + 1 > left:
             break
         kept.append(column)
         left -= needed + 1
-    return [each for each in columns if each in kept]
+    return [candidate for candidate in columns if candidate in kept]
 
 
 def _latest(rows: list[Row], height: int) -> list[Row]:
