@@ -108,7 +108,7 @@ class ControlPlane:
     def _resource_of(self, manifest: Mapping[str, Any]) -> str:
         version, kind = manifest["apiVersion"], manifest["kind"]
         served = self._served(version)
-        plural = next((each["name"] for each in served if each["kind"] == kind and "/" not in each["name"]), None)
+        plural = next((entry["name"] for entry in served if entry["kind"] == kind and "/" not in entry["name"]), None)
         if plural is None:
             raise self._not_served(f"{kind} of {version}", served)
         return f"{version}/{plural}"
@@ -128,7 +128,7 @@ class ControlPlane:
 
     def _is_namespaced(self, version: str, plural: str) -> bool:
         served = self._served(version)
-        found = next((each for each in served if each["name"] == plural), None)
+        found = next((entry for entry in served if entry["name"] == plural), None)
         if found is None:
             raise self._not_served(f"{version}/{plural}", served)
         return bool(found["namespaced"])
@@ -145,7 +145,7 @@ class ControlPlane:
         return served
 
     def _not_served(self, kind: str, others: builtins.list[dict[str, Any]]) -> KindNotServedError:
-        names = ", ".join(each["name"] for each in others if "/" not in each["name"]) or "nothing"
+        names = ", ".join(other["name"] for other in others if "/" not in other["name"]) or "nothing"
         message = (
             f"{self.project} does not serve {kind}: install its CustomResourceDefinition, or correct its group, "
             f"version or plural (this version serves {names})"

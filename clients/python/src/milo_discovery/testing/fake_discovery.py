@@ -46,8 +46,8 @@ class FakeDiscovery:
         """The number of kubeconfigs issued on request, without those that events delivered."""
         self.released: list[str] = []
         """The clusters that the Fleet has released after `drain`."""
-        for each in control_planes:
-            self.engage(each)
+        for control_plane in control_planes:
+            self.engage(control_plane)
         self._feed.put_nowait(Synced(clusters=len(control_planes)))
 
     def engage(self, control_plane: ControlPlane, *, lifetime: timedelta = _LIFETIME, **fields: Any) -> Cluster:
