@@ -24,7 +24,7 @@ def main() -> None:
 
 
 @main.command("list")
-@click.option("--profile", "profiles", multiple=True, type=click.Choice([each.value for each in Profile]))
+@click.option("--profile", "profiles", multiple=True, type=click.Choice([profile.value for profile in Profile]))
 def list_cases(profiles: Sequence[str]) -> None:
     """List the cases, each with its reason and the sentence of the proto file that requires it."""
     for one in select(profiles, ()):
@@ -36,14 +36,14 @@ def list_cases(profiles: Sequence[str]) -> None:
     "--profile",
     "profiles",
     multiple=True,
-    type=click.Choice([each.value for each in Profile]),
+    type=click.Choice([profile.value for profile in Profile]),
     help="Run the cases of this profile. May be repeated. Default: all profiles.",
 )
 @click.option(
     "--without",
     "unsupported",
     multiple=True,
-    type=click.Choice([each.value for each in Feature]),
+    type=click.Choice([feature.value for feature in Feature]),
     help="The client lacks this feature: skip the cases that need it.",
 )
 @click.option(

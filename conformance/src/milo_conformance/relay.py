@@ -80,9 +80,9 @@ class Relay:
         finally:
             self._flows.discard(flowing)
             self._connections.discard(task)
-            for each in self._writers & {writer, locals().get("back", writer)}:
-                self._writers.discard(each)
-                each.transport.abort()
+            for open_writer in self._writers & {writer, locals().get("back", writer)}:
+                self._writers.discard(open_writer)
+                open_writer.transport.abort()
             self.closed.put_nowait(None)
 
     async def _forward(

@@ -83,8 +83,8 @@ def to_publish(outcomes: Sequence[CaseOutcome], client: str) -> str:
                     "name": profile.value,
                     "result": "failure" if failed else "partial" if skipped else "success",
                     "statistics": {"passed": passed, "failed": failed, "skipped": skipped},
-                    "failedTests": [each.case.name for each in of_profile if each.failure is not None],
-                    "skippedTests": [each.case.name for each in of_profile if each.skipped is not None],
+                    "failedTests": [outcome.case.name for outcome in of_profile if outcome.failure is not None],
+                    "skippedTests": [outcome.case.name for outcome in of_profile if outcome.skipped is not None],
                 }
             )
     report = {

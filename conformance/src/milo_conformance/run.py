@@ -237,7 +237,7 @@ class Run:
                 raise CaseFailed("the subscriber exited")
             self._reported.append(line)
         found, self._reported = self._reported, []
-        compare(expected, [each.without(ignoring) for each in found])
+        compare(expected, [reported.without(ignoring) for reported in found])
         return found
 
     async def nothing_else(self, stream: ScriptedStream, *, limit_s: float | None = None) -> None:
@@ -279,7 +279,7 @@ class Run:
 
 def compare(expected: tuple[str, ...], found: list[SubscriberLine], note: str = "") -> None:
     """Fail unless the subscriber has reported what is expected for each cluster."""
-    wanted, reported = by_cluster(expected), by_cluster([str(each) for each in found])
+    wanted, reported = by_cluster(expected), by_cluster([str(line) for line in found])
     if wanted != reported:
         different = sorted(name for name in {*wanted, *reported} if wanted.get(name) != reported.get(name))[:5]
         lines = [

@@ -73,7 +73,7 @@ async def sharded_stream(run: Run, renew: Renewal, *, is_silent: bool = False) -
 async def lost(run: Run, *, by: float) -> float:
     """Wait until the subscriber has reported all clusters as disengaged; return the time."""
     lines = await run.reported("DISENGAGED a reason=OWNERSHIP_LOST", "DISENGAGED b reason=OWNERSHIP_LOST")
-    at = max(each.at for each in lines)
+    at = max(line.at for line in lines)
     if at > by + LATE_S:
         raise CaseFailed(f"the clusters were disengaged {at - by:.1f} s late; at most {LATE_S} s are allowed")
     return at
