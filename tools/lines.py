@@ -45,7 +45,7 @@ def present() -> dict[str, bytes]:
 
 def committed(reference: str) -> dict[str, bytes]:
     with tarfile.open(fileobj=BytesIO(git("archive", "--format=tar", reference))) as archive:
-        return {each.name: archive.extractfile(each).read() for each in archive if each.isfile()}
+        return {member.name: archive.extractfile(member).read() for member in archive if member.isfile()}
 
 
 def main() -> None:

@@ -31,17 +31,20 @@ def page(name: str, group: click.Group, see_also: str) -> Iterator[str]:
     if details:
         yield from (".SH DESCRIPTION", *paragraphs(details))
     yield from (".SH OPTIONS", *options(group, context), ".SH COMMANDS")
-    for each in group.list_commands(context):
-        found = group.get_command(context, each)
+    for command_name in group.list_commands(context):
+        found = group.get_command(context, command_name)
         assert found is not None
-        inside = click.Context(found, parent=context, info_name=each)
-        yield from (f".SS {roff(' '.join([each, *found.collect_usage_pieces(inside)]))}", *paragraphs(found.help or ""))
+        inside = click.Context(found, parent=context, info_name=command_name)
+        yield from (
+            f".SS {roff(' '.join([command_name, *found.collect_usage_pieces(inside)]))}",
+            *paragraphs(found.help or ""),
+        )
         yield from options(found, inside)
     yield from (".SH SEE ALSO", f".BR {roff(see_also)} (1)")
 
 
 def options(command: click.Command, context: click.Context) -> Iterator[str]:
-    of_group = set() if context.parent is None else {each.name for each in context.parent.command.params}
+    of_group = set() if context.parent is None else {inherited.name for inherited in context.parent.command.params}
     for parameter in command.params:
         record = parameter.get_help_record(context)
         if record is not None and isinstance(parameter, click.Option) and parameter.name not in of_group:
@@ -49,9 +52,9 @@ def options(command: click.Command, context: click.Context) -> Iterator[str]:
 
 
 def paragraphs(text: str) -> Iterator[str]:
-    for each in inspect.cleandoc(text).split("\n\n"):
-        is_layout = each.startswith("\b\n")
-        lines = roff(each.removeprefix("\b\n")).splitlines()
+    for paragraph in inspect.cleandoc(text).split("\n\n"):
+        is_layout = paragraph.startswith("\b\n")
+        lines = roff(paragraph.removeprefix("\b\n")).splitlines()
         yield from (".PP", *((".nf", *lines, ".fi") if is_layout else lines))
 
 

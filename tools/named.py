@@ -73,7 +73,7 @@ def main() -> int:
         for path, text in modules
         for line, name in missing(text, words)
     ]
-    sys.stdout.writelines(f"{each}\n" for each in wrong)
+    sys.stdout.writelines(f"{problem}\n" for problem in wrong)
     return bool(wrong)
 
 

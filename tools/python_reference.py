@@ -59,14 +59,14 @@ def _module(module: Any) -> Iterator[str]:
 
 
 def _class(name: str, found: type) -> Iterator[str]:
-    bases = ", ".join(each.__name__ for each in found.__bases__)
+    bases = ", ".join(base.__name__ for base in found.__bases__)
     if issubclass(found, BaseException):
         yield f"A subclass of `{bases}`. {_doc(found)}"
         return
     if issubclass(found, Enum):
         yield _doc(found)
         yield ""
-        yield wrapped("Members: " + ", ".join(f"`{each}`" for each in found.__members__) + ".")
+        yield wrapped("Members: " + ", ".join(f"`{enum_member}`" for enum_member in found.__members__) + ".")
         return
     constructor = vars(found).get("__init__")
     has_fields = dataclasses.is_dataclass(found) or hasattr(found, "__struct_fields__") or hasattr(found, "_fields")
@@ -96,19 +96,21 @@ def _function(name: str, found: Any) -> Iterator[str]:
 
 def _signatures(name: str, function: Any) -> list[str]:
     prefix = "await " if inspect.iscoroutinefunction(function) else ""
-    return [f"{prefix}{name}{_signature(each)}" for each in get_overloads(function) or [function]]
+    return [f"{prefix}{name}{_signature(overload)}" for overload in get_overloads(function) or [function]]
 
 
 def _signature(function: Any) -> str:
     signature = inspect.signature(function)
-    given = [each for each in signature.parameters.values() if each.name not in ("self", "cls")]
+    given = [parameter for parameter in signature.parameters.values() if parameter.name not in ("self", "cls")]
     parameters: list[str] = []
-    for number, each in enumerate(given):
-        is_first_named = each.kind is each.KEYWORD_ONLY and (not number or given[number - 1].kind not in _BEFORE_NAMED)
+    for number, parameter in enumerate(given):
+        is_first_named = parameter.kind is parameter.KEYWORD_ONLY and (
+            not number or given[number - 1].kind not in _BEFORE_NAMED
+        )
         if is_first_named and not any(before.kind is before.VAR_POSITIONAL for before in given[:number]):
             parameters.append("*")
-        parameters.append(_parameter(each))
-        is_last_positional = each.kind is each.POSITIONAL_ONLY
+        parameters.append(_parameter(parameter))
+        is_last_positional = parameter.kind is parameter.POSITIONAL_ONLY
         if is_last_positional and all(after.kind is not after.POSITIONAL_ONLY for after in given[number + 1 :]):
             parameters.append("/")
     result = signature.return_annotation
@@ -116,7 +118,7 @@ def _signature(function: Any) -> str:
     line = f"({', '.join(parameters)}){returned}"
     if len(line) <= _LONGEST_LINE:
         return line
-    return "(\n" + "".join(f"    {each},\n" for each in parameters) + f"){returned}"
+    return "(\n" + "".join(f"    {text},\n" for text in parameters) + f"){returned}"
 
 
 def _parameter(parameter: inspect.Parameter) -> str:

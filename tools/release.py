@@ -49,11 +49,11 @@ OCI_INDEX = "application/vnd.oci.image.index.v1+json"
 
 
 def run(*command: object, cwd: Path = ROOT, **variables: str) -> None:
-    subprocess.run([str(each) for each in command], cwd=cwd, env={**os.environ, **variables}, check=True)
+    subprocess.run([str(word) for word in command], cwd=cwd, env={**os.environ, **variables}, check=True)
 
 
 def output(*command: object) -> str:
-    return subprocess.check_output([str(each) for each in command], cwd=ROOT, text=True).strip()
+    return subprocess.check_output([str(word) for word in command], cwd=ROOT, text=True).strip()
 
 
 def version() -> str:
@@ -107,7 +107,7 @@ def images(
             "buildah", "build", "--isolation", "chroot", "--layers", "--target", target, "--manifest", tag,
             "--timestamp", commit.epoch,
             *(["--from", base] if base else ()), *(["--platform", platforms] if platforms else ()),
-            *(part for each in volumes for part in ("--volume", each)),
+            *(part for volume in volumes for part in ("--volume", volume)),
             "--build-arg", f"VERSION={version()}", "--build-arg", f"GIT_COMMIT={commit.revision}",
             "--build-arg", f"BUILD_DATE={commit.time}", ".",
         )  # fmt: skip
@@ -188,31 +188,33 @@ VALUE_UNLESS_EMPTY = r"\n{{- with .Values.environment.\2 }}\n\1value: {{ quote .
 def chart(out: Path, bundle: Path, commit: Commit) -> None:
     """Write a Helm chart whose objects are those that Kustomize renders of the standalone daemon."""
     rendered = list(yaml.safe_load_all(output("kubectl", "kustomize", bundle / CHART_OF)))
-    [deployment] = [each for each in rendered if each["kind"] == "Deployment"]
+    [deployment] = [document for document in rendered if document["kind"] == "Deployment"]
     pod = deployment["spec"]["template"]["spec"]
-    [image] = {each["image"] for each in (*pod["initContainers"], *pod["containers"])}
+    [image] = {container["image"] for container in (*pod["initContainers"], *pod["containers"])}
     [settings] = [
-        each for each in rendered if each["kind"] == "ConfigMap" and "milo-discoveryd.json" not in each["data"]
+        document
+        for document in rendered
+        if document["kind"] == "ConfigMap" and "milo-discoveryd.json" not in document["data"]
     ]
     hashed = settings["metadata"]["name"]
     environment = {
-        each["name"]: each.get("value", "")
-        for each in pod["initContainers"][0]["env"]
-        if "MILO_DISCOVERYD" in each["name"]
+        variable["name"]: variable.get("value", "")
+        for variable in pod["initContainers"][0]["env"]
+        if "MILO_DISCOVERYD" in variable["name"]
     }
     values = VALUES.format(image=image, environment=_indented(environment), settings=_indented(settings["data"]))
     settings["data"] = "@settings@"
-    for each in pod["initContainers"][0]["env"]:
-        if each["name"] in environment:
-            each["value"] = f"@{each['name']}@"
+    for variable in pod["initContainers"][0]["env"]:
+        if variable["name"] in environment:
+            variable["value"] = f"@{variable['name']}@"
     parts: dict[str, list[str]] = {}
-    for each in rendered:
-        is_dashboard = each["kind"] == "ConfigMap" and each is not settings
+    for document in rendered:
+        is_dashboard = document["kind"] == "ConfigMap" and document is not settings
         part = next(
-            (name for name, (_, kinds) in PARTS.items() if each["kind"] in kinds),
+            (name for name, (_, kinds) in PARTS.items() if document["kind"] in kinds),
             "monitoring" if is_dashboard else "daemon",
         )
-        text = yaml.safe_dump(each, sort_keys=False, width=10_000).replace("{{", '{{ "{{" }}')
+        text = yaml.safe_dump(document, sort_keys=False, width=10_000).replace("{{", '{{ "{{" }}')
         text = text.replace(image, "{{ .Values.image }}").replace(
             f"namespace: {NAMESPACE}", "namespace: {{ .Release.Namespace }}"
         )
@@ -253,9 +255,11 @@ def go_modules(out: Path, commit: Commit) -> None:
         at = out / "go" / module / "@v"
         at.mkdir(parents=True)
         tag = f"v{version()}"
-        nested = [f"{each}/" for each in GO_MODULES.values() if each != directory and each.startswith(f"{directory}/")]
+        nested = [
+            f"{other}/" for other in GO_MODULES.values() if other != directory and other.startswith(f"{directory}/")
+        ]
         files = [
-            each for each in output("git", "ls-files", directory).splitlines() if not each.startswith(tuple(nested))
+            file for file in output("git", "ls-files", directory).splitlines() if not file.startswith(tuple(nested))
         ]
         with zipfile.ZipFile(at / f"{tag}.zip", "w", zipfile.ZIP_DEFLATED) as archive:
             for name in [*files, "LICENSE"]:
@@ -295,7 +299,7 @@ def maven_artifact(out: Path) -> None:
 
 
 def files(out: Path) -> Iterator[tuple[str, str]]:
-    for path in sorted(each for each in out.rglob("*") if each.is_file()):
+    for path in sorted(candidate for candidate in out.rglob("*") if candidate.is_file()):
         yield hashlib.sha256(path.read_bytes()).hexdigest(), str(path.relative_to(out))
 
 
@@ -333,7 +337,7 @@ def _tar(directory: Path, epoch: int, under: str = "") -> bytes:
         gzip.GzipFile(fileobj=buffer, mode="wb", mtime=epoch) as packed,
         tarfile.open(fileobj=packed, mode="w") as archive,
     ):
-        for path in sorted(each for each in directory.rglob("*") if each.is_file()):
+        for path in sorted(candidate for candidate in directory.rglob("*") if candidate.is_file()):
             entry = tarfile.TarInfo(under + str(path.relative_to(directory)))
             entry.size, entry.mtime, entry.mode = path.stat().st_size, epoch, 0o644
             with path.open("rb") as file:

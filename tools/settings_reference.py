@@ -96,10 +96,10 @@ def _within(place: str, field: Field) -> Iterator[Entry]:
 def _docstrings(group: type[Group]) -> dict[str, str]:
     """Return the docstrings of a class's fields, which Python does not keep."""
     found: dict[str, str] = {}
-    for each in reversed(group.__mro__):
-        if not issubclass(each, Group) or each is Group:
+    for ancestor in reversed(group.__mro__):
+        if not issubclass(ancestor, Group) or ancestor is Group:
             continue
-        [definition] = ast.parse(textwrap.dedent(inspect.getsource(each))).body
+        [definition] = ast.parse(textwrap.dedent(inspect.getsource(ancestor))).body
         assert isinstance(definition, ast.ClassDef)
         for field, behind in zip(definition.body, definition.body[1:], strict=False):
             match field, behind:
@@ -160,7 +160,7 @@ def _written(field: Field) -> str:
         case float() as value:
             return f"{value:g}"
         case tuple() as value:
-            return ",".join(each.title if isinstance(each, ListenerSettings) else str(each) for each in value)
+            return ",".join(item.title if isinstance(item, ListenerSettings) else str(item) for item in value)
         case value:
             return str(value)
 
@@ -171,12 +171,12 @@ def _by_type(groups: Mapping[str, type[Group]], place: str) -> Iterator[Entry]:
     assert base is not None
     yield from entries(base, f"{place}[].")
     for kind, group in groups.items():
-        own = (each for each in entries(group, f"{place}[{kind}].") if each.shown not in fields(base))
+        own = (entry for entry in entries(group, f"{place}[{kind}].") if entry.shown not in fields(base))
         yield from own
 
 
 def listed(selected: list[Entry]) -> str:
-    return wrapped("".join(f"- `{each.shown}` ({_values(each)}): {each.help}\n" for each in selected))
+    return wrapped("".join(f"- `{entry.shown}` ({_values(entry)}): {entry.help}\n" for entry in selected))
 
 
 def _values(entry: Entry) -> str:
@@ -186,15 +186,15 @@ def _values(entry: Entry) -> str:
 def rendered() -> dict[Path, str]:
     """Return the expected contents of the documents with lists."""
     known = list(entries())
-    left = {each.name for each in known}
+    left = {entry.name for entry in known}
 
     def render(match: re.Match[str]) -> str:
         selected = []
         for name in re.split(r",\s+", match["names"]):
-            of_it = [each for each in known if each.is_of(name)]
-            if not of_it or not {each.name for each in of_it} <= left:
+            of_it = [entry for entry in known if entry.is_of(name)]
+            if not of_it or not {entry.name for entry in of_it} <= left:
                 sys.exit(f"settings: {name}: there is no such setting, or another list contains it")
-            left.difference_update(each.name for each in of_it)
+            left.difference_update(entry.name for entry in of_it)
             selected += of_it
         return f"<!-- settings: {match['names']} -->\n{listed(selected)}<!-- end -->\n"
 

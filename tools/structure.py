@@ -53,7 +53,7 @@ def size(definition: ast.ClassDef) -> Size:
                 given = node.args
                 arguments = len([*given.posonlyargs, *given.args, *given.kwonlyargs]) - 1
         elif isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__slots__":
-            attributes.update(each.value for each in ast.walk(node.value) if isinstance(each, ast.Constant))
+            attributes.update(child.value for child in ast.walk(node.value) if isinstance(child, ast.Constant))
     return Size(len(attributes), arguments)
 
 

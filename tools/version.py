@@ -72,7 +72,7 @@ def main() -> int:
     differing = [
         (path, place)
         for path, place in copies()
-        if {each[1] for each in re.findall(place, path.read_text())} != {version}
+        if {groups[1] for groups in re.findall(place, path.read_text())} != {version}
     ]
     for path, place in differing:
         if given.check:
