@@ -85,7 +85,10 @@ async def crowd(address: str, count: int, directory: Path) -> AsyncIterator[Crow
 async def listen(address: str, count: int) -> None:
     heard = Heard()
     reader = await standard_input()
-    async with synced(address, count) as subscribers, meanwhile([heard.listen(each) for each in subscribers]):
+    async with (
+        synced(address, count) as subscribers,
+        meanwhile([heard.listen(subscriber) for subscriber in subscribers]),
+    ):
         say("synced")
         while await reader.readline():
             say(msgspec.json.encode(heard).decode())

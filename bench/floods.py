@@ -126,23 +126,23 @@ async def _connections(
     try:
         while True:
             while figures["attempted"] < SILENT_PER_S * (time.perf_counter() - began):
-                each = socket.socket(family)
-                each.setblocking(False)
+                connection = socket.socket(family)
+                connection.setblocking(False)
                 if sources:
-                    each.bind((sources[figures["attempted"] % len(sources)], 0))
+                    connection.bind((sources[figures["attempted"] % len(sources)], 0))
                 with suppress(BlockingIOError):
-                    each.connect(place)
+                    connection.connect(place)
                 with suppress(OSError):  # not connected yet, or refused
-                    each.send(hello)
-                opened.append(each)
+                    connection.send(hello)
+                opened.append(connection)
                 figures["attempted"] += 1
                 if len(opened) > wanted:
                     opened.popleft().close()
                 await asyncio.sleep(0)  # yields even if a busy machine never reaches the rate
             await asyncio.sleep(_TICK_S)
     finally:
-        for each in opened:
-            each.close()
+        for connection in opened:
+            connection.close()
 
 
 FLOODS: dict[str, Flood] = {

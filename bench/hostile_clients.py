@@ -239,8 +239,8 @@ async def obey(target: Target) -> None:
             say("begun")
             await reader.readline()
             say(msgspec.json.encode(turned_away).decode())
-            for each in running:
-                each.cancel()
+            for task in running:
+                task.cancel()
 
 
 def _noting(turned_away: Counter[str], kind: str, noted: asyncio.Event) -> Callable[[], None]:

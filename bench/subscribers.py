@@ -61,15 +61,15 @@ class Subscriber:
 @asynccontextmanager
 async def meanwhile(endless: list[Coroutine[Any, Any, None]]) -> AsyncIterator[None]:
     """Run endless coroutines until the block ends, and raise their failures then."""
-    running = [asyncio.create_task(each) for each in endless]
+    running = [asyncio.create_task(coroutine) for coroutine in endless]
     try:
         yield
-        for each in running:
-            if each.done():
-                each.result()
+        for task in running:
+            if task.done():
+                task.result()
     finally:
-        for each in running:
-            each.cancel()
+        for task in running:
+            task.cancel()
         # A canceled read of a call raises a gRPC error.
         await asyncio.gather(*running, return_exceptions=True)
 
@@ -82,9 +82,9 @@ async def together(working: list[Awaitable[Any]]) -> None:
 async def synced(address: str, count: int, **options: Any) -> AsyncIterator[list[Subscriber]]:
     """Open subscribers, each of which has received its whole snapshot."""
     async with opened(address, count, **options) as subscribers:
-        await together([each.until_synced() for each in subscribers])
-        for each in subscribers:
-            each.events = 0
+        await together([subscriber.until_synced() for subscriber in subscribers])
+        for subscriber in subscribers:
+            subscriber.events = 0
         yield subscribers
 
 
@@ -94,7 +94,7 @@ async def opened(address: str, count: int, **options: Any) -> AsyncIterator[list
     try:
         yield subscribers
     finally:
-        await together([each.close() for each in subscribers])
+        await together([subscriber.close() for subscriber in subscribers])
 
 
 def _serialised(request: pb.WatchClustersRequest) -> bytes:

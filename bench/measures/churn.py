@@ -99,5 +99,5 @@ async def _weigh(daemon: Daemon, weights: list[float]) -> None:
 
 async def _differences(address: str, kept: dict[str, tuple[str, str]]) -> int:
     async with DiscoveryClient(address) as client:
-        listed = {each.name: (each.incarnation, each.labels[MARK]) for each in await client.list()}
+        listed = {cluster.name: (cluster.incarnation, cluster.labels[MARK]) for cluster in await client.list()}
     return len(set(listed.items()) ^ set(kept.items()))

@@ -47,32 +47,32 @@ def _weighed(count: int) -> Counter[str]:
     decoder = in_process.decoder()
     source = in_process.source(in_process.observed(decoder, in_process.lines("ADDED", count, 100_000, "")))
     found: Counter[str] = Counter()
-    for each in _reachable(source):
-        found[f"{_KINDS.get(type(each), 'other')}_bytes"] += -(-sys.getsizeof(each) // _GRAIN) * _GRAIN
+    for held in _reachable(source):
+        found[f"{_KINDS.get(type(held), 'other')}_bytes"] += -(-sys.getsizeof(held) // _GRAIN) * _GRAIN
         found["objects"] += 1
-        if isinstance(each, str):
-            found["characters"] += len(each)
+        if isinstance(held, str):
+            found["characters"] += len(held)
     return found
 
 
 def _reachable(source: ClusterSource) -> Iterable[object]:
     seen: dict[int, object] = {}
-    waiting: list[object] = [source.engagements, *(each.store for each in source.collections)]
+    waiting: list[object] = [source.engagements, *(collection.store for collection in source.collections)]
     while waiting:
-        each = waiting.pop()
-        if id(each) not in seen:
-            seen[id(each)] = each
-            waiting += _held_by(each)
+        held = waiting.pop()
+        if id(held) not in seen:
+            seen[id(held)] = held
+            waiting += _held_by(held)
     return seen.values()
 
 
-def _held_by(each: object) -> Iterable[object]:
-    if isinstance(each, enum.Enum):
+def _held_by(holder: object) -> Iterable[object]:
+    if isinstance(holder, enum.Enum):
         return ()
-    if isinstance(each, dict):
-        return (*each.keys(), *each.values())
-    if isinstance(each, list | tuple | deque):
-        return each
-    if isinstance(each, msgspec.Struct):
-        return [getattr(each, field) for field in each.__struct_fields__]
-    return vars(each).values() if isinstance(each, Engagements | ClusterRecords | ChangeLog | ObjectStore) else ()
+    if isinstance(holder, dict):
+        return (*holder.keys(), *holder.values())
+    if isinstance(holder, list | tuple | deque):
+        return holder
+    if isinstance(holder, msgspec.Struct):
+        return [getattr(holder, field) for field in holder.__struct_fields__]
+    return vars(holder).values() if isinstance(holder, Engagements | ClusterRecords | ChangeLog | ObjectStore) else ()

@@ -179,25 +179,25 @@ class _Installation:
         members, api = await self._of_managers(), await _metrics(self._access, "/metrics")
         cpu = [_sum(now, _CPU) - _sum(then, _CPU) for now, then in zip(members, spent, strict=True)]
         figures |= {
-            "goroutines": max(_sum(each, "go_goroutines") for each in members),
-            "stacks_mib": max(_mib(each, "go_memstats_stack_inuse_bytes") for each in members),
-            "heap_mib": max(_mib(each, "go_memstats_heap_inuse_bytes") for each in members),
-            "rss_mib": max(_mib(each, "process_resident_memory_bytes") for each in members),
+            "goroutines": max(_sum(metrics, "go_goroutines") for metrics in members),
+            "stacks_mib": max(_mib(metrics, "go_memstats_stack_inuse_bytes") for metrics in members),
+            "heap_mib": max(_mib(metrics, "go_memstats_heap_inuse_bytes") for metrics in members),
+            "rss_mib": max(_mib(metrics, "process_resident_memory_bytes") for metrics in members),
             "cpu_at_rest": max(cpu) / _REST_S,
             "api.watches": await self._watches() - before,
             "api.goroutines": _sum(api, "go_goroutines"),
             "api.rss_mib": _mib(api, "process_resident_memory_bytes"),
         }
-        daemons = [each.daemon for each in self.members if each.daemon is not None]
+        daemons = [member.daemon for member in self.members if member.daemon is not None]
         if daemons:
-            figures["daemon.rss_mib"] = max(each.rss_mib for each in daemons)
+            figures["daemon.rss_mib"] = max(daemon.rss_mib for daemon in daemons)
         return figures
 
     async def totals(self) -> Figures:
         members = await self._of_managers()
         return {
-            "total.goroutines": sum(_sum(each, "go_goroutines") for each in members),
-            "total.stacks_mib": sum(_mib(each, "go_memstats_stack_inuse_bytes") for each in members),
+            "total.goroutines": sum(_sum(metrics, "go_goroutines") for metrics in members),
+            "total.stacks_mib": sum(_mib(metrics, "go_memstats_stack_inuse_bytes") for metrics in members),
         }
 
     async def claimed(self, count: int) -> Figures:
@@ -221,7 +221,7 @@ class _Installation:
             nonlocal lists, with_several
             while True:
                 owners = await self._owners()
-                lists, with_several = lists + 1, max(with_several, sum(len(each) > 1 for each in owners.values()))
+                lists, with_several = lists + 1, max(with_several, sum(len(members) > 1 for members in owners.values()))
                 await asyncio.sleep(_LIST_EVERY_S)
 
         async with asyncio.TaskGroup() as tasks:
@@ -229,13 +229,13 @@ class _Installation:
             yield figures
             watching.cancel()
         owners = await self._owners()
-        shares = [sum(each in members for members in owners.values()) for each in self.members]
+        shares = [sum(member in members for members in owners.values()) for member in self.members]
         of_members = self._of_member * len(self.members)
         figures |= {
             f"{step}.largest_share": max(shares),
             f"{step}.smallest_share": min(shares),
             f"{step}.without_member": count - len(owners),
-            f"{step}.with_several": max(with_several, sum(len(each) > 1 for each in owners.values())),
+            f"{step}.with_several": max(with_several, sum(len(members) > 1 for members in owners.values())),
             f"{step}.lists": lists + 1,
             f"{step}.restarts": self.restarts() - restarts,
             f"{step}.quota_watches": await self._watches(_QUOTA) - of_members,
@@ -279,20 +279,20 @@ class _Installation:
         """Return the members that engage each project."""
         members = list(self.members)
         owners: dict[str, list[_Member]] = {}
-        for member, share in zip(members, await asyncio.gather(*(each.share() for each in members)), strict=True):
+        for member, share in zip(members, await asyncio.gather(*(replica.share() for replica in members)), strict=True):
             for project in share:
                 owners.setdefault(project, []).append(member)
         return owners
 
     def restarts(self) -> int:
-        return sum(each.manager.starts - 1 for each in self.members)
+        return sum(member.manager.starts - 1 for member in self.members)
 
     async def end(self) -> None:
-        for each in self.members:
-            await each.end()
+        for member in self.members:
+            await member.end()
 
     async def _of_managers(self) -> list["Metrics"]:
-        return [await _metrics(None, f"{each.manager.url}/metrics") for each in self.members]
+        return [await _metrics(None, f"{member.manager.url}/metrics") for member in self.members]
 
     async def _watches(self, label: str = 'verb="WATCH"') -> float:
         return _sum(await _metrics(self._access, "/metrics"), _LONG, label)

@@ -207,7 +207,7 @@ async def _latency(setting: Setting, place: _ControlPlanes) -> dict[str, float]:
             ours.append(await read_by(partial(peer_marks, operator), writes()))
     found: dict[str, float] = {}
     for name, cut in _CUTS:
-        mine, other = (sorted(each.at(cut) for each in read)[len(read) // 2] for read in (ours, bare))
+        mine, other = (sorted(round_writes.at(cut) for round_writes in read)[len(read) // 2] for read in (ours, bare))
         found |= {
             f"controllers.{name}_ms": mine,
             f"controllers.kubernetes_aio_{name}_ms": other,
@@ -235,7 +235,7 @@ async def _beside_tenants(setting: Setting, place: _ControlPlanes) -> dict[str, 
             async with place.controllers(mode, str(math.ceil(place.count * _MISBEHAVING))) as operator:
                 await operator.working()
                 done.append(await read_by(partial(peer_marks, operator), writes))
-    alone, beside = (sorted(each.at(99) for each in done)[len(done) // 2] for done in read.values())
+    alone, beside = (sorted(round_writes.at(99) for round_writes in done)[len(done) // 2] for done in read.values())
     return {
         "controllers.tenants_p99_ms": beside,
         "controllers.tenants_alone_p99_ms": alone,

@@ -37,8 +37,8 @@ async def measure(setting: Setting) -> Samples:
     async with setting.daemon(scale.clusters) as (milo, daemon):
         bursts = Bursts(milo, daemon, changes, scale.fanout_burst)
         intakes = [await bursts.intake() for _ in range(scale.fanout_rounds)]
-        samples["fanout.intake_events_per_s"] = [changes / each.seconds for each in intakes]
-        samples["fanout.intake_cpu_us_per_event"] = [each.cpu_s / changes * 1e6 for each in intakes]
+        samples["fanout.intake_events_per_s"] = [changes / intake.seconds for intake in intakes]
+        samples["fanout.intake_cpu_us_per_event"] = [intake.cpu_s / changes * 1e6 for intake in intakes]
         for count in scale.subscribers:
             caught, theirs, live = [], [], []
             for _ in range(scale.fanout_rounds):
@@ -46,14 +46,12 @@ async def measure(setting: Setting) -> Samples:
                 theirs.append(await bare_s(caught[-1].batches, count, setting.directory))
                 live.append(await bursts.live(count))
             sent, key = changes * count, f"fanout.{count}"
-            samples[f"{key}.events_per_s"] = [sent / each.seconds for each in caught]
+            samples[f"{key}.events_per_s"] = [sent / run.seconds for run in caught]
             samples[f"{key}.bare_events_per_s"] = [sent / took_s for took_s in theirs]
-            samples[f"{key}.ratio_to_bare"] = [
-                took_s / each.seconds for took_s, each in zip(theirs, caught, strict=True)
-            ]
-            samples[f"{key}.batches"] = [float(len(each.batches)) for each in caught]
-            samples[f"{key}.live_events_per_s"] = [sent / each.seconds for each in live]
-            samples[f"{key}.live_cpu_us_per_event"] = [each.cpu_s / sent * 1e6 for each in live]
+            samples[f"{key}.ratio_to_bare"] = [took_s / run.seconds for took_s, run in zip(theirs, caught, strict=True)]
+            samples[f"{key}.batches"] = [float(len(run.batches)) for run in caught]
+            samples[f"{key}.live_events_per_s"] = [sent / run.seconds for run in live]
+            samples[f"{key}.live_cpu_us_per_event"] = [run.cpu_s / sent * 1e6 for run in live]
     return samples
 
 
@@ -75,7 +73,7 @@ class Bursts:
             began = time.perf_counter()
             async with opened(self._daemon.address, count, resume=before) as subscribers:
                 subscribers[0].on_batch = batches.append
-                await together([each.until(self._changes) for each in subscribers])
+                await together([subscriber.until(self._changes) for subscriber in subscribers])
                 return Caught(time.perf_counter() - began, batches)
 
     async def live(self, count: int) -> Live:
@@ -96,14 +94,14 @@ class Bursts:
     async def _made(self, subscribers: list[Subscriber], events: int) -> None:
         self._runs += 1
         burst = self._milo.burst(0, self._changes, self._size, str(self._runs))
-        await together([burst, *(each.until(events) for each in subscribers)])
+        await together([burst, *(subscriber.until(events) for subscriber in subscribers)])
 
 
 async def bare_s(batches: list[bytes], count: int, directory: Path) -> float:
     async with bare(batches, directory) as server:
         began = time.perf_counter()
         async with opened(server.address, count) as subscribers:
-            await together([_all(each, len(batches)) for each in subscribers])
+            await together([_all(subscriber, len(batches)) for subscriber in subscribers])
             return time.perf_counter() - began
 
 

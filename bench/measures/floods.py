@@ -37,7 +37,7 @@ async def measure(setting: Setting) -> Samples:
     scale = setting.scale
     return {
         f"floods.{key}": [value]
-        for each in (
+        for figures in (
             await _refused(setting, "health_watches", scale.flood_watches),
             await _refused(setting, "calls", scale.flood_calls),
             await _refused(setting, "calls", scale.flood_calls, identified=True),
@@ -46,7 +46,7 @@ async def measure(setting: Setting) -> Samples:
             await _silent_connections(setting, scale.flood_connections, scale.flood_handshakes),
             await _client_hellos(setting, scale.flood_connections, scale.flood_handshakes),
         )
-        for key, value in each.items()
+        for key, value in figures.items()
     }
 
 

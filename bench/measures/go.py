@@ -243,7 +243,7 @@ class _Bench:
                 found = {"served": float((await place.server.status())["kinds"])}
         for way in _WAYS:
             grown = [b - a for a, b in zip(settled[way, few], settled[way, many], strict=True)]
-            found[f"{way}kib"], found[f"{way}goroutines"] = (each / (many - few) for each in grown)
+            found[f"{way}kib"], found[f"{way}goroutines"] = (growth / (many - few) for growth in grown)
         found["ratio"] = found["kib"] / found["shared_mapper_kib"]
         found["plain_ratio"] = found["kib"] / found["plain_kib"]
         return found

@@ -44,11 +44,11 @@ def _measured(directory: Path, updates: int) -> Samples:
         try:
             with _load(planes) as load:
                 for number in range(_REPLICAS, _REPLICAS + updates):
-                    eventually_blocking(lambda: all(each.is_standing_by for each in replicas), within_s=_WITHIN_S)
+                    eventually_blocking(lambda: all(replica.is_standing_by for replica in replicas), within_s=_WITHIN_S)
                     # As a Deployment with maxSurge 1 does: start a new replica, then terminate an old one.
                     replicas.append(_Replica(directory / f"replica-{number}.log", environ))
-                    eventually_blocking(lambda: all(each.is_standing_by for each in replicas), within_s=_WITHIN_S)
-                    leader = next(each for each in replicas if each.is_leading)
+                    eventually_blocking(lambda: all(replica.is_standing_by for replica in replicas), within_s=_WITHIN_S)
+                    leader = next(replica for replica in replicas if replica.is_leading)
                     replicas.remove(leader)
                     seconds.append(_handover_s(leader, load))
             created = load.created
@@ -105,7 +105,7 @@ def _settled(created: list[tuple[ControlPlane, str]]) -> int:
     left = created
     deadline = time.monotonic() + _WITHIN_S
     while left and time.monotonic() < deadline:
-        left = [each for each in left if not _is_greeted(*each)]
+        left = [pair for pair in left if not _is_greeted(*pair)]
         time.sleep(_POLL_S)
     return len(left)
 

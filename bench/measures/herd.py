@@ -15,7 +15,7 @@ async def measure(setting: Setting) -> Samples:
         for _ in range(scale.rounds):
             began = time.perf_counter()
             async with opened(daemon.address, scale.herd) as subscribers:
-                await together([each.until_synced() for each in subscribers])
+                await together([subscriber.until_synced() for subscriber in subscribers])
                 took.append(time.perf_counter() - began)
-                assert all(each.events == scale.clusters for each in subscribers)
+                assert all(subscriber.events == scale.clusters for subscriber in subscribers)
         return {"herd_500.seconds": took, "herd_500.rss_growth_mib": [daemon.peak_mib - rss_mib]}

@@ -66,7 +66,7 @@ async def measure(setting: Setting) -> Samples:
     for name in company:
         for percentile, _ in _CUTS:
             ours, others = (
-                median(samples[f"hostile_clients.{name}.{each}{percentile}_ms"]) for each in ("", "elsewhere_")
+                median(samples[f"hostile_clients.{name}.{variant}{percentile}_ms"]) for variant in ("", "elsewhere_")
             )
             samples[f"hostile_clients.{name}.{percentile}_ratio"] = [ours / others]
     return dict(sorted(samples.items()))
@@ -90,8 +90,8 @@ class MeasuredSubscriber:
 
     async def take_foreign_revision(self) -> None:
         """Save a valid revision of another caller, which the hostile clients use."""
-        async with synced(self._daemon.address, 1) as [each]:
-            (self._directory / "stolen-revision").write_text(each.revision)
+        async with synced(self._daemon.address, 1) as [caller]:
+            (self._directory / "stolen-revision").write_text(caller.revision)
 
     async def beside(self, bad: HostileClients, kinds: tuple[str, ...]) -> dict[str, float]:
         async with bad.beside(kinds) as turned_away:
@@ -131,7 +131,7 @@ def certificates(directory: Path) -> None:
     authority.cert_pem.write_to_path(directory / "ca.pem")
     for name, pair in shown.items():
         pair.private_key_pem.write_to_path(directory / f"{name}.key")
-        (directory / f"{name}.crt").write_bytes(b"".join(each.bytes() for each in pair.cert_chain_pems))
+        (directory / f"{name}.crt").write_bytes(b"".join(certificate.bytes() for certificate in pair.cert_chain_pems))
 
 
 def _config(papers: Path, directory: Path, address: str) -> Path:

@@ -20,7 +20,7 @@ async def _of(key: str, setting: Setting, *, probed: bool) -> Samples:
         setting.daemon(setting.scale.clusters, probed=probed) as (_, daemon),
         synced(daemon.address, _SUBSCRIBERS) as subscribers,
     ):
-        async with meanwhile([_read(each) for each in subscribers]):
+        async with meanwhile([_read(subscriber) for subscriber in subscribers]):
             spent, began = daemon.cpu_s, time.perf_counter()
             await asyncio.sleep(setting.scale.idle_s)
             cpu_s, took_s = daemon.cpu_s - spent, time.perf_counter() - began

@@ -58,12 +58,12 @@ async def measure(setting: Setting) -> Samples:
                 cpu_s[_OURS].append(daemon.cpu_s - spent)
     samples: Samples = {}
     for name, read in {_OURS: ours, "raw_watch_": raw, **beside}.items():
-        samples |= {f"latency.{name}{percentile}_ms": [each.at(cut) for each in read] for percentile, cut in _CUTS}
-    samples["latency.write_p50_ms"] = [median(each.round_trips_ms) for each in ours]
+        samples |= {f"latency.{name}{percentile}_ms": [writes.at(cut) for writes in read] for percentile, cut in _CUTS}
+    samples["latency.write_p50_ms"] = [median(writes.round_trips_ms) for writes in ours]
     for key, cut in (("latency.over_raw_watch_ms", 50), ("latency.p99_over_raw_watch_ms", 99)):
         samples[key] = [one.at(cut) - other.at(cut) for one, other in zip(ours, raw, strict=True)]
-    for name, each in cpu_s.items():
-        samples[f"latency.{name}cpu_s_per_1000"] = [spent / scale.latency_writes * 1000 for spent in each]
+    for name, seconds in cpu_s.items():
+        samples[f"latency.{name}cpu_s_per_1000"] = [spent / scale.latency_writes * 1000 for spent in seconds]
     if scale.with_go:
         both = zip(cpu_s[_OURS], cpu_s["client_go_"], strict=False)
         samples["latency.cpu_ratio_to_client_go"] = [one / other for one, other in both]

@@ -47,7 +47,7 @@ def _round(count: int) -> dict[str, float]:
 
 
 def _views() -> list[ClusterView]:
-    return [Filter(selector=parse(each)) for each in _SELECTORS]
+    return [Filter(selector=parse(selector)) for selector in _SELECTORS]
 
 
 def _reading(log: ChangeLog, resume: int | None, view: ClusterView = EVERYTHING) -> float:

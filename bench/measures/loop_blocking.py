@@ -32,7 +32,7 @@ async def measure(setting: Setting) -> Samples:
                     burst = milo.burst(0, clusters, scale.fanout_burst, next(marks))
                     await together([burst, present.until(clusters)])
                 async with loop.holds("resume"), opened(daemon.address, subscribers, resume=before) as returned:
-                    await together([each.until(clusters) for each in returned])
+                    await together([subscriber.until(clusters) for subscriber in returned])
                 async with loop.holds("relist"):
                     await together([milo.relist(next(marks)), present.until(clusters + 1)])
             async with loop.holds("answer"), DiscoveryClient(daemon.address) as client:

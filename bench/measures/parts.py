@@ -35,7 +35,7 @@ def _round(count: int) -> dict[str, float]:
     source = in_process.source(in_process.observed(decoder, in_process.lines("ADDED", count, 1, "")))
     log, now = source.changes.log, time.monotonic()
     read_up_to = log.head
-    changes = [ObjectChanged(each) for each in in_process.observed(decoder, changed)]
+    changes = [ObjectChanged(observation) for observation in in_process.observed(decoder, changed)]
 
     def commit() -> None:
         for change in changes:

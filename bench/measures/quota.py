@@ -79,13 +79,13 @@ class Quota:
                 }
                 name = f"{self._step}-{kind.lower()}"
                 await _create(session, f"/apis/{_QUOTA}/resourceregistrations", "ResourceRegistration", name, spec)
-            for each in self._consumers:
-                await _create(session, f"{each.control_plane}/api/v1/namespaces", "Namespace", each.namespace)
-                allowance = {"resourceType": self._type(each.kind), "buckets": [{"amount": LIMIT}]}
-                spec = {"consumerRef": each.reference, "allowances": [allowance]}
-                await _create(session, each.path("resourcegrants"), "ResourceGrant", self._step, spec)
-            for each in self._consumers:
-                await self._applied(session, each)
+            for consumer in self._consumers:
+                await _create(session, f"{consumer.control_plane}/api/v1/namespaces", "Namespace", consumer.namespace)
+                allowance = {"resourceType": self._type(consumer.kind), "buckets": [{"amount": LIMIT}]}
+                spec = {"consumerRef": consumer.reference, "allowances": [allowance]}
+                await _create(session, consumer.path("resourcegrants"), "ResourceGrant", self._step, spec)
+            for consumer in self._consumers:
+                await self._applied(session, consumer)
 
     async def _applied(self, session: aiohttp.ClientSession, consumer: Consumer) -> None:
         """Wait until the grant of a consumer applies.
@@ -96,8 +96,8 @@ class Quota:
         grant = f"{consumer.path('resourcegrants')}/{self._step}"
         while True:
             buckets = await _list(session, consumer.path("allowancebuckets"))
-            of_type = [each for each in buckets if each["spec"]["resourceType"] == self._type(consumer.kind)]
-            if any(each.get("status", {}).get("limit") for each in of_type):
+            of_type = [bucket for bucket in buckets if bucket["spec"]["resourceType"] == self._type(consumer.kind)]
+            if any(bucket.get("status", {}).get("limit") for bucket in of_type):
                 return
             change = {"metadata": {"annotations": {"bench.example.com/changed-at": str(time.time())}}}
             async with session.patch(grant, json=change, headers=MERGE):
@@ -109,14 +109,14 @@ class Quota:
         left = iter(product(self._consumers, indices))
 
         async def work() -> None:
-            for each, index in left:
+            for consumer, index in left:
                 name = f"{self._step}-{index}"
                 spec = {
-                    "consumerRef": each.reference,
-                    "requests": [{"resourceType": self._type(each.kind), "amount": 1}],
+                    "consumerRef": consumer.reference,
+                    "requests": [{"resourceType": self._type(consumer.kind), "amount": 1}],
                     "resourceRef": {"apiGroup": _MANAGER, "kind": "Project", "name": name},
                 }
-                await _create(session, each.path("resourceclaims"), "ResourceClaim", name, spec)
+                await _create(session, consumer.path("resourceclaims"), "ResourceClaim", name, spec)
 
         async with self._access.session() as session, asyncio.TaskGroup() as tasks:
             for _ in range(_WRITERS):
@@ -132,27 +132,34 @@ class Quota:
                 if undecided or before:
                     decided_at = time.perf_counter()
                 await asyncio.sleep(_LOOK_EVERY_S)
-        granted = {each: sum(consumer == each for consumer, _ in self._granted) for each in self._consumers}
-        over = {each: max(0, count - LIMIT) for each, count in granted.items()}
+        granted = {
+            quota_consumer: sum(consumer == quota_consumer for consumer, _ in self._granted)
+            for quota_consumer in self._consumers
+        }
+        over = {consumer: max(0, count - LIMIT) for consumer, count in granted.items()}
         return {
             "quota.claims": len(self._consumers) * CLAIMS,
             "quota.seconds": decided_at - began,
             "quota.undecided": undecided,
             "quota.granted_of_limit": min(granted.values()) / LIMIT,
-            "quota.core.granted_over_limit": sum(count for each, count in over.items() if not each.control_plane),
-            "quota.projects.granted_over_limit": sum(count for each, count in over.items() if each.control_plane),
+            "quota.core.granted_over_limit": sum(
+                count for consumer, count in over.items() if not consumer.control_plane
+            ),
+            "quota.projects.granted_over_limit": sum(
+                count for consumer, count in over.items() if consumer.control_plane
+            ),
         }
 
     async def _look(self, session: aiohttp.ClientSession) -> int:
         """Record which claims are granted; return how many are decided."""
         decided = 0
-        for each in self._consumers:
-            for claim in await _list(session, each.path("resourceclaims")):
+        for consumer in self._consumers:
+            for claim in await _list(session, consumer.path("resourceclaims")):
                 name = claim["metadata"]["name"]
                 reasons = {condition["reason"] for condition in claim.get("status", {}).get("conditions", ())}
                 if name.startswith(f"{self._step}-"):
                     decided += bool(reasons & {_GRANTED, _DENIED})
-                    self._granted |= {(each, name)} if _GRANTED in reasons else set()
+                    self._granted |= {(consumer, name)} if _GRANTED in reasons else set()
         return decided
 
     def _type(self, kind: str) -> str:

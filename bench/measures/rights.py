@@ -75,18 +75,18 @@ class Fans:
             present: list[Subscriber] = []
             for address in self._addresses:
                 present += await stack.enter_async_context(synced(address, 1))
-            left_at = [each.revision for each in present]
+            left_at = [subscriber.revision for subscriber in present]
             await self._made(present, burst)
             began = time.perf_counter()
             back: list[Subscriber] = []
             for address, revision in zip(self._addresses, left_at, strict=True):
                 back += await stack.enter_async_context(opened(address, self._each, resume=revision))
-            await together([each.until(self._changes) for each in back])
+            await together([subscriber.until(self._changes) for subscriber in back])
             return time.perf_counter() - began
 
     async def _made(self, present: list[Subscriber], burst: int) -> None:
         made = self._milo.burst(0, self._changes, burst, str(next(_MARKS)))
-        await together([made, *(each.until(self._changes) for each in present)])
+        await together([made, *(subscriber.until(self._changes) for subscriber in present)])
 
 
 def _address(directory: Path, number: int) -> str:

@@ -24,7 +24,7 @@ async def measure(setting: Setting) -> Samples:
             # After one batch these subscribers never read again: their flow-control windows fill up, and further
             # messages stay in the daemon.
             async with opened(daemon.address, scale.stuck) as stuck:
-                await together([each.read() for each in stuck])
+                await together([subscriber.read() for subscriber in stuck])
                 beside.append(await bursts.p99_ms())
     return {
         "fanout.slow_reader_effect": [one / other for one, other in zip(beside, alone, strict=True)],
@@ -51,7 +51,7 @@ class Bursts:
                 await together(
                     [
                         self._milo.burst(0, self._size, self._size, f"{began}"),
-                        *(_until(each, events, note) for each in subscribers),
+                        *(_until(subscriber, events, note) for subscriber in subscribers),
                     ]
                 )
                 await asyncio.sleep(_PAUSE_S)

@@ -33,12 +33,12 @@ async def measure(setting: Setting) -> Samples:
     async with setting.milo(scale.small) as milo:
         larger = [await _daemon(setting, milo) for _ in range(scale.rounds)]
     return {
-        "small.rss_mib": [each.rss_mib for each in ours],
-        "small.bare_rss_mib": [each.rss_mib for each in bares],
-        "small.start_s": [each.seconds for each in ours],
-        "small.bare_start_s": [each.seconds for each in bares],
+        "small.rss_mib": [run.rss_mib for run in ours],
+        "small.bare_rss_mib": [run.rss_mib for run in bares],
+        "small.start_s": [run.seconds for run in ours],
+        "small.bare_start_s": [run.seconds for run in bares],
         "small.start_ratio": [mine.seconds / theirs.seconds for mine, theirs in zip(ours, bares, strict=True)],
-        "small.rss_1k_mib": [each.rss_mib for each in larger],
+        "small.rss_1k_mib": [run.rss_mib for run in larger],
     }
 
 

@@ -66,7 +66,7 @@ async def _of_size(setting: Setting, count: int, key: str) -> Samples:
                         beside[name].append(await _peer(peer, began, count))
     samples: Samples = {f"{key}.{name}": [run[name] for run in runs] for name in runs[0]}
     for name in readers:
-        samples |= {f"{key}.{name}_{each}": [run[each] for run in beside[name]] for each in _TOLD_OF_PEERS}
+        samples |= {f"{key}.{name}_{figure}": [run[figure] for run in beside[name]] for figure in _TOLD_OF_PEERS}
     samples[f"{key}.curl_seconds"] = [seconds for seconds in curls if seconds is not None]
     for name in (*readers, "curl"):
         theirs = samples[f"{key}.{name}_seconds"]
