@@ -120,5 +120,5 @@ def test_requirement_is_parsed_into_key_operator_and_values() -> None:
 
 @pytest.mark.parametrize(("labels", "expected"), [("a=1,b=2,c=3", True), ("a=1,b=2", False), ("b=2,c=3", False)])
 def test_selector_matches_if_all_requirements_hold(labels: str, expected: bool) -> None:
-    pairs = [(key, value) for key, _, value in (each.partition("=") for each in labels.split(","))]
+    pairs = [(key, value) for key, _, value in (label.partition("=") for label in labels.split(","))]
     assert parse("a=1,b,c!=4,c").matches(pairs) is expected

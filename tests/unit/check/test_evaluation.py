@@ -24,7 +24,7 @@ def test_check_counts_a_cluster_as_engaged_if_its_secret_contains_a_kubeconfig()
     listed = [seen(members, metadata={**METADATA, "labels": {"a": "b"}})]
     for data, endpoints in (({"value": encoded("https://b")}, ["https://b"]), ({}, [])):
         found = evaluate(followed, [listed, [seen(secrets, data=data)]])
-        assert [each.target.endpoint for each in found.clusters] == endpoints
+        assert [cluster.target.endpoint for cluster in found.clusters] == endpoints
         assert len(found.others.get(ObjectState.NOT_READY, ())) == 1 - len(endpoints)
 
 
@@ -55,4 +55,4 @@ def test_check_reports_how_many_clusters_are_engaged_and_the_first_problem(
     listed: list[Observation], level: str | None, words: str
 ) -> None:
     found = list(findings("clusters", evaluate(PROJECTS, [listed])))
-    assert [(each.level, each.message) for each in found] == ([] if level is None else [(level, words)])
+    assert [(finding.level, finding.message) for finding in found] == ([] if level is None else [(level, words)])

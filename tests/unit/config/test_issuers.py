@@ -28,7 +28,7 @@ def loaded(tmp_path: Path, *given: object, **settings: object) -> tuple[issuers.
 
 def test_credential_issuer_types_are_parsed(tmp_path: Path) -> None:
     found = loaded(tmp_path, *GOOD)
-    assert [each.type for each in found] == [each["type"] for each in GOOD]
+    assert [issuer.type for issuer in found] == [issuer["type"] for issuer in GOOD]
     datum, _, _, exec_, token_file, secret, _ = found
     assert isinstance(datum, issuers.DatumServiceAccount)
     assert datum.audiences == ("a", "b")

@@ -91,7 +91,7 @@ def test_items_of_lists_and_mappings_in_a_variable_are_separated_by_commas() -> 
         },
         None,
     )
-    assert [each.address for each in settings.listen] == [
+    assert [listener.address for listener in settings.listen] == [
         UnixAddress(Path("/run/a.sock")),
         InsecureAddress("127.0.0.1", 8080),
     ]

@@ -51,20 +51,20 @@ def test_empty_sidecar_flags_do_not_override_sources(tmp_path: Path) -> None:
     file.write_text(f"listen: [unix:///run/other/discovery.sock]{TWO}")
     kubeconfigs: dict[str, object] = dict.fromkeys(("discovery_kubeconfig", "project_kubeconfig"), "")
     settings = load({"mode": "", "label_selector": "", "listen": ("",), **kubeconfigs}, {}, file)
-    assert [each.name for each in settings.sources] == ["milo", "dns"]
-    assert [str(each.address) for each in settings.listen] == ["unix:///run/other/discovery.sock"]
+    assert [source.name for source in settings.sources] == ["milo", "dns"]
+    assert [str(listener.address) for listener in settings.listen] == ["unix:///run/other/discovery.sock"]
 
 
 def test_settings_without_sources_have_one_unnamed_source() -> None:
     settings = load({"mode": "single"}, {}, None)
-    assert [(each.name, each.kind) for each in settings.sources] == [("", "single")]
+    assert [(source.name, source.kind) for source in settings.sources] == [("", "single")]
     assert settings.title == "single"
 
 
 def test_single_source_in_sources_list_has_its_name(tmp_path: Path) -> None:
     file = tmp_path / "config.yaml"
     file.write_text("sources: [{name: milo, kind: single}]")
-    assert [(each.name, each.kind) for each in load({}, {}, file).sources] == [("milo", "single")]
+    assert [(source.name, source.kind) for source in load({}, {}, file).sources] == [("milo", "single")]
 
 
 @pytest.mark.parametrize(
@@ -187,7 +187,7 @@ def test_kubeconfig_directory_is_accepted_as_cluster_source(tmp_path: Path) -> N
     file = tmp_path / "config.yaml"
     file.write_text(FILES)
     settings = load({}, {}, file)
-    assert [each.kind for each in settings.sources] == ["project", "kubeconfig-directory"]
+    assert [source.kind for source in settings.sources] == ["project", "kubeconfig-directory"]
 
 
 @pytest.mark.parametrize(

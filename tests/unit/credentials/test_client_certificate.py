@@ -40,7 +40,7 @@ async def test_certificate_has_name_and_requested_lifetime(tmp_path: Path) -> No
     minted = await mounted(tmp_path, trustme.CA()).mint(WANTED)
     assert minted.credential.certificate is not None
     made = x509.load_pem_x509_certificate(minted.credential.certificate.chain)
-    names = [(each.oid, each.value) for each in made.subject]
+    names = [(attribute.oid, attribute.value) for attribute in made.subject]
     assert names == [
         (NameOID.COMMON_NAME, "operator:alpha"),
         (NameOID.ORGANIZATION_NAME, "milo"),

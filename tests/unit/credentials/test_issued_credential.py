@@ -121,12 +121,12 @@ def test_issued_token_for_other_audience_or_subject_is_rejected() -> None:
 
 def test_fingerprints_of_credentials_differ_and_their_repr_hides_the_token() -> None:
     one, other, third = (
-        validate(each, NOW, origin="it", expires_at=NOW + 600)
-        for each in (token("one"), token("two"), of(certificate(NOW, NOW + 600)))
+        validate(credential, NOW, origin="it", expires_at=NOW + 600)
+        for credential in (token("one"), token("two"), of(certificate(NOW, NOW + 600)))
     )
     prints = {one.fingerprint, other.fingerprint, third.fingerprint}
     assert len(prints) == 3
-    assert all(len(each) == 8 for each in prints)
+    assert all(len(fingerprint) == 8 for fingerprint in prints)
     assert "'one'" not in repr(one)
 
 

@@ -71,7 +71,7 @@ async def recording() -> AsyncIterator[tuple[ApiServer, list[tuple[Mapping[str, 
 
     async def answer(request: web.Request) -> web.Response:
         form = await request.post()
-        fields = {name: [str(each) for each in form.getall(name)] for name in form}
+        fields = {name: [str(value) for value in form.getall(name)] for name in form}
         received.append((fields, request.headers.get("Authorization", "")))
         return web.json_response({"access_token": "t", "expires_in": 60, "token_type": "Bearer"})
 

@@ -159,7 +159,9 @@ async def test_sources_that_share_an_object_do_not_revoke_each_others_tokens(san
     source = a_source(api)
     clusters = [engaged(ALPHA, 1), engaged(IN_OTHER_SOURCE, 2)]
     assert clusters[0].object_uid == clusters[1].object_uid
-    ours, theirs = [(await source.mint(MintRequest(ttl_s=900, cluster=each))).credential.token for each in clusters]
+    ours, theirs = [
+        (await source.mint(MintRequest(ttl_s=900, cluster=cluster))).credential.token for cluster in clusters
+    ]
     assert (_is_accepted(sandbox, ours), _is_accepted(sandbox, theirs)) == (True, True)
     await source.revoke(clusters[1])
     assert (_is_accepted(sandbox, ours), _is_accepted(sandbox, theirs)) == (True, False)

@@ -43,7 +43,7 @@ class Claimants:
         return self.fleet.commit(f"{source}", ClusterStates(seen, position), at(self.seconds))
 
     def restore(self, source: int, *seen: Ready) -> None:
-        self.fleet.restore(f"{source}", ((each, 0.0) for each in seen), 0.0)
+        self.fleet.restore(f"{source}", ((observation, 0.0) for observation in seen), 0.0)
 
 
 class RecordingRegistry(Claimants):
@@ -55,13 +55,13 @@ class RecordingRegistry(Claimants):
 
     def observe(self, *seen: Observation | ConfirmedDeletion, listed: bool = False) -> list[tuple[EventType, str]]:
         """Apply observations of a watch, or of the first list with `listed`; return the changes."""
-        return [(each.type, each.cluster.target.name) for each in self.commit(0, *seen, listed=listed)]
+        return [(event.type, event.cluster.target.name) for event in self.commit(0, *seen, listed=listed)]
 
     def list_ended(self) -> None:
         self.positions[0].end_list(0)
 
     def engaged_names(self) -> set[str]:
-        return {each.target.name for each in self.engagements.clusters()}
+        return {cluster.target.name for cluster in self.engagements.clusters()}
 
     def state(self, name: str) -> ObjectState | None:
         record = self.engagements[name]
@@ -89,8 +89,8 @@ def deleted(name: str) -> ConfirmedDeletion:
 
 def registry_with(*seen: Observation) -> RecordingRegistry:
     fleet = RecordingRegistry()
-    for each in seen:
-        fleet.observe(each)
+    for observation in seen:
+        fleet.observe(observation)
     return fleet
 
 
@@ -106,7 +106,7 @@ def test_earlier_uid_claim_wins_and_later_object_is_malformed() -> None:
 def test_object_that_changes_its_uid_claim_to_a_taken_one_keeps_its_cluster() -> None:
     fleet = registry_with(claims("bank"), claims("shop-x", "uid-of-shop"))
     assert fleet.observe(claims("shop-x", BANK, "2")) == []
-    (shop,) = (each for each in fleet.engagements.clusters() if each.target.name == "shop-x")
+    (shop,) = (cluster for cluster in fleet.engagements.clusters() if cluster.target.name == "shop-x")
     assert shop.target.uid == "uid-of-shop"
     assert fleet.refused == ["shop-x"]
 
@@ -276,7 +276,7 @@ class Sources(Claimants):
 
     @property
     def engaged(self) -> set[str]:
-        return {each.target.name for source in self.sources for each in source.clusters()}
+        return {cluster.target.name for source in self.sources for cluster in source.clusters()}
 
 
 def declared(name: str, url: str, version: str = "1", **fields: Any) -> Ready:
@@ -399,7 +399,7 @@ def test_no_sequence_of_changes_engages_two_clusters_by_one_claim() -> None:
             if kind > 0.7:
                 seen = deleted(name) if kind > 0.85 else unready(name, uid, f"{step}")
             sources.observe(source, seen)
-            targets = [each.target for engagements in sources.sources for each in engagements.clusters()]
+            targets = [cluster.target for engagements in sources.sources for cluster in engagements.clusters()]
             for values in ([each.uid for each in targets], [each.endpoint for each in targets]):
                 assert len({*values}) == len(values), f"seed {seed}, step {step}: {sorted(values)}"
 

@@ -30,7 +30,14 @@ def at_secret(cluster: str, contributions: Sequence[ObjectContribution], uid: st
     if not isinstance(seen, Ready):
         return seen
     secret = seen.target.organization
-    server = next((each.content for each in contributions if (each.watch, each.object) == (SECRETS, secret)), None)
+    server = next(
+        (
+            contribution.content
+            for contribution in contributions
+            if (contribution.watch, contribution.object) == (SECRETS, secret)
+        ),
+        None,
+    )
     if server is None:
         return NotReady(cluster, seen.uid, seen.version, f"there is no kubeconfig in Secret {secret}")
     return Ready(seen.uid, seen.version, target(cluster, seen.uid, organization=server))
@@ -59,7 +66,7 @@ class JoinedFleet(RecordedFleet):
 
     @property
     def servers(self) -> dict[str, str]:
-        return {each.target.name: each.target.organization for each in self.source.engagements.clusters()}
+        return {cluster.target.name: cluster.target.organization for cluster in self.source.engagements.clusters()}
 
     def message(self, cluster: str) -> str:
         record = self.source.engagements[cluster]
@@ -184,8 +191,8 @@ def test_list_that_lacks_most_secrets_holds_their_removal() -> None:
 def restarted(before: JoinedFleet, *, without: str = "") -> JoinedFleet:
     """Return a fleet restored from the state of `before`, without the Secret `without`."""
     fleet = JoinedFleet()
-    stored = [(Ready(each.target.uid, "", each.target), 5.0) for each in before.source.engagements.clusters()]
-    objects = [each for each in before.source.stored_objects() if each.key != without]
+    stored = [(Ready(cluster.target.uid, "", cluster.target), 5.0) for cluster in before.source.engagements.clusters()]
+    objects = [obj for obj in before.source.stored_objects() if obj.key != without]
     fleet.source.restore(stored, objects, RESTORED)
     fleet.journal.events.clear()
     return fleet

@@ -238,7 +238,7 @@ def test_not_ready_cluster_is_eventually_disengaged_and_ready_cluster_never(
             not_ready.add(name)
         assert not not_ready - set(names(40))
         assert set(fleet.disengaged_at) <= not_ready
-        waiting = {each for each in names(40) if fleet.clusters.until(each) is not None}
+        waiting = {name for name in names(40) if fleet.clusters.until(name) is not None}
         assert waiting == not_ready & fleet.engaged
         assert (fleet.clusters.due_at is None) == (not waiting)
     fleet.run(now + 1000.0)

@@ -131,7 +131,7 @@ def test_overdue_not_ready_clusters_are_ordered_by_start_of_grace() -> None:
     fleet.commit([ready("a"), ready("b"), ready("c")], at(0))
     for second, name in ((1, "b"), (2, "a"), (3, "c")):
         fleet.commit([not_ready(name)], at(second))
-    assert [each.cluster.target.name for each in fleet.end_overdue(at(62))] == ["b", "a"]
+    assert [event.cluster.target.name for event in fleet.end_overdue(at(62))] == ["b", "a"]
     assert fleet.not_ready.due_at == 63.0
 
 

@@ -40,7 +40,7 @@ def draining(*keys: SubscriberKey, until: float = 100.0) -> PendingReleases:
 
 
 def awaited(releases: PendingReleases, name: str = "a") -> list[str]:
-    return [each.key.name for each in releases.awaited(name)]
+    return [release.key.name for release in releases.awaited(name)]
 
 
 def test_drain_without_subscribers_does_not_begin() -> None:

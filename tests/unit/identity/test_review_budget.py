@@ -58,7 +58,7 @@ def test_review_budget_limits_owner_of_many_connections() -> None:
 def test_review_budget_is_not_increased_by_additional_certificate_names() -> None:
     budget = ReviewBudget(0)
     origins = [TokenOrigin(str(number), (f"dns:{number}", "dns:own")) for number in range(100)]
-    assert sum(flood(budget, each) for each in origins) == PER_OWNER.burst / 5
+    assert sum(flood(budget, origin) for origin in origins) == PER_OWNER.burst / 5
 
 
 def test_review_budget_reserves_share_for_accepted_tokens() -> None:

@@ -64,7 +64,7 @@ async def issuing(
     **limits: int,
 ) -> AsyncIterator[Kubeconfigs]:
     kubeconfigs = Kubeconfigs(
-        [each if isinstance(each, IssuerAssignment) else IssuerAssignment(each) for each in issuers],
+        [issuer if isinstance(issuer, IssuerAssignment) else IssuerAssignment(issuer) for issuer in issuers],
         Issuance(
             trust=lambda *_: ClusterTrust(b"CA"),
             metrics=(metrics or Metrics()).credentials,
@@ -113,7 +113,7 @@ async def test_per_cluster_credential_is_issued_for_each_cluster_and_incarnation
     async with issuing(backend) as kubeconfigs:
         for name, incarnation in (("alpha", 1), ("beta", 2), ("alpha", 3)):
             assert f"{CANARY}-{name}-" in await got(kubeconfigs, a_cluster(name, incarnation))
-    assert [each.cluster and each.cluster.incarnation for each in backend.asked] == [1, 2, 3]
+    assert [request.cluster and request.cluster.incarnation for request in backend.asked] == [1, 2, 3]
 
 
 async def test_cluster_with_changed_endpoint_gets_another_credential() -> None:
@@ -123,7 +123,7 @@ async def test_cluster_with_changed_endpoint_gets_another_credential() -> None:
         before = await got(kubeconfigs)
         assert kubeconfigs.held(moved) is None
         assert await got(kubeconfigs, moved) != before
-        assert [each.cluster and each.cluster.target.endpoint for each in backend.asked] == [
+        assert [request.cluster and request.cluster.target.endpoint for request in backend.asked] == [
             "https://alpha.test",
             "https://elsewhere.test",
         ]
@@ -167,7 +167,7 @@ async def test_credential_is_renewed_before_expiry() -> None:
         while len(set(seen)) < 6:
             seen.append(await got(kubeconfigs))
             await asyncio.sleep(0)
-    assert list(dict.fromkeys(seen)) == [each for each, _ in groupby(seen)], "the backend returned an older token"
+    assert list(dict.fromkeys(seen)) == [key for key, _ in groupby(seen)], "the backend returned an older token"
 
 
 async def test_kubeconfigs_have_the_last_credential_until_its_expiry_while_the_issuer_is_down() -> None:
@@ -276,7 +276,7 @@ async def test_first_credential_issuer_whose_selector_matches_serves_cluster() -
         with pytest.raises(NoIssuerError, match="its labels and source match no entry"):
             await got(kubeconfigs, none)
         assert await kubeconfigs.refusal(UNLIMITED) is None
-        assert [each.name for each in kubeconfigs.health()] == ["one", "other"]
+        assert [issuer.name for issuer in kubeconfigs.health()] == ["one", "other"]
 
 
 @pytest.mark.parametrize(

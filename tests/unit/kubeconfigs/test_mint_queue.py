@@ -25,8 +25,8 @@ def entry(number: int, organization: str = "") -> Entry:
 
 
 def first(queue: MintQueue[Entry], *entries: Entry) -> None:
-    for each in entries:
-        queue.add(each, ends_at=-inf, failures=0)
+    for queued in entries:
+        queue.add(queued, ends_at=-inf, failures=0)
 
 
 def taken(queue: MintQueue[Entry]) -> list[str]:
@@ -95,8 +95,8 @@ def test_credential_queue_slot_is_reused_when_its_request_is_done() -> None:
     assert taken(queue) == ["p1", "p2"]
     queue.done(entries[0])
     assert taken(queue) == ["p3"]
-    for each in entries[1:3]:
-        queue.done(each)
+    for queued in entries[1:3]:
+        queue.done(queued)
     assert taken(queue) == ["p4"]
 
 

@@ -44,13 +44,13 @@ def test_proto_file_has_each_engagement_reason_and_fleet_count() -> None:
 
 
 def test_python_client_has_each_engagement_reason_and_fleet_count() -> None:
-    assert {each.name for each in EngagementReason} - {"UNSPECIFIED"} == REASONS
+    assert {reason.name for reason in EngagementReason} - {"UNSPECIFIED"} == REASONS
     assert set(FleetCounts.__annotations__) == COUNTS
 
 
 def test_daemon_and_clients_have_each_disengage_reason() -> None:
-    assert {each.name for each in DisengageReason} - {"UNSPECIFIED"} == DISENGAGE_REASONS
-    assert {each.name for each in cluster.DisengageReason} == DISENGAGE_REASONS
+    assert {reason.name for reason in DisengageReason} - {"UNSPECIFIED"} == DISENGAGE_REASONS
+    assert {reason.name for reason in cluster.DisengageReason} == DISENGAGE_REASONS
     go, node = (ROOT / "clients/go/model.go").read_text(), (ROOT / NODE_ENUMS).read_text()
     assert [reason for reason in DISENGAGE_REASONS if f'DisengageReason = "{reason}"' not in go] == []
     assert [reason for reason in DISENGAGE_REASONS if f"  {reason} =" not in node] == []

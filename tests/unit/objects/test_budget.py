@@ -46,7 +46,7 @@ def objects(count: int, first: int = 0) -> Iterable[Observation]:
 def test_many_short_labels_count_with_their_memory_overhead() -> None:
     labels = tuple((f"{number:03}", "") for number in range(1000))
     content = NotReady(name="p", uid="u", version="1", message="", fields=ObjectFields("p", "", labels))
-    size = sys.getsizeof(labels) + sum(sys.getsizeof(each) + sys.getsizeof(each[0]) for each in labels)
+    size = sys.getsizeof(labels) + sum(sys.getsizeof(label) + sys.getsizeof(label[0]) for label in labels)
     assert weigh(content) > size
     few = msgspec.structs.replace(content, fields=ObjectFields("p", "", labels[:8]))
     assert weigh(few) < 1024
@@ -123,7 +123,7 @@ def test_reads_that_find_larger_objects_do_not_exceed_the_budget() -> None:
         clusters.resolve(request, Found(ready(request.name, "2", labels={"mark": "x" * 1000})))
     assert clusters.weight.problem
     assert clusters.weight.used <= LIMIT * SIZE
-    assert not any(each.target.labels for each in clusters.engagements.clusters())
+    assert not any(cluster.target.labels for cluster in clusters.engagements.clusters())
 
 
 def test_fleet_can_be_replaced_again_after_its_deletions_are_confirmed() -> None:

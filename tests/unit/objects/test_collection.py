@@ -105,7 +105,7 @@ def test_first_list_may_contain_versions_in_any_order() -> None:
 def test_relist_is_buffered_until_complete() -> None:
     source = Source(ready("a"))
     assert source.take(ListStarted(), Listed(ready("b")), Listed(not_ready("a"))) == []
-    assert [each.type.name for each in source.take(ListEnded())] == ["ENGAGED", "DISENGAGED"]
+    assert [event.type.name for event in source.take(ListEnded())] == ["ENGAGED", "DISENGAGED"]
 
 
 def test_abandoned_relist_changes_nothing() -> None:
@@ -131,7 +131,7 @@ def test_object_created_after_restore_is_applied_despite_lower_version() -> None
     source.take(ListStarted(), Listed(ready("a", "5")), ListEnded(versions_went_back=True))
     source.answer(Absent())
     made = source.take(ObjectChanged(ready("b", "7", uid="after")))
-    assert [(each.type.name, each.cluster.target.uid) for each in made] == [("ENGAGED", "after")]
+    assert [(event.type.name, event.cluster.target.uid) for event in made] == [("ENGAGED", "after")]
 
 
 @pytest.mark.parametrize(
@@ -147,7 +147,7 @@ def test_object_created_after_restore_is_applied_despite_lower_version() -> None
 def test_relist_applies_changed_state_of_object_with_equal_version(
     known: Observation, listed: Observation, expected: list[str]
 ) -> None:
-    assert [each.type.name for each in Source(known).lists(listed)] == expected
+    assert [event.type.name for event in Source(known).lists(listed)] == expected
 
 
 def test_relist_is_applied_although_versions_went_back() -> None:
@@ -360,7 +360,7 @@ def test_changes_received_together_are_committed_in_one_batch() -> None:
 def test_list_and_subsequent_events_in_one_chunk_are_both_applied() -> None:
     source = Source()
     expected = source.take(ListStarted(), Listed(ready("a")), ListEnded(), ObjectChanged(not_ready("a")))
-    assert [each.type.name for each in expected] == ["ENGAGED", "DISENGAGED"]
+    assert [event.type.name for event in expected] == ["ENGAGED", "DISENGAGED"]
 
 
 @pytest.mark.parametrize("count", [EVENTS_PER_STEP - 1, EVENTS_PER_STEP, 3 * EVENTS_PER_STEP + 1])

@@ -47,13 +47,13 @@ class Source(ListedClusters):
     def restored(cls) -> "Source":
         """Return a fleet that was restored from a state file, which stores no versions."""
         source = cls.unlisted()
-        source.restore(((ready(each.name, version=""), 0.0) for each in FLEET), at(0.0))
+        source.restore(((ready(observation.name, version=""), 0.0) for observation in FLEET), at(0.0))
         return source
 
     def answers(self, answer: ConfirmationResult) -> list[Event]:
         """Answer all pending confirmation reads."""
         requests = self.pending_deletions.take_due(self.now)
-        return [done for each in requests for done in self.resolve(each, answer)]
+        return [done for request in requests for done in self.resolve(request, answer)]
 
     @property
     def engaged(self) -> int:
@@ -64,8 +64,8 @@ class GuardOfTwo(RemovalGuard):
     """A guard that holds the removal of `a` and `b`, and decides about other objects as usual."""
 
     def judge(self, missing: Sequence[tuple[str, str]], known: ObjectStore, **about: Any) -> ListJudgement:
-        kept = [each for each in missing if each[0] in "ab"]
-        rest = [each for each in missing if each[0] not in "ab"]
+        kept = [removal for removal in missing if removal[0] in "ab"]
+        rest = [removal for removal in missing if removal[0] not in "ab"]
         judgement = super().judge(rest, known, **about)
         return ListJudgement([*judgement.removals, JudgedRemovals(kept, HeldRemovals(0.0, "not these"))])
 
@@ -111,8 +111,8 @@ def test_empty_relist_holds_removal_of_all_clusters_with_reason() -> None:
 def test_empty_list_holds_removal_of_clusters_that_other_members_own() -> None:
     source = Source()
     source.engagements.assigned_elsewhere = lambda _: "another member owns it"
-    for each in FLEET:
-        source.engagements.lose(each.name, "another member owns it", at(1.0))
+    for observation in FLEET:
+        source.engagements.lose(observation.name, "another member owns it", at(1.0))
     assert (source.engaged, source.store.established_count) == (0, 6)
     source.lists()
     assert source.requested_names() == []
@@ -121,7 +121,7 @@ def test_empty_list_holds_removal_of_clusters_that_other_members_own() -> None:
 
 def test_empty_list_holds_removal_of_clusters_that_were_ready_before() -> None:
     source = Source()
-    source.take(*(ObjectChanged(not_ready(each.name, "2")) for each in FLEET))
+    source.take(*(ObjectChanged(not_ready(observation.name, "2")) for observation in FLEET))
     assert source.engaged == 0
     source.lists()
     assert source.requested_names() == []
@@ -130,7 +130,7 @@ def test_empty_list_holds_removal_of_clusters_that_were_ready_before() -> None:
 
 def test_empty_list_does_not_hold_removal_of_objects_that_were_never_ready_under_their_uid() -> None:
     source = Source()
-    source.take(*(ObjectChanged(not_ready(each.name, "2", uid="another")) for each in FLEET))
+    source.take(*(ObjectChanged(not_ready(observation.name, "2", uid="another")) for observation in FLEET))
     assert source.store.established_count == 0
     source.lists()
     assert len(source.requested_names()) == 6
@@ -347,20 +347,20 @@ def test_f19_replacement_of_most_objects_is_held_then_applied_one_by_one() -> No
     for place, name in enumerate("bcdef"):
         source.now = 30.0 + place
         events += source.answers(Found(recreated(name)[0]))
-    assert [each.reason for each in events] == [DisengageReason.REPLACED, None] * 5
+    assert [event.reason for event in events] == [DisengageReason.REPLACED, None] * 5
     assert len(source.pending_deletions) == 0
 
 
 def test_f19_replacement_of_few_objects_is_applied_at_once() -> None:
     source = Source()
     done = source.lists(*FLEET[1:], *recreated("a"))
-    assert [each.reason for each in done] == [DisengageReason.REPLACED, None]
+    assert [event.reason for event in done] == [DisengageReason.REPLACED, None]
 
 
 def test_f35_restored_cluster_with_another_uid_is_replaced_at_once() -> None:
     source = Source.restored()
     done = source.lists(*FLEET[1:], *recreated("a"))
-    assert [each.reason for each in done] == [DisengageReason.REPLACED, None]
+    assert [event.reason for event in done] == [DisengageReason.REPLACED, None]
     assert not source.collection.is_restored
 
 
@@ -374,7 +374,7 @@ def test_replacement_of_most_restored_clusters_is_held_as_in_a_running_daemon() 
     for place, name in enumerate("abcdef"):
         source.now = 30.0 + place
         events += source.answers(Found(recreated(name)[0]))
-    assert [each.reason for each in events] == [DisengageReason.REPLACED, None] * 6
+    assert [event.reason for event in events] == [DisengageReason.REPLACED, None] * 6
     assert not source.collection.is_restored
 
 
@@ -384,7 +384,7 @@ def test_confirmation_read_applies_a_replacement_that_the_second_list_contains()
         source.lists(*recreated("abcdef"), version="20")
     [request] = source.pending_deletions.take_due(source.now)
     events = source.resolve(request, Found(recreated(request.name)[0]))
-    assert [each.reason for each in events] == [DisengageReason.REPLACED, None]
+    assert [event.reason for event in events] == [DisengageReason.REPLACED, None]
 
 
 def test_first_list_of_another_server_is_ignored_beside_restored_clusters() -> None:
@@ -482,7 +482,7 @@ def test_terminating_object_recreated_under_its_name_is_replaced_at_once() -> No
     source = Source()
     source.take(*(ObjectChanged(terminating(name)) for name in "abcde"))
     done = source.lists(FLEET[5], *recreated("abcde"))
-    assert [each.reason for each in done] == [DisengageReason.REPLACED, None] * 5
+    assert [event.reason for event in done] == [DisengageReason.REPLACED, None] * 5
 
 
 def test_f21_list_of_another_server_confirms_no_deletion_of_terminating_objects() -> None:

@@ -84,7 +84,7 @@ def test_restored_server_engages_new_clusters() -> None:
 def test_cluster_held_after_a_restore_follows_its_next_change() -> None:
     source = at_version_120()
     restored(source, *OLD)
-    assert [each.cluster.target.name for each in source.take(ObjectChanged(not_ready("a", "60")))] == ["a"]
+    assert [event.cluster.target.name for event in source.take(ObjectChanged(not_ready("a", "60")))] == ["a"]
     assert (source.engaged, source.pending_deletions.held) == (5, 5)
 
 
@@ -124,7 +124,7 @@ def test_deletion_by_restored_server_is_applied_while_its_versions_grow() -> Non
     source.take(ObjectChanged(ready("g", "60")))
     source.now = 100.0
     source.lists(*kept, versions_went_back=True, version="61")
-    assert [each.cluster.target.name for each in source.answers(Absent())] == ["g"]
+    assert [event.cluster.target.name for event in source.answers(Absent())] == ["g"]
 
 
 def test_deletion_after_a_server_restore_is_confirmed_although_others_are_held() -> None:
@@ -133,7 +133,7 @@ def test_deletion_after_a_server_restore_is_confirmed_although_others_are_held()
     assert (source.engaged, source.pending_deletions.held) == (6, 4)
     source.now = 100.0
     source.lists(*OLD[:3], ready("d", "50"), versions_went_back=True)
-    assert [each.cluster.target.name for each in source.answers(Absent())] == ["e"]
+    assert [event.cluster.target.name for event in source.answers(Absent())] == ["e"]
     assert (source.engaged, source.pending_deletions.held) == (5, 4)
     assert source.collection.held is not None
 
@@ -144,8 +144,8 @@ def test_accepted_restore_disengages_clusters_that_are_missing_or_not_ready() ->
     source.now = 100.0
     assert source.collection.accept(source.now)
     gone = source.lists(*OLD[:3], *(ready(name, "50") for name in "de"), versions_went_back=True)
-    assert [each.cluster.target.name for each in gone] == ["a", "b", "c"]
-    assert [each.cluster.target.name for each in source.answers(Absent())] == ["f"]
+    assert [event.cluster.target.name for event in gone] == ["a", "b", "c"]
+    assert [event.cluster.target.name for event in source.answers(Absent())] == ["f"]
     assert (source.engaged, source.pending_deletions.held, source.collection.held) == (2, 0, None)
 
 
@@ -237,7 +237,7 @@ def test_refuted_deletion_is_confirmed_by_a_later_read() -> None:
     assert source.answers(Found(FLEET[0])) == []
     assert source.pending_deletions.explain("a") is None
     source.now = 1.0
-    assert [each.cluster.target.name for each in source.answers(Absent())] == ["a"]
+    assert [event.cluster.target.name for event in source.answers(Absent())] == ["a"]
 
 
 def test_object_whose_deletion_was_refuted_by_a_read_is_no_reference_object() -> None:
@@ -274,7 +274,7 @@ class TestReadThatContradictsTheList:
     def test_read_older_than_the_list_does_not_refute_deletion(self, source: Source, older: Observation) -> None:
         assert source.answers(Found(older)) == []
         source.now = 5.0
-        assert [each.reason for each in source.answers(Absent())] == [DisengageReason.DELETED]
+        assert [event.reason for event in source.answers(Absent())] == [DisengageReason.DELETED]
 
     def test_read_older_than_the_list_is_applied_if_it_persists(self, source: Source) -> None:
         source.answers(Found(ready("a", "110", "u2")))
@@ -296,21 +296,23 @@ class TestReadThatContradictsTheList:
         assert source.answers(Found(not_ready("a", "0"))) == []
         assert source.collection.held is None, "the replica may still catch up"
         source.now = 60.0
-        assert [each.reason for each in source.answers(Absent())] == [DisengageReason.DELETED]
+        assert [event.reason for event in source.answers(Absent())] == [DisengageReason.DELETED]
 
     def test_restored_cluster_is_not_replaced_by_a_predecessor_outside_of_the_selector(self) -> None:
         source = Source.restored()
         source.lists(*FLEET[1:], version="120")
         assert source.answers(Found(outside("a", "110", "u0"))) == []
         source.now = 5.0
-        assert [each.reason for each in source.answers(Absent())] == [DisengageReason.DELETED]
+        assert [event.reason for event in source.answers(Absent())] == [DisengageReason.DELETED]
 
     def test_restored_cluster_is_replaced_by_another_object_outside_of_the_selector(self) -> None:
         source = Source.restored()
         source.lists(*FLEET[1:], version="120")
         source.answers(Found(outside("a", "110", "u2")))
         source.now = 30.0
-        assert [each.reason for each in source.answers(Found(outside("a", "110", "u2")))] == [DisengageReason.REPLACED]
+        assert [event.reason for event in source.answers(Found(outside("a", "110", "u2")))] == [
+            DisengageReason.REPLACED
+        ]
 
     def test_read_of_known_state_refutes_deletion(self, source: Source) -> None:
         assert source.answers(Found(FLEET[0])) == []
@@ -326,7 +328,7 @@ def test_list_does_not_overwrite_the_newer_state_of_a_read_during_it() -> None:
     read = Found(ready("a", "130", labels={"from": "read"}))
     assert [event.type.name for event in source.resolve(request, read)] == ["UPDATED"]
     source.take(ListEnded(version="121"))
-    labels = {each.target.name: each.target.labels for each in source.engagements.clusters()}
+    labels = {cluster.target.name: cluster.target.labels for cluster in source.engagements.clusters()}
     assert labels["a"] == (("from", "read"),)
 
 

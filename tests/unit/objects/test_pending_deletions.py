@@ -99,11 +99,11 @@ def test_refuted_deletion_is_not_checked_again_while_rechecks_are_deferred() -> 
     pending.add("b", "u2", 0.0)
     pending.resolve(next_request(pending), Inconclusive("503"), 0.0)
     pending.defers_rechecks = True
-    assert [(each.name, each.was_refuted) for each in pending.take_due(1000.0)] == [("b", False)]
+    assert [(deletion.name, deletion.was_refuted) for deletion in pending.take_due(1000.0)] == [("b", False)]
     assert pending.next_at is None
     pending.defers_rechecks = False
     assert pending.next_at == 1.0
-    assert [(each.name, each.was_refuted) for each in pending.take_due(1000.0)] == [("a", True)]
+    assert [(deletion.name, deletion.was_refuted) for deletion in pending.take_due(1000.0)] == [("a", True)]
 
 
 def test_concurrent_confirmations_are_limited() -> None:

@@ -267,7 +267,7 @@ def test_f21_server_identity_is_undecidable_with_one_cluster() -> None:
 
 def test_deletions_that_the_watch_reports_are_held_beyond_the_limit() -> None:
     guard = RemovalGuard(LIMITS)
-    assert [guard.deletion_reported(established(20 - each), float(each)) for each in range(10)] == [None] * 10
+    assert [guard.deletion_reported(established(20 - number), float(number)) for number in range(10)] == [None] * 10
     held = guard.deletion_reported(established(10), 10.0)
     assert held is not None
     assert held == guard.held
@@ -278,16 +278,16 @@ def test_deletions_that_the_watch_reports_are_held_beyond_the_limit() -> None:
 
 def test_watched_deletions_are_held_only_if_they_are_fast_and_exceed_the_share() -> None:
     guard = RemovalGuard(LIMITS)
-    assert [guard.deletion_reported(established(20), 31.0 * each) for each in range(30)] == [None] * 30
+    assert [guard.deletion_reported(established(20), 31.0 * number) for number in range(30)] == [None] * 30
     guard = RemovalGuard(LIMITS)
-    assert [guard.deletion_reported(established(1000 - each), 0.0) for each in range(200)] == [None] * 200
+    assert [guard.deletion_reported(established(1000 - number), 0.0) for number in range(200)] == [None] * 200
     assert guard.deletion_reported(established(800), 0.0) is not None
 
 
 def test_list_that_confirms_held_reports_releases_them_at_the_limited_rate() -> None:
     guard = RemovalGuard(LIMITS)
-    for each in range(30):
-        guard.deletion_reported(established(100 - each), 0.0)
+    for number in range(30):
+        guard.deletion_reported(established(100 - number), 0.0)
     assert isinstance(judge(guard, 60, 80, now=29.0), HeldRemovals)
     assert judge(guard, 60, 80, now=30.0) == ConfirmAtRate(50.0)
 

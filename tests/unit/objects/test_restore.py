@@ -16,7 +16,7 @@ def restored(*names: str) -> Source:
 
 
 def summarized(done: list[Event]) -> list[tuple[EventType, str, DisengageReason | None]]:
-    return [(each.type, each.cluster.target.name, each.reason) for each in done]
+    return [(event.type, event.cluster.target.name, event.reason) for event in done]
 
 
 def test_restored_fleet_is_served_at_once_with_its_times() -> None:

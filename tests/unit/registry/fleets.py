@@ -139,7 +139,7 @@ class ListedClusters:
             yield self._commit(objects)
 
     def take(self, *events: SourceEvent[ObservedObject]) -> list[Event]:
-        return [each for batch in self.take_batches(events) for each in batch]
+        return [event for batch in self.take_batches(events) for event in batch]
 
     def lists(self, *objects: ObservedObject, versions_went_back: bool = False, version: str = "") -> list[Event]:
         return self.take(ListStarted(), *map(Listed, objects), ListEnded(versions_went_back, version))

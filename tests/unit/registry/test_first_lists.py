@@ -30,7 +30,7 @@ def take(of: ClusterSource, now: float, *events: SourceEvent[Observation]) -> No
 
 
 def lists(of: ClusterSource, *seen: Observation, now: float = 0.0) -> None:
-    take(of, now, ListStarted(), *(Listed(each) for each in seen), ListEnded())
+    take(of, now, ListStarted(), *(Listed(observation) for observation in seen), ListEnded())
 
 
 def waits(of: ClusterSource, known: int, visible: int) -> bool:

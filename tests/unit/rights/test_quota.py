@@ -127,6 +127,6 @@ def test_filter_bytes_are_limited_per_caller_and_in_total() -> None:
     assert reason(asked.open_stream(["a"], None, 1)) == "TOO_MANY_FILTER_BYTES"
     assert asked.open_stream(["a"], None) is None, "streams without a filter are not affected"
     others = [asked.open_stream([str(number)], None, FILTER_BYTES_EACH) for number in range(4)]
-    assert [reason(each) for each in others] == ["", "", "", "TOO_MANY_FILTER_BYTES"]
+    assert [reason(other) for other in others] == ["", "", "", "TOO_MANY_FILTER_BYTES"]
     asked.close_stream(["a"], FILTER_BYTES_EACH)
     assert asked.open_stream(["b"], None, FILTER_BYTES_EACH) is None

@@ -133,7 +133,7 @@ def test_malformed_lease_has_a_problem(annotations: dict[str, str | None], reaso
 def test_lease_of_another_format_is_reported_and_its_writes_count_as_renewals() -> None:
     first, second = (member_lease(format="2") for _ in range(2))
     second["metadata"] |= {"resourceVersion": "8"}  # type: ignore[operator]
-    found, again = (lease_objects.decode_list(listed(each), NAMES).members["a"] for each in (first, second))
+    found, again = (lease_objects.decode_list(listed(lease), NAMES).members["a"] for lease in (first, second))
     assert "its format is '2', and this daemon's '1': run one version in all members" in found.problem
     assert found.write_id != again.write_id
 

@@ -111,7 +111,7 @@ def test_sent_annotations_over_the_size_limit_make_an_object_malformed() -> None
         sending.observe(control_plane("apollo", annotations={"a/b": "c" * size, "d": "e" * METADATA_BYTES}))
         for size in (METADATA_BYTES - len("a/b"), METADATA_BYTES)
     ]
-    assert [type(each) for each in observed] == [Ready, Malformed]
+    assert [type(observation) for observation in observed] == [Ready, Malformed]
 
 
 @every_mode

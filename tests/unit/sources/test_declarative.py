@@ -308,7 +308,7 @@ def test_declarative_organization_is_optional() -> None:
 
 def test_declarative_cluster_claimed_by_two_objects_is_malformed() -> None:
     mode = a_mode()
-    contributions = [ObjectContribution(0, f"team/{each}", each, "1", 0, content(mode, an_object())) for each in "ab"]
+    contributions = [ObjectContribution(0, f"team/{name}", name, "1", 0, content(mode, an_object())) for name in "ab"]
     assert isinstance(mode.reduce("team.alpha", contributions, ""), Malformed)
 
 

@@ -63,7 +63,7 @@ def test_invalid_setting_of_a_declaration_is_refused_with_its_path(
 ) -> None:
     with pytest.raises(InvalidError, match=words) as refused:
         a_kind(**differing)
-    assert [".".join(map(str, each.path)) for each in refused.value.complaints] == [path]
+    assert [".".join(map(str, complaint.path)) for complaint in refused.value.complaints] == [path]
 
 
 @pytest.mark.parametrize(

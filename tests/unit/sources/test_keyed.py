@@ -105,10 +105,10 @@ def test_label_selector_does_not_hide_that_a_project_is_of_another_organization(
 
 
 def test_label_selector_of_the_daemon_does_not_select_secrets(collections: tuple[FollowedCollection, ...]) -> None:
-    members, secrets = (each.watched.resource for each in collections)
+    members, secrets = (collection.watched.resource for collection in collections)
     assert (members.path, members.label_selector) == ("/api/v1/members", "a=b,env=prod")
     assert (secrets.path, secrets.label_selector) == ("/api/v1/secrets", "of=members")
-    assert [each.namespaced for each in KeyedSource(by_secrets()).keys] == [True, True]
+    assert [key.namespaced for key in KeyedSource(by_secrets()).keys] == [True, True]
 
 
 def test_kubeconfig_secret_is_reduced_to_server_and_ca(collections: tuple[FollowedCollection, ...]) -> None:
@@ -221,7 +221,7 @@ def test_objects_contribute_to_clusters_under_the_key_of_their_source(
 ) -> None:
     found = seen(collections[0], metadata={**METADATA, "labels": {"a": "b", "env": "prod"}})
     assert isinstance(found, ContributingObject)
-    assert [each.cluster for each in found.content.contributions] == ["members#alpha"]
+    assert [contribution.cluster for contribution in found.content.contributions] == ["members#alpha"]
 
 
 @pytest.mark.parametrize("name", [";", "..", "a/b", "a?b"])

@@ -172,8 +172,8 @@ def test_truncated_kubeconfig_file_is_rejected_or_gives_the_same_cluster(length:
 
 def test_kind_mode_reads_a_cluster_from_each_kind_context() -> None:
     found = list(KIND.read_file("config", content("production", "kind-alpha", "kind-beta", "kind-Bad")))
-    assert [each.key for each in found] == ["kind-alpha", "kind-beta", "kind-Bad"]
-    assert [target(each).name for each in found if not each.problem] == ["alpha", "beta"]
+    assert [cluster.key for cluster in found] == ["kind-alpha", "kind-beta", "kind-Bad"]
+    assert [target(cluster).name for cluster in found if not cluster.problem] == ["alpha", "beta"]
     assert KIND.context_of("kind-alpha") == ("", "kind-alpha")
     assert KIND.path == "~/.kube/config"
 

@@ -176,8 +176,8 @@ def test_lifted_suspensions_are_not_sent(holding: str, sent: tuple[tuple[str, fl
     observed = MODE.observe(msgspec.structs.replace(project("apollo"), status=status))
     assert isinstance(observed, Ready)
     found = observed.target.suspensions or ()
-    assert tuple((each.reason, each.suspended_at) for each in found) == sent
-    assert {each.message for each in found} == {message}
+    assert tuple((suspension.reason, suspension.suspended_at) for suspension in found) == sent
+    assert {suspension.message for suspension in found} == {message}
 
 
 def test_fields_invisible_to_subscribers_do_not_change_target() -> None:

@@ -47,7 +47,7 @@ def settings(directory: Path, issuing: dict[str, Any], **others: Any) -> Setting
 
 
 def make(configured: Settings) -> None:
-    sources = [ConfiguredSource(each, configured, {}) for each in configured.sources]
+    sources = [ConfiguredSource(source, configured, {}) for source in configured.sources]
     Issuers(configured, sources, {}, AsyncExitStack(), run="r")
 
 

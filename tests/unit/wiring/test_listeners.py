@@ -42,7 +42,7 @@ listen:
 def test_listeners_without_a_connection_limit_share_the_default(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("milo_discoveryd.process_hardening.descriptor_limit", lambda: 1 << 20)
     text = "listen: [unix:///a, unix:///b, {address: unix:///c, connections: 5000}, unix:///d]"
-    assert [each.connections for each in listeners(settings(file, text))] == [333, 333, 5000, 333]
+    assert [listener.connections for listener in listeners(settings(file, text))] == [333, 333, 5000, 333]
 
 
 @pytest.mark.parametrize(

@@ -92,7 +92,7 @@ def kubeconfig(tmp_path: Path) -> Callable[[str, str], str]:
 
 def digest(environ: Mapping[str, str] | None = None, **given: object) -> str:
     settings = load(given, {}, None)
-    return fleet_digest([ConfiguredSource(each, settings, environ or {}) for each in settings.sources])
+    return fleet_digest([ConfiguredSource(source, settings, environ or {}) for source in settings.sources])
 
 
 def test_fleet_digest_differs_with_the_settings_that_define_the_clusters(kubeconfig: Callable[[str, str], str]) -> None:

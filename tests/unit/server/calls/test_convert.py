@@ -285,8 +285,8 @@ def test_credential_issuer_is_healthy_unless_it_fails(health: IssuerHealth, mess
 
 def test_server_info_names_each_cluster_source() -> None:
     now, status = Moment(1000.0, 10.0), ViewStatus(ViewState.STREAMING, 5.0)
-    assert [each.name for each in convert.sources({"": status}, status, now)] == [""]
-    assert [each.name for each in convert.sources({"eu": status, "us": status}, status, now)] == ["", "eu", "us"]
+    assert [source.name for source in convert.sources({"": status}, status, now)] == [""]
+    assert [source.name for source in convert.sources({"eu": status, "us": status}, status, now)] == ["", "eu", "us"]
 
 
 def test_sharding_message_describes_the_group_and_its_members() -> None:

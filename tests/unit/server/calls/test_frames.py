@@ -27,7 +27,7 @@ encode = encoder(EPOCH)
 
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=200)
 times = st.floats(-1e9, 1e11)
-pairs = st.dictionaries(texts, texts, max_size=4).map(lambda each: tuple(sorted(each.items())))
+pairs = st.dictionaries(texts, texts, max_size=4).map(lambda labels: tuple(sorted(labels.items())))
 targets = st.builds(
     Target,
     name=texts,
@@ -77,7 +77,9 @@ def test_frame_decodes_to_the_fields_of_its_event(event: Event) -> None:
     assert cluster.engaged_at == convert.timestamp(event.cluster.engaged_at)
     assert cluster.HasField("draining") == (event.cluster.draining is not None)
     assert cluster.suspended == target.suspended
-    assert [each.reason for each in cluster.suspensions] == [each.reason for each in target.suspensions or ()]
+    assert [suspension.reason for suspension in cluster.suspensions] == [
+        suspension.reason for suspension in target.suspensions or ()
+    ]
     assert cluster.connectivity.message == event.cluster.connectivity.message
 
 

@@ -67,7 +67,9 @@ def test_invalid_request_error_names_field() -> None:
     )
     info, bad = details(error)
     assert info.reason == "INVALID_REQUEST"
-    assert [(each.field, each.description) for each in bad.field_violations] == [("page_size", "-1 is negative")]
+    assert [(violation.field, violation.description) for violation in bad.field_violations] == [
+        ("page_size", "-1 is negative")
+    ]
 
 
 def test_exhausted_error_carries_quota_failure_and_retry_info() -> None:
@@ -79,7 +81,9 @@ def test_exhausted_error_carries_quota_failure_and_retry_info() -> None:
     info, retry, quota = details(error)
     assert info.reason == "TOO_MANY_STREAMS"
     assert retry.retry_delay.ToMilliseconds() == 2000
-    assert [(each.subject, each.description) for each in quota.violations] == [("streams", "5 are open already")]
+    assert [(violation.subject, violation.description) for violation in quota.violations] == [
+        ("streams", "5 are open already")
+    ]
 
 
 def test_unexpected_error_is_reported_with_incident_number_and_without_details() -> None:

@@ -31,9 +31,11 @@ REQUESTS = {
 @pytest.mark.parametrize("request_", REQUESTS.values(), ids=REQUESTS)
 async def test_reflection_response_equals_that_of_grpcio_reflection(request_: Any) -> None:
     services = (SERVICE, NAME)
-    (response,) = [each async for each in ReflectionServicer(services).ServerReflectionInfo(_stream(request_), None)]
+    (response,) = [
+        answer async for answer in ReflectionServicer(services).ServerReflectionInfo(_stream(request_), None)
+    ]
     peer = reflection.aio.ReflectionServicer(services)
-    (expected,) = [each async for each in peer.ServerReflectionInfo(_stream(request_), None)]
+    (expected,) = [answer async for answer in peer.ServerReflectionInfo(_stream(request_), None)]
     assert _comparable(response) == _comparable(expected)
     assert reflection.SERVICE_NAME == NAME
 

@@ -22,7 +22,7 @@ def listener(connections: int, *, peer_credentials: bool = False) -> Listener:
 
 
 def connections(*listeners: Listener, descriptors: int) -> list[int]:
-    return [each.connections for each in fit_connections(listeners, descriptors)]
+    return [fitted.connections for fitted in fit_connections(listeners, descriptors)]
 
 
 def test_connection_budget_is_unchanged_with_enough_descriptors() -> None:
@@ -51,11 +51,11 @@ def test_connection_budget_is_shared_in_proportion() -> None:
 )
 def test_connection_budget_is_at_least_one_and_at_most_the_setting(listeners: list[Listener], descriptors: int) -> None:
     found = fit_connections(listeners, descriptors)
-    assert all(1 <= each.connections <= asked.connections for each, asked in zip(found, listeners, strict=True))
-    taken = sum(each.connections * each.descriptors for each in found)
-    one_each = sum(each.descriptors for each in listeners)
+    assert all(1 <= fitted.connections <= asked.connections for fitted, asked in zip(found, listeners, strict=True))
+    taken = sum(fitted.connections * fitted.descriptors for fitted in found)
+    one_each = sum(asked.descriptors for asked in listeners)
     assert taken <= max(descriptors - RESERVED, (descriptors + 1) // 2) + one_each
-    assert [each.address for each in found] == [each.address for each in listeners]
+    assert [fitted.address for fitted in found] == [asked.address for asked in listeners]
 
 
 def admitted(slots: ConnectionSlots[int], network: str, *numbers: int) -> list[int | None]:
