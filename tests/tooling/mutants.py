@@ -89,7 +89,9 @@ def main() -> None:
     parser.add_argument("--at-least", type=float, metavar="PERCENT", help="fail if the tests detect fewer mutants")
     parser.add_argument("--show", action="store_true", help="print the difference of each mutant that survived")
     given = parser.parse_args()
-    chosen = [each for each in modules("pure") if not given.package or any(part in each for part in given.package)]
+    chosen = [
+        module for module in modules("pure") if not given.package or any(part in module for part in given.package)
+    ]
     if not chosen:
         parser.error("no pure module, or package of them, has such a name (.importlinter lists them)")
     total: Counter[bool] = Counter()

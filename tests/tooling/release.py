@@ -43,7 +43,7 @@ class Skipped(Exception):  # noqa: N818 - not an error
 
 def run(*command: object, within_s: int = 900, cwd: Path | None = None, **variables: str) -> str:
     done = subprocess.run(
-        [str(each) for each in command], cwd=cwd, env={**os.environ, **variables}, stdout=subprocess.PIPE,
+        [str(argument) for argument in command], cwd=cwd, env={**os.environ, **variables}, stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT, text=True, check=False, timeout=within_s,
     )  # fmt: skip
     if done.returncode:
@@ -54,7 +54,7 @@ def run(*command: object, within_s: int = 900, cwd: Path | None = None, **variab
 
 
 def needs(*tools: str) -> None:
-    missing = [each for each in tools if shutil.which(each) is None]
+    missing = [tool for tool in tools if shutil.which(tool) is None]
     if missing:
         raise Skipped(f"{', '.join(missing)} not installed")
 
@@ -70,7 +70,7 @@ def checksums(release: Path, _: Path) -> str:
     for line in lines:
         digest, _, name = line.partition("  ")
         assert hashlib.sha256((release / name).read_bytes()).hexdigest() == digest, name
-    listed = {each["name"] for each in json.loads((release / "provenance.json").read_text())["subject"]}
+    listed = {subject["name"] for subject in json.loads((release / "provenance.json").read_text())["subject"]}
     assert listed == {line.partition("  ")[2] for line in lines} - {"provenance.json"}
     return f"{len(lines)} files, each with its provenance"
 
@@ -80,7 +80,7 @@ def packages(release: Path, scratch: Path) -> str:
     commands = scratch / "venv" / "bin"
     local = ("--quiet", "--disable-pip-version-check", "--find-links", release / "python")
     run(commands / "pip", "install", *local, "milo-discoveryd", "milo-sandbox", "milo-discovery-conformance")
-    pages = {each.stem for each in (scratch / "venv" / "share" / "man" / "man1").iterdir()}
+    pages = {page.stem for page in (scratch / "venv" / "share" / "man" / "man1").iterdir()}
     assert pages == {"milo-discovery", "milo-discoveryd"}
     shown = run(commands / "milo-discoveryd", "demo", "--seconds", "8", cwd=scratch)
     assert "ENGAGED" in shown, shown
@@ -111,7 +111,7 @@ class Container:
 
     @contextmanager
     def running(self, *arguments: str) -> Iterator[None]:
-        command = [str(each) for each in (*self.command, *arguments)]
+        command = [str(argument) for argument in (*self.command, *arguments)]
         with subprocess.Popen(
             command, env=self.environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, process_group=0
         ) as process:
@@ -132,7 +132,7 @@ def container(layout: Path, volume: Path) -> Iterator[Container]:
         assert configured["User"] == "65532:65532"
         assert configured["Entrypoint"] == ["milo-discoveryd"]
         isolated = ("unshare", "--mount", "--pid", "--fork", "sh", "-c", _CONTAINER, "sh")
-        yield Container((*isolated, root, volume), dict(each.split("=", 1) for each in configured["Env"]))
+        yield Container((*isolated, root, volume), dict(variable.split("=", 1) for variable in configured["Env"]))
     finally:
         run("buildah", "rm", name)
 
@@ -168,9 +168,9 @@ def manifests(release: Path, scratch: Path) -> str:
     needs("kubectl")
     bundle = release / "kustomize" / "milo-discoveryd"
     names = re.findall(r"image: (\S+)", "".join(path.read_text() for path in bundle.rglob("*.yaml")))
-    ours = {each for each in names if "milo-discoveryd" in each}
+    ours = {name for name in names if "milo-discoveryd" in name}
     digests = [layout.name for layout in (release / "images").glob("*")]
-    assert all(re.fullmatch(r"[\w.-]+(/[\w.-]+)+:[\w.]+@sha256:[0-9a-f]{64}", each) for each in ours) or not digests, (
+    assert all(re.fullmatch(r"[\w.-]+(/[\w.-]+)+:[\w.]+@sha256:[0-9a-f]{64}", name) for name in ours) or not digests, (
         ours
     )
     count = 0
@@ -215,8 +215,8 @@ def objects(rendered: str) -> dict[tuple[str, str], Any]:
     """
     text = re.sub(r"milo-discoveryd-[0-9a-z]{10}\b", "milo-discoveryd-HASH", rendered)
     text = re.sub(r"managed-by: \w+", "managed-by: X", text)
-    found = [each for each in yaml.safe_load_all(text) if each]
-    return {(each["kind"], each["metadata"]["name"]): each for each in found}
+    found = [document for document in yaml.safe_load_all(text) if document]
+    return {(document["kind"], document["metadata"]["name"]): document for document in found}
 
 
 def accepted(rendered: str, scratch: Path) -> int:
@@ -225,10 +225,10 @@ def accepted(rendered: str, scratch: Path) -> int:
     path.write_text(rendered)
     for release in (OLDEST, NEWEST):
         run(Path(sys.executable).with_name("kubernetes-validate"), "--strict", "-k", release, path)
-    found = [each for each in yaml.safe_load_all(rendered) if each]
-    for each in found:
-        if each["kind"] in {"Deployment", "StatefulSet"}:
-            assert list(violations(each["spec"]["template"]["spec"])) == []
+    found = [document for document in yaml.safe_load_all(rendered) if document]
+    for document in found:
+        if document["kind"] in {"Deployment", "StatefulSet"}:
+            assert list(violations(document["spec"]["template"]["spec"])) == []
     return len(found)
 
 

@@ -32,7 +32,7 @@ def _since(commit: str, packages: tuple[str, ...]) -> int | None:
 def test_stale_results_are_reported(name: str, commit: str | None, problem: str | None) -> None:
     found = [*age.problems({name: _results(commit)}, {}, _since)]
     assert len(found) == (problem is not None)
-    assert all(problem is not None and problem in each for each in found)
+    assert all(problem is not None and problem in text for text in found)
 
 
 def test_results_known_as_stale_are_accepted_until_they_are_measured_again() -> None:

@@ -125,9 +125,9 @@ async def _asked(server: Prometheus, began: float, ended: float, moments: list[t
         found = series.setdefault(panel["title"], [])
         for target in panel["targets"]:
             expression = monitoring.filled(target["expr"], rate_interval=_RATE_INTERVAL)
-            for each in await server.query_range(expression, began, ended, _STEP_S):
-                points = [(at - began, float(value)) for at, value in each["values"] if value != "NaN"]
-                found.append(Series(legend(target["legendFormat"], each["metric"]), points))
+            for result in await server.query_range(expression, began, ended, _STEP_S):
+                points = [(at - began, float(value)) for at, value in result["values"] if value != "NaN"]
+                found.append(Series(legend(target["legendFormat"], result["metric"]), points))
     return Recorded(ended - began, series, moments)
 
 

@@ -56,7 +56,7 @@ def _parsed(directory: Path) -> tuple[Manifest, ...]:
 
 
 def of_kind(directory: Path, kind: str) -> list[Manifest]:
-    return [each for each in manifests(directory) if each["kind"] == kind]
+    return [manifest for manifest in manifests(directory) if manifest["kind"] == kind]
 
 
 def pod(directory: Path) -> Manifest:
@@ -70,27 +70,27 @@ def containers(directory: Path) -> list[Manifest]:
 
 
 def daemon(directory: Path) -> Manifest:
-    [found] = [each for each in containers(directory) if each["name"] == "milo-discoveryd"]
+    [found] = [container for container in containers(directory) if container["name"] == "milo-discoveryd"]
     return found
 
 
 def environment(directory: Path, container: Manifest) -> dict[str, str]:
     """Return the environment of a container, from `env` and `envFrom`, as the kubelet expands it."""
-    maps = {each["metadata"]["name"]: each["data"] for each in of_kind(directory, "ConfigMap")}
+    maps = {config_map["metadata"]["name"]: config_map["data"] for config_map in of_kind(directory, "ConfigMap")}
     found: dict[str, str] = {}
     for source in container.get("envFrom", ()):
         reference = source["configMapRef"]
         assert reference["name"] in maps or reference["optional"]
         found |= maps.get(reference["name"], {})
-    for each in container.get("env", ()):
-        found[each["name"]] = _expanded(each.get("value", ""), found)
+    for variable in container.get("env", ()):
+        found[variable["name"]] = _expanded(variable.get("value", ""), found)
     return found
 
 
 def arguments(directory: Path, container: Manifest) -> list[str]:
     """Return the arguments of a container, with $(NAME) expanded as the kubelet does."""
     variables = environment(directory, container)
-    return [_expanded(each, variables) for each in container.get("args", ())]
+    return [_expanded(argument, variables) for argument in container.get("args", ())]
 
 
 def _expanded(text: str, variables: Mapping[str, str]) -> str:

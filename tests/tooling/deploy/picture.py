@@ -212,7 +212,7 @@ def _placed(box: _Box) -> str:
 
 
 def _width(text: str, size: float, *, is_bold: bool = False) -> float:
-    wide = sum(_WIDER if each.isupper() else _WIDE for each in text)
+    wide = sum(_WIDER if character.isupper() else _WIDE for character in text)
     return wide * size * (1.1 if is_bold else 1.0)
 
 

@@ -37,8 +37,8 @@ def raise_loopback() -> None:
 
 def make_image(root: Path, tree: list[str]) -> None:
     mount("-t", "tmpfs", "-o", "mode=755", "tmpfs", root)
-    for each in tree:
-        source, target = Path(each), root / each.lstrip("/")
+    for path in tree:
+        source, target = Path(path), root / path.lstrip("/")
         target.parent.mkdir(parents=True, exist_ok=True)
         if source.is_symlink():
             target.symlink_to(source.readlink())
@@ -57,10 +57,10 @@ def mount_volumes(root: Path, spec: dict[str, Any]) -> None:
     group = spec["securityContext"]["fsGroup"]
     made: set[str] = set()
     for container in (*spec["initContainers"], *spec["containers"]):
-        for each in container["volumeMounts"]:
-            if each["name"] not in made:
-                made.add(each["name"])
-                directory = root / each["mountPath"].lstrip("/")
+        for volume_mount in container["volumeMounts"]:
+            if volume_mount["name"] not in made:
+                made.add(volume_mount["name"])
+                directory = root / volume_mount["mountPath"].lstrip("/")
                 directory.mkdir(parents=True)
                 mount("-t", "tmpfs", "-o", f"mode=2777,gid={group}", "tmpfs", directory)
     mount("-o", "remount,ro", root)
@@ -80,7 +80,11 @@ class Container:
             f"--reuid={security['runAsUser']}", f"--regid={security['runAsGroup']}", f"--groups={group}",
             "--bounding-set=-all", "--inh-caps=-all", "--no-new-privs",
         ]  # fmt: skip
-        self._environment = {"PATH": path, "HOME": "/", **{each["name"]: each.get("value", "") for each in spec["env"]}}
+        self._environment = {
+            "PATH": path,
+            "HOME": "/",
+            **{variable["name"]: variable.get("value", "") for variable in spec["env"]},
+        }
         command = [*spec.get("command", ["milo-discoveryd"]), *spec.get("args", [])]
         self._process = subprocess.Popen(
             [*self._restricted, *command], env=self._environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
@@ -101,7 +105,7 @@ class Container:
         if "exec" in probe:
             command = [*self._restricted, *probe["exec"]["command"]]
             return subprocess.run(command, env=self._environment, check=False).returncode == 0
-        port = {each["name"]: each["containerPort"] for each in self._spec["ports"]}[probe["httpGet"]["port"]]
+        port = {entry["name"]: entry["containerPort"] for entry in self._spec["ports"]}[probe["httpGet"]["port"]]
         connection = http.client.HTTPConnection("127.0.0.1", port, timeout=1)
         try:
             connection.request("GET", probe["httpGet"]["path"])
@@ -124,15 +128,15 @@ def run(given: dict[str, Any]) -> None:
     make_image(root, given["tree"])
     mount_volumes(root, spec)
     running: list[Container] = []
-    for each in (*spec["initContainers"], *spec["containers"]):
-        running.append(Container(each, root, spec["securityContext"]["fsGroup"], given["path"]))
+    for container_spec in (*spec["initContainers"], *spec["containers"]):
+        running.append(Container(container_spec, root, spec["securityContext"]["fsGroup"], given["path"]))
         running[-1].await_startup()
-        say("pod", f"{each['name']} started")
+        say("pod", f"{container_spec['name']} started")
     sys.stdin.read()
-    for container, each in zip(
+    for container, container_spec in zip(
         reversed(running), reversed([*spec["initContainers"], *spec["containers"]]), strict=True
     ):
-        say("pod", f"{each['name']} exited with status {container.end()}")
+        say("pod", f"{container_spec['name']} exited with status {container.end()}")
 
 
 if __name__ == "__main__":

@@ -98,9 +98,14 @@ def imported(python: Path, distribution: str, sources: list[Path]) -> tuple[int,
 @pytest.mark.parametrize("distribution", SOURCES)
 def test_modules_can_be_imported_with_declared_dependencies_or_name_the_missing_extra(distribution: str) -> None:
     needed = declared(distribution, {})
-    foreign = {each for every in needed.values() for each in every if re.split(r"[^\w-]", each)[0] not in SOURCES}
+    foreign = {
+        requirement
+        for every in needed.values()
+        for requirement in every
+        if re.split(r"[^\w-]", requirement)[0] not in SOURCES
+    }
     python = python_with(sorted(foreign))
-    count, errors = imported(python, distribution, [SOURCES[each][1] for each in needed])
+    count, errors = imported(python, distribution, [SOURCES[name][1] for name in needed])
     assert count > 5
     unexplained = {
         name: error

@@ -133,7 +133,7 @@ def test_documented_size_of_the_image_layer_matches_the_measured_size(installed:
     documented = re.search(r"adds (\d+) MiB to `python[^(]*\((\d+) MiB compressed\)", page)
     assert documented is not None
     # The sizes of wheels differ a little by Python version and platform.
-    assert [size, compressed] == [pytest.approx(float(each), rel=0.2) for each in documented.groups()]
+    assert [size, compressed] == [pytest.approx(float(group), rel=0.2) for group in documented.groups()]
     assert re.search(r"MiB  grpcio ", report)
 
 
@@ -195,12 +195,12 @@ async def running(installed: Installed, root: Path, directory: Path) -> AsyncIte
         container["args"] = arguments(directory, container)
         container["env"] = [{"name": name, "value": value} for name, value in variables.items()]
     # From this machine: the C library and tools, and the Python that the environment was made with.
-    tree = [each for each in ("/usr", "/bin", "/lib", "/lib64", "/etc") if Path(each).exists()]
+    tree = [path for path in ("/usr", "/bin", "/lib", "/lib64", "/etc") if Path(path).exists()]
     tree += [str(installed.venv), sys.base_prefix]
     given = {
         "spec": spec,
         "root": str(root),
-        "tree": list(dict.fromkeys(each for each in tree if not each.startswith("/usr/"))),
+        "tree": list(dict.fromkeys(path for path in tree if not path.startswith("/usr/"))),
         "path": f"{installed.venv}/bin:/usr/bin:/bin",
     }
     process = await asyncio.create_subprocess_exec(

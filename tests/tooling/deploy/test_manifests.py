@@ -52,7 +52,7 @@ def test_kustomizations_of_tenants_can_be_built(directory: Path) -> None:
 @pytest.mark.parametrize("version", [OLDEST, NEWEST])
 def test_manifests_are_strictly_valid(directory: Path, version: str, tmp_path: Path) -> None:
     judged = strictly_valid(build(directory), version, tmp_path / "built.yaml")
-    assert judged == sum(each["kind"] not in FOREIGN_KINDS for each in read(directory))
+    assert judged == sum(obj["kind"] not in FOREIGN_KINDS for obj in read(directory))
 
 
 def strictly_valid(manifests: str, version: str, path: Path) -> int:
@@ -118,9 +118,10 @@ def test_rbac_of_token_review_allows_creating_reviews_only() -> None:
 @every_build
 def test_bindings_refer_to_existing_roles_and_accounts(directory: Path) -> None:
     accounts = {
-        (each["metadata"].get("namespace"), each["metadata"]["name"]) for each in of_kind(directory, "ServiceAccount")
+        (account["metadata"].get("namespace"), account["metadata"]["name"])
+        for account in of_kind(directory, "ServiceAccount")
     }
-    roles = {each["metadata"]["name"] for each in of_kind(directory, "ClusterRole")}
+    roles = {role["metadata"]["name"] for role in of_kind(directory, "ClusterRole")}
     for binding in of_kind(directory, "ClusterRoleBinding"):
         assert binding["roleRef"]["name"] in roles
         for subject in binding["subjects"]:
@@ -130,10 +131,10 @@ def test_bindings_refer_to_existing_roles_and_accounts(directory: Path) -> None:
 @every_pod
 def test_cluster_scoped_objects_are_named_after_the_namespace_of_the_pods(directory: Path) -> None:
     """Two operators then have objects of their own, and deleting one operator does not delete the RBAC of the other."""
-    found = [each for kind in ("ClusterRole", "ClusterRoleBinding") for each in of_kind(directory, kind)]
+    found = [obj for kind in ("ClusterRole", "ClusterRoleBinding") for obj in of_kind(directory, kind)]
     [deployment] = of_kind(directory, "Deployment")
-    for each in found:
-        assert f"-{deployment['metadata']['namespace']}" in each["metadata"]["name"]
+    for obj in found:
+        assert f"-{deployment['metadata']['namespace']}" in obj["metadata"]["name"]
 
 
 @every_pod
@@ -154,7 +155,7 @@ def test_daemon_accepts_the_arguments_and_environment_of_the_manifests(
     given = {name: value for name, value in taken.items() if value not in (None, ())}
     variables = environment(directory, container)
     if "MILO_DISCOVERYD_CONFIG" in variables:
-        [content] = [each["data"]["config.yaml"] for each in of_kind(directory, "ConfigMap")]
+        [content] = [config_map["data"]["config.yaml"] for config_map in of_kind(directory, "ConfigMap")]
         variables["MILO_DISCOVERYD_CONFIG"] = str(tmp_path / "config.yaml")
         (tmp_path / "config.yaml").write_text(content)
     settings = load(given, variables, None)
@@ -176,15 +177,17 @@ def test_sidecar_starts_before_the_operator_and_has_probes(directory: Path) -> N
 
 @every_pod
 def test_subscribers_use_the_address_that_the_daemon_listens_on(directory: Path) -> None:
-    volumes = {each["name"]: each for each in pod(directory)["volumes"]}
+    volumes = {volume["name"]: volume for volume in pod(directory)["volumes"]}
     assert volumes["milo-discovery"]["emptyDir"]["medium"] == "Memory"
-    addresses = {environment(directory, each).get("MILO_DISCOVERY_ADDRESS") for each in containers(directory)} - {None}
+    addresses = {
+        environment(directory, container).get("MILO_DISCOVERY_ADDRESS") for container in containers(directory)
+    } - {None}
     [address] = addresses
     [listener] = load({"listen": (address,)}, {}, None).listen
     listen = listener.address
     assert isinstance(listen, UnixAddress)
     for container in containers(directory):
-        mounts = {each["name"]: each["mountPath"] for each in container.get("volumeMounts", ())}
+        mounts = {mount["name"]: mount["mountPath"] for mount in container.get("volumeMounts", ())}
         if "milo-discovery" in mounts:
             # Not in the volume's root, which is world-writable and which the daemon refuses.
             assert listen.path.parent.parent == Path(mounts["milo-discovery"])
@@ -193,7 +196,10 @@ def test_subscribers_use_the_address_that_the_daemon_listens_on(directory: Path)
 @pytest.mark.parametrize("directory", WITH_DAEMON, ids=lambda path: path.name)
 def test_no_variable_of_the_manifests_has_an_empty_value(directory: Path) -> None:
     assert [
-        each["name"] for made in containers(directory) for each in made.get("env", ()) if each.get("value") == ""
+        variable["name"]
+        for made in containers(directory)
+        for variable in made.get("env", ())
+        if variable.get("value") == ""
     ] == []
 
 
@@ -206,7 +212,7 @@ def test_tutorial_mounts_the_socket_of_the_component(page: str, overlay: Callabl
     container = yaml.safe_load(found[1])
     directory = overlay("sidecar")
     address = environment(directory, daemon(directory))["MILO_DISCOVERY_ADDRESS"]
-    assert {each["name"]: each["value"] for each in container["env"]}["MILO_DISCOVERY_ADDRESS"] == address
+    assert {variable["name"]: variable["value"] for variable in container["env"]}["MILO_DISCOVERY_ADDRESS"] == address
     [mounted] = daemon(directory)["volumeMounts"]
     assert container["volumeMounts"] == [{**mounted, "readOnly": True}]
 
@@ -222,7 +228,7 @@ def test_socket_volume_is_writable_for_the_daemon_only(directory: Path) -> None:
 @pytest.mark.parametrize("directory", [DEPLOY / "overlays" / "demo", DEPLOY / "examples" / "operator"], ids=str)
 def test_state_directory_is_a_subdirectory_of_its_volume(directory: Path) -> None:
     """Every user may write to the root of an emptyDir, and a state file there would be refused."""
-    [mount] = [each for each in daemon(directory)["volumeMounts"] if each["name"] == "milo-discovery-state"]
+    [mount] = [mount for mount in daemon(directory)["volumeMounts"] if mount["name"] == "milo-discovery-state"]
     state = Path(environment(directory, daemon(directory))["MILO_DISCOVERYD_STATE_DIRECTORY"])
     assert Path(mount["mountPath"]) in state.parents
 
@@ -287,7 +293,7 @@ def quantity(text: str) -> float:
 
 @every_pod
 def test_images_have_the_package_version(directory: Path) -> None:
-    ours = {each["image"] for each in containers(directory) if "milo-discoveryd" in each["image"]}
+    ours = {container["image"] for container in containers(directory) if "milo-discoveryd" in container["image"]}
     assert {image.rpartition(":")[2] for image in ours} == {__version__}
 
 
@@ -313,7 +319,7 @@ def test_core_kubeconfig_component_selects_mode_project(overlay: Callable[..., P
     directory = overlay("sidecar", "core-kubeconfig")
     variables = environment(directory, daemon(directory))
     assert variables["MILO_DISCOVERYD_MODE"] == "project"
-    mounts = {each["name"]: each["mountPath"] for each in daemon(directory)["volumeMounts"]}
+    mounts = {mount["name"]: mount["mountPath"] for mount in daemon(directory)["volumeMounts"]}
     assert set(mounts) == {"milo-discovery", "milo-kubeconfig"}
     assert Path(variables["MILO_DISCOVERYD_DISCOVERY_KUBECONFIG"]).parent == Path(mounts["milo-kubeconfig"])
 
@@ -331,10 +337,12 @@ def test_client_component_copies_the_client_before_the_operator_starts(
     overlay: Callable[..., Path], tmp_path: Path
 ) -> None:
     directory = overlay("sidecar", "client")
-    [copying] = [each for each in pod(directory)["initContainers"] if each["name"] == "milo-discovery-client"]
+    [copying] = [
+        container for container in pod(directory)["initContainers"] if container["name"] == "milo-discovery-client"
+    ]
     assert "restartPolicy" not in copying
     [mount] = copying["volumeMounts"]
     assert copying["command"] == ["copy-client", mount["mountPath"]]
-    assert mount["name"] in {each["name"] for each in pod(directory)["volumes"]}
+    assert mount["name"] in {volume["name"] for volume in pod(directory)["volumes"]}
     strictly_valid(build(directory), OLDEST, tmp_path / "built.yaml")
     restricted(directory)

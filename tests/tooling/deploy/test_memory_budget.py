@@ -38,8 +38,8 @@ def test_defaults_of_all_listeners_fit_the_shipped_memory_limit(monkeypatch: pyt
     monkeypatch.setattr("milo_discoveryd.process_hardening.descriptor_limit", lambda: 1 << 20)
     settings = load({}, {"MILO_DISCOVERYD_LISTEN": ",".join(f"unix:///run/{number}" for number in range(count))}, None)
     found = listeners(settings)
-    connections = sum(each.connections for each in found)
-    handshakes = sum(unauthenticated(each.connections) for each in found)
+    connections = sum(listener.connections for listener in found)
+    handshakes = sum(unauthenticated(listener.connections) for listener in found)
     worst = (
         PROCESS
         + connections * CONNECTION
@@ -68,4 +68,4 @@ def unauthenticated(limit: int) -> int:
     """Return how many unauthenticated connections from different networks a listener keeps."""
     slots: ConnectionSlots[int] = ConnectionSlots(limit)
     evicted = (slots.admit(number, str(number)) for number in range(limit + 1))
-    return sum(each is None for each in evicted)
+    return sum(connection is None for connection in evicted)

@@ -16,8 +16,8 @@ def picture(one: dict[str, Any], *series: Series, moments: Sequence[tuple[float,
 
 
 def texts(drawing: ElementTree.Element) -> list[str]:
-    return [each.text or "" for each in drawing.iter(f"{SVG}text")]
+    return [element.text or "" for element in drawing.iter(f"{SVG}text")]
 
 
 def test_picture_in_the_docs_shows_the_shipped_dashboard() -> None:
-    assert {each["title"] for each in monitoring.dashboard()} <= set(texts(ElementTree.parse(PICTURE).getroot()))
+    assert {panel["title"] for panel in monitoring.dashboard()} <= set(texts(ElementTree.parse(PICTURE).getroot()))

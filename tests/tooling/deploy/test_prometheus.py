@@ -30,7 +30,7 @@ async def test_prometheus_fires_and_resolves_one_alert_for_one_outage(workspace:
             async def is_lost() -> bool:
                 # Unreachable for longer than the alert for unreachable clusters waits.
                 lasting = await server.query("min_over_time(milo_discoveryd_unreachable_clusters[17s]) == 3")
-                counted = [each["value"][1] for each in await server.query(panels["Unreachable clusters"])]
+                counted = [sample["value"][1] for sample in await server.query(panels["Unreachable clusters"])]
                 return bool(lasting) and counted == ["3"] and "MiloDiscoverydSourceStale" in await server.firing()
 
             async def is_over() -> bool:
@@ -53,8 +53,8 @@ async def test_prometheus_fires_and_resolves_one_alert_for_one_outage(workspace:
             await until(is_over, tmp_path)
             fired = await server.query_range('ALERTS{alertstate="firing"}', stopped, time.time(), 0.2)
             # At this speed, an error-budget alert follows the outage; rule_tests verify its inhibition.
-            names = [each["metric"]["alertname"] for each in fired]
-            assert [each for each in names if each != "MiloDiscoverydSourceFreshnessBurn"] == [
+            names = [alert["metric"]["alertname"] for alert in fired]
+            assert [name for name in names if name != "MiloDiscoverydSourceFreshnessBurn"] == [
                 "MiloDiscoverydSourceStale"
             ]
 
@@ -87,7 +87,7 @@ async def test_prometheus_scrapes_cluster_series_if_http_names_is_everyone(
 
             async def are_named() -> bool:
                 found = await server.query("milo_discoveryd_cluster_info")
-                return {each["metric"]["cluster"] for each in found} == names
+                return {sample["metric"]["cluster"] for sample in found} == names
 
             await until(are_named, tmp_path)
 

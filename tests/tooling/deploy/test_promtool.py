@@ -78,14 +78,16 @@ def test_alert_without_inhibition_fires_while_the_source_is_lost(promtool: Path,
     others = names - INHIBITED - {"MiloDiscoverydSourceLost"}
     cases = []
     for case in cases_of_rules():
-        tested = [each for each in case.get("alert_rule_test", ()) if each["alertname"] in others]
+        tested = [test for test in case.get("alert_rule_test", ()) if test["alertname"] in others]
         pods = sorted(
             set(re.findall(r'namespace="(.+?)", pod="(.+?)"', json.dumps(case["input_series"]).replace("\\", "")))
         )
-        if tested and not any(each["series"].startswith("milo_discoveryd_source_up") for each in case["input_series"]):
+        if tested and not any(
+            series["series"].startswith("milo_discoveryd_source_up") for series in case["input_series"]
+        ):
             case |= {"alert_rule_test": tested, "input_series": [*case["input_series"], *lost_sources(pods)]}
             cases.append(case)
-    fired = {each["alertname"] for case in cases for each in case["alert_rule_test"] if each.get("exp_alerts")}
+    fired = {test["alertname"] for case in cases for test in case["alert_rule_test"] if test.get("exp_alerts")}
     assert fired == others
     content = {"rule_files": ["rules.yaml"], "evaluation_interval": "30s", "tests": cases}
     (tmp_path / "case.yaml").write_text(yaml.safe_dump(content))
@@ -104,7 +106,7 @@ def test_each_alert_has_test_cases_in_which_it_fires_is_quiet_and_is_inhibited()
     for case in cases_of_rules():
         kind = "inhibited" if case["name"].startswith("inhibited") else "quiet"
         for tested in case.get("alert_rule_test", ()):
-            expected = {each["exp_labels"]["severity"] for each in tested.get("exp_alerts", ())}
+            expected = {alert["exp_labels"]["severity"] for alert in tested.get("exp_alerts", ())}
             found["fires"] |= {(tested["alertname"], severity) for severity in expected}
             found[kind] |= {rule for rule in RULES if rule[0] == tested["alertname"]} - {
                 (tested["alertname"], severity) for severity in expected

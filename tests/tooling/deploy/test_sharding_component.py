@@ -41,14 +41,20 @@ def test_rendered_component_is_strictly_valid(directory: Path, version: str, tmp
 def test_workload_has_replicas_with_a_group_and_the_identity_of_their_pods(directory: Path, kind: str) -> None:
     spec = workload(directory, kind)["spec"]
     assert spec["replicas"] == 3
-    [daemon] = [each for each in spec["template"]["spec"]["initContainers"] if each["name"] == "milo-discoveryd"]
-    fields = {each["name"]: each["valueFrom"]["fieldRef"]["fieldPath"] for each in daemon["env"] if "valueFrom" in each}
+    [daemon] = [
+        container for container in spec["template"]["spec"]["initContainers"] if container["name"] == "milo-discoveryd"
+    ]
+    fields = {
+        variable["name"]: variable["valueFrom"]["fieldRef"]["fieldPath"]
+        for variable in daemon["env"]
+        if "valueFrom" in variable
+    }
     assert fields == {
         "POD_NAME": "metadata.name",
         "POD_NAMESPACE": "metadata.namespace",
         "POD_UID": "metadata.uid",
     }
-    given = {each["name"]: each["value"] for each in daemon["env"] if "_SHARDING__" in each["name"]}
+    given = {variable["name"]: variable["value"] for variable in daemon["env"] if "_SHARDING__" in variable["name"]}
     settings = load({}, given, None)
     assert settings.sharding.group == "operator"
     pod_name = {"Deployment": "example-operator-7d9c5b8f6d-x2x7q", "StatefulSet": "example-operator-0"}[kind]
@@ -63,7 +69,7 @@ def test_replicas_of_a_group_publish_as_one_owner(directory: Path, kind: str, pu
     kustomization["components"].append(added)
     (directory / "kustomization.yaml").write_text(yaml.safe_dump(kustomization))
     containers = workload(directory, kind)["spec"]["template"]["spec"]["containers"]
-    [publisher] = [each for each in containers if each["name"] == f"publish-{publication}"]
+    [publisher] = [container for container in containers if container["name"] == f"publish-{publication}"]
     assert publisher["command"] == ["milo-discovery", "publish", publication], "the same --publisher in all replicas"
 
 
@@ -100,7 +106,7 @@ def test_operators_in_one_namespace_have_separate_rights_and_disruption_budgets(
     operator = other / "operator.yaml"
     operator.write_text(operator.read_text().replace("example-operator", "other-operator"))
     for added in ("Role", "RoleBinding", "PodDisruptionBudget"):
-        names = [each["metadata"]["name"] for path in (directory, other) for each in of_kind(path, added)]
+        names = [obj["metadata"]["name"] for path in (directory, other) for obj in of_kind(path, added)]
         assert names == ["milo-discoveryd-sharding-example-operator", "milo-discoveryd-sharding-other-operator"]
     for path, account in ((directory, "example-operator"), (other, "other-operator")):
         [binding] = of_kind(path, "RoleBinding")

@@ -42,13 +42,15 @@ def test_workflow_permissions_are_read_only_and_jobs_have_a_timeout(path: Path) 
 @every_workflow
 def test_workflow_pins_actions_by_commit_beside_their_version(path: Path) -> None:
     used = re.findall(r"^\s*(?:- )?uses: (.+)$", path.read_text(), re.MULTILINE)
-    foreign = [each for each in used if not each.startswith("./")]
-    assert [each for each in foreign if not re.fullmatch(r"[\w./-]+@[0-9a-f]{40} # v\d+\.\d+\.\d+", each)] == []
+    foreign = [action for action in used if not action.startswith("./")]
+    assert [action for action in foreign if not re.fullmatch(r"[\w./-]+@[0-9a-f]{40} # v\d+\.\d+\.\d+", action)] == []
 
 
 def test_workflows_use_one_commit_of_each_action() -> None:
     used = {
-        tuple(each.split("@")) for path in WORKFLOWS for each in re.findall(r"uses: ([\w./-]+@\w+)", path.read_text())
+        tuple(action.split("@"))
+        for path in WORKFLOWS
+        for action in re.findall(r"uses: ([\w./-]+@\w+)", path.read_text())
     }
     assert len({name for name, _ in used}) == len(used)
 
@@ -124,7 +126,7 @@ def test_release_attests_the_provenance_of_everything_that_it_built() -> None:
 def test_release_is_checked_and_signed_before_anything_is_published() -> None:
     built, script = scripts("build"), scripts("release")
     published = ("skopeo copy", "helm push", "gh release upload", "gh api", "./dev publish", "npm publish")
-    first = min(script.index(each) for each in published)
+    first = min(script.index(command) for command in published)
     assert built.index("./dev release dist") < built.index("./dev verify dist") < built.index("tar -cf dist.tar")
     assert script.index("sha256sum --check") < script.index("cosign sign-blob") < first
 
@@ -161,7 +163,7 @@ def test_release_signs_each_file_that_it_uploads() -> None:
     script = scripts("release")
     [signed] = re.findall(r"for file in (.+); do", script)
     [uploaded] = re.findall(r'gh release upload "\$VERSION" (.+)', script)
-    assert {each.removesuffix("*") for each in uploaded.split()} == {each.removesuffix("*") for each in signed.split()}
+    assert {file.removesuffix("*") for file in uploaded.split()} == {file.removesuffix("*") for file in signed.split()}
     assert "tar.gz" in scripts("build").split(">> SHA256SUMS")[0].splitlines()[-1], "the archives have checksums"
 
 
@@ -171,8 +173,8 @@ def test_release_publishes_only_signed_files_and_makes_none_after_signing() -> N
     _, after = script.split("cosign sign-blob")
     pushed = set(re.findall(r"^\s*push (dist/\S+)", script, re.MULTILINE))  # images, which are signed by digest
     published = set(re.findall(r"dist/\S+", after)) - pushed
-    unsigned = {each for each in published if not any(fnmatchcase(each, pattern) for pattern in signed.split())}
-    assert {each.removesuffix("*") for each in unsigned} <= {"dist/*.tar.gz", "dist/SHA256SUMS"}, "others are signed"
+    unsigned = {file for file in published if not any(fnmatchcase(file, pattern) for pattern in signed.split())}
+    assert {file.removesuffix("*") for file in unsigned} <= {"dist/*.tar.gz", "dist/SHA256SUMS"}, "others are signed"
     makes_archive = r"\btar\b.* (-\w*c|--create)|\b(zip|gzip)\b|> *dist/"
     assert [name for name in ("release", "site") if re.search(makes_archive, scripts(name))] == []
 

@@ -134,7 +134,7 @@ class Stranger:
 def first_reconcile(clone: Path, directory: Path, environ: dict[str, str]) -> Iterator[str]:
     """Follow the README of the Go provider, from an empty directory to the first reconcile beside the demo."""
     text = (clone / GO_README).read_text()
-    module, program = (each.replace("PATH", str(clone)) for each in blocks(clone / GO_README, "sh"))
+    module, program = (block.replace("PATH", str(clone)) for block in blocks(clone / GO_README, "sh"))
     [(file, source)] = re.findall(r"^`([\w.]+)`:\n\n```go\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
     [demo] = re.findall(r"run `(\./dev [^`]+)` in the clone", text)
     own = directory / "operator"
@@ -160,7 +160,7 @@ def first_reconcile(clone: Path, directory: Path, environ: dict[str, str]) -> It
 def first_engaged(document: str, clone: Path, directory: Path, environ: dict[str, str]) -> Iterator[str]:
     """Follow the README of a client, from an empty directory to the first engaged cluster of the demo."""
     text = (clone / document).read_text()
-    install, program, *_ = (each.replace("PATH", str(clone)) for each in blocks(clone / document, "sh"))
+    install, program, *_ = (block.replace("PATH", str(clone)) for block in blocks(clone / document, "sh"))
     [demo] = re.findall(r"run `(\./dev [^`]+)` in the clone", text)
     own = directory / "operator"
     for file, source in re.findall(r"^`([\w./]+)`:\n\n```\w+\n(.*?)^```", text, re.MULTILINE | re.DOTALL):

@@ -5,8 +5,8 @@ import tomllib
 from tests.tooling.docs.shell import ROOT
 
 TYPES = {
-    each["directory"]
-    for each in tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["towncrier"]["type"]
+    kind["directory"]
+    for kind in tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["towncrier"]["type"]
 }
 NOTES = sorted(path for path in (ROOT / "changelog.d").iterdir() if path.name != "template.md")
 

@@ -127,7 +127,7 @@ async def test_documented_commands_print_what_is_shown(workspace: Workspace) -> 
     desk = CommandShell(workspace, MILO_DISCOVERYD_LISTEN=workspace.address, MILO_DISCOVERYD_HTTP_LISTEN="127.0.0.1:0")
     async with workspace.daemon(kubeconfigs={"issuers": [OWN_IDENTITY]}) as daemon:
         await daemon.start()
-        wrong = [each for block in TYPED if block != RULES for each in [_ async for _ in desk.type(block)]]
+        wrong = [problem for block in TYPED if block != RULES for problem in [_ async for _ in desk.type(block)]]
     assert wrong == [], "\n\n".join(wrong)
 
 
@@ -141,7 +141,7 @@ async def test_documented_output_of_check_as_matches_the_documented_rules(worksp
     desk = CommandShell(workspace)
     config = {**yaml.safe_load(rules), "kubeconfigs": {"issuers": sources}}
     (desk.directory / "config.yaml").write_text(yaml.safe_dump(config))
-    wrong = [each async for each in desk.type(RULES)]
+    wrong = [problem async for problem in desk.type(RULES)]
     assert wrong == [], "\n\n".join(wrong)
 
 
@@ -175,8 +175,8 @@ def test_arguments_of_documented_long_running_commands_are_accepted(
     [does] = re.findall(rf"^{verb}\) (.*) ;;$", (ROOT / "dev").read_text(), re.MULTILINE)
     if verb == "test":
         selected = {after for option, after in pairwise(given) if option in {"-k", "-m"}}
-        paths = [each for each in given if not each.startswith("-") and each not in selected]
-        assert [each for each in paths if not (ROOT / each).exists()] == []
+        paths = [word for word in given if not word.startswith("-") and word not in selected]
+        assert [path for path in paths if not (ROOT / path).exists()] == []
         return
     if verb == "python":
         [_, module, *given] = given

@@ -25,13 +25,13 @@ _SITES = "example.com/v1/sites"
 def test_controllers_page_lists_every_metric() -> None:
     registry = CollectorRegistry()
     ControllerMetrics(registry, max_clusters=1)
-    exported = {f"{each.name}_total" if each.type == "counter" else each.name for each in registry.collect()}
+    exported = {f"{metric.name}_total" if metric.type == "counter" else metric.name for metric in registry.collect()}
     listed = re.findall(r"`((?:controller_runtime|workqueue|milo_controllers)_\w+)`", _PAGE.read_text())
     assert set(listed) == exported
 
 
 def test_controller_spans_name_the_cluster_and_the_object() -> None:
-    [sample] = (each for each in _SAMPLE.findall(_PAGE.read_text()) if "SpanProcessor" in each)
+    [sample] = (text for text in _SAMPLE.findall(_PAGE.read_text()) if "SpanProcessor" in text)
     defined: dict[str, Any] = {}
     exec(sample, defined)
     provider = TracerProvider()
@@ -54,7 +54,7 @@ def test_controller_spans_name_the_cluster_and_the_object() -> None:
 async def test_documented_example_reconciles_sites_when_their_secret_changes(
     milo_sandbox: MiloSandbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    [sample] = (each for each in _SAMPLE.findall(_PAGE.read_text()) if "sites_with_secret" in each)
+    [sample] = (text for text in _SAMPLE.findall(_PAGE.read_text()) if "sites_with_secret" in text)
     [definition] = _DEFINITION.findall(_PAGE.read_text())
     [alpha] = milo_sandbox.create_control_planes("alpha")
     alpha.install(yaml.safe_load(definition))

@@ -64,7 +64,7 @@ def dependencies() -> set[str]:
     for directory in (ROOT, *(ROOT / name for name in ("clients/python", "controllers", "publishing", "kube"))):
         project = tomllib.loads((directory / "pyproject.toml").read_text())["project"]
         extras = project.get("optional-dependencies", {})
-        optional = [each for extra in ("traces", "kubernetes", "http2") for each in extras.get(extra, ())]
+        optional = [requirement for extra in ("traces", "kubernetes", "http2") for requirement in extras.get(extra, ())]
         found |= {re.split(r"[^\w-]", requirement)[0] for requirement in (*project["dependencies"], *optional)}
     return {name for name in found if not name.startswith("milo-")}
 

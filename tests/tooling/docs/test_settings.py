@@ -7,11 +7,11 @@ from tools import settings_reference
 
 ENTRIES = list(settings_reference.entries())
 LEAVES = {layers.dotted(key) for key in layers.LEAVES}
-GIVEN = [each for each in ENTRIES if each.name in LEAVES and each.default.startswith("`")]
+GIVEN = [entry for entry in ENTRIES if entry.name in LEAVES and entry.default.startswith("`")]
 
 
 def test_setting_help_is_a_sentence() -> None:
-    assert [each.name for each in ENTRIES if not each.help.endswith(".") or "|" in each.help] == []
+    assert [entry.name for entry in ENTRIES if not entry.help.endswith(".") or "|" in entry.help] == []
 
 
 @pytest.mark.parametrize("entry", GIVEN, ids=lambda entry: entry.name)

@@ -61,7 +61,7 @@ async def test_source_kind_of_another_package_engages_clusters_of_its_objects(in
         async with serving(daemon):
 
             def engaged() -> dict[str, str]:
-                return {each.target.name: each.target.endpoint for each in daemon._fleet.clusters()}
+                return {cluster.target.name: cluster.target.endpoint for cluster in daemon._fleet.clusters()}
 
             shop, bank = {"shop": "https://shop.example.com"}, {"bank": "https://bank.example.com"}
             await eventually(lambda: engaged() == shop | bank)

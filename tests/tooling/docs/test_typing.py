@@ -104,5 +104,5 @@ def test_mypy_refuses_wrong_uses_of_controllers(tmp_path: Path) -> None:
 def test_pyright_refuses_wrong_uses_of_controllers(tmp_path: Path, pyright: Path) -> None:
     shutil.copy(WRONG_USES, tmp_path / "wrong_uses.py")
     found = json.loads(run_pyright(pyright, tmp_path, "--outputjson").stdout)["generalDiagnostics"]
-    lines = {(each["range"]["start"]["line"] + 1, each["rule"]) for each in found}
+    lines = {(diagnostic["range"]["start"]["line"] + 1, diagnostic["rule"]) for diagnostic in found}
     assert lines == expected(lambda code: code.startswith("report"))

@@ -60,8 +60,8 @@ def fuzz(target: str, executions: int) -> Outcome:
     with TemporaryDirectory(prefix=f"milo-fuzz-{target}-") as name:
         directory = Path(name)
         corpus, broken = directory / "corpus", directory / "broken"
-        for each in (corpus, broken):
-            each.mkdir()
+        for path in (corpus, broken):
+            path.mkdir()
         for number, seed in enumerate(begun_with(target)):
             (corpus / f"seed-{number}").write_bytes(seed)
         flags = [

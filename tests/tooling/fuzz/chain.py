@@ -181,7 +181,9 @@ class _Store:
             found = decode(encode(stored), ORIGIN)
             # Of a declared cluster, the file has the fields that all modes share.
             assert decode(encode(found), ORIGIN) == found
-            assert [_identity(each) for each in found.clusters] == [_identity(each) for each in stored.clusters]
+            assert [_identity(cluster) for cluster in found.clusters] == [
+                _identity(cluster) for cluster in stored.clusters
+            ]
             assert found.objects == stored.objects
             await asyncio.sleep(0.1)
 

@@ -51,7 +51,9 @@ TARGETS: dict[str, Fuzzed] = {}
 NOW = 1_800_000_000.0
 _OPTIONS = SourceOptions(project_server="https://milo.test", annotation_prefixes=("example.com/",))
 _FOLLOWED = tuple(kind.follow(_OPTIONS) for kind in (ProjectKind(), ProjectControlPlaneKind()))
-_DECODERS = tuple((each, Decoder(each.object_type, each.observe, Malformed)) for each in _FOLLOWED)
+_DECODERS = tuple(
+    (collection, Decoder(collection.object_type, collection.observe, Malformed)) for collection in _FOLLOWED
+)
 _ORIGIN = encoding.StateOrigin("https://milo.test", "project")
 _LONGEST_LINE = 400
 

@@ -87,7 +87,7 @@ def _with(made: Any, path: tuple[str | int, ...], text: str) -> dict[str, Any]:
 
 
 def lines(kind: str, *documents: dict[str, Any]) -> bytes:
-    return b"\n".join(msgspec.json.encode({"type": kind, "object": each}) for each in documents)
+    return b"\n".join(msgspec.json.encode({"type": kind, "object": value}) for value in documents)
 
 
 @pytest.mark.parametrize("mode", chain.KINDS, ids=lambda mode: type(mode).__name__)

@@ -93,7 +93,7 @@ def test_daemon_imports_no_private_module_of_another_distribution() -> None:
 
 def test_validator_of_the_matrix_shares_no_code_with_what_it_validates() -> None:
     module = ast.parse((ROOT / "tests" / "end_to_end" / "matrix" / "validator.py").read_text())
-    imported = {each.name for node in ast.walk(module) if isinstance(node, ast.Import) for each in node.names}
+    imported = {alias.name for node in ast.walk(module) if isinstance(node, ast.Import) for alias in node.names}
     imported |= {node.module or "" for node in ast.walk(module) if isinstance(node, ast.ImportFrom)}
     assert imported
     assert {name.partition(".")[0] for name in imported} <= sys.stdlib_module_names

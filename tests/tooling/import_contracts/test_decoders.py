@@ -37,10 +37,18 @@ def unprepared(source: str) -> Iterator[tuple[int, str]]:
             yield call.lineno, f"converts to {kind}: build a Decoder of it at import"
     for node in ast.walk(module):
         if isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] == "msgspec":
-            if {each.name for each in node.names} & {"json", "msgpack", "yaml", "toml", "Decoder", "decode", "convert"}:
+            if {alias.name for alias in node.names} & {
+                "json",
+                "msgpack",
+                "yaml",
+                "toml",
+                "Decoder",
+                "decode",
+                "convert",
+            }:
                 yield node.lineno, "imports from msgspec what decodes: write msgspec.convert, msgspec.json.Decoder"
         elif isinstance(node, ast.Import) and any(
-            each.asname and each.name.partition(".")[0] == "msgspec" for each in node.names
+            alias.asname and alias.name.partition(".")[0] == "msgspec" for alias in node.names
         ):
             yield node.lineno, "imports msgspec under another name"
 

@@ -97,11 +97,11 @@ def parts(root: object) -> set[object]:
         if kind in found:
             return
         found.add(kind)
-        for each in typing.get_args(kind):
-            walk(each)
+        for argument in typing.get_args(kind):
+            walk(argument)
         if isinstance(kind, type) and kind.__module__.startswith(("milo_discoveryd.", "milo_kube.")):
-            for each in typing.get_type_hints(kind).values():
-                walk(each)
+            for hint in typing.get_type_hints(kind).values():
+                walk(hint)
 
     walk(root)
     return found
@@ -120,7 +120,7 @@ def test_secrets_in_the_fields_of_a_type_are_found() -> None:
 def test_fleet_state_file_and_status_types_contain_no_secret(kind: type) -> None:
     made_of = parts(kind)
     assert made_of & SECRETS == set()
-    named = {f"{each.__name__}.{name}" for each in made_of if isinstance(each, type) for name in hints(each)}
+    named = {f"{part.__name__}.{name}" for part in made_of if isinstance(part, type) for name in hints(part)}
     assert {name for name in named if OF_A_SECRET.search(name.partition(".")[2])} <= {
         # the states of credential issuers: IssuerHealth, whose own fields are checked here as well
         "DaemonStatus.credentials",

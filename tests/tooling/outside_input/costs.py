@@ -83,7 +83,7 @@ def request_with(message: str, field: str, value: object) -> Any:
     if message == "ClusterFilter":
         return request_with("ListClustersRequest", "filter", pb.ClusterFilter(**{field: value}))
     kind = getattr(pb, message)
-    names = {each.name for each in kind.DESCRIPTOR.fields}
+    names = {descriptor.name for descriptor in kind.DESCRIPTOR.fields}
     return kind(**{name: given for name, given in VALID.items() if name in names} | {field: value})
 
 
@@ -265,13 +265,13 @@ def _document(kind: Any, size: int, mark: str) -> bytes:
     """Return JSON of this type and about this size, in as many values as possible."""
     match kind:
         case msgspec.inspect.StructType():
-            fields = [each for each in kind.fields if each.required]
-            rank = [_rank(each.type) for each in kind.fields]
+            fields = [field for field in kind.fields if field.required]
+            rank = [_rank(field.type) for field in kind.fields]
             largest = kind.fields[rank.index(max(rank))] if size else None
-            shown = [each for each in kind.fields if each in fields or each is largest]
+            shown = [field for field in kind.fields if field in fields or field is largest]
             parts = [
-                b'"%s":%s' % (each.encode_name.encode(), _document(each.type, size if each is largest else 0, mark))
-                for each in shown
+                b'"%s":%s' % (field.encode_name.encode(), _document(field.type, size if field is largest else 0, mark))
+                for field in shown
             ]
             return b"{" + b",".join(parts) + b"}"
         case msgspec.inspect.UnionType():

@@ -101,7 +101,7 @@ def object_types() -> set[type]:
     for module in modules():
         for value in vars(module).values():
             if isinstance(value, type) and issubclass(value, msgspec.Struct) and value.__module__ == module.__name__:
-                types = {each.name: each.type for each in msgspec.structs.fields(value)}
+                types = {field.name: field.type for field in msgspec.structs.fields(value)}
                 if types.get("metadata") is Metadata:
                     found |= set(structs(msgspec.inspect.type_info(value)))
     return found
@@ -114,8 +114,8 @@ def structs(found: Any) -> Iterator[type]:
             for field in found.fields:
                 yield from structs(field.type)
         case msgspec.inspect.UnionType():
-            for each in found.types:
-                yield from structs(each)
+            for member in found.types:
+                yield from structs(member)
         case msgspec.inspect.ListType():
             yield from structs(found.item_type)
 
