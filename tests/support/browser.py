@@ -152,7 +152,7 @@ async def violations(browser: Browser) -> list[str]:
         "axe.run().then(({violations}) => "
         "violations.flatMap(each => each.nodes.map(node => `${each.id}: ${node.html}`)))"
     )
-    return [str(each) for each in found]
+    return [str(violation) for violation in found]
 
 
 def _axe() -> Path:

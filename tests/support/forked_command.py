@@ -106,9 +106,9 @@ def _run(
     os.environ.update(environment)
     for descriptor, to in ((1, out), (2, err)):
         os.dup2(os.open(to, os.O_WRONLY | os.O_CREAT, 0o600) if isinstance(to, Path) else to.fileno(), descriptor)
-    for each in (out, err):
-        if not isinstance(each, Path) and not each.closed:
-            each.close()
+    for output in (out, err):
+        if not isinstance(output, Path) and not output.closed:
+            output.close()
     sys.argv = [str(Path(sys.executable).with_name(program)), *arguments]
     try:
         import_module(_MODULES[program]).main()

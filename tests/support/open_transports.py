@@ -16,7 +16,7 @@ _close = BaseSelectorEventLoop.close
 def _close_and_record(loop: Any) -> None:
     transports: list[Any] = [] if loop.is_closed() else [*loop._transports.values()]
     _close(loop)
-    _open_transports.extend(_described(each) for each in transports if each._sock is not None)
+    _open_transports.extend(_described(transport) for transport in transports if transport._sock is not None)
 
 
 def _described(transport: Any) -> str:
