@@ -40,7 +40,7 @@ class Workspace:
         state = {"state_directory": str(self.directory / "state")} if stores else {}
         settings = {
             "sources": sources,
-            "kubeconfigs": {"issuers": [{"name": "all", "sources": [each["name"] for each in sources], **issuer}]},
+            "kubeconfigs": {"issuers": [{"name": "all", "sources": [source["name"] for source in sources], **issuer}]},
             "connectivity": {"interval": "off"},
             "listen": f"unix://{self.directory}/d.sock",
             "http_listen": "127.0.0.1:0",
@@ -115,7 +115,7 @@ async def attacked(make: Callable[[], Daemon], attack: Callable[[], None], *, re
     attack()
     daemon = make()
     async with serving(daemon):
-        await eventually(lambda: all(not each.is_restored and each.synced for each in daemon._fleet.sources))
+        await eventually(lambda: all(not source.is_restored and source.synced for source in daemon._fleet.sources))
         yield daemon
 
 
@@ -207,7 +207,7 @@ async def test_server_that_copies_an_objects_uid_neither_shares_nor_revokes_its_
             found = await tokens(client, "eu#bank", "us#bank")
             assert found["us#bank"] != found["eu#bank"]
             us.projects.set_condition("bank", "False")
-            await eventually(lambda: [each.target.name for each in daemon._fleet.clusters()] == ["eu#bank"])
+            await eventually(lambda: [cluster.target.name for cluster in daemon._fleet.clusters()] == ["eu#bank"])
             await eventually(lambda: len(eu.infrastructure.secret_names()) == 1)
             assert eu.tokens.subject(found["eu#bank"]) == "system:serviceaccount:milo:operators"
 

@@ -151,7 +151,10 @@ async def test_rules_by_label_and_organization_apply_to_calls_and_streams(tmp_pa
         async with serving(daemon):
             await eventually(lambda: daemon._fleet.synced)
             async with workspace.client("all") as client:
-                assert {each.name for each in await client.list()} == {f"{mode.prefix}shop-1", f"{mode.prefix}bank-1"}
+                assert {cluster.name for cluster in await client.list()} == {
+                    f"{mode.prefix}shop-1",
+                    f"{mode.prefix}bank-1",
+                }
             for caller in ("prod", "shop") if mode.has_organizations else ("prod",):
                 await check_limited(workspace, caller)
             await check_stream(workspace)
@@ -162,7 +165,7 @@ async def check_limited(workspace: Workspace, caller: str) -> None:
     shop, bank = (f"{workspace.mode.prefix}{name}-1" for name in ("shop", "bank"))
     async with workspace.client(caller) as client:
         listing = await client.list()
-        assert [each.name for each in listing] == [shop]
+        assert [cluster.name for cluster in listing] == [shop]
         assert (await client.server_info()).counts.engaged == 1
         report = await client.get(shop)
         assert report.engagement.engaged

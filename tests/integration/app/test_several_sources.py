@@ -64,11 +64,11 @@ async def test_same_name_in_two_sources_is_two_clusters(workspace: Workspace) ->
     async with serving(daemon), workspace.client() as client:
         await eventually(lambda: daemon._fleet.synced)
         listing = await client.list()
-        assert {each.name: each.source for each in listing} == {"eu#shop": "eu", "us#shop": "us"}
-        by_name = {each.name: each.endpoint for each in listing}
+        assert {cluster.name: cluster.source for cluster in listing} == {"eu#shop": "eu", "us#shop": "us"}
+        by_name = {cluster.name: cluster.endpoint for cluster in listing}
         assert by_name["eu#shop"] == workspace.eu.control_plane_url("shop")
         assert by_name["us#shop"] == workspace.us.control_plane_url("shop")
-        assert [each.name for each in await client.list(sources=["us"])] == ["us#shop"]
+        assert [cluster.name for cluster in await client.list(sources=["us"])] == ["us#shop"]
         assert (await client.get("eu#shop")).engagement.engaged
         with pytest.raises(ClusterNotFound):
             await client.get("shop")
@@ -97,7 +97,7 @@ async def test_lost_source_makes_only_its_own_clusters_stale(workspace: Workspac
             workspace.eu.projects.create("bank", ready=True)
             assert await engaged(events) == "eu#bank"
         info = await client.server_info()
-        states = {each.name: (each.kind, each.status.state, each.counts.engaged) for each in info.sources}
+        states = {source.name: (source.kind, source.status.state, source.counts.engaged) for source in info.sources}
         assert states == {"eu": ("project", SourceState.STREAMING, 2), "us": ("project", SourceState.STALE, 1)}
         assert (info.mode, info.source.state) == ("sources", SourceState.STALE)
         _, metrics = await get("/metrics")
@@ -110,7 +110,7 @@ async def test_lost_source_makes_only_its_own_clusters_stale(workspace: Workspac
         assert '\nmilo_discoveryd_source_restarts_total{reason="Expired",source="us"} 0.0' in metrics
         assert '\nmilo_discoveryd_source_events_ignored_total{source="us"} 0.0' in metrics
         _, status = await get("/?json")
-        rows = {each["name"]: each["summary"]["state"] for each in json.loads(status)["sources"]}
+        rows = {source["name"]: source["summary"]["state"] for source in json.loads(status)["sources"]}
         assert rows == {"eu": "STREAMING", "us": "STALE"}
 
 
@@ -149,15 +149,15 @@ async def test_each_source_has_a_state_file(workspace: Workspace, tmp_path: Path
     daemon = workspace.daemon(state_directory=str(state))
     async with serving(daemon):
         await eventually(lambda: daemon._fleet.synced)
-    assert {each.name for each in state.iterdir()} >= {"fleet-eu.state", "fleet-us.state"}
+    assert {path.name for path in state.iterdir()} >= {"fleet-eu.state", "fleet-us.state"}
     await workspace.us.stop()
     workspace.eu.projects.create("bank", ready=True)
     again = workspace.daemon(state_directory=str(state))
     async with serving(again), workspace.client() as client:
         await eventually(lambda: again._fleet.sources[0].status.state.name == "STREAMING")
         listing = await client.list()
-        assert {each.name for each in listing} == {"eu#shop", "eu#bank", "us#shop"}
-        assert {each.name: each.state for each in listing.sources}["us"] is SourceState.STALE
+        assert {cluster.name for cluster in listing} == {"eu#shop", "eu#bank", "us#shop"}
+        assert {source.name: source.state for source in listing.sources}["us"] is SourceState.STALE
 
 
 async def test_subscriber_of_an_earlier_run_keeps_clusters_of_a_source_that_does_not_answer(
@@ -275,8 +275,8 @@ async def test_listing_continues_when_a_pending_source_becomes_complete(workspac
         await workspace.us.start()
         await eventually(lambda: daemon._fleet.synced)
         second = await stub.ListClusters(pb.ListClustersRequest(page_size=1, page_token=first.next_page_token))
-        assert [each.clusters[0].name for each in (first, second)] == ["eu#bank", "eu#shop"]
-        assert [[*each.pending_sources] for each in (first, second)] == [["us"], ["us"]]
+        assert [page.clusters[0].name for page in (first, second)] == ["eu#bank", "eu#shop"]
+        assert [[*page.pending_sources] for page in (first, second)] == [["us"], ["us"]]
         assert first.revision == second.revision
         async with asyncio.timeout(LIMIT_S):
             started_over = await stub.WatchClusters(pb.WatchClustersRequest(resume_revision=first.revision)).read()
@@ -297,7 +297,7 @@ async def test_caller_that_is_limited_to_one_source_sees_no_name_of_another(
         stub: Any = DiscoveryServiceStub(channel)
         await eventually(lambda: daemon._fleet.sources[0].synced)
         info = await stub.GetServerInfo(pb.GetServerInfoRequest())
-        assert ([each.name for each in info.sources], info.synced) == (["eu"], True)
+        assert ([source.name for source in info.sources], info.synced) == (["eu"], True)
         listing = await stub.ListClusters(pb.ListClustersRequest())
         watch = stub.WatchClusters(pb.WatchClustersRequest())
         batch = await watch.read()
@@ -305,7 +305,7 @@ async def test_caller_that_is_limited_to_one_source_sees_no_name_of_another(
             batch = await watch.read()
         watch.cancel()
         for answer in (listing, batch):
-            assert ([each.name for each in answer.sources], [*answer.pending_sources]) == (["eu"], [])
+            assert ([source.name for source in answer.sources], [*answer.pending_sources]) == (["eu"], [])
             assert answer.source.state != pb.SourceStatus.STATE_STALE
         said = []
         for call, code in (

@@ -292,11 +292,11 @@ async def test_addresses_in_use_by_the_running_daemon_cause_warnings(tmp_path: P
         socket.create_server(("127.0.0.1", 0)) as http,
     ):
         fcntl.flock(lock, fcntl.LOCK_EX)
-        taken, http_taken = (f"127.0.0.1:{each.getsockname()[1]}" for each in (server, http))
+        taken, http_taken = (f"127.0.0.1:{listener.getsockname()[1]}" for listener in (server, http))
         output = await run_check(tmp_path, listen=(f"unix://{path}", f"insecure://{taken}"), http_listen=http_taken)
     levels = output.levels()
     subjects = (f"listen unix://{path}", f"listen insecure://{taken}", f"http_listen {http_taken}")
-    assert {levels[each] for each in subjects} == {"warn"}
+    assert {levels[subject] for subject in subjects} == {"warn"}
 
 
 async def test_invalid_member_name_fails_and_other_checks_continue(kubeconfig: Path, tmp_path: Path) -> None:

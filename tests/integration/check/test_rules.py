@@ -29,7 +29,7 @@ def test_check_without_rules_reports_no_findings(tmp_path: Path) -> None:
 
 def test_rules_that_can_match_are_listed(tmp_path: Path) -> None:
     findings = found(tmp_path, rule("one", {"uid": 1, "listener": "proving"}), rule("two", {"group": "g"}))
-    assert [each.level for each in findings] == ["ok"]
+    assert [finding.level for finding in findings] == ["ok"]
     assert findings[0].message.startswith("one, two;")
 
 
@@ -40,7 +40,7 @@ def test_rule_that_never_matches_is_a_warning(tmp_path: Path) -> None:
         rule("two", {"san": "dns:a"}),
         rule("three", {"user": "u"}),
     )
-    assert [each.level for each in findings] == ["warn", "warn"]
+    assert [finding.level for finding in findings] == ["warn", "warn"]
     assert findings[0].message.startswith("rule one never matches: it requires uid")
     assert findings[1].message.startswith("rule two never matches: it requires san")
     assert "peer_credentials" in findings[0].fix

@@ -33,7 +33,7 @@ def settings(tmp_path: Path, server: ApiServer) -> Settings:
 
 
 def digest(of: Settings) -> str:
-    return fleet_digest(ConfiguredSource(each, of, ENVIRON) for each in of.sources)
+    return fleet_digest(ConfiguredSource(source, of, ENVIRON) for source in of.sources)
 
 
 async def test_check_without_shard_group_skips_leases() -> None:

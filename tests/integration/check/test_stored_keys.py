@@ -20,7 +20,7 @@ MILO, OTHER = StateOrigin("https://milo", "project"), StateOrigin("https://other
 
 def store(directory: Path, source: str, *names: str, origin: StateOrigin = MILO) -> None:
     targets = (Target(name=key_of(name, source), source=source, uid=name, place=()) for name in names)
-    fleet = StoredFleet(origin, 0.0, tuple(StoredCluster(each.uid, each, 0.0) for each in targets))
+    fleet = StoredFleet(origin, 0.0, tuple(StoredCluster(target.uid, target, 0.0) for target in targets))
     (directory / (FILE_OF % source if source else FILE)).write_bytes(encode(fleet))
 
 

@@ -43,7 +43,9 @@ def test_demo_keeps_recent_events_latest_first_and_counts_them() -> None:
 
 def test_demo_shows_the_first_successful_probe_only_in_the_row_of_its_cluster() -> None:
     scene = Scene()
-    unknown, reachable = (Connectivity(state=each) for each in (ConnectivityState.UNKNOWN, ConnectivityState.REACHABLE))
+    unknown, reachable = (
+        Connectivity(state=state) for state in (ConnectivityState.UNKNOWN, ConnectivityState.REACHABLE)
+    )
     assert scene.add(event(EventType.ENGAGED), 0.0)
     assert not scene.add(event(EventType.UPDATED, connectivity=unknown), 0.5)
     assert not scene.add(event(EventType.UPDATED, connectivity=reachable), 1.0)

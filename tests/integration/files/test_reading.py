@@ -37,7 +37,7 @@ def of_kind(file: Path) -> KubeconfigFiles:
 
 
 def problems(files: KubeconfigFiles) -> dict[str, str]:
-    return {each.key: each.problem for each in files.scan().objects}
+    return {obj.key: obj.problem for obj in files.scan().objects}
 
 
 def test_hidden_and_temporary_files_and_subdirectories_are_skipped(directory: Path) -> None:
@@ -86,7 +86,7 @@ def test_world_writable_directory_is_reported(directory: Path, mode: int, is_exp
     directory.chmod(mode)
     files = of_directory(directory)
     assert (files.exposure() is not None) == is_exposed
-    levels = [each.level for each in kubeconfig_files("files", files)]
+    levels = [finding.level for finding in kubeconfig_files("files", files)]
     assert ("warn" in levels) == is_exposed
 
 
@@ -171,8 +171,8 @@ class Live:
     def clusters(self, *renamed: str) -> dict[str, str]:
         """Scan the files, of which `renamed` were just renamed, and return the address of each usable cluster."""
         found = self.files.scan(renamed.__contains__).objects
-        targets = [each.contributions[0].content.target for each in found if each.contributions]  # type: ignore[union-attr]
-        return {each.name: each.endpoint for each in targets}
+        targets = [obj.contributions[0].content.target for obj in found if obj.contributions]  # type: ignore[union-attr]
+        return {target.name: target.endpoint for target in targets}
 
     def settle(self) -> None:
         self.passed_s += SETTLED_S

@@ -139,13 +139,13 @@ class Harness:
     def listed(self, *observations: Ready) -> None:
         """Report a complete list of these objects."""
         if self.is_restarted:
-            stored = [(self._observed(each), time.time()) for each in observations]
+            stored = [(self._observed(observation), time.time()) for observation in observations]
             self.followed.restore(stored, (), ViewStatus(ViewState.STALE, time.monotonic(), "Restored"))
-        self.found(ListStarted(), *(Listed(self._observed(each)) for each in observations), ListEnded())
+        self.found(ListStarted(), *(Listed(self._observed(observation)) for observation in observations), ListEnded())
 
     def seen(self, *observations: Ready | NotReady) -> None:
         """Report changes of these objects, in one read of the watch."""
-        self.found(*(ObjectChanged(self._observed(each)) for each in observations))
+        self.found(*(ObjectChanged(self._observed(observation)) for observation in observations))
 
     def _observed(self, seen: Ready | NotReady) -> Ready | NotReady:
         return msgspec.structs.replace(seen, uid=self.object_uid(seen.uid))

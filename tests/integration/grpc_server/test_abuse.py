@@ -85,7 +85,7 @@ async def rapid_reset(raw: Raw) -> None:
 async def streams_without_end(raw: Raw) -> None:
     """Open ten thousand streams, far more than the limit of concurrent streams, as fast as possible."""
     await raw.greet()
-    block = Encoder().encode([NeverIndexedHeaderTuple(*each) for each in headers("WatchClusters")])
+    block = Encoder().encode([NeverIndexedHeaderTuple(*header) for header in headers("WatchClusters")])
     for first in range(1, 20_000, 200):
         frames = []
         for stream in range(first, first + 200, 2):
@@ -105,7 +105,7 @@ async def headers_without_end(raw: Raw) -> None:
 async def large_metadata(raw: Raw) -> None:
     await raw.greet()
     for number in range(50):
-        raw.call("ListClusters", b"", *((f"x-{number}-{each}", "y" * 1000) for each in range(30)))
+        raw.call("ListClusters", b"", *((f"x-{number}-{index}", "y" * 1000) for index in range(30)))
         await raw.flush()
 
 
@@ -146,7 +146,7 @@ async def half_a_preface(raw: Raw) -> None:
 async def garbage_frames(raw: Raw) -> None:
     await raw.greet()
     for seed in range(50):
-        await raw.send(bytes((each * 31 + seed * 7) % 256 for each in range(4000)))
+        await raw.send(bytes((index * 31 + seed * 7) % 256 for index in range(4000)))
 
 
 ABUSES: list[Abuse] = [

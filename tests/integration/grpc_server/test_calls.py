@@ -104,7 +104,10 @@ async def test_get_cluster_explains_why_not_engaged(harness: Harness) -> None:
     assert alpha.engagement.reason == pb.Engagement.REASON_NOT_READY
     assert alpha.engagement.message == "condition Ready is False"
     assert alpha.cluster.name == "alpha"
-    assert [pb.ClusterEvent.Type.Name(each.type) for each in alpha.transitions] == ["TYPE_ENGAGED", "TYPE_DISENGAGED"]
+    assert [pb.ClusterEvent.Type.Name(transition.type) for transition in alpha.transitions] == [
+        "TYPE_ENGAGED",
+        "TYPE_DISENGAGED",
+    ]
     assert beta.engagement.reason == pb.Engagement.REASON_MALFORMED
     assert beta.engagement.message == "its status is a number"
     assert not beta.HasField("cluster")

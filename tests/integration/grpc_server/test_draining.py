@@ -133,8 +133,8 @@ async def test_subscriber_that_reconnects_receives_the_drain_again(draining_harn
 async def test_subscriber_that_released_does_not_receive_the_drain_again(draining_harness: Harness) -> None:
     harness = draining_harness
     async with confirming(harness, "other") as other, confirming(harness) as mine:
-        for each in (other, mine):
-            await each.until_synced()
+        for subscriber in (other, mine):
+            await subscriber.until_synced()
         harness.seen(not_ready("alpha"))
         told_at = (await mine.batch()).revision
         await release(harness)
@@ -249,11 +249,14 @@ async def test_explanation_names_pending_releases_within_the_scope(tmp_path: Pat
             assert await one.events() == ["UPDATED alpha"]
             asked = pb.GetClusterRequest(name="alpha")
             seen = await caller.stub.GetCluster(asked)
-            assert [(each.subscriber, each.connected) for each in seen.pending_releases] == [("a", True)]
+            assert [(pending.subscriber, pending.connected) for pending in seen.pending_releases] == [("a", True)]
             assert (seen.engagement.engaged, seen.engagement.reason) == (True, pb.Engagement.REASON_DRAINING)
             assert seen.cluster.draining.reason == pb.DISENGAGE_REASON_NOT_READY
             every = await operator.stub.GetCluster(asked)
-            assert [(each.subscriber, each.connected) for each in every.pending_releases] == [("a", True), ("b", False)]
+            assert [(pending.subscriber, pending.connected) for pending in every.pending_releases] == [
+                ("a", True),
+                ("b", False),
+            ]
             info = await operator.stub.GetServerInfo(pb.GetServerInfoRequest())
             assert (info.counts.engaged, info.counts.draining) == (1, 1)
 
@@ -352,7 +355,7 @@ async def test_drain_waits_for_the_engagement_handler_of_a_fleet(draining_harnes
             record = harness.fleet["alpha"]
             assert record is not None
             assert record.engaged
-            assert [each.key.name for each in harness.fleet.releases.awaited("alpha")] == ["fleet"]
+            assert [pending.key.name for pending in harness.fleet.releases.awaited("alpha")] == ["fleet"]
             may_end.set()
             await eventually(lambda: not record.engaged)
     await eventually(lambda: not harness.service.streams)

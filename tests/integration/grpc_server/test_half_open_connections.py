@@ -64,14 +64,14 @@ async def test_f44_only_the_half_open_stream_is_closed_under_load(
         ):
             call = DiscoveryServiceStub(channel).WatchClusters(pb.WatchClustersRequest())
             await call.read()
-            for each in (one, other):
-                await each.until_synced()
+            for subscriber in (one, other):
+                await subscriber.until_synced()
             event_texts = 0
             async with proxy.swallowing(), asyncio.timeout(OLD_PATIENCE_S / 2):
                 while len(harness.service.streams) == 3:
                     event_texts += 1
                     harness.seen(ready("alpha", version=f"{event_texts + 1}", note=f"{event_texts}".ljust(BIG, "x")))
-                    assert [await each.events() for each in (one, other)] == [["UPDATED alpha"]] * 2
+                    assert [await subscriber.events() for subscriber in (one, other)] == [["UPDATED alpha"]] * 2
         assert event_texts * BIG > 2 * MOST_BETWEEN
         assert proxy.swallowed < MOST_BETWEEN
 

@@ -249,19 +249,19 @@ async def test_project_with_a_hostile_name_is_never_engaged(shop: RulesHarness, 
         shop.harness.seen(of_organization("zz-organization", "bank-well"))
         assert await mine.events() == ["ENGAGED bank-well"], "another event came before this one"
         covered = name.startswith("bank-")
-        for each, may_see in ((guest, covered), (root, True)):
+        for caller, may_see in ((guest, covered), (root, True)):
             if may_see:
-                answer = await each.stub.GetCluster(pb.GetClusterRequest(name=name))
+                answer = await caller.stub.GetCluster(pb.GetClusterRequest(name=name))
                 assert answer.engagement.reason == pb.Engagement.REASON_MALFORMED
                 assert not answer.HasField("cluster")
             else:
-                hidden, absent = [await never_seen(each.stub, asked) for asked in (name, "zz-never")]
+                hidden, absent = [await never_seen(caller.stub, asked) for asked in (name, "zz-never")]
                 assert hidden.replace(name, "zz-never") == absent
             with pytest.raises(grpc.aio.AioRpcError) as caught:
-                await each.stub.IssueKubeconfig(pb.IssueKubeconfigRequest(cluster=name))
+                await caller.stub.IssueKubeconfig(pb.IssueKubeconfigRequest(cluster=name))
             assert error_fields(caught.value)[:2] == (grpc.StatusCode.NOT_FOUND, "NOT_ENGAGED")
         mine_of, of_root = [
-            (await each.stub.GetServerInfo(pb.GetServerInfoRequest())).counts.malformed for each in (guest, root)
+            (await caller.stub.GetServerInfo(pb.GetServerInfoRequest())).counts.malformed for caller in (guest, root)
         ]
         assert (mine_of, of_root) == (int(covered), 1)
     assert shop.denials()[-1:] == [("bank", "NOT_ENGAGED")]

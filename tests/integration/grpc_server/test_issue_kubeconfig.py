@@ -49,7 +49,7 @@ async def test_issued_embedded_kubeconfig_has_times(tmp_path: Path) -> None:
     assert config["clusters"][0]["cluster"]["server"] == "https://alpha.test"
     assert config["users"][0]["user"]["token"].startswith(CANARY)
     issued_at, refresh_after, expires_at = (
-        each.ToMicroseconds() / 1e6 for each in (made.issued_at, made.refresh_after, made.expires_at)
+        timestamp.ToMicroseconds() / 1e6 for timestamp in (made.issued_at, made.refresh_after, made.expires_at)
     )
     assert abs(issued_at - time.time()) < 10
     assert issued_at + 290 < refresh_after < issued_at + 370

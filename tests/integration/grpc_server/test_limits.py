@@ -88,8 +88,8 @@ async def test_server_info_counts_only_watches_of_clusters_as_subscribers(tmp_pa
         await mine.until_synced()
         await other.until_synced()
         await health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest()).read()
-        counts = [(await each.stub.GetServerInfo(pb.GetServerInfoRequest())).counts for each in (shop, root)]
-    assert [each.subscribers for each in counts] == [1, 2]
+        counts = [(await caller.stub.GetServerInfo(pb.GetServerInfoRequest())).counts for caller in (shop, root)]
+    assert [count.subscribers for count in counts] == [1, 2]
 
 
 async def test_denied_calls_in_flight_are_limited(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -97,7 +97,7 @@ async def test_denied_calls_in_flight_are_limited(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(quota, "MISS_BURST", 0)
     async with open_rules_harness(tmp_path, rule("root", ALL_CLUSTERS)) as place, place.caller("nobody") as nobody:
         calls = [error(nobody.stub.ListClusters(pb.ListClustersRequest())) for _ in range(50)]
-        reasons = [reason(each) for each in await asyncio.gather(*calls)]
+        reasons = [reason(failure) for failure in await asyncio.gather(*calls)]
         assert set(reasons) == {"NO_RULE", "TOO_MANY_CALLS"}
         assert reasons.count("NO_RULE") < 25
         async with place.caller("root") as root:

@@ -118,7 +118,7 @@ def acceptor(harness: Harness) -> Acceptor:
 
 async def as_another(address: str, uid: int, *groups: int) -> tuple[int, str]:
     """Call as another user with these supplementary groups; return its pid and the result."""
-    given = [str(each) for each in (uid, *groups)]
+    given = [str(number) for number in (uid, *groups)]
     client = await asyncio.create_subprocess_exec(sys.executable, "-c", AS_ANOTHER, address, *given, stdout=PIPE)
     output, _ = await client.communicate()
     pid, event_texts = json.loads(output)
@@ -258,10 +258,10 @@ async def test_new_user_evicts_connections_of_a_user_that_has_all_connections(
         before = len(descriptors())
         with ExitStack() as stack:
             clients = [stack.enter_context(connected(directory)) for _ in range(20)]
-            await eventually(lambda: sum(has_ended(each) for each in clients) == 14)
+            await eventually(lambda: sum(has_ended(client) for client in clients) == 14)
             for uid in (1001, 1002):
                 assert (await as_another(harness.address, uid))[1] == "OK"
-            assert sum(has_ended(each) for each in clients) <= 16
+            assert sum(has_ended(client) for client in clients) <= 16
         await eventually(lambda: len(descriptors()) <= before)
         assert harness.audited[0]["problem"].endswith("connection limit (6) of the listener reached")
         evicted = [line for line in harness.audited if "a caller with fewer connections" in line["problem"]]
@@ -358,7 +358,7 @@ async def test_listener_recovers_from_exhaustion_of_file_descriptors(tmp_path: P
 
 
 def descriptors() -> list[int]:
-    return [int(each.name) for each in Path("/proc/self/fd").iterdir()]
+    return [int(path.name) for path in Path("/proc/self/fd").iterdir()]
 
 
 def connected(directory: Path) -> socket.socket:

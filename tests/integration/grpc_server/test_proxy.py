@@ -11,8 +11,8 @@ async def two_ends() -> tuple[socket.socket, socket.socket, "asyncio.Task[bool]"
     """Return the outer ends of two proxied connections, and the task of the proxy."""
     loop = asyncio.get_running_loop()
     (client, ours), (server, theirs) = socket.socketpair(), socket.socketpair()
-    for each in (client, ours, server, theirs):
-        each.setblocking(False)
+    for sock in (client, ours, server, theirs):
+        sock.setblocking(False)
     one, other = ProxySide(), ProxySide()
     await loop.create_connection(lambda: one, sock=ours)
     # Data that arrives before the connections are joined is buffered.
@@ -87,8 +87,8 @@ async def test_canceled_proxy_closes_both_sides() -> None:
     passing.cancel()
     await asyncio.wait((passing,))
     loop = asyncio.get_running_loop()
-    for each in (client, server):
+    for sock in (client, server):
         with suppress(ConnectionResetError):
-            while await loop.sock_recv(each, 100):
+            while await loop.sock_recv(sock, 100):
                 pass
-        each.close()
+        sock.close()

@@ -77,7 +77,7 @@ async def test_list_get_and_counts_are_limited_to_scope(rules_harness: RulesHarn
     async with rules_harness.caller("shop") as shop, rules_harness.caller("root") as root:
         listed = await shop.stub.ListClusters(pb.ListClustersRequest(page_size=1))
         assert (listed.total_size, listed.clusters[0].name) == (2, "alpha")
-        info, whole = [await each.stub.GetServerInfo(pb.GetServerInfoRequest()) for each in (shop, root)]
+        info, whole = [await caller.stub.GetServerInfo(pb.GetServerInfoRequest()) for caller in (shop, root)]
         assert (info.counts.engaged, info.counts.not_ready, info.counts.subscribers) == (2, 0, 0)
         assert (whole.counts.engaged, whole.counts.not_ready) == (4, 1)
         assert (await shop.stub.GetCluster(pb.GetClusterRequest(name="alpha"))).engagement.engaged
@@ -144,7 +144,7 @@ async def test_name_enumeration_is_throttled_without_effect_on_others(
         ]
         assert (await bank.stub.GetCluster(pb.GetClusterRequest(name=SECRET))).engagement.engaged
         assert (await shop.stub.GetCluster(pb.GetClusterRequest(name="alpha"))).engagement.engaged
-        assert {error_fields(each)[1] for each in await asyncio.gather(*guesses)} == {"NEVER_SEEN"}
+        assert {error_fields(failure)[1] for failure in await asyncio.gather(*guesses)} == {"NEVER_SEEN"}
         assert time.monotonic() - began > 0.4
 
 
@@ -183,8 +183,8 @@ async def test_calls_of_a_caller_without_a_rule_are_denied(rules_harness: RulesH
         ]
         async with nobody.watching() as watching:
             errors.append(await watching.error())
-    assert {error_fields(each)[:2] for each in errors} == {(grpc.StatusCode.PERMISSION_DENIED, "NO_RULE")}
-    assert {"(listener nobody)" in error_fields(each)[2] for each in errors} == {True}
+    assert {error_fields(failure)[:2] for failure in errors} == {(grpc.StatusCode.PERMISSION_DENIED, "NO_RULE")}
+    assert {"(listener nobody)" in error_fields(failure)[2] for failure in errors} == {True}
     assert rules_harness.denials() == [("nobody", "NO_RULE")] * 8
     assert max(len(line.get("cluster", "")) for line in rules_harness.harness.audited) == 253 + 64
 

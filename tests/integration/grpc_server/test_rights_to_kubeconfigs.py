@@ -70,7 +70,7 @@ async def test_rule_limits_credential_issuers(tmp_path: Path) -> None:
                 kubeconfig = json.loads((await issue(guest)).kubeconfig.kubeconfig)
                 assert kubeconfig["users"][0]["user"]["token"] in backend.given
             info = await less.stub.GetServerInfo(pb.GetServerInfoRequest())
-            assert [each.name for each in info.credential_issuers] == ["viewer"]
+            assert [issuer.name for issuer in info.credential_issuers] == ["viewer"]
             assert info.limits.max_kubeconfig_ttl.ToTimedelta().total_seconds() == 60
 
 

@@ -146,7 +146,7 @@ async def test_disengaged_cluster_gets_no_kubeconfig_and_its_credential_is_revok
             while after.count("KUBECONFIG beta") < 4:
                 after += event_texts([await subscriber.batch()])
     disengaged = after.index("DISENGAGED alpha NOT_READY")
-    assert not [each for each in after[disengaged + 1 :] if "alpha" in each]
+    assert not [text for text in after[disengaged + 1 :] if "alpha" in text]
     assert [name for name, _ in backend.revoked] == ["alpha"]
 
 

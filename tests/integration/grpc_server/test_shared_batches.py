@@ -4,7 +4,7 @@ from milo_discovery.v1 import discovery_pb2 as pb
 from tests.integration.grpc_server.conftest import Harness, Subscriber, ready
 
 BIG = "x" * 60
-FLEET = [ready(f"c-{number}", **{f"label-{each}": BIG for each in range(20)}) for number in range(1500)]
+FLEET = [ready(f"c-{number}", **{f"label-{index}": BIG for index in range(20)}) for number in range(1500)]
 
 
 async def test_f48_stalled_stream_does_not_block_its_connection(harness: Harness) -> None:

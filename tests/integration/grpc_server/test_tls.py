@@ -287,7 +287,7 @@ async def test_endless_tls_handshake_is_refused(tls_files: TlsFiles) -> None:
     async with tcp(tls_files) as harness:
         with socket.create_connection(("127.0.0.1", port(harness))) as endless:
             endless.settimeout(HANDSHAKE_S / 2)
-            endless.sendall(b"".join(b"\x16\x03\x01" + len(each).to_bytes(2, "big") + each for each in records))
+            endless.sendall(b"".join(b"\x16\x03\x01" + len(record).to_bytes(2, "big") + record for record in records))
             with suppress(ConnectionError):
                 while await asyncio.to_thread(endless.recv, 100):
                     pass

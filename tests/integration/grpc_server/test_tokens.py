@@ -39,7 +39,7 @@ async def taking_tokens(directory: Path, sandbox: Sandbox, *sources: Backend) ->
     listener = Listener(name="tokens", address=UnixSocket(directory / "d.sock"), peer_credentials=True, tokens=True)
     try:
         async with a_harness(
-            directory, listeners=[listener], reviewer=reviewer, sources=[IssuerAssignment(each) for each in sources]
+            directory, listeners=[listener], reviewer=reviewer, sources=[IssuerAssignment(source) for source in sources]
         ) as harness:
             harness.listed(ready("alpha"))
             yield harness
@@ -49,7 +49,7 @@ async def taking_tokens(directory: Path, sandbox: Sandbox, *sources: Backend) ->
 
 async def listed(harness: Harness, *authorization: str) -> pb.ListClustersResponse:
     async with harness.client() as stub:
-        metadata = tuple(("authorization", each) for each in authorization)
+        metadata = tuple(("authorization", value) for value in authorization)
         answer = await stub.ListClusters(pb.ListClustersRequest(), metadata=metadata)
     assert isinstance(answer, pb.ListClustersResponse)
     return answer

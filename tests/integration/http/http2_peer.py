@@ -141,7 +141,7 @@ class Peer:
 
     @property
     def requests(self) -> list[dict[str, str]]:
-        return [request for each in self.accepted for request in each.requests]
+        return [request for connection in self.accepted for request in connection.requests]
 
     def accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.accepted.append(Accepted(self, len(self.accepted) + 1, reader, writer))

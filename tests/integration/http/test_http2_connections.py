@@ -31,8 +31,11 @@ async def test_concurrent_requests_share_a_connection(authority: Authority, usin
             return
         waiting.append(stream)
         if len(waiting) == 20:
-            for each in reversed(waiting):
-                accepted.answer(each, b"answer to " + accepted.requests[accepted.streams.index(each)][":path"].encode())
+            for waiting_stream in reversed(waiting):
+                accepted.answer(
+                    waiting_stream,
+                    b"answer to " + accepted.requests[accepted.streams.index(waiting_stream)][":path"].encode(),
+                )
 
     async with serving(authority, script) as peer:
         await got(using, peer.url)
@@ -73,7 +76,7 @@ async def test_another_connection_is_opened_when_all_streams_are_in_use(authorit
         exchanges = [using.request("GET", peer.url, headers={}, connect_timeout_s=10) for _ in range(5)]
         for exchange in exchanges:
             await exchange.__aenter__()
-        assert [len(each.streams) for each in peer.accepted] == [2, 2, 1]
+        assert [len(connection.streams) for connection in peer.accepted] == [2, 2, 1]
         await exchanges[0].__aexit__(None, None, None)
         async with using.request("GET", peer.url, headers={}, connect_timeout_s=10):
             assert len(peer.accepted) == 3

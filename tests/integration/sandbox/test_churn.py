@@ -25,8 +25,8 @@ def run(sandbox: Sandbox, steps: int = 2000) -> None:
 
 def test_churn_is_reproducible_by_seed() -> None:
     first, second, other = lively(), lively(), lively(seed=8)
-    for each in (first, second, other):
-        run(each, 500)
+    for sandbox in (first, second, other):
+        run(sandbox, 500)
     assert history(first) == history(second) != history(other)
 
 

@@ -146,7 +146,7 @@ async def started(kubeconfig: Path, *arguments: str) -> tuple[str, dict[str, obj
         address = (await line(process)).split()[3].rstrip(":")
         assert str(kubeconfig) in await line(process)
         config = yaml.safe_load(kubeconfig.read_text())
-        [cluster] = (each["cluster"] for each in config["clusters"])
+        [cluster] = (entry["cluster"] for entry in config["clusters"])
         token = Path(config["users"][0]["user"]["tokenFile"]).read_text()
         ca = b64decode(cluster["certificate-authority-data"]).decode()
         async with (
@@ -160,7 +160,7 @@ async def started(kubeconfig: Path, *arguments: str) -> tuple[str, dict[str, obj
             items = (await response.json())["items"]
         process.terminate()
         await process.communicate()
-    return address, cluster, json.dumps([(each["metadata"]["name"], each["metadata"]["uid"]) for each in items])
+    return address, cluster, json.dumps([(item["metadata"]["name"], item["metadata"]["uid"]) for item in items])
 
 
 async def test_sandbox_restarted_with_its_kubeconfig_keeps_port_ca_and_projects(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ async def test_control_plane_serves_health_and_discovery(client: Client, sandbox
     of_milo = {"namespaces", "configmaps", "secrets", "events"}
     built_in = {"serviceaccounts", "pods", "services", "endpoints", "persistentvolumeclaims", "persistentvolumes"}
     built_in |= {"resourcequotas", "limitranges", "nodes"}
-    assert {each["name"] for each in resources if "/" not in each["name"]} == of_milo | built_in
+    assert {resource["name"] for resource in resources if "/" not in resource["name"]} == of_milo | built_in
     assert (await client.get(behind("alpha", "/api/v1/namespaces"))).names == ["default", "milo-system"]
 
 

@@ -43,9 +43,12 @@ async def suspend(client: Client, name: str, project: str, reason: str = "Billin
 async def status_of(client: Client, name: str = "alpha") -> dict[str, Any]:
     project = (await client.get(f"{PROJECTS}/{name}")).json
     conditions = {
-        each["type"]: (each["status"], each["reason"], each["message"]) for each in project["status"]["conditions"]
+        condition["type"]: (condition["status"], condition["reason"], condition["message"])
+        for condition in project["status"]["conditions"]
     }
-    return conditions | {"suspensions": [each["reason"] for each in project["status"].get("suspensions", [])]}
+    return conditions | {
+        "suspensions": [suspension["reason"] for suspension in project["status"].get("suspensions", [])]
+    }
 
 
 async def test_created_project_becomes_ready_with_a_control_plane(client: Client) -> None:

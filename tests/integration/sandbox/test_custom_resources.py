@@ -69,7 +69,7 @@ async def test_table_has_the_printer_columns_of_the_crd(client: Client) -> None:
     await create(client, WIDGETS, widget(spec={"size": 7}))
     accept = {"Accept": "application/json;as=Table;v=v1;g=meta.k8s.io"}
     table = (await client.get(behind(WIDGETS), headers=accept)).json
-    assert [each["name"] for each in table["columnDefinitions"]] == ["Name", "Size"]
+    assert [column["name"] for column in table["columnDefinitions"]] == ["Name", "Size"]
     assert table["rows"][0]["cells"] == ["one", 7]
 
 

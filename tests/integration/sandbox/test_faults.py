@@ -58,7 +58,7 @@ def test_initializing_fault_can_be_limited_to_a_resource(faults: Faults) -> None
 
 def test_fault_counts_matching_requests_only(faults: Faults) -> None:
     faults.overloaded(times=2)
-    answers = [answer(faults, each)[0] for each in (AT_THE_DOOR, LIST, AT_THE_DOOR, GET, WATCH)]
+    answers = [answer(faults, request)[0] for request in (AT_THE_DOOR, LIST, AT_THE_DOOR, GET, WATCH)]
     assert answers == [0, 429, 0, 429, 0]
 
 

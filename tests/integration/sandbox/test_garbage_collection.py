@@ -44,7 +44,7 @@ async def test_dependent_with_another_owner_loses_the_reference(client: Client, 
     await dependent(client, "shared", owned_by(owner), owned_by(second))
     await delete_owner(client)
     (kept,) = (await client.get(behind(CONFIG_MAPS))).json["items"]
-    assert [each["name"] for each in kept["metadata"]["ownerReferences"]] == ["two"]
+    assert [reference["name"] for reference in kept["metadata"]["ownerReferences"]] == ["two"]
     await delete_owner(client, name="two")
     assert await names(client) == []
 

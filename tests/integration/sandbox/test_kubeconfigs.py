@@ -18,10 +18,10 @@ async def test_written_kubeconfig_has_server_ca_and_token_file(
 ) -> None:
     path = sandbox.write_kubeconfig(tmp_path / "kubeconfig")
     config = yaml.safe_load(path.read_text())
-    (cluster,) = (each["cluster"] for each in config["clusters"])
+    (cluster,) = (entry["cluster"] for entry in config["clusters"])
     assert cluster["server"] == sandbox.url
     assert b64decode(cluster["certificate-authority-data"]) == sandbox.ca_pem
-    (user,) = (each["user"] for each in config["users"])
+    (user,) = (entry["user"] for entry in config["users"])
     token = Path(user["tokenFile"])
     assert (path.stat().st_mode & 0o777, token.stat().st_mode & 0o777) == (0o600, 0o600)
     client.token = token.read_text()

@@ -140,7 +140,7 @@ async def test_openapi_documents_describe_every_kind(client: Client) -> None:
         path, _, query = entry["serverRelativeURL"].partition("?")
         document = (await client.get(path, hash=query.removeprefix("hash="))).json
         for schema in document["components"]["schemas"].values():
-            kinds |= {each["kind"] for each in schema.get("x-kubernetes-group-version-kind", ())}
+            kinds |= {kind["kind"] for kind in schema.get("x-kubernetes-group-version-kind", ())}
     assert kinds == {"Project", "ProjectControlPlane", "ProjectSuspension", "CustomResourceDefinition"}
     assert (await client.get("/openapi/v2")).json["swagger"] == "2.0"
     assert (await client.get("/openapi/v3/apis/nothing/v1")).status == 404

@@ -27,7 +27,9 @@ def config_map(**data: str) -> dict[str, Any]:
 
 
 def owners(answer: Answer) -> dict[tuple[str, str], Any]:
-    return {(each["manager"], each["operation"]): each["fieldsV1"] for each in answer.json["metadata"]["managedFields"]}
+    return {
+        (entry["manager"], entry["operation"]): entry["fieldsV1"] for entry in answer.json["metadata"]["managedFields"]
+    }
 
 
 async def test_field_of_two_managers_stays_until_both_drop_it(client: Client) -> None:

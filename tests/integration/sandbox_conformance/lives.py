@@ -141,9 +141,9 @@ class Witness:
             case {"metadata": dict(metadata), **rest}:
                 status = rest.get("status", {})
                 conditions = {
-                    each["type"]: [each["status"], each["reason"], each["message"]]
-                    for each in sorted(status.get("conditions", ()), key=lambda each: str(each["type"]))
-                    if each["type"] in ("Ready", "Suspended", "ResourceCleanup")
+                    entry["type"]: [entry["status"], entry["reason"], entry["message"]]
+                    for entry in sorted(status.get("conditions", ()), key=lambda entry: str(entry["type"]))
+                    if entry["type"] in ("Ready", "Suspended", "ResourceCleanup")
                 }
                 kept = {
                     "labels": {
@@ -154,7 +154,9 @@ class Witness:
                     "uid": self._uids.setdefault(metadata["uid"], f"uid {len(self._uids) + 1}"),
                     "is terminating": "deletionTimestamp" in metadata,
                     "conditions": conditions,
-                    "suspensions": [{**each, "suspendedAt": "a time"} for each in status.get("suspensions", ())],
+                    "suspensions": [
+                        {**suspension, "suspendedAt": "a time"} for suspension in status.get("suspensions", ())
+                    ],
                 }
                 return {key: value for key, value in kept.items() if value}
             case _:
@@ -258,7 +260,7 @@ def condition(answer: Any, kind: str) -> str:
 
 def _field(answer: Any, kind: str, field: str) -> str:
     conditions = answer.get("status", {}).get("conditions", ()) if isinstance(answer.get("status"), dict) else ()
-    return next((str(each[field]) for each in conditions if each["type"] == kind), "")
+    return next((str(entry[field]) for entry in conditions if entry["type"] == kind), "")
 
 
 @life

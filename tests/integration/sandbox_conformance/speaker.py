@@ -101,8 +101,8 @@ class Speaker:
         answer = await self.ask("PATCH", path, document, content_type="application/apply-patch+yaml", **query)
         if "metadata" in answer and "managedFields" in answer["metadata"]:
             owners = [
-                [each["manager"], each["operation"], each.get("subresource", ""), each["fieldsV1"]]
-                for each in answer["metadata"]["managedFields"]
+                [entry["manager"], entry["operation"], entry.get("subresource", ""), entry["fieldsV1"]]
+                for entry in answer["metadata"]["managedFields"]
             ]
             self.transcript.append({"owners": sorted(owners, key=json.dumps)})
         return answer

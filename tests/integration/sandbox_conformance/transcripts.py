@@ -55,7 +55,7 @@ class Normalizer:
             case dict():
                 return {key: self._field(key, value, answer) for key, value in answer.items() if key not in _LEFT_OUT}
             case list():
-                return [self.normalized(each) for each in answer]
+                return [self.normalized(item) for item in answer]
             case str() if _TIME.fullmatch(answer):
                 return answer if answer.startswith("1970-") else "a time"
             case _:
@@ -82,5 +82,5 @@ class Normalizer:
             return self._versions.setdefault(number, f"version {len(self._versions) + 1}")
         # Other writes to a real server's etcd have versions too, so a collection's version may be higher than that of
         # an object.
-        before = [each for each in self._versions if each <= number]
+        before = [version for version in self._versions if version <= number]
         return f"{self._versions[max(before)]} or later" if before else "some version"

@@ -58,7 +58,7 @@ def test_state_file_write_killed_at_any_line_leaves_the_old_or_new_state_and_is_
     start_over()
     for _ in deaths(DYING, tmp_path):
         image = keeper.load()
-        found.append([] if image is None else [each.target.name for each in image.clusters])
+        found.append([] if image is None else [cluster.target.name for cluster in image.clusters])
         start_over()
     assert found == sorted(found, key=lambda names: names == ["another"])
     assert found.count(before) >= 10, "too few kills before the rename"

@@ -49,7 +49,7 @@ async def running(keeper: StateFile, fleet: Fleet) -> AsyncIterator[None]:
 def recalled(directory: Path) -> Callable[[], list[str]]:
     def names() -> list[str]:
         image = StateFile(directory, ORIGIN).load()
-        return [] if image is None else [each.target.name for each in image.clusters]
+        return [] if image is None else [cluster.target.name for cluster in image.clusters]
 
     return names
 

@@ -97,7 +97,7 @@ async def test_concurrent_scrapes_share_a_build_of_the_metrics() -> None:
     assert b"milo_discoveryd_engaged_clusters 1.0" in replies[0].body
     assert endpoint._scrape.builds == 1
     others = [request("/metrics", peer="127.0.0.1"), request("/metrics")] * 10
-    named, unnamed, *_ = await asyncio.gather(*(endpoint._answer(each) for each in others))
+    named, unnamed, *_ = await asyncio.gather(*(endpoint._answer(scrape) for scrape in others))
     assert (b"shop" in named.body, b"shop" in unnamed.body) == (True, False)
     assert endpoint._scrape.builds == 3
     await endpoint.stop()

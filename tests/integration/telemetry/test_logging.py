@@ -71,7 +71,7 @@ def test_control_characters_in_values_are_escaped(output: Output, form: str) -> 
     logging.getLogger("library").warning(chosen)
     lines = output.text().split("\n")
     assert len(lines) == 3
-    assert all(each.isprintable() for each in lines)
+    assert all(line.isprintable() for line in lines)
 
 
 @pytest.mark.parametrize("form", ["json", "console"])
@@ -117,8 +117,8 @@ def test_log_record_with_mismatched_arguments_is_dropped_and_counted(output: Out
 )
 def test_log_lines_below_the_level_are_omitted(output: Output, level: str, expected: list[str]) -> None:
     output.configure(level)
-    for each in ("debug", "info", "warning", "error"):
-        getattr(log, each)(each)
+    for name in ("debug", "info", "warning", "error"):
+        getattr(log, name)(name)
     assert output.events() == expected
 
 
@@ -196,8 +196,8 @@ def test_full_disk_drops_log_lines_and_reports_their_number_afterwards(tmp_path:
     writer.handle(record("next"))
     writer.flush()
     assert (tmp_path / "log").read_text().splitlines() == ["next", "log lines dropped"]
-    for each in (target, full, descriptor):
-        os.close(each)
+    for fd in (target, full, descriptor):
+        os.close(fd)
 
 
 def test_closed_pipe_drops_log_lines(writer: tuple[LogWriter, int]) -> None:

@@ -17,8 +17,8 @@ WATCH = {
     [
         ("milo_discoveryd_transitions_total", {"type": "ENGAGED", "reason": ""}),
         *(
-            ("milo_discoveryd_transitions_total", {"type": "DISENGAGED", "reason": each.value})
-            for each in DisengageReason
+            ("milo_discoveryd_transitions_total", {"type": "DISENGAGED", "reason": reason.value})
+            for reason in DisengageReason
         ),
         ("milo_discoveryd_source_restarts_total", {"reason": "Expired"}),
         ("milo_discoveryd_kubeconfigs_issued_total", {"result": "credentials_unavailable"}),
@@ -33,8 +33,8 @@ def test_number_of_reasons_for_relists_that_a_server_can_state_is_limited() -> N
     metrics = Metrics()
     for number in range(1000):
         metrics.sources.relisting(f"Reason{number}")
-    [found] = [each for each in metrics.registry.collect() if each.name == "milo_discoveryd_source_restarts"]
-    counts = {each.labels["reason"]: each.value for each in found.samples if each.name.endswith("_total")}
+    [found] = [metric for metric in metrics.registry.collect() if metric.name == "milo_discoveryd_source_restarts"]
+    counts = {sample.labels["reason"]: sample.value for sample in found.samples if sample.name.endswith("_total")}
     assert len(counts) < 50
     assert (counts["Reason0"], sum(counts.values())) == (1, 1000)
 

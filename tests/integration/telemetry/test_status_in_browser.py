@@ -120,7 +120,7 @@ async def test_status_page_has_readable_contrast_in_each_theme(
             await browser.until(shows(words))
             ratios = await browser.evaluate(CONTRASTS)
             assert len(ratios) > 20
-            assert [each for each in ratios if each["ratio"] < 4.5] == []
+            assert [ratio for ratio in ratios if ratio["ratio"] < 4.5] == []
 
         for path in ("/", "/?cluster=alpha", "/?state=engaged"):
             await has_readable_text(path, "STREAMING")
@@ -198,7 +198,7 @@ async def test_status_page_can_be_used_by_keyboard_while_clusters_change(
                 await browser.until(shows(f"a-{number:02}"))
             await browser.press("Tab")
             reached.add(await browser.evaluate(focused))
-        assert len([each for each in reached if each.startswith(("a-", "p-"))]) > 10, (
+        assert len([element for element in reached if element.startswith(("a-", "p-"))]) > 10, (
             "the focus did not move through the rows"
         )
         row = await browser.evaluate(focused)

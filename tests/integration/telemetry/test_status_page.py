@@ -60,7 +60,7 @@ def test_status_history_keeps_the_last_changes_and_an_hour_of_samples() -> None:
     history.sample(engaged=60, lag=3)
     history.sample(engaged=61, lag=0)
     assert len([*history]) == RECENT_CHANGES_KEPT
-    assert [each.cluster for each in history][:2] == ["c-59", "c-58"], "newest first"
+    assert [change.cluster for change in history][:2] == ["c-59", "c-58"], "newest first"
     samples = history.samples()
     assert (samples.engaged, samples.changes, samples.lag) == ((60, 61), (60, 0), (3, 0))
     for _ in range(2 * SAMPLES):

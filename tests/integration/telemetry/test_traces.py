@@ -65,7 +65,7 @@ def own_identity(directory: Path) -> Path:
 
 
 def attributes(span: Span) -> dict[str, str | int]:
-    return {each.key: each.value.string_value or each.value.int_value for each in span.attributes}
+    return {attribute.key: attribute.value.string_value or attribute.value.int_value for attribute in span.attributes}
 
 
 async def test_calls_and_outgoing_requests_are_spans_without_secrets(tmp_path: Path, receiver: Receiver) -> None:
@@ -86,7 +86,7 @@ async def test_calls_and_outgoing_requests_are_spans_without_secrets(tmp_path: P
     assert not missed.events
     assert f"{SERVICE}/WatchClusters" in spans
     asked_upstream = [attributes(span) for name, span in spans.items() if re.match("GET|POST", name)]
-    assert any("/apis/resourcemanager.miloapis.com/" in str(each.get("url.full")) for each in asked_upstream)
+    assert any("/apis/resourcemanager.miloapis.com/" in str(request.get("url.full")) for request in asked_upstream)
     assert not [body for body in receiver.bodies if token.encode() in body]
 
 

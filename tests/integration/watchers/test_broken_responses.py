@@ -49,7 +49,7 @@ BROKEN: dict[str, bytes] = {
     "HTTP 0.9": b"<html>hello</html>",
     "HTTP 2": b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
     "TLS alert": b"\x15\x03\x01\x00\x02\x02\x28",
-    "random bytes": bytes(each * 31 % 256 for each in range(4000)),
+    "random bytes": bytes(number * 31 % 256 for number in range(4000)),
     "status of five digits": b"HTTP/1.1 99999 OK\r\n\r\n",
     "status in words": b"HTTP/1.1 fine OK\r\n\r\n",
     "half a head": b"HTTP/1.1 200 OK\r\nContent-Le",

@@ -258,7 +258,7 @@ async def test_watch_that_exceeds_the_budget_makes_the_source_stale_and_disengag
         server_script.watches = [again]
         await eventually(again.gone.is_set)
         assert run.source.status.reason == OVER_BUDGET
-        engaged = [each.target.name for each in run.source.engagements.clusters()]
+        engaged = [cluster.target.name for cluster in run.source.engagements.clusters()]
         repaired = [line("ADDED", project(name, 200)) for name in engaged]
         server_script.watches = [ScriptedResponse(*repaired, bookmark(201, ends_list=True))]
         await run.synced()

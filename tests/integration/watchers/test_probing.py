@@ -244,7 +244,7 @@ async def test_probe_of_a_cluster_with_its_own_ca_never_carries_the_daemons_cred
             held[foreign.url] = Credential(token=Secret("its-own"))
             assert await made.send(at(foreign.url)) == ProbeReached()
             outcome = await made.send(at(own.url))
-        assert [each.headers.get("Authorization") for each in foreign.requests] == [None, "Bearer its-own"]
+        assert [request.headers.get("Authorization") for request in foreign.requests] == [None, "Bearer its-own"]
     assert isinstance(outcome, ProbeFailed)
     assert outcome.cause == "tls", "the upstream's CA was trusted for a cluster"
 
