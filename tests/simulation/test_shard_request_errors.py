@@ -49,7 +49,7 @@ class FailingOnce(Simulation):
         self.check_views()
 
     def _pod(self, name: str) -> Pod:
-        [pod] = [each for each in self.living if each.member.name == name]
+        [pod] = [pod for pod in self.living if pod.member.name == name]
         return pod
 
 

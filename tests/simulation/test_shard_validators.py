@@ -83,8 +83,8 @@ def test_unnecessary_move_is_a_breach(world: Simulation, monkeypatch: pytest.Mon
 def test_view_that_does_not_follow_the_view_it_replaces_is_a_breach(world: Simulation) -> None:
     api = world.api
     api.has_preconditions = False
-    for each in (view(1, "a", "b"), view(2, "a", "b", "c", previous=("a", "b")), view(2, "a", previous=("a", "b"))):
-        api.apply(WriteView(each, ""), 0.0)
+    for written in (view(1, "a", "b"), view(2, "a", "b", "c", previous=("a", "b")), view(2, "a", previous=("a", "b"))):
+        api.apply(WriteView(written, ""), 0.0)
     world.check_views()
     assert [breach for breach in world.outcome.breaches if "does not follow" in breach] == [
         "view 2 does not follow 2, which it replaces"

@@ -37,11 +37,11 @@ def path_figures(name: str) -> dict[str, Figure]:
         "calls_per_subscriber": _further(one.calls, many.calls),
         "elements": one.elements,
         "elements_per_subscriber": _further(one.elements, many.elements),
-        "functions": {each: one.functions[each] for each in sorted(functions)},
+        "functions": {function: one.functions[function] for function in sorted(functions)},
         "functions_per_subscriber": {
-            each: further
-            for each in sorted(functions)
-            if (further := _further(one.functions[each], many.functions[each]))
+            function: further
+            for function in sorted(functions)
+            if (further := _further(one.functions[function], many.functions[function]))
         },
     }
     return {f"{name}.{key}": figure for key, figure in figures.items() if figure}

@@ -85,7 +85,7 @@ def measure_kind(name: str, objects: int) -> Meter:
     assert source.engagements.engaged == objects
     lines = [_line(names[number % objects], str(objects + number), fields) for number in range(CHANGED)]
     meter = Meter(count_reads(objects // 2, stack_above=64))
-    meter.run(lambda: apply([ObjectChanged(each) for each in _observed(collection, lines)]))
+    meter.run(lambda: apply([ObjectChanged(observation) for observation in _observed(collection, lines)]))
     return meter
 
 

@@ -266,10 +266,10 @@ def _reachable(obj: object) -> list[object]:
     found = {id(obj): obj}
     waiting = [obj]
     while waiting:
-        for each in _referents(waiting.pop()):
-            if id(each) not in found and not isinstance(each, _SHARED):
-                found[id(each)] = each
-                waiting.append(each)
+        for referent in _referents(waiting.pop()):
+            if id(referent) not in found and not isinstance(referent, _SHARED):
+                found[id(referent)] = referent
+                waiting.append(referent)
     return [*found.values()]
 
 

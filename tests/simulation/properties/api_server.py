@@ -175,7 +175,7 @@ class Server:
         if watch.position is None or watch.position < self.compacted:
             return []
         after = watch.position
-        lines = [line(each.kind, each.obj.encoded(each.name)) for each in self.history if each.version > after]
+        lines = [line(write.kind, write.obj.encoded(write.name)) for write in self.history if write.version > after]
         watch.position = self.sent_version = self.version
         watch.sent += lines
         return lines or [bookmark(self.version)]

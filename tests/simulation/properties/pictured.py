@@ -52,7 +52,7 @@ class ModeledFleet(RuleBasedStateMachine):
     def disengage(self, name: str, labels: dict[str, str], organization: str) -> None:
         if name in self.snapshot:
             self.log.disengage(self.log.entry(name), DisengageReason.DELETED, "", self.now)
-            self.record({other: each for other, each in self.snapshot.items() if other != name})
+            self.record({other: value for other, value in self.snapshot.items() if other != name})
 
     def make_cluster(self, name: str, incarnation: int, labels: dict[str, str], organization: str) -> Cluster:
         """Return a cluster that differs from all others, so that an outdated one is detected."""

@@ -52,16 +52,18 @@ class ReductionOfReferences(RuleBasedStateMachine):
         self.index = ContributionIndex(at_secret, self.clusters, self.stores)
         self.ended: set[str] = set()
         self.uncommitted: list[Iterator[ClusterStates]] = []
-        self.fleet.restore("", [(Ready(each.target.uid, "", each.target), 0.0) for each in engaged], 0.0)
+        self.fleet.restore("", [(Ready(cluster.target.uid, "", cluster.target), 0.0) for cluster in engaged], 0.0)
         for watch, seen in known:
-            contributions = tuple(Contribution(each.cluster, UNREAD) for each in seen.content.contributions)
+            contributions = tuple(
+                Contribution(contribution.cluster, UNREAD) for contribution in seen.content.contributions
+            )
             unread = msgspec.structs.replace(seen, version="", content=ObjectContent(contributions, UNREAD))
             changes = self.stores[watch].apply_read(unread)
             self.index.restore(watch, ObjectChanges(changes, ObjectPosition(RESTORED_POSITION)))
 
     def apply(self, watch: int, *seen: ContributingObject | ConfirmedDeletion) -> None:
         self.version += 1
-        changes = [change for each in seen for change in self.stores[watch].apply_read(each)]
+        changes = [change for read in seen for change in self.stores[watch].apply_read(read)]
         self.uncommitted.append(self.index.states(watch, ObjectChanges(changes, ObjectPosition(self.version))))
         if not self.commits_later:
             self.commit_all()
@@ -88,7 +90,7 @@ class ReductionOfReferences(RuleBasedStateMachine):
             self.commit_all()
 
     def note(self, events: Iterable[Event]) -> None:
-        self.ended |= {each.cluster.target.name for each in events if each.type is EventType.DISENGAGED}
+        self.ended |= {event.cluster.target.name for event in events if event.type is EventType.DISENGAGED}
 
     def change(self, watch: int, seen: ContributingObject | ConfirmedDeletion) -> None:
         if watch not in self.must_list:
@@ -137,8 +139,8 @@ class ReductionOfReferences(RuleBasedStateMachine):
     @rule(order=st.permutations((OBJECTS, SECRETS)), forgets=st.booleans())
     def restart(self, order: list[int], forgets: bool) -> None:
         """Start again from the state file, which may be of a version that did not watch Secrets."""
-        known = [(OBJECTS, each) for each in self.objects.values()]
-        known += [] if forgets else [(SECRETS, each) for each in self.secrets.values()]
+        known = [(OBJECTS, obj) for obj in self.objects.values()]
+        known += [] if forgets else [(SECRETS, secret) for secret in self.secrets.values()]
         self.began([*self.clusters.clusters()], known)
         self.known = {OBJECTS: set(self.objects), SECRETS: set() if forgets else set(self.secrets)}
         self.must_list = order
@@ -183,7 +185,7 @@ class ReductionOfReferences(RuleBasedStateMachine):
 
 
 def servers(clusters: Engagements) -> dict[str, str]:
-    return {each.target.name: each.target.organization for each in clusters.clusters()}
+    return {cluster.target.name: cluster.target.organization for cluster in clusters.clusters()}
 
 
 def content_of(secret: ContributingObject) -> str:
@@ -191,7 +193,7 @@ def content_of(secret: ContributingObject) -> str:
 
 
 def needs_of(obj: ContributingObject) -> list[ObjectReference]:
-    return [each for contribution in obj.content.contributions for each in contribution.needs]
+    return [need for contribution in obj.content.contributions for need in contribution.needs]
 
 
 def deleted(key: str) -> ConfirmedDeletion:

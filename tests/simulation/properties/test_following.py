@@ -166,7 +166,7 @@ class FollowingMachine(RuleBasedStateMachine):
                     assert known == uid
                     assert self.server.evidence(name, uid, done.reason, since), f"no evidence to disengage {name}"
         self.checked = len(self.follower.done)
-        assert {each.target.name for each in self.follower.engagements.clusters()} == self.engaged.keys()
+        assert {cluster.target.name for cluster in self.follower.engagements.clusters()} == self.engaged.keys()
 
     def teardown(self) -> None:
         """Remove all faults, and check that the fleet converges."""
@@ -192,8 +192,8 @@ class FollowingMachine(RuleBasedStateMachine):
         follower = self.follower
         there = {name: (obj.uid, str(obj.content)) for name, obj in self.server.objects.items() if obj.engages}
         here = {
-            each.target.name: (each.target.uid, dict(each.target.labels)["content"])
-            for each in follower.engagements.clusters()
+            cluster.target.name: (cluster.target.uid, dict(cluster.target.labels)["content"])
+            for cluster in follower.engagements.clusters()
         }
         return (
             self.watching

@@ -51,7 +51,9 @@ def test_identical_relist_has_no_effect(before: list[Observation], listed: list[
     assert source.apply(findings(listed)) == 0
     assert source.engagements.log.head == head
     assert source.pending_deletions.take_due(0.0) == []
-    assert {question.name for question in asked} == {each.name for each in before} - {each.name for each in listed}
+    assert {question.name for question in asked} == {observation.name for observation in before} - {
+        observation.name for observation in listed
+    }
 
 
 @given(before=lists(), listed=lists(), data=st.data())

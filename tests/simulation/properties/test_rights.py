@@ -37,11 +37,11 @@ SCOPES = st.sampled_from(
 
 
 def covered(snapshot: Snapshot, wanted: ClusterView) -> Snapshot:
-    return {name: each for name, each in snapshot.items() if wanted.matches(each)}
+    return {name: cluster for name, cluster in snapshot.items() if wanted.matches(cluster)}
 
 
 def incarnations(snapshot: Snapshot) -> dict[str, int]:
-    return {name: each.incarnation for name, each in snapshot.items()}
+    return {name: cluster.incarnation for name, cluster in snapshot.items()}
 
 
 class Reader:

@@ -200,10 +200,10 @@ class Api:
 
     def cut(self, cause: str = "cut") -> None:
         """Cut every open watch."""
-        for each in self.open:
-            each.mute = False
-            each.said.clear()
-            each.say(TransportError("closed", cause))
+        for opened in self.open:
+            opened.mute = False
+            opened.said.clear()
+            opened.say(TransportError("closed", cause))
 
     def freeze_etcd(self, seconds: float) -> None:
         self.inject(*ETCD_FREEZES)
@@ -219,12 +219,14 @@ class Api:
 
     def ring(self) -> None:
         """Wake the open watches after a change."""
-        for each in self.open:
-            each.ring()
+        for opened in self.open:
+            opened.ring()
 
     @property
     def has_sent_all(self) -> bool:
-        return any(each.watch and each.watch.position == self.server.version and not each.said for each in self.open)
+        return any(
+            opened.watch and opened.watch.position == self.server.version and not opened.said for opened in self.open
+        )
 
     def was_listed(self, *, is_marked: bool = False) -> None:
         self.lists += 1

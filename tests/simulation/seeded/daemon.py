@@ -175,7 +175,7 @@ class Ledger:
         pass
 
     def drained(self, cluster: Cluster, unreleased: Sequence[AwaitedRelease]) -> None:
-        self._note("daemon: drained", cluster.target.name, *(each.key.name for each in unreleased))
+        self._note("daemon: drained", cluster.target.name, *(release.key.name for release in unreleased))
 
     def confirmed(self, result: str) -> None:
         pass

@@ -94,7 +94,7 @@ class Harness:
                 self.daemon.is_quiet
                 and self.api.has_sent_all
                 and self.subscriber.has_read_all
-                and self.subscriber.view == {name: (each.uid, each.labels) for name, each in truth.items()}
+                and self.subscriber.view == {name: (cluster.uid, cluster.labels) for name, cluster in truth.items()}
             ),
             within_s,
         )

@@ -115,7 +115,9 @@ class SimulationRun:
             self._world.change()
         self._start()
         async with asyncio.TaskGroup() as tasks:
-            running = [tasks.create_task(each.run(), name=each.history.who) for each in self._subscribers]
+            running = [
+                tasks.create_task(subscriber.run(), name=subscriber.history.who) for subscriber in self._subscribers
+            ]
             for _ in range(random.randint(*STEPS)):
                 self._api.fault_rate = random.choice((0.0, 0.0, 0.3, 0.8))
                 await self._step()
@@ -134,7 +136,7 @@ class SimulationRun:
             judged,
             recovery_s,
             frozenset(self._waited_for),
-            sum(len(batch.events) for each in self._subscribers for batch in each.history.batches()),
+            sum(len(batch.events) for subscriber in self._subscribers for batch in subscriber.history.batches()),
             len(self._handed),
             self._api.injected,
             self._api.requests,
@@ -145,7 +147,7 @@ class SimulationRun:
 
     @property
     def _workers(self) -> list[Worker]:
-        return [each.worker for each in self._subscribers if each.worker is not None]
+        return [subscriber.worker for subscriber in self._subscribers if subscriber.worker is not None]
 
     def _worker(self, who: str) -> Worker:
         return Worker(who, lambda: self._daemon, self._random, self._note)
@@ -156,7 +158,9 @@ class SimulationRun:
         draining, record = ended.draining, self._daemon.fleet[ended.target.name]
         assert record is not None
         # The name may have been engaged and disengaged again in the same commit.
-        reason = next(each.reason for each in reversed(record.past) if each.incarnation == ended.incarnation)
+        reason = next(
+            transition.reason for transition in reversed(record.past) if transition.incarnation == ended.incarnation
+        )
         if reason is DisengageReason.NOT_READY and draining is None:
             self._check_not_ready(ended)
         if self._is_restored and not self._ended_before_backup(ended):
@@ -287,7 +291,7 @@ class SimulationRun:
         self._api.only = None
 
     def _know_no_single_cluster(self) -> bool:
-        return all(each.has_read_all and len(each.view) != 1 for each in self._subscribers)
+        return all(subscriber.has_read_all and len(subscriber.view) != 1 for subscriber in self._subscribers)
 
     async def _replace_server(self) -> None:
         """Replace the server for a while with a different one at the same address.
@@ -356,7 +360,7 @@ class SimulationRun:
     @property
     def _knows_several_clusters(self) -> bool:
         assert self._daemon is not None
-        engaged = {(each.target.name, each.target.uid) for each in self._daemon.fleet.clusters()}
+        engaged = {(cluster.target.name, cluster.target.uid) for cluster in self._daemon.fleet.clusters()}
         return len(engaged) > 1 and engaged == {(n, s.uid) for n, s in self._world.upstream.engaged("").items()}
 
     async def _is_calm(self) -> bool:
@@ -428,9 +432,9 @@ class SimulationRun:
         self._world.repair_objects()
         for subscriber in self._subscribers:
             subscriber.go_on()
-        for each in list(self._api.open):
-            each.without_bookmarks = each.is_backwards = False
-            if each.mute:
+        for opened in list(self._api.open):
+            opened.without_bookmarks = opened.is_backwards = False
+            if opened.mute:
                 self._waited_for.add("a mute watch")
         self._note("all faults have ended")
         healed_at = self._clock()
@@ -444,7 +448,9 @@ class SimulationRun:
     async def _settled(self, healed_at: float) -> float:
         """Wait for the recovery, which is checked after each batch, and at intervals for states that cause no batch."""
         self._truth = {
-            selector: {name: (each.uid, each.labels) for name, each in self._world.upstream.engaged(selector).items()}
+            selector: {
+                name: (cluster.uid, cluster.labels) for name, cluster in self._world.upstream.engaged(selector).items()
+            }
             for selector in ("", "team=red")
         }
         self._patient_until = healed_at + ADMINISTRATOR_DELAY_S
@@ -486,11 +492,11 @@ class SimulationRun:
             self._daemon.is_quiet
             and self._api.has_sent_all
             and all(
-                each.has_read_all
-                and each.can_work
-                and each.view == self._truth[each.history.label_selector]
-                and (each.worker is None or each.worker.handlers.keys() == each.view.keys())
-                for each in self._subscribers
+                subscriber.has_read_all
+                and subscriber.can_work
+                and subscriber.view == self._truth[subscriber.history.label_selector]
+                and (subscriber.worker is None or subscriber.worker.handlers.keys() == subscriber.view.keys())
+                for subscriber in self._subscribers
             )
         )
 

@@ -9,12 +9,12 @@ from tests.end_to_end.process.issued_credentials import mark
 from tests.simulation.seeded.harness import TRAITS, Harness, run_steps
 from tests.simulation.seeded.tokens import TOKEN_FAULTS
 
-FOR_EVER = next(each for each in TOKEN_FAULTS if each.name == "a token that does not expire")
+FOR_EVER = next(fault for fault in TOKEN_FAULTS if fault.name == "a token that does not expire")
 SHORT = replace(TRAITS, token_life_s=60.0)
 
 
 def tokens_of(harness: Harness, cluster: str) -> list[str]:
-    return [each.token.text for each in harness.handed if each.cluster == cluster]
+    return [credential.token.text for credential in harness.handed if credential.cluster == cluster]
 
 
 async def holds_all(harness: Harness) -> None:

@@ -12,5 +12,5 @@ DRAIN_S = 30.0
 @pytest.mark.parametrize("first", range(0, SEEDS, CHUNK))
 def test_cluster_is_not_disengaged_before_its_release_or_deadline(first: int) -> None:
     outcomes = [simulate(seed, drain_s=DRAIN_S) for seed in range(first, first + CHUNK)]
-    assert {each.seed: each.breaches for each in outcomes if each.breaches} == {}
-    assert sum(each.drained for each in outcomes) > CHUNK // 3, "too few clusters were released"
+    assert {outcome.seed: outcome.breaches for outcome in outcomes if outcome.breaches} == {}
+    assert sum(outcome.drained for outcome in outcomes) > CHUNK // 3, "too few clusters were released"

@@ -11,10 +11,10 @@ from tests.simulation.properties.api_server import ApiObject, bookmark, line
 from tests.simulation.seeded.harness import TRAITS, VERIFIED_S, Harness, run_steps
 from tests.simulation.seeded.request_faults import REQUEST_FAULTS, RequestFault
 
-ANSWERED = [each for each in REQUEST_FAULTS if set(each.kinds) == {"list", "open", "look"}]
+ANSWERED = [fault for fault in REQUEST_FAULTS if set(fault.kinds) == {"list", "open", "look"}]
 
 
-@pytest.mark.parametrize("fault", ANSWERED, ids=lambda each: f"{each.row}-{each.name.replace(' ', '-')}")
+@pytest.mark.parametrize("fault", ANSWERED, ids=lambda fault: f"{fault.row}-{fault.name.replace(' ', '-')}")
 def test_failed_request_is_repeated_and_disengages_nothing(fault: RequestFault) -> None:
     async def steps(harness: Harness) -> None:
         harness.api.only = fault
@@ -95,7 +95,7 @@ def test_f10_lagging_server_never_reverts_the_view() -> None:
     """Behind a load balancer, another replica may not have the version yet."""
 
     async def steps(harness: Harness) -> None:
-        (harness.api.only,) = (each for each in REQUEST_FAULTS if each.row == "F10")
+        (harness.api.only,) = (fault for fault in REQUEST_FAULTS if fault.row == "F10")
         harness.api.cut()
         await harness.until(lambda: harness.api.injected["F10 a future version"])
         harness.api.only = None
@@ -117,7 +117,7 @@ def test_f68_list_of_lagging_replica_changes_nothing(streaming: bool) -> None:
         harness.change("d")
         await harness.settled()
         before = harness.received
-        (harness.api.only,) = (each for each in REQUEST_FAULTS if each.row == "F68")
+        (harness.api.only,) = (fault for fault in REQUEST_FAULTS if fault.row == "F68")
         harness.server.version += 1
         harness.server.compact()
         harness.api.cut()
@@ -131,7 +131,7 @@ def test_f68_list_of_lagging_replica_changes_nothing(streaming: bool) -> None:
 
 def test_f72_deletion_refuted_by_lagging_reads_is_sent_once_they_have_caught_up() -> None:
     async def steps(harness: Harness) -> None:
-        (harness.api.only,) = (each for each in REQUEST_FAULTS if each.row == "F72")
+        (harness.api.only,) = (fault for fault in REQUEST_FAULTS if fault.row == "F72")
         harness.world.delete("a")
         harness.api.ring()
         await asyncio.sleep(1.0)
@@ -144,7 +144,7 @@ def test_f72_deletion_refuted_by_lagging_reads_is_sent_once_they_have_caught_up(
 
 def test_f72_refuted_deletion_is_checked_again_after_the_source_was_lost() -> None:
     async def steps(harness: Harness) -> None:
-        (harness.api.only,) = (each for each in REQUEST_FAULTS if each.row == "F72")
+        (harness.api.only,) = (fault for fault in REQUEST_FAULTS if fault.row == "F72")
         harness.server.past[:] = harness.server.past[-1:]
         harness.world.delete("a")
         harness.api.ring()
@@ -165,7 +165,7 @@ def test_f72_deletion_of_the_last_cluster_is_sent_although_a_read_had_refuted_it
             harness.world.delete(name)
             harness.api.ring()
             await harness.settled()
-        (harness.api.only,) = (each for each in REQUEST_FAULTS if each.row == "F72")
+        (harness.api.only,) = (fault for fault in REQUEST_FAULTS if fault.row == "F72")
         harness.server.past[:] = harness.server.past[-1:]
         harness.world.delete("a")
         harness.api.ring()
@@ -178,7 +178,7 @@ def test_f72_deletion_of_the_last_cluster_is_sent_although_a_read_had_refuted_it
 
 def test_f72_read_of_a_state_from_before_the_list_engages_nothing() -> None:
     async def steps(harness: Harness) -> None:
-        (harness.api.only,) = (each for each in REQUEST_FAULTS if each.row == "F72")
+        (harness.api.only,) = (fault for fault in REQUEST_FAULTS if fault.row == "F72")
         harness.world.delete("a")
         harness.put("a", uid="uid-2")
         harness.server.past[:] = [(harness.server.version, dict(harness.server.objects))]
@@ -242,7 +242,7 @@ def test_f15_overloaded_server_is_followed_again_soon(seconds: int) -> None:
 
 def test_f20_empty_list_by_mistake_disengages_nothing() -> None:
     async def steps(harness: Harness) -> None:
-        (harness.api.only,) = (each for each in REQUEST_FAULTS if each.name == "an empty list")
+        (harness.api.only,) = (fault for fault in REQUEST_FAULTS if fault.name == "an empty list")
         harness.server.version += 1
         harness.server.compact()
         harness.api.cut()
@@ -362,7 +362,7 @@ def test_f25_missed_deletion_is_found_by_next_list() -> None:
 
 def test_f31_endless_streaming_list_falls_back_to_pages() -> None:
     async def steps(harness: Harness) -> None:
-        (harness.api.only,) = (each for each in REQUEST_FAULTS if each.name == "a list without an end")
+        (harness.api.only,) = (fault for fault in REQUEST_FAULTS if fault.name == "a list without an end")
         harness.put("a", content=2)
         harness.server.compact()
         harness.api.cut()
@@ -375,7 +375,7 @@ def test_f31_endless_streaming_list_falls_back_to_pages() -> None:
 
 def test_f32_short_watches_are_not_reopened_in_a_loop() -> None:
     async def steps(harness: Harness) -> None:
-        (harness.api.only,) = (each for each in REQUEST_FAULTS if each.row == "F32")
+        (harness.api.only,) = (fault for fault in REQUEST_FAULTS if fault.row == "F32")
         harness.api.cut()
         await asyncio.sleep(120.0)
         harness.api.requests.clear()

@@ -15,11 +15,11 @@ from tests.simulation.seeded.request_faults import REQUEST_FAULTS, Answered, Los
 
 HOUR_S = 3600.0
 BUDGET = 250
-LASTING = [each for each in REQUEST_FAULTS if set(each.kinds) == {"list", "open", "look"}]
-ALSO = [each for each in REQUEST_FAULTS if each.name in ("a watch that ends at once", "expired")]
+LASTING = [fault for fault in REQUEST_FAULTS if set(fault.kinds) == {"list", "open", "look"}]
+ALSO = [fault for fault in REQUEST_FAULTS if fault.name in ("a watch that ends at once", "expired")]
 
 
-@pytest.mark.parametrize("fault", [*LASTING, *ALSO], ids=lambda each: f"{each.row}-{each.name.replace(' ', '-')}")
+@pytest.mark.parametrize("fault", [*LASTING, *ALSO], ids=lambda fault: f"{fault.row}-{fault.name.replace(' ', '-')}")
 def test_outage_of_an_hour_causes_few_requests_and_disengages_nothing(fault: RequestFault) -> None:
     async def outage(harness: Harness) -> None:
         harness.api.only = fault

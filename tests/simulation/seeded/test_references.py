@@ -67,7 +67,7 @@ class Joined:
         seen = earliest(cluster, [contribution for contribution in contributions if contribution.watch == 0])
         if not isinstance(seen, Ready):
             return seen
-        server = next((each.content for each in contributions if each.watch == 1), None)
+        server = next((contribution.content for contribution in contributions if contribution.watch == 1), None)
         if server is None:
             return NotReady(cluster, seen.uid, seen.version, "the Secret has no server")
         return replace(seen, target=replace(seen.target, place=(f"https://{server}",)))
@@ -156,11 +156,11 @@ class Simulation:
 
     @property
     def view(self) -> dict[str, str]:
-        return {each.target.name: each.target.place[0] for each in self.source.engagements.clusters()}
+        return {cluster.target.name: cluster.target.place[0] for cluster in self.source.engagements.clusters()}
 
     @property
     def truth(self) -> dict[str, str]:
-        secrets = {name: each.uid for name, each in self.secrets.world.server.objects.items() if each.engages}
+        secrets = {name: obj.uid for name, obj in self.secrets.world.server.objects.items() if obj.engages}
         return {name: f"https://{secrets[pair_of(name)]}" for name in self.objects.ready() if pair_of(name) in secrets}
 
     @property
@@ -175,23 +175,23 @@ class Simulation:
 
     async def storm(self, failing: Sequence[Upstream], *, restarts: bool) -> None:
         """Inject every kind of fault for a while, during changes of both resources."""
-        for each in failing:
-            each.is_failing, each.api.fault_rate = True, 0.5
+        for upstream in failing:
+            upstream.is_failing, upstream.api.fault_rate = True, 0.5
         ends_at = self._loop.time() + STORM_S
         while self._loop.time() < ends_at:
-            for each in failing:
-                each.faults.strike()
+            for upstream in failing:
+                upstream.faults.strike()
             self._random.choice(self.upstreams).change()
             if restarts and self._random.random() < 0.05:
                 await self.stop()
                 self.start()
             await asyncio.sleep(self._random.random() * 10.0)
-        for each in failing:
-            each.is_failing, each.api.fault_rate = False, 0.0
-            if each.api.needs_relist:  # nothing else corrects what the watch sent
-                each.world.server.version += 1  # represents an unrelated write
-                each.world.server.compact()
-            each.api.cut()
+        for upstream in failing:
+            upstream.is_failing, upstream.api.fault_rate = False, 0.0
+            if upstream.api.needs_relist:  # nothing else corrects what the watch sent
+                upstream.world.server.version += 1  # represents an unrelated write
+                upstream.world.server.compact()
+            upstream.api.cut()
 
 
 def run(seed: int, steps: Callable[[Simulation], Any]) -> None:
@@ -220,8 +220,8 @@ def test_faults_of_object_or_secret_watch_disengage_no_existing_cluster(failing:
         await simulation.until(lambda: simulation.has_recovered, RECOVERY_S)
         assert ALWAYS_ENGAGED in simulation.view
         assert ALWAYS_ENGAGED not in simulation.ledger.ended
-        for each in simulation.upstreams:
-            struck.update(each.api.injected)
+        for upstream in simulation.upstreams:
+            struck.update(upstream.api.injected)
 
     for seed in range(20):
         run(seed, steps)

@@ -11,7 +11,7 @@ from tests.simulation.seeded.watch_faults import WATCH_FAULTS
 
 AT_ONCE = 250
 EVERY_FAULT = {
-    *(f"{each.row} {each.name}" for each in (*REQUEST_FAULTS, *TOKEN_FAULTS)),
+    *(f"{fault.row} {fault.name}" for fault in (*REQUEST_FAULTS, *TOKEN_FAULTS)),
     *(f"{row} {name}" for row, name, _ in WATCH_FAULTS),
     " ".join(WITHDRAWN),
     " ".join(ETCD_FREEZES),

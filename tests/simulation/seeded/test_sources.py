@@ -192,7 +192,7 @@ class Simulation:
     def subscribe(self, **options: Any) -> None:
         async def send(message: bytes) -> None:
             batch = pb.WatchClustersResponse.FromString(message)
-            self.events += [each for each in self.session.receive(batch) if isinstance(each, Event)]
+            self.events += [event for event in self.session.receive(batch) if isinstance(event, Event)]
 
         self.session.open()
         request = pb.WatchClustersRequest(accepts_pending_sources=True, **options)
@@ -260,7 +260,7 @@ def test_failing_source_does_not_affect_the_other_source(first: int) -> None:
         await simulation.until(lambda: simulation.view("calm") == set(NAMES), 60.0)
         await simulation.storm()
         await simulation.until(lambda: simulation.view("failing") == simulation.failing_truth, RECOVERY_S)
-        ended = {each.cluster.name for each in simulation.events if each.type is EventType.DISENGAGED}
+        ended = {event.cluster.name for event in simulation.events if event.type is EventType.DISENGAGED}
         assert f"failing#{ALWAYS_ENGAGED}" not in ended
         struck.update(simulation.failing.api.injected)
 

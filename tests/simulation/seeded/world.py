@@ -79,9 +79,9 @@ class World:
         """Record the version of objects that are not ready: an event has the object as it is, or as it was before it
         was deleted or left the selector.
         """
-        for each in objects:
-            if each is not None and not each.ready:
-                self.not_ready_at[each.uid] = self.server.version
+        for obj in objects:
+            if obj is not None and not obj.ready:
+                self.not_ready_at[obj.uid] = self.server.version
 
     def _is_another(self, name: str, uid: str) -> bool:
         return not self.upstream.has(name) or self.upstream[name].uid != uid

@@ -93,7 +93,7 @@ class Search:
         processes = []
         for member in self._members:
             name = member.name
-            observed_writes = {each.member: ObservedWrite(each.write_id, START) for each in leases.values()}
+            observed_writes = {lease.member: ObservedWrite(lease.write_id, START) for lease in leases.values()}
             if name in terms:
                 state = State(
                     group=group,
