@@ -38,7 +38,7 @@ def main(argv: list[str]) -> int:
                 return 0
             case "load":
                 node.load(parts.images(parts.OURS, say))
-                for name, context in (each.split("=", 1) for each in given.contexts):
+                for name, context in (pair.split("=", 1) for pair in given.contexts):
                     node.load(parts.images({name: Path(context)}, say))
     except MissingError as error:
         say(str(error))

@@ -29,7 +29,9 @@ def node(pytestconfig: pytest.Config) -> Iterator[Node]:
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     reports = [*terminalreporter.getreports("passed"), *terminalreporter.getreports("failed")]
-    properties = [each for report in reports if report.when == "call" for each in report.user_properties]
+    properties = [
+        user_property for report in reports if report.when == "call" for user_property in report.user_properties
+    ]
     if rows := [str(value) for name, value in properties if name == "without an owner"]:
         terminalreporter.section("clusters without an owner")
         terminalreporter.write_line("\n".join(rows))

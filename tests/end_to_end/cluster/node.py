@@ -84,12 +84,12 @@ class Node:
         programs, tree = parts.programs(say), parts.node_tree(say)
         self._clean()
         self._write_files()
-        binds = {self._state: "/state", **{each: f"/programs/{each.name}" for each in programs}}
+        binds = {self._state: "/state", **{program: f"/programs/{program.name}" for program in programs}}
         argv = parts.in_copy(tree, self._state, binds, (_HERE / "node.sh", ADDRESS), "--net", "--uts", "--ipc")
         made = self._make_cgroups()
         # The root of a cgroup namespace is the cgroup of the process that creates the namespace. In v2 a cgroup with
         # processes cannot enable controllers for its children, so the node's processes are in the child `init`.
-        inner = [each / "init" for each in made if (each / "init").exists()]
+        inner = [cgroup / "init" for cgroup in made if (cgroup / "init").exists()]
         argv = [*_joined(made), "unshare", "--cgroup", *_joined(inner), *argv]
         parent = start("node", argv, log=self._state / "log", tied=False)
         self._wait(lambda: _child(parent.pid) is not None or not parent.running(), "its first process to start")
@@ -129,7 +129,7 @@ class Node:
 
     def memory_mib(self) -> int | None:
         """Return the memory in use by all processes of the node, without caches."""
-        for file in (each / "memory.stat" for each in self.cgroups() if (each / "memory.stat").exists()):
+        for file in (cgroup / "memory.stat" for cgroup in self.cgroups() if (cgroup / "memory.stat").exists()):
             stat = dict(line.split() for line in file.read_text().splitlines())
             return int(stat.get("total_rss") or stat["anon"]) >> 20
         return None
@@ -160,21 +160,21 @@ class Node:
             kubeconfig.write(pki / f"{name}.conf", server=server, authority=authority.pem, user=user)
 
     def _make_cgroups(self) -> list[Path]:
-        mine = own_cgroups(*(Path("/proc/self", each).read_text() for each in ("mountinfo", "cgroup")))
-        made = [each / f"milo-discoveryd-{self.name}" for each in mine]
+        mine = own_cgroups(*(Path("/proc/self", file).read_text() for file in ("mountinfo", "cgroup")))
+        made = [cgroup / f"milo-discoveryd-{self.name}" for cgroup in mine]
         (self._state / "cgroups").write_text("\n".join(map(str, made)))
-        for each in made:
-            each.mkdir(exist_ok=True)
-            if (each / "cgroup.controllers").exists():
-                if "memory" not in (each / "cgroup.controllers").read_text().split():
-                    raise MissingError(f"needs the memory controller in {each.parent}/cgroup.subtree_control")
-                (each / "init").mkdir()
-            elif (each / "cpuset.cpus").exists():  # in v1, no process can join a cgroup where it is empty
+        for cgroup in made:
+            cgroup.mkdir(exist_ok=True)
+            if (cgroup / "cgroup.controllers").exists():
+                if "memory" not in (cgroup / "cgroup.controllers").read_text().split():
+                    raise MissingError(f"needs the memory controller in {cgroup.parent}/cgroup.subtree_control")
+                (cgroup / "init").mkdir()
+            elif (cgroup / "cpuset.cpus").exists():  # in v1, no process can join a cgroup where it is empty
                 for name in ("cpuset.cpus", "cpuset.mems"):
-                    (each / name).write_text((each.parent / name).read_text())
+                    (cgroup / name).write_text((cgroup.parent / name).read_text())
             for name, share in _SHARES.items():
-                if (each / name).exists():
-                    (each / name).write_text(share)
+                if (cgroup / name).exists():
+                    (cgroup / name).write_text(share)
         return made
 
     def cgroups(self) -> list[Path]:
@@ -183,11 +183,11 @@ class Node:
         return [*map(Path, made.read_text().splitlines())] if made.exists() else []
 
     def _clean(self) -> None:
-        for each in self.cgroups():
-            for below in sorted(each.rglob("*/"), reverse=True):
+        for cgroup in self.cgroups():
+            for below in sorted(cgroup.rglob("*/"), reverse=True):
                 below.rmdir()
-            if each.exists():
-                each.rmdir()
+            if cgroup.exists():
+                cgroup.rmdir()
         shutil.rmtree(self._state, ignore_errors=True)
 
     def _wait(self, holds: Callable[[], bool], what: str) -> None:
@@ -238,4 +238,4 @@ def own_cgroups(mounts: str, memberships: str) -> Iterator[Path]:
 
 
 def _has_processes(cgroup: Path) -> bool:
-    return any(each.read_text().strip() for each in cgroup.rglob("cgroup.procs"))
+    return any(file.read_text().strip() for file in cgroup.rglob("cgroup.procs"))

@@ -66,7 +66,7 @@ def directory() -> Path:
 
 def programs(say: Say) -> list[Path]:
     """Return all programs, which are built unless they are cached."""
-    return [obtain(each, say) for each in _PROGRAMS]
+    return [obtain(program, say) for program in _PROGRAMS]
 
 
 def node_tree(say: Say) -> Path:
@@ -102,7 +102,7 @@ def _mmdebstrap() -> str:
         for needed in ("state/lists/partial", "cache/archives/partial"):
             (apt / needed).mkdir(parents=True, exist_ok=True)
         own = [f"Dir::State={apt}/state", "Dir::State::status=/var/lib/dpkg/status", f"Dir::Cache={apt}/cache"]
-        command = ["apt-get", "-qq", *(part for each in (*own, "APT::Sandbox::User=root") for part in ("-o", each))]
+        command = ["apt-get", "-qq", *(part for option in (*own, "APT::Sandbox::User=root") for part in ("-o", option))]
         _run([*command, "update"])
         _run([*command, "download", "mmdebstrap"], cwd=apt)
         _run(["dpkg", "-x", *apt.glob("mmdebstrap_*.deb"), unpacked])
@@ -125,7 +125,7 @@ def images(contexts: Mapping[str, Path], say: Say) -> Path:
         lines = [f"{name} {_TARGETS.get(name, '-')} {context.absolute()}" for name, context in contexts.items()]
         outside = (*contexts.values(), *map(Path, ("/etc/ssl/certs", "/etc/resolv.conf", "/etc/pip.conf")))
         binds = {base_archive(say): "/base.tar", work: "/images"}
-        binds |= {each.resolve(): str(each.absolute()) for each in outside if each.exists()}
+        binds |= {path.resolve(): str(path.absolute()) for path in outside if path.exists()}
         shutil.rmtree(work / "root", ignore_errors=True)
         script = (_HERE / "images.sh", f"/images/{archive.name}", __version__, *lines)
         _run(in_copy(node_tree(say), work / "root", binds, script))
@@ -145,7 +145,7 @@ def _digest(contexts: Iterable[Path]) -> str:
 def _tracked() -> Iterator[Path]:
     listed = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"]
     done = subprocess.run(listed, cwd=ROOT, capture_output=True, text=True, check=True)
-    yield from (ROOT / each for each in done.stdout.split("\0") if each.partition("/")[0] not in _NOT_IN_IMAGES)
+    yield from (ROOT / path for path in done.stdout.split("\0") if path.partition("/")[0] not in _NOT_IN_IMAGES)
 
 
 def in_copy(
@@ -156,15 +156,15 @@ def in_copy(
     The script runs in a mount namespace, and can write to the host only through `binds`, which maps paths of the host
     to paths in the copy. The tree stays as it is.
     """
-    for each in ("upper", "work", "root"):
-        (state / each).mkdir(parents=True, exist_ok=True)
+    for name in ("upper", "work", "root"):
+        (state / name).mkdir(parents=True, exist_ok=True)
     bound = "\n".join(f"{source}\t{to}" for source, to in ((script[0], "/run.sh"), *binds.items()))
     command = ["unshare", "--mount", "--pid", "--fork", "--kill-child", *namespaces, "sh", _HERE / "private.sh"]
-    return [str(each) for each in (*command, tree, state, bound, "/bin/sh", "/run.sh", *script[1:])]
+    return [str(argument) for argument in (*command, tree, state, bound, "/bin/sh", "/run.sh", *script[1:])]
 
 
 def _run(command: Sequence[object], cwd: Path | None = None) -> None:
-    argv = [str(each) for each in command]
+    argv = [str(argument) for argument in command]
     done = subprocess.run(argv, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
     if done.returncode:
         raise UnobtainableError(f"{Path(argv[0]).name} failed ({done.returncode}): {done.stdout[-2000:]}")

@@ -55,7 +55,7 @@ def operator(
     return [
         {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace}},
         *map(dict, manifests(directory)),
-        *(each for role in roles for each in _bound(role, namespace)),
+        *(obj for role in roles for obj in _bound(role, namespace)),
     ]
 
 
@@ -80,10 +80,10 @@ def started(node: Node, objects: Sequence[dict[str, Any]]) -> Iterator[None]:
     given = yaml.safe_dump_all(objects)
     node.kubectl("apply", "-f", "-", given=given)
     try:
-        for each in objects:
-            if each["kind"] in {"Deployment", "StatefulSet"}:
-                name = f"{each['kind']}/{each['metadata']['name']}"
-                node.kubectl("-n", each["metadata"]["namespace"], "rollout", "status", name, "--timeout=300s")
+        for obj in objects:
+            if obj["kind"] in {"Deployment", "StatefulSet"}:
+                name = f"{obj['kind']}/{obj['metadata']['name']}"
+                node.kubectl("-n", obj["metadata"]["namespace"], "rollout", "status", name, "--timeout=300s")
         yield
     finally:
         node.kubectl("delete", "--ignore-not-found", "-f", "-", given=given)

@@ -205,8 +205,8 @@ def running(node: Node, name: str, context: Path) -> Iterator[tuple[str, str, st
     context.mkdir()
     program.context(context)
     node.load(parts.images({program.image: context}, say))
-    objects = [each for each in manifests(program.directory) if each["kind"] not in OF_PROMETHEUS]
-    [deployment] = [each for each in objects if each["kind"] == "Deployment"]
+    objects = [manifest for manifest in manifests(program.directory) if manifest["kind"] not in OF_PROMETHEUS]
+    [deployment] = [obj for obj in objects if obj["kind"] == "Deployment"]
     pod, namespace = deployment["spec"]["template"]["spec"], deployment["metadata"]["namespace"]
     [operator], [daemon] = pod["containers"], pod["initContainers"]
     daemon["image"] = IMAGE
@@ -299,6 +299,6 @@ def kubeconfig_by_policy(namespace: str, certificates: Mapping[str, str]) -> Any
 def end_of(node: Node, namespace: str, container: str) -> dict[str, Any] | None:
     """Return the current or last `terminated` state of the container in the only pod; None if it has not terminated."""
     [pod] = node.get("-n", namespace, "pods")["items"]
-    [found] = [each for each in pod["status"]["containerStatuses"] if each["name"] == container]
+    [found] = [status for status in pod["status"]["containerStatuses"] if status["name"] == container]
     state: dict[str, Any] | None = found["state"].get("terminated") or found["lastState"].get("terminated")
     return state

@@ -25,8 +25,12 @@ class Standalone:
     def start(self) -> None:
         self.node.kubectl("apply", "-f", "-", given=DEFINITION.read_text())
         self.node.kubectl("wait", "--for=condition=Established", "-f", "-", given=DEFINITION.read_text())
-        objects = [each for each in manifests(DEPLOY / "overlays" / "standalone") if each["kind"] not in OF_PROMETHEUS]
-        [pod] = [each["spec"]["template"]["spec"] for each in objects if each["kind"] == "Deployment"]
+        objects = [
+            manifest
+            for manifest in manifests(DEPLOY / "overlays" / "standalone")
+            if manifest["kind"] not in OF_PROMETHEUS
+        ]
+        [pod] = [obj["spec"]["template"]["spec"] for obj in objects if obj["kind"] == "Deployment"]
         [daemon] = pod["initContainers"]
         daemon["resources"]["limits"]["memory"] = "64Mi"
         daemon["resources"]["requests"]["memory"] = "64Mi"
@@ -81,12 +85,12 @@ def test_no_cluster_is_disengaged_while_kubelet_and_containerd_are_restarted(sta
     logs = ["-n", NAMESPACE, "logs", "deployment/milo-discoveryd", "-c", "changes", "--tail=-1"]
     changes = eventually(lambda: "beta" in (text := ended(standalone.node, *logs)) and text)
     assert "DISENGAGED" not in changes
-    assert {each["restartCount"] for each in standalone.containers()} == {0}
-    assert all(each["state"].get("running") for each in standalone.containers())
+    assert {container["restartCount"] for container in standalone.containers()} == {0}
+    assert all(container["state"].get("running") for container in standalone.containers())
 
 
 @pytest.mark.timeout(600)
 def test_daemon_with_64_mib_of_memory_follows_a_thousand_projects(standalone: Standalone) -> None:
     engage(standalone.node, *PROJECTS)
     eventually(lambda: set(re.findall(r"project-\d{4}\b", standalone.changes())) >= set(PROJECTS), within_s=300)
-    assert {each["restartCount"] for each in standalone.containers()} == {0}
+    assert {container["restartCount"] for container in standalone.containers()} == {0}

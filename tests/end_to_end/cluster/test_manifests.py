@@ -36,7 +36,7 @@ def definitions(node: Node) -> Iterator[None]:
     """Install the definitions of clusters and profiles, and delete the clusters of other tests."""
     profiles = source_directory(INVENTORY_API) / PROFILES_DEFINITION
     projects = ROOT / "sandbox/src/milo_sandbox/crds/projects.yaml"
-    given = "\n---\n".join(each.read_text() for each in (DEFINITION, projects, profiles))
+    given = "\n---\n".join(path.read_text() for path in (DEFINITION, projects, profiles))
     node.kubectl("apply", "-f", "-", given=given)
     node.kubectl("wait", "--for=condition=Established", "-f", "-", given=given)
     node.kubectl("delete", "projectcontrolplanes", "--all")
@@ -66,12 +66,14 @@ def test_all_components_that_can_be_combined_work_in_one_pod(node: Node, tmp_pat
     )
     objects = configured(
         tmp_path / "operator", "components", {"kubeconfigs": {"issuers": [issuer]}}, kind="StatefulSet",
-        components=(*components, *(f"publish-{each}" for each in publishers)),
+        components=(*components, *(f"publish-{publisher}" for publisher in publishers)),
         roles=("project-control-plane", "kubeconfig-secret"),
     )  # fmt: skip
-    objects = [each for each in objects if each["kind"] not in OF_PROMETHEUS]
-    [workload] = [each for each in objects if each["kind"] == "StatefulSet"]
-    [caller] = [each for each in workload["spec"]["template"]["spec"]["containers"] if each["name"] == "caller"]
+    objects = [obj for obj in objects if obj["kind"] not in OF_PROMETHEUS]
+    [workload] = [obj for obj in objects if obj["kind"] == "StatefulSet"]
+    [caller] = [
+        container for container in workload["spec"]["template"]["spec"]["containers"] if container["name"] == "caller"
+    ]
     caller["volumeMounts"].append({"name": "milo-discovery-client", "mountPath": "/opt/milo-discovery"})
     execute = ["-n", "components", "exec", "example-operator-0", "-c", "caller", "--"]
     metrics = "import socket as s, urllib.request as r; "

@@ -64,7 +64,7 @@ def changes(node: Node, namespace: str, name: str) -> list[tuple[str, str]]:
     """Return the engagements and disengagements that a watcher logged, in order."""
     logs = ended(node, "-n", namespace, "logs", "deployment/example-operator", "-c", name, "--tail=-1")
     lines = (json.loads(line) for line in logs.splitlines() if line.startswith("{"))
-    found = [(each["type"].removeprefix("TYPE_"), each["cluster"]["name"]) for each in lines]
+    found = [(line["type"].removeprefix("TYPE_"), line["cluster"]["name"]) for line in lines]
     return [(what, cluster) for what, cluster in found if what in {"ENGAGED", "DISENGAGED"}]
 
 
@@ -80,7 +80,7 @@ def pod(node: Node, namespace: str) -> Any:
 def restarts(node: Node, namespace: str) -> dict[str, int]:
     status = pod(node, namespace)["status"]
     containers = (*status["containerStatuses"], *status["initContainerStatuses"])
-    return {each["name"]: each["restartCount"] for each in containers}
+    return {container_status["name"]: container_status["restartCount"] for container_status in containers}
 
 
 def test_two_operators_share_a_daemon_and_a_third_has_its_own(node: Node, tmp_path: Path) -> None:
@@ -115,7 +115,7 @@ def test_update_of_the_daemon_disengages_no_cluster_of_a_running_operator(node: 
 
 def test_daemon_continues_while_its_state_volume_is_full(node: Node, tmp_path: Path) -> None:
     objects = operator(tmp_path / "operator", "full", [watcher("changes")], components=("sidecar", "state"))
-    [deployment] = [each for each in objects if each["kind"] == "Deployment"]
+    [deployment] = [obj for obj in objects if obj["kind"] == "Deployment"]
     for volume in deployment["spec"]["template"]["spec"]["volumes"]:
         if volume["name"] == "milo-discovery-state":
             volume["emptyDir"] = {"medium": "Memory", "sizeLimit": "1Mi"}
@@ -173,7 +173,7 @@ def test_daemon_exchanges_its_projected_token_for_the_credential_of_clusters(nod
             "tls.key": key.read_text(),
         },
     )
-    [deployment] = [each for each in objects if each["kind"] == "Deployment"]
+    [deployment] = [obj for obj in objects if obj["kind"] == "Deployment"]
     endpoint = container("endpoint", "python3", "-c", ENDPOINT, mounts=[CONFIGURATION])
     deployment["spec"]["template"]["spec"]["containers"].append(endpoint)
     issue = ["-n", "exchange", "exec", "deployment/example-operator", "-c", "caller", "--"]
@@ -184,9 +184,9 @@ def test_daemon_exchanges_its_projected_token_for_the_credential_of_clusters(nod
 
 
 def test_tokens_requested_in_the_shipped_namespace_are_valid_until_disengagement(node: Node, tmp_path: Path) -> None:
-    rights = [dict(each) for each in manifests(DEPLOY / "base/rbac/token-request")]
-    [namespace] = [each["metadata"]["name"] for each in rights if each["kind"] == "Namespace"]
-    [role] = [each["metadata"]["name"] for each in rights if each["kind"] == "Role"]
+    rights = [dict(manifest) for manifest in manifests(DEPLOY / "base/rbac/token-request")]
+    [namespace] = [manifest["metadata"]["name"] for manifest in rights if manifest["kind"] == "Namespace"]
+    [role] = [manifest["metadata"]["name"] for manifest in rights if manifest["kind"] == "Role"]
     group = "rbac.authorization.k8s.io"
     rights += [
         {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "operators", "namespace": namespace}},
@@ -233,9 +233,9 @@ def test_network_policy_lets_only_the_monitoring_namespace_reach_the_metrics(nod
     with started(node, objects):
         url = f"http://{pod(node, 'policed')['status']['podIP']}:9464/metrics"
         fetch = f"import urllib.request; print(urllib.request.urlopen('{url}', timeout=5).status)"
-        answers = [["-n", each, "exec", "caller", "--", "python3", "-c", fetch] for each in both]
-        for each in both:
-            node.kubectl("-n", each, "wait", "--for=condition=Ready", "pod/caller", "--timeout=120s")
+        answers = [["-n", namespace, "exec", "caller", "--", "python3", "-c", fetch] for namespace in both]
+        for namespace in both:
+            node.kubectl("-n", namespace, "wait", "--for=condition=Ready", "pod/caller", "--timeout=120s")
         eventually(lambda: not ended(node, *answers[1]) and ended(node, *answers[0]).strip() == "200")
 
 
@@ -258,12 +258,14 @@ def configured(
         "caller", "sleep", "infinity", mounts=[mounted], variables={"MILO_DISCOVERY_TOKEN_FILE": "/var/run/token/token"}
     )
     objects = operator(directory, namespace, [caller], volumes=volumes, **options)
-    [workload] = [each for each in objects if each["kind"] in {"Deployment", "StatefulSet"}]
+    [workload] = [obj for obj in objects if obj["kind"] in {"Deployment", "StatefulSet"}]
     pod = workload["spec"]["template"]["spec"]
     pod["terminationGracePeriodSeconds"] = 1  # `sleep` ignores SIGTERM
-    [daemon] = [each for each in pod["initContainers"] if each["name"] == "milo-discoveryd"]
+    [daemon] = [
+        init_container for init_container in pod["initContainers"] if init_container["name"] == "milo-discoveryd"
+    ]
     daemon["volumeMounts"] += [CONFIGURATION, mounted]
-    given = {each["name"]: each for each in daemon["env"]}
+    given = {variable["name"]: variable for variable in daemon["env"]}
     given["MILO_DISCOVERYD_CONFIG"] = {"name": "MILO_DISCOVERYD_CONFIG", "value": "/etc/milo-discoveryd/config.yaml"}
     if "listen" in configuration:
         given["MILO_DISCOVERYD_LISTEN"] = {"name": "MILO_DISCOVERYD_LISTEN", "value": ""}

@@ -24,9 +24,9 @@ TERMINATE = "import os, signal; os.kill(1, signal.SIGTERM)"
 
 def applied(node: Node, directory: Path) -> str:
     """Apply a kustomization, except objects of the Prometheus operator's kinds; return its namespace."""
-    objects = [each for each in manifests(directory) if each["kind"] not in OF_PROMETHEUS]
-    [namespace] = {each["metadata"]["namespace"] for each in objects if each["kind"] == "Deployment"}
-    if not any(each["kind"] == "Namespace" for each in objects):
+    objects = [manifest for manifest in manifests(directory) if manifest["kind"] not in OF_PROMETHEUS]
+    [namespace] = {obj["metadata"]["namespace"] for obj in objects if obj["kind"] == "Deployment"}
+    if not any(obj["kind"] == "Namespace" for obj in objects):
         objects.insert(0, {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace}})
     node.kubectl("apply", "-f", "-", given=yaml.safe_dump_all(objects))
     return str(namespace)
@@ -53,7 +53,7 @@ def eventually(holds: Callable[[], Any], within_s: float = 120.0) -> Any:
 def terminated(node: Node, namespace: str, container: str) -> dict[str, Any] | None:
     """Return the last terminated state of the container in the only pod; None until it is ready again."""
     [pod] = node.get("-n", namespace, "pods")["items"]
-    [found] = [each for each in pod["status"]["containerStatuses"] if each["name"] == container]
+    [found] = [status for status in pod["status"]["containerStatuses"] if status["name"] == container]
     state: dict[str, Any] | None = found["lastState"].get("terminated")
     return state if found["ready"] else None
 
@@ -85,7 +85,7 @@ def engage(node: Node, *names: str) -> None:
     condition = {"type": "ControlPlaneReady", "status": "True", "reason": "Ready", "message": ""}
     status = {"conditions": [{**condition, "lastTransitionTime": "2026-01-01T00:00:00Z"}]}
     ready = [{key: value for key, value in control_plane(name).items() if key != "spec"} for name in names]
-    given = yaml.safe_dump_all({**each, "status": status} for each in ready)
+    given = yaml.safe_dump_all({**obj, "status": status} for obj in ready)
     node.kubectl("apply", "--server-side", "--subresource=status", "-f", "-", given=given)
 
 
@@ -104,7 +104,7 @@ def test_kubeconfig_of_a_tenant_has_the_server_of_its_secret(node: Node) -> None
     """
     node.kubectl("apply", "-f", "-", given=DEFINITION.read_text())
     objects = manifests(OPERATOR)
-    [pod] = [each["spec"]["template"]["spec"] for each in objects if each["kind"] == "Deployment"]
+    [pod] = [obj["spec"]["template"]["spec"] for obj in objects if obj["kind"] == "Deployment"]
     pod["terminationGracePeriodSeconds"] = 1  # `sleep` ignores SIGTERM
     [manager] = pod["containers"]
     manager |= {"image": "milo-discoveryd:0.1.0", "command": ["sleep", "infinity"]}
@@ -180,7 +180,11 @@ def test_second_node_leaves_the_mounts_links_and_sysctls_of_the_host_unchanged(n
     def host() -> tuple[str, str, list[str]]:
         settings = ("vm/overcommit_memory", "kernel/panic", "net/ipv4/ip_forward")
         links = subprocess.run(["ip", "-brief", "link"], capture_output=True, text=True, check=False).stdout
-        return Path("/proc/self/mounts").read_text(), links, [Path("/proc/sys", each).read_text() for each in settings]
+        return (
+            Path("/proc/self/mounts").read_text(),
+            links,
+            [Path("/proc/sys", setting).read_text() for setting in settings],
+        )
 
     before = host()
     second = Node(f"beside-{os.getpid()}")
@@ -192,5 +196,5 @@ def test_second_node_leaves_the_mounts_links_and_sysctls_of_the_host_unchanged(n
     finally:
         second.down()
     assert second.process is None
-    assert not any(each.exists() for each in cgroups)
+    assert not any(cgroup.exists() for cgroup in cgroups)
     assert host() == before

@@ -101,7 +101,10 @@ class Group:
 
     def restarts(self, pod: str) -> list[int]:
         status = self._node.get("-n", self.namespace, "pod", pod)["status"]
-        return [each["restartCount"] for each in (*status["containerStatuses"], *status["initContainerStatuses"])]
+        return [
+            container_status["restartCount"]
+            for container_status in (*status["containerStatuses"], *status["initContainerStatuses"])
+        ]
 
     def evict(self, pod: str) -> None:
         eviction = {
@@ -126,8 +129,8 @@ class Group:
         """Kill all containers of a pod, and record the end of the work, which its operator could not record."""
         running = [path for path in self._notes.glob(f"{pod}-*") if path.read_text()]
         status = self._node.get("-n", self.namespace, "pod", pod)["status"]
-        for each in (*status["containerStatuses"], *status["initContainerStatuses"]):
-            identity = each["containerID"].removeprefix("containerd://")
+        for container_status in (*status["containerStatuses"], *status["initContainerStatuses"]):
+            identity = container_status["containerID"].removeprefix("containerd://")
             kill = ["ctr", "--namespace", "k8s.io", "task", "kill", "--signal", "SIGKILL", identity]
             subprocess.run(self._node.enter(*kill), check=True)
         killed_at = time.time()

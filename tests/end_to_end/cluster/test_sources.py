@@ -61,7 +61,7 @@ FURTHER = (
         cluster=CLUSTER,
     ),
 )
-TRIED = {each.name: each for each in (*PLATFORMS, *FURTHER)}
+TRIED = {platform.name: platform for platform in (*PLATFORMS, *FURTHER)}
 
 
 def cluster_itself(node: Node, directory: Path) -> Workload:
@@ -118,7 +118,7 @@ def objects_of_platforms(cluster: Workload) -> Iterator[dict[str, Any]]:
                 "spec": platform.spec(cluster),
                 "status": platform.status(cluster),
             }
-    [kind] = {each.secret_type for each in PLATFORMS} - {"Opaque"}
+    [kind] = {platform.secret_type for platform in PLATFORMS} - {"Opaque"}
     yield secret | {"type": kind, "metadata": {"name": SECRET, "namespace": NAMESPACE, "labels": labels}}
 
 
@@ -135,9 +135,9 @@ def daemons(directory: Path, cluster: Workload) -> Iterator[dict[str, Any]]:
         {"name": "clusters", "mountPath": "/etc/clusters"},
         {"name": "token", "mountPath": "/var/run/secrets/kcp"},
     ]
-    for each in operator(directory, NAMESPACE, [watcher("changes")], volumes=volumes, roles=()):
-        for name in TRIED if each["kind"] == "Deployment" else ():
-            workload = copy.deepcopy(each)
+    for manifest in operator(directory, NAMESPACE, [watcher("changes")], volumes=volumes, roles=()):
+        for name in TRIED if manifest["kind"] == "Deployment" else ():
+            workload = copy.deepcopy(manifest)
             workload["metadata"]["name"] = name
             workload["spec"]["selector"] = {"matchLabels": {"definition": name}}
             workload["spec"]["template"]["metadata"]["labels"] = {"definition": name}
@@ -150,8 +150,8 @@ def daemons(directory: Path, cluster: Workload) -> Iterator[dict[str, Any]]:
             daemon["env"] = [*({"name": key, "value": value} for key, value in variables.items()), *daemon["env"]]
             daemon["volumeMounts"] += mounts
             yield workload
-        if each["kind"] != "Deployment":
-            yield each
+        if manifest["kind"] != "Deployment":
+            yield manifest
     files = {f"{name}.yaml": yaml.safe_dump(settings(platform, cluster)) for name, platform in TRIED.items()}
     metadata = {"name": "configuration", "namespace": NAMESPACE}
     yield {"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "data": files}

@@ -37,7 +37,7 @@ def main() -> int:
     given = parser.parse_args()
     if unknown := set(given.languages) - set(CLIENTS):
         parser.error(f"no client in {', '.join(sorted(unknown))}; languages: {', '.join(CLIENTS)}")
-    if unknown := set(given.case) - {each.name for each in every_case()}:
+    if unknown := set(given.case) - {case.name for case in every_case()}:
         parser.error(f"no such case: {', '.join(sorted(unknown))}")
     candidates, built_in_s = {}, {}
     for language in given.languages or CLIENTS:

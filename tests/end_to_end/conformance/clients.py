@@ -68,13 +68,13 @@ def java_packages() -> Path:
         run([*maven, "compile", *classpath], copy / "examples/java")
 
     return built_copy(
-        copy, [ROOT / each for each in ("clients/java", "clients/testdata", "examples/java", "proto")], build
+        copy, [ROOT / path for path in ("clients/java", "clients/testdata", "examples/java", "proto")], build
     )
 
 
 def java_program(package: str, *classes: str, main: str) -> Command:
     java, copy = tool("java"), java_packages()
-    entries = [*(str(copy / each) for each in classes), (copy / package / "target/classpath").read_text()]
+    entries = [*(str(copy / path) for path in classes), (copy / package / "target/classpath").read_text()]
     # Options for a fast start, since the processes run for seconds.
     return [java, "-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC", "-cp", ":".join(entries), main]
 

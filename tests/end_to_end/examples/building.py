@@ -71,7 +71,7 @@ def node_packages() -> Path:
 def built_copy(copy: Path, sources: Sequence[Path], build: Callable[[], None]) -> Path:
     """Copy the sources and build them there, unless the last build in that place was of the same content."""
     digest = hashlib.sha256()
-    for path in sorted(each for source in sources for each in source.rglob("*")):
+    for path in sorted(entry for source in sources for entry in source.rglob("*")):
         relative = path.relative_to(ROOT)
         if path.is_file() and BUILT.isdisjoint(relative.parts):
             digest.update(f"{relative}\0{path.stat().st_size}\0".encode() + path.read_bytes())

@@ -14,7 +14,10 @@ from tests.end_to_end.process.daemon import DaemonProcess
 
 @pytest.fixture(
     scope="session",
-    params=[each if each.startswith("python") else pytest.param(each, marks=pytest.mark.builds) for each in BUILDERS],
+    params=[
+        builder if builder.startswith("python") else pytest.param(builder, marks=pytest.mark.builds)
+        for builder in BUILDERS
+    ],
 )
 def command(request: pytest.FixtureRequest) -> Command:
     """The command that runs the subscriber, in each language."""

@@ -53,7 +53,7 @@ class Operator:
         if self.reconciles_greetings:
             definition = yaml.safe_load(DEFINITION.read_text())
             store.create(CUSTOM_RESOURCE_DEFINITIONS, definition)
-            [greetings] = [each for each in store.resources if each.plural == "greetings"]
+            [greetings] = [resource for resource in store.resources if resource.plural == "greetings"]
             document = {"metadata": {"name": "greeting"}, "spec": {"text": "Hello"}}
             store.create(greetings, document, namespace="default")
 
@@ -117,7 +117,8 @@ def own_cluster(sandbox: Sandbox, directory: Path) -> dict[str, str]:
 
 
 @pytest.mark.parametrize(
-    "language", ["python", *(pytest.param(each, marks=pytest.mark.builds) for each in OPERATORS if each != "python")]
+    "language",
+    ["python", *(pytest.param(operator, marks=pytest.mark.builds) for operator in OPERATORS if operator != "python")],
 )
 async def test_operator_repairs_drift_across_restarts_of_daemon_and_api_server(language: str) -> None:
     operator = OPERATORS[language]

@@ -21,8 +21,8 @@ def descriptor_in_go() -> FileDescriptorProto:
 def without_json_names(descriptor: FileDescriptorProto) -> FileDescriptorProto:
     """Remove JSON names, which some generators add although they follow from the names."""
     for message in descriptor.message_type:
-        for each in (message, *message.nested_type):
-            for field in each.field:
+        for message_type in (message, *message.nested_type):
+            for field in message_type.field:
                 field.ClearField("json_name")
     return descriptor
 

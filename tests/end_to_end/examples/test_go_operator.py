@@ -27,8 +27,8 @@ def command() -> Command:
 def projects(milo_sandbox: MiloSandbox, command: Command, tmp_path: Path) -> Iterator[list[ControlPlane]]:
     """Two projects with the operator's kind, in which the operator runs."""
     projects = milo_sandbox.create_control_planes("alpha", "beta")
-    for each in projects:
-        each.install(OPERATOR / "config" / "crd" / "greetings.yaml")
+    for project in projects:
+        project.install(OPERATOR / "config" / "crd" / "greetings.yaml")
     own_cluster = projects[0].write_kubeconfig(tmp_path / "kubeconfig")
     environ = {**os.environ, "MILO_DISCOVERY_ADDRESS": milo_sandbox.address, "KUBECONFIG": str(own_cluster)}
     arguments = ["-metrics-bind-address=0", "-health-probe-bind-address=0"]

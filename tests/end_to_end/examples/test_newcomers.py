@@ -87,7 +87,7 @@ async def test_readme_leads_to_the_first_engaged_cluster(
     readme = READMES[language]
     if language in NEEDS_KUBERNETES and not request.config.getoption("--real"):
         pytest.skip("compiling Kubernetes libraries takes minutes: run with --real")
-    if missing := [each for each in readme.tools if shutil.which(each) is None]:
+    if missing := [tool for tool in readme.tools if shutil.which(tool) is None]:
         pytest.skip(f"there is no {missing[0]} on PATH")
     text = (ROOT / readme.document).read_text()
     own = directory / "own"
@@ -99,7 +99,7 @@ async def test_readme_leads_to_the_first_engaged_cluster(
                 (own / name).parent.mkdir(parents=True, exist_ok=True)
                 (own / name).write_text(content)
             own.mkdir(exist_ok=True)
-            commands = [each for each in COMMANDS.findall(text) if "go get" not in each][: readme.commands]
+            commands = [command for command in COMMANDS.findall(text) if "go get" not in command][: readme.commands]
             script = "".join(commands).replace("PATH", str(clone()))
             environ = {
                 "MILO_DISCOVERY_ADDRESS": workspace.address,

@@ -61,8 +61,8 @@ def is_gone(project: ControlPlane) -> bool:
 @pytest.fixture
 def projects(milo_sandbox: MiloSandbox) -> list[ControlPlane]:
     created = milo_sandbox.create_control_planes("alpha", "beta")
-    for each in created:
-        each.install(DEFINITION)
+    for project in created:
+        project.install(DEFINITION)
     return created
 
 
@@ -136,7 +136,7 @@ def test_secret_replicator_copies_to_selected_projects(milo_sandbox: MiloSandbox
         assert other.find(SECRETS, "registry") is None
 
         shared.delete(SECRETS, "registry")
-        assert eventually(lambda: not any(each.find(SECRETS, "registry") for each in (first, second, later)))
+        assert eventually(lambda: not any(project.find(SECRETS, "registry") for project in (first, second, later)))
 
 
 def test_kopf_greeter_runs_in_each_project(milo_sandbox: MiloSandbox, projects: list[ControlPlane]) -> None:

@@ -128,8 +128,8 @@ def operator(milo_sandbox: MiloSandbox, tmp_path: Path) -> Iterator[Callable[...
         return started[-1]
 
     yield start
-    for each in started:
-        each.close()
+    for running in started:
+        running.close()
 
 
 def config_map(name: str, work: str, *, label: str = "work") -> dict[str, Any]:
@@ -199,7 +199,7 @@ def test_operator_pages_show_readiness_metrics_and_failing_objects(
     eventually(lambda: running.page("/readyz")[0] == 200)
 
     def failing() -> dict[str, dict[str, Any]]:
-        return {each["name"]: each for each in json.loads(running.page("/debug/objects")[1])}
+        return {obj["name"]: obj for obj in json.loads(running.page("/debug/objects")[1])}
 
     eventually(lambda: failing().keys() == {"invalid", "missing"} and failing()["missing"]["attempts"] > 1)
     assert failing()["invalid"]["error"] == "it is not valid"

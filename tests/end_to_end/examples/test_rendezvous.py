@@ -15,7 +15,9 @@ def test_rendezvous_vectors_match_the_javascript_implementation() -> None:
     program = Path(__file__).with_name("rendezvous.mjs")
     done = subprocess.run([tool("node"), program, VECTORS], capture_output=True, check=True, timeout=60)
     found, published = json.loads(done.stdout), json.loads(VECTORS.read_text())
-    assert [each["uniform"] for each in found["scores"]] == [each["uniform"] for each in published["scores"]]
-    assert [each["score"] for each in found["scores"]] == pytest.approx([each["score"] for each in published["scores"]])
-    assert found["owners"] == [each["owner"] for each in published["owners"]]
+    assert [score["uniform"] for score in found["scores"]] == [score["uniform"] for score in published["scores"]]
+    assert [score["score"] for score in found["scores"]] == pytest.approx(
+        [score["score"] for score in published["scores"]]
+    )
+    assert found["owners"] == [entry["owner"] for entry in published["owners"]]
     assert len(set(found["owners"])) == len(published["members"])

@@ -57,7 +57,7 @@ def modules_with_code() -> list[str]:
     modules = {path.parent for path in files if path.name == "go.mod"}
     # A file belongs to the module of the nearest parent directory with a go.mod.
     owners = {
-        next(each for each in path.parents if each in modules)
+        next(parent for parent in path.parents if parent in modules)
         for path in files
         if path.suffix == ".go" and not modules.isdisjoint(path.parents)
     }

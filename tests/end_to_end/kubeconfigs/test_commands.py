@@ -37,8 +37,8 @@ async def test_concurrent_credential_commands_return_the_same_token(start: Start
     async with start() as workspace:
         asked = (workspace.discovery("credential", "--cluster", "alpha") for _ in range(AT_ONCE))
         outcomes = await asyncio.gather(*asked)
-    assert {each.err for each in outcomes} == {""}
-    assert len({json.loads(each.out)["status"]["token"] for each in outcomes}) == 1
+    assert {outcome.err for outcome in outcomes} == {""}
+    assert len({json.loads(outcome.out)["status"]["token"] for outcome in outcomes}) == 1
 
 
 async def test_synced_kubeconfig_files_are_renewed_and_removed_with_their_clusters(start: Start) -> None:
@@ -93,7 +93,7 @@ async def test_cli_prints_tokens_only_on_request(start: Start) -> None:
 def _of(workspace: Workspace, pid: int) -> list[str]:
     """Return the command lines and environments of the process and of the daemon."""
     return [
-        Path(f"/proc/{each}/{what}").read_bytes().decode(errors="replace")
-        for each in (pid, workspace.daemon.pid)
+        Path(f"/proc/{process}/{what}").read_bytes().decode(errors="replace")
+        for process in (pid, workspace.daemon.pid)
         for what in ("cmdline", "environ")
     ]

@@ -22,14 +22,16 @@ FORMS = ("--token", "--exec")
 async def blocking(path: Path) -> list[str]:
     def read() -> list[str]:
         with kubernetes.config.new_client_from_config(str(path)) as api:
-            return [each.metadata.name for each in kubernetes.client.CoreV1Api(api).list_namespace().items]
+            return [namespace.metadata.name for namespace in kubernetes.client.CoreV1Api(api).list_namespace().items]
 
     return await asyncio.to_thread(read)
 
 
 async def aio(path: Path) -> list[str]:
     async with await kubernetes.aio.config.new_client_from_config(str(path)) as api:
-        return [each.metadata.name for each in (await kubernetes.aio.client.CoreV1Api(api).list_namespace()).items]
+        return [
+            namespace.metadata.name for namespace in (await kubernetes.aio.client.CoreV1Api(api).list_namespace()).items
+        ]
 
 
 async def test_kubernetes_package_reads_embedded_and_exec_kubeconfigs(

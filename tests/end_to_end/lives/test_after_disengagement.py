@@ -59,8 +59,8 @@ async def test_no_request_reaches_a_project_after_its_disengagement(operator: st
                         await worlds[project].do("work")
                     counts = {project: sandbox.requests_of(project) for project in ended}
                     for project in others:
-                        for each in ended:
-                            _change(sandbox, each)
+                        for other in ended:
+                            _change(sandbox, other)
                         await worlds[project].do("work")
                     assert {project: sandbox.requests_of(project) for project in ended} == counts
                     for project in ended:
@@ -70,7 +70,7 @@ async def test_no_request_reaches_a_project_after_its_disengagement(operator: st
 def _change(sandbox: Sandbox, project: str) -> None:
     """Delete an object that the operator holds, and change the others."""
     store = sandbox.control_plane(project)
-    resource = next(each for each in store.resources if each.plural == "greetings")
+    resource = next(resource for resource in store.resources if resource.plural == "greetings")
 
     def change(found: Document) -> Document:
         metadata = found["metadata"]

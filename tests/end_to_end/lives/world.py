@@ -102,7 +102,7 @@ class World:
                 await self._lift(witness)
             for path in (CONFIG_MAPS, GREETINGS):
                 _, found = await witness.send("GET", path, project=self._project)
-                assert [each["metadata"]["name"] for each in found.get("items", ())] == []
+                assert [item["metadata"]["name"] for item in found.get("items", ())] == []
 
     async def _create(self, witness: Witness) -> None:
         await lives.begin(witness, self._project)

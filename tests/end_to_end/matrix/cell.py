@@ -151,23 +151,23 @@ class World:
                 await stack.enter_async_context(daemon)
                 await daemon.start()
             async with asyncio.TaskGroup() as tasks:
-                following = [tasks.create_task(each) for each in world._consumers()]
+                following = [tasks.create_task(consumer) for consumer in world._consumers()]
                 for publisher in world.publishers:
                     await stack.enter_async_context(publisher)
                 yield world
-                for each in following:
-                    each.cancel()
+                for task in following:
+                    task.cancel()
 
     def create(self, cluster: str, sources: Iterable[str] = ()) -> None:
         for name in sources or self.upstreams:
-            for each in self._validators(key(name, cluster)):
-                each.created(key(name, cluster))
+            for validator in self._validators(key(name, cluster)):
+                validator.created(key(name, cluster))
             self.upstreams[name].create(cluster)
 
     def delete(self, cluster: str, sources: Iterable[str] = ()) -> None:
         for name in sources or self.upstreams:
-            for each in self._validators(key(name, cluster)):
-                each.deleted(key(name, cluster))
+            for validator in self._validators(key(name, cluster)):
+                validator.deleted(key(name, cluster))
             self.upstreams[name].delete(cluster)
 
     def _validators(self, name: str) -> list[Validator]:
@@ -224,7 +224,7 @@ class World:
         """Wait until the state of the first daemon, if it keeps any, contains the clusters of its consumer."""
         if self.cell.state == "state":
             directory, view = self._directory / "state-0", self.validator.views.get("consumer-0", set())
-            wanted = [each.rpartition("#")[2].encode() for each in view]
+            wanted = [cluster.rpartition("#")[2].encode() for cluster in view]
             await eventually(lambda: all(name in _content(directory) for name in wanted), within_s=SETTLED_WITHIN_S)
 
     async def settled(self, within_s: float = SETTLED_WITHIN_S) -> None:
@@ -338,14 +338,16 @@ class World:
         """Read the published objects, as often as their users do."""
         store = self.hub.control_plane(HUB)
         while True:
-            names = [each.name.removesuffix("-kubeconfig") for each in store[SECRETS] if "kubeconfig" in each.name]
+            names = [
+                secret.name.removesuffix("-kubeconfig") for secret in store[SECRETS] if "kubeconfig" in secret.name
+            ]
             keys = [name.replace(".", "#", 1) for name in names]
             self.validator.listed("readers of the hub", keys)
             await asyncio.sleep(0.05)
 
 
 def _content(directory: Path) -> bytes:
-    return b"".join(each.read_bytes() for each in directory.iterdir() if not each.name.endswith(".new"))
+    return b"".join(path.read_bytes() for path in directory.iterdir() if not path.name.endswith(".new"))
 
 
 async def restart(world: World, while_down: Callable[[], Awaitable[None]]) -> None:

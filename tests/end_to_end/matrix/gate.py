@@ -58,7 +58,7 @@ class Gate:
         net = {"name": "net", "address": self.addresses[number], "tls": self._tls, "tokens": True}
 
         def rule(name: str, who: dict[str, str], clusters: object, **limits: object) -> dict[str, Any]:
-            named = [each["name"] for each in issuers]
+            named = [issuer["name"] for issuer in issuers]
             return {"name": name, "who": who, "clusters": clusters, "kubeconfigs": True, "issuers": named, **limits}
 
         few: dict[str, Any] = {"streams": _STREAMS, "kubeconfigs_per_minute": _KUBECONFIGS}
@@ -77,7 +77,7 @@ class Gate:
         }
 
     def _slow(self, issuers: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        sources = [name for each in issuers for name in each.get("sources", ())]
+        sources = [name for issuer in issuers for name in issuer.get("sources", ())]
         several = {"sources": sources} if sources else {}
         command = {"command": str(self._plugin), "per_cluster": True, "timeout": "20s"}
         return {"name": "slow", "type": "exec", **command, **several}

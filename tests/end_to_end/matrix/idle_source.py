@@ -23,7 +23,9 @@ def beside_idle_source(flat: dict[str, Any]) -> dict[str, Any]:
     """Return settings with two sources, given those of a daemon with one."""
     source = {"kind": flat.pop("mode"), "discovery_kubeconfig": flat.pop("discovery_kubeconfig")}
     selector = flat.pop("label_selector", "")
-    templates = {each: flat.pop(f"internal_{each}") for each in _TEMPLATES if f"internal_{each}" in flat}
+    templates = {
+        template: flat.pop(f"internal_{template}") for template in _TEMPLATES if f"internal_{template}" in flat
+    }
     first = {"name": _SOURCE, **source, "label_selector": selector, "settings": templates}
     return {**flat, "sources": [first, {"name": "idle", **source, "label_selector": "of-no=cluster"}]}
 
@@ -38,7 +40,7 @@ def _with_keys(step: Step) -> Step:
         case Subscribe(names=names):
             return replace(step, names=tuple(map(_key, names)))
         case Expect(events):
-            return replace(step, events=tuple(replace(each, cluster=_key(each.cluster)) for each in events))
+            return replace(step, events=tuple(replace(event, cluster=_key(event.cluster)) for event in events))
         case ExpectUpdated(name) | ExpectNoUpdates(name):
             return replace(step, name=_key(name))
         case ExpectEngaged(names) if names is not None:

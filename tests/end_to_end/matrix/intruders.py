@@ -52,13 +52,13 @@ async def tenant_that_asks_for_all_clusters(world: World) -> AsyncIterator[None]
         await told()
         yield
         await told()
-        for each in following:
-            each.cancel()
+        for task in following:
+            task.cancel()
     for number in range(world.cell.daemons):
         async with world.gate.calling(TENANT, number) as stub:
             for name in world.validator.truth - tenants.truth:
                 answers = stub.GetCluster(pb.GetClusterRequest(name=name)), _kubeconfig(stub, name)
-                assert [await status(each) for each in answers] == [grpc.StatusCode.NOT_FOUND] * 2, name
+                assert [await status(answer) for answer in answers] == [grpc.StatusCode.NOT_FOUND] * 2, name
 
 
 @asynccontextmanager
@@ -97,12 +97,12 @@ async def caller_that_takes_all_it_can(world: World) -> AsyncIterator[None]:
     async with world.gate.calling(GREEDY) as stub, asyncio.TaskGroup() as tasks:
         calls: list[Callable[[], Awaitable[object]]] = [lambda: watch(stub)] * 20
         calls += [lambda name=name: _kubeconfig(stub, name) for name in world.validator.truth]  # type: ignore[misc]
-        taking = [tasks.create_task(_repeat(each, statuses)) for each in calls]
+        taking = [tasks.create_task(_repeat(call, statuses)) for call in calls]
         await refused(10)
         yield
         await refused(10)
-        for each in taking:
-            each.cancel()
+        for task in taking:
+            task.cancel()
 
 
 @asynccontextmanager
@@ -151,9 +151,9 @@ async def writer_of_published_objects(world: World) -> AsyncIterator[None]:
         return {**secret, "data": {"value": "ZXZpbA=="}}
 
     async def lead_elsewhere() -> None:
-        written = [f"default/{each.name}" for each in store[SECRETS] if each.name.endswith("-kubeconfig")]
-        for each in written:
-            store.modify(SECRETS, each.partition("/")[2], led, namespace="default")
+        written = [f"default/{secret.name}" for secret in store[SECRETS] if secret.name.endswith("-kubeconfig")]
+        for name in written:
+            store.modify(SECRETS, name.partition("/")[2], led, namespace="default")
 
         def is_right(each: str) -> bool:
             secret = store.find(SECRETS, each)

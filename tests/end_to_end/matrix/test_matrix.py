@@ -10,8 +10,8 @@ from tests.end_to_end.matrix.cell import Cell, World, restart
 from tests.end_to_end.matrix.intruders import INTRUDERS
 
 ALL = [
-    Cell(*each)
-    for each in product(
+    Cell(*values)
+    for values in product(
         ("one", "two", "reduced", "files"),
         ("no-state", "state"),
         (1, 3),
@@ -35,7 +35,7 @@ SOME = {
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     is_all = metafunc.config.getoption("--cells") == "all"
-    wanted = [each for each in ALL if is_all or str(each) in SOME]
+    wanted = [cell for cell in ALL if is_all or str(cell) in SOME]
     metafunc.parametrize("cell", wanted, ids=str)
 
 

@@ -19,7 +19,7 @@ from tests.end_to_end.scenarios.steps import Mode, OnDaemon, Scenario
 
 ONE = ("one", "no-state", 1)
 """The cell in which tests/end_to_end/scenarios runs the scenarios."""
-CELLS = [each for each in product(("one", "two"), ("no-state", "state"), (1, 3)) if each != ONE]
+CELLS = [cell for cell in product(("one", "two"), ("no-state", "state"), (1, 3)) if cell != ONE]
 """Sources, state and number of daemons."""
 SOME = {
     "recreated-is-another-cluster-project-one-state-1",

@@ -135,11 +135,11 @@ class Files:
     def empty(self, *, on: bool) -> None:
         if on:
             shutil.copytree(self._directory, self._aside)
-            for each in self._directory.iterdir():
-                each.unlink()
+            for path in self._directory.iterdir():
+                path.unlink()
         else:
-            for each in self._aside.iterdir():
-                each.rename(self._directory / each.name)
+            for path in self._aside.iterdir():
+                path.rename(self._directory / path.name)
 
     def damage(self, cluster: str) -> None:
         file = self._directory / cluster

@@ -40,7 +40,7 @@ class Validator:
             self._breach(f"{consumer} engaged {name} twice")
         if name not in self._ever:
             self._breach(f"{consumer} engaged {name}, which never existed")
-        others = [each for each, found in self.views.items() if each != consumer and name in found]
+        others = [other for other, found in self.views.items() if other != consumer and name in found]
         if self._is_shared and others:
             self._breach(f"{name} was engaged for {consumer} and for {', '.join(others)}")
         if self._missing.pop(name, None) == consumer:
@@ -70,7 +70,7 @@ class Validator:
     @property
     def is_current(self) -> bool:
         views = list(self.views.values())
-        return set().union(*views) == self.truth if self._is_shared else all(each == self.truth for each in views)
+        return set().union(*views) == self.truth if self._is_shared else all(view == self.truth for view in views)
 
     def _breach(self, text: str) -> None:
         self.breaches.append(text)

@@ -72,20 +72,20 @@ def credential_violations(handed: Iterable[IssuedCredential]) -> Iterator[str]:
     Credentials are issued to engaged clusters only, are valid, live no longer than allowed, and belong to their
     cluster.
     """
-    for each in handed:
-        if each.engaged is None:
-            yield f"{each}, was issued while the cluster was not engaged"
+    for issued in handed:
+        if issued.engaged is None:
+            yield f"{issued}, was issued while the cluster was not engaged"
             continue
-        uid, incarnation = each.engaged
-        if each.uid not in ("", uid) or each.incarnation not in ("", incarnation):
-            yield f"{each}, was issued for incarnation {each.incarnation}, while {incarnation} was engaged"
-        if each.token.of != mark(uid):
-            yield f"{each}, belongs to another project"
-        if each.token.ends_at <= each.at:
-            yield f"{each}, had expired {each.at - each.token.ends_at:.1f} s before it was issued"
-        if each.was_revoked:
-            yield f"{each}, had been revoked"
-        if each.ends_at > each.token.ends_at + ROUNDED_S:
-            yield f"{each}, was reported to expire {each.ends_at - each.token.ends_at:.1f} s later than it does"
-        if each.ends_at - each.at > CAP_S:
-            yield f"{each}, was issued for {each.ends_at - each.at:.0f} s; at most {CAP_S:.0f} s are allowed"
+        uid, incarnation = issued.engaged
+        if issued.uid not in ("", uid) or issued.incarnation not in ("", incarnation):
+            yield f"{issued}, was issued for incarnation {issued.incarnation}, while {incarnation} was engaged"
+        if issued.token.of != mark(uid):
+            yield f"{issued}, belongs to another project"
+        if issued.token.ends_at <= issued.at:
+            yield f"{issued}, had expired {issued.at - issued.token.ends_at:.1f} s before it was issued"
+        if issued.was_revoked:
+            yield f"{issued}, had been revoked"
+        if issued.ends_at > issued.token.ends_at + ROUNDED_S:
+            yield f"{issued}, was reported to expire {issued.ends_at - issued.token.ends_at:.1f} s later than it does"
+        if issued.ends_at - issued.at > CAP_S:
+            yield f"{issued}, was issued for {issued.ends_at - issued.at:.0f} s; at most {CAP_S:.0f} s are allowed"

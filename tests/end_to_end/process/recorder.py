@@ -31,7 +31,9 @@ class ReceivedKubeconfig:
     @classmethod
     def of(cls, event: pb.ClusterEvent, engaged: tuple[str, str] | None) -> "ReceivedKubeconfig":
         cluster, kubeconfig = event.cluster, event.kubeconfig
-        issued_at, ends_at = (each.ToNanoseconds() / 1e9 for each in (kubeconfig.issued_at, kubeconfig.expires_at))
+        issued_at, ends_at = (
+            timestamp.ToNanoseconds() / 1e9 for timestamp in (kubeconfig.issued_at, kubeconfig.expires_at)
+        )
         token = token_in(kubeconfig.kubeconfig)
         return cls(cluster.name, cluster.uid, cluster.incarnation, engaged, token, issued_at, ends_at)
 
@@ -79,9 +81,9 @@ class Received:
         self.history.streams[-1].batches.append(batch)
         list(self._reader.take(batch))
         self.given += (
-            ReceivedKubeconfig.of(each, self._known(each.cluster.name))
-            for each in message.events
-            if each.kubeconfig.cluster
+            ReceivedKubeconfig.of(event, self._known(event.cluster.name))
+            for event in message.events
+            if event.kubeconfig.cluster
         )
         self.revision = batch.revision or self.revision
 

@@ -69,12 +69,12 @@ class ServiceProvider:
             "message": "told by the platform",
             "lastTransitionTime": "2026-11-20T08:00:00Z",
         }
-        others = [each for each in self.conditions(project).values() if each["type"] != "Suspended"]
+        others = [other for other in self.conditions(project).values() if other["type"] != "Suspended"]
         self.set_status(project, conditions=[*others, condition])
 
     def conditions(self, project: str) -> dict[str, dict[str, str]]:
         status = self.store.get(SERVICE_CONSUMERS, f"sc-{project}").document().get("status", {})
-        return {each["type"]: each for each in status.get("conditions", ())}
+        return {condition["type"]: condition for condition in status.get("conditions", ())}
 
     def set_status(self, project: str, **status: Any) -> None:
         def change(document: dict[str, Any]) -> dict[str, Any]:

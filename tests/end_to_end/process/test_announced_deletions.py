@@ -57,7 +57,9 @@ async def announced(workspace: Workspace) -> AsyncIterator[Fleet]:
             for name in NAMES:
                 projects.delete(name)
             await eventually(
-                lambda: sum(each.deletion_requested_at is not None for each in watch.clusters.values()) == len(NAMES)
+                lambda: (
+                    sum(cluster.deletion_requested_at is not None for cluster in watch.clusters.values()) == len(NAMES)
+                )
             )
             yield fleet
             assert set(watch.clusters) == {"a#stays", "b#other"}

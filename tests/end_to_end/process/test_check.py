@@ -115,6 +115,6 @@ async def rejected(client: DiscoveryClient) -> dict[str, Mapping[str, int]]:
     """Return the number of clusters with failing credentials of each issuer, by problem, once there is one."""
     while True:
         info = await client.server_info()
-        failing = {each.name: each.failing_clusters for each in info.credential_issuers}
+        failing = {issuer.name: issuer.failing_clusters for issuer in info.credential_issuers}
         if any(failing.values()):
             return failing

@@ -168,7 +168,7 @@ async def test_subscribers_match_api_server_under_churn_and_faults(workspace: Wo
             await faults.strike()
             await daemon.during(eventually(lambda: is_up_to_date(fast), within_s=45))
         await daemon.during(eventually(lambda: all(map(is_up_to_date, recorders))))
-        await eventually(lambda: {name: each.uid for name, each in watch.clusters.items()} == _uids(fast))
+        await eventually(lambda: {name: cluster.uid for name, cluster in watch.clusters.items()} == _uids(fast))
         await eventually(lambda: has_good_ones(restless, workspace))
         assert await daemon.terminate() == 0
         for task in tasks:
@@ -184,7 +184,7 @@ async def test_subscribers_match_api_server_under_churn_and_faults(workspace: Wo
     # The faults and changes had an effect.
     events = {history.who: list(history.events()) for history in histories}
     kinds = Counter(event.reason or event.kind for event in events["fast"])
-    assert min(kinds[each] for each in ("ENGAGED", "UPDATED", "DELETED", "NOT_READY")) >= 10
+    assert min(kinds[kind] for kind in ("ENGAGED", "UPDATED", "DELETED", "NOT_READY")) >= 10
     assert sum(event.reason == "LABELS_CHANGED" for event in events["prod"]) >= 10
     assert len(events["slow"]) < len(events["fast"])
     assert sum(batch.reset for batch in fast.history.batches()) >= 2
@@ -225,7 +225,7 @@ def has_good_ones(recorder: Recorder, workspace: Workspace) -> bool:
     """Return whether the recorder has a kubeconfig of each cluster in its view, and the latest ones are not revoked."""
     last = {(given.cluster, given.uid): given.token for given in recorder.given}
     found = [last.get((name, uid)) for name, (uid, _) in recorder.view.items()]
-    return all(each is not None and is_good(workspace, each) for each in found)
+    return all(token is not None and is_good(workspace, token) for token in found)
 
 
 def is_good(workspace: Workspace, token: str) -> bool:

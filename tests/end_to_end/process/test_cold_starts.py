@@ -82,7 +82,7 @@ def kind_file(workspace: Workspace) -> Source:
     configs = {f"kind-{name}": workspace.sandbox.kubeconfig(project=name) for name in names()}
     merged: dict[str, Any] = {"apiVersion": "v1", "kind": "Config"}
     for part in ("clusters", "users"):
-        merged[part] = [{**each[part][0], "name": name} for name, each in configs.items()]
+        merged[part] = [{**config[part][0], "name": name} for name, config in configs.items()]
     merged["contexts"] = [{"name": name, "context": {"cluster": name, "user": name}} for name in configs]
     write(file := workspace.directory / "config", merged)
     return {"kind": "kind", "settings": {"path": str(file)}}

@@ -77,7 +77,7 @@ class HostileServer:
         while True:
             number = next(self._numbers)
             lines = [
-                json.dumps({"type": "ADDED", "object": self._changed(number + each)}) + "\n" for each in range(PAGE)
+                json.dumps({"type": "ADDED", "object": self._changed(number + offset)}) + "\n" for offset in range(PAGE)
             ]
             self.sent += PAGE
             await response.write("".join(lines).encode())
@@ -86,7 +86,7 @@ class HostileServer:
         if self._what == "changes":
             return {**project(number % 5 + 1, {**LABELS, "change": str(number)})}
         if self._what == "large objects":
-            return project(number, LABELS | {f"large-{each}": "x" * 60 for each in range(200)})
+            return project(number, LABELS | {f"large-{index}": "x" * 60 for index in range(200)})
         return project(next(self._numbers), LABELS)
 
 

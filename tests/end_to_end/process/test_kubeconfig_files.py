@@ -40,9 +40,9 @@ class Files:
 
     def daemon(self, kind: str, path: Path, *, is_settled: bool = True, **settings: Any) -> DaemonProcess:
         """Return a daemon for these files; with `is_settled`, their modification times are long ago."""
-        for each in path.iterdir() if path.is_dir() else (path,):
-            if is_settled and each.is_file():
-                os.utime(each, (0, 0))
+        for entry in path.iterdir() if path.is_dir() else (path,):
+            if is_settled and entry.is_file():
+                os.utime(entry, (0, 0))
         source = {"name": "files", "kind": kind, "settings": {"path": str(path)}}
         config = {
             "sources": [source],
@@ -110,12 +110,12 @@ async def test_replaced_credential_of_a_kubeconfig_file_is_issued_at_once(files:
         following(files.daemon("kubeconfig-directory", files.directory)) as (client, watch),
         client.watch(include_kubeconfigs=True) as kubeconfigs,
     ):
-        first = await anext(each async for each in kubeconfigs if each.kubeconfig is not None)
+        first = await anext(event async for event in kubeconfigs if event.kubeconfig is not None)
         assert first.kubeconfig is not None
         assert await user_of(first.kubeconfig.kubeconfig) == "operator"
         files.put("alpha", subject="successor")
         async with asyncio.timeout(_WITHIN_S):
-            renewed = await anext(each async for each in kubeconfigs if each.kubeconfig is not None)
+            renewed = await anext(event async for event in kubeconfigs if event.kubeconfig is not None)
         assert renewed.kubeconfig is not None
         assert await user_of(renewed.kubeconfig.kubeconfig) == "successor"
         assert renewed.cluster.incarnation == first.cluster.incarnation
@@ -208,7 +208,7 @@ async def test_daemon_that_starts_beside_a_half_written_kubeconfig_waits_for_it(
     complete = asyncio.get_running_loop().call_later(_HALF_WRITTEN_S, (files.directory / "alpha").write_text, alpha)
     async with following(daemon) as (_, watch):
         assert complete.when() < asyncio.get_running_loop().time()
-        assert {name: each.endpoint for name, each in watch.clusters.items()} == {
+        assert {name: cluster.endpoint for name, cluster in watch.clusters.items()} == {
             f"files#{name}": files.workspace.sandbox.control_plane_url(name) for name in ("alpha", "beta")
         }
 
@@ -289,8 +289,8 @@ async def test_restarted_daemon_restores_clusters_while_its_kubeconfig_directory
     async with (
         following(files.daemon("kubeconfig-directory", files.directory, **state)) as (client, watch),
     ):
-        assert {name: each.uid for name, each in watch.clusters.items()} == {
-            name: each.uid for name, each in before.items()
+        assert {name: cluster.uid for name, cluster in watch.clusters.items()} == {
+            name: cluster.uid for name, cluster in before.items()
         }
         await source_is(client, SourceState.STALE, "FileNotFound")
         moved.rename(files.directory)
@@ -305,7 +305,7 @@ async def test_kind_clusters_are_engaged_and_disengaged_with_their_contexts(file
     def save(*names: str) -> None:
         configs = {name: files.config(name.removeprefix("kind-")) for name in names}
         for part in ("clusters", "users"):
-            merged[part] = [{**each[part][0], "name": name} for name, each in configs.items()]
+            merged[part] = [{**config[part][0], "name": name} for name, config in configs.items()]
         merged["contexts"] = [{"name": name, "context": {"cluster": name, "user": name}} for name in configs]
         kubeconfig.write_text(yaml.safe_dump(merged))  # in place, as kind writes it
 

@@ -200,7 +200,7 @@ async def test_resume_revisions_with_false_known_counts_do_not_block_the_restart
         await daemon.kill()
         await daemon.start()
         epoch, revision, counts, *rest = known.split(".")
-        claimed = "_".join(f"{each.split('-')[0]}-999999999" for each in counts.removeprefix("known").split("_"))
+        claimed = "_".join(f"{count.split('-')[0]}-999999999" for count in counts.removeprefix("known").split("_"))
         resumed = ".".join((epoch, revision, f"known{claimed}", *rest))
         for number in range(CLAIMS):
             wanted = pb.ClusterFilter(label_selector=f"team!=t{number},in=no")

@@ -71,7 +71,7 @@ HOSTILE: list[Callable[[Workspace], Coroutine[Any, Any, None]]] = [read_nothing,
 
 @asynccontextmanager
 async def running(work: list[Coroutine[Any, Any, None]]) -> AsyncIterator[list[asyncio.Task[None]]]:
-    tasks = [asyncio.create_task(each) for each in work]
+    tasks = [asyncio.create_task(coroutine) for coroutine in work]
     try:
         yield tasks
     finally:
@@ -95,7 +95,7 @@ async def test_streams_stay_current_beside_hostile_clients(
 
     async with workspace.daemon(**settings) as daemon:
         await daemon.start()
-        async with running([each.run() for each in recorders]), running(hostile) as attacks:
+        async with running([recorder.run() for recorder in recorders]), running(hostile) as attacks:
             for number in range(ROUNDS):
                 for _ in range(20):
                     writer.write()
@@ -103,7 +103,7 @@ async def test_streams_stay_current_beside_hostile_clients(
                     workspace.sandbox.drop_watches()
                 await daemon.during(eventually(are_current, within_s=WITHIN_S))
             assert not [task for task in attacks if task.done() and task.exception()]
-        assert breaches([each.history for each in recorders], writer.upstream) == []
+        assert breaches([recorder.history for recorder in recorders], writer.upstream) == []
         assert await daemon.terminate() == 0
         assert "Traceback" not in daemon.output
 

@@ -91,7 +91,9 @@ def set_ready(workspace: Workspace, names: list[str], status: str) -> None:
 
 async def agree(*expected: tuple[Replica, set[str]]) -> None:
     """Wait until each replica's subscriber has these clusters, each with a kubeconfig that its cluster accepts."""
-    await eventually(lambda: all(each.engaged == names and not each.dead for each, names in expected), within_s=60)
+    await eventually(
+        lambda: all(replica.engaged == names and not replica.dead for replica, names in expected), within_s=60
+    )
 
 
 async def test_replicas_do_not_revoke_each_others_credentials_while_clusters_flap(workspace: Workspace) -> None:

@@ -92,8 +92,8 @@ async def test_kubeconfig_gets_no_credential_after_its_rule_sets_or_changes_the_
         """Return the user of a new kubeconfig for each cluster, once all impersonate this user."""
         while True:
             made = [
-                await forked("milo-discovery", ("--address", workspace.address, "kubeconfig", each), {})
-                for each in names
+                await forked("milo-discovery", ("--address", workspace.address, "kubeconfig", cluster), {})
+                for cluster in names
             ]
             found = [json.loads(out)["users"][0]["user"] for _, out, _ in made]
             if all(user.get("as", "") == name for user in found):
@@ -101,7 +101,7 @@ async def test_kubeconfig_gets_no_credential_after_its_rule_sets_or_changes_the_
 
     async def credential(user: dict[str, Any]) -> tuple[int, str, str]:
         """Run the plugin as a client of the kubeconfig does."""
-        variables = {each["name"]: each["value"] for each in user["exec"]["env"]}
+        variables = {variable["name"]: variable["value"] for variable in user["exec"]["env"]}
         return await forked("milo-discovery", user["exec"]["args"], variables)
 
     async with workspace.daemon(**settings) as daemon:

@@ -105,10 +105,10 @@ class Group:
         """Create clusters, and wait until the first member's subscriber has received one of them, or until a breach;
         other members may own the rest."""
         names = {f"{name}-{number}" for number in range(12)}
-        for each in names:
-            self.put(source, each)
+        for cluster in names:
+            self.put(source, cluster)
         await eventually(
-            lambda: self.validator.breaches or any(f"{source}#{each}" in self.view for each in names),
+            lambda: self.validator.breaches or any(f"{source}#{cluster}" in self.view for cluster in names),
             within_s=SETTLED_WITHIN_S,
         )
 

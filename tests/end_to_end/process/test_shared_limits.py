@@ -106,8 +106,8 @@ async def test_two_organizations_at_their_limit_delay_no_kubeconfig_of_a_third_o
             await daemon.during(eventually(partial(_has_several, asked)))
             async with asyncio.timeout(HANG_S / 2):
                 assert (await client.issue_kubeconfig("quick")).cluster == "quick"
-            for each in waiting:
-                each.cancel()
+            for task in waiting:
+                task.cancel()
 
 
 async def _kubeconfig(client: DiscoveryClient, name: str) -> None:

@@ -58,7 +58,7 @@ class Operator:
     async def _set_paused(self, project: str, *, paused: bool) -> None:
         path = f"{CONSUMERS}/sc-{project}"
         _, consumer = await call(self._provider.kubeconfig, "GET", path)
-        others = [each for each in consumer["status"].get("conditions", ()) if each["type"] != "Paused"]
+        others = [other for other in consumer["status"].get("conditions", ()) if other["type"] != "Paused"]
         condition = {
             "type": "Paused",
             "status": "True" if paused else "False",
@@ -135,7 +135,7 @@ async def test_operator_pauses_while_its_project_is_suspended_and_resumes_afterw
             report = await client.get("dns#shop")
             assert report.engagement.engaged
             assert report.cluster is not None
-            assert [each.reason for each in report.cluster.suspensions] == ["ConformanceSuspended"]
+            assert [suspension.reason for suspension in report.cluster.suspensions] == ["ConformanceSuspended"]
             assert "ConformanceSuspended" in await explained(workspace, "dns#shop")
 
             # What the operator keeps is not changed, although there is work for it.

@@ -359,7 +359,7 @@ async def test_restarted_daemon_sends_its_state_files_as_reset_snapshots(workspa
                 batches = await stream.until_synced()
                 assert batches[0].reset
                 assert engaged_by(batches) == (before if end == "kill" else after)
-                assert [each.state for each in batches[0].sources] == 2 * [pb.SourceStatus.STATE_STALE]
+                assert [source.state for source in batches[0].sources] == 2 * [pb.SourceStatus.STATE_STALE]
         resumed = pb.WatchClustersRequest(resume_revision=late, heartbeat_interval=Duration(seconds=1))
         async with workspace.stream(resumed) as stream:
             if end == "kill":
@@ -495,7 +495,7 @@ async def test_first_configured_source_decides_whether_project_in_both_modes_wit
         await daemon.start()
         async with workspace.client() as client, client.watch() as watch:
             await daemon.during(
-                eventually(lambda: [each.state for each in watch.sources.values()] == 2 * [SourceState.STREAMING])
+                eventually(lambda: [source.state for source in watch.sources.values()] == 2 * [SourceState.STREAMING])
             )
             await daemon.during(eventually(lambda: set(watch.clusters) == wanted))
             reports = {name: (await client.get(name)).engagement for name in ("projects#bank", "planes#bank")}
@@ -522,5 +522,5 @@ async def test_both_modes_of_one_milo_engage_each_project_once_and_sync_its_kube
         arguments = ("--address", workspace.address, "sync", "--once", "--dir", f"{directory}/files")
         syncing = await create_subprocess_exec(sys.executable, "-m", "milo_discovery", *arguments)
         assert await syncing.wait() == 0
-    written = {each.name for each in (directory / "files").glob("*.kubeconfig")}
+    written = {path.name for path in (directory / "files").glob("*.kubeconfig")}
     assert written == {"projects#bank.kubeconfig", "projects#shop.kubeconfig"}

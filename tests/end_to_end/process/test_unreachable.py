@@ -68,7 +68,7 @@ async def test_unreachable_cluster_is_engaged_after_restart_until_its_timeout_ex
                 except ClusterNotFound:
                     return False  # no list is complete yet
                 ends = (DisengageReason.UNSPECIFIED, DisengageReason.UNREACHABLE)
-                return tuple(each.reason for each in past) == ends
+                return tuple(transition.reason for transition in past) == ends
 
             async with asyncio.timeout(LIMIT_S):
                 while not await is_given_up():  # noqa: ASYNC110 - polled, since it has no event

@@ -135,7 +135,7 @@ def test_validators_accept_a_valid_history() -> None:
 
 def test_validators_accept_a_snapshot_of_another_daemon() -> None:
     restarted = history()
-    now = (replace(each, incarnation=f"another {each.name}") for each in (DELTA, BETA_AGAIN, ALPHA_RECREATED))
+    now = (replace(cluster, incarnation=f"another {cluster.name}") for cluster in (DELTA, BETA_AGAIN, ALPHA_RECREATED))
     snapshot(*now, revision=at(2, epoch="b" * 16))(restarted)
     assert breaches([restarted], upstream()) == []
 

@@ -38,7 +38,7 @@ class Upstream:
 
     def continue_from(self, states: States) -> None:
         """Begin with states that were recorded earlier."""
-        self._states = {name: [*each] for name, each in states.items()}
+        self._states = {name: [*history] for name, history in states.items()}
 
     def note(self, name: str, state: State | None) -> None:
         """Record a state, or None for a deletion."""

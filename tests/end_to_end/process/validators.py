@@ -159,7 +159,7 @@ def agreeing(histories: Iterable[History]) -> Iterator[str]:
                 view = {name: cluster.incarnation for name, cluster in reader.view.items()}
                 views: list[tuple[bool, Mapping[str, object]]] = [(False, view)]
                 if not batch.events:
-                    views.append((True, {name: each.content for name, each in reader.view.items()}))
+                    views.append((True, {name: cluster.content for name, cluster in reader.view.items()}))
                 for is_heartbeat, seen in views:
                     who, other = known.setdefault((batch.revision, is_heartbeat), (history.who, seen))
                     if seen != other:

@@ -75,14 +75,14 @@ def main(argv: list[str]) -> int:
 async def _parity() -> int:
     found = await asyncio.to_thread(programs, say_to_stderr)
     binary = await asyncio.to_thread(peer, say_to_stderr)
-    scenarios = [each for file in OWN for each in reading.load(file) if isinstance(each, Scenario)]
+    scenarios = [scenario for file in OWN for scenario in reading.load(file) if isinstance(scenario, Scenario)]
     comparisons = []
     async with aclosing(parity.compare(scenarios, found, binary)) as results:
         async for result in results:
             click.echo(f"{result.verdict:20} {result.scenario} [{result.where}]")
             comparisons.append(result)
     parity.TABLE.write_text(parity.table(comparisons, found))
-    return _FAILED if not all(each.is_explained for each in comparisons) else 0
+    return _FAILED if not all(comparison.is_explained for comparison in comparisons) else 0
 
 
 async def _record() -> None:
@@ -91,11 +91,13 @@ async def _record() -> None:
         directory = Path(name)
         async with RealServers(found, directory) as servers:
             for mode in MODES:
-                recorded = {each: await record(each, mode, servers, directory) for each in CONVERSATIONS}
+                recorded = {
+                    conversation: await record(conversation, mode, servers, directory) for conversation in CONVERSATIONS
+                }
                 say_to_stderr(f"{mode}: {len(recorded)} conversations in {transcripts.write(mode, recorded)}")
         if found.controllers:
             async with a_whole_milo(found, directory / "whole-milo") as milo:
-                lives = {each: await record_life(each, milo.places) for each in LIVES}
+                lives = {life: await record_life(life, milo.places) for life in LIVES}
             say_to_stderr(f"{len(lives)} project lifecycles in {transcripts.write('lives', lives)}")
 
 

@@ -106,7 +106,7 @@ class Api:
         """
         await self.ensure(DEFINITIONS, definition)
         spec = definition["spec"]
-        served = next(each["name"] for each in spec["versions"] if each["served"])
+        served = next(version["name"] for version in spec["versions"] if version["served"])
         objects = f"/apis/{spec['group']}/{served}/{spec['names']['plural']}"
         async with asyncio.timeout(LIMIT_S):
             while not await self.answers(objects):  # noqa: ASYNC110  (another process serves them)

@@ -30,7 +30,7 @@ class Authority:
 
     def server(self, name: str, *more: str) -> tuple[Path, Path]:
         """Issue a server certificate for loopback, for every name of the internal domain, and for `more` names."""
-        names = [_alternative(each) for each in ("localhost", f"*.{INSIDE}", "127.0.0.1", *more)]
+        names = [_alternative(host) for host in ("localhost", f"*.{INSIDE}", "127.0.0.1", *more)]
         return self._issue(name, _name(name), ExtendedKeyUsageOID.SERVER_AUTH, names)
 
     def client(self, user: str, groups: Sequence[str], *, lifetime: datetime.timedelta = LIFETIME) -> tuple[Path, Path]:

@@ -134,6 +134,6 @@ class Project:
 
 async def _set_condition(api: Api, path: str, kind: str, status: str, reason: str, message: str = "") -> None:
     held: list[dict[str, Any]] = (await api.call("GET", path)).get("status", {}).get("conditions", [])
-    others = [each for each in held if each["type"] != kind]
+    others = [other for other in held if other["type"] != kind]
     conditions = [*others, condition(kind, status, reason, message)]
     await api.call("PATCH", f"{path}/status", {"status": {"conditions": conditions}})

@@ -104,7 +104,7 @@ def table(comparisons: Sequence[Comparison], found: Programs) -> str:
 
 
 def _lines(comparisons: Sequence[Comparison], found: Programs) -> Iterator[str]:
-    count = Counter(each.verdict for each in comparisons)
+    count = Counter(comparison.verdict for comparison in comparisons)
     yield from (
         "# Parity with Milo's provider",
         "",
@@ -132,16 +132,17 @@ def _lines(comparisons: Sequence[Comparison], found: Programs) -> Iterator[str]:
         "| scenario | mode | result |",
         "|---|---|---|",
     )
-    for each in comparisons:
-        yield f"| {each.scenario} | {each.where} | {each.verdict} |"
-    differing = [each for each in comparisons if not each.agree]
+    for comparison in comparisons:
+        yield f"| {comparison.scenario} | {comparison.where} | {comparison.verdict} |"
+    differing = [comparison for comparison in comparisons if not comparison.agree]
     if differing:
         yield from ("", "## Where they differ", "")
-    for each in differing:
-        yield f"**{each.scenario}** (`{each.where}`): {ON_PURPOSE.get(each.scenario, each.verdict)}."
+    for comparison in differing:
+        why = ON_PURPOSE.get(comparison.scenario, comparison.verdict)
+        yield f"**{comparison.scenario}** (`{comparison.where}`): {why}."
         yield from ("", "| cluster | events of the provider | events of the daemon |", "|---|---|---|")
-        for name in sorted({*each.daemon, *each.provider}):
-            theirs, ours = each.provider.get(name, ()), each.daemon.get(name, ())
+        for name in sorted({*comparison.daemon, *comparison.provider}):
+            theirs, ours = comparison.provider.get(name, ()), comparison.daemon.get(name, ())
             if theirs != ours:
                 yield f"| {name} | {_events_of(theirs)} | {_events_of(ours)} |"
         yield ""

@@ -92,12 +92,12 @@ def published(module: str, version: str, file: str, *, name: str = "", serving: 
     program = GoProgram(name=module, version=version, module=module, package=".", definition=Path(__file__))
     documents = yaml.safe_load_all((source_directory(program) / file).read_text())
     found = next(
-        each
-        for each in documents
-        if each and each["kind"] == "CustomResourceDefinition" and name in ("", each["metadata"]["name"])
+        document
+        for document in documents
+        if document and document["kind"] == "CustomResourceDefinition" and name in ("", document["metadata"]["name"])
     )
     versions = found["spec"]["versions"]
-    [chosen] = [each for each in versions if each["name"] == serving] if serving else versions[:1]
+    [chosen] = [candidate for candidate in versions if candidate["name"] == serving] if serving else versions[:1]
     spec = {key: value for key, value in found["spec"].items() if key != "conversion"}
     return {
         "apiVersion": found["apiVersion"],
@@ -130,7 +130,7 @@ def karmada_clusters() -> Document:
             return {"type": "object"} if name == _METADATA else inlined(swagger[name])
         kept = {key: schema[key] for key in ("type", "required", "enum") if key in schema}
         if "properties" in schema:
-            kept["properties"] = {key: inlined(each) for key, each in schema["properties"].items()}
+            kept["properties"] = {key: inlined(subschema) for key, subschema in schema["properties"].items()}
         for key in ("items", "additionalProperties"):
             if isinstance(schema.get(key), dict):
                 kept[key] = inlined(schema[key])
@@ -204,8 +204,8 @@ PLATFORMS: Sequence[Platform] = (
             "pullSecret": {"name": "pull"},
             "release": {"image": "quay.io/openshift-release-dev/ocp-release:4.20.0"},
             "services": [
-                {"service": each, "servicePublishingStrategy": {"type": "Route"}}
-                for each in ("APIServer", "OAuthServer", "Konnectivity", "Ignition")
+                {"service": service, "servicePublishingStrategy": {"type": "Route"}}
+                for service in ("APIServer", "OAuthServer", "Konnectivity", "Ignition")
             ],
         },
         status=lambda of: {

@@ -51,7 +51,7 @@ class Publication:
 
     async def objects(self) -> dict[str, Document]:
         async with self.server.api() as api:
-            return {each["metadata"]["name"]: each for each in (await api.call("GET", self.collection))["items"]}
+            return {item["metadata"]["name"]: item for item in (await api.call("GET", self.collection))["items"]}
 
     async def until(self, holds: Holds) -> dict[str, Document]:
         """Wait until the objects satisfy a condition; return them."""
@@ -172,7 +172,7 @@ async def publish_once(workspace: Workspace, publication: Publication, *argument
 
 
 def versions(objects: dict[str, Document]) -> dict[str, str]:
-    return {name: each["metadata"]["resourceVersion"] for name, each in objects.items()}
+    return {name: obj["metadata"]["resourceVersion"] for name, obj in objects.items()}
 
 
 def is_complete(published: Document) -> bool:
@@ -191,6 +191,6 @@ def assembled(directory: Path, provider: str) -> Path:
     target = directory / provider
     target.mkdir(parents=True, exist_ok=True)
     sources: Iterable[Path] = (INVENTORY / "main.go", *(INVENTORY / provider).iterdir())
-    for each in sources:
-        (target / each.name).write_bytes(each.read_bytes())
+    for source in sources:
+        (target / source.name).write_bytes(source.read_bytes())
     return target

@@ -66,7 +66,10 @@ def shipped_role_of_reviews() -> dict[str, Any]:
 def withheld(role: Mapping[str, Any], resource: str, verb: str) -> dict[str, Any]:
     """Return the role without a verb for a resource."""
     rules = [
-        {**rule, "verbs": [each for each in rule["verbs"] if not (each == verb and resource in rule["resources"])]}
+        {
+            **rule,
+            "verbs": [allowed for allowed in rule["verbs"] if not (allowed == verb and resource in rule["resources"])],
+        }
         for rule in role["rules"]
     ]
     return {**role, "rules": [rule for rule in rules if rule["verbs"]]}

@@ -341,7 +341,7 @@ async def test_children_with_generated_names_are_created_once_despite_stale_cach
                 await api.ensure(CONFIG_MAPS, {"metadata": metadata, "data": {"of": "a test"}})
             await eventually(lambda: len(reconciles) == OWNERS and min(reconciles.values()) > 2, within_s=120)
             found = (await api.call("GET", f"{CONFIG_MAPS}?labelSelector=role=child"))["items"]
-        names = sorted(each["metadata"]["ownerReferences"][0]["name"] for each in found)
+        names = sorted(obj["metadata"]["ownerReferences"][0]["name"] for obj in found)
         assert names == sorted(f"owner-{number}" for number in range(OWNERS))
     finally:
         async with server.api() as api:
@@ -363,7 +363,7 @@ async def test_operator_without_permissions_reports_forbidden_and_works_once_the
     async with server.api() as api:
         await api.forget(f"{BINDINGS}/newcomer")
         async with controllers:
-            await eventually(lambda: [each.state for each in controllers.health().problems] == ["forbidden"])
+            await eventually(lambda: [problem.state for problem in controllers.health().problems] == ["forbidden"])
             health = controllers.health()
             assert (health.ready, health.synced, reconciled) == (True, False, [])
             assert 'User "newcomer" cannot' in health.problems[0].problem

@@ -94,7 +94,7 @@ async def test_bound_token_with_shipped_rights_is_valid_until_disengagement(
         for kubeconfig in (alpha, beta):
             assert await user_of(kubeconfig, proxy=inside.proxy) == "system:serviceaccount:default:operators"
         assert len(await secrets_in(server)) == 2
-        assert set(inside.asked) == {ADDRESSES.format(uid=each.uid) for each in (await client.list()).clusters}
+        assert set(inside.asked) == {ADDRESSES.format(uid=cluster.uid) for cluster in (await client.list()).clusters}
 
         await set_ready(server, "alpha", False)
 
@@ -186,9 +186,9 @@ async def test_replicas_without_sharding_do_not_revoke_each_others_tokens(server
             replica = DaemonObserver(server, directory / name, kubeconfig=kubeconfig, **settings)
             replicas.append(await stack.enter_async_context(replica))
         first, second = replicas
-        for each in replicas:
-            await each.expect(engaged("alpha"), engaged("beta"))
-        ours, theirs = [token_in(await each.kubeconfig_of("alpha")) for each in replicas]
+        for observer in replicas:
+            await observer.expect(engaged("alpha"), engaged("beta"))
+        ours, theirs = [token_in(await observer.kubeconfig_of("alpha")) for observer in replicas]
         for token in (ours, theirs):
             assert await bearer_of(server, token) == "system:serviceaccount:default:operators"
 
@@ -215,9 +215,9 @@ async def test_shipped_admission_policy_refuses_permanent_tokens_and_admits_boun
         "type": "kubernetes.io/service-account-token",
     }
     async with server.api() as api:
-        for path, each in (("validatingadmissionpolicies", policy), ("validatingadmissionpolicybindings", binding)):
-            await api.forget(f"{registration}/{path}/{each['metadata']['name']}")
-            await api.call("POST", f"{registration}/{path}", each)
+        for path, obj in (("validatingadmissionpolicies", policy), ("validatingadmissionpolicybindings", binding)):
+            await api.forget(f"{registration}/{path}/{obj['metadata']['name']}")
+            await api.call("POST", f"{registration}/{path}", obj)
         with suppress(RefusedError):  # an earlier run created it
             await api.call("POST", "/api/v1/namespaces", namespace)
         with suppress(RefusedError):

@@ -417,7 +417,7 @@ async def test_service_consumer_source_engages_suspends_and_drains_projects(
                 await is_now(api, "first", phase="Active", conditions=[condition])
                 await api.call("DELETE", f"{consumers}/second")
                 await until(watch, lambda seen: seen.clusters["dns#shop"].suspended)
-                assert [each.reason for each in watch.clusters["dns#shop"].suspensions] == ["Billing"]
+                assert [suspension.reason for suspension in watch.clusters["dns#shop"].suspensions] == ["Billing"]
                 await is_now(api, "first", phase="Denied")
                 await until(watch, lambda seen: seen.clusters["dns#shop"].draining is not None)
                 await watch.release(watch.clusters["dns#shop"])

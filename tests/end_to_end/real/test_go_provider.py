@@ -171,7 +171,7 @@ def with_documented_change(source: str) -> str:
     ):
         assert changed.count(old) == 1, old
         changed = changed.replace(old, new)
-    added = [each[1:].strip() for each in difference(source, changed) if each[0] == "+"]
+    added = [diff_line[1:].strip() for diff_line in difference(source, changed) if diff_line[0] == "+"]
     assert added == [imported, f"{line},"]
     return changed
 
@@ -208,16 +208,16 @@ async def test_sharded_namespace_example_runs_with_nothing_but_the_documented_ch
             metadata = {"name": name, "labels": {"upstream-example": "yes"}}
             await api.ensure("/api/v1/namespaces", {"metadata": metadata})
         daemons = [
-            await stack.enter_async_context(DaemonProcess(each.address, *each.arguments, environ=each.pod))
-            for each in members
+            await stack.enter_async_context(DaemonProcess(member.address, *member.arguments, environ=member.pod))
+            for member in members
         ]
         for daemon in daemons:
             await daemon.start()
-        for each in members:
-            await settled(each.address, len(names), len(members))
+        for member in members:
+            await settled(member.address, len(names), len(members))
         replicas = []
-        for number, each in enumerate(members):
-            environ = {**os.environ, "KUBECONFIG": kubeconfig, "MILO_DISCOVERY_ADDRESS": each.address}
+        for number, member in enumerate(members):
+            environ = {**os.environ, "KUBECONFIG": kubeconfig, "MILO_DISCOVERY_ADDRESS": member.address}
             replicas.append(await stack.enter_async_context(Replica(program, environ, directory / f"replica-{number}")))
 
         async def reconcile(name: str, *working: Replica) -> None:
@@ -225,12 +225,12 @@ async def test_sharded_namespace_example_runs_with_nothing_but_the_documented_ch
             for namespace in names:
                 await api.call("POST", f"/api/v1/namespaces/{namespace}/configmaps", {"metadata": {"name": name}})
             try:
-                await eventually(lambda: set().union(*(each.reconciled(name) for each in working)) == names)
+                await eventually(lambda: set().union(*(replica.reconciled(name) for replica in working)) == names)
             except TimeoutError:
-                raise AssertionError("\n\n".join(each.printed[-3000:] for each in replicas)) from None
-            shares = [each.reconciled(name) for each in replicas]
+                raise AssertionError("\n\n".join(replica.printed[-3000:] for replica in replicas)) from None
+            shares = [replica.reconciled(name) for replica in replicas]
             assert sum(map(len, shares)) == len(names), shares
-            assert all(each.reconciled(name) for each in working), shares
+            assert all(replica.reconciled(name) for replica in working), shares
 
         await reconcile("first", *replicas)
         assert await replicas[1].terminate() == 0, replicas[1].printed
@@ -238,7 +238,7 @@ async def test_sharded_namespace_example_runs_with_nothing_but_the_documented_ch
         await reconcile("second", replicas[0])
         assert await replicas[0].terminate() == 0, replicas[0].printed
         leases = await api.call("GET", "/apis/coordination.k8s.io/v1/leases")
-        assert [each for each in leases["items"] if each["metadata"]["name"].startswith("mcr-")] == []
+        assert [lease for lease in leases["items"] if lease["metadata"]["name"].startswith("mcr-")] == []
 
 
 async def settled(address: str, clusters: int, members: int) -> None:

@@ -106,7 +106,7 @@ def configuration(platform: RealApi, directory: Path, **of_dns: Any) -> dict[str
 
     return {
         "sources": [source(service) for service in OPERATORS],
-        "listen": [{"name": each, "address": f"unix://{directory}/{each}.sock"} for each in OPERATORS],
+        "listen": [{"name": operator, "address": f"unix://{directory}/{operator}.sock"} for operator in OPERATORS],
         "http_listen": "off",
         "connectivity": {"interval": "off"},
         "audit": {"file": str(directory / "audit.jsonl")},
@@ -168,7 +168,7 @@ async def expect_clusters(client: DiscoveryClient, *names: str) -> None:
 
     async def are_listed() -> bool:
         try:
-            seen[:] = [each.name for each in (await client.list()).clusters]
+            seen[:] = [cluster.name for cluster in (await client.list()).clusters]
         except Unavailable as error:  # the first list is not complete
             seen[:] = [str(error)]
         return seen == [*names]
@@ -283,7 +283,7 @@ async def test_callers_act_as_the_user_of_their_rule_once_the_issued_identity_ma
                 assert {"agents", "of-dns"} <= {*found["groups"]}
                 assert found["extra"] == {"example.com/why": ["tested", "twice"]}
     issued = [json.loads(line) for line in (directory / "audit.jsonl").read_text().splitlines()]
-    [event, *_] = [each for each in issued if each["event"] == "kubeconfig issued"]
+    [event, *_] = [entry for entry in issued if entry["event"] == "kubeconfig issued"]
     assert (event["issuer"], event["act_as"], event["act_as_groups"]) == (
         "dns-identity",
         "dns-agent",

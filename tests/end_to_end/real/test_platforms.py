@@ -42,7 +42,7 @@ async def put(api: Api, platform: Platform, workload: Workload) -> str:
     return f"{path}/{CLUSTER}"
 
 
-@pytest.mark.parametrize("tried", PLATFORMS, ids=lambda each: each.name)
+@pytest.mark.parametrize("tried", PLATFORMS, ids=lambda platform: platform.name)
 async def test_source_definition_for_a_platform_engages_its_cluster_with_a_usable_credential(
     platform: RealApi,
     workload: RealApi,

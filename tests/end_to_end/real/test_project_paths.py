@@ -41,5 +41,8 @@ async def test_projects_at_paths_of_one_server_have_separate_objects(server: Rea
 
     await kubectl(alpha, "--namespace=tenant", "create", "configmap", "note", "--from-literal=of=alpha")
 
-    listed = [await kubectl(each, "--namespace=tenant", "get", "configmaps", "-o", "name") for each in (alpha, beta)]
-    assert ["configmap/note" in each for each in listed] == [True, False]
+    listed = [
+        await kubectl(kubeconfig, "--namespace=tenant", "get", "configmaps", "-o", "name")
+        for kubeconfig in (alpha, beta)
+    ]
+    assert ["configmap/note" in names for names in listed] == [True, False]

@@ -81,7 +81,7 @@ async def test_cluster_profile_has_the_health_and_the_access_of_its_cluster(
     assert base64.b64decode(provider["cluster"]["certificate-authority-data"]) == workspace.sandbox.ca_pem
     [extension] = provider["cluster"]["extensions"]
     assert extension == {"name": "client.authentication.k8s.io/exec", "extension": {"clusterName": "alpha"}}
-    managers = {(each["manager"], each.get("subresource")) for each in profile["metadata"]["managedFields"]}
+    managers = {(entry["manager"], entry.get("subresource")) for entry in profile["metadata"]["managedFields"]}
     assert managers == {("milo-discovery", None), ("milo-discovery", "status")}
 
 
@@ -260,7 +260,7 @@ async def test_replicas_of_a_shard_group_publish_as_one_owner(
             await stack.enter_async_context(replica(name, form, directory, sandbox, inventory)) for name in "12"
         ]
         first, second = [
-            await stack.enter_async_context(Publishing.running(each, objects, *arguments)) for each in (one, two)
+            await stack.enter_async_context(Publishing.running(daemon, objects, *arguments)) for daemon in (one, two)
         ]
         share = await share_of_settled_group(two, members=2)
         assert set() < share < names
@@ -308,8 +308,8 @@ async def share_of_settled_group(of: Workspace, *, members: int) -> set[str]:
     async with of.client() as client, asyncio.timeout(120):
         while True:
             found = (await client.server_info()).sharding
-            if found is not None and found.settled and sum(each.in_view for each in found.members) == members:
-                return {each.name for each in await client.list()}
+            if found is not None and found.settled and sum(member.in_view for member in found.members) == members:
+                return {cluster.name for cluster in await client.list()}
             await asyncio.sleep(0.2)
 
 

@@ -35,7 +35,11 @@ async def test_scenario_passes_on_real_servers(runs_on_real_servers: ScenarioRun
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize(
     "scenario",
-    [each for each, mode in PARTS if isinstance(each, Scenario) and mode == "project" and not each.writes_conditions],
+    [
+        scenario
+        for scenario, mode in PARTS
+        if isinstance(scenario, Scenario) and mode == "project" and not scenario.writes_conditions
+    ],
     ids=lambda scenario: scenario.name,
 )
 async def test_scenario_passes_under_the_controllers_of_milo(whole_milo: WholeMilo, scenario: Scenario) -> None:

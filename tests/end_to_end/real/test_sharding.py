@@ -54,7 +54,7 @@ async def test_credential_of_a_stopped_owner_is_revoked_before_the_next_owner_wr
         await run.populate(8)
         async with run.step([0, 1]):
             await run.start(0, 1)
-        project = next(each for each in run.projects if run.writer(each) == "operator-0")
+        project = next(project for project in run.projects if run.writer(project) == "operator-0")
         token = await run.pod(0).token_of(project)
         accepted: list[float] = []
 
@@ -69,11 +69,11 @@ async def test_credential_of_a_stopped_owner_is_revoked_before_the_next_owner_wr
             # The daemon that issued the token is suspended, so another one has to revoke it.
             async with run.step([1]) as moved:
                 run.pod(0).signal(signal.SIGSTOP, with_operator=False)
-        (taken,) = (each for each in moved[0].hand_overs if each.project == project)
+        (taken,) = (hand_over for hand_over in moved[0].hand_overs if hand_over.project == project)
         assert accepted[-1] < taken.at
 
         async with run.step([1, 2]) as moved:
             await run.start(2)
         assert moved[0].projects > 0
-        assert min(each.gap_s for each in moved[0].hand_overs) > TOKEN_CACHE_S
+        assert min(hand_over.gap_s for hand_over in moved[0].hand_overs) > TOKEN_CACHE_S
     assert run.history.breaches == []

@@ -34,7 +34,7 @@ class WholeMilo(NamedTuple):
         """Count the requests of the tenant to a project's control plane."""
         lines = self.core.audit_log.read_bytes().splitlines(keepends=True)
         requests = (msgspec.json.decode(line, type=_Request) for line in lines if line.endswith(b"\n"))
-        return sum(each.annotations.get("platform.miloapis.com/scope.name") == project for each in requests)
+        return sum(request.annotations.get("platform.miloapis.com/scope.name") == project for request in requests)
 
     @property
     def places(self) -> Places:

@@ -26,10 +26,10 @@ class ScenarioRuns:
     async def outcome(self, part: Part) -> None:
         """Wait for this run and start the next few. Raises ScenarioFailedError."""
         index = self._parts.index(part)
-        for each in range(index, min(index + self._prefetch + 1, len(self._parts))):
-            if each not in self._tasks:
-                scenario, mode = self._parts[each]
-                self._tasks[each] = asyncio.create_task(self._run(scenario, mode), name=f"{scenario.name} [{mode}]")
+        for number in range(index, min(index + self._prefetch + 1, len(self._parts))):
+            if number not in self._tasks:
+                scenario, mode = self._parts[number]
+                self._tasks[number] = asyncio.create_task(self._run(scenario, mode), name=f"{scenario.name} [{mode}]")
         await self._tasks[index]
 
     async def _run(self, scenario: Scenario | Malformed, mode: Mode) -> None:

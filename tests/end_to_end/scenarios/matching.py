@@ -42,8 +42,10 @@ def transitions(events: Iterable[Event]) -> list[Event]:
 def compare(expected: Sequence[Expected], seen: Sequence[Event], uids_of: UidsOf) -> Verdict:
     """Compare events; their order matters within a cluster, and not between clusters."""
     missing = []
-    for name in dict.fromkeys([each.cluster for each in expected] + [event.cluster.name for event in seen]):
-        wanted = [each for each in expected if each.cluster == name]
+    for name in dict.fromkeys(
+        [expected_event.cluster for expected_event in expected] + [event.cluster.name for event in seen]
+    ):
+        wanted = [expected_event for expected_event in expected if expected_event.cluster == name]
         got = [event for event in seen if event.cluster.name == name]
         for position, event in enumerate(got):
             if position >= len(wanted):
@@ -51,7 +53,7 @@ def compare(expected: Sequence[Expected], seen: Sequence[Event], uids_of: UidsOf
             is_last = position == len(wanted) - 1
             if why := _difference(wanted[position], event, uids_of(name), is_last=is_last):
                 return Contradicted(why)
-        missing += [tell_expected(each) for each in wanted[len(got) :]]
+        missing += [tell_expected(expected_event) for expected_event in wanted[len(got) :]]
     return Awaiting(", ".join(missing)) if missing else Fulfilled()
 
 

@@ -150,7 +150,7 @@ class Objects:
 
     async def unfinalize(self, name: str) -> None:
         held = (await self._call("GET", name))["metadata"].get("finalizers", [])
-        kept = [each for each in held if self._has_controllers and each == PROJECT_FINALIZER]
+        kept = [finalizer for finalizer in held if self._has_controllers and finalizer == PROJECT_FINALIZER]
         await self._call("PATCH", name, {"metadata": {"finalizers": kept or None}})
 
     async def replace(self, name: str) -> None:
@@ -170,7 +170,9 @@ class Objects:
 
     def _is_ready(self, document: Document) -> bool:
         conditions = document.get("status", {}).get("conditions", [])
-        return any((each["type"], each["status"]) == (self._kind.condition, "True") for each in conditions)
+        return any(
+            (condition["type"], condition["status"]) == (self._kind.condition, "True") for condition in conditions
+        )
 
     async def _until(self, holds: Callable[[Document | None], bool], name: str) -> None:
         """Read an object until a condition on it holds; the condition is given None if there is no such object."""
@@ -189,7 +191,7 @@ class Objects:
     async def _set_condition(self, document: Document, kind: str, status: str, message: str) -> None:
         kind = kind or self._kind.condition
         held = document.get("status", {}).get("conditions", [])
-        before: Document = next((each for each in held if each["type"] == kind), {})
+        before: Document = next((existing for existing in held if existing["type"] == kind), {})
         now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
         condition = {
             "type": kind,
@@ -198,7 +200,7 @@ class Objects:
             "message": message,
             "lastTransitionTime": before["lastTransitionTime"] if before.get("status") == status else now,
         }
-        conditions = [each for each in held if each["type"] != kind] + [condition]
+        conditions = [existing for existing in held if existing["type"] != kind] + [condition]
         await self._call("PATCH", f"{document['metadata']['name']}/status", {"status": {"conditions": conditions}})
 
     async def _call(self, method: str, name: str, body: Document | None = None) -> Document:

@@ -72,7 +72,7 @@ def _scenario(entry: Any) -> Scenario:
         raise FormatError("the scenario has no steps")
     if not outline.modes:
         raise FormatError("the scenario has no mode")
-    parsed = tuple(_step(number, each) for number, each in enumerate(outline.steps, start=1))
+    parsed = tuple(_step(number, step) for number, step in enumerate(outline.steps, start=1))
     return Scenario(outline.name, outline.about, tuple(dict.fromkeys(outline.modes)), outline.settings, parsed)
 
 

@@ -28,10 +28,10 @@ def chosen(
 ) -> list[tuple[Scenario | Malformed, Mode]]:
     """Return each scenario whose name contains the text, in the given mode or in each of its own."""
     return [
-        (scenario, each)
+        (scenario, own_mode)
         for scenario in scenarios
-        for each in scenario.modes
-        if name in scenario.name and mode in (None, each)
+        for own_mode in scenario.modes
+        if name in scenario.name and mode in (None, own_mode)
     ]
 
 
@@ -51,7 +51,7 @@ async def run(
                 return Result(scenario.name, mode, time.monotonic() - started, str(failed), failed.daemon)
             return Result(scenario.name, mode, time.monotonic() - started)
 
-    tasks = [asyncio.create_task(one(*each), name=f"{each[0].name} [{each[1]}]") for each in runs]
+    tasks = [asyncio.create_task(one(*part), name=f"{part[0].name} [{part[1]}]") for part in runs]
     try:
         for task in tasks:
             yield await task

@@ -91,18 +91,18 @@ class Subscriber:
 
     async def connected(self) -> None:
         await self._comes(
-            lambda: all(each.is_connected for each in self._streams),
+            lambda: all(stream.is_connected for stream in self._streams),
             lambda: f"{self.name} was not connected to the daemon",
         )
 
     async def current(self) -> None:
         await self._comes(
-            lambda: all(each.is_current for each in self._streams), lambda: f"{self.name} received no complete view"
+            lambda: all(stream.is_current for stream in self._streams), lambda: f"{self.name} received no complete view"
         )
 
     async def disconnected(self) -> None:
         await self._comes(
-            lambda: not any(each.is_connected for each in self._streams),
+            lambda: not any(stream.is_connected for stream in self._streams),
             lambda: f"{self.name} did not notice that the daemon exited",
         )
 
@@ -112,7 +112,7 @@ class Subscriber:
 
     async def expect_source(self, state: str) -> None:
         def last() -> set[str]:
-            return {source.state.name if (source := each.watch.source) else "nothing" for each in self._streams}
+            return {source.state.name if (source := stream.watch.source) else "nothing" for stream in self._streams}
 
         try:
             # A new connection causes no event.
@@ -183,7 +183,7 @@ class Subscriber:
             before = [event.cluster for event in self._events[:position] if event.cluster.name == cluster.name]
             return bool(value) or (bool(before) and getattr(before[-1], field) != value)
         if isinstance(wanted, dict):
-            return all(value.get(key) == each for key, each in wanted.items())
+            return all(value.get(key) == expected for key, expected in wanted.items())
         return bool(value == wanted)
 
     def _instead(self, expected: Sequence[Expected], seen: Sequence[Event]) -> str:

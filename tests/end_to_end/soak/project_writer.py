@@ -167,6 +167,6 @@ class ProjectWriter:
             return
         metadata = document["metadata"]
         conditions = document.get("status", {}).get("conditions", [])
-        is_ready = any(each["type"] == "Ready" and each["status"] == "True" for each in conditions)
+        is_ready = any(condition["type"] == "Ready" and condition["status"] == "True" for condition in conditions)
         labels = tuple(sorted(metadata.get("labels", {}).items()))
         self.upstream.note(name, State(metadata["uid"], is_ready, labels))

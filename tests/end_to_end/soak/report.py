@@ -66,8 +66,8 @@ class Report:
         return "\n".join([*self._summary(), "", *self._table_of_faults(), "", *self._table_of_slopes(), ""])
 
     def _summary(self) -> list[str]:
-        events = sum(each.events for each in self.subscribers) + self.client_events
-        streams = sum(each.streams for each in self.subscribers)
+        events = sum(subscriber.events for subscriber in self.subscribers) + self.client_events
+        streams = sum(subscriber.streams for subscriber in self.subscribers)
         hours = f"{self.minutes:.0f} minutes" if self.minutes < 120 else f"{self.minutes / 60:.1f} hours"
         in_pieces = "" if self.pieces == 1 else f" in {self.pieces} pieces, {self.restored} of which continued another,"
         return [
@@ -84,8 +84,8 @@ class Report:
         rows = ["| fault | count | recovery: median | p99 | longest |", "|---|---:|---:|---:|---:|"]
         for group in dict.fromkeys(self.groups.values()):
             names = [name for name, of in self.groups.items() if of == group and name in self.recoveries]
-            rows += [row_of_recovery(name, [each.took_s for each in self.recoveries[name]]) for name in names]
-            took = [each.took_s for name in names for each in self.recoveries[name]]
+            rows += [row_of_recovery(name, [recovery.took_s for recovery in self.recoveries[name]]) for name in names]
+            took = [recovery.took_s for name in names for recovery in self.recoveries[name]]
             if took:
                 rows.append(row_of_recovery(f"**all of {group}**", took))
         return rows
@@ -122,7 +122,7 @@ def merged(reports: Sequence[Report]) -> Report:
 
     Growth per hour is the mean of the pieces by their length, since each has its own processes.
     """
-    first, minutes = reports[0], sum(each.minutes for each in reports)
+    first, minutes = reports[0], sum(report.minutes for report in reports)
     faults: dict[str, int] = defaultdict(int)
     recoveries: dict[str, list[Recovery]] = defaultdict(list)
     subscribers: dict[str, Subscriber] = {}
@@ -131,8 +131,10 @@ def merged(reports: Sequence[Report]) -> Report:
             faults[name] += count
         for name, took in report.recoveries.items():
             recoveries[name] += took
-        for each in report.subscribers:
-            subscribers[each.who] = subscribers[each.who] + each if each.who in subscribers else each
+        for subscriber in report.subscribers:
+            subscribers[subscriber.who] = (
+                subscribers[subscriber.who] + subscriber if subscriber.who in subscribers else subscriber
+            )
     return Report(
         server=first.server,
         seed=first.seed,
@@ -141,18 +143,18 @@ def merged(reports: Sequence[Report]) -> Report:
         groups={name: group for report in reports for name, group in report.groups.items()},
         recoveries=dict(recoveries),
         disk=first.disk,
-        writes=sum(each.writes for each in reports),
-        writes_lost=sum(each.writes_lost for each in reports),
+        writes=sum(report.writes for report in reports),
+        writes_lost=sum(report.writes_lost for report in reports),
         subscribers=list(subscribers.values()),
-        client_events=sum(each.client_events for each in reports),
-        handed=sum(each.handed for each in reports),
-        stalled=sum(each.stalled for each in reports),
-        slopes={what: _slope((each.minutes, each.slopes[what]) for each in reports) for what in first.slopes},
+        client_events=sum(report.client_events for report in reports),
+        handed=sum(report.handed for report in reports),
+        stalled=sum(report.stalled for report in reports),
+        slopes={what: _slope((report.minutes, report.slopes[what]) for report in reports) for what in first.slopes},
         failures=[
             f"piece {number}: {failure}" for number, report in enumerate(reports, 1) for failure in report.failures
         ],
-        pieces=sum(each.pieces for each in reports),
-        restored=sum(each.restored for each in reports),
+        pieces=sum(report.pieces for report in reports),
+        restored=sum(report.restored for report in reports),
     )
 
 

@@ -52,8 +52,8 @@ class SavedState:
         if latest is None:
             return Ports()
         shutil.copy(latest / DATA, work / DATA)
-        for each in DAEMONS:
-            shutil.copytree(latest / f"{each}.state", work / f"{each}.state", dirs_exist_ok=True)
+        for daemon in DAEMONS:
+            shutil.copytree(latest / f"{daemon}.state", work / f"{daemon}.state", dirs_exist_ok=True)
         return msgspec.json.decode((latest / _PORTS).read_bytes(), type=Ports)
 
     def save(self, work: Path, ports: Ports, upstream: States) -> None:
@@ -62,8 +62,8 @@ class SavedState:
         shutil.rmtree(unfinished, ignore_errors=True)
         unfinished.mkdir()
         (unfinished / _UPSTREAM).write_bytes(msgspec.msgpack.encode(upstream))
-        for each in DAEMONS:
-            shutil.copytree(work / f"{each}.state", unfinished / f"{each}.state")
+        for daemon in DAEMONS:
+            shutil.copytree(work / f"{daemon}.state", unfinished / f"{daemon}.state")
         shutil.copy(work / DATA, unfinished / DATA)
         (unfinished / _PORTS).write_bytes(msgspec.json.encode(ports))
         number = 1 if latest is None else int(latest.name.rpartition("-")[2]) + 1

@@ -107,7 +107,7 @@ class ShapeSoak:
             while not self._is_ending and time.monotonic() < began + minutes * 60.0:
                 if not remaining:
                     # No process is killed in the second half, in which the growth of their memory is measured.
-                    remaining = [each for each in self._faults() if each[1] != _KILLS or time.monotonic() < half]
+                    remaining = [fault for fault in self._faults() if fault[1] != _KILLS or time.monotonic() < half]
                     self._random.shuffle(remaining)
                 name, _, strike = remaining.pop()
                 await strike()
@@ -179,7 +179,7 @@ class ShapeSoak:
                 )
 
     def _is_answered(self) -> bool:
-        return self._operator is None or all(self._answer(*each) == self._asked for each in self._clusters)
+        return self._operator is None or all(self._answer(*cluster) == self._asked for cluster in self._clusters)
 
     def _answer(self, source: str, name: str) -> str:
         store = self._sandbox(source).control_plane(name)

@@ -103,14 +103,14 @@ class Storm:
             faults=dict(self._counts),
             kills=sum(self._counts[kill] for kill in KILLS),
             writes=self._writer.writes,
-            subscribers=[Subscriber.of(each.history) for each in self._all],
+            subscribers=[Subscriber.of(subscriber.history) for subscriber in self._all],
             client_events=len(self._watched),
             credentials=len(self._credentials()),
             failures=self._failures,
         )
 
     def _judge(self) -> None:
-        self._failures += breaches([each.history for each in self._all], self._writer.upstream)
+        self._failures += breaches([subscriber.history for subscriber in self._all], self._writer.upstream)
         self._failures += [f"client: {breach}" for breach in alternating(self._watched)]
         self._failures += [f"credentials: {breach}" for breach in credential_violations(self._credentials())]
         if "Traceback" in self._daemon.process.output:
@@ -119,13 +119,13 @@ class Storm:
     def _credentials(self) -> list[IssuedCredential]:
         """Return the records of issued credentials; each has the token of the daemon's own user."""
         found = []
-        for each in self._all:
-            for given in each.given:
+        for subscriber in self._all:
+            for given in subscriber.given:
                 claims = jwt.claims(given.token)
                 assert claims is not None
                 assert claims.exp is not None
                 token = Token(given.token, mark(given.uid), claims.exp)
-                found.append(given.issued_credential(each.history.who, token))
+                found.append(given.issued_credential(subscriber.history.who, token))
         return found
 
     # --- the faults ---
@@ -220,9 +220,9 @@ class Storm:
     @asynccontextmanager
     async def _subscribed(self) -> AsyncIterator[None]:
         async with AsyncExitStack() as stack:
-            for each in self._all:
-                await each.start()
-                stack.push_async_callback(each.kill)
+            for subscriber in self._all:
+                await subscriber.start()
+                stack.push_async_callback(subscriber.kill)
             await stack.enter_async_context(self._background(self._follow()))
             yield
 
@@ -250,7 +250,7 @@ class Storm:
             try:
                 async with asyncio.timeout(PATIENCE_S):
                     mark = await self._writer.mark()
-                    while not all(self._knows(each, mark) for each in self._all):  # noqa: ASYNC110 - polled
+                    while not all(self._knows(subscriber, mark) for subscriber in self._all):  # noqa: ASYNC110 - polled
                         await asyncio.sleep(_LOOK_EVERY_S)
                     while self._names != set(self._truth("")):  # noqa: ASYNC110
                         await asyncio.sleep(_LOOK_EVERY_S)
@@ -269,9 +269,14 @@ class Storm:
 
     def _differences(self) -> str:
         return "; ".join(
-            f"{each.history.who}: "
+            f"{subscriber.history.who}: "
             + ", ".join(
-                sorted({name for name, _ in each.view.items() ^ self._truth(each.history.label_selector).items()})
+                sorted(
+                    {
+                        name
+                        for name, _ in subscriber.view.items() ^ self._truth(subscriber.history.label_selector).items()
+                    }
+                )
             )
-            for each in self._all
+            for subscriber in self._all
         )

@@ -34,9 +34,9 @@ def markdown(storms: Sequence[StormReport], seconds: float) -> str:
     faults: Counter[str] = Counter()
     for storm in storms:
         faults.update(storm.faults)
-    subscribers = [each for storm in storms for each in storm.subscribers]
-    events = sum(each.events for each in subscribers) + sum(storm.client_events for storm in storms)
-    streams = sum(each.streams for each in subscribers)
+    subscribers = [subscriber for storm in storms for subscriber in storm.subscribers]
+    events = sum(subscriber.events for subscriber in subscribers) + sum(storm.client_events for storm in storms)
+    streams = sum(subscriber.streams for subscriber in subscribers)
     credentials = sum(storm.credentials for storm in storms)
     recoveries = [storm.recovery_s for storm in storms]
     failures = [f"storm {storm.seed}: {failure}" for storm in storms for failure in storm.failures]

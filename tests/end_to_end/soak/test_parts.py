@@ -83,7 +83,7 @@ async def test_soak_piece_continues_with_objects_and_state_of_the_previous_piece
             names.append(set(soak._writer.upstream.names()))
         saved.add(found)
     assert names[0] == names[1]
-    assert [each.restored for each in saved.reports()] == [0, 1]
+    assert [saved_report.restored for saved_report in saved.reports()] == [0, 1]
 
 
 @pytest.mark.parametrize("shape", SHAPES)

@@ -30,8 +30,8 @@ async def test_subscribers_match_api_server_after_overlapping_kills(keeps_state:
         report = await Storm(Path(name), "70", keeps_state=keeps_state).run(10.0)
     assert report.failures == []
     assert all(report.faults.get(kill, 0) >= 1 for kill in KILLS), report.faults
-    assert all(each.events >= 10 for each in report.subscribers)
-    assert all(each.streams >= 2 for each in report.subscribers)
+    assert all(subscriber.events >= 10 for subscriber in report.subscribers)
+    assert all(subscriber.streams >= 2 for subscriber in report.subscribers)
 
 
 def test_storm_report_sums_faults_and_lists_failures() -> None:

@@ -43,12 +43,12 @@ class Moved(msgspec.Struct, frozen=True):
 
     def gap_s(self, share: float) -> float:
         """Return the time between the writes of two engagements, at this quantile."""
-        return quantile([each.gap_s for each in self.hand_overs], share)
+        return quantile([hand_over.gap_s for hand_over in self.hand_overs], share)
 
     @property
     def projects(self) -> int:
         """The number of projects that moved to another member."""
-        return len({each.project for each in self.hand_overs if each.former != each.next})
+        return len({hand_over.project for hand_over in self.hand_overs if hand_over.former != hand_over.next})
 
 
 class ShardingRun:
@@ -139,7 +139,7 @@ class ShardingRun:
 
     def _are_written(self, names: set[str], since: float) -> bool:
         tenures = [self.history.last(project) for project in self.projects]
-        return all(each is not None and each.ended_at > since and each.member in names for each in tenures)
+        return all(tenure is not None and tenure.ended_at > since and tenure.member in names for tenure in tenures)
 
     def writer(self, project: str) -> str | None:
         """Return the member that wrote to a project last."""

@@ -43,9 +43,9 @@ class WriteHistory:
         project, engagement = metadata["name"], config_map["data"]["engagement"]
         self.writes += 1
         managers = {
-            each["manager"]
-            for each in metadata["managedFields"]
-            if "f:engagement" in each["fieldsV1"].get("f:data", {})
+            entry["manager"]
+            for entry in metadata["managedFields"]
+            if "f:engagement" in entry["fieldsV1"].get("f:data", {})
         }
         if managers != {engagement.partition("/")[0]}:
             self.breaches.append(f"{project}: the fields of {engagement} are managed by {sorted(managers)}")
@@ -54,7 +54,7 @@ class WriteHistory:
             tenures[-1].ended_at = at
             tenures[-1].writes += 1
             return
-        if any(each.engagement == engagement for each in tenures):
+        if any(tenure.engagement == engagement for tenure in tenures):
             self.breaches.append(f"{project}: {engagement} wrote again after {tenures[-1].engagement}")
         tenures.append(Tenure(engagement, at, at))
 
