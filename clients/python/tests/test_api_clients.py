@@ -96,7 +96,7 @@ def opened(request: pytest.FixtureRequest):
 
 
 def issues(daemon: ScriptedDaemon) -> list[pb.IssueKubeconfigRequest]:
-    return [each for each in daemon.requests if isinstance(each, pb.IssueKubeconfigRequest)]
+    return [request for request in daemon.requests if isinstance(request, pb.IssueKubeconfigRequest)]
 
 
 class TestRequests:
@@ -181,7 +181,7 @@ class TestClusterIdentity:
         daemon.answers["IssueKubeconfig"] = [issued(plane.kubeconfig(token="t-1"))]
         async with opened(daemon, ALPHA):
             pass
-        assert [each.incarnation for each in issues(daemon)] == ["i-1"]
+        assert [request.incarnation for request in issues(daemon)] == ["i-1"]
 
     async def test_api_client_accepts_new_incarnation_with_the_same_uid(self, opened, daemon, plane):
         same = pb.GetClusterResponse(
@@ -191,7 +191,7 @@ class TestClusterIdentity:
         daemon.answers["GetCluster"] = [same]
         async with opened(daemon, ALPHA):
             pass
-        assert [each.incarnation for each in issues(daemon)] == ["i-1", "i-2"]
+        assert [request.incarnation for request in issues(daemon)] == ["i-1", "i-2"]
 
     async def test_api_client_of_replaced_cluster_raises_cluster_not_found(self, opened, daemon):
         later = pb.GetClusterResponse(
@@ -409,7 +409,7 @@ def test_request_timeout_accepts_pairs_and_exceeds_timeout_seconds_of_watches(qu
 
 
 def test_expired_certificate_raises_certificate_renewed():
-    first, second = (KubeconfigAccess(server="https://a", certificate=each, key="k") for each in ("first", "second"))
+    first, second = (KubeconfigAccess(server="https://a", certificate=name, key="k") for name in ("first", "second"))
     now = datetime.now(UTC)
     still_good = ConnectionCredential(CachedCredential(first, refresh_at=now, expires_at=now + timedelta(hours=1)))
     assert still_good.authorization(second) is None
@@ -420,7 +420,7 @@ def test_expired_certificate_raises_certificate_renewed():
 
 def certificate(plane: ControlPlane, name: str) -> dict[str, str]:
     made = plane.authority.issue_cert(f"{name}.test", common_name=name)
-    chain = b"".join(each.bytes() for each in made.cert_chain_pems)
+    chain = b"".join(pem.bytes() for pem in made.cert_chain_pems)
     return {
         "client_certificate_data": base64.b64encode(chain).decode(),
         "client_key_data": base64.b64encode(made.private_key_pem.bytes()).decode(),
@@ -438,8 +438,8 @@ class TestSharedTransports:
             for api in apis:
                 await kubernetes.aio.client.CoreV1Api(api).list_namespace()
             blocking = [await stack.enter_async_context(client.sync_api_client(f"c{n}")) for n in range(3)]
-            for each in blocking:
-                await asyncio.to_thread(kubernetes.client.CoreV1Api(each).list_namespace)
+            for blocking_api in blocking:
+                await asyncio.to_thread(kubernetes.client.CoreV1Api(blocking_api).list_namespace)
         assert len(contexts) == 2, "each kind of client has its own transport"
         assert plane.connections == 2
         assert plane.asked_with == [f"Bearer t-{n}" for n in range(6)]
@@ -464,9 +464,9 @@ class TestSharedTransports:
         token = KubeconfigAccess(server="https://a", authorities="A", token="1")
         certificate = replace(token, token=None, certificate="c", key="k")
         same = [token, replace(token, token="2"), replace(token, server="https://b")]
-        assert len({transport_key(each, None) for each in same}) == 1
+        assert len({transport_key(access, None) for access in same}) == 1
         others = [replace(token, authorities=None), replace(token, tls_server_name="n"), certificate]
-        keys = {*(transport_key(each, None) for each in [token, *others]), transport_key(token, "http://proxy")}
+        keys = {*(transport_key(access, None) for access in [token, *others]), transport_key(token, "http://proxy")}
         assert len(keys) == 5
 
     def test_shared_transport_is_closed_by_its_last_client(self):

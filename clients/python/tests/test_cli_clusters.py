@@ -62,7 +62,7 @@ class TestList:
         evil = cluster("a\x9b31m", labels={"\u202e": "\U000e0001\x85"}, organization="\u2066")
         daemon.answers["ListClusters"] = [pb.ListClustersResponse(clusters=[evil])]
         out = (await command("list", "-o", form)).out
-        assert all(each.isprintable() or each == "\n" for each in out)
+        assert all(character.isprintable() or character == "\n" for character in out)
         if form == "json":
             assert json.loads(out)["clusters"][0]["labels"] == {"\u202e": "\U000e0001\x85"}
 

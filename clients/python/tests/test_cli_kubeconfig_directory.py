@@ -29,11 +29,11 @@ def wanted(name: str, content: str | None = "k", *, uid: str = "u", **fields: ob
 
 
 def files(path: Path) -> dict[str, str | None]:
-    return {each.name: read_access(each.read_bytes()).token for each in path.glob("*.kubeconfig")}
+    return {file.name: read_access(file.read_bytes()).token for file in path.glob("*.kubeconfig")}
 
 
 def index(path: Path) -> list[str]:
-    return [each["file"] for each in json.loads((path / "index.json").read_text())["clusters"]]
+    return [entry["file"] for entry in json.loads((path / "index.json").read_text())["clusters"]]
 
 
 @pytest.fixture
@@ -56,16 +56,16 @@ def test_kubeconfig_directory_and_files_are_private(path: Path):
     with KubeconfigDirectory(path) as directory:
         directory.reconcile(wanted("a"), ended=())
     assert stat.S_IMODE(path.stat().st_mode) == 0o700
-    assert {stat.S_IMODE(each.stat().st_mode) for each in path.iterdir()} == {0o600}
+    assert {stat.S_IMODE(file.stat().st_mode) for file in path.iterdir()} == {0o600}
 
 
 def test_renewed_kubeconfig_file_is_replaced_and_others_are_unchanged(path: Path):
     with KubeconfigDirectory(path) as directory:
         directory.reconcile(wanted("a") | wanted("b"), ended=())
-        before = {each.name: each.stat().st_ino for each in path.iterdir()}
+        before = {file.name: file.stat().st_ino for file in path.iterdir()}
         held = (path / "a.kubeconfig").open("rb")
         directory.reconcile(wanted("a", "next") | wanted("b"), ended=())
-    after = {each.name: each.stat().st_ino for each in path.iterdir()}
+    after = {file.name: file.stat().st_ino for file in path.iterdir()}
     assert {name for name in after if after[name] != before.get(name)} == {"a.kubeconfig"}
     with held:
         assert read_access(held.read()).token == "k"
@@ -167,7 +167,7 @@ def test_kubeconfig_file_name_of_a_cluster_contains_its_source(path: Path):
     with KubeconfigDirectory(path) as directory:
         directory.reconcile(wanted("eu#a") | wanted("us#a"), ended=())
         assert directory.skipped == {}
-    assert {"eu#a.kubeconfig", "us#a.kubeconfig"} < {each.name for each in path.iterdir()}
+    assert {"eu#a.kubeconfig", "us#a.kubeconfig"} < {file.name for file in path.iterdir()}
     with KubeconfigDirectory(path) as directory:
         directory.reconcile(wanted("eu#a"), ended={"us#a"})
         assert directory.own == {"eu#a"}
@@ -181,8 +181,8 @@ def test_cluster_whose_name_is_not_a_dns_name_has_no_kubeconfig_file(path: Path,
     with KubeconfigDirectory(path) as directory:
         directory.reconcile(wanted(name) | wanted("a"), ended=())
         assert directory.skipped == {name: "the name is not a DNS name of at most 244 characters"}
-    assert sorted(each.name for each in path.iterdir()) == [".milo-discovery.json", "a.kubeconfig", "index.json"]
-    assert [each.name for each in path.parent.iterdir()] == [path.name]
+    assert sorted(file.name for file in path.iterdir()) == [".milo-discovery.json", "a.kubeconfig", "index.json"]
+    assert [file.name for file in path.parent.iterdir()] == [path.name]
 
 
 def test_temporary_files_of_a_killed_process_are_removed(path: Path):
@@ -192,7 +192,7 @@ def test_temporary_files_of_a_killed_process_are_removed(path: Path):
     (path / "index.json").unlink()
     with KubeconfigDirectory(path) as directory:
         directory.reconcile(wanted("b"), ended={"a"})
-    assert sorted(each.name for each in path.iterdir()) == [".milo-discovery.json", "b.kubeconfig", "index.json"]
+    assert sorted(file.name for file in path.iterdir()) == [".milo-discovery.json", "b.kubeconfig", "index.json"]
 
 
 def test_kubeconfig_directory_locked_by_another_process_is_rejected(path: Path):
@@ -230,7 +230,7 @@ def test_kubeconfig_directory_neither_replaces_nor_removes_foreign_index(path: P
     (path / "index.json").write_text("mine")
     with pytest.raises(CommandFailure, match="was not written by milo-discovery sync"):
         KubeconfigDirectory(path).__enter__()
-    assert [each.name for each in path.iterdir()] == ["index.json"]
+    assert [file.name for file in path.iterdir()] == ["index.json"]
     assert (path / "index.json").read_text() == "mine"
 
 

@@ -96,7 +96,7 @@ class TestCredential:
 
     async def test_credential_prints_a_certificate_as_pem(self, command, daemon):
         pem = {"client_certificate_data": "CERTIFICATE", "client_key_data": "KEY"}
-        content = text(**{key: base64.b64encode(each.encode()).decode() for key, each in pem.items()})
+        content = text(**{key: base64.b64encode(value.encode()).decode() for key, value in pem.items()})
         daemon.answers["IssueKubeconfig"] = [issued(content)]
         status = json.loads((await command("credential", "--cluster", "alpha")).out)["status"]
         assert (status["clientCertificateData"], status["clientKeyData"]) == ("CERTIFICATE", "KEY")
@@ -203,7 +203,7 @@ class TestKubeconfig:
         daemon.answers["IssueKubeconfig"] = [exec_form()]
         outcome = await command("kubeconfig", "alpha", PATH=os.environ["PATH"] + f":{Path(sys.executable).parent}")
         call = json.loads(outcome.out)["users"][0]["user"]["exec"]
-        assert {each["name"]: each["value"] for each in call["env"]} == {
+        assert {variable["name"]: variable["value"] for variable in call["env"]} == {
             "MILO_DISCOVERY_ADDRESS": daemon.address,
             "MILO_DISCOVERY_CLUSTER_SERVER": "https://alpha.test",
         }
@@ -234,7 +234,7 @@ class TestKubeconfig:
         assert json.loads(path.read_text()) == json.loads(EMBEDDED)
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
         assert path.stat().st_ino != before
-        assert [each.name for each in tmp_path.iterdir()] == ["alpha"]
+        assert [file.name for file in tmp_path.iterdir()] == ["alpha"]
         assert (outcome.status, outcome.out) == (0, "")
         assert CANARY not in outcome.err
 
@@ -254,7 +254,7 @@ class TestKubeconfig:
         (token := tmp_path / "token").write_text("t")
         outcome = await command("kubeconfig", "alpha", "--token-file", str(token), "--server-uid", str(os.geteuid()))
         [user] = json.loads(outcome.out)["users"]
-        assert {each["name"]: each["value"] for each in user["user"]["exec"]["env"]} == {
+        assert {variable["name"]: variable["value"] for variable in user["user"]["exec"]["env"]} == {
             "MILO_DISCOVERY_ADDRESS": daemon.address,
             "MILO_DISCOVERY_TOKEN_FILE": str(token),
             "MILO_DISCOVERY_SERVER_UID": str(os.geteuid()),
@@ -339,7 +339,7 @@ class TestMerge:
             outcome = await command("kubeconfig", "alpha", "-w", str(path), "--merge")
             assert outcome.status == 0, outcome.err
         merged = yaml.safe_load(path.read_text())
-        assert [each["name"] for each in merged["contexts"]] == ["mine", "milo-alpha"]
+        assert [context["name"] for context in merged["contexts"]] == ["mine", "milo-alpha"]
         assert merged["contexts"][1]["context"] == {"cluster": "milo-alpha", "user": "milo-alpha"}
         assert merged["current-context"] == "mine"
         assert merged["clusters"][0]["cluster"] == {"server": "https://mine", "insecure-skip-tls-verify": True}

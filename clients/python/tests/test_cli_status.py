@@ -133,7 +133,7 @@ class TestVersionAndCompletion:
         async def complete(line: str) -> list[str]:
             words = {"COMP_WORDS": line, "COMP_CWORD": str(len(line.split()) - 1)}
             outcome = await command(_MILO_DISCOVERY_COMPLETE="bash_complete", **words)
-            return [each.partition(",")[2] for each in outcome.out.split()]
+            return [completion.partition(",")[2] for completion in outcome.out.split()]
 
         assert await complete("milo-discovery ex") == ["explain"]
         assert await complete("milo-discovery get al") == ["alpha"]

@@ -38,9 +38,9 @@ def snapshot(revision: str, *events: pb.ClusterEvent, synced: bool = True) -> pb
 
 def content(path: Path) -> dict[str, str]:
     found: dict[str, str] = {}
-    for each in path.glob("*.kubeconfig"):
+    for file in path.glob("*.kubeconfig"):
         with suppress(FileNotFoundError):  # removed after the glob
-            found[each.stem] = read_access(each.read_bytes()).token or ""
+            found[file.stem] = read_access(file.read_bytes()).token or ""
     return dict(sorted(found.items()))
 
 
@@ -85,7 +85,7 @@ async def test_sync_follows_the_stream(daemon, path):
     assert (process.returncode, out.decode()) == (0, "")
     assert err.decode() == "milo-discovery: synced: 2 clusters\n"
     assert content(path) == {"a": "a-2", "c": "c-1"}
-    assert [each["name"] for each in index(path)] == ["a", "c"]
+    assert [entry["name"] for entry in index(path)] == ["a", "c"]
 
 
 async def test_sync_keeps_files_while_the_daemon_is_down_and_catches_up(daemon, path):
@@ -118,7 +118,7 @@ async def test_sync_restart_removes_files_only_with_a_complete_view(daemon, path
 
 async def test_sync_with_another_filter_or_group_fails_and_removes_nothing(daemon, path):
     assert (await sync_once(daemon, path, "a"))[0] == 0
-    before = {each.name: each.read_bytes() for each in path.iterdir()}
+    before = {file.name: file.read_bytes() for file in path.iterdir()}
     status, err = await sync_once(daemon, path, "", "-l", "nothing=here")
     assert status == 1
     assert f"{path} was written with no filter, but this run has the filter `-l nothing=here`: check" in err
@@ -126,7 +126,7 @@ async def test_sync_with_another_filter_or_group_fails_and_removes_nothing(daemo
     daemon.group = "dns"
     status, err = await sync_once(daemon, path, "a")
     assert (status, "this daemon belongs to the shard group 'dns'" in err) == (1, True)
-    assert {each.name: each.read_bytes() for each in path.iterdir()} == before
+    assert {file.name: file.read_bytes() for file in path.iterdir()} == before
     assert (await sync_once(daemon, path, "b", "--accept-removals"))[0] == 0
     assert content(path) == {"b": "b-1"}
     assert (await sync_once(daemon, path, "b"))[0] == 0
@@ -135,11 +135,11 @@ async def test_sync_with_another_filter_or_group_fails_and_removes_nothing(daemo
 @pytest.mark.parametrize("there", ["a", "ab"])
 async def test_sync_of_another_fleet_changes_nothing_without_accept_removals(daemon, path, there):
     assert (await sync_once(daemon, path, there))[0] == 0
-    before = {each.name: each.read_bytes() for each in path.iterdir()}
+    before = {file.name: file.read_bytes() for file in path.iterdir()}
     for others in ("", "cd"):
         status, err = await sync_once(daemon, path, others)
         assert (status, "the view lacks all" in err) == (1, True)
-        assert {each.name: each.read_bytes() for each in path.iterdir()} == before
+        assert {file.name: file.read_bytes() for file in path.iterdir()} == before
     assert (await sync_once(daemon, path, "cd", "--accept-removals"))[0] == 0
     assert content(path) == {"c": "c-1", "d": "d-1"}
 
@@ -148,7 +148,7 @@ async def test_sync_with_a_much_smaller_view_writes_new_files_and_removes_none(d
     assert (await sync_once(daemon, path, "abc"))[0] == 0
     status, err = await sync_once(daemon, path, "ad")
     assert (status, "the view lacks 2 of 3 clusters with an object or file" in err) == (1, True)
-    assert list(content(path)) == [each["name"] for each in index(path)] == list("abcd")
+    assert list(content(path)) == [entry["name"] for entry in index(path)] == list("abcd")
 
 
 async def test_sync_that_reconnects_to_another_fleet_changes_nothing(daemon, path):
@@ -215,8 +215,8 @@ async def test_sync_once_waits_for_each_file(daemon, path):
 async def test_sync_reports_a_longer_lifetime_than_requested_once(daemon, path):
     async with sync(daemon, path, "--once", "--ttl", "1s") as process:
         clusters = [engaged(name) for name in "ab"]
-        for each in clusters:
-            each.kubeconfig.CopyFrom(message(text(token="t")))
+        for cluster in clusters:
+            cluster.kubeconfig.CopyFrom(message(text(token="t")))
         (await daemon.stream()).send(snapshot("1", *clusters))
         _, err = await process.communicate()
     assert err.decode().count("credentials are valid for 10m (1s requested)") == 1
@@ -230,7 +230,7 @@ async def test_sync_killed_during_a_write_leaves_no_partial_file(daemon, path):
             stream = await daemon.stream()
             names = [f"{attempt}-{letter}" for letter in whole]
             stream.send(*_batches(names, list(whole.values())))
-            await until(lambda names=names: any((path / f"{each}.kubeconfig").exists() for each in names))
+            await until(lambda names=names: any((path / f"{name}.kubeconfig").exists() for name in names))
             process.kill()
             await process.wait()
         for name, token in content(path).items():
@@ -238,13 +238,13 @@ async def test_sync_killed_during_a_write_leaves_no_partial_file(daemon, path):
     async with sync(daemon, path, "--once", "--accept-removals") as process:
         (await daemon.stream()).send(snapshot("1", engaged("only", token="k")))
         assert await process.wait() == 0
-    assert sorted(each.name for each in path.iterdir()) == [".milo-discovery.json", "index.json", "only.kubeconfig"]
+    assert sorted(file.name for file in path.iterdir()) == [".milo-discovery.json", "index.json", "only.kubeconfig"]
 
 
 def _batches(names: list[str], tokens: list[str]):
     yield snapshot("0", synced=False)
-    for number, (name, each) in enumerate(zip(names, tokens, strict=True), 1):
-        event = engaged(name, token=each)
+    for number, (name, token) in enumerate(zip(names, tokens, strict=True), 1):
+        event = engaged(name, token=token)
         yield following(str(number - 1), str(number), event, synced=number == len(names))
 
 

@@ -105,11 +105,11 @@ class TestWatch:
         (await daemon.stream()).send(snapshot("1", engaged("a"), engaged("b")))
         out = (await watching).out
         events = list(yaml.safe_load_all(out)) if form == "yaml" else [json.loads(line) for line in out.splitlines()]
-        assert [(each["type"], each["cluster"]["name"]) for each in events] == [
+        assert [(event["type"], event["cluster"]["name"]) for event in events] == [
             ("TYPE_ENGAGED", "a"),
             ("TYPE_ENGAGED", "b"),
         ]
-        assert all(each["receivedAt"].endswith("Z") for each in events)
+        assert all(event["receivedAt"].endswith("Z") for event in events)
 
     async def test_watch_interrupted_by_sigint_exits_with_130_and_prints_no_error(self, daemon):
         async with running("watch", "-o", "name", address=daemon.address) as process:

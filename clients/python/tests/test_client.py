@@ -51,7 +51,7 @@ async def test_list_reads_all_pages(client, daemon):
         pb.ListClustersResponse(clusters=[cluster("b")], revision="7", total_size=2, source=source),
     ]
     listing = await client.list(label_selector="env=prod", organizations=["acme"])
-    assert [each.name for each in listing] == ["a", "b"]
+    assert [listed.name for listed in listing] == ["a", "b"]
     assert (len(listing), listing.total_size, listing.revision) == (2, 2, "7")
     assert listing.source.state is SourceState.STREAMING
     wanted = pb.ClusterFilter(label_selector="env=prod", organizations=["acme"])

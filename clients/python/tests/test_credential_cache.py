@@ -20,8 +20,8 @@ SECOND_ONE = value(text(token="second"), now=NOON + 5 * MINUTE)
 
 def holding(*offered, pushed: bool = False) -> CredentialCache:
     credentials = CredentialCache()
-    for each in offered:
-        credentials.offer(each, NOON + 5 * MINUTE, pushed=pushed)
+    for credential in offered:
+        credentials.offer(credential, NOON + 5 * MINUTE, pushed=pushed)
     return credentials
 
 

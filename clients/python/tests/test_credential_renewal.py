@@ -77,7 +77,7 @@ class TestAsyncRenewer:
             waiting = [tasks.create_task(renewal.access()) for _ in range(100)]
             await eventually(lambda: daemon.asked)
             daemon.answer.set_result(kubeconfig("next"))
-        assert {each.result().token for each in waiting} == {"next"}
+        assert {task.result().token for task in waiting} == {"next"}
         assert daemon.asked == 1
 
     async def test_cancelled_caller_does_not_cancel_the_renewal(self, renewal, daemon):

@@ -415,8 +415,8 @@ class TestLifetime:
         left = {task.get_name() for task in asyncio.all_tasks()}
         assert not {name for name in left if name.startswith(("cluster", "milo-discovery"))}
         notes = await handler_log.read(handler_log.unread)
-        assert len([each for each in notes if each.startswith("start")]) == len(
-            [each for each in notes if each.startswith("end")]
+        assert len([note for note in notes if note.startswith("start")]) == len(
+            [note for note in notes if note.startswith("end")]
         )
 
 

@@ -75,7 +75,7 @@ def greeted_in(control_plane: ControlPlane, name: str = "one") -> str:
 
 
 def operators() -> set[str]:
-    return {each.name for each in threading.enumerate() if each.name.startswith("kopf ")}
+    return {thread.name for thread in threading.enumerate() if thread.name.startswith("kopf ")}
 
 
 async def test_kopf_handlers_run_in_each_engaged_cluster(milo_sandbox: MiloSandbox, registry: kopf.OperatorRegistry):

@@ -26,7 +26,7 @@ def test_every_model_enum_is_compared_with_the_proto_file():
 def test_enum_has_the_values_of_the_proto_file(enum):
     names = {value: name for name, value in ENUMS[enum].items()}
     prefix = names[0].removesuffix("UNSPECIFIED")
-    assert {each.value: f"{prefix}{each.name}" for each in enum} == names
+    assert {member.value: f"{prefix}{member.name}" for member in enum} == names
 
 
 def test_unknown_enum_number_of_a_newer_daemon_is_unspecified():

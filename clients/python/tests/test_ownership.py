@@ -188,7 +188,7 @@ class TestWatch:
             await asyncio.sleep(0)
             assert closing.cancel()
             await eventually(
-                lambda: "milo-discovery ownership" not in {each.get_name() for each in asyncio.all_tasks()}
+                lambda: "milo-discovery ownership" not in {task.get_name() for task in asyncio.all_tasks()}
             )
 
     async def test_ownership_is_renewed_while_the_event_loop_is_blocked(self):

@@ -86,7 +86,7 @@ class TestCalls:
         first = pb.ListClustersResponse(clusters=[cluster("a")], next_page_token="more", revision="7")
         assert wire.answer("ListClusters", first).filter.organizations == ["acme"]
         second = wire.answer("ListClusters", pb.ListClustersResponse(clusters=[cluster("b")], revision="7"))
-        assert [each.name for each in listing.result()] == ["a", "b"]
+        assert [listed.name for listed in listing.result()] == ["a", "b"]
         assert second.page_token == "more"
 
     def test_sync_unary_calls_return_values(self, wire):
@@ -252,7 +252,7 @@ class TestLoop:
             background.run(coroutine)
         background.stop()
         assert inspect.getcoroutinestate(coroutine) == inspect.CORO_CLOSED
-        assert all(each.cancelled() for each in submitted)
+        assert all(future.cancelled() for future in submitted)
 
     def test_client_is_usable_after_a_keyboard_interrupt(self, wire):
         wire.start(interrupt_reader, wire, signal.SIGINT)

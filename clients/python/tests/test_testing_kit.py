@@ -69,11 +69,11 @@ def test_control_plane_stores_objects_of_an_installed_kind(alpha: ControlPlane, 
             eventually_blocking(read_one_or_all)
     (tmp_path / "crd.yaml").write_text(DEFINITION)
     installed = alpha.install(tmp_path / "crd.yaml")
-    assert [each["kind"] for each in installed] == ["CustomResourceDefinition", "Namespace"]
+    assert [obj["kind"] for obj in installed] == ["CustomResourceDefinition", "Namespace"]
     created = alpha.create(widget(finalizers=["example.com/hold"]))
     assert created["metadata"]["namespace"] == "default"
     alpha.create(widget("two", namespace="team", labels={"tier": "gold"}))
-    assert [each["metadata"]["name"] for each in alpha.list("example.com/v1/widgets")] == ["one", "two"]
+    assert [obj["metadata"]["name"] for obj in alpha.list("example.com/v1/widgets")] == ["one", "two"]
     assert len(alpha.list("example.com/v1/widgets", namespace="team")) == 1
     assert len(alpha.list("example.com/v1/widgets", label_selector="tier=gold")) == 1
     alpha.patch("example.com/v1/widgets", "one", {"status": {"ok": True}}, subresource="status")
@@ -109,7 +109,8 @@ async def test_fleet_of_fake_discovery_has_working_api_clients(milo_sandbox: Mil
     async def operate(cluster: EngagedCluster) -> None:
         async with cluster.api_client() as api:
             seen[cluster.name] = [
-                each.metadata.name for each in (await kubernetes.aio.client.CoreV1Api(api).list_namespace()).items
+                namespace.metadata.name
+                for namespace in (await kubernetes.aio.client.CoreV1Api(api).list_namespace()).items
             ]
             await asyncio.Event().wait()
 

@@ -28,7 +28,7 @@ class Handler:
         self._commanded.set()
 
     async def until_signaled(self) -> None:
-        waits = [asyncio.ensure_future(each) for each in (self.cluster.drained(), self._commanded.wait())]
+        waits = [asyncio.ensure_future(coroutine) for coroutine in (self.cluster.drained(), self._commanded.wait())]
         try:
             with suppress(asyncio.CancelledError):  # the cluster was disengaged
                 await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
