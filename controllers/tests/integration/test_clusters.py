@@ -304,8 +304,8 @@ async def test_objects_of_a_project_being_deleted_are_reconciled_only_if_termina
 
 async def test_mapper_enqueues_objects_of_other_clusters(sandbox: MiloSandbox) -> None:
     first, second = with_widgets(sandbox), with_widgets(sandbox)
-    for each in (first, second):
-        each.create(widget("copy"))
+    for plane in (first, second):
+        plane.create(widget("copy"))
     log = Log()
 
     def everywhere(change: Watched[dict[str, Any]]) -> Iterator[ReconcileTarget]:

@@ -97,9 +97,9 @@ async def test_attack_does_not_stop_reconciles_of_other_tenants_and_takes_bounde
             def all_stopped() -> bool:
                 # States are collected over time: between two attempts no problem is reported, and a busy server may
                 # need longer to exceed the budget.
-                for each in controllers.health().problems:
-                    if stopped.get(each.cluster) != "over_budget":
-                        stopped[each.cluster] = each.state
+                for problem in controllers.health().problems:
+                    if stopped.get(problem.cluster) != "over_budget":
+                        stopped[problem.cluster] = problem.state
                 over_budget = [state == "over_budget" for state in stopped.values()]
                 return len(stopped) == HOSTILE and (attack not in ("pages", "watch") or all(over_budget))
 
@@ -137,7 +137,7 @@ async def test_unresponsive_or_forbidden_cluster_is_reported_and_does_not_make_o
             assert health.discovery.synced
             assert not health.synced
             if attack == "forbidden":
-                assert [(each.state, each.kind, each.is_synced) for each in health.problems] == [
+                assert [(problem.state, problem.kind, problem.is_synced) for problem in health.problems] == [
                     ("forbidden", CONFIG_MAPS, False)
                 ] * HOSTILE
-                assert all("no right" in each.problem and began < each.since for each in health.problems)
+                assert all("no right" in problem.problem and began < problem.since for problem in health.problems)

@@ -78,7 +78,9 @@ async def test_cache_that_exceeds_its_limit_is_dropped_and_delays_no_other_clust
     async with controllers:
 
         def exceeding() -> list[CacheProblem]:
-            return [each for each in controllers.health().problems if each.state == "over_budget"]
+            return [
+                cache_problem for cache_problem in controllers.health().problems if cache_problem.state == "over_budget"
+            ]
 
         [problem] = await eventually(exceeding)
         assert problem.cluster == large.project
@@ -98,8 +100,8 @@ async def test_owner_is_reconciled_if_its_object_was_deleted_while_the_cache_was
     reference = {"apiVersion": "example.com/v1", "kind": "Widget", "name": "one", "uid": owner["uid"]}
     owned = config_map("owned")
     owned["metadata"]["ownerReferences"] = [reference]
-    for each in (owned, config_map("other")):
-        plane.create(each)
+    for obj in (owned, config_map("other")):
+        plane.create(obj)
     log = Log()
     discovery = FakeDiscovery(plane)
     limits = CacheLimits(objects=2, retry_s=0.5)
@@ -154,9 +156,9 @@ async def test_health_and_metrics_are_thread_safe_while_clusters_are_engaged_and
     sandbox: MiloSandbox, plane: ControlPlane
 ) -> None:
     other = with_widgets(sandbox)
-    for each in (plane, other):
+    for cluster in (plane, other):
         for number in range(20):
-            each.create(widget(f"w{number}"))
+            cluster.create(widget(f"w{number}"))
     ending = threading.Event()
 
     async def fail(_request: Request) -> None:
@@ -177,9 +179,11 @@ async def test_health_and_metrics_are_thread_safe_while_clusters_are_engaged_and
             await eventually(lambda: health().clusters == 2 and health().failing)
             running.discovery.disengage(other.project)
             running.discovery.engage(other)
-            await eventually(lambda: not {each.cluster for each in running.controllers.failing()} - {plane.project})
+            await eventually(
+                lambda: not {failing.cluster for failing in running.controllers.failing()} - {plane.project}
+            )
         ending.set()
-        assert all([await each for each in reading])
+        assert all([await task for task in reading])
 
 
 async def test_cluster_without_the_kind_does_not_make_controllers_unready(
@@ -455,17 +459,19 @@ async def test_same_failure_of_two_clusters_is_logged_for_each(
     sandbox: MiloSandbox, plane: ControlPlane, caplog: pytest.LogCaptureFixture
 ) -> None:
     other = with_widgets(sandbox)
-    for each in (plane, other):
-        each.create(widget("one"))
+    for cluster in (plane, other):
+        cluster.create(widget("one"))
 
     async def reconcile(request: Request) -> None:
         await request.read(CONFIG_MAPS, "missing")
 
     with caplog.at_level(logging.ERROR):
         async with reconciling(reconcile, plane, other, queue=QueuePolicy(first_delay_s=0.01)) as running:
-            await eventually(lambda: [each.attempts > 2 for each in running.controllers.failing()] == [True, True])
-    for each in (plane, other):
-        assert caplog.text.count(f"{each.project}: reconciling default/one failed") == 1
+            await eventually(
+                lambda: [failing.attempts > 2 for failing in running.controllers.failing()] == [True, True]
+            )
+    for cluster in (plane, other):
+        assert caplog.text.count(f"{cluster.project}: reconciling default/one failed") == 1
     assert "GET /api/v1/namespaces/default/configmaps/missing: 404 " in caplog.text
 
 

@@ -83,7 +83,7 @@ async def test_owned_object_deleted_during_the_reconcile_that_wrote_it_is_restor
     async with reconciling(reconcile, plane, owns=["v1/configmaps"], on="generation") as running:
         await written.wait()
         [member] = running.controllers._engaged.members.values()
-        configmaps = next(each for key, each in member.informers.items() if key.resource == "v1/configmaps")
+        configmaps = next(informer for key, informer in member.informers.items() if key.resource == "v1/configmaps")
         await eventually(lambda: configmaps.cache.get("default", "one"))
         plane.delete("v1/configmaps", "one")
         await eventually(lambda: configmaps.cache.get("default", "one") is None)
@@ -195,7 +195,7 @@ async def test_metadata_only_cache_supports_finalizers_conditions_and_apply(plan
         assert made["metadata"]["ownerReferences"][0]["kind"] == "Widget"
         found = plane.get(WIDGETS, "one")
         assert found["metadata"]["finalizers"] == [FINALIZER]
-        assert [each["type"] for each in found["status"]["conditions"]] == ["Other", "Ready"]
+        assert [condition["type"] for condition in found["status"]["conditions"]] == ["Other", "Ready"]
 
 
 async def test_request_reads_and_writes_other_objects(plane: ControlPlane) -> None:
@@ -255,7 +255,9 @@ async def test_failed_reconcile_is_retried_and_permanent_failure_waits_for_a_cha
 
     plane.create(widget("one"))
     async with reconciling(reconcile, plane, queue=QueuePolicy(first_delay_s=0.01)) as running:
-        [failing] = await eventually(lambda: [each for each in running.controllers.failing() if not each.next_try])
+        [failing] = await eventually(
+            lambda: [failing for failing in running.controllers.failing() if not failing.next_try]
+        )
         assert attempts == [0, 1, 2]
         assert (failing.name, failing.error, failing.attempts) == ("one", "the widget is not valid", 3)
         plane.patch(WIDGETS, "one", {"spec": {"valid": True}})

@@ -231,11 +231,11 @@ class Simulation:
     def overlaps(self) -> list[str]:
         open_until: dict[tuple[str, str], float] = {}
         found = []
-        for each in self.history:
-            key = each.cluster, each.name
-            if open_until.get(key, 0.0) > each.began:
+        for reconcile in self.history:
+            key = reconcile.cluster, reconcile.name
+            if open_until.get(key, 0.0) > reconcile.began:
                 found.append(f"{key} was reconciled twice at the same time")
-            open_until[key] = float("inf") if each.ended is None else each.ended
+            open_until[key] = float("inf") if reconcile.ended is None else reconcile.ended
         return found
 
     def outdated(self, servers: dict[str, SimulatedCluster], engaged: dict[str, int]) -> list[str]:
@@ -244,8 +244,10 @@ class Simulation:
             for name in NAMES:
                 obj = server.world.server.objects.get(name)
                 newest = str(obj.version) if obj is not None and obj.inside else None
-                of_object = [each for each in self.history if (each.cluster, each.name) == (cluster, name)]
-                here = [each for each in of_object if each.engagement == engaged[cluster]]
+                of_object = [
+                    reconcile for reconcile in self.history if (reconcile.cluster, reconcile.name) == (cluster, name)
+                ]
+                here = [reconcile for reconcile in of_object if reconcile.engagement == engaged[cluster]]
                 last = here[-1] if here else None
                 if last is None and newest is None:
                     continue  # the object did not exist in this engagement

@@ -23,7 +23,7 @@ class Cache:
 
 def test_budget_reports_the_limit_that_a_cache_exceeds() -> None:
     budget = CacheBudget(LIMITS)
-    assert [budget.problem(*each) for each in ((2, 10), (3, 1), (1, 11))] == [
+    assert [budget.problem(*counts) for counts in ((2, 10), (3, 1), (1, 11))] == [
         "",
         "the cluster has more than 2 of these objects (CacheLimits.objects)",
         "these objects of the cluster have more than 10 bytes (CacheLimits.bytes)",

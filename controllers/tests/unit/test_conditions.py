@@ -68,7 +68,7 @@ def test_second_controller_owner_reference_is_rejected() -> None:
     with pytest.raises(ValueError, match="Widget w"):
         with_owner(owned, another)
     both = with_owner(owned, {**another, "controller": False})
-    assert [each["uid"] for each in both["metadata"]["ownerReferences"]] == ["u", "another"]
+    assert [owner["uid"] for owner in both["metadata"]["ownerReferences"]] == ["u", "another"]
 
 
 def test_object_with_deletion_timestamp_is_terminating() -> None:

@@ -127,7 +127,7 @@ async def test_mapper_that_reads_a_cache_before_its_first_list_logs_no_error(cap
     async with asyncio.TaskGroup() as tasks:
         engaged(controller, members, "alpha", tasks)
         controller.changed(members["alpha"], secrets, Change(None, seen, is_live=True))
-    assert [each for each in caplog.records if each.levelno > logging.DEBUG] == []
+    assert [record for record in caplog.records if record.levelno > logging.DEBUG] == []
 
 
 async def test_created_reconcile_task_does_not_run_if_its_cluster_is_disengaged_first() -> None:

@@ -40,7 +40,7 @@ def test_state_metrics_are_collected_in_a_thread_while_the_queue_changes() -> No
             sys.settrace(trace)
         return trace
 
-    files = {sys.modules[each.__module__].__file__ for each in (WorkQueue, StateCollector)}
+    files = {sys.modules[kind.__module__].__file__ for kind in (WorkQueue, StateCollector)}
     change()
     states = [QueueState("widgets", queue, lambda: tuple(running.values()))]
     collector = StateCollector()

@@ -167,8 +167,8 @@ async def test_kinds_with_different_transforms_of_one_cache_are_refused() -> Non
 async def test_metrics_registry_can_be_shared_by_two_controllers_of_the_same_name() -> None:
     registry = CollectorRegistry()
     first, second = controllers(registry), controllers(registry)
-    for each in (first, second):
-        each.reconcile(WIDGETS)(works)
+    for instance in (first, second):
+        instance.reconcile(WIDGETS)(works)
     async with first, second:
         await eventually(lambda: b"workqueue_depth{" in generate_latest(registry))
         lines = generate_latest(registry).decode().splitlines()
