@@ -169,7 +169,7 @@ def test_published_object_of_a_moved_cluster_is_kept_by_the_other_replica(server
     one.desire(desired(cluster()))
     server.settle(one, "alpha")
     one.withdraw("alpha")
-    assert [(each.name, each.cluster_uid) for each in one.removals()] == [("alpha", "1")]
+    assert [(removal.name, removal.cluster_uid) for removal in one.removals()] == [("alpha", "1")]
     uid = server.objects["alpha"]["metadata"]["uid"]
     two.desire(desired(cluster(state="UNREACHABLE")))
     two.observe("alpha", server.observed("alpha"))
@@ -336,12 +336,12 @@ def test_publishing_decisions_converge_over_random_histories(steps: list[tuple[s
         nonlocal of
         of = publication()
         of.observe_all(own())
-        for each in engaged.values():
-            of.desire(each)
+        for wanted in engaged.values():
+            of.desire(wanted)
 
     def own() -> list[ObservedObject]:
         return [
-            found for name, each in server.objects.items() if not is_foreign(each) and (found := server.observed(name))
+            found for name, obj in server.objects.items() if not is_foreign(obj) and (found := server.observed(name))
         ]
 
     def foreign(name: str, _: bool) -> None:
@@ -367,8 +367,8 @@ def test_publishing_decisions_converge_over_random_histories(steps: list[tuple[s
     for kind, what, flag in steps:
         perform[kind](what, flag)
     restart("", False)
-    for each in of.removals():
-        of.end(each.name, each.cluster_uid)
+    for removal in of.removals():
+        of.end(removal.name, removal.cluster_uid)
     for name in of.names():
         settle(name, True)
     for name, document in server.objects.items():
@@ -376,5 +376,5 @@ def test_publishing_decisions_converge_over_random_histories(steps: list[tuple[s
             assert (
                 document["metadata"]["annotations"]["discovery.miloapis.com/cluster-uid"] == engaged[name].cluster_uid
             )
-    for name, each in engaged.items():
-        assert name in server.objects or each.content is None
+    for name, wanted in engaged.items():
+        assert name in server.objects or wanted.content is None

@@ -92,7 +92,7 @@ class Server(ModelServer):
     """The API server, with the methods of `PublishedObjects`."""
 
     async def list(self, identity):
-        return [ObservedObject.of(each) for each in self.objects.values()]
+        return [ObservedObject.of(obj) for obj in self.objects.values()]
 
     async def get(self, name):
         return self.observed(name)
@@ -110,7 +110,7 @@ class Server(ModelServer):
 
     @property
     def clusters(self) -> dict[str, str]:
-        return {name: ObservedObject.of(each).cluster_uid for name, each in self.objects.items()}
+        return {name: ObservedObject.of(obj).cluster_uid for name, obj in self.objects.items()}
 
 
 class Publishing:
@@ -150,7 +150,7 @@ class Publishing:
         await eventually(lambda: self.daemon.infos > seen + 10)
 
     async def until_published(self, *names: str) -> None:
-        await eventually(lambda: set(self.server.objects) == {f"{each}-kubeconfig" for each in names})
+        await eventually(lambda: set(self.server.objects) == {f"{name}-kubeconfig" for name in names})
 
 
 @pytest.fixture

@@ -47,7 +47,7 @@ def test_cluster_profile_without_access_has_no_access_provider():
     assert rendered.status is not None
     assert rendered.status["accessProviders"] == []
     assert rendered.status["conditions"][0]["status"] == "Unknown", "the health of a cluster without probes is unknown"
-    properties = {each["name"].partition("/")[2]: each["value"] for each in rendered.status["properties"]}
+    properties = {entry["name"].partition("/")[2]: entry["value"] for entry in rendered.status["properties"]}
     assert properties == {"organization": "acme", "suspended": "false", "uid": "1"}
 
 
