@@ -299,11 +299,11 @@ class Handler:
         # Only in next-begins-after-end: other cases in which one handler follows another keep the UID, or request a
         # credential.
         overlaps = broken("next-begins-after-end") and all(
-            each.uid != self.uid and not each.was_asked for each in running
+            handler.uid != self.uid and not handler.was_asked for handler in running
         )
         if broken("drains-behind-a-handler") and known.cluster.HasField("draining"):
             overlaps = True
-        before = [] if overlaps else [each.task for each in running]
+        before = [] if overlaps else [handler.task for handler in running]
         self.task = asyncio.create_task(self.run(before))
         HANDLERS.setdefault(self.name, []).append(self)
 
