@@ -22,6 +22,7 @@ SURVIVED = (0, 5, 33)
 SETTINGS = """
 [tool.mutmut]
 process_isolation = "forkserver"  # the tests start threads
+timeout_multiplier = 5  # of the time that the tests take; a mutant that never ends takes gigabytes of memory in 15
 source_paths = {sources}
 only_mutate = {files}
 also_copy = {others}
