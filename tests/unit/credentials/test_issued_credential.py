@@ -11,7 +11,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from milo_discoveryd.credentials.issued_credential import LONGEST_S, SKEW_S, IssuedCredential, validate
+from milo_discoveryd.credentials.issued_credential import (
+    LONGEST_S,
+    SKEW_S,
+    UNSTATED_LIFE_S,
+    IssuedCredential,
+    validate,
+)
 from milo_discoveryd.daemon_errors import BackendError, UnfitError
 from milo_kube.credential import ClientCertificate, Credential, CredentialError, Secret
 from tests.unit.credentials.tokens import CANARY, certificate, jwt, with_version
@@ -43,11 +49,18 @@ def test_lifetime_of_a_jwt_without_valid_issue_time_counts_from_receipt(iat: flo
 
 
 def test_issued_credential_expires_at_the_earliest_expiry_of_its_parts() -> None:
-    both = Credential(
-        token=Secret(jwt(exp=NOW + 900)),
-        certificate=ClientCertificate(chain=certificate(NOW - 10, NOW + 700), key=Secret("k")),
-    )
-    assert validate(both, NOW, origin="it", expires_at=NOW + 800).expires_at == NOW + 700
+    for stated, of_token, of_certificate in ((800, 900, 700), (700, 900, 800), (800, 700, 900)):
+        both = Credential(
+            token=Secret(jwt(exp=NOW + of_token)),
+            certificate=ClientCertificate(chain=certificate(NOW - 10, NOW + of_certificate), key=Secret("k")),
+        )
+        assert validate(both, NOW, origin="it", expires_at=NOW + stated).expires_at == NOW + 700
+        assert not validate(both, NOW, origin="it", expires_at=NOW + stated).is_endless
+
+
+def test_credential_without_an_expiry_is_endless_and_read_again_within_an_hour() -> None:
+    endless = validate(token("opaque"), NOW, origin="it", longest_s=math.inf)
+    assert (endless.is_endless, endless.life_s) == (True, UNSTATED_LIFE_S)
 
 
 def test_credential_expires_at_not_after_of_its_certificate() -> None:
@@ -77,6 +90,9 @@ def test_credential_expires_at_not_after_of_its_certificate() -> None:
         (token("opaque"), math.inf, UnfitError, "only credentials valid for up to 24 hours"),
         (token(jwt(exp="soon")), None, BackendError, "an invalid JWT"),
         (token("x" * 40_000), NOW + 600, BackendError, "longer than 32768 characters"),
+        (token("x" * 32_769), NOW + 600, BackendError, "longer than 32768 characters"),
+        (token(jwt(exp=NOW + 2 * 86400)), None, UnfitError, "is valid for 2 days"),
+        (token(jwt(exp=NOW + 86400 + 1)), None, UnfitError, "is valid for 24 hours"),
         (of(b"junk"), None, BackendError, "not PEM"),
         (of(with_version(certificate(NOW, NOW + 600), 2)), None, BackendError, "malformed or not PEM"),
     ],
@@ -101,7 +117,13 @@ def test_issued_credential_is_masked_and_cannot_be_copied(spread: Callable[[obje
 def test_issued_credential_lifetime_is_limited() -> None:
     with pytest.raises(UnfitError, match="is valid for 11 minutes; only credentials valid for up to 10 minutes"):
         validate(token("opaque"), NOW, origin="it", expires_at=NOW + 660, longest_s=600)
+    with pytest.raises(UnfitError, match="is valid for 2 hours; only credentials valid for up to 119 minutes"):
+        validate(token("opaque"), NOW, origin="it", expires_at=NOW + 7200, longest_s=7140)
+    assert validate(token("opaque"), NOW, origin="it", expires_at=NOW + 600, longest_s=600).life_s == 600
+    assert validate(token("x" * 32_768), NOW, origin="it", expires_at=NOW + 600).life_s == 600
     assert validate(of(certificate(NOW, NOW + 9e6)), NOW, origin="it", longest_s=math.inf).life_s == 9e6
+    for early in ({"nbf": NOW + SKEW_S}, {"iat": NOW + SKEW_S}):
+        assert validate(token(jwt(exp=NOW + 600, **early)), NOW, origin="it").life_s == 600
 
 
 @pytest.mark.parametrize("exp", [253_402_300_800, (NOW + 600) * 1000, 1e300])
@@ -113,9 +135,9 @@ def test_credential_that_expires_after_the_year_9999_is_rejected(exp: float) -> 
 def test_issued_token_for_other_audience_or_subject_is_rejected() -> None:
     mine = token(jwt(exp=NOW + 600, aud=["milo", "other"], sub="me"))
     assert validate(mine, NOW, origin="it", audiences=["milo"], subject="me").life_s == 600
-    with pytest.raises(BackendError, match="for an audience other than milo"):
-        validate(token(jwt(exp=NOW + 600, aud="theirs")), NOW, origin="it", audiences=["milo"])
-    with pytest.raises(BackendError, match="whose subject is not me"):
+    with pytest.raises(BackendError, match=r"^it returned a token for an audience other than datum, milo$"):
+        validate(token(jwt(exp=NOW + 600, aud="theirs")), NOW, origin="it", audiences=["milo", "datum"])
+    with pytest.raises(BackendError, match=r"^it .* whose subject is not me"):
         validate(token(jwt(exp=NOW + 600, sub="you")), NOW, origin="it", subject="me")
 
 
