@@ -1,8 +1,9 @@
 """Clusters, and what identifies them."""
 
+import msgspec
 import pytest
 
-from milo_discoveryd.model.cluster import Cluster, Target
+from milo_discoveryd.model.cluster import Cluster, DisengageReason, Drain, Target, without_draining
 
 
 @pytest.mark.parametrize(("source", "text"), [("", "uid-object"), ("milo", "milo#uid-object")])
@@ -10,3 +11,12 @@ def test_cluster_identity_is_source_and_uid_of_the_object(source: str, text: str
     target = Target(name="a", source=source, uid="uid-of-a-label", place=("https://a",))
     cluster = Cluster(target=target, source_version="7", engaged_at=1.0, incarnation=3, object_uid="uid-object")
     assert str(cluster.identity) == text
+
+
+def test_cluster_without_draining_keeps_its_other_fields() -> None:
+    cluster = Cluster(
+        target=Target(name="a", uid="u", place=("https://a",)), source_version="7", engaged_at=1.0, incarnation=3
+    )
+    draining = msgspec.structs.replace(cluster, draining=Drain(DisengageReason.DELETED, "deleted", 9.0))
+    assert without_draining(draining) == cluster
+    assert without_draining(cluster) is cluster

@@ -22,6 +22,7 @@ def test_earliest_contribution_to_cluster_applies() -> None:
 def test_cluster_claimed_by_two_objects_of_one_list_is_malformed() -> None:
     found = earliest("shop", [a_contribution("first", 1), a_contribution("second", 1)])
     assert isinstance(found, Malformed)
+    assert (found.name, found.uid, found.version) == ("shop", "first", "1")
     assert found.message.endswith("is claimed by two objects: first and second")
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from milo_discoveryd.model.resource import NAMES, ObjectKeys, Resource
+from milo_discoveryd.model.resource import NAMES, ObjectKeys, Resource, WatchedCollection
 
 DEPLOYMENTS = Resource("apps", "v1", "deployments", namespaced=True)
 NAMESPACED = ObjectKeys(namespaced=True)
@@ -70,3 +70,8 @@ def test_resource_query_contains_configured_selectors() -> None:
     assert DEPLOYMENTS.query == []
     selected = Resource("", "v1", "nodes", label_selector="a=b", field_selector="metadata.name=c")
     assert selected.query == [("labelSelector", "a=b"), ("fieldSelector", "metadata.name=c")]
+
+
+def test_query_for_an_object_keeps_the_configured_field_selector() -> None:
+    watched = WatchedCollection(Resource("", "v1", "nodes", field_selector="spec.unschedulable=false"), NAMES)
+    assert watched.query_for("b") == [("fieldSelector", "metadata.name=b,spec.unschedulable=false")]
