@@ -1,7 +1,6 @@
 """The commands `sandbox` and `demo`, which this package adds to `milo-discoveryd`."""
 
 from pathlib import Path
-from typing import Any
 
 import click
 
@@ -33,15 +32,13 @@ def sandbox(
 
 
 class _Seconds(click.FloatRange):
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        try:
-            return super().convert(value, param, ctx)
-        except click.BadParameter:
-            self.fail(f"{value!r} is not a number of seconds without a unit, such as 5", param, ctx)
+    name = "number of seconds without a unit, such as 5"
 
 
 @click.command()
-@click.option("--seconds", type=_Seconds(min=0), help="Stop after this time.  [default: at Ctrl-C]")
+@click.option(
+    "--seconds", type=_Seconds(min=0), metavar="FLOAT RANGE", help="Stop after this time.  [default: at Ctrl-C]"
+)
 @click.option("--churn", default=5.0, show_default=True, type=click.FloatRange(0, 100), help="Changes per second.")
 @click.option(
     "--kubeconfig",

@@ -55,7 +55,7 @@ def test_demo_without_changes_counts_the_events_that_it_shows_and_no_disengageme
 def test_demo_for_a_time_with_a_unit_says_what_to_write() -> None:
     done = subprocess.run([*DEMO, "--seconds", "5s"], capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 2
-    assert "'--seconds': '5s' is not a number of seconds without a unit, such as 5;" in done.stderr
+    assert "'--seconds': '5s' is not a valid number of seconds without a unit, such as 5;" in done.stderr
 
 
 def test_project_deleted_in_a_demo_without_changes_is_disengaged() -> None:
