@@ -118,9 +118,9 @@ def _refused_certificate(credentials: ClientCredentials, alert: str = "") -> str
 
 
 def _verify_code(credentials: ClientCredentials) -> int:
-    """Return OpenSSL's verdict on the client certificate, disregarding its CA; 0 if it is valid.
+    """Return OpenSSL's error code for the client certificate, whatever its CA is; 0 if it is valid.
 
-    Python verifies certificates only in handshakes, so this function makes one in memory.
+    Python verifies certificates only in handshakes, so this function does one in memory.
     """
     client, listener = credentials.tls_context(), ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     client.check_hostname, client.verify_mode = False, ssl.CERT_NONE

@@ -120,7 +120,8 @@ class ControlPlane:
                 "group"
             )
         version, _, plural = resource.rpartition("/")
-        inside = f"/namespaces/{namespace}" if self._is_namespaced(version, plural) and namespace else ""
+        is_namespaced = self._is_namespaced(version, plural)  # also without a namespace: it checks the kind
+        inside = f"/namespaces/{namespace}" if is_namespaced and namespace else ""
         return f"{self._path}{_version_path(version)}{inside}/{plural}"
 
     def _object_path(self, resource: str, name: str, namespace: str) -> str:
