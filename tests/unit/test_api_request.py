@@ -19,7 +19,7 @@ def test_request_to_an_unsafe_path_is_refused(path: str) -> None:
 @pytest.mark.parametrize(
     "path", ["/", "/healthz", "/api/v1/nodes/", "/api/v1/services/https:x.y:443/proxy", "/a/..b", "/.a"]
 )
-def test_request_url_is_the_servers_with_path_and_query(path: str) -> None:
+def test_request_url_is_the_server_url_with_path_and_query(path: str) -> None:
     assert ApiRequest("GET", path).url("https://api/prefix") == f"https://api/prefix{path}"
 
 

@@ -35,7 +35,7 @@ def test_credential_is_not_sent_without_tls(url: str) -> None:
 
 
 @pytest.mark.parametrize("url", ["https://milo", "http://127.0.0.1:1", "http://[::1]:1", "http://localhost"])
-def test_credential_is_sent_with_tls_or_within_this_machine(url: str) -> None:
+def test_credential_is_sent_over_tls_or_to_loopback(url: str) -> None:
     assert for_url(Credential(token=Secret("t")), url, plain_loopback=True) == Credential(token=Secret("t"))
 
 

@@ -94,7 +94,7 @@ async def test_exec_plugin_gets_arguments_environment_and_cluster_info(script: S
     }
 
 
-async def test_exec_plugin_relative_to_kubeconfig_gets_its_cluster(script: Script, tmp_path: Path) -> None:
+async def test_exec_plugin_with_path_relative_to_kubeconfig_gets_cluster_info(script: Script, tmp_path: Path) -> None:
     script.does(
         'printf \'{"apiVersion":"client.authentication.k8s.io/v1","kind":"ExecCredential","status":{"token":"%s"}}\' '
         '"$(printf "%s" "$KUBERNETES_EXEC_INFO" | base64 | tr -d "\\n")"'
@@ -122,7 +122,7 @@ users: [{{name: x, user: {{exec: {{apiVersion: {V1}, command: ./login, provideCl
     }
 
 
-async def test_plugin_inherits_no_settings_or_secrets_of_other_programs(
+async def test_exec_plugin_inherits_only_allowed_environment_variables(
     script: Script, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("MILO_DISCOVERYD_LOG__LEVEL", "OTEL_EXPORTER_OTLP_HEADERS", "DATABASE_PASSWORD", "XPATH"):
@@ -331,5 +331,5 @@ def test_exec_plugin_error_masks_secrets(stderr: str | bytes, shown: str) -> Non
     assert redacted(stderr.encode() if isinstance(stderr, str) else stderr) == shown
 
 
-def test_exec_plugin_error_is_truncated_to_its_end() -> None:
+def test_long_exec_plugin_error_keeps_only_its_end() -> None:
     assert redacted(b"word " * 1000 + b"last") == "..." + ("word " * 1000 + "last")[-500:]

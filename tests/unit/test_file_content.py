@@ -70,7 +70,7 @@ def test_file_change_that_stat_does_not_show_is_read_within_a_minute(
     assert content.read() == b"two"
 
 
-def test_file_written_in_place_takes_effect_once_it_is_settled(path: Path) -> None:
+def test_file_written_in_place_takes_effect_once_it_stops_changing(path: Path) -> None:
     clock = Clock()
     path.write_text("one token")
     content = FileContent(path, clock)
@@ -83,7 +83,7 @@ def test_file_written_in_place_takes_effect_once_it_is_settled(path: Path) -> No
     assert content.read() == b"another token"
 
 
-def test_file_renamed_to_its_name_takes_effect_at_once(path: Path) -> None:
+def test_file_replaced_by_rename_takes_effect_at_once(path: Path) -> None:
     clock = Clock()
     path.write_text("one")
     content = FileContent(path, clock)

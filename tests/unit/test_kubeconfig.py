@@ -57,7 +57,7 @@ def test_local_kubeconfig_may_name_files_a_proxy_and_a_plugin() -> None:
 
 
 @pytest.mark.parametrize("policy", [LOCAL, STATED, RECEIVED])
-def test_inline_data_is_read_under_every_policy_with_a_user(policy: Policy) -> None:
+def test_inline_data_is_read_under_every_policy_that_allows_a_user(policy: Policy) -> None:
     cluster = {"certificate-authority-data": encoded("CA")}
     user = {"client-certificate-data": encoded("CERT"), "client-key-data": encoded("KEY"), "token": " t "}
     found = parse(content(cluster=cluster, user=user)).select(policy)
@@ -195,7 +195,7 @@ def test_kubeconfig_parser_raises_only_kubeconfig_errors_for_any_document(cluste
                 parse(json.dumps(body).encode()).select(policy)
 
 
-def test_merged_kubeconfig_uses_the_first_entry_of_a_name_with_paths_relative_to_its_file() -> None:
+def test_merged_kubeconfig_uses_first_entry_of_a_name_and_resolves_paths_against_its_file() -> None:
     plugin = {"apiVersion": V1, "command": "bin/login"}
     first = document(user={"tokenFile": "token", "exec": plugin})
     second = {**document(cluster={"server": "https://later.test"}), "current-context": "there"}
@@ -216,7 +216,7 @@ def test_merged_kubeconfig_uses_the_first_entry_of_a_name_with_paths_relative_to
     assert merged([]).current_context == ""
 
 
-def test_policy_with_impersonation_accepts_a_user_and_refuses_groups_without_one() -> None:
+def test_policy_with_impersonation_accepts_a_user_and_refuses_groups_without_a_user() -> None:
     acting = Policy(cluster=frozenset({"server"}), user=frozenset({"token"}) | act_as.FIELDS)
     found = parse(content(user={"token": "t", "as": "ann"})).select(acting)
     assert found.act_as == ActAs(user="ann")
@@ -265,7 +265,7 @@ def test_received_kubeconfig_has_its_contexts_as_entries() -> None:
 
 
 @pytest.mark.parametrize("server", ["https://a.test\n", "https://a.t\rest", "\x01https://a.test", " https://a.test"])
-def test_server_with_spaces_or_controls_is_refused(server: str) -> None:
+def test_server_with_spaces_or_control_characters_is_refused(server: str) -> None:
     assert kubeconfig.server_problem(server) == "has a space or a control character"
 
 

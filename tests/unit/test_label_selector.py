@@ -109,7 +109,7 @@ def test_invalid_selector_names_problem_and_position(selector: str, problem: str
         ("a in (b,)", "a in (,b)"),
     ],
 )
-def test_equal_selectors_have_the_same_text(selector: str, canonical: str) -> None:
+def test_equivalent_selectors_have_the_same_canonical_text(selector: str, canonical: str) -> None:
     assert str(parse(selector)) == canonical
     assert str(parse(canonical)) == canonical
 

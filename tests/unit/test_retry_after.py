@@ -30,7 +30,7 @@ NOW = datetime(2026, 1, 1, 12, 0, 0, tzinfo=UTC)
     ],
     ids=lambda value: str(value)[:40],
 )
-def test_retry_after_accepts_seconds_and_dates_and_ignores_the_rest(text: str, wanted: float | None) -> None:
+def test_retry_after_accepts_seconds_and_dates_and_ignores_other_values(text: str, wanted: float | None) -> None:
     assert stated({"Retry-After": text}, NOW) == wanted
 
 

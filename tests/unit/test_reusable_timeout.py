@@ -37,7 +37,7 @@ def test_timeout_fires_at_deadline() -> None:
     assert timed_out_at(waits) == 5.0
 
 
-def test_timeout_of_next_wait_is_independent() -> None:
+def test_timeout_of_next_wait_is_independent_of_earlier_waits() -> None:
     async def waits(kept: Deadline) -> None:
         for _ in range(10):
             kept.set(now() + 5.0)
@@ -49,7 +49,7 @@ def test_timeout_of_next_wait_is_independent() -> None:
     assert timed_out_at(waits) == 45.0
 
 
-def test_timeout_of_next_wait_may_be_earlier() -> None:
+def test_timeout_of_next_wait_may_be_earlier_than_the_previous_timeout() -> None:
     async def waits(kept: Deadline) -> None:
         kept.set(100.0)
         await asyncio.sleep(1.0)
@@ -79,7 +79,7 @@ def test_timeout_can_be_expired_early() -> None:
     assert timed_out_at(waits) == 1.0
 
 
-def test_early_end_of_an_expiring_timeout_has_no_effect() -> None:
+def test_expiring_a_timeout_early_has_no_effect_once_it_fired() -> None:
     async def waits(kept: Deadline) -> None:
         kept.set(5.0)
         try:

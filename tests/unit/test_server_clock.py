@@ -21,7 +21,9 @@ DATE = "Fri, 15 Jan 2027 12:00:00 GMT"
     ],
     ids=["equal", "within the request", "slow here", "fast here", "slow response"],
 )
-def test_clock_is_compared_with_the_time_of_the_response(sent_at: float, received_at: float, ahead_s: float) -> None:
+def test_local_clock_is_compared_with_the_date_of_the_response(
+    sent_at: float, received_at: float, ahead_s: float
+) -> None:
     assert seconds_ahead(DATE, sent_at, received_at) == ahead_s
 
 

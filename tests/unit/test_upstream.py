@@ -127,13 +127,13 @@ def test_kubeconfig_exec_plugin_is_a_credential_provider(write: Write, tmp_path:
 
 
 @pytest.mark.parametrize("allowed", [(), ("login",), ("/bin/login",), ("./login -x",)])
-def test_kubeconfig_exec_plugin_not_allowed_is_not_run(write: Write, allowed: tuple[str, ...]) -> None:
+def test_kubeconfig_exec_plugin_that_is_not_allowed_is_not_run(write: Write, allowed: tuple[str, ...]) -> None:
     spec = {"apiVersion": "client.authentication.k8s.io/v1", "command": "./login", "args": ["-x"]}
     with pytest.raises(UpstreamError, match=r"exec_plugins does not allow: \./login"):
         load_kubeconfig(write(user={"exec": spec}), plugins=allowed)
 
 
-async def test_replaced_kubeconfig_exec_plugin_not_allowed_is_not_run(write: Write) -> None:
+async def test_exec_plugin_of_replaced_kubeconfig_is_not_run_if_not_allowed(write: Write) -> None:
     source = load_kubeconfig(write()).credentials
     write(user={"exec": {"apiVersion": "client.authentication.k8s.io/v1", "command": "./login"}})
     with pytest.raises(CredentialError, match="exec_plugins does not allow"):
@@ -160,14 +160,14 @@ async def test_kubeconfig_may_be_read_from_a_pipe(write: Write, tmp_path: Path) 
     assert await upstream.credentials.credential() == Credential(token=Secret("s3cret"))
 
 
-async def test_replaced_kubeconfig_with_new_credential_is_followed(write: Write) -> None:
+async def test_new_credential_in_replaced_kubeconfig_is_used(write: Write) -> None:
     source = load_kubeconfig(write()).credentials
     assert await source.credential() == Credential(token=Secret("s3cret"))
     write(user={"token": "renewed"})
     assert await source.credential() == Credential(token=Secret("renewed"))
 
 
-async def test_replaced_kubeconfig_with_new_server_is_not_followed(write: Write) -> None:
+async def test_replaced_kubeconfig_with_new_server_is_rejected(write: Write) -> None:
     source = load_kubeconfig(write()).credentials
     write(cluster={"server": "https://elsewhere"})
     for _ in range(2):
@@ -221,7 +221,7 @@ async def test_invalid_replacement_kubeconfig_is_reported_and_old_one_kept(write
         ),
     ],
 )
-def test_unsupported_kubeconfig_is_rejected_with_a_correction(
+def test_unsupported_kubeconfig_is_rejected_with_the_reason(
     write: Write, cluster: dict[str, Any], user: dict[str, Any] | None, complaint: str
 ) -> None:
     (problem,) = problems(write(cluster=cluster, user=user))

@@ -28,7 +28,7 @@ def test_check_counts_a_cluster_as_engaged_if_its_secret_contains_a_kubeconfig()
         assert len(found.others.get(ObjectState.NOT_READY, ())) == 1 - len(endpoints)
 
 
-def test_malformed_object_without_a_cluster_is_reported() -> None:
+def test_check_reports_malformed_object_that_belongs_to_no_cluster() -> None:
     followed = KeyedSource(by_secrets())
     members, secrets = followed.collections
     found = evaluate(followed, [[seen(members, metadata=METADATA)], [seen(secrets, data={"value": "!"})]])

@@ -27,7 +27,7 @@ def loaded(tmp_path: Path, text: str) -> Settings:
 
 
 @pytest.mark.parametrize("path", DEFINITIONS, ids=lambda path: path.stem)
-def test_shipped_definition_is_valid(path: Path) -> None:
+def test_source_definition_in_deploy_directory_is_valid(path: Path) -> None:
     settings = load({}, {}, path)
     (source,) = settings.sources
     assert isinstance(source.settings, DeclarativeKind) == (source.kind == "declarative")
@@ -43,7 +43,7 @@ def test_shipped_definition_is_valid(path: Path) -> None:
         ('template: "https://{spec.host}"', "secret_key: value", 2, "endpoint.secret_key: needs secret"),
     ],
 )
-def test_invalid_declaration_is_refused_with_its_line(
+def test_invalid_declaration_is_rejected_with_line_number(
     tmp_path: Path, before: str, after: str, line: int, words: str
 ) -> None:
     assert before in VALID

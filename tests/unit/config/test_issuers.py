@@ -80,7 +80,9 @@ def test_credential_issuer_types_are_parsed(tmp_path: Path) -> None:
         ("text", "must be a list of mappings"),
     ],
 )
-def test_invalid_credential_issuer_is_reported_with_place(tmp_path: Path, source: object, complaint: str) -> None:
+def test_invalid_credential_issuer_is_reported_with_file_line_and_key(
+    tmp_path: Path, source: object, complaint: str
+) -> None:
     with pytest.raises(ConfigError) as raised:
         loaded(tmp_path, source)
     (problem,) = raised.value.problems

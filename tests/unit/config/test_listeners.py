@@ -28,7 +28,7 @@ def problem(file: Path, *items: str) -> str:
     return expected.partition("key listen: ")[2]
 
 
-def test_listeners_accept_addresses_and_mappings_together(file: Path) -> None:
+def test_listen_setting_accepts_a_mix_of_addresses_and_mappings(file: Path) -> None:
     plain, unix, tcp = listeners(
         file,
         "unix:///run/a.sock",
@@ -67,7 +67,7 @@ def test_loopback_without_tls_must_be_requested_explicitly(file: Path) -> None:
         ('{address: "unix:///a", modus: "0600"}', "[0].modus: "),
     ],
 )
-def test_conflicting_listener_settings_are_reported_with_place(file: Path, item: str, expected: str) -> None:
+def test_conflicting_listener_settings_are_reported_with_config_path(file: Path, item: str, expected: str) -> None:
     file.write_text(f"listen: [{item}]")
     with pytest.raises(ConfigError) as caught:
         load({}, {}, file)

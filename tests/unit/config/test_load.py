@@ -60,7 +60,7 @@ def test_unset_flags_and_empty_environment_variables_are_ignored() -> None:
     assert load(flags, {"MILO_DISCOVERYD_MODE": ""}, None) == Settings()
 
 
-def test_empty_flags_of_a_manifest_do_not_override_settings_file(file: Path) -> None:
+def test_empty_flags_do_not_override_settings_file(file: Path) -> None:
     file.write_text("label_selector: a=b\ndiscovery_kubeconfig: /etc/kubeconfig\n")
     settings = load({"mode": "", "label_selector": "", "discovery_kubeconfig": ""}, {}, file)
     assert settings.sources[0].label_selector == "a=b"
@@ -74,13 +74,13 @@ def test_empty_file_has_no_settings(file: Path) -> None:
     assert load({}, {}, file) == Settings()
 
 
-def test_settings_file_words_are_not_converted_to_booleans_or_numbers(file: Path) -> None:
+def test_unquoted_strings_in_settings_file_are_not_converted_to_booleans_or_numbers(file: Path) -> None:
     file.write_text("mode: single\ncluster:\n  name: no\n  labels: {on: yes, version: 1.10}\n")
     settings = load({}, {}, file)
     assert settings.sources[0].settings == SingleKind(name="no", labels={"on": "yes", "version": "1.10"})
 
 
-def test_items_of_lists_and_mappings_in_a_variable_are_separated_by_commas() -> None:
+def test_lists_and_mappings_in_environment_variables_are_comma_separated() -> None:
     settings = load(
         {},
         {
@@ -101,7 +101,7 @@ def test_items_of_lists_and_mappings_in_a_variable_are_separated_by_commas() -> 
 
 @pytest.mark.parametrize("around", ["", "discovery:\n"])
 @pytest.mark.parametrize(("said", "mode"), [("true", "project-control-plane"), ("false", "project")])
-def test_legacy_operator_spellings_are_accepted(file: Path, around: str, said: str, mode: str) -> None:
+def test_legacy_operator_setting_names_are_accepted(file: Path, around: str, said: str, mode: str) -> None:
     indent = "  " if around else ""
     file.write_text(
         f"{around}{indent}internalServiceDiscovery: {said}\n"
@@ -113,26 +113,26 @@ def test_legacy_operator_spellings_are_accepted(file: Path, around: str, said: s
     assert settings.sources[0].project_kubeconfig is None
 
 
-def test_legacy_and_native_spelling_of_one_setting_conflict(file: Path) -> None:
+def test_setting_under_both_its_legacy_and_its_current_name_is_rejected(file: Path) -> None:
     file.write_text("mode: project\ninternalServiceDiscovery: true\n")
     assert problems(file=file) == (
         f"file {file} line 2 key internalServiceDiscovery: repeats file {file} line 1 key mode; remove one",
     )
 
 
-def test_value_of_legacy_setting_must_be_boolean(file: Path) -> None:
+def test_legacy_internal_service_discovery_setting_must_be_boolean(file: Path) -> None:
     file.write_text("discovery:\n  internalServiceDiscovery: maybe\n")
     assert problems(file=file) == (
         f'file {file} line 2 key discovery.internalServiceDiscovery: "maybe" must be true or false',
     )
 
 
-def test_flag_overrides_legacy_spelling(file: Path) -> None:
+def test_flag_overrides_setting_under_legacy_name(file: Path) -> None:
     file.write_text("internalServiceDiscovery: true\n")
     assert load({"mode": "single"}, {}, file).title == "single"
 
 
-def test_invalid_values_are_reported_together_with_place(file: Path) -> None:
+def test_all_invalid_settings_are_reported_at_once_with_their_location(file: Path) -> None:
     file.write_text("tombstones:\n  count: many\nwatch:\n  page_size: 0\nhearbeat_interval: 5s\n")
     found = problems(
         {"mode": "projct", "http_listen": "9464"},
@@ -161,7 +161,7 @@ def test_invalid_values_are_reported_together_with_place(file: Path) -> None:
         ("zzz: 1", "valid names are "),
     ],
 )
-def test_unknown_key_suggests_nearest(file: Path, written: str, meant: str) -> None:
+def test_error_for_unknown_key_suggests_nearest_key(file: Path, written: str, meant: str) -> None:
     file.write_text(written)
     (problem,) = problems(file=file)
     assert "is not a setting" in problem
@@ -214,7 +214,7 @@ def test_invalid_items_of_list_setting_are_each_reported() -> None:
     )
 
 
-def test_duplicate_and_missing_addresses_are_rejected() -> None:
+def test_duplicate_or_missing_listener_addresses_are_rejected() -> None:
     assert "several listeners with the address unix:///a" in problems({"listen": ("unix:///a", "unix:///a")})[0]
     assert "at least one address" in problems({}, {"MILO_DISCOVERYD_LISTEN": ","}, None)[0]
 

@@ -117,7 +117,9 @@ def test_rule_accepts_keywords_everybody_all_and_none(tmp_path: Path) -> None:
     ],
     ids=lambda value: str(value)[:40],
 )
-def test_invalid_rights_rule_is_reported_with_place(tmp_path: Path, said: dict[str, object], complaint: str) -> None:
+def test_invalid_rights_rule_is_reported_with_config_path(
+    tmp_path: Path, said: dict[str, object], complaint: str
+) -> None:
     (problem,) = refusal(tmp_path, {**BASE, **said})
     assert complaint in problem
 
@@ -127,7 +129,7 @@ def test_duplicate_rule_names_are_rejected(tmp_path: Path) -> None:
     assert "has several rules with the name" in problem
 
 
-def test_rule_after_a_catch_all_is_rejected(tmp_path: Path) -> None:
+def test_rule_after_a_catch_all_rule_is_rejected(tmp_path: Path) -> None:
     (problem,) = refusal(tmp_path, {"name": "rest", "who": "everybody", "clusters": "none"}, BASE)
     assert "has rules after 'rest', which matches every caller" in problem
     assert "shop would never apply; move 'rest' to the end" in problem

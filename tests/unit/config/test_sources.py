@@ -46,7 +46,7 @@ def test_each_cluster_source_has_its_own_settings(tmp_path: Path) -> None:
     assert settings.title == "sources"
 
 
-def test_empty_sidecar_flags_do_not_override_sources(tmp_path: Path) -> None:
+def test_empty_flags_do_not_override_sources_in_settings_file(tmp_path: Path) -> None:
     file = tmp_path / "config.yaml"
     file.write_text(f"listen: [unix:///run/other/discovery.sock]{TWO}")
     kubeconfigs: dict[str, object] = dict.fromkeys(("discovery_kubeconfig", "project_kubeconfig"), "")
@@ -61,7 +61,7 @@ def test_settings_without_sources_have_one_unnamed_source() -> None:
     assert settings.title == "single"
 
 
-def test_single_source_in_sources_list_has_its_name(tmp_path: Path) -> None:
+def test_single_source_in_sources_list_keeps_its_name(tmp_path: Path) -> None:
     file = tmp_path / "config.yaml"
     file.write_text("sources: [{name: milo, kind: single}]")
     assert [(source.name, source.kind) for source in load({}, {}, file).sources] == [("milo", "single")]
@@ -86,7 +86,7 @@ def test_single_source_in_sources_list_has_its_name(tmp_path: Path) -> None:
         ({"mode": "declarative", "declarative": DECLARED}, {"kind": "declarative", "settings": DECLARED}),
     ],
 )
-def test_flat_settings_are_those_of_a_source_without_a_name(
+def test_top_level_settings_configure_a_single_unnamed_source(
     tmp_path: Path, flat: dict[str, Any], item: dict[str, Any]
 ) -> None:
     def loaded(given: dict[str, Any]) -> Settings:
@@ -123,7 +123,7 @@ def test_bearer_tokens_are_reviewed_by_the_watched_server_unless_another_is_conf
         ("sources: [{name: a, kind: project, credentials: none}]", 'sources: "none" is not the name of one of'),
     ],
 )
-def test_invalid_sources_are_rejected_with_place(tmp_path: Path, text: str, expected: str) -> None:
+def test_invalid_sources_are_rejected_with_config_path(tmp_path: Path, text: str, expected: str) -> None:
     (problem,) = problems(tmp_path, text)
     assert problem.startswith(expected)
 
@@ -134,14 +134,14 @@ kubeconfigs:
 """
 
 
-def test_credential_issuers_must_name_their_sources_if_there_are_several(tmp_path: Path) -> None:
+def test_credential_issuer_must_name_its_sources_if_several_are_configured(tmp_path: Path) -> None:
     complaint = "kubeconfigs.issuers: t: set its sources, because several sources are configured"
     assert problems(tmp_path, TWO + KUBECONFIGS % "") == [complaint]
     (problem,) = problems(tmp_path, TWO + KUBECONFIGS % ", sources: [mlo]")
     assert problem == 'kubeconfigs.issuers: t: "mlo" is not the name of one of sources; configured: milo, dns'
 
 
-def test_project_kubeconfig_credential_for_several_sources_is_rejected(tmp_path: Path) -> None:
+def test_project_kubeconfig_issuer_for_several_sources_is_rejected(tmp_path: Path) -> None:
     source = "{name: p, type: project-kubeconfig, share_discovery_identity: true, sources: [milo, dns]}"
     (problem,) = problems(tmp_path, f"{TWO}\nkubeconfigs: {{issuers: [{source}]}}")
     assert problem == "kubeconfigs.issuers: p: a project-kubeconfig serves one source only; name one in sources"
@@ -250,7 +250,7 @@ rights:
 
 
 @pytest.mark.parametrize("name", ["milo#shop-1", "dns#shop-*", "milo#*", "*-prod", "m*"])
-def test_rules_name_clusters_with_their_source(tmp_path: Path, name: str) -> None:
+def test_rule_accepts_cluster_names_that_match_a_source(tmp_path: Path, name: str) -> None:
     file = tmp_path / "config.yaml"
     file.write_text(TWO + RULE % name)
     (rule,) = load({}, {}, file).rights
@@ -259,12 +259,12 @@ def test_rules_name_clusters_with_their_source(tmp_path: Path, name: str) -> Non
 
 
 @pytest.mark.parametrize("name", ["shop-1", "shop-*", "mlo#shop-1"])
-def test_cluster_name_in_a_rule_that_matches_no_source_is_rejected(tmp_path: Path, name: str) -> None:
+def test_rule_cluster_name_that_matches_no_source_is_rejected(tmp_path: Path, name: str) -> None:
     (problem,) = problems(tmp_path, TWO + RULE % name)
     assert problem == f'rights[0].clusters.names: "{name}" matches no cluster: it must begin with milo# or dns#'
 
 
-def test_cluster_name_with_a_source_in_a_rule_is_rejected_if_sources_have_no_names(tmp_path: Path) -> None:
+def test_rule_cluster_name_with_source_prefix_is_rejected_if_sources_have_no_names(tmp_path: Path) -> None:
     (problem,) = problems(tmp_path, RULE % "milo#shop-1")
     assert (
         problem

@@ -70,7 +70,7 @@ def test_host_schedule_probes_each_host_separately() -> None:
     assert [(change.name, change.incarnation) for change in changes] == [("b", 7)]
 
 
-def test_host_of_two_sources_is_probed_by_a_cluster_of_each() -> None:
+def test_host_shared_by_two_sources_is_probed_through_one_cluster_of_each_source() -> None:
     """Each source has its own credential issuers, and probes use the credentials that these issue."""
     schedule = hosts("eu#a", "eu#b", "us#a")
     probes = {probe.name: probe for probe in schedule.due(10.0)}

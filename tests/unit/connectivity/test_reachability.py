@@ -108,14 +108,14 @@ def test_short_probe_failure_is_not_reported() -> None:
     assert driver.run(60.0, ProbeReached()) == []
 
 
-def test_long_probe_failure_and_its_end_are_each_reported_once() -> None:
+def test_long_probe_failure_and_recovery_are_each_reported_once() -> None:
     driver = ScheduleDriver()
     driver.engage("alpha")
     assert driver.run(200.0, SICK) == ["alpha UNREACHABLE"]
     assert driver.run(60.0, ProbeReached()) == ["alpha REACHABLE"]
 
 
-def test_probes_of_one_host_are_spread_over_its_budget() -> None:
+def test_probes_of_one_host_stay_within_its_rate_limit() -> None:
     driver = ScheduleDriver()
     driver.engage(*(f"p-{number}" for number in range(1000)))
     driver.run(100.0, ProbeReached())
@@ -127,7 +127,7 @@ def test_probes_of_one_host_are_spread_over_its_budget() -> None:
     assert len(driver.probed) == pytest.approx(2000, rel=0.1)
 
 
-def test_probes_of_all_hosts_share_a_budget() -> None:
+def test_probes_of_all_hosts_share_a_rate_limit() -> None:
     driver = ScheduleDriver()
     for number in range(1000):
         driver.engage(f"p-{number}", host=f"h-{number}")
@@ -221,7 +221,7 @@ def test_probe_result_of_earlier_incarnation_is_ignored() -> None:
     assert after == Probe("alpha", 2, after.watch)
 
 
-def test_in_flight_probe_of_former_endpoint_is_ignored_for_new_endpoint() -> None:
+def test_result_of_in_flight_probe_is_ignored_after_endpoint_change() -> None:
     driver = ScheduleDriver()
     driver.engage("alpha")
     (before,) = driver.due()

@@ -67,7 +67,7 @@ def test_reachable_result_restarts_disengage_timer() -> None:
     assert set(fleet.given_up) == {"alpha"}
 
 
-def test_shared_host_outage_disengages_nothing() -> None:
+def test_shared_host_outage_disengages_no_cluster() -> None:
     fleet = ClusterFleet(well=40)
     for name in ("alpha", "beta", "gamma"):
         fleet.engage(name, host="shared", away=GONE)
@@ -75,7 +75,7 @@ def test_shared_host_outage_disengages_nothing() -> None:
     assert fleet.given_up == {}
 
 
-def test_cluster_unreachable_after_host_recovery_restarts_timer() -> None:
+def test_disengage_timer_restarts_for_cluster_still_unreachable_after_host_recovery() -> None:
     fleet = ClusterFleet(well=40)
     for name in ("alpha", "beta", "gamma"):
         fleet.engage(name, host="shared", away=GONE)

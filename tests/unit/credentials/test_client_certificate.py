@@ -36,7 +36,7 @@ def mounted(directory: Path, ca: trustme.CA, **differing: object) -> ClientCerti
     )
 
 
-async def test_certificate_has_name_and_requested_lifetime(tmp_path: Path) -> None:
+async def test_client_certificate_has_configured_names_and_requested_lifetime(tmp_path: Path) -> None:
     minted = await mounted(tmp_path, trustme.CA()).mint(WANTED)
     assert minted.credential.certificate is not None
     made = x509.load_pem_x509_certificate(minted.credential.certificate.chain)
@@ -50,7 +50,7 @@ async def test_certificate_has_name_and_requested_lifetime(tmp_path: Path) -> No
     assert made.not_valid_before_utc.timestamp() <= time.time() - SKEW_S + 1
 
 
-async def test_certificate_is_accepted_by_server_that_trusts_ca(tmp_path: Path) -> None:
+async def test_client_certificate_is_accepted_by_server_that_trusts_its_ca(tmp_path: Path) -> None:
     ca = trustme.CA()
     minted = await mounted(tmp_path, ca).mint(WANTED)
     async with ApiServer(answering(b"hello"), wants_client_certificate_of=ca) as server:
@@ -85,7 +85,7 @@ async def test_certificate_does_not_outlive_ca(tmp_path: Path) -> None:
         await mounted(tmp_path, authority, clock=lambda: ends + 1).mint(WANTED)
 
 
-async def test_client_certificate_is_signed_by_replaced_ca(tmp_path: Path) -> None:
+async def test_client_certificate_is_signed_by_new_ca_after_ca_files_are_replaced(tmp_path: Path) -> None:
     source = mounted(tmp_path, trustme.CA(organization_name="old"))
     await source.mint(WANTED)
     mounted(tmp_path, trustme.CA(organization_name="the new one"))

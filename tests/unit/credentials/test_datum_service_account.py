@@ -53,7 +53,7 @@ async def complaint(source: DatumServiceAccountIssuer) -> CredentialError:
     return raised.value
 
 
-def test_datum_access_token_has_identity_scope_and_takes_no_ttl() -> None:
+def test_datum_service_account_issuer_has_identity_scope_and_accepts_no_ttl() -> None:
     assert (DatumServiceAccountIssuer.scope, DatumServiceAccountIssuer.takes_ttl) == (Scope.IDENTITY, False)
 
 
@@ -68,7 +68,7 @@ async def test_key_file_is_exchanged_for_a_token(tmp_path: Path) -> None:
         assert sandbox.token_endpoint.answered == ["ok", "ok"]
 
 
-async def test_revoked_key_is_reported_with_its_account_and_replaced_key_file_is_used(tmp_path: Path) -> None:
+async def test_revoked_key_is_reported_with_its_account_until_key_file_is_replaced(tmp_path: Path) -> None:
     async with Sandbox() as sandbox:
         path = sandbox.write_service_account_key(tmp_path / "key.json")
         source = a_source(tmp_path, path, sandbox.ca_pem)
@@ -82,7 +82,7 @@ async def test_revoked_key_is_reported_with_its_account_and_replaced_key_file_is
         assert isinstance(await source.mint(WANTED), IssuedCredential)
 
 
-async def test_assertion_with_the_time_of_a_wrong_clock_is_rejected(tmp_path: Path) -> None:
+async def test_assertion_signed_with_wrong_clock_time_is_rejected(tmp_path: Path) -> None:
     async with Sandbox() as sandbox:
         path = sandbox.write_service_account_key(tmp_path / "key.json")
         for now in (time.time() - 120, time.time() + 120):
@@ -106,7 +106,7 @@ async def test_loopback_token_endpoint_requires_ca(tmp_path: Path) -> None:
         assert isinstance(await complaint(source), UnfitError)
 
 
-async def test_token_endpoint_with_untrusted_ca_receives_nothing(tmp_path: Path) -> None:
+async def test_token_endpoint_with_untrusted_certificate_receives_no_request(tmp_path: Path) -> None:
     async with Sandbox() as sandbox:
         source = a_source(
             tmp_path, sandbox.write_service_account_key(tmp_path / "key.json"), trustme.CA().cert_pem.bytes()
@@ -164,14 +164,14 @@ async def test_overloaded_token_endpoint_sets_retry_after(tmp_path: Path) -> Non
     assert error.retry_after_s == 7
 
 
-async def test_token_for_other_audience_is_rejected(tmp_path: Path) -> None:
+async def test_token_for_unexpected_audience_is_rejected(tmp_path: Path) -> None:
     given = {"access_token": jwt(exp=time.time() + 600, aud="theirs"), "expires_in": 600}
     async with endpoint_and_source(tmp_path, responding(given)) as (server, _):
         source = a_source(tmp_path, tmp_path / "key.json", server.pem, audiences=["ours"])
         assert "an audience other than ours" in str(await complaint(source))
 
 
-async def test_token_request_is_a_form_with_grant_assertion_and_scope(tmp_path: Path) -> None:
+async def test_token_request_is_a_form_with_grant_type_assertion_and_scope(tmp_path: Path) -> None:
     async def answer(request: web.Request) -> web.Response:
         form.update(dict(await request.post()))
         return web.json_response({"access_token": "t", "expires_in": 60})
@@ -195,7 +195,7 @@ async def test_token_request_is_a_form_with_grant_assertion_and_scope(tmp_path: 
         ({"client_id": None}, "Expected `str`, got `null`"),
     ],
 )
-async def test_invalid_key_file_is_rejected_with_problem(
+async def test_invalid_key_file_field_is_reported_without_quoting_its_value(
     tmp_path: Path, change: dict[str, object], expected: str
 ) -> None:
     async with Sandbox() as sandbox:

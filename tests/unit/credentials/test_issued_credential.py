@@ -58,7 +58,7 @@ def test_issued_credential_expires_at_the_earliest_expiry_of_its_parts() -> None
         assert not validate(both, NOW, origin="it", expires_at=NOW + stated).is_endless
 
 
-def test_credential_without_an_expiry_is_endless_and_read_again_within_an_hour() -> None:
+def test_credential_without_expiry_never_expires_and_is_reread_within_an_hour() -> None:
     endless = validate(token("opaque"), NOW, origin="it", longest_s=math.inf)
     assert (endless.is_endless, endless.life_s) == (True, UNSTATED_LIFE_S)
 
@@ -132,7 +132,7 @@ def test_credential_that_expires_after_the_year_9999_is_rejected(exp: float) -> 
         validate(token(jwt(exp=exp)), NOW, origin="it", longest_s=math.inf)
 
 
-def test_issued_token_for_other_audience_or_subject_is_rejected() -> None:
+def test_issued_token_for_unexpected_audience_or_subject_is_rejected() -> None:
     mine = token(jwt(exp=NOW + 600, aud=["milo", "other"], sub="me"))
     assert validate(mine, NOW, origin="it", audiences=["milo"], subject="me").life_s == 600
     with pytest.raises(BackendError, match=r"^it returned a token for an audience other than datum, milo$"):
@@ -159,7 +159,7 @@ def test_fingerprints_of_credentials_differ_and_their_repr_hides_the_token() -> 
     ),
     st.one_of(st.none(), st.floats()),
 )
-def test_token_of_an_issuer_is_valid_and_short_lived_or_rejected(
+def test_issued_token_is_either_rejected_or_valid_and_short_lived(
     claims: dict[str, object], expires_at: float | None
 ) -> None:
     minted: IssuedCredential | None = None

@@ -26,11 +26,11 @@ def test_jwt_audience_may_be_a_string_or_missing() -> None:
 
 
 @pytest.mark.parametrize("sub", ["???", "a???", "aa???", "~~~", "a~~~", "aa~~~"])
-def test_jwt_claims_are_encoded_for_urls(sub: str) -> None:
+def test_jwt_claims_are_decoded_from_url_safe_base64(sub: str) -> None:
     assert jwt.claims(made(sub=sub)) == jwt.JwtClaims(sub=sub)
 
 
-def test_token_of_other_length_has_no_claims() -> None:
+def test_token_that_is_too_long_or_without_exactly_three_parts_has_no_claims() -> None:
     longest = made(sub="a")
     longest += "x" * (jwt.MAX_LENGTH - len(longest))
     assert jwt.claims(longest) == jwt.JwtClaims(sub="a")

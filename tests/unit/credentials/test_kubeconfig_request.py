@@ -99,7 +99,7 @@ async def test_kubeconfig_request_error_does_not_quote_the_credential(
     assert CANARY not in str(raised.value)
 
 
-async def test_kubeconfig_request_answer_without_a_credential_is_rejected() -> None:
+async def test_kubeconfig_request_response_without_a_credential_is_rejected() -> None:
     document = {
         "current-context": "c",
         "contexts": [{"name": "c", "context": {"user": "u"}}],
@@ -110,7 +110,7 @@ async def test_kubeconfig_request_answer_without_a_credential_is_rejected() -> N
         await a_source(ScriptedApi(answer(kubeconfig=content))).mint(wanted())
 
 
-async def test_kubeconfig_request_for_restored_cluster_fails_before_its_object_is_seen() -> None:
+async def test_kubeconfig_request_for_restored_cluster_fails_until_its_object_is_received() -> None:
     api = ScriptedApi()
     with pytest.raises(BackendError, match="has not been received"):
         await a_source(api).mint(MintRequest(ttl_s=600, cluster=engaged()))

@@ -74,7 +74,7 @@ async def test_kubeconfig_secret_path_follows_configured_namespace_name_and_key(
     assert api.asked == [("GET", "/api/v1/namespaces/p-alpha/secrets/access")]
 
 
-async def test_secret_with_long_lived_certificate_requires_setting() -> None:
+async def test_secret_with_long_lived_certificate_requires_allow_long_lived_setting() -> None:
     answer = secret(kubeconfig(pair(NOW + 90 * 86400)))
     with pytest.raises(UnfitError, match=r"is valid for 90 days.*allow_long_lived"):
         await a_source(ScriptedApi(answer)).mint(WANTED)
@@ -134,7 +134,7 @@ async def test_invalid_project_uid_cannot_change_the_path_of_the_kubeconfig_secr
     assert not api.asked
 
 
-async def test_kubeconfig_secret_is_found_by_the_object_of_a_declared_cluster() -> None:
+async def test_kubeconfig_secret_of_declared_cluster_is_found_by_object_namespace_and_name() -> None:
     content = yaml.safe_load(kubeconfig(pair(NOW + 600)))
     content["clusters"] = [{"name": "k", "cluster": {"certificate-authority-data": base64.b64encode(b"CA").decode()}}]
     api = ScriptedApi(secret(yaml.safe_dump(content), key="value"))
@@ -145,7 +145,7 @@ async def test_kubeconfig_secret_is_found_by_the_object_of_a_declared_cluster() 
     assert issued.authorities == b"CA"
 
 
-async def test_kubeconfig_secret_that_the_object_names_is_used() -> None:
+async def test_kubeconfig_secret_named_in_the_object_is_used() -> None:
     api = ScriptedApi(secret(kubeconfig(pair(NOW + 600))))
     target = DeclaredTarget(
         name="n.a", uid="u", place=("https://a",), object_namespace="n", object_name="a", secret=("fleet", "a-admin")
@@ -162,7 +162,7 @@ async def test_kubeconfig_secret_of_restored_cluster_is_not_read_before_its_obje
     assert not api.asked
 
 
-async def test_invalid_ca_is_rejected() -> None:
+async def test_kubeconfig_secret_with_invalid_ca_is_rejected() -> None:
     content = yaml.safe_load(kubeconfig(pair(NOW + 600)))
     content["clusters"] = [{"name": "k", "cluster": {"certificate-authority-data": "!"}}]
     with pytest.raises(CredentialError, match="certificate-authority-data that is not valid base64"):
@@ -228,7 +228,7 @@ async def test_secret_key_that_the_object_references_is_used() -> None:
     await a_source(api, reading="{secret_key}").mint(MintRequest(ttl_s=600, cluster=engaged(target)))
 
 
-async def test_token_without_an_expiry_requires_setting_and_is_issued_for_an_hour() -> None:
+async def test_token_without_expiry_requires_allow_long_lived_setting_and_is_issued_for_an_hour() -> None:
     answer = secret(kubeconfig({"token": "kubeconfig-u-1:opaque"}))
     with pytest.raises(UnfitError, match=r"without an expiry.*allow_long_lived"):
         await a_source(ScriptedApi(answer)).mint(WANTED)
@@ -244,7 +244,7 @@ def kubeconfig_of(**cluster: Any) -> Answer:
 CA = "-----BEGIN CERTIFICATE-----\nQ0E=\n-----END CERTIFICATE-----\n"
 
 
-async def test_kubeconfig_secret_in_a_namespace_of_its_own_determines_the_server() -> None:
+async def test_kubeconfig_secret_in_a_dedicated_namespace_determines_the_server() -> None:
     authorities = base64.b64encode(CA.encode()).decode()
     stated = {"server": "https://10.0.0.7:6443/", "certificate-authority-data": authorities, "tls-server-name": "own"}
     minted = await a_source(ScriptedApi(kubeconfig_of(**stated)), states_server=True).mint(WANTED)

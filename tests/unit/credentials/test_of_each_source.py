@@ -9,7 +9,7 @@ from milo_discoveryd.daemon_errors import BackendError
 from tests.unit.credentials.backend import ALPHA, ScriptedApi, answering, engaged
 
 
-async def test_credential_is_read_at_the_api_server_of_the_clusters_source() -> None:
+async def test_credential_is_read_from_the_api_server_of_the_cluster_source() -> None:
     apis = {name: ScriptedApi(answering(404, {})) for name in ("eu", "us")}
     issuer = EachSourceIssuer(
         {

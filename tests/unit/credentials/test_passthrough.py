@@ -61,7 +61,7 @@ def plugin(directory: Path, status: dict[str, Any]) -> str:
     return str(path)
 
 
-async def test_token_file_is_passed_through_and_followed(tmp_path: Path) -> None:
+async def test_token_file_is_passed_through_and_reread_when_replaced(tmp_path: Path) -> None:
     file = tmp_path / "token"
     file.write_text(jwt(exp=time.time() + 600))
     source = own_user(saved(tmp_path, {"tokenFile": str(file)}))
@@ -140,7 +140,9 @@ PROJECT = Upstream(
 
 
 @pytest.mark.parametrize("per_cluster", [False, True])
-async def test_exec_issuer_passes_the_server_of_the_credential_to_its_plugin(tmp_path: Path, per_cluster: bool) -> None:
+async def test_exec_issuer_tells_its_plugin_which_server_the_credential_is_for(
+    tmp_path: Path, per_cluster: bool
+) -> None:
     script = tmp_path / "login"
     token = jwt(exp=time.time() + 600)
     answer = json.dumps({"apiVersion": V1, "kind": "ExecCredential", "status": {"token": token}})

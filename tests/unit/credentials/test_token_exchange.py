@@ -107,7 +107,7 @@ async def test_renewed_subject_token_is_used(tmp_path: Path) -> None:
         (None, {"grant": "other"}, "(unsupported_grant_type): the endpoint does not support this grant"),
     ],
 )
-async def test_error_of_the_token_endpoint_contains_a_fix(
+async def test_token_endpoint_error_is_reported_with_the_subject_token_file(
     tmp_path: Path, audiences: list[str] | None, request_: dict[str, Any], expected: str
 ) -> None:
     async with Sandbox() as sandbox:
@@ -137,7 +137,7 @@ async def test_unusable_subject_token_is_not_sent(tmp_path: Path, token: str, ex
         assert not received
 
 
-async def test_exchange_request_has_all_parameters(tmp_path: Path) -> None:
+async def test_exchange_request_has_all_configured_parameters(tmp_path: Path) -> None:
     async with recording() as (server, received):
         request = {
             "audiences": ("milo", "other"),
@@ -249,7 +249,7 @@ async def test_token_of_unaccepted_type_or_audience_is_rejected(
         assert expected in str(await complaint(issuer))
 
 
-async def test_jwt_that_is_no_access_token_is_accepted_as_bearer_token(tmp_path: Path) -> None:
+async def test_jwt_that_is_not_an_access_token_is_accepted_as_bearer_token(tmp_path: Path) -> None:
     given = {"access_token": jwt(exp=time.time() + 600), "token_type": "N_A", "issued_token_type": JWT}
     async with ApiServer(responding(**given)) as server:
         minted = await an_issuer(tmp_path, f"{server.url}/token", server.pem, "opaque").mint(WANTED)

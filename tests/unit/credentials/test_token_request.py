@@ -106,7 +106,9 @@ async def test_credential_request_after_revocation_creates_no_secret(sandbox: Sa
     assert not sandbox.infrastructure.secret_names()
 
 
-async def test_revocation_of_former_incarnation_keeps_tokens_of_the_next(sandbox: Sandbox, api: Transport) -> None:
+async def test_revocation_for_former_incarnation_keeps_tokens_of_next_incarnation(
+    sandbox: Sandbox, api: Transport
+) -> None:
     source = a_source(api)
     old = (await source.mint(WANTED)).credential.token
     new = (await source.mint(MintRequest(ttl_s=900, cluster=engaged(ALPHA, 2)))).credential.token
@@ -118,7 +120,7 @@ async def test_revocation_of_former_incarnation_keeps_tokens_of_the_next(sandbox
         sandbox.tokens.subject(old.reveal())
 
 
-async def test_revocation_after_a_restart_includes_earlier_tokens_of_the_same_run_identity(
+async def test_revocation_after_restart_with_same_run_id_includes_earlier_tokens(
     sandbox: Sandbox, api: Transport
 ) -> None:
     before = (await a_source(api).mint(WANTED)).credential.token
@@ -130,7 +132,7 @@ async def test_revocation_after_a_restart_includes_earlier_tokens_of_the_same_ru
     assert not sandbox.infrastructure.secret_names()
 
 
-async def test_daemons_with_one_service_account_do_not_revoke_each_others_tokens(
+async def test_daemons_that_share_a_service_account_do_not_revoke_each_others_tokens(
     sandbox: Sandbox, api: Transport
 ) -> None:
     one, other = a_source(api, run="one"), a_source(api, run="other")
@@ -145,7 +147,7 @@ async def test_daemons_with_one_service_account_do_not_revoke_each_others_tokens
     assert not sandbox.infrastructure.secret_names()
 
 
-async def test_objects_that_claim_one_project_do_not_share_a_secret(sandbox: Sandbox, api: Transport) -> None:
+async def test_objects_that_claim_the_same_project_do_not_share_a_secret(sandbox: Sandbox, api: Transport) -> None:
     source = a_source(api)
     ours = (await source.mint(MintRequest(ttl_s=900, cluster=engaged(ALPHA, 1, object_uid="bank")))).credential.token
     await source.mint(MintRequest(ttl_s=900, cluster=engaged(ALPHA, 2, object_uid="shop")))
@@ -175,7 +177,7 @@ async def test_secret_is_deleted_with_its_uid_as_precondition() -> None:
     assert json.loads(api.bodies[-1])["preconditions"] == {"uid": "s1"}
 
 
-async def test_secret_is_replaced_after_a_day_and_old_secrets_of_any_run_are_deleted_after_two(
+async def test_secret_is_replaced_after_a_day_and_old_secrets_of_any_run_are_deleted_after_two_days(
     sandbox: Sandbox, api: Transport
 ) -> None:
     now = time.time()
@@ -306,7 +308,7 @@ async def test_failed_token_request_is_reported_without_quoting_the_response(
 
 
 @pytest.mark.parametrize("bound", [True, False])
-async def test_error_of_a_server_without_token_request_contains_the_cause(bound: bool) -> None:
+async def test_error_from_server_without_token_request_api_contains_the_cause(bound: bool) -> None:
     answers = [LISTED, SECRET] if bound else []
     source = a_source(ScriptedApi(*answers, answering(404, {})), bound=bound)
     with pytest.raises(BackendError, match="Milo's own API server serves no TokenRequest"):
@@ -328,7 +330,7 @@ async def test_retry_of_token_request_without_service_account_creates_no_further
     assert api.asked.count(CREATE_SECRET) == 1
 
 
-async def test_secret_with_another_uid_is_replaced() -> None:
+async def test_bound_secret_recreated_with_another_uid_is_replaced() -> None:
     api = ScriptedApi(LISTED, SECRET, answering(500, {}))
     source = a_source(api)
     with pytest.raises(BackendError, match="answered 500"):
@@ -359,7 +361,9 @@ async def test_bound_secret_name_is_safe_for_hostile_uid() -> None:
     assert json.loads(api.bodies[0])["metadata"]["name"].replace("-", "").isalnum()
 
 
-async def test_member_revokes_tokens_of_other_members_for_its_clusters(sandbox: Sandbox, api: Transport) -> None:
+async def test_member_revokes_tokens_that_other_members_issued_for_its_clusters(
+    sandbox: Sandbox, api: Transport
+) -> None:
     former = a_source(api, run="1", group="ops", member="operator-0")
     tokens = [(await former.mint(MintRequest(ttl_s=900, cluster=engaged(of)))).credential.token for of in (ALPHA, BETA)]
     other_group = (await a_source(api, run="2", group="other").mint(WANTED)).credential.token

@@ -36,7 +36,7 @@ def kinds(events: list[Event]) -> list[tuple[EventType, DisengageReason | None]]
     return [(event.type, event.reason) for event in events]
 
 
-def test_cluster_of_another_member_is_known_and_not_engaged() -> None:
+def test_cluster_of_another_member_is_unassigned_and_not_engaged() -> None:
     fleet = assigned_to("b")
     assert fleet.commit([ready()], at(0)) == []
     assert (record(fleet).state, record(fleet).message) == (ObjectState.UNASSIGNED, "b owns it")
@@ -55,7 +55,7 @@ def test_cluster_is_engaged_once_it_is_assigned() -> None:
     assert fleet.reassign("a", 30.0, at(3)) == []
 
 
-def test_cluster_of_another_member_follows_state_of_its_object_without_events() -> None:
+def test_object_state_of_another_members_cluster_is_tracked_without_events() -> None:
     fleet = assigned_to("b")
     fleet.commit([ready()], at(0))
     assert fleet.commit([not_ready()], at(1)) == []
@@ -67,7 +67,7 @@ def test_cluster_of_another_member_follows_state_of_its_object_without_events() 
     assert fleet.commit([malformed(version="10")], at(3)) == []
 
 
-def test_moved_cluster_is_disengaged_at_once_without_subscribers_that_confirm() -> None:
+def test_moved_cluster_is_disengaged_at_once_if_no_subscriber_confirms_releases() -> None:
     fleet = registry()
     fleet.commit([ready()], at(0))
     assigned_to("b", fleet)

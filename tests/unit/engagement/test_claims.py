@@ -103,7 +103,7 @@ def test_earlier_uid_claim_wins_and_later_object_is_malformed() -> None:
     assert fleet.state("bank") is ObjectState.READY
 
 
-def test_object_that_changes_its_uid_claim_to_a_taken_one_keeps_its_cluster() -> None:
+def test_object_that_switches_to_an_already_claimed_uid_keeps_its_cluster() -> None:
     fleet = registry_with(claims("bank"), claims("shop-x", "uid-of-shop"))
     assert fleet.observe(claims("shop-x", BANK, "2")) == []
     (shop,) = (cluster for cluster in fleet.engagements.clusters() if cluster.target.name == "shop-x")
@@ -134,7 +134,7 @@ def test_object_without_a_uid_label_claims_its_own_uid() -> None:
 
 
 @pytest.mark.parametrize("names", [("bank", "shop-x"), ("shop-x", "bank")])
-def test_conflicting_uid_claims_of_one_list_are_all_rejected(names: Iterable[str]) -> None:
+def test_conflicting_uid_claims_in_one_list_are_all_rejected(names: Iterable[str]) -> None:
     fleet = RecordingRegistry()
     fleet.observe(*(claims(name) for name in names), listed=True)
     fleet.list_ended()
@@ -151,7 +151,7 @@ def test_list_with_both_claimants_keeps_the_earlier_uid_claim() -> None:
     assert fleet.engaged_names() == {"bank"}
 
 
-def test_object_with_two_conflicting_uid_claims_is_engaged_once_both_ended() -> None:
+def test_object_is_engaged_once_both_conflicting_uid_claims_have_ended() -> None:
     fleet = RecordingRegistry()
     fleet.observe(claims("bank"), claims("shop-x"), claims("shop-y"), listed=True)
     assert fleet.engaged_names() == set()
@@ -160,7 +160,7 @@ def test_object_with_two_conflicting_uid_claims_is_engaged_once_both_ended() -> 
     assert fleet.observe(deleted("shop-y")) == [(EventType.ENGAGED, "bank")]
 
 
-def test_comparisons_of_claims_on_one_value_grow_linearly(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_number_of_claim_comparisons_grows_linearly_with_claims_on_one_value(monkeypatch: pytest.MonkeyPatch) -> None:
     compared = 0
     precedes = ValueClaims._precedes
 
@@ -193,7 +193,7 @@ def test_object_is_engaged_when_the_conflicting_uid_claim_ends() -> None:
     ]
 
 
-def test_uid_claim_is_released_before_another_cluster_is_engaged_by_it() -> None:
+def test_update_that_releases_a_uid_precedes_engagement_of_the_next_claimant() -> None:
     fleet = registry_with(claims("shop-x"), claims("bank"))
     assert fleet.observe(claims("shop-x", "uid-of-shop", "2")) == [
         (EventType.UPDATED, "shop-x"),
@@ -229,7 +229,7 @@ def test_earlier_uid_claim_is_kept_when_a_later_claim_ends() -> None:
     assert fleet.engaged_names() == {"bank"}
 
 
-def test_object_disengaged_by_uid_conflict_names_the_contested_uid() -> None:
+def test_message_of_object_disengaged_by_uid_conflict_names_the_contested_uid() -> None:
     fleet = RecordingRegistry()
     fleet.observe(claims("bank"), claims("shop-x"), listed=True)
     record = fleet.engagements["bank"]
@@ -244,14 +244,14 @@ def test_recreated_project_keeps_its_uid_claim() -> None:
     assert fleet.observe(again) == [(EventType.DISENGAGED, "bank"), (EventType.ENGAGED, "bank")]
 
 
-def test_restored_uid_claim_is_the_earlier_one() -> None:
+def test_restored_uid_claim_precedes_claims_in_the_first_list() -> None:
     fleet = RecordingRegistry()
     fleet.restore(0, claims("bank"))
     fleet.observe(claims("shop-x"), claims("bank"), listed=True)
     assert fleet.engaged_names() == {"bank"}
 
 
-def test_uid_claim_ends_with_evicted_record_of_object_outside_selector(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_uid_claim_of_object_outside_selector_ends_when_its_record_is_evicted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "FORGETTABLE_RECORDS_KEPT", 1)
     fleet = registry_with(claims("bank"), outside("bank", "2", "object-bank"), claims("shop-x"))
     assert fleet.engaged_names() == set()
@@ -304,7 +304,7 @@ def test_earlier_uid_claim_of_another_source_wins() -> None:
     assert sources.observe(0, deleted("bank")) == {"thief"}
 
 
-def test_uid_claims_in_the_first_lists_of_two_sources_are_all_rejected() -> None:
+def test_same_uid_claimed_in_first_lists_of_two_sources_is_rejected_in_both() -> None:
     sources = Sources()
     sources.observe(0, claims("bank"), listed=True)
     sources.positions[0].end_list(0)
@@ -332,7 +332,7 @@ def test_restored_uid_claim_precedes_the_first_list_of_another_source() -> None:
     assert sources.observe(0, claims("bank"), listed=True) == {"bank"}
 
 
-def test_claims_in_a_later_list_follow_those_of_an_earlier_list() -> None:
+def test_claims_in_an_earlier_list_precede_claims_in_a_later_list() -> None:
     sources = Sources()
     sources.observe(0, claims("bank"), listed=True)
     sources.positions[0].end_list(0)
@@ -354,7 +354,7 @@ def test_equal_uids_of_objects_on_different_servers_are_different_claims() -> No
     assert sources.observe(1, copied) == {"bank"}
 
 
-def test_own_uid_precedes_an_earlier_label_only_among_objects_of_one_server() -> None:
+def test_own_uid_precedes_an_earlier_uid_label_only_on_the_same_server() -> None:
     for server, engaged in (("eu", "bank"), ("us", "thief")):
         sources = Sources("eu", server)
         assert sources.observe(0, claims("thief", "uid-1")) == {"thief"}
@@ -378,7 +378,7 @@ def test_later_claim_on_an_address_is_rejected() -> None:
 
 
 @pytest.mark.parametrize(("uid", "address"), [(BANK, "free"), ("uid-free", "bank")])
-def test_cluster_that_stays_engaged_keeps_the_claims_that_it_is_engaged_by(uid: str, address: str) -> None:
+def test_cluster_that_stays_engaged_keeps_its_claims_if_one_new_claim_is_rejected(uid: str, address: str) -> None:
     """One claim of the new state is valid, and the other is not."""
     sources = Sources()
     sources.observe(0, object_of("bank", BANK, "bank"), object_of("shop", "uid-shop", "shop"))
@@ -388,7 +388,7 @@ def test_cluster_that_stays_engaged_keeps_the_claims_that_it_is_engaged_by(uid: 
 
 
 @pytest.mark.untraced
-def test_no_sequence_of_changes_engages_two_clusters_by_one_claim() -> None:
+def test_no_sequence_of_changes_engages_two_clusters_with_the_same_uid_or_address() -> None:
     for seed in range(200):
         choice, sources = random.Random(seed), Sources()
         for step in range(30):
@@ -430,7 +430,7 @@ def test_object_without_an_address_keeps_its_uid_claim_among_objects_with_addres
     assert sources.observe(0, claims("bank", version="3")) == {"shop", "bank"}
 
 
-def test_clusters_of_kubeconfig_files_may_have_equal_addresses() -> None:
+def test_clusters_from_kubeconfig_files_may_share_an_address() -> None:
     sources = Sources()
     shared = ("https://one.example.com",)
     for source, name in enumerate(("a", "b")):

@@ -14,7 +14,7 @@ def test_connectivity_change_is_sent_as_update() -> None:
     assert (updated.type, updated.cluster.connectivity) == (EventType.UPDATED, FOUND)
 
 
-def test_connectivity_survives_other_changes_and_ends_with_engagement() -> None:
+def test_connectivity_survives_other_changes_and_is_reset_when_cluster_is_engaged_again() -> None:
     known = registry()
     (engaged,) = known.commit((ready("alpha"),), at(0.0))
     known.set_connectivity("alpha", engaged.cluster.incarnation, FOUND, at(1.0))
@@ -25,7 +25,7 @@ def test_connectivity_survives_other_changes_and_ends_with_engagement() -> None:
     assert again.cluster.connectivity.state is Reachability.UNKNOWN
 
 
-def test_late_connectivity_result_is_ignored() -> None:
+def test_connectivity_result_for_unknown_or_disengaged_cluster_is_ignored() -> None:
     known = registry()
     (engaged,) = known.commit((ready("alpha"),), at(0.0))
     assert known.set_connectivity("nobody", 1, FOUND, at(1.0)) == []

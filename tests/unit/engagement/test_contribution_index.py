@@ -150,7 +150,7 @@ def test_cluster_with_malformed_contributions_is_reported_once() -> None:
     assert fleet.journal.refused == [("red", "169.254.169.254")]
 
 
-def test_cluster_is_engaged_while_one_of_its_objects_contributes_to_it() -> None:
+def test_cluster_is_engaged_while_at_least_one_object_contributes_to_it() -> None:
     fleet = RecordedFleet()
     assert fleet.listed(thing("x", shop=True), thing("y", shop=True)) == [("ENGAGED", "shop")]
     assert fleet.take(ObjectChanged(thing("x", 2, shop=False))) == []
@@ -172,7 +172,9 @@ CHANGES = st.lists(st.tuples(st.sampled_from("xyz"), st.sets(st.sampled_from(["s
 
 
 @given(CHANGES)
-def test_changes_in_one_batch_have_the_same_result_as_one_by_one(changes: list[tuple[str, set[str]]]) -> None:
+def test_changes_in_one_batch_have_the_same_result_as_changes_applied_one_by_one(
+    changes: list[tuple[str, set[str]]],
+) -> None:
     events = [
         ObjectChanged(thing(name, version, **dict.fromkeys(contributions, True)))
         for version, (name, contributions) in enumerate(changes, 1)
@@ -208,7 +210,7 @@ def test_cluster_is_disengaged_when_the_deletion_of_its_last_object_is_confirmed
     assert fleet.source.engagements["shop"].state is ObjectState.DELETED  # type: ignore[union-attr]
 
 
-def test_object_may_contribute_to_several_clusters_and_replace_one_by_another() -> None:
+def test_object_that_contributes_to_several_clusters_may_switch_to_another_cluster() -> None:
     fleet = RecordedFleet()
     assert fleet.listed(thing("x", shop=True, bank=True)) == [("ENGAGED", "shop"), ("ENGAGED", "bank")]
     assert fleet.take(ObjectChanged(thing("x", 2, bank=True, farm=True))) == [
@@ -261,7 +263,7 @@ def test_fleet_is_synced_when_every_resource_was_listed() -> None:
     assert fleet.engaged == {"shop"}
 
 
-def test_source_status_is_that_of_the_worst_resource() -> None:
+def test_source_status_is_the_worst_status_of_its_resources() -> None:
     fleet = RecordedFleet(resources=2)
     fleet.source.set_followed(fleet.collection(0), STREAMING)
     assert fleet.source.status.state is ViewState.CATCHING_UP
@@ -289,7 +291,7 @@ def test_relist_that_lacks_terminating_contributing_objects_holds_no_removal() -
     assert fleet.source.deletions_held == 0
 
 
-def test_not_ready_grace_of_cluster_with_contributions_ends_at_its_due_time() -> None:
+def test_not_ready_grace_period_of_cluster_with_contributions_ends_at_its_due_time() -> None:
     fleet = RecordedFleet(grace_s=10.0)
     fleet.listed(thing("x", shop=True))
     fleet.source.set_followed(fleet.collection(), STREAMING)
@@ -388,7 +390,7 @@ def test_withdrawn_cluster_is_disengaged_as_removed() -> None:
     assert fleet.source.engagements["shop"].state is ObjectState.WITHDRAWN  # type: ignore[union-attr]
 
 
-def test_object_that_stands_for_a_cluster_contributes_to_no_other() -> None:
+def test_object_that_represents_a_cluster_contributes_to_no_other_cluster() -> None:
     meaning, position = ObjectsAreClusters(), ObjectPosition(1)
     clusters = [ready()]
     assert [*meaning.restored_objects(clusters, [])] == [clusters]

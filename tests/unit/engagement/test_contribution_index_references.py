@@ -101,14 +101,14 @@ def test_cluster_is_not_ready_until_its_secret_is_created(fleet: JoinedFleet) ->
     assert fleet.take(ObjectChanged(a_secret("n", version=3)), watch=SECRETS) == [("ENGAGED", "farm")]
 
 
-def test_changed_secret_updates_the_clusters_that_need_it_and_no_others(fleet: JoinedFleet) -> None:
+def test_changed_secret_updates_only_the_clusters_that_reference_it(fleet: JoinedFleet) -> None:
     fleet.take(ObjectChanged(an_object("mall", "k", 2)))
     changed = fleet.take(ObjectChanged(a_secret("k", "s2", 3)), watch=SECRETS)
     assert sorted(changed) == [("UPDATED", "mall"), ("UPDATED", "shop")]
     assert fleet.servers == {"shop": "s2", "mall": "s2", "bank": "s1"}
 
 
-def test_secret_of_many_clusters_is_applied_in_batches_between_which_other_changes_are_applied() -> None:
+def test_secret_of_many_clusters_is_applied_in_batches_interleaved_with_other_changes() -> None:
     fleet = JoinedFleet()
     fleet.listed(*(an_object(f"c{number}", "k") for number in range(2 * CLUSTERS_PER_STEP + 1)))
     fleet.listed(a_secret("k"), a_secret("m"), watch=SECRETS)
@@ -146,7 +146,7 @@ def test_cluster_is_not_ready_after_the_deletion_of_its_secret_was_confirmed(fle
     assert fleet.take(ObjectChanged(a_secret("k", version=9, uid="another")), watch=SECRETS) == [("ENGAGED", "shop")]
 
 
-def test_secret_recreated_within_grace_sends_no_event() -> None:
+def test_secret_recreated_within_grace_period_sends_no_event() -> None:
     fleet = JoinedFleet(grace_s=10.0)
     fleet.listed(an_object("shop", "k"))
     fleet.listed(a_secret("k"), watch=SECRETS)
@@ -155,7 +155,7 @@ def test_secret_recreated_within_grace_sends_no_event() -> None:
     assert fleet.source.due_at is None
 
 
-def test_malformed_secret_keeps_last_state_of_its_cluster(fleet: JoinedFleet) -> None:
+def test_cluster_keeps_its_last_state_while_its_secret_is_malformed(fleet: JoinedFleet) -> None:
     fleet.take(ObjectChanged(Malformed("k", "uid-k", "3", "no YAML")), watch=SECRETS)
     assert fleet.take(ObjectChanged(an_object("shop", "k", 4))) == []
     assert fleet.servers["shop"] == "s1"
@@ -163,7 +163,7 @@ def test_malformed_secret_keeps_last_state_of_its_cluster(fleet: JoinedFleet) ->
     assert fleet.source.problem_of("bank") == ""
 
 
-def test_cluster_of_malformed_secret_reports_the_problem(fleet: JoinedFleet) -> None:
+def test_cluster_with_malformed_secret_reports_the_problem(fleet: JoinedFleet) -> None:
     fleet.take(ObjectChanged(Malformed("n", "uid-n", "3", "no YAML")), watch=SECRETS)
     assert fleet.take(ObjectChanged(an_object("farm", "n", 4))) == []
     assert fleet.message("farm") == "there is no kubeconfig in Secret n"
@@ -198,14 +198,14 @@ def restarted(before: JoinedFleet, *, without: str = "") -> JoinedFleet:
     return fleet
 
 
-def test_restored_cluster_stays_until_both_resources_were_listed(fleet: JoinedFleet) -> None:
+def test_restored_cluster_stays_engaged_until_both_resources_were_listed(fleet: JoinedFleet) -> None:
     after = restarted(fleet)
     assert after.listed(an_object("shop", "k", 8), an_object("bank", "m", 8)) == []
     assert after.listed(a_secret("k", version=9), a_secret("m", "s2", 9), watch=SECRETS) == [("UPDATED", "bank")]
 
 
 @pytest.mark.parametrize("first", [OBJECTS, SECRETS])
-def test_restored_cluster_whose_secret_is_not_in_the_state_file_stays_until_both_lists_are_complete(
+def test_restored_cluster_without_stored_secret_stays_engaged_until_both_lists_are_complete(
     fleet: JoinedFleet, first: int
 ) -> None:
     after = restarted(fleet, without="m")

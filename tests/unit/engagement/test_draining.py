@@ -84,7 +84,7 @@ def test_cluster_that_left_the_selector_drains() -> None:
     assert fleet.commit([outside()], at(10)) == [updated(draining("not selected", reason=LABELS_CHANGED))]
 
 
-def test_not_ready_cluster_drains_after_its_grace() -> None:
+def test_not_ready_cluster_drains_after_its_grace_period() -> None:
     fleet = with_subscriber(grace_s=60.0)
     assert fleet.commit([not_ready(message="degraded")], at(10)) == []
     assert fleet.end_overdue(at(70)) == [updated(draining(since=70.0))]
@@ -104,7 +104,7 @@ def test_not_ready_cluster_does_not_drain_if_no_filter_matches() -> None:
     assert fleet.commit([not_ready()], at(10))[0].type is EventType.DISENGAGED
 
 
-def test_ended_drain_disengages_with_its_reason() -> None:
+def test_cluster_is_disengaged_with_the_drain_reason_when_its_drain_ends() -> None:
     fleet = drained()
     assert fleet.end_drain("a", at(20)) == [disengaged(draining(), NOT_READY, "degraded")]
     assert fleet.engaged == 0
@@ -162,7 +162,7 @@ def test_malformed_object_does_not_end_a_drain() -> None:
     assert len(fleet.releases) == 1
 
 
-def test_drain_keeps_its_reason_and_deadline() -> None:
+def test_drain_keeps_its_reason_and_deadline_when_the_object_changes() -> None:
     fleet = drained()
     assert fleet.commit([not_ready(version="3", message="worse")], at(20)) == []
     assert fleet.commit([outside(version="4")], at(21)) == []
@@ -183,7 +183,7 @@ def observed(kind: type[NotReady] | type[Outside], version: str, env: str) -> No
 
 
 @pytest.mark.parametrize("kind", [NotReady, Outside])
-def test_drain_does_not_wait_for_a_filter_that_the_cluster_left(kind: type[NotReady] | type[Outside]) -> None:
+def test_cluster_that_leaves_the_only_filter_does_not_drain(kind: type[NotReady] | type[Outside]) -> None:
     fleet = registry(drain_s=30.0)
     fleet.commit([ready(labels={"env": "prod"})], at(0))
     fleet.releases.open(Subscription(KEY, "", Filter(parse("env=prod"), confirms_releases=True)), 0.0)
@@ -219,7 +219,7 @@ def received(cursor: Cursor) -> list[Event]:
     return [] if batch is None else read(batch.slice.frames)
 
 
-def test_only_readers_that_confirm_are_sent_the_drain() -> None:
+def test_drain_is_sent_only_to_readers_that_confirm_releases() -> None:
     fleet = with_subscriber()
     confirming, other = Cursor(fleet.log, CONFIRMING, None), Cursor(fleet.log, EVERYTHING, None)
     assert received(confirming) == received(other) == [engaged(cluster())]
@@ -231,7 +231,7 @@ def test_only_readers_that_confirm_are_sent_the_drain() -> None:
     assert received(other) == []
 
 
-def test_snapshot_has_draining_clusters_only_for_readers_that_confirm() -> None:
+def test_snapshot_has_draining_clusters_only_for_readers_that_confirm_releases() -> None:
     fleet = drained()
     assert received(Cursor(fleet.log, CONFIRMING, None)) == [engaged(draining())]
     assert received(Cursor(fleet.log, EVERYTHING, None)) == []

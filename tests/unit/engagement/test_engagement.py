@@ -77,7 +77,7 @@ def test_change_visible_to_subscribers_is_sent_as_update() -> None:
 
 
 @pytest.mark.parametrize("observation", [not_ready(version="1"), outside(version="1"), malformed(version="1")])
-def test_object_that_is_not_ready_or_outside_or_malformed_is_not_engaged(observation: Observation) -> None:
+def test_object_that_is_not_ready_outside_selector_or_malformed_is_not_engaged(observation: Observation) -> None:
     fleet = registry()
     assert fleet.commit([observation], at(0)) == []
     assert fleet.engaged == 0
@@ -130,7 +130,7 @@ def test_deletion_of_an_object_that_was_never_engaged_sends_no_event() -> None:
 
 
 @pytest.mark.parametrize("gone", [ConfirmedDeletion("b", "u1"), ConfirmedDeletion("a", "u2")])
-def test_deletion_of_other_name_or_uid_changes_nothing(gone: ConfirmedDeletion) -> None:
+def test_deletion_with_different_name_or_uid_changes_nothing(gone: ConfirmedDeletion) -> None:
     fleet = after(ready())
     assert fleet.commit([gone], at(1)) == []
     assert known(fleet).engaged
@@ -172,7 +172,7 @@ def test_object_recreated_under_a_name_that_was_never_engaged_is_engaged() -> No
     ]
 
 
-def test_recreated_not_ready_object_has_its_own_start_time() -> None:
+def test_recreated_not_ready_object_has_new_start_time() -> None:
     fleet = after(not_ready(), not_ready(uid="u2", version="5"))
     assert known(fleet).since == wall(1)
 
@@ -190,7 +190,7 @@ def test_connectivity_result_is_sent_as_update() -> None:
     assert fleet.log.head == 2
 
 
-def test_connectivity_survives_updates_and_ends_with_incarnation() -> None:
+def test_connectivity_survives_updates_and_is_reset_for_new_incarnation() -> None:
     fleet = after(ready())
     fleet.set_connectivity("a", 1, REFUSED, at(1))
     (change,) = fleet.commit([ready(version="2", suspended=True)], at(2))
@@ -228,7 +228,7 @@ def test_last_eight_past_cluster_transitions_are_kept() -> None:
     assert [transition.at for transition in known(fleet).transitions] == [wall(second) for second in range(32, 41)]
 
 
-def test_object_state_keeps_start_and_latest_message() -> None:
+def test_object_state_keeps_its_start_time_and_the_latest_message() -> None:
     record = known(after(not_ready(version="1", message="starting"), not_ready(version="2", message="almost")))
     assert (record.since, record.message) == (wall(0), "almost")
 
@@ -297,7 +297,7 @@ def test_every_change_has_its_own_revision() -> None:
     assert fleet.log.head == 4
 
 
-def test_identical_change_has_no_revision() -> None:
+def test_identical_observation_creates_no_revision() -> None:
     everything = [ready("a"), not_ready("b"), malformed("c"), outside("d")]
     fleet = registry()
     fleet.commit(everything, at(0))

@@ -62,7 +62,7 @@ def test_not_ready_clusters_beyond_the_count_limit_are_disengaged_after_a_delay(
 
 
 @pytest.mark.parametrize(("engaged", "not_ready"), [(5000, 5000), (5000, 1001), (11, 11), (20, 11)])
-def test_mass_of_not_ready_clusters_is_held(engaged: int, not_ready: int) -> None:
+def test_mass_disengagement_of_not_ready_clusters_is_held(engaged: int, not_ready: int) -> None:
     fleet = Engaged(engaged)
     fleet.not_ready(names(not_ready), 0.0)
     fleet.tick(SETTLE_S)
@@ -104,7 +104,7 @@ def test_cluster_that_becomes_not_ready_during_a_hold_is_held_as_well() -> None:
     assert fleet.clusters.until("c70") == SETTLE_S + 30.0
 
 
-def test_mass_of_not_ready_clusters_that_builds_up_over_seconds_is_held() -> None:
+def test_mass_disengagement_of_not_ready_clusters_that_builds_up_over_seconds_is_held() -> None:
     """50 of 5,000 clusters per second do not exceed the limit in any second, but in the time of a hold."""
     fleet = Engaged(5000)
     for second in range(30):
@@ -131,7 +131,7 @@ def test_clusters_that_become_not_ready_over_minutes_are_not_held() -> None:
     assert (len(fleet.disengaged_at), fleet.clusters.due_at) == (60, None)
 
 
-def test_not_ready_limit_applies_to_clusters_whose_grace_ended() -> None:
+def test_not_ready_limit_applies_to_clusters_whose_grace_period_ended() -> None:
     fleet = Engaged(100, grace_s=60.0)
     fleet.not_ready(names(100), 0.0)
     fleet.run(60.0)
@@ -142,13 +142,13 @@ def test_not_ready_limit_applies_to_clusters_whose_grace_ended() -> None:
     assert len(fleet.disengaged_at) == 100
 
 
-def test_not_ready_clusters_without_limits_are_disengaged_at_once() -> None:
+def test_not_ready_clusters_are_disengaged_at_once_if_no_limits_are_configured() -> None:
     fleet = Engaged(5000, limits=None)
     fleet.not_ready(names(5000), 0.0)
     assert (len(fleet.disengaged_at), fleet.clusters.due_at) == (5000, None)
 
 
-def test_not_ready_clusters_without_limits_are_disengaged_when_their_grace_ends() -> None:
+def test_not_ready_clusters_are_disengaged_when_grace_period_ends_if_no_limits_are_configured() -> None:
     fleet = Engaged(50, grace_s=60.0, limits=None)
     fleet.not_ready(names(50), 0.0)
     assert fleet.clusters.due_at == 60.0
@@ -192,7 +192,7 @@ def test_not_ready_hold_that_began_after_source_loss_is_not_extended() -> None:
     assert fleet.clusters.due_at == 50.0 + SETTLE_S + 30.0
 
 
-def test_extended_not_ready_grace_ends_after_a_later_one_with_an_earlier_deadline() -> None:
+def test_extended_grace_period_ends_after_a_later_grace_period_with_an_earlier_deadline() -> None:
     fleet = Engaged(3, grace_s=60.0)
     fleet.not_ready(["c0"], 0.0)
     fleet.not_ready(["c1"], 30.0)
@@ -247,7 +247,7 @@ def test_not_ready_cluster_is_eventually_disengaged_and_ready_cluster_never(
 
 
 @given(st.integers(11, 2000), st.integers(0, 2000), st.floats(0.0, 0.9))
-def test_only_a_mass_of_clusters_not_ready_within_a_second_is_held(
+def test_only_mass_disengagement_of_clusters_not_ready_within_a_second_is_held(
     engaged: int, not_ready: int, spread_s: float
 ) -> None:
     fleet = Engaged(engaged)

@@ -38,7 +38,7 @@ def known(fleet: Engagements) -> ClusterRecord:
     return record
 
 
-def test_not_ready_cluster_stays_engaged_during_grace_and_is_explained() -> None:
+def test_not_ready_cluster_stays_engaged_with_message_during_grace_period() -> None:
     fleet = held()
     record = known(fleet)
     assert (record.engaged, record.state, record.message) == (True, ObjectState.NOT_READY, "degraded")
@@ -47,20 +47,20 @@ def test_not_ready_cluster_stays_engaged_during_grace_and_is_explained() -> None
     assert (fleet.engaged, fleet.not_ready.held_count) == (1, 0)
 
 
-def test_grace_that_was_running_is_extended_by_the_outage() -> None:
+def test_running_grace_period_is_extended_by_source_outage() -> None:
     fleet = held(since=10.0)
     fleet.not_ready.extend(lost_at=20.0, now=50.0)
     assert fleet.not_ready.due_at == 100.0
     assert fleet.grace_until("a", at(10)) == wall(100)
 
 
-def test_grace_that_started_after_the_outage_is_not_extended() -> None:
+def test_grace_period_that_started_after_source_outage_is_not_extended() -> None:
     fleet = held(since=60.0)
     fleet.not_ready.extend(lost_at=20.0, now=50.0)
     assert fleet.not_ready.due_at == 120.0
 
 
-def test_not_ready_cluster_is_disengaged_when_grace_ends() -> None:
+def test_not_ready_cluster_is_disengaged_when_grace_period_ends() -> None:
     fleet = held()
     assert fleet.end_overdue(at(69.9)) == []
     assert fleet.end_overdue(at(70)) == [done(disengaged(cluster(), NOT_READY, "degraded"))]
@@ -70,7 +70,7 @@ def test_not_ready_cluster_is_disengaged_when_grace_ends() -> None:
     assert fleet.end_overdue(at(200)) == []
 
 
-def test_cluster_ready_again_within_grace_is_never_disengaged() -> None:
+def test_cluster_ready_again_within_grace_period_is_never_disengaged() -> None:
     fleet = held()
     assert fleet.commit([ready(version="3")], at(30)) == []
     assert fleet.not_ready.due_at is None
@@ -79,13 +79,13 @@ def test_cluster_ready_again_within_grace_is_never_disengaged() -> None:
     assert len(known(fleet).transitions) == 1
 
 
-def test_cluster_ready_again_within_grace_with_changes_is_updated() -> None:
+def test_cluster_ready_again_within_grace_period_with_changes_is_updated() -> None:
     assert held().commit([ready(version="3", suspended=True)], at(30)) == [
         done(updated(cluster(version="3", suspended=True)))
     ]
 
 
-def test_repeated_not_ready_state_updates_message_and_does_not_extend_grace() -> None:
+def test_repeated_not_ready_state_updates_message_and_does_not_extend_grace_period() -> None:
     fleet = held()
     fleet.commit([not_ready(version="3", message="still degraded")], at(60))
     assert fleet.not_ready.due_at == 70.0
@@ -93,7 +93,7 @@ def test_repeated_not_ready_state_updates_message_and_does_not_extend_grace() ->
     assert fleet.end_overdue(at(70)) == [done(disengaged(cluster(), NOT_READY, "still degraded"))]
 
 
-def test_not_ready_grace_starts_over_each_time() -> None:
+def test_grace_period_restarts_each_time_the_cluster_becomes_not_ready() -> None:
     fleet = held()
     fleet.commit([ready(version="3")], at(30))
     fleet.commit([not_ready(version="4")], at(40))
@@ -109,7 +109,7 @@ def test_not_ready_grace_starts_over_each_time() -> None:
         (ready(version="3", uid="u2"), DisengageReason.REPLACED),
     ],
 )
-def test_deletion_replacement_and_labels_change_do_not_wait_for_not_ready_grace(
+def test_deletion_replacement_and_label_change_do_not_wait_for_not_ready_grace_period(
     observed: Observation | ConfirmedDeletion, reason: DisengageReason
 ) -> None:
     fleet = held()
@@ -118,7 +118,7 @@ def test_deletion_replacement_and_labels_change_do_not_wait_for_not_ready_grace(
     assert fleet.grace_until("a", at(10)) is None
 
 
-def test_grace_ends_without_disengagement_when_the_object_becomes_malformed() -> None:
+def test_grace_period_ends_without_disengagement_when_the_object_becomes_malformed() -> None:
     fleet = held()
     fleet.commit([malformed(version="3")], at(20))
     assert fleet.not_ready.due_at is None
@@ -126,7 +126,7 @@ def test_grace_ends_without_disengagement_when_the_object_becomes_malformed() ->
     assert known(fleet).engaged
 
 
-def test_overdue_not_ready_clusters_are_ordered_by_start_of_grace() -> None:
+def test_overdue_not_ready_clusters_are_ordered_by_start_of_grace_period() -> None:
     fleet = registry(grace_s=60.0)
     fleet.commit([ready("a"), ready("b"), ready("c")], at(0))
     for second, name in ((1, "b"), (2, "a"), (3, "c")):
@@ -135,14 +135,14 @@ def test_overdue_not_ready_clusters_are_ordered_by_start_of_grace() -> None:
     assert fleet.not_ready.due_at == 63.0
 
 
-def test_object_that_was_never_engaged_has_no_not_ready_grace() -> None:
+def test_object_that_was_never_engaged_has_no_not_ready_grace_period() -> None:
     fleet = registry(grace_s=60.0)
     fleet.commit([not_ready()], at(0))
     assert fleet.not_ready.due_at is None
     assert fleet.grace_until("a", at(10)) is None
 
 
-def test_zero_not_ready_grace_disengages_at_once() -> None:
+def test_not_ready_cluster_with_zero_grace_period_is_disengaged_at_once() -> None:
     fleet = registry()
     fleet.commit([ready()], at(0))
     assert fleet.commit([not_ready(message="degraded")], at(1)) == [done(disengaged(cluster(), NOT_READY, "degraded"))]

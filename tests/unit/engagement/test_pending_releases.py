@@ -84,7 +84,7 @@ def test_drain_is_due_at_its_deadline() -> None:
     assert releases.due_at is None
 
 
-def test_ended_drain_that_begins_again_has_its_new_deadline() -> None:
+def test_drain_that_begins_again_has_a_new_deadline() -> None:
     releases = draining(ONE, until=50.0)
     releases.end_drain("a")
     releases.begin_drain(cluster("a", 2), 80.0, 40.0)
@@ -95,7 +95,7 @@ def test_ended_drain_that_begins_again_has_its_new_deadline() -> None:
 # --- streams that end and resume ---
 
 
-def test_drain_waits_for_a_subscriber_that_disconnected_before_it() -> None:
+def test_drain_waits_for_a_subscriber_that_disconnected_shortly_before_it_began() -> None:
     releases = PendingReleases()
     releases.open(of := stream(), 0.0)
     releases.close(of, 10.0)
@@ -104,7 +104,7 @@ def test_drain_waits_for_a_subscriber_that_disconnected_before_it() -> None:
     assert (waits.key, waits.label, waits.connected, waits.since) == (ONE, "label of caller", False, 10.0)
 
 
-def test_drain_does_not_wait_for_a_subscriber_that_was_away_for_long() -> None:
+def test_drain_does_not_wait_for_a_subscriber_that_disconnected_long_before_it_began() -> None:
     releases = PendingReleases()
     releases.open(of := stream(), 0.0)
     releases.close(of, 10.0)
@@ -237,7 +237,7 @@ def test_update_of_a_cluster_that_does_not_drain_is_ignored() -> None:
 # --- bounds ---
 
 
-def test_oldest_of_too_many_disconnected_subscribers_are_forgotten_per_caller() -> None:
+def test_oldest_disconnected_subscribers_of_a_caller_are_forgotten_beyond_the_limit() -> None:
     releases = PendingReleases()
     releases.open(other := stream(SubscriberKey("another caller", "x")), 0.0)
     releases.close(other, 0.0)
@@ -273,7 +273,7 @@ def restarted() -> PendingReleases:
     return releases
 
 
-def test_drain_after_a_restart_waits_a_minute_for_a_subscriber() -> None:
+def test_drain_after_a_restart_waits_a_minute_for_a_subscriber_to_reconnect() -> None:
     releases = restarted()
     assert awaited(releases) == [RETURNING.name]
     assert releases.due_at == REMEMBERED_S
@@ -282,7 +282,7 @@ def test_drain_after_a_restart_waits_a_minute_for_a_subscriber() -> None:
     assert not releases.begin_drain(cluster("b"), 300.0, REMEMBERED_S), "the time for subscribers to reconnect is over"
 
 
-def test_drain_after_a_restart_has_its_own_deadline_once_a_subscriber_is_back() -> None:
+def test_drain_after_a_restart_has_its_configured_deadline_once_a_subscriber_reconnected() -> None:
     releases = restarted()
     releases.open(stream(TWO, Filter(names=frozenset("b"), confirms_releases=True)), 20.0)
     assert awaited(releases) == [RETURNING.name], "the new subscriber does not see the cluster"

@@ -63,7 +63,7 @@ def test_unreachable_cluster_sends_no_events_on_failed_probes_and_label_changes(
     assert fleet.commit([ready(version="3", labels={"env": "prod"})], at(4)) == []
 
 
-def test_unreachable_cluster_is_engaged_in_current_state_once_reached() -> None:
+def test_unreachable_cluster_is_engaged_in_its_current_state_once_reachable() -> None:
     fleet = with_unreachable_cluster()
     fleet.commit([ready(version="3", labels={"env": "prod"})], at(4))
     wanted = msgspec.structs.replace(
@@ -76,7 +76,9 @@ def test_unreachable_cluster_is_engaged_in_current_state_once_reached() -> None:
 
 
 @pytest.mark.parametrize("item", [not_ready(), outside(), malformed(), ConfirmedDeletion("a", "u1")])
-def test_change_of_unreachable_object_ends_its_probes_without_an_event(item: Observation | ConfirmedDeletion) -> None:
+def test_unreachable_cluster_is_no_longer_probed_when_its_object_is_no_longer_ready(
+    item: Observation | ConfirmedDeletion,
+) -> None:
     fleet = with_unreachable_cluster()
     assert fleet.commit([item], at(3)) == []
     assert not fleet.needs_probe("a", 1)
@@ -90,7 +92,7 @@ def test_cluster_that_became_not_ready_while_unreachable_is_engaged_when_ready()
     assert change.type is EventType.ENGAGED
 
 
-def test_recreated_object_of_unreachable_cluster_is_another_cluster() -> None:
+def test_recreated_object_of_unreachable_cluster_is_engaged_as_new_cluster() -> None:
     fleet = with_unreachable_cluster()
     (change,) = fleet.commit([ready(version="5", uid="u2")], at(3))
     assert (change.type, change.cluster.target.uid) == (EventType.ENGAGED, "u2")
@@ -103,13 +105,13 @@ def test_unreachable_cluster_with_changed_endpoint_is_engaged_again() -> None:
 
 
 @pytest.mark.parametrize(("name", "incarnation"), [("b", 1), ("a", 2)])
-def test_unreachable_result_for_other_incarnation_is_ignored(name: str, incarnation: int) -> None:
+def test_unreachable_result_for_another_name_or_incarnation_is_ignored(name: str, incarnation: int) -> None:
     fleet = registry()
     fleet.commit([ready()], at(0))
     assert list(fleet.disengage_unreachable(name, incarnation, "", at(1))) == []
 
 
-def test_cluster_in_not_ready_grace_is_not_disengaged_as_unreachable() -> None:
+def test_cluster_in_not_ready_grace_period_is_not_disengaged_as_unreachable() -> None:
     fleet = registry(grace_s=60.0)
     fleet.commit([ready()], at(0))
     fleet.commit([not_ready()], at(1))

@@ -25,7 +25,7 @@ def test_certificate_names_are_prefixed_with_their_kind() -> None:
     )
 
 
-def test_certificate_names_of_other_kinds_are_ignored() -> None:
+def test_certificate_names_of_unsupported_kinds_are_ignored() -> None:
     other = x509.DirectoryName(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "operator")]))
     assert certificate_names(Authority().issue(other, x509.DNSName("a")).der).sans == ("dns:a",)
 
@@ -34,7 +34,7 @@ def test_certificate_common_name_is_ignored() -> None:
     assert certificate_names(Authority().issue(common_name="operator").der).sans == ()
 
 
-def test_certificate_names_include_expiry() -> None:
+def test_certificate_expiry_is_read_together_with_its_names() -> None:
     pair = Authority().issue()
     assert certificate_names(pair.der).expires_at == x509.load_der_x509_certificate(pair.der).not_valid_after_utc
 

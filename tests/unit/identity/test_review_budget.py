@@ -20,7 +20,7 @@ def test_review_budget_limits_reviews_of_a_connection() -> None:
     assert budget.charge_review(origin, 1 / PER_CONNECTION.per_second, was_accepted=False) == 0
 
 
-def test_review_budget_charges_rejected_tokens_more() -> None:
+def test_review_budget_charges_rejected_tokens_more_than_accepted_tokens() -> None:
     assert flood(ReviewBudget(0), TokenOrigin("c", ("o",))) == PER_CONNECTION.burst / 5
 
 
@@ -30,7 +30,7 @@ def test_review_budget_exhausted_by_one_owner_does_not_affect_others() -> None:
     assert budget.charge_review(TokenOrigin("good", ("alice",)), 0, was_accepted=False) == 0
 
 
-def test_review_budget_exhausted_by_two_owners_leaves_some_to_a_third() -> None:
+def test_review_budget_used_by_two_owners_leaves_a_share_for_a_third_owner() -> None:
     budget = ReviewBudget(0)
     taken = {
         name: sum(review(budget, f"{name}{number % 10}", name) for number in range(999)) for name in ("a", "b", "c")

@@ -72,7 +72,7 @@ def test_credential_lease_renewal_time_has_jitter() -> None:
     assert FIRST_RENEWAL[0] < RENEWAL[0] < RENEWAL[1] == FIRST_RENEWAL[1] < REFRESH[0]
 
 
-def test_credential_lease_renews_aged_credential_at_once() -> None:
+def test_credential_lease_renews_credential_received_past_its_renewal_time_at_once() -> None:
     made = lease()
     made.begin()
     made.succeeded(minted("t1", 920), at(0))
@@ -204,7 +204,7 @@ def test_clock_set_back_does_not_extend_credential_lease() -> None:
     assert made.valid(at(94, wall=200)) is not None
 
 
-def test_credential_lease_retries_identical_credential_with_backoff() -> None:
+def test_credential_lease_retries_with_backoff_if_issuer_returns_the_same_credential() -> None:
     made = fresh()
     for now, due_in in ((50, 5), (90, 1), (99.9, 0.2)):
         made.begin()

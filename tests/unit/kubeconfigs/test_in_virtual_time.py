@@ -129,7 +129,7 @@ def test_issuer_outage_of_half_a_lifetime_leaves_no_cluster_without_a_credential
     in_virtual_time(lambda: Fleet(1000, backend, per_second=PER_SECOND / 10), play)
 
 
-def test_credential_leases_recover_within_seconds_of_a_long_outage_without_a_burst() -> None:
+def test_credential_leases_recover_within_seconds_after_a_long_outage_without_a_burst() -> None:
     backend = Slow()
     size = 500
 

@@ -191,7 +191,7 @@ async def test_kubeconfigs_have_the_last_credential_until_its_expiry_while_the_i
         assert kubeconfigs.problem(ALPHA, UNLIMITED) is None
 
 
-async def test_first_kubeconfig_request_waits_for_its_credential_and_fails_with_the_issuer() -> None:
+async def test_first_kubeconfig_request_waits_for_its_credential_and_fails_if_the_issuer_fails() -> None:
     backend = Backend(Scope.CLUSTER)
     backend.gate.clear()
     async with issuing(backend) as kubeconfigs:

@@ -33,7 +33,7 @@ def parts(text: bytes) -> tuple[dict[str, Any], dict[str, Any]]:
     return cluster["cluster"], user["user"]
 
 
-def test_embedded_kubeconfig_contains_only_the_server_its_trust_and_the_credential() -> None:
+def test_embedded_kubeconfig_contains_only_the_server_its_tls_settings_and_the_credential() -> None:
     cluster, user = parts(embedded("alpha", "https://milo/alpha", PLACE, TOKEN))
     assert cluster == {
         "server": "https://milo/alpha",
@@ -83,7 +83,7 @@ def test_exec_kubeconfig_passes_the_impersonated_user_to_its_plugin() -> None:
     assert {"name": "MILO_DISCOVERY_ACT_AS", "value": statement} in user["exec"]["env"]
 
 
-def test_exec_kubeconfig_without_address_uses_default() -> None:
+def test_exec_kubeconfig_without_address_uses_default_address() -> None:
     variables = parts(exec_form("alpha", "https://milo", PLACE, None))[1]["exec"]["env"]
     assert variables == [{"name": "MILO_DISCOVERY_CLUSTER_SERVER", "value": "https://milo"}]
 
@@ -133,7 +133,7 @@ async def test_kubectl_reads_rendered_kubeconfig(tmp_path: Path) -> None:
         assert (viewed["current-context"], viewed["users"][0]["user"]["token"]) == (name, name)
 
 
-def test_kubernetes_package_reads_rendered_kubeconfig() -> None:
+def test_kubernetes_python_client_reads_rendered_kubeconfig() -> None:
     from kubernetes import config  # noqa: PLC0415 - importing it takes most of a second
 
     for name in TREACHEROUS:

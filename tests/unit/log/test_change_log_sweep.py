@@ -60,7 +60,7 @@ def test_disengagement_is_sent_before_reengagement_after_log_sweep(log: NamedLog
     assert received == ["DISENGAGED alpha", "ENGAGED alpha"]
 
 
-def test_replaced_cluster_engaged_while_reader_was_behind_is_engaged_first(log: NamedLog) -> None:
+def test_cluster_engaged_and_replaced_while_reader_was_behind_is_sent_first(log: NamedLog) -> None:
     log.engage(log.entry("alpha"), lambda revision: cluster("alpha", revision))
     seen = log.head
     log.engage(log.entry("beta"), lambda revision: cluster("beta", revision))
@@ -102,7 +102,7 @@ def test_log_of_growing_fleet_is_not_swept(log: NamedLog, monkeypatch: pytest.Mo
     assert len(log._slots.entries) == 3
 
 
-def test_log_sweep_does_not_repeat_clusters_sent_ahead(log: NamedLog) -> None:
+def test_cluster_that_was_read_ahead_is_not_sent_again_after_log_sweep(log: NamedLog) -> None:
     log.engage(log.entry("alpha"), lambda revision: cluster("alpha", revision))
     log.engage(log.entry("beta"), lambda revision: cluster("beta", revision))
     log.engage(log.entry("gamma"), lambda revision: cluster("gamma", revision))

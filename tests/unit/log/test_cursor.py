@@ -415,7 +415,7 @@ def test_change_before_a_snapshot_is_read_is_part_of_the_snapshot() -> None:
     assert cursor.revision == log.head
 
 
-def test_snapshot_has_cluster_that_left_the_filter_after_its_revision() -> None:
+def test_snapshot_has_cluster_that_left_the_filter_after_the_snapshot_revision() -> None:
     log = readable_log(batch_bytes=1)
     a, b = (engage(log, name, labels={"env": "dev"}) for name in "ab")
     cursor = reader(log, Filter(parse("env=dev")))
@@ -481,7 +481,7 @@ def test_resume_between_batch_parts_misses_no_change() -> None:
     assert parts(reader(log, resume=1)) == [(2, [engaged(b)]), (3, [updated(a)])]
 
 
-def test_narrow_filter_receives_only_its_cluster_after_many_changes() -> None:
+def test_reader_with_narrow_filter_receives_only_its_cluster_after_many_changes() -> None:
     log = readable_log(batch_bytes=1)
     cursor = following(log, Filter(names=frozenset({"z"})))
     for index in range(100):

@@ -52,7 +52,7 @@ def test_different_filters_have_different_fingerprints() -> None:
     assert len({wanted.fingerprint for wanted in filters}) == len(filters)
 
 
-def test_filter_by_source_matches_its_clusters() -> None:
+def test_filter_by_source_matches_only_clusters_of_the_source() -> None:
     wanted = Filter(sources=frozenset({"eu"}))
     assert wanted.matches(cluster("eu#a", source="eu"))
     assert not wanted.matches(cluster("us#a", source="us"))
@@ -61,7 +61,7 @@ def test_filter_by_source_matches_its_clusters() -> None:
     assert wanted.fingerprint != Filter(sources=frozenset({"us"})).fingerprint
 
 
-def test_view_without_sources_excludes_clusters_of_those_sources() -> None:
+def test_view_without_a_source_excludes_the_clusters_of_the_source() -> None:
     view = without_sources(EVERYTHING, frozenset({"eu"}))
     assert not view.matches(cluster("eu#a", source="eu"))
     assert view.matches(cluster("us#a", source="us"))

@@ -90,7 +90,7 @@ def test_filter_transition_coalesces_unread_changes() -> None:
     assert received(cursor) == [engaged(b)]
 
 
-def test_unread_engagement_follows_filter_transition() -> None:
+def test_unread_engagement_is_sent_once_after_filter_transition() -> None:
     log = readable_log()
     cursor = following(log, PROD)
     b = engage(log, "b", "dev")
@@ -144,7 +144,7 @@ def test_third_filter_transition_accounts_for_the_first_two() -> None:
     assert names == ["a", "b", "c"]
 
 
-def test_filter_transition_during_snapshot_restarts_it() -> None:
+def test_filter_transition_during_snapshot_restarts_the_snapshot() -> None:
     log = readable_log(batch_bytes=1)
     engage(log, "a", "prod")
     b = engage(log, "b", "dev")

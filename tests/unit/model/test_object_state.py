@@ -31,7 +31,7 @@ def test_each_object_state_has_a_distinct_reason_and_description() -> None:
         assert len({getattr(meaning, told) for meaning in MEANINGS.values()}) == len(MEANINGS)
 
 
-def test_each_object_state_is_that_of_an_observation_or_set_by_the_daemon() -> None:
+def test_each_object_state_comes_from_an_observation_or_is_set_by_the_daemon() -> None:
     states = {kind.state for kind in vars(observation).values() if hasattr(kind, "state")}
     of_daemon = {ObjectState.UNASSIGNED, ObjectState.UNREACHABLE, ObjectState.DELETED}
     assert states | of_daemon == set(ObjectState)
@@ -56,7 +56,7 @@ def test_daemon_and_clients_have_each_disengage_reason() -> None:
     assert [reason for reason in DISENGAGE_REASONS if f"  {reason} =" not in node] == []
 
 
-def test_python_client_counts_each_end_of_an_object_state_as_one_of_the_cluster() -> None:
+def test_python_client_removal_guard_counts_each_reason_that_ends_an_object_state() -> None:
     ends = {meaning.ends.name for meaning in MEANINGS.values() if meaning.ends}
     assert ends <= {reason.name for reason in ENDS}
 

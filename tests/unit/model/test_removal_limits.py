@@ -20,7 +20,9 @@ from milo_discoveryd.model.removal_limits import FirstList, RemovalLimits
         (21, 100, True),
     ],
 )
-def test_mass_removal_is_more_than_count_and_share_or_more_than_half(missing: int, engaged: int, is_mass: bool) -> None:
+def test_mass_removal_exceeds_count_and_share_or_half_of_the_clusters(
+    missing: int, engaged: int, is_mass: bool
+) -> None:
     assert RemovalLimits().is_mass(missing, engaged) is is_mass
     assert RemovalLimits(count=1, share=0.0).is_mass(2, 100)
     assert not RemovalLimits(count=1, share=0.0).is_mass(1, 100)

@@ -146,7 +146,7 @@ def test_long_name_of_a_deleted_object_counts_toward_the_budget() -> None:
     assert clusters.weight.used > 5 * SIZE
 
 
-def test_object_that_appears_again_counts_again() -> None:
+def test_object_that_reappears_counts_toward_the_budget_again() -> None:
     clusters = BudgetedClusters()
     for count in (LIMIT, 1, LIMIT):
         clusters.lists_clusters(count)
@@ -171,14 +171,14 @@ def test_object_that_grows_counts_with_its_current_size() -> None:
     assert clusters.weight.used == SIZE
 
 
-def test_former_state_of_an_object_counts_while_it_is_kept() -> None:
+def test_former_state_of_an_object_counts_toward_the_budget_while_it_is_kept() -> None:
     clusters = BudgetedClusters()
     clusters.take(ObjectChanged(ready("p-000", labels={"mark": "x" * 1000})))
     clusters.take(ObjectChanged(not_ready("p-000")))
     assert clusters.weight.used > SIZE + 1000
 
 
-def test_object_removed_from_an_incomplete_list_counts_until_it_is_complete() -> None:
+def test_object_removed_from_an_incomplete_list_counts_until_the_list_is_complete() -> None:
     clusters = BudgetedClusters()
     clusters.take(ListStarted(), Listed(ready("a")), Unlisted("a"))
     assert clusters.weight.used > 0
@@ -204,7 +204,7 @@ def test_collections_of_a_source_share_its_budget() -> None:
     assert second.weight.problem
 
 
-def test_not_ready_object_without_fields_counts_its_record_overhead() -> None:
+def test_not_ready_object_without_fields_counts_with_its_record_overhead() -> None:
     store = ObjectStore()
     store.apply_watched([NotReady(name="p", uid="u", version="1", message="")])
     assert 512 <= store.weight.used < 1024

@@ -126,7 +126,7 @@ def test_identical_relist_changes_nothing() -> None:
     assert source.requested_names() == []
 
 
-def test_object_created_after_restore_is_applied_despite_lower_version() -> None:
+def test_object_created_after_server_restore_is_applied_despite_lower_version() -> None:
     source = Source(ready("a", "9"), not_ready("b", "12", uid="before"))
     source.take(ListStarted(), Listed(ready("a", "5")), ListEnded(versions_went_back=True))
     source.answer(Absent())
@@ -210,7 +210,7 @@ def test_relist_cancels_pending_deletion_of_listed_object() -> None:
     assert source.engagements.engaged == 1
 
 
-def test_object_outside_selector_is_confirmed_once_and_not_after_each_list() -> None:
+def test_object_found_outside_selector_is_not_checked_again_after_each_list() -> None:
     source = Source(ready())
     source.lists()
     source.answer(Found(outside()))
@@ -235,7 +235,7 @@ def restored() -> Source:
     return source
 
 
-def test_restored_clusters_are_engaged_at_once_with_their_times() -> None:
+def test_restored_clusters_are_engaged_at_once_with_their_original_engagement_times() -> None:
     source = restored()
     assert source.collection.progress.is_synced
     assert list(source.engagements.clusters()) == [cluster("a", 1, engaged_at=5), cluster("b", 2, engaged_at=5)]
@@ -286,7 +286,7 @@ def test_refuted_deletion_keeps_cluster_engaged() -> None:
     ("found", "reason"),
     [(outside(), LABELS_CHANGED), (not_ready(), NOT_READY), (ready(uid="u2"), DisengageReason.REPLACED)],
 )
-def test_confirmation_applies_state_that_was_found(found: Observation, reason: DisengageReason) -> None:
+def test_confirmation_read_applies_the_state_that_it_finds(found: Observation, reason: DisengageReason) -> None:
     source = Source(ready())
     source.take(DeletionReported("a", "u1"))
     assert source.answer(Found(found))[0].reason is reason

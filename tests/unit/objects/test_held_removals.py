@@ -88,7 +88,7 @@ def test_removal_guard_decides_separately_about_each_group_of_missing_objects() 
     assert source.engagements.engaged == 6, "the new object with the name b is not applied either"
 
 
-def test_rate_of_confirmations_counts_the_objects_of_all_groups() -> None:
+def test_confirmation_rate_limit_covers_objects_of_all_groups() -> None:
     source = ListedClusters(GuardAtRate(LIMITS))
     source.lists(*FLEET)
     source.lists(*FLEET[4:])
@@ -387,7 +387,7 @@ def test_confirmation_read_applies_a_replacement_that_the_second_list_contains()
     assert [event.reason for event in events] == [DisengageReason.REPLACED, None]
 
 
-def test_first_list_of_another_server_is_ignored_beside_restored_clusters() -> None:
+def test_first_list_of_another_server_is_ignored_if_clusters_were_restored() -> None:
     source = Source.restored()
     assert source.lists(*OTHERS) == []
     assert (source.engaged, source.collection.is_restored) == (6, True)

@@ -81,7 +81,7 @@ def test_restored_server_engages_new_clusters() -> None:
     assert source.engaged == 7
 
 
-def test_cluster_held_after_a_restore_follows_its_next_change() -> None:
+def test_next_change_of_cluster_held_after_a_server_restore_is_applied() -> None:
     source = at_version_120()
     restored(source, *OLD)
     assert [event.cluster.target.name for event in source.take(ObjectChanged(not_ready("a", "60")))] == ["a"]
@@ -117,7 +117,7 @@ def test_second_restore_of_the_server_is_detected() -> None:
     assert (source.engaged, source.pending_deletions.held, source.requested_names()) == (7, 1, [])
 
 
-def test_deletion_by_restored_server_is_applied_while_its_versions_grow() -> None:
+def test_deletion_in_a_newer_list_of_a_restored_server_is_applied() -> None:
     source = at_version_120()
     kept = [ready(name, "50") for name in "abcdef"]
     restored(source, *kept, version="50")
@@ -166,7 +166,7 @@ def test_hold_after_a_server_restore_survives_a_daemon_restart() -> None:
     assert (source.engaged, source.pending_deletions.held) == (6, 6)
 
 
-def test_list_with_only_known_not_ready_objects_is_not_of_another_server() -> None:
+def test_list_with_only_known_not_ready_objects_is_not_attributed_to_another_server() -> None:
     others = tuple(not_ready(name) for name in "uvwxyz")
     source = Source(*others)
     source.lists(*others)
@@ -180,7 +180,7 @@ def test_list_with_only_known_not_ready_objects_is_not_of_another_server() -> No
     assert (len(gone), source.engaged) == (6, 0)
 
 
-def test_list_with_other_uids_of_known_not_ready_names_is_of_another_server() -> None:
+def test_list_with_known_not_ready_names_but_different_uids_is_attributed_to_another_server() -> None:
     source = Source(not_ready("u"))
     source.lists(not_ready("u", uid="another"))
     assert source.collection.held is not None
@@ -188,7 +188,7 @@ def test_list_with_other_uids_of_known_not_ready_names_is_of_another_server() ->
 
 
 @pytest.mark.parametrize(("version", "is_ignored"), [("121", False), ("119", True)])
-def test_list_after_one_of_another_server_is_compared_with_the_last_accepted_list(
+def test_list_after_a_list_of_another_server_is_compared_with_the_last_accepted_list(
     version: str, is_ignored: bool
 ) -> None:
     source = Source()
@@ -240,7 +240,7 @@ def test_refuted_deletion_is_confirmed_by_a_later_read() -> None:
     assert [event.cluster.target.name for event in source.answers(Absent())] == ["a"]
 
 
-def test_object_whose_deletion_was_refuted_by_a_read_is_no_reference_object() -> None:
+def test_object_whose_deletion_was_refuted_by_a_read_is_not_a_reference_object() -> None:
     """Otherwise the deletion of the only known object could never be confirmed."""
     source = Source()
     source.lists(*FLEET[1:])
@@ -319,7 +319,7 @@ class TestReadThatContradictsTheList:
         assert source.pending_deletions.explain("a") is None
 
 
-def test_list_does_not_overwrite_the_newer_state_of_a_read_during_it() -> None:
+def test_list_does_not_overwrite_newer_state_from_a_read_during_the_list() -> None:
     source = at_version_120()
     source.take(DeletionReported("a", "u1"))
     (request,) = source.pending_deletions.take_due(source.now)

@@ -150,7 +150,7 @@ def test_late_confirmation_does_not_resolve_later_deletion() -> None:
     assert pending.resolve(late, Absent(), 2.0) == ConfirmedDeletion("a", "u1")
 
 
-def test_pending_deletion_of_another_uid_is_separate() -> None:
+def test_pending_deletions_of_different_uids_are_separate() -> None:
     pending = pending_deletions()
     pending.add("a", "u1", 0.0)
     early = next_request(pending)
@@ -168,7 +168,7 @@ def test_discarded_pending_deletion_sends_no_confirmation_request() -> None:
     assert pending.next_at is None
 
 
-def test_twenty_confirmations_are_in_flight_by_default() -> None:
+def test_at_most_twenty_confirmations_are_in_flight_by_default() -> None:
     pending = PendingDeletions(lambda: 0.0)
     for index in range(30):
         pending.add(f"a{index}", "u", 0.0)
@@ -214,7 +214,7 @@ def test_deletion_confirmation_can_be_scheduled_later() -> None:
 REFUSED = Inconclusive("403: forbidden", is_refusal=True)
 
 
-def test_refused_confirmation_read_pauses_all_others() -> None:
+def test_refused_confirmation_read_pauses_all_other_reads() -> None:
     pending = pending_deletions(concurrency=20)
     for number in range(5000):
         pending.add(f"a{number}", "u", 0.0)
@@ -240,7 +240,7 @@ def test_refused_confirmation_reads_obey_retry_after() -> None:
     assert pending.take_due(41.9) == []
 
 
-def test_confirmation_reads_continue_at_full_rate_after_the_first_answer() -> None:
+def test_confirmation_reads_continue_at_full_rate_after_the_first_successful_read() -> None:
     pending = pending_deletions(concurrency=20)
     for number in range(100):
         pending.add(f"a{number}", "u", 0.0)
@@ -321,7 +321,7 @@ def test_hanging_reads_delay_a_later_read_by_at_most_a_second(count: int) -> Non
 
 
 @pytest.mark.parametrize(("count", "within_s"), [(60, 1.0), (300, 9.0)])
-def test_deletion_reported_before_many_with_hanging_reads_is_checked_within_seconds(
+def test_deletion_reported_before_many_deletions_with_hanging_reads_is_checked_within_seconds(
     count: int, within_s: float
 ) -> None:
     pending = pending_deletions(concurrency=20)
@@ -340,7 +340,7 @@ def test_deletion_reported_before_many_with_hanging_reads_is_checked_within_seco
     raise AssertionError("the object `quick` was not read within a minute")
 
 
-def test_reads_that_hang_are_limited() -> None:
+def test_number_of_hanging_reads_is_limited() -> None:
     pending = pending_deletions(concurrency=2)
     for number in range(30):
         pending.add(f"hanging-{number}", "uid", 0.0)

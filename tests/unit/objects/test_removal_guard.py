@@ -63,7 +63,7 @@ def test_mass_removal_is_held(missing: int, engaged: int) -> None:
     assert f"lacks {missing} of {engaged} engaged clusters" in ruling.message
 
 
-def test_second_list_before_verify_after_releases_no_removals() -> None:
+def test_second_list_before_the_verify_after_delay_releases_no_removals() -> None:
     guard = RemovalGuard(LIMITS)
     judge(guard, 100, 100)
     ruling = judge(guard, 100, 100, now=29.0)
@@ -89,7 +89,7 @@ def test_list_that_lacks_fewer_clusters_does_not_end_the_hold() -> None:
     assert guard.held is None
 
 
-def test_list_that_lacks_nothing_ends_the_hold() -> None:
+def test_complete_list_ends_the_hold() -> None:
     guard = RemovalGuard(LIMITS)
     judge(guard, 100, 100)
     assert judge(guard, 0, 100, now=1.0) == ConfirmEach()
@@ -194,7 +194,7 @@ def test_refuted_deletion_restarts_verification_of_held_removals() -> None:
     assert judge(guard, 99, 100, now=61.0) == ConfirmAtRate(50.0)
 
 
-def test_f21_list_of_another_server_stays_held_and_is_relisted() -> None:
+def test_f21_list_of_another_server_stays_held_and_is_requested_again() -> None:
     guard = RemovalGuard(LIMITS)
     for now in (0.0, 30.0, 60.0):
         assert guard.judge(names(5), established(5), versions_went_back=True, now=now, is_foreign=True).is_foreign
@@ -284,7 +284,7 @@ def test_watched_deletions_are_held_only_if_they_are_fast_and_exceed_the_share()
     assert guard.deletion_reported(established(800), 0.0) is not None
 
 
-def test_list_that_confirms_held_reports_releases_them_at_the_limited_rate() -> None:
+def test_held_deletions_confirmed_by_a_list_are_released_at_the_limited_rate() -> None:
     guard = RemovalGuard(LIMITS)
     for number in range(30):
         guard.deletion_reported(established(100 - number), 0.0)

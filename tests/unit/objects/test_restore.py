@@ -19,7 +19,7 @@ def summarized(done: list[Event]) -> list[tuple[EventType, str, DisengageReason 
     return [(event.type, event.cluster.target.name, event.reason) for event in done]
 
 
-def test_restored_fleet_is_served_at_once_with_its_times() -> None:
+def test_restored_fleet_is_served_at_once_with_original_engagement_times() -> None:
     source = restored("alpha", "beta")
     record = source.engagements["alpha"]
     assert source.collection.progress.is_synced

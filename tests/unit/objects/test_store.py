@@ -68,7 +68,7 @@ def test_repeated_deletion_changes_nothing() -> None:
     assert after(ready(), DELETED).apply_read(DELETED) == []
 
 
-def test_object_that_is_not_a_cluster_is_kept_by_its_key() -> None:
+def test_object_that_is_not_a_cluster_is_stored_under_its_key() -> None:
     seen = ContributingObject("ns/a", "u1", "1", ObjectContent(value="secret"), is_terminating=True)
     store = after(seen)
     assert known(store, "ns/a").content == ObjectContent(value="secret")
@@ -169,7 +169,7 @@ def test_present_names_exclude_deleted_objects_and_those_outside_selector() -> N
     assert store.missing_from(dict.fromkeys("abcde")) == []
 
 
-def test_observation_with_other_uid_or_version_would_change_the_store() -> None:
+def test_observation_with_different_uid_or_version_would_change_the_store() -> None:
     store = after(ready(version="10"))
     assert not store.would_change(ready(version="10"))
     assert store.would_change(ready(version="9"))
