@@ -259,7 +259,7 @@ def test_problem_of_received_content_is_cached(monkeypatch: pytest.MonkeyPatch) 
         kubeconfig.parse_received(b"2")
 
 
-def test_received_kubeconfig_has_its_contexts_as_entries() -> None:
+def test_contexts_of_received_kubeconfig_are_returned_as_entries() -> None:
     content = b"{contexts: [{name: a, context: {cluster: b}}]}"
     assert kubeconfig.parse_received(content).entries("contexts") == [("a", {"cluster": "b"})]
 

@@ -18,7 +18,7 @@ def test_token_bucket_starts_full_and_then_limits_to_its_rate() -> None:
     assert bucket.take(0.5) == 0.0
 
 
-def test_token_bucket_denied_take_costs_no_tokens() -> None:
+def test_denied_take_from_token_bucket_consumes_no_tokens() -> None:
     bucket = TokenBucket(RATE, 0.0)
     bucket.take(0.0, 3.0)
     assert {bucket.take(0.0) for _ in range(100)} == {0.5}
@@ -30,7 +30,7 @@ def test_token_bucket_never_holds_more_than_its_burst() -> None:
     assert bucket.take(1e9) > 0
 
 
-def test_token_bucket_charge_goes_into_debt_up_to_its_limit() -> None:
+def test_token_bucket_charge_goes_into_debt_up_to_the_debt_limit() -> None:
     bucket = TokenBucket(RATE, 0.0)
     assert bucket.charge(0.0, 3.0) == 0.0
     assert bucket.charge(0.0) == 0.5

@@ -19,7 +19,7 @@ def test_yaml_values_have_line_numbers() -> None:
     assert document.line(("missing",)) == 1
 
 
-def test_yaml_scalars_are_read_as_text_or_typed() -> None:
+def test_yaml_scalars_are_read_as_text_or_as_typed_values_as_requested() -> None:
     content = (
         b"a: no\nb: 0660\nc: ~\nd: 'null'\ne: 2020-01-01\nf: 1.5\ng: !!python/name:os.system x\nh: !!binary aGk=\n"
     )

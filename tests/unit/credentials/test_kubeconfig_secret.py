@@ -52,7 +52,7 @@ def a_source(
     return KubeconfigSecretIssuer("secret", api, origin="test", clock=lambda: NOW, **given)
 
 
-async def test_certificate_of_a_kubeconfig_secret_is_issued_with_its_own_expiry() -> None:
+async def test_certificate_from_kubeconfig_secret_is_issued_with_the_certificate_expiry() -> None:
     api = ScriptedApi(secret(kubeconfig(pair(NOW + 3600))))
     minted = await a_source(api).mint(WANTED)
     assert api.asked == [("GET", "/api/v1/namespaces/project-uid-alpha/secrets/kubeconfig")]

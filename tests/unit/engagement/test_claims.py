@@ -112,7 +112,7 @@ def test_object_that_switches_to_an_already_claimed_uid_keeps_its_cluster() -> N
 
 
 @pytest.mark.parametrize("uid", [BANK, "uid-of-shop"])
-def test_contested_cluster_that_is_still_engaged_is_disengaged_when_another_object_claims_its_uid(uid: str) -> None:
+def test_engaged_cluster_with_contested_uid_is_disengaged_when_another_object_claims_its_uid(uid: str) -> None:
     fleet = registry_with(claims("bank"), claims("shop-x", "uid-of-shop"), claims("shop-x", BANK, "2"))
     assert fleet.engaged_names() == {"bank", "shop-x"}
     assert fleet.observe(claims("shop-y", uid)) == [(EventType.DISENGAGED, "shop-x")]
@@ -314,7 +314,7 @@ def test_same_uid_claimed_in_first_lists_of_two_sources_is_rejected_in_both() ->
 
 @pytest.mark.parametrize("lists_first", [0, 1])
 @pytest.mark.parametrize(("of_projects", "engaged"), [(0, "bank"), (1, "pcp-bank")])
-def test_project_in_two_sources_of_one_milo_belongs_to_the_source_configured_first(
+def test_project_in_two_sources_of_the_same_milo_is_engaged_from_the_source_configured_first(
     of_projects: int, engaged: str, lists_first: int
 ) -> None:
     """A Project has its own UID, and the ProjectControlPlane of another API server has that UID in a label."""

@@ -199,7 +199,9 @@ def test_drain_ends_when_the_cluster_leaves_the_last_filter() -> None:
     assert [event.type for event in events] == [EventType.UPDATED, EventType.DISENGAGED]
 
 
-def test_draining_record_is_not_evicted_with_absent_records(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_record_of_draining_cluster_is_not_evicted_with_records_of_absent_clusters(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(engagement, "FORGETTABLE_RECORDS_KEPT", 1)
     for fleet in (with_subscriber(), drained()):
         fleet.commit([outside("a"), outside("b"), outside("c")], at(12))

@@ -247,7 +247,7 @@ def test_replacement_of_cluster_is_sent_in_one_batch() -> None:
 # --- filters ---
 
 
-def test_label_change_engages_and_disengages_by_filter() -> None:
+def test_label_change_engages_or_disengages_cluster_according_to_filter() -> None:
     log = readable_log()
     a = engage(log, labels={"env": "dev"})
     cursor = following(log, PROD)

@@ -157,7 +157,7 @@ def test_filter_transition_during_snapshot_restarts_the_snapshot() -> None:
     assert [*read(batch.slice.frames), *received(cursor)] == [engaged(b)]
 
 
-def test_snapshot_for_a_transition_is_shared_up_to_its_revision() -> None:
+def test_cached_snapshot_is_reused_for_transitions_up_to_its_revision() -> None:
     log = readable_log()
     engage(log, "a")
     first = log.snapshot(1)

@@ -230,7 +230,7 @@ def test_list_that_holds_removals_does_not_verify_the_first_list() -> None:
     assert not guard.is_verified
 
 
-def test_unverified_first_list_gives_way_to_two_larger_lists_of_another_server() -> None:
+def test_unverified_first_list_is_superseded_by_two_larger_lists_of_another_server() -> None:
     guard = RemovalGuard(LIMITS)
     judge(guard, 0, 3)
     assert foreign(guard, 3, 2.0).is_foreign
@@ -241,7 +241,7 @@ def test_unverified_first_list_gives_way_to_two_larger_lists_of_another_server()
 
 
 @pytest.mark.parametrize(("is_verified", "is_much_larger"), [(True, True), (False, False)])
-def test_first_list_gives_way_to_list_of_another_server_only_if_unverified_and_much_smaller(
+def test_first_list_is_superseded_by_list_of_another_server_only_if_unverified_and_much_smaller(
     is_verified: bool, is_much_larger: bool
 ) -> None:
     guard = RemovalGuard(LIMITS)
@@ -252,7 +252,7 @@ def test_first_list_gives_way_to_list_of_another_server_only_if_unverified_and_m
         assert foreign(guard, 3, now, is_much_larger=is_much_larger).is_foreign
 
 
-def test_restored_clusters_give_way_to_two_lists_of_another_server() -> None:
+def test_restored_clusters_are_superseded_by_two_lists_of_another_server() -> None:
     guard = RemovalGuard(LIMITS)
     judge(guard, 0, 3)
     judge(guard, 0, 3, now=30.0)

@@ -34,7 +34,7 @@ def watched(store: ObjectStore, *seen: ObservedObject) -> list[ObjectChange]:
 # --- changes ---
 
 
-def test_change_has_the_content_before_and_after_it() -> None:
+def test_object_change_has_the_content_before_and_after_the_change() -> None:
     store = after(ready(version="1"))
     seen = ready(version="2", labels={"env": "prod"})
     assert watched(store, seen) == [ObjectChange("a", ready().target, seen.target, seen)]
