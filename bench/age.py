@@ -2,12 +2,15 @@
 
 Files in `KNOWN_STALE` may be stale, until they are measured again.
 A file is stale if it does not name the measured commit, if that commit had uncommitted changes or is not in the
-history, or if many later commits changed the measured packages.
+history, or if many later commits changed the code of the measured packages. Commits that changed only comments,
+docstrings and texts do not count.
 """
 
+import ast
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from functools import cache
 
 import msgspec
 
@@ -26,7 +29,7 @@ _MORE = {
 """The packages that a file measures besides the daemon."""
 
 CommitsSince = Callable[[str, tuple[str, ...]], int | None]
-"""Returns how many commits changed the packages since a commit; None if the history lacks that commit."""
+"""Returns how many commits changed the packages' code since a commit; None if the history lacks that commit."""
 
 KNOWN_STALE: dict[str, str] = {
     "milo_groups": "2026-11-26T20:28:34+00:00",
@@ -73,9 +76,45 @@ def _staleness(result: Results, packages: tuple[str, ...], commits_since: Commit
 
 
 def _commits_since(commit: str, packages: tuple[str, ...]) -> int | None:
-    command = ["git", "-C", str(ROOT), "rev-list", "--count", f"{commit}..HEAD", "--", *packages]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    return int(done.stdout) if done.returncode == 0 else None
+    commits = _git("rev-list", f"{commit}..HEAD", "--", *packages)
+    return None if commits is None else sum(_changes_code(later, packages) for later in commits.split())
+
+
+@cache
+def _changes_code(commit: str, packages: tuple[str, ...]) -> bool:
+    changed = _git("diff-tree", "-r", "--no-commit-id", "--name-only", "--no-renames", commit, "--", *packages) or ""
+    return any(_code_of(f"{commit}^", path) != _code_of(commit, path) for path in changed.splitlines())
+
+
+def _code_of(commit: str, path: str) -> str | None:
+    """Return the file's content for comparison, without texts if it is Python; None if the commit lacks the file."""
+    content = _git("show", f"{commit}:{path}")
+    return without_texts(content) if content is not None and path.endswith(".py") else content
+
+
+def without_texts(source: str) -> str:
+    """Return the syntax tree of Python code, without docstrings and without the contents of strings with spaces."""
+    tree = ast.parse(source)
+    for node in ast.walk(tree):
+        for field in ("body", "orelse", "finalbody"):
+            if isinstance(body := getattr(node, field, None), list):
+                setattr(node, field, [statement for statement in body if not _is_text(statement)])
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and " " in node.value:
+            node.value = ""
+    return ast.dump(tree)
+
+
+def _is_text(statement: ast.stmt) -> bool:
+    return (
+        isinstance(statement, ast.Expr)
+        and isinstance(statement.value, ast.Constant)
+        and isinstance(statement.value.value, str)
+    )
+
+
+def _git(*arguments: str) -> str | None:
+    done = subprocess.run(["git", "-C", str(ROOT), *arguments], capture_output=True, text=True, check=False)
+    return done.stdout if done.returncode == 0 else None
 
 
 if __name__ == "__main__":

@@ -44,3 +44,36 @@ def test_results_known_as_stale_are_accepted_until_they_are_measured_again() -> 
     (removed,) = age.problems({}, known, _since)
     assert "remove it from KNOWN_STALE" in fresh
     assert "remove it from KNOWN_STALE" in removed
+
+
+CODE = '''
+"""A module."""
+LIMIT = "10 s"  # of a read
+
+
+class Read:
+    name: str
+    """The name."""
+
+    def fail(self) -> None:
+        """Fail."""
+        raise ValueError(f"read {self.name} failed")
+'''
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "is_equal"),
+    [
+        ('"""A module."""', '"""Another module."""', True),
+        ('"""A module."""', "", True),
+        ("# of a read", "# of one read", True),
+        ('    """The name."""\n', "", True),
+        ('f"read {self.name} failed"', 'f"cannot read {self.name} now"', True),
+        ('f"read {self.name} failed"', 'f"read {self.id} failed"', False),
+        ('LIMIT = "10 s"', 'LIMIT = "10s"', False),
+        ('"""Fail."""', "self.name = None", False),
+    ],
+)
+def test_commits_that_change_only_texts_do_not_make_results_stale(old: str, new: str, is_equal: bool) -> None:
+    assert old in CODE
+    assert (age.without_texts(CODE) == age.without_texts(CODE.replace(old, new))) is is_equal
