@@ -11,10 +11,12 @@ from pathlib import Path
 import msgspec
 
 from milo_discoveryd.config.given import GivenSettings, SettingPath
+from milo_discoveryd.config.listeners import ListenerSettings
 from milo_discoveryd.schema.fields import Group, fields, nearest
 from milo_kube import yaml_document
 
 ENVIRONMENT_PREFIX = "MILO_DISCOVERYD_"
+CLIENTS_PREFIX = "MILO_DISCOVERY_"
 FILE_VARIABLE = "MILO_DISCOVERYD_CONFIG"
 
 # Kubernetes sets these variables for a Service named milo-discoveryd; they are not settings.
@@ -106,7 +108,14 @@ def from_environment(environ: Mapping[str, str]) -> Layer:
                 given[key] = Given(environ[name], f"environment {name}")
         elif name.startswith(ENVIRONMENT_PREFIX) and not _is_reserved(name):
             problems.append(Problem(f"environment {name}", f"is not a setting{nearest(name, known)}"))
+        elif name.startswith(CLIENTS_PREFIX) and environ[name] and (own := _own(name)) in known:
+            problems.append(Problem(f"environment {name}", f"is not a variable of the daemon: use {own}"))
     return Layer(given, tuple(problems))
+
+
+def _own(name: str) -> str:
+    """Return a variable of the clients with the daemon's prefix."""
+    return ENVIRONMENT_PREFIX + name.removeprefix(CLIENTS_PREFIX)
 
 
 def _is_reserved(name: str) -> bool:
@@ -188,6 +197,10 @@ class _FileReader:
             known = list(_OPERATORS_SPELLINGS)
         if "." in name:  # the notation of messages and of the documentation
             self.problems.append(Problem(self._place(key), f"is not a setting{_nested(name)}"))
+            return
+        if not around and name in fields(ListenerSettings):
+            complaint = f"belongs to a listener: write listen: [{{address: ADDRESS, {name}: ...}}]"
+            self.problems.append(Problem(self._place(key), complaint))
             return
         self.problems.append(Problem(self._place(key), f"is not a setting{nearest(name, known, around)}"))
 

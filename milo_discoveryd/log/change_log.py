@@ -286,6 +286,10 @@ class ChangeLog:
             self._snapshot = weakref.ref(current)
         return current
 
+    def stop_sharing(self) -> None:
+        """Share no snapshot from before this call with later readers."""
+        self._snapshot = None
+
     def snapshot_part(self, snapshot: Snapshot, start: int, view: ClusterView, overhead: int) -> SnapshotPart:
         """Return `read_snapshot`, computed once for all readers with the same view."""
         self._snapshot_was_read = True

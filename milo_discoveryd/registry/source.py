@@ -264,6 +264,9 @@ class ClusterSource:
             self._listed = first, max(most, listed)
         if now.synced and not before.synced:
             self.observer.synced(self.engagements.engaged)
+        # A source is shown to a subscriber once it has a list. If an older snapshot lacks clusters of that list, the
+        # subscriber would take them for disengaged.
+        self.changes.log.stop_sharing()
         self.changes.notifier.notify()
 
     def _present_progress(self) -> SourceProgress:

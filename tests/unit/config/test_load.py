@@ -168,6 +168,25 @@ def test_error_for_unknown_key_suggests_nearest_key(file: Path, written: str, me
     assert meant in problem
 
 
+@pytest.mark.parametrize("written", ["tls: {certificate: a}", "owner: milo"])
+def test_setting_of_a_listener_at_the_top_level_is_reported_with_its_place(file: Path, written: str) -> None:
+    file.write_text(written)
+    name = written.partition(":")[0]
+    assert problems(file=file) == (
+        f"file {file} line 1 key {name}: belongs to a listener: write listen: [{{address: ADDRESS, {name}: ...}}]",
+    )
+
+
+def test_setting_with_the_prefix_of_the_clients_variables_is_reported() -> None:
+    assert problems({}, {"MILO_DISCOVERY_LISTEN": "unix:///run/d.sock", "MILO_DISCOVERY_MODE": ""}) == (
+        "environment MILO_DISCOVERY_LISTEN: is not a variable of the daemon: use MILO_DISCOVERYD_LISTEN",
+    )
+
+
+def test_variables_of_the_clients_are_not_reported() -> None:
+    load({}, {"MILO_DISCOVERY_ADDRESS": "unix:///run/d.sock", "MILO_DISCOVERY_TOKEN_FILE": "/run/token"}, None)
+
+
 def test_value_of_an_unknown_setting_is_not_printed(file: Path) -> None:
     file.write_text("token: hunter2\n")
     assert "hunter2" not in "".join(problems({}, {"MILO_DISCOVERYD_TOKEN": "hunter2"}, file))

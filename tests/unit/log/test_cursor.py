@@ -158,6 +158,17 @@ def test_readers_that_start_close_together_share_a_snapshot() -> None:
     assert reader(log).revision == 103, "the earlier snapshot is too far behind to be shared"
 
 
+def test_snapshot_is_not_shared_after_sharing_was_stopped() -> None:
+    log = readable_log()
+    for index in range(100):
+        engage(log, f"a{index}")
+    early = reader(log)
+    engage(log, "b")
+    log.stop_sharing()
+    assert reader(log).revision == 101
+    assert early.revision == 100
+
+
 def test_snapshot_older_than_compaction_is_not_shared() -> None:
     log = readable_log(Retention(count=0))
     for index in range(200):

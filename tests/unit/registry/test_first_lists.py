@@ -4,6 +4,7 @@ import msgspec
 import pytest
 
 from milo_discoveryd.log.change_log import ChangeLog, Retention
+from milo_discoveryd.log.cursor import Cursor
 from milo_discoveryd.log.filter import Filter
 from milo_discoveryd.model.observation import Observation
 from milo_discoveryd.model.removal_limits import RemovalLimits
@@ -163,3 +164,13 @@ def test_first_list_of_another_server_in_one_of_two_collections_gives_way_to_two
     fleet.listed(*right[foreign], watch=foreign, at=32.0)
     assert set(names) < fleet.engaged
     assert not waits(fleet.source, 20, 20)
+
+
+def test_reader_that_starts_after_a_list_shares_no_snapshot_from_before_it() -> None:
+    of = source()
+    log = of.changes.log
+    lists(of, *(ready(f"a{number}", uid=f"u{number}") for number in range(100)))
+    early = Cursor(log, Filter(), None)
+    lists(of, *(ready(f"a{number}", uid=f"u{number}") for number in range(101)), now=1.0)
+    late = Cursor(log, Filter(), None)
+    assert (early.revision, late.revision) == (100, 101)

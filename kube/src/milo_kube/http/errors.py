@@ -1,5 +1,7 @@
 """TransportError, for requests without a usable response, and the conversion of socket and TLS errors to it."""
 
+import errno
+import os
 import socket
 import ssl
 from typing import Literal, TypeAlias
@@ -41,6 +43,8 @@ def from_exchange(error: Exception | None, origin: str) -> TransportError:
 
 def reason(error: BaseException) -> str:
     if isinstance(error, OSError):
+        if error.errno and error.errno in errno.errorcode and not isinstance(error, socket.gaierror):
+            return os.strerror(error.errno)  # asyncio's own text is "Connect call failed (ADDRESS)"
         return error.strerror or str(error) or type(error).__name__
     return str(error) or type(error).__name__
 
