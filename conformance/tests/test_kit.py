@@ -39,7 +39,7 @@ async def test_subscriber_that_breaks_no_rule_passes_every_case() -> None:
 
 
 @pytest.mark.nightly  # runs a subscriber for each case
-async def test_each_case_catches_the_subscriber_that_breaks_its_rule(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_each_case_fails_a_subscriber_that_breaks_the_rule_under_test(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(daemon, "LIMIT_S", SOON_S)
     monkeypatch.setattr(run, "LIMIT_S", SOON_S)
     assert await not_caught(every_case()) == []

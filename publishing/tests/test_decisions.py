@@ -178,7 +178,7 @@ def test_published_object_of_a_moved_cluster_is_kept_by_the_other_replica(server
     assert server.objects["alpha"]["metadata"]["uid"] == uid
 
 
-def test_removals_are_own_objects_whose_clusters_are_neither_engaged_nor_ended(server):
+def test_removals_list_objects_of_the_publisher_whose_clusters_are_neither_engaged_nor_ended(server):
     of = publication()
     for name in ("alpha", "beta", "gamma", "delta"):
         of.desire(desired(cluster(name)))
@@ -195,7 +195,7 @@ def test_removals_are_own_objects_whose_clusters_are_neither_engaged_nor_ended(s
     assert server.settle(of, "beta") == Hold(), "the object of the former cluster is still there"
 
 
-def test_end_before_reengagement_of_a_cluster_does_not_allow_deletion(server):
+def test_end_of_a_cluster_before_its_reengagement_does_not_allow_deletion_of_its_object(server):
     of = publication()
     of.desire(desired(cluster()))
     server.settle(of, "alpha")
@@ -251,7 +251,9 @@ def test_object_of_a_replaced_cluster_is_deleted_before_it_is_created_again(serv
         (identity("other").labels(), "publisher 'other'"),
     ],
 )
-def test_objects_of_others_are_neither_overwritten_nor_deleted(server, labels: dict[str, str], reason: str):
+def test_objects_of_other_publishers_or_programs_are_neither_overwritten_nor_deleted(
+    server, labels: dict[str, str], reason: str
+):
     of = publication()
     server.put({"metadata": {"name": "alpha", "labels": labels}, "spec": {}})
     before = copy.deepcopy(server.objects)

@@ -182,7 +182,7 @@ async def test_disengagement_clears_the_problems_of_a_cluster(publishing):
     await eventually(lambda: publishing.publisher.problems == ())
 
 
-async def test_cluster_gets_its_object_once_the_cluster_with_the_same_object_name_is_disengaged(publishing):
+async def test_cluster_is_published_once_another_cluster_with_the_same_object_name_is_disengaged(publishing):
     publishing.daemon.engage("eu#alpha")
     publishing.daemon.engage("eu.alpha")
     await eventually(lambda: publishing.server.clusters == {"eu.alpha-kubeconfig": "uid-eu#alpha"})
@@ -199,7 +199,7 @@ async def left_by_another(*clusters: str) -> Server:
     return another.server
 
 
-async def test_publisher_deletes_a_predecessors_object_of_a_missing_cluster():
+async def test_publisher_deletes_object_that_a_former_publisher_left_for_a_missing_cluster():
     async with Publishing(await left_by_another("alpha", "beta")).running("alpha") as publishing:
         await publishing.until_published("alpha")
 
@@ -215,7 +215,7 @@ async def test_publisher_of_another_fleet_writes_nothing():
         await accepting.until_published("gamma")
 
 
-async def test_publisher_keeps_objects_missing_from_a_much_smaller_view_and_publishes_new_ones():
+async def test_publisher_keeps_objects_of_clusters_missing_from_a_much_smaller_view_and_publishes_new_clusters():
     names = [f"p-{number}" for number in range(6)]
     async with Publishing(await left_by_another(*names)).running(*names[:2]) as other:
         await eventually(lambda: "none is removed" in "".join(other.publisher.problems))
@@ -255,7 +255,7 @@ async def test_publisher_keeps_all_objects_when_it_reconnects_to_another_daemon(
     await publishing.until_published("alpha", "beta")
 
 
-async def test_publisher_stops_at_objects_of_another_filter_or_group():
+async def test_publisher_stops_if_it_finds_objects_of_another_filter_or_group():
     server = await left_by_another("alpha")
     for other in (Publishing(server, only="-l env=prod"), Publishing(server, group="dns")):
         with pytest.raises(PublishedByAnother, match="alpha-kubeconfig"):

@@ -31,7 +31,7 @@ def test_tls_context_trusts_only_given_ca() -> None:
     assert context.check_hostname
 
 
-def test_tls_context_without_ca_trusts_system() -> None:
+def test_tls_context_without_ca_trusts_system_cas() -> None:
     context = TlsIdentity(authorities=None, certificate=None).context()
     assert context.cert_store_stats() == ssl.create_default_context().cert_store_stats()
     assert context.check_hostname

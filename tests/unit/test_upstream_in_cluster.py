@@ -69,7 +69,7 @@ def test_project_kubeconfig_defaults_to_discovery_kubeconfig_outside_a_cluster(t
     assert load_project_upstream(None, discovery, {}).server == "https://milo"
 
 
-def test_project_kubeconfig_defaults_to_cluster_inside_a_cluster(tmp_path: Path) -> None:
+def test_project_kubeconfig_defaults_to_service_account_inside_a_cluster(tmp_path: Path) -> None:
     discovery = kubeconfig(tmp_path / "discovery", "https://milo")
     with pytest.raises(ConfigError, match="serviceaccount"):
         load_project_upstream(None, discovery, POD)

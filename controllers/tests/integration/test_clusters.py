@@ -74,7 +74,7 @@ async def test_draining_cluster_is_released_after_its_reconciles_have_ended(plan
         assert history == ["begins", "ends"]
 
 
-async def test_controllers_of_a_kind_share_its_informer(plane: ControlPlane) -> None:
+async def test_controllers_of_the_same_kind_share_one_informer(plane: ControlPlane) -> None:
     plane.create(widget("one"))
     log, other = Log(), Log()
     running = Running(plane)
@@ -85,7 +85,7 @@ async def test_controllers_of_a_kind_share_its_informer(plane: ControlPlane) -> 
         assert running.metric("milo_controllers_informers", resource=WIDGETS, state="synced") == 1
 
 
-async def test_unresponsive_cluster_does_not_delay_reconciles_of_others(
+async def test_unresponsive_cluster_does_not_delay_reconciles_of_other_clusters(
     sandbox: MiloSandbox, plane: ControlPlane
 ) -> None:
     silent = with_widgets(sandbox)
@@ -273,7 +273,7 @@ async def test_object_parked_by_suspension_is_reconciled_when_project_deletion_i
 
 
 @pytest.mark.parametrize("while_deleting", [False, True])
-async def test_objects_of_a_project_being_deleted_are_reconciled_only_if_terminating_or_while_deleting(
+async def test_project_deletion_limits_reconciles_to_terminating_objects_unless_while_deleting_is_set(
     plane: ControlPlane, *, while_deleting: bool
 ) -> None:
     seen: list[str] = []

@@ -55,7 +55,7 @@ async def test_clusters_of_one_host_share_a_connection_over_http2(
 
 
 @pytest.mark.parametrize(("header", "expected"), [("7", 7.0), ("soon", None), (None, None)])
-async def test_api_error_of_a_throttled_write_has_its_retry_after(header: str | None, expected: float | None) -> None:
+async def test_api_error_of_a_throttled_write_contains_retry_after(header: str | None, expected: float | None) -> None:
     authority = Authority()
 
     def refuse(accepted: Accepted, stream: int) -> None:
@@ -82,7 +82,7 @@ async def test_request_timeout_error_contains_method_and_path() -> None:
         await api.aclose()
 
 
-async def test_watch_fails_with_cause_credential_if_credential_renewed_after_401_is_unusable() -> None:
+async def test_watch_failure_has_cause_credential_if_the_credential_renewed_after_401_is_unusable() -> None:
     authority = Authority()
 
     class Renewed(Fixed):
@@ -126,5 +126,5 @@ async def test_client_certificate_renewed_after_401_is_used() -> None:
 
 
 @pytest.mark.parametrize("module", ["milo_publishing.publisher", "milo_discovery.cli", "milo_discoveryd.app"])
-def test_modules_of_the_daemon_image_are_imported_without_h2(module: str) -> None:
+def test_modules_in_the_daemon_image_can_be_imported_without_h2(module: str) -> None:
     subprocess.run([sys.executable, "-c", f"import sys; sys.modules['h2'] = None; import {module}"], check=True)

@@ -70,7 +70,7 @@ def peak_mib() -> float:
         for attack in (*FLOODS, *BODIES)
     ],
 )
-async def test_attack_does_not_stop_reconciles_of_other_tenants_and_takes_bounded_memory(
+async def test_attack_by_api_server_does_not_stop_reconciles_of_other_tenants_and_uses_bounded_memory(
     plane: ControlPlane, attack: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     registry = CollectorRegistry()

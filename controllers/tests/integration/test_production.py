@@ -94,7 +94,9 @@ async def test_cache_that_exceeds_its_limit_is_dropped_and_delays_no_other_clust
         assert registry.get_sample_value("milo_controllers_cached_bytes", {"resource": WIDGETS})
 
 
-async def test_owner_is_reconciled_if_its_object_was_deleted_while_the_cache_was_dropped(plane: ControlPlane) -> None:
+async def test_owner_is_reconciled_if_an_owned_object_was_deleted_while_the_cache_was_dropped(
+    plane: ControlPlane,
+) -> None:
     plane.create(widget("one"))
     owner = plane.get(WIDGETS, "one")["metadata"]
     reference = {"apiVersion": "example.com/v1", "kind": "Widget", "name": "one", "uid": owner["uid"]}
@@ -123,7 +125,7 @@ async def test_owner_is_reconciled_if_its_object_was_deleted_while_the_cache_was
     [["a"], ReconcileTarget("a"), ReconcileTarget("a", "b", "c"), 5, None, [("a", "b", None)]],
     ids=str,
 )
-async def test_invalid_mapper_result_is_logged_and_stops_no_reconciles(
+async def test_invalid_mapper_result_is_logged_and_does_not_stop_reconciles(
     plane: ControlPlane, caplog: pytest.LogCaptureFixture, found: Any
 ) -> None:
     def mapper(_change: Watched[Any]) -> Iterable[ReconcileTarget]:
@@ -186,7 +188,7 @@ async def test_health_and_metrics_are_thread_safe_while_clusters_are_engaged_and
         assert all([await task for task in reading])
 
 
-async def test_cluster_without_the_kind_does_not_make_controllers_unready(
+async def test_cluster_that_does_not_serve_the_kind_does_not_make_controllers_unready(
     plane: ControlPlane, bare: ControlPlane
 ) -> None:
     async with reconciling(Log(), plane, bare) as running:
@@ -255,7 +257,7 @@ async def test_caches_are_restricted_by_namespace_field_selector_and_transform(p
         await eventually(lambda: seen == [["there", "here"], {None}])
 
 
-async def test_object_is_reconciled_again_only_when_caches_have_its_writes(
+async def test_object_is_reconciled_again_only_after_caches_contain_writes_of_its_last_reconcile(
     plane: ControlPlane, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     apply = Informer._apply
@@ -366,7 +368,7 @@ async def test_object_is_enqueued_from_another_thread(plane: ControlPlane) -> No
         await eventually(lambda: log.seen == [(plane.project, "any", None)])
 
 
-async def test_plain_reconciler_runs_in_a_thread(plane: ControlPlane) -> None:
+async def test_plain_function_reconciler_runs_in_a_thread(plane: ControlPlane) -> None:
     loop_thread = threading.get_ident()
     seen: list[Any] = []
 
@@ -384,7 +386,7 @@ async def test_plain_reconciler_runs_in_a_thread(plane: ControlPlane) -> None:
     assert plane.get(WIDGETS, "one")["status"] == {"seen": True}
 
 
-async def test_plain_reconciler_is_canceled_at_its_next_wait_after_disengagement(plane: ControlPlane) -> None:
+async def test_plain_function_reconciler_is_canceled_at_its_next_wait_after_disengagement(plane: ControlPlane) -> None:
     history: list[str] = []
     may_end = threading.Event()
 
@@ -455,7 +457,7 @@ async def test_reconcile_error_is_in_failing_objects_and_in_the_log(
     assert message in caplog.text
 
 
-async def test_same_failure_of_two_clusters_is_logged_for_each(
+async def test_same_failure_of_two_clusters_is_logged_for_each_cluster(
     sandbox: MiloSandbox, plane: ControlPlane, caplog: pytest.LogCaptureFixture
 ) -> None:
     other = with_widgets(sandbox)

@@ -127,7 +127,7 @@ async def test_request_sets_finalizer_condition_and_status_and_records_event(pla
         assert not any(cleaned[1:])
 
 
-async def test_condition_has_the_generation_that_the_reconcile_has_read(plane: ControlPlane) -> None:
+async def test_observed_generation_of_condition_is_the_generation_that_the_reconcile_read(plane: ControlPlane) -> None:
     recorded: list[int] = []
 
     async def reconcile(request: Request) -> None:
@@ -294,7 +294,7 @@ async def test_reconcile_retry_honors_retry_after_of_the_server(plane: ControlPl
             await eventually(lambda: 1 in attempts)
 
 
-async def test_requeue_after_reconciles_again(plane: ControlPlane) -> None:
+async def test_requeue_after_reconciles_the_object_again(plane: ControlPlane) -> None:
     times: list[str] = []
 
     async def reconcile(request: Request) -> Result | None:
@@ -319,7 +319,7 @@ async def test_resync_reconciles_every_object_again(plane: ControlPlane) -> None
             await eventually(lambda: log.seen == [(plane.project, "one", {})] * 2)
 
 
-async def test_reconcile_over_its_time_limit_is_retried(plane: ControlPlane) -> None:
+async def test_reconcile_that_exceeds_its_time_limit_is_retried(plane: ControlPlane) -> None:
     attempts: list[int] = []
 
     async def reconcile(request: Request) -> None:

@@ -30,7 +30,7 @@ def test_budget_reports_the_limit_that_a_cache_exceeds() -> None:
     ]
 
 
-def test_budget_drops_the_largest_of_all_caches() -> None:
+def test_largest_cache_is_dropped_when_the_total_budget_is_exceeded() -> None:
     budget = CacheBudget(LIMITS)
     large, small = Cache(budget), Cache(budget)
     large.grow(9)

@@ -22,7 +22,7 @@ OTHER = {"type": "Other", "status": "False"}
 OWNER: dict[str, Any] = {"apiVersion": "example.com/v1", "kind": "Widget", "metadata": {"name": "w", "uid": "u"}}
 
 
-def test_condition_is_added_beside_others() -> None:
+def test_condition_is_added_to_existing_conditions() -> None:
     found = with_condition([OTHER], "Ready", "True", "Done", "m", generation=1, now=NOW)
     assert found == [OTHER, {**READY, "lastTransitionTime": "2026-01-02T03:04:05Z"}]
 

@@ -88,7 +88,7 @@ async def test_worker_is_free_for_other_clusters_after_the_tasks_of_a_cluster_ha
             await run_until_failure()
 
 
-async def test_conflict_on_changed_object_is_logged_at_info_with_its_retry(
+async def test_conflict_on_changed_object_is_logged_at_info_level_with_immediate_retry(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     caplog.set_level(logging.INFO)

@@ -60,7 +60,7 @@ def test_event_series_ends_after_a_pause_or_a_failed_write() -> None:
     assert isinstance(log.record("alpha", WIDGET, CONTENT, later), CreateEvent)
 
 
-def test_event_of_another_cluster_or_note_is_not_in_the_same_series() -> None:
+def test_events_that_differ_in_cluster_or_note_are_not_in_the_same_series() -> None:
     log = event_log()
     log.record("alpha", WIDGET, CONTENT, START)
     assert isinstance(log.record("beta", WIDGET, CONTENT, START), CreateEvent)

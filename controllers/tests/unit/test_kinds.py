@@ -38,7 +38,7 @@ def test_invalid_kind_is_refused(resource: str) -> None:
 
 
 @pytest.mark.parametrize("given", [None, 5, ["v1/secrets"]])
-def test_kind_that_is_no_string_is_refused(given: Any) -> None:
+def test_kind_that_is_not_a_string_is_refused(given: Any) -> None:
     for kind_from in (Kind, kind_of):
         with pytest.raises(ValueError, match="does not name a resource: write GROUP/VERSION/PLURAL"):
             kind_from(given)
@@ -58,7 +58,7 @@ def test_kind_decodes_objects_to_its_model() -> None:
     assert typed.metadata.name == "x"
 
 
-def test_bodies_of_models_are_converted_to_dictionaries() -> None:
+def test_request_bodies_that_are_models_are_converted_to_dictionaries() -> None:
     plain: dict[str, Any] = {"kind": "ConfigMap"}
     assert document(plain) is plain
     assert document(Widget("Widget", 1)) == {"kind": "Widget", "size": 1}

@@ -178,7 +178,9 @@ def test_missing_kubeconfig_file_and_invalid_data_are_rejected(tmp_path: Path):
         KubeconfigFile(kubeconfig(tmp_path, cluster={"certificate-authority-data": "!"})).read()
 
 
-def test_kubeconfigs_of_a_list_are_merged_as_by_kubectl(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_kubeconfig_files_listed_in_the_environment_are_merged_as_by_kubectl(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     for name, server, token in (("one", "https://one.test", "1"), ("two", "https://two.test", "2")):
         (tmp_path / name).mkdir()
         path = kubeconfig(tmp_path / name, cluster={"server": server}, user={"tokenFile": "token"})

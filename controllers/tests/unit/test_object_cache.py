@@ -125,7 +125,7 @@ def test_invalid_object_keeps_its_last_good_state() -> None:
     assert applied(cache, Listed(invalid("a"))) == []
 
 
-def test_object_cache_lists_values_of_one_namespace() -> None:
+def test_object_cache_lists_objects_of_one_namespace() -> None:
     cache = synced(cached("a"))
     assert names(cache.values("default")) == ["a"]
     assert names(cache.values("other")) == []
@@ -161,7 +161,7 @@ def test_index_function_whose_result_changes_does_not_stop_the_cache() -> None:
 
 
 @pytest.mark.parametrize("is_used_before", [False, True])
-def test_index_function_that_returns_a_string_raises_at_each_read(is_used_before: bool) -> None:
+def test_index_function_that_returns_a_string_raises_at_each_read_of_the_index(is_used_before: bool) -> None:
     cache = synced() if is_used_before else synced(cached("a", color="red"))
     cache.add_index("color", lambda found: found["data"]["color"])
     cache.add_index("name", lambda found: [found["metadata"]["name"]])
@@ -181,14 +181,14 @@ def test_index_function_that_returns_a_string_raises_at_each_read(is_used_before
         ({"red": 1}, r"returned the dict {'red': 1}; return a list: \['red'\]"),
     ],
 )
-def test_index_function_that_returns_bytes_or_a_dict_raises_at_a_read(returned: Any, message: str) -> None:
+def test_index_function_that_returns_bytes_or_a_dict_raises_when_the_index_is_read(returned: Any, message: str) -> None:
     cache = synced(cached("a"))
     cache.add_index("color", lambda _: returned)
     with pytest.raises(TypeError, match=message):
         cache.indexed("color", "red")
 
 
-def test_index_function_receives_the_object_as_its_type() -> None:
+def test_index_function_receives_the_object_decoded_to_its_model() -> None:
     class ConfigMap(msgspec.Struct):
         data: dict[str, str]
 
@@ -198,7 +198,7 @@ def test_index_function_receives_the_object_as_its_type() -> None:
 
 
 @pytest.mark.parametrize("is_used_before", [False, True])
-def test_object_whose_index_function_fails_is_missing_from_that_index_alone(is_used_before: bool) -> None:
+def test_object_for_which_an_index_function_fails_is_missing_only_from_that_index(is_used_before: bool) -> None:
     failed: set[tuple[str, str, type[Exception]]] = set()
     cache = ObjectCache(lambda index, found, error: failed.add((index, found.name, type(error))))
     cache.add_index("color", lambda found: [found["data"]["colors"][found["metadata"]["name"]]])

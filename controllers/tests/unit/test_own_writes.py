@@ -67,7 +67,7 @@ def test_write_with_an_opaque_version_is_seen_when_the_cache_has_that_version() 
         assert is_seen(written(version="y"), cache) is seen
 
 
-def test_write_of_a_replaced_object_is_seen() -> None:
+def test_write_is_seen_after_the_written_object_was_replaced() -> None:
     cache = informer()
     put(cache, "4", uid="former")
     assert not is_seen(written(), cache)
@@ -84,7 +84,7 @@ def test_own_deletion_is_observed_when_the_object_is_absent_or_replaced() -> Non
     assert is_seen(deletion, cache)
 
 
-def test_write_is_not_awaited_in_caches_of_other_objects() -> None:
+def test_write_is_not_awaited_in_caches_that_do_not_select_the_object() -> None:
     assert is_seen(written(), informer(namespace="other"))
     assert is_seen(written(), informer(field_selector="spec.x=y"))
     assert is_seen(written(), informer(selector="app=web"))
@@ -156,7 +156,7 @@ def test_write_is_not_awaited_after_a_newer_deletion_during_the_reconcile(
     assert not own
 
 
-def test_write_that_returns_an_object_to_the_selector_is_awaited() -> None:
+def test_write_after_which_the_selector_matches_the_object_again_is_awaited() -> None:
     own, cache = OwnWrites(), informer(selector="app=web")
     own.reconcile_began()
     put(cache, "4")
@@ -166,7 +166,7 @@ def test_write_that_returns_an_object_to_the_selector_is_awaited() -> None:
     assert own.hold([written(app="web")], [cache], list)
 
 
-def test_deletions_are_discarded_when_the_last_reconcile_ends() -> None:
+def test_recorded_deletions_are_discarded_when_the_last_reconcile_ends() -> None:
     own, cache = OwnWrites(), informer()
     own.reconcile_began()
     put(cache, "5")
@@ -177,7 +177,7 @@ def test_deletions_are_discarded_when_the_last_reconcile_ends() -> None:
     assert own.hold([written()], [cache], list)
 
 
-def test_deletions_are_kept_until_the_last_running_reconcile_ends() -> None:
+def test_recorded_deletions_are_kept_until_the_last_running_reconcile_ends() -> None:
     own, cache = OwnWrites(), informer()
     own.reconcile_began()
     own.reconcile_began()
@@ -188,7 +188,7 @@ def test_deletions_are_kept_until_the_last_running_reconcile_ends() -> None:
     assert not own.hold([written()], [cache], list)
 
 
-def test_oldest_deletion_is_evicted_beyond_the_maximum(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_oldest_recorded_deletion_is_evicted_beyond_the_maximum(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(own_writes, "_MAX_DELETIONS", 1)
     own, cache = OwnWrites(), informer()
     own.reconcile_began()
@@ -228,7 +228,7 @@ async def test_write_that_a_cache_received_too_late_does_not_end_a_later_hold(mo
     assert released == [key, key]
 
 
-def test_write_that_one_reconcile_gives_up_is_still_awaited_by_another() -> None:
+def test_write_that_one_reconcile_stops_awaiting_is_still_awaited_by_another() -> None:
     own, cache, settled = OwnWrites(), informer(), list[str]()
 
     def given_up() -> None:

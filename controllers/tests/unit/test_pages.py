@@ -25,7 +25,7 @@ from milo_kube.http.server import ServerRequest
         ("/readyz", "10.0.0.9", "attacker.example", 503),
     ],
 )
-async def test_pages_with_names_are_served_only_to_loopback_peers_and_known_hosts(
+async def test_debug_pages_require_a_loopback_peer_and_a_known_host_header(
     path: str, peer: str, host: str, status: int
 ) -> None:
     pages = Pages(Controllers(Fleet(FakeDiscovery()), registry=CollectorRegistry()))

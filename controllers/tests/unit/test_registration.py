@@ -129,18 +129,18 @@ async def test_reconcile_decorator_without_a_kind_is_refused() -> None:
 
 
 @pytest.mark.parametrize("given", [5, 0.5, "5s", True])
-def test_requeue_after_that_is_no_timedelta_is_refused(given: Any) -> None:
+def test_requeue_after_that_is_not_a_timedelta_is_refused(given: Any) -> None:
     with pytest.raises(TypeError, match=r"requeue_after=.*: write timedelta\(seconds="):
         Result(given)
 
 
 @pytest.mark.parametrize(("grace", "error"), [(5, TypeError), (None, TypeError), (timedelta(seconds=-1), ValueError)])
-async def test_invalid_grace_is_refused(grace: Any, error: type[Exception]) -> None:
+async def test_invalid_grace_period_is_refused(grace: Any, error: type[Exception]) -> None:
     with pytest.raises(error, match=r"grace=.*: write timedelta\(seconds=.*\) of at least 0"):
         main(controllers(), grace=grace)
 
 
-async def test_requeue_after_of_a_time_that_has_passed_is_accepted() -> None:
+async def test_negative_requeue_after_is_accepted() -> None:
     assert Result(timedelta(seconds=-5)).requeue_after == timedelta(seconds=-5)
 
 
@@ -151,13 +151,13 @@ async def test_async_mapper_and_index_function_are_refused() -> None:
         controllers().cache(WIDGETS, indexes={"color": async_mapper})  # type: ignore[dict-item]
 
 
-def test_mapper_that_returns_a_string_is_refused_with_the_string_and_the_right_form() -> None:
+def test_mapper_that_returns_a_string_is_refused_with_the_string_and_an_example_of_a_valid_result() -> None:
     watched = watches(WIDGETS, map=lambda _change: "red")  # type: ignore[arg-type,return-value]
     with pytest.raises(TypeError, match=r"returned 'red': .* such as \[ReconcileTarget\(name, namespace\)\]"):
         watched.targets(None)  # type: ignore[arg-type]
 
 
-async def test_kinds_with_different_transforms_of_one_cache_are_refused() -> None:
+async def test_kinds_with_the_same_cache_and_different_transforms_are_refused() -> None:
     made = controllers()
     made.cache(Kind(WIDGETS, transform=dict))
     with pytest.raises(ValueError, match="another transform="):

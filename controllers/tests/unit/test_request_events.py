@@ -74,7 +74,7 @@ async def test_event_is_resent_to_core_group_after_another_reconcile_switched_to
         ({"action": ""}, ValueError, "action=''"),
     ],
 )
-async def test_wrong_event_is_refused_at_each_call_and_starts_no_series(
+async def test_invalid_event_is_refused_at_each_call_and_starts_no_series(
     content: dict[str, Any], error: type[Exception], message: str
 ) -> None:
     api = CoreEventsApi()

@@ -164,7 +164,7 @@ def test_work_queue_retries_of_a_cluster_share_a_token_bucket() -> None:
     assert failed_at(queue, 0.0) == 0.1
 
 
-def test_work_queue_clusters_take_turns_in_the_token_bucket_of_all_retries() -> None:
+def test_work_queue_alternates_between_clusters_that_share_the_token_bucket_of_all_retries() -> None:
     policy = QueuePolicy(first_delay_s=0.1, retries=Rate(per_second=1.0, burst=1.0), jitter=0.0)
     queue = queue_of("a", "b", policy=policy, per_cluster=10)
     for name in "xyz":
@@ -194,7 +194,7 @@ def test_work_queue_holds_object_until_it_is_settled() -> None:
     queue.settle(key("x", "unknown"), 1.0)
 
 
-def test_work_queue_holds_unsettled_object_after_its_delay() -> None:
+def test_work_queue_holds_unsettled_object_even_after_its_retry_delay() -> None:
     queue = queue_of()
     queue.add(key("x"), 0.0)
     taken(queue)
@@ -221,7 +221,7 @@ def test_work_queue_uses_the_delay_function_of_its_policy() -> None:
     assert [failed_at(queue, 0.0), failed_at(queue, 3.0)] == [3.0, 6.0]
 
 
-def test_work_queue_retries_go_after_live_changes() -> None:
+def test_work_queue_takes_live_changes_before_retries() -> None:
     queue = queue_of()
     queue.add(key("listed"), 0.0, Priority.BACKGROUND)
     failed_at(queue, 0.0)
@@ -299,7 +299,7 @@ def test_work_queue_discards_objects_of_dropped_cluster() -> None:
     assert queue.take_next(0.0) == Work(key("y", incarnation=2), queued_s=0.0, failures=0)
 
 
-def test_work_queue_oldest_is_the_earliest_time_that_an_object_was_ready() -> None:
+def test_work_queue_oldest_is_the_earliest_time_at_which_a_queued_object_became_ready() -> None:
     queue = queue_of("a", "b")
     assert queue.oldest is None
     queue.add(key("x"), 3.0)
@@ -308,7 +308,7 @@ def test_work_queue_oldest_is_the_earliest_time_that_an_object_was_ready() -> No
 
 
 @pytest.mark.parametrize("objects", [1, 100])
-def test_work_queue_drops_timers_of_delays_that_a_change_ended(objects: int) -> None:
+def test_work_queue_drops_timers_of_delays_that_were_ended_by_a_change(objects: int) -> None:
     queue = queue_of()
     for _ in range(100):
         for number in range(objects):
@@ -317,6 +317,6 @@ def test_work_queue_drops_timers_of_delays_that_a_change_ended(objects: int) -> 
     assert len(queue._timers) <= 64 + 2 * objects
 
 
-def test_object_key_names_the_namespace_of_an_object_that_has_one() -> None:
+def test_object_key_string_contains_the_namespace_of_a_namespaced_object() -> None:
     keys = ObjectKey("shop", 1, "default", "web"), ObjectKey("shop", 1, "", "node")
     assert [*map(str, keys)] == ["shop: default/web", "shop: node"]

@@ -76,7 +76,7 @@ _ID = Input(
     _KIB,
     0.1,
     SERVER,
-    "unit/reflect/test_wire.py::test_object_with_an_oversized_identity_is_malformed",
+    "unit/reflect/test_wire.py::test_object_with_an_oversized_uid_or_version_is_malformed",
 )
 _OBJECT_NAME = Input(
     "253 characters of a DNS name",
@@ -103,7 +103,11 @@ _DECLARED = Input(
     "unit/sources/test_declarative.py::test_object_with_invalid_values_for_its_endpoint_is_malformed",
 )
 _SUSPENSIONS = Input(
-    "128 characters, of 100 suspensions", 64 * _KIB, 1, TENANT, f"{_BOUNDS}::test_suspensions_are_limited"
+    "128 characters, of 100 suspensions",
+    64 * _KIB,
+    1,
+    TENANT,
+    f"{_BOUNDS}::test_number_of_suspensions_and_length_of_their_fields_are_limited",
 )
 _SECRET = Input(
     "64 KiB and 2000 values of a kubeconfig",

@@ -201,7 +201,7 @@ def test_server_whose_watch_cache_is_not_ready_is_listed_in_pages() -> None:
     assert driver.request == FIRST_PAGE
 
 
-def test_retry_after_of_busy_server_is_respected_after_first_view() -> None:
+def test_retry_after_of_busy_server_is_respected_after_first_complete_list() -> None:
     driver = listed(STREAMING)
     driver.now += 60
     driver.failed(EXPIRED)

@@ -15,7 +15,7 @@ def due_check(tracker: LivenessTracker, now: float) -> LivenessCheck:
     return check
 
 
-def test_liveness_is_not_probed_without_pending_wait() -> None:
+def test_liveness_is_not_probed_while_no_data_is_awaited() -> None:
     tracker = LivenessTracker(LivenessPolicy())
     assert tracker.take_due(1000.0) is None
     assert tracker.next_at(1000.0) == 1015.0
@@ -44,7 +44,7 @@ def test_liveness_detects_stopped_server_within_a_minute() -> None:
         assert 35.0 <= given_up_at - stopped_at <= 50.0
 
 
-def test_data_restarts_liveness_period() -> None:
+def test_received_data_restarts_liveness_period() -> None:
     tracker = silent_from()
     assert not tracker.result(due_check(tracker, 15.0), is_silent=True)
     assert not tracker.result(due_check(tracker, 30.0), is_silent=True)

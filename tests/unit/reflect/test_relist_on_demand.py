@@ -55,25 +55,25 @@ def relisted(driver: ReflectorDriver, version: str) -> list[object]:
     return list(driver.page(version=version))
 
 
-def test_relist_with_later_version_is_not_reported_as_older() -> None:
+def test_relist_with_later_version_is_not_reported_as_older_than_the_view() -> None:
     driver = watching()
     assert relisted(driver, "10") == [ListStarted(), ListEnded(version="10")]
     driver.opened()
     assert relisted(driver, "11") == [ListStarted(), ListEnded(version="11")]
 
 
-def test_relist_with_earlier_version_is_reported_as_older() -> None:
+def test_relist_with_earlier_version_is_reported_as_older_than_the_view() -> None:
     driver = watching()
     assert relisted(driver, "9") == [ListStarted(), ListEnded(versions_went_back=True, version="9")]
 
 
-def test_relist_older_than_a_watch_event_is_reported_as_older() -> None:
+def test_relist_older_than_a_watch_event_is_reported_as_older_than_the_view() -> None:
     driver = watching()
     assert driver.events(changed("a", "15")) == [ObjectChanged(seen("a", "15"))]
     assert relisted(driver, "14") == [ListStarted(), ListEnded(versions_went_back=True, version="14")]
 
 
-def test_lists_are_reported_as_older_until_the_server_has_caught_up() -> None:
+def test_lists_are_reported_as_older_than_the_view_until_the_server_has_caught_up() -> None:
     driver = watching()
     relisted(driver, "5")
     driver.opened()

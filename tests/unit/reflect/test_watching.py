@@ -113,7 +113,7 @@ def test_resumed_watch_is_trusted_for_reads_after_an_event_or_a_healthy_period()
 # --- ends ---
 
 
-def test_watch_reopens_at_once_and_silently_after_clean_end() -> None:
+def test_watch_reopens_at_once_without_a_status_change_after_clean_end() -> None:
     driver = watching()
     driver.now += 300.0
     assert driver.ended() == []
@@ -370,7 +370,7 @@ def test_invalid_watch_data_twice_at_the_same_version_leads_to_relist() -> None:
     assert driver.request == FIRST_PAGE
 
 
-def test_invalid_watch_data_at_another_version_is_retried() -> None:
+def test_invalid_watch_data_at_a_later_version_is_retried() -> None:
     driver = watching()
     driver.events(changed("a", "11"))
     driver.events(Undecodable("?"))
@@ -476,7 +476,7 @@ def test_catching_up_state_after_a_complete_list_has_a_new_start_time() -> None:
 # --- invalid calls by a driver ---
 
 
-def test_reflector_failure_without_request_in_flight_raises() -> None:
+def test_reporting_a_failure_without_a_request_in_flight_raises() -> None:
     driver = ReflectorDriver()
     driver.failed()
     with pytest.raises(AssertionError, match="without a request in flight"):

@@ -26,7 +26,7 @@ NAMED = '"name":"a","uid":"u","resourceVersion":"7"'
 
 
 @pytest.mark.parametrize("kind", ["ADDED", "MODIFIED"])
-def test_added_or_modified_event_is_decoded_as_seen_object(kind: str) -> None:
+def test_added_or_modified_event_is_decoded_to_object_seen(kind: str) -> None:
     assert DECODER.line(line(kind, thing("a", "7"))) == ObjectSeen(seen("a", "7"))
 
 
@@ -87,7 +87,7 @@ def test_invalid_watch_line_is_undecodable(content: str, problem: str) -> None:
     assert problem in found.problem
 
 
-def test_invalid_unicode_is_undecodable_or_skipped() -> None:
+def test_event_with_invalid_unicode_is_undecodable_unless_it_is_in_an_unused_field() -> None:
     assert isinstance(DECODER.line(b'{"type":"\xff","object":{}}'), Undecodable)
     skipped = line("ADDED", thing("a", "7") | {"x": "@"}).replace(b"@", b"\xff")
     assert DECODER.line(skipped) == ObjectSeen(seen("a", "7"))
@@ -200,7 +200,7 @@ def test_error_status_without_code_has_http_status() -> None:
 
 
 @pytest.mark.parametrize("item", ["1", "{}", '{"metadata":1}', '{"metadata":{}}', '{"m\\u0065tadata":{"name":"a"}}'])
-def test_page_of_tiny_items_is_rejected_before_they_take_memory(item: str) -> None:
+def test_list_page_of_too_many_tiny_items_is_rejected_before_they_are_decoded(item: str) -> None:
     """Each item of a decoded page takes 64 bytes of memory, however short it is in JSON."""
     body = f'{{"metadata":{{}},"items":[{",".join([item] * (4_000_000 // (len(item) + 1)))}]}}'.encode()
     tracemalloc.start()
@@ -231,7 +231,7 @@ def test_large_page_of_small_objects_is_decoded() -> None:
     assert sum(1 for _ in objects) == 30_000
 
 
-def test_error_status_of_html_page_is_stripped_and_truncated() -> None:
+def test_error_status_message_of_html_page_is_stripped_of_tags_and_truncated() -> None:
     body = b"<html><h1>502 Bad\n Gateway</h1>" + b"<p>x</p> " * 1000
     refused = error_status(body, 502)
     assert refused.message.startswith("502 Bad Gateway x x")
@@ -248,7 +248,7 @@ def test_error_status_message_is_truncated() -> None:
 
 
 @pytest.mark.parametrize("field", ["uid", "resourceVersion"])
-def test_object_with_an_oversized_identity_is_malformed(field: str) -> None:
+def test_object_with_an_oversized_uid_or_version_is_malformed(field: str) -> None:
     event = DECODER.line(line("ADDED", thing("a", "7", **{field: "9" * 5000})))
     assert isinstance(event, ObjectSeen)
     assert isinstance(event.observation, Malformed)

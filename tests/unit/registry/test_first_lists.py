@@ -50,7 +50,7 @@ def test_source_version_is_that_of_its_latest_list_or_change() -> None:
     assert of.version == 0
 
 
-def test_stream_counts_as_waiting_until_it_awaits_no_source() -> None:
+def test_stream_counts_as_waiting_while_it_awaits_a_source() -> None:
     waiting, stream = WaitingStreams(), object()
     waiting.await_sources(stream, frozenset())
     assert (len(waiting), waiting.is_any_for("eu"), waiting.had_any_for("eu")) == (0, False, False)
@@ -117,7 +117,7 @@ def test_larger_list_completes_a_short_first_list() -> None:
     assert not waits(of, 4, 4)
 
 
-def test_larger_list_that_lacks_few_clusters_does_not_complete_a_short_first_list() -> None:
+def test_larger_list_that_still_lacks_clusters_completes_a_short_first_list_only_if_repeated() -> None:
     of = source()
     lists(of, ready("a"))
     lists(of, *map(ready, "abc"), now=2.0)
@@ -139,14 +139,14 @@ def test_restored_cluster_that_the_first_list_lacks_does_not_count_as_listed() -
     assert waits(of, 2, 1)
 
 
-def test_first_list_is_compared_by_clusters_and_not_by_objects() -> None:
+def test_first_list_is_compared_by_number_of_clusters_and_not_of_objects() -> None:
     fleet = RecordedFleet()
     fleet.listed(thing("x", **{f"c{number}": True for number in range(20)}))
     assert not waits(fleet.source, 20, 20)
 
 
 @pytest.mark.parametrize("foreign", [0, 1])
-def test_first_list_of_another_server_in_one_of_two_collections_gives_way_to_two_lists_of_the_right_server(
+def test_two_lists_of_the_right_server_replace_a_first_list_of_another_server_in_one_of_two_collections(
     foreign: int,
 ) -> None:
     """Each collection has lists of its own: for example, one of service consumers and one of their projects."""

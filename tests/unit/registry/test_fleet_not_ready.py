@@ -44,7 +44,7 @@ def run(source: ClusterSource, until: float) -> None:
         source.tick(due)
 
 
-def test_mass_of_not_ready_clusters_is_held_and_reported(source: ClusterSource) -> None:
+def test_many_clusters_that_become_not_ready_at_once_are_held_and_reported(source: ClusterSource) -> None:
     take(source, 10.0, *(ObjectChanged(not_ready(name)) for name in NAMES))
     with capture_logs() as logs:
         run(source, 11.0)
@@ -55,7 +55,7 @@ def test_mass_of_not_ready_clusters_is_held_and_reported(source: ClusterSource) 
     assert source.engagements.not_ready.until("c050") is not None
 
 
-def test_mass_of_not_ready_clusters_in_a_list_is_held(source: ClusterSource) -> None:
+def test_many_not_ready_clusters_in_a_list_are_held(source: ClusterSource) -> None:
     take(source, 10.0, ListStarted(), *(Listed(not_ready(name)) for name in NAMES), ListEnded())
     run(source, 11.0)
     assert source.engagements.engaged == 90

@@ -34,7 +34,7 @@ CALLER = Caller(
         CallerSelector(listeners=frozenset({"api"}), uids=frozenset({1000})),
     ],
 )
-def test_caller_selector_matches_caller_with_all_its_fields(who: CallerSelector) -> None:
+def test_caller_selector_matches_caller_that_meets_all_its_conditions(who: CallerSelector) -> None:
     assert who.matches(CALLER)
 
 
@@ -51,7 +51,7 @@ def test_caller_selector_matches_caller_with_all_its_fields(who: CallerSelector)
         CallerSelector(listeners=frozenset({"api"}), uids=frozenset({0})),
     ],
 )
-def test_caller_selector_rejects_caller_that_lacks_one_field(who: CallerSelector) -> None:
+def test_caller_selector_rejects_caller_that_fails_one_condition(who: CallerSelector) -> None:
     assert not who.matches(CALLER)
 
 

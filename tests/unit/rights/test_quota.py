@@ -84,7 +84,7 @@ def test_kubeconfig_quota_is_per_caller_and_enforces_rate_of_rule() -> None:
     assert [asked.take_kubeconfig(["c"], 2, 0.0) for _ in range(3)] == [0.0, 0.0, 30.0]
 
 
-def test_quota_evicts_least_recent_callers(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_quota_evicts_least_recently_used_callers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(quota, "MAX_KEYS", 2)
     asked = quotas(per_minute=1)
     for name in "abac":

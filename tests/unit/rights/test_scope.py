@@ -16,7 +16,7 @@ A_PROD = cluster("shop-1", labels={"env": "prod"}, organization="acme")
 A_DEV = cluster("a", labels={"env": "dev"}, organization="nasa")
 
 
-def test_scope_matches_when_all_conditions_do() -> None:
+def test_scope_matches_when_all_its_conditions_match() -> None:
     everything = ClusterScope(parse("env=prod"), frozenset({"acme"}), name_patterns(["shop-*"]))
     assert everything.matches(A_PROD)
     for scope in (PROD, ACME, SHOPS):
@@ -24,7 +24,7 @@ def test_scope_matches_when_all_conditions_do() -> None:
         assert not scope.matches(A_DEV)
 
 
-def test_scope_all_matches_every_cluster_and_scope_none_no_cluster() -> None:
+def test_scope_all_matches_every_cluster_and_scope_none_matches_no_cluster() -> None:
     assert ALL_CLUSTERS.matches(A_DEV)
     assert ALL_CLUSTERS.is_everything
     assert not NO_CLUSTERS.matches(A_DEV)
@@ -39,7 +39,7 @@ def test_scope_with_conditions_other_than_names_covers_no_cluster_by_its_name() 
     assert not any(scope.covers_by_name("shop-2") for scope in (PROD, ACME, NO_CLUSTERS))
 
 
-def test_scoped_filter_with_full_scope_is_the_filter() -> None:
+def test_scoped_filter_with_full_scope_is_the_unchanged_filter() -> None:
     asked = Filter(names=frozenset({"a"}))
     assert scoped(asked, ALL_CLUSTERS) is asked
     assert scoped(EVERYTHING, ALL_CLUSTERS).is_everything

@@ -33,7 +33,7 @@ class Pacing:
             self.paced.refused(Caller(listener="net", uid=uid, peer=f"ipv4:192.0.2.1:{port}"), "", reason)
 
 
-def test_rate_limited_audit_suppresses_flood_and_counts_it() -> None:
+def test_rate_limited_audit_suppresses_excess_denials_and_counts_them() -> None:
     there = Pacing()
     there.deny(JUNK, 1000)
     assert there.audit.lines == [(JUNK, None)] * BURST

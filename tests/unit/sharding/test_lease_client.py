@@ -113,7 +113,7 @@ async def test_lease_client_deletes_lease_with_version_precondition() -> None:
 
 
 @pytest.mark.parametrize("status", [404, 409])
-async def test_lease_client_write_over_another_version_raises_conflict(status: int) -> None:
+async def test_lease_client_write_raises_conflict_if_the_version_has_changed(status: int) -> None:
     with pytest.raises(ConflictError):
         await client(Answer(status))[0].write(WriteLease(HELD))
 

@@ -55,7 +55,7 @@ def test_view_lease_round_trips_through_the_api_server() -> None:
     assert lease_objects.decode_list(listed(body), NAMES) == GroupState(members={}, view=VIEW, view_version="uid-v/9")
 
 
-def test_lease_update_contains_uid_and_version_that_it_replaces() -> None:
+def test_lease_update_contains_uid_and_version_of_the_lease_that_it_replaces() -> None:
     body = json.loads(lease_objects.encode_member(LEASE, NAMES, WALL))
     assert body["metadata"]["name"] == "milo-discovery-dns-a"
     assert (body["metadata"]["uid"], body["metadata"]["resourceVersion"]) == ("uid-a", "7")

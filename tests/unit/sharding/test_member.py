@@ -228,7 +228,7 @@ def test_clusters_of_a_killed_member_have_an_owner_within_the_documented_time() 
     assert longest - 5.0 < max(took) <= longest
 
 
-def test_leaving_member_waits_for_no_member_that_has_left_before() -> None:
+def test_leaving_member_does_not_wait_for_a_member_that_has_already_left() -> None:
     driver = settled("a", "b", "c")
     for name in "ab":
         driver.members[name].leave()
@@ -356,14 +356,14 @@ def test_dead_member_with_a_changed_lease_is_evicted(changes: dict[str, object])
         assert driver.now - died_at < latest, "writes by another program do not count as renewals"
 
 
-def test_lease_rewritten_by_another_program_without_a_change_ends_no_term() -> None:
+def test_lease_rewritten_unchanged_by_another_program_does_not_end_a_term() -> None:
     driver = settled("a", "b")
     forge(driver, "b")
     driver.run(30)
     assert driver.members["b"].state.terms == 1
 
 
-def test_lease_write_whose_response_was_lost_ends_no_term() -> None:
+def test_lease_write_whose_response_was_lost_does_not_end_a_term() -> None:
     driver = settled("a", "b")
     driver.run(TIMING.renew_interval_s)
     member = driver.members["a"]
@@ -395,7 +395,7 @@ def test_member_reports_problems_for_an_administrator() -> None:
     assert "another process (a#2) holds the Lease of member a" in problems(driver, "a")
 
 
-def test_restarted_member_has_no_problem_with_the_lease_of_its_former_process() -> None:
+def test_restarted_member_reports_no_problem_about_the_lease_of_its_former_process() -> None:
     driver = settled("a", "b")
     restarted = driver.add("a", Member("a", "a#2"))
     driver.step("a")
@@ -404,7 +404,7 @@ def test_restarted_member_has_no_problem_with_the_lease_of_its_former_process() 
     assert problems(driver, "a") == ""
 
 
-def test_member_reports_members_with_other_settings() -> None:
+def test_member_reports_other_members_whose_settings_differ_from_its_own() -> None:
     driver = settled("a", "b")
     driver.add("c", Member("c", "c#1", fleet="other"))
     driver.run_until(lambda: is_settled(driver, *"abc"))
@@ -430,7 +430,7 @@ def test_view_restored_to_older_state_ends_ownership(changes: dict[str, object])
     assert driver.now - restored_at >= 20.0
 
 
-def test_displaced_process_with_restored_lease_waits_for_the_successor_to_expire() -> None:
+def test_displaced_process_with_restored_lease_waits_until_lease_of_successor_expires() -> None:
     driver = settled("a", "b")
     backup = msgspec.structs.replace(driver.api.group.members["a"], version="older")
     twin = driver.add("twin", Member("a", "a#2"))
@@ -511,7 +511,7 @@ def test_restarted_member_is_confirmed_by_a_later_renewal_of_the_other_member() 
     assert driver.members["b"].is_confirmed
 
 
-def test_view_member_whose_lease_never_existed_is_observed_without_a_write() -> None:
+def test_view_member_whose_lease_never_existed_has_no_observed_write() -> None:
     view = View(number=1, id="1", members={"gone": ViewMember("gone.1")})
     member = Member("a", "a#1")
     member.was_read(GroupState(members={}, view=view, view_version="5"), 0.0, 0.0)

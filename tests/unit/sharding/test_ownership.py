@@ -13,7 +13,7 @@ def test_key_is_owned_by_the_member_with_the_highest_rendezvous_score() -> None:
         assert Ownership(view=VIEW, member="b", term="b.1").decide(key).state is state
 
 
-def test_member_of_another_term_owns_nothing() -> None:
+def test_member_whose_term_is_not_in_the_view_owns_nothing() -> None:
     ownership = Ownership(view=VIEW, member="a", term="a.2")
     assert all(ownership.decide(key).state is KeyOwnership.FOREIGN for key in "wxyz")
 
@@ -28,7 +28,7 @@ def test_member_that_may_not_engage_waits_for_its_keys() -> None:
     assert {ownership.decide(key).state for key in "wxyz"} == {KeyOwnership.WAITING, KeyOwnership.FOREIGN}
 
 
-def test_member_waits_for_the_former_owner_that_has_not_acknowledged() -> None:
+def test_member_waits_for_a_former_owner_that_has_not_acknowledged_the_view() -> None:
     view = View(number=2, id="2", members={"a": ViewMember("a.1")}, previous=BOTH)
     waiting = Ownership(view=view, member="a", term="a.1", unsettled=frozenset({"a", "b"}))
     assert {waiting.decide(key) for key in "wxyz"} == {

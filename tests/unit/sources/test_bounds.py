@@ -134,7 +134,7 @@ def test_long_message_of_a_condition_is_truncated(observe: Observe) -> None:
     assert observed.message.endswith("x…")
 
 
-def test_suspensions_are_limited() -> None:
+def test_number_of_suspensions_and_length_of_their_fields_are_limited() -> None:
     suspension = {"reason": "r" * 1000, "suspendedAt": "1970-01-01T00:00:05Z", "reinstateAuthority": "a" * 1000}
     conditions = [condition("Ready"), condition("Suspended")]
     status = msgspec.convert({"conditions": conditions, "suspensions": [suspension] * 1000}, Status)

@@ -188,7 +188,7 @@ def test_endpoint_without_scheme_or_port_is_completed(stated: str, port: int, ex
         ("b.example", True),
     ],
 )
-def test_accepted_endpoint_hosts_are_networks_or_names(host: str, is_accepted: bool) -> None:
+def test_configured_endpoint_hosts_may_be_networks_or_names(host: str, is_accepted: bool) -> None:
     mode = a_mode(endpoint={"field": "spec.url", "hosts": ["10.0.0.0/8", "fd00::/8", "b.example"]})
     assert isinstance(content(mode, an_object({"url": host})), Ready if is_accepted else Malformed)
 
@@ -199,7 +199,7 @@ def argo_secret(config: Any, server: str = "https://a.example:6443") -> Declared
     return an_object(data=encoded)
 
 
-def test_decoded_data_of_a_secret_and_json_in_it_are_fields() -> None:
+def test_fields_are_read_from_decoded_secret_data_and_from_json_in_it() -> None:
     mode = a_mode(ready=None, endpoint={"field": "stringData[server]"}, ca="stringData[config].tlsClientConfig.caData")
     config = {"bearerToken": "t", "tlsClientConfig": {"caData": base64.b64encode(PEM.encode()).decode()}}
     seen = content(mode, argo_secret(config))
@@ -235,7 +235,7 @@ def test_endpoint_host_must_be_among_configured_hosts(host: str, is_accepted: bo
 
 
 @pytest.mark.parametrize("name", ["", "..", "Alpha", "a/b", "a#b", "x" * 254])
-def test_name_that_is_not_a_dns_name_is_refused(name: str) -> None:
+def test_object_name_that_is_not_a_dns_name_is_refused(name: str) -> None:
     with pytest.raises(MalformedError):
         a_mode().contributions(an_object(name=name))
 
@@ -322,7 +322,7 @@ def test_restored_declarative_cluster_with_disallowed_endpoint_is_malformed() ->
         mode.restored_place(Target(name="../x", uid="1", place=("https://a.example",)))
 
 
-def test_object_names_the_secret_with_its_credentials() -> None:
+def test_declarative_object_refers_to_the_secret_with_its_credentials() -> None:
     named = a_mode(secret={"name": "{spec.secretRef.name}"})
     spec = {"host": "a.example", "port": 6443, "secretRef": {"name": "alpha-admin", "namespace": "elsewhere"}}
     assert content(named, an_object(spec)).target.secret == ("team", "alpha-admin")
@@ -332,7 +332,7 @@ def test_object_names_the_secret_with_its_credentials() -> None:
     )
 
 
-def test_cluster_scoped_object_names_the_namespace_of_its_secret() -> None:
+def test_cluster_scoped_object_specifies_the_namespace_of_its_secret() -> None:
     resource = {**CLUSTERS["resource"], "namespaced": False}
     references = {"name": "{spec.secretRef.name}", "namespace": "{spec.secretRef.namespace}"}
     mode = a_mode(resource=resource, secret=references)
@@ -350,7 +350,7 @@ def test_secret_reference_with_invalid_name_or_namespace_is_malformed(name: str,
     assert "is not a DNS" in problem(a_mode(resource=resource, secret=references), an_object(spec))
 
 
-def test_object_names_the_key_in_its_secret() -> None:
+def test_declarative_object_specifies_the_key_in_its_secret() -> None:
     mode = a_mode(secret={"name": "{spec.secret.name}", "key": "{spec.secret.key}"})
     spec: dict[str, Any] = {"host": "a.example", "port": 6443, "secret": {"name": "admin", "key": "admin_Creds.1"}}
     seen = content(mode, an_object(spec))
@@ -373,7 +373,7 @@ def reduced(mode: DeclaredObjects, obj: DeclaredObject, *secrets: tuple[str, Sta
     return mode.reduce(contribution.cluster, contributions, "")
 
 
-def test_endpoint_and_ca_are_those_of_the_secret_that_an_object_names() -> None:
+def test_endpoint_and_ca_are_read_from_the_secret_that_an_object_refers_to() -> None:
     mode = a_mode(**BY_SECRET)
     data = kubeconfig(**{"certificate-authority-data": base64.b64encode(PEM.encode()).decode()})
     server = mode.server(secret(data))
@@ -394,7 +394,7 @@ def test_ca_of_the_object_takes_precedence_over_ca_of_its_secret() -> None:
     assert seen.target.authorities == PEM.encode()
 
 
-def test_object_without_its_secret_is_not_ready() -> None:
+def test_object_whose_secret_is_missing_is_not_ready() -> None:
     seen = reduced(a_mode(**BY_SECRET), an_object(), ("team/beta-kubeconfig", StatedServer("https://b", None)))
     assert isinstance(seen, NotReady)
     assert (seen.name, seen.uid, seen.version) == ("team.alpha", "1", "7")

@@ -28,7 +28,7 @@ def a_kind(**differing: Any) -> DeclarativeKind:
         ({"ready": {"field": "status.phase", "values": ["A", "B"]}}, "field status.phase is 'A' or 'B'"),
     ],
 )
-def test_ready_when_describes_the_readiness_rule_of_a_declaration(ready: dict[str, Any], expected: str) -> None:
+def test_ready_when_text_describes_the_configured_readiness_rule(ready: dict[str, Any], expected: str) -> None:
     assert a_kind(**ready).ready_when == expected
 
 
@@ -79,7 +79,7 @@ def test_invalid_setting_of_a_declaration_is_refused_with_its_path(
         ({"endpoint": {"secret_key": "value"}}, "endpoint.secret_key: needs secret"),
     ],
 )
-def test_secret_that_does_not_match_the_other_settings_is_refused(differing: dict[str, Any], words: str) -> None:
+def test_secret_setting_that_conflicts_with_other_settings_is_refused(differing: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         a_kind(**differing)
 
@@ -122,7 +122,7 @@ def test_secret_placeholders_of_an_issuer_require_a_declared_secret(template: st
         ({}, {"namespace": "{spec.namespace}"}, ""),
     ],
 )
-def test_endpoint_secrets_are_watched_in_the_namespaces_that_objects_can_name(
+def test_endpoint_secrets_are_watched_in_the_namespaces_that_objects_can_refer_to(
     resource: dict[str, Any], secret: dict[str, Any], watched: str
 ) -> None:
     selectors = {"label_selector": "of=secrets", "field_selector": "type=Opaque"}
@@ -140,7 +140,7 @@ def test_secrets_are_not_watched_if_they_do_not_contain_endpoints() -> None:
     assert objects.resource.plural == "things"
 
 
-def test_secret_key_placeholder_of_an_issuer_requires_the_setting_secret_key() -> None:
+def test_secret_key_placeholder_of_an_issuer_requires_the_secret_key_setting() -> None:
     issuer = IssuerTraits("kubeconfig-secret", templates=("{secret_key}",), is_of_cluster=True)
     assert a_kind(secret=SECRET).refusal(issuer) == "{secret_key} needs the setting secret.key of the source"
     assert not a_kind(secret={**SECRET, "key": "{metadata.name}-kubeconfig"}).refusal(issuer)

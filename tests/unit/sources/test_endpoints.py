@@ -17,7 +17,7 @@ from milo_discoveryd.sources.reading import MalformedError
         "a.test\n",
     ],
 )
-def test_endpoint_with_spaces_or_controls_is_malformed(endpoint: str) -> None:
+def test_endpoint_with_spaces_or_control_characters_is_malformed(endpoint: str) -> None:
     """`urlsplit` removes such characters before it parses, but the endpoint would contain them."""
     with pytest.raises(MalformedError, match="is not of the form https://HOST"):
         checked_url(endpoint, ())

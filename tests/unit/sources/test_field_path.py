@@ -34,7 +34,7 @@ DOCUMENT = {
         ("data", None),
     ],
 )
-def test_field_path_finds_values_and_none_for_missing_fields(path: str, value: Any) -> None:
+def test_field_path_returns_the_value_of_a_field_or_none_if_it_is_missing(path: str, value: Any) -> None:
     assert FieldPath.parse(path).find({**DOCUMENT, "data": None}) == value
 
 

@@ -93,7 +93,7 @@ def encoded(server: str) -> str:
     return base64.b64encode(msgspec.json.encode(document)).decode()
 
 
-def test_label_selector_does_not_hide_that_a_project_is_of_another_organization() -> None:
+def test_label_selector_does_not_hide_that_a_project_belongs_to_another_organization() -> None:
     follows = ProjectKind().follow(SourceOptions(discovery_server=ACME))
     (projects,) = KeyedSource(follows, label_selector="env=prod").collections
     assert projects.watched.resource.label_selector == f"{ORGANIZATION_LABEL}=acme,env=prod"
@@ -148,7 +148,7 @@ def test_restored_endpoint_is_derived_by_kind_and_not_read_from_state_file() -> 
         assert "web".join(place).startswith("https://mil")
 
 
-def test_restored_cluster_of_another_organization_than_the_context_is_skipped() -> None:
+def test_restored_cluster_outside_the_organization_of_the_context_is_skipped() -> None:
     follows = ProjectKind().follow(SourceOptions(project_server=MILO, discovery_server=ACME))
     acme, evil = (((ORGANIZATION_LABEL, name),) for name in ("acme", "evil"))
     assert placed(follows, "web", labels=acme)

@@ -36,7 +36,7 @@ def test_built_in_kinds_are_found() -> None:
     assert all(issubclass(kinds.load(name), SourceKind) for name in kinds.names())
 
 
-def test_kinds_name_the_condition_of_ready_clusters() -> None:
+def test_kinds_describe_the_condition_that_makes_clusters_ready() -> None:
     assert ProjectKind().ready_when == "condition Ready is True"
     assert ProjectControlPlaneKind().ready_when == "condition ControlPlaneReady is True"
     assert SingleKind().ready_when == ""

@@ -22,7 +22,7 @@ def target(**metadata: object) -> Target:
     return observed.target
 
 
-def test_ready_project_has_path_endpoint() -> None:
+def test_endpoint_of_ready_project_is_its_control_plane_path() -> None:
     assert MODE.observe(project("apollo")) == Ready(
         "uid-apollo",
         "7",
@@ -59,7 +59,7 @@ def test_not_ready_project_has_reason(conditions: list[dict[str, str]], message:
     )
 
 
-def test_project_organization_is_its_label_before_its_owner_reference() -> None:
+def test_organization_label_of_project_takes_precedence_over_its_owner_reference() -> None:
     label = {ORGANIZATION_LABEL: "labelled"}
     owned = {"ownerRef": {"kind": "Organization", "name": "owner"}}
     assert target(spec=owned, labels=label).organization == "labelled"
@@ -69,7 +69,7 @@ def test_project_organization_is_its_label_before_its_owner_reference() -> None:
     assert target().organization == ""
 
 
-def test_context_of_an_organization_selects_its_projects() -> None:
+def test_context_of_an_organization_selects_projects_of_that_organization() -> None:
     assert IN_ACME.resource.label_selector == "resourcemanager.miloapis.com/organization-name=acme"
     assert MODE.resource.label_selector == ""
 
@@ -90,7 +90,7 @@ def test_project_of_another_organization_is_refused_in_the_context_of_an_organiz
     assert "it belongs to no organization, and" in unowned.message
 
 
-def test_labels_are_passed_on_sorted() -> None:
+def test_labels_of_project_are_passed_on_sorted_by_key() -> None:
     assert target(labels={"b": "2", "a": "1"}).labels == (("a", "1"), ("b", "2"))
 
 
@@ -116,7 +116,7 @@ def test_terminating_project_stays_engaged_with_message() -> None:
     assert observed.target.deletion_message == "2 networks are left"
 
 
-def test_deletion_message_requires_deletion() -> None:
+def test_deletion_message_requires_deletion_timestamp_and_cleanup_condition() -> None:
     observed = MODE.observe(project("apollo", condition("Ready"), condition("ResourceCleanup", message="old")))
     assert isinstance(observed, Ready)
     assert observed.target.deletion_message == ""

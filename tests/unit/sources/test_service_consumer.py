@@ -126,7 +126,7 @@ def test_deletion_of_last_consumer_withdraws_its_project_with_drain() -> None:
     assert reduced() == Withdrawn("shop", "", "", "the project no longer uses any of the services", 60.0)
 
 
-def test_pending_consumer_does_not_engage() -> None:
+def test_pending_consumer_does_not_engage_its_project() -> None:
     found = reduced(contributions(phase="PendingApproval"))
     assert found == NotReady("shop", "uid-1", "9", "dns is PendingApproval")
 
@@ -173,7 +173,7 @@ def test_service_consumer_settings_are_validated() -> None:
             parse_group(ServiceConsumerKind, given)
 
 
-def test_followed_projects_are_watched_at_the_root() -> None:
+def test_followed_projects_are_watched_in_the_root_context() -> None:
     consumers, projects = FOLLOWING.follow(OPTIONS).watches
     assert consumers.resource.path == "/apis/services.miloapis.com/v1alpha1/serviceconsumers"
     assert isinstance(projects, ReferencedWatch)
@@ -187,7 +187,7 @@ def test_contributions_need_the_project_if_projects_are_followed() -> None:
     assert contributions("shop")[0].needs == ()
 
 
-def test_cluster_of_a_followed_project_has_its_uid_organization_and_deletion() -> None:
+def test_cluster_has_uid_organization_and_deletion_of_the_followed_project() -> None:
     shop = project(
         "shop",
         condition("Ready"),
@@ -232,7 +232,7 @@ def test_project_that_stops_using_the_services_is_withdrawn_under_its_uid() -> N
     assert FOLLOWED.reduce("shop", [], "") == Withdrawn("shop", "", "", gone, 60.0)
 
 
-def test_followed_project_is_suspended_by_itself_or_by_its_consumers() -> None:
+def test_cluster_of_a_followed_project_is_suspended_if_the_project_or_its_consumers_are() -> None:
     own = project("shop", condition("Ready"), condition("Suspended", message="by the platform"))
     for consumers, shop, expected in (
         (contributions(), project("shop"), None),
@@ -245,7 +245,7 @@ def test_followed_project_is_suspended_by_itself_or_by_its_consumers() -> None:
         assert found.target.suspensions == expected
 
 
-def test_followed_project_has_equal_content_at_another_resource_version() -> None:
+def test_content_of_followed_project_does_not_depend_on_its_resource_version() -> None:
     assert FOLLOWED.project(project("shop", resourceVersion="7")) == FOLLOWED.project(
         project("shop", resourceVersion="8")
     )

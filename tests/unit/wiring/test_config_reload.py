@@ -149,7 +149,7 @@ async def test_forced_config_reload_reads_unchanged_files(reloaded_file: Reloade
     assert reloaded_file.audited == []
 
 
-async def test_config_reload_names_settings_that_need_a_restart(reloaded_file: ReloadedFile) -> None:
+async def test_config_reload_logs_settings_that_need_a_restart(reloaded_file: ReloadedFile) -> None:
     async with reloaded_file.followed():
         with capture_logs() as lines:
             reloaded_file.write_rules("one", mode="project-control-plane")

@@ -95,7 +95,7 @@ def test_project_identity_other_than_that_of_discovery_is_issued(
     make(settings(tmp_path, OWN, **given))
 
 
-def test_project_kubeconfig_defaults_to_that_of_discovery_and_is_not_issued(
+def test_discovery_kubeconfig_that_projects_use_by_default_is_not_issued(
     tmp_path: Path, files: Callable[..., str]
 ) -> None:
     with pytest.raises(ConfigError, match="set project_kubeconfig to a kubeconfig of another user"):
@@ -173,7 +173,7 @@ DECLARED = {
     ids=lambda issuing: str(issuing["type"]),
 )
 @pytest.mark.parametrize("count", [1, 2])
-def test_issuer_requests_credentials_at_the_server_of_its_source_or_of_its_own_kubeconfig(
+def test_issuer_requests_credentials_from_the_server_of_its_source_or_of_its_own_kubeconfig(
     tmp_path: Path, files: Callable[..., str], monkeypatch: pytest.MonkeyPatch, issuing: dict[str, Any], count: int
 ) -> None:
     """The default is the source's discovery server, not the daemon's own cluster; another kubeconfig can be set."""
@@ -204,7 +204,7 @@ def test_issuer_requests_credentials_at_the_server_of_its_source_or_of_its_own_k
         ("project", "project-{uid}", False),
     ],
 )
-def test_secret_determines_the_server_only_in_a_namespace_of_its_control_plane(
+def test_kubeconfig_secret_determines_the_server_only_in_a_namespace_of_the_control_plane(
     tmp_path: Path,
     files: Callable[..., str],
     monkeypatch: pytest.MonkeyPatch,

@@ -53,7 +53,9 @@ def test_listeners_without_a_connection_limit_share_the_default(file: Path, monk
         ("listen: [{name: a, address: 'unix:///a', owner: no-such}]", "a: there is no user 'no-such' on this machine"),
     ],
 )
-def test_listener_with_unknown_group_or_owner_is_reported_with_its_place(file: Path, text: str, message: str) -> None:
+def test_unknown_group_or_owner_of_listener_is_reported_with_listener_name_or_setting(
+    file: Path, text: str, message: str
+) -> None:
     with pytest.raises(StartError, match=message):
         list(listeners(settings(file, text)))
 

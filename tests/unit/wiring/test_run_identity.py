@@ -24,7 +24,7 @@ def test_corrupt_run_identity_is_replaced(tmp_path: Path, content: bytes) -> Non
     assert run_identity(tmp_path) == run_identity(tmp_path)
 
 
-def test_run_identity_is_new_if_it_cannot_be_kept(tmp_path: Path) -> None:
+def test_run_identity_is_new_if_it_cannot_be_stored(tmp_path: Path) -> None:
     (tmp_path / RUN_FILE).symlink_to(tmp_path / "elsewhere")
     with capture_logs() as logs:
         assert run_identity(tmp_path) != run_identity(tmp_path)

@@ -50,7 +50,7 @@ async def test_member_name_setting_takes_precedence_over_pod_name(tmp_path: Path
     assert group.member.name == "other"
 
 
-async def test_leases_can_be_reached_through_a_plain_proxy_on_loopback(tmp_path: Path) -> None:
+async def test_leases_can_be_reached_through_a_plain_http_proxy_on_loopback(tmp_path: Path) -> None:
     kubeconfig = tmp_path / "kubeconfig"
     kubeconfig.write_text(KUBECONFIG.replace("https://leases.example.com", "http://127.0.0.1:8001"))
     sharding = ShardingSettings(kubeconfig=kubeconfig, namespace="operators")
@@ -95,7 +95,7 @@ def digest(environ: Mapping[str, str] | None = None, **given: object) -> str:
     return fleet_digest([ConfiguredSource(source, settings, environ or {}) for source in settings.sources])
 
 
-def test_fleet_digest_differs_with_the_settings_that_define_the_clusters(kubeconfig: Callable[[str, str], str]) -> None:
+def test_fleet_digest_depends_on_the_settings_that_define_the_clusters(kubeconfig: Callable[[str, str], str]) -> None:
     at: dict[str, object] = {"discovery_kubeconfig": kubeconfig("milo", "https://milo.example.com")}
     ours = digest(**at, label_selector="env=prod")
     assert ours == digest(**at, label_selector="env=prod", heartbeat_interval="5s")
@@ -104,7 +104,7 @@ def test_fleet_digest_differs_with_the_settings_that_define_the_clusters(kubecon
     assert single != digest(**at, mode="single", **{"cluster.labels": "a=b"})
 
 
-def test_fleet_digest_differs_with_the_server_that_is_watched_and_not_with_its_kubeconfig(
+def test_fleet_digest_depends_on_the_watched_server_and_not_on_its_kubeconfig(
     kubeconfig: Callable[[str, str], str],
 ) -> None:
     clusters = kubeconfig("clusters", "https://clusters.example.com")
@@ -119,12 +119,12 @@ def test_fleet_digest_differs_with_the_server_that_is_watched_and_not_with_its_k
     assert ours != watching(kubeconfig("one", f"https://milo.example.com{organization}"))
 
 
-def test_fleet_digest_differs_with_the_server_of_a_single_cluster(kubeconfig: Callable[[str, str], str]) -> None:
+def test_fleet_digest_depends_on_the_server_of_a_single_cluster(kubeconfig: Callable[[str, str], str]) -> None:
     one, two = (digest(mode="single", project_kubeconfig=kubeconfig("c", f"https://{host}")) for host in "ab")
     assert one != two
 
 
-def test_fleet_digest_of_files_is_that_of_their_path(tmp_path: Path) -> None:
+def test_fleet_digest_of_files_depends_only_on_their_path(tmp_path: Path) -> None:
     def of(path: Path) -> str:
         kind = KubeconfigDirectoryKind(path=str(path))
         source = SourceSettings(name="files", kind="kubeconfig-directory", settings=kind)
@@ -136,9 +136,7 @@ def test_fleet_digest_of_files_is_that_of_their_path(tmp_path: Path) -> None:
     assert ours != of(tmp_path / "other")
 
 
-def test_fleet_digest_in_a_cluster_is_the_same_in_all_of_its_pods(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_fleet_digest_is_the_same_in_all_pods_of_a_cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def of(pod: str, host: str) -> str:
         account = tmp_path / pod
         account.mkdir()

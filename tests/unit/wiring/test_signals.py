@@ -36,7 +36,7 @@ async def test_signals_in_quick_succession_count_as_one(monkeypatch: pytest.Monk
     assert len(calls) == 1
 
 
-async def test_signal_after_a_handled_one_is_handled_too() -> None:
+async def test_signal_that_follows_a_handled_signal_is_handled() -> None:
     calls: list[None] = []
     with handled({USR2: lambda: calls.append(None)}):
         send()
@@ -45,7 +45,7 @@ async def test_signal_after_a_handled_one_is_handled_too() -> None:
         await eventually(lambda: len(calls) == 2)
 
 
-async def test_signal_is_ignored_while_an_earlier_one_is_not_handled() -> None:
+async def test_signal_is_ignored_until_an_earlier_signal_has_been_handled() -> None:
     with handled({USR2: lambda: None}):
         send()
         assert signal.getsignal(USR2) is signal.SIG_IGN

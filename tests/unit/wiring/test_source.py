@@ -15,7 +15,7 @@ def stored(name: str) -> StoredCluster:
     return StoredCluster("u", Target(name=name, uid="p", place=PLANTED, organization="shop"), 1.0)
 
 
-def test_restored_cluster_has_the_address_of_its_kind_and_other_fields_as_stored() -> None:
+def test_restored_cluster_has_an_address_derived_by_its_kind_and_other_fields_as_stored() -> None:
     ((seen, engaged_at),) = restorable([stored("../bank"), stored("web")], SOURCE.restored_place)
     assert seen.target.endpoint.startswith("https://milo/")
     assert (seen.name, seen.uid, seen.version, seen.target.organization, engaged_at) == ("web", "u", "", "shop", 1)

@@ -81,7 +81,7 @@ def test_cluster_message_has_all_fields() -> None:
     )
 
 
-def test_cluster_message_of_a_named_source_has_the_endpoint_of_the_local_name() -> None:
+def test_cluster_message_of_a_named_source_has_an_endpoint_derived_from_the_local_name() -> None:
     target = Target(name="eu#a", source="eu", uid="u", place=("https://", ".example.com"))
     message = convert.cluster(msgspec.structs.replace(SMALL, target=target), EPOCH)
     assert (message.name, message.source, message.endpoint) == ("eu#a", "eu", "https://a.example.com")
@@ -157,7 +157,7 @@ def engagement(
         (ObjectState.DELETED, "REASON_DELETED"),
     ],
 )
-def test_engagement_explains_why_not_engaged(state: ObjectState, reason: str) -> None:
+def test_engagement_of_cluster_that_is_not_engaged_has_reason_and_message(state: ObjectState, reason: str) -> None:
     assert engagement(record(state)) == (False, reason, "its message", 100)
 
 
@@ -170,7 +170,7 @@ def test_engagement_of_engaged_cluster_has_reason_engaged() -> None:
     )
 
 
-def test_engagement_of_engaged_cluster_names_the_condition_of_its_source() -> None:
+def test_engagement_of_engaged_cluster_contains_the_ready_condition_of_its_source() -> None:
     message = convert.engagement(record(ObjectState.READY, engaged=True), None, ready_when="condition Ready is True")
     assert message.message == "its condition Ready is True"
 
@@ -195,7 +195,7 @@ def test_not_ready_cluster_whose_deletion_is_being_confirmed_has_reason_not_read
     assert engagement(record(ObjectState.NOT_READY), "")[1] == "REASON_NOT_READY"
 
 
-def test_engagement_within_not_ready_grace_contains_the_end_of_the_grace() -> None:
+def test_engagement_within_not_ready_grace_period_contains_the_end_of_the_period() -> None:
     assert engagement(record(ObjectState.NOT_READY, engaged=True), grace_until=1_700_000_000.9) == (
         True,
         "REASON_NOT_READY",
@@ -260,7 +260,7 @@ def test_kubeconfig_message_has_times() -> None:
     )
 
 
-def test_kubeconfig_message_without_expiry_has_no_expiry_and_refresh_time() -> None:
+def test_kubeconfig_message_without_expiry_has_neither_expiry_nor_refresh_time() -> None:
     message = convert.kubeconfig(IssuedKubeconfig("a", b"{}", issued_at=1.0))
     assert not message.HasField("expires_at")
     assert not message.HasField("refresh_after")

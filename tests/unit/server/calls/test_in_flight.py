@@ -10,7 +10,9 @@ from milo_discoveryd.server.calls.in_flight import LARGE_BYTES, MAX_CALLS, MAX_L
     ("owners", "listeners", "limit"),
     [(("uid 1",), 1, MAX_PER_OWNER), ((), 1, MAX_CALLS), ((), 4, MAX_CALLS // 4), ((), 10_000, 1)],
 )
-def test_calls_in_flight_are_limited_per_owner_and_in_all(owners: tuple[str, ...], listeners: int, limit: int) -> None:
+def test_calls_in_flight_are_limited_per_owner_and_in_total(
+    owners: tuple[str, ...], listeners: int, limit: int
+) -> None:
     calls = InFlightCalls(listeners)
     slots = [calls.slot(owners) for _ in range(limit)]
     with pytest.raises(TooManyCallsError) as caught:

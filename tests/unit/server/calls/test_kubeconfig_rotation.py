@@ -120,7 +120,7 @@ def given(data: bytes) -> list[str]:
     return [event.cluster.name for event in events if event.HasField("kubeconfig")]
 
 
-def test_rotation_renews_each_kubeconfig_in_time(world: World) -> None:
+def test_rotation_renews_each_kubeconfig_before_it_expires(world: World) -> None:
     rotation = world.rotation()
     assert given(rotation.attach_kubeconfigs(world.snapshot())) == ["alpha", "beta"]
     assert rotation.take_due() == b""
@@ -197,7 +197,7 @@ def test_kubeconfigs_of_many_clusters_are_sent_in_several_steps(world: World, mo
     assert [given(rotation.take_due()) for _ in range(3)] == [["alpha"], ["beta"], []]
 
 
-def test_rotation_renews_everything_after_wall_clock_jump(world: World) -> None:
+def test_rotation_renews_all_kubeconfigs_after_wall_clock_jump(world: World) -> None:
     rotation = world.rotation()
     rotation.attach_kubeconfigs(world.snapshot())
     world.ahead = 2 * LIFE_S
@@ -225,7 +225,7 @@ def test_rotation_stops_when_kubeconfigs_are_revoked(world: World) -> None:
     assert given(rotation.take_due()) == given(rotation.attach_kubeconfigs(world.snapshot())) == world.asked == []
 
 
-def test_rotation_reissues_when_terms_change(world: World) -> None:
+def test_rotation_reissues_kubeconfigs_when_terms_of_the_rule_change(world: World) -> None:
     rotation = world.rotation()
     rotation.attach_kubeconfigs(world.snapshot())
     world.recipient = Recipient(Caller(listener="api"), "another name of the rule")

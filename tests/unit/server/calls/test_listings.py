@@ -148,7 +148,7 @@ def test_forty_listings_of_one_caller_are_kept() -> None:
     assert all(names(listing.next(1)) == ["c-0010"] for listing in each)
 
 
-def test_listings_of_one_caller_evict_its_oldest(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_listings_of_one_caller_evict_the_oldest_listing_of_the_caller(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(listings_module, "MAX_ENTRIES_EACH", 3 * (3 + OVERHEAD))
     listings = a_listing(fleet(*"abc"))
     each = [Listing(listings) for _ in range(4)]
@@ -159,7 +159,9 @@ def test_listings_of_one_caller_evict_its_oldest(monkeypatch: pytest.MonkeyPatch
     assert [names(listing.next(1)) for listing in each[1:]] == [["b"]] * 3
 
 
-def test_listings_of_all_callers_evict_from_the_caller_with_the_most_entries(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_total_listing_limit_evicts_listings_of_the_caller_with_the_most_entries(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(listings_module, "MAX_ENTRIES", 6 * (3 + OVERHEAD))
     listings = a_listing(fleet(*"abc"))
     greedy = [Listing(listings) for _ in range(4)]

@@ -101,7 +101,7 @@ def test_watch_request_with_a_field_that_is_too_long_is_rejected(
         requests.watch(request_, DEFAULT_HEARTBEAT_S)
 
 
-def test_revision_may_be_longer_for_more_sources() -> None:
+def test_revision_length_limit_grows_with_the_number_of_sources() -> None:
     request = pb.WatchClustersRequest(resume_revision="x" * 10_000)
     assert requests.watch(request, DEFAULT_HEARTBEAT_S, sources=1000).resume_revision == "x" * 10_000
 
@@ -208,7 +208,7 @@ def test_issue_request_with_nonpositive_ttl_is_rejected() -> None:
         issue(ttl=Duration(seconds=-1))
 
 
-def test_filter_limits_requirements_and_values() -> None:
+def test_filter_with_too_many_requirements_or_values_is_rejected() -> None:
     many = ",".join(f"k{number}" for number in range(requests.MAX_REQUIREMENTS + 1))
     with pytest.raises(InvalidRequestError, match=r"^filter\.label_selector: 65 requirements"):
         filtered(label_selector=many)
@@ -260,7 +260,7 @@ def test_unvalidated_cluster_name_is_truncated() -> None:
 # --- releases ---
 
 
-def test_confirming_request_names_its_subscriber() -> None:
+def test_watch_request_with_confirm_releases_has_a_subscriber_name() -> None:
     asked = watch(confirm_releases=True, subscriber="dns-operator-7d9f/1", filter=pb.ClusterFilter(names=["a"]))
     assert asked.subscriber == "dns-operator-7d9f/1"
     assert asked.wanted == Filter(names=frozenset({"a"}), confirms_releases=True)

@@ -93,7 +93,7 @@ def test_restored_source_is_shown_if_its_state_file_has_everything_that_the_subs
         ({"kept": 3}, ProjectUids.NONE, ProjectUids.STATED, {"kept"}),
     ],
 )
-def test_projects_that_a_subscriber_keeps_are_not_shown_under_other_keys(
+def test_source_stays_pending_if_it_may_show_projects_that_the_subscriber_keeps_from_a_pending_source(
     known: Mapping[str, int], kept: ProjectUids, shown: ProjectUids, pending: set[str]
 ) -> None:
     kept_source = Source("kept", synced=False, project_uids=kept)
@@ -124,7 +124,7 @@ def test_source_with_a_short_first_list_stays_pending_until_another_list() -> No
     assert (waiting.pending, waiting.doubted, waiting.due_at) == (frozenset(), {}, math.inf)
 
 
-def test_source_stays_pending_until_a_view_that_lacked_many_clusters_has_all() -> None:
+def test_source_whose_view_lacked_many_clusters_is_pending_until_the_view_has_all_of_them() -> None:
     source, visible = Source("eu"), [3]
     waiting = resumption(source, known={"eu": 10}, count=lambda _name, _now: visible[0])
     for source.lists, visible[0] in ((1, 3), (2, 8), (3, 9)):
@@ -155,7 +155,7 @@ def test_source_with_an_older_version_than_the_subscriber_received_is_pending() 
     assert waiting.pending == frozenset()
 
 
-def test_source_is_pending_if_the_subscribers_view_lacks_most_of_its_clusters() -> None:
+def test_source_is_pending_if_it_lacks_most_of_the_clusters_that_the_subscriber_knows() -> None:
     source = Source("eu")
     waiting = resumption(source, known={"eu": 50}, count=lambda _name, _now: 7)
     waiting.compare_lists(0.0)
@@ -175,7 +175,7 @@ def test_clusters_of_a_pending_source_are_counted_at_growing_intervals() -> None
     assert (len(counted), waiting.doubted_since) == (4, 0.0)
 
 
-def test_claim_of_far_more_clusters_than_listed_keeps_the_source_pending_without_a_count() -> None:
+def test_source_is_pending_without_a_count_if_the_subscriber_claims_far_more_clusters_than_are_listed() -> None:
     waiting = resumption(
         Source("eu"), known={"eu": 999_999_999}, count=lambda _name, _now: pytest.fail("the fleet was counted")
     )

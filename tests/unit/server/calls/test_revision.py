@@ -146,7 +146,7 @@ def test_signed_token_is_rejected_for_other_holders_and_keys() -> None:
 
 
 @given(st.data())
-def test_tampered_signed_token_fails(data: st.DataObject) -> None:
+def test_tampered_signed_token_is_rejected(data: st.DataObject) -> None:
     sealed = SIGNER.sign(str(Position(EPOCH, 1234, 5)), "one")
     place = data.draw(st.integers(0, len(sealed) - 1))
     other = data.draw(st.characters(codec="utf-8").filter(lambda each: each != sealed[place]))

@@ -40,7 +40,7 @@ class Reviewing:
             running.result()
 
 
-async def test_issuing_a_kubeconfig_needs_a_recent_review() -> None:
+async def test_issuing_a_kubeconfig_requires_a_recent_token_review() -> None:
     there = Reviewing()
     there.now = HANDOUT_MAX_AGE_S
     assert there.verification.is_fresh()
@@ -51,7 +51,7 @@ async def test_issuing_a_kubeconfig_needs_a_recent_review() -> None:
     assert there.verification.is_fresh()
 
 
-async def test_kubeconfigs_are_not_issued_after_the_grace_while_token_reviews_fail(
+async def test_no_kubeconfigs_are_issued_after_the_grace_period_while_token_reviews_fail(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(verification, "RETRY_S", 0.0)
@@ -69,7 +69,7 @@ async def test_kubeconfigs_are_not_issued_after_the_grace_while_token_reviews_fa
     assert there.verification.is_fresh()
 
 
-async def test_stream_token_is_reviewed_although_no_kubeconfig_is_issued(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_stream_token_is_reviewed_even_if_no_kubeconfig_is_issued(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(verification, "STREAM_MAX_AGE_S", 0.0)
     there = Reviewing()
     await there.until_reviewed()

@@ -94,7 +94,7 @@ def test_source_counts_include_only_visible_records(registry: Engagements) -> No
     )
 
 
-def test_source_message_is_for_full_scope_only() -> None:
+def test_source_message_is_visible_only_with_full_scope() -> None:
     status = ViewStatus(ViewState.STALE, 1.0, "RemovalsHeld", "the source's list lacks 3 of 9", 0.5)
     assert visibility.visible_source(status, ALL_CLUSTERS) is status
     assert visibility.visible_source(status, PROD) == ViewStatus(ViewState.STALE, 1.0, "RemovalsHeld", "", 0.5)
@@ -125,7 +125,7 @@ def test_malformed_object_that_is_not_engaged_is_visible_by_name_only(registry: 
     assert "shop-1" in visible(registry, SHOPS)
 
 
-def test_cluster_whose_uid_differs_from_its_object_is_visible_by_its_labels() -> None:
+def test_cluster_whose_uid_differs_from_that_of_its_object_is_visible_by_its_labels() -> None:
     """In mode `project-control-plane`, the UID of the project is not that of the watched object."""
     registry = new_clusters()
     seen = ready("shop-1", uid="project-uid", labels={"env": "prod"})

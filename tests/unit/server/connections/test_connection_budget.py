@@ -33,7 +33,7 @@ def test_connection_budget_reserves_descriptors() -> None:
     assert connections(listener(100_000), descriptors=10_000) == [(10_000 - RESERVED) // 2]
 
 
-def test_connection_budget_reserves_half_of_few_descriptors() -> None:
+def test_connection_budget_reserves_half_of_the_descriptors_if_there_are_few() -> None:
     assert connections(listener(1000), descriptors=64) == [16]
 
 
@@ -41,7 +41,7 @@ def test_connection_budget_counts_four_descriptors_per_proxied_connection() -> N
     assert connections(listener(1000, peer_credentials=True), descriptors=2 * 300) == [75]
 
 
-def test_connection_budget_is_shared_in_proportion() -> None:
+def test_connection_budget_is_shared_in_proportion_to_configured_limits() -> None:
     assert connections(listener(300), listener(100), descriptors=400) == [75, 25]
 
 
@@ -69,7 +69,7 @@ def test_unauthenticated_connections_are_limited_to_an_eighth_of_the_slots_and_t
     assert admitted(slots, "a", 12) == [2]
 
 
-def test_number_of_unauthenticated_connections_may_equal_that_of_few_slots() -> None:
+def test_unauthenticated_connections_may_take_all_slots_if_there_are_few() -> None:
     slots: ConnectionSlots[int] = ConnectionSlots(4)
     assert admitted(slots, "a", 0, 1, 2, 3) == [None, None, 0, 1]
     assert admitted(slots, "b", 4, 5) == [None, None]
@@ -113,7 +113,7 @@ def test_one_owner_may_take_all_slots_and_loses_its_newest_connections_to_owners
     assert taken(slots, 10, "c") is None
 
 
-def test_owner_without_connections_takes_the_slot_of_the_longest_idle_connection() -> None:
+def test_longest_idle_connection_is_evicted_to_admit_an_owner_without_connections() -> None:
     slots: ConnectionSlots[int] = ConnectionSlots(3)
     for number in range(3):
         taken(slots, number, str(number))

@@ -29,7 +29,7 @@ def test_connect_rate_limiter_is_per_address() -> None:
     assert [limiter.admit(place, 0) for place in "aabb"] == [True, False, True, False]
 
 
-def test_connect_rate_limiter_charges_failures_more() -> None:
+def test_connect_rate_limiter_charges_more_for_failures_than_for_connections() -> None:
     limiter = ConnectRateLimiter(Rate(10, 20), failure_cost=10)
     for _ in range(2):
         assert limiter.admit("a", 0)
@@ -46,7 +46,7 @@ def test_connect_rate_limiter_debt_is_bounded() -> None:
     assert [limiter.admit("a", now) for now in (2.0, 2.11)] == [False, True]
 
 
-def test_connect_rate_limiter_evicts_addresses() -> None:
+def test_connect_rate_limiter_evicts_addresses_beyond_the_maximum() -> None:
     limiter = ConnectRateLimiter(Rate(1, 1))
     for number in range(2 * MAX_NETWORKS):
         limiter.admit(str(number), 0)
@@ -99,6 +99,6 @@ def test_refused_call_pause_is_bounded() -> None:
         ("", "unix:", "unix:"),
     ],
 )
-def test_peers_count_by_their_ipv4_address_or_ipv6_64_prefix(address: object, peer: str, counts_as: str) -> None:
+def test_peers_are_grouped_by_ipv4_address_or_ipv6_64_prefix(address: object, peer: str, counts_as: str) -> None:
     assert peer_address(address) == peer
     assert network(peer) == counts_as
