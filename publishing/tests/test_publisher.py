@@ -165,7 +165,7 @@ def second_look(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(publisher, "_CHECK_INTERVAL_S", 0.02)
 
 
-async def test_usable_kubeconfig_clears_the_problem_of_an_unusable_one(publishing):
+async def test_problem_of_an_unusable_kubeconfig_is_cleared_by_a_usable_kubeconfig(publishing):
     publishing.daemon.engage("alpha", server="not a URL")
     await eventually(lambda: publishing.publisher.problems)
     publishing.daemon.engage("alpha")

@@ -177,7 +177,7 @@ async def test_replaced_kubeconfig_with_new_server_is_rejected(write: Write) -> 
     assert await source.credential() == Credential(token=Secret("renewed"))
 
 
-async def test_invalid_replacement_kubeconfig_is_reported_and_old_one_kept(write: Write) -> None:
+async def test_invalid_replacement_kubeconfig_is_reported_and_the_old_kubeconfig_is_kept(write: Write) -> None:
     path = write()
     source = load_kubeconfig(path).credentials
     replace(path, "")

@@ -44,7 +44,7 @@ def test_condition_transition_time_changes_only_with_its_status() -> None:
     assert other == [{**READY, "status": "False", "lastTransitionTime": "2026-01-02T03:04:05Z"}]
 
 
-def test_condition_without_transition_time_gets_one() -> None:
+def test_transition_time_is_added_to_condition_that_lacks_it() -> None:
     found = with_condition([{"type": "Ready", "status": "True"}], "Ready", "True", "R", "", generation=None, now=NOW)
     assert found == [
         {"type": "Ready", "status": "True", "reason": "R", "message": "", "lastTransitionTime": "2026-01-02T03:04:05Z"}

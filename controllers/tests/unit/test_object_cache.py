@@ -131,7 +131,7 @@ def test_object_cache_lists_objects_of_one_namespace() -> None:
     assert names(cache.values("other")) == []
 
 
-def test_owner_index_follows_changes() -> None:
+def test_owner_index_is_updated_when_objects_change() -> None:
     cache = synced(cached("a", owner="o1"), cached("b", owner="o1"), cached("c"))
     assert names(cache.owned_by("o1")) == ["a", "b"]
     applied(cache, ObjectChanged(cached("a", "2", owner="o2")), ObjectChanged(cached("d", owner="o2")))
@@ -140,7 +140,7 @@ def test_owner_index_follows_changes() -> None:
     assert names(cache.owned_by("o1")) == []
 
 
-def test_index_follows_changes_of_objects() -> None:
+def test_index_is_updated_when_objects_change() -> None:
     cache = synced(cached("a", color="red"), cached("b", color="blue"))
     cache.add_index("color", lambda found: [found["data"]["color"], found["data"]["color"]])
     assert names(cache.indexed("color", "red")) == ["a"]
@@ -265,7 +265,7 @@ def test_list_items_without_kind_get_the_kind_of_their_list(has_types: bool) -> 
 
 
 @pytest.mark.parametrize("kind", [5, None])
-def test_list_item_whose_kind_is_not_a_string_does_not_affect_others(kind: Any) -> None:
+def test_list_item_whose_kind_is_not_a_string_does_not_affect_other_items(kind: Any) -> None:
     body = {"kind": kind, "metadata": {}, "items": [{**document("a"), "kind": kind}, document("b")]}
     page = msgspec.json.encode(body)
     first, second = object_decoder(metadata_only=False).page(page)[1]

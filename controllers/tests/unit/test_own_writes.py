@@ -52,7 +52,7 @@ def test_response_without_a_version_is_not_recorded_as_a_write(answer: dict[str,
     assert Write.of_response(RESOURCE, answer) is None
 
 
-def test_write_is_seen_when_the_cache_has_its_version_or_a_newer_one() -> None:
+def test_write_is_seen_when_the_cache_has_its_version_or_a_newer_version() -> None:
     cache = informer()
     assert not is_seen(written(), cache)
     for version, seen in (("4", False), ("5", True), ("10", True)):
@@ -200,7 +200,7 @@ def test_oldest_recorded_deletion_is_evicted_beyond_the_maximum(monkeypatch: pyt
     assert not own.hold([written("b")], [cache], list)
 
 
-def test_object_is_not_held_if_caches_contain_its_writes() -> None:
+def test_object_is_not_held_if_caches_already_contain_the_writes_of_its_reconcile() -> None:
     own, cache = OwnWrites(), informer()
     put(cache, "5")
     assert not own.hold([written()], [cache], list)

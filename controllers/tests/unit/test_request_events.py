@@ -50,7 +50,7 @@ def requests_to(api: Any, count: int) -> list[FixedRequest]:
     return [FixedRequest(kind, work, member, clusters=view, field_manager="m") for _ in range(count)]
 
 
-async def test_event_is_resent_to_core_group_after_another_reconcile_switched_to_it() -> None:
+async def test_event_is_resent_to_core_group_after_another_reconcile_switched_to_that_group() -> None:
     api = CoreEventsApi()
     requests = requests_to(api, 2)
     async with asyncio.TaskGroup() as tasks:

@@ -41,7 +41,7 @@ def test_name_pattern_with_many_stars_is_matched_in_a_short_time() -> None:
     assert not NamePattern("*a" * 120 + "*b").matches("a" * 253)
 
 
-def test_name_patterns_match_a_name_that_one_of_them_matches() -> None:
+def test_name_patterns_match_a_name_if_any_pattern_matches_it() -> None:
     some = name_patterns(["a", "b-*"])
     assert [some.matches(name) for name in ("a", "b-1", "b", "c")] == [True, True, False, False]
     assert str(some) == "a, b-*"

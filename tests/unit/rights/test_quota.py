@@ -43,7 +43,7 @@ def test_stream_quota_limits_all_callers_together() -> None:
     assert asked.open_stream(["c"], None) is None
 
 
-def test_stream_quota_gives_a_caller_at_most_half_of_the_streams_that_others_leave_free() -> None:
+def test_stream_quota_gives_a_caller_at_most_half_of_the_streams_that_other_callers_leave_free() -> None:
     asked, taken = quotas(streams=16, each=16), {}
     for caller in "abcde":
         taken[caller] = 0

@@ -43,7 +43,7 @@ def test_rate_limited_audit_suppresses_excess_denials_and_counts_them() -> None:
     assert there.audit.lines[BURST:] == [(JUNK, 1000 - BURST)]
 
 
-def test_rate_limited_audit_reports_suppressed_denials_without_another_denial() -> None:
+def test_rate_limited_audit_reports_suppressed_denials_even_if_no_denial_follows() -> None:
     there = Pacing()
     there.deny(JUNK, BURST + 5)
     there.paced.flush()

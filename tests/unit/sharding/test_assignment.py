@@ -61,7 +61,7 @@ def message(source: ClusterSource, name: str = "x") -> str:
     return record.message
 
 
-async def test_fleet_is_not_synced_before_its_member_may_engage() -> None:
+async def test_fleet_is_not_synced_before_the_shard_group_member_may_engage() -> None:
     source, assignment = listed("x", "y")
     assert (source.synced, source.engagements.engaged, message(source)) == (False, 0, STARTING)
     assert assignment.unowned() == 0

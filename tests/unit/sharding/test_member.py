@@ -107,7 +107,7 @@ def test_fenced_member_acknowledges_nothing_while_its_handlers_end() -> None:
     assert driver.members["a"].state.acknowledge_at == driver.now + TIMING.margin_s
 
 
-def test_eviction_of_a_member_that_has_renewed_its_lease_conflicts() -> None:
+def test_eviction_fails_with_a_conflict_if_the_member_has_renewed_its_lease() -> None:
     driver = settled("a", "b")
     driver.run(1)
     evictor = driver.members["b"]
@@ -179,7 +179,7 @@ def test_clusters_that_a_leaving_member_releases_one_by_one_have_an_owner_again_
     assert max(pauses.values()) <= 1.0
 
 
-def test_clusters_that_move_to_a_newcomer_have_an_owner_while_another_member_renews_late() -> None:
+def test_clusters_that_move_to_a_new_member_have_an_owner_while_another_member_renews_late() -> None:
     driver = settled("a", "b")
     driver.run(30)
     keys = driver.owned("a")
@@ -246,7 +246,7 @@ def test_last_member_that_leaves_does_not_delete_its_lease() -> None:
     assert driver.members["a"].has_ended
 
 
-def test_member_that_never_held_its_lease_ends_at_once() -> None:
+def test_stopped_member_that_never_held_its_lease_ends_at_once() -> None:
     driver = Driver("a")
     driver.step("a")
     driver.members["a"].stop()
@@ -457,7 +457,7 @@ def test_own_lease_restored_to_older_state_ends_ownership() -> None:
     assert driver.members["a"].state.terms == 2
 
 
-def test_view_older_than_an_acknowledged_one_is_not_followed() -> None:
+def test_view_older_than_an_acknowledged_view_is_not_followed() -> None:
     driver = settled("a", "b")
     group = driver.api.group
     newer = msgspec.structs.replace(group.members["b"], acknowledged=9, version="900")
@@ -475,7 +475,7 @@ def test_view_older_than_an_acknowledged_one_is_not_followed() -> None:
     assert successor.state.lease.term == "b#2.1"
 
 
-def test_deleted_view_is_not_recreated_by_a_new_member_while_others_acknowledge_it() -> None:
+def test_deleted_view_is_not_recreated_by_a_new_member_while_other_members_acknowledge_it() -> None:
     member = Member("a", "a#1")
     other = MemberLease(member="b", version="7", holder="b#1", term="b#1.1", acknowledged=3)
     member.was_read(GroupState(members={"b": other}), 0.0, 0.0)

@@ -39,7 +39,7 @@ def test_member_waits_for_a_former_owner_that_has_not_acknowledged_the_view() ->
     assert {settled.decide(key).state for key in "wxyz"} == {KeyOwnership.OWNED}
 
 
-def test_member_waits_for_its_own_former_term() -> None:
+def test_member_waits_until_its_own_former_term_is_settled() -> None:
     view = View(number=2, id="2", members={"a": ViewMember("a.2")}, previous={"a": ViewMember("a.1")})
     ownership = Ownership(view=view, member="a", term="a.2", unsettled=frozenset({"a"}))
     assert ownership.decide("x") == Decision(KeyOwnership.WAITING, "a")

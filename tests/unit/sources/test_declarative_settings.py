@@ -58,7 +58,7 @@ def test_ready_when_text_describes_the_configured_readiness_rule(ready: dict[str
         ({"secret": {"name": "a", "namespace": "../x"}}, "secret", "namespace: '../x' is not a DNS label"),
     ],
 )
-def test_invalid_setting_of_a_declaration_is_refused_with_its_path(
+def test_invalid_setting_of_a_declarative_source_is_refused_with_its_path(
     differing: dict[str, Any], path: str, words: str
 ) -> None:
     with pytest.raises(InvalidError, match=words) as refused:
@@ -107,7 +107,7 @@ def test_shared_credential_requires_endpoint_hosts_if_objects_choose_the_host(
 
 
 @pytest.mark.parametrize("template", ["{secret}", "of-{secret_namespace}"])
-def test_secret_placeholders_of_an_issuer_require_a_declared_secret(template: str) -> None:
+def test_secret_placeholders_of_an_issuer_require_the_secret_setting_of_the_source(template: str) -> None:
     issuer = IssuerTraits("kubeconfig-secret", (template,), is_of_cluster=True)
     assert a_kind().refusal(issuer) == "{secret} and {secret_namespace} need the setting secret of the source"
     assert a_kind(secret=SECRET).refusal(issuer) == ""

@@ -155,7 +155,7 @@ def test_restored_cluster_outside_the_organization_of_the_context_is_skipped() -
     assert placed(follows, "web", labels=evil) is placed(follows, "web") is None
 
 
-def test_restored_cluster_of_another_source_or_of_one_that_watches_nothing_is_skipped() -> None:
+def test_restored_cluster_of_another_source_or_of_a_source_that_watches_nothing_is_skipped() -> None:
     follows = ProjectKind().follow(OPTIONS)
     assert placed(follows, "eu#web", "eu") == placed(follows, "web")
     assert placed(follows, "us#web", "eu") is placed(follows, "web", "eu") is placed(follows, "eu#web") is None

@@ -44,7 +44,7 @@ def test_resume_positions_of_earlier_runs_cover_any_revision_after_a_complete_li
     assert positions(of, "this") == {"before": ANY_REVISION, "this": of.changes.log.head}
 
 
-def test_resume_positions_of_the_latest_earlier_runs_are_kept() -> None:
+def test_resume_positions_of_the_most_recent_earlier_runs_are_kept() -> None:
     of = source()
     of.restored_positions = {f"run-{number}": 1 for number in range(100)}
     lists(of, ready("a", "1"))

@@ -283,7 +283,7 @@ def test_credential_issuer_is_healthy_unless_it_fails(health: IssuerHealth, mess
     assert convert.credential_issuer(health) == message
 
 
-def test_server_info_names_each_cluster_source() -> None:
+def test_server_info_lists_each_cluster_source() -> None:
     now, status = Moment(1000.0, 10.0), ViewStatus(ViewState.STREAMING, 5.0)
     assert [source.name for source in convert.sources({"": status}, status, now)] == [""]
     assert [source.name for source in convert.sources({"eu": status, "us": status}, status, now)] == ["", "eu", "us"]

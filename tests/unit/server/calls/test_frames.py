@@ -155,7 +155,7 @@ def test_frame_length_is_encoded_for_any_message_size(length: int) -> None:
     assert len(pb.WatchClustersResponse.FromString(encode(event)).events[0].message) == length
 
 
-def test_event_encoded_with_kubeconfig_decodes_to_the_event_with_its_kubeconfig_field_set() -> None:
+def test_event_encoded_with_kubeconfig_decodes_to_the_same_event_with_the_kubeconfig() -> None:
     kubeconfig = pb.Kubeconfig(cluster="apollo", kubeconfig=b"apiVersion: v1")
     expected = decode(encode(Event(EventType.ENGAGED, FULL)))
     expected.kubeconfig.CopyFrom(kubeconfig)
@@ -165,7 +165,7 @@ def test_event_encoded_with_kubeconfig_decodes_to_the_event_with_its_kubeconfig_
 # --- batches ---
 
 
-def test_batch_decodes_to_the_events_of_its_frames_and_its_own_fields() -> None:
+def test_batch_decodes_to_the_events_of_its_frames_and_the_fields_of_the_batch() -> None:
     events = [Event(EventType.ENGAGED, SMALL), Event(EventType.UPDATED, FULL)]
     source = pb.SourceStatus(state=pb.SourceStatus.STATE_STREAMING)
     data = batch(
@@ -190,7 +190,7 @@ def test_batch_without_events_is_encoded() -> None:
 
 
 @given(revision=texts, previous=texts, synced=st.booleans(), reset=st.booleans(), source=st.none() | texts)
-def test_batch_decodes_to_its_fields(
+def test_batch_decodes_to_the_fields_that_were_encoded(
     revision: str, previous: str, synced: bool, reset: bool, source: str | None
 ) -> None:
     status = None if source is None else pb.SourceStatus(message=source)

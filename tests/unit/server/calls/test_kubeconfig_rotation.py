@@ -236,7 +236,7 @@ def test_rotation_reissues_kubeconfigs_when_terms_of_the_rule_change(world: Worl
     assert sorted(given(rotation.take_due())) == ["alpha", "beta"]
 
 
-def test_rotation_counts_quota_before_it_requests_a_credential(world: World) -> None:
+def test_rotation_charges_quota_before_it_requests_a_credential(world: World) -> None:
     rotation = world.rotation()
     world.wait_s = 7.0
     assert given(rotation.attach_kubeconfigs(world.snapshot())) == []

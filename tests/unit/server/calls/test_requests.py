@@ -224,7 +224,7 @@ def test_filter_with_too_many_requirements_or_values_is_rejected() -> None:
         filtered(names=names[:2500], sources=names[:2501])
 
 
-def test_memory_of_a_request_counts_each_value_of_its_filter() -> None:
+def test_memory_estimate_of_a_request_counts_each_value_of_its_filter() -> None:
     """In memory, a short name takes about 40 times its size in the request."""
     request = pb.WatchClustersRequest(resume_revision="x" * 100)
     assert requests.kept_bytes(request) == 3 * request.ByteSize()

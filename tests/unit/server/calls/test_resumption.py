@@ -112,7 +112,7 @@ def test_subscriber_keeps_its_clusters_of_pending_sources() -> None:
     assert new_subscriber(Source("eu")).kept.counts == {}
 
 
-def test_source_with_a_short_first_list_stays_pending_until_another_list() -> None:
+def test_source_with_a_short_first_list_stays_pending_until_a_complete_list() -> None:
     source = Source("eu")
     source.first_list = FirstList(3, RemovalLimits())
     waiting = resumption(source, known={"eu": 50})

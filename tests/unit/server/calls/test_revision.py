@@ -138,7 +138,7 @@ def test_signed_token_verifies_for_its_holder(revision: int, part: int | None, h
     assert SIGNER.verify(sealed, holder) == str(position)
 
 
-def test_signed_token_is_rejected_for_other_holders_and_keys() -> None:
+def test_signed_token_is_rejected_for_other_holders_and_with_other_keys() -> None:
     sealed = SIGNER.sign("text", "one")
     assert SIGNER.verify(sealed, "other") is None
     assert SIGNER.verify(sealed, "") is None

@@ -41,7 +41,7 @@ def visible(registry: Engagements, scope: ClusterScope) -> set[str]:
     return {name for name, record in registry.items() if visibility.visible_record(name, record, scope) is not None}
 
 
-def test_full_scope_sees_every_record_and_empty_scope_none(registry: Engagements) -> None:
+def test_full_scope_sees_every_record_and_empty_scope_sees_none(registry: Engagements) -> None:
     assert visible(registry, ALL_CLUSTERS) == {name for name, _ in registry.items()}
     assert visible(registry, NO_CLUSTERS) == set()
 

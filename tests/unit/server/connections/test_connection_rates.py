@@ -61,7 +61,7 @@ def test_refused_calls_within_the_rate_cause_no_pause() -> None:
     assert limiter.charge(["uid 1"], 1.0) == 0.0
 
 
-def test_owner_with_too_many_refused_calls_is_paused_and_others_are_not() -> None:
+def test_owner_with_too_many_refused_calls_is_paused_and_other_owners_are_not() -> None:
     limiter = RefusedCallLimiter()
     pauses = [limiter.charge(["uid 1"], 0.0) for _ in range(BURST + 100)]
     assert pauses[-1] == pytest.approx(100 / REFUSED_CALL_RATE.per_second)
