@@ -21,7 +21,10 @@ from milo_discoveryd.server.calls import convert
 from milo_discoveryd.server.calls.frames import batch, encode_with_kubeconfig, encoder
 from tests.unit.server.calls.test_convert import EPOCH, FULL, SMALL
 
-encode = encoder(EPOCH)
+
+def encode(event: Event) -> bytes:
+    return encoder(EPOCH)(event)
+
 
 # --- any event ---
 
@@ -216,3 +219,9 @@ def test_batch_contains_status_of_each_source() -> None:
     decoded = pb.WatchClustersResponse.FromString(data)
     assert list(decoded.sources) == statuses
     assert list(decoded.pending_sources) == ["us"]
+    assert not decoded.sharded
+
+
+def test_batch_of_a_shard_group_member_is_marked_as_sharded() -> None:
+    data = batch(b"", revision="2", previous_revision="1", synced=True, sharded=True)
+    assert pb.WatchClustersResponse.FromString(data).sharded

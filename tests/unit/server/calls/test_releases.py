@@ -3,7 +3,7 @@
 import pytest
 
 from milo_discoveryd.engagement.engagement import Engagements
-from milo_discoveryd.engagement.pending_releases import SubscriberKey
+from milo_discoveryd.engagement.pending_releases import SubscriberKey, Subscription
 from milo_discoveryd.identity.caller import Caller
 from milo_discoveryd.log.filter import Filter
 from milo_discoveryd.rights.caller_selector import caller_key
@@ -16,18 +16,23 @@ from tests.unit.registry.fleets import at, not_ready, ready, registry
 EPOCH = "e"
 CALLER = Caller(listener="here", uid=7)
 OTHER = Caller(listener="here", uid=8)
-OPENED = releases.subscription(CALLER, "operator", Filter(confirms_releases=True), 0)
+VIEW = Filter(confirms_releases=True)
+KEY = SubscriberKey(caller_key(CALLER), "operator")
 
 
-def engaged() -> Engagements:
+def opened() -> Subscription:
+    return releases.subscription(CALLER, "operator", VIEW, 12)
+
+
+def engaged(stream: Subscription | None = None) -> Engagements:
     fleet = registry(drain_s=30.0)
     fleet.commit([ready()], at(0))
-    fleet.releases.open(OPENED, 0.0)
+    fleet.releases.open(stream or opened(), 0.0)
     return fleet
 
 
-def draining() -> Engagements:
-    fleet = engaged()
+def draining(stream: Subscription | None = None) -> Engagements:
+    fleet = engaged(stream)
     fleet.commit([not_ready()], at(10))
     return fleet
 
@@ -42,16 +47,16 @@ def must_note(
 
 def refusal(
     fleet: Engagements, *, incarnation: str = "e.1", subscriber: str = "operator", caller: Caller = CALLER
-) -> str:
+) -> tuple[str, str]:
     with pytest.raises(CallError) as raised:
         must_note(fleet, incarnation=incarnation, subscriber=subscriber, caller=caller)
-    return raised.value.reason
+    return raised.value.reason, str(raised.value)
 
 
 def test_release_of_a_draining_cluster_is_recorded_once() -> None:
     fleet = draining()
     assert must_note(fleet)
-    fleet.releases.release(OPENED.key, "a")
+    fleet.releases.release(KEY, "a")
     assert not must_note(fleet)
 
 
@@ -59,31 +64,40 @@ def test_release_after_the_end_of_the_drain_is_a_no_op() -> None:
     fleet = draining()
     fleet.end_drain("a", at(40))
     assert not must_note(fleet, subscriber="anything")
-    assert refusal(fleet, incarnation="e.2") == "OTHER_INCARNATION"
+    assert refusal(fleet, incarnation="e.2")[0] == "OTHER_INCARNATION"
 
 
 def test_release_is_refused_with_reason() -> None:
-    assert refusal(registry()) == "NEVER_SEEN"
-    assert refusal(engaged()) == "NOT_DRAINING"
-    assert refusal(draining(), incarnation="e.2") == "OTHER_INCARNATION"
-    assert refusal(draining(), incarnation="f.1") == "OTHER_INCARNATION"
-    assert refusal(draining(), subscriber="another") == "NO_SUBSCRIPTION"
-    assert refusal(draining(), caller=OTHER) == "NO_SUBSCRIPTION"
+    known, drained = "cluster 'a' was last engaged as incarnation e.1, not", draining()
+    assert refusal(registry()) == ("NEVER_SEEN", "cluster 'a' is not known")
+    assert refusal(engaged()) == (
+        "NOT_DRAINING",
+        "cluster 'a' is engaged and not draining; release it once it drains",
+    )
+    assert refusal(drained, incarnation="e.2") == ("OTHER_INCARNATION", f"{known} 'e.2'")
+    assert refusal(drained, incarnation="f.1") == ("OTHER_INCARNATION", f"{known} 'f.1'")
+    assert refusal(drained, subscriber="another") == (
+        "NO_SUBSCRIPTION",
+        "this caller has no recent stream with confirm_releases as subscriber 'another'; release with the subscriber "
+        "name of the stream",
+    )
+    assert refusal(drained, caller=OTHER)[0] == "NO_SUBSCRIPTION"
 
 
 def test_release_of_an_object_that_was_never_engaged_is_refused() -> None:
     fleet = registry()
     fleet.commit([not_ready()], at(0))
-    assert refusal(fleet) == "NEVER_SEEN"
+    assert refusal(fleet)[0] == "NEVER_SEEN"
 
 
 def test_pending_releases_of_other_callers_require_full_scope() -> None:
-    fleet = draining()
-    fleet.releases.close(OPENED, 12.0)
+    stream = opened()
+    fleet = draining(stream)
+    fleet.releases.close(stream, 12.0)
     mine, everything, nothing = (
         [*releases.pending("a", fleet.releases, key, scope, at(20))]
         for key, scope in (
-            (OPENED.key.caller, NO_CLUSTERS),
+            (KEY.caller, NO_CLUSTERS),
             (caller_key(OTHER), ALL_CLUSTERS),
             (caller_key(OTHER), NO_CLUSTERS),
         )
@@ -96,9 +110,15 @@ def test_pending_releases_of_other_callers_require_full_scope() -> None:
 
 
 def test_pending_release_of_a_forgotten_subscriber_has_no_disconnect_time() -> None:
-    fleet = draining()
-    fleet.releases.close(OPENED, 12.0)
+    stream = opened()
+    fleet = draining(stream)
+    fleet.releases.close(stream, 12.0)
     fleet.commit([ready("b", uid="u2")], at(100))
     fleet.releases.begin_drain(fleet["b"].cluster, 200.0, 100.0)  # type: ignore[union-attr,arg-type]
-    (pending,) = releases.pending("a", fleet.releases, OPENED.key.caller, NO_CLUSTERS, at(100))
+    (pending,) = releases.pending("a", fleet.releases, KEY.caller, NO_CLUSTERS, at(100))
     assert (pending.subscriber, pending.HasField("since")) == ("operator", False)
+
+
+def test_subscription_has_the_caller_for_messages_and_the_size_of_its_filter() -> None:
+    stream = releases.subscription(Caller(listener="tcp", sans=("b", "a")), "operator", VIEW, 12)
+    assert (stream.key.name, stream.label, stream.view, stream.filter_bytes) == ("operator", "a, b", VIEW, 12)
