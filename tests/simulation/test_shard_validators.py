@@ -27,7 +27,7 @@ def view(number: int, *names: str, previous: tuple[str, ...] = ()) -> View:
     return View(number=number, id=f"{number}", members=members(names), previous=members(previous))
 
 
-def test_handlers_of_two_pods_in_one_cluster_are_a_breach(world: Simulation) -> None:
+def test_handlers_of_two_pods_in_one_cluster_are_a_violation(world: Simulation) -> None:
     first, second = world.start("a"), world.start("b")
     world.began(first, CLUSTER)
     world.began(second, CLUSTERS[1])
@@ -36,7 +36,7 @@ def test_handlers_of_two_pods_in_one_cluster_are_a_breach(world: Simulation) -> 
     assert world.outcome.breaches == [f"0.00: {CLUSTER} has the writers a#1, b#2"]
 
 
-def test_handler_on_a_resumed_host_beside_another_handler_is_a_breach(world: Simulation) -> None:
+def test_handler_that_runs_on_a_resumed_host_while_another_handler_runs_is_a_violation(world: Simulation) -> None:
     first, second = world.start("a"), world.start("b")
     first.engaged[CLUSTER] = 1
     first.operator.running.add(CLUSTER)
@@ -49,7 +49,7 @@ def test_handler_on_a_resumed_host_beside_another_handler_is_a_breach(world: Sim
     assert any("has the writers" in breach for breach in world.outcome.breaches)
 
 
-def test_engagement_before_the_former_owner_has_released_is_a_breach(
+def test_engagement_before_the_former_owner_has_released_is_a_violation(
     world: Simulation, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first, second = world.start("a"), world.start("b")
@@ -62,12 +62,12 @@ def test_engagement_before_the_former_owner_has_released_is_a_breach(
 
 
 @pytest.mark.parametrize("is_running", [True, False])
-def test_release_while_the_handler_runs_is_a_breach(world: Simulation, is_running: bool) -> None:
+def test_release_while_the_handler_runs_is_a_violation(world: Simulation, is_running: bool) -> None:
     world.released(world.start("a"), CLUSTER, is_running=is_running)
     assert bool(world.outcome.breaches) is is_running
 
 
-def test_unnecessary_move_is_a_breach(world: Simulation, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unnecessary_move_of_a_cluster_is_a_violation(world: Simulation, monkeypatch: pytest.MonkeyPatch) -> None:
     world.api.views = [view(1, "a", "b"), view(2, "a", "b", "c", previous=("a", "b"))]
     world.check_views()
     assert world.outcome.breaches == []
@@ -80,7 +80,7 @@ def test_unnecessary_move_is_a_breach(world: Simulation, monkeypatch: pytest.Mon
     assert any("without need" in breach for breach in world.outcome.breaches)
 
 
-def test_view_that_does_not_follow_the_view_it_replaces_is_a_breach(world: Simulation) -> None:
+def test_view_that_does_not_follow_the_view_it_replaces_is_a_violation(world: Simulation) -> None:
     api = world.api
     api.has_preconditions = False
     for written in (view(1, "a", "b"), view(2, "a", "b", "c", previous=("a", "b")), view(2, "a", previous=("a", "b"))):
@@ -91,7 +91,7 @@ def test_view_that_does_not_follow_the_view_it_replaces_is_a_breach(world: Simul
     ]
 
 
-def test_clusters_that_are_not_owned_after_the_last_fault_are_a_breach() -> None:
+def test_clusters_without_an_owner_after_the_last_fault_are_a_violation() -> None:
     [breach] = simulate(1, timing=Timing(debounce_s=1e6)).breaches
     assert "not exactly one owner" in breach
 

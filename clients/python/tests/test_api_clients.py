@@ -296,7 +296,7 @@ class TestOtherServers:
         paths = {"Bearer t-1": "/projects/", "Bearer t-2": "/moved/", "Bearer t-3": "/again/"}
         assert all(path.startswith(paths[token]) for token, path in zip(plane.asked_with, plane.paths, strict=True))
 
-    async def test_newer_token_after_a_401_is_sent_to_its_own_endpoint(self, opened, daemon, plane):
+    async def test_newer_token_after_a_401_is_sent_to_the_endpoint_of_its_kubeconfig(self, opened, daemon, plane):
         plane.refused = {"Bearer t-1"}
         second = plane.kubeconfig(token="t-2", **{"as": "shop"}).replace(b"/projects/alpha", b"/moved/alpha")
         daemon.answers["IssueKubeconfig"] = [issued(plane.kubeconfig(token="t-1")), issued(second)]
@@ -428,7 +428,9 @@ def certificate(plane: ControlPlane, name: str) -> dict[str, str]:
 
 
 class TestSharedTransports:
-    async def test_clients_of_one_kind_and_host_share_connection_and_context(self, client, daemon, plane, monkeypatch):
+    async def test_clients_of_one_kind_and_host_share_connection_and_ssl_context(
+        self, client, daemon, plane, monkeypatch
+    ):
         contexts: list[ssl.SSLContext] = []
         create = ssl.create_default_context
         monkeypatch.setattr(ssl, "create_default_context", lambda *a, **k: contexts.append(c := create(*a, **k)) or c)

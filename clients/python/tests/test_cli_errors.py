@@ -61,7 +61,7 @@ class TestErrors:
         assert "is milo-discoveryd running?" not in message
 
     @pytest.mark.skipif(os.geteuid() != 0, reason="only root can act as another user")
-    def test_permission_error_of_a_directory_names_it(self, tmp_path):
+    def test_permission_error_of_a_directory_names_the_directory(self, tmp_path):
         refused = Unavailable("unix:/d.sock: Permission denied", code="UNAVAILABLE")
         with tempfile.TemporaryDirectory(prefix="milo-") as closed:  # not tmp_path, whose parents are closed too
             os.seteuid(65534)

@@ -109,7 +109,7 @@ class TestCredential:
         assert outcome.err.startswith("milo-discovery: KUBERNETES_EXEC_INFO")
         assert daemon.requests == []
 
-    async def test_credential_refuses_a_caller_that_connects_to_another_server(self, command, daemon):
+    async def test_credential_refuses_a_caller_that_connects_to_a_server_not_in_the_kubeconfig(self, command, daemon):
         daemon.answers["IssueKubeconfig"] = [issued(EMBEDDED)] * 2
         elsewhere = {**EXEC_INFO, "spec": {"cluster": {"server": "https://elsewhere.test"}}}
         refused = await command("credential", "--cluster", "alpha", KUBERNETES_EXEC_INFO=json.dumps(elsewhere))
@@ -133,7 +133,9 @@ class TestCredential:
             ({"tls-server-name": "alpha.internal"}, ""),
         ],
     )
-    async def test_credential_refuses_callers_with_other_tls_settings(self, command, daemon, change, message):
+    async def test_credential_refuses_callers_whose_tls_settings_differ_from_the_kubeconfig(
+        self, command, daemon, change, message
+    ):
         daemon.answers["IssueKubeconfig"] = [
             issued(text(token=CANARY, authorities=b"PEM\n", tls_server_name="alpha.internal"))
         ]

@@ -135,7 +135,7 @@ def suspended_demo(demo: ScriptedDaemon) -> Iterator[Path]:
         yield directory / "discovery.sock"
 
 
-async def test_demo_that_does_not_answer_is_used_only_if_no_other_runs(
+async def test_demo_that_does_not_answer_is_used_only_if_no_other_demo_runs(
     command, demo: ScriptedDaemon, suspended_demo: Path
 ):
     demo.answers["ListClusters"] = [FLEET]

@@ -212,7 +212,7 @@ async def test_sync_once_waits_for_each_file(daemon, path):
     assert content(path) == {"a": "a-1", "b": "b-1"}
 
 
-async def test_sync_reports_a_longer_lifetime_than_requested_once(daemon, path):
+async def test_sync_reports_once_that_credentials_live_longer_than_requested(daemon, path):
     async with sync(daemon, path, "--once", "--ttl", "1s") as process:
         clusters = [engaged(name) for name in "ab"]
         for cluster in clusters:

@@ -20,7 +20,7 @@ def missing(count: int, writing: int = 1) -> list[Removal]:
     return [Removal(f"p-{number}", f"p-{number}", str(number), f"{writing}-{number}") for number in range(count)]
 
 
-def test_each_disengage_reason_lies_in_the_cluster_or_elsewhere():
+def test_each_disengage_reason_is_classified_as_caused_by_the_cluster_or_not():
     assert set(DisengageReason) == ENDS | ELSEWHERE
     assert not ENDS & ELSEWHERE
 
@@ -34,7 +34,7 @@ def test_removal_is_confirmed_by_a_second_check():
     assert removals.next_look_at(SECOND_LOOK_S) is None
 
 
-def test_removal_that_the_second_check_does_not_confirm_starts_over():
+def test_removal_not_confirmed_by_the_second_check_needs_two_new_checks():
     removals = Removals()
     removals.review(missing(1), 10, 0.0)
     removals.review([], 10, SECOND_LOOK_S)
@@ -82,7 +82,7 @@ def test_confirmed_removal_of_an_object_that_still_exists_remains_confirmed():
     assert deleted_once().review(missing(1), 10, SECOND_LOOK_S + 1) == missing(1)
 
 
-def test_object_that_another_run_recreates_is_kept():
+def test_object_recreated_by_another_process_is_not_deleted():
     removals = deleted_once()
     for now in (SECOND_LOOK_S + 1, 2 * SECOND_LOOK_S + 1, 2 * SECOND_LOOK_S + CONTESTED_S):
         assert removals.review(missing(1, writing=2), 10, now) == []
@@ -97,14 +97,14 @@ def test_object_that_is_recreated_much_later_is_deleted():
     assert removals.review(missing(1, writing=2), 10, later + SECOND_LOOK_S) == missing(1, writing=2)
 
 
-def test_object_that_another_run_recreates_does_not_delay_other_removals():
+def test_object_recreated_by_another_process_does_not_delay_other_removals():
     removals, others = deleted_once(), missing(2)[1:]
     now = SECOND_LOOK_S + 1
     removals.review([*missing(1, writing=2), *others], 10, now)
     assert removals.review([*missing(1, writing=2), *others], 10, now + SECOND_LOOK_S) == others
 
 
-def test_object_that_another_run_recreates_is_deleted_if_removals_are_accepted():
+def test_object_recreated_by_another_process_is_deleted_if_removals_are_accepted():
     removals = deleted_once()
     removals.accepts = True
     removals.review(missing(1, writing=2), 10, SECOND_LOOK_S + 1)

@@ -33,7 +33,7 @@ async def test_client_connects_to_server_with_expected_uid(daemon):
 
 
 @pytest.mark.parametrize("credentials", [ClientCredentials(), OWN])
-async def test_socket_path_is_taken_literally(daemon, credentials):
+async def test_socket_path_is_not_decoded_as_a_url(daemon, credentials):
     daemon.answers["ListClusters"] = [pb.ListClustersResponse(total_size=7)]
     path = daemon.socket.rename(daemon.socket.with_name("d%41#?.sock"))
     async with DiscoveryClient(f"unix://{path}", credentials=credentials) as client:

@@ -61,7 +61,7 @@ def test_failed_channel_is_closed_after_its_last_call():
     assert shared.release(after) is None, "a late failure of the old channel does not affect the new one"
 
 
-def test_close_returns_the_current_channel():
+def test_close_of_shared_channel_returns_the_current_channel():
     shared = shared_channel()
     assert shared.close() is None
     shared.acquire()

@@ -59,7 +59,7 @@ def test_subscription_reopens_with_the_resume_revision():
     assert (first.resume_revision, watched.next_request().resume_revision) == ("", "2")
 
 
-def test_connected_notice_contains_whether_the_stream_resumed():
+def test_connected_notice_says_whether_the_stream_was_resumed():
     watched = subscription()
     watched.next_request()
     watched.received(snapshot("1"), 0)

@@ -300,7 +300,7 @@ REFUSED_FAULTS: list[tuple[tuple[Any, ...], str]] = [
 ]
 
 
-def test_fault_for_an_unknown_project_or_with_a_wrong_argument_is_refused(milo_sandbox: MiloSandbox):
+def test_fault_for_an_unknown_project_or_with_an_invalid_argument_is_refused(milo_sandbox: MiloSandbox):
     milo_sandbox.create_control_planes("alpha")
     for (project, verb, kind, status), message in REFUSED_FAULTS:
         with pytest.raises((ValueError, KindNotServedError), match=message):

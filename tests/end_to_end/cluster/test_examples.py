@@ -244,7 +244,7 @@ def test_operator_works_in_a_project_and_ends_at_sigterm(node: Node, name: str, 
 
 
 @pytest.mark.usefixtures("tenant")
-def test_operator_works_in_a_project_with_an_api_server_of_its_own(node: Node, tmp_path: Path) -> None:
+def test_operator_works_in_a_project_with_a_separate_api_server(node: Node, tmp_path: Path) -> None:
     """The test creates what Kyverno and Flux would create from the example's policies and manifests."""
     (tmp_path / "programs").mkdir()
     for program in parts.programs(say):

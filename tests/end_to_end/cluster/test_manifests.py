@@ -130,7 +130,7 @@ def test_daemon_reads_projects_of_the_core_api_with_a_kubeconfig(node: Node, tmp
         node.kubectl("delete", "-f", "-", given=rights)
 
 
-def test_release_of_the_chart_works_after_another_release_is_deleted(node: Node, tmp_path: Path) -> None:
+def test_helm_release_works_after_another_release_is_uninstalled(node: Node, tmp_path: Path) -> None:
     chart(tmp_path, DEPLOY, Commit())
     [archive] = (tmp_path / "chart").glob("*.tgz")
     for file in (archive, helm()):

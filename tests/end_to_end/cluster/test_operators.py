@@ -183,7 +183,7 @@ def test_daemon_exchanges_its_projected_token_for_the_credential_of_clusters(nod
         assert json.loads(found)["status"]["token"] == f"of-system:serviceaccount:exchange:{ACCOUNT}"
 
 
-def test_tokens_requested_in_the_shipped_namespace_are_valid_until_disengagement(node: Node, tmp_path: Path) -> None:
+def test_tokens_requested_with_shipped_manifests_are_valid_until_disengagement(node: Node, tmp_path: Path) -> None:
     rights = [dict(manifest) for manifest in manifests(DEPLOY / "base/rbac/token-request")]
     [namespace] = [manifest["metadata"]["name"] for manifest in rights if manifest["kind"] == "Namespace"]
     [role] = [manifest["metadata"]["name"] for manifest in rights if manifest["kind"] == "Role"]

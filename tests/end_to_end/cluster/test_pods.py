@@ -98,7 +98,7 @@ def control_plane(name: str) -> dict[str, Any]:
     }
 
 
-def test_kubeconfig_of_a_tenant_has_the_server_of_its_secret(node: Node) -> None:
+def test_kubeconfig_of_a_tenant_has_the_server_named_in_the_tenants_secret(node: Node) -> None:
     """Uses the Go operator's manifests. The tenant's API server is that of the cluster, whose address is only in the
     Secret, and in no setting.
     """

@@ -81,7 +81,7 @@ async def until_engaged(script: str, directory: Path, environ: Mapping[str, str]
 
 
 @pytest.mark.parametrize("language", READMES)
-async def test_readme_leads_to_the_first_engaged_cluster(
+async def test_following_the_readme_engages_a_first_cluster(
     language: str, directory: Path, request: pytest.FixtureRequest, capfd: pytest.CaptureFixture[str]
 ) -> None:
     readme = READMES[language]

@@ -12,7 +12,7 @@ from tests.end_to_end.process.daemon import DaemonProcess
 WORKLOAD = "system:serviceaccount:milo:discovery"
 
 
-async def test_projected_token_leads_to_a_kubeconfig_that_works(directory: Path, kubectl: str) -> None:
+async def test_daemon_with_projected_token_issues_a_working_kubeconfig(directory: Path, kubectl: str) -> None:
     async with Sandbox(seed=1) as sandbox:
         sandbox.projects.create("alpha", ready=True)
         sandbox.rights.grant(WORKLOAD, [EVERYTHING])

@@ -52,7 +52,7 @@ class _Orders(RuleBasedStateMachine):
 
 
 @pytest.mark.parametrize("operator", ["python", pytest.param("go", marks=[pytest.mark.builds, pytest.mark.nightly])])
-def test_project_is_deleted_after_random_orders_of_steps(operator: str) -> None:
+def test_project_deletion_completes_after_random_sequences_of_steps(operator: str) -> None:
     if operator == "go" and shutil.which("go") is None:
         pytest.skip("no go command on this machine, which builds the operator")
     with asyncio.Runner() as runner, TemporaryDirectory(prefix="milo-") as name:

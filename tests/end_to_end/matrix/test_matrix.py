@@ -40,7 +40,9 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 @pytest.mark.timeout(400)
-async def test_subscribers_and_publishers_have_all_existing_clusters_and_lose_none(cell: Cell, directory: Path) -> None:
+async def test_subscribers_and_publishers_receive_all_existing_clusters_and_lose_none(
+    cell: Cell, directory: Path
+) -> None:
     async with World.running(cell, directory) as world:
         await world.settled()
         await world.joined()

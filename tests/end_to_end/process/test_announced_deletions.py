@@ -66,14 +66,14 @@ async def announced(workspace: Workspace) -> AsyncIterator[Fleet]:
             following.cancel()
 
 
-async def test_deletions_of_most_of_a_terminating_fleet_disengage_at_once(workspace: Workspace) -> None:
+async def test_deletions_of_most_of_a_terminating_fleet_are_not_held(workspace: Workspace) -> None:
     async with announced(workspace) as fleet:
         for name in NAMES:
             workspace.sandbox.projects.unfinalize(name)
         await fleet.only_these_ended(NAMES)
 
 
-async def test_deletions_of_a_terminating_fleet_disengage_at_once_after_an_outage_of_milo(workspace: Workspace) -> None:
+async def test_deletions_of_a_terminating_fleet_are_not_held_after_an_outage_of_milo(workspace: Workspace) -> None:
     """Milo stops answering while some deletions are being confirmed; others follow before it answers again."""
     async with announced(workspace) as fleet:
         sandbox, half = workspace.sandbox, len(NAMES) // 2

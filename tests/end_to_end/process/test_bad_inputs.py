@@ -108,7 +108,7 @@ async def test_run_and_check_refuse_a_milo_context_in_which_mode_project_cannot_
     assert [line for line in checked if line.startswith("fail") and sentence in line]
 
 
-async def test_all_invalid_settings_are_reported_at_once(directory: Path) -> None:
+async def test_all_invalid_settings_are_reported_together(directory: Path) -> None:
     lines = await refusal(directory, SETTINGS, "mode: other\nheartbeat_interval: -1s\nlabel_selector: a in")
     keys = [shown.removeprefix(f"{DAEMON}: file settings.yaml ").partition(":")[0] for shown in lines]
     assert sorted(keys) == ["line 1 key mode", "line 2 key heartbeat_interval", "line 3 key label_selector"]

@@ -107,7 +107,7 @@ def names() -> list[str]:
     return [f"p-{number:02}" for number in range(CLUSTERS)]
 
 
-def test_cold_starts_cover_every_kind_of_source() -> None:
+def test_cold_start_tests_cover_every_kind_of_source() -> None:
     assert SOURCES.keys() == KINDS.keys()
 
 

@@ -90,7 +90,7 @@ async def test_segmentation_fault_writes_the_python_stack(workspace: Workspace) 
     assert "milo_discoveryd/cli.py" in daemon.output
 
 
-def test_empty_unsafe_variables_and_those_usual_in_images_are_removed_but_not_reported() -> None:
+def test_unsafe_variables_that_are_empty_or_usual_in_images_are_removed_but_not_reported() -> None:
     environ = {
         "PYTHONUNBUFFERED": "1",
         "PYTHONDONTWRITEBYTECODE": "1",

@@ -117,7 +117,7 @@ async def test_hostile_api_server_does_not_exhaust_memory_or_affect_other_source
         assert server.sent <= sent + PAGE, "the daemon continued to read"
 
 
-async def test_endless_changes_of_few_objects_do_not_exhaust_memory(workspace: Workspace) -> None:
+async def test_continuous_changes_of_few_objects_do_not_exhaust_memory(workspace: Workspace) -> None:
     server = HostileServer("changes")
     async with _beside(server, workspace) as (daemon, watch):
         await daemon.during(eventually(lambda: server.sent > 20 * PAGE and "hostile" in watch.sources))

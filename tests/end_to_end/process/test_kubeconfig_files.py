@@ -200,7 +200,7 @@ async def test_cluster_of_a_kind_context_stays_engaged_while_its_file_is_half_wr
         assert report.cluster.incarnation == before.incarnation
 
 
-async def test_daemon_that_starts_beside_a_half_written_kubeconfig_waits_for_it(files: Files) -> None:
+async def test_starting_daemon_waits_until_a_half_written_kubeconfig_is_complete(files: Files) -> None:
     alpha = server_last(files.config("alpha"))
     files.put("beta")
     (files.directory / "alpha").write_text(cut(alpha))
@@ -227,9 +227,7 @@ async def test_source_is_stale_while_its_kubeconfig_directory_is_missing(files: 
 
 
 @pytest.mark.parametrize("is_restarted", [False, True], ids=["running", "restarted"])
-async def test_kubeconfig_directory_that_is_filled_again_slowly_loses_no_cluster(
-    files: Files, is_restarted: bool
-) -> None:
+async def test_slow_restore_of_deleted_kubeconfig_files_disengages_no_cluster(files: Files, is_restarted: bool) -> None:
     names = [f"c{number}" for number in range(10)]
     for name in names:
         files.put(name)

@@ -173,7 +173,9 @@ def cpu_s(daemon: DaemonProcess) -> float:
     return (int(fields[11]) + int(fields[12])) / 100
 
 
-async def test_resume_revisions_with_false_known_counts_do_not_block_the_restarted_daemon(workspace: Workspace) -> None:
+async def test_resume_revisions_with_false_cluster_counts_do_not_block_the_restarted_daemon(
+    workspace: Workspace,
+) -> None:
     """Each stream claims to know 999,999,999 clusters of each source, and has a filter of its own."""
     async with AsyncExitStack() as stack:
         servers = [

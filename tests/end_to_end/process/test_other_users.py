@@ -88,7 +88,9 @@ async def test_sync_writes_no_credential_into_files_that_another_user_planted(
 
 
 @pytest.mark.parametrize("plant", ["directory of another user", "directory that another user can write to"])
-async def test_run_and_list_without_an_address_do_not_use_a_planted_demo(workspace: Workspace, plant: str) -> None:
+async def test_run_and_list_without_an_address_ignore_a_demo_that_another_user_can_replace(
+    workspace: Workspace, plant: str
+) -> None:
     program = workspace.directory / "my_operator.py"
     program.write_text("import os\nprint(os.environ['MILO_DISCOVERY_ADDRESS'])")
 

@@ -40,7 +40,7 @@ async def test_operator_cleans_up_after_deactivation(workspace: Workspace) -> No
             assert ended.reason.name == "REMOVED"
 
 
-async def test_recreated_project_is_replaced_where_projects_are_followed(workspace: Workspace) -> None:
+async def test_recreated_project_is_replaced_if_projects_are_followed(workspace: Workspace) -> None:
     provider, projects = ServiceProvider(workspace), workspace.sandbox.projects
     for name in ("shop", "bank"):
         projects.create(name, ready=True)

@@ -71,5 +71,5 @@ async def test_first_list_without_clusters_of_a_subscriber_disengages_nothing(wo
 
 
 @pytest.mark.timeout(120)
-async def test_clusters_that_a_second_list_lacks_too_are_disengaged(workspace: Workspace) -> None:
+async def test_clusters_that_are_also_missing_from_a_second_list_are_disengaged(workspace: Workspace) -> None:
     assert len(await restart(workspace, is_complete_again=False)) == 20

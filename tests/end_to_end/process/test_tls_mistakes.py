@@ -93,7 +93,7 @@ async def start(daemon: DaemonProcess) -> None:
     await daemon.wait_for_output('"synced"')
 
 
-async def test_mistakes_in_tls_options_print_one_line(places: dict[str, str], tmp_path: Path) -> None:
+async def test_mistakes_in_tls_options_print_a_one_line_error(places: dict[str, str], tmp_path: Path) -> None:
     printed = {}
     for arguments, _ in CASES:
         process = await asyncio.create_subprocess_exec(

@@ -176,7 +176,7 @@ async def restart_with_bad_first_list(found: Rig, attacked: ProjectServer, kind:
 
 @pytest.mark.parametrize("start", ["running", "restarted", "restarted with a state file"])
 @pytest.mark.parametrize(("counts", "verify_after_s"), [((3, 17, 43, 48, 53), 60.0), ((3, 48), 8.0)])
-async def test_lists_that_grow_disengage_nothing_before_removals_are_verified(
+async def test_incomplete_growing_lists_disengage_nothing_before_removals_are_verified(
     workspace: Workspace, start: str, counts: Sequence[int], verify_after_s: float
 ) -> None:
     """A server that is loading its store: clusters that no list has are disengaged, after `removals.verify_after`."""
@@ -235,7 +235,7 @@ async def test_first_list_of_service_consumers_or_projects_from_another_server_d
         await source_is_streaming(workspace)
 
 
-async def test_other_clusters_that_the_watch_adds_to_an_empty_first_list_disengage_nothing(
+async def test_new_clusters_added_by_watch_after_an_empty_first_list_disengage_no_known_cluster(
     workspace: Workspace,
 ) -> None:
     async with rig(workspace, has_state=False) as found:
@@ -270,7 +270,7 @@ async def read_until(watch: Any, holds: Callable[[], bool]) -> None:
 
 
 @pytest.mark.parametrize("has_state", [False, True], ids=["no state file", "state file"])
-async def test_replica_that_lags_behind_at_the_restart_disengages_nothing(
+async def test_list_of_lagging_api_server_replica_after_restart_disengages_nothing(
     workspace: Workspace, has_state: bool
 ) -> None:
     async with rig(workspace, has_state=has_state) as found:
@@ -329,7 +329,9 @@ async def test_repeated_restarts_while_a_source_is_unavailable_engage_no_deleted
 
 
 @pytest.mark.parametrize("end", ["shutdown", "kill"])
-async def test_restarted_daemon_sends_its_state_files_as_reset_snapshots(workspace: Workspace, end: str) -> None:
+async def test_restarted_daemon_sends_clusters_of_its_state_files_as_reset_snapshots(
+    workspace: Workspace, end: str
+) -> None:
     """Tests what docs/concepts.md says.
 
     A subscriber that has received what the state files lack gets heartbeats until the lists are complete.
@@ -391,7 +393,7 @@ def engaged_by(batches: Iterable[pb.WatchClustersResponse]) -> set[str]:
     return {event.cluster.name for batch in batches for event in batch.events}
 
 
-async def test_clock_that_is_an_hour_behind_that_of_one_server_is_logged(workspace: Workspace) -> None:
+async def test_clock_an_hour_behind_the_clock_of_one_server_is_logged(workspace: Workspace) -> None:
     """The clock is compared with the header Date of each server's responses, and only that server is named."""
     async with rig(workspace, has_state=False) as found:
         found.a.headers = {"Date": formatdate(time.time() + 3600, usegmt=True)}
@@ -408,7 +410,7 @@ async def test_clock_that_is_an_hour_behind_that_of_one_server_is_logged(workspa
 
 @pytest.mark.parametrize("away", ["projects", "planes"])
 @pytest.mark.parametrize("kind", ["project", "service-consumer"])
-async def test_project_of_two_kinds_has_one_cluster_while_the_source_configured_first_is_unavailable(
+async def test_project_in_two_sources_has_one_cluster_while_the_source_configured_first_is_unavailable(
     workspace: Workspace, kind: str, away: str
 ) -> None:
     """After a restart without a state file, only the available source has the projects."""
@@ -480,7 +482,7 @@ def both_modes(workspace: Workspace) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("first", ["projects", "planes"])
-async def test_first_configured_source_decides_whether_project_in_both_modes_without_ready_control_plane_is_engaged(
+async def test_project_in_both_modes_with_unready_control_plane_is_engaged_only_if_project_source_is_first(
     workspace: Workspace, first: str
 ) -> None:
     """The source that is configured first decides, and `check` counts the clusters that the daemon engages."""
@@ -507,7 +509,9 @@ async def test_first_configured_source_decides_whether_project_in_both_modes_wit
             await daemon.during(eventually(lambda: set(watch.clusters) == later))
 
 
-async def test_both_modes_of_one_milo_engage_each_project_once_and_sync_its_kubeconfig(workspace: Workspace) -> None:
+async def test_project_in_sources_of_both_modes_is_engaged_once_and_its_kubeconfig_is_synced(
+    workspace: Workspace,
+) -> None:
     sources, directory = both_modes(workspace), workspace.directory
     issuer = {"name": "own", "type": "project-kubeconfig", "share_discovery_identity": True, "sources": ["projects"]}
     settings: dict[str, Any] = {"sources": sources, "kubeconfigs": {"issuers": [issuer]}}

@@ -84,7 +84,7 @@ def token_in(kubeconfig: Path) -> str:
 
 @on_the_infrastructure
 @pytest.mark.usefixtures("operators")
-async def test_bound_token_with_shipped_rights_is_valid_until_disengagement(
+async def test_bound_token_requested_with_shipped_roles_is_valid_until_disengagement(
     server: RealApi, directory: Path, inside: Inside
 ) -> None:
     await Rights(server, user("discovery")).give(shipped_role(server.mode), shipped_role_of_tokens())
@@ -114,7 +114,7 @@ async def test_bound_token_with_shipped_rights_is_valid_until_disengagement(
         ("secrets", "delete", "create, list and delete secrets in namespace default"),
     ],
 )
-async def test_error_names_missing_right_for_token_requests(
+async def test_error_of_token_request_names_the_missing_permission(
     server: RealApi, resource: str, verb: str, missed: str
 ) -> None:
     rights = Rights(server, user("discovery"))

@@ -168,7 +168,7 @@ async def test_f19_deleted_crd_makes_source_stale_and_recreated_objects_are_new_
 
 
 @pytest.mark.parametrize("backup", ["none", "from-before"])
-async def test_f20_f22_server_whose_versions_went_back_disengages_nothing(
+async def test_f20_f22_server_whose_resource_versions_went_back_disengages_nothing(
     server: RealApi, directory: Path, backup: str
 ) -> None:
     """An empty or restored etcd behind the same address: its responses are consistent, and all wrong."""

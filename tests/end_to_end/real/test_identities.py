@@ -243,7 +243,7 @@ async def reconciled(client: DiscoveryClient) -> str:
         return await asyncio.wait_for(seen, LIMIT_S)
 
 
-async def test_callers_act_as_the_user_of_their_rule_once_the_issued_identity_may_impersonate_it(
+async def test_callers_impersonate_the_user_of_their_rule_if_the_issued_identity_has_permission(
     platform: RealApi, projects: dict[str, RealApi], fleet: Api, directory: Path
 ) -> None:
     shop = projects["shop"]

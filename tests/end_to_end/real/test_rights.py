@@ -24,7 +24,7 @@ def rights(server: RealApi) -> Rights:
 
 
 @pytest.mark.parametrize("streaming_lists", ["auto", "off"])
-async def test_shipped_role_is_sufficient(
+async def test_shipped_role_is_sufficient_to_discover_clusters(
     server: RealApi, directory: Path, kubeconfig: Path, rights: Rights, streaming_lists: str
 ) -> None:
     await rights.give(shipped_role(server.mode))

@@ -42,7 +42,7 @@ async def test_scenario_passes_on_real_servers(runs_on_real_servers: ScenarioRun
     ],
     ids=lambda scenario: scenario.name,
 )
-async def test_scenario_passes_under_the_controllers_of_milo(whole_milo: WholeMilo, scenario: Scenario) -> None:
+async def test_scenario_passes_with_the_controllers_of_milo(whole_milo: WholeMilo, scenario: Scenario) -> None:
     try:
         await run_scenario(scenario, "project", WholeMiloServers(whole_milo), patience_s=DELETED_WITHIN_S)
     except ScenarioFailedError as failed:

@@ -141,7 +141,7 @@ async def test_client_authenticates_by_signed_assertion(exchange: Exchange) -> N
     assert minted.credential.token is not None
 
 
-async def test_rejections_by_keycloak_explain_what_to_do(exchange: Exchange) -> None:
+async def test_errors_for_keycloak_rejections_explain_what_to_do(exchange: Exchange) -> None:
     unknown = await exchange.issuer(exchange.by_secret(), target="nobody")
     with pytest.raises(CredentialError, match="change the settings `client_id` and `audience`"):
         await unknown.mint(MintRequest(ttl_s=600))

@@ -144,7 +144,7 @@ async def is_good(server: RealApi, token: str) -> bool:
     return bool(response["status"].get("authenticated"))
 
 
-async def test_service_account_is_identified_with_shipped_right(server: RealApi, directory: Path) -> None:
+async def test_service_account_is_authenticated_with_shipped_cluster_role(server: RealApi, directory: Path) -> None:
     async with token_daemon(server, directory) as callers:
         assert await callers.sees(await token_of(server, "operators")) == ["alpha"]
         assert await callers.sees(await token_of(server, "others")) == ["beta"]

@@ -56,7 +56,7 @@ def tenant_daemon(core: MiloApi) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("operator", OPERATORS)
-async def test_projects_are_deleted_after_each_listed_order_of_steps(
+async def test_project_deletion_completes_after_each_listed_sequence_of_steps(
     whole_milo: WholeMilo, directory: Path, operator: str
 ) -> None:
     settings = tenant_daemon(whole_milo.core)

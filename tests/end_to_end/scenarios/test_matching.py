@@ -40,7 +40,7 @@ def test_events_of_one_cluster_match_only_in_the_expected_order() -> None:
 
 
 @pytest.mark.parametrize("seen", [[engaged("a"), disengaged("a")], [engaged("a"), engaged("b")]])
-def test_unexpected_event_contradicts_the_expected_ones(seen: list[Event]) -> None:
+def test_unexpected_event_fails_the_match(seen: list[Event]) -> None:
     assert isinstance(judge([IN], seen), Contradicted)
 
 

@@ -89,7 +89,7 @@ def test_error_names_invalid_scenario_field(fields: dict[str, Any], problem_text
     assert problem_text in problem({"expect": []}, **fields)
 
 
-def test_invalid_scenario_keeps_its_modes() -> None:
+def test_modes_of_an_invalid_scenario_are_read() -> None:
     assert read({"wait": 1}, modes=["project"]).modes == ("project",)
     assert read({"wait": 1}, modes="project").modes == MODES
 

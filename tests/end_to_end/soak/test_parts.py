@@ -69,7 +69,7 @@ def test_soak_is_restored_from_the_last_complete_save(tmp_path: Path, monkeypatc
     assert [path.name for path in (tmp_path / "state").iterdir()] == ["state-0002"]
 
 
-async def test_soak_piece_continues_with_objects_and_state_of_the_previous_piece(tmp_path: Path) -> None:
+async def test_soak_continues_with_objects_and_state_of_the_previous_run(tmp_path: Path) -> None:
     saved = SavedState(tmp_path / "state")
     names: list[set[str]] = []
     for piece in range(2):
@@ -87,7 +87,7 @@ async def test_soak_piece_continues_with_objects_and_state_of_the_previous_piece
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-async def test_soak_of_each_shape_settles_without_failures(shape: str) -> None:
+async def test_soak_of_each_setup_settles_without_failures(shape: str) -> None:
     with TemporaryDirectory(prefix="milo-") as name:
         found = await ShapeSoak(shape, Path(name), 1, lambda _: None).run(0.0)
     assert found.failures == []

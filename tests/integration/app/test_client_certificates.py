@@ -35,7 +35,7 @@ def kubeconfig(server: ApiServer, life: dt.timedelta) -> str:
     )
 
 
-async def test_expired_client_certificate_is_in_the_metric_and_in_the_clients_message(tmp_path: Path) -> None:
+async def test_expiry_of_client_certificate_is_in_the_metric_and_in_the_source_status(tmp_path: Path) -> None:
     """The API server of `eu` accepts the TLS connection and responds 401. The source `us` is not affected."""
     async with ApiServer(answering(UNAUTHORIZED, 401)) as refusing, Sandbox() as sandbox:
         (tmp_path / "eu").write_text(kubeconfig(refusing, -dt.timedelta(minutes=5)))

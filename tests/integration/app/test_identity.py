@@ -127,7 +127,7 @@ FORMS = pytest.mark.parametrize(
 
 
 @FORMS
-async def test_forged_project_uid_gets_no_token_of_the_project(
+async def test_object_with_forged_project_uid_gets_no_token_of_that_project(
     workspace: Workspace, names: tuple[str, ...], restarts: bool
 ) -> None:
     planes, thief = ControlPlanes(workspace), names[-1]
@@ -140,7 +140,7 @@ async def test_forged_project_uid_gets_no_token_of_the_project(
     assert CLAIMED in found[f"{thief}#thief"]
 
 
-async def test_forged_project_uid_of_unknown_age_gets_no_token_for_either_claimant(
+async def test_claimants_of_one_project_uid_get_no_token_if_the_age_of_claims_is_unknown(
     workspace: Workspace,
 ) -> None:
     planes = ControlPlanes(workspace)
@@ -179,7 +179,7 @@ async def test_sources_that_follow_one_object_each_have_a_valid_token(workspace:
 
 
 @pytest.mark.parametrize("restarts", [False, True], ids=["at once", "restarted"])
-async def test_server_that_copies_an_objects_uid_neither_shares_nor_revokes_its_token(
+async def test_object_with_copied_uid_neither_receives_nor_revokes_token_of_the_original_object(
     tmp_path: Path, restarts: bool
 ) -> None:
     async with Sandbox() as eu, Sandbox() as us:
@@ -213,7 +213,7 @@ async def test_server_that_copies_an_objects_uid_neither_shares_nor_revokes_its_
 
 
 @FORMS
-async def test_cluster_that_names_the_address_of_another_is_refused(
+async def test_cluster_with_the_address_of_another_cluster_gets_no_token(
     workspace: Workspace, names: tuple[str, ...], restarts: bool
 ) -> None:
     """One credential is valid for all clusters, so callers that may see one of the two would have access to both."""

@@ -180,7 +180,7 @@ async def test_subscriber_of_an_earlier_run_keeps_clusters_of_a_source_that_does
                 assert await engaged(events) == "us#farm"
 
 
-async def test_second_restart_without_a_source_reports_no_cluster_of_its_outdated_state_file(
+async def test_second_restart_without_a_source_reports_no_cluster_of_the_outdated_state_file(
     workspace: Workspace, tmp_path: Path
 ) -> None:
     state = tmp_path / "state"

@@ -92,7 +92,9 @@ async def test_check_uses_the_resource_of_the_mode_and_the_label_selector(kubeco
     assert output.status == 1
 
 
-async def test_context_of_an_organization_is_named_with_its_projects(sandbox: Sandbox, tmp_path: Path) -> None:
+async def test_check_reports_the_organization_of_the_context_and_counts_its_projects(
+    sandbox: Sandbox, tmp_path: Path
+) -> None:
     for name, organization in (("a", "acme"), ("b", "acme"), ("c", "evil")):
         sandbox.milo.found(name, organization, {})
     kubeconfig = saved(tmp_path / "kubeconfig", sandbox.kubeconfig(organization="acme"))
@@ -136,7 +138,7 @@ async def test_check_rejects_a_discovery_kubeconfig_whose_context_does_not_fit_t
 
 
 @pytest.mark.parametrize("follows", [True, False])
-async def test_check_of_service_consumers_reports_unnoticed_changes_of_projects(
+async def test_check_of_service_consumers_reports_whether_projects_are_followed(
     sandbox: Sandbox, tmp_path: Path, follows: bool
 ) -> None:
     sandbox.projects.create("provider", ready=True)
@@ -322,7 +324,7 @@ def _encoded(content: bytes) -> str:
     return base64.b64encode(content).decode()
 
 
-async def test_project_that_two_sources_of_one_milo_show_is_counted_once(tmp_path: Path) -> None:
+async def test_project_listed_by_two_sources_of_one_milo_is_counted_once(tmp_path: Path) -> None:
     async with Sandbox() as sandbox:
         sandbox.milo.found("bank", "acme", {})
         sandbox.milo.provision("bank")

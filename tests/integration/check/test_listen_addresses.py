@@ -47,7 +47,7 @@ def test_stale_socket_file_is_free(path: Path) -> None:
     assert check(path).level == "ok"
 
 
-def test_socket_in_use_is_a_warning_with_the_process(path: Path) -> None:
+def test_socket_in_use_is_a_warning_that_names_the_process(path: Path) -> None:
     with path.with_name("d.sock.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         lock.write("12345\n")
@@ -126,7 +126,7 @@ def test_tcp_port_on_all_interfaces_is_free_without_ipv6(monkeypatch: pytest.Mon
         ("127.0.0.1", "::", False),
     ],
 )
-def test_port_used_twice_fails_where_the_hosts_overlap(one: str, other: str, is_used_twice: bool) -> None:
+def test_port_used_twice_fails_if_the_hosts_overlap(one: str, other: str, is_used_twice: bool) -> None:
     for host, second in ((one, other), (other, one)):
         found = listen_addresses.used_twice("listen", TcpAddress(host, 7070), [TcpAddress(second, 7070)])
         assert (found is not None) == is_used_twice
@@ -150,7 +150,7 @@ def test_socket_group_must_exist_and_be_a_group_of_the_daemon(monkeypatch: pytes
     assert listen_addresses.group("socket.group", str(os.getegid())).level == "ok"
 
 
-def test_socket_owner_must_exist_and_only_root_can_set_another(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_socket_owner_must_exist_and_only_root_can_set_a_different_owner(monkeypatch: pytest.MonkeyPatch) -> None:
     finding = listen_addresses.owner("listen owner", "no-such-user")
     assert (finding.level, finding.message) == ("fail", "this machine has no user 'no-such-user'")
     monkeypatch.setattr(os, "geteuid", lambda: 0)
@@ -185,7 +185,7 @@ def test_expired_or_soon_expiring_server_certificate_is_reported(
     assert [line["event"] for line in lines] == logged
 
 
-def test_files_that_let_no_client_connect_are_reported(tmp_path: Path) -> None:
+def test_tls_files_with_which_no_client_can_connect_are_reported(tmp_path: Path) -> None:
     hour, ended = timedelta(hours=1), Authority("clients", life=timedelta(minutes=-5))
     authority = Authority()
     ca = tmp_path / "ca.crt"

@@ -47,7 +47,7 @@ async def test_check_reports_that_leases_can_be_read(tmp_path: Path) -> None:
     assert (found.level, found.message) == ("ok", "member dns-0 can read the Leases of group dns (0 members have one)")
 
 
-async def test_check_warns_of_members_with_other_sources(tmp_path: Path) -> None:
+async def test_check_warns_of_shard_members_with_different_sources(tmp_path: Path) -> None:
     names = LeaseNames("operators", "dns")
     async with ApiServer(answering(b"")) as server:
         ours = settings(tmp_path, server)

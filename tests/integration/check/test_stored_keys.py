@@ -59,7 +59,7 @@ def test_stored_clusters_of_a_source_that_is_not_configured_are_reported(tmp_pat
     )
 
 
-async def test_check_reports_that_a_name_for_the_source_renames_its_stored_clusters(tmp_path: Path) -> None:
+async def test_check_reports_that_naming_the_source_renames_its_stored_clusters(tmp_path: Path) -> None:
     async with Sandbox(projects=1) as sandbox:
         kubeconfig, state, file = tmp_path / "kubeconfig", tmp_path / "state", tmp_path / "config.yaml"
         kubeconfig.write_text(json.dumps(sandbox.kubeconfig()))

@@ -43,7 +43,7 @@ def test_demo_stops_after_the_given_seconds() -> None:
     assert done.stdout.splitlines()[-1].startswith("Events shown: ")
 
 
-def test_demo_without_changes_counts_the_events_that_it_shows_and_no_disengagement() -> None:
+def test_demo_without_changes_counts_shown_events_and_disengages_nothing() -> None:
     demo = [*DEMO, "--seconds", "2", "--churn", "0"]
     done = subprocess.run(demo, capture_output=True, text=True, timeout=60, check=False)
     assert (done.returncode, done.stderr) == (0, "")
@@ -52,7 +52,7 @@ def test_demo_without_changes_counts_the_events_that_it_shows_and_no_disengageme
     assert last.startswith(f"Events shown: {engaged} ENGAGED, {updated} UPDATED, 0 DISENGAGED.")
 
 
-def test_demo_for_a_time_with_a_unit_says_what_to_write() -> None:
+def test_demo_rejects_seconds_with_a_unit_and_suggests_a_plain_number() -> None:
     done = subprocess.run([*DEMO, "--seconds", "5s"], capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 2
     assert "'--seconds': '5s' is not a valid number of seconds without a unit, such as 5;" in done.stderr
@@ -169,7 +169,7 @@ def test_temporary_directory_is_removed_on_sighup(tmp_path: Path, command: str) 
 
 @pytest.mark.parametrize("command", ["demo", "sandbox"])
 @pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGTERM], ids=lambda number: number.name)
-async def test_temporary_directory_is_removed_by_a_signal_during_startup(
+async def test_temporary_directory_is_removed_after_a_signal_during_startup(
     tmp_path: Path, command: str, number: signal.Signals
 ) -> None:
     with started(command, tmp_path, subprocess.DEVNULL) as process:

@@ -156,7 +156,7 @@ ABUSES: list[Abuse] = [
 
 
 @pytest.mark.parametrize("abuse", ABUSES, ids=lambda abuse: abuse.__name__)
-async def test_hostile_clients_do_not_affect_others_and_leave_nothing_behind(target: Target, abuse: Abuse) -> None:
+async def test_hostile_clients_affect_no_other_client_and_leak_no_resources(target: Target, abuse: Abuse) -> None:
     harness = target.harness
     harness.listed(ready("alpha"))
     async with target.channel() as channel:

@@ -57,7 +57,9 @@ async def test_client_authenticates_with_certificate(callers: list[Caller], tls_
     assert {caller.sans for caller in callers} == {("uri:spiffe://example.com/ns/milo/sa/operator",)}
 
 
-async def test_client_authenticates_with_token_and_its_successor(callers: list[Caller], tmp_path: Path) -> None:
+async def test_client_stays_authenticated_after_its_token_file_is_replaced(
+    callers: list[Caller], tmp_path: Path
+) -> None:
     async with Sandbox() as sandbox, taking_tokens(tmp_path, sandbox) as harness:
         file = tmp_path / "token"
         file.write_text(sandbox.token(OPERATOR, audiences=["milo-discovery"], life=1.5))

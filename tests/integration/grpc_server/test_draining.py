@@ -77,7 +77,7 @@ async def quiet(subscriber: Subscriber, harness: Harness) -> None:
 # --- what subscribers receive ---
 
 
-async def test_draining_cluster_is_disengaged_after_its_subscriber_released(draining_harness: Harness) -> None:
+async def test_draining_cluster_is_disengaged_after_its_subscriber_released_it(draining_harness: Harness) -> None:
     harness = draining_harness
     async with confirming(harness) as mine, harness.subscriber() as other:
         await mine.until_synced()
@@ -130,7 +130,7 @@ async def test_subscriber_that_reconnects_receives_the_drain_again(draining_harn
         assert await returned.events() == ["DISENGAGED alpha NOT_READY"]
 
 
-async def test_subscriber_that_released_does_not_receive_the_drain_again(draining_harness: Harness) -> None:
+async def test_subscriber_that_released_a_cluster_does_not_receive_its_drain_again(draining_harness: Harness) -> None:
     harness = draining_harness
     async with confirming(harness, "other") as other, confirming(harness) as mine:
         for subscriber in (other, mine):
@@ -142,7 +142,9 @@ async def test_subscriber_that_released_does_not_receive_the_drain_again(drainin
             assert event_texts([await again.batch()]) == []
 
 
-async def test_resume_revision_of_a_stream_without_releases_gets_snapshot(draining_harness: Harness) -> None:
+async def test_stream_with_releases_gets_snapshot_for_revision_of_a_stream_without_releases(
+    draining_harness: Harness,
+) -> None:
     harness = draining_harness
     async with harness.subscriber() as plain:
         revision = (await plain.until_synced())[-1].revision
@@ -181,7 +183,7 @@ async def test_release_and_end_of_subscription_are_audited_if_they_have_an_effec
 # --- rights ---
 
 
-async def test_caller_cannot_release_for_another_caller(tmp_path: Path) -> None:
+async def test_caller_cannot_release_a_cluster_for_another_caller(tmp_path: Path) -> None:
     shop, bank = rule("shop", PROD), rule("bank", ALL_CLUSTERS)
     async with open_rules_harness(tmp_path, shop, bank, drain_timeout_s=LONG_S) as rules_harness:
         rules_harness.harness.listed(ready("alpha", env="prod"))

@@ -40,7 +40,7 @@ async def refused(harness: Harness, **request: object) -> tuple[grpc.StatusCode,
     return caught.value.code(), info.reason, caught.value.details() or ""
 
 
-async def test_issued_embedded_kubeconfig_has_times(tmp_path: Path) -> None:
+async def test_issued_embedded_kubeconfig_has_issue_refresh_and_expiry_times(tmp_path: Path) -> None:
     async with a_harness(tmp_path, sources=[IssuerAssignment(Backend(life_s=600))]) as harness:
         harness.listed(ready("alpha"))
         made = await issued(harness, cluster="alpha")
@@ -91,7 +91,7 @@ async def test_issue_kubeconfig_is_unavailable_before_sync(tmp_path: Path) -> No
         assert (await issued(harness, cluster="alpha")).cluster == "alpha"
 
 
-async def test_issue_kubeconfig_checks_incarnation(tmp_path: Path) -> None:
+async def test_issue_kubeconfig_fails_for_another_incarnation_of_the_cluster(tmp_path: Path) -> None:
     async with a_harness(tmp_path, sources=[IssuerAssignment(Backend())]) as harness:
         harness.listed(ready("alpha"))
         async with harness.client() as stub:
@@ -178,5 +178,5 @@ async def test_server_info_has_credential_issuers_and_max_ttl(tmp_path: Path) ->
     assert info.limits.max_kubeconfig_ttl.seconds == 900
 
 
-async def test_issue_kubeconfig_in_a_race_with_disengagement_issues_nothing_after_it(tmp_path: Path) -> None:
+async def test_issue_kubeconfig_racing_with_disengagement_issues_nothing_after_disengagement(tmp_path: Path) -> None:
     assert await race(tmp_path, rounds=1500, seed=1) > 300

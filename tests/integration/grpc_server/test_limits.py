@@ -174,7 +174,7 @@ async def test_list_pages_fit_the_default_grpc_message_size(harness: Harness) ->
     assert names == [f"p-{number:03}" for number in range(count)]
 
 
-async def test_cluster_larger_than_a_page_is_a_page_of_its_own(harness: Harness) -> None:
+async def test_cluster_larger_than_the_page_limit_is_sent_in_a_separate_page(harness: Harness) -> None:
     harness.listed(annotated("a", 3 << 20), annotated("b", 10), annotated("c", 3 << 20))
     async with harness.client() as stub:
         pages = []

@@ -165,7 +165,9 @@ async def test_socket_mode_denies_other_users(callers: list[Caller], directory: 
     assert callers == []
 
 
-async def test_peer_credentials_stay_with_inherited_connection(callers: list[Caller], tmp_path: Path) -> None:
+async def test_inherited_connection_keeps_credentials_of_the_connecting_process(
+    callers: list[Caller], tmp_path: Path
+) -> None:
     """The pid is left out if the process has exited when the daemon reads it, since the pid may be reused."""
     async with guarded(tmp_path) as harness:
         ours, theirs = socket.socketpair()
@@ -294,7 +296,7 @@ async def test_idle_connections_of_many_users_do_not_lock_out_a_new_user(
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
-async def test_caller_with_too_many_refused_calls_is_disconnected_and_paused(
+async def test_caller_with_too_many_refused_calls_is_disconnected_and_must_wait_to_reconnect(
     monkeypatch: pytest.MonkeyPatch, directory: Path
 ) -> None:
     monkeypatch.setattr(connection_rates, "REFUSED_CALL_RATE", Rate(per_second=0.001, burst=20.0))
@@ -320,7 +322,7 @@ async def test_caller_with_too_many_refused_calls_is_disconnected_and_paused(
     assert "connect again in" in problems[-1]
 
 
-async def test_calls_beyond_the_limit_in_flight_are_audited(monkeypatch: pytest.MonkeyPatch, directory: Path) -> None:
+async def test_calls_over_the_in_flight_limit_are_audited(monkeypatch: pytest.MonkeyPatch, directory: Path) -> None:
     monkeypatch.setattr(in_flight, "MAX_PER_OWNER", 1)
     monkeypatch.setattr(quota, "MISS_BURST", 0)
     monkeypatch.setattr(quota, "MISSES_PER_S", 0.2)  # the response to the only admitted call is delayed

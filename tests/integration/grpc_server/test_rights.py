@@ -132,7 +132,7 @@ async def test_get_cluster_takes_as_long_for_an_invisible_cluster_as_for_an_unkn
     assert max(fastest, other) < 1.5 * min(fastest, other)
 
 
-async def test_name_enumeration_is_throttled_without_effect_on_others(
+async def test_name_enumeration_is_throttled_without_effect_on_other_callers(
     rules_harness: RulesHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(quota, "MISS_BURST", 5)
@@ -257,7 +257,9 @@ async def revision(guest: CallerStub, **request: object) -> str:
         return str((await watching.until_synced())[-1].revision)
 
 
-async def test_revision_of_other_caller_or_filter_gets_snapshot(rules_harness: RulesHarness) -> None:
+async def test_stream_that_resumes_from_revision_of_other_caller_or_filter_gets_snapshot(
+    rules_harness: RulesHarness,
+) -> None:
     only_alpha = pb.ClusterFilter(names=["alpha"])
     async with (
         rules_harness.caller("shop") as shop,

@@ -92,7 +92,7 @@ async def test_failing_credential_issuer_delays_no_event(tmp_path: Path) -> None
     assert all(token(event) for event in owed)
 
 
-async def test_event_is_sent_without_a_kubeconfig_while_its_issuer_hangs(tmp_path: Path) -> None:
+async def test_engaged_event_is_sent_without_a_kubeconfig_while_the_issuer_hangs(tmp_path: Path) -> None:
     backend = Backend()
     backend.gate.clear()
     async with a_harness(tmp_path, sources=[IssuerAssignment(backend)]) as harness:
@@ -105,7 +105,7 @@ async def test_event_is_sent_without_a_kubeconfig_while_its_issuer_hangs(tmp_pat
             assert [event.type for event in await events(subscriber, 1)] == [pb.ClusterEvent.TYPE_KUBECONFIG]
 
 
-async def test_kubeconfigs_with_per_cluster_credentials_are_sent_once_these_are_issued(tmp_path: Path) -> None:
+async def test_kubeconfig_is_sent_as_soon_as_the_credential_of_its_cluster_is_issued(tmp_path: Path) -> None:
     backend = Backend(Scope.CLUSTER)
     async with a_harness(tmp_path, sources=[IssuerAssignment(backend)]) as harness:
         harness.listed(*(ready(f"p-{number}") for number in range(50)))
@@ -150,7 +150,7 @@ async def test_disengaged_cluster_gets_no_kubeconfig_and_its_credential_is_revok
     assert [name for name, _ in backend.revoked] == ["alpha"]
 
 
-async def test_replaced_cluster_gets_new_credential_and_cluster_that_reenters_filter_keeps_its_own(
+async def test_replaced_cluster_gets_new_credential_and_cluster_that_reenters_filter_keeps_its_credential(
     tmp_path: Path,
 ) -> None:
     backend = Backend(Scope.CLUSTER)

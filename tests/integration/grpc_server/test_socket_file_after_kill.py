@@ -24,7 +24,7 @@ die_at_every_line(socket_file.__file__, serve)
 """
 
 
-def test_socket_file_is_usable_after_kill_at_any_line(tmp_path: Path) -> None:
+def test_socket_file_is_usable_after_its_process_is_killed_at_any_line(tmp_path: Path) -> None:
     path = tmp_path / "d.sock"
     died = left = 0
     for died in deaths(DYING, path):  # noqa: B007 - the number of deaths is asserted below

@@ -159,7 +159,7 @@ async def test_stalled_reader_is_aborted_without_effect_on_others(tmp_path: Path
                     pass
 
 
-async def test_closed_stream_leaves_nothing_behind(harness: Harness) -> None:
+async def test_closed_stream_is_removed_from_service_and_notifier(harness: Harness) -> None:
     harness.listed(ready("alpha"))
     async with harness.subscriber() as subscriber:
         await subscriber.until_synced()

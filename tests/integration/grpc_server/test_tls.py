@@ -279,7 +279,7 @@ async def test_oldest_connection_without_tls_handshake_is_evicted_for_a_newer_on
         assert "evicted" in str(harness.audited[0]["problem"])
 
 
-async def test_endless_tls_handshake_is_refused(tls_files: TlsFiles) -> None:
+async def test_tls_handshake_with_too_many_bytes_is_refused(tls_files: TlsFiles) -> None:
     length = 100_000  # OpenSSL waits for the whole message
     message = b"\x01" + length.to_bytes(3, "big") + bytes(HANDSHAKE_BYTES)
     size = 8_192
@@ -294,7 +294,7 @@ async def test_endless_tls_handshake_is_refused(tls_files: TlsFiles) -> None:
         await eventually(lambda: "too many bytes" in str(harness.audited[-1:]))
 
 
-async def test_connect_rate_limit_spares_established_connections(tls_files: TlsFiles) -> None:
+async def test_connect_rate_limit_does_not_affect_established_connections(tls_files: TlsFiles) -> None:
     async with tcp(tls_files) as harness, client(harness, tls_files.credentials(tls_files.ca.issue(SPIFFE))) as stub:
         call = stub.WatchClusters(pb.WatchClustersRequest())
         assert (await call.read()).synced

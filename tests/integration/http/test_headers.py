@@ -20,7 +20,7 @@ def test_received_headers_are_not_interned() -> None:
             assert sys.intern(equal) is equal, "an equal string was interned before"
 
 
-def test_equal_short_headers_share_their_strings() -> None:
+def test_identical_short_headers_of_two_responses_share_their_strings() -> None:
     [(one_name, one)], [(other_name, other)] = (fields("X-Equal", "some value").items() for _ in range(2))
     assert one_name is other_name
     assert one is other

@@ -44,7 +44,7 @@ async def test_concurrent_requests_share_a_connection(authority: Authority, usin
     assert len(peer.accepted) == 1
 
 
-async def test_burst_opens_few_connections(authority: Authority, using: Client) -> None:
+async def test_burst_of_requests_opens_few_connections(authority: Authority, using: Client) -> None:
     async with serving(authority, ok) as peer:
         answers = await asyncio.gather(*(got(using, peer.url) for _ in range(200)))
     assert answers == [(200, b"ok")] * 200

@@ -130,7 +130,7 @@ async def test_oldest_unread_replies_are_dropped_beyond_their_limit() -> None:
     assert are_whole == [False, False, True, True, True, True]
 
 
-async def test_request_before_the_former_reply_was_read_is_not_answered() -> None:
+async def test_request_sent_before_the_previous_reply_was_read_is_not_answered() -> None:
     async with serving() as (host, port, seen):
         with socket.create_connection((host, port), LIMIT_S) as client:
             client.sendall(b"GET /large HTTP/1.1\r\nHost: x\r\n\r\n")

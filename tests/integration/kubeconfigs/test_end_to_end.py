@@ -119,7 +119,7 @@ EXCHANGE_FAULTS: dict[str, tuple[dict[str, Any] | str, str]] = {
 
 
 @pytest.mark.parametrize("fault", EXCHANGE_FAULTS)
-async def test_failing_token_exchange_issues_nothing_and_harms_no_other_issuer(
+async def test_failing_token_exchange_issues_nothing_and_affects_no_other_issuer(
     tmp_path: Path, fault: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("milo_discoveryd.credentials.issuers.token_endpoint.TIMEOUT_S", 3.0)

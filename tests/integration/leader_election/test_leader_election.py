@@ -85,7 +85,7 @@ async def test_leader_election_returns_the_result_and_releases_the_lease(api: Ap
     assert not released.spec.holder_identity
 
 
-async def test_leader_election_raises_the_error_of_the_work(api: ApiClient) -> None:
+async def test_leader_election_raises_the_error_that_the_work_raised(api: ApiClient) -> None:
     async def work() -> None:
         raise ZeroDivisionError
 

@@ -81,7 +81,7 @@ async def test_sandbox_churn_adds_modifies_and_deletes_projects(tmp_path: Path) 
     assert process.returncode == 0
 
 
-async def test_sandbox_reports_an_invalid_or_used_address_without_a_traceback(tmp_path: Path) -> None:
+async def test_sandbox_reports_an_invalid_address_or_one_in_use_without_a_traceback(tmp_path: Path) -> None:
     for address in ("nowhere", "127.0.0.1:99999", ":x"):
         async with running("--listen", address) as process:
             out, err = await process.communicate()
@@ -129,7 +129,7 @@ async def test_sandbox_prints_commands_that_can_be_pasted_into_a_shell(tmp_path:
         assert words in out
 
 
-async def test_sandbox_prints_no_commands_where_kubectl_is_missing_as_in_its_image(tmp_path: Path) -> None:
+async def test_sandbox_prints_no_kubectl_commands_if_kubectl_is_not_installed(tmp_path: Path) -> None:
     async with running(
         "--kubeconfig-out", str(tmp_path / "kubeconfig"), environment={"PATH": str(tmp_path)}
     ) as process:

@@ -63,7 +63,7 @@ async def test_crd_is_served_in_every_control_plane_and_at_the_root(client: Clie
         assert (await client.get(path)).status == 404
 
 
-async def test_crd_written_to_the_store_of_a_control_plane_is_kept_at_the_root(
+async def test_crd_created_in_a_control_plane_is_served_at_the_root_and_in_all_control_planes(
     client: Client, sandbox: Sandbox
 ) -> None:
     for name in ("alpha", "beta"):
@@ -137,7 +137,7 @@ async def test_control_plane_requires_a_token(client: Client, sandbox: Sandbox) 
     assert (await client.get(behind("alpha", "/readyz"))).status == 200
 
 
-async def test_immortal_namespaces_cannot_be_deleted(client: Client, sandbox: Sandbox) -> None:
+async def test_default_namespace_of_a_control_plane_cannot_be_deleted(client: Client, sandbox: Sandbox) -> None:
     sandbox.projects.create("alpha")
     refused = await client.call("DELETE", behind("alpha", "/api/v1/namespaces/default"))
     assert (refused.status, refused.json["reason"]) == (403, "Forbidden")
@@ -145,7 +145,7 @@ async def test_immortal_namespaces_cannot_be_deleted(client: Client, sandbox: Sa
     assert (await client.call("DELETE", behind("alpha", "/api/v1/namespaces/milo-system"))).status == 200
 
 
-async def test_control_plane_serves_empty_lists_of_kinds_of_the_root_api(client: Client, sandbox: Sandbox) -> None:
+async def test_control_plane_serves_kinds_of_the_root_api_as_empty_lists(client: Client, sandbox: Sandbox) -> None:
     sandbox.projects.create("alpha")
     for path in (
         PROJECTS,

@@ -124,7 +124,7 @@ async def test_recreated_project_keeps_cluster_scoped_objects_and_its_default_na
     assert (await client.get(behind("alpha", "/apis/example.com/v1/widgets"))).names == ["one"]
 
 
-async def test_status_lists_all_suspensions_and_its_message_only_active_ones(client: Client) -> None:
+async def test_status_lists_all_suspensions_and_condition_message_names_only_active_ones(client: Client) -> None:
     await suspend(client, "s1", "alpha", "Fraud")
     await suspend(client, "s2", "alpha", "Billing")
     message = "Project is suspended due to active suspensions: s1, s2"

@@ -73,7 +73,7 @@ async def test_table_has_the_printer_columns_of_the_crd(client: Client) -> None:
     assert table["rows"][0]["cells"] == ["one", 7]
 
 
-async def test_table_has_columns_of_each_field_of_a_condition(client: Client) -> None:
+async def test_table_columns_can_show_each_field_of_a_condition(client: Client) -> None:
     condition = {"type": "Ready", "status": "True", "reason": "Done", "message": "all is made"}
     condition["lastTransitionTime"] = "2026-01-01T00:00:00Z"
     columns = [

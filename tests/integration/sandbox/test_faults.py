@@ -73,7 +73,7 @@ REFUSED = [
 ]
 
 
-async def test_endpoint_of_faults_refuses_a_wrong_fault_and_says_why(client: Client) -> None:
+async def test_fault_endpoint_rejects_an_invalid_fault_with_the_reason(client: Client) -> None:
     for body, why in REFUSED:
         refused = await client.call("POST", "/sandbox/faults", body)
         assert (refused.status, refused.json["message"]) == (400, f"the body of the request is not a fault: {why}")

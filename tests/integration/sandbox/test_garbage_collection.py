@@ -83,7 +83,7 @@ async def test_foreground_deletion_waits_for_blocking_dependents(client: Client,
     assert (await client.get(behind(f"{WIDGETS}/one"))).status == 404
 
 
-async def test_orphaned_dependents_stay(client: Client, owner: dict[str, Any]) -> None:
+async def test_orphaned_dependents_are_not_deleted(client: Client, owner: dict[str, Any]) -> None:
     await dependent(client, "child", owned_by(owner))
     await delete_owner(client, "Orphan")
     (kept,) = (await client.get(behind(CONFIG_MAPS))).json["items"]

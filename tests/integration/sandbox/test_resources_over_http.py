@@ -16,7 +16,7 @@ def reason(answer: Any) -> tuple[int, str]:
     return answer.status, answer.json["reason"]
 
 
-async def test_body_of_wrong_shape_is_bad_request(client: Client, sandbox: Sandbox) -> None:
+async def test_body_with_fields_of_wrong_type_is_bad_request(client: Client, sandbox: Sandbox) -> None:
     sandbox.projects.create("alpha")
     assert reason(await client.call("DELETE", f"{PROJECTS}/alpha", {"preconditions": []})) == (400, "BadRequest")
     reviews = "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews"
@@ -61,7 +61,9 @@ async def test_table_watch_sends_columns_once(client: Client, sandbox: Sandbox) 
     assert second["object"]["rows"][0]["cells"][:2] == ["alpha", "True"]
 
 
-async def test_large_lists_are_compressed_if_accepted_and_watches_never(client: Client, sandbox: Sandbox) -> None:
+async def test_large_lists_are_compressed_if_the_client_accepts_gzip_but_watches_are_not(
+    client: Client, sandbox: Sandbox
+) -> None:
     sandbox.populate(1500)
     plain = await client.get(PROJECTS, headers={"Accept-Encoding": "identity"})
     assert "Content-Encoding" not in plain.headers

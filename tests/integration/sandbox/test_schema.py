@@ -74,7 +74,7 @@ def test_defaults_are_filled_in_within_present_objects() -> None:
         ({"name": "ab", "parts": {}}, "spec.parts"),
     ],
 )
-def test_schema_rejects_invalid_field_by_path(spec: Any, path: str) -> None:
+def test_schema_reports_the_path_of_an_invalid_field(spec: Any, path: str) -> None:
     (cause,) = schema.violations({"spec": spec}, SCHEMA)
     assert cause.field == path
 

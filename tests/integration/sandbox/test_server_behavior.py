@@ -33,7 +33,9 @@ class TestTooManyRequests:
         sandbox.faults.clear()
         assert (await client.get(PROJECTS)).names == ["alpha"]
 
-    async def test_server_that_installs_its_paths_answers_503_in_text(self, client: Client, sandbox: Sandbox) -> None:
+    async def test_server_that_has_not_installed_all_paths_answers_503_in_text(
+        self, client: Client, sandbox: Sandbox
+    ) -> None:
         sandbox.faults.installing()
         for path in (PROJECTS, "/readyz", "/apis"):
             refused = await client.get(path)

@@ -32,14 +32,14 @@ def owners(answer: Answer) -> dict[tuple[str, str], Any]:
     }
 
 
-async def test_field_of_two_managers_stays_until_both_drop_it(client: Client) -> None:
+async def test_field_owned_by_two_managers_is_kept_until_both_remove_it(client: Client) -> None:
     await apply(client, ONE, config_map(a="1", b="2"))
     await apply(client, ONE, config_map(a="1"), "second")
     assert (await apply(client, ONE, config_map(b="2"))).json["data"] == {"a": "1", "b": "2"}
     assert (await apply(client, ONE, config_map(), "second")).json["data"] == {"b": "2"}
 
 
-async def test_update_takes_over_the_fields_that_it_changes(client: Client) -> None:
+async def test_update_takes_ownership_of_the_fields_that_it_changes(client: Client) -> None:
     await apply(client, ONE, config_map(a="1", b="2"))
     await client.call("PATCH", behind(ONE), {"data": {"a": "edited"}}, fieldManager="editor")
     found = await client.get(behind(ONE))

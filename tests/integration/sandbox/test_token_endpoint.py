@@ -91,7 +91,9 @@ async def test_token_endpoint_refuses_other_grants_and_revoked_keys(
     assert (await response_to(client, account.assertion())).json["error"] == "invalid_grant"
 
 
-async def test_token_request_serves_existing_service_accounts(client: Client, sandbox: Sandbox) -> None:
+async def test_token_request_succeeds_only_for_existing_service_accounts_and_bound_objects(
+    client: Client, sandbox: Sandbox
+) -> None:
     sandbox.add_service_account("milo", "operators")
     sandbox.add_service_account("milo", "others")
     path = "/infrastructure/api/v1/namespaces/milo/serviceaccounts/{}/token"

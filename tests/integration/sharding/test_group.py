@@ -172,7 +172,7 @@ async def test_shard_members_divide_the_clusters(daemons: list[Daemon]) -> None:
     assert first.group.unowned() == 0
 
 
-async def test_leaving_shard_member_hands_over_after_its_operator_released(daemons: list[Daemon]) -> None:
+async def test_leaving_shard_member_hands_over_clusters_after_its_operator_released_them(daemons: list[Daemon]) -> None:
     first, second, _ = await pair(daemons)
     before = set(second.engaged)
     first.operator.holds = True
@@ -211,7 +211,7 @@ async def test_shard_member_keeps_clusters_that_its_subscribers_may_still_use(da
     assert first.engaged | second.engaged | third.engaged == set(KEYS)
 
 
-async def test_shard_member_keeps_the_clusters_that_move_while_its_lease_cannot_list_them(
+async def test_shard_member_keeps_clusters_to_be_moved_while_they_are_too_many_for_its_lease(
     daemons: list[Daemon], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first, second, api = await pair(daemons)
@@ -233,7 +233,9 @@ async def test_shard_member_keeps_the_clusters_that_move_while_its_lease_cannot_
     await eventually(lambda: third.engaged & before == moving - {last})
 
 
-async def test_stopped_shard_member_is_succeeded_without_disengagements(daemons: list[Daemon]) -> None:
+async def test_successor_takes_over_clusters_of_stopped_shard_member_without_disengagements(
+    daemons: list[Daemon],
+) -> None:
     first, second, api = await pair(daemons)
     before = set(first.engaged)
     await first.group.leave(keeps_term=True)

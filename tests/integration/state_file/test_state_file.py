@@ -115,7 +115,7 @@ async def test_state_of_another_source_is_ignored(tmp_path: Path) -> None:
     assert StateFile(tmp_path, ORIGIN).load() is None
 
 
-async def test_state_file_is_written_once_its_directory_exists(tmp_path: Path) -> None:
+async def test_state_file_is_written_as_soon_as_its_directory_exists(tmp_path: Path) -> None:
     missing = tmp_path / "missing"
     fleet, names = Fleet(), recalled(missing)
     async with running(StateFile(missing, ORIGIN), fleet):
@@ -183,7 +183,7 @@ async def test_state_file_writable_by_a_group_without_the_daemon_is_rejected(
     assert StateFile(tmp_path, ORIGIN).load() is None
 
 
-def test_missing_state_directory_is_created_for_the_daemon_alone(tmp_path: Path) -> None:
+def test_missing_state_directory_is_created_with_access_only_for_the_daemon(tmp_path: Path) -> None:
     tmp_path.chmod(0o777)  # as the root of an emptyDir volume
     directory = tmp_path / "state"
     prepare_directory(directory)

@@ -37,7 +37,7 @@ async def address() -> AsyncIterator[str]:
         await endpoint.stop()
 
 
-async def test_sharding_readiness_and_hand_over_have_endpoints_of_their_own() -> None:
+async def test_sharding_readiness_and_hand_over_have_separate_http_endpoints() -> None:
     problem: str | None = "has not taken over"
     handed_over = asyncio.Event()
 

@@ -27,7 +27,7 @@ CREATED, READY = "2026-01-01T00:00:00Z", "2026-01-01T00:00:07Z"
     ],
     ids=["live", "clocks differ", "first list", "not a time", "no time zone", "engaged before"],
 )
-def test_time_until_ready_is_observed_only_for_live_first_engagements(
+def test_time_until_ready_is_observed_only_for_first_engagements_reported_by_a_watch(
     readiness: tuple[str, str] | None, is_live: bool, count: int, total: float
 ) -> None:
     metrics = Metrics()

@@ -91,7 +91,7 @@ def _raise(token: str) -> None:
     raise RuntimeError(f"something of {len(token)} characters is broken".replace(" ", "_").replace("_is_", " is "))
 
 
-def test_log_records_of_libraries_have_the_same_form(output: Output) -> None:
+def test_log_records_of_libraries_are_formatted_as_json(output: Output) -> None:
     output.configure(form="json")
     logging.getLogger("library").warning("%s is odd", "this")
     found = json.loads(output.text())

@@ -29,7 +29,7 @@ def test_counters_start_at_zero_before_the_first_event(name: str, labels: dict[s
     assert Metrics().registry.get_sample_value(name, labels) == 0
 
 
-def test_number_of_reasons_for_relists_that_a_server_can_state_is_limited() -> None:
+def test_number_of_relist_reasons_that_a_server_can_add_to_metrics_is_limited() -> None:
     metrics = Metrics()
     for number in range(1000):
         metrics.sources.relisting(f"Reason{number}")

@@ -85,7 +85,7 @@ async def test_status_json_of_2000_projects_takes_less_than_50_ms(board: StatusB
 
 
 @pytest.mark.parametrize("question", QUESTIONS, ids=["all", "search", "state"])
-async def test_status_of_2000_projects_blocks_the_event_loop_briefly(
+async def test_status_of_2000_projects_blocks_the_event_loop_only_briefly(
     board: StatusBoard, question: ClusterQuery
 ) -> None:
     longest = []

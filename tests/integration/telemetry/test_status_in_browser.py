@@ -71,7 +71,7 @@ async def test_status_page_updates_live_at_each_width(
         assert await browser.evaluate("document.title.startsWith('NO CONNECTION')")
 
 
-async def test_status_page_of_a_killed_daemon_shows_its_age_wherever_it_is_scrolled(
+async def test_status_page_of_a_killed_daemon_shows_age_of_its_data_at_any_scroll_position(
     workspace: Workspace, browser: Browser
 ) -> None:
     for number in range(60):

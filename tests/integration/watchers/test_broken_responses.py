@@ -187,7 +187,7 @@ def _encoded(_: Any) -> bytes:
 
 
 @pytest.mark.parametrize("kind", BROKEN)
-async def test_broken_responses_disengage_nothing_and_are_recovered_from(kind: str) -> None:
+async def test_source_recovers_from_broken_responses_and_disengages_nothing(kind: str) -> None:
     api = ApiServer(BROKEN[kind])
     async with followed(api) as (source, ledger):
         await eventually(lambda: source.status.state is ViewState.STREAMING)

@@ -265,7 +265,7 @@ async def test_watch_that_exceeds_the_budget_makes_the_source_stale_and_disengag
         assert not any("DISENGAGED" in event for event in run.events)
 
 
-async def test_list_of_endless_pages_makes_the_source_stale() -> None:
+async def test_list_whose_pages_never_end_makes_the_source_stale() -> None:
     server_script = ScriptedServer()
     pages = (listing(5, *(project(f"p-{page}-{item}", 1) for item in range(5)), more=f"{page}") for page in range(9))
     server_script.lists = [*pages]
@@ -470,7 +470,7 @@ async def test_confirmation_read_that_returns_another_object_is_inconclusive(ans
         assert why[1].startswith("the response is not the object")
 
 
-async def test_confirmation_reads_that_are_refused_back_off_together() -> None:
+async def test_refused_confirmation_reads_share_one_backoff() -> None:
     server_script = ScriptedServer()
     names = [f"a{number}" for number in range(100)]
     watch = ScriptedResponse(*(line("ADDED", project(name, 1)) for name in names), bookmark(5, ends_list=True))

@@ -82,7 +82,7 @@ async def test_refusal_of_an_expired_client_certificate_names_it_and_its_expiry(
 
 
 @pytest.mark.parametrize("ahead_s", [3600, -3600])
-async def test_clock_difference_to_the_server_and_its_end_are_each_logged_once(ahead_s: float) -> None:
+async def test_start_and_end_of_a_clock_difference_to_the_server_are_each_logged_once(ahead_s: float) -> None:
     responding = Responding()
     async with ApiServer(responding) as server:
         transport = monitored(server)

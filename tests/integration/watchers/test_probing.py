@@ -73,7 +73,7 @@ async def test_probe_sends_no_credential_without_tls() -> None:
             assert "does not use TLS" in outcome.message
 
 
-async def test_probe_of_host_has_the_path_and_the_credential_of_the_daemon() -> None:
+async def test_probe_of_host_requests_readyz_with_the_credential_of_the_daemon() -> None:
     async with ApiServer(answering()) as server:
         endpoint = f"{server.url}/apis/projects/alpha/control-plane"
         held = Held({endpoint: Credential(token=Secret("theirs"))})
@@ -212,7 +212,7 @@ async def test_rejection_or_acceptance_of_the_issued_credential_is_reported(stat
     assert reported == [(f"{server.url}/alpha", is_rejected)]
 
 
-async def test_probe_connections_are_per_certificate_and_bounded() -> None:
+async def test_probe_connections_are_pooled_by_client_certificate_and_limited_in_number() -> None:
     callers: list[object] = []
 
     async def note(request: web.Request) -> web.Response:

@@ -121,7 +121,7 @@ async def test_paged_list_engages_clusters_while_watch_cache_initializes(sandbox
     await follower.engages("gamma")
 
 
-async def test_starting_server_is_retried_before_its_retry_after(sandbox: Sandbox, follower: Follower) -> None:
+async def test_starting_server_is_retried_before_its_retry_after_elapses(sandbox: Sandbox, follower: Follower) -> None:
     sandbox.faults.installing(seconds=0.3)
     async with asyncio.timeout(4.0):  # the server's Retry-After is five seconds
         await follower.is_streaming()

@@ -22,14 +22,14 @@ def test_cost_of_code_path_equals_baseline(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["burst", "change", "resume"])
-def test_cost_of_code_path_is_equal_in_large_fleet(name: str) -> None:
+def test_cost_of_code_path_does_not_depend_on_fleet_size(name: str) -> None:
     path, clusters = PATHS[name]
     small, large = (measure(path, size, 1) for size in (clusters, LARGE))
     assert (large.calls, large.functions) == (small.calls, small.functions)
 
 
 @pytest.mark.parametrize(("clusters", "subscribers"), [(1000, baseline.MANY), (LARGE, 1)])
-def test_change_reads_few_elements(clusters: int, subscribers: int) -> None:
+def test_applying_a_change_reads_few_elements_of_containers(clusters: int, subscribers: int) -> None:
     path, _ = PATHS["change"]
     meter = measure(path, clusters, subscribers)
     assert meter.elements <= MOST_ELEMENTS_OF_CHANGE, _reader(meter)

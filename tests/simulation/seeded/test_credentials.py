@@ -32,7 +32,7 @@ def test_subscriber_always_has_valid_kubeconfigs() -> None:
     run_steps(steps, SHORT, with_kubeconfigs=True)
 
 
-def test_f50_token_api_outage_of_a_third_of_a_lifetime_interrupts_no_credential() -> None:
+def test_f50_token_api_outage_of_a_third_of_token_lifetime_leaves_no_credential_expired() -> None:
     async def steps(harness: Harness) -> None:
         await holds_all(harness)
         harness.tokens.down_until = harness.loop.time() + 20.0
@@ -87,7 +87,7 @@ def test_f57_recreated_cluster_gets_its_own_credential() -> None:
     run_steps(steps)
 
 
-def test_f35_credentials_of_killed_run_are_revoked_by_the_next_run() -> None:
+def test_f35_credentials_issued_by_a_killed_daemon_are_revoked_by_the_next_one() -> None:
     async def steps(harness: Harness) -> None:
         harness.subscriber.ask("b", None)
         await harness.until(lambda: tokens_of(harness, "b"))
@@ -111,7 +111,7 @@ def test_f54_deleted_bound_secret_is_created_again() -> None:
     run_steps(steps, SHORT, with_kubeconfigs=True)
 
 
-def test_f51_issuer_of_unlimited_tokens_is_retried_for_other_clusters() -> None:
+def test_f51_issuer_of_tokens_without_expiry_is_retried_for_other_clusters() -> None:
     """Deleted clusters request nothing, so only a request for another cluster can show that the issuer recovered."""
 
     async def steps(harness: Harness) -> None:
@@ -149,7 +149,7 @@ def test_f40_expired_credential_is_not_issued_after_suspend() -> None:
 
 
 @pytest.mark.parametrize("ahead_s", [3600.0, -3600.0, YEARS_S, -YEARS_S])
-def test_f40_wrong_clock_issues_nothing_expired_and_causes_no_request_storm(
+def test_f40_daemon_with_wrong_clock_issues_nothing_expired_and_sends_few_requests(
     ahead_s: float,
 ) -> None:
     async def steps(harness: Harness) -> None:

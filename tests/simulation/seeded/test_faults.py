@@ -129,7 +129,7 @@ def test_f68_list_of_lagging_replica_changes_nothing(streaming: bool) -> None:
     run_steps(steps, replace(TRAITS, streaming=streaming))
 
 
-def test_f72_deletion_refuted_by_lagging_reads_is_sent_once_they_have_caught_up() -> None:
+def test_f72_deletion_refuted_by_lagging_replica_is_sent_once_the_replica_has_caught_up() -> None:
     async def steps(harness: Harness) -> None:
         (harness.api.only,) = (fault for fault in REQUEST_FAULTS if fault.row == "F72")
         harness.world.delete("a")
@@ -176,7 +176,7 @@ def test_f72_deletion_of_the_last_cluster_is_sent_although_a_read_had_refuted_it
     run_steps(steps)
 
 
-def test_f72_read_of_a_state_from_before_the_list_engages_nothing() -> None:
+def test_f72_read_that_returns_state_older_than_the_list_engages_nothing() -> None:
     async def steps(harness: Harness) -> None:
         (harness.api.only,) = (fault for fault in REQUEST_FAULTS if fault.row == "F72")
         harness.world.delete("a")
@@ -194,7 +194,7 @@ def test_f72_read_of_a_state_from_before_the_list_engages_nothing() -> None:
     run_steps(steps)
 
 
-def test_f11_expired_version_leads_to_one_list_with_differences_only() -> None:
+def test_f11_expired_version_causes_one_list_and_sends_only_differences() -> None:
     async def steps(harness: Harness) -> None:
         harness.api.requests.clear()
         harness.put("a", content=2)
@@ -227,7 +227,7 @@ def test_f14_list_expired_between_pages_restarts() -> None:
 
 
 @pytest.mark.parametrize("seconds", [5, 30])
-def test_f15_overloaded_server_is_followed_again_soon(seconds: int) -> None:
+def test_f15_changes_are_received_soon_after_server_overload_ends(seconds: int) -> None:
     """A server responds with 429 while it builds its watch cache."""
 
     async def steps(harness: Harness) -> None:
@@ -240,7 +240,7 @@ def test_f15_overloaded_server_is_followed_again_soon(seconds: int) -> None:
     run_steps(steps)
 
 
-def test_f20_empty_list_by_mistake_disengages_nothing() -> None:
+def test_f20_list_that_is_empty_by_mistake_disengages_nothing() -> None:
     async def steps(harness: Harness) -> None:
         (harness.api.only,) = (fault for fault in REQUEST_FAULTS if fault.name == "an empty list")
         harness.server.version += 1
@@ -254,7 +254,7 @@ def test_f20_empty_list_by_mistake_disengages_nothing() -> None:
     run_steps(steps)
 
 
-def test_f20_true_empty_list_is_applied_after_second_list() -> None:
+def test_f20_empty_list_of_deleted_fleet_is_applied_after_second_list() -> None:
     async def steps(harness: Harness) -> None:
         for name in "abc":
             harness.world.delete(name)
@@ -360,7 +360,7 @@ def test_f25_missed_deletion_is_found_by_next_list() -> None:
     run_steps(steps)
 
 
-def test_f31_endless_streaming_list_falls_back_to_pages() -> None:
+def test_f31_streaming_list_that_never_ends_falls_back_to_pages() -> None:
     async def steps(harness: Harness) -> None:
         (harness.api.only,) = (fault for fault in REQUEST_FAULTS if fault.name == "a list without an end")
         harness.put("a", content=2)
@@ -387,7 +387,7 @@ def test_f32_short_watches_are_not_reopened_in_a_loop() -> None:
     run_steps(steps)
 
 
-def test_f60_flapping_condition_is_hidden_by_grace() -> None:
+def test_f60_flapping_condition_sends_no_events_within_grace_period() -> None:
     patient = replace(TRAITS, grace_s=10.0)
 
     async def steps(harness: Harness) -> None:
@@ -402,7 +402,7 @@ def test_f60_flapping_condition_is_hidden_by_grace() -> None:
     run_steps(steps, patient)
 
 
-def test_f60_flapping_condition_without_grace_is_sent_at_most_once_per_change() -> None:
+def test_f60_flapping_condition_without_grace_period_sends_at_most_one_event_per_change() -> None:
     async def steps(harness: Harness) -> None:
         for turn in range(200):
             harness.change("a", ready=turn % 2 == 1)
@@ -414,7 +414,7 @@ def test_f60_flapping_condition_without_grace_is_sent_at_most_once_per_change() 
     run_steps(steps)
 
 
-def test_f61_burst_is_complete_and_ordered() -> None:
+def test_f61_burst_of_events_is_received_completely_and_in_order() -> None:
     many = [f"p-{number}" for number in range(1000)]
 
     async def steps(harness: Harness) -> None:
@@ -429,7 +429,7 @@ def test_f61_burst_is_complete_and_ordered() -> None:
     run_steps(steps)
 
 
-def test_f5_watch_event_received_byte_by_byte_is_abandoned() -> None:
+def test_f5_watch_that_sends_an_event_byte_by_byte_is_abandoned() -> None:
     async def steps(harness: Harness) -> None:
         opened = harness.watch
         whole = line("MODIFIED", harness.server.objects["a"].encoded("a"))

@@ -31,7 +31,7 @@ def ends(harness: Harness) -> list[str]:
 
 
 @pytest.mark.parametrize("grace_s", [0.0, 20.0])
-def test_f79_fleet_that_is_ready_again_within_the_hold_keeps_its_engagements(grace_s: float) -> None:
+def test_f79_fleet_that_is_ready_again_while_held_stays_engaged(grace_s: float) -> None:
     async def steps(harness: Harness) -> None:
         await engaged(harness)
         await becomes(harness, ready=False)
@@ -44,7 +44,7 @@ def test_f79_fleet_that_is_ready_again_within_the_hold_keeps_its_engagements(gra
     run_steps(steps, replace(TRAITS, grace_s=grace_s))
 
 
-def test_f79_fleet_that_stays_not_ready_is_disengaged_after_the_hold() -> None:
+def test_f79_fleet_that_stays_not_ready_is_disengaged_when_the_hold_expires() -> None:
     async def steps(harness: Harness) -> None:
         await engaged(harness)
         await becomes(harness, ready=False)
@@ -56,7 +56,7 @@ def test_f79_fleet_that_stays_not_ready_is_disengaged_after_the_hold() -> None:
     run_steps(steps)
 
 
-def test_f79_fleet_that_became_not_ready_in_an_outage_is_held_after_it() -> None:
+def test_f79_fleet_that_became_not_ready_during_an_outage_is_held_after_the_outage() -> None:
     async def steps(harness: Harness) -> None:
         await engaged(harness)
         harness.api.down_until = harness.loop.time() + 100.0
@@ -71,7 +71,7 @@ def test_f79_fleet_that_became_not_ready_in_an_outage_is_held_after_it() -> None
     run_steps(steps)
 
 
-def test_f79_restart_within_the_hold_holds_the_fleet_again() -> None:
+def test_f79_fleet_is_held_again_after_a_restart_during_the_hold() -> None:
     async def steps(harness: Harness) -> None:
         await engaged(harness)
         await asyncio.sleep(10.0)  # long enough for the state file to be written

@@ -42,7 +42,7 @@ def test_outage_of_an_hour_causes_few_requests_and_disengages_nothing(fault: Req
 GRACE_S = 10.0
 
 
-def test_f71_grace_that_an_outage_paused_ends_without_another_event() -> None:
+def test_f71_grace_period_paused_by_an_outage_ends_without_another_event() -> None:
     async def outage(harness: Harness) -> None:
         await asyncio.sleep(VERIFIED_S)
         harness.change("a", ready=False)
@@ -109,7 +109,7 @@ def test_failed_confirmation_reads_are_limited_by_a_budget(
     ("hanging", "is_reported_last", "within_s"),
     [(20, True, 2.0), (60, True, 2.0), (300, True, 2.0), (60, False, 2.0), (300, False, 10.0)],
 )
-def test_f75_hung_confirmation_reads_delay_a_quick_read_by_seconds(
+def test_f75_hung_confirmation_reads_delay_other_confirmations_by_seconds_only(
     hanging: int, is_reported_last: bool, within_s: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     names = [f"p-{number}" for number in range(hanging)]

@@ -84,7 +84,7 @@ def test_first_list_of_another_server_disengages_nothing(version: int, count: in
 
 
 @pytest.mark.parametrize("version", [1, 1000], ids=["older", "newer"])
-def test_first_list_with_other_objects_of_all_names_replaces_no_restored_cluster(version: int) -> None:
+def test_first_list_with_different_uids_for_all_names_replaces_no_restored_cluster(version: int) -> None:
     async def steps(harness: Harness) -> None:
         await grown(harness)
         await restart_beside(harness, server_of([*"abc", *NAMES], version))
@@ -94,7 +94,7 @@ def test_first_list_with_other_objects_of_all_names_replaces_no_restored_cluster
 
 
 @pytest.mark.parametrize("has_memory", [False, True], ids=["no state file", "state file"])
-def test_f93_true_short_list_is_applied_after_second_list(has_memory: bool) -> None:
+def test_f93_short_list_after_real_deletions_is_applied_after_second_list(has_memory: bool) -> None:
     async def steps(harness: Harness) -> None:
         await grown(harness)
         for name in NAMES:
@@ -108,7 +108,7 @@ def test_f93_true_short_list_is_applied_after_second_list(has_memory: bool) -> N
 
 
 @pytest.mark.parametrize("known", [999_999_999, 5], ids=["an absurd claim", "a claim that fits"])
-def test_subscriber_that_claims_more_clusters_delays_only_itself(known: int) -> None:
+def test_subscriber_that_claims_to_know_more_clusters_than_exist_delays_only_itself(known: int) -> None:
     async def steps(harness: Harness) -> None:
         await grown(harness)
         await harness.restart_daemon()
@@ -145,7 +145,7 @@ def test_subscriber_that_claims_more_clusters_delays_only_itself(known: int) -> 
     run_steps(steps)
 
 
-def test_first_list_of_a_replica_that_lags_behind_disengages_nothing() -> None:
+def test_first_list_of_a_lagging_replica_disengages_nothing() -> None:
     async def steps(harness: Harness) -> None:
         await grown(harness)
         replica = deepcopy(harness.api.server)

@@ -63,7 +63,7 @@ def test_bench_of_go_programs_rejects_the_flag_quick(
     assert f"{name} measures Go programs, which --quick does not build" in capsys.readouterr().err
 
 
-def test_bench_of_milo_groups_needs_the_variable_of_its_program(
+def test_bench_of_milo_groups_requires_environment_variable_with_the_program(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.delenv("MILO_CONTROLLER_MANAGER_MOVED", raising=False)
@@ -81,7 +81,7 @@ def test_bench_reports_an_unknown_name_with_the_known_ones(capsys: pytest.Captur
     assert "unknown measurement: snyc_10k; measurements: startup, cli, " in capsys.readouterr().err
 
 
-def test_bench_compares_figures_with_bars() -> None:
+def test_bench_compares_figures_with_their_targets() -> None:
     limits = {"a.seconds": Bar(1.5), "fanout.*.ratio": Bar(0.8, is_floor=True)}
 
     assert bars.verdict("a.seconds", 1.5, limits) is Verdict.MET
@@ -92,7 +92,7 @@ def test_bench_compares_figures_with_bars() -> None:
     assert bars.verdict("a.seconds", None, limits) is Verdict.NO_BAR
 
 
-def test_bench_lists_figures_that_miss_their_bar() -> None:
+def test_bench_lists_figures_that_miss_their_target() -> None:
     assert report.missed({"a": 1.0, "b": 3.0, "c": None}, {"a": Bar(2), "b": Bar(2), "c": Bar(2)}) == ["b"]
 
 

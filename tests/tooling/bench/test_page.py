@@ -35,7 +35,7 @@ def filled(kind: str, files: dict[str, Results]) -> list[str]:
     return text.splitlines()[1:-1]
 
 
-def test_published_figures_are_those_of_the_results() -> None:
+def test_published_figures_match_the_result_files() -> None:
     assert page.main(["--check"]) == 0
 
 
@@ -64,7 +64,7 @@ def test_capacity_table_has_a_row_for_each_fleet_and_number_of_subscribers() -> 
     assert table[4] == "`./dev bench capacity`, `abc`, 2 cores (a processor), Python 3.13, load 0.5."
 
 
-def test_missed_bars_have_their_reason() -> None:
+def test_bench_page_explains_each_missed_target() -> None:
     key = "latency.cpu_ratio_to_client_go"
     files = {"sandbox": results({key: 2.0, "issue.p99_ms": 1.0})}
     text = " ".join("".join(f"{line}\n" for line in filled("missed", files)).split())
@@ -72,7 +72,7 @@ def test_missed_bars_have_their_reason() -> None:
     assert [*page.unexplained(files)] == []
 
 
-def test_missed_bars_without_a_reason_are_reported() -> None:
+def test_missed_target_without_an_explanation_is_reported() -> None:
     files = {"sandbox": results({"issue.p99_ms": 100.0})}
     assert [*page.unexplained(files)] == [
         "issue.p99_ms of bench/results/sandbox.json misses its bar: give the reason in bench/figures.py"

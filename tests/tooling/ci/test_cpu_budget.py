@@ -67,7 +67,7 @@ def test_cpu_time_of_each_directory_is_printed_on_request(run: Run) -> None:
     assert re.findall(r"s of +0 s  (\S+)", done.stdout) == ["tests/computing", "tests/waiting"]
 
 
-def test_directory_of_a_test_is_the_nearest_with_a_cpu_budget() -> None:
+def test_cpu_time_of_a_test_counts_for_the_nearest_directory_with_a_budget() -> None:
     budgets = {"tests/unit": 10.0, "tests/unit/log": 5.0}
     assert directory_of("tests/unit/log/test_change_log.py::test_it[a/b]", budgets) == "tests/unit/log"
     assert directory_of("tests/unit/config/test_load.py::test_it", budgets) == "tests/unit"

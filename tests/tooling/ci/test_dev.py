@@ -103,7 +103,7 @@ def test_second_command_waits_for_the_environment_that_the_first_prepares(clone:
     assert clone.calls_of_pip() == ["started", "ended"] * 2  # the packages of the lock, and those of the clone
 
 
-def test_demo_uses_the_development_environment_that_it_waited_for(clone: Clone) -> None:
+def test_demo_waits_for_and_uses_the_development_environment_of_another_command(clone: Clone) -> None:
     with clone.start("python", "-c", "") as first:
         list(lines_until(first, "preparing .venv (once)"))
         with clone.start("demo") as demo:
@@ -115,7 +115,7 @@ def test_demo_uses_the_development_environment_that_it_waited_for(clone: Clone) 
     assert clone.calls_of_pip() == ["started", "ended"] * 2
 
 
-def test_environment_that_could_not_be_prepared_is_prepared_again(clone: Clone) -> None:
+def test_failed_preparation_of_the_environment_is_repeated(clone: Clone) -> None:
     broken = clone.directory / "broken"
     broken.touch()
     with clone.start("python", "-c", "") as failing:

@@ -61,7 +61,7 @@ def sandbox_image(tmp_path_factory: pytest.TempPathFactory) -> Installed:
     return Installed(tmp_path_factory.mktemp("sandbox-image"), "sandbox")
 
 
-def test_dockerfile_runs_the_installation_tested_here_as_the_user_of_the_manifests() -> None:
+def test_dockerfile_runs_the_tested_install_script_and_the_user_of_the_manifests() -> None:
     text = (ROOT / "Dockerfile").read_text()
     assert re.findall(r"^RUN (.*)$", text, re.MULTILINE) == [
         "sh deploy/image/install.sh /src /opt/venv",
@@ -80,7 +80,7 @@ def test_dockerfile_default_stage_is_the_daemon_without_the_sandbox() -> None:
     )
 
 
-def test_dockerfile_pins_its_base_image_by_digest_beside_a_tag() -> None:
+def test_dockerfile_pins_its_base_image_by_digest_and_tag() -> None:
     stages = re.findall(r"^FROM (\S+)(?: AS (\S+))?$", (ROOT / "Dockerfile").read_text(), re.MULTILINE)
     [image] = {base for base, _ in stages} - {name for _, name in stages}
     assert re.fullmatch(r"python:3\.\d+-slim-\w+@sha256:[0-9a-f]{64}", image)

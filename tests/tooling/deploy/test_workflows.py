@@ -40,7 +40,7 @@ def test_workflow_permissions_are_read_only_and_jobs_have_a_timeout(path: Path) 
 
 
 @every_workflow
-def test_workflow_pins_actions_by_commit_beside_their_version(path: Path) -> None:
+def test_workflow_pins_actions_by_commit_and_names_their_version(path: Path) -> None:
     used = re.findall(r"^\s*(?:- )?uses: (.+)$", path.read_text(), re.MULTILINE)
     foreign = [action for action in used if not action.startswith("./")]
     assert [action for action in foreign if not re.fullmatch(r"[\w./-]+@[0-9a-f]{40} # v\d+\.\d+\.\d+", action)] == []
@@ -167,7 +167,7 @@ def test_release_signs_each_file_that_it_uploads() -> None:
     assert "tar.gz" in scripts("build").split(">> SHA256SUMS")[0].splitlines()[-1], "the archives have checksums"
 
 
-def test_release_publishes_only_signed_files_and_makes_none_after_signing() -> None:
+def test_release_publishes_only_signed_files_and_creates_no_files_after_signing() -> None:
     script = scripts("release")
     [signed] = re.findall(r"for file in (.+); do", script)
     _, after = script.split("cosign sign-blob")

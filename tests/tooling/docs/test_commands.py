@@ -120,7 +120,7 @@ class CommandShell:
 OWN_IDENTITY = {"name": "own", "type": "project-kubeconfig", "share_discovery_identity": True}
 
 
-async def test_documented_commands_print_what_is_shown(workspace: Workspace) -> None:
+async def test_documented_commands_print_the_documented_output(workspace: Workspace) -> None:
     kubectl()  # some commands need kubectl
     workspace.sandbox.projects.create("gentle-geyser", ready=True, organization="acme")
     workspace.sandbox.projects.create("swift-dune", ready=True, organization="fernweh")

@@ -47,7 +47,7 @@ def test_wrap_begins_no_line_with_a_list_marker() -> None:
     assert not any(line.startswith("-") for line in lines)
 
 
-def test_rows_of_tables_that_are_too_long_for_a_diff_are_found() -> None:
+def test_table_rows_that_are_too_long_for_a_diff_are_found() -> None:
     row = f"| {'x' * MOST_CHARACTERS} |"
     assert list(too_long(f"| short |\n{row}\n```\n{row}\n```\n  {row}")) == [2, 6]
 

@@ -15,6 +15,6 @@ def test_setting_help_is_a_sentence() -> None:
 
 
 @pytest.mark.parametrize("entry", GIVEN, ids=lambda entry: entry.name)
-def test_documented_default_equals_the_setting(entry: settings_reference.Entry) -> None:
+def test_documented_default_equals_the_default_of_the_setting(entry: settings_reference.Entry) -> None:
     given = {entry.name: entry.default.strip("`")}
     assert load(given, {}, None) == load({}, {}, None)

@@ -38,7 +38,7 @@ def test_tests_that_correspond_to_those_of_multicluster_runtime_exist(listed: li
     assert {name for item in listed for name in theirs_and_ours(item)[1]} - found == set()
 
 
-def test_every_upstream_test_of_the_sharded_coordinator_has_an_item() -> None:
+def test_every_upstream_test_of_the_sharded_coordinator_is_listed() -> None:
     if shutil.which("go") is None:
         pytest.skip("go, which locates the module, is not on PATH")
     listed = subprocess.run(

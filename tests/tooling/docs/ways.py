@@ -18,7 +18,7 @@ _COMMANDS = "tests/tooling/docs/test_commands.py"
 class Way(Enum):
     """A way in which a command is tested; the value is the test."""
 
-    TYPED = f"{_COMMANDS}::test_documented_commands_print_what_is_shown"
+    TYPED = f"{_COMMANDS}::test_documented_commands_print_the_documented_output"
     """Run beside a daemon; the output must be as shown."""
     README = "tests/tooling/docs/test_readme.py::test_readme_commands_lead_to_a_working_operator"
     GO_README = "tests/tooling/docs/test_readme.py::test_go_readme_leads_to_a_first_reconcile_within_ten_minutes"

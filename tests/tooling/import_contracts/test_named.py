@@ -14,7 +14,7 @@ class Registry:
 '''
 
 
-def test_comments_and_docstrings_are_searched_and_strings_are_not() -> None:
+def test_names_are_searched_in_comments_and_docstrings_but_not_in_strings() -> None:
     assert sorted(prose(MODULE)) == [
         (1, "The parts of `Registry`."),
         (3, "# see `Registry.clear`"),

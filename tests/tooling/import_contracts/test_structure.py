@@ -23,7 +23,7 @@ CIRCLE = {
 }
 
 
-def test_attributes_and_constructor_arguments_are_counted() -> None:
+def test_class_size_counts_attributes_and_constructor_arguments() -> None:
     assert sizes({"module": ast.parse(LARGE)}) == {"module.Large": Size(4, 2)}
 
 

@@ -31,7 +31,11 @@ _BOUNDS = "unit/sources/test_bounds.py"
 _LONG_FIELD = f"{_MEMORY}::test_streams_do_not_retain_long_requests"
 _FLAG = Input("one value", 8, 0.1, SUBSCRIBER, f"{_REQUESTS}::test_watch_request_fields_are_parsed")
 _NAME = Input(
-    "317 characters", 0, 0.1, SUBSCRIBER, "tooling/outside_input/test_outside_input.py::test_long_field_is_refused"
+    "317 characters",
+    0,
+    0.1,
+    SUBSCRIBER,
+    "tooling/outside_input/test_outside_input.py::test_too_long_request_field_is_refused_with_a_short_message",
 )
 _FILTER = Input("64 KiB", 20 * 64 * _KIB, 10, SUBSCRIBER, f"{_REQUESTS}::test_filter_larger_than_64_kib_is_rejected")
 _DURATION = Input("1 s to 1 h", 8, 0.1, SUBSCRIBER, f"{_REQUESTS}::test_nonpositive_duration_is_rejected")
@@ -297,7 +301,7 @@ FILES = {
         0,
         0.1,
         "the kernel",
-        "integration/grpc_server/test_peer_credentials.py::test_peer_credentials_stay_with_inherited_connection",
+        "integration/grpc_server/test_peer_credentials.py::test_inherited_connection_keeps_credentials_of_the_connecting_process",
     ),
 }
 """Inputs, by the module that reads them."""

@@ -71,7 +71,7 @@ def is_nested(field: Any) -> bool:
     return field.message_type is not None and field.message_type.file is pb.DESCRIPTOR
 
 
-def test_each_request_field_has_an_entry() -> None:
+def test_each_request_field_has_an_input_entry() -> None:
     assert {f"{message.name}.{field.name}" for message in messages() for field in message.fields} == set(REQUEST_FIELDS)
 
 
@@ -83,7 +83,7 @@ def text_fields() -> Iterator[tuple[str, str]]:
 
 
 @pytest.mark.parametrize(("message", "field"), list(text_fields()))
-def test_long_field_is_refused(message: str, field: str) -> None:
+def test_too_long_request_field_is_refused_with_a_short_message(message: str, field: str) -> None:
     long = "x" * 100_000
     is_repeated = getattr(pb, message).DESCRIPTOR.fields_by_name[field].is_repeated
     request = request_with(message, field, [long] if is_repeated else long)
@@ -120,7 +120,7 @@ def structs(found: Any) -> Iterator[type]:
             yield from structs(found.item_type)
 
 
-def test_each_field_of_an_object_has_an_entry() -> None:
+def test_each_field_of_an_object_has_an_input_entry() -> None:
     fields = {
         f"{kind.__name__}.{field.name}"
         for kind in object_types()
@@ -133,7 +133,7 @@ def test_each_field_of_an_object_has_an_entry() -> None:
 # --- responses, files and connections ---
 
 
-def test_each_decoder_has_an_entry() -> None:
+def test_each_decoder_has_an_input_entry() -> None:
     kinds = (msgspec.json.Decoder, msgspec.msgpack.Decoder)
     decoders = {
         f"{at.__name__}.{name}" for at in modules() for name, value in vars(at).items() if isinstance(value, kinds)
@@ -151,11 +151,11 @@ def calling(names: frozenset[str]) -> set[str]:
     return found
 
 
-def test_each_module_that_reads_files_has_an_entry() -> None:
+def test_each_module_that_reads_files_has_an_input_entry() -> None:
     assert calling(_READS) - _WRITTEN == set(FILES)
 
 
-def test_each_module_that_listens_has_an_entry() -> None:
+def test_each_module_that_listens_has_an_input_entry() -> None:
     assert calling(_LISTENS) - _OF_ONE_PROCESS == set(CONNECTIONS)
 
 
@@ -171,7 +171,7 @@ def test_input_entry_has_a_limit_a_cost_a_sender_and_an_attack(found: Input) -> 
     assert "::" in found.attack
 
 
-def test_attacks_are_tests_that_pytest_collects() -> None:
+def test_attacks_of_input_entries_are_tests_that_pytest_collects() -> None:
     attacks = sorted({f"tests/{found.attack}" for found in ALL.values()})
     argv = [sys.executable, "-m", "pytest", "--collect-only", "-q", "-p", "no:cacheprovider", *attacks]
     done = subprocess.run(argv, cwd=TESTS.parent, capture_output=True, text=True, check=False)
