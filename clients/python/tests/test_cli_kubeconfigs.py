@@ -335,7 +335,7 @@ class TestMerge:
             (tmp_path / name).write_text(MINE)
         assert default_file() == tmp_path / chosen
 
-    async def test_merge_adds_a_context_and_keeps_the_others(self, command, daemon, path):
+    async def test_merge_adds_a_context_and_keeps_other_contexts(self, command, daemon, path):
         daemon.answers["IssueKubeconfig"] = [exec_form()] * 2
         for _ in range(2):
             outcome = await command("kubeconfig", "alpha", "-w", str(path), "--merge")

@@ -14,7 +14,7 @@ V1 = """\
 V2 = "34 25 0:30 / /sys/fs/cgroup rw,nosuid shared:4 - cgroup2 cgroup2 rw,nsdelegate\n"
 
 
-def test_node_cgroups_of_version_1_are_below_those_of_the_process() -> None:
+def test_node_cgroups_of_version_1_are_below_the_cgroups_of_the_process() -> None:
     memberships = "4:name=systemd:/user\n3:memory:/pods/mine\n2:cpu,cpuacct:/\n0::/unused\n"
     assert list(own_cgroups(V1, memberships)) == [
         Path("/sys/fs/cgroup/systemd/user"),

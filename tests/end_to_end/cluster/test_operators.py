@@ -83,7 +83,7 @@ def restarts(node: Node, namespace: str) -> dict[str, int]:
     return {container_status["name"]: container_status["restartCount"] for container_status in containers}
 
 
-def test_two_operators_share_a_daemon_and_a_third_has_its_own(node: Node, tmp_path: Path) -> None:
+def test_two_operators_share_a_daemon_and_a_third_operator_has_a_separate_daemon(node: Node, tmp_path: Path) -> None:
     both = operator(tmp_path / "both", "both", [watcher("first"), watcher("second")])
     alone = operator(tmp_path / "alone", "alone", [watcher("third")])
     all_of_them = [("both", "first"), ("both", "second"), ("alone", "third")]

@@ -154,7 +154,7 @@ def ended(node: Node, *command: str) -> str:
         return ""
 
 
-def test_deleting_one_operator_does_not_remove_the_rights_of_another(node: Node) -> None:
+def test_deleting_one_operator_does_not_remove_the_permissions_of_another_operator(node: Node) -> None:
     def may_read(account: str) -> bool:
         verb = ["list", "projectcontrolplanes.infrastructure.miloapis.com"]
         try:

@@ -20,7 +20,9 @@ async def test_kubectl_reads_and_writes_in_the_control_plane(start: Start, kubec
         assert (created.out, created.err) == ("configmap/made created\n", "")
 
 
-async def test_exec_kubeconfig_outlives_first_credential_and_embedded_one_does_not(start: Start, kubectl: str) -> None:
+async def test_exec_kubeconfig_works_after_first_credential_expires_and_embedded_kubeconfig_does_not(
+    start: Start, kubectl: str
+) -> None:
     async with start(token_life=8) as workspace:
         lasting, embedded = await workspace.kubeconfig("--exec"), await workspace.kubeconfig("--token")
         get = ("get", "namespaces", "-o", "name")
@@ -34,7 +36,7 @@ async def test_exec_kubeconfig_outlives_first_credential_and_embedded_one_does_n
         assert "Unauthorized" in (await workspace.run(kubectl, f"--kubeconfig={embedded}", *get)).err
 
 
-async def test_kubeconfig_merge_adds_a_working_context_beside_existing_ones(start: Start, kubectl: str) -> None:
+async def test_kubeconfig_merge_adds_a_working_context_and_keeps_existing_contexts(start: Start, kubectl: str) -> None:
     async with start() as workspace:
         path = workspace.directory / "config"
         path.write_text("apiVersion: v1\nkind: Config\nclusters:\n- {name: other, cluster: {server: 'https://o'}}\n")

@@ -32,7 +32,7 @@ def source(name: str, kubeconfig: object, **more: object) -> dict[str, object]:
     return {"name": name, "kind": "project", "discovery_kubeconfig": str(kubeconfig), **more}
 
 
-async def test_check_warns_of_expiring_certificates_except_those_that_the_daemon_issues(
+async def test_check_warns_of_expiring_certificates_unless_the_daemon_issues_them(
     workspace: Workspace,
 ) -> None:
     authority = Authority()

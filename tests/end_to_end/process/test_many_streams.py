@@ -80,7 +80,7 @@ async def running(work: list[Coroutine[Any, Any, None]]) -> AsyncIterator[list[a
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def test_streams_stay_current_beside_hostile_clients(
+async def test_streams_stay_current_despite_hostile_clients(
     workspace: Workspace, count: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(test_churn, "BIG", "x")

@@ -126,7 +126,9 @@ async def test_kubeconfig_gets_no_credential_after_its_rule_sets_or_changes_the_
     assert {line.get("act_as") for line in issued} == {None, "ann", "bob"}
 
 
-async def test_caller_limited_to_one_source_learns_neither_name_nor_state_of_another(workspace: Workspace) -> None:
+async def test_caller_limited_to_one_source_learns_neither_name_nor_state_of_another_source(
+    workspace: Workspace,
+) -> None:
     servers = {"open": ProjectServer(Projects(["shop"])), "hidden": ProjectServer(Projects(["treasury"]))}
     operator, token = f"unix://{workspace.directory}/operator.sock", workspace.directory / "token"
     token.write_text(workspace.sandbox.token())

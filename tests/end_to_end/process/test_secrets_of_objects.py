@@ -127,7 +127,7 @@ async def test_clusters_follow_the_secrets_that_their_objects_reference(fleet: F
         await until(watch, lambda seen: "delta" in seen.clusters)
 
 
-async def test_deleted_secret_disengages_its_cluster_and_an_unusable_one_does_not(fleet: Fleet) -> None:
+async def test_deleted_secret_disengages_its_cluster_but_an_unusable_secret_does_not(fleet: Fleet) -> None:
     async with following(fleet.daemon()) as (client, watch):
         fleet.put_secret("alpha", content="apiVersion: [")
         message = await explanation(client, "alpha", "the cluster stays as last known")
@@ -179,7 +179,7 @@ async def test_deletion_of_most_of_the_referenced_secrets_holds_removals(fleet: 
         assert set(watch.clusters) == engaged
 
 
-async def test_check_verifies_rights_on_cluster_objects_and_referenced_secrets(fleet: Fleet) -> None:
+async def test_check_verifies_permissions_on_cluster_objects_and_referenced_secrets(fleet: Fleet) -> None:
     async def checked() -> str:
         fleet.daemon()  # write the configuration
         command = (

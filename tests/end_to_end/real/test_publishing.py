@@ -117,7 +117,7 @@ async def test_publisher_does_not_write_unchanged_objects(workspace: Workspace, 
     assert {name: version for name, version in versions(found).items() if name != "gamma"} == before
 
 
-async def test_publisher_reverts_changes_to_its_fields_and_keeps_fields_of_others(
+async def test_publisher_reverts_changes_to_its_fields_and_keeps_fields_of_other_managers(
     workspace: Workspace, profiles: Publication
 ) -> None:
     async with Publishing.running(workspace, profiles):

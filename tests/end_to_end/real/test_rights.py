@@ -40,7 +40,7 @@ async def test_shipped_role_is_sufficient_to_discover_clusters(
         await observer.expect_last(disengaged("alpha", "DELETED"))
 
 
-async def test_missing_watch_right_makes_source_stale(
+async def test_missing_watch_permission_makes_source_stale(
     server: RealApi, directory: Path, kubeconfig: Path, rights: Rights
 ) -> None:
     await rights.give(shipped_role(server.mode), without=["watch"])
@@ -53,7 +53,7 @@ async def test_missing_watch_right_makes_source_stale(
         assert "cannot watch resource" in status.message
 
 
-async def test_missing_list_right_prevents_paged_lists(
+async def test_missing_list_permission_prevents_paged_lists(
     server: RealApi, directory: Path, kubeconfig: Path, rights: Rights
 ) -> None:
     await rights.give(shipped_role(server.mode), without=["list"])
@@ -64,7 +64,7 @@ async def test_missing_list_right_prevents_paged_lists(
         assert "cannot list resource" in status.message
 
 
-async def test_missing_get_right_leaves_deletions_unconfirmed(
+async def test_missing_get_permission_leaves_deletions_unconfirmed(
     server: RealApi, directory: Path, kubeconfig: Path, rights: Rights
 ) -> None:
     await rights.give(shipped_role(server.mode), without=["get"])

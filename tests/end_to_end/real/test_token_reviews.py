@@ -198,7 +198,7 @@ async def test_tokens_of_a_deleted_service_account_are_rejected(server: RealApi,
         assert callers.refused() == ["TOKEN_REJECTED"]
 
 
-async def test_missing_token_review_right_denies_callers_and_is_logged(
+async def test_missing_permission_to_review_tokens_denies_callers_and_is_logged(
     server: RealApi, directory: Path, rights: Rights
 ) -> None:
     await rights.give(withheld(shipped_role_of_reviews(), "tokenreviews", "create"))

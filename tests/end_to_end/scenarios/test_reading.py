@@ -94,7 +94,7 @@ def test_modes_of_an_invalid_scenario_are_read() -> None:
     assert read({"wait": 1}, modes="project").modes == MODES
 
 
-def test_invalid_scenario_does_not_prevent_loading_of_others(tmp_path: Path) -> None:
+def test_invalid_scenario_does_not_prevent_loading_of_other_scenarios(tmp_path: Path) -> None:
     path = tmp_path / "scenarios.yaml"
     path.write_text("- {name: good, steps: [{expect: []}]}\n- {name: bad, steps: [{wait: 1}]}\n- 7\n")
     good, bad, nameless = reading.load(path)

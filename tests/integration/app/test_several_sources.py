@@ -59,7 +59,7 @@ async def engaged(events: AsyncIterator[Event]) -> str:
     return event.cluster.name
 
 
-async def test_same_name_in_two_sources_is_two_clusters(workspace: Workspace) -> None:
+async def test_same_name_in_two_sources_identifies_two_clusters(workspace: Workspace) -> None:
     daemon = workspace.daemon()
     async with serving(daemon), workspace.client() as client:
         await eventually(lambda: daemon._fleet.synced)
@@ -223,7 +223,7 @@ async def run_before(workspace: Workspace, events: AsyncIterator[Event]) -> None
         assert {await engaged(events) for _ in range(2)} == {"eu#shop", "us#shop"}
 
 
-async def test_short_first_list_of_a_source_disengages_nothing_while_another_one_does_not_answer(
+async def test_short_first_list_of_a_source_disengages_nothing_while_another_source_does_not_answer(
     workspace: Workspace,
 ) -> None:
     held = workspace.daemon(watch=PAGES, removals={"verify_after": "3s"})
@@ -286,7 +286,7 @@ async def test_listing_continues_when_a_pending_source_becomes_complete(workspac
 
 
 @pytest.mark.parametrize("scope", [{"sources": ["eu"]}, {"names": ["eu#*"]}], ids=["sources", "names"])
-async def test_caller_that_is_limited_to_one_source_sees_no_name_of_another(
+async def test_caller_that_is_limited_to_one_source_sees_no_names_of_another_source(
     workspace: Workspace, scope: dict[str, Any]
 ) -> None:
     await workspace.us.stop()

@@ -241,7 +241,7 @@ async def test_missing_kubeconfig_is_reported_once_and_other_checks_continue(tmp
     assert output.status == 1
 
 
-async def test_separate_project_kubeconfig_is_checked_too(sandbox: Sandbox, kubeconfig: Path, tmp_path: Path) -> None:
+async def test_separate_project_kubeconfig_is_also_checked(sandbox: Sandbox, kubeconfig: Path, tmp_path: Path) -> None:
     other = saved(tmp_path / "other", sandbox.kubeconfig(token=sandbox.token("operator", rules=[])))
     output = await run_check(tmp_path, discovery_kubeconfig=str(kubeconfig), project_kubeconfig=str(other))
     assert f"ok    project reach: {sandbox.url} answers ({other})" in output.text

@@ -67,7 +67,9 @@ async def findings(tmp_path: Path, **issuer: Any) -> tuple[int, list[str]]:
     return status, [line for line in lines if line.split()[1] in ("clusters:", "kubeconfigs")]
 
 
-async def test_check_counts_engaged_clusters_and_tries_the_credential_of_one(sandbox: Sandbox, tmp_path: Path) -> None:
+async def test_check_counts_engaged_clusters_and_tries_the_credential_of_one_cluster(
+    sandbox: Sandbox, tmp_path: Path
+) -> None:
     put(sandbox, "alpha")
     put(sandbox, "beta", is_available=False)
     put(sandbox, "gamma")

@@ -87,7 +87,7 @@ async def test_check_warns_of_malformed_leases(tmp_path: Path) -> None:
     assert "Lease operators/milo-discovery-dns-dns-1 of shard group dns is malformed" in found.message
 
 
-async def test_check_names_missing_right_on_leases(tmp_path: Path) -> None:
+async def test_check_names_missing_permission_on_leases(tmp_path: Path) -> None:
     async with ApiServer(answering(b"{}", status=403)) as server:
         found = await check_leases(settings(tmp_path, server), ENVIRON)
     assert found is not None

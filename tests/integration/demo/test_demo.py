@@ -21,7 +21,7 @@ PROJECTS = ("resourcemanager.miloapis.com", "v1alpha1", "projects")
 DEMO = (sys.executable, "-m", "milo_discoveryd", "demo")
 
 
-def test_demo_prints_events_and_what_to_try_next() -> None:
+def test_demo_prints_events_and_commands_to_try_next() -> None:
     with subprocess.Popen([*DEMO, "--churn", "50"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as demo:
         assert demo.stdout is not None
         shown = []

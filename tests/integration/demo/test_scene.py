@@ -33,7 +33,7 @@ def test_demo_shows_a_disengaged_cluster_for_a_few_seconds() -> None:
     assert scene.rows(1.1 + HIGHLIGHTED_S) == []
 
 
-def test_demo_keeps_recent_events_latest_first_and_counts_them() -> None:
+def test_demo_keeps_recent_events_latest_first_and_counts_events_by_type() -> None:
     scene = Scene()
     scene.add(event(EventType.ENGAGED), 0.0)
     scene.add(event(EventType.UPDATED, suspended=True), 1.0)
@@ -41,7 +41,7 @@ def test_demo_keeps_recent_events_latest_first_and_counts_them() -> None:
     assert (scene.counts[EventType.ENGAGED], scene.counts[EventType.UPDATED]) == (1, 1)
 
 
-def test_demo_shows_the_first_successful_probe_only_in_the_row_of_its_cluster() -> None:
+def test_first_successful_probe_is_shown_in_the_row_of_its_cluster_but_not_as_an_event() -> None:
     scene = Scene()
     unknown, reachable = (
         Connectivity(state=state) for state in (ConnectivityState.UNKNOWN, ConnectivityState.REACHABLE)

@@ -165,7 +165,7 @@ async def test_socket_mode_denies_other_users(callers: list[Caller], directory: 
     assert callers == []
 
 
-async def test_inherited_connection_keeps_credentials_of_the_connecting_process(
+async def test_inherited_connection_has_credentials_of_connecting_process(
     callers: list[Caller], tmp_path: Path
 ) -> None:
     """The pid is left out if the process has exited when the daemon reads it, since the pid may be reused."""

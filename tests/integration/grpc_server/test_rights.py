@@ -192,7 +192,9 @@ async def test_calls_of_a_caller_without_a_rule_are_denied(rules_harness: RulesH
 # --- changes of the rules ---
 
 
-async def test_rights_change_applies_to_running_streams_without_reset(rules_harness: RulesHarness) -> None:
+async def test_change_of_authorization_rules_applies_to_running_streams_without_reset(
+    rules_harness: RulesHarness,
+) -> None:
     async with rules_harness.caller("shop") as shop, shop.watching() as mine, rules_harness.caller("root") as root:
         before = (await mine.until_synced())[-1]
         async with root.watching() as other:
@@ -301,7 +303,7 @@ async def test_streams_are_limited_by_the_rule_of_their_caller(tmp_path: Path) -
             assert event_texts(await third.until_synced()) == ["ENGAGED alpha"]
 
 
-async def test_idle_stream_applies_rights_change_at_once(rules_harness: RulesHarness) -> None:
+async def test_change_of_authorization_rules_applies_to_an_idle_stream_at_once(rules_harness: RulesHarness) -> None:
     async with rules_harness.caller("shop") as shop, shop.watching(heartbeat_interval=Duration(seconds=3600)) as mine:
         await mine.until_synced()
         rules_harness.harness.service.change_rights(

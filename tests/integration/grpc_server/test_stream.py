@@ -140,7 +140,7 @@ async def test_stream_of_stopping_server_ends_with_unavailable_and_retry_info(ha
     assert retry.retry_delay.ToTimedelta().total_seconds() > 0
 
 
-async def test_stalled_reader_is_aborted_without_effect_on_others(tmp_path: Path) -> None:
+async def test_stream_of_stalled_reader_is_aborted_without_effect_on_other_streams(tmp_path: Path) -> None:
     async with a_harness(tmp_path, stalled_s=1.0) as harness:
         harness.listed(ready("alpha"))
         async with harness.subscriber() as stuck, harness.subscriber() as other:

@@ -102,7 +102,7 @@ async def test_rst_stream_after_a_window_update_fails_its_request_only(
         assert await rest(other) == b"begun!"
 
 
-async def test_request_beyond_the_flow_control_window_times_out_without_blocking_others(
+async def test_request_beyond_the_flow_control_window_times_out_without_blocking_other_requests(
     authority: Authority, using: Client
 ) -> None:
     async with serving(authority, ok, acknowledges=False, settings={SettingCodes.INITIAL_WINDOW_SIZE: 10}) as peer:

@@ -89,7 +89,7 @@ async def test_unauthenticated_client_may_read_only_health_and_version(client: C
     assert (await client.get("/version")).json["major"] == "1"
 
 
-async def test_token_with_limited_rights_is_forbidden(client: Client, sandbox: Sandbox) -> None:
+async def test_requests_beyond_the_permissions_of_a_token_are_forbidden(client: Client, sandbox: Sandbox) -> None:
     sandbox.projects.create("alpha")
     rule = Rule(verbs=frozenset({"get", "list"}), resources=frozenset({"projects"}))
     client.token = sandbox.token("reader", rules=[rule])

@@ -39,7 +39,7 @@ def sent(watch: ObjectWatch, now: float = START) -> list[tuple[str, str]]:
     return [(line["type"], line["object"]["metadata"].get("name", "")) for line in lines(watch, now)]
 
 
-def test_write_during_initial_events_follows_them(store: Store) -> None:
+def test_write_during_initial_events_is_sent_after_them(store: Store) -> None:
     for number in range(300):
         put(store, f"p-{number:03}")
     opened = watch(store, **STREAMING)

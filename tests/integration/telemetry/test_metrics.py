@@ -43,7 +43,7 @@ def test_number_of_relist_reasons_that_a_server_can_add_to_metrics_is_limited() 
     ("name", "label"),
     [("OK", "OK"), ("NOT_FOUND", "NotFound"), ("CANCELLED", "Canceled"), ("UNAVAILABLE", "Unavailable")],
 )
-def test_grpc_code_labels_are_spelled_like_those_of_common_interceptors(name: str, label: str) -> None:
+def test_grpc_code_labels_have_the_spelling_of_common_interceptors(name: str, label: str) -> None:
     metrics = Metrics()
     metrics.calls.call_handled(("unary", "service", "Get"), name, 0.1)
     labels = {"grpc_type": "unary", "grpc_service": "service", "grpc_method": "Get", "grpc_code": label}

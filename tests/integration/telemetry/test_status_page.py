@@ -48,7 +48,7 @@ def test_page_number_out_of_range_selects_the_first_or_last_page() -> None:
     assert ClusterQuery(page=7).first_row(0) == 0
 
 
-def test_sort_fields_are_complete_and_unknown_ones_are_ignored() -> None:
+def test_each_column_has_a_sort_field_and_unknown_sort_fields_are_ignored() -> None:
     assert {"", "name", "state", "since", "organization"} == set(SORTING)
     assert ClusterQuery(sort="-nothing").sorted([]) == []
 

@@ -61,7 +61,7 @@ async def test_hung_server_is_reported_as_unresponsive() -> None:
         )
 
 
-async def test_hung_server_before_first_answer_is_abandoned() -> None:
+async def test_watch_of_server_that_hangs_before_its_first_response_is_abandoned() -> None:
     async def never(request: web.Request) -> web.StreamResponse:
         return await asyncio.Future()
 
@@ -72,7 +72,7 @@ async def test_hung_server_before_first_answer_is_abandoned() -> None:
         await run.synced()
 
 
-async def test_hung_watch_of_otherwise_live_server_is_abandoned(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_watch_request_without_response_from_a_live_server_times_out(monkeypatch: pytest.MonkeyPatch) -> None:
     async def never(request: web.Request) -> web.StreamResponse:
         return await asyncio.Future()
 

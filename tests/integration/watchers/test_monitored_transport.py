@@ -64,7 +64,7 @@ async def test_client_certificate_that_has_expired_or_expires_soon_is_logged_onc
             assert transport.certificate_expires_at == pytest.approx(time.time() + life.total_seconds(), abs=60)
 
 
-async def test_refusal_of_an_expired_client_certificate_names_it_and_its_expiry() -> None:
+async def test_error_for_a_refused_client_certificate_names_the_certificate_and_its_expiry() -> None:
     responding = Responding()
     responding.status = 401
     async with ApiServer(responding) as server:

@@ -159,7 +159,7 @@ def test_f72_refuted_deletion_is_checked_again_after_the_source_was_lost() -> No
     run_steps(steps)
 
 
-def test_f72_deletion_of_the_last_cluster_is_sent_although_a_read_had_refuted_it() -> None:
+def test_f72_deletion_of_the_last_cluster_is_sent_after_a_read_has_refuted_it() -> None:
     async def steps(harness: Harness) -> None:
         for name in "bc":
             harness.world.delete(name)

@@ -73,7 +73,7 @@ def test_bench_of_milo_groups_requires_environment_variable_with_the_program(
     assert "MILO_CONTROLLER_MANAGER_MOVED: set this variable" in capsys.readouterr().err
 
 
-def test_bench_reports_an_unknown_name_with_the_known_ones(capsys: pytest.CaptureFixture[str]) -> None:
+def test_bench_rejects_an_unknown_name_and_lists_the_known_names(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         main(["snyc_10k"])
 

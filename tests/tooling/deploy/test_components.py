@@ -25,7 +25,7 @@ def pod_template(kind: str, *components: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("component", sorted(path.name for path in (DEPLOY / "components").iterdir()))
-def test_component_changes_the_pods_of_every_kind_of_workload_alike(component: str) -> None:
+def test_component_changes_the_pods_of_every_kind_of_workload_in_the_same_way(component: str) -> None:
     before = [name for name in ("sidecar", *NEEDED.get(component, ())) if component != "sidecar"]
     changed = [pod_template(kind, *before, component) for kind in KINDS]
     assert changed[0] == changed[1]

@@ -57,7 +57,7 @@ def contents(directory: Path) -> set[str]:
 
 @pytest.mark.builds
 @pytest.mark.parametrize("name", PACKAGES)
-def test_wheel_from_the_sdist_equals_the_wheel_from_the_tree(
+def test_wheel_built_from_the_sdist_equals_the_wheel_built_from_the_tree(
     name: str, builder: dict[str, str], tmp_path: Path
 ) -> None:
     def build(kind: str, source: Path, out: Path) -> None:

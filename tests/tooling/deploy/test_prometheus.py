@@ -92,7 +92,7 @@ async def test_prometheus_scrapes_cluster_series_if_http_names_is_everyone(
             await until(are_named, tmp_path)
 
 
-async def test_prometheus_alert_fires_for_an_absent_daemon(workspace: Workspace, tmp_path: Path) -> None:
+async def test_prometheus_alert_fires_if_the_daemon_is_absent(workspace: Workspace, tmp_path: Path) -> None:
     async with workspace.daemon(http_listen="127.0.0.1:0") as daemon:
         await daemon.start()
         await daemon.wait_for_output('"started"')

@@ -99,7 +99,7 @@ def test_role_allows_what_the_daemon_requires_on_leases_of_its_namespace(directo
     assert not of_kind(directory, "ClusterRole")
 
 
-def test_operators_in_one_namespace_have_separate_rights_and_disruption_budgets(
+def test_operators_in_one_namespace_have_separate_permissions_and_disruption_budgets(
     directory: Path, kind: str, tmp_path: Path
 ) -> None:
     other = with_components(tmp_path / "other", "sidecar", "sharding", kind=kind)

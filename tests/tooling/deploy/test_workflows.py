@@ -189,7 +189,7 @@ def test_release_builds_every_target_that_is_an_image() -> None:
     assert all(f"push dist/images/{name} {name}" in scripts("release") for name in named)
 
 
-def test_documented_helm_chart_is_where_the_release_pushes_it() -> None:
+def test_documented_helm_chart_address_matches_where_the_release_pushes_it() -> None:
     document = (ROOT / "docs" / "deploying.md").read_text()
     assert 'helm push dist/chart/milo-discoveryd-*.tgz "oci://$REGISTRY/charts"' in scripts("release")
     assert "helm install milo-discoveryd oci://ghcr.io/milo-os/charts/milo-discoveryd" in document

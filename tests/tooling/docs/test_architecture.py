@@ -49,7 +49,7 @@ def test_decision_table_names_existing_files() -> None:
     assert [file for file in files if not (ROOT / file).is_file()] == []
 
 
-def test_life_of_a_change_names_files_that_exist() -> None:
+def test_section_on_life_of_a_change_names_existing_files() -> None:
     picture, text = section("Life of a change").split("```")[1:]
     modules_of_picture = re.findall(r"\w+(?:/[a-z_]+)+", picture)
     assert len(modules_of_picture) > 10

@@ -24,7 +24,7 @@ def theirs_and_ours(item: Item) -> tuple[set[str], set[str]]:
 
 
 @pytest.mark.parametrize("listed", LISTS, ids=["released", "proposed"])
-def test_tests_that_correspond_to_those_of_multicluster_runtime_exist(listed: list[Item]) -> None:
+def test_listed_counterparts_of_multicluster_runtime_tests_exist(listed: list[Item]) -> None:
     files = [
         *GO.glob("*_test.go"),
         *ROOT.glob("tests/unit/sharding/test_*.py"),

@@ -24,7 +24,7 @@ def calls(tree: ast.AST) -> Iterator[str]:
                 yield name
 
 
-def test_daemon_does_not_fork_and_only_one_module_starts_commands() -> None:
+def test_daemon_does_not_fork_and_only_one_module_starts_processes() -> None:
     found: dict[str, set[str]] = {}
     for path in (*(ROOT / "milo_discoveryd").rglob("*.py"), *(ROOT / "kube" / "src").rglob("*.py")):
         module = path.relative_to(ROOT).as_posix()

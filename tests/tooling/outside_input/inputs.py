@@ -301,7 +301,7 @@ FILES = {
         0,
         0.1,
         "the kernel",
-        "integration/grpc_server/test_peer_credentials.py::test_inherited_connection_keeps_credentials_of_the_connecting_process",
+        "integration/grpc_server/test_peer_credentials.py::test_inherited_connection_has_credentials_of_connecting_process",
     ),
 }
 """Inputs, by the module that reads them."""
