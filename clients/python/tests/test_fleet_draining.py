@@ -220,7 +220,7 @@ async def test_handler_that_fails_during_a_drain_is_not_restarted(client, daemon
 # --- subscriptions ---
 
 
-async def test_ended_fleet_ends_its_subscription_after_its_handlers(client, daemon, work):
+async def test_fleet_ends_its_subscription_after_its_handlers_have_ended(client, daemon, work):
     fleet = Fleet(client, subscriber="operator-0")
     fleet.on_engage(work.handle)
     async with asyncio.TaskGroup() as tasks:

@@ -69,7 +69,7 @@ async def test_unconfirmable_deletion_disengages_nothing(workspace: Workspace) -
             assert gone.type == pb.ClusterEvent.TYPE_DISENGAGED
 
 
-async def test_unavailable_api_is_awaited_at_startup(workspace: Workspace) -> None:
+async def test_starting_daemon_waits_until_the_api_is_available(workspace: Workspace) -> None:
     workspace.sandbox.projects.create("alpha", ready=True)
     await workspace.sandbox.stop()
     async with workspace.daemon() as daemon:

@@ -56,7 +56,7 @@ async def error(call: Any) -> grpc.aio.AioRpcError:
 # --- visibility ---
 
 
-async def test_stream_is_limited_to_scope_whatever_the_filter(rules_harness: RulesHarness) -> None:
+async def test_stream_is_limited_to_scope_regardless_of_the_filter(rules_harness: RulesHarness) -> None:
     async with rules_harness.caller("shop") as shop, rules_harness.caller("root") as root:
         async with shop.watching() as mine, root.watching() as all_of_it:
             assert event_texts(await mine.until_synced()) == ["ENGAGED alpha", "ENGAGED beta"]

@@ -51,7 +51,7 @@ def test_label_selector_matches(text: str, selected: bool) -> None:
     ["=prod", "env=prod,", ",", "env in", "env in prod", "env in (prod", "env prod", "env=a=b", "!", "a/b/c=d",
      "env=sp@ce", "env>many", "env in (a b)"],
 )  # fmt: skip
-def test_invalid_selector_is_refused_with_its_text(text: str) -> None:
+def test_error_for_an_invalid_selector_quotes_the_selector(text: str) -> None:
     with pytest.raises(RefusalError) as error:
         selectors.parse(text)
     assert error.value.code == 400

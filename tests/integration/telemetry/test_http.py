@@ -108,7 +108,7 @@ def test_pause_between_metrics_builds_is_nine_times_the_build_time_and_bounded()
     assert shared_scrape.pause_s(1.0) == 2.0
 
 
-async def test_failed_build_of_metrics_fails_only_its_scrapes() -> None:
+async def test_failed_build_of_metrics_fails_only_the_scrapes_that_wait_for_it() -> None:
     scrape = shared_scrape.SharedScrape(lambda _: ())
     form = shared_scrape.ScrapeForm("text", with_names=False)
     with pytest.raises(ZeroDivisionError):

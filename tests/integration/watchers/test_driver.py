@@ -277,7 +277,7 @@ async def test_list_whose_pages_never_end_makes_the_source_stale() -> None:
         assert len(server_script.queries) < 9
 
 
-async def test_deletion_is_reported_after_not_found() -> None:
+async def test_deletion_is_reported_after_the_confirmation_read_returns_404() -> None:
     server_script = ScriptedServer()
     watch = ScriptedResponse(line("ADDED", project("alpha", 1)), bookmark(5, ends_list=True))
     server_script.watches = [watch]

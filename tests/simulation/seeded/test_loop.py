@@ -26,7 +26,7 @@ async def order_of_five() -> list[int]:
     return ran
 
 
-def test_virtual_loop_hour_takes_no_real_time() -> None:
+def test_hour_of_sleep_in_the_virtual_loop_takes_no_real_time() -> None:
     async def main() -> float:
         await asyncio.sleep(3600)
         return asyncio.get_running_loop().time()

@@ -101,7 +101,7 @@ def test_bench_rounds_figures_to_three_digits(value: float | None, shown: str) -
     assert report.rounded(value) == shown
 
 
-def test_bench_against_an_earlier_commit_needs_names(capsys: pytest.CaptureFixture[str]) -> None:
+def test_bench_against_an_earlier_commit_requires_measurement_names(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["--against", "HEAD"])
     assert "--against needs the names of measurements" in capsys.readouterr().err

@@ -90,7 +90,7 @@ def test_renovate_pins_digests() -> None:
     assert "docker:pinDigests" in json.loads((ROOT / "renovate.json").read_text())["extends"]
 
 
-def test_dockerignore_admits_what_the_dockerfile_copies() -> None:
+def test_dockerignore_includes_what_the_dockerfile_copies() -> None:
     copied = re.findall(r"^COPY (?!--from)(.*) \S+$", (ROOT / "Dockerfile").read_text(), re.MULTILINE)
     admitted = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
     assert {source for sources in copied for source in sources.split()} == admitted
