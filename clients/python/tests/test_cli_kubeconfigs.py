@@ -280,7 +280,7 @@ class TestKubeconfig:
         daemon.answers["IssueKubeconfig"] = [issued(content)]
         outcome = await command("kubeconfig", "alpha", *arguments)
         assert (outcome.status, outcome.out) == (1, "")
-        assert "the daemon does not write such kubeconfigs: " in outcome.err
+        assert "the kubeconfig is not of the form that the daemon writes: " in outcome.err
         assert CANARY not in outcome.err
 
     @pytest.mark.parametrize("option", ["--force", "--merge"])

@@ -91,7 +91,7 @@ def changed(content: bytes, part: str, **fields: object) -> bytes:
     ],
 )
 def test_kubeconfig_with_unsupported_field_is_rejected(part: str, fields: dict[str, object]):
-    with pytest.raises(UnusableKubeconfig, match="the daemon does not write such kubeconfigs"):
+    with pytest.raises(UnusableKubeconfig, match="the kubeconfig is not of the form that the daemon writes"):
         read_access(changed(text(token=CANARY), part, **fields))
 
 

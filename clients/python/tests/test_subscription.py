@@ -80,6 +80,9 @@ def test_kubeconfig_with_a_credential_plugin_is_omitted_from_its_event(caplog):
     assert isinstance(second, Event)
     assert (first.kubeconfig, caplog.messages) == (
         None,
-        ["kubeconfig of cluster 'a' refused: the daemon does not write such kubeconfigs: user has exec: not supported"],
+        [
+            "kubeconfig of cluster 'a' refused: the kubeconfig is not of the form that the daemon writes: user has "
+            "exec: not supported"
+        ],
     )
     assert second.kubeconfig is not None

@@ -13,7 +13,7 @@ ADDRESS_VARIABLE = "MILO_DISCOVERY_ADDRESS"
 # sun_path has 108 bytes on Linux, including the terminating NUL.
 _MAX_SOCKET_PATH = 107
 _FOREIGN_SCHEME = re.compile(r"(insecure|https?|tcp|grpcs?|unix):(//)?", re.IGNORECASE)
-"""A scheme that addresses do not have; insecure:// is a prefix in the daemon's --listen."""
+"""A URL scheme that a client's address cannot have. insecure:// is valid only in the daemon's --listen."""
 HOST_AND_PORT = re.compile(r"(?P<host>\[[0-9A-Fa-f:.%]+\]|[A-Za-z0-9._-]+):(?P<port>[0-9]{1,5})")
 
 CHANNEL_OPTIONS: tuple[tuple[str, int], ...] = (
@@ -21,7 +21,7 @@ CHANNEL_OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.use_local_subchannel_pool", 1),
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 1000),
-    # The daemon is usually in the same pod; the environment's proxies are for remote hosts.
+    # The daemon is usually in the same pod; proxies that the environment sets are for remote hosts.
     ("grpc.enable_http_proxy", 0),
     ("grpc.keepalive_time_ms", 30_000),
     ("grpc.keepalive_timeout_ms", 10_000),

@@ -106,7 +106,7 @@ class ApiClients:
         ttl: timedelta | None = None,
         proxy: str | None = None,
     ) -> AsyncIterator[ApiClient]:
-        """Open a blocking `kubernetes` client, for use in threads other than the event loop's."""
+        """Open a blocking `kubernetes` client, for use in threads other than that of the event loop."""
         module = _kubernetes_module("milo_discovery._kubernetes_sync")
         async with self.renewer(current, pushed, ttl) as renewer:
             credential = ConnectionCredential(renewer.cache.current)
@@ -124,7 +124,7 @@ class ApiClients:
                         unused.clear()
 
     def renewer(self, current: Current, pushed: PushedKubeconfigs | None, ttl: timedelta | None) -> AsyncRenewer:
-        """Return a context manager that renews a cluster's credential in its body."""
+        """Return a context manager that keeps a cluster's credential renewed while its body runs."""
         return AsyncRenewer(ClusterReference(self._issuer, current, ttl).issue_kubeconfig, pushed)
 
 

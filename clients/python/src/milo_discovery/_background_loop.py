@@ -31,19 +31,19 @@ class BackgroundLoop:
         """
         try:
             future = self._submit(coroutine)
-        except BaseException:  # also KeyboardInterrupt, before or after the coroutine is scheduled
+        except BaseException:  # including KeyboardInterrupt, before or after the coroutine is scheduled
             self._end(coroutine)
             raise
         try:
             return future.result()
         except CancelledError:
             raise _closed_error() from None
-        except BaseException:  # also KeyboardInterrupt: the coroutine would keep running without its caller
+        except BaseException:  # including KeyboardInterrupt: the coroutine would keep running without its caller
             future.cancel()
             raise
 
     def close(self, last: Coroutine[Any, Any, None]) -> None:
-        """Run a last coroutine, cancel all others, and stop the thread. If no thread was started, only close `last`."""
+        """Run the coroutine `last`, cancel all others, and stop the thread. Without a thread, only close `last`."""
         with self._lock:
             future = None if self._closed or self._loop is None else asyncio.run_coroutine_threadsafe(last, self._loop)
             self._closed = True

@@ -12,7 +12,7 @@ from milo_kube.retry_after import delay_s
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BackoffPolicy:
-    """The delays of a backoff: they double from `initial` to `maximum`, and reset after a run of at least `healthy`."""
+    """The delays of a backoff: they double from `initial` to `maximum`, and reset after a run of `healthy` or more."""
 
     initial: timedelta = timedelta(milliseconds=100)
     maximum: timedelta = timedelta(seconds=5)
@@ -34,7 +34,7 @@ class StreamBackoff:
     def failed(self, *, ran: timedelta, retry_after: timedelta | None = None) -> timedelta:
         """Record a failure after running for `ran`, and return the delay.
 
-        It is at least the server's `retry_after`, of which at most five minutes count.
+        The delay is at least the server's `retry_after`, which is capped at five minutes.
         """
         if ran >= self._policy.healthy:
             self._failures = 0

@@ -24,10 +24,10 @@ class KubeconfigIssuer(Protocol):
 
 
 class ClusterReference:
-    """A reference to a cluster: a name, for whichever cluster has it at the time, or a Cluster, for exactly this one.
+    """A reference to a cluster: a name refers to whichever cluster has it at present, a Cluster only to that cluster.
 
-    Kubeconfigs for a Cluster are issued for its incarnation. If the daemon has a different incarnation, as another
-    daemon or a restarted one has, the UID decides whether it is the same cluster.
+    Kubeconfigs for a Cluster are issued for its incarnation. If the daemon has a different incarnation, because it was
+    restarted or is another daemon, the UID decides whether it is the same cluster.
     """
 
     def __init__(self, issuer: KubeconfigIssuer, current: Current, ttl: timedelta | None) -> None:

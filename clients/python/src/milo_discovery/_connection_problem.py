@@ -37,7 +37,7 @@ Protocol = Literal["gRPC", "HTTP", "TLS"]
 
 
 def connection_problem(target: str, credentials: ClientCredentials) -> str | None:
-    """Connect to HOST:PORT, and return a problem of the name, TLS or protocol; None if none is found."""
+    """Connect to HOST:PORT, and return what is wrong with its name, TLS or protocol; None if no problem is found."""
     try:
         if credentials.ca_file is None:
             return _plain_problem(target)
@@ -45,7 +45,7 @@ def connection_problem(target: str, credentials: ClientCredentials) -> str | Non
     except socket.gaierror as error:
         return f"cannot resolve the host {target.rpartition(':')[0]}: {error.strerror}"
     except OSError:
-        return None  # gRPC's own message has the reason
+        return None  # gRPC's own error message states the reason
     except InvalidCredentials as error:
         return str(error)
 
@@ -142,7 +142,7 @@ def _verify_code(credentials: ClientCredentials) -> int:
 
 
 def _protocol(target: str) -> Protocol | None:
-    """Return the protocol of the server at HOST:PORT, detected by sending the first bytes of each; None if unknown."""
+    """Return the protocol of the server at HOST:PORT, detected by sending the first bytes of each protocol, or None."""
     answer = _answer(target, HTTP2_PREFACE)
     if answer[3:4] == bytes([_SETTINGS_FRAME]):
         return "gRPC"

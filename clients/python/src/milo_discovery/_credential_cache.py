@@ -27,7 +27,7 @@ class CredentialState(Enum):
     REFRESH_DUE = auto()
     """Still valid; request the next one in the background."""
     EXPIRED = auto()
-    """No longer valid, of a former endpoint, or not fetched yet."""
+    """No longer valid, issued for a former endpoint, or not fetched yet."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +108,6 @@ def _parse(kubeconfig: Kubeconfig, push_wait_share: float) -> CachedCredential:
 def usable_until(expires_at: datetime, issued_at: datetime | None) -> datetime:
     """Return when to stop using a credential: shortly before it expires, so that requests arrive in time."""
     margin = _EXPIRY_MARGIN
-    if issued_at is not None:  # can be after the expiry if a clock was set back
+    if issued_at is not None:  # it can be later than `expires_at` if a clock was set back
         margin = max(timedelta(), min(margin, _EXPIRY_MARGIN_SHARE * (expires_at - issued_at)))
     return expires_at - margin

@@ -27,7 +27,7 @@ _LOOP_WAIT_LIMIT_S = 30.0
 
 @dataclass(frozen=True, slots=True)
 class PushedKubeconfigs:
-    """The kubeconfigs that a stream delivers for one engagement. `newest` and `following` raise after its end."""
+    """The kubeconfigs that a stream delivers for one engagement. `newest` and `following` raise once it has ended."""
 
     newest: Callable[[], Kubeconfig | None]
     following: Callable[[], Coroutine[Any, Any, Kubeconfig]]
@@ -50,7 +50,7 @@ class AsyncRenewer:
     async def __aenter__(self) -> Self:
         try:
             await self.access()
-        except BaseException:  # also CancelledError: without __aexit__, nothing else would stop the renewal
+        except BaseException:  # including CancelledError: without __aexit__, nothing else would stop the renewal
             await self.close()
             raise
         return self
@@ -99,8 +99,8 @@ class AsyncRenewer:
     async def _renewed_before_push(self) -> bool:
         """Wait for the renewal, or until the stream delivers a kubeconfig; return whether the renewal was first.
 
-        Cancellation of one caller does not cancel the renewal, which others wait for too. Raises the error of the
-        renewal, or an error if the engagement has ended.
+        Cancellation of one caller does not cancel the renewal, because other callers may wait for it. Raises the error
+        of the renewal, or an error if the engagement has ended.
         """
         renewal = self.start_renewal()
         pushing = None if self._pushed is None else asyncio.create_task(self._pushed.following())

@@ -54,7 +54,7 @@ def read_access(kubeconfig: bytes) -> KubeconfigAccess:
 
 
 def read_exec_access(kubeconfig: bytes, cluster: str) -> KubeconfigAccess:
-    """Read a kubeconfig without a credential, whose exec plugin must be that of this package, for this cluster.
+    """Read a kubeconfig without a credential, whose exec plugin must be this package's, for this cluster.
 
     The result has no credential: callers build the exec entry themselves.
     """
@@ -112,7 +112,7 @@ def _read(content: bytes, policy: Policy) -> ContextAccess:
     try:
         return kubeconfig_reader.parse(content, yaml=False).select(policy)
     except KubeconfigError as error:
-        raise UnusableKubeconfig(f"the daemon does not write such kubeconfigs: {error}") from None
+        raise UnusableKubeconfig(f"the kubeconfig is not of the form that the daemon writes: {error}") from None
 
 
 def _pem(content: bytes | None, origin: str) -> str | None:

@@ -40,7 +40,8 @@ class LeaseTiming:
 class LeaseLock:
     """One candidate's view of a Lease.
 
-    A candidate never compares clocks with another: a lock is free once its Lease was unchanged for the lease duration.
+    A candidate never compares clocks with another: a lock is free once its Lease has been unchanged for the lease
+    duration.
     """
 
     def __init__(self, identity: str, timing: LeaseTiming) -> None:

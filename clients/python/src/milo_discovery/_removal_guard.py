@@ -19,11 +19,11 @@ if TYPE_CHECKING:
 
 COUNT = 10
 SHARE = 0.2
-"""Removals are held if they exceed both `COUNT` and this share of the objects, or half of the objects."""
+"""Removals are held if they exceed both `COUNT` and this share of the objects, or if they exceed half of them."""
 SECOND_LOOK_S = 10.0
-"""Delay of the second check of a missing cluster: a daemon of a group may see a cluster later than its owner."""
+"""Delay of the second check of a missing cluster: a member of a shard group may see a cluster later than its owner."""
 CONTESTED_S = 3600.0
-"""How long after a deletion an object that reappears is kept: longer than other runs take to observe the deletion."""
+"""How long an object that reappears after its deletion is kept: longer than other runs take to observe the deletion."""
 ENDS = frozenset(
     {
         DisengageReason.DELETED,
@@ -34,8 +34,8 @@ ENDS = frozenset(
         DisengageReason.REMOVED,
     }
 )
-"""Reasons that lie in the cluster, and not in the subscriber or the daemon. After any other reason, the cluster may
-still be engaged, by this daemon or another one."""
+"""Reasons that concern the cluster itself, and not the subscriber or the daemon. After any other reason, the cluster
+may still be engaged, by this daemon or another one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,26 +53,26 @@ class Removals:
     """The objects or files whose clusters a complete view lacks."""
 
     def __init__(self, *, accepts: bool = False) -> None:
-        """`accepts`: an administrator accepts all removals, without a limit, until a view lacks nothing."""
+        """`accepts`: an administrator accepts all removals, without a limit, until a view lacks no cluster."""
         self.accepts = accepts
         self.problem = ""
         """Why the removals are held; empty if they are not."""
         self.is_foreign = False
-        """Whether the view has no published cluster: it may be that of another fleet, so nothing is written."""
+        """Whether the view lacks all published clusters: it may belong to another fleet, so nothing is written."""
         self._missing_since: dict[Removal, float] = {}
         self._deleted: dict[tuple[str, str], tuple[str, float]] = {}
         """The UID of each object whose deletion was confirmed, and when it was confirmed or last found to be contested,
         keyed by (object name, cluster UID)."""
 
     def review(self, missing: Collection[Removal], published: int, now: float) -> list[Removal]:
-        """Return the missing objects that may be deleted. `published`: the number of all objects."""
+        """Return the missing objects that may be deleted. `published`: the total number of objects."""
         self._missing_since = {removal: self._missing_since.get(removal, now) for removal in missing}
         is_held = _is_mass(len(missing), published) and not self.accepts
         self.is_foreign = is_held and len(missing) == published
         self.problem = ""
         if is_held:
             self.problem = (
-                f"the view lacks all clusters with an object or file ({published}): nothing is written"
+                f"the view lacks all {published} clusters with an object or file: nothing is written"
                 if self.is_foreign
                 else f"the view lacks {len(missing)} of {published} clusters with an object or file: none is removed"
             ) + (
@@ -121,10 +121,10 @@ def _subject(removal: Removal) -> tuple[str, str]:
 
 
 def is_followed(watch: Watch, cluster: str) -> bool:
-    """Return whether the cluster's source is followed, so that a cluster missing from the view is disengaged.
+    """Return whether the cluster's source is streaming, so that a cluster missing from the view is not engaged.
 
-    A daemon that starts while Milo is unreachable sends the clusters of its state file, which can be older than what
-    was written. For a source that the daemon no longer has, the status of the least current source decides.
+    A daemon that starts while Milo is unreachable sends the clusters of its state file, which can be older than the
+    objects or files. For a source that the daemon no longer has, the status of the least current source decides.
     """
     status = watch.sources.get(cluster.partition("#")[0] if "#" in cluster else "", watch.source)
     return watch.connected and status is not None and status.state is SourceState.STREAMING

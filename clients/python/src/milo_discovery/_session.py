@@ -5,10 +5,10 @@ resume revision. ENGAGED and DISENGAGED alternate for each cluster, whatever hap
 
 - A snapshot takes effect when it is complete: it yields no events before `synced`, and an incomplete one is dropped.
 - A snapshot yields its differences from the view. A cluster with the same name and UID is the same cluster: a new
-  incarnation alone means that another or a restarted daemon engaged it, and work on it continues. But a cluster that
-  was draining and no longer is was disengaged and engaged again.
-- A batch is applied completely or not at all. A revision becomes the resume revision when its batch was applied, in a
-  snapshot that of the last batch.
+  incarnation alone means that another or a restarted daemon engaged it, and work on it continues. But if a cluster
+  was draining and no longer is, it was disengaged and engaged again.
+- A batch is applied completely or not at all. The revision of an applied batch becomes the resume revision; in a
+  snapshot, only the revision of its last batch does.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ cluster_content = attrgetter(*_CLUSTER_FIELDS)
 
 @dataclass(frozen=True, slots=True)
 class KnownCluster:
-    """A cluster of the view, with its kubeconfig where there is one."""
+    """A cluster of the view, with its kubeconfig if it has one."""
 
     cluster: Cluster
     kubeconfig: Kubeconfig | None
@@ -113,7 +113,7 @@ class Session:
         """Sources of which the daemon has no complete list yet. Their clusters are kept as last received."""
 
     def open(self) -> str:
-        """Begin another stream, dropping an incomplete snapshot; return its resume revision."""
+        """Start a new stream: discard any incomplete snapshot, and return the revision to resume from."""
         self._phase = _Opened(self.revision)
         return self.revision
 

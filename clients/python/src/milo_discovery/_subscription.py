@@ -45,7 +45,7 @@ class StreamSubscription:
         return self._connected_at is not None
 
     def next_request(self) -> pb.WatchClustersRequest:
-        """Begin another stream, and return its request."""
+        """Start a new stream, and return its request."""
         self._connected_at = None
         request = pb.WatchClustersRequest()
         request.CopyFrom(self._request)
@@ -81,7 +81,7 @@ class StreamSubscription:
 
 
 def _usable(item: Event | StreamNotice) -> Event | StreamNotice | None:
-    """Remove a kubeconfig that the daemon would not write; return None if the event contains nothing else."""
+    """Remove a kubeconfig that is not of the daemon's form; return None if the event contains nothing else."""
     if isinstance(item, Event) and item.kubeconfig is not None:
         try:
             read_access(item.kubeconfig.kubeconfig)

@@ -37,7 +37,7 @@ async def wait_uninterrupted(future: asyncio.Future[Any]) -> None:
 
 
 class RunsInBackground(ABC):
-    """A context manager that runs `run` in a task beside its body. If the task fails, the body is canceled."""
+    """A context manager that runs `run` in a task while its body runs. If the task fails, the body is canceled."""
 
     _background: tuple[asyncio.TaskGroup, asyncio.Task[None]] | None = None
 

@@ -173,7 +173,7 @@ class DiscoveryClient:
     ) -> AbstractAsyncContextManager[AioApiClient]:
         """Return an async context manager: a `kubernetes.aio` client for the cluster, with renewed credentials.
 
-        Given a Cluster rather than a name, it never works in a later cluster of the same name.
+        Given a Cluster rather than a name, the client sends no requests to a later cluster of the same name.
         """
         return self.api_clients.open_aio(lambda: cluster, ttl=ttl, proxy=proxy)
 

@@ -77,7 +77,7 @@ class EngagedCluster:
         await self._signal.wait_for(lambda: not self._engaged or self._current.draining is not None)
 
     async def updated(self, since: Cluster | None = None) -> Cluster:
-        """Wait until the cluster differs from `since` (by default, from now on), and return it.
+        """Wait until the cluster differs from `since` (by default, from its current state), and return it.
 
         Pass the Cluster that you last worked with, and no change is missed, however long the work took. Raises
         ClusterNotFound once it is disengaged.
@@ -90,7 +90,7 @@ class EngagedCluster:
         return self._current
 
     async def renewed(self, since: Kubeconfig | None = None) -> Kubeconfig:
-        """Wait until the kubeconfig differs from `since` (by default, from the newest), and return it."""
+        """Wait until the kubeconfig differs from `since` (by default, from the current one), and return it."""
         before = since or self._kubeconfig
         await self._signal.wait_for(lambda: not self._engaged or self._kubeconfig not in {None, before})
         self._require_engaged()

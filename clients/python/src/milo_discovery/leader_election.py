@@ -63,7 +63,8 @@ class LeaderElection:
     ) -> None:
         """`api`: a client of the kubernetes package, or a function that sends requests to the operator's own cluster.
 
-        `name`: of the Lease that the replicas of an operator share. `identity`: by default unique to the process.
+        `name`: the name of the Lease that the replicas of an operator share. `identity`: by default unique to the
+        process.
         """
         self._request: SendRequest = api if callable(api) else partial(_request_of, api)
         self._collection = f"/apis/coordination.k8s.io/v1/namespaces/{namespace}/leases"

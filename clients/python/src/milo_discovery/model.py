@@ -326,8 +326,8 @@ class ServerInfo:
     version: str = ""
     mode: str = ""
     context: str = ""
-    """The context of Milo that a daemon's only source watches; empty for kinds without a context, and for callers that
-    may not see all clusters."""
+    """The context of Milo that a daemon's only source watches; empty for kinds of sources without a context, and for
+    callers that may not see all clusters."""
     incarnation: str = ""
     started_at: datetime | None = None
     source: SourceStatus = SourceStatus()

@@ -43,7 +43,7 @@ def _blocking(
 
 
 class SyncDiscoveryClient:
-    """The blocking counterpart of DiscoveryClient. It is thread-safe; each watch is iterated over by one thread.
+    """The blocking counterpart of DiscoveryClient. It is thread-safe, but only one thread may iterate over a watch.
 
     Its background thread starts with the first call, so the process may fork before that.
     """
@@ -93,7 +93,7 @@ class SyncDiscoveryClient:
     ) -> Iterator[ApiClient]:
         """Return a context manager: a `kubernetes` client for the cluster, with renewed credentials.
 
-        Given a Cluster rather than a name, it never works in a later cluster of the same name.
+        Given a Cluster rather than a name, the client sends no requests to a later cluster of the same name.
         """
         opened = self._client.sync_api_client(cluster, ttl=ttl, proxy=proxy)
         api = self._loop.run(opened.__aenter__())
@@ -106,8 +106,8 @@ class SyncDiscoveryClient:
 class SyncWatch(WatchState):
     """The blocking counterpart of Watch: `for event in watch`.
 
-    It reads in the background from its first use on. Events are delivered only by the iteration, so run work
-    that takes longer than a few seconds in another thread, or check `is_owner` before it writes.
+    It reads in the background once it is first used. Events are delivered only by the iteration, so run work that takes
+    longer than a few seconds in another thread, or check `is_owner` before it writes.
     """
 
     def __init__(self, watch: Watch, client: SyncDiscoveryClient) -> None:

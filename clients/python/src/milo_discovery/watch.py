@@ -94,7 +94,7 @@ class Watch(WatchState):
             self._signal.notify()
         keeper, self._keeper = self._keeper, None
         if keeper is not None:
-            keeper.cancel()  # before the first wait: a canceled close() must not leave it running
+            keeper.cancel()  # before the first await, since a canceled close() must not leave it running
         await self._stop_reading()
         if keeper is not None:
             await asyncio.wait([keeper])
@@ -204,9 +204,9 @@ class Watch(WatchState):
                         raise StreamBroken("the daemon ended the stream")
                     if batch.sharded and self._keeper is None:
                         await self._renew_ownership(channel, boottime())
-                        # Checked only once, so that ownership that expires before the renewals start counts as lost.
+                        # Read only once, so that ownership that expires before the renewals start counts as lost.
                         if not (was_owner := self.is_owner):
-                            subscription.ownership_ended()  # of clusters engaged before the daemon was sharded
+                            subscription.ownership_ended()  # disengages clusters from before the daemon was sharded
                         # Runs in a thread, so that a blocked event loop cannot lose the ownership.
                         keep = partial(self._keep_ownership, asyncio.get_running_loop(), was_owner=was_owner)
                         self._keeper = asyncio.create_task(run_in_thread(keep), name="milo-discovery ownership")

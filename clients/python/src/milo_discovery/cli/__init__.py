@@ -100,7 +100,7 @@ def _added_commands() -> EntryPoints:
 
 
 def _print_plugin_manifest(ctx: click.Context, _: click.Parameter, is_requested: bool) -> None:
-    """Print the plugin manifest for datumctl, which runs a `milo-NAME` on the PATH as its command NAME."""
+    """Print the plugin manifest for datumctl, which runs an executable `milo-NAME` on the PATH as its command NAME."""
     if not is_requested or ctx.resilient_parsing:
         return
     from importlib.metadata import version  # noqa: PLC0415  (`credential` has to start fast)

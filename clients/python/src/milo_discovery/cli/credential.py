@@ -132,11 +132,11 @@ def _require_same_server(exec_info: dict[str, Any], access: KubeconfigAccess, cl
 
 
 def _require_current_server(access: KubeconfigAccess, cluster: str) -> None:
-    """Raise CommandFailure if the calling kubeconfig states another server than the cluster has now.
+    """Raise CommandFailure if the calling kubeconfig names a server that is not the cluster's current one.
 
     The cluster has moved, or was replaced by another one of the same name, since the kubeconfig was made.
     """
-    stated = os.environ.get(SERVER_VARIABLE, access.server)  # kubeconfigs of earlier versions state none
+    stated = os.environ.get(SERVER_VARIABLE, access.server)  # kubeconfigs written by earlier versions name none
     if stated != access.server:
         raise CommandFailure(
             f"the credential of {cluster} is for {access.server}, but this kubeconfig connects to {stated}: "

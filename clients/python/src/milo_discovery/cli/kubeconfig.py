@@ -103,7 +103,7 @@ async def _is_known(client: DiscoveryClient, name: str) -> bool:
 
 
 def _exec_document(name: str, issued: Kubeconfig, connection: ConnectionOptions) -> dict[str, Any]:
-    """Return a kubeconfig that calls this program as its exec plugin, with the options that reached the daemon.
+    """Return a kubeconfig whose exec plugin is this program, configured to use the same daemon as this call.
 
     The exec entry is built here: one taken from the response could run any program.
     """
@@ -137,8 +137,8 @@ def _token_document(name: str, issued: Kubeconfig, requested: timedelta | None) 
 
 
 def _require_regular(path: Path) -> None:
-    """Refuse to replace a device such as /dev/null, and to wait for the writer of a pipe."""
-    with suppress(OSError):  # the write reports the error, unless the file is only missing
+    """Raise CommandFailure for a device such as /dev/null, which must not be replaced, or a pipe, which could block."""
+    with suppress(OSError):  # a missing file is fine; the write reports other errors
         if not stat.S_ISREG(path.stat().st_mode):
             raise CommandFailure(f"{path} is not a regular file")
 

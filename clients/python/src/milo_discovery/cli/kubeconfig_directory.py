@@ -50,12 +50,12 @@ class KubeconfigDirectory(AbstractContextManager["KubeconfigDirectory"]):
         self._lock = -1
         self._own: set[str] = set()
         self._fleet: tuple[str | None, str | None] = None, None
-        """The shard group and the filter to record; None for those that are not known yet."""
+        """The shard group and the filter to record; None for one that is not known yet."""
         self._recorded: tuple[str | None, str | None] = None, None
         self._written: dict[str, tuple[str, Kubeconfig]] = {}
         """The UID and kubeconfig of each file that this process wrote."""
         self._indexed: dict[str, Any] | None = None
-        """The entries of the index by name; None if the file is to be written."""
+        """The entries of the index by name; None if the index has to be written."""
         self.skipped: dict[str, str] = {}
         """Clusters without a file, and why."""
 
@@ -89,7 +89,7 @@ class KubeconfigDirectory(AbstractContextManager["KubeconfigDirectory"]):
         return frozenset(self._own)
 
     def difference(self, group: str, only: str) -> str:
-        """Return how the recorded group or filter differs from `group` or `only`; empty if equal, or without files."""
+        """Return how the recorded group or filter differs from these; empty if it does not, or if no file exists."""
         return difference(self._recorded, (group, only)) if self._own else ""
 
     def claim(self, group: str, only: str) -> None:
@@ -97,7 +97,7 @@ class KubeconfigDirectory(AbstractContextManager["KubeconfigDirectory"]):
         self._fleet = group, only
 
     def reconcile(self, desired: Mapping[str, DesiredFile], *, ended: Collection[str]) -> None:
-        """Write the files of desired clusters. Remove those of ended or replaced clusters, and keep all others."""
+        """Write the files of desired clusters. Remove the files of ended or replaced clusters, and keep all others."""
         self.skipped = {}
         to_write = {
             name: file for name, file in desired.items() if file.kubeconfig is not None and self._may_write(name)

@@ -31,7 +31,7 @@ def demo_address() -> str | None:
 
 
 def _sockets_of_demos() -> Iterator[tuple[float, Path]]:
-    """Yield the modification times and paths of the sockets of this user's demos, also of stopped ones.
+    """Yield the modification times and paths of the sockets of this user's demos, including stopped ones.
 
     Directories that other users can write to are skipped.
     """
@@ -53,12 +53,12 @@ def _is_listening(path: Path) -> bool:
         except (FileNotFoundError, NotADirectoryError, ConnectionRefusedError):
             return False
         except OSError:
-            pass  # for example without permission: the caller's connection fails with the reason
+            pass  # such as a permission error, which the caller's own connection attempt reports
     return True
 
 
 def _answers(path: Path) -> bool:
-    """Return whether the server answers; the kernel accepts connections also for a suspended process."""
+    """Return whether the server answers: for a suspended process, the kernel accepts connections that get no answer."""
     with socket.socket(socket.AF_UNIX) as connection:
         connection.settimeout(_LIMIT_S)
         try:

@@ -38,7 +38,7 @@ _DEFAULT_PAGES = "127.0.0.1:8080"
 @click.option("--address", envvar=ADDRESS_VARIABLE, show_envvar=True, help="The daemon's address.")
 @click.option("--no-restart", is_flag=True, help="Do not restart the operator when a file changes.")
 def run(program: Path, arguments: tuple[str, ...], *, address: str | None, no_restart: bool) -> None:
-    """Run the operator in FILE, and restart it when a Python file beside or below it changes.
+    """Run the operator in FILE, and restart it when a Python file in its directory or below changes.
 
     Without an address, it runs against the daemon of this machine, or else the newest demo (`./dev demo`) of this user.
     """

@@ -148,7 +148,7 @@ def unknown_variables(environ: Iterable[str]) -> list[str]:
 
 
 def with_own_prefix(variable: str) -> str:
-    """Return the variable with the prefix of this command if it has the daemon's."""
+    """Return the variable; if it has the daemon's prefix, with the prefix of this command instead."""
     return re.sub(f"^{_DAEMON_PREFIX}", _PREFIX, variable)
 
 
@@ -176,8 +176,9 @@ def connecting(
 ) -> Callable[[Callable[..., R]], Callable[..., R]]:
     """Decorate a command that connects: it gets `ConnectionOptions` as its first argument.
 
-    With `finds_demo`, it uses a demo if no address is set and no daemon listens on the default one. Commands that run
-    unattended do not use a demo, because they would replace the clusters that they have written with the demo's.
+    With `finds_demo`, the command uses a demo if no address is set and no daemon listens on the default address.
+    Commands that run unattended do not use a demo, because they would replace what they have written with the demo's
+    clusters.
     """
 
     def decorate(command: Callable[..., R]) -> Callable[..., R]:

@@ -50,8 +50,8 @@ _ENDS = removals.ENDS | {DisengageReason.MOVED, DisengageReason.OWNERSHIP_LOST}
     "--accept-removals",
     "accepts_removals",
     is_flag=True,
-    help="Remove all files of missing clusters, without a limit, until none is missing, and take over those of "
-    "another filter or shard group.",
+    help="Remove the files of all missing clusters, without a limit, until no cluster is missing. Also take over files "
+    "that were written for another filter or shard group.",
 )
 @filtering
 @connecting(timeout=None, timeout_help="With --once: time limit for the run. Default: no limit.")
@@ -66,10 +66,10 @@ def sync(
 ) -> None:
     """Keep a directory of kubeconfigs up to date.
 
-    It has a file NAME.kubeconfig for each engaged cluster, and an index.json that lists them. Files are replaced
-    atomically before their credentials expire, and removed when their clusters are disengaged. If many clusters of an
-    earlier run are missing, their files are removed only with --accept-removals. Files that this command did not write
-    are not changed. All files stay when it exits.
+    The directory has a file NAME.kubeconfig for each engaged cluster, and an index.json that lists them. Files are
+    replaced atomically before their credentials expire, and removed when their clusters are disengaged. If many
+    clusters of an earlier run are missing, their files are removed only with --accept-removals. Files that this command
+    did not write are not changed. All files stay when the command exits.
     """
     options = cast("WatchOptions", {**only, "include_kubeconfigs": True})
     if ttl is not None:
@@ -218,7 +218,7 @@ class _Synchronizer:
             changed.clear()
 
     async def _review(self, client: DiscoveryClient, watch: Watch, now: float) -> None:
-        """Check the clusters that are missing from the view, and add those with a confirmed end to `_ended`."""
+        """Check the clusters that are missing from the view, and add those that are confirmed as ended to `_ended`."""
         import asyncio  # noqa: PLC0415
 
         if not watch.connected:
@@ -283,7 +283,7 @@ class _Synchronizer:
 
 
 async def _is_elsewhere(client: DiscoveryClient, name: str, lookups: asyncio.Semaphore) -> bool:
-    """Return whether the cluster is ready, but not this daemon's to engage."""
+    """Return whether the cluster is ready, but not assigned to this member of the shard group."""
     try:
         async with lookups:
             return (await client.get(name)).engagement.reason is EngagementReason.UNASSIGNED

@@ -145,7 +145,7 @@ class EventPrinter:
                 self._print_line(self._aligned(columns.row(document)))
 
     def _aligned(self, cells: tuple[str, ...]) -> str:
-        """Format a row of custom columns. A column becomes wider with its cells, since later rows are not known yet."""
+        """Format a row of custom columns. A column grows with its cells, since later rows are not known in advance."""
         cells = tuple(map(printable, cells))
         self._widths = list(map(max, self._widths or [0] * len(cells), map(len, cells)))
         return text_output.aligned(cells, self._widths)

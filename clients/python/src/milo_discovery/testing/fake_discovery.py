@@ -41,7 +41,7 @@ class FakeDiscovery:
         self._engaged: dict[str, tuple[Cluster, ControlPlane]] = {}
         self._incarnations = 0
         self.lifetimes: dict[str, timedelta] = {}
-        """The lifetime of the next kubeconfigs of each engaged cluster."""
+        """The lifetime of new kubeconfigs, by engaged cluster."""
         self.issued = 0
         """The number of kubeconfigs issued on request, without those that events delivered."""
         self.released: list[str] = []
@@ -51,7 +51,7 @@ class FakeDiscovery:
         self._feed.put_nowait(Synced(clusters=len(control_planes)))
 
     def engage(self, control_plane: ControlPlane, *, lifetime: timedelta = _LIFETIME, **fields: Any) -> Cluster:
-        """Engage a cluster. `lifetime`: of its kubeconfigs. `fields`: of Cluster, such as `labels`."""
+        """Engage a cluster. `lifetime`: that of its kubeconfigs. `fields`: fields of the Cluster, such as `labels`."""
         self._incarnations += 1
         name = control_plane.project
         given = {"uid": f"uid-{name}", "endpoint": control_plane.access().server, **fields}
@@ -99,7 +99,7 @@ class FakeDiscovery:
             self.disengage(cluster.name, known[0].draining.reason)
 
     async def issue_kubeconfig(self, name: str, *, ttl: timedelta | None = None, incarnation: str = "") -> Kubeconfig:
-        """Issue a kubeconfig for an engaged cluster, and ignore `ttl` and `incarnation`. Raises ClusterNotFound."""
+        """Issue a kubeconfig for an engaged cluster; `ttl` and `incarnation` are ignored. Raises ClusterNotFound."""
         if name not in self._engaged:
             raise ClusterNotFound(f"cluster {name!r} is not engaged", code="NOT_FOUND")
         self.issued += 1

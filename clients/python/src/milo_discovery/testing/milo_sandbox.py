@@ -166,7 +166,7 @@ class MiloSandbox:
         return [self.control_plane(name) for name in names]
 
     def set_ready(self, name: str, ready: bool = True, *, reason: str = "Test", message: str = "") -> dict[str, Any]:
-        """Set the condition that engages the cluster while it is True."""
+        """Set the readiness condition: the cluster is engaged while the condition is True."""
         condition = {
             "type": self._resource.condition,
             "status": "True" if ready else "False",
@@ -245,7 +245,7 @@ class MiloSandbox:
             try:
                 return client.server_info().synced
             except DiscoveryError:
-                return False  # such as before the daemon listens
+                return False  # for example, the daemon does not listen yet
 
 
 # A test process that is killed cannot stop its child processes, but the kernel closes its end of the pipe.
