@@ -56,8 +56,8 @@ def main(
     """Run controllers as the process of an operator until SIGTERM or SIGINT, and exit. See `docs/controllers.md`.
 
     `lease`: reconcile only while this replica holds the Lease of this name in the operator's own cluster, in
-    `lease_namespace`, by default that of the pod. `listen`: HOST:PORT of probes and metrics, by default
-    MILO_OPERATOR_LISTEN, or port 8080 of the pod, or of loopback outside of pods; `off` for none. `grace`: how long
+    `lease_namespace`, by default that of the pod. `listen`: the HOST:PORT that serves probes and metrics, or `off`; by
+    default MILO_OPERATOR_LISTEN, or else port 8080, in a pod on all addresses, elsewhere on loopback. `grace`: how long
     running reconciles may take after SIGTERM or SIGINT.
     """
     check_options("", grace=grace)
@@ -122,7 +122,7 @@ async def _until_signaled(
         done, _ = await asyncio.wait([running], timeout=_CLEANUP_S)
         if not done:
             log.error("reconciles did not finish after they were canceled:\n%s", _stacks())
-            # sys.exit would wait for the reconcilers' threads. The Lease is not released, since these may still write.
+            # sys.exit would wait for the reconcilers' threads. The Lease is not released, since they may still write.
             logging.shutdown()
             os._exit(1)
     if not running.cancelled():

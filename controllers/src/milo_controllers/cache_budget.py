@@ -62,5 +62,5 @@ class CacheBudget:
         if objects > self.limits.objects:
             return f"the cluster has more than {self.limits.objects} of these objects (CacheLimits.objects)"
         if size > self.limits.bytes:
-            return f"these objects of the cluster have more than {self.limits.bytes} bytes (CacheLimits.bytes)"
+            return f"these objects of the cluster take more than {self.limits.bytes} bytes (CacheLimits.bytes)"
         return ""

@@ -102,7 +102,7 @@ class Controller:
         return frozenset(self._tasks)
 
     def listed(self, member: ReconciledCluster) -> None:
-        """Start reconciling in this cluster, if all informers that are needed for it have synced.
+        """Start reconciling in this cluster if all informers that this controller needs have synced.
 
         The other informers, whose caches reconcilers may read, are awaited too, unless they fail.
         """

@@ -88,7 +88,7 @@ def watches(kind: AnyKind, *, map: Mapper[Any], on: Predicates[Any] = ()) -> Wat
 class Controllers(RunsInBackground):
     """A set of reconcilers, which run for every engaged cluster.
 
-    Register them, then `await run()`, or run a block beside them with `async with controllers:`.
+    Register them, then `await run()`, or run them while a block runs with `async with controllers:`.
     """
 
     def __init__(
@@ -105,8 +105,8 @@ class Controllers(RunsInBackground):
         """`clusters`: by default the Fleet of the daemon at MILO_DISCOVERY_ADDRESS.
 
         `resync`: the interval at which every object is reconciled even without changes; None disables it.
-        `reporting_controller` is the name in events. `tracer`: an OpenTelemetry tracer; each reconcile is a span, whose
-        children are its requests.
+        `reporting_controller`: the name of the controller in events. `tracer`: an OpenTelemetry tracer; each reconcile
+        is a span, whose children are its requests.
         """
         check_options(
             "",
@@ -200,12 +200,12 @@ class Controllers(RunsInBackground):
     ) -> Any:
         """Register a reconciler for the objects of a kind (a decorator): an async function, or a plain one.
 
-        `owns`: kinds whose changes lead to a reconcile of their owner. `watches`: kinds whose changes are mapped, see
-        `watches`. `on`: which changes of an object matter; all by default. `on_cluster_change`: reconcile the objects
-        of a cluster when its labels, annotations or suspension change. `workers`: maximum concurrent reconciles;
-        `per_cluster`: those in one cluster. `timeout`: limit of one reconcile, or None. `name`: the name in logs and
-        metrics. `while_deleting`: in projects whose deletion was requested, reconcile all objects and not only
-        terminating ones.
+        `owns`: kinds whose changes lead to a reconcile of their owner. `watches`: kinds whose changes are mapped to
+        objects to reconcile, see the function `watches`. `on`: which changes of an object matter; all by default.
+        `on_cluster_change`: reconcile the objects of a cluster when its labels, annotations or suspension change.
+        `workers`: maximum concurrent reconciles; `per_cluster`: the maximum in one cluster. `timeout`: time limit of
+        one reconcile, or None for no limit. `name`: the name in logs and metrics. `while_deleting`: in projects whose
+        deletion was requested, reconcile all objects and not only terminating ones.
         """
         self._registration.require_open()
         if callable(kind):
@@ -257,8 +257,8 @@ class Controllers(RunsInBackground):
     def cache(self, kind: AnyKind, *, indexes: Mapping[str, IndexFunction] | None = None) -> None:
         """Cache a kind for `Request.get` and `Request.list`, with indexes; or add indexes to a kind that is cached.
 
-        An index function takes an object as `Request.get` returns it, and returns a list of the values under which it
-        is found.
+        An index function takes an object as `Request.get` returns it, and returns a list of the values under which the
+        object is found.
         """
         self._registration.require_open()
         for function in (indexes or {}).values():
@@ -330,7 +330,7 @@ class Controllers(RunsInBackground):
                 await wait_uninterrupted(task)
 
     async def drain(self, within: timedelta) -> None:
-        """Start no further reconciles, wait up to this time for the running ones, and stop leading.
+        """Start no further reconciles, wait for the running ones for up to `within`, and stop leading.
 
         From then on another replica can take over, while this replica still releases its clusters.
         """
@@ -349,8 +349,8 @@ class Controllers(RunsInBackground):
     def enqueue(self, target: ReconcileTarget, *, controller: str | None = None) -> None:
         """Reconcile an object, for a reason outside of its cluster: a timer, a queue, a webhook. Safe in any thread.
 
-        `target.cluster` has to be set; a cluster that is not engaged is ignored. `controller`: its name, which
-        is required if there are several.
+        `target.cluster` has to be set; a cluster that is not engaged is ignored. `controller`: the name of the
+        controller, required if there are several.
         """
         if target.cluster is None:
             raise ValueError(f"{target!r} has no cluster: set it to the name of an engaged cluster")

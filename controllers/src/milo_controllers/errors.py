@@ -76,11 +76,11 @@ class NotFound(ApiError):
 
 
 class NotServed(ApiError):
-    """A 404 that names no object, which may exist: the API server does not serve the kind, or a proxy responded."""
+    """A 404 that says nothing about the object: the API server does not serve the kind, or a proxy responded."""
 
 
 class Conflict(ApiError):
-    """The object has changed since it was read, or another manager has a field that was applied without `force`."""
+    """The object has changed since it was read, or another manager owns a field that was applied without `force`."""
 
 
 class AlreadyExists(ApiError):

@@ -87,7 +87,7 @@ class ClusterCaches:
         owner: str | None = None,
         index: tuple[str, Hashable] | None = None,
     ) -> Iterator[Any]:
-        """Return the objects, decoded lazily: of a namespace, of an owner by its UID, or of a value of an index.
+        """Return the objects, decoded lazily: all, or those of a namespace, an owner (by its UID) or an index value.
 
         Raises NotCached or NotSynced.
         """
@@ -183,7 +183,7 @@ def informer(member: CachedCluster, kind: AnyKind) -> Informer:
         return member.informers[key]
     except KeyError:
         others = [str(other) for other in member.informers if other.resource == key.resource]
-        what = f", only {', '.join(others)}: pass such a Kind, or declare this one" if others else ": declare it"
+        what = f", only {', '.join(others)}: pass that Kind, or declare this one" if others else ": declare it"
         raise NotCached(
             f"{key} is not cached{what} with owns=, with watches=, or with Controllers.cache({key.resource!r})"
         ) from None

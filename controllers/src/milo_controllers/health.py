@@ -54,11 +54,11 @@ class Health:
     """The state of the controllers."""
 
     ready: bool
-    """Whether the first clusters were received, and the caches of those that respond were filled. It stays true."""
+    """Whether the first clusters were received, and the caches of those that respond were filled. Never reset."""
     discovery: DiscoveryState
     clusters: int
     synced: bool
-    """Whether discovery is synced, and every cache of every cluster."""
+    """Whether discovery and every cache of every cluster are synced."""
     problems: tuple[CacheProblem, ...]
     crashing: tuple[ClusterProblem, ...]
     failing: int

@@ -65,7 +65,7 @@ class InformerListener(Protocol):
 
     def changed(self, informer: Informer, change: Change) -> None: ...
     def synced(self, informer: Informer) -> None:
-        """Called when the first list is complete, also after the cache was dropped."""
+        """Called when a first list is complete: that of the informer, or one after the cache was dropped."""
 
     def failed(self, informer: Informer) -> None:
         """Called when the cache cannot be filled or kept up to date."""

@@ -59,9 +59,9 @@ class Kind(Generic[T]):
     `model` is the type of its objects: a class of the kubernetes package, a pydantic model, a dataclass, or a
     `msgspec.Struct`. Without one, objects are dicts.
 
-    The other arguments restrict what is cached. `selector`, `field_selector`, `namespace`: only these objects.
-    `metadata_only`: only the metadata of each; other fields raise NotCached. `transform`: a function that returns the
-    object, a dict, as it is to be cached, for example without large fields.
+    The other arguments restrict what is cached. `selector`, `field_selector`, `namespace`: only the objects that match.
+    `metadata_only`: only the metadata of each object; other fields raise NotCached. `transform`: a function that
+    returns the object, a dict, as it is to be cached, for example without large fields.
     """
 
     @overload

@@ -47,7 +47,7 @@ class ControllerMetrics:
     """The metrics of one set of controllers, in one registry."""
 
     def __init__(self, registry: CollectorRegistry, *, max_clusters: int) -> None:
-        """`max_clusters`: maximum clusters with a label value of their own; the others share one."""
+        """`max_clusters`: maximum number of clusters with their own label value; the others share one."""
         self.cluster_labels = ClusterLabels(max_clusters)
         by_controller = ("controller",)
         self.reconciles = Counter(

@@ -125,7 +125,7 @@ def _type_meta(raw: bytes) -> _TypeMeta | None:
 
 
 class ObjectDecoder(Decoder[msgspec.Raw, CachedObject]):
-    """A decoder of objects that adds apiVersion and kind if a list omits them, as it does for built-in kinds."""
+    """A decoder of objects that adds apiVersion and kind if a list omits them, as lists of built-in kinds do."""
 
     def page(self, body: bytes) -> tuple[ListPage, Iterator[CachedObject]]:
         page, objects = super().page(body)
@@ -285,7 +285,7 @@ class ObjectCache:
             case ListEnded():
                 listed, self._listed = self._listed, None
                 self.synced = True
-                # The namespace of a malformed list item is unknown: keep the objects of its name in all namespaces.
+                # The namespace of a malformed list item is unknown: keep the objects with its name in all namespaces.
                 return [
                     change
                     for place in tuple(self._objects)
@@ -383,7 +383,7 @@ _VERSIONED = msgspec.json.Decoder(_VersionedObject)
 
 def changed(part: Literal["generation", "labels", "annotations"], change: Change) -> bool:
     """Return whether a change affects this part of an object: always if it was created or deleted, or if its deletion
-    was requested. For kinds without a generation, every change counts as one of the generation."""
+    was requested. For kinds without a generation, every change counts as a change of the generation."""
     if change.old is None or change.new is None or change.old.uid != change.new.uid:
         return True
     old, new = (_VERSIONED.decode(state.raw).metadata for state in (change.old, change.new))

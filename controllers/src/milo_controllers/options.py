@@ -1,4 +1,4 @@
-"""What the options that an author passes may be. A wrong one is refused where it is written, with the right form."""
+"""Validates the options that authors pass. A call with an invalid option raises an error that shows the right form."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ class _Engaging(Protocol):
 
 
 class Option(NamedTuple):
-    """What one option may be."""
+    """The valid values of one option."""
 
     type: type[Any] | tuple[Any, ...]
     form: str
-    """The right form, for error messages. Its `...` is replaced by a number that was passed for a timedelta."""
+    """The right form, for error messages. Its `...` is replaced by a number that was passed instead of a timedelta."""
     is_valid: Callable[[Any], bool] = lambda _: True
     may_be_none: bool = False
 
@@ -59,11 +59,14 @@ OPTIONS: Mapping[str, Option] = {
         timedelta, "timedelta(seconds=...) of more than 0, or None for no limit", _is_positive, may_be_none=True
     ),
     "name": Option(
-        str, "a string of printable characters, 1 to 128 bytes: the field manager", _is_field_manager, may_be_none=True
+        str,
+        "a string of printable characters, 1 to 128 bytes, which becomes the field manager",
+        _is_field_manager,
+        may_be_none=True,
     ),
     "queue": Option(QueuePolicy, "QueuePolicy(max_delay_s=60)"),
     "while_deleting": Option(bool, "True or False"),
-    # Result. A negative timedelta is not refused: it may be computed from a time that has passed, and is raised to
+    # Result. A negative timedelta is not refused: it may be computed from a time that has passed, and is replaced by
     # QueuePolicy.min_requeue_s.
     "requeue_after": Option(timedelta, "timedelta(seconds=...) or None", may_be_none=True),
     # main

@@ -40,7 +40,7 @@ class ReconcileFailures:
         return len(self._objects)
 
     def __iter__(self) -> Iterator[tuple[ObjectKey, ReconcileFailure]]:
-        """Iterate over a copy, also in another thread."""
+        """Iterate over a copy, which is safe in any thread."""
         return iter(tuple(self._objects.items()))
 
     def record(self, key: ObjectKey, error: Exception, *, is_stopped: bool) -> None:

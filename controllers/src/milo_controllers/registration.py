@@ -1,4 +1,4 @@
-"""What is registered before controllers run: reconcilers with their options, and the informers that they need."""
+"""The reconcilers, their options, and the informers that they need, registered before the controllers run."""
 
 from __future__ import annotations
 
@@ -63,5 +63,5 @@ class Registration:
 def _shared(held: Kind[Any], wanted: Kind[Any]) -> Kind[Any]:
     """Return the kind to cache for two registrations: whole objects if one needs them. Raises ValueError."""
     if held.transform is not wanted.transform:
-        raise ValueError(f"{held.key} is cached with another transform=: use one Kind for both")
+        raise ValueError(f"{held.key} is already cached with another transform=: use the same Kind")
     return wanted if held.metadata_only else held

@@ -209,8 +209,8 @@ class Request(Generic[ObjectT]):
         owned: bool = False,
         index: tuple[str, Hashable] | None = None,
     ) -> Iterator[Any]:
-        """Return objects of the cluster from the cache: of one namespace or all, only those that this object owns,
-        or with `index=(NAME, VALUE)`, those for which the index function returned the value.
+        """Return objects of the cluster from the cache: of one namespace or all; with `owned`, only those that this
+        object owns; with `index=(NAME, VALUE)`, only those for which the index function returned the value.
 
         Raises NotCached or NotSynced.
         """
@@ -230,7 +230,7 @@ class Request(Generic[ObjectT]):
         return self._noted(kind, await self._member.api.send("POST", path, self._manager, body))
 
     async def update(self, kind: AnyKind, body: object) -> Document:
-        """Replace an object. Raises Conflict if it has changed since `body` was read, by `metadata.resourceVersion`."""
+        """Replace an object. Raises Conflict if `metadata.resourceVersion` of `body` is not the current one."""
         kind, body = await self._prepared(kind, body)
         path = kind.path(body["metadata"]["name"], self._namespace(body))
         return self._noted(kind, await self._member.api.send("PUT", path, self._manager, body))
@@ -287,8 +287,8 @@ class Request(Generic[ObjectT]):
     async def set_condition(self, type_: str, status: ConditionStatus, reason: str, message: str = "") -> bool:
         """Set a condition in the status of the object. Return whether it was changed.
 
-        Its observedGeneration is that of the object that `get` last returned. lastTransitionTime changes only if
-        `status` changes. A conflict is retried with the newer object, up to four times.
+        The condition's observedGeneration is that of the object that `get` last returned. lastTransitionTime changes
+        only if `status` changes. A conflict is retried with the newer object, up to four times.
         """
         observed = self._observed and _OBSERVED.decode(self._observed).metadata.generation
 
@@ -402,7 +402,7 @@ class Request(Generic[ObjectT]):
             found = {"apiVersion": kind.api_version, **found}
         if owned and self.namespace and self._namespace(found) != self.namespace:
             # The garbage collector would delete the object: it looks for the owner in the object's namespace.
-            raise ValueError(f"{self!r} cannot own an object outside of its namespace; delete that one by a finalizer")
+            raise ValueError(f"{self!r} cannot own an object outside of its namespace; delete it by a finalizer")
         return kind, with_owner(found, owner_reference(await self._whole_document())) if owned else found
 
     def _namespace(self, body: Document) -> str:

@@ -64,7 +64,7 @@ class SingleCluster:
 
     @asynccontextmanager
     async def requests(self) -> AsyncIterator[OwnCluster]:
-        """Make a client of the cluster, for leader election. Raises UnusableKubeconfig."""
+        """Yield a client of the cluster, for leader election. Raises UnusableKubeconfig."""
         found = await asyncio.to_thread(self._source.read)
         engaged = self._engaged(found)
         async with engaged.credentials() as credentials:

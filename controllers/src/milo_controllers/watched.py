@@ -1,4 +1,4 @@
-"""Changes of objects, as mappers and predicates see them, and the objects that are reconciled because of them."""
+"""Changes of objects, as passed to mappers and predicates, and the objects to reconcile because of a change."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Watched(Generic[ObjectT]):
 
     @property
     def object(self) -> ObjectT:
-        """The object as it is, or as it last was if it was deleted."""
+        """The current object, or its last state if it was deleted."""
         return self._kind.decode(self._change.current.raw)
 
     @property

@@ -4,10 +4,10 @@ Does no I/O and reads no clock: callers pass the time. Invariants:
 
 - An object is never in flight twice. Changes during its reconcile lead to exactly one more reconcile.
 - Clusters take turns, so the changes of one do not delay the others; each has at most `per_cluster` objects in flight.
-- Live changes go before retries, and these before objects of an initial list or a resync.
-- A failed object is retried after a backoff of its own. Each cluster has a token bucket of retries, and all
-  clusters share a second one, whose tokens they take in turns.
-- An object that is held, since the caches do not have its own writes yet, is not taken before `settle`.
+- Live changes go before retries, and retries before objects of an initial list or a resync.
+- A failed object is retried after its own backoff. Each cluster has a token bucket of retries, and all clusters
+  share a second one, whose tokens they take in turns.
+- An object is held while the caches lack the writes of its last reconcile, and is not taken before `settle`.
 """
 
 from __future__ import annotations
@@ -136,7 +136,7 @@ class WorkQueue:
         self._jitter = jitter
         self._retries = TokenBucket(policy.retries, now)
         self._retry_at = now
-        """When the bucket of all clusters has a token, if `take_next` found it empty."""
+        """When the bucket that all clusters share has a token again, if `take_next` found it empty."""
         self._is_open: dict[_Cluster, bool] = {}
         """The engaged clusters, and whether their objects may be taken."""
         self._clusters: dict[_Cluster, _ClusterQueue] = {}
@@ -175,7 +175,7 @@ class WorkQueue:
     # --- objects ---
 
     def add(self, key: ObjectKey, now: float, priority: Priority = Priority.LIVE) -> None:
-        """Make the object ready, even if its retry was delayed, at once or as soon as it is neither in flight nor held.
+        """Make the object ready, now or as soon as it is neither in flight nor held, even if its retry was delayed.
 
         Ignored for a cluster that is not engaged.
         """
@@ -332,7 +332,8 @@ class WorkQueue:
         queue.delayed[key] = until, priority
         self._added += 1
         heapq.heappush(self._timers, (until, self._added, key))
-        # Entries of objects that became ready earlier stay in the heap until their time, unless there are many.
+        # Entries of objects that became ready before their delay ended stay in the heap until then, unless there are
+        # many.
         if len(self._timers) > self._compact_at:
             self._timers = [timer for timer in self._timers if self._is_current(timer)]
             heapq.heapify(self._timers)

@@ -246,7 +246,7 @@ async def test_caches_are_restricted_by_namespace_field_selector_and_transform(p
     async def reconcile(request: Request) -> None:
         seen.append([found["metadata"]["name"] for kind in (team, named) for found in request.list(kind)])
         seen.append({found["spec"] for found in request.list(small)})
-        with pytest.raises(NotCached, match="pass such a Kind"):
+        with pytest.raises(NotCached, match="pass that Kind"):
             request.list(CONFIG_MAPS)
 
     running = Running(plane)

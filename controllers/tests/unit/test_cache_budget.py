@@ -26,7 +26,7 @@ def test_budget_reports_the_limit_that_a_cache_exceeds() -> None:
     assert [budget.problem(*counts) for counts in ((2, 10), (3, 1), (1, 11))] == [
         "",
         "the cluster has more than 2 of these objects (CacheLimits.objects)",
-        "these objects of the cluster have more than 10 bytes (CacheLimits.bytes)",
+        "these objects of the cluster take more than 10 bytes (CacheLimits.bytes)",
     ]
 
 
