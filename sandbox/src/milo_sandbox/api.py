@@ -278,7 +278,7 @@ class Api:
 
 
 def _writer(request: web.BaseRequest, call: Call) -> Writer:
-    """Return the field manager of a write: named by the request, or the program in its user agent."""
+    """Return the field manager of a write: the one in the request, or else the program in its user agent."""
     program = request.headers.get("User-Agent", "").partition("/")[0]
     return Writer(name=request.query.get("fieldManager") or program or "unknown", subresource=call.subresource)
 

@@ -40,7 +40,7 @@ class Backends:
         rights: SubjectRights,
         server: HttpsServer,
     ) -> None:
-        """`store`: Milo's. `server`: the listener, whose URLs the objects of Gardener and kcp contain."""
+        """`store`: that of Milo's API. `server`: the listener, whose URLs the objects of Gardener and kcp contain."""
         self._server = server
         self.milo = new_api(store)
         self.control_planes = ControlPlanes(store, new_api)
@@ -54,7 +54,7 @@ class Backends:
         self.kcp = Kcp(new_api, url=lambda: server.url)
 
     def platforms(self) -> Mapping[str, Platform]:
-        """Return the platforms beside Milo, by the prefix of their paths."""
+        """Return the platforms other than Milo, by the prefix of their paths."""
         return {INFRASTRUCTURE: self.infrastructure, GARDEN: self.garden, CLUSTERS: self.kcp}
 
     def opened(self) -> list[Api]:

@@ -37,7 +37,7 @@ class ServerIdentity(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def issue_identity(host: str, *, now: datetime | None = None) -> ServerIdentity:
-    """Issue a server certificate for a host and for the names and addresses of loopback, by a new CA."""
+    """Issue a server certificate for a host and for the names and addresses of loopback, signed by a new CA."""
     now = now or datetime.now(UTC)
     ca_key = ec.generate_private_key(ec.SECP256R1())
     ca_name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "milo sandbox CA")])

@@ -120,7 +120,7 @@ async def serve(
             _save(kubeconfig, msgspec.structs.replace(server, port=sandbox.port))
         except OSError as error:
             why = error.strerror or error
-            raise CommandError(f"can't write {kubeconfig}: {why}; try another --kubeconfig-out") from error
+            raise CommandError(f"cannot write {kubeconfig}: {why}; try another --kubeconfig-out") from error
         _print_introduction(sandbox, kubeconfig, churn)
         async with asyncio.TaskGroup() as tasks:
             running = tasks.create_task(changes.run(sandbox.churn(), churn), name="churn") if churn else None
@@ -140,10 +140,10 @@ def _address(listen: str) -> tuple[str, int]:
 def _not_listening(listen: str, port: int, saved_port: int, error: OSError) -> str:
     why = error.strerror or error
     if port == saved_port:
-        return f"can't listen on {listen}: {why}; try another --listen"
+        return f"cannot listen on {listen}: {why}; try another --listen"
     return (
-        f"can't listen on port {saved_port}, as the earlier run with this --kubeconfig-out did: {why}; "
-        "stop the sandbox that uses it, or try another --kubeconfig-out"
+        f"cannot listen on port {saved_port}, which the previous run with this --kubeconfig-out used: {why}; "
+        "stop the sandbox that is using the port, or try another --kubeconfig-out"
     )
 
 

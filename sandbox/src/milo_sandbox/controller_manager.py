@@ -1,6 +1,6 @@
 """Milo's controllers of projects and of their suspensions, for sandboxes in which nothing else simulates them.
 
-These act at once after each write; Milo's act later. Only leftovers of a deletion are purged periodically.
+Unlike Milo's, they act immediately after each write. Only leftovers of a deletion are purged periodically.
 """
 
 import asyncio
@@ -132,7 +132,7 @@ class ControllerManager:
 
 
 def _blockers(store: Store) -> Iterator[tuple[tuple[str, str, str], str]]:
-    """Yield the objects that hold up a deletion: the key that sorts each one in the message, and its text."""
+    """Yield a sort key and a text for each object that delays a deletion, to list them in a message."""
     for record in store[NAMESPACES]:
         if record.name != DEFAULT_NAMESPACE:
             yield (record.name, "", ""), f'namespace "{record.name}" is still terminating{_remains(store, record.name)}'

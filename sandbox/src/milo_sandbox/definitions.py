@@ -14,7 +14,7 @@ class Definitions:
     """The controller that serves the resources of stored definitions, and deletes a definition's objects with it."""
 
     def __init__(self, store: Store, others: Callable[[], list[Store]] = list) -> None:
-        """`store` has the definitions. Their resources are served in `store` and in `others`."""
+        """`store` contains the definitions. Their resources are served in `store` and in `others`."""
         self._store = store
         self._others = others
         self._served: dict[str, tuple[Document, ResourceDefinition]] = {}

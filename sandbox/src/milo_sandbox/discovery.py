@@ -21,7 +21,7 @@ VERSION = {
 
 
 class Review(msgspec.Struct, frozen=True, kw_only=True):
-    """A review resource: it is answered on creation and not stored."""
+    """A review resource: its creation returns the result, and nothing is stored."""
 
     group: str
     plural: str

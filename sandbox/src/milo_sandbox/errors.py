@@ -19,7 +19,7 @@ class OutputError(CommandError):
 
     def __init__(self, error: OSError) -> None:
         went_away = isinstance(error, BrokenPipeError)
-        super().__init__("" if went_away else f"can't write to standard output: {error.strerror or error}")
+        super().__init__("" if went_away else f"cannot write to standard output: {error.strerror or error}")
 
 
 @contextmanager

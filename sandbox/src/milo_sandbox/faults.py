@@ -41,7 +41,7 @@ class Injected(msgspec.Struct, kw_only=True):
     kind: str
     status: Literal[403, 404, 409, 429, 500, 503, "hang"]
     times: Annotated[int, msgspec.Meta(ge=1)] | None
-    """The number of requests; None is all."""
+    """The number of requests that the fault applies to; None for all."""
 
     def concerns(self, project: str, call: Call, verbs: Collection[str]) -> bool:
         kind = f"{call.resource.api_version}/{call.resource.plural}"
@@ -81,7 +81,7 @@ class Faults:
         self._injected: list[Injected] = []
         self._stopped = asyncio.Event()
         self.held_requests = 0
-        """Requests that wait for the end of an injected fault."""
+        """The number of requests that wait for the end of an injected fault."""
 
     def inject(self, fault: Injected) -> None:
         self._injected.append(fault)

@@ -7,7 +7,7 @@ from milo_sandbox.records import decode, encode
 from milo_sandbox.resources import Document
 
 Path = tuple[str, ...]
-"""A field: its steps, each `f:NAME`, `k:{KEYS OF A LIST ENTRY}` or `v:VALUE OF A LIST ENTRY`."""
+"""The path of a field: steps of the form `f:NAME`, `k:{KEYS OF A LIST ENTRY}` or `v:VALUE OF A LIST ENTRY`."""
 Fields = frozenset[Path]
 
 ITSELF = "."
@@ -65,8 +65,8 @@ def list_step(entry: Any, schema: Document) -> str:
 def values_at(value: Any, schema: Document) -> dict[Path, Any]:
     """Return the fields that can have owners, with their values: scalars, atomic values, empty maps and list entries.
 
-    The value of an entry of a set is None: the step to the entry contains it. That of a map in a list is None too, and
-    its fields are listed separately, unless the map is atomic.
+    The value of an entry of a set is None: the step to the entry contains it. The value of a map in a list is None too,
+    and its fields are listed separately, unless the map is atomic.
     """
     return dict(_values(value, schema, ())) if value != {} else {}
 

@@ -53,7 +53,7 @@ class Garden:
         rights.grant(SHOOT_ADMIN, [EVERYTHING])
 
     def create(self, namespace: str, name: str, *, is_available: bool = True) -> None:
-        """Create a Shoot whose API server is the control plane of the project of its name."""
+        """Create a Shoot whose API server is the control plane of the project with the same name."""
         if self.api.store[NAMESPACES].get(namespace) is None:
             self.api.store.create(NAMESPACES, {"metadata": {"name": namespace}})
         condition = {"type": "APIServerAvailable", "status": "True" if is_available else "False"}

@@ -94,7 +94,7 @@ class RecordedChange(msgspec.Struct, kw_only=True):
     _frames: dict[str, bytes] | None = None
 
     def seen_through(self, selector: LabelSelector) -> tuple[str, SandboxRecord] | None:
-        """Return the type and the object that a watch with this selector reports, or None."""
+        """Return the type and the object that a watch with this selector reports; None if it reports nothing."""
         was = self.before is not None and self.before.selected_by(selector)
         if not self.deleted and self.record.selected_by(selector):
             return (MODIFIED if was else ADDED), self.record

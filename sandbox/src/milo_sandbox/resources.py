@@ -65,9 +65,9 @@ class ResourceDefinition(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     takes_strategic_patches: bool = False
     name_is_label: bool = False
     columns: tuple[Column, ...] = ()
-    selectable_fields: tuple[str, ...] = ()  # paths, besides name and namespace
+    selectable_fields: tuple[str, ...] = ()  # the paths other than name and namespace
     prepare: Callable[[Document], None] = _unchanged  # changes an object in place before its validation
-    violations: Callable[[Document], Iterable[Cause]] = _no_violations  # that the schema does not detect
+    violations: Callable[[Document], Iterable[Cause]] = _no_violations  # those that the schema does not detect
 
     def __eq__(self, other: object) -> bool:
         return self is other or (isinstance(other, ResourceDefinition) and self._path == other._path)
@@ -371,7 +371,7 @@ UNUSED = (
     _built_in(_IAM, "Role", "roles"),
     PROJECTS,
 )
-"""Kinds that Milo's project control planes serve, without a meaning there: a project has no projects."""
+"""Kinds that Milo's project control planes serve although they have no use there: a project contains no projects."""
 
 MILO = (PROJECTS, PROJECT_SUSPENSIONS, PROJECT_CONTROL_PLANES)
 CONTROL_PLANE = (NAMESPACES, CONFIG_MAPS, SECRETS, EVENTS, LEASES, SERVICE_CONSUMERS)

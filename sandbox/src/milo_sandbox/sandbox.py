@@ -242,7 +242,7 @@ class Sandbox:
         await self._server.start(self._gateway.handle)
 
     async def stop(self) -> None:
-        """Stop as by kill -9: connections break, new ones are refused."""
+        """Stop as after `kill -9`: connections break, and new ones are refused."""
         await self._server.kill()
 
     async def restart(self) -> None:
@@ -250,7 +250,7 @@ class Sandbox:
         await self.start()
 
     async def terminate(self, *, grace: float = 60.0) -> None:
-        """Stop as by SIGTERM: the listener closes at once, and open watches end cleanly after the grace."""
+        """Stop as after SIGTERM: the listener closes at once, and open watches end cleanly after the grace period."""
         self._server.refuse_new()
         await asyncio.sleep(grace)
         for api in self._backends.opened():
@@ -270,7 +270,7 @@ class Sandbox:
             api.streams.end()
 
     def silence_watches(self, *, silent: bool = True) -> None:
-        """Stop sending, also bookmarks, on all current and future watches of the Milo API, or let them catch up."""
+        """Stop sending, even bookmarks, on all current and future watches of the Milo API, or let them catch up."""
         self._backends.milo.streams.set_silent(silent=silent)
 
     def freeze_etcd(self) -> None:

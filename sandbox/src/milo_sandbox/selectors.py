@@ -53,7 +53,7 @@ class LabelSelector(msgspec.Struct, frozen=True):
         return not self.labels and not self.fields
 
     def matches(self, labels: Mapping[str, str], field: Callable[[str], str]) -> bool:
-        """`field` returns the value of a field by its path."""
+        """Return whether an object matches. `field` returns the value of the object's field at a path."""
         return all(clause.matches(labels) for clause in self.labels) and all(
             clause.matches({clause.key: field(clause.key)}) for clause in self.fields
         )
@@ -69,7 +69,7 @@ def parse(
 ) -> LabelSelector:
     """Parse the selectors of a request, which may be limited to a namespace.
 
-    `selectable` has the paths of fields that the resource has besides name and namespace.
+    `selectable`: the paths of the fields, besides name and namespace, that the resource allows in selectors.
     """
     if not label_selector and not field_selector and not namespace:
         return EVERYTHING

@@ -1,7 +1,7 @@
 """Field ownership and server-side apply.
 
-Owners are tracked per field as the API server does it, lists by `x-kubernetes-list-type`. Not supported: a client's own
-changes of `managedFields`, and objects in several versions.
+Owners are tracked per field as in the API server; for lists, according to `x-kubernetes-list-type`. Not supported: a
+client's own changes of `managedFields`, and objects in several versions.
 """
 
 from copy import deepcopy
@@ -66,7 +66,7 @@ def _with_owners(resource: ResourceDefinition, document: Document, owners: Owner
 
 
 def create(resource: ResourceDefinition, born: Document, given: Document, writer: Writer, now: str) -> Document:
-    """Return a new object with its owner: the writer owns what was given."""
+    """Return a new object with its owner: the writer owns the fields that it set."""
     fields = frozenset(field_sets.values_at(_owned(given), _schema(resource)))
     return _with_owners(resource, born, {writer: fields}, now)
 
@@ -116,7 +116,7 @@ def apply(
     still_owned = frozenset().union(*others.values()) | fields
     given_up = owners.get(writer, frozenset()) - fields
     for path in sorted(given_up, key=len):
-        # A field stays while a manager owns it, or a part of it.
+        # A field is kept while any manager owns it, or a part of it.
         if not any(owned_path[: len(path)] == path for owned_path in still_owned):
             _remove(result, path, schema)
     metadata = {

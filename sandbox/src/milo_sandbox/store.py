@@ -382,7 +382,7 @@ class Store:
         return record
 
     def _follow(self, resource: ResourceDefinition, event: RecordedChange) -> None:
-        """Call the controllers, also for the writes that they make themselves."""
+        """Call the controllers, including for the writes that they make themselves."""
         if self._unfollowed is not None:
             self._unfollowed.append((resource, event))
             return

@@ -93,7 +93,7 @@ class ObjectWatch:
 
     @property
     def wakes_at(self) -> float:
-        """When the watch has to be woken, unless an object changes before."""
+        """When the watch has to be woken, unless an object changes before that."""
         if self._silent:
             return inf
         if not self._opened:
@@ -130,7 +130,7 @@ class ObjectWatch:
         return self._on_time(now)
 
     def _open(self, now: float) -> bytes | None:
-        """Find the start position; return bytes to send while that is not possible, and None afterwards."""
+        """Find the start position. Return the bytes to send while it cannot be found, and None once it is."""
         version, current = self._options.version, self._store.version
         if not self._options.initial_events:
             try:
@@ -152,7 +152,7 @@ class ObjectWatch:
         return None
 
     def _follow_definition(self) -> None:
-        """End when the resource's definition was changed or deleted."""
+        """End the watch if the resource's definition was changed or deleted."""
         if self.resource in self._store:
             self._collection = self._store[self.resource]
         if self.resource not in self._store or self._collection.resource is not self.resource:

@@ -153,7 +153,7 @@ def test_demo_reports_a_full_disk_in_one_line() -> None:
     with Path("/dev/full").open("w") as full:
         done = subprocess.run([*DEMO], stdout=full, stderr=subprocess.PIPE, text=True, timeout=60, check=False)
     assert done.returncode == 1
-    assert done.stderr == "milo-discoveryd demo: can't write to standard output: No space left on device\n"
+    assert done.stderr == "milo-discoveryd demo: cannot write to standard output: No space left on device\n"
 
 
 @pytest.mark.parametrize("command", ["demo", "sandbox"])

@@ -94,7 +94,7 @@ async def test_sandbox_reports_an_invalid_address_or_one_in_use_without_a_traceb
         async with running("--listen", f"127.0.0.1:{port}") as process:
             _, err = await process.communicate()
     assert process.returncode == 1
-    assert f"can't listen on 127.0.0.1:{port}".encode() in err
+    assert f"cannot listen on 127.0.0.1:{port}".encode() in err
     assert b"Traceback" not in err
 
 
@@ -102,7 +102,7 @@ async def test_sandbox_reports_an_unwritable_kubeconfig_without_a_traceback(tmp_
     async with running("--kubeconfig-out", str(tmp_path / "missing" / "kubeconfig")) as process:
         _, err = await process.communicate()
     assert process.returncode == 1
-    assert b"can't write" in err
+    assert b"cannot write" in err
     assert b"Traceback" not in err
 
 

@@ -168,7 +168,7 @@ def _split(width: int, names: Sequence[str]) -> tuple[int, int]:
 
 
 def fitting(columns: Sequence[_Column], width: int) -> list[_Column]:
-    """Return the columns that fit, in their order; the least important are dropped first, and the name never."""
+    """Return the columns that fit, in their order; the least important are dropped first, but never the name."""
     kept: list[_Column] = []
     left = width
     for heading in ("NAME", "STATE", "ENGAGED", "ORGANIZATION", "LABELS"):
