@@ -85,14 +85,14 @@ def publishing(command: Callable[..., R]) -> Callable[..., R]:
     """Decorate a publishing command, which receives `connection`, `only`, `destination` and `copy_labels`."""
 
     @filtering
-    @click.option("-n", "--namespace", help="Namespace of the objects. Default: the pod's, or the context's.")
+    @click.option("-n", "--namespace", help="Namespace of the objects. Default: that of the pod or the context.")
     @click.option(
         "--kubeconfig",
         type=click.Path(path_type=Path, dir_okay=False),
         help="Kubeconfig of the API server to write to. Default: KUBECONFIG, this pod's service account, or kubectl's "
         "file.",
     )
-    @click.option("--context", help="Context of the kubeconfig. Default: its current one.")
+    @click.option("--context", help="Context of the kubeconfig. Default: its current context.")
     @click.option(
         "--publisher",
         type=LabelValue(),
@@ -105,7 +105,7 @@ def publishing(command: Callable[..., R]) -> Callable[..., R]:
         "copy_labels",
         multiple=True,
         metavar="KEY",
-        help="Copy this label of the clusters, or all of a prefix: PREFIX/*. May be repeated.",
+        help="Copy this label of the clusters, or all labels with a prefix: PREFIX/*. May be repeated.",
     )
     @click.option(
         "--resync-interval",
@@ -113,19 +113,19 @@ def publishing(command: Callable[..., R]) -> Callable[..., R]:
         type=Duration(),
         default="5m",
         show_default=True,
-        help="How often objects that others changed or deleted are written again.",
+        help="Interval at which objects that other clients changed or deleted are written again.",
     )
     @click.option(
         "--once",
         is_flag=True,
-        help="Exit when each engaged cluster has its object, and those of other clusters are deleted or held.",
+        help="Exit when each engaged cluster has its object, and objects of other clusters are deleted or held.",
     )
     @click.option(
         "--accept-removals",
         "accepts_removals",
         is_flag=True,
-        help="Delete all objects whose clusters are missing from a complete view, without a limit, until none is "
-        "missing. Also take over objects of another filter or shard group.",
+        help="Delete all objects whose clusters are missing from a complete view, without a limit, until no cluster is "
+        "missing. Also take over objects that were written for another filter or shard group.",
     )
     @connecting(timeout=None, timeout_help="With --once: time limit for the run. Default: no limit.")
     @functools.wraps(command)
@@ -161,7 +161,7 @@ def publish() -> None:
 
     There is one object per engaged cluster. It is written by server-side apply, only when something changed, and
     deleted only when the cluster is disengaged: not while the daemon is down, or its source is stale. If the daemon
-    lacks many of the published clusters, nothing is deleted until --accept-removals. Objects of the same name that
+    lacks many of the published clusters, nothing is deleted without --accept-removals. Objects of the same name that
     this command did not create are reported, and not changed.
     """
 
@@ -204,7 +204,8 @@ def cluster_profiles(
     "--plugin-env",
     type=Assignment(),
     multiple=True,
-    help="Environment variable of the plugin. Default: those that select this command's daemon. May be repeated.",
+    help="Environment variable to set for the plugin, as NAME=VALUE. Default: the variables that select the daemon of "
+    "this command. May be repeated.",
 )
 @click.option("--argocd-project", default="", help="The only Argo CD project that may use the clusters.")
 @publishing
@@ -265,7 +266,9 @@ def flux_kubeconfigs(
     help="Audience of Flux's tokens. Default: the server's URL. May be repeated.",
 )
 @click.option(
-    "--service-account", default="", help="Service account of the Flux object's namespace. Default: Flux's own."
+    "--service-account",
+    default="",
+    help="Service account in the Flux object's namespace to authenticate as. Default: Flux's own service account.",
 )
 def flux_configmaps(
     connection: ConnectionOptions,

@@ -153,7 +153,7 @@ class Publisher:
         self._held = set()
 
     async def _list(self) -> None:
-        """List this publisher's objects, so that those which others changed or deleted are written again."""
+        """List this publisher's objects, so that objects that other clients changed or deleted are written again."""
         try:
             objects = await self._server.list(self._publication.identity)
         except (TargetRefused, UnusableKubeconfig) as error:

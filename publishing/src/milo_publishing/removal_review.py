@@ -43,7 +43,7 @@ class RemovalReview:
 
     @property
     def is_foreign(self) -> bool:
-        """Whether the view may be of another fleet, so that nothing is to be written."""
+        """Whether the view may belong to another fleet, so that nothing must be written."""
         return self._removals.is_foreign
 
     @property
@@ -72,7 +72,7 @@ class RemovalReview:
         return [removal for removal, is_missing in zip(candidates, missing, strict=True) if is_missing]
 
     def confirm(self, missing: list[Removal], now: float) -> None:
-        """Record the ends of the clusters that have been missing for long enough."""
+        """Record the clusters that have been missing for long enough as ended."""
         confirmed = self._removals.review(missing, self._publication.published, now)
         self.due_at = self._removals.next_look_at(now)
         if self._removals.problem:

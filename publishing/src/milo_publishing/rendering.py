@@ -72,7 +72,7 @@ class ClusterProfiles:
 
     def _access_provider(self, cluster: Cluster, access: KubeconfigAccess) -> Document:
         # The plugin reads the cluster's name from the extension. Arguments in the profile cannot work: the library of
-        # KEP-4322 appends those of each profile to one shared list.
+        # KEP-4322 appends the arguments of each profile to one shared list.
         extension = {"name": _EXEC_EXTENSION, "extension": {"clusterName": cluster.name}}
         server: Document = {"server": access.server, "extensions": [extension]}
         if access.authorities is not None:
