@@ -25,11 +25,11 @@ class KeyPair:
 
 
 class Authority:
-    """A certificate authority with a key of its own."""
+    """A certificate authority with its own key."""
 
     def __init__(self) -> None:
         self._key = ec.generate_private_key(ec.SECP256R1())
-        # Some TLS libraries choose between CAs by name, so each CA has a name of its own.
+        # Some TLS libraries choose between CAs by name, so each CA has a different name.
         self._name = name(f"authority {x509.random_serial_number():x}"[:60])
         self._own = (
             self._builder(self._name, self._key.public_key())

@@ -198,7 +198,7 @@ class Run:
             raise CaseFailed(f"the subscriber did not close two connections within {LIMIT_S:g} s")
 
     async def refuses_settings(self, environment: Mapping[str, str], why: str, *, is_tcp: bool = False) -> None:
-        """Start the subscriber without these settings, then with them; fail if it opens a stream then."""
+        """Start the subscriber without these settings, then with them; fail if it opens a stream with them."""
         await self.no_stream(await self.start_again(environment, is_tcp=is_tcp), why)
 
     async def restart(self) -> None:
@@ -211,7 +211,8 @@ class Run:
     ) -> float:
         """Start the subscriber and, once it has opened a stream, start it again with these settings.
 
-        Return the number of seconds in which it is expected to open its next stream, estimated from its first start.
+        Return the number of seconds within which it is expected to open its next stream, estimated from the first
+        start.
         """
         started_at = time.monotonic()
         await self.stream()

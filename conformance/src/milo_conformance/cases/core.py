@@ -29,7 +29,7 @@ CURVATURE = (2, -1, -2, -1, 2)
 reconnect cancels out."""
 SLOPE = (-2, -1, 0, 1, 2)
 CURVATURE_OF_DOUBLING = 0.25
-"""The ratio of curvature to slope that separates doubling, with 0.44, from linear growth, with 0."""
+"""The ratio of curvature to slope above which delays count as doubling. Doubling gives 0.44, linear growth 0."""
 LATEST_SHORT_DELAY_S = 0.6
 """Upper limit of a delay after the backoff was reset: 0.2 s, and time for a reconnect on a busy machine."""
 UNAVAILABLE = grpc.StatusCode.UNAVAILABLE
@@ -73,7 +73,7 @@ async def empty_fleet(run: Run) -> None:
 
 
 @core(
-    "Heartbeats before the first snapshot are not an empty fleet",
+    "Heartbeats before the first snapshot are not reported as an empty fleet",
     why="A daemon that starts holds its streams open until it has seen a complete list. An operator that counts these "
     "heartbeats as an empty fleet ends all of its work.",
     demands="it holds the stream open and sends only heartbeats with\n  // `synced = false`",
@@ -236,7 +236,7 @@ async def restart_with_same_clusters(run: Run) -> None:
 
 @core(
     "A cluster that is missing after a restart is disengaged for an unspecified reason",
-    why="An operator that deletes data does so for DELETED alone, and no deletion was confirmed here.",
+    why="An operator that deletes data does so only after DELETED, and no deletion was confirmed here.",
     demands="clusters known from before that are not named between here and `synced` are disengaged",
 )
 async def restart_with_fewer_clusters(run: Run) -> None:
@@ -310,7 +310,7 @@ async def missing_batch_in_snapshot(run: Run) -> None:
 
 @core(
     "A resumed stream that continues from another revision is closed",
-    why="The first batch names the revision from which the stream resumes. After another one, changes may be missing.",
+    why="The first batch names the revision from which the stream resumes. If it differs, changes may be missing.",
     demands="in the first batch of a resumed stream, what it\n  // was resumed from",
 )
 async def resumed_from_another_revision(run: Run) -> None:
@@ -716,7 +716,7 @@ for status, reason in (
     (grpc.StatusCode.OK, "A stream that ends without an error has to be resumed as well."),
 ):
     core(
-        f"{status.name} ends a stream, which is resumed",
+        f"{status.name} ends the stream, which the client then resumes",
         why=reason,
         demands="After any other end, and where nothing listens yet, open it again",
         name=f"transient-{status.name.lower().replace('_', '-')}",
@@ -740,7 +740,7 @@ async def goaway(run: Run) -> None:
 
 @core(
     "A batch of nearly 4 MiB is read",
-    why="One cluster with many labels, or many clusters in one batch, can need as much as gRPC allows by default.",
+    why="One cluster with many labels, or many clusters in one batch, can be as large as gRPC allows by default.",
     demands="Messages can be larger than the 4 MiB that gRPC receives by default: allow 64 MiB.",
 )
 async def large_batch(run: Run) -> None:
@@ -767,7 +767,7 @@ async def larger_batch(run: Run) -> None:
 
 
 @core(
-    "A snapshot of 50,000 clusters is applied, and an equal snapshot after it changes nothing",
+    "A snapshot of 50,000 clusters is applied, and an identical snapshot after it changes nothing",
     why="An algorithm that is quadratic in the number of clusters takes minutes, and blocks the stream.",
     demands="WatchClusters streams the fleet and then every change to it",
     is_large=True,

@@ -140,7 +140,7 @@ async def client_certificate(run: Run) -> None:
 
 @identity(
     "A renewed CA is read again",
-    why="CAs are replaced too. A daemon whose certificate a new CA signed is not trusted otherwise.",
+    why="CAs are replaced too. Otherwise, a daemon whose certificate is signed by the new CA is not trusted.",
     demands="the others for each connection",
 )
 async def renewed_ca(run: Run) -> None:

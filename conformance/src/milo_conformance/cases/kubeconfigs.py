@@ -101,7 +101,7 @@ async def contradiction_kubeconfig_unknown(run: Run) -> None:
 
 @kubeconfigs(
     "A kubeconfig that runs a program, or refers to a file, is refused",
-    why="A server that takes the daemon's address could run code in the operator.",
+    why="A server that takes over the daemon's address could run code in the operator.",
     demands="Refuse one that runs a program, or names a file or a proxy",
 )
 async def refused_with_the_stream(run: Run) -> None:
