@@ -31,7 +31,8 @@ ROLE = "replicate.example.com/role"
 SECRETS = Kind("v1/secrets", selector=ROLE)
 PROJECTS = "replicate.example.com/projects"
 SOURCE = os.environ.get("SOURCE_PROJECT", "shared")
-# A change of a project's labels reconciles only Secrets in the project's cache. Missing copies wait for this interval.
+# A change of a project's labels reconciles only Secrets in the project's cache. Missing copies are created after this
+# interval.
 AGAIN = Result(requeue_after=timedelta(minutes=5))
 
 controllers = Controllers()
@@ -73,7 +74,7 @@ def copies_of_a_source(change: Watched) -> Iterator[ReconcileTarget]:
 
 
 def copies_in_a_namespace(change: Watched) -> Iterator[ReconcileTarget]:
-    """Map a namespace to the copies that it may need, such as in a project that was just engaged."""
+    """Map a namespace, such as one of a project that was just engaged, to the copies that it may need."""
     shared = change.clusters.cluster(SOURCE)
     with suppress(NotSynced):  # copies_of_a_source maps each source once the cache is synced
         for source in shared.list(SECRETS, change.name) if shared else ():
