@@ -43,8 +43,8 @@ class EventRecorder:
         except NotServed:
             if kind is CORE_EVENTS:
                 raise
-            # events.k8s.io is not served, as in Milo, or a proxy responded: only a success with the core group shows
-            # which.
+            # events.k8s.io is not served, as in Milo, or a proxy responded: only a successful write to the core group
+            # shows which.
             await self._send_as(CORE_EVENTS, write)
             self._kind = CORE_EVENTS
 

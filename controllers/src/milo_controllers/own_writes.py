@@ -78,7 +78,7 @@ class _Deletion(NamedTuple):
 
     uid: str
     version: str
-    """The last resourceVersion in the cache."""
+    """The object's last resourceVersion in the cache."""
 
 
 def _has_ended(write: Write, informer: Cached, deletion: _Deletion) -> bool:

@@ -85,7 +85,7 @@ class Accesses:
             except StatusError as error:
                 if not isinstance(error, Unavailable | TimedOut) and error.retry_after is None:
                     self._report_once(f"cannot get the server and CA of cluster {name!r}: {error}")
-                    continue  # the next resync requests them again
+                    continue  # the next resync requests the server and CA again
                 if self._engagements.get(name) is engagement:
                     self.request(name)
                 await asyncio.sleep(backoff.failed(ran=timedelta(), retry_after=error.retry_after).total_seconds())

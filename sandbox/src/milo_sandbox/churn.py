@@ -40,7 +40,7 @@ class Churn:
         self._cursor = store.version
 
     def step(self) -> None:
-        """Handle the writes of clients, and advance a running scenario or a new one."""
+        """Handle the writes of clients, and advance a running scenario or start a new one."""
         self._handle_client_writes()
         under_way = len(self._scenarios)
         if under_way and self._random.random() < under_way / (under_way + 3):

@@ -99,7 +99,7 @@ class AssertionEndpoint:
         return answers.document(answer | {"access_token": self._tokens.issue(subject)})
 
     def _exchanged(self, form: Mapping[str, str], url: str) -> str:
-        """Return the subject of a token that the sandbox issued for its token endpoint, as kubelets project them."""
+        """Return the subject of a token that the sandbox issued for its token endpoint, like a projected token."""
         token = form.get("subject_token", "")
         try:
             subject = self._tokens.subject(token)

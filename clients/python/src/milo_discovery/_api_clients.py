@@ -112,7 +112,7 @@ class ApiClients:
             credential = ConnectionCredential(renewer.cache.current)
             access = credential.made_with.access
             key = transport_key(access, proxy)
-            # Clients that are made from a copy of the configuration read the file for each connection.
+            # Clients that are created from a copy of the configuration read the file again for each connection.
             with certificate_file(access) as certificate:
                 pool = self._pools.acquire(key, lambda: module.create_pool(access, certificate, proxy))
                 try:

@@ -47,8 +47,8 @@ def _verified_target(target: str, server_uid: int | None) -> tuple[str, int | No
     """Return a target relative to a file descriptor of the socket's directory, and that descriptor.
 
     gRPC makes its own connections, so verifying one connection does not cover the next. Instead, the directory is
-    opened once, and only the expected user (or root) may be able to create or rename files in it. The descriptor
-    keeps pointing to that directory if another one takes its path.
+    opened once, and only the expected user (or root) may be able to create or rename files in it. The descriptor keeps
+    referring to that directory even if another directory takes its path.
     """
     if server_uid is None:
         return _escaped(target), None

@@ -39,7 +39,7 @@ class ConnectionCredential:
 
 
 class RequestUrls:
-    """Rewrites the URLs of an API client's requests, which may name a former server of the cluster, to the current
+    """Changes the URLs of an API client's requests, which may name a former server of the cluster, to the current
     server."""
 
     def __init__(self, server: str) -> None:

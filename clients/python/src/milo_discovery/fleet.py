@@ -281,7 +281,7 @@ class Fleet(RunsInBackground):
     ) -> None:
         """Call the handler until it returns, is canceled, or fails without a restart."""
         if previous:
-            # A previous engagement of this name is still cleaning up; the two must not overlap.
+            # The handler of a previous engagement of this name is still cleaning up; the two must not overlap.
             await asyncio.wait(previous)
         backoff = StreamBackoff(self._backoff_policy)
         clock = asyncio.get_running_loop().time

@@ -38,7 +38,7 @@ async def reconnects(run: Run, stream: ScriptedStream) -> None:
 
 
 async def trusts_only(run: Run, authority: Authority, false: TlsFiles, why: str) -> None:
-    """Serve a certificate that must not be trusted, and then one that must."""
+    """Serve a certificate that must not be trusted, and then one that must be trusted."""
     run.daemon.use_tls(false)
     await run.start({"MILO_DISCOVERY_CA_FILE": write(run, "ca.pem", authority.certificate)})
     await run.refuses_server(why)

@@ -164,7 +164,7 @@ def _is_own(content: bytes) -> bool:
         if "exec" not in document["users"][0]["user"]:
             read_token_access(content)
             return True
-        # The plugin may have been written with its full path.
+        # The file may name the plugin by its full path.
         plugin = document["users"][0]["user"]["exec"]
         plugin["command"] = Path(plugin["command"]).name
         read_exec_access(json.dumps(document).encode(), name)

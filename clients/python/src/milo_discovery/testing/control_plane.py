@@ -120,7 +120,7 @@ class ControlPlane:
                 "group"
             )
         version, _, plural = resource.rpartition("/")
-        is_namespaced = self._is_namespaced(version, plural)  # even without a namespace, since it checks the kind
+        is_namespaced = self._is_namespaced(version, plural)  # called even without a namespace, to check the kind
         inside = f"/namespaces/{namespace}" if is_namespaced and namespace else ""
         return f"{self._path}{_version_path(version)}{inside}/{plural}"
 
