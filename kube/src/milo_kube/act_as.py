@@ -25,7 +25,7 @@ class ActAs:
     """Pairs of a key and its values."""
 
     def fields(self) -> dict[str, Any]:
-        """Return the fields of a kubeconfig's user."""
+        """Return the impersonation fields of a kubeconfig's user."""
         found: dict[str, Any] = {"as": self.user}
         if self.groups:
             found["as-groups"] = [*self.groups]
@@ -47,7 +47,8 @@ class ActAs:
 
 
 def read(user: Mapping[str, Any]) -> ActAs | None:
-    """Return the user that a kubeconfig's user impersonates, or None. Raises ValueError; its message has no values."""
+    """Return the user that a kubeconfig's user impersonates, or None. Raises ValueError, whose message quotes no
+    value."""
     name, groups, extra = user.get("as"), user.get("as-groups") or [], user.get("as-user-extra") or {}
     if not name:
         if groups or extra:

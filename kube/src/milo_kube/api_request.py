@@ -12,8 +12,8 @@ from milo_kube.credential import Credential
 
 JSON = "application/json"
 
-# Names come from objects that tenants write. A server or proxy that normalizes "..", "%2e%2e", "?" or "#" would apply
-# the request, and its credential, to another path.
+# Names can come from objects that tenants write. A server or proxy that normalizes "..", "%2e%2e", "?" or "#" would
+# apply the request, and its credential, to another path.
 _SEGMENT = re.compile(r"(?!\.{1,2}(?:/|\Z))[A-Za-z0-9._~:@-]+")
 _PATH = re.compile(rf"(?:/{_SEGMENT.pattern})+/?|/")
 

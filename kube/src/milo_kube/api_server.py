@@ -31,7 +31,8 @@ class AccessProvider(Protocol):
     async def access(self, *, refused: Credential | None = None) -> Access:
         """Return the server, its CAs and the credential to use now. Raises TransportError if there is no credential.
 
-        `refused` was rejected with 401: a provider that can obtain another credential does so, others return it again.
+        `refused` is a credential that was rejected with 401. A provider that can obtain another credential does so; any
+        other provider returns the same one again.
         """
 
 
@@ -64,8 +65,8 @@ class Pools:
     ) -> None:
         """`idle_s`: how long an idle connection is kept open.
 
-        `kept`: with more pools than this, the least recently used ones without users are closed.
-        Proxies come from `environ`.
+        `kept`: if there are more pools than this, the least recently used pools without users are closed.
+        Proxies are read from the variables in `environ`.
         `http2` (`Http2Connection`) offers HTTP/2 to servers, unless `DISABLE_HTTP2` is set, as in client-go.
         """
         self._user_agent = user_agent
@@ -204,7 +205,8 @@ class ApiServer:
         response_limit: int,
         connect_timeout_s: float = CONNECT_TIMEOUT_S,
     ) -> None:
-        """`proxy`: the proxy's URL; by default, that of the environment variables. The first request connects."""
+        """`proxy`: the proxy's URL; by default, it is read from the environment variables. The first request
+        connects."""
         self._provider = provider
         self._pools = pools
         self._proxy = proxy
@@ -268,8 +270,8 @@ class ApiServer:
     ) -> AbstractAsyncContextManager[Stream]:
         """Open a response that is read while it arrives.
 
-        `silence_s` is the read timeout for the headers and for each chunk. None, for readers with their own deadlines,
-        saves the cost of a timer per chunk.
+        `silence_s` is the read timeout for the headers and for each chunk. Readers with their own deadlines pass None,
+        which saves the cost of a timer per chunk.
         """
         request = ApiRequest("GET", path, tuple(query), accept=accept, encoding="identity")
         return _OpeningStream(partial(self._streamed, request, connect_timeout_s, silence_s))

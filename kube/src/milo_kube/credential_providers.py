@@ -12,8 +12,8 @@ from milo_kube.credential import ClientCertificate, Credential, CredentialError,
 from milo_kube.exec_plugin import TIMEOUT_S, ExecAnswer, ExecCommand, ExecPluginError
 from milo_kube.file_content import FileContent
 
-# Minimum time between two runs of a plugin, unless its credential expires sooner. Callers ask again after each
-# rejection and failure, and each run starts a process and often calls an identity provider.
+# Minimum time between two runs of a plugin, unless its credential expires sooner. Callers request a credential again
+# after each rejection and failure, and each run starts a process and often calls an identity provider.
 REPEAT_AFTER_S = 5.0
 
 
@@ -21,7 +21,8 @@ class CredentialProvider(Protocol):
     async def credential(self, *, refused: Credential | None = None) -> Credential:
         """Return the credential to use now. Raises CredentialError if there is none.
 
-        `refused` was rejected with 401: a provider that can obtain another credential does so, others return it again.
+        `refused` is a credential that was rejected with 401. A provider that can obtain another credential does so; any
+        other provider returns the same one again.
         """
 
 
@@ -35,7 +36,7 @@ class StaticCredential(msgspec.Struct, frozen=True):
 
 
 class FileCredential(msgspec.Struct, frozen=True, kw_only=True):
-    """A credential in files that another process renews: a kubelet's projected token, cert-manager's key pair.
+    """A credential in files that another process renews, such as a projected token or a key pair from cert-manager.
 
     Each file is read again when it changes. While a file is missing or empty, for example during its replacement, the
     last good content is used. Parts that are not in files come from `fixed`.
@@ -86,7 +87,7 @@ class ExecPlugin:
         self._single_flight = asyncio.Lock()
 
     def runs_like(self, other: "ExecPlugin") -> bool:
-        """Return whether both run the same command with the same environment."""
+        """Return whether both plugins run the same command with the same environment."""
         one, another = self._command, other._command
         return (one.argv, one.environment) == (another.argv, another.environment)
 

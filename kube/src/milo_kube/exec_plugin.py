@@ -18,15 +18,15 @@ from milo_kube.kubeconfig import ContextAccess
 
 TIMEOUT_S = 60.0
 MAX_OUTPUT = 1 << 20
-MAX_STDERR = 500  # characters of a plugin's stderr in an error
+MAX_STDERR = 500  # characters of a plugin's stderr that an error quotes
 _EXTENSION = "client.authentication.k8s.io/exec"
 
 _INHERITED = re.compile(
     r"PATH|HOME|USER|LOGNAME|SHELL|LANG|LANGUAGE|LC_\w+|TZ|TMPDIR|XDG_\w+|SSL_CERT_(?:FILE|DIR)"
     r"|(?i:HTTPS?_PROXY|NO_PROXY)|KUBERNETES_\w+|(?:AWS|AZURE|GOOGLE|CLOUDSDK|DATUM)_\w+"
 )
-"""The environment variables that plugins inherit: those of the user, shell, locale and time zone, those with the
-locations of programs, files, CAs, proxies and Kubernetes Services, and those with the logins of cloud tools."""
+"""The environment variables that plugins inherit. They contain the user, shell, locale and time zone, the locations of
+programs, files, CAs, proxies and Kubernetes Services, and the logins of cloud tools."""
 
 _TOKEN_LIKE = re.compile(
     r"""(?ix)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 ERRORS_KEPT = 8192
-GRACE_S = 1.0  # to read what is left in the pipes after the process group has ended
+GRACE_S = 1.0  # time for reading the rest of the pipes after the process group has ended
 
 End: TypeAlias = Literal["exited", "timeout", "flood"]
 
@@ -117,7 +117,7 @@ async def _pipe(reader: "_Capture") -> AsyncIterator[_WriteEnd]:
 
 
 class _Capture(asyncio.Protocol):
-    """A reader that drains a pipe, so that the writer never blocks, and keeps a part of the data."""
+    """A reader that drains a pipe, so that the writer never blocks, and keeps a limited part of the data."""
 
     def __init__(self) -> None:
         self.kept = bytearray()

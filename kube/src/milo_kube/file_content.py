@@ -11,8 +11,8 @@ MAX_BYTES = 1 << 20
 REREAD_EVERY_S = 60.0  # even if stat is unchanged: some file systems store times in whole seconds
 SETTLED_S = 5.0
 """A file that is written in place is not read again until it has been unchanged for this long, unless a caller forces
-it: the file may be incomplete, and a part of a token, address or CA bundle can be valid. A file that was renamed into
-place is read at once."""
+the read: the file may be incomplete, and a part of a token, address or CA bundle can be valid. A file that was renamed
+into place is read at once."""
 
 
 def file_version(status: os.stat_result) -> tuple[int, ...]:
@@ -31,7 +31,7 @@ class FileContent:
         self._read_at = float("-inf")
 
     def read(self, *, reread: bool = False) -> bytes:
-        """Read the file if that is due, and return the last good content. Raises CredentialError if there is none."""
+        """Read the file if a read is due, and return the last good content. Raises CredentialError if there is none."""
         try:
             status = self.path.stat()
             seen = file_version(status)

@@ -1,7 +1,7 @@
 """Reads a context of a kubeconfig under a policy of allowed fields, and renders kubeconfigs. Reads no files.
 
-Fields that the policy does not list are refused: to ignore a proxy, a CA or an impersonation would be worse than not to
-connect.
+Fields that the policy does not list are refused, because ignoring a proxy, a CA or an impersonation would be worse than
+not connecting.
 Errors quote names of contexts, clusters, users and fields, and never a value, which may be a secret.
 """
 
@@ -22,7 +22,7 @@ from milo_kube.act_as import ActAs
 
 MAX_BYTES: Final = 1 << 20
 RECEIVED_BYTES: Final = 64 << 10
-"""Maximum size of a kubeconfig of another author: parsing a larger one would delay the event loop."""
+"""Maximum size of a kubeconfig that another user wrote: parsing a larger one would delay the event loop."""
 _RECEIVED_NODES: Final = 2_000
 SERVER_VARIABLE: Final = "MILO_DISCOVERY_CLUSTER_SERVER"
 """The environment variable in which a kubeconfig's exec entry repeats the URL of its server for the plugin."""
@@ -66,7 +66,7 @@ class Policy:
     user: frozenset[str] | None
     """None: the user is not read."""
     instead: str = "not supported"
-    """The advice about refused fields for which `_INSTEAD` has none."""
+    """The advice about refused fields that are not in `_INSTEAD`."""
     needs_server: bool = True
     is_exact: bool = False
     """Whether the document must contain exactly one cluster, user and context, and nothing else."""
@@ -99,15 +99,15 @@ STATED: Final = Policy(
     instead="the cluster can have only server and certificate-authority-data; the user only token, or "
     "client-certificate-data with client-key-data",
 )
-"""A kubeconfig of another author: it cannot refer to files or commands, which this process would read or run."""
+"""A kubeconfig that another user wrote. It cannot refer to files or commands, which this process would read or run."""
 RECEIVED: Final = Policy(
     cluster=LOCAL.cluster | {"insecure-skip-tls-verify"}, user=STATED.user, instead=_INLINE, needs_server=False
 )
-"""A kubeconfig of which only the credential and, if there are any, the server and the CA are used."""
+"""A kubeconfig of which only the credential, and the server and CA if it has them, are used."""
 SELF_CONTAINED: Final = Policy(
     cluster=STATED.cluster | {"tls-server-name"}, user=STATED.user, instead=_INLINE_ONLY, needs_server=False
 )
-"""A kubeconfig of another author that decides how its server is reached and verified."""
+"""A kubeconfig that another user wrote, and that contains all that is needed to reach and verify the server."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -235,7 +235,7 @@ def _resolved(entry: Mapping[str, Any], directory: str) -> dict[str, Any]:
 
 
 def parse_received(content: bytes) -> ParsedKubeconfig:
-    """Parse a kubeconfig of another author, within a few milliseconds. Raises KubeconfigError."""
+    """Parse a kubeconfig that another user wrote, within a few milliseconds. Raises KubeconfigError."""
     if len(content) > RECEIVED_BYTES:
         raise KubeconfigError(f"is {len(content)} bytes long; at most {RECEIVED_BYTES} are read")
     digest = blake2b(content).digest()
@@ -402,7 +402,7 @@ class _Reader:
         return token
 
     def _server_name(self, about: str, name: str) -> str:
-        # The module ssl raises UnicodeError or TypeError for other names.
+        # The module ssl raises UnicodeError or TypeError for names that do not meet these conditions.
         if name and not (name.isprintable() and " " not in name and _is_encodable(name)):
             self._problems.append(f"{about} has a tls-server-name that is not a hostname")
         return name

@@ -9,7 +9,7 @@ import msgspec
 
 T = TypeVar("T")
 Predicate: TypeAlias = Callable[[T], bool]
-"""A condition that is composed once for many evaluations, so that absent conditions cost nothing per evaluation."""
+"""A condition that is composed once and evaluated many times, so that selectors that are not set cost nothing."""
 
 _BLANK = " \t\r\n"  # the only whitespace that the API server's parser accepts
 _TOKEN = re.compile(rf"[{_BLANK}]*(?:(?P<op>==|!=|=|!|>|<|\(|\)|,)|(?P<word>[^{_BLANK}=!<>(),]+))")

@@ -91,7 +91,7 @@ class _OpenedStream:
 class ListWatch(Generic[Seen]):
     """The list and watch of one collection.
 
-    With `liveness`, the server is checked while nothing arrives, and a wait is aborted if the checks fail.
+    With `liveness`, the server is checked while no data arrives, and a wait is aborted if the checks fail.
     """
 
     __slots__ = (

@@ -1,8 +1,7 @@
 """Probes the liveness of an API server while nothing arrives from it.
 
 An API server whose etcd is unavailable keeps its watches open, opens new ones from its cache, and sends no events. Its
-/livez fails then, so repeated failures count as no answer. From then on, no request is sent before a check that
-neither fails nor remains unanswered.
+/livez fails then, so repeated failures count as no answer. From then on, no request is sent until a check succeeds.
 """
 
 import asyncio
@@ -28,7 +27,7 @@ class LivenessApi(Protocol):
 
 
 class LivenessProbe:
-    """Sends liveness checks to an API server, and ends a wait for its data if it fails them or does not answer.
+    """Sends liveness checks to an API server, and ends a wait for data if the server fails the checks or is silent.
 
     The wait is that of `ListWatch`, which assigns `deadline` and `tracker.waiting_since`.
     """
@@ -45,7 +44,7 @@ class LivenessProbe:
         self._failure = ""
         """How the server answered the last check, if that was a failure (5xx)."""
         self._is_failing = False
-        """Whether a wait was ended because of a failure (5xx), and later checks failed too, or were not answered."""
+        """Whether a wait was ended because of a failure (5xx), and no later check has succeeded."""
         self._clock: Callable[[], float] = asyncio.get_running_loop().time
 
     async def run(self) -> None:
@@ -64,7 +63,7 @@ class LivenessProbe:
         return self._unresponsive() if self._is_failing else None
 
     async def give_up(self) -> Failure | None:
-        """Close every connection if checks ended the wait, and return the failure; None if its deadline ended it."""
+        """Close every connection if checks ended the wait, and return the failure; None if the wait timed out."""
         if not self.is_lost:
             return None
         await self._api.drop()

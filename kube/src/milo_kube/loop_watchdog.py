@@ -26,8 +26,8 @@ class BlockedLoop:
 class LoopWatchdog:
     """A context manager that watches the running event loop from a thread.
 
-    `observe` is called with each delay. If the loop is blocked for longer than `blocked_s`, `blocked` is called in that
-    thread while this lasts, at most once, and `was_blocked` in the loop afterwards.
+    `observe` is called with each delay. If the loop is blocked for longer than `blocked_s`, `blocked` is called in the
+    thread, at most once and while the loop is still blocked; afterwards, `was_blocked` is called in the loop.
     """
 
     def __init__(

@@ -66,7 +66,7 @@ class KeyedBuckets(Generic[K]):
         self._buckets: OrderedDict[K, TokenBucket] = OrderedDict()
 
     def bucket(self, key: K, rate: Rate, now: float) -> TokenBucket:
-        """Return the key's bucket, at this rate from now on."""
+        """Return the key's bucket, which refills at this rate from now on."""
         found = self._buckets.get(key)
         if found is None:
             self._buckets[key] = found = TokenBucket(rate, now)

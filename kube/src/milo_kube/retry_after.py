@@ -14,7 +14,8 @@ _JITTER_S = 1.0
 
 
 def delay_s(own_s: float, stated_s: float | None, *, at_most_s: float = LONGEST_S) -> float:
-    """Return the delay before a retry. `own_s`: the client's backoff, with jitter. `stated_s`: the Retry-After."""
+    """Return the delay before a retry. `own_s`: the client's backoff, with jitter. `stated_s`: the server's
+    Retry-After."""
     if stated_s is None:
         return own_s
     return max(own_s, min(stated_s, at_most_s) + min(own_s, _JITTER_S))

@@ -52,7 +52,7 @@ class Deadline:
         """End the wait normally: its deadline no longer applies."""
         self._at = None
         if self._is_over and not self._timeout.expired():
-            self._timeout.reschedule(None)  # the result arrived in the same iteration of the event loop as the deadline
+            self._timeout.reschedule(None)  # the result arrived in the same iteration as the deadline
             self._is_over = False
 
     def close(self) -> None:

@@ -70,7 +70,7 @@ def load_in_cluster(environ: Mapping[str, str], service_account: Path = SERVICE_
     if not host or not port:
         raise UpstreamError(
             "in-cluster: not running in a pod (KUBERNETES_SERVICE_HOST or _PORT is not set): "
-            "set kubeconfigs, such as --discovery-kubeconfig and --project-kubeconfig"
+            "set kubeconfigs, for example with --discovery-kubeconfig and --project-kubeconfig"
         )
     token, authorities = FileContent(service_account / "token"), FileContent(service_account / "ca.crt")
     problems: list[str] = []
@@ -90,7 +90,8 @@ def load_in_cluster(environ: Mapping[str, str], service_account: Path = SERVICE_
 
 
 def load_kubeconfig(path: Path, plugins: Collection[str] = (), *, plain_loopback: bool = False) -> Upstream:
-    """Load a kubeconfig, and reload its credential when the file changes, unless that is a pipe. Raises UpstreamError.
+    """Load a kubeconfig, and reload its credential when the file changes, unless the file is a pipe. Raises
+    UpstreamError.
 
     `plugins` are the commands that the kubeconfig may run as exec credential plugins, as written there; "*" allows any.
     With `plain_loopback`, credentials may be sent to a server on loopback without TLS.
@@ -108,7 +109,7 @@ def load_kubeconfig(path: Path, plugins: Collection[str] = (), *, plain_loopback
 class ReloadedCredential:
     """The credential of a kubeconfig that is replaced at runtime: by a mounted Secret, or by a new login.
 
-    Only the credential is reloaded. A new server or CA requires a restart, because it may mean another fleet.
+    Only the credential is reloaded. A new server or CA requires a restart, because the fleet may be a different one.
     """
 
     def __init__(self, file: FileContent, loaded: Upstream, read: Callable[[], Upstream]) -> None:
@@ -264,7 +265,7 @@ def _file(provider: CredentialProvider) -> FileContent | None:
 
 
 def _secret(provider: CredentialProvider) -> object:
-    """Return what identifies the user, as far as it is known without running a plugin."""
+    """Return the token, certificate, file or plugin that identifies the user. No plugin is run."""
     match provider:
         case StaticCredential(value=Credential(token=token, certificate=certificate)):
             return token or (certificate and certificate.chain)

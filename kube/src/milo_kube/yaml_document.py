@@ -22,7 +22,8 @@ MAX_NESTING_MARKS = 2_000  # flow brackets: the parser recurses on them before n
 
 _Fast: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
-# Tags of the scalars that "typed" converts; apart from nulls, others (!!python/..., !!binary, timestamps) become text.
+# Tags of the scalars that "typed" converts. All other scalars except nulls (!!python/..., !!binary, timestamps) become
+# text.
 _TYPED = frozenset({"tag:yaml.org,2002:bool", "tag:yaml.org,2002:int", "tag:yaml.org,2002:float"})
 _NULL = "tag:yaml.org,2002:null"
 _MERGE = "tag:yaml.org,2002:merge"

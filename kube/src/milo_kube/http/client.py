@@ -67,7 +67,8 @@ class Client:
         """Servers that selected HTTP/2, and then required HTTP/1.1 for a request."""
         self._open: set[Connection] = set()
         self._with_room: dict[_Key, dict[Connection, None]] = {}
-        """Connections that accept another request, as an ordered set: the latest that became available is last."""
+        """Connections that accept another request, as an ordered set: the one that became available most recently is
+        last."""
         self._idle: dict[Connection, asyncio.TimerHandle] = {}
         self._is_closed = False
         self._dialing: WeakValueDictionary[_Key, asyncio.Semaphore] = WeakValueDictionary()

@@ -12,13 +12,13 @@ from milo_kube.http.errors import TransportError
 from milo_kube.http.headers import Headers, SentHeaders
 
 OVERHEAD_LIMIT = 64 << 10
-"""Maximum bytes of headers, chunk sizes and trailers in a row, without a piece of body."""
+"""Maximum bytes of headers, chunk sizes and trailers that may arrive without any body data in between."""
 _UNZIP_AT_ONCE = 1 << 20
 _HEADER_VALUE = re.compile(r"[^\r\n\0]*")
 
 
 class Refusal(Enum):
-    """The reason for which a server refused a request without processing it, so that it can be sent again."""
+    """Why a server refused a request without processing it. Such a request can be sent again."""
 
     TRY_AGAIN = "try again"
     REQUIRES_HTTP_1 = "requires HTTP/1.1"
@@ -191,7 +191,7 @@ class Response(ABC):
 
 
 def check_header(name: str, value: str) -> None:
-    """Raise ValueError if the value would end the header."""
+    """Raise ValueError if the value contains a character that would end the header."""
     if not _HEADER_VALUE.fullmatch(value):
         raise ValueError(f"the header {name} contains a line break or NUL")
 

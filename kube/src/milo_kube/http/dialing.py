@@ -23,7 +23,7 @@ Http2: TypeAlias = Callable[[str], asyncio.Protocol]
 """Makes the HTTP/2 connection to an origin: `Http2Connection`, if the library h2 is installed."""
 DEFAULT_PORTS = {"http": 80, "https": 443}
 _ADDRESS_TIMEOUT_S = 2.0
-"""Timeout of each address of a host but the last, which may use all the remaining time."""
+"""Timeout for connecting to each address of a host, except the last one, which may use all the remaining time."""
 _PROXY_ANSWERS_WITHIN_S = 30.0
 
 # An idle connection to a dead peer breaks after 15 + 3 * 5 s, and one with unacknowledged data after 30 s.
@@ -142,7 +142,8 @@ def _secured(named: str, context: ssl.SSLContext, server_name: str, http2: Http2
 
 
 async def _open_socket(host: str, port: int) -> socket.socket:
-    """Return a socket that is connected to the first address of the host that accepts. Raises OSError."""
+    """Return a socket that is connected to the first address of the host that accepts the connection. Raises
+    OSError."""
     *others, last = await _addresses(host, port)
     for address in others:
         try:

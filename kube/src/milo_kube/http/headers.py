@@ -16,7 +16,7 @@ class Headers(Mapping[str, str]):
     """Header fields by case-insensitive name. Repeated fields are joined with commas.
 
     Short strings are shared, since thousands of open watches have mostly the same fields. They are not interned: some
-    versions of Python would keep the strings that a server or a client sends for the life of the process.
+    versions of Python never free interned strings, and a peer could send any number of different ones.
     """
 
     def __init__(self) -> None:

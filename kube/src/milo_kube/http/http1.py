@@ -165,7 +165,7 @@ class _Http1Response(Response):
         self._received_body(body)
 
     def on_message_complete(self) -> None:
-        if not self._has_head:  # an interim response: the final one follows
+        if not self._has_head:  # an interim response: the final response follows
             self.headers.clear()
             return
         self._is_complete = True

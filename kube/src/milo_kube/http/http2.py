@@ -113,7 +113,7 @@ class Http2Connection(asyncio.Protocol):
     def abort(self) -> None:
         close_at_once(self._transport)
 
-    # --- the protocol of the transport ---
+    # --- asyncio.Protocol ---
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
@@ -135,7 +135,8 @@ class Http2Connection(asyncio.Protocol):
     # --- internals ---
 
     def _process_frames(self) -> None:
-        """Process the frames that are allowed in this iteration of the event loop, so that no server can block it."""
+        """Process the limited number of frames that is allowed per iteration of the event loop, so that no server can
+        block it."""
         try:
             messages = self._core.take_messages(self._read_at)
         except InvalidHttp2 as error:

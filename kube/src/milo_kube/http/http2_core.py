@@ -45,11 +45,12 @@ _CONNECTION_WINDOW = 1 << 30
 FRAMES_AT_ONCE = 64
 """Maximum number of frames that are processed in one iteration of the event loop."""
 OVERHEAD_FRAMES = Rate(per_second=20.0, burst=1000.0)
-"""Rate limit for frames without content, beyond the credit from requests and content. More counts as an attack."""
+"""Rate limit for frames without content, beyond the credit from requests and content. A higher rate is treated as an
+attack."""
 _FRAMES_PER_REQUEST = 20
 _CREDIT_LIMIT = 10_000
 _SHORT_DATA = 32
-"""Minimum content of a DATA frame that adds to the credit for other frames."""
+"""Minimum length of the content of a DATA frame that adds to the credit for frames without content."""
 _FRAME_HEADER = 9
 _LARGEST_FRAME = 16_384
 _DATA = 0
@@ -59,7 +60,7 @@ _CONFIGURATION = H2Configuration(client_side=True, header_encoding=None)
 
 
 class Fields(msgspec.Struct, frozen=True):
-    """Header fields: those of the response, or of an interim response or trailers."""
+    """Header fields of the response, of an interim response, or of the trailers."""
 
     stream_id: int
     fields: Sequence[tuple[bytes, bytes]]
@@ -127,13 +128,14 @@ class _Protocol(H2Connection):
 
 
 class FrameBudget:
-    """Received bytes, from which a limited number of frames is taken at a time, so that no server blocks the loop."""
+    """A buffer of received bytes. It returns a limited number of frames at a time, so that no server blocks the
+    loop."""
 
     __slots__ = ("_credit", "_frames_left", "_overhead", "_unread")
 
     def __init__(self, now: float) -> None:
         self._unread = b""
-        """Received bytes that have not been processed yet: a part of a frame, or more frames than are processed at
+        """Received bytes that have not been processed yet: an incomplete frame, or more frames than are processed at
         once."""
         self._frames_left = FRAMES_AT_ONCE
         self._overhead = TokenBucket(OVERHEAD_FRAMES, now)

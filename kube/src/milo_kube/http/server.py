@@ -23,7 +23,8 @@ their size in the request."""
 UNREAD_LIMIT = 8 << 20
 """Maximum bytes of replies that clients have not read."""
 UNREAD_REPLIES = 4
-"""Number of unread replies, each as large as the largest one, that are kept even if they exceed UNREAD_LIMIT."""
+"""The limit of unread bytes is at least the size of this many replies as large as the largest unread one, even if that
+is more than UNREAD_LIMIT."""
 IDLE_S = 60.0
 """Maximum time from the start of a connection, or its last response, to the next response."""
 _METHODS = ("GET", "HEAD")
@@ -133,7 +134,7 @@ class _Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         if self.unread:
-            # Otherwise replies to a client that does not read them would pile up.
+            # Close the connection: otherwise replies to a client that does not read them would accumulate.
             assert self._transport is not None
             self._transport.close()
             return

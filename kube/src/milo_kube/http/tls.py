@@ -53,7 +53,7 @@ class TlsTransport(asyncio.Transport, asyncio.Protocol):
         """None once `handshake` has returned."""
         self._handshake_bytes = handshake_bytes
         self._unsent: list[bytes] = []
-        """Data that OpenSSL accepts only after it has read more from the peer."""
+        """Data to send that OpenSSL accepts only after it has read more data from the peer."""
         self._failure: Exception | None = None
         self._is_closing = False
 

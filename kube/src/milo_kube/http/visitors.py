@@ -18,7 +18,7 @@ _PRIVATE_DOMAINS = (".localhost", ".svc", ".cluster.local")
 def is_own_host(host_header: str, names: Collection[str] = ()) -> bool:
     """Return whether the Host header may name this server. After DNS rebinding, it contains the attacker's domain.
 
-    `names` are accepted too, in lower case.
+    `names`, which are in lower case, are accepted too.
     """
     match = _HOST.fullmatch(host_header.lower())
     if match is None:

@@ -11,7 +11,7 @@ import msgspec
 
 class LivenessPolicy(msgspec.Struct, frozen=True, kw_only=True):
     every_s: float = 15.0
-    """Interval between checks, and before the first. Each must be answered within a third of it."""
+    """Interval between checks, and before the first one. Each check must be answered within a third of the interval."""
     misses: int = 3
     """Consecutive failures that abort the wait. With the interval above, a hung server is detected in 50 s."""
 

@@ -73,7 +73,8 @@ class ListEnded(msgspec.Struct, frozen=True):
     """The list is complete: objects that it does not contain do not exist within the selector."""
 
     versions_went_back: bool = False
-    """Whether the list's version is older than the highest version seen: the server lags, was restored, or replaced."""
+    """Whether the list's version is older than the highest version seen: the server lags behind, or was restored or
+    replaced."""
     version: str = ""
     """The list's resourceVersion; empty if the server returned none."""
 

@@ -88,11 +88,12 @@ _VERSION_REFUSED = frozenset({410, 504})
 """410: the version is too old; 504: it is from the future."""
 _STREAMING_LIST_REFUSED = frozenset({400, 403, 422})
 _RESUME_REFUSED = frozenset({*range(400, 500), 500, 501}) - {401, 403, 407, 408, 425, 429}
-"""Statuses of a refused watch after which a list may succeed: they neither reject the caller nor ask to retry later."""
+"""Statuses of a refused watch after which a list may succeed, because they neither reject the caller nor request a
+later retry."""
 
 
 class Attempts(msgspec.Struct):
-    """The counts that the delays before retries and further lists depend on."""
+    """The counts and times from which the delays before retries and relists are computed."""
 
     requested_at: float
     listed_at: float
@@ -101,7 +102,8 @@ class Attempts(msgspec.Struct):
     malformed_at: str = ""
     """The version at which a watch last sent something undecodable."""
     list_is_unproven: bool = False
-    """Whether a refused version or undecodable data caused a relist, and no watch was open for `proven_s` since."""
+    """Whether a refused version or undecodable data caused a relist, and no watch has been open for `proven_s` since
+    then."""
 
 
 class Reflector(Generic[Seen]):
@@ -159,7 +161,7 @@ class Reflector(Generic[Seen]):
 
     @property
     def trusted_from(self) -> float:
-        """When the responding server can be assumed to be the one that all data came from.
+        """When it is safe to assume that the responding server is the one that all data came from.
 
         Until then, "not found" from it proves nothing: another server may never have had the object.
         """
@@ -305,8 +307,8 @@ class Reflector(Generic[Seen]):
     def _resume_failed(self, version: str, failure: Failure, now: float, delay: float) -> list[SourceEvent[Seen]]:
         if failure.status in _VERSION_REFUSED:
             return self._relist(failure, now, delay)
-        # With such a status, the server does not serve the collection, supports no watches, or does not have the
-        # version. A list may succeed.
+        # With such a status, the server does not serve the collection, does not support watches, or does not have the
+        # version. A list may still succeed.
         return self._stale("" if failure.status in _RESUME_REFUSED else version, failure, now, delay)
 
     def _watch_failed(self, watching: Watching, failure: Failure, now: float, delay: float) -> list[SourceEvent[Seen]]:

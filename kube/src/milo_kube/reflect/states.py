@@ -20,8 +20,8 @@ class ServerTrust(msgspec.Struct):
     def expects_bookmarks(self) -> bool:
         """Whether a watch without bookmarks counts as failed: the server has sent some before.
 
-        They are also expected from a server that may have been replaced, even if it has sent none: a watch from a
-        version that the server does not have receives nothing, forever.
+        Bookmarks are also expected from a server that may have been replaced, even if it has sent none: a watch from a
+        version that the server does not have never receives anything.
         """
         return self.sends_bookmarks or not self.is_known
 

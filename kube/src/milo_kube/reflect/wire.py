@@ -16,7 +16,8 @@ _LONGEST_REASON = 64
 _UNCHECKED_PAGE = 2 << 20
 """Maximum size of a page whose items are not counted before they are decoded."""
 _SMALLEST_ITEM = 64
-"""Minimum average size of the items of a larger page. Each item takes about this much memory besides its content."""
+"""Minimum average size of the items of a larger page. Each item takes about this much memory in addition to its
+content."""
 
 
 class Identified(Protocol):
@@ -243,7 +244,7 @@ class Decoder(Generic[Object, Seen]):
                 return UnknownEvent(f"a watch event of unknown type {other[:40]!r}")
 
     def _bounded(self, found: Seen) -> Seen:
-        """Return the object, or a malformed one if its UID or version is longer than any API server makes them."""
+        """Return the object, or a malformed one if its UID or version is longer than those of any API server."""
         if len(found.uid) <= _LONGEST_ID and len(found.version) <= _LONGEST_ID:
             return found
         problem = f"its UID or its resourceVersion is longer than {_LONGEST_ID} characters"
