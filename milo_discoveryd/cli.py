@@ -24,7 +24,7 @@ IN_SANDBOX_PACKAGE = ("sandbox", "demo")
 
 
 class _Commands(click.Group):
-    """The commands of this module, and those that other packages add by an entry point."""
+    """The commands of this module, and the commands that other packages add through an entry point."""
 
     def list_commands(self, context: click.Context) -> list[str]:
         from importlib.metadata import entry_points

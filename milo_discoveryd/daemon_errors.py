@@ -15,7 +15,7 @@ from milo_kube.credential import CredentialError
 
 
 class DaemonError(Exception):
-    """The base class of all expected errors but CredentialErrors."""
+    """The base class of all expected errors except CredentialErrors."""
 
 
 EXPECTED = (DaemonError, CredentialError)
@@ -45,7 +45,7 @@ class BackendError(CredentialError):
         self.reason = reason
         self.retry_after_s = retry_after_s
         self.of_cluster = of_cluster
-        """Whether the failure concerns one cluster only, while the backend is healthy."""
+        """Whether the failure concerns only one cluster, and the backend is otherwise healthy."""
 
 
 class UnfitError(CredentialError):

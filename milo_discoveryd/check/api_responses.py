@@ -22,7 +22,8 @@ _TRANSPORT_FIXES = {
     "dns": "check the hostname in the kubeconfig, and the DNS configuration (in a pod: dnsPolicy)",
     "connect": "check that the API server is running, and that firewalls and network policies allow the connection",
     "tls": "set the server certificate's CA, and a server name that the certificate contains, in the kubeconfig",
-    "timeout": "check that no firewall, network policy or missing proxy drops packets, and that the server responds",
+    "timeout": "check that no firewall or network policy drops packets, that a proxy is set if it is needed, and that "
+    "the server responds",
     "closed": "check that this is the address of an API server, not of a load balancer without a backend",
     "too_large": "raise watch.objects_limit, or find out why the API server sends so much at once",
     "credential": "correct the kubeconfig's credential or exec plugin, or the issuer that watch.credentials names",

@@ -163,7 +163,7 @@ async def check_leases(settings: Settings, environ: Mapping[str, str]) -> Findin
     problems = [*leases.problems, *(member.problem for member in leases.members.values() if member.problem)]
     if problems:
         return warn(
-            SHARDING, "; ".join(problems), "delete these Leases if no daemon of the group runs under their name"
+            SHARDING, "; ".join(problems), "delete each of these Leases if no daemon of the group runs under its name"
         )
     try:
         fleet = fleet_digest(ConfiguredSource(source, settings, environ) for source in settings.sources)

@@ -1,4 +1,4 @@
-"""Runs the checks of `milo-discoveryd check`, in the order in which a starting daemon depends on what they verify."""
+"""Runs the checks of `milo-discoveryd check`, in the order in which a daemon that starts needs what they verify."""
 
 import os
 from collections import Counter
@@ -260,7 +260,8 @@ async def _source(
 async def _followed(
     of: SourceSettings, watched: Upstream, settings: Settings, followed: KeyedSource
 ) -> AsyncIterator[Finding]:
-    """Check the API server of each followed collection. Several may be contexts of Milo: paths of one server."""
+    """Check the API server of each followed collection. Several of these servers may be contexts of Milo, which are
+    paths of one server."""
     resources: dict[str, list[Resource]] = {"": []}
     for collection in followed.collections:
         resources.setdefault(collection.server, []).append(collection.watched.resource)

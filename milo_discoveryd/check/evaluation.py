@@ -44,8 +44,8 @@ async def evaluate_source(
     environ: Mapping[str, str],
     fleet: FleetEngagements | None = None,
 ) -> Evaluation:
-    """Read a source's objects or files. `upstream` is the watched API server, with the credential to use. `fleet` has
-    the clusters of the sources that were evaluated before.
+    """Read a source's objects or files. `upstream` is the watched API server, with the credential to use. `fleet`
+    contains the clusters of the sources that were evaluated earlier.
 
     Raises FilesError, TransportError and ListPageError.
     """
@@ -80,7 +80,8 @@ def evaluate(
 def findings(subject: str, found: Evaluation, *, refuses: bool = False) -> Iterator[Finding]:
     """Report how many clusters are engaged, and the first problem of the objects that engage no cluster.
 
-    `refuses`: whether the source refuses objects of other organizations; their number is then reported even if it is 0.
+    `refuses`: whether the source refuses objects of other organizations; if so, the number of refused objects is
+    reported even if it is 0.
     """
     counts = {state: len(found.others.get(state, ())) for state in _REPORTED}
     engaged, total = len(found.clusters), len(found.clusters) + sum(counts.values())

@@ -16,7 +16,7 @@ from milo_kube.file_content import FileContent
 from milo_kube.tls_identity import TlsIdentity
 
 _SHOWN = 3
-"""The number of keys in a finding about stored clusters."""
+"""Maximum number of keys that a finding about stored clusters shows."""
 
 
 def state_directory(directory: Path) -> Finding:
@@ -103,7 +103,7 @@ def _is_installed(package: str) -> bool:
 
 
 def check_stored_keys(directory: Path, configured: Iterable[tuple[str, StateOrigin]]) -> Iterator[Finding]:
-    """Compare the stored sources with the configured ones, which are given by name and origin."""
+    """Compare the stored sources with the configured ones, which are passed as pairs of name and origin."""
     origins = dict(configured)
     for source, fleet in stored_fleets(directory):
         if origins.get(source) == fleet.origin or not fleet.clusters:

@@ -1,7 +1,7 @@
 """Checks each credential issuer: mints a credential, and uses it in an engaged cluster, if there is one.
 
-Issuers that would create objects are not checked. Without an engaged cluster, issuers with one credential per cluster
-are not checked either, except `client-certificate`.
+Issuers that would create objects are not checked. If no cluster is engaged, issuers with one credential per cluster,
+except `client-certificate`, are not checked either.
 """
 
 import time
@@ -43,7 +43,8 @@ class IssuersCheck:
         clusters: Sequence[Cluster],
         sources: Mapping[str, tuple[Upstream, TrustOf]],
     ) -> None:
-        """`clusters` are those that the daemon engages; `sources` has each source's project server and trust."""
+        """`clusters` are the clusters that the daemon engages; `sources` has the project server and the trust of each
+        source."""
         self._settings = settings
         self._issuers = issuers
         self._clusters = clusters

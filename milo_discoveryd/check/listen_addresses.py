@@ -42,7 +42,7 @@ def tcp_port(subject: str, address: TcpAddress, *, daemon_is_running: bool = Fal
         if daemon_is_running and error.errno == errno.EADDRINUSE:
             return warn(subject, "in use", "expected if the running daemon listens there")
         return fail(
-            subject, f"cannot listen: {error.strerror or error}", "choose another address, or stop what listens there"
+            subject, f"cannot listen: {error.strerror or error}", "choose another address, or stop the process there"
         )
     return ok(subject, "free")
 

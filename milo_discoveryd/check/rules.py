@@ -1,4 +1,5 @@
-"""Checks that authorization rules can match, and that their credentials grant no more than their scope."""
+"""Checks that authorization rules can match, and that the credentials they permit are not valid for more clusters than
+the rule covers."""
 
 from collections.abc import Iterator
 

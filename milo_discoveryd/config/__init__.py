@@ -1,4 +1,5 @@
-"""Settings: flags, environment and file in one frozen tree, and errors that state the place and the fix."""
+"""Settings: merges flags, environment and file into one frozen tree. Errors say where a problem is, and how to fix
+it."""
 
 from milo_discoveryd.config.listeners import ListenerSettings
 from milo_discoveryd.config.load import load, named_file

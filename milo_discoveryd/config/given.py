@@ -66,7 +66,7 @@ def expand(
 ) -> tuple[Settings, list[tuple[SettingPath, str]]]:
     """Return the settings with a list of sources, and the problems of the flat settings, by setting.
 
-    `is_set` has the paths of the settings that were given.
+    `is_set` contains the paths of the settings that were given.
     """
     problems: list[tuple[SettingPath, str]] = []
     sources, token_review = given.sources, given.token_review

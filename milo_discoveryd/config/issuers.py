@@ -202,7 +202,7 @@ class KubeconfigSecret(_Issuer, frozen=True, kw_only=True):
         if self.ca is not None and not self.has_fields:
             raise ValueError(
                 "has ca, but neither token nor certificate: set one of them, or remove ca, because a kubeconfig has "
-                "its own"
+                "its own CA"
             )
 
     @property

@@ -1,7 +1,7 @@
 """Layers of settings: flags, environment variables and the configuration file.
 
-A layer maps the path of a setting, such as ("socket", "mode"), to the given value and to the place where it was given,
-which errors name. Layers merge like dictionaries: a later one overrides an earlier one.
+A layer maps the path of a setting, such as ("socket", "mode"), to the given value and to where it was given, which
+errors state. Layers merge like dictionaries: a later one overrides an earlier one.
 """
 
 import re
@@ -44,7 +44,7 @@ class Given(msgspec.Struct, frozen=True):
     value: object
     place: str
     locate: Callable[[tuple[str | int, ...]], str] | None = None
-    """Returns the place of a nested value."""
+    """Returns the location of a nested value in the file."""
 
     def place_of(self, inside: tuple[str | int, ...]) -> str:
         return self.place if self.locate is None else self.locate(inside)

@@ -99,7 +99,7 @@ def _disagreements(settings: Settings, given: Mapping[SettingPath, Given]) -> It
 
 
 def _place(settings: Settings, position: int, given: Mapping[SettingPath, Given]) -> tuple[str, str]:
-    """Return the place of a source, and the prefix of problems there."""
+    """Return where a source is configured, and the prefix of the messages about it."""
     if name := settings.sources[position].name:
         return given[("sources",)].place_of((position,)), f"{name}: "
     return next((given[key].place for key in (("mode",),) if key in given), "settings"), ""
@@ -134,7 +134,7 @@ def _issuers_that_do_not_exist(settings: Settings, given: Mapping[SettingPath, G
 
 
 def _issuer_problems(settings: Settings, issuer: IssuerSettings) -> Iterator[str]:
-    """Yield why an issuer cannot serve the clusters of its sources."""
+    """Yield the reasons why an issuer cannot serve the clusters of its sources."""
     names = [source.name for source in settings.sources if source.name]
     for name in issuer.sources:
         if name not in names:

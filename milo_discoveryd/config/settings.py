@@ -69,9 +69,10 @@ class WatchSettings(Group, frozen=True, kw_only=True):
     """Timeout for a complete response, such as a page of a list or a single object."""
     objects_limit: Annotated[int, size(1 << 20, 64 << 30)] = 128 << 20
     """Memory budget for the objects of a source: the size of their kept fields, 512 bytes for each object, and 160 for
-    each of its labels and annotations beyond eight. Objects that lists lack may take as much again until their deletion
-    is confirmed. A source that exceeds it is stale with the reason `OverBudget`, and is listed again after five
-    minutes. The default is enough for about 150,000 projects. Also the maximum size of one response."""
+    each of its labels and annotations beyond eight. Objects that are missing from a list may take the same amount in
+    addition until their deletion is confirmed. A source that exceeds it is stale with the reason `OverBudget`, and is
+    listed again after five minutes. The default is enough for about 150,000 projects. Also the maximum size of one
+    response."""
     credentials: Annotated[str | None, Text(most=63)] = None
     """Name of the credential issuer in `kubeconfigs.issuers` that authenticates discovery. Default: the user of the
     discovery kubeconfig."""
@@ -91,24 +92,26 @@ class RemovalSettings(Group, frozen=True, kw_only=True):
     """The mass-removal limit: when removals found by a list are held. See `objects.removal_guard`."""
 
     count: Annotated[int, Whole(0, 1_000_000)] = 10
-    """Removals are held if a list lacks more engaged clusters than both this number and the share `removals.share`, or
-    more than half of at least two."""
+    """Removals are held if more engaged clusters are missing from a list than both this number and the share
+    `removals.share`, or, with at least two engaged clusters, more than half of them."""
     share: Annotated[float, Number(0, 1)] = 0.2
-    """Share of the engaged clusters that a list may lack before removals are held, together with `removals.count`."""
+    """Share of the engaged clusters that may be missing from a list before removals are held; the larger of this share
+    and `removals.count` applies."""
     verify_after: Annotated[timedelta, span("1s", "24h")] = timedelta(seconds=30)
     """Delay before a second list, which must confirm held removals."""
     per_second: Annotated[float, Number(0, 10_000, is_above=True)] = 50.0
     """Rate at which confirmed removals are released; each deletion is confirmed by a GET."""
     hold_not_ready: bool = True
-    """Apply the mass-removal limit to clusters that become not ready, too: if more than the limit do within
-    `removals.verify_after`, those not yet disengaged stay engaged for that time. `false` disengages each cluster as
-    soon as its `not_ready_grace` is over."""
+    """Also apply the mass-removal limit to clusters that become not ready: if more clusters than the limit become not
+    ready within `removals.verify_after`, those that are still engaged stay engaged for that time. `false` disengages
+    each cluster as soon as its `not_ready_grace` is over."""
 
 
 class MetricsSettings(Group, frozen=True, kw_only=True):
     # A scrape of 50,000 clusters takes a third of a second of CPU time.
     cluster_info_cap: Annotated[int, Whole(0, 100_000)] = 1_000
-    """Maximum number of clusters, and of organizations, with time series of their own, if `http_names` allows any."""
+    """Maximum number of clusters, and of organizations, for which there are separate time series, if `http_names`
+    allows any."""
 
 
 class KubeconfigSettings(Group, frozen=True, kw_only=True):

@@ -31,7 +31,7 @@ class SourceSettings(Group, frozen=True, kw_only=True):
     kind: Annotated[str, kind_name]
     """Kind of the source: a built-in kind, or a kind of an installed package."""
     settings: Annotated[SourceKind, _parsed_kind]
-    """Settings of the source's kind. Default: those of the kind."""
+    """Settings of the source's kind. Default: the default settings of the kind."""
     discovery_kubeconfig: Annotated[Path | None, values.file_path] = None
     """Like the top-level setting `discovery_kubeconfig`, for this source."""
     project_kubeconfig: Annotated[Path | None, values.file_path] = None

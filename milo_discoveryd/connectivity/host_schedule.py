@@ -1,7 +1,8 @@
 """Probes of hosts instead of clusters, for clusters that are paths of one API server.
 
 One probe of a host represents all clusters of a source behind that host. Each source has its own probes, because they
-also try the credentials of the source's issuers. A cluster that is engaged later has its host's connectivity.
+also try the credentials of the source's issuers. A cluster that is engaged later takes over the connectivity of its
+host.
 A host that answers makes no cluster REACHABLE, since it answers under the path of every cluster, existing or not.
 """
 

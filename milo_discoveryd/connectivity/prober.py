@@ -32,7 +32,7 @@ class Prober:
         metrics: ProbeMetrics,
         is_wanted: Callable[[str, int], bool],
     ) -> None:
-        """`is_wanted` returns whether a cluster, of this incarnation, still needs probes."""
+        """`is_wanted` returns whether this incarnation of a cluster still needs probes."""
         self._schedule = schedule
         self._is_wanted = is_wanted
         self._send = send

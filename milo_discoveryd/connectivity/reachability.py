@@ -36,9 +36,11 @@ class ProbePolicy(msgspec.Struct, frozen=True, kw_only=True):
     give_up_after_s: float | None = None
     """How long a cluster must be unreachable before it is disengaged; None: never."""
     give_up_count: int = 10
-    """No cluster is disengaged while more than both this number and the share `give_up_share` are unreachable."""
+    """No cluster is disengaged while the number of unreachable clusters exceeds both this number and the share
+    `give_up_share`."""
     give_up_share: float = 0.2
-    """Share of all clusters, see `give_up_count`. While more than half are unreachable, none is disengaged."""
+    """Share of all clusters: see `give_up_count`. While more than half of them are unreachable, no cluster is
+    disengaged."""
 
 
 AT_ONCE = 512
@@ -66,7 +68,7 @@ class ProbeFailed(msgspec.Struct, frozen=True):
     """One word, such as `timeout`: the cause of the `TransportError`, the status, or `5xx`."""
     message: str
     is_of_host: bool = False
-    """Whether nothing answered at the host: the outcome then applies to every cluster behind it."""
+    """Whether the host itself did not answer: the outcome then applies to every cluster behind it."""
 
 
 ProbeOutcome = ProbeReached | ProbeFailed
@@ -78,7 +80,7 @@ class Probe(msgspec.Struct, frozen=True):
     name: str
     incarnation: int
     watch: int
-    """Distinguishes probes of a cluster whose endpoint changed while one was in flight."""
+    """Distinguishes the probes before and after a change of the cluster's endpoint."""
 
 
 class ConnectivityChange(msgspec.Struct, frozen=True):
@@ -186,7 +188,7 @@ class ProbeSchedule:
         self.forget(probe.name)
 
     def known_changes(self) -> list[ConnectivityChange]:
-        """Return no changes, since each cluster is probed itself. `HostSchedule` has the same method."""
+        """Return no changes, because each cluster has its own probes. `HostSchedule` has the same method."""
         return []
 
     @property

@@ -20,7 +20,7 @@ LONGEST_S = 24 * 3600.0
 _LATEST = 253_402_300_800.0
 """The year 10000, which neither protobuf nor RFC 3339 can express."""
 UNSTATED_LIFE_S = 3600.0
-"""The assumed lifetime of a credential without a stated expiry: holders request the current one after this time."""
+"""The assumed lifetime of a credential without a stated expiry: holders request a new one after this time."""
 
 
 class LongLivedError(UnfitError):
@@ -65,7 +65,8 @@ def validate(
     audiences: Collection[str] = (),
     subject: str = "",
 ) -> IssuedCredential:
-    """Return the credential, with the earliest expiry of the backend (`expires_at`), the token and the certificate.
+    """Return the credential. It expires at the earliest time that the backend (`expires_at`), the token or the
+    certificate states.
 
     Raises BackendError if it is invalid, and UnfitError if it must not be issued.
     """

@@ -113,7 +113,8 @@ class KubeconfigFiles:
     def scan(self, is_complete: Callable[[str], bool] = lambda _: False) -> Scan:
         """Return all objects; only files that changed since the previous scan are read. Raises FilesError.
 
-        `is_complete` returns whether the file of a name is known to be complete, although it was written a moment ago.
+        `is_complete` returns whether the file with that name is known to be complete, although it was written a moment
+        ago.
         """
         files = self._files()
         found: dict[str, _ReadFile] = {}
@@ -144,7 +145,7 @@ class KubeconfigFiles:
     def find(self, key: str) -> FileObject | None:
         """Return an object as it is now, or None if its file in the directory, or its context, does not exist.
 
-        Raises FilesError if that is unknown, as when the directory is missing or a file may be incomplete.
+        Raises FilesError if that is unknown, because the directory is missing or a file may be incomplete.
         """
         file, _ = self._of.context_of(key)
         path = self.path / file if file else self.path
@@ -234,7 +235,7 @@ def _is_directory(entry: "os.DirEntry[str]") -> bool:
     try:
         return entry.is_dir()
     except OSError:
-        return False  # such as a symbolic link to itself: reading it reports the error
+        return False  # for example a symbolic link to itself: the read reports the error
 
 
 def _opened(descriptor: int, path: Path) -> Path:

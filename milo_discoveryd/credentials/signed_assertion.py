@@ -38,7 +38,7 @@ def load_key(pem: bytes, origin: str) -> SigningKey:
 
 
 def assertion(key: SigningKey, key_id: str, *, subject: str, audience: str, now: float) -> str:
-    """Return a JWT, valid for a minute, that authenticates its subject to the audience."""
+    """Return a JWT, valid for a minute, that authenticates `subject` to `audience`."""
     is_rsa = isinstance(key, rsa.RSAPrivateKey)
     header = {"alg": "RS256" if is_rsa else "ES256", "typ": "JWT"} | ({"kid": key_id} if key_id else {})
     claims = {

@@ -2,10 +2,11 @@
 
 A user who can write an object can write another project's UID in a label, or another cluster's address in a field. So
 claims are compared across all sources. Values that come from API servers or the settings do not conflict with each
-other, and precede values in objects: an address always, and a UID on the same API server. Other claims are compared in
-the order in which the daemon observed them: the earliest is valid. If the order is unknown, because one list contained
-several claims, or the first lists of several sources did, none is valid, except for a project that two sources show, as
-a Project and by a label of a ProjectControlPlane: it belongs to the source that is configured first.
+other, and precede values in objects: an address precedes those in all objects, a UID only those in objects on the same
+API server. Other claims are compared in the order in which the daemon observed them: the earliest is valid. If the
+order is unknown, because one list contained several claims, or the first lists of several sources did, none is valid,
+except for a project that two sources show, one as a Project and the other by a label of a ProjectControlPlane: it
+belongs to the source that is configured first.
 
 A cluster is contested if its object is ready, but has a claim that is not valid. Adding or dropping a claim returns the
 clusters whose claims must be evaluated again. Clusters that are contested now are disengaged first, then the observed
@@ -76,7 +77,7 @@ class ValueClaims(ABC):
         self._with_former = with_former
         """The clusters whose objects have former claims, on values of any kind."""
         self._kept_engaged: dict[str, set[ClaimedCluster]] = {}
-        """The contested clusters that are still engaged, by each value that their objects claim."""
+        """The contested clusters that are still engaged, keyed by each value that their objects claim."""
 
     @abstractmethod
     def states(self, observation: Ready | NotReady) -> bool:
@@ -87,10 +88,10 @@ class ValueClaims(ABC):
         """Return the value that an object claims; empty if it claims none."""
 
     def add(self, claim: ValueClaim) -> set[ClaimedCluster]:
-        """Add a claim of a cluster's object. Return the other clusters whose claims to evaluate again.
+        """Add a claim of a cluster's object. Return the other clusters whose claims must be evaluated again.
 
-        The object keeps its former claims too, because its cluster stays engaged as it was unless all claims of the
-        new state are valid.
+        The object also keeps its former claims, because its cluster stays engaged in the former state unless all claims
+        of the new state are valid.
         """
         held = {kept.value: kept for kept in self._by_key.get(claim.key, ())}
         former, affected = held.pop(claim.value, None), set[ClaimedCluster]()
@@ -170,7 +171,7 @@ class ValueClaims(ABC):
 
     def _precedes(self, own: ValueClaim, other: ValueClaim) -> bool:
         if _is_same_object(own, other) or not (own.is_stated or other.is_stated):
-            return True  # one object that two sources show, or values that no object states
+            return True  # two sources show the same object, or no object states the value
         if own.is_stated != other.is_stated and (self.trusts_servers or own.server == other.server):
             return other.is_stated
         if not (own.is_first and other.is_first):
@@ -342,7 +343,8 @@ class FleetEngagements:
         return (claims for claims in self._kinds if claims.is_active)
 
     def _problem(self, name: str) -> str:
-        """Return which claim keeps an object from engaging its cluster; empty if all of its claims are valid."""
+        """Return a message about the claim that keeps an object from engaging its cluster; empty if all of its claims
+        are valid."""
         invalid = (claims for claims in self._active_kinds() if not claims.is_valid(name))
         return next((f"{claims.what} {claims.value(name)} is claimed by another object too" for claims in invalid), "")
 

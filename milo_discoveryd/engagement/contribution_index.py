@@ -41,7 +41,7 @@ class ContributionIndex:
         """The contributions to each cluster when its state was last applied, where they differ from the current
         ones."""
         self._dependents: dict[ObjectReference, dict[str, None]] = {}
-        """For each object, existing or not, the clusters with contributions that need it."""
+        """The clusters with contributions that need an object, by the reference to the object, which may not exist."""
         self._is_listed = False
         """Whether every collection was listed, so that unknown objects do not exist."""
 
@@ -69,7 +69,7 @@ class ContributionIndex:
         """Yield the states of clusters that depend on complete lists.
 
         These are engaged clusters without contributions, which the earlier run did not disengage before it ended, and
-        clusters that need an object that does not exist or has no content.
+        clusters whose contributions need an object that does not exist or has no content.
         """
         self._is_listed = True
         without_contribution = [
@@ -79,7 +79,7 @@ class ContributionIndex:
         return self._states_of([*dict.fromkeys([*without_contribution, *lacking])], position)
 
     def objects_of(self, cluster: str) -> tuple[ObjectReference, ...]:
-        """Return the objects that name a cluster, and those that they need."""
+        """Return the objects that name a cluster, and the objects that their contributions need."""
         members = self._contributions_to(cluster)
         return (*((contribution.watch, contribution.object) for contribution in members), *_needs(members))
 
@@ -93,7 +93,7 @@ class ContributionIndex:
     # --- contributions ---
 
     def _apply(self, collection: int, objects: ObjectChanges) -> list[str]:
-        """Apply changes of a collection's objects. Return the names of the clusters that they concern."""
+        """Apply changes of a collection's objects. Return the names of the clusters that the changes affect."""
         concerned: dict[str, None] = {}
         for index, change in enumerate(objects.changes):
             if change.before == change.after and not (change.is_replaced and change.after):

@@ -3,7 +3,7 @@
 Only this module writes to the change log. `commit` applies what the source reported, `end_overdue` disengages clusters
 whose grace period is over, `end_drain` those whose drain has ended, `reassign` and `lose` apply changes of ownership
 within a shard group, `set_connectivity` and `disengage_unreachable` apply the results of probes, and `contest`,
-`end_contested` and `begin_uncontested` those of comparing claims on one UID or address.
+`end_contested` and `begin_uncontested` apply the results of comparing claims on the same UID or address.
 
 A disengagement is planned if the cluster's API server stays available: if the row of the object's state in `MEANINGS`
 says so, or if another member of the shard group owns the cluster. Such a cluster drains first, if a subscriber confirms
@@ -250,12 +250,14 @@ class Engagements:
         return events
 
     def grace_until(self, name: str, now: Moment) -> float | None:
-        """Return when a cluster that is not ready will be disengaged, in Unix time; None if it does not wait."""
+        """Return when a cluster that is not ready will be disengaged, in Unix time; None if no grace period or hold
+        applies."""
         until = self.not_ready.until(name)
         return None if until is None else now.wall + until - now.steady
 
     def end_overdue(self, now: Moment) -> list[Event]:
-        """Disengage, or begin to drain, the clusters whose grace period is over, unless many are not ready at once."""
+        """Disengage, or begin to drain, the clusters whose grace period is over, unless many clusters are not ready at
+        once."""
         events: list[Event] = []
         for name in self.not_ready.take_overdue(self.engaged, now.steady):
             record = self._known(name)
@@ -542,7 +544,7 @@ class Engagements:
 def _stays_unreachable(record: ClusterRecord, observation: Ready) -> bool:
     """Return whether a cluster stays disengaged as unreachable, and update its record if so.
 
-    It does not if it has another endpoint or belongs to another object.
+    A cluster with a different endpoint, or that belongs to a different object, does not stay disengaged.
     """
     if record.state is not ObjectState.UNREACHABLE or observation.uid not in ("", record.uid):
         return False
@@ -556,7 +558,7 @@ def _stays_unreachable(record: ClusterRecord, observation: Ready) -> bool:
 
 
 def _replaced_by(record: ClusterRecord | None, observation: Observation) -> str:
-    """Return the message for a different object of the same name, or "" if the object is, or may be, the known one."""
+    """Return a message if a different object has the name now, or "" if the object is, or may be, the known one."""
     if record is None or observation.uid in ("", record.uid):
         return ""
     return f"the name now belongs to another object: UID {observation.uid}, previously {record.uid or 'unknown'}"

@@ -3,8 +3,8 @@ the fleet is not ready.
 
 A faulty controller can make thousands of objects not ready within a second, and operators would stop work on all of
 them. So the first few clusters are disengaged at once, and the others wait for `SETTLE_S`. If there are more than the
-mass-removal limit allows, all that wait stay engaged for `verify_after_s`; those that are still not ready by then are
-disengaged at a limited rate.
+mass-removal limit allows, all clusters that wait stay engaged for `verify_after_s`; those that are still not ready
+after that are disengaged at a limited rate.
 """
 
 import math
@@ -27,7 +27,8 @@ class HeldNotReady(msgspec.Struct, frozen=True):
 
 
 class NotReadyClusters:
-    """The engaged clusters whose objects are not ready, and when to disengage each. Without `limits`, none is held."""
+    """The engaged clusters whose objects are not ready, and when to disengage each of them. Without `limits`, no
+    cluster is held."""
 
     def __init__(self, grace_s: float = 0.0, limits: RemovalLimits | None = None) -> None:
         self._grace_s = grace_s
@@ -137,7 +138,7 @@ class NotReadyClusters:
                 self.held, self._decide_at = None, math.inf
 
     def forget(self, name: str) -> None:
-        """Forget the cluster: its state no longer has a grace period."""
+        """Forget the cluster: no grace period applies to its state any more."""
         self.ended(name)
         self._disengaged.pop(name, None)
 

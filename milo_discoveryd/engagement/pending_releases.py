@@ -36,7 +36,7 @@ class SubscriberKey(msgspec.Struct, frozen=True):
 
 
 RETURNING = SubscriberKey("", "a subscriber of the daemon's previous run")
-"""Stands for the subscribers of an earlier run of the daemon. No caller's key is empty."""
+"""Represents the subscribers of an earlier run of the daemon. The key of a real caller is never empty."""
 
 
 class Subscription(msgspec.Struct, eq=False):
@@ -75,7 +75,7 @@ class _Drain(msgspec.Struct):
     cluster: Cluster
     until: float
     latest: float
-    """The deadline once a subscriber is known to see the cluster."""
+    """The deadline that applies once a subscriber is known to see the cluster."""
     expected: frozenset[SubscriberKey]
     """The awaited subscribers. Drains that begin at about the same time share one set."""
     released: set[SubscriberKey]
@@ -89,7 +89,7 @@ class PendingReleases:
     def __init__(self) -> None:
         self._drains: dict[str, _Drain] = {}
         self._deadlines: list[tuple[float, str]] = []
-        """A heap of (deadline, name). An entry whose drain has ended, or has another deadline by now, is stale and
+        """A heap of (deadline, name). An entry whose drain has ended, or has a different deadline now, is stale and
         skipped."""
         self._subscribers: dict[SubscriberKey, _Subscriber] = {}
         self._gone: dict[str, dict[SubscriberKey, int]] = {}

@@ -18,7 +18,7 @@ class PeerCredentials(msgspec.Struct, frozen=True):
     uid: int
     gid: int
     gids: tuple[int, ...]
-    """Supplementary groups. Empty if getsockopt cannot return them: see `_groups`."""
+    """Supplementary groups. Empty if getsockopt cannot return the groups: see `_groups`."""
     pid: int | None
     """None if the process has exited (its pid may have been reused), or if it is outside of this PID namespace."""
 

@@ -1,7 +1,7 @@
 """Rate limits for TokenReviews: per connection, per owner of connections, and in total. Callers pass the time.
 
-Tokens that were accepted before have a budget of their own, so that invalid tokens can't keep them from being reviewed.
-A connection or owner may use at most half of what others leave of the total, so that none is starved.
+Tokens that were accepted before have a separate budget, so that invalid tokens cannot keep them from being reviewed. A
+connection or owner may use at most half of the budget that the others leave unused, so that none of them is starved.
 """
 
 import msgspec

@@ -79,7 +79,7 @@ class TokenReviewer:
         wall: Callable[[], float] = time.time,
         budget: ReviewBudget | None = None,
     ) -> None:
-        """`audiences`: a token must be for one of them; if there are none, for the API server itself."""
+        """`audiences`: a token must be for one of them or, if there are none, for the API server itself."""
         self.origin = origin
         """The path of the API server's kubeconfig, or "in-cluster", for messages."""
         self._api = api

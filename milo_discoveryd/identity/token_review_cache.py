@@ -1,6 +1,6 @@
 """Cache of TokenReview results. Callers pass the time.
 
-Tokens are kept as digests only. Rejected ones have a cache of their own, so that invalid tokens evict only each other.
+Tokens are kept as digests only. Rejected tokens have a separate cache, so that invalid tokens evict only each other.
 """
 
 from collections import OrderedDict

@@ -57,7 +57,7 @@ class Fresh(msgspec.Struct, frozen=True):
 
 
 class Renewing(msgspec.Struct, frozen=True):
-    """A mint is in flight; `failure` is why the attempt before it failed."""
+    """A mint is in flight; `failure` is why the previous attempt failed."""
 
     held: HeldCredential | None
     attempts: int = 0
@@ -91,7 +91,7 @@ class CredentialLease:
 
     @property
     def failure(self) -> CredentialError | None:
-        """Why the last attempt failed; None if it did not."""
+        """Why the last attempt failed; None if it succeeded."""
         return self.state.failure if isinstance(self.state, Renewing | Retrying | Expired) else None
 
     @property
@@ -155,7 +155,8 @@ class CredentialLease:
         *,
         longest_s: float = BACKOFF_S[1],
     ) -> None:
-        """Record a failed attempt. `retry_after_s` is the backend's, and is capped at the longest backoff."""
+        """Record a failed attempt. `retry_after_s` is the delay that the backend requested, and is capped at the
+        longest backoff."""
         assert isinstance(self.state, Renewing)
         held, attempts = self.state.held, min(self.state.attempts + 1, 16)
         least, most = BACKOFF_S[0], longest_s
@@ -189,7 +190,7 @@ class CredentialLease:
 def useful_s(life_s: float) -> float:
     """Return the remaining lifetime that makes a credential useful: 30 % of its life, and at least a minute.
 
-    For very short lives the minute becomes 40 %, so that renewal still comes first.
+    For very short lifetimes the minute becomes 40 % of the lifetime, so that renewal still starts before that point.
     """
     return max(0.3 * life_s, min(60.0, 0.4 * life_s))
 
@@ -214,11 +215,12 @@ class IssuerHealth(msgspec.Struct, frozen=True):
     name: str
     type: str
     problem: str
-    """Why the last attempt failed, apart from failures of one cluster; empty if it did not."""
+    """Why the last attempt failed, ignoring failures that concern only one cluster; empty if it succeeded."""
     expires_at: float | None
     """Earliest expiry of the credentials held from this issuer; None if none is held."""
     leases: int
     failing: Mapping[str, int] = {}
-    """The number of clusters that get no credential of their own, or whose API servers reject it, by reason."""
+    """The number of clusters that get no new credential because of a failure specific to the cluster, or whose API
+    servers reject the credential, by reason."""
     sources: frozenset[str] = frozenset()
-    """The sources of the issuer's clusters; all if empty."""
+    """The sources of the issuer's clusters; empty for all sources."""

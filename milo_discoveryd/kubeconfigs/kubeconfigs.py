@@ -34,7 +34,7 @@ class IssuerAssignment(msgspec.Struct, frozen=True):
     issuer: Issuer
     selector: Selector = Selector()
     sources: frozenset[str] = frozenset()
-    """The sources of the clusters; all if empty."""
+    """The sources of the clusters; empty for all sources."""
 
     def covers(self, cluster: Cluster) -> bool:
         target = cluster.target
@@ -96,7 +96,7 @@ class Kubeconfigs:
                 tasks.create_task(minter.run(), name=f"credentials of {minter.issuer.name}")
 
     async def refusal(self, terms: Terms) -> UnfitError | None:
-        """Return why no cluster can have a kubeconfig on these terms at present; None if some may."""
+        """Return why no cluster can have a kubeconfig under these terms at present; None if a cluster can."""
         found: UnfitError = NoIssuerError(NO_ISSUER)
         for _, minter in self._assigned:
             if not terms.allow(minter.issuer.name):
@@ -108,7 +108,8 @@ class Kubeconfigs:
         return found
 
     def find(self, cluster: Cluster, ttl_s: float | None, terms: Terms) -> LeaseHandle | None:
-        """Return a handle on the cluster's lease, or None if no issuer that these terms allow covers the cluster."""
+        """Return a handle on the cluster's lease, or None if none of the issuers that the terms allow covers the
+        cluster."""
         minter = self._minter(cluster, terms)
         return None if minter is None else LeaseHandle(self.issuance, minter, cluster, self._ttl_s(ttl_s, terms))
 
@@ -138,7 +139,8 @@ class Kubeconfigs:
             self._rejected.pop(cluster.target.name, None)
 
     async def trust_of(self, cluster: Cluster) -> ClusterTrust:
-        """Return how operators reach and verify the cluster. Requests a credential if the CA comes with it."""
+        """Return how operators reach and verify the cluster. Requests a credential if the issuer returns the CA with
+        it."""
         handle = self.find(cluster, None, UNLIMITED)
         if handle is not None and handle.needs_credential_for_trust and self._held(cluster) is None:
             await handle.wait_for_credential()

@@ -41,7 +41,7 @@ class CredentialUnavailableError(CredentialError):
 
 
 class Issuance:
-    """The dependencies of issuing kubeconfigs besides credentials: addresses, CAs, metrics, audit log and clocks."""
+    """What issuing kubeconfigs requires in addition to credentials: addresses, CAs, metrics, audit log and clocks."""
 
     def __init__(
         self,
@@ -79,7 +79,7 @@ class LeaseHandle:
 
     @property
     def needs_credential_for_trust(self) -> bool:
-        """Whether the CA of the cluster comes with its credential."""
+        """Whether the issuer returns the CA of the cluster with the credential."""
         target, issuer = self._cluster.target, self._minter.issuer
         if isinstance(issuer, ServerStatingIssuer) and issuer.states_server:
             return True

@@ -37,7 +37,7 @@ class LeaseEntry:
         self.is_replaced = False
         """The credential was replaced at its issuer."""
         self.is_outdated = False
-        """The credential was replaced while a mint was in flight, which may return the former one."""
+        """The credential was replaced while a mint was in flight, so the mint may return the former one."""
         self.failures = 0
         """Consecutive failures of this cluster, not of the issuer."""
         self._attempted = asyncio.Event()

@@ -89,7 +89,7 @@ class Minter:
 
     @property
     def failure(self) -> CredentialError | None:
-        """Why the last attempt failed, apart from failures of one cluster; None if it did not."""
+        """Why the last attempt failed, ignoring failures that concern only one cluster; None if it succeeded."""
         return self._outage.failure
 
     def now(self) -> Moment:
@@ -104,7 +104,7 @@ class Minter:
         return LeaseKey(self.issuer.name, 0, ttl_step(ttl_s) if self.issuer.takes_ttl else 0)
 
     def keep_ready(self, ttl_s: float) -> None:
-        """Request the shared credential before the first caller does, if the issuer has one for all clusters."""
+        """If the issuer has one credential for all clusters, request it before the first caller does."""
         if self.issuer.scope is Scope.IDENTITY:
             self._requested(self._shared_key(ttl_s), None)
 
@@ -158,7 +158,8 @@ class Minter:
         return [issued for entry in self._leases if (issued := entry.lease.valid(now)) is not None]
 
     def failing(self) -> Counter[str]:
-        """Return how many clusters fail to get a credential of their own, by reason."""
+        """Return the number of clusters that get no new credential because of a failure specific to the cluster, by
+        reason."""
         of_clusters: dict[int, str] = {}
         for entry in self._leases:
             if entry.cluster is not None and entry.lease.failure is not None and entry.failures:
@@ -301,7 +302,7 @@ class Minter:
         entry.lease.failed(error, self.now(), retry_after_s)
 
     def problem(self, cluster: Cluster) -> CredentialError | None:
-        """Return why the cluster gets no new credential: its own failure, or that of the issuer."""
+        """Return why the cluster gets no new credential: a failure for this cluster, or a failure of the issuer."""
         own = (entry.lease.failure for entry in self._leases.of_cluster(cluster))
         return next((failure for failure in own if failure is not None), self.failure)
 
@@ -320,7 +321,7 @@ class IssuerOutage:
     def __init__(self, issuer: Issuer) -> None:
         self._issuer = issuer
         self.failure: CredentialError | None = None
-        """Why the last attempt failed, apart from failures of one cluster; None if it did not."""
+        """Why the last attempt failed, ignoring failures that concern only one cluster; None if it succeeded."""
         self.is_noticed = False
         """Whether a caller ever requested a credential: failures are then warnings. `keep_ready` does not count."""
         self._is_warned = False

@@ -31,9 +31,10 @@ STALE_SLOTS = 512
 _COMPACTED_PER_STALE_SLOT = 4
 """How many slots a compaction examines for each stale one. This keeps the log below about twice the minimum size."""
 _SLICES_KEPT = 256
-"""Slices kept for other readers at the same revision with the same view. All are dropped at the next change."""
+"""Maximum number of slices kept for other readers at the same revision with the same view. All are dropped at the next
+change."""
 _SNAPSHOT_PARTS_KEPT = 32
-"""Parts kept of each snapshot, for readers that started together and read at different speeds."""
+"""Maximum number of parts kept of each snapshot, for readers that started together and read at different speeds."""
 _FRAMES_EVICTED_PER_STEP = 4096
 FRAME_EVICTION_INTERVAL_S = 60.0
 """Frames are evicted one to two intervals after the last read of a snapshot."""
@@ -143,7 +144,7 @@ class Snapshot(msgspec.Struct, frozen=True, weakref=True):
 class LogSlots:
     """The last change of each cluster, as two parallel lists in revision order. Only `append` changes them.
 
-    An entry that changes again leaves a stale slot behind, and stale slots are removed in batches.
+    When an entry changes again, its former slot becomes stale. Stale slots are removed in batches.
     """
 
     def __init__(self, stale_allowed: int) -> None:
@@ -366,8 +367,8 @@ class ChangeLog:
             if size >= self.batch_bytes:
                 reached = revisions[slot]
                 break
-        # An entry whose last change is not after `reached` is in the slice, at its last slot. A later change is not in
-        # the slice: a reader that continues from `reached` is assumed to know the state at `reached`, so send it.
+        # The slice contains each entry whose last change is at or before `reached`. For an entry that changed later, it
+        # lacks the state at `reached`. A reader that continues from there is assumed to know that state, so send it.
         sent_ahead: set[tuple[str, int]] = set()
         for entry in sorted(overtaken.values(), key=lambda entry: entry.revision):
             if entry.revision > reached:
@@ -441,7 +442,8 @@ def _changes_view(before: Cluster, now: Cluster) -> bool:
 
 
 def _end_event(past: PastState | None, before: Cluster, now: Cluster | None, view: ClusterView) -> Event:
-    """Return the event that ends `before` for a reader: by `past`, by its drain, or because it left the view.
+    """Return the event that disengages `before` for a reader: because of `past`, a drain, or a cluster that left the
+    view.
 
     `now` is the cluster that has the name now. The event contains nothing that the reader may not see.
     """

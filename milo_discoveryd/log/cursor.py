@@ -54,7 +54,7 @@ class Cursor:
 
     @property
     def revision(self) -> int:
-        """The revision up to which the log was read, or that of the snapshot being read."""
+        """The revision up to which the log was read, or the revision of the snapshot that is being read."""
         return self._state.snapshot.revision if isinstance(self._state, _InSnapshot) else self._state.revision
 
     @property

@@ -24,7 +24,8 @@ class Event(msgspec.Struct, frozen=True, gc=False):
     reason: DisengageReason | None = None
     message: str = ""
     readiness: tuple[str, str] | None = None
-    """On the first engagement of an object: when it was created and when it became ready, according to the object."""
+    """On the first engagement for an object: when the object was created and when it became ready, according to the
+    object."""
 
 
 Encode = Callable[[Event], bytes]

@@ -29,7 +29,8 @@ class ClusterView(Protocol):
     def matches(self) -> Predicate[Cluster]: ...
 
     def shows(self, cluster: Cluster | None) -> bool:
-        """Return whether the reader may see the state of a cluster that does not match. None: an unknown cluster."""
+        """Return whether the reader may see the state of a cluster that does not match. None stands for an unknown
+        cluster."""
 
 
 class Filter(msgspec.Struct, frozen=True, dict=True):

@@ -1,4 +1,5 @@
-"""The change of a reader's view: the clusters that leave and enter the view, as of the reader's revision.
+"""The change of a reader's view: disengages the clusters that leave the view and engages those that enter it, as of the
+reader's revision.
 
 It examines all clusters that the reader may know, in steps. Changes made during the transition follow after it, as
 after a snapshot.
@@ -18,8 +19,8 @@ class FilterTransition(msgspec.Struct, frozen=True):
     view: ClusterView
     """The new view."""
     earlier: tuple[tuple[int, ClusterView], ...]
-    """The reader's former view, up to each of these positions in the snapshot. More than one if the view changes again
-    before the transition is done."""
+    """The reader's former views, each with the position in the snapshot up to which it applies. There are several if
+    the view changes again before the transition is done."""
     position: int = 0
     ahead: ReadAhead = frozenset()
 
@@ -32,7 +33,8 @@ class FilterTransition(msgspec.Struct, frozen=True):
         return len(self.snapshot.entries) - self.position
 
     def restart(self, view: ClusterView) -> "FilterTransition":
-        """Return a transition to another view, from the start. Up to the current position, it replaces `self.view`."""
+        """Return a transition to another view, which starts again. Up to the current position, the reader's former view
+        is then `self.view`."""
         earlier = ((self.position, self.view), *(former for former in self.earlier if former[0] > self.position))
         return msgspec.structs.replace(self, view=view, earlier=earlier, position=0)
 

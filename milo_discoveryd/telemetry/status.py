@@ -114,12 +114,13 @@ class IssuerRow(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     name: str
     type: str
     problem: str
-    """Why the last attempt failed, apart from failures of one cluster; empty if it did not."""
+    """Why the last attempt failed, ignoring failures that concern only one cluster; empty if it succeeded."""
     expires_at: datetime | None
     """When the first of the issuer's credentials expires; None if the issuer holds none."""
     leases: int
     failing: Mapping[str, int] = {}
-    """The number of clusters that get no credential of their own, or whose API servers reject it, by reason."""
+    """The number of clusters that get no new credential because of a failure specific to the cluster, or whose API
+    servers reject the credential, by reason."""
 
 
 class History(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):

@@ -1,4 +1,4 @@
-"""Credentials from an exec credential plugin of the settings, run once per mint."""
+"""Credentials from an exec credential plugin that the settings name. The plugin runs once per mint."""
 
 import base64
 import time

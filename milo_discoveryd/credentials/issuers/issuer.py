@@ -66,7 +66,7 @@ class RevokingIssuer(Protocol):
     async def revoke(self, cluster: Cluster) -> None:
         """Revoke all credentials of the cluster's incarnation, and mint no more for it.
 
-        Raises CredentialError if that is not possible at present; the caller tries again.
+        Raises CredentialError if the credentials cannot be revoked at present; the caller tries again.
         """
 
 
@@ -80,7 +80,7 @@ class ServerStatingIssuer(Protocol):
 
 @runtime_checkable
 class TimedIssuer(Protocol):
-    """An issuer that has a timeout of its own."""
+    """An issuer with its own timeout, which limits the duration of a mint."""
 
     @property
     def timeout_s(self) -> float: ...
@@ -95,7 +95,7 @@ class NotifyingIssuer(Protocol):
 
 
 class EachSourceIssuer:
-    """Issues each cluster's credential by an issuer of the cluster's own source.
+    """Issues each cluster's credential through the issuer of the cluster's own source.
 
     The API server of another source may have an object of the same name, which belongs to another cluster.
     """

@@ -28,7 +28,7 @@ class KubeconfigFileIssuer:
         *,
         allow_long_lived: bool = False,
     ) -> None:
-        """`files` has the kubeconfig files of each source of clusters, by the source's name."""
+        """`files` contains the kubeconfig files of each source of clusters, by the name of the source."""
         self.name = name
         self._files = files
         self._longest_s = inf if allow_long_lived else LONGEST_S

@@ -1,7 +1,7 @@
 """A client of an OAuth 2 token endpoint: one request for an access token.
 
-Of a response body, only the access token, its lifetime and known error codes are kept or quoted in errors, since the
-rest may contain secrets.
+Of a response body, only the access token and its lifetime are kept, and only known error codes are quoted in errors,
+because the rest may contain secrets.
 """
 
 import asyncio
@@ -65,12 +65,13 @@ class TokenEndpoint:
     async def ask(
         self, url: str, form: Form, *, about: str, advice: Mapping[str, str], authorization: str = ""
     ) -> AccessToken:
-        """Request an access token. `about` describes the sent token or key in errors; `advice` has a fix for each code.
+        """Request an access token. `about` describes the sent token or key in errors; `advice` has a fix for each error
+        code.
 
         Raises CredentialError.
         """
         if self._authorities is None and addresses.is_loopback(urlsplit(url).hostname or ""):
-            # A certificate of the system's CAs proves nothing about a loopback address.
+            # A certificate that is signed by one of the system's CAs proves nothing about a loopback address.
             raise UnfitError(f"{url} is on this machine: set ca_file to the endpoint's CA")
         authorities = None if self._authorities is None else self._authorities.read()
         context = TlsIdentity(authorities=authorities, certificate=None).context()

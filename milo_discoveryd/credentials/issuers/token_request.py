@@ -1,9 +1,9 @@
 """Issues tokens of a service account of the infrastructure cluster with the TokenRequest API.
 
-Bound tokens are bound to a Secret of the engagement; after a day, the next token is bound to another. At disengagement
-the cluster's Secrets are deleted, which revokes the tokens. The labels of a Secret identify the daemon's run and the
-cluster, so that daemons with one service account do not delete each other's Secrets, and neither do sources that follow
-one object, or whose API servers have objects with the same UID.
+Bound tokens are bound to a Secret that is created for the engagement; after a day, the next token is bound to a new
+Secret. At disengagement the cluster's Secrets are deleted, which revokes the tokens. The labels of a Secret identify
+the daemon's run and the cluster, so that a daemon never deletes the Secrets of another daemon with the same service
+account, of another source that follows the same object, or of an object with the same UID at another API server.
 """
 
 import asyncio
@@ -98,7 +98,7 @@ class _BoundSecret(msgspec.Struct, frozen=True):
 
 
 class RequestedTokens(msgspec.Struct, frozen=True, kw_only=True):
-    """The service account whose tokens are requested, and what they are for."""
+    """The service account whose tokens are requested, and the properties of the tokens."""
 
     namespace: str
     service_account: str
@@ -115,7 +115,7 @@ class RequestingDaemon(msgspec.Struct, frozen=True, kw_only=True):
     """The daemon that owns the Secrets."""
 
     run: str
-    """An identifier that survives a restart with a state directory, and differs between replicas."""
+    """An identifier that differs between replicas, and survives a restart if there is a state directory."""
     group: str = ""
     """The daemon's shard group."""
     member: str = ""
@@ -148,7 +148,7 @@ class TokenRequestIssuer:
         self._clock = clock
         self._bound: dict[ClusterIdentity, _BoundSecret] = {}
         self._ended: OrderedDict[ClusterIdentity, int] = OrderedDict()
-        """The last revoked incarnation of each cluster: a late mint must not create its Secret again."""
+        """The last revoked incarnation of each cluster: a late mint must not create a Secret for it again."""
         self._locks: dict[ClusterIdentity, tuple[asyncio.Lock, int]] = {}
         self._clean_up_at = float("-inf")
 
@@ -244,7 +244,7 @@ class TokenRequestIssuer:
         )
 
     async def _create_secret(self, cluster: Cluster) -> _BoundSecret:
-        # The suffix is random, so that two daemons never use one Secret, and neither do two runs of one daemon.
+        # The suffix is random, so that neither two daemons nor two runs of one daemon ever use the same Secret.
         identity = _digest(str(cluster.identity))
         name = f"{self._name_prefix}-{identity[:6]}-{secrets.token_hex(4)}"
         now = self._clock()
