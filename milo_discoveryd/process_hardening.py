@@ -22,8 +22,8 @@ _UNSAFE_VARIABLES = (
 
 
 def protect_memory_and_new_files() -> None:
-    """Disable core dumps, and access by anyone but root to the process's memory and /proc entries. Make new files and
-    sockets private to the daemon's user; permissions are granted explicitly.
+    """Disable core dumps, and access by any user except root to the process's memory and /proc entries. Make new files
+    and sockets private to the daemon's user; permissions are granted explicitly.
 
     Commands that the daemon runs can still be inspected. Raises StartError.
     """
@@ -61,8 +61,8 @@ def descriptor_limit() -> int:
 
 
 def remove_unsafe_variables(environ: MutableMapping[str, str]) -> list[str]:
-    """Remove variables that make this process or its commands leak secrets or run other code. Return the names of those
-    that are worth a warning: not empty, and not usual in images."""
+    """Remove variables that make this process or its commands leak secrets or run other code. Return the names of the
+    removed variables that are worth a warning: not empty, and not usual in images."""
     found = [name for name in sorted(environ) if name in _UNSAFE_VARIABLES or name.startswith("PYTHON")]
     dropped = [name for name in found if environ[name] and name not in _HARMLESS]
     for name in found:

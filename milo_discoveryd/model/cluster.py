@@ -14,7 +14,7 @@ SOURCE_SEPARATOR = "#"
 
 
 def key_of(name: str, source: str) -> str:
-    """Return the key of a cluster: SOURCE#NAME, or its name if its source has no name."""
+    """Return the key of a cluster: SOURCE#NAME, or NAME if the source has no name."""
     return f"{source}{SOURCE_SEPARATOR}{name}" if source else name
 
 
@@ -26,7 +26,7 @@ def source_of(key: str) -> str:
 class ClusterIdentity(msgspec.Struct, frozen=True, gc=False):
     """The identity of a cluster, independent of the name and the fields of its object.
 
-    The UID is unique only within the source: the API server of another source may use the same one.
+    The UID is unique only within the source: the API server of another source may use the same UID.
     """
 
     source: str
@@ -151,11 +151,11 @@ def without_draining(cluster: Cluster) -> Cluster:
 
 
 class DeclaredTarget(Target, frozen=True, kw_only=True, gc=False):
-    """A cluster of the kind `declarative` or of a kubeconfig file, whose API server has a CA of its own, with the
-    fields of its object that credentials and connections need."""
+    """A cluster of the kind `declarative` or in a kubeconfig file. Its API server has its own CA. The additional fields
+    come from the object, and are used for credentials and connections."""
 
     object_namespace: str
-    """Empty for an object without a namespace, and for one in a file."""
+    """Empty for an object without a namespace, and for a cluster in a file."""
     object_name: str
     secret: tuple[str, str] = ("", "")
     """Namespace and name of the Secret to which the object refers, if the source has the setting `secret`."""

@@ -1,5 +1,5 @@
-"""The contributions of objects to clusters, where an object's name is not its cluster's, or several objects share a
-cluster.
+"""The contributions of objects to clusters, for sources whose objects and clusters have different names, or in which
+several objects share a cluster.
 """
 
 from collections.abc import Sequence
@@ -26,7 +26,7 @@ class Contribution(msgspec.Struct, frozen=True, gc=False):
 
 
 class ObjectContribution(msgspec.Struct, frozen=True, gc=False):
-    """A contribution, with its object; or the content of an object that a contribution needs."""
+    """A contribution, with its object; or an object that a contribution needs, with its content."""
 
     watch: int
     """Index of the watched resource in the source kind's list."""
@@ -35,8 +35,8 @@ class ObjectContribution(msgspec.Struct, frozen=True, gc=False):
     uid: str
     version: str
     order: int
-    """Increases in the order in which contributions were first observed. Equal if that order is unknown, as for those
-    of one list."""
+    """Increases in the order in which contributions were first observed. Equal if that order is unknown, as for the
+    contributions in one list."""
     content: Any
     needs: tuple[ObjectReference, ...] = ()
 
@@ -76,7 +76,8 @@ UNREAD = Unread()
 
 
 def earliest(cluster: str, contributions: Sequence[ObjectContribution], _uid: str = "") -> Observation | None:
-    """Return the observation that is the earliest contribution; a malformed one if two contributions are the earliest.
+    """Return the observation of the earliest contribution; a malformed observation if several contributions are equally
+    early.
 
     If a later contribution counted, a user who can create objects could take over the cluster of another object.
     """

@@ -7,6 +7,6 @@ class Moment(msgspec.Struct, frozen=True, gc=False):
     """One point in time, on two clocks."""
 
     wall: float
-    """Unix time, for display. It may jump."""
+    """Unix time, for display. It jumps when the clock is set."""
     steady: float
     """Monotonic time, for durations and deadlines. Its zero is arbitrary."""

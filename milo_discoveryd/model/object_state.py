@@ -28,7 +28,7 @@ class ObjectState(enum.Enum):
     REFUSED = "refused"
     """The object belongs to an organization other than that of the source's context."""
     WITHDRAWN = "withdrawn"
-    """The source's own rules keep the cluster from being engaged."""
+    """The rules of the source keep the cluster from being engaged."""
     MALFORMED = "malformed"
     UNASSIGNED = "unassigned"
     """The object is ready; another member of the shard group owns the cluster, or has not released it yet, or this
@@ -50,9 +50,9 @@ class StateMeaning(msgspec.Struct, frozen=True, kw_only=True):
     is_ready: bool = False
     """The object is ready, whether or not something else keeps its cluster from being engaged."""
     ends: DisengageReason | None = None
-    """Why a cluster is disengaged when its object enters the state; None if that does not end the engagement."""
+    """Why a cluster is disengaged when its object enters the state; None if the engagement continues."""
     ends_at_once: bool = False
-    """The end is not planned: the cluster does not drain."""
+    """The disengagement is not planned: the cluster does not drain first."""
     has_grace: bool = False
     """The cluster is kept for a grace period, or while many clusters are not ready: see `engagement/not_ready.py`."""
     is_absent: bool = False

@@ -39,11 +39,12 @@ class Ready(msgspec.Struct, frozen=True, gc=False):
 
 
 class Unready(msgspec.Struct, frozen=True, gc=False):
-    """The common part of all observations except `Ready`.
+    """The base class of all observations except `Ready`.
 
-    The row of its state in `MEANINGS` decides what an observation means. Its class decides which fields it has: derive
-    one for another state from `NotReady` if its object keeps its claim on a UID (see `engagement/claims.py`), from
-    `Withdrawn` if it says how long its cluster may drain, and otherwise from `Outside`.
+    The row of the state in `MEANINGS` decides what an observation means; the class of the observation decides which
+    fields it has. Derive a class for a new state from `NotReady` if the object keeps its claim on a UID (see
+    `engagement/claims.py`), from `Withdrawn` if the observation says how long the cluster may drain, and otherwise from
+    `Outside`.
     """
 
     content: ClassVar[Any] = None
@@ -66,7 +67,7 @@ class NotReady(Unready, frozen=True, gc=False):
     version: str
     message: str
     project_uid: str = ""
-    """UID of the project, if the object contains one besides its own UID."""
+    """UID of the project, if the object contains one in addition to its own UID."""
     fields: ObjectFields | Target | None = None
     state: ClassVar = ObjectState.NOT_READY
 

@@ -1,8 +1,8 @@
-"""The mass-removal limit, and whether the first list of a run may lack clusters that subscribers know. Pure.
+"""The mass-removal limit, and whether clusters that subscribers know may be missing from the first list of a run. Pure.
 
 A subscriber that claims to know more clusters only delays itself. In a shard group, the member also acknowledges no
-view until the first list is verified, which takes `removals.verify_after`: the subscriber may keep clusters that the
-list lacks, and no other member may engage these before then.
+view until the first list is verified, which takes `removals.verify_after`: the subscriber may keep clusters that are
+missing from the list, and until then no other member may engage those clusters.
 """
 
 import sys
@@ -12,10 +12,10 @@ import msgspec
 
 class RemovalLimits(msgspec.Struct, frozen=True, kw_only=True):
     count: int = 10
-    """The number of engaged clusters that a list may lack."""
+    """The number of engaged clusters that may be missing from a list."""
     share: float = 0.2
-    """The share of engaged clusters that a list may lack, if that is more than `count`. More than half of the engaged
-    clusters, or all of two or more, are always too many."""
+    """The share of engaged clusters that may be missing from a list. The limit is the larger of this and `count`, but
+    with at least two engaged clusters never more than half of them."""
     verify_after_s: float = 30.0
     per_second: float = 50.0
     """The rate at which verified removals are confirmed one by one."""
@@ -31,7 +31,8 @@ class FirstList(msgspec.Struct, frozen=True):
     clusters: int
     """The number of engaged clusters that lists of this run contained."""
     limits: RemovalLimits | None
-    """The limits of what the list may lack; None if a second list verified it, or no verification is needed."""
+    """The limits for clusters that are missing from the list; None if a second list verified it, or no verification is
+    needed."""
     version: int = 0
     """The resource version up to which the source is followed; 0 if versions cannot be compared."""
     initial: int = sys.maxsize
@@ -42,14 +43,15 @@ class FirstList(msgspec.Struct, frozen=True):
         return self.limits is None
 
     def is_older(self, version: int) -> bool:
-        """Return whether the source is behind this version: the list may be that of a replica that lags behind."""
+        """Return whether the list is older than this version: it may come from a replica that lags behind."""
         return self.limits is not None and 0 < self.version < version
 
     def may_lack(self, known_count: int, present_count: int, *, has_lacked: bool = False) -> bool:
         """Return whether the list may be incomplete, for a subscriber that knows more clusters than are present.
 
-        A list without any cluster may be incomplete even if only one is known: waiting only costs time. Lists that grow
-        after a short one, or after one that `has_lacked` too many, may be incomplete until they have all clusters.
+        A list without any cluster may be incomplete even if only one is known: waiting only costs time. If the first
+        list was short, or an earlier list `has_lacked` too many clusters, later lists may be incomplete until they have
+        all clusters.
         """
         if self.limits is None or present_count >= known_count:
             return False

@@ -74,7 +74,7 @@ class ObjectCollection:
     """The objects of one collection, with their pending deletions.
 
     A list is staged until it is complete, and then only its changes are applied. Without a guard, the confirmation of a
-    deletion starts at once for every object that a list lacks.
+    deletion starts at once for every object that is missing from a list.
     """
 
     def __init__(
@@ -104,8 +104,8 @@ class ObjectCollection:
         self._reference_objects: tuple[tuple[str, str], ...] = ()
         self._last_list = _LastList()
         self._unconfirmed: set[str] = set()
-        """Objects of an earlier run, or of another server, that the first accepted list lacks and that were not read
-        since."""
+        """Objects of an earlier run, or of another server, that are missing from the first accepted list and were not
+        read since."""
 
     def apply_events(
         self, source_events: Iterable[SourceEvent[ObservedObject]], now: Moment
@@ -125,16 +125,16 @@ class ObjectCollection:
 
     @property
     def is_restored(self) -> bool:
-        """True while the state is from an earlier run, or contains objects that the first list of this run lacks and
-        that were not read since."""
+        """True while the state is from an earlier run, or contains objects that are missing from the first list of this
+        run and were not read since."""
         if self.progress.awaits_list or not self._unconfirmed:
             return self.progress.awaits_list
         return any(map(self.pending_deletions.awaits_read, self._unconfirmed))
 
     @property
     def held(self) -> HeldRemovals | None:
-        """The reason why clusters that a list lacks, or whose deletion a watch reported, stay engaged, or why lists are
-        not applied."""
+        """Why clusters stay engaged although they are missing from a list or a watch reported their deletion, or why
+        lists are not applied."""
         guard = self._guard
         if guard is None or guard.hold is None:
             return None
@@ -150,7 +150,7 @@ class ObjectCollection:
 
     @property
     def over_budget(self) -> str:
-        """Why source events were dropped; empty if none were."""
+        """Why source events were dropped; empty if none was dropped."""
         return self.store.weight.problem
 
     @property
@@ -173,9 +173,8 @@ class ObjectCollection:
 
     @property
     def reference_objects(self) -> tuple[tuple[str, str], ...]:
-        """Names and UIDs of a few objects that should exist. A server that has none of them counts as another server.
-
-        There are several, because the deletion of a single one may have been missed.
+        """Names and UIDs of a few objects that should exist. A server that has none of them counts as a different
+        server. Several objects are used, because the deletion of a single one may have been missed.
         """
         if len(self._reference_objects) < REFERENCE_OBJECTS or not all(
             map(self._should_exist, self._reference_objects)
@@ -217,7 +216,8 @@ class ObjectCollection:
         return ObjectChanges(changes, self._positions.of_changes(len(changes)))
 
     def _contradicts_list(self, observation: ObservedObject) -> bool:
-        """Return whether a read returned a state that is older than the last list and that this list should have shown.
+        """Return whether a read returned a state that the last list should have shown, because the state is older than
+        the list.
 
         A list does not contain objects outside of the selector. But the version of the known object may be unknown, as
         after a restart: if the read returns a different object, either may be the later one, and the read is not
@@ -261,7 +261,7 @@ class ObjectCollection:
                     yield from self._end_list(ended, now)
                     self.store.weight.list_ended()
                 case _:
-                    pass  # Relisting and EventIgnored change no object; reports of a foreign server do not count
+                    pass  # Relisting and EventIgnored change no object; reports of a foreign server are ignored
         if changed:
             self.progress.version = max(self.progress.version, comparable(changed[-1].version))
             yield self._unlisted_changes(self.store.apply_watched(changed))
@@ -296,14 +296,15 @@ class ObjectCollection:
         if (guard := self._guard) and self.progress.is_synced:
             versions_went_back = versions_went_back or self._is_older_than_objects(ended.version)
             if self._last_list.is_foreign and guard.restored_at is None:
-                # The versions of a foreign list are those of another server: compare with the last list before it.
+                # The versions in a foreign list are from another server: compare with the last list before the foreign
+                # one.
                 guard.restored_at = self._last_list.version
             versions_went_back = guard.is_behind(ended.version, versions_went_back=versions_went_back)
             if guard.ignores(ended.version, is_behind=versions_went_back, now=now.steady):
                 self._list.drop()
                 return
         older = self._keep_newer_objects(versions_went_back=versions_went_back)
-        # Objects that are already held in their older state are no evidence of another restore.
+        # Objects that are already held because of their older state are no evidence of another restore.
         versions_went_back = versions_went_back or not all(map(self._is_held_by_restore, older))
         lacking = self._lacking(versions_went_back=versions_went_back)
         judgement = self._judge(lacking, now, versions_went_back=versions_went_back)
@@ -315,7 +316,8 @@ class ObjectCollection:
             if not isinstance(group.decision, ConfirmEach):
                 self._list.remove_changes(name for name, _ in group.objects)
         yield from self._apply_differences()
-        # Leave out objects that are gone by now: the list replaced them, or a read that ended between two batches did.
+        # Leave out objects that no longer exist: the list replaced them, or a read between two batches confirmed their
+        # deletion.
         missing = self._still_present(lacking.missing)
         judged = [JudgedRemovals(self._still_present(group.objects), group.decision) for group in judgement.removals]
         self.pending_deletions.discard_all(self._list.uids.keys())
@@ -350,7 +352,7 @@ class ObjectCollection:
         progress.lists += not self._last_list.is_foreign
 
     def _lacking(self, *, versions_went_back: bool) -> "_Lacking":
-        """Return the objects that the list lacks, grouped as the guard judges them."""
+        """Return the objects that are missing from the list, in the groups that the guard judges."""
         missing = self._list.missing()
         established = [
             (name, uid)
@@ -439,8 +441,8 @@ class ObjectCollection:
         return {observation.name for observation in older}
 
     def _suspects(self, *, everything: bool = False) -> Iterator[tuple[ObservedObject, ObjectRecord]]:
-        """Yield listed objects, with the established records that they would change: those that may be older than the
-        record or another object of its name, or, with `everything`, all."""
+        """Yield listed objects with the established records that they would change. Without `everything`, yield only
+        objects that may be older than the record, or may be a different object of the same name."""
         for observation in self._list.differing() if everything else self._list.suspects():
             record = self.store[observation.name]
             if record is not None and record.is_established:
@@ -465,7 +467,7 @@ class ObjectCollection:
         return record is not None and record.version != "" and observation.version == record.version
 
     def _is_held_by_restore(self, name: str) -> bool:
-        """Return whether an object that lists lack is kept until an administrator decides."""
+        """Return whether an object that is missing from lists is kept until an administrator decides."""
         if self._guard is None or not self._guard.holds_restored or self._guard.is_accepting:
             return False
         return self.pending_deletions.is_held(name)
@@ -494,7 +496,7 @@ class ObjectCollection:
         return record is not None and settled.uid in ("", record.uid)
 
     def _hold_again(self, now: float) -> None:
-        """Hold again the removals that only lists show: a read found an object that these lists lack."""
+        """Hold again the removals that only lists show: a read found an object that is missing from these lists."""
         assert self._guard is not None
         held = self._guard.contradicted(now)
         for name in self._released:
@@ -535,7 +537,7 @@ class _LastList(msgspec.Struct):
 
 
 class _Lacking(msgspec.Struct, frozen=True):
-    """Names and UIDs of the objects that a complete list lacks."""
+    """Names and UIDs of the objects that are missing from a complete list."""
 
     missing: list[tuple[str, str]]
     established: list[tuple[str, str]]
@@ -543,7 +545,7 @@ class _Lacking(msgspec.Struct, frozen=True):
     replaced: list[tuple[str, str]]
     """Established objects whose names belong to different objects in the list."""
     announced: set[str] = set()
-    """Names of established objects whose deletion was requested before. The guard does not count these."""
+    """Names of established objects whose deletion was requested before the list. The guard does not count them."""
     is_foreign: bool = False
     """The list contains objects, but none of them is known."""
     replacing: Mapping[str, tuple[str, str]] = {}

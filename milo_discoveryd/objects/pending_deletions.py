@@ -2,12 +2,12 @@
 
 On the wire, an object that was deleted and one that left the selector look alike, and a real API server was observed
 reporting live objects as deleted. Operators delete data when a cluster is disengaged. So each reported deletion is
-confirmed: only "not found", or another UID under the name, is evidence.
+confirmed: only "not found", or an object with another UID, is evidence.
 
 A read that finds the object refutes the report, but so does a read from a cache that lags behind the watch. So a
 refuted report is checked again, at growing intervals, until the watch or a list shows the object. A server that was
-restored from a backup may lack the object for that reason alone. So these checks wait until the server has proved that
-it was not replaced.
+restored from a backup may not have the object for that reason alone. So these checks wait until the server has proved
+that it was not replaced.
 """
 
 import heapq
@@ -78,8 +78,8 @@ _RECHECK = Backoff(first_s=1.0, cap_s=300.0)
 
 
 _HANGING_S = 0.1
-"""A read occupies its slot for this time, multiplied by the number of reads in flight per slot. So hanging reads delay
-the next read by at most a second, and the more reads hang, the more slowly new ones are sent."""
+"""A read occupies its slot for this time, multiplied by the number of reads in flight per slot. So reads that hang
+delay the next read by at most a second, and the more reads hang, the more slowly new ones are sent."""
 _HANGING = 10
 """Maximum number of reads in flight, as a multiple of the concurrency."""
 
@@ -183,7 +183,8 @@ class PendingDeletions:
         return None if pending is None else (pending.since, pending.problem)
 
     def older_since(self, name: str) -> float | None:
-        """Return when a read of the object first returned an older state than the watch or a list; None if none did."""
+        """Return when a read of the object first returned an older state than the watch or a list; None if no read
+        did."""
         pending = self.doubted.get(name)
         return None if pending is None else pending.older_since
 
@@ -212,7 +213,7 @@ class PendingDeletions:
         return slot_at is not None and slot_at <= now
 
     def _slot_at(self, *, is_retry: bool) -> float | None:
-        """Return when another request may be sent; None if one in flight must finish first."""
+        """Return when another request may be sent; None if a request in flight must end first."""
         in_flight = [*self._in_flight.values()]
         is_full = len(in_flight) >= self._concurrency * _HANGING
         if (self._refusals and in_flight) or is_full:

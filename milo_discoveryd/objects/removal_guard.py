@@ -1,15 +1,15 @@
-"""The guard against mass removal: a list that lacks a large part of the fleet is not accepted at once.
+"""The guard against mass removal: a list from which a large part of the fleet is missing is not accepted at once.
 
-An API server that was restored from a backup, that started on an empty store, or that is another one behind the same
-address answers lists and single reads consistently but incorrectly. Accepting them would make every operator stop work
-on every cluster. So the removals are held until a second list, `verify_after_s` later. Whatever that list lacks, the
-same clusters or others, is confirmed by a read of each object, at a limited rate. Once a read finds its object, all
-removals that are not confirmed yet are held again. If the server's resource versions went back, the clusters are held
-until an administrator accepts what the server shows. Clusters that the restored server has shown are not affected:
-later lists may lack them.
+An API server that was restored from a backup, that started on an empty store, or that was replaced by a different one
+behind the same address, answers lists and single reads consistently but incorrectly. Accepting them would make every
+operator stop work on every cluster. So the removals are held until a second list, `verify_after_s` later. Each cluster
+that is missing from the second list, whether or not it was missing from the first, is confirmed by a read of its
+object, at a limited rate. Once a read finds its object, all removals that are not confirmed yet are held again. If the
+server's resource versions went back, the clusters are held until an administrator accepts what the server shows.
+Clusters that the restored server has shown are not affected: they may be missing from later lists.
 
-Deletions that a watch reports are held in the same way, if they are many within a short time: when the definition of a
-resource is deleted, the API server deletes all objects one by one.
+Deletions that a watch reports are held in the same way if there are many of them within a short time: when the
+definition of a resource is deleted, the API server deletes all objects one by one.
 
 To hold a removal means that the cluster stays engaged, and that no read is sent that could confirm the deletion. `Hold`
 is what the guard waits for, `HeldRemovals` is the message for operators, and `PendingDeletions.is_held` returns whether
@@ -53,7 +53,7 @@ RemovalDecision = ConfirmEach | HeldRemovals | ConfirmAtRate
 
 
 class JudgedRemovals(msgspec.Struct, frozen=True):
-    """A group of objects that a list lacks, and what to do about them."""
+    """A group of objects that are missing from a list, and what to do about them."""
 
     objects: Sequence[tuple[str, str]]
     """Names and UIDs."""
@@ -76,7 +76,7 @@ class AwaitsSecondList(msgspec.Struct, frozen=True):
 
 
 class AwaitsKnownObjects(msgspec.Struct, frozen=True):
-    """A list named no known object, so it may be that of another server. It is no evidence for or against other
+    """A list contained no known object, so it may be from another server. It is no evidence for or against other
     lists."""
 
     held: HeldRemovals
@@ -104,7 +104,7 @@ again."""
 
 
 class FirstListExpected(msgspec.Struct, frozen=True):
-    """This run has not accepted a list yet, or gave up the one that it had accepted."""
+    """This run has not accepted a list yet, or no longer relies on the one that it had accepted."""
 
     verify_at: ClassVar[None] = None
 
@@ -127,11 +127,12 @@ class RemovalGuard:
         self.limits = limits
         self.hold: Hold | None = None
         self._restore: AwaitsAdministrator | None = None
-        """The hold since a restore. It is kept while `hold` is a different one, and becomes `hold` again after that."""
+        """The hold since a restore. It is kept while `hold` is a different hold, and becomes `hold` again after
+        that."""
         self._behind_since: float | None = None
         self.restored_at: str | None = None
-        """While lists are older than earlier ones, the latest version of a server that counts as restored, or that of
-        the last list before a foreign one; otherwise None."""
+        """While lists are older than earlier ones: the latest version of a server that counts as restored, or the
+        version of the last list before a foreign one. Otherwise None."""
         self._accepts = False
         self._deletions_reported: deque[float] = deque()
         """When the watch reported recent deletions of established objects."""
@@ -144,8 +145,8 @@ class RemovalGuard:
 
     @property
     def relist_at(self) -> float | None:
-        """When to list again because of held removals; None if none are held, or if lists of the current server are not
-        accepted as evidence."""
+        """When to list again because of held removals; None if no removals are held, or if lists of the current server
+        are not accepted as evidence."""
         return None if self.hold is None else self.hold.relist_at
 
     @property
@@ -160,7 +161,7 @@ class RemovalGuard:
 
     @property
     def is_accepting(self) -> bool:
-        """Whether the next list is accepted whatever it lacks."""
+        """Whether the next list is accepted regardless of what is missing from it."""
         return self._accepts
 
     @property
@@ -213,7 +214,8 @@ class RemovalGuard:
         return held
 
     def is_behind(self, version: str, *, versions_went_back: bool) -> bool:
-        """Return whether a list is older than the state seen before or, after a restore, than that seen since."""
+        """Return whether a list is older than the state seen before it or, after a restore, the state seen since the
+        restore."""
         if not versions_went_back:
             self.restored_at = None
             return False
@@ -223,7 +225,8 @@ class RemovalGuard:
         return True
 
     def note_version(self, version: str) -> None:
-        """Record the version of a change, to detect a second restore, from a backup made since the first."""
+        """Record the version of a change, to detect a second restore, from a backup that was made after the first
+        restore."""
         assert self.restored_at is not None, "the server does not count as restored"
         if is_older(self.restored_at, version):
             self.restored_at = version
@@ -262,12 +265,12 @@ class RemovalGuard:
         is_restored: bool = False,
         still_held: int = 0,
     ) -> ListJudgement:
-        """Decide about the objects that a complete list lacks, out of the established ones in `known`, without those
-        whose deletion was `announced`.
+        """Decide about the established objects in `known` that are missing from a complete list, except those whose
+        deletion was `announced`.
 
         The list `is_foreign` if it contains objects, but none that is known. `is_restored`: no list of this run was
-        accepted, so the known state is that of an earlier run. `still_held` objects are held since a restore: the list
-        lacks them as well, or shows them in their old state.
+        accepted, so the known state is that of an earlier run. `still_held` is the number of objects that are held
+        since a restore: they are also missing from this list, or it shows them in their old state.
         """
         hold, is_accepted = self.hold, self._accepts
         since = now if hold is None or isinstance(hold, AwaitsNewerList) else hold.held.since
@@ -299,9 +302,9 @@ class RemovalGuard:
         """Decide about a list that contains no known object.
 
         The list is ignored. If the known state `is_yielding`, a second such list replaces it. The known state yields if
-        it is from the state file, or if it may itself be another server's, such as one that started on an empty store:
-        then it is from the unverified first list of this run, and the new list has so many more objects that losing
-        them would be a mass removal.
+        it is from the state file, or if it may itself be from the wrong server, such as one that started on an empty
+        store. The latter is assumed if the known state is from the unverified first list of this run, and the new list
+        has so many more objects that their loss would be a mass removal.
         """
         due_at = hold.relist_at if isinstance(hold, AwaitsKnownObjects) else None
         is_second = due_at is not None and now >= due_at
@@ -332,14 +335,16 @@ class RemovalGuard:
     def _judge_own(
         self, missing: int, established: int, since: float, hold: Hold | None, now: float
     ) -> RemovalDecision:
-        """Decide about the clusters that a list of the followed server lacks."""
+        """Decide about the clusters that are missing from a list of the followed server."""
         is_mass = self.limits.is_mass(missing, established)
         if self._restore is not None:
             self.hold = self._restore
             return self._restore.held if is_mass else ConfirmEach()
-        # Only a list of this server counts as the first of two: a list of another server is no evidence about this one.
+        # Only a list of this server counts as the first of the two lists: a list of another server is no evidence about
+        # this one.
         due_at = hold.relist_at if isinstance(hold, AwaitsSecondList) else None
-        # Later lists may lack fewer clusters: a server may be loading its store, or a directory is filled again.
+        # Fewer clusters may be missing from later lists: a server may be loading its store, or a directory may be
+        # filled again.
         is_early = due_at is not None and now < due_at
         if not (is_early or is_mass):
             return ConfirmEach()
@@ -373,6 +378,6 @@ class RemovalGuard:
         )
 
     def contradicted(self, now: float) -> HeldRemovals:
-        """Hold again: a cluster that both lists lacked was found, so neither list is evidence."""
+        """Hold again: a cluster that was missing from both lists was found, so neither list is evidence."""
         message = "the source has clusters that its lists lack: missing clusters stay engaged until lists are complete"
         return self._await_second_list(HeldRemovals(now, message), now + self.limits.verify_after_s)

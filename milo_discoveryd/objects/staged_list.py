@@ -10,7 +10,7 @@ from milo_discoveryd.objects.store import ObjectStore
 
 
 class StagedList:
-    """The names of all listed objects, and the objects that differ from the known objects, with their weights."""
+    """The names of all listed objects, and those objects that differ from the known ones, with their weights."""
 
     def __init__(self, store: ObjectStore, pending_deletions: PendingDeletions) -> None:
         self._store = store
@@ -20,8 +20,8 @@ class StagedList:
         self._known: int | None = 0
         """The number of listed objects that are present; None if objects may have changed since they were listed."""
         self._suspects: dict[str, None] = {}
-        """Staged objects that may be older than the known objects, or other objects of the same name. They are found
-        while the list is read, since looking for them at its end would block the event loop."""
+        """Staged objects that may be older than the known objects, or different objects of the same name. They are
+        found while the list is read, because a search at the end of the list would block the event loop."""
 
     @property
     def uids(self) -> Mapping[str, str]:
@@ -57,7 +57,7 @@ class StagedList:
                 self._suspects[name] = None
 
     def remove(self, name: str) -> None:
-        """Remove an object from the list, as when the server removed it again before the list ended."""
+        """Remove an object from the list, for example because the server deleted it before the list ended."""
         self._known = None
         self._uids.pop(name, None)
         self._staged.pop(name, None)
@@ -74,13 +74,13 @@ class StagedList:
             self._suspects[name] = None
 
     def missing(self) -> list[tuple[str, str]]:
-        """Return the names and UIDs of the present objects that the list lacks."""
+        """Return the names and UIDs of the present objects that are missing from the list."""
         if self._known == self._store.present_count:
             return []  # nearly always; comparing the names of a long list would block the event loop
         return self._store.missing_from(self._uids)
 
     def suspects(self) -> Iterator[ObservedObject]:
-        """Yield the staged objects that may be older than the known objects, or other objects of the same name."""
+        """Yield the staged objects that may be older than the known objects, or different objects of the same name."""
         return (self._staged[name][0] for name in [*self._suspects] if name in self._staged)
 
     def differing(self) -> Iterator[ObservedObject]:

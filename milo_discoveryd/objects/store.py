@@ -1,8 +1,8 @@
 """The known states of the objects of one collection, by key, and comparisons of observations with them.
 
 Each change has a position in the order in which the daemon observed objects, across all sources. The objects of one
-list share a position, since none of them is known to be earlier; so do those of a source's first lists. After
-these, each change that a watch or a read shows has a position of its own.
+list share a position, because none of them is known to be earlier; so do the objects of all first lists of a source.
+After these lists, each change that a watch or a read shows gets the next position.
 
 The objects of a source have a memory budget: a broken or malicious API server can list pages and send watch events
 without end.
@@ -52,7 +52,7 @@ class ObjectPosition(msgspec.Struct, frozen=True, gc=False):
     is_shared: bool = True
     """Whether all objects of the batch share this position. Otherwise each object takes the next number."""
     is_first: bool = False
-    """The objects are of the first lists of their source, so that they may be older than their position."""
+    """The objects are from the first lists of their source, so they may be older than their position."""
 
     def number_at(self, index: int) -> int:
         """Return the position of one object of the batch."""
@@ -103,8 +103,8 @@ class SourcePositions:
 class ObjectBudget:
     """The budget of one source, over all of its collections.
 
-    Objects that a list lacks are kept until their deletion is confirmed. They do not count in `used`, so that a fleet
-    at the limit can be replaced. All objects together may weigh twice the limit.
+    Objects that are missing from a list are kept until their deletion is confirmed. They do not count in `used`, so
+    that a fleet at the limit can be replaced. All objects together may weigh twice the limit.
     """
 
     def __init__(self, limit: int = UNLIMITED) -> None:
@@ -118,7 +118,8 @@ class ObjectBudget:
 class CollectionWeight:
     """The total weight of one collection's objects in the budget: a sum that each change adjusts.
 
-    A list in progress counts instead of the known objects, so that a source at its limit recovers with a shorter list.
+    While a list is in progress, it counts instead of the known objects, so that a source at its limit recovers with a
+    shorter list.
     """
 
     def __init__(self, budget: ObjectBudget) -> None:
@@ -128,7 +129,7 @@ class CollectionWeight:
         self._kept_with_list = 0
         """The weight of all objects, and what the list in progress adds to it."""
         self.problem = ""
-        """Why an object did not fit; empty if all did since the last list started."""
+        """Why an object did not fit; empty if every object since the start of the last list did."""
 
     @property
     def used(self) -> int:
@@ -184,8 +185,8 @@ class ObjectRecord(msgspec.Struct, kw_only=True, gc=False):
     version: str
     state: ObjectState
     content: Target | ObjectContent | None = None
-    """What the object describes while it is ready, a cluster or an `ObjectContent`; a malformed object keeps what it
-    described before. None in all other states, or if unknown."""
+    """The cluster or `ObjectContent` that the object describes while it is ready; a malformed object keeps the last
+    one. None in all other states, or if unknown."""
     message: str = ""
     weight: int = 0
     """The record's weight in the memory budget of its source, in bytes."""
@@ -226,7 +227,7 @@ class ObjectStore:
         self._absent: dict[str, None] = {}
         """Keys of absent objects, oldest first."""
         self._missing: set[str] = set()
-        """Keys of the objects that the last list lacks and that were not seen since."""
+        """Keys of the objects that are missing from the last list and were not seen since."""
 
     # --- changes ---
 
@@ -248,15 +249,15 @@ class ObjectStore:
         return changes
 
     def apply_listed(self, listed: Iterable[tuple[ObservedObject, int]]) -> list[ObjectChange]:
-        """Apply observations of a list, with their weights, whatever versions were seen before: after a restore from a
-        backup, versions go back.
+        """Apply observations of a list, with their weights, regardless of the versions that were seen before: after a
+        restore from a backup, versions go back.
         """
         return [self._put(observation, weight) for observation, weight in listed]
 
     def apply_read(self, settled: ObservedObject | ConfirmedDeletion) -> list[ObjectChange]:
-        """Apply the result of a consistent read of one object, whatever version was seen before.
+        """Apply the result of a consistent read of one object, regardless of the version that was seen before.
 
-        The object stays as it is known if the state that was read exceeds the budget of the source.
+        The known state of the object is kept if the state that was read exceeds the budget of the source.
         """
         if isinstance(settled, ConfirmedDeletion):
             return self._delete(settled)
@@ -266,8 +267,9 @@ class ObjectStore:
     def end_list(self, missing: Iterable[str] = ()) -> None:
         """Record that a complete list was applied.
 
-        Versions of absent objects are no longer compared: see `apply_listed`. Neither are those of objects `missing`
-        from a list of an earlier version: the next object of such a name may have a version below the known one.
+        Versions of absent objects are no longer compared: see `apply_listed`. The same applies to objects that are
+        `missing` from a list whose version went back: the next object with such a name may have a lower version than
+        the known one.
         """
         for name in (*self._absent, *missing):
             self._records[name].version = ""
@@ -374,7 +376,7 @@ class ObjectStore:
         return record is not None and record.is_established
 
     def is_terminating(self, name: str) -> bool:
-        """Return whether an object was last seen ready with a requested deletion."""
+        """Return whether the deletion of an object was requested when it was last seen ready."""
         record = self._records.get(name)
         return record is not None and record.is_terminating
 
@@ -390,9 +392,9 @@ class ObjectStore:
         return [(name, self._records[name].uid) for name in unlisted if self._records[name].state not in ABSENT_STATES]
 
     def would_change(self, listed: ObservedObject) -> bool:
-        """Return whether an object of a list differs from the known one, whatever their versions.
+        """Return whether an object of a list differs from the known one, regardless of their versions.
 
-        After a restore from a backup, the server may use a version again for another state.
+        After a restore from a backup, the server may reuse a version for a different state.
         """
         record = self._records.get(listed.name)
         if record is None or record.state in ABSENT_STATES:
@@ -426,7 +428,7 @@ class ObjectStore:
 def _weight_of(observation: ObservedObject, record: ObjectRecord | None) -> int:
     if observation.state is ObjectState.READY:
         return weigh(observation.content)
-    # The cluster of an object that is no longer ready is kept, so the object weighs no less than before.
+    # The cluster of an object that is no longer ready is kept, so the weight of the object does not decrease.
     return weigh((observation, None)) if record is None else max(record.weight, weigh((observation, record.content)))
 
 

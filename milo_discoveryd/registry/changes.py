@@ -44,7 +44,7 @@ class Observer(Protocol):
 
     def drained(self, cluster: Cluster, unreleased: Sequence[AwaitedRelease]) -> None:
         """Record that a drain ended. `unreleased` are the subscribers that had not released the cluster by the
-        deadline; none if it ended before.
+        deadline; empty if the drain ended before the deadline.
         """
 
     def confirmed(self, result: str) -> None:
@@ -105,7 +105,7 @@ class FleetChanges:
     # --- drains ---
 
     def subscribe(self, subscription: Subscription) -> None:
-        """Add the subscriber of a new stream to those that drains wait for."""
+        """Make drains wait for the subscriber of a new stream."""
         self.releases.open(subscription, steady_now())
         if self._drain_timer is not None:
             self._set_drain_timer()
@@ -158,7 +158,7 @@ class SourceClusters:
     def __init__(
         self, source: str, server: str, engagements: Engagements, observer: Observer, changes: FleetChanges
     ) -> None:
-        """`server` identifies the API server: sources with equal values follow the same one."""
+        """`server` identifies the API server: sources with the same value follow the same API server."""
         self.source = source
         self.server = server
         self.engagements = engagements

@@ -27,7 +27,7 @@ class WaitingStreams:
         return len(self._sources)
 
     def await_sources(self, stream: object, sources: frozenset[str]) -> None:
-        """Record the sources for which a stream waits; none if it waits for none, or has ended."""
+        """Record the sources for which a stream waits; empty if it waits for no source, or has ended."""
         if sources:
             self._sources[stream] = sources
             self._former |= sources
@@ -80,7 +80,7 @@ class Fleet:
         return tuple(source for name, source in self._sources.items() if not names or name in names)
 
     def source_of(self, cluster: str) -> ClusterSource | None:
-        """Return the source of a cluster, by the cluster's key; None if there is no such source."""
+        """Return the source of the cluster with this key; None if there is no such source."""
         return self._sources.get(source_of(cluster))
 
     def __getitem__(self, cluster: str) -> ClusterRecord | None:

@@ -1,4 +1,4 @@
-"""A source of clusters: its collections, its clusters, and how current they are.
+"""A source of clusters: its collections, its clusters, and the status of its view.
 
 `ClusterSource` passes the wall-clock time to the modules that read no clock. Its callers pass the monotonic time, which
 is that of their event loop.
@@ -82,7 +82,7 @@ class SourceDescription(msgspec.Struct, frozen=True, kw_only=True):
     """`SourceKind.ready_when` of the source's kind."""
     project_uids: ProjectUids = ProjectUids.NONE
     server: str = ""
-    """Identifies the API server: sources with equal values follow the same one."""
+    """Identifies the API server: sources with the same value follow the same API server."""
 
 
 def _no_guard() -> None:
@@ -153,7 +153,8 @@ class ClusterSource:
         )
         self._shown_held: HeldNotReady | None = None
         self._listed: tuple[int, int] | None = None
-        """The number of clusters in the first list of this run, and the largest number in any list of this run."""
+        """The number of clusters in the first list of this run, and the largest number of clusters in any list of this
+        run."""
         self._lost_at: float | None = None
         """The time of the last contact with the source, while the connection is lost."""
         self.restored_positions: Mapping[str, int] = {}
@@ -291,12 +292,13 @@ class ClusterSource:
 
     @property
     def first_list(self) -> FirstList:
-        """The first list of this run, without clusters that the watch added: these do not prove the list complete."""
+        """The first list of this run, without clusters that the watch added, because these do not prove that the list
+        was complete."""
         engaged = self.engagements.engaged
         initial, most = self._listed or (engaged, engaged)
         limits = (collection.unverified for collection in self.collections)
-        # While a list is held, its version is not compared: what it lacks stays engaged, and the versions of a restored
-        # server may never catch up.
+        # While a list is held, its version is not compared: clusters that are missing from it stay engaged, and the
+        # versions of a restored server may never catch up.
         is_held = any(collection.held for collection in self.collections)
         return FirstList(
             min(engaged, most),
@@ -342,7 +344,8 @@ class ClusterSource:
         return None if self._lost_at is not None or not_ready.is_idle else not_ready.due_at
 
     def tick(self, now: float) -> None:
-        """Disengage, or begin to drain, clusters whose grace period is over; none ends while the source is lost."""
+        """Disengage, or begin to drain, clusters whose grace period is over. No grace period ends while the source is
+        lost."""
         if self._lost_at is not None:
             return
         self.changes.publish(self.engagements.end_overdue(moment(now)), now)
@@ -430,7 +433,7 @@ _SEVERITY = {ViewState.STREAMING: 0, ViewState.CATCHING_UP: 1, ViewState.STALE: 
 
 
 def worst(statuses: Sequence[ViewStatus]) -> ViewStatus:
-    """Return a status that summarizes several: the worst one, with the oldest contact."""
+    """Return a status that summarizes several: the worst of them, with the earliest last contact."""
     if len(statuses) == 1:
         return statuses[0]
     worst_status = max(statuses, key=lambda status: _SEVERITY[status.state])

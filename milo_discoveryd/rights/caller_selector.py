@@ -73,11 +73,11 @@ def caller_key(caller: Caller) -> str:
 
 
 def quota_keys(caller: Caller) -> tuple[str, ...]:
-    """Return the keys that a caller's quotas are counted under: one verified name, or each of a certificate's names;
-    the listener if no name was verified.
+    """Return the keys under which a caller's quotas are counted: one verified name, or each name of a certificate; the
+    listener if no name was verified.
 
-    A process can choose among its groups, and a certificate can hold extra names. Neither gives the process another
-    quota.
+    A process can choose among its groups, and a certificate can contain additional names. Neither gives the caller an
+    additional quota.
     """
     if caller.user:
         return (f"user {caller.user}",)

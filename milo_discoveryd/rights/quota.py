@@ -23,7 +23,7 @@ FILTER_BYTES = 96 << 20
 
 
 class QuotaLimits(msgspec.Struct, frozen=True, kw_only=True):
-    """The limits for all callers together, and for each caller whose rule sets no limit of its own."""
+    """The limits for all callers together, and for each caller whose rule sets no limit."""
 
     streams: int
     streams_each: int
@@ -55,11 +55,12 @@ class Quotas:
             setting = "limits.streams_per_caller" if limit is None else "rights[].streams"
             message = f"stream limit ({each}) reached for this caller; close a stream or raise {setting}"
             return StreamDenial("TOO_MANY_STREAMS", "streams", message)
-        # A caller opens a stream only if it has fewer streams than are free, so that other callers can open some too.
+        # A caller may open a stream only if it has fewer streams than are free, so that other callers can open some as
+        # well.
         if self.open_streams(keys) >= self.limits.streams - self._open:
             message = (
-                f"too few of the daemon's {self.limits.streams} streams are free: a caller needs to have fewer streams "
-                "than are free; retry or raise limits.streams"
+                f"too few of the daemon's {self.limits.streams} streams are free: a caller can open another only while "
+                "it has fewer open streams than are free; retry or raise limits.streams"
             )
             return StreamDenial("TOO_MANY_STREAMS", "streams", message)
         own = max(self._filter_bytes[key] for key in keys)

@@ -63,7 +63,7 @@ class Rights(msgspec.Struct, frozen=True):
     rules: tuple[RightsRule, ...] = ()
 
     def grant_for(self, caller: Caller) -> Grant | None:
-        """Return what the caller is granted, or None if there are rules and none matches it."""
+        """Return the rights of the caller, or None if there are rules and none of them matches the caller."""
         if not self.rules:
             return _TCP_WITHOUT_RULES if caller.over_tcp else _WITHOUT_RULES
         return next((rule.grant for rule in self.rules if rule.who.matches(caller)), None)

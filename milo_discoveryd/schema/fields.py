@@ -18,14 +18,14 @@ from milo_kube import label_selector
 
 
 class Group(msgspec.Struct, frozen=True, kw_only=True):
-    """A group of settings. `__post_init__` checks them together and raises ValueError."""
+    """A group of settings. `__post_init__` checks the settings together, and raises ValueError if they do not fit."""
 
 
 G = TypeVar("G", bound=Group)
 
 
 class Complaint(NamedTuple):
-    """A problem with a value, and its place in the parsed input."""
+    """A problem with a value, and the path of the value in the parsed input."""
 
     path: tuple[str | int, ...]
     value: object
@@ -227,7 +227,7 @@ class Whole:
 
 
 class Number:
-    """A number within bounds; with `is_above`, greater than the lower one."""
+    """A number within bounds; with `is_above`, it must be greater than the lower bound."""
 
     def __init__(self, least: float, most: float, *, is_above: bool = False) -> None:
         self.least, self.most, self.is_above = least, most, is_above

@@ -1,6 +1,7 @@
 """Parsers for the values of settings, from the text of a flag, a variable or a file.
 
-A parser raises ValueError, whose message describes the valid values; the caller adds the place and the given value.
+A parser raises ValueError, whose message describes the valid values; the caller adds where the value was given, and the
+value itself.
 """
 
 import re
