@@ -99,7 +99,7 @@ def _kind(
     if given.declarative is not None and given.mode != "declarative":
         return SourceKind(), [(("declarative",), "needs mode: declarative")]
     if given.declarative is None and given.mode == "declarative":
-        return SourceKind(), [(("mode",), "needs the setting declarative, which describes the watched objects")]
+        return SourceKind(), [(("mode",), "requires the setting `declarative`, which describes the watched objects")]
     try:
         return _flat_kind(given), []
     except InvalidError as error:

@@ -21,7 +21,7 @@ class CallAudit(Protocol):
     def refused(self, caller: Caller, rule: str, reason: str, **about: object) -> None: ...
 
     def suppressed(self, reason: str) -> None:
-        """Count a denial that is not recorded by a line of its own."""
+        """Count a denial for which no separate line is written."""
 
 
 class PacedAudit:

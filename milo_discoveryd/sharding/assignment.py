@@ -130,7 +130,8 @@ class FleetAssignment:
     def lost(self) -> Iterator[str] | None:
         """Return the clusters that this daemon no longer owns and that are still draining; None if that is unknown.
 
-        Until the first list of this run is verified, subscribers of an earlier run may keep clusters that it lacks.
+        Until the first list of this run is verified, subscribers of an earlier run may keep clusters that are missing
+        from the list.
         """
         waiting = self._fleet.waiting
         if any(

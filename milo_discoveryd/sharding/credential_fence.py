@@ -1,8 +1,8 @@
 """Decides when the credentials of former owners count as revoked, before a member engages their clusters.
 
-The clusters that a member gains are cleared once all credentials that others obtained for them are revoked, and have
-expired from the token caches of API servers. The revocation begins when the former owner has released the clusters or
-was evicted, because it obtains no further credentials then.
+The clusters that a member gains are cleared once all credentials that other members obtained for them are revoked, and
+have expired from the token caches of API servers. The revocation begins when the former owner has released the clusters
+or was evicted, because from then on it obtains no further credentials.
 """
 
 import msgspec
@@ -15,7 +15,8 @@ within a second."""
 
 
 class Revocation(msgspec.Struct, frozen=True):
-    """The credentials to revoke: those of other members for the clusters that the ownership gives to this member."""
+    """The credentials to revoke: all that other members obtained for the clusters that the ownership gives to this
+    member."""
 
     ownership: Ownership
     period: int

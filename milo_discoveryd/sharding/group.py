@@ -18,8 +18,8 @@ from milo_discoveryd.sharding.ownership import Ownership
 from milo_discoveryd.sharding.status import GroupStatus, group_status
 
 PENDING_SIZE = 64 * 1024
-"""Maximum total length of the pending clusters' names in a Lease, whose annotations may have 256 KiB. With
-more, no cluster of the member moves until some of them are released, and the view does not change."""
+"""Maximum total length of the pending clusters' names in a Lease, whose annotations may have 256 KiB. Above that, no
+cluster of the member moves until some of them are released, and the view does not change."""
 TICK_S = 1.0
 """Longest wait between two checks of the clock: timers do not advance while the machine is suspended."""
 
@@ -111,7 +111,7 @@ class _Application(msgspec.Struct):
     ownership: Ownership | None = None
     is_complete: bool = False
     is_outdated: bool = False
-    """Whether more clusters may be engaged than when it was applied."""
+    """Whether more clusters may be engaged now than when the ownership was applied."""
 
 
 class ShardGroup:
@@ -176,7 +176,7 @@ class ShardGroup:
         return 0.0 if self.member.is_settled else self._clock() - self._view_since[1]
 
     def wake(self) -> None:
-        """Check the fleet again, as after the release of a cluster that moves to another member."""
+        """Check the fleet again, for example because a cluster that moves to another member was released."""
         self._woken.set()
 
     def reassign(self) -> None:

@@ -14,7 +14,7 @@ VIEW = "view"
 """The last part of the name of the view's Lease, where other Leases have the member's name."""
 _DURATION_S = 30
 _FORMAT = "1"
-"""The format of the Leases. Members with different formats cannot share clusters: to each, the other's Lease is
+"""The format of the Leases. Members with different formats cannot share clusters: each treats the Lease of the other as
 malformed."""
 _MAX_WEIGHT = 1000.0
 _MAX_NUMBER = 2**53

@@ -30,9 +30,10 @@ class MemberLease(msgspec.Struct, frozen=True, kw_only=True):
     is_stopped: bool = False
     """The holder has stopped. A process of the same name may continue its term at once."""
     renewal: int = 0
-    """A number that is unique among the writes of a holder, since versions can repeat after a restore from a backup."""
+    """A number that is unique among the writes of a holder. Versions are not: they can repeat after a restore from a
+    backup."""
     instance: str = ""
-    """An identifier that no two running processes share, such as that of a container of a pod."""
+    """An identifier that no two running processes share, such as the ID of a container in a pod."""
     fleet: str = ""
     """A digest of the settings that define which clusters exist. It must be the same for all members."""
     problem: str = ""

@@ -16,9 +16,9 @@ Safety rests on these rules:
 - The next view is written only when every member of the present and the previous view has acknowledged the present
   view, left or been evicted. So a key has at most two possible owners: the present one, and the former one that has
   not released it. With the acknowledgment, a member lists the keys that it has not released: no other member
-  engages these.
-- A newcomer acknowledges the view, and so enters the next one, only when it may engage clusters: former owners release
-  at once what the view takes from them.
+  engages those keys.
+- A newcomer acknowledges the view, and so enters the next one, only when it may engage clusters, because former owners
+  release at once what the view takes from them.
 - Malformed data is not evidence: a malformed Lease counts as one that is not renewed, and a member whose own Lease was
   changed by others ends its term.
 - A process that started, or was interrupted, engages nothing until every other member has renewed its Lease since then:
@@ -100,10 +100,11 @@ class Member:
         )
 
     def _awaits_successors(self, view: View, now: float) -> bool:
-        """Return whether the member leaves, and members to which its clusters move have not acknowledged the view yet.
+        """Return whether the member is leaving, and other members that take over its clusters have not acknowledged the
+        view.
 
-        They engage nothing before this member has acknowledged the view, so it keeps the clusters that it had. Once it
-        has begun to release them, it never owns them again, whatever the other Leases contain then.
+        Those members engage nothing before this member has acknowledged the view, so it keeps the clusters that it had.
+        Once it has begun to release them, it never owns them again, whatever the other Leases contain then.
         """
         assert self.state.lease is not None
         if self.state.drained >= view.number:
@@ -237,7 +238,8 @@ class Member:
         self._confirm(group, started_at)
 
     def _last_pending(self, name: str, group: GroupState) -> frozenset[str]:
-        """Return a member's pending clusters. Those of a deleted Lease are kept: its holder may still be running."""
+        """Return a member's pending clusters. The pending clusters of a deleted Lease are kept: its holder may still be
+        running."""
         if name in group.members:
             return group.members[name].pending
         return self.state.observed_writes[name].pending if name in self.state.observed_writes else frozenset()
@@ -385,8 +387,8 @@ class Member:
         is_changed = wanted != (lease if is_batch_due else msgspec.structs.replace(lease, pending=pending))
         wanted = msgspec.structs.replace(wanted, renewal=self._next_renewal(lease))
         if state.intent is Intent.STOP or (lease.is_leaving and not state.candidates.members):
-            # A member that leaves while no other can take over ends in the same way: one that joins later waits until
-            # this Lease expires.
+            # A member that leaves while no other can take over ends in the same way: a member that joins later waits
+            # until this Lease expires.
             return WriteLease(msgspec.structs.replace(wanted, is_stopped=True))
         if lease.is_leaving and not pending and self._has_left(acknowledged):
             return WriteLease(msgspec.structs.replace(wanted, holder=""))
@@ -395,7 +397,7 @@ class Member:
         return None
 
     def _next_renewal(self, lease: MemberLease | None) -> int:
-        """Return a number that no write of this holder has used, including writes that a restored backup lacks."""
+        """Return a number that no write of this holder has used, including writes that are not in a restored backup."""
         return max(self.state.renewals, 0 if lease is None else lease.renewal) + 1
 
     def _acknowledgeable(self, now: float) -> int:
@@ -536,13 +538,13 @@ class Member:
         return WriteView(view, group.view_version)
 
     def _only_loses_leaving_members(self, group: GroupState, former: Mapping[str, ViewMember]) -> bool:
-        """Return whether the next view lacks members that hand over their clusters, and differs in nothing else."""
+        """Return whether the only change in the next view is that members that hand over their clusters are removed."""
         leaving = {name for name, lease in group.members.items() if lease.is_held and lease.is_leaving}
         staying = {name: member for name, member in former.items() if name not in leaving}
         return staying == self._next_members(group)
 
     def _next_members(self, group: GroupState) -> dict[str, ViewMember]:
-        """Return the candidates without newcomers that may not engage clusters yet. The first view has all
+        """Return the candidates, except newcomers that may not engage clusters yet. The first view contains all
         candidates."""
         view, candidates = group.view, self.state.candidates.members
         if view is None:

@@ -19,7 +19,7 @@ class KeyOwnership(enum.Enum):
 class Decision(msgspec.Struct, frozen=True):
     state: KeyOwnership
     member: str | None = None
-    """The owner, or the former owner that has not released the key yet; None if there is neither."""
+    """The owner, or the former owner that has not released the key yet; None if there is no such member."""
 
 
 class Ownership(msgspec.Struct, frozen=True, kw_only=True):
@@ -31,7 +31,8 @@ class Ownership(msgspec.Struct, frozen=True, kw_only=True):
     unsettled: frozenset[str] = frozenset()
     """Members of the previous view that have neither acknowledged this view nor left or been evicted."""
     pending: Mapping[str, str] = {}
-    """The keys that another member has not released, with that member, which may have lost them in an earlier view."""
+    """The keys that other members have not released, with the member. The member may have lost the key in an earlier
+    view."""
     may_engage: bool = True
     """False after a start and after an interruption, until the Leases are known to be current."""
 

@@ -13,7 +13,8 @@ class Timing(msgspec.Struct, frozen=True, kw_only=True):
     renew_interval_s: float = 10.0
     read_interval_s: float = 12.0
     unsettled_read_interval_s: float = 0.5
-    """Interval of reads, and of releases in batches, while a view changes. A cluster that moves may wait for both."""
+    """Interval between reads, and between batches of releases, while a view changes. A cluster that moves may wait for
+    both."""
     retry_interval_s: float = 1.0
     fence_after_s: float = 20.0
     evict_after_s: float = 33.0
@@ -47,8 +48,8 @@ class ObservedWrite(msgspec.Struct, frozen=True):
 
 
 class Candidates(msgspec.Struct, frozen=True):
-    """The members with a valid Lease and a weight above 0 that are not leaving. The next view has those that may engage
-    clusters."""
+    """The members with a valid Lease and a weight above 0 that are not leaving. The next view contains those of them
+    that may engage clusters."""
 
     members: Mapping[str, ViewMember]
     since: float
@@ -89,7 +90,7 @@ class State(msgspec.Struct, frozen=True, kw_only=True):
     engage_at: float = -inf
     acknowledge_at: float = -inf
     drained: int = 0
-    """The latest view for which the clusters that it took from this member are released, except `pending`."""
+    """The latest view for which all clusters that the view took from this member are released, except `pending`."""
     pending: frozenset[str] = frozenset()
     problem: str = ""
     """Why the member ended its term and joins again."""

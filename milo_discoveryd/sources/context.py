@@ -57,7 +57,7 @@ def root_of(server: str) -> str:
 
 
 def context_of(server: str) -> MiloContext:
-    """Return the context of a server's URL."""
+    """Return the context of Milo that a server URL selects."""
     path = unquote(urlsplit(server).path).rstrip("/")
     for kind, pattern in _PATHS.items():
         # Proxies may add a prefix, and Milo accepts a project's context within that of its organization.
@@ -67,7 +67,8 @@ def context_of(server: str) -> MiloContext:
 
 
 def wrong_context(mode: str, server: str, accepted: Collection[ContextKind]) -> tuple[str, str] | None:
-    """Return why a mode cannot work in the context of a server's URL, and what to do; None if it can."""
+    """Return why the mode cannot be used in the context that the server URL selects, and how to fix it; None if it
+    can."""
     context = context_of(server)
     if not accepted or context.kind in accepted:
         return None

@@ -225,7 +225,7 @@ class DeclarativeKind(SourceKind, frozen=True, kw_only=True):
         self._check_secret()
         if self.endpoint.secret_key:
             if self.secret is None:
-                raise ValueError("endpoint.secret_key: needs secret, the fields of an object that name the Secret")
+                raise ValueError("endpoint.secret_key: requires `secret`, the fields of an object that name the Secret")
         elif self.secret is not None and (self.secret.label_selector or self.secret.field_selector):
             raise ValueError("secret: the selectors have no effect without endpoint.secret_key: remove them")
 
@@ -284,13 +284,13 @@ class DeclarativeKind(SourceKind, frozen=True, kw_only=True):
         if self.secret is None and any(
             "{secret}" in template or "{secret_namespace}" in template for template in issuer.templates
         ):
-            return "{secret} and {secret_namespace} need the setting secret of the source"
+            return "{secret} and {secret_namespace} require the source's setting `secret`"
         has_key = self.secret is not None and self.secret.key is not None
         if not has_key and any("{secret_key}" in template for template in issuer.templates):
-            return "{secret_key} needs the setting secret.key of the source"
+            return "{secret_key} requires the source's setting `secret.key`"
         refused = super().refusal(issuer)
         if refused == SENT_WHERE_OBJECTS_SAY:
-            return f"{refused}: name the hosts that may receive it in endpoint.hosts"
+            return f"{refused}: list the hosts that may receive the credential in endpoint.hosts"
         return refused
 
 
@@ -435,7 +435,7 @@ class DeclaredObjects:
         return f"{path.source} is {value[:80]!r} instead of {expected}"
 
     def _endpoint(self, document: Mapping[str, Any]) -> tuple[tuple[str, ...], bytes | None]:
-        """Return `Target.place` and the CA certificates, as far as the object itself has them."""
+        """Return `Target.place` and the CA certificates, as far as the object itself contains them."""
         endpoint, authorities = self._kind.endpoint, self._authorities(document)
         if endpoint.secret_key:
             return (), authorities
@@ -509,7 +509,8 @@ def _organization_part(value: str, path: str) -> str:
 
 
 def _address_part(value: str, path: str) -> str:
-    """Return a value for a URL: a name, an address or a port. Anything else could lead to another host."""
+    """Return the value in the form for a URL. Raises MalformedError unless it is a name, an address or a port: anything
+    else could direct requests to another host."""
     if value.isdecimal() and len(value) <= 5:
         return value
     if addresses.ip_address(value) is None:

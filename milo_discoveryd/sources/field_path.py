@@ -39,7 +39,7 @@ class Key(msgspec.Struct, frozen=True):
 
 
 class Element(msgspec.Struct, frozen=True):
-    """The first element of a list whose field has this value."""
+    """The first element of a list in which the field has this value."""
 
     field: str
     value: str

@@ -71,7 +71,8 @@ class KeyedSource:
                 self.targets = tuple(self._target(target) for target in follows.targets)
 
     def restored_place(self, stored: Target) -> tuple[str, ...]:
-        """Return the address of a cluster from the state file. Raises ValueError for one that must not be served."""
+        """Return the address of a cluster from the state file. Raises ValueError for a cluster that must not be
+        served."""
         is_ours = (stored.source, stored.name) == (self.name, key_of(stored.local_name, self.name))
         if self._restored_place is None or not is_ours:
             raise ValueError(f"{stored.name!r} does not belong to the source {self.name!r}")
@@ -80,7 +81,7 @@ class KeyedSource:
         return self._restored_place(replace(stored, name=stored.local_name, source=""))
 
     def observe_file(self, file: FileObject) -> ObservedObject:
-        """Return the contributions of a file, or of a part of it; malformed if it cannot be used."""
+        """Return the contributions of a file or of a part of it, or a malformed observation if it cannot be used."""
         if file.problem:
             return Malformed(file.key, file.uid, "", file.problem)
         contributions = tuple(
@@ -187,7 +188,7 @@ class KeyedSource:
 def _referenced(key: str, metadata: Metadata, value: object) -> ObservedObject:
     if value is None:
         # Not ready, so that the removal guard does not count it: objects without content could hide a mass removal.
-        return NotReady(key, metadata.uid, metadata.resourceVersion, "it has no content that a contribution needs")
+        return NotReady(key, metadata.uid, metadata.resourceVersion, "it lacks the fields that other objects need")
     return _contributing(key, metadata, ObjectContent(value=value))
 
 

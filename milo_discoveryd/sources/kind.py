@@ -41,7 +41,8 @@ the UID of the current engagement if at least one of its objects remains, and ot
 another UID replaces the cluster.
 """
 RestoredPlace = Callable[[Target], tuple[str, ...]]
-"""Returns `Target.place` of a cluster from the state file, whose content is not trusted; `name` is that in the source.
+"""Returns `Target.place` of a cluster from the state file, whose content is not trusted. `Target.name` is the name
+within the source.
 
 Raises MalformedError for a cluster that must not be served before the source reports it again.
 """
@@ -83,7 +84,7 @@ class ReferencedWatch(msgspec.Struct, frozen=True):
 
 
 class SeveralResources(msgspec.Struct, frozen=True):
-    """The resources of a source whose clusters do not have the names of objects of one cluster-scoped resource.
+    """The resources of a source whose clusters are not named after the objects of one cluster-scoped resource.
 
     Several objects may represent one cluster: `reduce` decides what they mean together.
     """
@@ -145,8 +146,8 @@ class ProjectServer(enum.Enum):
 class ProjectUids(enum.Enum):
     """Where a source finds the UIDs of Milo's projects.
 
-    Of a source that reads the Projects and one whose objects state their UIDs, only one engages a project: see
-    `milo_discoveryd/engagement/claims.py`.
+    If one source reads the Projects, and the objects of another state their UIDs, only one of the two engages a
+    project: see `milo_discoveryd/engagement/claims.py`.
     """
 
     READ = "read"
@@ -158,7 +159,7 @@ class ProjectUids(enum.Enum):
 
 
 class SourceOptions(msgspec.Struct, frozen=True, kw_only=True):
-    """The options that a kind may use besides its own settings."""
+    """The options that a kind may use in addition to its own settings."""
 
     project_server: str = ""
     """URL of the API server of the project kubeconfig."""
@@ -192,7 +193,7 @@ class SourceKind(Group, frozen=True, kw_only=True):
     """Whether the source watches an API server, that of `discovery_kubeconfig`."""
     project_server: ClassVar[ProjectServer] = ProjectServer.SERVES
     shares_host: ClassVar[bool] = False
-    """Whether all clusters are paths of the project server, so that one probe shows whether it is reachable."""
+    """Whether all clusters are paths of the project server, so that one probe shows whether the server is reachable."""
     addresses_are_configured: ClassVar[bool] = False
     """Whether the addresses of all clusters follow from the configuration, so that they have the CA and accept the
     credential of the project kubeconfig. Otherwise each cluster has its own CA, and none is sent that credential."""

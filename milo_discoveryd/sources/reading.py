@@ -134,7 +134,8 @@ def milo_target(
     cleanup_condition: str | None = None,
     suspended_by: tuple[SuspensionReason, ...] | None = None,
 ) -> Target:
-    """Return the cluster of an object of Milo, with the fields that all kinds of such objects have in common.
+    """Return the cluster that an object of Milo describes, with the fields that are common to all kinds of such
+    objects.
 
     `cleanup_condition` is the type of the condition whose message explains what a deletion waits for.
     """
@@ -167,7 +168,7 @@ def labels(metadata: Metadata) -> Pairs:
             return _shared_labels(tuple(starmap(_shared_label, sorted(stated.items()))))
         except _TooLargeToShareError:
             pass
-    if len(stated) > _FEW_LABELS:  # a few labels are short enough by the limit of each
+    if len(stated) > _FEW_LABELS:  # a few labels cannot be too long, because the length of each is limited
         _check_size(stated, "labels")
     return tuple(starmap(_label, sorted(stated.items())))
 
@@ -248,7 +249,7 @@ def suspensions(obj: KubeObject) -> tuple[SuspensionReason, ...] | None:
 
     Milo's list also contains suspensions that were lifted. The condition's message names the active
     suspensions, but the list contains no names: if there are fewer names than suspensions in the list, it is unknown
-    which of these are active.
+    which suspensions are active.
     """
     condition = obj.condition("Suspended")
     if condition is None or condition.status != "True":

@@ -138,7 +138,8 @@ class ConsumerObjects:
 
     def contributions(self, consumer: ServiceConsumer) -> Iterable[Contribution]:
         status, metadata = consumer.status, consumer.metadata
-        # The service is another one, or the controller has not resolved it yet: then the consumer cannot be Active.
+        # The service is not one of the operator's, or the controller has not resolved it yet: then the consumer cannot
+        # be Active.
         if status is None or status.serviceName not in self._services:
             return
         reference = "" if consumer.spec is None else consumer.spec.consumerProjectRef.name
@@ -160,7 +161,8 @@ class ConsumerObjects:
         return replace(observation, version="")
 
     def reduce(self, cluster: str, contributions: Sequence[ObjectContribution], uid: str) -> Observation | None:
-        """Engage the project while one of its consumers is active and, if Projects are followed, the Project ready."""
+        """Engage the project while one of its consumers is active and, if Projects are followed, its Project is
+        ready."""
         consumers = [contribution for contribution in contributions if contribution.watch == CONSUMERS]
         if not self._follows_projects or not consumers:
             return self._by_consumers(cluster, consumers, uid)
@@ -168,7 +170,7 @@ class ConsumerObjects:
             (contribution.content for contribution in contributions if contribution.watch == FOLLOWED_PROJECTS), None
         )
         if project is None:
-            # The UID is empty, because a cluster has the UID of its Project, which does not exist.
+            # The UID is empty: a cluster takes the UID of its Project, and this Project does not exist.
             return None if uid else NotReady(cluster, "", consumers[0].version, "there is no project of this name")
         consumption = self._by_consumers(cluster, consumers, project.uid)
         if not isinstance(consumption, Ready):

@@ -21,7 +21,7 @@ class StoredCluster(msgspec.Struct, frozen=True, gc=False):
 
 
 class StoredObject(msgspec.Struct, frozen=True, gc=False):
-    """An object of a source whose clusters are not objects of one resource."""
+    """An object of a source whose clusters do not correspond to the objects of one resource."""
 
     watch: int
     """Position of the resource among those that the source watches."""
@@ -32,7 +32,7 @@ class StoredObject(msgspec.Struct, frozen=True, gc=False):
 
 
 class StateOrigin(msgspec.Struct, frozen=True):
-    """The source of the stored clusters. The same name in another source is another cluster."""
+    """The source of the stored clusters. A cluster with the same name in another source is a different cluster."""
 
     server: str
     mode: str

@@ -96,7 +96,7 @@ class StateFile:
 
 
 def stored_fleets(directory: Path) -> Iterator[tuple[str, StoredFleet]]:
-    """Yield the fleets that can be used, with the names of their sources, whichever daemon wrote them."""
+    """Yield the fleets that can be used, with the names of their sources, regardless of which daemon wrote them."""
     head, tail = (directory / FILE_OF).name.split("%s")
     for path in (*sorted(directory.glob(FILE_OF % "*")), directory / FILE):
         try:

@@ -110,11 +110,11 @@ class Audit:
         self._note("refused", reason=reason, rule=rule, **about, caller=dict(verified_fields(caller)))
 
     def suppressed(self, reason: str) -> None:
-        """Count a denial that has no line of its own: see `server.paced_audit`."""
+        """Count a denial for which no separate line is written: see `server.paced_audit`."""
         self._metrics.refused(reason.lower())
 
     def object_reported(self, name: str, uid: str, problem: str) -> None:
-        """Record an object that is not used, whose writer is not a caller but may be a tenant that tries hostile names.
+        """Record an object that is not used. Its writer is not a caller, but may be a tenant that tries hostile names.
 
         Lines above the rate limit are only counted, and the next line contains their number.
         """

@@ -79,7 +79,8 @@ class ShardStatus(Protocol):
 
 
 class StatusBoard:
-    """Gathers the status. Without names, it leaves out everything that could contain one, such as messages."""
+    """Gathers the status. If names must not be shown, it leaves out everything that could contain one, such as
+    messages."""
 
     def __init__(
         self,

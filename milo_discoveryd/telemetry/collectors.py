@@ -1,4 +1,4 @@
-"""Metrics that are computed at each scrape: of the fleet, streams, the log and credentials."""
+"""Metrics of the fleet, streams, the log and credentials, which are computed at each scrape."""
 
 import time
 from collections import Counter

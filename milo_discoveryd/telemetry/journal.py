@@ -163,5 +163,5 @@ def _time_to_ready(done: Event) -> float | None:
     try:
         created, ready = map(datetime.fromisoformat, done.readiness)
         return max(0.0, (ready - created).total_seconds())
-    except (ValueError, TypeError):  # not both times, or only one with a time zone
+    except (ValueError, TypeError):  # one of the times is missing, or only one has a time zone
         return None

@@ -30,7 +30,7 @@ class LogWriter(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         try:
             line = self.format(record).encode(errors="backslashreplace") + b"\n"
-        except (TypeError, ValueError, RecursionError):  # a library's arguments that do not fit its message
+        except (TypeError, ValueError, RecursionError):  # the arguments that a library passed do not fit its message
             self._drop(1)
             return
         with self._changed:

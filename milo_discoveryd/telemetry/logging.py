@@ -21,8 +21,8 @@ _EVENT_WIDTH = 30
 class Logging:
     """The log while the daemon runs: its level, and what was dropped.
 
-    The level is changed by a signal, which only a user that may terminate the daemon can send. HTTP requests could come
-    from anyone.
+    The level is changed by a signal, because only a user that may terminate the daemon can send one, whereas anyone
+    could send HTTP requests.
     """
 
     def __init__(self, level: str, writer: LogWriter) -> None:

@@ -35,7 +35,7 @@ _LOOP_DELAYS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 
 
 class SourceMetrics:
-    """The changes of the fleet and the state of its sources, labeled by source if these have names."""
+    """Metrics of fleet changes and of the state of the sources, labeled by source if the sources have names."""
 
     def __init__(self, registry: CollectorRegistry, sources: Sequence[str]) -> None:
         self._of_source = {name: (name,) if name else () for name in sources}
@@ -158,7 +158,7 @@ class MeasuredDaemon(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Metrics:
-    """The metrics of one daemon, in a registry of their own: tests run several daemons in one process."""
+    """The metrics of one daemon, in a separate registry, because tests run several daemons in one process."""
 
     def __init__(self, sources: Sequence[str] = ("",)) -> None:
         """`sources` are the names of the sources of clusters. The label `source` exists only if they have names."""

@@ -44,7 +44,7 @@ class SourceSummary(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     message: str
     last_contact: datetime | None
     synced: bool
-    """Whether the source is synced: see `SourceProgress.synced`. Of several, whether all are."""
+    """Whether the source is synced: see `SourceProgress.synced`. With several sources, whether all are."""
 
 
 class SourceRow(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
@@ -66,7 +66,7 @@ class ShardSummary(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     draining: int
     """Number of clusters that this daemon is about to disengage."""
     unowned: int
-    """Number of ready clusters that this daemon is to own, and has not engaged."""
+    """Number of ready clusters that are assigned to this daemon, but that it has not engaged."""
 
 
 class ClusterRow(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
@@ -129,7 +129,7 @@ class History(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     interval_s: int
     engaged: tuple[int, ...]
     changes: tuple[int, ...]
-    """Engagements and disengagements since the sample before."""
+    """Engagements and disengagements since the previous sample."""
     lag: tuple[int, ...]
     """The largest lag of a subscriber."""
 
@@ -142,7 +142,7 @@ class ClusterTransition(msgspec.Struct, frozen=True, kw_only=True, rename="camel
 
 
 class ClusterExplanation(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
-    """The explanation of why one cluster is engaged or not, with all that is known about it."""
+    """The explanation of why one cluster is engaged or not, with everything that is known about the cluster."""
 
     name: str
     row: ClusterRow | None = None
@@ -245,7 +245,7 @@ class DaemonStatus(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     context: str = ""
     """The context of Milo that the only source watches; empty for kinds that do not depend on it."""
     source: SourceSummary
-    """The source; of several, the one whose view is least current."""
+    """The source; with several sources, the one whose view is least current."""
     engaged: int
     counts: dict[str, int]
     """Number of known objects by state. The states that need attention come first."""
@@ -266,7 +266,8 @@ class DaemonStatus(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     subscribers: tuple[SubscriberRow, ...]
     """The subscribers, those that are furthest behind first."""
     subscribers_waiting: int
-    """Subscribers that keep what they know until a second list verifies the first one since the daemon's start."""
+    """Number of subscribers that keep their clusters until a second list verifies the first one since the daemon's
+    start."""
     credentials: tuple[IssuerRow, ...]
     history: History
     explanation: ClusterExplanation | None = None

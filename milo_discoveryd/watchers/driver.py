@@ -37,12 +37,13 @@ CONFIRMATION_TIMEOUT_S = 5.0
 OVER_BUDGET_RETRY_S = 300.0
 BATCHES_PER_COLLECTION = 8
 """Batches of source events after which the garbage collector examines its youngest generation. Python itself does so
-only when allocations exceed deallocations by a threshold. Updates, which replace objects, stay below it for long, until
-one run of the garbage collector examines the tuples of 100,000 objects at once, which takes 35 ms."""
+only when allocations exceed deallocations by a threshold. Updates, which replace objects, stay below that threshold for
+a long time, until one run of the garbage collector examines the tuples of 100,000 objects at once, which takes 35
+ms."""
 
 
 class Confirmations:
-    """The task that confirms the deletions of one collection, and ticks its source.
+    """The task that confirms the deletions of one collection, and calls `tick` of its source.
 
     `read` reads one object. `trusted_from` returns since when the source is trusted, or infinity while it is not.
     `is_proven` returns whether the server has sent anything of this collection since the connection was last lost.
@@ -71,7 +72,7 @@ class Confirmations:
             self._has_timers.set()
 
     async def run(self) -> None:
-        """Make confirmation requests and tick the source, each when it is due, until canceled."""
+        """Make confirmation requests and call `tick` of the source, each when it is due, until canceled."""
         async with asyncio.TaskGroup() as tasks:
             while True:
                 self._source.tick(self._clock())
@@ -240,8 +241,8 @@ class Driver:
         return _inconclusive(answer)
 
     async def _selected(self, observation: ObservedObject, namespace: str, name: str) -> ConfirmationResult:
-        """Return an existing object, as `Outside` if a list with the field selector lacks it: only the API server can
-        evaluate that selector."""
+        """Return an existing object, as `Outside` if a list with the field selector does not contain it: only the API
+        server can evaluate that selector."""
         resource = self._watched.resource
         if not resource.field_selector:
             return Found(observation)

@@ -36,7 +36,7 @@ class Inotify:
         return self._descriptor >= 0
 
     def watch(self, directories: Iterable[Path]) -> bool:
-        """Watch these directories, as far as they exist. Return whether all of them are watched."""
+        """Watch those of the directories that exist. Return whether all of them are watched."""
         if not self.is_available:
             return False
         # A directory that is watched already keeps its watch; one that was replaced gets another.

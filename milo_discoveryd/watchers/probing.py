@@ -37,7 +37,7 @@ class ClusterAccess(msgspec.Struct, frozen=True, kw_only=True):
     """Returns the credential that was issued for a cluster, if one is held."""
     trust_of: Callable[[Cluster], Awaitable[ClusterTrust]]
     rejected: Callable[[Cluster, bool], None] = lambda *_: None
-    """Called after each response to an issued credential, with whether it was rejected (401)."""
+    """Called after each response to an issued credential; the second argument is whether it was rejected (401)."""
 
 
 class ProbeSender:

@@ -21,7 +21,7 @@ _MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct",
 
 
 class Transport(ApiServer):
-    """Requests to one API server, over connections of its own."""
+    """Requests to one API server, over connections that nothing else uses."""
 
     host: str
 

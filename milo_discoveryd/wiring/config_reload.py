@@ -55,7 +55,8 @@ class ConfigReloader:
         self._requested.set()
 
     async def run(self, apply: Callable[[tuple[RuleSettings, ...]], None]) -> None:
-        """Pass reloaded rules to `apply` if they differ from those in force: at first, the rules of the settings."""
+        """Pass reloaded rules to `apply` if they differ from the rules in force, which initially are those of the
+        settings."""
         read = seen = self._begun
         while True:
             with suppress(TimeoutError):

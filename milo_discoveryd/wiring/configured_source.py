@@ -70,7 +70,7 @@ class ConfiguredSource:
 
     @property
     def context_problem(self) -> str:
-        """Why the kind cannot work in the context of Milo that is watched, and what to do; empty if it can."""
+        """Why the kind cannot be used in the context of Milo that is watched, and how to fix it; empty if it can."""
         if self.discovery is None:
             return ""
         return "; ".join(wrong_context(self.of.kind, self.discovery.server, self.of.settings.contexts) or ())

@@ -314,7 +314,7 @@ def run_identity(directory: Path | None) -> str:
     """Return the identity of this run, by which the daemon finds what it created in other clusters.
 
     It is kept in the state directory. Without a state directory, or if the file cannot be used, each run has a new
-    identity. Each replica needs a state directory of its own: two daemons with one identity revoke each other's
+    identity. Each replica needs its own state directory: two daemons with the same identity revoke each other's
     credentials.
     """
     created = secrets.token_hex(8)

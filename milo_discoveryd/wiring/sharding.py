@@ -71,11 +71,11 @@ class Membership:
     """The daemon's membership in its shard group, and how it ends."""
 
     def __init__(self, group: ShardGroup, *, hand_over: bool) -> None:
-        """`hand_over`: whether a member of a stable name, too, hands its clusters over when it stops."""
+        """`hand_over`: whether a member with a stable name also hands its clusters over when it stops."""
         self.group = group
         self.is_leaving = False
         self._keeps_term = is_stable(group.member.name) and not hand_over
-        """Whether the member keeps its clusters for a successor of its name."""
+        """Whether the member keeps its clusters for a successor with the same name."""
 
     def hand_over(self) -> None:
         """Hand the clusters over to the other members."""

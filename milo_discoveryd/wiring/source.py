@@ -180,7 +180,8 @@ def positions(source: ClusterSource, epoch: str) -> dict[str, int]:
     """Return for each run of the daemon the revision up to which a state file contains everything that subscribers
     received."""
     registry = source.engagements
-    # Drains and the additional fields of declared clusters are not stored, although subscribers receive their changes.
+    # Drains, and the additional fields of declared clusters, are not stored, although subscribers receive changes of
+    # them.
     if registry.draining_count or not all(type(cluster.target) is Target for cluster in registry.clusters()):
         return {}
     earlier = source.restored_positions
@@ -190,7 +191,8 @@ def positions(source: ClusterSource, epoch: str) -> dict[str, int]:
 
 
 def restorable(clusters: Iterable[StoredCluster], restored_place: RestoredPlace) -> Iterator[tuple[Ready, float]]:
-    """Yield the stored clusters, with the addresses that the kind derives, or accepts from the file."""
+    """Yield the stored clusters that the source still accepts. The kind derives their addresses, or accepts those in
+    the file."""
     for cluster in clusters:
         try:
             place = restored_place(cluster.target)

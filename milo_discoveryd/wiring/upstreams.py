@@ -78,7 +78,7 @@ def open_upstream(
 ) -> tuple[Transport, str]:
     """Return a transport, which `closing` closes, and its origin for messages. Raises ConfigError.
 
-    Without a kubeconfig, the server is that of the cluster that the daemon runs in.
+    Without a kubeconfig, the API server of the cluster that the daemon runs in is used.
     """
     upstream = load_discovery_upstream(
         kubeconfig, environ, settings.exec_plugins, plain_loopback=settings.plain_loopback

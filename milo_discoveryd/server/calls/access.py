@@ -98,7 +98,7 @@ class CallContext:
 
     @property
     def recipient(self) -> Recipient | None:
-        """The recipient of kubeconfigs; None if the caller may not have any."""
+        """The caller as a recipient of kubeconfigs; None if the caller may not have any."""
         grant = self.grant
         return None if grant is None or grant.terms is None else Recipient(self.caller, grant.rule, grant.terms)
 
@@ -152,7 +152,8 @@ class CallContext:
             raise ExhaustedError("TOO_MANY_KUBECONFIGS", "kubeconfigs per minute", message, retry_after_s=wait_s)
 
     async def penalize_miss(self) -> None:
-        """Delay the response to a denied request, or one for an unknown name; the delay grows with their number."""
+        """Delay the response to a denied request, or to a request for an unknown name; the delay grows with the number
+        of such requests."""
         await asyncio.sleep(self._access.quotas.count_miss(self._quota_keys, self._access.clock()))
 
     def noted(self, event: str, **about: object) -> None:
@@ -160,7 +161,7 @@ class CallContext:
         self._access.audit.noted(self.caller, self.rule, event, **about)
 
     def noted_at_rate(self, event: str, **about: object) -> None:
-        """Record an effect of the call in the audit log, within the rate limit of denials."""
+        """Record an effect of the call in the audit log, subject to the rate limit for denials."""
         self._access.audit.noted_at_rate(self.caller, self.rule, event, **about)
 
     def refused(self, reason: str, **about: object) -> None:

@@ -105,7 +105,7 @@ def engagement(
 ) -> pb.Engagement:
     """Convert the record of a cluster to its engagement.
 
-    `confirming`: why a reported deletion is not confirmed yet; None if none was reported. `elsewhere`: why this
+    `confirming`: why a reported deletion is not confirmed yet; None if no deletion was reported. `elsewhere`: why this
     daemon must not engage the cluster; None if it may. `grace_until`: the result of `Engagements.grace_until`.
     `ready_when`: `SourceKind.ready_when`.
     """

@@ -89,13 +89,13 @@ class DeliverySchedule:
         self._paused_until = self.clock() + wait_s
 
     def await_lease(self, delivery: Delivery, key: LeaseKey) -> None:
-        """Schedule the cluster's next kubeconfig when its lease gets another credential."""
+        """Schedule the cluster's next kubeconfig for when the lease gets another credential."""
         self._stop_waiting(delivery.name)
         delivery.waits_for = key
         self._waiting[key].add(delivery.name)
 
     def lease_changed(self, key: LeaseKey, replaced: str) -> None:
-        """Plan the deliveries that wait for a lease, and that of a cluster whose credential was replaced."""
+        """Plan the deliveries that wait for a lease, and the delivery for a cluster whose credential was replaced."""
         for name in self._waiting.pop(key, ()):
             self._reschedule(name)
         if (delivery := self._deliveries.get(replaced)) is not None:

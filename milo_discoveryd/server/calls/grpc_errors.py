@@ -71,7 +71,7 @@ class PermissionDeniedError(CallError):
 
 
 class ExhaustedError(CallError):
-    """A quota or rate limit is reached, of the caller or of all callers."""
+    """A quota or rate limit of the caller, or of all callers together, is reached."""
 
     code = code_pb2.RESOURCE_EXHAUSTED
 
@@ -85,11 +85,11 @@ class ExhaustedError(CallError):
 
 
 class TooManyCallsError(ExhaustedError):
-    """Too many calls are in flight, of the caller or of a listener's callers together."""
+    """Too many calls of the caller, or of all callers of a listener together, are in flight."""
 
 
 class TooManyReviewsError(UnavailableError):
-    """The rate limit for token reviews is reached, of the caller or of all callers."""
+    """The rate limit for token reviews of the caller, or of all callers together, is reached."""
 
 
 class StalledError(CallError):

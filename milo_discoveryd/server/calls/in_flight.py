@@ -1,4 +1,4 @@
-"""Limit on calls in flight, for each owner of connections and in all."""
+"""Limits on calls in flight, for each owner of connections and for all owners together."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -8,9 +8,9 @@ from milo_discoveryd.server.calls.grpc_errors import TooManyCallsError
 MAX_PER_OWNER = 100
 """Maximum number of calls, neither answered nor admitted as a stream, per owner of authenticated connections."""
 MAX_CALLS = 1000
-"""Maximum number of such calls at all listeners together, which have equal shares."""
+"""Maximum number of such calls at all listeners together. Each listener gets an equal share."""
 MAX_LARGE = 20
-"""Maximum number of such calls with a large request. Its filter is kept in memory for the duration of the call."""
+"""Maximum number of such calls with a large request, whose filter is kept in memory for the duration of the call."""
 LARGE_BYTES = 4096
 RETRY_S = 1.0
 
@@ -50,8 +50,8 @@ class _OwnedSlots:
         self.by_owner: Counter[str] = Counter()
 
     def has_room(self, owners: Sequence[str], limit: int) -> bool:
-        """Return whether these owners may take a slot: each must have fewer than MAX_PER_OWNER, and fewer than are
-        free, so that other owners can take slots too."""
+        """Return whether these owners may take a slot: each must have fewer slots than MAX_PER_OWNER, and fewer than
+        are free, so that other owners can take slots as well."""
         own = max((self.by_owner[owner] for owner in owners), default=0)
         return own < min(limit - self._taken, MAX_PER_OWNER)
 

@@ -171,7 +171,8 @@ class AccessInterceptor(grpc.aio.ServerInterceptor):
         return guarded
 
     def _visible(self, request: Any, scope: ClusterScope) -> Any:
-        """Return the request. A health check of a source outside of the scope becomes one of an unknown service."""
+        """Return the request. A health check of a source outside of the scope is replaced by a health check of an
+        unknown service."""
         if not isinstance(request, health_pb2.HealthCheckRequest) or not request.service.startswith(self._prefix[1:]):
             return request
         is_visible = scope.covers_source(request.service.removeprefix(self._prefix[1:]))

@@ -1,7 +1,8 @@
-"""Rotation of one stream's kubeconfigs: those in ENGAGED events, and a KUBECONFIG event before each expires.
+"""Sends and renews one stream's kubeconfigs: in ENGAGED events, and in a KUBECONFIG event before each one expires.
 
 Frames of the log are shared by all subscribers; kubeconfigs are added to copies of them here. Once the stream has
-begun, no event waits for a credential: without one the event is sent as it is, and a KUBECONFIG event follows.
+begun, no event waits for a credential: if there is none, the event is sent without a kubeconfig, and a KUBECONFIG event
+follows.
 """
 
 import math
@@ -28,7 +29,7 @@ BATCH_BYTES = 1 << 20
 KUBECONFIG_BYTES = 6 * 1024
 """The approximate size of a kubeconfig. Batches of a snapshot have fewer clusters, to leave space for kubeconfigs."""
 _CLUSTERS_PER_STEP = 1000
-"""How many clusters are examined before others run on the event loop."""
+"""How many clusters are examined before other tasks run on the event loop."""
 RETRY_S = 5.0
 """How long to wait after a kubeconfig could not be issued although a credential is held."""
 
@@ -118,7 +119,7 @@ class KubeconfigRotation:
             yield
 
     def take_due(self) -> bytes:
-        """Return KUBECONFIG events that are due, of one step at most. Call it after everything else was sent."""
+        """Return the KUBECONFIG events that are due, for at most one step. Call it after everything else was sent."""
         self._schedule.follow_wall_clock()
         events: list[bytes] = []
         size = 0
@@ -199,7 +200,7 @@ class KubeconfigRotation:
         try:
             made = lease.issue(wire_incarnation(self._epoch, cluster.incarnation), self._to)
         except UnfitError:
-            return None  # not rescheduled: it fails until the cluster's endpoint or issuer, or the terms change
+            return None  # not rescheduled: it fails until the cluster's endpoint, its issuer or the terms change
         except CredentialError:
             self._schedule.postpone(delivery, retry_s)
             return None

@@ -17,7 +17,8 @@ from milo_discoveryd.server.calls.revision import TokenSigner
 _INVALID_TOKEN = "malformed, expired, or issued to another caller or for another filter; list again from the first page"  # noqa: S105
 """One message for all causes, so that a caller cannot find out whether another caller has such a listing."""
 MAX_ENTRIES = 2_000_000
-"""Maximum clusters in all listings in progress. Above it, the caller with the most loses its oldest listing."""
+"""Maximum clusters in all listings in progress. Above it, the caller with the most clusters loses its oldest
+listing."""
 MAX_ENTRIES_EACH = 1_000_000
 OVERHEAD = 64
 """The weight of a listing in `MAX_ENTRIES`, in addition to its clusters."""
@@ -42,7 +43,7 @@ class OpenListing(msgspec.Struct, frozen=True):
     owner: ListingOwner
     ends_at: float
     pending: frozenset[str] = frozenset()
-    """The sources whose clusters the listing lacks."""
+    """The sources whose clusters are missing from the listing."""
 
     @property
     def entries(self) -> int:

@@ -81,7 +81,8 @@ def size(request: Message | None) -> int:
 
 
 def kept_bytes(request: pb.WatchClustersRequest) -> int:
-    """Return about how much memory the request of an open stream takes: its bytes, the message, and the filter."""
+    """Return approximately how much memory the request of an open stream takes: its bytes, the message, and the
+    filter."""
     wanted = request.filter
     values = len(wanted.names) + len(wanted.organizations) + len(wanted.sources) + wanted.label_selector.count(",")
     return 3 * request.ByteSize() + VALUE_BYTES * values

@@ -1,7 +1,7 @@
 """Decides which sources are not shown yet to a subscriber that has clusters from an earlier run.
 
-The state file, or the first list of this run, may lack clusters that the subscriber has; they would appear as deleted.
-The subscriber's claim to have clusters delays only that subscriber.
+Clusters that the subscriber has may be missing from the state file or from the first list of this run, and would appear
+as deleted. The subscriber's claim to have clusters delays only that subscriber.
 """
 
 import math
@@ -56,7 +56,7 @@ class Resumption:
         accepts_pending: bool,
         is_visible: Callable[[str], bool] = lambda _: True,
     ) -> None:
-        """`position` is where the subscriber resumes, and None if that cannot be read or it does not resume.
+        """`position` is where the subscriber resumes; None if its revision cannot be parsed, or it does not resume.
 
         `count` returns how many clusters of a source the subscriber would be shown. `is_visible` returns whether the
         subscriber may see a source at present: the subscriber neither waits for other sources nor receives their names.
@@ -76,8 +76,8 @@ class Resumption:
         self.doubted: Mapping[str, str] = {}
         """The sources that wait for a second list, and why."""
         self._lacked: set[str] = set()
-        """The sources with a list that lacked much of what the subscriber has: the subscriber waits until lists have
-        all of it, or for a second list."""
+        """The sources with a list from which many of the subscriber's clusters were missing: the subscriber waits until
+        lists contain all of them, or for a second list."""
         self.doubted_since = 0.0
         self._doubt_at = 0.0
         self._doubt_s = DOUBT_S
@@ -118,10 +118,10 @@ class Resumption:
         return self.visible_pending != before
 
     def _may_show_kept_projects(self, source: ResumableSource) -> bool:
-        """Return whether the subscriber keeps projects of a pending source that this one may show under other keys.
+        """Return whether the subscriber keeps projects of a pending source that `source` may show under other keys.
 
-        Of two sources that show one project, the pending one may be the one that engages it. A subscriber that has
-        clusters of both was sent different projects by them.
+        If two sources show the same project, the pending source may be the one that engages it. A subscriber that has
+        clusters of both sources received different projects from them.
         """
         if self.position is None or self.position.known.count_of(source.name):
             return False
@@ -132,17 +132,19 @@ class Resumption:
         )
 
     def _may_know_more(self, restored: ResumableSource) -> bool:
-        """Return whether the subscriber may have received changes that the state file lacks, as after a kill."""
+        """Return whether the subscriber may have received changes that are not in the state file, for example after a
+        kill."""
         if self.position is None:
             return self._is_resumed
         position = self.position
         return not (position.is_complete_in(self._epoch) or position.is_contained_in(restored.restored_positions))
 
     def _compare(self, complete: Sequence[ResumableSource], now: float) -> None:
-        """Find the sources that wait for a second list: the first one lacks much of what the subscriber has.
+        """Find the sources that wait for a second list, because many of the subscriber's clusters are missing from the
+        first.
 
-        In a shard group, the list may also lack clusters that are about to move. No other member engages these before
-        the second list.
+        In a shard group, clusters that are about to move may also be missing from the list. No other member engages
+        them before the second list.
         """
         position = self.position
         if not complete or position is None or position.is_complete_in(self._epoch) or not position.known.counts:

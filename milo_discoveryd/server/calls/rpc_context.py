@@ -27,7 +27,7 @@ class Authenticator(Protocol):
         """
 
     def origin(self, context: RpcContext) -> TokenOrigin:
-        """Return the connection of a call, and the connection's owners, without authenticating the call."""
+        """Return the origin of a call (its connection, and the connection's owners) without authenticating the call."""
 
     def connected(self, context: RpcContext) -> Caller:
         """Return the caller as authenticated by the connection of a call."""

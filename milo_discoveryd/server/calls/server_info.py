@@ -67,7 +67,7 @@ class DaemonDescription:
             for followed in self._kubeconfigs.health()
             if to is not None
             and to.terms.allow(followed.name)
-            # An issuer may be named after its sources.
+            # The name of an issuer may reveal the names of its sources.
             and (not followed.sources or any(map(scope.covers_source, followed.sources)))
         ]
         problem = None if scope.is_everything else CREDENTIALS_FAILING

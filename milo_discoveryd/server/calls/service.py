@@ -132,7 +132,8 @@ class Service:
             )
         clusters, taken = await self._converted(page)
         listing = page.listing
-        # A listing that lacks a pending source is a part of a snapshot: a stream cannot resume from its revision.
+        # A listing without the clusters of a pending source is a part of a snapshot: a stream cannot resume from its
+        # revision.
         part = 1 if listing.pending else None
         known = NOTHING.grown(listing.counts)
         known = known.seen_at(self._fleet.changes.versions)
@@ -310,8 +311,8 @@ class Service:
         return lease.issue_exec(incarnation, to) if parsed.as_command else lease.issue(incarnation, to)
 
     def _may_lack(self, source: ClusterSource | None, call: CallContext) -> bool:
-        """Return whether a stream waits for a second list of a source that the caller may see: the first list may lack
-        clusters."""
+        """Return whether a stream waits for a second list of a source that the caller may see, because clusters may be
+        missing from the first list."""
         return (
             source is not None and call.scope.covers_source(source.name) and self._fleet.waiting.is_any_for(source.name)
         )

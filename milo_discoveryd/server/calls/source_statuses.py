@@ -20,7 +20,7 @@ def source_statuses(
 ) -> list[pb.SourceStatus]:
     """Return a summary, followed by the status of each source if sources have names.
 
-    Sources that the scope does not cover are left out; if it covers none, the summary is that of all.
+    Sources that the scope does not cover are left out; if it covers no source, the summary is that of all sources.
     """
     statuses = {source.name: visible_source(status_of(source), scope) for source in visible_sources(sources, scope)}
     whole = worst(list(statuses.values()) or [visible_source(status_of(source), scope) for source in sources])

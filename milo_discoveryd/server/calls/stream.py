@@ -53,7 +53,7 @@ class StreamOptions(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class StreamView:
-    """The view of one subscriber: its filter, within its rights."""
+    """The view of one subscriber: its filter, limited by its rights."""
 
     def __init__(self, wanted: Filter, call: CallContext) -> None:
         self.call = call
@@ -262,7 +262,7 @@ class WatchStream:
         self._revisions.resume(self._asked.resume_revision, self._resumption.position.known)
         changes = cursor.next_batch() or Batch(NO_CHANGES, cursor.revision)
         if not changes.is_sendable:
-            changes = Batch(NO_CHANGES, revision)  # the subscriber could not resume from within a longer read
+            changes = Batch(NO_CHANGES, revision)  # a subscriber could not resume in the middle of a longer read
         if draining := [*self._still_draining(revision)]:
             changes = msgspec.structs.replace(changes, slice=slice_of((*draining, *changes.slice.frames)))
         await self._send_changes(changes)
@@ -380,7 +380,7 @@ class WatchStream:
     async def _resume_from(self) -> int | None:
         position = self._resumption.position
         if position is None or position.epoch != self._options.epoch:
-            return None  # no revision, one that the daemon cannot parse, or one of another run
+            return None  # no revision, a revision that the daemon cannot parse, or a revision of another run
         if not self._revisions.is_own(self._asked.resume_revision, self._view.holder):
             self._view.call.refused("REVISION_OF_ANOTHER", call="WatchClusters")
             await self._view.call.penalize_miss()  # a snapshot is expensive

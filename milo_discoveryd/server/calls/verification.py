@@ -28,7 +28,7 @@ class Freshness(Protocol):
 
 
 class AlwaysFresh:
-    """The freshness of callers without a bearer token, whose connection stays authenticated."""
+    """The freshness of callers without a bearer token: their connections stay authenticated."""
 
     def __init__(self) -> None:
         self.wake: Callable[[], None] = lambda: None

@@ -1,4 +1,4 @@
-"""Limits on the names, counts and messages that a caller may see besides the clusters themselves. Pure."""
+"""Limits on the names, counts and messages that a caller may see in addition to the clusters themselves. Pure."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping

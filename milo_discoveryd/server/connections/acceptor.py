@@ -99,7 +99,8 @@ class Acceptor:
         self._inner_socket.close()
 
     def check(self) -> None:
-        """Close connections whose client CA was replaced. Raises the error that ended the accept loop, if any did."""
+        """Close connections whose client CA was replaced. Raises the error that ended the accept loop, if there was
+        one."""
         if self._running is not None and self._running.done():
             self._running.result()
         if self._tls is not None:

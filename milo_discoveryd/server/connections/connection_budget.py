@@ -35,11 +35,11 @@ def fit_connections(listeners: Sequence[Listener], descriptors: int) -> list[Lis
 class ConnectionSlots(Generic[T]):
     """The connections of one listener.
 
-    When all slots are taken, an owner takes the slot of the newest connection of the owner with the most, if that one
-    has at least two more. Otherwise an owner without connections takes the slot of the connection that has been idle
-    for longest. So one owner may have all slots, and an owner without connections is refused only while each of the
-    others has one, and none is idle. Unauthenticated connections have slots of their own, about an eighth of the limit;
-    one network may use half of them.
+    When all slots are taken, a new connection replaces the newest connection of the owner with the most connections, if
+    that owner has at least two more than its own. Otherwise a new connection whose owner has no others replaces the
+    connection that has been idle for longest. So one owner may have all slots, and an owner without connections is
+    refused only while every other owner has just one and none is idle. Unauthenticated connections have separate slots,
+    about an eighth of the limit; one network may use half of them.
     """
 
     def __init__(self, limit: int) -> None:
@@ -50,11 +50,12 @@ class ConnectionSlots(Generic[T]):
         self._owners: Counter[str] = Counter()
         self._calls: Counter[T] = Counter()
         self._idle: dict[T, None] = {}
-        """The authenticated connections without calls, the longest idle first."""
+        """The authenticated connections without calls; the one that has been idle for longest is first."""
 
     def admit(self, connection: T, network: str) -> T | None:
-        """Add an unauthenticated connection. Return the connection that it evicts, if any: at the limit of all networks
-        together, the oldest of the network with the most; at the limit per network, the oldest of its own network."""
+        """Add an unauthenticated connection. Return the connection that it evicts, if any: at the limit for all
+        networks together, the oldest connection of the network with the most; at the limit per network, the oldest
+        connection of its own network."""
         evicted, networks = None, Counter(self._unauthenticated.values())
         limit = min(self._limit, max(_FEW, self._limit // 8), UNAUTHENTICATED)
         if len(self._unauthenticated) >= limit:

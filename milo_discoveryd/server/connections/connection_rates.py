@@ -49,7 +49,8 @@ class RefusedCallLimiter:
         self._buckets: KeyedBuckets[str] = KeyedBuckets(MAX_OWNERS)
 
     def charge(self, owners: Iterable[str], now: float) -> float:
-        """Count a refused call, and return the seconds for which its owners must pause; 0 within the rate."""
+        """Count a refused call, and return the seconds for which its owners must pause; 0 if the rate limit is not
+        exceeded."""
         return max(bucket.charge(now, max_debt=MAX_DEBT) for bucket in self._buckets_of(owners, now))
 
     def admit(self, owners: Iterable[str], now: float) -> None:

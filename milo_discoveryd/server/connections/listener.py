@@ -32,7 +32,7 @@ class TcpEndpoint(msgspec.Struct, frozen=True):
 
 
 class Listener(msgspec.Struct, frozen=True, kw_only=True):
-    """One address, served by a gRPC server of its own."""
+    """One address, served by its own gRPC server."""
 
     name: str
     address: UnixSocket | TcpEndpoint
@@ -56,7 +56,8 @@ class Listener(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def accepted_by_grpc(self) -> int:
         """The connection limit of gRPC where it accepts connections. At a Unix socket it is twice the limit of the
-        listener, so that a user with fewer connections than another can connect while all are taken."""
+        listener, so that a user with fewer connections than another can still connect when the limit of the listener is
+        reached."""
         return self.connections * (2 if isinstance(self.address, UnixSocket) else 1)
 
     @property

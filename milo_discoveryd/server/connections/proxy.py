@@ -88,7 +88,7 @@ class ProxySide(asyncio.Protocol):
             self._other.transport.write(data)
 
     def eof_received(self) -> bool:
-        """Keep the other direction open, unless one of the two transports cannot half-close, such as that of TLS."""
+        """Keep the other direction open, unless one of the two transports cannot half-close, as with TLS."""
         self.has_sent_eof = True
         if self._other is None or self._other.has_sent_eof:
             return False

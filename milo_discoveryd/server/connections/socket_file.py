@@ -5,7 +5,8 @@ removes its path when it stops, even if the path belongs to another daemon by th
 runs, checks the path every few seconds, and binds a temporary name that is then renamed.
 
 A process that can write to the directory could replace the socket and impersonate the daemon. So only the owner of the
-directory, which must be the daemon's user or root, may have write access, and its group if the sticky bit is set.
+directory, which must be the daemon's user or root, may have write access, and also the group of the directory if the
+sticky bit is set.
 """
 
 import fcntl

@@ -45,7 +45,8 @@ class ServerTls:
         return self._load(*(file.read() for file in self._files))
 
     def context(self) -> ssl.SSLContext:
-        """Return a context for the current files, or the last valid one while they do not match, as during a renewal.
+        """Return a context for the current files or, while they do not match (for example during a renewal), the last
+        valid one.
 
         Raises StartError if the files were never valid.
         """

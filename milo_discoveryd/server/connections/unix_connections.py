@@ -1,9 +1,9 @@
 """Divides the connections that gRPC accepts at a Unix socket fairly among users.
 
 gRPC for Python neither exposes the user of a connection nor limits connections per user, and an acceptor would copy
-every byte. But the accepted sockets are file descriptors of this process: the kernel reports the user of each, and gRPC
-handles a socket that is shut down like one that the client closed. The sockets are inspected only when the number of
-open descriptors shows that there may be too many connections.
+every byte. But the accepted sockets are file descriptors of this process: the kernel reports the user of each socket,
+and gRPC handles a socket that is shut down in the same way as one that the client closed. The sockets are inspected
+only when the number of open descriptors shows that there may be too many connections.
 """
 
 import asyncio

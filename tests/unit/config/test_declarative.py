@@ -40,7 +40,7 @@ def test_source_definition_in_deploy_directory_is_valid(path: Path) -> None:
         ("plural: things", "plural: things\n    kind: Thing", 6, "kind: .*is not a setting"),
         ("    version: v1\n", "", 3, "version: is missing"),
         ('"https://{spec.host}"', '"https://{spec.host"', 7, "unbalanced brace"),
-        ('template: "https://{spec.host}"', "secret_key: value", 2, "endpoint.secret_key: needs secret"),
+        ('template: "https://{spec.host}"', "secret_key: value", 2, "endpoint.secret_key: requires `secret`"),
     ],
 )
 def test_invalid_declaration_is_rejected_with_line_number(
@@ -55,7 +55,7 @@ def test_invalid_declaration_is_rejected_with_line_number(
 def test_declarative_mode_and_declarative_setting_require_each_other(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="needs mode: declarative"):
         loaded(tmp_path, VALID.replace("mode: declarative", "mode: project"))
-    with pytest.raises(ConfigError, match="needs the setting declarative"):
+    with pytest.raises(ConfigError, match="requires the setting `declarative`"):
         loaded(tmp_path, "mode: declarative")
 
 
@@ -77,7 +77,7 @@ def test_kubeconfig_request_issuer_requires_declarative_mode(tmp_path: Path) -> 
 def test_secret_placeholders_of_credential_issuer_require_declared_secret(tmp_path: Path) -> None:
     source = "{name: s, type: kubeconfig-secret, secret: '{secret}', namespace_template: '{secret_namespace}'}"
     credentials = f"kubeconfigs: {{issuers: [{source}]}}\n"
-    with pytest.raises(ConfigError, match=r"s: \{secret\} and \{secret_namespace\} need"):
+    with pytest.raises(ConfigError, match=r"s: \{secret\} and \{secret_namespace\} require"):
         loaded(tmp_path, VALID + credentials)
     named = "  secret: {name: '{spec.secretRef.name}', namespace: '{spec.secretRef.namespace}'}\n"
     assert loaded(tmp_path, VALID + named + credentials).title == "declarative"

@@ -76,7 +76,7 @@ def test_invalid_setting_of_a_declarative_source_is_refused_with_its_path(
         ),
         ({"secret": {**SECRET, "label_selector": "c"}}, "the selectors have no effect without endpoint.secret_key"),
         ({"secret": {**SECRET, "field_selector": "c"}}, "the selectors have no effect without endpoint.secret_key"),
-        ({"endpoint": {"secret_key": "value"}}, "endpoint.secret_key: needs secret"),
+        ({"endpoint": {"secret_key": "value"}}, "endpoint.secret_key: requires `secret`"),
     ],
 )
 def test_secret_setting_that_conflicts_with_other_settings_is_refused(differing: dict[str, Any], words: str) -> None:
@@ -109,7 +109,7 @@ def test_shared_credential_requires_endpoint_hosts_if_objects_choose_the_host(
 @pytest.mark.parametrize("template", ["{secret}", "of-{secret_namespace}"])
 def test_secret_placeholders_of_an_issuer_require_the_secret_setting_of_the_source(template: str) -> None:
     issuer = IssuerTraits("kubeconfig-secret", (template,), is_of_cluster=True)
-    assert a_kind().refusal(issuer) == "{secret} and {secret_namespace} need the setting secret of the source"
+    assert a_kind().refusal(issuer) == "{secret} and {secret_namespace} require the source's setting `secret`"
     assert a_kind(secret=SECRET).refusal(issuer) == ""
 
 
@@ -142,5 +142,5 @@ def test_secrets_are_not_watched_if_they_do_not_contain_endpoints() -> None:
 
 def test_secret_key_placeholder_of_an_issuer_requires_the_secret_key_setting() -> None:
     issuer = IssuerTraits("kubeconfig-secret", templates=("{secret_key}",), is_of_cluster=True)
-    assert a_kind(secret=SECRET).refusal(issuer) == "{secret_key} needs the setting secret.key of the source"
+    assert a_kind(secret=SECRET).refusal(issuer) == "{secret_key} requires the source's setting `secret.key`"
     assert not a_kind(secret={**SECRET, "key": "{metadata.name}-kubeconfig"}).refusal(issuer)
