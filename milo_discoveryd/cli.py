@@ -101,7 +101,7 @@ def daemon_options(run: Callable[..., None]) -> Callable[..., None]:
             click.option(
                 "--mode",
                 help="project, project-control-plane, declarative, kind, single, or a kind of an installed package. "
-                "service-consumer and others that need settings of their own are configured in the file, in sources.",
+                "service-consumer and other kinds with required settings are configured in the file, in sources.",
             ),
             click.option(
                 "--discovery-kubeconfig",

@@ -71,4 +71,4 @@ def remove_unsafe_variables(environ: MutableMapping[str, str]) -> list[str]:
 
 
 _HARMLESS = ("PYTHONUNBUFFERED", "PYTHONDONTWRITEBYTECODE")
-"""Variables that are removed without a warning: images set them, and they have taken effect by now."""
+"""Variables that are removed without a warning: images often set them, and they have already taken effect."""

@@ -235,7 +235,7 @@ class ProbeSchedule:
             if now.steady - watched.failing_since < self._policy.unreachable_after_s:
                 return None
             state, detail, message = Reachability.UNREACHABLE, outcome.cause, f"{outcome.cause}: {outcome.message}"
-            # A cluster that failed before its host did needs a successful probe of its own.
+            # A cluster whose probes failed before its host was down must itself be probed successfully.
             watched.by_host = by_host and (watched.by_host or watched.state is not Reachability.UNREACHABLE)
         is_news = (state, detail) != (watched.state, watched.detail)
         if state is not watched.state:

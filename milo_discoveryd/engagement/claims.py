@@ -55,7 +55,7 @@ class ValueClaim(msgspec.Struct, frozen=True, order=True, gc=False):
 
 
 _group = attrgetter("rank", "is_stated", "is_first")
-"""Returns what the claims of one group have in common, besides the API server."""
+"""Returns the fields that all claims of one group share, in addition to the API server."""
 ClaimedCluster = tuple[int, str]
 """The rank of a source, and the key of one of its clusters."""
 
@@ -73,7 +73,7 @@ class ValueClaims(ABC):
         self._by_value: dict[str, tuple[ValueClaim, ...]] = {}
         """The claims on each value, sorted. The garbage collector would track lists, one per cluster."""
         self._by_key: dict[str, tuple[ValueClaim, ...]] = {}
-        """The claims of each cluster's object; the last one is that of its present state."""
+        """The claims of each cluster's object; the last one is the claim of the object's present state."""
         self._with_former = with_former
         """The clusters whose objects have former claims, on values of any kind."""
         self._kept_engaged: dict[str, set[ClaimedCluster]] = {}
@@ -113,7 +113,8 @@ class ValueClaims(ABC):
             self._kept_engaged.setdefault(claim.value, set()).add((claim.rank, key))
 
     def drop_former(self, key: str) -> set[ClaimedCluster]:
-        """Drop the former claims of an object whose claims are all valid. Return the clusters to evaluate again."""
+        """Drop the former claims of an object whose claims are all valid. Return the clusters whose claims must be
+        evaluated again."""
         held = self._by_key.get(key, ())
         if len(held) < 2:
             return set()

@@ -119,7 +119,7 @@ class ContributionIndex:
         return dict.fromkeys(removed)
 
     def _add(self, cluster: str, contribution: ObjectContribution) -> None:
-        """Insert a contribution after those of the same or a lower order."""
+        """Insert a contribution after all contributions of the same or a lower order."""
         members = self._contributions_to_change(cluster)
         if not members:
             self._members[cluster] = contribution

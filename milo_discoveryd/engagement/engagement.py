@@ -88,7 +88,7 @@ class ClusterRecord(msgspec.Struct, kw_only=True, gc=False):
 
     @property
     def cluster(self) -> Cluster | None:
-        """None unless the cluster is engaged."""
+        """The engaged cluster; None if it is not engaged."""
         return self.entry.cluster
 
     @property
@@ -97,7 +97,7 @@ class ClusterRecord(msgspec.Struct, kw_only=True, gc=False):
 
     @property
     def latest(self) -> Cluster | None:
-        """The cluster as engaged, or as last engaged."""
+        """The cluster as it is engaged now, or as it was last engaged."""
         return self.cluster or self.former
 
     @property
@@ -193,7 +193,7 @@ class Engagements:
         drain_timeout_s: float = 0.0,
         releases: PendingReleases | None = None,
     ) -> None:
-        """`report` is called with each cluster that becomes contested or malformed. `log` and `releases` are those of
+        """`report` is called with each cluster that becomes contested or malformed. `log` and `releases` are shared by
         all sources of the daemon.
         """
         self.log = log
@@ -237,7 +237,7 @@ class Engagements:
         return (record.cluster for record in self._records.by_key.values() if record.cluster is not None)
 
     def commit(self, states: Iterable[ClusterState], now: Moment) -> list[Event]:
-        """Apply states of clusters in order. Each resulting change has a revision of its own."""
+        """Apply states of clusters in order. Each resulting change gets a separate revision."""
         events: list[Event] = []
         for state in states:
             if isinstance(state, ConfirmedDeletion):
@@ -430,7 +430,7 @@ class Engagements:
         meaning = MEANINGS[observation.state]
         reason, message = (DisengageReason.REPLACED, replaced) if replaced else (meaning.ends, observation.message)
         if reason is None:
-            return []  # the cluster stays as it last was
+            return []  # the cluster stays in its last state
         if replaced or meaning.ends_at_once:
             return self._end(record, reason, message, now)
         if meaning.has_grace and self._keeps_for_now(observation.name, record, now):

@@ -50,7 +50,7 @@ def _groups(connected: socket.socket, own: int) -> tuple[int, ...]:
 
 
 def _is_alive(connected: socket.socket) -> bool:
-    """Return whether the process that connected still runs; True if the kernel lacks the option."""
+    """Return whether the process that connected still runs; True if the kernel does not support SO_PEERPIDFD."""
     try:
         descriptor = connected.getsockopt(socket.SOL_SOCKET, _SO_PEERPIDFD)
     except ProcessLookupError:

@@ -37,7 +37,7 @@ FIRST_ATTEMPT_S = 1.0
 """How long a stream waits for an issuer that has not responded yet, so that its first events contain credentials."""
 MINT_TIMEOUT_S = 30.0
 TIMEOUT_MARGIN_S = 5.0
-"""Added to the timeout of an issuer that has one, so that the issuer's own timeout error is reported."""
+"""Added to the issuer's own timeout, if it has one, so that the issuer's timeout error is reported."""
 CHECK_EVERY_S = 5.0
 """The maximum delay until a step of the wall clock is detected."""
 JUMP_S = 5.0
@@ -51,8 +51,8 @@ MAX_REVOCATIONS = 50_000
 """Maximum number of pending revocations. Credentials beyond this number are left to expire."""
 
 LeaseListener: TypeAlias = Callable[[LeaseKey, str], None]
-"""Called with the key of each lease that received a new credential. The second argument is the name of its cluster if
-the issuer reported that the former credential was replaced, and empty otherwise."""
+"""Called with the key of each lease that received a new credential. The second argument is the name of the lease's
+cluster if the issuer reported that the former credential was replaced, and empty otherwise."""
 
 
 class Minter:

@@ -66,7 +66,7 @@ class Recent(dict[Key, Value]):
 
 
 class PastState(msgspec.Struct, frozen=True, gc=False):
-    """The state of a cluster, as filters see it, from revision `since` up to, but not including, `until`."""
+    """The state of a cluster, as filters see it, from revision `since` up to, but excluding, revision `until`."""
 
     cluster: Cluster
     since: int
@@ -80,11 +80,11 @@ class LogEntry(msgspec.Struct, gc=False):
     """The entry of one cluster in the change log, to which only the log writes."""
 
     cluster: Cluster | None = None
-    """None unless the cluster is engaged."""
+    """The engaged cluster; None if it is not engaged."""
     revision: int = 0
     """The revision of the last change."""
     same_view_since: int = 0
-    """The last revision that could change the result of a filter for the cluster."""
+    """The last revision whose change could affect the result of a filter for the cluster."""
     history: tuple[PastState, ...] = ()
     frame: Frame | None = None
     """The frame of the current cluster, of the type that was last requested. Nearly all live readers need UPDATED and

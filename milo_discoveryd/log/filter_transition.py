@@ -1,8 +1,8 @@
 """The change of a reader's view: disengages the clusters that leave the view and engages those that enter it, as of the
 reader's revision.
 
-It examines all clusters that the reader may know, in steps. Changes made during the transition follow after it, as
-after a snapshot.
+The transition examines all clusters that the reader may know, in steps. Changes made in the meantime follow after the
+transition, as after a snapshot.
 """
 
 import msgspec

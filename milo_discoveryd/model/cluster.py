@@ -38,7 +38,7 @@ class ClusterIdentity(msgspec.Struct, frozen=True, gc=False):
 
 
 class DisengageReason(enum.Enum):
-    __hash__ = object.__hash__  # Enum has one in Python, several times slower
+    __hash__ = object.__hash__  # Enum defines it in Python, which is several times slower
 
     DELETED = "DELETED"
     NOT_READY = "NOT_READY"
@@ -102,7 +102,7 @@ class Target(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 
 
 class Reachability(enum.Enum):
-    __hash__ = object.__hash__  # Enum has one in Python, several times slower
+    __hash__ = object.__hash__  # Enum defines it in Python, which is several times slower
 
     UNKNOWN = "UNKNOWN"
     REACHABLE = "REACHABLE"

@@ -20,7 +20,7 @@ records explain why the clusters are not engaged."""
 class ObjectState(enum.Enum):
     """The state of a cluster's object, which decides whether the cluster is engaged."""
 
-    __hash__ = object.__hash__  # Enum has one in Python, several times slower
+    __hash__ = object.__hash__  # Enum defines it in Python, which is several times slower
 
     READY = "ready"
     NOT_READY = "not_ready"
@@ -62,7 +62,8 @@ class StateMeaning(msgspec.Struct, frozen=True, kw_only=True):
     is_forgettable: bool = False
     """Only `FORGETTABLE_RECORDS_KEPT` records in such states are kept."""
     is_reported: bool = False
-    """The audit log gets an entry when an object enters the state, because somebody must correct the object."""
+    """An entry is written to the audit log when an object enters the state, because somebody must correct the
+    object."""
     remedy: str = ""
     """What `check` advises if objects are in this state; empty if the state is no problem."""
     tone: str = "plain"

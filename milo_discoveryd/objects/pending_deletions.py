@@ -101,7 +101,8 @@ class PendingDeletions:
         self._due: list[tuple[float, int, str]] = []
         """A heap of (time, ticket, name), by the time of the next read. Settled tickets are skipped.
 
-        The time of a read that is due at once is the negative ticket: the newest one is first."""
+        For a read that is due at once, the time is the negative ticket, so that the newest such read is first.
+        """
         self._retries_due: list[tuple[float, int, str]] = []
         """A heap of (time, ticket, name) of deletions whose reads failed, by the time of the retry."""
         self._rechecks_due: list[tuple[float, int, str]] = []
@@ -154,7 +155,7 @@ class PendingDeletions:
         self.doubted.pop(name, None)
 
     def discard_all(self, names: Set[str]) -> None:
-        """Drop the pending deletions that are in `names`, which is usually the larger set."""
+        """Drop the pending deletions of these objects. `names` is usually larger than the set of pending deletions."""
         for name in [name for name in self.doubted if name in names]:
             self.discard(name)
 
@@ -238,7 +239,7 @@ class PendingDeletions:
     def resolve(
         self, request: ConfirmationRequest, result: ConfirmationResult, now: float
     ) -> ConfirmedDeletion | ObservedObject | None:
-        """Return what the result proves, or None if it proves nothing."""
+        """Return the state or deletion that the result proves, or None if it proves nothing."""
         self._in_flight.pop(request.ticket, None)
         self._note_refusal(result, now)
         pending = self.doubted.get(request.name)

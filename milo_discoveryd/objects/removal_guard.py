@@ -99,8 +99,8 @@ class AwaitsAdministrator(msgspec.Struct, frozen=True):
 
 
 Hold = AwaitsSecondList | AwaitsKnownObjects | AwaitsNewerList | AwaitsAdministrator
-"""What the guard waits for while it holds removals or ignores lists: the message for operators, and when to list
-again."""
+"""What the guard waits for while it holds removals or ignores lists, with the message for operators and the time of the
+next list."""
 
 
 class FirstListExpected(msgspec.Struct, frozen=True):
@@ -359,7 +359,8 @@ class RemovalGuard:
         )
 
     def is_catching_up(self, since: float, now: float) -> bool:
-        """Return whether reads that have returned older states since `since` may come from a lagging replica."""
+        """Return whether reads that have returned older states since `since` may have been answered by a lagging
+        replica."""
         return now < since + self.limits.verify_after_s
 
     def older_read(self, since: float, now: float) -> HeldRemovals | None:

@@ -32,11 +32,11 @@ OVER_BUDGET = "OverBudget"
 """The status reason of a source with more objects than the daemon keeps."""
 UNLIMITED = 1 << 62
 OBJECT_OVERHEAD = 512
-"""Weight of each object besides its content, in bytes."""
+"""Weight of each object in addition to its content, in bytes."""
 _FREE_PAIRS = 8
 PAIR_OVERHEAD = 160
-"""Weight of each label or annotation beyond the first `_FREE_PAIRS`, besides its content, in bytes: a tuple and two
-strings."""
+"""Weight of each label or annotation beyond the first `_FREE_PAIRS`, in addition to its content, in bytes: a tuple and
+two strings."""
 _PAIR = b"\x92"
 """The prefix of a two-item array in MessagePack. Strings that contain this byte increase the weight too."""
 _GRAIN = 16
@@ -156,7 +156,7 @@ class CollectionWeight:
 
     def list_started(self) -> None:
         if self._listed is not None:
-            self.list_ended()  # the list before this one was not completed
+            self.list_ended()  # the previous list was not completed
         self._budget.used -= self._known
         self._listed, self._kept_with_list, self.problem = 0, self._kept, ""
 

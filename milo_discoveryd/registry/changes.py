@@ -38,7 +38,7 @@ class Observer(Protocol):
         """Record that an object became malformed or refused: a state whose `StateMeaning.is_reported` is set."""
 
     def source_status_changed(self, status: ViewStatus) -> None:
-        """Record that the source's state, or the reason for it, changed."""
+        """Record that the state of the source, or the reason for that state, changed."""
 
     def liveness_checked(self, result: str) -> None: ...
 

@@ -39,8 +39,8 @@ class WaitingStreams:
         return any(source in sources for sources in self._sources.values())
 
     def had_any_for(self, source: str) -> bool:
-        """Return whether any stream has waited for a source: its subscriber keeps the source's clusters, and may
-        reconnect."""
+        """Return whether any stream has waited for a source. The subscriber of such a stream keeps the source's
+        clusters, and may reconnect."""
         return source in self._former
 
 

@@ -161,7 +161,7 @@ class ClusterSource:
         """For each earlier run of the daemon, a revision of that run. The restored clusters contain everything that a
         subscriber at or below this revision knows."""
         self._is_assigned = True
-        """Whether it is known which clusters this daemon must engage."""
+        """Whether the clusters that this daemon must engage are known."""
         self._meaning = ObjectsAreClusters() if reduce is None else ContributionIndex(reduce, self.engagements, stores)
         self.status = ViewStatus(ViewState.CATCHING_UP, time.monotonic(), "Starting", "nothing has been read yet")
         self.collections = tuple(
@@ -326,7 +326,8 @@ class ClusterSource:
             self._lost_at = None
 
     def _set_status(self) -> None:
-        """Set the status to the worst one of the collections, unless clusters are held although they are not ready."""
+        """Set the status to the worst status of the collections, unless clusters are held although they are not
+        ready."""
         status, held = worst([collection.status for collection in self.collections]), self.engagements.not_ready.held
         self._shown_held = held
         if held is not None and status.state is ViewState.STREAMING:

@@ -64,7 +64,7 @@ class ViewMember(msgspec.Struct, frozen=True):
 
 
 class View(msgspec.Struct, frozen=True, kw_only=True):
-    """The members among which the clusters are distributed, and those of the previous view."""
+    """The members among which the clusters are distributed, and the members of the previous view."""
 
     number: int
     id: str

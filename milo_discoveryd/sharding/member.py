@@ -447,7 +447,8 @@ class Member:
             self._set(latest_view=read)
 
     def _rejoin(self, now: float, problem: str) -> None:
-        """End the term and join again, because the Leases differ from what was written, as after a restored backup."""
+        """End the term and join again, because the Leases differ from what was written, for example after a restore
+        from a backup."""
         self._lose_term(now)
         self._set(problem=f"{problem}: the member left the group and joins again")
         # Other members may have joined after the backup. Within this time, they detect the restore or are fenced.
@@ -572,7 +573,8 @@ class Member:
         return not any(lease.acknowledged > latest and lease.is_held for lease in group.members.values())
 
     def _unsettled(self, view: View, members: Mapping[str, ViewMember], now: float) -> Iterator[str]:
-        """Yield the members that have not acknowledged the view, and may still own what it took from them."""
+        """Yield the members that have not acknowledged the view, and may still own the keys that the view took from
+        them."""
         group = self.state.group
         assert group is not None
         for name, member in members.items():

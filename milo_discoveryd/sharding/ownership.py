@@ -1,4 +1,4 @@
-"""The consequences of a view for one member: the keys that it owns, and those that it will own after a release."""
+"""The consequences of a view for one member: the keys that it owns, and the keys that it will own after a release."""
 
 import enum
 from collections.abc import Mapping

@@ -49,7 +49,7 @@ _SERVERS = {
 
 
 def root_of(server: str) -> str:
-    """Return the URL of the root of the API for a server's URL, which may be that of a context."""
+    """Return the URL of the root of the API for a server URL, which may select a context."""
     root = server.rstrip("/")
     while (context := _CONTEXT.search(root)) is not None:
         root = root[: context.start()]
@@ -60,7 +60,7 @@ def context_of(server: str) -> MiloContext:
     """Return the context of Milo that a server URL selects."""
     path = unquote(urlsplit(server).path).rstrip("/")
     for kind, pattern in _PATHS.items():
-        # Proxies may add a prefix, and Milo accepts a project's context within that of its organization.
+        # Proxies may add a prefix, and Milo accepts a project's context within the context of its organization.
         if match := re.search(rf"{pattern}\Z", path):
             return MiloContext(ContextKind(kind), match["name"])
     return MiloContext()

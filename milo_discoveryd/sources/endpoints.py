@@ -67,7 +67,7 @@ def checked_url(endpoint: str, hosts: tuple[HostPattern, ...], port: int = 443) 
 
 
 def checked_authorities(value: str, origin: str) -> bytes:
-    """Return CA certificates as PEM, from PEM or base64 of it."""
+    """Return CA certificates as PEM. `value` is PEM, or PEM that is encoded in base64."""
     content = value.encode()
     if not value.lstrip().startswith("-----BEGIN"):
         try:

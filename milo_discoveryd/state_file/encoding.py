@@ -24,7 +24,7 @@ class StoredObject(msgspec.Struct, frozen=True, gc=False):
     """An object of a source whose clusters do not correspond to the objects of one resource."""
 
     watch: int
-    """Position of the resource among those that the source watches."""
+    """Position of the resource in the list of resources that the source watches."""
     key: str
     uid: str
     clusters: tuple[str, ...]

@@ -187,8 +187,8 @@ class CredentialCollector(Collector):
     def collect(self) -> Iterator[Metric]:
         expiry = GaugeMetricFamily(
             "milo_discoveryd_credential_expiry_timestamp_seconds",
-            "Earliest expiry of the credentials that an issuer holds, 0 if it holds none; as `listener NAME`, the "
-            "expiry of a listener's server certificate; as `source NAME`, that of the client certificate for a source.",
+            "Earliest expiry of the credentials that an issuer holds, 0 if it holds none. For `listener NAME`, the "
+            "expiry of the listener's server certificate; for `source NAME`, of the client certificate for the source.",
             labels=("credential_issuer",),
         )
         healthy = GaugeMetricFamily(

@@ -80,7 +80,7 @@ class Journal:
         self.history = RecentHistory()
 
     def of_source(self, name: str) -> "Journal":
-        """Return the journal of one of several sources; this one if the name is empty."""
+        """Return the journal for one of several sources; this journal if the name is empty."""
         if not name:
             return self
         journal = Journal(self._metrics, self._audit)

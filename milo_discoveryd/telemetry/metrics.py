@@ -25,7 +25,7 @@ from milo_discoveryd.telemetry.collectors import CredentialCollector, FleetColle
 from milo_discoveryd.telemetry.shard_metrics import MeasuredShard, ShardCollector, Unsharded
 
 _RESTARTS = ("Expired", "MalformedResponse", "Silence", "StreamingListUnsupported", "Verification")
-"""The reasons for relists whose series exist from the start; API servers may return others."""
+"""The reasons for relists whose series exist from the start. API servers may return other reasons."""
 _MAX_OTHER_REASONS = 20
 _OTHER_REASON = "Other"
 _DRAIN_RESULTS = ("released", "expired")

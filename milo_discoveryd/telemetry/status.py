@@ -19,7 +19,7 @@ from milo_discoveryd.sharding.status import GroupStatus
 
 PAGE_SIZE = 50
 ENGAGED, UNREACHABLE = "engaged", "unreachable"
-"""States that queries can select, besides those of objects."""
+"""States that queries can select, in addition to the states of objects."""
 
 
 FORMAT = 1
@@ -264,7 +264,7 @@ class DaemonStatus(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     recent_changes: tuple[RecentChange, ...]
     """Engagements and disengagements, newest first."""
     subscribers: tuple[SubscriberRow, ...]
-    """The subscribers, those that are furthest behind first."""
+    """The subscribers; those that are furthest behind come first."""
     subscribers_waiting: int
     """Number of subscribers that keep their clusters until a second list verifies the first one since the daemon's
     start."""

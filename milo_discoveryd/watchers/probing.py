@@ -41,7 +41,8 @@ class ClusterAccess(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ProbeSender:
-    """Probes clusters with the credential issued for them, or else with the daemon's own credential or none.
+    """Probes clusters with the credential that was issued for them, or else with the daemon's own credential or without
+    one.
 
     Hosts are probed without an issued credential. Then the credential issued for the cluster that represents the host
     is tried at the cluster's endpoint: a rejection counts as a failure of the issuer, not of the host.

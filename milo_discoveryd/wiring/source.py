@@ -69,8 +69,8 @@ class Discovery:
         collections: Sequence[FollowedCollection],
         restored_place: RestoredPlace,
     ) -> None:
-        """Follow the source until canceled. `collections` are those of the source, in the same order, and `api_at`
-        returns the API server of a collection, given its `server`.
+        """Follow the source until canceled. `collections` are the collections of the source, in the same order.
+        `api_at` returns the API server for the `server` of a collection.
         """
         status, version = self._storage.restore(restored_place)
         now = asyncio.get_running_loop().time()

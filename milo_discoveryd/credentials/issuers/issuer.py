@@ -103,7 +103,7 @@ class EachSourceIssuer:
     scope = Scope.CLUSTER
 
     def __init__(self, issuers: Mapping[str, Issuer]) -> None:
-        """`issuers` has one for each source, all with the same settings."""
+        """`issuers` contains one issuer for each source, all with the same settings."""
         first = next(iter(issuers.values()))
         self.name, self.type, self.takes_ttl = first.name, first.type, first.takes_ttl
         self.states_server = any(

@@ -50,7 +50,7 @@ _PACED = (UnauthenticatedError, PermissionDeniedError, TooManyCallsError, TooMan
 
 
 class Refusals:
-    """Responds to failed calls, and counts refused calls. A caller with too many of them loses its connection."""
+    """Responds to failed calls, and counts refused calls. A caller with too many refused calls loses its connection."""
 
     def __init__(self, authenticator: Authenticator, audit: PacedAudit) -> None:
         self.authenticator = authenticator

@@ -97,7 +97,7 @@ class Resumption:
 
     @property
     def kept(self) -> KnownClusters:
-        """The clusters that the subscriber keeps of the sources that are not shown to it yet."""
+        """The subscriber's clusters that belong to sources that are not shown to it yet."""
         return NOTHING if self.position is None else self.position.known.within(self.pending)
 
     @property

@@ -33,5 +33,5 @@ def visible_sources(sources: Sequence[ClusterSource], scope: ClusterScope) -> tu
 
 
 def source_status(source: ClusterSource, scope: ClusterScope, now: Moment) -> pb.SourceStatus:
-    """Return the status of one source, with its name, if it has one."""
+    """Return the status of one source, with its name if the source has one."""
     return convert.source(visible_source(source.status, scope), now, source.name)

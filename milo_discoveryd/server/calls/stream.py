@@ -130,7 +130,7 @@ class SourceReports:
 
     @property
     def are_due(self) -> bool:
-        """Whether the state of a source, or the reason for it, changed since the last report."""
+        """Whether the state of a source, or the reason for that state, changed since the last report."""
         return self._reported != self._states()
 
     def follow_rights(self) -> None:

@@ -63,7 +63,7 @@ class RefusedCallLimiter:
 
 
 def peer_address(address: object) -> str:
-    """Format a socket address as gRPC does. The client end of a Unix socket has none."""
+    """Format a socket address as gRPC does. The client end of a Unix socket has no address."""
     if not isinstance(address, tuple):
         return "unix:"
     host, port = address[:2]

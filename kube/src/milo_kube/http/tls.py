@@ -1,9 +1,9 @@
 """TLS over an asyncio transport, with little memory per connection.
 
 asyncio's own TLS keeps a read buffer of 256 KiB for each connection. With thousands of idle watches, these buffers
-would take most of the memory of a process, and idle clients could exhaust that of a server. An idle watch takes 25 KiB
-here, and 290 KiB with asyncio's TLS. With a read buffer of 4 KiB (`max_size`), asyncio's TLS takes 42 KiB, because it
-also holds OpenSSL's write buffer.
+would take most of the memory of a process, and idle clients could exhaust the memory of a server. An idle watch takes
+25 KiB here, and 290 KiB with asyncio's TLS. With a read buffer of 4 KiB (`max_size`), asyncio's TLS takes 42 KiB,
+because it also holds OpenSSL's write buffer.
 """
 
 import asyncio
