@@ -150,7 +150,7 @@ def _issuer_problems(settings: Settings, issuer: IssuerSettings) -> Iterator[str
         if issuer.asks_discovery_server and getattr(issuer, "kubeconfig", None) is None and differ:
             yield "its sources differ in discovery_kubeconfig: set kubeconfig"
         if isinstance(issuer, KubeconfigRequest) and any(source.settings != served[0].settings for source in served):
-            yield "its sources differ in their settings: use one issuer for each"
+            yield "its sources differ in their settings: use one issuer per source"
     if not issuer.hand_out:
         return
     templates = (issuer.secret, issuer.namespace_template, issuer.key) if isinstance(issuer, KubeconfigSecret) else ()

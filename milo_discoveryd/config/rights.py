@@ -153,7 +153,7 @@ class ActingUser(Group, frozen=True, kw_only=True):
     user: Annotated[str, Text(most=1024, form=_impersonated_name)]
     """User impersonated by requests, such as `shop-operator`."""
     groups: Annotated[tuple[str, ...], _one_or_more(Text(most=1024, form=_impersonated_name))] = ()
-    """Groups impersonated by requests. Default: none but `system:authenticated`."""
+    """Groups impersonated by requests. Default: only `system:authenticated`."""
     extra: Annotated[tuple[tuple[str, tuple[str, ...]], ...], _extra] = ()
     """Extra fields impersonated by requests: keys, each with a value or a list. Default: none."""
 

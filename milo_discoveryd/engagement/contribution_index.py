@@ -48,7 +48,7 @@ class ContributionIndex:
     def restored_objects(
         self, clusters: Sequence[Ready], objects: Iterable[StoredObject]
     ) -> Iterable[Sequence[ObservedObject]]:
-        """Return the stored objects as present; their contents are not known until they are seen again."""
+        """Return the stored objects as observations. Their contents are unknown until the objects are seen again."""
         del clusters
         objects_by_collection: list[list[ObservedObject]] = [[] for _ in self._stores]
         for stored in objects:

@@ -386,7 +386,7 @@ class Engagements:
             and former.uid == observation.uid
             and former.cluster is not None
         ):
-            return self._still_engaged(former, former.cluster, observation, now)  # nearly every change
+            return self._still_engaged(former, former.cluster, observation, now)  # the most frequent case
         if former is not None and _stays_unreachable(former, observation):
             return []
         replaced = _replaced_by(former, observation)

@@ -62,7 +62,7 @@ class AwaitedRelease(msgspec.Struct, frozen=True):
 class _Subscriber(msgspec.Struct):
     streams: list[Subscription]
     last: Subscription
-    """The stream that was last opened or closed."""
+    """The stream that was opened or closed most recently."""
     since: float
     is_leaving: bool = False
     """The subscriber ended its subscription, but its last stream is still open."""

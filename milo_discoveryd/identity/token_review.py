@@ -178,7 +178,7 @@ class TokenReviewer:
         return result
 
     def _log_problem(self, problem: str) -> None:
-        """Log the problem only when it changes, however many tokens it affects."""
+        """Log the problem only when it changes, regardless of how many tokens it affects."""
         if problem and problem != self._logged_problem:
             log.warning("token reviews failing", problem=problem)
         elif self._logged_problem and not problem:

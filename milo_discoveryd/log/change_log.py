@@ -5,8 +5,8 @@ from an old revision, receives the same changes merged per cluster. Past states 
 or its labels, organization or drain changed) are kept for a while, so that such a reader receives the disengagements. A
 revision from before the end of a dropped past state cannot be served: see `reads_from`.
 
-`read` and `read_snapshot` define what a reader is sent. `since` and `snapshot_part` return their results and share
-them between readers.
+`read` and `read_snapshot` define what is sent to a reader. `since` and `snapshot_part` return the same results, shared
+between readers.
 """
 
 import weakref

@@ -1,4 +1,5 @@
-"""A subscriber's position in the change log. It is not a queue: a slow subscriber costs the daemon almost nothing."""
+"""A subscriber's position in the change log. It is not a queue, so a slow subscriber takes almost no memory in the
+daemon."""
 
 import msgspec
 

@@ -1,4 +1,5 @@
-"""The values that leave the change log: events, their frames, slices of frames, and the changes that a reader gets."""
+"""The values that the change log returns: events, their frames, slices of frames, and the changes that a reader
+gets."""
 
 import enum
 from collections.abc import Callable, Mapping

@@ -33,8 +33,8 @@ class FilterTransition(msgspec.Struct, frozen=True):
         return len(self.snapshot.entries) - self.position
 
     def restart(self, view: ClusterView) -> "FilterTransition":
-        """Return a transition to another view, which starts again. Up to the current position, the reader's former view
-        is then `self.view`."""
+        """Return a transition to another view, which starts from the beginning. Up to the current position, the
+        reader's former view is then `self.view`."""
         earlier = ((self.position, self.view), *(former for former in self.earlier if former[0] > self.position))
         return msgspec.structs.replace(self, view=view, earlier=earlier, position=0)
 

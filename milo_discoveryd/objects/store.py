@@ -349,7 +349,7 @@ class ObjectStore:
         self._set_weight(name, record, 0)
         self._forget_established(record)
 
-    # --- what is known ---
+    # --- known state ---
 
     def __getitem__(self, name: str) -> ObjectRecord | None:
         return self._records.get(name)

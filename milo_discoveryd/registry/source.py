@@ -193,7 +193,7 @@ class ClusterSource:
     def observer(self) -> Observer:
         return self.clusters.observer
 
-    # --- what was read from the server ---
+    # --- data from the server ---
 
     @property
     def synced(self) -> bool:
@@ -395,7 +395,7 @@ class ClusterSource:
             self._is_assigned = True
             self._update_progress(moment(steady_now()))
 
-    # --- totals of the source, and what is known about one cluster ---
+    # --- totals of the source, and queries about one cluster ---
 
     @property
     def deletions_unconfirmed(self) -> int:

@@ -197,7 +197,8 @@ def _require_ip(host: str) -> None:
 
 
 def address_template(value: object) -> str:
-    """Parse `host[:port]` with placeholders. `ProjectControlPlaneKind` checks that it is unique per project."""
+    """Parse `host[:port]` with placeholders. `ProjectControlPlaneKind` checks that the address is unique per
+    project."""
     text = str(value)
     filled = _filled(text, _PLACEHOLDERS)
     try:

@@ -106,7 +106,7 @@ class GroupRequests:
 
 
 class _Application(msgspec.Struct):
-    """The ownership that was last applied."""
+    """The ownership that was applied last."""
 
     ownership: Ownership | None = None
     is_complete: bool = False

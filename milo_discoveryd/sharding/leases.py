@@ -95,7 +95,7 @@ class WriteLease(msgspec.Struct, frozen=True):
 
 
 class Evict(msgspec.Struct, frozen=True):
-    """A write that clears the Lease of another member, so that its holder's next renewal fails."""
+    """A write that clears the Lease of another member, so that the next renewal by its holder fails."""
 
     lease: MemberLease
 

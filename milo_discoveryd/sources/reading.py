@@ -231,7 +231,7 @@ def _shared(text: str) -> str:
 
 
 def checked_organization(name: str) -> str:
-    """Return the organization if it is no longer than a name can be."""
+    """Return the organization. Raises MalformedError if it is longer than any valid name."""
     if len(name) > ORGANIZATION_CHARACTERS:
         raise MalformedError(
             f"its organization has {len(name)} characters; at most {ORGANIZATION_CHARACTERS} are valid"

@@ -259,7 +259,7 @@ class DaemonStatus(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     matching: int
     """The number of clusters that match the query; `clusters` has one page of them."""
     first: int
-    """The index of the first of `clusters`."""
+    """The index of the first item of `clusters` among all clusters that match."""
     page_size: int = PAGE_SIZE
     recent_changes: tuple[RecentChange, ...]
     """Engagements and disengagements, newest first."""

@@ -40,7 +40,8 @@ class _Handler:
             self._timer.cancel()
 
     def _listen(self) -> None:
-        # A handler of the event loop would run after the current callback, which a flood keeps from returning.
+        # A handler of the event loop would run only after the current callback, but a flood of signals keeps that
+        # callback from returning.
         signal.signal(self._number, self._signaled)
         signal.siginterrupt(self._number, False)
 

@@ -30,7 +30,7 @@ class MintRequest(msgspec.Struct, frozen=True, kw_only=True):
     cluster: Cluster | None = None
     """None if one credential serves all clusters."""
     held: Credential | None = None
-    """The credential that is to be replaced."""
+    """The credential that the new one will replace."""
 
 
 class Issuer(Protocol):

@@ -1,4 +1,4 @@
-"""Authorization and quotas: what a caller may do now, under the current rules and its remaining quotas."""
+"""Authorization and quotas: what a caller may do now, under the current rules and within its remaining quotas."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator

@@ -71,7 +71,7 @@ class KubeconfigRotation:
             unsubscribe()
 
     def change_view(self, shown: ClusterView) -> None:
-        """Apply a change of the caller's rights. If its terms change, every cluster gets a new kubeconfig."""
+        """Apply a change of the caller's rights. If the terms change, every cluster gets a new kubeconfig."""
         self._shown = shown
         before, self._to = self._to, self._call.recipient
         if self._to is None or (before is not None and before.terms == self._to.terms):

@@ -51,7 +51,7 @@ class OpenListing(msgspec.Struct, frozen=True):
 
 
 class Page(msgspec.Struct, frozen=True):
-    """A page before it is cut to the size of a message."""
+    """A page before it is cut to the maximum size of a message."""
 
     listing: OpenListing
     key: str

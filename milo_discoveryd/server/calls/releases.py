@@ -56,7 +56,8 @@ def must_note(
 def pending(
     name: str, releases: PendingReleases, caller: str, scope: ClusterScope, now: Moment
 ) -> Iterator[pb.PendingRelease]:
-    """Yield the subscribers that a draining cluster waits for; only the caller's own if its scope is limited."""
+    """Yield the subscribers that a draining cluster waits for; only those of the caller if the caller's scope is
+    limited."""
     for release in releases.awaited(name):
         if scope.is_everything or release.key.caller == caller:
             yield pb.PendingRelease(

@@ -35,7 +35,7 @@ class _GrpcConnection(NamedTuple):
     descriptor: int
     """The kernel assigns the lowest free number, so the highest are usually those of the newest connections."""
     inode: int
-    """Identifies the socket: gRPC may close the descriptor, and another socket get it, at any time."""
+    """Identifies the socket: at any time, gRPC may close the descriptor, and another socket may get the same number."""
     owner: str
 
 

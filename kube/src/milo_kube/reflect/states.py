@@ -1,4 +1,5 @@
-"""The states of a reflector, each with only the data that is valid in it, and what it has recorded about the server."""
+"""The states of a reflector, each with only the data that is valid in that state, and what the reflector has recorded
+about the server."""
 
 import math
 
