@@ -41,7 +41,7 @@ class _Issuer(Group, frozen=True, kw_only=True):
     """Names of the `sources` whose clusters the credential issuer serves. Required if there are several `sources`, so
     that no credential is sent to an API server that it is not meant for."""
     hand_out: bool = True
-    """`false` if only the daemon itself uses the credential issuer, and issues no kubeconfigs from it."""
+    """`false`: only the daemon itself uses the credential issuer, and no kubeconfigs are issued from it."""
 
     is_of_cluster: ClassVar[bool] = False
     """See `IssuerTraits.is_of_cluster`."""

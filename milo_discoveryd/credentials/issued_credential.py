@@ -120,7 +120,7 @@ def _require_audience_and_subject(found: jwt.JwtClaims, audiences: Collection[st
 
 
 def _validity(chain: bytes, origin: str) -> tuple[float, float]:
-    """Return the validity of the first certificate of the chain, which is the holder's."""
+    """Return the validity period of the first certificate of the chain, which is the holder's certificate."""
     from cryptography import x509  # noqa: PLC0415 - 8 MB, which only daemons with certificates need
 
     try:

@@ -85,7 +85,7 @@ class FleetChanges:
         self.publish(self.engagements.commit(source, states, read_at), read_at.steady)
 
     def publish(self, events: Iterable[Event], read_at: float | None) -> None:
-        """Notify listeners of changes in the log, and subscribers too, unless `read_at` is None or no source of the
+        """Notify listeners of changes in the log. Also notify subscribers, unless `read_at` is None or no source of the
         changes is synced."""
         is_live, has_drain = False, self._drain_timer is not None
         for event in events:

@@ -190,7 +190,7 @@ class SourceKind(Group, frozen=True, kw_only=True):
     """A kind of source. A class for each kind derives from this one; its fields are the kind's settings."""
 
     is_watched: ClassVar[bool] = True
-    """Whether the source watches an API server, that of `discovery_kubeconfig`."""
+    """Whether the source watches the API server of `discovery_kubeconfig`."""
     project_server: ClassVar[ProjectServer] = ProjectServer.SERVES
     shares_host: ClassVar[bool] = False
     """Whether all clusters are paths of the project server, so that one probe shows whether the server is reachable."""

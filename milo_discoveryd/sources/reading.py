@@ -195,7 +195,7 @@ def _characters(pairs: Mapping[str, str]) -> int:
 
 
 class _TooLargeToShareError(Exception):
-    """Raised in a cached function, so that nothing is cached."""
+    """Raised in a cached function, so that its result is not cached."""
 
 
 @lru_cache(maxsize=8192)

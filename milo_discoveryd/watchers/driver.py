@@ -45,8 +45,8 @@ ms."""
 class Confirmations:
     """The task that confirms the deletions of one collection, and calls `tick` of its source.
 
-    `read` reads one object. `trusted_from` returns since when the source is trusted, or infinity while it is not.
-    `is_proven` returns whether the server has sent anything of this collection since the connection was last lost.
+    `read` reads one object. `trusted_from` returns the time since which the source is trusted, or infinity while it is
+    not. `is_proven` returns whether the server has sent anything of this collection since the connection was last lost.
     """
 
     def __init__(
