@@ -19,6 +19,7 @@ from bench.report import RESULTS, Results
 
 MOST_COMMITS = 30
 """Maximum number of commits since the measurement that may have changed the measured packages."""
+_MANUAL_PAGES = ".1"
 _DAEMON = ("milo_discoveryd", "kube/src")
 _MORE = {
     "controllers": ("controllers/src", "clients/python/src"),
@@ -87,9 +88,11 @@ def _changes_code(commit: str, packages: tuple[str, ...]) -> bool:
 
 
 def _code_of(commit: str, path: str) -> str | None:
-    """Return the file's content for comparison, without texts if it is Python; None if the commit lacks the file."""
+    """Return the file's code for comparison; None if it has none, or if the commit lacks the file."""
     content = _git("show", f"{commit}:{path}")
-    return without_texts(content) if content is not None and path.endswith(".py") else content
+    if content is None or path.endswith(_MANUAL_PAGES):
+        return None
+    return without_texts(content) if path.endswith(".py") else content
 
 
 def without_texts(source: str) -> str:

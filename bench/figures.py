@@ -172,8 +172,8 @@ HEADLINES = (
     "**A Go operator** with one informer in each of 1,000 projects works in all of them {go go.1_informers.seconds} s "
     "after its start with milo-discoveryd, and {go go.1_informers.peer_seconds} s after its start with the embedded "
     "provider, where a controller starts its informers [one after another, 100 ms each](docs/reviewers/upstream.md). "
-    "With three informers and {go_memory go_memory.stable_kinds.served} kinds served, a further project takes {go_memory "
-    "go_memory.stable_kinds.3_informers.kib} KiB of the operator's memory, and {go_memory "
+    "With three informers and {go_memory go_memory.stable_kinds.served} kinds served, a further project takes "
+    "{go_memory go_memory.stable_kinds.3_informers.kib} KiB of the operator's memory, and {go_memory "
     "go_memory.stable_kinds.3_informers.plain_kib} KiB with the embedded provider, which keeps a REST mapper of all "
     "served kinds for each project.",
     "**Each daemon** takes {capacity capacity.1000.1.1.rss_mib} MiB (RSS) and {capacity capacity.1000.1.1.cpu_percent} "
