@@ -164,10 +164,13 @@ def _refused(answer: Answer, request: str) -> Exception:
         causes = tuple(cause.reason for cause in (details and details.causes) or ())
     except msgspec.DecodeError:
         causes = ()
+    message = f"{answer.status} {status.message.removeprefix(f'{answer.status} ')}"
+    if answer.status == 404 and not status.name:
+        message += "; check the group, version and plural of the kind, and whether it has that subresource"
     return api_error(
         answer.status,
         status.reason,
-        f"{request}: {answer.status} {status.message}",
+        f"{request}: {message}",
         about=status.name,
         causes=causes,
         retry_after_s=retry_after.stated(answer.headers, datetime.now(UTC)),

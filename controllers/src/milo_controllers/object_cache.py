@@ -167,9 +167,13 @@ def object_decoder(
             stripped = msgspec.json.encode(fields)
         if transform is not None:
             try:
-                stripped = msgspec.json.encode(transform(msgspec.json.decode(stripped)))
+                transformed: object = transform(msgspec.json.decode(stripped))
+                problem = "" if isinstance(transformed, dict) else f"transform= returned {transformed!r}, not a dict"
+                stripped = msgspec.json.encode(transformed)
             except Exception as error:  # noqa: BLE001  (the author's code: an error there affects only this object)
-                return malformed(metadata.name, metadata.uid, metadata.resourceVersion, f"transform= raised {error!r}")
+                problem = f"transform= raised {error!r}"
+            if problem:
+                return malformed(metadata.name, metadata.uid, metadata.resourceVersion, problem)
         namespace = _shared(metadata.namespace)
         return CachedObject(metadata.name, namespace, metadata.uid, metadata.resourceVersion, stripped, owners)
 

@@ -226,7 +226,7 @@ async def test_request_reads_and_writes_other_objects(plane: ControlPlane) -> No
         await request.delete("v1/configmaps", "made")
         with pytest.raises(NotFound):
             await request.read("v1/configmaps", "made")
-        with pytest.raises(NotServed):
+        with pytest.raises(NotServed, match=r"made: 404 page not found; check the group, version and plural"):
             await request.delete("example.org/v1/unknowns", "made")
         done.append(request.name)
 

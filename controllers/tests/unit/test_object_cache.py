@@ -286,6 +286,12 @@ def test_decoder_reports_an_object_for_which_transform_raises() -> None:
     assert event.observation.problem == "transform= raised KeyError('spec')"
 
 
+def test_decoder_reports_an_object_for_which_transform_does_not_return_a_dict() -> None:
+    event = object_decoder(transform=lambda found: found.update(spec={})).line(line(document("a")))  # type: ignore[arg-type,func-returns-value]
+    assert isinstance(event, ObjectSeen)
+    assert event.observation.problem == "transform= returned None, not a dict"
+
+
 def test_decoder_reports_an_object_that_is_larger_than_any_api_server_stores() -> None:
     event = object_decoder().line(line(document("a", color="x" * LARGEST_OBJECT)))
     assert isinstance(event, ObjectSeen)

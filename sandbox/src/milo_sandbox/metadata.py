@@ -43,6 +43,7 @@ def violations(metadata: Document, resource: ResourceDefinition) -> Iterator[Cau
     yield from _label_violations(metadata.get("labels", {}))
     yield from _annotation_violations(metadata.get("annotations", {}))
     yield from _finalizer_violations(metadata.get("finalizers", []))
+    yield from _owner_violations(metadata.get("ownerReferences") or [])
 
 
 def _finalizer_violations(finalizers: Any) -> Iterator[Cause]:
@@ -54,6 +55,20 @@ def _finalizer_violations(finalizers: Any) -> Iterator[Cause]:
             yield _invalid(
                 "metadata.finalizers", finalizer, "a finalizer must be a qualified name, such as example.com/hold"
             )
+
+
+def _owner_violations(owners: Any) -> Iterator[Cause]:
+    if not isinstance(owners, list) or not all(isinstance(owner, dict) for owner in owners):
+        yield _invalid("metadata.ownerReferences", owners, "must be a list of references")
+        return
+    controllers = [f"{owner.get('kind')}/{owner.get('name')}" for owner in owners if owner.get("controller") is True]
+    if len(controllers) > 1:
+        yield _invalid(
+            "metadata.ownerReferences",
+            owners,
+            'Only one reference can have Controller set to true. Found "true" in references for '
+            f"{controllers[0]} and {controllers[1]}",
+        )
 
 
 def _label_violations(labels: Any) -> Iterator[Cause]:

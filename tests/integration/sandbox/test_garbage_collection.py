@@ -49,6 +49,20 @@ async def test_dependent_with_another_owner_loses_the_reference(client: Client, 
     assert await names(client) == []
 
 
+async def test_object_with_two_controllers_is_rejected(client: Client, owner: dict[str, Any]) -> None:
+    second = await create(client, WIDGETS, widget("two"))
+    both = [owned_by(reference) | {"controller": True} for reference in (owner, second)]
+    document = {"metadata": {"name": "shared", "ownerReferences": both}}
+    answer = await client.call("POST", behind(CONFIG_MAPS), document)
+    assert answer.status == 422
+    assert answer.json["message"].endswith(
+        'Only one reference can have Controller set to true. Found "true" in references for Widget/one and Widget/two'
+    )
+    for references in ("none", ["none"]):
+        document = {"metadata": {"name": "shared", "ownerReferences": references}}
+        assert (await client.call("POST", behind(CONFIG_MAPS), document)).status == 422
+
+
 async def test_dependent_waits_for_the_removal_of_its_owner(client: Client, owner: dict[str, Any]) -> None:
     await client.call("PATCH", behind(f"{WIDGETS}/one"), {"metadata": {"finalizers": ["example.com/hold"]}})
     await dependent(client, "child", owned_by(owner))
