@@ -112,7 +112,7 @@ def check_stored_keys(directory: Path, configured: Iterable[tuple[str, StateOrig
         old = ", ".join(key_of(name, source) for name in names)
         more = f" and {len(fleet.clusters) - len(names)} more" if len(fleet.clusters) > len(names) else ""
         become = next((name for name, origin in origins.items() if origin == fleet.origin), None)
-        subject, count = f"keys of {f'source {source}' if source else 'the source without a name'}", len(fleet.clusters)
+        subject, count = f"keys of {f'source {source}' if source else 'the unnamed source'}", len(fleet.clusters)
         if become is None:
             yield warn(
                 subject,

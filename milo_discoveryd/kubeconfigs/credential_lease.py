@@ -138,7 +138,7 @@ class CredentialLease:
         before = self._held
         until = now.steady + (issued.expires_at - now.wall)
         if before is not None and before.issued.credential == issued.credential:
-            # The same credential again. The known expiry is kept, because the wall clock may have been set since.
+            # The same credential was issued again. Its expiry is kept, since the wall clock may have been adjusted.
             left = max(0.0, before.left_s(now))
             least, most = UNCHANGED_RETRY_S
             self.state = Fresh(before, now.steady + min(most, max(least, left * UNCHANGED_RETRY_SHARE)))

@@ -496,7 +496,7 @@ class ObjectCollection:
         return record is not None and settled.uid in ("", record.uid)
 
     def _hold_again(self, now: float) -> None:
-        """Hold again the removals that only lists show: a read found an object that is missing from these lists."""
+        """Hold the removals that only lists report again, because a read found an object that these lists lack."""
         assert self._guard is not None
         held = self._guard.contradicted(now)
         for name in self._released:

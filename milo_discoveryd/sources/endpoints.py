@@ -108,7 +108,7 @@ def decoded_kubeconfig(encoded: str, origin: str) -> ParsedKubeconfig:
     try:
         content = base64.b64decode(encoded, validate=True)
     except (binascii.Error, ValueError):
-        raise MalformedError(f"{origin} does not contain a kubeconfig in base64") from None
+        raise MalformedError(f"{origin} does not contain a base64-encoded kubeconfig") from None
     return _parsed_kubeconfig(kubeconfig.parse_received, content, origin)
 
 

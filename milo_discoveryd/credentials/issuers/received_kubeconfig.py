@@ -29,7 +29,7 @@ def read(encoded: str, what: str, policy: Policy = kubeconfig.RECEIVED) -> Recei
     try:
         content = base64.b64decode(encoded, validate=True)
     except binascii.Error:
-        raise BackendError(f"{what} does not contain a kubeconfig in base64") from None
+        raise BackendError(f"{what} does not contain a base64-encoded kubeconfig") from None
     return _selected(kubeconfig.parse_received, content, what, "", policy)
 
 

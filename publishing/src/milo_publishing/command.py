@@ -89,8 +89,8 @@ def publishing(command: Callable[..., R]) -> Callable[..., R]:
     @click.option(
         "--kubeconfig",
         type=click.Path(path_type=Path, dir_okay=False),
-        help="Kubeconfig of the API server to write to. Default: KUBECONFIG, this pod's service account, or kubectl's "
-        "file.",
+        help="Kubeconfig of the API server to write to. Default: $KUBECONFIG, or else this pod's service account, or "
+        "else ~/.kube/config.",
     )
     @click.option("--context", help="Context of the kubeconfig. Default: its current context.")
     @click.option(

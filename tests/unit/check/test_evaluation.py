@@ -33,7 +33,7 @@ def test_check_reports_malformed_object_that_belongs_to_no_cluster() -> None:
     members, secrets = followed.collections
     found = evaluate(followed, [[seen(members, metadata=METADATA)], [seen(secrets, data={"value": "!"})]])
     [(name, message)] = found.others[ObjectState.MALFORMED]
-    assert "does not contain a kubeconfig in base64" in message
+    assert "does not contain a base64-encoded kubeconfig" in message
     assert name
 
 

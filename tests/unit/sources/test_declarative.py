@@ -421,7 +421,7 @@ def test_secret_without_the_configured_key_gives_no_server(data: Any) -> None:
 @pytest.mark.parametrize(
     ("data", "words"),
     [
-        ({"value": "!"}, "does not contain a kubeconfig in base64"),
+        ({"value": "!"}, "does not contain a base64-encoded kubeconfig"),
         (kubeconfig("https://evil.test"), "is not among endpoint.hosts"),
         (kubeconfig("http://b"), "is not of the form https://"),
         (kubeconfig(**{"tls-server-name": "b"}), "tls-server-name"),

@@ -170,7 +170,8 @@ async def same_filter(run: Run) -> None:
 
 @core(
     "After a refused resume, differences between view and snapshot are reported",
-    why="A restarted daemon sends a snapshot. A client that engages every cluster again rebuilds its caches.",
+    why="A restarted daemon sends a snapshot. A client that engages all clusters again rebuilds its caches for "
+    "nothing.",
     demands="clusters known from before that are not named between here and `synced` are disengaged",
 )
 async def resume_refused(run: Run) -> None:

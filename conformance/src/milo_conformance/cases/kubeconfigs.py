@@ -202,7 +202,7 @@ async def credential_is_refreshed(run: Run) -> None:
 
 
 @kubeconfigs(
-    "While the daemon is away, a credential is used until it expires",
+    "While the daemon is unavailable, a credential is used until it expires",
     why="A restart of the daemon must not stop the work. An expired credential causes a 401 for each request.",
     demands="When its credential expires.",
     needs=Feature.CREDENTIALS,

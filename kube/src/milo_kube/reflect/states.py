@@ -19,10 +19,10 @@ class ServerTrust(msgspec.Struct):
 
     @property
     def expects_bookmarks(self) -> bool:
-        """Whether a watch without bookmarks counts as failed: the server has sent some before.
+        """Whether a watch that receives no bookmarks counts as failed.
 
-        Bookmarks are also expected from a server that may have been replaced, even if it has sent none: a watch from a
-        version that the server does not have never receives anything.
+        It does if the server has sent bookmarks before, and if it may have been replaced since: a watch from a version
+        that a server does not have never receives anything.
         """
         return self.sends_bookmarks or not self.is_known
 
