@@ -86,7 +86,7 @@ async def test_kubeconfig_request_lifetime_is_at_least_ten_minutes() -> None:
         (answering(404, {}), "does not exist"),
         (answering(201, {}), "does not contain a kubeconfig"),
         (answering(201, []), "not a Kubernetes object"),
-        (answer(kubeconfig="!"), "does not contain a kubeconfig"),
+        (answer(kubeconfig="!"), "does not contain a base64-encoded kubeconfig"),
         (answer(NOW - 1), "an expired credential"),
     ],
 )

@@ -91,7 +91,7 @@ async def test_secret_with_long_lived_certificate_requires_allow_long_lived_sett
         (Answer(200, f"<html>{CANARY}".encode()), "is not a Kubernetes object"),
         (answering(200, {"data": {"other": CANARY}}), "has no key 'kubeconfig'"),
         (answering(200, {}), "has no key 'kubeconfig'"),
-        (answering(200, {"data": {"kubeconfig": "!!" + CANARY}}), "does not contain a kubeconfig"),
+        (answering(200, {"data": {"kubeconfig": "!!" + CANARY}}), "does not contain a base64-encoded kubeconfig"),
         (secret(f"token: {CANARY}: {{"), "does not contain a kubeconfig"),
         (secret(b"\xff\xfe"), "does not contain a kubeconfig"),
         (secret(f"users: {CANARY}"), "does not contain a kubeconfig"),
