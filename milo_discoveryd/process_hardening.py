@@ -15,8 +15,8 @@ _PR_SET_DUMPABLE = 4
 _WANTED_DESCRIPTORS = 65_536
 
 _UNSAFE_VARIABLES = (
-    "SSLKEYLOGFILE",  # a file to which Python would write the keys of TLS connections
-    "GRPC_TRACE",  # would make gRPC log messages and tokens
+    "SSLKEYLOGFILE",  # Python would write the keys of TLS connections to this file.
+    "GRPC_TRACE",  # gRPC would log messages and tokens.
     "GRPC_VERBOSITY",
 )
 
@@ -42,7 +42,7 @@ def open_standard_streams() -> None:
         try:
             os.fstat(descriptor)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)  # uses the lowest free number
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest free number
 
 
 def raise_descriptor_limit() -> None:

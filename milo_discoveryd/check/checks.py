@@ -1,4 +1,4 @@
-"""Runs the checks of `milo-discoveryd check`, in the order in which a daemon that starts needs what they verify."""
+"""Runs the checks of `milo-discoveryd check`, in the order in which a starting daemon depends on what they verify."""
 
 import os
 from collections import Counter
@@ -349,7 +349,8 @@ def _load(
 ) -> list[Upstream | None]:
     """Load an upstream, and return it in a list; the list is empty if the upstream cannot be loaded.
 
-    Only new problems are added to `problems`, because both kubeconfigs may be the same file.
+    Only new problems are added to `problems`, because the discovery kubeconfig and the project kubeconfig may be the
+    same file.
     """
     try:
         return [load()]

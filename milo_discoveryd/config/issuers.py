@@ -47,7 +47,7 @@ class _Issuer(Group, frozen=True, kw_only=True):
     """See `IssuerTraits.is_of_cluster`."""
     asks_discovery_server: ClassVar[bool] = False
     """Whether the issuer's requests go to the watched API server of the served source, unless `kubeconfig` names
-    another."""
+    another API server."""
     min_ttl_s: ClassVar[int] = 0
     """The shortest lifetime of a credential, in seconds."""
 

@@ -114,7 +114,7 @@ def from_environment(environ: Mapping[str, str]) -> Layer:
 
 
 def _own(name: str) -> str:
-    """Return a variable of the clients with the daemon's prefix."""
+    """Return the name of one of the clients' variables, with the prefix of the daemon's variables."""
     return ENVIRONMENT_PREFIX + name.removeprefix(CLIENTS_PREFIX)
 
 

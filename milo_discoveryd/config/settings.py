@@ -92,8 +92,9 @@ class RemovalSettings(Group, frozen=True, kw_only=True):
     """The mass-removal limit: when removals found by a list are held. See `objects.removal_guard`."""
 
     count: Annotated[int, Whole(0, 1_000_000)] = 10
-    """Removals are held if more engaged clusters are missing from a list than both this number and the share
-    `removals.share`, or, with at least two engaged clusters, more than half of them."""
+    """Removals are held if the number of engaged clusters that are missing from a list exceeds both this number and the
+    share `removals.share`. If at least two clusters are engaged, removals are also held if more than half of them are
+    missing."""
     share: Annotated[float, Number(0, 1)] = 0.2
     """Share of the engaged clusters that may be missing from a list before removals are held; the larger of this share
     and `removals.count` applies."""

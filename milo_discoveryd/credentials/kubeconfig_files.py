@@ -158,7 +158,7 @@ class KubeconfigFiles:
         return next((file_object for file_object in state.objects if file_object.key == key), None)
 
     def kubeconfig(self, key: str) -> StoredKubeconfig:
-        """Return the file with the credential of an object. Raises FilesError."""
+        """Return the kubeconfig with the credential of an object. Raises FilesError."""
         file, context = self._of.context_of(key)
         path = self.path / file if file else self.path
         try:

@@ -8,7 +8,7 @@ from pathlib import Path
 import msgspec
 
 _SO_PEERGROUPS = 59  # Linux 4.13; the socket module of Python 3.11 defines neither this option nor SO_PEERPIDFD
-_MAX_GROUPS = 256  # getsockopt in Python returns at most 1024 bytes
+_MAX_GROUPS = 256  # In Python, getsockopt returns at most 1024 bytes.
 _SO_PEERPIDFD = 77  # Linux 6.5
 _UCRED = struct.Struct("iII")
 _GID = struct.Struct("I")

@@ -155,7 +155,8 @@ class LogSlots:
         self._compacted_to = 0
 
     def append(self, entry: LogEntry, revision: int, stale: int) -> None:
-        """Append a slot. `stale` is the number of slots that the change makes stale, now or with their past states."""
+        """Append a slot. `stale` is the number of slots that the change makes stale, now or once past states are
+        dropped."""
         self.revisions.append(revision)
         self.entries.append(entry)
         self._stale += stale
@@ -164,8 +165,8 @@ class LogSlots:
 
     def readable(self) -> list[LogEntry]:
         """Return the entries that are engaged or have past states."""
-        # The entries are scattered over memory. In a loop as tight as this one, the processor prefetches several at
-        # once, which takes a third of the time.
+        # The entries are scattered over memory. In a loop as tight as this one, the processor prefetches several of
+        # them at once. Without the prefetching, the loop would take three times as long.
         return [
             entry
             for entry, slot_revision in zip(self.entries, self.revisions, strict=True)
@@ -234,7 +235,8 @@ class ChangeLog:
                 entry.history = (*entry.history, past)
                 self._past_states.append((self.head, now, entry))
             entry.same_view_since = self.head
-        # The entry's old slot is stale now. The new slot of a disengaged cluster becomes stale with its past states.
+        # The entry's old slot is stale now. If the cluster is disengaged, the new slot becomes stale once all past
+        # states of the cluster are dropped.
         stale = (entry.revision > 0) + (cluster is None)
         entry.cluster, entry.revision, entry.frame = cluster, self.head, None
         self._slices.clear()
@@ -292,13 +294,13 @@ class ChangeLog:
         self._snapshot = None
 
     def snapshot_part(self, snapshot: Snapshot, start: int, view: ClusterView, overhead: int) -> SnapshotPart:
-        """Return `read_snapshot`, computed once for all readers with the same view."""
+        """Return the result of `read_snapshot`, which is computed once for all readers with the same view."""
         self._snapshot_was_read = True
         key = (start, view.fingerprint, overhead)
         return snapshot.parts.get(key) or snapshot.parts.put(key, self.read_snapshot(snapshot, start, view, overhead))
 
     def since(self, revision: int, view: ClusterView, ahead: ReadAhead = frozenset()) -> Changes:
-        """Return `read`, computed once for all readers at that revision with the same view."""
+        """Return the result of `read`, which is computed once for all readers at that revision with the same view."""
         key = (revision, view.fingerprint, ahead)
         return self._slices.get(key) or self._slices.put(key, self.read(revision, view, ahead))
 
@@ -330,7 +332,7 @@ class ChangeLog:
         in `ahead` again.
         """
         frames: list[Frame] = []
-        overtaken: dict[int, LogEntry] = {}  # entries at a stale slot, by identity: they changed again later
+        overtaken: dict[int, LogEntry] = {}  # by `id`: entries of stale slots, which changed again later
         matches, updated = view.matches, EventType.UPDATED
         entries, revisions = self._slots.entries, self._slots.revisions
         first = bisect_right(revisions, revision)
@@ -430,7 +432,8 @@ class ChangeLog:
 
     def _forget_oldest(self) -> None:
         until, _, entry = self._past_states.popleft()
-        # Past states are dropped in the order in which they were added, so this is the entry's first.
+        # Past states are dropped in the order in which they were added, so this is the first one in the entry's
+        # history.
         entry.history = entry.history[1:]
         self._oldest_readable = max(self._oldest_readable, until)
 

@@ -9,7 +9,7 @@ COST_PER_WAITER_S = 0.0001
 """A generous estimate of the time that it takes to send a message to one subscriber."""
 LONGEST_DELAY_S = 0.05
 LOW_PRIORITY_DELAY_S = 0.5
-"""The delay of changes that are not urgent. At 20 probes per second, one message contains ten clusters."""
+"""The delay of changes that are not urgent. At 20 probes per second, one message then covers ten clusters."""
 
 
 class Waiter:

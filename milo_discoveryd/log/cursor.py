@@ -85,7 +85,7 @@ class Cursor:
     def next_batch(self) -> Batch | None:
         """Return the next batch, or None if nothing changed."""
         if not self._log.reads_from(self.revision):
-            # Past states of the subscriber's revision were dropped while it was idle or read a snapshot.
+            # Past states that the subscriber needs were dropped while it was idle or read a snapshot.
             self._state = _InSnapshot(self._log.snapshot())
         if isinstance(self._state, _InSnapshot):
             return self._from_snapshot(self._state)

@@ -10,7 +10,7 @@ from milo_discoveryd.model.cluster import Cluster, DisengageReason
 
 
 class EventType(enum.Enum):
-    __hash__ = object.__hash__  # Enum defines it in Python, which is several times slower
+    __hash__ = object.__hash__  # Enum defines `__hash__` in Python, which is several times slower
 
     ENGAGED = "ENGAGED"
     UPDATED = "UPDATED"

@@ -38,7 +38,7 @@ class ClusterIdentity(msgspec.Struct, frozen=True, gc=False):
 
 
 class DisengageReason(enum.Enum):
-    __hash__ = object.__hash__  # Enum defines it in Python, which is several times slower
+    __hash__ = object.__hash__  # Enum defines `__hash__` in Python, which is several times slower
 
     DELETED = "DELETED"
     NOT_READY = "NOT_READY"
@@ -52,7 +52,7 @@ class DisengageReason(enum.Enum):
 
 
 class SuspensionReason(msgspec.Struct, frozen=True, gc=False):
-    """A reason for which a cluster is suspended."""
+    """One reason why a cluster is suspended."""
 
     reason: str
     suspended_at: float | None
@@ -65,7 +65,7 @@ class SuspensionReason(msgspec.Struct, frozen=True, gc=False):
 class Target(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """A cluster as an upstream object describes it, limited to what subscribers see.
 
-    Equal targets mean that there is nothing to send, so fields that subscribers do not see are not part of it.
+    Equal targets mean that there is nothing to send, so a target does not contain fields that subscribers do not see.
     """
 
     name: str
@@ -102,7 +102,7 @@ class Target(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 
 
 class Reachability(enum.Enum):
-    __hash__ = object.__hash__  # Enum defines it in Python, which is several times slower
+    __hash__ = object.__hash__  # Enum defines `__hash__` in Python, which is several times slower
 
     UNKNOWN = "UNKNOWN"
     REACHABLE = "REACHABLE"

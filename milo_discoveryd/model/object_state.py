@@ -20,7 +20,7 @@ records explain why the clusters are not engaged."""
 class ObjectState(enum.Enum):
     """The state of a cluster's object, which decides whether the cluster is engaged."""
 
-    __hash__ = object.__hash__  # Enum defines it in Python, which is several times slower
+    __hash__ = object.__hash__  # Enum defines `__hash__` in Python, which is several times slower
 
     READY = "ready"
     NOT_READY = "not_ready"

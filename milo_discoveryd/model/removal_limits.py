@@ -1,8 +1,8 @@
 """The mass-removal limit, and whether clusters that subscribers know may be missing from the first list of a run. Pure.
 
-A subscriber that claims to know more clusters only delays itself. In a shard group, the member also acknowledges no
-view until the first list is verified, which takes `removals.verify_after`: the subscriber may keep clusters that are
-missing from the list, and until then no other member may engage those clusters.
+A subscriber that claims to know more clusters than it does only delays itself. In a shard group, a member does not
+acknowledge a view until the first list is verified, which takes `removals.verify_after`: until then, a subscriber may
+keep clusters that are missing from the list, and no other member may engage them.
 """
 
 import sys

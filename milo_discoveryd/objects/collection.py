@@ -418,7 +418,7 @@ class ObjectCollection:
                         self.pending_deletions.hold(name, uid, now, message)
                 case at_rate:
                     for name, uid in group.objects:
-                        confirm_at = now + len(self._released) / at_rate.per_second  # counted over all groups
+                        confirm_at = now + len(self._released) / at_rate.per_second  # one rate for all groups
                         self.pending_deletions.add(name, uid, now, confirm_at=confirm_at)
                         self._released.add(name)
 

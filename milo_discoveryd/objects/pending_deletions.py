@@ -122,7 +122,7 @@ class PendingDeletions:
 
     @property
     def held(self) -> int:
-        # Read with every change; usually there is none.
+        # This property is read after every change, and usually no deletion is pending.
         return len(self.doubted) and sum(pending.is_held for pending in self.doubted.values())
 
     def add(self, name: str, uid: str, now: float, *, confirm_at: float | None = None) -> None:

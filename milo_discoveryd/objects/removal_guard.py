@@ -178,7 +178,7 @@ class RemovalGuard:
                 self.first_list = FirstListVerified()
 
     def verify_first(self, now: float) -> None:
-        """Make the second list of this run, which verifies the first one, due now."""
+        """Request the second list of this run, which verifies the first one, without further delay."""
         if isinstance(self.first_list, FirstListUnverified):
             self.first_list = FirstListUnverified(min(self.first_list.verify_at, now))
 

@@ -76,7 +76,7 @@ class StagedList:
     def missing(self) -> list[tuple[str, str]]:
         """Return the names and UIDs of the present objects that are missing from the list."""
         if self._known == self._store.present_count:
-            return []  # nearly always; comparing the names of a long list would block the event loop
+            return []  # the usual case; comparing the names of a long list would block the event loop
         return self._store.missing_from(self._uids)
 
     def suspects(self) -> Iterator[ObservedObject]:

@@ -388,7 +388,7 @@ class ObjectStore:
 
     def missing_from(self, listed: Mapping[str, object]) -> list[tuple[str, str]]:
         """Return the names and UIDs that a complete list within the selector should contain, but does not."""
-        unlisted = filterfalse(listed.__contains__, self._records)  # nearly always empty, and much faster than a loop
+        unlisted = filterfalse(listed.__contains__, self._records)  # usually empty; `filterfalse` is faster than a loop
         return [(name, self._records[name].uid) for name in unlisted if self._records[name].state not in ABSENT_STATES]
 
     def would_change(self, listed: ObservedObject) -> bool:
@@ -421,7 +421,7 @@ class ObjectStore:
         if record is None:
             return False
         if observation.version == record.version and observation.uid == record.uid:
-            return record.state is ObjectState.DELETED  # repeated after the deletion was confirmed
+            return record.state is ObjectState.DELETED  # the last state, reported again after the deletion
         return is_older(observation.version, record.version)
 
 

@@ -387,8 +387,8 @@ class Member:
         is_changed = wanted != (lease if is_batch_due else msgspec.structs.replace(lease, pending=pending))
         wanted = msgspec.structs.replace(wanted, renewal=self._next_renewal(lease))
         if state.intent is Intent.STOP or (lease.is_leaving and not state.candidates.members):
-            # A member that leaves while no other can take over ends in the same way: a member that joins later waits
-            # until this Lease expires.
+            # A member that leaves while no other can take over its clusters is also recorded as stopped: a member that
+            # joins later waits until this Lease expires.
             return WriteLease(msgspec.structs.replace(wanted, is_stopped=True))
         if lease.is_leaving and not pending and self._has_left(acknowledged):
             return WriteLease(msgspec.structs.replace(wanted, holder=""))

@@ -509,8 +509,8 @@ def _organization_part(value: str, path: str) -> str:
 
 
 def _address_part(value: str, path: str) -> str:
-    """Return the value in the form for a URL. Raises MalformedError unless it is a name, an address or a port: anything
-    else could direct requests to another host."""
+    """Return the value in URL syntax. Raises MalformedError unless it is a name, an address or a port: anything else
+    could direct requests to another host."""
     if value.isdecimal() and len(value) <= 5:
         return value
     if addresses.ip_address(value) is None:

@@ -87,7 +87,7 @@ def _is_host(host: str) -> bool:
 
 
 def _bracketed(endpoint: str) -> str:
-    """Return an endpoint without a scheme in the form for a URL, in which an IPv6 address needs brackets."""
+    """Return an endpoint without a scheme in URL syntax, with an IPv6 address in brackets."""
     return addresses.bracketed(endpoint) if addresses.ip_address(endpoint) is not None else endpoint
 
 

@@ -212,8 +212,8 @@ class SourceKind(Group, frozen=True, kw_only=True):
 
     @property
     def ready_when(self) -> str:
-        """When a cluster is ready, such as `condition Ready is True`, as `explain` reports it; empty if nothing decides
-        that, or several objects do."""
+        """The criterion for the readiness of a cluster as `explain` prints it, such as `condition Ready is True`; empty
+        if there is none, or if several objects determine readiness."""
         return ""
 
     @property

@@ -1,8 +1,9 @@
 """Kind `service-consumer`: engages a project while it uses one of the operator's services.
 
 Watches the ServiceConsumers in the control plane of the provider's project, to which the discovery kubeconfig belongs.
-There is one for each service and consumer project; its name contains neither. A ServiceConsumer survives its project:
-only the Project, at the root of the API, shows that the project was deleted.
+There is one ServiceConsumer for each service and consumer project; its name contains neither the service nor the
+project. A ServiceConsumer survives its project: only the Project, at the root of the API, shows that the project was
+deleted.
 """
 
 from collections.abc import Iterable, Sequence

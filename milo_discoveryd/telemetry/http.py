@@ -140,7 +140,7 @@ def _checked(found: Mapping[str, str | None], *, is_verbose: bool) -> HttpReply:
     return HttpReply(("\n".join(lines) + "\n").encode(), status=200 if is_ready else 503)
 
 
-# Without the newline, which separates the lines of metrics.
+# Invisible characters, except the newline, which separates the lines of metrics.
 _HIDDEN = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff]")
 
 

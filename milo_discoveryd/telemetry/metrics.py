@@ -92,7 +92,8 @@ class SourceMetrics:
             self._prepare(name, of)
 
     def _prepare(self, source: str, of: tuple[str, ...]) -> None:
-        """Create a source's series: PromQL's increase() misses the first event of one that did not exist before."""
+        """Create a source's series: PromQL's increase() misses the first event of a series that did not exist
+        before."""
         for result in _DRAIN_RESULTS:
             self._drains.labels(*of, result)
         for result in _CONFIRMATIONS:

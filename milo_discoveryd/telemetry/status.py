@@ -23,7 +23,7 @@ ENGAGED, UNREACHABLE = "engaged", "unreachable"
 
 
 FORMAT = 1
-"""The version of the status as JSON: it grows when a field is removed or changes its meaning."""
+"""The version of the status as JSON, which is incremented when a field is removed or changes its meaning."""
 
 
 def when(wall: float) -> datetime:

@@ -1,4 +1,4 @@
-"""Follows a source: list and watch, confirmation of deletions, and liveness probes beside them."""
+"""Follows a source: list and watch, the confirmation of deletions, and concurrent liveness probes."""
 
 import asyncio
 import gc
@@ -33,7 +33,8 @@ from milo_kube.reflect.reflector import Reflector
 from milo_kube.reflect.wire import Decoder, ListPageError, error_status
 
 CONFIRMATION_TIMEOUT_S = 5.0
-"""Usually shorter than the timeout of a list, so that a read of one object that hangs soon releases its slot."""
+"""Timeout of a confirmation read: usually shorter than the timeout of a list, so that a read that hangs soon releases
+its slot."""
 OVER_BUDGET_RETRY_S = 300.0
 BATCHES_PER_COLLECTION = 8
 """Batches of source events after which the garbage collector examines its youngest generation. Python itself does so

@@ -52,7 +52,7 @@ class FileDriver:
         collection: ObjectCollection,
         status: ViewStatus | None = None,
     ) -> None:
-        """`status` is the status of clusters that were restored from the state file; None if no clusters were."""
+        """`status` is the status of clusters that were restored from the state file; None if none were restored."""
         self._files = files
         self._observe = observe
         self._source = source

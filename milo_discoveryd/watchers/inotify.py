@@ -1,4 +1,5 @@
-"""Notifications of changes in directories, from Linux. Elsewhere, and above the kernel's limit, there are none."""
+"""Notifications of changes in directories, from Linux. There are none on other systems, or once the kernel's limit on
+watches is reached."""
 
 import asyncio
 import ctypes
@@ -50,7 +51,7 @@ class Inotify:
         """Return the names to which files were renamed since the last call.
 
         Only these events distinguish a renamed, complete file from one that is being written: the inode may be new in
-        both cases, and the times of a file that was renamed within a clock tick are equal as well.
+        both cases, and the modification times are equal if a rename follows a write within one clock tick.
         """
         renamed = frozenset(self._renamed)
         self._renamed.clear()

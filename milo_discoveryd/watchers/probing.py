@@ -61,8 +61,8 @@ class ProbeSender:
     ) -> None:
         """With `of_hosts`, probe the host of each endpoint at `path`, without the endpoint's own path.
 
-        `sends_own_credential`: whether the daemon's own credential is sent to clusters that have none, at their
-        endpoints.
+        `sends_own_credential`: whether the daemon's own credential is sent to the endpoints of clusters for which no
+        credential was issued.
         """
         self._upstream = upstream
         self._access = access

@@ -16,7 +16,7 @@ from milo_kube.upstream import Upstream
 
 RESPONSE_LIMIT = 128 << 20
 CLOCK_TOLERANCE_S = 60.0
-"""A smaller difference between this machine's clock and an API server's is not reported."""
+"""Differences between this machine's clock and an API server's are reported only if they are larger than this."""
 _MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
 
 

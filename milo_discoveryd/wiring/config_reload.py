@@ -110,7 +110,8 @@ def _differ(name: str, one: Settings, other: Settings) -> bool:
 
 
 def _changes(before: tuple[RuleSettings, ...], now: tuple[RuleSettings, ...]) -> dict[str, object]:
-    """Return the names of changed rules, and the order of all, because the first rule that matches a caller applies."""
+    """Return the names of the changed rules, and the order of all rules, because the first one that matches a caller
+    applies."""
     old, new = ({rule.name: rule for rule in rules} for rules in (before, now))
     return {
         "rules": [rule.name for rule in now],

@@ -49,7 +49,7 @@ def member_name(settings: Settings, environ: Mapping[str, str]) -> str:
 
 
 def is_stable(member: str) -> bool:
-    """Return whether a process with the same name is expected to follow, for which the clusters should stay."""
+    """Return whether a successor with the same name is expected, for which this member should keep its clusters."""
     return _STABLE.fullmatch(member) is not None
 
 

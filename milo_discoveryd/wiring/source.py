@@ -197,6 +197,6 @@ def restorable(clusters: Iterable[StoredCluster], restored_place: RestoredPlace)
         try:
             place = restored_place(cluster.target)
         except ValueError:
-            continue  # the source no longer accepts the cluster's name, labels or address
+            continue  # The source no longer accepts the cluster's name, labels or address.
         # With an empty version, the first list always replaces the stored state.
         yield Ready(cluster.uid, "", msgspec.structs.replace(cluster.target, place=place)), cluster.engaged_at

@@ -8,7 +8,7 @@ from pathlib import Path
 from milo_kube.credential import CredentialError
 
 MAX_BYTES = 1 << 20
-REREAD_EVERY_S = 60.0  # even if stat is unchanged: some file systems store times in whole seconds
+REREAD_EVERY_S = 60.0  # also if stat shows no change: some file systems store times in whole seconds
 SETTLED_S = 5.0
 """A file that is written in place is not read again until it has been unchanged for this long, unless a caller forces
 the read: the file may be incomplete, and a part of a token, address or CA bundle can be valid. A file that was renamed

@@ -1,4 +1,4 @@
-"""Kubernetes label selectors, in the syntax of the API server: sets, inequality and comparison included."""
+"""Kubernetes label selectors, in the syntax of the API server, including sets, inequality and comparison."""
 
 import re
 from collections.abc import Callable, Collection, Sequence

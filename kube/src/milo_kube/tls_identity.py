@@ -33,7 +33,7 @@ def expiry_of(chain: bytes, now: datetime) -> CertificateExpiry:
 
     try:
         leaf = x509.load_pem_x509_certificate(chain)
-    except x509.InvalidVersion as error:  # not a ValueError
+    except x509.InvalidVersion as error:  # InvalidVersion is not a ValueError
         raise ValueError(str(error)) from error
     left, life = leaf.not_valid_after_utc - now, leaf.not_valid_after_utc - leaf.not_valid_before_utc
     return CertificateExpiry(leaf.not_valid_after_utc, left <= timedelta(), left <= min(_SOON, life / 5))

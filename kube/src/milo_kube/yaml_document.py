@@ -17,8 +17,8 @@ Scalars: TypeAlias = Literal["text", "typed"]
 MAX_BYTES = 1 << 20
 MAX_NODES = 50_000  # after the expansion of aliases; a kubeconfig with 1,000 contexts has about 20,000
 MAX_DEPTH = 40
-MAX_NUMBER = 100  # characters; base-60 numbers (1:59:59) take quadratic time
-MAX_NESTING_MARKS = 2_000  # flow brackets: the parser recurses on them before nodes are counted
+MAX_NUMBER = 100  # Characters: base-60 numbers (1:59:59) take quadratic time.
+MAX_NESTING_MARKS = 2_000  # Flow brackets: the parser recurses on them before nodes are counted.
 
 _Fast: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
@@ -41,7 +41,7 @@ class DocumentError(ValueError):
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Document:
     value: Any
-    lines: Mapping[Path, int]  # of each key (for mappings) and item (for lists)
+    lines: Mapping[Path, int]  # the line of each key of a mapping and each item of a list
 
     def line(self, path: Path) -> int:
         """Return the line of `path`, or of the nearest enclosing key or item."""

@@ -1,7 +1,7 @@
 """Issues the token that the daemon itself uses or reads, from a token file or an exec plugin.
 
-Such tokens are short-lived and renewed. A token that is written in a kubeconfig, or a client certificate, is not
-renewed, and is not issued.
+Such tokens are short-lived and renewed. Client certificates, and tokens that are written in a kubeconfig, are not
+renewed, and therefore not issued.
 """
 
 import time

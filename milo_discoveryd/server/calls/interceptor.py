@@ -33,7 +33,7 @@ from milo_discoveryd.server.paced_audit import PacedAudit
 ABORT_S = 5.0
 _UNKNOWN_SERVICE = "unknown"
 
-Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"  # generic in its type stubs only
+Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"  # generic only in grpc's type stubs
 Continuation: TypeAlias = "Callable[[grpc.HandlerCallDetails], Awaitable[Handler | None]]"
 
 

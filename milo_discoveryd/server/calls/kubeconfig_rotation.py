@@ -200,7 +200,7 @@ class KubeconfigRotation:
         try:
             made = lease.issue(wire_incarnation(self._epoch, cluster.incarnation), self._to)
         except UnfitError:
-            return None  # not rescheduled: it fails until the cluster's endpoint, its issuer or the terms change
+            return None  # not rescheduled: fails again unless the endpoint, the issuer or the terms change
         except CredentialError:
             self._schedule.postpone(delivery, retry_s)
             return None

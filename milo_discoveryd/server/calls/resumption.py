@@ -59,7 +59,8 @@ class Resumption:
         """`position` is where the subscriber resumes; None if its revision cannot be parsed, or it does not resume.
 
         `count` returns how many clusters of a source the subscriber would be shown. `is_visible` returns whether the
-        subscriber may see a source at present: the subscriber neither waits for other sources nor receives their names.
+        subscriber may see a source at present: it neither waits for a source that it may not see, nor receives the name
+        of such a source.
         """
         self.position = position
         self.pending = frozenset(source.name for source in sources)

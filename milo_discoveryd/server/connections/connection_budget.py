@@ -36,10 +36,10 @@ class ConnectionSlots(Generic[T]):
     """The connections of one listener.
 
     When all slots are taken, a new connection replaces the newest connection of the owner with the most connections, if
-    that owner has at least two more than its own. Otherwise a new connection whose owner has no others replaces the
-    connection that has been idle for longest. So one owner may have all slots, and an owner without connections is
-    refused only while every other owner has just one and none is idle. Unauthenticated connections have separate slots,
-    about an eighth of the limit; one network may use half of them.
+    that owner has at least two more connections than the owner of the new one. Otherwise a new connection whose owner
+    has no others replaces the connection that has been idle for longest. So one owner may have all slots, and an owner
+    without connections is refused only while every other owner has just one and none is idle. Unauthenticated
+    connections have separate slots, about an eighth of the limit; one network may use half of them.
     """
 
     def __init__(self, limit: int) -> None:
@@ -54,8 +54,8 @@ class ConnectionSlots(Generic[T]):
 
     def admit(self, connection: T, network: str) -> T | None:
         """Add an unauthenticated connection. Return the connection that it evicts, if any: at the limit for all
-        networks together, the oldest connection of the network with the most; at the limit per network, the oldest
-        connection of its own network."""
+        networks together, the oldest connection of the network with the most connections; at the limit per network, the
+        oldest connection of the given network."""
         evicted, networks = None, Counter(self._unauthenticated.values())
         limit = min(self._limit, max(_FEW, self._limit // 8), UNAUTHENTICATED)
         if len(self._unauthenticated) >= limit:

@@ -4,9 +4,9 @@ Binding the path of a socket that another daemon serves would silently take over
 removes its path when it stops, even if the path belongs to another daemon by then. So the daemon holds a lock while it
 runs, checks the path every few seconds, and binds a temporary name that is then renamed.
 
-A process that can write to the directory could replace the socket and impersonate the daemon. So only the owner of the
-directory, which must be the daemon's user or root, may have write access, and also the group of the directory if the
-sticky bit is set.
+A process that can write to the directory could replace the socket and impersonate the daemon. So the directory must
+belong to the daemon's user or to root, and only its owner may have write access. If the sticky bit is set, its group
+may have write access too.
 """
 
 import fcntl

@@ -149,7 +149,7 @@ async def _open_socket(host: str, port: int) -> socket.socket:
         try:
             async with asyncio.timeout(_ADDRESS_TIMEOUT_S):
                 return await _connected_socket(address)
-        except OSError:  # TimeoutError is one
+        except OSError:  # includes TimeoutError
             pass
     return await _connected_socket(last)
 

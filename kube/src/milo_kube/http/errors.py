@@ -33,7 +33,7 @@ def from_proxy(error: OSError, origin: str) -> TransportError:
 
 
 def from_exchange(error: Exception | None, origin: str) -> TransportError:
-    """Convert the loss of an established connection. None means that the peer closed it."""
+    """Convert the loss of an established connection. If `error` is None, the peer closed it."""
     if isinstance(error, ssl.SSLError):
         return TransportError("tls", f"TLS connection to {origin} failed: {_tls(error)}")
     if error is None:

@@ -1,4 +1,4 @@
-"""Header fields of a message that is sent, and of one that was received."""
+"""Header fields of sent and received messages."""
 
 from collections.abc import Iterator, Mapping
 from functools import lru_cache

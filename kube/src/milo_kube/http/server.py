@@ -23,8 +23,8 @@ their size in the request."""
 UNREAD_LIMIT = 8 << 20
 """Maximum bytes of replies that clients have not read."""
 UNREAD_REPLIES = 4
-"""The limit of unread bytes is at least the size of this many replies as large as the largest unread one, even if that
-is more than UNREAD_LIMIT."""
+"""The limit on unread bytes is raised to this many times the size of the largest unread reply, if that is more than
+UNREAD_LIMIT."""
 IDLE_S = 60.0
 """Maximum time from the start of a connection, or its last response, to the next response."""
 _METHODS = ("GET", "HEAD")

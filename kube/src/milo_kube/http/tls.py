@@ -42,7 +42,7 @@ class TlsTransport(asyncio.Transport, asyncio.Protocol):
         self._protocol: asyncio.Protocol | None = None
         """None until the handshake is complete."""
         if alpn:
-            context.set_alpn_protocols(list(alpn))  # wrap_bio copies them
+            context.set_alpn_protocols(list(alpn))  # wrap_bio copies the protocols
         self._incoming = ssl.MemoryBIO()
         self._outgoing = ssl.MemoryBIO()
         self._tls = context.wrap_bio(
@@ -119,7 +119,7 @@ class TlsTransport(asyncio.Transport, asyncio.Protocol):
         if self._is_closing:
             return
         self._is_closing = True
-        with suppress(ssl.SSLError):  # the peer's close_notify is not waited for
+        with suppress(ssl.SSLError):  # does not wait for the peer's close_notify
             self._tls.unwrap()
         self._flush()
         if self._below is not None:
@@ -175,7 +175,7 @@ class TlsTransport(asyncio.Transport, asyncio.Protocol):
                 self._handshake_bytes -= received
                 if self._handshake_bytes < 0:
                     self._refuse_handshake()
-        except OSError as error:  # ssl.SSLError is one
+        except OSError as error:  # includes ssl.SSLError
             self._fail(error)
             self._end_handshake(error)
         else:

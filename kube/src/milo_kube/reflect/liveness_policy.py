@@ -27,7 +27,7 @@ class LivenessCheck(msgspec.Struct, frozen=True):
 
 
 class LivenessTracker:
-    """Counts the consecutive checks during a wait that failed or were not answered."""
+    """Counts, for each wait, the consecutive checks that failed or were not answered."""
 
     __slots__ = ("_check_at", "_misses", "_policy", "_since", "waiting_since")
 
@@ -55,7 +55,7 @@ class LivenessTracker:
     def result(self, check: LivenessCheck, *, is_silent: bool) -> bool:
         """Record the result of a check. Return whether to abort the wait."""
         if check.waiting_since != self.waiting_since:
-            return False  # the wait that it was made for is over
+            return False  # the wait for which the check was made is over
         self._misses = self._misses + 1 if is_silent else 0
         return self._misses >= self._policy.misses
 

@@ -307,8 +307,8 @@ class Reflector(Generic[Seen]):
     def _resume_failed(self, version: str, failure: Failure, now: float, delay: float) -> list[SourceEvent[Seen]]:
         if failure.status in _VERSION_REFUSED:
             return self._relist(failure, now, delay)
-        # With such a status, the server does not serve the collection, does not support watches, or does not have the
-        # version. A list may still succeed.
+        # A status in _RESUME_REFUSED means that the server does not serve the collection, does not support watches, or
+        # does not have the version. A list may still succeed.
         return self._stale("" if failure.status in _RESUME_REFUSED else version, failure, now, delay)
 
     def _watch_failed(self, watching: Watching, failure: Failure, now: float, delay: float) -> list[SourceEvent[Seen]]:

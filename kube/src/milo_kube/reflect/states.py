@@ -57,7 +57,8 @@ class ListMethod(msgspec.Struct):
         return 0 if self.unpaged_next else self.page_size
 
     def pages_outlived_version(self) -> None:
-        """Request pages again or, if this happened to two lists in a row, the whole list in one response."""
+        """Handle the compaction of the version of a paged list: request pages again or, after two such lists in a row,
+        the whole list in one response."""
         self.unpaged_next, self.pages_expired, self.paged_next = self.pages_expired, True, True
 
     def pages_ended(self) -> None:

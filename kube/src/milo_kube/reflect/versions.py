@@ -14,7 +14,7 @@ def is_older(one: str, other: str) -> bool:
     """Return whether `one` is older; False if they cannot be compared, so that the order of arrival decides."""
     if len(one) > _LONGEST or len(other) > _LONGEST or not (one.isascii() and other.isascii()):
         return False
-    # Not by `is_number`: this is called for each event, and the calls would dominate its cost.
+    # Does not call `is_number`: this function is called for each event, and the calls would dominate its cost.
     return one.isdecimal() and other.isdecimal() and int(one) < int(other)
 
 

@@ -192,7 +192,7 @@ class Decoder(Generic[Object, Seen]):
     def object(self, raw: bytes | msgspec.Raw) -> Seen | None:
         """Decode one object; None if it has no name."""
         try:
-            if memoryview(raw).nbytes > MAX_LINE:  # its fields could take many times as much memory
+            if memoryview(raw).nbytes > MAX_LINE:  # the decoded fields could take far more memory
                 raise msgspec.ValidationError(f"larger than {MAX_LINE} bytes")
             found = self._bounded(self._observe(self._objects.decode(raw)))
         except _UNDECODABLE as error:
@@ -263,7 +263,7 @@ def _check_items(body: bytes) -> None:
 
 
 def error_status(body: bytes, code: int = 0) -> ErrorStatus:
-    """Decode a Status object. Another body (the page of a proxy, for example) is shortened and stripped of tags."""
+    """Decode a Status object. Any other body, such as the error page of a proxy, is shortened and stripped of tags."""
     try:
         status = _STATUS.decode(body)
     except _UNDECODABLE:
