@@ -45,8 +45,9 @@ class ListenerSettings(Group, frozen=True, kw_only=True):
     """Accept bearer tokens (`authorization: Bearer`) from callers. The API server of `token_review` reviews them."""
     connections: Annotated[int, Whole(1, 100_000)] | None = None
     """Maximum open connections, less if the limit of open files requires it. When all are taken, a new connection
-    replaces one of the user (at a Unix socket) or certificate name with the most connections, if its own user or name
-    has at least two fewer. Default: an equal part of 1000, which the listeners without this setting share."""
+    replaces one of the user (at a Unix socket) or certificate name with the most connections, if the user or name of
+    the new connection has at least two fewer. Default: an equal part of 1000, which the listeners without this setting
+    share."""
 
     def __post_init__(self) -> None:
         if isinstance(self.address, values.UnixAddress):

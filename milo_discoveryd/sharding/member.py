@@ -249,7 +249,7 @@ class Member:
         return bool(observed.pending) and (bool(observed.write) or now < observed.since + self._timing.evict_after_s)
 
     def _pending_elsewhere(self, now: float) -> Iterator[tuple[str, str]]:
-        """Yield the keys that other members have not released, with the member."""
+        """Yield each key that another member has not released, with that member."""
         group = self.state.group
         assert group is not None
         for name, observed in self.state.observed_writes.items():

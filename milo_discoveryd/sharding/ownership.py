@@ -31,8 +31,8 @@ class Ownership(msgspec.Struct, frozen=True, kw_only=True):
     unsettled: frozenset[str] = frozenset()
     """Members of the previous view that have neither acknowledged this view nor left or been evicted."""
     pending: Mapping[str, str] = {}
-    """The keys that other members have not released, with the member. The member may have lost the key in an earlier
-    view."""
+    """The keys that other members have not released, each with that member. The member may have lost
+    the key in an earlier view."""
     may_engage: bool = True
     """False after a start and after an interruption, until the Leases are known to be current."""
 

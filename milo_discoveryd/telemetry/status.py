@@ -266,8 +266,7 @@ class DaemonStatus(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     subscribers: tuple[SubscriberRow, ...]
     """The subscribers; those that are furthest behind come first."""
     subscribers_waiting: int
-    """Number of subscribers that keep their clusters until a second list verifies the first one since the daemon's
-    start."""
+    """Number of subscribers that keep their clusters until a second list verifies the first list of this run."""
     credentials: tuple[IssuerRow, ...]
     history: History
     explanation: ClusterExplanation | None = None

@@ -30,7 +30,8 @@ from milo_kube.reflect.messages import Listed, ListEnded, ListStarted, SourceEve
 from milo_kube.reflect.view_status import ViewState, ViewStatus
 
 POLL_S = 5.0
-"""Interval of scans without a notification: network file systems send none, nor do links to other directories."""
+"""Interval of scans while no notification arrives: there are none for network file systems and for links to other
+directories."""
 POLL_WITHOUT_INOTIFY_S = 1.0
 RETRY_S = 0.1
 """Interval of scans while the files cannot be read, for up to `MAX_RETRY_S`."""

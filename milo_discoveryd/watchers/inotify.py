@@ -40,7 +40,7 @@ class Inotify:
         """Watch those of the directories that exist. Return whether all of them are watched."""
         if not self.is_available:
             return False
-        # A directory that is watched already keeps its watch; one that was replaced gets another.
+        # A directory that is watched already keeps its watch; a directory that was replaced gets another watch.
         results = [
             self._library.inotify_add_watch(self._descriptor, os.fsencode(directory), _MASK)
             for directory in directories

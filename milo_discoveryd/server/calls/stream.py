@@ -310,7 +310,8 @@ class WatchStream:
             self._fleet.changes.unsubscribe(self._subscription)
 
     def _still_draining(self, resumed: int) -> Iterator[Frame]:
-        """Return frames of the draining clusters that wait for this subscriber, sent again: it may have restarted."""
+        """Return the frames of the draining clusters that wait for this subscriber, to send them again: the subscriber
+        may have restarted."""
         if self._subscription is None:
             return iter(())
         releases, key = self._fleet.releases, self._subscription.key

@@ -59,7 +59,7 @@ class UnixConnections:
 
     def _check(self) -> bool:
         """Shut down excess connections. Return whether there were any."""
-        # Reading the directory would be most of the CPU time of an idle daemon. Linux before 6.2 reports a size of 0.
+        # Reading the directory would take most of the CPU time of an idle daemon. Linux before 6.2 reports a size of 0.
         count = os.stat(_DESCRIPTORS).st_size or len(_descriptors())  # noqa: PTH116 - pathlib takes twice as long
         closed, self._count = max(self._count - count, 0), count
         self._others = max(self._others - closed, 0)

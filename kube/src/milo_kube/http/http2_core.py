@@ -50,7 +50,7 @@ attack."""
 _FRAMES_PER_REQUEST = 20
 _CREDIT_LIMIT = 10_000
 _SHORT_DATA = 32
-"""Minimum length of the content of a DATA frame that adds to the credit for frames without content."""
+"""A DATA frame adds to the credit for frames without content only if its own content is at least this long."""
 _FRAME_HEADER = 9
 _LARGEST_FRAME = 16_384
 _DATA = 0

@@ -21,7 +21,7 @@ content."""
 
 
 class Identified(Protocol):
-    """The fields of a decoded object that list and watch read; decoders can add others."""
+    """The fields of a decoded object that the reflector needs; decoders can add others."""
 
     @property
     def name(self) -> str: ...
