@@ -31,8 +31,8 @@ ROLE = "replicate.example.com/role"
 SECRETS = Kind("v1/secrets", selector=ROLE)
 PROJECTS = "replicate.example.com/projects"
 SOURCE = os.environ.get("SOURCE_PROJECT", "shared")
-# A change of a project's labels reconciles only Secrets in the project's cache. Missing copies are created after this
-# interval.
+# When a project's labels change, only Secrets that its cache contains are reconciled. Copies that do not exist yet are
+# created after this interval.
 AGAIN = Result(requeue_after=timedelta(minutes=5))
 
 controllers = Controllers()
@@ -74,9 +74,9 @@ def copies_of_a_source(change: Watched) -> Iterator[ReconcileTarget]:
 
 
 def copies_in_a_namespace(change: Watched) -> Iterator[ReconcileTarget]:
-    """Map a namespace, such as one of a project that was just engaged, to the copies that it may need."""
+    """Map a namespace, for example in a project that was just engaged, to the copies that it may need."""
     shared = change.clusters.cluster(SOURCE)
-    with suppress(NotSynced):  # copies_of_a_source maps each source once the cache is synced
+    with suppress(NotSynced):  # copies_of_a_source maps each Secret once the cache of the source project is synced
         for source in shared.list(SECRETS, change.name) if shared else ():
             yield ReconcileTarget(source["metadata"]["name"], change.name, change.cluster.name)
 

@@ -81,7 +81,7 @@ class ScriptedStream:
         self.opened_at = time.monotonic()
         self.revision = request.resume_revision
         self.closed = asyncio.Event()
-        """Set when the stream has ended, on either side."""
+        """Set when either side has ended the stream."""
         self.sharded = False
         self._context = context
         self._end: asyncio.Future[Abort | None] = asyncio.get_running_loop().create_future()

@@ -226,7 +226,7 @@ class Run:
     async def reported(
         self, *expected: str, limit_s: float | None = None, ignoring: tuple[str, ...] = ()
     ) -> list[SubscriberLine]:
-        """Wait for as many lines as `expected`, and compare them by cluster, without the fields in `ignoring`."""
+        """Wait for as many lines as `expected` has, and compare them by cluster, without the fields in `ignoring`."""
         deadline = time.monotonic() + (LIMIT_S if limit_s is None else limit_s)
         while len(self._reported) < len(expected):
             try:

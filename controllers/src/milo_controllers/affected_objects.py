@@ -71,7 +71,7 @@ class AffectedObjects:
     def _mapped_objects(self, member: AffectedCluster, watched: WatchedKind, change: Change) -> Iterator[ObjectKey]:
         try:
             targets = watched.targets(self._watched(member, watched.kind, change))
-        except NotSynced as error:  # the objects of the incomplete cache are reconciled once listed
+        except NotSynced as error:  # the objects of the incomplete cache are reconciled anyway once listed
             log.debug(
                 "%s: %s: the mapper of %s failed: %s",
                 self._spec.name,

@@ -107,7 +107,7 @@ class EngagedClusters:
         self._loop: asyncio.AbstractEventLoop | None = None
 
     def begin(self, controllers: Iterable[Controller]) -> None:
-        """Add these controllers, which use the running event loop."""
+        """Add controllers, which will use the running event loop."""
         self._loop = asyncio.get_running_loop()
         self.controllers.extend(controllers)
 

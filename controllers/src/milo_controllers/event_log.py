@@ -75,7 +75,7 @@ class EventLog:
     def record(
         self, cluster: str, regarding: Document, content: EventContent, now: datetime
     ) -> CreateEvent | PatchEvent | None:
-        """Return the request to send; None if the repetition is only counted for now."""
+        """Record an event. Return the request to send; None if a repetition is only counted for now."""
         metadata = regarding["metadata"]
         key = cluster, metadata["uid"], content
         at = now.timestamp()

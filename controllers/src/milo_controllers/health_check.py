@@ -67,7 +67,7 @@ class HealthCheck:
         now, wall = self._engaged.now(), time.time()
         for controller in self._engaged.controllers:
             for key, failure, retry_at in controller.failing():
-                # An object that is not delayed is ready, or in flight again.
+                # An object without a delayed retry is ready to be reconciled, or in flight again.
                 due = None if failure.is_stopped else wall + max(0.0, (retry_at or now) - now)
                 yield FailingObject(
                     controller=controller.spec.name,

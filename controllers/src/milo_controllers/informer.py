@@ -150,7 +150,7 @@ class Informer:
                     async with limit, aclosing(self._list_watch.batches()) as batches:
                         async for source_events in batches:
                             await self._apply(source_events)
-                            del source_events  # frees the events: the next wait can last for hours
+                            del source_events  # free the events, since the wait for the next batch can last for hours
                 except TimeoutError:
                     if not limit.expired():
                         raise

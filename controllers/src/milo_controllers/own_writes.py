@@ -114,7 +114,7 @@ class OwnWrites:
     def __init__(self) -> None:
         self._held: dict[tuple[CacheKey, Place], list[_Held]] = {}
         self._deleted: dict[tuple[CacheKey, Place], _Deletion] = {}
-        """Deletions reported while reconciles run: these may be of objects that the reconciles wrote."""
+        """Deletions reported while reconciles run. Some may be of objects that these reconciles wrote."""
         self._reconciles = 0
 
     def __bool__(self) -> bool:

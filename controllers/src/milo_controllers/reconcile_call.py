@@ -83,5 +83,5 @@ def failed_outcome(error: Exception, cluster: EngagedCluster) -> Outcome:
 
 
 def stays_suspended(cluster: Cluster) -> bool:
-    """Return whether the project is suspended and not being deleted: Milo lifts no suspension during a deletion."""
+    """Return whether the project is suspended and the suspension can end: it cannot while Milo deletes the project."""
     return cluster.suspended and cluster.deletion_requested_at is None

@@ -71,7 +71,8 @@ class WatchedKind(NamedTuple):
     on: tuple[Predicate[Any], ...]
 
     def targets(self, watched: Watched[Any]) -> list[ReconcileTarget]:
-        """Return the targets that the mapper returns. Raises the mapper's errors, and TypeError for other results."""
+        """Return the targets that the mapper returns. Raises the mapper's errors, and TypeError if it returns anything
+        else."""
         found: object = self.map(watched)
         if isinstance(found, ReconcileTarget | str) or not isinstance(found, Iterable):
             raise TypeError(

@@ -27,7 +27,7 @@ _RETRY = BackoffPolicy(initial=timedelta(milliseconds=500), maximum=timedelta(se
 
 
 class Accesses:
-    """The server and CA of each cluster, as received from the daemon; None if it is published without them."""
+    """The server and CA of each cluster, as received from the daemon; None if the cluster is published without them."""
 
     def __init__(self, client: DiscoveryClient, changed: Callable[[str], None], report: Callable[[str], None]) -> None:
         self._client = client

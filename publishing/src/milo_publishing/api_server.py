@@ -43,7 +43,7 @@ class PublishedObjects:
                     raise
                 items, token = [], ""  # the continue token expired: list again from the start
                 continue
-            # List items of built-in kinds lack apiVersion and kind, which decisions compare.
+            # List items of built-in kinds lack apiVersion and kind, which decisions.py compares.
             kind = {"apiVersion": self._resource.api_version, "kind": self._resource.kind}
             items.extend(ObservedObject.of({**kind, **item}) for item in page.get("items") or ())
             token = (page.get("metadata") or {}).get("continue") or ""

@@ -41,7 +41,7 @@ class Apply:
 
 @dataclass(frozen=True, slots=True)
 class DeleteObject:
-    """Delete the object, if it is still the observed version."""
+    """Delete the object, if it has not changed since it was observed."""
 
     uid: str
     resource_version: str

@@ -25,7 +25,7 @@ CLUSTER_UID = f"{_DOMAIN}/cluster-uid"
 GROUP = f"{_DOMAIN}/group"
 FILTER = f"{_DOMAIN}/filter"
 FIELDS = f"{_DOMAIN}/fields"
-"""Annotation with a digest of the names of all written fields: a field that is no longer written changes it."""
+"""Annotation with a digest of the names of all written fields. The digest changes when a field is no longer written."""
 
 _NAME = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*")
 _MAX_NAME_LENGTH = 253

@@ -39,7 +39,7 @@ class RemovalReview:
         self.has_identity = False
         """Whether the daemon's shard group is known."""
         self._elsewhere: set[Removal] = set()
-        """Objects whose clusters the daemon has reported as unassigned to it since the last list."""
+        """Objects whose clusters the daemon has reported as UNASSIGNED since the objects were last listed."""
 
     @property
     def is_foreign(self) -> bool:
@@ -109,7 +109,7 @@ class RemovalReview:
         self._publication.identity, self.has_identity = identity, True
 
     async def _is_missing(self, removal: Removal, lookups: asyncio.Semaphore) -> bool:
-        """Return whether the daemon confirms that a cluster is not engaged, or engaged outside of the filter."""
+        """Return whether the daemon confirms that a cluster is not engaged, or that it does not match the filter."""
         try:
             async with lookups:
                 report = await self._client.get(removal.cluster)

@@ -153,7 +153,7 @@ class Churn:
 
 
 async def run(churn: Churn, per_second: float) -> None:
-    """Make steps until canceled, at an even rate. Delays of up to a second are made up for."""
+    """Make steps at a constant rate until canceled, and catch up after delays of up to a second."""
     loop = asyncio.get_running_loop()
     due = loop.time()
     while True:

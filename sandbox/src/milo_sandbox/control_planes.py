@@ -1,8 +1,8 @@
 """The API of each project's control plane, created on the first request.
 
 It serves namespaces, ConfigMaps, Secrets, events, leases, other kinds of Kubernetes and Milo, for which no controller
-runs, and those of the installation's CustomResourceDefinitions. It garbage-collects dependents, and tracks field
-managers.
+runs, and the kinds of all CustomResourceDefinitions, which the root stores. It garbage-collects dependents, and tracks
+field managers.
 """
 
 from collections.abc import Callable

@@ -27,7 +27,7 @@ class Fault(msgspec.Struct, kw_only=True):
     """The requests that a fault applies to, its response, and how often and how long it applies."""
 
     concerns: Callable[[Approach], bool]
-    answer: Callable[[Approach, float], RefusalError | PlainError]  # given the seconds since the fault began
+    answer: Callable[[Approach, float], RefusalError | PlainError]  # the second argument: seconds since the fault began
     since: float
     until: float
     times: float

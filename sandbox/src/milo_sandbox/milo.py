@@ -1,4 +1,4 @@
-"""The steps of Milo's controllers on projects and their control planes."""
+"""Simulates, step by step, what Milo's controllers do with projects and their control planes."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
@@ -16,7 +16,7 @@ PROJECT_FINALIZER = "resourcemanager.miloapis.com/project-controller"
 
 
 class Milo:
-    """The steps of Milo's controllers: they change a project, and the ProjectControlPlane of the same name."""
+    """The actions of Milo's controllers. Each changes a project, the ProjectControlPlane of the same name, or both."""
 
     def __init__(self, store: Store) -> None:
         self._store = store

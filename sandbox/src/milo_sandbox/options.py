@@ -29,7 +29,7 @@ class Continue(msgspec.Struct, frozen=True):
 
 class ListOptions(msgspec.Struct, frozen=True, kw_only=True):
     selector: LabelSelector
-    version: int | None  # None: the newest
+    version: int | None  # None: the newest version
     match: str
     limit: int
     continued: Continue | None

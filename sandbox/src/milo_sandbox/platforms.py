@@ -1,4 +1,4 @@
-"""Gardener and kcp as sources of clusters: Shoots whose kubeconfigs are requested, and workspaces, each at its path.
+"""Gardener and kcp as sources of clusters: Shoots, whose kubeconfigs are requested, and workspaces, each with a path.
 
 Only the requests that clients of such clusters send are served, with the resources' real names and fields.
 """

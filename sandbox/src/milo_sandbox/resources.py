@@ -65,9 +65,9 @@ class ResourceDefinition(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     takes_strategic_patches: bool = False
     name_is_label: bool = False
     columns: tuple[Column, ...] = ()
-    selectable_fields: tuple[str, ...] = ()  # the paths other than name and namespace
-    prepare: Callable[[Document], None] = _unchanged  # changes an object in place before its validation
-    violations: Callable[[Document], Iterable[Cause]] = _no_violations  # those that the schema does not detect
+    selectable_fields: tuple[str, ...] = ()  # Paths besides those of name and namespace.
+    prepare: Callable[[Document], None] = _unchanged  # Changes an object in place before its validation.
+    violations: Callable[[Document], Iterable[Cause]] = _no_violations  # Those that the schema misses.
 
     def __eq__(self, other: object) -> bool:
         return self is other or (isinstance(other, ResourceDefinition) and self._path == other._path)

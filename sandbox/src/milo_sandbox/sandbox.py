@@ -204,7 +204,7 @@ class Sandbox:
         return path
 
     def write_service_account_key(self, path: Path, *, subject: str = ADMIN) -> Path:
-        """Write the key file of a service account, for tokens of that subject from the token endpoint."""
+        """Write the key file of a service account, with which the token endpoint issues tokens of that subject."""
         kubeconfigs.write_secret(path, json.dumps(self.token_endpoint.register(subject, self.url)))
         return path.absolute()
 
@@ -270,7 +270,7 @@ class Sandbox:
             api.streams.end()
 
     def silence_watches(self, *, silent: bool = True) -> None:
-        """Stop sending, even bookmarks, on all current and future watches of the Milo API, or let them catch up."""
+        """Send nothing, not even bookmarks, on current and future watches of the Milo API; or let them catch up."""
         self._backends.milo.streams.set_silent(silent=silent)
 
     def freeze_etcd(self) -> None:

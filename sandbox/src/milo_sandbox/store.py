@@ -77,7 +77,7 @@ class Store:
         """Serve a resource, or change the definition of one. A change ends its watches, which have to list again."""
         if resource in self._collections:
             self._collections[resource].resource = resource
-            self.version += 1  # the definition was written, perhaps to another store
+            self.version += 1  # counts the write of the definition, which may be in another store
             self._collections[resource].history.compact(self.version)
         else:
             self._collections[resource] = StoredCollection(resource, self._history_limit)
@@ -312,7 +312,8 @@ class Store:
 
     def compact(self) -> None:
         """Drop the history, so that no watch can resume from a version seen so far."""
-        self.version += 1  # etcd counts all writes; compacting at the last version would lose nothing
+        # Increment first, as a write to another resource would: compaction at the last version would drop nothing.
+        self.version += 1
         for collection in self._collections.values():
             collection.history.compact(self.version)
         self._announce()

@@ -95,5 +95,5 @@ def decoded(text: str) -> bytes:
 
 
 def _milliseconds(moment: float) -> float:
-    """Round down to milliseconds, so that no lifetime exceeds its request and no token begins in the future."""
+    """Round down to milliseconds, so that no lifetime is longer than requested and no token begins in the future."""
     return math.floor(moment * 1000) / 1000

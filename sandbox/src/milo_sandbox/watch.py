@@ -15,16 +15,16 @@ from milo_sandbox.resources import Document, ResourceDefinition
 from milo_sandbox.selectors import LabelSelector
 from milo_sandbox.store import Store
 
-_CHUNK = 128  # objects per step: several TLS records, without delaying other streams
-_LAST_BOOKMARK_S = 2.0  # before the end of a watch
+_CHUNK = 128  # Objects per step: enough for several TLS records, but too few to delay other streams.
+_LAST_BOOKMARK_S = 2.0  # Time between the last bookmark and the end of a watch.
 
 
 class Pace(msgspec.Struct, frozen=True, kw_only=True):
-    """The times of a server's watches, in seconds."""
+    """The timing of a server's watches, in seconds."""
 
     bookmark_interval: float = 60.0
-    lifetime: float = 2700.0  # without a timeout in the request; real servers draw 30 to 60 minutes
-    patience: float = 3.0  # for a list or a watch that has to wait for a future version
+    lifetime: float = 2700.0  # If the request has no timeout. Real servers draw 30 to 60 minutes.
+    patience: float = 3.0  # How long a list or a watch waits for a future version.
 
 
 class Rendering(Protocol):

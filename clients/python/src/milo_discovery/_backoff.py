@@ -12,7 +12,8 @@ from milo_kube.retry_after import delay_s
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BackoffPolicy:
-    """The delays of a backoff: they double from `initial` to `maximum`, and reset after a run of `healthy` or more."""
+    """The delays of a backoff: they double from `initial` to `maximum`, and restart after a run of at least
+    `healthy`."""
 
     initial: timedelta = timedelta(milliseconds=100)
     maximum: timedelta = timedelta(seconds=5)
@@ -32,7 +33,7 @@ class StreamBackoff:
         self._failures = 0
 
     def failed(self, *, ran: timedelta, retry_after: timedelta | None = None) -> timedelta:
-        """Record a failure after running for `ran`, and return the delay.
+        """Record the failure of a run that lasted `ran`, and return the delay before the next run.
 
         The delay is at least the server's `retry_after`, which is capped at five minutes.
         """

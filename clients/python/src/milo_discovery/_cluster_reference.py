@@ -24,10 +24,10 @@ class KubeconfigIssuer(Protocol):
 
 
 class ClusterReference:
-    """A reference to a cluster: a name refers to whichever cluster has it at present, a Cluster only to that cluster.
+    """A reference to a cluster: a name refers to the cluster that has the name at present, a Cluster only to itself.
 
-    Kubeconfigs for a Cluster are issued for its incarnation. If the daemon has a different incarnation, because it was
-    restarted or is another daemon, the UID decides whether it is the same cluster.
+    Kubeconfigs for a Cluster are issued for its incarnation. If the daemon reports a different incarnation, because it
+    was restarted or is a different daemon, the UID decides whether the cluster is the same.
     """
 
     def __init__(self, issuer: KubeconfigIssuer, current: Current, ttl: timedelta | None) -> None:

@@ -39,18 +39,17 @@ class ConnectionCredential:
 
 
 class RequestUrls:
-    """Changes the URLs of an API client's requests, which may name a former server of the cluster, to the current
-    server."""
+    """Rewrites the URLs of an API client's requests, which may name a former server, to the current server."""
 
     def __init__(self, server: str) -> None:
         self._servers = {server.rstrip("/")}
 
     def add(self, server: str) -> None:
-        """Record a server of the cluster: URLs that begin with it are accepted."""
+        """Record the URL of a server of the cluster. Request URLs that begin with it are accepted."""
         self._servers.add(server.rstrip("/"))
 
     def moved(self, url: str, server: str) -> str:
-        """Return the URL with the server that the credential is for: no other server may receive the credential."""
+        """Return the URL, rewritten to the server of the credential, which no other server may receive."""
         self.add(server)
         made_for = [
             candidate for candidate in tuple(self._servers) if url.startswith((f"{candidate}/", f"{candidate}?"))

@@ -43,7 +43,7 @@ class WatchOptions(FilterOptions, total=False):
     include_kubeconfigs: bool
     """Deliver a kubeconfig with each ENGAGED event, and a new one in a KUBECONFIG event before it expires."""
     kubeconfig_ttl: timedelta
-    """Requested lifetime of these kubeconfigs; the daemon may shorten it."""
+    """Requested lifetime of the kubeconfigs on the stream; the daemon may shorten it."""
     confirm_releases: bool
     """Have planned disengagements wait for a release of the cluster: see `Cluster.draining` and `Watch.release`."""
     subscriber: str

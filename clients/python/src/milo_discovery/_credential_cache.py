@@ -42,7 +42,7 @@ class CachedCredential:
     """The endpoint that the cluster had when the credential was requested; empty if it is unknown."""
 
     def replaces(self, other: CachedCredential, now: datetime) -> bool:
-        """Return whether this one replaces the `other`. `issued_at` alone does not decide: clocks can be set back."""
+        """Return whether this credential replaces `other`. `issued_at` is not enough, since clocks can be set back."""
         if self.expires_at is None or other.expires_at is None or self.expires_at >= other.expires_at:
             return True
         if self.endpoint != other.endpoint or self.issued_at is None or other.issued_at is None:
@@ -108,6 +108,6 @@ def _parse(kubeconfig: Kubeconfig, push_wait_share: float) -> CachedCredential:
 def usable_until(expires_at: datetime, issued_at: datetime | None) -> datetime:
     """Return when to stop using a credential: shortly before it expires, so that requests arrive in time."""
     margin = _EXPIRY_MARGIN
-    if issued_at is not None:  # it can be later than `expires_at` if a clock was set back
+    if issued_at is not None:  # `issued_at` can be after `expires_at` if a clock was set back
         margin = max(timedelta(), min(margin, _EXPIRY_MARGIN_SHARE * (expires_at - issued_at)))
     return expires_at - margin

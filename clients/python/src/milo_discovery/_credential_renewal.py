@@ -33,7 +33,7 @@ class PushedKubeconfigs:
     following: Callable[[], Coroutine[Any, Any, Kubeconfig]]
     """Waits for the kubeconfig after the newest one."""
     endpoint: Callable[[], str]
-    """Returns the present endpoint of the cluster. Kubeconfigs for a former one are not used."""
+    """Returns the present endpoint of the cluster. Kubeconfigs for a former endpoint are not used."""
 
 
 class AsyncRenewer:
@@ -97,10 +97,10 @@ class AsyncRenewer:
             await asyncio.wait([renewal])
 
     async def _renewed_before_push(self) -> bool:
-        """Wait for the renewal, or until the stream delivers a kubeconfig; return whether the renewal was first.
+        """Wait for the renewal, or until the stream delivers a kubeconfig; return whether the renewal finished first.
 
-        Cancellation of one caller does not cancel the renewal, because other callers may wait for it. Raises the error
-        of the renewal, or an error if the engagement has ended.
+        Cancellation of one caller does not cancel the renewal, because other callers may wait for it. Raises the
+        renewal's error, or an error if the engagement has ended.
         """
         renewal = self.start_renewal()
         pushing = None if self._pushed is None else asyncio.create_task(self._pushed.following())

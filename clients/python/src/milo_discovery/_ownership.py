@@ -41,14 +41,14 @@ class OwnershipDeadline:
         return now < self.until
 
     def renewed(self, response: pb.RenewOwnershipResponse, asked_at: float) -> None:
-        """Apply a response. Its duration counts from the request, because the response may have been delayed."""
+        """Apply a response. Its `valid_for` is counted from `asked_at`, because the response may have been delayed."""
         self.sharded = response.sharded
         valid_for = _convert.duration(response, "valid_for")
         if valid_for is not None:
             self._until = max(self._until, asked_at + valid_for.total_seconds())
 
     def next_renewal_s(self, now: float, *, was_owner: bool) -> float:
-        """Return the delay before the next renewal; 0 with `was_owner` if the ownership has expired.
+        """Return the delay before the next renewal. If the ownership has expired, it is 0 with `was_owner`.
 
         The interval gets shorter towards the deadline, because the daemon may renew its own Lease late.
         """

@@ -19,11 +19,12 @@ if TYPE_CHECKING:
 
 COUNT = 10
 SHARE = 0.2
-"""Removals are held if they exceed both `COUNT` and this share of the objects, or if they exceed half of them."""
+"""Removals are held if they exceed both `COUNT` and this share of the objects, or if they exceed half of the
+objects."""
 SECOND_LOOK_S = 10.0
 """Delay of the second check of a missing cluster: a member of a shard group may see a cluster later than its owner."""
 CONTESTED_S = 3600.0
-"""How long an object that reappears after its deletion is kept: longer than other runs take to observe the deletion."""
+"""How long an object is kept that another run wrote again after its deletion: longer than runs take to observe one."""
 ENDS = frozenset(
     {
         DisengageReason.DELETED,
@@ -34,8 +35,8 @@ ENDS = frozenset(
         DisengageReason.REMOVED,
     }
 )
-"""Reasons that concern the cluster itself, and not the subscriber or the daemon. After any other reason, the cluster
-may still be engaged, by this daemon or another one."""
+"""Reasons that concern the cluster itself, and not the subscriber or the daemon. After a disengagement for any other
+reason, the cluster may still be engaged, by this daemon or another one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +54,7 @@ class Removals:
     """The objects or files whose clusters a complete view lacks."""
 
     def __init__(self, *, accepts: bool = False) -> None:
-        """`accepts`: an administrator accepts all removals, without a limit, until a view lacks no cluster."""
+        """`accepts`: whether an administrator accepts all removals, without a limit, until no cluster is missing."""
         self.accepts = accepts
         self.problem = ""
         """Why the removals are held; empty if they are not."""
@@ -124,7 +125,7 @@ def is_followed(watch: Watch, cluster: str) -> bool:
     """Return whether the cluster's source is streaming, so that a cluster missing from the view is not engaged.
 
     A daemon that starts while Milo is unreachable sends the clusters of its state file, which can be older than the
-    objects or files. For a source that the daemon no longer has, the status of the least current source decides.
+    objects or files. For a source that the daemon no longer has, the status of the most outdated source decides.
     """
     status = watch.sources.get(cluster.partition("#")[0] if "#" in cluster else "", watch.source)
     return watch.connected and status is not None and status.state is SourceState.STREAMING

@@ -120,7 +120,7 @@ class Session:
     def receive(self, batch: pb.WatchClustersResponse) -> tuple[Event | StreamNotice, ...]:
         """Apply a batch and return what changed. Keeps the view and raises StreamBroken if the batch is invalid."""
         phase = self._phase
-        self._phase = _Closed()  # kept if the batch is invalid
+        self._phase = _Closed()  # the phase that remains if the batch is invalid
         if batch.reset:
             # The stream starts over, so no batch before this one can be missing.
             snapshot: dict[str, KnownCluster] = {}

@@ -81,7 +81,7 @@ class StreamSubscription:
 
 
 def _usable(item: Event | StreamNotice) -> Event | StreamNotice | None:
-    """Remove a kubeconfig that is not of the daemon's form; return None if the event contains nothing else."""
+    """Remove a kubeconfig that `read_access` refuses; return None if the event contains nothing else."""
     if isinstance(item, Event) and item.kubeconfig is not None:
         try:
             read_access(item.kubeconfig.kubeconfig)

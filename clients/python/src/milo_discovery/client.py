@@ -140,7 +140,7 @@ class DiscoveryClient:
     ) -> Kubeconfig:
         """Issue a short-lived kubeconfig for an engaged cluster; with `incarnation`, only for that incarnation.
 
-        Raises UnusableKubeconfig if the daemon returns anything but a kubeconfig of this format.
+        Raises UnusableKubeconfig if the daemon returns anything but a kubeconfig of the requested format.
         """
         request = pb.IssueKubeconfigRequest(
             cluster=name,
@@ -171,7 +171,7 @@ class DiscoveryClient:
     def api_client(
         self, cluster: Cluster | str, *, ttl: timedelta | None = None, proxy: str | None = None
     ) -> AbstractAsyncContextManager[AioApiClient]:
-        """Return an async context manager: a `kubernetes.aio` client for the cluster, with renewed credentials.
+        """Return an async context manager that yields a `kubernetes.aio` client with renewed credentials.
 
         Given a Cluster rather than a name, the client sends no requests to a later cluster of the same name.
         """

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class EngagedCluster:
-    """One engagement of a cluster. It is the same object from ENGAGED to DISENGAGED, and follows updates."""
+    """One engagement of a cluster. It is the same object from ENGAGED to DISENGAGED, and reflects updates."""
 
     __slots__ = (
         "__weakref__",
@@ -56,7 +56,10 @@ class EngagedCluster:
 
     @property
     def kubeconfig(self) -> Kubeconfig | None:
-        """The newest pushed kubeconfig for the endpoint. None without `include_kubeconfigs`, or before the first."""
+        """The newest kubeconfig that the stream delivered for the present endpoint of the cluster.
+
+        None without `include_kubeconfigs`, or before the first one arrives.
+        """
         return self._kubeconfig
 
     @property
@@ -66,7 +69,7 @@ class EngagedCluster:
 
     @property
     def draining(self) -> Draining | None:
-        """Why and when the engagement is about to end; None if the cluster is not draining."""
+        """Why the engagement is about to end, and when at the latest; None if the cluster is not draining."""
         return self._current.draining
 
     async def drained(self) -> None:
@@ -80,7 +83,7 @@ class EngagedCluster:
         """Wait until the cluster differs from `since` (by default, from its current state), and return it.
 
         Pass the Cluster that you last worked with, and no change is missed, however long the work took. Raises
-        ClusterNotFound once it is disengaged.
+        ClusterNotFound once the cluster is disengaged.
         """
         before = since or self._current
         await self._signal.wait_for(
@@ -100,7 +103,7 @@ class EngagedCluster:
     def api_client(
         self, *, ttl: timedelta | None = None, proxy: str | None = None
     ) -> AbstractAsyncContextManager[AioApiClient]:
-        """Return an async context manager: a `kubernetes.aio` client for the cluster, with renewed credentials.
+        """Return an async context manager that yields a `kubernetes.aio` client with renewed credentials.
 
         With `include_kubeconfigs` the stream delivers the credentials; otherwise they are requested when they are due.
         Once the cluster is disengaged, requests raise ClusterNotFound. A redirect is an error.
@@ -118,13 +121,13 @@ class EngagedCluster:
         )
 
     def credentials(self) -> AbstractAsyncContextManager[AsyncRenewer]:
-        """Return an async context manager: the renewed credential itself, for controllers."""
+        """Return an async context manager that yields the renewed credential itself, for use by controllers."""
         return self._api_clients.renewer(lambda: self._current, pushed=self._pushed, ttl=None)
 
     def refresh(self, cluster: Cluster, kubeconfig: Kubeconfig | None = None) -> None:
         """Replace the state of the cluster and, if set, the kubeconfig. Called by the Fleet."""
         if cluster.endpoint != self._current.endpoint:
-            self._kubeconfig = None  # another cluster may have the former endpoint
+            self._kubeconfig = None  # the former endpoint may belong to another cluster by now
         self._current = cluster
         self._kubeconfig = kubeconfig or self._kubeconfig
         self._signal.notify()

@@ -233,7 +233,7 @@ class Fleet(RunsInBackground):
         self._members[cluster.name] = _Member(cluster, task)
 
     def _drain(self, name: str, watch: ClusterFeed, tasks: asyncio.TaskGroup) -> None:
-        """End the handler of a draining cluster. The daemon awaits a release each time it sends the cluster."""
+        """End the handler of a draining cluster. Whenever the daemon sends the cluster again, it awaits a release."""
         member = self._members[name]
         if member.cluster.draining is None:
             return

@@ -113,8 +113,8 @@ class _Sessions:
             async with asyncio.timeout(_CLOSE_TIMEOUT_S):
                 while unclosed := self._unclosed():
                     for connection in unclosed:
-                        with suppress(OSError):  # the server has closed it
-                            connection.shutdown(socket.SHUT_RDWR)  # its transport reads EOF, and closes
+                        with suppress(OSError):  # The server may have closed the connection.
+                            connection.shutdown(socket.SHUT_RDWR)  # The connection's transport reads EOF, and closes.
                     await asyncio.sleep(0.01)
 
     def _socket(self, address: tuple[Any, ...]) -> socket.socket:

@@ -101,9 +101,9 @@ class Draining:
     """A planned disengagement: finish your work on the cluster, and release it."""
 
     reason: DisengageReason = DisengageReason.UNSPECIFIED
-    """The reason that DISENGAGED will have."""
+    """The reason that the DISENGAGED event will give."""
     deadline: datetime | None = None
-    """When the cluster is disengaged at the latest, released or not."""
+    """When the cluster is disengaged at the latest, whether or not it was released."""
     message: str = ""
 
 

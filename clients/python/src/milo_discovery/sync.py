@@ -91,7 +91,7 @@ class SyncDiscoveryClient:
     def sync_api_client(
         self, cluster: Cluster | str, *, ttl: timedelta | None = None, proxy: str | None = None
     ) -> Iterator[ApiClient]:
-        """Return a context manager: a `kubernetes` client for the cluster, with renewed credentials.
+        """Return a context manager that yields a `kubernetes` client for the cluster, with renewed credentials.
 
         Given a Cluster rather than a name, the client sends no requests to a later cluster of the same name.
         """

@@ -94,7 +94,7 @@ class Watch(WatchState):
             self._signal.notify()
         keeper, self._keeper = self._keeper, None
         if keeper is not None:
-            keeper.cancel()  # before the first await, since a canceled close() must not leave it running
+            keeper.cancel()  # before the first await: if close() is canceled, the task must not keep running
         await self._stop_reading()
         if keeper is not None:
             await asyncio.wait([keeper])
@@ -206,7 +206,7 @@ class Watch(WatchState):
                         await self._renew_ownership(channel, boottime())
                         # Read only once, so that ownership that expires before the renewals start counts as lost.
                         if not (was_owner := self.is_owner):
-                            subscription.ownership_ended()  # disengages clusters from before the daemon was sharded
+                            subscription.ownership_ended()  # Disengages clusters from before the daemon was sharded.
                         # Runs in a thread, so that a blocked event loop cannot lose the ownership.
                         keep = partial(self._keep_ownership, asyncio.get_running_loop(), was_owner=was_owner)
                         self._keeper = asyncio.create_task(run_in_thread(keep), name="milo-discovery ownership")
@@ -233,7 +233,7 @@ class Watch(WatchState):
             ownership.renewed(response, asked_at)
 
     async def _keep_ownership(self, loop: asyncio.AbstractEventLoop, *, was_owner: bool) -> None:
-        """Renew the ownership while the daemon is sharded, and report its loss or recovery on the watch's `loop`."""
+        """Renew the ownership while the daemon is sharded. Report on the watch's `loop` when it is lost or regained."""
         ownership = self._subscription.ownership
         while ownership.sharded:
             await asyncio.sleep(ownership.next_renewal_s(boottime(), was_owner=was_owner))
@@ -241,7 +241,7 @@ class Watch(WatchState):
             asked_at = boottime()
             # Expired ownership is not renewed before the watch has disengaged all clusters.
             if not was_owner or self.is_owner:
-                with suppress(DiscoveryError):  # no connection: the last response expires
+                with suppress(DiscoveryError):  # Without a connection, the last response expires.
                     # A new channel per call: a channel that lost its connection has a reconnect backoff.
                     async with self._connect_in_thread() as channel:
                         await self._renew_ownership(channel, asked_at)

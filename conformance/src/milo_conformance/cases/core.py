@@ -151,7 +151,7 @@ async def revision_of_empty_batch(run: Run) -> None:
     await stream.send()
     await run.nothing_else(stream)
     await stream.send()
-    await asyncio.sleep(0.2)  # gives the client time to read the batch; otherwise it may resume from an older revision
+    await asyncio.sleep(0.2)  # time for the client to read the batch: it could otherwise resume from an older revision
     stream.end(UNAVAILABLE)
     await run.stream(resuming=stream.revision)
 
@@ -775,7 +775,7 @@ async def larger_batch(run: Run) -> None:
 )
 async def large_fleet(run: Run) -> None:
     names = [f"c{number}" for number in range(50_000)]
-    await run.start(LONG_HEARTBEAT)  # the kit sends no heartbeats for seconds while it reads 50,000 lines
+    await run.start(LONG_HEARTBEAT)  # while the kit reads 50,000 lines, it sends no heartbeats for several seconds
     stream = await run.stream(resuming="")
 
     async def send() -> None:

@@ -1,4 +1,4 @@
-"""Cases for handlers: one runs for each engaged cluster, with a credential of that engagement only."""
+"""Cases for handlers: one handler runs for each engaged cluster, and gets credentials of only that engagement."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ ANSWER = ("uid", "token", "server", "as", "code", "kubeconfig")
 
 
 async def credential(run: Run, name: str) -> tuple[str, str, str]:
-    """Return the token, the server and the impersonated user of the next request of the oldest handler."""
+    """Return the token, server and impersonated user with which the oldest handler would send its next request."""
     await run.command(f"credential {name}")
     fields = (await run.reported(f"CREDENTIAL {name}", ignoring=ANSWER))[0].fields
     return str(fields.get("token") or "refused"), str(fields.get("server") or ""), str(fields.get("as") or "")
@@ -220,7 +220,7 @@ async def release_after_end(run: Run) -> None:
     await stream.send(updated("a", draining=draining("MOVED")))
     await run.reported_only(stream, "SIGNALED a")
     await expect_token(run, "a", "for-a-1", "while the cluster drains")
-    await asyncio.sleep(0.5)  # gives a premature release time to arrive
+    await asyncio.sleep(0.5)  # long enough for a premature release to arrive
     if calls(run, "ReleaseCluster"):
         raise CaseFailed("the cluster was released before its handler had ended")
     await run.command("finish a")
@@ -239,7 +239,7 @@ async def drains_behind_a_handler(run: Run) -> None:
     stream = await run.synced("a")
     await stream.send(disengaged("a", "NOT_READY"), engaged("a", incarnation="a-2", draining=draining("MOVED")))
     await run.reported_only(stream, "SIGNALED a")
-    await asyncio.sleep(0.5)  # gives a premature release time to arrive
+    await asyncio.sleep(0.5)  # long enough for a premature release to arrive
     if calls(run, "ReleaseCluster"):
         raise CaseFailed("the cluster was released before the handler of its former engagement had ended")
     await stream.send(disengaged("a", "MOVED"), engaged("a", incarnation="a-3"))
@@ -274,7 +274,7 @@ async def stop_waits_for_handlers(run: Run) -> None:
     await run.command("stop")
     await run.reported("SIGNALED a")
     await expect_token(run, "a", "for-a-1", "while the program stops")
-    await asyncio.sleep(0.5)  # gives a premature call time to arrive
+    await asyncio.sleep(0.5)  # long enough for a premature call to arrive
     if calls(run, "EndSubscription"):
         raise CaseFailed("the subscription was ended before the handler had ended")
     await run.command("finish a")

@@ -1,4 +1,4 @@
-"""Cases for kubeconfigs: with the stream, on request, and in the credentials of API clients."""
+"""Cases for kubeconfigs: delivered by the stream, issued on request, and renewed for API clients."""
 
 from __future__ import annotations
 

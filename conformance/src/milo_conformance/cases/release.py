@@ -37,7 +37,7 @@ async def drain(run: Run) -> None:
     stream = await run.synced("a")
     await stream.send(updated("a", draining=draining("MOVED")))
     await run.reported_only(stream, "UPDATED a draining=MOVED")
-    await asyncio.sleep(0.5)  # gives a premature release time to arrive
+    await asyncio.sleep(0.5)  # long enough for a premature release to arrive
     if run.daemon.calls:
         raise CaseFailed(f"{run.daemon.calls[0].method} was called before the work in the cluster had ended")
     await released(run, "a", "a-1")

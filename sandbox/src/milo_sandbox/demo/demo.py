@@ -30,7 +30,7 @@ kubeconfigs:
   issuers:
     - {name: sandbox, type: project-kubeconfig, share_discovery_identity: true}
 """
-"""Issues kubeconfigs, which the examples need, with the daemon's identity: it has all rights in the sandbox."""
+"""The examples need kubeconfigs. They contain the daemon's own identity, which has all rights in the sandbox."""
 EXPECTED = (DaemonError,)
 """Errors of the daemon that are reported in one line each, without a traceback."""
 

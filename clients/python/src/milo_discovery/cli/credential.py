@@ -136,7 +136,7 @@ def _require_current_server(access: KubeconfigAccess, cluster: str) -> None:
 
     The cluster has moved, or was replaced by another one of the same name, since the kubeconfig was made.
     """
-    stated = os.environ.get(SERVER_VARIABLE, access.server)  # kubeconfigs written by earlier versions name none
+    stated = os.environ.get(SERVER_VARIABLE, access.server)  # kubeconfigs written by earlier versions name no server
     if stated != access.server:
         raise CommandFailure(
             f"the credential of {cluster} is for {access.server}, but this kubeconfig connects to {stated}: "

@@ -92,7 +92,7 @@ async def _issued(
 
 
 async def _is_known(client: DiscoveryClient, name: str) -> bool:
-    """Return whether the daemon has the cluster, engaged or not; True if the call fails for another reason."""
+    """Return whether the daemon has the cluster, engaged or not. Errors other than NOT_FOUND count as True."""
     try:
         await client.get(name)
     except ClusterNotFound:

@@ -89,7 +89,8 @@ class KubeconfigDirectory(AbstractContextManager["KubeconfigDirectory"]):
         return frozenset(self._own)
 
     def difference(self, group: str, only: str) -> str:
-        """Return how the recorded group or filter differs from these; empty if it does not, or if no file exists."""
+        """Return how the recorded group or filter differs from the given one; empty if neither does or no file
+        exists."""
         return difference(self._recorded, (group, only)) if self._own else ""
 
     def claim(self, group: str, only: str) -> None:

@@ -273,7 +273,7 @@ _TEMPLATES = "jsonpath=TEMPLATE, or custom-columns=HEADER:.PATH,... per object"
 
 
 class OutputFormat(click.Choice[str]):
-    """An output format. Commands that print objects, which have the format `name`, also accept templates."""
+    """An output format. Commands that have the format `name` print objects, and also accept templates."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
         kind, separator, template = str(value).partition("=")

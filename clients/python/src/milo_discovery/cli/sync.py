@@ -115,7 +115,7 @@ class _Synchronizer:
         self._has_view = False
         """Whether `_desired` is a complete view, and not a partially received snapshot."""
         self._may_write = False
-        """Whether the view was reviewed, and is not that of another fleet."""
+        """Whether the view was reviewed, and is not the view of another fleet."""
         self._review_at: float | None = None
         self._unreported_ttl = ttl
         self._reported = ""
@@ -244,7 +244,7 @@ class _Synchronizer:
         looked_up = followed if fleet[0] else []
         elsewhere = await asyncio.gather(*(_is_elsewhere(client, name, lookups) for name in looked_up))
         if not self._has_view or self._review_at is not None:
-            return  # the view changed during the lookups, and is reviewed again
+            return  # the view changed during the lookups; it will be reviewed again
         self._ended.update(name for name, moved in zip(looked_up, elsewhere, strict=True) if moved)
         self._ended -= self._desired.keys()
         missing = [Removal(name, name, "", "") for name in followed if name not in self._desired.keys() | self._ended]

@@ -191,7 +191,7 @@ class StreamMessages:
                 self._last_loss = ""
                 self._was_connected = True
             case Refreshed():
-                pass  # the cluster itself has not changed
+                pass  # only fields that the daemon assigns have changed, and not the cluster itself
             case _:
                 assert_never(notice)
 

@@ -43,7 +43,7 @@ class FakeDiscovery:
         self.lifetimes: dict[str, timedelta] = {}
         """The lifetime of new kubeconfigs, by engaged cluster."""
         self.issued = 0
-        """The number of kubeconfigs issued on request, without those that events delivered."""
+        """The number of kubeconfigs issued on request, not counting those that events delivered."""
         self.released: list[str] = []
         """The clusters that the Fleet has released after `drain`."""
         for control_plane in control_planes:
