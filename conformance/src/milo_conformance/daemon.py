@@ -229,7 +229,7 @@ class ScriptedDaemon(rpc.DiscoveryServiceServicer):
         await self.serve()
         self.trace("daemon: GOAWAY on all connections")
         self._stopping = asyncio.create_task(old.stop(LIMIT_S), name="GOAWAY")
-        await asyncio.sleep(0.05)  # gives the frame time to arrive
+        await asyncio.sleep(0.05)  # long enough for the GOAWAY frame to arrive
 
     def next_revision(self) -> str:
         self._revisions += 1
@@ -360,7 +360,7 @@ def kubeconfig(
 
 def with_unknown_fields(batch: pb.WatchClustersResponse) -> pb.WatchClustersResponse:
     """Return the batch with fields that the proto file does not have, in the batch and in its clusters."""
-    unknown = b"\xb8\x3e\x01"  # field 999, a number
+    unknown = b"\xb8\x3e\x01"  # An encoded field with the number 999 and an integer as its value.
     for event in batch.events:
         event.cluster.MergeFromString(unknown)
     batch.MergeFromString(unknown)

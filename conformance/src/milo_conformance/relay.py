@@ -40,7 +40,7 @@ class Relay:
         if self._listener is not None:
             self._listener.close()
             self._listener = None
-            self._path.unlink(missing_ok=True)  # as a terminating daemon does
+            self._path.unlink(missing_ok=True)  # a daemon that terminates removes its socket too
 
     def cut(self) -> None:
         """Close all connections."""

@@ -170,7 +170,7 @@ class Controller:
             process = self._process(member, work)
             try:
                 task = member.tasks.create_task(process, name=f"reconcile {work.key}")
-            except RuntimeError:  # another task of the cluster has failed: the cluster is about to be dropped
+            except RuntimeError:  # another task of the cluster has failed, so the cluster is about to be dropped
                 process.close()
                 continue
             self._tasks.add(task)

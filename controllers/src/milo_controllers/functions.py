@@ -36,7 +36,7 @@ def _check(function: Callable[..., Any], role: str, parameter: str) -> None:
             f"{_name(function)} cannot be {role}, which is called with one argument, {parameter}: {error}"
         ) from None
     except ValueError:
-        pass  # a builtin without a signature
+        pass  # A builtin may have no signature to check.
 
 
 def _name(function: Callable[..., Any]) -> str:

@@ -166,7 +166,7 @@ class Publisher:
 
     async def _review_removals(self, watch: Watch, now: float) -> None:
         missing = await self._review.missing(watch)
-        if self._has_view:  # otherwise another snapshot arrives, and is reviewed
+        if self._has_view:  # Otherwise another snapshot is arriving, and will be reviewed.
             self._review.confirm(missing, now)
             self._mark(self._publication.names())
 

@@ -12,7 +12,7 @@ from milo_sandbox.records import encode
 from milo_sandbox.refusals import PlainError, RefusalError
 
 HEADERS = {"Cache-Control": "no-cache, private"}
-_GZIP_FROM = 128 * 1024  # bytes; a real server does not compress smaller responses either
+_GZIP_FROM = 128 * 1024  # Minimum bytes of a compressed response, as in a real server.
 _PIECE = 256 * 1024
 
 

@@ -37,7 +37,7 @@ class ListOptions(msgspec.Struct, frozen=True, kw_only=True):
 
 class WatchParameters(msgspec.Struct, frozen=True, kw_only=True):
     selector: LabelSelector
-    version: int  # 0: from the current state
+    version: int  # 0: watch from the current state
     bookmarks: bool
     initial_events: bool
     streaming_list: bool

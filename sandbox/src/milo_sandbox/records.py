@@ -89,7 +89,7 @@ class RecordedChange(msgspec.Struct, kw_only=True):
 
     version: int
     before: SandboxRecord | None
-    record: SandboxRecord  # for a deletion: the last state, with the deletion's version
+    record: SandboxRecord  # The new state; for a deletion, the last state with the version of the deletion.
     deleted: bool = False
     _frames: dict[str, bytes] | None = None
 

@@ -9,7 +9,7 @@ from aiohttp import web
 
 from milo_sandbox.certificates import ServerIdentity, issue_identity
 
-_BODY_LIMIT = 3 * 1024 * 1024  # the limit of a real API server
+_BODY_LIMIT = 3 * 1024 * 1024  # bytes, the limit of a real API server
 
 _FINISHING_S = 5.0
 _DYING_S = 1.0
@@ -30,7 +30,7 @@ class _Http(web.Server):
 
     def connection_made(self, handler: web.RequestHandler, transport: asyncio.Transport) -> None:
         super().connection_made(handler, transport)
-        if self.has_ended:  # its TLS handshake was in progress during the shutdown
+        if self.has_ended:  # the connection was in its TLS handshake during the shutdown
             transport.abort()
 
 

@@ -389,7 +389,7 @@ class Store:
             return
         self._unfollowed = [(resource, event)]
         try:
-            for written, its_event in self._unfollowed:  # controllers append to it while they write
+            for written, its_event in self._unfollowed:  # controllers append to the list when they write
                 self._finish_namespace(written, its_event)
                 for controller in self._controllers:
                     controller.after(written, its_event)

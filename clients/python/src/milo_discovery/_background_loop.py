@@ -31,14 +31,14 @@ class BackgroundLoop:
         """
         try:
             future = self._submit(coroutine)
-        except BaseException:  # including KeyboardInterrupt, before or after the coroutine is scheduled
+        except BaseException:  # including KeyboardInterrupt, before or after the coroutine was scheduled
             self._end(coroutine)
             raise
         try:
             return future.result()
         except CancelledError:
             raise _closed_error() from None
-        except BaseException:  # including KeyboardInterrupt: the coroutine would keep running without its caller
+        except BaseException:  # including KeyboardInterrupt, after which the coroutine would otherwise keep running
             future.cancel()
             raise
 

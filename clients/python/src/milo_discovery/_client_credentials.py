@@ -76,7 +76,7 @@ class ClientCredentials:
             return None
         import grpc  # noqa: PLC0415  (loaded only where a connection is made)
 
-        self.tls_context()  # gRPC would retry indefinitely with files that it cannot use
+        self.tls_context()  # Check the files: gRPC would retry indefinitely with files that it cannot use.
         key = None if self.key_file is None else _read(self.key_file)
         certificate = None if self.certificate_file is None else _read(self.certificate_file)
         return grpc.ssl_channel_credentials(_read(self.ca_file), key, certificate)

@@ -45,7 +45,7 @@ def connection_problem(target: str, credentials: ClientCredentials) -> str | Non
     except socket.gaierror as error:
         return f"cannot resolve the host {target.rpartition(':')[0]}: {error.strerror}"
     except OSError:
-        return None  # gRPC's own error message states the reason
+        return None  # The error message of gRPC states the reason.
     except InvalidCredentials as error:
         return str(error)
 

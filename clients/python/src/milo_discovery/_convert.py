@@ -278,7 +278,7 @@ def _time(message: Message, name: str) -> datetime | None:
     if not message.HasField(name):
         return None
     stamp: Timestamp = getattr(message, name)
-    with suppress(ValueError, OverflowError):  # out of range: treated as unknown, because an error would end the watch
+    with suppress(ValueError, OverflowError):  # A time out of range counts as unknown: an error would end the watch.
         return stamp.ToDatetime(tzinfo=UTC)
     return None
 
@@ -288,6 +288,6 @@ def duration(message: Message, name: str) -> timedelta | None:
         return None
     value: Duration = getattr(message, name)
     with suppress(ValueError, OverflowError):
-        value.ToJsonString()  # raises outside of protobuf's range, which is narrower than that of a timedelta
+        value.ToJsonString()  # raises if the value is outside of protobuf's range, which is narrower than a timedelta's
         return value.ToTimedelta()
     return None

@@ -50,7 +50,7 @@ class AsyncRenewer:
     async def __aenter__(self) -> Self:
         try:
             await self.access()
-        except BaseException:  # including CancelledError: without __aexit__, nothing else would stop the renewal
+        except BaseException:  # including CancelledError: nothing else stops the renewal, as __aexit__ is not called
             await self.close()
             raise
         return self
@@ -69,9 +69,9 @@ class AsyncRenewer:
 
     async def access_after_401(self, refused: str | None) -> KubeconfigAccess:
         """Return the credential to use after the server rejected a token: the same one if no newer one exists."""
-        self.state()  # raises after the end of the engagement
+        self.state()  # raises if the engagement has ended
         if self.cache.current.access.token == refused:
-            with suppress(DiscoveryError):  # logged; the caller gets the 401, which is more specific
+            with suppress(DiscoveryError):  # The error is logged. The caller gets the 401, which is more specific.
                 await self._renewed_before_push()
             self.state()  # raises if the engagement ended during the renewal
         return self.cache.current.access

@@ -59,7 +59,7 @@ def status_error(
                 FieldViolation(violation.field, violation.description) for violation in bad.field_violations
             )
         elif detail.Is(error_details_pb2.RetryInfo.DESCRIPTOR):
-            with suppress(ValueError, OverflowError):  # out of range: treated as absent
+            with suppress(ValueError, OverflowError):  # A delay out of range counts as absent.
                 retry_after = error_details_pb2.RetryInfo.FromString(detail.value).retry_delay.ToTimedelta()
     return _BY_CODE.get(code, CallFailed)(
         message or code.name, code=code.name, reason=reason, violations=violations, retry_after=retry_after
@@ -68,7 +68,7 @@ def status_error(
 
 def status_error_of_call(error: grpc.RpcError) -> StatusError:
     """Return the error for the exception that a call raised."""
-    call = cast("grpc.Call", error)  # gRPC raises objects of both types
+    call = cast("grpc.Call", error)  # gRPC's exceptions implement both RpcError and Call
     return status_error(call.code(), call.details(), call.trailing_metadata())
 
 
@@ -83,5 +83,5 @@ def _details(trailers: Iterable[tuple[str, str | bytes]]) -> Sequence[Any]:
             try:
                 return tuple(status_pb2.Status.FromString(value).details)
             except DecodeError:
-                return ()  # the status code itself is still valid
+                return ()  # without valid details, the status code can still be used
     return ()

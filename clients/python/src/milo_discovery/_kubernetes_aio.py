@@ -35,7 +35,8 @@ class AioTransport:
         configuration = Configuration(ca_cert_data=access.authorities, cert_file=certificate, proxy=proxy)
         configuration.connection_pool_maxsize = 0  # no limit: watches of many clusters hold a connection each
         self.template = ApiClient(configuration)
-        self.connector: aiohttp.TCPConnector = self.template.rest_client._create_connector()  # documented as a hook
+        # `_create_connector` is private, but documented as a hook.
+        self.connector: aiohttp.TCPConnector = self.template.rest_client._create_connector()
 
     async def close(self) -> None:
         await self.connector.close()

@@ -93,7 +93,7 @@ class RenewingSyncApiClient(ApiClient):
             tls_server_name=access.tls_server_name,
             cert_file=certificate,
         )
-        configuration.proxy = proxy  # even if None: the constructor reads the proxy from the environment
+        configuration.proxy = proxy  # Set even if None, since the constructor reads the proxy from the environment.
         urls = RequestUrls(access.server)
 
         # A function rather than a method: a deep copy of the configuration would copy the object that a method is bound

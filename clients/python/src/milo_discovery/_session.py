@@ -183,7 +183,7 @@ class Session:
                 case EventType.DISENGAGED:
                     snapshot.pop(name, None)
                 case _:
-                    pass  # an event type of a newer daemon
+                    pass  # ignore an event type of a newer daemon
         if not batch.synced:
             return _ReceivingSnapshot(batch.revision, snapshot), ()
         pending = frozenset(batch.pending_sources)
@@ -231,7 +231,7 @@ class Session:
             before = changed[name] if name in changed else self._view.get(name)
             event_type = EventType(message.type)
             if event_type is EventType.UNSPECIFIED:
-                continue  # an event type of a newer daemon
+                continue  # ignore an event type of a newer daemon
             if (before is None) != (event_type is EventType.ENGAGED):
                 raise self._contradiction(
                     f"{event_type.name} for cluster {name!r}, which is {'not ' if before is None else ''}engaged"

@@ -93,7 +93,7 @@ class DiscoveryClient:
     async def close(self) -> None:
         """Close all watches and channels."""
         if self._loop not in {None, asyncio.get_running_loop()}:
-            return  # they belong to another event loop, and cannot be closed on this one
+            return  # watches and channels belong to another event loop, and cannot be closed on this one
         for watch in tuple(self._watches):
             await watch.close()
         channel = self._shared_channel.close()

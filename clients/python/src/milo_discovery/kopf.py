@@ -164,7 +164,7 @@ class _Operator:
                 asyncio.run(self._operate(options))
             except BaseException as raised:  # noqa: BLE001  (the top of a thread: passed to the loop that waits)
                 error = raised
-            with suppress(RuntimeError):  # the waiting loop was closed
+            with suppress(RuntimeError):  # the loop that waits for the operator was closed
                 loop.call_soon_threadsafe(self._end, error)
 
         thread = threading.Thread(target=work, name=f"kopf {self._name}", daemon=True)

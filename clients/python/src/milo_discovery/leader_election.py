@@ -150,7 +150,7 @@ class LeaderElection:
             return False
         written = await self._write(spec)
         if written is None:
-            await self._read()  # another candidate wrote first
+            await self._read()  # Another candidate wrote the Lease first.
             return False
         self._lock.written(written, began_at)
         return True

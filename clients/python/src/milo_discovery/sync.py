@@ -134,7 +134,7 @@ class SyncWatch(WatchState):
 
     def close(self) -> None:
         """Close the stream, drop pending events and end the iteration. May be called from any thread."""
-        with suppress(CallFailed):  # a closed client has closed the watch
+        with suppress(CallFailed):  # if the client is closed, so is the watch
             self._run(self._watch.close())
 
     def feed(self) -> Iterator[Event | StreamNotice]:

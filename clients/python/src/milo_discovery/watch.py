@@ -168,7 +168,7 @@ class Watch(WatchState):
             reader.cancel()
             await asyncio.wait([reader])
             if not reader.cancelled():
-                reader.exception()  # retrieved, so that asyncio does not log it
+                reader.exception()  # Retrieve the exception, so that asyncio does not log it.
 
     async def _read(self) -> None:
         """Read one stream after another, until one fails with an error that a retry cannot fix."""
@@ -215,7 +215,7 @@ class Watch(WatchState):
                         raise StreamBroken("the daemon's ownership of its clusters has expired or is not confirmed")
                     subscription.received(batch, clock())
                     self._signal.notify()
-                    await asyncio.sleep(0)  # waiters get the events before the next batch is read
+                    await asyncio.sleep(0)  # lets waiters take the events before the next batch is read
                     await self._signal.wait_for(lambda: len(subscription.pending) < _MAX_PENDING)
         except grpc.aio.AioRpcError as error:
             raise status_error_of_call(error) from error

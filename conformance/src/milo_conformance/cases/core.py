@@ -607,7 +607,7 @@ async def refusals(run: Run, stream: ScriptedStream, count: int) -> tuple[Script
     demands="at first soon, then with backoff and\n// jitter",
 )
 async def backoff_doubles(run: Run) -> None:
-    for tries in (1, 2, 3):  # a busy machine adds to some of the delays
+    for tries in (1, 2, 3):  # Repeat, since a busy machine lengthens some of the delays.
         rounds = []
         for _ in range(ROUNDS):
             _, waits = await refusals(run, await run.synced("a"), len(CURVATURE))
@@ -648,10 +648,10 @@ async def backoff_jitter(run: Run) -> None:
 async def backoff_resets(run: Run) -> None:
     stream = await run.synced("a")
     delays: list[float] = []
-    while len(delays) < 3:  # a single long delay may be due to a busy machine
+    while len(delays) < 3:  # Repeat, since a busy machine can cause a single long delay.
         stream, _ = await refusals(run, stream, REFUSALS_TO_THE_LONGEST_DELAY)
         await stream.heartbeat()
-        await asyncio.sleep(10.5)  # heartbeats arrive during this time
+        await asyncio.sleep(10.5)  # the kit sends heartbeats during this time
         stream, [delay] = await refusals(run, stream, 1)
         if delay < LATEST_SHORT_DELAY_S:
             break

@@ -87,7 +87,7 @@ async def lost(run: Run, *, by: float) -> float:
 async def renewals(run: Run) -> None:
     async def slow(_: pb.RenewOwnershipRequest) -> pb.RenewOwnershipResponse:
         await asyncio.sleep(1.5)
-        return response(12)  # some renewals may fail, as on a machine that stalls
+        return response(12)  # seconds; long enough for some renewals to fail, as on a machine that stalls
 
     stream = await sharded_stream(run, slow)
     await run.daemon.wait_for_call("RenewOwnership", after=3, limit_s=60)

@@ -84,7 +84,7 @@ class LiveTable:
         self._console = console
 
     def show(self, event: Event) -> None:
-        pass  # drawn with the next frame
+        pass  # the next frame shows the event, which is already part of the scene
 
     def draw(self, source: SourceStatus | None) -> None:
         with writing():

@@ -36,7 +36,7 @@ _VERSIONS = (_VERSION, "client.authentication.k8s.io/v1beta1")
 
 @click.command("credential")
 @click.argument("name", type=NAME, required=False, metavar="NAME")
-@click.option("--cluster", metavar="NAME", hidden=True)  # how kubeconfigs call this command
+@click.option("--cluster", metavar="NAME", hidden=True)  # Kubeconfigs call this command with --cluster.
 @connecting(timeout="10s", timeout_help="How long to wait for the response.")
 def credential(connection: ConnectionOptions, *, name: str | None, cluster: str | None) -> None:
     """Print a credential as an exec credential plugin does.

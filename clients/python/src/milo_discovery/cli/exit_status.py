@@ -115,7 +115,7 @@ def _demo() -> str:
 
 def _connection_problem(address: str, credentials: ClientCredentials) -> str | None:
     if address.startswith("unix:"):
-        return None  # gRPC's message contains the operating system's error
+        return None  # the message of gRPC already contains the error of the operating system
     from milo_discovery._connection_problem import connection_problem  # noqa: PLC0415  (loads TLS)
 
     return connection_problem(address, credentials)

@@ -138,7 +138,7 @@ def _token_document(name: str, issued: Kubeconfig, requested: timedelta | None) 
 
 def _require_regular(path: Path) -> None:
     """Raise CommandFailure for a device such as /dev/null, which must not be replaced, or a pipe, which could block."""
-    with suppress(OSError):  # a missing file is fine; the write reports other errors
+    with suppress(OSError):  # a missing file is created, and other errors are reported by the write
         if not stat.S_ISREG(path.stat().st_mode):
             raise CommandFailure(f"{path} is not a regular file")
 

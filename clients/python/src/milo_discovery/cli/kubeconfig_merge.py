@@ -26,7 +26,7 @@ def default_file() -> Path:
 
 def merge_into(path: Path, one: Document, context: str) -> None:
     """Add the cluster, user and context of `one` under the name `context`, replacing entries of that name."""
-    path = path.resolve()  # keep a symlink, and replace its target
+    path = path.resolve()  # replace the target of a symlink, and keep the symlink
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     with _locked(path):
         before = _read(path)

@@ -53,7 +53,7 @@ def _is_listening(path: Path) -> bool:
         except (FileNotFoundError, NotADirectoryError, ConnectionRefusedError):
             return False
         except OSError:
-            pass  # such as a permission error, which the caller's own connection attempt reports
+            pass  # other errors, such as missing permissions, are reported when the caller connects
     return True
 
 

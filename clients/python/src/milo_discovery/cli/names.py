@@ -34,7 +34,7 @@ class ClusterName(click.ParamType[str]):
         try:
             listing = completion_connection(ctx, _COMPLETION_TIMEOUT).run(lambda client: client.list())
         except click.ClickException:
-            return []  # a completion prints no errors
+            return []  # an error message would disturb the shell's completion
         return [CompletionItem(cluster.name) for cluster in listing if cluster.name.startswith(incomplete)]
 
 

@@ -80,7 +80,7 @@ def _modification_times(program: Path) -> Mapping[Path, int]:
             try:
                 found[path] = path.stat().st_mtime_ns
             except FileNotFoundError:
-                continue  # it was removed after the directory was read
+                continue  # the file was removed after the directory was read
     return found
 
 

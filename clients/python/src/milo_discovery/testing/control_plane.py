@@ -120,7 +120,8 @@ class ControlPlane:
                 "group"
             )
         version, _, plural = resource.rpartition("/")
-        is_namespaced = self._is_namespaced(version, plural)  # called even without a namespace, to check the kind
+        # Called even if no namespace is given, since it raises if the kind is not served.
+        is_namespaced = self._is_namespaced(version, plural)
         inside = f"/namespaces/{namespace}" if is_namespaced and namespace else ""
         return f"{self._path}{_version_path(version)}{inside}/{plural}"
 

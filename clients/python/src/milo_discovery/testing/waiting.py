@@ -40,7 +40,7 @@ def fake_clock() -> Iterator[FakeClock]:
     try:
         yield clock
     finally:
-        del loop.time  # removes the override of the class's method
+        del loop.time  # Remove the override, so that the method of the class is used again.
 
 
 ResultT = TypeVar("ResultT")
