@@ -169,7 +169,7 @@ class Run:
         return stream
 
     async def resumed(self, stream: ScriptedStream) -> ScriptedStream:
-        """Break a stream; return the one that resumes it."""
+        """Break a stream; return the stream that resumes it."""
         stream.end(grpc.StatusCode.UNAVAILABLE)
         return await self.stream(resuming=stream.revision)
 

@@ -303,7 +303,7 @@ class Request(Generic[ObjectT]):
     async def ensure_finalizer(self, finalizer: str) -> bool:
         """Add the finalizer unless the object has it or is terminating. Return whether it was added.
 
-        Conflicts are retried as those of `set_condition`.
+        Conflicts are retried as in `set_condition`.
         """
 
         def changed(found: Document) -> Document | None:
@@ -317,7 +317,7 @@ class Request(Generic[ObjectT]):
     async def remove_finalizer(self, finalizer: str) -> bool:
         """Remove the finalizer, if the object has it. Return whether it was removed.
 
-        Conflicts are retried as those of `set_condition`.
+        Conflicts are retried as in `set_condition`.
         """
 
         def changed(found: Document) -> Document | None:

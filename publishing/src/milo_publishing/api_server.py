@@ -110,7 +110,8 @@ async def open_api_server(
     """Yield the API of the objects in a namespace. Credentials are renewed. Raises UnusableKubeconfig."""
     proxy = (await asyncio.to_thread(source.read)).proxy
     credentials = AsyncRenewer(lambda: issue("target", source))
-    # Idle connections are kept only briefly: a write on one that the server has closed fails, and is not repeated.
+    # Idle connections are kept only briefly: a write on a connection that the server has closed fails, and is not
+    # retried.
     pools = Pools(user_agent="milo-discovery-publish", idle_s=5.0)
     api = ClusterApi("the target", credentials, pools, proxy=proxy)
     try:

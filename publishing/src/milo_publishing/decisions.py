@@ -79,7 +79,7 @@ class Publication:
         self._desired[desired.name] = desired
 
     def withdraw(self, name: str) -> None:
-        """Remove the object from the desired ones."""
+        """Remove the object from the desired objects."""
         self._desired.pop(name, None)
 
     def end(self, name: str, cluster_uid: str) -> None:

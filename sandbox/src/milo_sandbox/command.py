@@ -1,4 +1,4 @@
-"""`milo-discoveryd sandbox`: the fake Milo API as a process of its own."""
+"""`milo-discoveryd sandbox`: the fake Milo API in its own process."""
 
 import asyncio
 import shlex

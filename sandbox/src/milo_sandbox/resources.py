@@ -67,7 +67,7 @@ class ResourceDefinition(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     columns: tuple[Column, ...] = ()
     selectable_fields: tuple[str, ...] = ()  # Paths besides those of name and namespace.
     prepare: Callable[[Document], None] = _unchanged  # Changes an object in place before its validation.
-    violations: Callable[[Document], Iterable[Cause]] = _no_violations  # Those that the schema misses.
+    violations: Callable[[Document], Iterable[Cause]] = _no_violations  # Violations beyond those of the schema.
 
     def __eq__(self, other: object) -> bool:
         return self is other or (isinstance(other, ResourceDefinition) and self._path == other._path)

@@ -257,7 +257,7 @@ class Sandbox:
             api.streams.end()
         await self._server.finish()
 
-    # Faults of watches and of the data; `faults` has those of responses
+    # Faults of watches and of the data; `faults` has the faults of responses
 
     def drop_watches(self) -> None:
         """Cut the connections of all open watches."""

@@ -24,7 +24,7 @@ class KubeconfigIssuer(Protocol):
 
 
 class ClusterReference:
-    """A reference to a cluster: a name refers to the cluster that has the name at present, a Cluster only to itself.
+    """A reference to a cluster: a name refers to the cluster that has it now, a Cluster only to that one cluster.
 
     Kubeconfigs for a Cluster are issued for its incarnation. If the daemon reports a different incarnation, because it
     was restarted or is a different daemon, the UID decides whether the cluster is the same.

@@ -144,7 +144,7 @@ def filter_text(options: FilterOptions) -> str:
 
 
 def difference(recorded: tuple[str | None, str | None], current: tuple[str, str]) -> str:
-    """Return how the recorded shard group and filter differ from those of this run; empty if they do not."""
+    """Return how the recorded shard group and filter differ from those of this run; empty if they are the same."""
     if recorded[0] is not None and recorded[0] != current[0]:
         return f"belongs to {_of_group(recorded[0])}, but this daemon belongs to {_of_group(current[0])}"
     if recorded[1] is not None and recorded[1] != current[1]:

@@ -106,7 +106,8 @@ class _Sessions:
         return kopf.AiohttpSession(server=access.server, aiohttp_session=session, expiration=expires_at)
 
     async def close(self) -> None:
-        """Close all connections. kopf does not wait for those of watches, and closes none after a failed startup."""
+        """Close all connections. kopf does not wait until those of watches are closed, and closes none if its startup
+        failed."""
         for session in self._open:
             await session.close()
         with suppress(TimeoutError):
