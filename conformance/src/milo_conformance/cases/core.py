@@ -50,7 +50,8 @@ async def first_snapshot(run: Run) -> None:
 
 @core(
     "A snapshot in many batches is reported only when it is complete",
-    why="A large fleet exceeds one batch. A cluster that is engaged too early may not be part of the snapshot.",
+    why="A large fleet does not fit into one batch. An incomplete snapshot may be discarded, and its clusters may be "
+    "missing from the next one.",
     demands="`synced` is true from the batch that completes\n  // them.",
 )
 async def snapshot_in_many_batches(run: Run) -> None:
@@ -63,7 +64,8 @@ async def snapshot_in_many_batches(run: Run) -> None:
 
 @core(
     "An empty fleet is a complete view",
-    why="A client that waits for the first cluster keeps the clusters of a fleet that has become empty.",
+    why="A client that considers a snapshot complete only if it contains a cluster never disengages the clusters of a "
+    "fleet that has become empty.",
     demands="An empty fleet is one batch without events, `reset = true`, `synced = true`.",
 )
 async def empty_fleet(run: Run) -> None:
@@ -74,8 +76,8 @@ async def empty_fleet(run: Run) -> None:
 
 @core(
     "Heartbeats before the first snapshot are not reported as an empty fleet",
-    why="A daemon that starts holds its streams open until it has seen a complete list. An operator that counts these "
-    "heartbeats as an empty fleet ends all of its work.",
+    why="A daemon that is starting sends only heartbeats on its streams until it has seen a complete list. An operator "
+    "that takes these heartbeats to mean an empty fleet stops all of its work.",
     demands="it holds the stream open and sends only heartbeats with\n  // `synced = false`",
 )
 async def unsynced_heartbeats(run: Run) -> None:
@@ -116,8 +118,8 @@ async def changes(run: Run) -> None:
 
 
 @core(
-    "A project that is re-created under its old name is another cluster",
-    why="An operator that continued would use the state of the old project in the new one.",
+    "A project that is re-created under its old name is reported as a new cluster",
+    why="An operator that takes both for the same cluster would use the old project's state for the new project.",
     demands="DISENGAGED (REPLACED), then ENGAGED, in one batch",
 )
 async def replaced_in_one_batch(run: Run) -> None:
@@ -128,7 +130,7 @@ async def replaced_in_one_batch(run: Run) -> None:
 
 @core(
     "A stream resumes from the last revision",
-    why="Otherwise each reconnect costs a snapshot, or misses changes.",
+    why="Otherwise the client receives a full snapshot on each reconnect, or misses changes.",
     demands="open it again with the last `revision` you\n//     received. It goes on from there",
 )
 async def resume(run: Run) -> None:
@@ -143,7 +145,7 @@ async def resume(run: Run) -> None:
 
 @core(
     "The revision of a batch without events is the next resume revision",
-    why="Changes outside the filter advance the revision. A resume from a revision that is too old costs a snapshot.",
+    why="Changes outside the filter advance the revision. Resuming from a revision that is too old causes a snapshot.",
     demands="Where the stream stands after this batch. Opaque: hand it back as `resume_revision`",
 )
 async def revision_of_empty_batch(run: Run) -> None:
@@ -158,7 +160,7 @@ async def revision_of_empty_batch(run: Run) -> None:
 
 @core(
     "Every reconnect sends the same filter",
-    why="Without its filter, a subscriber of some clusters gets all clusters after the first reconnect.",
+    why="If a reconnect omits the filter, a subscriber that selected some of the clusters receives all of them.",
     demands="The `revision` of the last batch received from an earlier stream with the same filter.",
 )
 async def same_filter(run: Run) -> None:
@@ -169,7 +171,7 @@ async def same_filter(run: Run) -> None:
 
 
 @core(
-    "After a refused resume, differences between view and snapshot are reported",
+    "After a refused resume, only the differences between view and snapshot are reported",
     why="A restarted daemon sends a snapshot. A client that engages all clusters again rebuilds its caches for "
     "nothing.",
     demands="clusters known from before that are not named between here and `synced` are disengaged",
@@ -183,7 +185,7 @@ async def resume_refused(run: Run) -> None:
 
 @core(
     "A reset within a stream discards an incomplete snapshot",
-    why="A daemon whose source became complete sends another snapshot on the same stream.",
+    why="When a source has been listed completely, the daemon sends another snapshot on the same stream.",
     demands="This batch starts over: clusters known from before that are not named between here and `synced` are "
     "disengaged",
 )
@@ -223,7 +225,7 @@ for number in (1, 2, 3):
 
 
 @core(
-    "A restarted daemon with the same clusters disengages none",
+    "A restart of the daemon disengages no cluster that still exists",
     why="Only the incarnations are new. A client that engages the clusters again rebuilds every cache.",
     demands="The same name and UID are the same cluster whatever its\n  // incarnation",
 )
@@ -236,7 +238,7 @@ async def restart_with_same_clusters(run: Run) -> None:
 
 
 @core(
-    "A cluster that is missing after a restart is disengaged for an unspecified reason",
+    "A cluster that is missing after a restart is disengaged with the reason UNSPECIFIED",
     why="An operator that deletes data does so only after DELETED, and no deletion was confirmed here.",
     demands="clusters known from before that are not named between here and `synced` are disengaged",
 )
@@ -259,8 +261,8 @@ async def restart_with_more_clusters(run: Run) -> None:
 
 
 @core(
-    "A name with another UID after a restart is another cluster",
-    why="The project was deleted and created again while the daemon was away. Only the name is the same.",
+    "A cluster that has a different UID after a restart is reported as a new cluster",
+    why="The project was deleted and re-created while the daemon was down. Only the name is the same.",
     demands="A project that was deleted and created again under\n  // its old name is another cluster",
 )
 async def restart_with_replaced_cluster(run: Run) -> None:
@@ -270,7 +272,7 @@ async def restart_with_replaced_cluster(run: Run) -> None:
 
 
 @core(
-    "A cluster that changed while the daemon was away is updated",
+    "A cluster that changed while the daemon was down is updated",
     why="An operator that misses the update keeps the old endpoint, labels or suspension.",
     demands="One that is named with the same UID is UPDATED if any field differs",
 )
@@ -282,7 +284,7 @@ async def restart_with_changed_cluster(run: Run) -> None:
 
 @core(
     "After a missing batch, the client reconnects and resumes from the batch before it",
-    why="The changes in the missing batch would never be reported.",
+    why="Otherwise the changes in the missing batch would never be reported.",
     demands="If it isn't what you last received, a batch is missing.",
 )
 async def missing_batch(run: Run) -> None:
@@ -310,8 +312,9 @@ async def missing_batch_in_snapshot(run: Run) -> None:
 
 
 @core(
-    "A resumed stream that continues from another revision is closed",
-    why="The first batch names the revision from which the stream resumes. If it differs, changes may be missing.",
+    "A resumed stream that does not continue from the requested revision is closed",
+    why="The first batch names the revision from which the stream resumes. If this is not the requested one, changes "
+    "may be missing.",
     demands="in the first batch of a resumed stream, what it\n  // was resumed from",
 )
 async def resumed_from_another_revision(run: Run) -> None:
@@ -375,7 +378,7 @@ for what, event, rule in (
 
 
 @core(
-    "After a contradiction the stream starts over",
+    "After a batch that contradicts the view, the client requests a snapshot",
     why="A client that resumes from its last revision keeps a wrong view.",
     demands="open the\n  // next stream with an empty `resume_revision`",
 )
@@ -401,8 +404,8 @@ async def changes_without_snapshot(run: Run) -> None:
 
 
 @core(
-    "Event types of a newer daemon are ignored",
-    why="A daemon may be updated before its operators. The other events of the batch must be applied.",
+    "Unknown event types from a newer daemon are ignored",
+    why="A daemon may be updated before its operators. The other events of the batch must still be applied.",
     demands="Newer daemons add events, reasons and fields: ignore what you do not know.",
 )
 async def unknown_event_type(run: Run) -> None:
@@ -418,7 +421,7 @@ async def unknown_event_type(run: Run) -> None:
 
 
 @core(
-    "Event types of a newer daemon are ignored in a snapshot",
+    "Unknown event types from a newer daemon are ignored in a snapshot",
     why="A client must not engage a cluster that appears only in an event of an unknown type.",
     demands="Newer daemons add events, reasons and fields: ignore what you do not know.",
 )
@@ -432,7 +435,7 @@ async def unknown_event_type_in_snapshot(run: Run) -> None:
 
 @core(
     "A disengagement with an unknown reason is reported",
-    why="The work has to end, whatever the reason.",
+    why="The work in the cluster has to stop, whatever the reason.",
     demands="Newer daemons add events, reasons and fields: ignore what you do not know.",
 )
 async def unknown_reason(run: Run) -> None:
@@ -445,7 +448,7 @@ async def unknown_reason(run: Run) -> None:
 
 
 @core(
-    "Fields of a newer daemon are ignored",
+    "Unknown fields from a newer daemon are ignored",
     why="A client that rejects unknown fields stops working when its daemon is updated.",
     demands="Newer daemons add events, reasons and fields: ignore what you do not know.",
 )
@@ -458,7 +461,7 @@ async def unknown_fields(run: Run) -> None:
 
 
 @core(
-    "A stale source disengages nothing",
+    "No cluster is disengaged because its source is stale",
     why="While Milo is unreachable, the last known state remains valid.",
     demands="Milo can't be watched at present. What was known remains valid",
 )
@@ -504,7 +507,7 @@ async def silent_from_the_start(run: Run) -> None:
 
 @core(
     "One late heartbeat does not close the stream",
-    why="A busy machine delays heartbeats. Clients that do not tolerate that would all reconnect at once.",
+    why="A busy machine delays heartbeats. Clients that do not tolerate this delay would all reconnect at once.",
     demands="client that receives nothing for three intervals should treat the connection as dead",
 )
 async def late_heartbeat(run: Run) -> None:
@@ -534,8 +537,8 @@ async def half_open_connection(run: Run) -> None:
 
 
 @core(
-    "A connection that breaks repeatedly disengages nothing",
-    why="A daemon that is killed cannot end its streams first.",
+    "No cluster is disengaged when the connection breaks repeatedly",
+    why="When a daemon is killed, its connections break, and its streams end without a status.",
     demands="a broken connection: none of them disengages a cluster",
 )
 async def cut_connection(run: Run) -> None:
@@ -565,7 +568,7 @@ async def retry_info(run: Run) -> None:
 
 
 @core(
-    "Reconnects start soon, and back off",
+    "The first reconnect is prompt, and later ones back off",
     why="Without backoff, a daemon that refuses streams is flooded. With a long first delay, operators "
     "receive changes late after a restart of the daemon.",
     demands="at first soon, then with backoff and\n// jitter",
@@ -642,7 +645,7 @@ async def backoff_jitter(run: Run) -> None:
 
 @core(
     "A healthy stream resets the backoff",
-    why="Otherwise the first delay after a restart of the daemon can be as long as the last one of an outage.",
+    why="Otherwise the first delay after a restart of the daemon can be as long as the last one of an earlier outage.",
     demands="at first soon, then with backoff and\n// jitter",
 )
 async def backoff_resets(run: Run) -> None:
@@ -707,12 +710,12 @@ def transient(code: grpc.StatusCode) -> Callable[[Run], Awaitable[None]]:
 
 for status, reason in (
     (grpc.StatusCode.ABORTED, "The daemon ends the stream of a slow subscriber, which can resume."),
-    (grpc.StatusCode.RESOURCE_EXHAUSTED, "A quota is exhausted temporarily."),
+    (grpc.StatusCode.RESOURCE_EXHAUSTED, "A quota may be exhausted only temporarily."),
     (grpc.StatusCode.INTERNAL, "A proxy between client and daemon failed."),
     (grpc.StatusCode.UNKNOWN, "A bug in the daemon must not stop an operator."),
-    (grpc.StatusCode.NOT_FOUND, "The protocol does not define it for streams, so it may be temporary."),
+    (grpc.StatusCode.NOT_FOUND, "The protocol does not define this status for streams, so it may be temporary."),
     (grpc.StatusCode.DEADLINE_EXCEEDED, "A proxy, or a library, limits how long a stream may last."),
-    (grpc.StatusCode.DATA_LOSS, "The next stream resumes from what was received."),
+    (grpc.StatusCode.DATA_LOSS, "The next stream resumes after the last batch that was received."),
     (grpc.StatusCode.CANCELLED, "A proxy that shuts down cancels the streams through it."),
     (grpc.StatusCode.OK, "A stream that ends without an error has to be resumed as well."),
 ):
@@ -741,7 +744,7 @@ async def goaway(run: Run) -> None:
 
 @core(
     "A batch of nearly 4 MiB is read",
-    why="One cluster with many labels, or many clusters in one batch, can be as large as gRPC allows by default.",
+    why="A batch of many clusters, or of one with many labels, can be as large as gRPC allows by default.",
     demands="Messages can be larger than the 4 MiB that gRPC receives by default: allow 64 MiB.",
 )
 async def large_batch(run: Run) -> None:
@@ -823,7 +826,7 @@ async def address_not_there_yet(run: Run) -> None:
 
 
 @core(
-    "A replaced socket file is used",
+    "After the socket file is replaced, the client connects to the new socket",
     why="A restarted daemon creates its socket again. A client that keeps the old socket waits forever.",
     demands="When the stream breaks, for whatever reason, open it again",
 )

@@ -79,7 +79,7 @@ async def one_handler(run: Run) -> None:
 
 @fleet(
     "The handler of a replacement cluster starts after the previous handler has ended",
-    why="Both use the same local state: caches, queues and metrics under the cluster's name.",
+    why="Both handlers use the same local state: caches, queues and metrics under the cluster's name.",
     demands="DISENGAGED (REPLACED), then ENGAGED, in one batch",
 )
 async def next_begins_after_end(run: Run) -> None:
@@ -109,7 +109,8 @@ async def credential_of_a_replaced_cluster(run: Run) -> None:
 
 @fleet(
     "A handler gets no credential after its cluster was disengaged",
-    why="Another daemon's operator may work there, or the caller's rights were revoked. The old token still works.",
+    why="Another daemon's operator may be working in the cluster by then, or the caller's rights may have been "
+    "revoked, but the old token still works.",
     demands="Stop working on it.",
 )
 async def credential_after_the_end(run: Run) -> None:
@@ -123,7 +124,8 @@ async def credential_after_the_end(run: Run) -> None:
 
 @fleet(
     "A handler gets no credential of a later engagement of its cluster",
-    why="The handler's work has ended. With a valid credential, it would continue in the later engagement.",
+    why="The engagement that the handler worked for is over. With a valid credential, the handler could continue "
+    "during the later one.",
     demands="Identifies one engagement by one daemon process: new each time the daemon engages the cluster",
 )
 async def credential_of_a_later_engagement(run: Run) -> None:
@@ -142,8 +144,9 @@ async def credential_of_a_later_engagement(run: Run) -> None:
 
 
 @fleet(
-    "A handler's request has the server, the token and the user of one kubeconfig",
-    why="A token that is sent to the old server can be stolen there. As another user, a request may have more rights.",
+    "A handler's request takes the server, the token and the impersonated user from the same kubeconfig",
+    why="A new token that is sent to the old server can be stolen there. A request that impersonates the wrong user "
+    "may have more rights.",
     demands="Kubeconfig is a credential with the server that it is for.",
 )
 async def endpoint_and_user_of_the_token(run: Run) -> None:
@@ -265,8 +268,9 @@ async def release_after_error(run: Run) -> None:
 
 
 @fleet(
-    "A program that stops ends its handlers first, with credentials that work",
-    why="A handler needs them to clean up in its cluster before the daemon is notified that no work remains there.",
+    "A program that stops ends its handlers first, while their credentials are still valid",
+    why="A handler needs its credential to clean up in the cluster before the daemon is notified that no work remains "
+    "there.",
     demands="EndSubscription says that a subscriber has ended all of its work and will not return",
 )
 async def stop_waits_for_handlers(run: Run) -> None:

@@ -48,7 +48,7 @@ async def trusts_only(run: Run, authority: Authority, false: TlsFiles, why: str)
 
 
 @identity(
-    "A daemon with a certificate of another CA is not trusted",
+    "A daemon whose certificate was signed by a different CA is not trusted",
     why="Such a server would receive the token, and decide in which clusters the operator works.",
     demands="Verify its certificate",
 )
@@ -58,8 +58,8 @@ async def tls_of_another_ca(run: Run) -> None:
 
 
 @identity(
-    "A daemon with a certificate for another name is not trusted",
-    why="A CA issues certificates to many servers. This certificate belongs to another server.",
+    "A daemon whose certificate is for a different name is not trusted",
+    why="A CA issues certificates to many servers, and this one was issued to a different server.",
     demands="and that it is for the host of the\n// address",
 )
 async def tls_for_another_name(run: Run) -> None:
@@ -90,7 +90,7 @@ async def token(run: Run) -> None:
 
 
 @identity(
-    "A renewed token is read again",
+    "After the token file is renewed, the new token is sent",
     why="Tokens of service accounts are replaced in place, about every hour.",
     demands="read a token's file for each call",
 )
@@ -140,7 +140,8 @@ async def client_certificate(run: Run) -> None:
 
 @identity(
     "A renewed CA is read again",
-    why="CAs are replaced too. Otherwise, a daemon whose certificate is signed by the new CA is not trusted.",
+    why="CAs are replaced too. A client that keeps the old CA does not trust a daemon whose certificate is signed by "
+    "the new one.",
     demands="the others for each connection",
 )
 async def renewed_ca(run: Run) -> None:

@@ -166,8 +166,8 @@ async def credential(run: Run, name: str) -> str:
 
 @kubeconfigs(
     "A credential is reused, and refreshed before it expires",
-    why="A client that requests a credential for each API request overloads the daemon. With one that is refreshed "
-    "only after its expiry, API requests fail.",
+    why="A client that requests a credential for each API request overloads the daemon. If it refreshes the credential "
+    "only after it expired, API requests fail.",
     demands="When to request another.",
     needs=Feature.CREDENTIALS,
 )
@@ -223,7 +223,7 @@ async def daemon_away_across_expiry(run: Run) -> None:
     run.daemon.relay.cut()
     while time.monotonic() - since < 4:
         if (found := await credential(run, "a")) != "old":
-            raise CaseFailed(f"while the daemon was away, the credential is {found!r}, not 'old', which is valid")
+            raise CaseFailed(f"while the daemon was down, the credential is {found!r}, not 'old', which is valid")
         await asyncio.sleep(0.3)
     await asyncio.sleep(max(0.0, since + 6.2 - time.monotonic()))
     if (found := await credential(run, "a")) != "FAILED":
@@ -232,16 +232,16 @@ async def daemon_away_across_expiry(run: Run) -> None:
     until = time.monotonic() + 15
     while (found := await credential(run, "a")) == "FAILED":
         if time.monotonic() > until:
-            raise CaseFailed("no credential was obtained within 15 s after the daemon returned")
+            raise CaseFailed("no credential was obtained within 15 s after the daemon was available again")
         await asyncio.sleep(0.2)
     if found != "new":
-        raise CaseFailed(f"after the daemon returned, the credential is {found!r}, not 'new'")
+        raise CaseFailed(f"after the daemon was available again, the credential is {found!r}, not 'new'")
     stream.finish()
 
 
 @kubeconfigs(
-    "The stream's kubeconfigs are the credentials of API clients",
-    why="The daemon sends each kubeconfig in time; a request for another one doubles its work.",
+    "API clients use the credentials of the kubeconfigs that the stream delivers",
+    why="The daemon sends each kubeconfig before the previous one expires. Requesting another doubles its work.",
     demands="Send a kubeconfig with each ENGAGED, and another in a KUBECONFIG event before it expires.",
     needs=Feature.CREDENTIALS,
 )

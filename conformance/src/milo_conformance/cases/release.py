@@ -63,7 +63,7 @@ async def engaged_as_draining(run: Run) -> None:
 
 @release(
     "A release contains the current incarnation",
-    why="A restarted daemon has engaged the cluster again, and refuses a release of another incarnation.",
+    why="A restarted daemon has engaged the cluster again, and refuses to release the previous incarnation.",
     demands="The incarnation on which the work has ended.",
 )
 async def release_after_restart(run: Run) -> None:
@@ -96,7 +96,7 @@ async def drain_after_reconnect(run: Run) -> None:
 
 @release(
     "A cluster that no longer drains after a restart is disengaged and engaged again",
-    why="A drain is not canceled. The work in the cluster has ended, or is about to, and has to start again.",
+    why="A drain is not canceled. The work in the cluster has ended, or is about to end, and has to start again.",
     demands="A drain that has begun is not\n  // canceled",
 )
 async def drained_while_away(run: Run) -> None:
@@ -145,7 +145,7 @@ async def stop(run: Run) -> None:
 
 @release(
     "A reconnect does not end the subscription",
-    why="The daemon would no longer wait for a subscriber that continues to work.",
+    why="Otherwise the daemon would no longer wait for a subscriber that is still working.",
     demands="Without it, the daemon expects a subscriber that disconnected to return",
 )
 async def subscription_across_reconnect(run: Run) -> None:

@@ -81,7 +81,7 @@ async def lost(run: Run, *, by: float) -> float:
 
 @sharded(
     "Ownership is renewed early enough for a slow response",
-    why="A busy daemon's response to a renewal that is sent just before the expiry arrives too late.",
+    why="If a renewal is sent just before the ownership expires, the response of a busy daemon arrives too late.",
     demands="Call it every few seconds on streams\n  // that are `sharded`",
 )
 async def renewals(run: Run) -> None:
@@ -107,8 +107,9 @@ async def ownership_runs_out(run: Run) -> None:
 
 
 @sharded(
-    "The ownership that a response grants counts from its request",
-    why="A response may be delayed. Counted from its arrival, the work could end after another operator has started.",
+    "Ownership granted by a response is timed from when the request was sent",
+    why="A response may be delayed. If ownership were timed from its arrival, the work could end after another "
+    "operator has started.",
     demands="counted\n  // from when you sent its request",
 )
 async def counted_from_the_request(run: Run) -> None:
@@ -163,7 +164,7 @@ async def not_owned_yet(run: Run) -> None:
 
 @sharded(
     "Clusters are disengaged if the daemon joins a shard group and owns none of them",
-    why="The daemon was restarted with another configuration. Another daemon may own the known clusters by now.",
+    why="The daemon was restarted with a different configuration. Another daemon may own the known clusters by now.",
     demands="Work in them only while RenewOwnership says that they are this daemon's",
 )
 async def becomes_sharded(run: Run) -> None:
@@ -182,7 +183,7 @@ async def becomes_sharded(run: Run) -> None:
 @sharded(
     "A response without `valid_for` does not shorten the ownership",
     why="The daemon cannot renew its ownership at present, and keeps it until the `valid_for` of an earlier response "
-    "has passed. To end all work before that would be an outage.",
+    "has passed. Ending all work before then would be an outage.",
     demands="an earlier response stands until its `valid_for` has passed",
 )
 async def response_without_time(run: Run) -> None:
@@ -245,7 +246,7 @@ async def no_longer_sharded(run: Run) -> None:
 @sharded(
     "A program that was suspended until the ownership expired disengages all clusters when it resumes",
     why="A laptop was closed, a machine was migrated: when the program resumes, another operator may work in its "
-    "clusters, and a renewal that succeeds then does not undo that.",
+    "clusters, even if the next renewal succeeds.",
     demands="on a clock that also advances while the machine is suspended",
 )
 async def suspended(run: Run) -> None:
