@@ -109,7 +109,7 @@ class CredentialMetrics:
     def __init__(self, registry: CollectorRegistry) -> None:
         self._issued = Counter(
             "milo_discoveryd_kubeconfigs_issued",
-            "Issued kubeconfigs (ok), and failed requests by the reason of the failure.",
+            "Requests for kubeconfigs by result: ok, or the reason of the failure.",
             ("result",),
             registry=registry,
         )
@@ -214,7 +214,7 @@ class ShardLeaseMetrics:
     def __init__(self, registry: CollectorRegistry) -> None:
         self._lease_requests = Counter(
             "milo_discoveryd_shard_lease_requests",
-            "Requests to the Leases of the shard group, by action and result.",
+            "API requests for the Leases of the shard group, by action and result.",
             ("action", "result"),
             registry=registry,
         )

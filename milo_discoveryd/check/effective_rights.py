@@ -84,7 +84,7 @@ def _lines(settings: Settings, grant: Grant | None) -> Iterator[str]:
         acting = "" if terms.act_as is None else f", acting as {terms.act_as.user}"
         yield f"kubeconfigs  from {issuers}{acting}, for at most {ttl:g} s, {each_minute} per minute"
         if not grant.scope.is_everything and (wide := ", ".join(issuers_for_all_clusters(settings, terms))):
-            validity = "valid for all clusters of their identity, including those that the caller cannot see"
+            validity = "valid for all clusters that their identity can access, even if the caller cannot see them"
             yield f"             credentials of {wide} are {validity}"
     yield f"streams      {limits.streams_per_caller if grant.streams is None else grant.streams} concurrent"
 

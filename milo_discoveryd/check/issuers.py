@@ -133,6 +133,6 @@ def _minted(subject: str, message: str, minted: IssuedCredential) -> Finding:
     end = "without an expiry" if minted.is_endless else f"valid for {life_s / 86400:.0f} days"
     return warn(
         subject,
-        f"{message}, {end}: a caller that received it keeps the access even if the daemon's rules change later",
+        f"{message}, {end}: a caller that received it keeps its access even if the daemon's rules change later",
         "give operators an identity that can be revoked at the platform, or use an issuer of short-lived credentials",
     )

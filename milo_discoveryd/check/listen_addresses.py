@@ -42,7 +42,7 @@ def tcp_port(subject: str, address: TcpAddress, *, daemon_is_running: bool = Fal
         if daemon_is_running and error.errno == errno.EADDRINUSE:
             return warn(subject, "in use", "expected if the running daemon listens there")
         return fail(
-            subject, f"cannot listen: {error.strerror or error}", "choose another address, or stop the process there"
+            subject, f"cannot listen: {error.strerror or error}", "choose another address, or stop the process using it"
         )
     return ok(subject, "free")
 
@@ -52,7 +52,7 @@ def used_twice(subject: str, address: TcpAddress, others: Iterable[TcpAddress]) 
     for other in others:
         is_included = _includes(address.host, other.host) or _includes(other.host, address.host)
         if is_included and address.port == other.port != 0:
-            return fail(f"{subject} {address}", f"{other} uses the port already", "choose another port")
+            return fail(f"{subject} {address}", f"{other} already uses the port", "choose another port")
     return None
 
 

@@ -145,7 +145,7 @@ def _issuer_problems(settings: Settings, issuer: IssuerSettings) -> Iterator[str
     served = [source for source in settings.sources if not issuer.sources or source.name in issuer.sources]
     if len(served) > 1:
         if isinstance(issuer, ProjectKubeconfig):
-            yield "a project-kubeconfig serves one source only; name one in sources"
+            yield "a project-kubeconfig serves only one source: name this source in sources"
         differ = len({source.discovery_kubeconfig for source in served}) > 1
         if issuer.asks_discovery_server and getattr(issuer, "kubeconfig", None) is None and differ:
             yield "its sources differ in discovery_kubeconfig: set kubeconfig"

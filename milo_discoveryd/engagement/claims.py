@@ -347,7 +347,7 @@ class FleetEngagements:
         """Return a message about the claim that keeps an object from engaging its cluster; empty if all of its claims
         are valid."""
         invalid = (claims for claims in self._active_kinds() if not claims.is_valid(name))
-        return next((f"{claims.what} {claims.value(name)} is claimed by another object too" for claims in invalid), "")
+        return next((f"{claims.what} {claims.value(name)} is also claimed by another object" for claims in invalid), "")
 
     def _drop_former(self, name: str) -> set[ClaimedCluster]:
         self._with_former.discard(name)

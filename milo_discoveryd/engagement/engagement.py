@@ -262,7 +262,7 @@ class Engagements:
         for name in self.not_ready.take_overdue(self.engaged, now.steady):
             record = self._known(name)
             reason = MEANINGS[record.state].ends
-            assert reason is not None, "the state of a cluster with a grace period does not disengage it"
+            assert reason is not None, "a grace period ended for a cluster whose state does not disengage it"
             events += self._plan_end(record, reason, record.message, now)
         return events
 

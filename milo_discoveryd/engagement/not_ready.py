@@ -100,7 +100,7 @@ class NotReadyClusters:
 
     def _decided(self, engaged: int, now: float) -> Iterable[str]:
         """Return the waiting clusters to disengage now. The others are held, or disengaged later at a limited rate."""
-        assert self._limits is not None, "a cluster waits without removal limits"
+        assert self._limits is not None, "a cluster awaits its disengagement, but no removal limits are set"
         waiting = [*self._waiting]
         self._forget_disengaged(now)
         share = len(waiting) + len(self._disengaged), engaged + len(self._disengaged)
@@ -110,7 +110,7 @@ class NotReadyClusters:
                 now,
                 self._decide_at,
                 f"{share[0]} of {share[1]} engaged clusters became not ready within {self._limits.verify_after_s:g} s: "
-                f"those still engaged stay so for another {self._limits.verify_after_s:g} s, in case they become ready",
+                f"those still engaged are kept for {self._limits.verify_after_s:g} s, in case they become ready again",
             )
             return ()
         was_held, self.held = self.held, None

@@ -314,8 +314,8 @@ class RemovalGuard:
             return ConfirmAtRate(self.limits.per_second)
         message = (
             f"the source's list contains none of the {established} engaged clusters, so it may be from another server: "
-            "lists are ignored until one has a known object"
-            f"{', or until a second list has none either' if is_yielding else ''}"
+            "lists are ignored until one contains a known object"
+            f"{', or until a second list contains none either' if is_yielding else ''}"
         )
         held = HeldRemovals(since, message)
         due_at = now + self.limits.verify_after_s if due_at is None or is_second else due_at

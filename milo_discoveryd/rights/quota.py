@@ -65,7 +65,7 @@ class Quotas:
             return StreamDenial("TOO_MANY_STREAMS", "streams", message)
         own = max(self._filter_bytes[key] for key in keys)
         if own + filter_bytes > min(FILTER_BYTES_EACH, FILTER_BYTES - self._all_filter_bytes):
-            message = "the filters of open streams are too large; use a label selector, or close a stream"
+            message = "the filters of open streams are too large in total; use a label selector, or close a stream"
             return StreamDenial("TOO_MANY_FILTER_BYTES", "filter bytes", message)
         self._count(keys, 1, filter_bytes)
         return None

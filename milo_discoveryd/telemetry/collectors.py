@@ -105,7 +105,7 @@ class FleetCollector(Collector):
     def _clusters(self) -> Iterator[Metric]:
         info = GaugeMetricFamily(
             "milo_discoveryd_cluster_info",
-            "Constant 1 for each engaged cluster, up to metrics.cluster_info_cap.",
+            "Constant 1 for each engaged cluster; metrics.cluster_info_cap limits the number of clusters.",
             labels=("cluster", "uid", "organization"),
         )
         reachable = GaugeMetricFamily(
@@ -124,7 +124,7 @@ class FleetCollector(Collector):
         left_out = max(0, engaged - self._cluster_cap)
         yield _gauge(
             "milo_discoveryd_cluster_info_omitted",
-            "Engaged clusters without series of their own because of metrics.cluster_info_cap.",
+            "Engaged clusters that the per-cluster metrics omit because of metrics.cluster_info_cap.",
             left_out,
         )
 
@@ -132,7 +132,8 @@ class FleetCollector(Collector):
         counts = Counter(cluster.target.organization for cluster in self._fleet.clusters())
         clusters = GaugeMetricFamily(
             "milo_discoveryd_organization_clusters",
-            "Engaged clusters by organization, for the organizations with the most, up to metrics.cluster_info_cap.",
+            "Engaged clusters by organization, for the organizations with the most engaged clusters; "
+            "metrics.cluster_info_cap limits the number of organizations.",
             labels=("organization",),
         )
         for organization, count in counts.most_common(self._cluster_cap):
@@ -140,7 +141,7 @@ class FleetCollector(Collector):
         yield clusters
         yield _gauge(
             "milo_discoveryd_organization_clusters_omitted",
-            "Organizations without a series of their own because of metrics.cluster_info_cap.",
+            "Organizations that the per-organization metric omits because of metrics.cluster_info_cap.",
             max(0, len(counts) - self._cluster_cap),
         )
 
@@ -160,7 +161,7 @@ class StreamCollector(Collector):
         yield _gauge("milo_discoveryd_subscribers", "Open watch streams.", len(lags))
         yield _gauge(
             "milo_discoveryd_subscriber_lag_max_revisions",
-            "Revisions, and clusters of a snapshot, not yet sent to the slowest subscriber.",
+            "Revisions, or clusters of a snapshot, that have not been sent to the slowest subscriber yet.",
             max(lags, default=0),
         )
 

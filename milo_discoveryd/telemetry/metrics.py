@@ -50,8 +50,8 @@ class SourceMetrics:
         self._transitioned = functools.cache(self._transition_counter)
         self._time_to_ready = Histogram(
             "milo_discoveryd_project_ready_duration_seconds",
-            "Time from the creation of a project to its readiness, by the timestamps of the object, observed when a "
-            "project that became ready while the daemon runs is first engaged.",
+            "Time from the creation of a project to its readiness, according to the object's timestamps; observed when "
+            "a project that became ready while the daemon was running is first engaged.",
             labels,
             buckets=_READINESS_S,
             registry=registry,
@@ -66,7 +66,7 @@ class SourceMetrics:
         """The reasons for relists that API servers returned."""
         self._drains = Counter(
             "milo_discoveryd_drains",
-            "Completed drains of clusters: released by all subscribers, or expired at their deadline.",
+            "Completed drains of clusters, by result: released by all subscribers, or expired at the deadline.",
             (*labels, "result"),
             registry=registry,
         )
@@ -84,7 +84,7 @@ class SourceMetrics:
         )
         self._confirmations = Counter(
             "milo_discoveryd_deletion_confirmations",
-            "GETs that confirm an apparent deletion, by result; while the API server denies them, deletions wait.",
+            "GETs that confirm an apparent deletion, by result; while they are denied, no deletion is confirmed.",
             (*labels, "result"),
             registry=registry,
         )

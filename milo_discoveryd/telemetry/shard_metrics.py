@@ -57,14 +57,14 @@ class ShardCollector(Collector):
         )
         yield GaugeMetricFamily(
             "milo_discoveryd_shard_view_unsettled_seconds",
-            "How long the shard group has been changing its view, or has waited for acknowledgments of it; 0 if it is"
-            " settled.",
+            "How long the shard group has been changing its view, or waiting for its members to acknowledge it; 0 if"
+            " the view is settled.",
             value=self._shard.unsettled_s(),
         )
         yield GaugeMetricFamily(
             "milo_discoveryd_shard_problems",
-            "Problems of the shard group that this daemon sees: Leases that cannot be read or written, or that others"
-            " changed, a member name that two processes use, and members with different sources or selectors.",
+            "Problems of the shard group that this daemon sees: Leases that cannot be read or written, or that other"
+            " programs changed, a member name that two processes use, and members with different sources or selectors.",
             value=self._shard.problems,
         )
         yield GaugeMetricFamily(

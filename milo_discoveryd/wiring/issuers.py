@@ -104,8 +104,8 @@ class Issuers:
         if issuer.scope is not Scope.IDENTITY:
             raise ConfigError(
                 [
-                    f"the issuer {name} mints per cluster, and has no credential for discovery: name another one in "
-                    "watch.credentials, or in credentials of the source"
+                    f"the issuer {name} mints a credential for each cluster, and has none for discovery: name a "
+                    "different issuer in watch.credentials, or in the source's setting credentials"
                 ]
             )
         ttl_s = self._settings.kubeconfigs.default_ttl.total_seconds()
@@ -190,8 +190,8 @@ class Issuers:
         if len(served) > 1 and of.kubeconfig is not None and not goes_by_uid:
             raise ConfigError(
                 [
-                    f"kubeconfigs.issuers: {of.name} would give clusters that have the same name in different sources"
-                    " the same credential: remove kubeconfig, so that each source's own API server is used, or"
+                    f"kubeconfigs.issuers: {of.name} would issue the same credential for clusters that have the same"
+                    " name in different sources: remove kubeconfig, so that each source's own API server is used, or"
                     " configure an issuer per source"
                 ]
             )
@@ -206,8 +206,8 @@ class Issuers:
         if len(self._served(of)) > 1 and any("{name}" in template for template in (of.common_name, *of.organizations)):
             raise ConfigError(
                 [
-                    f"kubeconfigs.issuers: {of.name} would give clusters that have the same name in different sources"
-                    " the same identity: use {uid} instead of {name}, or configure an issuer per source"
+                    f"kubeconfigs.issuers: {of.name} would use the same identity for clusters that have the same name"
+                    " in different sources: use {uid} instead of {name}, or configure an issuer per source"
                 ]
             )
 

@@ -245,9 +245,9 @@ def test_object_of_a_replaced_cluster_is_deleted_before_it_is_created_again(serv
 @pytest.mark.parametrize(
     ("labels", "reason"),
     [
-        ({}, "did not create"),
-        ({"app.kubernetes.io/managed-by": "Helm"}, "did not create"),
-        (Identity(publication="flux-kubeconfigs", publisher="milo").labels(), "did not create"),
+        ({}, "was not created"),
+        ({"app.kubernetes.io/managed-by": "Helm"}, "was not created"),
+        (Identity(publication="flux-kubeconfigs", publisher="milo").labels(), "was not created"),
         (identity("other").labels(), "publisher 'other'"),
     ],
 )

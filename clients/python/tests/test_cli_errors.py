@@ -99,7 +99,7 @@ class TestErrors:
             (["get"], "Missing argument 'NAME'"),
             (["wacht"], "No such command 'wacht'; did you mean watch?"),
             (["credential"], "Missing argument 'NAME'"),
-            (["credential", "alpha", "--cluster", "alpha"], "give one of them"),
+            (["credential", "alpha", "--cluster", "alpha"], "give only one of them"),
             (["kubeconfig", "alpha", "--force"], "--force needs -w"),
         ],
     )

@@ -48,7 +48,7 @@ class CacheBudget:
             largest = max(self._caches, key=lambda held: held.counted_bytes)
             limit = self.limits.total_bytes
             largest.exceed(
-                f"it is the largest of all caches: together they exceed {limit} bytes (CacheLimits.total_bytes)"
+                f"it is the largest of all caches, which together exceed {limit} bytes (CacheLimits.total_bytes)"
             )
 
     def forget(self, cache: BudgetedCache) -> None:

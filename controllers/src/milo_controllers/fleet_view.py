@@ -108,7 +108,7 @@ class ClusterCaches:
         if wanted.has_type:
             raise NotCached(
                 f"{cached.key} is cached with metadata_only=True, so its objects are dicts: leave out that option, or "
-                "the type of the Kind to read"
+                "read it with a Kind that has no type"
             )
         return cached.document
 

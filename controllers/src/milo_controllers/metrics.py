@@ -103,7 +103,7 @@ class ControllerMetrics:
         )
         self.work_duration = Histogram(
             "workqueue_work_duration_seconds",
-            "Duration of the processing of an object from the work queue, by controller.",
+            "Time to process an object taken from the work queue, by controller.",
             by_queue,
             registry=registry,
             buckets=_QUEUE_BUCKETS,

@@ -83,7 +83,7 @@ LARGEST_OBJECT = 4 << 20
 _OBJECT_BYTES = 512
 """Estimated memory of an object besides its JSON and its references to owners."""
 _OWNER_BYTES = 192
-_TOO_LARGE = f"it has more than {LARGEST_OBJECT} bytes"
+_TOO_LARGE = f"it is larger than {LARGEST_OBJECT} bytes"
 
 
 class _OwnerReference(msgspec.Struct, gc=False):

@@ -45,7 +45,7 @@ class Registration:
     def require_open(self) -> None:
         if self._is_closed:
             raise RuntimeError(
-                "the controllers were already started: register before that, and create new Controllers to run again"
+                "the controllers have already started: register everything before, or create a new Controllers object"
             )
 
     def require_new_name(self, name: str) -> None:

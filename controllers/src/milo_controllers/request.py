@@ -402,7 +402,9 @@ class Request(Generic[ObjectT]):
             found = {"apiVersion": kind.api_version, **found}
         if owned and self.namespace and self._namespace(found) != self.namespace:
             # The garbage collector would delete the object: it looks for the owner in the object's namespace.
-            raise ValueError(f"{self!r} cannot own an object outside of its namespace; delete it by a finalizer")
+            raise ValueError(
+                f"{self!r} cannot own an object outside of its namespace; delete that object in a finalizer"
+            )
         return kind, with_owner(found, owner_reference(await self._whole_document())) if owned else found
 
     def _namespace(self, body: Document) -> str:

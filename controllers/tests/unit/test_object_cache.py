@@ -295,7 +295,7 @@ def test_decoder_reports_an_object_for_which_transform_does_not_return_a_dict() 
 def test_decoder_reports_an_object_that_is_larger_than_any_api_server_stores() -> None:
     event = object_decoder().line(line(document("a", color="x" * LARGEST_OBJECT)))
     assert isinstance(event, ObjectSeen)
-    assert (event.observation.raw, event.observation.problem) == (b"", f"it has more than {LARGEST_OBJECT} bytes")
+    assert (event.observation.raw, event.observation.problem) == (b"", f"it is larger than {LARGEST_OBJECT} bytes")
 
 
 def test_cache_counts_the_bytes_of_its_objects() -> None:

@@ -76,7 +76,7 @@ def _pem(value: str) -> str:
     try:
         return base64.b64decode(value, validate=True).decode()
     except ValueError:
-        raise MalformedError("a certificate or key is neither PEM nor PEM in base64") from None
+        raise MalformedError("a certificate or key is neither PEM nor base64-encoded PEM") from None
 
 
 class SecretPlace(msgspec.Struct, frozen=True):

@@ -64,4 +64,4 @@ def _unfit(provider: CredentialProvider) -> str | None:
         case FileCredential():
             return "a client certificate, which is never issued"
         case _:
-            return "no renewable credential: a token or certificate that is written into the kubeconfig is not issued"
+            return "no renewable credential: it contains a static token or certificate, which is never issued"

@@ -24,8 +24,8 @@ ASSERTION = "urn:ietf:params:oauth:grant-type:jwt-bearer"
 CLIENT_ASSERTION = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer"
 
 _ADVICE = {
-    "invalid_grant": "the endpoint does not accept the subject token, which may have expired or be for another "
-    "audience or of another issuer; check the token, the endpoint's trusted issuers and this machine's clock",
+    "invalid_grant": "the endpoint does not accept the subject token, which may have expired, be for a different "
+    "audience, or be from a different issuer; check the token, the endpoint's trusted issuers and this machine's clock",
     "invalid_request": "the endpoint does not accept this subject token; check `subject_token_type`, the token's "
     "audience, and whether the endpoint trusts its issuer",
     "invalid_target": "the endpoint issues no tokens for this audience or resource; change the settings `audience` "

@@ -51,7 +51,7 @@ class _TokenStatus(msgspec.Struct, frozen=True, rename="camel"):
 
 
 _NOT_SERVED = (
-    "the service account does not exist, or is at another server (Milo's own API server serves no TokenRequest: name "
+    "the service account does not exist on this server (Milo's own API server serves no TokenRequest: name "
     "the infrastructure cluster in the issuer's kubeconfig)"
 )
 

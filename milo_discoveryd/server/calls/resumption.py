@@ -170,7 +170,7 @@ class Resumption:
         if first.is_older(version):
             return (
                 f"the API server shows version {first.version}, but the subscriber has seen version {version}: the "
-                "subscriber keeps its clusters until the server has caught up, or until a second list"
+                "subscriber keeps its clusters until the server has caught up, or until a second list is read"
             )
         present, has_lacked = first.clusters, source.name in self._lacked
         if not first.may_lack(known_count, present, has_lacked=has_lacked):

@@ -85,7 +85,7 @@ def publishing(command: Callable[..., R]) -> Callable[..., R]:
     """Decorate a publishing command, which receives `connection`, `only`, `destination` and `copy_labels`."""
 
     @filtering
-    @click.option("-n", "--namespace", help="Namespace of the objects. Default: that of the pod or the context.")
+    @click.option("-n", "--namespace", help="Namespace of the objects. Default: the pod's or the context's namespace.")
     @click.option(
         "--kubeconfig",
         type=click.Path(path_type=Path, dir_okay=False),
@@ -98,7 +98,7 @@ def publishing(command: Callable[..., R]) -> Callable[..., R]:
         type=LabelValue(),
         default="milo",
         show_default=True,
-        help="Name of this publisher among several that write to one namespace. Each deletes only its own objects.",
+        help="Name of this publisher, if several write to the same namespace. Each deletes only its own objects.",
     )
     @click.option(
         "--copy-label",
@@ -118,7 +118,7 @@ def publishing(command: Callable[..., R]) -> Callable[..., R]:
     @click.option(
         "--once",
         is_flag=True,
-        help="Exit when each engaged cluster has its object, and objects of other clusters are deleted or held.",
+        help="Exit when each engaged cluster has its object, and all other objects are deleted or held.",
     )
     @click.option(
         "--accept-removals",
@@ -268,7 +268,7 @@ def flux_kubeconfigs(
 @click.option(
     "--service-account",
     default="",
-    help="Service account in the Flux object's namespace to authenticate as. Default: Flux's own service account.",
+    help="Service account to authenticate as, in the Flux object's namespace. Default: Flux's own service account.",
 )
 def flux_configmaps(
     connection: ConnectionOptions,

@@ -150,7 +150,7 @@ class Publication:
         owner = observed.owner(self.identity)
         if owner is Owner.FOREIGN:
             return Refuse(
-                "an object with this name exists that this command did not create; delete it, or choose another "
+                "an object with this name exists, and was not created by this command; delete it, or choose another "
                 "--namespace"
             )
         if owner is Owner.OTHER_PUBLISHER:

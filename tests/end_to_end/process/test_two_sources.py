@@ -502,7 +502,7 @@ async def test_project_in_both_modes_with_unready_control_plane_is_engaged_only_
             await daemon.during(eventually(lambda: set(watch.clusters) == wanted))
             reports = {name: (await client.get(name)).engagement for name in ("projects#bank", "planes#bank")}
             assert "its etcd is full" in reports["planes#bank"].message
-            is_claimed = "is claimed by another object too" in reports["projects#bank"].message
+            is_claimed = "is also claimed by another object" in reports["projects#bank"].message
             assert (reports["projects#bank"].engaged, is_claimed) == (first == "projects", first == "planes")
             planes.set_condition("bank", reason="Created", message="the control plane is up")
             later = {f"{first}#bank", f"{first}#shop"}
@@ -522,7 +522,7 @@ async def test_project_in_sources_of_both_modes_is_engaged_once_and_its_kubeconf
             await daemon.during(read_until(watch, lambda: set(watch.clusters) == wanted))
             await daemon.during(eventually(lambda: watch.sources["planes"].state is SourceState.STREAMING))
             report = await client.get("planes#bank")
-            assert "is claimed by another object too" in report.engagement.message
+            assert "is also claimed by another object" in report.engagement.message
         arguments = ("--address", workspace.address, "sync", "--once", "--dir", f"{directory}/files")
         syncing = await create_subprocess_exec(sys.executable, "-m", "milo_discovery", *arguments)
         assert await syncing.wait() == 0

@@ -151,7 +151,7 @@ async def test_publisher_reports_a_foreign_object_of_the_same_name_and_does_not_
     created = await profiles.call("POST", body=foreign)
     workspace.sandbox.projects.create("beta", ready=True)
     async with Publishing.running(workspace, profiles) as publishing:
-        await publishing.says("alpha: an object with this name exists that this command did not create")
+        await publishing.says("alpha: an object with this name exists, and was not created by this command")
         found = await profiles.until(healthy("beta"))
         assert found["alpha"] == created | {"apiVersion": found["alpha"]["apiVersion"]}
         workspace.sandbox.projects.delete("alpha")

@@ -20,7 +20,7 @@ from milo_sandbox.resources import NAMESPACES, SECRETS
 from tests.integration.app.test_daemon import serving
 from tests.support.eventually import eventually
 
-CLAIMED = "is claimed by another object too"
+CLAIMED = "is also claimed by another object"
 
 
 class Workspace:

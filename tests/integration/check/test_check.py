@@ -349,4 +349,4 @@ async def test_project_listed_by_two_sources_of_one_milo_is_counted_once(tmp_pat
             output = await run_check(tmp_path, sources=settings)
             assert f"ok    {order[0]}: clusters: 1 of 1 engaged" in output.lines
             assert f"{order[1]}: clusters: 0 of 1 engaged, 1 malformed; first problem: " in output.text
-            assert "is claimed by another object too" in output.text
+            assert "is also claimed by another object" in output.text

@@ -70,7 +70,7 @@ async def test_check_as_prints_rule_terms_and_visible_clusters(tmp_path: Path, m
     assert lines["sees"] == f"names {names[0]}, *none*"
     assert lines["kubeconfigs"] == "from any issuer, for at most 300 s, 60000 per minute"
     assert lines["credentials"] == (
-        "of own are valid for all clusters of their identity, including those that the caller cannot see"
+        "of own are valid for all clusters that their identity can access, even if the caller cannot see them"
     )
     assert lines["streams"] == "2 concurrent"
     assert lines["clusters"] == f"1 of 12 ready clusters: {names[0]}"

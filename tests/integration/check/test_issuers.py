@@ -116,8 +116,8 @@ async def test_per_cluster_issuer_cannot_authenticate_discovery(sandbox: Sandbox
     source = {"name": "secret", "type": "kubeconfig-secret"}
     (line, _) = await lines(tmp_path, source, watch={"credentials": "secret"})
     assert line == (
-        "fail  kubeconfigs: the issuer secret mints per cluster, and has no credential for discovery: name another one "
-        "in watch.credentials, or in credentials of the source"
+        "fail  kubeconfigs: the issuer secret mints a credential for each cluster, and has none for discovery: name a "
+        "different issuer in watch.credentials, or in the source's setting credentials"
     )
 
 

@@ -144,7 +144,7 @@ def test_credential_issuer_must_name_its_sources_if_several_are_configured(tmp_p
 def test_project_kubeconfig_issuer_for_several_sources_is_rejected(tmp_path: Path) -> None:
     source = "{name: p, type: project-kubeconfig, share_discovery_identity: true, sources: [milo, dns]}"
     (problem,) = problems(tmp_path, f"{TWO}\nkubeconfigs: {{issuers: [{source}]}}")
-    assert problem == "kubeconfigs.issuers: p: a project-kubeconfig serves one source only; name one in sources"
+    assert problem == "kubeconfigs.issuers: p: a project-kubeconfig serves only one source: name this source in sources"
 
 
 @pytest.mark.parametrize(

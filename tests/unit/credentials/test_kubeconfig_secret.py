@@ -216,7 +216,7 @@ async def test_secret_with_unusable_fields_is_refused_without_quoting_them(value
 
 async def test_certificate_that_is_not_pem_is_refused() -> None:
     paths = {"certificate": FieldPath.parse("stringData[c]"), "private_key": FieldPath.parse("stringData[c]")}
-    with pytest.raises(BackendError, match="is neither PEM nor PEM in base64"):
+    with pytest.raises(BackendError, match="is neither PEM nor base64-encoded PEM"):
         await a_source(ScriptedApi(fields(c="!")), reading=CredentialPaths(**paths)).mint(WANTED)
 
 

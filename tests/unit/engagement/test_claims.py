@@ -373,7 +373,7 @@ def test_later_claim_on_an_address_is_rejected() -> None:
     assert sources.observe(1, declared("thief", "https://BANK.example.com:443/")) == {"bank"}
     record = sources.sources[1]["thief"]
     assert record is not None
-    assert record.message == "address bank.example.com:443 is claimed by another object too"
+    assert record.message == "address bank.example.com:443 is also claimed by another object"
     assert sources.observe(1, declared("thief", "https://thief.example.com", "2")) == {"bank", "thief"}
 
 

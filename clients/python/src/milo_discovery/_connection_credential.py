@@ -32,8 +32,8 @@ class ConnectionCredential:
             return f"Bearer {access.token}"
         if access.certificate != made.certificate and expires_at is not None and datetime.now(UTC) >= expires_at:
             raise CertificateRenewed(
-                "the client certificate of this API client has expired: close it and create another, which uses the "
-                "renewed certificate"
+                "the client certificate of this API client has expired: close the client, and create another, which "
+                "uses the renewed certificate"
             )
         return None
 

@@ -73,9 +73,10 @@ class Removals:
         self.problem = ""
         if is_held:
             self.problem = (
-                f"the view lacks all {published} clusters with an object or file: nothing is written"
+                f"the view lacks all {published} clusters that have an object or file: nothing is written"
                 if self.is_foreign
-                else f"the view lacks {len(missing)} of {published} clusters with an object or file: none is removed"
+                else f"the view lacks {len(missing)} of {published} clusters that have an object or file: "
+                "nothing is removed"
             ) + (
                 "; check the daemon's address and sources, and which clusters its `rights` permit you to see, or run "
                 "once with --accept-removals"

@@ -131,7 +131,7 @@ class Fleet(RunsInBackground):
     def on_engage(self, handler: HandlerT) -> HandlerT:
         """Register the handler (a decorator): called for each engaged cluster, canceled when it is disengaged."""
         if self._handler is not None or self._state != "new":
-            raise RuntimeError("a Fleet has one handler, registered before it runs")
+            raise RuntimeError("a Fleet has only one handler, which must be registered before the Fleet runs")
         self._handler = handler
         return handler
 
@@ -159,7 +159,7 @@ class Fleet(RunsInBackground):
         It returns or raises only after all handlers have ended.
         """
         if self._state != "new":
-            raise RuntimeError("a Fleet can run only once: create another")
+            raise RuntimeError("a Fleet can run only once: create a new Fleet")
         options = self._options.copy()
         options.setdefault("confirm_releases", self._handler is not None)
         subscriber = ""

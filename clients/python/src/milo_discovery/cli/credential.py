@@ -45,7 +45,7 @@ def credential(connection: ConnectionOptions, *, name: str | None, cluster: str 
     Consumers of the ClusterProfiles that `milo-discovery publish` writes call it without NAME: the profile contains it.
     """
     if name is not None and cluster is not None:
-        raise click.UsageError("--cluster and NAME both name the cluster: give one of them.")
+        raise click.UsageError("--cluster and NAME both name the cluster: give only one of them.")
     exec_info = _parse_exec_info(os.environ.get(EXEC_INFO_VARIABLE))
     given = name or cluster or _cluster_of(exec_info)
     if not given:

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 @click.option("--ttl", type=Duration(), help="Requested lifetime of the credential. The daemon may shorten it.")
 @click.option("-w", "--write", "path", type=click.Path(path_type=Path), help="Write to this file, with mode 0600.")
 @click.option("--merge", is_flag=True, help="Add context milo-NAME to the -w file, by default kubectl's kubeconfig.")
-@click.option("--force", is_flag=True, help="With -w: overwrite the file, even if it has other content.")
+@click.option("--force", is_flag=True, help="With -w: overwrite the file, even if this command did not write it.")
 @unary
 def kubeconfig(
     connection: ConnectionOptions,
@@ -57,7 +57,7 @@ def kubeconfig(
     if use_exec and ttl is not None:
         raise click.UsageError("--ttl needs --token: an exec kubeconfig does not expire")
     if force and (merge or path is None):
-        raise click.UsageError("--force needs -w, and excludes --merge")
+        raise click.UsageError("--force needs -w, and cannot be combined with --merge")
     file, context = path or kubeconfig_merge.default_file(), f"milo-{name}"
     if merge or path is not None:
         _require_regular(file)

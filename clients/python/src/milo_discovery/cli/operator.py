@@ -118,7 +118,7 @@ def _terminate(process: subprocess.Popen[bytes]) -> int:
     show_default=True,
     show_envvar=True,
     metavar="HOST:PORT",
-    help="Where the operator serves its probes and metrics.",
+    help="Address at which the operator serves its probes and metrics.",
 )
 @click.option("--cluster", help="Only objects of this cluster.")
 @formatted("table", "json")

@@ -200,7 +200,7 @@ class _Synchronizer:
                 await asyncio.sleep(_RETRY_S)
                 continue
             if disk_full:
-                print_message(f"writing to {self._directory.path} again")
+                print_message(f"writing to {self._directory.path} succeeds again")
                 disk_full = False
             self._ended &= self._directory.own
             self._report_skipped()

@@ -307,7 +307,7 @@ def shards(sharding: Sharding, draining: int) -> Iterator[str]:
     `draining`: the number of this daemon's clusters that wait for subscribers to release them.
     """
     held = "currently owns no clusters" if sharding.valid_for is None else "owns its share"
-    settled = "settled" if sharding.settled else "waits for acknowledgments, or for members that join or leave"
+    settled = "settled" if sharding.settled else "waiting for acknowledgments, or for members to join or leave"
     facts = [
         ("group", sharding.group),
         ("member", f"{sharding.member}, {held}"),
