@@ -218,7 +218,7 @@ async def test_publisher_of_another_fleet_writes_nothing():
 async def test_publisher_keeps_objects_of_clusters_missing_from_a_much_smaller_view_and_publishes_new_clusters():
     names = [f"p-{number}" for number in range(6)]
     async with Publishing(await left_by_another(*names)).running(*names[:2]) as other:
-        await eventually(lambda: "none is removed" in "".join(other.publisher.problems))
+        await eventually(lambda: "nothing is removed" in "".join(other.publisher.problems))
         other.daemon.engage("new")
         await other.until_published(*names, "new")
         await other.two_looks()

@@ -383,7 +383,7 @@ class TestLifetime:
         async with bare:
             await begin(snapshot("1"))
             await bare.synced()
-            with pytest.raises(RuntimeError, match="registered before it runs"):
+            with pytest.raises(RuntimeError, match="registered before the Fleet runs"):
                 bare.on_engage(lambda member: asyncio.sleep(0))
 
     async def test_fleet_cannot_be_run_twice(self, fleet, begin):
