@@ -29,7 +29,7 @@ KINDS = {
     "single": "milo_discoveryd.sources.single:SingleKind",
 }
 
-SENT_WHERE_OBJECTS_SAY = "objects decide where the issuer's credential is sent, which is also valid for other clusters"
+SENT_WHERE_OBJECTS_SAY = "objects decide where the issuer's credential is sent, and it also works for other clusters"
 
 Reduce = Callable[[str, Sequence[ObjectContribution], str], Observation | None]
 """Returns the observation of a cluster from all its objects, or None if it is to be reported as deleted.
