@@ -262,10 +262,10 @@ class Member:
                 yield from ((key, name) for key in pending)
 
     def _has_observed(self, own_renewal: int, started_at: float) -> bool:
-        """Return whether a Lease that is the same as in the last read has not been renewed since that read.
+        """Return whether an unchanged Lease proves that its holder has not renewed it since the last read.
 
-        This is unknown if the read was long ago, or if this member's own renewals are lost: the Leases may have been
-        restored from a backup, and other members may have renewed theirs before.
+        It proves nothing if that read was long ago, or if this member's own renewals are lost: the Leases may have been
+        restored from a backup, without the renewals of other members.
         """
         state = self.state
         return started_at - state.read_at < self._timing.fence_after_s and own_renewal >= state.own_renewal

@@ -71,7 +71,7 @@ class DeliverySchedule:
         return delivery if delivery is not None and delivery.due_at == due_at else None
 
     def schedule(self, cluster: Cluster, issuer: str, credential: IssuedCredential | None, due_at: float) -> Delivery:
-        """Plan the next kubeconfig of a cluster, for which the subscriber has this credential."""
+        """Schedule the next kubeconfig of a cluster. `credential` is the one that the subscriber has."""
         target = cluster.target
         name = target.name
         self._stop_waiting(name)

@@ -231,7 +231,7 @@ def test_result_of_in_flight_probe_is_ignored_after_endpoint_change() -> None:
     assert driver.tell(after, ProbeReached()) == ["alpha REACHABLE"]
 
 
-def test_probe_schedule_without_clusters_reports_no_connectivity() -> None:
+def test_probe_schedule_without_clusters_does_not_report_connectivity() -> None:
     assert ScheduleDriver().schedule.known_changes() == []
 
 
