@@ -78,6 +78,26 @@ def test_failing_stage_ends_the_run_and_is_reported(script: Path) -> None:
     assert err == f"ci: FAILED: failing-one ended with status 1; alone: {script} failing-one\n"
 
 
+def test_nightly_stages_run_after_a_failing_one(script: Path) -> None:
+    script.write_text(
+        SCRIPT.replace("STAGES=", "AFTER_FAILURE=continue STAGES=").replace('last ran"', 'last ran"; false')
+    )
+    status, out, err = run(script)
+    assert status == 1
+    assert out[-5:] == [
+        "ci: first              passed",
+        "ci: failing-one        FAILED",
+        "ci: without-tool       skipped",
+        "ci: last               FAILED",
+        "ci: total              FAILED",
+    ]
+    assert err.splitlines() == [
+        f"ci: FAILED: failing-one ended with status 1; alone: {script} failing-one",
+        f"ci: FAILED: last ended with status 1; alone: {script} last",
+    ]
+    assert "\nAFTER_FAILURE=continue " in (ROOT / ".ci" / "nightly").read_text()
+
+
 def test_stage_whose_tool_is_missing_is_skipped(script: Path) -> None:
     status, out, _ = run(script, "without-tool", "last")
     assert status == 0
