@@ -166,7 +166,7 @@ SIZING = (
 HEADLINES = (
     "**Milo's controller-manager**, with 400 projects of a real Milo and 28 watches in each, works in all of them "
     "{milo milo.whole.ours.seconds} s after its start with milo-discoveryd, and {milo milo.whole.own.seconds} s after "
-    "its start with its embedded provider. In another run, without the two controllers that bypass the provider, it "
+    "its start with its embedded provider. In runs without the two controllers that bypass the provider, it "
     "takes {milo milo.provider.ours.rss_mib} MiB (RSS) beside a daemon of {milo milo.provider.ours.daemon.rss_mib} "
     "MiB, and {milo milo.provider.own.rss_mib} MiB with its embedded provider.",
     "**A Go operator** with one informer in each of 1,000 projects works in all of them {go go.1_informers.seconds} s "
@@ -177,7 +177,7 @@ HEADLINES = (
     "go_memory.stable_kinds.3_informers.plain_kib} KiB with the embedded provider, which keeps a REST mapper of all "
     "served kinds for each.",
     "**A Python operator's memory**, with one informer in each project and {go_memory go_memory.all_kinds.served} kinds "
-    "served: {controllers controllers.http2_kib} KiB for each further project. In Go, with a REST mapper for each: "
+    "served: {controllers controllers.http2_kib} KiB for each further project. In Go with the embedded provider: "
     "{controllers controllers.go_kib} KiB.",
     "**Each daemon** takes {capacity capacity.1000.1.1.rss_mib} MiB (RSS) and {capacity capacity.1000.1.1.cpu_percent} "
     "% of a core with 1,000 projects, one subscriber and one change a second.",
