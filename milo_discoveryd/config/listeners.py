@@ -65,8 +65,8 @@ class ListenerSettings(Group, frozen=True, kw_only=True):
             host, port = self.address.host, self.address.port
             local = values.InsecureAddress(host if addresses.is_loopback(host) else "127.0.0.1", port)
             raise ValueError(
-                "is TCP, and requires tls with certificate, key and client_ca, which only the configuration file can "
-                f'set; or use a Unix socket; or, for access by every local process, "{local}"'
+                "is TCP without tls: use a Unix socket, or set certificate, key and client_ca under tls in the "
+                f'configuration file; any local process could connect to "{local}"'
             )
 
     @property

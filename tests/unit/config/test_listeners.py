@@ -46,15 +46,16 @@ def test_loopback_without_tls_must_be_requested_explicitly(file: Path) -> None:
     [local] = listeners(file, '"insecure://127.0.0.1:7070"')
     assert local.address == InsecureAddress("127.0.0.1", 7070)
     assert str(local.address) == "insecure://127.0.0.1:7070"
-    assert problem(file, '"127.0.0.1:7070"').endswith(
-        'or, for access by every local process, "insecure://127.0.0.1:7070"'
-    )
+    assert problem(file, '"127.0.0.1:7070"').endswith('any local process could connect to "insecure://127.0.0.1:7070"')
 
 
 @pytest.mark.parametrize(
     ("item", "expected"),
     [
-        ('"10.0.0.1:80"', '"10.0.0.1:80" is TCP, and requires tls with certificate, key and client_ca'),
+        (
+            '"10.0.0.1:80"',
+            '"10.0.0.1:80" is TCP without tls: use a Unix socket, or set certificate, key and client_ca under tls',
+        ),
         ('"insecure://10.0.0.1:80"', "is not on loopback, so the traffic would be readable on the network"),
         ("{name: a}", "[0].address: is missing"),
         (f'{{address: "unix:///a", {TLS}}}', "[0]: has tls, which is for TCP"),

@@ -229,7 +229,7 @@ def test_invalid_items_of_list_setting_are_each_reported() -> None:
     assert len(found) == 2
     assert found[0].startswith('flag --listen: "unix:relative" must be')
     assert found[1].startswith(
-        'flag --listen: "0.0.0.0:80" is TCP, and requires tls with certificate, key and client_ca'
+        'flag --listen: "0.0.0.0:80" is TCP without tls: use a Unix socket, or set certificate, key and client_ca'
     )
 
 
