@@ -117,6 +117,7 @@ class Controller:
             self.resync(member)
 
     def unpark(self, member: ReconciledCluster) -> None:
+        self.failures.suspension_ended(member.cluster.name, member.incarnation)
         self.queue.unpark(member.cluster.name, member.incarnation, self._clock())
         self.pump_soon()
 
@@ -212,6 +213,8 @@ class Controller:
             member.own_writes.reconcile_ended()
             delay_s = self.queue.done(key, outcome, now, is_held=is_held)
             self._metrics.ended(key.cluster, outcome, now - began)
+        if isinstance(outcome, Parked) and self._shared.members.get(key.cluster) is member:
+            self.failures.log_suspension(key, current_object.get())
         if error is None or isinstance(outcome, Parked):
             self.failures.recovered(key)
             return

@@ -35,6 +35,8 @@ class ReconcileFailures:
         self._logged = logged
         self._clock = clock
         self._objects: dict[ObjectKey, ReconcileFailure] = {}
+        self._suspended: set[tuple[str, int]] = set()
+        """The clusters, by name and incarnation, whose objects wait for the end of a suspension, as was logged."""
 
     def __len__(self) -> int:
         return len(self._objects)
@@ -53,8 +55,21 @@ class ReconcileFailures:
 
     def drop(self, cluster: str, incarnation: int) -> None:
         """Forget the objects of a cluster."""
+        self.suspension_ended(cluster, incarnation)
         for key in [key for key in self._objects if key[:2] == (cluster, incarnation)]:
             del self._objects[key]
+
+    def log_suspension(self, key: ObjectKey, what: str) -> None:
+        """Log that an object waits for the end of its project's suspension, once for all objects of the cluster."""
+        if key[:2] not in self._suspended:
+            self._suspended.add(key[:2])
+            log.info(
+                "%s: %s: %s waits until the project is no longer suspended, as does each object whose reconcile writes",
+                *(self._controller, key.cluster, what),
+            )
+
+    def suspension_ended(self, cluster: str, incarnation: int) -> None:
+        self._suspended.discard((cluster, incarnation))
 
     def log(self, cluster: str, what: str, error: Exception, then: str) -> None:
         """Log a failure, unless one of the same cluster and cause was logged recently; log each conflict at INFO."""

@@ -1,6 +1,7 @@
 """Controllers while clusters are engaged, disengaged, suspended, unresponsive, or lack a kind."""
 
 import asyncio
+import logging
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -194,8 +195,9 @@ async def test_informer_waits_until_its_kind_is_served(plane: ControlPlane, bare
 
 
 async def test_write_refused_by_suspended_project_is_retried_after_the_suspension(
-    sandbox: MiloSandbox, plane: ControlPlane
+    sandbox: MiloSandbox, plane: ControlPlane, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level(logging.INFO, "milo_controllers")
     refused: list[str] = []
 
     async def reconcile(request: Request) -> None:
@@ -208,16 +210,19 @@ async def test_write_refused_by_suspended_project_is_retried_after_the_suspensio
                 raise
 
     plane.create(widget("one"))
+    plane.create(widget("two"))
     sandbox.suspend_project(plane.project)
     running = Running()
     running.controllers.reconcile(WIDGETS)(reconcile)
     async with running.controllers:
         running.discovery.engage(plane, suspended=True)
-        await eventually(lambda: refused == ["one"])
+        await eventually(lambda: sorted(refused) == ["one", "two"])
         sandbox.lift_suspension(plane.project)
         running.discovery.update(plane.project, suspended=False)
-        await eventually(lambda: plane.get(WIDGETS, "one").get("status"))
-        assert refused == ["one"]
+        await eventually(lambda: all(plane.get(WIDGETS, name).get("status") for name in ("one", "two")))
+        assert sorted(refused) == ["one", "two"]
+    [waits] = [line for line in caplog.messages if "waits until the project is no longer suspended" in line]
+    assert waits.startswith(f"widgets: {plane.project}: default/")
 
 
 async def test_suspended_project_allows_deletions_and_changes_of_terminating_objects(
