@@ -36,8 +36,9 @@ class NotReadyClusters:
         self._graces: dict[str, float] = {}
         """The end of each grace period, earliest first; all grace periods have the same length."""
         self._waiting: dict[str, None] = {}
-        """Clusters whose grace period is over, and that wait for a decision or the end of a hold, at `_decide_at`."""
+        """Clusters whose grace period is over, and that wait until `_decide_at`."""
         self._decide_at = math.inf
+        """When to decide about all waiting clusters: soon after the first of them, or at the end of a hold."""
         self._releases: dict[str, float] = {}
         """When to disengage each cluster that was held, earliest first."""
         self._disengaged: dict[str, float] = {}

@@ -369,8 +369,9 @@ class ChangeLog:
             if size >= self.batch_bytes:
                 reached = revisions[slot]
                 break
-        # The slice contains each entry whose last change is at or before `reached`. For an entry that changed later, it
-        # lacks the state at `reached`. A reader that continues from there is assumed to know that state, so send it.
+        # The slice contains each entry whose last change is at or before `reached`. An entry that changed later is not
+        # in it yet, but a reader that continues after `reached` is assumed to know the entry's state at `reached`:
+        # add the changes up to there.
         sent_ahead: set[tuple[str, int]] = set()
         for entry in sorted(overtaken.values(), key=lambda entry: entry.revision):
             if entry.revision > reached:

@@ -84,7 +84,8 @@ class SourceMetrics:
         )
         self._confirmations = Counter(
             "milo_discoveryd_deletion_confirmations",
-            "GETs that confirm an apparent deletion, by result; while they are denied, no deletion is confirmed.",
+            "GETs that check whether a missing object was deleted, by result; "
+            "while they are denied, no deletion is confirmed.",
             (*labels, "result"),
             registry=registry,
         )

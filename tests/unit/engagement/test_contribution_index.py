@@ -283,7 +283,7 @@ def test_relist_that_lacks_most_contributing_objects_holds_their_removal() -> No
     assert fleet.collection().relist_at is not None
 
 
-def test_relist_that_lacks_terminating_contributing_objects_holds_no_removal() -> None:
+def test_relist_without_the_contributing_objects_that_were_terminating_holds_no_removal() -> None:
     fleet = RecordedFleet()
     fleet.listed(*(thing(f"x{n}", **{f"c{n}": True}) for n in range(30)), thing("y", shop=True))
     fleet.take(*(ObjectChanged(thing(f"x{n}", 2, is_terminating=True, **{f"c{n}": True})) for n in range(30)))
