@@ -13,7 +13,14 @@ from milo_discovery.v1.discovery_pb2_grpc import DiscoveryServiceStub
 
 PATIENCE_S = 60.0
 
-_OPTIONS = (("grpc.use_local_subchannel_pool", 1), ("grpc.max_receive_message_length", -1))
+# With a fixed window, a reader that pauses falls behind. By its estimate of the bandwidth, gRPC may enlarge the window
+# until it receives everything while it pauses.
+_OPTIONS = (
+    ("grpc.use_local_subchannel_pool", 1),
+    ("grpc.max_receive_message_length", -1),
+    ("grpc.http2.bdp_probe", 0),
+    ("grpc.http2.lookahead_bytes", 65_535),
+)
 
 
 def channel(address: str) -> grpc.aio.Channel:
