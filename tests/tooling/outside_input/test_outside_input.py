@@ -196,13 +196,17 @@ def test_input_entries_listed_as_not_measured_exist() -> None:
 async def test_largest_input_costs_no_more_than_its_entry_states(name: str, tmp_path: Path) -> None:
     # Inputs that take no time of the event loop are handled in a thread, which may take any time.
     limit_ms = max(SHORTEST_MS, SPARE * ALL[name].loop_ms) if ALL[name].loop_ms else math.inf
+    limit_bytes = ALL[name].kept + SPARE_BYTES
     for mark in ("ta", "tb", "tc"):  # the first one imports modules
         took_ms = cpu_ms(handling(name, mark, tmp_path))
         if took_ms <= limit_ms:
             break
-    kept = kept_bytes(handling(name, "ke", tmp_path))
+    for mark in ("ka", "kb", "kc"):  # other threads of this process may allocate memory meanwhile
+        kept = kept_bytes(handling(name, mark, tmp_path))
+        if kept <= limit_bytes:
+            break
     assert took_ms <= limit_ms
-    assert kept <= ALL[name].kept + SPARE_BYTES
+    assert kept <= limit_bytes
     await canceled_tasks()
 
 
