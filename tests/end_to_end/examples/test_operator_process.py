@@ -90,7 +90,13 @@ class Operator:
     def ended(self) -> int:
         """Terminate the operator with SIGTERM, and return its exit status."""
         self.process.send_signal(signal.SIGTERM)
-        return self.process.wait(60)
+        return self.status()
+
+    def status(self) -> int:
+        """Wait until the operator has exited and its last line is read, and return its exit status."""
+        status = self.process.wait(60)
+        self._reader.join()
+        return status
 
     @property
     def pages(self) -> str:
@@ -168,7 +174,7 @@ def test_sigterm_terminates_an_operator_that_is_pid_1_of_a_container(
     outside = running.process.pid
     [first] = Path(f"/proc/{outside}/task/{outside}/children").read_text().split()
     os.kill(int(first), signal.SIGTERM)
-    assert running.process.wait(60) == 0
+    assert running.status() == 0
     assert running.logged("controllers: stopped")
 
 
@@ -278,7 +284,7 @@ def test_replica_that_loses_the_lease_cancels_its_reconciles_and_exits(
     alpha.create(config_map("hang", "hang"))
     eventually(lambda: running.logged("began hang"))
     own.patch("coordination.k8s.io/v1/leases", "operator", {"spec": {"holderIdentity": "another"}})
-    assert running.process.wait(60) == 1
+    assert running.status() == 1
     assert running.logged("ended hang")
     assert eventually(lambda: running.logged("lost the lease default/operator"))
 
@@ -295,7 +301,7 @@ def test_calls_that_block_the_event_loop_and_the_threads_do_not_lose_the_lease(
     eventually(lambda: len(running.logged("began plain")) == 4)
     alpha.create(config_map("block", "block"))  # for longer than the renew deadline
     eventually(lambda: running.logged("ended block"))
-    assert running.logged("the event loop was blocked")
+    assert eventually(lambda: running.logged("the event loop was blocked"))
     alpha.create(config_map("short", "short"))
     eventually(lambda: running.logged("ended short"))
     assert not running.logged("stopped")
@@ -332,5 +338,5 @@ def test_operator_exits_if_the_listen_address_of_its_pages_is_invalid(
     operator: Callable[..., Operator], listen: str, why: str
 ) -> None:
     running = operator(MILO_OPERATOR_LISTEN=listen)
-    assert running.process.wait(60) == 1
+    assert running.status() == 1
     assert eventually(lambda: running.logged(why))

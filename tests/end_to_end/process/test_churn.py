@@ -136,7 +136,8 @@ async def test_subscribers_match_api_server_under_churn_and_faults(workspace: Wo
         "annotation_prefixes": ["example.com/"],
         "connectivity": {"interval": "1s"},
         "kubeconfigs": {"issuers": [token_source(workspace)]},
-        "removals": {"hold_not_ready": False},  # otherwise many changes to not ready would be held
+        # Many changes to not ready are not held; removals that a list after a fault holds are confirmed soon.
+        "removals": {"hold_not_ready": False, "verify_after": "2s"},
     }
     digests = object_digests(workspace)
     async with workspace.daemon(**settings) as daemon, workspace.client() as client:
