@@ -166,9 +166,10 @@ SIZING = (
 HEADLINES = (
     "**Milo's controller-manager**, with 400 projects of a real Milo and 28 watches in each, works in all of them "
     "{milo milo.whole.ours.seconds} s after its start with milo-discoveryd, and {milo milo.whole.own.seconds} s after "
-    "its start with its embedded provider. In runs without the two controllers that bypass the provider, it "
-    "takes {milo milo.provider.ours.rss_mib} MiB (RSS) beside a daemon of {milo milo.provider.ours.daemon.rss_mib} "
-    "MiB, and {milo milo.provider.own.rss_mib} MiB with its embedded provider.",
+    "its start with its embedded provider. In runs without the garbage collector and the namespace controller, which "
+    "bypass the provider, it takes {milo milo.provider.ours.rss_mib} MiB (RSS) beside a daemon of "
+    "{milo milo.provider.ours.daemon.rss_mib} MiB, and {milo milo.provider.own.rss_mib} MiB with its embedded "
+    "provider.",
     "**A Go operator** with one informer in each of 1,000 projects works in all of them {go go.1_informers.seconds} s "
     "after its start with milo-discoveryd, and {go go.1_informers.peer_seconds} s after its start with the embedded "
     "provider, where a controller starts its informers [one after another, 100 ms each](docs/reviewers/upstream.md); "
