@@ -82,14 +82,14 @@ class Tombstones(Group, frozen=True, kw_only=True):
     """Retention of tombstones in the change log. A subscriber that was disconnected for longer gets a snapshot."""
 
     count: Annotated[int, Whole(0, 1_000_000)] = 10_000
-    """Number of past cluster states the change log keeps, so that subscribers can resume. A subscriber that missed more
-    gets a snapshot."""
+    """Maximum number of past cluster states that the change log keeps, so that subscribers can resume. A subscriber
+    that needs a state which is no longer kept gets a snapshot."""
     age: Annotated[timedelta, span("0s", "720h")] = timedelta(hours=1)
     """How long the change log keeps a past state."""
 
 
 class RemovalSettings(Group, frozen=True, kw_only=True):
-    """The mass-removal limit: when removals found by a list are held. See `objects.removal_guard`."""
+    """The mass-removal limit, which decides when removals that a list shows are held. See `objects.removal_guard`."""
 
     count: Annotated[int, Whole(0, 1_000_000)] = 10
     """Removals are held if the number of engaged clusters that are missing from a list exceeds both this number and the
@@ -101,7 +101,8 @@ class RemovalSettings(Group, frozen=True, kw_only=True):
     verify_after: Annotated[timedelta, span("1s", "24h")] = timedelta(seconds=30)
     """Delay before a second list, which must confirm held removals."""
     per_second: Annotated[float, Number(0, 10_000, is_above=True)] = 50.0
-    """Rate at which confirmed removals are released; each deletion is confirmed by a GET."""
+    """Maximum held removals that are released per second once a second list confirms them. Before a cluster is
+    disengaged, a GET must also confirm that its object was deleted."""
     hold_not_ready: bool = True
     """Also apply the mass-removal limit to clusters that become not ready: if more clusters than the limit become not
     ready within `removals.verify_after`, those that are still engaged stay engaged for that time. `false` disengages
@@ -219,9 +220,9 @@ class ShardingSettings(Group, frozen=True, kw_only=True):
     the ordinal of a StatefulSet keeps them for its successor of the same name, for up to 33 seconds; others hand them
     over."""
     fence_credentials: bool = False
-    """Before this daemon engages clusters of another member, it revokes the kubeconfigs that the member issued for
-    them, and waits until API servers no longer accept them. All `kubeconfigs.issuers` must be of type `token-request`
-    and bound."""
+    """Before this daemon engages clusters that another member owned, it revokes the kubeconfigs that this member issued
+    for them, and waits until API servers no longer accept them. All `kubeconfigs.issuers` must be bound and of type
+    `token-request`."""
 
 
 class AuditSettings(Group, frozen=True, kw_only=True):
@@ -262,8 +263,8 @@ class Settings(Group, frozen=True, kw_only=True):
     watch: WatchSettings = WatchSettings()
     removals: RemovalSettings = RemovalSettings()
     state_directory: Annotated[Path | None, values.file_path] = None
-    """Directory for the last known clusters (without credentials), which a daemon that restarts while Milo is
-    unreachable serves as stale. Default: clusters are not stored."""
+    """Directory in which the daemon stores the last known clusters, without credentials. If it restarts while Milo is
+    unreachable, it serves these clusters as stale. Default: clusters are not stored."""
     tombstones: Tombstones = Tombstones()
     listen: Annotated[tuple[ListenerSettings, ...], ListOf(Nested(ListenerSettings, listener), check=distinct)] = (
         ListenerSettings(address=values.UnixAddress(Path("/run/milo-discovery/discovery.sock"))),
@@ -278,7 +279,7 @@ class Settings(Group, frozen=True, kw_only=True):
     sharding: ShardingSettings = ShardingSettings()
     audit: AuditSettings = AuditSettings()
     heartbeat_interval: Annotated[timedelta, span("1s", "1h")] = timedelta(seconds=30)
-    """Interval of heartbeats on an idle stream, unless the subscriber requests another."""
+    """Interval of heartbeats on an idle stream, unless the subscriber requests a different interval."""
     stalled_timeout: Annotated[timedelta, span("1s", "24h")] = timedelta(minutes=5)
     """A stream is closed if its subscriber reads nothing for this time."""
     kubeconfigs: KubeconfigSettings = KubeconfigSettings()

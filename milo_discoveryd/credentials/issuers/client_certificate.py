@@ -100,7 +100,7 @@ class ClientCertificateIssuer:
         if not 0 < len(template) <= MAX_NAME:
             raise UnfitError(
                 f"{self.name}: a name that begins with {template[:MAX_NAME]!r} has {len(template)} characters; a name "
-                f"in a certificate must have 1 to {MAX_NAME} characters: change common_name or organizations"
+                f"in a certificate must have 1 to {MAX_NAME} characters: change `common_name` or `organizations`"
             )
         return template
 

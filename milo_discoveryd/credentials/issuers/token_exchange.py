@@ -167,7 +167,7 @@ class TokenExchangeIssuer:
         match self._client:
             case ClientSecret(client_id, file):
                 secret = file.read().decode("utf-8", "replace").strip()
-                # Percent-encoded first, by RFC 6749, section 2.3.1.
+                # Percent-encoded first, as RFC 6749 (section 2.3.1) requires.
                 pair = f"{quote(client_id, safe='')}:{quote(secret, safe='')}"
                 return f"Basic {base64.b64encode(pair.encode()).decode()}", ()
             case ClientKey(client_id, file, key_id):
