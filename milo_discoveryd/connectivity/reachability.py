@@ -56,7 +56,7 @@ def at_once(rate_per_s: float, timeout_s: float) -> int:
 
 
 class ProbeReached(msgspec.Struct, frozen=True):
-    """A probe that the API server answered; `note` describes a denial."""
+    """A probe that the API server answered. If it denied the request, `note` describes the denial."""
 
     note: str = ""
 
@@ -90,7 +90,7 @@ class ConnectivityChange(msgspec.Struct, frozen=True):
     incarnation: int
     connectivity: ConnectivityStatus
     disengages: bool = False
-    """The cluster was unreachable for `give_up_after_s`."""
+    """Whether to disengage the cluster, because it was unreachable for `give_up_after_s`."""
 
 
 class _Host(msgspec.Struct):

@@ -161,7 +161,7 @@ class ClusterRecords:
     def move(self, name: str, record: ClusterRecord, state: ObjectState, now: Moment) -> str | None:
         """Record that a cluster's object entered a state. Return the key of the record that is dropped, if any.
 
-        The record of an engaged cluster only counts toward the limit once the cluster is disengaged.
+        The record of an engaged cluster counts toward `FORGETTABLE_RECORDS_KEPT` only once the cluster is disengaged.
         """
         self._counts[record.state] -= 1
         self._counts[state] += 1
@@ -206,7 +206,7 @@ class Engagements:
         self._contested: dict[str, Ready] = {}
         """Ready objects whose claims are not valid, by cluster. Such a cluster is reported as malformed."""
         self.dropped_names: list[str] = []
-        """Clusters whose records were dropped at the limit, and whose claims must be dropped too."""
+        """Clusters whose records exceeded `FORGETTABLE_RECORDS_KEPT` and were dropped. Their claims must be dropped."""
         self.not_ready = not_ready or NotReadyClusters()
         self.unreachable = 0
         """The number of engaged clusters that do not answer connectivity probes."""

@@ -56,7 +56,7 @@ class Slice(msgspec.Struct, frozen=True):
 NO_CHANGES = Slice((), b"", {})
 
 ReadAhead = frozenset[tuple[str, int]]
-"""Clusters that a reader was sent in a state newer than the end of its slice, with the revision of that state."""
+"""Clusters whose state, as sent to a reader, is newer than the end of its slice, with the revision of that state."""
 
 
 class Changes(msgspec.Struct, frozen=True):

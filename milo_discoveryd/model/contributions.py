@@ -26,7 +26,7 @@ class Contribution(msgspec.Struct, frozen=True, gc=False):
 
 
 class ObjectContribution(msgspec.Struct, frozen=True, gc=False):
-    """A contribution, with its object; or an object that a contribution needs, with its content."""
+    """A contribution and the object that it comes from, or the content of an object that a contribution needs."""
 
     watch: int
     """Index of the watched resource in the source kind's list."""
@@ -46,7 +46,7 @@ class ObjectContent(msgspec.Struct, frozen=True, gc=False):
 
     contributions: tuple[Contribution, ...] = ()
     value: Any = None
-    """The content of the object for contributions that need it; None if no contribution needs it."""
+    """The value that `reduce` receives when a contribution needs this object; None if the object supplies no value."""
 
 
 class ContributingObject(msgspec.Struct, frozen=True, gc=False):
@@ -69,7 +69,7 @@ ObservedObject = Observation | ContributingObject
 
 
 class Unread:
-    """The value of an object that is known from the state file, until the object is seen again."""
+    """Stands for the content of an object that is known only from the state file, and was not received again yet."""
 
 
 UNREAD = Unread()

@@ -31,15 +31,15 @@ class ObjectState(enum.Enum):
     """The rules of the source keep the cluster from being engaged."""
     MALFORMED = "malformed"
     UNASSIGNED = "unassigned"
-    """The object is ready; another member of the shard group owns the cluster, or has not released it yet, or this
-    daemon owns nothing at present."""
+    """The object is ready, but another member of the shard group owns the cluster or has not released it yet, or this
+    daemon owns no clusters at present."""
     UNREACHABLE = "disengaged_unreachable"
-    """The object is ready; the cluster was disengaged because it was unreachable for too long."""
+    """The object is ready, but the cluster was disengaged because it was unreachable for too long."""
     DELETED = "deleted"
 
 
 class StateMeaning(msgspec.Struct, frozen=True, kw_only=True):
-    """The properties of a state, and its names."""
+    """What an object state means for the object's cluster, and how the API, metrics and reports show the state."""
 
     reason: str
     """The `Engagement.Reason` of the protocol, without its prefix."""
@@ -93,7 +93,7 @@ MEANINGS = {
         is_forgettable=True,
         is_reported=True,
         tone="bad",
-        remedy="the server ignores label selectors: check for a proxy in front of Milo, and what the identity may list",
+        remedy="the server ignores label selectors: check for a proxy in front of Milo, and what the daemon may list",
     ),
     ObjectState.UNREACHABLE: StateMeaning(
         reason="UNREACHABLE", words="disengaged: unreachable", count="unreachable", is_ready=True, tone="bad"

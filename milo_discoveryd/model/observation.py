@@ -91,7 +91,7 @@ class Refused(Outside, frozen=True, gc=False):
 
 
 class Withdrawn(Unready, frozen=True, gc=False):
-    """An object whose cluster is disengaged by rules of the source, as a planned disengagement."""
+    """An object that the rules of the source exclude. Its cluster is disengaged as planned: it may drain first."""
 
     name: str
     uid: str
@@ -104,7 +104,7 @@ class Withdrawn(Unready, frozen=True, gc=False):
 
 
 class Malformed(Unready, frozen=True, gc=False):
-    """An object that cannot be used. Its last good state is kept."""
+    """An object that cannot be used. Its cluster stays in its last good state."""
 
     name: str
     uid: str

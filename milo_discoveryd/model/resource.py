@@ -73,7 +73,7 @@ NAMES = ObjectKeys()
 
 
 class WatchedCollection(msgspec.Struct, frozen=True):
-    """The watched objects of a resource, under their keys."""
+    """The watched objects of one resource, and how their keys are formed."""
 
     resource: Resource
     keys: ObjectKeys = NAMES

@@ -52,9 +52,9 @@ from milo_kube.reflect.view_status import ViewState, ViewStatus
 
 _RESULTS = {Absent: "not_found", Found: "found", Inconclusive: "inconclusive"}
 RESTORED = "Restored"
-"""The status reason of a source whose clusters are from the state file, until the source answers."""
+"""The status reason of a source that has not answered yet, so that its clusters are those of the state file."""
 NOT_READY_HELD = "NotReadyHeld"
-"""The status reason of a source in which a large part of the fleet is not ready."""
+"""The status reason of a source that keeps clusters engaged because a large part of the fleet is not ready."""
 
 
 class SourceProgress(msgspec.Struct, frozen=True):
@@ -66,7 +66,7 @@ class SourceProgress(msgspec.Struct, frozen=True):
     is_complete: bool = False
     """A list of each collection was accepted in this run."""
     is_restored: bool = False
-    """Part of the state is from the state file. It may differ from what was engaged since then."""
+    """Part of the state is from the state file, which lacks changes that were made after it was written."""
     lists: int = 0
     """The number of lists of this run that were applied, at least in part."""
 
@@ -90,7 +90,7 @@ def _no_guard() -> None:
 
 
 class SourcePolicy(msgspec.Struct, frozen=True, kw_only=True):
-    """The limits on disengagements, and on the memory of objects. The factories are called for each collection."""
+    """The limits on disengagements, and on the memory of objects. The factories are called once for each collection."""
 
     pending_deletions: Callable[[], PendingDeletions]
     guard: Callable[[], RemovalGuard | None] = _no_guard
@@ -416,7 +416,7 @@ class ClusterSource:
         return next(filter(None, pending), None)
 
     def problem_of(self, cluster: str) -> str:
-        """Return why objects that describe a cluster cannot be used, so that the cluster stays as last described.
+        """Return why objects that describe a cluster cannot be used. The cluster then stays as they last described it.
 
         Empty if the cluster's record has the same message.
         """
