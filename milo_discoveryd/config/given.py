@@ -31,7 +31,7 @@ _OF_ONE_SOURCE: tuple[SettingPath, ...] = (
     ("cluster", "organization"),
     ("watch", "credentials"),
 )
-"""The flat settings of a daemon's only source, which then has no name."""
+"""The flat settings that configure a daemon's only source, which has no name."""
 
 
 class GivenSettings(Settings, frozen=True, kw_only=True):
@@ -58,7 +58,7 @@ class GivenSettings(Settings, frozen=True, kw_only=True):
     """Value of `{namespace}` in `internal_address_template`. Some installations of Milo use `project-{uid}`."""
     cluster: SingleKind = SingleKind()
     sources: Annotated[tuple[SourceSettings, ...], ListOf(SourceParser(), split=values.items, check=named_once)] = ()
-    """Sources of clusters, each of its own kind: see [sources](sources.md). Default: one source of the kind `mode`."""
+    """Sources of clusters, each with a kind and settings: see [sources](sources.md). Default: one of kind `mode`."""
 
 
 def expand(

@@ -60,7 +60,7 @@ class ListenerSettings(Group, frozen=True, kw_only=True):
         if isinstance(self.address, values.InsecureAddress):
             if self.tls is not None:
                 address = values.TcpAddress(self.address.host, self.address.port)
-                raise ValueError(f"has tls, but its address is insecure://: use {address}")
+                raise ValueError(f"has `tls`, but its address begins with insecure://: use {address}")
         elif self.tls is None:
             host, port = self.address.host, self.address.port
             local = values.InsecureAddress(host if addresses.is_loopback(host) else "127.0.0.1", port)

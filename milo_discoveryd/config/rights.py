@@ -185,7 +185,7 @@ class RuleSettings(Group, frozen=True, kw_only=True):
             for setting in ("issuers", "as_", "max_ttl", "kubeconfigs_per_minute"):
                 if getattr(self, setting):
                     raise ValueError(
-                        f'has {setting.rstrip("_")} but issues no kubeconfigs: set "kubeconfigs: true", or remove '
+                        f'has `{setting.rstrip("_")}`, but not "kubeconfigs: true": add it, or remove the setting '
                         f"{setting.rstrip('_')}"
                     )
 

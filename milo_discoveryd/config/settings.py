@@ -112,15 +112,15 @@ class RemovalSettings(Group, frozen=True, kw_only=True):
 class MetricsSettings(Group, frozen=True, kw_only=True):
     # A scrape of 50,000 clusters takes a third of a second of CPU time.
     cluster_info_cap: Annotated[int, Whole(0, 100_000)] = 1_000
-    """Maximum number of clusters, and of organizations, for which there are separate time series, if `http_names`
-    allows any."""
+    """Maximum number of clusters, and of organizations, that have time series of their own. Clients from which
+    `http_names` hides names receive none of these."""
 
 
 class KubeconfigSettings(Group, frozen=True, kw_only=True):
     """The kubeconfigs that the daemon issues."""
 
     issuers: Annotated[tuple[IssuerSettings, ...], ListOf(ISSUERS, split=values.items, check=named_once)] = ()
-    """Credential issuers for issued kubeconfigs; the first that matches a cluster serves it. Without issuers, no
+    """Issuers of the credentials in kubeconfigs; the first issuer that matches a cluster serves it. Without issuers, no
     kubeconfigs are issued."""
     max_ttl: Annotated[timedelta, span("1s", "24h")] = timedelta(minutes=15)
     """Maximum lifetime requested from a credential issuer."""

@@ -75,7 +75,7 @@ ProbeOutcome = ProbeReached | ProbeFailed
 
 
 class Probe(msgspec.Struct, frozen=True):
-    """A probe to send now. Its outcome goes to `ProbeSchedule.record`, unless it is dropped."""
+    """A probe to send now. Its outcome goes to `ProbeSchedule.record`, unless the probe is dropped."""
 
     name: str
     incarnation: int
@@ -103,7 +103,7 @@ class _Host(msgspec.Struct):
     free_at: float = 0.0
     """When the rate limit, or the backoff of a host that is down, allows the next probe."""
     failures: int = 0
-    """Consecutive probes, of any of its clusters, without a response."""
+    """The number of consecutive probes of the host's clusters without a response."""
     is_probed_for_all: bool = False
     """Whether a probe is in flight while the host is down. Until it ends, no other probe is sent to the host."""
     names: set[str] = msgspec.field(default_factory=set)

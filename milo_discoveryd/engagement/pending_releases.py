@@ -18,7 +18,7 @@ from milo_discoveryd.log.filter import ClusterView
 from milo_discoveryd.model.cluster import Cluster
 
 REMEMBERED_S = 60.0
-"""How long a subscriber without a stream is expected to reconnect: much longer than the backoff of a client."""
+"""How long a subscriber without a stream is remembered, as it may reconnect: much longer than a client's backoff."""
 REMEMBERED_EACH = 100
 """Maximum number of subscribers without a stream that are remembered per caller. The oldest are dropped first."""
 REMEMBERED_FILTER_BYTES = 256 * 1024

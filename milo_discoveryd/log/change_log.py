@@ -77,7 +77,7 @@ class PastState(msgspec.Struct, frozen=True, gc=False):
 
 
 class LogEntry(msgspec.Struct, gc=False):
-    """The entry of one cluster in the change log, to which only the log writes."""
+    """The entry of one cluster in the change log. Only the log writes to it."""
 
     cluster: Cluster | None = None
     """The engaged cluster; None if it is not engaged."""

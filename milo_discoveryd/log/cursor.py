@@ -60,7 +60,7 @@ class Cursor:
 
     @property
     def lag(self) -> int:
-        """The number of unread revisions, and of unread clusters of a snapshot."""
+        """The number of unread revisions, plus that of unread clusters of the snapshot."""
         unread = self._log.head - self.revision
         if isinstance(self._state, _InSnapshot):
             unread += len(self._state.snapshot.entries) - self._state.position

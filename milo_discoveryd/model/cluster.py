@@ -61,7 +61,7 @@ class SuspensionReason(msgspec.Struct, frozen=True, gc=False):
     """The source's message about the suspension as a whole."""
 
 
-# One instance per cluster, never part of a reference cycle: gc=False keeps the garbage collector from traversing them.
+# There is one instance per cluster. With gc=False, the garbage collector does not traverse them; cycles cannot occur.
 class Target(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """A cluster as an upstream object describes it, limited to what subscribers see.
 

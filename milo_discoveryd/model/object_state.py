@@ -46,7 +46,7 @@ class StateMeaning(msgspec.Struct, frozen=True, kw_only=True):
     words: str
     """The displayed name of the state, which also fits after a number of clusters."""
     count: str = ""
-    """The field of `FleetCounts` that counts objects in this state; empty if none does."""
+    """The field of `FleetCounts` that counts objects in this state; empty if no field does."""
     is_ready: bool = False
     """The object is ready, whether or not something else keeps its cluster from being engaged."""
     ends: DisengageReason | None = None

@@ -87,7 +87,7 @@ class WatchedCollection(msgspec.Struct, frozen=True):
         return self.resource.query
 
     def query_for(self, name: str) -> list[tuple[str, str]]:
-        """Return the query that lists one object if it is within the field selector."""
+        """Return the query that lists one object, provided that the field selector matches it."""
         return [("fieldSelector", f"metadata.name={name},{self.resource.field_selector}")]
 
 
