@@ -88,7 +88,7 @@ class TokenExchange(_Issuer, frozen=True, kw_only=True):
     requested_token_type: _OptionalText = ""
     """Type of the requested token. Default: an access token."""
     parameters: Annotated[dict[str, str], values.pairs] = msgspec.field(default_factory=dict)
-    """Further parameters of the request, such as `connector_id` for Dex."""
+    """Additional parameters of the request, such as `connector_id` for Dex."""
     client_id: _OptionalText = ""
     """OAuth client ID of the daemon. Default: none is sent."""
     client_secret_file: _File = None
@@ -181,7 +181,7 @@ class KubeconfigSecret(_Issuer, frozen=True, kw_only=True):
     """Name of the Secret; variables: `{name}`, and in mode `declarative` `{object}`, the name of the cluster's object,
     and `{secret}`, the name in `declarative.secret`."""
     key: Annotated[str, values.secret_key_template] = "kubeconfig"
-    """Key of the kubeconfig in the Secret's data. In mode `declarative`, `{secret_key}` is the key in
+    """Key of the kubeconfig in the Secret's data. In mode `declarative`, `{secret_key}` is the `key` of
     `declarative.secret`."""
     token: _SecretPath = None
     """Path of a token in a Secret without a kubeconfig, such as `stringData[token]`, or

@@ -114,7 +114,7 @@ def from_environment(environ: Mapping[str, str]) -> Layer:
 
 
 def _own(name: str) -> str:
-    """Return the name of one of the clients' variables, with the prefix of the daemon's variables."""
+    """Return the name of a client's variable, with its prefix replaced by that of the daemon's variables."""
     return ENVIRONMENT_PREFIX + name.removeprefix(CLIENTS_PREFIX)
 
 

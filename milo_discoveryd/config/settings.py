@@ -71,7 +71,7 @@ class WatchSettings(Group, frozen=True, kw_only=True):
     """Memory budget for the objects of a source: the size of their kept fields, 512 bytes for each object, and 160 for
     each of its labels and annotations beyond eight. Objects that are missing from a list may take the same amount in
     addition until their deletion is confirmed. A source that exceeds it is stale with the reason `OverBudget`, and is
-    listed again after five minutes. The default is enough for about 150,000 projects. Also the maximum size of one
+    listed again after five minutes. The default is enough for about 150,000 projects. It also limits the size of each
     response."""
     credentials: Annotated[str | None, Text(most=63)] = None
     """Name of the credential issuer in `kubeconfigs.issuers` that authenticates discovery. Default: the user of the
@@ -101,8 +101,8 @@ class RemovalSettings(Group, frozen=True, kw_only=True):
     verify_after: Annotated[timedelta, span("1s", "24h")] = timedelta(seconds=30)
     """Delay before a second list, which must confirm held removals."""
     per_second: Annotated[float, Number(0, 10_000, is_above=True)] = 50.0
-    """Maximum held removals that are released per second once a second list confirms them. Before a cluster is
-    disengaged, a GET must also confirm that its object was deleted."""
+    """Maximum number of held removals that are released per second, once a second list confirms them. Before a cluster
+    is disengaged, a GET must also confirm that its object was deleted."""
     hold_not_ready: bool = True
     """Also apply the mass-removal limit to clusters that become not ready: if more clusters than the limit become not
     ready within `removals.verify_after`, those that are still engaged stay engaged for that time. `false` disengages
@@ -160,14 +160,14 @@ class ConnectivitySettings(Group, frozen=True, kw_only=True):
     `connectivity.disengage_unreachable_after` is set; else `cluster`."""
     path: Annotated[str, values.url_path] = "/readyz"
     """Path of the probe, relative to the cluster's endpoint or to the host. A probe of a cluster uses the credential
-    issued for the cluster, or else that of the project kubeconfig; a probe of a host uses the latter. In mode
-    `declarative`, the project kubeconfig's credential is never used."""
+    issued for the cluster, or else that of the project kubeconfig; a probe of a host always uses that of the project
+    kubeconfig. In mode `declarative`, the project kubeconfig's credential is never used."""
     timeout: Annotated[timedelta, span("100ms", "1m")] = timedelta(seconds=5)
     """Timeout of a probe."""
     rate: Annotated[float, Number(0.1, 1_000)] = 50.0
-    """Maximum probes per second of all clusters."""
+    """Maximum number of probes per second, for all clusters together."""
     host_rate: Annotated[float, Number(0.1, 1_000)] = 20.0
-    """Maximum probes per second of the clusters behind one host."""
+    """Maximum number of probes per second, for all clusters behind one host."""
     # Long enough for a restart of the API server.
     unreachable_after: Annotated[timedelta, span("0s", "1h")] = timedelta(seconds=30)
     """How long probes must fail before a cluster is considered unreachable."""
@@ -211,7 +211,7 @@ class ShardingSettings(Group, frozen=True, kw_only=True):
     """Kubeconfig of the cluster with the group's Leases. Default: the cluster that the daemon runs in."""
     weight: Annotated[float, Number(0, 1_000)] = 1.0
     """Weight of this daemon: each member of the group owns clusters in proportion to its weight. 0: this daemon owns
-    none."""
+    no clusters."""
     release_timeout: Annotated[timedelta, span("1s", "1h")] = timedelta(seconds=30)
     """How long subscribers that confirm releases have to finish their work on a cluster that moves to another
     daemon."""
@@ -220,9 +220,9 @@ class ShardingSettings(Group, frozen=True, kw_only=True):
     the ordinal of a StatefulSet keeps them for its successor of the same name, for up to 33 seconds; others hand them
     over."""
     fence_credentials: bool = False
-    """Before this daemon engages clusters that another member owned, it revokes the kubeconfigs that this member issued
-    for them, and waits until API servers no longer accept them. All `kubeconfigs.issuers` must be bound and of type
-    `token-request`."""
+    """Before this daemon engages clusters that another member owned, it revokes the kubeconfigs that the former owner
+    issued for them, and waits until API servers no longer accept them. All `kubeconfigs.issuers` must be bound and of
+    type `token-request`."""
 
 
 class AuditSettings(Group, frozen=True, kw_only=True):

@@ -123,7 +123,8 @@ class _ProbedCluster(msgspec.Struct):
     by_host: bool = False
     """Whether the cluster became unreachable together with its host, and so becomes reachable together with it."""
     unreachable_since: float = 0.0
-    """When the cluster became unreachable (steady clock), not counting outages of shared hosts or of many clusters."""
+    """When the cluster became unreachable (steady clock), or when an outage of its shared host or of many clusters was
+    last seen, if that was later."""
 
 
 class ProbeSchedule:

@@ -108,7 +108,8 @@ class ValueClaims(ABC):
         return affected
 
     def keep_engaged(self, key: str) -> None:
-        """Record that a contested cluster is still engaged. `add` returns it if another object claims a value of it."""
+        """Record that a contested cluster is still engaged. If another object claims one of its values, `add` returns
+        the cluster."""
         for claim in self._by_key.get(key, ()):
             self._kept_engaged.setdefault(claim.value, set()).add((claim.rank, key))
 

@@ -38,8 +38,8 @@ class ContributionIndex:
         self._members: dict[str, _Members | ObjectContribution] = {}
         """The contributions to each cluster. Nearly all clusters have one, which is stored without a tuple."""
         self._committed: dict[str, _Members] = {}
-        """The contributions to each cluster when its state was last applied, where they differ from the current
-        ones."""
+        """The former contributions to the clusters whose contributions have changed since their states were last
+        applied."""
         self._dependents: dict[ObjectReference, dict[str, None]] = {}
         """The clusters whose contributions need another object, keyed by that object, which may not exist."""
         self._is_listed = False

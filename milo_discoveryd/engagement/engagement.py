@@ -149,7 +149,7 @@ class ClusterRecords:
 
     @property
     def present_count(self) -> int:
-        """The number of clusters whose objects a complete list within the selector should contain."""
+        """The number of clusters whose objects a complete list with the label selector should contain."""
         return len(self.by_key) - sum(map(self._counts.__getitem__, ABSENT_STATES))
 
     def add(self, observation: Observation, state: ObjectState, now: Moment) -> ClusterRecord:
@@ -221,7 +221,7 @@ class Engagements:
 
     @property
     def present_count(self) -> int:
-        """The number of clusters whose objects a complete list within the selector should contain."""
+        """The number of clusters whose objects a complete list with the label selector should contain."""
         return self._records.present_count
 
     def count(self, state: ObjectState) -> int:

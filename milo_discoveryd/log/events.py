@@ -25,8 +25,8 @@ class Event(msgspec.Struct, frozen=True, gc=False):
     reason: DisengageReason | None = None
     message: str = ""
     readiness: tuple[str, str] | None = None
-    """On the first engagement for an object: when the object was created and when it became ready, according to the
-    object."""
+    """When the object was created and when it became ready, according to the object. Set only on the first engagement
+    for this object."""
 
 
 Encode = Callable[[Event], bytes]

@@ -124,7 +124,7 @@ class Drain(msgspec.Struct, frozen=True, gc=False):
     reason: DisengageReason
     message: str
     deadline: float
-    """When the drain ends in any case, in Unix time."""
+    """When the drain ends at the latest, in Unix time."""
 
 
 class Cluster(msgspec.Struct, frozen=True, kw_only=True, gc=False):

@@ -11,7 +11,7 @@ from milo_discoveryd.model.object_state import ObjectState
 from milo_discoveryd.model.observation import Malformed, Observation
 
 ObjectReference = tuple[int, str]
-"""Index of a watched resource in the source kind's list, and the key of an object: NAME or NAMESPACE/NAME."""
+"""Index of a watched resource in the list of the source's kind, and the key of an object: NAME or NAMESPACE/NAME."""
 
 
 class Contribution(msgspec.Struct, frozen=True, gc=False):
@@ -29,7 +29,7 @@ class ObjectContribution(msgspec.Struct, frozen=True, gc=False):
     """A contribution and the object that it comes from, or the content of an object that a contribution needs."""
 
     watch: int
-    """Index of the watched resource in the source kind's list."""
+    """Index of the watched resource in the list of the source's kind."""
     object: str
     """The object's name, or NAMESPACE/NAME."""
     uid: str
@@ -65,7 +65,7 @@ class ContributingObject(msgspec.Struct, frozen=True, gc=False):
 
 
 ObservedObject = Observation | ContributingObject
-"""An object, as decoded by the kind of source."""
+"""An object as the kind of its source decoded it."""
 
 
 class Unread:

@@ -44,7 +44,7 @@ class StateMeaning(msgspec.Struct, frozen=True, kw_only=True):
     reason: str
     """The `Engagement.Reason` of the protocol, without its prefix."""
     words: str
-    """The displayed name of the state, which also fits after a number of clusters."""
+    """The displayed name of the state. It can follow a number of clusters, as in "3 not ready"."""
     count: str = ""
     """The field of `FleetCounts` that counts objects in this state; empty if no field does."""
     is_ready: bool = False
@@ -56,7 +56,7 @@ class StateMeaning(msgspec.Struct, frozen=True, kw_only=True):
     has_grace: bool = False
     """The cluster is kept for a grace period, or while many clusters are not ready: see `engagement/not_ready.py`."""
     is_absent: bool = False
-    """A complete list within the selector does not contain the object."""
+    """A complete list with the daemon's label selector does not contain the object."""
     overrides_selector: bool = False
     """The object is in this state even if the daemon's label selector does not match it."""
     is_forgettable: bool = False

@@ -48,7 +48,7 @@ class Observer(Protocol):
         """
 
     def confirmed(self, result: str) -> None:
-        """Record the result of a confirmation read of an apparently deleted object, as a metric label."""
+        """Record a confirmation read of an apparently deleted object. `result` is a metric label."""
 
     def confirmations_refused(self, problem: str) -> None:
         """Record that the API server began to refuse confirmation reads, so all of them wait."""
@@ -164,7 +164,7 @@ class SourceClusters:
         self.server = server
         self.engagements = engagements
         self.observer = observer
-        """The receiver of changes for metrics and the log."""
+        """Records changes in the metrics and the log."""
         self.is_synced = False
         """Whether the source is synced, so that its changes are live and wake subscribers."""
         self._changes = changes

@@ -156,7 +156,7 @@ class ClusterSource:
         """The number of clusters in the first list of this run, and the largest number of clusters in any list of this
         run."""
         self._lost_at: float | None = None
-        """The time of the last contact with the source, while the connection is lost."""
+        """The time of the last contact with the source if the connection is lost; otherwise None."""
         self.restored_positions: Mapping[str, int] = {}
         """For each earlier run of the daemon, a revision of that run. The restored clusters contain everything that a
         subscriber at or below this revision knows."""
@@ -326,8 +326,8 @@ class ClusterSource:
             self._lost_at = None
 
     def _set_status(self) -> None:
-        """Set the status to the worst status of the collections, unless clusters are held although they are not
-        ready."""
+        """Set the status to the worst status of the collections. If this is STREAMING, but clusters that are not ready
+        are held, the status says so."""
         status, held = worst([collection.status for collection in self.collections]), self.engagements.not_ready.held
         self._shown_held = held
         if held is not None and status.state is ViewState.STREAMING:
@@ -389,7 +389,10 @@ class ClusterSource:
         self.engagements.assigned_elsewhere = lambda _: message
 
     def assign(self, elsewhere: Callable[[str], str | None], timeout_s: float, *, is_decided: bool) -> Iterator[None]:
-        """Assign the clusters in batches: see `SourceClusters`. The source is not synced before the first decision."""
+        """Assign the clusters in batches: see `SourceClusters.assign`.
+
+        The source is not synced before the first decision.
+        """
         yield from self.clusters.assign(elsewhere, timeout_s)
         if is_decided and not self._is_assigned:
             self._is_assigned = True
@@ -411,7 +414,10 @@ class ClusterSource:
         return sum(collection.pending_deletions.held for collection in self.collections)
 
     def pending_deletion(self, cluster: str) -> tuple[float, str] | None:
-        """Return when an object of the cluster was reported as deleted, and why that is not confirmed yet, or None."""
+        """Return when an object of the cluster was reported as deleted, and why this is not confirmed yet.
+
+        None if no deletion is pending.
+        """
         pending = (collection.pending_deletions.explain(key) for collection, key in self._objects_of(cluster))
         return next(filter(None, pending), None)
 

@@ -44,8 +44,8 @@ class ClientCertificateIssuer:
         organizations: Sequence[str] = (),
         clock: Callable[[], float] = time.time,
     ) -> None:
-        """`{name}` and `{uid}` in the names are those of the project; without them, one certificate serves all
-        projects."""
+        """`{name}` and `{uid}` in the names are those of the project. Without these variables, one certificate
+        serves all projects."""
         self.name = name
         self.scope = Scope.CLUSTER if _PLACEHOLDER.search(" ".join((common_name, *organizations))) else Scope.IDENTITY
         self._authority = authority

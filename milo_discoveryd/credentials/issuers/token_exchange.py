@@ -100,7 +100,7 @@ class ExchangeRequest(msgspec.Struct, frozen=True, kw_only=True):
     scope: str = ""
     requested_token_type: str = ""
     parameters: tuple[tuple[str, str], ...] = ()
-    """Further parameters that some endpoints need, such as `connector_id` for Dex."""
+    """Additional parameters that some endpoints need, such as `connector_id` for Dex."""
 
     def form(self, subject: str, subject_type: str, actor: str | None, actor_type: str) -> Form:
         if self.grant == ASSERTION:
