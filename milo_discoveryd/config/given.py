@@ -1,4 +1,4 @@
-"""The settings as given, and their internal form: the flat settings of a single source become a one-item list."""
+"""The settings as the user gives them, and their conversion: flat settings of a single source become a list item."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -31,7 +31,7 @@ _OF_ONE_SOURCE: tuple[SettingPath, ...] = (
     ("cluster", "organization"),
     ("watch", "credentials"),
 )
-"""The flat settings of a daemon's only source, which then has no name."""
+"""The flat settings that configure a daemon's only source, which has no name."""
 
 
 class GivenSettings(Settings, frozen=True, kw_only=True):
@@ -58,13 +58,13 @@ class GivenSettings(Settings, frozen=True, kw_only=True):
     """Value of `{namespace}` in `internal_address_template`. Some installations of Milo use `project-{uid}`."""
     cluster: SingleKind = SingleKind()
     sources: Annotated[tuple[SourceSettings, ...], ListOf(SourceParser(), split=values.items, check=named_once)] = ()
-    """Sources of clusters, each of its own kind: see [sources](sources.md). Default: one source of the kind `mode`."""
+    """Sources of clusters, each with a kind and settings: see [sources](sources.md). Default: one of kind `mode`."""
 
 
 def expand(
     given: GivenSettings, is_set: Mapping[SettingPath, object]
 ) -> tuple[Settings, list[tuple[SettingPath, str]]]:
-    """Return the settings with a list of sources, and the problems of the flat settings, by setting.
+    """Return the settings with all sources in one list, and the problems of the flat settings, each with its setting.
 
     `is_set` contains the paths of the settings that were given.
     """
@@ -73,7 +73,7 @@ def expand(
     if token_review.kubeconfig is None:
         token_review = replace(token_review, kubeconfig=given.discovery_kubeconfig)
     if sources:
-        complaint = "has no effect together with sources; set it in the items of sources"
+        complaint = "has no effect together with the setting `sources`; set it in each item of `sources`"
         problems += [(path, complaint) for path in _OF_ONE_SOURCE if path in is_set]
     else:
         own, problems = _kind(given, is_set)
@@ -97,14 +97,14 @@ def _kind(
 ) -> tuple[SourceKind, list[tuple[SettingPath, str]]]:
     """Return the kind of the only source, from the flat settings."""
     if given.declarative is not None and given.mode != "declarative":
-        return SourceKind(), [(("declarative",), "needs mode: declarative")]
+        return SourceKind(), [(("declarative",), "requires `mode: declarative`")]
     if given.declarative is None and given.mode == "declarative":
         return SourceKind(), [(("mode",), "requires the setting `declarative`, which describes the watched objects")]
     try:
         return _flat_kind(given), []
     except InvalidError as error:
         missing = "; ".join(f"{'.'.join(map(str, complaint.path))} {complaint.text}" for complaint in error.complaints)
-        return SourceKind(), [(("mode",), f"needs settings that only an item of sources can have: {missing}")]
+        return SourceKind(), [(("mode",), f"requires settings that only an item of `sources` can have: {missing}")]
     except ValueError as error:
         templates = ("internal_address_template",), ("internal_namespace_template",)
         return SourceKind(), [(next(template for template in templates if template in is_set), str(error))]

@@ -41,7 +41,7 @@ class _Issuer(Group, frozen=True, kw_only=True):
     """Names of the `sources` whose clusters the credential issuer serves. Required if there are several `sources`, so
     that no credential is sent to an API server that it is not meant for."""
     hand_out: bool = True
-    """`false`: only the daemon itself uses the credential issuer, and no kubeconfigs are issued from it."""
+    """`false`: only the daemon itself uses the issuer's credentials, and no kubeconfigs are issued with them."""
 
     is_of_cluster: ClassVar[bool] = False
     """See `IssuerTraits.is_of_cluster`."""
@@ -88,7 +88,7 @@ class TokenExchange(_Issuer, frozen=True, kw_only=True):
     requested_token_type: _OptionalText = ""
     """Type of the requested token. Default: an access token."""
     parameters: Annotated[dict[str, str], values.pairs] = msgspec.field(default_factory=dict)
-    """Further parameters of the request, such as `connector_id` for Dex."""
+    """Additional parameters of the request, such as `connector_id` for Dex."""
     client_id: _OptionalText = ""
     """OAuth client ID of the daemon. Default: none is sent."""
     client_secret_file: _File = None
@@ -103,11 +103,11 @@ class TokenExchange(_Issuer, frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         if self.client_secret_file is not None and self.client_key_file is not None:
-            raise ValueError("has client_secret_file and client_key_file: remove one")
+            raise ValueError("has both `client_secret_file` and `client_key_file`: remove one of these settings")
         if (self.client_secret_file or self.client_key_file) is not None and not self.client_id:
-            raise ValueError("has client authentication without client_id: set client_id")
+            raise ValueError("has client authentication without `client_id`: set `client_id`")
         if self.grant == "jwt-bearer" and self.actor_token_file is not None:
-            raise ValueError('has actor_token_file, which "grant: jwt-bearer" does not send: remove it')
+            raise ValueError('has `actor_token_file`, which "grant: jwt-bearer" does not send: remove this setting')
 
 
 class TokenRequest(_Issuer, frozen=True, kw_only=True):
@@ -181,7 +181,7 @@ class KubeconfigSecret(_Issuer, frozen=True, kw_only=True):
     """Name of the Secret; variables: `{name}`, and in mode `declarative` `{object}`, the name of the cluster's object,
     and `{secret}`, the name in `declarative.secret`."""
     key: Annotated[str, values.secret_key_template] = "kubeconfig"
-    """Key of the kubeconfig in the Secret's data. In mode `declarative`, `{secret_key}` is the key in
+    """Key of the kubeconfig in the Secret's data. In mode `declarative`, `{secret_key}` is the `key` of
     `declarative.secret`."""
     token: _SecretPath = None
     """Path of a token in a Secret without a kubeconfig, such as `stringData[token]`, or
@@ -198,16 +198,16 @@ class KubeconfigSecret(_Issuer, frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         if (self.certificate is None) != (self.private_key is None):
-            raise ValueError("has only one of certificate and private_key: set both")
+            raise ValueError("has only one of `certificate` and `private_key`: set both")
         if self.ca is not None and not self.has_fields:
             raise ValueError(
-                "has ca, but neither token nor certificate: set one of them, or remove ca, because a kubeconfig has "
-                "its own CA"
+                "has `ca`, but neither `token` nor `certificate`: set one of them, or remove `ca`, because a "
+                "kubeconfig has its own CA"
             )
 
     @property
     def has_fields(self) -> bool:
-        """Whether the Secret has the credential itself, instead of a kubeconfig."""
+        """Whether the Secret contains a credential in separate fields, instead of a kubeconfig."""
         return self.token is not None or self.certificate is not None
 
 

@@ -1,7 +1,7 @@
 """Layers of settings: flags, environment variables and the configuration file.
 
-A layer maps the path of a setting, such as ("socket", "mode"), to the given value and to where it was given, which
-errors state. Layers merge like dictionaries: a later one overrides an earlier one.
+A layer maps the path of a setting, such as ("socket", "mode"), to its value and to the place where it was given. Error
+messages state this place. Layers merge like dictionaries: a later one overrides an earlier one.
 """
 
 import re
@@ -114,7 +114,7 @@ def from_environment(environ: Mapping[str, str]) -> Layer:
 
 
 def _own(name: str) -> str:
-    """Return the name of one of the clients' variables, with the prefix of the daemon's variables."""
+    """Return the name of a client's variable, with its prefix replaced by that of the daemon's variables."""
     return ENVIRONMENT_PREFIX + name.removeprefix(CLIENTS_PREFIX)
 
 
@@ -177,7 +177,7 @@ class _FileReader:
         if value is None:
             return  # `key:` without a value
         if key in self.given:
-            self.problems.append(Problem(place, f"repeats {self.given[key].place}; remove one"))
+            self.problems.append(Problem(place, f"sets the same setting as {self.given[key].place}; remove one"))
         else:
             self.given[key] = Given(value, place, lambda inside: self._place(key, inside))
 
@@ -195,7 +195,7 @@ class _FileReader:
         known = [*(other[-1] for other in _TREE if other[:-1] == around), *_OPERATORS_SPELLINGS]
         if around == (_OPERATORS_GROUP,):
             known = list(_OPERATORS_SPELLINGS)
-        if "." in name:  # the notation of messages and of the documentation
+        if "." in name:  # messages and the documentation write nested settings like this
             self.problems.append(Problem(self._place(key), f"is not a setting{_nested(name)}"))
             return
         if not around and name in fields(ListenerSettings):

@@ -27,7 +27,7 @@ _Account = Annotated[str, Text(most=32)]
 
 class ListenerSettings(Group, frozen=True, kw_only=True):
     address: Annotated[values.ListenAddress, values.listen_address]
-    """`unix:///path`, `HOST:PORT` (an empty host is all interfaces) or `insecure://HOST:PORT` on loopback."""
+    """`unix:///path`, `HOST:PORT` (an empty host means all interfaces) or `insecure://HOST:PORT` on loopback."""
     name: Annotated[str, values.cluster_name] | None = None
     """Name of the listener in authorization rules, audit events and the log. Default: the listener's address."""
     mode: Annotated[int, values.permissions] | None = None
@@ -44,15 +44,15 @@ class ListenerSettings(Group, frozen=True, kw_only=True):
     tokens: bool = False
     """Accept bearer tokens (`authorization: Bearer`) from callers. The API server of `token_review` reviews them."""
     connections: Annotated[int, Whole(1, 100_000)] | None = None
-    """Maximum open connections, less if the limit of open files requires it. When all are taken, a new connection
-    replaces one of the user (at a Unix socket) or certificate name with the most connections, if the user or name of
-    the new connection has at least two fewer. Default: an equal part of 1000, which the listeners without this setting
-    share."""
+    """Maximum open connections; lower if the limit of open files requires it. At the maximum, a new connection replaces
+    a connection of the user (at a Unix socket) or certificate name that has the most connections, provided that the
+    user or name of the new connection has at least two fewer. Default: 1000, divided equally among the listeners
+    without this setting."""
 
     def __post_init__(self) -> None:
         if isinstance(self.address, values.UnixAddress):
             if self.tls is not None:
-                raise ValueError("has tls, which is for TCP: use peer_credentials on a Unix socket")
+                raise ValueError("has `tls`, which is only for TCP: use `peer_credentials` on a Unix socket")
             return
         for setting in ("mode", "owner", "group", "peer_credentials"):
             if getattr(self, setting):
@@ -60,13 +60,13 @@ class ListenerSettings(Group, frozen=True, kw_only=True):
         if isinstance(self.address, values.InsecureAddress):
             if self.tls is not None:
                 address = values.TcpAddress(self.address.host, self.address.port)
-                raise ValueError(f"has tls, but its address is insecure://: use {address}")
+                raise ValueError(f"has `tls`, but its address begins with insecure://: use {address}")
         elif self.tls is None:
             host, port = self.address.host, self.address.port
             local = values.InsecureAddress(host if addresses.is_loopback(host) else "127.0.0.1", port)
             raise ValueError(
-                "is TCP without tls: use a Unix socket, or set certificate, key and client_ca under tls in the "
-                f'configuration file; any local process could connect to "{local}"'
+                "is a TCP address without `tls`: use a Unix socket, or set certificate, key and client_ca under `tls` "
+                f'in the configuration file. To allow every local process to connect, use "{local}"'
             )
 
     @property

@@ -17,7 +17,10 @@ from milo_discoveryd.sources.kind import IssuerTraits, ProjectServer
 
 
 def load(flags: Mapping[str, object], environ: Mapping[str, str], file: Path | None) -> Settings:
-    """Merge flags over environment over file over defaults. `file` defaults to MILO_DISCOVERYD_CONFIG."""
+    """Merge the settings: flags override the environment, which overrides the file, which overrides the defaults.
+
+    Without `file`, the environment variable MILO_DISCOVERYD_CONFIG may name the file.
+    """
     file = named_file(environ, file)
     weakest_first = [layers.from_environment(environ), layers.from_flags(flags)]
     if file is not None:
@@ -88,8 +91,8 @@ def _disagreements(settings: Settings, given: Mapping[SettingPath, Given]) -> It
     yield from _unknown_names_in_rules(settings, given)
     if settings.connectivity.per == "host" and settings.connectivity.disengage_unreachable_after is not None:
         complaint = (
-            '"host" does not probe each cluster, which disengage_unreachable_after requires: use "cluster", or remove '
-            "disengage_unreachable_after"
+            '"host" does not probe each cluster, as `disengage_unreachable_after` requires: use "cluster", or remove '
+            "the setting `disengage_unreachable_after`"
         )
         yield Problem(given[("connectivity", "per")].place, complaint)
     yield from _settings_without_an_api_server(settings, given)
@@ -126,7 +129,7 @@ def _issuers_that_do_not_exist(settings: Settings, given: Mapping[SettingPath, G
         wanted = source.credentials
         if wanted is not None and wanted not in names:
             complaint = (
-                f"{layers.quoted(wanted)} is not the name of one of kubeconfigs.issuers; configured: "
+                f"{layers.quoted(wanted)} is not the name of an item of kubeconfigs.issuers; configured: "
                 f"{', '.join(names) or 'none'}"
             )
             key = ("watch", "credentials")
@@ -138,17 +141,17 @@ def _issuer_problems(settings: Settings, issuer: IssuerSettings) -> Iterator[str
     names = [source.name for source in settings.sources if source.name]
     for name in issuer.sources:
         if name not in names:
-            yield f"{layers.quoted(name)} is not the name of one of sources; configured: {', '.join(names) or 'none'}"
+            yield f"{layers.quoted(name)} is not the name of a source; configured: {', '.join(names) or 'none'}"
     if len(names) > 1 and not issuer.sources:
-        yield "set its sources, because several sources are configured"
+        yield "set the issuer's `sources`, because several sources are configured"
         return
     served = [source for source in settings.sources if not issuer.sources or source.name in issuer.sources]
     if len(served) > 1:
         if isinstance(issuer, ProjectKubeconfig):
-            yield "a project-kubeconfig serves only one source: name this source in sources"
+            yield "an issuer of type project-kubeconfig serves only one source: name this source in `sources`"
         differ = len({source.discovery_kubeconfig for source in served}) > 1
         if issuer.asks_discovery_server and getattr(issuer, "kubeconfig", None) is None and differ:
-            yield "its sources differ in discovery_kubeconfig: set kubeconfig"
+            yield "its sources differ in `discovery_kubeconfig`: set the issuer's `kubeconfig`"
         if isinstance(issuer, KubeconfigRequest) and any(source.settings != served[0].settings for source in served):
             yield "its sources differ in their settings: use one issuer per source"
     if not issuer.hand_out:
@@ -166,9 +169,9 @@ def _unknown_names_in_rules(settings: Settings, given: Mapping[SettingPath, Give
     sources = [source.name for source in settings.sources if source.name]
     for number, rule in enumerate(settings.rights):
         for setting, named, there_are, what in (
-            ("who.listener", rule.who.listener, listeners, "the name of one of listen"),
-            ("clusters.sources", rule.clusters.sources if rule.clusters else (), sources, "the name of one of sources"),
-            ("issuers", rule.issuers, issuers, "the name of one of kubeconfigs.issuers without hand_out: false"),
+            ("who.listener", rule.who.listener, listeners, "the name of an item of listen"),
+            ("clusters.sources", rule.clusters.sources if rule.clusters else (), sources, "the name of a source"),
+            ("issuers", rule.issuers, issuers, "the name of an item of kubeconfigs.issuers without `hand_out: false`"),
         ):
             for name in named:
                 if name not in there_are:

@@ -29,7 +29,7 @@ def _several(value: object) -> tuple[object, ...]:
 def _san(value: object) -> str:
     text = str(value)
     if not _SAN.fullmatch(text):
-        raise ValueError('must be "uri:", "dns:", "email:" or "ip:" and a name, such as "uri:spiffe://prod/ns/shop/*"')
+        raise ValueError('must begin with "uri:", "dns:", "email:" or "ip:", such as "uri:spiffe://prod/ns/shop/*"')
     whole = text.removesuffix("*")
     if "*" in whole or (whole != text and not re.fullmatch(r"uri:[a-z]+://[^/]+/(.*/)?", whole)):
         raise ValueError(
@@ -65,7 +65,7 @@ _Accounts = Annotated[tuple[str, ...], _one_or_more(Text(most=1024, form=_accoun
 
 
 class Who(Group, frozen=True, kw_only=True):
-    """Conditions for a caller. Every field that is set must match by one of its values."""
+    """Conditions for a caller. For every field that is set, at least one of its values must match."""
 
     listener: _Texts = ()
     """Names of the listeners that receive the call. Default: any."""
@@ -104,7 +104,7 @@ def _who(value: object) -> object:
         return Who()
     if isinstance(value, Mapping | Who) and value != {}:
         return value
-    raise ValueError(f'must be "{EVERYBODY}", or set some of {", ".join(Who.__struct_fields__)}')
+    raise ValueError(f'must be "{EVERYBODY}", or a mapping with at least one of {", ".join(Who.__struct_fields__)}')
 
 
 def _clusters(value: object) -> object:
@@ -118,7 +118,7 @@ def _clusters(value: object) -> object:
         )
     if isinstance(value, Mapping | ClusterSelection) and value != {}:
         return value
-    raise ValueError(f'must be "{ALL}", "{NONE}", or set some of {", ".join(ClusterSelection.__struct_fields__)}')
+    raise ValueError(f'must be "{ALL}", "{NONE}", or a mapping of {", ".join(ClusterSelection.__struct_fields__)}')
 
 
 def _extra(value: object) -> tuple[tuple[str, tuple[str, ...]], ...]:
@@ -162,16 +162,16 @@ class RuleSettings(Group, frozen=True, kw_only=True):
     name: Annotated[str, values.cluster_name]
     """Name of the rule, in audit events and in `check --as`."""
     who: Annotated[Who, Nested(Who, _who)]
-    """`everybody`, or conditions that a caller must meet: all of them, each by any of its values."""
+    """`everybody`, or conditions that a caller must all meet. Any value of a condition is enough to meet it."""
     clusters: Annotated[ClusterSelection | None, Nested(ClusterSelection, _clusters)]
-    """`all`, `none` (the caller is denied), or conditions that a cluster must meet: all of them."""
+    """`all`, `none` (the caller is denied), or conditions that a cluster must all meet."""
     kubeconfigs: bool = False
     """`true` to issue kubeconfigs to these callers, as limited by `issuers`, `max_ttl` and `kubeconfigs_per_minute`."""
     issuers: _Texts = ()
     """Names of the permitted `kubeconfigs.issuers`; the first that matches a cluster serves it. Default: all."""
     as_: Annotated[ActingUser | None, Nested(ActingUser)] = field(default=None, name="as")
-    """The user that callers impersonate: their kubeconfigs set it, and API servers deny requests unless the identity of
-    the issuer may impersonate that user. Default: no impersonation."""
+    """The user that callers impersonate in clusters, which is set in their kubeconfigs. API servers deny the requests
+    unless the identity of the issuer may impersonate this user. Default: no impersonation."""
     max_ttl: Annotated[timedelta, span("1s", "24h")] | None = None
     """Maximum lifetime requested from a credential issuer; issuers with a fixed lifetime ignore it. Default:
     `kubeconfigs.max_ttl`."""
@@ -185,13 +185,13 @@ class RuleSettings(Group, frozen=True, kw_only=True):
             for setting in ("issuers", "as_", "max_ttl", "kubeconfigs_per_minute"):
                 if getattr(self, setting):
                     raise ValueError(
-                        f'has {setting.rstrip("_")} but issues no kubeconfigs: set "kubeconfigs: true", or remove '
+                        f'has `{setting.rstrip("_")}`, but not "kubeconfigs: true": add it, or remove the setting '
                         f"{setting.rstrip('_')}"
                     )
 
 
 def ordered(rules: tuple[RuleSettings, ...]) -> None:
-    """Check that names are unique, and that no rule follows one that matches every caller, which would hide it."""
+    """Check that names are unique, and that no rule follows a rule that matches every caller: it would never apply."""
     names = [rule.name for rule in rules]
     if (name := values.repeated(names)) is not None:
         raise ValueError(f"has several rules with the name {name!r}")

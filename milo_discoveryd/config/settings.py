@@ -71,7 +71,7 @@ class WatchSettings(Group, frozen=True, kw_only=True):
     """Memory budget for the objects of a source: the size of their kept fields, 512 bytes for each object, and 160 for
     each of its labels and annotations beyond eight. Objects that are missing from a list may take the same amount in
     addition until their deletion is confirmed. A source that exceeds it is stale with the reason `OverBudget`, and is
-    listed again after five minutes. The default is enough for about 150,000 projects. Also the maximum size of one
+    listed again after five minutes. The default is enough for about 150,000 projects. It also limits the size of each
     response."""
     credentials: Annotated[str | None, Text(most=63)] = None
     """Name of the credential issuer in `kubeconfigs.issuers` that authenticates discovery. Default: the user of the
@@ -82,14 +82,14 @@ class Tombstones(Group, frozen=True, kw_only=True):
     """Retention of tombstones in the change log. A subscriber that was disconnected for longer gets a snapshot."""
 
     count: Annotated[int, Whole(0, 1_000_000)] = 10_000
-    """Number of past cluster states the change log keeps, so that subscribers can resume. A subscriber that missed more
-    gets a snapshot."""
+    """Maximum number of past cluster states that the change log keeps, so that subscribers can resume. A subscriber
+    that needs a state which is no longer kept gets a snapshot."""
     age: Annotated[timedelta, span("0s", "720h")] = timedelta(hours=1)
     """How long the change log keeps a past state."""
 
 
 class RemovalSettings(Group, frozen=True, kw_only=True):
-    """The mass-removal limit: when removals found by a list are held. See `objects.removal_guard`."""
+    """The mass-removal limit, which decides when removals that a list shows are held. See `objects.removal_guard`."""
 
     count: Annotated[int, Whole(0, 1_000_000)] = 10
     """Removals are held if the number of engaged clusters that are missing from a list exceeds both this number and the
@@ -101,7 +101,8 @@ class RemovalSettings(Group, frozen=True, kw_only=True):
     verify_after: Annotated[timedelta, span("1s", "24h")] = timedelta(seconds=30)
     """Delay before a second list, which must confirm held removals."""
     per_second: Annotated[float, Number(0, 10_000, is_above=True)] = 50.0
-    """Rate at which confirmed removals are released; each deletion is confirmed by a GET."""
+    """Maximum number of held removals that are released per second, once a second list confirms them. Before a cluster
+    is disengaged, a GET must also confirm that its object was deleted."""
     hold_not_ready: bool = True
     """Also apply the mass-removal limit to clusters that become not ready: if more clusters than the limit become not
     ready within `removals.verify_after`, those that are still engaged stay engaged for that time. `false` disengages
@@ -111,15 +112,15 @@ class RemovalSettings(Group, frozen=True, kw_only=True):
 class MetricsSettings(Group, frozen=True, kw_only=True):
     # A scrape of 50,000 clusters takes a third of a second of CPU time.
     cluster_info_cap: Annotated[int, Whole(0, 100_000)] = 1_000
-    """Maximum number of clusters, and of organizations, for which there are separate time series, if `http_names`
-    allows any."""
+    """Maximum number of clusters, and of organizations, that have time series of their own. Clients from which
+    `http_names` hides names receive none of these."""
 
 
 class KubeconfigSettings(Group, frozen=True, kw_only=True):
     """The kubeconfigs that the daemon issues."""
 
     issuers: Annotated[tuple[IssuerSettings, ...], ListOf(ISSUERS, split=values.items, check=named_once)] = ()
-    """Credential issuers for issued kubeconfigs; the first that matches a cluster serves it. Without issuers, no
+    """Issuers of the credentials in kubeconfigs; the first issuer that matches a cluster serves it. Without issuers, no
     kubeconfigs are issued."""
     max_ttl: Annotated[timedelta, span("1s", "24h")] = timedelta(minutes=15)
     """Maximum lifetime requested from a credential issuer."""
@@ -159,14 +160,14 @@ class ConnectivitySettings(Group, frozen=True, kw_only=True):
     `connectivity.disengage_unreachable_after` is set; else `cluster`."""
     path: Annotated[str, values.url_path] = "/readyz"
     """Path of the probe, relative to the cluster's endpoint or to the host. A probe of a cluster uses the credential
-    issued for the cluster, or else that of the project kubeconfig; a probe of a host uses the latter. In mode
-    `declarative`, the project kubeconfig's credential is never used."""
+    issued for the cluster, or else that of the project kubeconfig; a probe of a host always uses that of the project
+    kubeconfig. In mode `declarative`, the project kubeconfig's credential is never used."""
     timeout: Annotated[timedelta, span("100ms", "1m")] = timedelta(seconds=5)
     """Timeout of a probe."""
     rate: Annotated[float, Number(0.1, 1_000)] = 50.0
-    """Maximum probes per second of all clusters."""
+    """Maximum number of probes per second, for all clusters together."""
     host_rate: Annotated[float, Number(0.1, 1_000)] = 20.0
-    """Maximum probes per second of the clusters behind one host."""
+    """Maximum number of probes per second, for all clusters behind one host."""
     # Long enough for a restart of the API server.
     unreachable_after: Annotated[timedelta, span("0s", "1h")] = timedelta(seconds=30)
     """How long probes must fail before a cluster is considered unreachable."""
@@ -210,7 +211,7 @@ class ShardingSettings(Group, frozen=True, kw_only=True):
     """Kubeconfig of the cluster with the group's Leases. Default: the cluster that the daemon runs in."""
     weight: Annotated[float, Number(0, 1_000)] = 1.0
     """Weight of this daemon: each member of the group owns clusters in proportion to its weight. 0: this daemon owns
-    none."""
+    no clusters."""
     release_timeout: Annotated[timedelta, span("1s", "1h")] = timedelta(seconds=30)
     """How long subscribers that confirm releases have to finish their work on a cluster that moves to another
     daemon."""
@@ -219,9 +220,9 @@ class ShardingSettings(Group, frozen=True, kw_only=True):
     the ordinal of a StatefulSet keeps them for its successor of the same name, for up to 33 seconds; others hand them
     over."""
     fence_credentials: bool = False
-    """Before this daemon engages clusters of another member, it revokes the kubeconfigs that the member issued for
-    them, and waits until API servers no longer accept them. All `kubeconfigs.issuers` must be of type `token-request`
-    and bound."""
+    """Before this daemon engages clusters that another member owned, it revokes the kubeconfigs that the former owner
+    issued for them, and waits until API servers no longer accept them. All `kubeconfigs.issuers` must be bound and of
+    type `token-request`."""
 
 
 class AuditSettings(Group, frozen=True, kw_only=True):
@@ -262,8 +263,8 @@ class Settings(Group, frozen=True, kw_only=True):
     watch: WatchSettings = WatchSettings()
     removals: RemovalSettings = RemovalSettings()
     state_directory: Annotated[Path | None, values.file_path] = None
-    """Directory for the last known clusters (without credentials), which a daemon that restarts while Milo is
-    unreachable serves as stale. Default: clusters are not stored."""
+    """Directory in which the daemon stores the last known clusters, without credentials. If it restarts while Milo is
+    unreachable, it serves these clusters as stale. Default: clusters are not stored."""
     tombstones: Tombstones = Tombstones()
     listen: Annotated[tuple[ListenerSettings, ...], ListOf(Nested(ListenerSettings, listener), check=distinct)] = (
         ListenerSettings(address=values.UnixAddress(Path("/run/milo-discovery/discovery.sock"))),
@@ -278,7 +279,7 @@ class Settings(Group, frozen=True, kw_only=True):
     sharding: ShardingSettings = ShardingSettings()
     audit: AuditSettings = AuditSettings()
     heartbeat_interval: Annotated[timedelta, span("1s", "1h")] = timedelta(seconds=30)
-    """Interval of heartbeats on an idle stream, unless the subscriber requests another."""
+    """Interval of heartbeats on an idle stream, unless the subscriber requests a different interval."""
     stalled_timeout: Annotated[timedelta, span("1s", "24h")] = timedelta(minutes=5)
     """A stream is closed if its subscriber reads nothing for this time."""
     kubeconfigs: KubeconfigSettings = KubeconfigSettings()

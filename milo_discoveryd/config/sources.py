@@ -43,7 +43,7 @@ class SourceSettings(Group, frozen=True, kw_only=True):
 
 
 class SourceParser:
-    """Parses an item of `sources`: its kind selects the group of its settings."""
+    """Parses an item of `sources`. The kind of the item decides which `settings` it may have."""
 
     group = SourceSettings
 

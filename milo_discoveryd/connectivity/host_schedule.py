@@ -33,7 +33,7 @@ class _HostClusters(msgspec.Struct):
 
 
 class HostSchedule:
-    """A `ProbeSchedule` of hosts. Each probe names one cluster behind the host: its endpoint contains the host."""
+    """A `ProbeSchedule` of hosts. Each probe names one cluster behind its host, whose endpoint contains the host."""
 
     def __init__(self, policy: ProbePolicy, jitter: Callable[[], float]) -> None:
         # Clusters that share the probe of a host are never disengaged as unreachable.

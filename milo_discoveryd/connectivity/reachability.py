@@ -56,7 +56,7 @@ def at_once(rate_per_s: float, timeout_s: float) -> int:
 
 
 class ProbeReached(msgspec.Struct, frozen=True):
-    """A probe that the API server answered; `note` describes a denial."""
+    """A probe that the API server answered. If it denied the request, `note` describes the denial."""
 
     note: str = ""
 
@@ -75,7 +75,7 @@ ProbeOutcome = ProbeReached | ProbeFailed
 
 
 class Probe(msgspec.Struct, frozen=True):
-    """A probe to send now. Its outcome goes to `ProbeSchedule.record`, unless it is dropped."""
+    """A probe to send now. Its outcome goes to `ProbeSchedule.record`, unless the probe is dropped."""
 
     name: str
     incarnation: int
@@ -90,7 +90,7 @@ class ConnectivityChange(msgspec.Struct, frozen=True):
     incarnation: int
     connectivity: ConnectivityStatus
     disengages: bool = False
-    """The cluster was unreachable for `give_up_after_s`."""
+    """Whether to disengage the cluster, because it was unreachable for `give_up_after_s`."""
 
 
 class _Host(msgspec.Struct):
@@ -103,7 +103,7 @@ class _Host(msgspec.Struct):
     free_at: float = 0.0
     """When the rate limit, or the backoff of a host that is down, allows the next probe."""
     failures: int = 0
-    """Consecutive probes, of any of its clusters, without a response."""
+    """The number of consecutive probes of the host's clusters without a response."""
     is_probed_for_all: bool = False
     """Whether a probe is in flight while the host is down. Until it ends, no other probe is sent to the host."""
     names: set[str] = msgspec.field(default_factory=set)
@@ -123,7 +123,8 @@ class _ProbedCluster(msgspec.Struct):
     by_host: bool = False
     """Whether the cluster became unreachable together with its host, and so becomes reachable together with it."""
     unreachable_since: float = 0.0
-    """When the cluster became unreachable (steady clock), not counting outages of shared hosts or of many clusters."""
+    """When the cluster became unreachable (steady clock), or when an outage of its shared host or of many clusters was
+    last seen, if that was later."""
 
 
 class ProbeSchedule:

@@ -24,7 +24,7 @@ UNSTATED_LIFE_S = 3600.0
 
 
 class LongLivedError(UnfitError):
-    """The credential is valid for longer than the daemon may issue it for, or has no stated expiry."""
+    """The credential is valid for longer than the daemon is allowed to issue credentials for, or states no expiry."""
 
     reason = "long_lived"
 
@@ -41,7 +41,7 @@ class IssuedCredential(msgspec.Struct, frozen=True, kw_only=True):
     server. Empty: the cluster's endpoint is used."""
     tls_server_name: str = ""
     is_endless: bool = False
-    """Whether the credential has no stated expiry; `expires_at` is then when to read it again."""
+    """Whether the credential has no stated expiry; `expires_at` is then the time at which to request it again."""
 
     @property
     def life_s(self) -> float:

@@ -37,7 +37,7 @@ class UnsettledFileError(FilesError):
     """A file was written a moment ago, and may be incomplete."""
 
     def __init__(self, path: Path, settles_in_s: float) -> None:
-        problem = f"was written less than {SETTLED_S:g} s ago, and may be incomplete: write a new file and rename it"
+        problem = f"was written less than {SETTLED_S:g} s ago, and may be incomplete: write another file and rename it"
         super().__init__("FileUnsettled", f"{path} {problem}")
         self.problem = problem
         self.settles_in_s = settles_in_s
@@ -54,7 +54,7 @@ class Scan(msgspec.Struct, frozen=True):
 
 
 class StoredKubeconfig(msgspec.Struct, frozen=True):
-    """The kubeconfig with an object's credential."""
+    """A kubeconfig that contains the credential of an object."""
 
     content: bytes
     context: str
@@ -143,9 +143,9 @@ class KubeconfigFiles:
         return self.scan(lambda _: True).objects
 
     def find(self, key: str) -> FileObject | None:
-        """Return an object as it is now, or None if its file in the directory, or its context, does not exist.
+        """Return the current state of an object, or None if its file, or its context in the file, does not exist.
 
-        Raises FilesError if that is unknown, because the directory is missing or a file may be incomplete.
+        Raises FilesError if this is unknown, because the directory is missing or a file may be incomplete.
         """
         file, _ = self._of.context_of(key)
         path = self.path / file if file else self.path

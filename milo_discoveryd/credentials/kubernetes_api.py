@@ -43,7 +43,7 @@ def refuse(origin: str, answer: ApiAnswer, what: str, rule: str) -> NoReturn:
     if status == 401:
         raise BackendError(f"{origin} rejected the credential of the request to {what} (401): renew it")
     if status == 403:
-        raise BackendError(f"{origin} denied the request to {what} ({status}): grant the daemon's role {rule}")
+        raise BackendError(f"{origin} denied the request to {what} ({status}): add to the daemon's role: {rule}")
     if status == 404:
         raise BackendError(f"{origin} answered 404 to the request to {what}: an object, namespace or API is missing")
     raise BackendError(

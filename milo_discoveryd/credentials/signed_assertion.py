@@ -1,4 +1,4 @@
-"""JWTs that are signed with a private key, as assertions for a token endpoint (RFC 7523)."""
+"""Signs JWTs with a private key. A token endpoint accepts them as assertions (RFC 7523)."""
 
 import base64
 import secrets

@@ -2,11 +2,11 @@
 
 A user who can write an object can write another project's UID in a label, or another cluster's address in a field. So
 claims are compared across all sources. Values that come from API servers or the settings do not conflict with each
-other, and precede values in objects: an address precedes those in all objects, a UID only those in objects on the same
-API server. Other claims are compared in the order in which the daemon observed them: the earliest is valid. If the
-order is unknown, because one list contained several claims, or the first lists of several sources did, none is valid,
-except for a project that two sources show, one as a Project and the other by a label of a ProjectControlPlane: it
-belongs to the source that is configured first.
+other, and precede values that objects state: such an address precedes the addresses in all objects, such a UID only the
+UIDs in objects on the same API server. Other claims are compared in the order in which the daemon observed them: the
+earliest is valid. If the order is unknown, because one list contained several claims, or the first lists of several
+sources did, none is valid. One exception is a project that two sources show, one as a Project and the other by a label
+of a ProjectControlPlane: it belongs to the source that is configured first.
 
 A cluster is contested if its object is ready, but has a claim that is not valid. Adding or dropping a claim returns the
 clusters whose claims must be evaluated again. Clusters that are contested now are disengaged first, then the observed
@@ -43,7 +43,7 @@ class ValueClaim(msgspec.Struct, frozen=True, order=True, gc=False):
     is_stated: bool
     """The value is in the object; otherwise it comes from the API server or the daemon's configuration."""
     is_first: bool
-    """The claim was found in the first list of a source, so it may be older than its position."""
+    """The claim was found in the first list of a source, so it may be older than its position suggests."""
     position: int
     """Positions increase in the order in which the daemon observed the claims."""
     key: str
@@ -61,7 +61,7 @@ ClaimedCluster = tuple[int, str]
 
 
 class ValueClaims(ABC):
-    """The claims on UIDs, or on addresses. Nothing is stored until an object contains such a value."""
+    """The claims on UIDs, or on addresses. No claims are stored until an object itself contains such a value."""
 
     what: str
     trusts_servers: bool
@@ -108,7 +108,8 @@ class ValueClaims(ABC):
         return affected
 
     def keep_engaged(self, key: str) -> None:
-        """Record that a contested cluster stays engaged, until another object claims one of its values."""
+        """Record that a contested cluster is still engaged. If another object claims one of its values, `add` returns
+        the cluster."""
         for claim in self._by_key.get(key, ()):
             self._kept_engaged.setdefault(claim.value, set()).add((claim.rank, key))
 

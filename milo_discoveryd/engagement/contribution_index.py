@@ -28,7 +28,7 @@ _Members = tuple[ObjectContribution, ...]
 
 
 class ContributionIndex:
-    """The contributions of all objects by cluster."""
+    """The contributions of all objects, indexed by cluster."""
 
     def __init__(self, reduce: Reduce, clusters: Engagements, stores: Sequence[ObjectStore]) -> None:
         """`stores` has the objects of each collection."""
@@ -38,10 +38,10 @@ class ContributionIndex:
         self._members: dict[str, _Members | ObjectContribution] = {}
         """The contributions to each cluster. Nearly all clusters have one, which is stored without a tuple."""
         self._committed: dict[str, _Members] = {}
-        """The contributions to each cluster when its state was last applied, where they differ from the current
-        ones."""
+        """The former contributions to the clusters whose contributions have changed since their states were last
+        applied."""
         self._dependents: dict[ObjectReference, dict[str, None]] = {}
-        """The clusters with contributions that need an object, by the reference to the object, which may not exist."""
+        """The clusters whose contributions need another object, keyed by that object, which may not exist."""
         self._is_listed = False
         """Whether every collection was listed, so that unknown objects do not exist."""
 
@@ -66,10 +66,10 @@ class ContributionIndex:
         return self._states_of(self._apply(collection, objects), position)
 
     def states_once_listed(self, position: ObjectPosition) -> Iterator[ClusterStates]:
-        """Yield the states of clusters that depend on complete lists.
+        """Yield the states of the clusters that can be decided only after every collection was listed.
 
-        These are engaged clusters without contributions, which the earlier run did not disengage before it ended, and
-        clusters whose contributions need an object that does not exist or has no content.
+        These are engaged clusters without contributions, which the earlier run of the daemon left engaged, and clusters
+        whose contributions need an object that does not exist or has no content.
         """
         self._is_listed = True
         without_contribution = [
@@ -79,7 +79,7 @@ class ContributionIndex:
         return self._states_of([*dict.fromkeys([*without_contribution, *lacking])], position)
 
     def objects_of(self, cluster: str) -> tuple[ObjectReference, ...]:
-        """Return the objects that name a cluster, and the objects that their contributions need."""
+        """Return the objects that contribute to a cluster, and the objects that these contributions need."""
         members = self._contributions_to(cluster)
         return (*((contribution.watch, contribution.object) for contribution in members), *_needs(members))
 
@@ -160,7 +160,7 @@ class ContributionIndex:
             yield ClusterStates(states, position)
 
     def _state(self, name: str) -> ClusterState | None:
-        """Return the result of all contributions to a cluster; None if the cluster stays as it is."""
+        """Return the state of a cluster that follows from all contributions to it; None if it stays as it is."""
         members, record = self._contributions_to(name), self._clusters[name]
         contributions = [contribution for contribution in members if contribution.content is not UNREAD]
         is_complete = len(contributions) == len(members)

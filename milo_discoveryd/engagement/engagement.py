@@ -149,7 +149,7 @@ class ClusterRecords:
 
     @property
     def present_count(self) -> int:
-        """The number of clusters whose objects a complete list within the selector should contain."""
+        """The number of clusters whose objects a complete list with the label selector should contain."""
         return len(self.by_key) - sum(map(self._counts.__getitem__, ABSENT_STATES))
 
     def add(self, observation: Observation, state: ObjectState, now: Moment) -> ClusterRecord:
@@ -161,7 +161,7 @@ class ClusterRecords:
     def move(self, name: str, record: ClusterRecord, state: ObjectState, now: Moment) -> str | None:
         """Record that a cluster's object entered a state. Return the key of the record that is dropped, if any.
 
-        The record of an engaged cluster only counts toward the limit once the cluster is disengaged.
+        The record of an engaged cluster counts toward `FORGETTABLE_RECORDS_KEPT` only once the cluster is disengaged.
         """
         self._counts[record.state] -= 1
         self._counts[state] += 1
@@ -206,7 +206,7 @@ class Engagements:
         self._contested: dict[str, Ready] = {}
         """Ready objects whose claims are not valid, by cluster. Such a cluster is reported as malformed."""
         self.dropped_names: list[str] = []
-        """Clusters whose records were dropped at the limit, and whose claims must be dropped too."""
+        """Clusters whose records exceeded `FORGETTABLE_RECORDS_KEPT` and were dropped. Their claims must be dropped."""
         self.not_ready = not_ready or NotReadyClusters()
         self.unreachable = 0
         """The number of engaged clusters that do not answer connectivity probes."""
@@ -221,7 +221,7 @@ class Engagements:
 
     @property
     def present_count(self) -> int:
-        """The number of clusters whose objects a complete list within the selector should contain."""
+        """The number of clusters whose objects a complete list with the label selector should contain."""
         return self._records.present_count
 
     def count(self, state: ObjectState) -> int:

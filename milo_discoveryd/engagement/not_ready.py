@@ -2,9 +2,9 @@
 the fleet is not ready.
 
 A faulty controller can make thousands of objects not ready within a second, and operators would stop work on all of
-them. So the first few clusters are disengaged at once, and the others wait for `SETTLE_S`. If there are more than the
-mass-removal limit allows, all clusters that wait stay engaged for `verify_after_s`; those that are still not ready
-after that are disengaged at a limited rate.
+them. So the first few clusters are disengaged at once, and the others wait for `SETTLE_S`. If more clusters are not
+ready than the mass-removal limit allows, all clusters that wait stay engaged for `verify_after_s`; those that are still
+not ready after that are disengaged at a limited rate.
 """
 
 import math
@@ -111,7 +111,7 @@ class NotReadyClusters:
                 now,
                 self._decide_at,
                 f"{share[0]} of {share[1]} engaged clusters became not ready within {self._limits.verify_after_s:g} s: "
-                f"those still engaged are kept for {self._limits.verify_after_s:g} s, in case they become ready again",
+                f"those still engaged remain so for {self._limits.verify_after_s:g} s, in case they become ready again",
             )
             return ()
         was_held, self.held = self.held, None

@@ -4,8 +4,8 @@ deadline.
 A cluster waits for each subscriber that confirms releases and whose view contains it. A subscriber whose stream was
 interrupted goes on working and will reconnect, so it is remembered for `REMEMBERED_S`, unless it ends its
 subscription. A drain also waits for subscribers that connect during the drain, because they receive the cluster. The
-subscribers of an earlier run are unknown, so after a restart a drain without a known subscriber waits for the first to
-connect, until `REMEMBERED_S` after the restart.
+subscribers of an earlier run are unknown. So during the first `REMEMBERED_S` after a restart, a drain without a known
+subscriber waits for one to connect.
 """
 
 import heapq
@@ -18,7 +18,7 @@ from milo_discoveryd.log.filter import ClusterView
 from milo_discoveryd.model.cluster import Cluster
 
 REMEMBERED_S = 60.0
-"""How long a subscriber without a stream is expected to reconnect: much longer than the backoff of a client."""
+"""How long a subscriber without a stream is remembered, as it may reconnect: much longer than a client's backoff."""
 REMEMBERED_EACH = 100
 """Maximum number of subscribers without a stream that are remembered per caller. The oldest are dropped first."""
 REMEMBERED_FILTER_BYTES = 256 * 1024
@@ -27,7 +27,7 @@ times its size in a request."""
 
 
 class SubscriberKey(msgspec.Struct, frozen=True):
-    """A subscriber, on any of its streams."""
+    """Identifies a subscriber, whichever of its streams it uses."""
 
     caller: str
     """The key of the authenticated caller, so that a caller cannot release for another."""

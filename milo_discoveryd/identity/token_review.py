@@ -100,9 +100,9 @@ class TokenReviewer:
         *,
         max_age_s: float = ACCEPTED_S,
     ) -> TokenUser:
-        """Return the token's user, by a review that is no older than `max_age_s`.
+        """Return the token's user, according to a review that is no older than `max_age_s`.
 
-        Raises TokenRejectedError and TokenReviewUnavailableError.
+        Raises TokenRejectedError or TokenReviewUnavailableError.
         """
         expires_at = self._precheck(token)
         digest = sha256(token.encode()).digest()

@@ -42,8 +42,8 @@ class TokenReviewCache:
         self._size = size
 
     def get(self, digest: bytes, now: float, max_age_s: float = ACCEPTED_S) -> ReviewResult | None:
-        """Return the cached result; None if there is none, it has expired, or it accepts the token and is older than
-        `max_age_s`."""
+        """Return the cached result, or None if there is no result, if it has expired, or if it accepts the token but is
+        older than `max_age_s`."""
         accepted = self._accepted.get(digest)
         if accepted is not None and now < min(accepted.ends_at, accepted.reviewed_at + min(max_age_s, ACCEPTED_S)):
             return accepted.user

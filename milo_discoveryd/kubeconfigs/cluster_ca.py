@@ -15,8 +15,8 @@ TrustOf = Callable[[Target, IssuedCredential | None], ClusterTrust]
 def cluster_trust(kind: SourceKind, project: Upstream) -> TrustOf:
     """Return a function that selects the CA of a source's cluster, given the credential that was issued for it.
 
-    Clusters at configured addresses share the CA of the project kubeconfig, except those whose credential includes a
-    server.
+    Clusters at configured addresses share the CA of the project kubeconfig, except clusters whose credential was issued
+    with the URL of an API server.
     """
     file = None if kind.authorities_file is None else FileContent(kind.authorities_file)
 

@@ -22,7 +22,7 @@ down for half a lifetime: the last backoff and the safety margin still fit befor
 FIRST_RENEWAL = (0.1, 0.42)
 """`RENEWAL` for a lease's first credential: leases that began together spread out instead of renewing together."""
 REFRESH = (0.5, 0.6)
-"""The part of a credential's life after which holders are to fetch the next one. By then it has been renewed."""
+"""The part of a credential's life after which holders should fetch the next one. The daemon has it by then."""
 BACKOFF_S = (0.5, 15.0)
 """The first wait between attempts and, by default, the longest; the wait doubles with each failure."""
 BACKOFF_SHARE = 0.025
@@ -113,7 +113,7 @@ class CredentialLease:
         return -inf if self._held is None else self._held.until
 
     def valid(self, now: Moment) -> IssuedCredential | None:
-        """Return the credential if it may be issued."""
+        """Return the held credential, or None if it expires too soon to be issued."""
         held = self._held
         if held is None or held.left_s(now) <= margin_s(held.issued.life_s):
             return None

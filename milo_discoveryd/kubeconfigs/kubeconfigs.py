@@ -96,7 +96,7 @@ class Kubeconfigs:
                 tasks.create_task(minter.run(), name=f"credentials of {minter.issuer.name}")
 
     async def refusal(self, terms: Terms) -> UnfitError | None:
-        """Return why no cluster can have a kubeconfig under these terms at present; None if a cluster can."""
+        """Return why these terms allow no kubeconfig for any cluster at present; None if they allow one for some."""
         found: UnfitError = NoIssuerError(NO_ISSUER)
         for _, minter in self._assigned:
             if not terms.allow(minter.issuer.name):
@@ -114,7 +114,7 @@ class Kubeconfigs:
         return None if minter is None else LeaseHandle(self.issuance, minter, cluster, self._ttl_s(ttl_s, terms))
 
     def require_lease(self, cluster: Cluster, ttl_s: float | None, terms: Terms) -> LeaseHandle:
-        """Like `find`, but raises NoIssuerError."""
+        """Like `find`, but raises NoIssuerError instead of returning None."""
         handle = self.find(cluster, ttl_s, terms)
         if handle is not None:
             return handle
@@ -139,8 +139,8 @@ class Kubeconfigs:
             self._rejected.pop(cluster.target.name, None)
 
     async def trust_of(self, cluster: Cluster) -> ClusterTrust:
-        """Return how operators reach and verify the cluster. Requests a credential if the issuer returns the CA with
-        it."""
+        """Return how operators reach and verify the cluster. If the issuer returns the CA together with the credential,
+        request a credential first."""
         handle = self.find(cluster, None, UNLIMITED)
         if handle is not None and handle.needs_credential_for_trust and self._held(cluster) is None:
             await handle.wait_for_credential()

@@ -79,7 +79,7 @@ class LeaseHandle:
 
     @property
     def needs_credential_for_trust(self) -> bool:
-        """Whether the issuer returns the CA of the cluster with the credential."""
+        """Whether the cluster's CA or address is known only once the issuer has returned it with a credential."""
         target, issuer = self._cluster.target, self._minter.issuer
         if isinstance(issuer, ServerStatingIssuer) and issuer.states_server:
             return True

@@ -112,7 +112,7 @@ class RenewalTimer(Generic[L]):
         self._due_sooner = asyncio.Event()
 
     def add(self, due_at: float, lease: L) -> None:
-        """Add a lease that is due at this time of the event loop. It may be in the timer several times."""
+        """Add a lease that is due at this time on the event loop's clock. It may be in the timer several times."""
         heapq.heappush(self._due, (due_at, next(self._numbers), lease))
         if self._due[0][2] is lease:
             self._due_sooner.set()

@@ -1,8 +1,8 @@
 """Decides which lease is minted next, so that clusters that fail or hang do not delay the others.
 
 Of the concurrent mints, at most a quarter are retries after a failure of the cluster itself, and at most three quarters
-are first credentials and retries. An organization uses at most half of the slots that the other organizations leave
-free, and the organization with the fewest mints in flight is next. A cluster has at most one mint in flight.
+are first credentials and retries together. An organization uses at most half of the slots that the other organizations
+leave free, and the organization with the fewest mints in flight is next. A cluster has at most one mint in flight.
 """
 
 import heapq

@@ -323,7 +323,7 @@ class IssuerOutage:
         self.failure: CredentialError | None = None
         """Why the last attempt failed, ignoring failures that concern only one cluster; None if it succeeded."""
         self.is_noticed = False
-        """Whether a caller ever requested a credential: failures are then warnings. `keep_ready` does not count."""
+        """Whether any caller has requested a credential. If so, failures are warnings. `keep_ready` does not count."""
         self._is_warned = False
         self._probing = asyncio.Lock()
 

@@ -29,7 +29,7 @@ class ClusterTrust(msgspec.Struct, frozen=True):
     plain_loopback: bool = False
     """Whether credentials may be sent to servers on loopback without TLS."""
     server: str = ""
-    """URL of the cluster's API server, if it is not the cluster's endpoint."""
+    """URL of the cluster's API server, if it differs from the cluster's endpoint."""
 
 
 def embedded(name: str, server: str, trust: ClusterTrust, credential: Credential, act_as: ActAs | None = None) -> bytes:

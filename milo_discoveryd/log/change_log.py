@@ -2,8 +2,8 @@
 
 A reader that starts at the revision of a snapshot receives the live stream. A reader that fell behind, or that resumes
 from an old revision, receives the same changes merged per cluster. Past states of a cluster (before it was disengaged,
-or its labels, organization or drain changed) are kept for a while, so that such a reader receives the disengagements. A
-revision from before the end of a dropped past state cannot be served: see `reads_from`.
+or its labels, organization or drain changed) are kept for a while, so that such a reader receives the disengagements.
+Once a past state is dropped, readers can no longer resume from revisions before its end: see `reads_from`.
 
 `read` and `read_snapshot` define what is sent to a reader. `since` and `snapshot_part` return the same results, shared
 between readers.
@@ -77,7 +77,7 @@ class PastState(msgspec.Struct, frozen=True, gc=False):
 
 
 class LogEntry(msgspec.Struct, gc=False):
-    """The entry of one cluster in the change log, to which only the log writes."""
+    """The entry of one cluster in the change log. Only the log writes to it."""
 
     cluster: Cluster | None = None
     """The engaged cluster; None if it is not engaged."""
@@ -274,7 +274,7 @@ class ChangeLog:
         return self._slots.clusters()
 
     def snapshot(self, since: int | None = None) -> Snapshot:
-        """Return a snapshot, shared by readers that start at about the same time while one of them still reads it.
+        """Return a snapshot. Readers that start at about the same time share one while any of them still reads it.
 
         A slightly older snapshot is sufficient, because the changes since then follow it. It is not older than the
         revision `since`, so that it has all entries that a reader at this revision may know.
@@ -326,7 +326,7 @@ class ChangeLog:
         return SnapshotPart(slice_of(frames), position, frozenset(ahead))
 
     def read(self, revision: int, view: ClusterView, ahead: ReadAhead = frozenset()) -> Changes:
-        """Return the changes after `revision`, merged per cluster, up to the bytes of a batch or RECORDS_PER_STEP.
+        """Return the changes after `revision`, merged per cluster, limited to one batch and to RECORDS_PER_STEP slots.
 
         A reader that continues passes the `revision` and `ahead` of the last Changes, and does not receive the states
         in `ahead` again.
@@ -446,8 +446,8 @@ def _changes_view(before: Cluster, now: Cluster) -> bool:
 
 
 def _end_event(past: PastState | None, before: Cluster, now: Cluster | None, view: ClusterView) -> Event:
-    """Return the event that disengages `before` for a reader: because of `past`, a drain, or a cluster that left the
-    view.
+    """Return the event that disengages `before` for a reader: because the engagement ended (`past`), because the
+    cluster drains, or because it left the view.
 
     `now` is the cluster that has the name now. The event contains nothing that the reader may not see.
     """

@@ -60,7 +60,7 @@ class Cursor:
 
     @property
     def lag(self) -> int:
-        """The number of unread revisions, and of unread clusters of a snapshot."""
+        """The number of unread revisions, plus that of unread clusters of the snapshot."""
         unread = self._log.head - self.revision
         if isinstance(self._state, _InSnapshot):
             unread += len(self._state.snapshot.entries) - self._state.position
@@ -71,8 +71,8 @@ class Cursor:
     def change_view(self, view: ClusterView) -> None:
         """Switch to another view.
 
-        The next batches disengage the clusters that left the view and engage those that entered it; within a snapshot,
-        another snapshot begins.
+        The next batches disengage the clusters that left the view and engage those that entered it. If a snapshot is
+        being read, another snapshot begins instead.
         """
         before, self._view = self._view, view
         if isinstance(self._state, _InSnapshot):

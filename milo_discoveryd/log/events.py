@@ -25,8 +25,8 @@ class Event(msgspec.Struct, frozen=True, gc=False):
     reason: DisengageReason | None = None
     message: str = ""
     readiness: tuple[str, str] | None = None
-    """On the first engagement for an object: when the object was created and when it became ready, according to the
-    object."""
+    """When the object was created and when it became ready, according to the object. Set only on the first engagement
+    for this object."""
 
 
 Encode = Callable[[Event], bytes]
@@ -56,7 +56,7 @@ class Slice(msgspec.Struct, frozen=True):
 NO_CHANGES = Slice((), b"", {})
 
 ReadAhead = frozenset[tuple[str, int]]
-"""Clusters that a reader was sent in a state newer than the end of its slice, with the revision of that state."""
+"""Clusters whose state, as sent to a reader, is newer than the end of its slice, with the revision of that state."""
 
 
 class Changes(msgspec.Struct, frozen=True):

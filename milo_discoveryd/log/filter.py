@@ -60,7 +60,7 @@ class Filter(msgspec.Struct, frozen=True, dict=True):
         return all_of(tests)
 
     def shows(self, cluster: Cluster | None) -> bool:
-        """Return True: a filter is a preference and hides nothing."""
+        """Return True: a subscriber may see the clusters that its own filter does not match."""
         return True
 
     @property

@@ -61,7 +61,7 @@ class SuspensionReason(msgspec.Struct, frozen=True, gc=False):
     """The source's message about the suspension as a whole."""
 
 
-# One instance per cluster, never part of a reference cycle: gc=False keeps the garbage collector from traversing them.
+# There is one instance per cluster. With gc=False, the garbage collector does not traverse them; cycles cannot occur.
 class Target(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """A cluster as an upstream object describes it, limited to what subscribers see.
 
@@ -124,11 +124,11 @@ class Drain(msgspec.Struct, frozen=True, gc=False):
     reason: DisengageReason
     message: str
     deadline: float
-    """When the drain ends in any case, in Unix time."""
+    """When the drain ends at the latest, in Unix time."""
 
 
 class Cluster(msgspec.Struct, frozen=True, kw_only=True, gc=False):
-    """An engaged target."""
+    """An engaged cluster: its target, and the state of the engagement."""
 
     target: Target
     source_version: str
@@ -139,7 +139,7 @@ class Cluster(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """UID of the upstream object; `target.uid` may come from a label."""
     connectivity: ConnectivityStatus = UNPROBED
     draining: Drain | None = None
-    """Set if the engagement is about to end. A drain that has begun is never canceled."""
+    """Set while the cluster drains, before its engagement ends. A drain that has begun is never canceled."""
 
     @property
     def identity(self) -> ClusterIdentity:
@@ -151,8 +151,8 @@ def without_draining(cluster: Cluster) -> Cluster:
 
 
 class DeclaredTarget(Target, frozen=True, kw_only=True, gc=False):
-    """A cluster of the kind `declarative` or in a kubeconfig file. Its API server has its own CA. The additional fields
-    come from the object, and are used for credentials and connections."""
+    """A cluster that an object (kind `declarative`) or a kubeconfig file describes. Its API server has its own CA. The
+    additional fields come from the object or file, and are used for credentials and connections."""
 
     object_namespace: str
     """Empty for an object without a namespace, and for a cluster in a file."""

@@ -11,7 +11,7 @@ from milo_discoveryd.model.object_state import ObjectState
 from milo_discoveryd.model.observation import Malformed, Observation
 
 ObjectReference = tuple[int, str]
-"""Index of a watched resource in the source kind's list, and the key of an object: NAME or NAMESPACE/NAME."""
+"""Index of a watched resource in the list of the source's kind, and the key of an object: NAME or NAMESPACE/NAME."""
 
 
 class Contribution(msgspec.Struct, frozen=True, gc=False):
@@ -26,10 +26,10 @@ class Contribution(msgspec.Struct, frozen=True, gc=False):
 
 
 class ObjectContribution(msgspec.Struct, frozen=True, gc=False):
-    """A contribution, with its object; or an object that a contribution needs, with its content."""
+    """A contribution and the object that it comes from, or the content of an object that a contribution needs."""
 
     watch: int
-    """Index of the watched resource in the source kind's list."""
+    """Index of the watched resource in the list of the source's kind."""
     object: str
     """The object's name, or NAMESPACE/NAME."""
     uid: str
@@ -46,7 +46,7 @@ class ObjectContent(msgspec.Struct, frozen=True, gc=False):
 
     contributions: tuple[Contribution, ...] = ()
     value: Any = None
-    """The content of the object for contributions that need it; None if no contribution needs it."""
+    """The value that `reduce` receives when a contribution needs this object; None if the object supplies no value."""
 
 
 class ContributingObject(msgspec.Struct, frozen=True, gc=False):
@@ -65,11 +65,11 @@ class ContributingObject(msgspec.Struct, frozen=True, gc=False):
 
 
 ObservedObject = Observation | ContributingObject
-"""An object, as decoded by the kind of source."""
+"""An object as the kind of its source decoded it."""
 
 
 class Unread:
-    """The value of an object that is known from the state file, until the object is seen again."""
+    """Stands for the content of an object that is known only from the state file, and was not received again yet."""
 
 
 UNREAD = Unread()

@@ -1,4 +1,4 @@
-"""Time as an argument, for packages that do not read a clock."""
+"""The time, which callers pass to packages that do not read a clock."""
 
 import msgspec
 

@@ -31,22 +31,22 @@ class ObjectState(enum.Enum):
     """The rules of the source keep the cluster from being engaged."""
     MALFORMED = "malformed"
     UNASSIGNED = "unassigned"
-    """The object is ready; another member of the shard group owns the cluster, or has not released it yet, or this
-    daemon owns nothing at present."""
+    """The object is ready, but another member of the shard group owns the cluster or has not released it yet, or this
+    daemon owns no clusters at present."""
     UNREACHABLE = "disengaged_unreachable"
-    """The object is ready; the cluster was disengaged because it was unreachable for too long."""
+    """The object is ready, but the cluster was disengaged because it was unreachable for too long."""
     DELETED = "deleted"
 
 
 class StateMeaning(msgspec.Struct, frozen=True, kw_only=True):
-    """The properties of a state, and its names."""
+    """What an object state means for the object's cluster, and how the API, metrics and reports show the state."""
 
     reason: str
     """The `Engagement.Reason` of the protocol, without its prefix."""
     words: str
-    """The displayed name of the state, which also fits after a number of clusters."""
+    """The displayed name of the state. It can follow a number of clusters, as in "3 not ready"."""
     count: str = ""
-    """The field of `FleetCounts` that counts objects in this state; empty if none does."""
+    """The field of `FleetCounts` that counts objects in this state; empty if no field does."""
     is_ready: bool = False
     """The object is ready, whether or not something else keeps its cluster from being engaged."""
     ends: DisengageReason | None = None
@@ -56,7 +56,7 @@ class StateMeaning(msgspec.Struct, frozen=True, kw_only=True):
     has_grace: bool = False
     """The cluster is kept for a grace period, or while many clusters are not ready: see `engagement/not_ready.py`."""
     is_absent: bool = False
-    """A complete list within the selector does not contain the object."""
+    """A complete list with the daemon's label selector does not contain the object."""
     overrides_selector: bool = False
     """The object is in this state even if the daemon's label selector does not match it."""
     is_forgettable: bool = False
@@ -93,7 +93,7 @@ MEANINGS = {
         is_forgettable=True,
         is_reported=True,
         tone="bad",
-        remedy="the server ignores label selectors: check for a proxy in front of Milo, and what the identity may list",
+        remedy="the server ignores label selectors: check for a proxy in front of Milo, and what the daemon may list",
     ),
     ObjectState.UNREACHABLE: StateMeaning(
         reason="UNREACHABLE", words="disengaged: unreachable", count="unreachable", is_ready=True, tone="bad"

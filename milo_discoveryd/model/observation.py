@@ -1,4 +1,4 @@
-"""The states of an upstream object that a kind of source distinguishes."""
+"""The observed states of an upstream object, as a kind of source distinguishes them."""
 
 from typing import Any, ClassVar
 
@@ -30,7 +30,7 @@ class Ready(msgspec.Struct, frozen=True, gc=False):
 
     @property
     def fields(self) -> Target:
-        """The fields by which scopes filter."""
+        """The fields that authorization scopes match."""
         return self.target
 
     @property
@@ -52,7 +52,7 @@ class Unready(msgspec.Struct, frozen=True, gc=False):
 
 
 class ObjectFields(msgspec.Struct, frozen=True, gc=False):
-    """The fields by which scopes filter an object whose cluster is not engaged."""
+    """The fields that authorization scopes match, for an object whose cluster is not engaged."""
 
     name: str
     organization: str
@@ -91,7 +91,7 @@ class Refused(Outside, frozen=True, gc=False):
 
 
 class Withdrawn(Unready, frozen=True, gc=False):
-    """An object whose cluster is disengaged by rules of the source, as a planned disengagement."""
+    """An object that the rules of the source exclude. Its cluster is disengaged, but may drain first."""
 
     name: str
     uid: str
@@ -104,7 +104,7 @@ class Withdrawn(Unready, frozen=True, gc=False):
 
 
 class Malformed(Unready, frozen=True, gc=False):
-    """An object that cannot be used. Its last good state is kept."""
+    """An object that cannot be used. Its cluster stays in its last good state."""
 
     name: str
     uid: str

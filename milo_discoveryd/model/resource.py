@@ -73,7 +73,7 @@ NAMES = ObjectKeys()
 
 
 class WatchedCollection(msgspec.Struct, frozen=True):
-    """The watched objects of a resource, under their keys."""
+    """The watched objects of one resource, and how their keys are formed."""
 
     resource: Resource
     keys: ObjectKeys = NAMES
@@ -87,7 +87,7 @@ class WatchedCollection(msgspec.Struct, frozen=True):
         return self.resource.query
 
     def query_for(self, name: str) -> list[tuple[str, str]]:
-        """Return the query that lists one object if it is within the field selector."""
+        """Return the query that lists one object, provided that the field selector matches it."""
         return [("fieldSelector", f"metadata.name={name},{self.resource.field_selector}")]
 
 

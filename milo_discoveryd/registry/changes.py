@@ -23,7 +23,7 @@ from milo_kube.reflect.view_status import ViewStatus
 
 
 class Observer(Protocol):
-    """The receiver of events for metrics and the log."""
+    """Receives events, and records them in the metrics and the log."""
 
     def changed(self, event: Event, *, is_live: bool) -> None:
         """Record a change. `is_live` is False until the source is synced."""
@@ -35,7 +35,7 @@ class Observer(Protocol):
     def event_ignored(self, problem: str) -> None: ...
 
     def object_reported(self, observation: NotWanted) -> None:
-        """Record that an object became malformed or refused: a state whose `StateMeaning.is_reported` is set."""
+        """Record that an object entered a state with `StateMeaning.is_reported`: it became malformed or refused."""
 
     def source_status_changed(self, status: ViewStatus) -> None:
         """Record that the state of the source, or the reason for that state, changed."""
@@ -48,7 +48,7 @@ class Observer(Protocol):
         """
 
     def confirmed(self, result: str) -> None:
-        """Record the result of a confirmation read of an apparently deleted object, as a metric label."""
+        """Record a confirmation read of an apparently deleted object. `result` is a metric label."""
 
     def confirmations_refused(self, problem: str) -> None:
         """Record that the API server began to refuse confirmation reads, so all of them wait."""
@@ -67,7 +67,8 @@ class FleetChanges:
         self.engagements = FleetEngagements()
         self.positions = Positions()
         self.versions: Mapping[str, int] = {}
-        """The resource version up to which each source is followed, if comparable. Each change replaces the mapping."""
+        """The resource version up to which each source is followed; absent or 0 if its versions cannot be compared.
+        Each change replaces the mapping."""
         self._sources: dict[str, SourceClusters] = {}
         self._listeners: list[tuple[EventType, Callable[[Cluster], None]]] = []
         self._drain_timer: asyncio.TimerHandle | None = None
@@ -81,7 +82,7 @@ class FleetChanges:
         self._listeners.append((kind, call))
 
     def commit(self, source: str, states: ClusterStates, read_at: Moment) -> None:
-        """Apply states of clusters of a source, which were read at `read_at`."""
+        """Apply states of a source's clusters. `read_at` is when the daemon read them from the source."""
         self.publish(self.engagements.commit(source, states, read_at), read_at.steady)
 
     def publish(self, events: Iterable[Event], read_at: float | None) -> None:
@@ -163,7 +164,7 @@ class SourceClusters:
         self.server = server
         self.engagements = engagements
         self.observer = observer
-        """The receiver of changes for metrics and the log."""
+        """Records changes in the metrics and the log."""
         self.is_synced = False
         """Whether the source is synced, so that its changes are live and wake subscribers."""
         self._changes = changes
@@ -194,7 +195,7 @@ class SourceClusters:
             yield
 
     def lose_ownership(self, message: str) -> None:
-        """Disengage everything at once, until `assign` is called again."""
+        """Disengage all clusters at once, and engage none until `assign` is called again."""
         self.engagements.assigned_elsewhere = lambda _: message
         now = moment(steady_now())
         lost = (self.engagements.lose(name, message, now) for name, _ in [*self.engagements.items()])

@@ -52,9 +52,9 @@ from milo_kube.reflect.view_status import ViewState, ViewStatus
 
 _RESULTS = {Absent: "not_found", Found: "found", Inconclusive: "inconclusive"}
 RESTORED = "Restored"
-"""The status reason of a source whose clusters are from the state file, until the source answers."""
+"""The status reason of a source that has not answered yet, so that its clusters are those of the state file."""
 NOT_READY_HELD = "NotReadyHeld"
-"""The status reason of a source in which a large part of the fleet is not ready."""
+"""The status reason of a source that keeps clusters engaged because a large part of the fleet is not ready."""
 
 
 class SourceProgress(msgspec.Struct, frozen=True):
@@ -66,7 +66,7 @@ class SourceProgress(msgspec.Struct, frozen=True):
     is_complete: bool = False
     """A list of each collection was accepted in this run."""
     is_restored: bool = False
-    """Part of the state is from the state file. It may differ from what was engaged since then."""
+    """Part of the state is from the state file, which lacks changes that were made after it was written."""
     lists: int = 0
     """The number of lists of this run that were applied, at least in part."""
 
@@ -90,7 +90,7 @@ def _no_guard() -> None:
 
 
 class SourcePolicy(msgspec.Struct, frozen=True, kw_only=True):
-    """The limits on disengagements, and on the memory of objects. The factories are called for each collection."""
+    """The limits on disengagements, and on the memory of objects. The factories are called once for each collection."""
 
     pending_deletions: Callable[[], PendingDeletions]
     guard: Callable[[], RemovalGuard | None] = _no_guard
@@ -156,7 +156,7 @@ class ClusterSource:
         """The number of clusters in the first list of this run, and the largest number of clusters in any list of this
         run."""
         self._lost_at: float | None = None
-        """The time of the last contact with the source, while the connection is lost."""
+        """The time of the last contact with the source if the connection is lost; otherwise None."""
         self.restored_positions: Mapping[str, int] = {}
         """For each earlier run of the daemon, a revision of that run. The restored clusters contain everything that a
         subscriber at or below this revision knows."""
@@ -326,8 +326,8 @@ class ClusterSource:
             self._lost_at = None
 
     def _set_status(self) -> None:
-        """Set the status to the worst status of the collections, unless clusters are held although they are not
-        ready."""
+        """Set the status to the worst status of the collections. If this is STREAMING, but clusters that are not ready
+        are held, the status says so."""
         status, held = worst([collection.status for collection in self.collections]), self.engagements.not_ready.held
         self._shown_held = held
         if held is not None and status.state is ViewState.STREAMING:
@@ -389,7 +389,10 @@ class ClusterSource:
         self.engagements.assigned_elsewhere = lambda _: message
 
     def assign(self, elsewhere: Callable[[str], str | None], timeout_s: float, *, is_decided: bool) -> Iterator[None]:
-        """Assign the clusters in batches: see `SourceClusters`. The source is not synced before the first decision."""
+        """Assign the clusters in batches: see `SourceClusters.assign`.
+
+        The source is not synced before the first decision.
+        """
         yield from self.clusters.assign(elsewhere, timeout_s)
         if is_decided and not self._is_assigned:
             self._is_assigned = True
@@ -411,12 +414,15 @@ class ClusterSource:
         return sum(collection.pending_deletions.held for collection in self.collections)
 
     def pending_deletion(self, cluster: str) -> tuple[float, str] | None:
-        """Return when an object of the cluster was reported as deleted, and why that is not confirmed yet, or None."""
+        """Return when an object of the cluster was reported as deleted, and why this is not confirmed yet.
+
+        None if no deletion is pending.
+        """
         pending = (collection.pending_deletions.explain(key) for collection, key in self._objects_of(cluster))
         return next(filter(None, pending), None)
 
     def problem_of(self, cluster: str) -> str:
-        """Return why objects that describe a cluster cannot be used, so that the cluster stays as last described.
+        """Return why objects that describe a cluster cannot be used. The cluster then stays as they last described it.
 
         Empty if the cluster's record has the same message.
         """

@@ -44,8 +44,8 @@ class ClientCertificateIssuer:
         organizations: Sequence[str] = (),
         clock: Callable[[], float] = time.time,
     ) -> None:
-        """`{name}` and `{uid}` in the names are those of the project; without them, one certificate serves all
-        projects."""
+        """`{name}` and `{uid}` in the names are those of the project. Without these variables, one certificate
+        serves all projects."""
         self.name = name
         self.scope = Scope.CLUSTER if _PLACEHOLDER.search(" ".join((common_name, *organizations))) else Scope.IDENTITY
         self._authority = authority
@@ -100,7 +100,7 @@ class ClientCertificateIssuer:
         if not 0 < len(template) <= MAX_NAME:
             raise UnfitError(
                 f"{self.name}: a name that begins with {template[:MAX_NAME]!r} has {len(template)} characters; a name "
-                f"in a certificate must have 1 to {MAX_NAME} characters: change common_name or organizations"
+                f"in a certificate must have 1 to {MAX_NAME} characters: change `common_name` or `organizations`"
             )
         return template
 

@@ -1,4 +1,4 @@
-"""Access tokens for a Datum service account, exchanged for a signed assertion at the key file's token endpoint.
+"""Gets access tokens for a Datum service account from its token endpoint, in exchange for a signed assertion.
 
 One token is valid for every project of the account, so one mint serves the whole fleet.
 """

@@ -28,7 +28,7 @@ class ExecIssuer:
         per_cluster: bool = False,
         timeout_s: float = TIMEOUT_S,
     ) -> None:
-        """`per_cluster`: the command receives the cluster, and its credential is used for that cluster only."""
+        """`per_cluster`: the command receives a cluster, and prints a credential for that cluster only."""
         self.name = name
         self.scope = Scope.CLUSTER if per_cluster else Scope.IDENTITY
         self._command = command

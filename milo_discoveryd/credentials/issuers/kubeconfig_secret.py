@@ -1,4 +1,4 @@
-"""Issues the credential in each cluster's Secret, which has a kubeconfig or the credential's fields."""
+"""Issues the credential that each cluster's Secret contains, in a kubeconfig or in separate fields."""
 
 import base64
 import re
@@ -170,7 +170,7 @@ class KubeconfigSecretIssuer:
         key = self._reading.replace("{secret_key}", target.secret_key if isinstance(target, DeclaredTarget) else "")
         if key not in data:
             raise BackendError(
-                f"{what} has no key {key!r}: correct the Secret, or `key` of the issuer", reason="missing"
+                f"{what} has no key {key!r}: correct the Secret, or the issuer's setting `key`", reason="missing"
             )
         policy = kubeconfig.SELF_CONTAINED if self.states_server else kubeconfig.RECEIVED
         return received_kubeconfig.read(data[key], what, policy)

@@ -1,4 +1,4 @@
-"""Issues the token that the daemon itself uses or reads, from a token file or an exec plugin.
+"""Issues the token of a token file or an exec plugin. The daemon may also use this token itself.
 
 Such tokens are short-lived and renewed. Client certificates, and tokens that are written in a kubeconfig, are not
 renewed, and therefore not issued.
@@ -16,7 +16,7 @@ from milo_kube.upstream import ReloadedCredential
 
 
 class PassthroughIssuer:
-    """An issuer with one token for all clusters, which a credential provider returns."""
+    """An issuer of one token for all clusters. A credential provider returns the token."""
 
     scope = Scope.IDENTITY
     takes_ttl = False

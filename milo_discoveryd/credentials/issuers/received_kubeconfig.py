@@ -25,7 +25,10 @@ class ReceivedKubeconfig(ReceivedCredential, frozen=True):
 
 
 def read(encoded: str, what: str, policy: Policy = kubeconfig.RECEIVED) -> ReceivedKubeconfig:
-    """Return the server, CA and credential of a base64 kubeconfig's current context. Raises BackendError."""
+    """Return the server, CA and credential of the current context of a base64-encoded kubeconfig.
+
+    Raises BackendError.
+    """
     try:
         content = base64.b64decode(encoded, validate=True)
     except binascii.Error:

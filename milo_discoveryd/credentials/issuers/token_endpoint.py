@@ -1,4 +1,4 @@
-"""A client of an OAuth 2 token endpoint: one request for an access token.
+"""Requests an access token from an OAuth 2 token endpoint.
 
 Of a response body, only the access token and its lifetime are kept, and only known error codes are quoted in errors,
 because the rest may contain secrets.
@@ -72,7 +72,7 @@ class TokenEndpoint:
         """
         if self._authorities is None and addresses.is_loopback(urlsplit(url).hostname or ""):
             # A certificate that is signed by one of the system's CAs proves nothing about a loopback address.
-            raise UnfitError(f"{url} is on this machine: set ca_file to the endpoint's CA")
+            raise UnfitError(f"{url} is on this machine: set `ca_file` to the endpoint's CA")
         authorities = None if self._authorities is None else self._authorities.read()
         context = TlsIdentity(authorities=authorities, certificate=None).context()
         headers = {"Accept": "application/json", "Content-Type": "application/x-www-form-urlencoded"}
@@ -103,7 +103,7 @@ class TokenEndpoint:
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             raise BackendError(f"{url} answered 200 without an OAuth 2 token response") from None
         if answer.issued_token_type not in _BEARER_TYPES:
-            raise BackendError(f"{url} returned a token that is not an access token; set requested_token_type")
+            raise BackendError(f"{url} returned a token that is not an access token; set `requested_token_type`")
         if answer.token_type.lower() != _BEARER.lower() and not (
             answer.issued_token_type and answer.token_type == _NOT_AN_ACCESS_TOKEN
         ):

@@ -100,7 +100,7 @@ class ExchangeRequest(msgspec.Struct, frozen=True, kw_only=True):
     scope: str = ""
     requested_token_type: str = ""
     parameters: tuple[tuple[str, str], ...] = ()
-    """Further parameters that some endpoints need, such as `connector_id` for Dex."""
+    """Additional parameters that some endpoints need, such as `connector_id` for Dex."""
 
     def form(self, subject: str, subject_type: str, actor: str | None, actor_type: str) -> Form:
         if self.grant == ASSERTION:
@@ -167,7 +167,7 @@ class TokenExchangeIssuer:
         match self._client:
             case ClientSecret(client_id, file):
                 secret = file.read().decode("utf-8", "replace").strip()
-                # Percent-encoded first, by RFC 6749, section 2.3.1.
+                # Percent-encoded first, as RFC 6749 (section 2.3.1) requires.
                 pair = f"{quote(client_id, safe='')}:{quote(secret, safe='')}"
                 return f"Basic {base64.b64encode(pair.encode()).decode()}", ()
             case ClientKey(client_id, file, key_id):

@@ -51,8 +51,8 @@ class _TokenStatus(msgspec.Struct, frozen=True, rename="camel"):
 
 
 _NOT_SERVED = (
-    "the service account does not exist on this server (Milo's own API server serves no TokenRequest: name "
-    "the infrastructure cluster in the issuer's kubeconfig)"
+    "the service account does not exist on this server (Milo's own API server serves no TokenRequest: set "
+    "the issuer's `kubeconfig` to a kubeconfig of the infrastructure cluster)"
 )
 
 
@@ -172,7 +172,7 @@ class TokenRequestIssuer:
             try:
                 return await self._request(request.ttl_s, bound)
             except _SecretGoneError:
-                del self._bound[identity]  # the next attempt creates another
+                del self._bound[identity]  # the next attempt creates another Secret
                 raise
 
     async def unbound(self, ttl_s: float) -> IssuedCredential:
@@ -335,7 +335,7 @@ class TokenRequestIssuer:
 
 
 class _SecretGoneError(BackendError):
-    """The Secret to bind a token to does not exist."""
+    """The Secret that the requested token should be bound to no longer exists."""
 
 
 def _digest(text: str) -> str:

@@ -42,7 +42,7 @@ def line(prefix: str) -> str:
         (f"{DAEMON} run --lisen x", "", f"{DAEMON}: No such option '--lisen'; did you mean --listen or --http-listen? See {DAEMON} run --help"),
         (f"{DAEMON} run --listen /run/d.sock", "", f'{DAEMON}: flag --listen: "/run/d.sock" must be "unix://" and an absolute path; did you mean "unix:///run/d.sock"?'),
         (f"{DAEMON} run --listen localhost", "", f'{DAEMON}: flag --listen: "localhost" must be "unix://" and an absolute path, or HOST:PORT, such as "127.0.0.1:7070"'),
-        (f"{DAEMON} run --listen 0.0.0.0:7070", "", f'{DAEMON}: flag --listen: "0.0.0.0:7070" is TCP without tls: * "insecure://127.0.0.1:7070"'),
+        (f"{DAEMON} run --listen 0.0.0.0:7070", "", f'{DAEMON}: flag --listen: "0.0.0.0:7070" is a TCP address without `tls`: * "insecure://127.0.0.1:7070"'),
         (f"{DAEMON} run --mode projects", "", f'{DAEMON}: flag --mode: "projects" must be one of declarative, kind, kubeconfig-directory, project, project-control-plane, service-consumer, single'),
         (f"{DAEMON} run --label-selector a+in+b", "", f'{DAEMON}: flag --label-selector: "a in b" must be a Kubernetes label selector: expected *'),
         (f"{DAEMON} run --http-listen 9464", "", f'{DAEMON}: flag --http-listen: "9464" must be "off" or HOST:PORT, such as *'),

@@ -79,7 +79,7 @@ async def test_check_reports_that_milo_does_not_serve_token_requests(workspace: 
     failed = [line for line in lines if line.startswith("fail")]
     assert len(failed) == 2
     for line in failed:
-        assert "Milo's own API server serves no TokenRequest: name the infrastructure cluster" in line
+        assert "Milo's own API server serves no TokenRequest: set the issuer's `kubeconfig`" in line
 
 
 @pytest.mark.parametrize("rejecting", ["a", "b"])

@@ -119,7 +119,7 @@ async def test_error_of_token_request_names_the_missing_permission(
 ) -> None:
     rights = Rights(server, user("discovery"))
     await rights.give(withheld(shipped_role_of_tokens(), resource, verb))
-    with pytest.raises(BackendError, match=r"\(403\): grant the daemon's role") as refusal:
+    with pytest.raises(BackendError, match=r"\(403\): add to the daemon's role") as refusal:
         await a_life_of_tokens(server)
     assert missed in str(refusal.value)
 

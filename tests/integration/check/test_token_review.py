@@ -43,7 +43,7 @@ async def test_token_review_that_rejects_an_invalid_token_is_ok_and_a_missing_ku
 @pytest.mark.parametrize(
     ("answer", "seen"),
     [
-        (answering(403, {}), "(403): grant the daemon's role create on tokenreviews.authentication.k8s.io"),
+        (answering(403, {}), "(403): add to the daemon's role: create on tokenreviews.authentication.k8s.io"),
         (TransportError("connect", "nobody there"), "nobody there"),
         (
             answering(201, {"status": {"authenticated": True, "user": {"username": "admin"}, "audiences": ["ours"]}}),

@@ -210,7 +210,7 @@ def test_half_written_new_file_is_unusable_until_it_is_settled(directory: Path) 
     file, live = directory / "alpha", Live("kubeconfig-directory", directory)
     file.write_bytes(OTHER_PORT)
     (found,) = live.files.scan().objects
-    assert "may be incomplete: write a new file and rename it" in found.problem
+    assert "may be incomplete: write another file and rename it" in found.problem
     file.write_bytes(WHOLE)
     assert 0 < live.files.scan().settles_in_s <= SETTLED_S
     live.settle()

@@ -53,7 +53,7 @@ def test_invalid_declaration_is_rejected_with_line_number(
 
 
 def test_declarative_mode_and_declarative_setting_require_each_other(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="needs mode: declarative"):
+    with pytest.raises(ConfigError, match="requires `mode: declarative`"):
         loaded(tmp_path, VALID.replace("mode: declarative", "mode: project"))
     with pytest.raises(ConfigError, match="requires the setting `declarative`"):
         loaded(tmp_path, "mode: declarative")

@@ -93,7 +93,7 @@ def test_invalid_credential_issuer_is_reported_with_file_line_and_key(
 def test_duplicate_and_unknown_credential_issuer_names_are_reported(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="has several items with the name "):
         loaded(tmp_path, GOOD[0], GOOD[0])
-    with pytest.raises(ConfigError, match=r'"nobody" is not the name of one of kubeconfigs.issuers; configured: tf'):
+    with pytest.raises(ConfigError, match=r'"nobody" is not the name of an item of kubeconfigs.issuers; conf'):
         loaded(tmp_path, GOOD[4], watch={"credentials": "nobody"})
     with pytest.raises(ConfigError, match="configured: none"):
         loaded(tmp_path, watch={"credentials": "nobody"})

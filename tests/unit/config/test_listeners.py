@@ -46,7 +46,7 @@ def test_loopback_without_tls_must_be_requested_explicitly(file: Path) -> None:
     [local] = listeners(file, '"insecure://127.0.0.1:7070"')
     assert local.address == InsecureAddress("127.0.0.1", 7070)
     assert str(local.address) == "insecure://127.0.0.1:7070"
-    assert problem(file, '"127.0.0.1:7070"').endswith('any local process could connect to "insecure://127.0.0.1:7070"')
+    assert problem(file, '"127.0.0.1:7070"').endswith('every local process to connect, use "insecure://127.0.0.1:7070"')
 
 
 @pytest.mark.parametrize(
@@ -54,12 +54,12 @@ def test_loopback_without_tls_must_be_requested_explicitly(file: Path) -> None:
     [
         (
             '"10.0.0.1:80"',
-            '"10.0.0.1:80" is TCP without tls: use a Unix socket, or set certificate, key and client_ca under tls',
+            '"10.0.0.1:80" is a TCP address without `tls`: use a Unix socket, or set certificate, key and client_ca',
         ),
         ('"insecure://10.0.0.1:80"', "is not on loopback, so the traffic would be readable on the network"),
         ("{name: a}", "[0].address: is missing"),
-        (f'{{address: "unix:///a", {TLS}}}', "[0]: has tls, which is for TCP"),
-        (f'{{address: "insecure://[::1]:80", {TLS}}}', "[0]: has tls, but its address is insecure"),
+        (f'{{address: "unix:///a", {TLS}}}', "[0]: has `tls`, which is only for TCP"),
+        (f'{{address: "insecure://[::1]:80", {TLS}}}', "[0]: has `tls`, but its address begins with insecure"),
         (f'{{address: "h:80", {TLS}, peer_credentials: true}}', "[0]: has peer_credentials, which is only for Unix"),
         (f'{{address: "h:80", {TLS}, mode: "0600"}}', "[0]: has mode, which is only for Unix"),
         ('{address: "h:80", tls: {certificate: /a, key: /b}}', "[0].tls.client_ca: is missing"),

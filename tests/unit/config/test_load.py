@@ -116,7 +116,8 @@ def test_legacy_operator_setting_names_are_accepted(file: Path, around: str, sai
 def test_setting_under_both_its_legacy_and_its_current_name_is_rejected(file: Path) -> None:
     file.write_text("mode: project\ninternalServiceDiscovery: true\n")
     assert problems(file=file) == (
-        f"file {file} line 2 key internalServiceDiscovery: repeats file {file} line 1 key mode; remove one",
+        f"file {file} line 2 key internalServiceDiscovery: sets the same setting as file {file} line 1 key mode; "
+        "remove one",
     )
 
 
@@ -229,7 +230,7 @@ def test_invalid_items_of_list_setting_are_each_reported() -> None:
     assert len(found) == 2
     assert found[0].startswith('flag --listen: "unix:relative" must be')
     assert found[1].startswith(
-        'flag --listen: "0.0.0.0:80" is TCP without tls: use a Unix socket, or set certificate, key and client_ca'
+        'flag --listen: "0.0.0.0:80" is a TCP address without `tls`: use a Unix socket, or set certificate, key'
     )
 
 

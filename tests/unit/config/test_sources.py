@@ -107,7 +107,7 @@ def test_bearer_tokens_are_reviewed_by_the_watched_server_unless_another_is_conf
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        (f"mode: project{TWO}", "mode: has no effect together with sources; set it in the items of sources"),
+        (f"mode: project{TWO}", "mode: has no effect together with the setting `sources`; set it in each"),
         ("sources: [{name: a, kind: project}, {name: a, kind: single}]", "sources: "),
         ("sources: [{name: a, kind: nonsense}]", 'sources[0].kind: "nonsense" must be one of'),
         (
@@ -118,9 +118,9 @@ def test_bearer_tokens_are_reviewed_by_the_watched_server_unless_another_is_conf
         ("sources: [{name: a, kind: service-consumer}]", "sources[0].settings.services: is missing"),
         (
             "mode: service-consumer",
-            "mode: needs settings that only an item of sources can have: services is missing",
+            "mode: requires settings that only an item of `sources` can have: services is missing",
         ),
-        ("sources: [{name: a, kind: project, credentials: none}]", 'sources: "none" is not the name of one of'),
+        ("sources: [{name: a, kind: project, credentials: none}]", 'sources: "none" is not the name of an item of'),
     ],
 )
 def test_invalid_sources_are_rejected_with_config_path(tmp_path: Path, text: str, expected: str) -> None:
@@ -135,16 +135,17 @@ kubeconfigs:
 
 
 def test_credential_issuer_must_name_its_sources_if_several_are_configured(tmp_path: Path) -> None:
-    complaint = "kubeconfigs.issuers: t: set its sources, because several sources are configured"
+    complaint = "kubeconfigs.issuers: t: set the issuer's `sources`, because several sources are configured"
     assert problems(tmp_path, TWO + KUBECONFIGS % "") == [complaint]
     (problem,) = problems(tmp_path, TWO + KUBECONFIGS % ", sources: [mlo]")
-    assert problem == 'kubeconfigs.issuers: t: "mlo" is not the name of one of sources; configured: milo, dns'
+    assert problem == 'kubeconfigs.issuers: t: "mlo" is not the name of a source; configured: milo, dns'
 
 
 def test_project_kubeconfig_issuer_for_several_sources_is_rejected(tmp_path: Path) -> None:
     source = "{name: p, type: project-kubeconfig, share_discovery_identity: true, sources: [milo, dns]}"
     (problem,) = problems(tmp_path, f"{TWO}\nkubeconfigs: {{issuers: [{source}]}}")
-    assert problem == "kubeconfigs.issuers: p: a project-kubeconfig serves only one source: name this source in sources"
+    complaint = "an issuer of type project-kubeconfig serves only one source: name this source in `sources`"
+    assert problem == f"kubeconfigs.issuers: p: {complaint}"
 
 
 @pytest.mark.parametrize(
@@ -157,7 +158,7 @@ def test_project_kubeconfig_issuer_for_several_sources_is_rejected(tmp_path: Pat
 def test_credential_issuer_of_sources_on_different_servers_requires_kubeconfig(tmp_path: Path, source: str) -> None:
     text = f"{TWO}\nkubeconfigs: {{issuers: [{{{source}, sources: [milo, dns]%s}}]}}"
     (problem,) = problems(tmp_path, text % "")
-    complaint = "its sources differ in discovery_kubeconfig: set kubeconfig"
+    complaint = "its sources differ in `discovery_kubeconfig`: set the issuer's `kubeconfig`"
     assert problem == f"kubeconfigs.issuers: s: {complaint}"
     file = tmp_path / "config.yaml"
     file.write_text(text % ", kubeconfig: /infrastructure")

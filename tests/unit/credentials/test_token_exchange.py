@@ -236,7 +236,7 @@ def responding(**answer: object) -> Handler:
     ("answer", "expected"),
     [
         ({"token_type": "N_A"}, "not a bearer token"),
-        ({"issued_token_type": "urn:ietf:params:oauth:token-type:refresh_token"}, "set requested_token_type"),
+        ({"issued_token_type": "urn:ietf:params:oauth:token-type:refresh_token"}, "set `requested_token_type`"),
         ({"access_token": jwt(exp=time.time() + 600, aud="theirs")}, "an audience other than ours"),
     ],
 )

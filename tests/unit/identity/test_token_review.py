@@ -188,7 +188,7 @@ async def test_token_review_failure_is_logged_once_until_recovery() -> None:
                 await there.reviews.authenticate(token(sub=str(number)))
             there.passed += 2
     refused = (
-        "the cluster denied the request to review a token (403): grant the daemon's role "
+        "the cluster denied the request to review a token (403): add to the daemon's role: "
         "create on tokenreviews.authentication.k8s.io"
     )
     assert [(line["event"], line.get("problem")) for line in logs] == [
