@@ -63,7 +63,7 @@ class StagedList:
         self._staged.pop(name, None)
 
     def remove_changes(self, names: Iterable[str]) -> None:
-        """Drop the listed states of known objects, which stay as they are."""
+        """Drop the listed states of these objects, so that their known states are kept."""
         for name in names:
             self._staged.pop(name, None)
 

@@ -98,7 +98,7 @@ class WatchedResource(Group, frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         if self.namespace and not self.namespaced:
-            raise ValueError("has a namespace, but is not namespaced: set namespaced: true, or remove namespace")
+            raise ValueError("has a namespace, but is not namespaced: set `namespaced: true`, or remove `namespace`")
 
     def resource(self) -> Resource:
         return Resource(
@@ -124,7 +124,7 @@ class ReadyField(Group, frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         if bool(self.condition) == (self.field is not None):
-            raise ValueError("needs exactly one of condition and field")
+            raise ValueError("requires exactly one of the settings `condition` and `field`")
 
     @property
     def description(self) -> str:
@@ -162,7 +162,7 @@ class EndpointFields(Group, frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         if [self.template, self.field, self.kubeconfig, self.secret_key or None].count(None) != 3:
-            raise ValueError("needs exactly one of template, field, kubeconfig and secret_key")
+            raise ValueError("requires exactly one of the settings `template`, `field`, `kubeconfig` and `secret_key`")
 
     @property
     def has_fixed_host(self) -> bool:
@@ -206,7 +206,7 @@ class DeclarativeKind(SourceKind, frozen=True, kw_only=True):
     name: Annotated[Template, _template] = Template.parse("{metadata.name}")
     """Name of a cluster, with the paths of fields in braces."""
     ready: Annotated[ReadyField | None, Nested(ReadyField)] = None
-    """When a cluster is engaged. Default: as long as its object exists."""
+    """Condition or field that decides whether a cluster is engaged. Default: it is engaged while its object exists."""
     endpoint: Annotated[EndpointFields, Nested(EndpointFields)]
     """Location of a cluster's API server."""
     ca: _Path = None
@@ -225,15 +225,19 @@ class DeclarativeKind(SourceKind, frozen=True, kw_only=True):
         self._check_secret()
         if self.endpoint.secret_key:
             if self.secret is None:
-                raise ValueError("endpoint.secret_key: requires `secret`, the fields of an object that name the Secret")
+                raise ValueError(
+                    "endpoint.secret_key: requires `secret`, the setting that says which fields of an object name the "
+                    "Secret"
+                )
         elif self.secret is not None and (self.secret.label_selector or self.secret.field_selector):
-            raise ValueError("secret: the selectors have no effect without endpoint.secret_key: remove them")
+            raise ValueError("secret: the selectors have no effect without endpoint.secret_key: remove these settings")
 
     def _check_secret(self) -> None:
         if self.secret is not None and self.resource.namespaced and self.secret.namespace is not None:
             # A tenant with write access to one namespace could name a Secret in another tenant's namespace.
             raise ValueError(
-                "secret.namespace: a namespaced object can only name Secrets in the object's namespace: remove it"
+                "secret.namespace: a namespaced object can only name Secrets in the object's namespace: remove this "
+                "setting"
             )
         if self.secret is not None and not self.resource.namespaced and self.secret.namespace is None:
             raise ValueError("secret.namespace: is required, because the objects are cluster-scoped")

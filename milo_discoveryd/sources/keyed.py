@@ -1,4 +1,4 @@
-"""The collections that a source follows, under their clusters' keys: `SOURCE#NAME`, or `NAME` for a source
+"""The collections that a source follows. Clusters are identified by keys: `SOURCE#NAME`, or `NAME` for a source
 without a name."""
 
 from collections.abc import Callable, Sequence

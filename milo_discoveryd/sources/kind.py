@@ -36,9 +36,9 @@ Reduce = Callable[[str, Sequence[ObjectContribution], str], Observation | None]
 
 The first argument is the name of the cluster. The second has the contributions of all objects that name the cluster,
 the earliest first (none after the confirmed deletion of the last such object), followed by the contents of the existing
-objects that these contributions need; `watch` and `object` show to which object an item belongs. The last argument is
-the UID of the current engagement if at least one of its objects remains, and otherwise empty. An observation with
-another UID replaces the cluster.
+objects to which `Contribution.needs` refers; `watch` and `object` show to which object an item belongs. The last
+argument is the UID of the current engagement if at least one of its objects remains, and otherwise empty. An
+observation with another UID replaces the cluster.
 """
 RestoredPlace = Callable[[Target], tuple[str, ...]]
 """Returns `Target.place` of a cluster from the state file, whose content is not trusted. `Target.name` is the name
@@ -76,15 +76,15 @@ class ReferencedWatch(msgspec.Struct, frozen=True):
     object_type: Any
     """See `ContributionWatch.object_type`."""
     content: Callable[[Any], Any]
-    """Returns the content of an object for the contributions that need it, or None if the object has none. Equal
-    contents mean that nothing changed. Raises MalformedError for an object that cannot be used: its previous content
-    remains valid."""
+    """Returns the part of an object that `reduce` uses, or None if the object lacks it. If it equals the previous part,
+    nothing has changed. Raises MalformedError for an object that cannot be used: its previous content remains
+    valid."""
     server: str = ""
     """URL of the API server, or of the context of Milo, that has the objects. Default: the source's."""
 
 
 class SeveralResources(msgspec.Struct, frozen=True):
-    """The resources of a source whose clusters are not named after the objects of one cluster-scoped resource.
+    """The resources of a source whose objects state, in their contributions, the names of the clusters they belong to.
 
     Several objects may represent one cluster: `reduce` decides what they mean together.
     """
@@ -159,7 +159,7 @@ class ProjectUids(enum.Enum):
 
 
 class SourceOptions(msgspec.Struct, frozen=True, kw_only=True):
-    """The options that a kind may use in addition to its own settings."""
+    """The settings of the daemon that a kind may use in addition to its own."""
 
     project_server: str = ""
     """URL of the API server of the project kubeconfig."""
@@ -202,7 +202,7 @@ class SourceKind(Group, frozen=True, kw_only=True):
 
     @property
     def project_uids(self) -> ProjectUids:
-        """Where the source finds the UIDs of Milo's projects, by which claims recognize a project in two sources."""
+        """Where the source finds the UIDs of Milo's projects. Claims use them to recognize a project in two sources."""
         return ProjectUids.NONE
 
     @property

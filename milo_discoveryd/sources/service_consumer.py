@@ -57,8 +57,8 @@ class ServiceConsumerKind(SourceKind, frozen=True, kw_only=True):
     drain: Annotated[timedelta, span("0s", "1h")] = timedelta(minutes=5)
     """How long subscribers that confirm releases may clean up in a project that no longer uses any of the services."""
     follow_projects: bool = False
-    """Whether to watch the Projects at the root of the API too: a project that is deleted, created again or being
-    deleted is reported then. The identity must be allowed to get, list and watch them there."""
+    """Whether to also watch the Projects at the root of the API, so that the daemon notices when a project is deleted,
+    created again or being deleted. The identity must be allowed to get, list and watch Projects there."""
 
     @property
     def project_uids(self) -> ProjectUids:

@@ -242,8 +242,8 @@ class Driver:
         return _inconclusive(answer)
 
     async def _selected(self, observation: ObservedObject, namespace: str, name: str) -> ConfirmationResult:
-        """Return an existing object, as `Outside` if a list with the field selector does not contain it: only the API
-        server can evaluate that selector."""
+        """Return an existing object, as `Outside` if it does not match the field selector. A list shows this: only the
+        API server can evaluate that selector."""
         resource = self._watched.resource
         if not resource.field_selector:
             return Found(observation)

@@ -31,7 +31,7 @@ _REFUSALS = {
 
 
 class ClusterAccess(msgspec.Struct, frozen=True, kw_only=True):
-    """The credentials and CAs for probes of clusters, and the receiver of rejected credentials."""
+    """The credentials and CAs for probes of clusters, and a callback that learns which credentials were rejected."""
 
     held: Callable[[Cluster], Credential | None]
     """Returns the credential that was issued for a cluster, if one is held."""

@@ -253,7 +253,7 @@ async def drains_behind_a_handler(run: Run) -> None:
 
 @fleet(
     "A draining cluster is also released when its handler fails",
-    why="Otherwise the next owner of the cluster waits for the deadline.",
+    why="Otherwise the next owner of the cluster waits until the deadline of the drain.",
     demands="end the work on it, or do not begin any, and call ReleaseCluster",
 )
 async def release_after_error(run: Run) -> None:

@@ -178,7 +178,7 @@ class Reflector(Generic[Seen]):
         return isinstance(self.state, Filling | Watching)
 
     def listed(self, page: ListPage, observations: Iterable[Seen], now: float) -> Iterator[SourceEvent[Seen]]:
-        """Return the events of a page, one by one. The page counts as read when the last of them was taken."""
+        """Yield the events of a page. The page counts as read once the last event was consumed."""
         assert isinstance(self.state, ListingPages)
         self._contact(now)
         if not self.state.continue_token:
@@ -201,7 +201,7 @@ class Reflector(Generic[Seen]):
         return []
 
     def events(self, events: list[WatchEvent[Seen]], now: float, *, partial: bool = False) -> list[SourceEvent[Seen]]:
-        """Apply the watch events of one read; `partial` if the beginning of another event came after them.
+        """Apply the watch events of one read. `partial`: whether the beginning of another event followed them.
 
         Afterwards, `is_reading` is True if reading continues.
         """
