@@ -234,7 +234,8 @@ class RemovalGuard:
     def ignores(self, version: str, *, is_behind: bool, now: float) -> bool:
         """Return whether to ignore a list because it is older than what was seen before.
 
-        A replica that lags behind catches up. After `verify_after_s` the server counts as restored from a backup.
+        A replica that lags behind catches up. A server that has not caught up after `verify_after_s` counts as restored
+        from a backup.
         """
         if not is_behind:
             self._behind_since = None

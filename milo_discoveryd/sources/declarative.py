@@ -303,7 +303,7 @@ OBJECTS, SECRETS = 0, 1
 
 
 class DeclaredObject(msgspec.Struct, gc=False):
-    """The top-level fields of an object in which field paths can begin."""
+    """The top-level fields of an object, at one of which each field path begins."""
 
     metadata: Metadata
     spec: Any = None
@@ -395,7 +395,7 @@ class DeclaredObjects:
         return (self._kind.endpoint.checked(stored.endpoint),)
 
     def _with_server(self, server: StatedServer | None, observed: Ready, secret: str) -> Observation:
-        """Return the observation of a cluster, made from its object and its Secret."""
+        """Return the observation of a cluster, derived from its object and its Secret."""
         target = observed.target
         assert isinstance(target, DeclaredTarget)
         if server is None:

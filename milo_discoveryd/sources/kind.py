@@ -29,7 +29,7 @@ KINDS = {
     "single": "milo_discoveryd.sources.single:SingleKind",
 }
 
-SENT_WHERE_OBJECTS_SAY = "objects decide where the issuer's credential is sent, and it also works for other clusters"
+SENT_WHERE_OBJECTS_SAY = "objects decide where the issuer's credential is sent, and other clusters accept it too"
 
 Reduce = Callable[[str, Sequence[ObjectContribution], str], Observation | None]
 """Returns the observation of a cluster from all its objects, or None if it is to be reported as deleted.
@@ -104,7 +104,7 @@ class FileObject(msgspec.Struct, frozen=True):
     contributions: tuple[Contribution, ...] = ()
     """The object's contributions to clusters, as in `ContributionWatch.contributions`."""
     problem: str = ""
-    """Why the object cannot be used; its previous contributions remain valid. Empty if it can."""
+    """Why the object cannot be used, so that its previous contributions remain valid. Empty if it can be used."""
 
 
 class Files(msgspec.Struct, frozen=True):
@@ -159,7 +159,7 @@ class ProjectUids(enum.Enum):
 
 
 class SourceOptions(msgspec.Struct, frozen=True, kw_only=True):
-    """The settings of the daemon that a kind may use in addition to its own."""
+    """Values of the daemon's configuration that a kind may use in addition to its own settings."""
 
     project_server: str = ""
     """URL of the API server of the project kubeconfig."""

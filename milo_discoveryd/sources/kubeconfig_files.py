@@ -46,7 +46,7 @@ class KubeconfigDirectoryKind(_KubeconfigKind, frozen=True, kw_only=True):
 
 
 class KindKind(_KubeconfigKind, frozen=True, kw_only=True):
-    """Each context of a kubeconfig whose name begins with `kind-` describes a cluster."""
+    """Each context whose name begins with `kind-`, in one kubeconfig, describes a cluster."""
 
     path: Annotated[str, Text(least=1, most=4096)] = "~/.kube/config"
     """Kubeconfig to which kind writes its clusters."""

@@ -42,7 +42,7 @@ LABEL_CHARACTERS = METADATA_BYTES // _FEW_LABELS
 _SHARED_CHARACTERS = 380
 _SHARED_LABELS = 16
 _SHARED_SET_CHARACTERS = 512
-"""Larger texts and sets of labels are not cached: tenants write them, and the caches keep thousands."""
+"""Longer texts and larger sets of labels are not cached: tenants write them, and a cache has thousands of entries."""
 
 MESSAGE_CHARACTERS = 2048
 """Length limit of a condition's message. API servers allow 32 KiB, but a proxy may send more."""

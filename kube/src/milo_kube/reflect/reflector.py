@@ -288,8 +288,8 @@ class Reflector(Generic[Seen]):
 
     def _streaming_list_failed(self, failure: Failure, now: float, delay: float) -> list[SourceEvent[Seen]]:
         # A refusal means that the feature is disabled, or a permission is missing (which a paged list then reports).
-        # With 429 before the first list, the server is still building its watch cache, but can serve pages. A stream
-        # that breaks repeatedly may succeed page by page.
+        # With 429 before the first list, the server is still building its watch cache, but can serve pages. If the
+        # stream breaks repeatedly, a list in pages may succeed.
         broke_again = isinstance(self.state, Filling) and self._attempts.failures > 1
         if failure.status in _STREAMING_LIST_REFUSED or (failure.status == 429 and not self.synced) or broke_again:
             self.list_method.paged_next = True

@@ -16,8 +16,8 @@ _LONGEST_REASON = 64
 _UNCHECKED_PAGE = 2 << 20
 """Pages larger than this have their items counted before they are decoded."""
 _SMALLEST_ITEM = 64
-"""Minimum average size of the items of a larger page. Each item takes about this much memory in addition to its
-content."""
+"""Minimum average size of the items of a page that is larger than `_UNCHECKED_PAGE`. Each item takes about this much
+memory in addition to its content."""
 
 
 class Identified(Protocol):
