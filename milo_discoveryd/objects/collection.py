@@ -472,7 +472,7 @@ class ObjectCollection:
         return self.pending_deletions.is_held(name)
 
     def accept(self, now: float) -> bool:
-        """Accept the next list, which ends the hold of removals. Return whether any are held."""
+        """Accept the next list, which ends the hold of removals. Return whether removals are held."""
         if self._guard is None:
             return False
         self._guard.verify_first(now)

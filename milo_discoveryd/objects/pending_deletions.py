@@ -78,8 +78,8 @@ _RECHECK = Backoff(first_s=1.0, cap_s=300.0)
 
 
 _HANGING_S = 0.1
-"""How long a read occupies its slot, for each read that is in flight per slot. So reads that hang delay the next read
-by at most a second, and the more reads hang, the more slowly new ones are sent."""
+"""How long a read occupies its slot. This time is multiplied by the number of reads in flight per slot: reads that hang
+delay the next read by at most a second, and the more reads hang, the more slowly new ones are sent."""
 _HANGING = 10
 """Maximum number of reads in flight, as a multiple of the concurrency."""
 
@@ -215,7 +215,7 @@ class PendingDeletions:
         return slot_at is not None and slot_at <= now
 
     def _slot_at(self, *, is_retry: bool) -> float | None:
-        """Return when the next request may be sent; None if a request in flight must end before."""
+        """Return when the next request may be sent; None if a request in flight must end first."""
         in_flight = [*self._in_flight.values()]
         is_full = len(in_flight) >= self._concurrency * _HANGING
         if (self._refusals and in_flight) or is_full:

@@ -1,12 +1,12 @@
 """The guard against mass removal: a list from which a large part of the fleet is missing is not accepted at once.
 
 An API server that was restored from a backup, that started on an empty store, or that was replaced by a different one
-behind the same address, answers lists and single reads consistently but incorrectly. Accepting them would make every
-operator stop work on every cluster. So the removals are held until a second list, `verify_after_s` later. Each cluster
-that is missing from the second list, whether or not it was missing from the first, is confirmed by a read of its
-object, at a limited rate. Once one of these reads finds its object, all removals that are not confirmed yet are held
-again. If the server's resource versions went back, the clusters are held until an administrator accepts what the server
-shows. This does not apply to clusters that the server has shown since the restore.
+behind the same address, answers lists and single reads consistently but incorrectly. Accepting these answers would make
+every operator stop work on every cluster. So the removals are held until a second list, `verify_after_s` later. Each
+cluster that is missing from the second list, whether or not it was missing from the first, is confirmed by a read of
+its object, at a limited rate. Once one of these reads finds its object, all removals that are not confirmed yet are
+held again. If the server's resource versions went back, the clusters are held until an administrator accepts what the
+server shows. This does not apply to clusters that the server has shown since the restore.
 
 Deletions that a watch reports are held in the same way if there are many of them within a short time: when the
 definition of a resource is deleted, the API server deletes all objects one by one.
@@ -292,7 +292,7 @@ class RemovalGuard:
             decision = self._hold_restored(len(missing), established, since)
         else:
             decision = self._judge_own(len(missing), established, since, hold, now)
-        # A list that is ignored or held is no evidence about the first one.
+        # A list that is ignored or held does not show whether the first list was complete.
         if not isinstance(decision, HeldRemovals):
             self._listed(now, is_accepted=is_accepted)
         return ListJudgement([JudgedRemovals(missing, decision)], isinstance(self.hold, AwaitsKnownObjects))

@@ -78,7 +78,7 @@ class SourcePositions:
     def __init__(self, positions: Positions, collections: Iterable[int]) -> None:
         self._positions = positions
         self._unlisted = {*collections}
-        """The collections that were not listed in this run."""
+        """The collections of which this run has not applied a complete list yet."""
         self._of_first_lists: ObjectPosition | None = None
 
     def end_list(self, collection: int) -> None:

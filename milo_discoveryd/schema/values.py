@@ -238,7 +238,7 @@ def secret_key_template(value: object) -> str:
 
 
 def _filled(template: str, allowed: tuple[str, ...]) -> str:
-    """Return the template with sample values, to validate the rest of it."""
+    """Replace the placeholders of the template by sample values, so that the result can be validated."""
     known = ", ".join(f"{{{name}}}" for name in allowed)
     try:
         parts = list(Formatter().parse(template))

@@ -177,8 +177,8 @@ class EndpointFields(Group, frozen=True, kw_only=True):
 
 
 class SecretFields(Group, frozen=True, kw_only=True):
-    """The Secret that an object names: for `endpoint.secret_key`, and for a `kubeconfig-secret` with `{secret}` and
-    `{secret_namespace}`."""
+    """The Secret that an object names. It is read for `endpoint.secret_key`, and by an issuer of type
+    `kubeconfig-secret` with the placeholders `{secret}` and `{secret_namespace}`."""
 
     name: Annotated[Template, _template]
     """Name of the Secret, with the paths of fields in braces, such as `{spec.secretRef.name}`."""
@@ -218,8 +218,8 @@ class DeclarativeKind(SourceKind, frozen=True, kw_only=True):
     organization: Annotated[Template | None, _template] = None
     """Organization of a cluster, with the paths of fields in braces. Default: none."""
     secret: Annotated[SecretFields | None, Nested(SecretFields)] = None
-    """The Secret that an object names, for `endpoint.secret_key`, and for a `kubeconfig-secret` with `{secret}` and
-    `{secret_namespace}`. Default: none."""
+    """The Secret that an object names. It is read for `endpoint.secret_key`, and by an issuer of type
+    `kubeconfig-secret` with the placeholders `{secret}` and `{secret_namespace}`. Default: none."""
 
     def __post_init__(self) -> None:
         self._check_secret()

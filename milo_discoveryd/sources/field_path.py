@@ -136,8 +136,8 @@ class Template(msgspec.Struct, frozen=True):
         return cls(source, literals, tuple(FieldPath.parse(part) for part in parts[1::2]))
 
     def fill(self, document: Mapping[str, Any], check: Callable[[str, str], str]) -> str:
-        """Return the filled template. `check` validates each value, given with its path. Raises MalformedError if a
-        field is missing."""
+        """Return the filled template. `check` receives each value and its path, and returns the value to insert. Raises
+        MalformedError if a field is missing."""
         filled = [self.literals[0]]
         for path, literal in zip(self.paths, self.literals[1:], strict=True):
             value = text(path.find(document))

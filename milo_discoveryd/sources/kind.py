@@ -116,8 +116,8 @@ class Files(msgspec.Struct, frozen=True):
     read_file: Callable[[str, bytes], Iterable[FileObject]]
     """Returns the clusters that a file describes. Raises MalformedError if the only file of a source is malformed."""
     context_of: Callable[[str], tuple[str, str]]
-    """Returns the name of an object's file in the directory, and the name of its context. An empty file name means the
-    only file; an empty context means the current one."""
+    """Returns, for an object's key, the name of its file in the directory and the name of its context. An empty file
+    name means the only file; an empty context means the current one."""
     restored_place: RestoredPlace
     reduce: Reduce = earliest
 
@@ -136,9 +136,9 @@ class ProjectServer(enum.Enum):
     """How the kubeconfig `project_kubeconfig` of a source is used."""
 
     SERVES = "serves"
-    """Its API server serves the clusters."""
+    """The API server of the kubeconfig serves the clusters."""
     IDENTITY = "identity"
-    """Its identity and CA are used at the clusters' own addresses. Its server is not contacted."""
+    """The identity and CA of the kubeconfig are used at the clusters' own addresses. Its server is not contacted."""
     NONE = "none"
     """There is no such kubeconfig."""
 
@@ -151,11 +151,11 @@ class ProjectUids(enum.Enum):
     """
 
     READ = "read"
-    """In the Projects."""
+    """The source reads the UIDs from the Projects."""
     STATED = "stated"
-    """In other objects, which state the UIDs of their projects."""
+    """The source reads other objects, which state the UIDs of their projects."""
     NONE = "none"
-    """Nowhere: its clusters have other UIDs."""
+    """The source does not know the UIDs of projects: its clusters have other UIDs."""
 
 
 class SourceOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -207,7 +207,7 @@ class SourceKind(Group, frozen=True, kw_only=True):
 
     @property
     def unseen(self) -> str:
-        """The changes that the source cannot notice with these settings, for `check`; empty if there are none."""
+        """The changes that the source cannot notice with these settings, as `check` reports them; empty if none."""
         return ""
 
     @property

@@ -35,7 +35,7 @@ class _KubeconfigKind(SourceKind, frozen=True, kw_only=True):
 
 
 class KubeconfigDirectoryKind(_KubeconfigKind, frozen=True, kw_only=True):
-    """Each file of a directory describes one cluster, with the name of the file and the server of the current
+    """Each file of a directory describes one cluster, which has the file's name and the server of the file's current
     context."""
 
     path: Annotated[str, Text(least=1, most=4096)]

@@ -155,7 +155,7 @@ class ConsumerObjects:
         yield Contribution(project, content, ((FOLLOWED_PROJECTS, project),) if self._follows_projects else ())
 
     def project(self, obj: KubeObject) -> Observation:
-        """Return the content of a Project without its version, since equal contents mean that nothing changed."""
+        """Return the content of a Project without its version, so that a new version alone is not a change."""
         observation = self._projects.observe(obj)
         if isinstance(observation, Malformed):
             raise MalformedError(observation.message)
@@ -189,8 +189,8 @@ class ConsumerObjects:
         return Ready(project.uid, consumption.version, replace(target, suspensions=suspensions))
 
     def _by_consumers(self, cluster: str, contributions: Sequence[ObjectContribution], uid: str) -> Observation:
-        """Return the observation that follows from a project's consumers. The project is suspended while all active
-        consumers are."""
+        """Return the observation that follows from a project's consumers. The project is suspended while all of its
+        active consumers are suspended."""
         if not contributions:
             message = "the project no longer uses any of the services"
             return Withdrawn(cluster, uid, "", message, self._drain_s)

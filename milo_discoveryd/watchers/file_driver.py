@@ -36,7 +36,7 @@ POLL_WITHOUT_INOTIFY_S = 1.0
 RETRY_S = 0.1
 """Interval of scans while the files cannot be read, for up to `MAX_RETRY_S`."""
 MAX_RETRY_S = 2.0
-"""How long a failed scan is repeated before the source becomes stale: a directory may be missing for a moment."""
+"""For how long a failing scan is repeated before the source becomes stale: a directory can be missing for a moment."""
 MAX_FIRST_S = 2 * SETTLED_S
 """How long the first list waits for files that may be incomplete, whose clusters would appear as deleted."""
 

@@ -74,7 +74,7 @@ class Publication:
         """The UIDs of clusters that were passed to `end`, by the name of their object."""
 
     def desire(self, desired: DesiredObject) -> None:
-        """Set the object of an engaged cluster."""
+        """Set the desired object of an engaged cluster."""
         self._ended.get(desired.name, set()).discard(desired.cluster_uid)
         self._desired[desired.name] = desired
 

@@ -68,7 +68,7 @@ class ListMethod(msgspec.Struct):
 class Waiting(msgspec.Struct, frozen=True):
     until: float
     version: str
-    """The version to watch from; empty to list."""
+    """The version to watch from; empty if a list is to be requested instead."""
 
 
 class ListingPages(msgspec.Struct, frozen=True):
