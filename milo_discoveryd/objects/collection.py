@@ -50,7 +50,7 @@ from milo_kube.reflect.versions import comparable, is_older
 from milo_kube.reflect.view_status import ViewState, ViewStatus
 
 REMOVALS_HELD = "RemovalsHeld"
-"""The status reason of a source that can be listed and watched, but whose removals are held or lists ignored."""
+"""The status reason of a source that can be listed and watched, but whose removals are held or lists are ignored."""
 EVENTS_PER_STEP = 250
 """Maximum number of source events applied per event-loop iteration (a few milliseconds)."""
 REFERENCE_OBJECTS = 3

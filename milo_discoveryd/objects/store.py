@@ -41,7 +41,7 @@ _PAIR = b"\x92"
 """The prefix of a two-item array in MessagePack. Strings that contain this byte increase the weight too."""
 _GRAIN = 16
 _USUAL = tuple(range(0, 4096, _GRAIN))
-"""The usual weights: objects of equal weight share an int object."""
+"""The usual weights. Records of equal weight share one of these int objects, to save memory."""
 _encode = msgspec.msgpack.Encoder(enc_hook=repr).encode
 
 
@@ -413,7 +413,7 @@ class ObjectStore:
         return record is not None and is_older(observation.version, record.version)
 
     def is_older_than_any(self, version: str) -> bool:
-        """Return whether a version is older than that of any object."""
+        """Return whether a version is older than that of at least one object."""
         return any(is_older(version, record.version) for record in self._records.values())
 
     @staticmethod

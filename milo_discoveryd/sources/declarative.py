@@ -299,7 +299,7 @@ class DeclarativeKind(SourceKind, frozen=True, kw_only=True):
 
 
 OBJECTS, SECRETS = 0, 1
-"""Positions of the resources in `SeveralResources.watches`."""
+"""Indexes of the two resources in `SeveralResources.watches`."""
 
 
 class DeclaredObject(msgspec.Struct, gc=False):

@@ -188,7 +188,9 @@ class KeyedSource:
 def _referenced(key: str, metadata: Metadata, value: object) -> ObservedObject:
     if value is None:
         # Not ready, so that the removal guard does not count it: objects without content could hide a mass removal.
-        return NotReady(key, metadata.uid, metadata.resourceVersion, "it lacks the fields that other objects need")
+        return NotReady(
+            key, metadata.uid, metadata.resourceVersion, "it lacks the fields for which other objects refer to it"
+        )
     return _contributing(key, metadata, ObjectContent(value=value))
 
 

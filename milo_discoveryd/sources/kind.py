@@ -70,7 +70,7 @@ class ContributionWatch(msgspec.Struct, frozen=True):
 
 
 class ReferencedWatch(msgspec.Struct, frozen=True):
-    """A resource whose objects do not represent clusters, but to which contributions refer (`Contribution.needs`)."""
+    """A resource whose objects represent no clusters. Contributions of other objects refer to them."""
 
     resource: Resource
     object_type: Any
@@ -98,7 +98,7 @@ class FileObject(msgspec.Struct, frozen=True):
     """The content of a file, or of a part of it that represents a cluster."""
 
     key: str
-    """Unique in the source."""
+    """A key that is unique in the source."""
     uid: str = ""
     """UID of the cluster: another UID under the same key means another cluster."""
     contributions: tuple[Contribution, ...] = ()
@@ -223,7 +223,7 @@ class SourceKind(Group, frozen=True, kw_only=True):
 
     @property
     def authorities_file(self) -> Path | None:
-        """The file with the CA certificates of clusters for which nothing else provides any."""
+        """The file with the CA certificates of clusters whose objects and kubeconfigs contain none."""
         return None
 
     def follow(self, options: SourceOptions) -> Follows:

@@ -42,7 +42,7 @@ from milo_discoveryd.sources.reading import (
 
 SERVICE_CONSUMERS = Resource("services.miloapis.com", "v1alpha1", "serviceconsumers")
 CONSUMERS, FOLLOWED_PROJECTS = 0, 1
-"""Positions of the resources in `SeveralResources.watches`."""
+"""Indexes of the two resources in `SeveralResources.watches`."""
 ACTIVE = "Active"
 
 # ruff: noqa: N815
@@ -192,7 +192,7 @@ class ConsumerObjects:
         """Return the observation that follows from a project's consumers. The project is suspended while all of its
         active consumers are suspended."""
         if not contributions:
-            message = "the project no longer uses any of the services"
+            message = "the project no longer uses any of the operator's services"
             return Withdrawn(cluster, uid, "", message, self._drain_s)
         active = [contribution for contribution in contributions if contribution.content.is_active]
         newest = max(contributions, key=lambda contribution: (len(contribution.version), contribution.version))

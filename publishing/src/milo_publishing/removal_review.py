@@ -43,7 +43,7 @@ class RemovalReview:
 
     @property
     def is_foreign(self) -> bool:
-        """Whether the view may belong to another fleet, so that nothing must be written."""
+        """Whether the view may belong to another fleet, so that nothing may be written."""
         return self._removals.is_foreign
 
     @property

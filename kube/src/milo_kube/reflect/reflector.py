@@ -85,7 +85,7 @@ _RETRY_AFTER_OBEYED = 30
 """Number of consecutive failures for which only Retry-After counts; after these, the client's backoff applies too. A
 server sends `Retry-After: 1` each time while it builds its caches, which takes half a minute."""
 _VERSION_REFUSED = frozenset({410, 504})
-"""410: the version is too old; 504: it is from the future."""
+"""Statuses that refuse a resource version: 410 if it is too old, 504 if it is in the server's future."""
 _STREAMING_LIST_REFUSED = frozenset({400, 403, 422})
 _RESUME_REFUSED = frozenset({*range(400, 500), 500, 501}) - {401, 403, 407, 408, 425, 429}
 """Statuses of a refused watch after which a list may succeed, because they neither reject the caller nor request a
