@@ -142,7 +142,7 @@ def listen_address(value: object) -> ListenAddress:
         if not addresses.is_loopback(address.host):
             raise ValueError(
                 'is not on loopback, so the traffic would be readable on the network: remove "insecure://", and '
-                "configure tls"
+                "configure `tls`"
             )
         return InsecureAddress(address.host, address.port)
     if text.startswith(("/", "./", "../", "~/")):

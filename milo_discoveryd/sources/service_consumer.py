@@ -69,7 +69,7 @@ class ServiceConsumerKind(SourceKind, frozen=True, kw_only=True):
         if self.follow_projects:
             return ""
         return (
-            "deletions and re-creations of projects are not noticed: set follow_projects, if the identity may "
+            "deletions and re-creations of projects are not noticed: set `follow_projects`, if the identity may "
             "watch projects at the root"
         )
 

@@ -143,5 +143,5 @@ def outcome_of(status: int) -> ProbeOutcome:
     if status >= 500:
         return ProbeFailed("5xx", f"the API server answered {status}")
     if status >= 300:
-        return ProbeFailed(str(status), f"the API server answered {status}; check connectivity.path")
+        return ProbeFailed(str(status), f"the API server answered {status}; check `connectivity.path`")
     return ProbeReached()

@@ -206,7 +206,7 @@ class _Loader(msgspec.Struct):
     ) -> CredentialProvider | None:
         if entry.command not in self.plugins and "*" not in self.plugins:
             self.problems.append(
-                f"user has an exec plugin that exec_plugins does not allow: {entry.command}; "
+                f"user has an exec plugin that `exec_plugins` does not allow: {entry.command}; "
                 "add it to `exec_plugins` if the kubeconfig's author may run commands as the daemon"
             )
             return None
