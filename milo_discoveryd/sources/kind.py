@@ -70,7 +70,7 @@ class ContributionWatch(msgspec.Struct, frozen=True):
 
 
 class ReferencedWatch(msgspec.Struct, frozen=True):
-    """A resource whose objects represent no clusters. Contributions of other objects refer to them."""
+    """A resource whose objects represent no clusters, but are referred to by contributions (`Contribution.needs`)."""
 
     resource: Resource
     object_type: Any
