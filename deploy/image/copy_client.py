@@ -25,7 +25,7 @@ LAUNCHER = """\
 here=${0%/*}
 LD_LIBRARY_PATH=$here/lib exec "$here/bin/python3" -I -m milo_discovery "$@"
 """
-# Imported once after the copy, which caches their bytecode, so that later calls start faster.
+# These modules are imported once after the copy. This caches their bytecode, so that later calls start faster.
 LOADED = "import grpc.aio, milo_discovery, milo_discovery.cli.credential, milo_discovery.cli.queries"
 
 
@@ -54,7 +54,7 @@ def main() -> None:
         shared = Path(sysconfig.get_config_var("LIBDIR")) / sysconfig.get_config_var("INSTSONAME")
         if shared.exists():  # Debian's executable contains it
             shutil.copy2(shared, target / "lib")
-    sites = [python, "-I", "-c", "import site; print(site.getsitepackages()[-1])"]  # its name differs on Debian
+    sites = [python, "-I", "-c", "import site; print(site.getsitepackages()[-1])"]  # named differently on Debian
     packages = Path(subprocess.check_output(sites, env=libraries, text=True).strip())  # noqa: S603 - the copied Python
     for package in needed(CLIENT, {}).values():
         for file in package.files or ():

@@ -1,4 +1,4 @@
-"""The objects of one collection of a source: lists, watch events, and deletions that are confirmed."""
+"""The objects of one collection of a source: applies its lists, its watch events and its confirmed deletions."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
@@ -50,7 +50,7 @@ from milo_kube.reflect.versions import comparable, is_older
 from milo_kube.reflect.view_status import ViewState, ViewStatus
 
 REMOVALS_HELD = "RemovalsHeld"
-"""The status reason of a source that is followed, but whose lists are not fully accepted."""
+"""The status reason of a source that can be listed and watched, but whose removals are held or lists are ignored."""
 EVENTS_PER_STEP = 250
 """Maximum number of source events applied per event-loop iteration (a few milliseconds)."""
 REFERENCE_OBJECTS = 3
@@ -58,7 +58,7 @@ OLDER_READ = Inconclusive("the read returned an older version than the watch or 
 
 
 class ListProgress(msgspec.Struct):
-    """The progress of a collection: which of its lists were applied."""
+    """Which lists of a collection were applied."""
 
     is_synced: bool = False
     """A complete list was applied, in this run or in the run that wrote the state file."""
@@ -104,8 +104,8 @@ class ObjectCollection:
         self._reference_objects: tuple[tuple[str, str], ...] = ()
         self._last_list = _LastList()
         self._unconfirmed: set[str] = set()
-        """Objects of an earlier run, or of another server, that are missing from the first accepted list and were not
-        read since."""
+        """Objects known from an earlier run, or from another server. The first accepted list lacks them, and they were
+        not read since."""
 
     def apply_events(
         self, source_events: Iterable[SourceEvent[ObservedObject]], now: Moment
@@ -133,8 +133,8 @@ class ObjectCollection:
 
     @property
     def held(self) -> HeldRemovals | None:
-        """Why clusters stay engaged although they are missing from a list or a watch reported their deletion, or why
-        lists are not applied."""
+        """Why clusters stay engaged although a list lacks them or the watch reported their deletion, or why lists are
+        ignored. None if neither is the case."""
         guard = self._guard
         if guard is None or guard.hold is None:
             return None
@@ -155,7 +155,7 @@ class ObjectCollection:
 
     @property
     def relist_at(self) -> float | None:
-        """When to list again, to verify a previous list."""
+        """When to list again, because of held removals or to verify the first list of this run; None if not needed."""
         if self._guard is None:
             return None
         return self._guard.first_list.verify_at if self.held is None else self._guard.relist_at
@@ -208,7 +208,7 @@ class ObjectCollection:
         return self._unlisted_changes([] if settled is None else self.store.apply_read(settled))
 
     def problem_of(self, key: str) -> str:
-        """Return why an object cannot be read, so that its last known state is kept; empty if it can be read."""
+        """Return why an object is malformed, so that its last known content is kept; empty if it is not malformed."""
         record = self.store[key]
         return record.message if record is not None and record.state is ObjectState.MALFORMED else ""
 
@@ -216,12 +216,11 @@ class ObjectCollection:
         return ObjectChanges(changes, self._positions.of_changes(len(changes)))
 
     def _contradicts_list(self, observation: ObservedObject) -> bool:
-        """Return whether a read returned a state that the last list should have shown, because the state is older than
-        the list.
+        """Return whether a read returned a state that is older than the last list, but that the list did not show.
 
-        A list does not contain objects outside of the selector. But the version of the known object may be unknown, as
-        after a restart: if the read returns a different object, either may be the later one, and the read is not
-        trusted.
+        An object outside of the selector contradicts no list, because lists do not contain it. There is one exception:
+        if the version of the known object is unknown, as after a restart, and the read returns a different object,
+        either of the two may be the later one. Then the read is not trusted.
         """
         if self._last_list.replacing.get(observation.name) == (observation.uid, observation.version):
             return False
@@ -393,8 +392,8 @@ class ObjectCollection:
     def _confirm_at_once(
         self, missing: list[tuple[str, str]], announced: set[str], now: Moment
     ) -> Iterator[ObjectChanges]:
-        """Confirm deletions that are not a mass removal: no subscriber knows the object, or its deletion was
-        announced."""
+        """Confirm the deletions that do not count towards a mass removal: those of objects that no subscriber knows, or
+        whose deletion was announced."""
         changes: list[ObjectChange] = []
         for name, uid in missing:
             if name in announced or not self.store.is_established(name):
@@ -403,7 +402,7 @@ class ObjectCollection:
             yield self._unlisted_changes(changes)
 
     def _is_older_than_objects(self, version: str) -> bool:
-        """Return whether a list is older than an object of the previous list, if that list had no version."""
+        """Return whether a list is older than a known object; False if the previous list has a version to compare."""
         return not self._last_list.version and version != "0" and self.store.is_older_than_any(version)
 
     def _apply_decisions(self, judged: Iterable[JudgedRemovals], now: float) -> None:
@@ -460,7 +459,7 @@ class ObjectCollection:
         return is_older or self._is_held_back(observation)
 
     def _is_held_back(self, observation: ObservedObject) -> bool:
-        """Return whether a restored server has the object in an older state: see `_keep_newer_objects`."""
+        """Return whether the object is held, and a list again shows the older state: see `_keep_newer_objects`."""
         if not self.pending_deletions.is_held(observation.name):
             return False
         record = self.store[observation.name]
@@ -473,7 +472,7 @@ class ObjectCollection:
         return self.pending_deletions.is_held(name)
 
     def accept(self, now: float) -> bool:
-        """Accept the next list, which ends the hold of removals. Return whether any are held."""
+        """Accept the next list, which ends the hold of removals. Return whether removals are held."""
         if self._guard is None:
             return False
         self._guard.verify_first(now)
@@ -496,7 +495,7 @@ class ObjectCollection:
         return record is not None and settled.uid in ("", record.uid)
 
     def _hold_again(self, now: float) -> None:
-        """Hold the removals that only lists report again, because a read found an object that these lists lack."""
+        """Hold again the removals that only lists show: a read found an object that is missing from these lists."""
         assert self._guard is not None
         held = self._guard.contradicted(now)
         for name in self._released:

@@ -6,7 +6,7 @@ confirmed: only "not found", or an object with another UID, is evidence.
 
 A read that finds the object refutes the report, but so does a read from a cache that lags behind the watch. So a
 refuted report is checked again, at growing intervals, until the watch or a list shows the object. A server that was
-restored from a backup may not have the object for that reason alone. So these checks wait until the server has proved
+restored from a backup may lack the object only because of the restore. So these checks wait until the server has proved
 that it was not replaced.
 """
 
@@ -78,7 +78,7 @@ _RECHECK = Backoff(first_s=1.0, cap_s=300.0)
 
 
 _HANGING_S = 0.1
-"""A read occupies its slot for this time, multiplied by the number of reads in flight per slot. So reads that hang
+"""How long a read occupies its slot. This time is multiplied by the number of reads in flight per slot: reads that hang
 delay the next read by at most a second, and the more reads hang, the more slowly new ones are sent."""
 _HANGING = 10
 """Maximum number of reads in flight, as a multiple of the concurrency."""
@@ -99,7 +99,8 @@ class PendingDeletions:
         self.doubted: dict[str, _PendingDeletion] = {}
         """The deletions that await confirmation, and the refuted ones that are to be checked again, by name."""
         self._due: list[tuple[float, int, str]] = []
-        """A heap of (time, ticket, name), by the time of the next read. Settled tickets are skipped.
+        """A heap of (time, ticket, name), by the time of the next read. Each pending deletion has a number, its ticket.
+        An entry is skipped if its ticket is no longer pending.
 
         For a read that is due at once, the time is the negative ticket, so that the newest such read is first.
         """
@@ -146,7 +147,7 @@ class PendingDeletions:
         return pending
 
     def _awaiting(self, name: str) -> _PendingDeletion | None:
-        """Return the deletion of the object unless it was refuted."""
+        """Return the pending deletion of the object; None if there is none, or if it was refuted."""
         pending = self.doubted.get(name)
         return None if pending is None or pending.is_refuted else pending
 
@@ -164,7 +165,7 @@ class PendingDeletions:
         return pending is not None and pending.is_held
 
     def awaits_read(self, name: str) -> bool:
-        """Return whether a deletion is pending, and no read has been answered or has failed yet."""
+        """Return whether the object's deletion is pending, and no read of the object has returned a result yet."""
         pending = self._awaiting(name)
         return pending is not None and not pending.failures
 
@@ -174,7 +175,7 @@ class PendingDeletions:
 
     @property
     def refused(self) -> str | None:
-        """Why confirmations wait, if the server refuses them."""
+        """Why the server refuses the reads for which pending deletions wait; None if it does not refuse them."""
         awaits_read = self._refusals and not all(pending.is_refuted for pending in self.doubted.values())
         return self._refusal if awaits_read else None
 
@@ -203,7 +204,7 @@ class PendingDeletions:
         return due
 
     def _queues(self) -> Iterator[tuple[list[tuple[float, int, str]], bool]]:
-        """Yield each queue whose requests may be sent, and whether they are retries."""
+        """Yield each queue from which requests may be sent, and whether these are retries."""
         yield self._due, False
         yield self._retries_due, True
         if not self.defers_rechecks:
@@ -214,7 +215,7 @@ class PendingDeletions:
         return slot_at is not None and slot_at <= now
 
     def _slot_at(self, *, is_retry: bool) -> float | None:
-        """Return when another request may be sent; None if a request in flight must end first."""
+        """Return when the next request may be sent; None if a request in flight must end first."""
         in_flight = [*self._in_flight.values()]
         is_full = len(in_flight) >= self._concurrency * _HANGING
         if (self._refusals and in_flight) or is_full:

@@ -1,12 +1,12 @@
 """The guard against mass removal: a list from which a large part of the fleet is missing is not accepted at once.
 
 An API server that was restored from a backup, that started on an empty store, or that was replaced by a different one
-behind the same address, answers lists and single reads consistently but incorrectly. Accepting them would make every
-operator stop work on every cluster. So the removals are held until a second list, `verify_after_s` later. Each cluster
-that is missing from the second list, whether or not it was missing from the first, is confirmed by a read of its
-object, at a limited rate. Once a read finds its object, all removals that are not confirmed yet are held again. If the
-server's resource versions went back, the clusters are held until an administrator accepts what the server shows.
-Clusters that the restored server has shown are not affected: they may be missing from later lists.
+behind the same address, answers lists and single reads consistently but incorrectly. Accepting these answers would make
+every operator stop work on every cluster. So the removals are held until a second list, `verify_after_s` later. Each
+cluster that is missing from the second list, whether or not it was missing from the first, is confirmed by a read of
+its object, at a limited rate. Once one of these reads finds its object, all removals that are not confirmed yet are
+held again. If the server's resource versions went back, the clusters are held until an administrator accepts what the
+server shows. This does not apply to clusters that the server has shown since the restore.
 
 Deletions that a watch reports are held in the same way if there are many of them within a short time: when the
 definition of a resource is deleted, the API server deletes all objects one by one.
@@ -76,7 +76,7 @@ class AwaitsSecondList(msgspec.Struct, frozen=True):
 
 
 class AwaitsKnownObjects(msgspec.Struct, frozen=True):
-    """A list contained no known object, so it may be from another server. It is no evidence for or against other
+    """A list contained no known object, so it may be from another server. It neither confirms nor contradicts other
     lists."""
 
     held: HeldRemovals
@@ -131,8 +131,8 @@ class RemovalGuard:
         that."""
         self._behind_since: float | None = None
         self.restored_at: str | None = None
-        """While lists are older than earlier ones: the latest version of a server that counts as restored, or the
-        version of the last list before a foreign one. Otherwise None."""
+        """The version with which lists are compared while they are older than the highest version seen: the latest
+        version of a server that counts as restored, or that of the last list before a foreign one. Otherwise None."""
         self._accepts = False
         self._deletions_reported: deque[float] = deque()
         """When the watch reported recent deletions of established objects."""
@@ -189,8 +189,8 @@ class RemovalGuard:
         return self._accepts
 
     def deletion_reported(self, known: ObjectStore, now: float) -> HeldRemovals | None:
-        """Count a deletion of one of the established objects in `known` that the watch reported. Return the hold if the
-        deletion is held, and otherwise None."""
+        """Count a deletion, reported by the watch, of an established object in `known`. Return the message for
+        operators if the deletion is held, otherwise None."""
         while self._deletions_reported and self._deletions_reported[0] <= now - self.limits.verify_after_s:
             self._deletions_reported.popleft()
         self._deletions_reported.append(now)
@@ -200,8 +200,8 @@ class RemovalGuard:
         if self.hold is not None:
             return self.hold.held
         message = (
-            f"the API server's watch reported the deletion of {count} of its clusters within "
-            f"{self.limits.verify_after_s:g} s: further clusters stay engaged until a list lacks them too"
+            f"the API server's watch reported the deletion of {count} engaged clusters within "
+            f"{self.limits.verify_after_s:g} s: further clusters reported as deleted stay engaged until lists lack them"
         )
         return self._await_second_list(HeldRemovals(now, message), now + self.limits.verify_after_s)
 
@@ -225,8 +225,8 @@ class RemovalGuard:
         return True
 
     def note_version(self, version: str) -> None:
-        """Record the version of a change, to detect a second restore, from a backup that was made after the first
-        restore."""
+        """Record the version of a change after a restore. With it, a second restore is detected even if its backup was
+        made after the first one."""
         assert self.restored_at is not None, "the server does not count as restored"
         if is_older(self.restored_at, version):
             self.restored_at = version
@@ -234,7 +234,8 @@ class RemovalGuard:
     def ignores(self, version: str, *, is_behind: bool, now: float) -> bool:
         """Return whether to ignore a list because it is older than what was seen before.
 
-        A replica that lags behind catches up. After `verify_after_s` the server counts as restored from a backup.
+        A replica that lags behind catches up. A server that has not caught up after `verify_after_s` counts as restored
+        from a backup.
         """
         if not is_behind:
             self._behind_since = None
@@ -291,7 +292,7 @@ class RemovalGuard:
             decision = self._hold_restored(len(missing), established, since)
         else:
             decision = self._judge_own(len(missing), established, since, hold, now)
-        # A list that is ignored or held is no evidence about the first one.
+        # A list that is ignored or held does not show whether the first list was complete.
         if not isinstance(decision, HeldRemovals):
             self._listed(now, is_accepted=is_accepted)
         return ListJudgement([JudgedRemovals(missing, decision)], isinstance(self.hold, AwaitsKnownObjects))
@@ -380,5 +381,8 @@ class RemovalGuard:
 
     def contradicted(self, now: float) -> HeldRemovals:
         """Hold again: a cluster that was missing from both lists was found, so neither list is evidence."""
-        message = "the source has clusters that its lists lack: missing clusters stay engaged until lists are complete"
+        message = (
+            "a read found a cluster that the source's lists lack, so they are incomplete: missing clusters stay "
+            "engaged until lists are complete"
+        )
         return self._await_second_list(HeldRemovals(now, message), now + self.limits.verify_after_s)

@@ -18,7 +18,7 @@ class StagedList:
         self._uids: dict[str, str] = {}
         self._staged: dict[str, tuple[ObservedObject, int]] = {}
         self._known: int | None = 0
-        """The number of listed objects that are present; None if objects may have changed since they were listed."""
+        """The number of listed objects that are also known as present; None if objects may have changed since then."""
         self._suspects: dict[str, None] = {}
         """Staged objects that may be older than the known objects, or different objects of the same name. They are
         found while the list is read, because a search at the end of the list would block the event loop."""
@@ -63,7 +63,7 @@ class StagedList:
         self._staged.pop(name, None)
 
     def remove_changes(self, names: Iterable[str]) -> None:
-        """Drop the listed states of known objects, which stay as they are."""
+        """Drop the listed states of these objects, so that their known states are kept."""
         for name in names:
             self._staged.pop(name, None)
 

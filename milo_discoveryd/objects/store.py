@@ -41,7 +41,7 @@ _PAIR = b"\x92"
 """The prefix of a two-item array in MessagePack. Strings that contain this byte increase the weight too."""
 _GRAIN = 16
 _USUAL = tuple(range(0, 4096, _GRAIN))
-"""The usual weights: objects of equal weight share an int object."""
+"""The usual weights. Records of equal weight share one of these int objects, to save memory."""
 _encode = msgspec.msgpack.Encoder(enc_hook=repr).encode
 
 
@@ -60,7 +60,7 @@ class ObjectPosition(msgspec.Struct, frozen=True, gc=False):
 
 
 class Positions:
-    """The positions of all sources, in increasing order."""
+    """A counter of positions, shared by all sources."""
 
     def __init__(self) -> None:
         self._latest = RESTORED_POSITION
@@ -73,12 +73,12 @@ class Positions:
 
 
 class SourcePositions:
-    """The positions of the objects of one source."""
+    """Assigns positions to the lists and the changes of one source."""
 
     def __init__(self, positions: Positions, collections: Iterable[int]) -> None:
         self._positions = positions
         self._unlisted = {*collections}
-        """The collections that were not listed in this run."""
+        """The collections of which this run has not applied a complete list yet."""
         self._of_first_lists: ObjectPosition | None = None
 
     def end_list(self, collection: int) -> None:
@@ -103,8 +103,8 @@ class SourcePositions:
 class ObjectBudget:
     """The budget of one source, over all of its collections.
 
-    Objects that are missing from a list are kept until their deletion is confirmed. They do not count in `used`, so
-    that a fleet at the limit can be replaced. All objects together may weigh twice the limit.
+    Objects that are missing from a list are kept until their deletion is confirmed. These objects do not count in
+    `used`, so that a fleet at the limit can be replaced. All objects together may weigh twice the limit.
     """
 
     def __init__(self, limit: int = UNLIMITED) -> None:
@@ -129,7 +129,7 @@ class CollectionWeight:
         self._kept_with_list = 0
         """The weight of all objects, and what the list in progress adds to it."""
         self.problem = ""
-        """Why an object did not fit; empty if every object since the start of the last list did."""
+        """Why an object exceeded the budget; empty if none has since the start of the last list."""
 
     @property
     def used(self) -> int:
@@ -161,7 +161,7 @@ class CollectionWeight:
         self._listed, self._kept_with_list, self.problem = 0, self._kept, ""
 
     def add_listed(self, weight: int, more_kept: int) -> bool:
-        """Add the weight of an object to the list in progress. If it is too much, add nothing and return False."""
+        """Add the weight of an object to the list in progress. If it exceeds the budget, add nothing; return False."""
         assert self._listed is not None, "no list was started"
         if not self.fits(weight, more_kept):
             return False
@@ -222,7 +222,7 @@ class ObjectStore:
         self.weight = weight or CollectionWeight(ObjectBudget())
         self.established_count = 0
         self.outdated = 0
-        """The number of observations that were dropped because a later one of the same object came first."""
+        """The number of observations that were dropped because a newer one of the same object had been applied."""
         self._records: dict[str, ObjectRecord] = {}
         self._absent: dict[str, None] = {}
         """Keys of absent objects, oldest first."""
@@ -413,7 +413,7 @@ class ObjectStore:
         return record is not None and is_older(observation.version, record.version)
 
     def is_older_than_any(self, version: str) -> bool:
-        """Return whether a version is older than that of any object."""
+        """Return whether a version is older than that of at least one object."""
         return any(is_older(version, record.version) for record in self._records.values())
 
     @staticmethod

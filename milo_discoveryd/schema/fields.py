@@ -18,7 +18,7 @@ from milo_kube import label_selector
 
 
 class Group(msgspec.Struct, frozen=True, kw_only=True):
-    """A group of settings. `__post_init__` checks the settings together, and raises ValueError if they do not fit."""
+    """A group of settings. `__post_init__` checks the settings together, and raises ValueError if they conflict."""
 
 
 G = TypeVar("G", bound=Group)

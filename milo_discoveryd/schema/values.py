@@ -142,7 +142,7 @@ def listen_address(value: object) -> ListenAddress:
         if not addresses.is_loopback(address.host):
             raise ValueError(
                 'is not on loopback, so the traffic would be readable on the network: remove "insecure://", and '
-                "configure tls"
+                "configure `tls`"
             )
         return InsecureAddress(address.host, address.port)
     if text.startswith(("/", "./", "../", "~/")):
@@ -238,7 +238,7 @@ def secret_key_template(value: object) -> str:
 
 
 def _filled(template: str, allowed: tuple[str, ...]) -> str:
-    """Return the template with sample values, to validate the rest of it."""
+    """Replace the placeholders of the template by sample values, so that the result can be validated."""
     known = ", ".join(f"{{{name}}}" for name in allowed)
     try:
         parts = list(Formatter().parse(template))

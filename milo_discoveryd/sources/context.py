@@ -67,8 +67,8 @@ def context_of(server: str) -> MiloContext:
 
 
 def wrong_context(mode: str, server: str, accepted: Collection[ContextKind]) -> tuple[str, str] | None:
-    """Return why the mode cannot be used in the context that the server URL selects, and how to fix it; None if it
-    can."""
+    """Return why the mode cannot be used in the context that the server URL selects, and how to fix it; None if the
+    mode can be used there."""
     context = context_of(server)
     if not accepted or context.kind in accepted:
         return None

@@ -98,7 +98,7 @@ class WatchedResource(Group, frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         if self.namespace and not self.namespaced:
-            raise ValueError("has a namespace, but is not namespaced: set namespaced: true, or remove namespace")
+            raise ValueError("has a namespace, but is not namespaced: set `namespaced: true`, or remove `namespace`")
 
     def resource(self) -> Resource:
         return Resource(
@@ -124,7 +124,7 @@ class ReadyField(Group, frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         if bool(self.condition) == (self.field is not None):
-            raise ValueError("needs exactly one of condition and field")
+            raise ValueError("requires exactly one of the settings `condition` and `field`")
 
     @property
     def description(self) -> str:
@@ -162,7 +162,7 @@ class EndpointFields(Group, frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         if [self.template, self.field, self.kubeconfig, self.secret_key or None].count(None) != 3:
-            raise ValueError("needs exactly one of template, field, kubeconfig and secret_key")
+            raise ValueError("requires exactly one of the settings `template`, `field`, `kubeconfig` and `secret_key`")
 
     @property
     def has_fixed_host(self) -> bool:
@@ -177,8 +177,8 @@ class EndpointFields(Group, frozen=True, kw_only=True):
 
 
 class SecretFields(Group, frozen=True, kw_only=True):
-    """The Secret that an object names: for `endpoint.secret_key`, and for a `kubeconfig-secret` with `{secret}` and
-    `{secret_namespace}`."""
+    """The Secret that an object names. It is read for `endpoint.secret_key`, and by an issuer of type
+    `kubeconfig-secret` with the placeholders `{secret}` and `{secret_namespace}`."""
 
     name: Annotated[Template, _template]
     """Name of the Secret, with the paths of fields in braces, such as `{spec.secretRef.name}`."""
@@ -206,7 +206,7 @@ class DeclarativeKind(SourceKind, frozen=True, kw_only=True):
     name: Annotated[Template, _template] = Template.parse("{metadata.name}")
     """Name of a cluster, with the paths of fields in braces."""
     ready: Annotated[ReadyField | None, Nested(ReadyField)] = None
-    """When a cluster is engaged. Default: as long as its object exists."""
+    """Condition or field that decides whether a cluster is engaged. Default: it is engaged while its object exists."""
     endpoint: Annotated[EndpointFields, Nested(EndpointFields)]
     """Location of a cluster's API server."""
     ca: _Path = None
@@ -218,22 +218,26 @@ class DeclarativeKind(SourceKind, frozen=True, kw_only=True):
     organization: Annotated[Template | None, _template] = None
     """Organization of a cluster, with the paths of fields in braces. Default: none."""
     secret: Annotated[SecretFields | None, Nested(SecretFields)] = None
-    """The Secret that an object names, for `endpoint.secret_key`, and for a `kubeconfig-secret` with `{secret}` and
-    `{secret_namespace}`. Default: none."""
+    """The Secret that an object names. It is read for `endpoint.secret_key`, and by an issuer of type
+    `kubeconfig-secret` with the placeholders `{secret}` and `{secret_namespace}`. Default: none."""
 
     def __post_init__(self) -> None:
         self._check_secret()
         if self.endpoint.secret_key:
             if self.secret is None:
-                raise ValueError("endpoint.secret_key: requires `secret`, the fields of an object that name the Secret")
+                raise ValueError(
+                    "endpoint.secret_key: requires `secret`, the setting that says which fields of an object name the "
+                    "Secret"
+                )
         elif self.secret is not None and (self.secret.label_selector or self.secret.field_selector):
-            raise ValueError("secret: the selectors have no effect without endpoint.secret_key: remove them")
+            raise ValueError("secret: the selectors have no effect without endpoint.secret_key: remove these settings")
 
     def _check_secret(self) -> None:
         if self.secret is not None and self.resource.namespaced and self.secret.namespace is not None:
             # A tenant with write access to one namespace could name a Secret in another tenant's namespace.
             raise ValueError(
-                "secret.namespace: a namespaced object can only name Secrets in the object's namespace: remove it"
+                "secret.namespace: a namespaced object can only name Secrets in the object's namespace: remove this "
+                "setting"
             )
         if self.secret is not None and not self.resource.namespaced and self.secret.namespace is None:
             raise ValueError("secret.namespace: is required, because the objects are cluster-scoped")
@@ -295,11 +299,11 @@ class DeclarativeKind(SourceKind, frozen=True, kw_only=True):
 
 
 OBJECTS, SECRETS = 0, 1
-"""Positions of the resources in `SeveralResources.watches`."""
+"""Indexes of the two resources in `SeveralResources.watches`."""
 
 
 class DeclaredObject(msgspec.Struct, gc=False):
-    """The top-level fields of an object in which field paths can begin."""
+    """The top-level fields of an object, at one of which each field path begins."""
 
     metadata: Metadata
     spec: Any = None
@@ -391,7 +395,7 @@ class DeclaredObjects:
         return (self._kind.endpoint.checked(stored.endpoint),)
 
     def _with_server(self, server: StatedServer | None, observed: Ready, secret: str) -> Observation:
-        """Return the observation of a cluster, made from its object and its Secret."""
+        """Return the observation of a cluster, derived from its object and its Secret."""
         target = observed.target
         assert isinstance(target, DeclaredTarget)
         if server is None:

@@ -1,8 +1,8 @@
 """Paths to fields of Kubernetes objects, and templates that contain such paths. Pure.
 
 A path begins at `metadata`, `spec`, `status`, `data` or `stringData`, which is the decoded data of a Secret. `.name` is
-a field, `[key]` a key of any characters or a position in a list, and `[field=value]` the first element of a list with
-that field: `status.addresses[type=URL].value`. A step into a string parses it as JSON:
+a field, `[key]` is a key of any characters or a position in a list, and `[field=value]` is the first element of a list
+in which the field has this value: `status.addresses[type=URL].value`. A step into a string parses it as JSON:
 `stringData[config].bearerToken`.
 """
 
@@ -136,8 +136,8 @@ class Template(msgspec.Struct, frozen=True):
         return cls(source, literals, tuple(FieldPath.parse(part) for part in parts[1::2]))
 
     def fill(self, document: Mapping[str, Any], check: Callable[[str, str], str]) -> str:
-        """Return the filled template. `check` validates each value, given with its path. Raises MalformedError if a
-        field is missing."""
+        """Return the filled template. `check` receives each value and its path, and returns the value to insert. Raises
+        MalformedError if a field is missing."""
         filled = [self.literals[0]]
         for path, literal in zip(self.paths, self.literals[1:], strict=True):
             value = text(path.find(document))
@@ -150,7 +150,7 @@ class Template(msgspec.Struct, frozen=True):
 
 
 def _opened(value: Any) -> Any:
-    """Return the value of a string that contains JSON, None for any other string, and other values as they are."""
+    """Return the parsed value of a JSON string, None for any other string, and any other value unchanged."""
     if not isinstance(value, str):
         return value
     try:
@@ -160,7 +160,7 @@ def _opened(value: Any) -> Any:
 
 
 def text(value: Any) -> str:
-    """Return the text of a string, an integer or a Boolean (`true`, `false`), which is cut if it is too long; an empty
+    """Return a string, an integer or a Boolean (`true`, `false`) as text, truncated if it is too long. Return an empty
     string for anything else."""
     if isinstance(value, bool):
         return str(value).lower()

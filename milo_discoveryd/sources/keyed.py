@@ -1,4 +1,4 @@
-"""The collections that a source follows, under their clusters' keys: `SOURCE#NAME`, or `NAME` for a source
+"""The collections that a source follows. Clusters are identified by keys: `SOURCE#NAME`, or `NAME` for a source
 without a name."""
 
 from collections.abc import Callable, Sequence
@@ -50,7 +50,7 @@ class KeyedSource:
         """The clusters of a source that watches nothing."""
         self.collections: tuple[FollowedCollection, ...] = ()
         self.keys: Sequence[ObjectKeys] = (ObjectKeys(prefix=key_of("", name)),)
-        """The keys of the objects of each collection; files count as one."""
+        """The keys of the objects of each collection; all files together count as one collection."""
         self.reduce: Reduce | None = None
         """None if each object represents one cluster, under the object's key."""
         self._restored_place: RestoredPlace | None = None
@@ -145,7 +145,7 @@ class KeyedSource:
         return FollowedCollection(WatchedCollection(resource, keys), decoder, server)
 
     def _checked(self, object_type: Any) -> Any:
-        """Return the type of objects if it has the metadata that is read from every object. Otherwise raises
+        """Return `object_type` if it has the field `metadata`, which is read from every object. Otherwise raises
         StartError."""
         is_struct = isinstance(object_type, type) and issubclass(object_type, msgspec.Struct)
         types = {field.name: field.type for field in msgspec.structs.fields(object_type)} if is_struct else {}
@@ -170,7 +170,7 @@ class KeyedSource:
         return keyed
 
     def _keyed(self, observation: Observation) -> Observation:
-        """Return an observation of a cluster under its key."""
+        """Return the observation with the cluster's key instead of its name."""
         if isinstance(observation, Ready):
             return replace(observation, target=self._target(observation.target))
         keyed = replace(observation, name=key_of(observation.name, self.name))
@@ -188,7 +188,9 @@ class KeyedSource:
 def _referenced(key: str, metadata: Metadata, value: object) -> ObservedObject:
     if value is None:
         # Not ready, so that the removal guard does not count it: objects without content could hide a mass removal.
-        return NotReady(key, metadata.uid, metadata.resourceVersion, "it lacks the fields that other objects need")
+        return NotReady(
+            key, metadata.uid, metadata.resourceVersion, "it lacks the fields for which other objects refer to it"
+        )
     return _contributing(key, metadata, ObjectContent(value=value))
 
 

@@ -29,16 +29,16 @@ KINDS = {
     "single": "milo_discoveryd.sources.single:SingleKind",
 }
 
-SENT_WHERE_OBJECTS_SAY = "objects decide where the issuer's credential is sent, and it also works for other clusters"
+SENT_WHERE_OBJECTS_SAY = "objects decide where the issuer's credential is sent, and other clusters accept it too"
 
 Reduce = Callable[[str, Sequence[ObjectContribution], str], Observation | None]
 """Returns the observation of a cluster from all its objects, or None if it is to be reported as deleted.
 
 The first argument is the name of the cluster. The second has the contributions of all objects that name the cluster,
 the earliest first (none after the confirmed deletion of the last such object), followed by the contents of the existing
-objects that these contributions need; `watch` and `object` show to which object an item belongs. The last argument is
-the UID of the current engagement if at least one of its objects remains, and otherwise empty. An observation with
-another UID replaces the cluster.
+objects to which `Contribution.needs` refers; `watch` and `object` show to which object an item belongs. The last
+argument is the UID of the current engagement if at least one of its objects remains, and otherwise empty. An
+observation with another UID replaces the cluster.
 """
 RestoredPlace = Callable[[Target], tuple[str, ...]]
 """Returns `Target.place` of a cluster from the state file, whose content is not trusted. `Target.name` is the name
@@ -70,21 +70,21 @@ class ContributionWatch(msgspec.Struct, frozen=True):
 
 
 class ReferencedWatch(msgspec.Struct, frozen=True):
-    """A resource whose objects do not represent clusters, but to which contributions refer (`Contribution.needs`)."""
+    """A resource whose objects represent no clusters, but are referred to by contributions (`Contribution.needs`)."""
 
     resource: Resource
     object_type: Any
     """See `ContributionWatch.object_type`."""
     content: Callable[[Any], Any]
-    """Returns the content of an object for the contributions that need it, or None if the object has none. Equal
-    contents mean that nothing changed. Raises MalformedError for an object that cannot be used: its previous content
-    remains valid."""
+    """Returns the part of an object that `reduce` uses, or None if the object lacks it. If it equals the previous part,
+    nothing has changed. Raises MalformedError for an object that cannot be used: its previous content remains
+    valid."""
     server: str = ""
     """URL of the API server, or of the context of Milo, that has the objects. Default: the source's."""
 
 
 class SeveralResources(msgspec.Struct, frozen=True):
-    """The resources of a source whose clusters are not named after the objects of one cluster-scoped resource.
+    """The resources of a source whose objects state, in their contributions, the names of the clusters they belong to.
 
     Several objects may represent one cluster: `reduce` decides what they mean together.
     """
@@ -98,13 +98,13 @@ class FileObject(msgspec.Struct, frozen=True):
     """The content of a file, or of a part of it that represents a cluster."""
 
     key: str
-    """Unique in the source."""
+    """A key that is unique in the source."""
     uid: str = ""
     """UID of the cluster: another UID under the same key means another cluster."""
     contributions: tuple[Contribution, ...] = ()
     """The object's contributions to clusters, as in `ContributionWatch.contributions`."""
     problem: str = ""
-    """Why the object cannot be used; its previous contributions remain valid. Empty if it can."""
+    """Why the object cannot be used, so that its previous contributions remain valid. Empty if it can be used."""
 
 
 class Files(msgspec.Struct, frozen=True):
@@ -116,8 +116,8 @@ class Files(msgspec.Struct, frozen=True):
     read_file: Callable[[str, bytes], Iterable[FileObject]]
     """Returns the clusters that a file describes. Raises MalformedError if the only file of a source is malformed."""
     context_of: Callable[[str], tuple[str, str]]
-    """Returns the name of an object's file in the directory, and the name of its context. An empty file name means the
-    only file; an empty context means the current one."""
+    """Returns, for an object's key, the name of its file in the directory and the name of its context. An empty file
+    name means the only file; an empty context means the current one."""
     restored_place: RestoredPlace
     reduce: Reduce = earliest
 
@@ -136,9 +136,9 @@ class ProjectServer(enum.Enum):
     """How the kubeconfig `project_kubeconfig` of a source is used."""
 
     SERVES = "serves"
-    """Its API server serves the clusters."""
+    """The API server of the kubeconfig serves the clusters."""
     IDENTITY = "identity"
-    """Its identity and CA are used at the clusters' own addresses. Its server is not contacted."""
+    """The identity and CA of the kubeconfig are used at the clusters' own addresses. Its server is not contacted."""
     NONE = "none"
     """There is no such kubeconfig."""
 
@@ -151,15 +151,15 @@ class ProjectUids(enum.Enum):
     """
 
     READ = "read"
-    """In the Projects."""
+    """The source reads the UIDs from the Projects."""
     STATED = "stated"
-    """In other objects, which state the UIDs of their projects."""
+    """The source reads other objects, which state the UIDs of their projects."""
     NONE = "none"
-    """Nowhere: its clusters have other UIDs."""
+    """The source does not know the UIDs of projects: its clusters have other UIDs."""
 
 
 class SourceOptions(msgspec.Struct, frozen=True, kw_only=True):
-    """The options that a kind may use in addition to its own settings."""
+    """Values of the daemon's configuration that a kind may use in addition to its own settings."""
 
     project_server: str = ""
     """URL of the API server of the project kubeconfig."""
@@ -202,12 +202,12 @@ class SourceKind(Group, frozen=True, kw_only=True):
 
     @property
     def project_uids(self) -> ProjectUids:
-        """Where the source finds the UIDs of Milo's projects, by which claims recognize a project in two sources."""
+        """Where the source finds the UIDs of Milo's projects. Claims use them to recognize a project in two sources."""
         return ProjectUids.NONE
 
     @property
     def unseen(self) -> str:
-        """The changes that the source cannot notice with these settings, for `check`; empty if there are none."""
+        """The changes that the source cannot notice with these settings, as `check` reports them; empty if none."""
         return ""
 
     @property
@@ -223,7 +223,7 @@ class SourceKind(Group, frozen=True, kw_only=True):
 
     @property
     def authorities_file(self) -> Path | None:
-        """The file with the CA certificates of clusters for which nothing else provides any."""
+        """The file with the CA certificates of clusters whose objects and kubeconfigs contain none."""
         return None
 
     def follow(self, options: SourceOptions) -> Follows:

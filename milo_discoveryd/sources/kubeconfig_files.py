@@ -35,7 +35,7 @@ class _KubeconfigKind(SourceKind, frozen=True, kw_only=True):
 
 
 class KubeconfigDirectoryKind(_KubeconfigKind, frozen=True, kw_only=True):
-    """Each file of a directory describes one cluster, with the name of the file and the server of the current
+    """Each file of a directory describes one cluster, which has the file's name and the server of the file's current
     context."""
 
     path: Annotated[str, Text(least=1, most=4096)]
@@ -46,7 +46,7 @@ class KubeconfigDirectoryKind(_KubeconfigKind, frozen=True, kw_only=True):
 
 
 class KindKind(_KubeconfigKind, frozen=True, kw_only=True):
-    """Each context of a kubeconfig whose name begins with `kind-` describes a cluster."""
+    """Each context whose name begins with `kind-`, in one kubeconfig, describes a cluster."""
 
     path: Annotated[str, Text(least=1, most=4096)] = "~/.kube/config"
     """Kubeconfig to which kind writes its clusters."""

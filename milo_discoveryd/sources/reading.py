@@ -30,11 +30,11 @@ _EARLIEST, _LATEST = -62_135_596_800, 253_402_300_800
 _LONGEST_WORD = 128
 _MOST_SUSPENSIONS = 100
 METADATA_BYTES = 512 * 1024
-"""Size limit of an object's labels, and of its annotations that are sent. Kubernetes allows 256 KiB of annotations,
-and labels are far smaller; several times this would not fit into a gRPC message."""
+"""Size limit of an object's labels, and of those annotations that are sent to subscribers. Kubernetes allows 256 KiB of
+annotations, and labels are far smaller. Several times the limit would not fit into a gRPC message."""
 METADATA_PAIRS = 1000
-"""Limit for the number of labels of an object, and of its annotations that are sent. A pair of two short texts takes
-some 160 bytes."""
+"""Maximum number of labels of an object, and of those annotations that are sent to subscribers. A pair of two short
+texts takes some 160 bytes."""
 _FEW_LABELS = 64
 LABEL_CHARACTERS = METADATA_BYTES // _FEW_LABELS
 """Length limit of a label's key and value together. Kubernetes allows 380 characters."""
@@ -42,7 +42,7 @@ LABEL_CHARACTERS = METADATA_BYTES // _FEW_LABELS
 _SHARED_CHARACTERS = 380
 _SHARED_LABELS = 16
 _SHARED_SET_CHARACTERS = 512
-"""Larger texts and sets of labels are not cached: tenants write them, and the caches keep thousands."""
+"""Longer texts and larger sets of labels are not cached: tenants write them, and a cache has thousands of entries."""
 
 MESSAGE_CHARACTERS = 2048
 """Length limit of a condition's message. API servers allow 32 KiB, but a proxy may send more."""
@@ -247,9 +247,9 @@ def suspensions(obj: KubeObject) -> tuple[SuspensionReason, ...] | None:
     """Return the active suspensions of a suspended object. An invalid time is omitted, but the object still counts as
     suspended.
 
-    Milo's list also contains suspensions that were lifted. The condition's message names the active
-    suspensions, but the list contains no names: if there are fewer names than suspensions in the list, it is unknown
-    which suspensions are active.
+    Milo's list also contains suspensions that were lifted. The condition's message names the active suspensions, but
+    the list contains no names. If the message has fewer names than the list has suspensions, it is unknown which of
+    these are active.
     """
     condition = obj.condition("Suspended")
     if condition is None or condition.status != "True":

@@ -42,7 +42,7 @@ from milo_discoveryd.sources.reading import (
 
 SERVICE_CONSUMERS = Resource("services.miloapis.com", "v1alpha1", "serviceconsumers")
 CONSUMERS, FOLLOWED_PROJECTS = 0, 1
-"""Positions of the resources in `SeveralResources.watches`."""
+"""Indexes of the two resources in `SeveralResources.watches`."""
 ACTIVE = "Active"
 
 # ruff: noqa: N815
@@ -57,8 +57,8 @@ class ServiceConsumerKind(SourceKind, frozen=True, kw_only=True):
     drain: Annotated[timedelta, span("0s", "1h")] = timedelta(minutes=5)
     """How long subscribers that confirm releases may clean up in a project that no longer uses any of the services."""
     follow_projects: bool = False
-    """Whether to watch the Projects at the root of the API too: a project that is deleted, created again or being
-    deleted is reported then. The identity must be allowed to get, list and watch them there."""
+    """Whether to also watch the Projects at the root of the API, so that the daemon notices when a project is deleted,
+    created again or being deleted. The identity must be allowed to get, list and watch Projects there."""
 
     @property
     def project_uids(self) -> ProjectUids:
@@ -69,7 +69,7 @@ class ServiceConsumerKind(SourceKind, frozen=True, kw_only=True):
         if self.follow_projects:
             return ""
         return (
-            "deletions and re-creations of projects are not noticed: set follow_projects, if the identity may "
+            "deletions and re-creations of projects are not noticed: set `follow_projects`, if the identity may "
             "watch projects at the root"
         )
 
@@ -155,7 +155,7 @@ class ConsumerObjects:
         yield Contribution(project, content, ((FOLLOWED_PROJECTS, project),) if self._follows_projects else ())
 
     def project(self, obj: KubeObject) -> Observation:
-        """Return the content of a Project without its version, since equal contents mean that nothing changed."""
+        """Return the content of a Project without its version, so that a new version alone is not a change."""
         observation = self._projects.observe(obj)
         if isinstance(observation, Malformed):
             raise MalformedError(observation.message)
@@ -189,10 +189,10 @@ class ConsumerObjects:
         return Ready(project.uid, consumption.version, replace(target, suspensions=suspensions))
 
     def _by_consumers(self, cluster: str, contributions: Sequence[ObjectContribution], uid: str) -> Observation:
-        """Return the observation that follows from a project's consumers. The project is suspended while all active
-        consumers are."""
+        """Return the observation that follows from a project's consumers. The project is suspended while all of its
+        active consumers are suspended."""
         if not contributions:
-            message = "the project no longer uses any of the services"
+            message = "the project no longer uses any of the operator's services"
             return Withdrawn(cluster, uid, "", message, self._drain_s)
         active = [contribution for contribution in contributions if contribution.content.is_active]
         newest = max(contributions, key=lambda contribution: (len(contribution.version), contribution.version))

@@ -33,8 +33,8 @@ from milo_kube.reflect.reflector import Reflector
 from milo_kube.reflect.wire import Decoder, ListPageError, error_status
 
 CONFIRMATION_TIMEOUT_S = 5.0
-"""Timeout of a confirmation read: usually shorter than the timeout of a list, so that a read that hangs soon releases
-its slot."""
+"""Timeout of a confirmation read. It is usually shorter than the timeout of a list, so that a hanging read releases its
+slot soon."""
 OVER_BUDGET_RETRY_S = 300.0
 BATCHES_PER_COLLECTION = 8
 """Batches of source events after which the garbage collector examines its youngest generation. Python itself does so
@@ -242,8 +242,8 @@ class Driver:
         return _inconclusive(answer)
 
     async def _selected(self, observation: ObservedObject, namespace: str, name: str) -> ConfirmationResult:
-        """Return an existing object, as `Outside` if a list with the field selector does not contain it: only the API
-        server can evaluate that selector."""
+        """Return an existing object, as `Outside` if it does not match the field selector. A list shows this: only the
+        API server can evaluate that selector."""
         resource = self._watched.resource
         if not resource.field_selector:
             return Found(observation)

@@ -30,13 +30,13 @@ from milo_kube.reflect.messages import Listed, ListEnded, ListStarted, SourceEve
 from milo_kube.reflect.view_status import ViewState, ViewStatus
 
 POLL_S = 5.0
-"""Interval of scans while no notification arrives: there are none for network file systems and for links to other
-directories."""
+"""Interval of scans while no notification arrives: changes in network file systems and behind links to other
+directories cause none."""
 POLL_WITHOUT_INOTIFY_S = 1.0
 RETRY_S = 0.1
 """Interval of scans while the files cannot be read, for up to `MAX_RETRY_S`."""
 MAX_RETRY_S = 2.0
-"""How long a failed scan is repeated before the source becomes stale: a directory may be missing for a moment."""
+"""For how long a failing scan is repeated before the source becomes stale: a directory can be missing for a moment."""
 MAX_FIRST_S = 2 * SETTLED_S
 """How long the first list waits for files that may be incomplete, whose clusters would appear as deleted."""
 
@@ -102,7 +102,7 @@ class FileDriver:
                 await changed.wait()
 
     async def _scan(self, renamed: Set[str]) -> Scan | FilesError:
-        """Return all objects. Repeat a scan that fails, and the first one while a file may be incomplete."""
+        """Return all objects. Repeats a scan that fails, and repeats the first scan while a file may be incomplete."""
         started_at = self._clock()
         changed: frozenset[str] = frozenset()
         while True:

@@ -31,7 +31,7 @@ _REFUSALS = {
 
 
 class ClusterAccess(msgspec.Struct, frozen=True, kw_only=True):
-    """The credentials and CAs for probes of clusters, and the receiver of rejected credentials."""
+    """The credentials and CAs for probes of clusters, and a callback that learns which credentials were rejected."""
 
     held: Callable[[Cluster], Credential | None]
     """Returns the credential that was issued for a cluster, if one is held."""
@@ -143,5 +143,5 @@ def outcome_of(status: int) -> ProbeOutcome:
     if status >= 500:
         return ProbeFailed("5xx", f"the API server answered {status}")
     if status >= 300:
-        return ProbeFailed(str(status), f"the API server answered {status}; check connectivity.path")
+        return ProbeFailed(str(status), f"the API server answered {status}; check `connectivity.path`")
     return ProbeReached()

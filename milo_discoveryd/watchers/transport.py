@@ -134,7 +134,7 @@ class MonitoredTransport(Transport):
 def seconds_ahead(date: str | None, sent_at: float, received_at: float) -> float:
     """Return how far the server's clock is ahead of this machine's, negative if it is behind; 0 without a valid date.
 
-    The server wrote the date between the two times, both in seconds since the epoch.
+    The server wrote the date between `sent_at` and `received_at`, which are in seconds since the epoch.
     """
     try:
         _, day, month, year, time, zone = (date or "").split()

@@ -129,14 +129,14 @@ def test_kubeconfig_exec_plugin_is_a_credential_provider(write: Write, tmp_path:
 @pytest.mark.parametrize("allowed", [(), ("login",), ("/bin/login",), ("./login -x",)])
 def test_kubeconfig_exec_plugin_that_is_not_allowed_is_not_run(write: Write, allowed: tuple[str, ...]) -> None:
     spec = {"apiVersion": "client.authentication.k8s.io/v1", "command": "./login", "args": ["-x"]}
-    with pytest.raises(UpstreamError, match=r"exec_plugins does not allow: \./login"):
+    with pytest.raises(UpstreamError, match=r"exec_plugins` does not allow: \./login"):
         load_kubeconfig(write(user={"exec": spec}), plugins=allowed)
 
 
 async def test_exec_plugin_of_replaced_kubeconfig_is_not_run_if_not_allowed(write: Write) -> None:
     source = load_kubeconfig(write()).credentials
     write(user={"exec": {"apiVersion": "client.authentication.k8s.io/v1", "command": "./login"}})
-    with pytest.raises(CredentialError, match="exec_plugins does not allow"):
+    with pytest.raises(CredentialError, match="exec_plugins` does not allow"):
         await source.credential()
 
 

@@ -44,10 +44,10 @@ def list_cases(profiles: Sequence[str]) -> None:
     "unsupported",
     multiple=True,
     type=click.Choice([feature.value for feature in Feature]),
-    help="The client lacks this feature: skip the cases that need it.",
+    help="Skip the cases that need this feature, because the client lacks it.",
 )
 @click.option(
-    "--case", "names", multiple=True, help="Run only the case with this name, without its profile. May be repeated."
+    "--case", "names", multiple=True, help="Run only the case with this name, given without profile. May be repeated."
 )
 @click.option(
     "--jobs", default=4, show_default=True, type=click.IntRange(1, 64), help="Maximum number of concurrent cases."

@@ -23,7 +23,7 @@ class ScriptedControlPlane:
 
     def __init__(self) -> None:
         self.redirect: tuple[int, str] | None = None
-        """The status of the redirect, and the server that it names; None: answer with an empty list."""
+        """The status of the redirect, and the server to which it leads; None: answer with an empty list."""
         self.tokens: list[str] = []
         """The Authorization header of each request; empty without one."""
         self._authority = Authority()

@@ -71,7 +71,7 @@ class TlsFiles:
 
 class ScriptedStream:
     """A WatchClusters stream that the subscriber opened. After its first batch, it sends heartbeats until
-    `stop_heartbeats`."""
+    `stop_heartbeats` is called."""
 
     def __init__(self, daemon: ScriptedDaemon, request: pb.WatchClustersRequest, context: Any, number: int) -> None:
         self.daemon = daemon

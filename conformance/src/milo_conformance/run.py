@@ -99,7 +99,7 @@ class Run:
         self.exchange.append(f"{time.monotonic() - self.started_at:7.3f} {line}")
 
     async def start(self, environment: Mapping[str, str] = NO_SETTINGS, *, listening: bool = True) -> None:
-        """Start the subscriber with these settings besides the address."""
+        """Start the subscriber with these settings and the daemon's address."""
         await self.daemon.serve()
         if listening:
             await self.daemon.relay.listen()

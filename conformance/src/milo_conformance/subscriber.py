@@ -40,7 +40,7 @@ class SubscriberLine:
         )
 
     def __str__(self) -> str:
-        """Return the line in the notation of the cases, without unset fields and the defaults of the kit's clusters."""
+        """Return the line in the notation of the cases, without fields that are unset or have the kit's default."""
         name, words = self.cluster, [self.event]
         words += [name] if name else []
         uid = self.fields.get("uid") or ""

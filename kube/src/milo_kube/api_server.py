@@ -51,7 +51,7 @@ class Pool(msgspec.Struct, eq=False):
 class Pools:
     """Connection pools by TLS identity. API servers with equal identities share a pool.
 
-    Before `aclose`, no pool with users is closed, so that requests in flight can finish when a CA is renewed.
+    A pool that has users stays open until `aclose`, so that requests in flight can finish when a CA is renewed.
     """
 
     def __init__(

@@ -251,7 +251,7 @@ class ListWatch(Generic[Seen]):
         return None if self._liveness is None else await self._liveness.outage()
 
     async def _wait_ended(self) -> Iterable[SourceEvent[Seen]]:
-        """Handle the early end of a wait: liveness checks failed, or the deadline of a read of the watch has passed."""
+        """Handle a wait that ended without data: liveness checks failed, or the deadline for reading has passed."""
         failure = None if self._liveness is None else await self._liveness.give_up()
         return self._reflector.silent(self._clock()) if failure is None else self._failed(failure)
 

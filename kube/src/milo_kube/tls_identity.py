@@ -49,8 +49,8 @@ class TlsIdentity(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def pem(self) -> str | None:
-        """The CAs for the ssl module, which accepts only ASCII, while comments in a bundle may contain other
-        characters."""
+        """The CAs without non-ASCII characters, which comments in a bundle may contain, but the ssl module does not
+        accept."""
         return None if self.authorities is None else self.authorities.decode("ascii", "ignore")
 
     def context(self) -> ssl.SSLContext:
@@ -90,7 +90,7 @@ def _load_certificate(context: ssl.SSLContext, certificate: ClientCertificate) -
 
 @contextmanager
 def as_file(content: bytes) -> Iterator[str]:
-    """Provide the content as a file, in memory if the system can: SSLContext.load_cert_chain takes only paths."""
+    """Provide the content as a file, in memory if possible: SSLContext.load_cert_chain accepts only paths."""
     if hasattr(os, "memfd_create"):
         descriptor = os.memfd_create("client-certificate", os.MFD_CLOEXEC)
         try:

@@ -157,7 +157,7 @@ class _Loader(msgspec.Struct):
         if found.has_user and not is_confidential(found.server, plain_loopback=self.plain_loopback):
             self.problems.append(
                 f'cluster "{found.cluster}" has a server without TLS, where the credential would be sent unencrypted: '
-                "use https, or set plain_loopback if it is a proxy on this machine"
+                "use https, or set `plain_loopback` if the server is a proxy on this machine"
             )
         authorities = found.authorities or self._file(found.authorities_file)
         credentials = self._credentials(found, authorities)
@@ -206,8 +206,8 @@ class _Loader(msgspec.Struct):
     ) -> CredentialProvider | None:
         if entry.command not in self.plugins and "*" not in self.plugins:
             self.problems.append(
-                f"user has an exec plugin that exec_plugins does not allow: {entry.command}; "
-                "add it there if the kubeconfig's author may run commands as the daemon"
+                f"user has an exec plugin that `exec_plugins` does not allow: {entry.command}; "
+                "add it to `exec_plugins` if the kubeconfig's author may run commands as the daemon"
             )
             return None
 

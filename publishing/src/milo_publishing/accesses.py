@@ -37,7 +37,7 @@ class Accesses:
         self._requested: asyncio.Queue[str] = asyncio.Queue()
         self._queued: set[str] = set()
         self._engagements: dict[str, object] = {}
-        """A marker for each requested cluster until `forget`, after which responses to earlier requests are dropped."""
+        """A marker for each requested cluster. `forget` removes it, so that late responses are dropped."""
         self._reported = ""
 
     def is_known(self, name: str) -> bool:

@@ -124,8 +124,8 @@ def publishing(command: Callable[..., R]) -> Callable[..., R]:
         "--accept-removals",
         "accepts_removals",
         is_flag=True,
-        help="Delete all objects whose clusters are missing from a complete view, without a limit, until no cluster is "
-        "missing. Also take over objects that were written for another filter or shard group.",
+        help="Delete all objects whose clusters the daemon no longer reports, however many they are. The limit applies "
+        "again once none is left. Also take over objects that were written for another filter or shard group.",
     )
     @connecting(timeout=None, timeout_help="With --once: time limit for the run. Default: no limit.")
     @functools.wraps(command)

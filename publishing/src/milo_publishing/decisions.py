@@ -63,7 +63,7 @@ Action = Create | Apply | DeleteObject | Hold | Refuse
 
 
 class Publication:
-    """The objects of one publisher, as desired and as observed. Only objects of ended clusters are deleted."""
+    """The objects of one publisher, as desired and as observed. Only `end` permits the deletion of an object."""
 
     def __init__(self, resource: PublishedResource, identity: Identity) -> None:
         self.resource = resource
@@ -71,10 +71,10 @@ class Publication:
         self._desired: dict[str, DesiredObject] = {}
         self._observed: dict[str, ObservedObject] = {}
         self._ended: dict[str, set[str]] = {}
-        """The UIDs of ended clusters, by the name of their object."""
+        """The UIDs of clusters that were passed to `end`, by the name of their object."""
 
     def desire(self, desired: DesiredObject) -> None:
-        """Set the object of an engaged cluster."""
+        """Set the desired object of an engaged cluster."""
         self._ended.get(desired.name, set()).discard(desired.cluster_uid)
         self._desired[desired.name] = desired
 
@@ -83,11 +83,11 @@ class Publication:
         self._desired.pop(name, None)
 
     def end(self, name: str, cluster_uid: str) -> None:
-        """Record that a cluster has ended, so that its object may be deleted."""
+        """Record that a cluster is confirmed as no longer engaged, so that its object may be deleted."""
         self._ended.setdefault(name, set()).add(cluster_uid)
 
     def removals(self) -> list[Removal]:
-        """Return this publisher's objects whose clusters are not engaged, and were not recorded as ended."""
+        """Return this publisher's objects whose clusters are not engaged, and were not passed to `end`."""
         return [
             Removal(name, observed.cluster, observed.cluster_uid, observed.uid)
             for name, observed in self._observed.items()

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class FleetObjects:
-    """The engaged clusters and their desired objects. Methods return the names of objects that changed."""
+    """The engaged clusters and their desired objects. Methods return the names of the objects that they changed."""
 
     def __init__(
         self, publication: Publication, renderer: Renderer, accesses: Accesses, reports: ProblemReports
@@ -53,7 +53,7 @@ class FleetObjects:
         return self.render(name)
 
     def withdraw(self, event: Event, *, is_end: bool) -> list[str]:
-        """Remove a cluster. `is_end`: whether the cluster has ended, so that its object may be deleted."""
+        """Remove a cluster. `is_end`: whether its disengagement permits deleting its object."""
         name = event.cluster.name
         self._clusters.pop(name, None)
         self._accesses.forget(name)

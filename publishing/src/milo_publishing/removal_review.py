@@ -25,7 +25,7 @@ _LOOKUPS = 8
 class RemovalReview:
     """The review of missing clusters.
 
-    It records a cluster as ended once the daemon confirms that it is not engaged, or does not match the filter.
+    Once the daemon confirms that a cluster is not engaged or does not match the filter, its object may be deleted.
     """
 
     def __init__(
@@ -43,7 +43,7 @@ class RemovalReview:
 
     @property
     def is_foreign(self) -> bool:
-        """Whether the view may belong to another fleet, so that nothing must be written."""
+        """Whether the view may belong to another fleet, so that nothing may be written."""
         return self._removals.is_foreign
 
     @property
@@ -72,7 +72,7 @@ class RemovalReview:
         return [removal for removal, is_missing in zip(candidates, missing, strict=True) if is_missing]
 
     def confirm(self, missing: list[Removal], now: float) -> None:
-        """Record the clusters that have been missing for long enough as ended."""
+        """Permit the deletion of objects whose clusters have been missing for long enough."""
         confirmed = self._removals.review(missing, self._publication.published, now)
         self.due_at = self._removals.next_look_at(now)
         if self._removals.problem:

@@ -22,7 +22,7 @@ _MAX_PROPERTY_LENGTH = 1024
 _EPOCH = "1970-01-01T00:00:00Z"
 # Condition status, reason and message by the result of the daemon's probes.
 _HEALTH = {
-    ConnectivityState.REACHABLE: ("True", "Reachable", "milo-discoveryd reaches the control plane"),
+    ConnectivityState.REACHABLE: ("True", "Reachable", "milo-discoveryd can reach the control plane"),
     ConnectivityState.UNREACHABLE: ("False", "Unreachable", "milo-discoveryd cannot reach the control plane"),
 }
 _NOT_PROBED = ("Unknown", "NotProbed", "milo-discoveryd has not probed the control plane")

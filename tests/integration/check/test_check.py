@@ -148,7 +148,7 @@ async def test_check_of_service_consumers_reports_whether_projects_are_followed(
     output = await run_check(tmp_path, sources=[source])
     seen = "ok    s: context: project provider, which shows the project's own objects, and no projects"
     unseen = (
-        "; deletions and re-creations of projects are not noticed: set follow_projects, if the identity may "
+        "; deletions and re-creations of projects are not noticed: set `follow_projects`, if the identity may "
         "watch projects at the root"
     )
     assert (seen if follows else seen + unseen) in output.lines
@@ -260,7 +260,7 @@ async def test_project_kubeconfig_server_is_not_contacted_in_mode_project_contro
     assert f"ok    project credential: available ({other})" in output.text
     content["users"][0]["user"] = {"exec": {"apiVersion": "client.authentication.k8s.io/v1", "command": "/no/login"}}
     output = await run_check(tmp_path, project_kubeconfig=str(saved(other, content)), **flags)
-    assert "exec_plugins does not allow: /no/login" in output.text
+    assert "exec_plugins` does not allow: /no/login" in output.text
     output = await run_check(tmp_path, project_kubeconfig=str(other), exec_plugins=("/no/login",), **flags)
     assert "fail  project credential: exec plugin /no/login cannot be started" in output.text
 

@@ -90,7 +90,7 @@ async def test_probe_of_host_requests_readyz_with_the_credential_of_the_daemon()
         (401, lambda outcome: isinstance(outcome, ProbeReached) and outcome.note.startswith("Unauthorized")),
         (403, lambda outcome: isinstance(outcome, ProbeReached) and outcome.note.startswith("Forbidden")),
         (429, lambda outcome: isinstance(outcome, ProbeReached) and outcome.note.startswith("TooManyRequests")),
-        (404, lambda outcome: outcome == ProbeFailed("404", "the API server answered 404; check connectivity.path")),
+        (404, lambda outcome: outcome == ProbeFailed("404", "the API server answered 404; check `connectivity.path`")),
         (503, lambda outcome: outcome == ProbeFailed("5xx", "the API server answered 503")),
     ],
 )

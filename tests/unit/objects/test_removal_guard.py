@@ -272,7 +272,7 @@ def test_deletions_that_the_watch_reports_are_held_beyond_the_limit() -> None:
     assert held is not None
     assert held == guard.held
     assert (held.since, guard.relist_at) == (10.0, 40.0)
-    assert held.message.startswith("the API server's watch reported the deletion of 11 of its clusters within 30 s")
+    assert held.message.startswith("the API server's watch reported the deletion of 11 engaged clusters within 30 s")
     assert guard.deletion_reported(established(10), 11.0) == held
 
 

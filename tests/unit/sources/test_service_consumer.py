@@ -123,7 +123,7 @@ def test_project_without_an_active_consumer_is_withdrawn_with_a_drain(
 
 
 def test_deletion_of_last_consumer_withdraws_its_project_with_drain() -> None:
-    assert reduced() == Withdrawn("shop", "", "", "the project no longer uses any of the services", 60.0)
+    assert reduced() == Withdrawn("shop", "", "", "the project no longer uses any of the operator's services", 60.0)
 
 
 def test_pending_consumer_does_not_engage_its_project() -> None:
@@ -228,7 +228,7 @@ def test_cluster_of_a_followed_project_is_not_ready_if_the_project_is_not() -> N
 def test_project_that_stops_using_the_services_is_withdrawn_under_its_uid() -> None:
     found = followed(contributions(phase="Denied"), shop=project("shop"), uid="uid-shop")
     assert found == Withdrawn("shop", "uid-shop", "9", "dns is Denied", 60.0)
-    gone = "the project no longer uses any of the services"
+    gone = "the project no longer uses any of the operator's services"
     assert FOLLOWED.reduce("shop", [], "") == Withdrawn("shop", "", "", gone, 60.0)
 
 

@@ -119,7 +119,7 @@ async def changes(run: Run) -> None:
 
 @core(
     "A project that is re-created under its old name is reported as a new cluster",
-    why="An operator that takes both for the same cluster would use the old project's state for the new project.",
+    why="An operator that takes both projects for the same cluster uses the old project's state for the new one.",
     demands="DISENGAGED (REPLACED), then ENGAGED, in one batch",
 )
 async def replaced_in_one_batch(run: Run) -> None:
@@ -239,7 +239,7 @@ async def restart_with_same_clusters(run: Run) -> None:
 
 @core(
     "A cluster that is missing after a restart is disengaged with the reason UNSPECIFIED",
-    why="An operator that deletes data does so only after DELETED, and no deletion was confirmed here.",
+    why="Operators delete data only if the reason is DELETED, and no deletion was confirmed in this case.",
     demands="clusters known from before that are not named between here and `synced` are disengaged",
 )
 async def restart_with_fewer_clusters(run: Run) -> None:
@@ -687,7 +687,7 @@ for status in (
 ):
     core(
         f"{status.name} is reported to the user, and not retried",
-        why="No retry can fix it, and a program that hides it looks healthy and does nothing.",
+        why="No retry can fix this error. A program that hides it looks healthy, but does nothing.",
         demands="INVALID_ARGUMENT, PERMISSION_DENIED, UNAUTHENTICATED, UNIMPLEMENTED and FAILED_PRECONDITION end a "
         "stream permanently:\n// report them",
         name=f"fatal-{status.name.lower().replace('_', '-')}",
@@ -796,7 +796,7 @@ async def large_fleet(run: Run) -> None:
 
 @core(
     "The clusters of a pending source stay engaged",
-    why="A restarted daemon serves the sources that are complete. The clusters of the other sources still exist.",
+    why="A restarted daemon serves the sources that it has listed. The clusters of the other sources still exist.",
     demands="of these sources,\n  // clusters known from before stay engaged",
     needs=Feature.PENDING_SOURCES,
 )

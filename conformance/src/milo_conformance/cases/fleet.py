@@ -93,7 +93,7 @@ async def next_begins_after_end(run: Run) -> None:
 
 @fleet(
     "A handler of a replaced cluster gets no credential of the replacement cluster",
-    why="The cleanup for the former project would run in another project.",
+    why="Otherwise, the cleanup for the former project would run in the new project.",
     demands="A project that was deleted and created again under\n  // its old name is another cluster",
 )
 async def credential_of_a_replaced_cluster(run: Run) -> None:
@@ -170,8 +170,8 @@ async def endpoint_and_user_of_the_token(run: Run) -> None:
 
 @fleet(
     "A redirect is an error, and is not followed",
-    why="A tenant who controls the responses could redirect a request to another server, with its credential or "
-    "impersonated user.",
+    why="A tenant who controls the responses could redirect a request, with its credential or impersonated user, to "
+    "another server.",
     demands="Kubeconfig is a credential with the server that it is for.",
     needs=Feature.REQUESTS,
 )
@@ -253,7 +253,7 @@ async def drains_behind_a_handler(run: Run) -> None:
 
 @fleet(
     "A draining cluster is also released when its handler fails",
-    why="Otherwise the next owner of the cluster waits for the deadline.",
+    why="Otherwise the next owner of the cluster waits until the deadline of the drain.",
     demands="end the work on it, or do not begin any, and call ReleaseCluster",
 )
 async def release_after_error(run: Run) -> None:

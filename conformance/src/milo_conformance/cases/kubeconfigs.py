@@ -241,7 +241,7 @@ async def daemon_away_across_expiry(run: Run) -> None:
 
 @kubeconfigs(
     "API clients use the credentials of the kubeconfigs that the stream delivers",
-    why="The daemon sends each kubeconfig before the previous one expires. Requesting another doubles its work.",
+    why="The daemon sends each kubeconfig before the previous one expires. Further requests double the daemon's work.",
     demands="Send a kubeconfig with each ENGAGED, and another in a KUBECONFIG event before it expires.",
     needs=Feature.CREDENTIALS,
 )

@@ -49,7 +49,7 @@ async def drain(run: Run) -> None:
 
 @release(
     "A new subscriber reports a draining cluster as ENGAGED with draining set",
-    why="A subscriber that starts during the drain must not begin any work, and the daemon waits for its release.",
+    why="A subscriber that starts during a drain must not start work. The daemon waits for it to release the cluster.",
     demands="or as ENGAGED with `draining` set to a subscriber that does not know it",
 )
 async def engaged_as_draining(run: Run) -> None:

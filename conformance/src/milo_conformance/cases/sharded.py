@@ -245,7 +245,7 @@ async def no_longer_sharded(run: Run) -> None:
 
 @sharded(
     "A program that was suspended until the ownership expired disengages all clusters when it resumes",
-    why="A laptop was closed, a machine was migrated: when the program resumes, another operator may work in its "
+    why="A laptop was closed, or a machine was migrated. When the program resumes, another operator may work in its "
     "clusters, even if the next renewal succeeds.",
     demands="on a clock that also advances while the machine is suspended",
 )

@@ -86,7 +86,7 @@ class Client:
     ) -> AbstractAsyncContextManager[Response]:
         """Send a request and yield its response when status and headers have arrived. Raises TransportError.
 
-        `url` contains no user and no fragment. `silence_s` limits the time without data until the headers end.
+        `url` must not contain a user or a fragment. `silence_s` limits the time without data while headers are read.
         """
         return _Exchange(
             self,

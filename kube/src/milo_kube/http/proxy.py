@@ -1,6 +1,6 @@
 """Selects the proxy for a request from the environment.
 
-NO_PROXY is interpreted as in Go, and therefore in kubectl. Python's own functions ignore CIDR blocks, which are common
+NO_PROXY is interpreted as in Go, and so as in kubectl. Python's own functions ignore CIDR blocks, which are common
 in the manifests of clusters, and so would send in-cluster traffic to the proxy.
 """
 

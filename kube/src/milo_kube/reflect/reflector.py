@@ -85,7 +85,7 @@ _RETRY_AFTER_OBEYED = 30
 """Number of consecutive failures for which only Retry-After counts; after these, the client's backoff applies too. A
 server sends `Retry-After: 1` each time while it builds its caches, which takes half a minute."""
 _VERSION_REFUSED = frozenset({410, 504})
-"""410: the version is too old; 504: it is from the future."""
+"""Statuses that refuse a resource version: 410 if it is too old, 504 if it is in the server's future."""
 _STREAMING_LIST_REFUSED = frozenset({400, 403, 422})
 _RESUME_REFUSED = frozenset({*range(400, 500), 500, 501}) - {401, 403, 407, 408, 425, 429}
 """Statuses of a refused watch after which a list may succeed, because they neither reject the caller nor request a
@@ -178,7 +178,7 @@ class Reflector(Generic[Seen]):
         return isinstance(self.state, Filling | Watching)
 
     def listed(self, page: ListPage, observations: Iterable[Seen], now: float) -> Iterator[SourceEvent[Seen]]:
-        """Return the events of a page, one by one. The page counts as read when the last of them was taken."""
+        """Yield the events of a page. The page counts as read once the last event was consumed."""
         assert isinstance(self.state, ListingPages)
         self._contact(now)
         if not self.state.continue_token:
@@ -201,7 +201,7 @@ class Reflector(Generic[Seen]):
         return []
 
     def events(self, events: list[WatchEvent[Seen]], now: float, *, partial: bool = False) -> list[SourceEvent[Seen]]:
-        """Apply the watch events of one read; `partial` if the beginning of another event came after them.
+        """Apply the watch events of one read. `partial`: whether the beginning of another event followed them.
 
         Afterwards, `is_reading` is True if reading continues.
         """
@@ -288,8 +288,8 @@ class Reflector(Generic[Seen]):
 
     def _streaming_list_failed(self, failure: Failure, now: float, delay: float) -> list[SourceEvent[Seen]]:
         # A refusal means that the feature is disabled, or a permission is missing (which a paged list then reports).
-        # With 429 before the first list, the server is still building its watch cache, but can serve pages. A stream
-        # that breaks repeatedly may succeed page by page.
+        # With 429 before the first list, the server is still building its watch cache, but can serve pages. If the
+        # stream breaks repeatedly, a list in pages may succeed.
         broke_again = isinstance(self.state, Filling) and self._attempts.failures > 1
         if failure.status in _STREAMING_LIST_REFUSED or (failure.status == 429 and not self.synced) or broke_again:
             self.list_method.paged_next = True

@@ -13,7 +13,7 @@ class ServerTrust(msgspec.Struct):
 
     sends_bookmarks: bool = False
     is_known: bool = False
-    """Whether the server has listed, or has shown that it has the last version, since the last disconnect."""
+    """Whether, since the last disconnect, the server has sent a list or shown that it has the last version."""
     highest_version: str = ""
     """The highest version seen, in this run or in the one that wrote the state file."""
 
@@ -21,8 +21,8 @@ class ServerTrust(msgspec.Struct):
     def expects_bookmarks(self) -> bool:
         """Whether a watch that receives no bookmarks counts as failed.
 
-        It does if the server has sent bookmarks before, and if it may have been replaced since: a watch from a version
-        that a server does not have never receives anything.
+        It does if the server has sent bookmarks before. It also does if the server may have been replaced: if the new
+        server does not have the version from which the watch starts, the watch never receives anything.
         """
         return self.sends_bookmarks or not self.is_known
 
@@ -68,7 +68,7 @@ class ListMethod(msgspec.Struct):
 class Waiting(msgspec.Struct, frozen=True):
     until: float
     version: str
-    """The version to watch from; empty to list."""
+    """The version to watch from; empty if a list is to be requested instead."""
 
 
 class ListingPages(msgspec.Struct, frozen=True):

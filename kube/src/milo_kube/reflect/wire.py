@@ -14,10 +14,10 @@ MAX_LINE: Final = 8 * 1024 * 1024
 _LONGEST_ID = 128
 _LONGEST_REASON = 64
 _UNCHECKED_PAGE = 2 << 20
-"""Maximum size of a page whose items are not counted before they are decoded."""
+"""Pages larger than this have their items counted before they are decoded."""
 _SMALLEST_ITEM = 64
-"""Minimum average size of the items of a larger page. Each item takes about this much memory in addition to its
-content."""
+"""Minimum average size of the items of a page that is larger than `_UNCHECKED_PAGE`. Each item takes about this much
+memory in addition to its content."""
 
 
 class Identified(Protocol):
