@@ -15,7 +15,7 @@ log = logging.getLogger("milo_controllers")
 
 
 class EventRecorder:
-    """The events of objects of one cluster."""
+    """Records events about the objects of one cluster."""
 
     __slots__ = ("_api", "_kind", "_recent")
 

@@ -213,7 +213,7 @@ class StateCollector(Collector):
         )
         oldest = GaugeMetricFamily(
             "milo_controllers_oldest_queued_seconds",
-            "Time that the longest-waiting queued object has been ready to be reconciled, by controller.",
+            "How long the longest-waiting queued object has been ready to be reconciled, by controller.",
             labels=("controller",),
         )
         unfinished = GaugeMetricFamily(

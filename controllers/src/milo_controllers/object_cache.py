@@ -217,7 +217,7 @@ class ObjectCache:
         return len(self._objects)
 
     def clear(self) -> None:
-        """Drop all objects, as before the first list."""
+        """Drop all objects. The cache is then as it was before its first list."""
         self._objects.clear()
         self._indexes.clear()
         self._by_owner = None

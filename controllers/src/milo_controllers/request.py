@@ -82,7 +82,7 @@ class RequestedCluster(Protocol):
 
 
 class ThreadCalls:
-    """The event-loop calls of a reconciler that runs in a thread, until its reconcile is canceled."""
+    """Runs calls on the event loop for a reconciler that runs in a thread. They fail once the reconcile is canceled."""
 
     __slots__ = ("_is_ended", "_loop", "_waiting")
 

@@ -30,7 +30,7 @@ class Priority(enum.IntEnum):
     LIVE = 0
     """A changed object, or one that the reconcile of a change requeued."""
     RETRY = 1
-    """An object that failed."""
+    """An object whose last reconcile failed."""
     BACKGROUND = 2
     """An object of an initial list or a resync, or one that was parked."""
 

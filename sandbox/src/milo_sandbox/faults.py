@@ -139,7 +139,7 @@ class Faults:
     # The faults
 
     def initializing(self, *, seconds: float = inf, resource: ResourceDefinition | None = None) -> None:
-        """Act as a server that builds its watch cache: no watches, and lists only in pages. Health checks succeed."""
+        """Act as a server that builds its watch cache: it refuses watches and unpaged lists. Health checks succeed."""
 
         def concerns(approach: Approach) -> bool:
             call = approach.call

@@ -65,7 +65,7 @@ class Objects:
         message: str = "",
         generation: int = 1,
     ) -> Document:
-        """Return a condition with the current time, of an object of this generation."""
+        """Return a condition with the current time, and with `generation` as its observedGeneration."""
         return {
             "type": type_ or self.resource.ready_condition,
             "status": status,

@@ -251,8 +251,8 @@ class Store:
         propagation: str = "",
         dry_run: bool = False,
     ) -> tuple[SandboxRecord, bool]:
-        """Delete an object; return it and whether it is removed. With finalizers, it is only marked as terminating, as
-        is a namespace with objects."""
+        """Delete an object; return it, and whether it was removed. An object with finalizers, or a namespace that
+        contains objects, is only marked as terminating."""
         before = self.get(resource, name, namespace)
         if preconditions:
             admission.check_preconditions(preconditions, resource, before)

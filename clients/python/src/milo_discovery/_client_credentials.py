@@ -82,7 +82,7 @@ class ClientCredentials:
         return grpc.ssl_channel_credentials(_read(self.ca_file), key, certificate)
 
     def tls_context(self) -> ssl.SSLContext:
-        """Return an SSLContext with the files. Raises InvalidCredentials if they are not a CA and a key pair in PEM."""
+        """Return an SSLContext for the CA and the key pair. Raises InvalidCredentials if their files cannot be used."""
         import ssl  # noqa: PLC0415  (as above)
 
         assert self.ca_file is not None, "TLS is used without a CA"

@@ -234,7 +234,7 @@ class ClusterReport:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FleetCounts:
-    """The numbers of clusters by state, and of the daemon's subscribers."""
+    """The number of clusters in each state, and the number of the daemon's subscribers."""
 
     engaged: int = 0
     not_ready: int = 0

@@ -148,7 +148,7 @@ def unknown_variables(environ: Iterable[str]) -> list[str]:
 
 
 def with_own_prefix(variable: str) -> str:
-    """Return the variable; if it has the daemon's prefix, with the prefix of this command instead."""
+    """Return the variable; if it begins with the daemon's prefix, replace that by the prefix of this command."""
     return re.sub(f"^{_DAEMON_PREFIX}", _PREFIX, variable)
 
 
