@@ -34,7 +34,7 @@ _REFLECTION = ReflectorPolicy(page_size=500)
 
 
 class ClusterTasks:
-    """An engaged cluster, while its informers and reconciles run."""
+    """An engaged cluster whose informers and reconciles are running."""
 
     __slots__ = (
         *("_controllers", "api", "cluster", "engaged_at", "events", "incarnation", "informers", "own_writes", "tasks"),

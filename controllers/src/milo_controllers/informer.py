@@ -180,7 +180,7 @@ class Informer:
     async def _apply(self, events: Iterable[SourceEvent[CachedObject]]) -> None:
         for number, event in enumerate(events, 1):
             if isinstance(event, EventIgnored):
-                log.warning("%s: an event of %s was ignored: %s", self._cluster, self.key, event.problem)
+                log.warning("%s: a watch event of %s was ignored: %s", self._cluster, self.key, event.problem)
             elif isinstance(event, Listed | ObjectChanged) and event.observation.problem:
                 found = event.observation
                 log.warning("%s: %s %s is invalid: %s", self._cluster, self.key, found.name, found.problem)

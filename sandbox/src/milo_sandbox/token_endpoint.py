@@ -48,7 +48,7 @@ class _Account(msgspec.Struct, frozen=True):
 
 
 class _Refused(Exception):  # noqa: N818 - named after the response
-    """An OAuth error code."""
+    """A request was refused. The argument is an OAuth error code."""
 
 
 class AssertionEndpoint:

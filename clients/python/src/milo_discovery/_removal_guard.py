@@ -124,7 +124,7 @@ def _subject(removal: Removal) -> tuple[str, str]:
 
 
 def is_followed(watch: Watch, cluster: str) -> bool:
-    """Return whether the cluster's source is streaming, so that a cluster missing from the view is not engaged.
+    """Return whether the cluster's source is streaming. If so, a cluster that is missing from the view is not engaged.
 
     A daemon that starts while Milo is unreachable sends the clusters of its state file, which can be older than the
     objects or files. For a source that the daemon no longer has, the status of the most outdated source decides.

@@ -216,7 +216,7 @@ class PendingRelease:
     caller: str = ""
     connected: bool = False
     since: datetime | None = None
-    """When the subscriber connected, or disconnected."""
+    """When the subscriber connected or, if it is not connected, when it disconnected."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
