@@ -88,7 +88,7 @@ def watches(kind: AnyKind, *, map: Mapper[Any], on: Predicates[Any] = ()) -> Wat
 class Controllers(RunsInBackground):
     """A set of reconcilers, which run for every engaged cluster.
 
-    Register them, then `await run()`, or run them while a block runs with `async with controllers:`.
+    Register them, then `await run()`, or use `async with controllers:` to run them while its body runs.
     """
 
     def __init__(

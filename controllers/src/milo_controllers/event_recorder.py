@@ -1,4 +1,4 @@
-"""Sends the events that reconcilers record to the API server of their cluster."""
+"""Writes the events of reconcilers to the API server of their cluster."""
 
 from __future__ import annotations
 

@@ -238,8 +238,8 @@ class Request(Generic[ObjectT]):
     async def apply(self, kind: AnyKind, body: object, *, owned: bool = False, force: bool = True) -> Document:
         """Create or change an object by server-side apply, with the reconciled object as its controller if `owned`.
 
-        The field manager is the name of the controller. `force` takes over fields of other managers; without it they
-        raise Conflict.
+        The field manager is the name of the controller. `force` takes over fields of other managers; without it,
+        such fields raise Conflict.
         """
         kind, body = await self._prepared(kind, body, owned=owned)
         path = kind.path(body["metadata"]["name"], self._namespace(body))

@@ -34,7 +34,7 @@ class Fault(msgspec.Struct, kw_only=True):
 
 
 class Injected(msgspec.Struct, kw_only=True):
-    """A fault of requests for one kind in one project's control plane, as the test kit injects it."""
+    """A fault that the test kit injects into requests for one kind in one project's control plane."""
 
     project: str
     verb: Literal["get", "list", "watch", "create", "update", "patch", "delete", "deletecollection", "*"]

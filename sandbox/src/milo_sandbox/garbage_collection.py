@@ -1,4 +1,4 @@
-"""Garbage collection of objects whose owners are absent, immediately after each write."""
+"""Garbage collection of objects whose owners do not exist. It runs immediately after each write."""
 
 from collections.abc import Iterable
 from typing import Protocol

@@ -116,7 +116,7 @@ class Objects:
         return self._patch_metadata(name, {"finalizers": kept or None})
 
     def delete(self, name: str) -> bool:
-        """Delete an object; return whether it was removed at once. An object with finalizers is not."""
+        """Delete an object; return whether it was removed. With finalizers, it is only marked as terminating."""
         return self._store.delete(self.resource, name)[1]
 
     def discard(self, name: str) -> None:

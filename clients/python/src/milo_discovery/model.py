@@ -221,7 +221,7 @@ class PendingRelease:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClusterReport:
-    """The daemon's state of one cluster. `cluster` is None if it was never engaged."""
+    """What the daemon reports about one cluster. `cluster` is None if it was never engaged."""
 
     cluster: Cluster | None = None
     engagement: Engagement = Engagement()

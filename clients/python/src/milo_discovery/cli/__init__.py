@@ -50,7 +50,7 @@ COMMANDS_GROUP = "milo_discovery.commands"
 _PACKAGE_OF = {"publish": "milo-publishing"}
 
 _SIMILAR = 0.85
-"""Minimum similarity of a misspelled variable; high, because all variables share a long prefix."""
+"""Minimum similarity of a variable to suggest; high, because all variables share a long prefix."""
 
 
 class LazyGroup(click.Group):

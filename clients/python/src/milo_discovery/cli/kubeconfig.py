@@ -176,5 +176,5 @@ def _is_own(content: bytes) -> bool:
 
 
 def _text(document: dict[str, Any]) -> str:
-    # JSON is valid YAML without ambiguous scalars.
+    # JSON is valid YAML, and has no ambiguous scalars.
     return json.dumps(document, indent=2) + "\n"

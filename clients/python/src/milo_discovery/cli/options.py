@@ -87,7 +87,7 @@ class ConnectionOptions:
         return variables
 
     def run(self, use: Callable[[DiscoveryClient], Awaitable[R]]) -> R:
-        """Run a coroutine with a client. Raises CallFailure, with which the command exits."""
+        """Run a coroutine with a client. Raises CallFailure, which ends the command."""
         # gRPC would log connection problems to stderr.
         os.environ.setdefault("GRPC_VERBOSITY", "NONE")
         import asyncio  # noqa: PLC0415  (not needed for help and usage errors)

@@ -1,4 +1,4 @@
-"""Usage errors of the command lines of client and daemon: one line each, with suggestions in the same form."""
+"""Formats usage errors of the client's and the daemon's command lines: one line each, with a suggestion if possible."""
 
 from __future__ import annotations
 
