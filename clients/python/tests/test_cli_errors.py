@@ -126,16 +126,16 @@ class TestErrors:
         outcome = await command("list", **{f"MILO_DISCOVERY_{name}": value for name, value in variables.items()})
         assert outcome.status == 0
         [first, second] = outcome.err.splitlines()
-        assert "MILO_DISCOVERY_ADRESS is not a variable" in first
+        assert "MILO_DISCOVERY_ADRESS is not an environment variable" in first
         assert "did you mean MILO_DISCOVERY_ADDRESS?" in first
-        assert "MILO_DISCOVERY_SOCKET is not a variable" in second
+        assert "MILO_DISCOVERY_SOCKET is not an environment variable" in second
 
     async def test_variable_with_the_prefix_of_the_daemon_is_reported(self, command, daemon):
         daemon.answers["ListClusters"] = [FLEET]
         outcome = await command("list", MILO_DISCOVERYD_CA_FILE="x", MILO_DISCOVERYD_LISTEN="unix:///d.sock")
         assert outcome.status == 0
         assert outcome.err == (
-            "milo-discovery: MILO_DISCOVERYD_CA_FILE is not a variable of this command, and is ignored; "
+            "milo-discovery: MILO_DISCOVERYD_CA_FILE is not an environment variable of this command, and is ignored; "
             "did you mean MILO_DISCOVERY_CA_FILE?\n"
         )
 

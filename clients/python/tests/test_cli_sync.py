@@ -138,7 +138,7 @@ async def test_sync_of_another_fleet_changes_nothing_without_accept_removals(dae
     before = {file.name: file.read_bytes() for file in path.iterdir()}
     for others in ("", "cd"):
         status, err = await sync_once(daemon, path, others)
-        assert (status, "the view lacks all" in err) == (1, True)
+        assert (status, "the daemon's view lacks all" in err) == (1, True)
         assert {file.name: file.read_bytes() for file in path.iterdir()} == before
     assert (await sync_once(daemon, path, "cd", "--accept-removals"))[0] == 0
     assert content(path) == {"c": "c-1", "d": "d-1"}
@@ -147,7 +147,7 @@ async def test_sync_of_another_fleet_changes_nothing_without_accept_removals(dae
 async def test_sync_with_a_much_smaller_view_writes_new_files_and_removes_no_files(daemon, path):
     assert (await sync_once(daemon, path, "abc"))[0] == 0
     status, err = await sync_once(daemon, path, "ad")
-    assert (status, "the view lacks 2 of 3 clusters that have an object or file" in err) == (1, True)
+    assert (status, "the daemon's view lacks 2 of 3 clusters that have an object or file" in err) == (1, True)
     assert list(content(path)) == [entry["name"] for entry in index(path)] == list("abcd")
 
 

@@ -95,7 +95,7 @@ def test_server_uid_is_refused_for_tcp_and_outside_of_linux(monkeypatch):
     with pytest.raises(InvalidCredentials, match="Unix sockets"):
         DiscoveryClient("localhost:1", credentials=OWN)
     monkeypatch.setattr(sys, "platform", "darwin")
-    with pytest.raises(InvalidCredentials, match="needs Linux"):
+    with pytest.raises(InvalidCredentials, match="works only on Linux"):
         DiscoveryClient("unix:///d.sock", credentials=OWN)
 
 

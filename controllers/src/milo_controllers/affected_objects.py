@@ -96,7 +96,7 @@ class AffectedObjects:
             return not on or self._watched(member, kind, change).matters(on)
         except Exception as error:  # noqa: BLE001  (the author's code, as in `_mapped_objects`)
             self._failures.log(
-                member.cluster.name, f"on= of {kind.resource}", error, "the change is treated as relevant"
+                member.cluster.name, f"a predicate (on=) of {kind.resource}", error, "the change is treated as relevant"
             )
             return True
 

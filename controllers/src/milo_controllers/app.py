@@ -95,7 +95,7 @@ async def _run(
     except (_StartError, LeadershipLost, DiscoveryError) as error:
         log.error("stopped: %s", error)  # noqa: TRY400  (the message says what to do; a traceback does not)
         return 1
-    except Exception:  # the last handler of the process, so that every fatal error is logged in its format
+    except Exception:  # the outermost handler: it logs every fatal error in the process's log format
         log.exception("stopped by an error")
         return 1
     log.info("stopped")

@@ -33,7 +33,7 @@ class BudgetedCache(Protocol):
 
 
 class CacheBudget:
-    """The bytes of all caches."""
+    """The memory budget that all caches share."""
 
     def __init__(self, limits: CacheLimits) -> None:
         self.limits = limits
@@ -41,7 +41,7 @@ class CacheBudget:
         self._caches: set[BudgetedCache] = set()
 
     def grown(self, cache: BudgetedCache, size: int) -> None:
-        """Record a change of a cache's size, and drop the largest cache if their total is too large."""
+        """Record a change of a cache's size, and drop the largest cache if the total exceeds the limit."""
         self.total += size
         self._caches.add(cache)
         if size > 0 and self.total > self.limits.total_bytes:

@@ -58,7 +58,7 @@ class ClusterApi(ApiServer):
         proxy: str | None = None,
         tracer: SpanTracer | None = None,
     ) -> None:
-        """`proxy`: the URL of a proxy; by default that of the environment. `tracer`: each call of `send` is a span."""
+        """`proxy`: the URL of a proxy; by default, the environment sets it. `tracer`: each call of `send` is a span."""
         super().__init__(_ClusterAccess(name, credentials), pools, proxy=proxy, response_limit=RESPONSE_LIMIT)
         self.name = name
         self._tracer = tracer

@@ -45,7 +45,7 @@ def with_condition(
 
 
 def owner_reference(owner: Document, *, controller: bool = True, block_owner_deletion: bool = True) -> Document:
-    """Return a reference to the object, for `metadata.ownerReferences` of an object that it owns."""
+    """Return a reference to `owner`, for the `metadata.ownerReferences` of an object that it owns."""
     metadata = owner["metadata"]
     return {
         "apiVersion": owner["apiVersion"],

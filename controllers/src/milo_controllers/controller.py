@@ -143,7 +143,8 @@ class Controller:
         return tuple(self._running.values())
 
     def failing(self) -> Iterator[tuple[ObjectKey, ReconcileFailure, float | None]]:
-        """Return the objects whose last reconcile failed, with the time of a delayed retry. Safe in any thread."""
+        """Return the objects whose last reconcile failed, each with its failure and, if its retry is delayed, the time
+        of the retry. Safe in any thread."""
         for key, failure in self.failures:
             yield key, failure, None if failure.is_stopped else self.queue.retry_at(key)
 

@@ -88,7 +88,7 @@ def watches(kind: AnyKind, *, map: Mapper[Any], on: Predicates[Any] = ()) -> Wat
 class Controllers(RunsInBackground):
     """A set of reconcilers, which run for every engaged cluster.
 
-    Register them, then `await run()`, or run them while a block runs with `async with controllers:`.
+    Register them, then `await run()`, or use `async with controllers:` to run them while its body runs.
     """
 
     def __init__(
@@ -289,8 +289,8 @@ class Controllers(RunsInBackground):
     async def run(self, *, election: Election | None = None) -> None:
         """Run until canceled. It returns or raises after all reconciles have ended.
 
-        With `election`, reconciles run while this replica leads; caches are kept up to date before that, so that
-        reconciles start at once. Raises LeadershipLost.
+        With `election`, reconciles run only while this replica leads. Caches are kept up to date before that too, so
+        that reconciles can start at once. Raises LeadershipLost.
         """
         self._registration.close()
         self._loop = asyncio.get_running_loop()

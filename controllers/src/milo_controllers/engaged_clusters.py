@@ -34,7 +34,7 @@ _REFLECTION = ReflectorPolicy(page_size=500)
 
 
 class ClusterTasks:
-    """An engaged cluster, while its informers and reconciles run."""
+    """An engaged cluster whose informers and reconciles are running."""
 
     __slots__ = (
         *("_controllers", "api", "cluster", "engaged_at", "events", "incarnation", "informers", "own_writes", "tasks"),
@@ -96,8 +96,8 @@ class EngagedClusters:
         self.members: dict[str, ClusterTasks] = {}
         self.controllers: list[Controller] = []
         self.crashes: dict[str, tuple[EngagedCluster, ClusterProblem]] = {}
-        """The last failure of each cluster whose informers and reconciles failed as a whole, by cluster name. Those of
-        clusters that were disengaged before a restart are kept until another cluster fails."""
+        """The last failure of each cluster whose informers and reconciles failed as a whole, by cluster name. The
+        failure of a cluster that was disengaged before its restart is kept until another cluster fails."""
         self._informers = informers
         self._pools = pools
         self._budget = budget

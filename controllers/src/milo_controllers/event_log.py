@@ -1,4 +1,4 @@
-"""Kubernetes Events of objects, whose repetitions are combined into a series.
+"""Kubernetes Events about objects. Repetitions of an event are combined into a series.
 
 Does no I/O: callers pass the time and send the returned requests.
 """

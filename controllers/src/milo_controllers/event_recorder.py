@@ -1,4 +1,4 @@
-"""Sends the events that reconcilers record to the API server of their cluster."""
+"""Writes the events of reconcilers to the API server of their cluster."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ log = logging.getLogger("milo_controllers")
 
 
 class EventRecorder:
-    """The events of objects of one cluster."""
+    """Records events about the objects of one cluster."""
 
     __slots__ = ("_api", "_kind", "_recent")
 

@@ -57,7 +57,7 @@ class ClusterCaches:
         return None if found is None else self._decoder(kind)(found.raw)
 
     def document(self, kind: AnyKind, name: str, namespace: str = "") -> Document | None:
-        """Return the object as a dict, whatever the type of the kind. Raises NotCached or NotSynced."""
+        """Return the object as a dict, even if its Kind has a model. Raises NotCached or NotSynced."""
         found = synced_cache(self._member, kind).get(namespace, name)
         return None if found is None else informer(self._member, kind).spec.kind.document(found.raw)
 

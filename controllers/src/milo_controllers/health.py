@@ -64,4 +64,4 @@ class Health:
     failing: int
     """Number of objects whose last reconcile failed: `Controllers.failing` lists them."""
     oldest_queued: timedelta
-    """Time that the longest-waiting object has been ready to be reconciled."""
+    """How long the longest-waiting object has been ready to be reconciled."""

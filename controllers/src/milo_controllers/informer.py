@@ -65,7 +65,7 @@ class InformerListener(Protocol):
 
     def changed(self, informer: Informer, change: Change) -> None: ...
     def synced(self, informer: Informer) -> None:
-        """Called when a first list is complete: that of the informer, or one after the cache was dropped."""
+        """Called when the first list is complete, and when the first list after the cache was dropped is complete."""
 
     def failed(self, informer: Informer) -> None:
         """Called when the cache cannot be filled or kept up to date."""
@@ -180,7 +180,7 @@ class Informer:
     async def _apply(self, events: Iterable[SourceEvent[CachedObject]]) -> None:
         for number, event in enumerate(events, 1):
             if isinstance(event, EventIgnored):
-                log.warning("%s: an event of %s was ignored: %s", self._cluster, self.key, event.problem)
+                log.warning("%s: a watch event of %s was ignored: %s", self._cluster, self.key, event.problem)
             elif isinstance(event, Listed | ObjectChanged) and event.observation.problem:
                 found = event.observation
                 log.warning("%s: %s %s is invalid: %s", self._cluster, self.key, found.name, found.problem)
@@ -235,10 +235,10 @@ class Informer:
         if self.state != state:
             self.since = time.time()
         if status.state is ViewState.STALE and (before is None or before.state is not ViewState.STALE):
-            log.warning("%s: %s is not up to date: %s", self._cluster, self.key, self.problem)
+            log.warning("%s: the cache of %s is not up to date: %s", self._cluster, self.key, self.problem)
             self._listener.failed(self)
         elif before is not None and before.state is ViewState.STALE and status.state is ViewState.STREAMING:
-            log.info("%s: %s is up to date again", self._cluster, self.key)
+            log.info("%s: the cache of %s is up to date again", self._cluster, self.key)
 
 
 class _CollectionApi:

@@ -163,7 +163,7 @@ def _kind_named(resource: str) -> Kind[Document]:
 
 
 def document(body: object) -> Document:
-    """Convert an object of any type that a Kind can have to a dict. A dict is returned as it is."""
+    """Convert an object to a dict. It may have any type that a Kind can have; a dict is returned unchanged."""
     if isinstance(body, dict):
         return body
     if hasattr(body, "to_dict"):

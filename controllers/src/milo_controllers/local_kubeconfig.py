@@ -127,9 +127,10 @@ def default_source(kubeconfig: Path | None = None, context: str | None = None) -
 
 
 async def issue(name: str, source: LocalSource) -> Kubeconfig:
-    """Return the credential as a kubeconfig, to be refreshed before it expires, or when its files may have changed.
+    """Return the credential as a kubeconfig.
 
-    Raises UnusableKubeconfig.
+    It is refreshed before it expires. If its expiry is unknown, the files are read again periodically. Raises
+    UnusableKubeconfig.
     """
     found = await asyncio.to_thread(source.read)
     access, expires_at = found.access, None

@@ -6,9 +6,9 @@ import logging
 from contextvars import ContextVar
 
 current_cluster: ContextVar[str] = ContextVar("milo_cluster", default="")
-"""Name of the cluster that is reconciled; empty outside of reconciles."""
+"""Name of the cluster of the running reconcile; empty outside of reconciles."""
 current_object: ContextVar[str] = ContextVar("milo_object", default="")
-"""Namespace and name of the object that is reconciled."""
+"""Namespace and name of the object that is being reconciled."""
 current_reconcile: ContextVar[str] = ContextVar("milo_reconcile", default="")
 """Random ID of the running reconcile."""
 

@@ -117,7 +117,7 @@ class ControllerMetrics:
 
         self.loop_delay = Histogram(
             "milo_controllers_event_loop_delay_seconds",
-            "Delay of the event loop's due callbacks, caused by calls that do not await.",
+            "How late the event loop runs callbacks that are due, because of calls that do not await.",
             registry=registry,
             buckets=_LOOP_BUCKETS,
         )
@@ -213,7 +213,7 @@ class StateCollector(Collector):
         )
         oldest = GaugeMetricFamily(
             "milo_controllers_oldest_queued_seconds",
-            "Time that the longest-waiting queued object has been ready to be reconciled, by controller.",
+            "How long the longest-waiting queued object has been ready to be reconciled, by controller.",
             labels=("controller",),
         )
         unfinished = GaugeMetricFamily(

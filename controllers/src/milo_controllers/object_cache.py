@@ -23,7 +23,7 @@ from milo_kube.reflect.messages import (
 from milo_kube.reflect.wire import Decoder, ListPage
 
 IndexFunction = Callable[[Any], Iterable[Hashable]]
-"""Returns the index values of an object, which is passed as a dict or, for a Kind with a model, as that type."""
+"""Returns the index values of an object. It gets a dict or, for a Kind with a model, an instance of the model."""
 
 
 class Index(NamedTuple):
@@ -217,7 +217,7 @@ class ObjectCache:
         return len(self._objects)
 
     def clear(self) -> None:
-        """Drop all objects, as before the first list."""
+        """Drop all objects. The cache is then as it was before its first list."""
         self._objects.clear()
         self._indexes.clear()
         self._by_owner = None

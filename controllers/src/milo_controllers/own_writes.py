@@ -1,4 +1,4 @@
-"""The writes of reconcilers that the caches of their cluster do not have yet.
+"""Tracks the writes of reconcilers until the caches of the cluster contain them.
 
 A cache lags behind the API server. A reconcile that starts before the cache contains the writes of the previous one
 would, for example, not find the child that was just created, and create another.
@@ -107,7 +107,7 @@ class _Held(msgspec.Struct, eq=False):
 
 
 class OwnWrites:
-    """The writes in one cluster that its caches do not have yet."""
+    """The writes in one cluster that its caches do not contain yet."""
 
     __slots__ = ("_deleted", "_held", "_reconciles")
 

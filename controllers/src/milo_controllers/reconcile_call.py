@@ -33,7 +33,7 @@ class ReconcileCall:
         self._threads = threads
 
     async def outcome(self, request: Request[Any]) -> Done:
-        """Return the outcome of a reconcile that succeeded. Raises what the reconciler raises, and ReconcileTimeout."""
+        """Call the reconciler, and return the outcome of its success. Raises its errors, and ReconcileTimeout."""
         try:
             async with asyncio.timeout(self._timeout_s) as limit:
                 result = await self._called(request)

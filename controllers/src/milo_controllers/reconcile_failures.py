@@ -36,7 +36,7 @@ class ReconcileFailures:
         self._clock = clock
         self._objects: dict[ObjectKey, ReconcileFailure] = {}
         self._suspended: set[tuple[str, int]] = set()
-        """The clusters, by name and incarnation, whose objects wait for the end of a suspension, as was logged."""
+        """The clusters, by name and incarnation, for which `log_suspension` has logged that their objects wait."""
 
     def __len__(self) -> int:
         return len(self._objects)

@@ -82,7 +82,7 @@ class RequestedCluster(Protocol):
 
 
 class ThreadCalls:
-    """The event-loop calls of a reconciler that runs in a thread, until its reconcile is canceled."""
+    """Runs calls on the event loop for a reconciler that runs in a thread. They fail once the reconcile is canceled."""
 
     __slots__ = ("_is_ended", "_loop", "_waiting")
 
@@ -238,8 +238,8 @@ class Request(Generic[ObjectT]):
     async def apply(self, kind: AnyKind, body: object, *, owned: bool = False, force: bool = True) -> Document:
         """Create or change an object by server-side apply, with the reconciled object as its controller if `owned`.
 
-        The field manager is the name of the controller. `force` takes over fields of other managers; without it they
-        raise Conflict.
+        The field manager is the name of the controller. `force` takes over fields of other managers; without it,
+        such fields raise Conflict.
         """
         kind, body = await self._prepared(kind, body, owned=owned)
         path = kind.path(body["metadata"]["name"], self._namespace(body))

@@ -30,7 +30,7 @@ class Priority(enum.IntEnum):
     LIVE = 0
     """A changed object, or one that the reconcile of a change requeued."""
     RETRY = 1
-    """An object that failed."""
+    """An object whose last reconcile failed."""
     BACKGROUND = 2
     """An object of an initial list or a resync, or one that was parked."""
 
@@ -282,7 +282,7 @@ class WorkQueue:
 
     @property
     def oldest(self) -> float | None:
-        """When the object that has been ready for longest became ready."""
+        """When the longest-waiting ready object became ready; None if no object is ready."""
         times = (tuple(ready.values())[:1] for queue in tuple(self._clusters.values()) for ready in queue.ready)
         return min((first for found in times for first in found), default=None)
 

@@ -1,4 +1,4 @@
-"""Holds an object after a reconcile with writes until the caches have the writes, and rate-limits such reconciles."""
+"""Holds each object after a reconcile that writes, until the caches contain the writes; rate-limits such reconciles."""
 
 from __future__ import annotations
 

@@ -98,7 +98,7 @@ def check_preconditions(preconditions: Preconditions, resource: ResourceDefiniti
 
 
 def combined(resource: ResourceDefinition, current: Document, wanted: Document, part: Part) -> Document:
-    """Return the current object with the part that the write may change taken from the new one."""
+    """Return the object after a write: `current`, with the part that the write may change taken from `wanted`."""
     if part is Part.STATUS:
         after = {key: value for key, value in current.items() if key != "status"}
         return after | {"status": wanted["status"]} if wanted.get("status") is not None else after

@@ -25,7 +25,7 @@ _LEFT_OVER = ("networks.networking.example.com", "workloads.compute.example.com"
 class Churn:
     """A source of random changes, about one per `step`.
 
-    The number of projects stays near the initial one, or near 5 if that is more.
+    The number of projects stays near the initial number, or near 5 if that is higher.
     """
 
     def __init__(self, store: Store, names: Names, random: Random, purge: Callable[[str], None]) -> None:

@@ -37,13 +37,13 @@ class _Seconds(click.FloatRange):
 
 @click.command()
 @click.option(
-    "--seconds", type=_Seconds(min=0), metavar="FLOAT RANGE", help="Stop after this time.  [default: at Ctrl-C]"
+    "--seconds", type=_Seconds(min=0), metavar="FLOAT RANGE", help="Stop after this many seconds.  [default: at Ctrl-C]"
 )
 @click.option("--churn", default=5.0, show_default=True, type=click.FloatRange(0, 100), help="Changes per second.")
 @click.option(
     "--kubeconfig",
     type=click.Path(exists=True, dir_okay=False, resolve_path=True, path_type=Path),
-    help="Kubeconfig of an existing Milo API, which is only watched.  [default: the demo starts a sandbox]",
+    help="Kubeconfig of an existing Milo API, which the demo only reads.  [default: the demo starts a sandbox]",
 )
 def demo(seconds: float | None, churn: float, kubeconfig: Path | None) -> None:
     """Run a fake Milo API, the daemon and a subscriber.

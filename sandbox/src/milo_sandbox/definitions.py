@@ -11,7 +11,7 @@ CLEANUP_FINALIZER = "customresourcecleanup.apiextensions.k8s.io"
 
 
 class Definitions:
-    """The controller that serves the resources of stored definitions, and deletes a definition's objects with it."""
+    """A controller that serves the resources of stored definitions, and deletes the objects of deleted definitions."""
 
     def __init__(self, store: Store, others: Callable[[], list[Store]] = list) -> None:
         """`store` contains the definitions. Their resources are served in `store` and in `others`."""

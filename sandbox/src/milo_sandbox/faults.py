@@ -34,7 +34,7 @@ class Fault(msgspec.Struct, kw_only=True):
 
 
 class Injected(msgspec.Struct, kw_only=True):
-    """A fault of requests for one kind in one project's control plane, as the test kit injects it."""
+    """A fault that the test kit injects into requests for one kind in one project's control plane."""
 
     project: str
     verb: Literal["get", "list", "watch", "create", "update", "patch", "delete", "deletecollection", "*"]
@@ -139,7 +139,7 @@ class Faults:
     # The faults
 
     def initializing(self, *, seconds: float = inf, resource: ResourceDefinition | None = None) -> None:
-        """Act as a server that builds its watch cache: no watches, and lists only in pages. Health checks succeed."""
+        """Act as a server that builds its watch cache: it refuses watches and unpaged lists. Health checks succeed."""
 
         def concerns(approach: Approach) -> bool:
             call = approach.call

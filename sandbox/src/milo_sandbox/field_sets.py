@@ -87,7 +87,7 @@ def _values(value: Any, schema: Document, path: Path) -> Iterator[tuple[Path, An
 
 
 def to_document(fields: Iterable[Path]) -> Document:
-    """Return a set as `fieldsV1`."""
+    """Return a set of fields in the form `fieldsV1`."""
     document: Document = {}
     for path in sorted(fields):
         at = document
@@ -99,7 +99,7 @@ def to_document(fields: Iterable[Path]) -> Document:
 
 
 def from_document(document: Mapping[str, Any], path: Path = ()) -> Iterator[Path]:
-    """Return the fields of a `fieldsV1`."""
+    """Yield the fields of a set in the form `fieldsV1`."""
     for step, below in document.items():
         if step == ITSELF:
             yield path

@@ -1,4 +1,4 @@
-"""Garbage collection of objects whose owners are absent, immediately after each write."""
+"""Garbage collection of objects whose owners do not exist. It runs immediately after each write."""
 
 from collections.abc import Iterable
 from typing import Protocol
@@ -24,7 +24,7 @@ class DependentStore(Protocol):
 
 
 class GarbageCollector:
-    """The garbage collector, which deletes objects whose owners are all deleted. It honors Foreground and Orphan."""
+    """Deletes objects whose owners are all deleted. It honors the propagation policies Foreground and Orphan."""
 
     def __init__(self, store: DependentStore) -> None:
         self._store = store

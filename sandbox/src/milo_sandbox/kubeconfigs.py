@@ -39,7 +39,7 @@ def write_secret(path: Path, text: str) -> None:
 
 
 class RenewedTokenFile:
-    """A file with a token, which is replaced after half its lifetime."""
+    """A file with a token. The token is replaced after half its lifetime."""
 
     def __init__(self, path: Path, issue: Callable[[], str], *, life: float) -> None:
         self.path = path

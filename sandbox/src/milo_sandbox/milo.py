@@ -139,7 +139,7 @@ class Milo:
 
 
 def _pointing_back(project: Document) -> tuple[dict[str, str], dict[str, str]]:
-    """Return the labels and annotations of a project's control plane."""
+    """Return the labels and annotations by which a control plane identifies its project and the project's owner."""
     metadata = project["metadata"]
     names = {PROJECT_NAME_LABEL: metadata["name"], PROJECT_UID_LABEL: metadata["uid"]}
     return names, {OWNER_ANNOTATION: project["spec"]["ownerRef"]["name"]}

@@ -65,7 +65,7 @@ class Objects:
         message: str = "",
         generation: int = 1,
     ) -> Document:
-        """Return a condition with the current time, of an object of this generation."""
+        """Return a condition with the current time, and with `generation` as its observedGeneration."""
         return {
             "type": type_ or self.resource.ready_condition,
             "status": status,
@@ -116,7 +116,7 @@ class Objects:
         return self._patch_metadata(name, {"finalizers": kept or None})
 
     def delete(self, name: str) -> bool:
-        """Delete an object; return whether it was removed at once. An object with finalizers is not."""
+        """Delete an object; return whether it was removed. With finalizers, it is only marked as terminating."""
         return self._store.delete(self.resource, name)[1]
 
     def discard(self, name: str) -> None:

@@ -91,7 +91,7 @@ def no_such_subresource(resource: ResourceDefinition, name: str) -> RefusalError
 
 
 def own_failure(message: str) -> RefusalError:
-    """Return the 500 that a server sends for an invalid version of a watch."""
+    """Return the 500 that a server sends for a watch with an invalid version."""
     return RefusalError(500, "", message)
 
 

@@ -28,7 +28,7 @@ class Cause(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Column(msgspec.Struct, frozen=True, kw_only=True):
-    """One column of `kubectl get`: a path into the object, or into the condition of a type."""
+    """One column of `kubectl get`: a path into the object, or into its condition of a given type."""
 
     name: str
     path: tuple[str, ...] = ()
@@ -103,7 +103,7 @@ _DEFINITIONS = Path(__file__).parent / "crds"
 
 
 def resource_of(definition: Document) -> ResourceDefinition:
-    """Return the resource of a valid definition: its storage version, and no other."""
+    """Return the resource of a valid definition. Only the storage version is served."""
     spec = definition["spec"]
     names = spec["names"]
     version = next(spec_version for spec_version in spec["versions"] if spec_version["storage"])

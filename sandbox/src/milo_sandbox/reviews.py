@@ -44,7 +44,7 @@ def _whose(spec: Document, tokens: Tokens) -> Document:
     if not both and (requested or audiences):
         return {
             "user": {},
-            "error": "the token is for none of the requested audiences or, if none is requested, not for this server",
+            "error": "the token is not for any of the requested audiences (by default, this server)",
         }
     groups = ["system:serviceaccounts", "system:authenticated"]
     user = {"username": subject, "groups": groups}

@@ -40,7 +40,7 @@ from milo_sandbox.tokens import Tokens
 
 
 class Sandbox:
-    """A fake Milo API on a local address, which serves inside its `async with` block."""
+    """A fake Milo API on a local address. It serves while its `async with` block runs."""
 
     def __init__(
         self,
@@ -192,7 +192,7 @@ class Sandbox:
         return kubeconfigs.kubeconfig(server=server, ca_pem=self.ca_pem, user={"token": token or self.token()})
 
     def write_kubeconfig(self, path: Path, *, subject: str = ADMIN) -> Path:
-        """Write a kubeconfig with a token file beside it, which is renewed while the sandbox runs."""
+        """Write a kubeconfig, and a token file beside it. The token is renewed while the sandbox runs."""
         path = path.absolute()
         file = RenewedTokenFile(
             path.with_name(f"{path.name}.token"), lambda: self.token(subject), life=self.tokens.life
@@ -204,7 +204,8 @@ class Sandbox:
         return path
 
     def write_service_account_key(self, path: Path, *, subject: str = ADMIN) -> Path:
-        """Write the key file of a service account, with which the token endpoint issues tokens of that subject."""
+        """Write the key file of a service account. In exchange for assertions signed with the key, the
+        token endpoint issues tokens of `subject`."""
         kubeconfigs.write_secret(path, json.dumps(self.token_endpoint.register(subject, self.url)))
         return path.absolute()
 
@@ -274,7 +275,7 @@ class Sandbox:
         self._backends.milo.streams.set_silent(silent=silent)
 
     def freeze_etcd(self) -> None:
-        """Act as a server whose etcd is unavailable, until `faults.clear` and `silence_watches(silent=False)`."""
+        """Act as a server whose etcd is unavailable. End this by `faults.clear` and `silence_watches(silent=False)`."""
         self.silence_watches()
         self.faults.freeze_etcd()
 

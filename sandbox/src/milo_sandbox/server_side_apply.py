@@ -134,7 +134,7 @@ def _schema(resource: ResourceDefinition) -> Document:
 
 
 def _owned(document: Document) -> Document:
-    """Return the part of an object that has owners."""
+    """Return the part of an object whose fields can have owners."""
     kept = field_sets.METADATA_SCHEMA["properties"]
     metadata = {key: value for key, value in document.get("metadata", {}).items() if key in kept and value}
     rest = {key: value for key, value in document.items() if key not in {"apiVersion", "kind", "metadata"}}

@@ -22,7 +22,7 @@ Change = Callable[[Document], Any]
 
 
 class StoreController(Protocol):
-    """A controller, which is called after each committed write and may write itself."""
+    """A controller. It is called after each committed write, and may make writes itself."""
 
     def after(self, resource: ResourceDefinition, event: RecordedChange) -> None: ...
 
@@ -97,7 +97,7 @@ class Store:
         return record
 
     def find(self, resource: ResourceDefinition, key: str) -> SandboxRecord | None:
-        """Return the object with a key, if there is one."""
+        """Return the object with this key; None if it does not exist."""
         namespace, _, name = key.rpartition("/")
         return self._collections[resource].get(name, namespace) if resource in self._collections else None
 
@@ -132,7 +132,7 @@ class Store:
             raise refusals.already_exists(resource, given["name"])
         born = self._born(resource, wanted, namespace)
         if writer is not None:
-            # A manager that creates by apply does not own the defaults.
+            # A manager that creates an object by apply does not own the fields that are set by default.
             born = server_side_apply.create(resource, born, applied or born, writer, self.timestamp())
         return self._commit(resource, None, born, dry_run=dry_run)
 
@@ -251,8 +251,8 @@ class Store:
         propagation: str = "",
         dry_run: bool = False,
     ) -> tuple[SandboxRecord, bool]:
-        """Delete an object; return it and whether it is removed. With finalizers, it is only marked as terminating, as
-        is a namespace with objects."""
+        """Delete an object; return it, and whether it was removed. An object with finalizers, or a namespace that
+        contains objects, is only marked as terminating."""
         before = self.get(resource, name, namespace)
         if preconditions:
             admission.check_preconditions(preconditions, resource, before)

@@ -1,7 +1,7 @@
 """The token endpoint of service accounts.
 
-It exchanges an assertion, signed with a registered key, or a token that was issued for this endpoint, for an access
-token.
+It issues an access token in exchange for an assertion that is signed with a registered key, or for a token that was
+issued for this endpoint.
 """
 
 import secrets
@@ -48,7 +48,7 @@ class _Account(msgspec.Struct, frozen=True):
 
 
 class _Refused(Exception):  # noqa: N818 - named after the response
-    """An OAuth error code."""
+    """A request was refused. The argument is an OAuth error code."""
 
 
 class AssertionEndpoint:
@@ -99,7 +99,7 @@ class AssertionEndpoint:
         return answers.document(answer | {"access_token": self._tokens.issue(subject)})
 
     def _exchanged(self, form: Mapping[str, str], url: str) -> str:
-        """Return the subject of a token that the sandbox issued for its token endpoint, like a projected token."""
+        """Return the subject of the token to exchange. Raises _Refused unless it was issued for this endpoint."""
         token = form.get("subject_token", "")
         try:
             subject = self._tokens.subject(token)

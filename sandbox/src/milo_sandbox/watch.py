@@ -23,7 +23,7 @@ class Pace(msgspec.Struct, frozen=True, kw_only=True):
     """The timing of a server's watches, in seconds."""
 
     bookmark_interval: float = 60.0
-    lifetime: float = 2700.0  # If the request has no timeout. Real servers draw 30 to 60 minutes.
+    lifetime: float = 2700.0  # Of a watch without a timeout. Real servers choose 30 to 60 minutes at random.
     patience: float = 3.0  # How long a list or a watch waits for a future version.
 
 

@@ -24,7 +24,7 @@ HTTP_INSTEAD = "this port speaks HTTP, not gRPC: connect to an address of --list
 IS_IT_RUNNING = "(is milo-discoveryd running? set its address with --address or MILO_DISCOVERY_ADDRESS)"
 
 CASES = [
-    ("--address {plain} --ca-file {ca}", "cannot connect to the daemon at {plain}: this listener does not use TLS: remove --ca-file"),
+    ("--address {plain} --ca-file {ca}", "cannot connect to the daemon at {plain}: this listener does not use TLS: leave out --ca-file"),
     ("--address {tls}", "cannot connect to the daemon at {tls}: this listener uses TLS: set --ca-file"),
     ("--address {tls} --ca-file {ca}", "cannot connect to the daemon at {tls}: the listener requires a client certificate: set --certificate-file and --key-file"),
     ("--address {tls} --ca-file {ca} --certificate-file {strangers} --key-file {strangers_key}", "cannot connect to the daemon at {tls}: the listener does not accept the client certificate {strangers}: use one that is signed by the listener's `client_ca`"),
@@ -45,7 +45,7 @@ CASES = [
     ("--address {tls} --ca-file {ca} --certificate-file {key} --key-file {certificate}", "{key} and {certificate} are not a certificate and its key in PEM format"),
     ("--address {tls} --ca-file {ca} --certificate-file {certificate}", "--certificate-file and --key-file must be set together"),
     ("--address {plain} --token-file {key}", "the token would be sent to {plain} unencrypted: set --ca-file to use TLS"),
-    ("--address {unix} --ca-file {ca}", "{unix} is a Unix socket, which has no TLS: remove --ca-file"),
+    ("--address {unix} --ca-file {ca}", "{unix} is a Unix socket, which has no TLS: leave out --ca-file"),
 ]  # fmt: skip
 
 

@@ -40,7 +40,7 @@ class SharedTransports(Generic[TransportT]):
         self._shared: dict[Hashable, _Shared[TransportT]] = {}
 
     def acquire(self, key: Hashable, create: Callable[[], TransportT]) -> TransportT:
-        """Return the transport for the key, created if there is none."""
+        """Return the transport for the key, and create it if it does not exist."""
         with self._lock:
             shared = self._shared.get(key)
             if shared is None:

@@ -43,7 +43,10 @@ class BackgroundLoop:
             raise
 
     def close(self, last: Coroutine[Any, Any, None]) -> None:
-        """Run the coroutine `last`, cancel all others, and stop the thread. Without a thread, only close `last`."""
+        """Run the coroutine `last`, cancel all others, and stop the thread.
+
+        If the thread is not running or the loop is already closed, only close `last`, without running it.
+        """
         with self._lock:
             future = None if self._closed or self._loop is None else asyncio.run_coroutine_threadsafe(last, self._loop)
             self._closed = True
@@ -66,7 +69,7 @@ class BackgroundLoop:
             self._thread.join()
 
     def start(self) -> asyncio.AbstractEventLoop:
-        """Return the event loop, which is started if it is not running."""
+        """Return the event loop, and start it if it is not running."""
         with self._lock:
             if self._closed:
                 raise _closed_error()

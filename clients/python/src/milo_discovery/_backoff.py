@@ -12,8 +12,10 @@ from milo_kube.retry_after import delay_s
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BackoffPolicy:
-    """The delays of a backoff: they double from `initial` to `maximum`, and restart after a run of at least
-    `healthy`."""
+    """The delays of a backoff. They double from `initial` to `maximum`.
+
+    After a run that lasted `healthy` or longer, they start at `initial` again.
+    """
 
     initial: timedelta = timedelta(milliseconds=100)
     maximum: timedelta = timedelta(seconds=5)

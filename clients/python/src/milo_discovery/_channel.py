@@ -70,7 +70,7 @@ def _verified_target(target: str, server_uid: int | None) -> tuple[str, int | No
 
 
 def _escaped(target: str) -> str:
-    """Return the target for gRPC, which parses it as a URL."""
+    """Escape the characters of a socket path that gRPC would parse as parts of a URL."""
     if not target.startswith("unix:"):
         return target
     return target.replace("%", "%25").replace("#", "%23").replace("?", "%3F")

@@ -61,12 +61,12 @@ class ClientCredentials:
     def check(self, target: str) -> None:
         """Raise InvalidCredentials if these credentials cannot be used with the gRPC target."""
         if self.server_uid is not None and sys.platform != "linux":
-            raise InvalidCredentials("server_uid needs Linux, where the kernel reports the server's uid")
+            raise InvalidCredentials("server_uid works only on Linux, where the kernel reports the server's uid")
         if target.startswith("unix:"):
             if self.ca_file is not None:
-                raise InvalidCredentials(f"{target} is a Unix socket, which has no TLS: remove ca_file")
+                raise InvalidCredentials(f"{target} is a Unix socket, which has no TLS: leave out ca_file")
         elif self.server_uid is not None:
-            raise InvalidCredentials(f"server_uid is for Unix sockets, but {target} is not one: remove server_uid")
+            raise InvalidCredentials(f"server_uid is for Unix sockets, but {target} is not one: leave out server_uid")
         elif self.token_file is not None and self.ca_file is None:
             raise InvalidCredentials(f"the token would be sent to {target} unencrypted: set ca_file to use TLS")
 
@@ -82,7 +82,7 @@ class ClientCredentials:
         return grpc.ssl_channel_credentials(_read(self.ca_file), key, certificate)
 
     def tls_context(self) -> ssl.SSLContext:
-        """Return an SSLContext with the files. Raises InvalidCredentials if they are not a CA and a key pair in PEM."""
+        """Return an SSLContext for the CA and the key pair. Raises InvalidCredentials if their files cannot be used."""
         import ssl  # noqa: PLC0415  (as above)
 
         assert self.ca_file is not None, "TLS is used without a CA"

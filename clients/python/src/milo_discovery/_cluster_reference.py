@@ -14,7 +14,7 @@ Current = Callable[[], Cluster | str]
 
 
 class KubeconfigIssuer(Protocol):
-    """The calls of the client that renew credentials."""
+    """The methods of the client that a ClusterReference calls to issue kubeconfigs."""
 
     async def issue_kubeconfig(
         self, name: str, *, ttl: timedelta | None = None, incarnation: str = ""
@@ -24,7 +24,7 @@ class KubeconfigIssuer(Protocol):
 
 
 class ClusterReference:
-    """A reference to a cluster: a name refers to the cluster that has it now, a Cluster only to that one cluster.
+    """A reference to a cluster. A name refers to the cluster that has the name now, a Cluster only to that one cluster.
 
     Kubeconfigs for a Cluster are issued for its incarnation. If the daemon reports a different incarnation, because it
     was restarted or is a different daemon, the UID decides whether the cluster is the same.

@@ -49,7 +49,10 @@ class RequestUrls:
         self._servers.add(server.rstrip("/"))
 
     def moved(self, url: str, server: str) -> str:
-        """Return the URL, rewritten to the server of the credential, which no other server may receive."""
+        """Return the URL, rewritten to `server`: no other server may receive the credential.
+
+        Raises DiscoveryError if the URL does not belong to a server of the cluster.
+        """
         self.add(server)
         made_for = [
             candidate for candidate in tuple(self._servers) if url.startswith((f"{candidate}/", f"{candidate}?"))
@@ -63,7 +66,7 @@ class RequestUrls:
 
 @contextmanager
 def certificate_file(access: KubeconfigAccess) -> Iterator[str | None]:
-    """Provide the path of the client certificate and key while the block runs; None if they are not used."""
+    """Yield the path of a file with the client certificate and key; None if no client certificate is used."""
     if access.token is not None or access.certificate is None:
         yield None
     else:

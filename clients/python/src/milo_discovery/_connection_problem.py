@@ -95,7 +95,7 @@ def _protocol_problem(target: str) -> str:
         case "HTTP":
             return _HTTP_INSTEAD
         case "gRPC":
-            return "this listener does not use TLS: remove --ca-file"
+            return "this listener does not use TLS: leave out --ca-file"
         case _:
             return "the TLS handshake failed: check that a gRPC server with TLS listens on this port"
 

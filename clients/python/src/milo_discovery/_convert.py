@@ -25,7 +25,7 @@ HEARTBEATS_MISSED = 3
 
 
 class FilterOptions(TypedDict, total=False):
-    """Options that select clusters: all that are set must match; without any, all clusters match."""
+    """Options that select clusters. A cluster must match all that are set; if none is set, all clusters match."""
 
     label_selector: str
     """Kubernetes syntax: "env in (prod, staging),tier!=silver"."""
@@ -45,9 +45,9 @@ class WatchOptions(FilterOptions, total=False):
     kubeconfig_ttl: timedelta
     """Requested lifetime of the kubeconfigs on the stream; the daemon may shorten it."""
     confirm_releases: bool
-    """Have planned disengagements wait for a release of the cluster: see `Cluster.draining` and `Watch.release`."""
+    """Let planned disengagements wait until the cluster is released: see `Cluster.draining` and `Watch.release`."""
     subscriber: str
-    """The name under which this watch releases clusters, which no other watch of the caller may have at the same time.
+    """The name under which this watch releases clusters. No other watch of the caller may have it at the same time.
     By default the hostname with a random suffix."""
     heartbeat_interval: timedelta
     """Interval of heartbeats on an idle stream, 30 s by default. Three missed heartbeats end the stream."""

@@ -21,7 +21,7 @@ _RETRY_AFTER = timedelta(seconds=1)
 
 
 class CredentialState(Enum):
-    """The usability of the cached credential."""
+    """Whether the cached credential can be used, and whether to request the next one."""
 
     FRESH = auto()
     REFRESH_DUE = auto()

@@ -27,7 +27,10 @@ _LOOP_WAIT_LIMIT_S = 30.0
 
 @dataclass(frozen=True, slots=True)
 class PushedKubeconfigs:
-    """The kubeconfigs that a stream delivers for one engagement. `newest` and `following` raise once it has ended."""
+    """The kubeconfigs that a stream delivers for one engagement.
+
+    `newest` and `following` raise once the engagement has ended.
+    """
 
     newest: Callable[[], Kubeconfig | None]
     following: Callable[[], Coroutine[Any, Any, Kubeconfig]]
@@ -37,7 +40,7 @@ class PushedKubeconfigs:
 
 
 class AsyncRenewer:
-    """Renews a credential on one event loop. A context manager, which is entered once there is a valid credential."""
+    """Renews a credential on one event loop. Entering it as a context manager waits for a valid credential."""
 
     __slots__ = ("_issue", "_pushed", "_renewal", "cache")
 

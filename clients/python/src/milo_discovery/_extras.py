@@ -1,11 +1,11 @@
-"""The error for a missing package of an extra, which names the command that installs it."""
+"""The error for a missing package of an extra. It names the command that installs the extra."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 
 class MissingPackageError(ImportError):
-    """Raised when a package is imported whose extra is not installed."""
+    """An import failed because the package belongs to an extra that is not installed."""
 
 
 @contextmanager

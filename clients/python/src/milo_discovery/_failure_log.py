@@ -7,7 +7,7 @@ from types import TracebackType
 from typing import NamedTuple
 
 INTERVAL_S = 30.0
-# Limits memory: while this many kinds are tracked, failures of further kinds are logged as one kind.
+# Limits memory: once this many kinds are tracked, failures of all other kinds are logged as one kind.
 _MAX_KINDS = 64
 
 

@@ -54,7 +54,7 @@ def read_access(kubeconfig: bytes) -> KubeconfigAccess:
 
 
 def read_exec_access(kubeconfig: bytes, cluster: str) -> KubeconfigAccess:
-    """Read a kubeconfig without a credential, whose exec plugin must be this package's, for this cluster.
+    """Read a kubeconfig that has no credential, but runs this package's exec plugin for this cluster.
 
     The result has no credential: callers build the exec entry themselves.
     """

@@ -48,7 +48,7 @@ class OwnershipDeadline:
             self._until = max(self._until, asked_at + valid_for.total_seconds())
 
     def next_renewal_s(self, now: float, *, was_owner: bool) -> float:
-        """Return the delay before the next renewal. If the ownership has expired, it is 0 with `was_owner`.
+        """Return the delay before the next renewal. It is 0 if the ownership has expired and `was_owner` is true.
 
         The interval gets shorter towards the deadline, because the daemon may renew its own Lease late.
         """

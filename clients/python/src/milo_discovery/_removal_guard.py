@@ -24,7 +24,8 @@ objects."""
 SECOND_LOOK_S = 10.0
 """Delay of the second check of a missing cluster: a member of a shard group may see a cluster later than its owner."""
 CONTESTED_S = 3600.0
-"""How long an object is kept that another run wrote again after its deletion: longer than runs take to observe one."""
+"""How long an object is kept if another run wrote it again after its deletion: longer than a run takes to observe the
+deletion."""
 ENDS = frozenset(
     {
         DisengageReason.DELETED,
@@ -51,10 +52,10 @@ class Removal:
 
 
 class Removals:
-    """The objects or files whose clusters a complete view lacks."""
+    """Decides which objects or files to remove after their clusters went missing from a complete view."""
 
     def __init__(self, *, accepts: bool = False) -> None:
-        """`accepts`: whether an administrator accepts all removals, without a limit, until no cluster is missing."""
+        """`accepts`: whether an administrator accepts removals in any number; reset once no cluster is missing."""
         self.accepts = accepts
         self.problem = ""
         """Why the removals are held; empty if they are not."""
@@ -66,16 +67,16 @@ class Removals:
         keyed by (object name, cluster UID)."""
 
     def review(self, missing: Collection[Removal], published: int, now: float) -> list[Removal]:
-        """Return the missing objects that may be deleted. `published`: the total number of objects."""
+        """Return those of the `missing` removals that may be made now. `published`: the total number of objects."""
         self._missing_since = {removal: self._missing_since.get(removal, now) for removal in missing}
         is_held = _is_mass(len(missing), published) and not self.accepts
         self.is_foreign = is_held and len(missing) == published
         self.problem = ""
         if is_held:
             self.problem = (
-                f"the view lacks all {published} clusters that have an object or file: nothing is written"
+                f"the daemon's view lacks all {published} clusters that have an object or file: nothing is written"
                 if self.is_foreign
-                else f"the view lacks {len(missing)} of {published} clusters that have an object or file: "
+                else f"the daemon's view lacks {len(missing)} of {published} clusters that have an object or file: "
                 "nothing is removed"
             ) + (
                 "; check the daemon's address and sources, and which clusters its `rights` permit you to see, or run "
@@ -123,7 +124,7 @@ def _subject(removal: Removal) -> tuple[str, str]:
 
 
 def is_followed(watch: Watch, cluster: str) -> bool:
-    """Return whether the cluster's source is streaming, so that a cluster missing from the view is not engaged.
+    """Return whether the cluster's source is streaming. If so, a cluster that is missing from the view is not engaged.
 
     A daemon that starts while Milo is unreachable sends the clusters of its state file, which can be older than the
     objects or files. For a source that the daemon no longer has, the status of the most outdated source decides.

@@ -256,7 +256,7 @@ class Session:
         return _Live(batch.revision), tuple(events)
 
     def _contradiction(self, detail: str) -> StreamBroken:
-        """Drop the resume revision: the batch contradicts the view, and only a snapshot can resolve that."""
+        """Drop the resume revision, and return an error: the batch contradicts the view, so a snapshot is needed."""
         self.revision = ""
         return StreamBroken(detail)
 

@@ -97,7 +97,7 @@ class WatchState:
     def __init__(self, subscription: StreamSubscription) -> None:
         self._subscription = subscription
         self.clusters: Mapping[str, Cluster] = _ClusterView(subscription.session.view)
-        """The current view by name. It may be ahead of the events not yet iterated over."""
+        """The current view by name. It may already include events that have not been iterated over."""
 
     @property
     def subscriber(self) -> str:

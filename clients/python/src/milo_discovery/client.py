@@ -123,7 +123,7 @@ class DiscoveryClient:
         return _convert.listing(pages)
 
     async def get(self, name: str) -> ClusterReport:
-        """Return the daemon's state of a cluster, engaged or not. Raises ClusterNotFound if the name is unknown."""
+        """Return what the daemon knows about a cluster, engaged or not. Raises ClusterNotFound for an unknown name."""
         return _convert.cluster_report(await self._call("GetCluster", pb.GetClusterRequest(name=name)))
 
     async def server_info(self) -> ServerInfo:

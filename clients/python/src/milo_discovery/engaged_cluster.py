@@ -75,14 +75,14 @@ class EngagedCluster:
     async def drained(self) -> None:
         """Wait until the cluster starts to drain or is disengaged. Then finish the work and return from the handler.
 
-        For a Fleet with `on_drain="wait"`. Otherwise the handler is canceled instead.
+        For a Fleet with `on_drain="wait"`. With "cancel", the handler is canceled as soon as the cluster drains.
         """
         await self._signal.wait_for(lambda: not self._engaged or self._current.draining is not None)
 
     async def updated(self, since: Cluster | None = None) -> Cluster:
         """Wait until the cluster differs from `since` (by default, from its current state), and return it.
 
-        Pass the Cluster that you last worked with, and no change is missed, however long the work took. Raises
+        Pass the Cluster that you last worked with, so that no change is missed, however long the work took. Raises
         ClusterNotFound once the cluster is disengaged.
         """
         before = since or self._current

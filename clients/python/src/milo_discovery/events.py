@@ -39,7 +39,7 @@ class Connected:
 class Disconnected:
     """The stream broke, or the daemon is unreachable. The watch reconnects.
 
-    Clusters stay engaged, unless the daemon is sharded and its ownership expires before that.
+    Clusters stay engaged, unless the daemon is sharded and its ownership expires before the watch has reconnected.
     """
 
     error: DiscoveryError

@@ -97,7 +97,8 @@ class Fleet(RunsInBackground):
     previous one has ended.
 
     A planned disengagement waits for the handler: it begins with `cluster.draining`, the handler is ended according to
-    `on_drain`, and the Fleet then releases the cluster. Until then, at most until the deadline, its credentials work.
+    `on_drain`, and the Fleet then releases the cluster. The cluster's credentials work until then, but at most until
+    the deadline.
     """
 
     def __init__(
@@ -233,7 +234,8 @@ class Fleet(RunsInBackground):
         self._members[cluster.name] = _Member(cluster, task)
 
     def _drain(self, name: str, watch: ClusterFeed, tasks: asyncio.TaskGroup) -> None:
-        """End the handler of a draining cluster. Whenever the daemon sends the cluster again, it awaits a release."""
+        """End the handler of a draining cluster, and start its release. The daemon awaits a release each time that it
+        sends the cluster."""
         member = self._members[name]
         if member.cluster.draining is None:
             return

@@ -106,8 +106,8 @@ class _Sessions:
         return kopf.AiohttpSession(server=access.server, aiohttp_session=session, expiration=expires_at)
 
     async def close(self) -> None:
-        """Close all connections. kopf does not wait until those of watches are closed, and closes none if its startup
-        failed."""
+        """Close all connections. kopf does not wait until the connections of watches are closed, and closes none at
+        all if its startup failed."""
         for session in self._open:
             await session.close()
         with suppress(TimeoutError):
@@ -130,7 +130,7 @@ class _Sessions:
     async def _renewed(self) -> tuple[KubeconfigAccess, datetime | None]:
         access = await self.renewer.access()
         if access == self.last:
-            # kopf does not accept a credential again that was refused or has expired.
+            # kopf does not accept a refused or expired credential a second time.
             access = await self.renewer.access_after_401(access.token)
         self.last = access
         return access, self.renewer.cache.current.expires_at

@@ -130,7 +130,7 @@ class LeaderElection:
                 return
 
     async def _attempt(self, limit_s: float) -> bool:
-        """Try to take or keep the lock; return whether this attempt did."""
+        """Try to take or keep the lock; return whether this attempt succeeded."""
         try:
             async with asyncio.timeout(limit_s):
                 return await self._take_or_keep()

@@ -216,12 +216,12 @@ class PendingRelease:
     caller: str = ""
     connected: bool = False
     since: datetime | None = None
-    """When the subscriber connected, or disconnected."""
+    """When the subscriber connected or, if it is not connected, when it disconnected."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClusterReport:
-    """The daemon's state of one cluster. `cluster` is None if it was never engaged."""
+    """What the daemon reports about one cluster. `cluster` is None if it was never engaged."""
 
     cluster: Cluster | None = None
     engagement: Engagement = Engagement()
@@ -234,7 +234,7 @@ class ClusterReport:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FleetCounts:
-    """The numbers of clusters by state, and of the daemon's subscribers."""
+    """The number of clusters in each state, and the number of the daemon's subscribers."""
 
     engaged: int = 0
     not_ready: int = 0

@@ -188,7 +188,7 @@ class Watch(WatchState):
             self._subscription.stream_closed()
 
     async def _read_stream(self, clock: Callable[[], float]) -> None:
-        """Read one stream on a new channel until it ends, which always raises."""
+        """Read one stream on a new channel until it ends. Raises an error whenever it ends."""
         subscription = self._subscription
         request = subscription.next_request()
         metadata = self._metadata()
@@ -206,7 +206,8 @@ class Watch(WatchState):
                         await self._renew_ownership(channel, boottime())
                         # Read only once, so that ownership that expires before the renewals start counts as lost.
                         if not (was_owner := self.is_owner):
-                            subscription.ownership_ended()  # Disengages clusters from before the daemon was sharded.
+                            # Disengages clusters that were engaged before the daemon was sharded.
+                            subscription.ownership_ended()
                         # Runs in a thread, so that a blocked event loop cannot lose the ownership.
                         keep = partial(self._keep_ownership, asyncio.get_running_loop(), was_owner=was_owner)
                         self._keeper = asyncio.create_task(run_in_thread(keep), name="milo-discovery ownership")

@@ -23,7 +23,7 @@ _STATE_STYLES = {"ready": "green", "suspended": "yellow", "terminating": "magent
 _PANEL_FRAME = 4
 _MAX_NAME = 30
 _MIN_TEXT = 12
-"""Columns of free text are left out below this width."""
+"""Minimum width of a column of free text. A narrower column is left out."""
 
 
 class Screen(Protocol):

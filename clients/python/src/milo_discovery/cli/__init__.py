@@ -50,7 +50,7 @@ COMMANDS_GROUP = "milo_discovery.commands"
 _PACKAGE_OF = {"publish": "milo-publishing"}
 
 _SIMILAR = 0.85
-"""Minimum similarity of a misspelled variable; high, because all variables share a long prefix."""
+"""Minimum similarity of a variable to suggest; high, because all variables share a long prefix."""
 
 
 class LazyGroup(click.Group):
@@ -132,7 +132,7 @@ def command(**_: object) -> None:  # the commands read these options: see option
     for name in unknown_variables(os.environ):
         similar = did_you_mean(with_own_prefix(name), VARIABLES, cutoff=_SIMILAR)
         hint = similar or f"; the variables are {', '.join(VARIABLES)}"
-        print_message(f"{name} is not a variable of this command, and is ignored{hint}")
+        print_message(f"{name} is not an environment variable of this command, and is ignored{hint}")
 
 
 def main() -> None:

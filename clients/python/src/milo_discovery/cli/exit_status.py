@@ -36,7 +36,7 @@ _OPTION_OF_FIELD = {
 }
 
 _FILE_FIELD = re.compile(r"(?<![/.\w-])(ca_file|certificate_file|key_file|token_file|server_uid)\b")
-"""Fields of ClientCredentials in messages, each of which is set by an option of that name."""
+"""Names of ClientCredentials fields in messages. The command line replaces each by the option of that name."""
 
 
 class ExitStatus(IntEnum):

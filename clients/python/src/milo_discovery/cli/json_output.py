@@ -81,12 +81,12 @@ def field_names(kind: type[Any]) -> list[str]:
 
 
 def line(value: Any) -> str:
-    """Format as a single line, for output of one value per line."""
+    """Format a value as JSON on a single line, for output of one value per line."""
     return _escaped(json.dumps(value, ensure_ascii=False, separators=(",", ":")))
 
 
 def document(value: Any) -> str:
-    """Format with indentation."""
+    """Format a value as indented JSON."""
     return _escaped(json.dumps(value, ensure_ascii=False, indent=2))
 
 

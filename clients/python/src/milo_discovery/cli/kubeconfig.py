@@ -40,7 +40,9 @@ if TYPE_CHECKING:
 )
 @click.option("--ttl", type=Duration(), help="Requested lifetime of the credential. The daemon may shorten it.")
 @click.option("-w", "--write", "path", type=click.Path(path_type=Path), help="Write to this file, with mode 0600.")
-@click.option("--merge", is_flag=True, help="Add context milo-NAME to the -w file, by default kubectl's kubeconfig.")
+@click.option(
+    "--merge", is_flag=True, help="Add context milo-NAME to the -w file, by default $KUBECONFIG or ~/.kube/config."
+)
 @click.option("--force", is_flag=True, help="With -w: overwrite the file, even if this command did not write it.")
 @unary
 def kubeconfig(
@@ -174,5 +176,5 @@ def _is_own(content: bytes) -> bool:
 
 
 def _text(document: dict[str, Any]) -> str:
-    # JSON is valid YAML without ambiguous scalars.
+    # JSON is valid YAML, and has no ambiguous scalars.
     return json.dumps(document, indent=2) + "\n"

@@ -1,4 +1,4 @@
-"""The daemon that a command uses if no address is set: the one of this machine, or a demo that this user runs."""
+"""The daemon that a command uses if no address is set: the one at the default address, or a demo of this user."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def local_address() -> str | None:
 
 
 def demo_address() -> str | None:
-    """Return the address of the newest running demo that answers; if none answers, of the newest one."""
+    """Return the address of the newest running demo that answers; if none answers, that of the newest running demo."""
     newest_first = [path for _, path in sorted(_sockets_of_demos(), reverse=True)]
     demos = [path for path in newest_first if _is_listening(path)]
     found = next(filter(_answers, demos), demos[0] if demos else None)
@@ -58,7 +58,7 @@ def _is_listening(path: Path) -> bool:
 
 
 def _answers(path: Path) -> bool:
-    """Return whether the server answers: for a suspended process, the kernel accepts connections that get no answer."""
+    """Return whether the server answers. A connection is no proof: the kernel accepts it for a suspended process."""
     with socket.socket(socket.AF_UNIX) as connection:
         connection.settimeout(_LIMIT_S)
         try:

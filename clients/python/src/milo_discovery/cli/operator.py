@@ -40,7 +40,7 @@ _DEFAULT_PAGES = "127.0.0.1:8080"
 def run(program: Path, arguments: tuple[str, ...], *, address: str | None, no_restart: bool) -> None:
     """Run the operator in FILE, and restart it when a Python file in its directory or below changes.
 
-    Without an address, it runs against the daemon of this machine, or else the newest demo (`./dev demo`) of this user.
+    Without an address, it runs against the daemon at the default address, or else your newest demo (`./dev demo`).
     """
     address = address or local_address()
     if address is None:

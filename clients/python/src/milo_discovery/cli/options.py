@@ -87,7 +87,7 @@ class ConnectionOptions:
         return variables
 
     def run(self, use: Callable[[DiscoveryClient], Awaitable[R]]) -> R:
-        """Run a coroutine with a client. Raises CallFailure, with which the command exits."""
+        """Run a coroutine with a client. Raises CallFailure, which ends the command."""
         # gRPC would log connection problems to stderr.
         os.environ.setdefault("GRPC_VERBOSITY", "NONE")
         import asyncio  # noqa: PLC0415  (not needed for help and usage errors)
@@ -148,7 +148,7 @@ def unknown_variables(environ: Iterable[str]) -> list[str]:
 
 
 def with_own_prefix(variable: str) -> str:
-    """Return the variable; if it has the daemon's prefix, with the prefix of this command instead."""
+    """Return the variable; if it begins with the daemon's prefix, replace that by the prefix of this command."""
     return re.sub(f"^{_DAEMON_PREFIX}", _PREFIX, variable)
 
 

@@ -60,7 +60,7 @@ def list_clusters(
         _print(form, listing, names=(cluster.name for cluster in listing), headers=headers)
     if listing.pending_sources:
         pending = ", ".join(listing.pending_sources)
-        print_message(f"clusters are missing: no complete list of {pending} has been read yet")
+        print_message(f"the list lacks clusters: the daemon has not read a complete list of {pending} yet")
     for source in listing.sources or (listing.source,):
         if (warning := text_output.out_of_date(source, _now())) is not None:
             print_message(f"the list {warning}")

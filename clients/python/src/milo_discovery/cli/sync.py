@@ -50,8 +50,9 @@ _ENDS = removals.ENDS | {DisengageReason.MOVED, DisengageReason.OWNERSHIP_LOST}
     "--accept-removals",
     "accepts_removals",
     is_flag=True,
-    help="Remove the files of all missing clusters, without a limit, until no cluster is missing. Also take over files "
-    "that were written for another filter or shard group.",
+    help="Remove the files of all clusters that the daemon does not report, however many they are. The limit on "
+    "removals applies again once no such file is left. Also take over files that were written for another filter or "
+    "shard group.",
 )
 @filtering
 @connecting(timeout=None, timeout_help="With --once: time limit for the run. Default: no limit.")
@@ -67,9 +68,9 @@ def sync(
     """Keep a directory of kubeconfigs up to date.
 
     The directory has a file NAME.kubeconfig for each engaged cluster, and an index.json that lists them. Files are
-    replaced atomically before their credentials expire, and removed when their clusters are disengaged. If many
-    clusters of an earlier run are missing, their files are removed only with --accept-removals. Files that this command
-    did not write are not changed. All files stay when the command exits.
+    replaced atomically before their credentials expire, and removed when their clusters are disengaged. If the daemon
+    no longer reports many clusters of an earlier run, their files are removed only with --accept-removals. Files that
+    this command did not write are not changed. All files stay when the command exits.
     """
     options = cast("WatchOptions", {**only, "include_kubeconfigs": True})
     if ttl is not None:

@@ -42,7 +42,7 @@ def aligned(cells: Sequence[str], widths: Sequence[int]) -> str:
 
 
 def format_duration(value: timedelta) -> str:
-    """Format with at most the two largest units: 3d4h, 5m10s, 42s."""
+    """Format a duration with at most the two largest units: 3d4h, 5m10s, 42s."""
     seconds = max(0, int(value.total_seconds()))
     minutes, seconds = divmod(seconds, 60)
     hours, minutes = divmod(minutes, 60)
@@ -338,7 +338,7 @@ def shard_row(member: ShardMember) -> tuple[str, ...]:
 
 
 def out_of_date(status: SourceStatus, now: datetime) -> str | None:
-    """Return a warning that the output may be out of date if the source is stale, or None."""
+    """If the source is stale, return a warning that the output may be out of date; otherwise None."""
     if status.state is not SourceState.STALE:
         return None
     which = f"source {printable(status.name)}" if status.name else "the source"

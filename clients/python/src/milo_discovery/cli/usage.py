@@ -1,4 +1,4 @@
-"""Usage errors of the command lines of client and daemon: one line each, with suggestions in the same form."""
+"""Formats usage errors of the client's and the daemon's command lines: one line each, with a suggestion if possible."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _MAX_SUGGESTIONS = 3
 def did_you_mean(name: str, known: Iterable[str], *, cutoff: float = 0.6) -> str:
     """Return a suggestion to append to an error message; empty if no known name is similar.
 
-    A similar name with which the given one begins is preferred: --dir for --directory.
+    A similar name that is a prefix of the given one is preferred: --dir for --directory.
     """
     similar = difflib.get_close_matches(name, list(known), n=_MAX_SUGGESTIONS, cutoff=cutoff)
     suggested = [known for known in similar if name.startswith(known)] or similar

@@ -17,7 +17,7 @@ _NOT_A_STRING = frozenset({"true", "false", "null", "yes", "no", "on", "off", "y
 
 
 def document(value: Any) -> str:
-    """Format as one document, without markers."""
+    """Format a value as one YAML document, without document markers."""
     return "\n".join(_lines(value))
 
 

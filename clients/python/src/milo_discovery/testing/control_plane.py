@@ -83,7 +83,7 @@ class ControlPlane:
         return self._document("PATCH", f"{path}/{subresource}" if subresource else path, patch)
 
     def delete(self, resource: str, name: str, *, namespace: str = "default") -> None:
-        """Delete an object, which stays until its finalizers are removed. Raises ObjectNotFoundError."""
+        """Delete an object. It stays until its finalizers are removed. Raises ObjectNotFoundError."""
         self._document("DELETE", self._object_path(resource, name, namespace))
 
     def access(self) -> KubeconfigAccess:
@@ -92,7 +92,7 @@ class ControlPlane:
         return KubeconfigAccess(server=server + self._path, authorities=authority, token=token)
 
     def write_kubeconfig(self, path: Path) -> Path:
-        """Write a kubeconfig with a current token, which kubectl accepts too."""
+        """Write a kubeconfig with a current token. kubectl can use it too."""
         path.write_text(json.dumps(render_kubeconfig(self.project, self.access())))
         return path
 

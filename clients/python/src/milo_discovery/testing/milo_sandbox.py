@@ -75,7 +75,7 @@ class MiloSandbox:
     def __init__(self, directory: Path, mode: Mode) -> None:
         self.mode: Mode = mode
         self.kubeconfig = directory / "kubeconfig"
-        """A kubeconfig for the sandbox's API, which kubectl accepts too."""
+        """A kubeconfig for the sandbox's API. kubectl can use it too."""
         self.address = f"unix://{directory}/discovery.sock"
         """The daemon's address, for DiscoveryClient or MILO_DISCOVERY_ADDRESS."""
         self._resource = _RESOURCES[mode]
