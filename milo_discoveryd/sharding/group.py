@@ -52,7 +52,7 @@ def boottime() -> float:
 
 
 class GroupRequests:
-    """The requests of a member to the Leases, and the problems of the Leases."""
+    """Performs a member's requests to the Lease API, and keeps the problems that were found."""
 
     def __init__(
         self, name: str, member: Member, leases: Leases, metrics: ShardLeaseMetrics, clock: Callable[[], float]

@@ -49,7 +49,7 @@ LISTING_SHARE = 0.02
 """The share of the event loop's time that listings for one query may take."""
 _NAMES_SHOWN = 3
 _LONGEST = 200
-"""Length limit of a text that a caller chooses, in a subscriber's row: there may be thousands of rows."""
+"""Maximum length of caller-supplied text in a subscriber's row: there may be thousands of rows."""
 
 
 class Subscriber(Protocol):

@@ -51,8 +51,8 @@ class FleetCollector(Collector):
         )
         yield self._by_source(
             "milo_discoveryd_removals_held",
-            "Clusters that stay engaged although the API server seems to lack them, because of the mass-removal limit "
-            "or because its resource versions went back.",
+            "Clusters that the API server seems to lack, but that stay engaged because the removals exceed the "
+            "mass-removal limit, or because the server's resource versions went back.",
             lambda of: of.deletions_held,
         )
         yield self._by_source(

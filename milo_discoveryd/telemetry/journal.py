@@ -31,8 +31,8 @@ class _Sample(msgspec.Struct, frozen=True):
 
 
 class RecentHistory:
-    """Recent engagements and disengagements, and samples of an hour. Connectivity probes make too many updates to
-    keep."""
+    """Recent engagements and disengagements, and samples of an hour. Updates are not kept, because connectivity
+    probes cause too many."""
 
     def __init__(self) -> None:
         self._changes: deque[tuple[Event, float]] = deque(maxlen=RECENT_CHANGES_KEPT)
