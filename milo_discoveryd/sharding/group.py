@@ -18,8 +18,8 @@ from milo_discoveryd.sharding.ownership import Ownership
 from milo_discoveryd.sharding.status import GroupStatus, group_status
 
 PENDING_SIZE = 64 * 1024
-"""Maximum total length of the pending clusters' names in a Lease, whose annotations may have 256 KiB. Above that, no
-cluster of the member moves until some of them are released, and the view does not change."""
+"""Maximum total length of the pending clusters' names in a Lease, whose annotations may have 256 KiB. Above that,
+the view does not change, and no more clusters of the member move, until enough of the pending clusters are released."""
 TICK_S = 1.0
 """Longest wait between two checks of the clock: timers do not advance while the machine is suspended."""
 

@@ -148,7 +148,7 @@ class MeasuredDaemon(msgspec.Struct, frozen=True, kw_only=True):
     version: str = ""
     mode: str = ""
     lags: Callable[[], Iterable[int]] = lambda: ()
-    """Returns, for each open stream, the number of revisions, and of clusters of a snapshot, that are not sent yet."""
+    """Returns the lag of each open stream: the unsent revisions plus, during a snapshot, the unsent clusters."""
     tasks: Callable[[], int] = lambda: 0
     """Returns the number of asyncio tasks that are not done."""
     dropped_lines: Callable[[], int] = lambda: 0

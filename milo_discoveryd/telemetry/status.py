@@ -92,7 +92,7 @@ class RecentChange(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
 class SubscriberRow(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     since: datetime
     lag: int
-    """The number of revisions, and of clusters of a snapshot, that have not been sent to the subscriber yet."""
+    """The number of unsent revisions plus, during a snapshot, the number of unsent clusters."""
     caller: str = ""
     """The caller's identity, as the listener verified it."""
     wants: str = ""

@@ -77,7 +77,7 @@ def suspension(reason: SuspensionReason) -> pb.Suspension:
 
 
 def sources(statuses: Mapping[str, ViewStatus], whole: ViewStatus, now: Moment) -> list[pb.SourceStatus]:
-    """Convert the status that summarizes all sources, followed by the status of each source if sources have names."""
+    """Return the summary `whole`, followed by the status of each source if the sources have names."""
     if len(statuses) == 1 and "" in statuses:
         return [source(whole, now)]
     return [source(whole, now), *(source(status, now, name) for name, status in statuses.items())]

@@ -44,7 +44,7 @@ class InFlightCalls:
 
 
 class _OwnedSlots:
-    """Slots, and how many of them each owner has taken."""
+    """Counts the slots that each owner has taken."""
 
     def __init__(self) -> None:
         self._taken = 0

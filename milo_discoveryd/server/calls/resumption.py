@@ -78,8 +78,8 @@ class Resumption:
         self.doubted: Mapping[str, str] = {}
         """The sources whose second list the subscriber waits for, and why."""
         self._lacked: set[str] = set()
-        """The sources with a list from which many of the subscriber's clusters were missing: the subscriber waits until
-        lists contain all of them, or for a second list."""
+        """The sources with a list from which many of the subscriber's clusters were missing. The subscriber then waits
+        until none of its clusters is missing from the source, or until a second list."""
         self.doubted_since = 0.0
         self._doubt_at = 0.0
         self._doubt_s = DOUBT_S

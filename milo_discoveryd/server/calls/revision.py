@@ -138,7 +138,7 @@ class StreamRevisions:
         self.last = ""
         """The revision of the last batch, or the one from which the subscriber resumed."""
         self.known = NOTHING
-        """The clusters that the subscriber has once it has received the next batch."""
+        """The counts of the clusters that the subscriber has once it has received the next batch."""
         self._signer = signer
         self._versions: Mapping[str, int] | None = None
         self._parts = 0

@@ -209,7 +209,7 @@ class WatchStream:
 
     @property
     def lag(self) -> int:
-        """The number of revisions, and of clusters of a snapshot, that have not been sent to the subscriber yet."""
+        """The number of unsent revisions plus, during a snapshot, the number of unsent clusters."""
         return 0 if self.cursor is None else self.cursor.lag
 
     async def run(self) -> None:
