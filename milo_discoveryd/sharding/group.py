@@ -31,7 +31,7 @@ class Leases(Protocol):
 
 
 class Assignee(Protocol):
-    """The receiver of ownership, which engages and disengages clusters."""
+    """Engages and disengages the clusters of a member according to the ownership that it receives."""
 
     def assign(self, ownership: Ownership) -> Iterable[None]:
         """Engage and drain clusters according to the ownership, in batches."""

@@ -46,7 +46,7 @@ class FleetCollector(Collector):
         yield known
         yield self._by_source(
             "milo_discoveryd_unconfirmed_deletions",
-            "Objects whose apparent deletion is not confirmed yet; their clusters stay as they are.",
+            "Objects that seem to be deleted; their clusters are left unchanged until the deletion is confirmed.",
             lambda of: of.deletions_unconfirmed,
         )
         yield self._by_source(

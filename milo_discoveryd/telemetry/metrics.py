@@ -63,7 +63,7 @@ class SourceMetrics:
             registry=registry,
         )
         self._other_reasons: set[str] = set()
-        """The reasons for relists that API servers returned."""
+        """The reasons that API servers gave for relists."""
         self._drains = Counter(
             "milo_discoveryd_drains",
             "Completed drains of clusters, by result: released by all subscribers, or expired at the deadline.",

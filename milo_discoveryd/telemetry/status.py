@@ -48,7 +48,7 @@ class SourceSummary(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
 
 
 class SourceRow(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
-    """A source that has a name."""
+    """The status of one source, if sources have names."""
 
     name: str
     kind: str
@@ -273,4 +273,4 @@ class DaemonStatus(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     sources: tuple[SourceRow, ...] = ()
     """Empty if the only source has no name."""
     sharding: ShardSummary | None = None
-    """None if this daemon shares the clusters with no other."""
+    """None if this daemon is not in a shard group."""

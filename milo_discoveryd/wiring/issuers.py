@@ -42,7 +42,7 @@ from milo_kube.label_selector import parse as parse_selector
 from milo_kube.upstream import Upstream, share_identity
 
 RUN_FILE = "run"
-"""Name of the file with the identity of a run, in the state directory."""
+"""Name of the file in the state directory that keeps the identity of the run."""
 _IDENTITY = re.compile(rb"[0-9a-f]{16}\n")
 
 # The issuers that sign import the cryptography package: 8 MB, which only daemons with such an issuer need.

@@ -17,7 +17,7 @@ from milo_discoveryd.server.calls.revision import wire_incarnation
 
 
 def subscription(caller: Caller, name: str, view: ClusterView, filter_bytes: int) -> Subscription:
-    """Return the subscription of a caller's stream: drains wait until the subscription has released the clusters."""
+    """Return the subscription of a caller's stream: drains wait until its subscriber has released the clusters."""
     return Subscription(SubscriberKey(caller_key(caller), name), ", ".join(quota_keys(caller)), view, filter_bytes)
 
 

@@ -46,7 +46,7 @@ class WatchRequest(msgspec.Struct, frozen=True):
     with_kubeconfigs: bool
     kubeconfig_ttl_s: float | None = None
     subscriber: str = ""
-    """The name of a subscriber that confirms releases; empty for any other."""
+    """The name of a subscriber that confirms releases; empty if the subscriber does not confirm them."""
     accepts_pending_sources: bool = False
 
 
