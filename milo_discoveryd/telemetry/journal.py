@@ -76,7 +76,7 @@ class Journal:
         self._source = ""
         self._was_reached = False
         self._about: dict[str, str] = {}
-        """Fields of all messages about the source."""
+        """The fields that every log line about the source contains."""
         self.history = RecentHistory()
 
     def of_source(self, name: str) -> "Journal":

@@ -78,9 +78,9 @@ class Issuers:
         ]
 
     def fencing(self) -> list[FencingIssuer]:
-        """Return the issuers that can revoke what other members issued.
+        """Return the issuers that can revoke credentials that other members of the shard group issued.
 
-        Raises ConfigError if an issuer of kubeconfigs cannot.
+        Raises ConfigError if an issuer of kubeconfigs cannot revoke them.
         """
         found: list[FencingIssuer] = []
         for configured in self._settings.kubeconfigs.issuers:
