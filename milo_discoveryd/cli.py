@@ -186,12 +186,12 @@ def run(config: Path | None, **flags: Any) -> None:
     "--as",
     "identity",
     metavar="IDENTITY",
-    help="Print the access of an identity instead: any of listener=, uid=, gid=, san=, user=, group=, comma-separated.",
+    help="Only print what this identity may access: listener=, uid=, gid=, san=, user= or group=, separated by commas.",
 )
 def check(config: Path | None, identity: str | None, **flags: Any) -> None:
     """Check the settings and what they refer to.
 
-    Prints the findings, with corrections.
+    Prints the result of each check, and how to correct each problem.
     """
     from milo_discoveryd.check import check as run_checks
     from milo_discoveryd.check import parse_caller, print_effective_rights

@@ -80,7 +80,7 @@ class CallMetrics:
 
 
 class StreamMetrics:
-    """The latency of the events, and the number of snapshots, that streams sent to subscribers."""
+    """The latency of the events that were sent to subscribers, and the number of full snapshots."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self._latency = Histogram(
@@ -115,7 +115,7 @@ class CredentialMetrics:
         )
         self._mints = Counter(
             "milo_discoveryd_credential_requests",
-            "Requests for a credential to a credential issuer, by result.",
+            "Requests to credential issuers for a credential, by result.",
             ("credential_issuer", "result"),
             registry=registry,
         )

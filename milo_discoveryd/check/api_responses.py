@@ -36,7 +36,7 @@ class _ListMetaBody(
     version: str = ""
     next: str = ""
     left: int | None = None
-    """The number of objects on further pages. API servers omit it if the list has a selector."""
+    """The number of objects on the pages that follow. API servers omit it if the list has a selector."""
 
 
 class _Page(msgspec.Struct):

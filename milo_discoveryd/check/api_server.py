@@ -158,7 +158,7 @@ async def check_leases(settings: Settings, environ: Mapping[str, str]) -> Findin
             leases = await lease_client(settings, group, environ, closing).read()
     except EXPECTED as error:
         return fail(
-            SHARDING, str(error), "correct the settings in sharding, or bind the Role of the component sharding"
+            SHARDING, str(error), "correct the settings in `sharding`, or bind the Role in deploy/components/sharding"
         )
     problems = [*leases.problems, *(member.problem for member in leases.members.values() if member.problem)]
     if problems:

@@ -318,7 +318,7 @@ def _issuers(
     except ConfigError as error:
         return fail("kubeconfigs", str(error), "correct kubeconfigs.issuers or watch.credentials in the configuration")
     except StartError as error:
-        return fail(SHARDING, str(error), "correct the settings in sharding")
+        return fail(SHARDING, str(error), "correct the settings in `sharding`")
     return made
 
 

@@ -34,7 +34,7 @@ class Evaluation(msgspec.Struct, frozen=True):
     clusters: tuple[Cluster, ...]
     """The clusters that the daemon engages."""
     others: Mapping[ObjectState, tuple[tuple[str, str], ...]]
-    """Objects whose clusters are not engaged, by state: name and message, sorted."""
+    """Objects that engage no cluster, by state: sorted pairs of name and message."""
 
 
 async def evaluate_source(

@@ -85,7 +85,7 @@ def group(subject: str, name: str) -> Finding:
         return fail(
             subject,
             f"the daemon is not a member of group {name}, so it cannot assign the socket to that group",
-            f"in a pod: securityContext.fsGroup or supplementalGroups: [{number}]",
+            f"add the daemon's user to it; in a pod, set securityContext.fsGroup or supplementalGroups: [{number}]",
         )
     return ok(subject, f"group {number} can connect")
 
@@ -99,7 +99,7 @@ def owner(subject: str, name: str) -> Finding:
         return fail(
             subject,
             f"the daemon runs as user {os.geteuid()}, and only root can set the socket's owner to user {number}",
-            "remove owner, or run the daemon as root",
+            "remove the setting `owner`, or run the daemon as root",
         )
     return ok(subject, f"user {number} will own the socket")
 

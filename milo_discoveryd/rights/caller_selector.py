@@ -8,7 +8,7 @@ from milo_discoveryd.identity.caller import Caller
 
 
 class CallerSelector(msgspec.Struct, frozen=True, kw_only=True):
-    """The callers that a rule applies to. Every field that is set must match by one of its values."""
+    """The callers that a rule applies to. Of every field that is set, at least one value must match."""
 
     listeners: frozenset[str] = frozenset()
     uids: frozenset[int] = frozenset()

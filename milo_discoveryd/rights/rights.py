@@ -47,7 +47,7 @@ class Grant(msgspec.Struct, frozen=True, kw_only=True):
     """The name of the rule that grants these rights; empty if no rules are configured."""
     scope: ClusterScope = ALL_CLUSTERS
     terms: Terms | None = UNLIMITED
-    """None: no kubeconfigs."""
+    """The terms of the caller's kubeconfigs; None if the caller may not have kubeconfigs."""
     streams: int | None = None
     """Maximum open streams of the caller. None: the daemon's default."""
 

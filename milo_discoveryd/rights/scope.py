@@ -51,7 +51,7 @@ class ClusterScope(msgspec.Struct, frozen=True, dict=True):
         return (not self.sources or source_of(name) in self.sources) and self.names.matches(name)
 
     def covers_source(self, source: str) -> bool:
-        """Return whether the scope can cover clusters of a source, so that the caller may see its name."""
+        """Return whether the scope can cover clusters of a source. If so, the caller may see the source's name."""
         if self.is_empty or (self.sources and source not in self.sources):
             return False
         return not source or self.names.may_match_prefix(f"{source}{SOURCE_SEPARATOR}")

@@ -38,7 +38,7 @@ class PacedAudit:
         self._audit.noted(caller, rule, event, **about)
 
     def noted_at_rate(self, caller: Caller, rule: str, event: str, **about: object) -> None:
-        """Record, up to a rate, a call that succeeded and that its caller may repeat."""
+        """Record a successful call, up to a rate limit, because its caller can repeat it at will."""
         self._record(self._audit.noted, caller, rule, event, about)
 
     def refused(self, caller: Caller, rule: str, reason: str, **about: object) -> None:

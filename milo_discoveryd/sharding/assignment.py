@@ -86,7 +86,7 @@ class FleetAssignment:
         release_timeout_s: float,
         revocation: CredentialRevocation | None = None,
     ) -> None:
-        """`release_timeout_s`: how long subscribers have to release a cluster that moves."""
+        """`release_timeout_s`: after this time, a cluster that moves is disengaged even if it was not released."""
         self._fleet = fleet
         self._revocation = revocation
         self._release_timeout_s = release_timeout_s

@@ -31,7 +31,8 @@ class CredentialFence:
         self._cleared: list[Ownership] = []
         """The ownerships in the present view for which the credentials of other members were revoked."""
         self._period = 0
-        """Counts views and interruptions. Credentials may have been issued after a revocation of an earlier period."""
+        """Counts views and interruptions. A revocation that began in an earlier period clears nothing, because other
+        members may have obtained credentials since."""
 
     def follow(self, ownership: Ownership | None) -> None:
         """Set the ownership of the member; None if it must not own anything."""

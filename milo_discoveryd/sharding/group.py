@@ -18,8 +18,8 @@ from milo_discoveryd.sharding.ownership import Ownership
 from milo_discoveryd.sharding.status import GroupStatus, group_status
 
 PENDING_SIZE = 64 * 1024
-"""Maximum total length of the pending clusters' names in a Lease, whose annotations may have 256 KiB. Above that, no
-cluster of the member moves until some of them are released, and the view does not change."""
+"""Maximum total length of the pending clusters' names in a Lease, whose annotations may have 256 KiB. Above that,
+the view does not change, and no more clusters of the member move, until enough of the pending clusters are released."""
 TICK_S = 1.0
 """Longest wait between two checks of the clock: timers do not advance while the machine is suspended."""
 
@@ -31,7 +31,7 @@ class Leases(Protocol):
 
 
 class Assignee(Protocol):
-    """The receiver of ownership, which engages and disengages clusters."""
+    """Engages and disengages the clusters of a member according to the ownership that it receives."""
 
     def assign(self, ownership: Ownership) -> Iterable[None]:
         """Engage and drain clusters according to the ownership, in batches."""
@@ -52,7 +52,7 @@ def boottime() -> float:
 
 
 class GroupRequests:
-    """The requests of a member to the Leases, and the problems of the Leases."""
+    """Performs a member's requests to the Lease API, and keeps the problems that were found."""
 
     def __init__(
         self, name: str, member: Member, leases: Leases, metrics: ShardLeaseMetrics, clock: Callable[[], float]

@@ -219,7 +219,7 @@ def _annotations(lease: _Lease) -> dict[str, str]:
     annotations = {key.removeprefix(_PREFIX): value for key, value in lease.metadata.annotations.items()}
     if annotations["format"] != _FORMAT:
         raise _OtherFormatError(
-            f"its format is {annotations['format']!r}, and this daemon's {_FORMAT!r}: run one version in all members"
+            f"its format is {annotations['format']!r}, but this daemon's is {_FORMAT!r}: run one version in all members"
         )
     return annotations
 

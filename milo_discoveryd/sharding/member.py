@@ -457,15 +457,15 @@ class Member:
 
     def _lose_term(self, now: float) -> None:
         self._interrupt(now)
-        # A new term shows other members that the handlers of the former term have ended, including those of a process
-        # that had the term before this one.
+        # A new term shows other members that the subscribers' handlers of the former term have ended, including those
+        # of a process that had the term before this one.
         self._set(rejoin_at=max(now + self._timing.margin_s, self.state.acknowledge_at))
         self._set(
             lease=None, attempts=(), latest_view=None, renewed_at=-inf, drained=0, pending=frozenset(), has_held=True
         )
 
     def _interrupt(self, now: float) -> None:
-        """End ownership. Acknowledge nothing until the handlers have had time to finish."""
+        """End ownership. Acknowledge nothing until the subscribers' handlers have had time to finish."""
         if self.state.resumed_at is not None:
             after = max(self.state.acknowledge_at, now + self._timing.margin_s)
             self._set(resumed_at=None, unconfirmed=None, acknowledge_at=after)

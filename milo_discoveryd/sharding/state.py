@@ -24,7 +24,7 @@ class Timing(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def margin_s(self) -> float:
-        """The time between the fence and the eviction, in which handlers must end."""
+        """The time between the fence and the eviction, in which the subscribers' handlers must end."""
         return self.evict_after_s - self.fence_after_s
 
 
@@ -85,8 +85,8 @@ class State(msgspec.Struct, frozen=True, kw_only=True):
     resumed_at: float | None = None
     """When the first renewal since the last interruption started; None while fenced."""
     unconfirmed: Mapping[str, str] | None = None
-    """The last write of each other member's Lease that has not changed since `resumed_at`; None before the first
-    read."""
+    """For each other member whose Lease has not changed since `resumed_at`: the last write of that Lease. None before
+    the first read."""
     engage_at: float = -inf
     acknowledge_at: float = -inf
     drained: int = 0

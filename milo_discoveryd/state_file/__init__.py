@@ -1,4 +1,4 @@
-"""The state file: the clusters as last known, so that a restart without the source serves them as stale.
+"""The state file: the clusters as last known, for a daemon that starts while the source is unreachable.
 
 It contains no credentials.
 """

@@ -21,7 +21,10 @@ class StoredCluster(msgspec.Struct, frozen=True, gc=False):
 
 
 class StoredObject(msgspec.Struct, frozen=True, gc=False):
-    """An object of a source whose clusters do not correspond to the objects of one resource."""
+    """An object of a source that computes clusters from the contributions of several objects.
+
+    Sources in which each object describes one cluster store none of these.
+    """
 
     watch: int
     """Position of the resource in the list of resources that the source watches."""

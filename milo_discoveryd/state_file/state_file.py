@@ -107,7 +107,7 @@ def stored_fleets(directory: Path) -> Iterator[tuple[str, StoredFleet]]:
 
 
 def _read(path: Path) -> bytes:
-    """Read the file. Raises StateFileError if another user can have written it."""
+    """Read the file. Raises StateFileError if another user could have written it."""
     if problem := directory_problem(path.parent):
         raise StateFileError(problem)
     descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)

@@ -66,8 +66,8 @@ class AuditFile:
         if stat.S_ISREG(status.st_mode) and status.st_uid not in (0, os.geteuid()):
             os.close(descriptor)
             raise StartError(
-                f"audit.file: {self._path} belongs to user {status.st_uid}, who could change the audit: remove it, "
-                "or give it to the daemon's user"
+                f"audit.file: {self._path} belongs to user {status.st_uid}, who could change the audit log: remove it, "
+                "or change its owner to the daemon's user"
             )
         return descriptor
 
@@ -114,7 +114,7 @@ class Audit:
         self._metrics.refused(reason.lower())
 
     def object_reported(self, name: str, uid: str, problem: str) -> None:
-        """Record an object that is not used. Its writer is not a caller, but may be a tenant that tries hostile names.
+        """Record an object that was refused. Its writer is not a caller, but may be a tenant that tries hostile names.
 
         Lines above the rate limit are only counted, and the next line contains their number.
         """

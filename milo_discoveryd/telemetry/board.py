@@ -49,7 +49,7 @@ LISTING_SHARE = 0.02
 """The share of the event loop's time that listings for one query may take."""
 _NAMES_SHOWN = 3
 _LONGEST = 200
-"""Length limit of a text that a caller chooses, in a subscriber's row: there may be thousands of rows."""
+"""Maximum length of caller-supplied text in a subscriber's row: there may be thousands of rows."""
 
 
 class Subscriber(Protocol):
@@ -146,7 +146,7 @@ class StatusBoard:
     async def _matching(self, question: ClusterQuery) -> list[tuple[str, ClusterRecord]]:
         """Return the clusters that match, in the order of the query.
 
-        A result is used again for a while: a repeated query takes at most LISTING_SHARE of the event loop's time.
+        A result is reused for a while, so that a repeated query takes at most LISTING_SHARE of the event loop's time.
         """
         key = (question.search, question.state, question.sort)
         kept = self._listings.get(key)
@@ -276,7 +276,7 @@ def _identity(caller: Caller) -> str:
 
 
 def _issuer(health: IssuerHealth, *, with_message: bool) -> IssuerRow:
-    """Return the row of an issuer, without the message if that may name a cluster."""
+    """Return the row of an issuer. Without `with_message`, "failing" replaces the problem, which may name a cluster."""
     return IssuerRow(
         name=health.name,
         type=health.type,

@@ -46,13 +46,13 @@ class FleetCollector(Collector):
         yield known
         yield self._by_source(
             "milo_discoveryd_unconfirmed_deletions",
-            "Objects whose apparent deletion is not confirmed yet; their clusters stay as they are.",
+            "Objects that seem to be deleted; their clusters are left unchanged until the deletion is confirmed.",
             lambda of: of.deletions_unconfirmed,
         )
         yield self._by_source(
             "milo_discoveryd_removals_held",
-            "Clusters that stay engaged although the API server seems to lack them, because of the mass-removal limit "
-            "or because its resource versions went back.",
+            "Clusters that the API server seems to lack, but that stay engaged because the removals exceed the "
+            "mass-removal limit, or because the server's resource versions went back.",
             lambda of: of.deletions_held,
         )
         yield self._by_source(

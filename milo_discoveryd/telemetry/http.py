@@ -1,9 +1,11 @@
 """The HTTP port: `/metrics`, `/livez`, `/readyz`, `/readyz/sharding`, `/handed-over` and the status page at `/`.
 
-`/livez` succeeds while the process responds. `/readyz` succeeds once at least one source is synced, also while the
-source is lost: stale data is better than none. In a shard group, `/readyz/sharding` succeeds once the member has its
-share of the clusters, which paces rollouts, and `/handed-over` responds once the member has handed its clusters over,
-which the operator's preStop hook waits for.
+`/livez` succeeds while the process responds. `/readyz` succeeds once at least one source is synced, and still
+succeeds while that source is lost: stale data is better than none.
+
+In a shard group, `/readyz/sharding` succeeds once the member has its share of the clusters: a rollout waits for it
+before it replaces the next pod. `/handed-over` responds once the member has handed its clusters over: the operator's
+preStop hook waits for it.
 """
 
 import re
@@ -62,7 +64,7 @@ class HttpEndpoint:
         except OSError as error:
             raise StartError(
                 f"can't listen on {host}:{port} for metrics: {error.strerror or error}; set another --http-listen, or "
-                "off, or stop any process that uses the port"
+                "set it to off, or stop any process that uses the port"
             ) from error
 
     async def stop(self) -> None:

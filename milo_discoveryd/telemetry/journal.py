@@ -31,8 +31,8 @@ class _Sample(msgspec.Struct, frozen=True):
 
 
 class RecentHistory:
-    """Recent engagements and disengagements, and samples of an hour. Connectivity probes make too many updates to
-    keep."""
+    """Recent engagements and disengagements, and samples of an hour. Updates are not kept, because connectivity
+    probes cause too many."""
 
     def __init__(self) -> None:
         self._changes: deque[tuple[Event, float]] = deque(maxlen=RECENT_CHANGES_KEPT)
@@ -76,7 +76,7 @@ class Journal:
         self._source = ""
         self._was_reached = False
         self._about: dict[str, str] = {}
-        """Fields of all messages about the source."""
+        """The fields that every log line about the source contains."""
         self.history = RecentHistory()
 
     def of_source(self, name: str) -> "Journal":

@@ -47,8 +47,8 @@ class Logging:
 
 
 def configure(level: str, form: str, to: TextIO | None = None) -> Logging:
-    """Configure the output. `form` is `json`, `console`, or `auto`: `console` where `to` (standard error, if not
-    given) is a terminal.
+    """Configure the output. `form` is `json`, `console` or `auto`: `auto` means `console` if `to` (by default standard
+    error) is a terminal, otherwise `json`.
     """
     stream = to or sys.stderr
     as_console = form == "console" or (form == "auto" and stream.isatty())
@@ -100,7 +100,7 @@ def _shown(value: object) -> str:
 
 
 def printable(text: str) -> str:
-    """Escape characters in text of tenants and callers that could hide or rearrange parts of the log."""
+    """Escape those characters in text from tenants and callers that could hide or rearrange parts of the log."""
     if text.isprintable():
         return text
     return "".join(

@@ -63,7 +63,7 @@ class SourceMetrics:
             registry=registry,
         )
         self._other_reasons: set[str] = set()
-        """The reasons for relists that API servers returned."""
+        """The reasons that API servers gave for relists."""
         self._drains = Counter(
             "milo_discoveryd_drains",
             "Completed drains of clusters, by result: released by all subscribers, or expired at the deadline.",
@@ -148,7 +148,7 @@ class MeasuredDaemon(msgspec.Struct, frozen=True, kw_only=True):
     version: str = ""
     mode: str = ""
     lags: Callable[[], Iterable[int]] = lambda: ()
-    """Returns, for each open stream, the number of revisions, and of clusters of a snapshot, that are not sent yet."""
+    """Returns the lag of each open stream: the unsent revisions plus, during a snapshot, the unsent clusters."""
     tasks: Callable[[], int] = lambda: 0
     """Returns the number of asyncio tasks that are not done."""
     dropped_lines: Callable[[], int] = lambda: 0

@@ -18,14 +18,14 @@ class MeasuredShard(Protocol):
 
     @property
     def problems(self) -> int:
-        """The number of problems of the group that this daemon sees."""
+        """The number of problems that this daemon sees in the group."""
 
     def unowned(self) -> int:
         """Return the number of ready clusters that are assigned to this daemon and not engaged."""
 
 
 class Unsharded:
-    """The state of a daemon that shares the clusters with no other."""
+    """The state of a daemon that is not in a shard group."""
 
     members = 0
     problems = 0
@@ -63,8 +63,8 @@ class ShardCollector(Collector):
         )
         yield GaugeMetricFamily(
             "milo_discoveryd_shard_problems",
-            "Problems of the shard group that this daemon sees: Leases that cannot be read or written, or that other"
-            " programs changed, a member name that two processes use, and members with different sources or selectors.",
+            "Problems that this daemon sees in its shard group: Leases that cannot be read or written or that other"
+            " programs changed; a member name that two processes use; members with different sources or selectors.",
             value=self._shard.problems,
         )
         yield GaugeMetricFamily(

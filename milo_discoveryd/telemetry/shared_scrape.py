@@ -77,7 +77,7 @@ class SharedScrape:
 
 
 def pause_s(took_s: float) -> float:
-    """Return how long to wait after a build."""
+    """Return how long to wait after a build that took `took_s`."""
     return min(_PAUSE * took_s, _LONGEST_PAUSE_S)
 
 

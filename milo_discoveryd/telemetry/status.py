@@ -1,6 +1,6 @@
-"""The status of the daemon at one moment, as plain values, and queries for clusters of it. Pure.
+"""The status of the daemon at one moment, as plain values, and queries that select clusters in it. Pure.
 
-As JSON it has the field names and times of the proto file's JSON: camelCase and RFC 3339.
+As JSON it follows the conventions of protobuf's JSON: field names in camelCase, and times in the format of RFC 3339.
 """
 
 import math
@@ -48,7 +48,7 @@ class SourceSummary(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
 
 
 class SourceRow(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
-    """A source that has a name."""
+    """The status of one source, if sources have names."""
 
     name: str
     kind: str
@@ -58,7 +58,7 @@ class SourceRow(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
 
 
 class ShardSummary(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
-    """The group of daemons that share the clusters, and this daemon's part in it."""
+    """The group of daemons among which the clusters are distributed, and this daemon's part in it."""
 
     group: GroupStatus
     owns: bool
@@ -92,7 +92,7 @@ class RecentChange(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
 class SubscriberRow(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     since: datetime
     lag: int
-    """The number of revisions, and of clusters of a snapshot, that have not been sent to the subscriber yet."""
+    """The number of unsent revisions plus, during a snapshot, the number of unsent clusters."""
     caller: str = ""
     """The caller's identity, as the listener verified it."""
     wants: str = ""
@@ -119,8 +119,8 @@ class IssuerRow(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     """When the first of the issuer's credentials expires; None if the issuer holds none."""
     leases: int
     failing: Mapping[str, int] = {}
-    """The number of clusters that get no new credential because of a failure specific to the cluster, or whose API
-    servers reject the credential, by reason."""
+    """The number of clusters, by reason, that get no new credential because of a failure specific to the cluster, or
+    whose API servers reject the credential."""
 
 
 class History(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
@@ -164,11 +164,11 @@ class ClusterQuery(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     """Selects the clusters to show."""
 
     search: str = ""
-    """Words, each of which must occur in the name, the organization, the message or a label, in upper or lower case."""
+    """Words, each of which must occur in the name, the organization, the message or a label; case is ignored."""
     state: str = ""
     page: int = 1
     sort: str = ""
-    """A key of `SORTING`, after "-" for the reverse order. By default states that need attention come first."""
+    """A key of `SORTING`, with the prefix "-" for reverse order. By default states that need attention come first."""
     cluster: str = ""
     """The name of a cluster to explain, instead of listing any."""
 
@@ -273,4 +273,4 @@ class DaemonStatus(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     sources: tuple[SourceRow, ...] = ()
     """Empty if the only source has no name."""
     sharding: ShardSummary | None = None
-    """None if this daemon shares the clusters with no other."""
+    """None if this daemon is not in a shard group."""

@@ -44,7 +44,7 @@ class ConfiguredSource:
         self.project: Upstream = project_upstream(of, settings, environ)
         """The API server that serves the clusters, or whose identity and CA are used for them."""
         self.discovery = discovery_upstream(of, settings, environ)
-        """The API server that is watched, if one is."""
+        """The API server that is watched; None if the source watches none."""
         options = SourceOptions(
             project_server=self.project.server,
             discovery_server=self.discovery.server if self.discovery else "",

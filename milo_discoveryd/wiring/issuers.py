@@ -42,7 +42,7 @@ from milo_kube.label_selector import parse as parse_selector
 from milo_kube.upstream import Upstream, share_identity
 
 RUN_FILE = "run"
-"""Name of the file with the identity of a run, in the state directory."""
+"""Name of the file in the state directory that keeps the identity of the run."""
 _IDENTITY = re.compile(rb"[0-9a-f]{16}\n")
 
 # The issuers that sign import the cryptography package: 8 MB, which only daemons with such an issuer need.
@@ -78,9 +78,9 @@ class Issuers:
         ]
 
     def fencing(self) -> list[FencingIssuer]:
-        """Return the issuers that can revoke what other members issued.
+        """Return the issuers that can revoke credentials that other members of the shard group issued.
 
-        Raises ConfigError if an issuer of kubeconfigs cannot.
+        Raises ConfigError if an issuer of kubeconfigs cannot revoke them.
         """
         found: list[FencingIssuer] = []
         for configured in self._settings.kubeconfigs.issuers:
@@ -91,7 +91,7 @@ class Issuers:
                 raise ConfigError(
                     [
                         f"sharding.fence_credentials: kubeconfigs of {configured.name} cannot be revoked;"
-                        " use only issuers of type token-request with bound: true, or disable it"
+                        " use only issuers of type token-request with bound: true, or set fence_credentials to false"
                     ]
                 )
         return found
@@ -105,7 +105,7 @@ class Issuers:
             raise ConfigError(
                 [
                     f"the issuer {name} mints a credential for each cluster, and has none for discovery: name a "
-                    "different issuer in watch.credentials, or in the source's setting credentials"
+                    "different issuer in watch.credentials, or in the setting `credentials` of the source"
                 ]
             )
         ttl_s = self._settings.kubeconfigs.default_ttl.total_seconds()
@@ -191,7 +191,7 @@ class Issuers:
             raise ConfigError(
                 [
                     f"kubeconfigs.issuers: {of.name} would issue the same credential for clusters that have the same"
-                    " name in different sources: remove kubeconfig, so that each source's own API server is used, or"
+                    " name in different sources: remove `kubeconfig` to use each source's own API server, or"
                     " configure an issuer per source"
                 ]
             )
@@ -329,7 +329,7 @@ def run_identity(directory: Path | None) -> str:
                 log.warning(
                     "run identity not kept",
                     path=str(path),
-                    problem="not a regular file of the daemon's user; delete it",
+                    problem="not a regular file owned by the daemon's user; delete it",
                 )
                 return created
             kept = file.read(64)

@@ -28,7 +28,7 @@ from milo_discoveryd.wiring.upstreams import open_upstream
 from milo_kube.upstream import SERVICE_ACCOUNT
 
 LEAVE_S = 20.0
-"""The maximum time to leave the group, within the grace period of a pod, which is 30 s by default."""
+"""How long leaving the group may take. It is shorter than the grace period of a pod, which is 30 s by default."""
 BEGIN_S = 3.0
 """How long `/handed-over` waits for the hand-over to begin: the kubelet runs the hooks with `milo-discoveryd leave` and
 with `/handed-over` concurrently."""
@@ -97,7 +97,7 @@ class Membership:
                     await self.group.ended.wait()
 
     def leave(self) -> Coroutine[None, None, None]:
-        """Leave the group, or keep the membership for a successor, in no longer than `LEAVE_S`."""
+        """Leave the group, or keep the membership for a successor, within `LEAVE_S`."""
         self.is_leaving = True
         return self._leave()
 

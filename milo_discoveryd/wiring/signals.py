@@ -13,7 +13,7 @@ INTERVAL_S = 0.2
 def handled(handlers: Mapping[signal.Signals, Callable[[], None]]) -> Iterator[None]:
     """Call each handler in the event loop after its signal, at most once per `INTERVAL_S`.
 
-    Afterwards the signals are ignored: the process is about to end.
+    Once the context exits, the signals are ignored: the process is about to end.
     """
     with ExitStack() as stack:
         for number, handle in handlers.items():

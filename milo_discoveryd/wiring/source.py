@@ -172,7 +172,7 @@ class _SourceStorage:
 
 
 def current_at(status: ViewStatus, now: float) -> float:
-    """Return when a source with that status was last followed, in Unix time."""
+    """Return the Unix time at which a source with that status was last followed."""
     return time.time() - (now - status.since if status.state is ViewState.STALE else 0.0)
 
 

@@ -65,7 +65,7 @@ class AccessControl:
 
 
 class CallContext:
-    """One authorized call: its caller, what the rules grant it, and its quotas."""
+    """One authorized call, with its caller and that caller's rights and quotas."""
 
     def __init__(self, access: AccessControl, caller: Caller, freshness: Freshness | None = None) -> None:
         self.caller = caller

@@ -77,14 +77,14 @@ def suspension(reason: SuspensionReason) -> pb.Suspension:
 
 
 def sources(statuses: Mapping[str, ViewStatus], whole: ViewStatus, now: Moment) -> list[pb.SourceStatus]:
-    """Convert the status that summarizes all sources, followed by the status of each source if sources have names."""
+    """Return the summary `whole`, followed by the status of each source if the sources have names."""
     if len(statuses) == 1 and "" in statuses:
         return [source(whole, now)]
     return [source(whole, now), *(source(status, now, name) for name, status in statuses.items())]
 
 
 def source(status: ViewStatus, now: Moment, name: str = "") -> pb.SourceStatus:
-    """Convert the status, and its times from the steady clock to wall time."""
+    """Convert the status. Its times are converted from the steady clock to wall time."""
     ahead = now.wall - now.steady
     return pb.SourceStatus(
         state=pb.SourceStatus.State.Value(f"STATE_{status.state.value}"),
@@ -112,7 +112,7 @@ def engagement(
     reason, message, since = _ENGAGEMENT_REASONS[record.state], record.message, record.since
     if record.engaged and confirming is not None:
         reason = pb.Engagement.REASON_CONFIRMING_DELETION
-        message = f"reported as deleted; being confirmed{': ' + confirming if confirming else ''}"
+        message = f"its object was reported as deleted; not confirmed yet{': ' + confirming if confirming else ''}"
     elif record.cluster is not None and (draining := record.cluster.draining) is not None:
         reason, message = pb.Engagement.REASON_DRAINING, _drain_message(draining, record.state, elsewhere)
     elif grace_until is not None:
@@ -210,7 +210,7 @@ def _draining(drain: Drain) -> pb.Draining:
 
 def _drain_message(drain: Drain, state: ObjectState, elsewhere: str | None) -> str:
     why = f"{drain.reason.value}{drain.message and f': {drain.message}'}"
-    message = f"about to be disengaged ({why}): once it is released, or at {rfc3339(drain.deadline)}"
+    message = f"about to be disengaged ({why}): once its subscribers have released it, or at {rfc3339(drain.deadline)}"
     if state is not ObjectState.READY or drain.reason is DisengageReason.MOVED:
         return message
     if elsewhere is not None:

@@ -16,7 +16,7 @@ from milo_discoveryd.model.cluster import Cluster
 JITTER = 0.2
 """Kubeconfigs with a new credential are spread over this fraction of the old credential's remaining lifetime."""
 MAX_JITTER_S = 600.0
-"""The maximum spread: a long-lived credential may be replaced because it leaked."""
+"""The maximum spread. It is short, because a long-lived credential may be replaced after it leaked."""
 REPLACED_SPREAD_S = 1.0
 """If a credential is replaced at its issuer, the kubeconfigs with the new one are spread over this time."""
 
@@ -85,17 +85,18 @@ class DeliverySchedule:
         heapq.heappush(self._due, (delivery.due_at, delivery.name))
 
     def pause(self, wait_s: float) -> None:
-        """Deliver no kubeconfigs for this time."""
+        """Suspend deliveries for this number of seconds."""
         self._paused_until = self.clock() + wait_s
 
     def await_lease(self, delivery: Delivery, key: LeaseKey) -> None:
-        """Schedule the cluster's next kubeconfig for when the lease gets another credential."""
+        """Delay the cluster's next kubeconfig until the lease gets another credential."""
         self._stop_waiting(delivery.name)
         delivery.waits_for = key
         self._waiting[key].add(delivery.name)
 
     def lease_changed(self, key: LeaseKey, replaced: str) -> None:
-        """Plan the deliveries that wait for a lease, and the delivery for a cluster whose credential was replaced."""
+        """Schedule the deliveries that wait for a lease, and the delivery for the cluster `replaced`, whose credential
+        was replaced at its issuer."""
         for name in self._waiting.pop(key, ()):
             self._reschedule(name)
         if (delivery := self._deliveries.get(replaced)) is not None:

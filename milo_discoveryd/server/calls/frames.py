@@ -33,7 +33,7 @@ def encoder(epoch: str) -> Encode:
 def encode_with_kubeconfig(
     kind: pb.ClusterEvent.Type.ValueType, cluster: Cluster, epoch: str, kubeconfig: pb.Kubeconfig
 ) -> bytes:
-    """Encode an event of one subscriber, with its kubeconfig."""
+    """Encode an event that only one subscriber receives, because it contains that subscriber's kubeconfig."""
     batch = pb.WatchClustersResponse()
     encoded = batch.events.add(type=kind, kubeconfig=kubeconfig)
     fill_cluster(encoded.cluster, cluster, epoch)
@@ -52,7 +52,7 @@ def batch(
     pending_sources: Iterable[str] = (),
     sharded: bool = False,
 ) -> bytes:
-    """Serialize the message of a batch, whose events are serialized already."""
+    """Serialize the message of a batch. `events` are its serialized events."""
     rest = pb.WatchClustersResponse(
         revision=revision,
         previous_revision=previous_revision,

@@ -101,7 +101,7 @@ def error_status(error: CallError) -> status_pb2.Status:
 
 
 def internal_error() -> tuple[str, status_pb2.Status]:
-    """Return an incident ID and a status that contains it: the text of an unexpected error may contain a secret."""
+    """Return an incident ID, and a status that contains only the ID: an unexpected error's text may contain secrets."""
     incident = secrets.token_hex(4)
     message = f"internal error; see incident {incident} in the daemon's log"
     return incident, status_pb2.Status(code=code_pb2.INTERNAL, message=message)

@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from milo_discoveryd.server.calls.grpc_errors import TooManyCallsError
 
 MAX_PER_OWNER = 100
-"""Maximum number of calls, neither answered nor admitted as a stream, per owner of authenticated connections."""
+"""Maximum number of calls in flight for each owner of authenticated connections. A call is in flight until it is
+answered or, if it opens a stream, until the stream is admitted."""
 MAX_CALLS = 1000
-"""Maximum number of such calls at all listeners together. Each listener gets an equal share."""
+"""Maximum number of calls in flight at all listeners together. Each listener gets an equal share."""
 MAX_LARGE = 20
-"""Maximum number of such calls with a large request, whose filter is kept in memory for the duration of the call."""
+"""Maximum number of calls in flight with a large request, whose filter is kept in memory during the call."""
 LARGE_BYTES = 4096
 RETRY_S = 1.0
 
@@ -33,7 +34,7 @@ class InFlightCalls:
         if request_bytes > LARGE_BYTES:
             limits[self._large] = MAX_LARGE
         if not all(slots.has_room(owners, max(1, limit // self._listeners)) for slots, limit in limits.items()):
-            message = "too many calls in flight, of this caller or of all callers; retry after some have ended"
+            message = "too many calls in flight from this caller or from all callers; retry after some have ended"
             raise TooManyCallsError("TOO_MANY_CALLS", "calls in flight", message, retry_after_s=RETRY_S)
         return CallSlot(tuple(limits), owners)
 
@@ -43,7 +44,7 @@ class InFlightCalls:
 
 
 class _OwnedSlots:
-    """Slots, and how many of them each owner has taken."""
+    """Counts the slots that each owner has taken."""
 
     def __init__(self) -> None:
         self._taken = 0

@@ -224,7 +224,7 @@ async def abort(context: Any, status: status_pb2.Status) -> None:
 
 
 def _disconnected() -> asyncio.CancelledError:
-    """Return the error for a call whose client has disconnected: until gRPC cancels the call, writes fail with an
-    internal error."""
+    """Return the error for a call whose client has disconnected. gRPC cancels such a call a little later; until then,
+    its writes fail with an internal error."""
     log.debug("client disconnected")
     return asyncio.CancelledError()

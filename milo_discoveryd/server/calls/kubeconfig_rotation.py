@@ -31,7 +31,7 @@ KUBECONFIG_BYTES = 6 * 1024
 _CLUSTERS_PER_STEP = 1000
 """How many clusters are examined before other tasks run on the event loop."""
 RETRY_S = 5.0
-"""How long to wait after a kubeconfig could not be issued although a credential is held."""
+"""The delay before a retry if a kubeconfig could not be issued although a credential is held."""
 
 
 class KubeconfigRotation:
@@ -119,7 +119,7 @@ class KubeconfigRotation:
             yield
 
     def take_due(self) -> bytes:
-        """Return the KUBECONFIG events that are due, for at most one step. Call it after everything else was sent."""
+        """Return due KUBECONFIG events, at most one batch of them. Call it after everything else was sent."""
         self._schedule.follow_wall_clock()
         events: list[bytes] = []
         size = 0

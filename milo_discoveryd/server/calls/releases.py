@@ -17,17 +17,16 @@ from milo_discoveryd.server.calls.revision import wire_incarnation
 
 
 def subscription(caller: Caller, name: str, view: ClusterView, filter_bytes: int) -> Subscription:
-    """Return the subscription that drains wait for, for a caller's stream."""
+    """Return the subscription of a caller's stream: drains wait until its subscriber has released the clusters."""
     return Subscription(SubscriberKey(caller_key(caller), name), ", ".join(quota_keys(caller)), view, filter_bytes)
 
 
 def must_note(
     asked: ReleaseRequest, record: ClusterRecord | None, key: SubscriberKey, releases: PendingReleases, epoch: str
 ) -> bool:
-    """Return whether to record a release; False if it has no effect, such as a repeated one. `record` is None if the
-    caller may not see it.
+    """Return whether to record a release; False if the release has no effect, for example because it was repeated.
 
-    Raises NotFoundError and PreconditionError.
+    `record` is None if the caller may not see it. Raises NotFoundError and PreconditionError.
     """
     cluster = None if record is None else record.latest
     if record is None or cluster is None:

@@ -21,11 +21,11 @@ MAX_FILTER_BYTES = 64 * 1024
 MAX_SELECTOR_LENGTH = 8 * 1024
 """The approximate length that API servers accept in a URL. Longer selectors take long to parse."""
 MAX_REQUIREMENTS = 64
-"""Maximum requirements of a label selector. They are evaluated whenever a cluster changes."""
+"""Maximum number of requirements in a label selector. They are evaluated whenever a cluster changes."""
 MAX_VALUES = 5000
 """Maximum number of names, organizations and sources in a filter."""
 VALUE_BYTES = 256
-"""Memory of a short value of a filter, in the request and in a set."""
+"""The memory that one short value of a filter takes in the request and in the set built from it, in bytes."""
 MAX_PAGE_SIZE = 5000
 DEFAULT_PAGE_SIZE = 500
 HEARTBEAT_BOUNDS_S = (1.0, 3600.0)
@@ -46,7 +46,7 @@ class WatchRequest(msgspec.Struct, frozen=True):
     with_kubeconfigs: bool
     kubeconfig_ttl_s: float | None = None
     subscriber: str = ""
-    """The name of a subscriber that confirms releases; empty for any other."""
+    """The name of a subscriber that confirms releases; empty if the subscriber does not confirm them."""
     accepts_pending_sources: bool = False
 
 

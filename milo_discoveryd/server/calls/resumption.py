@@ -13,11 +13,12 @@ from milo_discoveryd.server.calls.revision import NOTHING, KnownClusters, Positi
 from milo_discoveryd.sources.kind import ProjectUids
 
 DOUBT_S = 1.0
-"""Delay before a subscriber that waits for a second list is compared with the fleet again. It doubles each time."""
+"""The delay until the clusters of a subscriber that waits for a second list are compared with the fleet again. It
+doubles each time."""
 
 
 class ResumableSource(Protocol):
-    """The properties of a source that decide when a subscriber that resumes is shown its clusters."""
+    """The properties of a source that decide when its clusters are shown to a subscriber that resumes."""
 
     @property
     def name(self) -> str: ...
@@ -43,7 +44,7 @@ class ResumableSource(Protocol):
 
 
 class Resumption:
-    """The sources that are pending for one subscriber."""
+    """Keeps track of the pending sources of one subscriber: those whose clusters are not shown to it yet."""
 
     def __init__(
         self,
@@ -75,10 +76,10 @@ class Resumption:
         """The sources whose lists were compared with the subscriber's clusters, with their numbers of lists at that
         time."""
         self.doubted: Mapping[str, str] = {}
-        """The sources that wait for a second list, and why."""
+        """The sources whose second list the subscriber waits for, and why."""
         self._lacked: set[str] = set()
-        """The sources with a list from which many of the subscriber's clusters were missing: the subscriber waits until
-        lists contain all of them, or for a second list."""
+        """The sources with a list from which many of the subscriber's clusters were missing. The subscriber then waits
+        until none of its clusters is missing from the source, or until a second list."""
         self.doubted_since = 0.0
         self._doubt_at = 0.0
         self._doubt_s = DOUBT_S
@@ -90,7 +91,8 @@ class Resumption:
 
     @property
     def must_wait(self) -> bool:
-        """Whether to wait for the lists of all sources, or of any source if the subscriber accepts pending sources."""
+        """Whether the stream must wait: while any source is pending or, if the subscriber accepts pending sources,
+        while all of them are."""
         pending = self.visible_pending
         if not pending or not self._accepts_pending:
             return bool(pending)
@@ -141,8 +143,8 @@ class Resumption:
         return not (position.is_complete_in(self._epoch) or position.is_contained_in(restored.restored_positions))
 
     def _compare(self, complete: Sequence[ResumableSource], now: float) -> None:
-        """Find the sources that wait for a second list, because many of the subscriber's clusters are missing from the
-        first.
+        """Find the sources whose second list the subscriber must wait for, because many of its clusters are missing
+        from the first.
 
         In a shard group, clusters that are about to move may also be missing from the list. No other member engages
         them before the second list.
@@ -169,7 +171,7 @@ class Resumption:
         known_count, version = clusters.count_of(source.name), clusters.version_of(source.name)
         if first.is_older(version):
             return (
-                f"the API server shows version {first.version}, but the subscriber has seen version {version}: the "
+                f"the API server is at resourceVersion {first.version}, but the subscriber has seen {version}: the "
                 "subscriber keeps its clusters until the server has caught up, or until a second list is read"
             )
         present, has_lacked = first.clusters, source.name in self._lacked

@@ -26,11 +26,12 @@ _URL_SAFE = bytes.maketrans(b"+/", b"-_")
 
 
 class KnownClusters(msgspec.Struct, frozen=True):
-    """The number of clusters of each source that a subscriber has, keyed by a digest of the source's name."""
+    """The number of clusters that a subscriber has of each source, keyed by a digest of the source's name."""
 
     counts: Mapping[str, int] = msgspec.field(default_factory=dict)
     versions: Mapping[str, int] = msgspec.field(default_factory=dict)
-    """The resourceVersion up to which the subscriber has received each source, where versions can be compared."""
+    """The resourceVersion up to which the subscriber has received a source's changes, for each source whose versions
+    can be compared."""
 
     def grown(self, by: Mapping[str, int]) -> "KnownClusters":
         """Return the counts after the subscriber's view has grown by these numbers of clusters."""
@@ -43,7 +44,7 @@ class KnownClusters(msgspec.Struct, frozen=True):
         return KnownClusters(counts, self.versions)
 
     def seen_at(self, versions: Mapping[str, int]) -> "KnownClusters":
-        """Return the same counts at the current resourceVersions of these sources; 0 is an unknown version."""
+        """Return the same counts with `versions` as the resourceVersions of these sources; 0 is an unknown version."""
         merged = {**self.versions, **{_digest(source): version for source, version in versions.items() if version}}
         return self if merged == self.versions else KnownClusters(self.counts, merged)
 
@@ -81,7 +82,7 @@ class Position(msgspec.Struct, frozen=True):
     part: int | None = None
     """The number of snapshot parts that were received. A stream cannot be resumed within a snapshot."""
     known: KnownClusters = NOTHING
-    """The clusters that the subscriber has, which another run of the daemon cannot verify."""
+    """How many clusters the subscriber has of each source. Another run of the daemon compares this with its lists."""
 
     def is_complete_in(self, run: str) -> bool:
         """Return whether everything that the subscriber has is from that run of the daemon.
@@ -137,7 +138,7 @@ class StreamRevisions:
         self.last = ""
         """The revision of the last batch, or the one from which the subscriber resumed."""
         self.known = NOTHING
-        """The clusters that the subscriber has once it has received the next batch."""
+        """The counts of the clusters that the subscriber has once it has received the next batch."""
         self._signer = signer
         self._versions: Mapping[str, int] | None = None
         self._parts = 0
@@ -172,8 +173,8 @@ def longest(sources: int) -> int:
 
 
 def parse(text: str, sources: Iterable[str] | None = None) -> Position | None:
-    """Parse a revision, with the counts of these sources, or of all. Return None for text in any other form: the
-    subscriber then receives a snapshot. The signature is not verified."""
+    """Parse a revision, including the cluster counts of `sources`, or of all sources if it is None. The signature is
+    not verified. Return None for text in any other form: the subscriber then receives a snapshot."""
     form = _FORM.fullmatch(text)
     if form is None:
         return None

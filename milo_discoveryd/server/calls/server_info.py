@@ -21,7 +21,8 @@ from milo_discoveryd.sharding import rendezvous
 from milo_discoveryd.sharding.status import GroupStatus
 
 CLUSTERS_PER_STEP = 250
-"""Maximum number of clusters converted or counted per event-loop iteration, in about two milliseconds."""
+"""Maximum number of clusters converted or counted per event-loop iteration, which takes about two
+milliseconds."""
 DRAINING_NAMED = 100
 CREDENTIALS_FAILING = "CREDENTIALS_UNAVAILABLE"
 """The message about a failing credential issuer for callers with a limited scope: the issuer's own error may contain

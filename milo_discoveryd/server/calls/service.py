@@ -381,7 +381,7 @@ _FIELD_OVERHEAD = 5
 
 
 async def _completed(steps: Generator[None, None, Page]) -> Page:
-    """Return the result of work that is done in steps, with other tasks between them."""
+    """Run the steps, let other tasks run between them, and return the result."""
     while True:
         try:
             next(steps)

@@ -49,7 +49,7 @@ class StreamOptions(msgspec.Struct, frozen=True, kw_only=True):
     stalled_s: float
     stopping: asyncio.Event
     is_sharded: bool = False
-    """The clusters are distributed among several daemons."""
+    """Whether the clusters are distributed among several daemons."""
 
 
 class StreamView:
@@ -150,7 +150,7 @@ class SourceReports:
         return tuple([(status.state, status.reason) for status in map(self._status, self._visible)])
 
     def _status(self, source: ClusterSource) -> ViewStatus:
-        """Return the status of a source for this subscriber, which may wait for a second list of it."""
+        """Return the status of a source as this subscriber sees it: the subscriber may be waiting for a second list."""
         status, doubted = source.status, self._resumption.doubted
         waits = doubted.get(source.name) if doubted else None
         if waits is None or status.state is not ViewState.STREAMING:
@@ -209,7 +209,7 @@ class WatchStream:
 
     @property
     def lag(self) -> int:
-        """The number of revisions, and of clusters of a snapshot, that have not been sent to the subscriber yet."""
+        """The number of unsent revisions plus, during a snapshot, the number of unsent clusters."""
         return 0 if self.cursor is None else self.cursor.lag
 
     async def run(self) -> None:
@@ -233,7 +233,7 @@ class WatchStream:
         if resume is not None and cursor.resumed:
             await self._resume(cursor, resume)
         else:
-            await asyncio.sleep(0)  # the snapshot of a large fleet takes some milliseconds, and so does its first batch
+            await asyncio.sleep(0)  # a large fleet's snapshot takes milliseconds, and so does the first batch after it
         while True:
             self._follow_rights()
             if self._resumption.pending and self._update_pending():

@@ -61,7 +61,10 @@ class StreamVerification:
         return False
 
     async def run(self) -> None:
-        """Review the token until canceled. Raises UnavailableError if it is rejected, or its user or groups change."""
+        """Review the token repeatedly until canceled.
+
+        Raises UnavailableError if the token is rejected, or its user or groups change.
+        """
         while True:
             with suppress(TimeoutError):
                 async with asyncio.timeout(self._next_review_in_s):

@@ -21,7 +21,7 @@ the reserve, many clients could keep the daemon from reconnecting to its API ser
 
 
 def fit_connections(listeners: Sequence[Listener], descriptors: int) -> list[Listener]:
-    """Lower the connection limits to what the file descriptors allow, in proportion."""
+    """Lower the connection limits, all in the same proportion, to what the limit of file descriptors allows."""
     left = descriptors - min(RESERVED, descriptors // 2)
     wanted = sum(listener.connections * listener.descriptors for listener in listeners)
     return [

@@ -32,7 +32,7 @@ class ConnectRateLimiter:
         return self._buckets.bucket(network, self._rate, now).take(now) == 0
 
     def failed(self, network: str, now: float) -> None:
-        """Charge for a connection that was admitted and failed."""
+        """Charge the network for a connection that was admitted and then failed."""
         # The debt is limited, so that a client that was fixed is soon admitted again.
         bucket = self._buckets.bucket(network, self._rate, now)
         bucket.charge(now, self._failure_cost - 1, max_debt=self._rate.burst)
@@ -54,7 +54,7 @@ class RefusedCallLimiter:
         return max(bucket.charge(now, max_debt=MAX_DEBT) for bucket in self._buckets_of(owners, now))
 
     def admit(self, owners: Iterable[str], now: float) -> None:
-        """Admit a connection. Raises PausedError if the owners of a new connection must still pause."""
+        """Admit a new connection. Raises PausedError if one of its owners must still pause."""
         if pause_s := max(bucket.wait_s(now, 0) for bucket in self._buckets_of(owners, now)):
             raise PausedError(f"{EXCESS}; connect again in {pause_s:.1f} s")
 

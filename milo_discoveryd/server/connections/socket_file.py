@@ -172,7 +172,7 @@ def directory_problem(directory: Path) -> tuple[str, str] | None:
     if not stat.S_ISDIR(state.st_mode):
         return f"the socket's directory {directory} is not a directory", "remove it, or listen on another path"
     if state.st_uid not in (0, os.geteuid()):
-        how, fix = f"belongs to user {state.st_uid}, which", "listen in a directory of the daemon's user or of root"
+        how, fix = f"belongs to user {state.st_uid}, which", "listen in a directory owned by the daemon's user or root"
     elif state.st_mode & stat.S_IWOTH:
         how, fix = "is world-writable, so any user", _SUBDIRECTORY.format(directory=directory)
     elif state.st_mode & stat.S_IWGRP and not state.st_mode & stat.S_ISVTX:

@@ -37,7 +37,7 @@ class ServerTls:
 
     @property
     def expires_at(self) -> float | None:
-        """When the certificate in use expires, in seconds since the epoch; None before the first context."""
+        """When the certificate in use expires, in seconds since the epoch; None before the first context is made."""
         return None if self._loaded is None else self._loaded.expiry.at.timestamp()
 
     def load(self) -> LoadedTls:

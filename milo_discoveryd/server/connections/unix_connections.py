@@ -26,8 +26,8 @@ from milo_discoveryd.server.paced_audit import PacedAudit
 
 CALM_S = 0.1
 FLOODED_S = 0.02
-"""Interval of checks while there are too many connections: within this time, a client that reconnects at once must not
-exceed gRPC's own limit."""
+"""Interval of checks while there are too many connections. It is so short that a client that reconnects at once cannot
+exceed gRPC's own limit between two checks."""
 _DESCRIPTORS = "/proc/self/fd"
 
 

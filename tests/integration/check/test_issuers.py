@@ -117,7 +117,7 @@ async def test_per_cluster_issuer_cannot_authenticate_discovery(sandbox: Sandbox
     (line, _) = await lines(tmp_path, source, watch={"credentials": "secret"})
     assert line == (
         "fail  kubeconfigs: the issuer secret mints a credential for each cluster, and has none for discovery: name a "
-        "different issuer in watch.credentials, or in the source's setting credentials"
+        "different issuer in watch.credentials, or in the setting `credentials` of the source"
     )
 
 

@@ -134,7 +134,7 @@ def test_lease_of_another_format_is_reported_and_its_writes_count_as_renewals() 
     first, second = (member_lease(format="2") for _ in range(2))
     second["metadata"] |= {"resourceVersion": "8"}  # type: ignore[operator]
     found, again = (lease_objects.decode_list(listed(lease), NAMES).members["a"] for lease in (first, second))
-    assert "its format is '2', and this daemon's '1': run one version in all members" in found.problem
+    assert "its format is '2', but this daemon's is '1': run one version in all members" in found.problem
     assert found.write_id != again.write_id
 
 

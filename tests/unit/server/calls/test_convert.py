@@ -182,8 +182,8 @@ def test_engagement_of_engaged_malformed_object_has_reason_malformed() -> None:
 @pytest.mark.parametrize(
     ("problem", "message"),
     [
-        ("", "reported as deleted; being confirmed"),
-        ("503: not now", "reported as deleted; being confirmed: 503: not now"),
+        ("", "its object was reported as deleted; not confirmed yet"),
+        ("503: not now", "its object was reported as deleted; not confirmed yet: 503: not now"),
     ],
 )
 def test_engagement_of_cluster_with_pending_deletion_has_reason_confirming_deletion(problem: str, message: str) -> None:
@@ -213,7 +213,8 @@ def test_engagement_of_draining_cluster_has_reason_draining(
 ) -> None:
     of = record(state)
     of.entry.cluster = msgspec.structs.replace(SMALL, draining=Drain(DisengageReason.NOT_READY, why, 1_700_000_000.0))
-    message = f"about to be disengaged ({expected}): once it is released, or at 2023-11-14T22:13:20Z{again}"
+    end = f"once its subscribers have released it, or at 2023-11-14T22:13:20Z{again}"
+    message = f"about to be disengaged ({expected}): {end}"
     assert engagement(of) == (True, "REASON_DRAINING", message, 100)
 
 
@@ -222,8 +223,9 @@ def test_engagement_of_draining_cluster_that_another_member_owns_announces_no_re
     of.entry.cluster = msgspec.structs.replace(SMALL, draining=Drain(DisengageReason.NOT_READY, "", 1_700_000_000.0))
     found = convert.engagement(of, None, "member b of the shard group owns it (view 3)")
     assert found.message == (
-        "about to be disengaged (NOT_READY): once it is released, or at 2023-11-14T22:13:20Z; it is ready again, but "
-        "this daemon will not engage it after the drain: member b of the shard group owns it (view 3)"
+        "about to be disengaged (NOT_READY): once its subscribers have released it, or at 2023-11-14T22:13:20Z; "
+        "it is ready again, but this daemon will not engage it after the drain: "
+        "member b of the shard group owns it (view 3)"
     )
 
 
@@ -231,7 +233,8 @@ def test_engagement_of_draining_moved_cluster_announces_no_reengagement() -> Non
     of = record(ObjectState.READY)
     moves = Drain(DisengageReason.MOVED, "member b owns it", 1_700_000_000.0)
     of.entry.cluster = msgspec.structs.replace(SMALL, draining=moves)
-    message = "about to be disengaged (MOVED: member b owns it): once it is released, or at 2023-11-14T22:13:20Z"
+    end = "once its subscribers have released it, or at 2023-11-14T22:13:20Z"
+    message = f"about to be disengaged (MOVED: member b owns it): {end}"
     assert engagement(of) == (True, "REASON_DRAINING", message, 100)
 
 
