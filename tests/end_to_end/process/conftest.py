@@ -24,6 +24,8 @@ class Workspace:
         self.kubeconfig = sandbox.write_kubeconfig(directory / "kubeconfig")
         self.socket = directory / "discovery.sock"
         self.address = f"unix://{self.socket}"
+        self.latest: DaemonProcess | None = None
+        """The daemon that was created last."""
 
     def daemon(
         self,
@@ -46,7 +48,7 @@ class Workspace:
         arguments = ("--config", str(config), *flags)
         # Environment variables and limits apply from the start of a process, so a daemon that has any is not forked.
         is_forked = environ is None and descriptors is None and cgroup is None
-        return DaemonProcess(
+        self.latest = DaemonProcess(
             given["listen"][0],
             *arguments,
             environ=environ,
@@ -54,6 +56,7 @@ class Workspace:
             cgroup=cgroup,
             is_forked=is_forked,
         )
+        return self.latest
 
     def client(self) -> DiscoveryClient:
         return DiscoveryClient(self.address)

@@ -5,7 +5,7 @@ import json
 import time
 import urllib.request
 from base64 import b64encode
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
 from statistics import median
@@ -28,21 +28,43 @@ from tests.end_to_end.process.watching import following, until
 from tests.support.eventually import eventually
 
 OTHERS_WAIT_S = 1.0
-"""Maximum duration of other callers' calls during an attack. A request of the kubelet's probe may take five seconds."""
+"""Maximum time for which the daemon may work during a call of another caller."""
+PROBE_S = 5.0
+"""Maximum duration of such a call, as of a kubelet's probe. On a busy machine, it includes waiting for a CPU."""
 CLAIMS = 14
+
+
+class Calls:
+    """Calls of other callers during an attack on a daemon."""
+
+    def __init__(self, daemon: DaemonProcess) -> None:
+        self._daemon = daemon
+        self._took: list[float] = []
+        self._worked: list[float] = []
+
+    async def add(self, call: Awaitable[object]) -> None:
+        worked, began = cpu_s(self._daemon), time.monotonic()
+        await call
+        self._took.append(time.monotonic() - began)
+        self._worked.append(cpu_s(self._daemon) - worked)
+
+    def check(self) -> None:
+        """Fail if a call took too long."""
+        took, worked = max(self._took), max(map(min, self._took, self._worked))
+        assert took < PROBE_S, f"a call took {took:.1f} s, want less than {PROBE_S:g} s"
+        assert worked < OTHERS_WAIT_S, f"a call waited for {worked:.1f} s of work, want less than {OTHERS_WAIT_S:g} s"
 
 
 @asynccontextmanager
 async def others_are_served(workspace: Workspace) -> AsyncIterator[None]:
     """Fail if a call by another caller takes too long within the block."""
-    took: list[float] = []
+    assert workspace.latest is not None
+    calls = Calls(workspace.latest)
 
     async def call() -> None:
         async with workspace.client() as other:
             while True:
-                began = time.monotonic()
-                await other.server_info()
-                took.append(time.monotonic() - began)
+                await calls.add(other.server_info())
                 await asyncio.sleep(0.02)
 
     calling = asyncio.create_task(call())
@@ -50,8 +72,7 @@ async def others_are_served(workspace: Workspace) -> AsyncIterator[None]:
         yield
     finally:
         calling.cancel()
-    assert took
-    assert max(took) < OTHERS_WAIT_S, f"a call took {max(took):.1f} s, want less than {OTHERS_WAIT_S:g} s"
+    calls.check()
 
 
 def yaml_of(size: int) -> str:
@@ -161,11 +182,9 @@ async def test_changes_of_a_large_secret_do_not_exhaust_the_budget(
         assert (await client.server_info()).source.state is SourceState.STREAMING
 
 
-def livez(http: str) -> float:
-    began = time.monotonic()
+def livez(http: str) -> None:
     with urllib.request.urlopen(f"{http}/livez", timeout=10) as response:
         assert response.status == 200
-    return time.monotonic() - began
 
 
 def cpu_s(daemon: DaemonProcess) -> float:
@@ -213,11 +232,11 @@ async def test_resume_revisions_with_false_cluster_counts_do_not_block_the_resta
         assert isinstance(http, str)
         async with others_are_served(workspace):
             spent, began = cpu_s(daemon), time.monotonic()
-            slowest = 0.0
+            probes = Calls(daemon)
             while time.monotonic() < began + 8:
-                slowest = max(slowest, await asyncio.to_thread(livez, http))
+                await probes.add(asyncio.to_thread(livez, http))
                 await asyncio.sleep(0.1)
-            assert slowest < OTHERS_WAIT_S
+            probes.check()
             assert (cpu_s(daemon) - spent) / (time.monotonic() - began) < 0.3, "the daemon used 30 % of a core or more"
         async with workspace.stream() as another:
             assert sum(len(batch.events) for batch in await another.until_synced()) == 30_020
