@@ -160,7 +160,7 @@ def name(text: str, field: str) -> str:
     if not text:
         raise InvalidRequestError(field, "empty; give the name of a cluster")
     if len(text) > _LONGEST_NAME:
-        raise InvalidRequestError(field, f"longer than any cluster's name ({_LONGEST_NAME} characters)")
+        raise InvalidRequestError(field, f"longer than the name of a cluster can be ({_LONGEST_NAME} characters)")
     return text
 
 

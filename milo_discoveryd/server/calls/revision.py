@@ -80,7 +80,8 @@ class Position(msgspec.Struct, frozen=True):
     epoch: str
     revision: int
     part: int | None = None
-    """The number of snapshot parts that were received. A stream cannot be resumed within a snapshot."""
+    """The number of parts of the snapshot that the subscriber has received. After an interruption within a snapshot, a
+    new snapshot begins."""
     known: KnownClusters = NOTHING
     """How many clusters the subscriber has of each source. Another run of the daemon compares this with its lists."""
 

@@ -258,7 +258,7 @@ class WatchStream:
 
     async def _resume(self, cursor: Cursor, revision: int) -> None:
         """Send the first batch of a subscriber that resumes."""
-        assert self._resumption.position is not None, "the resuming subscriber has no position"
+        assert self._resumption.position is not None, "the subscriber resumes, but has no position in the log"
         self._revisions.resume(self._asked.resume_revision, self._resumption.position.known)
         changes = cursor.next_batch() or Batch(NO_CHANGES, cursor.revision)
         if not changes.is_sendable:

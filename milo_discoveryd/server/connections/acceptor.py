@@ -79,7 +79,7 @@ class Acceptor:
         self._audit = audit
         self._running: asyncio.Task[None] | None = None
         self.is_stopping = False
-        """Whether gRPC is being stopped, and closes connections for that reason."""
+        """Whether gRPC is being stopped. It then closes connections itself."""
 
     def bind(self, server: grpc.aio.Server) -> None:
         """Bind gRPC to the inner socket, and check the TLS files. Raises StartError."""

@@ -174,7 +174,7 @@ def test_valid_cluster_name_is_unchanged() -> None:
     ("text", "expected"),
     [
         ("", "cluster: empty; give the name of a cluster"),
-        ("a" * 318, "cluster: longer than any cluster's name (317 characters)"),
+        ("a" * 318, "cluster: longer than the name of a cluster can be (317 characters)"),
     ],
 )
 def test_invalid_cluster_name_is_rejected(text: str, expected: str) -> None:
