@@ -18,8 +18,7 @@ async def test_sandbox_project_is_engaged_updated_and_disengaged(milo_sandbox: M
     async with DiscoveryClient(milo_sandbox.address) as client, client.watch() as watch:
         await watch.synced()
         assert not watch.clusters
-        milo_sandbox.create_project("alpha", labels={"env": "prod"}, organization="initech", ready=False)
-        milo_sandbox.set_ready("alpha")
+        milo_sandbox.create_project("alpha", labels={"env": "prod"}, organization="initech")
         event = await anext(watch)
         assert summary(event) == "ENGAGED alpha"
         assert event.cluster.organization == "initech"
@@ -28,6 +27,9 @@ async def test_sandbox_project_is_engaged_updated_and_disengaged(milo_sandbox: M
         assert summary(await anext(watch)) == "UPDATED alpha"
         milo_sandbox.set_ready("alpha", False, message="being moved")
         assert (await anext(watch)).reason is DisengageReason.NOT_READY
+        milo_sandbox.patch_project("alpha", {"metadata": {"labels": {"env": "prod"}}})
+        milo_sandbox.create_project("beta")
+        assert summary(await anext(watch)) == "ENGAGED beta"  # alpha is still not ready
         milo_sandbox.set_ready("alpha")
         assert summary(await anext(watch)) == "ENGAGED alpha"
         milo_sandbox.delete_project("alpha")

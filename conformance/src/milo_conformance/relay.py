@@ -8,8 +8,8 @@ from pathlib import Path
 
 
 class Relay:
-    """A proxy at the address that clients connect to (a socket path or a loopback port). It forwards bytes to the daemon's
-    server."""
+    """A proxy at the address that clients connect to (a socket path or a loopback port). It forwards bytes to the
+    daemon's server."""
 
     def __init__(self, path: Path) -> None:
         self.target: str | int = ""

@@ -256,7 +256,14 @@ class Request(Generic[ObjectT]):
         subresource: str = "",
         type: PatchType = "merge",  # noqa: A002
     ) -> Document:
-        """Patch an object, or a subresource of it. Raises Conflict if `patch` has an old `metadata.resourceVersion`."""
+        """Patch an object, or a subresource of it. Raises Conflict if `patch` has an old `metadata.resourceVersion`.
+
+        `type`: merge, json or strategic.
+        """
+        if type not in _PATCHES:
+            raise ValueError(
+                f"type={type!r} is not one of {', '.join(_PATCHES)}; for a server-side apply, call `apply`"
+            )
         kind = kind_of(kind)
         path = kind.path(name, self._default(namespace), subresource)
         return self._noted(

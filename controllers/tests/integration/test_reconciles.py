@@ -211,6 +211,8 @@ async def test_request_reads_and_writes_other_objects(plane: ControlPlane) -> No
         with pytest.raises(ValueError, match=r"metadata\.name"):
             await request.create("v1/configmaps", {"kind": "ConfigMap"})
         await request.patch("v1/configmaps", "made", {"data": {"color": "blue"}})
+        with pytest.raises(ValueError, match="'apply' is not one of merge, json, strategic"):
+            await request.patch("v1/configmaps", "made", {}, type="apply")  # type: ignore[arg-type]
         with pytest.raises(Conflict):
             await request.update("v1/configmaps", made)
         current = await request.read("v1/configmaps", "made")

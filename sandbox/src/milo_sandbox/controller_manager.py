@@ -87,7 +87,8 @@ class ControllerManager:
             self._milo.projects.finalize(name, PROJECT_FINALIZER)
         self._milo.begin(name)
         self._control_planes.of(name)
-        if _condition(self._milo.projects.read(name), "Ready").get("status") != "True":
+        # Unlike Milo's controllers, leave a project that a test made not ready as it is.
+        if _condition(self._milo.projects.read(name), "Ready").get("status") not in ("True", "False"):
             self._milo.provision(name)
 
     def _end(self, name: str) -> None:

@@ -133,7 +133,11 @@ class MiloSandbox:
         finalizers: Collection[str] = (),
         ready: bool = True,
     ) -> dict[str, Any]:
-        """Create a Project or ProjectControlPlane, depending on the mode; ready by default."""
+        """Create a Project or ProjectControlPlane, depending on the mode; ready by default.
+
+        In mode `project`, Milo's controllers make each new project ready: with `ready=False`, it may be engaged for a
+        moment.
+        """
         metadata: dict[str, Any] = {
             "name": name,
             "labels": dict(labels or {}),
@@ -153,7 +157,7 @@ class MiloSandbox:
             "spec": spec,
         }
         created: dict[str, Any] = self._http.request("POST", self._resource.path, document)
-        return self.set_ready(name) if ready else created
+        return self.set_ready(name, ready) if ready or self.mode == "project" else created
 
     def control_plane(self, name: str) -> ControlPlane:
         """Return the control plane of a project, to read and write its objects."""
