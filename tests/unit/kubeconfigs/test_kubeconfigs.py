@@ -138,7 +138,7 @@ async def test_shared_credential_serves_cluster_with_changed_endpoint() -> None:
         assert await got(kubeconfigs) == await got(kubeconfigs, moved)
 
 
-async def test_credential_lease_has_one_request_in_flight() -> None:
+async def test_credential_lease_has_at_most_one_request_in_flight() -> None:
     backend = Backend(Scope.CLUSTER)
     backend.gate.clear()
     async with issuing(backend) as kubeconfigs:
@@ -389,7 +389,7 @@ async def test_credential_issued_by_an_earlier_run_is_revoked_when_cluster_is_di
         await eventually(lambda: backend.revoked == [("alpha", 1)])
 
 
-async def test_unsuitable_credential_of_one_cluster_affects_no_other() -> None:
+async def test_unsuitable_credential_of_one_cluster_does_not_affect_other_clusters() -> None:
     backend = Backend(Scope.CLUSTER)
     backend.failure = UnfitError("it lives for ever")
     async with issuing(backend) as kubeconfigs:
@@ -496,7 +496,7 @@ def of_shop(number: int) -> Cluster:
     return replace(cluster, target=replace(cluster.target, organization="shop"))
 
 
-async def test_hanging_clusters_do_not_delay_credentials_of_others() -> None:
+async def test_hanging_credential_requests_do_not_delay_credentials_of_other_clusters() -> None:
     backend = Hanging(*(f"shop-{number}" for number in range(30)))
     backend.life_s = 0.8
     async with issuing(backend, per_second=10_000) as kubeconfigs:

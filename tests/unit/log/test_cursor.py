@@ -158,7 +158,7 @@ def test_readers_that_start_close_together_share_a_snapshot() -> None:
     assert reader(log).revision == 103, "the earlier snapshot is too far behind to be shared"
 
 
-def test_snapshot_is_not_shared_after_sharing_was_stopped() -> None:
+def test_reader_starts_with_a_new_snapshot_after_sharing_was_stopped() -> None:
     log = readable_log()
     for index in range(100):
         engage(log, f"a{index}")
@@ -417,7 +417,7 @@ def test_reader_of_snapshot_beyond_retention_receives_another_snapshot() -> None
     assert received(cursor) == []
 
 
-def test_change_before_a_snapshot_is_read_is_part_of_the_snapshot() -> None:
+def test_change_made_before_a_snapshot_is_read_is_included_in_the_snapshot() -> None:
     log = readable_log()
     a = engage(log)
     cursor = reader(log)

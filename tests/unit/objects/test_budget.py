@@ -178,7 +178,7 @@ def test_former_state_of_an_object_counts_toward_the_budget_while_it_is_kept() -
     assert clusters.weight.used > SIZE + 1000
 
 
-def test_object_removed_from_an_incomplete_list_counts_until_the_list_is_complete() -> None:
+def test_object_deleted_during_a_list_counts_toward_the_budget_until_the_list_is_complete() -> None:
     clusters = BudgetedClusters()
     clusters.take(ListStarted(), Listed(ready("a")), Unlisted("a"))
     assert clusters.weight.used > 0

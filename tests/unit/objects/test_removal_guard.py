@@ -261,11 +261,11 @@ def test_restored_clusters_are_superseded_by_two_lists_of_another_server() -> No
     assert guard.is_verified
 
 
-def test_f21_server_identity_is_undecidable_with_one_cluster() -> None:
+def test_f21_list_of_another_server_is_not_recognized_with_one_cluster() -> None:
     assert decision(foreign(RemovalGuard(LIMITS), 1, 0.0), 1) == ConfirmEach()
 
 
-def test_deletions_that_the_watch_reports_are_held_beyond_the_limit() -> None:
+def test_deletions_reported_by_the_watch_beyond_the_limit_are_held() -> None:
     guard = RemovalGuard(LIMITS)
     assert [guard.deletion_reported(established(20 - number), float(number)) for number in range(10)] == [None] * 10
     held = guard.deletion_reported(established(10), 10.0)
@@ -276,7 +276,7 @@ def test_deletions_that_the_watch_reports_are_held_beyond_the_limit() -> None:
     assert guard.deletion_reported(established(10), 11.0) == held
 
 
-def test_watched_deletions_are_held_only_if_they_are_fast_and_exceed_the_share() -> None:
+def test_watched_deletions_are_held_only_if_they_exceed_the_share_limit_within_30_seconds() -> None:
     guard = RemovalGuard(LIMITS)
     assert [guard.deletion_reported(established(20), 31.0 * number) for number in range(30)] == [None] * 30
     guard = RemovalGuard(LIMITS)

@@ -90,7 +90,7 @@ def test_member_is_fenced_20_seconds_after_the_start_of_its_last_renewal() -> No
     assert member.is_fenced(renewed_at + 20.0)
 
 
-def test_fence_of_member_is_timed_from_start_of_its_renewal() -> None:
+def test_member_fence_is_counted_from_the_start_of_a_renewal_and_not_from_its_response() -> None:
     driver = settled("a")
     member, started_at = driver.members["a"], driver.now + 10
     action = member.next(started_at)
@@ -381,7 +381,7 @@ def problems(driver: Driver, name: str) -> str:
     return "; ".join(driver.members[name].problems)
 
 
-def test_member_reports_problems_for_an_administrator() -> None:
+def test_member_reports_changed_and_unreadable_leases_and_another_process_with_its_name() -> None:
     driver = settled("a", "b")
     assert problems(driver, "a") == ""
     forge(driver, "b", **FORGED["unreadable"])

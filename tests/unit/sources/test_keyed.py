@@ -93,7 +93,7 @@ def encoded(server: str) -> str:
     return base64.b64encode(msgspec.json.encode(document)).decode()
 
 
-def test_label_selector_does_not_hide_that_a_project_belongs_to_another_organization() -> None:
+def test_project_of_another_organization_is_refused_even_if_the_label_selector_excludes_it() -> None:
     follows = ProjectKind().follow(SourceOptions(discovery_server=ACME))
     (projects,) = KeyedSource(follows, label_selector="env=prod").collections
     assert projects.watched.resource.label_selector == f"{ORGANIZATION_LABEL}=acme,env=prod"
@@ -104,7 +104,7 @@ def test_label_selector_does_not_hide_that_a_project_belongs_to_another_organiza
     assert [type(of("acme")), type(of("evil"))] == [Outside, Refused]
 
 
-def test_label_selector_of_the_daemon_does_not_select_secrets(collections: tuple[FollowedCollection, ...]) -> None:
+def test_label_selector_of_the_daemon_is_not_applied_to_secrets(collections: tuple[FollowedCollection, ...]) -> None:
     members, secrets = (collection.watched.resource for collection in collections)
     assert (members.path, members.label_selector) == ("/api/v1/members", "a=b,env=prod")
     assert (secrets.path, secrets.label_selector) == ("/api/v1/secrets", "of=members")

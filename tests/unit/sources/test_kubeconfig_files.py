@@ -158,7 +158,7 @@ def test_kubeconfig_file_parser_does_not_raise_for_any_bytes(body: bytes) -> Non
         ),
     )
 )
-def test_kubeconfig_file_parser_reports_a_problem_for_any_invalid_value_of_clusters(value: Any) -> None:
+def test_kubeconfig_file_parser_reports_a_problem_for_any_invalid_value_of_the_clusters_field(value: Any) -> None:
     body = msgspec.json.encode({**document("any"), "clusters": value})
     assert one("alpha", body).problem
 

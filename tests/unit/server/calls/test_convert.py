@@ -252,7 +252,7 @@ def test_transition_message_has_incarnation() -> None:
 # --- kubeconfigs ---
 
 
-def test_kubeconfig_message_has_times() -> None:
+def test_kubeconfig_message_has_issue_refresh_and_expiry_times() -> None:
     handed = IssuedKubeconfig("a", b"{}", issued_at=1.0, expires_at=3.0, refresh_at=2.0)
     assert convert.kubeconfig(handed) == pb.Kubeconfig(
         cluster="a",

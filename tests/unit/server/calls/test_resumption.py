@@ -93,7 +93,7 @@ def test_restored_source_is_shown_if_its_state_file_has_everything_that_the_subs
         ({"kept": 3}, ProjectUids.NONE, ProjectUids.STATED, {"kept"}),
     ],
 )
-def test_source_stays_pending_if_it_may_show_projects_that_the_subscriber_keeps_from_a_pending_source(
+def test_source_stays_pending_if_it_may_have_projects_that_the_subscriber_keeps_from_another_pending_source(
     known: Mapping[str, int], kept: ProjectUids, shown: ProjectUids, pending: set[str]
 ) -> None:
     kept_source = Source("kept", synced=False, project_uids=kept)
