@@ -174,7 +174,7 @@ def test_drain_ends_when_the_last_awaited_subscription_ends() -> None:
     assert releases.end_subscription(ONE) == ["a"]
 
 
-def test_subscription_may_end_before_its_stream() -> None:
+def test_subscription_can_be_ended_while_its_stream_is_open() -> None:
     releases = opened(TWO)
     releases.open(of := stream(), 0.0)
     releases.begin_drain(cluster("a"), 100.0, 0.0)

@@ -455,7 +455,7 @@ async def test_metrics_show_issued_kubeconfigs_credential_requests_and_credentia
 
 
 @pytest.mark.parametrize("scope", [Scope.IDENTITY, Scope.CLUSTER])
-async def test_held_credential_is_returned_without_a_request_to_the_issuer(scope: Scope) -> None:
+async def test_cached_credential_is_returned_without_a_request_to_the_issuer(scope: Scope) -> None:
     backend = Backend(scope)
     beta = a_cluster("beta", 2)
     async with issuing(backend) as kubeconfigs:
@@ -472,7 +472,7 @@ async def test_held_credential_is_returned_without_a_request_to_the_issuer(scope
         assert len(backend.asked) == asked
 
 
-async def test_no_credential_is_held_without_a_credential_issuer() -> None:
+async def test_no_credential_is_cached_without_a_credential_issuer() -> None:
     async with issuing() as kubeconfigs:
         assert kubeconfigs.held(ALPHA) is None
 
@@ -593,7 +593,7 @@ async def test_kubeconfig_names_the_server_that_came_with_the_credential() -> No
             }
 
 
-async def test_fenced_member_does_not_issue_held_credentials() -> None:
+async def test_fenced_member_does_not_issue_cached_credentials() -> None:
     may_issue = True
     async with issuing(Backend(), may_issue=lambda: may_issue) as kubeconfigs:
         await got(kubeconfigs)

@@ -306,7 +306,7 @@ def test_replacement_outside_filter_disengages_previous_incarnation() -> None:
     assert received(cursor) == [disengaged(first_frame, REPLACED, "another UID")]
 
 
-def test_organization_change_that_leaves_the_filter_disengages_the_cluster() -> None:
+def test_cluster_whose_new_organization_is_outside_the_filter_is_disengaged() -> None:
     log = readable_log()
     a = engage(log, organization="nasa")
     cursor = following(log, Filter(organizations=frozenset({"nasa"})))
@@ -454,7 +454,7 @@ def test_large_batch_is_split_into_parts_with_their_own_revisions() -> None:
     assert cursor.next_batch() is None
 
 
-def test_batch_part_has_state_of_its_revision_and_later_change_follows() -> None:
+def test_batch_part_has_the_state_at_its_revision_and_the_next_part_has_later_changes() -> None:
     log = readable_log(batch_bytes=1)
     cursor = following(log)
     first_frame = engage(log, "a", labels={"env": "dev"})  # 1

@@ -130,7 +130,7 @@ def test_eviction_fails_with_a_conflict_if_the_member_has_renewed_its_lease() ->
 # Restarts
 
 
-def test_successor_continues_its_takeover_whose_response_was_lost() -> None:
+def test_successor_continues_its_takeover_after_the_response_to_the_lease_write_was_lost() -> None:
     driver = settled("a")
     successor = driver.add("a", Member("a", "a#2"))
     driver.step("a")

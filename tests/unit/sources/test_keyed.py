@@ -208,7 +208,7 @@ def test_names_of_clusters_with_contributions_begin_with_the_name_of_their_sourc
     assert (reduced.name, reduced.target.local_name) == ("local#alpha", "alpha")
 
 
-def test_file_contributes_to_clusters_under_the_key_of_its_source() -> None:
+def test_file_contributes_to_clusters_whose_keys_begin_with_the_source_name() -> None:
     source = KeyedSource(KindKind().follow(OPTIONS), "local")
     broken = source.observe_file(FileObject("kind-a", problem="it is broken"))
     assert broken == Malformed("kind-a", "", "", "it is broken")
@@ -216,7 +216,7 @@ def test_file_contributes_to_clusters_under_the_key_of_its_source() -> None:
     assert usable == ContributingObject("kind-a", "1", "", ObjectContent((Contribution("local#a", "content"),)))
 
 
-def test_objects_contribute_to_clusters_under_the_key_of_their_source(
+def test_objects_contribute_to_clusters_whose_keys_begin_with_the_source_name(
     collections: tuple[FollowedCollection, ...],
 ) -> None:
     found = seen(collections[0], metadata={**METADATA, "labels": {"a": "b", "env": "prod"}})

@@ -175,7 +175,7 @@ def test_clusters_of_a_pending_source_are_counted_at_growing_intervals() -> None
     assert (len(counted), waiting.doubted_since) == (4, 0.0)
 
 
-def test_source_is_pending_without_a_count_if_the_subscriber_claims_far_more_clusters_than_are_listed() -> None:
+def test_source_is_pending_without_counting_if_the_subscriber_claims_far_more_clusters_than_are_listed() -> None:
     waiting = resumption(
         Source("eu"), known={"eu": 999_999_999}, count=lambda _name, _now: pytest.fail("the fleet was counted")
     )

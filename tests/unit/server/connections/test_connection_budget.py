@@ -69,7 +69,7 @@ def test_unauthenticated_connections_are_limited_to_an_eighth_of_the_slots_and_t
     assert admitted(slots, "a", 12) == [2]
 
 
-def test_unauthenticated_connections_may_take_all_slots_if_there_are_few() -> None:
+def test_unauthenticated_connections_may_take_all_slots_of_a_small_budget() -> None:
     slots: ConnectionSlots[int] = ConnectionSlots(4)
     assert admitted(slots, "a", 0, 1, 2, 3) == [None, None, 0, 1]
     assert admitted(slots, "b", 4, 5) == [None, None]
