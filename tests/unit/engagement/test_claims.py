@@ -422,7 +422,7 @@ def test_not_ready_object_keeps_its_address_claim_and_makes_no_new_claim() -> No
     assert sources.observe(1, declared("thief", "https://bank.example.com", "2")) == set()
 
 
-def test_object_without_an_address_keeps_its_uid_claim_among_objects_with_addresses() -> None:
+def test_object_without_an_address_keeps_its_uid_claim_if_other_objects_have_addresses() -> None:
     sources = Sources()
     sources.observe(0, declared("shop", "https://shop.example.com"))
     sources.observe(0, unready("bank"))

@@ -547,7 +547,7 @@ async def test_failed_credential_request_of_one_cluster_is_retried_without_an_is
         assert kubeconfigs.health()[0].problem == ""
 
 
-async def test_ca_of_a_declared_cluster_comes_with_its_credential() -> None:
+async def test_ca_of_a_declared_cluster_is_requested_together_with_its_credential() -> None:
     """A kubeconfig without a secret contains the CA too, so a credential is requested to receive the CA."""
 
     class WithAuthorities(Backend):

@@ -171,7 +171,7 @@ def test_object_that_grows_counts_with_its_current_size() -> None:
     assert clusters.weight.used == SIZE
 
 
-def test_former_state_of_an_object_counts_toward_the_budget_while_it_is_kept() -> None:
+def test_last_ready_state_of_a_not_ready_object_counts_toward_the_budget() -> None:
     clusters = BudgetedClusters()
     clusters.take(ObjectChanged(ready("p-000", labels={"mark": "x" * 1000})))
     clusters.take(ObjectChanged(not_ready("p-000")))

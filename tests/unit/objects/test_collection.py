@@ -218,7 +218,7 @@ def test_object_found_outside_selector_is_not_checked_again_after_each_list() ->
     assert source.requested_names() == []
 
 
-def test_object_back_in_list_is_engaged_regardless_of_version() -> None:
+def test_deleted_object_that_a_list_contains_again_is_engaged_at_any_version() -> None:
     source = Source(ready(version="10"))
     source.lists()
     source.answer(Absent())
@@ -320,7 +320,7 @@ def test_event_before_deletion_in_one_batch_is_applied() -> None:
     assert source.requested_names() == ["a"]
 
 
-def test_deletion_without_uid_applies_to_current_object() -> None:
+def test_reported_deletion_without_uid_applies_to_the_current_object() -> None:
     source = Source(ready())
     source.take(DeletionReported("a", ""))
     assert source.requested_names() == ["a"]

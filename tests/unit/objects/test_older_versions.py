@@ -298,14 +298,14 @@ class TestReadThatContradictsTheList:
         source.now = 60.0
         assert [event.reason for event in source.answers(Absent())] == [DisengageReason.DELETED]
 
-    def test_restored_cluster_is_not_replaced_by_a_predecessor_outside_of_the_selector(self) -> None:
+    def test_restored_cluster_is_not_replaced_after_one_read_of_another_object_outside_the_selector(self) -> None:
         source = Source.restored()
         source.lists(*FLEET[1:], version="120")
         assert source.answers(Found(outside("a", "110", "u0"))) == []
         source.now = 5.0
         assert [event.reason for event in source.answers(Absent())] == [DisengageReason.DELETED]
 
-    def test_restored_cluster_is_replaced_by_another_object_outside_of_the_selector(self) -> None:
+    def test_restored_cluster_is_replaced_after_two_reads_of_another_object_outside_the_selector(self) -> None:
         source = Source.restored()
         source.lists(*FLEET[1:], version="120")
         source.answers(Found(outside("a", "110", "u2")))

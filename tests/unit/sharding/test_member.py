@@ -282,7 +282,7 @@ def test_failed_lease_request_is_retried_after_a_second() -> None:
     assert member.next(7.0) == Read()
 
 
-def test_member_with_failed_request_wakes_at_its_fence() -> None:
+def test_member_with_failed_request_does_not_sleep_past_its_fence() -> None:
     driver = settled("a")
     member = driver.members["a"]
     member.failed(member.fence_at - 0.5)

@@ -48,7 +48,7 @@ def new_subscriber(*sources: Source, is_resumed: bool = False) -> Resumption:
     return Resumption(None, sources, NOW, lambda _name, _now: 0, is_resumed=is_resumed, accepts_pending=True)
 
 
-def test_all_sources_are_pending_before_lists_are_compared() -> None:
+def test_all_sources_are_pending_until_their_lists_were_compared() -> None:
     waiting = new_subscriber(Source("eu"), Source("us"))
     assert (waiting.pending, waiting.must_wait) == ({"eu", "us"}, True)
 
