@@ -23,12 +23,12 @@ async def test_killed_external_command_reports_its_signal() -> None:
     assert (await sh("kill -TERM $$")).status == -15
 
 
-async def test_external_command_is_killed_past_the_output_limit() -> None:
+async def test_external_command_is_killed_when_it_exceeds_the_output_limit() -> None:
     assert (await sh("while :; do echo flood; done")).end == "flood"
     assert await sh("printf %01000d 0") == Outcome("exited", 0, b"0" * 1000, b"")
 
 
-async def test_external_command_is_killed_past_the_time_limit() -> None:
+async def test_external_command_is_killed_when_it_exceeds_the_time_limit() -> None:
     assert (await sh("echo begun; sleep 1000", timeout_s=0.2)).end == "timeout"
 
 

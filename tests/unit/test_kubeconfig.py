@@ -44,7 +44,7 @@ def refused(policy: Policy, body: bytes, context: str | None = None) -> str:
     return str(raised.value)
 
 
-def test_local_kubeconfig_may_name_files_a_proxy_and_a_plugin() -> None:
+def test_local_kubeconfig_accepts_files_proxy_and_exec_plugin() -> None:
     cluster = {"certificate-authority": "ca", "proxy-url": "http://p:1", "tls-server-name": "n", "extensions": [{}, 5]}
     user = {"tokenFile": "f", "token": "older", "client-certificate": "cert", "client-key": "key", "exec": PLUGIN}
     found = parse(content(cluster=cluster, user=user, context={"namespace": "ns"})).select(LOCAL)
@@ -66,12 +66,12 @@ def test_inline_data_is_read_under_every_policy_that_allows_a_user(policy: Polic
     assert CANARY not in repr(parse(content(user={"token": CANARY})).select(policy))
 
 
-def test_user_is_not_read_under_the_policy_for_servers() -> None:
+def test_server_policy_ignores_the_user_of_a_kubeconfig() -> None:
     found = parse(content(user={"exec": {"command": "rm"}, "as": "admin"})).select(SERVER)
     assert (found.server, found.has_user, found.plugin) == ("https://a.test/x", False, None)
 
 
-def test_received_kubeconfig_needs_no_cluster() -> None:
+def test_received_kubeconfig_may_have_no_cluster() -> None:
     body = json.dumps({**document(), "clusters": None}).encode()
     assert parse(body).select(RECEIVED).server == ""
     assert "has no cluster 'c'; it has: none" in refused(STATED, body)
@@ -248,7 +248,7 @@ def test_received_kubeconfig_that_is_too_long_is_not_parsed() -> None:
         kubeconfig.parse_received(b" " * 65_537)
 
 
-def test_problem_of_received_content_is_cached(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_parse_error_of_received_kubeconfig_is_cached(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kubeconfig, "_REFUSED", {})
     monkeypatch.setattr(kubeconfig, "_MOST_REFUSED", 2)
     for content, problem in ((b"1", "not a mapping"), (b"[", "is not YAML"), (b"2", "not a mapping")) * 2:

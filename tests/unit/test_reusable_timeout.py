@@ -70,7 +70,7 @@ def test_timeout_is_inactive_between_waits() -> None:
     assert timed_out_at(waits) is None
 
 
-def test_timeout_can_be_expired_early() -> None:
+def test_timeout_can_be_expired_before_its_deadline() -> None:
     async def waits(kept: Deadline) -> None:
         kept.set(60.0)
         asyncio.get_running_loop().call_later(1.0, kept.give_up)
@@ -79,7 +79,7 @@ def test_timeout_can_be_expired_early() -> None:
     assert timed_out_at(waits) == 1.0
 
 
-def test_expiring_a_timeout_early_has_no_effect_once_it_fired() -> None:
+def test_expiring_a_timeout_that_has_fired_has_no_effect() -> None:
     async def waits(kept: Deadline) -> None:
         kept.set(5.0)
         try:

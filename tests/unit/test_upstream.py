@@ -140,7 +140,7 @@ async def test_exec_plugin_of_replaced_kubeconfig_is_not_run_if_not_allowed(writ
         await source.credential()
 
 
-def test_kubeconfig_with_plain_http_server_needs_loopback_or_no_credential(write: Write) -> None:
+def test_kubeconfig_credential_for_plain_http_server_is_accepted_only_on_loopback_if_configured(write: Write) -> None:
     loopback = write(cluster={"server": "http://127.0.0.1:8001"})
     assert load_kubeconfig(loopback, plain_loopback=True).server == "http://127.0.0.1:8001"
     assert "plain_loopback" in problems(loopback)[0]

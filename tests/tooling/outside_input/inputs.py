@@ -90,7 +90,9 @@ _OBJECT_NAME = Input(
     "unit/sources/test_names.py::test_object_with_hostile_name_is_malformed",
 )
 _TRUNCATED = Input("2048 characters", 8 * _KIB, 1, TENANT, f"{_BOUNDS}::test_long_message_of_a_condition_is_truncated")
-_TIME = Input("a time", 100, 0.1, TENANT, f"{_BOUNDS}::test_deletion_time_outside_the_range_of_protobuf_is_malformed")
+_TIME = Input(
+    "a time", 100, 0.1, TENANT, f"{_BOUNDS}::test_deletion_time_out_of_range_for_protobuf_makes_an_object_malformed"
+)
 _READ_ONCE = Input(
     "compared, and not kept",
     0,
@@ -152,7 +154,11 @@ OBJECT_FIELDS = {
     "Condition.lastTransitionTime": _READ_ONCE,
     "ObjectOwner.kind": _READ_ONCE,
     "ObjectOwner.name": Input(
-        "253 characters", _KIB, 0.1, TENANT, f"{_BOUNDS}::test_owner_that_is_longer_than_a_name_is_malformed"
+        "253 characters",
+        _KIB,
+        0.1,
+        TENANT,
+        f"{_BOUNDS}::test_owner_name_longer_than_a_valid_name_makes_a_project_malformed",
     ),
     "SuspensionInfo.reason": _SUSPENSIONS,
     "SuspensionInfo.suspendedAt": _SUSPENSIONS,

@@ -67,7 +67,7 @@ def test_empty_flags_do_not_override_settings_file(file: Path) -> None:
     assert settings.sources[0].discovery_kubeconfig == Path("/etc/kubeconfig")
 
 
-def test_empty_file_has_no_settings(file: Path) -> None:
+def test_settings_file_without_values_keeps_the_defaults(file: Path) -> None:
     file.write_text("# nothing yet\n")
     assert load({}, {}, file) == Settings()
     file.write_text("mode:\nsocket:\n")
@@ -170,7 +170,7 @@ def test_error_for_unknown_key_suggests_nearest_key(file: Path, written: str, me
 
 
 @pytest.mark.parametrize("written", ["tls: {certificate: a}", "owner: milo"])
-def test_setting_of_a_listener_at_the_top_level_is_reported_with_its_place(file: Path, written: str) -> None:
+def test_error_for_listener_setting_at_top_level_suggests_the_listen_setting(file: Path, written: str) -> None:
     file.write_text(written)
     name = written.partition(":")[0]
     assert problems(file=file) == (
@@ -178,13 +178,13 @@ def test_setting_of_a_listener_at_the_top_level_is_reported_with_its_place(file:
     )
 
 
-def test_setting_with_the_prefix_of_the_clients_variables_is_reported() -> None:
+def test_daemon_setting_in_variable_with_client_prefix_is_rejected() -> None:
     assert problems({}, {"MILO_DISCOVERY_LISTEN": "unix:///run/d.sock", "MILO_DISCOVERY_MODE": ""}) == (
         "environment MILO_DISCOVERY_LISTEN: is not a variable of the daemon: use MILO_DISCOVERYD_LISTEN",
     )
 
 
-def test_variables_of_the_clients_are_not_reported() -> None:
+def test_environment_variables_of_clients_are_ignored() -> None:
     load({}, {"MILO_DISCOVERY_ADDRESS": "unix:///run/d.sock", "MILO_DISCOVERY_TOKEN_FILE": "/run/token"}, None)
 
 

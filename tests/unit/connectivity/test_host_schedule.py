@@ -91,7 +91,7 @@ def test_cluster_added_after_host_was_probed_has_connectivity_of_its_host() -> N
     assert schedule.due(10.0) == []
 
 
-def test_cluster_added_before_first_host_probe_result_has_no_connectivity() -> None:
+def test_connectivity_of_cluster_added_before_first_host_probe_result_is_not_reported() -> None:
     schedule = hosts("a")
     schedule.watch("b", HOST, 9, 0.0)
     assert schedule.known_changes() == []

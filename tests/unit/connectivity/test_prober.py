@@ -131,7 +131,7 @@ async def test_cluster_with_changed_endpoint_is_probed_at_new_endpoint(world: Wo
     await eventually(lambda: world.asked[-1] == elsewhere.target.endpoint)
 
 
-async def test_cluster_disengaged_before_its_probe_begins_is_not_reported(world: World) -> None:
+async def test_probe_result_of_cluster_disengaged_before_its_probe_begins_is_not_reported(world: World) -> None:
     await asyncio.sleep(0)  # the prober waits for a due probe
     world.prober.engaged(cluster("alpha"))
     # The prober has created the task, which has not begun.

@@ -156,7 +156,7 @@ def test_unreachable_host_is_probed_through_one_cluster() -> None:
     assert sorted(changes) == sorted(f"p-{number} UNREACHABLE" for number in range(1000))
 
 
-def test_recovered_host_restores_its_clusters() -> None:
+def test_clusters_of_recovered_host_are_reachable_again() -> None:
     driver = ScheduleDriver()
     driver.engage("alpha", "beta", "gamma")
     driver.run(200.0, ProbeReached())

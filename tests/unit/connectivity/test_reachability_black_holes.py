@@ -42,7 +42,7 @@ def first_reports(clusters: int, black_holes: int, *, minutes: float = 5.0) -> d
     return {name: at for name, at in known.items() if name.startswith("well")}
 
 
-def test_unresponsive_cluster_does_not_delay_probes_of_others() -> None:
+def test_unresponsive_cluster_does_not_delay_probes_of_other_clusters() -> None:
     without, beside = first_reports(500, 0), first_reports(500, 50)
     assert len(beside) == 450
     assert max(beside.values()) <= max(without.values()) + 0.1

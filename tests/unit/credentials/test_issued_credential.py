@@ -114,7 +114,7 @@ def test_issued_credential_is_masked_and_cannot_be_copied(spread: Callable[[obje
     assert CANARY not in f"{raised.value}{minted}{minted!r}"
 
 
-def test_issued_credential_lifetime_is_limited() -> None:
+def test_issued_credential_that_is_valid_for_longer_than_the_limit_is_rejected() -> None:
     with pytest.raises(UnfitError, match="is valid for 11 minutes; only credentials valid for up to 10 minutes"):
         validate(token("opaque"), NOW, origin="it", expires_at=NOW + 660, longest_s=600)
     with pytest.raises(UnfitError, match="is valid for 2 hours; only credentials valid for up to 119 minutes"):

@@ -196,7 +196,7 @@ def token_number(number: int) -> Credential:
     return Credential(token=Secret(f"t{number}"))
 
 
-async def test_renewing_credential_is_renewed_at_half_of_its_lifetime() -> None:
+async def test_credential_of_issuer_is_renewed_at_half_of_its_lifetime() -> None:
     script = Script()
     mine = RenewingCredential(script, ttl_s=600, clock=lambda: script.now)
     assert await mine.credential() == token_number(1)

@@ -150,7 +150,7 @@ def test_unreachable_cluster_that_moved_is_unassigned() -> None:
     assert record(fleet).state is ObjectState.UNASSIGNED
 
 
-def test_record_keeps_target_of_not_ready_object_and_has_none_if_malformed() -> None:
+def test_record_of_not_ready_object_has_a_target_and_record_of_malformed_object_has_none() -> None:
     fleet = registry()
     fleet.commit([ready()], at(0))
     assert record(fleet).target == ready().target

@@ -201,7 +201,7 @@ def test_update_that_releases_a_uid_precedes_engagement_of_the_next_claimant() -
     ]
 
 
-def test_object_that_becomes_uncontested_drops_its_former_uid_claim() -> None:
+def test_object_drops_its_former_uid_claim_once_its_new_uid_is_uncontested() -> None:
     fleet = registry_with(claims("bank"), claims("shop-x", "uid-of-shop"), claims("shop-y", "uid-of-shop"))
     fleet.observe(claims("shop-x", BANK, "2"))
     assert fleet.engaged_names() == {"bank", "shop-x"}
@@ -244,7 +244,7 @@ def test_recreated_project_keeps_its_uid_claim() -> None:
     assert fleet.observe(again) == [(EventType.DISENGAGED, "bank"), (EventType.ENGAGED, "bank")]
 
 
-def test_restored_uid_claim_precedes_claims_in_the_first_list() -> None:
+def test_restored_uid_claim_takes_precedence_over_claims_in_the_first_list() -> None:
     fleet = RecordingRegistry()
     fleet.restore(0, claims("bank"))
     fleet.observe(claims("shop-x"), claims("bank"), listed=True)
@@ -325,14 +325,14 @@ def test_project_in_two_sources_of_the_same_milo_is_engaged_from_the_source_conf
     assert sources.engaged == {engaged}
 
 
-def test_restored_uid_claim_precedes_the_first_list_of_another_source() -> None:
+def test_restored_uid_claim_takes_precedence_over_the_first_list_of_another_source() -> None:
     sources = Sources()
     sources.restore(0, claims("bank"))
     sources.observe(1, claims("thief"), listed=True)
     assert sources.observe(0, claims("bank"), listed=True) == {"bank"}
 
 
-def test_claims_in_an_earlier_list_precede_claims_in_a_later_list() -> None:
+def test_claims_in_an_earlier_list_take_precedence_over_claims_in_a_later_list() -> None:
     sources = Sources()
     sources.observe(0, claims("bank"), listed=True)
     sources.positions[0].end_list(0)
@@ -354,14 +354,14 @@ def test_equal_uids_of_objects_on_different_servers_are_different_claims() -> No
     assert sources.observe(1, copied) == {"bank"}
 
 
-def test_own_uid_precedes_an_earlier_uid_label_only_on_the_same_server() -> None:
+def test_object_uid_takes_precedence_over_earlier_uid_label_of_another_object_only_on_the_same_server() -> None:
     for server, engaged in (("eu", "bank"), ("us", "thief")):
         sources = Sources("eu", server)
         assert sources.observe(0, claims("thief", "uid-1")) == {"thief"}
         assert sources.observe(1, own("bank", "uid-1")) == {engaged}
 
 
-def test_not_ready_object_claims_its_own_uid_before_any_label_claims_it() -> None:
+def test_not_ready_object_keeps_its_own_uid_when_the_label_of_another_object_claims_it() -> None:
     sources = Sources("eu", "eu")
     sources.observe(0, NotReady("bank", "uid-1", "1", "not yet"))
     assert sources.observe(1, claims("thief", "uid-1")) == set()
@@ -404,7 +404,7 @@ def test_no_sequence_of_changes_engages_two_clusters_with_the_same_uid_or_addres
                 assert len({*values}) == len(values), f"seed {seed}, step {step}: {sorted(values)}"
 
 
-def test_configured_address_precedes_the_address_of_an_object() -> None:
+def test_configured_address_takes_precedence_over_the_address_of_an_object() -> None:
     sources = Sources()
     url = "https://bank.example.com"
     assert sources.observe(0, declared("thief", url)) == {"thief"}
@@ -422,7 +422,7 @@ def test_not_ready_object_keeps_its_address_claim_and_makes_no_new_claim() -> No
     assert sources.observe(1, declared("thief", "https://bank.example.com", "2")) == set()
 
 
-def test_object_without_an_address_keeps_its_uid_claim_among_objects_with_addresses() -> None:
+def test_object_without_an_address_keeps_its_uid_claim_if_other_objects_have_addresses() -> None:
     sources = Sources()
     sources.observe(0, declared("shop", "https://shop.example.com"))
     sources.observe(0, unready("bank"))

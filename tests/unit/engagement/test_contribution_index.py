@@ -372,7 +372,7 @@ def test_deletion_of_namespaced_object_is_confirmed_by_namespace_and_name() -> N
     assert fleet.journal.events[-1] == ("DISENGAGED", "shop", "NOT_READY")
 
 
-def test_objects_whose_contributions_give_no_observation_engage_no_cluster() -> None:
+def test_cluster_is_not_engaged_if_its_contributions_yield_no_observation() -> None:
     fleet = RecordedFleet(lambda *_: None)
     assert fleet.listed(thing("x", shop=True)) == []
     assert fleet.source.engagements["shop"] is None

@@ -183,14 +183,16 @@ def observed(kind: type[NotReady] | type[Outside], version: str, env: str) -> No
 
 
 @pytest.mark.parametrize("kind", [NotReady, Outside])
-def test_cluster_that_leaves_the_only_filter_does_not_drain(kind: type[NotReady] | type[Outside]) -> None:
+def test_cluster_that_leaves_the_filter_of_the_only_subscriber_does_not_drain(
+    kind: type[NotReady] | type[Outside],
+) -> None:
     fleet = registry(drain_s=30.0)
     fleet.commit([ready(labels={"env": "prod"})], at(0))
     fleet.releases.open(Subscription(KEY, "", Filter(parse("env=prod"), confirms_releases=True)), 0.0)
     assert fleet.commit([observed(kind, "2", "dev")], at(10))[0].type is EventType.DISENGAGED
 
 
-def test_drain_ends_when_the_cluster_leaves_the_last_filter() -> None:
+def test_drain_ends_when_the_cluster_leaves_the_filter_of_the_last_subscriber() -> None:
     fleet = registry(drain_s=30.0)
     fleet.commit([ready(labels={"env": "prod"})], at(0))
     fleet.releases.open(Subscription(KEY, "", Filter(parse("env=prod"), confirms_releases=True)), 0.0)
@@ -239,7 +241,7 @@ def test_snapshot_has_draining_clusters_only_for_readers_that_confirm_releases()
     assert received(Cursor(fleet.log, EVERYTHING, None)) == []
 
 
-def test_slow_reader_receives_only_disengagement_after_drain_ended() -> None:
+def test_reader_that_missed_the_whole_drain_receives_only_the_disengagement() -> None:
     fleet = with_subscriber()
     cursors = [Cursor(fleet.log, view, None) for view in (CONFIRMING, EVERYTHING)]
     for cursor in cursors:

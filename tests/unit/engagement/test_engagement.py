@@ -77,7 +77,7 @@ def test_change_visible_to_subscribers_is_sent_as_update() -> None:
 
 
 @pytest.mark.parametrize("observation", [not_ready(version="1"), outside(version="1"), malformed(version="1")])
-def test_object_that_is_not_ready_outside_selector_or_malformed_is_not_engaged(observation: Observation) -> None:
+def test_not_ready_unselected_or_malformed_object_is_not_engaged(observation: Observation) -> None:
     fleet = registry()
     assert fleet.commit([observation], at(0)) == []
     assert fleet.engaged == 0
@@ -228,7 +228,7 @@ def test_last_eight_past_cluster_transitions_are_kept() -> None:
     assert [transition.at for transition in known(fleet).transitions] == [wall(second) for second in range(32, 41)]
 
 
-def test_object_state_keeps_its_start_time_and_the_latest_message() -> None:
+def test_repeated_not_ready_observation_keeps_start_time_of_state_and_updates_message() -> None:
     record = known(after(not_ready(version="1", message="starting"), not_ready(version="2", message="almost")))
     assert (record.since, record.message) == (wall(0), "almost")
 
@@ -278,7 +278,9 @@ def test_resume_reports_disengagement_of_evicted_record(monkeypatch: pytest.Monk
     ]
 
 
-def test_recreated_object_does_not_count_toward_kept_deletions(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_recreated_object_does_not_count_toward_the_limit_of_kept_deletion_records(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(module, "FORGETTABLE_RECORDS_KEPT", 1)
     fleet = after(
         ready("a"), ConfirmedDeletion("a", "u1"), ready("a", "5", "u2"), ready("b"), ConfirmedDeletion("b", "u1")

@@ -192,7 +192,7 @@ def test_not_ready_hold_that_began_after_source_loss_is_not_extended() -> None:
     assert fleet.clusters.due_at == 50.0 + SETTLE_S + 30.0
 
 
-def test_extended_grace_period_ends_after_a_later_grace_period_with_an_earlier_deadline() -> None:
+def test_later_grace_period_ends_before_an_earlier_one_that_was_extended() -> None:
     fleet = Engaged(3, grace_s=60.0)
     fleet.not_ready(["c0"], 0.0)
     fleet.not_ready(["c1"], 30.0)
@@ -247,7 +247,7 @@ def test_not_ready_cluster_is_eventually_disengaged_and_ready_cluster_never(
 
 
 @given(st.integers(11, 2000), st.integers(0, 2000), st.floats(0.0, 0.9))
-def test_only_mass_disengagement_of_clusters_not_ready_within_a_second_is_held(
+def test_not_ready_clusters_beyond_the_first_ten_are_held_only_in_a_mass_disengagement(
     engaged: int, not_ready: int, spread_s: float
 ) -> None:
     fleet = Engaged(engaged)

@@ -174,7 +174,7 @@ def test_drain_ends_when_the_last_awaited_subscription_ends() -> None:
     assert releases.end_subscription(ONE) == ["a"]
 
 
-def test_subscription_may_end_before_its_stream() -> None:
+def test_subscription_can_be_ended_while_its_stream_is_open() -> None:
     releases = opened(TWO)
     releases.open(of := stream(), 0.0)
     releases.begin_drain(cluster("a"), 100.0, 0.0)
@@ -230,7 +230,7 @@ def test_drain_does_not_wait_for_a_subscriber_whose_filter_the_cluster_left(rele
     assert awaited(releases) == ([] if released else ["two"])
 
 
-def test_update_of_a_cluster_that_does_not_drain_is_ignored() -> None:
+def test_drain_update_for_a_cluster_that_is_not_draining_is_ignored() -> None:
     assert not opened(ONE).update_drain(relabeled("dev"))
 
 
@@ -257,7 +257,7 @@ def test_disconnected_subscribers_with_large_filters_are_forgotten_sooner() -> N
     assert [releases.knows(key) for key in (ONE, TWO)] == [False, True]
 
 
-def test_cleared_pending_releases_keep_their_subscribers() -> None:
+def test_clearing_pending_releases_keeps_the_subscribers() -> None:
     releases = draining(ONE)
     releases.clear()
     assert len(releases) == 0
@@ -307,7 +307,7 @@ def test_drain_after_a_restart_with_known_subscribers_keeps_its_deadline() -> No
     assert (awaited(releases), releases.due_at) == (["one"], 300.0)
 
 
-def test_drain_that_does_not_await_earlier_subscribers_does_not_begin_after_a_restart() -> None:
+def test_drain_that_does_not_await_subscribers_of_an_earlier_run_does_not_begin_without_subscribers() -> None:
     releases = PendingReleases()
     releases.expect_return(0.0)
     assert not releases.begin_drain(cluster("a"), 300.0, 10.0, awaits_return=False)

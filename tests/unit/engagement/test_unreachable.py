@@ -133,7 +133,7 @@ def test_unreachable_count_covers_engaged_clusters_only() -> None:
     assert fleet.unreachable == 0
 
 
-def test_readiness_is_reported_with_the_first_engagement_of_an_object() -> None:
+def test_readiness_is_reported_only_with_the_first_engagement_of_an_object() -> None:
     fleet = registry()
 
     def seen(version: str, uid: str = "u1") -> Observation:

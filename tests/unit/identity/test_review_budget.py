@@ -12,7 +12,7 @@ def flood(budget: ReviewBudget, origin: TokenOrigin, now: float = 0.0) -> int:
     return allowed
 
 
-def test_review_budget_limits_reviews_of_a_connection() -> None:
+def test_review_budget_limits_token_reviews_per_connection() -> None:
     budget, origin = ReviewBudget(0), TokenOrigin("c", ("o",))
     allowed = sum(budget.charge_review(origin, 0, was_accepted=False) == 0 for _ in range(1000))
     assert allowed == PER_CONNECTION.burst
@@ -24,7 +24,7 @@ def test_review_budget_charges_rejected_tokens_more_than_accepted_tokens() -> No
     assert flood(ReviewBudget(0), TokenOrigin("c", ("o",))) == PER_CONNECTION.burst / 5
 
 
-def test_review_budget_exhausted_by_one_owner_does_not_affect_others() -> None:
+def test_review_budget_exhausted_by_one_owner_does_not_affect_other_owners() -> None:
     budget = ReviewBudget(0)
     flood(budget, TokenOrigin("bad", ("mallory",)))
     assert budget.charge_review(TokenOrigin("good", ("alice",)), 0, was_accepted=False) == 0

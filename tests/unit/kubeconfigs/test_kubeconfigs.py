@@ -138,7 +138,7 @@ async def test_shared_credential_serves_cluster_with_changed_endpoint() -> None:
         assert await got(kubeconfigs) == await got(kubeconfigs, moved)
 
 
-async def test_credential_lease_has_one_request_in_flight() -> None:
+async def test_credential_lease_has_at_most_one_request_in_flight() -> None:
     backend = Backend(Scope.CLUSTER)
     backend.gate.clear()
     async with issuing(backend) as kubeconfigs:
@@ -389,7 +389,7 @@ async def test_credential_issued_by_an_earlier_run_is_revoked_when_cluster_is_di
         await eventually(lambda: backend.revoked == [("alpha", 1)])
 
 
-async def test_unsuitable_credential_of_one_cluster_affects_no_other() -> None:
+async def test_unsuitable_credential_of_one_cluster_does_not_affect_other_clusters() -> None:
     backend = Backend(Scope.CLUSTER)
     backend.failure = UnfitError("it lives for ever")
     async with issuing(backend) as kubeconfigs:
@@ -455,7 +455,7 @@ async def test_metrics_show_issued_kubeconfigs_credential_requests_and_credentia
 
 
 @pytest.mark.parametrize("scope", [Scope.IDENTITY, Scope.CLUSTER])
-async def test_held_credential_is_returned_without_a_request_to_the_issuer(scope: Scope) -> None:
+async def test_cached_credential_is_returned_without_a_request_to_the_issuer(scope: Scope) -> None:
     backend = Backend(scope)
     beta = a_cluster("beta", 2)
     async with issuing(backend) as kubeconfigs:
@@ -472,7 +472,7 @@ async def test_held_credential_is_returned_without_a_request_to_the_issuer(scope
         assert len(backend.asked) == asked
 
 
-async def test_no_credential_is_held_without_a_credential_issuer() -> None:
+async def test_no_credential_is_cached_without_a_credential_issuer() -> None:
     async with issuing() as kubeconfigs:
         assert kubeconfigs.held(ALPHA) is None
 
@@ -496,7 +496,7 @@ def of_shop(number: int) -> Cluster:
     return replace(cluster, target=replace(cluster.target, organization="shop"))
 
 
-async def test_hanging_clusters_do_not_delay_credentials_of_others() -> None:
+async def test_hanging_credential_requests_do_not_delay_credentials_of_other_clusters() -> None:
     backend = Hanging(*(f"shop-{number}" for number in range(30)))
     backend.life_s = 0.8
     async with issuing(backend, per_second=10_000) as kubeconfigs:
@@ -547,7 +547,7 @@ async def test_failed_credential_request_of_one_cluster_is_retried_without_an_is
         assert kubeconfigs.health()[0].problem == ""
 
 
-async def test_ca_of_a_declared_cluster_comes_with_its_credential() -> None:
+async def test_ca_of_a_declared_cluster_is_requested_together_with_its_credential() -> None:
     """A kubeconfig without a secret contains the CA too, so a credential is requested to receive the CA."""
 
     class WithAuthorities(Backend):
@@ -593,7 +593,7 @@ async def test_kubeconfig_names_the_server_that_came_with_the_credential() -> No
             }
 
 
-async def test_fenced_member_does_not_issue_held_credentials() -> None:
+async def test_fenced_member_does_not_issue_cached_credentials() -> None:
     may_issue = True
     async with issuing(Backend(), may_issue=lambda: may_issue) as kubeconfigs:
         await got(kubeconfigs)

@@ -57,7 +57,7 @@ def test_retries_use_at_most_a_quarter_of_the_credential_queue_slots() -> None:
     assert len(taken(queue)) == 2, "first credentials and retries leave slots for renewals"
 
 
-def test_organization_takes_at_most_half_of_the_credential_queue_slots_that_others_leave_free() -> None:
+def test_organization_takes_at_most_half_of_the_credential_queue_slots_that_other_organizations_leave_free() -> None:
     queue = MintQueue[Entry](10)
     first(
         queue, *(entry(number, "shop") for number in range(1, 20)), *(entry(number, "bank") for number in range(20, 40))
@@ -100,7 +100,7 @@ def test_credential_queue_slot_is_reused_when_its_request_is_done() -> None:
     assert taken(queue) == ["p4"]
 
 
-def test_credential_queue_frees_slot_of_organization_that_changed_in_flight() -> None:
+def test_credential_queue_frees_slot_of_cluster_whose_organization_changed_while_in_flight() -> None:
     queue = MintQueue[Entry](1)
     moved = entry(1, "shop")
     first(queue, moved)
@@ -111,7 +111,7 @@ def test_credential_queue_frees_slot_of_organization_that_changed_in_flight() ->
     assert taken(queue) == ["p2"]
 
 
-def test_credential_queue_frees_slot_of_organization_that_changed_while_queued() -> None:
+def test_credential_queue_frees_slot_of_cluster_whose_organization_changed_while_queued() -> None:
     queue = MintQueue[Entry](1)
     moved = entry(1, "shop")
     first(queue, moved)

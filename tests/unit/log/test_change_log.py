@@ -54,7 +54,7 @@ def test_readers_at_one_revision_share_the_next_batch() -> None:
     assert encode.encoded == 1
 
 
-def test_readers_of_one_snapshot_share_its_parts_and_each_part_is_joined_once() -> None:
+def test_readers_of_one_snapshot_share_the_encoded_data_of_its_parts() -> None:
     log = NamedLog(Counting(), Retention(), batch_bytes=1)
     for name in "abc":
         engage(log, name)

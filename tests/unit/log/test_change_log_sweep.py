@@ -36,7 +36,7 @@ def read_on(log: NamedLog, revision: int) -> list[str]:
     return received
 
 
-def test_engagement_is_sent_before_updates_after_log_sweep(log: NamedLog) -> None:
+def test_log_sweep_keeps_the_engagement_of_a_cluster_before_its_updates(log: NamedLog) -> None:
     log.engage(log.entry("alpha"), lambda revision: cluster("alpha", revision))
     log.engage(log.entry("beta"), lambda revision: cluster("beta", revision))
     for step in range(1, 10):
@@ -46,7 +46,7 @@ def test_engagement_is_sent_before_updates_after_log_sweep(log: NamedLog) -> Non
     assert set(received[1:]) <= {"UPDATED alpha"}
 
 
-def test_disengagement_is_sent_before_reengagement_after_log_sweep(log: NamedLog) -> None:
+def test_log_sweep_keeps_the_disengagement_of_a_cluster_before_its_reengagement(log: NamedLog) -> None:
     log.engage(log.entry("alpha"), lambda revision: cluster("alpha", revision))
     log.engage(log.entry("beta"), lambda revision: cluster("beta", revision))
     seen = log.head
@@ -60,7 +60,9 @@ def test_disengagement_is_sent_before_reengagement_after_log_sweep(log: NamedLog
     assert received == ["DISENGAGED alpha", "ENGAGED alpha"]
 
 
-def test_cluster_engaged_and_replaced_while_reader_was_behind_is_sent_first(log: NamedLog) -> None:
+def test_cluster_engaged_and_replaced_while_reader_was_behind_is_sent_in_order_of_its_first_engagement(
+    log: NamedLog,
+) -> None:
     log.engage(log.entry("alpha"), lambda revision: cluster("alpha", revision))
     seen = log.head
     log.engage(log.entry("beta"), lambda revision: cluster("beta", revision))
@@ -102,7 +104,7 @@ def test_log_of_growing_fleet_is_not_swept(log: NamedLog, monkeypatch: pytest.Mo
     assert len(log._slots.entries) == 3
 
 
-def test_cluster_that_was_read_ahead_is_not_sent_again_after_log_sweep(log: NamedLog) -> None:
+def test_cluster_sent_with_its_latest_state_is_not_sent_again_after_log_sweep(log: NamedLog) -> None:
     log.engage(log.entry("alpha"), lambda revision: cluster("alpha", revision))
     log.engage(log.entry("beta"), lambda revision: cluster("beta", revision))
     log.engage(log.entry("gamma"), lambda revision: cluster("gamma", revision))

@@ -158,7 +158,7 @@ def test_readers_that_start_close_together_share_a_snapshot() -> None:
     assert reader(log).revision == 103, "the earlier snapshot is too far behind to be shared"
 
 
-def test_snapshot_is_not_shared_after_sharing_was_stopped() -> None:
+def test_reader_starts_with_a_new_snapshot_after_sharing_was_stopped() -> None:
     log = readable_log()
     for index in range(100):
         engage(log, f"a{index}")
@@ -306,7 +306,7 @@ def test_replacement_outside_filter_disengages_previous_incarnation() -> None:
     assert received(cursor) == [disengaged(first_frame, REPLACED, "another UID")]
 
 
-def test_organization_change_that_leaves_the_filter_disengages_the_cluster() -> None:
+def test_cluster_whose_new_organization_is_outside_the_filter_is_disengaged() -> None:
     log = readable_log()
     a = engage(log, organization="nasa")
     cursor = following(log, Filter(organizations=frozenset({"nasa"})))
@@ -417,7 +417,7 @@ def test_reader_of_snapshot_beyond_retention_receives_another_snapshot() -> None
     assert received(cursor) == []
 
 
-def test_change_before_a_snapshot_is_read_is_part_of_the_snapshot() -> None:
+def test_change_made_before_a_snapshot_is_read_is_included_in_the_snapshot() -> None:
     log = readable_log()
     a = engage(log)
     cursor = reader(log)
@@ -454,7 +454,7 @@ def test_large_batch_is_split_into_parts_with_their_own_revisions() -> None:
     assert cursor.next_batch() is None
 
 
-def test_batch_part_has_state_of_its_revision_and_later_change_follows() -> None:
+def test_batch_part_has_the_state_at_its_revision_and_the_next_part_has_later_changes() -> None:
     log = readable_log(batch_bytes=1)
     cursor = following(log)
     first_frame = engage(log, "a", labels={"env": "dev"})  # 1

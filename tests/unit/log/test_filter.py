@@ -61,7 +61,7 @@ def test_filter_by_source_matches_only_clusters_of_the_source() -> None:
     assert wanted.fingerprint != Filter(sources=frozenset({"us"})).fingerprint
 
 
-def test_view_without_a_source_excludes_the_clusters_of_the_source() -> None:
+def test_view_that_excludes_a_source_matches_no_cluster_of_the_source() -> None:
     view = without_sources(EVERYTHING, frozenset({"eu"}))
     assert not view.matches(cluster("eu#a", source="eu"))
     assert view.matches(cluster("us#a", source="us"))

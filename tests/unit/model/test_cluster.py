@@ -13,7 +13,7 @@ def test_cluster_identity_is_source_and_uid_of_the_object(source: str, text: str
     assert str(cluster.identity) == text
 
 
-def test_cluster_without_draining_keeps_its_other_fields() -> None:
+def test_removing_the_drain_of_a_cluster_keeps_its_other_fields() -> None:
     cluster = Cluster(
         target=Target(name="a", uid="u", place=("https://a",)), source_version="7", engaged_at=1.0, incarnation=3
     )

@@ -20,7 +20,7 @@ from milo_discoveryd.model.removal_limits import FirstList, RemovalLimits
         (21, 100, True),
     ],
 )
-def test_mass_removal_exceeds_count_and_share_or_half_of_the_clusters(
+def test_removal_is_a_mass_removal_if_it_exceeds_both_limits_or_half_of_the_clusters(
     missing: int, engaged: int, is_mass: bool
 ) -> None:
     assert RemovalLimits().is_mass(missing, engaged) is is_mass

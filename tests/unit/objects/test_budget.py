@@ -171,14 +171,14 @@ def test_object_that_grows_counts_with_its_current_size() -> None:
     assert clusters.weight.used == SIZE
 
 
-def test_former_state_of_an_object_counts_toward_the_budget_while_it_is_kept() -> None:
+def test_last_ready_state_of_a_not_ready_object_counts_toward_the_budget() -> None:
     clusters = BudgetedClusters()
     clusters.take(ObjectChanged(ready("p-000", labels={"mark": "x" * 1000})))
     clusters.take(ObjectChanged(not_ready("p-000")))
     assert clusters.weight.used > SIZE + 1000
 
 
-def test_object_removed_from_an_incomplete_list_counts_until_the_list_is_complete() -> None:
+def test_object_deleted_during_a_list_counts_toward_the_budget_until_the_list_is_complete() -> None:
     clusters = BudgetedClusters()
     clusters.take(ListStarted(), Listed(ready("a")), Unlisted("a"))
     assert clusters.weight.used > 0

@@ -218,7 +218,7 @@ def test_object_found_outside_selector_is_not_checked_again_after_each_list() ->
     assert source.requested_names() == []
 
 
-def test_object_back_in_list_is_engaged_regardless_of_version() -> None:
+def test_deleted_object_that_a_list_contains_again_is_engaged_at_any_version() -> None:
     source = Source(ready(version="10"))
     source.lists()
     source.answer(Absent())
@@ -320,20 +320,20 @@ def test_event_before_deletion_in_one_batch_is_applied() -> None:
     assert source.requested_names() == ["a"]
 
 
-def test_deletion_without_uid_applies_to_current_object() -> None:
+def test_reported_deletion_without_uid_applies_to_the_current_object() -> None:
     source = Source(ready())
     source.take(DeletionReported("a", ""))
     assert source.requested_names() == ["a"]
 
 
 @pytest.mark.parametrize("report", [DeletionReported("b", "u1"), DeletionReported("a", "u0")])
-def test_deletion_of_unknown_object_is_not_confirmed(report: DeletionReported) -> None:
+def test_reported_deletion_of_unknown_object_causes_no_confirmation_read(report: DeletionReported) -> None:
     source = Source(ready())
     source.take(report)
     assert source.requested_names() == []
 
 
-def test_deletion_of_deleted_object_is_not_confirmed() -> None:
+def test_reported_deletion_of_deleted_object_causes_no_confirmation_read() -> None:
     source = Source(ready())
     source.take(DeletionReported("a", "u1"))
     source.answer(Absent())
@@ -341,7 +341,7 @@ def test_deletion_of_deleted_object_is_not_confirmed() -> None:
     assert source.requested_names() == []
 
 
-def test_deletion_of_object_that_is_not_engaged_is_confirmed() -> None:
+def test_reported_deletion_of_object_that_is_not_engaged_causes_a_confirmation_read() -> None:
     source = Source(not_ready("a"))
     source.take(DeletionReported("a", "u1"))
     assert source.answer(Found(outside(version="3"))) == []
@@ -382,7 +382,7 @@ def test_collection_without_a_removal_guard_verifies_the_first_list_at_once() ->
     assert source.collection.relist_at is None
 
 
-def test_collection_without_a_removal_guard_holds_nothing() -> None:
+def test_collection_without_a_removal_guard_holds_no_removals() -> None:
     source = Source(ready("a"))
     source.lists()
     assert not source.collection.accept(source.now)

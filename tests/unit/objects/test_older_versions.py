@@ -127,7 +127,7 @@ def test_deletion_in_a_newer_list_of_a_restored_server_is_applied() -> None:
     assert [event.cluster.target.name for event in source.answers(Absent())] == ["g"]
 
 
-def test_deletion_after_a_server_restore_is_confirmed_although_others_are_held() -> None:
+def test_deletion_after_a_server_restore_is_confirmed_although_other_removals_are_held() -> None:
     source = at_version_120()
     restored(source, *OLD[:3], *(ready(name, "50") for name in "de"))  # f is missing, and a, b, c are in an older state
     assert (source.engaged, source.pending_deletions.held) == (6, 4)
@@ -221,7 +221,7 @@ def test_reads_that_keep_returning_an_older_version_count_as_a_server_restore() 
 
 
 @pytest.mark.parametrize("name", ["a?b#c", "x" * 254])
-def test_object_whose_name_cannot_be_in_a_path_is_forgotten_without_a_read(name: str) -> None:
+def test_missing_object_whose_name_is_invalid_in_a_path_counts_as_deleted_without_a_read(name: str) -> None:
     hostile = not_ready(name)
     source = Source(hostile)
     source.lists(*FLEET)
@@ -298,14 +298,14 @@ class TestReadThatContradictsTheList:
         source.now = 60.0
         assert [event.reason for event in source.answers(Absent())] == [DisengageReason.DELETED]
 
-    def test_restored_cluster_is_not_replaced_by_a_predecessor_outside_of_the_selector(self) -> None:
+    def test_restored_cluster_is_not_replaced_after_one_read_of_another_object_outside_the_selector(self) -> None:
         source = Source.restored()
         source.lists(*FLEET[1:], version="120")
         assert source.answers(Found(outside("a", "110", "u0"))) == []
         source.now = 5.0
         assert [event.reason for event in source.answers(Absent())] == [DisengageReason.DELETED]
 
-    def test_restored_cluster_is_replaced_by_another_object_outside_of_the_selector(self) -> None:
+    def test_restored_cluster_is_replaced_after_two_reads_of_another_object_outside_the_selector(self) -> None:
         source = Source.restored()
         source.lists(*FLEET[1:], version="120")
         source.answers(Found(outside("a", "110", "u2")))

@@ -196,7 +196,7 @@ def test_in_flight_confirmation_of_held_deletion_is_ignored() -> None:
     assert pending.held == 1
 
 
-def test_held_deletion_of_replaced_object_starts_over() -> None:
+def test_deletion_of_replaced_object_is_not_held_with_the_deletion_of_its_predecessor() -> None:
     pending = pending_deletions()
     pending.hold("a", "u1", 0.0, "too many at once")
     pending.add("a", "u2", 5.0)

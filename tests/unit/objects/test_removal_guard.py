@@ -78,7 +78,7 @@ def test_second_list_releases_removals_at_limited_rate() -> None:
     assert guard.held is None
 
 
-def test_list_that_lacks_fewer_clusters_does_not_end_the_hold() -> None:
+def test_list_that_still_lacks_few_clusters_does_not_end_the_hold() -> None:
     """Each list of a directory that is being filled, or of a server that loads its store, has a few more objects."""
     guard = RemovalGuard(LIMITS)
     judge(guard, 100, 100)
@@ -131,7 +131,7 @@ def test_hold_after_a_restore_ends_when_no_removal_is_held() -> None:
     assert (guard.held, guard.holds_restored) == (None, False)
 
 
-def test_later_lists_of_restored_server_do_not_count_as_older() -> None:
+def test_later_list_of_restored_server_does_not_count_as_older_once_a_list_was_accepted() -> None:
     guard = RemovalGuard(LIMITS)
     for version, now, ignored in (("50", 0.0, True), ("50", 29.0, True), ("51", 30.0, False)):
         assert guard.is_behind(version, versions_went_back=True)
@@ -169,7 +169,7 @@ def test_list_of_another_server_can_be_accepted() -> None:
     assert decision(foreign(guard, 5, 1.0), 5) == ConfirmAtRate(50.0)
 
 
-def test_older_list_without_missing_clusters_holds_no_removal() -> None:
+def test_older_list_that_contains_every_cluster_holds_no_removal() -> None:
     guard = RemovalGuard(LIMITS)
     assert judge(guard, 0, 100, went_back=True) == ConfirmEach()
     assert guard.held is None
@@ -223,7 +223,7 @@ def test_list_of_another_server_does_not_verify_the_first_list() -> None:
     assert not guard.is_verified
 
 
-def test_list_that_holds_removals_does_not_verify_the_first_list() -> None:
+def test_list_that_causes_a_hold_does_not_verify_the_first_list() -> None:
     guard = RemovalGuard(LIMITS)
     judge(guard, 0, 3)
     assert isinstance(judge(guard, 3, 3, now=31.0), HeldRemovals)
@@ -261,11 +261,11 @@ def test_restored_clusters_are_superseded_by_two_lists_of_another_server() -> No
     assert guard.is_verified
 
 
-def test_f21_server_identity_is_undecidable_with_one_cluster() -> None:
+def test_f21_list_of_another_server_is_not_recognized_with_one_cluster() -> None:
     assert decision(foreign(RemovalGuard(LIMITS), 1, 0.0), 1) == ConfirmEach()
 
 
-def test_deletions_that_the_watch_reports_are_held_beyond_the_limit() -> None:
+def test_deletions_reported_by_the_watch_beyond_the_limit_are_held() -> None:
     guard = RemovalGuard(LIMITS)
     assert [guard.deletion_reported(established(20 - number), float(number)) for number in range(10)] == [None] * 10
     held = guard.deletion_reported(established(10), 10.0)
@@ -276,7 +276,7 @@ def test_deletions_that_the_watch_reports_are_held_beyond_the_limit() -> None:
     assert guard.deletion_reported(established(10), 11.0) == held
 
 
-def test_watched_deletions_are_held_only_if_they_are_fast_and_exceed_the_share() -> None:
+def test_watched_deletions_are_held_only_if_they_exceed_the_share_limit_within_30_seconds() -> None:
     guard = RemovalGuard(LIMITS)
     assert [guard.deletion_reported(established(20), 31.0 * number) for number in range(30)] == [None] * 30
     guard = RemovalGuard(LIMITS)

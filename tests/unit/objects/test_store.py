@@ -206,7 +206,7 @@ def test_older_version_is_applied_for_object_that_a_restored_server_lacks() -> N
     assert watched(store, ready(version="5")) != []
 
 
-def test_version_is_older_if_any_object_has_a_newer_one() -> None:
+def test_version_is_older_than_the_store_if_any_object_has_a_newer_version() -> None:
     store = after(ready("a", "10"), ready("b", "x"))
     assert store.is_older_than_any("9")
     assert not store.is_older_than_any("10")

@@ -41,7 +41,7 @@ def test_watch_continues_if_relist_request_is_withdrawn() -> None:
     assert driver.request == before
 
 
-def test_silent_watch_is_reopened_although_a_later_relist_is_requested() -> None:
+def test_silent_watch_is_reopened_before_a_relist_that_is_requested_for_later() -> None:
     driver = watching()
     driver.reflector.relist_by(START + 1000.0)
     driver.now += 250.0

@@ -88,18 +88,18 @@ def test_watch_chunk_without_events_updates_last_contact() -> None:
 # --- trust in the server ---
 
 
-def test_server_with_a_watch_is_trusted_for_reads_of_single_objects() -> None:
+def test_single_object_reads_are_trusted_while_the_watch_is_open() -> None:
     assert watching().reflector.trusted_from == -math.inf
 
 
 @pytest.mark.parametrize("failure", [EXPIRED, UNAVAILABLE, CUT])
-def test_unreachable_or_relisting_server_is_not_trusted_for_reads(failure: Failure) -> None:
+def test_reads_are_not_trusted_while_the_server_is_unreachable_or_relisted(failure: Failure) -> None:
     driver = watching()
     driver.failed(failure)
     assert driver.reflector.trusted_from == math.inf
 
 
-def test_resumed_watch_is_trusted_for_reads_after_an_event_or_a_healthy_period() -> None:
+def test_reads_are_trusted_again_after_an_event_or_a_healthy_period_of_the_resumed_watch() -> None:
     driver = watching()
     driver.now += 5.0
     driver.failed(CUT)
@@ -113,7 +113,7 @@ def test_resumed_watch_is_trusted_for_reads_after_an_event_or_a_healthy_period()
 # --- ends ---
 
 
-def test_watch_reopens_at_once_without_a_status_change_after_clean_end() -> None:
+def test_cleanly_ended_watch_reopens_at_once_without_a_status_change() -> None:
     driver = watching()
     driver.now += 300.0
     assert driver.ended() == []
@@ -191,7 +191,7 @@ def test_backoff_grows_while_server_is_down_and_resets_after_healthy_watch() -> 
     assert driver.request == Wait(driver.now + 2.0)
 
 
-def test_backoff_grows_while_watches_are_cut_within_seconds() -> None:
+def test_backoff_grows_while_watches_are_interrupted_within_seconds() -> None:
     driver = watching()
     for delay in (1.0, 2.0, 4.0, 8.0, 8.0):
         driver.failed(CUT)

@@ -40,7 +40,7 @@ def waits(of: ClusterSource, known: int, visible: int) -> bool:
     return first.may_lack(known, min(first.clusters, visible))
 
 
-def test_source_version_is_that_of_its_latest_list_or_change() -> None:
+def test_source_version_is_the_version_of_its_latest_list_or_change() -> None:
     of = source()
     take(of, 0.0, ListStarted(), Listed(ready("a", "3")), ListEnded(version="5"))
     assert of.version == of.first_list.version == 5
@@ -93,7 +93,7 @@ def test_clusters_of_a_view_are_counted_once_a_second_and_after_each_list() -> N
     assert len(counted) == 3
 
 
-def test_clusters_are_not_counted_one_by_one_without_a_filter() -> None:
+def test_count_without_a_filter_does_not_iterate_over_clusters() -> None:
     fleet = Fleet(ChangeLog(msgspec.json.encode, Retention()))
     of = new_source(Ledger(), fleet=fleet)
     lists(of, ready("a"), ready("b"))
@@ -166,7 +166,7 @@ def test_two_lists_of_the_right_server_replace_a_first_list_of_another_server_in
     assert not waits(fleet.source, 20, 20)
 
 
-def test_reader_that_starts_after_a_list_shares_no_snapshot_from_before_it() -> None:
+def test_reader_that_starts_after_a_list_does_not_share_a_snapshot_from_before_the_list() -> None:
     of = source()
     log = of.changes.log
     lists(of, *(ready(f"a{number}", uid=f"u{number}") for number in range(100)))

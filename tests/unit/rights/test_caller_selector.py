@@ -72,7 +72,7 @@ def test_caller_selector_string_lists_its_conditions() -> None:
     assert str(CallerSelector(listeners=frozenset({"api"}), uids=frozenset({2, 1}))) == "listener api, uid 1 or 2"
 
 
-def test_verified_fields_omit_unknown_fields_of_caller() -> None:
+def test_verified_fields_omit_unset_fields_of_caller() -> None:
     assert dict(verified_fields(Caller(listener="api", uid=0))) == {"listener": "api", "uid": 0}
     assert list(dict(verified_fields(CALLER))) == [
         "listener",
@@ -87,7 +87,7 @@ def test_verified_fields_omit_unknown_fields_of_caller() -> None:
     ]
 
 
-def test_caller_key_is_per_caller_and_not_per_connection() -> None:
+def test_caller_key_depends_on_the_caller_and_not_on_the_connection() -> None:
     def called(**fields: object) -> Caller:
         return Caller(**{"listener": "api", "uid": 1, "peer": "a", "pid": 1, **fields})  # type: ignore[arg-type]
 

@@ -46,7 +46,7 @@ def test_scoped_filter_with_full_scope_is_the_unchanged_filter() -> None:
     assert not scoped(EVERYTHING, PROD).is_everything
 
 
-def test_scoped_filter_is_filter_and_scope() -> None:
+def test_scoped_filter_matches_clusters_that_match_filter_and_scope() -> None:
     shown = scoped(Filter(names=frozenset({"shop-1", "a"})), PROD)
     assert shown.matches(A_PROD)
     assert not shown.matches(A_DEV)

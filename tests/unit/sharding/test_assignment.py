@@ -86,7 +86,7 @@ async def test_cluster_that_another_member_has_not_released_is_unowned() -> None
     assert message(source) == "this member will own it (view 2) once member b has released it"
 
 
-async def test_moved_clusters_are_kept_until_they_are_released() -> None:
+async def test_moved_clusters_stay_engaged_until_they_are_released() -> None:
     source, assignment = listed("x", "y")
     assign(assignment, ALONE)
     source.changes.subscribe(Subscription(KEY, "", Filter(confirms_releases=True)))
@@ -160,7 +160,7 @@ async def test_clusters_are_engaged_once_the_credentials_of_former_owners_are_re
     assert (source.synced, source.engagements.engaged, assignment.unowned()) == (True, 2, 0)
 
 
-async def test_clusters_stay_engaged_while_credentials_are_revoked_for_another_view() -> None:
+async def test_clusters_stay_engaged_while_credentials_are_revoked_after_a_view_change() -> None:
     revocation = Revocation()
     source, assignment = listed("x", revocation=revocation)
     assign(assignment, ALONE)

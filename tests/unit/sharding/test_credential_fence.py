@@ -21,7 +21,7 @@ def cleared(fence: CredentialFence) -> None:
     fence.revoked(due)
 
 
-def test_credential_fence_requires_no_revocation_before_member_may_engage() -> None:
+def test_no_credential_revocation_is_due_before_the_member_may_engage() -> None:
     fence = CredentialFence()
     assert fence.due is None
     fence.follow(STARTED)

@@ -143,6 +143,6 @@ async def test_lease_client_error_of_denied_request_names_the_rbac_rule() -> Non
         await client(Answer(403))[0].read()
 
 
-async def test_lease_client_refuses_to_write_a_read_action() -> None:
+async def test_lease_client_write_rejects_a_read_action() -> None:
     with pytest.raises(AssertionError):
         await client(Answer(200))[0].write(Read())

@@ -90,7 +90,7 @@ def test_member_is_fenced_20_seconds_after_the_start_of_its_last_renewal() -> No
     assert member.is_fenced(renewed_at + 20.0)
 
 
-def test_fence_of_member_is_timed_from_start_of_its_renewal() -> None:
+def test_member_fence_is_counted_from_the_start_of_a_renewal_and_not_from_its_response() -> None:
     driver = settled("a")
     member, started_at = driver.members["a"], driver.now + 10
     action = member.next(started_at)
@@ -130,7 +130,7 @@ def test_eviction_fails_with_a_conflict_if_the_member_has_renewed_its_lease() ->
 # Restarts
 
 
-def test_successor_continues_its_takeover_whose_response_was_lost() -> None:
+def test_successor_continues_its_takeover_after_the_response_to_the_lease_write_was_lost() -> None:
     driver = settled("a")
     successor = driver.add("a", Member("a", "a#2"))
     driver.step("a")
@@ -282,7 +282,7 @@ def test_failed_lease_request_is_retried_after_a_second() -> None:
     assert member.next(7.0) == Read()
 
 
-def test_member_with_failed_request_wakes_at_its_fence() -> None:
+def test_member_with_failed_request_does_not_sleep_past_its_fence() -> None:
     driver = settled("a")
     member = driver.members["a"]
     member.failed(member.fence_at - 0.5)
@@ -381,7 +381,7 @@ def problems(driver: Driver, name: str) -> str:
     return "; ".join(driver.members[name].problems)
 
 
-def test_member_reports_problems_for_an_administrator() -> None:
+def test_member_reports_changed_and_unreadable_leases_and_another_process_with_its_name() -> None:
     driver = settled("a", "b")
     assert problems(driver, "a") == ""
     forge(driver, "b", **FORGED["unreadable"])

@@ -23,7 +23,7 @@ def test_no_key_is_owned_without_members() -> None:
     assert Ownership(view=view, member="a", term="a.1").decide("x") == Decision(KeyOwnership.FOREIGN, None)
 
 
-def test_member_that_may_not_engage_waits_for_its_keys() -> None:
+def test_keys_of_a_member_that_may_not_engage_are_in_state_waiting() -> None:
     ownership = Ownership(view=VIEW, member="a", term="a.1", may_engage=False)
     assert {ownership.decide(key).state for key in "wxyz"} == {KeyOwnership.WAITING, KeyOwnership.FOREIGN}
 

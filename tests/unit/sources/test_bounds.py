@@ -40,7 +40,7 @@ every_mode = pytest.mark.parametrize("observe", [of_project, of_control_plane])
 
 @every_mode
 @pytest.mark.parametrize("at", ["9999-12-31T23:59:59-14:00", "0001-01-01T00:00:00+14:00"])
-def test_deletion_time_outside_the_range_of_protobuf_is_malformed(observe: Observe, at: str) -> None:
+def test_deletion_time_out_of_range_for_protobuf_makes_an_object_malformed(observe: Observe, at: str) -> None:
     assert isinstance(observe(deletionTimestamp=at), Malformed)
 
 
@@ -115,12 +115,12 @@ def test_sent_annotations_over_the_size_limit_make_an_object_malformed() -> None
 
 
 @every_mode
-def test_organization_that_is_longer_than_a_name_is_malformed(observe: Observe) -> None:
+def test_organization_longer_than_a_valid_name_makes_an_object_malformed(observe: Observe) -> None:
     assert isinstance(observe(labels={ORGANIZATION_LABEL: "o" * 253}), Ready)
     assert isinstance(observe(labels={ORGANIZATION_LABEL: "o" * 254}), Malformed)
 
 
-def test_owner_that_is_longer_than_a_name_is_malformed() -> None:
+def test_owner_name_longer_than_a_valid_name_makes_a_project_malformed() -> None:
     owner = {"ownerRef": {"kind": "Organization", "name": "o" * 254}}
     assert isinstance(MODE.observe(project("apollo", spec=owner)), Malformed)
 

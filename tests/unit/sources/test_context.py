@@ -44,7 +44,7 @@ def test_milo_root_is_the_server_path_before_the_contexts(path: str, root: str) 
     assert root_of(f"https://milo.example.com:6443{path}") == f"https://milo.example.com:6443{root}"
 
 
-def test_context_is_named_by_kind_and_name() -> None:
+def test_milo_context_string_has_kind_and_name() -> None:
     assert [str(MiloContext()), str(MiloContext(ContextKind.ORGANIZATION, "acme"))] == ["root", "organization acme"]
 
 

@@ -28,7 +28,7 @@ def a_kind(**differing: Any) -> DeclarativeKind:
         ({"ready": {"field": "status.phase", "values": ["A", "B"]}}, "field status.phase is 'A' or 'B'"),
     ],
 )
-def test_ready_when_text_describes_the_configured_readiness_rule(ready: dict[str, Any], expected: str) -> None:
+def test_readiness_description_names_the_configured_condition_or_field(ready: dict[str, Any], expected: str) -> None:
     assert a_kind(**ready).ready_when == expected
 
 

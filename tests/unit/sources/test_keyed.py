@@ -93,7 +93,7 @@ def encoded(server: str) -> str:
     return base64.b64encode(msgspec.json.encode(document)).decode()
 
 
-def test_label_selector_does_not_hide_that_a_project_belongs_to_another_organization() -> None:
+def test_project_of_another_organization_is_refused_even_if_the_label_selector_excludes_it() -> None:
     follows = ProjectKind().follow(SourceOptions(discovery_server=ACME))
     (projects,) = KeyedSource(follows, label_selector="env=prod").collections
     assert projects.watched.resource.label_selector == f"{ORGANIZATION_LABEL}=acme,env=prod"
@@ -104,7 +104,7 @@ def test_label_selector_does_not_hide_that_a_project_belongs_to_another_organiza
     assert [type(of("acme")), type(of("evil"))] == [Outside, Refused]
 
 
-def test_label_selector_of_the_daemon_does_not_select_secrets(collections: tuple[FollowedCollection, ...]) -> None:
+def test_label_selector_of_the_daemon_is_not_applied_to_secrets(collections: tuple[FollowedCollection, ...]) -> None:
     members, secrets = (collection.watched.resource for collection in collections)
     assert (members.path, members.label_selector) == ("/api/v1/members", "a=b,env=prod")
     assert (secrets.path, secrets.label_selector) == ("/api/v1/secrets", "of=members")
@@ -208,7 +208,7 @@ def test_names_of_clusters_with_contributions_begin_with_the_name_of_their_sourc
     assert (reduced.name, reduced.target.local_name) == ("local#alpha", "alpha")
 
 
-def test_file_contributes_to_clusters_under_the_key_of_its_source() -> None:
+def test_file_contributes_to_clusters_whose_keys_begin_with_the_source_name() -> None:
     source = KeyedSource(KindKind().follow(OPTIONS), "local")
     broken = source.observe_file(FileObject("kind-a", problem="it is broken"))
     assert broken == Malformed("kind-a", "", "", "it is broken")
@@ -216,7 +216,7 @@ def test_file_contributes_to_clusters_under_the_key_of_its_source() -> None:
     assert usable == ContributingObject("kind-a", "1", "", ObjectContent((Contribution("local#a", "content"),)))
 
 
-def test_objects_contribute_to_clusters_under_the_key_of_their_source(
+def test_objects_contribute_to_clusters_whose_keys_begin_with_the_source_name(
     collections: tuple[FollowedCollection, ...],
 ) -> None:
     found = seen(collections[0], metadata={**METADATA, "labels": {"a": "b", "env": "prod"}})

@@ -158,7 +158,7 @@ def test_kubeconfig_file_parser_does_not_raise_for_any_bytes(body: bytes) -> Non
         ),
     )
 )
-def test_kubeconfig_file_parser_reports_a_problem_for_any_invalid_value_of_clusters(value: Any) -> None:
+def test_kubeconfig_file_parser_reports_a_problem_for_any_invalid_value_of_the_clusters_field(value: Any) -> None:
     body = msgspec.json.encode({**document("any"), "clusters": value})
     assert one("alpha", body).problem
 
@@ -200,7 +200,7 @@ def test_unreadable_kubeconfig_of_kind_mode_is_malformed(body: bytes) -> None:
 
 
 @pytest.mark.parametrize("mode", [DIRECTORY, KIND])
-def test_cluster_in_two_kubeconfig_files_is_that_of_the_earlier_file(mode: Files) -> None:
+def test_cluster_in_two_kubeconfig_files_is_read_from_the_earlier_file(mode: Files) -> None:
     contents = [Ready(uid, "", Target(name="a", uid=uid, place=("https://a",))) for uid in ("1", "2")]
     contributions = [
         ObjectContribution(0, f"file-{order}", str(order), "", order, each) for order, each in enumerate(contents)

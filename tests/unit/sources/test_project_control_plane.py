@@ -70,7 +70,7 @@ def test_control_plane_endpoint_is_derived_from_name_and_uid(template: str) -> N
         of.restored_place(Target(name="../apollo", uid=UID, place=()))
 
 
-def test_endpoint_scheme_is_that_of_project_api() -> None:
+def test_control_plane_endpoint_has_the_scheme_of_the_project_api_server() -> None:
     plain = ControlPlaneObjects(ProjectControlPlaneKind(), SourceOptions(project_server="http://127.0.0.1:8080"))
     assert endpoint(plain).startswith("http://milo-apiserver.")
 

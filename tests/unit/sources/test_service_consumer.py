@@ -181,7 +181,7 @@ def test_followed_projects_are_watched_in_the_root_context() -> None:
     assert (KIND.unseen[:40], FOLLOWING.unseen) == ("deletions and re-creations of projects a", "")
 
 
-def test_contributions_need_the_project_if_projects_are_followed() -> None:
+def test_contributions_require_the_project_only_if_projects_are_followed() -> None:
     (contribution,) = FOLLOWED.contributions(consumer("shop"))
     assert contribution.needs == ((FOLLOWED_PROJECTS, "shop"),)
     assert contributions("shop")[0].needs == ()

@@ -93,7 +93,7 @@ def test_state_file_with_invalid_content_and_valid_checksum_is_rejected(body: by
         decode(data, ORIGIN)
 
 
-def test_state_file_format_number_of_any_length_is_rejected() -> None:
+def test_very_long_state_file_format_number_is_rejected_and_truncated_in_the_error() -> None:
     with pytest.raises(StateFileError, match="format 99999999999999999999;"):
         decode(b"milo-discoveryd state " + b"9" * 5000 + b" x\n", ORIGIN)
 

@@ -88,7 +88,7 @@ def test_discovery_identity_is_not_issued_without_share_discovery_identity(
         ({"exec": PLUGIN}, {"tokenFile": "token"}),
     ],
 )
-def test_project_identity_other_than_that_of_discovery_is_issued(
+def test_project_identity_that_differs_from_the_discovery_identity_is_issued(
     tmp_path: Path, files: Callable[..., str], discovery: dict[str, Any], project: dict[str, Any]
 ) -> None:
     given = {"discovery_kubeconfig": files("discovery", **discovery), "project_kubeconfig": files("project", **project)}

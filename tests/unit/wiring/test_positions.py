@@ -35,7 +35,7 @@ def test_resume_positions_contain_the_latest_revision_of_this_run() -> None:
     assert positions(of, "this") == {"this": of.changes.log.head}
 
 
-def test_resume_positions_of_earlier_runs_cover_any_revision_after_a_complete_list() -> None:
+def test_complete_list_extends_resume_positions_of_earlier_runs_to_any_revision() -> None:
     of = source()
     of.restored_positions = {"before": 7}
     of.restore([(ready("a", ""), 1.0)], (), STALE)

@@ -119,7 +119,9 @@ def test_fleet_digest_depends_on_the_watched_server_and_not_on_its_kubeconfig(
     assert ours != watching(kubeconfig("one", f"https://milo.example.com{organization}"))
 
 
-def test_fleet_digest_depends_on_the_server_of_a_single_cluster(kubeconfig: Callable[[str, str], str]) -> None:
+def test_fleet_digest_in_mode_single_depends_on_the_server_of_the_cluster(
+    kubeconfig: Callable[[str, str], str],
+) -> None:
     one, two = (digest(mode="single", project_kubeconfig=kubeconfig("c", f"https://{host}")) for host in "ab")
     assert one != two
 
@@ -136,7 +138,9 @@ def test_fleet_digest_of_files_depends_only_on_their_path(tmp_path: Path) -> Non
     assert ours != of(tmp_path / "other")
 
 
-def test_fleet_digest_is_the_same_in_all_pods_of_a_cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fleet_digest_is_equal_in_all_pods_of_one_cluster_and_differs_between_clusters(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def of(pod: str, host: str) -> str:
         account = tmp_path / pod
         account.mkdir()

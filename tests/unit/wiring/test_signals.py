@@ -51,7 +51,7 @@ async def test_signal_is_ignored_until_an_earlier_signal_has_been_handled() -> N
         assert signal.getsignal(USR2) is signal.SIG_IGN
 
 
-async def test_signal_handler_that_fails_handles_later_signals(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_signal_handler_is_called_again_after_it_failed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(signals, "INTERVAL_S", 0.0)
     reported: list[object] = []
     asyncio.get_running_loop().set_exception_handler(lambda _, context: reported.append(context["exception"]))

@@ -157,11 +157,11 @@ def engagement(
         (ObjectState.DELETED, "REASON_DELETED"),
     ],
 )
-def test_engagement_of_cluster_that_is_not_engaged_has_reason_and_message(state: ObjectState, reason: str) -> None:
+def test_engagement_message_of_cluster_that_is_not_engaged_explains_the_reason(state: ObjectState, reason: str) -> None:
     assert engagement(record(state)) == (False, reason, "its message", 100)
 
 
-def test_engagement_of_engaged_cluster_has_reason_engaged() -> None:
+def test_engagement_message_of_engaged_cluster_has_reason_engaged() -> None:
     assert engagement(record(ObjectState.READY, engaged=True)) == (
         True,
         "REASON_ENGAGED",
@@ -170,12 +170,12 @@ def test_engagement_of_engaged_cluster_has_reason_engaged() -> None:
     )
 
 
-def test_engagement_of_engaged_cluster_contains_the_ready_condition_of_its_source() -> None:
+def test_engagement_message_of_engaged_cluster_contains_the_ready_condition_of_its_source() -> None:
     message = convert.engagement(record(ObjectState.READY, engaged=True), None, ready_when="condition Ready is True")
     assert message.message == "its condition Ready is True"
 
 
-def test_engagement_of_engaged_malformed_object_has_reason_malformed() -> None:
+def test_engagement_message_of_engaged_malformed_object_has_reason_malformed() -> None:
     assert engagement(record(ObjectState.MALFORMED, engaged=True)) == (True, "REASON_MALFORMED", "its message", 100)
 
 
@@ -186,7 +186,9 @@ def test_engagement_of_engaged_malformed_object_has_reason_malformed() -> None:
         ("503: not now", "its object was reported as deleted; not confirmed yet: 503: not now"),
     ],
 )
-def test_engagement_of_cluster_with_pending_deletion_has_reason_confirming_deletion(problem: str, message: str) -> None:
+def test_engagement_message_of_cluster_with_pending_deletion_has_reason_confirming_deletion(
+    problem: str, message: str
+) -> None:
     result = engagement(record(ObjectState.READY, engaged=True), problem)
     assert result == (True, "REASON_CONFIRMING_DELETION", message, 100)
 
@@ -195,7 +197,7 @@ def test_not_ready_cluster_whose_deletion_is_being_confirmed_has_reason_not_read
     assert engagement(record(ObjectState.NOT_READY), "")[1] == "REASON_NOT_READY"
 
 
-def test_engagement_within_not_ready_grace_period_contains_the_end_of_the_period() -> None:
+def test_engagement_message_within_not_ready_grace_period_contains_the_end_of_the_period() -> None:
     assert engagement(record(ObjectState.NOT_READY, engaged=True), grace_until=1_700_000_000.9) == (
         True,
         "REASON_NOT_READY",
@@ -208,7 +210,7 @@ def test_engagement_within_not_ready_grace_period_contains_the_end_of_the_period
     ("state", "again"), [(ObjectState.NOT_READY, ""), (ObjectState.READY, "; it will be engaged again after the drain")]
 )
 @pytest.mark.parametrize(("why", "expected"), [("degraded", "NOT_READY: degraded"), ("", "NOT_READY")])
-def test_engagement_of_draining_cluster_has_reason_draining(
+def test_engagement_message_of_draining_cluster_has_reason_draining(
     state: ObjectState, again: str, why: str, expected: str
 ) -> None:
     of = record(state)
@@ -218,7 +220,7 @@ def test_engagement_of_draining_cluster_has_reason_draining(
     assert engagement(of) == (True, "REASON_DRAINING", message, 100)
 
 
-def test_engagement_of_draining_cluster_that_another_member_owns_announces_no_reengagement() -> None:
+def test_engagement_message_of_draining_cluster_of_another_member_says_it_will_not_be_engaged_again() -> None:
     of = record(ObjectState.READY)
     of.entry.cluster = msgspec.structs.replace(SMALL, draining=Drain(DisengageReason.NOT_READY, "", 1_700_000_000.0))
     found = convert.engagement(of, None, "member b of the shard group owns it (view 3)")
@@ -229,7 +231,7 @@ def test_engagement_of_draining_cluster_that_another_member_owns_announces_no_re
     )
 
 
-def test_engagement_of_draining_moved_cluster_announces_no_reengagement() -> None:
+def test_engagement_message_of_draining_moved_cluster_does_not_announce_reengagement() -> None:
     of = record(ObjectState.READY)
     moves = Drain(DisengageReason.MOVED, "member b owns it", 1_700_000_000.0)
     of.entry.cluster = msgspec.structs.replace(SMALL, draining=moves)
@@ -252,7 +254,7 @@ def test_transition_message_has_incarnation() -> None:
 # --- kubeconfigs ---
 
 
-def test_kubeconfig_message_has_times() -> None:
+def test_kubeconfig_message_has_issue_refresh_and_expiry_times() -> None:
     handed = IssuedKubeconfig("a", b"{}", issued_at=1.0, expires_at=3.0, refresh_at=2.0)
     assert convert.kubeconfig(handed) == pb.Kubeconfig(
         cluster="a",

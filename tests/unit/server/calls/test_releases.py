@@ -67,7 +67,7 @@ def test_release_after_the_end_of_the_drain_is_a_no_op() -> None:
     assert refusal(fleet, incarnation="e.2")[0] == "OTHER_INCARNATION"
 
 
-def test_release_is_refused_with_reason() -> None:
+def test_refused_release_reports_its_reason() -> None:
     known, drained = "cluster 'a' was last engaged as incarnation e.1, not", draining()
     assert refusal(registry()) == ("NEVER_SEEN", "cluster 'a' is not known")
     assert refusal(engaged()) == (
@@ -90,7 +90,7 @@ def test_release_of_an_object_that_was_never_engaged_is_refused() -> None:
     assert refusal(fleet)[0] == "NEVER_SEEN"
 
 
-def test_pending_releases_of_other_callers_require_full_scope() -> None:
+def test_pending_releases_of_other_callers_are_shown_only_with_full_scope() -> None:
     stream = opened()
     fleet = draining(stream)
     fleet.releases.close(stream, 12.0)
@@ -119,6 +119,6 @@ def test_pending_release_of_a_forgotten_subscriber_has_no_disconnect_time() -> N
     assert (pending.subscriber, pending.HasField("since")) == ("operator", False)
 
 
-def test_subscription_has_the_caller_for_messages_and_the_size_of_its_filter() -> None:
+def test_subscription_has_subscriber_name_caller_label_view_and_filter_size() -> None:
     stream = releases.subscription(Caller(listener="tcp", sans=("b", "a")), "operator", VIEW, 12)
     assert (stream.key.name, stream.label, stream.view, stream.filter_bytes) == ("operator", "a, b", VIEW, 12)

@@ -260,7 +260,7 @@ def test_unvalidated_cluster_name_is_truncated() -> None:
 # --- releases ---
 
 
-def test_watch_request_with_confirm_releases_has_a_subscriber_name() -> None:
+def test_watch_request_with_confirm_releases_is_parsed_with_its_subscriber_name() -> None:
     asked = watch(confirm_releases=True, subscriber="dns-operator-7d9f/1", filter=pb.ClusterFilter(names=["a"]))
     assert asked.subscriber == "dns-operator-7d9f/1"
     assert asked.wanted == Filter(names=frozenset({"a"}), confirms_releases=True)

@@ -48,7 +48,7 @@ def new_subscriber(*sources: Source, is_resumed: bool = False) -> Resumption:
     return Resumption(None, sources, NOW, lambda _name, _now: 0, is_resumed=is_resumed, accepts_pending=True)
 
 
-def test_all_sources_are_pending_before_lists_are_compared() -> None:
+def test_all_sources_are_pending_until_their_lists_were_compared() -> None:
     waiting = new_subscriber(Source("eu"), Source("us"))
     assert (waiting.pending, waiting.must_wait) == ({"eu", "us"}, True)
 
@@ -93,7 +93,7 @@ def test_restored_source_is_shown_if_its_state_file_has_everything_that_the_subs
         ({"kept": 3}, ProjectUids.NONE, ProjectUids.STATED, {"kept"}),
     ],
 )
-def test_source_stays_pending_if_it_may_show_projects_that_the_subscriber_keeps_from_a_pending_source(
+def test_source_stays_pending_if_it_may_have_projects_that_the_subscriber_keeps_from_another_pending_source(
     known: Mapping[str, int], kept: ProjectUids, shown: ProjectUids, pending: set[str]
 ) -> None:
     kept_source = Source("kept", synced=False, project_uids=kept)
@@ -175,7 +175,7 @@ def test_clusters_of_a_pending_source_are_counted_at_growing_intervals() -> None
     assert (len(counted), waiting.doubted_since) == (4, 0.0)
 
 
-def test_source_is_pending_without_a_count_if_the_subscriber_claims_far_more_clusters_than_are_listed() -> None:
+def test_source_is_pending_without_counting_if_the_subscriber_claims_far_more_clusters_than_are_listed() -> None:
     waiting = resumption(
         Source("eu"), known={"eu": 999_999_999}, count=lambda _name, _now: pytest.fail("the fleet was counted")
     )

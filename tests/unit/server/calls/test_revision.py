@@ -80,7 +80,7 @@ def test_position_is_contained_in_a_state_file_only_if_complete_and_not_newer(
     assert position.is_contained_in({"before": 7}) is is_contained
 
 
-def test_position_within_a_snapshot_is_not_complete_in_its_run() -> None:
+def test_position_within_a_snapshot_or_of_another_run_is_not_complete() -> None:
     assert Position("this", 7).is_complete_in("this")
     assert not Position("this", 7, part=1).is_complete_in("this")
     assert not Position("before", 7).is_complete_in("this")
@@ -102,7 +102,7 @@ def test_length_limit_of_revisions_allows_a_count_for_each_source(sources: int) 
     assert longest(sources) == longest(64) or sources > 64
 
 
-def test_known_clusters_within_sources_exclude_other_sources() -> None:
+def test_known_clusters_limited_to_sources_exclude_other_sources() -> None:
     known = NOTHING.grown({"eu": 3, "us": 2}).within(["us", "asia"])
     assert [known.count_of(source) for source in ("eu", "us", "asia")] == [0, 2, 0]
 

@@ -73,7 +73,7 @@ def test_transitions_of_earlier_incarnations_are_hidden_from_limited_scopes(regi
     assert len(list(visibility.visible_transitions(record, PROD))) == 1
 
 
-def test_transitions_are_hidden_for_names_without_cluster(registry: Engagements) -> None:
+def test_record_of_an_object_that_was_never_engaged_has_no_visible_transitions(registry: Engagements) -> None:
     record = registry["shop-never"]
     assert record is not None
     assert list(visibility.visible_transitions(record, SHOPS)) == []

@@ -69,7 +69,7 @@ def test_unauthenticated_connections_are_limited_to_an_eighth_of_the_slots_and_t
     assert admitted(slots, "a", 12) == [2]
 
 
-def test_unauthenticated_connections_may_take_all_slots_if_there_are_few() -> None:
+def test_unauthenticated_connections_may_take_all_slots_of_a_small_budget() -> None:
     slots: ConnectionSlots[int] = ConnectionSlots(4)
     assert admitted(slots, "a", 0, 1, 2, 3) == [None, None, 0, 1]
     assert admitted(slots, "b", 4, 5) == [None, None]
@@ -78,7 +78,7 @@ def test_unauthenticated_connections_may_take_all_slots_if_there_are_few() -> No
     assert admitted(slots, "a", 6, 7) == [None, None]
 
 
-def test_network_with_the_most_unauthenticated_connections_loses_its_oldest_connection_to_other_networks() -> None:
+def test_new_connection_evicts_oldest_unauthenticated_connection_of_the_network_with_the_most_of_them() -> None:
     slots: ConnectionSlots[int] = ConnectionSlots(4)
     assert admitted(slots, "a", 0, 1) == [None, None]
     assert admitted(slots, "b", 2) == [None]
@@ -103,7 +103,7 @@ def taken(slots: ConnectionSlots[int], number: int, *owners: str) -> int | None:
         return -1
 
 
-def test_one_owner_may_take_all_slots_and_loses_its_newest_connections_to_owners_with_fewer_connections() -> None:
+def test_one_owner_may_take_all_slots_until_owners_with_fewer_connections_evict_its_newest_connections() -> None:
     slots: ConnectionSlots[int] = ConnectionSlots(4)
     assert [taken(slots, number, "a") for number in range(5)] == [None, None, None, None, -1]
     assert [taken(slots, number, "b") for number in (5, 6, 7)] == [3, 2, -1]

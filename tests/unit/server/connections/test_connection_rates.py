@@ -54,14 +54,14 @@ def test_connect_rate_limiter_evicts_addresses_beyond_the_maximum() -> None:
     assert not limiter.admit(str(2 * MAX_NETWORKS - 1), 0)
 
 
-def test_refused_calls_within_the_rate_cause_no_pause() -> None:
+def test_refused_calls_within_the_rate_do_not_throttle_the_owner() -> None:
     limiter = RefusedCallLimiter()
     assert [limiter.charge(["uid 1"], 0.0) for _ in range(BURST)] == [0.0] * BURST
     limiter.admit(["uid 1"], 0.0)
     assert limiter.charge(["uid 1"], 1.0) == 0.0
 
 
-def test_owner_with_too_many_refused_calls_is_paused_and_other_owners_are_not() -> None:
+def test_owner_with_too_many_refused_calls_is_throttled_without_affecting_other_owners() -> None:
     limiter = RefusedCallLimiter()
     pauses = [limiter.charge(["uid 1"], 0.0) for _ in range(BURST + 100)]
     assert pauses[-1] == pytest.approx(100 / REFUSED_CALL_RATE.per_second)
@@ -71,7 +71,7 @@ def test_owner_with_too_many_refused_calls_is_paused_and_other_owners_are_not() 
     limiter.admit(["uid 1"], pauses[-1])
 
 
-def test_refused_calls_pause_every_name_of_a_certificate() -> None:
+def test_refused_calls_throttle_every_identity_in_a_certificate() -> None:
     limiter = RefusedCallLimiter()
     for _ in range(BURST + 1):
         limiter.charge(["dns:a", "dns:b"], 0.0)
@@ -80,7 +80,7 @@ def test_refused_calls_pause_every_name_of_a_certificate() -> None:
             limiter.admit(names, 0.0)
 
 
-def test_refused_call_pause_is_bounded() -> None:
+def test_refused_call_throttling_has_a_maximum_duration() -> None:
     limiter = RefusedCallLimiter()
     for _ in range(100 * BURST):
         limiter.charge(["uid 1"], 0.0)
