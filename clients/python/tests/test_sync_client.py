@@ -138,7 +138,7 @@ class TestWatch:
             assert watch.revision == "3"
             assert watch.connected
 
-    def test_sync_watch_synced_keeps_events_for_iteration(self, wire):
+    def test_synced_of_a_blocking_watch_does_not_consume_events(self, wire):
         with wire.client.watch() as watch:
             synced = wire.start(watch.synced)
             wire.stream(waiting("", "0"), snapshot("1", engaged("a")))
@@ -199,7 +199,7 @@ class TestConnections:
             with pytest.raises(TimedOut):
                 await asyncio.to_thread(client.list)
 
-    async def test_closed_client_ends_calls_and_backoff(self, daemon):
+    async def test_closing_the_client_ends_its_watches_even_during_backoff(self, daemon):
         patient = BackoffPolicy(initial=timedelta(hours=1), maximum=timedelta(hours=1))
         with SyncDiscoveryClient(daemon.address, backoff=patient) as client:
             following_one = asyncio.create_task(asyncio.to_thread(list, client.watch()))

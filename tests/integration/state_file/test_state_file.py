@@ -126,7 +126,9 @@ async def test_state_file_is_written_as_soon_as_its_directory_exists(tmp_path: P
         await eventually(lambda: names() == ["beta"])
 
 
-async def test_f37_full_disk_keeps_last_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_f37_last_written_state_is_kept_while_the_disk_is_full(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     fleet, names = Fleet(), recalled(tmp_path)
     attempts = 0
 
@@ -172,7 +174,7 @@ async def test_world_writable_state_file_is_rejected(tmp_path: Path) -> None:
     assert StateFile(tmp_path, ORIGIN).load() is None
 
 
-async def test_state_file_writable_by_a_group_without_the_daemon_is_rejected(
+async def test_state_file_writable_by_a_group_that_the_daemon_is_not_in_is_rejected(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = await written(tmp_path)

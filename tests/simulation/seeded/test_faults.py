@@ -288,7 +288,7 @@ def test_f22_restored_server_disengages_nothing() -> None:
     run_steps(steps)
 
 
-def test_f22_restored_server_is_accepted_by_an_administrator() -> None:
+def test_f22_administrator_can_accept_the_state_of_a_restored_server() -> None:
     async def steps(harness: Harness) -> None:
         await restored(harness)
         harness.daemon.collection.accept(harness.loop.time())

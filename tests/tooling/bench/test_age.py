@@ -29,13 +29,13 @@ def _since(commit: str, packages: tuple[str, ...]) -> int | None:
         ("sandbox", "elsewhere", "not in the history of this checkout"),
     ],
 )
-def test_stale_results_are_reported(name: str, commit: str | None, problem: str | None) -> None:
+def test_stale_bench_results_are_reported(name: str, commit: str | None, problem: str | None) -> None:
     found = [*age.problems({name: _results(commit)}, {}, _since)]
     assert len(found) == (problem is not None)
     assert all(problem is not None and problem in text for text in found)
 
 
-def test_results_known_as_stale_are_accepted_until_they_are_measured_again() -> None:
+def test_bench_results_known_as_stale_are_accepted_until_they_are_measured_again() -> None:
     known = {"sandbox": "yesterday"}
     assert [*age.problems({"sandbox": _results(None, "yesterday")}, known, _since)] == []
     (again,) = age.problems({"sandbox": _results("old", "today")}, known, _since)
