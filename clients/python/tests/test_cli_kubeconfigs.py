@@ -304,7 +304,7 @@ class TestKubeconfig:
         assert (outcome.status, outcome.err) == (1, f"milo-discovery: {path} is not a regular file\n")
         assert path.is_fifo()
 
-    async def test_exec_kubeconfig_written_by_the_module_runs_the_installed_command(self, daemon):
+    async def test_exec_kubeconfig_written_by_python_m_runs_the_installed_command(self, daemon):
         daemon.answers["IssueKubeconfig"] = [exec_form()]
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "milo_discovery", "kubeconfig", "alpha", "--address", daemon.address),

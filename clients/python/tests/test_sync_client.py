@@ -89,7 +89,7 @@ class TestCalls:
         assert [listed.name for listed in listing.result()] == ["a", "b"]
         assert second.page_token == "more"
 
-    def test_sync_unary_calls_return_values(self, wire):
+    def test_unary_calls_of_the_sync_client_return_values(self, wire):
         report = wire.start(wire.client.get, "a")
         wire.answer("GetCluster", pb.GetClusterResponse(cluster=cluster("a")))
         assert report.result().cluster.name == "a"

@@ -73,7 +73,7 @@ def test_object_cache_is_synced_at_the_end_of_the_first_list() -> None:
     assert len(cache) == 1
 
 
-def test_object_cache_marks_watched_changes_and_deletions_as_live() -> None:
+def test_object_cache_marks_changes_and_deletions_received_by_watch_as_live() -> None:
     cache = synced(cached("a"))
     assert applied(cache, ObjectChanged(cached("a", "2"))) == [Change(cached("a"), cached("a", "2"), True)]
     [deleted] = applied(cache, DeletionReported("a", "uid-a", "default"))

@@ -130,7 +130,7 @@ async def test_open_streams_do_not_count_as_calls_in_flight(monkeypatch: pytest.
         pytest.param({"subscriber": "operator" * 8}, id="another-field"),
     ],
 )
-async def test_requests_of_open_streams_are_limited(
+async def test_total_request_size_of_open_streams_is_limited(
     monkeypatch: pytest.MonkeyPatch, harness: Harness, asked: dict[str, Any]
 ) -> None:
     request = pb.WatchClustersRequest(**asked)

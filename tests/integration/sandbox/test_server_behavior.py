@@ -109,7 +109,9 @@ class TestCrdChanges:
         async with client.watch(PROJECTS, resourceVersion=version) as stream:
             assert (await stream.next())["object"]["code"] == 410
 
-    async def test_deleted_crd_is_404_in_text(self, client: Client, sandbox: Sandbox) -> None:
+    async def test_request_for_objects_of_a_deleted_crd_is_answered_with_404_in_plain_text(
+        self, client: Client, sandbox: Sandbox
+    ) -> None:
         async with client.watch(PROJECTS) as stream, client.watch(CONTROL_PLANES) as other:
             sandbox.delete_definition(PROJECT)
             assert await stream.rest() == []

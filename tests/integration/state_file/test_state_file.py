@@ -68,7 +68,7 @@ async def test_changed_state_is_written_and_read_by_next_daemon(tmp_path: Path) 
         await eventually(lambda: names() == ["alpha", "beta"])
 
 
-async def test_final_state_is_written_at_shutdown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_latest_state_is_written_at_shutdown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(state_file, "WRITE_INTERVAL_S", 3600.0)
     fleet, names = Fleet(), recalled(tmp_path)
     async with running(StateFile(tmp_path, ORIGIN), fleet):
@@ -107,7 +107,7 @@ def test_malformed_state_file_is_ignored(tmp_path: Path, content: bytes) -> None
     assert StateFile(tmp_path, ORIGIN).load() is None
 
 
-async def test_state_of_another_source_is_ignored(tmp_path: Path) -> None:
+async def test_state_file_of_another_source_is_ignored(tmp_path: Path) -> None:
     fleet = Fleet()
     async with running(StateFile(tmp_path, StateOrigin("https://other.test", "project")), fleet):
         fleet.now_holds(kept("alpha"))

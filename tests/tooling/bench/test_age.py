@@ -74,6 +74,8 @@ class Read:
         ('"""Fail."""', "self.name = None", False),
     ],
 )
-def test_commits_that_change_only_texts_do_not_make_results_stale(old: str, new: str, is_equal: bool) -> None:
+def test_commits_that_change_only_comments_docstrings_or_messages_do_not_make_bench_results_stale(
+    old: str, new: str, is_equal: bool
+) -> None:
     assert old in CODE
     assert (age.without_texts(CODE) == age.without_texts(CODE.replace(old, new))) is is_equal

@@ -42,7 +42,7 @@ def test_bench_prints_a_table_and_writes_json(tmp_path: Path) -> None:
         ("", "unknown commit"),
     ],
 )
-def test_bench_names_the_commit_of_a_program_in_go(build_info: str, commit: str) -> None:
+def test_bench_reports_the_commit_that_a_go_program_was_built_from(build_info: str, commit: str) -> None:
     assert built_from(build_info) == commit
 
 

@@ -34,7 +34,7 @@ def workload(directory: Path, kind: str) -> Manifest:
 
 
 @pytest.mark.parametrize("version", [OLDEST, NEWEST])
-def test_rendered_component_is_strictly_valid(directory: Path, version: str, tmp_path: Path) -> None:
+def test_rendered_sharding_component_is_strictly_valid(directory: Path, version: str, tmp_path: Path) -> None:
     assert strictly_valid(built(directory), version, tmp_path / "built.yaml") == 5
 
 
