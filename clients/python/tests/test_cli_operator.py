@@ -27,7 +27,7 @@ print("ended", flush=True)
 """
 
 
-async def test_run_restarts_the_operator_when_a_file_changes_and_ends_it_on_sigterm(tmp_path: Path):
+async def test_run_command_restarts_the_operator_when_a_file_changes_and_ends_it_on_sigterm(tmp_path: Path):
     program = tmp_path / "my_operator.py"
     program.write_text(PROGRAM.replace("import os", "import signal; signal.pthread_sigmask(0, [15])\nimport os"))
     async with running("run", str(program), "--", "-v", address="unix:///daemon.sock") as process:
@@ -43,7 +43,7 @@ async def test_run_restarts_the_operator_when_a_file_changes_and_ends_it_on_sigt
         assert await process.wait() == 0
 
 
-async def test_run_waits_for_a_change_after_the_operator_failed(tmp_path: Path):
+async def test_run_command_waits_for_a_file_change_after_the_operator_failed(tmp_path: Path):
     program = tmp_path / "my_operator.py"
     program.write_text("raise SystemExit(3)")
     async with running("run", str(program), address="unix:///daemon.sock") as process:

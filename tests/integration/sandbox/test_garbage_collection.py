@@ -75,7 +75,7 @@ async def test_dependent_is_deleted_only_after_its_owner_is_removed(client: Clie
 
 
 @pytest.mark.parametrize("change", [{"uid": "0"}, {"name": "another"}, {"kind": "Gadget"}])
-async def test_dependent_of_an_absent_owner_is_deleted(
+async def test_dependent_of_a_nonexistent_owner_is_deleted(
     client: Client, owner: dict[str, Any], change: dict[str, str]
 ) -> None:
     await dependent(client, "lost", owned_by(owner) | change)

@@ -38,7 +38,7 @@ def test_rendered_sharding_component_is_strictly_valid(directory: Path, version:
     assert strictly_valid(built(directory), version, tmp_path / "built.yaml") == 5
 
 
-def test_workload_has_replicas_with_a_group_and_the_identity_of_their_pods(directory: Path, kind: str) -> None:
+def test_replicas_of_a_workload_share_a_group_and_are_named_after_their_pods(directory: Path, kind: str) -> None:
     spec = workload(directory, kind)["spec"]
     assert spec["replicas"] == 3
     [daemon] = [
