@@ -178,7 +178,7 @@ def test_published_object_of_a_moved_cluster_is_kept_by_the_other_replica(server
     assert server.objects["alpha"]["metadata"]["uid"] == uid
 
 
-def test_removals_list_objects_of_the_publisher_whose_clusters_are_neither_engaged_nor_ended(server):
+def test_removals_are_objects_of_the_publisher_whose_clusters_are_neither_engaged_nor_ended(server):
     of = publication()
     for name in ("alpha", "beta", "gamma", "delta"):
         of.desire(desired(cluster(name)))
@@ -218,7 +218,7 @@ def test_end_of_a_cluster_before_its_reengagement_does_not_allow_deletion_of_its
         (replace(identity(), filter="-l a=b"), "was written with the filter `-l a=b`, but this run has no filter"),
     ],
 )
-def test_published_object_reports_a_different_group_or_filter(server, other: Identity, difference: str):
+def test_difference_in_group_or_filter_of_a_published_object_is_reported(server, other: Identity, difference: str):
     of = Publication(PROFILES.resource, other)
     of.desire(desired(cluster()))
     server.settle(of, "alpha")

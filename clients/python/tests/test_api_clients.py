@@ -177,7 +177,7 @@ class TestRequests:
 class TestClusterIdentity:
     """Tests that an API client for a Cluster never sends requests to a later cluster of the same name."""
 
-    async def test_api_client_requests_kubeconfig_of_the_incarnation(self, opened, daemon, plane):
+    async def test_api_client_requests_the_kubeconfig_of_the_given_incarnation(self, opened, daemon, plane):
         daemon.answers["IssueKubeconfig"] = [issued(plane.kubeconfig(token="t-1"))]
         async with opened(daemon, ALPHA):
             pass
@@ -284,7 +284,7 @@ class TestOtherServers:
             assert (plane.asked_with, plane.acting) == (["Bearer t"], ["shop"])
             assert elsewhere.asked_with == []
 
-    async def test_client_sends_a_new_endpoints_token_only_to_the_new_endpoint(self, opened, daemon, plane):
+    async def test_client_sends_the_token_of_a_new_endpoint_only_to_that_endpoint(self, opened, daemon, plane):
         daemon.answers["IssueKubeconfig"] = [
             issued(plane.kubeconfig(token="t-1"), age=DUE),
             issued(plane.kubeconfig(token="t-2").replace(b"/projects/alpha", b"/moved/alpha"), age=DUE),
@@ -408,7 +408,7 @@ def test_request_timeout_accepts_pairs_and_exceeds_timeout_seconds_of_watches(qu
     assert request_timeout(f"https://a/api/v1/namespaces?{query}", given) == expected
 
 
-def test_expired_certificate_raises_certificate_renewed():
+def test_connection_raises_certificate_renewed_once_its_certificate_has_expired():
     first, second = (KubeconfigAccess(server="https://a", certificate=name, key="k") for name in ("first", "second"))
     now = datetime.now(UTC)
     still_good = ConnectionCredential(CachedCredential(first, refresh_at=now, expires_at=now + timedelta(hours=1)))
@@ -428,7 +428,7 @@ def certificate(plane: ControlPlane, name: str) -> dict[str, str]:
 
 
 class TestSharedTransports:
-    async def test_clients_of_one_kind_and_host_share_connection_and_ssl_context(
+    async def test_async_and_blocking_clients_each_share_one_connection_and_ssl_context_per_host(
         self, client, daemon, plane, monkeypatch
     ):
         contexts: list[ssl.SSLContext] = []

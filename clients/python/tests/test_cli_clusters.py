@@ -34,7 +34,7 @@ class TestList:
         outcome = await command("list", "-o", "wide", "--no-headers")
         assert outcome.lines[0] == ["alpha", "acme", "Ready", "2d5h", "u-1", "https://a", "b=2,env=prod"]
 
-    async def test_list_without_a_match_names_the_filter(self, command, daemon):
+    async def test_list_without_a_match_prints_the_filter(self, command, daemon):
         daemon.answers["ListClusters"] = [pb.ListClustersResponse()]
         outcome = await command("list", "-l", "env=dev", "--organization", "acme")
         assert outcome.err == (
@@ -182,7 +182,7 @@ class TestGetAndExplain:
             3, f"milo-discovery: alpa was never seen: {causes}; did you mean alpha?\n"
         )  # fmt: skip
 
-    async def test_explain_of_a_draining_cluster_names_pending_releases(self, command, daemon):
+    async def test_explain_of_a_draining_cluster_lists_pending_releases(self, command, daemon):
         deadline = Timestamp(seconds=60)
         draining = pb.Draining(reason=pb.DISENGAGE_REASON_MOVED, deadline=deadline, message="to b")
         waits_for = [
@@ -204,7 +204,7 @@ class TestGetAndExplain:
         assert first.startswith("  operator-0/1   uid 7   connected since 20")
         assert second == "  operator-1/1   uid 7   disconnected since an unknown time"
 
-    async def test_explain_names_the_shard_member_that_owns_the_cluster(self, command, daemon):
+    async def test_explain_prints_the_shard_member_that_owns_the_cluster(self, command, daemon):
         elsewhere = pb.Engagement(
             reason=pb.Engagement.REASON_UNASSIGNED, message="member b of the shard group owns it (view 3)"
         )

@@ -119,7 +119,7 @@ class TestErrors:
         asked, option = await command("help", *words), await command(*of, "--help")
         assert (asked.status, asked.out) == (0, option.out)
 
-    async def test_misspelled_variable_is_reported(self, command, daemon):
+    async def test_misspelled_environment_variable_is_reported(self, command, daemon):
         daemon.answers["ListClusters"] = [FLEET]
         # Kubernetes sets variables like the last two for a Service named milo-discovery.
         variables = {"ADRESS": "x", "SOCKET": "x", "SERVICE_HOST": "x", "PORT_7070_TCP_ADDR": "x"}
@@ -130,7 +130,7 @@ class TestErrors:
         assert "did you mean MILO_DISCOVERY_ADDRESS?" in first
         assert "MILO_DISCOVERY_SOCKET is not an environment variable" in second
 
-    async def test_variable_with_the_prefix_of_the_daemon_is_reported(self, command, daemon):
+    async def test_environment_variable_with_the_prefix_of_the_daemon_is_reported(self, command, daemon):
         daemon.answers["ListClusters"] = [FLEET]
         outcome = await command("list", MILO_DISCOVERYD_CA_FILE="x", MILO_DISCOVERYD_LISTEN="unix:///d.sock")
         assert outcome.status == 0

@@ -59,7 +59,7 @@ def test_kubeconfig_directory_and_files_are_private(path: Path):
     assert {stat.S_IMODE(file.stat().st_mode) for file in path.iterdir()} == {0o600}
 
 
-def test_renewed_kubeconfig_file_is_replaced_and_others_are_unchanged(path: Path):
+def test_only_the_renewed_kubeconfig_file_is_replaced(path: Path):
     with KubeconfigDirectory(path) as directory:
         directory.reconcile(wanted("a") | wanted("b"), ended=())
         before = {file.name: file.stat().st_ino for file in path.iterdir()}

@@ -48,7 +48,7 @@ def exec_form() -> pb.IssueKubeconfigResponse:
 
 
 class TestCredential:
-    async def test_credential_prints_a_token_with_its_expiry(self, command, daemon):
+    async def test_credential_command_prints_a_token_with_its_expiry(self, command, daemon):
         daemon.answers["IssueKubeconfig"] = [issued(EMBEDDED, life=LIFE)]
         outcome = await command("credential", "--cluster", "alpha")
         answer = json.loads(outcome.out)
@@ -62,7 +62,9 @@ class TestCredential:
         assert (outcome.status, outcome.err) == (0, "")
         assert daemon.requests == [pb.IssueKubeconfigRequest(cluster="alpha")]
 
-    async def test_credential_of_an_impersonated_user_needs_a_kubeconfig_with_the_same_user(self, command, daemon):
+    async def test_credential_command_for_an_impersonated_user_requires_a_kubeconfig_with_the_same_user(
+        self, command, daemon
+    ):
         acting = {"as": "system:serviceaccount:milo:operator", "as-groups": ["tenants"]}
         statement = json.dumps(acting, separators=(",", ":"), sort_keys=True)
         for stated, status in (("", 1), ('{"as":"another"}', 1), (statement, 0)):
@@ -94,7 +96,7 @@ class TestCredential:
         assert user["as"] == "operator"
         assert {"name": "MILO_DISCOVERY_ACT_AS", "value": '{"as":"operator"}'} in user["exec"]["env"]
 
-    async def test_credential_prints_a_certificate_as_pem(self, command, daemon):
+    async def test_credential_command_prints_a_certificate_as_pem(self, command, daemon):
         pem = {"client_certificate_data": "CERTIFICATE", "client_key_data": "KEY"}
         content = text(**{key: base64.b64encode(value.encode()).decode() for key, value in pem.items()})
         daemon.answers["IssueKubeconfig"] = [issued(content)]
@@ -103,13 +105,15 @@ class TestCredential:
         assert "token" not in status
 
     @pytest.mark.parametrize("exec_info", ["{", "[]", '{"apiVersion": "client.authentication.k8s.io/v1alpha1"}'])
-    async def test_credential_refuses_invalid_exec_info(self, command, daemon, exec_info):
+    async def test_credential_command_refuses_invalid_exec_info(self, command, daemon, exec_info):
         outcome = await command("credential", "--cluster", "alpha", KUBERNETES_EXEC_INFO=exec_info)
         assert (outcome.status, outcome.out) == (1, "")
         assert outcome.err.startswith("milo-discovery: KUBERNETES_EXEC_INFO")
         assert daemon.requests == []
 
-    async def test_credential_refuses_a_caller_that_connects_to_a_server_not_in_the_kubeconfig(self, command, daemon):
+    async def test_credential_command_refuses_a_caller_that_connects_to_a_server_not_in_the_kubeconfig(
+        self, command, daemon
+    ):
         daemon.answers["IssueKubeconfig"] = [issued(EMBEDDED)] * 2
         elsewhere = {**EXEC_INFO, "spec": {"cluster": {"server": "https://elsewhere.test"}}}
         refused = await command("credential", "--cluster", "alpha", KUBERNETES_EXEC_INFO=json.dumps(elsewhere))
@@ -133,7 +137,7 @@ class TestCredential:
             ({"tls-server-name": "alpha.internal"}, ""),
         ],
     )
-    async def test_credential_refuses_callers_whose_tls_settings_differ_from_the_kubeconfig(
+    async def test_credential_command_refuses_callers_whose_tls_settings_differ_from_the_kubeconfig(
         self, command, daemon, change, message
     ):
         daemon.answers["IssueKubeconfig"] = [
@@ -145,7 +149,7 @@ class TestCredential:
         assert message in outcome.err
         assert (outcome.status, CANARY in outcome.out) == ((1, False) if message else (0, True))
 
-    async def test_credential_takes_the_cluster_name_from_exec_info(self, command, daemon):
+    async def test_credential_command_takes_the_cluster_name_from_exec_info(self, command, daemon):
         daemon.answers["IssueKubeconfig"] = [issued(EMBEDDED)]
         cluster = {"server": "https://alpha.test", "config": {"clusterName": "alpha"}}
         outcome = await command(
@@ -163,19 +167,19 @@ class TestCredential:
             (Refusal(grpc.StatusCode.FAILED_PRECONDITION, "none", (ErrorInfo(reason="NO_CREDENTIAL_ISSUER"),)), 1),
         ],
     )
-    async def test_exit_status_of_credential_depends_on_the_grpc_status(self, command, daemon, refusal, status):
+    async def test_exit_status_of_credential_command_depends_on_the_grpc_status(self, command, daemon, refusal, status):
         daemon.answers["IssueKubeconfig"] = [refusal]
         outcome = await command("credential", "--cluster", "alpha")
         assert (outcome.status, outcome.out) == (status, "")
         assert outcome.err == f"milo-discovery: {refusal.message}\n"
 
-    async def test_credential_does_not_quote_a_malformed_kubeconfig(self, command, daemon):
+    async def test_credential_command_does_not_quote_a_malformed_kubeconfig(self, command, daemon):
         daemon.answers["IssueKubeconfig"] = [issued(f"token: {CANARY}".encode())]
         outcome = await command("credential", "--cluster", "alpha")
         assert outcome.status == 1
         assert CANARY not in outcome.out + outcome.err
 
-    async def test_credential_imports_neither_the_blocking_client_nor_the_model(self):
+    async def test_credential_command_imports_neither_the_blocking_client_nor_the_model(self):
         script = (
             "import sys; import milo_discovery.cli.credential\n"
             "print([m for m in ('milo_discovery.model', 'milo_discovery.sync', 'yaml') if m in sys.modules])"
@@ -241,7 +245,9 @@ class TestKubeconfig:
         assert CANARY not in outcome.err
 
     @pytest.mark.parametrize("content", ["a: b", "{}", "[", text(exec={"command": "x"}).decode()])  # type: ignore[arg-type]
-    async def test_write_refuses_to_overwrite_a_foreign_file_without_force(self, command, daemon, tmp_path, content):
+    async def test_kubeconfig_write_refuses_to_overwrite_a_foreign_file_without_force(
+        self, command, daemon, tmp_path, content
+    ):
         daemon.answers["IssueKubeconfig"] = [exec_form()] * 2
         (path := tmp_path / "config").write_text(content)
         refused = await command("kubeconfig", "alpha", "-w", str(path))
@@ -275,7 +281,9 @@ class TestKubeconfig:
             {"tokenFile": "/etc/passwd"},
         ],
     )
-    async def test_received_credential_plugins_and_unknown_fields_are_refused(self, command, daemon, arguments, user):
+    async def test_kubeconfig_from_the_daemon_with_a_credential_plugin_or_unknown_field_is_refused(
+        self, command, daemon, arguments, user
+    ):
         content = text(**{key.replace("-", "_"): value for key, value in user.items()})
         daemon.answers["IssueKubeconfig"] = [issued(content)]
         outcome = await command("kubeconfig", "alpha", *arguments)
@@ -296,7 +304,7 @@ class TestKubeconfig:
         assert (outcome.status, outcome.err) == (1, f"milo-discovery: {path} is not a regular file\n")
         assert path.is_fifo()
 
-    async def test_exec_kubeconfig_written_by_the_module_runs_the_installed_command(self, daemon):
+    async def test_exec_kubeconfig_written_by_python_m_runs_the_installed_command(self, daemon):
         daemon.answers["IssueKubeconfig"] = [exec_form()]
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "milo_discovery", "kubeconfig", "alpha", "--address", daemon.address),
@@ -328,14 +336,16 @@ class TestMerge:
         return path
 
     @pytest.mark.parametrize(("existing", "chosen"), [([], "b"), (["b"], "b"), (["a", "b"], "a")])
-    def test_merge_writes_to_the_kubeconfig_file_that_kubectl_would(self, tmp_path, monkeypatch, existing, chosen):
+    def test_kubeconfig_merge_writes_to_the_file_that_kubectl_would_write_to(
+        self, tmp_path, monkeypatch, existing, chosen
+    ):
         files = [tmp_path / name for name in ("a", "b")]
         monkeypatch.setenv("KUBECONFIG", os.pathsep.join(map(str, files)))
         for name in existing:
             (tmp_path / name).write_text(MINE)
         assert default_file() == tmp_path / chosen
 
-    async def test_merge_adds_a_context_and_keeps_other_contexts(self, command, daemon, path):
+    async def test_kubeconfig_merge_adds_a_context_and_keeps_other_contexts(self, command, daemon, path):
         daemon.answers["IssueKubeconfig"] = [exec_form()] * 2
         for _ in range(2):
             outcome = await command("kubeconfig", "alpha", "-w", str(path), "--merge")
@@ -348,14 +358,14 @@ class TestMerge:
         assert merged["users"][0]["user"] == {"token": "0123", "username": "2026-11-20"}
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
 
-    async def test_merge_keeps_a_symlink(self, command, daemon, path, tmp_path):
+    async def test_kubeconfig_merge_keeps_a_symlink(self, command, daemon, path, tmp_path):
         daemon.answers["IssueKubeconfig"] = [exec_form()]
         (link := tmp_path / "link").symlink_to(path)
         await command("kubeconfig", "alpha", "--merge", "-w", str(link))
         assert link.is_symlink()
         assert "milo-alpha" in path.read_text()
 
-    async def test_merge_fails_while_the_file_is_locked(self, command, daemon, path):
+    async def test_kubeconfig_merge_fails_while_the_file_is_locked(self, command, daemon, path):
         daemon.answers["IssueKubeconfig"] = [exec_form()]
         (lock := path.with_name("config.lock")).touch()
         outcome = await command("kubeconfig", "alpha", "--merge", "-w", str(path))
@@ -364,7 +374,7 @@ class TestMerge:
         assert path.read_text() == MINE
 
     @pytest.mark.parametrize("content", ["[1]", "a: [", f"contexts: {CANARY}", f"users: ['{CANARY}']"])
-    async def test_merge_neither_changes_nor_quotes_a_malformed_file(self, command, daemon, path, content):
+    async def test_kubeconfig_merge_neither_changes_nor_quotes_a_malformed_file(self, command, daemon, path, content):
         daemon.answers["IssueKubeconfig"] = [exec_form()]
         path.write_text(content)
         outcome = await command("kubeconfig", "alpha", "--merge", "-w", str(path))
@@ -374,7 +384,7 @@ class TestMerge:
         assert path.read_text() == content
         assert not path.with_name("config.lock").exists()
 
-    async def test_merge_reads_utf8_in_any_locale(self, command, daemon, path):
+    async def test_kubeconfig_merge_reads_utf8_in_any_locale(self, command, daemon, path):
         daemon.answers["IssueKubeconfig"] = [exec_form()]
         path.write_text(MINE.replace("preferences: {}", "preferences: {note: schön}"), encoding="utf-8")
         environment = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
@@ -382,7 +392,7 @@ class TestMerge:
         assert outcome.status == 0, outcome.err
         assert yaml.safe_load(path.read_text(encoding="utf-8"))["preferences"] == {"note": "schön"}
 
-    async def test_merge_does_not_change_a_file_that_is_not_utf8(self, command, daemon, path):
+    async def test_kubeconfig_merge_does_not_change_a_file_that_is_not_utf8(self, command, daemon, path):
         daemon.answers["IssueKubeconfig"] = [exec_form()]
         path.write_bytes(b"apiVersion: \xff\xff")
         outcome = await command("kubeconfig", "alpha", "--merge", "-w", str(path))

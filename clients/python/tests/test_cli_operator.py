@@ -27,7 +27,7 @@ print("ended", flush=True)
 """
 
 
-async def test_run_restarts_the_operator_when_a_file_changes_and_ends_it_on_sigterm(tmp_path: Path):
+async def test_run_command_restarts_the_operator_when_a_file_changes_and_ends_it_on_sigterm(tmp_path: Path):
     program = tmp_path / "my_operator.py"
     program.write_text(PROGRAM.replace("import os", "import signal; signal.pthread_sigmask(0, [15])\nimport os"))
     async with running("run", str(program), "--", "-v", address="unix:///daemon.sock") as process:
@@ -43,7 +43,7 @@ async def test_run_restarts_the_operator_when_a_file_changes_and_ends_it_on_sigt
         assert await process.wait() == 0
 
 
-async def test_run_waits_for_a_change_after_the_operator_failed(tmp_path: Path):
+async def test_run_command_waits_for_a_file_change_after_the_operator_failed(tmp_path: Path):
     program = tmp_path / "my_operator.py"
     program.write_text("raise SystemExit(3)")
     async with running("run", str(program), address="unix:///daemon.sock") as process:
@@ -55,7 +55,7 @@ async def test_run_waits_for_a_change_after_the_operator_failed(tmp_path: Path):
         assert await process.stdout.readline() == b"fixed\n"
 
 
-async def test_run_error_without_a_demo_names_the_command_that_starts_one(tmp_path: Path):
+async def test_run_command_without_a_demo_suggests_the_command_that_starts_one(tmp_path: Path):
     program = tmp_path / "my_operator.py"
     program.write_text("")
     async with running("run", str(program), address="", TMPDIR=str(tmp_path)) as process:
@@ -71,14 +71,14 @@ async def test_run_error_without_a_demo_names_the_command_that_starts_one(tmp_pa
         ("a..invalid:1", "the host is not a valid name"),
     ],
 )
-async def test_objects_error_names_the_address_and_the_cause(command, operator: str, cause: str):
+async def test_objects_command_error_contains_the_address_and_the_cause(command, operator: str, cause: str):
     outcome = await command("objects", "--operator", operator)
     page = f"http://{operator}/debug/objects"
     expected = f"milo-discovery: cannot read {page}: {cause}; set --operator to the operator's HOST:PORT\n"
     assert (outcome.status, outcome.err) == (1, expected)
 
 
-async def test_objects_error_says_that_the_server_does_not_speak_http(command):
+async def test_objects_command_reports_that_the_server_does_not_speak_http(command):
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
         writer.write(b"\0\0\0\4\0\0\0\0\0")
@@ -147,7 +147,7 @@ async def test_demo_that_does_not_answer_is_used_only_if_no_other_demo_runs(
     assert (outcome.status, f"using the demo at unix://{suspended_demo}" in outcome.err) == (6, True)
 
 
-def test_demo_that_ends_during_the_search_is_skipped(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+def test_demo_that_ends_while_the_cli_looks_for_demos_is_skipped(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     def ended(found: Path) -> os.stat_result:
         status = lstat(found)
         if found.name == "discovery.sock":
@@ -163,7 +163,7 @@ def test_demo_that_ends_during_the_search_is_skipped(monkeypatch: pytest.MonkeyP
         assert demo_address() is None
 
 
-async def test_credential_without_an_address_names_the_running_demo(command, demo: ScriptedDaemon):
+async def test_credential_command_without_an_address_suggests_the_running_demo(command, demo: ScriptedDaemon):
     there = str(temporary_directory(demo))
     outcome = await command("credential", "alpha", MILO_DISCOVERY_ADDRESS="", TMPDIR=there)
     assert outcome.status == 5

@@ -73,7 +73,7 @@ class TestShards:
         ],
     )
 
-    async def test_shards_lists_members_and_their_clusters(self, command, daemon):
+    async def test_shards_command_lists_members_and_their_numbers_of_clusters(self, command, daemon):
         daemon.answers["GetServerInfo"] = [pb.GetServerInfoResponse(sharding=self.GROUP)]
         outcome = await command("shards")
         assert outcome.status == 0
@@ -87,7 +87,7 @@ class TestShards:
             "dns-2 1 0 3 not in the view",
         ]
 
-    async def test_shards_exits_with_7_while_the_group_is_not_settled(self, command, daemon):
+    async def test_shards_command_exits_with_7_while_the_group_is_not_settled(self, command, daemon):
         daemon.answers["GetServerInfo"] = [pb.GetServerInfoResponse(sharding=pb.Sharding(group="dns", problem="late"))]
         outcome = await command("shards")
         assert outcome.status == 7
@@ -98,14 +98,14 @@ class TestShards:
         ("count", "names", "text"),
         [(2, ["alpha", "beta"], "alpha, beta"), (7, ["alpha", "beta"], "alpha, beta, 5 more"), (7, [], "7 clusters")],
     )
-    async def test_shards_names_draining_clusters(self, command, daemon, count, names, text):
+    async def test_shards_command_lists_draining_clusters(self, command, daemon, count, names, text):
         sharding = pb.Sharding(group="dns", settled=True, draining=names)
         counts = pb.FleetCounts(draining=count)
         daemon.answers["GetServerInfo"] = [pb.GetServerInfoResponse(sharding=sharding, counts=counts)]
         [line] = [line for line in (await command("shards")).lines if line and line[0] == "draining"]
         assert " ".join(line[1:]) == text
 
-    async def test_shards_of_a_daemon_without_a_group_prints_nothing_to_stdout(self, command, daemon):
+    async def test_shards_command_prints_nothing_to_stdout_if_the_daemon_has_no_shard_group(self, command, daemon):
         daemon.answers["GetServerInfo"] = [pb.GetServerInfoResponse()]
         outcome = await command("shards")
         assert (outcome.status, outcome.out) == (0, "")

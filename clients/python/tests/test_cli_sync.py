@@ -191,7 +191,7 @@ async def test_sync_removes_the_files_of_clusters_that_another_replica_owns(daem
     assert content(path) == {"c": "c-1"}
 
 
-async def test_sync_once_fails_if_a_cluster_has_no_file(daemon, path):
+async def test_sync_with_option_once_fails_if_a_cluster_has_no_file(daemon, path):
     path.mkdir()
     (path / "b.kubeconfig").write_text("of another program")
     status, err = await sync_once(daemon, path, "ab")
@@ -201,7 +201,7 @@ async def test_sync_once_fails_if_a_cluster_has_no_file(daemon, path):
     assert (path / "a.kubeconfig").exists()
 
 
-async def test_sync_once_waits_for_each_file(daemon, path):
+async def test_sync_with_option_once_waits_for_the_file_of_each_cluster(daemon, path):
     async with sync(daemon, path, "--once") as process:
         stream = await daemon.stream()
         stream.send(snapshot("1", engaged("a", token="a-1"), engaged("b")))

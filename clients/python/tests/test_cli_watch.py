@@ -141,7 +141,7 @@ class TestWatch:
         assert (await process.communicate())[0] == b"c0\n"
         await stream.ended.wait()
 
-    async def test_watch_exits_with_timeout_before_first_complete_view(self, command, daemon):
+    async def test_watch_exits_with_timeout_if_no_complete_view_arrives(self, command, daemon):
         watching = asyncio.create_task(command("watch", "--timeout", "1s"))
         (await daemon.stream()).send(snapshot("1", engaged("a"), synced=False))
         outcome = await watching

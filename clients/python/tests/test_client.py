@@ -239,7 +239,7 @@ async def test_page_larger_than_the_default_message_limit_is_received(client, da
     assert len((await client.list()).clusters) == 1
 
 
-def test_client_of_another_event_loop_is_refused():
+def test_client_used_in_another_event_loop_is_refused():
     async def make() -> DiscoveryClient:
         client = DiscoveryClient("unix:///nowhere.sock")
         with pytest.raises(Unavailable):

@@ -27,7 +27,7 @@ def test_failure_that_did_not_occur_for_an_interval_is_logged_as_new():
     assert failures.is_new("a", failure(), 11)
 
 
-def test_each_exception_type_is_logged_as_new():
+def test_first_failure_of_each_exception_type_is_logged_as_new():
     failures = FailureLog(interval=10)
     assert failures.is_new("a", failure(ValueError), 0)
     assert failures.is_new("a", failure(KeyError), 0)

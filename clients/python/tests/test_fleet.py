@@ -376,7 +376,7 @@ class TestFailures:
 
 
 class TestLifetime:
-    async def test_fleet_refuses_a_second_or_late_handler(self, fleet, client, begin):
+    async def test_fleet_refuses_a_second_handler_and_a_handler_registered_after_its_start(self, fleet, client, begin):
         with pytest.raises(RuntimeError, match="one handler"):
             fleet.on_engage(lambda member: asyncio.sleep(0))
         bare = Fleet(client)

@@ -168,7 +168,7 @@ async def test_handler_is_restarted_for_cluster_that_no_longer_drains_after_a_re
 # --- on_drain="wait" ---
 
 
-async def test_on_drain_wait_does_not_cancel_the_handler(client, daemon):
+async def test_option_on_drain_wait_does_not_cancel_the_handler_during_a_drain(client, daemon):
     fleet, finished = Fleet(client, on_drain="wait"), asyncio.Event()
     seen = []
 
@@ -188,7 +188,7 @@ async def test_on_drain_wait_does_not_cancel_the_handler(client, daemon):
         assert await daemon.releases.get() == release_of("a", stream)
 
 
-async def test_on_drain_wait_cancels_the_handler_at_disengagement(client, daemon, work):
+async def test_option_on_drain_wait_cancels_the_handler_at_disengagement(client, daemon, work):
     fleet = Fleet(client, on_drain="wait")
     fleet.on_engage(work.handle)
     work.may_end.set()

@@ -91,7 +91,7 @@ def test_object_recreated_by_another_process_is_not_deleted():
     assert removals.problem == ""
 
 
-def test_object_that_is_recreated_much_later_is_deleted():
+def test_object_recreated_long_after_its_deletion_is_deleted_again():
     removals, later = deleted_once(), SECOND_LOOK_S + CONTESTED_S + 1
     assert removals.review(missing(1, writing=2), 10, later) == []
     assert removals.review(missing(1, writing=2), 10, later + SECOND_LOOK_S) == missing(1, writing=2)

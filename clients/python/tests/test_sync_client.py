@@ -89,7 +89,7 @@ class TestCalls:
         assert [listed.name for listed in listing.result()] == ["a", "b"]
         assert second.page_token == "more"
 
-    def test_sync_unary_calls_return_values(self, wire):
+    def test_unary_calls_of_the_sync_client_return_values(self, wire):
         report = wire.start(wire.client.get, "a")
         wire.answer("GetCluster", pb.GetClusterResponse(cluster=cluster("a")))
         assert report.result().cluster.name == "a"
@@ -138,7 +138,7 @@ class TestWatch:
             assert watch.revision == "3"
             assert watch.connected
 
-    def test_sync_watch_synced_keeps_events_for_iteration(self, wire):
+    def test_synced_of_a_blocking_watch_does_not_consume_events(self, wire):
         with wire.client.watch() as watch:
             synced = wire.start(watch.synced)
             wire.stream(waiting("", "0"), snapshot("1", engaged("a")))
@@ -199,7 +199,7 @@ class TestConnections:
             with pytest.raises(TimedOut):
                 await asyncio.to_thread(client.list)
 
-    async def test_closed_client_ends_calls_and_backoff(self, daemon):
+    async def test_closing_the_client_ends_its_watches_even_during_backoff(self, daemon):
         patient = BackoffPolicy(initial=timedelta(hours=1), maximum=timedelta(hours=1))
         with SyncDiscoveryClient(daemon.address, backoff=patient) as client:
             following_one = asyncio.create_task(asyncio.to_thread(list, client.watch()))

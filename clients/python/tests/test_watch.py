@@ -94,7 +94,7 @@ class TestStreams:
         with pytest.raises(TypeError, match=r"names must be a collection of strings: use names=\['alpha'\]"):
             client.watch(names="alpha")
 
-    async def test_source_status_is_separate_from_the_connection(self, client, daemon):
+    async def test_stale_source_does_not_affect_the_connection_state_of_a_watch(self, client, daemon):
         async with client.watch() as watch:
             assert watch.source is None
             stale = pb.SourceStatus(state=pb.SourceStatus.STATE_STALE)
@@ -115,7 +115,7 @@ class TestStreams:
             expected = ["disconnected by Unavailable", "resumed", "DISENGAGED a"]
             assert [summary(await anext(feed)) for _ in expected] == expected
 
-    async def test_synced_does_not_wait_for_the_iteration(self, client, daemon):
+    async def test_synced_of_a_watch_returns_even_if_no_events_are_read(self, client, daemon):
         async with client.watch() as watch, asyncio.TaskGroup() as group:
             waiter = group.create_task(watch.synced())
             stream = await begin(daemon, waiting("", "0"), snapshot("1", engaged("a"), synced=False))
@@ -281,7 +281,7 @@ class TestErrors:
 class TestCancellation:
     """Tests of canceled waits, and of close at any point."""
 
-    async def test_cancelled_iteration_keeps_the_stream(self, client, daemon):
+    async def test_cancelled_iteration_leaves_the_stream_open(self, client, daemon):
         async with client.watch() as watch:
             stream = await begin(daemon, snapshot("1"))
             await watch.synced()

@@ -198,7 +198,7 @@ async def test_metadata_only_cache_supports_finalizers_conditions_and_apply(plan
         assert [condition["type"] for condition in found["status"]["conditions"]] == ["Other", "Ready"]
 
 
-async def test_request_reads_and_writes_other_objects(plane: ControlPlane) -> None:
+async def test_reconcile_request_can_read_and_write_objects_other_than_its_own(plane: ControlPlane) -> None:
     done: list[str] = []
 
     async def reconcile(request: Request) -> None:

@@ -22,7 +22,7 @@ from .widgets import (
 )
 
 
-async def test_single_cluster_needs_no_daemon(plane: ControlPlane, tmp_path: Path) -> None:
+async def test_controllers_of_a_single_cluster_need_no_daemon(plane: ControlPlane, tmp_path: Path) -> None:
     plane.create(widget("one"))
     kubeconfig = plane.write_kubeconfig(tmp_path / "kubeconfig")
     controllers = Controllers(SingleCluster(kubeconfig, name="here"), registry=CollectorRegistry())

@@ -73,7 +73,7 @@ def test_object_cache_is_synced_at_the_end_of_the_first_list() -> None:
     assert len(cache) == 1
 
 
-def test_object_cache_marks_watched_changes_and_deletions_as_live() -> None:
+def test_object_cache_marks_changes_and_deletions_received_by_watch_as_live() -> None:
     cache = synced(cached("a"))
     assert applied(cache, ObjectChanged(cached("a", "2"))) == [Change(cached("a"), cached("a", "2"), True)]
     [deleted] = applied(cache, DeletionReported("a", "uid-a", "default"))
@@ -161,7 +161,7 @@ def test_index_function_whose_result_changes_does_not_stop_the_cache() -> None:
 
 
 @pytest.mark.parametrize("is_used_before", [False, True])
-def test_index_function_that_returns_a_string_raises_at_each_read_of_the_index(is_used_before: bool) -> None:
+def test_each_read_of_an_index_whose_function_returned_a_string_raises(is_used_before: bool) -> None:
     cache = synced() if is_used_before else synced(cached("a", color="red"))
     cache.add_index("color", lambda found: found["data"]["color"])
     cache.add_index("name", lambda found: [found["metadata"]["name"]])
@@ -181,7 +181,7 @@ def test_index_function_that_returns_a_string_raises_at_each_read_of_the_index(i
         ({"red": 1}, r"returned the dict {'red': 1}; return a list: \['red'\]"),
     ],
 )
-def test_index_function_that_returns_bytes_or_a_dict_raises_when_the_index_is_read(returned: Any, message: str) -> None:
+def test_read_of_an_index_whose_function_returned_bytes_or_a_dict_raises(returned: Any, message: str) -> None:
     cache = synced(cached("a"))
     cache.add_index("color", lambda _: returned)
     with pytest.raises(TypeError, match=message):

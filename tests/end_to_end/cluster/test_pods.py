@@ -67,7 +67,7 @@ def test_demo_pod_prints_changes_and_terminates_on_sigterm_as_pid_1(node: Node) 
         assert ended["exitCode"] == 130
 
 
-def test_daemon_in_a_pod_reads_its_cluster_and_resolves_its_names(node: Node) -> None:
+def test_daemon_in_a_pod_engages_clusters_and_resolves_kubernetes_service_names(node: Node) -> None:
     node.kubectl("apply", "-f", "-", given=DEFINITION.read_text())
     node.kubectl("wait", "--for=condition=Established", "-f", "-", given=DEFINITION.read_text())
     with running(node, DEPLOY / "overlays" / "standalone") as namespace:

@@ -174,7 +174,9 @@ def has_engaged(node: Node, name: str, cluster: str) -> bool:
 
 
 @pytest.mark.timeout(900)
-def test_source_definition_for_each_platform_engages_its_cluster_in_a_pod(node: Node, tmp_path: Path) -> None:
+def test_daemon_in_a_pod_engages_a_cluster_from_the_source_definition_of_each_platform(
+    node: Node, tmp_path: Path
+) -> None:
     """Tests all definitions but `kind`, which is for clusters on a developer's machine."""
     assert {*TRIED, "kind"} == {path.stem for path in (DEPLOY / "sources").glob("*.yaml")}
     cluster = cluster_itself(node, tmp_path)

@@ -113,7 +113,7 @@ def test_greeter_runs_in_one_cluster_without_a_daemon(
         assert eventually(lambda: is_gone(alpha))
 
 
-def test_secret_replicator_copies_to_selected_projects(milo_sandbox: MiloSandbox) -> None:
+def test_secret_replicator_copies_secrets_to_selected_projects(milo_sandbox: MiloSandbox) -> None:
     (shared,) = milo_sandbox.create_control_planes("shared")
     first, second = milo_sandbox.create_control_planes("first", "second", labels={"env": "prod"})
     (other,) = milo_sandbox.create_control_planes("other", labels={"env": "dev"})

@@ -319,7 +319,7 @@ def test_operator_exits_with_status_1_if_a_thread_does_not_return_in_time(
     assert any("time.sleep(600)" in line for line in running.lines)
 
 
-def test_logs_are_json_in_pods(milo_sandbox: MiloSandbox, operator: Callable[..., Operator]) -> None:
+def test_operator_in_a_pod_logs_json(milo_sandbox: MiloSandbox, operator: Callable[..., Operator]) -> None:
     [alpha] = milo_sandbox.create_control_planes("alpha")
     alpha.create(config_map("any", "any"))
     running = operator(KUBERNETES_SERVICE_HOST="10.0.0.1", MILO_OPERATOR_LISTEN="off")

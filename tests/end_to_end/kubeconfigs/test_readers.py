@@ -52,7 +52,9 @@ def reader(request: pytest.FixtureRequest) -> Command:
 
 @pytest.mark.builds
 @pytest.mark.timeout(600)  # the reader's packages may have to be downloaded and compiled
-async def test_clients_of_other_languages_read_embedded_and_exec_kubeconfigs(start: Start, reader: Command) -> None:
+async def test_kubernetes_clients_of_other_languages_read_embedded_and_exec_kubeconfigs(
+    start: Start, reader: Command
+) -> None:
     program, *arguments = reader
     async with start() as workspace:
         for form in FORMS:

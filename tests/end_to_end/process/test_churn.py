@@ -124,7 +124,7 @@ class Faults:
             self._writer.write()
 
 
-async def test_subscribers_match_api_server_under_churn_and_faults(workspace: Workspace) -> None:
+async def test_views_of_subscribers_match_the_api_server_under_churn_and_faults(workspace: Workspace) -> None:
     random = Random(1)
     writer = ProjectWriter(workspace, random)
     fast = Recorder("fast", workspace.address)

@@ -89,7 +89,9 @@ async def test_kubeconfig_directory_engages_and_disengages_clusters_with_their_f
         assert report.engagement.reason.name == "DELETED"
 
 
-async def test_kubeconfig_directory_that_exceeds_the_budget_is_stale_until_files_are_removed(files: Files) -> None:
+async def test_kubeconfig_directory_that_exceeds_the_objects_limit_is_stale_until_files_are_removed(
+    files: Files,
+) -> None:
     files.put("alpha")
     for number in range(2_200):
         (files.directory / f"copy-{number}").hardlink_to(files.directory / "alpha")
@@ -122,7 +124,7 @@ async def test_replaced_credential_of_a_kubeconfig_file_is_issued_at_once(files:
         assert set(watch.clusters) == {"files#alpha"}
 
 
-async def test_kubeconfig_file_for_another_server_replaces_its_cluster(files: Files) -> None:
+async def test_cluster_is_replaced_when_its_kubeconfig_file_changes_to_another_server(files: Files) -> None:
     files.put("alpha", "shop")
     async with following(files.daemon("kubeconfig-directory", files.directory)) as (client, watch):
         before = watch.clusters["files#alpha"]

@@ -163,7 +163,7 @@ async def test_ordinary_changes_in_two_collections_do_not_exhaust_their_shared_b
     ("changes", "size", "limit"),
     [(60, 60_000, "1MiB"), pytest.param(860, 400_000, "128MiB", marks=pytest.mark.nightly)],
 )
-async def test_changes_of_a_large_secret_do_not_exhaust_the_budget(
+async def test_repeated_changes_of_a_large_secret_do_not_exceed_the_objects_limit(
     workspace: Workspace, changes: int, size: int, limit: str
 ) -> None:
     """Two collections share the budget: objects and Secrets."""

@@ -155,7 +155,7 @@ async def test_secret_that_changed_while_the_daemon_was_down_updates_its_cluster
         assert watch.clusters["alpha"].uid == before["alpha"].uid
 
 
-async def test_deletion_of_most_of_the_referenced_secrets_holds_removals(fleet: Fleet) -> None:
+async def test_removals_are_held_when_most_of_the_referenced_secrets_are_deleted(fleet: Fleet) -> None:
     names = [f"cluster-{number}" for number in range(30)]
     for name in names:
         fleet.put(name)

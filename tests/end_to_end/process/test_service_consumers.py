@@ -10,7 +10,7 @@ from tests.end_to_end.process.watching import next_event
 MAPS = "/api/v1/namespaces/default/configmaps"
 
 
-async def test_operator_cleans_up_after_deactivation(workspace: Workspace) -> None:
+async def test_operator_cleans_up_after_a_project_deactivates_the_service(workspace: Workspace) -> None:
     provider, sandbox = ServiceProvider(workspace), workspace.sandbox
     sandbox.projects.create("shop", ready=True)
     provider.activate("shop")
@@ -112,7 +112,9 @@ async def test_project_that_reactivates_the_service_while_draining_is_replaced_a
             assert second.cluster.draining is None
 
 
-async def test_denial_while_the_pod_was_down_drains_the_cluster_after_the_restart(workspace: Workspace) -> None:
+async def test_cluster_of_a_consumer_denied_while_the_daemon_was_down_drains_after_the_restart(
+    workspace: Workspace,
+) -> None:
     provider, sandbox = ServiceProvider(workspace), workspace.sandbox
     sandbox.projects.create("shop", ready=True)
     provider.activate("shop")

@@ -66,7 +66,7 @@ async def restart(workspace: Workspace, *, is_complete_again: bool) -> list[str]
     return disengaged
 
 
-async def test_first_list_without_clusters_of_a_subscriber_disengages_nothing(workspace: Workspace) -> None:
+async def test_first_list_that_lacks_clusters_known_to_a_subscriber_disengages_nothing(workspace: Workspace) -> None:
     assert await restart(workspace, is_complete_again=True) == []
 
 

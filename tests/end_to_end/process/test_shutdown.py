@@ -26,7 +26,7 @@ async def test_sigterm_closes_streams_as_unavailable_and_disengages_nothing(work
             assert not workspace.socket.exists()
 
 
-async def test_sigterm_flushes_pending_events_first(workspace: Workspace) -> None:
+async def test_sigterm_flushes_pending_events_before_streams_end(workspace: Workspace) -> None:
     for number in range(2000):
         workspace.sandbox.projects.create(f"p-{number}", ready=True)
     async with workspace.daemon() as daemon:

@@ -133,7 +133,7 @@ def test_validators_accept_a_valid_history() -> None:
     assert breaches([history("one"), history("other")], upstream()) == []
 
 
-def test_validators_accept_a_snapshot_of_another_daemon() -> None:
+def test_validators_accept_a_snapshot_with_the_revisions_of_another_daemon() -> None:
     restarted = history()
     now = (replace(cluster, incarnation=f"another {cluster.name}") for cluster in (DELTA, BETA_AGAIN, ALPHA_RECREATED))
     snapshot(*now, revision=at(2, epoch="b" * 16))(restarted)

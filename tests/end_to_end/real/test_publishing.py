@@ -220,7 +220,7 @@ async def test_publishers_share_a_namespace_and_keep_their_own_objects(
     assert publishers(await profiles.objects()) == expected
 
 
-async def test_publisher_keeps_the_objects_of_another_fleet(
+async def test_publisher_neither_changes_nor_deletes_objects_of_another_fleet(
     directory: Path, workspace: Workspace, profiles: Publication
 ) -> None:
     workspace.sandbox.projects.create("beta", ready=True)

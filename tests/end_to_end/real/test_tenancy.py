@@ -87,7 +87,7 @@ async def test_kubeconfig_secret_of_project_opens_its_control_plane(milo: Instal
         assert set(network.asked) == {project.deployed_at}
 
 
-async def test_kubeconfig_secret_valid_for_a_week_is_not_issued(milo: Installation) -> None:
+async def test_kubeconfig_secret_that_is_valid_for_a_week_is_not_issued_by_default(milo: Installation) -> None:
     project = milo.project("epsilon")
     for step in (project.ask_for_it, project.begin_control_plane, project.make_namespace):
         await step()

@@ -125,7 +125,7 @@ async def exchange(built: Programs, tmp_path_factory: pytest.TempPathFactory) ->
         yield Exchange(server, directory, authority)
 
 
-async def test_workload_token_is_exchanged_for_the_target(exchange: Exchange) -> None:
+async def test_workload_token_is_exchanged_for_a_token_with_the_target_audience(exchange: Exchange) -> None:
     minted = await (await exchange.issuer(exchange.by_secret())).mint(MintRequest(ttl_s=600))
     assert minted.credential.token is not None
     claims = jwt.claims(minted.credential.token.reveal())

@@ -217,7 +217,7 @@ async def test_project_lifecycle_is_received_in_both_modes(whole_milo: WholeMilo
 
 
 @pytest.mark.parametrize("streaming_lists", ["auto", "off"])
-async def test_context_of_an_organization_engages_only_projects_of_the_organization(
+async def test_daemon_with_the_context_of_an_organization_engages_only_projects_of_that_organization(
     whole_milo: WholeMilo, directory: Path, streaming_lists: str
 ) -> None:
     core = whole_milo.core

@@ -49,7 +49,7 @@ def report(**changes: Any) -> Report:
     return replace(plain, **changes)
 
 
-def test_soak_is_restored_from_the_last_complete_save(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_soak_resumes_from_the_last_completely_saved_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     saved, work = SavedState(tmp_path / "state"), tmp_path / "work"
     for daemon in DAEMONS:
         (work / f"{daemon}.state").mkdir(parents=True)
@@ -87,7 +87,7 @@ async def test_soak_continues_with_objects_and_state_of_the_previous_run(tmp_pat
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-async def test_soak_of_each_setup_settles_without_failures(shape: str) -> None:
+async def test_soak_of_each_setup_ends_without_failures(shape: str) -> None:
     with TemporaryDirectory(prefix="milo-") as name:
         found = await ShapeSoak(shape, Path(name), 1, lambda _: None).run(0.0)
     assert found.failures == []

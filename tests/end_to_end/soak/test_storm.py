@@ -25,7 +25,7 @@ REPORT = StormReport(
 
 
 @pytest.mark.parametrize("keeps_state", [True, False])
-async def test_subscribers_match_api_server_after_overlapping_kills(keeps_state: bool) -> None:
+async def test_views_of_subscribers_match_the_api_server_after_overlapping_kills(keeps_state: bool) -> None:
     with TemporaryDirectory(prefix="milo-") as name:
         report = await Storm(Path(name), "70", keeps_state=keeps_state).run(10.0)
     assert report.failures == []

@@ -65,7 +65,7 @@ async def serving(daemon: Daemon) -> AsyncIterator[Look]:
             await task
 
 
-async def test_o4_daemon_is_live_before_ready_and_ready_while_stale(workspace: Workspace) -> None:
+async def test_o4_daemon_is_live_before_it_is_ready_and_stays_ready_while_stale(workspace: Workspace) -> None:
     workspace.sandbox.projects.create("alpha", ready=True)
     await workspace.sandbox.stop()
     daemon = workspace.daemon()

@@ -153,7 +153,7 @@ async def test_claimants_of_one_project_uid_get_no_token_if_the_age_of_claims_is
     assert CLAIMED in found["eu#bank"], "want no token, since the age of the claims is unknown"
 
 
-async def test_sources_that_follow_one_object_each_have_a_valid_token(workspace: Workspace) -> None:
+async def test_sources_that_follow_the_same_object_each_have_a_valid_token(workspace: Workspace) -> None:
     eu = workspace.eu
     eu.add_service_account("milo", "operators")
     names = [f"p{number}" for number in range(5)]

@@ -41,7 +41,7 @@ def traced() -> Iterator[dict[str, set[str]]]:
         sys.setprofile(None)
 
 
-async def test_delivery_of_a_change_to_a_subscriber_runs_code_of_few_files(tmp_path: Path) -> None:
+async def test_delivery_of_a_change_to_a_subscriber_runs_code_in_few_files(tmp_path: Path) -> None:
     async with Sandbox() as milo:
         milo.write_kubeconfig(tmp_path / "milo")
         settings = {

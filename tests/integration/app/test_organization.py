@@ -63,7 +63,9 @@ async def test_only_projects_of_the_organization_are_engaged(features: Features,
         assert json.loads((await get("/?json"))[1])["context"] == "organization org-1"
 
 
-async def test_projects_of_other_organizations_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_projects_outside_the_organization_of_the_context_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(selectors, "parse", lambda *_, **__: selectors.EVERYTHING)
     async with Sandbox() as sandbox, following(sandbox, tmp_path) as (client, get):
         assert await engaged(client) == ["p1", "p5", "p9"]

@@ -264,7 +264,7 @@ async def test_empty_first_list_of_a_source_that_was_unavailable_in_the_last_run
                 assert await engaged(events) == "us#farm"
 
 
-async def test_listing_continues_when_a_pending_source_becomes_complete(workspace: Workspace) -> None:
+async def test_paged_listing_continues_when_a_pending_source_becomes_complete(workspace: Workspace) -> None:
     await workspace.us.stop()
     workspace.eu.projects.create("bank", ready=True)
     daemon = workspace.daemon()

@@ -105,7 +105,7 @@ def test_access_review_is_allowed_denied_or_unknown() -> None:
     assert api_responses.allowed(404, b"") is None
 
 
-def test_missing_permissions_name_verbs_and_the_rbac_rule() -> None:
+def test_finding_of_missing_permissions_contains_their_verbs_and_the_rbac_rule() -> None:
     finding = api_responses.permissions("may", PROJECTS, {"get": True, "list": False, "watch": False})
     assert finding.level == "fail"
     assert finding.message == "list and watch of projects denied"
@@ -147,7 +147,7 @@ def test_finding_of_a_rejected_list_or_watch_has_a_fix(status: int, level: str, 
         assert status == 404 or finding.message == f"{status}: because of that"
 
 
-def test_watch_with_an_error_event_fails() -> None:
+def test_watch_with_an_error_event_fails_the_check() -> None:
     lines = (
         b'{"type":"ADDED","object":{"kind":"Project"}}\n'
         b'{"type":"ERROR","object":{"kind":"Status","code":403,"message":"no more"}}\n{"type":"ADD'

@@ -156,7 +156,7 @@ async def test_check_of_service_consumers_reports_whether_projects_are_followed(
     assert output.status == 0
 
 
-async def test_missing_permission_to_follow_projects_fails(sandbox: Sandbox, tmp_path: Path) -> None:
+async def test_missing_permission_to_follow_projects_fails_the_check(sandbox: Sandbox, tmp_path: Path) -> None:
     sandbox.projects.create("provider", ready=True)
     rules = [Rule(verbs=frozenset({"get", "list", "watch"}), resources=frozenset({"serviceconsumers"}))]
     token = sandbox.token("provider", rules=rules)

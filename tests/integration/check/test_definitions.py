@@ -83,7 +83,9 @@ async def test_check_counts_engaged_clusters_and_tries_the_credential_of_one_clu
     assert status == 0
 
 
-async def test_source_with_a_malformed_object_and_no_engaged_cluster_fails(sandbox: Sandbox, tmp_path: Path) -> None:
+async def test_source_with_a_malformed_object_and_no_engaged_cluster_fails_the_check(
+    sandbox: Sandbox, tmp_path: Path
+) -> None:
     put(sandbox, "alpha", content="{}")
     status, (clusters, minted) = await findings(tmp_path)
     assert clusters.startswith("fail  clusters: 0 of 2 engaged")
@@ -96,7 +98,7 @@ async def test_source_with_a_malformed_object_and_no_engaged_cluster_fails(sandb
     assert status == 1
 
 
-async def test_secret_without_the_configured_key_fails(sandbox: Sandbox, tmp_path: Path) -> None:
+async def test_secret_without_the_configured_key_fails_the_check(sandbox: Sandbox, tmp_path: Path) -> None:
     put(sandbox, "alpha")
     status, (_, minted) = await findings(tmp_path, key="kubeconfig")
     assert minted.startswith(

@@ -79,7 +79,7 @@ async def test_check_as_prints_rule_terms_and_visible_clusters(tmp_path: Path, m
     assert everything["clusters"].endswith(" and 2 more")
 
 
-async def test_check_as_names_issuers_whose_credentials_are_valid_beyond_the_scope(tmp_path: Path) -> None:
+async def test_check_as_reports_issuers_whose_credentials_are_valid_outside_the_scope(tmp_path: Path) -> None:
     sources = [
         {"name": "file", "type": "token-file", "path": "/token"},
         {"name": "each", "type": "exec", "command": "/bin/mint", "per_cluster": True},

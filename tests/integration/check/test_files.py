@@ -14,18 +14,18 @@ def test_missing_state_directory_is_ok_and_not_created(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_world_writable_state_directory_fails(tmp_path: Path) -> None:
+def test_world_writable_state_directory_fails_the_check(tmp_path: Path) -> None:
     tmp_path.chmod(0o777)
     assert files.state_directory(tmp_path).level == "fail"
 
 
-def test_state_directory_that_is_a_file_fails(tmp_path: Path) -> None:
+def test_state_directory_that_is_a_file_fails_the_check(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     assert files.state_directory(tmp_path / "file").level == "fail"
     assert files.state_directory(tmp_path / "file" / "state").level == "fail"
 
 
-def test_state_directory_that_is_read_only_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_state_directory_that_is_read_only_fails_the_check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.access", lambda path, mode: False)  # root may write anywhere
     assert files.state_directory(tmp_path / "state").level == "fail"
 
@@ -43,12 +43,12 @@ def test_audit_file_must_be_a_regular_file_that_can_be_created(path: str, level:
     assert bool(finding.fix) == (level == "fail")
 
 
-def test_audit_file_in_a_read_only_directory_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_audit_file_in_a_read_only_directory_fails_the_check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.access", lambda path, mode: False)
     assert files.audit_file(tmp_path / "audit.log").level == "fail"
 
 
-def test_trace_exporter_without_its_package_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_trace_exporter_without_its_package_fails_the_check(monkeypatch: pytest.MonkeyPatch) -> None:
     assert files.trace_exporter().level == "ok"
     for missing in ("no_such_package", "no_such_package.exporter"):
         monkeypatch.setattr(files, "EXPORTER_PACKAGE", missing)

@@ -138,12 +138,12 @@ def acting(user: str, **more: Any) -> list[dict[str, Any]]:
 OWN = {"name": "own", "type": "project-kubeconfig", "share_discovery_identity": True}
 
 
-async def test_granted_impersonation_is_ok(sandbox: Sandbox, tmp_path: Path) -> None:
+async def test_granted_impersonation_passes_the_check(sandbox: Sandbox, tmp_path: Path) -> None:
     found = await lines(tmp_path, OWN, rights=acting("shop", groups=["shops"], extra={"tier": ["one"]}))
     assert found[-1] == "ok    kubeconfigs own impersonation: impersonation of shop allowed"
 
 
-async def test_denied_impersonation_fails(sandbox: Sandbox, tmp_path: Path) -> None:
+async def test_denied_impersonation_fails_the_check(sandbox: Sandbox, tmp_path: Path) -> None:
     mine = Rule(verbs=frozenset({"impersonate"}), resources=frozenset({"serviceaccounts"}), names=frozenset({"shop"}))
     reading = Rule(verbs=frozenset({"get", "list", "watch"}))
     sandbox.rights.grant("sandbox-admin", [reading, mine])

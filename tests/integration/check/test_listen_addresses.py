@@ -57,7 +57,7 @@ def test_socket_in_use_is_a_warning_that_names_the_process(path: Path) -> None:
     assert check(path).level == "ok"
 
 
-def test_socket_path_that_is_not_a_socket_fails(path: Path) -> None:
+def test_socket_path_that_is_not_a_socket_fails_the_check(path: Path) -> None:
     path.write_text("a file")
     assert check(path).message == f"{path} exists and is not a socket"
     path.unlink()
@@ -65,19 +65,19 @@ def test_socket_path_that_is_not_a_socket_fails(path: Path) -> None:
     assert check(path).message == f"{path} exists and is a symbolic link"
 
 
-def test_lock_file_that_is_a_symlink_fails(path: Path) -> None:
+def test_lock_file_that_is_a_symlink_fails_the_check(path: Path) -> None:
     path.with_name("d.sock.lock").symlink_to("/etc/passwd")
     assert check(path).message.startswith(f"the lock file {path}.lock cannot be opened")
 
 
-def test_world_writable_socket_directory_fails(path: Path) -> None:
+def test_world_writable_socket_directory_fails_the_check(path: Path) -> None:
     path.parent.chmod(0o777)
     finding = check(path)
     assert finding.message.endswith("could replace the socket")
     assert finding.fix.startswith("listen in a subdirectory, which the daemon creates: ")
 
 
-def test_socket_directory_that_is_a_file_fails(path: Path) -> None:
+def test_socket_directory_that_is_a_file_fails_the_check(path: Path) -> None:
     path.write_text("")
     assert check(path / "d.sock").message == f"{path} is not a directory"
 
@@ -126,7 +126,7 @@ def test_tcp_port_on_all_interfaces_is_free_without_ipv6(monkeypatch: pytest.Mon
         ("127.0.0.1", "::", False),
     ],
 )
-def test_port_used_twice_fails_if_the_hosts_overlap(one: str, other: str, is_used_twice: bool) -> None:
+def test_port_used_twice_fails_the_check_if_the_hosts_overlap(one: str, other: str, is_used_twice: bool) -> None:
     for host, second in ((one, other), (other, one)):
         found = listen_addresses.used_twice("listen", TcpAddress(host, 7070), [TcpAddress(second, 7070)])
         assert (found is not None) == is_used_twice
@@ -134,7 +134,7 @@ def test_port_used_twice_fails_if_the_hosts_overlap(one: str, other: str, is_use
     assert listen_addresses.used_twice("listen", TcpAddress(one, 0), [TcpAddress(one, 0)]) is None
 
 
-def test_tcp_address_of_another_machine_fails() -> None:
+def test_tcp_address_of_another_machine_fails_the_check() -> None:
     assert listen_addresses.tcp_port("http_listen", TcpAddress("192.0.2.1", 0)).level == "fail"
 
 

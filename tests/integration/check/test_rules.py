@@ -27,7 +27,7 @@ def test_check_without_rules_reports_no_findings(tmp_path: Path) -> None:
     assert found(tmp_path) == []
 
 
-def test_rules_that_can_match_are_listed(tmp_path: Path) -> None:
+def test_check_lists_rules_that_can_match(tmp_path: Path) -> None:
     findings = found(tmp_path, rule("one", {"uid": 1, "listener": "proving"}), rule("two", {"group": "g"}))
     assert [finding.level for finding in findings] == ["ok"]
     assert findings[0].message.startswith("one, two;")

@@ -28,7 +28,9 @@ async def review_lines(tmp_path: Path, upstream: Path, **reviews: str) -> list[s
     ]
 
 
-async def test_token_review_that_rejects_an_invalid_token_is_ok_and_a_missing_kubeconfig_fails(tmp_path: Path) -> None:
+async def test_check_passes_if_a_token_review_rejects_an_invalid_token_and_fails_without_a_kubeconfig(
+    tmp_path: Path,
+) -> None:
     async with Sandbox() as sandbox:
         kubeconfig = sandbox.write_kubeconfig(tmp_path / "kubeconfig")
         line, *_ = await review_lines(tmp_path, kubeconfig)
@@ -52,7 +54,7 @@ async def test_token_review_that_rejects_an_invalid_token_is_ok_and_a_missing_ku
     ],
     ids=["forbidden", "unreachable", "takes anything"],
 )
-async def test_token_review_that_fails_or_accepts_an_invalid_token_fails(
+async def test_check_fails_if_a_token_review_fails_or_accepts_an_invalid_token(
     answer: Answer | TransportError, seen: str
 ) -> None:
     found = await check_token_reviews(TokenReviewer(ScriptedApi(answer), origin="the cluster", audiences=["ours"]))

@@ -73,7 +73,7 @@ async def test_watch_resumes_from_list_revision(harness: Harness) -> None:
         (pb.ListClustersRequest(filter=pb.ClusterFilter(names=[""])), "filter.names"),
     ],
 )
-async def test_list_clusters_names_invalid_request_field(
+async def test_list_clusters_error_contains_the_invalid_request_field(
     harness: Harness, request_: pb.ListClustersRequest, field: str
 ) -> None:
     harness.listed()

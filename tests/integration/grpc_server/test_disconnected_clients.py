@@ -16,6 +16,6 @@ class DisconnectedClient:
         raise grpc.aio.InternalError("Failed execute_batch")
 
 
-async def test_call_is_canceled_if_its_client_disconnects_before_the_error_is_sent() -> None:
+async def test_failing_call_is_canceled_if_its_client_disconnects_before_the_error_is_sent() -> None:
     with pytest.raises(asyncio.CancelledError):
         await abort(DisconnectedClient(), status_pb2.Status(code=code_pb2.UNAVAILABLE))

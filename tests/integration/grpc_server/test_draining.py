@@ -142,7 +142,7 @@ async def test_subscriber_that_released_a_cluster_does_not_receive_its_drain_aga
             assert event_texts([await again.batch()]) == []
 
 
-async def test_stream_with_releases_gets_snapshot_for_revision_of_a_stream_without_releases(
+async def test_stream_with_confirm_releases_gets_snapshot_for_revision_of_a_stream_without_it(
     draining_harness: Harness,
 ) -> None:
     harness = draining_harness
@@ -234,7 +234,7 @@ async def test_revoked_subscriber_does_not_delay_a_drain(tmp_path: Path) -> None
             await eventually(lambda: rules_harness.harness.followed.engagements.engaged == 0)
 
 
-async def test_explanation_names_pending_releases_within_the_scope(tmp_path: Path) -> None:
+async def test_get_cluster_lists_only_pending_releases_that_the_caller_may_see(tmp_path: Path) -> None:
     shop, root = rule("shop", PROD), rule("root", ALL_CLUSTERS)
     async with open_rules_harness(tmp_path, shop, root, drain_timeout_s=LONG_S) as rules_harness:
         rules_harness.harness.listed(ready("alpha", env="prod"))
@@ -276,7 +276,7 @@ class Group:
         return GroupStatus(group="dns", member="a", view=1, is_settled=False, members=())
 
 
-async def test_server_info_names_draining_clusters_of_a_shard_group(draining_harness: Harness) -> None:
+async def test_server_info_lists_draining_clusters_of_a_shard_group(draining_harness: Harness) -> None:
     harness = draining_harness
     harness.service.shard = Group()
     harness.seen(ready("beta"))

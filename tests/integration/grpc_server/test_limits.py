@@ -92,7 +92,7 @@ async def test_server_info_counts_only_watches_of_clusters_as_subscribers(tmp_pa
     assert [count.subscribers for count in counts] == [1, 2]
 
 
-async def test_denied_calls_in_flight_are_limited(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+async def test_concurrent_denied_calls_are_limited(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(in_flight, "MAX_CALLS", 5)
     monkeypatch.setattr(quota, "MISS_BURST", 0)
     async with open_rules_harness(tmp_path, rule("root", ALL_CLUSTERS)) as place, place.caller("nobody") as nobody:
@@ -130,7 +130,7 @@ async def test_open_streams_do_not_count_as_calls_in_flight(monkeypatch: pytest.
         pytest.param({"subscriber": "operator" * 8}, id="another-field"),
     ],
 )
-async def test_requests_of_open_streams_are_limited(
+async def test_total_request_size_of_open_streams_is_limited(
     monkeypatch: pytest.MonkeyPatch, harness: Harness, asked: dict[str, Any]
 ) -> None:
     request = pb.WatchClustersRequest(**asked)

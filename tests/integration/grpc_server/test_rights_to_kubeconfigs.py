@@ -57,7 +57,7 @@ async def test_rule_without_kubeconfigs_denies_kubeconfig_requests(tmp_path: Pat
     assert rules_harness.denials() == [("bank", "KUBECONFIGS_DENIED")] * 3
 
 
-async def test_rule_limits_credential_issuers(tmp_path: Path) -> None:
+async def test_rule_limits_the_issuers_whose_credentials_a_caller_gets(tmp_path: Path) -> None:
     admin, viewer = Backend(), Backend()
     admin.name, viewer.name = "admin", "viewer"
     shop = rule("shop", ALL_CLUSTERS, terms=Terms(issuers=frozenset({"viewer"}), max_ttl_s=60.0))

@@ -62,7 +62,7 @@ async def test_server_info_describes_the_shard_group(harness: Harness) -> None:
     assert not lost.HasField("valid_for")
 
 
-async def test_get_cluster_names_the_shard_member_that_owns_the_cluster(harness: Harness) -> None:
+async def test_get_cluster_reports_the_shard_member_that_owns_the_cluster(harness: Harness) -> None:
     harness.service.shard = Shard()
     harness.listed(ready("alpha"))
     async with harness.client() as stub:

@@ -51,7 +51,7 @@ async def test_socket_has_configured_group(bound: Bind, server: grpc.aio.Server,
     assert (tmp_path / "d.sock").stat().st_gid == os.getgid()
 
 
-async def test_socket_directory_is_created_for_owner_and_group(
+async def test_created_socket_directory_is_accessible_only_to_owner_and_group(
     bound: Bind, server: grpc.aio.Server, tmp_path: Path
 ) -> None:
     umask = os.umask(0o077)  # as the daemon sets it

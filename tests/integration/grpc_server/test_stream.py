@@ -17,7 +17,7 @@ from tests.integration.grpc_server.conftest import Harness, a_harness, event_tex
 from tests.support.eventually import LIMIT_S, eventually
 
 
-async def test_unsynced_stream_has_only_heartbeats(harness: Harness) -> None:
+async def test_stream_sends_only_heartbeats_before_sync(harness: Harness) -> None:
     async with harness.subscriber() as subscriber:
         first = await subscriber.batch()
         assert (list(first.events), first.synced, first.reset, first.revision) == ([], False, False, "")
@@ -36,7 +36,7 @@ async def test_stream_sends_snapshot_then_changes(harness: Harness) -> None:
         assert await subscriber.events() == ["DISENGAGED alpha NOT_READY"]
 
 
-async def test_batch_names_previous_revision(harness: Harness) -> None:
+async def test_batch_contains_the_previous_revision(harness: Harness) -> None:
     harness.listed(*(ready(f"p-{number}", note="x" * 60) for number in range(3000)))
     async with harness.subscriber() as subscriber:
         batches = await subscriber.until_synced()

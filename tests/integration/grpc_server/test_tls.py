@@ -119,7 +119,7 @@ def test_startup_error_names_invalid_tls_file(
         tls_files.tls.context()
 
 
-async def test_certificate_names_identify_caller(callers: list[Caller], tls_files: TlsFiles) -> None:
+async def test_names_in_a_client_certificate_identify_the_caller(callers: list[Caller], tls_files: TlsFiles) -> None:
     pair = tls_files.ca.issue(SPIFFE, x509.DNSName("operator.example.com"))
     async with tcp(tls_files) as harness, client(harness, tls_files.credentials(pair)) as stub:
         assert len((await stub.ListClusters(pb.ListClustersRequest())).clusters) == 1

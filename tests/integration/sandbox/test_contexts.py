@@ -37,7 +37,7 @@ async def test_project_of_another_organization_can_be_read_by_name(client: Clien
 
 
 @pytest.mark.parametrize("is_limited", [False, True])
-async def test_watch_is_limited_to_the_organization_only_with_organization_watches(
+async def test_watch_is_limited_to_the_organization_only_if_organization_watches_is_enabled(
     connect: Callable[[Sandbox], Client], *, is_limited: bool
 ) -> None:
     async with Sandbox(features=Features(organization_watches=is_limited)) as sandbox:

@@ -77,7 +77,7 @@ def test_rbac_rule_allows_only_its_verbs_groups_resources_and_names(rule: Rule, 
     assert rights.allows("reader", LIST) is allowed
 
 
-def test_forbidden_response_names_subresource_name_and_namespace() -> None:
+def test_forbidden_response_contains_subresource_object_name_and_namespace() -> None:
     action = Action(verb="patch", group="", resource="configmaps", subresource="status", name="one", namespace="work")
     with pytest.raises(RefusalError) as error:
         SubjectRights().demand("reader", action)

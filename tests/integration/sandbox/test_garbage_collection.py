@@ -39,7 +39,9 @@ async def test_dependents_are_deleted_with_their_owner(client: Client, owner: di
     assert await names(client) == ["unrelated"]
 
 
-async def test_dependent_with_another_owner_loses_the_reference(client: Client, owner: dict[str, Any]) -> None:
+async def test_dependent_with_two_owners_loses_only_the_reference_to_the_deleted_one(
+    client: Client, owner: dict[str, Any]
+) -> None:
     second = await create(client, WIDGETS, widget("two"))
     await dependent(client, "shared", owned_by(owner), owned_by(second))
     await delete_owner(client)
@@ -63,7 +65,7 @@ async def test_object_with_two_controllers_is_rejected(client: Client, owner: di
         assert (await client.call("POST", behind(CONFIG_MAPS), document)).status == 422
 
 
-async def test_dependent_waits_for_the_removal_of_its_owner(client: Client, owner: dict[str, Any]) -> None:
+async def test_dependent_is_deleted_only_after_its_owner_is_removed(client: Client, owner: dict[str, Any]) -> None:
     await client.call("PATCH", behind(f"{WIDGETS}/one"), {"metadata": {"finalizers": ["example.com/hold"]}})
     await dependent(client, "child", owned_by(owner))
     await delete_owner(client)
@@ -73,7 +75,7 @@ async def test_dependent_waits_for_the_removal_of_its_owner(client: Client, owne
 
 
 @pytest.mark.parametrize("change", [{"uid": "0"}, {"name": "another"}, {"kind": "Gadget"}])
-async def test_dependent_of_an_absent_owner_is_deleted(
+async def test_dependent_of_a_nonexistent_owner_is_deleted(
     client: Client, owner: dict[str, Any], change: dict[str, str]
 ) -> None:
     await dependent(client, "lost", owned_by(owner) | change)

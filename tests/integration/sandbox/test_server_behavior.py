@@ -42,7 +42,7 @@ class TestTooManyRequests:
             assert (refused.status, refused.headers["Retry-After"]) == (503, "5")
             assert b"before all known HTTP paths have been installed" in refused.body
 
-    async def test_priority_and_fairness_answers_429_in_text(self, client: Client, sandbox: Sandbox) -> None:
+    async def test_overloaded_fault_answers_429_in_plain_text(self, client: Client, sandbox: Sandbox) -> None:
         sandbox.faults.overloaded(times=1)
         refused = await client.get(PROJECTS)
         assert (refused.status, refused.headers["Retry-After"]) == (429, "1")
@@ -109,7 +109,9 @@ class TestCrdChanges:
         async with client.watch(PROJECTS, resourceVersion=version) as stream:
             assert (await stream.next())["object"]["code"] == 410
 
-    async def test_deleted_crd_is_404_in_text(self, client: Client, sandbox: Sandbox) -> None:
+    async def test_request_for_objects_of_a_deleted_crd_is_answered_with_404_in_plain_text(
+        self, client: Client, sandbox: Sandbox
+    ) -> None:
         async with client.watch(PROJECTS) as stream, client.watch(CONTROL_PLANES) as other:
             sandbox.delete_definition(PROJECT)
             assert await stream.rest() == []
@@ -164,7 +166,9 @@ class TestOtherFaults:
             sandbox.end_watches()
             assert await stream.rest() == []
 
-    async def test_silenced_watch_sends_missed_events_later(self, client: Client, sandbox: Sandbox) -> None:
+    async def test_silenced_watch_sends_missed_events_when_the_silence_ends(
+        self, client: Client, sandbox: Sandbox
+    ) -> None:
         sandbox.silence_watches()
         async with client.watch(PROJECTS) as stream:
             sandbox.projects.create("alpha")
@@ -196,7 +200,7 @@ class TestOtherFaults:
         sandbox.faults.clear()
         assert (await client.get(PROJECTS)).names == ["alpha"]
 
-    async def test_fault_ends_after_its_time(self, client: Client, sandbox: Sandbox) -> None:
+    async def test_fault_ends_after_its_duration(self, client: Client, sandbox: Sandbox) -> None:
         sandbox.faults.overloaded(seconds=0)
         assert (await client.get(PROJECTS)).status == 200
 

@@ -53,7 +53,7 @@ def test_created_project_has_server_fields_and_no_status(store: Store) -> None:
     }
 
 
-def test_noop_write_keeps_the_version(store: Store) -> None:
+def test_noop_write_keeps_the_resource_version(store: Store) -> None:
     store.create(PROJECTS, project(labels={"a": "b"}))
     before = store.version
     notified: list[int] = []
@@ -71,7 +71,7 @@ def test_finalizer_cannot_be_added_during_deletion(store: Store) -> None:
     assert refused(error) == (422, "Invalid")
 
 
-def test_custom_resource_update_requires_a_version(store: Store) -> None:
+def test_custom_resource_update_requires_a_resource_version(store: Store) -> None:
     store.create(PROJECTS, project())
     with pytest.raises(RefusalError, match="must be specified for an update") as error:
         store.replace(PROJECTS, "alpha", project())

@@ -82,7 +82,7 @@ async def test_token_endpoint_refuses_malformed_assertions(client: Client, asser
     assert (await response_to(client, assertion)).json["error"] == "invalid_grant"
 
 
-async def test_token_endpoint_refuses_other_grants_and_revoked_keys(
+async def test_token_endpoint_refuses_unsupported_grant_types_and_revoked_keys(
     client: Client, sandbox: Sandbox, tmp_path: Path
 ) -> None:
     account = Account(sandbox, tmp_path)

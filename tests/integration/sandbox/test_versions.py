@@ -48,7 +48,9 @@ writes = st.lists(st.tuples(st.sampled_from(NAMES), st.sampled_from(("prod", "de
 
 
 @given(writes=writes, selector=st.sampled_from((selectors.EVERYTHING, PROD)))
-def test_list_and_events_reproduce_any_later_list(writes: list[tuple[str, str]], selector: LabelSelector) -> None:
+def test_replaying_later_events_onto_any_list_yields_the_latest_list(
+    writes: list[tuple[str, str]], selector: LabelSelector
+) -> None:
     store = Store([PROJECTS])
     seen = {store.version: listed(store, store.version, selector)}
     for name, what in writes:

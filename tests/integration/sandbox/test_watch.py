@@ -89,7 +89,7 @@ def test_open_watch_survives_compaction() -> None:
     assert opened.done
 
 
-def test_silenced_watch_sends_everything_afterwards(store: Store) -> None:
+def test_watch_silenced_beyond_its_timeout_sends_missed_events_when_the_silence_ends(store: Store) -> None:
     opened = watch(store, allowWatchBookmarks="true", timeoutSeconds="90")
     opened.set_silent(silent=True)
     put(store, "a")

@@ -211,7 +211,7 @@ async def test_shard_member_keeps_clusters_that_its_subscribers_may_still_use(da
     assert first.engaged | second.engaged | third.engaged == set(KEYS)
 
 
-async def test_shard_member_keeps_clusters_to_be_moved_while_they_are_too_many_for_its_lease(
+async def test_shard_member_keeps_clusters_to_move_while_the_list_of_them_is_too_long_for_its_lease(
     daemons: list[Daemon], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first, second, api = await pair(daemons)

@@ -68,7 +68,7 @@ async def test_changed_state_is_written_and_read_by_next_daemon(tmp_path: Path) 
         await eventually(lambda: names() == ["alpha", "beta"])
 
 
-async def test_final_state_is_written_at_shutdown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_latest_state_is_written_at_shutdown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(state_file, "WRITE_INTERVAL_S", 3600.0)
     fleet, names = Fleet(), recalled(tmp_path)
     async with running(StateFile(tmp_path, ORIGIN), fleet):
@@ -107,7 +107,7 @@ def test_malformed_state_file_is_ignored(tmp_path: Path, content: bytes) -> None
     assert StateFile(tmp_path, ORIGIN).load() is None
 
 
-async def test_state_of_another_source_is_ignored(tmp_path: Path) -> None:
+async def test_state_file_of_another_source_is_ignored(tmp_path: Path) -> None:
     fleet = Fleet()
     async with running(StateFile(tmp_path, StateOrigin("https://other.test", "project")), fleet):
         fleet.now_holds(kept("alpha"))
@@ -126,7 +126,9 @@ async def test_state_file_is_written_as_soon_as_its_directory_exists(tmp_path: P
         await eventually(lambda: names() == ["beta"])
 
 
-async def test_f37_full_disk_keeps_last_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_f37_last_written_state_is_kept_while_the_disk_is_full(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     fleet, names = Fleet(), recalled(tmp_path)
     attempts = 0
 
@@ -172,7 +174,7 @@ async def test_world_writable_state_file_is_rejected(tmp_path: Path) -> None:
     assert StateFile(tmp_path, ORIGIN).load() is None
 
 
-async def test_state_file_writable_by_a_group_without_the_daemon_is_rejected(
+async def test_state_file_writable_by_a_group_that_the_daemon_is_not_in_is_rejected(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = await written(tmp_path)

@@ -165,7 +165,7 @@ def a_port(names_for: str = "loopback", hosts: Sequence[str] = ()) -> HttpEndpoi
     ],
 )
 @pytest.mark.parametrize("path", ["/", "/metrics"])
-async def test_http_names_setting_hides_cluster_names_from_other_clients(
+async def test_http_names_setting_decides_which_peers_see_cluster_names(
     path: str, names_for: str, peer: str, shown: bool
 ) -> None:
     response = await a_port(names_for)._answer(request(path, peer=peer))

@@ -239,7 +239,7 @@ async def test_streaming_list_engages_ready_objects_and_continues_as_watch() -> 
     ].items()
 
 
-async def test_watch_that_exceeds_the_budget_makes_the_source_stale_and_disengages_nothing(
+async def test_watch_that_exceeds_the_objects_limit_makes_the_source_stale_and_disengages_nothing(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(driver_module, "OVER_BUDGET_RETRY_S", 0.05)
@@ -314,7 +314,7 @@ async def test_inconclusive_confirmation_is_retried_and_cluster_stays_engaged(
         assert run.source.collections[0].pending_deletions.explain("alpha") is not None
 
 
-async def test_deletion_is_not_confirmed_by_server_without_other_objects() -> None:
+async def test_deletion_is_not_confirmed_if_reads_of_reference_objects_also_return_404() -> None:
     server_script = ScriptedServer()
     watch = ScriptedResponse(
         *(line("ADDED", project(name, 1)) for name in ("alpha", "beta", "gamma")), bookmark(5, ends_list=True)
@@ -349,7 +349,7 @@ async def test_failed_read_of_reference_objects_is_reported() -> None:
         assert why[1].startswith("the server may be a different one, and reading beta from it failed: 403: ")
 
 
-async def test_deletion_is_confirmed_by_server_with_other_objects() -> None:
+async def test_deletion_is_confirmed_if_a_read_of_a_reference_object_succeeds() -> None:
     server_script = ScriptedServer()
     watch = ScriptedResponse(
         *(line("ADDED", project(name, 1)) for name in ("alpha", "beta", "gamma")), bookmark(5, ends_list=True)

@@ -131,7 +131,7 @@ async def test_probe_timeout_is_reported() -> None:
     assert outcome.cause == "timeout"
 
 
-async def test_untrusted_certificate_authority_is_reported_as_tls() -> None:
+async def test_probe_of_server_with_untrusted_certificate_authority_fails_with_cause_tls() -> None:
     other = trustme.CA()
     async with ApiServer(answering()) as server, prober(server, authorities=other.cert_pem.bytes()) as sender:
         outcome = await sender.send(at(server.url))
@@ -146,7 +146,7 @@ async def test_probe_of_unresolvable_host_is_dns_error() -> None:
     assert (outcome.cause, outcome.is_of_host) == ("dns", True)
 
 
-async def test_probe_of_closing_peer_is_closed_error() -> None:
+async def test_probe_of_server_that_closes_the_connection_fails_with_cause_closed() -> None:
     async def hang_up(request: web.Request) -> web.StreamResponse:
         assert request.transport is not None
         request.transport.abort()

@@ -41,7 +41,7 @@ def test_garbage_collector_tracks_no_objects_per_cluster() -> None:
     assert [kind for kind in many if many[kind] - few[kind] >= 500] == []
 
 
-def test_time_of_change_does_not_grow_with_the_fleet() -> None:
+def test_cpu_time_of_a_change_does_not_grow_with_the_fleet() -> None:
     assert time_ratio(1000, LARGE, changes=120) <= MOST_TIME_RATIO
 
 

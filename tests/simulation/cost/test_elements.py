@@ -91,7 +91,7 @@ def test_scan_of_large_tuple_is_counted(scan: Callable[[Any], object]) -> None:
     assert SIZE <= reads.count <= SIZE + 1
 
 
-def test_search_and_lookup_read_few_elements() -> None:
+def test_binary_search_and_dict_lookup_read_few_elements() -> None:
     holder = Holder()
     reads = count_reads(SIZE, stack_above=SIZE)
     assert bisect_right(holder._in_order, 500) == 501
@@ -101,7 +101,7 @@ def test_search_and_lookup_read_few_elements() -> None:
     assert reads.count <= 11
 
 
-def test_counted_container_works_like_the_one_that_it_replaces() -> None:
+def test_counted_container_behaves_like_the_builtin_container_that_it_replaces() -> None:
     holder = Holder()
     count_reads(SIZE, stack_above=SIZE)
     holder._append(SIZE)

@@ -134,7 +134,7 @@ HOURS_S = 8 * 3600.0
 YEARS_S = 10 * 365 * 86400.0
 
 
-def test_f40_expired_credential_is_not_issued_after_suspend() -> None:
+def test_f40_expired_credential_is_not_issued_after_the_machine_was_suspended() -> None:
     async def steps(harness: Harness) -> None:
         await holds_all(harness)
         given = len(harness.handed)

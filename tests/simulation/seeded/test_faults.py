@@ -288,7 +288,7 @@ def test_f22_restored_server_disengages_nothing() -> None:
     run_steps(steps)
 
 
-def test_f22_restored_server_is_accepted_by_an_administrator() -> None:
+def test_f22_administrator_can_accept_the_state_of_a_restored_server() -> None:
     async def steps(harness: Harness) -> None:
         await restored(harness)
         harness.daemon.collection.accept(harness.loop.time())
@@ -360,7 +360,7 @@ def test_f25_missed_deletion_is_found_by_next_list() -> None:
     run_steps(steps)
 
 
-def test_f31_streaming_list_that_never_ends_falls_back_to_pages() -> None:
+def test_f31_streaming_list_that_never_ends_is_replaced_by_a_paged_list() -> None:
     async def steps(harness: Harness) -> None:
         (harness.api.only,) = (fault for fault in REQUEST_FAULTS if fault.name == "a list without an end")
         harness.put("a", content=2)

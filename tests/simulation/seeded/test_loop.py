@@ -47,7 +47,7 @@ def test_virtual_loop_runs_timers_in_order_of_their_deadlines() -> None:
     assert run(main()) == ["first", "second"]
 
 
-def test_ready_task_order_is_drawn_from_seed() -> None:
+def test_order_of_ready_tasks_depends_only_on_the_seed() -> None:
     assert run(order_of_five(), 1) == run(order_of_five(), 1)
     assert len({tuple(run(order_of_five(), seed)) for seed in range(20)}) > 10
 

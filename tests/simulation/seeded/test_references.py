@@ -229,7 +229,7 @@ def test_faults_of_object_or_secret_watch_disengage_no_existing_cluster(failing:
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_clusters_are_engaged_only_after_both_first_lists_are_complete(seed: int) -> None:
+def test_clusters_are_engaged_only_after_the_first_lists_of_objects_and_secrets_are_complete(seed: int) -> None:
     async def steps(simulation: Simulation) -> None:
         late = Random(seed).choice(simulation.upstreams)
         late.api.down_until = asyncio.get_running_loop().time() + 20.0

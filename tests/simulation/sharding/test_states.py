@@ -274,11 +274,11 @@ def _require_one_owner(world: World) -> None:
 _encoder = msgspec.msgpack.Encoder(order="sorted")
 
 
-def test_search_finds_no_state_with_two_owners() -> None:
+def test_state_search_finds_no_state_with_two_owners() -> None:
     assert Search(faults=1, ticks=14, delays=1).run(limit=200_000) > 5_000
 
 
 @pytest.mark.parametrize("mutant", [{"acknowledges": False}, {"waits": False}], ids=["early-acknowledgement", "early"])
-def test_search_finds_two_owners_in_a_mutant(mutant: dict[str, bool]) -> None:
+def test_state_search_finds_two_owners_in_a_mutant(mutant: dict[str, bool]) -> None:
     with pytest.raises(TwoOwnersError):
         Search(faults=1, ticks=14, delays=1, **mutant).run(limit=200_000)

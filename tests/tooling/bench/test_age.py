@@ -29,13 +29,13 @@ def _since(commit: str, packages: tuple[str, ...]) -> int | None:
         ("sandbox", "elsewhere", "not in the history of this checkout"),
     ],
 )
-def test_stale_results_are_reported(name: str, commit: str | None, problem: str | None) -> None:
+def test_stale_bench_results_are_reported(name: str, commit: str | None, problem: str | None) -> None:
     found = [*age.problems({name: _results(commit)}, {}, _since)]
     assert len(found) == (problem is not None)
     assert all(problem is not None and problem in text for text in found)
 
 
-def test_results_known_as_stale_are_accepted_until_they_are_measured_again() -> None:
+def test_bench_results_known_as_stale_are_accepted_until_they_are_measured_again() -> None:
     known = {"sandbox": "yesterday"}
     assert [*age.problems({"sandbox": _results(None, "yesterday")}, known, _since)] == []
     (again,) = age.problems({"sandbox": _results("old", "today")}, known, _since)
@@ -74,6 +74,8 @@ class Read:
         ('"""Fail."""', "self.name = None", False),
     ],
 )
-def test_commits_that_change_only_texts_do_not_make_results_stale(old: str, new: str, is_equal: bool) -> None:
+def test_commits_that_change_only_comments_docstrings_or_messages_do_not_make_bench_results_stale(
+    old: str, new: str, is_equal: bool
+) -> None:
     assert old in CODE
     assert (age.without_texts(CODE) == age.without_texts(CODE.replace(old, new))) is is_equal

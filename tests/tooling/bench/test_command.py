@@ -42,11 +42,11 @@ def test_bench_prints_a_table_and_writes_json(tmp_path: Path) -> None:
         ("", "unknown commit"),
     ],
 )
-def test_bench_names_the_commit_of_a_program_in_go(build_info: str, commit: str) -> None:
+def test_bench_reports_the_commit_that_a_go_program_was_built_from(build_info: str, commit: str) -> None:
     assert built_from(build_info) == commit
 
 
-def test_bench_of_sharding_needs_real_servers(capsys: pytest.CaptureFixture[str]) -> None:
+def test_bench_of_sharding_requires_the_option_real(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["sharding"])
     assert "add --real" in capsys.readouterr().err

@@ -79,7 +79,7 @@ def test_missed_target_without_an_explanation_is_reported() -> None:
     ]
 
 
-def test_missing_figures_are_reported() -> None:
+def test_figures_missing_from_bench_results_are_reported() -> None:
     problems = [*page.missing({})]
     assert "bench/results/sandbox.json lacks bytes_per_cluster, which bench/figures.py shows" in problems
     assert "bench/results/go.json and COMMANDS in bench/figures.py do not match" in problems

@@ -57,7 +57,7 @@ def test_run_over_the_cpu_budget_of_a_directory_fails_and_names_its_tests(run: R
     assert "2 passed" in done.stdout.splitlines()[-1]
 
 
-def test_cpu_budget_is_not_enforced_for_another_selection_of_tests(run: Run) -> None:
+def test_cpu_budget_is_not_enforced_without_the_mark_expression_of_dev_test(run: Run) -> None:
     done = run()
     assert (done.returncode, "CPU time" in done.stdout) == (0, False)
 

@@ -34,7 +34,7 @@ def problems(packed: Path, values: dict[str, Any], scratch: Path) -> str:
     return done.stdout if done.returncode else ""
 
 
-def test_values_of_the_chart_are_valid_and_all_in_its_schema(packed: Path, tmp_path: Path) -> None:
+def test_chart_values_are_valid_and_the_schema_requires_each_of_them(packed: Path, tmp_path: Path) -> None:
     values = yaml.safe_load((packed / "values.yaml").read_text())
     assert problems(packed, values, tmp_path) == ""
     schema = json.loads((packed / "values.schema.json").read_text())

@@ -61,7 +61,7 @@ def sandbox_image(tmp_path_factory: pytest.TempPathFactory) -> Installed:
     return Installed(tmp_path_factory.mktemp("sandbox-image"), "sandbox")
 
 
-def test_dockerfile_runs_the_tested_install_script_and_the_user_of_the_manifests() -> None:
+def test_dockerfile_uses_the_tested_install_script_and_the_user_of_the_manifests() -> None:
     text = (ROOT / "Dockerfile").read_text()
     assert re.findall(r"^RUN (.*)$", text, re.MULTILINE) == [
         "sh deploy/image/install.sh /src /opt/venv",

@@ -204,7 +204,7 @@ def test_no_variable_of_the_manifests_has_an_empty_value(directory: Path) -> Non
 
 
 @pytest.mark.parametrize("page", ["tutorial.md", "tutorial-go.md"])
-def test_tutorial_mounts_the_socket_of_the_component(page: str, overlay: Callable[..., Path]) -> None:
+def test_tutorial_mounts_the_socket_directory_of_the_sidecar_component(page: str, overlay: Callable[..., Path]) -> None:
     found = re.search(
         r"^```yaml\n(name: operator\n.*?)^```", (ROOT / "docs" / page).read_text(), re.MULTILINE | re.DOTALL
     )

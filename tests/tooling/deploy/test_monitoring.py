@@ -53,7 +53,7 @@ def test_alert_has_severity_summary_and_a_runbook(alert: dict[str, dict[str, str
     assert f"`{alert['alert']}`" in runbook
 
 
-def test_milo_labels_are_on_every_alert(tmp_path: Path) -> None:
+def test_milo_alert_labels_component_labels_every_alert(tmp_path: Path) -> None:
     directory = with_components(tmp_path / "overlay", "sidecar", "prometheus-monitoring", "milo-alert-labels")
     rules = [
         (manifest["metadata"]["name"], rule["labels"])

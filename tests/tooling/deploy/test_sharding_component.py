@@ -34,11 +34,11 @@ def workload(directory: Path, kind: str) -> Manifest:
 
 
 @pytest.mark.parametrize("version", [OLDEST, NEWEST])
-def test_rendered_component_is_strictly_valid(directory: Path, version: str, tmp_path: Path) -> None:
+def test_rendered_sharding_component_is_strictly_valid(directory: Path, version: str, tmp_path: Path) -> None:
     assert strictly_valid(built(directory), version, tmp_path / "built.yaml") == 5
 
 
-def test_workload_has_replicas_with_a_group_and_the_identity_of_their_pods(directory: Path, kind: str) -> None:
+def test_replicas_of_a_workload_share_a_group_and_are_named_after_their_pods(directory: Path, kind: str) -> None:
     spec = workload(directory, kind)["spec"]
     assert spec["replicas"] == 3
     [daemon] = [

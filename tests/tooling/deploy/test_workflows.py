@@ -179,7 +179,7 @@ def test_release_publishes_only_signed_files_and_creates_no_files_after_signing(
     assert [name for name in ("release", "site") if re.search(makes_archive, scripts(name))] == []
 
 
-def test_release_builds_every_target_that_is_an_image() -> None:
+def test_release_pushes_an_image_of_each_runtime_stage_of_the_dockerfile() -> None:
     stages = re.findall(r"^FROM runtime AS (\w+)$", (ROOT / "Dockerfile").read_text(), re.MULTILINE)
     assert set(IMAGES) == set(stages)
     named = set(

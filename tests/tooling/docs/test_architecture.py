@@ -22,14 +22,14 @@ def packages() -> Iterator[tuple[set[str], str]]:
         yield set(re.findall(r"`([\w/]+)`", text.partition(": ")[0])), pure.removesuffix(".")
 
 
-def test_list_of_packages_names_every_package_of_the_daemon() -> None:
+def test_package_list_includes_every_package_of_the_daemon() -> None:
     existing = {f"milo_discoveryd/{path.parent.name}" for path in (ROOT / "milo_discoveryd").glob("*/__init__.py")}
     named = {name for names, _ in packages() for name in names}
     assert {name for name in named if name.startswith("milo_discoveryd/")} == existing
     assert [name for name in named if not (ROOT / name).is_dir()] == []
 
 
-def test_list_of_packages_names_the_pure_modules() -> None:
+def test_package_list_identifies_the_pure_modules() -> None:
     pure = set(modules("pure"))
     of_the_daemon = [(names.pop(), text) for names, text in packages() if "milo_discoveryd/" in "".join(names)]
     assert len(of_the_daemon) > 15
@@ -43,13 +43,13 @@ def test_list_of_packages_names_the_pure_modules() -> None:
         assert found == (names - listed if text.startswith(("yes", "all but")) else listed), package
 
 
-def test_decision_table_names_existing_files() -> None:
+def test_decision_table_refers_to_existing_files() -> None:
     files = re.findall(r"`(\w+/[\w/]+\.py)`", section("Where is it decided?"))
     assert len(files) > 20
     assert [file for file in files if not (ROOT / file).is_file()] == []
 
 
-def test_section_on_life_of_a_change_names_existing_files() -> None:
+def test_section_on_the_life_of_a_change_refers_to_existing_files() -> None:
     picture, text = section("Life of a change").split("```")[1:]
     modules_of_picture = re.findall(r"\w+(?:/[a-z_]+)+", picture)
     assert len(modules_of_picture) > 10

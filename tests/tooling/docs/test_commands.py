@@ -49,7 +49,7 @@ def test_commands_that_need_a_cluster_are_listed() -> None:
 
 
 @pytest.mark.parametrize("each", Way, ids=lambda each: each.name)
-def test_command_verification_names_an_existing_test(each: Way) -> None:
+def test_verification_of_documented_commands_refers_to_an_existing_test_or_file(each: Way) -> None:
     path, _, name = each.value.partition("::")
     found = ROOT / path
     assert found.exists()

@@ -16,7 +16,7 @@ REFERENCE = (Path(__file__).parents[3] / "docs/controllers-reference.md").read_t
         ("Watched", ["`name`", "`namespace`", "`cluster`", "`clusters`", "`is_deleted`", "`object`", "`before`"]),
     ],
 )
-def test_controllers_reference_names_attributes_and_fields(name: str, expected: list[str]) -> None:
+def test_controllers_reference_documents_attributes_and_fields(name: str, expected: list[str]) -> None:
     found = re.search(rf"^### {name}\n(.*?)^##", REFERENCE, re.DOTALL | re.MULTILINE)
     assert found is not None
     assert [text for text in expected if text not in found[1]] == []

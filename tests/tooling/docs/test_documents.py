@@ -64,12 +64,12 @@ def test_user_documentation_has_no_pages_for_reviewers() -> None:
 
 
 @pytest.mark.parametrize("source", sorted(IMAGES.glob("*.txt")), ids=lambda path: path.stem)
-def test_diagrams_match_their_texts(source: Path) -> None:
+def test_diagrams_match_their_source_texts(source: Path) -> None:
     picture = drawn(source.read_text())
     assert source.with_suffix(".svg").read_text() == picture
     assert ElementTree.fromstring(picture).get("aria-label") == source.read_text().splitlines()[0]
 
 
-def test_diagrams_refuse_an_unknown_line() -> None:
+def test_diagram_with_an_unknown_line_is_refused() -> None:
     with pytest.raises(SystemExit, match=r"invalid line in a diagram: .a whim"):
         drawn("Title\nsequence: a, b\na whim")

@@ -69,6 +69,6 @@ def dependencies() -> set[str]:
     return {name for name in found if not name.startswith("milo-")}
 
 
-def test_security_page_reviews_exactly_the_dependencies() -> None:
+def test_security_page_reviews_all_dependencies_and_no_other_packages() -> None:
     listed = (item.text.partition(": ")[0] for item in items(section("Dependencies")))
     assert {name for names in listed for name in re.findall(r"`([\w.-]+)`", names)} == dependencies()

@@ -38,7 +38,9 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> str:
     return name
 
 
-async def test_source_kind_of_another_package_engages_clusters_of_its_objects(installed: str, tmp_path: Path) -> None:
+async def test_source_kind_from_another_package_engages_clusters_described_by_its_objects(
+    installed: str, tmp_path: Path
+) -> None:
     async with Sandbox() as sandbox:
         sandbox.projects.create("platform", ready=True)
         store = sandbox.control_plane("platform")

@@ -137,12 +137,12 @@ def test_field_of_five_megabytes_does_not_affect_other_objects(mode: SourceKind,
 
 @settings(max_examples=60)
 @given(st.lists(st.binary(max_size=40), min_size=4, max_size=4), st.booleans())
-def test_daemon_survives_any_bytes_of_an_api_server(parts: list[bytes], streaming: bool) -> None:
+def test_daemon_survives_arbitrary_bytes_from_an_api_server(parts: list[bytes], streaming: bool) -> None:
     listed, watched, found, page = parts
     chain.run(chain.Script(listed, watched, found, page), chain.KINDS[0], streaming=streaming)
 
 
-def test_daemon_survives_version_of_5000_digits_and_name_invalid_in_paths() -> None:
+def test_daemon_survives_resource_version_of_5000_digits_and_object_name_invalid_in_paths() -> None:
     for odd in (changed(("metadata", "resourceVersion"), "9" * 5000), changed(("metadata", "name"), "a?b#c")):
         script = chain.Script(lines("ADDED", odd, document("beta")), lines("DELETED", odd), b"", None)
         outcome = chain.run(script, chain.KINDS[1])

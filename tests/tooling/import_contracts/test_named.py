@@ -14,7 +14,7 @@ class Registry:
 '''
 
 
-def test_names_are_searched_in_comments_and_docstrings_but_not_in_strings() -> None:
+def test_prose_of_a_module_is_its_comments_and_docstrings_but_not_its_strings() -> None:
     assert sorted(prose(MODULE)) == [
         (1, "The parts of `Registry`."),
         (3, "# see `Registry.clear`"),
