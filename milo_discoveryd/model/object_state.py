@@ -93,7 +93,7 @@ MEANINGS = {
         is_forgettable=True,
         is_reported=True,
         tone="bad",
-        remedy="the server ignores label selectors: check for a proxy in front of Milo, and the daemon's right to list",
+        remedy="the server ignores label selectors: check for a proxy in front of Milo, and if the daemon may list",
     ),
     ObjectState.UNREACHABLE: StateMeaning(
         reason="UNREACHABLE", words="disengaged: unreachable", count="unreachable", is_ready=True, tone="bad"

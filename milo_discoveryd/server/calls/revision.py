@@ -20,8 +20,8 @@ _SIGNATURE_BYTES = 16
 _WITHOUT_COUNTS = len("0123456789abcdef.") + 18 + len(".known.part") + 9 + len(".") + 22
 _COUNT_LENGTH = len("0123--_") + 9 + 18
 _FORMER_SOURCES = 64
-"""Revisions with counts of up to this many sources are accepted, even if fewer are configured: a revision may be from
-before a restart."""
+"""Maximum number of sources whose counts a revision may contain, even if fewer are configured: the revision may be from
+before a restart that removed sources."""
 _URL_SAFE = bytes.maketrans(b"+/", b"-_")
 
 

@@ -204,8 +204,8 @@ def cluster_profiles(
     "--plugin-env",
     type=Assignment(),
     multiple=True,
-    help="Environment variable to set for the plugin, as NAME=VALUE. Default: the variables that select the daemon of "
-    "this command. May be repeated.",
+    help="Environment variable to set for the plugin, as NAME=VALUE. May be repeated. Default: the variables that tell "
+    "this command which daemon to use.",
 )
 @click.option("--argocd-project", default="", help="The only Argo CD project that may use the clusters.")
 @publishing

@@ -70,7 +70,7 @@ def read(
 
 
 def _on_a_custom_resource(method: str, subresource: str) -> str | None:
-    """Return the verb of a request that only custom resources allow; None if even these refuse it."""
+    """Return the verb of a request that is allowed for custom resources only; None if it is never allowed."""
     if method in {"PUT", "PATCH"}:
         raise refusals.bad_request("name must be provided")
     return "create" if method == "POST" and not subresource else None

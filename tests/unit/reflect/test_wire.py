@@ -239,7 +239,7 @@ def test_error_status_message_of_html_page_is_stripped_of_tags_and_truncated() -
 
 
 @pytest.mark.parametrize("body", [b"", b"\xff\xfe\x00", b'{"code":"x"}', DEEP.encode(), b"9" * 5000], ids=range(5))
-def test_error_status_with_an_invalid_body_has_the_http_code(body: bytes) -> None:
+def test_error_response_with_an_invalid_body_has_the_code_of_its_http_status(body: bytes) -> None:
     assert error_status(body, 500).code == 500
 
 

@@ -66,7 +66,7 @@ def test_rate_limited_audit_budget_is_not_per_port() -> None:
     assert len(there.audit.lines) == BURST
 
 
-def test_rate_limited_audit_limits_successful_calls_and_counts_them_under_their_event() -> None:
+def test_audit_rate_limit_applies_to_successful_calls_and_counts_suppressed_ones_by_event() -> None:
     there = Pacing()
     for _ in range(BURST + 3):
         there.paced.noted_at_rate(Caller(listener="net"), "", "subscription ended")
