@@ -91,8 +91,8 @@ def _disagreements(settings: Settings, given: Mapping[SettingPath, Given]) -> It
     yield from _unknown_names_in_rules(settings, given)
     if settings.connectivity.per == "host" and settings.connectivity.disengage_unreachable_after is not None:
         complaint = (
-            '"host" does not probe each cluster, as `disengage_unreachable_after` requires: use "cluster", or remove '
-            "the setting `disengage_unreachable_after`"
+            '"host" does not probe each cluster, which `disengage_unreachable_after` requires: use "cluster", or '
+            "remove the setting `disengage_unreachable_after`"
         )
         yield Problem(given[("connectivity", "per")].place, complaint)
     yield from _settings_without_an_api_server(settings, given)

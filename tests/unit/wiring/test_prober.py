@@ -28,5 +28,5 @@ def test_probes_are_per_host_by_default_if_all_clusters_share_one_host(
 
 
 def test_disengagement_of_unreachable_clusters_requires_probes_per_cluster() -> None:
-    with pytest.raises(ConfigError, match="disengage_unreachable_after requires"):
+    with pytest.raises(ConfigError, match="`disengage_unreachable_after` requires"):
         load({}, {PER: "host", DISENGAGE: "10m"}, None)
