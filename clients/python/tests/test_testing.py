@@ -36,6 +36,16 @@ async def test_sandbox_project_is_engaged_updated_and_disengaged(milo_sandbox: M
         assert (await disengagement(watch)).reason is DisengageReason.DELETED
 
 
+async def test_project_created_as_not_ready_does_not_stay_engaged(milo_sandbox: MiloSandbox):
+    async with DiscoveryClient(milo_sandbox.address) as client, client.watch() as watch:
+        await watch.synced()
+        milo_sandbox.create_project("alpha", ready=False)
+        milo_sandbox.create_project("beta")
+        while summary(await anext(watch)) != "ENGAGED beta":
+            pass
+        assert set(watch.clusters) == {"beta"}
+
+
 async def disengagement(watch: Watch) -> Event:
     """Return the next DISENGAGED event. UPDATED events before it report the requested deletion of the project."""
     while (event := await anext(watch)).type is EventType.UPDATED:
