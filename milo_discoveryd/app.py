@@ -16,6 +16,7 @@ from milo_discoveryd import __version__
 from milo_discoveryd.config import Settings
 from milo_discoveryd.credentials.issued_credential import IssuedCredential
 from milo_discoveryd.daemon_errors import StartError
+from milo_discoveryd.fleet.fleet import Fleet
 from milo_discoveryd.kubeconfigs.cluster_ca import cluster_trust
 from milo_discoveryd.kubeconfigs.kubeconfigs import NO_ISSUER, CredentialLimits, Kubeconfigs
 from milo_discoveryd.kubeconfigs.lease_handle import Issuance
@@ -24,7 +25,6 @@ from milo_discoveryd.log.change_log import FRAME_EVICTION_INTERVAL_S, ChangeLog,
 from milo_discoveryd.log.events import EventType
 from milo_discoveryd.logger import log
 from milo_discoveryd.model.cluster import Target
-from milo_discoveryd.registry.fleet import Fleet
 from milo_discoveryd.rights.quota import QuotaLimits
 from milo_discoveryd.server.calls.access import AccessControl
 from milo_discoveryd.server.calls.frames import encoder

@@ -13,10 +13,10 @@ import msgspec
 from bench import in_process
 from bench.setting import Samples, Setting
 from milo_discoveryd.engagement.engagement import ClusterRecord, ClusterRecords, Engagements
+from milo_discoveryd.fleet.source import ClusterSource
 from milo_discoveryd.log.change_log import ChangeLog
 from milo_discoveryd.model.cluster import Cluster, Target
 from milo_discoveryd.objects.store import ObjectRecord, ObjectStore
-from milo_discoveryd.registry.source import ClusterSource
 from milo_discoveryd.telemetry.logging import configure
 
 _GRAIN = 16

@@ -10,11 +10,11 @@ from collections.abc import Callable, Iterable
 
 from bench import in_process, projects
 from bench.setting import Samples, Setting
+from milo_discoveryd.fleet.source import ClusterSource
 from milo_discoveryd.log.cursor import Cursor
 from milo_discoveryd.log.events import Event, EventType
 from milo_discoveryd.log.filter import EVERYTHING
 from milo_discoveryd.model.contributions import ObservedObject
-from milo_discoveryd.registry.source import ClusterSource
 from milo_discoveryd.sources.project_control_plane import ProjectControlPlaneKind
 from milo_discoveryd.telemetry.logging import configure
 from milo_kube.reflect.messages import Listed, ListEnded, ListStarted, ObjectChanged

@@ -10,6 +10,7 @@ from milo_discoveryd.config import Settings
 from milo_discoveryd.engagement.claims import FleetEngagements
 from milo_discoveryd.engagement.contribution_index import ContributionIndex
 from milo_discoveryd.engagement.engagement import Engagements
+from milo_discoveryd.fleet.source import ObjectsAreClusters
 from milo_discoveryd.log.change_log import ChangeLog, Retention
 from milo_discoveryd.model.cluster import Cluster
 from milo_discoveryd.model.contributions import ObservedObject
@@ -17,7 +18,6 @@ from milo_discoveryd.model.moment import Moment
 from milo_discoveryd.model.object_state import MEANINGS, ObjectState
 from milo_discoveryd.model.observation import Ready
 from milo_discoveryd.objects.store import ObjectChanges, ObjectPosition, ObjectStore
-from milo_discoveryd.registry.source import ObjectsAreClusters
 from milo_discoveryd.sources.keyed import FollowedCollection, KeyedSource
 from milo_discoveryd.watchers.transport import Transport
 from milo_discoveryd.wiring.configured_source import ConfiguredSource, at_server

@@ -4,9 +4,9 @@ import asyncio
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 
 from milo_discoveryd.credentials.issuers.issuer import FencingIssuer
+from milo_discoveryd.fleet.fleet import Fleet
 from milo_discoveryd.logger import log
 from milo_discoveryd.model.object_state import ObjectState
-from milo_discoveryd.registry.fleet import Fleet
 from milo_discoveryd.sharding.credential_fence import TOKEN_CACHE_S, CredentialFence
 from milo_discoveryd.sharding.ownership import Decision, KeyOwnership, Ownership
 from milo_kube.credential import CredentialError

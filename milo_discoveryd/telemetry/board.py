@@ -10,6 +10,7 @@ from typing import NamedTuple, Protocol
 import msgspec
 
 from milo_discoveryd.engagement.engagement import ClusterRecord
+from milo_discoveryd.fleet.fleet import Fleet
 from milo_discoveryd.identity.caller import Caller
 from milo_discoveryd.kubeconfigs.credential_lease import IssuerHealth
 from milo_discoveryd.kubeconfigs.kubeconfigs import CredentialDescription
@@ -17,7 +18,6 @@ from milo_discoveryd.log.filter import Filter
 from milo_discoveryd.model.cluster import Cluster, Reachability
 from milo_discoveryd.model.moment import Moment
 from milo_discoveryd.model.object_state import ObjectState
-from milo_discoveryd.registry.fleet import Fleet
 from milo_discoveryd.rights.caller_selector import verified_fields
 from milo_discoveryd.sharding.status import GroupStatus
 from milo_discoveryd.telemetry.journal import RecentHistory

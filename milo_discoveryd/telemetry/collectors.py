@@ -9,11 +9,11 @@ from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.metrics_core import CounterMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from milo_discoveryd.fleet.fleet import Fleet
+from milo_discoveryd.fleet.source import ClusterSource
 from milo_discoveryd.kubeconfigs.credential_lease import IssuerHealth
 from milo_discoveryd.model.cluster import Reachability
 from milo_discoveryd.model.object_state import ObjectState
-from milo_discoveryd.registry.fleet import Fleet
-from milo_discoveryd.registry.source import ClusterSource
 from milo_kube.reflect.view_status import ViewState
 
 

@@ -8,12 +8,12 @@ from datetime import datetime
 import msgspec
 
 from milo_discoveryd.engagement.pending_releases import AwaitedRelease
+from milo_discoveryd.fleet.source import NOT_READY_HELD, RESTORED
 from milo_discoveryd.log.events import Event, EventType
 from milo_discoveryd.logger import log
 from milo_discoveryd.model.cluster import Cluster
 from milo_discoveryd.model.observation import NotWanted
 from milo_discoveryd.objects.collection import REMOVALS_HELD
-from milo_discoveryd.registry.source import NOT_READY_HELD, RESTORED
 from milo_discoveryd.telemetry.audit import Audit
 from milo_discoveryd.telemetry.metrics import SourceMetrics
 from milo_discoveryd.telemetry.status import History, RecentChange, when

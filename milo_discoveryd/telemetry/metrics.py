@@ -8,6 +8,7 @@ import msgspec
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
 from prometheus_client.metrics import MetricWrapperBase
 
+from milo_discoveryd.fleet.fleet import Fleet
 from milo_discoveryd.instruments import (
     AuditMetrics,
     CallMetrics,
@@ -20,7 +21,6 @@ from milo_discoveryd.instruments import (
 from milo_discoveryd.kubeconfigs.credential_lease import IssuerHealth
 from milo_discoveryd.log.events import Event, EventType
 from milo_discoveryd.model.cluster import DisengageReason
-from milo_discoveryd.registry.fleet import Fleet
 from milo_discoveryd.telemetry.collectors import CredentialCollector, FleetCollector, LogCollector, StreamCollector
 from milo_discoveryd.telemetry.shard_metrics import MeasuredShard, ShardCollector, Unsharded
 

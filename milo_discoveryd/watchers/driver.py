@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 import msgspec
 
+from milo_discoveryd.fleet.source import ClusterSource
 from milo_discoveryd.model.contributions import ObservedObject
 from milo_discoveryd.model.observation import Outside
 from milo_discoveryd.model.resource import WatchedCollection
@@ -22,7 +23,6 @@ from milo_discoveryd.objects.pending_deletions import (
     Inconclusive,
 )
 from milo_discoveryd.objects.store import OVER_BUDGET
-from milo_discoveryd.registry.source import ClusterSource
 from milo_kube import retry_after
 from milo_kube.api_request import Answer
 from milo_kube.http.errors import TransportError

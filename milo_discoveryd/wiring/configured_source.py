@@ -12,13 +12,13 @@ from milo_discoveryd.config.settings import RemovalSettings
 from milo_discoveryd.credentials.kubeconfig_files import KubeconfigFiles
 from milo_discoveryd.daemon_errors import ConfigError
 from milo_discoveryd.engagement.not_ready import NotReadyClusters
+from milo_discoveryd.fleet.changes import Observer
+from milo_discoveryd.fleet.fleet import Fleet
+from milo_discoveryd.fleet.source import ClusterSource, SourceDescription, SourcePolicy
 from milo_discoveryd.log.change_log import ChangeLog
 from milo_discoveryd.model.removal_limits import RemovalLimits
 from milo_discoveryd.objects.pending_deletions import PendingDeletions
 from milo_discoveryd.objects.removal_guard import RemovalGuard
-from milo_discoveryd.registry.changes import Observer
-from milo_discoveryd.registry.fleet import Fleet
-from milo_discoveryd.registry.source import ClusterSource, SourceDescription, SourcePolicy
 from milo_discoveryd.sources.context import context_of, wrong_context
 from milo_discoveryd.sources.keyed import KeyedSource
 from milo_discoveryd.sources.kind import SourceOptions

@@ -8,10 +8,10 @@ from milo_discoveryd.config import Settings
 from milo_discoveryd.connectivity.host_schedule import HostSchedule
 from milo_discoveryd.connectivity.prober import Prober
 from milo_discoveryd.connectivity.reachability import ProbePolicy, ProbeSchedule, at_once
+from milo_discoveryd.fleet.fleet import Fleet
 from milo_discoveryd.instruments import ProbeMetrics
 from milo_discoveryd.kubeconfigs.kubeconfigs import Kubeconfigs
 from milo_discoveryd.log.events import EventType
-from milo_discoveryd.registry.fleet import Fleet
 from milo_discoveryd.watchers.probing import ClusterAccess, ProbeSender
 from milo_discoveryd.wiring.configured_source import ConfiguredSource
 

@@ -14,9 +14,9 @@ import msgspec
 from milo_discoveryd.config import Settings
 from milo_discoveryd.credentials.issuers.issuer import FencingIssuer
 from milo_discoveryd.daemon_errors import StartError
+from milo_discoveryd.fleet.fleet import Fleet
 from milo_discoveryd.instruments import ShardLeaseMetrics
 from milo_discoveryd.logger import log
-from milo_discoveryd.registry.fleet import Fleet
 from milo_discoveryd.sharding.assignment import CredentialRevocation, FleetAssignment
 from milo_discoveryd.sharding.credential_fence import CredentialFence
 from milo_discoveryd.sharding.group import ShardGroup

@@ -8,10 +8,10 @@ from typing import Protocol
 import msgspec
 
 from milo_discoveryd.credentials.kubeconfig_files import KubeconfigFiles
+from milo_discoveryd.fleet.source import RESTORED, ClusterSource
 from milo_discoveryd.model.cluster import Target
 from milo_discoveryd.model.contributions import ObservedObject
 from milo_discoveryd.model.observation import Ready
-from milo_discoveryd.registry.source import RESTORED, ClusterSource
 from milo_discoveryd.sources.keyed import FollowedCollection
 from milo_discoveryd.sources.kind import FileObject, RestoredPlace
 from milo_discoveryd.state_file.encoding import StateOrigin, StoredCluster, StoredFleet

@@ -4,12 +4,12 @@ from typing import Any
 
 import msgspec
 
+from milo_discoveryd.fleet.changes import Observer
+from milo_discoveryd.fleet.fleet import Fleet
+from milo_discoveryd.fleet.source import ClusterSource, SourceDescription, SourcePolicy
 from milo_discoveryd.log.change_log import ChangeLog, Retention
 from milo_discoveryd.objects.pending_deletions import PendingDeletions
 from milo_discoveryd.objects.removal_guard import RemovalGuard
-from milo_discoveryd.registry.changes import Observer
-from milo_discoveryd.registry.fleet import Fleet
-from milo_discoveryd.registry.source import ClusterSource, SourceDescription, SourcePolicy
 
 
 def new_source(

@@ -11,13 +11,13 @@ from contextlib import contextmanager
 
 from milo_discovery.v1 import discovery_pb2 as pb
 from milo_discoveryd.daemon_errors import UnfitError
+from milo_discoveryd.fleet.fleet import Fleet
 from milo_discoveryd.kubeconfigs.kubeconfigs import Kubeconfigs
 from milo_discoveryd.kubeconfigs.lease_handle import LeaseHandle
 from milo_discoveryd.kubeconfigs.lease_table import LeaseKey
 from milo_discoveryd.log.events import EventType, Slice
 from milo_discoveryd.log.filter import ClusterView
 from milo_discoveryd.model.cluster import Cluster
-from milo_discoveryd.registry.fleet import Fleet
 from milo_discoveryd.server.calls import convert
 from milo_discoveryd.server.calls.access import CallContext
 from milo_discoveryd.server.calls.delivery_schedule import Delivery, DeliverySchedule

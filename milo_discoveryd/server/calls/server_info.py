@@ -10,9 +10,9 @@ import msgspec
 
 from milo_discovery.v1 import discovery_pb2 as pb
 from milo_discoveryd.engagement.engagement import Engagements
+from milo_discoveryd.fleet.fleet import Fleet
 from milo_discoveryd.kubeconfigs.kubeconfigs import Kubeconfigs
 from milo_discoveryd.model.moment import Moment
-from milo_discoveryd.registry.fleet import Fleet
 from milo_discoveryd.rights.rights import Recipient
 from milo_discoveryd.rights.scope import ClusterScope
 from milo_discoveryd.server.calls import convert, requests, visibility

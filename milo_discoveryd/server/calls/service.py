@@ -10,6 +10,8 @@ from milo_discovery.v1 import discovery_pb2 as pb
 from milo_discoveryd.daemon_errors import UnfitError
 from milo_discoveryd.engagement.engagement import ClusterRecord
 from milo_discoveryd.engagement.pending_releases import SubscriberKey
+from milo_discoveryd.fleet.fleet import Fleet
+from milo_discoveryd.fleet.source import ClusterSource
 from milo_discoveryd.identity.caller import Caller
 from milo_discoveryd.instruments import StreamMetrics
 from milo_discoveryd.kubeconfigs.credential_lease import Draw
@@ -19,8 +21,6 @@ from milo_discoveryd.kubeconfigs.rendering import IssuedKubeconfig
 from milo_discoveryd.log.filter import without_sources
 from milo_discoveryd.model.cluster import Cluster
 from milo_discoveryd.model.moment import Moment
-from milo_discoveryd.registry.fleet import Fleet
-from milo_discoveryd.registry.source import ClusterSource
 from milo_discoveryd.rights.rights import Rights
 from milo_discoveryd.rights.scope import scoped
 from milo_discoveryd.server.calls import convert, releases, requests, visibility

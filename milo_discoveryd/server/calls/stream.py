@@ -10,6 +10,8 @@ import msgspec
 
 from milo_discovery.v1 import discovery_pb2 as pb
 from milo_discoveryd.engagement.pending_releases import Subscription
+from milo_discoveryd.fleet.fleet import Fleet
+from milo_discoveryd.fleet.source import ClusterSource
 from milo_discoveryd.identity.caller import Caller
 from milo_discoveryd.instruments import StreamMetrics
 from milo_discoveryd.log.change_log import slice_of
@@ -20,8 +22,6 @@ from milo_discoveryd.log.filter import ClusterView, Filter, without_sources
 from milo_discoveryd.model.cluster import Cluster
 from milo_discoveryd.model.moment import Moment
 from milo_discoveryd.objects.collection import REMOVALS_HELD
-from milo_discoveryd.registry.fleet import Fleet
-from milo_discoveryd.registry.source import ClusterSource
 from milo_discoveryd.rights.scope import scoped
 from milo_discoveryd.server.calls import frames
 from milo_discoveryd.server.calls.access import CallContext

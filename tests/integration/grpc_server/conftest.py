@@ -14,6 +14,7 @@ import pytest
 
 from milo_discovery.v1 import discovery_pb2 as pb
 from milo_discovery.v1.discovery_pb2_grpc import DiscoveryServiceStub
+from milo_discoveryd.fleet.fleet import Fleet
 from milo_discoveryd.kubeconfigs.kubeconfigs import CredentialLimits, IssuerAssignment, Kubeconfigs
 from milo_discoveryd.kubeconfigs.lease_handle import Issuance
 from milo_discoveryd.kubeconfigs.rendering import ClusterTrust
@@ -21,7 +22,6 @@ from milo_discoveryd.log.change_log import ChangeLog, Retention
 from milo_discoveryd.log.events import EventType
 from milo_discoveryd.model.cluster import Target, key_of
 from milo_discoveryd.model.observation import NotReady, ObjectFields, Outside, Ready
-from milo_discoveryd.registry.fleet import Fleet
 from milo_discoveryd.rights.quota import QuotaLimits
 from milo_discoveryd.rights.rights import Rights
 from milo_discoveryd.server.calls.access import AccessControl

@@ -11,10 +11,10 @@ from typing import cast
 import aiohttp
 import pytest
 
+from milo_discoveryd.fleet.fleet import Fleet
 from milo_discoveryd.kubeconfigs.credential_lease import IssuerHealth
 from milo_discoveryd.log.change_log import ChangeLog, Retention
 from milo_discoveryd.model.cluster import Target
-from milo_discoveryd.registry.fleet import Fleet
 from milo_discoveryd.telemetry import shared_scrape
 from milo_discoveryd.telemetry.audit import Audit
 from milo_discoveryd.telemetry.board import StatusBoard

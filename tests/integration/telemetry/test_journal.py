@@ -2,9 +2,9 @@
 
 import pytest
 
+from milo_discoveryd.fleet.source import RESTORED
 from milo_discoveryd.log.events import Event, EventType
 from milo_discoveryd.model.cluster import Cluster, Target
-from milo_discoveryd.registry.source import RESTORED
 from milo_discoveryd.telemetry.audit import Audit
 from milo_discoveryd.telemetry.journal import Journal
 from milo_discoveryd.telemetry.metrics import Metrics

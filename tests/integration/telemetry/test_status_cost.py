@@ -8,11 +8,11 @@ from itertools import pairwise
 import msgspec
 import pytest
 
+from milo_discoveryd.fleet.fleet import Fleet
 from milo_discoveryd.identity.caller import Caller
 from milo_discoveryd.log.change_log import ChangeLog, Retention
 from milo_discoveryd.log.filter import Filter
 from milo_discoveryd.model.cluster import Cluster, Target
-from milo_discoveryd.registry.fleet import Fleet
 from milo_discoveryd.telemetry.audit import Audit
 from milo_discoveryd.telemetry.board import StatusBoard, Subscriber
 from milo_discoveryd.telemetry.journal import Journal, RecentHistory

@@ -17,7 +17,7 @@ from milo_discoveryd.telemetry import status_page
 from milo_discoveryd.telemetry.http import printable_metrics
 from milo_discoveryd.telemetry.journal import RECENT_CHANGES_KEPT, SAMPLES, RecentHistory
 from milo_discoveryd.telemetry.status import ORDER, SORTING, ClusterQuery, DaemonIdentity, SourceSummary
-from tests.unit.registry.fleets import cluster
+from tests.unit.fleet.fleets import cluster
 
 
 def test_status_page_allows_only_its_own_script_and_style() -> None:

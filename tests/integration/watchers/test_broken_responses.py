@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
+from milo_discoveryd.fleet.source import ClusterSource
 from milo_discoveryd.model.observation import Malformed
 from milo_discoveryd.model.resource import WatchedCollection
 from milo_discoveryd.objects.pending_deletions import PendingDeletions
-from milo_discoveryd.registry.source import ClusterSource
 from milo_discoveryd.sources.kind import SourceOptions
 from milo_discoveryd.sources.project import PROJECTS, ProjectObjects
 from milo_discoveryd.sources.reading import KubeObject

@@ -8,13 +8,13 @@ from contextlib import asynccontextmanager, suppress
 import pytest
 from aiohttp import web
 
+from milo_discoveryd.fleet.source import ClusterSource
 from milo_discoveryd.log.change_log import ChangeLog, Retention
 from milo_discoveryd.log.events import Event
 from milo_discoveryd.model.observation import Malformed
 from milo_discoveryd.model.resource import WatchedCollection
 from milo_discoveryd.objects.pending_deletions import PendingDeletions
 from milo_discoveryd.objects.store import OBJECT_OVERHEAD, OVER_BUDGET
-from milo_discoveryd.registry.source import ClusterSource
 from milo_discoveryd.sources.kind import SourceOptions
 from milo_discoveryd.sources.project import PROJECTS, ProjectObjects
 from milo_discoveryd.sources.reading import KubeObject

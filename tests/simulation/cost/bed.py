@@ -10,10 +10,10 @@ from typing import TypeVar
 
 from milo_discovery.v1 import discovery_pb2 as pb
 from milo_discoveryd.config import Settings
+from milo_discoveryd.fleet.source import ClusterSource, SourceDescription, SourcePolicy
 from milo_discoveryd.log.change_log import BATCH_BYTES, STALE_SLOTS
 from milo_discoveryd.model.cluster import DeclaredTarget, key_of
 from milo_discoveryd.objects.pending_deletions import PendingDeletions
-from milo_discoveryd.registry.source import ClusterSource, SourceDescription, SourcePolicy
 from tests.simulation.cost.api import Api
 from tests.simulation.cost.meter import InOrder, Meter, MeteredLoop
 from tests.simulation.seeded.daemon import Daemon, Traits

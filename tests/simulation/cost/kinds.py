@@ -8,11 +8,11 @@ from collections.abc import Callable
 from itertools import count
 from typing import Any
 
+from milo_discoveryd.fleet.fleet import Fleet
+from milo_discoveryd.fleet.source import ClusterSource, SourcePolicy
 from milo_discoveryd.log.change_log import ChangeLog, Retention
 from milo_discoveryd.model.contributions import ObservedObject
 from milo_discoveryd.objects.pending_deletions import PendingDeletions
-from milo_discoveryd.registry.fleet import Fleet
-from milo_discoveryd.registry.source import ClusterSource, SourcePolicy
 from milo_discoveryd.schema.fields import parse_group
 from milo_discoveryd.server.calls.frames import encoder
 from milo_discoveryd.sources.declarative import DeclarativeKind

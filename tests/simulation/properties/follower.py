@@ -24,7 +24,7 @@ from milo_kube.reflect.reflector import Reflector, ReflectorPolicy
 from milo_kube.reflect.states import Opening, Watching
 from milo_kube.reflect.wire import Decoder, Lines
 from tests.simulation.properties.api_server import Server, Watch, observe
-from tests.unit.registry.fleets import ListedClusters, at, readable_log
+from tests.unit.fleet.fleets import ListedClusters, at, readable_log
 
 UNAVAILABLE = Failure("ServerError", "503: not now", 503)
 EXPIRED = Failure("Expired", "410: too old", 410)

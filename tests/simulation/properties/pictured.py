@@ -5,7 +5,7 @@ from hypothesis.stateful import RuleBasedStateMachine
 
 from milo_discoveryd.log.change_log import Retention
 from milo_discoveryd.model.cluster import Cluster, DisengageReason, Drain
-from tests.unit.registry.fleets import NamedLog, cluster
+from tests.unit.fleet.fleets import NamedLog, cluster
 
 Snapshot = dict[str, Cluster]
 

@@ -14,7 +14,7 @@ from milo_discoveryd.log.filter import EVERYTHING, Filter
 from milo_discoveryd.model.cluster import DisengageReason
 from milo_kube.label_selector import parse
 from tests.simulation.properties.pictured import ModeledFleet, Snapshot
-from tests.unit.registry.fleets import read, readable_log
+from tests.unit.fleet.fleets import read, readable_log
 
 CHANGES = st.sampled_from(["engage_or_update", "engage_or_update", "replace", "disengage", "drain"])
 NAMES = st.sampled_from("abcd")

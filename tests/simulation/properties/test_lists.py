@@ -9,7 +9,7 @@ from milo_discoveryd.engagement.engagement import ClusterRecord
 from milo_discoveryd.model.contributions import ObservedObject
 from milo_discoveryd.model.observation import Observation
 from milo_kube.reflect.messages import Listed, ListEnded, ListStarted, SourceEvent
-from tests.unit.registry.fleets import ListedClusters, malformed, not_ready, ready
+from tests.unit.fleet.fleets import ListedClusters, malformed, not_ready, ready
 
 NAMES = [f"cluster-{index}" for index in range(8)]
 

@@ -16,7 +16,7 @@ from milo_discoveryd.rights.name_patterns import name_patterns
 from milo_discoveryd.rights.scope import ALL_CLUSTERS, NO_CLUSTERS, ClusterScope, scoped
 from milo_kube.label_selector import parse
 from tests.simulation.properties.pictured import ModeledFleet, Snapshot
-from tests.unit.registry.fleets import read, readable_log
+from tests.unit.fleet.fleets import read, readable_log
 
 CHANGES = st.sampled_from(["engage_or_update", "engage_or_update", "replace", "disengage"])
 NAMES = st.sampled_from("abcd")

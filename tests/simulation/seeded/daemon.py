@@ -14,6 +14,8 @@ from milo_discovery.v1 import discovery_pb2 as pb
 from milo_discoveryd.credentials.issuers.token_request import RequestedTokens, RequestingDaemon, TokenRequestIssuer
 from milo_discoveryd.engagement.not_ready import NotReadyClusters
 from milo_discoveryd.engagement.pending_releases import AwaitedRelease
+from milo_discoveryd.fleet.fleet import Fleet
+from milo_discoveryd.fleet.source import ClusterSource, SourcePolicy
 from milo_discoveryd.identity.caller import Caller
 from milo_discoveryd.kubeconfigs.kubeconfigs import CredentialLimits, IssuerAssignment, Kubeconfigs
 from milo_discoveryd.kubeconfigs.lease_handle import Issuance
@@ -27,8 +29,6 @@ from milo_discoveryd.model.resource import WatchedCollection
 from milo_discoveryd.objects.collection import REMOVALS_HELD
 from milo_discoveryd.objects.pending_deletions import PendingDeletions
 from milo_discoveryd.objects.removal_guard import RemovalGuard
-from milo_discoveryd.registry.fleet import Fleet
-from milo_discoveryd.registry.source import ClusterSource, SourcePolicy
 from milo_discoveryd.rights.quota import QuotaLimits
 from milo_discoveryd.rights.rights import Recipient, Rights
 from milo_discoveryd.server.calls.access import AccessControl

@@ -27,7 +27,7 @@ from milo_kube.reflect.messages import Listed, ListEnded, ListStarted
 from tests.simulation.seeded.daemon import Ledger
 from tests.simulation.seeded.loop import VirtualLoop, clocks_of
 from tests.support.sources import new_source
-from tests.unit.registry.fleets import ready
+from tests.unit.fleet.fleets import ready
 
 CLUSTERS = [f"p-{number:03}" for number in range(500)]
 GIVE_UP_AFTER_S = 240.0

@@ -5,7 +5,7 @@ import asyncio
 import pytest
 from msgspec.structs import replace
 
-from milo_discoveryd.registry.source import NOT_READY_HELD
+from milo_discoveryd.fleet.source import NOT_READY_HELD
 from tests.simulation.seeded.harness import TRAITS, Harness, run_steps
 
 NAMES = [f"n{number:02}" for number in range(60)]

@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
+from milo_discoveryd.fleet.fleet import Fleet
+from milo_discoveryd.fleet.source import ClusterSource, SourcePolicy
 from milo_discoveryd.log.change_log import ChangeLog, Retention
 from milo_discoveryd.log.events import Event, EventType
 from milo_discoveryd.model.cluster import Target
@@ -16,8 +18,6 @@ from milo_discoveryd.model.observation import NotReady, Observation, Ready
 from milo_discoveryd.model.removal_limits import RemovalLimits
 from milo_discoveryd.objects.pending_deletions import PendingDeletions
 from milo_discoveryd.objects.removal_guard import RemovalGuard
-from milo_discoveryd.registry.fleet import Fleet
-from milo_discoveryd.registry.source import ClusterSource, SourcePolicy
 from milo_discoveryd.server.calls.frames import encoder
 from milo_discoveryd.sources.keyed import KeyedSource
 from milo_discoveryd.sources.kind import ContributionWatch, ReferencedWatch, SeveralResources

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from milo_discoveryd.fleet.source import ClusterSource
 from milo_discoveryd.kubeconfigs.credential_lease import HeldCredential
 from milo_discoveryd.kubeconfigs.lease_table import LeaseKey
 from milo_discoveryd.kubeconfigs.minter import Minter
@@ -14,7 +15,6 @@ from milo_discoveryd.model.cluster import Cluster
 from milo_discoveryd.objects.pending_deletions import Absent
 from milo_discoveryd.objects.removal_guard import ConfirmEach, JudgedRemovals, ListJudgement, RemovalGuard
 from milo_discoveryd.objects.store import ObjectStore
-from milo_discoveryd.registry.source import ClusterSource
 from milo_discoveryd.watchers.driver import Confirmations
 from milo_kube.reflect.reflector import Reflector
 from tests.simulation.seeded.simulation_run import simulate

@@ -11,6 +11,8 @@ from milo_discovery import EventType
 from milo_discovery._session import Session
 from milo_discovery.events import Event
 from milo_discovery.v1 import discovery_pb2 as pb
+from milo_discoveryd.fleet.fleet import Fleet
+from milo_discoveryd.fleet.source import ClusterSource, SourceDescription, SourcePolicy
 from milo_discoveryd.identity.caller import Caller
 from milo_discoveryd.kubeconfigs.kubeconfigs import CredentialLimits, Kubeconfigs
 from milo_discoveryd.kubeconfigs.lease_handle import Issuance
@@ -23,8 +25,6 @@ from milo_discoveryd.model.removal_limits import RemovalLimits
 from milo_discoveryd.model.resource import ObjectKeys
 from milo_discoveryd.objects.pending_deletions import PendingDeletions
 from milo_discoveryd.objects.removal_guard import RemovalGuard
-from milo_discoveryd.registry.fleet import Fleet
-from milo_discoveryd.registry.source import ClusterSource, SourceDescription, SourcePolicy
 from milo_discoveryd.rights.rights import Rights
 from milo_discoveryd.server.calls.access import AccessControl
 from milo_discoveryd.server.calls.frames import encoder

@@ -19,6 +19,8 @@ from milo_discovery._subscription import StreamSubscription
 from milo_discovery.events import Event as ClientEvent
 from milo_discovery.v1 import discovery_pb2 as pb
 from milo_discoveryd.engagement.not_ready import NotReadyClusters
+from milo_discoveryd.fleet.fleet import Fleet
+from milo_discoveryd.fleet.source import ClusterSource, SourcePolicy
 from milo_discoveryd.identity.caller import Caller
 from milo_discoveryd.kubeconfigs.kubeconfigs import CredentialLimits, Kubeconfigs
 from milo_discoveryd.kubeconfigs.lease_handle import Issuance
@@ -27,8 +29,6 @@ from milo_discoveryd.log.change_log import ChangeLog, Retention
 from milo_discoveryd.model.removal_limits import RemovalLimits
 from milo_discoveryd.objects.pending_deletions import PendingDeletions
 from milo_discoveryd.objects.removal_guard import RemovalGuard
-from milo_discoveryd.registry.fleet import Fleet
-from milo_discoveryd.registry.source import ClusterSource, SourcePolicy
 from milo_discoveryd.rights.quota import QuotaLimits
 from milo_discoveryd.rights.rights import Rights
 from milo_discoveryd.schema.fields import parse_group

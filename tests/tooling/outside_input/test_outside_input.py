@@ -36,7 +36,7 @@ _WRITTEN = frozenset(
     {
         "milo_discoveryd.check.listen_addresses",
         "milo_discoveryd.process_hardening",
-        "milo_discoveryd.registry.changes",
+        "milo_discoveryd.fleet.changes",
         "milo_discoveryd.server.connections.inner_socket",
         "milo_discoveryd.server.connections.socket_file",
         "milo_discoveryd.telemetry.audit",

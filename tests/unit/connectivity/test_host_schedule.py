@@ -12,7 +12,7 @@ from milo_discoveryd.connectivity.reachability import (
     ProbeSchedule,
 )
 from milo_discoveryd.model.cluster import Reachability
-from tests.unit.registry.fleets import at
+from tests.unit.fleet.fleets import at
 
 POLICY = ProbePolicy(unreachable_after_s=0.0)
 HOST = "api.example.com"

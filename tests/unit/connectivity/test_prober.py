@@ -17,7 +17,7 @@ from milo_discoveryd.connectivity.reachability import (
 )
 from milo_discoveryd.model.cluster import Cluster, Reachability
 from tests.support.eventually import eventually
-from tests.unit.registry.fleets import cluster
+from tests.unit.fleet.fleets import cluster
 
 QUICK = ProbePolicy(interval_s=0.001, rate_per_s=1000.0, host_rate_per_s=1000.0, at_once=2, unreachable_after_s=0.0)
 

@@ -6,7 +6,7 @@ from milo_discoveryd.log.events import Event, EventType
 from milo_discoveryd.log.filter import Filter
 from milo_discoveryd.model.cluster import ConnectivityStatus, DisengageReason, Reachability, Target
 from milo_discoveryd.model.object_state import ObjectState
-from tests.unit.registry.fleets import at, malformed, not_ready, ready, registry, wall
+from tests.unit.fleet.fleets import at, malformed, not_ready, ready, registry, wall
 
 KEY = SubscriberKey("caller", "operator")
 MOVED, LOST = DisengageReason.MOVED, DisengageReason.OWNERSHIP_LOST

@@ -18,7 +18,7 @@ from milo_discoveryd.model.object_state import ObjectState
 from milo_discoveryd.model.observation import Malformed, NotReady, Observation, Ready
 from milo_discoveryd.objects.pending_deletions import ConfirmedDeletion
 from milo_discoveryd.objects.store import ObjectPosition, Positions, SourcePositions
-from tests.unit.registry.fleets import at, outside, readable_log, target
+from tests.unit.fleet.fleets import at, outside, readable_log, target
 
 BANK = "uid-of-bank"
 

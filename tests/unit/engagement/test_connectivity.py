@@ -2,7 +2,7 @@
 
 from milo_discoveryd.log.events import EventType
 from milo_discoveryd.model.cluster import ConnectivityStatus, Reachability
-from tests.unit.registry.fleets import at, not_ready, ready, registry
+from tests.unit.fleet.fleets import at, not_ready, ready, registry
 
 FOUND = ConnectivityStatus(Reachability.REACHABLE, 5.0)
 

@@ -8,6 +8,8 @@ from hypothesis import strategies as st
 
 from milo_discoveryd.engagement.contribution_index import Reduce
 from milo_discoveryd.engagement.not_ready import NotReadyClusters
+from milo_discoveryd.fleet.fleet import Fleet
+from milo_discoveryd.fleet.source import ClusterSource, ObjectsAreClusters, SourcePolicy
 from milo_discoveryd.log.change_log import ChangeLog, Retention
 from milo_discoveryd.log.events import Event
 from milo_discoveryd.model.cluster import DisengageReason
@@ -27,8 +29,6 @@ from milo_discoveryd.objects.collection import REMOVALS_HELD, ObjectCollection
 from milo_discoveryd.objects.pending_deletions import Absent, Inconclusive, PendingDeletions
 from milo_discoveryd.objects.removal_guard import RemovalGuard
 from milo_discoveryd.objects.store import ObjectChange, ObjectChanges, ObjectPosition
-from milo_discoveryd.registry.fleet import Fleet
-from milo_discoveryd.registry.source import ClusterSource, ObjectsAreClusters, SourcePolicy
 from milo_discoveryd.telemetry.audit import Audit
 from milo_discoveryd.telemetry.journal import Journal
 from milo_discoveryd.telemetry.metrics import Metrics
@@ -42,7 +42,7 @@ from milo_kube.reflect.messages import (
     SourceEvent,
 )
 from milo_kube.reflect.view_status import ViewState, ViewStatus
-from tests.unit.registry.fleets import malformed, ready, target
+from tests.unit.fleet.fleets import malformed, ready, target
 
 STREAMING = ViewStatus(ViewState.STREAMING, 0.0, last_contact=0.0)
 

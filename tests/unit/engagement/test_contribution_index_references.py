@@ -18,7 +18,7 @@ from milo_discoveryd.objects.pending_deletions import Absent
 from milo_kube.reflect.messages import DeletionReported, ObjectChanged
 from milo_kube.reflect.view_status import ViewState, ViewStatus
 from tests.unit.engagement.test_contribution_index import RecordedFleet
-from tests.unit.registry.fleets import target
+from tests.unit.fleet.fleets import target
 
 OBJECTS, SECRETS = 0, 1
 RESTORED = ViewStatus(ViewState.STALE, 0.0, "Restored", "")

@@ -21,7 +21,7 @@ from milo_discoveryd.model.object_state import ObjectState
 from milo_discoveryd.model.observation import NotReady, ObjectFields, Observation, Outside
 from milo_discoveryd.objects.pending_deletions import ConfirmedDeletion
 from milo_kube.label_selector import parse
-from tests.unit.registry.fleets import (
+from tests.unit.fleet.fleets import (
     at,
     cluster,
     disengaged,

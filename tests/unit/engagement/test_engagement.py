@@ -12,7 +12,7 @@ from milo_discoveryd.model.cluster import UNPROBED, ConnectivityStatus, Disengag
 from milo_discoveryd.model.object_state import ObjectState
 from milo_discoveryd.model.observation import Observation
 from milo_discoveryd.objects.pending_deletions import ConfirmedDeletion
-from tests.unit.registry.fleets import (
+from tests.unit.fleet.fleets import (
     at,
     cluster,
     disengaged,

@@ -15,7 +15,7 @@ from milo_discoveryd.log.filter import ClusterView, Filter
 from milo_discoveryd.model.cluster import Cluster, DisengageReason, Drain
 from milo_discoveryd.rights.scope import NO_CLUSTERS, scoped
 from milo_kube.label_selector import parse
-from tests.unit.registry.fleets import cluster
+from tests.unit.fleet.fleets import cluster
 
 CONFIRMING = Filter(confirms_releases=True)
 DRAINING = Drain(DisengageReason.NOT_READY, "degraded", 0.0)

@@ -9,7 +9,7 @@ from milo_discoveryd.model.cluster import ConnectivityStatus, DisengageReason, R
 from milo_discoveryd.model.object_state import ObjectState
 from milo_discoveryd.model.observation import Observation, Ready
 from milo_discoveryd.objects.pending_deletions import ConfirmedDeletion
-from tests.unit.registry.fleets import at, cluster, malformed, not_ready, outside, ready, registry, wall
+from tests.unit.fleet.fleets import at, cluster, malformed, not_ready, outside, ready, registry, wall
 
 AWAY = ConnectivityStatus(Reachability.UNREACHABLE, wall(1), "connect: refused")
 BACK = ConnectivityStatus(Reachability.REACHABLE, wall(9), "")

@@ -15,6 +15,7 @@ from msgspec.structs import replace
 from milo_discoveryd.credentials.issued_credential import IssuedCredential
 from milo_discoveryd.credentials.issuers.issuer import EachSourceIssuer, Issuer, MintRequest, Scope
 from milo_discoveryd.daemon_errors import BackendError, UnfitError
+from milo_discoveryd.fleet.fleet import Fleet
 from milo_discoveryd.identity.caller import Caller
 from milo_discoveryd.kubeconfigs import minter
 from milo_discoveryd.kubeconfigs.cluster_ca import cluster_trust
@@ -27,7 +28,6 @@ from milo_discoveryd.kubeconfigs.kubeconfigs import (
 from milo_discoveryd.kubeconfigs.lease_handle import CredentialUnavailableError, Issuance
 from milo_discoveryd.kubeconfigs.rendering import ClusterTrust, IssuedKubeconfig
 from milo_discoveryd.model.cluster import Cluster, DeclaredTarget
-from milo_discoveryd.registry.fleet import Fleet
 from milo_discoveryd.rights.rights import UNLIMITED, Recipient, Terms
 from milo_discoveryd.sources.project_control_plane import ProjectControlPlaneKind
 from milo_discoveryd.telemetry.audit import Audit
@@ -38,8 +38,8 @@ from milo_kube.label_selector import parse
 from milo_kube.upstream import Upstream
 from tests.support.eventually import LIMIT_S, eventually
 from tests.support.logs import capture_logs
+from tests.unit.fleet.fleets import readable_log
 from tests.unit.kubeconfigs.backend import CANARY, Backend, RevokingBackend, a_cluster
-from tests.unit.registry.fleets import readable_log
 
 ME = Recipient(Caller(peer="unix:", listener="unix:///d.sock", uid=1000), "operators")
 ALPHA = a_cluster()

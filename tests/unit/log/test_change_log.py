@@ -10,7 +10,7 @@ from milo_discoveryd.log.cursor import Cursor
 from milo_discoveryd.log.events import Event
 from milo_discoveryd.log.filter import EVERYTHING, Filter
 from milo_discoveryd.model.cluster import Cluster, DisengageReason
-from tests.unit.registry.fleets import NamedLog, cluster, readable_log
+from tests.unit.fleet.fleets import NamedLog, cluster, readable_log
 
 DELETED = DisengageReason.DELETED
 

@@ -6,7 +6,7 @@ from milo_discoveryd.log.filter import EVERYTHING
 from milo_discoveryd.model.cluster import Cluster, DisengageReason
 from milo_discoveryd.rights.scope import ClusterScope, scoped
 from milo_kube.label_selector import parse
-from tests.unit.registry.fleets import NamedLog, cluster, disengaged, engaged, read, readable_log
+from tests.unit.fleet.fleets import NamedLog, cluster, disengaged, engaged, read, readable_log
 
 PROD = scoped(EVERYTHING, ClusterScope(parse("env=prod")))
 DELETED, REPLACED, LABELS_CHANGED = DisengageReason.DELETED, DisengageReason.REPLACED, DisengageReason.LABELS_CHANGED

@@ -9,7 +9,7 @@ from milo_discoveryd.log.cursor import Cursor
 from milo_discoveryd.log.events import Event
 from milo_discoveryd.log.filter import EVERYTHING
 from milo_discoveryd.model.cluster import Cluster, DisengageReason, Target
-from tests.unit.registry.fleets import NamedLog
+from tests.unit.fleet.fleets import NamedLog
 
 
 def cluster(name: str, incarnation: int, step: int = 0) -> Cluster:

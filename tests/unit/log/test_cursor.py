@@ -6,7 +6,7 @@ from milo_discoveryd.log.events import NO_CHANGES, Event, EventType
 from milo_discoveryd.log.filter import EVERYTHING, Filter
 from milo_discoveryd.model.cluster import Cluster, DisengageReason
 from milo_kube.label_selector import parse
-from tests.unit.registry.fleets import NamedLog, cluster, disengaged, engaged, read, readable_log, updated
+from tests.unit.fleet.fleets import NamedLog, cluster, disengaged, engaged, read, readable_log, updated
 
 DELETED, NOT_READY, REPLACED, LABELS_CHANGED = (
     DisengageReason.DELETED,

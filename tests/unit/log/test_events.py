@@ -5,7 +5,7 @@ import pytest
 
 from milo_discoveryd.log.change_log import slice_of
 from milo_discoveryd.log.events import EventType, Frame
-from tests.unit.registry.fleets import cluster
+from tests.unit.fleet.fleets import cluster
 
 
 def frame(kind: EventType, source: str = "") -> Frame:

@@ -4,7 +4,7 @@ import pytest
 
 from milo_discoveryd.log.filter import EVERYTHING, Filter, without_sources
 from milo_kube.label_selector import parse
-from tests.unit.registry.fleets import cluster
+from tests.unit.fleet.fleets import cluster
 
 APOLLO = cluster("apollo", organization="nasa", labels={"env": "prod"})
 

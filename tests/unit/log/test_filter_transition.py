@@ -6,7 +6,7 @@ from milo_discoveryd.log.events import Event
 from milo_discoveryd.log.filter import EVERYTHING, ClusterView, Filter
 from milo_discoveryd.model.cluster import Cluster, DisengageReason
 from milo_kube.label_selector import parse
-from tests.unit.registry.fleets import NamedLog, cluster, disengaged, engaged, read, readable_log, updated
+from tests.unit.fleet.fleets import NamedLog, cluster, disengaged, engaged, read, readable_log, updated
 
 REVOKED, DELETED = DisengageReason.REVOKED, DisengageReason.DELETED
 PROD, DEV = Filter(parse("env=prod")), Filter(parse("env=dev"))

@@ -17,7 +17,7 @@ from milo_kube.reflect.messages import (
     ObjectChanged,
     Unlisted,
 )
-from tests.unit.registry.fleets import ListedClusters, malformed, not_ready, ready
+from tests.unit.fleet.fleets import ListedClusters, malformed, not_ready, ready
 
 LIMIT = 10
 SIZE = weigh(ready("p-000").target)

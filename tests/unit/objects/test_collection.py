@@ -26,7 +26,7 @@ from milo_kube.reflect.messages import (
     SourceEvent,
     Unlisted,
 )
-from tests.unit.registry.fleets import (
+from tests.unit.fleet.fleets import (
     ListedClusters,
     at,
     cluster,

@@ -23,7 +23,7 @@ from milo_kube.reflect.messages import (
     ListStarted,
     ObjectChanged,
 )
-from tests.unit.registry.fleets import ListedClusters, at, not_ready, outside, ready
+from tests.unit.fleet.fleets import ListedClusters, at, not_ready, outside, ready
 
 FLEET = tuple(ready(name) for name in "abcdef")
 LIMITS = RemovalLimits(count=1, share=0.0, verify_after_s=30.0, per_second=1.0)

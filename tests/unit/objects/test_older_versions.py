@@ -7,8 +7,8 @@ from milo_discoveryd.model.object_state import ObjectState
 from milo_discoveryd.model.observation import Observation, Ready
 from milo_discoveryd.objects.pending_deletions import Absent, Found
 from milo_kube.reflect.messages import DeletionReported, Listed, ListEnded, ListStarted, ObjectChanged
+from tests.unit.fleet.fleets import malformed, not_ready, outside, ready
 from tests.unit.objects.test_held_removals import FLEET, Source
-from tests.unit.registry.fleets import malformed, not_ready, outside, ready
 
 NEW = tuple(ready(name, "120") for name in "abcdef")
 OLD = tuple(not_ready(name, "50") for name in "abcdef")

@@ -12,7 +12,7 @@ from milo_discoveryd.objects.removal_guard import (
     RemovalGuard,
 )
 from milo_discoveryd.objects.store import ObjectStore
-from tests.unit.registry.fleets import ready
+from tests.unit.fleet.fleets import ready
 
 LIMITS = RemovalLimits(count=10, share=0.2, verify_after_s=30.0, per_second=50.0)
 

@@ -5,8 +5,8 @@ from milo_discoveryd.model.cluster import DisengageReason
 from milo_discoveryd.model.object_state import ObjectState
 from milo_discoveryd.objects.pending_deletions import Absent, Inconclusive
 from milo_kube.reflect.messages import ObjectChanged
+from tests.unit.fleet.fleets import at, ready
 from tests.unit.objects.test_collection import Source
-from tests.unit.registry.fleets import at, ready
 
 
 def restored(*names: str) -> Source:

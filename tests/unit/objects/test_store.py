@@ -9,7 +9,7 @@ from milo_discoveryd.model.object_state import ObjectState
 from milo_discoveryd.objects import store as module
 from milo_discoveryd.objects.pending_deletions import ConfirmedDeletion
 from milo_discoveryd.objects.store import ObjectChange, ObjectRecord, ObjectStore
-from tests.unit.registry.fleets import malformed, not_ready, outside, ready
+from tests.unit.fleet.fleets import malformed, not_ready, outside, ready
 
 DELETED = ConfirmedDeletion("a", "u1")
 

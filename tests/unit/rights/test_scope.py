@@ -7,7 +7,7 @@ from milo_discoveryd.model.cluster import Target
 from milo_discoveryd.rights.name_patterns import name_patterns
 from milo_discoveryd.rights.scope import ALL_CLUSTERS, NO_CLUSTERS, ClusterScope, ScopedFilter, scoped
 from milo_kube.label_selector import parse
-from tests.unit.registry.fleets import cluster
+from tests.unit.fleet.fleets import cluster
 
 PROD = ClusterScope(parse("env=prod"))
 ACME = ClusterScope(organizations=frozenset({"acme"}))

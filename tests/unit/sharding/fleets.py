@@ -2,12 +2,12 @@
 
 import msgspec
 
+from milo_discoveryd.fleet.fleet import Fleet
 from milo_discoveryd.log.change_log import ChangeLog, Retention
 from milo_discoveryd.model.removal_limits import RemovalLimits
 from milo_discoveryd.objects.removal_guard import RemovalGuard
-from milo_discoveryd.registry.fleet import Fleet
 from tests.support.sources import new_source
-from tests.unit.registry.test_fleet_malformed import Ledger
+from tests.unit.fleet.test_fleet_malformed import Ledger
 
 
 def fleet_of_one_source() -> Fleet:

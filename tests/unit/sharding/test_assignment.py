@@ -3,18 +3,18 @@
 from typing import Any
 
 from milo_discoveryd.engagement.pending_releases import SubscriberKey, Subscription
+from milo_discoveryd.fleet.source import ClusterSource
 from milo_discoveryd.log.events import EventType
 from milo_discoveryd.log.filter import Filter
 from milo_discoveryd.model.cluster import DisengageReason
 from milo_discoveryd.model.object_state import ObjectState
 from milo_discoveryd.model.observation import Observation
-from milo_discoveryd.registry.source import ClusterSource
 from milo_discoveryd.sharding.assignment import LOST, STARTING, FleetAssignment
 from milo_discoveryd.sharding.credential_fence import CredentialFence
 from milo_discoveryd.sharding.leases import View, ViewMember
 from milo_discoveryd.sharding.ownership import Ownership
 from milo_kube.reflect.messages import Listed, ListEnded, ListStarted, SourceEvent
-from tests.unit.registry.fleets import ready
+from tests.unit.fleet.fleets import ready
 from tests.unit.sharding.fleets import fleet_of_one_source
 
 KEY = SubscriberKey("caller", "operator")

@@ -9,7 +9,7 @@ from milo_discoveryd.identity.caller import Caller
 from milo_discoveryd.rights.rights import Grant, Terms
 from milo_discoveryd.rights.scope import ALL_CLUSTERS, NO_CLUSTERS
 from milo_discoveryd.wiring.rules import rights
-from tests.unit.registry.fleets import cluster
+from tests.unit.fleet.fleets import cluster
 
 CONFIG = """
 listen: [{address: "unix:///tmp/d.sock", name: api}]

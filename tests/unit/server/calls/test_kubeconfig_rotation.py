@@ -10,6 +10,7 @@ from msgspec.structs import replace
 from milo_discovery.v1 import discovery_pb2 as pb
 from milo_discoveryd.credentials.issued_credential import IssuedCredential
 from milo_discoveryd.daemon_errors import BackendError
+from milo_discoveryd.fleet.fleet import Fleet
 from milo_discoveryd.identity.caller import Caller
 from milo_discoveryd.kubeconfigs.lease_table import LeaseKey
 from milo_discoveryd.kubeconfigs.rendering import IssuedKubeconfig
@@ -19,7 +20,6 @@ from milo_discoveryd.log.events import EventType, Frame, Slice
 from milo_discoveryd.log.filter import EVERYTHING, Filter
 from milo_discoveryd.model.cluster import Cluster
 from milo_discoveryd.model.moment import Moment
-from milo_discoveryd.registry.fleet import Fleet
 from milo_discoveryd.rights.name_patterns import name_patterns
 from milo_discoveryd.rights.rights import Recipient, Terms
 from milo_discoveryd.rights.scope import ClusterScope, scoped
@@ -31,8 +31,8 @@ from milo_discoveryd.server.calls.verification import AlwaysFresh
 from milo_kube.credential import Credential, Secret
 from milo_kube.label_selector import parse
 from tests.support.sources import new_source
-from tests.unit.registry.fleets import ready
-from tests.unit.registry.test_fleet_malformed import Ledger
+from tests.unit.fleet.fleets import ready
+from tests.unit.fleet.test_fleet_malformed import Ledger
 
 EPOCH = "0123456789abcdef"
 LIFE_S = 600.0

@@ -10,7 +10,7 @@ from milo_discoveryd.server.calls import listings as listings_module
 from milo_discoveryd.server.calls.grpc_errors import ForeignPageTokenError, InvalidRequestError
 from milo_discoveryd.server.calls.listings import LIFE_S, OVERHEAD, ListingOwner, Listings, Page
 from milo_discoveryd.server.calls.revision import TokenSigner
-from tests.unit.registry.fleets import NamedLog, cluster, readable_log
+from tests.unit.fleet.fleets import NamedLog, cluster, readable_log
 
 ME = ListingOwner("me", "me, for everything")
 

@@ -11,7 +11,7 @@ from milo_discoveryd.rights.scope import ALL_CLUSTERS, NO_CLUSTERS
 from milo_discoveryd.server.calls import releases
 from milo_discoveryd.server.calls.grpc_errors import CallError
 from milo_discoveryd.server.calls.requests import ReleaseRequest
-from tests.unit.registry.fleets import at, not_ready, ready, registry
+from tests.unit.fleet.fleets import at, not_ready, ready, registry
 
 EPOCH = "e"
 CALLER = Caller(listener="here", uid=7)

@@ -12,8 +12,8 @@ from milo_discoveryd.server.calls import visibility
 from milo_discoveryd.server.calls.visibility import VisibleCounts
 from milo_kube.label_selector import parse
 from milo_kube.reflect.view_status import ViewState, ViewStatus
-from tests.unit.registry.fleets import at, malformed, not_ready, outside, ready, target
-from tests.unit.registry.fleets import registry as new_clusters
+from tests.unit.fleet.fleets import at, malformed, not_ready, outside, ready, target
+from tests.unit.fleet.fleets import registry as new_clusters
 
 PROD = ClusterScope(parse("env=prod"))
 SHOPS = ClusterScope(names=name_patterns(["shop-*"]))

@@ -3,21 +3,21 @@
 import msgspec
 import pytest
 
+from milo_discoveryd.fleet.fleet import Fleet, WaitingStreams
+from milo_discoveryd.fleet.source import ClusterSource
 from milo_discoveryd.log.change_log import ChangeLog, Retention
 from milo_discoveryd.log.cursor import Cursor
 from milo_discoveryd.log.filter import Filter
 from milo_discoveryd.model.observation import Observation
 from milo_discoveryd.model.removal_limits import RemovalLimits
 from milo_discoveryd.objects.removal_guard import RemovalGuard
-from milo_discoveryd.registry.fleet import Fleet, WaitingStreams
-from milo_discoveryd.registry.source import ClusterSource
 from milo_kube.label_selector import parse
 from milo_kube.reflect.messages import Listed, ListEnded, ListStarted, ObjectChanged, SourceEvent
 from milo_kube.reflect.view_status import ViewState, ViewStatus
 from tests.support.sources import new_source
 from tests.unit.engagement.test_contribution_index import RecordedFleet, thing
-from tests.unit.registry.fleets import not_ready, ready
-from tests.unit.registry.test_fleet_malformed import Ledger
+from tests.unit.fleet.fleets import not_ready, ready
+from tests.unit.fleet.test_fleet_malformed import Ledger
 
 
 def source() -> ClusterSource:

@@ -3,15 +3,15 @@
 import pytest
 
 from milo_discoveryd.connectivity.reachability import ConnectivityChange
+from milo_discoveryd.fleet.source import ClusterSource
 from milo_discoveryd.log.events import EventType
 from milo_discoveryd.model.cluster import ConnectivityStatus, Reachability
-from milo_discoveryd.registry.source import ClusterSource
 from milo_discoveryd.telemetry.audit import Audit
 from milo_discoveryd.telemetry.journal import Journal
 from milo_discoveryd.telemetry.metrics import Metrics
 from milo_kube.reflect.messages import Listed, ListEnded, ListStarted, ObjectChanged
 from tests.support.sources import new_source
-from tests.unit.registry.fleets import readable_log, ready
+from tests.unit.fleet.fleets import readable_log, ready
 
 AWAY = ConnectivityStatus(Reachability.UNREACHABLE, 5.0, "timeout: it did not answer in time")
 BACK = ConnectivityStatus(Reachability.REACHABLE, 9.0)

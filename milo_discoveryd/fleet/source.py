@@ -12,6 +12,7 @@ import msgspec
 from milo_discoveryd.engagement.contribution_index import ContributionIndex, Reduce
 from milo_discoveryd.engagement.engagement import ClusterStates, Engagements
 from milo_discoveryd.engagement.not_ready import HeldNotReady, NotReadyClusters
+from milo_discoveryd.fleet.changes import FleetChanges, Observer, SourceClusters, moment, steady_now
 from milo_discoveryd.model.cluster import Target
 from milo_discoveryd.model.contributions import ObjectReference, ObservedObject
 from milo_discoveryd.model.moment import Moment
@@ -37,7 +38,6 @@ from milo_discoveryd.objects.store import (
     ObjectStore,
     SourcePositions,
 )
-from milo_discoveryd.registry.changes import FleetChanges, Observer, SourceClusters, moment, steady_now
 from milo_discoveryd.sources.kind import ProjectUids
 from milo_discoveryd.state_file.encoding import StoredObject
 from milo_kube.reflect.messages import (

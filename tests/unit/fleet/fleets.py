@@ -9,6 +9,7 @@ import msgspec
 
 from milo_discoveryd.engagement.engagement import Engagements
 from milo_discoveryd.engagement.not_ready import NotReadyClusters
+from milo_discoveryd.fleet.source import ObjectsAreClusters
 from milo_discoveryd.log.change_log import STALE_SLOTS, ChangeLog, LogEntry, Retention
 from milo_discoveryd.log.events import Event, EventType, Frame
 from milo_discoveryd.model.cluster import Cluster, DisengageReason, Target
@@ -19,7 +20,6 @@ from milo_discoveryd.objects.collection import ObjectCollection
 from milo_discoveryd.objects.pending_deletions import ConfirmationRequest, ConfirmationResult, PendingDeletions
 from milo_discoveryd.objects.removal_guard import RemovalGuard
 from milo_discoveryd.objects.store import CollectionWeight, ObjectChanges, ObjectStore, Positions, SourcePositions
-from milo_discoveryd.registry.source import ObjectsAreClusters
 from milo_kube.reflect.messages import Listed, ListEnded, ListStarted, SourceEvent
 
 WALL_AT_ZERO = 1_000_000.0

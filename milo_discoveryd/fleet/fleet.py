@@ -6,11 +6,11 @@ from itertools import chain
 
 from milo_discoveryd.connectivity.reachability import ConnectivityChange
 from milo_discoveryd.engagement.engagement import ClusterRecord
+from milo_discoveryd.fleet.changes import FleetChanges
+from milo_discoveryd.fleet.source import ClusterSource, worst
 from milo_discoveryd.log.change_log import ChangeLog
 from milo_discoveryd.log.filter import ClusterView
 from milo_discoveryd.model.cluster import Cluster, source_of
-from milo_discoveryd.registry.changes import FleetChanges
-from milo_discoveryd.registry.source import ClusterSource, worst
 from milo_kube.reflect.view_status import ViewStatus
 
 COUNT_AGE_S = 1.0

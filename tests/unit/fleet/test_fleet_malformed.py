@@ -6,7 +6,7 @@ from milo_discoveryd.telemetry.journal import Journal
 from milo_discoveryd.telemetry.metrics import Metrics
 from milo_kube.reflect.messages import Listed, ListEnded, ListStarted, ObjectChanged, SourceEvent
 from tests.support.sources import new_source
-from tests.unit.registry.fleets import malformed, readable_log, ready
+from tests.unit.fleet.fleets import malformed, readable_log, ready
 
 
 class Ledger(Journal):

@@ -4,13 +4,13 @@ import msgspec
 import pytest
 
 from milo_discoveryd.engagement.not_ready import NotReadyClusters
+from milo_discoveryd.fleet.source import ClusterSource
 from milo_discoveryd.log.change_log import ChangeLog, Retention
-from milo_discoveryd.registry.source import ClusterSource
 from milo_kube.reflect.messages import Listed, ListEnded, ListStarted, ObjectChanged, SourceEvent
 from milo_kube.reflect.view_status import ViewState, ViewStatus
 from tests.support.sources import new_source
-from tests.unit.registry.fleets import not_ready, ready
-from tests.unit.registry.test_fleet_malformed import Ledger
+from tests.unit.fleet.fleets import not_ready, ready
+from tests.unit.fleet.test_fleet_malformed import Ledger
 
 GRACE_S = 10.0
 

@@ -4,8 +4,8 @@ from milo_discoveryd.objects.pending_deletions import Absent, ConfirmationResult
 from milo_kube.reflect.messages import DeletionReported, Listed, ListEnded, ListStarted
 from tests.support.logs import capture_logs
 from tests.support.sources import new_source
-from tests.unit.registry.fleets import readable_log, ready
-from tests.unit.registry.test_fleet_malformed import Ledger
+from tests.unit.fleet.fleets import readable_log, ready
+from tests.unit.fleet.test_fleet_malformed import Ledger
 
 NAMES = ("a", "b", "c")
 REFUSED = Inconclusive("403: may not get", is_refusal=True)

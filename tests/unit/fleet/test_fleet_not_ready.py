@@ -3,16 +3,16 @@
 import pytest
 
 from milo_discoveryd.engagement.not_ready import NotReadyClusters
+from milo_discoveryd.fleet.source import NOT_READY_HELD, ClusterSource
 from milo_discoveryd.model.cluster import DisengageReason
 from milo_discoveryd.model.removal_limits import RemovalLimits
 from milo_discoveryd.objects.removal_guard import RemovalGuard
-from milo_discoveryd.registry.source import NOT_READY_HELD, ClusterSource
 from milo_kube.reflect.messages import Listed, ListEnded, ListStarted, ObjectChanged, SourceEvent
 from milo_kube.reflect.view_status import ViewState, ViewStatus
 from tests.support.logs import capture_logs
 from tests.support.sources import new_source
-from tests.unit.registry.fleets import not_ready, ready
-from tests.unit.registry.test_fleet_malformed import Ledger
+from tests.unit.fleet.fleets import not_ready, ready
+from tests.unit.fleet.test_fleet_malformed import Ledger
 
 NAMES = [f"c{number:03}" for number in range(100)]
 LIMITS = RemovalLimits()

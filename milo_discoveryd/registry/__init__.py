@@ -1,1 +1,0 @@
-"""The registry: the clusters of all sources, and the commits of their changes to the change log."""
