@@ -6,7 +6,7 @@ import pytest
 from xdist.remote import Producer
 from xdist.scheduler import LoadScopeScheduling
 
-from tests.support.reliability_matrix import of_row
+from tests.support.reliability_rows import of_row
 from tests.tooling.import_contracts.contracts import unit_tests_of_pure_modules
 
 ON_REAL_SERVERS = "built"

@@ -1,13 +1,22 @@
-"""Each row of docs/reviewers/reliability.md names existing tests, or explains why it has none."""
+"""Each row of docs/reviewers/reliability.md has tests that exist, and each defect a command that selects tests."""
 
 import ast
+import re
+import shlex
+import subprocess
+import sys
 from functools import cache
 
 import pytest
 
-from tests.support.reliability_matrix import file_of, rows
+from tests.support.reliability_rows import ROOT, file_of, nodes_of_rows
 
-ROWS = rows()
+PAGE = (ROOT / "docs" / "reviewers" / "reliability.md").read_text()
+WITHOUT_TESTS = {"F36"}
+DEFECTS = [line.split(" | ") for line in PAGE.partition("\n## Defects\n")[2].splitlines() if line.startswith("| ")][2:]
+COMMANDS = sorted(
+    set(re.findall(r"`((?:tests|kube|clients/python|controllers|publishing|conformance)/[^`]* -k [^`]*)`", PAGE))
+)
 
 
 @cache
@@ -18,21 +27,31 @@ def names(path: str) -> frozenset[str]:
     return frozenset(node.name for node in ast.walk(tree) if isinstance(node, kinds))
 
 
-@pytest.mark.parametrize(("letter", "last"), [("F", 95), ("S", 23), ("O", 10), ("A", 14)])
-def test_reliability_rows_are_numbered_in_order(letter: str, last: int) -> None:
-    assert [row for row in ROWS if row[0] == letter] == [f"{letter}{number}" for number in range(1, last + 1)]
+def test_reliability_rows_of_the_page_have_tests() -> None:
+    listed = re.findall(r"^- \*\*([FSOA]\d+)\*\* ", PAGE, re.MULTILINE)
+    assert len(listed) == len(set(listed))
+    assert set(listed) - WITHOUT_TESTS == set(nodes_of_rows())
 
 
-def test_reliability_rows_have_tests_or_an_explanation() -> None:
-    assert [row.number for row in ROWS.values() if bool(row.tests) == row.is_explained] == []
-
-
-def test_reliability_rows_name_existing_tests() -> None:
+def test_tests_of_reliability_rows_exist() -> None:
     missing = [
-        f"{row.number}: {node}"
-        for row in ROWS.values()
-        for node in row.tests
+        f"{row}: {node}"
+        for row, nodes in nodes_of_rows().items()
+        for node in nodes
         for path, _, name in [node.partition("::")]
         if not file_of(path).is_file() or (name and name not in names(path))
     ]
     assert missing == []
+
+
+def test_every_defect_has_a_test() -> None:
+    assert len(DEFECTS) > 100
+    assert [defect for defect in DEFECTS if len(defect) != 3 or "`" not in defect[2]] == []
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("command", COMMANDS)
+def test_command_of_a_defect_selects_tests(command: str) -> None:
+    argv = [sys.executable, "-m", "pytest", "--collect-only", "-q", "-p", "no:cacheprovider", *shlex.split(command)]
+    done = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == pytest.ExitCode.OK, done.stdout[-1000:]
