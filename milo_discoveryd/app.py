@@ -280,6 +280,7 @@ class Daemon:
             credentials=kubeconfigs.health,
             credential_of=kubeconfigs.describe,
             shard=group,
+            configuration=lambda: self._reloader.state,
         )
         endpoint = HttpEndpoint(
             self._metrics,

@@ -40,7 +40,7 @@ _REFUSALS = (
     "not_engaged",
     "revision_of_another",
 )
-_RELOADS = ("applied", "refused", "unchanged")
+_RELOADS = ("applied", "refused", "unchanged", "waiting")
 _MINT_S = (0.005, 0.025, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 _LATENCIES_S = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0)
 
@@ -176,7 +176,7 @@ class ReloadMetrics:
         )
         self._rights_current = Gauge(
             "milo_discoveryd_config_last_reload_successful",
-            "1 if the last reload of the configuration file succeeded, 0 if it was rejected.",
+            "1 if the last reload of the configuration file succeeded, 0 if it was rejected or waits for the restart.",
             registry=registry,
         )
         self._rules = Gauge("milo_discoveryd_authorization_rules", "Authorization rules in force.", registry=registry)
@@ -187,7 +187,7 @@ class ReloadMetrics:
 
     def rights_reloaded(self, result: str) -> None:
         self._reloads.labels(result).inc()
-        self._rights_current.set(result != "refused")
+        self._rights_current.set(result not in ("refused", "waiting"))
 
     def rules_loaded(self, count: int) -> None:
         self._rules.set(count)

@@ -15,6 +15,7 @@ from milo_discoveryd.check.files import check_stored_keys
 from milo_discoveryd.check.finding import Finding, Level, fail, ok, warn
 from milo_discoveryd.check.issuers import IssuersCheck
 from milo_discoveryd.check.rules import check_rules
+from milo_discoveryd.check.running_daemon import check_reload
 from milo_discoveryd.config import Settings, SourceSettings, TcpAddress, UnixAddress
 from milo_discoveryd.credentials.kubeconfig_files import FilesError
 from milo_discoveryd.daemon_errors import ConfigError, StartError
@@ -108,6 +109,8 @@ async def _findings(settings: Settings, environ: Mapping[str, str]) -> AsyncGene
             yield finding
     for finding in check_rules(settings):
         yield finding
+    if (reload := await check_reload(settings)) is not None:
+        yield reload
     async for finding in _upstreams(settings, environ):
         yield finding
     async for finding in _token_reviews(settings, environ):

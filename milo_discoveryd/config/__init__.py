@@ -4,6 +4,7 @@ it."""
 from milo_discoveryd.config.listeners import ListenerSettings
 from milo_discoveryd.config.load import load, named_file
 from milo_discoveryd.config.rights import RuleSettings
+from milo_discoveryd.config.rule_problems import not_running
 from milo_discoveryd.config.settings import Settings
 from milo_discoveryd.config.sources import SourceSettings
 from milo_discoveryd.schema.values import ListenAddress, TcpAddress, UnixAddress
@@ -18,4 +19,5 @@ __all__ = [
     "UnixAddress",
     "load",
     "named_file",
+    "not_running",
 ]

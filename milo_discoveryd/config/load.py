@@ -1,16 +1,15 @@
 """Loads settings from flags, environment and file, and reports all problems at once."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from milo_discoveryd.config import layers
+from milo_discoveryd.config import layers, rule_problems
 from milo_discoveryd.config.given import GivenSettings, SettingPath, expand
 from milo_discoveryd.config.issuers import IssuerSettings, KubeconfigRequest, KubeconfigSecret, ProjectKubeconfig
 from milo_discoveryd.config.layers import Given, Problem
 from milo_discoveryd.config.settings import Settings
 from milo_discoveryd.daemon_errors import ConfigError
-from milo_discoveryd.model.cluster import SOURCE_SEPARATOR, key_of
 from milo_discoveryd.schema import values
 from milo_discoveryd.schema.fields import Complaint, InvalidError, parse_group
 from milo_discoveryd.sources.kind import IssuerTraits, ProjectServer
@@ -88,7 +87,7 @@ def _disagreements(settings: Settings, given: Mapping[SettingPath, Given]) -> It
     """Yield the problems of settings that contradict each other."""
     yield from _issuers_that_do_not_exist(settings, given)
     yield from _too_short_for_tokens(settings, given)
-    yield from _unknown_names_in_rules(settings, given)
+    yield from _of_rules(settings, given)
     if settings.connectivity.per == "host" and settings.connectivity.disengage_unreachable_after is not None:
         complaint = (
             '"host" does not probe each cluster, which `disengage_unreachable_after` requires: use "cluster", or '
@@ -163,48 +162,13 @@ def _issuer_problems(settings: Settings, issuer: IssuerSettings) -> Iterator[str
             yield f"{source.name}: {refusal}" if source.name else refusal
 
 
-def _unknown_names_in_rules(settings: Settings, given: Mapping[SettingPath, Given]) -> Iterator[Problem]:
-    listeners = [listener.title for listener in settings.listen]
-    issuers = [issuer.name for issuer in settings.kubeconfigs.issuers if issuer.hand_out]
-    sources = [source.name for source in settings.sources if source.name]
-    for number, rule in enumerate(settings.rights):
-        for setting, named, there_are, what in (
-            ("who.listener", rule.who.listener, listeners, "the name of an item of listen"),
-            ("clusters.sources", rule.clusters.sources if rule.clusters else (), sources, "the name of a source"),
-            ("issuers", rule.issuers, issuers, "the name of an item of kubeconfigs.issuers without `hand_out: false`"),
-        ):
-            for name in named:
-                if name not in there_are:
-                    complaint = f"{layers.quoted(name)} is not {what}; configured: {', '.join(there_are) or 'none'}"
-                    yield Problem(f"{given[('rights',)].place}[{number}].{setting}", complaint)
-        for name in rule.clusters.names if rule.clusters else ():
-            if complaint := _why_no_cluster_matches(name, sources):
-                place = f"{given[('rights',)].place}[{number}].clusters.names"
-                yield Problem(place, f"{layers.quoted(name)} matches no cluster: {complaint}")
-
-
-def _why_no_cluster_matches(name: str, sources: Sequence[str]) -> str:
-    """Return why a name or a pattern of a rule matches no cluster of any source; empty if it may match one."""
-    if not sources:
-        if SOURCE_SEPARATOR in name:
-            return f"names contain {SOURCE_SEPARATOR} only if sources have names"
-        return ""
-    beginnings = [key_of("", source) for source in sources]
-    complete, pattern, _ = name.partition("*")
-    if any(complete.startswith(beginning) or (pattern and beginning.startswith(complete)) for beginning in beginnings):
-        return ""
-    return f"it must begin with {' or '.join(beginnings)}"
+def _of_rules(settings: Settings, given: Mapping[SettingPath, Given]) -> Iterator[Problem]:
+    for problem in rule_problems.disagreements(settings):
+        yield Problem(f"{given[('rights',)].place}{problem.place}", problem.text)
 
 
 def _too_short_for_tokens(settings: Settings, given: Mapping[SettingPath, Given]) -> Iterator[Problem]:
     for issuer in settings.kubeconfigs.issuers:
-        if not issuer.min_ttl_s or not issuer.hand_out:
-            continue
-        name = issuer.name
-        complaint = f"is shorter than {issuer.min_ttl_s} s, the shortest lifetime that {name} ({issuer.type}) can issue"
-        if settings.kubeconfigs.max_ttl.total_seconds() < issuer.min_ttl_s:
-            yield Problem(given[("kubeconfigs", "max_ttl")].place, f"kubeconfigs.max_ttl {complaint}")
-        for number, rule in enumerate(settings.rights):
-            is_allowed = rule.kubeconfigs and (not rule.issuers or name in rule.issuers)
-            if is_allowed and rule.max_ttl is not None and rule.max_ttl.total_seconds() < issuer.min_ttl_s:
-                yield Problem(f"{given[('rights',)].place}[{number}].max_ttl", complaint)
+        if issuer.hand_out and settings.kubeconfigs.max_ttl.total_seconds() < issuer.min_ttl_s:
+            complaint = f"kubeconfigs.max_ttl {rule_problems.too_short(issuer)}"
+            yield Problem(given[("kubeconfigs", "max_ttl")].place, complaint)

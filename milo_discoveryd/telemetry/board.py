@@ -32,6 +32,8 @@ from milo_discoveryd.telemetry.status import (
     DaemonIdentity,
     DaemonStatus,
     IssuerRow,
+    ReloadState,
+    RulesCurrent,
     ShardSummary,
     SourceRow,
     SourceSummary,
@@ -92,6 +94,7 @@ class StatusBoard:
         credentials: Callable[[], Iterable[IssuerHealth]],
         credential_of: Callable[[Cluster], CredentialDescription | None],
         shard: ShardStatus | None = None,
+        configuration: Callable[[], ReloadState] = RulesCurrent,
     ) -> None:
         """`shard` is set if the clusters are distributed among several daemons."""
         self._identity = identity
@@ -101,6 +104,7 @@ class StatusBoard:
         self._credentials = credentials
         self._credential_of = credential_of
         self._shard = shard
+        self._configuration = configuration
         self._listings: dict[tuple[str, str, str], _Listing] = {}
 
     async def status(self, question: ClusterQuery, *, with_names: bool) -> DaemonStatus:
@@ -141,6 +145,7 @@ class StatusBoard:
             credentials=tuple(_issuer(credential, with_message=with_names) for credential in self._credentials()),
             history=self._history.samples(),
             explanation=self._explanation(question.cluster) if with_names and question.cluster else None,
+            configuration=_configuration(self._configuration(), with_message=with_names),
         )
 
     async def _matching(self, question: ClusterQuery) -> list[tuple[str, ClusterRecord]]:
@@ -225,6 +230,12 @@ def _sharding(shard: ShardStatus, draining: int, with_message: bool) -> ShardSum
         group = msgspec.structs.replace(group, problem="failing")
     owns = shard.valid_s() is not None
     return ShardSummary(group=group, owns=owns, draining=draining, unowned=shard.unowned())
+
+
+def _configuration(state: ReloadState, *, with_message: bool) -> ReloadState:
+    if with_message or isinstance(state, RulesCurrent):
+        return state
+    return msgspec.structs.replace(state, problems=())
 
 
 def _source(status: ViewStatus, now: Moment, *, synced: bool, with_message: bool) -> SourceSummary:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from functools import cached_property
 from operator import itemgetter
-from typing import Any
+from typing import Any, TypeAlias
 
 import msgspec
 
@@ -35,6 +35,26 @@ class DaemonIdentity(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     mode: str
     epoch: str = msgspec.field(name="incarnation")
     started_at: datetime
+
+
+class RulesCurrent(msgspec.Struct, frozen=True, tag_field="state", tag="current"):
+    """The rules of the configuration file are in force."""
+
+
+class RulesWaiting(msgspec.Struct, frozen=True, tag_field="state", tag="waiting"):
+    """The rules of the configuration file need the file's other settings, which take effect at the next start."""
+
+    problems: tuple[str, ...]
+
+
+class FileRefused(msgspec.Struct, frozen=True, tag_field="state", tag="refused"):
+    """The configuration file is invalid, and the rules that were read last are in force."""
+
+    problems: tuple[str, ...]
+
+
+ReloadState: TypeAlias = RulesCurrent | RulesWaiting | FileRefused
+"""The result of the last time that the configuration file was read."""
 
 
 class SourceSummary(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
@@ -274,3 +294,4 @@ class DaemonStatus(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     """Empty if the only source has no name."""
     sharding: ShardSummary | None = None
     """None if this daemon is not in a shard group."""
+    configuration: ReloadState = RulesCurrent()

@@ -1,6 +1,7 @@
 """Reloads authorization rules when the configuration file changes. Other settings take effect at the next start.
 
-A file that cannot be read or has any error changes nothing: the rules that were loaded last stay in force.
+A file that cannot be read or has any error changes nothing: the rules that were loaded last stay in force. So they do
+while the new rules name what does not run yet, such as a source that the same file renames.
 """
 
 import asyncio
@@ -11,10 +12,11 @@ from typing import Protocol
 
 import msgspec
 
-from milo_discoveryd.config import RuleSettings, Settings
+from milo_discoveryd.config import RuleSettings, Settings, not_running
 from milo_discoveryd.daemon_errors import ConfigError
 from milo_discoveryd.instruments import ReloadMetrics
 from milo_discoveryd.logger import log
+from milo_discoveryd.telemetry.status import FileRefused, ReloadState, RulesCurrent, RulesWaiting
 from milo_kube.file_content import file_version
 
 POLL_INTERVAL_S = 0.25
@@ -42,6 +44,8 @@ class ConfigReloader:
         metrics: ReloadMetrics,
     ) -> None:
         self._settings = settings
+        """The settings that run, with the rules in force."""
+        self.state: ReloadState = RulesCurrent()
         self._load = load
         self._file = file
         self._audit = audit
@@ -84,6 +88,12 @@ class ConfigReloader:
         unread = [name for name in Settings.__struct_fields__ if _differ(name, self._settings, settings)]
         if unread:
             log.warning("changed settings take effect at the next start", settings=unread)
+        if waiting := tuple(f"rights{found.place}: {found.text}" for found in not_running(settings, self._settings)):
+            log.warning("changed rights wait for the restart", problems=waiting)
+            self._audit.reload_rejected(problems=waiting)
+            self.state = RulesWaiting(waiting)
+            return "waiting"
+        self.state = RulesCurrent()
         if settings.rights == before:
             return "unchanged"
         self._settings = msgspec.structs.replace(self._settings, rights=settings.rights)
@@ -95,6 +105,7 @@ class ConfigReloader:
     def _refused(self, problems: tuple[str, ...]) -> str:
         log.error("configuration rejected", problems=problems)
         self._audit.reload_rejected(problems=problems)
+        self.state = FileRefused(problems)
         return "refused"
 
     def _state(self) -> State | None:
