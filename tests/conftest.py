@@ -6,7 +6,7 @@ import pytest
 from xdist.remote import Producer
 from xdist.scheduler import LoadScopeScheduling
 
-from tests.support.reliability_rows import of_row
+from tests.support.rows import of_row
 from tests.tooling.import_contracts.contracts import unit_tests_of_pure_modules
 
 ON_REAL_SERVERS = "built"
@@ -87,7 +87,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
     parser.addoption("--cells", default="some", help="cells of tests/end_to_end/matrix: some, or all (nightly)")
     parser.addoption(
-        "--row", metavar="ROW", help="run only the tests of a row of docs/reviewers/reliability.md: F17, S9, O2, A14"
+        "--row", metavar="ROW", help="run only the tests of a row of docs/reviewers: F17, S9, O2, A14, K5, I6"
     )
 
 

@@ -1,4 +1,4 @@
-"""Each row of docs/reviewers/reliability.md has tests that exist, and each defect a command that selects tests."""
+"""Each row of docs/reviewers has tests that exist, and each defect a command that selects tests."""
 
 import ast
 import re
@@ -9,7 +9,7 @@ from functools import cache
 
 import pytest
 
-from tests.support.reliability_rows import ROOT, file_of, nodes_of_rows
+from tests.support.rows import ROOT, file_of, nodes_of_rows
 
 PAGE = (ROOT / "docs" / "reviewers" / "reliability.md").read_text()
 WITHOUT_TESTS = {"F36"}
@@ -27,13 +27,14 @@ def names(path: str) -> frozenset[str]:
     return frozenset(node.name for node in ast.walk(tree) if isinstance(node, kinds))
 
 
-def test_reliability_rows_of_the_page_have_tests() -> None:
-    listed = re.findall(r"^- \*\*([FSOA]\d+)\*\* ", PAGE, re.MULTILINE)
+def test_rows_of_the_pages_for_reviewers_have_tests() -> None:
+    pages = "".join(path.read_text() for path in (ROOT / "docs" / "reviewers").glob("*.md"))
+    listed = re.findall(r"^- \*\*([A-Z]\d+)\*\* ", pages, re.MULTILINE)
     assert len(listed) == len(set(listed))
     assert set(listed) - WITHOUT_TESTS == set(nodes_of_rows())
 
 
-def test_tests_of_reliability_rows_exist() -> None:
+def test_tests_of_rows_exist() -> None:
     missing = [
         f"{row}: {node}"
         for row, nodes in nodes_of_rows().items()

@@ -1,4 +1,4 @@
-"""The tests of the numbered rows of docs/reviewers/reliability.md, from tests/reliability.toml."""
+"""The tests of the numbered rows of docs/reviewers/reliability.md and security.md, from tests/rows.toml."""
 
 import re
 import tomllib
@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[2]
 
 def nodes_of_rows() -> dict[str, list[str]]:
     """Return the node ids of each row, relative to tests/; those of the client library relative to the repository."""
-    data = tomllib.loads((ROOT / "tests" / "reliability.toml").read_text())
+    data = tomllib.loads((ROOT / "tests" / "rows.toml").read_text())
     return {row: [data["words"].get(test, test) for test in tests] for row, tests in data["rows"].items()}
 
 
@@ -24,7 +24,7 @@ def file_of(path: str) -> Path:
 def of_row(number: str, items: Iterable[pytest.Item]) -> list[pytest.Item]:
     """Select the tests of a row. Of a test with parameters for several rows, only those for this row are selected."""
     wanted = nodes_of_rows()[number]
-    own = re.compile(rf"\[(?:{number}|[^FSOA].*)[-\]]|^[^\[]*$")
+    own = re.compile(rf"\[(?:{number}|[^FSOAKI].*)[-\]]|^[^\[]*$")
 
     def is_wanted(item: pytest.Item) -> bool:
         node = item.nodeid.removeprefix("tests/")
