@@ -77,7 +77,7 @@ class GroupRequests:
         except BackendError as error:
             self._metrics.lease_request(name, "error")
             self._error = str(error)
-            self._member.failed(self._clock())
+            self._member.failed(self._clock(), error.retry_after_s)
         else:
             self._metrics.lease_request(name, "ok")
             self._error = ""
@@ -143,7 +143,7 @@ class ShardGroup:
 
     @property
     def members(self) -> int:
-        view = self.member.state.latest_view
+        view = self.member.state.group.latest_view
         return 0 if view is None else len(view.members)
 
     @property
@@ -252,9 +252,7 @@ class ShardGroup:
         if (lost := self._assignee.lost()) is None:
             return
         pending = frozenset(lost)
-        drained = (ownership.view.number, pending)
-        if sum(map(len, pending)) <= PENDING_SIZE and drained != (self.member.state.drained, self.member.state.pending):
-            self.member.drained(*drained)
+        if sum(map(len, pending)) <= PENDING_SIZE and self.member.drained(ownership.view.number, pending):
             self._drained.set()
 
     def _note_share(self, ownership: Ownership) -> None:
@@ -271,7 +269,7 @@ class ShardGroup:
             self._assignee.lose_ownership()
 
     def _note_view(self) -> None:
-        view = self.member.state.latest_view
+        view = self.member.state.group.latest_view
         number = 0 if view is None else view.number
         if self.member.is_settled or number != self._view_since[0]:
             self._view_since = (number, self._clock())

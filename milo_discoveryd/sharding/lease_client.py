@@ -76,6 +76,11 @@ class LeaseClient:
         if version:
             return await self._api.put(self._names.path(name), body, timeout_s=TIMEOUT_S)
         answer = await self._api.post(self._names.collection, body, timeout_s=TIMEOUT_S)
+        if answer.status == 404:
+            raise BackendError(
+                f"{self._origin} cannot create a Lease in namespace {self._names.namespace} (404): the namespace does "
+                "not exist; create it, or set sharding.namespace to the namespace of the pods"
+            )
         if answer.status == 409:
             await self._require_own(name)
         return answer

@@ -1,97 +1,165 @@
-"""The state of a group member between two requests, and its time limits."""
+"""The states of a member of a shard group, each with what is known and legal in it, and the member's time limits.
 
-import enum
+    Joining ─────┬─ Lease written ──> Holding ── told to leave or stop ──> Leaving ── Lease released ──> Ended
+       │         │                       │                                    │                             ^
+       │ loss    └────────── Lost <──────┘ loss                               └──── loss ───────────────────┤
+       └───────────────────>  │                                                                             │
+    Joining or Lost, told to leave or stop: Withdrawn ──────────────────────────────────────────────────────┘
+
+A loss: the Lease is held by another process, was deleted, changed or restored, or the view was.
+"""
+
 from collections.abc import Mapping
 from math import inf
+from typing import TypeAlias
 
 import msgspec
 
-from milo_discoveryd.sharding.leases import GroupState, MemberLease, View, ViewMember
+from milo_discoveryd.sharding.leases import MemberLease
+from milo_discoveryd.sharding.observed_group import ObservedGroup
 
 
-class Timing(msgspec.Struct, frozen=True, kw_only=True):
-    renew_interval_s: float = 10.0
-    read_interval_s: float = 12.0
-    unsettled_read_interval_s: float = 0.5
-    """Interval between reads, and between batches of releases, while a view changes. A cluster that moves may wait for
-    both."""
-    retry_interval_s: float = 1.0
-    fence_after_s: float = 20.0
-    evict_after_s: float = 33.0
-    debounce_s: float = 5.0
-    retention_s: float = 3600.0
-    """How long the Lease of a member that left the group or was evicted is kept."""
+class Tenure(msgspec.Struct, frozen=True, kw_only=True):
+    """What a member knows while it holds its Lease."""
 
-    @property
-    def margin_s(self) -> float:
-        """The time between the fence and the eviction, in which the subscribers' handlers must end."""
-        return self.evict_after_s - self.fence_after_s
-
-
-TIMING = Timing()
-
-
-class Intent(enum.Enum):
-    STAY = "stay"
-    LEAVE = "leave"
-    """Hand over all keys, then release the Lease."""
-    STOP = "stop"
-    """Keep the term for a successor of the same name."""
-    ENDED = "ended"
-
-
-class ObservedWrite(msgspec.Struct, frozen=True):
-    write: str
-    since: float
-    pending: frozenset[str] = frozenset()
-    """The clusters that the Lease listed as pending when it was last read."""
-
-
-class Candidates(msgspec.Struct, frozen=True):
-    """The members with a valid Lease and a weight above 0 that are not leaving. The next view contains those of them
-    that may engage clusters."""
-
-    members: Mapping[str, ViewMember]
-    since: float
-
-
-class State(msgspec.Struct, frozen=True, kw_only=True):
-    """The state that a member keeps between two requests."""
-
-    group: GroupState | None = None
-    read_at: float = -inf
-    """When the last successful read started."""
-    is_read_due: bool = True
-    retry_at: float = -inf
-    observed_writes: Mapping[str, ObservedWrite] = {}
-    """The last write of each Lease, and when it was first observed. `write` is empty for a member of the view that has
-    no Lease."""
-    candidates: Candidates = Candidates({}, -inf)
-    lease: MemberLease | None = None
-    """The member's own Lease as last written, while this process holds it."""
+    lease: MemberLease
+    """The member's own Lease as last written or read."""
     attempts: tuple[MemberLease, ...] = ()
     """The contents of later writes whose results are unknown."""
-    renewed_at: float = -inf
+    renewed_at: float
     """When the last successful renewal started."""
-    has_held: bool = False
-    """Whether this process has held the Lease. If so, it does not continue the term of another process."""
-    renewals: int = 0
-    own_renewal: int = 0
-    """The renewal number of the member's own Lease as last read or written."""
-    terms: int = 0
-    rejoin_at: float = -inf
-    latest_view: View | None = None
-    """The latest view that was read or written."""
-    resumed_at: float | None = None
-    """When the first renewal since the last interruption started; None while fenced."""
-    unconfirmed: Mapping[str, str] | None = None
-    """For each other member whose Lease has not changed since `resumed_at`: the last write of that Lease. None before
-    the first read."""
     engage_at: float = -inf
     acknowledge_at: float = -inf
+    claim: "Claim | None" = None
+    """None while fenced: the member then claims nothing, and renews its Lease."""
     drained: int = 0
     """The latest view for which all clusters that the view took from this member are released, except `pending`."""
     pending: frozenset[str] = frozenset()
+
+    @property
+    def is_confirmed(self) -> bool:
+        """Whether every other member has renewed its Lease since this one started or was interrupted."""
+        return self.claim is not None and self.claim.is_confirmed
+
+    def has_written(self, lease: MemberLease) -> bool:
+        """Return whether this process may have written the content of the Lease."""
+        return lease.content in (self.lease.content, *self.attempts)
+
+    def attempted(self, lease: MemberLease) -> "Tenure":
+        """Record a write before it is sent: it may take effect without a response."""
+        if self.has_written(lease):
+            return self
+        return msgspec.structs.replace(self, attempts=(*self.attempts, lease.content))
+
+    def renewed(self, lease: MemberLease, started_at: float) -> "Tenure":
+        return msgspec.structs.replace(self, lease=lease, attempts=(), renewed_at=started_at)
+
+    def resumed(self, since: float) -> "Tenure":
+        """Claim ownership again, from the start of a renewal."""
+        return self if self.claim is not None else msgspec.structs.replace(self, claim=Claim(since))
+
+    def interrupted(self, acknowledge_at: float) -> "Tenure":
+        """Claim nothing, and acknowledge nothing until the subscribers' handlers have had time to finish."""
+        if self.claim is None:
+            return self
+        return msgspec.structs.replace(self, claim=None, acknowledge_at=max(self.acknowledge_at, acknowledge_at))
+
+    def released(self, view: int, pending: frozenset[str]) -> "Tenure":
+        """Record that all clusters that the view took from the member are released, except `pending`."""
+        return self if view < self.drained else msgspec.structs.replace(self, drained=view, pending=pending)
+
+
+class Claim(msgspec.Struct, frozen=True):
+    """An uninterrupted time in which the member renews its Lease."""
+
+    since: float
+    """When the first renewal started."""
+    unconfirmed: Mapping[str, str] | None = None
+    """For each other member whose Lease has not changed since then: the last write of that Lease. None before the first
+    read."""
+
+    @property
+    def is_confirmed(self) -> bool:
+        return self.unconfirmed is not None and not self.unconfirmed
+
+    def confirmed_by(self, writes: Mapping[str, str]) -> "Claim":
+        """`writes`: the present write of each other member's Lease that is held, from a read after `since`."""
+        if self.unconfirmed is not None:
+            writes = {name: write for name, write in self.unconfirmed.items() if writes.get(name) == write}
+        return Claim(self.since, writes)
+
+
+class Joining(msgspec.Struct, frozen=True, tag=True):
+    """The process has not held its member's Lease, and may continue the term of the process before it."""
+
+
+class Lost(msgspec.Struct, frozen=True, tag=True, kw_only=True):
+    """The process must not continue a term: it waits, and then joins in another one."""
+
+    rejoin_at: float
+    engage_at: float = -inf
+    acknowledge_at: float = -inf
     problem: str = ""
-    """Why the member ended its term and joins again."""
-    intent: Intent = Intent.STAY
+    """Why the member ended its term, if an administrator should know."""
+
+
+class Withdrawn(msgspec.Struct, frozen=True, tag=True):
+    """The process was told to end without the Lease: it ends, unless a write of the Lease is under way and succeeds."""
+
+    former: Joining | Lost
+    keeps_term: bool
+
+
+class Holding(msgspec.Struct, frozen=True, tag=True):
+    """The process holds the Lease, and owns what the view gives to it, unless it is fenced."""
+
+    tenure: Tenure
+
+
+class Leaving(msgspec.Struct, frozen=True, tag=True):
+    """The process holds the Lease, and ends: it hands all clusters over, or keeps the term for a successor of the same
+    name."""
+
+    tenure: Tenure
+    keeps_term: bool
+
+
+class Ended(msgspec.Struct, frozen=True, tag=True):
+    """The process has no part in the group anymore, and makes no requests."""
+
+
+Phase: TypeAlias = Joining | Lost | Withdrawn | Holding | Leaving | Ended
+
+
+class Pacing(msgspec.Struct, frozen=True, kw_only=True):
+    """When the next request may be made, and whether it has to be a read."""
+
+    is_read_due: bool = True
+    retry_at: float = -inf
+    conflict_free_at: float = -inf
+    """When another conflict may be followed by a read at once: reads that follow conflicts are spaced."""
+
+    def read(self) -> "Pacing":
+        return msgspec.structs.replace(self, is_read_due=False, retry_at=-inf)
+
+    def written(self) -> "Pacing":
+        return msgspec.structs.replace(self, retry_at=-inf)
+
+    def conflicted(self, now: float, interval_s: float) -> "Pacing":
+        conflict_free_at = max(now, self.conflict_free_at) + interval_s
+        return Pacing(is_read_due=True, retry_at=self.conflict_free_at, conflict_free_at=conflict_free_at)
+
+    def failed(self, retry_at: float) -> "Pacing":
+        # No read is due: a write is repeated. If it did take effect, the version differs, and a read follows.
+        return msgspec.structs.replace(self, retry_at=retry_at)
+
+
+class State(msgspec.Struct, frozen=True, kw_only=True):
+    """All that a member keeps between two requests."""
+
+    phase: Phase = Joining()
+    group: ObservedGroup = ObservedGroup()
+    pacing: Pacing = Pacing()
+    terms: int = 0
+    renewals: int = 0
+    """The renewal number of the last successful write of the own Lease."""

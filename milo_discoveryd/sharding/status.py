@@ -37,9 +37,8 @@ class GroupStatus(msgspec.Struct, frozen=True, kw_only=True, rename=_NAMES_IN_PR
 
 
 def group_status(group: str, member: Member, problem: str) -> GroupStatus:
-    state = member.state
-    leases = {} if state.group is None else state.group.members
-    view = state.latest_view
+    leases = member.state.group.leases.members
+    view = member.state.group.latest_view
     in_view = {} if view is None else view.members
     return GroupStatus(
         group=group,

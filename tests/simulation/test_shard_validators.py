@@ -6,7 +6,7 @@ import pytest
 
 from milo_discoveryd.sharding import rendezvous
 from milo_discoveryd.sharding.leases import Evict, MemberLease, View, ViewMember, WriteLease, WriteView
-from milo_discoveryd.sharding.state import Timing
+from milo_discoveryd.sharding.timing import Timing
 from tests.simulation.sharding.host import Host, Timeline
 from tests.simulation.sharding.lease_api import ConflictError, LeaseApi
 from tests.simulation.sharding.pod import Traits

@@ -7,12 +7,12 @@ import pytest
 
 from milo_discoveryd.daemon_errors import BackendError
 from milo_discoveryd.sharding import group, rendezvous
-from milo_discoveryd.sharding.group import ShardGroup
+from milo_discoveryd.sharding.group import GroupRequests, ShardGroup
 from milo_discoveryd.sharding.lease_client import ConflictError
-from milo_discoveryd.sharding.leases import GroupState, Read, Request
+from milo_discoveryd.sharding.leases import GroupState, Read, Request, WaitUntil
 from milo_discoveryd.sharding.member import Member
 from milo_discoveryd.sharding.ownership import KeyOwnership, Ownership
-from milo_discoveryd.sharding.state import Timing
+from milo_discoveryd.sharding.timing import Timing
 from milo_discoveryd.wiring import sharding
 from milo_discoveryd.wiring.sharding import Membership
 from tests.simulation.sharding.lease_api import ConflictError as ApiConflictError
@@ -37,6 +37,7 @@ class Leases:
     def __init__(self, api: LeaseApi) -> None:
         self._api = api
         self.is_down = False
+        self.retry_after_s: float | None = None
 
     async def read(self) -> GroupState:
         return (await self._applied(Read()))[0]
@@ -47,7 +48,7 @@ class Leases:
     async def _applied(self, request: Request) -> tuple[GroupState, str]:
         await asyncio.sleep(0)
         if self.is_down:
-            raise BackendError("no Lease API")
+            raise BackendError("no Lease API", retry_after_s=self.retry_after_s)
         try:
             return self._api.apply(request, 0.0)
         except ApiConflictError:
@@ -224,7 +225,8 @@ async def test_shard_member_keeps_clusters_to_move_while_the_list_of_them_is_too
     daemons.append(third)
     await eventually(lambda: first.operator.draining == moving and third.engaged)
     assert third.engaged < former, "clusters of other members did not move"
-    assert first.group.member.state.pending == frozenset()
+    assert first.group.member.tenure is not None
+    assert first.group.member.tenure.pending == frozenset()
     assert first.group.unsettled_s() > 0
     last = min(moving)
     first.operator.draining = {last}
@@ -258,6 +260,13 @@ async def test_shard_member_without_lease_api_loses_its_clusters_and_gets_them_b
     first.leases.is_down = second.leases.is_down = False
     await eventually(lambda: first.engaged == before)
     assert first.group.status().problem == ""
+
+
+async def test_shard_member_repeats_a_failed_request_after_the_time_that_the_lease_api_states() -> None:
+    member, leases = Member("a", "a#1"), Leases(LeaseApi())
+    leases.is_down, leases.retry_after_s = True, 9.0
+    await GroupRequests("ops", member, leases, Requests(), lambda: 100.0).perform(Read())
+    assert member.next(100.5) == WaitUntil(109.0)
 
 
 async def test_killed_shard_member_is_evicted(daemons: list[Daemon]) -> None:

@@ -7,7 +7,7 @@ from random import Random
 from milo_discoveryd.sharding import rendezvous
 from milo_discoveryd.sharding.leases import GroupState, Read, Request, View
 from milo_discoveryd.sharding.member import Member
-from milo_discoveryd.sharding.state import TIMING, Timing
+from milo_discoveryd.sharding.timing import TIMING, Timing
 from tests.simulation.sharding.host import Host, Timeline
 from tests.simulation.sharding.lease_api import ConflictError, LeaseApi
 from tests.simulation.sharding.pod import Pod, Traits

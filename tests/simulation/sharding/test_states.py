@@ -13,8 +13,10 @@ import pytest
 
 from milo_discoveryd.sharding.leases import GroupState, MemberLease, Read, Request, View, ViewMember, WaitUntil
 from milo_discoveryd.sharding.member import Member
+from milo_discoveryd.sharding.observed_group import Candidates, ObservedGroup, ObservedWrite
 from milo_discoveryd.sharding.ownership import KeyOwnership
-from milo_discoveryd.sharding.state import Candidates, ObservedWrite, State, Timing
+from milo_discoveryd.sharding.state import Claim, Holding, Pacing, State, Tenure
+from milo_discoveryd.sharding.timing import Timing
 from tests.simulation.sharding.lease_api import ConflictError, LeaseApi
 
 TIMING = Timing(
@@ -96,19 +98,16 @@ class Search:
             observed_writes = {lease.member: ObservedWrite(lease.write_id, START) for lease in leases.values()}
             if name in terms:
                 state = State(
-                    group=group,
-                    read_at=START,
-                    is_read_due=False,
-                    observed_writes=observed_writes,
-                    candidates=Candidates(view.members, START - 5),
-                    lease=leases[name],
-                    renewed_at=START,
-                    has_held=True,
+                    phase=Holding(Tenure(lease=leases[name], renewed_at=START, claim=Claim(START, {}), drained=1)),
+                    group=ObservedGroup(
+                        leases=group,
+                        read_at=START,
+                        writes=observed_writes,
+                        candidates=Candidates(view.members, START - 5),
+                        latest_view=view,
+                    ),
+                    pacing=Pacing(is_read_due=False),
                     terms=1,
-                    latest_view=view,
-                    resumed_at=START,
-                    unconfirmed={},
-                    drained=1,
                 )
             else:
                 state = State()

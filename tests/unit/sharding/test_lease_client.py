@@ -118,6 +118,19 @@ async def test_lease_client_write_raises_conflict_if_the_version_has_changed(sta
         await client(Answer(status))[0].write(WriteLease(HELD))
 
 
+async def test_lease_client_error_of_a_missing_namespace_names_it() -> None:
+    with pytest.raises(
+        BackendError, match=r"cannot create a Lease in namespace operators .* does not exist; create it"
+    ):
+        await client(Answer(404))[0].write(WriteLease(NEW))
+
+
+async def test_lease_client_error_contains_the_delay_that_the_server_stated() -> None:
+    with pytest.raises(BackendError) as caught:
+        await client(Answer(429, headers={"Retry-After": "7"}))[0].write(WriteLease(HELD))
+    assert caught.value.retry_after_s == 7.0
+
+
 @pytest.mark.parametrize(("group", "whose"), [("dns-a", "the shard group 'dns-a'"), ("", "no shard group")])
 async def test_lease_client_reports_the_group_that_owns_the_lease_name(group: str, whose: str) -> None:
     body = {"items": [{"metadata": {"name": "it", "uid": "u", "resourceVersion": "1", "labels": {GROUP_LABEL: group}}}]}

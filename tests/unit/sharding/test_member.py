@@ -19,7 +19,7 @@ from milo_discoveryd.sharding.leases import (
 )
 from milo_discoveryd.sharding.member import Member
 from milo_discoveryd.sharding.ownership import KeyOwnership
-from milo_discoveryd.sharding.state import TIMING
+from milo_discoveryd.sharding.timing import TIMING
 from tests.unit.sharding.driver import Driver
 
 ALL = {str(number) for number in range(30)}
@@ -56,7 +56,7 @@ def test_successor_lists_the_pending_clusters_of_its_predecessor_while_operators
     pending = driver.api.group.members["a"].pending
     driver.pending = {}
     driver.add("a", Member("a", "a#2"))
-    driver.run_until(lambda: driver.members["a"].state.lease)
+    driver.run_until(lambda: driver.members["a"].tenure)
     started_at = driver.now
     driver.run(TIMING.fence_after_s)
     assert driver.api.group.members["a"].pending == pending
@@ -83,7 +83,7 @@ def test_settled_member_sends_at_most_one_request_per_5_seconds_on_average() -> 
 def test_member_is_fenced_20_seconds_after_the_start_of_its_last_renewal() -> None:
     driver = settled("a")
     member = driver.members["a"]
-    renewed_at = member.state.renewed_at
+    renewed_at = member.fence_at - TIMING.fence_after_s
     assert member.fence_at == renewed_at + 20.0
     assert member.ownership(renewed_at + 19.9) is not None
     assert member.ownership(renewed_at + 20.0) is None
@@ -104,7 +104,9 @@ def test_fenced_member_acknowledges_nothing_while_its_handlers_end() -> None:
     driver = settled("a", "b")
     driver.run(21, "b")
     driver.step("a")
-    assert driver.members["a"].state.acknowledge_at == driver.now + TIMING.margin_s
+    tenure = driver.members["a"].tenure
+    assert tenure is not None
+    assert tenure.acknowledge_at == driver.now + TIMING.margin_s
 
 
 def test_eviction_fails_with_a_conflict_if_the_member_has_renewed_its_lease() -> None:
@@ -138,9 +140,9 @@ def test_successor_continues_its_takeover_after_the_response_to_the_lease_write_
     driver.api.apply(takeover, driver.now)  # type: ignore[arg-type]
     successor.failed(driver.now)
     driver.run(3)
-    assert successor.state.lease is not None
-    assert successor.state.lease.term == "a#1.1"
-    assert successor.state.engage_at > driver.now + 25
+    assert successor.tenure is not None
+    assert successor.tenure.lease.term == "a#1.1"
+    assert successor.tenure.engage_at > driver.now + 25
 
 
 # Leaving
@@ -218,8 +220,8 @@ def test_clusters_of_a_killed_member_have_an_owner_within_the_documented_time() 
         driver.add("c", Member("c", "c#1"))
         driver.run_until(lambda driver=driver: driver.owned("c") and is_settled(driver, *"abc"))
         driver.run(30)
-        renewed = driver.members["c"].state.renewed_at
-        driver.run_until(lambda driver=driver, at=renewed: driver.members["c"].state.renewed_at > at)
+        fence_at = driver.members["c"].fence_at
+        driver.run_until(lambda driver=driver, at=fence_at: driver.members["c"].fence_at > at)
         killed_at = driver.now
         driver.run_until(lambda driver=driver: driver.owned("a") | driver.owned("b") == ALL, "a", "b")
         took.append(driver.now - killed_at)
@@ -302,7 +304,7 @@ def test_members_that_start_concurrently_agree_on_one_view() -> None:
     writes = [(name, request) for _, name, request in driver.requests if isinstance(request, WriteView)]
     assert len(writes) <= 2
     driver.run_until(lambda: is_settled(driver, *"ab"))
-    assert driver.members["a"].state.latest_view == driver.members["b"].state.latest_view
+    assert driver.members["a"].state.group.latest_view == driver.members["b"].state.group.latest_view
 
 
 # Leases that other programs wrote
@@ -328,7 +330,7 @@ def test_successor_whose_lease_is_changed_waits_for_the_handlers_of_its_predeces
     driver = settled("a", "b")
     lost = driver.owned("a")
     successor = driver.add("a", Member("a", "a#2"))
-    driver.run_until(lambda: successor.state.lease is not None)
+    driver.run_until(lambda: successor.tenure is not None)
     taken_at = driver.now
     driver.run(5)
     if is_deleted:
@@ -385,13 +387,13 @@ def test_member_reports_changed_and_unreadable_leases_and_another_process_with_i
     driver = settled("a", "b")
     assert problems(driver, "a") == ""
     forge(driver, "b", **FORGED["unreadable"])
-    driver.run_until(lambda: driver.members["b"].state.lease is None)
+    driver.run_until(lambda: driver.members["b"].tenure is None)
     assert "was changed by another program" in problems(driver, "b")
     driver.run_until(lambda: problems(driver, "a") == "Lease b cannot be read")
     driver.run_until(lambda: is_settled(driver, *"ab"))
     assert problems(driver, "a") == problems(driver, "b") == ""
     driver.add("twin", Member("a", "a#2"))
-    driver.run_until(lambda: driver.members["a"].state.lease is None)
+    driver.run_until(lambda: driver.members["a"].tenure is None)
     assert "another process (a#2) holds the Lease of member a" in problems(driver, "a")
 
 
@@ -399,8 +401,8 @@ def test_restarted_member_reports_no_problem_about_the_lease_of_its_former_proce
     driver = settled("a", "b")
     restarted = driver.add("a", Member("a", "a#2"))
     driver.step("a")
-    assert restarted.state.group is not None
-    assert restarted.state.lease is None
+    assert restarted.state.group.leases.members
+    assert restarted.tenure is None
     assert problems(driver, "a") == ""
 
 
@@ -436,7 +438,7 @@ def test_displaced_process_with_restored_lease_waits_until_lease_of_successor_ex
     twin = driver.add("twin", Member("a", "a#2"))
     driver.run_until(lambda: driver.owned("twin"))
     driver.run(TIMING.renew_interval_s)
-    assert driver.members["a"].state.lease is None
+    assert driver.members["a"].tenure is None
     group = driver.api.group
     driver.api.group = msgspec.structs.replace(group, members={**group.members, "a": backup})
     restored_at = driver.now
@@ -469,10 +471,10 @@ def test_view_older_than_an_acknowledged_view_is_not_followed() -> None:
     assert len(driver.api.views) == 1
     successor = driver.add("b", Member("b", "b#2"))
     driver.run(10, "b")
-    assert successor.state.lease is None, "the member waits until the Lease has expired, and takes another term"
-    driver.run_until(lambda: successor.state.lease is not None)
-    assert successor.state.lease is not None
-    assert successor.state.lease.term == "b#2.1"
+    assert successor.tenure is None, "the member waits until the Lease has expired, and takes another term"
+    driver.run_until(lambda: successor.tenure is not None)
+    assert successor.tenure is not None
+    assert successor.tenure.lease.term == "b#2.1"
 
 
 def test_deleted_view_is_not_recreated_by_a_new_member_while_other_members_acknowledge_it() -> None:
@@ -485,8 +487,8 @@ def test_deleted_view_is_not_recreated_by_a_new_member_while_other_members_ackno
     for now in range(1, 9):
         action = member.next(float(now))
         assert isinstance(action, Read)
-        assert member.state.lease is not None
-        member.was_read(GroupState(members={"b": other, "a": member.state.lease}), float(now), float(now))
+        assert member.tenure is not None
+        member.was_read(GroupState(members={"b": other, "a": member.tenure.lease}), float(now), float(now))
         assert isinstance(member.next(float(now)), WaitUntil)
 
 
@@ -515,7 +517,7 @@ def test_view_member_whose_lease_never_existed_has_no_observed_write() -> None:
     view = View(number=1, id="1", members={"gone": ViewMember("gone.1")})
     member = Member("a", "a#1")
     member.was_read(GroupState(members={}, view=view, view_version="5"), 0.0, 0.0)
-    assert member.state.observed_writes["gone"].write == ""
+    assert member.state.group.writes["gone"].write == ""
 
 
 def test_lease_version_repeated_after_a_restore_counts_as_a_renewal() -> None:
@@ -525,18 +527,18 @@ def test_lease_version_repeated_after_a_restore_counts_as_a_renewal() -> None:
     renewed = msgspec.structs.replace(group.members["a"], renewal=group.members["a"].renewal + 1)
     group = msgspec.structs.replace(group, members={**group.members, "a": renewed})
     evictor.was_read(group, at + 10, at + 10)
-    assert evictor.state.observed_writes["a"].since == at + 10
+    assert evictor.state.group.writes["a"].since == at + 10
 
 
 def test_disconnected_member_does_not_treat_leases_as_expired() -> None:
     driver = settled("a", "b")
     observer, group, at = driver.members["b"], driver.api.group, driver.now
     observer.was_read(group, at, at)
-    since = observer.state.observed_writes["a"].since
+    since = observer.state.group.writes["a"].since
     observer.was_read(group, at + TIMING.fence_after_s - 1, at + TIMING.fence_after_s - 1)
-    assert observer.state.observed_writes["a"].since == since
+    assert observer.state.group.writes["a"].since == since
     observer.was_read(group, at + 2 * TIMING.fence_after_s, at + 2 * TIMING.fence_after_s)
-    assert observer.state.observed_writes["a"].since == at + 2 * TIMING.fence_after_s
+    assert observer.state.group.writes["a"].since == at + 2 * TIMING.fence_after_s
 
 
 def test_member_with_failing_renewals_does_not_treat_leases_as_expired() -> None:
@@ -544,9 +546,9 @@ def test_member_with_failing_renewals_does_not_treat_leases_as_expired() -> None
     observer, backup = driver.members["b"], driver.api.group
     driver.run(TIMING.renew_interval_s, "b")
     observer.was_read(backup, driver.now, driver.now)
-    assert observer.state.observed_writes["a"].since == driver.now
+    assert observer.state.group.writes["a"].since == driver.now
     observer.was_read(backup, driver.now + 1, driver.now + 1)
-    assert observer.state.observed_writes["a"].since == driver.now, "the time starts again only once"
+    assert observer.state.group.writes["a"].since == driver.now, "the time starts again only once"
 
 
 def test_member_that_has_not_read_the_group_has_no_problems() -> None:
@@ -554,7 +556,8 @@ def test_member_that_has_not_read_the_group_has_no_problems() -> None:
 
 
 def test_drain_of_an_earlier_view_does_not_replace_the_drain_of_a_later_view() -> None:
-    member = Member("a", "a#1")
-    member.drained(2, frozenset({"x"}))
-    member.drained(1)
-    assert (member.state.drained, member.state.pending) == (2, {"x"})
+    member = settled("a").members["a"]
+    assert member.drained(2, frozenset({"x"}))
+    assert not member.drained(1)
+    assert member.tenure is not None
+    assert (member.tenure.drained, member.tenure.pending) == (2, {"x"})

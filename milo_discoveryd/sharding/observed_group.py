@@ -1,0 +1,210 @@
+"""What a member knows of its group: the Leases as last read or written, and for how long it has seen each unchanged.
+
+Pure. It says who may still own clusters, and which Leases are abandoned; `Member` decides what follows for this member.
+"""
+
+from collections.abc import Iterator, Mapping
+from math import inf
+
+import msgspec
+
+from milo_discoveryd.sharding.leases import GroupState, MemberLease, View, ViewMember
+from milo_discoveryd.sharding.timing import Timing
+
+
+class ObservedWrite(msgspec.Struct, frozen=True):
+    write: str
+    since: float
+    pending: frozenset[str] = frozenset()
+    """The clusters that the Lease listed as pending when it was last read."""
+
+
+class Candidates(msgspec.Struct, frozen=True):
+    """The members with a valid Lease and a weight above 0 that are not leaving. The next view contains those of them
+    that may engage clusters."""
+
+    members: Mapping[str, ViewMember]
+    since: float
+
+
+class ObservedGroup(msgspec.Struct, frozen=True, kw_only=True):
+    leases: GroupState = GroupState(members={})
+    read_at: float = -inf
+    """When the last successful read started."""
+    writes: Mapping[str, ObservedWrite] = {}
+    """The last write of each Lease, and when it was first observed. `write` is empty for a member of the view that has
+    no Lease."""
+    candidates: Candidates = Candidates({}, -inf)
+    latest_view: View | None = None
+    """The latest view that was read or written; None after a loss, until the view is read again."""
+    own_renewal: int = 0
+    """The renewal number of the member's own Lease as last read or written."""
+
+    # Reads and writes
+
+    def read(self, leases: GroupState, own: str, *, started_at: float, now: float, timing: Timing) -> "ObservedGroup":
+        """Return the group after a read of all Leases. `own` is the name of the member that reads.
+
+        The latest view remains: whether the view that was read follows it is for the member to decide.
+        """
+        own_renewal = leases.members[own].renewal if own in leases.members else 0
+        writes = {name: lease.write_id for name, lease in leases.members.items()}
+        for view in (leases.view, self.latest_view):
+            if view is not None:
+                writes = {**dict.fromkeys((*view.members, *view.previous), ""), **writes}
+        vanished = (name for name in self.writes if name not in writes and self._is_pending_vanished(name, now, timing))
+        writes |= dict.fromkeys(vanished, "")
+        # An unchanged Lease proves that its holder has not renewed it since the last read, but not if that read was
+        # long ago, or this member's own renewals are lost: the Leases may have been restored from a backup, without
+        # the renewals of other members.
+        is_comparable = started_at - self.read_at < timing.fence_after_s and own_renewal >= self.own_renewal
+        observed = {}
+        for name, write in writes.items():
+            before = self.writes.get(name)
+            is_unchanged = is_comparable and before is not None and before.write == write
+            # The pending clusters of a deleted Lease are kept: its holder may still be running.
+            named = leases.members.get(name, before)
+            pending = frozenset() if named is None else named.pending
+            observed[name] = ObservedWrite(write, before.since if before and is_unchanged else now, pending)
+        return msgspec.structs.replace(
+            self,
+            leases=leases,
+            read_at=started_at,
+            writes=observed,
+            candidates=self._candidates_of(leases, now),
+            own_renewal=own_renewal,
+        )
+
+    def _is_pending_vanished(self, name: str, now: float, timing: Timing) -> bool:
+        observed = self.writes[name]
+        return bool(observed.pending) and (bool(observed.write) or now < observed.since + timing.evict_after_s)
+
+    def replaced(self, lease: MemberLease, now: float) -> "ObservedGroup":
+        """Return the group after a write of a Lease."""
+        leases = msgspec.structs.replace(self.leases, members={**self.leases.members, lease.member: lease})
+        written = ObservedWrite(lease.write_id, now, lease.pending)
+        return msgspec.structs.replace(
+            self,
+            leases=leases,
+            writes={**self.writes, lease.member: written},
+            candidates=self._candidates_of(leases, now),
+        )
+
+    def renewed(self, own: MemberLease, now: float) -> "ObservedGroup":
+        """Return the group after a write of the member's own Lease."""
+        return msgspec.structs.replace(self.replaced(own, now), own_renewal=own.renewal)
+
+    def deleted(self, member: str) -> "ObservedGroup":
+        """Return the group after the deletion of a Lease that was not held."""
+        members = {name: lease for name, lease in self.leases.members.items() if name != member}
+        return msgspec.structs.replace(self, leases=msgspec.structs.replace(self.leases, members=members))
+
+    def view_written(self, view: View, version: str, now: float) -> "ObservedGroup":
+        leases = msgspec.structs.replace(self.leases, view=view, view_version=version)
+        writes = {**dict.fromkeys(view.previous, ObservedWrite("", now)), **self.writes}
+        return msgspec.structs.replace(self, leases=leases, latest_view=view, writes=writes)
+
+    def following(self, view: View | None) -> "ObservedGroup":
+        return msgspec.structs.replace(self, latest_view=view)
+
+    def _candidates_of(self, leases: GroupState, now: float) -> Candidates:
+        members = {
+            lease.member: ViewMember(lease.term, lease.weight)
+            for lease in leases.members.values()
+            if lease.is_held and not lease.problem and not lease.is_leaving and lease.weight > 0
+        }
+        return self.candidates if members == self.candidates.members else Candidates(members, now)
+
+    # The view
+
+    @property
+    def agreed_view(self) -> View | None:
+        """The present view, if the Leases agree on it."""
+        return self.latest_view if self.is_authoritative else None
+
+    @property
+    def is_authoritative(self) -> bool:
+        """Whether no held Lease acknowledges a later view than the one that was read.
+
+        Once this member follows the view that was read, the acknowledgments in other Leases no longer matter.
+        """
+        if self.latest_view is not None and self.latest_view == self.leases.view:
+            return True
+        latest = number_of(self.leases.view)
+        return not any(lease.acknowledged > latest and lease.is_held for lease in self.leases.members.values())
+
+    @property
+    def went_back(self) -> bool:
+        """Whether the view that was read does not follow the latest one: it was deleted, changed or restored."""
+        latest, read = self.latest_view, self.leases.view
+        if latest is None:
+            return False
+        return read is None or read.number < latest.number or (read.number == latest.number and read.id != latest.id)
+
+    def is_settled(self, timing: Timing) -> bool:
+        """Return whether the view contains all present members, each has acknowledged it, and none has clusters to
+        release."""
+        view = self.agreed_view
+        return (
+            view is not None
+            and dict(view.members) == dict(self.candidates.members)
+            and not any(self.unsettled(view, {**view.previous, **view.members}, inf, timing))
+            and not any(lease.pending for lease in self.leases.members.values() if lease.is_held)
+        )
+
+    def unsettled(self, view: View, members: Mapping[str, ViewMember], now: float, timing: Timing) -> Iterator[str]:
+        """Yield the members that have not acknowledged the view, and may still own the keys that the view took from
+        them."""
+        for name, member in members.items():
+            lease = self.leases.members.get(name)
+            if lease is None:
+                # The Lease was deleted, for example manually, and its holder may not have read that yet.
+                observed = self.writes.get(name)
+                if observed is None or now < observed.since + timing.evict_after_s:
+                    yield name
+            elif lease.is_held and (lease.problem or (lease.term == member.term and lease.acknowledged != view.number)):
+                yield name
+
+    def pending_elsewhere(self, own: str, now: float, timing: Timing) -> Iterator[tuple[str, str]]:
+        """Yield each key that another member has not released, with that member."""
+        for name, observed in self.writes.items():
+            lease = self.leases.members.get(name)
+            if lease is None:
+                pending = observed.pending if now < observed.since + timing.evict_after_s else frozenset()
+            else:
+                pending = lease.pending if lease.is_held else frozenset()
+            if name != own:
+                yield from ((key, name) for key in pending)
+
+    # Other members
+
+    def writes_of_others(self, own: str) -> dict[str, str]:
+        """Return the present write of each other member's Lease that is held."""
+        members = self.leases.members
+        return {name: lease.write_id for name, lease in members.items() if lease.is_held and name != own}
+
+    def expires_at(self, member: str, timing: Timing) -> float:
+        """Return when a Lease that is held counts as abandoned, unless it changes before."""
+        return self.writes[member].since + timing.evict_after_s
+
+    def removable_at(self, lease: MemberLease, timing: Timing) -> float:
+        """Return when a Lease may be cleared, if it is held, or else deleted."""
+        if lease.is_held:
+            return self.expires_at(lease.member, timing)
+        view = self.leases.view
+        if view is None or lease.member in view.members or lease.member in view.previous:
+            return inf
+        return self.writes[lease.member].since + timing.retention_s
+
+    def deadlines(self, timing: Timing) -> Iterator[float]:
+        """Yield the times at which something changes without a read."""
+        yield self.candidates.since + timing.debounce_s
+        for lease in self.leases.members.values():
+            yield self.removable_at(lease, timing)
+        for observed in self.writes.values():
+            if not observed.write:
+                yield observed.since + timing.evict_after_s
+
+
+def number_of(view: View | None) -> int:
+    return 0 if view is None else view.number

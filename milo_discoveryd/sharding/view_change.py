@@ -1,0 +1,46 @@
+"""The change of a view: when the next one may be written, and which members it contains. Pure."""
+
+from collections.abc import Mapping
+
+from milo_discoveryd.sharding.leases import View, ViewMember, WriteView
+from milo_discoveryd.sharding.observed_group import ObservedGroup, number_of
+from milo_discoveryd.sharding.timing import Timing
+
+
+def next_view(group: ObservedGroup, holder: str, now: float, timing: Timing) -> WriteView | None:
+    """Return the next view; None if none is due. Every member that follows the present one has acknowledged it then."""
+    view, members = group.leases.view, _next_members(group)
+    former: Mapping[str, ViewMember] = {} if view is None else view.members
+    is_stable = now >= group.candidates.since + timing.debounce_s
+    if not members or not (is_stable or _only_loses_leaving_members(group, former, members)):
+        return None
+    if not group.is_authoritative or (view is None and group.latest_view is not None):
+        return None
+    if view is not None and (
+        dict(former) == members or any(group.unsettled(view, {**view.previous, **former}, now, timing))
+    ):
+        return None
+    number = number_of(view) + 1
+    view = View(number=number, id=f"{holder}.{number}", members=members, previous=former)
+    return WriteView(view, group.leases.view_version)
+
+
+def _only_loses_leaving_members(
+    group: ObservedGroup, former: Mapping[str, ViewMember], members: Mapping[str, ViewMember]
+) -> bool:
+    """Return whether the only change in the next view is that members that hand over their clusters are removed."""
+    leaving = {name for name, lease in group.leases.members.items() if lease.is_held and lease.is_leaving}
+    return {name: member for name, member in former.items() if name not in leaving} == members
+
+
+def _next_members(group: ObservedGroup) -> dict[str, ViewMember]:
+    """Return the candidates, except newcomers that may not engage clusters yet. The first view contains all
+    candidates."""
+    view, candidates = group.leases.view, group.candidates.members
+    if view is None:
+        return dict(candidates)
+    return {
+        name: member
+        for name, member in candidates.items()
+        if name in view.members or group.leases.members[name].acknowledged > 0
+    }

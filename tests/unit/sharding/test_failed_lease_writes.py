@@ -1,0 +1,199 @@
+"""What follows in each state of a member when the write of its Lease fails: the table in `member`, as tests."""
+
+from collections.abc import Callable
+
+import msgspec
+import pytest
+
+from milo_discoveryd.sharding.leases import Evict, Read, WaitUntil, WriteLease
+from milo_discoveryd.sharding.member import Member
+from milo_discoveryd.sharding.state import Ended, Holding, Joining, Leaving, Lost, Phase
+from milo_discoveryd.sharding.timing import TIMING
+from tests.unit.sharding.driver import Driver
+from tests.unit.sharding.test_member import ALL, settled
+
+
+class Writing:
+    """Member `a` of a group of two, whose next request is a write of its own Lease."""
+
+    def __init__(self, driver: Driver) -> None:
+        self.driver = driver
+        while not isinstance(action := self.member.next(self.now), WriteLease):
+            if isinstance(action, WaitUntil):
+                self.driver.run(0.25, "b")
+            else:
+                self.driver.perform(self.member, action)
+        self.write = action
+
+    @property
+    def member(self) -> Member:
+        return self.driver.members["a"]
+
+    @property
+    def now(self) -> float:
+        return self.driver.now
+
+    @property
+    def phase(self) -> Phase:
+        return self.member.state.phase
+
+    def takes_effect(self) -> None:
+        self.driver.api.apply(self.write, self.now)
+
+
+def joining() -> Writing:
+    driver = settled("b")
+    driver.add("a", Member("a", "a#1"))
+    return Writing(driver)
+
+
+def lost() -> Writing:
+    driver = settled("a", "b")
+    driver.api.delete("a", driver.now)
+    driver.run_until(lambda: isinstance(driver.members["a"].state.phase, Lost))
+    return Writing(driver)
+
+
+def holding() -> Writing:
+    return Writing(settled("a", "b"))
+
+
+def leaving() -> Writing:
+    driver = settled("a", "b")
+    driver.members["a"].leave()
+    driver.step("a")
+    driver.run_until(lambda: not driver.step("a"))
+    return Writing(driver)
+
+
+def withdrawn() -> Writing:
+    writing = joining()
+    writing.member.leave()
+    return writing
+
+
+STATES = [joining, lost, holding, leaving, withdrawn]
+OWNS = (Holding, Leaving)
+"""The states in which the member owns clusters. None of the failures ends that before the Leases were read, or 20 s."""
+
+
+@pytest.mark.parametrize(
+    ("state", "after"),
+    [(joining, Joining), (lost, Lost), (holding, Holding), (leaving, Leaving), (withdrawn, Ended)],
+)
+def test_conflict_is_followed_by_a_read_in_the_same_state(state: Callable[[], Writing], after: type[Phase]) -> None:
+    writing = state()
+    writing.member.conflicted(writing.now)
+    action = writing.member.next(writing.now)
+    assert isinstance(writing.phase, after)
+    assert isinstance(action, WaitUntil if after is Ended else Read)
+    assert bool(writing.driver.owned("a")) is (after in OWNS)
+
+
+@pytest.mark.parametrize(
+    ("state", "after"),
+    [(joining, Joining), (lost, Lost), (holding, Holding), (leaving, Leaving), (withdrawn, Ended)],
+)
+def test_error_is_followed_by_the_same_write_after_a_second(state: Callable[[], Writing], after: type[Phase]) -> None:
+    writing = state()
+    writing.member.failed(writing.now)
+    action = writing.member.next(writing.now)
+    assert isinstance(writing.phase, after)
+    assert bool(writing.driver.owned("a")) is (after in OWNS)
+    assert isinstance(action, WaitUntil)
+    if after is not Ended:
+        assert writing.member.next(writing.now + TIMING.retry_interval_s) == writing.write
+
+
+@pytest.mark.parametrize(
+    ("state", "after", "term"),
+    [(joining, Holding, "a#1.1"), (lost, Holding, "a#1.2"), (holding, Holding, "a#1.1"), (leaving, Leaving, "a#1.1")],
+)
+def test_write_that_took_effect_without_a_response_costs_no_cluster(
+    state: Callable[[], Writing], after: type[Phase], term: str
+) -> None:
+    writing = state()
+    before = writing.driver.owned("a")
+    writing.takes_effect()
+    writing.member.failed(writing.now)
+    for _ in range(8):
+        writing.driver.run(0.25)
+        assert before <= writing.driver.owned("a") | writing.driver.owned("b")
+    assert isinstance(writing.phase, after)
+    assert writing.member.tenure is not None
+    assert writing.member.tenure.lease.term == term
+
+
+@pytest.mark.parametrize(("state", "after"), [(holding, Lost), (leaving, Ended)])
+def test_lease_that_another_process_took_ends_ownership_once_it_is_read(
+    state: Callable[[], Writing], after: type[Phase]
+) -> None:
+    writing = state()
+    lease = writing.driver.api.group.members["a"]
+    cleared = msgspec.structs.replace(lease, holder="")
+    writing.driver.api.apply(Evict(cleared), writing.now)
+    writing.member.conflicted(writing.now)
+    writing.driver.step("a")
+    assert isinstance(writing.phase, after)
+    assert writing.member.ownership(writing.now) is None
+
+
+@pytest.mark.parametrize(("state", "after"), [(holding, Holding), (leaving, Leaving)])
+def test_member_that_has_not_renewed_owns_nothing_and_continues_its_term_with_the_next_renewal(
+    state: Callable[[], Writing], after: type[Phase]
+) -> None:
+    writing = state()
+    assert writing.driver.owned("a")
+    driver, fence_at = writing.driver, writing.member.fence_at
+    assert writing.member.ownership(fence_at) is None
+    tenure = writing.member.tenure
+    assert tenure is not None
+    assert (tenure.claim, tenure.acknowledge_at) == (None, fence_at + TIMING.margin_s)
+    driver.now = fence_at
+    driver.step("a")
+    assert isinstance(writing.phase, after)
+    assert writing.member.ownership(fence_at) is not None
+    assert not driver.owned("a"), "other members have not renewed their Leases since then"
+
+
+def test_withdrawn_member_whose_join_was_under_way_releases_the_lease() -> None:
+    writing = withdrawn()
+    writing.driver.perform(writing.member, writing.write)
+    assert isinstance(writing.phase, Leaving)
+    writing.driver.run_until(lambda: writing.member.has_ended)
+    assert not writing.driver.api.group.members["a"].is_held
+    writing.driver.run_until(lambda: writing.driver.owned("b") == ALL, "b")
+
+
+@pytest.mark.parametrize("state", [joining, lost, holding, leaving])
+def test_repeated_conflicts_are_followed_by_reads_that_are_a_second_apart(state: Callable[[], Writing]) -> None:
+    writing = state()
+    member, at, conflicts = writing.member, writing.now, 0
+    for _ in range(200):
+        action = member.next(at)
+        if isinstance(action, WaitUntil):
+            at = min(action.until, at + 1.0)
+        elif isinstance(action, Read):
+            member.was_read(writing.driver.api.group, at, at)
+        else:
+            member.conflicted(at)
+            conflicts += 1
+    assert conflicts
+    assert conflicts <= 2 + (at - writing.now) / TIMING.retry_interval_s
+
+
+def test_conflict_after_a_while_is_followed_by_a_read_at_once() -> None:
+    member = holding().member
+    at = member.fence_at - 10
+    for later in (0.0, 5.0):
+        member.conflicted(at + later)
+        assert member.next(at + later) == Read()
+
+
+@pytest.mark.parametrize(("stated", "waits"), [(None, 1.0), (0.2, 1.0), (7.0, 7.0), (1e9, TIMING.longest_retry_s)])
+def test_failed_request_is_repeated_after_the_time_that_the_server_states(stated: float | None, waits: float) -> None:
+    member = Member("a", "a#1")
+    assert member.next(5.0) == Read()
+    member.failed(6.0, stated)
+    assert member.next(6.1) == WaitUntil(6.0 + waits)
+    assert member.next(6.0 + waits) == Read()
