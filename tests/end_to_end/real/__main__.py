@@ -81,7 +81,7 @@ async def _parity() -> int:
         async for result in results:
             click.echo(f"{result.verdict:20} {result.scenario} [{result.where}]")
             comparisons.append(result)
-    parity.TABLE.write_text(parity.table(comparisons, found))
+    parity.PAGE.write_text(parity.written(parity.PAGE.read_text(), comparisons, found))
     return _FAILED if not all(comparison.is_explained for comparison in comparisons) else 0
 
 

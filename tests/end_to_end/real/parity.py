@@ -15,8 +15,9 @@ from tests.end_to_end.scenarios.scenario_run import run_scenario
 from tests.end_to_end.scenarios.servers import RealServers
 from tests.end_to_end.scenarios.steps import OnDaemon, Reconnect, Scenario, Subscribe, Unsubscribe
 from tests.integration.sandbox_conformance.lives import DELETED_WITHIN_S
+from tools.documents import wrapped
 
-TABLE = Path(__file__).parents[3] / "docs" / "reviewers" / "parity.md"
+PAGE = Path(__file__).parents[3] / "docs" / "reviewers" / "upstream.md"
 
 # A provider inside an operator has no separate process and no subscribers.
 _OURS_ALONE = (OnDaemon, Subscribe, Unsubscribe, Reconnect)
@@ -99,54 +100,25 @@ def _engaged(events_by_cluster: EventsByCluster) -> dict[str, str]:
     return {name: events[-1] for name, events in events_by_cluster.items() if events[-1].startswith("ENGAGED")}
 
 
-def table(comparisons: Sequence[Comparison], found: Programs) -> str:
-    return "\n".join(_lines(comparisons, found)) + "\n"
+def written(page: str, comparisons: Sequence[Comparison], found: Programs) -> str:
+    """Return the page with this comparison between its marks."""
+    begin, end = "<!-- parity: -->\n", "<!-- end -->"
+    head, _, rest = page.partition(begin)
+    return head + begin + wrapped("\n".join(_lines(comparisons, found)) + "\n") + end + rest.partition(end)[2]
 
 
 def _lines(comparisons: Sequence[Comparison], found: Programs) -> Iterator[str]:
     count = Counter(comparison.verdict for comparison in comparisons)
-    yield from (
-        "# Parity with Milo's provider",
-        "",
-        "Written by `./dev real parity`. Each scenario runs once, with the daemon and a Go program that embeds",
-        "Milo's own provider (`bench/peer`) on the same API server, and the events of both are compared for every",
-        "cluster, endpoints included. Scenarios about the daemon's process, its subscribers or settings that the",
-        "provider does not have are left out.",
-        "",
-        "The command builds the programs that it needs. If the Go module proxy does not serve Milo's module, set",
-        "`MILO_APISERVER` and `MILO_PEER` to existing binaries of its API server and of `bench/peer`:",
-        "`MILO_APISERVER=.../milo MILO_PEER=.../peer ./dev real parity`. With `MILO_CONTROLLER_MANAGER`, scenarios",
-        "that set no conditions run once more under Milo's own controllers.",
-        "",
-        f"Run on {datetime.now(UTC):%Y-%m-%d}, on",
-        "",
-        f"- `project`: {found.milo.title}",
-        f"- `project-control-plane`: {found.infrastructure.title}",
-        f"- the provider: {peer_title()}",
-        "",
-        f"Of {len(comparisons)} runs: {', '.join(f'{verdict} {count[verdict]}' for verdict in sorted(count))}.",
-        "",
-        "*Agree in the end*: the same clusters are engaged at the same endpoints, and one of the two did not observe",
-        "an intermediate state.",
-        "",
-        "| scenario | mode | result |",
-        "|---|---|---|",
+    yield (
+        f"Run on {datetime.now(UTC):%Y-%m-%d}: `project` on {found.milo.title}; `project-control-plane` on "
+        f"{found.infrastructure.title}; the provider: {peer_title()}. Of {len(comparisons)} runs: "
+        f"{', '.join(f'{verdict} {count[verdict]}' for verdict in sorted(count))}."
     )
+    yield ""
+    reasons: dict[str, set[str]] = {}
     for comparison in comparisons:
-        yield f"| {comparison.scenario} | {comparison.where} | {comparison.verdict} |"
-    differing = [comparison for comparison in comparisons if not comparison.agree]
-    if differing:
-        yield from ("", "## Where they differ", "")
-    for comparison in differing:
-        why = ON_PURPOSE.get(comparison.scenario, comparison.verdict)
-        yield f"**{comparison.scenario}** (`{comparison.where}`): {why}."
-        yield from ("", "| cluster | events of the provider | events of the daemon |", "|---|---|---|")
-        for name in sorted({*comparison.daemon, *comparison.provider}):
-            theirs, ours = comparison.provider.get(name, ()), comparison.daemon.get(name, ())
-            if theirs != ours:
-                yield f"| {name} | {_events_of(theirs)} | {_events_of(ours)} |"
-        yield ""
-
-
-def _events_of(events: Sequence[str]) -> str:
-    return ", ".join(event.partition(" at ")[0] for event in events) or "none"
+        if not comparison.agree:
+            why = ON_PURPOSE.get(comparison.scenario, comparison.verdict)
+            reasons.setdefault(why, set()).add(comparison.scenario)
+    for why, scenarios in reasons.items():
+        yield f"- **{', '.join(sorted(scenarios))}**: {why}."
