@@ -11,7 +11,8 @@ import msgspec
 
 from milo_discoveryd.credentials import jwt
 from milo_discoveryd.daemon_errors import BackendError, UnfitError
-from milo_kube.credential import Credential
+from milo_kube import key_sizes
+from milo_kube.credential import ClientCertificate, Credential
 
 SKEW_S = 30.0
 """The clock skew that is tolerated."""
@@ -83,6 +84,7 @@ def validate(
             begins += [begin for begin in (found.nbf, found.iat) if begin is not None]
             issued_at = min(now, found.iat) if found.iat is not None and found.iat > 0 else now
     if credential.certificate is not None:
+        _check_keys(credential.certificate, origin)
         begin, end = _validity(credential.certificate.chain, origin)
         begins.append(begin)
         ends.append(end)
@@ -117,6 +119,14 @@ def _require_audience_and_subject(found: jwt.JwtClaims, audiences: Collection[st
         raise BackendError(f"{origin} returned a token for an audience other than {', '.join(sorted(audiences))}")
     if subject and found.sub != subject:
         raise BackendError(f"{origin} returned a token whose subject is not {subject}")
+
+
+def _check_keys(certificate: ClientCertificate, origin: str) -> None:
+    try:
+        for pem in (certificate.chain, certificate.key.reveal().encode()):
+            key_sizes.check(pem, key_sizes.RECEIVED_BITS)
+    except ValueError as error:
+        raise BackendError(f"{origin} returned a client certificate that {error}") from None
 
 
 def _validity(chain: bytes, origin: str) -> tuple[float, float]:

@@ -11,7 +11,7 @@ from typing import TypeAlias
 from urllib.parse import urlsplit
 
 from milo_discoveryd.sources.reading import DNS_SUBDOMAIN, MalformedError
-from milo_kube import addresses, kubeconfig
+from milo_kube import addresses, key_sizes, kubeconfig
 from milo_kube.kubeconfig import KubeconfigError, ParsedKubeconfig, Policy
 
 _PEM = re.compile(rb"\s*-----BEGIN CERTIFICATE-----[A-Za-z0-9+/=\s-]+-----END CERTIFICATE-----\s*")
@@ -76,6 +76,10 @@ def checked_authorities(value: str, origin: str) -> bytes:
             content = b""
     if len(content) > _MAX_AUTHORITIES or not _PEM.fullmatch(content):
         raise MalformedError(f"{origin} does not contain CA certificates of at most 64 KiB, as PEM or in base64")
+    try:
+        key_sizes.check(content, key_sizes.RECEIVED_BITS)
+    except key_sizes.KeySizeError as error:
+        raise MalformedError(f"{origin} {error}") from None
     return content
 
 

@@ -9,6 +9,30 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+CA = """\
+-----BEGIN CERTIFICATE-----
+MIIBLjCB4aADAgECAhQvxL56DS1pcdfn8oeDfe2WkuhBhzAFBgMrZXAwDDEKMAgG
+A1UEAwwBYTAgFw0yNjExMjgwMzEwMjJaGA8yMDUxMDcyMDAzMTAyMlowDDEKMAgG
+A1UEAwwBYTAqMAUGAytlcAMhAJ82AHW6YcfnpAntymAv4sUTHjCe39rVWcfDPmXM
+k4OGo1MwUTAdBgNVHQ4EFgQUrj+5GBi9pI9JyiteTfaHhzbWDYYwHwYDVR0jBBgw
+FoAUrj+5GBi9pI9JyiteTfaHhzbWDYYwDwYDVR0TAQH/BAUwAwEB/zAFBgMrZXAD
+QQBdh1HFscbqLao6CQadSDjplB2+3LCKgHeavUUZU5miF9xar8yt0KAtmaB0oRZc
+TyeDTPFBHQrouDSXRlnivT8L
+-----END CERTIFICATE-----
+"""
+ANOTHER_CA = """\
+-----BEGIN CERTIFICATE-----
+MIIBLjCB4aADAgECAhQ9e1JaENmbU78SnbzUWCwY/8ErejAFBgMrZXAwDDEKMAgG
+A1UEAwwBYjAgFw0yNjExMjgwMzEwMjJaGA8yMDUxMDcyMDAzMTAyMlowDDEKMAgG
+A1UEAwwBYjAqMAUGAytlcAMhALFB1fVX0KklU25ElRnpqIsx5Lr0x26J1m0LA8Tg
+Swm8o1MwUTAdBgNVHQ4EFgQUV8DA0MVrgfj67spr17A6FJCJqSAwHwYDVR0jBBgw
+FoAUV8DA0MVrgfj67spr17A6FJCJqSAwDwYDVR0TAQH/BAUwAwEB/zAFBgMrZXAD
+QQC0Wsu7jBFRCcqT9DT/BEzgMnyaZaGhfe7pq1eRidWLpxKKk+NNIHL35smO8GR4
+h1F4kgQgjPB62DdC8Jnlc+gI
+-----END CERTIFICATE-----
+"""
+"""CAs for tests that need the same certificate in each run, valid until 2051. Their keys were not kept."""
+
 LOOPBACK = (x509.DNSName("localhost"), x509.IPAddress(IPv4Address("127.0.0.1")))
 
 

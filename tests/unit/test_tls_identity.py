@@ -13,6 +13,7 @@ from cryptography.hazmat.primitives.serialization import (
 
 from milo_kube.credential import ClientCertificate, CredentialError, Secret
 from milo_kube.tls_identity import TlsIdentity
+from tests.support.giant_keys import GiantPair
 
 
 def pair(chain: bytes, key: bytes) -> TlsIdentity:
@@ -53,9 +54,19 @@ def test_mismatched_or_encrypted_key_is_rejected() -> None:
         Encoding.PEM, PrivateFormat.PKCS8, BestAvailableEncryption(b"password")
     )
     pair(chain, key).context()
-    for wrong in (other.private_key_pem.bytes(), b"KEY", encrypted):
-        with pytest.raises(CredentialError, match="do not match, are not PEM, or the key is encrypted"):
+    for wrong in (other.private_key_pem.bytes(), b"KEY"):
+        with pytest.raises(CredentialError, match="do not match, or are not PEM"):
             pair(chain, wrong).context()
+    with pytest.raises(CredentialError, match='its key has a PEM block "ENCRYPTED PRIVATE KEY" instead of'):
+        pair(chain, encrypted).context()
+
+
+def test_giant_rsa_key_is_not_loaded() -> None:
+    large, giant = GiantPair(8_192), GiantPair(8_193)
+    pair(large.certificate, large.key).context()
+    for chain, key in ((giant.certificate, giant.key), (large.certificate, giant.key), (giant.certificate, large.key)):
+        with pytest.raises(CredentialError, match="has an RSA key with numbers of 8193 bits"):
+            pair(chain, key).context()
 
 
 def test_ca_bundle_comments_may_be_non_ascii() -> None:

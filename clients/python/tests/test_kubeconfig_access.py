@@ -10,6 +10,8 @@ import pytest
 from milo_discovery import UnusableKubeconfig
 from milo_discovery._kubeconfig_access import KubeconfigAccess, read_access, read_exec_access, render_kubeconfig
 from milo_kube.act_as import ActAs
+from tests.support.certificates import Authority
+from tests.support.giant_keys import GiantPair
 
 from .kubeconfigs import text
 
@@ -93,6 +95,20 @@ def changed(content: bytes, part: str, **fields: object) -> bytes:
 def test_kubeconfig_with_unsupported_field_is_rejected(part: str, fields: dict[str, object]):
     with pytest.raises(UnusableKubeconfig, match="the kubeconfig is not of the form that the daemon writes"):
         read_access(changed(text(token=CANARY), part, **fields))
+
+
+def test_kubeconfig_with_giant_rsa_key_is_rejected():
+    giant, small = GiantPair(20_000), Authority().issue()
+    for fields in (
+        {"client_certificate_data": small.certificate, "client_key_data": giant.key},
+        {"client_certificate_data": giant.certificate, "client_key_data": giant.key},
+    ):
+        data = {name: base64.b64encode(pem).decode() for name, pem in fields.items()}
+        with pytest.raises(UnusableKubeconfig, match="has an RSA key with numbers of 20000 bits"):
+            read_access(changed(text(token=None), "user", **data))
+    ca = base64.b64encode(giant.certificate).decode()
+    with pytest.raises(UnusableKubeconfig, match="certificate-authority-data that has an RSA key"):
+        read_access(changed(text(token=CANARY), "cluster", certificate_authority_data=ca))
 
 
 def test_impersonated_user_of_a_kubeconfig_is_read():

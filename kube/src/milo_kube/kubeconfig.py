@@ -17,8 +17,9 @@ from hashlib import blake2b
 from typing import Any, Final
 from urllib.parse import urlsplit
 
-from milo_kube import act_as
+from milo_kube import act_as, key_sizes
 from milo_kube.act_as import ActAs
+from milo_kube.key_sizes import OWN_BITS, RECEIVED_BITS, KeySizeError
 
 MAX_BYTES: Final = 1 << 20
 RECEIVED_BYTES: Final = 64 << 10
@@ -37,6 +38,7 @@ _TYPES: Final[Mapping[str, tuple[type, str]]] = {
     "as-user-extra": (dict, "a mapping"),
 }
 _WITHOUT_EFFECT: Final = frozenset({"extensions", "disable-compression"})
+_AUTHORITIES: Final = "certificate-authority"
 _LISTS: Final = {"clusters": "cluster", "users": "user", "contexts": "context"}
 _EXEC_FIELDS: Final = frozenset(
     {"apiVersion", "command", "args", "env", "installHint", "interactiveMode", "provideClusterInfo"}
@@ -70,11 +72,13 @@ class Policy:
     needs_server: bool = True
     is_exact: bool = False
     """Whether the document must contain exactly one cluster, user and context, and nothing else."""
+    is_own: bool = False
+    """Whether the user that runs the program wrote the kubeconfig. Its keys may be larger, and its CAs are trusted."""
 
 
 _DATA: Final = frozenset({"token", "client-certificate-data", "client-key-data"})
 _FILES: Final = frozenset({"tokenFile", "client-certificate", "client-key"})
-_PATHS: Final = _FILES | {"certificate-authority"}
+_PATHS: Final = _FILES | {_AUTHORITIES}
 _INLINE_ONLY: Final = (
     "the cluster can have only server, certificate-authority-data and tls-server-name; the user only token, or "
     "client-certificate-data with client-key-data"
@@ -85,6 +89,7 @@ LOCAL: Final = Policy(
     cluster=_WITHOUT_EFFECT
     | {"server", "certificate-authority", "certificate-authority-data", "tls-server-name", "proxy-url"},
     user=_DATA | _FILES | _WITHOUT_EFFECT | {"exec"},
+    is_own=True,
 )
 """A kubeconfig of the user that runs the program, which may refer to files, a proxy and a plugin."""
 SERVER: Final = Policy(
@@ -351,7 +356,7 @@ class _Reader:
             cluster=name,
             namespace=namespace,
             server=server.rstrip("/"),
-            authorities=self._data(about, cluster, "certificate-authority"),
+            authorities=self._data(about, cluster, _AUTHORITIES),
             authorities_file=cluster.get("certificate-authority") or "",
             tls_server_name=self._server_name(about, cluster.get("tls-server-name") or ""),
             proxy_url=self._proxy(about, cluster.get("proxy-url") or ""),
@@ -388,10 +393,16 @@ class _Reader:
         if not data:
             return None
         try:
-            return base64.b64decode(data, validate=True) or None
+            content = base64.b64decode(data, validate=True)
+            if name != _AUTHORITIES or not self._policy.is_own:
+                key_sizes.check(content, OWN_BITS if self._policy.is_own else RECEIVED_BITS)
+        except KeySizeError as error:
+            self._problems.append(f"{about} has {name}-data that {error}")
         except (binascii.Error, ValueError):
             self._problems.append(f"{about} has {name}-data that is not valid base64")
-            return None
+        else:
+            return content or None
+        return None
 
     def _token(self, token: str) -> str:
         token = token if self._policy.is_exact else token.strip()

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import msgspec
 
+from milo_kube import key_sizes
 from milo_kube.credential import ClientCertificate, CredentialError
 
 _SOON = timedelta(days=1)
@@ -79,13 +80,14 @@ def _load_authorities(context: ssl.SSLContext, pem: str) -> None:
 def _load_certificate(context: ssl.SSLContext, certificate: ClientCertificate) -> None:
     content = certificate.chain.rstrip() + b"\n" + certificate.key.reveal().encode()
     try:
+        key_sizes.check(content, key_sizes.OWN_BITS)
         with as_file(content) as path:
             # Without a password callback, an encrypted key would prompt on the terminal.
             context.load_cert_chain(path, password=lambda: b"")
+    except key_sizes.KeySizeError as error:
+        raise CredentialError(f"the client certificate or its key {error}") from None
     except (ssl.SSLError, ValueError):
-        raise CredentialError(
-            "the client certificate and its key do not match, are not PEM, or the key is encrypted"
-        ) from None
+        raise CredentialError("the client certificate and its key do not match, or are not PEM") from None
 
 
 @contextmanager

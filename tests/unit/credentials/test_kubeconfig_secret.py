@@ -16,6 +16,8 @@ from milo_discoveryd.model.cluster import DeclaredTarget, Target
 from milo_discoveryd.sources.field_path import FieldPath
 from milo_kube.credential import Credential, CredentialError, Secret
 from milo_kube.http.errors import TransportError
+from tests.support.certificates import CA
+from tests.support.giant_keys import GiantPair
 from tests.unit.credentials.backend import Answer, ScriptedApi, answering, engaged
 from tests.unit.credentials.tokens import CANARY, certificate, jwt
 
@@ -174,15 +176,14 @@ def fields(**values: str) -> Answer:
 
 
 TOKEN_AND_CA = CredentialPaths(token=FieldPath.parse("stringData[token]"), ca=FieldPath.parse("stringData[caBundle]"))
-PEM = "-----BEGIN CERTIFICATE-----\nQUJD\n-----END CERTIFICATE-----\n"
 
 
-@pytest.mark.parametrize("authorities", [PEM, base64.b64encode(PEM.encode()).decode()])
+@pytest.mark.parametrize("authorities", [CA, base64.b64encode(CA.encode()).decode()])
 async def test_token_and_ca_are_read_from_keys_of_a_secret(authorities: str) -> None:
     token = jwt(exp=NOW + 600)
     api = ScriptedApi(fields(token=token, caBundle=authorities))
     minted = await a_source(api, reading=TOKEN_AND_CA).mint(WANTED)
-    assert (minted.credential, minted.authorities) == (Credential(token=Secret(token)), PEM.encode())
+    assert (minted.credential, minted.authorities) == (Credential(token=Secret(token)), CA.encode())
 
 
 async def test_certificate_is_read_from_json_in_a_secret() -> None:
@@ -202,8 +203,8 @@ async def test_certificate_is_read_from_json_in_a_secret() -> None:
 @pytest.mark.parametrize(
     ("values", "words"),
     [
-        ({"token": "t t", "caBundle": PEM}, "is not a bearer token"),
-        ({"caBundle": PEM}, r"the field stringData\[token\] is not set"),
+        ({"token": "t t", "caBundle": CA}, "is not a bearer token"),
+        ({"caBundle": CA}, r"the field stringData\[token\] is not set"),
         ({"token": CANARY, "caBundle": CANARY}, r"stringData\[caBundle\] does not contain CA certificates"),
     ],
 )
@@ -218,6 +219,27 @@ async def test_certificate_that_is_not_pem_is_refused() -> None:
     paths = {"certificate": FieldPath.parse("stringData[c]"), "private_key": FieldPath.parse("stringData[c]")}
     with pytest.raises(BackendError, match="is neither PEM nor base64-encoded PEM"):
         await a_source(ScriptedApi(fields(c="!")), reading=CredentialPaths(**paths)).mint(WANTED)
+
+
+GIANT = GiantPair(20_000)
+
+
+@pytest.mark.parametrize("certificate", [GIANT.certificate, certificate(NOW - 60, NOW + 600)], ids=["giant", "small"])
+@pytest.mark.parametrize("key", [GIANT.key, GIANT.key_in_pkcs8], ids=["PKCS#1", "PKCS#8"])
+async def test_giant_rsa_key_of_a_tenant_is_refused(certificate: bytes, key: bytes) -> None:
+    """OpenSSL would need seconds for each signature, for which the event loop stops."""
+    fields = {"c": base64.b64encode(certificate).decode(), "k": base64.b64encode(key).decode()}
+    user = {"client-certificate-data": fields["c"], "client-key-data": fields["k"]}
+    paths = CredentialPaths(certificate=FieldPath.parse("stringData[c]"), private_key=FieldPath.parse("stringData[k]"))
+    for api, reading in ((secret(kubeconfig(user)), "kubeconfig"), (answering(200, {"data": fields}), paths)):
+        with pytest.raises(BackendError, match="has an RSA key with numbers of 20000 bits"):
+            await a_source(ScriptedApi(api), reading=reading).mint(WANTED)
+
+
+async def test_ca_with_giant_rsa_key_in_a_kubeconfig_is_refused() -> None:
+    cluster = {"certificate-authority-data": base64.b64encode(GIANT.certificate).decode()}
+    with pytest.raises(BackendError, match="certificate-authority-data that has an RSA key with numbers of 20000 bits"):
+        await a_source(ScriptedApi(kubeconfig_of(**cluster))).mint(WANTED)
 
 
 async def test_secret_key_that_the_object_references_is_used() -> None:
@@ -239,9 +261,6 @@ async def test_token_without_expiry_requires_allow_long_lived_setting_and_is_iss
 def kubeconfig_of(**cluster: Any) -> Answer:
     content = yaml.safe_load(kubeconfig(pair(NOW + 600)))
     return secret(yaml.safe_dump(content | {"clusters": [{"name": "k", "cluster": cluster}]}))
-
-
-CA = "-----BEGIN CERTIFICATE-----\nQ0E=\n-----END CERTIFICATE-----\n"
 
 
 async def test_kubeconfig_secret_in_a_dedicated_namespace_determines_the_server() -> None:

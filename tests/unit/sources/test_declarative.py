@@ -20,8 +20,9 @@ from milo_discoveryd.sources.declarative import (
 )
 from milo_discoveryd.sources.kind import SourceOptions
 from milo_discoveryd.sources.reading import MalformedError, Metadata
+from tests.support.certificates import CA
+from tests.support.giant_keys import GiantPair
 
-PEM = "-----BEGIN CERTIFICATE-----\nQUJD\n-----END CERTIFICATE-----\n"
 CLUSTERS: dict[str, Any] = {
     "resource": {"group": "example.com", "version": "v1", "plural": "clusters", "namespaced": True},
     "name": "{metadata.namespace}.{metadata.name}",
@@ -201,9 +202,9 @@ def argo_secret(config: Any, server: str = "https://a.example:6443") -> Declared
 
 def test_fields_are_read_from_decoded_secret_data_and_from_json_in_it() -> None:
     mode = a_mode(ready=None, endpoint={"field": "stringData[server]"}, ca="stringData[config].tlsClientConfig.caData")
-    config = {"bearerToken": "t", "tlsClientConfig": {"caData": base64.b64encode(PEM.encode()).decode()}}
+    config = {"bearerToken": "t", "tlsClientConfig": {"caData": base64.b64encode(CA.encode()).decode()}}
     seen = content(mode, argo_secret(config))
-    assert (seen.target.endpoint, seen.target.authorities) == ("https://a.example:6443", PEM.encode())
+    assert (seen.target.endpoint, seen.target.authorities) == ("https://a.example:6443", CA.encode())
     assert problem(mode, argo_secret({"tlsClientConfig": {"insecure": True}})) == (
         "the field stringData[config].tlsClientConfig.caData is not set to a nonempty string"
     )
@@ -240,15 +241,20 @@ def test_object_name_that_is_not_a_dns_name_is_refused(name: str) -> None:
         a_mode().contributions(an_object(name=name))
 
 
-@pytest.mark.parametrize("ca", [PEM, base64.b64encode(PEM.encode()).decode()])
+@pytest.mark.parametrize("ca", [CA, base64.b64encode(CA.encode()).decode()])
 def test_ca_field_is_read_as_pem_or_base64(ca: str) -> None:
     seen = content(a_mode(ca="spec.ca"), an_object({"host": "a.example", "port": 1, "ca": ca}))
-    assert seen.target.authorities == PEM.encode()
+    assert seen.target.authorities == CA.encode()
 
 
 @pytest.mark.parametrize("ca", ["", "PEM", "!", "-----BEGIN CERTIFICATE-----\n", 1])
 def test_object_with_invalid_ca_is_malformed(ca: Any) -> None:
     assert problem(a_mode(ca="spec.ca"), an_object({"host": "a.example", "port": 1, "ca": ca}))
+
+
+def test_object_with_ca_that_has_a_giant_rsa_key_is_malformed() -> None:
+    giant = {"host": "a.example", "port": 1, "ca": CA + GiantPair(4_097).certificate.decode()}
+    assert "spec.ca has an RSA key with numbers of 4097 bits" in problem(a_mode(ca="spec.ca"), an_object(giant))
 
 
 def kubeconfig(server: str = "https://a.example", **cluster: Any) -> dict[str, str]:
@@ -266,9 +272,9 @@ def kubeconfig(server: str = "https://a.example", **cluster: Any) -> dict[str, s
 
 def test_endpoint_and_ca_are_read_from_kubeconfig_of_object() -> None:
     mode = a_mode(endpoint={"kubeconfig": "data[value]"})
-    data = kubeconfig(**{"certificate-authority-data": base64.b64encode(PEM.encode()).decode()})
+    data = kubeconfig(**{"certificate-authority-data": base64.b64encode(CA.encode()).decode()})
     target = content(mode, an_object(data=data)).target
-    assert (target.endpoint, target.authorities) == ("https://a.example", PEM.encode())
+    assert (target.endpoint, target.authorities) == ("https://a.example", CA.encode())
     assert content(mode, an_object(data=kubeconfig())).target.authorities is None
     assert "CANARY" not in repr(target)
 
@@ -375,9 +381,9 @@ def reduced(mode: DeclaredObjects, obj: DeclaredObject, *secrets: tuple[str, Sta
 
 def test_endpoint_and_ca_are_read_from_the_secret_that_an_object_refers_to() -> None:
     mode = a_mode(**BY_SECRET)
-    data = kubeconfig(**{"certificate-authority-data": base64.b64encode(PEM.encode()).decode()})
+    data = kubeconfig(**{"certificate-authority-data": base64.b64encode(CA.encode()).decode()})
     server = mode.server(secret(data))
-    assert server == StatedServer("https://a.example", PEM.encode())
+    assert server == StatedServer("https://a.example", CA.encode())
     [contribution] = mode.contributions(an_object())
     assert contribution.needs == ((SECRETS, "team/alpha-kubeconfig"),)
     others = StatedServer("https://b", None)
@@ -385,13 +391,13 @@ def test_endpoint_and_ca_are_read_from_the_secret_that_an_object_refers_to() -> 
     assert isinstance(seen, Ready)
     assert (seen.uid, seen.version, seen.target.endpoint) == ("1", "7", "https://a.example")
     assert isinstance(seen.target, DeclaredTarget)
-    assert (seen.target.authorities, seen.target.secret) == (PEM.encode(), ("team", "alpha-kubeconfig"))
+    assert (seen.target.authorities, seen.target.secret) == (CA.encode(), ("team", "alpha-kubeconfig"))
 
 
 def test_ca_of_the_object_takes_precedence_over_ca_of_its_secret() -> None:
     mode = a_mode(**BY_SECRET, ca="spec.ca")
-    seen = reduced(mode, an_object({"ca": PEM}), ("team/alpha-kubeconfig", StatedServer("https://b", b"another")))
-    assert seen.target.authorities == PEM.encode()
+    seen = reduced(mode, an_object({"ca": CA}), ("team/alpha-kubeconfig", StatedServer("https://b", b"another")))
+    assert seen.target.authorities == CA.encode()
 
 
 def test_object_whose_secret_is_missing_is_not_ready() -> None:

@@ -16,9 +16,7 @@ from milo_discoveryd.schema.fields import parse_group
 from milo_discoveryd.sources.kind import FileObject, Files, IssuerTraits, SourceOptions, load
 from milo_discoveryd.sources.kubeconfig_files import cluster_name
 from milo_discoveryd.sources.reading import MalformedError
-
-PEM = "-----BEGIN CERTIFICATE-----\nQUJD\n-----END CERTIFICATE-----\n"
-OTHER_PEM = PEM.replace("QUJD", "REVG")
+from tests.support.certificates import ANOTHER_CA, CA
 
 
 def encoded(pem: str) -> str:
@@ -26,7 +24,7 @@ def encoded(pem: str) -> str:
 
 
 def document(*names: str, user: Any = None, **cluster: Any) -> dict[str, Any]:
-    entry = {"server": "https://127.0.0.1:6443", "certificate-authority-data": encoded(PEM), **cluster}
+    entry = {"server": "https://127.0.0.1:6443", "certificate-authority-data": encoded(CA), **cluster}
     return {
         "current-context": names[0] if names else "",
         "clusters": [{"name": name, "cluster": entry} for name in names],
@@ -68,7 +66,7 @@ def test_kubeconfig_file_becomes_a_cluster_named_after_the_file() -> None:
         place=("https://127.0.0.1:6443",),
         object_namespace="",
         object_name="alpha.yaml",
-        authorities=PEM.encode(),
+        authorities=CA.encode(),
     )
     assert DIRECTORY.context_of(found.key) == ("alpha.yaml", "")
 
@@ -92,7 +90,7 @@ def test_uid_of_kubeconfig_file_cluster_depends_on_server_and_ca_not_on_credenti
     uid = one("alpha", content("any")).uid
     assert one("alpha.yaml", content("other", user={"token": "renewed"})).uid == uid
     assert one("alpha", content("any", server="https://127.0.0.1:6444")).uid != uid
-    assert one("alpha", content("any", **{"certificate-authority-data": encoded(OTHER_PEM)})).uid != uid
+    assert one("alpha", content("any", **{"certificate-authority-data": encoded(ANOTHER_CA)})).uid != uid
     assert one("beta", content("any")).uid != uid
 
 

@@ -1,0 +1,67 @@
+"""RSA certificates and keys of any size, which OpenSSL loads: it compares the modulus and the exponent alone."""
+
+import base64
+import datetime as dt
+import secrets
+from collections.abc import Sequence
+
+from cryptography.x509 import Name, NameAttribute
+from cryptography.x509.oid import NameOID
+
+_SEQUENCE, _INTEGER, _BITS, _OCTETS = 0x30, 0x02, 0x03, 0x04
+_RSA = bytes.fromhex("300d06092a864886f70d0101010500")
+_SHA256_WITH_RSA = bytes.fromhex("300d06092a864886f70d01010b0500")
+_VERSION_3 = bytes.fromhex("a003020102")
+
+
+class GiantPair:
+    """A certificate for 30 days and its key, in PEM. Its numbers are random."""
+
+    def __init__(self, bits: int) -> None:
+        modulus, half = _random(bits), bits // 2
+        self._numbers = [0, modulus, 65537, _random(bits), *(_random(half) for _ in range(5))]
+        self.key = traditional_key(self._numbers)
+        self.key_in_pkcs8 = pem("PRIVATE KEY", field(_SEQUENCE, _number(0), _RSA, field(_OCTETS, _key(self._numbers))))
+        self.certificate = pem("CERTIFICATE", _certificate(modulus, 65537))
+
+
+def traditional_key(numbers: Sequence[int]) -> bytes:
+    """Return the key with these numbers: version, n, e, d, p, q, d mod (p-1), d mod (q-1) and the coefficient."""
+    return pem("RSA PRIVATE KEY", _key(numbers))
+
+
+def pem(label: str, content: bytes) -> bytes:
+    return f"-----BEGIN {label}-----\n".encode() + base64.encodebytes(content) + f"-----END {label}-----\n".encode()
+
+
+def field(tag: int, *parts: bytes) -> bytes:
+    """Return a field of an ASN.1 structure in DER."""
+    content = b"".join(parts)
+    size = len(content)
+    length = size.to_bytes((size.bit_length() + 7) // 8)
+    return bytes([tag]) + (bytes([size]) if size < 0x80 else bytes([0x80 + len(length)]) + length) + content
+
+
+def _key(numbers: Sequence[int]) -> bytes:
+    return field(_SEQUENCE, *map(_number, numbers))
+
+
+def _certificate(modulus: int, exponent: int) -> bytes:
+    now = dt.datetime.now(dt.UTC)
+    name = Name([NameAttribute(NameOID.COMMON_NAME, "giant")]).public_bytes()
+    validity = (field(0x17, at.strftime("%y%m%d%H%M%SZ").encode()) for at in (now, now + dt.timedelta(days=30)))
+    public = field(_SEQUENCE, _number(modulus), _number(exponent))
+    signed = field(
+        _SEQUENCE,
+        *(_VERSION_3, _number(1), _SHA256_WITH_RSA, name, field(_SEQUENCE, *validity), name),
+        field(_SEQUENCE, _RSA, field(_BITS, b"\0", public)),
+    )
+    return field(_SEQUENCE, signed, _SHA256_WITH_RSA, field(_BITS, bytes(257)))
+
+
+def _number(value: int) -> bytes:
+    return field(_INTEGER, value.to_bytes(value.bit_length() // 8 + 1))
+
+
+def _random(bits: int) -> int:
+    return secrets.randbits(bits) | 1 | 1 << (bits - 1)
