@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import Executor
 from contextlib import AbstractContextManager
 from random import getrandbits
 from typing import Any, NamedTuple, Protocol
@@ -41,13 +40,12 @@ from milo_discovery._failure_log import FailureLog
 
 
 class Shared(NamedTuple):
-    """The clusters, metrics, failure log, threads and tracer that all controllers of a set share."""
+    """The clusters, metrics, failure log and tracer that all controllers of a set share."""
 
     members: Mapping[str, ReconciledCluster]
     clusters: FleetView
     metrics: ControllerMetrics
     failures: FailureLog
-    threads: Callable[[], Executor]
     tracer: SpanTracer | None = None
 
 
@@ -63,7 +61,7 @@ class Controller:
 
     def __init__(self, spec: ControllerSpec, reconciler: Reconciler[Any], shared: Shared) -> None:
         self.spec = spec
-        self._call = ReconcileCall(reconciler, timeout_s=spec.timeout_s, threads=shared.threads)
+        self._call = ReconcileCall(reconciler, timeout_s=spec.timeout_s, workers=spec.workers)
         self._shared = shared
         self._clock: Callable[[], float] = asyncio.get_running_loop().time
         self.queue = WorkQueue(spec.policy, random.random, self._clock(), per_cluster=spec.per_cluster)
@@ -95,6 +93,10 @@ class Controller:
     def pause(self) -> None:
         """Start no further reconciles."""
         self._is_paused = True
+
+    def close(self) -> None:
+        """Release the threads. Called after all reconciles have ended."""
+        self._call.close()
 
     @property
     def tasks(self) -> frozenset[asyncio.Task[None]]:

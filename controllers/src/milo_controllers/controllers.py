@@ -7,7 +7,6 @@ import logging
 import os
 import socket
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from datetime import timedelta
 from typing import Any, Protocol, TypeVar, overload
@@ -20,7 +19,7 @@ from milo_controllers.controller import Controller, Shared
 from milo_controllers.engaged_clusters import EngagedClusters
 from milo_controllers.event_log import EventLog
 from milo_controllers.fleet_view import FleetView
-from milo_controllers.functions import check_plain, check_reconciler
+from milo_controllers.functions import check_plain, check_reconciler, is_async
 from milo_controllers.health import FailingObject, Health
 from milo_controllers.health_check import HealthCheck
 from milo_controllers.kinds import AnyKind, Document, Kind, kind_of
@@ -48,9 +47,10 @@ BLOCKED_S = 1.0
 T = TypeVar("T")
 DocumentReconciler = TypeVar("DocumentReconciler", bound=Reconciler[Document])
 
-_THREADS = 64
 _LOGGED_KINDS = 1024
 WORKERS = 256
+THREADS = 64
+"""Maximum concurrent reconciles of a plain function, each in a thread."""
 PER_CLUSTER = 4
 TIMEOUT = timedelta(minutes=2)
 
@@ -141,10 +141,8 @@ class Controllers(RunsInBackground):
             clusters=self.view,
             metrics=ControllerMetrics.of_registry(registry, max_clusters=max_clusters_in_metrics),
             failures=FailureLog(max_kinds=_LOGGED_KINDS),
-            threads=self._executor,
             tracer=tracer,
         )
-        self._threads: ThreadPoolExecutor | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._leading: asyncio.Task[None] | None = None
         self._clusters.on_engage(self._engaged.operate)
@@ -160,7 +158,7 @@ class Controllers(RunsInBackground):
         watches: Sequence[WatchedKind] = (),
         on: Predicates[Any] = (),
         on_cluster_change: bool = False,
-        workers: int = WORKERS,
+        workers: int | None = None,
         per_cluster: int = PER_CLUSTER,
         timeout: timedelta | None = TIMEOUT,
         name: str | None = None,
@@ -176,7 +174,7 @@ class Controllers(RunsInBackground):
         watches: Sequence[WatchedKind] = (),
         on: Predicates[Any] = (),
         on_cluster_change: bool = False,
-        workers: int = WORKERS,
+        workers: int | None = None,
         per_cluster: int = PER_CLUSTER,
         timeout: timedelta | None = TIMEOUT,
         name: str | None = None,
@@ -191,7 +189,7 @@ class Controllers(RunsInBackground):
         watches: Sequence[WatchedKind] = (),
         on: Predicates[Any] = (),
         on_cluster_change: bool = False,
-        workers: int = WORKERS,
+        workers: int | None = None,
         per_cluster: int = PER_CLUSTER,
         timeout: timedelta | None = TIMEOUT,
         name: str | None = None,
@@ -203,7 +201,8 @@ class Controllers(RunsInBackground):
         `owns`: kinds whose changes lead to a reconcile of their owner. `watches`: kinds whose changes are mapped to
         objects to reconcile, see the function `watches`. `on`: which changes of an object matter; all by default.
         `on_cluster_change`: reconcile the objects of a cluster when its labels, annotations or suspension change.
-        `workers`: maximum concurrent reconciles; `per_cluster`: the maximum in one cluster. `timeout`: time limit of
+        `workers`: maximum concurrent reconciles, by default 256, or 64 (threads) of a plain function; `per_cluster`:
+        the maximum in one cluster. `timeout`: time limit of
         one reconcile, or None for no limit. `name`: the name in logs and metrics. `while_deleting`: in projects whose
         deletion was requested, reconcile all objects and not only terminating ones.
         """
@@ -240,8 +239,7 @@ class Controllers(RunsInBackground):
             on=_predicates(on),
             on_cluster_change=on_cluster_change,
             while_deleting=while_deleting,
-            workers=workers,
-            per_cluster=min(per_cluster, workers),
+            per_cluster=per_cluster,
             policy=queue,
             timeout_s=None if timeout is None else timeout.total_seconds(),
         )
@@ -249,7 +247,9 @@ class Controllers(RunsInBackground):
 
         def register(reconciler: Reconciler[Any]) -> Reconciler[Any]:
             check_reconciler(reconciler)
-            self._registration.reconcilers.append((spec, reconciler))
+            limit = workers or (WORKERS if is_async(reconciler) else THREADS)
+            limited = spec._replace(workers=limit, per_cluster=min(per_cluster, limit))
+            self._registration.reconcilers.append((limited, reconciler))
             return reconciler
 
         return register
@@ -313,8 +313,8 @@ class Controllers(RunsInBackground):
                         helper.cancel()
         finally:
             self._shared.metrics.state.sources.remove(self._engaged)
-            if self._threads is not None:
-                self._threads.shutdown(wait=False)
+            for controller in self._engaged.controllers:
+                controller.close()
 
     async def _lead(self) -> None:
         """Reconcile until canceled."""
@@ -340,11 +340,6 @@ class Controllers(RunsInBackground):
         if self._leading is not None:
             self._leading.cancel()
             await asyncio.wait([self._leading])
-
-    def _executor(self) -> ThreadPoolExecutor:
-        if self._threads is None:
-            self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="reconcile")
-        return self._threads
 
     def enqueue(self, target: ReconcileTarget, *, controller: str | None = None) -> None:
         """Reconcile an object, for a reason outside of its cluster: a timer, a queue, a webhook. Safe in any thread.

@@ -12,6 +12,7 @@ from milo_controllers.cache_budget import CacheBudget
 from milo_controllers.cluster_api import ClusterApi
 from milo_controllers.controller import Controller
 from milo_controllers.event_log import EventLog
+from milo_controllers.event_loop import EventLoop
 from milo_controllers.event_recorder import EventRecorder
 from milo_controllers.fleet_view import ClusterCaches
 from milo_controllers.health import ClusterProblem
@@ -37,8 +38,8 @@ class ClusterTasks:
     """An engaged cluster whose informers and reconciles are running."""
 
     __slots__ = (
-        *("_controllers", "api", "cluster", "engaged_at", "events", "incarnation", "informers", "own_writes", "tasks"),
-        "view",
+        *("_controllers", "api", "cluster", "engaged_at", "events", "incarnation", "informers", "loop", "own_writes"),
+        *("tasks", "view"),
     )
 
     def __init__(
@@ -57,6 +58,7 @@ class ClusterTasks:
         self.events = events
         self.tasks = tasks
         self.informers: dict[CacheKey, Informer] = {}
+        self.loop = EventLoop()
         self.own_writes = OwnWrites()
         self.view = ClusterCaches(self)
         self.engaged_at = time.monotonic()

@@ -1,4 +1,8 @@
-"""Read-only access to the caches of all engaged clusters."""
+"""Read-only access to the caches of all engaged clusters, from any thread.
+
+Only the event loop reads a cache. A read from another thread is a call in the event loop; the objects that it found are
+decoded in the thread.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +10,10 @@ from collections.abc import Callable, Hashable, Iterator, Mapping
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar, overload
 
 from milo_controllers.errors import NotCached, NotSynced
+from milo_controllers.event_loop import EventLoop
 from milo_controllers.informer import Informer
 from milo_controllers.kinds import AnyKind, CacheKey, Document, Kind, kind_of
-from milo_controllers.object_cache import ObjectCache
+from milo_controllers.object_cache import CachedObject, ObjectCache
 from milo_discovery.engaged_cluster import EngagedCluster
 
 T = TypeVar("T")
@@ -28,10 +33,12 @@ class CachedCluster(Protocol):
     def cluster(self) -> EngagedCluster: ...
     @property
     def informers(self) -> Mapping[CacheKey, Informer]: ...
+    @property
+    def loop(self) -> EventLoop: ...
 
 
 class ClusterCaches:
-    """The caches of one cluster."""
+    """The caches of one cluster. Safe in any thread."""
 
     __slots__ = ("_member",)
 
@@ -53,12 +60,12 @@ class ClusterCaches:
     def get(self, kind: Kind[T], name: str, namespace: str = "") -> T | None: ...
     def get(self, kind: Any, name: str, namespace: str = "") -> Any:
         """Return the object; None if it does not exist. Raises NotCached or NotSynced."""
-        found = synced_cache(self._member, kind).get(namespace, name)
+        found = self._found(kind, name, namespace)
         return None if found is None else self._decoder(kind)(found.raw)
 
     def document(self, kind: AnyKind, name: str, namespace: str = "") -> Document | None:
         """Return the object as a dict, even if its Kind has a model. Raises NotCached or NotSynced."""
-        found = synced_cache(self._member, kind).get(namespace, name)
+        found = self._found(kind, name, namespace)
         return None if found is None else informer(self._member, kind).spec.kind.document(found.raw)
 
     @overload
@@ -91,15 +98,24 @@ class ClusterCaches:
 
         Raises NotCached or NotSynced.
         """
-        cache = synced_cache(self._member, kind)
-        if owner is not None:
-            objects = cache.owned_by(owner)
-        elif index is not None:
-            objects = cache.indexed(*index)
-        else:
-            objects = cache.values()
+
+        def objects_now() -> Iterator[CachedObject]:
+            cache = synced_cache(self._member, kind)
+            if owner is not None:
+                return cache.owned_by(owner)
+            return cache.values() if index is None else cache.indexed(*index)
+
+        objects = self._member.loop.call(objects_now)
         decode = self._decoder(kind)
         return (decode(found.raw) for found in objects if namespace is None or found.namespace == namespace)
+
+    def raw(self, kind: AnyKind, name: str, namespace: str) -> bytes | None:
+        """Return the object as it is cached; None if it does not exist. Raises NotCached or NotSynced."""
+        found = self._found(kind, name, namespace)
+        return None if found is None else found.raw
+
+    def _found(self, kind: AnyKind, name: str, namespace: str) -> CachedObject | None:
+        return self._member.loop.call(lambda: synced_cache(self._member, kind).get(namespace, name))
 
     def _decoder(self, kind: AnyKind) -> Callable[[bytes], Any]:
         wanted, cached = kind_of(kind), informer(self._member, kind).spec.kind
@@ -113,14 +129,8 @@ class ClusterCaches:
         return cached.document
 
 
-def cached_json(caches: ClusterCaches, kind: AnyKind, name: str, namespace: str) -> bytes | None:
-    """Return the object as it is cached; None if it does not exist. Raises NotCached or NotSynced."""
-    found = synced_cache(caches._member, kind).get(namespace, name)
-    return None if found is None else found.raw
-
-
 class FleetView:
-    """The caches of all engaged clusters."""
+    """The caches of all engaged clusters. Safe in any thread."""
 
     def __init__(self, members: Mapping[str, CachedCluster]) -> None:
         self._members = members
@@ -162,9 +172,12 @@ class FleetView:
     ) -> Iterator[ClusterObject[Any]]:
         """Return the objects of every cluster whose cache of the kind is complete, each with its cluster."""
         for member in tuple(self._members.values()):
-            if informer(member, kind).cache.synced:
-                for found in ClusterCaches(member).list(kind, namespace, index=index):
-                    yield ClusterObject(member.cluster, found)
+            try:
+                objects = ClusterCaches(member).list(kind, namespace, index=index)
+            except NotSynced:
+                continue
+            for found in objects:
+                yield ClusterObject(member.cluster, found)
 
 
 def synced_cache(member: CachedCluster, kind: AnyKind) -> ObjectCache:

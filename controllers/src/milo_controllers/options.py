@@ -53,7 +53,7 @@ OPTIONS: Mapping[str, Option] = {
     "watches": Option(Collection, "a list, such as [watches(kind, map=function)]"),
     "on": Option((Callable, Collection), '"generation", "labels", "annotations", a function, or a list of these'),
     "on_cluster_change": Option(bool, "True or False"),
-    "workers": Option(int, "a number of at least 1", lambda given: given >= 1),
+    "workers": Option(int, "a number of at least 1", lambda given: given >= 1, may_be_none=True),
     "per_cluster": Option(int, "a number of at least 1", lambda given: given >= 1),
     "timeout": Option(
         timedelta, "timedelta(seconds=...) of more than 0, or None for no limit", _is_positive, may_be_none=True

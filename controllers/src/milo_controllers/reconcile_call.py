@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from concurrent.futures import Executor
+from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
 from typing import Any, TypeVar
 
 from milo_controllers.errors import ApiError, Permanent, ProjectSuspended, ReconcileTimeout
+from milo_controllers.event_loop import EventLoop
 from milo_controllers.functions import is_async
 from milo_controllers.request import Request, Result
 from milo_controllers.work_queue import Done, Failed, Outcome, Parked, Stopped
@@ -24,13 +25,16 @@ Reconciler = Callable[[Request[T]], Awaitable[Result | None] | Result | None]
 class ReconcileCall:
     """Calls a reconciler with its timeout, in a thread if it is a plain function."""
 
-    def __init__(
-        self, reconciler: Reconciler[Any], *, timeout_s: float | None, threads: Callable[[], Executor]
-    ) -> None:
+    def __init__(self, reconciler: Reconciler[Any], *, timeout_s: float | None, workers: int) -> None:
+        """`workers`: maximum concurrent calls. Each has a thread, so that no call of a plain function waits for one."""
         self._reconciler = reconciler
-        self._is_async = is_async(reconciler)
         self._timeout_s = timeout_s
-        self._threads = threads
+        self._threads = None if is_async(reconciler) else ThreadPoolExecutor(workers, thread_name_prefix="reconcile")
+
+    def close(self) -> None:
+        """Start no further threads."""
+        if self._threads is not None:
+            self._threads.shutdown(wait=False)
 
     async def outcome(self, request: Request[Any]) -> Done:
         """Call the reconciler, and return the outcome of its success. Raises its errors, and ReconcileTimeout."""
@@ -55,11 +59,19 @@ class ReconcileCall:
         return Done(None if after is None else after.total_seconds())
 
     async def _called(self, request: Request[Any]) -> Any:
-        if self._is_async:
+        if self._threads is None:
             return await self._reconciler(request)  # type: ignore[misc]  # checked at registration
-        calling = asyncio.get_running_loop().run_in_executor(
-            self._threads(), copy_context().run, self._reconciler, request
-        )
+        task, loop = asyncio.current_task(), EventLoop()
+        assert task is not None
+
+        def may_begin() -> bool:
+            return not task.cancelling() and request.cluster.engaged
+
+        def call() -> Any:
+            # The event loop decides, which also cancels: so a call that it has canceled never begins.
+            return self._reconciler(request) if loop.call(may_begin) else None
+
+        calling = asyncio.get_running_loop().run_in_executor(self._threads, copy_context().run, call)
         try:
             return await asyncio.shield(calling)
         except asyncio.CancelledError:
@@ -67,6 +79,8 @@ class ReconcileCall:
             request.end()
             await wait_uninterrupted(calling)
             raise
+        finally:
+            request.end()
 
 
 def failed_outcome(error: Exception, cluster: EngagedCluster) -> Outcome:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import builtins
 import logging
 from collections.abc import Callable, Coroutine, Hashable, Iterator, Mapping
-from concurrent.futures import CancelledError, Future
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -30,8 +28,9 @@ from milo_controllers.conditions import (
 )
 from milo_controllers.errors import Conflict, ControllerError, NotFound
 from milo_controllers.event_log import EventContent, EventType
+from milo_controllers.event_loop import ThreadCalls
 from milo_controllers.event_recorder import EventRecorder, log_lost
-from milo_controllers.fleet_view import ClusterCaches, FleetView, cached_json
+from milo_controllers.fleet_view import ClusterCaches, FleetView
 from milo_controllers.kinds import AnyKind, Document, Kind, ObjectT, document, kind_of
 from milo_controllers.options import check_options
 from milo_controllers.own_writes import Write
@@ -81,35 +80,6 @@ class RequestedCluster(Protocol):
     def events(self) -> EventRecorder: ...
 
 
-class ThreadCalls:
-    """Runs calls on the event loop for a reconciler that runs in a thread. They fail once the reconcile is canceled."""
-
-    __slots__ = ("_is_ended", "_loop", "_waiting")
-
-    def __init__(self) -> None:
-        self._loop = asyncio.get_running_loop()
-        self._is_ended = False
-        self._waiting: set[Future[Any]] = set()
-
-    def wait(self, call: Coroutine[Any, Any, Other]) -> Other:
-        """Return the result of a call. Raises CancelledError if the reconcile was canceled."""
-        if self._is_ended:
-            call.close()
-            raise CancelledError("the reconcile was canceled")
-        future = asyncio.run_coroutine_threadsafe(call, self._loop)
-        self._waiting.add(future)
-        try:
-            return future.result()
-        finally:
-            self._waiting.discard(future)
-
-    def cancel_calls(self) -> None:
-        """Cancel the calls that are in flight, and all further ones."""
-        self._is_ended = True
-        for future in tuple(self._waiting):
-            future.cancel()
-
-
 class Request(Generic[ObjectT]):
     """One object to reconcile. The object may no longer exist."""
 
@@ -153,13 +123,14 @@ class Request(Generic[ObjectT]):
     def wait(self, call: Coroutine[Any, Any, Other]) -> Other:
         """Run a call in the event loop and return its result, for a reconciler that is a plain function.
 
-        For example `request.wait(request.get())`. Raises CancelledError if the reconcile was canceled.
+        For example `request.wait(request.get())`. Raises CancelledError if the reconcile was canceled, and RuntimeError
+        in an async reconciler.
         """
         return self._calls.wait(call)
 
     def end(self) -> None:
-        """Cancel the calls of `wait`. Called by the controller when the reconcile is canceled."""
-        self._calls.cancel_calls()
+        """Cancel the calls of `wait`. Called by the controller at the end of the reconcile."""
+        self._calls.end()
 
     # --- reads ---
 
@@ -179,7 +150,7 @@ class Request(Generic[ObjectT]):
             if written is not None:
                 self._observed = msgspec.json.encode(written)
                 return self.kind.decode(self._observed)
-            self._observed = cached_json(self._member.view, self.kind, self.name, self.namespace)
+            self._observed = self._member.view.raw(self.kind, self.name, self.namespace)
             return self._member.view.get(self.kind, self.name, self.namespace)
         return self._member.view.get(kind, name, self._default(namespace))
 

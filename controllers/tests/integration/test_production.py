@@ -411,6 +411,63 @@ async def test_plain_function_reconciler_is_canceled_at_its_next_wait_after_dise
         await eventually(lambda: history[:3] == ["begins", "ends", "begins"])
 
 
+async def test_plain_function_reconciler_is_not_called_after_disengagement(plane: ControlPlane) -> None:
+    called: list[str] = []
+    may_end = threading.Event()
+
+    def reconcile(request: Request) -> None:
+        called.append(request.name)
+        may_end.wait(60)
+
+    for number in range(70):
+        plane.create(widget(f"w{number}"))
+    running = Running(plane)
+    running.controllers.reconcile(WIDGETS, per_cluster=100)(reconcile)
+    async with running.controllers:
+        await eventually(lambda: len(called) == 64)
+        running.discovery.disengage(plane.project)
+        await eventually(lambda: not running.fleet.clusters)
+        may_end.set()
+        await eventually(lambda: running.metric("controller_runtime_active_workers", controller="widgets") == 0)
+    assert len(called) == 64
+
+
+async def test_plain_function_reconcilers_read_complete_lists_and_indexes(plane: ControlPlane) -> None:
+    read: list[tuple[int, int, int]] = []
+    all_begun = threading.Barrier(20)
+
+    def slow_index(_found: dict[str, Any]) -> list[str]:
+        time.sleep(0.002)
+        return ["any"]
+
+    def reconcile(request: Request) -> None:
+        all_begun.wait(60)
+        every = request.clusters.list(WIDGETS, index=("slow", "any"))
+        indexed, listed = request.list(WIDGETS, index=("slow", "any")), request.list(WIDGETS)
+        read.append((len(list(indexed)), len(list(listed)), len(list(every))))
+
+    for number in range(20):
+        plane.create(widget(f"w{number}"))
+    running = Running(plane)
+    running.controllers.cache(WIDGETS, indexes={"slow": slow_index})
+    running.controllers.reconcile(WIDGETS, per_cluster=20)(reconcile)
+    async with running.controllers:
+        await eventually(lambda: len(read) == 20)
+    assert set(read) == {(20, 20, 20)}
+
+
+async def test_request_wait_in_an_async_reconciler_raises_and_does_not_block_the_event_loop(
+    plane: ControlPlane,
+) -> None:
+    async def reconcile(request: Request) -> None:
+        request.wait(request.get())
+
+    plane.create(widget("one"))
+    async with reconciling(reconcile, plane) as running:
+        [failing] = await eventually(lambda: list(running.controllers.failing()))
+    assert "await the call instead" in failing.error
+
+
 async def test_call_that_blocks_the_event_loop_is_logged_with_its_stack_and_measured(
     plane: ControlPlane, caplog: pytest.LogCaptureFixture
 ) -> None:

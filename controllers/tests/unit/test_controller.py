@@ -3,7 +3,6 @@
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
-from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 from typing import Any
 
@@ -52,7 +51,6 @@ def controller_of(
         clusters=FleetView({}),
         metrics=ControllerMetrics.of_registry(CollectorRegistry(), max_clusters=1),
         failures=FailureLog(),
-        threads=ThreadPoolExecutor,
     )
     spec = ControllerSpec("widgets", Kind("example.com/v1/widgets"), watches=watched, workers=1)
     controller = Controller(spec, reconcile, shared)

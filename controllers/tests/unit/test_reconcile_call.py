@@ -1,0 +1,69 @@
+"""Calls of reconcilers that are plain functions, in threads."""
+
+import asyncio
+import threading
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from milo_controllers.event_loop import ThreadCalls
+from milo_controllers.reconcile_call import ReconcileCall
+from milo_controllers.work_queue import Done
+
+
+class FakeRequest:
+    def __init__(self) -> None:
+        self.cluster = SimpleNamespace(engaged=True)
+        self.is_ended = False
+
+    def end(self) -> None:
+        self.is_ended = True
+
+
+async def test_canceled_call_that_waits_for_a_thread_is_never_begun() -> None:
+    called: list[FakeRequest] = []
+    begun, may_end = threading.Event(), threading.Event()
+
+    def reconcile(request: Any) -> None:
+        called.append(request)
+        begun.set()
+        may_end.wait(60)
+
+    call, first, second, third = ReconcileCall(reconcile, timeout_s=None, workers=1), *(FakeRequest() for _ in "123")
+    async with asyncio.TaskGroup() as tasks:
+        running, canceled, disengaged = (tasks.create_task(call.outcome(of)) for of in (first, second, third))  # type: ignore[arg-type]
+        await asyncio.to_thread(begun.wait)
+        canceled.cancel()
+        third.cluster.engaged = False
+        may_end.set()
+    call.close()
+    assert called == [first]
+    assert (running.result(), canceled.cancelled(), disengaged.result()) == (Done(), True, Done())
+
+
+async def test_call_that_is_sent_while_its_reconcile_is_canceled_does_not_run() -> None:
+    calls = ThreadCalls()
+    scheduled, ran = threading.Event(), []
+
+    async def write() -> None:
+        ran.append(True)
+
+    def in_thread() -> None:
+        calls.wait(write())
+
+    schedule = calls._loop.schedule
+
+    def schedule_and_tell(function: Any) -> None:
+        schedule(function)
+        scheduled.set()
+
+    calls._loop = SimpleNamespace(  # type: ignore[assignment]
+        schedule=schedule_and_tell, is_here=False, result_of=calls._loop.result_of
+    )
+    waiting = asyncio.get_running_loop().run_in_executor(None, in_thread)
+    scheduled.wait(60)  # blocks the event loop, which has not started the call
+    calls.end()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    assert ran == []
