@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterator, Sequence
+from functools import partial
 
 from milo_discoveryd.credentials.issuers.issuer import FencingIssuer
 from milo_discoveryd.fleet.fleet import Fleet
@@ -59,8 +60,9 @@ class CredentialRevocation:
         """Check the fence again, because the ownership has changed."""
         self._changed.set()
 
-    async def run(self, cleared: Callable[[], None]) -> None:
-        """Perform due revocations until canceled. `cleared` is called when more clusters may be engaged."""
+    async def run(self, cleared: Callable[[], None], present: Callable[[], Ownership | None]) -> None:
+        """Perform due revocations until canceled. `cleared` is called when more clusters may be engaged; `present`
+        returns the ownership at the moment of each deletion."""
         while True:
             self._changed.clear()
             due = self.fence.due
@@ -69,7 +71,7 @@ class CredentialRevocation:
                 continue
             try:
                 for issuer in self._issuers:
-                    await issuer.revoke_others(due.covers)
+                    await issuer.revoke_others(partial(self.fence.covers, due, present))
             except CredentialError as error:
                 log.warning("credentials of former owners not revoked", problem=str(error))
                 await self._sleep(REVOCATION_RETRY_S)

@@ -5,6 +5,8 @@ have expired from the token caches of API servers. The revocation begins when th
 or was evicted, because from then on it obtains no further credentials.
 """
 
+from collections.abc import Callable
+
 import msgspec
 
 from milo_discoveryd.sharding.ownership import KeyOwnership, Ownership
@@ -16,13 +18,10 @@ within a second."""
 
 class Revocation(msgspec.Struct, frozen=True):
     """The credentials to revoke: all that other members obtained for the clusters that the ownership gives to this
-    member."""
+    member. It is permitted in its period alone: see `CredentialFence.covers`."""
 
     ownership: Ownership
     period: int
-
-    def covers(self, key: str) -> bool:
-        return self.ownership.decide(key).state is KeyOwnership.OWNED
 
 
 class CredentialFence:
@@ -48,6 +47,17 @@ class CredentialFence:
         if ownership is None or not ownership.may_engage or ownership in self._cleared:
             return None
         return Revocation(ownership, self._period)
+
+    def covers(self, revocation: Revocation, present: Callable[[], Ownership | None], key: str) -> bool:
+        """Return whether the credentials of other members for a cluster may be revoked now.
+
+        `present` returns the ownership at this moment: this process may have been paused since the revocation began,
+        and the credentials then belong to the rightful owner.
+        """
+        if revocation.ownership.decide(key).state is not KeyOwnership.OWNED:
+            return False
+        self.follow(present())
+        return revocation.period == self._period
 
     def revoked(self, revocation: Revocation) -> None:
         """Record that the credentials were revoked, and that `TOKEN_CACHE_S` has passed since."""

@@ -189,7 +189,8 @@ class ShardGroup:
         async with asyncio.TaskGroup() as tasks:
             working = [tasks.create_task(self._apply_in_time(), name="apply ownership")]
             if self._revocation is not None:
-                working.append(tasks.create_task(self._revocation.run(self.reassign), name="revoke credentials"))
+                revoking = self._revocation.run(self.reassign, lambda: self.member.ownership(self._clock()))
+                working.append(tasks.create_task(revoking, name="revoke credentials"))
             while not self.member.has_ended:
                 action = self.member.next(self._clock())
                 self._woken.set()

@@ -8,6 +8,7 @@ import pytest
 from milo_discoveryd.daemon_errors import BackendError
 from milo_discoveryd.sharding.assignment import REVOCATION_RETRY_S, CredentialRevocation
 from milo_discoveryd.sharding.credential_fence import TOKEN_CACHE_S, CredentialFence
+from milo_discoveryd.sharding.ownership import Ownership
 from tests.support.eventually import eventually
 from tests.unit.sharding.test_credential_fence import SETTLED
 
@@ -17,14 +18,17 @@ class Source:
 
     def __init__(self) -> None:
         self.failures = 0
-        self.revocations = 0
+        self.asked, self.may_delete = asyncio.Event(), asyncio.Event()
+        self.may_delete.set()
+        self.deleted: list[str] = []
 
     async def revoke_others(self, covers: Callable[[str], bool]) -> None:
-        assert covers("key")
+        self.asked.set()
+        await self.may_delete.wait()
+        self.deleted += filter(covers, ["key"])
         if self.failures:
             self.failures -= 1
             raise BackendError("no Secrets")
-        self.revocations += 1
 
 
 class Clock:
@@ -47,7 +51,8 @@ class World:
         self.fence, self.source, self.clock = CredentialFence(), Source(), Clock()
         self.revocation = CredentialRevocation(self.fence, [self.source], self.clock.sleep)
         self.cleared = 0
-        self.running = asyncio.create_task(self.revocation.run(self._cleared))
+        self.ownership: Ownership | None = SETTLED
+        self.running = asyncio.create_task(self.revocation.run(self._cleared, lambda: self.ownership))
 
     def _cleared(self) -> None:
         self.cleared += 1
@@ -65,7 +70,7 @@ async def test_credential_fence_permits_engagement_after_revocation_and_token_ca
     world.fence.follow(SETTLED)
     world.revocation.wake()
     await eventually(lambda: world.clock.slept == [TOKEN_CACHE_S])
-    assert (world.source.revocations, world.cleared, world.fence.clears("key")) == (1, 0, False)
+    assert (world.source.deleted, world.cleared, world.fence.clears("key")) == (["key"], 0, False)
     world.clock.advance()
     await eventually(lambda: world.cleared == 1)
     assert world.fence.clears("key")
@@ -80,6 +85,20 @@ async def test_failed_credential_revocation_is_retried(world: World) -> None:
     await eventually(lambda: world.clock.slept == [REVOCATION_RETRY_S, TOKEN_CACHE_S])
     world.clock.advance()
     await eventually(lambda: world.cleared == 1)
+
+
+async def test_late_revocation_of_a_member_that_was_paused_deletes_nothing_of_the_rightful_owner(world: World) -> None:
+    world.source.may_delete.clear()
+    world.fence.follow(SETTLED)
+    world.revocation.wake()
+    await world.source.asked.wait()
+    world.ownership = None  # the process was paused past its fence
+    world.source.may_delete.set()
+    await eventually(lambda: world.clock.slept == [TOKEN_CACHE_S])
+    assert world.source.deleted == []
+    world.clock.advance()
+    await eventually(lambda: world.cleared == 1)
+    assert not world.fence.is_cleared
 
 
 async def test_credential_fence_does_not_permit_engagement_if_ownership_was_interrupted(world: World) -> None:

@@ -34,7 +34,7 @@ def test_credential_fence_permits_engagement_of_key_once_its_credentials_are_rev
     fence.follow(SETTLED)
     assert not fence.clears("key")
     assert fence.due is not None
-    assert fence.due.covers("key")
+    assert fence.covers(fence.due, lambda: SETTLED, "key")
     cleared(fence)
     assert fence.clears("key")
     assert fence.is_cleared
@@ -45,7 +45,7 @@ def test_credential_fence_requires_another_revocation_for_key_that_was_not_relea
     fence = CredentialFence()
     fence.follow(WAITING)
     assert fence.due is not None
-    assert not fence.due.covers("key")
+    assert not fence.covers(fence.due, lambda: WAITING, "key")
     cleared(fence)
     assert not fence.clears("key")
     fence.follow(SETTLED)
@@ -87,3 +87,22 @@ def test_credential_fence_requires_another_revocation_after_lost_ownership() -> 
     assert not fence.clears("key")
     cleared(fence)
     assert fence.clears("key")
+
+
+def test_credential_revocation_covers_nothing_once_the_view_changed_or_ownership_was_interrupted() -> None:
+    for later in (None, NEXT):
+        fence = CredentialFence()
+        fence.follow(SETTLED)
+        due = fence.due
+        assert due is not None
+        fence.follow(later)
+        assert not fence.covers(due, lambda later=later: later or SETTLED, "key")
+
+
+def test_credential_revocation_of_a_process_that_was_paused_covers_nothing() -> None:
+    fence = CredentialFence()
+    fence.follow(SETTLED)
+    due = fence.due
+    assert due is not None
+    assert not fence.covers(due, lambda: None, "key")
+    assert not fence.covers(due, lambda: SETTLED, "key"), "the permit ended with the period"
