@@ -115,6 +115,30 @@ def test_released_lease_lock_is_free_at_once() -> None:
     assert a.release(NOON) is None
 
 
+def test_lease_lock_whose_write_got_no_response_is_released_once_it_was_observed() -> None:
+    server, a, _ = candidates()
+    a.observe(None, 0.0)
+    spec = a.claim(0.0, NOON)
+    assert spec is not None
+    server.write(None, spec)
+    assert (a.is_uncertain, a.is_held) == (True, False)
+    assert a.release(NOON) is None, "the Lease is not known to be written"
+    a.observe(server.lease, 1.0)
+    released = a.release(NOON)
+    assert released is not None
+    assert (released["holderIdentity"], a.is_uncertain) == ("", False)
+    assert a.release(NOON) is None
+
+
+def test_lease_lock_that_another_candidate_wrote_is_not_released() -> None:
+    server, a, b = candidates()
+    a.observe(None, 0.0)
+    assert a.claim(0.0, NOON) is not None
+    assert take(b, server, 0.0)
+    a.observe(server.lease, 1.0)
+    assert (a.is_uncertain, a.release(NOON)) == (False, None)
+
+
 def test_lease_without_a_holder_can_be_taken() -> None:
     server, a, _ = candidates()
     server.write(None, {})

@@ -163,3 +163,37 @@ async def test_hung_request_does_not_extend_the_leadership(api: ApiClient, monke
     with pytest.raises(LeadershipLost):
         await within(running)
     assert work.ended
+
+
+@pytest.mark.parametrize("is_leading", [False, True])
+@pytest.mark.parametrize("takes_effect", ["before the cancellation", "after it"])
+async def test_lease_whose_write_was_under_way_at_a_cancellation_is_released(
+    api: ApiClient, monkeypatch: pytest.MonkeyPatch, takes_effect: str, is_leading: bool
+) -> None:
+    """The write that takes the Lease, or a renewal of it."""
+    original, writing, may_continue = api.call_api, asyncio.Event(), asyncio.Event()
+
+    async def call(method: str, *request: object, **named: object) -> object:
+        if method == "GET" or writing.is_set():
+            return await original(method, *request, **named)
+        response = None if takes_effect == "after it" else await original(method, *request, **named)
+        writing.set()
+        await may_continue.wait()
+        return response or await original(method, *request, **named)
+
+    work, election = Work(), replica(api, timing=LeaseTiming(120.0, 60.0, retry_period=1.0))
+    if not is_leading:
+        monkeypatch.setattr(api, "call_api", call)
+    running = asyncio.create_task(election.run(work))
+    if is_leading:
+        await within(work.began.wait())
+        monkeypatch.setattr(api, "call_api", call)
+    await within(writing.wait())
+    running.cancel()
+    await eventually(lambda: not any(task.get_name() == "milo-discovery lease" for task in asyncio.all_tasks()))
+    may_continue.set()
+    await within(asyncio.wait([running]))
+    assert running.cancelled()
+    lease = await CoordinationV1Api(api).read_namespaced_lease("greeter", "default")
+    assert not lease.spec.holder_identity
+    assert work.ended is is_leading

@@ -52,6 +52,12 @@ class LeaseLock:
         self._seen: Mapping[str, Any] | None = None
         self._seen_at = 0.0
         self._renewed_at: float | None = None
+        self._is_uncertain = False
+
+    @property
+    def is_uncertain(self) -> bool:
+        """Whether a write was begun whose result is not known: this candidate may hold the lock without knowing it."""
+        return self._is_uncertain
 
     @property
     def is_held(self) -> bool:
@@ -80,9 +86,13 @@ class LeaseLock:
         self._seen = lease
         if self.holder != self._identity:
             self._renewed_at = None
+            self._is_uncertain = False
 
     def claim(self, now: float, wall_clock: datetime) -> dict[str, Any] | None:
-        """Return the spec to write in order to take or keep the lock, or None while another candidate holds it."""
+        """Return the spec to write in order to take or keep the lock, or None while another candidate holds it.
+
+        From then on, its write is under way.
+        """
         spec = _spec(self._seen)
         is_own = self.holder == self._identity
         if self.holder and not is_own:
@@ -91,6 +101,7 @@ class LeaseLock:
                 return None
         time = rfc3339(wall_clock, "microseconds")
         transitions = int(spec.get("leaseTransitions") or 0)
+        self._is_uncertain = True
         return {
             **spec,
             "holderIdentity": self._identity,
@@ -105,12 +116,17 @@ class LeaseLock:
         self._seen = lease
         self._seen_at = began_at
         self._renewed_at = began_at
+        self._is_uncertain = False
 
     def release(self, wall_clock: datetime) -> dict[str, Any] | None:
-        """Return the spec that frees the lock for other candidates at once; None if the lock is not held."""
-        if self._renewed_at is None:
+        """Return the spec that frees the lock for other candidates at once; None if this candidate does not hold it.
+
+        After a write whose result is not known, observe the Lease first.
+        """
+        took_it = self._is_uncertain and self.holder == self._identity
+        if self._renewed_at is None and not took_it:
             return None
-        self._renewed_at = None
+        self._renewed_at, self._is_uncertain = None, False
         time = rfc3339(wall_clock, "microseconds")
         released = {"holderIdentity": "", "leaseDurationSeconds": _RELEASED_DURATION_S, "renewTime": time}
         return {**_spec(self._seen), **released}

@@ -73,6 +73,8 @@ class LeaderElection:
         self.identity = identity or f"{socket.gethostname()}_{os.getpid()}_{uuid4().hex[:8]}"
         self._timing = timing
         self._lock = LeaseLock(self.identity, timing)
+        self._writing: asyncio.Task[Mapping[str, Any] | None] | None = None
+        """The last write that takes or keeps the lock."""
 
     @property
     def is_leader(self) -> bool:
@@ -90,8 +92,15 @@ class LeaderElection:
         Returns the result of the work, or raises its error. If the lock is not renewed in time or another replica holds
         it, cancels the work, and raises LeadershipLost when the work has ended.
         """
-        await self._acquire()
-        log.info("leading: lease %s/%s is held by %s", self._namespace, self._name, self.identity)
+        try:
+            await self._acquire()
+            log.info("leading: lease %s/%s is held by %s", self._namespace, self._name, self.identity)
+            return await self._lead(work)
+        finally:
+            await self._release()
+
+    async def _lead(self, work: Callable[[], Awaitable[ResultT]]) -> ResultT:
+        """Run the work until it ends or the lock is lost. The work has ended when this returns or raises."""
         working = asyncio.ensure_future(_call(work))
         renewing = asyncio.create_task(self._renew_until_lost(), name="milo-discovery lease")
         try:
@@ -105,11 +114,9 @@ class LeaderElection:
                 f"another replica took it; last observed holder: {self._lock.holder or 'none'}"
             )
         finally:
-            # In this order, so that the lock is released only after the work has ended.
             if not working.done():
                 await _ended(working)
             await _ended(renewing)
-            await self._release()
 
     async def _acquire(self) -> None:
         last_holder = None
@@ -134,7 +141,11 @@ class LeaderElection:
         try:
             async with asyncio.timeout(limit_s):
                 return await self._take_or_keep()
-        except (_AttemptError, OSError, TimeoutError, DiscoveryError) as error:
+        except TimeoutError:
+            self._stop_writing()
+            log.warning("lease %s/%s: no response within %.1f s", self._namespace, self._name, limit_s)
+            return False
+        except (_AttemptError, OSError, DiscoveryError) as error:
             log.warning(
                 "lease %s/%s: request failed: %s", self._namespace, self._name, str(error) or type(error).__name__
             )
@@ -148,7 +159,9 @@ class LeaderElection:
         spec = self._lock.claim(began_at, datetime.now(UTC))
         if spec is None:
             return False
-        written = await self._write(spec)
+        # If this candidate is canceled, the write continues: it may take effect, and then has to be released.
+        self._writing = asyncio.create_task(self._write(spec), name="milo-discovery lease write")
+        written = await asyncio.shield(self._writing)
         if written is None:
             await self._read()  # Another candidate wrote the Lease first.
             return False
@@ -177,13 +190,23 @@ class LeaderElection:
         raise _AttemptError(_reason(status, written))
 
     async def _release(self) -> None:
-        spec = self._lock.release(datetime.now(UTC))
-        if spec is None:
-            return
+        """Free the lock, also if the write that took it was still under way."""
         # A failure only delays the next holder.
         with suppress(_AttemptError, OSError, TimeoutError, DiscoveryError):
             async with asyncio.timeout(self._timing.retry_period):
-                await self._write(spec)
+                if self._writing is not None:
+                    await asyncio.wait([self._writing])
+                if self._lock.is_uncertain:
+                    await self._read()
+                spec = self._lock.release(datetime.now(UTC))
+                if spec is not None:
+                    await self._write(spec)
+        self._stop_writing()
+
+    def _stop_writing(self) -> None:
+        writing, self._writing = self._writing, None
+        if writing is not None and not writing.done():
+            writing.cancel()
 
 
 async def _request_of(api: ApiClient, method: str, path: str, body: Any = None) -> tuple[int, Mapping[str, Any]]:
