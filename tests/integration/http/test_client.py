@@ -202,12 +202,30 @@ async def test_truncated_response_is_an_error(answer: bytes) -> None:
             + gzip.compress(b"ok", mtime=0)[:12],
             "truncated",
         ),
+        (
+            b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: 25000\r\n\r\n"
+            + gzip.compress(b"ok", mtime=0).ljust(25_000, b"x"),
+            "sent data after the end of a gzip body",
+        ),
     ],
 )
 async def test_invalid_http1_response_is_an_error(answer: bytes, problem: str) -> None:
     error = await failure(answer)
     assert error.cause == "closed"
     assert problem in str(error)
+
+
+async def test_data_after_the_end_of_a_gzip_body_is_not_kept() -> None:
+    body = gzip.compress(bytes(1 << 20)) + b"x" * (24 << 20)
+    head = b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: %d\r\n\r\n" % len(body)
+    async with serving(head + body) as peer, aclosing(client()) as using:
+        async with using.request("GET", peer.url, headers={}, connect_timeout_s=10) as response:
+            with pytest.raises(TransportError, match="sent data after the end of a gzip body"):
+                while await response.read(10):
+                    pass
+            assert response._unzip is not None
+            assert len(response._unzip.unused_data) < 2 << 20
+        await using.aclose()
 
 
 async def test_unsolicited_bytes_after_a_response_close_the_connection() -> None:

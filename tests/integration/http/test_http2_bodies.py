@@ -37,8 +37,9 @@ async def test_http2_response_body_is_decompressed(authority: Authority, using: 
         ("br", b"ok", "encoding"),
         ("gzip", b"ok", "not valid gzip"),
         ("gzip", gzip.compress(b"ok", mtime=0)[:12], "truncated"),
+        ("gzip", gzip.compress(b"ok", mtime=0) + b"more", "data after the end"),
     ],
-    ids=["unknown", "invalid", "truncated"],
+    ids=["unknown", "invalid", "truncated", "continued"],
 )
 async def test_http2_response_body_that_cannot_be_decompressed_is_an_error(
     authority: Authority, using: Client, encoding: str, body: bytes, problem: str

@@ -178,11 +178,17 @@ class Response(ABC):
             self._waiter = None
 
     def _unzipped(self, data: bytes) -> bytes:
-        assert self._unzip is not None
+        unzip = self._unzip
+        assert unzip is not None
         try:
-            return self._unzip.decompress(data, _UNZIP_AT_ONCE)
+            if not unzip.eof:
+                piece = unzip.decompress(data, _UNZIP_AT_ONCE)
+                if not unzip.unused_data:
+                    return piece
         except zlib.error:
             raise self._fail(TransportError("closed", f"{self.origin} sent a body that is not valid gzip")) from None
+        # The decompressor would keep all data after the end, and copy it for each piece.
+        raise self._fail(TransportError("closed", f"{self.origin} sent data after the end of a gzip body"))
 
     def _end_of_zipped(self) -> bytes:
         if self._unzip is not None and not self._unzip.eof:
