@@ -1,5 +1,6 @@
 """Lists a source completely, as the daemon would, and determines which clusters its objects describe."""
 
+import time
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import aclosing
 
@@ -21,6 +22,7 @@ from milo_discoveryd.objects.store import ObjectChanges, ObjectPosition, ObjectS
 from milo_discoveryd.sources.keyed import FollowedCollection, KeyedSource
 from milo_discoveryd.watchers.transport import Transport
 from milo_discoveryd.wiring.configured_source import ConfiguredSource, at_server
+from milo_kube.list_pages import EndlessListError, ListPages
 from milo_kube.reflect.wire import ListPageError
 from milo_kube.upstream import Upstream
 
@@ -134,7 +136,7 @@ async def _objects(
 ) -> AsyncIterator[ObservedObject]:
     """Read all pages of a list, and yield an observation of each object, decoded as in the daemon."""
     how, watched = settings.watch, collection.watched
-    token = ""
+    token, pages = "", ListPages(time.monotonic())
     while True:
         query = [*watched.query, ("limit", str(how.page_size)), *([("continue", token)] if token else [])]
         answer = await transport.get(watched.path, query, timeout_s=how.request_timeout.total_seconds())
@@ -146,3 +148,7 @@ async def _objects(
         token = page.continue_token
         if not token:
             return
+        try:
+            pages = pages.next(time.monotonic())
+        except EndlessListError as error:
+            raise ListPageError(str(error)) from None

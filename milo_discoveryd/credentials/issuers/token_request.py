@@ -26,6 +26,7 @@ from milo_discoveryd.daemon_errors import BackendError
 from milo_discoveryd.model.cluster import Cluster, ClusterIdentity
 from milo_kube.credential import Credential, token_of
 from milo_kube.http.errors import TransportError
+from milo_kube.list_pages import EndlessListError, ListPages
 from milo_kube.reflect.wire import error_status
 
 MIN_TTL_S = 600
@@ -292,7 +293,7 @@ class TokenRequestIssuer:
     async def _list(self, selector: str) -> list[_SecretMetadata]:
         found: list[_SecretMetadata] = []
         query = [("labelSelector", selector), ("limit", str(PAGE))]
-        continued = ""
+        continued, pages = "", ListPages(self._clock())
         while True:
             more = [("continue", continued)] if continued else []
             answer = await self._call(self._api.get(self._secrets, [*query, *more], timeout_s=TIMEOUT_S))
@@ -303,6 +304,10 @@ class TokenRequestIssuer:
             continued = page.metadata.continue_
             if not continued:
                 return found
+            try:
+                pages = pages.next(self._clock())
+            except EndlessListError as error:
+                raise BackendError(f"{self._origin}: the Secrets that tokens are bound to: {error}") from None
 
     async def _delete(self, found: Iterable[_SecretMetadata]) -> None:
         for metadata in found:

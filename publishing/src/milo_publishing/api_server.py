@@ -14,6 +14,7 @@ from milo_controllers.local_kubeconfig import LocalSource, issue
 from milo_discovery._credential_renewal import AsyncRenewer
 from milo_kube.api_request import JSON
 from milo_kube.api_server import Pools
+from milo_kube.list_pages import EndlessListError, ListPages
 from milo_publishing.errors import TargetRefused, TargetUnavailable
 from milo_publishing.objects import MANAGER, Document, Identity, ObservedObject, PublishedResource
 
@@ -33,7 +34,8 @@ class PublishedObjects:
     async def list(self, identity: Identity) -> list[ObservedObject]:
         """Return all objects with the labels of a publisher."""
         items: list[ObservedObject] = []
-        token = ""
+        token, clock = "", asyncio.get_running_loop().time
+        pages = ListPages(clock())
         while True:
             query = {"labelSelector": identity.selector(), "limit": str(_PAGE_SIZE)}
             try:
@@ -49,6 +51,10 @@ class PublishedObjects:
             token = (page.get("metadata") or {}).get("continue") or ""
             if not token:
                 return items
+            try:
+                pages = pages.next(clock())
+            except EndlessListError as error:
+                raise TargetUnavailable(f"{self._collection}: {error}") from None
 
     async def get(self, name: str) -> ObservedObject | None:
         try:

@@ -1,14 +1,20 @@
 """The evaluation of the complete lists of a source, and what `check` reports about the source."""
 
+from datetime import timedelta
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 
-from milo_discoveryd.check.evaluation import evaluate, findings
+from milo_discoveryd.check.evaluation import _objects, evaluate, findings
 from milo_discoveryd.model.cluster import Target
 from milo_discoveryd.model.object_state import ObjectState
 from milo_discoveryd.model.observation import Malformed, NotReady, Observation, Ready
 from milo_discoveryd.sources.keyed import KeyedSource
 from milo_discoveryd.sources.kind import SourceOptions
 from milo_discoveryd.sources.project import ProjectKind
+from milo_kube.api_request import Answer
+from milo_kube.reflect.wire import ListPage, ListPageError
 from tests.unit.sources.test_keyed import METADATA, by_secrets, encoded, seen
 
 PROJECTS = KeyedSource(ProjectKind().follow(SourceOptions(project_server="https://milo.test")))
@@ -26,6 +32,21 @@ def test_check_counts_a_cluster_as_engaged_if_its_secret_contains_a_kubeconfig()
         found = evaluate(followed, [listed, [seen(secrets, data=data)]])
         assert [cluster.target.endpoint for cluster in found.clusters] == endpoints
         assert len(found.others.get(ObjectState.NOT_READY, ())) == 1 - len(endpoints)
+
+
+class EndlessApi:
+    async def get(self, path: str, query: object, *, timeout_s: float) -> Answer:
+        return Answer(200, {}, b'{"metadata": {"continue": "more"}, "items": []}')
+
+
+async def test_check_gives_up_an_endless_list() -> None:
+    collection: Any = SimpleNamespace(
+        watched=SimpleNamespace(path="/x", query=[]), decoder=SimpleNamespace(page=lambda _: (ListPage("1", "t"), ()))
+    )
+    settings: Any = SimpleNamespace(watch=SimpleNamespace(page_size=500, request_timeout=timedelta(seconds=1)))
+    transport: Any = EndlessApi()
+    with pytest.raises(ListPageError, match="the list did not end in 2000 pages"):
+        await anext(_objects(transport, settings, collection))
 
 
 def test_check_reports_malformed_object_that_belongs_to_no_cluster() -> None:

@@ -24,6 +24,7 @@ from milo_discoveryd.model.cluster import Target
 from milo_discoveryd.watchers.transport import Transport
 from milo_kube.credential import CredentialError, Secret
 from milo_kube.http.errors import TransportError
+from milo_kube.list_pages import MAX_PAGES
 from milo_kube.upstream import load_kubeconfig
 from milo_sandbox import Rule, Sandbox
 from milo_sandbox.refusals import RefusalError
@@ -201,6 +202,14 @@ async def test_revocation_deletes_secrets_of_all_list_pages() -> None:
     api = ScriptedApi(first, answering(200, {"items": kept[1:]}), answering(200, {}), answering(200, {}))
     await a_source(api).revoke(engaged())
     assert [path.rpartition("/")[2] for method, path in api.asked if method == "DELETE"] == ["a", "b"]
+
+
+async def test_endless_list_of_secrets_is_an_error() -> None:
+    endless = answering(200, {"metadata": {"continue": "more"}, "items": []})
+    api = ScriptedApi(*[endless] * (MAX_PAGES + 1))
+    with pytest.raises(BackendError, match="the list did not end in 2000 pages"):
+        await a_source(api).revoke(engaged())
+    assert len(api.asked) == MAX_PAGES
 
 
 async def test_deleted_secret_is_created_again(sandbox: Sandbox, api: Transport) -> None:

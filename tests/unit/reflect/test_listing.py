@@ -1,7 +1,10 @@
 """The initial list, in pages or as a streaming list."""
 
+from typing import Any
+
 import pytest
 
+from milo_kube.list_pages import MAX_PAGES
 from milo_kube.reflect.messages import (
     EventIgnored,
     Failure,
@@ -56,6 +59,32 @@ def test_list_is_read_page_by_page() -> None:
     assert driver.page(seen("c"), version="12") == [Listed(seen("c")), ListEnded(version="12")]
     assert driver.request == OpenWatch("12", TIMEOUT_S)
     assert driver.reflector.synced
+
+
+@pytest.mark.parametrize("observations", [[], [seen("a")]], ids=["empty", "same object"])
+def test_list_without_end_makes_source_stale(observations: list[Any]) -> None:
+    driver = ReflectorDriver()
+    pages = 0
+    while driver.status[0] is not ViewState.STALE:
+        assert driver.request == FetchPage("t" if pages else "", 5000)
+        driver.page(*observations, then="t")
+        pages += 1
+    assert (pages, driver.status[2]) == (MAX_PAGES, "MalformedResponse")
+    assert "the list did not end in 2000 pages and 0 s" in driver.reflector.status.message
+    assert not driver.reflector.synced
+    assert driver.request == Wait(START + 1.0)
+    driver.now += 1.0
+    assert driver.request == FIRST_PAGE
+
+
+def test_list_that_takes_longer_than_ten_minutes_makes_source_stale() -> None:
+    driver = ReflectorDriver()
+    for _ in range(10):
+        driver.page(then="t")
+        assert driver.request == FetchPage("t", 5000)
+        driver.now += 60.0
+    driver.page(seen("a"), then="t")
+    assert driver.status == (ViewState.STALE, START + 600.0, "MalformedResponse")
 
 
 def test_next_request_waits_until_all_objects_of_the_page_are_consumed() -> None:

@@ -16,6 +16,7 @@ from typing import Generic
 
 import msgspec
 
+from milo_kube.list_pages import EndlessListError, ListPages
 from milo_kube.reflect.backoff import Backoff
 from milo_kube.reflect.liveness_policy import LivenessPolicy
 from milo_kube.reflect.messages import (
@@ -185,7 +186,12 @@ class Reflector(Generic[Seen]):
             yield ListStarted()
         yield from map(Listed, observations)
         if page.continue_token:
-            self.state = ListingPages(page.continue_token)
+            try:
+                read = (self.state.read or ListPages(now)).next(now)
+            except EndlessListError as error:
+                yield from self.failed(Failure(MALFORMED_RESPONSE, str(error)), now)
+            else:
+                self.state = ListingPages(page.continue_token, read)
             return
         self.list_method.pages_ended()
         yield self._list_ended(page.version, now)

@@ -5,6 +5,7 @@ import math
 
 import msgspec
 
+from milo_kube.list_pages import ListPages
 from milo_kube.reflect.versions import is_number, is_older
 
 
@@ -73,6 +74,8 @@ class Waiting(msgspec.Struct, frozen=True):
 
 class ListingPages(msgspec.Struct, frozen=True):
     continue_token: str = ""
+    read: ListPages | None = None
+    """None until a page was read."""
 
 
 class Opening(msgspec.Struct, frozen=True):

@@ -1,0 +1,30 @@
+"""The bounds of a list that is read in pages: a faulty or hostile server may continue it forever. Pure."""
+
+from typing import Final, Self
+
+import msgspec
+
+MAX_PAGES: Final = 2_000
+MAX_S: Final = 600.0
+"""API servers keep the version of a list for five to ten minutes."""
+
+
+class EndlessListError(ValueError):
+    """A list did not end within the bounds."""
+
+
+class ListPages(msgspec.Struct, frozen=True):
+    """The pages of a list that were read so far."""
+
+    began_at: float
+    count: int = 0
+
+    def next(self, now: float) -> Self:
+        """Count a page that another one follows. Raises EndlessListError."""
+        count = self.count + 1
+        if count >= MAX_PAGES or now - self.began_at >= MAX_S:
+            raise EndlessListError(
+                f"the list did not end in {count} pages and {now - self.began_at:.0f} s "
+                f"(at most {MAX_PAGES} pages, {MAX_S:.0f} s): the server is faulty, or the pages are too small"
+            )
+        return msgspec.structs.replace(self, count=count)

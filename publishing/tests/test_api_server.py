@@ -1,0 +1,37 @@
+"""Lists of published objects."""
+
+from typing import Any, cast
+
+import pytest
+
+from milo_controllers.cluster_api import ClusterApi
+from milo_controllers.errors import api_error
+from milo_kube.list_pages import MAX_PAGES
+from milo_publishing.api_server import PublishedObjects
+from milo_publishing.errors import TargetUnavailable
+from milo_publishing.objects import Identity, PublishedResource
+
+SECRETS = PublishedResource(api_version="v1", plural="secrets", kind="Secret", has_status=False)
+
+
+class EndlessApi:
+    """A server that continues every list, or says of every second page that its list has expired."""
+
+    def __init__(self, *, expires: bool) -> None:
+        self.asked = 0
+        self._expires = expires
+
+    async def send(self, method: str, path: str, query: Any, body: Any, **_: Any) -> dict[str, Any]:
+        self.asked += 1
+        if self._expires and "continue" in dict(query):
+            raise api_error(410, "Expired", "too old")
+        return {"metadata": {"continue": "more"}, "items": []}
+
+
+@pytest.mark.parametrize("expires", [False, True])
+async def test_endless_list_of_published_objects_is_an_error(expires: bool) -> None:
+    api = EndlessApi(expires=expires)
+    objects = PublishedObjects(cast(ClusterApi, api), SECRETS, "hub", concurrency=1)
+    with pytest.raises(TargetUnavailable, match="the list did not end in 2000 pages"):
+        await objects.list(Identity(publication="secrets", publisher="shop"))
+    assert api.asked == (2 * MAX_PAGES - 1 if expires else MAX_PAGES)

@@ -1,0 +1,19 @@
+"""The bounds of lists in pages."""
+
+import pytest
+
+from milo_kube.list_pages import MAX_PAGES, MAX_S, EndlessListError, ListPages
+
+
+def test_list_within_the_bounds_is_read() -> None:
+    pages = ListPages(5.0)
+    for _ in range(MAX_PAGES - 1):
+        pages = pages.next(5.0 + MAX_S - 1)
+    with pytest.raises(EndlessListError, match=r"did not end in 2000 pages and 599 s .at most 2000 pages, 600 s."):
+        pages.next(5.0 + MAX_S - 1)
+
+
+def test_slow_list_is_given_up() -> None:
+    pages = ListPages(5.0).next(5.0)
+    with pytest.raises(EndlessListError, match="did not end in 2 pages and 600 s"):
+        pages.next(5.0 + MAX_S)
