@@ -16,10 +16,13 @@ import java.util.function.Supplier;
  * returned at once, and a new one is requested in the background when it is due for renewal. Callers wait only if there
  * is no valid credential, until the response arrives or the stream pushes a kubeconfig. After a failed request, no
  * other is sent until a backoff has elapsed. Until then, callers without a valid credential get the error of the failed
- * request. A credential may be used from any thread.
+ * request. After a successful one, none is sent for some seconds, even if this machine's clock is ahead and the new
+ * credential seems to be due for renewal, or expired. A credential may be used from any thread.
  */
 public final class Credential {
-  private static final Duration MARGIN = Duration.ofSeconds(5); // the most by which its use ends before its expiry
+  /** The most by which its use ends before its expiry, and the shortest interval between requests. */
+  private static final Duration MARGIN = Duration.ofSeconds(5);
+
   private static final Duration FIRST_BACKOFF = Duration.ofSeconds(1);
   private static final Duration LONGEST_BACKOFF = Duration.ofSeconds(30);
 
@@ -41,8 +44,8 @@ public final class Credential {
   private String endpoint = "";
   private Kubeconfig lastPushed;
   private CompletableFuture<Void> renewal;
-  private Throwable failure;
-  private Instant retryAt = Instant.MIN;
+  private Throwable failure; // of the last request; null if it succeeded
+  private Instant notBefore = Instant.MIN; // no request before this time
   private Duration backoff = FIRST_BACKOFF;
 
   /**
@@ -67,6 +70,9 @@ public final class Credential {
         if (!known.cluster().getEndpoint().equals(endpoint)) {
           endpoint = known.cluster().getEndpoint();
           current = null; // another project may have the former endpoint
+          renewal = null;
+          failure = null;
+          notBefore = Instant.MIN;
         }
         if (known.kubeconfig() != null && known.kubeconfig() != lastPushed) {
           lastPushed = known.kubeconfig();
@@ -77,16 +83,13 @@ public final class Credential {
         if (isValid && now.isBefore(current.refreshAt)) {
           return current.access;
         }
-        if (renewal == null && !now.isBefore(retryAt)) {
-          renew(known.cluster());
-        }
-        if (isValid) {
+        awaited = renewal == null && !now.isBefore(notBefore) ? renew(known.cluster()) : renewal;
+        if (isValid || (awaited == null && failure == null)) { // the latter if it was issued just now: the clocks do not agree
           return current.access;
         }
-        if (renewal == null) {
+        if (awaited == null) {
           throw failure instanceof DiscoveryException error ? error : new CompletionException(failure);
         }
-        awaited = renewal;
       }
       if (isRenewedBeforeNextEvent(awaited, known)) {
         require(); // the cluster may have been disengaged during the wait
@@ -122,22 +125,19 @@ public final class Credential {
     return known;
   }
 
-  private void renew(Cluster asked) {
+  /** Send a request. Returns a future that is completed after its result was stored, which may be before the return. */
+  private CompletableFuture<Void> renew(Cluster asked) {
     var ended = new CompletableFuture<Void>();
     renewal = ended;
     issuer
         .issue(asked.getIncarnation(), failure != null)
         .whenComplete(
             (issued, error) -> {
-              Throwable problem = error;
+              Throwable problem = null;
               synchronized (this) {
-                renewal = null;
-                try {
-                  if (problem == null && asked.getEndpoint().equals(endpoint)) {
-                    offer(issued, 0);
-                  }
-                } catch (DiscoveryException refused) {
-                  problem = refused;
+                renewal = renewal == ended ? null : renewal; // another one if the endpoint changed
+                if (asked.getEndpoint().equals(endpoint)) { // otherwise the result is that of a former endpoint
+                  problem = error == null ? stored(issued) : error;
                 }
                 if (problem != null) {
                   failed(problem);
@@ -149,39 +149,53 @@ public final class Credential {
                 ended.completeExceptionally(problem);
               }
             });
+    return ended;
+  }
+
+  /** Use the kubeconfig of a response, and send no request for some seconds. Returns why it was refused; null if it was not. */
+  private Throwable stored(Kubeconfig issued) {
+    try {
+      notBefore = Instant.now().plus(offer(issued, 0));
+      return null;
+    } catch (DiscoveryException refused) {
+      return refused;
+    }
   }
 
   private void failed(Throwable error) {
     failure = error;
     var delay = Duration.ofMillis(Math.round(backoff.toMillis() * ThreadLocalRandom.current().nextDouble(0.5, 1)));
     var requested = error instanceof DiscoveryException refusal ? refusal.retryAfter() : Duration.ZERO;
-    retryAt = Instant.now().plus(delay.compareTo(requested) < 0 ? requested : delay);
+    notBefore = Instant.now().plus(delay.compareTo(requested) < 0 ? requested : delay);
     var doubled = backoff.multipliedBy(2);
     backoff = doubled.compareTo(LONGEST_BACKOFF) > 0 ? LONGEST_BACKOFF : doubled;
   }
 
-  private void offer(Kubeconfig kubeconfig, double wait) {
+  /** Use a kubeconfig, unless the current one is newer. Returns by how much its use ends before its expiry. */
+  private Duration offer(Kubeconfig kubeconfig, double wait) {
     var access = Access.of(kubeconfig);
     failure = null;
-    retryAt = Instant.MIN;
+    notBefore = Instant.MIN;
     backoff = FIRST_BACKOFF;
     boolean hasIssuedAt = isValid(kubeconfig.hasIssuedAt(), kubeconfig.getIssuedAt());
     var issuedAt = hasIssuedAt ? instant(kubeconfig.getIssuedAt()) : Instant.MIN;
+    boolean expires = isValid(kubeconfig.hasExpiresAt(), kubeconfig.getExpiresAt());
+    var expiresAt = expires ? instant(kubeconfig.getExpiresAt()) : Instant.MAX;
+    var life = hasIssuedAt && expires ? Duration.between(issuedAt, expiresAt).dividedBy(10) : MARGIN;
+    var margin = life.isNegative() ? Duration.ZERO : life.compareTo(MARGIN) > 0 ? MARGIN : life;
     // If the current one was issued in the future, the clocks do not agree, or one was set back since.
     if (current != null && issuedAt.isBefore(current.issuedAt) && !current.issuedAt.isAfter(Instant.now())) {
-      return; // a response can arrive after the stream has pushed a newer kubeconfig, which may be for another server
+      return margin; // a response can arrive after the stream has pushed a newer kubeconfig, which may be for another server
     }
-    if (!isValid(kubeconfig.hasExpiresAt(), kubeconfig.getExpiresAt())) {
+    if (!expires) {
       current = new Current(access, issuedAt, Instant.MAX, Instant.MAX);
-      return;
+      return margin;
     }
-    var expiresAt = instant(kubeconfig.getExpiresAt());
     boolean hasRefreshAfter = isValid(kubeconfig.hasRefreshAfter(), kubeconfig.getRefreshAfter());
     var refreshAt = hasRefreshAfter ? instant(kubeconfig.getRefreshAfter()) : expiresAt;
     var waited = Duration.between(refreshAt, expiresAt).toMillis() * wait;
-    var life = hasIssuedAt ? Duration.between(issuedAt, expiresAt) : MARGIN;
-    var margin = Math.max(0, Math.min(MARGIN.toMillis(), life.toMillis() / 10));
-    current = new Current(access, issuedAt, refreshAt.plusMillis((long) waited), expiresAt.minusMillis(margin));
+    current = new Current(access, issuedAt, refreshAt.plusMillis((long) waited), expiresAt.minus(margin));
+    return margin;
   }
 
   /** Whether a timestamp is set, and in the range of protobuf timestamps, outside of which Instant throws exceptions. */

@@ -29,6 +29,7 @@ import io.grpc.netty.shaded.io.netty.util.concurrent.DefaultThreadFactory;
 import io.grpc.stub.MetadataUtils;
 import java.time.Duration;
 import java.util.ArrayList;
+import java.util.HashSet;
 import java.util.List;
 import java.util.Set;
 import java.util.concurrent.CompletableFuture;
@@ -39,6 +40,7 @@ import java.util.function.Function;
 public final class DiscoveryClient implements AutoCloseable {
   private static final String DEFAULT_ADDRESS = "unix:///run/milo-discovery/discovery.sock";
   private static final Duration TIMEOUT = Duration.ofSeconds(30);
+  private static final Duration CLOSING = Duration.ofSeconds(1);
   private static final Set<Status.Code> BROKEN = Set.of(Status.Code.UNAVAILABLE, Status.Code.DEADLINE_EXCEEDED);
   private static final int MAX_MESSAGE_BYTES = 64 << 20;
 
@@ -46,8 +48,22 @@ public final class DiscoveryClient implements AutoCloseable {
   private final Credentials credentials;
   private final EventLoopGroup sockets;
   private final Issuing issuing = new Issuing();
-  private ManagedChannel shared; // for all unary calls
-  private List<String> sharedFiles;
+  private final Set<ManagedChannel> channels = new HashSet<>();
+  private final Set<Watch> watches = new HashSet<>();
+  private Lane shared; // for all unary calls
+  private boolean isClosed;
+
+  /** The channel that unary calls share until its connection fails. It is closed after the last call on it. */
+  private static final class Lane {
+    final ManagedChannel channel;
+    final List<String> files; // of its credentials
+    int calls; // in flight
+
+    Lane(ManagedChannel channel, List<String> files) {
+      this.channel = channel;
+      this.files = files;
+    }
+  }
 
   /** Create a client of the daemon at MILO_DISCOVERY_ADDRESS, with the credentials of the environment. */
   public DiscoveryClient() {
@@ -126,8 +142,19 @@ public final class DiscoveryClient implements AutoCloseable {
     return call(timeout, stub -> stub.renewOwnership(RenewOwnershipRequest.getDefaultInstance()));
   }
 
-  /** Open a channel with the current certificates. It connects on the first call. */
-  ManagedChannel connect() {
+  /** Record that a watch runs, which ends when the client is closed. */
+  synchronized void opened(Watch watch) {
+    requireOpen();
+    watches.add(watch);
+  }
+
+  synchronized void closed(Watch watch) {
+    watches.remove(watch);
+  }
+
+  /** Open a channel with the current certificates. It connects on the first call, and is closed with {@link #disconnect}. */
+  synchronized ManagedChannel connect() {
+    requireOpen();
     NettyChannelBuilder builder;
     if (sockets != null) {
       var socket = new DomainSocketAddress(address.substring("unix://".length()));
@@ -142,13 +169,31 @@ public final class DiscoveryClient implements AutoCloseable {
     } else {
       builder.sslContext(credentials.tls());
     }
-    return builder
+    builder
         .maxInboundMessageSize(MAX_MESSAGE_BYTES)
         .proxyDetector(target -> null) // the daemon is on the same host or network
         .keepAliveTime(30, TimeUnit.SECONDS)
         .keepAliveTimeout(10, TimeUnit.SECONDS)
-        .idleTimeout(60, TimeUnit.SECONDS)
-        .build();
+        .idleTimeout(60, TimeUnit.SECONDS);
+    var channel = builder.build();
+    channels.add(channel);
+    return channel;
+  }
+
+  /** Close a channel, and cancel its calls. */
+  void disconnect(ManagedChannel channel) {
+    synchronized (this) {
+      if (!channels.remove(channel)) {
+        return; // the client was closed, and its sockets cannot be used any more
+      }
+    }
+    channel.shutdownNow();
+  }
+
+  private void requireOpen() {
+    if (isClosed) {
+      throw new DiscoveryException("the client was closed");
+    }
   }
 
   io.grpc.ClientInterceptor authorization() {
@@ -156,48 +201,77 @@ public final class DiscoveryClient implements AutoCloseable {
   }
 
   private <T> T call(Duration timeout, Function<DiscoveryServiceBlockingStub, T> method) {
-    ManagedChannel channel = sharedChannel();
+    Lane lane = enter();
+    boolean isBroken = false;
     try {
-      var stub = DiscoveryServiceGrpc.newBlockingStub(channel).withInterceptors(authorization());
+      var stub = DiscoveryServiceGrpc.newBlockingStub(lane.channel).withInterceptors(authorization());
       return method.apply(stub.withDeadlineAfter(timeout.toMillis(), TimeUnit.MILLISECONDS));
     } catch (StatusRuntimeException error) {
-      if (BROKEN.contains(error.getStatus().getCode())) {
-        replace(channel); // its connection may be half-open, or to a daemon that has stopped
-      }
-      throw DiscoveryException.of(error);
+      var failure = DiscoveryException.of(error);
+      // Its connection may be half-open, or to a daemon that has stopped. Errors that the daemon returns have a reason.
+      isBroken = BROKEN.contains(failure.code()) && failure.reason().isEmpty();
+      throw failure;
+    } finally {
+      leave(lane, isBroken);
     }
   }
 
-  private synchronized ManagedChannel sharedChannel() {
+  private synchronized Lane enter() {
+    requireOpen();
     var files = credentials.channelFiles(); // certificates can be renewed in place
-    if (shared != null && !files.equals(sharedFiles)) {
-      replace(shared);
+    if (shared != null && !files.equals(shared.files)) {
+      retire(shared);
     }
     if (shared == null) {
-      shared = connect();
-      sharedFiles = files;
+      shared = new Lane(connect(), files);
     }
+    shared.calls++;
     return shared;
   }
 
-  /** Make the next call open a new channel. Calls in flight continue. */
-  private synchronized void replace(ManagedChannel channel) {
-    channel.shutdown();
-    if (shared == channel) {
-      shared = null;
+  private synchronized void leave(Lane lane, boolean isBroken) {
+    lane.calls--;
+    if (isBroken || lane != shared) {
+      retire(lane);
     }
   }
 
+  /** Make the next call open another channel. Calls in flight continue. */
+  private void retire(Lane lane) {
+    if (shared == lane) {
+      shared = null;
+    }
+    if (lane.calls == 0) {
+      disconnect(lane.channel);
+    }
+  }
+
+  /** End all watches and calls. Later ones fail. */
   @Override
   public void close() {
-    issuing.close();
+    List<ManagedChannel> open;
     synchronized (this) {
-      if (shared != null) {
-        shared.shutdownNow();
-      }
+      isClosed = true;
+      watches.forEach(Watch::close);
+      open = List.copyOf(channels);
+      channels.clear();
     }
+    issuing.close();
+    open.forEach(ManagedChannel::shutdownNow);
     if (sockets != null) {
+      awaitTermination(open); // channels use the threads of the sockets for that
       sockets.shutdownGracefully(0, 1, TimeUnit.SECONDS);
+    }
+  }
+
+  private static void awaitTermination(List<ManagedChannel> channels) {
+    long deadline = System.nanoTime() + CLOSING.toNanos();
+    try {
+      for (ManagedChannel channel : channels) {
+        channel.awaitTermination(deadline - System.nanoTime(), TimeUnit.NANOSECONDS);
+      }
+    } catch (InterruptedException interrupted) {
+      Thread.currentThread().interrupt();
     }
   }
 }

@@ -1,6 +1,8 @@
 package com.miloapis.discovery;
 
 import com.google.protobuf.InvalidProtocolBufferException;
+import com.google.protobuf.Message;
+import com.google.rpc.ErrorInfo;
 import com.google.rpc.RetryInfo;
 import io.grpc.Status;
 import io.grpc.StatusRuntimeException;
@@ -19,21 +21,24 @@ public class DiscoveryException extends RuntimeException {
           Status.Code.FAILED_PRECONDITION);
 
   private static final long LONGEST_DURATION_S = 315_576_000_000L; // maximum of a protobuf Duration
+  private static final Duration LONGEST_RETRY_AFTER = Duration.ofMinutes(5);
 
   private final Status.Code code;
+  private final String reason;
   private final Duration retryAfter;
 
   DiscoveryException(String message) {
-    this(Status.Code.UNKNOWN, message, Duration.ZERO, null);
+    this(Status.Code.UNKNOWN, message);
   }
 
   DiscoveryException(Status.Code code, String message) {
-    this(code, message, Duration.ZERO, null);
+    this(code, message, "", Duration.ZERO, null);
   }
 
-  private DiscoveryException(Status.Code code, String message, Duration retryAfter, Throwable cause) {
+  private DiscoveryException(Status.Code code, String message, String reason, Duration retryAfter, Throwable cause) {
     super(message, cause);
     this.code = code;
+    this.reason = reason;
     this.retryAfter = retryAfter;
   }
 
@@ -45,7 +50,12 @@ public class DiscoveryException extends RuntimeException {
     return code;
   }
 
-  /** How long to wait before a retry; zero if the daemon did not specify it. */
+  /** Stable and machine-readable, as in the proto file; empty if the daemon did not answer. */
+  public String reason() {
+    return reason;
+  }
+
+  /** How long to wait before a retry, at most five minutes; zero if the daemon did not specify it. */
   public Duration retryAfter() {
     return retryAfter;
   }
@@ -58,24 +68,31 @@ public class DiscoveryException extends RuntimeException {
   static DiscoveryException of(StatusRuntimeException error) {
     Status status = error.getStatus();
     String message = status.getCode() + ": " + status.getDescription();
-    return new DiscoveryException(status.getCode(), message, retryAfter(error), error);
+    return new DiscoveryException(status.getCode(), message, detail(error, ErrorInfo.getDefaultInstance()).getReason(), retryAfter(error), error);
   }
 
   private static Duration retryAfter(StatusRuntimeException error) {
+    var delay = detail(error, RetryInfo.getDefaultInstance()).getRetryDelay();
+    boolean isValid = delay.getSeconds() >= 0 && delay.getSeconds() <= LONGEST_DURATION_S && delay.getNanos() >= 0;
+    var requested = isValid ? Duration.ofSeconds(delay.getSeconds(), delay.getNanos()) : Duration.ZERO;
+    return requested.compareTo(LONGEST_RETRY_AFTER) > 0 ? LONGEST_RETRY_AFTER : requested;
+  }
+
+  /** Return the detail of this type; {@code none} if there is none, since malformed details must not replace the error. */
+  @SuppressWarnings("unchecked")
+  private static <T extends Message> T detail(StatusRuntimeException error, T none) {
     try {
       com.google.rpc.Status status = StatusProto.fromThrowable(error);
       if (status != null) {
         for (var detail : status.getDetailsList()) {
-          if (detail.is(RetryInfo.class)) {
-            var delay = detail.unpack(RetryInfo.class).getRetryDelay();
-            var asked = Duration.ofSeconds(delay.getSeconds(), delay.getNanos());
-            return asked.isNegative() || asked.getSeconds() > LONGEST_DURATION_S ? Duration.ZERO : asked;
+          if (detail.is(none.getClass())) {
+            return (T) detail.unpack(none.getClass());
           }
         }
       }
-    } catch (InvalidProtocolBufferException | IllegalArgumentException | ArithmeticException invalid) {
-      // Malformed details must not replace the error.
+    } catch (InvalidProtocolBufferException | IllegalArgumentException malformed) {
+      // As documented.
     }
-    return Duration.ZERO;
+    return none;
   }
 }

@@ -15,6 +15,7 @@ public final class EngagedCluster {
   private final Credential credential;
   private final CountDownLatch end = new CountDownLatch(1);
   private volatile Cluster current;
+  private volatile boolean isEngaged = true;
 
   EngagedCluster(Credential credential, Cluster current) {
     this.credential = credential;
@@ -52,10 +53,12 @@ public final class EngagedCluster {
 
   /**
    * Create a client of the fabric8 library. Create it once, and close it at the end. Each request uses the server, the token and the
-   * impersonated user of one credential. A redirect is an error.
+   * impersonated user of one credential. A redirect is an error, and so is a kubeconfig with {@code tls-server-name}: fabric8 would
+   * verify the certificate for another name.
    */
   public KubernetesClient kubernetesClient() {
     Access access = credential.access();
+    RenewedRequests.check(access);
     Config config =
         new ConfigBuilder(Config.empty())
             .withMasterUrl(access.server())
@@ -74,6 +77,16 @@ public final class EngagedCluster {
 
   void update(Cluster cluster) {
     current = cluster;
+  }
+
+  /** Whether the cluster is engaged, draining or not. */
+  boolean isEngaged() {
+    return isEngaged;
+  }
+
+  void disengage() {
+    isEngaged = false;
+    end();
   }
 
   void end() {

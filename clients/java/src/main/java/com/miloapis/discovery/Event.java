@@ -15,7 +15,8 @@ import com.miloapis.discovery.v1.Kubeconfig;
  * @param engagement identifies the engagement: the same object from ENGAGED to DISENGAGED, and never equal to another engagement's
  */
 public record Event(
-    Type type, Cluster cluster, DisengageReason reason, String message, Kubeconfig kubeconfig, Object engagement) {
+    Type type, Cluster cluster, DisengageReason reason, String message, Kubeconfig kubeconfig, Object engagement)
+    implements News {
   /** The type of a change. */
   public enum Type {
     ENGAGED,

@@ -40,7 +40,6 @@ public final class Fleet implements AutoCloseable {
   private final BiConsumer<EngagedCluster, Throwable> onError;
   private final Map<String, Member> members = new HashMap<>(); // used only by the thread of run()
   private final Map<String, CompletableFuture<Void>> ending = new HashMap<>();
-  private volatile boolean isEnding;
 
   /** Create a fleet that runs each handler in its own thread, and logs errors. */
   public Fleet(DiscoveryClient client, WatchOptions options) {
@@ -64,9 +63,8 @@ public final class Fleet implements AutoCloseable {
   /** Run until the fleet is closed, and all handlers have ended. Throws errors that a retry cannot fix. */
   public void run(Handler handler) throws InterruptedException {
     try {
-      watch.run(event -> receive(event, handler));
+      watch.follow(news -> receive(news, handler));
     } finally {
-      isEnding = true;
       for (String name : members.keySet().toArray(String[]::new)) {
         disengage(name);
       }
@@ -84,19 +82,17 @@ public final class Fleet implements AutoCloseable {
     watch.close();
   }
 
-  private void receive(Event event, Handler handler) {
-    String name = event.cluster().getName();
-    Member member = members.get(name);
-    if (member != null) {
-      member.cluster.update(event.cluster());
+  private void receive(News news, Handler handler) {
+    if (news instanceof Event event && event.type() == Event.Type.ENGAGED) {
+      engage(event, handler);
     }
-    switch (event.type()) {
-      case ENGAGED -> engage(event, handler);
-      case DISENGAGED -> disengage(name);
-      default -> {}
-    }
-    if (event.cluster().hasDraining() && event.type() != Event.Type.DISENGAGED) {
-      release(members.get(name));
+    Cluster cluster = news.cluster();
+    Member member = members.get(cluster.getName());
+    member.cluster.update(cluster);
+    if (news instanceof Event event && event.type() == Event.Type.DISENGAGED) {
+      disengage(cluster.getName());
+    } else if (cluster.hasDraining()) { // also with only another incarnation: the daemon waits for a release of this one
+      release(member);
     }
   }
 
@@ -112,7 +108,7 @@ public final class Fleet implements AutoCloseable {
   private void disengage(String name) {
     Member member = members.remove(name);
     if (member != null) {
-      member.cluster.end();
+      member.cluster.disengage();
       ending.values().removeIf(CompletableFuture::isDone);
       ending.put(name, member.done);
     }
@@ -127,7 +123,7 @@ public final class Fleet implements AutoCloseable {
   /** Release a draining cluster, and retry until the daemon has answered. The next event of the cluster begins another release. */
   private void release(EngagedCluster cluster, Cluster draining) {
     var backoff = FIRST_RELEASE_BACKOFF;
-    while (cluster.current() == draining && !isEnding) {
+    while (cluster.current() == draining && cluster.isEngaged()) {
       try {
         client.release(draining, subscriber);
         return;

@@ -24,10 +24,10 @@ final class Ownership implements Runnable, AutoCloseable {
 
   private final Renewal renewal;
   private final Runnable onChange;
-  private volatile long until = NEVER;
   private volatile Thread keeper;
-  private volatile boolean wasHeld;
-  private volatile boolean isLost;
+  private boolean wasHeld; // when the keeper last compared
+  private long until = NEVER;
+  private boolean isLost;
 
   Ownership(Renewal renewal, Runnable onChange) {
     this.renewal = renewal;
@@ -35,12 +35,13 @@ final class Ownership implements Runnable, AutoCloseable {
   }
 
   /** Whether the ownership is held. After it has expired, false until {@link #acknowledgeLoss}, even if it was renewed. */
-  boolean isHeld() {
-    return !isLost && (until == NEVER || now() < until);
+  synchronized boolean isHeld() {
+    isLost |= until != NEVER && now() >= until;
+    return !isLost;
   }
 
   /** Record that all clusters were disengaged after a loss, so that the ownership can be held again. */
-  void acknowledgeLoss() {
+  synchronized void acknowledgeLoss() {
     isLost = false;
   }
 
@@ -49,9 +50,12 @@ final class Ownership implements Runnable, AutoCloseable {
     if (keeper != null) {
       return;
     }
-    until = 0;
+    synchronized (this) {
+      until = 0;
+    }
     renew(now());
-    wasHeld = isHeld(); // set before the thread starts, so that an expiry in between counts as a loss
+    acknowledgeLoss(); // nothing was held before the first response
+    wasHeld = isHeld(); // before the thread starts, so that it notices an expiry in between
     keeper = new Thread(this, "milo-discovery ownership");
     keeper.setDaemon(true);
     keeper.start();
@@ -67,10 +71,10 @@ final class Ownership implements Runnable, AutoCloseable {
   @Override
   public void run() {
     try {
-      while (until != NEVER) {
+      while (deadline() != NEVER) {
         Thread.sleep(pause());
         long asked = now(); // before the check: if the machine is suspended after it, the response must not cover that time
-        notifyIfChanged(); // ownership that has expired is lost, even if it can be renewed
+        notifyIfChanged();
         renew(asked);
         notifyIfChanged();
       }
@@ -84,25 +88,32 @@ final class Ownership implements Runnable, AutoCloseable {
     boolean isHeld = isHeld();
     if (isHeld != wasHeld) {
       wasHeld = isHeld;
-      isLost = !isHeld;
       onChange.run();
     }
   }
 
   private void renew(long asked) {
-    long left = until - asked;
+    long left = deadline() - asked;
     try {
-      var response = renewal.renew(Duration.ofMillis(left > 0 ? Math.min(left, INTERVAL_MS) : INTERVAL_MS));
-      var validFor = response.getValidFor();
-      if (!response.getSharded()) {
-        until = NEVER;
-      } else if (response.hasValidFor() && isValid(validFor)) {
-        // The duration counts from the request, since the response may have been delayed.
-        until = Math.max(until, asked + validFor.getSeconds() * 1000 + validFor.getNanos() / 1_000_000);
-      }
+      apply(renewal.renew(Duration.ofMillis(left > 0 ? Math.min(left, INTERVAL_MS) : INTERVAL_MS)), asked);
     } catch (DiscoveryException error) {
       // The last response applies until it expires.
     }
+  }
+
+  private synchronized void apply(RenewOwnershipResponse response, long asked) {
+    isHeld(); // ownership that has expired is lost, even if it is renewed
+    var validFor = response.getValidFor();
+    if (!response.getSharded()) {
+      until = NEVER;
+    } else if (response.hasValidFor() && isValid(validFor)) {
+      // The duration counts from the request, since the response may have been delayed.
+      until = Math.max(until, asked + validFor.getSeconds() * 1000 + validFor.getNanos() / 1_000_000);
+    }
+  }
+
+  private synchronized long deadline() {
+    return until;
   }
 
   private static boolean isValid(com.google.protobuf.Duration duration) {
@@ -112,7 +123,7 @@ final class Ownership implements Runnable, AutoCloseable {
 
   /** The delay before the next renewal: shorter towards the deadline, since the daemon may renew its own Lease late; 0 after a loss. */
   private long pause() {
-    long left = until - now();
+    long left = deadline() - now();
     if (left > 0) {
       return Math.min(INTERVAL_MS, Math.max(left / 2, Math.min(left, SHORTEST_MS)));
     }

@@ -27,6 +27,7 @@ final class RenewedRequests implements Interceptor {
   @Override
   public void before(BasicBuilder builder, HttpRequest request, RequestTags tags) {
     Access access = credential.access();
+    check(access);
     String url = request.uri().toString();
     // The host example.com:4433 and the path /alpha-2 begin with other hosts and paths, whose credentials they must not get.
     if (!url.equals(madeFor) && !url.startsWith(madeFor + "/") && !url.startsWith(madeFor + "?")) {
@@ -40,6 +41,14 @@ final class RenewedRequests implements Interceptor {
       builder.setHeader("Impersonate-User", access.actAs().user());
       set(builder, "Impersonate-Group", access.actAs().groups());
       access.actAs().extra().forEach((key, values) -> set(builder, "Impersonate-Extra-" + encoded(key), values));
+    }
+  }
+
+  /** Throw unless fabric8 can use the credential as it is meant. */
+  static void check(Access access) {
+    if (access.tlsServerName() != null) {
+      throw new DiscoveryException(
+          "kubeconfig of " + access.server() + " refused: fabric8 cannot verify a certificate for its `tls-server-name`; use a client that can");
     }
   }
 

@@ -13,7 +13,7 @@ import java.util.Map;
 import java.util.function.Predicate;
 
 /**
- * Turns batches into events, without I/O. It outlives connections and daemons, and reports one ENGAGED and one DISENGAGED for each
+ * Turns batches into news, without I/O. It outlives connections and daemons, and reports one ENGAGED and one DISENGAGED for each
  * engagement.
  *
  * <p>A snapshot takes effect when it is complete, as its differences from the view. A cluster with the same name and UID is the same
@@ -67,7 +67,7 @@ final class Session {
   }
 
   /** Apply a batch. If it contradicts the view, or does not continue the previous batch, throws and applies none of it. */
-  synchronized List<Event> receive(WatchClustersResponse batch) {
+  synchronized List<News> receive(WatchClustersResponse batch) {
     Phase before = phase;
     phase = Phase.CLOSED; // remains closed if the batch is invalid
     if (batch.getReset()) {
@@ -108,7 +108,7 @@ final class Session {
     return lost;
   }
 
-  private List<Event> awaitSnapshot(WatchClustersResponse batch) {
+  private List<News> awaitSnapshot(WatchClustersResponse batch) {
     requireNext(batch);
     if (batch.getEventsCount() > 0 || batch.getSynced()) {
       throw contradiction("events or `synced` arrived before the snapshot");
@@ -116,7 +116,7 @@ final class Session {
     return proceed(Phase.AWAITING_SNAPSHOT, batch, List.of());
   }
 
-  private List<Event> receiveSnapshot(WatchClustersResponse batch) {
+  private List<News> receiveSnapshot(WatchClustersResponse batch) {
     for (ClusterEvent event : batch.getEventsList()) {
       String name = event.getCluster().getName();
       switch (event.getType()) {
@@ -137,19 +137,19 @@ final class Session {
             snapshot.put(name, before);
           }
         });
-    List<Event> events = differences();
+    List<News> news = differences();
     view = snapshot;
     snapshot = new LinkedHashMap<>();
     revision = batch.getRevision();
-    return proceed(Phase.LIVE, batch, events);
+    return proceed(Phase.LIVE, batch, news);
   }
 
-  private List<Event> differences() {
-    var events = new ArrayList<Event>();
+  private List<News> differences() {
+    var news = new ArrayList<News>();
     view.forEach(
         (name, known) -> {
           if (!snapshot.containsKey(name)) {
-            events.add(Event.disengaged(known, DisengageReason.DISENGAGE_REASON_UNSPECIFIED, MISSING));
+            news.add(Event.disengaged(known, DisengageReason.DISENGAGE_REASON_UNSPECIFIED, MISSING));
           }
         });
     snapshot.forEach(
@@ -157,29 +157,31 @@ final class Session {
           Known before = view.get(name);
           DisengageReason end = before == null ? null : endOf(before.cluster(), now.cluster());
           if (before == null) {
-            events.add(Event.of(Event.Type.ENGAGED, now));
+            news.add(Event.of(Event.Type.ENGAGED, now));
           } else if (end != null) {
-            events.add(Event.disengaged(before, end, ""));
-            events.add(Event.of(Event.Type.ENGAGED, now));
+            news.add(Event.disengaged(before, end, ""));
+            news.add(Event.of(Event.Type.ENGAGED, now));
           } else {
             if (!content(before.cluster()).equals(content(now.cluster()))) {
-              events.add(Event.of(Event.Type.UPDATED, now));
+              news.add(Event.of(Event.Type.UPDATED, now));
+            } else if (!before.cluster().equals(now.cluster())) {
+              news.add(new News.Refreshed(now.cluster()));
             }
             if (now.kubeconfig() != null && !now.kubeconfig().equals(before.kubeconfig())) {
-              events.add(Event.of(Event.Type.KUBECONFIG, now));
+              news.add(Event.of(Event.Type.KUBECONFIG, now));
             }
           }
         });
-    return events;
+    return news;
   }
 
-  private List<Event> apply(WatchClustersResponse batch) {
+  private List<News> apply(WatchClustersResponse batch) {
     requireNext(batch);
     if (!batch.getSynced()) {
       throw contradiction("`synced` became false without a reset");
     }
     var changed = new HashMap<String, Known>(); // null: disengaged
-    var events = new ArrayList<Event>();
+    var news = new ArrayList<News>();
     for (ClusterEvent event : batch.getEventsList()) {
       var type = event.getType();
       if (type == ClusterEvent.Type.TYPE_UNSPECIFIED || type == ClusterEvent.Type.UNRECOGNIZED) {
@@ -193,12 +195,12 @@ final class Session {
       Known after = known(event, before);
       changed.put(name, type == ClusterEvent.Type.TYPE_DISENGAGED ? null : after);
       switch (type) {
-        case TYPE_ENGAGED -> events.add(Event.of(Event.Type.ENGAGED, after));
-        case TYPE_UPDATED -> events.add(Event.of(Event.Type.UPDATED, after));
-        case TYPE_DISENGAGED -> events.add(Event.disengaged(after, event.getReason(), event.getMessage()));
+        case TYPE_ENGAGED -> news.add(Event.of(Event.Type.ENGAGED, after));
+        case TYPE_UPDATED -> news.add(Event.of(Event.Type.UPDATED, after));
+        case TYPE_DISENGAGED -> news.add(Event.disengaged(after, event.getReason(), event.getMessage()));
         default -> {
           if (after.kubeconfig() != before.kubeconfig()) { // isUsable accepted it
-            events.add(Event.of(Event.Type.KUBECONFIG, after));
+            news.add(Event.of(Event.Type.KUBECONFIG, after));
           }
         }
       }
@@ -212,13 +214,13 @@ final class Session {
           }
         });
     revision = batch.getRevision();
-    return proceed(Phase.LIVE, batch, events);
+    return proceed(Phase.LIVE, batch, news);
   }
 
-  private List<Event> proceed(Phase next, WatchClustersResponse batch, List<Event> events) {
+  private List<News> proceed(Phase next, WatchClustersResponse batch, List<News> news) {
     phase = next;
     last = batch.getRevision();
-    return events;
+    return news;
   }
 
   private Known known(ClusterEvent event, Known before) {

@@ -28,6 +28,7 @@ public final class Watch implements AutoCloseable {
   private static final int HEARTBEATS_MISSED = 3;
   private static final Duration FIRST_BACKOFF = Duration.ofMillis(200);
   private static final Duration LONGEST_BACKOFF = Duration.ofSeconds(5);
+  private static final Duration HEALTHY = Duration.ofSeconds(10); // a stream that lasted this long resets the backoff
 
   /** An event for which the thread of {@link #run} waits. */
   private sealed interface Signal {}
@@ -50,6 +51,7 @@ public final class Watch implements AutoCloseable {
   private volatile LinkedBlockingQueue<Signal> signals = new LinkedBlockingQueue<>();
   private volatile boolean isClosed;
   private Duration backoff = FIRST_BACKOFF;
+  private long connectedAt; // when the first batch of the stream arrived, of System.nanoTime; 0 if none has
 
   Watch(DiscoveryClient client, WatchOptions options) {
     this.client = client;
@@ -101,6 +103,17 @@ public final class Watch implements AutoCloseable {
    * {@link Fleet}.
    */
   public void run(Consumer<Event> handler) throws InterruptedException {
+    follow(
+        news -> {
+          if (news instanceof Event event) {
+            handler.accept(event);
+          }
+        });
+  }
+
+  /** Run like {@link #run}, with a handler of all news. */
+  void follow(Consumer<News> handler) throws InterruptedException {
+    client.opened(this);
     try (ownership) {
       while (!isClosed) {
         if (!ownership.isHeld()) {
@@ -110,7 +123,7 @@ public final class Watch implements AutoCloseable {
           continue;
         }
         DiscoveryException error = readStream(handler);
-        Duration delay = nextDelay(); // reset by a stream that delivered a batch
+        Duration delay = nextDelay();
         if (error != null) {
           if (error.isFinal()) {
             throw error;
@@ -122,6 +135,8 @@ public final class Watch implements AutoCloseable {
           sleep(delay);
         }
       }
+    } finally {
+      client.closed(this);
     }
   }
 
@@ -140,9 +155,10 @@ public final class Watch implements AutoCloseable {
   }
 
   /** Read one stream, on a new channel, until it ends. Returns the error; null if the watch was closed. */
-  private DiscoveryException readStream(Consumer<Event> handler) throws InterruptedException {
+  private DiscoveryException readStream(Consumer<News> handler) throws InterruptedException {
     var received = new LinkedBlockingQueue<Signal>();
     signals = received;
+    connectedAt = 0;
     ManagedChannel channel;
     ClientInterceptor authorization;
     try {
@@ -154,27 +170,28 @@ public final class Watch implements AutoCloseable {
     try {
       var call = openStream(ClientInterceptors.intercept(channel, authorization), received);
       while (!isClosed) {
-        List<Event> events;
+        List<News> news;
         try {
-          events = nextEvents(received);
+          news = nextNews(received);
         } catch (DiscoveryException error) {
           return error;
         }
-        events.forEach(handler); // outside of the try, because exceptions of the handler do not break the stream
+        news.forEach(handler); // outside of the try, because exceptions of the handler do not break the stream
         call.request(1);
       }
       return null;
     } finally {
-      channel.shutdownNow();
+      client.disconnect(channel);
     }
   }
 
-  /** Wait for a batch, and apply it. Returns no events if the watch was closed. */
-  private List<Event> nextEvents(LinkedBlockingQueue<Signal> received) throws InterruptedException {
+  /** Wait for a batch, and apply it. Returns no news if the watch was closed. */
+  private List<News> nextNews(LinkedBlockingQueue<Signal> received) throws InterruptedException {
+    Duration silence = options.heartbeat().multipliedBy(HEARTBEATS_MISSED);
+    long deadline = System.nanoTime() + silence.toNanos();
     while (!isClosed) {
       requireOwnership(); // it may have been lost before the queue was replaced
-      Duration silence = options.heartbeat().multipliedBy(HEARTBEATS_MISSED);
-      Signal signal = received.poll(silence.toMillis(), TimeUnit.MILLISECONDS);
+      Signal signal = received.poll(deadline - System.nanoTime(), TimeUnit.NANOSECONDS);
       if (signal == null) {
         throw new StreamBrokenException("no heartbeat for " + silence.toSeconds() + " s");
       } else if (signal instanceof Ended ended) {
@@ -184,23 +201,23 @@ public final class Watch implements AutoCloseable {
       }
       requireOwnership();
       if (signal instanceof Batch batch) {
-        List<Event> events = notified(session.receive(batch.message()));
-        backoff = FIRST_BACKOFF;
-        return events;
+        List<News> news = notified(session.receive(batch.message()));
+        connectedAt = connectedAt == 0 ? System.nanoTime() : connectedAt;
+        return news;
       }
     }
     return List.of();
   }
 
   /** Complete the futures that wait for events of these clusters, after the events were applied to the view. */
-  private List<Event> notified(List<Event> events) {
-    for (Event event : events) {
-      var waiting = nextEvents.remove(event.cluster().getName());
+  private <T extends News> List<T> notified(List<T> news) {
+    for (News each : news) {
+      var waiting = each instanceof Event event ? nextEvents.remove(event.cluster().getName()) : null;
       if (waiting != null) {
         waiting.complete(null);
       }
     }
-    return events;
+    return news;
   }
 
   private void requireOwnership() {
@@ -242,7 +259,11 @@ public final class Watch implements AutoCloseable {
     return call;
   }
 
+  /** Return the delay before the next stream. Only a stream that has worked for a while resets it: a snapshot is costly. */
   private Duration nextDelay() {
+    if (connectedAt != 0 && System.nanoTime() - connectedAt >= HEALTHY.toNanos()) {
+      backoff = FIRST_BACKOFF;
+    }
     var delay = Duration.ofMillis(Math.round(backoff.toMillis() * ThreadLocalRandom.current().nextDouble(0.5, 1)));
     var doubled = backoff.multipliedBy(2);
     backoff = doubled.compareTo(LONGEST_BACKOFF) > 0 ? LONGEST_BACKOFF : doubled;

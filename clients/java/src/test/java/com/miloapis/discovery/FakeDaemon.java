@@ -26,9 +26,14 @@ import io.grpc.ServerInterceptors;
 import io.grpc.Status;
 import io.grpc.StatusRuntimeException;
 import io.grpc.netty.shaded.io.grpc.netty.NettyServerBuilder;
+import io.grpc.netty.shaded.io.netty.channel.epoll.EpollEventLoopGroup;
+import io.grpc.netty.shaded.io.netty.channel.epoll.EpollServerDomainSocketChannel;
+import io.grpc.netty.shaded.io.netty.channel.unix.DomainSocketAddress;
+import io.grpc.netty.shaded.io.netty.util.concurrent.DefaultThreadFactory;
 import io.grpc.stub.StreamObserver;
 import java.io.IOException;
 import java.net.InetSocketAddress;
+import java.nio.file.Path;
 import java.time.Duration;
 import java.time.Instant;
 import java.util.List;
@@ -41,7 +46,7 @@ import java.util.concurrent.atomic.AtomicInteger;
 import java.util.function.BooleanSupplier;
 import java.util.function.Function;
 
-/** A fake daemon on a loopback port, with scripted streams and responses. */
+/** A fake daemon on a loopback port or a Unix socket, with scripted streams and responses. */
 final class FakeDaemon implements AutoCloseable {
   private static final long WITHIN_MS = 300_000;
 
@@ -58,20 +63,36 @@ final class FakeDaemon implements AutoCloseable {
   volatile Status releaseFailure;
 
   private final AtomicInteger revisions = new AtomicInteger();
+  private final Path socket;
   private int port;
   private Server server;
 
   FakeDaemon() throws IOException {
+    this(null);
+  }
+
+  /**
+   * @param socket the path of a Unix socket; null for a loopback port
+   */
+  FakeDaemon(Path socket) throws IOException {
+    this.socket = socket;
     start();
   }
 
   void start() throws IOException {
-    var address = new InetSocketAddress("127.0.0.1", port);
     var service = ServerInterceptors.intercept(new Service(), new Callers());
-    var builder = NettyServerBuilder.forAddress(address).executor(Executors.newCachedThreadPool()).addService(service);
+    NettyServerBuilder builder;
+    if (socket == null) {
+      builder = NettyServerBuilder.forAddress(new InetSocketAddress("127.0.0.1", port));
+    } else {
+      var threads = new EpollEventLoopGroup(1, new DefaultThreadFactory("daemon", true));
+      builder = NettyServerBuilder.forAddress(new DomainSocketAddress(socket.toFile())).channelType(EpollServerDomainSocketChannel.class);
+      builder.bossEventLoopGroup(threads).workerEventLoopGroup(threads);
+    }
+    builder.executor(Executors.newCachedThreadPool()).addService(service);
     // Like the real daemon, allow keepalive pings on idle streams.
     server = builder.permitKeepAliveTime(1, TimeUnit.SECONDS).permitKeepAliveWithoutCalls(true).build().start();
-    port = server.getPort();
+    port = socket == null ? server.getPort() : 0;
   }
 
   /** Stop and cut all connections, as if the daemon was killed. */
@@ -89,7 +110,7 @@ final class FakeDaemon implements AutoCloseable {
   }
 
   DiscoveryClient client() {
-    return client(port);
+    return socket == null ? client(port) : new DiscoveryClient("unix://" + socket, new Credentials(null, null, null, null));
   }
 
   static DiscoveryClient client(int port) {

@@ -257,6 +257,45 @@ class FleetTest {
     until(() -> daemon.called(ReleaseClusterRequest.class).size() == 2, "the release is retried");
   }
 
+  @Test
+  void releaseIsNotRetriedAfterTheClusterIsGone() {
+    start(this::untilEnd);
+    daemon.releaseFailure = Status.RESOURCE_EXHAUSTED;
+    var draining = cluster("a");
+    draining.getDrainingBuilder().setReason(DISENGAGE_REASON_NOT_READY);
+    daemon.stream(1).snapshot(event(ClusterEvent.Type.TYPE_ENGAGED, draining).build());
+    until(() -> daemon.called(ReleaseClusterRequest.class).size() == 3, "the release is retried");
+    daemon.stream(1).snapshot(engaged("b"));
+    until(() -> clusters.containsKey("uid-b"), "the snapshot without the cluster is applied");
+    until(() -> releasing() == 0, "the release has ended");
+  }
+
+  private static long releasing() {
+    return Thread.getAllStackTraces().values().stream()
+        .filter(stack -> List.of(stack).stream().anyMatch(call -> call.getClassName().equals(Fleet.class.getName()) && call.getMethodName().equals("release")))
+        .count();
+  }
+
+  @Test
+  void drainIsReleasedAgainUnderTheIncarnationOfARestartedDaemon() {
+    start(this::untilEnd);
+    var draining = cluster("a");
+    draining.getDrainingBuilder().setReason(DISENGAGE_REASON_NOT_READY);
+    daemon.stream(1).snapshot(engaged("a"));
+    until(() -> clusters.containsKey("uid-a"), "the handler begins");
+    daemon.stream(1).send(event(ClusterEvent.Type.TYPE_UPDATED, draining).build());
+    until(() -> released().size() == 1, "the cluster is released");
+    daemon.stream(1).end(Status.UNAVAILABLE);
+    daemon.stream(2).snapshot(event(ClusterEvent.Type.TYPE_ENGAGED, draining.setIncarnation("a-2")).build());
+    until(() -> released().size() == 2, "the cluster is released again");
+    assertEquals(List.of("a-1", "a-2"), released());
+    assertEquals("a-2", clusters.get("uid-a").current().getIncarnation());
+  }
+
+  private List<String> released() {
+    return daemon.called(ReleaseClusterRequest.class).stream().map(ReleaseClusterRequest::getIncarnation).toList();
+  }
+
   private interface Running {
     void run() throws InterruptedException;
   }

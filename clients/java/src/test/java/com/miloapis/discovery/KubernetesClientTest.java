@@ -46,12 +46,19 @@ class KubernetesClientTest {
   }
 
   private void serve(ControlPlane server, String user) {
+    serve(server, user, "");
+  }
+
+  /**
+   * @param more further fields of the cluster
+   */
+  private void serve(ControlPlane server, String user, String more) {
     var file =
         """
         {"apiVersion": "v1", "kind": "Config", "current-context": "a",
          "contexts": [{"name": "a", "context": {"cluster": "a", "user": "a"}}],
-         "clusters": [{"name": "a", "cluster": {"server": "%s"}}], "users": [{"name": "a", "user": %s}]}"""
-            .formatted(server.url(), user);
+         "clusters": [{"name": "a", "cluster": {"server": "%s"%s}}], "users": [{"name": "a", "user": %s}]}"""
+            .formatted(server.url(), more, user);
     known = new Session.Known(Cluster.getDefaultInstance(), Kubeconfig.newBuilder().setKubeconfig(ByteString.copyFromUtf8(file)).build(), this);
   }
 
@@ -109,6 +116,16 @@ class KubernetesClientTest {
     }
     assertEquals(List.of("Bearer one", "Bearer two", "Bearer three"), first.authorizations());
     assertEquals(List.of("first", "null", "third"), first.requests.stream().map(request -> String.valueOf(request.getRequestHeaders().getFirst("Impersonate-User"))).toList());
+  }
+
+  @Test
+  void kubeconfigWithATlsServerNameIsRefused() {
+    try (KubernetesClient client = cluster.kubernetesClient()) {
+      serve(first, "{\"token\": \"two\"}", ", \"tls-server-name\": \"milo.test\"");
+      assertThrows(RuntimeException.class, () -> client.namespaces().list());
+      assertThrows(DiscoveryException.class, cluster::kubernetesClient);
+    }
+    assertEquals(List.of(), first.authorizations());
   }
 
   @Test

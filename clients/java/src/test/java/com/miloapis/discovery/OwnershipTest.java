@@ -37,4 +37,32 @@ class OwnershipTest {
       assertTrue(ownership.isHeld());
     }
   }
+
+  @Test
+  void ownershipThatExpiredBeforeItsRenewalArrivedIsLost() throws InterruptedException {
+    var ended = new CountDownLatch(1);
+    var renewals = new AtomicInteger();
+    Ownership.Renewal renewal =
+        timeout -> {
+          var validFor = Duration.newBuilder().setNanos(SHORT_NANOS);
+          if (renewals.incrementAndGet() > 1) {
+            sleep(SHORT_NANOS / 1_000_000);
+            validFor = Duration.newBuilder().setSeconds(100);
+          }
+          return RenewOwnershipResponse.newBuilder().setSharded(true).setValidFor(validFor).build();
+        };
+    try (var ownership = new Ownership(renewal, ended::countDown)) {
+      ownership.begin();
+      FakeDaemon.until(() -> ended.getCount() == 0, "the loss is reported");
+      assertFalse(ownership.isHeld());
+    }
+  }
+
+  private static void sleep(long ms) {
+    try {
+      Thread.sleep(ms);
+    } catch (InterruptedException closed) {
+      Thread.currentThread().interrupt();
+    }
+  }
 }

@@ -1,10 +1,12 @@
 package com.miloapis.discovery;
 
 import static com.miloapis.discovery.FakeDaemon.engaged;
+import static org.junit.jupiter.api.Assertions.assertDoesNotThrow;
 import static org.junit.jupiter.api.Assertions.assertEquals;
 import static org.junit.jupiter.api.Assertions.assertFalse;
 import static org.junit.jupiter.api.Assertions.assertSame;
 import static org.junit.jupiter.api.Assertions.assertThrows;
+import static org.junit.jupiter.api.Assertions.assertTrue;
 
 import com.google.protobuf.Any;
 import com.google.rpc.RetryInfo;
@@ -86,6 +88,27 @@ class WatchTest {
           });
       serving.join();
       assertEquals(List.of("ENGAGED a"), events);
+    }
+  }
+
+  @Test
+  void delayBeforeAReconnectGrowsWhileStreamsBreakAfterTheirSnapshot() throws Exception {
+    try (var daemon = new FakeDaemon();
+        var client = daemon.client()) {
+      var watch = client.watch(WatchOptions.defaults());
+      var running = new Thread(() -> assertDoesNotThrow(() -> watch.run(event -> {})));
+      running.start();
+      for (int number = 1; number <= 4; number++) {
+        daemon.stream(number).snapshot(engaged("a"));
+        FakeDaemon.until(() -> watch.cluster("a") != null, "the snapshot is applied");
+        daemon.stream(number).end(Status.UNAVAILABLE);
+      }
+      long since = System.nanoTime();
+      daemon.stream(5);
+      long waitedMs = (System.nanoTime() - since) / 1_000_000;
+      watch.close();
+      running.join();
+      assertTrue(waitedMs > 700, "the fifth stream began " + waitedMs + " ms after the fourth"); // half of 200 ms, doubled three times
     }
   }
 
