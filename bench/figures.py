@@ -163,34 +163,12 @@ SIZING = (
     ),
 )
 
-HEADLINES = (
-    "**Milo's controller-manager**, with 400 projects of a real Milo and 28 watches in each, works in all of them "
-    "{milo milo.whole.ours.seconds} s after its start with milo-discoveryd, and {milo milo.whole.own.seconds} s after "
-    "its start with its embedded provider. In runs without the garbage collector and the namespace controller, which "
-    "bypass the provider, it takes {milo milo.provider.ours.rss_mib} MiB (RSS) beside a daemon of "
-    "{milo milo.provider.ours.daemon.rss_mib} MiB, and {milo milo.provider.own.rss_mib} MiB with its embedded "
-    "provider.",
-    "**A Go operator** with one informer in each of 1,000 projects works in all of them {go go.1_informers.seconds} s "
-    "after its start with milo-discoveryd, and {go go.1_informers.peer_seconds} s after its start with the embedded "
-    "provider, where a controller starts its informers [one after another, 100 ms each](docs/reviewers/upstream.md); "
-    "with milo-discoveryd's provider they start together.",
-    "**A Go operator's memory**, with three informers in each project and {go_memory go_memory.stable_kinds.served} "
-    "kinds served: {go_memory go_memory.stable_kinds.3_informers.kib} KiB for each further project, and {go_memory "
-    "go_memory.stable_kinds.3_informers.plain_kib} KiB with the embedded provider, which keeps a REST mapper of all "
-    "served kinds for each.",
-    "**A Python operator's memory**, with one informer in each project and {go_memory go_memory.all_kinds.served} "
-    "kinds served: {controllers controllers.http2_kib} KiB for each further project. The same in Go with the embedded "
-    "provider: {controllers controllers.go_kib} KiB.",
-    "**Each daemon** takes {capacity capacity.1000.1.1.rss_mib} MiB (RSS) and {capacity capacity.1000.1.1.cpu_percent} "
-    "% of a core with 1,000 projects, one subscriber and one change a second.",
-    "**100,000 projects**: {sandbox sync_100k.rss_mib} MiB (RSS) in the daemon, {sandbox sync_100k.client_go_rss_mib} "
-    "MiB in a program with client-go's informer, which keeps whole objects.",
-    "**A change** of one of 10,000 projects, fifty of which change each second, reaches the operator {sandbox "
-    "latency.over_raw_watch_ms} ms (median) after a raw watch receives it.",
-    "**When a replica of an operator is killed**, its Leases expire, and other replicas work in its projects {sharding "
-    "sharding.kill.hand_over_p50_s} s later (median). Measured writes by two owners: {sharding sharding.overlaps}.",
+HEADLINE = (
+    "memory is short: Milo's controller-manager with 400 projects takes {milo milo.provider.ours.rss_mib} MiB beside a "
+    "daemon of {milo milo.provider.ours.daemon.rss_mib} MiB, and {milo milo.provider.own.rss_mib} MiB with the "
+    "provider."
 )
-"""Lines of the README; `{FILE KEY}` is a figure."""
+"""The one figure of the README; `{FILE KEY}` is a figure."""
 
 COMMANDS = {
     "sandbox": "",

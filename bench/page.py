@@ -1,6 +1,6 @@
 """`python -m bench.page [--check]`: writes figures of bench/results into documents, and draws their plots.
 
-The text is written by hand. The text between `<!-- figures: KIND -->` and `<!-- end -->` is generated: headlines and
+The text is written by hand. The text between `<!-- figures: KIND -->` and `<!-- end -->` is generated: headline and
 tables of bench/figures.py, the capacity, bars that are missed, the files of results with their commands and commits,
 and the noise. `--print NAME` prints all figures of one file.
 """
@@ -18,7 +18,7 @@ from bench import agreement, plots
 from bench import bars as limits
 from bench.age import KNOWN_STALE
 from bench.commits import ROOT
-from bench.figures import COMMANDS, HEADLINES, PERFORMANCE, REASONS, SIZING, Row
+from bench.figures import COMMANDS, HEADLINE, PERFORMANCE, REASONS, SIZING, Row
 from bench.report import RESULTS, Figures, Results, rounded, spread
 from tools.documents import wrapped
 
@@ -83,7 +83,7 @@ def missing(files: Files) -> Iterator[str]:
         for key in (row.key, *row.peers.values()):
             if _figure(files, row.name, key) is None:
                 yield f"bench/results/{row.name}.json lacks {key}, which bench/figures.py shows"
-    for name, key in _FIGURE.findall("".join(HEADLINES)):
+    for name, key in _FIGURE.findall(HEADLINE):
         if _figure(files, name, key) is None:
             yield f"bench/results/{name}.json lacks {key}, which bench/figures.py shows"
     for name in sorted(files.keys() ^ COMMANDS.keys()):
@@ -108,14 +108,12 @@ def table(result: Results) -> str:
     return "\n".join(rows) + "\n"
 
 
-def _headlines(files: Files) -> Iterator[str]:
-    for line in HEADLINES:
-        names = list(dict.fromkeys(name for name, _ in _FIGURE.findall(line)))
-        text = _FIGURE.sub(lambda found: rounded(_figure(files, found[1], found[2])), line)
-        origin = ", ".join(f"`{_command(name)}` at {_commit(files, name)}" for name in names)
-        yield from textwrap.wrap(f"- {text}", 120, subsequent_indent="  ", break_on_hyphens=False)
-        yield f"  ({origin})"
-    yield from _note(files, (name for name, _ in _FIGURE.findall("".join(HEADLINES))))
+def _headline(files: Files) -> Iterator[str]:
+    names = list(dict.fromkeys(name for name, _ in _FIGURE.findall(HEADLINE)))
+    text = _FIGURE.sub(lambda found: rounded(_figure(files, found[1], found[2])), HEADLINE)
+    origin = ", ".join(f"`{_command(name)}` at {_commit(files, name)}" for name in names)
+    yield from textwrap.wrap(f"- {text} ({origin})", 120, subsequent_indent="  ", break_on_hyphens=False)
+    yield from _note(files, names)
 
 
 def _rows(rows: Sequence[Row]) -> Callable[[Files], Iterator[str]]:
@@ -194,7 +192,7 @@ def _noise(files: Files) -> Iterator[str]:
 
 
 _KINDS: dict[str, Callable[[Files], Iterable[str]]] = {
-    "headlines": _headlines,
+    "headline": _headline,
     "performance": _rows(PERFORMANCE),
     "sizing": _rows(SIZING),
     "capacity": _capacity,

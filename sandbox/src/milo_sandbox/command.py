@@ -86,6 +86,7 @@ async def serve(
     projects: int,
     churn: float,
     kubeconfig_out: Path | None,
+    config_out: Path | None = None,
     *,
     token_life: float = 600.0,
     features: Features = Features(),  # noqa: B008 - immutable
@@ -121,6 +122,12 @@ async def serve(
         except OSError as error:
             why = error.strerror or error
             raise CommandError(f"cannot write {kubeconfig}: {why}; try another --kubeconfig-out") from error
+        if config_out is not None:
+            try:
+                kubeconfigs.write_daemon_config(config_out, kubeconfig.absolute())
+            except OSError as error:
+                why = error.strerror or error
+                raise CommandError(f"cannot write {config_out}: {why}; try another --config-out") from error
         _print_introduction(sandbox, kubeconfig, churn)
         async with asyncio.TaskGroup() as tasks:
             running = tasks.create_task(changes.run(sandbox.churn(), churn), name="churn") if churn else None

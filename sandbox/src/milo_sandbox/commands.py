@@ -16,19 +16,31 @@ from milo_sandbox.errors import run
 @click.option("--churn", default=0.0, show_default=True, type=click.FloatRange(0, 1000), help="Changes per second.")
 @click.option("--kubeconfig-out", type=click.Path(path_type=Path), metavar="FILE")
 @click.option(
+    "--config-out",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Write a configuration of the daemon that follows this sandbox and issues kubeconfigs.",
+)
+@click.option(
     "--organization-watches",
     is_flag=True,
     help="Limit watches of projects in an organization's context to that organization's projects, unlike Milo v0.32.5.",
 )
 def sandbox(
-    listen: str, projects: int, churn: float, kubeconfig_out: Path | None, *, organization_watches: bool
+    listen: str,
+    projects: int,
+    churn: float,
+    kubeconfig_out: Path | None,
+    config_out: Path | None,
+    *,
+    organization_watches: bool,
 ) -> None:
     """Run a fake Milo API for demos and tests of operators."""
     from milo_sandbox.api import Features
     from milo_sandbox.command import serve
 
     features = Features(organization_watches=organization_watches)
-    run("milo-sandbox", serve(listen, projects, churn, kubeconfig_out, features=features))
+    run("milo-sandbox", serve(listen, projects, churn, kubeconfig_out, config_out, features=features))
 
 
 class _Seconds(click.FloatRange):
@@ -39,13 +51,14 @@ class _Seconds(click.FloatRange):
 @click.option(
     "--seconds", type=_Seconds(min=0), metavar="FLOAT RANGE", help="Stop after this many seconds.  [default: at Ctrl-C]"
 )
+@click.option("--projects", default=12, show_default=True, type=click.IntRange(1, 10_000))
 @click.option("--churn", default=5.0, show_default=True, type=click.FloatRange(0, 100), help="Changes per second.")
 @click.option(
     "--kubeconfig",
     type=click.Path(exists=True, dir_okay=False, resolve_path=True, path_type=Path),
     help="Kubeconfig of an existing Milo API, which the demo only reads.  [default: the demo starts a sandbox]",
 )
-def demo(seconds: float | None, churn: float, kubeconfig: Path | None) -> None:
+def demo(seconds: float | None, projects: int, churn: float, kubeconfig: Path | None) -> None:
     """Run a fake Milo API, the daemon and a subscriber.
 
     The API's projects change; the terminal shows what the subscriber receives.
@@ -53,4 +66,4 @@ def demo(seconds: float | None, churn: float, kubeconfig: Path | None) -> None:
     from milo_sandbox.demo.demo import EXPECTED
     from milo_sandbox.demo.demo import demo as show
 
-    run("milo-discoveryd demo", show(seconds, churn, kubeconfig), *EXPECTED)
+    run("milo-discoveryd demo", show(seconds, projects, churn, kubeconfig), *EXPECTED)

@@ -27,6 +27,13 @@ def kubeconfig(*, server: str, ca_pem: bytes, user: Document, name: str = "milo-
     }
 
 
+def write_daemon_config(path: Path, kubeconfig: Path) -> None:
+    """Write a configuration of the daemon, which issues its own identity: in the sandbox that has all rights."""
+    issuer = {"name": "sandbox", "type": "project-kubeconfig", "share_discovery_identity": True}
+    config = {"discovery_kubeconfig": str(kubeconfig), "kubeconfigs": {"issuers": [issuer]}}
+    path.write_text(yaml.safe_dump(config, sort_keys=False))
+
+
 def write(path: Path, config: Document) -> None:
     write_secret(path, yaml.safe_dump(config, sort_keys=False))
 

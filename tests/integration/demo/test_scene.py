@@ -59,10 +59,10 @@ def test_first_successful_probe_is_shown_in_the_row_of_its_cluster_but_not_as_an
 
 def test_description_of_an_event_has_state_reason_and_no_labels_of_milo() -> None:
     labels = {"tier": "gold", "env": "prod", "resourcemanager.miloapis.com/organization-name": "acme"}
-    assert describe(event(EventType.ENGAGED, labels=labels)) == "ready  env=prod,tier=gold"
-    assert describe(event(EventType.UPDATED, suspended=True)) == "suspended"
+    assert describe(event(EventType.ENGAGED, labels=labels)) == "Ready  env=prod,tier=gold"
+    assert describe(event(EventType.UPDATED, suspended=True)) == "Suspended"
     probed = Connectivity(state=ConnectivityState.REACHABLE)
-    assert describe(event(EventType.UPDATED, connectivity=probed)) == "ready, reachable"
+    assert describe(event(EventType.UPDATED, connectivity=probed)) == "Ready, reachable"
     ended = Event(
         type=EventType.DISENGAGED, cluster=Cluster(name="alpha"), reason=DisengageReason.DELETED, message="it is gone"
     )

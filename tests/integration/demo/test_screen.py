@@ -36,7 +36,7 @@ def test_screen_shows_names_and_states_untruncated(width: int, height: int) -> N
     assert all(len(line) <= width for line in text.splitlines())
     for name in NAMES:
         assert f" {name} " in text
-    for word in ("NAME", "STATE", "ENGAGED", "ready", "disengaged"):
+    for word in ("NAME", "STATE", "ENGAGED", "Ready", "disengaged"):
         assert word in text
     assert "Ctrl-C ends the demo." in text
 

@@ -118,8 +118,8 @@ class Stranger:
             asking.until(rf"^ENGAGED +{name} ")
             yield "watch prints the cluster as engaged"
             entering, _ = subscriber.split("milo-discovery ", 1)
-            (self._directory / "my_operator.py").write_text(self._operator)
-            opened(f"{entering} python -u /tmp/my_operator.py").until(r"^start working in ")
+            (self._directory / "label.py").write_text(self._operator)
+            opened(f"{entering} milo-discovery run /tmp/label.py").until(r"^labeled ")
             yield "the operator of the README works in a cluster"
 
     @contextmanager

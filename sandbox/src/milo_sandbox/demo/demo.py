@@ -19,23 +19,17 @@ from milo_sandbox import churn
 from milo_sandbox.demo.scene import Scene
 from milo_sandbox.demo.screen import Screen, open_screen
 from milo_sandbox.errors import write
+from milo_sandbox.kubeconfigs import write_daemon_config
 from milo_sandbox.milo import PROJECT_FINALIZER
 from milo_sandbox.sandbox import Sandbox
 from milo_sandbox.signals import stop_signals
 
 FRAMES_PER_S = 8
-PROJECTS = 12
-DAEMON_CONFIG = """\
-kubeconfigs:
-  issuers:
-    - {name: sandbox, type: project-kubeconfig, share_discovery_identity: true}
-"""
-"""The examples need kubeconfigs. They contain the daemon's own identity, which has all rights in the sandbox."""
 EXPECTED = (DaemonError,)
 """Errors of the daemon that are reported in one line each, without a traceback."""
 
 
-async def demo(seconds: float | None, changes_per_s: float, existing: Path | None = None) -> None:
+async def demo(seconds: float | None, projects: int, changes_per_s: float, existing: Path | None = None) -> None:
     """Run until the time is up or a signal arrives. `existing` is the kubeconfig of an API to use without a sandbox."""
     # Signals must not terminate the process before the directory, which has a token, is removed.
     with _stop_after(seconds) as stopping, TemporaryDirectory(prefix="milo-demo-") as name:
@@ -48,10 +42,10 @@ async def demo(seconds: float | None, changes_per_s: float, existing: Path | Non
                 return
             # Churn does what the controllers do, and simulates their faults.
             async with Sandbox(controllers=not changes_per_s) as sandbox:
-                sandbox.populate(PROJECTS, finalizers=[PROJECT_FINALIZER])
+                sandbox.populate(projects, finalizers=[PROJECT_FINALIZER])
                 kubeconfig = sandbox.write_kubeconfig(directory / "kubeconfig")
                 config = directory / "daemon.yaml"
-                config.write_text(DAEMON_CONFIG)
+                write_daemon_config(config, kubeconfig)
                 changes = churn.run(sandbox.churn(), changes_per_s) if changes_per_s else None
                 await _show(directory, stopping, kubeconfig, changes, config)
 

@@ -4,12 +4,10 @@ from collections import Counter, deque
 from dataclasses import dataclass, replace
 
 from milo_discovery import Cluster, ConnectivityState, Event, EventType, SourceState, SourceStatus
+from milo_discovery.cli.text_output import state
 
 HIGHLIGHTED_S = 4.0
 RECENT_EVENTS = 200
-
-# Shown because the result of a probe may be the only change in an UPDATED event.
-_PROBED = {ConnectivityState.REACHABLE: ", reachable", ConnectivityState.UNREACHABLE: ", unreachable"}
 
 
 @dataclass(frozen=True)
@@ -71,12 +69,6 @@ def _is_first_probe(before: Cluster, event: Event) -> bool:
     return event.type is EventType.UPDATED and is_new and is_expected and others == before
 
 
-def state(cluster: Cluster) -> str:
-    if cluster.deletion_requested_at is not None:
-        return "terminating"
-    return "suspended" if cluster.suspended else "ready"
-
-
 def describe(event: Event) -> str:
     """Return the text of an event, without the name of its cluster."""
     cluster = event.cluster
@@ -84,7 +76,9 @@ def describe(event: Event) -> str:
         return ": ".join(filter(None, (event.reason.name, event.message)))
     labels = ",".join(f"{key}={value}" for key, value in sorted(cluster.labels.items()) if "/" not in key)
     note = cluster.deletion_message if cluster.deletion_requested_at else ""
-    return "  ".join(filter(None, (f"{state(cluster)}{_PROBED.get(cluster.connectivity.state, '')}", note, labels)))
+    # The result of a probe may be the only change in an UPDATED event.
+    probed = ", reachable" if cluster.connectivity.state is ConnectivityState.REACHABLE else ""
+    return "  ".join(filter(None, (f"{state(cluster)}{probed}", note, labels)))
 
 
 def describe_source(source: SourceStatus | None) -> str:

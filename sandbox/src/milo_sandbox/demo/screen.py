@@ -14,12 +14,13 @@ from rich.table import Table
 from rich.text import Text
 
 from milo_discovery import Event, EventType, SourceState, SourceStatus
-from milo_sandbox.demo.scene import HIGHLIGHTED_S, Row, Scene, describe, describe_source, state
+from milo_discovery.cli.text_output import state
+from milo_sandbox.demo.scene import HIGHLIGHTED_S, Row, Scene, describe, describe_source
 from milo_sandbox.errors import write, writing
 
 _STYLES = {EventType.ENGAGED: "bold green", EventType.UPDATED: "cyan", EventType.DISENGAGED: "bold red"}
 _SIGNS = {EventType.ENGAGED: "+", EventType.UPDATED: "~", EventType.DISENGAGED: "-"}
-_STATE_STYLES = {"ready": "green", "suspended": "yellow", "terminating": "magenta"}
+_STATE_STYLES = {"Ready": "green", "Suspended": "yellow", "Terminating": "magenta"}
 _PANEL_FRAME = 4
 _MAX_NAME = 30
 _MIN_TEXT = 12
@@ -159,7 +160,7 @@ class LiveTable:
 def _split(width: int, names: Sequence[str]) -> tuple[int, int]:
     """Return the widths of the panels of clusters and of recent events. The second is 0 if they do not fit."""
     longest = min(_MAX_NAME, max((len(name) for name in names), default=0))
-    clusters = _PANEL_FRAME + longest + 2 + 1 + len("terminating") + 1 + len("ENGAGED")
+    clusters = _PANEL_FRAME + longest + 2 + 1 + len("Terminating") + 1 + len("ENGAGED")
     recent = _PANEL_FRAME + len("999s") + 1 + longest + 2
     if clusters + recent > width:
         return width, 0
