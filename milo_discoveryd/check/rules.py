@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from milo_discoveryd.check.finding import Finding, ok, warn
 from milo_discoveryd.config import RuleSettings, Settings
 from milo_discoveryd.config.issuers import (
+    ClientCertificateSettings,
     DatumServiceAccount,
     ExecSettings,
     ProjectKubeconfig,
@@ -56,6 +57,9 @@ def issuers_for_all_clusters(settings: Settings, terms: Terms) -> Iterator[str]:
                 is_wide = not issuer.per_cluster
             case TokenRequest():
                 is_wide = not issuer.bound
+            case ClientCertificateSettings():
+                names = (issuer.common_name, *issuer.organizations)
+                is_wide = not any("{name}" in name or "{uid}" in name for name in names)
             case _:
                 is_wide = False
         if issuer.hand_out and is_wide and terms.allow(issuer.name):

@@ -56,13 +56,21 @@ def test_limited_rule_with_a_fleet_wide_credential_is_a_warning(tmp_path: Path) 
         {"name": "loose", "type": "token-request", "namespace": "n", "service_account": "a", "bound": False},
         {"name": "each", "type": "exec", "command": "/bin/mint", "per_cluster": True},
         {"name": "own", "type": "token-file", "path": "/own", "hand_out": False},
+        {"name": "signed", "type": "client-certificate", "ca_certificate": "/ca", "ca_key": "/key", "common_name": "a"},
+        {
+            "name": "named",
+            "type": "client-certificate",
+            "ca_certificate": "/ca",
+            "ca_key": "/key",
+            "common_name": "{uid}",
+        },
     ]
     wide, _ = found(tmp_path, rule("few", "everybody", few, kubeconfigs=True), kubeconfigs={"issuers": sources})
     assert wide.level == "warn"
-    assert "credentials of file, loose" in wide.message
+    assert "credentials of file, loose, signed are" in wide.message
     (fine,) = found(
         tmp_path,
-        rule("few", {"uid": 1}, few, kubeconfigs=True, issuers=["bound", "each"]),
+        rule("few", {"uid": 1}, few, kubeconfigs=True, issuers=["bound", "each", "named"]),
         rule("none", {"uid": 2}, "none", kubeconfigs=True),
         rule("all", "everybody", kubeconfigs=True),
         kubeconfigs={"issuers": sources},
