@@ -160,8 +160,7 @@ async def check_leases(settings: Settings, environ: Mapping[str, str]) -> Findin
         return fail(
             SHARDING, str(error), "correct the settings in `sharding`, or bind the Role in deploy/components/sharding"
         )
-    problems = [*leases.problems, *(member.problem for member in leases.members.values() if member.problem)]
-    if problems:
+    if problems := [*leases.all_problems]:
         return warn(
             SHARDING, "; ".join(problems), "delete each of these Leases if no daemon of the group runs under its name"
         )

@@ -2,13 +2,12 @@
 
 import asyncio
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from itertools import islice
 from typing import Protocol
 
 from milo_discoveryd.connectivity.reachability import ConnectivityChange
 from milo_discoveryd.engagement.claims import FleetEngagements
-from milo_discoveryd.engagement.contribution_index import CLUSTERS_PER_STEP
 from milo_discoveryd.engagement.engagement import ClusterStates, Engagements
 from milo_discoveryd.engagement.pending_releases import AwaitedRelease, PendingReleases, SubscriberKey, Subscription
 from milo_discoveryd.log.change_log import ChangeLog
@@ -20,6 +19,9 @@ from milo_discoveryd.model.moment import Moment
 from milo_discoveryd.model.observation import NotWanted
 from milo_discoveryd.objects.store import Positions
 from milo_kube.reflect.view_status import ViewStatus
+
+STEP_S = 0.01
+"""How long the clusters are assigned without a pause. What one costs depends on the number of members of its group."""
 
 
 class Observer(Protocol):
@@ -184,14 +186,17 @@ class SourceClusters:
     def assign(self, elsewhere: Callable[[str], str | None], timeout_s: float) -> Iterator[None]:
         """Engage the clusters that this daemon owns, and drain or disengage all others: see `Engagements.reassign`.
 
-        `elsewhere` returns why this daemon must not engage a cluster; None if it may. Yields after each batch.
+        `elsewhere` returns why this daemon must not engage a cluster; None if it may. Yields after each `STEP_S`.
         """
         self.engagements.assigned_elsewhere = elsewhere
-        names = iter([name for name, _ in self.engagements.items()])
-        while batch := [*islice(names, CLUSTERS_PER_STEP)]:
+        names = deque(name for name, _ in self.engagements.items())
+        while names:
             now = moment(steady_now())
-            reassigned = (self.engagements.reassign(name, timeout_s, now) for name in batch if self.engagements[name])
-            self._changes.publish([event for events in reassigned for event in events], now.steady)
+            events: list[Event] = []
+            while names and steady_now() < now.steady + STEP_S:
+                if self.engagements[name := names.popleft()]:
+                    events += self.engagements.reassign(name, timeout_s, now)
+            self._changes.publish(events, now.steady)
             yield
 
     def lose_ownership(self, message: str) -> None:

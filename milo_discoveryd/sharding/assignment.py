@@ -30,6 +30,11 @@ class Decisions:
             decision = self._decided[name] = self._ownership.decide(name)
         return decision
 
+    def is_unowned(self, name: str) -> bool:
+        """Return whether this member should own a cluster, as far as that was decided."""
+        decision = self._decided.get(name)
+        return decision is not None and decision.state is not KeyOwnership.FOREIGN
+
     def elsewhere(self, name: str) -> str | None:
         """Return why this member must not engage a cluster; None if it may."""
         decision, number = self[name], self._ownership.view.number
@@ -151,6 +156,6 @@ class FleetAssignment:
         if decisions is None:
             return 0
         return sum(
-            record.state is ObjectState.UNASSIGNED and decisions[name].state is not KeyOwnership.FOREIGN
+            record.state is ObjectState.UNASSIGNED and decisions.is_unowned(name)
             for name, record in self._fleet.items()
         )

@@ -12,14 +12,11 @@ from milo_discoveryd.instruments import ShardLeaseMetrics
 from milo_discoveryd.logger import log
 from milo_discoveryd.sharding.assignment import CredentialRevocation
 from milo_discoveryd.sharding.lease_client import ConflictError
-from milo_discoveryd.sharding.leases import Evict, GroupState, Read, Request, WaitUntil, WriteView
+from milo_discoveryd.sharding.leases import PENDING_SIZE, Evict, GroupState, Read, Request, WaitUntil, WriteView
 from milo_discoveryd.sharding.member import Member
 from milo_discoveryd.sharding.ownership import Ownership
 from milo_discoveryd.sharding.status import GroupStatus, group_status
 
-PENDING_SIZE = 64 * 1024
-"""Maximum total length of the pending clusters' names in a Lease, whose annotations may have 256 KiB. Above that,
-the view does not change, and no more clusters of the member move, until enough of the pending clusters are released."""
 TICK_S = 1.0
 """Longest wait between two checks of the clock: timers do not advance while the machine is suspended."""
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import msgspec
 
-from milo_discoveryd.sharding.leases import GroupState, MemberLease, View, ViewMember
+from milo_discoveryd.sharding.leases import MAX_MEMBERS, GroupState, MemberLease, View, ViewMember
 from milo_kube.rfc3339 import rfc3339
 
 GROUP_LABEL = "discovery.miloapis.com/shard-group"
@@ -238,6 +238,8 @@ def _number(number: int) -> int:
 
 def _view(lease: _Lease) -> View:
     stored = _STORED_VIEW.decode(_annotations(lease)["view"])
+    if (number := max(len(stored.members), len(stored.previous))) > MAX_MEMBERS:
+        raise ValueError(f"it has {number} members, more than {MAX_MEMBERS}")
     for stored_lease in (*stored.members.values(), *stored.previous.values()):
         _weight(stored_lease.weight)
     return View(number=_number(stored.number), id=stored.id, members=stored.members, previous=stored.previous)

@@ -3,10 +3,20 @@
 Writes contain the resource version that they replace.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from functools import cached_property
+from itertools import islice
 from typing import TypeAlias
 
 import msgspec
+
+MAX_MEMBERS = 200
+"""The most members of a view: each decision about a cluster computes a hash for each of them."""
+PENDING_SIZE = 64 * 1024
+"""Maximum total length of the pending clusters' names in a Lease, whose annotations may have 256 KiB. Above that,
+the view does not change, and no more clusters of the member move, until enough of the pending clusters are released."""
+_NAMED = 5
+"""How many malformed Leases are named."""
 
 
 class MemberLease(msgspec.Struct, frozen=True, kw_only=True):
@@ -63,7 +73,7 @@ class ViewMember(msgspec.Struct, frozen=True):
     weight: float = 1.0
 
 
-class View(msgspec.Struct, frozen=True, kw_only=True):
+class View(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     """The members among which the clusters are distributed, and the members of the previous view."""
 
     number: int
@@ -71,6 +81,14 @@ class View(msgspec.Struct, frozen=True, kw_only=True):
     """Distinguishes views with the same number, which can exist after the Leases were restored from a backup."""
     members: Mapping[str, ViewMember]
     previous: Mapping[str, ViewMember] = {}
+
+    @cached_property
+    def weights(self) -> dict[str, float]:
+        return {name: member.weight for name, member in self.members.items()}
+
+    @cached_property
+    def previous_weights(self) -> dict[str, float]:
+        return {name: member.weight for name, member in self.previous.items()}
 
 
 class GroupState(msgspec.Struct, frozen=True, kw_only=True):
@@ -82,6 +100,15 @@ class GroupState(msgspec.Struct, frozen=True, kw_only=True):
     """The resource version of the view's Lease; empty if there is none."""
     problems: tuple[str, ...] = ()
     """Problems of Leases with the group's label: a malformed view, and Leases that do not belong to the group."""
+
+    @property
+    def all_problems(self) -> Iterator[str]:
+        """Yield also the problems of members' Leases, of which only some are named."""
+        yield from self.problems
+        malformed = [lease.problem for lease in self.members.values() if lease.problem]
+        yield from islice(malformed, _NAMED)
+        if len(malformed) > _NAMED:
+            yield f"{len(malformed) - _NAMED} more Leases of the shard group are malformed"
 
 
 class Read(msgspec.Struct, frozen=True):

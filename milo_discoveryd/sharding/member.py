@@ -51,6 +51,7 @@ from math import inf
 import msgspec
 
 from milo_discoveryd.sharding.leases import (
+    MAX_MEMBERS,
     Action,
     Delete,
     Evict,
@@ -171,11 +172,16 @@ class Member:
         phase, leases, tenure = self.state.phase, self.state.group.leases, self.tenure
         if isinstance(phase, Lost) and phase.problem:
             yield f"{phase.problem}: the member left the group and joins again"
-        yield from leases.problems
+        yield from leases.all_problems
+        if surplus := self.state.group.candidates.surplus:
+            yield (
+                f"the shard group has {surplus} members more than the {MAX_MEMBERS} that it can have, which own "
+                "nothing: run fewer replicas"
+            )
         for lease in leases.members.values():
             if lease.problem:
-                yield lease.problem
-            elif lease.member == self.name and isinstance(phase, Joining | Lost) and self._must_wait_for(lease, phase):
+                continue
+            if lease.member == self.name and isinstance(phase, Joining | Lost) and self._must_wait_for(lease, phase):
                 yield (
                     f"another process ({lease.holder}) holds the Lease of member {self.name}: this process joins after "
                     "the other has ended; if both are to run, give them different names (sharding.member)"

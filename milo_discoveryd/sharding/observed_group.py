@@ -8,7 +8,7 @@ from math import inf
 
 import msgspec
 
-from milo_discoveryd.sharding.leases import GroupState, MemberLease, View, ViewMember
+from milo_discoveryd.sharding.leases import MAX_MEMBERS, GroupState, MemberLease, View, ViewMember
 from milo_discoveryd.sharding.timing import Timing
 
 
@@ -20,11 +20,13 @@ class ObservedWrite(msgspec.Struct, frozen=True):
 
 
 class Candidates(msgspec.Struct, frozen=True):
-    """The members with a valid Lease and a weight above 0 that are not leaving. The next view contains those of them
-    that may engage clusters."""
+    """The members with a valid Lease and a weight above 0 that are not leaving, up to `MAX_MEMBERS`. The next view
+    contains those of them that may engage clusters."""
 
     members: Mapping[str, ViewMember]
     since: float
+    surplus: int = 0
+    """The number of members above `MAX_MEMBERS`."""
 
 
 class ObservedGroup(msgspec.Struct, frozen=True, kw_only=True):
@@ -113,7 +115,13 @@ class ObservedGroup(msgspec.Struct, frozen=True, kw_only=True):
             for lease in leases.members.values()
             if lease.is_held and not lease.problem and not lease.is_leaving and lease.weight > 0
         }
-        return self.candidates if members == self.candidates.members else Candidates(members, now)
+        surplus = max(0, len(members) - MAX_MEMBERS)
+        if surplus:
+            present = {} if leases.view is None else leases.view.members
+            kept = sorted(members, key=lambda name: (name not in present, name))[:MAX_MEMBERS]
+            members = {name: members[name] for name in kept}
+        since = self.candidates.since if members == self.candidates.members else now
+        return Candidates(members, since, surplus)
 
     # The view
 

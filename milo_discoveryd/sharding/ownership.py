@@ -41,14 +41,14 @@ class Ownership(msgspec.Struct, frozen=True, kw_only=True):
         return self._is_me(self.view.members)
 
     def decide(self, key: str) -> Decision:
-        owner = rendezvous.owner(key, _weights(self.view.members))
+        owner = rendezvous.owner(key, self.view.weights)
         if owner != self.member or not self.is_in_view:
             return Decision(KeyOwnership.FOREIGN, owner)
         if not self.may_engage:
             return Decision(KeyOwnership.WAITING, self.member)
         if key in self.pending:
             return Decision(KeyOwnership.WAITING, self.pending[key])
-        former = rendezvous.owner(key, _weights(self.view.previous))
+        former = rendezvous.owner(key, self.view.previous_weights)
         if former in self.unsettled and not (former == self.member and self._is_me(self.view.previous)):
             return Decision(KeyOwnership.WAITING, former)
         return Decision(KeyOwnership.OWNED, self.member)
@@ -56,7 +56,3 @@ class Ownership(msgspec.Struct, frozen=True, kw_only=True):
     def _is_me(self, members: Mapping[str, ViewMember]) -> bool:
         own_member = members.get(self.member)
         return own_member is not None and own_member.term == self.term
-
-
-def _weights(members: Mapping[str, ViewMember]) -> dict[str, float]:
-    return {name: member.weight for name, member in members.items()}

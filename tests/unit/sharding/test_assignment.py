@@ -1,8 +1,12 @@
 """A fleet that engages the clusters that its member owns."""
 
+import itertools
 from typing import Any
 
+import pytest
+
 from milo_discoveryd.engagement.pending_releases import SubscriberKey, Subscription
+from milo_discoveryd.fleet import changes
 from milo_discoveryd.fleet.source import ClusterSource
 from milo_discoveryd.log.events import EventType
 from milo_discoveryd.log.filter import Filter
@@ -128,9 +132,28 @@ async def test_lost_ownership_disengages_a_cluster_until_it_is_assigned_again() 
     assert source.engagements.engaged == 1
 
 
-async def test_clusters_are_assigned_in_batches() -> None:
-    _, assignment = listed(*(f"project-{number}" for number in range(600)))
-    assert len([*assignment.assign(ALONE)]) == 3
+def slow_decisions(monkeypatch: pytest.MonkeyPatch, cost_s: float) -> None:
+    """Let each decision take some time, as in a group with many members."""
+    clock = itertools.count()
+    monkeypatch.setattr(changes, "steady_now", lambda: cost_s * next(clock))
+
+
+async def test_assignment_of_clusters_pauses_by_time_and_not_by_their_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    source, assignment = listed(*(f"project-{number}" for number in range(60)))
+    slow_decisions(monkeypatch, 0.002)
+    assert len([*assignment.assign(ALONE)]) >= 60 * 0.002 / changes.STEP_S
+    assert source.engagements.engaged == 60
+
+
+async def test_number_of_unowned_clusters_contains_none_that_was_not_decided(monkeypatch: pytest.MonkeyPatch) -> None:
+    _, assignment = listed(*(f"project-{number}" for number in range(60)))
+    slow_decisions(monkeypatch, 0.002)
+    assigning = iter(assignment.assign(STARTED))
+    next(assigning)
+    assert 0 < assignment.unowned() <= changes.STEP_S / 0.002
+    for _ in assigning:
+        pass
+    assert assignment.unowned() == 60
 
 
 class Revocation:

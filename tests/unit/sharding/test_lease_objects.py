@@ -1,11 +1,12 @@
 import json
 from typing import Any
 
+import msgspec
 import pytest
 
 from milo_discoveryd.sharding import lease_objects
 from milo_discoveryd.sharding.lease_objects import LeaseFormatError, LeaseNames
-from milo_discoveryd.sharding.leases import GroupState, MemberLease, View, ViewMember
+from milo_discoveryd.sharding.leases import MAX_MEMBERS, GroupState, MemberLease, View, ViewMember
 
 NAMES = LeaseNames("operators", "dns")
 LEASE = MemberLease(
@@ -155,6 +156,18 @@ def test_malformed_view_counts_as_deleted(weight: str) -> None:
     group = lease_objects.decode_list(listed(body), NAMES)
     assert (group.view, group.view_version) == (None, "uid-v/9")
     assert "milo-discovery-dns-view of shard group dns is malformed" in group.problems[0]
+
+
+@pytest.mark.parametrize("field", ["members", "previous"])
+def test_view_with_more_members_than_a_group_can_have_counts_as_deleted(field: str) -> None:
+    for number, is_malformed in ((MAX_MEMBERS, False), (MAX_MEMBERS + 1, True)):
+        forged = {f"m{member}": ViewMember("t") for member in range(number)}
+        view = msgspec.structs.replace(VIEW, **{field: forged})
+        group = lease_objects.decode_list(
+            listed(stored(lease_objects.encode_view(view, "", NAMES, WALL), "u/9")), NAMES
+        )
+        assert (group.view is None) is is_malformed
+        assert ("it has 201 members, more than 200" in "".join(group.problems)) is is_malformed
 
 
 def test_deeply_nested_view_counts_as_deleted() -> None:

@@ -6,6 +6,7 @@ import msgspec
 import pytest
 
 from milo_discoveryd.sharding.leases import (
+    MAX_MEMBERS,
     Delete,
     Evict,
     GroupState,
@@ -412,6 +413,33 @@ def test_member_reports_other_members_whose_settings_differ_from_its_own() -> No
     driver.run_until(lambda: is_settled(driver, *"abc"))
     assert "of member c differ from those of a" in problems(driver, "a")
     assert "of member a differ from those of c" in problems(driver, "c")
+
+
+def test_view_has_at_most_200_members_and_keeps_those_that_it_has() -> None:
+    driver = settled("x", "y")
+    members = dict(driver.api.group.members)
+    for number in range(3_500):
+        name = f"forged-{number}"
+        members[name] = MemberLease(member=name, version="1", holder=name, term=name, acknowledged=1)
+    driver.api.group = msgspec.structs.replace(driver.api.group, members=members)
+    driver.run_until(lambda: len(driver.api.views) == 2)
+    view = driver.api.group.view
+    assert view is not None
+    assert len(view.members) == MAX_MEMBERS
+    assert {"x", "y"} < set(view.members)
+    assert "3302 members more than the 200 that it can have" in problems(driver, "x")
+
+
+def test_at_most_five_malformed_leases_are_named() -> None:
+    driver = settled("a")
+    members = dict(driver.api.group.members)
+    for name in map(str, range(20)):
+        members[name] = MemberLease(member=name, version="1", holder=name, problem=f"Lease {name} is malformed")
+    driver.api.group = msgspec.structs.replace(driver.api.group, members=members)
+    driver.run(13)
+    found = list(driver.members["a"].problems)
+    assert found[-1] == "15 more Leases of the shard group are malformed"
+    assert len(found) == 6
 
 
 # Leases that were deleted, or restored from a backup
