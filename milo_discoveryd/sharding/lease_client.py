@@ -1,22 +1,33 @@
 """Reads and writes of a group's Leases over HTTP."""
 
+import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from milo_discoveryd.credentials.kubernetes_api import ApiAnswer, KubernetesApi, refuse
 from milo_discoveryd.daemon_errors import BackendError
 from milo_discoveryd.sharding import lease_objects
-from milo_discoveryd.sharding.lease_objects import LeaseFormatError, LeaseNames
+from milo_discoveryd.sharding.lease_objects import LeaseFormatError, LeaseList, LeaseNames
 from milo_discoveryd.sharding.leases import Delete, Evict, GroupState, Request, WriteLease, WriteView
 from milo_kube.http.errors import TransportError
 
 TIMEOUT_S = 4.0
-"""Timeout of a request, short enough to repeat a failed renewal once before the fence."""
+"""Timeout of a read or write, short enough to repeat a failed renewal once before the fence."""
+PAGE = 250
+"""The number of Leases that one response has, as far as they fit: a read of most groups is one request."""
+PAGE_BYTES = 2 << 20
+"""The largest response that is read. An object in etcd has at most 1.5 MiB, and 64 KiB of pending clusters are about
+110 KiB of a Lease."""
+MAX_PAGES = 250
 REQUIRED_RULE = "list, create, update and delete on leases.coordination.k8s.io in this namespace"
 
 
 class LeaseApi(KubernetesApi, Protocol):
+    async def get(
+        self, path: str, query: Sequence[tuple[str, str]] = (), *, timeout_s: float, limit: int | None = None
+    ) -> ApiAnswer: ...
+
     async def put(self, path: str, body: bytes, *, timeout_s: float) -> ApiAnswer: ...
 
 
@@ -30,17 +41,51 @@ class LeaseClient:
         self._names = names
         self._origin = origin
         self._wall = wall
+        self._page_size = PAGE
+
+    @property
+    def _whose(self) -> str:
+        return f"shard group {self._names.group} in namespace {self._names.namespace}"
 
     async def read(self) -> GroupState:
         """List the Leases consistently, not from a cache of the API server. Raises BackendError."""
+        leases = LeaseList(self._names)
         try:
-            query = (("labelSelector", self._names.selector),)
-            answer = await self._api.get(self._names.collection, query, timeout_s=TIMEOUT_S)
-            if answer.status != 200:
-                refuse(self._origin, answer, f"list Leases in namespace {self._names.namespace}", REQUIRED_RULE)
-            return lease_objects.decode_list(answer.body, self._names)
+            async with asyncio.timeout(TIMEOUT_S):
+                await self._read_pages(leases)
+        except TimeoutError:
+            raise BackendError(f"{self._origin} did not list the Leases of {self._whose} in {TIMEOUT_S:g} s") from None
         except (TransportError, LeaseFormatError) as error:
             raise BackendError(str(error)) from error
+        return leases.group
+
+    async def _read_pages(self, leases: LeaseList) -> None:
+        size, continued = 0, ""
+        for _ in range(MAX_PAGES):
+            answer = await self._page(continued)
+            size += len(answer.body)
+            continued = leases.add(answer.body)
+            if not continued:
+                # Leases that are too large for one page remain so, in most cases: keep the smaller pages.
+                self._page_size = PAGE if size <= PAGE_BYTES else self._page_size
+                return
+        raise BackendError(f"{self._origin} listed the Leases of {self._whose} in more than {MAX_PAGES} pages")
+
+    async def _page(self, continued: str) -> ApiAnswer:
+        names = self._names
+        while True:
+            query = [("labelSelector", names.selector), ("limit", str(self._page_size))]
+            query += [("continue", continued)] if continued else []
+            try:
+                answer = await self._api.get(names.collection, query, timeout_s=TIMEOUT_S, limit=PAGE_BYTES)
+            except TransportError as error:
+                if error.cause != "too_large" or self._page_size == 1:
+                    raise
+                self._page_size = max(1, self._page_size // 5)
+                continue
+            if answer.status != 200:
+                refuse(self._origin, answer, f"list Leases in namespace {names.namespace}", REQUIRED_RULE)
+            return answer
 
     async def write(self, request: Request) -> str:
         """Write or delete a Lease. Return its new version; empty after a deletion.

@@ -1,11 +1,11 @@
 """Conversion of a group's Leases to and from Kubernetes objects (coordination.k8s.io/v1)."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import msgspec
 
-from milo_discoveryd.sharding.leases import MAX_MEMBERS, GroupState, MemberLease, View, ViewMember
+from milo_discoveryd.sharding.leases import MAX_MEMBERS, PENDING_SIZE, GroupState, MemberLease, View, ViewMember
 from milo_kube.rfc3339 import rfc3339
 
 GROUP_LABEL = "discovery.miloapis.com/shard-group"
@@ -20,16 +20,37 @@ _MAX_WEIGHT = 1000.0
 _MAX_NUMBER = 2**53
 
 
+_FOREIGN_NAMED = 5
+_REASON_SIZE = 300
+_UNDECODABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
+
+
 class LeaseFormatError(ValueError):
     """A malformed response of the API server."""
+
+
+class _Annotations(msgspec.Struct, frozen=True, rename=lambda name: f"{_PREFIX}{name.replace('_', '-')}"):
+    """The annotations of this program; others are not decoded."""
+
+    format: str | None = None
+    member: str | None = None
+    term: str | None = None
+    weight: str | None = None
+    acknowledged_view: str | None = None
+    pending: str | None = None
+    renewal: str | None = None
+    fleet: str | None = None
+    view: str | None = None
+    instance: str = ""
+    leaving: str = ""
+    stopped: str = ""
 
 
 class _LeaseMetadata(msgspec.Struct, frozen=True, rename="camel"):
     name: str
     uid: str
     resource_version: str
-    labels: dict[str, str] = {}
-    annotations: dict[str, str] = {}
+    annotations: _Annotations = _Annotations()
 
 
 class _Spec(msgspec.Struct, frozen=True, rename="camel"):
@@ -48,11 +69,31 @@ class _Lease(msgspec.Struct, frozen=True):
 _LEASE = msgspec.json.Decoder(_Lease)
 
 
+class _ListMetadata(msgspec.Struct, frozen=True):
+    continue_: str = msgspec.field(name="continue", default="")
+
+
 class _LeaseList(msgspec.Struct, frozen=True):
     items: list[_Lease]
+    metadata: _ListMetadata = _ListMetadata()
 
 
 _LEASE_LIST = msgspec.json.Decoder(_LeaseList)
+
+
+class _LabeledMetadata(msgspec.Struct, frozen=True):
+    labels: dict[str, str] = {}
+
+
+class _LabeledLease(msgspec.Struct, frozen=True):
+    metadata: _LabeledMetadata
+
+
+class _LabeledList(msgspec.Struct, frozen=True):
+    items: list[_LabeledLease]
+
+
+_LABELED_LIST = msgspec.json.Decoder(_LabeledList)
 
 
 class _StoredView(msgspec.Struct, frozen=True):
@@ -117,50 +158,88 @@ def encode_precondition(version: str) -> bytes:
     return msgspec.json.encode({"preconditions": {"uid": uid, "resourceVersion": resource_version}})
 
 
-def decode_list(body: bytes, names: LeaseNames) -> GroupState:
-    """Decode a list of the group's Leases. Raises LeaseFormatError for anything but a list.
+class LeaseList:
+    """The Leases of a group, from the pages of one list.
 
-    A malformed Lease of a member is returned with its `problem`. A malformed view counts as deleted.
+    A malformed Lease of a member is kept with its `problem`. A malformed view counts as deleted. Leases that do not
+    belong to the group are skipped.
     """
-    leases = _decode_leases(body)
-    members: dict[str, MemberLease] = {}
-    view, view_version, problems = None, "", []
-    for lease in leases:
-        name = lease.metadata.name
-        if name == names.view:
-            view_version = lease.version
+
+    def __init__(self, names: LeaseNames) -> None:
+        self._names = names
+        self._members: dict[str, MemberLease] = {}
+        self._view: View | None = None
+        self._view_version = ""
+        self._problems: list[str] = []
+        self._foreign = 0
+        self._foreign_names: list[str] = []
+
+    def add(self, page: bytes) -> str:
+        """Add a page. Return the token of the next one; empty after the last.
+
+        Raises LeaseFormatError for anything but a list of Leases.
+        """
+        try:
+            found = _LEASE_LIST.decode(page)
+        except _UNDECODABLE as error:
+            raise LeaseFormatError(f"the response to a list of Leases is not a list: {error}") from error
+        for lease in found.items:
+            self._add(lease)
+        return found.metadata.continue_
+
+    def _add(self, lease: _Lease) -> None:
+        name, prefix = lease.metadata.name, self._names.member("")
+        if name == self._names.view:
+            self._view_version = lease.version
             try:
-                view = _view(lease)
+                self._view = _view(lease)
             except _UNREADABLE as error:
-                problems.append(f"{_described(lease, names)} is malformed ({_reason(error)}): it will be written again")
-        elif not name.startswith(names.member("")):
-            problems.append(f"{_described(lease, names)} does not belong to the group: remove its label {GROUP_LABEL}")
+                malformed = f"{_described(lease, self._names)} is malformed ({_reason(error)})"
+                self._problems.append(f"{malformed}: it will be written again")
+        elif name.startswith(prefix):
+            member = name.removeprefix(prefix)
+            try:
+                self._members[member] = _member(lease, member)
+            except _UNREADABLE as error:
+                self._members[member] = _unreadable(lease, member, self._names, error)
         else:
-            member = name.removeprefix(names.member(""))
-            try:
-                members[member] = _member(lease, member)
-            except _UNREADABLE as error:
-                members[member] = _unreadable(lease, member, names, error)
-    return GroupState(members=members, view=view, view_version=view_version, problems=tuple(problems))
+            self._foreign += 1
+            if self._foreign <= _FOREIGN_NAMED:
+                self._foreign_names.append(name)
+
+    @property
+    def group(self) -> GroupState:
+        return GroupState(
+            members=self._members,
+            view=self._view,
+            view_version=self._view_version,
+            problems=(*self._problems, *self._foreign_problem()),
+        )
+
+    def _foreign_problem(self) -> Iterator[str]:
+        if self._foreign:
+            more = f" and {self._foreign - _FOREIGN_NAMED} more" if self._foreign > _FOREIGN_NAMED else ""
+            yield (
+                f"{self._foreign} Leases in namespace {self._names.namespace} have the label of shard group "
+                f"{self._names.group} without belonging to it, and are skipped: "
+                f"{', '.join(self._foreign_names)}{more}; remove their label {GROUP_LABEL}"
+            )
 
 
 def decode_owner(body: bytes) -> str | None:
     """Return the group of the only Lease of a list; None if there is none. Raises LeaseFormatError."""
-    return next((lease.metadata.labels.get(GROUP_LABEL, "") for lease in _decode_leases(body)), None)
-
-
-def _decode_leases(body: bytes) -> list[_Lease]:
     try:
-        return _LEASE_LIST.decode(body).items
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        leases = _LABELED_LIST.decode(body).items
+    except _UNDECODABLE as error:
         raise LeaseFormatError(f"the response to a list of Leases is not a list: {error}") from error
+    return next((lease.metadata.labels.get(GROUP_LABEL, "") for lease in leases), None)
 
 
 def decode_version(body: bytes) -> str:
     """Return the version of a Lease that was written. Raises LeaseFormatError."""
     try:
         return _LEASE.decode(body).version
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+    except _UNDECODABLE as error:
         raise LeaseFormatError(f"the response to a write is not a Lease: {error}") from error
 
 
@@ -168,28 +247,32 @@ class _OtherFormatError(ValueError):
     """The Lease was written by a version of this program with another format."""
 
 
-_UNREADABLE = (KeyError, ValueError, msgspec.MsgspecError, RecursionError)
+_UNREADABLE = (ValueError, msgspec.MsgspecError, RecursionError)
 
 
 def _member(lease: _Lease, name: str) -> MemberLease:
-    annotations = _annotations(lease)
-    if annotations["member"] != name:
-        raise ValueError(f"it names the member {annotations['member']!r}")
-    if not annotations["term"] and lease.spec.holder_identity:
+    found = _annotations(lease)
+    member, term = _given(found.member, "member"), _given(found.term, "term")
+    if member != name:
+        raise ValueError(f"it names the member {member!r}")
+    if not term and lease.spec.holder_identity:
         raise ValueError("its term is empty")
+    pending = _NAMES.decode(_given(found.pending, "pending"))
+    if sum(map(len, pending)) > PENDING_SIZE:
+        raise ValueError(f"the names of its pending clusters have more than {PENDING_SIZE} characters")
     return MemberLease(
         member=name,
         version=lease.version,
         holder=lease.spec.holder_identity,
-        term=annotations["term"],
-        weight=_weight(float(annotations["weight"])),
-        acknowledged=_number(int(annotations["acknowledged-view"])),
-        pending=frozenset(_NAMES.decode(annotations["pending"])),
-        is_leaving=annotations.get("leaving") == "true",
-        is_stopped=annotations.get("stopped") == "true",
-        renewal=_number(int(annotations["renewal"])),
-        instance=annotations.get("instance", ""),
-        fleet=annotations["fleet"],
+        term=term,
+        weight=_weight(float(_given(found.weight, "weight"))),
+        acknowledged=_number(int(_given(found.acknowledged_view, "acknowledged-view"))),
+        pending=frozenset(pending),
+        is_leaving=found.leaving == "true",
+        is_stopped=found.stopped == "true",
+        renewal=_number(int(_given(found.renewal, "renewal"))),
+        instance=found.instance,
+        fleet=_given(found.fleet, "fleet"),
     )
 
 
@@ -212,16 +295,24 @@ def _described(lease: _Lease, names: LeaseNames) -> str:
 
 
 def _reason(error: Exception) -> str:
-    return f"it has no annotation {_PREFIX}{error.args[0]}" if isinstance(error, KeyError) else str(error)
+    """Return the beginning of an error's message, which may contain what a Lease contains."""
+    reason = str(error)
+    return reason if len(reason) <= _REASON_SIZE else f"{reason[:_REASON_SIZE]}..."
 
 
-def _annotations(lease: _Lease) -> dict[str, str]:
-    annotations = {key.removeprefix(_PREFIX): value for key, value in lease.metadata.annotations.items()}
-    if annotations["format"] != _FORMAT:
+def _annotations(lease: _Lease) -> _Annotations:
+    found = lease.metadata.annotations
+    if _given(found.format, "format") != _FORMAT:
         raise _OtherFormatError(
-            f"its format is {annotations['format']!r}, but this daemon's is {_FORMAT!r}: run one version in all members"
+            f"its format is {found.format!r}, but this daemon's is {_FORMAT!r}: run one version in all members"
         )
-    return annotations
+    return found
+
+
+def _given(value: str | None, name: str) -> str:
+    if value is None:
+        raise ValueError(f"it has no annotation {_PREFIX}{name}")
+    return value
 
 
 def _weight(weight: float) -> float:
@@ -237,7 +328,7 @@ def _number(number: int) -> int:
 
 
 def _view(lease: _Lease) -> View:
-    stored = _STORED_VIEW.decode(_annotations(lease)["view"])
+    stored = _STORED_VIEW.decode(_given(_annotations(lease).view, "view"))
     if (number := max(len(stored.members), len(stored.previous))) > MAX_MEMBERS:
         raise ValueError(f"it has {number} members, more than {MAX_MEMBERS}")
     for stored_lease in (*stored.members.values(), *stored.previous.values()):

@@ -17,7 +17,8 @@ from milo_discoveryd.credentials.kubeconfig_files import MAX_BYTES, KubeconfigFi
 from milo_discoveryd.model.cluster import Target
 from milo_discoveryd.schema.fields import parse_group
 from milo_discoveryd.server.calls import requests, revision
-from milo_discoveryd.sharding.lease_objects import LeaseNames, decode_list
+from milo_discoveryd.sharding.lease_client import PAGE_BYTES
+from milo_discoveryd.sharding.lease_objects import LeaseList, LeaseNames
 from milo_discoveryd.sources import reading
 from milo_discoveryd.sources.declarative import DeclarativeKind
 from milo_discoveryd.sources.keyed import KeyedSource
@@ -244,14 +245,22 @@ def _response(name: str, mark: str) -> Handling:
     size = token_endpoint.MAX_ANSWER if module == token_endpoint.__name__ else 1 << 20
     if module == jwt.__name__:
         size = jwt.MAX_LENGTH * 3 // 4 - 100
+    if attribute == "_LEASE_LIST":
+        size = PAGE_BYTES
     body = _document(msgspec.inspect.type_info(decoder.type), size, mark)
     if module == jwt.__name__:
         parts = (b'{"alg":"none"}', body) if attribute == "_CLAIMS" else (body, b"{}")
         token = ".".join(base64.urlsafe_b64encode(part).decode().rstrip("=") for part in (*parts, b""))
         return lambda: jwt.claims(token)
     if attribute == "_LEASE_LIST":
-        return lambda: decode_list(body, _LEASES)
+        return lambda: _group(body)
     return lambda: decoder.decode(body)
+
+
+def _group(page: bytes) -> LeaseList:
+    leases = LeaseList(_LEASES)
+    leases.add(page)
+    return leases
 
 
 def _fleet(mark: str) -> encoding.StoredFleet:

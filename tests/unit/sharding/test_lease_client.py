@@ -1,5 +1,6 @@
 """Requests to the Lease API, and handling of its responses."""
 
+import asyncio
 import json
 from collections.abc import Mapping, Sequence
 
@@ -7,8 +8,8 @@ import msgspec
 import pytest
 
 from milo_discoveryd.daemon_errors import BackendError
-from milo_discoveryd.sharding import lease_objects
-from milo_discoveryd.sharding.lease_client import ConflictError, LeaseClient
+from milo_discoveryd.sharding import lease_client, lease_objects
+from milo_discoveryd.sharding.lease_client import MAX_PAGES, PAGE_BYTES, ConflictError, LeaseClient
 from milo_discoveryd.sharding.lease_objects import GROUP_LABEL, LeaseNames
 from milo_discoveryd.sharding.leases import (
     Delete,
@@ -25,6 +26,7 @@ from milo_kube.http.errors import TransportError
 
 NAMES = LeaseNames("operators", "dns")
 PATH = "/apis/coordination.k8s.io/v1/namespaces/operators/leases"
+LIST = f"{PATH}?labelSelector=discovery.miloapis.com/shard-group=dns&limit={{}}"
 NEW = MemberLease(member="a", holder="a.1", term="a.1.1")
 HELD = msgspec.structs.replace(NEW, version="uid/7")
 
@@ -43,7 +45,9 @@ class Api:
         self.asked: list[tuple[str, str]] = []
         self.body = b""
 
-    async def get(self, path: str, query: Sequence[tuple[str, str]] = (), *, timeout_s: float) -> Answer:
+    async def get(
+        self, path: str, query: Sequence[tuple[str, str]] = (), *, timeout_s: float, limit: int | None = None
+    ) -> Answer:
         return self._answered("GET", path + "?" + "&".join("=".join(pair) for pair in query), b"")
 
     async def post(self, path: str, body: bytes, *, timeout_s: float) -> Answer:
@@ -64,8 +68,8 @@ class Api:
         return answer
 
 
-def client(answer: Answer | TransportError, then: Answer | None = None) -> tuple[LeaseClient, Api]:
-    api = Api(answer, *(() if then is None else (then,)))
+def client(*answers: Answer | TransportError) -> tuple[LeaseClient, Api]:
+    api = Api(*answers)
     return LeaseClient(api, NAMES, origin="the cluster", wall=lambda: 0.0), api
 
 
@@ -78,7 +82,63 @@ def stored(version: str) -> bytes:
 async def test_lease_client_lists_leases_by_group_label() -> None:
     leases, api = client(Answer(200, b'{"items": []}'))
     assert await leases.read() == GroupState(members={})
-    assert api.asked == [("GET", f"{PATH}?labelSelector=discovery.miloapis.com/shard-group=dns")]
+    assert api.asked == [("GET", LIST.format(250))]
+
+
+async def test_lease_client_lists_leases_in_pages() -> None:
+    first = {"items": [json.loads(stored("8"))], "metadata": {"continue": "more"}}
+    leases, api = client(Answer(200, json.dumps(first).encode()), Answer(200, b'{"items": []}'))
+    assert list((await leases.read()).members) == ["a"]
+    assert api.asked == [("GET", LIST.format(250)), ("GET", f"{LIST.format(250)}&continue=more")]
+
+
+async def test_lease_client_requests_smaller_pages_while_a_page_is_too_large() -> None:
+    too_large, empty = TransportError("too_large", "too large"), Answer(200, b'{"items": []}')
+    leases, api = client(too_large, too_large, empty)
+    await leases.read()
+    assert api.asked == [("GET", LIST.format(size)) for size in (250, 50, 10)]
+    api.asked.clear()
+    await leases.read()
+    assert api.asked == [("GET", LIST.format(250))], "all Leases fit into one page again"
+
+
+async def test_lease_client_keeps_the_size_of_pages_while_the_leases_do_not_fit_into_one() -> None:
+    junk = json.dumps({"items": [], "junk": "x" * (PAGE_BYTES // 2)}).encode()
+    page = json.dumps({"items": [], "metadata": {"continue": "more"}, "junk": "x" * (PAGE_BYTES // 2)}).encode()
+    leases, api = client(TransportError("too_large", "too large"), Answer(200, page), Answer(200, junk))
+    await leases.read()
+    api.asked.clear()
+    await leases.read()
+    assert api.asked == [("GET", LIST.format(50))]
+
+
+async def test_lease_that_does_not_fit_into_a_page_is_an_error() -> None:
+    leases, api = client(TransportError("too_large", "more than 2097152 bytes"))
+    with pytest.raises(BackendError, match="2097152"):
+        await leases.read()
+    assert api.asked[-1] == ("GET", LIST.format(1))
+
+
+async def test_list_of_leases_without_an_end_is_an_error() -> None:
+    leases, api = client(Answer(200, b'{"items": [], "metadata": {"continue": "more"}}'))
+    with pytest.raises(BackendError, match=f"in more than {MAX_PAGES} pages"):
+        await leases.read()
+    assert len(api.asked) == MAX_PAGES
+
+
+async def test_list_of_leases_that_takes_too_long_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    leases, api = client(Answer(200, b'{"items": []}'))
+
+    async def hang(*_: object, **__: object) -> Answer:
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    monkeypatch.setattr(lease_client, "TIMEOUT_S", 0.01)
+    monkeypatch.setattr(api, "get", hang)
+    with pytest.raises(
+        BackendError, match=r"did not list the Leases of shard group dns in namespace operators in 0.01"
+    ):
+        await leases.read()
 
 
 @pytest.mark.parametrize(
@@ -134,7 +194,7 @@ async def test_lease_client_error_contains_the_delay_that_the_server_stated() ->
 @pytest.mark.parametrize(("group", "whose"), [("dns-a", "the shard group 'dns-a'"), ("", "no shard group")])
 async def test_lease_client_reports_the_group_that_owns_the_lease_name(group: str, whose: str) -> None:
     body = {"items": [{"metadata": {"name": "it", "uid": "u", "resourceVersion": "1", "labels": {GROUP_LABEL: group}}}]}
-    leases, api = client(Answer(409, json.dumps(body).encode()), then=Answer(200, json.dumps(body).encode()))
+    leases, api = client(Answer(409, json.dumps(body).encode()), Answer(200, json.dumps(body).encode()))
     with pytest.raises(BackendError, match=f"milo-discovery-dns-a belongs to {whose}, not to 'dns': choose another"):
         await leases.write(WriteLease(NEW))
     assert api.asked[1] == ("GET", f"{PATH}?fieldSelector=metadata.name=milo-discovery-dns-a")

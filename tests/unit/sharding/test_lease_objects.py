@@ -5,7 +5,7 @@ import msgspec
 import pytest
 
 from milo_discoveryd.sharding import lease_objects
-from milo_discoveryd.sharding.lease_objects import LeaseFormatError, LeaseNames
+from milo_discoveryd.sharding.lease_objects import LeaseFormatError, LeaseList, LeaseNames
 from milo_discoveryd.sharding.leases import MAX_MEMBERS, GroupState, MemberLease, View, ViewMember
 
 NAMES = LeaseNames("operators", "dns")
@@ -41,6 +41,12 @@ def stored(body: bytes, version: str) -> dict[str, object]:
     return found
 
 
+def decode_list(page: bytes, names: LeaseNames) -> GroupState:
+    leases = LeaseList(names)
+    assert leases.add(page) == ""
+    return leases.group
+
+
 def listed(*objects: object) -> bytes:
     return json.dumps({"items": objects}).encode()
 
@@ -48,12 +54,12 @@ def listed(*objects: object) -> bytes:
 @pytest.mark.parametrize("lease", [LEASE, MemberLease(member="b", version="uid-b/1", term="b.1", instance="")])
 def test_member_lease_round_trips_through_the_api_server(lease: MemberLease) -> None:
     body = stored(lease_objects.encode_member(lease, NAMES, WALL), lease.version)
-    assert lease_objects.decode_list(listed(body), NAMES) == GroupState(members={lease.member: lease})
+    assert decode_list(listed(body), NAMES) == GroupState(members={lease.member: lease})
 
 
 def test_view_lease_round_trips_through_the_api_server() -> None:
     body = stored(lease_objects.encode_view(VIEW, "", NAMES, WALL), "uid-v/9")
-    assert lease_objects.decode_list(listed(body), NAMES) == GroupState(members={}, view=VIEW, view_version="uid-v/9")
+    assert decode_list(listed(body), NAMES) == GroupState(members={}, view=VIEW, view_version="uid-v/9")
 
 
 def test_lease_update_contains_uid_and_version_of_the_lease_that_it_replaces() -> None:
@@ -87,7 +93,7 @@ def test_version_of_a_written_lease_is_read_from_the_response() -> None:
 @pytest.mark.parametrize("body", [b"", b"[]", b"{", b'{"items": [{"metadata": {}}]}'])
 def test_list_that_is_not_a_list_of_leases_is_refused(body: bytes) -> None:
     with pytest.raises(LeaseFormatError, match="the response to a list of Leases"):
-        lease_objects.decode_list(body, NAMES)
+        decode_list(body, NAMES)
     with pytest.raises(LeaseFormatError, match="not a Lease"):
         lease_objects.decode_version(body)
 
@@ -117,35 +123,56 @@ def member_lease(name: str = "milo-discovery-dns-a", **annotations: str | None) 
         ({"acknowledged_view": "1e9"}, "invalid literal"),
         ({"renewal": "9" * 30}, "its number 9"),
         ({"pending": "{}"}, "Expected `array`"),
+        ({"pending": json.dumps(["x" * 33_000, "y" * 33_000])}, "its pending clusters have more than 65536 characters"),
+        ({"member": "b" * 200_000}, "it names the member 'bbbb"),
     ],
 )
 def test_malformed_lease_has_a_problem(annotations: dict[str, str | None], reason: str) -> None:
-    group = lease_objects.decode_list(listed(member_lease(**annotations)), NAMES)
+    group = decode_list(listed(member_lease(**annotations)), NAMES)
     found = group.members["a"]
     assert reason in found.problem
     assert "Lease operators/milo-discovery-dns-a of shard group dns is malformed" in found.problem
+    assert len(found.problem) < 500
     assert (found.is_held, found.version) == (True, "uid-a/7")
     written_again = member_lease(**annotations)
     written_again["metadata"] |= {"resourceVersion": "8"}  # type: ignore[operator]
-    again = lease_objects.decode_list(listed(written_again), NAMES).members["a"]
+    again = decode_list(listed(written_again), NAMES).members["a"]
     assert again.write_id == found.write_id, "a malformed write is not a renewal"
 
 
 def test_lease_of_another_format_is_reported_and_its_writes_count_as_renewals() -> None:
     first, second = (member_lease(format="2") for _ in range(2))
     second["metadata"] |= {"resourceVersion": "8"}  # type: ignore[operator]
-    found, again = (lease_objects.decode_list(listed(lease), NAMES).members["a"] for lease in (first, second))
+    found, again = (decode_list(listed(lease), NAMES).members["a"] for lease in (first, second))
     assert "its format is '2', but this daemon's is '1': run one version in all members" in found.problem
     assert found.write_id != again.write_id
 
 
-def test_lease_that_does_not_belong_to_the_group_is_reported() -> None:
-    group = lease_objects.decode_list(listed(member_lease("other")), NAMES)
-    assert group.members == {}
+@pytest.mark.parametrize(
+    ("count", "named"),
+    [
+        (1, "other0"),
+        (5, "other0, other1, other2, other3, other4"),
+        (7, "other0, other1, other2, other3, other4 and 2 more"),
+    ],
+)
+def test_lease_that_does_not_belong_to_the_group_is_skipped_and_reported(count: int, named: str) -> None:
+    group = decode_list(listed(*(member_lease(f"other{number}") for number in range(count)), member_lease()), NAMES)
+    assert group.members == {"a": LEASE}
     assert group.problems == (
-        "Lease operators/other of shard group dns does not belong to the group: remove its label "
-        "discovery.miloapis.com/shard-group",
+        f"{count} Leases in namespace operators have the label of shard group dns without belonging to it, and are "
+        f"skipped: {named}; remove their label discovery.miloapis.com/shard-group",
     )
+
+
+def test_leases_of_all_pages_of_a_list_form_the_group() -> None:
+    leases = LeaseList(NAMES)
+    view = stored(lease_objects.encode_view(VIEW, "", NAMES, WALL), "uid-v/9")
+    page = {"items": [member_lease(), member_lease("other")], "metadata": {"continue": "next"}}
+    assert leases.add(json.dumps(page).encode()) == "next"
+    assert leases.add(listed(view, member_lease("another"))) == ""
+    assert (leases.group.members, leases.group.view) == ({"a": LEASE}, VIEW)
+    assert "other, another" in leases.group.problems[0]
 
 
 @pytest.mark.parametrize("weight", ["null", "-1", "1e999"])
@@ -153,7 +180,7 @@ def test_malformed_view_counts_as_deleted(weight: str) -> None:
     body: Any = stored(lease_objects.encode_view(VIEW, "", NAMES, WALL), "uid-v/9")
     annotations = body["metadata"]["annotations"]
     annotations["discovery.miloapis.com/view"] = annotations["discovery.miloapis.com/view"].replace("2.5", weight)
-    group = lease_objects.decode_list(listed(body), NAMES)
+    group = decode_list(listed(body), NAMES)
     assert (group.view, group.view_version) == (None, "uid-v/9")
     assert "milo-discovery-dns-view of shard group dns is malformed" in group.problems[0]
 
@@ -163,9 +190,7 @@ def test_view_with_more_members_than_a_group_can_have_counts_as_deleted(field: s
     for number, is_malformed in ((MAX_MEMBERS, False), (MAX_MEMBERS + 1, True)):
         forged = {f"m{member}": ViewMember("t") for member in range(number)}
         view = msgspec.structs.replace(VIEW, **{field: forged})
-        group = lease_objects.decode_list(
-            listed(stored(lease_objects.encode_view(view, "", NAMES, WALL), "u/9")), NAMES
-        )
+        group = decode_list(listed(stored(lease_objects.encode_view(view, "", NAMES, WALL), "u/9")), NAMES)
         assert (group.view is None) is is_malformed
         assert ("it has 201 members, more than 200" in "".join(group.problems)) is is_malformed
 
@@ -175,7 +200,7 @@ def test_deeply_nested_view_counts_as_deleted() -> None:
     view = body["metadata"]["annotations"]["discovery.miloapis.com/view"]
     nested = f"{'[' * 100_000}{']' * 100_000}"
     body["metadata"]["annotations"]["discovery.miloapis.com/view"] = f'{{"x":{nested},{view[1:]}'
-    group = lease_objects.decode_list(listed(body), NAMES)
+    group = decode_list(listed(body), NAMES)
     assert (group.view, group.view_version) == (None, "uid-v/9")
 
 
