@@ -2,6 +2,8 @@
 
 import logging
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 NAME = "milo_discoveryd"
@@ -33,6 +35,15 @@ class Logger:
     def exception(self, event: str, /, **fields: Any) -> None:
         """Log an error with the traceback of the exception being handled."""
         self._log(logging.ERROR, event, fields, is_failure=True)
+
+    @contextmanager
+    def contained(self, event: str, /, **fields: Any) -> Iterator[None]:
+        """Log an unexpected exception of the block instead of raising it: what one cluster, caller or object causes
+        must not end the task that handles all of them."""
+        try:
+            yield
+        except Exception:  # noqa: BLE001
+            self.exception(event, **fields)
 
     def _log(self, level: int, event: str, fields: dict[str, Any], *, is_failure: bool = False) -> None:
         caught = sys.exc_info() if is_failure else None

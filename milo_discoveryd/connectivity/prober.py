@@ -9,11 +9,13 @@ from milo_discoveryd.connectivity.host_schedule import HostSchedule
 from milo_discoveryd.connectivity.reachability import (
     ConnectivityChange,
     Probe,
+    ProbeFailed,
     ProbeOutcome,
     ProbeReached,
     ProbeSchedule,
 )
 from milo_discoveryd.instruments import ProbeMetrics
+from milo_discoveryd.logger import log
 from milo_discoveryd.model.cluster import Cluster
 from milo_discoveryd.model.moment import Moment
 
@@ -66,7 +68,8 @@ class Prober:
         async with asyncio.TaskGroup() as tasks:
             while True:
                 for change in self._schedule.known_changes():
-                    self._report(change)
+                    with log.contained("connectivity not recorded", cluster=change.name):
+                        self._report(change)
                 for probe in self._schedule.due(self._clock()):
                     if not self._is_wanted(probe.name, probe.incarnation):
                         # The cluster was disengaged as unreachable. Its later removal sent no second DISENGAGED event.
@@ -83,8 +86,13 @@ class Prober:
                 self._changed.clear()
 
     async def _probe(self, probe: Probe, cluster: Cluster) -> None:
-        outcome = await self._send(cluster)
+        try:
+            outcome = await self._send(cluster)
+        except Exception as error:
+            log.exception("probe failed", cluster=probe.name)
+            outcome = ProbeFailed("internal", f"{type(error).__name__} in the daemon; its stack is in the log")
         self._metrics.probed("reached" if isinstance(outcome, ProbeReached) else outcome.cause)
         for change in self._schedule.record(probe, outcome, Moment(time.time(), self._clock())):
-            self._report(change)
+            with log.contained("connectivity not recorded", cluster=change.name):
+                self._report(change)
         self._changed.set()

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import msgspec
 
+from milo_discoveryd.logger import log
 from milo_discoveryd.sources.kind import FileObject, Files
 from milo_discoveryd.sources.reading import MalformedError
 from milo_kube.file_content import SETTLED_S, file_version
@@ -188,11 +189,21 @@ class KubeconfigFiles:
             if known is not None and known.signature == file_version(path.stat()):
                 return known
             content, signature, digest = self._read(name, path, is_complete=is_complete)
-            return _ReadFile(signature, digest, tuple(self._of.read_file(name, content)))
+            return _ReadFile(signature, digest, self._objects_of(name, content))
         except (OSError, _RefusedFileError, MalformedError) as error:
             if not self._of.is_directory:
                 raise FilesError(_failure(error), f"{path} {_reason(error)}") from None
             return _unusable(name, _reason(error)) if os.path.lexists(path) else None
+
+    def _objects_of(self, name: str, content: bytes) -> tuple[FileObject, ...]:
+        """Return the objects of a file. Raises MalformedError."""
+        try:
+            return tuple(self._of.read_file(name, content))
+        except MalformedError:
+            raise
+        except Exception as error:
+            log.exception("kubeconfig not read", file=name)
+            raise MalformedError(f"internal error ({type(error).__name__}); its stack is in the daemon's log") from None
 
     def _read(self, name: str, path: Path, *, is_complete: bool = False) -> tuple[bytes, tuple[int, ...], bytes]:
         """Return a file's content, its signature and its digest."""

@@ -14,6 +14,7 @@ from milo_discoveryd.log.change_log import ChangeLog
 from milo_discoveryd.log.change_notifier import LOW_PRIORITY_DELAY_S, ChangeNotifier
 from milo_discoveryd.log.events import Event, EventType
 from milo_discoveryd.log.filter import ClusterView
+from milo_discoveryd.logger import log
 from milo_discoveryd.model.cluster import Cluster, source_of
 from milo_discoveryd.model.moment import Moment
 from milo_discoveryd.model.observation import NotWanted
@@ -22,6 +23,8 @@ from milo_kube.reflect.view_status import ViewStatus
 
 STEP_S = 0.01
 """How long the clusters are assigned without a pause. What one costs depends on the number of members of its group."""
+DRAIN_RETRY_S = 5.0
+"""The delay of the timer after a drain could not be ended because of an unexpected error."""
 
 
 class Observer(Protocol):
@@ -96,10 +99,16 @@ class FleetChanges:
             clusters = self._sources[cluster.target.source]
             is_live = is_live or clusters.is_synced
             has_drain = has_drain or cluster.draining is not None
-            clusters.observer.changed(event, is_live=clusters.is_synced)
+            try:
+                clusters.observer.changed(event, is_live=clusters.is_synced)
+            except Exception:
+                log.exception("change not recorded", cluster=cluster.target.name)
             for kind, call in self._listeners:
                 if event.type is kind:
-                    call(cluster)
+                    try:
+                        call(cluster)
+                    except Exception:
+                        log.exception("change not passed on", cluster=cluster.target.name)
         if has_drain:
             self._set_drain_timer()
         if is_live and read_at is not None:
@@ -131,17 +140,22 @@ class FleetChanges:
         if self.releases.release(key, cluster):
             self._end_drains((cluster,))
 
-    def _end_drains(self, names: Sequence[str]) -> None:
-        now = moment(steady_now())
+    def _end_drains(self, names: Sequence[str]) -> bool:
+        """End drains. Return False if one of them failed."""
+        now, ended = moment(steady_now()), 0
         for name in names:
-            clusters, unreleased = self._sources[source_of(name)], self.releases.awaited(name)
-            events = clusters.engagements.end_drain(name, now)
-            clusters.observer.drained(events[0].cluster, unreleased)
-            self.publish(events, now.steady)
+            with log.contained("drain not ended", cluster=name):
+                clusters, unreleased = self._sources[source_of(name)], self.releases.awaited(name)
+                events = clusters.engagements.end_drain(name, now)
+                self.publish(events, now.steady)
+                clusters.observer.drained(events[0].cluster, unreleased)
+                ended += 1
+        return ended == len(names)
 
-    def _set_drain_timer(self) -> None:
+    def _set_drain_timer(self, not_before: float = 0.0) -> None:
         """Set the timer of the next deadline. Unlike grace periods, drains end on time while the source is lost."""
         due_at, timer = self.releases.due_at, self._drain_timer
+        due_at = None if due_at is None else max(due_at, not_before)
         if timer is not None and timer.when() != due_at:
             timer.cancel()
             timer = None
@@ -151,8 +165,8 @@ class FleetChanges:
 
     def _drains_expired(self) -> None:
         self._drain_timer = None
-        self._end_drains(self.releases.due(steady_now()))
-        self._set_drain_timer()
+        now = steady_now()
+        self._set_drain_timer(0.0 if self._end_drains(self.releases.due(now)) else now + DRAIN_RETRY_S)
 
 
 class SourceClusters:

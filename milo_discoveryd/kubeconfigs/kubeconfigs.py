@@ -18,6 +18,7 @@ from milo_discoveryd.kubeconfigs.lease_handle import Issuance, LeaseHandle
 from milo_discoveryd.kubeconfigs.lease_table import LeaseKey
 from milo_discoveryd.kubeconfigs.minter import LeaseListener, Minter
 from milo_discoveryd.kubeconfigs.rendering import ClusterTrust
+from milo_discoveryd.logger import log
 from milo_discoveryd.model.cluster import Cluster
 from milo_discoveryd.rights.rights import UNLIMITED, Terms
 from milo_kube.credential import Credential
@@ -205,7 +206,8 @@ class Kubeconfigs:
 
     def _lease_changed(self, key: LeaseKey, replaced: str) -> None:
         for listener in [*self._listeners]:
-            listener(key, replaced)
+            with log.contained("credential not announced to a stream", issuer=key.issuer):
+                listener(key, replaced)
 
     def _ttl_s(self, requested: float | None, terms: Terms) -> float:
         return terms.ttl_s(min(self.max_ttl_s, self._default_ttl_s if requested is None else requested))

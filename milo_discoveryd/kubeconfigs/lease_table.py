@@ -43,6 +43,11 @@ class LeaseEntry:
         self._attempted = asyncio.Event()
 
     @property
+    def name(self) -> str:
+        """The name of the cluster; empty if the credential serves all clusters."""
+        return "" if self.cluster is None else self.cluster.target.name
+
+    @property
     def is_dropped(self) -> bool:
         """The cluster was disengaged: the result of a mint in flight is discarded."""
         return self._is_dropped

@@ -206,10 +206,14 @@ class Minter:
             if abs(now.wall - now.steady - offset) > JUMP_S:
                 offset = now.wall - now.steady
                 for entry in [*self._leases]:
-                    self._check(entry, now)
+                    self._check_contained(entry, now)
             for entry in self._timer.take_due(now.steady):
-                self._check(entry, now)
+                self._check_contained(entry, now)
             await self._timer.wait_for_due(now.steady, at_most_s=CHECK_EVERY_S)
+
+    def _check_contained(self, entry: LeaseEntry, now: Moment) -> None:
+        with log.contained("credential not renewed", issuer=self.issuer.name, cluster=entry.name):
+            self._check(entry, now)
 
     def _check(self, entry: LeaseEntry, now: Moment) -> None:
         if entry.is_dropped or not entry.lease.check(now):
@@ -227,8 +231,9 @@ class Minter:
                 self._work_available.clear()
                 await self._work_available.wait()
             try:
-                async with self._outage.attempt():
-                    await self._attempt(entry)
+                with log.contained("credential not renewed", issuer=self.issuer.name, cluster=entry.name):
+                    async with self._outage.attempt():
+                        await self._attempt(entry)
             finally:
                 self._queue.done(entry)
                 self._work_available.set()
@@ -245,14 +250,19 @@ class Minter:
         result, is_new = "cancelled", False
         try:
             issued = await self._minted(entry, held)
+            entry.lease.succeeded(issued, self.now())
         except CredentialError as error:
             result = "unfit" if isinstance(error, UnfitError) else "failed"
             self._failed(entry, error)
+        except Exception as error:
+            result = "failed"
+            log.exception("mint failed", issuer=self.issuer.name, cluster=entry.name)
+            problem = f"internal error ({type(error).__name__}); its stack is in the daemon's log"
+            self._failed(entry, BackendError(problem, of_cluster=entry.cluster is not None))
         else:
             result = "dropped" if entry.is_dropped else "ok"
             self._outage.end_outage()
             entry.failures = 0
-            entry.lease.succeeded(issued, self.now())
             is_new = held is None or held.credential != issued.credential
             entry.is_wanted = entry.is_wanted and not is_new
         finally:
@@ -369,9 +379,13 @@ class Revocations:
             try:
                 async with asyncio.timeout(REVOCATION_TIMEOUT_S):
                     await self._issuer.revoke(cluster)
-            except (CredentialError, TimeoutError) as error:
-                problem = str(error) or f"no response within {REVOCATION_TIMEOUT_S:g} s"
-                log.warning("credential revocation failed", issuer=self._name, cluster=target.name, problem=problem)
+            except Exception as error:
+                about = {"issuer": self._name, "cluster": target.name}
+                if isinstance(error, CredentialError | TimeoutError):
+                    problem = str(error) or f"no response within {REVOCATION_TIMEOUT_S:g} s"
+                    log.warning("credential revocation failed", **about, problem=problem)
+                else:
+                    log.exception("credential revocation failed", **about)
                 self._pending.move_to_end(incarnation)
                 await asyncio.sleep(wait)
                 wait = min(REVOCATION_BACKOFF_S[1], wait * 2)

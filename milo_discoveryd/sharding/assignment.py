@@ -77,8 +77,11 @@ class CredentialRevocation:
             try:
                 for issuer in self._issuers:
                     await issuer.revoke_others(partial(self.fence.covers, due, present))
-            except CredentialError as error:
-                log.warning("credentials of former owners not revoked", problem=str(error))
+            except Exception as error:
+                if isinstance(error, CredentialError):
+                    log.warning("credentials of former owners not revoked", problem=str(error))
+                else:
+                    log.exception("credentials of former owners not revoked")
                 await self._sleep(REVOCATION_RETRY_S)
                 continue
             await self._sleep(TOKEN_CACHE_S)

@@ -29,6 +29,9 @@ from milo_kube.label_selector import parse as parse_selector
 from milo_kube.reflect.wire import Decoder
 
 Decoded = TypeVar("Decoded", Observation, ObservedObject)
+Failed = Callable[[str, Exception], None]
+"""Called with the key of an object or a cluster for which the source's kind raised an unexpected exception. The object
+or cluster is malformed then, and the others are not affected."""
 
 
 class FollowedCollection(NamedTuple):
@@ -43,8 +46,11 @@ class FollowedCollection(NamedTuple):
 class KeyedSource:
     """The collections that a source follows. Their observations name clusters by key."""
 
-    def __init__(self, follows: Follows, name: str = "", label_selector: str = "") -> None:
+    def __init__(
+        self, follows: Follows, name: str = "", label_selector: str = "", failed: Failed = lambda *_: None
+    ) -> None:
         self.name = name
+        self._failed = failed
         self.files: Files | None = None
         self.targets: tuple[Target, ...] = ()
         """The clusters of a source that watches nothing."""
@@ -103,10 +109,14 @@ class KeyedSource:
         keys = self.keys[0]
         decoder: Decoder[Any, ObservedObject]
         if not self.name:
-            decoder = Decoder(self._checked(follows.object_type), observe, Malformed)
+            decoder = Decoder(self._checked(follows.object_type), observe, Malformed, failed=self._failed)
             return FollowedCollection(WatchedCollection(resource, keys), decoder)
         decoder = Decoder(
-            self._checked(follows.object_type), lambda obj: self._keyed(observe(obj)), Malformed, keys.key
+            self._checked(follows.object_type),
+            lambda obj: self._keyed(observe(obj)),
+            Malformed,
+            keys.key,
+            self._failed,
         )
         return FollowedCollection(WatchedCollection(resource, keys), decoder)
 
@@ -139,7 +149,11 @@ class KeyedSource:
             return _contributing(name, metadata, ObjectContent(contributions))
 
         decoder = Decoder(
-            self._checked(watch.object_type), _checking_selector(resource, observe, key), Malformed, keys.key
+            self._checked(watch.object_type),
+            _checking_selector(resource, observe, key),
+            Malformed,
+            keys.key,
+            self._failed,
         )
         server = watch.server if isinstance(watch, ReferencedWatch) else ""
         return FollowedCollection(WatchedCollection(resource, keys), decoder, server)
@@ -159,13 +173,15 @@ class KeyedSource:
         return object_type
 
     def _keyed_reduce(self, reduce: Reduce) -> Reduce:
-        if not self.name:
-            return reduce
         prefix = key_of("", self.name)
 
         def keyed(cluster: str, contributions: Sequence[ObjectContribution], uid: str) -> Observation | None:
-            observation = reduce(cluster.removeprefix(prefix), contributions, uid)
-            return None if observation is None else self._keyed(observation)
+            try:
+                observation = reduce(cluster.removeprefix(prefix), contributions, uid)
+                return self._keyed(observation) if observation is not None and self.name else observation
+            except Exception as error:  # noqa: BLE001 - what one cluster causes must not affect the others
+                self._failed(cluster, error)
+                return Malformed(cluster, uid, "", f"internal error ({type(error).__name__})")
 
         return keyed
 

@@ -82,6 +82,10 @@ class StateFile:
             if last_succeeded:
                 log.warning("state not written", path=str(self._path), problem=error.strerror)
             return False
+        except Exception:  # one object that cannot be encoded
+            if last_succeeded:
+                log.exception("state not written", path=str(self._path))
+            return False
         if not last_succeeded:
             log.info("state written again", path=str(self._path))
         return True

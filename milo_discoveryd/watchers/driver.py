@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import msgspec
 
 from milo_discoveryd.fleet.source import ClusterSource
+from milo_discoveryd.logger import log
 from milo_discoveryd.model.contributions import ObservedObject
 from milo_discoveryd.model.observation import Outside
 from milo_discoveryd.model.resource import WatchedCollection
@@ -94,10 +95,15 @@ class Confirmations:
                 self._has_timers.clear()
 
     async def _confirm(self, request: ConfirmationRequest) -> None:
-        result = await self._confirmed(request.name)
+        try:
+            result = await self._confirmed(request.name)
+        except Exception as error:
+            log.exception("confirmation failed", object=request.name)
+            result = Inconclusive(f"internal error ({type(error).__name__}); its stack is in the daemon's log")
         if not self._is_trusted or (request.was_refuted and not self._is_proven()):
             result = Inconclusive("the source may have been out of date when the response arrived")
-        self._source.resolve(self._collection, request, result, self._clock())
+        with log.contained("confirmation not applied", object=request.name):
+            self._source.resolve(self._collection, request, result, self._clock())
         self._has_timers.set()
 
     def _trusted_from(self) -> float:

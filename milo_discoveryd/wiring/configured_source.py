@@ -16,6 +16,7 @@ from milo_discoveryd.fleet.changes import Observer
 from milo_discoveryd.fleet.fleet import Fleet
 from milo_discoveryd.fleet.source import ClusterSource, SourceDescription, SourcePolicy
 from milo_discoveryd.log.change_log import ChangeLog
+from milo_discoveryd.logger import log
 from milo_discoveryd.model.removal_limits import RemovalLimits
 from milo_discoveryd.objects.pending_deletions import PendingDeletions
 from milo_discoveryd.objects.removal_guard import RemovalGuard
@@ -50,7 +51,7 @@ class ConfiguredSource:
             discovery_server=self.discovery.server if self.discovery else "",
             annotation_prefixes=settings.annotation_prefixes,
         )
-        self.followed = KeyedSource(of.settings.follow(options), of.name, of.label_selector)
+        self.followed = KeyedSource(of.settings.follow(options), of.name, of.label_selector, _log_failure)
         self.files = KubeconfigFiles(self.followed.files) if self.followed.files else None
         """The files of a source that has no API server."""
         self._transports: dict[str, MonitoredTransport] = {}
@@ -173,6 +174,11 @@ def new_fleet(
         )
         fleet.add(made)
     return fleet
+
+
+def _log_failure(key: str, error: Exception) -> None:
+    del error  # the exception that is being handled
+    log.exception("object not understood", object=key)
 
 
 def removal_limits(removals: RemovalSettings) -> RemovalLimits:

@@ -196,3 +196,12 @@ class TestLoopBridge:
     async def test_valid_credential_is_returned_on_the_thread_of_the_event_loop(self, renewal):
         renewal.cache.offer(kubeconfig("held"), datetime.now(UTC))
         assert LoopBridge(renewal).access().token == "held"
+
+
+async def test_unexpected_error_of_a_renewal_is_raised_in_its_callers_and_the_next_one_succeeds(renewal, daemon):
+    daemon.answer.set_exception(ZeroDivisionError())
+    with pytest.raises(ZeroDivisionError):
+        await renewal.access()
+    daemon.answer = asyncio.get_running_loop().create_future()
+    daemon.answer.set_result(kubeconfig("next"))
+    assert (await renewal.access()).token == "next"

@@ -9,7 +9,7 @@ import grpc
 import pytest
 from google.rpc.error_details_pb2 import ErrorInfo
 
-from milo_discovery import DiscoveryClient, EngagedCluster, Fleet
+from milo_discovery import Cluster, DiscoveryClient, EngagedCluster, Fleet, Watch
 from milo_discovery.v1 import discovery_pb2 as pb
 
 from .conftest import AT_ONCE
@@ -257,3 +257,27 @@ async def test_fleet_without_handler_or_with_confirm_releases_false_has_no_subsc
         request = (await daemon.stream()).request
         assert (request.confirm_releases, request.subscriber) == (False, "")
     assert daemon.ended_subscriptions == []
+
+
+async def test_release_is_retried_after_an_unexpected_error_and_other_clusters_continue(
+    fleet, work, daemon, monkeypatch, caplog
+):
+    release, failures = Watch.release, ["a"]
+
+    async def failing(self: Watch, of: Cluster) -> None:
+        if of.name in failures:
+            failures.clear()
+            raise ZeroDivisionError
+        await release(self, of)
+
+    monkeypatch.setattr(Watch, "release", failing)
+    work.may_end.set()
+    async with fleet:
+        stream = await daemon.stream()
+        stream.send(snapshot("1", engaged("a"), engaged("b")))
+        await eventually(lambda: sorted(work.started) == ["a", "b"])
+        stream.send(following("1", "2", updated(draining("a"))))
+        assert (await daemon.releases.get()).cluster == "a"
+        assert work.ended == ["a"]
+    assert "release of cluster a failed; retrying" in caplog.text
+    assert "ZeroDivisionError" in caplog.text

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 import threading
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager, nullcontext, suppress
 from datetime import timedelta
 from itertools import count
+from types import SimpleNamespace
 from typing import Any
 
 import kopf
 import pytest
 
-from milo_discovery import BackoffPolicy, Fleet
-from milo_discovery.kopf import run
+from milo_discovery import BackoffPolicy, Fleet, UnusableKubeconfig
+from milo_discovery._kubeconfig_access import KubeconfigAccess
+from milo_discovery.kopf import _Sessions, run
 from milo_discovery.testing import ControlPlane, FakeDiscovery, MiloSandbox, eventually
 
 pytestmark = pytest.mark.timeout(240)
@@ -132,3 +135,58 @@ async def test_failed_kopf_operator_is_restarted(milo_sandbox: MiloSandbox, regi
         alpha.create(config_map())
         await eventually(lambda: greeted_in(alpha) == "alpha")
     assert starts == 2
+
+
+@pytest.mark.filterwarnings("ignore:coroutine .* was never awaited", "ignore::pytest.PytestUnraisableExceptionWarning")
+async def test_unexpected_exit_of_one_operator_does_not_end_others(
+    milo_sandbox: MiloSandbox, registry: kopf.OperatorRegistry
+):
+    alpha, beta = milo_sandbox.create_control_planes("alpha", "beta")
+    exits = 0
+
+    @kopf.on.startup(registry=registry)
+    async def exit_once(memo: kopf.Memo, **_: Any) -> None:
+        nonlocal exits
+        if memo.cluster.name == "alpha" and exits == 0:
+            exits += 1
+            sys.exit(3)
+
+    async with operating(FakeDiscovery(alpha, beta), registry):
+        for plane in (beta, alpha):
+            plane.create(config_map())
+        await eventually(lambda: (greeted_in(alpha), greeted_in(beta)) == ("alpha", "beta"))
+    assert exits == 1
+
+
+async def test_kubeconfig_with_a_tls_server_name_is_refused(registry: kopf.OperatorRegistry):
+    access = KubeconfigAccess(server="https://10.0.0.1", token="t", tls_server_name="api.test")
+
+    class Renewer:
+        async def access(self) -> KubeconfigAccess:
+            return access
+
+        @property
+        def cache(self) -> Any:
+            return SimpleNamespace(current=SimpleNamespace(expires_at=None))
+
+    class Cluster:
+        name = "alpha"
+
+        def credentials(self) -> Any:
+            return nullcontext(Renewer())
+
+        def sync_api_client(self) -> Any:
+            return nullcontext()
+
+    class OneCluster:
+        def on_engage(self, handler: Any) -> None:
+            self.handler = handler
+
+        async def run(self) -> None:
+            await self.handler(Cluster())
+
+    with pytest.raises(UnusableKubeconfig, match=r"tls-server-name 'api\.test', which kopf does not support"):
+        await run(OneCluster(), registry)
+    sessions = _Sessions(Renewer(), asyncio.get_running_loop())
+    with pytest.raises(kopf.PermanentError, match="tls-server-name"):
+        await sessions.create()

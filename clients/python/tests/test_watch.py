@@ -327,3 +327,28 @@ async def _serve(daemon: ScriptedDaemon) -> None:
 
 async def _drain(events) -> list[str]:
     return [summary(event) async for event in events]
+
+
+@pytest.mark.parametrize("place", ["cluster", "kubeconfig"])
+async def test_unexpected_error_about_one_cluster_does_not_end_the_watch(client, daemon, monkeypatch, caplog, place):
+    failures = [1]
+
+    def failing(*_: object) -> None:
+        failures.clear()
+        monkeypatch.undo()
+        raise ZeroDivisionError
+
+    async with client.watch() as watch:
+        stream = await begin(daemon, snapshot("1", engaged("a")))
+        assert await take(watch, 1) == ["ENGAGED a"]
+        if place == "cluster":
+            monkeypatch.setattr("milo_discovery._convert.cluster", failing)
+            stream.send(following("1", "2", engaged("b")))
+            stream = await begin(daemon, following("1", "2", engaged("b")))
+            assert stream.request.resume_revision == "1"
+        else:
+            monkeypatch.setattr("milo_discovery._subscription.read_access", failing)
+            stream.send(following("1", "2", engaged("b", token="t")))
+        assert await take(watch, 1) == ["ENGAGED b"]
+    assert not failures
+    assert "ZeroDivisionError" in caplog.text

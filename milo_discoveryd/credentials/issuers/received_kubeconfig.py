@@ -1,7 +1,6 @@
 """The credential and the CA of a kubeconfig that was received from an API server, or is in a file of a source."""
 
 import base64
-import binascii
 from collections.abc import Callable
 
 import msgspec
@@ -31,7 +30,7 @@ def read(encoded: str, what: str, policy: Policy = kubeconfig.RECEIVED) -> Recei
     """
     try:
         content = base64.b64decode(encoded, validate=True)
-    except binascii.Error:
+    except ValueError:  # binascii.Error, or text that is not ASCII
         raise BackendError(f"{what} does not contain a base64-encoded kubeconfig") from None
     return _selected(kubeconfig.parse_received, content, what, "", policy)
 

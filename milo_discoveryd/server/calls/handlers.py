@@ -11,7 +11,7 @@ import grpc
 from milo_discovery.v1 import discovery_pb2 as pb
 from milo_discoveryd.identity.caller import Caller
 from milo_discoveryd.server.calls import requests
-from milo_discoveryd.server.calls.grpc_errors import CallError, UnavailableError
+from milo_discoveryd.server.calls.grpc_errors import UnavailableError
 from milo_discoveryd.server.calls.in_flight import InFlightCalls
 from milo_discoveryd.server.calls.rpc_context import Authenticator, RpcContext
 from milo_discoveryd.server.calls.service import Service
@@ -50,14 +50,14 @@ def handlers(service: Service, authenticator: Authenticator, in_flight: InFlight
     async def _verified(caller: Caller, context: RpcContext) -> AsyncIterator[Freshness | None]:
         """End the stream when the caller's authentication expires, or its token is rejected."""
         loop = asyncio.get_running_loop()
-        rejected: CallError | None = None
+        rejected: Exception | None = None
         expires_at = caller.expires_at
 
         async def verify(verification: StreamVerification) -> None:
             nonlocal rejected
             try:
                 await verification.run()
-            except CallError as error:
+            except Exception as error:  # noqa: BLE001 - raised in the stream: its caller is no longer verified
                 rejected = error
                 expiry.reschedule(loop.time())
 

@@ -164,7 +164,11 @@ class Acceptor:
                         self._refused("", f"accept failed: {error.strerror}")
                         await asyncio.sleep(DESCRIPTORS_RETRY_S)
                         continue
-                    self._admit(connected, peer_address(address), tasks)
+                    try:
+                        self._admit(connected, peer_address(address), tasks)
+                    except Exception:
+                        log.exception("connection failed", listener=self._listener.name)
+                        connected.close()
                     await asyncio.sleep(0)  # accept does not yield to the event loop if a connection is waiting
 
     def _admit(self, connected: socket.socket, address: str, tasks: asyncio.TaskGroup) -> None:

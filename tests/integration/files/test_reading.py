@@ -3,11 +3,13 @@
 import os
 import socket
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from milo_discoveryd.check.files import kubeconfig_files
 from milo_discoveryd.credentials.kubeconfig_files import (
@@ -18,6 +20,7 @@ from milo_discoveryd.credentials.kubeconfig_files import (
 )
 from milo_discoveryd.sources.kind import FileObject
 from milo_kube.file_content import SETTLED_S
+from tests.support.logs import capture_logs
 from tests.unit.sources.test_kubeconfig_files import content, files_of
 
 
@@ -384,3 +387,21 @@ def test_scan_matches_the_directory_after_any_changes(
             case _:
                 files.scan()
     assert set(files.scan().objects) == set(of_directory(directory).scan().objects)
+
+
+def test_file_for_which_the_kind_raises_an_unexpected_error_does_not_affect_others(directory: Path) -> None:
+    of = files_of("kubeconfig-directory", path=str(directory))
+    read = of.read_file
+
+    def read_file(name: str, found: bytes) -> Iterable[FileObject]:
+        if name == "broken":
+            raise ZeroDivisionError
+        return read(name, found)
+
+    for name in ("alpha", "broken"):
+        (directory / name).write_bytes(content("any"))
+    with capture_logs() as logs:
+        found = problems(KubeconfigFiles(replace(of, read_file=read_file), wall=lambda: 4e9))
+    assert found.pop("alpha") == ""
+    assert "internal error (ZeroDivisionError)" in found["broken"]
+    assert [(entry["event"], entry["file"]) for entry in logs] == [("kubeconfig not read", "broken")]

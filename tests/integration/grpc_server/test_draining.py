@@ -12,6 +12,7 @@ import pytest
 from milo_discovery import DiscoveryClient, EngagedCluster, Fleet
 from milo_discovery.v1 import discovery_pb2 as pb
 from milo_discoveryd.kubeconfigs.kubeconfigs import IssuerAssignment
+from milo_discoveryd.model.moment import Moment
 from milo_discoveryd.rights.scope import ALL_CLUSTERS
 from milo_discoveryd.sharding.status import GroupStatus
 from milo_kube.reflect.messages import Listed, ListEnded, ListStarted
@@ -20,6 +21,7 @@ from tests.integration.grpc_server.callers import PROD, error_fields, open_rules
 from tests.integration.grpc_server.conftest import EPOCH, Harness, Subscriber, a_harness, event_texts, not_ready, ready
 from tests.integration.grpc_server.test_rotation import token
 from tests.support.eventually import eventually
+from tests.support.logs import capture_logs
 from tests.unit.kubeconfigs.backend import Backend
 
 LONG_S = 600.0
@@ -363,3 +365,23 @@ async def test_drain_waits_for_the_engagement_handler_of_a_fleet(draining_harnes
     await eventually(lambda: not harness.service.streams)
     harness.seen(not_ready("beta"))
     assert harness.followed.engagements.engaged == 0, "the drain waits for a closed Fleet"
+
+
+async def test_unexpected_error_at_the_end_of_one_drain_does_not_keep_others(tmp_path: Path) -> None:
+    async with a_harness(tmp_path, drain_timeout_s=0.05) as harness:
+        harness.listed(ready("alpha"), ready("beta"))
+        end_drain = harness.followed.engagements.end_drain
+
+        def failing(name: str, now: Moment) -> Any:
+            if name == "alpha":
+                raise ZeroDivisionError
+            return end_drain(name, now)
+
+        harness.followed.engagements.end_drain = failing  # type: ignore[method-assign]
+        with capture_logs() as logs:
+            async with confirming(harness) as subscriber:
+                await subscriber.events()
+                harness.seen(not_ready("alpha"))
+                harness.seen(not_ready("beta"))
+                await eventually(lambda: harness.followed.engagements.engaged == 1)
+        assert [entry["cluster"] for entry in logs if entry["event"] == "drain not ended"] == ["alpha"]

@@ -38,6 +38,7 @@ from milo_kube.rate_limit import Rate
 from tests.integration.grpc_server.conftest import NO_RULES, Harness, a_harness, ready
 from tests.integration.grpc_server.raw import Raw
 from tests.support.eventually import eventually
+from tests.support.logs import capture_logs
 
 NOBODY = RightsRule(CallerSelector(uids=frozenset({4242})), Grant(rule="nobody", scope=ALL_CLUSTERS))
 AS_ANOTHER = """
@@ -387,3 +388,29 @@ def reason(error: grpc.aio.AioRpcError) -> str:
     for detail in status.details:
         detail.Unpack(info)
     return info.reason
+
+
+@pytest.mark.parametrize("place", ["_admit", "_by_peer_credentials"])
+async def test_unexpected_error_of_a_connection_ends_only_this_connection(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, place: str
+) -> None:
+    original, failures = getattr(Acceptor, place), [1]
+
+    def failing(self: Acceptor, *arguments: Any) -> Any:
+        if failures:
+            failures.clear()
+            raise ZeroDivisionError
+        return original(self, *arguments)
+
+    monkeypatch.setattr(Acceptor, place, failing)
+    listener = Listener(name="local", address=UnixSocket(tmp_path / "d.sock"), peer_credentials=True)
+    with capture_logs() as logs:
+        async with a_harness(tmp_path, listeners=[listener]) as harness:
+            with closing(socket.socket(socket.AF_UNIX)) as refused:
+                await asyncio.to_thread(refused.connect, str(tmp_path / "d.sock"))
+                await eventually(lambda: not failures)
+                assert await asyncio.to_thread(refused.recv, 1) == b""
+            harness.listed(ready("alpha"))
+            async with harness.client() as stub:
+                assert len((await stub.ListClusters(pb.ListClustersRequest())).clusters) == 1
+    assert [entry["event"] for entry in logs if entry["log_level"] == "error"] == ["connection failed"]

@@ -200,3 +200,30 @@ async def test_flood_of_invalid_tokens_does_not_lock_out_an_accepted_token(tmp_p
     for line in harness.audited:
         audited[line["reason"]] += ("problem" in line) + line.get("suppressed", 0)
     assert audited == Counter(reasons)
+
+
+async def test_unexpected_error_of_a_verification_ends_only_the_stream_that_it_verifies(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    fails = asyncio.Event()
+
+    async def failing(self: verification.StreamVerification) -> None:
+        await fails.wait()
+        raise ZeroDivisionError
+
+    async with Sandbox() as sandbox, taking_tokens(tmp_path, sandbox) as harness, harness.client() as stub:
+        without_token = stub.WatchClusters(pb.WatchClustersRequest())
+        assert (await without_token.read()).synced
+        monkeypatch.setattr(verification.StreamVerification, "run", failing)
+        token = sandbox.token(OPERATOR, audiences=["milo-discovery"])
+        call = stub.WatchClusters(pb.WatchClustersRequest(), metadata=(("authorization", f"Bearer {token}"),))
+        async with asyncio.timeout(LIMIT_S):
+            assert (await call.read()).synced
+            fails.set()
+            with capture_logs() as logs, pytest.raises(grpc.aio.AioRpcError) as caught:
+                await call.read()
+        harness.seen(ready("beta"))
+        async with asyncio.timeout(LIMIT_S):
+            assert [event.cluster.name for event in (await without_token.read()).events] == ["beta"]
+    assert caught.value.code() is grpc.StatusCode.INTERNAL
+    assert "call failed" in [entry["event"] for entry in logs]

@@ -1,6 +1,7 @@
 """The HTTP server on a real socket."""
 
 import asyncio
+import gc
 import socket
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
@@ -164,3 +165,25 @@ async def test_port_in_use_is_an_error() -> None:
 
     with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(OSError, match="in use"):
         await HttpServer(answer, connections=1).start("127.0.0.1", taken.getsockname()[1])
+
+
+async def test_unexpected_error_of_a_handler_ends_only_its_connection() -> None:
+    unhandled: list[str] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: unhandled.append(context["message"]))
+
+    async def answer(request: ServerRequest) -> HttpReply:
+        if request.path == "/broken":
+            raise ZeroDivisionError
+        return HttpReply(b"fine")
+
+    server = HttpServer(answer, connections=8)
+    host, _, port = (await server.start("127.0.0.1", 0)).removeprefix("http://").rpartition(":")
+    try:
+        with suppress(ConnectionResetError):
+            assert not await received(host, int(port), b"GET /broken HTTP/1.1\r\nHost: x\r\n\r\n")
+        answered = await received(host, int(port), b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        assert answered.endswith(b"fine")
+    finally:
+        await server.stop()
+    gc.collect()
+    assert unhandled == ["Task exception was never retrieved"], "asyncio logs it with its stack"

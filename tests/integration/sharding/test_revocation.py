@@ -10,6 +10,7 @@ from milo_discoveryd.sharding.assignment import REVOCATION_RETRY_S, CredentialRe
 from milo_discoveryd.sharding.credential_fence import TOKEN_CACHE_S, CredentialFence
 from milo_discoveryd.sharding.ownership import Ownership
 from tests.support.eventually import eventually
+from tests.support.logs import capture_logs
 from tests.unit.sharding.test_credential_fence import SETTLED
 
 
@@ -109,3 +110,22 @@ async def test_credential_fence_does_not_permit_engagement_if_ownership_was_inte
     world.clock.advance()
     await eventually(lambda: world.cleared == 1)
     assert not world.fence.is_cleared
+
+
+async def test_revocation_is_retried_after_an_unexpected_error(world: World) -> None:
+    revoke, failures = world.source.revoke_others, [1]
+
+    async def revoked(covers: Callable[[str], bool]) -> None:
+        if failures:
+            failures.clear()
+            raise ZeroDivisionError
+        await revoke(covers)
+
+    world.source.revoke_others = revoked  # type: ignore[method-assign]
+    with capture_logs() as logs:
+        world.fence.follow(SETTLED)
+        world.revocation.wake()
+        await eventually(lambda: world.clock.slept == [REVOCATION_RETRY_S])
+        world.clock.advance()
+        await eventually(lambda: world.clock.slept == [REVOCATION_RETRY_S, TOKEN_CACHE_S])
+    assert [entry["log_level"] for entry in logs] == ["error"]

@@ -241,3 +241,23 @@ async def test_highest_resource_version_is_kept_in_the_state_file(tmp_path: Path
     stored = StateFile(tmp_path, ORIGIN).load()
     assert stored is not None
     assert stored.highest_version == "120"
+
+
+async def test_unexpected_error_of_a_write_is_logged_and_the_next_write_succeeds(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    encode, failures = state_file.encode, [1]
+
+    def encoded(fleet: StoredFleet) -> bytes:
+        if failures:
+            failures.clear()
+            raise ZeroDivisionError
+        return encode(fleet)
+
+    monkeypatch.setattr(state_file, "encode", encoded)
+    fleet, names = Fleet(), recalled(tmp_path)
+    with capture_logs() as logs:
+        async with running(StateFile(tmp_path, ORIGIN), fleet):
+            fleet.now_holds(kept("alpha"))
+            await eventually(lambda: names() == ["alpha"])
+    assert [entry["event"] for entry in logs] == ["state not written", "state written again"]

@@ -1,5 +1,6 @@
 """Log lines: format, level, and output that cannot be written."""
 
+import asyncio
 import json
 import logging
 import os
@@ -248,3 +249,18 @@ def test_partially_written_log_line_does_not_corrupt_the_next(tmp_path: Path, mo
     writer.flush()
     assert (tmp_path / "log").read_text().splitlines() == ["firs", "second line", "log lines dropped"]
     os.close(target)
+
+
+def test_unexpected_error_of_a_callback_is_logged_with_its_stack_and_ends_nothing(output: Output) -> None:
+    def failing_callback() -> None:
+        raise ZeroDivisionError
+
+    async def continues() -> str:
+        asyncio.get_running_loop().call_soon(failing_callback)
+        await asyncio.sleep(0.01)
+        return "continued"
+
+    output.configure()
+    assert asyncio.run(continues()) == "continued"
+    assert "failing_callback" in output.text()
+    assert "ZeroDivisionError" in output.text()

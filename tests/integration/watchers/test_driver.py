@@ -11,9 +11,9 @@ from aiohttp import web
 from milo_discoveryd.fleet.source import ClusterSource
 from milo_discoveryd.log.change_log import ChangeLog, Retention
 from milo_discoveryd.log.events import Event
-from milo_discoveryd.model.observation import Malformed
+from milo_discoveryd.model.observation import Malformed, Observation
 from milo_discoveryd.model.resource import WatchedCollection
-from milo_discoveryd.objects.pending_deletions import PendingDeletions
+from milo_discoveryd.objects.pending_deletions import ConfirmationResult, PendingDeletions
 from milo_discoveryd.objects.store import OBJECT_OVERHEAD, OVER_BUDGET
 from milo_discoveryd.sources.kind import SourceOptions
 from milo_discoveryd.sources.project import PROJECTS, ProjectObjects
@@ -30,6 +30,7 @@ from milo_kube.reflect.view_status import ViewState
 from milo_kube.reflect.wire import Decoder
 from tests.integration.watchers.api_server import ApiServer, upstream
 from tests.support.eventually import LIMIT_S, eventually
+from tests.support.logs import capture_logs
 from tests.support.sources import new_source
 
 PATH = PROJECTS.path
@@ -189,6 +190,7 @@ async def running(
     server_script: ScriptedServer,
     policy: ReflectorPolicy = DEFAULT_POLICY,
     objects_limit: int = 1 << 30,
+    decoder: Decoder[KubeObject, Observation] | None = None,
 ) -> AsyncIterator[DriverRun]:
     def encode(event: Event) -> bytes:
         return b""
@@ -204,7 +206,7 @@ async def running(
         driver = Driver(
             transport,
             WatchedCollection(PROJECTS),
-            decoder=Decoder(KubeObject, mode.observe, Malformed),
+            decoder=decoder or Decoder(KubeObject, mode.observe, Malformed),
             reflector=Reflector(policy, lambda: 0.0, asyncio.get_running_loop().time()),
             source=source,
             collection=source.collections[0],
@@ -498,3 +500,52 @@ async def test_deletion_is_confirmed_while_every_watch_expires() -> None:
         await run.synced()
         first.end()
         await run.expect_events("ENGAGED alpha", "ENGAGED beta", "DISENGAGED alpha DELETED")
+
+
+async def test_object_for_which_the_kind_raises_an_unexpected_error_does_not_affect_others() -> None:
+    failed: list[str] = []
+    mode = ProjectObjects(SourceOptions(project_server="https://milo.test"))
+
+    def observe(found: KubeObject) -> Observation:
+        if found.metadata.name == "broken":
+            raise ZeroDivisionError
+        return mode.observe(found)
+
+    decoder = Decoder(KubeObject, observe, Malformed, failed=lambda key, error: failed.append(key))
+    server_script = ScriptedServer()
+    watch = ScriptedResponse(
+        line("ADDED", project("broken", 1)), line("ADDED", project("alpha", 2)), bookmark(5, ends_list=True)
+    )
+    server_script.watches = [watch]
+    async with running(server_script, decoder=decoder) as run:
+        await run.synced()
+        assert run.events == ["ENGAGED alpha"]
+        watch.send(line("MODIFIED", project("broken", 6)) + line("ADDED", project("beta", 7)))
+        await run.expect_events("ENGAGED alpha", "ENGAGED beta")
+    assert failed == ["broken", "broken"]
+
+
+async def test_unexpected_error_of_a_confirmation_read_is_inconclusive(monkeypatch: pytest.MonkeyPatch) -> None:
+    read, failures = Driver._read_object, ["alpha"]
+
+    async def failing(self: Driver, key: str) -> ConfirmationResult:
+        if key in failures:
+            failures.clear()
+            raise ZeroDivisionError
+        return await read(self, key)
+
+    monkeypatch.setattr(Driver, "_read_object", failing)
+    server_script = ScriptedServer()
+    watch = ScriptedResponse(
+        *(line("ADDED", project(name, version)) for version, name in enumerate(("alpha", "beta", "gamma"), 1)),
+        bookmark(5, ends_list=True),
+    )
+    server_script.watches = [watch]
+    async with running(server_script) as run:
+        await run.synced()
+        engaged = [f"ENGAGED {name}" for name in ("alpha", "beta", "gamma")]
+        server_script.reads = [gone("alpha"), answering(lambda: web.json_response(project("beta", 2)))]
+        with capture_logs() as logs:
+            watch.send(line("DELETED", project("alpha", 6)))
+            await run.expect_events(*engaged, "DISENGAGED alpha DELETED")
+    assert [entry["event"] for entry in logs if entry["log_level"] == "error"] == ["confirmation failed"]

@@ -17,6 +17,7 @@ from milo_discoveryd.connectivity.reachability import (
 )
 from milo_discoveryd.model.cluster import Cluster, Reachability
 from tests.support.eventually import eventually
+from tests.support.logs import capture_logs
 from tests.unit.fleet.fleets import cluster
 
 QUICK = ProbePolicy(interval_s=0.001, rate_per_s=1000.0, host_rate_per_s=1000.0, at_once=2, unreachable_after_s=0.0)
@@ -151,3 +152,32 @@ async def test_cluster_disengaged_as_unreachable_is_probed_until_forgotten(world
     world.gone.add("alpha")
     world.prober.engaged(cluster("beta"))
     await eventually(lambda: world.asked[-5:] == ["https://beta.example.com"] * 5)
+
+
+async def test_unexpected_error_of_a_probe_is_a_failure_of_its_cluster(world: World) -> None:
+    async def send(of: Cluster) -> ProbeOutcome:
+        if of.target.name == "broken":
+            raise ZeroDivisionError
+        return ProbeReached()
+
+    world.prober._send = send
+    with capture_logs() as logs:
+        world.prober.engaged(cluster("broken"))
+        world.prober.engaged(cluster("alpha"))
+        await eventually(lambda: world.states == {"broken": Reachability.UNREACHABLE, "alpha": Reachability.REACHABLE})
+    assert "internal" in world.results
+    assert {entry["cluster"] for entry in logs if entry["event"] == "probe failed"} == {"broken"}
+
+
+async def test_unexpected_error_of_a_report_does_not_stop_probes_of_other_clusters(world: World) -> None:
+    def report(change: ConnectivityChange) -> None:
+        if change.name == "broken":
+            raise ZeroDivisionError
+        world.tell(change)
+
+    world.prober._report = report
+    with capture_logs() as logs:
+        world.prober.engaged(cluster("broken"))
+        world.prober.engaged(cluster("alpha"))
+        await eventually(lambda: world.states == {"alpha": Reachability.REACHABLE})
+        await eventually(lambda: "connectivity not recorded" in {entry["event"] for entry in logs})

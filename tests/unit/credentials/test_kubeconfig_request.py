@@ -115,3 +115,10 @@ async def test_kubeconfig_request_for_restored_cluster_fails_until_its_object_is
     with pytest.raises(BackendError, match="has not been received"):
         await a_source(api).mint(MintRequest(ttl_s=600, cluster=engaged()))
     assert not api.asked
+
+
+@pytest.mark.parametrize("content", ["é", "クラスタ", "\N{NO-BREAK SPACE}", "\U0001f511", "!", "YQ=", "\0"])
+async def test_kubeconfig_request_without_a_base64_encoded_kubeconfig_fails(content: str) -> None:
+    with pytest.raises(BackendError, match=r"alpha does not contain a (base64-encoded )?kubeconfig") as refused:
+        await a_source(ScriptedApi(answer(kubeconfig=content))).mint(wanted())
+    assert refused.value.of_cluster

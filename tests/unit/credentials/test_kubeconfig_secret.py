@@ -94,6 +94,7 @@ async def test_secret_with_long_lived_certificate_requires_allow_long_lived_sett
         (answering(200, {"data": {"other": CANARY}}), "has no key 'kubeconfig'"),
         (answering(200, {}), "has no key 'kubeconfig'"),
         (answering(200, {"data": {"kubeconfig": "!!" + CANARY}}), "does not contain a base64-encoded kubeconfig"),
+        (answering(200, {"data": {"kubeconfig": "é" + CANARY}}), "does not contain a base64-encoded kubeconfig"),
         (secret(f"token: {CANARY}: {{"), "does not contain a kubeconfig"),
         (secret(b"\xff\xfe"), "does not contain a kubeconfig"),
         (secret(f"users: {CANARY}"), "does not contain a kubeconfig"),

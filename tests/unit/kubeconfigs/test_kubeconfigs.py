@@ -19,6 +19,7 @@ from milo_discoveryd.fleet.fleet import Fleet
 from milo_discoveryd.identity.caller import Caller
 from milo_discoveryd.kubeconfigs import minter
 from milo_discoveryd.kubeconfigs.cluster_ca import cluster_trust
+from milo_discoveryd.kubeconfigs.credential_lease import CredentialLease
 from milo_discoveryd.kubeconfigs.kubeconfigs import (
     CredentialLimits,
     IssuerAssignment,
@@ -26,8 +27,10 @@ from milo_discoveryd.kubeconfigs.kubeconfigs import (
     NoIssuerError,
 )
 from milo_discoveryd.kubeconfigs.lease_handle import CredentialUnavailableError, Issuance
+from milo_discoveryd.kubeconfigs.lease_table import LeaseKey
 from milo_discoveryd.kubeconfigs.rendering import ClusterTrust, IssuedKubeconfig
 from milo_discoveryd.model.cluster import Cluster, DeclaredTarget
+from milo_discoveryd.model.moment import Moment
 from milo_discoveryd.rights.rights import UNLIMITED, Recipient, Terms
 from milo_discoveryd.sources.project_control_plane import ProjectControlPlaneKind
 from milo_discoveryd.telemetry.audit import Audit
@@ -602,3 +605,87 @@ async def test_fenced_member_does_not_issue_cached_credentials() -> None:
             token(kubeconfigs)
         may_issue = True
         assert token(kubeconfigs)
+
+
+async def test_unexpected_error_of_a_mint_is_a_failure_of_its_cluster() -> None:
+    backend = Backend(Scope.CLUSTER)
+    mint = backend.mint
+    failures = ["alpha"]
+
+    async def minted(request: MintRequest) -> IssuedCredential:
+        if request.cluster is not None and request.cluster.target.name in failures:
+            failures.clear()
+            raise ZeroDivisionError
+        return await mint(request)
+
+    backend.mint = minted  # type: ignore[method-assign]
+    with capture_logs() as logs:
+        async with issuing(backend) as kubeconfigs:
+            with pytest.raises(CredentialUnavailableError, match=r"internal error \(ZeroDivisionError\)"):
+                await got(kubeconfigs)
+            assert f"{CANARY}-beta-" in await got(kubeconfigs, a_cluster("beta", 2))
+            await eventually(lambda: kubeconfigs.held(ALPHA) is not None)
+    failed = [entry for entry in logs if entry["event"] == "mint failed"]
+    assert [(entry["cluster"], entry["log_level"]) for entry in failed] == [("alpha", "error")]
+
+
+async def test_unexpected_error_of_a_stream_that_is_told_of_a_credential_does_not_stop_mints() -> None:
+    told: list[str] = []
+
+    def failing(key: LeaseKey, replaced: str) -> None:
+        raise ZeroDivisionError
+
+    with capture_logs() as logs:
+        async with issuing(Backend(Scope.CLUSTER)) as kubeconfigs:
+            kubeconfigs.subscribe(failing)
+            kubeconfigs.subscribe(lambda *_: told.append("told"))
+            await got(kubeconfigs)
+            await got(kubeconfigs, a_cluster("beta", 2))
+            await eventually(lambda: told == ["told", "told"])
+    failed = [entry["event"] for entry in logs if entry["log_level"] == "error"]
+    assert failed == ["credential not announced to a stream"] * 2
+
+
+async def test_unexpected_error_of_one_lease_does_not_stop_the_renewal_of_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    backend = Backend(Scope.CLUSTER, life_s=0.4)
+    async with issuing(backend) as kubeconfigs:
+        await got(kubeconfigs)
+        await got(kubeconfigs, a_cluster("beta", 2))
+        broken = kubeconfigs.require_lease(ALPHA, None, UNLIMITED)
+        lease = broken._minter.request(broken.key, ALPHA).lease
+        check = CredentialLease.check
+
+        def checked(of: CredentialLease, now: Moment) -> bool:
+            if of is lease:
+                raise ZeroDivisionError
+            return check(of, now)
+
+        monkeypatch.setattr(CredentialLease, "check", checked)
+        with capture_logs() as logs:
+            await eventually(lambda: "credential not renewed" in [entry["event"] for entry in logs])
+            await eventually(lambda: any("beta" in token for token in backend.given[2:]))
+
+
+async def test_unexpected_error_of_a_revocation_is_retried_and_does_not_stop_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(minter, "REVOCATION_BACKOFF_S", (0.001, 0.001))
+    backend = RevokingBackend()
+    revoke, failures = backend.revoke, ["alpha"]
+
+    async def revoked(cluster: Cluster) -> None:
+        if cluster.target.name in failures:
+            failures.clear()
+            raise ZeroDivisionError
+        await revoke(cluster)
+
+    backend.revoke = revoked  # type: ignore[method-assign]
+    with capture_logs() as logs:
+        async with issuing(backend) as kubeconfigs:
+            kubeconfigs.disengaged(ALPHA)
+            kubeconfigs.disengaged(a_cluster("beta", 2))
+            await eventually(lambda: sorted(backend.revoked) == [("alpha", 1), ("beta", 2)])
+    failed = [entry for entry in logs if entry["event"] == "credential revocation failed"]
+    assert [(entry["cluster"], entry["log_level"]) for entry in failed] == [("alpha", "error")]

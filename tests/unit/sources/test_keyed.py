@@ -200,9 +200,10 @@ def test_names_of_clusters_with_contributions_begin_with_the_name_of_their_sourc
     kind, unnamed = KeyedSource(follows, "local"), KeyedSource(follows)
     assert kind.files is follows
     assert kind.reduce is not None
-    assert unnamed.reduce is follows.reduce
+    assert unnamed.reduce is not None
     assert kind.reduce("local#alpha", (), "") is None
     content = Ready("1", "", Target(name="alpha", uid="1", place=("https://a.test",)))
+    assert unnamed.reduce("alpha", [ObjectContribution(0, "kind-alpha", "1", "", 0, content)], "") == content
     reduced = kind.reduce("local#alpha", [ObjectContribution(0, "kind-alpha", "1", "", 0, content)], "")
     assert isinstance(reduced, Ready)
     assert (reduced.name, reduced.target.local_name) == ("local#alpha", "alpha")
@@ -242,3 +243,33 @@ def test_declarative_kind_has_the_ca_file_and_the_template_of_its_settings() -> 
     given = {"resource": {"version": "v1", "plural": "x"}, "endpoint": {"template": "https://a/{metadata.name}"}}
     kind = parse_group(DeclarativeKind, {**given, "ca_file": "/ca"})
     assert (str(kind.authorities_file), str(kind.endpoint.template)) == ("/ca", "https://a/{metadata.name}")
+
+
+@pytest.mark.parametrize(("source", "key"), [("", "alpha"), ("eu", "eu#alpha")])
+def test_object_for_which_a_kind_raises_an_unexpected_error_is_malformed(source: str, key: str) -> None:
+    def observe(_: KubeObject) -> Observation:
+        raise ZeroDivisionError
+
+    failed: list[tuple[str, str]] = []
+    follows = OneResource(Resource("", "v1", "namespaces"), observe, lambda stored: stored.place)
+    (followed,) = KeyedSource(
+        follows, source, failed=lambda of, error: failed.append((of, type(error).__name__))
+    ).collections
+    assert seen(followed) == Malformed(key, "1", "7", "internal error (ZeroDivisionError)")
+    assert failed == [(key, "ZeroDivisionError")]
+
+
+@pytest.mark.parametrize("source", ["", "eu"])
+def test_cluster_for_which_a_kind_raises_an_unexpected_error_is_malformed(source: str) -> None:
+    def reduce(*_: object) -> Observation:
+        raise ZeroDivisionError
+
+    failed: list[tuple[str, str]] = []
+    found = KeyedSource(
+        SeveralResources((), reduce, Mock()),
+        source,
+        failed=lambda of, error: failed.append((of, type(error).__name__)),
+    ).reduce
+    assert found is not None
+    assert found("alpha", (), "1") == Malformed("alpha", "1", "", "internal error (ZeroDivisionError)")
+    assert failed == [("alpha", "ZeroDivisionError")]

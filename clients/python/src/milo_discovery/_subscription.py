@@ -15,7 +15,7 @@ from milo_discovery._convert import WatchOptions
 from milo_discovery._kubeconfig_access import read_access
 from milo_discovery._ownership import OwnershipDeadline, boottime
 from milo_discovery._session import KnownCluster, Session
-from milo_discovery.errors import DiscoveryError, StatusError, UnusableKubeconfig
+from milo_discovery.errors import DiscoveryError, StatusError, StreamBroken, UnusableKubeconfig
 from milo_discovery.events import Connected, Disconnected, Event, StreamNotice
 from milo_discovery.model import Cluster, EventType, SourceStatus
 from milo_discovery.v1 import discovery_pb2 as pb
@@ -54,7 +54,13 @@ class StreamSubscription:
 
     def received(self, batch: pb.WatchClustersResponse, now: float) -> None:
         """Apply a batch. Raises StreamBroken if it is invalid, as when a batch before it is missing."""
-        changes = self.session.receive(batch)
+        try:
+            changes = self.session.receive(batch)
+        except StreamBroken:
+            raise
+        except Exception as error:  # what one cluster contains must not end the watch of all others
+            log.exception("a batch was not understood")
+            raise StreamBroken(f"a batch was not understood: {error!r}") from error
         if self._connected_at is None:
             self._connected_at = now
             self._disconnect_reported = False
@@ -85,8 +91,9 @@ def _usable(item: Event | StreamNotice) -> Event | StreamNotice | None:
     if isinstance(item, Event) and item.kubeconfig is not None:
         try:
             read_access(item.kubeconfig.kubeconfig)
-        except UnusableKubeconfig as error:
-            log.error("kubeconfig of cluster %r refused: %s", item.cluster.name, error)  # noqa: TRY400  (no secrets)
+        except Exception as error:
+            name, is_expected = item.cluster.name, isinstance(error, UnusableKubeconfig)
+            log.error("kubeconfig of cluster %r refused: %s", name, error, exc_info=not is_expected)  # noqa: TRY400
             return None if item.type is EventType.KUBECONFIG else replace(item, kubeconfig=None)
     return item
 

@@ -257,8 +257,11 @@ class Fleet(RunsInBackground):
             except (*NOT_RETRYABLE, ClusterNotFound) as error:
                 # If another daemon has taken over, it sends the cluster again with its own incarnation.
                 log.info("cluster %s was not released: %s", cluster.name, error)
-            except DiscoveryError as error:
-                log.debug("release of cluster %s failed; retrying: %s", cluster.name, error)
+            except Exception as error:
+                if isinstance(error, DiscoveryError):
+                    log.debug("release of cluster %s failed; retrying: %s", cluster.name, error)
+                else:
+                    log.exception("release of cluster %s failed; retrying", cluster.name)
                 released = None
                 await asyncio.sleep(backoff.failed(ran=timedelta()).total_seconds())
 

@@ -24,6 +24,7 @@ from milo_discovery._credential_renewal import AsyncRenewer
 from milo_discovery._extras import needs_extra
 from milo_discovery._kubeconfig_access import KubeconfigAccess
 from milo_discovery.engaged_cluster import EngagedCluster
+from milo_discovery.errors import UnusableKubeconfig
 from milo_discovery.fleet import Fleet
 
 with needs_extra("kopf"):
@@ -56,6 +57,8 @@ async def run(
     @fleet.on_engage
     async def operate(cluster: EngagedCluster) -> None:
         async with cluster.credentials() as renewer, cluster.sync_api_client() as api:
+            if (problem := _problem(await renewer.access())) is not None:
+                raise UnusableKubeconfig(problem)
             sessions = _Sessions(renewer, asyncio.get_running_loop())
             memo = kopf.Memo(cluster=cluster, api=api, milo_sessions=sessions)
             await _Operator(cluster.name, memo, sessions).run(registry, namespaces, standalone=standalone)
@@ -67,6 +70,16 @@ async def _login(*, memo: Any, **_: Any) -> kopf.AiohttpSession:
     """Return a session with the newest credential of the operator's cluster. kopf calls it again on expiry or a 401."""
     sessions: _Sessions = memo.milo_sessions
     return await sessions.create()
+
+
+def _problem(access: KubeconfigAccess) -> str | None:
+    """Return why kopf cannot use an access: its requests verify the name of the server's URL and no other."""
+    if access.tls_server_name is None:
+        return None
+    return (
+        f"the kubeconfig has tls-server-name {access.tls_server_name!r}, which kopf does not support: issue a "
+        "certificate for the name or address of the server, or use Fleet without kopf"
+    )
 
 
 def _identity() -> str:
@@ -90,6 +103,8 @@ class _Sessions:
     async def create(self) -> kopf.AiohttpSession:
         renewal = asyncio.run_coroutine_threadsafe(self._renewed(), self.loop)
         access, expires_at = await asyncio.wrap_future(renewal)
+        if (problem := _problem(access)) is not None:
+            raise kopf.PermanentError(problem)
         info = kopf.ConnectionInfo(
             server=access.server,
             ca_data=access.authorities,
@@ -178,8 +193,11 @@ class _Operator:
                 with suppress(asyncio.CancelledError):
                     await asyncio.wait([self._ended])
             thread.join()
-        if (error := self._ended.result()) is not None:
+        error = self._ended.result()
+        if isinstance(error, Exception):
             raise error
+        if error is not None:  # such as SystemExit, which would end the process and so all other operators
+            raise RuntimeError(f"the kopf operator ended with {error!r}") from error
 
     async def _operate(self, options: dict[str, Any]) -> None:
         stop_flag = asyncio.Event()

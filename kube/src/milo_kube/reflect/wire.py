@@ -179,26 +179,37 @@ class Decoder(Generic[Object, Seen]):
         observe: Callable[[Object], Seen],
         malformed: Callable[[str, str, str, str], Seen],
         key: Callable[[str, str], str] = lambda _, name: name,
+        failed: Callable[[str, Exception], None] = lambda *_: None,
     ) -> None:
         """`malformed` returns the result for an invalid object, given its key, UID, version and problem; `key` returns
-        the key for a namespace and a name."""
+        the key for a namespace and a name; `failed` is called with the key of an object for which `observe` raised an
+        unexpected exception."""
         self._objects = msgspec.json.Decoder(kind)
         # mypy does not accept a variable as a type parameter; at run time it is fine.
         self._lines: msgspec.json.Decoder[_Line[Object]] = msgspec.json.Decoder(_Line[kind])  # type: ignore[valid-type]
         self._observe = observe
         self._malformed = malformed
         self._key = key
+        self._failed = failed
 
     def object(self, raw: bytes | msgspec.Raw) -> Seen | None:
         """Decode one object; None if it has no name."""
+        if memoryview(raw).nbytes > MAX_LINE:  # the decoded fields could take far more memory
+            return self._unusable(raw, f"larger than {MAX_LINE} bytes")
         try:
-            if memoryview(raw).nbytes > MAX_LINE:  # the decoded fields could take far more memory
-                raise msgspec.ValidationError(f"larger than {MAX_LINE} bytes")
             found = self._bounded(self._observe(self._objects.decode(raw)))
         except _UNDECODABLE as error:
+            return self._unusable(raw, _problem(error))
+        except Exception as error:  # noqa: BLE001  (what one object causes must not affect the others)
             names = _names(raw)
-            key = self._key(names.namespace, names.name)
-            found = self._bounded(self._malformed(key, names.uid, names.resourceVersion, _problem(error)))
+            self._failed(self._key(names.namespace, names.name), error)
+            return self._unusable(raw, f"internal error ({type(error).__name__})")
+        return found if found.name else None
+
+    def _unusable(self, raw: bytes | msgspec.Raw, problem: str) -> Seen | None:
+        names = _names(raw)
+        key = self._key(names.namespace, names.name)
+        found = self._bounded(self._malformed(key, names.uid, names.resourceVersion, problem))
         return found if found.name else None
 
     def page(self, body: bytes) -> tuple[ListPage, Iterator[Seen]]:
@@ -221,7 +232,7 @@ class Decoder(Generic[Object, Seen]):
                 if found.name and len(found.uid) <= _LONGEST_ID and len(found.version) <= _LONGEST_ID:
                     return ObjectSeen(found)
                 return _seen(event.type, self._bounded(found))
-        except _UNDECODABLE:
+        except Exception:  # noqa: BLE001, S110
             pass  # decoded step by step below
         return self._other_line(line)
 

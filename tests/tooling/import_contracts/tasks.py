@@ -1,0 +1,183 @@
+"""Which test shows, for each task, that what one cluster, caller or object causes does not end it.
+
+Callbacks of the event loop and protocols are not listed: asyncio logs their errors with the stack, and continues.
+"""
+
+import ast
+from collections.abc import Iterator
+
+from tests.tooling.import_contracts.contracts import ROOT
+
+PACKAGES = (
+    "milo_discoveryd",
+    "kube/src/milo_kube",
+    "clients/python/src/milo_discovery",
+    "controllers/src/milo_controllers",
+)
+_STARTERS = frozenset({"create_task", "ensure_future", "run_coroutine_threadsafe", "Thread"})
+
+_DRIVER = "tests/integration/watchers/test_driver.py"
+_KUBECONFIGS = "tests/unit/kubeconfigs/test_kubeconfigs.py"
+_FLEET = "clients/python/tests/test_fleet.py"
+_OBJECT = f"{_DRIVER}::test_object_for_which_the_kind_raises_an_unexpected_error_does_not_affect_others"
+_CONFIRMATION = f"{_DRIVER}::test_unexpected_error_of_a_confirmation_read_is_inconclusive"
+_SAVING = (
+    "tests/integration/state_file/test_state_file.py"
+    "::test_unexpected_error_of_a_write_is_logged_and_the_next_write_succeeds"
+)
+_CRASH = "controllers/tests/integration/test_production.py::test_health_reports_crashing_cluster"
+
+TESTED = {
+    "milo_discoveryd/connectivity/prober.py: self._probe": (
+        "tests/unit/connectivity/test_prober.py::test_unexpected_error_of_a_probe_is_a_failure_of_its_cluster"
+    ),
+    "milo_discoveryd/kubeconfigs/minter.py: self._work": (
+        f"{_KUBECONFIGS}::test_unexpected_error_of_a_mint_is_a_failure_of_its_cluster"
+    ),
+    "milo_discoveryd/kubeconfigs/minter.py: self._schedule": (
+        f"{_KUBECONFIGS}::test_unexpected_error_of_one_lease_does_not_stop_the_renewal_of_others"
+    ),
+    "milo_discoveryd/kubeconfigs/minter.py: self._revocations.run": (
+        f"{_KUBECONFIGS}::test_unexpected_error_of_a_revocation_is_retried_and_does_not_stop_others"
+    ),
+    "milo_discoveryd/server/calls/handlers.py: verify": (
+        "tests/integration/grpc_server/test_tokens.py"
+        "::test_unexpected_error_of_a_verification_ends_only_the_stream_that_it_verifies"
+    ),
+    "milo_discoveryd/server/connections/acceptor.py: self._run": (
+        "tests/integration/grpc_server/test_peer_credentials.py"
+        "::test_unexpected_error_of_a_connection_ends_only_this_connection"
+    ),
+    "milo_discoveryd/server/connections/acceptor.py: self._serve": (
+        "tests/integration/grpc_server/test_peer_credentials.py"
+        "::test_unexpected_error_of_a_connection_ends_only_this_connection"
+    ),
+    "milo_discoveryd/sharding/group.py: revoking": (
+        "tests/integration/sharding/test_revocation.py::test_revocation_is_retried_after_an_unexpected_error"
+    ),
+    "milo_discoveryd/sharding/group.py: self._apply_in_time": (
+        "tests/unit/fleet/test_unexpected_errors.py::test_unexpected_error_of_a_listener_concerns_only_its_cluster"
+    ),
+    "milo_discoveryd/telemetry/shared_scrape.py: self._build_all": (
+        "tests/integration/telemetry/test_http.py::test_failed_build_of_metrics_fails_only_the_scrapes_that_wait_for_it"
+    ),
+    "milo_discoveryd/watchers/driver.py: self._confirm": _CONFIRMATION,
+    "milo_discoveryd/watchers/driver.py: self._confirmations.run": _CONFIRMATION,
+    "milo_discoveryd/watchers/driver.py: self._follow": _OBJECT,
+    "milo_discoveryd/watchers/file_driver.py: self._follow": (
+        "tests/integration/files/test_reading.py"
+        "::test_file_for_which_the_kind_raises_an_unexpected_error_does_not_affect_others"
+    ),
+    "milo_discoveryd/watchers/file_driver.py: self._confirmations.run": _CONFIRMATION,
+    "milo_discoveryd/wiring/source.py: saving": _SAVING,
+    "milo_discoveryd/wiring/source.py: self._storage.save": _SAVING,
+    "kube/src/milo_kube/http/server.py: answering": (
+        "tests/integration/http/test_server.py::test_unexpected_error_of_a_handler_ends_only_its_connection"
+    ),
+    "clients/python/src/milo_discovery/_credential_renewal.py: self._renew": (
+        "clients/python/tests/test_credential_renewal.py"
+        "::test_unexpected_error_of_a_renewal_is_raised_in_its_callers_and_the_next_one_succeeds"
+    ),
+    "clients/python/src/milo_discovery/fleet.py: handling": (
+        f"{_FLEET}::test_failed_handler_does_not_affect_other_clusters"
+    ),
+    "clients/python/src/milo_discovery/fleet.py: self._release": (
+        "clients/python/tests/test_fleet_draining.py"
+        "::test_release_is_retried_after_an_unexpected_error_and_other_clusters_continue"
+    ),
+    "clients/python/src/milo_discovery/kopf.py: work": (
+        "clients/python/tests/test_kopf.py::test_unexpected_exit_of_one_operator_does_not_end_others"
+    ),
+    "clients/python/src/milo_discovery/watch.py: self._read": (
+        "clients/python/tests/test_watch.py::test_unexpected_error_about_one_cluster_does_not_end_the_watch"
+    ),
+    "controllers/src/milo_controllers/controller.py: process": (
+        "controllers/tests/integration/test_reconciles.py"
+        "::test_failed_reconcile_is_retried_and_permanent_failure_waits_for_a_change"
+    ),
+    "controllers/src/milo_controllers/engaged_clusters.py: following": _CRASH,
+}
+"""The tasks that handle clusters, callers or objects, one or several, each with the test."""
+
+_WHOLE = "it handles no single cluster, caller or object"
+_AWAITED = "whoever awaits it gets its error"
+_GROUP = "it only runs tasks that are in this list"
+
+OTHERS = {
+    "milo_discoveryd/app.py: self.serve": _GROUP,
+    "milo_discoveryd/app.py: self._membership.leave": _WHOLE,
+    "milo_discoveryd/app.py: server.watch": _GROUP,
+    "milo_discoveryd/app.py: self._report_start": _GROUP,
+    "milo_discoveryd/app.py: kubeconfigs.run": _GROUP,
+    "milo_discoveryd/app.py: self._evict_frames": _WHOLE,
+    "milo_discoveryd/app.py: self._sample": _WHOLE,
+    "milo_discoveryd/app.py: applied": _WHOLE,
+    "milo_discoveryd/app.py: group.run": _GROUP,
+    "milo_discoveryd/app.py: following": _GROUP,
+    "milo_discoveryd/app.py: probing": _GROUP,
+    "milo_discoveryd/app.py: self._report_health": _WHOLE,
+    "milo_discoveryd/app.py: self._report_failed_start": _WHOLE,
+    "milo_discoveryd/kubeconfigs/kubeconfigs.py: minter.run": _GROUP,
+    "milo_discoveryd/server/server.py: self._check": _WHOLE,
+    "milo_discoveryd/server/server.py: connections.run": _WHOLE,
+    "milo_discoveryd/telemetry/log_writer.py: self._run": _WHOLE,
+    "milo_discoveryd/watchers/driver.py: self._liveness_probe.run": _WHOLE,
+    "milo_discoveryd/wiring/source.py: driver.run": _GROUP,
+    "kube/src/milo_kube/external_command.py: process.wait": _AWAITED,
+    "kube/src/milo_kube/external_command.py: flooded.wait": _AWAITED,
+    "kube/src/milo_kube/external_command.py: asyncio.create_subprocess_exec": _AWAITED,
+    "kube/src/milo_kube/loop_watchdog.py: self._watch": _WHOLE,
+    "clients/python/src/milo_discovery/_background_loop.py: last": _AWAITED,
+    "clients/python/src/milo_discovery/_background_loop.py: coroutine": _AWAITED,
+    "clients/python/src/milo_discovery/_background_loop.py: serve": _WHOLE,
+    "clients/python/src/milo_discovery/_background_loop.py: work": _AWAITED,
+    "clients/python/src/milo_discovery/_credential_renewal.py: self._pushed.following": _AWAITED,
+    "clients/python/src/milo_discovery/_credential_renewal.py: awaited": _AWAITED,
+    "clients/python/src/milo_discovery/_task_groups.py: self.run": _AWAITED,
+    "clients/python/src/milo_discovery/cli/sync.py: self._follow": _AWAITED,
+    "clients/python/src/milo_discovery/cli/sync.py: self._write": _AWAITED,
+    "clients/python/src/milo_discovery/kopf.py: self._renewed": _AWAITED,
+    "clients/python/src/milo_discovery/leader_election.py: _call": _AWAITED,
+    "clients/python/src/milo_discovery/leader_election.py: self._renew_until_lost": _AWAITED,
+    "clients/python/src/milo_discovery/leader_election.py: self._write": _AWAITED,
+    "clients/python/src/milo_discovery/watch.py: run_in_thread": _WHOLE,
+    "controllers/src/milo_controllers/app.py: controllers.run": _GROUP,
+    "controllers/src/milo_controllers/app.py: signaled.wait": _WHOLE,
+    "controllers/src/milo_controllers/app.py: controllers.drain": _WHOLE,
+    "controllers/src/milo_controllers/controllers.py: leading": _WHOLE,
+    "controllers/src/milo_controllers/controllers.py: self._log_summaries": _WHOLE,
+    "controllers/src/milo_controllers/controllers.py: self._resync_periodically": _WHOLE,
+    "controllers/src/milo_controllers/event_loop.py: call": _AWAITED,
+    "controllers/src/milo_controllers/single_cluster.py: _awaited": "there is only one cluster",
+}
+"""All other tasks, and why an unexpected error may end them."""
+
+
+def tasks() -> set[str]:
+    """Return the place of each task or thread that is started: `FILE: WHAT RUNS`."""
+    return {
+        f"{path.relative_to(ROOT)}: {place}"
+        for package in PACKAGES
+        for path in (ROOT / package).rglob("*.py")
+        for place in _started(ast.parse(path.read_text()))
+    }
+
+
+def _started(tree: ast.Module) -> Iterator[str]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and _name(node.func) in _STARTERS:
+            (what,) = node.args[:1] or [keyword.value for keyword in node.keywords if keyword.arg == "target"]
+            yield ast.unparse(what.func if isinstance(what, ast.Call) else what)
+
+
+def _name(function: ast.expr) -> str:
+    return function.attr if isinstance(function, ast.Attribute) else getattr(function, "id", "")
+
+
+def exists(test: str) -> bool:
+    path, _, name = test.partition("::")
+    found = ROOT / path
+    return found.exists() and any(
+        isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.name == name
+        for node in ast.walk(ast.parse(found.read_text()))
+    )
