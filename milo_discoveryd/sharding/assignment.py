@@ -5,6 +5,7 @@ from collections.abc import Awaitable, Callable, Iterator, Sequence
 from functools import partial
 
 from milo_discoveryd.credentials.issuers.issuer import FencingIssuer
+from milo_discoveryd.daemon_errors import BackendError
 from milo_discoveryd.fleet.fleet import Fleet
 from milo_discoveryd.logger import log
 from milo_discoveryd.model.object_state import ObjectState
@@ -82,7 +83,8 @@ class CredentialRevocation:
                     log.warning("credentials of former owners not revoked", problem=str(error))
                 else:
                     log.exception("credentials of former owners not revoked")
-                await self._sleep(REVOCATION_RETRY_S)
+                stated_s = error.retry_after_s if isinstance(error, BackendError) else None
+                await self._sleep(max(REVOCATION_RETRY_S, stated_s or 0.0))
                 continue
             await self._sleep(TOKEN_CACHE_S)
             self.fence.revoked(due)

@@ -74,7 +74,7 @@ class GroupRequests:
         except BackendError as error:
             self._metrics.lease_request(name, "error")
             self._error = str(error)
-            self._member.failed(self._clock(), error.retry_after_s)
+            self._member.failed(self._clock(), error.retry_after_s, of_read=isinstance(request, Read))
         else:
             self._metrics.lease_request(name, "ok")
             self._error = ""

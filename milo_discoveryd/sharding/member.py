@@ -232,11 +232,12 @@ class Member:
         if isinstance(self.state.phase, Withdrawn | Ended):
             self._enter(Ended())
             return WaitUntil(inf)
-        if now < pacing.retry_at:
-            return WaitUntil(min(pacing.retry_at, self.fence_at) if now < self.fence_at else pacing.retry_at)
+        if now < pacing.next_at:
+            return WaitUntil(min(pacing.next_at, self.fence_at) if now < self.fence_at else pacing.next_at)
         return Read() if pacing.is_read_due else self._due(self.state.phase, now)
 
     def _due(self, phase: Joining | Lost | Holding | Leaving, now: float) -> Action:
+        pacing = self.state.pacing
         match phase:
             case Joining():
                 return self._join(phase, now)
@@ -246,7 +247,7 @@ class Member:
                 own = self._renewal(tenure, now)
             case Leaving(tenure):
                 own = self._last_write(phase, now)
-        if own is not None:
+        if own is not None and now >= pacing.write_at:
             self._hold(tenure.attempted(own))
             return WriteLease(own)
         return self._group_request(now) or WaitUntil(min(at for at in self._deadlines(tenure) if at > now))
@@ -291,14 +292,16 @@ class Member:
         self.check(now)
         self._pace(self.state.pacing.conflicted(now, self._timing.retry_interval_s))
 
-    def failed(self, now: float, retry_after_s: float | None = None) -> None:
+    def failed(self, now: float, retry_after_s: float | None = None, *, of_read: bool = False) -> None:
         """Record that a request failed. A write may have taken effect, or may still do so.
 
-        `retry_after_s`: the delay before a retry, if the server stated one.
+        `retry_after_s`: the delay that the server stated. It applies to reads or writes, whichever failed: a member
+        whose reads are refused renews its Lease.
         """
         self.check(now)
-        delay = max(self._timing.retry_interval_s, min(retry_after_s or 0.0, self._timing.longest_retry_s))
-        self._pace(self.state.pacing.failed(now + delay))
+        timing = self._timing
+        stated_at = now + min(retry_after_s or 0.0, timing.longest_retry_s)
+        self._pace(self.state.pacing.failed(now + timing.retry_interval_s, stated_at, of_read=of_read))
 
     # Joining
 
@@ -315,17 +318,17 @@ class Member:
             instance=self._instance,
             fleet=self._fleet,
         )
-        if lease is None or not lease.is_held or (isinstance(phase, Lost) and lease.holder == self.holder):
-            return WriteLease(joined)
-        expires_at = group.expires_at(self.name, self._timing)
-        if expires_at <= now:
-            return WriteLease(joined)
-        if self._may_continue(lease, phase):
-            return WriteLease(
-                msgspec.structs.replace(joined, term=lease.term, acknowledged=lease.acknowledged, pending=lease.pending)
+        expires_at = -inf if lease is None else group.expires_at(self.name, self._timing)
+        is_own = isinstance(phase, Lost) and lease is not None and lease.holder == self.holder
+        if lease is not None and lease.is_held and not is_own and now < expires_at:
+            if not self._may_continue(lease, phase):
+                read_at = max(group.read_at + self._timing.renew_interval_s, self.state.pacing.read_at)
+                return Read() if read_at <= now else WaitUntil(min(read_at, expires_at))
+            joined = msgspec.structs.replace(
+                joined, term=lease.term, acknowledged=lease.acknowledged, pending=lease.pending
             )
-        read_at = group.read_at + self._timing.renew_interval_s
-        return Read() if read_at <= now else WaitUntil(min(read_at, expires_at))
+        write_at = self.state.pacing.write_at
+        return WriteLease(joined) if now >= write_at else WaitUntil(write_at)
 
     def _may_continue(self, lease: MemberLease, phase: Joining | Lost) -> bool:
         """Return whether this process may continue the term of the process that holds the Lease."""
@@ -477,9 +480,11 @@ class Member:
     # The group
 
     def _group_request(self, now: float) -> Request | None:
-        group = self.state.group
-        if self._next_read_at <= now:
+        group, pacing = self.state.group, self.state.pacing
+        if self._next_read_at <= now and now >= pacing.read_at:
             return Read()
+        if now < pacing.write_at:
+            return None
         for lease in group.leases.members.values():
             if lease.member != self.name and group.removable_at(lease, self._timing) <= now:
                 return Evict(_cleared(lease)) if lease.is_held else Delete(lease)
@@ -492,6 +497,7 @@ class Member:
         return self.state.group.read_at + (timing.read_interval_s if is_quiet else timing.unsettled_read_interval_s)
 
     def _deadlines(self, tenure: Tenure) -> Iterator[float]:
+        yield from (self.state.pacing.read_at, self.state.pacing.write_at)
         yield from (self._next_read_at, self.fence_at, tenure.engage_at, tenure.acknowledge_at)
         yield tenure.renewed_at + self._timing.renew_interval_s
         yield from self.state.group.deadlines(self._timing)

@@ -135,23 +135,39 @@ class Pacing(msgspec.Struct, frozen=True, kw_only=True):
     """When the next request may be made, and whether it has to be a read."""
 
     is_read_due: bool = True
-    retry_at: float = -inf
+    read_at: float = -inf
+    """No read before."""
+    write_at: float = -inf
+    """No write before."""
     conflict_free_at: float = -inf
     """When another conflict may be followed by a read at once: reads that follow conflicts are spaced."""
 
+    @property
+    def next_at(self) -> float:
+        return self.read_at if self.is_read_due else min(self.read_at, self.write_at)
+
     def read(self) -> "Pacing":
-        return msgspec.structs.replace(self, is_read_due=False, retry_at=-inf)
+        return msgspec.structs.replace(self, is_read_due=False, read_at=-inf)
 
     def written(self) -> "Pacing":
-        return msgspec.structs.replace(self, retry_at=-inf)
+        return msgspec.structs.replace(self, write_at=-inf)
 
     def conflicted(self, now: float, interval_s: float) -> "Pacing":
-        conflict_free_at = max(now, self.conflict_free_at) + interval_s
-        return Pacing(is_read_due=True, retry_at=self.conflict_free_at, conflict_free_at=conflict_free_at)
+        return msgspec.structs.replace(
+            self,
+            is_read_due=True,
+            read_at=max(self.read_at, self.conflict_free_at),
+            conflict_free_at=max(now, self.conflict_free_at) + interval_s,
+        )
 
-    def failed(self, retry_at: float) -> "Pacing":
-        # No read is due: a write is repeated. If it did take effect, the version differs, and a read follows.
-        return msgspec.structs.replace(self, retry_at=retry_at)
+    def failed(self, retry_at: float, stated_at: float, *, of_read: bool) -> "Pacing":
+        """Delay all requests until `retry_at`, and those of the kind that failed until the server's `stated_at`.
+
+        No read is due: a write is repeated. If it did take effect, the version differs, and a read follows.
+        """
+        read_at = max(self.read_at, retry_at, stated_at if of_read else -inf)
+        write_at = max(self.write_at, retry_at, -inf if of_read else stated_at)
+        return msgspec.structs.replace(self, read_at=read_at, write_at=write_at)
 
 
 class State(msgspec.Struct, frozen=True, kw_only=True):

@@ -10,8 +10,8 @@ class Timing(msgspec.Struct, frozen=True, kw_only=True):
     """Interval between reads, and between batches of releases, while a view changes. A cluster that moves may wait for
     both."""
     retry_interval_s: float = 1.0
-    longest_retry_s: float = 300.0
-    """The longest delay before a retry that a server can request."""
+    longest_retry_s: float = 30.0
+    """The longest delay before a retry that a server can request: other members wait for this one."""
     fence_after_s: float = 20.0
     evict_after_s: float = 33.0
     debounce_s: float = 5.0

@@ -267,6 +267,7 @@ async def test_shard_member_repeats_a_failed_request_after_the_time_that_the_lea
     leases.is_down, leases.retry_after_s = True, 9.0
     await GroupRequests("ops", member, leases, Requests(), lambda: 100.0).perform(Read())
     assert member.next(100.5) == WaitUntil(109.0)
+    assert member.state.pacing.write_at == 101.0
 
 
 async def test_killed_shard_member_is_evicted(daemons: list[Daemon]) -> None:

@@ -19,6 +19,7 @@ class Source:
 
     def __init__(self) -> None:
         self.failures = 0
+        self.retry_after_s: float | None = None
         self.asked, self.may_delete = asyncio.Event(), asyncio.Event()
         self.may_delete.set()
         self.deleted: list[str] = []
@@ -29,7 +30,7 @@ class Source:
         self.deleted += filter(covers, ["key"])
         if self.failures:
             self.failures -= 1
-            raise BackendError("no Secrets")
+            raise BackendError("no Secrets", retry_after_s=self.retry_after_s)
 
 
 class Clock:
@@ -86,6 +87,13 @@ async def test_failed_credential_revocation_is_retried(world: World) -> None:
     await eventually(lambda: world.clock.slept == [REVOCATION_RETRY_S, TOKEN_CACHE_S])
     world.clock.advance()
     await eventually(lambda: world.cleared == 1)
+
+
+async def test_failed_credential_revocation_is_retried_after_the_time_that_the_server_states(world: World) -> None:
+    world.source.failures, world.source.retry_after_s = 1, 7.0
+    world.fence.follow(SETTLED)
+    world.revocation.wake()
+    await eventually(lambda: world.clock.slept == [7.0])
 
 
 async def test_late_revocation_of_a_member_that_was_paused_deletes_nothing_of_the_rightful_owner(world: World) -> None:

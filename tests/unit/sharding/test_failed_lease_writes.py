@@ -190,10 +190,55 @@ def test_conflict_after_a_while_is_followed_by_a_read_at_once() -> None:
         assert member.next(at + later) == Read()
 
 
-@pytest.mark.parametrize(("stated", "waits"), [(None, 1.0), (0.2, 1.0), (7.0, 7.0), (1e9, TIMING.longest_retry_s)])
-def test_failed_request_is_repeated_after_the_time_that_the_server_states(stated: float | None, waits: float) -> None:
+STATED = [(None, 1.0), (0.2, 1.0), (7.0, 7.0), (1e9, TIMING.longest_retry_s)]
+
+
+@pytest.mark.parametrize(("stated", "waits"), STATED)
+def test_failed_read_is_repeated_after_the_time_that_the_server_states(stated: float | None, waits: float) -> None:
     member = Member("a", "a#1")
     assert member.next(5.0) == Read()
-    member.failed(6.0, stated)
+    member.failed(6.0, stated, of_read=True)
     assert member.next(6.1) == WaitUntil(6.0 + waits)
     assert member.next(6.0 + waits) == Read()
+
+
+@pytest.mark.parametrize(("stated", "waits"), STATED)
+@pytest.mark.parametrize("state", [joining, lost])
+def test_failed_write_is_repeated_after_the_time_that_the_server_states(
+    state: Callable[[], Writing], stated: float | None, waits: float
+) -> None:
+    writing = state()
+    writing.member.failed(writing.now, stated)
+    assert writing.member.next(writing.now + 0.5) == WaitUntil(writing.now + 1.0)
+    if waits > 1.0:
+        assert writing.member.next(writing.now + 1.0) == WaitUntil(writing.now + waits)
+    assert writing.member.next(writing.now + waits) == writing.write
+
+
+def test_member_whose_reads_are_refused_for_a_while_renews_its_lease() -> None:
+    driver = settled("a", "b")
+    member, until = driver.members["a"], driver.now + TIMING.longest_retry_s
+    member.failed(driver.now, 1e9, of_read=True)
+    driver.requests.clear()
+    while driver.now < until - 1:
+        driver.run(0.25)
+        assert driver.owned("a")
+    kinds = {type(request) for _, name, request in driver.requests if name == "a"}
+    assert kinds == {WriteLease}
+    driver.run(2)
+    assert Read() in [request for _, name, request in driver.requests if name == "a"]
+
+
+def test_member_whose_writes_are_refused_for_a_while_reads() -> None:
+    driver = settled("a", "b")
+    member = driver.members["a"]
+    driver.run(1)
+    driver.requests.clear()
+    refused_at = driver.now
+    member.failed(driver.now, 15.0)
+    driver.run(14.75)
+    assert {type(request) for _, name, request in driver.requests if name == "a"} == {Read}
+    driver.run(0.25)
+    assert [at for at, name, request in driver.requests if name == "a" and isinstance(request, WriteLease)] == [
+        refused_at + 15.0
+    ]
