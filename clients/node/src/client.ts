@@ -1,5 +1,5 @@
 import { create, type DescMethod, type MessageInitShape, type MessageShape } from "@bufbuild/protobuf";
-import { status, type ClientReadableStream, type ServiceError } from "@grpc/grpc-js";
+import type { ClientReadableStream, ServiceError } from "@grpc/grpc-js";
 import {
   callMetadata,
   channelCredentials,
@@ -8,7 +8,7 @@ import {
   credentialsFromEnvironment,
   type Credentials,
 } from "./credentials.js";
-import { converted, DiscoveryError } from "./errors.js";
+import { converted, DiscoveryError, StatusError } from "./errors.js";
 import {
   DiscoveryService,
   type Cluster,
@@ -61,14 +61,23 @@ type Output<Name extends Unary> = Methods[Name] extends DescMethod ? MessageShap
 type Call = (...arguments_: unknown[]) => unknown;
 type Connection = ReturnType<typeof connect>;
 
-const BROKEN = new Set<unknown>([status.UNAVAILABLE, status.DEADLINE_EXCEEDED]);
+/** The connection that unary calls share until it fails. It is closed after the last call on it. */
+interface Lane {
+  connection: Connection;
+  /** The contents of the files of its credentials. */
+  files: string;
+  /** The number of calls in flight. */
+  calls: number;
+}
+
+const BROKEN = new Set(["UNAVAILABLE", "DEADLINE_EXCEEDED"]);
 
 /** A client of the daemon at `unix:///path` or `HOST:PORT`; by default at MILO_DISCOVERY_ADDRESS. */
 export class DiscoveryClient {
   readonly address: string;
   readonly #credentials: Credentials;
   readonly #issuing = new IssueLimit();
-  #shared: { connection: Connection; files: string } | undefined;
+  #shared: Lane | undefined;
 
   constructor(options: { address?: string; credentials?: Credentials } = {}) {
     this.address = options.address ?? (process.env.MILO_DISCOVERY_ADDRESS || DEFAULT_ADDRESS);
@@ -129,32 +138,43 @@ export class DiscoveryClient {
 
   /** @internal Make a unary call, on the connection that all unary calls share. */
   async call<Name extends Unary>(name: Name, init: Input<Name>, timeoutMs = TIMEOUT_MS): Promise<Output<Name>> {
-    const connection = this.#sharedConnection();
     const metadata = callMetadata(this.#credentials);
     const request = create(DiscoveryService.method[name].input, init as never);
+    const lane = this.#enter();
+    const { connection } = lane;
+    let isBroken = false;
     try {
       return await new Promise((resolve, reject) => {
         const done = (error: ServiceError | null, response: Output<Name>) => (error ? reject(error) : resolve(response));
         (connection[name] as Call).call(connection, request, metadata, { deadline: Date.now() + timeoutMs }, done);
       });
     } catch (error) {
-      // The connection may be half-open, or to a daemon that has stopped: the next call opens a new one.
-      if (BROKEN.has((error as Partial<ServiceError>).code)) this.#replace(connection);
-      throw converted(error);
+      const failure = converted(error);
+      // The connection may be half-open, or to a daemon that has stopped. Errors that the daemon returns have a reason.
+      isBroken = failure instanceof StatusError && BROKEN.has(failure.code) && failure.reason === "";
+      throw failure;
+    } finally {
+      this.#leave(lane, isBroken);
     }
   }
 
-  #sharedConnection(): Connection {
+  #enter(): Lane {
     const files = channelFiles(this.#credentials); // certificates can be renewed in place
-    if (this.#shared && this.#shared.files !== files) this.#replace(this.#shared.connection);
-    this.#shared ??= { connection: this.connect(), files };
-    return this.#shared.connection;
+    if (this.#shared && this.#shared.files !== files) this.#retire(this.#shared);
+    this.#shared ??= { connection: this.connect(), files, calls: 0 };
+    this.#shared.calls += 1;
+    return this.#shared;
   }
 
-  #replace(connection: Connection): void {
-    if (this.#shared?.connection !== connection) return;
-    this.#shared = undefined;
-    connection.close(); // calls in flight continue
+  #leave(lane: Lane, isBroken: boolean): void {
+    lane.calls -= 1;
+    if (isBroken || lane !== this.#shared) this.#retire(lane);
+  }
+
+  /** Make the next call open another connection. Calls in flight continue. */
+  #retire(lane: Lane): void {
+    if (this.#shared === lane) this.#shared = undefined;
+    if (lane.calls === 0) lane.connection.close();
   }
 
   /** @internal */

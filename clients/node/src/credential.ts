@@ -4,7 +4,8 @@ import { readAccess, type Access } from "./kubeconfig.js";
 import type { Known } from "./session.js";
 import { time } from "./watch.js";
 
-const MARGIN_MS = 5000; // the most by which its use ends before its expiry, since requests take time to arrive
+/** The most by which its use ends before its expiry, since requests take time to arrive; the shortest interval between requests. */
+const MARGIN_MS = 5000;
 const BACKOFF_MS = { first: 1000, longest: 30_000 };
 
 interface Current {
@@ -19,7 +20,8 @@ interface Current {
  * returned at once, and a new one is requested in the background when it is due for renewal. Callers wait only if there
  * is no valid credential, until the response arrives or the stream pushes a kubeconfig. After a failed request, no
  * other is sent until a backoff has elapsed. Until then, callers without a valid credential get the error of the failed
- * request.
+ * request. After a successful one, none is sent for some seconds, even if this machine's clock is ahead and the new
+ * credential seems to be due for renewal, or expired.
  */
 export class Credential {
   #current: Current | undefined;
@@ -27,7 +29,8 @@ export class Credential {
   #pushed: Kubeconfig | undefined;
   #renewing: Promise<void> | undefined;
   #backoffMs = BACKOFF_MS.first;
-  #failure: { error: unknown; retryAt: number } | undefined;
+  #failure: { error: unknown } | undefined; // of the last request
+  #notBefore = 0; // no request before this time
 
   /** @internal */
   constructor(
@@ -43,16 +46,22 @@ export class Credential {
   async access(): Promise<Access> {
     for (;;) {
       const { kubeconfig, cluster } = this.#require();
-      if (cluster.endpoint !== this.#endpoint) this.#current = undefined; // another project may have the former endpoint
+      if (cluster.endpoint !== this.#endpoint) {
+        this.#current = this.#renewing = this.#failure = undefined; // another project may have the former endpoint
+        this.#notBefore = 0;
+      }
       this.#endpoint = cluster.endpoint;
       if (kubeconfig && kubeconfig !== this.#pushed) this.#offer((this.#pushed = kubeconfig), 0.25); // the stream is expected to push the next one too
       const now = Date.now();
-      const mayRequest = now >= (this.#failure?.retryAt ?? 0);
+      const mayRequest = now >= this.#notBefore;
       if (this.#current !== undefined && now < this.#current.usableUntil) {
         if (mayRequest && now >= this.#current.refreshAt) this.#renew().catch(() => {});
         return this.#current.access;
       }
-      if (!mayRequest && !this.#renewing) throw this.#failure?.error;
+      if (!mayRequest && !this.#renewing) {
+        if (this.#failure) throw this.#failure.error;
+        if (this.#current) return this.#current.access; // it was issued just now: the clocks do not agree
+      }
       if (await this.#renewedBeforeNextEvent()) {
         this.#require(); // the cluster may have been disengaged during the wait
         if (this.#current) return this.#current.access; // otherwise the endpoint changed during the request
@@ -77,28 +86,36 @@ export class Credential {
   }
 
   #renew(): Promise<void> {
-    this.#renewing ??= this.#issue().finally(() => (this.#renewing = undefined));
-    return this.#renewing;
+    if (this.#renewing) return this.#renewing;
+    const renewing = this.#issue().finally(() => {
+      if (this.#renewing === renewing) this.#renewing = undefined; // otherwise the endpoint has changed
+    });
+    return (this.#renewing = renewing);
   }
 
   async #issue(): Promise<void> {
+    const { incarnation, endpoint } = this.#require().cluster;
+    const isCurrent = () => this.engaged()?.cluster.endpoint === endpoint;
     try {
-      const { incarnation, endpoint } = this.#require().cluster;
       const issued = await this.issue(incarnation, this.#failure !== undefined);
-      if (this.engaged()?.cluster.endpoint === endpoint) this.#offer(issued, 0);
+      if (isCurrent()) this.#notBefore = Date.now() + this.#offer(issued, 0);
     } catch (error) {
+      if (!isCurrent()) return; // the result is that of a former endpoint
       const requestedMs = (error instanceof StatusError && error.retryAfterMs) || 0;
-      this.#failure = { error, retryAt: Date.now() + Math.max(requestedMs, this.#backoffMs * (0.5 + Math.random() / 2)) };
+      this.#failure = { error };
+      this.#notBefore = Date.now() + Math.max(requestedMs, this.#backoffMs * (0.5 + Math.random() / 2));
       this.#backoffMs = Math.min(2 * this.#backoffMs, BACKOFF_MS.longest);
       throw error;
     }
   }
 
-  #offer(kubeconfig: Kubeconfig, wait: number): void {
+  /** Use a kubeconfig, unless the current one is newer. Returns by how many milliseconds its use ends before its expiry. */
+  #offer(kubeconfig: Kubeconfig, wait: number): number {
     const expiresAt = time(kubeconfig.expiresAt) ?? Infinity;
     const issuedAt = time(kubeconfig.issuedAt) ?? -Infinity;
     const refreshAt = time(kubeconfig.refreshAfter) ?? Infinity;
     const access = readAccess(kubeconfig);
+    const marginMs = Math.max(0, Math.min(MARGIN_MS, 0.1 * (expiresAt - issuedAt)));
     // A response can arrive after the stream has pushed a newer kubeconfig, which may be for another server.
     // If the current one was issued in the future, the clocks do not agree, or one was set back since.
     if (this.#current === undefined || issuedAt >= this.#current.issuedAt || this.#current.issuedAt > Date.now()) {
@@ -106,10 +123,12 @@ export class Credential {
         access,
         issuedAt,
         refreshAt: Number.isFinite(expiresAt) ? refreshAt + wait * (expiresAt - refreshAt) : refreshAt,
-        usableUntil: expiresAt - Math.max(0, Math.min(MARGIN_MS, 0.1 * (expiresAt - issuedAt))),
+        usableUntil: expiresAt - marginMs,
       };
     }
     this.#failure = undefined;
+    this.#notBefore = 0;
     this.#backoffMs = BACKOFF_MS.first;
+    return marginMs;
   }
 }

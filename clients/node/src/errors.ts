@@ -1,5 +1,7 @@
-import { status, type Metadata, type ServiceError } from "@grpc/grpc-js";
+import { fromBinary } from "@bufbuild/protobuf";
 import { BinaryReader } from "@bufbuild/protobuf/wire";
+import { DurationSchema } from "@bufbuild/protobuf/wkt";
+import { status, type Metadata, type ServiceError } from "@grpc/grpc-js";
 
 /** Base class of all errors of this package. */
 export class DiscoveryError extends Error {
@@ -29,8 +31,10 @@ export class StatusError extends DiscoveryError {
     /** The name of the status, such as "NOT_FOUND". */
     readonly code: keyof typeof status,
     message: string,
-    /** How long to wait before a retry, if the daemon specified it. */
+    /** How long to wait before a retry, at most five minutes, if the daemon specified it. */
     readonly retryAfterMs?: number,
+    /** Stable and machine-readable, as in the proto file; empty if the daemon did not answer. */
+    readonly reason = "",
   ) {
     super(`${code}: ${message}`);
   }
@@ -40,6 +44,8 @@ export class StatusError extends DiscoveryError {
     return FINAL.has(this.code);
   }
 }
+
+const LONGEST_RETRY_AFTER_MS = 300_000; // timers overflow at 24.8 days
 
 const FINAL = new Set<string>([
   "INVALID_ARGUMENT",
@@ -64,20 +70,20 @@ export function converted(error: unknown): Error {
   if (!(error instanceof Error)) return new DiscoveryError(String(error));
   const { code, details, metadata } = error as Partial<ServiceError>;
   if (typeof code !== "number" || !metadata) return error;
-  return new StatusError(status[code] as keyof typeof status, details ?? error.message, retryAfter(metadata));
+  const reason = detail(metadata, "ErrorInfo");
+  const retryAfterMs = milliseconds(detail(metadata, "RetryInfo"));
+  return new StatusError(status[code] as keyof typeof status, details ?? error.message, retryAfterMs, Buffer.from(reason ?? "").toString());
 }
 
-// google.rpc.Status is `repeated google.protobuf.Any details = 3`, and RetryInfo `google.protobuf.Duration retry_delay = 1`.
-function retryAfter(metadata: Metadata): number | undefined {
+/** Return the first field of a detail: `string reason = 1` of ErrorInfo, `google.protobuf.Duration retry_delay = 1` of RetryInfo. */
+function detail(metadata: Metadata, wanted: "ErrorInfo" | "RetryInfo"): Uint8Array | undefined {
   const [status] = metadata.get("grpc-status-details-bin");
   if (!(status instanceof Uint8Array)) return undefined;
   try {
-    for (const any of fields(status, 3)) {
+    for (const any of fields(status, 3)) { // google.rpc.Status is `repeated google.protobuf.Any details = 3`
       const [type] = fields(any, 1);
       const [value] = fields(any, 2);
-      if (!type || !value || !Buffer.from(type).toString().endsWith("/google.rpc.RetryInfo")) continue;
-      const [delay] = fields(value, 1);
-      return delay && milliseconds(delay);
+      if (type && value && Buffer.from(type).toString().endsWith(`/google.rpc.${wanted}`)) return fields(value, 1)[0];
     }
   } catch {
     // Malformed details must not replace the error.
@@ -96,14 +102,13 @@ function fields(message: Uint8Array, wanted: number): Uint8Array[] {
   return found;
 }
 
-function milliseconds(duration: Uint8Array): number {
-  const reader = new BinaryReader(duration);
-  let total = 0;
-  while (reader.pos < reader.len) {
-    const [number, type] = reader.tag();
-    if (number === 1) total += Number(reader.int64()) * 1000;
-    else if (number === 2) total += reader.int32() / 1e6;
-    else reader.skip(type);
+/** Return the milliseconds of an encoded Duration; undefined if there is none, or it is malformed. */
+function milliseconds(duration: Uint8Array | undefined): number | undefined {
+  if (!duration) return undefined;
+  try {
+    const { seconds, nanos } = fromBinary(DurationSchema, duration);
+    return Math.min(Math.max(0, Number(seconds) * 1000 + nanos / 1e6), LONGEST_RETRY_AFTER_MS);
+  } catch {
+    return undefined;
   }
-  return Math.max(0, total);
 }

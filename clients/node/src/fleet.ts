@@ -69,12 +69,13 @@ export class Fleet {
     const subscriber = this.options.subscriber ?? `${hostname()}/${Math.random().toString(36).slice(2, 10)}`;
     const watch = this.client.watch({ ...this.options, subscriber });
     try {
-      for await (const event of watch) {
-        const member = this.#members.get(event.cluster.name);
-        if (member) member.cluster.current = event.cluster;
-        if (event.type === "ENGAGED") this.#engage(watch, event, handler);
-        if (event.type === "DISENGAGED") this.#disengage(event.cluster.name, event.reason);
-        else if (event.cluster.draining) void this.#drain(watch, event.cluster.name);
+      for await (const news of watch.news()) {
+        const member = this.#members.get(news.cluster.name);
+        if (member) member.cluster.current = news.cluster;
+        if (news.type === "ENGAGED") this.#engage(watch, news, handler);
+        if (news.type === "DISENGAGED") this.#disengage(news.cluster.name, news.reason);
+        // Also with only another incarnation: the daemon waits for a release of this one.
+        else if (news.cluster.draining) void this.#drain(watch, news.cluster.name);
       }
     } finally {
       for (const name of this.#members.keys()) this.#disengage(name, "the fleet stopped");
@@ -118,7 +119,7 @@ export class Fleet {
         const { isFinal, code, retryAfterMs = 0 } = error instanceof StatusError ? error : {};
         // If another daemon has taken over, it sends the cluster again, with its own incarnation.
         if (isFinal || code === "NOT_FOUND") return;
-        await sleep(Math.max(retryAfterMs, backoffMs * (0.5 + Math.random() / 2)));
+        await sleep(Math.max(retryAfterMs, backoffMs * (0.5 + Math.random() / 2)), undefined, { ref: false });
       }
     }
   }

@@ -20,18 +20,21 @@ function isValid({ seconds, nanos }: { seconds: bigint; nanos: number }): boolea
 export class Ownership {
   #until = Infinity;
   #isLost = false;
-  #renewing: Promise<void> | undefined;
-  #closed = false;
+  #keeping: Promise<void> | undefined;
+  #isClosed = false;
+  /** Ends the pause of the keeper. */
+  #wake: () => void = () => {};
 
   constructor(
     private readonly renew: (timeoutMs: number) => Promise<RenewOwnershipResponse>,
-    /** Called when the ownership is lost, and when it is held again. */
+    /** Called when the ownership may have been lost or renewed. */
     private readonly onChange: () => void = () => {},
   ) {}
 
   /** Whether the ownership is held. After it has expired, false until `acknowledgeLoss`, even if it was renewed. */
   get isHeld(): boolean {
-    return !this.#isLost && now() < this.#until;
+    this.#isLost ||= now() >= this.#until;
+    return !this.#isLost;
   }
 
   /** Record that all clusters were disengaged after a loss, so that the ownership can be held again. */
@@ -41,39 +44,36 @@ export class Ownership {
 
   /** Begin to renew, when the first `sharded` batch arrives. Resolves after the first attempt. */
   async begin(): Promise<void> {
-    if (this.#renewing) return;
+    if (this.#keeping) return;
     this.#until = 0;
-    const first = this.#renew(now());
-    this.#renewing = first.then(() => this.#keep());
+    const first = this.#renew(now()).then(() => this.acknowledgeLoss()); // nothing was held before the first response
+    this.#keeping = first.then(() => this.#keep());
     await first;
   }
 
+  /** End the renewals. */
   close(): void {
-    this.#closed = true;
+    this.#isClosed = true;
+    this.#wake();
   }
 
   async #keep(): Promise<void> {
-    let wasHeld = this.isHeld;
-    const notify = () => {
-      if (wasHeld === this.isHeld) return;
-      wasHeld = !wasHeld;
-      this.#isLost = !wasHeld;
+    for (let wasHeld = this.isHeld; this.#until !== Infinity; wasHeld = this.isHeld) {
+      await this.#pause(wasHeld);
+      if (this.#isClosed) break;
+      const asked = now(); // before the call: if the machine is suspended after it, the response must not cover that time
       this.onChange();
-    };
-    while (this.#until !== Infinity && !this.#closed) {
-      await new Promise((resolve) => setTimeout(resolve, this.#pause(wasHeld)));
-      const asked = now(); // before the check: if the machine is suspended after it, the response must not cover that time
-      notify(); // ownership that has expired is lost, even if it can be renewed
       await this.#renew(asked);
-      notify();
+      this.onChange();
     }
-    this.#renewing = undefined;
+    this.#keeping = undefined;
   }
 
   async #renew(asked: number): Promise<void> {
     const left = this.#until - asked;
     try {
       const { sharded, validFor } = await this.renew(left > 0 ? Math.min(left, INTERVAL_MS) : INTERVAL_MS);
+      this.#isLost = !this.isHeld; // ownership that has expired is lost, even if it is renewed
       // The duration counts from the request, since the response may have been delayed.
       if (!sharded) this.#until = Infinity;
       else if (validFor && isValid(validFor)) {
@@ -84,10 +84,18 @@ export class Ownership {
     }
   }
 
-  // The delay before the next renewal: shorter towards the deadline, since the daemon may renew its own Lease late; 0 after a loss.
-  #pause(wasHeld: boolean): number {
+  /**
+   * Wait for the time of the next renewal: shorter towards the deadline, since the daemon may renew its own Lease late; not at all
+   * after a loss.
+   */
+  async #pause(wasHeld: boolean): Promise<void> {
     const left = this.#until - now();
-    if (left > 0) return Math.min(INTERVAL_MS, Math.max(left / 2, Math.min(left, SHORTEST_MS)));
-    return wasHeld ? 0 : INTERVAL_MS / 3;
+    const afterMs = left > 0 ? Math.min(INTERVAL_MS, Math.max(left / 2, Math.min(left, SHORTEST_MS))) : wasHeld ? 0 : INTERVAL_MS / 3;
+    let timer: NodeJS.Timeout | undefined;
+    await new Promise<void>((resolve) => {
+      timer = setTimeout(resolve, this.#isClosed ? 0 : afterMs);
+      this.#wake = resolve;
+    });
+    clearTimeout(timer);
   }
 }

@@ -24,6 +24,9 @@ export type Event = { cluster: Cluster; engagement: symbol } & (
   | { type: "DISENGAGED"; reason: DisengageReasonName; message: string }
 );
 
+/** An event, or a change of only those fields that the daemon assigns, such as the incarnation: users are not notified of it. */
+export type News = Event | { type: "REFRESHED"; cluster: Cluster; engagement: symbol };
+
 /** The last known state of an engaged cluster. */
 export interface Known {
   cluster: Cluster;
@@ -38,7 +41,7 @@ type Phase =
   | { name: "receiving snapshot"; last: string; snapshot: Map<string, Known> };
 
 /**
- * Converts batches to events, without I/O. It outlives connections and daemons, and reports one ENGAGED and one DISENGAGED for each
+ * Converts batches to news, without I/O. It outlives connections and daemons, and reports one ENGAGED and one DISENGAGED for each
  * engagement.
  *
  * A complete snapshot is reported as its differences from the view. A cluster with the same name and UID is the same engagement, even
@@ -62,7 +65,7 @@ export class Session {
   }
 
   /** Apply a batch. If it contradicts the view, or does not continue the previous batch, throws StreamBroken and applies none of it. */
-  receive(batch: WatchClustersResponse): Event[] {
+  receive(batch: WatchClustersResponse): News[] {
     const phase = this.#phase;
     this.#phase = { name: "closed" }; // remains closed if the batch is invalid
     if (batch.reset) return this.#receiveSnapshot(new Map(), batch); // the stream starts over, so no earlier batch can be missing
@@ -94,14 +97,14 @@ export class Session {
     return lost;
   }
 
-  #awaitSnapshot(last: string, batch: WatchClustersResponse): Event[] {
+  #awaitSnapshot(last: string, batch: WatchClustersResponse): News[] {
     requireNext(last, batch);
     if (batch.events.length > 0 || batch.synced) throw this.#contradiction("events or `synced` arrived before the snapshot");
     this.#phase = { name: "awaiting snapshot", last: batch.revision };
     return [];
   }
 
-  #receiveSnapshot(snapshot: Map<string, Known>, batch: WatchClustersResponse): Event[] {
+  #receiveSnapshot(snapshot: Map<string, Known>, batch: WatchClustersResponse): News[] {
     for (const event of batch.events) {
       const name = event.cluster?.name ?? "";
       if (event.type === Type.DISENGAGED) snapshot.delete(name);
@@ -117,15 +120,15 @@ export class Session {
       if (now && endOf(before.cluster, now.cluster) === undefined) now.engagement = before.engagement;
       else if (!now && pending.has(before.cluster.source)) snapshot.set(name, before);
     }
-    const events = [...this.#differences(snapshot)];
+    const news = [...this.#differences(snapshot)];
     this.view.clear();
     for (const [name, now] of snapshot) this.view.set(name, now);
     this.revision = batch.revision;
     this.#phase = { name: "live", last: batch.revision };
-    return events;
+    return news;
   }
 
-  *#differences(snapshot: Map<string, Known>): Generator<Event> {
+  *#differences(snapshot: Map<string, Known>): Generator<News> {
     for (const [name, known] of this.view) {
       if (!snapshot.has(name)) {
         yield disengaged(known, Reason.UNSPECIFIED, "it is missing from the daemon's latest snapshot");
@@ -141,6 +144,7 @@ export class Session {
         yield { type: "ENGAGED", ...now };
       } else {
         if (!sameContent(before.cluster, now.cluster)) yield updated(now);
+        else if (!equals(ClusterSchema, before.cluster, now.cluster)) yield { ...updated(now), type: "REFRESHED" };
         if (now.kubeconfig && !(before.kubeconfig && equals(KubeconfigSchema, before.kubeconfig, now.kubeconfig))) {
           yield { type: "KUBECONFIG", ...now };
         }

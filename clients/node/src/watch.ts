@@ -12,9 +12,10 @@ import {
 } from "./gen/milo/discovery/v1/discovery_pb.js";
 import { usable } from "./kubeconfig.js";
 import { Ownership } from "./ownership.js";
-import { Session, type Event } from "./session.js";
+import { Session, type Event, type News } from "./session.js";
 
 const BACKOFF_MS = { first: 200, longest: 5000 };
+const HEALTHY_MS = 10_000; // a stream that lasted this long resets the backoff
 const HEARTBEATS_MISSED = 3;
 
 const warn = (error: Error) => console.warn(`no stream from the daemon; retrying: ${error.message}`);
@@ -29,6 +30,8 @@ export class Watch implements AsyncIterable<Event> {
   readonly #ownership: Ownership;
   readonly #heartbeatMs: number;
   #backoffMs = BACKOFF_MS.first;
+  /** When the first batch of the stream arrived; undefined if none has. */
+  #connectedAt: number | undefined;
   /** Ends the current wait if the ownership has changed or the watch was aborted. */
   #wake: () => void = () => {};
   /** Callbacks of callers that wait for a kubeconfig, by cluster name. */
@@ -76,6 +79,11 @@ export class Watch implements AsyncIterable<Event> {
   }
 
   async *[Symbol.asyncIterator](): AsyncGenerator<Event> {
+    for await (const news of this.news()) if (news.type !== "REFRESHED") yield news;
+  }
+
+  /** @internal Iterate over events and other news. */
+  async *news(): AsyncGenerator<News> {
     const { signal } = this.options;
     const wake = () => this.#wake();
     signal?.addEventListener("abort", wake);
@@ -84,24 +92,23 @@ export class Watch implements AsyncIterable<Event> {
         while (!this.#ownership.isHeld && !signal?.aborted) {
           yield* this.#notified(this.#session.loseOwnership());
           this.#ownership.acknowledgeLoss();
-          if (!this.#ownership.isHeld) await this.#changes();
+          if (!this.#ownership.isHeld) await this.#renewed();
         }
         let delayMs: number;
         try {
           for await (const batch of this.#stream()) {
-            const events = this.#session.receive(batch);
-            this.#backoffMs = BACKOFF_MS.first;
-            yield* this.#notified(events);
+            const news = this.#session.receive(batch);
+            this.#connectedAt ??= performance.now();
+            yield* this.#notified(news);
           }
-          if (signal?.aborted) return;
-          delayMs = this.#nextDelay();
+          return; // the signal was aborted
         } catch (error) {
           const failure = converted(error);
           if (failure instanceof StatusError && failure.isFinal) throw failure;
           delayMs = Math.max(this.#nextDelay(), (failure instanceof StatusError && failure.retryAfterMs) || 0);
           report("onDisconnect", () => (this.options.onDisconnect ?? warn)(failure));
         }
-        if (this.#ownership.isHeld && !signal?.aborted) await this.#changes(delayMs);
+        await this.#sleep(delayMs);
       }
     } finally {
       signal?.removeEventListener("abort", wake);
@@ -119,17 +126,19 @@ export class Watch implements AsyncIterable<Event> {
   }
 
   /** Call the listeners of these clusters, after the events were applied to the view. */
-  #notified(events: Event[]): Event[] {
-    for (const { cluster } of events) {
+  #notified<Each extends News>(news: Each[]): Each[] {
+    for (const { type, cluster } of news) {
+      if (type === "REFRESHED") continue;
       const listeners = this.#listeners.get(cluster.name);
       this.#listeners.delete(cluster.name);
       listeners?.forEach((listener) => listener());
     }
-    return events;
+    return news;
   }
 
-  /** Read one stream, on a new connection, until it ends. */
+  /** Read one stream, on a new connection. Throws when it ends; returns when the watch is aborted. */
   async *#stream(): AsyncGenerator<WatchClustersResponse> {
+    this.#connectedAt = undefined;
     const connection = this.client.connect();
     let stream: ClientReadableStream<WatchClustersResponse> | undefined;
     try {
@@ -139,7 +148,8 @@ export class Watch implements AsyncIterable<Event> {
       const batches = stream[Symbol.asyncIterator]() as AsyncIterator<WatchClustersResponse>;
       for (;;) {
         const next = await this.#within(batches.next());
-        if (next === undefined || next.done) return;
+        if (next === undefined) return;
+        if (next.done) throw new StreamBroken("the daemon ended the stream");
         const batch = next.value;
         if (batch.sharded) await this.#ownership.begin();
         if (!this.#ownership.isHeld) throw new StreamBroken("the daemon's ownership of its clusters has expired or is not confirmed");
@@ -184,18 +194,28 @@ export class Watch implements AsyncIterable<Event> {
     });
   }
 
+  /** Return the delay before the next stream. Only a stream that has worked for a while resets it: a snapshot is costly. */
   #nextDelay(): number {
+    if (performance.now() - (this.#connectedAt ?? Infinity) >= HEALTHY_MS) this.#backoffMs = BACKOFF_MS.first;
     const delayMs = this.#backoffMs * (0.5 + Math.random() / 2);
     this.#backoffMs = Math.min(2 * this.#backoffMs, BACKOFF_MS.longest);
     return delayMs;
   }
 
-  /** Wait until `ms` have elapsed (if given), the ownership changes or the watch is aborted. */
-  async #changes(ms?: number): Promise<void> {
+  /** Wait until the ownership may have been renewed, or the watch is aborted. */
+  async #renewed(): Promise<void> {
+    await new Promise<void>((resolve) => (this.#wake = resolve));
+  }
+
+  /** Wait until `ms` have elapsed, the ownership is lost or the watch is aborted. */
+  async #sleep(ms: number): Promise<void> {
     let timer: NodeJS.Timeout | undefined;
     await new Promise<void>((resolve) => {
-      if (ms !== undefined) timer = setTimeout(resolve, ms);
-      this.#wake = resolve;
+      timer = setTimeout(resolve, ms);
+      this.#wake = () => {
+        if (this.options.signal?.aborted || !this.#ownership.isHeld) resolve();
+      };
+      this.#wake(); // it may have changed before this call
     });
     clearTimeout(timer);
   }

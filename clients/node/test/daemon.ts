@@ -31,7 +31,24 @@ export async function until(condition: () => boolean, what: string): Promise<voi
 }
 
 export class Refusal {
-  constructor(readonly code: status) {}
+  constructor(
+    readonly code: status,
+    /** The reason with which the daemon answers; without one, the status is that of a lost connection. */
+    readonly reason = "",
+  ) {}
+
+  get metadata(): Metadata {
+    return this.reason ? details("ErrorInfo", [...Buffer.from(this.reason)]) : new Metadata();
+  }
+}
+
+/** Return trailers with a detail of google.rpc, whose first field has these bytes. */
+export function details(type: "ErrorInfo" | "RetryInfo", value: number[]): Metadata {
+  const field = (number: number, bytes: number[]) => [(number << 3) | 2, bytes.length, ...bytes]; // fewer than 128 bytes
+  const any = [...field(1, [...Buffer.from(`type.googleapis.com/google.rpc.${type}`)]), ...field(2, field(1, value))];
+  const metadata = new Metadata();
+  metadata.set("grpc-status-details-bin", Buffer.from(field(3, any)));
+  return metadata;
 }
 
 export function event(type: Type, name: string, cluster: Partial<Cluster> = {}, fields: Fields = {}): ClusterEvent {
@@ -92,8 +109,8 @@ export class Stream {
     this.call.write(create(WatchClustersResponseSchema, batch));
   }
 
-  end(code: status): void {
-    this.call.emit("error", { code, details: "scripted", metadata: new Metadata() });
+  end(code: status, metadata = new Metadata()): void {
+    this.call.emit("error", { code, details: "scripted", metadata });
   }
 }
 
@@ -144,7 +161,7 @@ export class FakeDaemon {
     this.calls.push({ method, request: call.request });
     this.callers.add(call.getPeer());
     const answer = (await this.answers[method]?.(call.request)) ?? create(DiscoveryService.method[method].output);
-    if (answer instanceof Refusal) done({ code: answer.code, details: "scripted", metadata: new Metadata() });
+    if (answer instanceof Refusal) done({ code: answer.code, details: "scripted", metadata: answer.metadata });
     else done(null, answer);
   }
 }

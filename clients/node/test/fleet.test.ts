@@ -221,6 +221,19 @@ test("a release that fails is retried while the stream is open", async (t) => {
   await until(() => daemon.called("releaseCluster").length === 2, "the release is retried");
 });
 
+test("a drain is released again under the incarnation of a restarted daemon", async (t) => {
+  const { daemon, fleet } = await started(t, (cluster) => ended(cluster.signal));
+  const released = () => daemon.called("releaseCluster").map(({ incarnation }) => incarnation);
+  (await daemon.stream()).send([engaged("a")], { reset: true });
+  (await daemon.stream()).send([event(Type.UPDATED, "a", draining)]);
+  await until(() => released().length === 1, "the cluster is released");
+  (await daemon.stream()).end(status.UNAVAILABLE);
+  (await daemon.stream(2)).send([engaged("a", { incarnation: "a-2", ...draining })], { reset: true });
+  await until(() => released().length === 2, "the cluster is released again");
+  assert.deepEqual(released(), ["a-1", "a-2"]);
+  assert.equal(fleet.clusters.get("a")?.current.incarnation, "a-2");
+});
+
 test("a cluster that is engaged while draining waits for the former engagement's handler", async (t) => {
   const steps: string[] = [];
   let finish!: () => void;
@@ -304,6 +317,20 @@ test("a watch continues after a status with malformed details", async (t) => {
 test("the delay before a reconnect grows while streams begin with an invalid batch", async (t) => {
   const { daemon } = await started(t, (cluster) => ended(cluster.signal));
   for (let number = 1; number <= 4; number += 1) (await daemon.stream(number)).send([engaged("a")]); // without a snapshot
+  const since = performance.now();
+  await daemon.stream(5);
+  const waited = performance.now() - since;
+  assert.ok(waited > 700, `the fifth stream began ${waited} ms after the fourth`); // half of 200 ms, doubled three times
+});
+
+test("the delay before a reconnect grows while streams break after their snapshot", async (t) => {
+  const { daemon, fleet } = await started(t, (cluster) => ended(cluster.signal), { onDisconnect: () => {} });
+  for (let number = 1; number <= 4; number += 1) {
+    const stream = await daemon.stream(number);
+    stream.send([engaged(`c${number}`)], { reset: true });
+    await until(() => fleet.clusters.has(`c${number}`), "the snapshot is applied");
+    stream.end(status.UNAVAILABLE);
+  }
   const since = performance.now();
   await daemon.stream(5);
   const waited = performance.now() - since;

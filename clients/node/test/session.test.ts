@@ -4,7 +4,7 @@ import { readFileSync } from "node:fs";
 import { test } from "node:test";
 import { fromJson, type JsonValue } from "@bufbuild/protobuf";
 import { DisengageReason, WatchClustersResponseSchema, type Cluster, type Kubeconfig } from "../src/gen/milo/discovery/v1/discovery_pb.js";
-import { Session, type Event } from "../src/session.js";
+import { Session, type News } from "../src/session.js";
 
 interface Step {
   open?: string;
@@ -29,14 +29,14 @@ function line(words: string[], cluster: Cluster, kubeconfig: Kubeconfig | undefi
   return words.join(" ");
 }
 
-function describe(event: Event): string {
-  const kubeconfig = "kubeconfig" in event ? event.kubeconfig : undefined;
-  const [reason, message] = event.type === "DISENGAGED" ? [event.reason, event.message] : ["", ""];
-  return line([event.type, event.cluster.name], event.cluster, kubeconfig, reason, message);
+function describe(news: News): string {
+  const kubeconfig = "kubeconfig" in news ? news.kubeconfig : undefined;
+  const [reason, message] = news.type === "DISENGAGED" ? [news.reason, news.message] : ["", ""];
+  return line([news.type, news.cluster.name], news.cluster, kubeconfig, reason, message);
 }
 
-// Return the expected events of a step, without notices that this client does not report.
-const events = (news: string[]) => news.filter((each) => !/^(SYNCED|REFRESHED)/.test(each));
+// Return the expected news of a step, without notices that this client does not have.
+const withoutNotices = (news: string[]) => news.filter((each) => !each.startsWith("SYNCED"));
 
 for (const { name, steps } of cases) {
   test(name, () => {
@@ -48,7 +48,7 @@ for (const { name, steps } of cases) {
         if (step.breaks !== undefined) assert.throws(() => session.receive(batch), { name: "StreamBroken" });
         else {
           const found = session.receive(batch).map(describe);
-          if (step.news) assert.deepEqual(found, events(step.news));
+          if (step.news) assert.deepEqual(found, withoutNotices(step.news));
         }
       }
       if (step.lose) assert.deepEqual(session.loseOwnership().map(describe), step.news);
