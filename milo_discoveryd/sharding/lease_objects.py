@@ -22,6 +22,8 @@ _MAX_NUMBER = 2**53
 
 _FOREIGN_NAMED = 5
 _REASON_SIZE = 300
+_IDENTIFIER_SIZE = 300
+"""The longest identifier in a Lease: the view contains the terms of all members, and has to fit into annotations."""
 _UNDECODABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 
 
@@ -253,6 +255,9 @@ _UNREADABLE = (ValueError, msgspec.MsgspecError, RecursionError)
 def _member(lease: _Lease, name: str) -> MemberLease:
     found = _annotations(lease)
     member, term = _given(found.member, "member"), _given(found.term, "term")
+    for identifier in (lease.spec.holder_identity, term, found.instance, found.fleet or ""):
+        if len(identifier) > _IDENTIFIER_SIZE:
+            raise ValueError(f"an identifier in it has {len(identifier)} characters, more than {_IDENTIFIER_SIZE}")
     if member != name:
         raise ValueError(f"it names the member {member!r}")
     if not term and lease.spec.holder_identity:

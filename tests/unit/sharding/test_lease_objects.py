@@ -125,6 +125,9 @@ def member_lease(name: str = "milo-discovery-dns-a", **annotations: str | None) 
         ({"pending": "{}"}, "Expected `array`"),
         ({"pending": json.dumps(["x" * 33_000, "y" * 33_000])}, "its pending clusters have more than 65536 characters"),
         ({"member": "b" * 200_000}, "it names the member 'bbbb"),
+        ({"term": "t" * 301}, "an identifier in it has 301 characters, more than 300"),
+        ({"instance": "i" * 301}, "an identifier in it has 301 characters"),
+        ({"fleet": "f" * 301}, "an identifier in it has 301 characters"),
     ],
 )
 def test_malformed_lease_has_a_problem(annotations: dict[str, str | None], reason: str) -> None:
@@ -138,6 +141,14 @@ def test_malformed_lease_has_a_problem(annotations: dict[str, str | None], reaso
     written_again["metadata"] |= {"resourceVersion": "8"}  # type: ignore[operator]
     again = decode_list(listed(written_again), NAMES).members["a"]
     assert again.write_id == found.write_id, "a malformed write is not a renewal"
+
+
+def test_largest_view_and_its_terms_fit_into_annotations() -> None:
+    name = "m" * 165
+    members = {f"{name}-{number:04}": ViewMember("t" * 200, 1.5) for number in range(MAX_MEMBERS)}
+    view = msgspec.structs.replace(VIEW, members=members, previous=members)
+    body = json.loads(lease_objects.encode_view(view, "", NAMES, WALL))
+    assert sum(map(len, body["metadata"]["annotations"].values())) < 256 << 10
 
 
 def test_lease_of_another_format_is_reported_and_its_writes_count_as_renewals() -> None:
