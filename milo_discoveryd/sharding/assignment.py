@@ -10,7 +10,8 @@ from milo_discoveryd.fleet.fleet import Fleet
 from milo_discoveryd.logger import log
 from milo_discoveryd.model.object_state import ObjectState
 from milo_discoveryd.sharding.credential_fence import TOKEN_CACHE_S, CredentialFence
-from milo_discoveryd.sharding.ownership import Decision, KeyOwnership, Ownership
+from milo_discoveryd.sharding.leases import View
+from milo_discoveryd.sharding.ownership import Decision, KeyOwnership, Owners, Ownership
 from milo_kube.credential import CredentialError
 
 STARTING = "the members of the shard group are not known yet"
@@ -19,22 +20,18 @@ REVOCATION_RETRY_S = 2.0
 
 
 class Decisions:
-    """The ownership decision for each cluster, computed once."""
+    """The decisions that an ownership makes about clusters."""
 
-    def __init__(self, ownership: Ownership) -> None:
+    def __init__(self, ownership: Ownership, owners: Owners) -> None:
         self._ownership = ownership
-        self._decided: dict[str, Decision] = {}
+        self.owners = owners
 
     def __getitem__(self, name: str) -> Decision:
-        decision = self._decided.get(name)
-        if decision is None:
-            decision = self._decided[name] = self._ownership.decide(name)
-        return decision
+        return self._ownership.decide(name, self.owners)
 
     def is_unowned(self, name: str) -> bool:
-        """Return whether this member should own a cluster, as far as that was decided."""
-        decision = self._decided.get(name)
-        return decision is not None and decision.state is not KeyOwnership.FOREIGN
+        """Return whether this member should own a cluster, as far as its owner was computed."""
+        return name in self.owners and self[name].state is not KeyOwnership.FOREIGN
 
     def elsewhere(self, name: str) -> str | None:
         """Return why this member must not engage a cluster; None if it may."""
@@ -107,7 +104,7 @@ class FleetAssignment:
             source.await_assignment(STARTING)
 
     def assign(self, ownership: Ownership) -> Iterator[None]:
-        self._decisions = decisions = Decisions(ownership)
+        self._decisions = decisions = Decisions(ownership, self._owners(ownership.view))
         self._follow(ownership)
         is_decided = (ownership.may_engage and self._is_cleared) or not ownership.is_in_view
 
@@ -116,6 +113,11 @@ class FleetAssignment:
 
         for source in self._fleet.sources:
             yield from source.assign(elsewhere, self._release_timeout_s, is_decided=is_decided)
+
+    def _owners(self, view: View) -> Owners:
+        if self._decisions is not None and self._decisions.owners.view == view:
+            return self._decisions.owners
+        return Owners(view, lambda name: self._fleet[name] is not None)
 
     def _follow(self, ownership: Ownership | None) -> None:
         if self._revocation is not None:

@@ -1,5 +1,8 @@
+import pytest
+
+from milo_discoveryd.sharding import rendezvous
 from milo_discoveryd.sharding.leases import View, ViewMember
-from milo_discoveryd.sharding.ownership import Decision, KeyOwnership, Ownership
+from milo_discoveryd.sharding.ownership import Decision, KeyOwnership, Owners, Ownership
 
 BOTH = {"a": ViewMember("a.1"), "b": ViewMember("b.1")}
 VIEW = View(number=1, id="1", members=BOTH)
@@ -43,3 +46,31 @@ def test_member_waits_until_its_own_former_term_is_settled() -> None:
     view = View(number=2, id="2", members={"a": ViewMember("a.2")}, previous={"a": ViewMember("a.1")})
     ownership = Ownership(view=view, member="a", term="a.2", unsettled=frozenset({"a"}))
     assert ownership.decide("x") == Decision(KeyOwnership.WAITING, "a")
+
+
+def test_owner_of_a_key_is_computed_once_for_a_view(monkeypatch: pytest.MonkeyPatch) -> None:
+    view = View(number=2, id="2", members=BOTH, previous={"c": ViewMember("c.1")})
+    owners, computed, owner = Owners(view), [], rendezvous.owner
+
+    def compute(key: str, weights: dict[str, float]) -> str | None:
+        computed.append((key, *weights))
+        return owner(key, weights)
+
+    monkeypatch.setattr(rendezvous, "owner", compute)
+    for _ in range(3):
+        assert Ownership(view=view, member="a", term="a.1").decide("w", owners).member == owners.present("w")
+        assert owners.former("w") == "c"
+    assert computed == [("w", "a", "b"), ("w", "c")]
+    assert "w" in owners
+    assert "x" not in owners
+
+
+def test_owners_of_keys_that_no_longer_exist_are_dropped() -> None:
+    owners = Owners(VIEW, lambda key: key == "0")
+    for key in range(5000):
+        owners.present(str(key))
+        owners.former(str(key))
+    kept = [key for key in map(str, range(5000)) if key in owners]
+    assert kept[0] == "0"
+    assert len(kept) <= 1000
+    assert len(owners._former) <= 1001
