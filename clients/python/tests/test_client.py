@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
+import subprocess
+import sys
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 
 import grpc
@@ -288,3 +292,59 @@ async def test_client_does_not_replace_the_sigterm_handler():
             assert signal.getsignal(signal.SIGTERM) is signal.SIG_IGN
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+WAITING = """
+import asyncio
+from milo_discovery import DiscoveryClient
+async def main():
+    async with DiscoveryClient("unix:///nowhere"):
+        try:
+            print("waiting", flush=True)
+            await asyncio.Event().wait()
+        finally:
+            await asyncio.sleep(0)
+            print("cleaned up", flush=True)
+try:
+    asyncio.run(main())
+except KeyboardInterrupt:
+    print("interrupted", flush=True)
+"""
+BLOCKING = """
+import time
+from milo_discovery.sync import SyncDiscoveryClient
+try:
+    with SyncDiscoveryClient("unix:///nowhere"):
+        try:
+            print("waiting", flush=True)
+            time.sleep(600)
+        finally:
+            print("cleaned up", flush=True)
+except KeyboardInterrupt:
+    print("interrupted", flush=True)
+"""
+
+
+@pytest.mark.parametrize("program", [WAITING, BLOCKING], ids=["asyncio", "blocking"])
+@pytest.mark.parametrize("background", ["&", ""], ids=["background", "foreground"])
+def test_sigterm_interrupts_a_program_that_a_shell_started_in_the_background(program, background):
+    """A non-interactive shell starts a program with `&` with an ignored SIGINT."""
+    script = '"$0" -c "$1" & wait' if background else 'exec "$0" -c "$1"'
+    with subprocess.Popen(
+        ["/bin/sh", "-c", script, sys.executable, f"import os\nprint(os.getpid())\n{program}"],
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    ) as shell:
+        try:
+            assert shell.stdout is not None
+            pid = int(shell.stdout.readline())
+            assert shell.stdout.readline() == "waiting\n"
+            if background:
+                os.kill(pid, signal.SIGINT)  # ignored, as the shell asked for
+            os.kill(pid, signal.SIGTERM)
+            out, _ = shell.communicate(timeout=60)
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(shell.pid, signal.SIGKILL)
+    assert out.splitlines() == ["cleaned up", "interrupted"]

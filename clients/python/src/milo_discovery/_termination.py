@@ -2,6 +2,7 @@
 
 import signal
 import threading
+from types import FrameType
 
 
 def interrupt_on_sigterm() -> None:
@@ -11,4 +12,12 @@ def interrupt_on_sigterm() -> None:
     kill the process after the grace period, before its clusters are handed over.
     """
     if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
-        signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+        signal.signal(signal.SIGTERM, _interrupt)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        # A shell script started the program with `&`, so that Ctrl-C does not end it. Python and asyncio install no
+        # handler for an ignored SIGINT.
+        signal.default_int_handler(number, frame)
+    signal.raise_signal(signal.SIGINT)
