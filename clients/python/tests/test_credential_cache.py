@@ -87,18 +87,52 @@ def test_credential_without_expiry_never_expires():
     assert holding(without_expiry).state(NOON + timedelta(days=999)) is CredentialState.FRESH
 
 
-def test_failed_credential_refresh_is_retried_after_a_delay():
+def test_failed_credential_requests_are_repeated_after_growing_delays():
     credentials = holding(FIRST)
-    due = NOON + 5 * MINUTE
-    credentials.refresh_failed(due)
-    assert credentials.state(due + 0.9 * SECOND) is CredentialState.FRESH
-    assert credentials.state(due + SECOND) is CredentialState.REFRESH_DUE
+    now = NOON + 5 * MINUTE
+    for least, most in ((0.5, 1), (1, 2), (2, 4), (2.5, 5), (2.5, 5)):
+        credentials.request_failed(now)
+        assert not credentials.may_request(now + (least - 0.1) * SECOND)
+        assert credentials.state(now + (least - 0.1) * SECOND) is CredentialState.FRESH
+        now += most * SECOND
+        assert credentials.may_request(now)
+        assert credentials.state(now) is CredentialState.REFRESH_DUE
+    credentials.requested(FIRST, now)
+    credentials.request_failed(now)
+    assert credentials.may_request(now + SECOND), "a success resets the backoff"
 
 
-def test_failed_refresh_does_not_extend_an_expired_credential():
+def test_delay_that_the_daemon_states_is_kept():
     credentials = holding(FIRST)
-    credentials.refresh_failed(NOON + 10 * MINUTE)
+    credentials.request_failed(NOON, retry_after=MINUTE)
+    assert not credentials.may_request(NOON + 59 * SECOND)
+    assert credentials.may_request(NOON + 61 * SECOND)
+
+
+def test_failed_request_does_not_extend_an_expired_credential():
+    credentials = holding(FIRST)
+    credentials.request_failed(NOON + 10 * MINUTE)
     assert credentials.state(NOON + 10 * MINUTE) is CredentialState.EXPIRED
+
+
+def test_credential_that_is_due_on_arrival_is_requested_again_after_a_minimum_interval():
+    credentials = holding(FIRST)
+    ahead = NOON + 7 * MINUTE
+    credentials.requested(FIRST, ahead)
+    assert credentials.state(ahead + 4.9 * SECOND) is CredentialState.FRESH
+    assert credentials.state(ahead + 5 * SECOND) is CredentialState.REFRESH_DUE
+
+
+def test_minimum_interval_ends_with_another_endpoint_a_clock_set_back_or_a_pushed_credential():
+    credentials = CredentialCache()
+    credentials.requested(FIRST, NOON, "https://a.test")
+    assert credentials.may_request(NOON, "https://a.test"), "the first one may be rejected by now"
+    credentials.requested(FIRST, NOON, "https://a.test")
+    assert not credentials.may_request(NOON, "https://a.test")
+    assert credentials.may_request(NOON, "https://b.test")
+    assert credentials.may_request(NOON - SECOND, "https://a.test")
+    credentials.offer(SECOND_ONE, NOON, endpoint="https://a.test", pushed=True)
+    assert credentials.may_request(NOON, "https://a.test")
 
 
 @pytest.mark.parametrize(

@@ -11,9 +11,11 @@ import pytest
 
 from milo_discovery import Cluster, ClusterNotFound, ClusterReport, Kubeconfig, Unavailable
 from milo_discovery._api_clients import ApiClients
+from milo_discovery._credential_cache import CredentialCache, CredentialState
 from milo_discovery._credential_renewal import AsyncRenewer, LoopBridge, PushedKubeconfigs
 from milo_discovery.engaged_cluster import EngagedCluster
 
+from .conftest import AT_ONCE
 from .eventually import eventually
 from .kubeconfigs import text, value
 
@@ -52,7 +54,7 @@ async def daemon():
 
 @pytest.fixture
 async def renewal(daemon):
-    renewal = AsyncRenewer(daemon.issue)
+    renewal = AsyncRenewer("a", daemon.issue)
     yield renewal
     await renewal.close()
 
@@ -94,8 +96,45 @@ class TestAsyncRenewer:
         with caplog.at_level(logging.WARNING):
             assert (await renewal.access()).token == "held"
             await eventually(lambda: caplog.messages)
-        assert caplog.messages == ["credential renewal failed: connect failed"]
+        assert caplog.messages == ["credential of cluster a not renewed; retrying: connect failed"]
         assert (await renewal.access()).token == "held"
+
+    async def test_consecutive_failures_are_logged_once_and_the_recovery_too(
+        self, renewal, daemon, caplog, monkeypatch
+    ):
+        monkeypatch.setattr("milo_discovery._credential_cache._RETRY", AT_ONCE)
+        renewal.cache = CredentialCache()
+        renewal.cache.offer(kubeconfig("held", DUE), datetime.now(UTC))
+        daemon.answer.set_exception(AWAY)
+        with caplog.at_level(logging.INFO):
+            for attempt in range(1, 4):
+                await eventually(lambda: renewal.state() is CredentialState.REFRESH_DUE)
+                assert (await renewal.access()).token == "held"
+                await eventually(lambda attempt=attempt: daemon.asked == attempt)
+            daemon.answer = asyncio.get_running_loop().create_future()
+            daemon.answer.set_result(kubeconfig("next"))
+            await eventually(lambda: renewal.state() is CredentialState.REFRESH_DUE)
+            await renewal.start_renewal()
+        assert caplog.messages == [
+            "credential of cluster a not renewed; retrying: connect failed",
+            "credential of cluster a renewed",
+        ]
+
+    async def test_callers_without_a_valid_credential_get_the_last_error_until_the_next_attempt(self, renewal, daemon):
+        daemon.answer.set_exception(AWAY)
+        for _ in range(100):
+            with pytest.raises(Unavailable):
+                await renewal.access()
+        assert daemon.asked == 1
+
+    @pytest.mark.parametrize("age", [DUE, EXPIRED], ids=["due", "expired"])
+    async def test_credential_past_its_refresh_on_arrival_is_not_requested_at_each_use(self, renewal, daemon, age):
+        """As if the clock of this machine were ahead."""
+        daemon.answer.set_result(kubeconfig("late", age))
+        for _ in range(100):
+            assert (await renewal.access()).token == "late"
+            assert (await renewal.access_after_401("late")).token == "late"
+        assert daemon.asked == 2
 
     async def test_failed_renewal_raises_without_a_valid_credential(self, renewal, daemon):
         renewal.cache.offer(kubeconfig("held", EXPIRED), datetime.now(UTC))
@@ -105,7 +144,7 @@ class TestAsyncRenewer:
 
     async def test_pushed_credentials_are_used_without_a_call(self, daemon):
         sent = [kubeconfig("first")]
-        renewal = AsyncRenewer(daemon.issue, PushedKubeconfigs(lambda: sent[-1], asyncio.Future, lambda: ""))
+        renewal = AsyncRenewer("a", daemon.issue, PushedKubeconfigs(lambda: sent[-1], asyncio.Future, lambda: ""))
         assert (await renewal.access()).token == "first"
         sent.append(kubeconfig("second", -timedelta(seconds=1)))
         assert (await renewal.access()).token == "second"
@@ -204,4 +243,5 @@ async def test_unexpected_error_of_a_renewal_is_raised_in_its_callers_and_the_ne
         await renewal.access()
     daemon.answer = asyncio.get_running_loop().create_future()
     daemon.answer.set_result(kubeconfig("next"))
+    await renewal.start_renewal()
     assert (await renewal.access()).token == "next"

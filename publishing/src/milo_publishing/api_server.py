@@ -115,7 +115,7 @@ async def open_api_server(
 ) -> AsyncIterator[PublishedObjects]:
     """Yield the API of the objects in a namespace. Credentials are renewed. Raises UnusableKubeconfig."""
     proxy = (await asyncio.to_thread(source.read)).proxy
-    credentials = AsyncRenewer(lambda: issue("target", source))
+    credentials = AsyncRenewer("target", lambda: issue("target", source))
     # Idle connections are kept only briefly: a write on a connection that the server has closed fails, and is not
     # retried.
     pools = Pools(user_agent="milo-discovery-publish", idle_s=5.0)

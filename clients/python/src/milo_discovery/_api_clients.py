@@ -125,7 +125,9 @@ class ApiClients:
 
     def renewer(self, current: Current, pushed: PushedKubeconfigs | None, ttl: timedelta | None) -> AsyncRenewer:
         """Return a context manager that keeps a cluster's credential renewed while its body runs."""
-        return AsyncRenewer(ClusterReference(self._issuer, current, ttl).issue_kubeconfig, pushed)
+        referenced = current()
+        name = referenced if isinstance(referenced, str) else referenced.name
+        return AsyncRenewer(name, ClusterReference(self._issuer, current, ttl).issue_kubeconfig, pushed)
 
 
 def _kubernetes_module(name: str) -> Any:

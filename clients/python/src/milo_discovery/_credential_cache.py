@@ -7,6 +7,7 @@ from datetime import datetime, timedelta
 from enum import Enum, auto
 from typing import TYPE_CHECKING
 
+from milo_discovery._backoff import BackoffPolicy, StreamBackoff
 from milo_discovery._kubeconfig_access import KubeconfigAccess, read_access
 
 if TYPE_CHECKING:
@@ -17,7 +18,9 @@ _EXPIRY_MARGIN = timedelta(seconds=5)
 _EXPIRY_MARGIN_SHARE = 0.1
 # Share of the time between `refresh_after` and expiry to wait for a pushed credential before requesting one.
 _PUSH_WAIT_SHARE = 0.25
-_RETRY_AFTER = timedelta(seconds=1)
+_RENEWAL_INTERVAL = timedelta(seconds=5)
+"""Minimum interval between requests, even if the daemon's kubeconfigs are rejected or due for a refresh on arrival."""
+_RETRY = BackoffPolicy(initial=timedelta(seconds=1), maximum=_RENEWAL_INTERVAL)
 
 
 class CredentialState(Enum):
@@ -50,13 +53,23 @@ class CachedCredential:
         return self.issued_at > other.issued_at or other.issued_at > now
 
 
+@dataclass(frozen=True, slots=True)
+class _Pause:
+    """The time after a request in which no further one is made for the same endpoint."""
+
+    begin: datetime
+    end: datetime
+    endpoint: str
+
+
 class CredentialCache:
     """The newest credential of one cluster. Any thread may read it: a single assignment replaces the credential."""
 
     def __init__(self) -> None:
         self._current: CachedCredential | None = None
         self._last_pushed: Kubeconfig | None = None
-        self._retry_at: datetime | None = None
+        self._pause: _Pause | None = None
+        self._backoff = StreamBackoff(_RETRY)
 
     @property
     def current(self) -> CachedCredential:
@@ -75,11 +88,24 @@ class CredentialCache:
             self._last_pushed = kubeconfig
         if self._current is None or offered.replaces(self._current, now):
             self._current = offered
-            self._retry_at = None
+            if pushed:
+                self._pause = None
 
-    def refresh_failed(self, now: datetime) -> None:
-        """Delay the next refresh after a failed one."""
-        self._retry_at = now + _RETRY_AFTER
+    def requested(self, kubeconfig: Kubeconfig, now: datetime, endpoint: str = "") -> None:
+        """Store the credential of a requested kubeconfig. Delay the next request if it replaces another credential."""
+        is_replacement = self._current is not None and self._current.endpoint == endpoint
+        self.offer(kubeconfig, now, endpoint=endpoint)
+        self._backoff = StreamBackoff(_RETRY)
+        self._pause = _Pause(now, now + _RENEWAL_INTERVAL, endpoint) if is_replacement else None
+
+    def request_failed(self, now: datetime, endpoint: str = "", retry_after: timedelta | None = None) -> None:
+        """Delay the next request after one that failed, for at least the daemon's `retry_after`."""
+        self._pause = _Pause(now, now + self._backoff.failed(ran=timedelta(), retry_after=retry_after), endpoint)
+
+    def may_request(self, now: datetime, endpoint: str = "") -> bool:
+        """Return whether a credential may be requested now. A clock that was set back does not extend the delay."""
+        pause = self._pause
+        return pause is None or pause.endpoint != endpoint or not pause.begin <= now < pause.end
 
     def state(self, now: datetime, endpoint: str = "") -> CredentialState:
         """Return the state of the credential for the present endpoint of its cluster."""
@@ -88,7 +114,7 @@ class CredentialCache:
             return CredentialState.EXPIRED
         if current.expires_at is not None and now >= current.expires_at:
             return CredentialState.EXPIRED
-        if current.refresh_at is None or now < current.refresh_at or (self._retry_at and now < self._retry_at):
+        if current.refresh_at is None or now < current.refresh_at or not self.may_request(now, endpoint):
             return CredentialState.FRESH
         return CredentialState.REFRESH_DUE
 

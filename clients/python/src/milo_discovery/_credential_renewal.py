@@ -17,7 +17,7 @@ from typing import Any, Self
 
 from milo_discovery._credential_cache import CredentialCache, CredentialState
 from milo_discovery._kubeconfig_access import KubeconfigAccess
-from milo_discovery.errors import DiscoveryError
+from milo_discovery.errors import DiscoveryError, StatusError
 from milo_discovery.model import Kubeconfig
 
 log = logging.getLogger("milo_discovery.credentials")
@@ -42,13 +42,19 @@ class PushedKubeconfigs:
 class AsyncRenewer:
     """Renews a credential on one event loop. Entering it as a context manager waits for a valid credential."""
 
-    __slots__ = ("_issue", "_pushed", "_renewal", "cache")
+    __slots__ = ("_failure", "_issue", "_name", "_pushed", "_renewal", "cache")
 
-    def __init__(self, issue: Callable[[], Awaitable[Kubeconfig]], pushed: PushedKubeconfigs | None = None) -> None:
+    def __init__(
+        self, name: str, issue: Callable[[], Awaitable[Kubeconfig]], pushed: PushedKubeconfigs | None = None
+    ) -> None:
+        """`name` is that of the cluster, for the log."""
         self.cache = CredentialCache()
+        self._name = name
         self._issue = issue
         self._pushed = pushed
         self._renewal: asyncio.Task[None] | None = None
+        self._failure: Exception | None = None
+        """Why the last request failed; None if it succeeded."""
 
     async def __aenter__(self) -> Self:
         try:
@@ -62,9 +68,17 @@ class AsyncRenewer:
         await self.close()
 
     async def access(self) -> KubeconfigAccess:
-        """Return the credential to use now. Raises the error of the renewal if there is no valid one."""
+        """Return the credential to use now. Raises the error of the renewal if there is no valid one.
+
+        While the daemon must not be asked again yet, that is the error of the last renewal, or, if it succeeded, its
+        credential, which had expired on arrival by this machine's clock.
+        """
         is_renewed = False
         while (state := self.state()) is CredentialState.EXPIRED and not is_renewed:
+            if not self._may_renew:
+                if self._failure is not None:
+                    raise self._failure.with_traceback(None)
+                break
             is_renewed = await self._renewed_before_push()
         if state is CredentialState.REFRESH_DUE:
             self.start_renewal()
@@ -73,7 +87,7 @@ class AsyncRenewer:
     async def access_after_401(self, refused: str | None) -> KubeconfigAccess:
         """Return the credential to use after the server rejected a token: the same one if no newer one exists."""
         self.state()  # raises if the engagement has ended
-        if self.cache.current.access.token == refused:
+        if self.cache.current.access.token == refused and self._may_renew:
             with suppress(DiscoveryError):  # The error is logged. The caller gets the 401, which is more specific.
                 await self._renewed_before_push()
             self.state()  # raises if the engagement ended during the renewal
@@ -90,8 +104,13 @@ class AsyncRenewer:
         """Return the renewal in flight, or start one."""
         if self._renewal is None or self._renewal.done():
             self._renewal = asyncio.create_task(self._renew(), name="milo-discovery credential")
-            self._renewal.add_done_callback(_log_failure)
+            self._renewal.add_done_callback(_retrieve_error)
         return self._renewal
+
+    @property
+    def _may_renew(self) -> bool:
+        is_renewing = self._renewal is not None and not self._renewal.done()
+        return is_renewing or self.cache.may_request(_now(), self._endpoint())
 
     async def close(self) -> None:
         renewal, self._renewal = self._renewal, None
@@ -122,16 +141,28 @@ class AsyncRenewer:
         return "" if self._pushed is None else self._pushed.endpoint()
 
     async def _renew(self) -> None:
+        endpoint = self._endpoint()
         try:
-            while True:
-                endpoint = self._endpoint()
+            issued = await self._issue()
+            while endpoint != (present := self._endpoint()):
+                endpoint = present
                 issued = await self._issue()
-                if endpoint == self._endpoint():
-                    break
-            self.cache.offer(issued, _now(), endpoint=endpoint)
-        except DiscoveryError:
-            self.cache.refresh_failed(_now())
+            self.cache.requested(issued, _now(), endpoint)
+        except Exception as error:
+            retry_after = error.retry_after if isinstance(error, StatusError) else None
+            self.cache.request_failed(_now(), endpoint, retry_after)
+            self._log_failure(error)
+            self._failure = error
             raise
+        if self._failure is not None:
+            log.info("credential of cluster %s renewed", self._name)
+        self._failure = None
+
+    def _log_failure(self, error: Exception) -> None:
+        """Log the first of consecutive failures: callers with a valid credential do not see the error."""
+        level = logging.WARNING if self._failure is None else logging.DEBUG
+        stack = None if isinstance(error, DiscoveryError) else error
+        log.log(level, "credential of cluster %s not renewed; retrying: %s", self._name, error, exc_info=stack)
 
 
 class LoopBridge:
@@ -166,10 +197,10 @@ class LoopBridge:
         return asyncio.run_coroutine_threadsafe(awaited(), self._loop).result(_LOOP_WAIT_LIMIT_S)
 
 
-def _log_failure(renewal: asyncio.Task[None]) -> None:
-    """Log a failed renewal: callers with a valid credential do not see the error."""
-    if not renewal.cancelled() and (error := renewal.exception()) is not None:
-        log.warning("credential renewal failed: %s", error)
+def _retrieve_error(renewal: asyncio.Task[None]) -> None:
+    """Retrieve the error, so that asyncio does not log it again."""
+    if not renewal.cancelled():
+        renewal.exception()
 
 
 def _now() -> datetime:
