@@ -10,7 +10,7 @@ import msgspec
 from milo_discoveryd.daemon_errors import BackendError
 from milo_discoveryd.instruments import ShardLeaseMetrics
 from milo_discoveryd.logger import log
-from milo_discoveryd.sharding.assignment import CredentialRevocation
+from milo_discoveryd.sharding.assignment import LOST, CredentialRevocation
 from milo_discoveryd.sharding.lease_client import ConflictError
 from milo_discoveryd.sharding.leases import PENDING_SIZE, Evict, GroupState, Read, Request, WaitUntil, WriteView
 from milo_discoveryd.sharding.member import Member
@@ -263,7 +263,8 @@ class ShardGroup:
         self._has_share = False
         if self._applied.ownership is not None and not self._is_silent:
             self._applied = _Application()
-            log.warning("shard ownership lost", member=self.member.name, problem="; ".join(self._requests.problems))
+            problem = "; ".join(self._requests.problems) or LOST
+            log.warning("shard ownership lost", member=self.member.name, problem=problem)
             self._assignee.lose_ownership()
 
     def _note_view(self) -> None:

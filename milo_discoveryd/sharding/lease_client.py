@@ -2,7 +2,8 @@
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
 from typing import Protocol
 
 from milo_discoveryd.credentials.kubernetes_api import ApiAnswer, KubernetesApi, refuse
@@ -50,13 +51,8 @@ class LeaseClient:
     async def read(self) -> GroupState:
         """List the Leases consistently, not from a cache of the API server. Raises BackendError."""
         leases = LeaseList(self._names)
-        try:
-            async with asyncio.timeout(TIMEOUT_S):
-                await self._read_pages(leases)
-        except TimeoutError:
-            raise BackendError(f"{self._origin} did not list the Leases of {self._whose} in {TIMEOUT_S:g} s") from None
-        except (TransportError, LeaseFormatError) as error:
-            raise BackendError(str(error)) from error
+        async with self._failing(f"list the Leases of {self._whose}"):
+            await self._read_pages(leases)
         return leases.group
 
     async def _read_pages(self, leases: LeaseList) -> None:
@@ -92,13 +88,24 @@ class LeaseClient:
 
         Raises ConflictError and BackendError.
         """
-        try:
+        what = f"write a Lease in namespace {self._names.namespace}"
+        async with self._failing(what):
             answer = await self._written(request)
             if answer.status in (404, 409):
                 raise ConflictError
             if answer.status not in (200, 201):
-                refuse(self._origin, answer, f"write a Lease in namespace {self._names.namespace}", REQUIRED_RULE)
+                refuse(self._origin, answer, what, REQUIRED_RULE)
             return "" if isinstance(request, Delete) else lease_objects.decode_version(answer.body)
+
+    @asynccontextmanager
+    async def _failing(self, what: str) -> AsyncIterator[None]:
+        """Raise BackendError for failures within the context, which takes `TIMEOUT_S` at most, with the time in which a
+        request waits for its credential."""
+        try:
+            async with asyncio.timeout(TIMEOUT_S):
+                yield
+        except TimeoutError:
+            raise BackendError(f"{self._origin} did not answer the request to {what} in {TIMEOUT_S:g} s") from None
         except (TransportError, LeaseFormatError) as error:
             raise BackendError(str(error)) from error
 

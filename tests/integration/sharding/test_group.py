@@ -18,6 +18,7 @@ from milo_discoveryd.wiring.sharding import Membership
 from tests.simulation.sharding.lease_api import ConflictError as ApiConflictError
 from tests.simulation.sharding.lease_api import LeaseApi
 from tests.support.eventually import LIMIT_S, eventually
+from tests.support.logs import capture_logs
 
 TIMING = Timing(
     renew_interval_s=0.2,
@@ -268,6 +269,22 @@ async def test_shard_member_repeats_a_failed_request_after_the_time_that_the_lea
     await GroupRequests("ops", member, leases, Requests(), lambda: 100.0).perform(Read())
     assert member.next(100.5) == WaitUntil(109.0)
     assert member.state.pacing.write_at == 101.0
+
+
+async def test_lost_ownership_is_logged_with_its_reason_while_a_request_hangs(
+    daemons: list[Daemon], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, _, _ = await pair(daemons)
+
+    async def hang(*_: object) -> tuple[GroupState, str]:
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    with capture_logs() as logs:
+        monkeypatch.setattr(first.leases, "_applied", hang)
+        await eventually(lambda: first.operator.calls[-1] == "lost")
+    [line] = [line for line in logs if line["event"] == "shard ownership lost"]
+    assert line["problem"] == "the Lease of this member of the shard group was not renewed in time"
 
 
 async def test_killed_shard_member_is_evicted(daemons: list[Daemon]) -> None:

@@ -126,7 +126,8 @@ async def test_list_of_leases_without_an_end_is_an_error() -> None:
     assert len(api.asked) == MAX_PAGES
 
 
-async def test_list_of_leases_that_takes_too_long_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_lease_request_that_takes_too_long_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also if it waits for a credential, which the timeout of a request does not contain."""
     leases, api = client(Answer(200, b'{"items": []}'))
 
     async def hang(*_: object, **__: object) -> Answer:
@@ -135,10 +136,11 @@ async def test_list_of_leases_that_takes_too_long_is_an_error(monkeypatch: pytes
 
     monkeypatch.setattr(lease_client, "TIMEOUT_S", 0.01)
     monkeypatch.setattr(api, "get", hang)
-    with pytest.raises(
-        BackendError, match=r"did not list the Leases of shard group dns in namespace operators in 0.01"
-    ):
+    monkeypatch.setattr(api, "put", hang)
+    with pytest.raises(BackendError, match=r"the request to list the Leases of shard group dns in .* in 0\.01 s"):
         await leases.read()
+    with pytest.raises(BackendError, match=r"the request to write a Lease in namespace operators in 0\.01 s"):
+        await leases.write(WriteLease(HELD))
 
 
 @pytest.mark.parametrize(
