@@ -140,7 +140,7 @@ class Member:
             member=self.name,
             term=tenure.lease.term,
             unsettled=frozenset(group.unsettled(view, view.previous, now, self._timing)),
-            pending=dict(group.pending_elsewhere(self.name, now, self._timing)),
+            pending=tuple(group.pending_elsewhere(self.name, now, self._timing)),
             may_engage=tenure.is_confirmed and now >= tenure.engage_at,
         )
 
@@ -262,7 +262,7 @@ class Member:
         if self.state.group.went_back:
             self._rejoin(now, "the view of the shard group was changed by another program, or restored")
         elif self.state.group.is_authoritative:
-            self._observe(self.state.group.following(leases.view))
+            self._observe(self.state.group.following(group.leases.view))
         if self._regained_without_a_write(former.own_renewal):
             self._rejoin(now, f"the Lease of member {self.name} was restored")
         tenure = self.tenure

@@ -5,6 +5,7 @@ Pure. It says who may still own clusters, and which Leases are abandoned; `Membe
 
 from collections.abc import Iterator, Mapping
 from math import inf
+from operator import itemgetter
 
 import msgspec
 
@@ -49,6 +50,7 @@ class ObservedGroup(msgspec.Struct, frozen=True, kw_only=True):
 
         The latest view remains: whether the view that was read follows it is for the member to decide.
         """
+        leases = self._kept(leases)
         own_renewal = leases.members[own].renewal if own in leases.members else 0
         writes = {name: lease.write_id for name, lease in leases.members.items()}
         for view in (leases.view, self.latest_view):
@@ -76,6 +78,16 @@ class ObservedGroup(msgspec.Struct, frozen=True, kw_only=True):
             candidates=self._candidates_of(leases, now),
             own_renewal=own_renewal,
         )
+
+    def _kept(self, leases: GroupState) -> GroupState:
+        """Return the Leases with former objects where they are equal: comparisons of these take no time."""
+        before = self.leases
+        members = {
+            name: lease if lease != before.members.get(name) else before.members[name]
+            for name, lease in leases.members.items()
+        }
+        view = before.view if leases.view == before.view else leases.view
+        return msgspec.structs.replace(leases, members=members, view=view)
 
     def _is_pending_vanished(self, name: str, now: float, timing: Timing) -> bool:
         observed = self.writes[name]
@@ -173,16 +185,16 @@ class ObservedGroup(msgspec.Struct, frozen=True, kw_only=True):
             elif lease.is_held and (lease.problem or (lease.term == member.term and lease.acknowledged != view.number)):
                 yield name
 
-    def pending_elsewhere(self, own: str, now: float, timing: Timing) -> Iterator[tuple[str, str]]:
-        """Yield each key that another member has not released, with that member."""
-        for name, observed in self.writes.items():
+    def pending_elsewhere(self, own: str, now: float, timing: Timing) -> Iterator[tuple[str, frozenset[str]]]:
+        """Yield each other member that has not released all keys, with these keys, in the order of names."""
+        for name, observed in sorted(self.writes.items(), key=itemgetter(0)):
             lease = self.leases.members.get(name)
             if lease is None:
                 pending = observed.pending if now < observed.since + timing.evict_after_s else frozenset()
             else:
                 pending = lease.pending if lease.is_held else frozenset()
-            if name != own:
-                yield from ((key, name) for key in pending)
+            if pending and name != own:
+                yield name, pending
 
     # Other members
 

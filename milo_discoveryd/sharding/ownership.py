@@ -66,9 +66,8 @@ class Ownership(msgspec.Struct, frozen=True, kw_only=True):
     term: str
     unsettled: frozenset[str] = frozenset()
     """Members of the previous view that have neither acknowledged this view nor left or been evicted."""
-    pending: Mapping[str, str] = {}
-    """The keys that other members have not released, each with that member. The member may have lost
-    the key in an earlier view."""
+    pending: tuple[tuple[str, frozenset[str]], ...] = ()
+    """Other members, each with the keys that it has not released. It may have lost them in an earlier view."""
     may_engage: bool = True
     """False after a start and after an interruption, until the Leases are known to be current."""
 
@@ -84,8 +83,9 @@ class Ownership(msgspec.Struct, frozen=True, kw_only=True):
             return Decision(KeyOwnership.FOREIGN, owner)
         if not self.may_engage:
             return Decision(KeyOwnership.WAITING, self.member)
-        if key in self.pending:
-            return Decision(KeyOwnership.WAITING, self.pending[key])
+        for member, keys in self.pending:
+            if key in keys:
+                return Decision(KeyOwnership.WAITING, member)
         former = owners.former(key)
         if former in self.unsettled and not (former == self.member and self._is_me(self.view.previous)):
             return Decision(KeyOwnership.WAITING, former)

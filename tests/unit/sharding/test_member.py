@@ -430,6 +430,23 @@ def test_view_has_at_most_200_members_and_keeps_those_that_it_has() -> None:
     assert "3302 members more than the 200 that it can have" in problems(driver, "x")
 
 
+def test_leases_that_did_not_change_are_the_same_objects_after_the_next_read() -> None:
+    driver = settled("a", "b")
+    driver.api.change("b", driver.now, pending=frozenset({"x"}))
+    driver.run(13)
+    before = driver.members["a"].ownership(driver.now)
+    assert before is not None
+    assert before.pending == (("b", {"x"}),)
+    [_, pending] = before.pending[0]
+    driver.api.group = msgspec.json.decode(msgspec.json.encode(driver.api.group), type=GroupState)
+    driver.run(0.5, "a")
+    after = driver.members["a"].ownership(driver.now)
+    assert after == before
+    assert after is not None
+    assert after.pending[0][1] is pending
+    assert after.view is before.view
+
+
 def test_at_most_five_malformed_leases_are_named() -> None:
     driver = settled("a")
     members = dict(driver.api.group.members)
