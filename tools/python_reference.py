@@ -3,12 +3,13 @@
 import dataclasses
 import importlib
 import inspect
+import re
 import sys
 from collections.abc import Iterator
 from datetime import timedelta
 from enum import Enum
 from pathlib import Path
-from typing import Any, ForwardRef, get_overloads
+from typing import Any, ForwardRef, get_origin, get_overloads
 
 from prometheus_client import CollectorRegistry
 
@@ -31,6 +32,7 @@ REFERENCES = {
 }
 
 
+_MODULES = re.compile(r"\b(typing|milo_controllers\.\w+)\.")
 _LONGEST_LINE = 100
 _BEFORE_NAMED = (inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.VAR_POSITIONAL)
 
@@ -50,7 +52,9 @@ def _module(module: Any) -> Iterator[str]:
         yield ""
         yield f"### {name}"
         yield ""
-        if inspect.isclass(found):
+        if get_origin(found) is not None:
+            yield f"The type `{_annotation(found)}`."
+        elif inspect.isclass(found):
             yield from _class(name, found)
         elif callable(found):
             yield from _function(name, found)
@@ -134,7 +138,7 @@ def _annotation(annotation: Any) -> str:
         return annotation
     if isinstance(annotation, ForwardRef):  # in a NamedTuple
         return annotation.__forward_arg__
-    return annotation.__name__ if isinstance(annotation, type) else str(annotation).replace("typing.", "")
+    return annotation.__name__ if isinstance(annotation, type) else _MODULES.sub("", str(annotation))
 
 
 def _default(value: Any) -> str:

@@ -2,7 +2,7 @@
 
 from milo_controllers.app import main, set_up_logging
 from milo_controllers.cache_budget import CacheLimits
-from milo_controllers.conditions import owner_reference, with_condition, with_owner
+from milo_controllers.conditions import ConditionStatus, owner_reference, with_condition, with_owner
 from milo_controllers.controllers import Controllers, watches
 from milo_controllers.errors import (
     AlreadyExists,
@@ -18,11 +18,12 @@ from milo_controllers.errors import (
     ReconcileTimeout,
     Unreachable,
 )
+from milo_controllers.event_log import EventType
 from milo_controllers.fleet_view import ClusterCaches, ClusterObject, FleetView
 from milo_controllers.health import CacheProblem, ClusterProblem, FailingObject, Health
-from milo_controllers.kinds import Kind
+from milo_controllers.kinds import AnyKind, Document, Kind
 from milo_controllers.logs import ClusterFilter, current_cluster, current_object, current_reconcile
-from milo_controllers.request import Request, Result
+from milo_controllers.request import PatchType, Propagation, Request, Result
 from milo_controllers.single_cluster import SingleCluster
 from milo_controllers.watched import ReconcileTarget, Watched, WatchedKind
 from milo_controllers.work_queue import QueuePolicy
@@ -30,6 +31,7 @@ from milo_kube.rate_limit import Rate
 
 __all__ = [
     "AlreadyExists",
+    "AnyKind",
     "ApiError",
     "CacheLimits",
     "CacheProblem",
@@ -37,9 +39,12 @@ __all__ = [
     "ClusterFilter",
     "ClusterObject",
     "ClusterProblem",
+    "ConditionStatus",
     "Conflict",
     "ControllerError",
     "Controllers",
+    "Document",
+    "EventType",
     "FailingObject",
     "FleetView",
     "Health",
@@ -48,8 +53,10 @@ __all__ = [
     "NotFound",
     "NotServed",
     "NotSynced",
+    "PatchType",
     "Permanent",
     "ProjectSuspended",
+    "Propagation",
     "QueuePolicy",
     "Rate",
     "ReconcileTarget",

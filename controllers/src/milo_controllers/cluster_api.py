@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 import msgspec
 
-from milo_controllers.errors import Unreachable, api_error
+from milo_controllers.errors import ControllerError, Unreachable, api_error
 from milo_controllers.kinds import Document
 from milo_controllers.tracing import SpanTracer, span
 from milo_discovery._kubeconfig_access import KubeconfigAccess
@@ -26,6 +26,8 @@ IDLE_S = 60.0
 REQUEST_TIMEOUT_S = 30.0
 RESPONSE_LIMIT = 8 << 20
 """Maximum bytes of a response other than a page of a list: more than any API server stores in an object."""
+_PAGE = 500
+_MAX_PAGES = 200
 METADATA_ONLY = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1,application/json"
 METADATA_LIST_ONLY = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1,application/json"
 MERGE_PATCH = "application/merge-patch+json"
@@ -95,6 +97,20 @@ class ClusterApi(ApiServer):
                 raise Unreachable(
                     "closed", f"{method} {path}: the response of {self.name} is not a JSON object"
                 ) from error
+
+    async def read_list(self, path: str, query: Query = ()) -> list[Document]:
+        """Read a list in pages. Raises as `send` does, and ControllerError for a list that is too long."""
+        found: list[Document] = []
+        more: list[tuple[str, str]] = []
+        for _ in range(_MAX_PAGES):
+            page = await self.send("GET", path, [*query, ("limit", str(_PAGE)), *more])
+            meta = {"apiVersion": page.get("apiVersion"), "kind": str(page.get("kind", "")).removesuffix("List")}
+            found.extend({**meta, **item} for item in page.get("items") or ())
+            token = (page.get("metadata") or {}).get("continue")
+            if not token:
+                return found
+            more = [("continue", token)]
+        raise ControllerError(f"GET {path}: {self.name} has more than {_MAX_PAGES * _PAGE} of these objects")
 
 
 class _ClusterAccess:

@@ -14,7 +14,7 @@ from milo_controllers.controller import Controller
 from milo_controllers.event_log import EventLog
 from milo_controllers.event_loop import EventLoop
 from milo_controllers.event_recorder import EventRecorder
-from milo_controllers.fleet_view import ClusterCaches
+from milo_controllers.fleet_view import RequestCaches
 from milo_controllers.health import ClusterProblem
 from milo_controllers.informer import Informer, InformerSpec
 from milo_controllers.kinds import CacheKey
@@ -60,7 +60,7 @@ class ClusterTasks:
         self.informers: dict[CacheKey, Informer] = {}
         self.loop = EventLoop()
         self.own_writes = OwnWrites()
-        self.view = ClusterCaches(self)
+        self.view = RequestCaches(self)
         self.engaged_at = time.monotonic()
         self._controllers = controllers
 

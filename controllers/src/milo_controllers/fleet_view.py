@@ -7,7 +7,7 @@ decoded in the thread.
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator, Mapping
-from typing import Any, Generic, NamedTuple, Protocol, TypeVar, overload
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar, cast, overload
 
 from milo_controllers.errors import NotCached, NotSynced
 from milo_controllers.event_loop import EventLoop
@@ -49,11 +49,6 @@ class ClusterCaches:
     def cluster(self) -> EngagedCluster:
         return self._member.cluster
 
-    def is_partial(self, kind: AnyKind) -> bool:
-        """Return whether these objects are cached without some of their fields. Raises NotCached."""
-        cached = informer(self._member, kind).spec.kind
-        return cached.metadata_only or cached.transform is not None
-
     @overload
     def get(self, kind: str, name: str, namespace: str = "") -> Document | None: ...
     @overload
@@ -62,11 +57,6 @@ class ClusterCaches:
         """Return the object; None if it does not exist. Raises NotCached or NotSynced."""
         found = self._found(kind, name, namespace)
         return None if found is None else self._decoder(kind)(found.raw)
-
-    def document(self, kind: AnyKind, name: str, namespace: str = "") -> Document | None:
-        """Return the object as a dict, even if its Kind has a model. Raises NotCached or NotSynced."""
-        found = self._found(kind, name, namespace)
-        return None if found is None else informer(self._member, kind).spec.kind.document(found.raw)
 
     @overload
     def list(
@@ -109,11 +99,6 @@ class ClusterCaches:
         decode = self._decoder(kind)
         return (decode(found.raw) for found in objects if namespace is None or found.namespace == namespace)
 
-    def raw(self, kind: AnyKind, name: str, namespace: str) -> bytes | None:
-        """Return the object as it is cached; None if it does not exist. Raises NotCached or NotSynced."""
-        found = self._found(kind, name, namespace)
-        return None if found is None else found.raw
-
     def _found(self, kind: AnyKind, name: str, namespace: str) -> CachedObject | None:
         return self._member.loop.call(lambda: synced_cache(self._member, kind).get(namespace, name))
 
@@ -127,6 +112,52 @@ class ClusterCaches:
                 "read it with a Kind that has no type"
             )
         return cached.document
+
+
+class RequestCaches(ClusterCaches):
+    """The caches of one cluster, with what a request needs to know of them."""
+
+    __slots__ = ()
+
+    def is_partial(self, kind: AnyKind) -> bool:
+        """Return whether these objects are cached without some of their fields. Raises NotCached."""
+        return informer(self._member, kind).spec.kind.is_partial
+
+    def partial_kind(self, kind: Kind[Any]) -> Kind[Any] | None:
+        """Return the kind under which these objects are cached without some of their fields; None if they are whole.
+
+        Raises ValueError if objects of the resource are cached under several other such kinds.
+        """
+        held = self._member.informers.get(kind.key)
+        if held is not None:
+            return held.spec.kind if held.spec.kind.is_partial else None
+        others = [other.spec.kind for other in self._member.informers.values() if other.key.resource == kind.resource]
+        partial = [other for other in others if other.is_partial]
+        if len(partial) > 1:
+            raise ValueError(
+                f"{kind.resource} is cached in several ways: pass the Kind under which the object was read"
+            )
+        return partial[0] if partial else None
+
+    def document(self, kind: AnyKind, name: str, namespace: str = "") -> Document | None:
+        """Return the object as a dict, even if its Kind has a model. Raises NotCached or NotSynced."""
+        found = self._found(kind, name, namespace)
+        return None if found is None else informer(self._member, kind).spec.kind.document(found.raw)
+
+    def whole_document(self, kind: Kind[Any], name: str, namespace: str) -> Document | None:
+        """Return the object as a dict, if it is cached with all fields."""
+        held = self._member.informers.get(kind.key)
+        is_whole = held is not None and held.cache.synced and not held.spec.kind.is_partial
+        return self.document(kind, name, namespace) if is_whole else None
+
+    def raw(self, kind: AnyKind, name: str, namespace: str) -> bytes | None:
+        """Return the object as it is cached; None if it does not exist. Raises NotCached or NotSynced."""
+        found = self._found(kind, name, namespace)
+        return None if found is None else found.raw
+
+    def decoded(self, kind: Kind[T], raw: bytes) -> T:
+        """Return a cached object as `get` does. Raises NotCached."""
+        return cast(T, self._decoder(kind)(raw))
 
 
 class FleetView:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, NoReturn, TypeVar, cast, overload
 
@@ -133,6 +133,20 @@ class Kind(Generic[T]):
         """Return the path of an object, or of a subresource of it."""
         return f"{self.collection(namespace)}/{_segment(name)}{f'/{subresource}' if subresource else ''}"
 
+    @property
+    def is_partial(self) -> bool:
+        """Whether objects are cached without some of their fields."""
+        return self.metadata_only or self.transform is not None
+
+    def cached_part(self, whole: Document) -> Document:
+        """Return what is cached of an object."""
+        whole = {**whole, "metadata": {**whole["metadata"]}}
+        whole["metadata"].pop("managedFields", None)
+        if self.metadata_only:
+            return {name: value for name, value in whole.items() if name in _METADATA_FIELDS}
+        # Through JSON, as the cache does: the function may change what it is given.
+        return whole if self.transform is None else self.transform(_decode_document(msgspec.json.encode(whole)))
+
     def decode(self, raw: bytes) -> T:
         return cast(T, self._decode(raw))
 
@@ -171,6 +185,11 @@ def document(body: object) -> Document:
     if hasattr(body, "model_dump"):
         return cast(Document, body.model_dump(mode="json", by_alias=True, exclude_none=True))
     return cast(Document, msgspec.to_builtins(body))
+
+
+def retyped(kind: Kind[Any], model: type[Any], whole: Document) -> Document:
+    """Return what the fields of a type keep of an object. Raises TypeError if it cannot be decoded to the type."""
+    return document(_decoder_of(kind.resource, cast(Hashable, model))(msgspec.json.encode(whole)))
 
 
 def _without_none(value: Any) -> Any:
@@ -214,6 +233,11 @@ def _decoder(resource: str, model: Any) -> Callable[[bytes], Any]:
             "use a class of the kubernetes package, a pydantic model, a dataclass or a msgspec.Struct"
         )
     return decoder.decode
+
+
+@lru_cache(maxsize=256)
+def _decoder_of(resource: str, model: Hashable) -> Callable[[bytes], Any]:
+    return _decoder(resource, model)
 
 
 def _undecodable(found: msgspec.inspect.Type) -> str:

@@ -71,6 +71,13 @@ OPTIONS: Mapping[str, Option] = {
     "requeue_after": Option(timedelta, "timedelta(seconds=...) or None", may_be_none=True),
     # main
     "grace": Option(timedelta, "timedelta(seconds=...) of at least 0", lambda given: given >= timedelta(0)),
+    # Request.delete
+    "propagation": Option(
+        str,
+        '"Background", "Foreground" or "Orphan"',
+        lambda given: given in ("Background", "Foreground", "Orphan"),
+        may_be_none=True,
+    ),
     # Request.event
     "reason": Option(str, "a string that is not empty", bool),
     "note": Option(str, "a string, such as str(error)"),

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import builtins
 import logging
-from collections.abc import Callable, Coroutine, Hashable, Iterator, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Coroutine, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, Generic, Literal, Protocol, TypeVar, cast, overload
@@ -30,19 +29,26 @@ from milo_controllers.errors import Conflict, ControllerError, NotFound
 from milo_controllers.event_log import EventContent, EventType
 from milo_controllers.event_loop import ThreadCalls
 from milo_controllers.event_recorder import EventRecorder, log_lost
-from milo_controllers.fleet_view import ClusterCaches, FleetView
-from milo_controllers.kinds import AnyKind, Document, Kind, ObjectT, document, kind_of
+from milo_controllers.fleet_view import FleetView, RequestCaches
+from milo_controllers.kinds import AnyKind, Document, Kind, ObjectT, document, kind_of, retyped
+from milo_controllers.object_cache import Place
+from milo_controllers.object_patch import merge_patch
 from milo_controllers.options import check_options
+from milo_controllers.own_object import Deleted, Outdated, OwnObject, Unwritten, Written, after_deletion, after_write
 from milo_controllers.own_writes import Write
 from milo_controllers.work_queue import Work
 from milo_discovery.engaged_cluster import EngagedCluster
 from milo_discovery.errors import DiscoveryError
+from milo_kube.api_request import JSON
 
 log = logging.getLogger("milo_controllers")
 
 Other = TypeVar("Other")
 
+Subresource = Literal["", "status"]
 PatchType = Literal["merge", "json", "strategic"]
+Propagation = Literal["Background", "Foreground", "Orphan"]
+"""What happens to the objects that a deleted object owns: they are deleted after it or before it, or stay."""
 _PATCHES: Mapping[PatchType, str] = {"merge": MERGE_PATCH, "json": JSON_PATCH, "strategic": STRATEGIC_MERGE_PATCH}
 _CONFLICT_RETRIES = 4
 
@@ -75,7 +81,7 @@ class RequestedCluster(Protocol):
     @property
     def api(self) -> ClusterApi: ...
     @property
-    def view(self) -> ClusterCaches: ...
+    def view(self) -> RequestCaches: ...
     @property
     def events(self) -> EventRecorder: ...
 
@@ -106,8 +112,7 @@ class Request(Generic[ObjectT]):
         self._field_manager = field_manager
         self._now = now
         self._calls = ThreadCalls()
-        self._written: Document | None = None
-        """The object as this reconcile last wrote it, which the cache may not contain yet."""
+        self._own: OwnObject = Unwritten()
         self._observed: bytes | None = None
         """The object that `get` last returned."""
 
@@ -145,13 +150,10 @@ class Request(Generic[ObjectT]):
 
         Without arguments, the result includes what this reconcile wrote. Raises NotCached or NotSynced.
         """
+        if kind is None and name is None:
+            return await self._own_object()
         if kind is None or name is None:
-            written = self._written
-            if written is not None:
-                self._observed = msgspec.json.encode(written)
-                return self.kind.decode(self._observed)
-            self._observed = self._member.view.raw(self.kind, self.name, self.namespace)
-            return self._member.view.get(self.kind, self.name, self.namespace)
+            raise TypeError(f"request.get({kind!r}, {name!r}): pass a kind and a name, or neither")
         return self._member.view.get(kind, name, self._default(namespace))
 
     @overload
@@ -192,30 +194,74 @@ class Request(Generic[ObjectT]):
         """Read an object from the API server. Raises NotFound, or NotServed for an unknown kind."""
         return await self._member.api.send("GET", kind_of(kind).path(name, self._default(namespace)))
 
+    async def read_list(
+        self, kind: AnyKind, namespace: str | None = None, *, selector: str = "", field_selector: str = ""
+    ) -> builtins.list[Document]:
+        """Read the objects of one namespace, or of all, from the API server; a Kind with selectors limits them too."""
+        kind = kind_of(kind)
+        limits = (("labelSelector", selector or kind.key.selector), ("fieldSelector", field_selector))
+        return await self._member.api.read_list(
+            kind.collection(kind.key.namespace if namespace is None else namespace),
+            [(name, value) for name, value in limits if value],
+        )
+
     # --- writes ---
 
-    async def create(self, kind: AnyKind, body: object, *, owned: bool = False) -> Document:
-        """Create an object, with the reconciled object as its controller if `owned`. Raises AlreadyExists."""
-        kind, body = await self._prepared(kind, body, owned=owned)
-        path = kind.collection(self._namespace(body))
-        return self._noted(kind, await self._member.api.send("POST", path, self._manager, body))
+    async def create(self, kind: AnyKind, body: object, *, owned: bool = False, dry_run: bool = False) -> Document:
+        """Create an object, with the reconciled object as its controller if `owned`. Raises AlreadyExists.
 
-    async def update(self, kind: AnyKind, body: object) -> Document:
-        """Replace an object. Raises Conflict if `metadata.resourceVersion` of `body` is not the current one."""
-        kind, body = await self._prepared(kind, body)
-        path = kind.path(body["metadata"]["name"], self._namespace(body))
-        return self._noted(kind, await self._member.api.send("PUT", path, self._manager, body))
-
-    async def apply(self, kind: AnyKind, body: object, *, owned: bool = False, force: bool = True) -> Document:
-        """Create or change an object by server-side apply, with the reconciled object as its controller if `owned`.
-
-        The field manager is the name of the controller. `force` takes over fields of other managers; without it,
-        such fields raise Conflict.
+        `dry_run`, here and below: the API server checks the write and returns its result, but does not store it.
         """
         kind, body = await self._prepared(kind, body, owned=owned)
-        path = kind.path(body["metadata"]["name"], self._namespace(body))
-        query = [*self._manager, ("force", str(force).lower())]
-        return self._noted(kind, await self._member.api.send("PATCH", path, query, body, content_type=APPLY_PATCH))
+        path = kind.collection(self._namespace(body))
+        return self._noted(kind, await self._send("POST", path, body, dry_run=dry_run), dry_run=dry_run)
+
+    async def update(
+        self, kind: AnyKind, body: object, *, subresource: Subresource = "", dry_run: bool = False
+    ) -> Document:
+        """Replace an object, or its status. Raises Conflict if `metadata.resourceVersion` is not the current one.
+
+        An object that has a type, or was read from a cache with `transform=` or `metadata_only=`, may lack fields of
+        the stored one. They are kept: the change since it was read is sent as a patch. Pass the `Kind` under which it
+        was read.
+        """
+        (kind, document), is_typed = await self._prepared(kind, body), not isinstance(body, dict)
+        path = kind.path(document["metadata"]["name"], self._namespace(document), subresource)
+        cached = self._member.view.partial_kind(kind)
+        if not is_typed and cached is None:
+            written = await self._send("PUT", path, document, dry_run=dry_run)
+            return self._noted(kind, written, subresource, dry_run=dry_run)
+        whole = await self._as_read(kind, document)
+        before = cached.cached_part(whole) if cached else whole
+        if is_typed:
+            before = retyped(kind, type(body), before)
+        changed = merge_patch(before, document, whole)
+        changed = {name: value for name, value in changed.items() if name not in ("apiVersion", "kind")}
+        if not changed:
+            return whole
+        written = await self._send("PATCH", path, _locked(changed, whole), content_type=MERGE_PATCH, dry_run=dry_run)
+        return self._noted(kind, written, subresource, dry_run=dry_run)
+
+    async def apply(
+        self,
+        kind: AnyKind,
+        body: object,
+        *,
+        owned: bool = False,
+        force: bool = True,
+        subresource: Subresource = "",
+        dry_run: bool = False,
+    ) -> Document:
+        """Create or change an object, or change its status, by server-side apply.
+
+        `owned`: with the reconciled object as its controller. The field manager is the name of the controller. `force`
+        takes over fields of other managers; without it, such fields raise Conflict.
+        """
+        kind, body = await self._prepared(kind, body, owned=owned)
+        path = kind.path(body["metadata"]["name"], self._namespace(body), subresource)
+        force_query = [("force", str(force).lower())]
+        written = await self._send("PATCH", path, body, force_query, content_type=APPLY_PATCH, dry_run=dry_run)
+        return self._noted(kind, written, subresource, dry_run=dry_run)
 
     async def patch(
         self,
@@ -226,6 +272,7 @@ class Request(Generic[ObjectT]):
         namespace: str | None = None,
         subresource: str = "",
         type: PatchType = "merge",  # noqa: A002
+        dry_run: bool = False,
     ) -> Document:
         """Patch an object, or a subresource of it. Raises Conflict if `patch` has an old `metadata.resourceVersion`.
 
@@ -237,24 +284,51 @@ class Request(Generic[ObjectT]):
             )
         kind = kind_of(kind)
         path = kind.path(name, self._default(namespace), subresource)
-        return self._noted(
-            kind, await self._member.api.send("PATCH", path, self._manager, patch, content_type=_PATCHES[type])
-        )
+        written = await self._send("PATCH", path, patch, content_type=_PATCHES[type], dry_run=dry_run)
+        place = self._default(namespace), name
+        return self._noted(kind, written, subresource, dry_run=dry_run, place=place)
 
-    async def delete(self, kind: AnyKind, name: str, *, namespace: str | None = None, uid: str | None = None) -> None:
-        """Delete an object; it is not an error if it does not exist. With `uid`, only the object with this UID."""
+    async def delete(
+        self,
+        kind: AnyKind,
+        name: str,
+        *,
+        namespace: str | None = None,
+        uid: str | None = None,
+        resource_version: str | None = None,
+        propagation: Propagation | None = None,
+        dry_run: bool = False,
+    ) -> None:
+        """Delete an object; it is not an error if it does not exist.
+
+        With `uid` or `resource_version`, only the object that has them; another one raises Conflict. `propagation`: by
+        default, that of the kind, mostly "Background".
+        """
+        check_options("delete", propagation=propagation)
         body: Document = {"apiVersion": "v1", "kind": "DeleteOptions"}
-        if uid is not None:
-            body["preconditions"] = {"uid": uid}
+        conditions = (("uid", uid), ("resourceVersion", resource_version))
+        if required := {name: value for name, value in conditions if value is not None}:
+            body["preconditions"] = required
+        if propagation is not None:
+            body["propagationPolicy"] = propagation
         kind, place = kind_of(kind), (self._default(namespace), name)
-        with suppress(NotFound):
-            answer = await self._member.api.send("DELETE", kind.path(name, place[0]), (), body)
-            # The server returns the object if it waits for finalizers; otherwise a Status, or the last state.
-            if answer.get("kind") == "Status":
-                found = str((answer.get("details") or {}).get("uid") or uid or "")
-                self.writes[kind.resource, *place] = Write(kind.resource, place, found, "")
-            else:
-                self._noted(kind, answer)
+        try:
+            answer: Document | None = await self._member.api.send(
+                "DELETE", kind.path(name, place[0]), _dry_run(dry_run), body
+            )
+        except NotFound:
+            answer = None
+        if dry_run:
+            return
+        left = after_deletion(answer)
+        if isinstance(left, Written):
+            self._noted(kind, left.document)
+        elif answer is not None:
+            details = answer.get("details") if answer.get("kind") == "Status" else answer.get("metadata")
+            found = str((details or {}).get("uid") or uid or "")
+            self.writes[kind.resource, *place] = Write(kind.resource, place, found, "")
+        if self._is_own(kind, place):
+            self._own = left
 
     # --- the object itself ---
 
@@ -262,13 +336,21 @@ class Request(Generic[ObjectT]):
         """Merge `status` into the status of the object, without a resourceVersion: the last writer wins."""
         await self.patch(self.kind, self.name, {"status": status}, subresource="status")
 
-    async def set_condition(self, type_: str, status: ConditionStatus, reason: str, message: str = "") -> bool:
+    async def set_condition(
+        self,
+        type_: str,
+        status: ConditionStatus,
+        reason: str,
+        message: str = "",
+        *,
+        observed_generation: int | None = None,
+    ) -> bool:
         """Set a condition in the status of the object. Return whether it was changed.
 
-        The condition's observedGeneration is that of the object that `get` last returned. lastTransitionTime changes
-        only if `status` changes. A conflict is retried with the newer object, up to four times.
+        The condition's observedGeneration is by default that of the object that `get` last returned. lastTransitionTime
+        changes only if `status` changes. A conflict is retried with the newer object, up to four times.
         """
-        observed = self._observed and _OBSERVED.decode(self._observed).metadata.generation
+        observed = observed_generation or (self._observed and _OBSERVED.decode(self._observed).metadata.generation)
 
         def changed(found: Document) -> Document | None:
             conditions = (found.get("status") or {}).get("conditions") or ()
@@ -332,42 +414,75 @@ class Request(Generic[ObjectT]):
             patch = changed(found)
             if patch is None:
                 return False
-            metadata = found["metadata"]
-            # With these fields, the server refuses the patch if the object has changed or was replaced.
-            locked = {"resourceVersion": metadata["resourceVersion"], "uid": metadata["uid"]}
-            body = {**patch, "metadata": {**patch.get("metadata", {}), **locked}}
             try:
-                written = await self._member.api.send(
-                    "PATCH",
-                    self.kind.path(self.name, self.namespace, subresource),
-                    self._manager,
-                    body,
-                    content_type=MERGE_PATCH,
-                )
+                path = self.kind.path(self.name, self.namespace, subresource)
+                written = await self._send("PATCH", path, _locked(patch, found), content_type=MERGE_PATCH)
                 self._noted(self.kind, written)
             except Conflict:
                 current = await self.read(self.kind, self.name, self.namespace)
-                if attempt == _CONFLICT_RETRIES or current["metadata"]["uid"] != metadata["uid"]:
+                if attempt == _CONFLICT_RETRIES or current["metadata"]["uid"] != found["metadata"]["uid"]:
                     raise
                 found = current
             else:
                 return True
         raise AssertionError("no attempt returned or raised")
 
+    async def _own_object(self) -> ObjectT | None:
+        """Return the object with what this reconcile wrote."""
+        if isinstance(self._own, Outdated):
+            await self._read_own()
+        match self._own:
+            case Written(document):
+                part = self.kind.cached_part(document) if self.kind.is_partial else document
+                self._observed = msgspec.json.encode(part)
+                return self.kind.decode(self._observed)
+            case Deleted():
+                return None
+        self._observed = self._member.view.raw(self.kind, self.name, self.namespace)
+        return None if self._observed is None else self._member.view.decoded(self.kind, self._observed)
+
+    async def _read_own(self) -> None:
+        try:
+            self._own = Written(await self.read(self.kind, self.name, self.namespace))
+        except NotFound:
+            self._own = Deleted()
+
     def _document(self) -> Document:
         """Return the object as a dict. Raises NotFound if it does not exist."""
-        if self._written is not None:
-            return self._written
-        found = self._member.view.document(self.kind, self.name, self.namespace)
+        if isinstance(self._own, Written):
+            return self._own.document
+        found = None
+        if not isinstance(self._own, Deleted):
+            found = self._member.view.document(self.kind, self.name, self.namespace)
         if found is None:
             raise NotFound(404, "NotFound", f"{self!r}: the object does not exist")
         return found
 
     async def _whole_document(self) -> Document:
         """Return the object with its kind and status, which a partial cache may lack. Raises NotFound."""
-        if self._written is None and self._member.view.is_partial(self.kind):
-            self._written = await self.read(self.kind, self.name, self.namespace)
+        is_partial = isinstance(self._own, Unwritten) and self._member.view.is_partial(self.kind)
+        if is_partial or isinstance(self._own, Outdated):
+            await self._read_own()
         return self._document()
+
+    async def _as_read(self, kind: Kind[Any], part: Document) -> Document:
+        """Return the whole object that a part of it was read from. Raises Conflict if it has changed since."""
+        metadata = part["metadata"]
+        version, what = metadata.get("resourceVersion"), f"{kind.resource} {metadata['name']}"
+        if not version:
+            raise ValueError(
+                f"update of {what} without metadata.resourceVersion: the object may lack fields of the stored one, "
+                "which would be removed. Pass the object that `get` returned, with a type that has resourceVersion, or "
+                "call apply or patch"
+            )
+        place = self._namespace(part), metadata["name"]
+        whole = self._own.document if isinstance(self._own, Written) and self._is_own(kind, place) else None
+        whole = whole or self._member.view.whole_document(kind, place[1], place[0])
+        if whole is None or whole["metadata"]["resourceVersion"] != version:
+            whole = await self.read(kind, place[1], place[0])
+        if whole["metadata"]["resourceVersion"] != version:
+            raise Conflict(409, "Conflict", f"update of {what}: the object has changed since it was read")
+        return whole
 
     def _metadata(self) -> Document:
         return cast(Document, self._document()["metadata"])
@@ -391,15 +506,49 @@ class Request(Generic[ObjectT]):
     def _default(self, namespace: str | None) -> str:
         return self.namespace if namespace is None else namespace
 
-    @property
-    def _manager(self) -> builtins.list[tuple[str, str]]:
-        return [("fieldManager", self._field_manager)]
+    def _is_own(self, kind: Kind[Any], place: Place) -> bool:
+        return kind.resource == self.kind.resource and place == (self.namespace, self.name)
 
-    def _noted(self, kind: Kind[Any], written: Document) -> Document:
-        """Record the write, and the object if it is the one that is reconciled."""
+    async def _send(
+        self,
+        method: str,
+        path: str,
+        body: object,
+        query: Sequence[tuple[str, str]] = (),
+        *,
+        content_type: str = JSON,
+        dry_run: bool = False,
+    ) -> Document:
+        query = [("fieldManager", self._field_manager), *query, *_dry_run(dry_run)]
+        return await self._member.api.send(method, path, query, body, content_type=content_type)
+
+    def _noted(
+        self,
+        kind: Kind[Any],
+        written: Document,
+        subresource: str = "",
+        *,
+        dry_run: bool = False,
+        place: Place | None = None,
+    ) -> Document:
+        """Record the write, and what is known of the object if it is the one that is reconciled."""
+        if dry_run:
+            return written
         write = Write.of_response(kind.resource, written)
         if write is not None:
             self.writes[kind.resource, *write.place] = write
-            if kind.resource == self.kind.resource and write.place == (self.namespace, self.name):
-                self._written = written
+            place = write.place
+        if place is not None and self._is_own(kind, place):
+            self._own = after_write(subresource, written)
         return written
+
+
+def _dry_run(is_on: bool) -> builtins.list[tuple[str, str]]:
+    return [("dryRun", "All")] if is_on else []
+
+
+def _locked(patch: Document, found: Document) -> Document:
+    """Return the patch with the fields by which the server refuses it if the object has changed or was replaced."""
+    metadata = found["metadata"]
+    locked = {"resourceVersion": metadata["resourceVersion"], "uid": metadata["uid"]}
+    return {**patch, "metadata": {**patch.get("metadata", {}), **locked}}

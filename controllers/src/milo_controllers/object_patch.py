@@ -1,0 +1,53 @@
+"""The merge patch that makes the change of a partial object in the whole one: a pure function of both."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from milo_controllers.kinds import Document
+
+
+class PartialListError(ValueError):
+    """A changed list whose elements are held in part, so that the patch would remove their other fields."""
+
+
+def merge_patch(before: Document, after: Document, whole: Document, *, of: str = "") -> Document:
+    """Return the merge patch for a change from `before` to `after`; empty if nothing changed.
+
+    `before` is the part of `whole` that was read. What that part lacks is left as it is. A merge patch replaces lists:
+    raises PartialListError for a changed list that `before` has without some fields of its elements. `of`: the path of
+    the objects, for that error.
+    """
+    patch: Document = {}
+    for name in dict.fromkeys((*before, *after)):
+        old, new, path = before.get(name), after.get(name), f"{of}.{name}" if of else name
+        if old == new:
+            continue
+        if isinstance(old, dict) and isinstance(new, dict):
+            inner = whole.get(name)
+            if changed := merge_patch(old, new, inner if isinstance(inner, dict) else {}, of=path):
+                patch[name] = changed
+            continue
+        kept = whole.get(name)
+        if isinstance(kept, list) and isinstance(new, list) and not _has_all_of(old, kept):
+            raise PartialListError(
+                f"{path} is a list, and the object was read without some fields of its elements, which the update "
+                "would remove: use a type with all of their fields, or call patch"
+            )
+        patch[name] = new
+    return patch
+
+
+def _has_all_of(part: Any, whole: Any) -> bool:
+    """Return whether the part has every field of the whole, if with values in another form."""
+    if isinstance(whole, dict):
+        return isinstance(part, dict) and all(
+            value is None or (name in part and _has_all_of(part[name], value)) for name, value in whole.items()
+        )
+    if isinstance(whole, list):
+        return (
+            isinstance(part, list)
+            and len(part) == len(whole)
+            and all(_has_all_of(mine, other) for mine, other in zip(part, whole, strict=True))
+        )
+    return part is not None

@@ -1,0 +1,194 @@
+"""Writes of a request: updates of partial objects, the status, dry runs, and lists from the API server."""
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+import msgspec
+import pytest
+from kubernetes.client import V1ConfigMap
+
+from milo_controllers import AnyKind, Conflict, Kind, Request
+from milo_discovery.testing import ControlPlane, eventually
+
+from .widgets import FINALIZER, WIDGETS, reconciling, widget
+
+
+class Metadata(msgspec.Struct, omit_defaults=True):
+    name: str
+    resourceVersion: str = ""  # noqa: N815
+
+
+class Spec(msgspec.Struct, omit_defaults=True):
+    size: int = 0
+    ports: list[dict[str, int]] | None = None
+
+
+class Widget(msgspec.Struct):
+    metadata: Metadata
+    spec: Spec
+
+
+class Unversioned(msgspec.Struct):
+    metadata: dict[str, str]
+    spec: Spec
+
+
+async def once(
+    plane: ControlPlane, act: Callable[[Request[Any]], Coroutine[Any, Any, Any]], *, kind: AnyKind = WIDGETS
+) -> Any:
+    """Call the function in one reconcile of the widget `one`, and return its result."""
+    ended: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+
+    async def reconcile(request: Request[Any]) -> None:
+        if request.name == "one" and not ended.done():
+            try:
+                ended.set_result(await act(request))
+            except Exception as error:  # noqa: BLE001  (raised in the test, and not retried)
+                ended.set_exception(error)
+
+    async with reconciling(reconcile, plane, kind=kind, on="generation"):
+        return await ended
+
+
+def labeled(**spec: object) -> dict[str, Any]:
+    made = widget("one", **spec)
+    made["metadata"] |= {"labels": {"kept": "yes"}, "finalizers": [FINALIZER]}
+    return made
+
+
+@pytest.mark.parametrize("kind", [
+    Kind(WIDGETS, Widget),
+    Kind(WIDGETS, transform=lambda found: {**found, "spec": {"size": found["spec"]["size"]}}),
+])  # fmt: skip
+async def test_update_of_a_partial_object_keeps_the_fields_that_it_lacks(plane: ControlPlane, kind: Kind[Any]) -> None:
+    async def act(request: Request[Any]) -> Any:
+        found = await request.get()
+        if isinstance(found, Widget):
+            found.spec.size = 2
+        else:
+            found["spec"]["size"] = 2
+        await request.update(kind, found)
+        with pytest.raises(Conflict):
+            await request.update(kind, found)
+        return await request.get()
+
+    plane.create(labeled(size=1, color="red"))
+    written = await once(plane, act, kind=kind)
+    stored = plane.get(WIDGETS, "one")
+    assert stored["spec"] == {"size": 2, "color": "red"}
+    assert (stored["metadata"]["labels"], stored["metadata"]["finalizers"]) == ({"kept": "yes"}, [FINALIZER])
+    if not isinstance(written, Widget):
+        assert written["spec"] == {"size": 2}
+    plane.patch(WIDGETS, "one", {"metadata": {"finalizers": None}})
+
+
+async def test_update_of_a_kubernetes_object_changes_and_removes_its_fields(plane: ControlPlane) -> None:
+    kind = Kind("v1/configmaps", V1ConfigMap)
+
+    async def act(request: Request[V1ConfigMap]) -> None:
+        found = await request.get()
+        assert found is not None
+        found.data = {"b": "2"}
+        found.metadata.labels = None
+        await request.update(kind, found)
+
+    metadata = {"name": "one", "labels": {"a": "b"}, "annotations": {"kept": "yes"}}
+    plane.create("v1/configmaps", {"metadata": metadata, "data": {"a": "1"}, "binaryData": {"kept": "aGk="}})
+    await once(plane, act, kind=kind)
+    stored = plane.get("v1/configmaps", "one")
+    assert (stored["data"], stored["binaryData"]) == ({"b": "2"}, {"kept": "aGk="})
+    assert (stored["metadata"].get("labels"), stored["metadata"]["annotations"]) == (None, {"kept": "yes"})
+
+
+async def test_update_that_would_remove_unread_fields_is_refused_with_the_remedy(plane: ControlPlane) -> None:
+    kind = Kind(WIDGETS, transform=lambda found: {**found, "spec": {"ports": [{"port": 80}]}})
+
+    async def act(request: Request) -> None:
+        with pytest.raises(ValueError, match=r"without metadata\.resourceVersion.*call apply or patch"):
+            await request.update(WIDGETS, Unversioned(metadata={"name": "one"}, spec=Spec(size=2)))
+        found = await request.get()
+        assert found is not None
+        found["spec"]["ports"] = [{"port": 81}]
+        with pytest.raises(ValueError, match=r"spec\.ports is a list.*or call patch"):
+            await request.update(kind, found)
+
+    plane.create(widget("one", ports=[{"port": 80, "other": 1}]))
+    await once(plane, act, kind=kind)
+    assert plane.get(WIDGETS, "one")["spec"]["ports"] == [{"port": 80, "other": 1}]
+
+
+async def test_status_is_applied_and_updated(plane: ControlPlane) -> None:
+    async def act(request: Request) -> None:
+        body = {"kind": "Widget", "metadata": {"name": "one"}, "status": {"applied": True}}
+        await request.apply(WIDGETS, body, subresource="status")
+        found = await request.get()
+        assert found is not None
+        assert found["status"] == {"applied": True}
+        await request.update(WIDGETS, {**found, "spec": {}, "status": {"updated": True}}, subresource="status")
+        await request.set_condition("Ready", "True", "Done", observed_generation=7)
+
+    plane.create(widget("one", size=1))
+    await once(plane, act)
+    stored = plane.get(WIDGETS, "one")
+    assert (stored["spec"], stored["status"]["updated"]) == ({"size": 1}, True)
+    assert [condition["observedGeneration"] for condition in stored["status"]["conditions"]] == [7]
+
+
+async def test_dry_run_returns_the_result_and_stores_nothing(plane: ControlPlane) -> None:
+    async def act(request: Request) -> None:
+        body = {"kind": "ConfigMap", "metadata": {"name": "made"}}
+        created = await request.create("v1/configmaps", body, dry_run=True)
+        assert created["metadata"]["uid"]
+        await request.apply("v1/configmaps", body, dry_run=True)
+        found = await request.get()
+        assert found is not None
+        updated = await request.update(WIDGETS, {**found, "spec": {"size": 2}}, dry_run=True)
+        patched = await request.patch(WIDGETS, "one", {"spec": {"size": 3}}, dry_run=True)
+        assert (updated["spec"], patched["spec"]) == ({"size": 2}, {"size": 3})
+        await request.delete(WIDGETS, "one", dry_run=True)
+        assert await request.get() == found
+        assert request.writes == {}
+
+    plane.create(widget("one", size=1))
+    await once(plane, act)
+    assert plane.get(WIDGETS, "one")["spec"] == {"size": 1}
+    assert plane.find("v1/configmaps", "made") is None
+
+
+async def test_list_of_the_api_server_needs_no_cache_and_reads_all_pages(
+    plane: ControlPlane, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("milo_controllers.cluster_api._PAGE", 2)
+
+    async def act(request: Request) -> Any:
+        selected = Kind("v1/configmaps", selector="number=1")
+        return (
+            await request.read_list("v1/configmaps", "default"),
+            await request.read_list(selected),
+            await request.read_list("v1/configmaps", field_selector="metadata.name=c2"),
+            await request.read_list("v1/secrets", selector="none"),
+        )
+
+    for number in range(5):
+        metadata = {"name": f"c{number}", "labels": {"number": f"{number}"}}
+        plane.create("v1/configmaps", {"metadata": metadata})
+    plane.create(widget("one"))
+    every, selected, named, none = await once(plane, act)
+    assert [found["metadata"]["name"] for found in every] == [f"c{number}" for number in range(5)]
+    assert {(found["apiVersion"], found["kind"]) for found in every} == {("v1", "ConfigMap")}
+    assert [found["metadata"]["name"] for found in (*selected, *named, *none)] == ["c1", "c2"]
+
+
+async def test_deletion_with_a_precondition_deletes_no_other_object(plane: ControlPlane) -> None:
+    async def act(request: Request) -> None:
+        for precondition in ({"uid": "another"}, {"resource_version": "1"}):
+            with pytest.raises(Conflict):
+                await request.delete(WIDGETS, "one", **precondition)  # type: ignore[arg-type]
+        await request.create("v1/configmaps", {"kind": "ConfigMap", "metadata": {"name": "orphan"}}, owned=True)
+        await request.delete(WIDGETS, "one", propagation="Orphan")
+
+    plane.create(widget("one"))
+    await once(plane, act)
+    await eventually(lambda: plane.find(WIDGETS, "one") is None)
+    assert plane.get("v1/configmaps", "orphan")["metadata"].get("ownerReferences") is None

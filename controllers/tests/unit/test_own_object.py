@@ -1,0 +1,107 @@
+"""What a reconcile knows of its object after its own writes."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from milo_controllers.kinds import Document, Kind
+from milo_controllers.request import Request
+from milo_controllers.work_queue import ObjectKey, Work
+
+METADATA = {"name": "d", "namespace": "default", "uid": "u", "resourceVersion": "1", "finalizers": ["others"]}
+DEPLOYMENT: Document = {"apiVersion": "apps/v1", "kind": "Deployment", "metadata": METADATA, "spec": {"replicas": 1}}
+SCALE = {
+    "apiVersion": "autoscaling/v1",
+    "kind": "Scale",
+    "metadata": {**METADATA, "finalizers": None, "resourceVersion": "2"},
+}
+STATUS = {"apiVersion": "v1", "kind": "Status", "status": "Success", "details": {"uid": "u"}}
+
+
+class FakeApi:
+    """An API server with one Deployment."""
+
+    def __init__(self) -> None:
+        self.stored: Document = DEPLOYMENT
+        self.patches: list[Any] = []
+        self.deletions: list[Any] = []
+        self.response_to_delete: Document = STATUS
+
+    async def send(self, method: str, path: str, query: object = (), body: Any = None, **_: object) -> Document:
+        match method:
+            case "DELETE":
+                self.deletions.append(body)
+                return self.response_to_delete
+            case "PATCH":
+                self.patches.append(body)
+                if path.endswith("/scale"):
+                    self.stored = {
+                        **DEPLOYMENT,
+                        "metadata": {**METADATA, "resourceVersion": "2"},
+                        "spec": {"replicas": 5},
+                    }
+                    return SCALE
+        return self.stored
+
+
+def request_to(api: FakeApi) -> Request[Document]:
+    view: Any = SimpleNamespace(
+        cluster=SimpleNamespace(name="shop"),
+        raw=lambda *_: b"",
+        decoded=lambda *_: DEPLOYMENT,
+        document=lambda *_: DEPLOYMENT,
+        is_partial=lambda _: False,
+    )
+    member: Any = SimpleNamespace(api=api, view=view)
+    work = Work(ObjectKey("shop", 1, "default", "d"), 0.0, 0)
+    return Request(Kind("apps/v1/deployments"), work, member, clusters=view, field_manager="m")
+
+
+async def test_response_of_another_subresource_does_not_become_the_object() -> None:
+    api = FakeApi()
+    request = request_to(api)
+    await request.patch("apps/v1/deployments", "d", {"spec": {"replicas": 5}}, subresource="scale")
+    found = await request.get()
+    assert found is not None
+    assert (found["kind"], found["spec"]) == ("Deployment", {"replicas": 5})
+    await request.ensure_finalizer("mine")
+    assert api.patches[-1]["metadata"]["finalizers"] == ["others", "mine"]
+
+
+@pytest.mark.parametrize(
+    ("response", "is_found"),
+    [
+        (STATUS, False),
+        ({**DEPLOYMENT, "metadata": {**METADATA, "finalizers": []}}, False),
+        ({**DEPLOYMENT, "metadata": {**METADATA, "deletionTimestamp": "2026-01-01T00:00:00Z"}}, True),
+    ],
+)
+async def test_object_that_the_reconcile_deleted_is_found_only_while_it_is_terminating(
+    response: Document, is_found: bool
+) -> None:
+    api = FakeApi()
+    api.response_to_delete = response
+    request = request_to(api)
+    await request.delete("apps/v1/deployments", "d", uid="u", resource_version="1", propagation="Orphan")
+    assert ((await request.get()) is not None) == is_found
+    assert api.deletions == [
+        {
+            "apiVersion": "v1",
+            "kind": "DeleteOptions",
+            "propagationPolicy": "Orphan",
+            "preconditions": {"uid": "u", "resourceVersion": "1"},
+        }
+    ]
+
+
+async def test_get_with_a_kind_or_a_name_alone_is_refused() -> None:
+    request = request_to(FakeApi())
+    for kind, name in (("v1/secrets", None), (None, "name")):
+        with pytest.raises(TypeError, match="pass a kind and a name, or neither"):
+            await request.get(kind, name)  # type: ignore[call-overload]
+
+
+async def test_unknown_propagation_is_refused() -> None:
+    with pytest.raises(ValueError, match='write "Background", "Foreground" or "Orphan"'):
+        await request_to(FakeApi()).delete("apps/v1/deployments", "d", propagation="foreground")  # type: ignore[arg-type]
