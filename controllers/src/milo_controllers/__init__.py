@@ -3,7 +3,7 @@
 from milo_controllers.app import main, set_up_logging
 from milo_controllers.cache_budget import CacheLimits
 from milo_controllers.conditions import ConditionStatus, owner_reference, with_condition, with_owner
-from milo_controllers.controllers import Controllers, watches
+from milo_controllers.controllers import Controllers, owns, watches
 from milo_controllers.errors import (
     AlreadyExists,
     ApiError,
@@ -25,7 +25,7 @@ from milo_controllers.kinds import AnyKind, Document, Kind
 from milo_controllers.logs import ClusterFilter, current_cluster, current_object, current_reconcile
 from milo_controllers.request import PatchType, Propagation, Request, Result
 from milo_controllers.single_cluster import SingleCluster
-from milo_controllers.watched import ReconcileTarget, Watched, WatchedKind
+from milo_controllers.watched import OwnedKind, ReconcileTarget, Watched, WatchedKind
 from milo_controllers.work_queue import QueuePolicy
 from milo_kube.rate_limit import Rate
 
@@ -53,6 +53,7 @@ __all__ = [
     "NotFound",
     "NotServed",
     "NotSynced",
+    "OwnedKind",
     "PatchType",
     "Permanent",
     "ProjectSuspended",
@@ -72,6 +73,7 @@ __all__ = [
     "current_reconcile",
     "main",
     "owner_reference",
+    "owns",
     "set_up_logging",
     "watches",
     "with_condition",

@@ -40,7 +40,7 @@ class AffectedObjects:
         self._members = members
         self._clusters = clusters
         self._failures = failures
-        self._owned = frozenset(spec.owns)
+        self._owned = {owned.kind.key: owned for owned in spec.owns}
         self._mapped: dict[CacheKey, list[WatchedKind]] = {}
         for watched in spec.watches:
             self._mapped.setdefault(watched.kind.key, []).append(watched)
@@ -51,13 +51,16 @@ class AffectedObjects:
         """Yield the objects to reconcile after a change."""
         if informer.key == self._spec.kind.key and self._matters(member, self._spec.kind, self._spec.on, change):
             yield key_of(member, change.current.namespace, change.current.name)
-        if informer.key in self._owned:
-            for owned in (change.old, change.new):
-                if owned is not None:
-                    yield from self._owners(member, owned)
+        owned = self._owned.get(informer.key)
+        if owned is not None and self._matters(member, owned.kind, owned.on, change):
+            for state in (change.old, change.new):
+                if state is not None:
+                    yield from self._owners(member, state)
         for watched in self._mapped.get(informer.key, ()):
             if self._matters(member, watched.kind, watched.on, change):
-                yield from self._mapped_objects(member, watched, change)
+                for state in (change.new, change.old):
+                    if state is not None:
+                        yield from self._mapped_objects(member, watched, change, state)
 
     def _owners(self, member: AffectedCluster, owned: CachedObject) -> Iterator[ObjectKey]:
         primaries = member.informers[self._spec.kind.key].cache
@@ -68,9 +71,11 @@ class AffectedObjects:
                 if found is not None and found.uid == owner.uid:
                     yield key_of(member, namespace, owner.name)
 
-    def _mapped_objects(self, member: AffectedCluster, watched: WatchedKind, change: Change) -> Iterator[ObjectKey]:
+    def _mapped_objects(
+        self, member: AffectedCluster, watched: WatchedKind, change: Change, state: CachedObject
+    ) -> Iterator[ObjectKey]:
         try:
-            targets = watched.targets(self._watched(member, watched.kind, change))
+            targets = watched.targets(Watched(watched.kind, change, member.cluster, self._clusters, state=state))
         except NotSynced as error:  # the objects of the incomplete cache are reconciled anyway once listed
             log.debug(
                 "%s: %s: the mapper of %s failed: %s",
@@ -93,15 +98,12 @@ class AffectedObjects:
         self, member: AffectedCluster, kind: Kind[Any], on: tuple[Predicate[Any], ...], change: Change
     ) -> bool:
         try:
-            return not on or self._watched(member, kind, change).matters(on)
+            return not on or Watched(kind, change, member.cluster, self._clusters).matters(on)
         except Exception as error:  # noqa: BLE001  (the author's code, as in `_mapped_objects`)
             self._failures.log(
                 member.cluster.name, f"a predicate (on=) of {kind.resource}", error, "the change is treated as relevant"
             )
             return True
-
-    def _watched(self, member: AffectedCluster, kind: Kind[Any], change: Change) -> Watched[Any]:
-        return Watched(kind, change, member.cluster, self._clusters)
 
 
 def key_of(member: AffectedCluster, namespace: str, name: str) -> ObjectKey:

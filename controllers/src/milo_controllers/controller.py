@@ -64,7 +64,9 @@ class Controller:
         self._call = ReconcileCall(reconciler, timeout_s=spec.timeout_s, workers=spec.workers)
         self._shared = shared
         self._clock: Callable[[], float] = asyncio.get_running_loop().time
-        self.queue = WorkQueue(spec.policy, random.random, self._clock(), per_cluster=spec.per_cluster)
+        self.queue = WorkQueue(
+            spec.policy, random.random, self._clock(), per_cluster=spec.per_cluster, delay_failed=self._delay_failed
+        )
         self.failures = ReconcileFailures(spec.name, shared.failures, self._clock)
         self._running: dict[ObjectKey, float] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -117,11 +119,21 @@ class Controller:
         """Enqueue every object of the cluster, if a needed cache was dropped: changes since then are unknown."""
         if informer.key in self._affected.needed_kinds:
             self.resync(member)
+        if informer.key == self.spec.kind.key:
+            for place in informer.dropped or ():
+                if informer.cache.get(*place) is None:  # deleted while the cache was dropped
+                    self._add(key_of(member, *place), Priority.BACKGROUND)
 
     def unpark(self, member: ReconciledCluster) -> None:
         self.failures.suspension_ended(member.cluster.name, member.incarnation)
         self.queue.unpark(member.cluster.name, member.incarnation, self._clock())
         self.pump_soon()
+
+    def deletion_requested(self, member: ReconciledCluster) -> None:
+        """Forget the failures of objects that are left to the deletion of their project."""
+        for key, _ in self.failures:
+            if key[:2] == (member.cluster.name, member.incarnation) and self._is_left_to_deletion(member, key):
+                self.failures.recovered(key)
 
     def changed(self, member: ReconciledCluster, informer: Informer, change: Change) -> None:
         """Enqueue the objects that have to be reconciled because of a change."""
@@ -193,6 +205,7 @@ class Controller:
         # The cluster was disengaged after the task was created, or its project is being deleted.
         if not member.cluster.engaged or self._is_left_to_deletion(member, key):
             self.queue.done(key, Done(), self._clock())
+            self.failures.recovered(key)
             return
         self._metrics.began(work.queued_s)
         began = self._running[key] = self._clock()
@@ -222,7 +235,8 @@ class Controller:
             self.failures.recovered(key)
             return
         if self._shared.members.get(key.cluster) is member:  # the cluster was not dropped during the reconcile
-            self.failures.record(key, error, is_stopped=isinstance(outcome, Stopped))
+            if not self._is_left_to_deletion(member, key):
+                self.failures.record(key, error, is_stopped=isinstance(outcome, Stopped))
             if isinstance(outcome, Stopped):
                 then = "no retry until the object changes"
             elif delay_s is None:
@@ -232,6 +246,9 @@ class Controller:
         else:
             then = "its cluster is disengaged"
         self.failures.log(key.cluster, f"reconciling {current_object.get()}", error, then)
+
+    def _delay_failed(self, key: ObjectKey, error: Exception) -> None:
+        self.failures.log(key.cluster, "QueuePolicy.delay_s", error, "the default backoff applies")
 
     def _release(self, key: ObjectKey) -> None:
         self.queue.settle(key, self._clock())

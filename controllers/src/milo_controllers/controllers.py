@@ -7,7 +7,7 @@ import logging
 import os
 import socket
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from datetime import timedelta
 from typing import Any, Protocol, TypeVar, overload
 
@@ -29,7 +29,7 @@ from milo_controllers.options import check_options
 from milo_controllers.reconcile_call import Reconciler
 from milo_controllers.registration import ControllerSpec, Registration
 from milo_controllers.tracing import SpanTracer
-from milo_controllers.watched import Mapper, Predicate, ReconcileTarget, WatchedKind
+from milo_controllers.watched import Mapper, OwnedKind, Predicate, ReconcileTarget, WatchedKind
 from milo_controllers.work_queue import QueuePolicy
 from milo_discovery._failure_log import INTERVAL_S, FailureLog
 from milo_discovery._task_groups import RunsInBackground, unwrap_single_error, wait_uninterrupted
@@ -83,6 +83,15 @@ def watches(kind: AnyKind, *, map: Mapper[Any], on: Predicates[Any] = ()) -> Wat
     """Watch a kind; `map` returns the objects to reconcile for each change, in any cluster. `on` filters changes."""
     check_plain(map, "a mapper (map=)", "change")
     return WatchedKind(kind_of(kind), map, _predicates(on))
+
+
+@overload
+def owns(kind: str, *, on: Predicates[Document] = ()) -> OwnedKind: ...
+@overload
+def owns(kind: Kind[T], *, on: Predicates[T] = ()) -> OwnedKind: ...
+def owns(kind: AnyKind, *, on: Predicates[Any] = ()) -> OwnedKind:
+    """Own a kind, for `reconcile(owns=[...])`; `on` filters the changes that lead to a reconcile of the owner."""
+    return OwnedKind(kind_of(kind), _predicates(on))
 
 
 class Controllers(RunsInBackground):
@@ -154,7 +163,7 @@ class Controllers(RunsInBackground):
         self,
         kind: str,
         *,
-        owns: Sequence[AnyKind] = (),
+        owns: Sequence[AnyKind | OwnedKind] = (),
         watches: Sequence[WatchedKind] = (),
         on: Predicates[Any] = (),
         on_cluster_change: bool = False,
@@ -170,7 +179,7 @@ class Controllers(RunsInBackground):
         self,
         kind: Kind[T],
         *,
-        owns: Sequence[AnyKind] = (),
+        owns: Sequence[AnyKind | OwnedKind] = (),
         watches: Sequence[WatchedKind] = (),
         on: Predicates[Any] = (),
         on_cluster_change: bool = False,
@@ -185,7 +194,7 @@ class Controllers(RunsInBackground):
         self,
         kind: AnyKind,
         *,
-        owns: Sequence[AnyKind] = (),
+        owns: Sequence[AnyKind | OwnedKind] = (),
         watches: Sequence[WatchedKind] = (),
         on: Predicates[Any] = (),
         on_cluster_change: bool = False,
@@ -198,13 +207,13 @@ class Controllers(RunsInBackground):
     ) -> Any:
         """Register a reconciler for the objects of a kind (a decorator): an async function, or a plain one.
 
-        `owns`: kinds whose changes lead to a reconcile of their owner. `watches`: kinds whose changes are mapped to
-        objects to reconcile, see the function `watches`. `on`: which changes of an object matter; all by default.
-        `on_cluster_change`: reconcile the objects of a cluster when its labels, annotations or suspension change.
-        `workers`: maximum concurrent reconciles, by default 256, or 64 (threads) of a plain function; `per_cluster`:
-        the maximum in one cluster. `timeout`: time limit of
-        one reconcile, or None for no limit. `name`: the name in logs and metrics. `while_deleting`: in projects whose
-        deletion was requested, reconcile all objects and not only terminating ones.
+        `owns`: kinds whose changes lead to a reconcile of their owner, see the function `owns`. `watches`: kinds whose
+        changes are mapped to objects to reconcile, see the function `watches`. `on`: which changes of an object matter;
+        all by default. `on_cluster_change`: reconcile the objects of a cluster when its labels, annotations or
+        suspension change. `workers`: maximum concurrent reconciles, by default 256, or 64 (threads) of a plain
+        function; `per_cluster`: the maximum in one cluster. `timeout`: time limit of one reconcile, or None for no
+        limit. `name`: the name in logs and metrics. `while_deleting`: in projects whose deletion was requested,
+        reconcile all objects and not only terminating ones.
         """
         self._registration.require_open()
         if callable(kind):
@@ -213,7 +222,7 @@ class Controllers(RunsInBackground):
         check_options(primary.plural, name=name)
         name = primary.plural if name is None else name
         for option, given in (("owns", owns), ("watches", watches)):
-            if isinstance(given, str | Kind | WatchedKind):
+            if isinstance(given, str | Kind | OwnedKind | WatchedKind):
                 raise TypeError(f"{name}: {option}= takes a list: write {option}=[{given!r}]")
         check_options(
             name,
@@ -229,12 +238,13 @@ class Controllers(RunsInBackground):
         for watched in watches:
             if not isinstance(watched, WatchedKind):
                 raise TypeError(f"{name}: watches= takes what watches(kind, map=...) returns, not {watched!r}")
-        for required in (primary, *map(kind_of, owns), *(watched.kind for watched in watches)):
+        owned_kinds = tuple(owned if isinstance(owned, OwnedKind) else OwnedKind(kind_of(owned)) for owned in owns)
+        for required in (primary, *(owned.kind for owned in owned_kinds), *(watched.kind for watched in watches)):
             self._registration.require_informer(required, {})
         spec = ControllerSpec(
             name=name,
             kind=primary,
-            owns=tuple(kind_of(owned).key for owned in owns),
+            owns=owned_kinds,
             watches=tuple(watches),
             on=_predicates(on),
             on_cluster_change=on_cluster_change,
@@ -313,6 +323,7 @@ class Controllers(RunsInBackground):
                         helper.cancel()
         finally:
             self._shared.metrics.state.sources.remove(self._engaged)
+            self._loop = None
             for controller in self._engaged.controllers:
                 controller.close()
 
@@ -344,7 +355,8 @@ class Controllers(RunsInBackground):
     def enqueue(self, target: ReconcileTarget, *, controller: str | None = None) -> None:
         """Reconcile an object, for a reason outside of its cluster: a timer, a queue, a webhook. Safe in any thread.
 
-        `target.cluster` has to be set; a cluster that is not engaged is ignored. `controller`: the name of the
+        `target.cluster` has to be set. Ignored if that cluster is not engaged, or the controllers do not run.
+        `controller`: the name of the
         controller, required if there are several.
         """
         if target.cluster is None:
@@ -353,8 +365,10 @@ class Controllers(RunsInBackground):
         if (controller is None and len(names) != 1) or (controller is not None and controller not in names):
             known = f"pass one of {', '.join(map(repr, names))}" if names else "no controller is registered"
             raise ValueError(f"controller={controller!r}: {known}")
-        if self._loop is not None:
-            self._loop.call_soon_threadsafe(self._enqueue, target, controller)
+        loop = self._loop
+        if loop is not None:
+            with suppress(RuntimeError):  # the event loop was closed
+                loop.call_soon_threadsafe(self._enqueue, target, controller)
 
     def _enqueue(self, target: ReconcileTarget, name: str | None) -> None:
         for controller in self._engaged.controllers:

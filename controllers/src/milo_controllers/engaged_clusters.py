@@ -75,7 +75,7 @@ class ClusterTasks:
     def synced(self, informer: Informer) -> None:
         for controller in self._controllers:
             controller.listed(self)
-            if informer.was_dropped:
+            if informer.dropped is not None:
                 controller.listed_again(self, informer)
 
     def failed(self, _informer: Informer) -> None:
@@ -156,6 +156,8 @@ class EngagedClusters:
             while True:
                 before, seen = seen, await member.cluster.updated(since=seen)
                 for controller in self.controllers:
+                    if before.deletion_requested_at is None and seen.deletion_requested_at is not None:
+                        controller.deletion_requested(member)
                     if stays_suspended(before) and not stays_suspended(seen):
                         controller.unpark(member)
                     if controller.spec.on_cluster_change and _content(before) != _content(seen):

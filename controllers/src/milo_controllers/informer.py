@@ -17,7 +17,7 @@ from milo_controllers.cluster_api import (
     ClusterApi,
 )
 from milo_controllers.kinds import CacheKey, Kind
-from milo_controllers.object_cache import CachedObject, Change, Index, ObjectCache, ObjectDecoder
+from milo_controllers.object_cache import CachedObject, Change, Index, ObjectCache, ObjectDecoder, Place
 from milo_kube.api_request import JSON, Answer, Stream
 from milo_kube.api_server import CONNECT_TIMEOUT_S
 from milo_kube.list_watch import ListWatch
@@ -76,7 +76,7 @@ class Informer:
 
     __slots__ = (
         *("_budget", "_cluster", "_list_watch", "_listener", "_exceeded", "cache", "counted_bytes", "key", "since"),
-        *("_page_bytes", "_attempt", "spec", "status", "was_dropped"),
+        *("_page_bytes", "_attempt", "spec", "status", "dropped"),
     )
 
     def __init__(
@@ -98,8 +98,9 @@ class Informer:
         """When the informer entered its current state."""
         self.counted_bytes = 0
         self._exceeded = ""
-        self.was_dropped = False
-        """Whether the cache was dropped since the last complete list."""
+        self.dropped: frozenset[Place] | None = None
+        """The objects that the cache had when it was dropped; None if it was not dropped since its last complete list.
+        Some may have been deleted since."""
         self._page_bytes = 0
         """Bytes of the page of a list that is being read or applied."""
         self._attempt: asyncio.Timeout | None = None
@@ -165,9 +166,10 @@ class Informer:
         """Drop the cache, and stop the list and watch."""
         self._budget.forget(self)
         self.counted_bytes = self._page_bytes = 0
+        # What an incomplete list contained was not reconciled: so the set is at most as large as a permitted cache.
+        self.dropped = self.cache.places() if self.cache.synced else self.dropped or frozenset()
         self.cache.clear()
         self._exceeded = problem
-        self.was_dropped = True
         if self._attempt is not None:
             self._attempt.reschedule(0.0)
         self.since = time.time()
@@ -192,7 +194,7 @@ class Informer:
             self._count()
             if self.cache.synced and not was_synced:
                 self._listener.synced(self)
-                self.was_dropped = False
+                self.dropped = None
             if number % _APPLIED_AT_ONCE == 0:
                 await asyncio.sleep(0)
         if not self._exceeded:

@@ -183,6 +183,31 @@ def object_decoder(
     return ObjectDecoder(msgspec.Raw, observe, malformed)
 
 
+class _BuiltIndex:
+    """The places of objects by the values that the index function returned when each was put in.
+
+    The function is not called again to remove an object: it may read other state, and return other values by then.
+    """
+
+    __slots__ = ("_by_value", "_values")
+
+    def __init__(self) -> None:
+        self._by_value: dict[Hashable, dict[Place, None]] = {}
+        self._values: dict[Place, tuple[Hashable, ...]] = {}
+
+    def put(self, place: Place, values: tuple[Hashable, ...]) -> None:
+        self.remove(place)
+        if values:
+            self._values[place] = values
+            _insert(self._by_value, values, place)
+
+    def remove(self, place: Place) -> None:
+        _discard(self._by_value, self._values.pop(place, ()), place)
+
+    def places(self, value: Hashable) -> Iterable[Place]:
+        return self._by_value.get(value, ())
+
+
 class ObjectCache:
     """The objects by namespace and name, with indexes that are built when they are first used."""
 
@@ -209,7 +234,7 @@ class ObjectCache:
         self._functions: dict[str, Index] = {}
         self._misuse: dict[str, str] = {}
         """Error messages for index functions that returned a string, bytes or a mapping, by index name."""
-        self._indexes: dict[str, dict[Hashable, dict[Place, None]]] = {}
+        self._indexes: dict[str, _BuiltIndex] = {}
         self._by_owner: dict[str, dict[Place, None]] | None = None
         self.synced = False
 
@@ -227,6 +252,10 @@ class ObjectCache:
 
     def get(self, namespace: str, name: str) -> CachedObject | None:
         return self._objects.get((namespace, name))
+
+    def places(self) -> frozenset[Place]:
+        """Return the namespace and name of each object."""
+        return frozenset(self._objects)
 
     def values(self, namespace: str | None = None) -> Iterator[CachedObject]:
         """Return the objects of a namespace, or all."""
@@ -253,12 +282,12 @@ class ObjectCache:
                 raise KeyError(
                     f"index {name!r} does not exist (existing indexes: {indexes}); add it with Controllers.cache"
                 )
-            index = self._indexes[name] = {}
+            index = self._indexes[name] = _BuiltIndex()
             for found in self._objects.values():
-                _insert(index, self._values(name, found), found.place)
+                index.put(found.place, self._values(name, found))
         if name in self._misuse:
             raise TypeError(self._misuse[name])
-        return iter([self._objects[place] for place in index.get(value, ())])
+        return iter([self._objects[place] for place in index.places(value)])
 
     def owned_by(self, uid: str) -> Iterator[CachedObject]:
         if self._by_owner is None:
@@ -317,17 +346,17 @@ class ObjectCache:
 
     def _reindex(self, old: CachedObject | None, new: CachedObject | None) -> None:
         for name, index in self._indexes.items():
-            if old is not None:
-                _discard(index, self._values(name, old), old.place)
             if new is not None:
-                _insert(index, self._values(name, new), new.place)
+                index.put(new.place, self._values(name, new))
+            elif old is not None:
+                index.remove(old.place)
         if self._by_owner is not None:
             if old is not None:
                 _discard(self._by_owner, _owner_uids(old), old.place)
             if new is not None:
                 _insert(self._by_owner, _owner_uids(new), new.place)
 
-    def _values(self, name: str, found: CachedObject) -> Iterable[Hashable]:
+    def _values(self, name: str, found: CachedObject) -> tuple[Hashable, ...]:
         index = self._functions[name]
         try:
             values = index.function(index.decode(found.raw))
@@ -337,7 +366,7 @@ class ObjectCache:
                 wanted = list(values) if isinstance(values, Mapping) else [values]
                 self._misuse[name] = f"index {name!r} returned the {type_name} {values!r}; return a list: {wanted!r}"
                 return ()
-            return dict.fromkeys(values)
+            return tuple(dict.fromkeys(values))
         except Exception as error:  # noqa: BLE001  (the author's code: an error there must not stop the informer)
             self._index_failed(name, found, error)
             return ()

@@ -9,7 +9,7 @@ from milo_controllers.informer import InformerSpec
 from milo_controllers.kinds import CacheKey, Kind
 from milo_controllers.object_cache import Index, object_decoder
 from milo_controllers.reconcile_call import Reconciler
-from milo_controllers.watched import Predicate, WatchedKind
+from milo_controllers.watched import OwnedKind, Predicate, WatchedKind
 from milo_controllers.work_queue import QueuePolicy
 
 
@@ -18,7 +18,7 @@ class ControllerSpec(NamedTuple):
 
     name: str
     kind: Kind[Any]
-    owns: tuple[CacheKey, ...] = ()
+    owns: tuple[OwnedKind, ...] = ()
     watches: tuple[WatchedKind, ...] = ()
     on: tuple[Predicate[Any], ...] = ()
     on_cluster_change: bool = False

@@ -7,7 +7,7 @@ from typing import Any, Generic, Literal, NamedTuple, TypeVar
 
 from milo_controllers.fleet_view import FleetView
 from milo_controllers.kinds import Kind, ObjectT
-from milo_controllers.object_cache import Change, changed
+from milo_controllers.object_cache import CachedObject, Change, changed
 from milo_discovery.engaged_cluster import EngagedCluster
 
 T = TypeVar("T")
@@ -25,13 +25,23 @@ class ReconcileTarget(NamedTuple):
 
 
 class Watched(Generic[ObjectT]):
-    """A change of an object, for mappers and predicates.
+    """A change of an object, for mappers and predicates. A mapper is called for both states of a changed object, each
+    as `object`: so an object is also reconciled when the changed one no longer refers to it.
 
     `name` and `namespace` are those of the object, and `cluster` is the EngagedCluster that it is in. `is_deleted` is
     True if it was deleted, and `clusters` contains the caches of all clusters.
     """
 
-    def __init__(self, kind: Kind[ObjectT], change: Change, cluster: EngagedCluster, clusters: FleetView) -> None:
+    def __init__(
+        self,
+        kind: Kind[ObjectT],
+        change: Change,
+        cluster: EngagedCluster,
+        clusters: FleetView,
+        *,
+        state: CachedObject | None = None,
+    ) -> None:
+        """`state`: the state that is `object`; by default the current one."""
         self.cluster = cluster
         self.clusters = clusters
         self.name = change.current.name
@@ -39,11 +49,12 @@ class Watched(Generic[ObjectT]):
         self.is_deleted = change.new is None
         self._kind = kind
         self._change = change
+        self._state = state or change.current
 
     @property
     def object(self) -> ObjectT:
         """The current object, or its last state if it was deleted."""
-        return self._kind.decode(self._change.current.raw)
+        return self._kind.decode(self._state.raw)
 
     @property
     def before(self) -> ObjectT | None:
@@ -61,6 +72,13 @@ Mapper = Callable[[Watched[T]], Iterable[ReconcileTarget]]
 Predicate = Literal["generation", "labels", "annotations"] | Callable[[Watched[T]], bool]
 """Which updates of an object matter: those of its generation (its spec), labels or annotations, or those for which the
 function returns true. Without a function, creations and deletions always matter."""
+
+
+class OwnedKind(NamedTuple):
+    """A kind whose changes lead to reconciles of their owner. Made by `owns`."""
+
+    kind: Kind[Any]
+    on: tuple[Predicate[Any], ...] = ()
 
 
 class WatchedKind(NamedTuple):

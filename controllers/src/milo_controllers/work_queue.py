@@ -129,11 +129,21 @@ _Cluster = tuple[str, int]
 class WorkQueue:
     """The queue of one reconciler. `jitter` returns random numbers in [0, 1)."""
 
-    def __init__(self, policy: QueuePolicy, jitter: Callable[[], float], now: float, *, per_cluster: int) -> None:
-        """`per_cluster`: maximum objects of one cluster in flight."""
+    def __init__(
+        self,
+        policy: QueuePolicy,
+        jitter: Callable[[], float],
+        now: float,
+        *,
+        per_cluster: int,
+        delay_failed: Callable[[ObjectKey, Exception], None] = lambda _key, _error: None,
+    ) -> None:
+        """`per_cluster`: maximum objects of one cluster in flight. `delay_failed` is called when `policy.delay_s`
+        raises, or returns no delay; the exponential backoff applies then."""
         self._policy = policy
         self._per_cluster = per_cluster
         self._jitter = jitter
+        self._delay_failed = delay_failed
         self._retries = TokenBucket(policy.retries, now)
         self._retry_at = now
         """When the bucket that all clusters share has a token again, if `take_next` found it empty."""
@@ -310,7 +320,7 @@ class WorkQueue:
                 # The debt is bounded, so that no object of the cluster waits longer than the longest backoff.
                 max_debt = self._policy.max_delay_s * self._policy.cluster_retries.per_second
                 turn_s = queue.retries.charge(now, max_debt=max_debt)
-                return max(self._backoff_s(failures, retry_after_s), turn_s)
+                return max(self._backoff_s(key, failures, retry_after_s), turn_s)
             case Done(requeue_after_s):
                 queue.failures.pop(key, None)
                 return None if requeue_after_s is None else max(requeue_after_s, self._policy.min_requeue_s)
@@ -322,11 +332,21 @@ class WorkQueue:
                 queue.parked.add(key)
         return None
 
-    def _backoff_s(self, failures: int, retry_after_s: float | None) -> float:
-        custom = self._policy.delay_s
-        own = self._policy.first_delay_s * 2.0 ** min(failures - 1, 60) if custom is None else custom(failures)
-        own = min(self._policy.max_delay_s, own) * (1.0 + self._policy.jitter * self._jitter())
+    def _backoff_s(self, key: ObjectKey, failures: int, retry_after_s: float | None) -> float:
+        own = min(self._policy.max_delay_s, self._own_delay_s(key, failures))
+        own *= 1.0 + self._policy.jitter * self._jitter()
         return delay_s(own, retry_after_s, at_most_s=self._policy.max_delay_s)
+
+    def _own_delay_s(self, key: ObjectKey, failures: int) -> float:
+        if self._policy.delay_s is not None:
+            try:
+                delay: object = self._policy.delay_s(failures)
+                if isinstance(delay, int | float) and delay >= 0.0:
+                    return float(delay)
+                raise TypeError(f"QueuePolicy.delay_s returned {delay!r}: return seconds, a number of at least 0")  # noqa: TRY301
+            except Exception as error:  # noqa: BLE001  (the author's code: an error there affects only this delay)
+                self._delay_failed(key, error)
+        return float(self._policy.first_delay_s * 2.0 ** min(failures - 1, 60))
 
     def _delay(self, queue: _ClusterQueue, key: ObjectKey, until: float, priority: Priority) -> None:
         queue.delayed[key] = until, priority

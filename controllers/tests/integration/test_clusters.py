@@ -12,6 +12,7 @@ import pytest
 from milo_controllers import (
     Kind,
     NotSynced,
+    Permanent,
     ProjectSuspended,
     QueuePolicy,
     ReconcileTarget,
@@ -305,6 +306,20 @@ async def test_project_deletion_limits_reconciles_to_terminating_objects_unless_
         if not while_deleting:
             assert set(seen) == {"ending"}
             assert plane.find("v1/configmaps", "made") is None
+
+
+@pytest.mark.parametrize("error", [OSError("no reconcile succeeds"), Permanent("no reconcile succeeds")])
+async def test_failed_object_that_is_left_to_the_deletion_of_its_project_is_not_failing(
+    plane: ControlPlane, error: Exception
+) -> None:
+    async def reconcile(_request: Request) -> None:
+        raise error
+
+    plane.create(widget("one"))
+    async with reconciling(reconcile, plane) as running:
+        await eventually(lambda: list(running.controllers.failing()))
+        running.discovery.update(plane.project, deletion_requested_at=datetime.now(UTC))
+        await eventually(lambda: not running.controllers.health().failing)
 
 
 async def test_mapper_enqueues_objects_of_other_clusters(sandbox: MiloSandbox) -> None:

@@ -25,6 +25,7 @@ from milo_controllers import (
     Request,
     Result,
     Watched,
+    owns,
     watches,
 )
 from milo_controllers.informer import Informer
@@ -118,6 +119,85 @@ async def test_owner_is_reconciled_if_an_owned_object_was_deleted_while_the_cach
         log.seen.clear()
         await eventually(lambda: controllers.health().synced)
         await eventually(lambda: log.seen == [(plane.project, "one", {})])
+
+
+async def test_object_deleted_while_its_cache_was_dropped_is_reconciled(plane: ControlPlane) -> None:
+    for name in ("a", "b"):
+        plane.create(widget(name))
+    log = Log()
+    limits = CacheLimits(objects=2, retry_s=0.5)
+    controllers = Controllers(Fleet(FakeDiscovery(plane)), registry=CollectorRegistry(), cache_limits=limits)
+    controllers.reconcile(WIDGETS)(log)
+    async with controllers:
+        await eventually(lambda: len(log.seen) == 2)
+        plane.create(widget("c"))
+        await eventually(lambda: controllers.health().problems)
+        for name in ("a", "c"):
+            plane.delete(WIDGETS, name)
+        await eventually(lambda: (plane.project, "a", None) in log.seen)
+
+
+async def test_objects_that_both_states_of_a_changed_object_refer_to_are_reconciled(plane: ControlPlane) -> None:
+    seen: list[str] = []
+
+    async def reconcile(request: Request) -> None:
+        seen.append(request.name)
+
+    def target(change: Watched[dict[str, Any]]) -> list[ReconcileTarget]:
+        assert not change.is_deleted
+        return [ReconcileTarget(change.object["data"]["target"], "default")]
+
+    for name in ("old", "new"):
+        plane.create(widget(name))
+    plane.create({**config_map("pointer"), "data": {"target": "old"}})
+    async with reconciling(reconcile, plane, watches=[watches(CONFIG_MAPS, map=target)]):
+        await eventually(lambda: sorted(seen) == ["new", "old"])
+        plane.patch(CONFIG_MAPS, "pointer", {"data": {"target": "new"}})
+        await eventually(lambda: sorted(seen) == ["new", "new", "old", "old"])
+
+
+async def test_predicates_select_the_changes_of_owned_objects(plane: ControlPlane) -> None:
+    log = Log()
+
+    async def reconcile(request: Request) -> None:
+        await log(request)
+        body = {"kind": "ConfigMap", "metadata": {"name": "owned"}}
+        if request.name == "one" and await request.get(CONFIG_MAPS, "owned") is None:
+            await request.create(CONFIG_MAPS, body, owned=True)
+
+    def has_color(change: Watched[dict[str, Any]]) -> bool:
+        return change.is_deleted or "color" in change.object.get("data", {})
+
+    plane.create(widget("one"))
+    async with reconciling(reconcile, plane, owns=[owns(CONFIG_MAPS, on=has_color)]):
+        await eventually(lambda: plane.find(CONFIG_MAPS, "owned"))
+        for number, data in enumerate(({"size": "1"}, {"color": "red"})):
+            plane.patch(CONFIG_MAPS, "owned", {"data": data})
+            plane.create(widget(f"after-{number}"))
+            await eventually(lambda: log.seen[-1][1] == f"after-{number}")  # noqa: B023  (awaited)
+        plane.delete(CONFIG_MAPS, "owned")
+        await eventually(lambda: plane.find(CONFIG_MAPS, "owned"))
+        await eventually(lambda: [name for _, name, _ in log.seen].count("one") == 3)
+
+
+async def test_delay_function_that_fails_does_not_restart_the_cluster(
+    plane: ControlPlane, caplog: pytest.LogCaptureFixture
+) -> None:
+    attempts: list[int] = []
+
+    async def reconcile(request: Request) -> None:
+        attempts.append(request.failures)
+        raise OSError("no reconcile succeeds")
+
+    def in_time(failures: int) -> timedelta:
+        return timedelta(seconds=failures)
+
+    plane.create(widget("one"))
+    policy = QueuePolicy(delay_s=in_time, first_delay_s=0.01)  # type: ignore[arg-type]
+    async with reconciling(reconcile, plane, queue=policy) as running:
+        await eventually(lambda: attempts[:3] == [0, 1, 2])
+        assert running.controllers.health().crashing == ()
+    assert "QueuePolicy.delay_s failed (the default backoff applies): QueuePolicy.delay_s returned" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -366,6 +446,20 @@ async def test_object_is_enqueued_from_another_thread(plane: ControlPlane) -> No
         await asyncio.to_thread(running.controllers.enqueue, ReconcileTarget("any", "default", plane.project))
         running.controllers.enqueue(ReconcileTarget("any", "default", "unknown"))
         await eventually(lambda: log.seen == [(plane.project, "any", None)])
+
+
+async def test_object_enqueued_after_the_controllers_have_ended_is_ignored(plane: ControlPlane) -> None:
+    target = ReconcileTarget("any", "default", plane.project)
+    controllers = Controllers(Fleet(FakeDiscovery(plane)), registry=CollectorRegistry())
+    controllers.reconcile(WIDGETS)(Log())
+
+    async def run() -> None:
+        async with controllers:
+            await eventually(lambda: controllers.health().ready)
+        controllers.enqueue(target)
+
+    await asyncio.to_thread(asyncio.run, run())
+    controllers.enqueue(target)
 
 
 async def test_plain_function_reconciler_runs_in_a_thread(plane: ControlPlane) -> None:

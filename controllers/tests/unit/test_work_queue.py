@@ -1,5 +1,8 @@
 """The work queue: order, delays and limits."""
 
+from datetime import timedelta
+from typing import Any
+
 import pytest
 
 from milo_controllers.work_queue import (
@@ -320,3 +323,24 @@ def test_work_queue_drops_timers_of_delays_that_were_ended_by_a_change(objects: 
 def test_object_key_string_contains_the_namespace_of_a_namespaced_object() -> None:
     keys = ObjectKey("shop", 1, "default", "web"), ObjectKey("shop", 1, "", "node")
     assert [*map(str, keys)] == ["shop: default/web", "shop: node"]
+
+
+@pytest.mark.parametrize("result", [timedelta(seconds=3), "3", None, float("nan"), -1.0, ZeroDivisionError()])
+def test_default_backoff_applies_if_the_delay_function_fails_or_returns_no_delay(result: Any) -> None:
+    def delay_s(_failures: int) -> float:
+        if isinstance(result, Exception):
+            raise result
+        return result  # type: ignore[no-any-return]
+
+    failed: list[tuple[ObjectKey, str]] = []
+    policy = QueuePolicy(delay_s=delay_s, first_delay_s=2.0, jitter=0.0)
+    queue = WorkQueue(
+        policy, lambda: 0.0, 0.0, per_cluster=1, delay_failed=lambda key, error: failed.append((key, str(error)))
+    )
+    queue.engage("a", 1)
+    queue.open("a", 1)
+    queue.add(key("x"), 0.0)
+    assert failed_at(queue, 0.0) == 2.0
+    [(failed_key, error)] = failed
+    assert failed_key == key("x")
+    assert not error or "return seconds, a number of at least 0" in error
