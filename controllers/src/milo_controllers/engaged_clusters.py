@@ -118,14 +118,15 @@ class EngagedClusters:
         try:
             async with cluster.credentials() as credentials:
                 api = ClusterApi(cluster.name, credentials, self._pools, proxy=cluster.proxy, tracer=self._tracer)
+                events, number = EventRecorder(api, self._events), next(self._incarnations)
                 try:
                     with unwrap_single_error():
                         async with asyncio.TaskGroup() as tasks:
-                            recorder, number = EventRecorder(api, self._events), next(self._incarnations)
                             await self._run_member(
-                                ClusterTasks(cluster, number, api, recorder, tasks=tasks, controllers=self.controllers)
+                                ClusterTasks(cluster, number, api, events, tasks=tasks, controllers=self.controllers)
                             )
                 finally:
+                    await events.aclose(is_engaged=cluster.engaged)
                     await api.aclose()
         except Exception as error:
             crashes = {name: crash for name, crash in self.crashes.items() if crash[0].engaged}

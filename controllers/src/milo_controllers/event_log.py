@@ -1,10 +1,11 @@
 """Kubernetes Events about objects. Repetitions of an event are combined into a series.
 
-Does no I/O: callers pass the time and send the returned requests.
+Does no I/O: callers pass the time and send the returned writes.
 """
 
 from __future__ import annotations
 
+import re
 from collections import OrderedDict
 from datetime import datetime
 from typing import Literal, NamedTuple
@@ -21,10 +22,12 @@ _CORE_FIELDS = {"reportingController": "reportingComponent", "note": "message", 
 
 SERIES_S = 360.0
 """A series ends if its event is not repeated for this long."""
-_REPORT_EVERY_S = 30.0
-"""Minimum time between two writes of a series. Only its first repetition is written at once."""
+REPORT_EVERY_S = 30.0
+"""Time between two writes of a series. Its first repetition is written at once, and its last one after this time."""
 _CAPACITY = 4096
 _LONGEST_NOTE = 1024
+_LONGEST_NAME = 253
+_SUBDOMAIN = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*")
 
 
 class EventContent(NamedTuple):
@@ -36,24 +39,27 @@ class EventContent(NamedTuple):
     note: str
 
 
-_Key = tuple[str, str, EventContent]
-"""Cluster, UID of the object, and content. Events with the same key belong to one series."""
+class SeriesKey(NamedTuple):
+    """Events with the same key belong to one series."""
+
+    cluster: str
+    uid: str
+    content: EventContent
 
 
-class CreateEvent(msgspec.Struct, frozen=True):
-    namespace: str
-    body: Document
+class EventWrite(msgspec.Struct, frozen=True):
+    """An event to create, or to write again with the present count of its series."""
 
+    key: SeriesKey
+    event: Document
 
-class PatchEvent(msgspec.Struct, frozen=True):
-    namespace: str
-    name: str
-    body: Document
+    @property
+    def is_series(self) -> bool:
+        return "series" in self.event
 
 
 class _Series(msgspec.Struct):
-    namespace: str
-    name: str
+    event: Document
     count: int
     seen_at: float
     written_at: float
@@ -65,36 +71,76 @@ def in_core(event: Document) -> Document:
 
 
 class EventLog:
-    """The recent events of every cluster."""
+    """The recent events of every cluster. Each call takes the wall clock for timestamps, or the time of a clock that
+    measures intervals."""
 
     def __init__(self, controller: str, instance: str) -> None:
         self._controller = controller
         self._instance = instance
-        self._series: OrderedDict[_Key, _Series] = OrderedDict()
+        self._series: OrderedDict[SeriesKey, _Series] = OrderedDict()
+        self._unreported: dict[str, dict[SeriesKey, str]] = {}
+        """The series of each cluster with repetitions that are not written yet, each with the time of the last one."""
+        self._last_name = 0
 
     def record(
-        self, cluster: str, regarding: Document, content: EventContent, now: datetime
-    ) -> CreateEvent | PatchEvent | None:
-        """Record an event. Return the request to send; None if a repetition is only counted for now."""
-        metadata = regarding["metadata"]
-        key = cluster, metadata["uid"], content
-        at = now.timestamp()
+        self, cluster: str, regarding: Document, content: EventContent, now: datetime, at: float
+    ) -> EventWrite | None:
+        """Record an event. Return what to write; None if a repetition is only counted for now."""
+        key = SeriesKey(cluster, regarding["metadata"]["uid"], content)
         series = self._series.get(key)
-        if series is not None and at - series.seen_at < SERIES_S:
-            self._series.move_to_end(key)
-            series.count += 1
-            series.seen_at = at
-            if series.count > 2 and at - series.written_at < _REPORT_EVERY_S:
-                return None
-            series.written_at = at
-            body = {"series": {"count": series.count, "lastObservedTime": rfc3339(now, "microseconds")}}
-            return PatchEvent(series.namespace, series.name, body)
-        namespace = metadata.get("namespace") or "default"
-        name = f"{metadata['name'][:200]}.{int(at * 1_000_000):x}"
-        self._series[key] = _Series(namespace, name, 1, at, at)
+        if series is None or at - series.seen_at >= SERIES_S:
+            self.forget(key)
+            event = self._event(regarding, content, now)
+            self._series[key] = _Series(event, 1, at, at)
+            if len(self._series) > _CAPACITY:
+                self.forget(next(iter(self._series)))
+            return EventWrite(key, event)
         self._series.move_to_end(key)
-        if len(self._series) > _CAPACITY:
-            self._series.popitem(last=False)
+        series.count += 1
+        series.seen_at = at
+        self._unreported.setdefault(cluster, {})[key] = rfc3339(now, "microseconds")
+        if series.count > 2 and at - series.written_at < REPORT_EVERY_S:
+            return None
+        return self._report(key, at)
+
+    def due_at(self, cluster: str) -> float | None:
+        """Return when the next series of a cluster has to be written, if nothing is recorded before."""
+        written = (self._series[key].written_at for key in self._unreported.get(cluster, ()))
+        return min((at + REPORT_EVERY_S for at in written), default=None)
+
+    def due(self, cluster: str, at: float | None = None) -> list[EventWrite]:
+        """Return the series of a cluster to write by now, or all that have repetitions which are not written yet."""
+        keys = tuple(self._unreported.get(cluster, ()))
+        return [
+            self._report(key, at or self._series[key].seen_at)
+            for key in keys
+            if at is None or at - self._series[key].written_at >= REPORT_EVERY_S
+        ]
+
+    def forget(self, key: SeriesKey) -> None:
+        """Drop a series, for example after a write of it failed: the next event with this key starts a new one."""
+        self._series.pop(key, None)
+        self._reported(key)
+
+    def drop(self, cluster: str) -> None:
+        """Write no more series of a cluster unless their events are repeated."""
+        self._unreported.pop(cluster, None)
+
+    def _report(self, key: SeriesKey, at: float) -> EventWrite:
+        series, seen = self._series[key], self._unreported[key.cluster][key]
+        self._reported(key)
+        series.written_at = at
+        return EventWrite(key, {**series.event, "series": {"count": series.count, "lastObservedTime": seen}})
+
+    def _reported(self, key: SeriesKey) -> None:
+        unreported = self._unreported.get(key.cluster, {})
+        unreported.pop(key, None)
+        if not unreported:
+            self._unreported.pop(key.cluster, None)
+
+    def _event(self, regarding: Document, content: EventContent, now: datetime) -> Document:
+        metadata = regarding["metadata"]
+        namespace = metadata.get("namespace") or "default"
         reference = {
             "apiVersion": regarding["apiVersion"],
             "kind": regarding["kind"],
@@ -104,23 +150,23 @@ class EventLog:
         }
         if metadata.get("namespace"):
             reference["namespace"] = metadata["namespace"]
-        return CreateEvent(
-            namespace,
-            {
-                "apiVersion": "events.k8s.io/v1",
-                "kind": "Event",
-                "metadata": {"name": name, "namespace": namespace},
-                "eventTime": rfc3339(now, "microseconds"),
-                "reportingController": self._controller,
-                "reportingInstance": self._instance,
-                "action": content.action,
-                "reason": content.reason,
-                "type": content.type,
-                "note": content.note[:_LONGEST_NOTE],
-                "regarding": reference,
-            },
-        )
+        return {
+            "apiVersion": "events.k8s.io/v1",
+            "kind": "Event",
+            "metadata": {"name": self._name(metadata, now), "namespace": namespace},
+            "eventTime": rfc3339(now, "microseconds"),
+            "reportingController": self._controller,
+            "reportingInstance": self._instance,
+            "action": content.action,
+            "reason": content.reason,
+            "type": content.type,
+            "note": content.note[:_LONGEST_NOTE],
+            "regarding": reference,
+        }
 
-    def forget(self, cluster: str, regarding: Document, content: EventContent) -> None:
-        """Drop a series after a write of it failed: the next event with the same content starts a new series."""
-        self._series.pop((cluster, regarding["metadata"]["uid"], content), None)
+    def _name(self, metadata: Document, now: datetime) -> str:
+        """Return a name as client-go does: of the object and the time, or of its UID if it cannot name an event."""
+        self._last_name = max(self._last_name + 1, int(now.timestamp() * 1_000_000) * 1_000)
+        name = f"{metadata['name']}.{self._last_name:x}"
+        is_valid = len(name) <= _LONGEST_NAME and _SUBDOMAIN.fullmatch(name)
+        return name if is_valid else f"{metadata['uid']}.{self._last_name:x}"

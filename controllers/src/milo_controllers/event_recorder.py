@@ -1,61 +1,137 @@
-"""Writes the events of reconcilers to the API server of their cluster."""
+"""Writes the events of reconcilers to the API server of their cluster, in the background and in their order."""
 
 from __future__ import annotations
 
+import asyncio
 import logging
+from collections import deque
 from datetime import datetime
 
 from milo_controllers.cluster_api import MERGE_PATCH, ClusterApi
-from milo_controllers.errors import ControllerError, NotServed
-from milo_controllers.event_log import CreateEvent, EventContent, EventLog, PatchEvent, in_core
+from milo_controllers.errors import NotFound, NotServed
+from milo_controllers.event_log import EventContent, EventLog, EventWrite, in_core
 from milo_controllers.kinds import CORE_EVENTS, EVENTS, Document, Kind
-from milo_discovery.errors import DiscoveryError
+from milo_discovery._change_signal import ChangeSignal
 
 log = logging.getLogger("milo_controllers")
 
+_MAX_PENDING = 256
+"""Maximum number of events that wait to be written. Then `record` waits."""
+_SPACE_S = 5.0
+"""How long `record` waits for space, for example while the API server does not respond."""
+_FLUSH_S = 2.0
+"""How long pending events are still written at the end."""
+
 
 class EventRecorder:
-    """Records events about the objects of one cluster."""
+    """Records events about the objects of one cluster. A failed write is logged, and raised nowhere."""
 
-    __slots__ = ("_api", "_kind", "_recent")
+    __slots__ = ("_api", "_changed", "_kind", "_patches", "_pending", "_recent", "_timer", "_writing")
 
     def __init__(self, api: ClusterApi, recent: EventLog) -> None:
         self._api = api
         self._recent = recent
         self._kind = EVENTS
         """The kind under which the API server serves events: EVENTS, or CORE_EVENTS."""
+        self._patches = True
+        """Whether the API server patches events. Milo's proxy of events answers each patch with 404."""
+        self._pending: deque[EventWrite] = deque()
+        self._changed = ChangeSignal()
+        self._writing: asyncio.Task[None] | None = None
+        self._timer: asyncio.TimerHandle | None = None
 
     async def record(self, regarding: Document, content: EventContent, now: datetime) -> None:
-        """Record an event. A failure is logged, and not raised."""
-        write = self._recent.record(self._api.name, regarding, content, now)
-        if write is None:
+        """Record an event, which is written in the background."""
+        try:
+            async with asyncio.timeout(_SPACE_S):
+                await self._changed.wait_for(lambda: len(self._pending) < _MAX_PENDING)
+        except TimeoutError:
+            log_lost(self._api.name, content.reason, regarding["metadata"]["name"], "the API server is too slow")
+            return
+        at = asyncio.get_running_loop().time()
+        write = self._recent.record(self._api.name, regarding, content, now, at)
+        if write is not None:
+            self._pending.append(write)
+        self._continue()
+
+    async def aclose(self, *, is_engaged: bool) -> None:
+        """Write what is pending, for a short time, if the cluster is still engaged, and end."""
+        if is_engaged:
+            self._pending.extend(self._recent.due(self._api.name))
+            self._continue()
+            if self._writing is not None:
+                await asyncio.wait([self._writing], timeout=_FLUSH_S)
+        self._recent.drop(self._api.name)
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._writing is not None:
+            self._writing.cancel()
+            await asyncio.wait([self._writing])
+
+    def _continue(self) -> None:
+        """Write what is pending; otherwise set a timer for the next series that has to be written."""
+        loop = asyncio.get_running_loop()
+        if self._writing is not None and not self._writing.done():
+            return
+        self._pending.extend(self._recent.due(self._api.name, loop.time()))
+        if self._pending:
+            self._writing = loop.create_task(self._write_pending(), name=f"events of {self._api.name}")
+            return
+        if self._timer is not None:
+            self._timer.cancel()
+        due_at = self._recent.due_at(self._api.name)
+        self._timer = None if due_at is None else loop.call_at(due_at, self._continue)
+
+    async def _write_pending(self) -> None:
+        while self._pending:
+            write = self._pending[0]
+            try:
+                await self._send(write)
+            except Exception as error:  # noqa: BLE001  (of one event, whose content is that of a tenant's object)
+                self._recent.forget(write.key)
+                log_lost(self._api.name, write.key.content.reason, write.event["regarding"]["name"], error)
+            self._pending.popleft()
+            self._changed.notify()
+        asyncio.get_running_loop().call_soon(self._continue)
+
+    async def _send(self, write: EventWrite) -> None:
+        if write.is_series and await self._is_written_again(write.event):
             return
         try:
-            await self._send(write)
-        except (ControllerError, DiscoveryError) as error:
-            self._recent.forget(self._api.name, regarding, content)
-            log_lost(self._api.name, content.reason, regarding["metadata"]["name"], error)
-
-    async def _send(self, write: CreateEvent | PatchEvent) -> None:
-        kind = self._kind  # another reconcile may change self._kind during the request
-        try:
-            await self._send_as(kind, write)
+            await self._send_as(self._kind, "POST", write.event)
         except NotServed:
-            if kind is CORE_EVENTS:
+            if self._kind is CORE_EVENTS:
                 raise
             # events.k8s.io is not served, as in Milo, or a proxy responded: only a successful write to the core group
             # shows which.
-            await self._send_as(CORE_EVENTS, write)
+            await self._send_as(CORE_EVENTS, "POST", write.event)
             self._kind = CORE_EVENTS
 
-    async def _send_as(self, kind: Kind[Document], write: CreateEvent | PatchEvent) -> None:
-        match write:
-            case CreateEvent(namespace, body):
-                event = in_core(body) if kind is CORE_EVENTS else body
-                await self._api.send("POST", kind.collection(namespace), (), event)
-            case PatchEvent(namespace, name, body):
-                await self._api.send("PATCH", kind.path(name, namespace), (), body, content_type=MERGE_PATCH)
+    async def _is_written_again(self, event: Document) -> bool:
+        """Write the series of an event, and return whether the event still exists."""
+        if self._patches:
+            try:
+                await self._send_as(self._kind, "PATCH", event)
+            except (NotFound, NotServed):
+                pass  # the event was removed, or patches of events are answered so
+            else:
+                return True
+        try:
+            await self._send_as(self._kind, "PUT", event)
+        except (NotFound, NotServed):
+            return False
+        self._patches = False
+        return True
+
+    async def _send_as(self, kind: Kind[Document], method: str, event: Document) -> None:
+        name, namespace = event["metadata"]["name"], event["metadata"]["namespace"]
+        if method == "PATCH":
+            body = {"series": event["series"]}
+            await self._api.send(method, kind.path(name, namespace), (), body, content_type=MERGE_PATCH)
+            return
+        path = kind.collection(namespace) if method == "POST" else kind.path(name, namespace)
+        await self._api.send(method, path, (), in_core(event) if kind is CORE_EVENTS else event)
 
 
-def log_lost(cluster: str, reason: str, name: str, error: Exception) -> None:
+def log_lost(cluster: str, reason: str, name: str, error: Exception | str) -> None:
     log.warning("%s: event %s of %s was not recorded: %s", cluster, reason, name, error)

@@ -396,7 +396,10 @@ class Request(Generic[ObjectT]):
         return owner_reference(await self._whole_document(), controller=controller)
 
     async def event(self, reason: str, note: str, *, type: EventType = "Normal", action: str = "Reconcile") -> None:  # noqa: A002
-        """Record an event of the object. Repetitions become a series. A failure is logged, and not raised."""
+        """Record an event of the object, which is written in the background. Repetitions become a series.
+
+        A failure is logged, and not raised.
+        """
         check_options("event", reason=reason, note=note, type=type, action=action)
         try:
             regarding = await self._whole_document()

@@ -1,39 +1,54 @@
-"""Requests that record events in an API server without events.k8s.io, such as Milo's."""
+"""Requests that record events, in API servers with and without events.k8s.io, and behind Milo's proxy of events."""
 
 import asyncio
+from datetime import timedelta
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from milo_controllers.errors import NotServed
+from milo_controllers.errors import NotFound, NotServed, Unreachable
 from milo_controllers.event_log import EventLog
 from milo_controllers.event_recorder import EventRecorder
 from milo_controllers.kinds import Document, Kind
 from milo_controllers.request import Request
 from milo_controllers.work_queue import ObjectKey, Work
+from milo_discovery.testing import fake_clock
 from tests.support.eventually import eventually
 
 OBJECT = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "a", "namespace": "default", "uid": "u"}}
 
 
-class CoreEventsApi:
-    """An API server that responds to events of events.k8s.io with 404, in the order that the test chooses."""
+class EventsApi:
+    """An API server with events, without the group events.k8s.io unless `groups` has it."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, groups: str = "events.k8s.io", patches: bool = True) -> None:
         self.name = "shop"
-        self.refused: list[asyncio.Event] = []
-        self.created: list[str] = []
+        self.responds = asyncio.Event()
+        self.responds.set()
+        self.stored: dict[str, Document] = {}
+        self.calls: list[str] = []
+        self._groups = groups
+        self._patches = patches
 
-    async def send(self, method: str, path: str, query: object, body: Document, **_: object) -> Document:
-        del method, query
-        if "events.k8s.io" in path:
-            answers = asyncio.Event()
-            self.refused.append(answers)
-            await answers.wait()
+    async def send(self, method: str, path: str, _query: object, body: Document, **_: object) -> Document:
+        await self.responds.wait()
+        self.calls.append(method)
+        if "events.k8s.io" in path and not self._groups:
             raise NotServed(404, "", "404 page not found")
-        self.created.append(body["reason"])
+        name = path.rpartition("/")[2] if method != "POST" else body["metadata"]["name"]
+        if method != "POST" and (name not in self.stored or (method == "PATCH" and not self._patches)):
+            raise NotFound(404, "NotFound", f"events {name} not found")
+        self.stored[name] = {**self.stored.get(name, {}), **body}
         return body
+
+    @property
+    def counts(self) -> list[int]:
+        return [event.get("series", {}).get("count", 1) for event in self.stored.values()]
+
+    @property
+    def reasons(self) -> list[str]:
+        return [event["reason"] for event in self.stored.values()]
 
 
 class FixedRequest(Request[Document]):
@@ -50,17 +65,105 @@ def requests_to(api: Any, count: int) -> list[FixedRequest]:
     return [FixedRequest(kind, work, member, clusters=view, field_manager="m") for _ in range(count)]
 
 
-async def test_event_is_resent_to_core_group_after_another_reconcile_switched_to_that_group() -> None:
-    api = CoreEventsApi()
-    requests = requests_to(api, 2)
-    async with asyncio.TaskGroup() as tasks:
-        for request, reason in zip(requests, ("First", "Second"), strict=True):
-            tasks.create_task(request.event(reason, "note"))
-        await eventually(lambda: len(api.refused) == 2)
-        api.refused[0].set()
-        await eventually(lambda: api.created == ["First"])
-        api.refused[1].set()
-    assert api.created == ["First", "Second"]
+async def test_event_is_resent_to_the_core_group_if_events_k8s_io_is_not_served() -> None:
+    api = EventsApi(groups="")
+    [request] = requests_to(api, 1)
+    for reason in ("First", "Second"):
+        await request.event(reason, "note")
+    await eventually(lambda: api.reasons == ["First", "Second"])
+    assert {event["apiVersion"] for event in api.stored.values()} == {"v1"}
+    assert api.calls == ["POST", "POST", "POST"]
+
+
+async def test_repetition_of_a_removed_event_is_created_again() -> None:
+    api = EventsApi()
+    [request] = requests_to(api, 1)
+    await request.event("Created", "note")
+    await eventually(lambda: api.counts == [1])
+    api.stored.clear()
+    await request.event("Created", "note")
+    await eventually(lambda: api.counts == [2])
+    assert api.reasons == ["Created"]
+    assert api.calls == ["POST", "PATCH", "PUT", "POST"]
+
+
+async def test_series_is_replaced_if_events_cannot_be_patched() -> None:
+    api = EventsApi(patches=False)
+    with fake_clock() as clock:
+        [request] = requests_to(api, 1)
+        for count in (1, 2):
+            await request.event("Created", "note")
+            await eventually(lambda: api.counts == [count])  # noqa: B023  (awaited)
+        await request.event("Created", "note")
+        clock.advance(timedelta(seconds=31))
+        await eventually(lambda: api.counts == [3])
+    assert api.calls == ["POST", "PATCH", "PUT", "PUT"]
+
+
+async def test_last_count_of_a_series_is_written_when_its_repetitions_end() -> None:
+    api = EventsApi()
+    with fake_clock() as clock:
+        [request] = requests_to(api, 1)
+        for _ in range(1000):
+            await request.event("Created", "note")
+        await eventually(lambda: api.counts == [2])
+        clock.advance(timedelta(seconds=31))
+        await eventually(lambda: api.counts == [1000])
+    assert api.calls == ["POST", "PATCH", "PATCH"]
+
+
+async def test_events_are_written_in_the_background_in_their_order() -> None:
+    api = EventsApi()
+    api.responds.clear()
+    [request] = requests_to(api, 1)
+    for number in range(20):
+        await request.event(f"Seen{number}", "note")
+        await request.event(f"Seen{number}", "note")
+    assert api.calls == []
+    api.responds.set()
+    await eventually(lambda: api.counts == [2] * 20)
+    assert api.reasons == [f"Seen{number}" for number in range(20)]
+
+
+async def test_event_is_lost_with_a_warning_if_the_api_server_is_too_slow(caplog: pytest.LogCaptureFixture) -> None:
+    api = EventsApi()
+    api.responds.clear()
+    with fake_clock() as clock:
+        [request] = requests_to(api, 1)
+        for number in range(256):
+            await request.event("Seen", f"note {number}")
+        lost = asyncio.create_task(request.event("Lost", "note"))
+        await asyncio.sleep(0)
+        clock.advance(timedelta(seconds=6))
+        await lost
+    assert "event Lost of a was not recorded: the API server is too slow" in caplog.text
+
+
+async def test_failed_write_of_an_event_does_not_stop_the_next_one(caplog: pytest.LogCaptureFixture) -> None:
+    api = EventsApi()
+    send, failures = api.send, [Unreachable("closed", "the connection was closed"), ValueError("'/' is not a name")]
+
+    async def fail_first(*arguments: Any, **options: Any) -> Document:
+        if failures:
+            raise failures.pop(0)
+        return await send(*arguments, **options)
+
+    api.send = fail_first  # type: ignore[method-assign]
+    [request] = requests_to(api, 1)
+    for reason in ("First", "Second", "Third"):
+        await request.event(reason, "note")
+    await eventually(lambda: api.reasons == ["Third"])
+    assert caplog.text.count("was not recorded") == 2
+
+
+@pytest.mark.parametrize("is_engaged", [True, False])
+async def test_pending_events_are_written_at_the_end_while_the_cluster_is_engaged(*, is_engaged: bool) -> None:
+    api = EventsApi()
+    [request] = requests_to(api, 1)
+    for _ in range(5):
+        await request.event("Created", "note")
+    await request._member.events.aclose(is_engaged=is_engaged)
+    assert api.counts == ([5] if is_engaged else [])
 
 
 @pytest.mark.parametrize(
@@ -77,9 +180,9 @@ async def test_event_is_resent_to_core_group_after_another_reconcile_switched_to
 async def test_invalid_event_is_refused_at_each_call_and_starts_no_series(
     content: dict[str, Any], error: type[Exception], message: str
 ) -> None:
-    api = CoreEventsApi()
+    api = EventsApi()
     [request] = requests_to(api, 1)
     for _ in range(2):
         with pytest.raises(error, match=message):
             await request.event(**{"reason": "Created", "note": "note", **content})
-    assert (api.created, api.refused) == ([], [])
+    assert api.calls == []

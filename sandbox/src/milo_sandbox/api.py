@@ -30,7 +30,7 @@ from milo_sandbox.faults import Approach, Faults
 from milo_sandbox.history import CompactedError
 from milo_sandbox.options import Continue
 from milo_sandbox.records import SandboxRecord, decode, encode
-from milo_sandbox.resources import NAMESPACES, Document, ResourceDefinition
+from milo_sandbox.resources import EVENTS, NAMESPACES, PROXIED_EVENTS, Document, ResourceDefinition
 from milo_sandbox.rights import SubjectRights
 from milo_sandbox.server_side_apply import Writer
 from milo_sandbox.store import Store
@@ -55,6 +55,8 @@ class Features(msgspec.Struct, frozen=True, kw_only=True):
     streaming_lists: bool = True
     organization_watches: bool = False
     """Whether watches in an organization's context return only its projects. Milo v0.32.5 limits only lists to them."""
+    events_proxy: bool = False
+    """Whether projects serve events.k8s.io, and events cannot be patched, as with Milo's feature gate EventsProxy."""
 
 
 class Api:
@@ -215,6 +217,10 @@ class Api:
         return answers.body(record.body)
 
     async def _patch(self, request: web.BaseRequest, call: Call) -> web.StreamResponse:
+        if self._features.events_proxy and call.resource in (EVENTS, PROXIED_EVENTS):
+            if request.content_type == patches.APPLY and request.transport is not None:
+                request.transport.abort()
+            raise refusals.not_found(call.resource, call.name)
         if request.content_type == patches.APPLY:
             return await self._apply(request, call)
         known = [kind for kind in _PATCHES if kind != patches.STRATEGIC or call.resource.takes_strategic_patches]

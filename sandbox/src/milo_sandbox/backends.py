@@ -1,6 +1,6 @@
 """The APIs that one sandbox serves: Milo's, those of its projects, and those of other platforms."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from random import Random
 from typing import Protocol
 
@@ -11,7 +11,7 @@ from milo_sandbox.control_planes import ControlPlanes
 from milo_sandbox.infrastructure import Infrastructure
 from milo_sandbox.platforms import CLUSTERS, GARDEN, Garden, Kcp
 from milo_sandbox.resources import INFRASTRUCTURE as INFRASTRUCTURE_KINDS
-from milo_sandbox.resources import PROJECTS
+from milo_sandbox.resources import PROJECTS, ResourceDefinition
 from milo_sandbox.rights import SubjectRights
 from milo_sandbox.server import HttpsServer
 from milo_sandbox.store import Store
@@ -35,15 +35,17 @@ class Backends:
         store: Store,
         new_api: Callable[[Store], Api],
         *,
+        served: Sequence[ResourceDefinition],
         random: Random,
         tokens: Tokens,
         rights: SubjectRights,
         server: HttpsServer,
     ) -> None:
-        """`store`: that of Milo's API. `server`: the listener, whose URLs the objects of Gardener and kcp contain."""
+        """`store`: that of Milo's API. `served`: further kinds of control planes. `server`: the listener, whose URLs
+        the objects of Gardener and kcp contain."""
         self._server = server
         self.milo = new_api(store)
-        self.control_planes = ControlPlanes(store, new_api)
+        self.control_planes = ControlPlanes(store, new_api, served=served)
         self.infrastructure = Infrastructure(
             new_api(Store(INFRASTRUCTURE_KINDS, random=random, history_limit=1_000)), tokens=tokens, rights=rights
         )

@@ -5,7 +5,7 @@ runs, and the kinds of all CustomResourceDefinitions, which the root stores. It 
 field managers.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 from milo_sandbox import refusals
@@ -38,7 +38,11 @@ class ControlPlanes:
     A recreated project keeps what its predecessor left: its cluster-scoped objects and the namespace `default`.
     """
 
-    def __init__(self, milo: Store, new_api: Callable[[Store], Api]) -> None:
+    def __init__(
+        self, milo: Store, new_api: Callable[[Store], Api], *, served: Sequence[ResourceDefinition] = ()
+    ) -> None:
+        """`served`: further kinds that each control plane serves."""
+        self._served = served
         self._milo = milo
         self._new_api = new_api
         self._apis: dict[str, Api] = {}
@@ -67,7 +71,9 @@ class ControlPlanes:
 
     def _new_store(self, project: str) -> Store:
         # The root serves CustomResourceDefinitions; here they only appear in the discovery documents.
-        store = Store((*CONTROL_PLANE, *BUILT_IN, *UNUSED, CUSTOM_RESOURCE_DEFINITIONS), history_limit=1_000)
+        store = Store(
+            (*CONTROL_PLANE, *self._served, *BUILT_IN, *UNUSED, CUSTOM_RESOURCE_DEFINITIONS), history_limit=1_000
+        )
         store.add_controller(GarbageCollector(store))
         store.add_controller(_DefinedAtRoot(self._milo, store, self._definitions))
         store.add_controller(_Changed(partial(self._changed, project)))

@@ -271,6 +271,9 @@ EVENTS = ResourceDefinition(
     ),
 )
 
+PROXIED_EVENTS = msgspec.structs.replace(EVENTS, group="events.k8s.io")
+"""Events that Milo's feature gate EventsProxy serves from its activity service."""
+
 LEASES = ResourceDefinition(
     group="coordination.k8s.io",
     version="v1",

@@ -28,6 +28,7 @@ from milo_sandbox.resources import (
     MILO,
     NAMESPACES,
     PROJECTS,
+    PROXIED_EVENTS,
     SERVICE_ACCOUNTS,
     Document,
     ResourceDefinition,
@@ -72,6 +73,7 @@ class Sandbox:
         self._backends = Backends(
             self.store,
             lambda store: Api(store, features=features, rights=self.rights, tokens=self.tokens, faults=self.faults),
+            served=[PROXIED_EVENTS] if features.events_proxy else [],
             random=self._random,
             tokens=self.tokens,
             rights=self.rights,
