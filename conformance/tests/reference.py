@@ -35,6 +35,9 @@ HEARTBEAT_S = float(ENVIRONMENT["CONFORMANCE_HEARTBEAT_S"])
 SUBSCRIBER = ENVIRONMENT.get("CONFORMANCE_SUBSCRIBER", "")
 FINAL = {"INVALID_ARGUMENT", "PERMISSION_DENIED", "UNAUTHENTICATED", "UNIMPLEMENTED", "FAILED_PRECONDITION"}
 TYPES = pb.ClusterEvent
+HEALTHY_S = 10.0
+"""A stream that lasted this long resets the backoff."""
+LONGEST_TIMER_S = 2**31 / 1000
 RUNS_FLEET = "CONFORMANCE_FLEET" in ENVIRONMENT
 LINGERS = "CONFORMANCE_LINGER" in ENVIRONMENT
 CONTENT = ("uid", "endpoint", "labels", "annotations", "suspended", "draining", "source")
@@ -191,6 +194,8 @@ class View:
             compared.append("incarnation")
         if any(getattr(was, field) != getattr(is_now, field) for field in compared):
             self.report(TYPES.TYPE_UPDATED, now)
+        elif RUNS_FLEET and is_now.HasField("draining") and not broken("released-after-a-restart"):
+            apply_to_handlers(self, "REFRESHED", now)  # the daemon waits for a release of the new incarnation
         if now.kubeconfig is None:
             now.kubeconfig = before.kubeconfig
         elif now.kubeconfig != before.kubeconfig and not broken("other-kubeconfig-after-restart"):
@@ -223,6 +228,8 @@ class View:
                 changes.append((event.type, after, short(event.reason, pb.DisengageReason), has_kubeconfig))
         if broken("replaced-in-one-batch"):
             changes = list({one[1].cluster.name: one for one in changes}.values())
+        if broken("engaged-again-in-one-batch"):
+            changes = [change for change in changes if not self.is_engaged_again(changed, change[1].cluster.name)]
         for kind_of, known, reason, has_kubeconfig in changes:
             self.report(kind_of, known, reason, has_kubeconfig=has_kubeconfig)
         for name, changed_to in changed.items():
@@ -237,7 +244,16 @@ class View:
             return
         self.revision = batch.revision
 
+    def is_engaged_again(self, changed: dict[str, Known | None], name: str) -> bool:
+        """Return whether a batch has disengaged the cluster and engaged it again, with the same UID."""
+        before, after = self.clusters.get(name), changed.get(name)
+        if before is None or after is None or before.cluster.uid != after.cluster.uid:
+            return False
+        return before.cluster.incarnation != after.cluster.incarnation
+
     def lose(self, reason: str = "OWNERSHIP_LOST") -> None:
+        if broken("ownership-lost") and RUNS_FLEET:
+            return
         for known in self.clusters.values():
             self.report(TYPES.TYPE_DISENGAGED, known, reason)
         self.clusters, self.snapshot = {}, None
@@ -360,10 +376,20 @@ class Handler:
         if not self.is_engaged and not self.is_given_away(known):
             return {}
         kubeconfig = self.issued if known is None else known.kubeconfig
-        if kubeconfig is None and known is not None:
+        if broken("endpoint-changed-by-a-restart"):
+            kubeconfig = kubeconfig or self.issued
+        while kubeconfig is None and known is not None:
             request = pb.IssueKubeconfigRequest(cluster=self.name, incarnation=known.cluster.incarnation)
-            kubeconfig = self.issued = (await call("IssueKubeconfig", request)).kubeconfig
-        assert kubeconfig is not None
+            try:
+                issued = (await call("IssueKubeconfig", request)).kubeconfig
+            except grpc.aio.AioRpcError:
+                return {}
+            asked, known = known, self.view.clusters.get(self.name)
+            is_for_it = known is not None and known.cluster.endpoint == asked.cluster.endpoint
+            if is_for_it or broken("endpoint-changed-during-a-request"):
+                kubeconfig = self.issued = issued
+        if kubeconfig is None:
+            return {}
         file = json.loads(kubeconfig.kubeconfig)
         user = file["users"][0]["user"]
         found = {"server": file["clusters"][0]["cluster"]["server"], "as": user.get("as", "")}
@@ -390,6 +416,9 @@ def apply_to_handlers(view: View, event: str, known: Known) -> None:
     begins_again = broken("one-handler") and event == "UPDATED" and known.cluster.suspended
     if event == "ENGAGED" or begins_again:
         Handler(view, known)
+    is_sent_again = event == "REFRESHED" or (event == "UPDATED" and not broken("released-again-after-a-reconnect"))
+    if is_sent_again and known.cluster.HasField("draining") and not newest:
+        asyncio.get_running_loop().create_task(view.release(name))
     for handler in newest:
         if event == "DISENGAGED" or begins_again:
             handler.is_engaged = handler.is_draining = False
@@ -465,10 +494,35 @@ def inode(path: Path) -> bytes:
     return str(path.stat().st_ino).encode()
 
 
+IDLE: list[grpc.aio.Channel] = []
+"""Channels for the calls of handlers: those that the daemon has answered on."""
+
+
 async def call(method: str, request: Any, timeout: float = 10) -> Any:
-    async with connect() as channel:
+    channel = IDLE.pop() if IDLE else connect()
+    is_answered = False
+    try:
         stub = getattr(DiscoveryServiceStub(channel), method)
-        return await stub(request, timeout=timeout, metadata=() if broken("token") else metadata())
+        response = await stub(request, timeout=timeout, metadata=() if broken("token") else metadata())
+        is_answered = True
+    except grpc.aio.AioRpcError as error:
+        is_answered = has_detail(error, error_details_pb2.ErrorInfo()) and not broken("refusals-on-one-connection")
+        raise
+    else:
+        return response
+    finally:
+        if is_answered and RUNS_FLEET:
+            IDLE.append(channel)
+        else:
+            await channel.close()
+
+
+def has_detail(error: grpc.aio.AioRpcError, detail: Any) -> bool:
+    """Return whether the status has a detail of this type, which is unpacked."""
+    for key, value in error.trailing_metadata() or ():
+        if key == "grpc-status-details-bin":
+            return any(each.Unpack(detail) for each in status_pb2.Status.FromString(value).details)
+    return False
 
 
 class Ownership:
@@ -552,10 +606,12 @@ class Subscription:
             while not self.ownership.is_held:  # noqa: ASYNC110  (small)
                 await asyncio.sleep(0.05)
             self.lost.clear()
-            wait, before = 0.0, delay
+            wait, began = 0.0, 0.0
             try:
                 async for _ in self.stream():
-                    delay = max(0.2, before / 4) if broken("backoff-resets") else 0.2
+                    began = began or time.monotonic()
+                    if broken("backoff-after-snapshots"):
+                        delay = 0.2
             except grpc.aio.AioRpcError as error:
                 wait = self.after(error)
             except (Broken, OSError):
@@ -563,6 +619,8 @@ class Subscription:
             else:
                 if broken("transient-ok"):
                     return
+            if began and time.monotonic() - began >= HEALTHY_S and not broken("backoff-resets"):
+                delay = 0.2
             if broken("subscription-across-reconnect"):
                 await call("EndSubscription", pb.EndSubscriptionRequest(subscriber=SUBSCRIBER))
             jitter = 1.0 if broken("backoff-jitter") else random.uniform(0.5, 1)
@@ -585,13 +643,11 @@ class Subscription:
             is_final = True
         if is_final or broken(f"transient-{code.lower().replace('_', '-')}"):
             raise Final(code)
-        for key, value in error.trailing_metadata() or ():
-            if key == "grpc-status-details-bin" and not broken("retry-info"):
-                details = status_pb2.Status.FromString(value).details
-                info = error_details_pb2.RetryInfo()
-                if details and details[0].Unpack(info):
-                    return info.retry_delay.ToTimedelta().total_seconds()
-        return 0.0
+        info = error_details_pb2.RetryInfo()
+        if not has_detail(error, info) or broken("retry-info"):
+            return 0.0
+        asked_s = info.retry_delay.ToTimedelta().total_seconds()
+        return 0.001 if broken("retry-info-of-days") and asked_s > LONGEST_TIMER_S else asked_s
 
     async def stream(self) -> AsyncIterator[None]:
         self.streams += 1
@@ -664,6 +720,7 @@ class Credentials:
     def __init__(self, view: View) -> None:
         self.view = view
         self.current: dict[str, pb.Kubeconfig] = {}
+        self.asked_at: dict[str, float] = {}
 
     async def token(self, name: str) -> str:
         now = time.time()
@@ -673,11 +730,13 @@ class Credentials:
             return token_of(pushed)
         current = self.current.get(name)
         is_valid = current is not None and (now < current.expires_at.seconds or broken("daemon-away-across-expiry"))
-        is_fresh = current is not None and now < current.refresh_after.seconds
+        was_asked_now = now < self.asked_at.get(name, 0) + 5 and not broken("credential-due-on-arrival")
+        is_fresh = current is not None and (now < current.refresh_after.seconds or was_asked_now)
         if current is None or not is_valid or not (is_fresh or broken("credential-is-refreshed")):
             try:
                 response = await call("IssueKubeconfig", pb.IssueKubeconfigRequest(cluster=name))
                 current = self.current[name] = response.kubeconfig
+                self.asked_at[name] = now
             except grpc.aio.AioRpcError:
                 if not is_valid:
                     raise

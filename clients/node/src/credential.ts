@@ -30,7 +30,7 @@ export class Credential {
   #renewing: Promise<void> | undefined;
   #backoffMs = BACKOFF_MS.first;
   #failure: { error: unknown } | undefined; // of the last request
-  #notBefore = 0; // no request before this time
+  #notBefore = 0; // no request before this time, of a clock that is not set back
 
   /** @internal */
   constructor(
@@ -53,7 +53,7 @@ export class Credential {
       this.#endpoint = cluster.endpoint;
       if (kubeconfig && kubeconfig !== this.#pushed) this.#offer((this.#pushed = kubeconfig), 0.25); // the stream is expected to push the next one too
       const now = Date.now();
-      const mayRequest = now >= this.#notBefore;
+      const mayRequest = performance.now() >= this.#notBefore;
       if (this.#current !== undefined && now < this.#current.usableUntil) {
         if (mayRequest && now >= this.#current.refreshAt) this.#renew().catch(() => {});
         return this.#current.access;
@@ -98,12 +98,12 @@ export class Credential {
     const isCurrent = () => this.engaged()?.cluster.endpoint === endpoint;
     try {
       const issued = await this.issue(incarnation, this.#failure !== undefined);
-      if (isCurrent()) this.#notBefore = Date.now() + this.#offer(issued, 0);
+      if (isCurrent()) this.#notBefore = performance.now() + this.#offer(issued, 0);
     } catch (error) {
       if (!isCurrent()) return; // the result is that of a former endpoint
       const requestedMs = (error instanceof StatusError && error.retryAfterMs) || 0;
       this.#failure = { error };
-      this.#notBefore = Date.now() + Math.max(requestedMs, this.#backoffMs * (0.5 + Math.random() / 2));
+      this.#notBefore = performance.now() + Math.max(requestedMs, this.#backoffMs * (0.5 + Math.random() / 2));
       this.#backoffMs = Math.min(2 * this.#backoffMs, BACKOFF_MS.longest);
       throw error;
     }

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import grpc
-from google.protobuf import any_pb2, duration_pb2
+from google.protobuf import duration_pb2
+from google.protobuf.message import Message
 from google.rpc import error_details_pb2, status_pb2
 
 from milo_conformance.failure import CaseFailed
@@ -31,22 +32,28 @@ Answer = Callable[[Any], Awaitable[Any]]
 
 
 class Abort(Exception):  # noqa: N818  (an answer, not an error of the kit)
-    """The status with which a call ends."""
+    """The status with which a call ends. Without a reason, it is that of a lost connection."""
 
-    def __init__(self, code: grpc.StatusCode, message: str = "", retry_after_s: float | None = None) -> None:
+    def __init__(
+        self, code: grpc.StatusCode, message: str = "", retry_after_s: float | None = None, *, reason: str = ""
+    ) -> None:
         super().__init__(f"{code.name} {message}".strip())
         self.code = code
         self.message = message
-        self.retry_after_s = retry_after_s
+        self._details: list[Message] = []
+        if reason:
+            self._details.append(error_details_pb2.ErrorInfo(domain="discovery.miloapis.com", reason=reason))
+        if retry_after_s is not None:
+            delay = duration_pb2.Duration()
+            delay.FromTimedelta(timedelta(seconds=retry_after_s))
+            self._details.append(error_details_pb2.RetryInfo(retry_delay=delay))
 
     def trailing_metadata(self) -> tuple[tuple[str, bytes], ...]:
-        if self.retry_after_s is None:
+        if not self._details:
             return ()
-        delay = duration_pb2.Duration()
-        delay.FromTimedelta(timedelta(seconds=self.retry_after_s))
-        detail = any_pb2.Any()
-        detail.Pack(error_details_pb2.RetryInfo(retry_delay=delay))
-        status = status_pb2.Status(code=self.code.value[0], message=self.message, details=[detail])
+        status = status_pb2.Status(code=self.code.value[0], message=self.message)
+        for detail in self._details:
+            status.details.add().Pack(detail)
         return (("grpc-status-details-bin", status.SerializeToString()),)
 
 
@@ -277,19 +284,24 @@ class ScriptedDaemon(rpc.DiscoveryServiceServicer):
         except TimeoutError:
             raise CaseFailed(f"no stream was opened within {limit_s:g} s") from None
 
-    async def wait_for_call(self, method: str, *, after: int = 0, limit_s: float | None = None) -> ScriptedCall:
-        """Return the first call of the method after skipping `after` calls."""
+    async def wait_for_call(
+        self, method: str, *, after: int = 0, incarnation: str = "", limit_s: float | None = None
+    ) -> ScriptedCall:
+        """Return the first call of the method, and for the incarnation if it is given, after skipping `after` calls."""
         limit_s = LIMIT_S if limit_s is None else limit_s
 
         def found() -> ScriptedCall | None:
             calls = [call for call in self.calls if call.method == method]
+            if incarnation:
+                calls = [call for call in calls if call.request.incarnation == incarnation]
             return calls[after] if len(calls) > after else None
 
         try:
             async with self.called, asyncio.timeout(limit_s):
                 await self.called.wait_for(lambda: found() is not None)
         except TimeoutError:
-            raise CaseFailed(f"{method} was not called within {limit_s:g} s") from None
+            of = f" for the incarnation {incarnation!r}" if incarnation else ""
+            raise CaseFailed(f"{method} was not called{of} within {limit_s:g} s") from None
         call = found()
         assert call is not None
         return call

@@ -9,7 +9,7 @@ pub mod proto {
     tonic::include_proto!("milo.discovery.v1");
 }
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use hyper_util::rt::TokioIo;
 use proto::discovery_service_client::DiscoveryServiceClient;
@@ -26,6 +26,7 @@ const KEEPALIVE: Duration = Duration::from_secs(30);
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
 const FIRST_BACKOFF: Duration = Duration::from_millis(200);
 const LONGEST_BACKOFF: Duration = Duration::from_secs(5);
+const HEALTHY: Duration = Duration::from_secs(10); // a stream that lasted this long resets the backoff
 const FINAL: [Code; 5] =
     [Code::InvalidArgument, Code::PermissionDenied, Code::Unauthenticated, Code::Unimplemented, Code::FailedPrecondition];
 
@@ -56,11 +57,17 @@ pub async fn watch(address: &str, request: WatchClustersRequest, heartbeat: Dura
         request.resume_revision = session.open();
         request.heartbeat_interval = heartbeat.try_into().ok();
         request.accepts_pending_sources = true;
+        let mut connected_at = None;
         let error = read_stream(address, request, 3 * heartbeat, |batch| {
-            backoff = FIRST_BACKOFF;
-            session.receive(batch).map(|events| events.into_iter().for_each(&mut handle))
+            let events = session.receive(batch)?;
+            connected_at.get_or_insert_with(Instant::now);
+            events.into_iter().for_each(&mut handle);
+            Ok(())
         })
         .await;
+        if connected_at.is_some_and(|at| at.elapsed() >= HEALTHY) {
+            backoff = FIRST_BACKOFF;
+        }
         if FINAL.contains(&error.code()) {
             return error;
         }

@@ -1,4 +1,4 @@
-"""The README's table of clients has the numbers of cases of the conformance kit; `./dev conformance` runs the cases."""
+"""The tables of clients have what the conformance kit tests; `./dev conformance` runs the cases."""
 
 import pytest
 
@@ -17,6 +17,17 @@ def test_readme_table_has_the_number_of_cases_that_each_client_claims_to_pass(la
         if case.profile in client.profiles
     ]
     cells = " | ".join(cell(client, outcomes, profile) for profile in Profile)
-    rows = (ROOT / "README.md").read_text().splitlines()
+    rows = (ROOT / "conformance/README.md").read_text().splitlines()
     [row] = [row for row in rows if row.startswith(f"| [{language.capitalize()}]") and row.count("|") == 8]
     assert row.partition(" | ")[2] == f"{cells} |"
+
+
+@pytest.mark.parametrize("language", CLIENTS)
+def test_guide_says_which_profiles_each_client_claims(language: str) -> None:
+    client = CLIENTS[language]
+    claimed = "all profiles but some cases" if client.lacks_features else "all profiles"
+    if client.lacks_profiles:
+        claimed = ", ".join(f"`{profile.value}`" for profile in client.profiles)
+    rows = (ROOT / "docs/operators.md").read_text().splitlines()
+    [row] = [row for row in rows if row.startswith(f"| {language.capitalize()} |")]
+    assert row.endswith(f" | {claimed} |")

@@ -96,7 +96,8 @@ class DiscoveryClient:
             return  # watches and channels belong to another event loop, and cannot be closed on this one
         for watch in tuple(self._watches):
             await watch.close()
-        for channel in self._shared_channel.close():
+        channel = self._shared_channel.close()
+        if channel is not None:
             await channel.close()
 
     def watch(self, **options: Unpack[WatchOptions]) -> Watch:

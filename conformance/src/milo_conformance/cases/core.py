@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from functools import partial
 from operator import mul
 
@@ -30,6 +31,9 @@ reconnect cancels out."""
 SLOPE = (-2, -1, 0, 1, 2)
 CURVATURE_OF_DOUBLING = 0.25
 """The ratio of curvature to slope above which delays count as doubling. Doubling gives 0.44, linear growth 0."""
+SNAPSHOTS_WITHIN_S = 8.0
+MAX_SNAPSHOTS = 12
+"""Number of streams within this time if delays double from 0.1 s, and some more."""
 LATEST_SHORT_DELAY_S = 0.6
 """Upper limit of a delay after the backoff was reset: 0.2 s, and time for a reconnect on a busy machine."""
 UNAVAILABLE = grpc.StatusCode.UNAVAILABLE
@@ -126,6 +130,18 @@ async def replaced_in_one_batch(run: Run) -> None:
     stream = await run.synced("a")
     await stream.send(disengaged("a", "REPLACED"), engaged("a", uid="other"))
     await run.reported_only(stream, "DISENGAGED a reason=REPLACED", "ENGAGED a uid=other")
+
+
+@core(
+    "A cluster that ends and is engaged again in one batch is reported as disengaged and engaged",
+    why="The engagement that the work belongs to has ended, although the project is the same: an operator that misses "
+    "its end goes on with a state and a credential that are not valid any more.",
+    demands="ENGAGED first, then any number of UPDATED and KUBECONFIG, then DISENGAGED.",
+)
+async def engaged_again_in_one_batch(run: Run) -> None:
+    stream = await run.synced("a")
+    await stream.send(disengaged("a", "NOT_READY"), engaged("a", incarnation="a-2"))
+    await run.reported_only(stream, "DISENGAGED a reason=NOT_READY", "ENGAGED a")
 
 
 @core(
@@ -568,6 +584,18 @@ async def retry_info(run: Run) -> None:
 
 
 @core(
+    "A requested delay of 30 days does not become a short one",
+    why="Timers of some languages overflow at 25 days, and then elapse at once: the client opens hundreds of streams a "
+    "second to a daemon that asked for a pause. A client may wait for less than what is requested, some minutes.",
+    demands="A daemon that shuts down ends the stream with UNAVAILABLE and a RetryInfo.",
+)
+async def retry_info_of_days(run: Run) -> None:
+    stream = await run.synced("a")
+    stream.end(UNAVAILABLE, "shutting down", retry_after_s=30 * 24 * 3600)
+    await run.no_stream(4.0, "although the daemon requested a delay of 30 days")
+
+
+@core(
     "The first reconnect is prompt, and later ones back off",
     why="Without backoff, a daemon that refuses streams is flooded. With a long first delay, operators "
     "receive changes late after a restart of the daemon.",
@@ -590,6 +618,32 @@ async def backoff(run: Run) -> None:
         raise CaseFailed(f"{attempts} streams were opened within 3 s to a daemon that refuses them; the limit is 12")
     stream = await run.stream(resuming=stream.revision)
     await stream.send()
+    await run.nothing_else(stream)
+
+
+@core(
+    "Streams that break after their snapshot are opened with backoff",
+    why="A snapshot is what costs a daemon most. If each resets the delay, a connection that breaks soon, as behind a "
+    "proxy with a low limit, transfers the whole fleet several times a second.",
+    demands="at first soon, then with backoff and\n// jitter",
+)
+async def backoff_after_snapshots(run: Run) -> None:
+    stream = await run.synced("a")
+    snapshots, until = 1, time.monotonic() + SNAPSHOTS_WITHIN_S
+    with suppress(TimeoutError):
+        while True:
+            stream.end(UNAVAILABLE)
+            stream = await asyncio.wait_for(run.daemon.streams.get(), max(0.0, until - time.monotonic()))
+            await stream.snapshot(engaged("a"))
+            await asyncio.sleep(0.05)  # long enough for the snapshot to arrive
+            snapshots += 1
+    if snapshots > MAX_SNAPSHOTS:
+        raise CaseFailed(
+            f"a daemon whose streams break after their snapshot sent {snapshots} snapshots within "
+            f"{SNAPSHOTS_WITHIN_S:g} s; the limit is {MAX_SNAPSHOTS}"
+        )
+    stream = await run.stream()
+    await stream.snapshot(engaged("a"))
     await run.nothing_else(stream)
 
 

@@ -5,9 +5,12 @@ from __future__ import annotations
 import asyncio
 from functools import partial
 
+import grpc
+
 from milo_conformance.control_plane import ScriptedControlPlane
-from milo_conformance.daemon import ScriptedStream, disengaged, draining, engaged, kubeconfig, renewed, updated
+from milo_conformance.daemon import Abort, ScriptedStream, disengaged, draining, engaged, kubeconfig, renewed, updated
 from milo_conformance.failure import CaseFailed
+from milo_conformance.ownership import LATE_S, once, owned, refused, response
 from milo_conformance.run import SUBSCRIBER, Feature, Profile, Run, case
 from milo_discovery.v1 import discovery_pb2 as pb
 
@@ -18,6 +21,10 @@ WITH_STREAM = {"CONFORMANCE_KUBECONFIGS": "1"}
 LONG_HEARTBEAT = {"CONFORMANCE_HEARTBEAT_S": "60"}
 """Loading an API client can take longer than three heartbeat intervals of 1 s."""
 ANSWER = ("uid", "token", "server", "as", "code", "kubeconfig")
+MOVED = "https://moved.test/a"
+MAX_CONNECTIONS = 3
+"""Connections for a stream and for requests, and one more of a client that renews the ownership on its own."""
+OWNED_S = 6.0
 
 
 async def credential(run: Run, name: str) -> tuple[str, str, str]:
@@ -39,9 +46,10 @@ async def request(run: Run, name: str) -> str:
     return str(fields.get("code") or "")
 
 
-def issue_by_incarnation(run: Run) -> None:
+def issue_by_incarnation(run: Run, server: str = "") -> None:
     async def issue(request: pb.IssueKubeconfigRequest) -> pb.IssueKubeconfigResponse:
-        return pb.IssueKubeconfigResponse(kubeconfig=kubeconfig(request.cluster, f"for-{request.incarnation}"))
+        issued = kubeconfig(request.cluster, f"for-{request.incarnation}", server=server)
+        return pb.IssueKubeconfigResponse(kubeconfig=issued)
 
     run.daemon.answers["IssueKubeconfig"] = issue
 
@@ -168,6 +176,77 @@ async def endpoint_and_user_of_the_token(run: Run) -> None:
         )
 
 
+async def expect_credential(run: Run, expected: tuple[str, str, str], when: str) -> None:
+    if (found := await credential(run, "a")) != expected:
+        raise CaseFailed(f"{when}, the token, the server and the user of the handler are {found}, not {expected}")
+
+
+@fleet(
+    "An endpoint that changed while the daemon restarted gets a credential of its own",
+    why="The former endpoint may be another project's by now. Its credential, which is valid for an hour, must neither "
+    "be sent there nor to the new one.",
+    demands="Kubeconfig is a credential with the server that it is for.",
+)
+async def endpoint_changed_by_a_restart(run: Run) -> None:
+    stream = await run.resumed(await working(run, RUNS))
+    issue_by_incarnation(run, server=MOVED)
+    await stream.snapshot(engaged("a", incarnation="a-2", endpoint=MOVED))
+    await run.nothing_else(stream)
+    await expect_credential(run, ("for-a-2", MOVED, ""), "after its endpoint changed")
+    await run.nothing_else(stream)
+
+
+@fleet(
+    "A response for an endpoint that changed during the request is not used",
+    why="The response is for the former endpoint, which may be another project's by now.",
+    demands="Kubeconfig is a credential with the server that it is for.",
+)
+async def endpoint_changed_during_a_request(run: Run) -> None:
+    await run.start(RUNS)
+    changed = asyncio.Event()
+
+    async def issue(_: pb.IssueKubeconfigRequest) -> pb.IssueKubeconfigResponse:
+        if changed.is_set():
+            return pb.IssueKubeconfigResponse(kubeconfig=kubeconfig("a", "new", server=MOVED))
+        await changed.wait()
+        await asyncio.sleep(0.5)  # long enough for the client to apply the update
+        return pb.IssueKubeconfigResponse(kubeconfig=kubeconfig("a", "former"))
+
+    run.daemon.answers["IssueKubeconfig"] = issue
+    stream = await run.synced("a")
+    await run.command("credential a")
+    await run.daemon.wait_for_call("IssueKubeconfig")
+    await stream.send(updated("a", endpoint=MOVED))
+    changed.set()
+    fields = (await run.reported("CREDENTIAL a", ignoring=ANSWER))[0].fields
+    if (found := fields.get("token")) != "new":
+        raise CaseFailed(f"a credential that was requested before the endpoint changed is {found!r}, not 'new'")
+    await expect_credential(run, ("new", MOVED, ""), "after its endpoint changed")
+    await run.nothing_else(stream)
+
+
+@fleet(
+    "Requests that the daemon refuses do not open connections",
+    why="The issuer of credentials is down, and thousands of handlers ask. A client that takes each answer for a lost "
+    "connection opens as many, and breaks those that work.",
+    demands="UNAVAILABLE with a RetryInfo until the daemon has seen a complete list of its source",
+)
+async def refusals_on_one_connection(run: Run) -> None:
+    await run.start(RUNS)
+
+    async def refuse(_: pb.IssueKubeconfigRequest) -> pb.IssueKubeconfigResponse:
+        raise Abort(grpc.StatusCode.UNAVAILABLE, "no issuer", retry_after_s=1, reason="CREDENTIALS_UNAVAILABLE")
+
+    run.daemon.answers["IssueKubeconfig"] = refuse
+    names = [f"c{number}" for number in range(8)]
+    stream = await run.synced(*names)
+    for name in names:
+        await expect_token(run, name, "refused", "while the daemon has no issuer")
+    if (connected := run.daemon.relay.connected) > MAX_CONNECTIONS:
+        raise CaseFailed(f"{connected} connections were opened for a stream and {len(names)} refused requests")
+    await run.nothing_else(stream)
+
+
 @fleet(
     "A redirect is an error, and is not followed",
     why="A tenant who controls the responses could redirect a request, with its credential or impersonated user, to "
@@ -249,6 +328,77 @@ async def drains_behind_a_handler(run: Run) -> None:
     await run.nothing_else(stream)
     await run.command("finish a")
     await run.reported_only(stream, "END a", "BEGIN a")
+
+
+@fleet(
+    "A drain is released again on a stream that resumes",
+    why="The first release may have been lost with the connection. The daemon sends the cluster again, and waits.",
+    demands="The clusters that are draining are sent again on each stream that resumes.",
+)
+async def released_again_after_a_reconnect(run: Run) -> None:
+    await run.start(RUNS)
+    stream = await run.synced("a")
+    drains = updated("a", draining=draining("MOVED"))
+    await stream.send(drains)
+    await run.reported("SIGNALED a", "END a")
+    await run.daemon.wait_for_call("ReleaseCluster")
+    stream = await run.resumed(stream)
+    await stream.send(drains)
+    await run.daemon.wait_for_call("ReleaseCluster", after=1)
+    await run.nothing_else(stream)
+
+
+@fleet(
+    "A drain that outlives the daemon is released under the incarnation that the next one gave",
+    why="The restarted daemon refuses a release of the former incarnation, and waits until the deadline of the drain.",
+    demands="OTHER_INCARNATION for any incarnation but the last",
+)
+async def released_after_a_restart(run: Run) -> None:
+    await run.start(LINGERS)
+    stream = await run.synced("a")
+    end = draining("MOVED")
+    await stream.send(updated("a", draining=end))
+    await run.reported("SIGNALED a")
+    stream = await run.resumed(stream)
+    await stream.snapshot(engaged("a", incarnation="a-2", draining=end), engaged("b"))
+    await run.reported("BEGIN b")
+    await run.command("finish a")
+    await run.reported("END a")
+    await run.daemon.wait_for_call("ReleaseCluster", incarnation="a-2")
+    stream = await run.resumed(stream)
+    await stream.snapshot(engaged("a", incarnation="a-3", draining=end), engaged("b"))
+    await run.daemon.wait_for_call("ReleaseCluster", incarnation="a-3")
+    await run.nothing_else(stream)
+
+
+@fleet(
+    "When the ownership expires, handlers are told to end, and begin again once the daemon owns its clusters",
+    why="Another daemon may engage the clusters then. Its operator must not meet a handler that still works, or a "
+    "credential that it still gets.",
+    demands="stop working in all clusters when the `valid_for` of the last response has passed",
+)
+async def ownership_lost(run: Run) -> None:
+    await run.start(LINGERS)
+    issue_by_incarnation(run)
+    run.daemon.answers["RenewOwnership"] = once(response(OWNED_S), refused)
+    stream = await run.stream(resuming="")
+    stream.sharded = True
+    await stream.snapshot(engaged("a"))
+    await run.reported("BEGIN a")
+    await expect_token(run, "a", "for-a-1", "while the daemon owns its clusters")
+    owned_until = (await run.daemon.wait_for_call("RenewOwnership")).at + OWNED_S
+    [signaled] = await run.reported("SIGNALED a")
+    if (late_s := signaled.at - owned_until) > LATE_S:
+        raise CaseFailed(f"the handler was told to end {late_s:.1f} s late; at most {LATE_S} s are allowed")
+    await expect_token(run, "a", "refused", "after the ownership expired")
+    run.daemon.answers["RenewOwnership"] = owned(60)
+    again = await run.stream(resuming="")
+    again.sharded = True
+    await again.snapshot(engaged("a", incarnation="a-2"))
+    await run.command("finish a")
+    await run.reported("END a", "BEGIN a")
+    await expect_token(run, "a", "for-a-2", "when the daemon owns its clusters again")
+    await run.nothing_else(again)
 
 
 @fleet(

@@ -4,58 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
-from datetime import timedelta
 from functools import partial
 
 import grpc
 
 from milo_conformance.daemon import Abort, ScriptedStream, engaged
 from milo_conformance.failure import CaseFailed
+from milo_conformance.ownership import LATE_S, Renewal, once, owned, refused, response, unanswered
 from milo_conformance.run import Profile, Run, case
 from milo_discovery.v1 import discovery_pb2 as pb
 
 sharded = partial(case, Profile.SHARDED)
-LATE_S = 0.9
-"""Tolerated delay of a report that ownership was lost: enough for a busy machine, and less than the differences that
-the cases test."""
-Renewal = Callable[[pb.RenewOwnershipRequest], Awaitable[pb.RenewOwnershipResponse]]
-
-
-def response(seconds: float | None, *, is_sharded: bool = True) -> pb.RenewOwnershipResponse:
-    message = pb.RenewOwnershipResponse(sharded=is_sharded)
-    if seconds is not None:
-        message.valid_for.FromTimedelta(timedelta(seconds=seconds))
-    return message
-
-
-def owned(seconds: float | None) -> Renewal:
-    async def renew(_: pb.RenewOwnershipRequest) -> pb.RenewOwnershipResponse:
-        return response(seconds)
-
-    return renew
-
-
-async def unanswered(_: pb.RenewOwnershipRequest) -> pb.RenewOwnershipResponse:
-    await asyncio.sleep(60)
-    raise Abort(grpc.StatusCode.UNAVAILABLE)
-
-
-async def refused(_: pb.RenewOwnershipRequest) -> pb.RenewOwnershipResponse:
-    raise Abort(grpc.StatusCode.UNAVAILABLE, "restarting")
-
-
-def once(first: pb.RenewOwnershipResponse, then: Renewal) -> Renewal:
-    answered = False
-
-    async def renew(request: pb.RenewOwnershipRequest) -> pb.RenewOwnershipResponse:
-        nonlocal answered
-        if answered:
-            return await then(request)
-        answered = True
-        return first
-
-    return renew
 
 
 async def sharded_stream(run: Run, renew: Renewal, *, is_silent: bool = False) -> ScriptedStream:
@@ -222,9 +181,13 @@ async def failed_renewal(run: Run) -> None:
     demands="Call it every few seconds",
 )
 async def renewals_without_stream(run: Run) -> None:
-    stream = await sharded_stream(run, owned(2.5))
-    stream.end(grpc.StatusCode.UNAVAILABLE, "busy", retry_after_s=4)
+    stream = await sharded_stream(run, owned(60))  # seconds; long enough for a busy machine not to lose it
+    await run.daemon.wait_for_call("RenewOwnership")
+    stream.end(grpc.StatusCode.UNAVAILABLE, "busy", retry_after_s=12)
+    before = len(run.daemon.calls)
     again = await run.stream(resuming=stream.revision)
+    if len(run.daemon.calls) == before:
+        raise CaseFailed("the ownership was not renewed in the 12 s for which the stream was broken")
     again.sharded = True
     await again.send()
     await run.nothing_else(again)

@@ -20,8 +20,6 @@ from milo_discovery.model import (
     ClusterReport,
     DisengageReason,
     Draining,
-    Engagement,
-    EngagementReason,
     EventType,
     Kubeconfig,
 )
@@ -108,11 +106,8 @@ class FakeDiscovery:
         return self._kubeconfig(name)
 
     async def get(self, name: str) -> ClusterReport:
-        """Return the report of an engaged cluster. Raises ClusterNotFound."""
-        if name not in self._engaged:
-            raise ClusterNotFound(f"cluster {name!r} is not known", code="NOT_FOUND")
-        engagement = Engagement(engaged=True, reason=EngagementReason.ENGAGED)
-        return ClusterReport(cluster=self._engaged[name][0], engagement=engagement)
+        """Raise NotImplementedError: tests of a Fleet do not call this method."""
+        raise NotImplementedError("FakeDiscovery does not implement GetCluster")
 
     def _kubeconfig(self, name: str) -> Kubeconfig:
         _, control_plane = self._engaged[name]

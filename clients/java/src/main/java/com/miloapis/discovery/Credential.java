@@ -45,7 +45,7 @@ public final class Credential {
   private Kubeconfig lastPushed;
   private CompletableFuture<Void> renewal;
   private Throwable failure; // of the last request; null if it succeeded
-  private Instant notBefore = Instant.MIN; // no request before this time
+  private long notBefore = System.nanoTime(); // no request before this time, of System.nanoTime, since clocks can be set back
   private Duration backoff = FIRST_BACKOFF;
 
   /**
@@ -72,7 +72,7 @@ public final class Credential {
           current = null; // another project may have the former endpoint
           renewal = null;
           failure = null;
-          notBefore = Instant.MIN;
+          notBefore = System.nanoTime();
         }
         if (known.kubeconfig() != null && known.kubeconfig() != lastPushed) {
           lastPushed = known.kubeconfig();
@@ -83,7 +83,7 @@ public final class Credential {
         if (isValid && now.isBefore(current.refreshAt)) {
           return current.access;
         }
-        awaited = renewal == null && !now.isBefore(notBefore) ? renew(known.cluster()) : renewal;
+        awaited = renewal == null && System.nanoTime() - notBefore >= 0 ? renew(known.cluster()) : renewal;
         if (isValid || (awaited == null && failure == null)) { // the latter if it was issued just now: the clocks do not agree
           return current.access;
         }
@@ -155,7 +155,7 @@ public final class Credential {
   /** Use the kubeconfig of a response, and send no request for some seconds. Returns why it was refused; null if it was not. */
   private Throwable stored(Kubeconfig issued) {
     try {
-      notBefore = Instant.now().plus(offer(issued, 0));
+      notBefore = System.nanoTime() + offer(issued, 0).toNanos();
       return null;
     } catch (DiscoveryException refused) {
       return refused;
@@ -166,7 +166,7 @@ public final class Credential {
     failure = error;
     var delay = Duration.ofMillis(Math.round(backoff.toMillis() * ThreadLocalRandom.current().nextDouble(0.5, 1)));
     var requested = error instanceof DiscoveryException refusal ? refusal.retryAfter() : Duration.ZERO;
-    notBefore = Instant.now().plus(delay.compareTo(requested) < 0 ? requested : delay);
+    notBefore = System.nanoTime() + (delay.compareTo(requested) < 0 ? requested : delay).toNanos();
     var doubled = backoff.multipliedBy(2);
     backoff = doubled.compareTo(LONGEST_BACKOFF) > 0 ? LONGEST_BACKOFF : doubled;
   }
@@ -175,7 +175,7 @@ public final class Credential {
   private Duration offer(Kubeconfig kubeconfig, double wait) {
     var access = Access.of(kubeconfig);
     failure = null;
-    notBefore = Instant.MIN;
+    notBefore = System.nanoTime();
     backoff = FIRST_BACKOFF;
     boolean hasIssuedAt = isValid(kubeconfig.hasIssuedAt(), kubeconfig.getIssuedAt());
     var issuedAt = hasIssuedAt ? instant(kubeconfig.getIssuedAt()) : Instant.MIN;
