@@ -7,7 +7,7 @@ import signal
 import sys
 import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, nullcontext
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -193,6 +193,8 @@ class Daemon:
         sources = configured_sources(settings, self._environ)
         self._fleet = new_fleet(sources, settings, self._log, self._journal.of_source)
         async with AsyncExitStack() as stack:
+            for source in sources:
+                stack.push_async_exit(aclosing(source))
             traces = await stack.enter_async_context(self._traces())
             if settings.state_directory is not None:
                 prepare_directory(settings.state_directory)

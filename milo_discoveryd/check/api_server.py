@@ -16,6 +16,7 @@ from milo_discoveryd.wiring.configured_source import ConfiguredSource
 from milo_discoveryd.wiring.sharding import fleet_digest, lease_client, member_name
 from milo_kube.act_as import ActAs
 from milo_kube.credential import CredentialError
+from milo_kube.exec_plugin import TIMEOUT_S
 from milo_kube.http.errors import TransportError
 from milo_kube.tls_identity import expiry_of
 from milo_kube.upstream import Upstream
@@ -23,6 +24,8 @@ from milo_kube.upstream import Upstream
 SHARDING = "sharding"
 """The subject of the finding about the Leases of the shard group."""
 REQUEST_TIMEOUT_S = 15.0
+CREDENTIAL_TIMEOUT_S = TIMEOUT_S + 5.0
+"""Longer than an exec plugin may run, so that its own error is reported."""
 WATCH_S = 1  # duration of the test watch
 
 _IDENTITY = "/apis/authentication.k8s.io/v1/selfsubjectreviews"
@@ -72,6 +75,7 @@ class ApiServerCheck:
             )
 
     async def _reach(self) -> AsyncIterator[Finding]:
+        await self._upstream.access(within_s=CREDENTIAL_TIMEOUT_S)
         answer = await self._transport.post(_IDENTITY, api_responses.identity_review(), timeout_s=REQUEST_TIMEOUT_S)
         yield ok(self._subject("reach"), f"{self._transport.host} answers ({self._upstream.origin})")
         # The identity is checked last: an expired certificate or a wrong clock may be why the server rejects it, and
@@ -82,7 +86,7 @@ class ApiServerCheck:
         yield api_responses.identity(self._subject("identity"), answer.status, answer.body, self._upstream.origin)
 
     async def _certificate(self) -> Finding | None:
-        certificate = (await self._upstream.credentials.credential()).certificate
+        certificate = self._upstream.credentials.held().certificate
         if certificate is None:
             return None
         expiry = expiry_of(certificate.chain, datetime.now(UTC))
@@ -141,7 +145,7 @@ class ApiServerCheck:
 async def usable(name: str, upstream: Upstream) -> Finding:
     """Check the credential of a kubeconfig whose server the daemon does not contact."""
     try:
-        await upstream.credentials.credential()
+        await upstream.credentials.credential(within_s=CREDENTIAL_TIMEOUT_S)
     except CredentialError as error:
         return fail(f"{name} credential", str(error), f"fix the credential in {upstream.origin}")
     return ok(f"{name} credential", f"available ({upstream.origin})")

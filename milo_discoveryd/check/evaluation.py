@@ -15,7 +15,6 @@ from milo_discoveryd.fleet.source import ObjectsAreClusters
 from milo_discoveryd.log.change_log import ChangeLog, Retention
 from milo_discoveryd.model.cluster import Cluster
 from milo_discoveryd.model.contributions import ObservedObject
-from milo_discoveryd.model.moment import Moment
 from milo_discoveryd.model.object_state import MEANINGS, ObjectState
 from milo_discoveryd.model.observation import Ready
 from milo_discoveryd.objects.store import ObjectChanges, ObjectPosition, ObjectStore
@@ -23,6 +22,7 @@ from milo_discoveryd.sources.keyed import FollowedCollection, KeyedSource
 from milo_discoveryd.watchers.transport import Transport
 from milo_discoveryd.wiring.configured_source import ConfiguredSource, at_server
 from milo_kube.list_pages import EndlessListError, ListPages
+from milo_kube.moment import Moment
 from milo_kube.reflect.wire import ListPageError
 from milo_kube.upstream import Upstream
 

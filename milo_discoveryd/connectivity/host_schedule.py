@@ -19,7 +19,7 @@ from milo_discoveryd.connectivity.reachability import (
     ProbeSchedule,
 )
 from milo_discoveryd.model.cluster import ConnectivityStatus, Reachability, source_of
-from milo_discoveryd.model.moment import Moment
+from milo_kube.moment import Moment
 
 HOST_ANSWERS = "the API server answers; a probe of its host does not show whether the project exists"
 

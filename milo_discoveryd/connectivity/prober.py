@@ -17,7 +17,7 @@ from milo_discoveryd.connectivity.reachability import (
 from milo_discoveryd.instruments import ProbeMetrics
 from milo_discoveryd.logger import log
 from milo_discoveryd.model.cluster import Cluster
-from milo_discoveryd.model.moment import Moment
+from milo_kube.moment import Moment
 
 SendProbe = Callable[[Cluster], Awaitable[ProbeOutcome]]
 """Probes the cluster's API server within a deadline. Returns expected failures instead of raising them."""

@@ -15,7 +15,7 @@ from collections.abc import Callable
 import msgspec
 
 from milo_discoveryd.model.cluster import ConnectivityStatus, Reachability
-from milo_discoveryd.model.moment import Moment
+from milo_kube.moment import Moment
 from milo_kube.reflect.backoff import Backoff
 
 

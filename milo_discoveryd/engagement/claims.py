@@ -25,12 +25,12 @@ import msgspec
 from milo_discoveryd.engagement.engagement import ClusterState, ClusterStates, Engagements
 from milo_discoveryd.log.events import Event
 from milo_discoveryd.model.cluster import Target
-from milo_discoveryd.model.moment import Moment
 from milo_discoveryd.model.object_state import ObjectState
 from milo_discoveryd.model.observation import NotReady, Ready
 from milo_discoveryd.objects.pending_deletions import ConfirmedDeletion
 from milo_discoveryd.objects.store import RESTORED_POSITION, ObjectPosition
 from milo_kube import addresses
+from milo_kube.moment import Moment
 
 _CLAIMING = (Ready, NotReady)
 

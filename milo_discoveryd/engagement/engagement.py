@@ -28,7 +28,6 @@ from milo_discoveryd.model.cluster import (
     Target,
     without_draining,
 )
-from milo_discoveryd.model.moment import Moment
 from milo_discoveryd.model.object_state import (
     ABSENT_STATES,
     FORGETTABLE_RECORDS_KEPT,
@@ -48,6 +47,7 @@ from milo_discoveryd.model.observation import (
 )
 from milo_discoveryd.objects.pending_deletions import ConfirmedDeletion
 from milo_discoveryd.objects.store import ObjectPosition
+from milo_kube.moment import Moment
 
 TRANSITIONS_KEPT = 8
 """The number of earlier transitions of each cluster that are kept."""

@@ -16,9 +16,9 @@ from milo_discoveryd.log.events import Event, EventType
 from milo_discoveryd.log.filter import ClusterView
 from milo_discoveryd.logger import log
 from milo_discoveryd.model.cluster import Cluster, source_of
-from milo_discoveryd.model.moment import Moment
 from milo_discoveryd.model.observation import NotWanted
 from milo_discoveryd.objects.store import Positions
+from milo_kube.moment import Moment
 from milo_kube.reflect.view_status import ViewStatus
 
 STEP_S = 0.01

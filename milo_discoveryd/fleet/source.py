@@ -15,7 +15,6 @@ from milo_discoveryd.engagement.not_ready import HeldNotReady, NotReadyClusters
 from milo_discoveryd.fleet.changes import FleetChanges, Observer, SourceClusters, moment, steady_now
 from milo_discoveryd.model.cluster import Target
 from milo_discoveryd.model.contributions import ObjectReference, ObservedObject
-from milo_discoveryd.model.moment import Moment
 from milo_discoveryd.model.observation import NotWanted, Ready
 from milo_discoveryd.model.removal_limits import FirstList
 from milo_discoveryd.model.resource import NAMES, ObjectKeys
@@ -40,6 +39,7 @@ from milo_discoveryd.objects.store import (
 )
 from milo_discoveryd.sources.kind import ProjectUids
 from milo_discoveryd.state_file.encoding import StoredObject
+from milo_kube.moment import Moment
 from milo_kube.reflect.messages import (
     EventIgnored,
     Listed,

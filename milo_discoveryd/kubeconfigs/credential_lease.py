@@ -12,9 +12,9 @@ from typing import TypeAlias
 import msgspec
 
 from milo_discoveryd.credentials.issued_credential import IssuedCredential
-from milo_discoveryd.model.moment import Moment
 from milo_kube import retry_after
 from milo_kube.credential import CredentialError
+from milo_kube.moment import Moment
 
 RENEWAL = (0.36, 0.42)
 """The part of a credential's life in which renewal starts, at a random point. It is early enough that the issuer can be

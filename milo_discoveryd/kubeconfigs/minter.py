@@ -20,7 +20,7 @@ from milo_discoveryd.credentials.issuers.issuer import (
     NotifyingIssuer,
     RevokingIssuer,
     Scope,
-    TimedIssuer,
+    mint_timeout_s,
 )
 from milo_discoveryd.daemon_errors import BackendError, UnfitError
 from milo_discoveryd.instruments import CredentialMetrics
@@ -29,15 +29,12 @@ from milo_discoveryd.kubeconfigs.lease_table import LeaseEntry, LeaseKey, LeaseT
 from milo_discoveryd.kubeconfigs.mint_queue import MintQueue
 from milo_discoveryd.logger import log
 from milo_discoveryd.model.cluster import Cluster, Target
-from milo_discoveryd.model.moment import Moment
 from milo_kube.credential import CredentialError
+from milo_kube.moment import Moment
 from milo_kube.rate_limit import Rate, TokenBucket
 
 FIRST_ATTEMPT_S = 1.0
 """How long a stream waits for an issuer that has not responded yet, so that its first events contain credentials."""
-MINT_TIMEOUT_S = 30.0
-TIMEOUT_MARGIN_S = 5.0
-"""Added to the issuer's own timeout, if it has one, so that the issuer's timeout error is reported."""
 CHECK_EVERY_S = 5.0
 """The maximum delay until a step of the wall clock is detected."""
 JUMP_S = 5.0
@@ -289,8 +286,7 @@ class Minter:
             cluster=entry.cluster,
             held=None if held is None else held.credential,
         )
-        issuer = self.issuer
-        timeout_s = issuer.timeout_s + TIMEOUT_MARGIN_S if isinstance(issuer, TimedIssuer) else MINT_TIMEOUT_S
+        issuer, timeout_s = self.issuer, mint_timeout_s(self.issuer)
         try:
             async with asyncio.timeout(timeout_s):
                 return await issuer.mint(request)

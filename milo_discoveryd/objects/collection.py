@@ -6,7 +6,6 @@ from itertools import islice
 import msgspec
 
 from milo_discoveryd.model.contributions import ObservedObject
-from milo_discoveryd.model.moment import Moment
 from milo_discoveryd.model.object_state import ABSENT_STATES, ObjectState
 from milo_discoveryd.model.observation import Malformed
 from milo_discoveryd.model.removal_limits import RemovalLimits
@@ -37,6 +36,7 @@ from milo_discoveryd.objects.store import (
     ObjectStore,
     SourcePositions,
 )
+from milo_kube.moment import Moment
 from milo_kube.reflect.messages import (
     DeletionReported,
     Listed,

@@ -21,6 +21,8 @@ PAGE_BYTES = 2 << 20
 """The largest response that is read. An object in etcd has at most 1.5 MiB, and 64 KiB of pending clusters are about
 110 KiB of a Lease."""
 MAX_PAGES = 250
+REQUEST_TIMEOUT_S = TIMEOUT_S - 0.1
+"""Timeout of one request: shorter, so that its own problem is reported, such as a credential that it waits for."""
 REQUIRED_RULE = "list, create, update and delete on leases.coordination.k8s.io in this namespace"
 
 
@@ -73,7 +75,7 @@ class LeaseClient:
             query = [("labelSelector", names.selector), ("limit", str(self._page_size))]
             query += [("continue", continued)] if continued else []
             try:
-                answer = await self._api.get(names.collection, query, timeout_s=TIMEOUT_S, limit=PAGE_BYTES)
+                answer = await self._api.get(names.collection, query, timeout_s=REQUEST_TIMEOUT_S, limit=PAGE_BYTES)
             except TransportError as error:
                 if error.cause != "too_large" or self._page_size == 1:
                     raise
@@ -114,7 +116,7 @@ class LeaseClient:
         match request:
             case Delete(lease):
                 body = lease_objects.encode_precondition(lease.version)
-                return await self._api.delete(names.path(names.member(lease.member)), body, timeout_s=TIMEOUT_S)
+                return await self._api.delete(names.path(names.member(lease.member)), body, timeout_s=REQUEST_TIMEOUT_S)
             case WriteLease(lease) | Evict(lease):
                 body = lease_objects.encode_member(lease, names, self._wall())
                 return await self._put_or_post(names.member(lease.member), lease.version, body)
@@ -126,8 +128,8 @@ class LeaseClient:
 
     async def _put_or_post(self, name: str, version: str, body: bytes) -> ApiAnswer:
         if version:
-            return await self._api.put(self._names.path(name), body, timeout_s=TIMEOUT_S)
-        answer = await self._api.post(self._names.collection, body, timeout_s=TIMEOUT_S)
+            return await self._api.put(self._names.path(name), body, timeout_s=REQUEST_TIMEOUT_S)
+        answer = await self._api.post(self._names.collection, body, timeout_s=REQUEST_TIMEOUT_S)
         if answer.status == 404:
             raise BackendError(
                 f"{self._origin} cannot create a Lease in namespace {self._names.namespace} (404): the namespace does "
@@ -140,7 +142,7 @@ class LeaseClient:
     async def _require_own(self, name: str) -> None:
         """Raise BackendError if a Lease of this name does not belong to the group."""
         query = (("fieldSelector", f"metadata.name={name}"),)
-        answer = await self._api.get(self._names.collection, query, timeout_s=TIMEOUT_S)
+        answer = await self._api.get(self._names.collection, query, timeout_s=REQUEST_TIMEOUT_S)
         owner = lease_objects.decode_owner(answer.body) if answer.status == 200 else None
         if owner is not None and owner != self._names.group:
             whose = f"the shard group {owner!r}" if owner else "no shard group"

@@ -16,7 +16,6 @@ from milo_discoveryd.kubeconfigs.credential_lease import IssuerHealth
 from milo_discoveryd.kubeconfigs.kubeconfigs import CredentialDescription
 from milo_discoveryd.log.filter import Filter
 from milo_discoveryd.model.cluster import Cluster, Reachability
-from milo_discoveryd.model.moment import Moment
 from milo_discoveryd.model.object_state import ObjectState
 from milo_discoveryd.rights.caller_selector import verified_fields
 from milo_discoveryd.sharding.status import GroupStatus
@@ -42,6 +41,7 @@ from milo_discoveryd.telemetry.status import (
     organization_of,
     when,
 )
+from milo_kube.moment import Moment
 from milo_kube.reflect.view_status import ViewState, ViewStatus
 from milo_kube.rfc3339 import rfc3339
 

@@ -28,7 +28,7 @@ from milo_kube import retry_after
 from milo_kube.api_request import Answer
 from milo_kube.http.errors import TransportError
 from milo_kube.list_watch import CollectionApi, ListWatch
-from milo_kube.liveness_probe import LivenessProbe
+from milo_kube.liveness_probe import LivenessApi, LivenessProbe
 from milo_kube.reflect.messages import Failure, SourceEvent
 from milo_kube.reflect.reflector import Reflector
 from milo_kube.reflect.wire import Decoder, ListPageError, error_status
@@ -133,11 +133,8 @@ class Confirmations:
         return Inconclusive(problem)
 
 
-class SourceApi(CollectionApi, Protocol):
+class SourceApi(CollectionApi, LivenessApi, Protocol):
     """The requests that the driver sends."""
-
-    async def drop(self) -> None:
-        """Close every connection; the next request opens a new one."""
 
 
 class Driver:

@@ -107,7 +107,9 @@ class ProbeSender:
 
     async def _send_own(self, endpoint: str, trust: ClusterTrust) -> int:
         sends_own = self._sends_own_credential and not trust.server
-        credential = await self._upstream.credentials.credential() if sends_own else Credential()
+        credential = (
+            await self._upstream.credentials.credential(within_s=self._timeout_s) if sends_own else Credential()
+        )
         return await self._send(endpoint, trust, credential)
 
     async def _send(self, endpoint: str, trust: ClusterTrust, credential: Credential) -> int:

@@ -1,5 +1,6 @@
 """Requests of the daemon to one API server."""
 
+import asyncio
 import os
 import time
 from collections.abc import Callable, Mapping
@@ -7,8 +8,8 @@ from datetime import UTC, datetime
 
 from milo_discoveryd import USER_AGENT
 from milo_discoveryd.logger import log
-from milo_kube.api_request import Access, ApiRequest
-from milo_kube.api_server import CONNECT_TIMEOUT_S, ApiServer, OpenResponse, Pools
+from milo_kube.api_request import Access, Answer, ApiRequest
+from milo_kube.api_server import CONNECT_TIMEOUT_S, ApiServer, OpenResponse, Pools, ResponseBounds
 from milo_kube.credential import ClientCertificate, Credential
 from milo_kube.http.errors import TransportError
 from milo_kube.tls_identity import expiry_of
@@ -42,6 +43,13 @@ class Transport(ApiServer):
             connect_timeout_s=connect_timeout_s,
         )
         self.host = upstream.server
+        self._upstream = upstream
+
+    async def get_at_once(self, path: str, *, timeout_s: float) -> Answer:
+        """Send a GET with the newest credential or without one, and never wait for another. Raises TransportError."""
+        until = asyncio.get_running_loop().time() + timeout_s
+        bounds = ResponseBounds(until, timeout_s, self._response_limit)
+        return await self._answered(ApiRequest("GET", path), self._upstream.access_now(), bounds)
 
     async def drop(self) -> None:
         """Close every connection. Requests in flight fail; the next request opens a connection."""
@@ -61,8 +69,8 @@ class ExpiringAccess:
         self.expires_at: float | None = None
         """When the client certificate expires, in seconds since the epoch; None without one."""
 
-    async def access(self, *, refused: Credential | None = None) -> Access:
-        access = await self._upstream.access(refused=refused)
+    async def access(self, *, within_s: float, refused: Credential | None = None) -> Access:
+        access = await self._upstream.access(within_s=within_s, refused=refused)
         if access.credential.certificate != self._certificate:
             self._certificate = access.credential.certificate
             self._note_expiry()

@@ -56,6 +56,11 @@ class ConfiguredSource:
         """The files of a source that has no API server."""
         self._transports: dict[str, MonitoredTransport] = {}
 
+    async def aclose(self) -> None:
+        """End the renewal of the credentials."""
+        for upstream in filter(None, (self.project, self.discovery)):
+            await upstream.aclose()
+
     @property
     def certificate_expires_at(self) -> float | None:
         """When the client certificate for the watched API server expires; None without one, or before its first use."""

@@ -5,7 +5,8 @@ import re
 import secrets
 import stat
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, aclosing
+from functools import partial
 from pathlib import Path
 from typing import assert_never
 
@@ -17,7 +18,7 @@ from milo_discoveryd.credentials.issuers.issuer import (
     EachSourceIssuer,
     FencingIssuer,
     Issuer,
-    RenewingCredential,
+    IssuerOrigin,
     Scope,
 )
 from milo_discoveryd.credentials.issuers.kubeconfig_file import KubeconfigFileIssuer
@@ -33,8 +34,8 @@ from milo_discoveryd.logger import log
 from milo_discoveryd.sources.kind import ProjectServer
 from milo_discoveryd.wiring.configured_source import ConfiguredSource
 from milo_discoveryd.wiring.sharding import member_name
-from milo_discoveryd.wiring.upstreams import open_upstream
-from milo_kube.credential_providers import FileCredential
+from milo_discoveryd.wiring.upstreams import note_renewal, open_upstream
+from milo_kube.credential_providers import CredentialOrigin, FileOrigin, RenewedCredential
 from milo_kube.exec_plugin import ExecCommand
 from milo_kube.file_content import FileContent
 from milo_kube.http.proxy import environment_proxy
@@ -110,7 +111,14 @@ class Issuers:
             )
         ttl_s = self._settings.kubeconfigs.default_ttl.total_seconds()
         origin = f"{discovery.origin} with credentials of the issuer {name}"
-        return msgspec.structs.replace(discovery, origin=origin, credentials=RenewingCredential(issuer, ttl_s=ttl_s))
+        return msgspec.structs.replace(
+            discovery, origin=origin, credentials=self._renewed(IssuerOrigin(issuer, ttl_s=ttl_s), origin)
+        )
+
+    def _renewed(self, origin: CredentialOrigin, name: str) -> RenewedCredential:
+        provider = RenewedCredential(origin, note=partial(note_renewal, name))
+        self._closing.push_async_exit(aclosing(provider))
+        return provider
 
     def _make(self, of: issuers.IssuerSettings) -> Issuer:  # noqa: PLR0911 - one for each type
         match of:
@@ -164,7 +172,7 @@ class Issuers:
                     timeout_s=of.timeout.total_seconds(),
                 )
             case issuers.TokenFileSettings():
-                file = FileCredential(token=FileContent(of.path))
+                file = self._renewed(FileOrigin(token=FileContent(of.path)), str(of.path))
                 return PassthroughIssuer(file, name=of.name, type=of.type, origin=str(of.path), audiences=of.audiences)
             case issuers.KubeconfigSecret():
                 return self._of_each_source(of, lambda served: self._kubeconfig_secret(of, served))

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from milo_discoveryd.config import Settings, SourceSettings
 from milo_discoveryd.daemon_errors import ConfigError
+from milo_discoveryd.logger import log
 from milo_discoveryd.sources.kind import ProjectServer
 from milo_discoveryd.watchers.transport import MonitoredTransport, Transport
 from milo_kube.credential import Credential
@@ -28,10 +29,18 @@ def load_discovery_upstream(
     """
     try:
         if kubeconfig is None:
-            return load_in_cluster(environ)
-        return load_kubeconfig(kubeconfig, plugins, plain_loopback=plain_loopback)
+            return load_in_cluster(environ, note=note_renewal)
+        return load_kubeconfig(kubeconfig, plugins, plain_loopback=plain_loopback, note=note_renewal)
     except UpstreamError as error:
         raise ConfigError(error.problems) from None
+
+
+def note_renewal(origin: str, problem: str) -> None:
+    """Log that the renewal of a credential of the daemon fails, or works again."""
+    if problem:
+        log.warning("credential of the daemon not renewed", origin=origin, problem=problem)
+    else:
+        log.info("credential of the daemon renewed again", origin=origin)
 
 
 def load_project_upstream(
@@ -83,6 +92,7 @@ def open_upstream(
     upstream = load_discovery_upstream(
         kubeconfig, environ, settings.exec_plugins, plain_loopback=settings.plain_loopback
     )
+    closing.push_async_exit(aclosing(upstream))
     timeout_s = settings.watch.connect_timeout.total_seconds()
     transport = MonitoredTransport(
         upstream, response_limit=_RESPONSE_LIMIT, connect_timeout_s=timeout_s, environ=environ

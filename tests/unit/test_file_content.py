@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 
 from milo_kube.credential import Credential, CredentialError, Secret, token_of
-from milo_kube.credential_providers import FileCredential, StaticCredential
+from milo_kube.credential_providers import FileOrigin, StaticCredential
 from milo_kube.file_content import MAX_BYTES, SETTLED_S, FileContent
+from tests.support.certificates import Authority
 from tests.support.renamed_file import replace
 
 
@@ -23,17 +24,23 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "token"
 
 
+async def obtained(origin: FileOrigin, refused: Credential | None = None) -> Credential:
+    return await origin.obtain(refused=refused, is_due=True)
+
+
 async def test_token_file_trailing_newline_is_stripped(path: Path) -> None:
     path.write_text("abc\n")
-    assert await FileCredential(token=FileContent(path)).credential() == Credential(token=Secret("abc"))
+    assert await obtained(FileOrigin(token=FileContent(path))) == Credential(token=Secret("abc"))
 
 
-async def test_replaced_token_file_is_read_at_next_request(path: Path) -> None:
+async def test_replaced_token_file_is_noticed_and_read(path: Path) -> None:
     path.write_text("one")
-    source = FileCredential(token=FileContent(path))
-    await source.credential()
+    source = FileOrigin(token=FileContent(path))
+    await obtained(source)
+    assert not source.has_changed()
     replace(path, "two")
-    assert await source.credential() == Credential(token=Secret("two"))
+    assert source.has_changed()
+    assert await obtained(source) == Credential(token=Secret("two"))
 
 
 async def test_token_file_behind_replaced_symlink_is_read(tmp_path: Path) -> None:
@@ -42,11 +49,11 @@ async def test_token_file_behind_replaced_symlink_is_read(tmp_path: Path) -> Non
         (tmp_path / version / "token").write_text(version)
     current = tmp_path / "current"
     current.symlink_to("one")
-    source = FileCredential(token=FileContent(current / "token"))
-    assert await source.credential() == Credential(token=Secret("one"))
+    source = FileOrigin(token=FileContent(current / "token"))
+    assert await obtained(source) == Credential(token=Secret("one"))
     current.unlink()
     current.symlink_to("two")
-    assert await source.credential() == Credential(token=Secret("two"))
+    assert await obtained(source) == Credential(token=Secret("two"))
 
 
 def rewrite_unnoticed(path: Path, content: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -95,10 +102,10 @@ def test_file_replaced_by_rename_takes_effect_at_once(path: Path) -> None:
 
 async def test_rejected_token_file_is_read_again_at_once(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path.write_text("one")
-    source = FileCredential(token=FileContent(path))
-    refused = await source.credential()
+    source = FileOrigin(token=FileContent(path))
+    refused = await obtained(source)
     rewrite_unnoticed(path, "two", monkeypatch)
-    assert await source.credential(refused=refused) == Credential(token=Secret("two"))
+    assert await obtained(source, refused) == Credential(token=Secret("two"))
 
 
 def test_last_valid_credential_is_kept_while_file_is_invalid(path: Path) -> None:
@@ -128,21 +135,30 @@ def test_credential_file_without_valid_content_is_reported_by_name(path: Path) -
         content.read()
 
 
-async def test_certificate_and_key_are_read_from_their_files(tmp_path: Path) -> None:
-    chain, key = tmp_path / "tls.crt", tmp_path / "tls.key"
-    chain.write_bytes(b"CHAIN")
-    key.write_bytes(b"KEY")
-    fixed = Credential(token=Secret("t"))
-    credential = await FileCredential(fixed=fixed, chain=FileContent(chain), key=FileContent(key)).credential()
+async def test_certificate_and_key_are_used_once_both_were_replaced(tmp_path: Path) -> None:
+    authority, chain, key = Authority(), tmp_path / "tls.crt", tmp_path / "tls.key"
+    one, two = authority.issue(), authority.issue()
+    chain.write_bytes(one.certificate)
+    key.write_bytes(one.key)
+    origin = FileOrigin(fixed=Credential(token=Secret("t")), chain=FileContent(chain), key=FileContent(key))
+    credential = await obtained(origin)
     assert credential.token == Secret("t")
     assert credential.certificate is not None
-    assert (credential.certificate.chain, credential.certificate.key) == (b"CHAIN", Secret("KEY"))
+    assert (credential.certificate.chain, credential.certificate.key.reveal()) == (one.certificate, one.key.decode())
+    replace(chain, two.certificate.decode())
+    with pytest.raises(CredentialError, match="do not match"):
+        await obtained(origin)
+    replace(key, two.key.decode())
+    assert origin.has_changed()
+    renewed = (await obtained(origin)).certificate
+    assert renewed is not None
+    assert renewed.chain == two.certificate
 
 
 async def test_static_credential_is_unchanged_when_rejected() -> None:
     credential = Credential(token=Secret("t"))
     source = StaticCredential(credential)
-    assert await source.credential(refused=credential) is credential
+    assert await source.credential(within_s=1, refused=credential) is credential
 
 
 @pytest.mark.parametrize("text", ["a b", "a\nb", "a\0b", "\x7f", "tök"])

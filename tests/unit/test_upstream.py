@@ -4,8 +4,9 @@ import asyncio
 import base64
 import json
 import os
+import re
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import aclosing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from milo_kube.credential import Credential, CredentialError, Secret
-from milo_kube.upstream import UpstreamError, load_kubeconfig
+from milo_kube.credential_providers import RenewedCredential
+from milo_kube.upstream import KubeconfigOrigin, Upstream, UpstreamError, load_kubeconfig
+from tests.support.certificates import Authority
 from tests.support.renamed_file import replace
 
 Write = Callable[..., Path]
@@ -49,6 +52,19 @@ def write(tmp_path: Path) -> Write:
     return write
 
 
+async def credential(upstream: Upstream) -> Credential:
+    async with aclosing(upstream):
+        return await upstream.credentials.credential(within_s=20)
+
+
+def replaced(path: Path) -> KubeconfigOrigin:
+    """Return the origin of the credential in a kubeconfig that will be replaced."""
+    provider = load_kubeconfig(path).credentials
+    assert isinstance(provider, RenewedCredential)
+    assert isinstance(provider.origin, KubeconfigOrigin)
+    return provider.origin
+
+
 def problems(path: Path) -> tuple[str, ...]:
     with pytest.raises(UpstreamError) as raised:
         load_kubeconfig(path)
@@ -67,39 +83,43 @@ async def test_kubeconfig_current_context_has_server_ca_and_token(write: Write) 
     assert upstream.trusted() == b"PEM"
     assert upstream.tls_server_name == "milo"
     assert upstream.proxy is None
-    assert await upstream.credentials.credential() == Credential(token=Secret("s3cret"))
+    assert await credential(upstream) == Credential(token=Secret("s3cret"))
 
 
 async def test_files_referenced_by_kubeconfig_are_relative_to_it_and_reloaded(write: Write, tmp_path: Path) -> None:
-    for name in ("token", "ca.crt", "tls.crt", "tls.key"):
-        (tmp_path / name).write_text(name)
+    pair = Authority().issue()
+    files = {"token": b"token", "ca.crt": b"ca.crt", "tls.crt": pair.certificate, "tls.key": pair.key}
+    for name, content in files.items():
+        (tmp_path / name).write_bytes(content)
     path = write(
         cluster={"certificate-authority": "ca.crt"},
         user={"tokenFile": "token", "token": "older", "client-certificate": "tls.crt", "client-key": "tls.key"},
     )
-    upstream = load_kubeconfig(path)
-    credential = await upstream.credentials.credential()
+    upstream, origin = load_kubeconfig(path), replaced(path)
+    found = await origin.obtain(refused=None, is_due=True)
     assert upstream.trusted() == b"ca.crt"
-    assert credential.token == Secret("token")
-    assert credential.certificate is not None
-    assert credential.certificate.chain == b"tls.crt"
+    assert found.token == Secret("token")
+    assert found.certificate is not None
+    assert found.certificate.chain == pair.certificate
+    assert not origin.has_changed()
     replace(tmp_path / "token", "another")
     replace(tmp_path / "ca.crt", "another")
-    assert (await upstream.credentials.credential()).token == Secret("another")
+    assert origin.has_changed()
+    assert (await origin.obtain(refused=None, is_due=False)).token == Secret("another")
     assert upstream.trusted() == b"another"
 
 
 async def test_kubeconfig_may_embed_client_certificate(write: Write) -> None:
     user = {"client-certificate-data": encoded("CHAIN"), "client-key-data": encoded("KEY")}
-    credential = await load_kubeconfig(write(user=user)).credentials.credential()
-    assert credential.token is None
-    assert credential.certificate is not None
-    assert (credential.certificate.chain, credential.certificate.key) == (b"CHAIN", Secret("KEY"))
+    found = await credential(load_kubeconfig(write(user=user)))
+    assert found.token is None
+    assert found.certificate is not None
+    assert (found.certificate.chain, found.certificate.key) == (b"CHAIN", Secret("KEY"))
 
 
 async def test_kubeconfig_context_without_user_is_anonymous(write: Write) -> None:
     path = write(contexts=[{"name": "here", "context": {"cluster": "c"}}])
-    assert await load_kubeconfig(path).credentials.credential() == Credential()
+    assert await credential(load_kubeconfig(path)) == Credential()
 
 
 def test_kubeconfig_may_be_json(write: Write, tmp_path: Path) -> None:
@@ -134,10 +154,10 @@ def test_kubeconfig_exec_plugin_that_is_not_allowed_is_not_run(write: Write, all
 
 
 async def test_exec_plugin_of_replaced_kubeconfig_is_not_run_if_not_allowed(write: Write) -> None:
-    source = load_kubeconfig(write()).credentials
+    origin = replaced(write())
     write(user={"exec": {"apiVersion": "client.authentication.k8s.io/v1", "command": "./login"}})
     with pytest.raises(CredentialError, match="exec_plugins` does not allow"):
-        await source.credential()
+        await origin.obtain(refused=None, is_due=False)
 
 
 def test_kubeconfig_credential_for_plain_http_server_is_accepted_only_on_loopback_if_configured(write: Write) -> None:
@@ -157,34 +177,71 @@ async def test_kubeconfig_may_be_read_from_a_pipe(write: Write, tmp_path: Path) 
     writing = asyncio.create_task(asyncio.to_thread(pipe.write_bytes, content))
     upstream = await asyncio.to_thread(load_kubeconfig, pipe)
     await writing
-    assert await upstream.credentials.credential() == Credential(token=Secret("s3cret"))
+    assert await credential(upstream) == Credential(token=Secret("s3cret"))
 
 
 async def test_new_credential_in_replaced_kubeconfig_is_used(write: Write) -> None:
-    source = load_kubeconfig(write()).credentials
-    assert await source.credential() == Credential(token=Secret("s3cret"))
+    origin = replaced(write())
+    assert not origin.has_changed()
+    assert await origin.obtain(refused=None, is_due=True) == Credential(token=Secret("s3cret"))
     write(user={"token": "renewed"})
-    assert await source.credential() == Credential(token=Secret("renewed"))
+    assert origin.has_changed()
+    assert await origin.obtain(refused=None, is_due=False) == Credential(token=Secret("renewed"))
+    assert not origin.has_changed()
 
 
-async def test_replaced_kubeconfig_with_new_server_is_rejected(write: Write) -> None:
-    source = load_kubeconfig(write()).credentials
-    write(cluster={"server": "https://elsewhere"})
-    for _ in range(2):
-        with pytest.raises(CredentialError, match="now names a different server, https://elsewhere"):
-            await source.credential()
+@pytest.mark.parametrize(
+    ("top", "problem"),
+    [
+        ({"cluster": {"server": "https://elsewhere"}}, "now names a different server, https://elsewhere"),
+        ({"current-context": ""}, "its new content is invalid: kubeconfig .* current-context"),
+        ({"user": {"tokenFile": "nowhere"}}, "the new one has no credential: .*nowhere cannot be read"),
+    ],
+)
+async def test_last_good_kubeconfig_is_used_until_it_is_refused(
+    write: Write, top: dict[str, Any], problem: str
+) -> None:
+    good = Credential(token=Secret("s3cret"))
+    origin = replaced(write())
+    write(**top)
+    assert origin.has_changed()
+    with pytest.raises(CredentialError, match=problem):
+        await origin.obtain(refused=None, is_due=False)
+    assert not origin.has_changed()
+    assert await origin.obtain(refused=None, is_due=True) == good
+    assert re.search(problem, origin.problem)
+    with pytest.raises(CredentialError, match=problem):
+        await origin.obtain(refused=good, is_due=True)
     write(user={"token": "renewed"})
-    assert await source.credential() == Credential(token=Secret("renewed"))
+    assert await origin.obtain(refused=good, is_due=True) == Credential(token=Secret("renewed"))
+    assert origin.problem == ""
 
 
-async def test_invalid_replacement_kubeconfig_is_reported_and_the_old_kubeconfig_is_kept(write: Write) -> None:
+async def test_empty_or_missing_replacement_of_kubeconfig_is_ignored(write: Write) -> None:
     path = write()
-    source = load_kubeconfig(path).credentials
+    origin = replaced(path)
     replace(path, "")
-    assert await source.credential() == Credential(token=Secret("s3cret"))
-    replace(path, "nonsense: yes")
-    with pytest.raises(CredentialError, match=r"its new content is invalid: kubeconfig .* current-context"):
-        await source.credential()
+    assert not origin.has_changed()
+    path.unlink()
+    assert not origin.has_changed()
+    assert await origin.obtain(refused=None, is_due=True) == Credential(token=Secret("s3cret"))
+
+
+async def test_kubeconfig_behind_the_swapped_symlink_of_a_secret_is_used(tmp_path: Path, write: Write) -> None:
+    """The kubelet replaces the symbolic link of a directory, of which the file is part."""
+    content = write().read_text()
+    volume = tmp_path / "volume"
+    for version, text in (("1", content), ("2", content.replace("s3cret", "renewed"))):
+        (volume / version).mkdir(parents=True)
+        (volume / version / "kubeconfig").write_text(text)
+    (volume / "..data").symlink_to("1")
+    (volume / "kubeconfig").symlink_to("..data/kubeconfig")
+    origin = replaced(volume / "kubeconfig")
+    assert await origin.obtain(refused=None, is_due=True) == Credential(token=Secret("s3cret"))
+    (volume / "..data_tmp").symlink_to("2")
+    (volume / "..data_tmp").rename(volume / "..data")
+    assert origin.has_changed()
+    assert await origin.obtain(refused=None, is_due=False) == Credential(token=Secret("renewed"))
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """The API server of the daemon's own cluster, and the defaults for two kubeconfigs."""
 
+from contextlib import aclosing
 from pathlib import Path
 
 import pytest
@@ -23,7 +24,8 @@ async def test_in_cluster_upstream_has_server_ca_and_token(service_account: Path
     upstream = load_in_cluster(POD, service_account)
     assert (upstream.server, upstream.origin) == ("https://10.96.0.1:443", "in-cluster")
     assert upstream.trusted() == b"PEM"
-    assert await upstream.credentials.credential() == Credential(token=Secret("t"))
+    async with aclosing(upstream):
+        assert await upstream.credentials.credential(within_s=20) == Credential(token=Secret("t"))
 
 
 def test_in_cluster_ipv6_service_host_is_bracketed(service_account: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from datetime import UTC, datetime
 from functools import lru_cache
 from typing import Any, Protocol
@@ -125,14 +126,19 @@ class _ClusterAccess:
         self._access: Access | None = None
         """The Access that was built from `_read`."""
 
-    async def access(self, *, refused: Credential | None = None) -> Access:
+    async def access(self, *, within_s: float, refused: Credential | None = None) -> Access:
         try:
-            if refused is None:
-                found = await self._credentials.access()
-            else:
-                found = await self._credentials.access_after_401(refused.token.reveal() if refused.token else None)
+            async with asyncio.timeout(within_s):
+                if refused is None:
+                    found = await self._credentials.access()
+                else:
+                    found = await self._credentials.access_after_401(refused.token.reveal() if refused.token else None)
         except DiscoveryError as error:
             raise TransportError("credential", f"no credential for {self._name}: {error}") from error
+        except TimeoutError:
+            raise TransportError(
+                "credential", f"no credential for {self._name}: the daemon has issued none within {within_s:.3g} s"
+            ) from None
         if self._access is None or found is not self._read:
             self._read, self._access = found, _access(found)
         return self._access

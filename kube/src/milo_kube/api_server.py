@@ -9,7 +9,7 @@ import os
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from functools import partial
-from typing import Protocol, TypeAlias
+from typing import NamedTuple, Protocol, TypeAlias
 
 import msgspec
 
@@ -28,8 +28,10 @@ CONNECT_TIMEOUT_S = 10.0
 
 
 class AccessProvider(Protocol):
-    async def access(self, *, refused: Credential | None = None) -> Access:
-        """Return the server, its CAs and the credential to use now. Raises TransportError if there is no credential.
+    async def access(self, *, within_s: float, refused: Credential | None = None) -> Access:
+        """Return the server, its CAs and the credential to use now.
+
+        Raises TransportError if there is no credential `within_s`.
 
         `refused` is a credential that was rejected with 401. A provider that can obtain another credential does so; any
         other provider returns the same one again.
@@ -149,6 +151,19 @@ class Pools:
             await pool.client.aclose()
 
 
+class ResponseBounds(NamedTuple):
+    """The limits of a request with a whole response."""
+
+    until: float
+    """When the response must have arrived, on the event loop's clock."""
+    timeout_s: float
+    """The timeout that the caller set, for messages."""
+    limit: int
+    """The maximum size of the response, in bytes."""
+    arrived: Callable[[int], None] = lambda _: None
+    """Called with the size of each piece of the response."""
+
+
 class OpenResponse(ResponseBody):
     """A response that is being read. It holds its connection pool until it is closed."""
 
@@ -230,16 +245,19 @@ class ApiServer:
     ) -> Answer:
         """Send a request and return the whole response, of at most `limit` bytes. Raises TransportError.
 
+        `timeout_s` limits all of it: the wait for a credential, and a second attempt with another one.
         `arrived` is called with the size of each piece of the response.
         """
         request = ApiRequest(method, path, tuple(query), body, content_type, accept)
-        bounds = timeout_s, self._response_limit if limit is None else limit, arrived
-        access = await self._provider.access()
-        answer = await self._answered(request, access, *bounds)
+        now = asyncio.get_running_loop().time
+        until = now() + timeout_s
+        bounds = ResponseBounds(until, timeout_s, self._response_limit if limit is None else limit, arrived)
+        access = await self._provider.access(within_s=timeout_s)
+        answer = await self._answered(request, access, bounds)
         if answer.status == 401:
-            renewed = await self._provider.access(refused=access.credential)
+            renewed = await self._provider.access(within_s=until - now(), refused=access.credential)
             if renewed.credential != access.credential:
-                answer = await self._answered(request, renewed, *bounds)
+                answer = await self._answered(request, renewed, bounds)
         return answer
 
     async def get(
@@ -281,26 +299,25 @@ class ApiServer:
         if kept is not None:
             await self._pools.release(kept)
 
-    async def _answered(
-        self, request: ApiRequest, access: Access, timeout_s: float, limit: int, arrived: Callable[[int], None]
-    ) -> Answer:
+    async def _answered(self, request: ApiRequest, access: Access, bounds: ResponseBounds) -> Answer:
         try:
-            async with asyncio.timeout(timeout_s):
-                response = await self._opened(request, access, min(timeout_s, self._connect_timeout_s), None)
+            async with asyncio.timeout_at(bounds.until):
+                response = await self._opened(request, access, min(bounds.timeout_s, self._connect_timeout_s), None)
                 try:
-                    return Answer(response.status, response.headers, await response.read(limit, arrived))
+                    return Answer(response.status, response.headers, await response.read(bounds.limit, bounds.arrived))
                 finally:
                     await response.aclose()
         except TimeoutError:
-            raise TransportError("timeout", f"{access.server} did not answer within {timeout_s:g} s") from None
+            problem = f"{access.server} did not answer within {bounds.timeout_s:g} s"
+            raise TransportError("timeout", problem) from None
 
     async def _streamed(self, request: ApiRequest, connect_timeout_s: float, silence_s: float | None) -> OpenResponse:
-        access = await self._provider.access()
+        access = await self._provider.access(within_s=connect_timeout_s)
         response = await self._opened(request, access, connect_timeout_s, silence_s)
         if response.status != 401:
             return response
         try:
-            renewed = await self._provider.access(refused=access.credential)
+            renewed = await self._provider.access(within_s=connect_timeout_s, refused=access.credential)
         except BaseException:  # also on CancelledError, because the response holds a connection
             await response.aclose()
             raise

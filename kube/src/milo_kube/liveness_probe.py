@@ -6,7 +6,7 @@ An API server whose etcd is unavailable keeps its watches open, opens new ones f
 
 import asyncio
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Protocol
 
 from milo_kube.api_request import Answer
 from milo_kube.http.errors import TransportError
@@ -20,7 +20,8 @@ _SILENCE = frozenset({"timeout", "closed"})
 
 
 class LivenessApi(Protocol):
-    async def get(self, path: str, query: Any = (), *, timeout_s: float) -> Answer: ...
+    async def get_at_once(self, path: str, *, timeout_s: float) -> Answer:
+        """Send a GET with the newest credential or without one, and never wait for another. Raises TransportError."""
 
     async def drop(self) -> None:
         """Close every connection; the next request opens a new one."""
@@ -81,7 +82,7 @@ class LivenessProbe:
         """Send a check, and return its result as a metric label."""
         result, self._failure = "answered", ""
         try:
-            answer = await self._api.get(PATH, timeout_s=self._policy.timeout_s)
+            answer = await self._api.get_at_once(PATH, timeout_s=self._policy.timeout_s)
         except TransportError as error:
             result = error.cause
         else:

@@ -70,6 +70,11 @@ class TlsIdentity(msgspec.Struct, frozen=True, kw_only=True):
         return context
 
 
+def check_pair(certificate: ClientCertificate) -> None:
+    """Raise CredentialError if the key does not match the certificate, or one of them cannot be used."""
+    _load_certificate(ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), certificate)
+
+
 def _load_authorities(context: ssl.SSLContext, pem: str) -> None:
     try:
         context.load_verify_locations(cadata=pem)

@@ -1,8 +1,9 @@
 """API servers and the identity of this process there, from a kubeconfig or the service account of a pod."""
 
 from collections.abc import Callable, Collection, Mapping
+from functools import partial
 from pathlib import Path
-from typing import NoReturn
+from typing import NoReturn, TypeAlias
 
 import msgspec
 
@@ -18,7 +19,13 @@ from milo_kube.credential import (
     is_confidential,
     token_of,
 )
-from milo_kube.credential_providers import CredentialProvider, ExecPlugin, FileCredential, StaticCredential
+from milo_kube.credential_providers import (
+    CredentialOrigin,
+    CredentialProvider,
+    ExecOrigin,
+    FileOrigin,
+    RenewedCredential,
+)
 from milo_kube.exec_plugin import ExecCommand, cluster_info
 from milo_kube.file_content import FileContent
 from milo_kube.kubeconfig import ContextAccess, ExecEntry, KubeconfigError
@@ -48,24 +55,52 @@ class Upstream(msgspec.Struct, frozen=True, kw_only=True):
     plain_loopback: bool = False
     """Whether credentials may be sent over plain HTTP to addresses on loopback."""
 
-    async def access(self, *, refused: Credential | None = None) -> Access:
-        """Return the server, its CAs and the credential to use now. Raises TransportError if there is no credential."""
+    async def access(self, *, within_s: float, refused: Credential | None = None) -> Access:
+        """Return the server, its CAs and the credential to use now.
+
+        Raises TransportError if there is no credential `within_s`.
+        """
         try:
-            credential = await self.credentials.credential(refused=refused)
-            return Access(
-                server=self.server,
-                authorities=self.trusted(),
-                tls_server_name=self.tls_server_name,
-                credential=for_url(credential, self.server, plain_loopback=self.plain_loopback),
-            )
+            return self._with(await self.credentials.credential(within_s=within_s, refused=refused))
         except CredentialError as error:
             raise no_credential(error, self.server) from error
+
+    def access_now(self) -> Access:
+        """Return the server, its CAs and the newest credential, which may have expired, or none. Raises TransportError
+        if the CAs cannot be read."""
+        try:
+            return self._with(self.credentials.held())
+        except CredentialError as error:
+            raise no_credential(error, self.server) from error
+
+    async def aclose(self) -> None:
+        """End the renewal of the credential."""
+        await self.credentials.aclose()
+
+    def _with(self, credential: Credential) -> Access:
+        return Access(
+            server=self.server,
+            authorities=self.trusted(),
+            tls_server_name=self.tls_server_name,
+            credential=for_url(credential, self.server, plain_loopback=self.plain_loopback),
+        )
 
     def trusted(self) -> bytes | None:
         return self.authorities.read() if isinstance(self.authorities, FileContent) else self.authorities
 
 
-def load_in_cluster(environ: Mapping[str, str], service_account: Path = SERVICE_ACCOUNT) -> Upstream:
+Note: TypeAlias = Callable[[str, str], None]
+"""Called with the origin of a credential and the problem of its renewal when the problem changes; it is empty when the
+renewal works again."""
+
+
+def _unnoted(_origin: str, _problem: str) -> None:
+    """Note nothing."""
+
+
+def load_in_cluster(
+    environ: Mapping[str, str], service_account: Path = SERVICE_ACCOUNT, *, note: Note = _unnoted
+) -> Upstream:
     host, port = environ.get("KUBERNETES_SERVICE_HOST"), environ.get("KUBERNETES_SERVICE_PORT")
     if not host or not port:
         raise UpstreamError(
@@ -84,12 +119,14 @@ def load_in_cluster(environ: Mapping[str, str], service_account: Path = SERVICE_
     return Upstream(
         server=f"https://{addresses.bracketed(host)}:{port}",
         origin="in-cluster",
-        credentials=FileCredential(token=token),
+        credentials=RenewedCredential(FileOrigin(token=token), note=partial(note, "in-cluster")),
         authorities=authorities,
     )
 
 
-def load_kubeconfig(path: Path, plugins: Collection[str] = (), *, plain_loopback: bool = False) -> Upstream:
+def load_kubeconfig(
+    path: Path, plugins: Collection[str] = (), *, plain_loopback: bool = False, note: Note = _unnoted
+) -> Upstream:
     """Load a kubeconfig, and reload its credential when the file changes, unless the file is a pipe. Raises
     UpstreamError.
 
@@ -97,50 +134,99 @@ def load_kubeconfig(path: Path, plugins: Collection[str] = (), *, plain_loopback
     With `plain_loopback`, credentials may be sent to a server on loopback without TLS.
     """
 
-    def read() -> Upstream:
-        return _Loader(path, plugins, plain_loopback).upstream()
+    def read(content: bytes | None = None) -> _Loaded:
+        return _Loader(path, plugins, plain_loopback).load(content)
 
-    found = read()
-    if not path.is_file():
-        return found  # a pipe, such as a shell's <(command), can be read only once
-    return msgspec.structs.replace(found, credentials=ReloadedCredential(FileContent(path), found, read))
+    if path.is_file():
+        file = FileContent(path)
+        try:
+            content: bytes | None = file.read()
+        except CredentialError:
+            content = None  # the error of reading it again says why
+        found = read(content)
+        origin: CredentialOrigin = KubeconfigOrigin(file, content or b"", found.upstream.server, found.origin, read)
+    else:
+        found = read()  # a pipe, such as a shell's <(command), can be read only once
+        origin = found.origin
+    provider = RenewedCredential(origin, note=partial(note, str(path)))
+    return msgspec.structs.replace(found.upstream, credentials=provider)
 
 
-class ReloadedCredential:
+class _Loaded(msgspec.Struct, frozen=True):
+    """The content of a kubeconfig."""
+
+    upstream: Upstream
+    origin: CredentialOrigin
+
+
+class KubeconfigOrigin:
     """The credential of a kubeconfig that is replaced at runtime: by a mounted Secret, or by a new login.
 
-    Only the credential is reloaded. A new server or CA requires a restart, because the fleet may be a different one.
+    Only the credential is reloaded. A new server or CA requires a restart, because the fleet may be a different one. As
+    long as the new content yields no credential, that of the last good content is renewed.
     """
 
-    def __init__(self, file: FileContent, loaded: Upstream, read: Callable[[], Upstream]) -> None:
+    is_watched = True
+
+    def __init__(
+        self, file: FileContent, content: bytes, server: str, loaded: CredentialOrigin, read: Callable[[bytes], _Loaded]
+    ) -> None:
+        self.current = loaded
+        """The origin of the credential in the last good content."""
+        self.problem = ""
         self._file = file
-        self._loaded = loaded
+        self._content = content
+        self._server = server
         self._read = read
-        self._content = file.read()
+        self._candidate: CredentialOrigin | None = None
+        """The origin in newer content that has not yielded a credential yet."""
+
+    def __str__(self) -> str:
+        return f"{self._candidate or self.current} of kubeconfig {self._file.path}"
 
     @property
-    def current(self) -> CredentialProvider:
-        """The credential provider of the last valid kubeconfig."""
-        return self._loaded.credentials
+    def gap_s(self) -> float:
+        return (self._candidate or self.current).gap_s
 
-    async def credential(self, *, refused: Credential | None = None) -> Credential:
-        content = self._file.read(reread=refused is not None)
-        if content != self._content:
-            self._reload()
-            self._content = content
-        return await self._loaded.credentials.credential(refused=refused)
-
-    def _reload(self) -> None:
+    def has_changed(self) -> bool:
         try:
-            found = self._read()
+            return self._file.read() != self._content or (self._candidate or self.current).has_changed()
+        except CredentialError:
+            return False  # it was never read
+
+    async def obtain(self, *, refused: Credential | None, is_due: bool) -> Credential:
+        if (content := self._file.read(reread=refused is not None)) != self._content:
+            self._load(content)
+            self._content = content
+        if self._candidate is not None:
+            try:
+                credential = await self._candidate.obtain(refused=refused, is_due=True)
+            except CredentialError as error:
+                self.problem = f"kubeconfig {self._file.path} was replaced, and the new one has no credential: {error}"
+            else:
+                self.current, self._candidate, self.problem = self._candidate, None, ""
+                return credential
+        if self.problem and not is_due:
+            raise CredentialError(self.problem)
+        credential = await self.current.obtain(refused=refused, is_due=is_due)
+        if self.problem and credential == refused:
+            raise CredentialError(self.problem)
+        return credential
+
+    def _load(self, content: bytes) -> None:
+        self._candidate, self.problem = None, ""
+        try:
+            found = self._read(content)
         except UpstreamError as error:
-            raise CredentialError(f"the kubeconfig was replaced, and its new content is invalid: {error}") from None
-        if found.server != self._loaded.server:
-            raise CredentialError(
-                f"kubeconfig {self._file.path} now names a different server, {found.server}: restart the daemon to "
-                "use it"
+            self.problem = f"kubeconfig {self._file.path} was replaced, and its new content is invalid: {error}"
+            return
+        if found.upstream.server != self._server:
+            self.problem = (
+                f"kubeconfig {self._file.path} now names a different server, {found.upstream.server}: restart the "
+                "daemon to use it"
             )
-        self._loaded = found
+            return
+        self._candidate = found.origin
 
 
 class _Loader(msgspec.Struct):
@@ -149,9 +235,10 @@ class _Loader(msgspec.Struct):
     plain_loopback: bool
     problems: list[str] = msgspec.field(default_factory=list)
 
-    def upstream(self) -> Upstream:
+    def load(self, content: bytes | None) -> _Loaded:
+        """Load the content, by default that of the file."""
         try:
-            found = kubeconfig.parse(self._content()).select(kubeconfig.LOCAL)
+            found = kubeconfig.parse(self._content() if content is None else content).select(kubeconfig.LOCAL)
         except KubeconfigError as error:
             self._give_up(*error.problems)
         if found.has_user and not is_confidential(found.server, plain_loopback=self.plain_loopback):
@@ -160,18 +247,19 @@ class _Loader(msgspec.Struct):
                 "use https, or set `plain_loopback` if the server is a proxy on this machine"
             )
         authorities = found.authorities or self._file(found.authorities_file)
-        credentials = self._credentials(found, authorities)
-        if self.problems or credentials is None:
+        origin = self._credential(found, authorities)
+        if self.problems or origin is None:
             self._give_up()
-        return Upstream(
+        upstream = Upstream(
             server=found.server,
             origin=str(self.path),
-            credentials=credentials,
+            credentials=RenewedCredential(origin),
             authorities=authorities,
             tls_server_name=found.tls_server_name or None,
             proxy=Secret(found.proxy_url) if found.proxy_url else None,
             plain_loopback=self.plain_loopback,
         )
+        return _Loaded(upstream, origin)
 
     def _content(self) -> bytes:
         if ":" in str(self.path) and not self.path.exists():
@@ -182,7 +270,7 @@ class _Loader(msgspec.Struct):
         except OSError as error:
             self._give_up(f"cannot be read: {error.strerror or error}")
 
-    def _credentials(self, found: ContextAccess, authorities: FileContent | bytes | None) -> CredentialProvider | None:
+    def _credential(self, found: ContextAccess, authorities: FileContent | bytes | None) -> CredentialOrigin | None:
         if found.plugin is not None:
             return self._exec(found.plugin, found, authorities)
         fixed = Credential()
@@ -197,13 +285,11 @@ class _Loader(msgspec.Struct):
         token_file = self._file(found.token_file, is_needed=False)
         chain = None if fixed.certificate else self._file(found.certificate_file)
         key = None if fixed.certificate else self._file(found.key_file)
-        if token_file is None and chain is None:
-            return StaticCredential(fixed)
-        return FileCredential(fixed=fixed, token=token_file, chain=chain, key=key)
+        return FileOrigin(fixed=fixed, token=token_file, chain=chain, key=key)
 
     def _exec(
         self, entry: ExecEntry, found: ContextAccess, authorities: FileContent | bytes | None
-    ) -> CredentialProvider | None:
+    ) -> CredentialOrigin | None:
         if entry.command not in self.plugins and "*" not in self.plugins:
             self.problems.append(
                 f"user has an exec plugin that `exec_plugins` does not allow: {entry.command}; "
@@ -214,7 +300,7 @@ class _Loader(msgspec.Struct):
         def cluster() -> Mapping[str, object]:
             return cluster_info(found, authorities.read() if isinstance(authorities, FileContent) else authorities)
 
-        return ExecPlugin(
+        return ExecOrigin(
             ExecCommand(
                 api_version=entry.api_version,
                 argv=(str(self._resolve(entry.command)) if "/" in entry.command else entry.command, *entry.args),
@@ -248,35 +334,35 @@ class _Loader(msgspec.Struct):
 
 def share_identity(one: CredentialProvider, other: CredentialProvider) -> bool:
     """Return whether two providers have the same token or certificate, read the same file, or run the same plugin."""
-    first, second = _current(one), _current(other)
-    if isinstance(first, ExecPlugin) and isinstance(second, ExecPlugin):
+    first, second = current_origin(one), current_origin(other)
+    if isinstance(first, ExecOrigin) and isinstance(second, ExecOrigin):
         return first.runs_like(second)
     if (file := _file(first)) is not None and (its_file := _file(second)) is not None:
         return file.path.resolve() == its_file.path.resolve() or _is_same(_secret(first), _secret(second))
     return _is_same(_secret(first), _secret(second))
 
 
-def _current(provider: CredentialProvider) -> CredentialProvider:
-    return provider.current if isinstance(provider, ReloadedCredential) else provider
+def current_origin(provider: CredentialProvider) -> CredentialOrigin | None:
+    """Return where the credential comes from at present; None for a fixed one."""
+    origin = provider.origin if isinstance(provider, RenewedCredential) else None
+    return origin.current if isinstance(origin, KubeconfigOrigin) else origin
 
 
-def _file(provider: CredentialProvider) -> FileContent | None:
-    return (provider.token or provider.chain) if isinstance(provider, FileCredential) else None
+def _file(origin: CredentialOrigin | None) -> FileContent | None:
+    return (origin.token or origin.chain) if isinstance(origin, FileOrigin) else None
 
 
-def _secret(provider: CredentialProvider) -> object:
-    """Return the token, certificate, file or plugin that identifies the user. No plugin is run."""
-    match provider:
-        case StaticCredential(value=Credential(token=token, certificate=certificate)):
-            return token or (certificate and certificate.chain)
-        case FileCredential():
-            try:
-                if provider.token is not None:
-                    return token_of(provider.token.read().decode(errors="replace"), "a token")
-                return provider.fixed.token or (provider.chain and provider.chain.read())
-            except CredentialError:
-                return None
-    return None
+def _secret(origin: CredentialOrigin | None) -> object:
+    """Return the token or certificate that identifies the user. No plugin is run."""
+    if not isinstance(origin, FileOrigin):
+        return None
+    try:
+        if origin.token is not None:
+            return token_of(origin.token.read().decode(errors="replace"), "a token")
+        certificate = origin.fixed.certificate
+        return origin.fixed.token or (origin.chain and origin.chain.read()) or (certificate and certificate.chain)
+    except CredentialError:
+        return None
 
 
 def _is_same(one: object, other: object) -> bool:

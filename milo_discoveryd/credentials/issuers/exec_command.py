@@ -10,7 +10,7 @@ from milo_discoveryd.credentials.issued_credential import IssuedCredential, vali
 from milo_discoveryd.credentials.issuers.issuer import MintRequest, Scope
 from milo_discoveryd.daemon_errors import BackendError, UnfitError
 from milo_kube.credential import Credential, CredentialError
-from milo_kube.credential_providers import ExecPlugin
+from milo_kube.credential_providers import ExecOrigin
 from milo_kube.exec_plugin import TIMEOUT_S, ExecCommand
 from milo_kube.upstream import Upstream
 
@@ -38,18 +38,16 @@ class ExecIssuer:
     async def mint(self, request: MintRequest) -> IssuedCredential:
         server = self._project.server if request.cluster is None else request.cluster.target.endpoint
         command = msgspec.structs.replace(self._command, cluster=lambda: self._cluster_info(server))
-        # An `ExecPlugin` caches its result, so each mint needs a new one.
-        plugin = ExecPlugin(command, timeout_s=self.timeout_s)
         try:
-            return await self._minted(plugin)
+            return await self._minted(ExecOrigin(command, self.timeout_s))
         except UnfitError:
             raise
         except CredentialError as error:
             # A plugin that fails for one cluster's endpoint may work for the others.
             raise BackendError(str(error), of_cluster=self.scope is Scope.CLUSTER) from None
 
-    async def _minted(self, plugin: ExecPlugin) -> IssuedCredential:
-        credential = await plugin.credential()
+    async def _minted(self, plugin: ExecOrigin) -> IssuedCredential:
+        credential = await plugin.obtain()
         if credential.token is not None:
             credential = Credential(token=credential.token, expires_at=credential.expires_at)
         return validate(

@@ -2,7 +2,6 @@
 
 import asyncio
 import enum
-import time
 from collections.abc import Callable, Mapping
 from typing import Protocol, runtime_checkable
 
@@ -13,7 +12,10 @@ from milo_discoveryd.model.cluster import Cluster, Target
 from milo_kube.credential import Credential, CredentialError
 
 RETRY_AFTER_S = 5.0
-"""The shortest time between two requests after a rejected credential or a failed renewal."""
+"""The shortest time between two requests for the daemon's own credential."""
+MINT_TIMEOUT_S = 30.0
+TIMEOUT_MARGIN_S = 5.0
+"""Added to the issuer's own timeout, if it has one, so that the issuer's timeout error is reported."""
 
 
 class Scope(enum.Enum):
@@ -116,39 +118,34 @@ class EachSourceIssuer:
         return await self._issuers[request.cluster.target.source].mint(request)
 
 
-class RenewingCredential:
-    """A credential that is renewed at half its lifetime and after a 401. If renewal at half the lifetime fails, the old
-    one is used until it expires."""
+class IssuerOrigin:
+    """The credential of this daemon that an issuer mints."""
 
-    def __init__(self, issuer: Issuer, *, ttl_s: float, clock: Callable[[], float] = time.time) -> None:
+    gap_s = RETRY_AFTER_S
+    is_watched = False
+    problem = ""
+
+    def __init__(self, issuer: Issuer, *, ttl_s: float) -> None:
         self._issuer = issuer
         self._ttl_s = ttl_s
-        self._clock = clock
-        self._minted: IssuedCredential | None = None
-        self._requested_at = float("-inf")
-        self._failure: CredentialError | None = None
-        self._single_flight = asyncio.Lock()
+        self._minted: Credential | None = None
 
-    async def credential(self, *, refused: Credential | None = None) -> Credential:
-        async with self._single_flight:
-            now = self._clock()
-            held = self._minted if self._minted is not None and now < self._minted.expires_at else None
-            is_refused = held is not None and held.credential == refused
-            if held is not None and not is_refused and now < held.issued_at + held.life_s / 2:
-                return held.credential
-            if 0 <= now - self._requested_at < RETRY_AFTER_S:
-                if held is not None:
-                    return held.credential
-                if self._failure is not None:
-                    raise self._failure
-            self._requested_at = now
-            request = MintRequest(ttl_s=self._ttl_s, held=None if held is None else held.credential)
-            try:
-                self._minted = await self._issuer.mint(request)
-                self._failure = None
-            except CredentialError as error:
-                self._failure = error
-                if held is None or is_refused:
-                    raise
-                return held.credential
-            return self._minted.credential
+    def __str__(self) -> str:
+        return f"the issuer {self._issuer.name}"
+
+    def has_changed(self) -> bool:
+        return False
+
+    async def obtain(self, *, refused: Credential | None, is_due: bool) -> Credential:
+        timeout_s = mint_timeout_s(self._issuer)
+        try:
+            async with asyncio.timeout(timeout_s):
+                issued = await self._issuer.mint(MintRequest(ttl_s=self._ttl_s, held=self._minted))
+        except TimeoutError:
+            raise CredentialError(f"{self} did not answer within {timeout_s:g} s") from None
+        self._minted = msgspec.structs.replace(issued.credential, expires_at=issued.expires_at)
+        return self._minted
+
+
+def mint_timeout_s(issuer: Issuer) -> float:
+    return issuer.timeout_s + TIMEOUT_MARGIN_S if isinstance(issuer, TimedIssuer) else MINT_TIMEOUT_S

@@ -11,8 +11,11 @@ from milo_discoveryd.credentials.issued_credential import IssuedCredential, vali
 from milo_discoveryd.credentials.issuers.issuer import MintRequest, Scope
 from milo_discoveryd.daemon_errors import UnfitError
 from milo_kube.credential import Credential
-from milo_kube.credential_providers import CredentialProvider, ExecPlugin, FileCredential
-from milo_kube.upstream import ReloadedCredential
+from milo_kube.credential_providers import CredentialOrigin, CredentialProvider, ExecOrigin, FileOrigin
+from milo_kube.upstream import current_origin
+
+WITHIN_S = 25.0
+"""How long a mint waits for the provider, which renews its credential in its own time."""
 
 
 class PassthroughIssuer:
@@ -37,8 +40,8 @@ class PassthroughIssuer:
         self._audiences = frozenset(audiences)
 
     async def mint(self, request: MintRequest) -> IssuedCredential:
-        credential = await self._provider.credential(refused=request.held)
-        if (problem := _unfit(self._provider)) is not None:
+        credential = await self._provider.credential(within_s=WITHIN_S, refused=request.held)
+        if (problem := _unfit(current_origin(self._provider))) is not None:
             raise UnfitError(f"{self._origin} has {problem}")
         if credential.token is not None:
             # Only the token is issued: a certificate beside it may be valid for years.
@@ -52,16 +55,14 @@ class PassthroughIssuer:
         )
 
 
-def _unfit(provider: CredentialProvider) -> str | None:
-    """Return why the provider's credential must not be issued, as a part of an error message, or None."""
-    match provider:
-        case ReloadedCredential():
-            return _unfit(provider.current)
-        case ExecPlugin():
+def _unfit(origin: CredentialOrigin | None) -> str | None:
+    """Return why a credential of this origin must not be issued, as a part of an error message, or None."""
+    match origin:
+        case ExecOrigin():
             return None
-        case FileCredential() if provider.token is not None:
+        case FileOrigin() if origin.token is not None:
             return None
-        case FileCredential():
+        case FileOrigin() if origin.chain is not None:
             return "a client certificate, which is never issued"
         case _:
             return "no renewable credential: it contains a static token or certificate, which is never issued"

@@ -12,10 +12,10 @@ from milo_discoveryd.kubeconfigs.credential_lease import IssuerHealth
 from milo_discoveryd.kubeconfigs.rendering import IssuedKubeconfig
 from milo_discoveryd.log.events import EventType
 from milo_discoveryd.model.cluster import UNPROBED, Cluster, DisengageReason, Drain, Reachability, SuspensionReason
-from milo_discoveryd.model.moment import Moment
 from milo_discoveryd.model.object_state import MEANINGS, ObjectState
 from milo_discoveryd.server.calls.revision import wire_incarnation
 from milo_discoveryd.sharding.status import GroupStatus
+from milo_kube.moment import Moment
 from milo_kube.reflect.view_status import ViewStatus
 from milo_kube.rfc3339 import rfc3339
 

@@ -7,13 +7,13 @@ from milo_discoveryd.engagement.engagement import ClusterRecord
 from milo_discoveryd.engagement.pending_releases import PendingReleases, SubscriberKey, Subscription
 from milo_discoveryd.identity.caller import Caller
 from milo_discoveryd.log.filter import ClusterView
-from milo_discoveryd.model.moment import Moment
 from milo_discoveryd.rights.caller_selector import caller_key, quota_keys
 from milo_discoveryd.rights.scope import ClusterScope
 from milo_discoveryd.server.calls import convert
 from milo_discoveryd.server.calls.grpc_errors import NotFoundError, PreconditionError
 from milo_discoveryd.server.calls.requests import ReleaseRequest
 from milo_discoveryd.server.calls.revision import wire_incarnation
+from milo_kube.moment import Moment
 
 
 def subscription(caller: Caller, name: str, view: ClusterView, filter_bytes: int) -> Subscription:

@@ -12,13 +12,13 @@ from milo_discovery.v1 import discovery_pb2 as pb
 from milo_discoveryd.engagement.engagement import Engagements
 from milo_discoveryd.fleet.fleet import Fleet
 from milo_discoveryd.kubeconfigs.kubeconfigs import Kubeconfigs
-from milo_discoveryd.model.moment import Moment
 from milo_discoveryd.rights.rights import Recipient
 from milo_discoveryd.rights.scope import ClusterScope
 from milo_discoveryd.server.calls import convert, requests, visibility
 from milo_discoveryd.server.calls.source_statuses import source_statuses, visible_sources
 from milo_discoveryd.sharding import rendezvous
 from milo_discoveryd.sharding.status import GroupStatus
+from milo_kube.moment import Moment
 
 CLUSTERS_PER_STEP = 250
 """Maximum number of clusters converted or counted per event-loop iteration, which takes about two

@@ -20,7 +20,6 @@ from milo_discoveryd.kubeconfigs.lease_handle import CredentialUnavailableError
 from milo_discoveryd.kubeconfigs.rendering import IssuedKubeconfig
 from milo_discoveryd.log.filter import without_sources
 from milo_discoveryd.model.cluster import Cluster
-from milo_discoveryd.model.moment import Moment
 from milo_discoveryd.rights.rights import Rights
 from milo_discoveryd.rights.scope import scoped
 from milo_discoveryd.server.calls import convert, releases, requests, visibility
@@ -41,6 +40,7 @@ from milo_discoveryd.server.calls.server_info import (
 from milo_discoveryd.server.calls.source_statuses import source_status, source_statuses, visible_sources
 from milo_discoveryd.server.calls.stream import RETRY_S, Send, StreamOptions, WatchStream
 from milo_discoveryd.server.calls.verification import Freshness
+from milo_kube.moment import Moment
 
 FIRST_LIST_HELD = (
     "the first list after the daemon's start may lack clusters that subscribers know, so removals are held until a "

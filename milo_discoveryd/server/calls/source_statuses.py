@@ -4,10 +4,10 @@ from collections.abc import Callable, Sequence
 
 from milo_discovery.v1 import discovery_pb2 as pb
 from milo_discoveryd.fleet.source import ClusterSource, worst
-from milo_discoveryd.model.moment import Moment
 from milo_discoveryd.rights.scope import ClusterScope
 from milo_discoveryd.server.calls import convert
 from milo_discoveryd.server.calls.visibility import visible_source
+from milo_kube.moment import Moment
 from milo_kube.reflect.view_status import ViewStatus
 
 

@@ -20,7 +20,6 @@ from milo_discoveryd.log.cursor import Batch, Cursor
 from milo_discoveryd.log.events import NO_CHANGES, Frame
 from milo_discoveryd.log.filter import ClusterView, Filter, without_sources
 from milo_discoveryd.model.cluster import Cluster
-from milo_discoveryd.model.moment import Moment
 from milo_discoveryd.objects.collection import REMOVALS_HELD
 from milo_discoveryd.rights.scope import scoped
 from milo_discoveryd.server.calls import frames
@@ -31,6 +30,7 @@ from milo_discoveryd.server.calls.requests import WatchRequest
 from milo_discoveryd.server.calls.resumption import Resumption
 from milo_discoveryd.server.calls.revision import StreamRevisions, TokenSigner, parse
 from milo_discoveryd.server.calls.source_statuses import source_statuses, visible_sources
+from milo_kube.moment import Moment
 from milo_kube.reflect.view_status import ViewState, ViewStatus
 from milo_kube.reusable_timeout import Deadline
 

@@ -12,9 +12,9 @@ import pytest
 from milo_discovery import DiscoveryClient, EngagedCluster, Fleet
 from milo_discovery.v1 import discovery_pb2 as pb
 from milo_discoveryd.kubeconfigs.kubeconfigs import IssuerAssignment
-from milo_discoveryd.model.moment import Moment
 from milo_discoveryd.rights.scope import ALL_CLUSTERS
 from milo_discoveryd.sharding.status import GroupStatus
+from milo_kube.moment import Moment
 from milo_kube.reflect.messages import Listed, ListEnded, ListStarted
 from milo_kube.reflect.view_status import ViewState, ViewStatus
 from tests.integration.grpc_server.callers import PROD, error_fields, open_rules_harness, rule, rules

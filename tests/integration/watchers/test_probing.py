@@ -160,7 +160,7 @@ async def test_probe_of_server_that_closes_the_connection_fails_with_cause_close
 
 async def test_probe_credential_failure_is_not_a_failure_of_the_host() -> None:
     class Broken:
-        async def credential(self, *, refused: Credential | None = None) -> Credential:
+        async def credential(self, *, within_s: float, refused: Credential | None = None) -> Credential:
             raise BackendError("the plugin failed")
 
     async with ApiServer(answering()) as server, prober(server, credentials=Broken()) as sender:

@@ -12,10 +12,11 @@ from aiohttp import web
 from milo_discoveryd.watchers.transport import Transport
 from milo_kube.api_request import Answer
 from milo_kube.credential import ClientCertificate, Credential, Secret
-from milo_kube.credential_providers import FileCredential, StaticCredential
+from milo_kube.credential_providers import FileOrigin, RenewedCredential, StaticCredential
 from milo_kube.file_content import FileContent
 from milo_kube.http.errors import TransportError
 from tests.integration.watchers.api_server import ApiServer, answering, upstream
+from tests.support.eventually import eventually
 from tests.support.renamed_file import replace
 
 PATH = "/apis/resourcemanager.miloapis.com/v1alpha1/projects"
@@ -133,7 +134,7 @@ class Renewing:
     def __init__(self) -> None:
         self.refusals = 0
 
-    async def credential(self, *, refused: Credential | None = None) -> Credential:
+    async def credential(self, *, within_s: float, refused: Credential | None = None) -> Credential:
         if refused is not None:
             self.refusals += 1
         return Credential(token=Secret(f"t{self.refusals}"))
@@ -210,17 +211,20 @@ async def test_renewed_client_certificate_is_used_while_open_streams_continue(tm
             replace(path, content)
 
     issue()
-    source = FileCredential(chain=FileContent(chain), key=FileContent(key))
+    source = RenewedCredential(FileOrigin(chain=FileContent(chain), key=FileContent(key)))
     async with ApiServer(answer, wants_client_certificate_of=clients) as server:
         transport = Transport(upstream(server, credentials=source))
         async with transport.stream("/watch", connect_timeout_s=10, silence_s=10) as stream:
             chunks = stream.chunks()
             received = [await anext(chunks)]
+            used = source.held()
             issue()
+            await eventually(lambda: source.held() != used)
             await get(transport)
             release.set()
             received += [chunk async for chunk in chunks]
         await transport.aclose()
+        await source.aclose()
     assert received == [b"first", b"last"]
     assert len(set(serials)) == 2
 

@@ -195,7 +195,7 @@ async def test_unanswered_tls_handshake_is_timeout_error() -> None:
 
 async def test_unavailable_credential_is_credential_error() -> None:
     class Broken:
-        async def credential(self, *, refused: Credential | None = None) -> Credential:
+        async def credential(self, *, within_s: float, refused: Credential | None = None) -> Credential:
             raise CredentialError("exec plugin login ended with status 1")
 
     error = await failure(nobody("https://127.0.0.1:1", credentials=Broken()))

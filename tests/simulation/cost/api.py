@@ -104,6 +104,9 @@ class Api:
     ) -> AbstractAsyncContextManager[Any]:
         return self._watching()
 
+    async def get_at_once(self, path: str, *, timeout_s: float) -> Answer:
+        return await self.get(path, timeout_s=timeout_s)
+
     async def drop(self) -> None:
         raise AssertionError("no connection is lost")
 

@@ -20,10 +20,10 @@ from milo_discoveryd.model.contributions import (
     ObjectContent,
     ObjectReference,
 )
-from milo_discoveryd.model.moment import Moment
 from milo_discoveryd.model.observation import Ready
 from milo_discoveryd.objects.pending_deletions import ConfirmedDeletion
 from milo_discoveryd.objects.store import RESTORED_POSITION, ObjectChanges, ObjectPosition, ObjectStore
+from milo_kube.moment import Moment
 from tests.unit.engagement.test_contribution_index_references import OBJECTS, SECRETS, a_secret, an_object, at_secret
 
 NAMES, KEYS = ("a", "b", "c"), ("k", "m")

@@ -193,6 +193,9 @@ class Api:
     ) -> AbstractAsyncContextManager[Any]:
         return self._watching(dict(query), connect_timeout_s)
 
+    async def get_at_once(self, path: str, *, timeout_s: float) -> Answer:
+        return await self.get(path, timeout_s=timeout_s)
+
     async def drop(self) -> None:
         self.cut()
 

@@ -85,6 +85,9 @@ class Apis:
     async def get(self, path: str, query: Any = (), *, timeout_s: float) -> Any:
         return await self._of(path).get(_common(path), query, timeout_s=timeout_s)
 
+    async def get_at_once(self, path: str, *, timeout_s: float) -> Any:
+        return await self.get(path, timeout_s=timeout_s)
+
     def stream(self, path: str, query: Any = (), **limits: Any) -> Any:
         return self._of(path).stream(_common(path), query, **limits)
 

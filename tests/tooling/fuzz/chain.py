@@ -139,6 +139,9 @@ class ScriptedServer:
         self._watches += 1
         return self._script.watched if self._watches == 1 else b""
 
+    async def get_at_once(self, path: str, *, timeout_s: float) -> Answer:
+        return await self.get(path, timeout_s=timeout_s)
+
     async def drop(self) -> None:
         pass
 

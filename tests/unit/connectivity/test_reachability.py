@@ -15,7 +15,7 @@ from milo_discoveryd.connectivity.reachability import (
     ProbeSchedule,
 )
 from milo_discoveryd.model.cluster import Reachability
-from milo_discoveryd.model.moment import Moment
+from milo_kube.moment import Moment
 from milo_kube.reflect.backoff import Backoff
 
 POLICY = ProbePolicy(

@@ -11,7 +11,7 @@ from milo_discoveryd.connectivity.reachability import (
     ProbeSchedule,
     at_once,
 )
-from milo_discoveryd.model.moment import Moment
+from milo_kube.moment import Moment
 
 TIMEOUT_S = 5.0
 ANSWERED_S = 0.02

@@ -4,7 +4,7 @@ import msgspec
 import pytest
 
 from milo_discoveryd.connectivity.reachability import ProbeOutcome, ProbePolicy, ProbeReached, ProbeSchedule
-from milo_discoveryd.model.moment import Moment
+from milo_kube.moment import Moment
 from tests.unit.connectivity.test_reachability import GONE, POLICY, SICK
 
 GIVING_UP = msgspec.structs.replace(POLICY, host_rate_per_s=100.0, rate_per_s=1000.0, give_up_after_s=600.0)

@@ -1,5 +1,6 @@
 """Credential issuers that pass on the credential of a kubeconfig's user, a token file or a command."""
 
+import asyncio
 import json
 import os
 import time
@@ -9,25 +10,26 @@ from typing import Any
 import pytest
 
 from milo_discoveryd.credentials.issued_credential import IssuedCredential
+from milo_discoveryd.credentials.issuers import issuer
 from milo_discoveryd.credentials.issuers.exec_command import ExecIssuer
 from milo_discoveryd.credentials.issuers.issuer import (
-    RETRY_AFTER_S,
     Issuer,
+    IssuerOrigin,
     MintRequest,
-    RenewingCredential,
     Scope,
     TimedIssuer,
 )
 from milo_discoveryd.credentials.issuers.passthrough import PassthroughIssuer
-from milo_discoveryd.daemon_errors import BackendError, UnfitError
+from milo_discoveryd.daemon_errors import UnfitError
 from milo_kube.credential import Credential, CredentialError, Secret
-from milo_kube.credential_providers import FileCredential, StaticCredential
+from milo_kube.credential_providers import FileOrigin, RenewedCredential, StaticCredential
 from milo_kube.exec_plugin import ExecCommand
 from milo_kube.file_content import FileContent
 from milo_kube.upstream import Upstream, load_kubeconfig
+from tests.support.certificates import Authority
 from tests.support.renamed_file import replace
 from tests.unit.credentials.backend import ALPHA, engaged
-from tests.unit.credentials.tokens import CANARY, certificate, jwt
+from tests.unit.credentials.tokens import CANARY, jwt
 
 WANTED = MintRequest(ttl_s=600)
 V1 = "client.authentication.k8s.io/v1"
@@ -102,8 +104,9 @@ async def test_inline_or_missing_credential_is_not_passed_through(
 
 
 async def test_certificate_file_and_token_without_expiry_are_not_passed_through(tmp_path: Path) -> None:
-    (tmp_path / "chain").write_bytes(certificate(0, time.time() + 600))
-    (tmp_path / "key").write_text("KEY")
+    pair = Authority().issue()
+    (tmp_path / "chain").write_bytes(pair.certificate)
+    (tmp_path / "key").write_bytes(pair.key)
     user = {"client-certificate": str(tmp_path / "chain"), "client-key": str(tmp_path / "key")}
     with pytest.raises(UnfitError, match="a client certificate"):
         await own_user(saved(tmp_path, user)).mint(WANTED)
@@ -114,7 +117,7 @@ async def test_certificate_file_and_token_without_expiry_are_not_passed_through(
 
 async def test_pod_token_valid_for_a_year_is_not_passed_through(tmp_path: Path) -> None:
     (tmp_path / "token").write_text(jwt(exp=time.time() + 365 * 86400))
-    source = FileCredential(token=FileContent(tmp_path / "token"))
+    source = RenewedCredential(FileOrigin(token=FileContent(tmp_path / "token")))
     with pytest.raises(UnfitError, match="is valid for 365 days"):
         await PassthroughIssuer(source, name="n", type="token-file", origin="it").mint(WANTED)
 
@@ -127,7 +130,8 @@ async def test_kubeconfig_is_passed_through_once_its_static_token_is_replaced_by
     command = plugin(tmp_path, {"token": jwt(exp=time.time() + 600)})
     saved(tmp_path, {"exec": {"apiVersion": V1, "command": command}})
     os.utime(path, ns=(1, 1))
-    assert (await source.mint(WANTED)).credential.token is not None
+    static = Credential(token=Secret("static"))
+    assert (await source.mint(MintRequest(ttl_s=600, held=static))).credential.token is not None
 
 
 PROJECT = Upstream(
@@ -176,57 +180,39 @@ def test_exec_issuer_has_its_configured_timeout() -> None:
 
 
 class Script:
-    """An issuer of numbered tokens, which raises `failure` if it is set."""
+    """An issuer of numbered tokens."""
 
     name, type, scope, takes_ttl = "script", "script", Scope.IDENTITY, False
+    timeout_s = 0.0
 
     def __init__(self) -> None:
-        self.now = 1000.0
-        self.minted = 0
-        self.failure: CredentialError | None = None
+        self.requests: list[MintRequest] = []
+        self.hangs = False
 
     async def mint(self, wanted: MintRequest) -> IssuedCredential:
-        if self.failure is not None:
-            raise self.failure
-        self.minted += 1
-        return IssuedCredential(credential=token_number(self.minted), issued_at=self.now, expires_at=self.now + 100)
+        self.requests.append(wanted)
+        if self.hangs:
+            await asyncio.Event().wait()
+        return IssuedCredential(credential=token_number(len(self.requests)), issued_at=1000.0, expires_at=1100.0)
 
 
 def token_number(number: int) -> Credential:
     return Credential(token=Secret(f"t{number}"))
 
 
-async def test_credential_of_issuer_is_renewed_at_half_of_its_lifetime() -> None:
+async def test_own_credential_of_issuer_has_its_expiry_and_replaces_the_former_one() -> None:
     script = Script()
-    mine = RenewingCredential(script, ttl_s=600, clock=lambda: script.now)
-    assert await mine.credential() == token_number(1)
-    script.now += 49
-    assert await mine.credential() == token_number(1)
-    script.now += 2
-    assert await mine.credential() == token_number(2)
+    origin = IssuerOrigin(script, ttl_s=600)
+    assert not origin.has_changed()
+    minted = [await origin.obtain(refused=None, is_due=True) for _ in range(2)]
+    assert minted == [token_number(1), token_number(2)]
+    assert minted[0].expires_at == 1100.0
+    assert script.requests == [MintRequest(ttl_s=600), MintRequest(ttl_s=600, held=token_number(1))]
 
 
-async def test_rejected_credential_of_issuer_is_replaced_once() -> None:
+async def test_issuer_that_hangs_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(issuer, "TIMEOUT_MARGIN_S", 0.01)
     script = Script()
-    mine = RenewingCredential(script, ttl_s=600, clock=lambda: script.now)
-    first = await mine.credential()
-    script.now += RETRY_AFTER_S + 1
-    second = await mine.credential(refused=first)
-    assert second == token_number(2)
-    assert await mine.credential(refused=second) == second
-
-
-async def test_credential_of_issuer_is_used_until_expiry_while_issuer_is_down() -> None:
-    script = Script()
-    mine = RenewingCredential(script, ttl_s=600, clock=lambda: script.now)
-    first = await mine.credential()
-    script.failure = BackendError("down")
-    script.now += 90
-    assert await mine.credential() == first
-    script.now += 20
-    for _ in range(2):
-        with pytest.raises(BackendError, match="down"):
-            await mine.credential()
-    script.failure = None
-    script.now += RETRY_AFTER_S
-    assert await mine.credential() == token_number(2)
+    script.hangs = True
+    with pytest.raises(CredentialError, match=r"^the issuer script did not answer within 0\.01 s$"):
+        await IssuerOrigin(script, ttl_s=600).obtain(refused=None, is_due=True)

@@ -14,12 +14,12 @@ from milo_discoveryd.log.change_log import STALE_SLOTS, ChangeLog, LogEntry, Ret
 from milo_discoveryd.log.events import Event, EventType, Frame
 from milo_discoveryd.model.cluster import Cluster, DisengageReason, Target
 from milo_discoveryd.model.contributions import ObservedObject
-from milo_discoveryd.model.moment import Moment
 from milo_discoveryd.model.observation import Malformed, NotReady, Outside, Ready
 from milo_discoveryd.objects.collection import ObjectCollection
 from milo_discoveryd.objects.pending_deletions import ConfirmationRequest, ConfirmationResult, PendingDeletions
 from milo_discoveryd.objects.removal_guard import RemovalGuard
 from milo_discoveryd.objects.store import CollectionWeight, ObjectChanges, ObjectStore, Positions, SourcePositions
+from milo_kube.moment import Moment
 from milo_kube.reflect.messages import Listed, ListEnded, ListStarted, SourceEvent
 
 WALL_AT_ZERO = 1_000_000.0

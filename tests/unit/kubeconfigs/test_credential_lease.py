@@ -26,7 +26,7 @@ from milo_discoveryd.kubeconfigs.credential_lease import (
     refresh_at,
     useful_s,
 )
-from milo_discoveryd.model.moment import Moment
+from milo_kube.moment import Moment
 from tests.unit.kubeconfigs.issued import minted
 
 DOWN = BackendError("it is down")

@@ -30,7 +30,6 @@ from milo_discoveryd.kubeconfigs.lease_handle import CredentialUnavailableError,
 from milo_discoveryd.kubeconfigs.lease_table import LeaseKey
 from milo_discoveryd.kubeconfigs.rendering import ClusterTrust, IssuedKubeconfig
 from milo_discoveryd.model.cluster import Cluster, DeclaredTarget
-from milo_discoveryd.model.moment import Moment
 from milo_discoveryd.rights.rights import UNLIMITED, Recipient, Terms
 from milo_discoveryd.sources.project_control_plane import ProjectControlPlaneKind
 from milo_discoveryd.telemetry.audit import Audit
@@ -38,6 +37,7 @@ from milo_discoveryd.telemetry.metrics import MeasuredDaemon, Metrics
 from milo_kube.credential import Credential
 from milo_kube.credential_providers import StaticCredential
 from milo_kube.label_selector import parse
+from milo_kube.moment import Moment
 from milo_kube.upstream import Upstream
 from tests.support.eventually import LIMIT_S, eventually
 from tests.support.logs import capture_logs

@@ -7,9 +7,9 @@ from milo_discoveryd.fleet.source import ClusterSource
 from milo_discoveryd.log.change_log import ChangeLog, Retention
 from milo_discoveryd.log.filter import Filter
 from milo_discoveryd.model.cluster import DeclaredTarget
-from milo_discoveryd.model.moment import Moment
 from milo_discoveryd.model.observation import Ready
 from milo_discoveryd.wiring.source import ANY_REVISION, EARLIER_RUNS, positions
+from milo_kube.moment import Moment
 from milo_kube.reflect.messages import Listed, ListEnded, ListStarted
 from milo_kube.reflect.view_status import ViewState, ViewStatus
 from tests.support.sources import new_source

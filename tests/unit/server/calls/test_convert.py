@@ -19,11 +19,11 @@ from milo_discoveryd.model.cluster import (
     SuspensionReason,
     Target,
 )
-from milo_discoveryd.model.moment import Moment
 from milo_discoveryd.model.object_state import ObjectState
 from milo_discoveryd.server.calls import convert
 from milo_discoveryd.server.calls.frames import encoder
 from milo_discoveryd.sharding.status import GroupStatus, MemberStatus
+from milo_kube.moment import Moment
 from milo_kube.reflect.view_status import ViewState, ViewStatus
 
 EPOCH = "0123456789abcdef"

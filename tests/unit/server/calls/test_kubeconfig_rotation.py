@@ -19,7 +19,6 @@ from milo_discoveryd.log.cursor import Cursor
 from milo_discoveryd.log.events import EventType, Frame, Slice
 from milo_discoveryd.log.filter import EVERYTHING, Filter
 from milo_discoveryd.model.cluster import Cluster
-from milo_discoveryd.model.moment import Moment
 from milo_discoveryd.rights.name_patterns import name_patterns
 from milo_discoveryd.rights.rights import Recipient, Terms
 from milo_discoveryd.rights.scope import ClusterScope, scoped
@@ -30,6 +29,7 @@ from milo_discoveryd.server.calls.kubeconfig_rotation import RETRY_S, Kubeconfig
 from milo_discoveryd.server.calls.verification import AlwaysFresh
 from milo_kube.credential import Credential, Secret
 from milo_kube.label_selector import parse
+from milo_kube.moment import Moment
 from tests.support.sources import new_source
 from tests.unit.fleet.fleets import ready
 from tests.unit.fleet.test_fleet_malformed import Ledger
