@@ -5,9 +5,13 @@ import (
 	"time"
 )
 
+// longestRetryAfter is the longest delay that is accepted from a server, or from a proxy in front of it.
+const longestRetryAfter = 5 * time.Minute
+
 // Backoff configures the delays before a watch opens another stream. Delays double from Initial to Max, and start over
 // after a stream that lasted at least Healthy. Each is multiplied by a random factor from 0.5 to 1, so that many
-// clients of one daemon do not reconnect at once; the delay that the daemon requests in RetryInfo is added.
+// clients of one daemon do not reconnect at once; the delay that the daemon requests in RetryInfo, at most five minutes,
+// is added.
 type Backoff struct {
 	// Initial is the first delay; zero means 100 ms.
 	Initial time.Duration
@@ -39,5 +43,5 @@ func (r *retries) failed(ran, retryAfter time.Duration) time.Duration {
 	ceiling := min(r.delay, r.policy.Max)
 	r.delay = min(2*ceiling, r.policy.Max)
 	delay := time.Duration(float64(ceiling) * (0.5 + r.draw()/2))
-	return max(delay, delay+retryAfter) // if the sum overflows, the requested delay is ignored
+	return delay + min(retryAfter, longestRetryAfter)
 }

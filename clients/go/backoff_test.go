@@ -27,8 +27,8 @@ func TestBackoffDoublesUntilMaxAndResetsAfterHealthyStream(t *testing.T) {
 	if got := shortest.failed(10*time.Second, 3*time.Second); got != 3050*time.Millisecond {
 		t.Errorf("the delay after a healthy stream, with RetryInfo, is %v, want 3.05s", got)
 	}
-	if got := shortest.failed(10*time.Second, math.MaxInt64); got != 50*time.Millisecond {
-		t.Errorf("the delay is %v, want 50ms, if the sum with the delay of RetryInfo overflows", got)
+	if got := shortest.failed(10*time.Second, math.MaxInt64); got != 5*time.Minute+50*time.Millisecond {
+		t.Errorf("the delay is %v, want 5m0.05s, since at most 5 minutes of RetryInfo are accepted", got)
 	}
 	own := retries{policy: Backoff{Initial: time.Minute, Max: time.Second}.withDefaults(), draw: always(0)}
 	for range 2 {

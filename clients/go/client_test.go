@@ -389,6 +389,34 @@ func TestCallsReconnectTimeOutAndFailWithTheStatus(t *testing.T) {
 		}
 	})
 
+	inBubble(t, "Close cancels calls in flight on a connection that failed for another call", func(t *testing.T) {
+		daemon := newScriptedDaemon(t)
+		calls, released := 0, make(chan struct{})
+		called := make(chan struct{})
+		daemon.get = func() (*pb.GetClusterResponse, error) {
+			if calls++; calls == 1 {
+				close(called)
+				<-released
+			}
+			return nil, status.Error(codes.Unavailable, "as if the connection were lost")
+		}
+		defer close(released)
+		client := daemon.clientWith(t, discovery.Options{Timeout: -1})
+		ended := make(chan error)
+		go func() {
+			_, err := client.Get(t.Context(), "a")
+			ended <- err
+		}()
+		<-called
+		if _, err := client.Get(t.Context(), "b"); !errors.Is(err, discovery.ErrUnavailable) {
+			t.Errorf("Get() error = %v, want ErrUnavailable", err)
+		}
+		_ = client.Close()
+		if err := <-ended; !errors.Is(err, discovery.ErrClosed) {
+			t.Errorf("Get() in flight during Close: error = %v, want ErrClosed", err)
+		}
+	})
+
 	inBubble(t, "an error contains the reason, violations and retry delay of the status details", func(t *testing.T) {
 		daemon := newScriptedDaemon(t)
 		daemon.get = func() (*pb.GetClusterResponse, error) {

@@ -16,6 +16,7 @@ type sharedConn struct {
 
 	mutex   sync.Mutex
 	current *lane
+	retired map[*lane]struct{} // failed, with calls in flight
 	closed  bool
 }
 
@@ -56,14 +57,20 @@ func (s *sharedConn) leave(used *lane, err error) (retry bool) {
 		retry = used.answered && !s.closed
 		if s.current == used {
 			s.current = nil
+			if s.retired == nil {
+				s.retired = map[*lane]struct{}{}
+			}
+			s.retired[used] = struct{}{}
 		}
 	}
 	if used != s.current && used.calls == 0 {
-		_ = used.conn.Close() // always nil for a connection that was not closed before
+		_ = used.conn.Close() // a second call returns an error
+		delete(s.retired, used)
 	}
 	return retry
 }
 
+// close cancels all calls, also those on connections that failed for other calls.
 func (s *sharedConn) close() {
 	s.mutex.Lock()
 	defer s.mutex.Unlock()
@@ -74,5 +81,8 @@ func (s *sharedConn) close() {
 	if s.current != nil {
 		_ = s.current.conn.Close()
 		s.current = nil
+	}
+	for lane := range s.retired {
+		_ = lane.conn.Close()
 	}
 }

@@ -15,6 +15,10 @@ const (
 	pushShare = 0.25
 )
 
+// renewalInterval is the minimum interval between requests that replace a kubeconfig, even if the daemon's kubeconfigs
+// are due for a refresh on arrival, as when this machine's clock is ahead.
+const renewalInterval = 5 * time.Second
+
 var issueBackoff = Backoff{Initial: time.Second, Max: 30 * time.Second}.withDefaults()
 
 // EngagedCluster is one engagement of a cluster, from ENGAGED to DISENGAGED. It is safe for concurrent use.
@@ -83,8 +87,10 @@ func (e *EngagedCluster) Kubeconfig(ctx context.Context) (*Kubeconfig, error) {
 		switch {
 		case isValid:
 			return e.kubeconfig, nil
-		case e.renewal == nil:
+		case e.renewal == nil && e.failure != nil:
 			return nil, e.failure
+		case e.renewal == nil: // issued a moment ago, but expired by this machine's clock
+			return e.kubeconfig, nil
 		}
 		renewal, pushed := e.renewal, e.pushed
 		e.mu.Unlock()
@@ -124,7 +130,11 @@ func (e *EngagedCluster) renew(done chan struct{}) {
 		return
 	}
 	if err == nil {
+		isReplacement := e.kubeconfig != nil
 		e.offer(issued, false)
+		if isReplacement {
+			e.notBefore = time.Now().Add(renewalInterval)
+		}
 		return
 	}
 	e.failure, e.notBefore = err, time.Now().Add(e.retries.failed(0, retryAfter(err)))

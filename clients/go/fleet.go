@@ -9,7 +9,7 @@ import (
 	"time"
 )
 
-const endSubscriptionTimeout = time.Second // short, because the program is about to exit
+const endTimeout = time.Second // of each call at the end of a fleet; short, because the program is about to exit
 
 // handlerBackoff is the backoff of a handler that returned an error.
 var handlerBackoff = Backoff{Initial: time.Second, Max: time.Minute}.withDefaults()
@@ -46,7 +46,7 @@ func (c *Client) RunFleet(ctx context.Context, options FleetOptions, handler Han
 	f.ctx, f.cancel = context.WithCancelCause(ctx)
 	err := c.Watch(ctx, options.WatchOptions, f.apply)
 	f.end(err)
-	ending, cancel := context.WithTimeout(context.WithoutCancel(ctx), endSubscriptionTimeout)
+	ending, cancel := context.WithTimeout(context.WithoutCancel(ctx), endTimeout)
 	defer cancel()
 	// If it fails, drains that have begun, or begin within a minute, wait until their deadline.
 	_ = c.EndSubscription(ending, options.Subscriber)
@@ -145,15 +145,18 @@ func (f *fleet) drain(m *member, cluster Cluster) {
 }
 
 // release releases a draining cluster until the daemon has answered for its current incarnation. After the end of the
-// watch it is not retried, because EndSubscription follows.
+// watch, a call gets endTimeout and is not retried, because EndSubscription follows.
 func (f *fleet) release(m *member) {
 	ctx, cancel := context.WithCancel(f.ctx)
 	defer cancel()
 	defer context.AfterFunc(m.cluster.ctx, cancel)()
+	calling, stop := context.WithCancel(context.WithoutCancel(ctx))
+	defer stop()
+	defer context.AfterFunc(ctx, func() { sleep(calling, endTimeout); stop() })()
 	retries := retries{policy: f.client.backoff, draw: rand.Float64}
 	for !m.cluster.hasEnded() {
 		cluster := m.cluster.Current()
-		err := f.client.Release(context.WithoutCancel(ctx), cluster, f.options.Subscriber)
+		err := f.client.Release(calling, cluster, f.options.Subscriber)
 		switch {
 		case err == nil || IsTerminal(err) || errors.Is(err, ErrNotFound):
 			// If another daemon has taken over, it sends the cluster again, with its own incarnation.

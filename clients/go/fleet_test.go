@@ -207,6 +207,42 @@ func TestFleetRunsOneHandlerPerEngagement(t *testing.T) {
 	})
 }
 
+func TestFleetDoesNotWaitForAHungReleaseAtItsEnd(t *testing.T) {
+	for name, timeout := range map[string]time.Duration{"default timeout": 0, "no timeout": -1} {
+		inBubble(t, name, func(t *testing.T) {
+			daemon := newScriptedDaemon(t)
+			released := make(chan struct{})
+			daemon.release = func(ctx context.Context) (*pb.ReleaseClusterResponse, error) {
+				close(released)
+				<-ctx.Done()
+				return nil, ctx.Err()
+			}
+			client := daemon.clientWith(t, discovery.Options{Timeout: timeout})
+			ctx, stop := context.WithCancel(t.Context())
+			ended := make(chan error)
+			go func() {
+				options := discovery.FleetOptions{OnError: func(*discovery.EngagedCluster, error) {}}
+				ended <- client.RunFleet(ctx, options, func(ctx context.Context, _ *discovery.EngagedCluster) error {
+					<-ctx.Done()
+					return nil
+				})
+			}()
+			drains := engaged("a")
+			drains.Cluster.Draining = &pb.Draining{}
+			daemon.begin(snapshot("1", drains))
+			<-released
+			begun := time.Now()
+			stop()
+			if err := <-ended; !errors.Is(err, context.Canceled) {
+				t.Errorf("the fleet ended with %v", err)
+			}
+			if waited := time.Since(begun); waited > 2*time.Second {
+				t.Errorf("the fleet ended after %v, want at most 2s", waited)
+			}
+		})
+	}
+}
+
 func TestEngagedClusterReturnsItsNewestKubeconfig(t *testing.T) {
 	testFleet(t, "the kubeconfig is requested once, and refreshed in the background when it is due", discovery.FleetOptions{},
 		func(t *testing.T, f *scriptedFleet) {
@@ -252,6 +288,28 @@ func TestEngagedClusterReturnsItsNewestKubeconfig(t *testing.T) {
 			t.Errorf("%d requests in a minute, want at most 10", issued)
 		}
 	})
+	for name, age := range map[string]time.Duration{"refresh": 40 * time.Minute, "expiry": 2 * time.Hour} {
+		testFleet(t, "a kubeconfig past its "+name+" on arrival is not requested at each use", discovery.FleetOptions{},
+			func(t *testing.T, f *scriptedFleet) { // as if the clock of this machine were ahead
+				f.engage(t)
+				f.daemon.SetKubeconfigs(func(discovery.Cluster, int) discovery.Kubeconfig {
+					issued := time.Now().Add(-age)
+					return discovery.Kubeconfig{
+						Content: []byte(ofToken), IssuedAt: issued,
+						RefreshAfter: issued.Add(30 * time.Minute), ExpiresAt: issued.Add(time.Hour),
+					}
+				})
+				for range 600 {
+					if found, err := f.clusters["alpha"].Kubeconfig(t.Context()); err != nil || found == nil {
+						t.Fatalf("Kubeconfig() = %v, error = %v, want the last one", found, err)
+					}
+					time.Sleep(100 * time.Millisecond)
+				}
+				if issued := f.daemon.Issued("alpha"); issued > 14 {
+					t.Errorf("%d requests in a minute, want at most 14: one in 5 s", issued)
+				}
+			})
+	}
 	testFleet(t, "a kubeconfig replaces one whose issue time is in the future", discovery.FleetOptions{},
 		func(t *testing.T, f *scriptedFleet) {
 			f.engage(t)

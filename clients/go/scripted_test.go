@@ -23,6 +23,7 @@ type scriptedDaemon struct {
 	streams  chan *scriptedStream
 	issue    func() (*pb.IssueKubeconfigResponse, error)
 	get      func() (*pb.GetClusterResponse, error)
+	release  func(context.Context) (*pb.ReleaseClusterResponse, error)
 }
 
 // scriptedStream is one open stream. A test closes it by sending an error on end.
@@ -46,8 +47,13 @@ func newScriptedDaemon(t *testing.T) *scriptedDaemon {
 }
 
 func (d *scriptedDaemon) client(t *testing.T) *discovery.Client {
+	return d.clientWith(t, discovery.Options{})
+}
+
+func (d *scriptedDaemon) clientWith(t *testing.T, options discovery.Options) *discovery.Client {
 	t.Helper()
 	client, err := discovery.Dial(discovery.Options{
+		Timeout:     options.Timeout,
 		Address:     "unix:///scripted",
 		Credentials: &discovery.Credentials{},
 		DialOptions: []grpc.DialOption{
@@ -100,6 +106,12 @@ func (d *scriptedDaemon) IssueKubeconfig(
 
 func (d *scriptedDaemon) GetCluster(context.Context, *pb.GetClusterRequest) (*pb.GetClusterResponse, error) {
 	return d.get()
+}
+
+func (d *scriptedDaemon) ReleaseCluster(
+	ctx context.Context, _ *pb.ReleaseClusterRequest,
+) (*pb.ReleaseClusterResponse, error) {
+	return d.release(ctx)
 }
 
 // begin waits for the next stream, sends its first batches, and returns it.

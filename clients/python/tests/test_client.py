@@ -285,6 +285,21 @@ async def test_call_in_flight_fails_when_the_client_is_closed(client, daemon):
     assert failed.value.code == "CANCELLED"
 
 
+async def test_call_in_flight_on_a_failed_connection_fails_when_the_client_is_closed(daemon):
+    daemon.answers["ListClusters"] = [SILENCE]
+    daemon.answers["GetCluster"] = [Refusal(grpc.StatusCode.UNAVAILABLE, "as if the connection were lost")]
+    async with DiscoveryClient(daemon.address, timeout=None) as client:
+        listing = asyncio.create_task(client.list())
+        await eventually(lambda: bool(daemon.requests))
+        with pytest.raises(Unavailable):
+            await client.get("a")
+        await client.close()
+        with pytest.raises(CallFailed) as failed:
+            async with asyncio.timeout(10):
+                await listing
+    assert failed.value.code == "CANCELLED"
+
+
 async def test_client_does_not_replace_the_sigterm_handler():
     before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
     try:

@@ -61,8 +61,13 @@ def test_failed_channel_is_closed_after_its_last_call():
     assert shared.release(after) is None, "a late failure of the old channel does not affect the new one"
 
 
-def test_close_of_shared_channel_returns_the_current_channel():
+def test_close_of_shared_channel_returns_the_current_channel_and_failed_ones_with_calls_in_flight():
     shared = shared_channel()
-    assert shared.close() is None
+    assert shared.close() == []
+    hung, failed = shared.acquire(), shared.acquire()
+    shared.should_retry(failed, CONNECTION_LOSS)
+    shared.release(failed)
     shared.acquire()
-    assert shared.close() == 0
+    assert sorted(shared.close()) == [0, 1]
+    assert shared.close() == []
+    assert shared.release(hung) == 0

@@ -1,5 +1,6 @@
 """Controllers: reconcilers that run in every engaged cluster."""
 
+from milo_controllers.admission_review import AdmissionUser, Deny, Review
 from milo_controllers.app import main, set_up_logging
 from milo_controllers.cache_budget import CacheLimits
 from milo_controllers.conditions import ConditionStatus, owner_reference, with_condition, with_owner
@@ -26,10 +27,12 @@ from milo_controllers.logs import ClusterFilter, current_cluster, current_object
 from milo_controllers.request import PatchType, Propagation, Request, Result
 from milo_controllers.single_cluster import SingleCluster
 from milo_controllers.watched import OwnedKind, ReconcileTarget, Watched, WatchedKind
+from milo_controllers.webhook_server import WebhookServer
 from milo_controllers.work_queue import QueuePolicy
 from milo_kube.rate_limit import Rate
 
 __all__ = [
+    "AdmissionUser",
     "AlreadyExists",
     "AnyKind",
     "ApiError",
@@ -43,6 +46,7 @@ __all__ = [
     "Conflict",
     "ControllerError",
     "Controllers",
+    "Deny",
     "Document",
     "EventType",
     "FailingObject",
@@ -64,10 +68,12 @@ __all__ = [
     "ReconcileTimeout",
     "Request",
     "Result",
+    "Review",
     "SingleCluster",
     "Unreachable",
     "Watched",
     "WatchedKind",
+    "WebhookServer",
     "current_cluster",
     "current_object",
     "current_reconcile",

@@ -10,8 +10,8 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Coroutine
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -24,9 +24,12 @@ from milo_controllers.controllers import Controllers, Election
 from milo_controllers.logs import ClusterFilter
 from milo_controllers.options import check_options
 from milo_controllers.single_cluster import SingleCluster
+from milo_controllers.webhook_server import WebhookServer, serve_webhooks
+from milo_controllers.webhooks import DESCRIBE_VARIABLE, describe
 from milo_discovery._background_loop import run_in_thread, run_on
 from milo_discovery.errors import DiscoveryError
 from milo_discovery.leader_election import LeaderElection, LeadershipLost
+from milo_kube.credential import CredentialError
 from milo_kube.http.server import HttpReply, HttpServer, ServerRequest
 from milo_kube.http.visitors import is_on_loopback, is_own_host
 from milo_kube.rfc3339 import rfc3339
@@ -51,6 +54,7 @@ def main(
     lease_namespace: str | None = None,
     listen: str | None = None,
     grace: timedelta = GRACE,
+    webhooks: WebhookServer | None = None,
     log_level: str | int = logging.INFO,
 ) -> NoReturn:
     """Run controllers as the process of an operator until SIGTERM or SIGINT, and exit. See `docs/controllers.md`.
@@ -58,13 +62,22 @@ def main(
     `lease`: reconcile only while this replica holds the Lease of this name in the operator's own cluster, in
     `lease_namespace`, by default that of the pod. `listen`: the HOST:PORT that serves probes and metrics, or `off`; by
     default MILO_OPERATOR_LISTEN, or else port 8080, in a pod on all addresses, elsewhere on loopback. `grace`: how long
-    running reconciles may take after SIGTERM or SIGINT.
+    running reconciles may take after SIGTERM or SIGINT. `webhooks`: where to serve what `validate` and `mutate` have
+    registered, on every replica.
     """
+    if os.environ.get(DESCRIBE_VARIABLE) == "webhooks":
+        sys.stdout.write(json.dumps([describe(webhook) for webhook in controllers.webhooks.all]) + "\n")
+        sys.exit()
     check_options("", grace=grace)
+    if webhooks is not None:
+        webhooks.check()
+    elif controllers.webhooks:
+        raise ValueError("validators or mutators are registered: pass main(webhooks=WebhookServer(certificate, key))")
     set_up_logging(log_level)
     try:
         with asyncio.Runner() as runner:
-            status = runner.run(_run(controllers, lease, lease_namespace, listen, grace))
+            election = None if lease is None else _LeaseElection(lease, lease_namespace)
+            status = runner.run(_run(controllers, election, listen, grace, webhooks))
     except KeyboardInterrupt:
         status = 130
     logging.shutdown()
@@ -73,17 +86,16 @@ def main(
 
 async def _run(
     controllers: Controllers,
-    lease: str | None,
-    lease_namespace: str | None,
+    election: Election | None,
     listen: str | None,
     grace: timedelta,
+    webhooks: WebhookServer | None,
 ) -> int:
     """Run until a signal or a failure, and return the exit status."""
     signaled = asyncio.Event()
     loop = asyncio.get_running_loop()
     for stop_signal in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(stop_signal, signaled.set)
-    election = None if lease is None else _LeaseElection(lease, lease_namespace)
     try:
         async with AsyncExitStack() as stack:
             given = listen or os.environ.get(LISTEN_VARIABLE)
@@ -91,6 +103,9 @@ async def _run(
                 server = HttpServer(Pages(controllers).answer, connections=_CONNECTIONS)
                 log.info("serving probes and metrics on %s", await _start(server, given))
                 stack.push_async_callback(server.stop)
+            if webhooks is not None:
+                url = await stack.enter_async_context(_serving(controllers, webhooks))
+                log.info("serving webhooks on %s", url)
             await _until_signaled(controllers, election, signaled, grace)
     except (_StartError, LeadershipLost, DiscoveryError) as error:
         log.error("stopped: %s", error)  # noqa: TRY400  (the message says what to do; a traceback does not)
@@ -100,6 +115,17 @@ async def _run(
         return 1
     log.info("stopped")
     return 0
+
+
+@asynccontextmanager
+async def _serving(controllers: Controllers, at: WebhookServer) -> AsyncIterator[str]:
+    """Serve webhooks while the body runs. Raises _StartError."""
+    async with AsyncExitStack() as stack:
+        try:
+            url = await stack.enter_async_context(serve_webhooks(controllers.webhooks, at))
+        except (OSError, CredentialError) as error:
+            raise _StartError(f"webhooks cannot be served on {at.listen}: {error}") from error
+        yield url
 
 
 async def _until_signaled(

@@ -13,13 +13,14 @@ from typing import Any, Protocol, TypeVar, overload
 
 from prometheus_client import REGISTRY, CollectorRegistry
 
+from milo_controllers.admission_review import AdmissionOperation
 from milo_controllers.cache_budget import CacheBudget, CacheLimits
 from milo_controllers.cluster_api import IDLE_S, USER_AGENT
 from milo_controllers.controller import Controller, Shared
 from milo_controllers.engaged_clusters import EngagedClusters
 from milo_controllers.event_log import EventLog
 from milo_controllers.fleet_view import FleetView
-from milo_controllers.functions import check_plain, check_reconciler, is_async
+from milo_controllers.functions import check_called_with, check_plain, check_reconciler, is_async
 from milo_controllers.health import FailingObject, Health
 from milo_controllers.health_check import HealthCheck
 from milo_controllers.kinds import AnyKind, Document, Kind, kind_of
@@ -30,12 +31,22 @@ from milo_controllers.reconcile_call import Reconciler
 from milo_controllers.registration import ControllerSpec, Registration
 from milo_controllers.tracing import SpanTracer
 from milo_controllers.watched import Mapper, OwnedKind, Predicate, ReconcileTarget, WatchedKind
+from milo_controllers.webhooks import (
+    FailurePolicy,
+    ProjectClusters,
+    Reviewer,
+    Unknown,
+    Webhook,
+    Webhooks,
+    WebhookType,
+)
 from milo_controllers.work_queue import QueuePolicy
 from milo_discovery._failure_log import INTERVAL_S, FailureLog
 from milo_discovery._task_groups import RunsInBackground, unwrap_single_error, wait_uninterrupted
 from milo_discovery.client import DiscoveryClient
 from milo_discovery.engaged_cluster import EngagedCluster
 from milo_discovery.fleet import DiscoveryState, Fleet
+from milo_discovery.model import Cluster
 from milo_kube.api_server import Pools
 from milo_kube.loop_watchdog import LoopWatchdog
 
@@ -62,6 +73,8 @@ class Clusters(Protocol):
     def discovery(self) -> DiscoveryState: ...
 
     def on_engage(self, handler: Callable[[EngagedCluster], Awaitable[None]], /) -> object: ...
+
+    async def find(self, project: str, /) -> Cluster | None: ...
 
     async def run(self) -> None: ...
 
@@ -152,6 +165,10 @@ class Controllers(RunsInBackground):
             failures=FailureLog(max_kinds=_LOGGED_KINDS),
             tracer=tracer,
         )
+        self.webhooks = Webhooks(
+            ProjectClusters(known=self._clusters.find, engaged=self._engaged.engaged), self._shared.failures
+        )
+        """What `validate` and `mutate` have registered; `main(webhooks=...)` serves it."""
         self._loop: asyncio.AbstractEventLoop | None = None
         self._leading: asyncio.Task[None] | None = None
         self._clusters.on_engage(self._engaged.operate)
@@ -261,6 +278,57 @@ class Controllers(RunsInBackground):
             limited = spec._replace(workers=limit, per_cluster=min(per_cluster, limit))
             self._registration.reconcilers.append((limited, reconciler))
             return reconciler
+
+        return register
+
+    def validate(
+        self,
+        kind: Kind[T] | str,
+        *,
+        operations: Sequence[AdmissionOperation] = ("CREATE", "UPDATE"),
+        subresource: str = "",
+        unknown: Unknown = "allow",
+        failure_policy: FailurePolicy = "Fail",
+        name: str | None = None,
+    ) -> Callable[[Reviewer[T]], Reviewer[T]]:
+        """Register a validator of writes (a decorator), which is called for each before it is stored, in any project.
+
+        It gets a `Review`, and raises `Deny` to deny the write. `unknown`: what to answer without calling it if no
+        daemon has engaged the project, or the write is to the core API. `failure_policy`: what the API server does if
+        no replica answers, for `milo-discovery webhooks`.
+        """
+        options = {"operations": operations, "subresource": subresource, "unknown": unknown}
+        return self._webhook(WebhookType.VALIDATING, kind, name, failure_policy=failure_policy, **options)
+
+    def mutate(
+        self,
+        kind: Kind[T] | str,
+        *,
+        operations: Sequence[AdmissionOperation] = ("CREATE", "UPDATE"),
+        subresource: str = "",
+        unknown: Unknown = "allow",
+        failure_policy: FailurePolicy = "Fail",
+        name: str | None = None,
+    ) -> Callable[[Reviewer[T]], Reviewer[T]]:
+        """Register a mutator of writes (a decorator): as `validate`, and its changes of `review.object` are stored."""
+        options = {"operations": operations, "subresource": subresource, "unknown": unknown}
+        return self._webhook(WebhookType.MUTATING, kind, name, failure_policy=failure_policy, **options)
+
+    def _webhook(
+        self, type_: WebhookType, kind: Kind[T] | str, name: str | None, **options: Any
+    ) -> Callable[[Reviewer[T]], Reviewer[T]]:
+        self._registration.require_open()
+        if callable(kind):
+            raise TypeError(f"@controllers.{type_.value} without a kind: write @controllers.{type_.value}(KIND)")
+        reviewed: Kind[T] = kind_of(kind)
+        check_options(reviewed.plural, webhook_name=name, **options)
+        label = name or reviewed.plural.replace(".", "-")
+        operations = tuple(options.pop("operations"))
+
+        def register(reviewer: Reviewer[T]) -> Reviewer[T]:
+            check_called_with(reviewer, "a validator or mutator", "review")
+            self.webhooks.add(Webhook(type_, label, reviewed, operations, reviewer=reviewer, **options))
+            return reviewer
 
         return register
 

@@ -113,6 +113,11 @@ class EngagedClusters:
         self._loop = asyncio.get_running_loop()
         self.controllers.extend(controllers)
 
+    def engaged(self, name: str) -> EngagedCluster | None:
+        """Return the cluster of this name, if this replica works in it."""
+        found = self.members.get(name)
+        return None if found is None else found.cluster
+
     async def operate(self, cluster: EngagedCluster) -> None:
         """Run the informers and reconciles of a cluster, until it is disengaged."""
         try:

@@ -14,9 +14,7 @@ def is_async(function: Callable[..., Any]) -> bool:
 
 def check_reconciler(function: Callable[..., Any]) -> None:
     """Raise TypeError unless the function can be called with a request, as a reconciler."""
-    _check(function, "a reconciler", "request")
-    if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
-        raise TypeError(f"the reconciler {_name(function)} is a generator: return None or a Result instead of yielding")
+    check_called_with(function, "a reconciler", "request")
 
 
 def check_plain(function: Callable[..., Any], role: str, parameter: str) -> None:
@@ -24,6 +22,13 @@ def check_plain(function: Callable[..., Any], role: str, parameter: str) -> None
     _check(function, role, parameter)
     if is_async(function) or inspect.isasyncgenfunction(function):
         raise TypeError(f"{_name(function)} is async: {role} must be a plain function")
+
+
+def check_called_with(function: Callable[..., Any], role: str, parameter: str) -> None:
+    """Raise TypeError unless the function, plain or async, takes one parameter."""
+    _check(function, role, parameter)
+    if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
+        raise TypeError(f"{_name(function)} is a generator: {role} returns instead of yielding")
 
 
 def _check(function: Callable[..., Any], role: str, parameter: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Collection, Mapping
 from datetime import timedelta
 from typing import Any, NamedTuple, Protocol, runtime_checkable
@@ -9,7 +10,10 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 from prometheus_client import CollectorRegistry
 
 from milo_controllers.cache_budget import CacheLimits
+from milo_controllers.webhooks import OPERATIONS
 from milo_controllers.work_queue import QueuePolicy
+
+_LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 
 
 @runtime_checkable
@@ -66,6 +70,16 @@ OPTIONS: Mapping[str, Option] = {
     ),
     "queue": Option(QueuePolicy, "QueuePolicy(max_delay_s=60)"),
     "while_deleting": Option(bool, "True or False"),
+    # Controllers.validate and mutate
+    "operations": Option(
+        Collection,
+        'a list of some of "CREATE", "UPDATE", "DELETE", "CONNECT"',
+        lambda given: bool(given) and not isinstance(given, str) and set(given) <= set(OPERATIONS),
+    ),
+    "subresource": Option(str, 'the name of a subresource, such as "status"', lambda given: "/" not in given),
+    "unknown": Option(str, '"allow" or "deny"', lambda given: given in ("allow", "deny")),
+    "failure_policy": Option(str, '"Fail" or "Ignore"', lambda given: given in ("Fail", "Ignore")),
+    "webhook_name": Option(str, "a DNS label, such as widgets", lambda given: bool(_LABEL.fullmatch(given)), True),
     # Result. A negative timedelta is not refused: it may be computed from a time that has passed, and is replaced by
     # QueuePolicy.min_requeue_s.
     "requeue_after": Option(timedelta, "timedelta(seconds=...) or None", may_be_none=True),

@@ -44,6 +44,11 @@ class SingleCluster:
         self._handlers.append(handler)
         return handler
 
+    async def find(self, _project: str, /) -> Cluster | None:
+        """Return the cluster: all writes that its API server asks about are to it."""
+        found = await asyncio.to_thread(self._source.read)
+        return Cluster(name=self._name, endpoint=found.access.server)
+
     async def run(self) -> None:
         """Run until canceled. Raises UnusableKubeconfig."""
         engaged = self._engaged(await asyncio.to_thread(self._source.read))

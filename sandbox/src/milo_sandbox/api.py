@@ -4,6 +4,7 @@ import asyncio
 import json
 from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -38,6 +39,7 @@ from milo_sandbox.streams import Streams
 from milo_sandbox.tables import Table
 from milo_sandbox.tokens import Tokens
 from milo_sandbox.watch import ObjectWatch, Pace, Plain
+from milo_sandbox.webhooks import Webhooks, Write
 
 _REVIEWS = {(review.group, review.plural): review for review in discovery.REVIEWS}
 _IMMORTAL_NAMESPACES = {"default", "kube-public", "kube-system"}
@@ -87,6 +89,8 @@ class Api:
         self.admit: Callable[[Call, Document | None], None] = lambda *_: None
         """Called before a client creates or changes an object, with its current state, or None for a new object. Raises
         RefusalError to refuse the write."""
+        self.webhooks: Webhooks | None = None
+        """The webhooks that review writes."""
 
     async def answer(self, request: web.BaseRequest, segments: list[str], subject: str) -> web.StreamResponse:
         """Answer a request to this API, given the path segments below its root."""
@@ -113,7 +117,7 @@ class Api:
         unknown: list[str] = []
         collecting = admission.WARNINGS.set(unknown)
         try:
-            response = await self._handlers[call.verb](request, call)
+            response = await self._handlers[call.verb](request, msgspec.structs.replace(call, subject=subject))
         finally:
             admission.WARNINGS.reset(collecting)
         if request.query.get("fieldValidation", "Warn") == "Warn":
@@ -193,26 +197,32 @@ class Api:
         metadata = document.get("metadata")
         name = metadata.get("name") if isinstance(metadata, dict) else None
         self.admit(msgspec.structs.replace(call, name=str(name or "")), None)
-        record = self.store.create(
-            call.resource,
-            document,
-            namespace=call.namespace,
-            writer=_writer(request, call),
-            **_write_options(request.query),
+        record = await self._reviewed(
+            request,
+            call,
+            "CREATE",
+            partial(
+                self.store.create, call.resource, document, namespace=call.namespace, writer=_writer(request, call)
+            ),
         )
         return answers.body(record.body, 201)
 
     async def _update(self, request: web.BaseRequest, call: Call) -> web.StreamResponse:
         document = await _object(request)
         self.admit(call, self.store.read(call.resource, call.name, call.namespace))
-        record = self.store.replace(
-            call.resource,
-            call.name,
-            document,
-            namespace=call.namespace,
-            part=_part(call),
-            writer=_writer(request, call),
-            **_write_options(request.query),
+        record = await self._reviewed(
+            request,
+            call,
+            "UPDATE",
+            partial(
+                self.store.replace,
+                call.resource,
+                call.name,
+                document,
+                namespace=call.namespace,
+                part=_part(call),
+                writer=_writer(request, call),
+            ),
         )
         return answers.body(record.body)
 
@@ -228,14 +238,19 @@ class Api:
             raise refusals.unsupported_media_type(request.content_type, [*known, patches.APPLY])
         apply, change = _PATCHES[request.content_type], await _json(request)
         self.admit(call, self.store.read(call.resource, call.name, call.namespace))
-        record = self.store.modify(
-            call.resource,
-            call.name,
-            lambda document: apply(document, change),
-            namespace=call.namespace,
-            part=_part(call),
-            writer=_writer(request, call),
-            **_write_options(request.query),
+        record = await self._reviewed(
+            request,
+            call,
+            "UPDATE",
+            partial(
+                self.store.modify,
+                call.resource,
+                call.name,
+                lambda document: apply(document, change),
+                namespace=call.namespace,
+                part=_part(call),
+                writer=_writer(request, call),
+            ),
         )
         return answers.body(record.body)
 
@@ -246,17 +261,49 @@ class Api:
             raise refusals.missing_field_manager()
         before = self.store[call.resource].get(call.name, call.namespace)
         self.admit(call, None if before is None else before.document())
-        record, is_new = self.store.apply(
-            call.resource,
-            call.name,
-            document,
-            namespace=call.namespace,
-            part=_part(call),
-            manager=manager,
-            force=request.query.get("force") == "true",
-            **_write_options(request.query),
+        force = request.query.get("force") == "true"
+
+        def apply(**wanted: bool) -> SandboxRecord:
+            where, part = call.namespace, _part(call)
+            record, _ = self.store.apply(
+                call.resource, call.name, document, namespace=where, part=part, manager=manager, force=force, **wanted
+            )
+            return record
+
+        record = await self._reviewed(request, call, "CREATE" if before is None else "UPDATE", apply)
+        return answers.body(record.body, 201 if before is None else 200)
+
+    async def _reviewed(
+        self, request: web.BaseRequest, call: Call, operation: str, write: Callable[..., SandboxRecord]
+    ) -> SandboxRecord:
+        """Write an object as the webhooks leave it. Raises RefusalError."""
+        wanted = _write_options(request.query)
+        matching = self.webhooks.matching(call, operation) if self.webhooks is not None else []
+        if not matching or self.webhooks is None:
+            return write(**wanted)
+        before = self.store[call.resource].get(call.name, call.namespace) if call.name else None
+        draft = write(**(wanted | {"dry_run": True})).document()
+        reviewed = await self.webhooks.reviewed(
+            matching,
+            Write(
+                call=call,
+                operation=operation,
+                project=self.project,
+                document=draft,
+                before=None if before is None else before.document(),
+                dry_run=wanted["dry_run"],
+            ),
         )
-        return answers.body(record.body, 201 if is_new else 200)
+        if reviewed is None or reviewed == draft:
+            return write(**wanted)
+        changed = {**reviewed, "metadata": {**reviewed["metadata"], "resourceVersion": ""}}
+        writer = _writer(request, call)
+        if operation == "CREATE":
+            return self.store.create(call.resource, changed, namespace=call.namespace, writer=writer, **wanted)
+        where, part = call.namespace, _part(call)
+        return self.store.replace(
+            call.resource, call.name, changed, namespace=where, part=part, writer=writer, **wanted
+        )
 
     async def _delete(self, request: web.BaseRequest, call: Call) -> web.StreamResponse:
         wanted = await _object(request) if request.can_read_body else {}
@@ -265,6 +312,7 @@ class Api:
             raise refusals.bad_request("preconditions must be a JSON object")
         if call.resource == NAMESPACES and call.name in _IMMORTAL_NAMESPACES:
             raise refusals.undeletable_namespace(call.resource, call.name)
+        await self._review_deletion(request, call)
         record, gone = self.store.delete(
             call.resource,
             call.name,
@@ -274,6 +322,21 @@ class Api:
             dry_run=_is_dry_run(request.query) or bool(wanted.get("dryRun")),
         )
         return answers.document(_deleted(call, record)) if gone else answers.body(record.body)
+
+    async def _review_deletion(self, request: web.BaseRequest, call: Call) -> None:
+        """Raises RefusalError if a webhook denies the deletion of an object."""
+        matching = self.webhooks.matching(call, "DELETE") if self.webhooks is not None else []
+        before = self.store[call.resource].get(call.name, call.namespace)
+        if self.webhooks is not None and matching and before is not None:
+            write = Write(
+                call=call,
+                operation="DELETE",
+                project=self.project,
+                document=None,
+                before=before.document(),
+                dry_run=_is_dry_run(request.query),
+            )
+            await self.webhooks.reviewed(matching, write)
 
     async def _delete_collection(self, request: web.BaseRequest, call: Call) -> web.StreamResponse:
         page = await self._page(request, call)

@@ -16,6 +16,7 @@ from milo_sandbox.rights import SubjectRights
 from milo_sandbox.server import HttpsServer
 from milo_sandbox.store import Store
 from milo_sandbox.tokens import Tokens
+from milo_sandbox.webhooks import Webhooks
 
 INFRASTRUCTURE = "infrastructure"
 """The path prefix of the infrastructure cluster."""
@@ -44,8 +45,15 @@ class Backends:
         """`store`: that of Milo's API. `served`: further kinds of control planes. `server`: the listener, whose URLs
         the objects of Gardener and kcp contain."""
         self._server = server
-        self.milo = new_api(store)
-        self.control_planes = ControlPlanes(store, new_api, served=served)
+        webhooks = Webhooks(store)
+
+        def new_milo_api(of: Store) -> Api:
+            api = new_api(of)
+            api.webhooks = webhooks
+            return api
+
+        self.milo = new_milo_api(store)
+        self.control_planes = ControlPlanes(store, new_milo_api, served=served)
         self.infrastructure = Infrastructure(
             new_api(Store(INFRASTRUCTURE_KINDS, random=random, history_limit=1_000)), tokens=tokens, rights=rights
         )

@@ -18,6 +18,8 @@ class Call(msgspec.Struct, frozen=True, kw_only=True):
     namespace: str = ""
     name: str = ""
     subresource: str = ""
+    subject: str = ""
+    """The user that sends it."""
 
     @property
     def action(self) -> Action:

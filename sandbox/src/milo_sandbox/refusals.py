@@ -84,6 +84,10 @@ def not_found(resource: ResourceDefinition, name: str) -> RefusalError:
     return RefusalError(404, "NotFound", f'{resource.qualified} "{name}" not found', details=_about(resource, name))
 
 
+def internal(message: str) -> RefusalError:
+    return RefusalError(500, "InternalError", f"Internal error occurred: {message}")
+
+
 def no_such_subresource(resource: ResourceDefinition, name: str) -> RefusalError:
     return RefusalError(
         404, "NotFound", "the server could not find the requested resource", details=_about(resource, name)

@@ -354,20 +354,18 @@ BUILT_IN = (
 """Common Kubernetes kinds, which Milo's project control planes do not serve, but other API servers do."""
 
 _ADMISSION, _RBAC, _IAM = "admissionregistration.k8s.io/v1", "rbac.authorization.k8s.io/v1", "iam.miloapis.com/v1alpha1"
+VALIDATING_WEBHOOKS = _built_in(
+    _ADMISSION, "ValidatingWebhookConfiguration", "validatingwebhookconfigurations", has_status=False, namespaced=False
+)
+MUTATING_WEBHOOKS = _built_in(
+    _ADMISSION, "MutatingWebhookConfiguration", "mutatingwebhookconfigurations", has_status=False, namespaced=False
+)
 UNUSED = (
     _built_in(_RBAC, "ClusterRole", "clusterroles", has_status=False, namespaced=False),
     _built_in(_RBAC, "ClusterRoleBinding", "clusterrolebindings", has_status=False, namespaced=False),
     _built_in("discovery.k8s.io/v1", "EndpointSlice", "endpointslices", has_status=False),
-    _built_in(
-        _ADMISSION,
-        "ValidatingWebhookConfiguration",
-        "validatingwebhookconfigurations",
-        has_status=False,
-        namespaced=False,
-    ),
-    _built_in(
-        _ADMISSION, "MutatingWebhookConfiguration", "mutatingwebhookconfigurations", has_status=False, namespaced=False
-    ),
+    VALIDATING_WEBHOOKS,
+    MUTATING_WEBHOOKS,
     _built_in(_ADMISSION, "ValidatingAdmissionPolicy", "validatingadmissionpolicies", namespaced=False),
     _built_in(_IAM, "Group", "groups"),
     _built_in(_IAM, "PolicyBinding", "policybindings"),
@@ -376,6 +374,6 @@ UNUSED = (
 )
 """Kinds that Milo's project control planes serve although they have no use there: a project contains no projects."""
 
-MILO = (PROJECTS, PROJECT_SUSPENSIONS, PROJECT_CONTROL_PLANES)
+MILO = (PROJECTS, PROJECT_SUSPENSIONS, PROJECT_CONTROL_PLANES, NAMESPACES, VALIDATING_WEBHOOKS, MUTATING_WEBHOOKS)
 CONTROL_PLANE = (NAMESPACES, CONFIG_MAPS, SECRETS, EVENTS, LEASES, SERVICE_CONSUMERS)
 INFRASTRUCTURE = (NAMESPACES, SECRETS, SERVICE_ACCOUNTS)

@@ -123,7 +123,7 @@ async def test_access_reviews_are_answered(client: Client, sandbox: Sandbox) -> 
 
 
 async def test_discovery_documents_list_resources_of_each_group(client: Client) -> None:
-    assert (await client.get("/api")).json["versions"] == []
+    assert (await client.get("/api")).json["versions"] == ["v1"]
     groups = {
         group["name"]: group["preferredVersion"]["groupVersion"] for group in (await client.get("/apis")).json["groups"]
     }
@@ -143,6 +143,7 @@ async def test_openapi_documents_describe_every_kind(client: Client) -> None:
         document = (await client.get(path, hash=query.removeprefix("hash="))).json
         for schema in document["components"]["schemas"].values():
             kinds |= {kind["kind"] for kind in schema.get("x-kubernetes-group-version-kind", ())}
-    assert kinds == {"Project", "ProjectControlPlane", "ProjectSuspension", "CustomResourceDefinition"}
+    milo = {"Project", "ProjectControlPlane", "ProjectSuspension", "CustomResourceDefinition"}
+    assert kinds == milo | {"Namespace", "ValidatingWebhookConfiguration", "MutatingWebhookConfiguration"}
     assert (await client.get("/openapi/v2")).json["swagger"] == "2.0"
     assert (await client.get("/openapi/v3/apis/nothing/v1")).status == 404

@@ -11,7 +11,7 @@ from milo_discovery._grpc_status import is_connection_loss
 from milo_discovery.errors import StatusError
 
 
-@dataclass
+@dataclass(eq=False)
 class SharedConnection:
     """A channel, the number of calls in flight on it, and whether a call has succeeded on it."""
 
@@ -30,6 +30,8 @@ class SharedChannel:
     def __init__(self, connect: Callable[[], grpc.aio.Channel]) -> None:
         self._connect = connect
         self._current: SharedConnection | None = None
+        self._retired: set[SharedConnection] = set()
+        """The failed connections with calls in flight."""
 
     def acquire(self) -> SharedConnection:
         """Return the connection for a new call."""
@@ -48,15 +50,20 @@ class SharedChannel:
             return False
         if self._current is connection:
             self._current = None
+            self._retired.add(connection)
         return connection.has_succeeded
 
     def release(self, connection: SharedConnection) -> grpc.aio.Channel | None:
         """Record the end of a call; return the channel, for the caller to close, if it failed and has no more calls."""
         connection.calls_in_flight -= 1
-        is_done = connection is not self._current and not connection.calls_in_flight
-        return connection.channel if is_done else None
+        if connection is self._current or connection.calls_in_flight:
+            return None
+        self._retired.discard(connection)
+        return connection.channel
 
-    def close(self) -> grpc.aio.Channel | None:
-        """Return the current channel, if any, for the caller to close."""
-        current, self._current = self._current, None
-        return current.channel if current else None
+    def close(self) -> list[grpc.aio.Channel]:
+        """Return all channels, for the caller to close, which cancels the calls in flight."""
+        connections = [*self._retired, *([] if self._current is None else [self._current])]
+        self._retired.clear()
+        self._current = None
+        return [connection.channel for connection in connections]

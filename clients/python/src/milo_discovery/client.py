@@ -96,8 +96,7 @@ class DiscoveryClient:
             return  # watches and channels belong to another event loop, and cannot be closed on this one
         for watch in tuple(self._watches):
             await watch.close()
-        channel = self._shared_channel.close()
-        if channel is not None:
+        for channel in self._shared_channel.close():
             await channel.close()
 
     def watch(self, **options: Unpack[WatchOptions]) -> Watch:

@@ -25,7 +25,7 @@ from milo_discovery._task_groups import RunsInBackground, cancelled_from_outside
 from milo_discovery.engaged_cluster import EngagedCluster
 from milo_discovery.errors import ClusterNotFound, DiscoveryError, HandlerFailed
 from milo_discovery.events import Connected, Disconnected, Event, Refreshed, StreamNotice, Synced
-from milo_discovery.model import Cluster, EventType
+from milo_discovery.model import Cluster, ClusterReport, EngagementReason, EventType
 
 log = logging.getLogger("milo_discovery.fleet")
 
@@ -51,6 +51,7 @@ class FleetClient(Protocol):
     @property
     def api_clients(self) -> ApiClients: ...
     async def end_subscription(self, subscriber: str) -> None: ...
+    async def get(self, name: str) -> ClusterReport: ...
     def watch(self, **options: Unpack[WatchOptions]) -> AbstractAsyncContextManager[ClusterFeed]: ...
 
 
@@ -147,6 +148,21 @@ class Fleet(RunsInBackground):
         if member is None:
             raise ClusterNotFound(f"cluster {name!r} is not engaged", code="NOT_FOUND")
         return member.cluster
+
+    async def find(self, name: str, /) -> Cluster | None:
+        """Return a cluster as the daemon knows it, if it, or another daemon of its shard group, has engaged it.
+
+        Raises Unavailable if the daemon does not answer, and other errors of its call.
+        """
+        if not name:
+            return None
+        try:
+            report = await self._client.get(name)
+        except ClusterNotFound:
+            return None
+        is_owned = report.engagement.engaged or report.engagement.reason is EngagementReason.UNASSIGNED
+        # A daemon of a shard group may know no more than the name of a cluster that another one has engaged.
+        return (report.cluster or Cluster(name=name)) if is_owned else None
 
     async def synced(self) -> None:
         """Wait until the Fleet has received the first complete view."""

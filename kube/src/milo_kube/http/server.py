@@ -1,9 +1,11 @@
-"""A small HTTP/1.1 server for GET and HEAD, with limits on connections, requests, unread replies and idle time.
+"""A small HTTP/1.1 server for GET, HEAD and, if it accepts bodies, POST, with limits on connections, requests, unread
+replies and idle time.
 
 A reply is sent as a whole, with its Content-Length.
 """
 
 import asyncio
+import ssl
 from collections.abc import Awaitable, Callable, Mapping
 from http import HTTPStatus
 from typing import cast
@@ -16,7 +18,7 @@ from milo_kube import addresses
 from milo_kube.http.headers import Headers
 
 REQUEST_LIMIT = 16 << 10
-"""Maximum bytes of a request, with its headers and body."""
+"""Maximum bytes of a request without the body that its server accepts."""
 FIELDS_LIMIT = 100
 """Maximum number of header fields of a request, and of fields of its query. In memory, short fields take many times
 their size in the request."""
@@ -36,6 +38,7 @@ class ServerRequest(msgspec.Struct, frozen=True):
     headers: Headers
     peer: str
     """The address of the client."""
+    body: bytes = b""
 
 
 class HttpReply(msgspec.Struct, frozen=True):
@@ -51,18 +54,24 @@ Handler = Callable[[ServerRequest], Awaitable[HttpReply]]
 class HttpServer:
     """A server that passes each request to `handler`."""
 
-    def __init__(self, handler: Handler, *, connections: int) -> None:
-        """If more than `connections` are open, the oldest is closed: idle clients must not block scrapes or probes."""
-        self._handler = handler
+    def __init__(
+        self, handler: Handler, *, connections: int, body_limit: int = 0, tls: ssl.SSLContext | None = None
+    ) -> None:
+        """If more than `connections` are open, the oldest is closed: idle clients must not block scrapes or probes.
+
+        `body_limit`: maximum bytes of the body of a POST; 0 for no POST."""
+        self.handler = handler
+        self.body_limit = body_limit
+        self._tls = tls
         self._limit = connections
         self._connections: dict[_Connection, None] = {}
         self._listening: asyncio.Server | None = None
 
     async def start(self, host: str | None, port: int) -> str:
         """Listen, and return the URL. Raises OSError."""
-        self._listening = await asyncio.get_running_loop().create_server(self._accepted, host, port)
+        self._listening = await asyncio.get_running_loop().create_server(self._accepted, host, port, ssl=self._tls)
         address, bound = self._listening.sockets[0].getsockname()[:2]
-        return f"http://{addresses.host_port(address, bound)}"
+        return f"http{'s' if self._tls else ''}://{addresses.host_port(address, bound)}"
 
     async def stop(self) -> None:
         if self._listening is not None:
@@ -74,11 +83,14 @@ class HttpServer:
     def _accepted(self) -> asyncio.Protocol:
         for oldest in list(self._connections)[: max(0, len(self._connections) + 1 - self._limit)]:
             oldest.end()
-        made = _Connection(self._handler, self._limit_unread, lambda: self._connections.pop(made, None))
+        made = _Connection(self)
         self._connections[made] = None
         return made
 
-    def _limit_unread(self, newest: "_Connection") -> None:
+    def closed(self, connection: "_Connection") -> None:
+        self._connections.pop(connection, None)
+
+    def limit_unread(self, newest: "_Connection") -> None:
         """Close the oldest connections whose clients do not read, while unread replies take too much memory."""
         unread = {connection: connection.unread for connection in self._connections if connection.unread}
         excess = sum(unread.values()) - max(UNREAD_LIMIT, UNREAD_REPLIES * max(unread.values(), default=0))
@@ -89,15 +101,12 @@ class HttpServer:
 
 
 class _Connection(asyncio.Protocol):
-    def __init__(
-        self, handler: Handler, replied: "Callable[[_Connection], object]", closed: Callable[[], object]
-    ) -> None:
-        self._handler = handler
-        self._replied = replied
-        self._closed = closed
+    def __init__(self, server: HttpServer) -> None:
+        self._server = server
         self._transport: asyncio.Transport | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._task: asyncio.Task[None] | None = None
+        self._has_replied = False
         self._begin()
 
     def _begin(self) -> None:
@@ -106,17 +115,19 @@ class _Connection(asyncio.Protocol):
         self._headers = Headers()
         self._fields = 0
         self._size = 0
+        self._body = bytearray()
         self._is_complete = False
         self._keep_alive = False
 
     @property
     def unread(self) -> int:
         """The bytes of replies that the client has not read."""
-        return 0 if self._transport is None else self._transport.get_write_buffer_size()
+        # Before the first reply, what is buffered belongs to TLS.
+        return self._transport.get_write_buffer_size() if self._transport is not None and self._has_replied else 0
 
     def end(self) -> asyncio.Task[None] | None:
         """Close at once, and return the canceled task of the handler, if any."""
-        self._closed()
+        self._server.closed(self)
         if self._timer is not None:
             self._timer.cancel()
         if self._transport is not None:
@@ -150,7 +161,7 @@ class _Connection(asyncio.Protocol):
             if not self._is_complete:
                 self._refuse(HTTPStatus.BAD_REQUEST)
             return
-        if self._size > REQUEST_LIMIT:
+        if self._size - min(len(self._body), self._server.body_limit) > REQUEST_LIMIT:
             self._refuse(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE)
 
     def on_message_begin(self) -> None:
@@ -168,12 +179,20 @@ class _Connection(asyncio.Protocol):
             raise ValueError("too many header fields")
         self._headers.add(name, value)
 
+    def on_body(self, body: bytes) -> None:
+        if self._server.body_limit:
+            self._body += body
+            if len(self._body) > self._server.body_limit:
+                self._refuse(HTTPStatus.REQUEST_ENTITY_TOO_LARGE)
+                raise ValueError("the body is too large")
+
     def on_message_complete(self) -> None:
         self._is_complete = True
         assert self._transport is not None
         method = self._parser.get_method().decode("latin-1")
-        if method not in _METHODS:
-            self._refuse(HTTPStatus.METHOD_NOT_ALLOWED, {"Allow": ", ".join(_METHODS)})
+        methods = (*_METHODS, "POST") if self._server.body_limit else _METHODS
+        if method not in methods:
+            self._refuse(HTTPStatus.METHOD_NOT_ALLOWED, {"Allow": ", ".join(methods)})
             return
         path, _, query = self._target.decode("latin-1").partition("?")
         try:
@@ -186,14 +205,15 @@ class _Connection(asyncio.Protocol):
             query=dict(fields),
             headers=self._headers,
             peer=str((self._transport.get_extra_info("peername") or ("",))[0]),
+            body=bytes(self._body),
         )
         self._keep_alive = self._parser.should_keep_alive() and not self._parser.should_upgrade()
-        answering = self._answer(request, with_body=method == "GET")
+        answering = self._answer(request, with_body=method != "HEAD")
         self._task = asyncio.get_running_loop().create_task(answering, name="answer an HTTP request")
 
     async def _answer(self, request: ServerRequest, *, with_body: bool) -> None:
         try:
-            response = await self._handler(request)
+            response = await self._server.handler(request)
         except BaseException:
             self._task = None
             self.end()
@@ -225,8 +245,9 @@ class _Connection(asyncio.Protocol):
             "Connection": "keep-alive" if keep_alive else "close",
         }
         head = _head(response.status, fields)
+        self._has_replied = True
         self._transport.write(head + response.body if with_body else head)
-        self._replied(self)
+        self._server.limit_unread(self)
 
     def _wait(self) -> None:
         if self._timer is not None:

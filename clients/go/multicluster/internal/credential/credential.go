@@ -225,9 +225,12 @@ func (c *Credential) RoundTrip(request *http.Request) (*http.Response, error) {
 	if err != nil || response.StatusCode != http.StatusUnauthorized {
 		return response, err
 	}
+	newer := c.newerThan(request.Context(), used) // also for the next request
+	if newer == nil {
+		return response, nil
+	}
 	again, ok := rewound(request)
-	newer := c.newerThan(request.Context(), used)
-	if !ok || newer == nil {
+	if !ok {
 		return response, nil
 	}
 	// The connection is reused only if the body was read.

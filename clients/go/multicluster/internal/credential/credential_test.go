@@ -115,6 +115,31 @@ func TestUnauthorizedResponseIsReturnedIfRequestBodyCannotBeResent(t *testing.T)
 	}
 }
 
+func TestBodyForARetryIsOpenedOnlyForARetry(t *testing.T) {
+	server, _ := accepting(t, "new")
+	c, _ := newCredential(&issuer{token: "old", number: 1}, time.Now)
+	if err := c.Offer(kubeconfig("old", 1)); err != nil {
+		t.Fatal(err)
+	}
+	request, err := http.NewRequest(http.MethodPost, server.URL, strings.NewReader("content"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	opened := 0
+	request.GetBody = func() (io.ReadCloser, error) {
+		opened++
+		return io.NopCloser(strings.NewReader("content")), nil
+	}
+	response, err := c.RoundTrip(request)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_ = response.Body.Close()
+	if response.StatusCode != http.StatusUnauthorized || opened != 0 {
+		t.Errorf("status %d with %d bodies opened, and none of them closed; want 401 with none", response.StatusCode, opened)
+	}
+}
+
 func TestUnauthorizedResponseIsReturnedIfDaemonHasNoNewerKubeconfig(t *testing.T) {
 	server, _ := accepting(t, "new")
 	of := &issuer{token: "old", number: 1}

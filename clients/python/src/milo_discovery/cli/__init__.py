@@ -47,7 +47,7 @@ _MODULE_OF = {
 """The module of each command, imported when the command runs: `credential` has to start fast."""
 COMMANDS_GROUP = "milo_discovery.commands"
 """Group of the entry points by which other packages add commands."""
-_PACKAGE_OF = {"publish": "milo-publishing"}
+_PACKAGE_OF = {"publish": "milo-publishing", "webhooks": "milo-controllers"}
 
 _SIMILAR = 0.85
 """Minimum similarity of a variable to suggest; high, because all variables share a long prefix."""

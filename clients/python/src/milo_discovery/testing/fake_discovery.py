@@ -20,6 +20,8 @@ from milo_discovery.model import (
     ClusterReport,
     DisengageReason,
     Draining,
+    Engagement,
+    EngagementReason,
     EventType,
     Kubeconfig,
 )
@@ -106,8 +108,11 @@ class FakeDiscovery:
         return self._kubeconfig(name)
 
     async def get(self, name: str) -> ClusterReport:
-        """Raise NotImplementedError: tests of a Fleet do not call this method."""
-        raise NotImplementedError("FakeDiscovery does not implement GetCluster")
+        """Return the report of an engaged cluster. Raises ClusterNotFound."""
+        if name not in self._engaged:
+            raise ClusterNotFound(f"cluster {name!r} is not known", code="NOT_FOUND")
+        engagement = Engagement(engaged=True, reason=EngagementReason.ENGAGED)
+        return ClusterReport(cluster=self._engaged[name][0], engagement=engagement)
 
     def _kubeconfig(self, name: str) -> Kubeconfig:
         _, control_plane = self._engaged[name]

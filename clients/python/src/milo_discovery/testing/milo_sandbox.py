@@ -163,6 +163,10 @@ class MiloSandbox:
         """Return the control plane of a project, to read and write its objects."""
         return ControlPlane(self._http, name, f"{_RESOURCES['project'].path}/{name}/control-plane")
 
+    def core(self) -> ControlPlane:
+        """Return Milo's core API."""
+        return ControlPlane(self._http, "core", "")
+
     def create_control_planes(self, *names: str, **options: Any) -> list[ControlPlane]:
         """Create ready projects with the options of `create_project`, and return their control planes."""
         for name in names:

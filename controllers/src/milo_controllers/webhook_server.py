@@ -1,0 +1,106 @@
+"""The HTTPS server of an operator's webhooks, whose certificate is replaced while it runs."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import ssl
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+from typing import NamedTuple
+
+from milo_controllers.webhooks import Webhooks
+from milo_kube.credential import CredentialError
+from milo_kube.file_content import FileContent
+from milo_kube.http.server import HttpServer
+
+log = logging.getLogger("milo_controllers.webhooks")
+
+_CONNECTIONS = 64
+_BODY_LIMIT = 4 << 20
+"""Maximum bytes of a review: two objects, each of up to 1.5 MiB, and what is said about them."""
+_LOOK_EVERY_S = 10.0
+
+
+class WebhookServer(NamedTuple):
+    """Where an operator serves its webhooks, and with which certificate.
+
+    `certificate` and `key` are files in PEM, such as those of a mounted Secret of cert-manager. They are read again
+    when they are replaced.
+    """
+
+    certificate: str | Path
+    key: str | Path
+    listen: str = ":9443"
+    source: str = ""
+    """The source whose projects these are, if the daemon has several named ones."""
+
+    def check(self) -> None:
+        """Raise ValueError unless `listen` is HOST:PORT or :PORT."""
+        _, separator, port = self.listen.rpartition(":")
+        if not separator or not port.isdecimal():
+            raise ValueError(f"webhooks: listen={self.listen!r}: write HOST:PORT or :PORT")
+
+
+class _ServerCertificate:
+    """A TLS context whose certificate follows its files. A pair that does not fit together is not used."""
+
+    def __init__(self, server: WebhookServer) -> None:
+        self._files = server
+        self._certificate = FileContent(Path(server.certificate))
+        self._key = FileContent(Path(server.key))
+        self._used: tuple[bytes, bytes] = (b"", b"")
+        self.context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        self.context.minimum_version = ssl.TLSVersion.TLSv1_2
+
+    def load(self) -> bool:
+        """Use the files if they changed, and return whether they did. Raises CredentialError."""
+        found = self._certificate.read(), self._key.read()
+        if found == self._used:
+            return False
+        try:
+            # Also into a context of its own first: a pair that does not fit would break the one in use.
+            for context in (ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), self.context):
+                context.load_cert_chain(self._files.certificate, self._files.key)
+        except (OSError, ssl.SSLError) as error:
+            raise CredentialError(
+                f"{self._files.certificate} and {self._files.key} cannot be used for webhooks: {error}"
+            ) from None
+        self._used = found
+        return True
+
+
+@asynccontextmanager
+async def serve_webhooks(webhooks: Webhooks, at: WebhookServer) -> AsyncIterator[str]:
+    """Serve while the body runs, and yield the URL. Raises OSError and CredentialError."""
+    at.check()
+    webhooks.source = at.source
+    certificate = _ServerCertificate(at)
+    certificate.load()
+    server = HttpServer(webhooks.answer, connections=_CONNECTIONS, body_limit=_BODY_LIMIT, tls=certificate.context)
+    host, _, port = at.listen.rpartition(":")
+    url = await server.start(host.strip("[]") or None, int(port))
+    following = asyncio.create_task(_follow(certificate), name="certificate of webhooks")
+    try:
+        yield url
+    finally:
+        following.cancel()
+        with suppress(asyncio.CancelledError):
+            await following
+        await server.stop()
+        webhooks.close()
+
+
+async def _follow(certificate: _ServerCertificate) -> None:
+    problem = ""
+    while True:
+        await asyncio.sleep(_LOOK_EVERY_S)
+        try:
+            if certificate.load():
+                log.info("the certificate of the webhooks was replaced")
+            problem = ""
+        except CredentialError as error:
+            if str(error) != problem:
+                problem = str(error)
+                log.warning("%s; the previous certificate is still in use", problem)

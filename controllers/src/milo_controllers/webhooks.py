@@ -1,0 +1,235 @@
+"""Validators and mutators: what an operator answers to the API server about writes, in every project."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
+from enum import Enum
+from http import HTTPStatus
+from typing import Any, Literal, NamedTuple, TypeVar
+
+import msgspec
+
+from milo_controllers.admission_review import (
+    AdmissionOperation,
+    Deny,
+    Review,
+    allowed,
+    decode_review,
+    denied,
+    mutated,
+    review_of,
+)
+from milo_controllers.functions import is_async
+from milo_controllers.kinds import Document, Kind
+from milo_discovery._failure_log import FailureLog
+from milo_discovery.engaged_cluster import EngagedCluster
+from milo_discovery.errors import DiscoveryError
+from milo_discovery.model import Cluster
+from milo_kube.http.server import HttpReply, ServerRequest
+
+log = logging.getLogger("milo_controllers.webhooks")
+
+T = TypeVar("T")
+Reviewer = Callable[[Review[T]], Awaitable[None] | None]
+"""An async function, or a plain one, which is called in a thread. It raises Deny to deny the write."""
+Unknown = Literal["allow", "deny"]
+FailurePolicy = Literal["Fail", "Ignore"]
+
+DESCRIBE_VARIABLE = "MILO_OPERATOR_DESCRIBE"
+"""If set to `webhooks`, `milo_controllers.main` prints its webhooks as JSON, and exits."""
+OPERATIONS: tuple[AdmissionOperation, ...] = ("CREATE", "UPDATE", "DELETE", "CONNECT")
+API_SERVER_TIMEOUT_S = 10
+"""The time that registrations state, after which an API server applies the failure policy."""
+_MARGIN_S = 0.5
+"""How long before the API server's limit an answer is given up, so that it gets the reason."""
+_FRESH_S = 1.0
+_LOOK_UPS = 10_000
+_THREADS = 16
+"""Maximum concurrent calls of a plain function. Each webhook has its own, so that one that hangs delays no other."""
+
+
+class WebhookType(Enum):
+    VALIDATING = "validate"
+    MUTATING = "mutate"
+
+
+class Webhook(NamedTuple):
+    """The arguments of `Controllers.validate` or `Controllers.mutate`."""
+
+    type: WebhookType
+    name: str
+    kind: Kind[Any]
+    operations: tuple[AdmissionOperation, ...]
+    subresource: str
+    unknown: Unknown
+    failure_policy: FailurePolicy
+    reviewer: Reviewer[Any]
+
+    @property
+    def path(self) -> str:
+        return f"/{self.type.value}/{self.name}"
+
+
+class ProjectClusters(msgspec.Struct, frozen=True):
+    """How to find the cluster of a project."""
+
+    known: Callable[[str], Awaitable[Cluster | None]]
+    """Returns the cluster of a project ("": of the core API) as discovery knows it, or None if it engages none. Raises
+    DiscoveryError."""
+    engaged: Callable[[str], EngagedCluster | None]
+    """Returns the cluster that this replica has engaged under a name."""
+
+
+class _LookUp(NamedTuple):
+    cluster: Cluster | None
+    at: float
+
+
+class _ProjectLookUps:
+    """The clusters of projects that were reviewed lately. While the daemon does not answer, the last answer stands."""
+
+    def __init__(self, clusters: ProjectClusters) -> None:
+        self._clusters = clusters
+        self._found: dict[str, _LookUp] = {}
+
+    async def cluster(self, project: str) -> Cluster | None:
+        now = asyncio.get_running_loop().time()
+        last = self._found.get(project)
+        if last is not None and now - last.at < _FRESH_S:
+            return last.cluster
+        try:
+            async with asyncio.timeout(None if last is None else _FRESH_S):
+                cluster = await self._clusters.known(project)
+        except (DiscoveryError, TimeoutError):
+            if last is None:
+                raise
+            return last.cluster
+        self._found.pop(project, None)
+        if len(self._found) >= _LOOK_UPS:
+            del self._found[next(iter(self._found))]
+        self._found[project] = _LookUp(cluster, now)
+        return cluster
+
+
+class Webhooks:
+    """The validators and mutators of a set of controllers, and their answers to reviews."""
+
+    def __init__(self, clusters: ProjectClusters, failures: FailureLog) -> None:
+        self.source = ""
+        """The source of the clusters, in a daemon with several sources."""
+        self._clusters = clusters
+        self._look_ups = _ProjectLookUps(clusters)
+        self._by_path: dict[str, Webhook] = {}
+        self._threads: dict[str, ThreadPoolExecutor] = {}
+        self._failures = failures
+        self.in_threads = 0
+        """The number of plain functions that run."""
+
+    def __bool__(self) -> bool:
+        return bool(self._by_path)
+
+    @property
+    def all(self) -> Sequence[Webhook]:
+        return list(self._by_path.values())
+
+    def add(self, webhook: Webhook) -> None:
+        if webhook.path in self._by_path:
+            raise ValueError(f"{webhook.type.value}: {webhook.name!r} already exists: pass another name=")
+        self._by_path[webhook.path] = webhook
+        if not is_async(webhook.reviewer):
+            self._threads[webhook.path] = ThreadPoolExecutor(_THREADS, thread_name_prefix=f"review {webhook.name}")
+
+    def close(self) -> None:
+        for threads in self._threads.values():
+            threads.shutdown(wait=False)
+
+    async def answer(self, request: ServerRequest) -> HttpReply:
+        """Answer an HTTP request with a review. An error status makes the API server apply its failure policy."""
+        webhook = self._by_path.get(request.path)
+        if webhook is None:
+            return HttpReply(f"no webhook at {request.path}\n".encode(), status=HTTPStatus.NOT_FOUND)
+        limit_s = max(_seconds(request.query.get("timeout", "")) - _MARGIN_S, _MARGIN_S)
+        try:
+            async with asyncio.timeout(limit_s):
+                answered = await self._reviewed(webhook, request.body)
+        except ValueError as error:
+            return HttpReply(f"{error}\n".encode(), status=HTTPStatus.BAD_REQUEST)
+        except TimeoutError as error:
+            return self._failed(webhook, f"no answer within {limit_s:g} s", HTTPStatus.GATEWAY_TIMEOUT, error)
+        except DiscoveryError as error:
+            what = f"the project cannot be looked up: {error}"
+            return self._failed(webhook, what, HTTPStatus.SERVICE_UNAVAILABLE, error)
+        except Exception as error:  # noqa: BLE001  (of the author's function: this review fails, others go on)
+            what = f"{type(error).__name__}: {error}"
+            return self._failed(webhook, what, HTTPStatus.INTERNAL_SERVER_ERROR, error)
+        return HttpReply(msgspec.json.encode(answered), content_type="application/json")
+
+    async def _reviewed(self, webhook: Webhook, body: bytes) -> Document:
+        request = decode_review(body)
+        project = request.user_info.project
+        key = f"{self.source}#{project}" if self.source and project else project
+        cluster = await self._look_ups.cluster(key)
+        if cluster is None:
+            if webhook.unknown == "allow":
+                return allowed(request)
+            where = f"project {project} is not engaged" if project else "the core API is no project"
+            return denied(request, Deny(f"{where}, so {webhook.name} cannot be checked"))
+        engaged = self._clusters.engaged(cluster.name)
+        if engaged is not None and engaged.uid != cluster.uid:
+            engaged = None
+        try:
+            review = review_of(request, webhook.kind, cluster, engaged)
+        except Exception as error:  # noqa: BLE001  (of the kind's type, such as pydantic's)
+            return denied(request, Deny(f"not a valid {webhook.kind.plural}: {error}", code=HTTPStatus.BAD_REQUEST))
+        try:
+            await self._called(webhook, review)
+        except Deny as reason:
+            return denied(request, reason, review.warnings)
+        if webhook.type is WebhookType.MUTATING and request.operation != "DELETE":
+            return mutated(request, webhook.kind, review.object, review.warnings)
+        return allowed(request, review.warnings)
+
+    async def _called(self, webhook: Webhook, review: Review[Any]) -> None:
+        threads = self._threads.get(webhook.path)
+        if threads is None:
+            await webhook.reviewer(review)  # type: ignore[misc]
+            return
+        context = copy_context()
+
+        def call() -> None:
+            self.in_threads += 1
+            try:
+                context.run(webhook.reviewer, review)
+            finally:
+                self.in_threads -= 1
+
+        # A call that waits for a thread when its time is over never begins.
+        await asyncio.get_running_loop().run_in_executor(threads, call)
+
+    def _failed(self, webhook: Webhook, what: str, status: HTTPStatus, error: Exception) -> HttpReply:
+        text = f"{webhook.type.value} {webhook.name}: {what}"
+        now = asyncio.get_running_loop().time()
+        if self._failures.is_new("", error, now, what=text):
+            has_stack = status is HTTPStatus.INTERNAL_SERVER_ERROR
+            log.error("%s; the API server applies the failure policy", text, exc_info=error if has_stack else None)
+        return HttpReply(f"{text}\n".encode(), status=status)
+
+
+def _seconds(timeout: str) -> float:
+    """Return the time that the API server waits, which it states as `timeout=10s`."""
+    number = timeout.removesuffix("s")
+    return float(number) if number.isascii() and number.isdecimal() else API_SERVER_TIMEOUT_S
+
+
+def describe(webhook: Webhook) -> Mapping[str, Any]:
+    """Return what a registration has to know of a webhook, as JSON."""
+    return {**webhook._asdict(), "type": webhook.type.value, "kind": webhook.kind.resource, "reviewer": None}
+
+
+def from_description(described: Mapping[str, Any]) -> Webhook:
+    """Return the webhook of a description, without its reviewer."""
+    return Webhook(**{**described, "type": WebhookType(described["type"]), "kind": Kind(described["kind"])})

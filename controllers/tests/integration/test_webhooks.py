@@ -1,0 +1,429 @@
+"""Validators and mutators: reviews by the kit, and by a sandbox that calls them as Milo does."""
+
+import asyncio
+import base64
+import os
+import socket
+import ssl
+import sys
+from asyncio.subprocess import PIPE
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+import trustme
+import yaml
+from click.testing import CliRunner, Result
+
+from milo_controllers import Controllers, Deny, Kind, Review, WebhookServer
+from milo_controllers.testing import ReviewFailed, ReviewResult, send_review
+from milo_controllers.webhook_command import webhooks
+from milo_controllers.webhook_registration import configurations, differences
+from milo_controllers.webhook_server import serve_webhooks
+from milo_discovery import DiscoveryClient, Fleet
+from milo_discovery.testing import ControlPlane, FakeDiscovery, MiloSandbox, RefusedError, eventually
+
+from .widgets import WIDGETS, widget, with_widgets
+
+VALIDATING = "admissionregistration.k8s.io/v1/validatingwebhookconfigurations"
+
+
+def free_port() -> int:
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        found: int = listening.getsockname()[1]
+        return found
+
+
+class Spec(msgspec.Struct):
+    size: int = 1
+
+
+class Widget(msgspec.Struct):
+    spec: Spec = msgspec.field(default_factory=Spec)
+
+
+def too_large(review: Review) -> None:
+    size = review.object["spec"].get("size", 0)
+    if size > 5:
+        raise Deny(f"at most 5 in {review.cluster.name}", field="spec.size")
+    if size > 3:
+        review.warn("more than 3 are slow")
+
+
+@pytest.fixture
+def controllers(plane: ControlPlane) -> Iterator[Controllers]:
+    made = Controllers(Fleet(FakeDiscovery(plane)))
+    yield made
+    made.webhooks.close()
+
+
+async def reviewed(controllers: Controllers, plane: ControlPlane, size: int = 1, **more: Any) -> ReviewResult:
+    return await send_review(controllers, WIDGETS, widget("one", size=size), project=plane.project, **more)
+
+
+async def test_plain_and_async_validators_allow_warn_and_deny(plane: ControlPlane) -> None:
+    async def validator(review: Review) -> None:
+        too_large(review)
+
+    for function in (too_large, validator):
+        controllers = Controllers(Fleet(FakeDiscovery(plane)))
+        controllers.validate(WIDGETS)(function)
+        assert await reviewed(controllers, plane) == ReviewResult(allowed=True, object=widget("one", size=1))
+        assert (await reviewed(controllers, plane, 4)).warnings == ("more than 3 are slow",)
+        denied = await reviewed(controllers, plane, 6)
+        assert (denied.allowed, denied.code, denied.field) == (False, 422, "spec.size")
+        assert denied.message == f"spec.size: at most 5 in {plane.project}"
+        controllers.webhooks.close()
+
+
+async def test_mutator_changes_a_typed_object_and_keeps_fields_that_the_type_lacks(
+    controllers: Controllers, plane: ControlPlane
+) -> None:
+    @controllers.mutate(Kind(WIDGETS, Widget))
+    async def enlarge(review: Review[Widget]) -> None:
+        review.object.spec.size += 1
+
+    @controllers.validate(WIDGETS)
+    def check(review: Review) -> None:
+        assert review.object["spec"]["size"] == 2
+
+    body = widget("one", size=1)
+    body["spec"]["color"] = "red"
+    result = await send_review(controllers, WIDGETS, body, project=plane.project)
+    assert result.object == {**body, "spec": {"size": 2, "color": "red"}}
+
+
+async def test_unknown_project_and_the_core_are_an_explicit_case(controllers: Controllers, plane: ControlPlane) -> None:
+    calls: list[str] = []
+    for unknown in ("allow", "deny"):
+        controllers.validate(WIDGETS, unknown=unknown, name=unknown)(lambda review: calls.append(review.name))  # type: ignore[call-overload]
+    for project, why in (("nowhere", "project nowhere is not engaged"), ("", "the core API is no project")):
+        result = await send_review(controllers, WIDGETS, widget("one"), project=project)
+        assert (result.allowed, result.code) == (False, 403)
+        assert why in result.message
+    assert calls == []
+    assert (await reviewed(controllers, plane)).allowed
+    assert calls == ["one", "one"]
+
+
+async def test_validator_gets_both_states_the_operation_and_the_user(
+    controllers: Controllers, plane: ControlPlane
+) -> None:
+    seen: list[Review] = []
+    controllers.validate(WIDGETS, operations=["UPDATE", "DELETE"])(seen.append)
+    await reviewed(controllers, plane)
+    assert seen == []
+    await reviewed(controllers, plane, 2, old=widget("one", size=1), username="alice", dry_run=True)
+    await send_review(controllers, WIDGETS, old=widget("one"), project=plane.project)
+    update, delete = seen
+    assert (update.operation, update.user.username, update.dry_run) == ("UPDATE", "alice", True)
+    assert update.old is not None
+    assert update.old["spec"]["size"] == 1
+    assert (delete.operation, delete.object, delete.name) == ("DELETE", delete.old, "one")
+    assert (update.cluster.name, update.engaged) == (plane.project, None)  # nothing runs that could engage it
+
+
+async def test_failing_validator_fails_its_review_alone(
+    controllers: Controllers, plane: ControlPlane, caplog: pytest.LogCaptureFixture
+) -> None:
+    @controllers.validate(WIDGETS)
+    def broken(review: Review) -> None:
+        if review.name == "one":
+            raise ZeroDivisionError("by a size of 0")
+
+    with pytest.raises(ReviewFailed, match="500: validate widgets: ZeroDivisionError: by a size of 0"):
+        await reviewed(controllers, plane)
+    assert "Traceback" in caplog.text
+    assert (await send_review(controllers, WIDGETS, widget("two"), project=plane.project)).allowed
+
+
+async def test_last_known_cluster_is_used_while_the_daemon_does_not_answer(
+    controllers: Controllers, plane: ControlPlane, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    controllers.validate(WIDGETS)(too_large)
+    assert (await reviewed(controllers, plane)).allowed
+    now = asyncio.get_running_loop().time
+    monkeypatch.setattr(asyncio.get_running_loop(), "time", lambda: now() + 2)
+    monkeypatch.setattr(FakeDiscovery, "get", lambda *_: asyncio.Event().wait())
+    assert (await reviewed(controllers, plane)).allowed
+    assert not (await reviewed(controllers, plane, 6)).allowed
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"operations": "CREATE"}, "write a list of some of"),
+        ({"operations": ["create"]}, "write a list of some of"),
+        ({"unknown": "maybe"}, 'write "allow" or "deny"'),
+        ({"name": "No Label"}, "write a DNS label"),
+    ],
+)
+def test_wrong_options_are_refused_with_the_right_form(
+    controllers: Controllers, wrong: dict[str, Any], message: str
+) -> None:
+    with pytest.raises((TypeError, ValueError), match=message):
+        controllers.validate(WIDGETS, **wrong)
+
+
+# --- with a server ---
+
+
+class Certificates:
+    def __init__(self, directory: Path) -> None:
+        self.authority = trustme.CA()
+        self.certificate, self.key = directory / "tls.crt", directory / "tls.key"
+        self.renew()
+
+    def renew(self) -> None:
+        made = self.authority.issue_cert("127.0.0.1")
+        for path, content in (
+            (self.certificate, b"".join(pem.bytes() for pem in made.cert_chain_pems)),
+            (self.key, made.private_key_pem.bytes()),
+        ):
+            fresh = path.with_suffix(".new")
+            fresh.write_bytes(content)
+            fresh.replace(path)
+
+    @property
+    def server(self) -> WebhookServer:
+        return WebhookServer(self.certificate, self.key, "127.0.0.1:0")
+
+
+@asynccontextmanager
+async def registered(
+    milo: MiloSandbox, controllers: Controllers, certificates: Certificates, **changes: Any
+) -> AsyncIterator[str]:
+    """Serve the webhooks, and register them in the sandbox's core API."""
+    async with serve_webhooks(controllers.webhooks, certificates.server) as url:
+        ca = certificates.authority.cert_pem.bytes()
+        made = list(configurations(controllers.webhooks.all, name="widgets.example.com", url=url, ca_bundle=ca))
+        core = milo.core()
+        for one in made:
+            for webhook in one["webhooks"]:
+                webhook.update(changes)
+            await asyncio.to_thread(core.create, one)
+        try:
+            yield url
+        finally:
+            for one in made:
+                plural = f"{one['kind'].lower()}s"
+                kind = f"admissionregistration.k8s.io/v1/{plural}"
+                await asyncio.to_thread(core.delete, kind, one["metadata"]["name"])
+
+
+async def test_writes_in_every_project_are_reviewed_by_one_registration(tmp_path: Path) -> None:
+    certificates = Certificates(tmp_path)
+    with MiloSandbox.start() as milo:
+        planes = [with_widgets(milo) for _ in range(2)]
+        async with DiscoveryClient(milo.address) as client:
+            controllers = Controllers(Fleet(client))
+            controllers.validate(WIDGETS)(too_large)
+
+            @controllers.mutate(WIDGETS)
+            def color(review: Review) -> None:
+                review.object["spec"]["color"] = review.cluster.name
+
+            async with registered(milo, controllers, certificates):
+                for plane in planes:
+                    await asyncio.to_thread(plane.create, widget("one", size=1))
+                    assert plane.get(WIDGETS, "one")["spec"] == {"size": 1, "color": plane.project}
+                    with pytest.raises(
+                        RefusedError, match=f"denied the request: spec.size: at most 5 in {plane.project}"
+                    ):
+                        await asyncio.to_thread(plane.create, widget("two", size=6))
+                    with pytest.raises(RefusedError, match="at most 5"):
+                        await asyncio.to_thread(plane.patch, WIDGETS, "one", {"spec": {"size": 7}})
+                    assert plane.find(WIDGETS, "two") is None
+            for plane in planes:  # the registration is gone
+                await asyncio.to_thread(plane.create, widget("two", size=6))
+
+
+async def test_certificate_is_replaced_without_a_restart(
+    tmp_path: Path, controllers: Controllers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("milo_controllers.webhook_server._LOOK_EVERY_S", 0.01)
+    certificates = Certificates(tmp_path)
+    async with serve_webhooks(controllers.webhooks, certificates.server) as url:
+        host, port = url.removeprefix("https://").split(":")
+
+        async def shown() -> bytes:
+            context = ssl.create_default_context()
+            certificates.authority.configure_trust(context)
+            _, writer = await asyncio.open_connection(host, int(port), ssl=context, server_hostname="127.0.0.1")
+            try:
+                found: bytes = writer.get_extra_info("ssl_object").getpeercert(binary_form=True)
+                return found
+            finally:
+                writer.close()
+
+        first = await shown()
+        certificates.key.write_text("half written")
+        assert await shown() == first
+        certificates.renew()
+
+        async def is_replaced() -> bool:
+            return await shown() != first
+
+        await eventually(is_replaced)
+
+
+def test_installed_configuration_is_compared(controllers: Controllers) -> None:
+    controllers.validate(WIDGETS)(too_large)
+    [wanted] = configurations(controllers.webhooks.all, name="w.example.com", url="https://w:9443/", ca_bundle=b"pem")
+    [webhook] = wanted["webhooks"]
+    assert webhook["clientConfig"] == {
+        "url": "https://w:9443/validate/widgets",
+        "caBundle": base64.b64encode(b"pem").decode(),
+    }
+    assert list(differences(wanted, wanted)) == []
+    assert list(differences(wanted, None)) == [
+        "ValidatingWebhookConfiguration w.example.com is not installed: no webhook of it is called"
+    ]
+    installed = {
+        **wanted,
+        "webhooks": [
+            {**webhook, "failurePolicy": "Ignore", "namespaceSelector": {"matchLabels": {"a": "b"}}, "rules": []},
+            {"name": "former"},
+        ],
+    }
+    found = "\n".join(differences(wanted, installed))
+    for part in ("failurePolicy is 'Ignore', not 'Fail'", "namespaceSelector is set", "rules are []", "former"):
+        assert part in found
+
+
+# --- the command, and the process ---
+
+OPERATOR = """
+import sys
+from pathlib import Path
+from milo_controllers import Controllers, Deny, WebhookServer, main
+
+controllers = Controllers()
+
+@controllers.validate("example.com/v1/widgets", failure_policy="Ignore")
+async def small(review):
+    if review.object["spec"].get("size", 0) > 5:
+        raise Deny("at most 5", field="spec.size")
+
+directory, listen = Path(*sys.argv[1:2]), "".join(sys.argv[2:])
+main(controllers, webhooks=WebhookServer(directory / "tls.crt", directory / "tls.key", listen), listen="off")
+"""
+
+
+def command(*arguments: str) -> Result:
+    return CliRunner().invoke(webhooks, arguments)
+
+
+def test_command_prints_the_registration_and_compares_the_installed_one(tmp_path: Path, sandbox: MiloSandbox) -> None:
+    program, ca = tmp_path / "widgets_operator.py", tmp_path / "ca.crt"
+    program.write_text(OPERATOR)
+    ca.write_text("pem")
+    given = (str(program), "--url", "https://widgets:9443", "--name", "widgets.example.com", "--ca-file", str(ca))
+    printed = command(*given)
+    assert printed.exit_code == 0
+    assert "namespaceSelector" in printed.output
+    made = yaml.safe_load(printed.output)
+    assert made["webhooks"][0]["failurePolicy"] == "Ignore"
+    assert "namespaceSelector" not in made["webhooks"][0]
+    kubeconfig = sandbox.core().write_kubeconfig(tmp_path / "core.kubeconfig")
+    checking = (*given, "--check", "--kubeconfig", str(kubeconfig))
+    missing = command(*checking)
+    assert missing.exit_code == 1
+    assert "is not installed" in missing.output, missing.output
+    sandbox.core().create(made)
+    try:
+        assert command(*checking).exit_code == 0
+    finally:
+        sandbox.core().delete(VALIDATING, "widgets.example.com")
+
+
+def test_command_says_what_is_wrong_with_the_program(tmp_path: Path) -> None:
+    program = tmp_path / "widgets_operator.py"
+    given = (str(program), "--url", "https://w", "--name", "w.example.com", "--ca-file", str(program))
+    for text, message in (
+        ("raise SystemExit('broken')", "has not called main(controllers):"),
+        ("from milo_controllers import *\nmain(Controllers())", "registers no webhooks"),
+    ):
+        program.write_text(text)
+        found = command(*given)
+        assert found.exit_code != 0
+        assert message in str(found.exception) + found.output
+
+
+async def test_writes_are_reviewed_by_whichever_replica_is_left(tmp_path: Path) -> None:
+    """Three replicas as processes behind one address, which a proxy stands for: a Service."""
+    certificates = Certificates(tmp_path)
+    program = tmp_path / "widgets_operator.py"
+    program.write_text(OPERATOR)
+    with MiloSandbox.start() as milo:
+        plane = with_widgets(milo)
+        environ = {**os.environ, "MILO_DISCOVERY_ADDRESS": milo.address}
+        replicas: list[tuple[asyncio.subprocess.Process, int]] = []
+        for _ in range(3):
+            port = free_port()
+            arguments = (sys.executable, str(program), str(tmp_path), f"127.0.0.1:{port}")
+            replicas.append((await asyncio.create_subprocess_exec(*arguments, env=environ, stderr=PIPE), port))
+        async with AsyncExitStack() as stack:
+            for process, _ in replicas:
+                stack.callback(lambda process=process: process.returncode is None and process.kill())
+                assert process.stderr is not None
+                printed = [line async for line in lines_until(process.stderr, b"serving webhooks")]
+                assert b"serving webhooks on" in printed[-1], printed
+            service = await stack.enter_async_context(proxied([port for _, port in replicas]))
+            described = Controllers(Fleet(FakeDiscovery()))
+            described.validate(WIDGETS, failure_policy="Ignore")(too_large)
+            ca = certificates.authority.cert_pem.bytes()
+            [one] = configurations(described.webhooks.all, name="w.example.com", url=service, ca_bundle=ca)
+            await asyncio.to_thread(milo.core().create, one)
+
+            async def is_denied(name: str) -> bool:
+                try:
+                    await asyncio.to_thread(plane.create, widget(name, size=6))
+                except RefusedError as error:
+                    return "at most 5" in str(error)
+                return False
+
+            assert await is_denied("a")
+            for process, _ in replicas[:-1]:
+                process.kill()
+                await process.wait()
+                assert await is_denied("b")
+            replicas[-1][0].kill()
+            await replicas[-1][0].wait()
+            assert not await is_denied("c")  # failurePolicy: Ignore
+
+
+async def lines_until(stream: asyncio.StreamReader, mark: bytes) -> AsyncIterator[bytes]:
+    async for line in stream:
+        yield line
+        if mark in line:
+            return
+
+
+@asynccontextmanager
+async def proxied(ports: Sequence[int]) -> AsyncIterator[str]:
+    """Forward connections to the first of the ports that accepts them."""
+
+    async def copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(OSError):
+            while data := await reader.read(1 << 16):
+                writer.write(data)
+                await writer.drain()
+        writer.close()
+
+    async def forward(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        for port in ports:
+            try:
+                up_reader, up_writer = await asyncio.open_connection("127.0.0.1", port)
+            except OSError:
+                continue
+            await asyncio.gather(copy(reader, up_writer), copy(up_reader, writer))
+            return
+        writer.close()
+
+    async with await asyncio.start_server(forward, "127.0.0.1", 0) as server:
+        yield f"https://127.0.0.1:{server.sockets[0].getsockname()[1]}"

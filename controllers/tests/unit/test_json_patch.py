@@ -1,0 +1,50 @@
+"""Differences of JSON documents."""
+
+from typing import Any
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from milo_controllers.json_patch import applied, carried_over, patch
+
+LEAVES = st.none() | st.booleans() | st.integers(-2, 2) | st.sampled_from(["", "a", "ü"])
+JSON = st.recursive(
+    LEAVES,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["a", "b/c", "d~e", ""]), inner),
+    max_leaves=12,
+)
+DOCUMENTS = st.dictionaries(st.sampled_from(["a", "b/c", "d~e"]), JSON)
+
+
+@given(DOCUMENTS, DOCUMENTS)
+def test_patch_turns_one_document_into_the_other(before: Any, after: Any) -> None:
+    turned = applied(before, list(patch(before, after)))
+    assert (turned, repr(turned).count("True")) == (after, repr(after).count("True"))
+
+
+@given(DOCUMENTS)
+def test_patch_of_equal_documents_is_empty(document: Any) -> None:
+    assert list(patch(document, document)) == []
+
+
+def test_patch_tells_true_from_one() -> None:
+    assert list(patch({"a": 1}, {"a": True})) == [{"op": "replace", "path": "/a", "value": True}]
+
+
+@given(DOCUMENTS, DOCUMENTS)
+def test_change_carried_over_to_its_own_document_is_the_change(before: Any, after: Any) -> None:
+    assert carried_over(before, before, after) == after
+
+
+def test_change_keeps_fields_that_a_type_does_not_declare() -> None:
+    original = {"spec": {"size": 1, "extra": True, "parts": [{"name": "a", "more": 1}]}, "other": 1}
+    before = {"spec": {"size": 1, "parts": [{"name": "a"}]}}
+    after = {"spec": {"size": 2, "parts": [{"name": "b"}], "color": "red"}}
+    assert carried_over(original, before, after) == {
+        "spec": {"size": 2, "extra": True, "parts": [{"name": "b", "more": 1}], "color": "red"},
+        "other": 1,
+    }
+
+
+def test_removed_field_is_removed_and_one_that_was_never_declared_is_kept() -> None:
+    assert carried_over({"a": 1, "b": 2}, {"a": 1}, {}) == {"b": 2}
