@@ -215,14 +215,10 @@ class Member:
 
     def _end(self, *, keeps_term: bool) -> None:
         match self.state.phase:
-            case (Joining() | Lost()) as former:
-                self._enter(Withdrawn(former, keeps_term))
-            case Withdrawn(former):
+            case ((Joining() | Lost()) as former) | Withdrawn(former):
                 self._enter(Withdrawn(former, keeps_term))
             case Holding(tenure) | Leaving(tenure):
                 self._enter(Leaving(tenure, keeps_term))
-            case Ended():
-                pass
 
     # Requests
 
@@ -245,8 +241,8 @@ class Member:
                 return WaitUntil(rejoin_at) if now < rejoin_at else self._join(phase, now)
             case Holding(tenure):
                 own = self._renewal(tenure, now)
-            case Leaving(tenure):
-                own = self._last_write(phase, now)
+            case leaving:
+                tenure, own = leaving.tenure, self._last_write(leaving, now)
         if own is not None and now >= pacing.write_at:
             self._hold(tenure.attempted(own))
             return WriteLease(own)
@@ -348,14 +344,13 @@ class Member:
                 self._enter(Holding(self._new_tenure(phase, lease, started_at, now)))
             case Withdrawn(former, keeps_term):
                 self._enter(Leaving(self._new_tenure(former, lease, started_at, now), keeps_term))
-            case Holding(tenure) | Leaving(tenure):
-                self._hold(tenure.renewed(lease, started_at))
-            case Ended():
-                raise AssertionError("a member that has ended made a request")
         self.state = msgspec.structs.replace(self.state, renewals=lease.renewal)
         self._observe(self.state.group.renewed(lease, now))
-        if (held := self.tenure) is not None and not self.is_fenced(now):
-            self._hold(held.resumed(started_at))
+        tenure = self.tenure
+        assert tenure is not None, "a member that has ended made a request"
+        renewed = tenure.renewed(lease, started_at)
+        is_late = now >= started_at + self._timing.fence_after_s
+        self._hold(renewed if is_late else renewed.resumed(started_at))
 
     def _new_tenure(self, phase: Joining | Lost, lease: MemberLease, started_at: float, now: float) -> Tenure:
         self.state = msgspec.structs.replace(self.state, terms=self.state.terms + 1)
@@ -473,8 +468,6 @@ class Member:
                 )
             case Leaving():
                 self._enter(Ended())
-            case Withdrawn() | Ended():
-                pass
         self._observe(self.state.group.following(None))
 
     # The group

@@ -7,7 +7,7 @@ import pytest
 
 from milo_discoveryd.sharding.leases import Evict, Read, WaitUntil, WriteLease
 from milo_discoveryd.sharding.member import Member
-from milo_discoveryd.sharding.state import Ended, Holding, Joining, Leaving, Lost, Phase
+from milo_discoveryd.sharding.state import Ended, Holding, Joining, Leaving, Lost, Phase, Withdrawn
 from milo_discoveryd.sharding.timing import TIMING
 from tests.unit.sharding.driver import Driver
 from tests.unit.sharding.test_member import ALL, settled
@@ -154,6 +154,44 @@ def test_member_that_has_not_renewed_owns_nothing_and_continues_its_term_with_th
     assert isinstance(writing.phase, after)
     assert writing.member.ownership(fence_at) is not None
     assert not driver.owned("a"), "other members have not renewed their Leases since then"
+
+
+def test_leaving_member_whose_lease_another_program_changed_ends() -> None:
+    writing = leaving()
+    writing.driver.api.change("a", writing.now, acknowledged=99)
+    writing.member.conflicted(writing.now)
+    writing.driver.step("a")
+    assert isinstance(writing.phase, Ended)
+
+
+@pytest.mark.parametrize("is_leaving", [False, True])
+def test_member_that_waits_for_its_lease_loses_the_term_that_it_might_continue_if_the_view_is_restored(
+    is_leaving: bool,
+) -> None:
+    driver = settled("a", "b")
+    driver.api.change("a", driver.now, problem="it cannot be read")  # so the process waits
+    successor = driver.add("a", Member("a", "a#2"))
+    driver.step("a")
+    assert isinstance(successor.state.phase, Joining)
+    group = msgspec.structs.replace(driver.api.group, view=None, view_version="")
+    if is_leaving:
+        successor.leave()
+        successor.stop()
+    successor.was_read(group, driver.now, driver.now)
+    assert isinstance(successor.state.phase, Withdrawn if is_leaving else Lost)
+
+
+def test_renewal_whose_response_comes_after_the_fence_gives_no_ownership() -> None:
+    writing = holding()
+    fence_at = writing.now + TIMING.fence_after_s
+    _, version = writing.driver.api.apply(writing.write, writing.now)
+    writing.member.was_written(writing.write, version, writing.now, fence_at)
+    assert isinstance(writing.phase, Holding)
+    assert writing.member.ownership(fence_at) is None
+
+
+def test_member_without_its_lease_has_nothing_to_release() -> None:
+    assert not Member("a", "a#1").drained(1, frozenset({"x"}))
 
 
 def test_withdrawn_member_whose_join_was_under_way_releases_the_lease() -> None:

@@ -98,6 +98,11 @@ def test_list_that_is_not_a_list_of_leases_is_refused(body: bytes) -> None:
         lease_objects.decode_version(body)
 
 
+def test_owner_of_a_lease_is_not_read_from_anything_but_a_list() -> None:
+    with pytest.raises(LeaseFormatError, match="the response to a list of Leases"):
+        lease_objects.decode_owner(b"[]")
+
+
 def member_lease(name: str = "milo-discovery-dns-a", **annotations: str | None) -> dict[str, object]:
     """Return the Lease of member `a` with changed annotations; the value None removes an annotation."""
     found: Any = stored(lease_objects.encode_member(LEASE, NAMES, WALL), "uid-a/7")
