@@ -15,7 +15,7 @@ _VERSION_3 = bytes.fromhex("a003020102")
 
 
 class GiantPair:
-    """A certificate for 30 days and its key, in PEM. Its numbers are random."""
+    """A certificate for 12 hours and its key, in PEM. Its numbers are random."""
 
     def __init__(self, bits: int) -> None:
         modulus, half = _random(bits), bits // 2
@@ -49,7 +49,7 @@ def _key(numbers: Sequence[int]) -> bytes:
 def _certificate(modulus: int, exponent: int) -> bytes:
     now = dt.datetime.now(dt.UTC)
     name = Name([NameAttribute(NameOID.COMMON_NAME, "giant")]).public_bytes()
-    validity = (field(0x17, at.strftime("%y%m%d%H%M%SZ").encode()) for at in (now, now + dt.timedelta(days=30)))
+    validity = (field(0x17, at.strftime("%y%m%d%H%M%SZ").encode()) for at in (now, now + dt.timedelta(hours=12)))
     public = field(_SEQUENCE, _number(modulus), _number(exponent))
     signed = field(
         _SEQUENCE,

@@ -32,6 +32,14 @@ def test_tls_context_trusts_only_given_ca() -> None:
     assert context.check_hostname
 
 
+def test_tls_context_offers_elliptic_curves_alone() -> None:
+    """Otherwise the server chooses a finite field, of 10,000 bits if it likes."""
+    context = TlsIdentity(authorities=None, certificate=None).context()
+    offered = {cipher["kea"] for cipher in context.get_ciphers()}
+    assert offered == {"kx-any", "kx-ecdhe"}  # any: TLS 1.3
+    assert context.options & ssl.OP_NO_RENEGOTIATION
+
+
 def test_tls_context_without_ca_trusts_system_cas() -> None:
     context = TlsIdentity(authorities=None, certificate=None).context()
     assert context.cert_store_stats() == ssl.create_default_context().cert_store_stats()

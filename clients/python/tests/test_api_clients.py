@@ -33,6 +33,8 @@ from milo_discovery import (
     SyncDiscoveryClient,
     Unavailable,
     _convert,
+    _kubernetes_aio,
+    _kubernetes_sync,
 )
 from milo_discovery._api_clients import SharedTransports, transport_key
 from milo_discovery._connection_credential import ConnectionCredential, RequestUrls
@@ -370,6 +372,16 @@ class TestEngagedCluster:
                 await kubernetes.aio.client.CoreV1Api(api).list_namespace()
         assert plane.asked_with == ["Bearer t-1"]
         assert issues(daemon) == [pb.IssueKubeconfigRequest(cluster="alpha", format=EMBEDDED, incarnation="i-1")]
+
+
+async def test_api_clients_offer_elliptic_curves_alone():
+    """Otherwise a cluster's server chooses a finite field, of 10,000 bits if it likes."""
+    access = KubeconfigAccess(server="https://a.test", token="t")
+    pool = _kubernetes_sync.create_pool(access, None, None)
+    transport = _kubernetes_aio.AioTransport(access, None, None)
+    for context in (pool.connection_pool_kw["ssl_context"], transport.template.rest_client.ssl_context):
+        assert {cipher["kea"] for cipher in context.get_ciphers()} == {"kx-any", "kx-ecdhe"}
+    await transport.close()
 
 
 async def test_copied_api_client_configuration_uses_renewed_token(client, daemon, plane):

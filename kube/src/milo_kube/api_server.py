@@ -20,7 +20,7 @@ from milo_kube.http.connection import Response, ResponseBody
 from milo_kube.http.dialing import Http2
 from milo_kube.http.errors import TransportError
 from milo_kube.http.proxy import environment_proxy
-from milo_kube.tls_identity import TlsIdentity
+from milo_kube.tls_identity import ClientContexts, TlsIdentity
 
 Query: TypeAlias = Sequence[tuple[str, str]]
 
@@ -76,6 +76,7 @@ class Pools:
         self._kept = kept
         self._environ = environ
         self._http2 = None if environ.get("DISABLE_HTTP2") else http2
+        self._contexts = ClientContexts()
         self._pools: dict[TlsIdentity, Pool] = {}
         """The most recently used pool is the last."""
 
@@ -92,7 +93,7 @@ class Pools:
         pool = self._pools.pop(identity, None)
         if pool is None:
             try:
-                context = identity.context()
+                context = self._contexts.context(identity)
             except CredentialError as error:
                 raise no_credential(error, access.server) from error
             client = Client(

@@ -3,10 +3,11 @@
 import os
 import ssl
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime, timedelta
 from pathlib import Path
+from weakref import WeakValueDictionary
 
 import msgspec
 
@@ -55,24 +56,88 @@ class TlsIdentity(msgspec.Struct, frozen=True, kw_only=True):
         return None if self.authorities is None else self.authorities.decode("ascii", "ignore")
 
     def context(self) -> ssl.SSLContext:
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-        context.minimum_version = ssl.TLSVersion.TLSv1_2
-        # As in Go, and so in kubectl: any certificate of the bundle is a trust anchor, including an intermediate one.
-        # Since 3.13, Python requires extensions that private CAs often lack.
-        context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
-        context.verify_flags &= ~ssl.VERIFY_X509_STRICT
-        if self.pem is None:
-            context.load_default_certs()
-        else:
-            _load_authorities(context, self.pem)
-        if self.certificate is not None:
-            _load_certificate(context, self.certificate)
+        return ClientContexts().context(self)()
+
+
+class _SharedContext:
+    """A context, and the client certificate that it has now."""
+
+    __slots__ = ("__weakref__", "certificate", "context")
+
+    def __init__(self, context: ssl.SSLContext) -> None:
+        self.context = context
+        self.certificate: ClientCertificate | None = None
+
+    def present(self, certificate: ClientCertificate) -> None:
+        """Present the certificate in the connections that are made next. Raises CredentialError."""
+        if self.certificate != certificate:
+            self.certificate = None
+            _load_certificate(self.context, certificate)
+            self.certificate = certificate
+
+
+class ClientContexts:
+    """TLS contexts by their CAs. The system's CAs take 25 to 80 ms to load, and a megabyte.
+
+    Identities with the same CAs share a context while any of them is in use, although each has its own client
+    certificate: OpenSSL copies the certificate of the context into each connection when it is made. A context holds a
+    certificate for each algorithm, of which the server's preferences select one, so a context is for one algorithm.
+    """
+
+    def __init__(self) -> None:
+        self._contexts: WeakValueDictionary[tuple[bytes | None, str], _SharedContext] = WeakValueDictionary()
+
+    def context(self, identity: TlsIdentity) -> Callable[[], ssl.SSLContext]:
+        """Return a function that returns a context with the identity. A connection must be made with the context before
+        the next await. Raises CredentialError."""
+        certificate = identity.certificate
+        key = identity.authorities, "" if certificate is None else _algorithm(certificate)
+        shared = self._contexts.get(key)
+        if shared is None:
+            shared = self._contexts[key] = _SharedContext(_context(identity.pem))
+
+        def context() -> ssl.SSLContext:
+            if certificate is not None:
+                shared.present(certificate)
+            return shared.context
+
+        context()  # reports a certificate that cannot be loaded
         return context
 
 
 def check_pair(certificate: ClientCertificate) -> None:
     """Raise CredentialError if the key does not match the certificate, or one of them cannot be used."""
     _load_certificate(ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), certificate)
+
+
+def bound_handshakes(context: ssl.SSLContext) -> None:
+    """Prevent handshakes of unbounded cost to a client. As in Go, and so in kubectl: elliptic curves alone, and no
+    renegotiation. With finite fields, the server chooses the size: 10,000 bits take a second."""
+    context.set_ciphers(":".join(cipher["name"] for cipher in context.get_ciphers() if cipher["kea"] == "kx-ecdhe"))
+    context.options |= ssl.OP_NO_RENEGOTIATION
+
+
+def _context(authorities: str | None) -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    bound_handshakes(context)
+    # As in Go, and so in kubectl: any certificate of the bundle is a trust anchor, including an intermediate one.
+    context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
+    # Since 3.13, Python requires extensions that private CAs often lack.
+    context.verify_flags &= ~ssl.VERIFY_X509_STRICT
+    if authorities is None:
+        context.load_default_certs()
+    else:
+        _load_authorities(context, authorities)
+    return context
+
+
+def _algorithm(certificate: ClientCertificate) -> str:
+    """Return the algorithm of the first certificate of the chain. Raises CredentialError."""
+    try:
+        return next(iter(key_sizes.check(certificate.chain, key_sizes.OWN_BITS)), "")
+    except key_sizes.KeySizeError as error:
+        raise CredentialError(f"the client certificate {error}") from None
 
 
 def _load_authorities(context: ssl.SSLContext, pem: str) -> None:

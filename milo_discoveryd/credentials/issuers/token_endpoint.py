@@ -21,7 +21,7 @@ from milo_kube.file_content import FileContent
 from milo_kube.http.client import Client
 from milo_kube.http.connection import Response
 from milo_kube.http.errors import TransportError
-from milo_kube.tls_identity import TlsIdentity
+from milo_kube.tls_identity import ClientContexts, TlsIdentity
 
 _BEARER = "Bearer"
 _NOT_AN_ACCESS_TOKEN = "N_A"  # noqa: S105 - the name of a type
@@ -60,6 +60,9 @@ class TokenEndpoint:
     def __init__(self, authorities: FileContent | None, proxy: Callable[[str], str | None]) -> None:
         """`authorities`: PEM; None stands for the system's CAs. `proxy` returns the proxy for a URL."""
         self._authorities = authorities
+        self._contexts = ClientContexts()
+        self._context: Callable[[], ssl.SSLContext] | None = None
+        """The last context. It is kept because the CAs take long to load."""
         self._proxy = proxy
 
     async def ask(
@@ -74,14 +77,14 @@ class TokenEndpoint:
             # A certificate that is signed by one of the system's CAs proves nothing about a loopback address.
             raise UnfitError(f"{url} is on this machine: set `ca_file` to the endpoint's CA")
         authorities = None if self._authorities is None else self._authorities.read()
-        context = TlsIdentity(authorities=authorities, certificate=None).context()
+        self._context = self._contexts.context(TlsIdentity(authorities=authorities, certificate=None))
         headers = {"Accept": "application/json", "Content-Type": "application/x-www-form-urlencoded"}
         if authorization:
             headers["Authorization"] = authorization
         try:
             async with (
                 asyncio.timeout(TIMEOUT_S),
-                aclosing(Client(context, user_agent=USER_AGENT)) as client,
+                aclosing(Client(self._context, user_agent=USER_AGENT)) as client,
                 client.request(
                     "POST",
                     url,

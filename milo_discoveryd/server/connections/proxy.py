@@ -9,9 +9,6 @@ from milo_kube.http.tls import TlsTransport
 
 FLUSH_S = 5.0
 """How long buffered data may take to reach one side after the other side has closed."""
-HANDSHAKE_BYTES = 32 << 10
-"""Maximum bytes that a client may send before it is authenticated, most of them certificates. OpenSSL buffers
-a multiple of this number."""
 
 
 class ProxySide(asyncio.Protocol):
@@ -50,7 +47,7 @@ class ProxySide(asyncio.Protocol):
         if context is None:
             await loop.connect_accepted_socket(lambda: self, connected)
             return
-        secured = TlsTransport(lambda _: self, context, None, handshake_bytes=HANDSHAKE_BYTES)
+        secured = TlsTransport(lambda _: self, context, None)
         await loop.connect_accepted_socket(lambda: secured, connected)
         try:
             async with asyncio.timeout(handshake_s):

@@ -21,8 +21,9 @@ from milo_discoveryd.identity.caller import Caller
 from milo_discoveryd.server.connections.acceptor import HANDSHAKE_S
 from milo_discoveryd.server.connections.connection_rates import ConnectRateLimiter
 from milo_discoveryd.server.connections.listener import Listener, TcpEndpoint
-from milo_discoveryd.server.connections.proxy import HANDSHAKE_BYTES, ProxySide
+from milo_discoveryd.server.connections.proxy import ProxySide
 from milo_discoveryd.server.connections.tls_certificates import ServerTls
+from milo_kube.http.tls import HANDSHAKE_BYTES
 from milo_kube.rate_limit import Rate
 from tests.integration.grpc_server.conftest import Harness, a_harness, ready
 from tests.integration.grpc_server.test_peer_credentials import acceptor, callers, proxy_sides, reason

@@ -17,7 +17,7 @@ OK_HEAD = b"\x88"  # HPACK of ":status: 200"
 
 
 def client(authority: Authority, *, idle_s: float = 15.0) -> Client:
-    return Client(authority.trusting(), user_agent="tests", idle_s=idle_s, http2=Http2Connection)
+    return Client(authority.trusting, user_agent="tests", idle_s=idle_s, http2=Http2Connection)
 
 
 async def got(

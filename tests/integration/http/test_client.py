@@ -72,7 +72,7 @@ async def serving(
 
 
 def client(idle_s: float = 15.0) -> Client:
-    return Client(ssl.create_default_context(), user_agent="tests", idle_s=idle_s)
+    return Client(ssl.create_default_context, user_agent="tests", idle_s=idle_s)
 
 
 async def got(
@@ -290,7 +290,7 @@ async def test_tls_close_notify_closes_the_connection() -> None:
     authority.configure_trust(trusting)
     async with (
         serving(OK, ends=True, tls=server) as peer,
-        aclosing(Client(trusting, user_agent="tests")) as using,
+        aclosing(Client(lambda: trusting, user_agent="tests")) as using,
         asyncio.timeout(15),  # shorter than the wait of the server
     ):
         assert await got(using, peer.url) == (200, b"ok")
@@ -302,7 +302,7 @@ async def test_concurrent_connection_attempts_to_one_server_are_limited() -> Non
     accepted: list[asyncio.StreamWriter] = []
     async with await asyncio.start_server(lambda _, writer: accepted.append(writer), "127.0.0.1", 0) as server:
         url = f"https://127.0.0.1:{server.sockets[0].getsockname()[1]}"
-        async with aclosing(Client(ssl.create_default_context(), user_agent="tests")) as using:
+        async with aclosing(Client(ssl.create_default_context, user_agent="tests")) as using:
             requests = [asyncio.create_task(got(using, url)) for _ in range(DIALS_PER_SERVER + 1)]
             await eventually(lambda: len(accepted) == DIALS_PER_SERVER)
             accepted[0].close()
@@ -334,7 +334,7 @@ async def test_https_request_uses_a_connect_tunnel_of_an_https_proxy() -> None:
     authority.configure_trust(trusting)
     async with serving(OK, tls=server) as target:
         port = int(target.url.rpartition(":")[2])
-        async with tunneling(server, port) as tunnel, aclosing(Client(trusting, user_agent="tests")) as using:
+        async with tunneling(server, port) as tunnel, aclosing(Client(lambda: trusting, user_agent="tests")) as using:
             url = f"https://api.test:{port}/"
             assert [await got(using, url, proxy=tunnel.url) for _ in range(2)] == [(200, b"ok")] * 2
             await using.aclose()

@@ -158,7 +158,7 @@ async def test_requests_to_a_server_without_http2_use_http1(
 async def test_alpn_offers_only_http1_unless_http2_is_enabled(authority: Authority) -> None:
     async with (
         serving(authority, ok) as peer,
-        aclosing(Client(authority.trusting(), user_agent="tests")) as using,
+        aclosing(Client(authority.trusting, user_agent="tests")) as using,
     ):
         assert await got(using, peer.url) == (200, b"ok")
         await using.aclose()

@@ -13,6 +13,7 @@ from multidict import CIMultiDict
 from milo_discovery._connection_credential import BEARER, ConnectionCredential, RequestUrls
 from milo_discovery._credential_renewal import AsyncRenewer
 from milo_discovery._kubeconfig_access import KubeconfigAccess
+from milo_kube.tls_identity import bound_handshakes
 
 _UNAUTHORIZED = 401
 _WATCH_GRACE_S = 30.0
@@ -35,6 +36,7 @@ class AioTransport:
         configuration = Configuration(ca_cert_data=access.authorities, cert_file=certificate, proxy=proxy)
         configuration.connection_pool_maxsize = 0  # no limit: watches of many clusters hold a connection each
         self.template = ApiClient(configuration)
+        bound_handshakes(self.template.rest_client.ssl_context)
         # `_create_connector` is private, but documented as a hook.
         self.connector: aiohttp.TCPConnector = self.template.rest_client._create_connector()
 

@@ -17,6 +17,7 @@ from websocket import WebSocket
 from milo_discovery._connection_credential import BEARER, ConnectionCredential, RequestUrls
 from milo_discovery._credential_renewal import LoopBridge
 from milo_discovery._kubeconfig_access import KubeconfigAccess
+from milo_kube.tls_identity import bound_handshakes
 
 _UNAUTHORIZED = 401
 _MAX_IDLE_CONNECTIONS = 256
@@ -28,6 +29,7 @@ def create_pool(access: KubeconfigAccess, certificate: str | None, proxy: str | 
     By default, urllib3 creates a context for each connection.
     """
     context = ssl.create_default_context(cadata=access.authorities)
+    bound_handshakes(context)
     if certificate is not None:
         context.load_cert_chain(certificate)
     configuration = Configuration(host=access.server, tls_server_name=access.tls_server_name)

@@ -5,7 +5,6 @@ It follows no redirects, stores no cookies, and reads neither ~/.netrc nor the e
 
 import asyncio
 import itertools
-import ssl
 from collections.abc import Coroutine
 from contextlib import AbstractAsyncContextManager
 from contextvars import ContextVar
@@ -14,7 +13,7 @@ from urllib.parse import urlsplit
 from weakref import WeakValueDictionary
 
 from milo_kube.http.connection import Connection, Refusal, Response
-from milo_kube.http.dialing import Http2, Origin, Proxy, dial
+from milo_kube.http.dialing import ContextProvider, Http2, Origin, Proxy, dial
 from milo_kube.http.errors import TransportError
 from milo_kube.http.headers import SentHeaders
 
@@ -48,14 +47,15 @@ class Client:
 
     def __init__(
         self,
-        context: ssl.SSLContext,
+        context: ContextProvider,
         *,
         user_agent: str,
         tls_server_name: str | None = None,
         idle_s: float = 15.0,
         http2: Http2 | None = None,
     ) -> None:
-        """`idle_s`: how long an idle connection is kept open. `http2` (`Http2Connection`) offers HTTP/2 to servers."""
+        """`context` is called for each connection. `idle_s`: how long an idle connection is kept open. `http2`
+        (`Http2Connection`) offers HTTP/2 to servers."""
         self._context = context
         self._user_agent = user_agent
         self._tls_server_name = tls_server_name

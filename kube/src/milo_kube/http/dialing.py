@@ -21,6 +21,8 @@ HTTP1, HTTP2 = "http/1.1", "h2"
 """Names of the protocols in ALPN."""
 Http2: TypeAlias = Callable[[str], asyncio.Protocol]
 """Makes the HTTP/2 connection to an origin: `Http2Connection`, if the library h2 is installed."""
+ContextProvider: TypeAlias = Callable[[], ssl.SSLContext]
+"""Returns the context for one connection, which is made before the next await."""
 DEFAULT_PORTS = {"http": 80, "https": 443}
 _ADDRESS_TIMEOUT_S = 2.0
 """Timeout for connecting to each address of a host, except the last one, which may use all the remaining time."""
@@ -80,7 +82,7 @@ class Proxy(msgspec.Struct, frozen=True):
 
 
 async def dial(
-    origin: Origin, context: ssl.SSLContext, *, server_name: str | None, proxy: Proxy | None, http2: Http2 | None
+    origin: Origin, context: ContextProvider, *, server_name: str | None, proxy: Proxy | None, http2: Http2 | None
 ) -> Connection:
     """Connect to `origin`. Raises TransportError. With `http2`, the server may select HTTP/2."""
     connection = await _dialed(origin, context, server_name or origin.host, proxy, http2)
@@ -93,7 +95,7 @@ async def dial(
 
 
 async def _dialed(
-    origin: Origin, context: ssl.SSLContext, server_name: str, proxy: Proxy | None, http2: Http2 | None
+    origin: Origin, context: ContextProvider, server_name: str, proxy: Proxy | None, http2: Http2 | None
 ) -> Connection:
     if proxy is None:
         try:
@@ -121,7 +123,9 @@ async def _dialed(
     return cast(Connection, secured.get_protocol())
 
 
-async def _opened(to: Origin, named: str, context: ssl.SSLContext, server_name: str, http2: Http2 | None) -> Connection:
+async def _opened(
+    to: Origin, named: str, context: ContextProvider, server_name: str, http2: Http2 | None
+) -> Connection:
     made = await _open_socket(to.host, to.port)
     loop = asyncio.get_running_loop()
     if to.scheme != "https":
@@ -134,11 +138,11 @@ async def _opened(to: Origin, named: str, context: ssl.SSLContext, server_name: 
     return cast(Connection, secured.get_protocol())
 
 
-def _secured(named: str, context: ssl.SSLContext, server_name: str, http2: Http2 | None) -> TlsTransport:
+def _secured(named: str, context: ContextProvider, server_name: str, http2: Http2 | None) -> TlsTransport:
     def made(selected: str | None) -> asyncio.Protocol:
         return http2(named) if http2 is not None and selected == HTTP2 else Http1Connection(named)
 
-    return TlsTransport(made, context, server_name, alpn=(HTTP2, HTTP1) if http2 is not None else (HTTP1,))
+    return TlsTransport(made, context(), server_name, alpn=(HTTP2, HTTP1) if http2 is not None else (HTTP1,))
 
 
 async def _open_socket(host: str, port: int) -> socket.socket:

@@ -12,8 +12,12 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any, cast
 
-_PIECE = 2 << 10
-"""Maximum received bytes that are decrypted at once, because OpenSSL's buffers never shrink."""
+from milo_kube.http.handshake_turns import turns
+from milo_kube.http.tls_records import RECORDS_WITHOUT_DATA, Reading, ServerHello
+
+HANDSHAKE_BYTES = 32 << 10
+"""Maximum bytes that a peer may send before the handshake is complete, most of them certificates. OpenSSL buffers a
+multiple of this number, and may need 6 ms for each certificate."""
 _RECORD = 16 << 10
 
 
@@ -21,8 +25,8 @@ class TlsTransport(asyncio.Transport, asyncio.Protocol):
     """One side of a TLS connection: a transport for a protocol, and the protocol of the transport below."""
 
     __slots__ = (
-        *("_below", "_failure", "_handshake", "_handshake_bytes", "_incoming", "_is_closing", "_made", "_outgoing"),
-        *("_protocol", "_tls", "_unsent"),
+        *("_below", "_failure", "_handshake", "_handshake_bytes", "_hello", "_incoming", "_is_closing", "_is_planned"),
+        *("_made", "_outgoing", "_protocol", "_reading", "_tls", "_unsent"),
     )
 
     def __init__(
@@ -32,11 +36,9 @@ class TlsTransport(asyncio.Transport, asyncio.Protocol):
         server_name: str | None,
         *,
         alpn: Sequence[str] = (),
-        handshake_bytes: int | None = None,
     ) -> None:
         """`server_name`: the name to verify; None for the server's side. `alpn`: the protocols to offer. `protocol` is
-        called with the protocol that the server selected. `handshake_bytes`: limit of what the peer may send before the
-        handshake is complete."""
+        called with the protocol that the server selected."""
         super().__init__()
         self._made = protocol
         self._protocol: asyncio.Protocol | None = None
@@ -51,7 +53,13 @@ class TlsTransport(asyncio.Transport, asyncio.Protocol):
         self._below: asyncio.Transport | None = None
         self._handshake: asyncio.Future[None] | None = asyncio.get_running_loop().create_future()
         """None once `handshake` has returned."""
-        self._handshake_bytes = handshake_bytes
+        self._handshake_bytes = 0
+        """Number of bytes that the peer has sent for the handshake."""
+        self._hello = None if server_name is None else ServerHello()
+        """None for the server's side, and after the handshake."""
+        self._reading = Reading()
+        self._is_planned = False
+        """Whether another step was planned."""
         self._unsent: list[bytes] = []
         """Data to send that OpenSSL accepts only after it has read more data from the peer."""
         self._failure: Exception | None = None
@@ -76,25 +84,24 @@ class TlsTransport(asyncio.Transport, asyncio.Protocol):
         self._shake_hands()
 
     def data_received(self, data: bytes) -> None:
-        for start in range(0, len(data), _PIECE):
-            if self._failure is not None:
-                return
-            piece = data[start : start + _PIECE]
-            self._incoming.write(piece)
-            if self._is_shaking_hands:
-                self._shake_hands(len(piece))
-            if not self._is_shaking_hands:
-                self._decrypt()
+        self._reading.add(data)
+        if self._is_planned or self._is_computing_as_client:
+            self._continue()
+        else:
+            self._step()
 
     def eof_received(self) -> None:
         if self._protocol is not None:
             self._protocol.eof_received()
 
     def pause_writing(self) -> None:
+        self._reading.is_full = True
         if self._protocol is not None:
             self._protocol.pause_writing()
 
     def resume_writing(self) -> None:
+        self._reading.is_full = self._reading.is_choked = False
+        self._continue()
         if self._protocol is not None:
             self._protocol.resume_writing()
 
@@ -106,6 +113,7 @@ class TlsTransport(asyncio.Transport, asyncio.Protocol):
             self._protocol.connection_lost(self._failure or exc)
         # Free the buffers now: a traceback can keep this object alive until the garbage collector runs.
         del self._tls, self._incoming, self._outgoing
+        self._reading = Reading()
 
     # --- asyncio.Transport, for the protocol above ---
 
@@ -134,10 +142,13 @@ class TlsTransport(asyncio.Transport, asyncio.Protocol):
         return self._is_closing
 
     def pause_reading(self) -> None:
+        self._reading.is_paused = True
         self._transport.pause_reading()
 
     def resume_reading(self) -> None:
-        self._transport.resume_reading()
+        if self._reading.is_paused:
+            self._reading.is_paused = False
+            self._continue()
 
     def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:
         self._protocol = cast(asyncio.Protocol, protocol)
@@ -166,24 +177,73 @@ class TlsTransport(asyncio.Transport, asyncio.Protocol):
     def _is_shaking_hands(self) -> bool:
         return self._handshake is not None and not self._handshake.done()
 
-    def _shake_hands(self, received: int = 0) -> None:
+    @property
+    def _is_computing_as_client(self) -> bool:
+        return self._hello is not None and self._is_shaking_hands
+
+    def _step(self) -> None:
+        """Decrypt what was received, within the bounds of one iteration of the event loop."""
+        self._reading.begin_turn()
+        while not self._is_closing and (piece := self._reading.take()):
+            self._take(piece)
+        self._continue()
+
+    def _planned_step(self) -> None:
+        self._is_planned = False
         try:
+            self._step()
+        except BaseException:
+            self.abort()  # as the event loop does if `data_received` fails
+            raise
+
+    def _continue(self) -> None:
+        """Decrypt or read further when that is possible."""
+        if self._is_closing or self._below is None:
+            return
+        reading = self._reading
+        if not (reading.has_data or reading.is_blocked):
+            self._below.resume_reading()
+            return
+        self._below.pause_reading()
+        if not (reading.is_blocked or self._is_planned):
+            self._is_planned = True
+            if self._is_computing_as_client:
+                turns().add(self._planned_step)
+            else:
+                asyncio.get_running_loop().call_soon(self._planned_step)
+
+    def _take(self, piece: bytes) -> None:
+        if self._handshake is not None and not self._handshake.done():
+            self._shake_hands(piece)
+            if self._is_shaking_hands or self._failure is not None:
+                return
+            self._hello, self._reading.without_data = None, 0
+        else:
+            self._incoming.write(piece)
+        self._decrypt()
+        if self._reading.without_data > RECORDS_WITHOUT_DATA:
+            self._fail(ConnectionAbortedError("the peer sent too many TLS records without data"))
+
+    def _shake_hands(self, piece: bytes = b"") -> None:
+        try:
+            if self._hello is not None and not self._hello.is_read:
+                self._hello.read(piece)
+            self._incoming.write(piece)
             self._tls.do_handshake()
         except ssl.SSLWantReadError:
             self._flush()
-            if self._handshake_bytes is not None:
-                self._handshake_bytes -= received
-                if self._handshake_bytes < 0:
-                    self._refuse_handshake()
+            self._handshake_bytes += len(piece)
+            if self._handshake_bytes > HANDSHAKE_BYTES:
+                self._fail_handshake(
+                    ConnectionAbortedError("the peer sent too many bytes before the TLS handshake was complete")
+                )
         except OSError as error:  # includes ssl.SSLError
-            self._fail(error)
-            self._end_handshake(error)
+            self._fail_handshake(error)
         else:
             self._flush()
             self._end_handshake(None)
 
-    def _refuse_handshake(self) -> None:
-        error = ConnectionAbortedError("the peer sent too many bytes before the TLS handshake was complete")
+    def _fail_handshake(self, error: OSError) -> None:
         self._fail(error)
         self._end_handshake(error)
 
@@ -203,11 +263,16 @@ class TlsTransport(asyncio.Transport, asyncio.Protocol):
         protocol = self._protocol
         if protocol is None:
             return
+        has_replies = False
         try:
             while data := self._tls.read(_RECORD):
+                self._reading.decrypted(len(data))
+                has_replies = has_replies or self._outgoing.pending > 0
                 protocol.data_received(data)
         except ssl.SSLWantReadError:
+            has_replies = has_replies or self._outgoing.pending > 0
             self._encrypt()
+            self._reading.is_choked = has_replies and self._reading.is_full
         except ssl.SSLZeroReturnError:
             self._end_of_data()
         except ssl.SSLError as error:
