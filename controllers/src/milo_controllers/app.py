@@ -21,7 +21,7 @@ import msgspec
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from milo_controllers.controllers import Controllers, Election
-from milo_controllers.logs import ClusterFilter
+from milo_controllers.logs import ClusterFilter, log_with_stack
 from milo_controllers.options import check_options
 from milo_controllers.single_cluster import SingleCluster
 from milo_controllers.webhook_server import WebhookServer, serve_webhooks
@@ -147,12 +147,19 @@ async def _until_signaled(
         running.cancel()
         done, _ = await asyncio.wait([running], timeout=_CLEANUP_S)
         if not done:
-            log.error("reconciles did not finish after they were canceled:\n%s", _stacks())
-            # sys.exit would wait for the reconcilers' threads. The Lease is not released, since they may still write.
-            logging.shutdown()
-            os._exit(1)
+            _exit_at_once()
     if not running.cancelled():
         running.result()
+
+
+def _exit_at_once() -> NoReturn:
+    """Exit while reconciles run that were canceled: sys.exit would wait for their threads.
+
+    The Lease is not released, since they may still write.
+    """
+    log_with_stack(log, logging.ERROR, _stacks(), "reconciles did not finish after they were canceled")
+    logging.shutdown()
+    os._exit(1)
 
 
 def _stacks() -> str:
@@ -179,9 +186,24 @@ class _LeaseElection:
         async def elect() -> None:
             async with SingleCluster().requests() as api:
                 election = LeaderElection(api.request, self._lease, namespace=self._namespace or api.namespace)
-                await election.run(partial(run_on, loop, work))
+                await election.run(partial(_ended_in_time, partial(run_on, loop, work)))
 
         await run_in_thread(elect)
+
+
+async def _ended_in_time(work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    """Run work. If it is canceled because the Lease is lost and does not end in time, exit: others work by then."""
+    working = asyncio.ensure_future(work())
+    try:
+        await asyncio.shield(working)
+    except asyncio.CancelledError:
+        working.cancel()
+        done, _ = await asyncio.wait([working], timeout=2 * _CLEANUP_S)
+        if not done:
+            _exit_at_once()
+        if not working.cancelled():
+            working.result()
+        raise
 
 
 async def _start(server: HttpServer, given: str | None) -> str:
@@ -256,7 +278,20 @@ def set_up_logging(level: str | int = logging.INFO) -> None:
 
 
 class TextFormatter(logging.Formatter):
-    """Formats a record as one line: time, level, logger, cluster, object, reconcile ID and message."""
+    """Formats a record as one line: time, level, logger, cluster, object, reconcile ID and message.
+
+    What API servers send may be in it: so characters that end the line or control a terminal are escaped, and the lines
+    of a stack are indented.
+    """
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802  (the name in logging)
+        return _printable(super().formatMessage(record))
+
+    def formatException(self, ei: Any) -> str:  # noqa: N802
+        return _indented(super().formatException(ei))
+
+    def formatStack(self, stack_info: str) -> str:  # noqa: N802
+        return _indented(stack_info)
 
     def format(self, record: logging.LogRecord) -> str:
         place = " ".join(
@@ -267,6 +302,16 @@ class TextFormatter(logging.Formatter):
 
     def __init__(self) -> None:
         super().__init__("%(asctime)s %(levelname)s %(name)s: %(place)s%(message)s")
+
+
+def _printable(text: str) -> str:
+    if text.isprintable():
+        return text
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+
+
+def _indented(text: str) -> str:
+    return "\n".join(f"    {_printable(line)}" for line in text.split("\n"))
 
 
 class JsonFormatter(logging.Formatter):

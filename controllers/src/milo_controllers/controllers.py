@@ -20,15 +20,16 @@ from milo_controllers.controller import Controller, Shared
 from milo_controllers.engaged_clusters import EngagedClusters
 from milo_controllers.event_log import EventLog
 from milo_controllers.fleet_view import FleetView
-from milo_controllers.functions import check_called_with, check_plain, check_reconciler, is_async
+from milo_controllers.functions import check_async, check_called_with, check_plain, check_reconciler, is_async
 from milo_controllers.health import FailingObject, Health
 from milo_controllers.health_check import HealthCheck
 from milo_controllers.kinds import AnyKind, Document, Kind, kind_of
+from milo_controllers.logs import log_with_stack
 from milo_controllers.metrics import ControllerMetrics
 from milo_controllers.object_cache import Index, IndexFunction
 from milo_controllers.options import check_options
 from milo_controllers.reconcile_call import Reconciler
-from milo_controllers.registration import ControllerSpec, Registration
+from milo_controllers.registration import BackgroundTask, ControllerSpec, Registration
 from milo_controllers.tracing import SpanTracer
 from milo_controllers.watched import Mapper, OwnedKind, Predicate, ReconcileTarget, WatchedKind
 from milo_controllers.webhooks import (
@@ -57,6 +58,8 @@ BLOCKED_S = 1.0
 
 T = TypeVar("T")
 DocumentReconciler = TypeVar("DocumentReconciler", bound=Reconciler[Document])
+BackgroundT = TypeVar("BackgroundT", bound=Callable[[], Coroutine[Any, Any, object]])
+DisengageHandlerT = TypeVar("DisengageHandlerT", bound=Callable[[EngagedCluster], Awaitable[None]])
 
 _LOGGED_KINDS = 1024
 WORKERS = 256
@@ -75,6 +78,8 @@ class Clusters(Protocol):
     def on_engage(self, handler: Callable[[EngagedCluster], Awaitable[None]], /) -> object: ...
 
     async def find(self, project: str, /) -> Cluster | None: ...
+
+    def on_disengage(self, handler: Callable[[EngagedCluster], Awaitable[None]], /) -> object: ...
 
     async def run(self) -> None: ...
 
@@ -346,17 +351,45 @@ class Controllers(RunsInBackground):
             kind, {name: Index(indexed_by, kind.decode) for name, indexed_by in (indexes or {}).items()}
         )
 
+    def background(self, *, leader_only: bool = True) -> Callable[[BackgroundT], BackgroundT]:
+        """Run an async function beside the reconcilers (a decorator): canceled at the end, which its error causes.
+
+        With an election it runs while this replica leads, or on each replica with `leader_only=False`.
+        """
+        self._registration.require_open()
+        check_options("background", leader_only=leader_only)
+
+        def register(function: BackgroundT) -> BackgroundT:
+            check_async(function, "a background task")
+            self._registration.background.append(BackgroundTask(function, leader_only))
+            return function
+
+        return register
+
+    def on_disengage(self, handler: DisengageHandlerT) -> DisengageHandlerT:
+        """Register an async function (a decorator) that is called after each disengagement of a cluster.
+
+        Its reconciles have ended, and those of the next engagement of the name wait: `cluster.disengage_reason` is
+        why. Not called at the end of the program. An error is logged.
+        """
+        self._registration.require_open()
+        check_async(handler, "a handler of disengagements", "cluster")
+        self._clusters.on_disengage(handler)
+        return handler
+
     # --- life cycle ---
 
     def _watchdog(self) -> LoopWatchdog:
         return LoopWatchdog(
             self._shared.metrics.loop_delay.observe,
-            blocked=lambda found: log.warning(
+            blocked=lambda found: log_with_stack(
+                log,
+                logging.WARNING,
+                found.stack,
                 "the event loop has been blocked for %.1f s by a call that does not await (%s): every cluster waits. "
-                "Make the call async, or the reconciler a plain function, which runs in a thread\n%s",
+                "Make the call async, or the reconciler a plain function, which runs in a thread",
                 found.seconds,
                 found.task,
-                found.stack,
             ),
             was_blocked=lambda seconds: log.warning(
                 "the event loop was blocked for %.1f s, in which nothing was reconciled", seconds
@@ -385,6 +418,7 @@ class Controllers(RunsInBackground):
                         self._leading,
                         tasks.create_task(self._log_summaries(), name="log repeated failures"),
                         tasks.create_task(self._resync_periodically(), name="resync"),
+                        *self._start_background(tasks, leader_only=False),
                     ]
                     await self._clusters.run()
                     for helper in helpers:
@@ -400,13 +434,23 @@ class Controllers(RunsInBackground):
         for controller in self._engaged.controllers:
             controller.resume()
         try:
-            await asyncio.Event().wait()
+            with unwrap_single_error():
+                async with asyncio.TaskGroup() as tasks:
+                    self._start_background(tasks, leader_only=True)
+                    await asyncio.Event().wait()
         finally:
             running = self._engaged.pause()
             for task in running:
                 task.cancel()
             for task in running:
                 await wait_uninterrupted(task)
+
+    def _start_background(self, tasks: asyncio.TaskGroup, *, leader_only: bool) -> list[asyncio.Task[object]]:
+        return [
+            tasks.create_task(background.function(), name=f"background {background.function!r}")
+            for background in self._registration.background
+            if background.leader_only == leader_only
+        ]
 
     async def drain(self, within: timedelta) -> None:
         """Start no further reconciles, wait for the running ones for up to `within`, and stop leading.

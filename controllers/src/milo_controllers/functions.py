@@ -31,15 +31,21 @@ def check_called_with(function: Callable[..., Any], role: str, parameter: str) -
         raise TypeError(f"{_name(function)} is a generator: {role} returns instead of yielding")
 
 
-def _check(function: Callable[..., Any], role: str, parameter: str) -> None:
+def check_async(function: Callable[..., Any], role: str, *parameters: str) -> None:
+    """Raise TypeError unless the function is async and takes these parameters."""
+    _check(function, role, *parameters)
+    if not is_async(function):
+        raise TypeError(f"{_name(function)} is not async: {role} must be an async function")
+
+
+def _check(function: Callable[..., Any], role: str, *parameters: str) -> None:
     if not callable(function):
         raise TypeError(f"{function!r} cannot be {role}, because it is not callable")
     try:
-        inspect.signature(function).bind(object())
+        inspect.signature(function).bind(*parameters)
     except TypeError as error:
-        raise TypeError(
-            f"{_name(function)} cannot be {role}, which is called with one argument, {parameter}: {error}"
-        ) from None
+        arguments = f"one argument, {', '.join(parameters)}" if parameters else "no arguments"
+        raise TypeError(f"{_name(function)} cannot be {role}, which is called with {arguments}: {error}") from None
     except ValueError:
         pass  # A builtin may have no signature to check.
 

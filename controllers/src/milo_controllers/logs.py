@@ -24,3 +24,9 @@ class ClusterFilter(logging.Filter):
         record.object = current_object.get()
         record.reconcile = current_reconcile.get()
         return True
+
+
+def log_with_stack(log: logging.Logger, level: int, stack: str, message: str, *arguments: object) -> None:
+    """Log a message with a stack that is not that of the caller."""
+    if log.isEnabledFor(level):
+        log.handle(log.makeRecord(log.name, level, "", 0, message, arguments, None, sinfo=stack))

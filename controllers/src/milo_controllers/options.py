@@ -80,6 +80,8 @@ OPTIONS: Mapping[str, Option] = {
     "unknown": Option(str, '"allow" or "deny"', lambda given: given in ("allow", "deny")),
     "failure_policy": Option(str, '"Fail" or "Ignore"', lambda given: given in ("Fail", "Ignore")),
     "webhook_name": Option(str, "a DNS label, such as widgets", lambda given: bool(_LABEL.fullmatch(given)), True),
+    # Controllers.background
+    "leader_only": Option(bool, "True or False"),
     # Result. A negative timedelta is not refused: it may be computed from a time that has passed, and is replaced by
     # QueuePolicy.min_requeue_s.
     "requeue_after": Option(timedelta, "timedelta(seconds=...) or None", may_be_none=True),

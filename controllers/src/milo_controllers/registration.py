@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from typing import Any, NamedTuple
 
 from milo_controllers.informer import InformerSpec
@@ -29,12 +29,20 @@ class ControllerSpec(NamedTuple):
     timeout_s: float | None = None
 
 
+class BackgroundTask(NamedTuple):
+    """An async function that runs beside the reconcilers."""
+
+    function: Callable[[], Coroutine[Any, Any, object]]
+    leader_only: bool
+
+
 class Registration:
     """The reconcilers and informers of a set of controllers. Read-only once the controllers run."""
 
     def __init__(self) -> None:
         self.reconcilers: list[tuple[ControllerSpec, Reconciler[Any]]] = []
         self.informers: dict[CacheKey, InformerSpec] = {}
+        self.background: list[BackgroundTask] = []
         self._is_closed = False
 
     def close(self) -> None:

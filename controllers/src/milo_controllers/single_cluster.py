@@ -20,7 +20,7 @@ from milo_discovery._api_clients import ApiClients
 from milo_discovery.engaged_cluster import EngagedCluster
 from milo_discovery.errors import ClusterNotFound
 from milo_discovery.fleet import DiscoveryState
-from milo_discovery.model import Cluster, ClusterReport, Kubeconfig
+from milo_discovery.model import Cluster, ClusterReport, Engagement, Kubeconfig
 from milo_kube.api_server import Pools
 
 
@@ -37,6 +37,7 @@ class SingleCluster:
         self._source = default_source(None if kubeconfig is None else Path(kubeconfig), context)
         self._name = name
         self.discovery = DiscoveryState(connected=True, synced=True, since=datetime.now(UTC))
+        self._cluster: Cluster | None = None
         self._handlers: list[Callable[[EngagedCluster], Awaitable[None]]] = []
 
     def on_engage(self, handler: Callable[[EngagedCluster], Awaitable[None]], /) -> object:
@@ -48,6 +49,10 @@ class SingleCluster:
         """Return the cluster: all writes that its API server asks about are to it."""
         found = await asyncio.to_thread(self._source.read)
         return Cluster(name=self._name, endpoint=found.access.server)
+
+    def on_disengage(self, handler: Callable[[EngagedCluster], Awaitable[None]], /) -> object:
+        """Accept a handler, which is never called: the cluster is engaged for as long as the program runs."""
+        return handler
 
     async def run(self) -> None:
         """Run until canceled. Raises UnusableKubeconfig."""
@@ -64,8 +69,10 @@ class SingleCluster:
         return await issue(name, self._source)
 
     async def get(self, name: str) -> ClusterReport:
-        """Raise ClusterNotFound: there is no daemon that could report on a cluster."""
-        raise ClusterNotFound(f"there is no daemon that could report on cluster {name!r}", code="NOT_FOUND")
+        """Return the state of the cluster, which does not change. Raises ClusterNotFound for another name."""
+        if self._cluster is None or name != self._name:
+            raise ClusterNotFound(f"there is no daemon that could report on cluster {name!r}", code="NOT_FOUND")
+        return ClusterReport(cluster=self._cluster, engagement=Engagement(engaged=True))
 
     @asynccontextmanager
     async def requests(self) -> AsyncIterator[OwnCluster]:
@@ -81,8 +88,8 @@ class SingleCluster:
                 engaged.disengage()
 
     def _engaged(self, found: LocalAccess) -> EngagedCluster:
-        cluster = Cluster(name=self._name, endpoint=found.access.server)
-        return EngagedCluster(cluster, None, ApiClients(self), proxy=found.proxy)
+        self._cluster = Cluster(name=self._name, endpoint=found.access.server)
+        return EngagedCluster(self._cluster, None, ApiClients(self), proxy=found.proxy)
 
 
 class OwnCluster:

@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
@@ -21,6 +21,7 @@ from milo_controllers import (
     watches,
 )
 from milo_controllers.informer import Informer
+from milo_discovery import DisengageReason, EngagedCluster
 from milo_discovery.testing import ControlPlane, MiloSandbox, eventually
 
 from .widgets import (
@@ -342,3 +343,126 @@ async def test_mapper_enqueues_objects_of_other_clusters(sandbox: MiloSandbox) -
         assert len(list(view.list(WIDGETS))) == 2
         assert first.project in view
         assert view.cluster("unknown") is None
+
+
+async def test_disengage_handler_is_called_with_the_reason_between_two_engagements(plane: ControlPlane) -> None:
+    history: list[str] = []
+
+    async def reconcile(request: Request) -> None:
+        history.append("begins")
+        try:
+            await asyncio.Event().wait()
+        finally:
+            await asyncio.sleep(0)
+            history.append(f"ends: {request.cluster.disengage_reason}")
+
+    plane.create(widget("one"))
+    running = Running(plane)
+    running.controllers.reconcile(WIDGETS)(reconcile)
+
+    @running.controllers.on_disengage
+    async def disengaged(cluster: EngagedCluster) -> None:
+        history.append(f"called: {cluster.disengage_reason}")
+        raise OSError("the handler failed")
+
+    async with running.controllers:
+        await eventually(lambda: history == ["begins"])
+        running.discovery.disengage(plane.project, DisengageReason.NOT_READY)
+        running.discovery.engage(plane)
+        reason = DisengageReason.NOT_READY
+        await eventually(lambda: history == ["begins", f"ends: {reason}", f"called: {reason}", "begins"])
+    assert history[4:] == ["ends: None"]
+
+
+async def test_background_task_runs_with_the_controllers_and_its_error_ends_them(plane: ControlPlane) -> None:
+    history: list[str] = []
+    running = Running(plane)
+    running.controllers.reconcile(WIDGETS)(Log())
+
+    @running.controllers.background()
+    async def poll() -> None:
+        history.append("began")
+        try:
+            await asyncio.Event().wait()
+        finally:
+            history.append("ended")
+
+    @running.controllers.background(leader_only=False)
+    async def fail() -> None:
+        await eventually(lambda: history)
+        raise OSError("the task failed")
+
+    with pytest.raises(OSError, match="the task failed"):
+        await running.controllers.run()
+    assert history == ["began", "ended"]
+
+
+async def test_leader_only_background_task_runs_while_this_replica_leads(plane: ControlPlane) -> None:
+    history: list[str] = []
+
+    class Election:
+        def __init__(self) -> None:
+            self.leads = asyncio.Event()
+
+        async def run(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+            history.append("waits")
+            await self.leads.wait()
+            await work()
+
+    running, election = Running(plane), Election()
+    for name, leader_only in (("everywhere", False), ("leader", True)):
+
+        @running.controllers.background(leader_only=leader_only)
+        async def record(name: str = name) -> None:
+            history.append(name)
+
+    ending = asyncio.create_task(running.controllers.run(election=election))
+    await eventually(lambda: sorted(history) == ["everywhere", "waits"])
+    election.leads.set()
+    await eventually(lambda: history[2:] == ["leader"])
+    ending.cancel()
+    await asyncio.wait([ending])
+
+
+async def test_cluster_state_that_the_stream_has_not_delivered_is_read_from_the_daemon(plane: ControlPlane) -> None:
+    read: list[bool] = []
+
+    async def reconcile(request: Request) -> None:
+        if await request.get() is None:
+            assert request.cluster.current.deletion_requested_at is None
+            read.append((await request.cluster.read()).deletion_requested_at is not None)
+
+    plane.create(widget("one"))
+    async with reconciling(reconcile, plane) as running:
+        await eventually(lambda: running.controllers.health().ready)
+        cluster, _ = running.discovery._engaged[plane.project]
+        running.discovery._engaged[plane.project] = replace(cluster, deletion_requested_at=datetime.now(UTC)), plane
+        plane.delete(WIDGETS, "one")
+        await eventually(lambda: read == [True])
+
+
+async def test_lost_ownership_ends_all_reconciles_and_a_restart_begins_them_again(
+    sandbox: MiloSandbox, plane: ControlPlane
+) -> None:
+    other = with_widgets(sandbox)
+    for each in (plane, other):
+        each.create(widget("one"))
+    log, reasons = Log(), []
+    running = Running(plane, other)
+    running.controllers.reconcile(WIDGETS)(log)
+
+    @running.controllers.on_disengage
+    async def disengaged(cluster: EngagedCluster) -> None:
+        reasons.append(cluster.disengage_reason)
+
+    async with running.controllers:
+        await eventually(lambda: len(log.seen) == 2)
+        running.discovery.restart()
+        await eventually(lambda: running.fleet.get(plane.project).current.incarnation == "3")
+        running.discovery.lose_ownership()
+        await eventually(lambda: reasons == [DisengageReason.OWNERSHIP_LOST] * 2)
+        assert not running.fleet.clusters
+        assert not running.controllers.health().discovery.connected
+        running.discovery.restart()
+        await eventually(lambda: len(log.seen) == 4)
+        assert running.controllers.health().discovery.connected

@@ -252,6 +252,7 @@ def test_concurrent_events_are_recorded_in_the_core_group_if_events_k8s_io_is_no
         plane.create(config_map("two", "events"))
     running = operator()
     eventually(lambda: len(running.logged("ended events")) == 4)
+    assert running.ended() == 0  # after what is pending was written
     assert not running.logged("was not recorded")
     for plane in planes:
         recorded = [(event["involvedObject"]["name"], event["reason"]) for event in plane.list("v1/events")]
@@ -287,6 +288,25 @@ def test_replica_that_loses_the_lease_cancels_its_reconciles_and_exits(
     assert running.status() == 1
     assert running.logged("ended hang")
     assert eventually(lambda: running.logged("lost the lease default/operator"))
+
+
+def test_replica_that_loses_the_lease_exits_although_a_thread_does_not_end(
+    milo_sandbox: MiloSandbox, operator: Callable[..., Operator], tmp_path: Path
+) -> None:
+    alpha, own = milo_sandbox.create_control_planes("alpha", "own")
+    environ = {"KUBECONFIG": str(own.write_kubeconfig(tmp_path / "kubeconfig"))}
+    first = operator(lease="operator", **environ)
+    for number in range(6):  # two more than may run in one cluster
+        alpha.create(config_map(f"plain-{number}", "", label="plain"))
+    eventually(lambda: len(first.logged("began plain")) == 4)
+    second = operator(lease="operator", **environ)
+    eventually(lambda: second.logged("waiting"))
+    own.patch("coordination.k8s.io/v1/leases", "operator", {"spec": {"holderIdentity": "another"}})
+    assert first.status() == 1
+    assert first.logged("did not finish after they were canceled")
+    assert len(first.logged("began plain")) == 4
+    own.patch("coordination.k8s.io/v1/leases", "operator", {"spec": {"holderIdentity": ""}})
+    eventually(lambda: len(second.logged("began plain")) == 4)
 
 
 def test_calls_that_block_the_event_loop_and_the_threads_do_not_lose_the_lease(

@@ -15,6 +15,7 @@ from milo_discovery._connection_credential import ConnectionCredential, certific
 from milo_discovery._credential_renewal import AsyncRenewer, LoopBridge, PushedKubeconfigs
 from milo_discovery._extras import needs_extra
 from milo_discovery._kubeconfig_access import KubeconfigAccess
+from milo_discovery.model import ClusterReport
 
 TransportT = TypeVar("TransportT")
 
@@ -128,6 +129,10 @@ class ApiClients:
         referenced = current()
         name = referenced if isinstance(referenced, str) else referenced.name
         return AsyncRenewer(name, ClusterReference(self._issuer, current, ttl).issue_kubeconfig, pushed)
+
+    async def report(self, name: str) -> ClusterReport:
+        """Return what the daemon knows of a cluster."""
+        return await self._issuer.get(name)
 
 
 def _kubernetes_module(name: str) -> Any:

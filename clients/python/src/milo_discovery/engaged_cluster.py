@@ -11,7 +11,7 @@ from milo_discovery._change_signal import ChangeSignal
 from milo_discovery._credential_renewal import AsyncRenewer, PushedKubeconfigs
 from milo_discovery._session import cluster_content
 from milo_discovery.errors import ClusterNotFound
-from milo_discovery.model import Cluster, Draining, Kubeconfig
+from milo_discovery.model import Cluster, DisengageReason, Draining, Kubeconfig
 
 if TYPE_CHECKING:
     from kubernetes.aio.client import ApiClient as AioApiClient
@@ -27,6 +27,7 @@ class EngagedCluster:
         "_current",
         "_engaged",
         "_kubeconfig",
+        "_reason",
         "_signal",
         "name",
         "proxy",
@@ -44,6 +45,7 @@ class EngagedCluster:
         self._kubeconfig = kubeconfig
         self._api_clients = api_clients
         self._engaged = True
+        self._reason: DisengageReason | None = None
         self._signal = ChangeSignal()
 
     def __repr__(self) -> str:
@@ -68,6 +70,11 @@ class EngagedCluster:
         return self._engaged
 
     @property
+    def disengage_reason(self) -> DisengageReason | None:
+        """Why the cluster was disengaged; None while it is engaged, and at the end of the program."""
+        return self._reason
+
+    @property
     def draining(self) -> Draining | None:
         """Why the engagement is about to end, and when at the latest; None if the cluster is not draining."""
         return self._current.draining
@@ -78,6 +85,19 @@ class EngagedCluster:
         For a Fleet with `on_drain="wait"`. With "cancel", the handler is canceled as soon as the cluster drains.
         """
         await self._signal.wait_for(lambda: not self._engaged or self._current.draining is not None)
+
+    async def read(self) -> Cluster:
+        """Ask the daemon for the state of the cluster. It can be newer than `current`.
+
+        Nothing orders the daemon's stream and the watches of a cluster: an object may be seen to be deleted before
+        `current.deletion_requested_at` is set. Raises ClusterNotFound if the cluster is no longer engaged.
+        """
+        self._require_engaged()
+        report = await self._api_clients.report(self.name)
+        self._require_engaged()
+        if report.cluster is None or not report.engagement.engaged or report.cluster.uid != self.uid:
+            raise ClusterNotFound(f"cluster {self.name!r} is no longer engaged", code="NOT_FOUND")
+        return report.cluster
 
     async def updated(self, since: Cluster | None = None) -> Cluster:
         """Wait until the cluster differs from `since` (by default, from its current state), and return it.
@@ -132,9 +152,9 @@ class EngagedCluster:
         self._kubeconfig = kubeconfig or self._kubeconfig
         self._signal.notify()
 
-    def disengage(self) -> None:
+    def disengage(self, reason: DisengageReason | None = None) -> None:
         """End the engagement. Called by the Fleet."""
-        self._engaged = False
+        self._engaged, self._reason = False, reason
         self._signal.notify()
 
     @property

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Mapping
 from contextlib import AbstractAsyncContextManager, aclosing, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from types import MappingProxyType
-from typing import Literal, Protocol, TypeVar, Unpack
+from typing import Any, Literal, Protocol, TypeVar, Unpack
 
 from milo_discovery._api_clients import ApiClients
 from milo_discovery._backoff import BackoffPolicy, StreamBackoff
@@ -25,7 +25,7 @@ from milo_discovery._task_groups import RunsInBackground, cancelled_from_outside
 from milo_discovery.engaged_cluster import EngagedCluster
 from milo_discovery.errors import ClusterNotFound, DiscoveryError, HandlerFailed
 from milo_discovery.events import Connected, Disconnected, Event, Refreshed, StreamNotice, Synced
-from milo_discovery.model import Cluster, ClusterReport, EngagementReason, EventType
+from milo_discovery.model import Cluster, ClusterReport, DisengageReason, EngagementReason, EventType
 
 log = logging.getLogger("milo_discovery.fleet")
 
@@ -119,6 +119,7 @@ class Fleet(RunsInBackground):
         )
         self._options = options
         self._handler: Callable[[EngagedCluster], Awaitable[None]] | None = None
+        self._disengage_handler: Callable[[EngagedCluster], Awaitable[None]] | None = None
         self._members: dict[str, _Member] = {}
         self._unfinished: dict[str, set[asyncio.Task[None]]] = {}
         self._state: Literal["new", "running", "synced", "ended"] = "new"
@@ -135,6 +136,17 @@ class Fleet(RunsInBackground):
         if self._handler is not None or self._state != "new":
             raise RuntimeError("a Fleet has only one handler, which must be registered before the Fleet runs")
         self._handler = handler
+        return handler
+
+    def on_disengage(self, handler: HandlerT) -> HandlerT:
+        """Register a function (a decorator) that is called after each disengagement, with `cluster.disengage_reason`.
+
+        It is called when the handler of the engagement has ended, and before that of the next one of the name begins,
+        but not at the end of the program. An error is logged.
+        """
+        if self._disengage_handler is not None or self._state != "new":
+            raise RuntimeError("a Fleet has only one on_disengage, which must be registered before the Fleet runs")
+        self._disengage_handler = handler
         return handler
 
     @property
@@ -214,7 +226,11 @@ class Fleet(RunsInBackground):
                 self._engage(EngagedCluster(item.cluster, item.kubeconfig, self._client.api_clients), tasks)
                 self._drain(item.cluster.name, watch, tasks)
             case Event(type=EventType.DISENGAGED):
-                self._disengage(item.cluster.name)
+                cluster = self._disengage(item.cluster.name, item.reason)
+                if self._disengage_handler is not None:
+                    previous = self._unfinished_tasks(cluster.name)
+                    handling = self._handle_disengagement(self._disengage_handler, cluster, previous)
+                    self._start(cluster, handling, tasks)
             case Event(type=EventType.KUBECONFIG):
                 self._members[item.cluster.name].cluster.refresh(item.cluster, item.kubeconfig)
             case Event() | Refreshed():
@@ -242,12 +258,20 @@ class Fleet(RunsInBackground):
         if self._handler is None or cluster.draining is not None:
             self._members[cluster.name] = _Member(cluster)
             return
-        unfinished = self._unfinished.setdefault(cluster.name, set())
-        handling = self._run_handler(self._handler, cluster, tuple(unfinished))
+        handling = self._run_handler(self._handler, cluster, self._unfinished_tasks(cluster.name))
+        self._members[cluster.name] = _Member(cluster, self._start(cluster, handling, tasks))
+
+    def _start(
+        self, cluster: EngagedCluster, handling: Coroutine[Any, Any, None], tasks: asyncio.TaskGroup
+    ) -> asyncio.Task[None]:
+        """Start a task that the next handler of the same cluster name awaits."""
         task = tasks.create_task(handling, name=f"cluster {cluster.name}")
-        unfinished.add(task)
+        self._unfinished.setdefault(cluster.name, set()).add(task)
         task.add_done_callback(lambda done: self._finished(cluster.name, done))
-        self._members[cluster.name] = _Member(cluster, task)
+        return task
+
+    def _unfinished_tasks(self, name: str) -> tuple[asyncio.Task[None], ...]:
+        return tuple(self._unfinished.get(name, ()))
 
     def _drain(self, name: str, watch: ClusterFeed, tasks: asyncio.TaskGroup) -> None:
         """End the handler of a draining cluster, and start its release. The daemon awaits a release each time that it
@@ -281,12 +305,25 @@ class Fleet(RunsInBackground):
                 released = None
                 await asyncio.sleep(backoff.failed(ran=timedelta()).total_seconds())
 
-    def _disengage(self, name: str) -> None:
+    def _disengage(self, name: str, reason: DisengageReason | None = None) -> EngagedCluster:
         member = self._members.pop(name)
-        member.cluster.disengage()
+        member.cluster.disengage(reason)
         member.cancel()
         if member.releasing is not None:
             member.releasing.cancel()
+        return member.cluster
+
+    async def _handle_disengagement(
+        self,
+        handler: Callable[[EngagedCluster], Awaitable[None]],
+        cluster: EngagedCluster,
+        previous: tuple[asyncio.Task[None], ...],
+    ) -> None:
+        if previous:
+            await asyncio.wait(previous)
+        error = await _attempt(handler, cluster)
+        if error is not None:
+            log.error("on_disengage of cluster %s failed", cluster.name, exc_info=error)
 
     def _finished(self, name: str, task: asyncio.Task[None]) -> None:
         unfinished = self._unfinished[name]

@@ -13,8 +13,8 @@ from typing import Any, Unpack
 from milo_discovery._api_clients import ApiClients
 from milo_discovery._convert import WatchOptions
 from milo_discovery._kubeconfig_access import render_kubeconfig
-from milo_discovery.errors import ClusterNotFound
-from milo_discovery.events import Event, StreamNotice, Synced
+from milo_discovery.errors import ClusterNotFound, StreamBroken
+from milo_discovery.events import Connected, Disconnected, Event, Refreshed, StreamNotice, Synced
 from milo_discovery.model import (
     Cluster,
     ClusterReport,
@@ -41,6 +41,7 @@ class FakeDiscovery:
         self.api_clients = ApiClients(self)
         self._feed: asyncio.Queue[Event | StreamNotice] = asyncio.Queue()
         self._engaged: dict[str, tuple[Cluster, ControlPlane]] = {}
+        self._lost: list[str] = []
         self._incarnations = 0
         self.lifetimes: dict[str, timedelta] = {}
         """The lifetime of new kubeconfigs, by engaged cluster."""
@@ -81,6 +82,38 @@ class FakeDiscovery:
         """Begin a planned disengagement, which ends when the Fleet has released the cluster."""
         deadline = datetime.now(UTC) + timedelta(hours=1)
         self.update(name, draining=Draining(reason=reason, deadline=deadline))
+
+    def lose_ownership(self) -> None:
+        """Disengage all clusters, as when the daemon of a shard group cannot renew its Lease.
+
+        `restart` engages them again, as other incarnations.
+        """
+        for name, (cluster, _) in self._engaged.items():
+            self._lost.append(name)
+            self._feed.put_nowait(
+                Event(type=EventType.DISENGAGED, cluster=cluster, reason=DisengageReason.OWNERSHIP_LOST)
+            )
+        error = StreamBroken("the daemon's ownership of its clusters has expired")
+        self._feed.put_nowait(Disconnected(error=error))
+
+    def restart(self) -> None:
+        """Restart the daemon: the stream breaks, and another one has the same clusters, with other incarnations.
+
+        They stay engaged, except those that `lose_ownership` disengaged.
+        """
+        self._feed.put_nowait(Disconnected(error=StreamBroken("the daemon ended the stream")))
+        self._feed.put_nowait(Connected(resumed=False))
+        for name, (before, control_plane) in self._engaged.items():
+            self._incarnations += 1
+            cluster = replace(before, incarnation=f"{self._incarnations}")
+            self._engaged[name] = cluster, control_plane
+            if name in self._lost:
+                kubeconfig = self._kubeconfig(name)
+                self._feed.put_nowait(Event(type=EventType.ENGAGED, cluster=cluster, kubeconfig=kubeconfig))
+            else:
+                self._feed.put_nowait(Refreshed(cluster=cluster))
+        self._lost.clear()
+        self._feed.put_nowait(Synced(clusters=len(self._engaged)))
 
     def renew(self, name: str) -> None:
         """Deliver a new kubeconfig for an engaged cluster."""
