@@ -1,3 +1,4 @@
+export { projectOf, type ReviewedUser } from "./admission.js";
 export { DiscoveryClient, type Filter, type WatchOptions } from "./client.js";
 export { credentialsFromEnvironment, type Credentials } from "./credentials.js";
 export { DiscoveryError, InvalidCredentials, StatusError, UnusableKubeconfig } from "./errors.js";
