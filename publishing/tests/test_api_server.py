@@ -31,7 +31,7 @@ class EndlessApi:
 @pytest.mark.parametrize("expires", [False, True])
 async def test_endless_list_of_published_objects_is_an_error(expires: bool) -> None:
     api = EndlessApi(expires=expires)
-    objects = PublishedObjects(cast(ClusterApi, api), SECRETS, "hub", concurrency=1)
+    objects = PublishedObjects(cast(ClusterApi, api), SECRETS, "hub")
     with pytest.raises(TargetUnavailable, match="the list did not end in 2000 pages"):
         await objects.list(Identity(publication="secrets", publisher="shop"))
     assert api.asked == (2 * MAX_PAGES - 1 if expires else MAX_PAGES)

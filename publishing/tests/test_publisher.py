@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from base64 import b64decode
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -17,6 +18,7 @@ from clients.python.tests.test_kubeconfig_access import changed, exec_kubeconfig
 from milo_discovery import Cluster, ClusterNotFound, DisengageReason, EventType, SourceState
 from milo_discovery import _removal_guard as removals
 from milo_discovery._removal_guard import Removals
+from milo_discovery.errors import Unavailable
 from milo_discovery.events import Connected, Event, Synced
 from milo_discovery.model import (
     ClusterReport,
@@ -28,17 +30,17 @@ from milo_discovery.model import (
     SourceStatus,
 )
 from milo_kube.act_as import ActAs
-from milo_publishing import publisher
-from milo_publishing.accesses import Accesses
-from milo_publishing.decisions import Publication
-from milo_publishing.errors import PublishedByAnother
-from milo_publishing.objects import Identity, ObservedObject
+from milo_publishing import records
+from milo_publishing.errors import PublishedByAnother, TargetUnavailable
+from milo_publishing.objects import Identity
+from milo_publishing.publication import Publication
 from milo_publishing.publisher import Publisher
-from milo_publishing.rendering import FluxKubeconfigs
-
-from .test_decisions import ModelServer
+from milo_publishing.records import Apply, Create, Delete, Read
+from milo_publishing.rendering import ArgoCdClusters, FluxKubeconfigs, Renderer
+from tests.simulation.publishing.api_server import ApiServer
 
 FLUX = FluxKubeconfigs()
+ARGOCD = ArgoCdClusters(plugin_command="milo-discovery")
 
 
 class Daemon:
@@ -53,12 +55,20 @@ class Daemon:
         self.group = ""
         self.infos = 0
         self.reports: dict[str, ClusterReport] = {}
+        self.asked: list[str] = []
+        self.failures: dict[str, list[Exception]] = {}
+        """What the next requests about a cluster raise."""
+        self.issued: dict[str, asyncio.Future[bytes]] = {}
+        """The answers to requests for the access of clusters, which wait for them."""
 
     async def server_info(self) -> ServerInfo:
         self.infos += 1
         return ServerInfo(sharding=Sharding(group=self.group) if self.group else None)
 
     async def get(self, name: str) -> ClusterReport:
+        self.asked.append(name)
+        if self.failures.get(name):
+            raise self.failures[name].pop()
         if name not in self.reports:
             raise ClusterNotFound(name, code="NOT_FOUND")
         return self.reports[name]
@@ -71,9 +81,15 @@ class Daemon:
         while True:
             yield await self.sent.get()
 
-    def engage(self, name: str, *, server: str = "https://milo.test") -> None:
+    async def issue_kubeconfig(self, name: str, **_: object) -> Kubeconfig:
+        if self.failures.get(name):
+            raise self.failures[name].pop()
+        content = await self.issued[name] if name in self.issued else of_plugin(name)
+        return Kubeconfig(cluster=name, kubeconfig=content, issued_at=datetime.now(UTC))
+
+    def engage(self, name: str, *, server: str = "https://milo.test", endpoint: str = "") -> None:
         issued = value(text(server, token="t"), now=datetime.now(UTC), age=timedelta(), life=timedelta(minutes=10))
-        cluster = Cluster(name=name, uid=f"uid-{name}", engaged_at=datetime.now(UTC))
+        cluster = Cluster(name=name, uid=f"uid-{name}", engaged_at=datetime.now(UTC), endpoint=endpoint)
         self.sent.put_nowait(Event(type=EventType.ENGAGED, cluster=cluster, kubeconfig=replace(issued, cluster=name)))
 
     def snapshot(self, *names: str) -> None:
@@ -88,49 +104,74 @@ class Daemon:
         self.sent.put_nowait(Event(type=EventType.DISENGAGED, cluster=cluster, reason=reason))
 
 
-class Server(ModelServer):
+class Server:
     """The API server, with the methods of `PublishedObjects`."""
 
+    def __init__(self) -> None:
+        self.api = ApiServer(lambda _: None, lambda *_: None, pytest.fail)
+        self.failures: dict[str, Exception] = {}
+        """What each creation of an object raises."""
+        self.hanging: set[str] = set()
+        """The objects whose creation is not answered."""
+        self.is_hanging = False
+
     async def list(self, identity):
-        return [ObservedObject.of(obj) for obj in self.objects.values()]
+        return self.api.list()
 
     async def get(self, name):
-        return self.observed(name)
+        return self.api.apply(Read(name))
 
     async def create(self, body):
-        self.put(body)
-        return self.observed(body["metadata"]["name"])
+        name = body["metadata"]["name"]
+        if name in self.hanging:
+            self.is_hanging = True
+            await asyncio.Event().wait()
+        if name in self.failures:
+            raise self.failures[name]
+        return self.api.apply(Create(body))
 
-    async def apply(self, body, uid, *, subresource=""):
-        self.put({**body, "metadata": {**body["metadata"], "uid": uid}})
-        return self.observed(body["metadata"]["name"])
+    async def apply(self, body, uid, version, *, subresource=""):
+        return self.api.apply(Apply(uid, version, body, None))
 
-    async def delete(self, name, uid, resource_version):
-        del self.objects[name]
+    async def delete(self, name, uid, version):
+        return self.api.apply(Delete(name, uid, version))
+
+    @property
+    def objects(self):
+        return self.api.objects
 
     @property
     def clusters(self) -> dict[str, str]:
-        return {name: ObservedObject.of(obj).cluster_uid for name, obj in self.objects.items()}
+        return {
+            name: obj["metadata"]["annotations"]["discovery.miloapis.com/cluster-uid"]
+            for name, obj in self.objects.items()
+        }
 
 
 class Publishing:
-    """A publisher of Flux's Secrets. Several can write to one server."""
+    """A publisher, of Flux's Secrets by default. Several can write to one server."""
 
-    def __init__(self, server: Server | None = None, *, group: str = "", only: str = "", accepts: bool = False) -> None:
+    def __init__(
+        self,
+        server: Server | None = None,
+        *,
+        group: str = "",
+        only: str = "",
+        accepts: bool = False,
+        renderer: Renderer = FLUX,
+    ) -> None:
         self.daemon, self.server = Daemon(), server or Server()
         self.daemon.group = group
         self.reports: list[str] = []
-        identity = Identity(publication=FLUX.publication, publisher="milo", filter=only)
-        publication = Publication(FLUX.resource, identity)
-        self.publisher = Publisher(
-            self.daemon,
-            self.server,
-            publication,
-            FLUX,
-            resync=timedelta(milliseconds=50),
+        publication = Publication(
+            renderer,
+            Identity(publication=renderer.publication, publisher="milo", filter=only),
+            Removals(accepts=accepts),
+            resync_s=0.05,
             report=self.reports.append,
-            notice=lambda _: None,
-            removals=Removals(accepts=accepts),
+        )
+        self.publisher = Publisher(
+            self.daemon, self.server, publication, report=self.reports.append, notice=lambda _: None
         )
 
     @asynccontextmanager
@@ -145,9 +186,8 @@ class Publishing:
         await self.task
 
     async def two_looks(self) -> None:
-        """Wait for far more reviews than a removal needs."""
-        seen = self.daemon.infos
-        await eventually(lambda: self.daemon.infos > seen + 10)
+        """Wait for more time than a removal needs."""
+        await asyncio.sleep(0.5)
 
     async def until_published(self, *names: str) -> None:
         await eventually(lambda: set(self.server.objects) == {f"{name}-kubeconfig" for name in names})
@@ -162,7 +202,8 @@ async def publishing() -> AsyncIterator[Publishing]:
 @pytest.fixture(autouse=True)
 def second_look(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(removals, "SECOND_LOOK_S", 0.1)
-    monkeypatch.setattr(publisher, "_CHECK_INTERVAL_S", 0.02)
+    monkeypatch.setattr(records, "EVIDENCE_S", 0.1)
+    monkeypatch.setattr(records, "CHECK_S", 0.02)
 
 
 async def test_problem_of_an_unusable_kubeconfig_is_cleared_by_a_usable_kubeconfig(publishing):
@@ -322,44 +363,140 @@ def _group(server: Server, cluster: str) -> str:
 
 
 async def test_server_is_not_published_if_its_credential_requires_impersonation():
-    class Client:
-        async def issue_kubeconfig(self, name: str, **_: object) -> Kubeconfig:
-            return value(changed(exec_kubeconfig(), "user", **ActAs(user="shop").fields()), now=datetime.now(UTC))
-
-    known, reports = [], []
-    accesses = Accesses(Client(), known.append, reports.append)
-    accesses.request("alpha")
-    running = asyncio.create_task(accesses.run())
-    await eventually(lambda: known == ["alpha"])
-    running.cancel()
-    assert accesses.get("alpha") is None
-    [report] = reports
-    assert report.startswith("no server and CA to publish: the rule for this publisher sets `as`")
+    publishing = Publishing(renderer=ARGOCD)
+    issued = asyncio.get_running_loop().create_future()
+    issued.set_result(changed(exec_kubeconfig(), "user", **ActAs(user="shop").fields()))
+    publishing.daemon.issued["alpha"] = issued
+    async with publishing.running("alpha"):
+        await eventually(lambda: publishing.publisher.problems)
+    assert publishing.reports[0].startswith("no server and CA to publish: the rule for this publisher sets `as`")
+    assert publishing.server.objects == {}
 
 
-async def test_access_that_was_requested_before_the_end_of_its_cluster_is_not_published():
-    """A response that arrives after the end is of the former cluster: another one may have its name by then."""
-    asked, answered = asyncio.Queue(), {}
+async def test_answer_about_a_former_address_is_not_published():
+    publishing, loop = Publishing(renderer=ARGOCD), asyncio.get_running_loop()
+    former, latest = loop.create_future(), loop.create_future()
+    publishing.daemon.issued["alpha"] = former
+    async with publishing.running():
+        publishing.daemon.engage("alpha", endpoint="former")
+        await eventually(lambda: former._asyncio_future_blocking or former._callbacks)
+        publishing.daemon.issued["alpha"] = latest
+        publishing.daemon.engage("alpha", endpoint="latest")
+        latest.set_result(of_plugin("alpha", "https://latest.test"))
+        await eventually(lambda: _address(publishing.server) == "https://latest.test")
+        publishing.daemon.issued.clear()
+        publishing.publisher._publication._resync_s = 3600.0
+        former.set_result(of_plugin("alpha", "https://former.test"))
+        publishing.daemon.engage("beta")
+        await eventually(lambda: "beta-argocd-cluster" in publishing.server.objects)
+        assert _address(publishing.server) == "https://latest.test"
 
-    class Slow:
-        async def issue_kubeconfig(self, name, **_):
-            answered[name] = asyncio.get_running_loop().create_future()
-            asked.put_nowait(name)
-            return await answered[name]
 
-    rendered = []
-    accesses = Accesses(Slow(), rendered.append, lambda _: None)
-    running = asyncio.create_task(accesses.run())
-    accesses.request("alpha")
-    await asked.get()
-    former = answered["alpha"]
-    accesses.forget("alpha")
-    accesses.request("alpha")
-    await asked.get()
-    former.set_result(Kubeconfig(cluster="alpha", kubeconfig=exec_kubeconfig(), issued_at=datetime.now(UTC)))
-    await asyncio.sleep(0.01)
-    assert not accesses.is_known("alpha")
-    assert rendered == []
-    answered["alpha"].set_result(Kubeconfig(cluster="alpha", kubeconfig=exec_kubeconfig(), issued_at=datetime.now(UTC)))
-    await eventually(lambda: accesses.is_known("alpha"))
-    running.cancel()
+async def test_clusters_without_a_credential_delay_no_others():
+    publishing = Publishing(renderer=ARGOCD)
+    failing, hanging = ([f"{kind}-{number}" for number in range(20)] for kind in ("failing", "hanging"))
+    for name in failing:
+        unavailable = Unavailable("no credential", code="UNAVAILABLE", retry_after=timedelta(hours=1))
+        publishing.daemon.failures[name] = [unavailable] * 10
+    for name in hanging:
+        publishing.daemon.issued[name] = asyncio.get_running_loop().create_future()
+    async with publishing.running(*failing, *hanging):
+        publishing.daemon.engage("good")
+        await eventually(lambda: publishing.server.objects)
+        assert [*publishing.server.objects] == ["good-argocd-cluster"]
+        assert "cluster failing-0: cannot get its server and CA: no credential" in publishing.reports
+
+
+@pytest.mark.parametrize(
+    "error",
+    [TargetUnavailable("POST alpha: 429", timedelta(hours=1)), RuntimeError("a defect")],
+    ids=["unavailable", "unexpected"],
+)
+async def test_object_that_fails_delays_no_others_and_is_named(publishing: Publishing, error: Exception):
+    publishing.server.failures["alpha-kubeconfig"] = error
+    publishing.daemon.engage("alpha")
+    await eventually(lambda: publishing.publisher.problems)
+    publishing.daemon.engage("beta")
+    await publishing.until_published("beta")
+    assert publishing.reports[0].startswith("alpha-kubeconfig: ")
+
+
+async def test_writes_that_are_not_answered_delay_no_others(publishing: Publishing):
+    names = [f"p-{number}" for number in range(40)]
+    publishing.server.hanging = {f"{name}-kubeconfig" for name in names}
+    for name in names:
+        publishing.daemon.engage(name)
+    await eventually(lambda: publishing.server.is_hanging)
+    publishing.daemon.engage("good")
+    await publishing.until_published("good")
+
+
+async def test_deletion_of_an_object_with_a_finalizer_is_reported_when_it_is_gone(publishing: Publishing):
+    for name in ("alpha", "beta"):
+        publishing.daemon.engage(name)
+    await publishing.until_published("alpha", "beta")
+    publishing.server.api.add_finalizer("alpha-kubeconfig")
+    publishing.daemon.disengage("alpha")
+    waits = "its deletion was requested, and waits for its finalizers: example.com/slow"
+    await eventually(lambda: publishing.publisher.problems == (waits,))
+    assert "deleted Secret alpha-kubeconfig" not in publishing.reports
+    publishing.server.api.remove_finalizers()
+    await eventually(lambda: "deleted Secret alpha-kubeconfig" in publishing.reports)
+    assert publishing.publisher.problems == ()
+
+
+async def test_cluster_that_lives_again_is_published_once_the_finalizers_of_its_object_are_done(publishing: Publishing):
+    for name in ("alpha", "beta"):
+        publishing.daemon.engage(name)
+    await publishing.until_published("alpha", "beta")
+    publishing.server.api.add_finalizer("alpha-kubeconfig")
+    before = publishing.server.objects["alpha-kubeconfig"]["metadata"]["uid"]
+    publishing.daemon.disengage("alpha")
+    publishing.daemon.engage("alpha")
+    publishing.daemon.disengage("alpha")
+    await eventually(lambda: "deletionTimestamp" in publishing.server.objects["alpha-kubeconfig"]["metadata"])
+    publishing.daemon.engage("alpha")
+    publishing.server.api.remove_finalizers()
+    await publishing.until_published("alpha", "beta")
+    assert publishing.server.objects["alpha-kubeconfig"]["metadata"]["uid"] != before
+    await eventually(lambda: publishing.publisher.problems == ())
+
+
+async def test_problem_of_a_failed_lookup_ends_with_the_next_answer():
+    made = Publishing(await left_by_another("alpha", "beta", "gamma"))
+    made.daemon.failures["alpha"] = [Unavailable("no answer", code="UNAVAILABLE")]
+    done = asyncio.Event()
+    made.daemon.snapshot("beta", "gamma")
+    await made.publisher.run({}, done, once=True)
+    assert any("no answer" in report for report in made.reports)
+    assert made.publisher.problems == ()
+    await made.until_published("beta", "gamma")
+
+
+async def test_late_deletion_does_not_remove_the_object_of_a_cluster_that_lives_again_at_another_replica():
+    one = Publishing(group="dns")
+    two = Publishing(one.server, group="dns")
+    elsewhere = ClusterReport(engagement=Engagement(reason=EngagementReason.UNASSIGNED))
+    two.daemon.reports = dict.fromkeys(("alpha", "beta"), elsewhere)
+    async with one.running("alpha", "beta"):
+        await one.until_published("alpha", "beta")
+        before = one.server.objects["alpha-kubeconfig"]["metadata"]["uid"]
+        one.daemon.source = SourceStatus(state=SourceState.STALE)
+        one.daemon.disengage("alpha", DisengageReason.NOT_READY)
+        async with two.running("alpha"):
+            one.daemon.reports["alpha"] = elsewhere
+            await asyncio.sleep(0.2)
+            one.daemon.source = SourceStatus(state=SourceState.STREAMING)
+            await eventually(lambda: one.daemon.asked or "deleted Secret alpha-kubeconfig" in one.reports)
+            await one.two_looks()
+            assert one.server.objects["alpha-kubeconfig"]["metadata"]["uid"] == before
+
+
+def of_plugin(name: str, server: str = "https://milo.test") -> bytes:
+    call = {"apiVersion": "client.authentication.k8s.io/v1", "command": "milo-discovery"}
+    return text(server, exec={**call, "args": ["credential", "--cluster", name]})
+
+
+def _address(server: Server) -> str:
+    secret = server.objects.get("alpha-argocd-cluster", {})
+    return b64decode(secret.get("data", {}).get("server", "")).decode()

@@ -12,6 +12,7 @@ from milo_controllers.cluster_api import APPLY_PATCH, ClusterApi
 from milo_controllers.errors import ApiError, Unreachable
 from milo_controllers.local_kubeconfig import LocalSource, issue
 from milo_discovery._credential_renewal import AsyncRenewer
+from milo_discovery.errors import UnusableKubeconfig
 from milo_kube.api_request import JSON
 from milo_kube.api_server import Pools
 from milo_kube.list_pages import EndlessListError, ListPages
@@ -20,16 +21,17 @@ from milo_publishing.objects import MANAGER, Document, Identity, ObservedObject,
 
 _TIMEOUT_S = 20.0
 _PAGE_SIZE = 500
+_UNSENT = frozenset({"dns", "connect", "tls"})
+"""Causes for which no request was sent. Each other one may be of one object, such as a webhook that does not answer."""
 
 
 class PublishedObjects:
     """The objects of one resource in a namespace."""
 
-    def __init__(self, api: ClusterApi, resource: PublishedResource, namespace: str, *, concurrency: int) -> None:
+    def __init__(self, api: ClusterApi, resource: PublishedResource, namespace: str) -> None:
         self._api = api
         self._collection = resource.path(namespace)
         self._resource = resource
-        self._in_flight = asyncio.Semaphore(concurrency)
 
     async def list(self, identity: Identity) -> list[ObservedObject]:
         """Return all objects with the labels of a publisher."""
@@ -45,7 +47,7 @@ class PublishedObjects:
                     raise
                 items, token = [], ""  # the continue token expired: list again from the start
                 continue
-            # List items of built-in kinds lack apiVersion and kind, which decisions.py compares.
+            # List items of built-in kinds lack apiVersion and kind, which `changes` compares.
             kind = {"apiVersion": self._resource.api_version, "kind": self._resource.kind}
             items.extend(ObservedObject.of({**kind, **item}) for item in page.get("items") or ())
             token = (page.get("metadata") or {}).get("continue") or ""
@@ -67,21 +69,28 @@ class PublishedObjects:
     async def create(self, body: Document) -> ObservedObject:
         return ObservedObject.of(await self._call("POST", self._collection, {"fieldManager": MANAGER}, body))
 
-    async def apply(self, body: Document, uid: str, *, subresource: str = "") -> ObservedObject:
-        """Apply the object by server-side apply, with force, if it still has this UID."""
+    async def apply(self, body: Document, uid: str, resource_version: str, *, subresource: str = "") -> ObservedObject:
+        """Apply the object by server-side apply, with force, if its UID and resourceVersion are unchanged."""
         path = self._path(body["metadata"]["name"]) + subresource
-        identified = {**body, "metadata": {**body["metadata"], "uid": uid}}
+        unchanged = {"uid": uid, "resourceVersion": resource_version}
+        identified = {**body, "metadata": {**body["metadata"], **unchanged}}
         query = {"fieldManager": MANAGER, "force": "true"}
         return ObservedObject.of(await self._call("PATCH", path, query, identified, APPLY_PATCH))
 
-    async def delete(self, name: str, uid: str, resource_version: str) -> None:
-        """Delete the object, if its UID and resourceVersion are unchanged. It is not an error if it does not exist."""
+    async def delete(self, name: str, uid: str, resource_version: str) -> ObservedObject | None:
+        """Delete the object, if its UID and resourceVersion are unchanged. Return it if it waits for its finalizers.
+
+        It is not an error if it does not exist.
+        """
         preconditions = {"uid": uid, "resourceVersion": resource_version}
         try:
-            await self._call("DELETE", self._path(name), {}, {"preconditions": preconditions})
+            answer = await self._call("DELETE", self._path(name), {}, {"preconditions": preconditions})
         except TargetRefused as error:
             if error.status != HTTPStatus.NOT_FOUND:
                 raise
+            return None
+        # A Status, or the object if it still exists.
+        return ObservedObject.of(answer) if (answer.get("metadata") or {}).get("deletionTimestamp") else None
 
     def _path(self, name: str) -> str:
         return f"{self._collection}/{name}"
@@ -95,12 +104,13 @@ class PublishedObjects:
         content_type: str = JSON,
     ) -> Document:
         try:
-            async with self._in_flight:
-                return await self._api.send(
-                    method, path, tuple((query or {}).items()), body, content_type=content_type, timeout_s=_TIMEOUT_S
-                )
+            return await self._api.send(
+                method, path, tuple((query or {}).items()), body, content_type=content_type, timeout_s=_TIMEOUT_S
+            )
+        except UnusableKubeconfig as error:
+            raise TargetUnavailable(str(error), is_unsent=True) from error
         except Unreachable as error:
-            raise TargetUnavailable(str(error)) from error
+            raise TargetUnavailable(str(error), is_unsent=error.cause in _UNSENT) from error
         except ApiError as error:
             message = str(error)
             if error.status == HTTPStatus.TOO_MANY_REQUESTS or error.status >= HTTPStatus.INTERNAL_SERVER_ERROR:
@@ -111,7 +121,7 @@ class PublishedObjects:
 
 @asynccontextmanager
 async def open_api_server(
-    source: LocalSource, resource: PublishedResource, namespace: str, *, concurrency: int
+    source: LocalSource, resource: PublishedResource, namespace: str
 ) -> AsyncIterator[PublishedObjects]:
     """Yield the API of the objects in a namespace. Credentials are renewed. Raises UnusableKubeconfig."""
     proxy = (await asyncio.to_thread(source.read)).proxy
@@ -121,7 +131,7 @@ async def open_api_server(
     pools = Pools(user_agent="milo-discovery-publish", idle_s=5.0)
     api = ClusterApi("the target", credentials, pools, proxy=proxy)
     try:
-        yield PublishedObjects(api, resource, namespace, concurrency=concurrency)
+        yield PublishedObjects(api, resource, namespace)
     finally:
         await api.aclose()
         await credentials.close()

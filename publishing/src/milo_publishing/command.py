@@ -6,7 +6,7 @@ import functools
 import re
 import signal
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 
 R = TypeVar("R")
 
-_CONCURRENCY = 16
 _LABEL_VALUE = re.compile(r"[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?")
 
 
@@ -129,28 +128,9 @@ def publishing(command: Callable[..., R]) -> Callable[..., R]:
     )
     @connecting(timeout=None, timeout_help="With --once: time limit for the run. Default: no limit.")
     @functools.wraps(command)
-    def with_destination(
-        connection: ConnectionOptions,
-        *,
-        kubeconfig: Path | None,
-        context: str | None,
-        namespace: str | None,
-        publisher: str,
-        resync: timedelta,
-        once: bool,
-        accepts_removals: bool,
-        **rest: Any,
-    ) -> R:
-        destination = Destination(
-            kubeconfig=kubeconfig,
-            context=context,
-            namespace=namespace,
-            publisher=publisher,
-            resync=resync,
-            once=once,
-            accepts_removals=accepts_removals,
-        )
-        return command(connection, destination=destination, **rest)
+    def with_destination(connection: ConnectionOptions, **options: Any) -> R:
+        destination = Destination(**{field.name: options.pop(field.name) for field in fields(Destination)})
+        return command(connection, destination=destination, **options)
 
     return with_destination
 
@@ -318,9 +298,7 @@ class _Run:
         try:
             async with (
                 asyncio.timeout(timeout.total_seconds() if once and timeout is not None else None),
-                open_api_server(
-                    self.source, self.renderer.resource, self.namespace, concurrency=_CONCURRENCY
-                ) as server,
+                open_api_server(self.source, self.renderer.resource, self.namespace) as server,
             ):
                 publisher = self._publisher(client, server, messages)
                 await publisher.run(self.options, done, once=once)
@@ -332,8 +310,8 @@ class _Run:
 
     def _publisher(self, client: DiscoveryClient, server: PublishedObjects, messages: StreamMessages) -> Publisher:
         from milo_discovery._removal_guard import Removals, filter_text  # noqa: PLC0415
-        from milo_publishing.decisions import Publication  # noqa: PLC0415
         from milo_publishing.objects import Identity  # noqa: PLC0415
+        from milo_publishing.publication import Publication  # noqa: PLC0415
         from milo_publishing.publisher import Publisher  # noqa: PLC0415
 
         identity = Identity(
@@ -341,13 +319,11 @@ class _Run:
             publisher=self.destination.publisher,
             filter=filter_text(self.options),
         )
-        return Publisher(
-            client,
-            server,
-            Publication(self.renderer.resource, identity),
+        publication = Publication(
             self.renderer,
-            resync=self.destination.resync,
+            identity,
+            Removals(accepts=self.destination.accepts_removals),
+            resync_s=self.destination.resync.total_seconds(),
             report=print_message,
-            notice=messages.print,
-            removals=Removals(accepts=self.destination.accepts_removals),
         )
+        return Publisher(client, server, publication, report=print_message, notice=messages.print)

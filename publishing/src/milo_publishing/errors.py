@@ -10,11 +10,12 @@ from milo_discovery.errors import DiscoveryError
 
 
 class TargetUnavailable(DiscoveryError):
-    """A request to the target API server, or to the daemon, failed; it is retried."""
+    """A request to the target API server failed; it is retried. `is_unsent`: no server was reached at all."""
 
-    def __init__(self, message: str, retry_after: timedelta | None = None) -> None:
+    def __init__(self, message: str, retry_after: timedelta | None = None, *, is_unsent: bool = False) -> None:
         super().__init__(message)
         self.retry_after = retry_after
+        self.is_unsent = is_unsent
 
 
 class TargetRefused(DiscoveryError):

@@ -5,12 +5,14 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Any
 
+import msgspec
+
 from milo_discovery._removal_guard import difference
 from milo_discovery.model import Cluster
+from milo_publishing.errors import TargetUnavailable
 
 Document = dict[str, Any]
 
@@ -22,6 +24,9 @@ PUBLICATION = f"{_DOMAIN}/publication"
 PUBLISHER = f"{_DOMAIN}/publisher"
 CLUSTER = f"{_DOMAIN}/cluster"
 CLUSTER_UID = f"{_DOMAIN}/cluster-uid"
+INCARNATION = f"{_DOMAIN}/incarnation"
+"""Annotation, in a shard group, with the engagement that the object stands for. Its owner writes it when it engages the
+cluster, so that a deletion which another replica decided before fails by its precondition."""
 GROUP = f"{_DOMAIN}/group"
 FILTER = f"{_DOMAIN}/filter"
 FIELDS = f"{_DOMAIN}/fields"
@@ -32,8 +37,7 @@ _MAX_NAME_LENGTH = 253
 _LIST_KEYS = ("name", "type")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PublishedResource:
+class PublishedResource(msgspec.Struct, frozen=True, kw_only=True):
     """A namespaced resource of the API."""
 
     api_version: str
@@ -47,8 +51,7 @@ class PublishedResource:
         return f"{root}/{self.api_version}/namespaces/{namespace}/{self.plural}"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Identity:
+class Identity(msgspec.Struct, frozen=True, kw_only=True):
     """The objects that a publisher owns: those with its labels. The replicas of a shard group own them together."""
 
     publication: str
@@ -68,8 +71,7 @@ class Identity:
         return ",".join(f"{key}={value}" for key, value in self.labels().items())
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Rendered:
+class Rendered(msgspec.Struct, frozen=True, kw_only=True):
     """The desired content of the object that is published for one cluster."""
 
     body: Document
@@ -78,16 +80,6 @@ class Rendered:
     """The part of `body` without which the API server does not create the object."""
     labels: Mapping[str, str]
     status: Document | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DesiredObject:
-    """The object of an engaged cluster. `content` is None while data that it needs is missing."""
-
-    name: str
-    cluster: str
-    cluster_uid: str
-    content: Rendered | None
 
 
 class Owner(Enum):
@@ -99,16 +91,21 @@ class Owner(Enum):
     FOREIGN = auto()
 
 
-@dataclass(frozen=True, slots=True)
-class ObservedObject:
+class ObservedObject(msgspec.Struct, frozen=True):
     """An object as the API server returned it."""
 
     document: Document
 
     @classmethod
     def of(cls, document: Document) -> ObservedObject:
-        """Wrap a document without managedFields, which are not compared, and use more memory than all other fields."""
-        document["metadata"].pop("managedFields", None)
+        """Wrap a document without managedFields, which are not compared, and use more memory than all other fields.
+
+        Raises TargetUnavailable if it is not an object.
+        """
+        metadata = document.get("metadata")
+        if not isinstance(metadata, dict) or not all(metadata.get(key) for key in ("name", "uid", "resourceVersion")):
+            raise TargetUnavailable("the API server answered without an object's name, UID and resource version")
+        metadata.pop("managedFields", None)
         return cls(document)
 
     @property
@@ -140,6 +137,15 @@ class ObservedObject:
     def publisher(self) -> str:
         return str((self.metadata.get("labels") or {}).get(PUBLISHER, ""))
 
+    @property
+    def incarnation(self) -> str:
+        return str(self._annotations.get(INCARNATION, ""))
+
+    @property
+    def finalizers(self) -> tuple[str, ...] | None:
+        """What the object waits for since its deletion was requested; None if that was not requested."""
+        return tuple(self.metadata.get("finalizers") or ()) if self.metadata.get("deletionTimestamp") else None
+
     def owner(self, identity: Identity) -> Owner:
         labels = self.metadata.get("labels") or {}
         if labels.get(MANAGED_BY) != MANAGER or labels.get(PUBLICATION) != identity.publication:
@@ -157,13 +163,16 @@ class ObservedObject:
         return self.metadata.get("annotations") or {}
 
 
-def object_name(cluster: str, suffix: str = "") -> str | None:
-    """Return the name of a cluster's object; None if the cluster's key cannot be converted.
+def object_name(cluster: str, suffix: str = "") -> str:
+    """Return the name of a cluster's object, which is not valid for each cluster.
 
     The key of a cluster of a named source is SOURCE#NAME, and "#" is not allowed in names.
     """
-    name = cluster.replace("#", ".") + suffix
-    return name if len(name) <= _MAX_NAME_LENGTH and _NAME.fullmatch(name) else None
+    return cluster.replace("#", ".") + suffix
+
+
+def is_valid_name(name: str) -> bool:
+    return len(name) <= _MAX_NAME_LENGTH and _NAME.fullmatch(name) is not None
 
 
 def copied_labels(cluster: Cluster, patterns: Iterable[str]) -> dict[str, str]:
@@ -173,29 +182,44 @@ def copied_labels(cluster: Cluster, patterns: Iterable[str]) -> dict[str, str]:
     return {key: value for key, value in cluster.labels.items() if key in exact or key.startswith(prefixes)}
 
 
-def claim(resource: PublishedResource, identity: Identity, desired: DesiredObject, content: Rendered) -> Document:
+def claim(resource: PublishedResource, identity: Identity, name: str, cluster: Cluster, content: Rendered) -> Document:
     """Return the object to create, with only the publisher's labels and annotations, and the required fields."""
-    metadata = {"name": desired.name, "labels": identity.labels(), "annotations": _annotations(identity, desired)}
+    metadata = {"name": name, "labels": identity.labels(), "annotations": _annotations(identity, cluster)}
     return {**_type(resource), "metadata": metadata, **content.required}
 
 
-def applied(resource: PublishedResource, identity: Identity, desired: DesiredObject, content: Rendered) -> Document:
+def applied(
+    resource: PublishedResource, identity: Identity, name: str, cluster: Cluster, content: Rendered
+) -> Document:
     """Return the object to apply, without its status."""
     fields = "\n".join(sorted(_field_paths([content.body, dict(content.labels), content.status])))
     digest = hashlib.sha256(fields.encode()).hexdigest()[:16]
     metadata = {
-        "name": desired.name,
+        "name": name,
         "labels": {**content.labels, **identity.labels()},
-        "annotations": {**_annotations(identity, desired), FIELDS: digest},
+        "annotations": {**_annotations(identity, cluster), FIELDS: digest},
     }
     return {**_type(resource), "metadata": metadata, **content.body}
 
 
-def applied_status(resource: PublishedResource, desired: DesiredObject, status: Document) -> Document:
-    return {**_type(resource), "metadata": {"name": desired.name}, "status": status}
+def changes(
+    resource: PublishedResource,
+    identity: Identity,
+    cluster: Cluster,
+    content: Rendered,
+    observed: ObservedObject,
+) -> tuple[Document | None, Document | None]:
+    """Return what must be applied to the observed object: itself and its status, each None if it needs no change."""
+    body, status = applied(resource, identity, observed.name, cluster, content), None
+    has_other_fields = observed.metadata.get("annotations", {}).get(FIELDS) != body["metadata"]["annotations"][FIELDS]
+    if content.status is not None:
+        current = _with_observed_transition_times(content.status, observed)
+        if has_other_fields or not contains(observed.document.get("status"), current):
+            status = {**_type(resource), "metadata": {"name": observed.name}, "status": current}
+    return None if contains(observed.document, body) else body, status
 
 
-def with_observed_transition_times(status: Document, observed: ObservedObject) -> Document:
+def _with_observed_transition_times(status: Document, observed: ObservedObject) -> Document:
     """Return the status, with the observed lastTransitionTime of each condition whose status is unchanged."""
     observed_status = observed.document.get("status") or {}
     before = {condition.get("type"): condition for condition in observed_status.get("conditions") or []}
@@ -230,9 +254,10 @@ def _type(resource: PublishedResource) -> Document:
     return {"apiVersion": resource.api_version, "kind": resource.kind}
 
 
-def _annotations(identity: Identity, desired: DesiredObject) -> dict[str, str]:
+def _annotations(identity: Identity, cluster: Cluster) -> dict[str, str]:
+    engagement = {INCARNATION: cluster.incarnation} if identity.group else {}
     fleet = {GROUP: identity.group, FILTER: identity.filter}
-    return {CLUSTER: desired.cluster, CLUSTER_UID: desired.cluster_uid, **fleet}
+    return {CLUSTER: cluster.name, CLUSTER_UID: cluster.uid, **engagement, **fleet}
 
 
 def _field_paths(value: Any, path: str = "") -> Iterator[str]:

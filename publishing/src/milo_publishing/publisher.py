@@ -1,39 +1,51 @@
-"""Keeps the objects of all engaged clusters current: follows the daemon's stream, and performs the decided actions."""
+"""Performs the requests of a publication: the daemon's stream is its input, and each due request a task."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable
-from contextlib import aclosing
-from datetime import timedelta
-from http import HTTPStatus
+from collections.abc import AsyncIterator, Callable
+from contextlib import aclosing, asynccontextmanager, suppress
 from typing import TYPE_CHECKING
 
-from milo_discovery._backoff import BackoffPolicy, StreamBackoff
-from milo_discovery._removal_guard import ENDS, Removals, is_followed
+from milo_discovery._kubeconfig_access import read_access, read_exec_access
 from milo_discovery._task_groups import unwrap_single_error
-from milo_discovery.errors import UnusableKubeconfig
-from milo_discovery.events import Connected, Event, StreamNotice, Synced
-from milo_discovery.model import EventType
-from milo_publishing.accesses import Accesses
-from milo_publishing.api_server import PublishedObjects
-from milo_publishing.decisions import Apply, Create, DeleteObject, Hold, Publication, Refuse
-from milo_publishing.errors import TargetRefused, TargetUnavailable
-from milo_publishing.fleet_objects import FleetObjects
-from milo_publishing.removal_review import RemovalReview
-from milo_publishing.rendering import Renderer
-from milo_publishing.reports import ProblemReports, Report
+from milo_discovery.errors import ClusterNotFound, PreconditionFailed, UnusableKubeconfig
+from milo_discovery.events import Connected, Event, Refreshed, StreamNotice, Synced
+from milo_discovery.model import EngagementReason, EventType, KubeconfigFormat
+from milo_publishing.errors import PublishedByAnother
+from milo_publishing.publication import Lane, Publication, Report, Task
+from milo_publishing.records import Apply, Ask, Create, Delete, Engaged, Read, Received, Request
 
 if TYPE_CHECKING:
     from milo_discovery._convert import WatchOptions
     from milo_discovery.client import DiscoveryClient
     from milo_discovery.watch import Watch
+    from milo_publishing.api_server import PublishedObjects
+    from milo_publishing.objects import ObservedObject
 
-_RETRY = BackoffPolicy(initial=timedelta(milliseconds=500), maximum=timedelta(seconds=30))
-_CHECK_INTERVAL_S = 1.0
-"""How often held deletions and due reviews are reconsidered: no event reports that a source is no longer stale."""
-_MAX_STEPS = 6
-"""Maximum consecutive actions on one object, so that a server that changes each write is not written to forever."""
+_HANGING_S = 0.25
+"""How long a request occupies its slot: those that hang delay no others."""
+
+
+class Slots:
+    """Limits concurrent requests: `quick` at a time, and `total` together with those that hang."""
+
+    def __init__(self, quick: int, total: int) -> None:
+        self._quick = asyncio.Semaphore(quick)
+        self._total = asyncio.Semaphore(total)
+
+    @asynccontextmanager
+    async def slot(self) -> AsyncIterator[None]:
+        async with self._total:
+            await self._quick.acquire()
+            hanging = asyncio.get_running_loop().create_future()
+            hanging.add_done_callback(lambda _: self._quick.release())
+            timer = asyncio.get_running_loop().call_later(_HANGING_S, hanging.cancel)
+            try:
+                yield
+            finally:
+                timer.cancel()
+                hanging.cancel()
 
 
 class Publisher:
@@ -44,33 +56,31 @@ class Publisher:
         client: DiscoveryClient,
         server: PublishedObjects,
         publication: Publication,
-        renderer: Renderer,
         *,
-        resync: timedelta,
         report: Report,
         notice: Callable[[StreamNotice], None],
-        removals: Removals,
     ) -> None:
         self._client = client
         self._server = server
         self._publication = publication
-        self._resync_s = resync.total_seconds()
+        self._report = report
         self._notice = notice
-        self._reports = ProblemReports(report)
-        self._accesses = Accesses(client, lambda name: self._mark(self._fleet.render(name)), report)
-        self._fleet = FleetObjects(publication, renderer, self._accesses, self._reports)
-        self._review = RemovalReview(client, publication, removals, self._reports)
-        self._has_view = False
-        """Whether the engaged clusters are complete: False while a snapshot is being received."""
-        self._dirty: set[str] = set()
-        self._held: set[str] = set()
+        self._noted = ""
         self._changed = asyncio.Event()
-        self._backoff = StreamBackoff(_RETRY)
+        self._running = 0
+        # By whether a request is for the API server, and whether it is a retry: retries do not delay other requests.
+        # The daemon permits 100 calls of a caller at a time.
+        self._slots = {
+            (True, False): Slots(16, 64),
+            (True, True): Slots(4, 16),
+            (False, False): Slots(8, 64),
+            (False, True): Slots(2, 16),
+        }
 
     @property
     def problems(self) -> tuple[str, ...]:
         """The reported problems that have not been resolved."""
-        return self._reports.problems
+        return self._publication.problems
 
     async def run(self, options: WatchOptions, done: asyncio.Event, *, once: bool) -> None:
         """Publish until `done` is set. With `once`, set it when there is nothing left to write."""
@@ -78,159 +88,138 @@ class Publisher:
             async with asyncio.TaskGroup() as group, self._client.watch(**options) as watch:
                 tasks = [
                     group.create_task(self._follow(watch), name="follow"),
-                    group.create_task(self._write(watch, done, once=once), name="write"),
+                    group.create_task(self._work(watch, done, once=once), name="work"),
                 ]
-                if not self._fleet.embeds_credentials:
-                    tasks.append(group.create_task(self._accesses.run(), name="accesses"))
                 await done.wait()
                 for task in tasks:
                     task.cancel()
 
     async def _follow(self, watch: Watch) -> None:
+        publication, clock = self._publication, asyncio.get_running_loop().time
         async with aclosing(watch.feed()) as feed:
             async for item in feed:
                 match item:
                     case Event(type=EventType.DISENGAGED):
-                        is_end = self._has_view and item.reason in ENDS
-                        self._mark(self._fleet.withdraw(item, is_end=is_end))
+                        publication.withdraw(item, clock())
                     case Event():
-                        self._mark(self._fleet.engage(item))
+                        self._engage(item, clock())
+                    case Refreshed():
+                        publication.engage(item.cluster, None, clock())
                     case Connected(resumed=False):
-                        self._has_view = False
+                        publication.snapshot_begins()
                         self._notice(item)
                     case Synced():
-                        self._has_view = True
-                        self._review.due_at = asyncio.get_running_loop().time()
+                        publication.snapshot_ends(clock())
                         self._notice(item)
-                        self._mark(self._publication.names())
                     case _:
                         self._notice(item)
+                self._changed.set()
 
-    def _mark(self, names: Iterable[str]) -> None:
-        self._dirty.update(names)
-        self._changed.set()
-
-    async def _write(self, watch: Watch, done: asyncio.Event, *, once: bool) -> None:
-        loop = asyncio.get_running_loop()
-        resync_at = loop.time()
-        while True:
+    def _engage(self, event: Event, now: float) -> None:
+        received, problem = None, ""
+        if event.kubeconfig is not None and self._publication.renderer.embeds_credentials:
             try:
-                if self._has_view and loop.time() >= resync_at:
-                    await self._list()
-                    resync_at = loop.time() + self._resync_s
-                review_at = self._review.due_at
-                if self._has_view and watch.connected and review_at is not None and loop.time() >= review_at:
-                    await self._review_removals(watch, loop.time())
-                await self._write_dirty(watch)
-            except TargetUnavailable as error:
-                delay = self._backoff.failed(ran=timedelta(), retry_after=error.retry_after)
-                self._reports.add_problem("", f"publishing is interrupted: {error}; retrying")
-                await asyncio.sleep(delay.total_seconds())
-                continue
-            self._reports.resolve("", "publishing continues")
-            self._backoff = StreamBackoff(_RETRY)
-            if once and self._is_done:
-                done.set()
-            await self._wait_for_work(resync_at - loop.time() if self._has_view else self._resync_s)
+                received = Received(read_access(event.kubeconfig.kubeconfig))
+            except UnusableKubeconfig as error:
+                problem = f"its kubeconfig is unusable: {error}"
+        self._publication.engage(event.cluster, received, now, problem=problem)
 
-    @property
-    def _is_done(self) -> bool:
-        """Whether each object is written, deleted, held or refused, or nothing may be written."""
-        if not self._has_view or self._review.is_foreign:
-            return self._has_view
-        return self._review.is_done and not self._dirty and self._publication.is_complete()
+    async def _work(self, watch: Watch, done: asyncio.Event, *, once: bool) -> None:
+        """Perform what is due. No request is waited for, and none ends this loop."""
+        clock = asyncio.get_running_loop().time
+        with unwrap_single_error():
+            async with asyncio.TaskGroup() as group:
+                while True:
+                    tasks = self._publication.due(clock(), watch)
+                    for task in tasks:
+                        self._running += 1
+                        group.create_task(self._serve(task, watch), name=f"{task.lane.value} {task.name}")
+                    if once and not self._running and self._publication.is_done:
+                        done.set()
+                    if self._publication.next_at <= clock():
+                        await asyncio.sleep(0)
+                        continue
+                    with suppress(TimeoutError):
+                        async with asyncio.timeout(min(self._publication.next_at - clock(), 3600.0)):
+                            await self._changed.wait()
+                    self._changed.clear()
 
-    async def _wait_for_work(self, until_resync_s: float) -> None:
-        is_waiting = self._held or self._review.due_at is not None
-        limit = min(until_resync_s, _CHECK_INTERVAL_S) if is_waiting else until_resync_s
+    async def _serve(self, task: Task, watch: Watch) -> None:
+        publication, clock = self._publication, asyncio.get_running_loop().time
         try:
-            async with asyncio.timeout(max(limit, 0)):
-                await self._changed.wait()
-        except TimeoutError:
-            pass
-        self._changed.clear()
-        self._dirty |= self._held
-        self._held = set()
+            async with self._slots[task.lane in {Lane.OBJECT, Lane.LIST}, task.is_retry].slot():
+                request = publication.request(task, clock(), watch)
+                if request is not None:
+                    await self._perform(task, request)
+        except PublishedByAnother:
+            raise
+        except Exception as error:  # noqa: BLE001  (it is of one object, and must not end or delay the others)
+            publication.failed(task, error, clock())
+        finally:
+            self._running -= 1
+            self._changed.set()
 
-    async def _list(self) -> None:
-        """List this publisher's objects, so that objects that other clients changed or deleted are written again."""
-        try:
-            objects = await self._server.list(self._publication.identity)
-        except (TargetRefused, UnusableKubeconfig) as error:
-            # Permissions, or the CustomResourceDefinition, may be added later.
-            raise TargetUnavailable(str(error)) from error
-        self._publication.observe_all(objects)
-        self._review.objects_listed(asyncio.get_running_loop().time())
-        self._mark(self._publication.names())
-        self._fleet.request_accesses()
-
-    async def _review_removals(self, watch: Watch, now: float) -> None:
-        missing = await self._review.missing(watch)
-        if self._has_view:  # Otherwise another snapshot is arriving, and will be reviewed.
-            self._review.confirm(missing, now)
-            self._mark(self._publication.names())
-
-    async def _write_dirty(self, watch: Watch) -> None:
-        if not self._has_view or not self._review.has_identity or self._review.is_foreign:
-            return
-        names, self._dirty = self._dirty, set()
-        outcomes = await asyncio.gather(*(self._write_object(watch, name) for name in names), return_exceptions=True)
-        failure: TargetUnavailable | None = None
-        for name, outcome in zip(names, outcomes, strict=True):
-            match outcome:
-                case TargetUnavailable():
-                    self._dirty.add(name)
-                    failure = outcome
-                case TargetRefused() | UnusableKubeconfig():
-                    self._reports.add_problem(name, str(outcome))
-                case BaseException():
-                    raise outcome
-        if failure is not None:
-            raise failure
-
-    async def _write_object(self, watch: Watch, name: str) -> None:
-        for _ in range(_MAX_STEPS):
-            if not self._has_view:
-                self._dirty.add(name)
-                return
-            observed = self._publication.observed(name)
-            may_delete = observed is not None and is_followed(watch, observed.cluster)
-            match action := self._publication.decide(name, may_delete=may_delete):
-                case None:
-                    self._reports.resolve(name, "resolved")
-                    return
-                case Hold():
-                    self._held.add(name)
-                    return
-                case Refuse():
-                    self._reports.add_problem(name, action.reason)
-                    return
-                case Create() | Apply() | DeleteObject():
-                    try:
-                        await self._perform(name, action)
-                    except TargetRefused as error:
-                        if error.status != HTTPStatus.CONFLICT:
-                            raise
-                        # Another client created or changed the object first: decide again from its current state.
-                        self._publication.observe(name, found := await self._server.get(name))
-                        self._review.require_own(found)
-        self._reports.add_problem(
-            name,
-            f"the object still differs after {_MAX_STEPS} attempts; look for another controller or a mutating webhook "
-            "that changes it",
-        )
-
-    async def _perform(self, name: str, action: Create | Apply | DeleteObject) -> None:
-        match action:
+    async def _perform(self, task: Task, request: Request | Engaged | Lane) -> None:
+        publication, server, clock = self._publication, self._server, asyncio.get_running_loop().time
+        match request:
+            case Read(name):
+                publication.read(task, request, await server.get(name), clock())
             case Create(body):
-                self._publication.observe(name, await self._server.create(body))
-                self._reports.report(f"created {self._publication.described(name)}")
-            case Apply(uid, body, status):
-                if status is not None:
-                    self._publication.observe(name, await self._server.apply(status, uid, subresource="/status"))
-                if body is not None:
-                    self._publication.observe(name, await self._server.apply(body, uid))
-            case DeleteObject(uid, resource_version):
-                await self._server.delete(name, uid, resource_version)
-                self._publication.observe(name, None)
-                self._reports.report(f"deleted {self._publication.described(name)}")
+                publication.read(task, request, await server.create(body), clock())
+            case Apply():
+                publication.read(task, request, await self._apply(request), clock())
+            case Delete(name, uid, resource_version):
+                publication.read(task, request, await server.delete(name, uid, resource_version), clock())
+            case Ask():
+                publication.asked(task, is_missing=await self._is_missing(request), now=clock())
+            case Engaged(cluster):
+                publication.received(task, await self._received(cluster.name), clock())
+            case Lane.LIST:
+                sent_at = clock()
+                publication.listed(sent_at, await server.list(publication.identity), clock())
+            case _:
+                sharding = (await self._client.server_info()).sharding
+                publication.identified("" if sharding is None else sharding.group, clock())
+
+    async def _apply(self, request: Apply) -> ObservedObject:
+        """Apply the status before the metadata, which says that the object is complete."""
+        found, version = None, request.resource_version
+        if request.status is not None:
+            found = await self._server.apply(request.status, request.uid, version, subresource="/status")
+            version = found.resource_version
+        if request.body is not None:
+            found = await self._server.apply(request.body, request.uid, version)
+        assert found is not None
+        return found
+
+    async def _is_missing(self, request: Ask) -> bool:
+        """Return whether the daemon confirms that a cluster is not engaged, or that it does not match the filter."""
+        try:
+            report = await self._client.get(request.cluster)
+        except ClusterNotFound:
+            return True
+        engagement, cluster = report.engagement, report.cluster
+        if engagement.reason is EngagementReason.UNASSIGNED:
+            return False  # another member of the group owns it, or will
+        is_engaged = engagement.engaged and cluster is not None and cluster.uid == request.uid
+        return not is_engaged or bool(self._publication.identity.filter)
+
+    async def _received(self, cluster: str) -> Received:
+        try:
+            issued = await self._client.issue_kubeconfig(cluster, kubeconfig_format=KubeconfigFormat.EXEC)
+        except PreconditionFailed as error:
+            return self._without_access(str(error))
+        access = read_exec_access(issued.kubeconfig, cluster)
+        if access.act_as is not None:
+            # Readers of the objects run the plugin themselves, and would use its credential without impersonation.
+            return self._without_access(
+                "the rule for this publisher sets `as`, and a plugin cannot return an impersonated user"
+            )
+        return Received(access)
+
+    def _without_access(self, reason: str) -> Received:
+        """Report once why objects have no server and CA: the reason is the same for many clusters."""
+        if reason != self._noted:
+            self._noted = reason
+            self._report(f"no server and CA to publish: {reason}")
+        return Received(None)

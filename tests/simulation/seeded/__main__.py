@@ -3,6 +3,7 @@
 ./dev simulate --seed 17
 ./dev simulate --seeds 0-9999
 ./dev simulate --sharding --seeds 0-9999
+./dev simulate --publishing --seeds 0-9999
 """
 
 import argparse
@@ -11,6 +12,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from tests.simulation.publishing.report import Report as PublishingReport
+from tests.simulation.publishing.simulation_run import simulate as simulate_publishers
 from tests.simulation.seeded.report import Report
 from tests.simulation.seeded.simulation_run import simulate
 from tests.simulation.sharding.report import Report as ShardingReport
@@ -21,16 +24,22 @@ PROGRESS_EVERY = 1000
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="./dev simulate", description="Seeded simulations on virtual time.")
-    parser.add_argument("--sharding", action="store_true", help="simulate a shard group instead of a daemon")
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("--sharding", action="store_true", help="simulate a shard group instead of a daemon")
+    what.add_argument("--publishing", action="store_true", help="simulate two publishers of a shard group")
     which = parser.add_mutually_exclusive_group(required=True)
     which.add_argument("--seed", type=int, help="run one simulation and print its history")
     which.add_argument("--seeds", metavar="FIRST-LAST", help="run a range of seeds and print a summary")
     arguments = parser.parse_args()
     if arguments.seed is not None:
+        if arguments.publishing:
+            return _one_of_publishers(arguments.seed)
         return (_one_of_a_group if arguments.sharding else _one)(arguments.seed)
     first, last = map(int, arguments.seeds.split("-"))
     if arguments.sharding:
         return _range(ShardingReport(first, last), simulate_group)
+    if arguments.publishing:
+        return _range(PublishingReport(first, last), simulate_publishers)
     return _range(Report(first, last), simulate)
 
 
@@ -48,7 +57,14 @@ def _one_of_a_group(seed: int) -> int:
     return bool(outcome.breaches)
 
 
-def _range(report: Report | ShardingReport, run: Callable[[int], Any]) -> int:
+def _one_of_publishers(seed: int) -> int:
+    outcome = simulate_publishers(seed)
+    print("faults:", ", ".join(outcome.faults))
+    print("\n".join(outcome.breaches) or f"passed; settled {outcome.settled_s:.1f} s after the last fault")
+    return bool(outcome.breaches)
+
+
+def _range(report: Report | ShardingReport | PublishingReport, run: Callable[[int], Any]) -> int:
     started = time.process_time()
     for seed in range(report.first, report.last + 1):
         outcome = run(seed)

@@ -1,0 +1,480 @@
+"""The objects of one publisher: a record for each, and the requests that are due. No I/O; time is an argument.
+
+Events of the daemon's stream and answers change the record that they are about, and no other. `due` returns the tasks
+whose time has come, and `request` what to send for a task, as decided when it is sent. An answer belongs to a task by
+its ticket: if the record no longer has that, the answer is about a former state.
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+import random
+from collections.abc import Callable, Iterable, Mapping
+from enum import Enum, auto
+from http import HTTPStatus
+from typing import TYPE_CHECKING
+
+import msgspec
+from msgspec.structs import replace
+
+from milo_discovery import _removal_guard
+from milo_discovery._removal_guard import ENDS, Removal, Removals, is_followed
+from milo_discovery.errors import DiscoveryError, StatusError, TimedOut, Unavailable
+from milo_kube.reflect.backoff import Backoff
+from milo_kube.retry_after import delay_s
+from milo_publishing import records
+from milo_publishing.errors import PublishedByAnother, TargetRefused, TargetUnavailable
+from milo_publishing.objects import ObservedObject, Owner, object_name
+from milo_publishing.records import Attempt, Elsewhere, Ended, Engaged, Finalizing, Missing, Received, Record, Unasked
+
+if TYPE_CHECKING:
+    from milo_discovery.events import Event
+    from milo_discovery.model import Cluster
+    from milo_discovery.watch import Watch
+    from milo_publishing.objects import Identity
+    from milo_publishing.rendering import Renderer
+
+_BACKOFF = Backoff(first_s=0.25, cap_s=15.0)
+_REVIEW_S = 0.1
+"""How long a review of missing clusters waits for further answers."""
+_MAX_WRITES = 6
+"""Maximum consecutive writes of one object, so that a server that changes each write is not written to forever."""
+_MOST_DUE = 100
+"""Maximum number of tasks that are taken at once, so that the event loop does other work in between."""
+
+Report = Callable[[str], None]
+
+
+class Lane(Enum):
+    """The kinds of requests. Of each there is at most one about an object, and none waits for another."""
+
+    OBJECT = ""
+    ACCESS = "cannot get its server and CA: "
+    LIST = "cannot list the published objects: "
+    IDENTIFY = "cannot get the daemon's server info: "
+
+
+class Task(msgspec.Struct, frozen=True):
+    """A request that is due, about an object; `name` is empty if it is about all of them."""
+
+    name: str
+    lane: Lane
+    ticket: int
+    is_retry: bool
+
+
+class View(Enum):
+    """What is known about the view of the engaged clusters."""
+
+    INCOMPLETE = auto()
+    """A snapshot is being received."""
+    UNIDENTIFIED = auto()
+    """The daemon's shard group is not known."""
+    UNREVIEWED = auto()
+    """It may belong to another fleet: perhaps it lacks all published clusters."""
+    REVIEWED = auto()
+
+
+class Publication:
+    """The records of one publisher, and when something is to be done about each."""
+
+    def __init__(
+        self,
+        renderer: Renderer,
+        identity: Identity,
+        removals: Removals,
+        *,
+        resync_s: float,
+        report: Report,
+        draw: Callable[[], float] = random.random,
+    ) -> None:
+        self.renderer = renderer
+        self.identity = identity
+        self.records: dict[str, Record] = {}
+        self.view = View.INCOMPLETE
+        self._removals = removals
+        self._resync_s = resync_s
+        self._report = report
+        self._draw = draw
+        self._common = {Lane.LIST: Attempt(), Lane.IDENTIFY: Attempt()}
+        self._is_listed = False
+        self._outage = Attempt(-math.inf)
+        """When requests are sent to the API server again, if it could not be reached."""
+        self._review_at = math.inf
+        self._due: list[tuple[float, int, str, Lane]] = []
+        """A heap of (time, number, name, lane). An entry is skipped if it no longer is the time of the attempt."""
+        self._number = 0
+
+    # --- the daemon's stream ---
+
+    def snapshot_begins(self) -> None:
+        self.view = View.INCOMPLETE
+
+    def snapshot_ends(self, now: float) -> None:
+        self.view = View.UNIDENTIFIED
+        self._set("", Lane.IDENTIFY, self._common[Lane.IDENTIFY].at(now))
+        for record in [*self.records.values()]:
+            end = Unasked() if isinstance(record.end, Missing | Elsewhere) else record.end
+            self._put(replace(record, end=end, next=record.next.at(now)))
+
+    def engage(self, cluster: Cluster, received: Received | None, now: float, *, problem: str = "") -> None:
+        """Publish an engaged cluster. `received`: its access, if the event has it, or `problem`: why it is unusable."""
+        record = self._record(object_name(cluster.name, self.renderer.suffix))
+        before = next((one for one in record.engaged if one.cluster.name == cluster.name), None)
+        if before is not None and before.cluster.uid == cluster.uid:
+            received = received or before.received
+        new = Engaged(cluster, received)
+        engaged = tuple(new if one is before else one for one in record.engaged)
+        record = replace(record, engaged=engaged if before else (*engaged, new))
+        if record.wanted is new:
+            if not isinstance(record.end, Ended) or record.end.cluster_uid == cluster.uid:
+                record = replace(record, end=Unasked())
+            former = before and (before.cluster.uid, before.cluster.endpoint)
+            if self.renderer.embeds_credentials and (received or problem):
+                record = replace(record, access=Attempt(problem=problem))
+            elif not self.renderer.embeds_credentials and former != (cluster.uid, cluster.endpoint):
+                record = replace(record, access=Attempt(now))  # an answer in flight is about the former address
+            if self._removals.problem or self.view is View.UNREVIEWED:
+                self._review_by(now + _REVIEW_S)
+        self._put(replace(record, next=record.next.at(now)))
+
+    def withdraw(self, event: Event, now: float) -> None:
+        """Stop publishing a disengaged cluster. Its object is deleted if the event says that the cluster has ended."""
+        cluster = event.cluster
+        record = self._record(object_name(cluster.name, self.renderer.suffix))
+        is_published = record.wanted is not None and record.wanted.cluster.name == cluster.name
+        record = replace(record, engaged=tuple(one for one in record.engaged if one.cluster.name != cluster.name))
+        if is_published:
+            if record.observed is None or record.observed.cluster_uid == cluster.uid:
+                is_end = self.view is not View.INCOMPLETE and event.reason in ENDS
+                end = Ended(cluster.uid, now + records.EVIDENCE_S) if is_end else Elsewhere()
+                record = replace(record, end=end)
+            needs_access = record.engaged and not self.renderer.embeds_credentials
+            record = replace(record, access=Attempt(now) if needs_access else Attempt())
+        self._put(replace(record, next=record.next.at(now)))
+
+    # --- requests ---
+
+    def due(self, now: float, watch: Watch) -> list[Task]:
+        """Return tasks whose time has come. Pass each to `request`."""
+        if self._review_at <= now:
+            self._review(now, watch)
+        tasks: list[Task] = []
+        while self._due and self._due[0][0] <= now and len(tasks) < _MOST_DUE:
+            at, _, name, lane = heapq.heappop(self._due)
+            attempt = self._attempt(name, lane)
+            if attempt.due_at == at and not attempt.ticket:
+                self._number += 1
+                self._set(name, lane, replace(attempt, due_at=math.inf, ticket=self._number))
+                tasks.append(Task(name, lane, self._number, attempt.failures > 0))
+        return tasks
+
+    @property
+    def next_at(self) -> float:
+        """When `due` may return something, if nothing happens before."""
+        return min(self._review_at, self._due[0][0] if self._due else math.inf)
+
+    def request(self, task: Task, now: float, watch: Watch) -> records.Request | Engaged | Lane | None:
+        """Return what to send for a task: a request about the object, the cluster whose server and CA to get, or the
+        lane of a request about all objects. None if there is nothing to send."""
+        attempt = self._attempt(task.name, task.lane)
+        if attempt.ticket != task.ticket:
+            return None
+        match request := self._decide(task, now, watch):
+            case records.Create() | records.Apply() | records.Delete() if attempt.writes >= _MAX_WRITES:
+                problem = (
+                    f"the object still differs after {_MAX_WRITES} attempts; look for another controller or a mutating "
+                    "webhook that changes it"
+                )
+                self._set(task.name, task.lane, Attempt(attempt.due_at, problem=problem))
+            case records.Wait(until, is_held):
+                self._set(task.name, task.lane, Attempt(min(attempt.due_at, until), is_held=is_held))
+            case records.Refuse(problem):
+                self._set(task.name, task.lane, Attempt(attempt.due_at, problem=problem))
+            case None:
+                self._set(task.name, task.lane, Attempt(attempt.due_at))
+            case records.Ask():
+                self._set(task.name, task.lane, replace(attempt, is_question=True))
+                return request
+            case Engaged() | Lane.IDENTIFY:
+                return request
+            case _ if now < self._outage.due_at:
+                self._set(task.name, task.lane, replace(attempt, ticket=0, due_at=self._outage.due_at))
+            case _:
+                return request
+        return None
+
+    def _decide(
+        self, task: Task, now: float, watch: Watch
+    ) -> records.Request | Engaged | Lane | records.Wait | records.Refuse | None:
+        if task.lane in self._common:
+            return task.lane
+        record = self.records[task.name]
+        if task.lane is Lane.ACCESS:
+            return record.wanted if watch.connected else records.Wait(now + records.CHECK_S)
+        follows = record.observed is not None and is_followed(watch, record.observed.cluster)
+        request = records.decide(record, self.renderer, self.identity, now, is_followed=follows)
+        is_question = isinstance(request, records.Ask | records.Wait) and self.view is not View.INCOMPLETE
+        if is_question or (self.view is View.REVIEWED and not self._removals.is_foreign):
+            return request
+        # Objects are written after the review, when all are due.
+        return records.Refuse(record.next.problem) if record.next.problem else None
+
+    # --- answers ---
+
+    def listed(self, sent_at: float, objects: Iterable[ObservedObject], now: float) -> None:
+        """Receive all objects of this publisher, so that those that other clients changed or deleted are written again.
+
+        A list says nothing about what was requested, or answered, while it was read.
+        """
+        self._contacted()
+        found = {observed.name: observed for observed in objects}
+        for name in self.records.keys() | found.keys():
+            record = self._record(name)
+            if (not record.next.ticket or record.next.is_question) and record.answered_at < sent_at:
+                record = self._observe(record, found.get(name), now)
+            if record.end == Elsewhere():
+                record = replace(record, end=Elsewhere(now))
+            if record.engaged and not self.renderer.embeds_credentials and not record.access.ticket:
+                record = replace(record, access=record.access.at(now))
+            self._put(replace(record, next=record.next.at(now)))
+        self._is_listed = True
+        self._set("", Lane.LIST, Attempt(now + self._resync_s))
+        self._review_by(now)
+
+    def identified(self, group: str, now: float) -> None:
+        """Receive the daemon's shard group. Raises PublishedByAnother if it changed during this run."""
+        self._set("", Lane.IDENTIFY, Attempt())
+        if self._is_listed and group != self.identity.group:
+            raise PublishedByAnother(
+                f"the daemon's shard group changed from {self.identity.group or 'none'} to {group or 'none'}: check "
+                "the daemon's address and its `sharding.group`"
+            )
+        self.identity = replace(self.identity, group=group)
+        if self.view is View.UNIDENTIFIED:
+            self.view = View.UNREVIEWED
+        if not self._is_listed:
+            self._set("", Lane.LIST, self._common[Lane.LIST].at(now))
+        self._review_by(now)
+
+    def read(self, task: Task, request: records.Request, found: ObservedObject | None, now: float) -> None:
+        """Receive the object as a request has found or left it; None if it does not exist."""
+        self._contacted()
+        record, is_read = self.records[task.name], isinstance(request, records.Read)
+        if isinstance(request, records.Create):
+            self._report(f"created {self.renderer.resource.kind} {task.name}")
+        attempt = replace(record.next, due_at=now, ticket=0) if is_read else Attempt(now, writes=record.next.writes + 1)
+        record = replace(record, next=attempt, answered_at=now)
+        if isinstance(request, records.Delete) and record.observed is not None:
+            record = replace(record, object=Finalizing(record.observed))
+        record = self._observe(record, found, now, by_us=not is_read)
+        if isinstance(record.object, Finalizing):
+            names = ", ".join(record.object.observed.finalizers or ("none",))
+            record = replace(
+                record,
+                next=Attempt(
+                    now + _BACKOFF.delay(attempt.failures + 1, self._draw),
+                    failures=attempt.failures + 1,
+                    problem=f"its deletion was requested, and waits for its finalizers: {names}",
+                ),
+            )
+        self._put(record)
+
+    def asked(self, task: Task, *, is_missing: bool, now: float) -> None:
+        """Receive whether the cluster of an object is engaged neither here nor by another member of the group."""
+        record = self._record(task.name)
+        if record.next.ticket == task.ticket:
+            match record.end:
+                case _ if not is_missing:
+                    end: Unasked | Missing | Elsewhere | Ended = Elsewhere()
+                case Ended(uid):
+                    end = Ended(uid, now + records.EVIDENCE_S)
+                case Missing(since):
+                    end = Missing(since, now)
+                case _:
+                    end = Missing(now, now)
+            self._put(replace(record, end=end, next=Attempt(now)))
+            self._review_by(now + _REVIEW_S)
+
+    def received(self, task: Task, received: Received, now: float) -> None:
+        """Receive the server and CA of a cluster."""
+        record = self._record(task.name)
+        if record.wanted is not None and record.access.ticket == task.ticket:
+            engaged = replace(record.wanted, received=received), *record.engaged[1:]
+            self._put(replace(record, engaged=engaged, access=Attempt(), next=record.next.at(now)))
+
+    def failed(self, task: Task, error: Exception, now: float) -> None:
+        """Receive why a request failed. Only the next request about the same waits."""
+        is_unsent = isinstance(error, TargetUnavailable) and error.is_unsent
+        if is_unsent:
+            self._interrupted(error, now)
+        elif isinstance(error, TargetUnavailable | TargetRefused):
+            self._contacted()
+        attempt, record = self._attempt(task.name, task.lane), self._record(task.name)
+        if attempt.ticket != task.ticket:
+            return
+        if is_unsent:
+            self._set(task.name, task.lane, replace(attempt, ticket=0, due_at=self._outage.due_at))
+            return
+        status = error.status if isinstance(error, TargetRefused) else None
+        is_present = isinstance(record.object, records.Present)
+        has_changed = status == HTTPStatus.CONFLICT or (status == HTTPStatus.NOT_FOUND and is_present)
+        is_final = _is_final(error) and not has_changed and task.lane not in self._common
+        is_write = task.lane is Lane.OBJECT and not attempt.is_question
+        if is_write and not is_final and not isinstance(record.object, Finalizing):
+            self._put(replace(record, object=records.Unread(record.observed)))
+        if has_changed:
+            self._set(task.name, task.lane, replace(attempt, ticket=0, due_at=now, writes=attempt.writes + 1))
+            return
+        failures, retry_after = attempt.failures + 1, getattr(error, "retry_after", None)
+        stated_s = None if retry_after is None else retry_after.total_seconds()
+        due_at = now + delay_s(_BACKOFF.delay(failures, self._draw), stated_s)
+        if is_final:  # until the cluster changes, or the next list: permissions, for example, may be added later
+            failures, due_at = 0, attempt.due_at
+        text = str(error) if isinstance(error, DiscoveryError) else f"{type(error).__name__}: {error}"
+        problem = f"{'cannot look up its cluster: ' if attempt.is_question else task.lane.value}{text}"
+        if task.lane is Lane.ACCESS and record.wanted is not None and record.wanted.received is not None:
+            problem = ""  # the last answer stays published
+        self._set(task.name, task.lane, Attempt(due_at, failures=failures, problem=problem))
+        if attempt.is_question:
+            self._review_by(now + _REVIEW_S)
+
+    # --- what there is to report ---
+
+    @property
+    def problems(self) -> tuple[str, ...]:
+        """The reported problems that have not been resolved."""
+        common = [self._outage.problem, self._removals.problem, *(one.problem for one in self._common.values())]
+        own = (problem for record in self.records.values() for problem in record.problems().values())
+        return (*filter(None, common), *own)
+
+    @property
+    def is_done(self) -> bool:
+        """Whether each object is written, deleted, held or refused, or nothing may be written."""
+        if self.view is not View.REVIEWED or not self._is_listed:
+            return False
+        is_reviewed = self._review_at == math.inf
+        return self._removals.is_foreign or (is_reviewed and all(map(self._is_settled, self.records.values())))
+
+    def _is_settled(self, record: Record) -> bool:
+        is_held = record.next.is_held or (isinstance(record.end, Missing) and bool(self._removals.problem))
+        if record.next.ticket or (record.next.due_at < math.inf and not is_held):
+            return False
+        return record.wanted is None or record.wanted.received is not None or bool(record.access.problem)
+
+    # --- the guard against mass removal ---
+
+    def _review(self, now: float, watch: Watch) -> None:
+        """Let the guard judge the missing clusters, once the daemon was asked about each that may be missing."""
+        self._review_at = math.inf
+        if not self._is_listed or self.view in {View.INCOMPLETE, View.UNIDENTIFIED}:
+            return
+        own = [record for record in self.records.values() if record.is_own(self.identity)]
+        doubted = [
+            (record, observed)
+            for record in own
+            if record.lacks_cluster(self.identity)
+            and isinstance(record.end, Unasked | Missing)
+            and (observed := record.observed) is not None
+            and is_followed(watch, observed.cluster)
+        ]
+        was_foreign, was_problem = self._removals.is_foreign, self._removals.problem
+        if any(isinstance(record.end, Unasked) and not record.next.failures for record, _ in doubted):
+            if len(doubted) == len(own):
+                return
+        else:
+            missing = {
+                Removal(record.name, seen.cluster, f"{seen.cluster_uid}{seen.incarnation}", seen.uid): (record, seen)
+                for record, seen in doubted
+                if isinstance(record.end, Missing)
+            }
+            confirmed = self._removals.review(missing.keys(), len(own), now)
+            self._tell({"removals": was_problem}, {"removals": self._removals.problem}, "no longer held")
+            for record, observed in map(missing.__getitem__, confirmed):
+                end = record.end
+                if isinstance(end, Missing) and end.answered_at >= end.since + _removal_guard.SECOND_LOOK_S:
+                    end = Ended(observed.cluster_uid, end.answered_at + records.EVIDENCE_S)
+                    self._put(replace(record, end=end, next=record.next.at(now)))
+        if self.view is View.UNREVIEWED or was_foreign:
+            self.view = View.REVIEWED
+            for record in [*self.records.values()]:
+                self._put(replace(record, next=record.next.at(now)))
+
+    def _review_by(self, at: float) -> None:
+        self._review_at = min(self._review_at, at)
+
+    # --- records and attempts ---
+
+    def _record(self, name: str) -> Record:
+        unknown = Record(name, object=records.Absent() if self._is_listed else records.Unread(None))
+        return self.records.get(name, unknown)
+
+    def _observe(self, record: Record, found: ObservedObject | None, now: float, *, by_us: bool = False) -> Record:
+        """Raises PublishedByAnother if the object was written for another group or filter."""
+        kind = self.renderer.resource.kind
+        is_own = found is not None and found.owner(self.identity) is Owner.SELF
+        if found is not None and is_own and not self._removals.accepts and (other := found.difference(self.identity)):
+            raise PublishedByAnother(
+                f"{kind} {found.name} of publisher {self.identity.publisher!r} {other}: check the daemon's address and "
+                "the filter, choose another --publisher, or take the objects over with --accept-removals"
+            )
+        if found is None and isinstance(record.object, Finalizing):
+            self._report(f"deleted {kind} {record.name}")
+            record = replace(record, next=Attempt(now))
+        return records.observe(record, found, self.identity, now, by_us=by_us)
+
+    def _interrupted(self, error: Exception, now: float) -> None:
+        """Send nothing to the API server for a while, because it cannot be reached."""
+        before = self._outage
+        if now >= before.due_at:
+            problem, failures = f"publishing is interrupted: {error}; retrying", before.failures + 1
+            self._outage = Attempt(now + _BACKOFF.delay(failures, self._draw), failures=failures, problem=problem)
+            self._tell({"": before.problem}, {"": problem})
+
+    def _contacted(self) -> None:
+        self._tell({"": self._outage.problem}, {"": ""}, "publishing continues")
+        self._outage = Attempt(-math.inf)
+
+    def _attempt(self, name: str, lane: Lane) -> Attempt:
+        record = self._record(name)
+        return self._common.get(lane) or (record.access if lane is Lane.ACCESS else record.next)
+
+    def _set(self, name: str, lane: Lane, attempt: Attempt) -> None:
+        if lane in self._common:
+            self._tell({"": self._common[lane].problem}, {"": attempt.problem})
+            self._common[lane] = attempt
+            self._push(name, lane, attempt)
+        elif lane is Lane.ACCESS:
+            self._put(replace(self._record(name), access=attempt))
+        else:
+            self._put(replace(self._record(name), next=attempt))
+
+    def _put(self, record: Record) -> None:
+        """Replace a record: report what is a problem now, or no longer is, and schedule its attempts."""
+        before = self._record(record.name)
+        self._tell(before.problems(), record.problems())
+        if record.engaged or record.next.ticket or not isinstance(record.object, records.Absent):
+            self.records[record.name] = record
+            self._push(record.name, Lane.OBJECT, record.next, before.next)
+            self._push(record.name, Lane.ACCESS, record.access, before.access)
+        else:
+            self.records.pop(record.name, None)
+
+    def _push(self, name: str, lane: Lane, attempt: Attempt, before: Attempt | None = None) -> None:
+        if attempt is not before and attempt.due_at < math.inf and not attempt.ticket:
+            self._number += 1
+            heapq.heappush(self._due, (attempt.due_at, self._number, name, lane))
+
+    def _tell(self, before: Mapping[str, str], after: Mapping[str, str], resolved: str = "resolved") -> None:
+        for subject in before.keys() | after.keys():
+            message = after.get(subject, "")
+            if message != before.get(subject, ""):
+                self._report(f"{subject}: {message or resolved}" if subject else message or resolved)
+
+
+def _is_final(error: Exception) -> bool:
+    """Return whether a retry would fail too, unless something else changes."""
+    if isinstance(error, StatusError):
+        return not isinstance(error, Unavailable | TimedOut) and error.retry_after is None
+    return isinstance(error, DiscoveryError) and not isinstance(error, TargetUnavailable)

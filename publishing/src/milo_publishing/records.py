@@ -1,0 +1,291 @@
+"""What is known about the object of one name, and what may be done about it. No I/O; time is an argument.
+
+`decide` returns the next request. It alone returns `Delete`, in one row:
+
+| the object    | its cluster is | the evidence that it ended       | next request                                |
+|---------------|----------------|----------------------------------|---------------------------------------------|
+| `Absent`      | engaged        |                                  | `Create`                                    |
+| `Unread`      |                |                                  | `Read`                                      |
+| `Present`     | engaged        |                                  | `Apply`, if it differs                      |
+| `Present`     | not engaged    | `Unasked`, `Missing`             | `Ask`, and again after 10 s                 |
+| `Present`     | not engaged    | `Elsewhere`                      | none before the next list                   |
+| **`Present`** | not engaged    | **`Ended`, for at most 10 s**    | **`Delete`, while its source is streaming** |
+| `Present`     | not engaged    | `Ended` before, or then changed  | `Ask`; one answer makes it valid again      |
+| `Finalizing`  |                |                                  | `Read`, until its finalizers are done       |
+
+All rows but the first are about this publisher's objects; others are never changed. A cluster is engaged if one with
+the UID in the object's annotation is. `Ended` comes from a live DISENGAGED event whose reason concerns the cluster
+itself, or from two answers that it is `Missing`, if the guard against mass removal agrees. An engagement drops it.
+
+Each write and deletion requires the UID and resource version that were observed, so it fails if another client wrote
+meanwhile, such as the replica that owns the cluster now. Then the object is read, and the daemon is asked again, but
+not before each member of a shard group must know what the owner knows.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import msgspec
+from msgspec.structs import replace
+
+from milo_discovery import _removal_guard
+from milo_publishing.objects import Document, ObservedObject, Owner, changes, claim, is_valid_name
+
+if TYPE_CHECKING:
+    from milo_discovery._kubeconfig_access import KubeconfigAccess
+    from milo_discovery.model import Cluster
+    from milo_publishing.objects import Identity
+    from milo_publishing.rendering import Renderer
+
+EVIDENCE_S = 10.0
+"""How long an answer or event permits the deletion of an object."""
+CHECK_S = 1.0
+"""How often an object waits for its source again: no event reports that a source is no longer stale."""
+
+
+class Absent(msgspec.Struct, frozen=True):
+    """The API server has no object of this publisher."""
+
+
+class Unread(msgspec.Struct, frozen=True):
+    """The outcome of the last write is unknown, or another client has changed the object."""
+
+    observed: ObservedObject | None
+
+
+class Present(msgspec.Struct, frozen=True):
+    observed: ObservedObject
+
+
+class Finalizing(msgspec.Struct, frozen=True):
+    """The object's deletion was requested, and it waits for its finalizers."""
+
+    observed: ObservedObject
+
+
+class Unasked(msgspec.Struct, frozen=True):
+    """Nothing is known about the cluster's end."""
+
+    ask_at: float = -math.inf
+
+
+class Missing(msgspec.Struct, frozen=True):
+    """The daemon has answered that the cluster is not engaged, or does not match the filter."""
+
+    since: float
+    answered_at: float
+
+
+class Elsewhere(msgspec.Struct, frozen=True):
+    """The cluster is engaged, or another member of the group is to engage it, as far as is known."""
+
+    ask_at: float = math.inf
+
+
+class Ended(msgspec.Struct, frozen=True):
+    """The cluster of this UID has ended."""
+
+    cluster_uid: str
+    until: float
+    """How long the object may be deleted."""
+    ask_at: float = -math.inf
+
+
+class Received(msgspec.Struct, frozen=True):
+    """The server and CA of a cluster, with a credential if the object embeds it; None to publish without them."""
+
+    access: KubeconfigAccess | None
+
+
+class Engaged(msgspec.Struct, frozen=True):
+    cluster: Cluster
+    received: Received | None
+
+
+class Read(msgspec.Struct, frozen=True):
+    name: str
+
+
+class Create(msgspec.Struct, frozen=True):
+    """Create the object; fails if an object with its name exists."""
+
+    body: Document
+
+
+class Apply(msgspec.Struct, frozen=True):
+    """Apply the object, its status, or both, if it is unchanged."""
+
+    uid: str
+    resource_version: str
+    body: Document | None
+    status: Document | None
+
+
+class Delete(msgspec.Struct, frozen=True):
+    """Delete the object, if it is unchanged."""
+
+    name: str
+    uid: str
+    resource_version: str
+
+
+class Ask(msgspec.Struct, frozen=True):
+    """Ask the daemon whether a cluster is engaged."""
+
+    cluster: str
+    uid: str
+
+
+Request = Read | Create | Apply | Delete | Ask
+
+
+class Wait(msgspec.Struct, frozen=True):
+    """Decide again at this time. `is_held`: it depends on the daemon alone."""
+
+    until: float
+    is_held: bool = False
+
+
+class Refuse(msgspec.Struct, frozen=True):
+    """Do not write the object."""
+
+    reason: str
+
+
+class Attempt(msgspec.Struct, frozen=True):
+    """When the next request is due, or that one is being made."""
+
+    due_at: float = math.inf
+    ticket: int = 0
+    """The number of the request that is queued or in flight; 0 if none is."""
+    failures: int = 0
+    is_question: bool = False
+    """Whether the request is for the daemon, and changes nothing."""
+    writes: int = 0
+    """Consecutive writes that did not settle the object."""
+    problem: str = ""
+    is_held: bool = False
+    """Whether it waits for the daemon alone."""
+
+    def at(self, when: float) -> Attempt:
+        """Make a request by this time; after a failure, not before its backoff ends."""
+        if self.is_question:
+            return Attempt(when)  # what is in flight is about a former state
+        return self if self.failures else replace(self, due_at=min(self.due_at, when))
+
+
+class Record(msgspec.Struct, frozen=True):
+    """The object of one name."""
+
+    name: str
+    engaged: tuple[Engaged, ...] = ()
+    """The engaged clusters of this object name. The first is published, and the others are reported."""
+    object: Absent | Unread | Present | Finalizing = Absent()
+    end: Unasked | Missing | Elsewhere | Ended = Unasked()
+    answered_at: float = -math.inf
+    """When a request about this object alone was last answered."""
+    next: Attempt = Attempt()
+    """The next request about the object."""
+    access: Attempt = Attempt()
+    """The next request for the server and CA of its cluster."""
+
+    @property
+    def wanted(self) -> Engaged | None:
+        return self.engaged[0] if self.engaged else None
+
+    @property
+    def observed(self) -> ObservedObject | None:
+        """The object as last observed."""
+        return None if isinstance(self.object, Absent) else self.object.observed
+
+    def is_own(self, identity: Identity) -> bool:
+        """Return whether the object is this publisher's, and its deletion was not requested."""
+        observed = None if isinstance(self.object, Finalizing) else self.observed
+        return observed is not None and observed.owner(identity) is Owner.SELF
+
+    def lacks_cluster(self, identity: Identity) -> bool:
+        """Return whether the object is this publisher's, and its cluster is not engaged."""
+        if not isinstance(self.object, Present) or not self.is_own(identity):
+            return False
+        return self.wanted is None or self.wanted.cluster.uid != self.object.observed.cluster_uid
+
+    def problems(self) -> dict[str, str]:
+        """Return the problems by their subject."""
+        first = self.wanted.cluster.name if self.wanted else ""
+        problems = {self.name: self.next.problem, f"cluster {first}": self.access.problem}
+        for other in self.engaged[1:]:
+            problems[f"cluster {other.cluster.name}"] = f"the object {self.name} belongs to cluster {first!r}"
+        return {subject: problem for subject, problem in problems.items() if problem}
+
+
+def observe(record: Record, found: ObservedObject | None, identity: Identity, now: float, *, by_us: bool) -> Record:
+    """Return the record with the object as the API server has it. `by_us`: as our write has left it."""
+    if found is None:
+        return replace(record, object=Absent(), end=Unasked())
+    before, end = record.observed, record.end
+    is_same = before is not None and (before.uid, before.resource_version) == (found.uid, found.resource_version)
+    ask_at = now + _removal_guard.SECOND_LOOK_S
+    match end:
+        case Ended(uid) if uid != found.cluster_uid:
+            end = Unasked()
+        case Ended(uid) if not by_us and not is_same:
+            end = Ended(uid, now, ask_at)
+        case Elsewhere() if not by_us and not is_same:
+            end = Elsewhere(ask_at)
+        case Unasked() | Missing() if not by_us and not is_same and before is not None:
+            end = Unasked(ask_at)
+    is_finalizing = found.owner(identity) is Owner.SELF and found.finalizers is not None
+    return replace(record, object=Finalizing(found) if is_finalizing else Present(found), end=end)
+
+
+def decide(  # noqa: PLR0911  (a table)
+    record: Record, renderer: Renderer, identity: Identity, now: float, *, is_followed: bool
+) -> Request | Wait | Refuse | None:
+    """Return the next request about an object; None if there is nothing to do.
+
+    `is_followed`: whether the daemon is connected, and the source of the object's cluster is streaming.
+    """
+    match record.object:
+        case Unread() | Finalizing():
+            return Read(record.name)
+        case Present(observed) if record.is_own(identity) and record.lacks_cluster(identity):
+            # Also if its cluster was replaced: readers must not apply cached data of the former cluster to the new one.
+            return _end(record, observed, now, is_followed=is_followed)
+        case Present(observed) if record.wanted and not record.is_own(identity):
+            # Even if the object has the UID of this cluster: tenants of another fleet may choose that UID.
+            return Refuse(
+                f"the object of this name belongs to publisher {observed.publisher!r}"
+                if observed.owner(identity) is Owner.OTHER_PUBLISHER
+                else "an object with this name exists, and was not created by this command; delete it, or choose "
+                "another --namespace"
+            )
+    if record.wanted is None or record.wanted.received is None:
+        return None
+    if not is_valid_name(record.name):
+        return Refuse("the name of its cluster cannot be converted to a valid object name")
+    cluster = record.wanted.cluster
+    content = renderer.render(cluster, record.wanted.received.access)
+    if content is None:
+        return Refuse("the daemon provides no server and CA for its cluster")
+    if not isinstance(record.object, Present):
+        return Create(claim(renderer.resource, identity, record.name, cluster, content))
+    observed = record.object.observed
+    body, status = changes(renderer.resource, identity, cluster, content, observed)
+    return None if body is status is None else Apply(observed.uid, observed.resource_version, body, status)
+
+
+def _end(record: Record, observed: ObservedObject, now: float, *, is_followed: bool) -> Delete | Ask | Wait | None:
+    match record.end:
+        case Elsewhere(math.inf):
+            return None
+        case _ if not is_followed:
+            return Wait(now + CHECK_S, is_held=True)
+        case Ended(until=until) if now < until:
+            return Delete(record.name, observed.uid, observed.resource_version)
+        case Missing(_, answered_at):
+            ask_at = answered_at + _removal_guard.SECOND_LOOK_S
+        case Ended(ask_at=ask_at) | Unasked(ask_at) | Elsewhere(ask_at):
+            pass
+    return Ask(observed.cluster, observed.cluster_uid) if ask_at <= now else Wait(ask_at)

@@ -1,0 +1,406 @@
+"""The requests of a publication about each object: single cases, and random histories."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable
+from datetime import UTC, datetime
+from itertools import pairwise
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from msgspec.structs import replace
+
+from milo_discovery import Cluster, Connectivity, ConnectivityState, DisengageReason, EventType, SourceState
+from milo_discovery._kubeconfig_access import KubeconfigAccess
+from milo_discovery._removal_guard import Removals
+from milo_discovery.events import Event
+from milo_discovery.model import SourceStatus
+from milo_publishing.errors import PublishedByAnother, TargetRefused, TargetUnavailable
+from milo_publishing.objects import Identity
+from milo_publishing.publication import Lane, Publication
+from milo_publishing.records import Apply, Ask, Create, Delete, Engaged, Read, Received, Request
+from milo_publishing.rendering import ClusterProfiles
+from tests.simulation.publishing.api_server import ApiServer, is_own
+
+NOW = datetime(2026, 11, 21, 12, tzinfo=UTC)
+ACCESS = KubeconfigAccess(server="https://milo.test/alpha", authorities="PEM")
+PROFILES = ClusterProfiles(cluster_manager="milo", access_provider="milo", copy_labels=("env",))
+STREAMING, STALE = (SourceStatus(state=state) for state in (SourceState.STREAMING, SourceState.STALE))
+
+
+def identity(publisher: str = "milo", only: str = "") -> Identity:
+    return Identity(publication="cluster-profiles", publisher=publisher, filter=only)
+
+
+def cluster(name: str = "alpha", *, uid: str = "1", state: str = "REACHABLE", **fields: Any) -> Cluster:
+    connectivity = Connectivity(state=ConnectivityState[state], since=NOW)
+    return Cluster(name=name, uid=uid, engaged_at=NOW, connectivity=connectivity, **fields)
+
+
+def model_server() -> ApiServer:
+    return ApiServer(lambda _: None, lambda *_: None, pytest.fail)
+
+
+class Publishing:
+    """A publication whose requests are answered at once. The daemon lacks all clusters but those in `elsewhere`."""
+
+    def __init__(self, server: ApiServer | None = None, of: Identity | None = None, *, group: str = "") -> None:
+        self.server = server or model_server()
+        self.removals = Removals()
+        self.reports: list[str] = []
+        self.publication = Publication(
+            PROFILES, of or identity(), self.removals, resync_s=math.inf, report=self.reports.append, draw=lambda: 0.5
+        )
+        self.connected, self.source, self.sources = True, STREAMING, {}
+        self.elsewhere: set[str] = set()
+        self.sent: list[Request] = []
+        self.before: Callable[[Request], None] = lambda _: None
+        """Called before a request takes effect; it may raise."""
+        self.has_access = True
+        self.now = 0.0
+        self._group = group
+
+    def synced(self, *clusters: Cluster) -> Publishing:
+        """Receive a snapshot, and settle."""
+        self.publication.snapshot_begins()
+        self.engage(*clusters)
+        self.publication.snapshot_ends(self.now)
+        return self.settle()
+
+    def engage(self, *clusters: Cluster) -> Publishing:
+        for one in clusters:
+            self.publication.engage(one, None, self.now)
+        return self
+
+    def end(self, one: Cluster, reason: DisengageReason = DisengageReason.DELETED) -> Publishing:
+        self.publication.withdraw(Event(type=EventType.DISENGAGED, cluster=one, reason=reason), self.now)
+        return self
+
+    def settle(self, for_s: float = 0.5) -> Publishing:
+        """Perform what is due within a time; the clock stops at its end."""
+        until = self.now + for_s
+        while (at := self.publication.next_at) <= until:
+            self.now = max(self.now, at)
+            for task in self.publication.due(self.now, self):  # type: ignore[arg-type]  # of the watch it has what is used
+                request = self.publication.request(task, self.now, self)  # type: ignore[arg-type]
+                try:
+                    self._perform(task, request)
+                except (TargetRefused, TargetUnavailable) as error:
+                    self.publication.failed(task, error, self.now)
+        self.now = until
+        return self
+
+    def _perform(self, task: Any, request: Request | Engaged | Lane | None) -> None:
+        match request:
+            case None:
+                pass
+            case Lane.LIST:
+                self.publication.listed(self.now, self.server.list(), self.now)
+            case Lane.IDENTIFY:
+                self.publication.identified(self._group, self.now)
+            case Engaged():
+                if self.has_access:
+                    self.publication.received(task, Received(ACCESS), self.now)
+            case Ask(name):
+                self.sent.append(request)
+                self.publication.asked(task, is_missing=name not in self.elsewhere, now=self.now)
+            case Create() | Apply() | Delete() | Read():
+                self.sent.append(request)
+                self.before(request)
+                self.publication.read(task, request, self.server.apply(request), self.now)
+            case _:
+                raise AssertionError(request)
+
+    @property
+    def object(self) -> Any:
+        return self.server.objects["alpha"]
+
+    @property
+    def uids(self) -> dict[str, str]:
+        """The UIDs of the objects, by name."""
+        return {name: obj["metadata"]["uid"] for name, obj in self.server.objects.items()}
+
+    def writes(self) -> list[type[Request]]:
+        return [type(request) for request in self.sent if not isinstance(request, Ask | Read)]
+
+
+@pytest.fixture
+def publishing() -> Publishing:
+    return Publishing()
+
+
+def test_object_is_created_once_and_not_written_while_unchanged(publishing: Publishing):
+    publishing.synced(cluster(labels={"env": "prod", "tier": "gold"}))
+    assert publishing.object["metadata"]["labels"]["env"] == "prod"
+    assert "tier" not in publishing.object["metadata"]["labels"]
+    assert publishing.object["status"]["conditions"][0]["status"] == "True"
+    assert publishing.writes() == [Create, Apply]
+    again = Publishing(publishing.server).synced(cluster(labels={"env": "prod"}))
+    assert again.writes() == []
+    assert (again.publication.is_done, again.publication.problems) == (True, ())
+
+
+def test_object_is_not_created_before_access_is_known(publishing: Publishing):
+    publishing.has_access = False
+    publishing.synced(cluster())
+    assert not publishing.server.objects
+    assert not publishing.publication.is_done
+
+
+def test_only_status_is_written_when_health_changes(publishing: Publishing):
+    publishing.synced(cluster()).engage(cluster(state="UNREACHABLE")).settle()
+    request = publishing.sent[-1]
+    assert isinstance(request, Apply)
+    assert request.body is None
+    assert publishing.object["status"]["conditions"][0]["status"] == "False"
+
+
+def test_published_condition_keeps_transition_time_while_status_is_unchanged(publishing: Publishing):
+    publishing.synced(cluster())
+    later = Connectivity(state=ConnectivityState.REACHABLE, since=datetime(2026, 11, 22, tzinfo=UTC))
+    publishing.engage(Cluster(name="alpha", uid="1", engaged_at=NOW, connectivity=later)).settle()
+    assert publishing.writes() == [Create, Apply]
+
+
+def test_label_removed_from_cluster_is_removed_from_published_object(publishing: Publishing):
+    publishing.synced(cluster(labels={"env": "prod"})).engage(cluster()).settle()
+    assert "env" not in publishing.object["metadata"]["labels"]
+
+
+def test_object_of_an_ended_cluster_is_deleted_at_once_if_its_source_is_streaming(publishing: Publishing):
+    publishing.synced(cluster(), cluster("beta")).end(cluster()).settle()
+    assert publishing.writes()[-1] is Delete
+    assert [*publishing.server.objects] == ["beta"]
+    assert publishing.reports[-1] == "deleted ClusterProfile alpha"
+
+
+def test_late_evidence_is_asked_for_again_before_the_object_is_deleted(publishing: Publishing):
+    publishing.synced(cluster(), cluster("beta"))
+    publishing.source = STALE
+    publishing.end(cluster()).settle(30.0)
+    assert "alpha" in publishing.server.objects
+    assert publishing.publication.is_done, "a held deletion does not delay --once"
+    publishing.source = STREAMING
+    publishing.settle(3.0)
+    assert [type(request) for request in publishing.sent[-2:]] == [Ask, Delete]
+    assert [*publishing.server.objects] == ["beta"]
+
+
+def test_late_evidence_is_dropped_if_another_replica_has_engaged_the_cluster(publishing: Publishing):
+    publishing.synced(cluster(), cluster("beta"))
+    publishing.source = STALE
+    publishing.end(cluster()).settle(30.0)
+    publishing.source, publishing.elsewhere = STREAMING, {"alpha"}
+    publishing.settle(60.0)
+    assert "alpha" in publishing.server.objects
+
+
+def test_deletion_fails_once_another_replica_has_engaged_the_cluster_and_is_not_repeated():
+    one = Publishing(group="dns").synced(cluster(incarnation="a"), cluster("beta"))
+    two = Publishing(one.server, group="dns").synced(cluster("gamma"))
+
+    def lives_again(request: Request) -> None:
+        if isinstance(request, Delete):
+            two.engage(cluster(incarnation="b")).settle()
+            one.elsewhere.add("alpha")
+
+    one.before = lives_again
+    before = one.uids["alpha"]
+    one.end(cluster(), DisengageReason.NOT_READY).settle(60.0)
+    assert one.writes().count(Delete) == 1
+    assert one.uids["alpha"] == before
+    assert one.object["metadata"]["annotations"]["discovery.miloapis.com/incarnation"] == "b"
+
+
+def test_object_without_a_shard_group_names_no_incarnation(publishing: Publishing):
+    publishing.synced(cluster(incarnation="a"))
+    assert "discovery.miloapis.com/incarnation" not in publishing.object["metadata"]["annotations"]
+
+
+def test_object_of_a_moved_cluster_is_kept_by_the_other_replica():
+    one = Publishing(group="dns").synced(cluster(), cluster("beta"))
+    two = Publishing(one.server, group="dns")
+    one.elsewhere = two.elsewhere = {"alpha", "beta"}
+    before = one.uids
+    one.end(cluster(), DisengageReason.MOVED).settle(60.0)
+    two.synced(cluster(state="UNREACHABLE")).settle(60.0)
+    assert one.uids == before
+
+
+def test_end_of_a_cluster_before_its_reengagement_does_not_allow_deletion_of_its_object(publishing: Publishing):
+    publishing.synced(cluster(), cluster("beta")).end(cluster()).engage(cluster())
+    publishing.end(cluster(), DisengageReason.MOVED).settle(60.0)
+    assert "alpha" in publishing.server.objects
+
+
+@pytest.mark.parametrize(
+    ("group", "of", "difference"),
+    [
+        ("dns", identity(), "belongs to the shard group 'dns', but this daemon belongs to no shard group"),
+        ("", identity(only="-l a=b"), "was written with the filter `-l a=b`, but this run has no filter"),
+    ],
+)
+def test_object_of_another_group_or_filter_stops_the_publisher(group: str, of: Identity, difference: str):
+    other = Publishing(of=of, group=group).synced(cluster())
+    with pytest.raises(PublishedByAnother, match=f"alpha of publisher 'milo' {difference}"):
+        Publishing(other.server).synced(cluster())
+
+
+def test_object_of_a_replaced_cluster_is_deleted_before_it_is_created_again(publishing: Publishing):
+    publishing.synced(cluster(), cluster("beta"))
+    before = publishing.uids["alpha"]
+    publishing.end(cluster(), DisengageReason.REPLACED).engage(cluster(uid="2")).settle()
+    assert publishing.writes()[-3:] == [Delete, Create, Apply]
+    assert publishing.uids["alpha"] != before
+
+
+def test_object_of_a_cluster_that_was_replaced_unseen_is_deleted_after_two_answers(publishing: Publishing):
+    publishing.synced(cluster(), cluster("beta"))
+    before = publishing.uids["alpha"]
+    other = Publishing(publishing.server).synced(cluster(uid="2"), cluster("beta")).settle(5.0)
+    assert other.uids["alpha"] == before
+    other.settle(30.0)
+    assert sum(isinstance(request, Ask) for request in other.sent) == 2
+    assert other.uids["alpha"] != before
+
+
+def test_access_of_a_cluster_that_was_replaced_meanwhile_is_not_published(publishing: Publishing):
+    publishing.synced(cluster(), cluster("beta")).end(cluster(), DisengageReason.REPLACED)
+    publishing.has_access = False
+    publishing.engage(cluster(uid="2")).settle()
+    assert [*publishing.server.objects] == ["beta"]
+
+
+@pytest.mark.parametrize(
+    ("labels", "reason"),
+    [
+        ({}, "was not created"),
+        ({"app.kubernetes.io/managed-by": "Helm"}, "was not created"),
+        (Identity(publication="flux-kubeconfigs", publisher="milo").labels(), "was not created"),
+        (identity("other").labels(), "publisher 'other'"),
+    ],
+)
+def test_objects_of_other_publishers_or_programs_are_neither_overwritten_nor_deleted(
+    publishing: Publishing, labels: dict[str, str], reason: str
+):
+    annotations = {"discovery.miloapis.com/cluster-uid": "1"}
+    publishing.server.put("alpha", {"metadata": {"name": "alpha", "labels": labels, "annotations": annotations}})
+    before = copy.deepcopy(publishing.server.objects)
+    publishing.server.list = list  # type: ignore[method-assign]  # of objects with other labels
+    publishing.synced(cluster(), cluster("beta"))
+    assert [reason in problem for problem in publishing.publication.problems] == [True]
+    publishing.end(cluster()).settle(60.0)
+    assert publishing.publication.problems == ()
+    assert publishing.object == before["alpha"]
+
+
+def test_object_that_another_client_keeps_changing_is_not_written_forever(publishing: Publishing):
+    def change(request: Request) -> None:
+        if isinstance(request, Apply):
+            publishing.server.touch("alpha", {"other": str(len(publishing.sent))})
+
+    publishing.before = change
+    publishing.synced(cluster()).settle(60.0)
+    assert len(publishing.sent) < 20
+    assert "still differs" in publishing.publication.problems[0]
+
+
+def test_failed_write_is_retried_with_growing_delays_and_its_outcome_is_read_first(publishing: Publishing):
+    failed_at: list[float] = []
+
+    def fail(request: Request) -> None:
+        if not isinstance(request, Read):
+            failed_at.append(publishing.now)
+            raise TargetUnavailable("500: the webhook fails")
+
+    publishing.before = fail
+    publishing.synced(cluster()).settle(60.0)
+    delays = [later - earlier for earlier, later in pairwise(failed_at)]
+    assert delays == sorted(delays)
+    assert 5 < len(delays) < 10
+    assert {type(request) for request in publishing.sent} == {Create, Read}
+    assert publishing.publication.problems == ("500: the webhook fails",)
+    publishing.before = lambda _: None
+    publishing.settle(60.0)
+    assert publishing.publication.problems == ()
+    assert "alpha" in publishing.server.objects
+
+
+def test_outage_of_the_api_server_is_reported_once_and_ends_for_all_objects(publishing: Publishing):
+    def refuse(_: Request) -> None:
+        raise TargetUnavailable("connection refused", is_unsent=True)
+
+    publishing.before = refuse
+    publishing.synced(*(cluster(name) for name in ("alpha", "beta", "gamma"))).settle(60.0)
+    interrupted = "publishing is interrupted: connection refused; retrying"
+    assert publishing.reports == [interrupted]
+    assert publishing.publication.problems == (interrupted,)
+    publishing.before = lambda _: None
+    publishing.settle(30.0)
+    assert publishing.reports[1] == "publishing continues"
+    assert len(publishing.server.objects) == 3
+
+
+NAMES = st.sampled_from(["a", "b"])
+CLUSTERS = st.builds(
+    cluster,
+    NAMES,
+    uid=st.sampled_from(["1", "2"]),
+    state=st.sampled_from(["REACHABLE", "UNREACHABLE", "UNKNOWN"]),
+    labels=st.sampled_from([{}, {"env": "prod"}]),
+    organization=st.sampled_from(["", "acme"]),
+)
+STEPS = st.lists(
+    st.one_of(
+        st.tuples(st.just("engage"), CLUSTERS),
+        st.tuples(st.sampled_from(["end", "restart", "foreign", "remove"]), NAMES),
+        st.tuples(st.just("wait"), st.sampled_from([0.0, 0.2, 5.0, 30.0])),
+    )
+)
+
+
+@given(STEPS)
+def test_objects_are_those_of_the_engaged_clusters_after_random_histories(steps: list[tuple[str, Any]]):
+    at = Publishing().synced()
+    engaged: dict[str, Cluster] = {}
+    for step, what in steps:
+        match step:
+            case "engage":
+                if what.name in engaged and engaged[what.name].uid != what.uid:
+                    at.end(engaged[what.name], DisengageReason.REPLACED)
+                engaged[what.name] = what
+                at.engage(what)
+            case "end" if what in engaged:
+                at.end(engaged.pop(what))
+            case "restart":
+                at = Publishing(at.server).synced(*engaged.values())
+            case "foreign" if what not in at.server.objects:
+                at.server.put(what, {"metadata": {"name": what}, "spec": {}})
+            case "remove":
+                at.server.objects.pop(what, None)
+            case "wait":
+                at.settle(what)
+    foreign = {name: obj for name, obj in at.server.objects.items() if not is_own(obj)}
+    last = Publishing(at.server).synced(*engaged.values())
+    last.removals.accepts = True
+    last.settle(60.0)
+    published = {
+        name: obj["metadata"]["annotations"]["discovery.miloapis.com/cluster-uid"]
+        for name, obj in last.server.own().items()
+    }
+    assert published == {name: one.uid for name, one in engaged.items() if name not in foreign}
+    assert {name: last.server.objects[name] for name in foreign} == foreign
+
+
+def test_reason_that_does_not_concern_the_cluster_is_no_evidence_of_its_end(publishing: Publishing):
+    publishing.elsewhere = {"alpha"}
+    publishing.synced(cluster(), cluster("beta")).end(cluster(), DisengageReason.REVOKED).settle(60.0)
+    assert "alpha" in publishing.server.objects
+
+
+def test_identity_selects_only_objects_of_the_publisher():
+    assert replace(identity(), group="dns").selector() == identity().selector()

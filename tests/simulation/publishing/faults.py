@@ -1,0 +1,154 @@
+"""The changes and faults of a simulation, at random times."""
+
+from tests.simulation.publishing.replica import Replica
+from tests.simulation.publishing.simulation_run import FAULTS_UNTIL_S, PROJECTS, Known, Simulation
+
+CHANGES = (
+    "flap",
+    "flap",
+    "recreate",
+    "delete",
+    "move",
+    "move",
+    "flap_and_move",
+    "flap_and_move_while_unreachable",
+    "change_endpoint",
+)
+
+
+class Faults:
+    def __init__(self, world: Simulation) -> None:
+        self._world = world
+        self._random = world.random
+
+    # --- changes of projects ---
+
+    def delete(self) -> None:
+        self._world.change(self._name(), None)
+
+    def recreate(self) -> None:
+        name = self._name()
+        self._world.change(name, None)
+        self._later(0.01, 30, lambda: self._world.change(name, Known(self._world.number(), is_ready=True)))
+
+    def flap(self) -> None:
+        """Make a project not ready for some time, or ready if it is not."""
+        name = self._name()
+        project = self._world.projects.get(name) or Known(self._world.number(), is_ready=False)
+        self._world.change(name, Known(project.uid, not project.is_ready))
+        if project.is_ready:
+            self._later(0.01, 30, lambda: self._ready(name, project.uid))
+
+    def flap_and_move(self) -> None:
+        """Make a project not ready, and ready again when the other replica owns it."""
+        name = self._name()
+        project = self._world.projects.get(name)
+        if project is not None and project.is_ready:
+            self._world.change(name, Known(project.uid, is_ready=False))
+            self._later(0.01, 10, lambda: self._world.move(name))
+            self._later(0.01, 20, lambda: self._ready(name, project.uid))
+
+    def flap_and_move_while_unreachable(self) -> None:
+        """The same while the API server cannot be reached, so that the deletion is late."""
+        self.flap_and_move()
+        self.stop_api()
+
+    def move(self) -> None:
+        self._world.move(self._name())
+
+    def change_endpoint(self) -> None:
+        self._world.change_endpoint(self._name())
+
+    def _ready(self, name: str, uid: str) -> None:
+        found = self._world.projects.get(name)
+        if found is not None and found.uid == uid:
+            self._world.change(name, Known(uid, is_ready=True))
+
+    # --- replicas and their daemons ---
+
+    def kill_publisher(self) -> None:
+        self._world.kill_publisher(self._random.randrange(2))
+
+    def kill_daemon(self) -> None:
+        self._world.kill_daemon(self._random.randrange(2))
+
+    def break_stream(self) -> None:
+        replica = self._replica()
+        replica.disconnect()
+        self._later(0.01, 20, replica.connect)
+
+    def make_stale(self) -> None:
+        daemon = self._random.choice(self._world.daemons)
+        daemon.lose_contact()
+        self._later(1, 60, daemon.regain_contact)
+
+    def fail_daemon_calls(self) -> None:
+        self._world.daemon_errors = self._random.uniform(0.2, 0.9)
+        self._later(1, 40, lambda: setattr(self._world, "daemon_errors", 0.0))
+
+    # --- the API server ---
+
+    def stop_api(self) -> None:
+        self._world.is_down = True
+        self._later(1, 60, lambda: setattr(self._world, "is_down", False))
+
+    def fail_requests(self) -> None:
+        self._world.errors = self._random.uniform(0.1, 0.9)
+        self._later(1, 60, lambda: setattr(self._world, "errors", 0.0))
+
+    def fail_one_object(self) -> None:
+        self._world.failing = self._object()
+        self._later(1, 60, lambda: setattr(self._world, "failing", ""))
+
+    def delay_requests(self) -> None:
+        self._world.slow = self._random.uniform(0.1, 0.9)
+        self._later(1, 60, lambda: setattr(self._world, "slow", 0.0))
+
+    def add_finalizers(self) -> None:
+        for name in self._world.api.own():
+            if self._random.random() < 0.5:
+                self._world.api.add_finalizer(name)
+        self._later(5, 60, self._world.api.remove_finalizers)
+
+    # --- other clients of the API server ---
+
+    def touch(self) -> None:
+        if (name := self._object()) in self._world.api.objects:
+            self._world.api.touch(name, {"other": self._world.number()})
+
+    def delete_object(self) -> None:
+        if (name := self._object()) in self._world.api.objects:
+            self._world.api.delete(name)
+
+    def take_name(self) -> None:
+        """Create an object of a publisher's name as another program, and delete it later."""
+        name, api = self._object(), self._world.api
+        if name not in api.objects:
+            api.put(name, {"metadata": {"name": name}, "spec": {}})
+            self._later(1, 60, lambda: api.objects.pop(name, None) if name not in api.own() else None)
+
+    def _name(self) -> str:
+        return self._random.choice(PROJECTS)
+
+    def _object(self) -> str:
+        return self._name() + self._world.renderer.suffix
+
+    def _replica(self) -> Replica:
+        return self._random.choice(self._world.replicas)
+
+    def _later(self, least: float, most: float, happens) -> None:  # type: ignore[no-untyped-def]
+        self._world.timeline.after(self._random.uniform(least, most), happens)
+
+
+KINDS = [name for name in vars(Faults) if not name.startswith("_")]
+
+
+def schedule(world: Simulation) -> float:
+    """Plan random changes and faults; return the time when all of them have ended."""
+    faults, random = Faults(world), world.random
+    planned = random.choices(KINDS, k=random.randint(4, 14)) + random.choices(CHANGES, k=random.randint(4, 14))
+    for kind in planned:
+        at = random.uniform(5, FAULTS_UNTIL_S)
+        world.outcome.faults.append(f"{at:.0f} {kind}")
+        world.timeline.at(at, getattr(faults, kind))
+    return FAULTS_UNTIL_S + 70.0

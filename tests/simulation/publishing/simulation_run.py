@@ -1,0 +1,304 @@
+"""One seeded simulation: two replicas of a shard group on virtual time, random faults, and validators of objects."""
+
+import base64
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from random import Random
+from typing import NamedTuple
+
+from milo_discovery import DisengageReason
+from milo_publishing.errors import TargetUnavailable
+from milo_publishing.objects import CLUSTER_UID, FIELDS, ObservedObject
+from milo_publishing.publication import Task
+from milo_publishing.records import Delete, Request
+from tests.simulation.publishing.api_server import ApiServer, Document, incarnation
+from tests.simulation.publishing.replica import RENDERERS, Daemon, Replica
+from tests.simulation.sharding.host import Timeline
+
+PROJECTS = [f"project-{number}" for number in range(8)]
+FAULTS_UNTIL_S = 240.0
+SETTLED_WITHIN_S = 150.0
+"""The time within which the objects are those of the clusters after the last fault: a backoff of 30 s, a list, and two
+looks at each missing cluster."""
+MAX_LAG_S = 8.0
+"""How late a daemon learns of a change, which is sooner than the second look at a missing cluster."""
+EVIDENCE_S = 10.0
+TIMEOUT_S = 20.0
+
+
+class Known(NamedTuple):
+    uid: str
+    is_ready: bool
+
+
+@dataclass
+class Outcome:
+    seed: int
+    breaches: list[str] = field(default_factory=list)
+    faults: list[str] = field(default_factory=list)
+    deletions: int = 0
+    writes: int = 0
+    conflicts: int = 0
+    settled_s: float = 0.0
+    virtual_s: float = 0.0
+
+
+class Simulation:
+    def __init__(self, seed: int) -> None:
+        self.random = Random(seed)
+        self.timeline = Timeline()
+        self.outcome = Outcome(seed)
+        self.api = ApiServer(self._deleted, self._written, self.breach)
+        self.projects: dict[str, Known] = {}
+        self.ready_since: dict[str, float] = {}
+        """Since when a project with this UID is ready."""
+        self.is_down = False
+        self.errors = 0.0
+        self.failing: str = ""
+        self.daemon_errors = 0.0
+        self.slow = 0.0
+        self._numbers = 0
+        self._learned_at: dict[tuple[str, str], float] = {}
+        self._endpoints: dict[str, int] = {}
+        self.renderer = self.random.choice(RENDERERS)
+        self.daemons = [Daemon(self, name) for name in ("one", "two")]
+        self.replicas = [self._start(daemon) for daemon in self.daemons]
+        for name in PROJECTS:
+            self.daemons[self.random.randrange(2)].assigned.add(name)
+            if self.random.random() < 0.8:
+                self.change(name, Known(self.number(), is_ready=True))
+
+    def number(self) -> str:
+        self._numbers += 1
+        return f"n{self._numbers}"
+
+    def endpoint(self, name: str) -> str:
+        return f"https://{name}-{self._endpoints.get(name, 0)}.test"
+
+    def breach(self, text: str) -> None:
+        self.outcome.breaches.append(f"{self.timeline.now:.2f}: {text}")
+
+    # --- projects and their owners ---
+
+    def change(self, name: str, project: Known | None) -> None:
+        """Change a project; each daemon learns of it later, in order."""
+        before = self.projects.pop(name, None)
+        if project is not None:
+            self.projects[name] = project
+        if before is not None and (project is None or project.uid != before.uid or not project.is_ready):
+            self.ready_since.pop(before.uid, None)
+        if project is not None and project.is_ready:
+            self.ready_since.setdefault(project.uid, self.timeline.now)
+        for daemon in self.daemons:
+            at = self.timeline.now + self.random.uniform(0.01, MAX_LAG_S if self.random.random() < 0.1 else 0.5)
+            at = max(at, self._learned_at.get((daemon.name, name), 0.0))
+            self._learned_at[daemon.name, name] = at
+            self.timeline.at(at, partial(daemon.learn, name, project))
+
+    def move(self, name: str) -> None:
+        """Move a cluster to the other replica, which may engage it once the former owner has disengaged it."""
+        former = next((daemon for daemon in self.daemons if name in daemon.assigned), None)
+        if former is None or former.is_dead:
+            return
+        new = next(daemon for daemon in self.daemons if daemon is not former)
+        former.assigned.discard(name)
+        former.disengage(name, DisengageReason.MOVED)
+        self.timeline.after(self.random.uniform(0.01, 2.0), partial(self.assign, new, name))
+
+    def assign(self, daemon: Daemon, name: str) -> None:
+        if daemon.is_dead:
+            daemon = next(other for other in self.daemons if other is not daemon)
+        daemon.assigned.add(name)
+        daemon.engage(name)
+
+    def change_endpoint(self, name: str) -> None:
+        self._endpoints[name] = self._endpoints.get(name, 0) + 1
+        for daemon in self.daemons:
+            if (cluster := daemon.engaged.get(name)) is not None:
+                daemon.updated(cluster, self.endpoint(name))
+
+    # --- replicas ---
+
+    def _start(self, daemon: Daemon) -> Replica:
+        replica = Replica(self, daemon, self.renderer)
+        self.timeline.after(self.random.uniform(0.01, 0.5), replica.connect)
+        return replica
+
+    def kill_publisher(self, index: int) -> None:
+        self.replicas[index].is_killed = True
+        self.daemons[index].replica = None
+        self.timeline.after(self.random.uniform(0.5, 40), partial(self._restart_publisher, index))
+
+    def _restart_publisher(self, index: int) -> None:
+        if self.replicas[index].is_killed:
+            self.replicas[index] = self._start(self.daemons[index])
+
+    def kill_daemon(self, index: int) -> None:
+        """Kill a daemon. Its subscriber loses the ownership before the other member takes over."""
+        daemon, replica = self.daemons[index], self.replicas[index]
+        if any(other.is_dead for other in self.daemons):
+            return
+        daemon.is_dead = True
+        daemon.engaged.clear()
+        replica.disconnect()
+        back_s = self.random.uniform(1, 60)
+        takeover_s = 30.0
+        self.timeline.after(takeover_s - 5, lambda: replica.connected or replica.lose_ownership())
+        self.timeline.after(takeover_s, partial(self._take_over, index))
+        self.timeline.after(back_s, partial(self._restart_daemon, index))
+
+    def _take_over(self, index: int) -> None:
+        if self.daemons[index].is_dead:
+            lost, self.daemons[index].assigned = self.daemons[index].assigned, set()
+            for name in sorted(lost):
+                self.assign(self.daemons[1 - index], name)
+
+    def _restart_daemon(self, index: int) -> None:
+        self.daemons[index].restart()
+        self.replicas[index].connect()
+
+    # --- network ---
+
+    def send(self, replica: Replica, task: Task, request: Request) -> None:
+        """Send a request to the API server. It may fail before, or take effect after, its sender has timed out."""
+        finish, random = partial(replica.finish, task, request), self.random
+        if self.is_down:
+            self.timeline.after(0.01, partial(finish, TargetUnavailable("refused", is_unsent=True)))
+        elif random.random() < self.errors or (task.name == self.failing and random.random() < 0.9):
+            is_applied = random.random() < 0.3
+            self.timeline.after(0.05, lambda: finish((is_applied and self._apply(request) and None) or _error()))
+        elif random.random() < self.slow:
+            arrives_s = random.uniform(0.1, 60)
+            if arrives_s > TIMEOUT_S:
+                self.timeline.after(TIMEOUT_S, partial(finish, TargetUnavailable("timeout")))
+                self.timeline.after(arrives_s, lambda: self._apply(request) and None)
+            else:
+                self.timeline.after(arrives_s, lambda: self._answer(finish, request, random.uniform(0.001, 3)))
+        else:
+            self.timeline.after(
+                random.uniform(0.001, 0.05), lambda: self._answer(finish, request, random.uniform(0.001, 0.05))
+            )
+
+    def send_list(self, replica: Replica, task: Task) -> None:
+        sent_at = self.timeline.now
+
+        def answered(objects: list[ObservedObject]) -> None:
+            if not replica.is_killed:
+                replica.publication.listed(sent_at, objects, self.timeline.now)
+                replica.step()
+
+        def failed() -> None:
+            if not replica.is_killed:
+                error = TargetUnavailable("refused", is_unsent=self.is_down)
+                replica.publication.failed(task, error, self.timeline.now)
+                replica.step()
+
+        if self.is_down or self.random.random() < self.errors:
+            self.timeline.after(0.01, failed)
+        else:
+            objects = self.api.list()
+            slow_s = self.random.uniform(0, 15) if self.random.random() < self.slow else 0.01
+            self.timeline.after(slow_s, lambda: answered(objects))
+
+    def _answer(self, finish: Callable[[object], None], request: Request, delay: float) -> None:
+        self.timeline.after(delay, partial(finish, self._apply(request)))
+
+    def _apply(self, request: Request) -> object:
+        try:
+            self.outcome.writes += 1
+            return self.api.apply(request)
+        except Exception as error:  # noqa: BLE001  (the answer)
+            self.outcome.conflicts += 1
+            return error
+
+    # --- validators ---
+
+    def judge_decision(self, request: Delete) -> None:
+        """A deletion is decided only for a cluster that was not ready until shortly before."""
+        document = self.api.objects.get(request.name)
+        if document is None or document["metadata"]["uid"] != request.uid:
+            return
+        since = self.ready_since.get(document["metadata"]["annotations"][CLUSTER_UID])
+        if since is not None and self.timeline.now - since > EVIDENCE_S + MAX_LAG_S + 1:
+            self.breach(f"the deletion of {request.name} is sent, whose cluster is ready since {since:.2f}")
+
+    def _deleted(self, document: Document) -> None:
+        """An object that the cluster's owner has written since it engaged the cluster is not deleted, whatever another
+        replica has decided or sent before. If the owner is stale, another may know that the cluster has ended."""
+        self.outcome.deletions += 1
+        name = document["metadata"]["name"]
+        for daemon in self.daemons:
+            cluster = daemon.engaged.get(name.removesuffix("-kubeconfig"))
+            if cluster is not None and not daemon.is_stale and cluster.incarnation == incarnation(document):
+                self.breach(f"{name} is deleted, which its owner has written for incarnation {cluster.incarnation}")
+
+    def _written(self, before: Document, after: Document) -> None:
+        """The address of a cluster never goes back to a former one."""
+        was, now = (_endpoint(document) for document in (before, after))
+        if was is not None and now is not None and now < was:
+            self.breach(f"{after['metadata']['name']} has its former address {now} again, after {was}")
+
+    def judge_report(self, message: str) -> None:
+        if message.startswith("deleted "):
+            found = self.api.objects.get(message.rsplit(" ", 1)[1])
+            if found is not None and "deletionTimestamp" in found["metadata"]:
+                self.breach(f"{message}, but it waits for its finalizers")
+
+    def lacking(self) -> list[str]:
+        """Return how the objects differ from the ready projects."""
+        wanted = {name + self.renderer.suffix: project for name, project in self.projects.items() if project.is_ready}
+        own = self.api.own()
+        texts = [f"{name} is not deleted" for name in own.keys() - wanted.keys()]
+        for name, project in wanted.items():
+            annotations = own.get(name, {"metadata": {}})["metadata"].get("annotations", {})
+            cluster = name.removesuffix(self.renderer.suffix) if self.renderer.suffix else name
+            engaged = next((one.engaged[cluster] for one in self.daemons if cluster in one.engaged), None)
+            if annotations.get(CLUSTER_UID) != project.uid or FIELDS not in annotations:
+                texts.append(f"{name} has no object of {project.uid}")
+            elif engaged is None or incarnation(own[name]) != engaged.incarnation:
+                texts.append(
+                    f"{name} is of incarnation {incarnation(own[name])}, not {engaged and engaged.incarnation}"
+                )
+            elif _endpoint(own[name]) != self._endpoints.get(cluster, 0):
+                texts.append(f"{name} has a former address")
+        return texts
+
+
+def _endpoint(document: Document) -> int | None:
+    """Return the number of the address in an object."""
+    encoded = (document.get("data") or {}).get("value", "")
+    found = re.search(
+        r"https://project-\d+-(\d+)\.test", f"{document.get('status')}{base64.b64decode(encoded).decode()}"
+    )
+    return None if found is None else int(found[1])
+
+
+def _error() -> TargetUnavailable:
+    return TargetUnavailable("500: the webhook fails")
+
+
+def simulate(seed: int, *, prepare: Callable[[Simulation], None] = lambda _: None) -> Outcome:
+    from tests.simulation.publishing.faults import schedule  # noqa: PLC0415 - it schedules on this module's simulation
+
+    world = Simulation(seed)
+    prepare(world)
+    last = schedule(world)
+    world.timeline.run(last)
+    for replica in world.replicas:
+        replica.removals.accepts = True  # what is held waits for an administrator
+    while world.timeline.now < last + SETTLED_WITHIN_S and not world.outcome.breaches:
+        world.timeline.run(world.timeline.now + 5.0)
+        if not world.lacking():
+            world.outcome.settled_s = world.timeline.now - last
+            break
+    if not world.outcome.breaches:
+        for text in world.lacking():
+            world.breach(text)
+    if not world.outcome.breaches:
+        world.timeline.run(world.timeline.now + 60.0)  # and they stay
+        for text in world.lacking():
+            world.breach(f"later: {text}")
+    world.outcome.virtual_s = world.timeline.now
+    return world.outcome
