@@ -2,27 +2,30 @@
 
 import base64
 import datetime as dt
-import secrets
+import time
 from collections.abc import Sequence
+from random import Random
 
 from cryptography.x509 import Name, NameAttribute
 from cryptography.x509.oid import NameOID
 
-_SEQUENCE, _INTEGER, _BITS, _OCTETS = 0x30, 0x02, 0x03, 0x04
+SEQUENCE, INTEGER, BITS, OCTETS, OID = 0x30, 0x02, 0x03, 0x04, 0x06
 _RSA = bytes.fromhex("300d06092a864886f70d0101010500")
 _SHA256_WITH_RSA = bytes.fromhex("300d06092a864886f70d01010b0500")
 _VERSION_3 = bytes.fromhex("a003020102")
 
 
 class GiantPair:
-    """A certificate for 12 hours and its key, in PEM. Its numbers are random."""
+    """A certificate for 12 hours and its key, in PEM. Its numbers are random, but the same for the same size."""
 
-    def __init__(self, bits: int) -> None:
-        modulus, half = _random(bits), bits // 2
-        self._numbers = [0, modulus, 65537, _random(bits), *(_random(half) for _ in range(5))]
+    def __init__(self, bits: int, at: float | None = None) -> None:
+        """`at`: the time from which the certificate is valid, by default now."""
+        random = Random(bits)
+        modulus, secret, *others = (_number_of(size, random) for size in (bits, bits, *[bits // 2] * 5))
+        self._numbers = [0, modulus, 65537, secret, *others]
         self.key = traditional_key(self._numbers)
-        self.key_in_pkcs8 = pem("PRIVATE KEY", field(_SEQUENCE, _number(0), _RSA, field(_OCTETS, _key(self._numbers))))
-        self.certificate = pem("CERTIFICATE", _certificate(modulus, 65537))
+        self.key_in_pkcs8 = pem("PRIVATE KEY", field(SEQUENCE, _number(0), _RSA, field(OCTETS, _key(self._numbers))))
+        self.certificate = pem("CERTIFICATE", _certificate(modulus, 65537, time.time() if at is None else at))
 
 
 def traditional_key(numbers: Sequence[int]) -> bytes:
@@ -43,25 +46,27 @@ def field(tag: int, *parts: bytes) -> bytes:
 
 
 def _key(numbers: Sequence[int]) -> bytes:
-    return field(_SEQUENCE, *map(_number, numbers))
+    return field(SEQUENCE, *map(_number, numbers))
 
 
-def _certificate(modulus: int, exponent: int) -> bytes:
-    now = dt.datetime.now(dt.UTC)
+def _certificate(modulus: int, exponent: int, at: float) -> bytes:
+    now = dt.datetime.fromtimestamp(at, dt.UTC)
     name = Name([NameAttribute(NameOID.COMMON_NAME, "giant")]).public_bytes()
-    validity = (field(0x17, at.strftime("%y%m%d%H%M%SZ").encode()) for at in (now, now + dt.timedelta(hours=12)))
-    public = field(_SEQUENCE, _number(modulus), _number(exponent))
-    signed = field(
-        _SEQUENCE,
-        *(_VERSION_3, _number(1), _SHA256_WITH_RSA, name, field(_SEQUENCE, *validity), name),
-        field(_SEQUENCE, _RSA, field(_BITS, b"\0", public)),
+    validity = (
+        field(0x17, moment.strftime("%y%m%d%H%M%SZ").encode()) for moment in (now, now + dt.timedelta(hours=12))
     )
-    return field(_SEQUENCE, signed, _SHA256_WITH_RSA, field(_BITS, bytes(257)))
+    public = field(SEQUENCE, _number(modulus), _number(exponent))
+    signed = field(
+        SEQUENCE,
+        *(_VERSION_3, _number(1), _SHA256_WITH_RSA, name, field(SEQUENCE, *validity), name),
+        field(SEQUENCE, _RSA, field(BITS, b"\0", public)),
+    )
+    return field(SEQUENCE, signed, _SHA256_WITH_RSA, field(BITS, bytes(257)))
 
 
 def _number(value: int) -> bytes:
-    return field(_INTEGER, value.to_bytes(value.bit_length() // 8 + 1))
+    return field(INTEGER, value.to_bytes(value.bit_length() // 8 + 1))
 
 
-def _random(bits: int) -> int:
-    return secrets.randbits(bits) | 1 | 1 << (bits - 1)
+def _number_of(bits: int, random: Random) -> int:
+    return random.getrandbits(bits) | 1 | 1 << (bits - 1)

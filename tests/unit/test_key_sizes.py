@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 
 from milo_kube.key_sizes import OWN_BITS, RECEIVED_BITS, KeySizeError, check
 from tests.support.certificates import Authority
-from tests.support.giant_keys import GiantPair, traditional_key
+from tests.support.giant_keys import BITS, INTEGER, OCTETS, OID, SEQUENCE, GiantPair, field, traditional_key
 from tests.support.giant_keys import pem as block
 
 ACCEPTED = {
@@ -106,6 +106,22 @@ def test_rsa_key_with_more_than_two_primes_is_refused() -> None:
     numbers = [1, (1 << 2047) | 1, 65537, *[3] * 6]
     with pytest.raises(KeySizeError, match="cannot be read"):
         check(traditional_key(numbers), RECEIVED_BITS)
+
+
+def test_certificate_of_version_1_is_accepted_but_not_with_fields_that_are_missing_or_left_over() -> None:
+    key = field(SEQUENCE, field(SEQUENCE, field(OID, bytes.fromhex("2b6570"))), field(BITS, bytes(33)))
+    signed = field(SEQUENCE, field(INTEGER, b"\1"), *[field(SEQUENCE)] * 4, key)
+    whole = field(SEQUENCE, signed, field(SEQUENCE), field(BITS, b"\0"))
+    assert check(block("CERTIFICATE", whole), RECEIVED_BITS) == ["Ed25519"]
+    for wrong in (whole[:-1], whole + b"\0", b"", field(SEQUENCE, key)):
+        with pytest.raises(KeySizeError, match="cannot be read"):
+            check(block("CERTIFICATE", wrong), RECEIVED_BITS)
+
+
+def test_elliptic_curve_key_that_is_longer_than_its_curve_is_refused() -> None:
+    key = field(SEQUENCE, field(INTEGER, b"\1"), field(OCTETS, bytes(67)))
+    with pytest.raises(KeySizeError, match="cannot be read"):
+        check(block("EC PRIVATE KEY", key), RECEIVED_BITS)
 
 
 def test_encrypted_keys_and_other_pem_are_refused() -> None:

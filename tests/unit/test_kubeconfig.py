@@ -12,7 +12,19 @@ from hypothesis import strategies as st
 
 from milo_kube import act_as, kubeconfig
 from milo_kube.act_as import ActAs
-from milo_kube.kubeconfig import LOCAL, MAX_BYTES, RECEIVED, SERVER, STATED, KubeconfigError, Policy, merged, parse
+from milo_kube.kubeconfig import (
+    LOCAL,
+    MAX_BYTES,
+    RECEIVED,
+    SELF_CONTAINED,
+    SERVER,
+    STATED,
+    KubeconfigError,
+    Policy,
+    merged,
+    parse,
+)
+from tests.support.giant_keys import GiantPair
 
 V1 = "client.authentication.k8s.io/v1"
 CANARY = "canary-7c41e0"
@@ -184,6 +196,50 @@ DOCUMENTS = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(WORDS), inner, max_size=6),
     max_leaves=30,
 )
+
+
+@pytest.mark.parametrize(
+    ("policy", "most"), [(LOCAL, 8_192), (STATED, 4_096), (RECEIVED, 4_096), (SELF_CONTAINED, 4_096)]
+)
+def test_size_of_rsa_keys_is_limited(policy: Policy, most: int) -> None:
+    fits, large = GiantPair(most), GiantPair(most + 1)
+    assert parse(content(user=user_with(fits))).select(policy).key == fits.key
+    said = refused(policy, content(user=user_with(large)))
+    assert said.count(f"that has an RSA key with numbers of {most + 1} bits: accepted are") == 2
+    authorities = {"certificate-authority-data": base64.b64encode(large.certificate).decode()}
+    if policy.is_own:
+        assert parse(content(cluster=authorities)).select(policy).authorities == large.certificate
+    else:
+        assert "certificate-authority-data that has an RSA key" in refused(policy, content(cluster=authorities))
+
+
+def user_with(pair: GiantPair) -> dict[str, str]:
+    pems = {"client-certificate-data": pair.certificate, "client-key-data": pair.key}
+    return {name: base64.b64encode(pem).decode() for name, pem in pems.items()}
+
+
+FIELDS = [
+    *(("cluster", name) for name in ("server", "certificate-authority-data", "tls-server-name", "proxy-url")),
+    *(("user", name) for name in ("token", "client-certificate-data", "client-key-data", "tokenFile", "as")),
+    *(("context", name) for name in ("cluster", "user", "namespace")),
+]
+
+
+@given(st.sampled_from(FIELDS), st.text(st.characters(min_codepoint=0x80), min_size=1, max_size=5), st.text(max_size=9))
+def test_text_that_is_not_ascii_in_any_field_raises_only_kubeconfig_errors(
+    field: tuple[str, str], odd: str, more: str
+) -> None:
+    part, name = field
+    parts: dict[str, Any] = {part: {name: odd + more}}
+    if part == "user" and name.startswith("client-"):
+        other = "client-key-data" if name == "client-certificate-data" else "client-certificate-data"
+        parts["user"][other] = encoded("x")
+    for body in (content(**parts), json.dumps(document(**parts), ensure_ascii=False).encode("utf-8", "surrogatepass")):
+        for policy in (LOCAL, STATED, RECEIVED, SELF_CONTAINED, SERVER, EXACT):
+            with suppress(KubeconfigError):
+                parse(body).select(policy)
+    if name.endswith("-data") and part == "user":
+        assert "not valid base64" in refused(LOCAL, content(**parts))
 
 
 @given(DOCUMENTS, DOCUMENTS, DOCUMENTS)

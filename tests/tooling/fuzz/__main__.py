@@ -20,7 +20,14 @@ from tests.tooling.fuzz.targets import TARGETS
 _LONGEST_INPUT = 2048
 _HANGS_AFTER_S = 20
 _EXECUTED = re.compile(r"stat::number_of_executed_units:\s*(\d+)")
-_SLOW = {"deletions": 0.01, "yaml-documents": 0.1, "kubeconfigs": 0.1, "selectors": 0.2}
+_SLOW = {
+    "deletions": 0.01,
+    "yaml-documents": 0.1,
+    "kubeconfigs": 0.1,
+    "kubeconfig-secrets": 0.1,
+    "kubeconfig-requests": 0.1,
+    "selectors": 0.2,
+}
 """The weights of slow targets, by which executions are divided; the weight of other targets is 1. A run of the daemon
 takes several milliseconds, a YAML document takes one, and long selectors take several.
 """

@@ -12,6 +12,8 @@ from milo_discovery.v1 import discovery_pb2 as pb
 from milo_discoveryd.model.cluster import Target
 from milo_discoveryd.server.calls.revision import Position, TokenSigner
 from milo_discoveryd.state_file.encoding import StateOrigin, StoredCluster, StoredFleet
+from tests.support.certificates import CA
+from tests.support.giant_keys import GiantPair
 
 CORPUS = Path(__file__).parent / "corpus"
 
@@ -38,6 +40,21 @@ _KUBECONFIG = {
     "contexts": [{"name": "a", "context": {"cluster": "a", "user": "a"}}],
     "current-context": "a",
 }
+_NOW = 1_800_000_000.0
+_GIANT, _SMALL = GiantPair(20_000, _NOW), GiantPair(1_024, _NOW)
+_ISSUED = _KUBECONFIG | {
+    "users": [
+        {
+            "name": "a",
+            "user": {
+                "client-certificate-data": base64.b64encode(_SMALL.certificate).decode(),
+                "client-key-data": base64.b64encode(_SMALL.key).decode(),
+            },
+        }
+    ]
+}
+_GIANTS = _ISSUED | {"users": [{"name": "a", "user": {"token": "ü", "client-key-data": "für"}}]}
+_NO_ASCII = "Schlüssel für ☂"
 _FLEET = StoredFleet(
     StateOrigin("https://milo.test", "project"),
     1.0,
@@ -102,7 +119,42 @@ SEEDS: dict[str, list[bytes]] = {
             }
         )
     ],
-    "kubeconfigs": [_json(_KUBECONFIG), yaml.safe_dump(_KUBECONFIG).encode()],
+    "kubeconfigs": [
+        _json(_KUBECONFIG),
+        yaml.safe_dump(_KUBECONFIG).encode(),
+        _json(_ISSUED),
+        yaml.safe_dump(_GIANTS, allow_unicode=True).encode(),
+    ],
+    "kubeconfig-secrets": [
+        _NO_ASCII.encode(),
+        _json({"data": {"kubeconfig": base64.b64encode(_json(_ISSUED)).decode()}}),
+        _json({"data": {"kubeconfig": _NO_ASCII, "t": "ZsO8cg==", "a": _NO_ASCII}}),
+        _json({"data": {"c": base64.b64encode(_SMALL.certificate).decode(), "k": _NO_ASCII}}),
+        base64.b64encode(_GIANT.certificate + _GIANT.key),
+        base64.b64encode(_json(_ISSUED)),
+    ],
+    "kubeconfig-requests": [
+        _NO_ASCII.encode(),
+        base64.b64encode(_json(_ISSUED)),
+        base64.b64encode(yaml.safe_dump(_GIANTS, allow_unicode=True).encode()),
+        _json({"status": {"kubeconfig": "für", "expirationTimestamp": "2027-01-15T08:10:00Z"}}),
+    ],
+    "stated-servers": [_NO_ASCII.encode(), CA.encode(), base64.b64encode(_json(_KUBECONFIG)), _GIANT.certificate],
+    "keys": [
+        CA.encode() + _SMALL.certificate + _SMALL.key + _SMALL.key_in_pkcs8,
+        _GIANT.certificate + _GIANT.key,
+        _GIANT.key_in_pkcs8,
+        _NO_ASCII.encode() + CA.encode(),
+        b"-----BEGIN ENCRYPTED PRIVATE KEY-----\nMAA=\n-----END ENCRYPTED PRIVATE KEY-----\n",
+    ],
+    "tls-of-servers": [
+        bytes.fromhex(
+            "01020304 16030300 3a 02000036 0303 cf21ad74e59a6111be1d8c021e65b891c2a211167abb8c5e079e09e2c8a8339c"
+            "00 130200 000e 002b00020304 00330002 0104 0000"
+        ),
+        b"\1\2\3\4" + bytes.fromhex("140303000101 15030300020100 160303000400000000 1603030005020000ffff"),
+        b"\xff\xff\xff\xffHTTP/1.1 400 Bad Request\r\n\r\n",
+    ],
     "servers-of-kubeconfigs": [b"https://milo.test:6443/prefix", b"http://[::1]:1", b"https://u@h/../x"],
     "yaml-documents": [b"a: &x [1, 2]\nb: *x\nc: {d: no}\n", b"<<: {a: 1}\n", b"!!python/object:x {}\n"],
     "state-files": [msgspec.msgpack.encode(_FLEET)],

@@ -8,24 +8,35 @@ from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 import msgspec
+from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
+from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from google.protobuf.message import DecodeError
 
 from milo_discovery.v1 import discovery_pb2 as pb
 from milo_discoveryd.credentials import jwt
 from milo_discoveryd.credentials.issued_credential import IssuedCredential, validate
 from milo_discoveryd.credentials.issuers.issuer import MintRequest
+from milo_discoveryd.credentials.issuers.kubeconfig_request import KubeconfigRequestIssuer
+from milo_discoveryd.credentials.issuers.kubeconfig_secret import CredentialPaths, KubeconfigSecretIssuer, SecretPlace
 from milo_discoveryd.credentials.issuers.token_request import RequestedTokens, RequestingDaemon, TokenRequestIssuer
-from milo_discoveryd.model.cluster import Target
+from milo_discoveryd.model.cluster import DeclaredTarget, Target
 from milo_discoveryd.model.observation import Malformed, NotReady, Observation, Outside, Ready
+from milo_discoveryd.model.resource import Resource
 from milo_discoveryd.server.calls import requests, revision
 from milo_discoveryd.server.calls.grpc_errors import CallError
+from milo_discoveryd.sources.endpoints import checked_authorities, decoded_kubeconfig, server_of
+from milo_discoveryd.sources.field_path import FieldPath
 from milo_discoveryd.sources.kind import SourceOptions
 from milo_discoveryd.sources.project import ProjectKind
 from milo_discoveryd.sources.project_control_plane import ProjectControlPlaneKind
+from milo_discoveryd.sources.reading import MalformedError
 from milo_discoveryd.state_file import encoding
-from milo_kube import kubeconfig, retry_after, yaml_document
+from milo_kube import key_sizes, kubeconfig, retry_after, yaml_document
 from milo_kube.credential import Credential, CredentialError, Secret, token_of
 from milo_kube.exec_plugin import ExecCommand, ExecPluginError, read_answer
+from milo_kube.http.tls_records import Reading, ServerHello
 from milo_kube.label_selector import SelectorError
 from milo_kube.label_selector import parse as parse_selector
 from milo_kube.reflect.wire import (
@@ -42,7 +53,7 @@ from milo_kube.reflect.wire import (
     error_status,
 )
 from tests.tooling.fuzz import chain
-from tests.unit.credentials.backend import Answer, ScriptedApi
+from tests.unit.credentials.backend import Answer, ScriptedApi, engaged
 
 T = TypeVar("T")
 Fuzzed = Callable[[bytes], None]
@@ -56,6 +67,11 @@ _DECODERS = tuple(
 )
 _ORIGIN = encoding.StateOrigin("https://milo.test", "project")
 _LONGEST_LINE = 400
+_SHOOT = DeclaredTarget(name="n.a", uid="u", place=("https://a.test",), object_namespace="n", object_name="a")
+_FIELDS_OF_SECRETS = (
+    CredentialPaths(token=FieldPath.parse("stringData[t]"), ca=FieldPath.parse("stringData[a]")),
+    CredentialPaths(certificate=FieldPath.parse("stringData[c]"), private_key=FieldPath.parse("stringData[k]")),
+)
 
 
 def target(fuzzed: Fuzzed) -> Fuzzed:
@@ -261,9 +277,117 @@ def _finished(work: Coroutine[Any, Any, T]) -> T:
     raise AssertionError("the coroutine waits, although its response is available")
 
 
+def _mint(issuer: KubeconfigSecretIssuer | KubeconfigRequestIssuer) -> None:
+    """Request a credential: the result is valid and has small keys, or an error of this cluster."""
+    with suppress(CredentialError):
+        minted = _finished(issuer.mint(MintRequest(ttl_s=900, cluster=engaged(_SHOOT))))
+        certificate = minted.credential.certificate
+        if certificate is not None:
+            key_sizes.check(certificate.chain + certificate.key.reveal().encode(), key_sizes.RECEIVED_BITS)
+
+
+@target
+def kubeconfig_secrets(data: bytes) -> None:
+    """Read a Secret as a kubeconfig, and as separate fields. The data is a response, or the value of each key."""
+    text = data.decode("utf-8", "replace")
+    values = dict.fromkeys("tckak", text) | {"kubeconfig": text}
+    for body in (data, msgspec.json.encode({"data": values})):
+        for reading in ("kubeconfig", *_FIELDS_OF_SECRETS):
+            _mint(
+                KubeconfigSecretIssuer(
+                    "secret",
+                    ScriptedApi(Answer(200, body)),
+                    origin="test",
+                    place=SecretPlace("n", "s"),
+                    reading=reading,
+                    states_server=True,
+                    allow_long_lived=True,
+                    clock=lambda: NOW,
+                )
+            )
+
+
+@target
+def kubeconfig_requests(data: bytes) -> None:
+    """Read the response to a request for a kubeconfig. The data is the response, or the kubeconfig in it."""
+    for body in (data, msgspec.json.encode({"status": {"kubeconfig": data.decode("utf-8", "replace")}})):
+        _mint(
+            KubeconfigRequestIssuer(
+                "request",
+                ScriptedApi(Answer(201, body)),
+                origin="test",
+                resource=Resource("g.test", "v1", "shoots", namespaced=True),
+                subresource="adminkubeconfig",
+                api_version="g.test/v1",
+                kind="Request",
+                clock=lambda: NOW,
+            )
+        )
+
+
+@target
+def stated_servers(data: bytes) -> None:
+    """Read what objects state: CAs and kubeconfigs, encoded or not."""
+    text = data.decode("utf-8", "replace")
+    with suppress(MalformedError):
+        key_sizes.check(checked_authorities(text, "spec.ca"), key_sizes.RECEIVED_BITS)
+    with suppress(MalformedError):
+        server_of(decoded_kubeconfig(text, "spec.kubeconfig"), kubeconfig.SERVER, "spec.kubeconfig")
+
+
+@target
+def keys(data: bytes) -> None:
+    """Check certificates and keys: what passes is small, and OpenSSL loads it at once or not at all."""
+    try:
+        key_sizes.check(data, key_sizes.RECEIVED_BITS)
+    except key_sizes.KeySizeError:
+        return
+    with suppress(ValueError, TypeError, UnsupportedAlgorithm):
+        key = load_pem_private_key(data, None, unsafe_skip_rsa_key_validation=True)
+        assert isinstance(key, ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey | rsa.RSAPrivateKey)
+        assert not isinstance(key, rsa.RSAPrivateKey) or key.key_size <= key_sizes.RECEIVED_BITS
+    with suppress(ValueError, UnsupportedAlgorithm, x509.InvalidVersion):
+        for certificate in x509.load_pem_x509_certificates(data):
+            public = certificate.public_key()
+            assert isinstance(public, ec.EllipticCurvePublicKey | ed25519.Ed25519PublicKey | rsa.RSAPublicKey)
+            assert not isinstance(public, rsa.RSAPublicKey) or public.key_size <= key_sizes.RECEIVED_BITS
+
+
+@target
+def tls_of_servers(data: bytes) -> None:
+    """Read the first bytes of a server in pieces whose sizes the data begins with: they are read, or refused."""
+    sizes, content = data[:4], data[4:]
+    whole, divided = ServerHello(), ServerHello()
+    outcomes = []
+    for hello, pieces in ((whole, [content]), (divided, _divided(content, sizes))):
+        try:
+            for piece in pieces:
+                hello.read(piece)
+        except ConnectionAbortedError as error:
+            outcomes.append(str(error))
+        else:
+            outcomes.append("")
+    assert outcomes[0] == outcomes[1]
+    reading, taken = Reading(), b""
+    reading.add(content)
+    while reading.has_data:
+        reading.begin_turn()
+        while piece := reading.take():
+            taken += piece
+    assert taken == content
+
+
+def _divided(content: bytes, sizes: bytes) -> list[bytes]:
+    pieces = []
+    for size in sizes:
+        pieces.append(content[:size])
+        content = content[size:]
+    return [*pieces, content]
+
+
 @target
 def kubeconfigs(data: bytes) -> None:
-    for policy in (kubeconfig.LOCAL, kubeconfig.STATED):
+    for policy in (kubeconfig.LOCAL, kubeconfig.STATED, kubeconfig.RECEIVED, kubeconfig.SELF_CONTAINED):
         with suppress(kubeconfig.KubeconfigError):
             kubeconfig.parse(data).select(policy)
 
