@@ -15,6 +15,7 @@ from milo_kube.http.errors import TransportError
 from milo_kube.upstream import Upstream
 
 TIMEOUT_S = 2.0
+RESPONSE_LIMIT = 4 << 20
 _ON_LOOPBACK = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - compared, not bound
 
 
@@ -34,7 +35,7 @@ async def check_reload(settings: Settings) -> Finding | None:
     host = _ON_LOOPBACK.get(settings.http_listen.host, settings.http_listen.host)
     server = f"http://{addresses.host_port(host, settings.http_listen.port)}"
     upstream = Upstream(server=server, origin="http_listen", credentials=StaticCredential(Credential()))
-    async with aclosing(Transport(upstream, environ={})) as transport:
+    async with aclosing(Transport(upstream, environ={}, response_limit=RESPONSE_LIMIT)) as transport:
         try:
             answer = await transport.get("/", [("json", "")], timeout_s=TIMEOUT_S)
             state = _DECODER.decode(answer.body).configuration
@@ -45,7 +46,12 @@ async def check_reload(settings: Settings) -> Finding | None:
             return None
         case RulesWaiting(problems):
             fix = "restart the daemon; until then, the former rules are in force"
-            return warn("rights", f"the daemon at {server} waits for the restart: {'; '.join(problems)}", fix)
+            return warn("rights", f"the daemon at {server} waits for the restart{_shown(problems)}", fix)
         case FileRefused(problems):
             fix = "correct the file; until then, the former rules are in force"
-            return warn("rights", f"the daemon at {server} rejected the file: {'; '.join(problems)}", fix)
+            return warn("rights", f"the daemon at {server} rejected the file{_shown(problems)}", fix)
+
+
+def _shown(problems: tuple[str, ...]) -> str:
+    """Return the problems, which a daemon shows only to those who may see names."""
+    return f": {'; '.join(problems)}" if problems else ""

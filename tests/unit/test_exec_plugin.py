@@ -16,6 +16,7 @@ from milo_kube.credential import Credential, CredentialError, Secret
 from milo_kube.credential_providers import ExecOrigin
 from milo_kube.exec_plugin import ExecCommand, redacted
 from milo_kube.upstream import load_kubeconfig
+from tests.support.certificates import Authority
 
 V1 = "client.authentication.k8s.io/v1"
 
@@ -62,10 +63,11 @@ async def test_exec_plugin_token_is_read(script: Script) -> None:
 
 
 async def test_exec_plugin_client_certificate_is_read(script: Script) -> None:
-    script.prints({"clientCertificateData": "CHAIN", "clientKeyData": "KEY"})
+    pair = Authority().issue()
+    script.prints({"clientCertificateData": pair.certificate.decode(), "clientKeyData": pair.key.decode()})
     certificate = (await script.plugin().obtain()).certificate
     assert certificate is not None
-    assert (certificate.chain, certificate.key) == (b"CHAIN", Secret("KEY"))
+    assert (certificate.chain, certificate.key.reveal().encode()) == (pair.certificate, pair.key)
 
 
 async def test_exec_plugin_gets_arguments_environment_and_cluster_info(script: Script) -> None:
@@ -145,6 +147,9 @@ async def test_exec_credential_has_its_expiry(script: Script) -> None:
         (lambda script: script.prints({"token": "s3cret", "expirationTimestamp": "soon"}), "did not print an ExecCred"),
         (lambda script: script.prints(None), "neither a token nor a client certificate"),
         (lambda script: script.prints({"clientKeyData": "s3cret"}), "a key without a certificate"),
+        (lambda script: script.prints({"clientCertificateData": "x", "clientKeyData": "s3cret"}), "do not match"),
+        (lambda script: script.does("kill -9 $$"), "was killed (signal 9): it printed no error"),
+        (lambda script: script.does("exit 4"), "exited with status 4: it printed no error"),
         (
             lambda script: script.prints({"token": "s3cret"}, apiVersion="client.authentication.k8s.io/v1beta1"),
             "instead of ExecCredential",

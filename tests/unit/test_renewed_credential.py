@@ -29,11 +29,14 @@ class Origin:
         """The arguments of each attempt."""
         self.results: asyncio.Queue[Credential | Exception] = asyncio.Queue()
         self.is_changed = False
+        self.fails_to_look = False
 
     def __str__(self) -> str:
         return "exec plugin login"
 
     def has_changed(self) -> bool:
+        if self.fails_to_look:
+            raise ValueError("no such path")
         changed, self.is_changed = self.is_changed, False
         return changed
 
@@ -199,6 +202,16 @@ async def test_changed_origin_is_used_without_a_request(origin: Origin, provider
     origin.results.put_nowait(token("b"))
     await eventually(lambda: provider.held() == token("b"))
     assert origin.attempts[1] == (None, False)
+
+
+async def test_error_in_looking_for_changes_does_not_end_the_renewal(
+    origin: Origin, provider: RenewedCredential
+) -> None:
+    origin.fails_to_look = True
+    origin.results.put_nowait(token("a"))
+    assert await provider.credential(within_s=20) == token("a")
+    origin.results.put_nowait(token("b"))
+    await eventually(lambda: provider.held() == token("b"))
 
 
 async def test_expired_credential_is_not_used(origin: Origin, provider: RenewedCredential) -> None:

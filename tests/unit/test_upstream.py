@@ -110,11 +110,13 @@ async def test_files_referenced_by_kubeconfig_are_relative_to_it_and_reloaded(wr
 
 
 async def test_kubeconfig_may_embed_client_certificate(write: Write) -> None:
-    user = {"client-certificate-data": encoded("CHAIN"), "client-key-data": encoded("KEY")}
+    pair = Authority().issue()
+    chain, key = pair.certificate.decode(), pair.key.decode()
+    user = {"client-certificate-data": encoded(chain), "client-key-data": encoded(key)}
     found = await credential(load_kubeconfig(write(user=user)))
     assert found.token is None
     assert found.certificate is not None
-    assert (found.certificate.chain, found.certificate.key) == (b"CHAIN", Secret("KEY"))
+    assert (found.certificate.chain, found.certificate.key) == (pair.certificate, Secret(key))
 
 
 async def test_kubeconfig_context_without_user_is_anonymous(write: Write) -> None:
@@ -196,6 +198,10 @@ async def test_new_credential_in_replaced_kubeconfig_is_used(write: Write) -> No
         ({"cluster": {"server": "https://elsewhere"}}, "now names a different server, https://elsewhere"),
         ({"current-context": ""}, "its new content is invalid: kubeconfig .* current-context"),
         ({"user": {"tokenFile": "nowhere"}}, "the new one has no credential: .*nowhere cannot be read"),
+        (
+            {"user": {"client-certificate-data": encoded("x"), "client-key-data": encoded("y")}},
+            "the new one has no credential: .* do not match",
+        ),
     ],
 )
 async def test_last_good_kubeconfig_is_used_until_it_is_refused(
@@ -214,6 +220,23 @@ async def test_last_good_kubeconfig_is_used_until_it_is_refused(
         await origin.obtain(refused=good, is_due=True)
     write(user={"token": "renewed"})
     assert await origin.obtain(refused=good, is_due=True) == Credential(token=Secret("renewed"))
+    assert origin.problem == ""
+
+
+async def test_token_file_of_the_last_good_kubeconfig_is_read_when_it_changes(write: Write, tmp_path: Path) -> None:
+    (tmp_path / "token").write_text("one")
+    origin = replaced(write(user={"tokenFile": "token"}))
+    assert await origin.obtain(refused=None, is_due=True) == Credential(token=Secret("one"))
+    write(user={"tokenFile": "nowhere"})
+    with pytest.raises(CredentialError, match="nowhere cannot be read"):
+        await origin.obtain(refused=None, is_due=False)
+    assert not origin.has_changed()
+    replace(tmp_path / "token", "two")
+    assert origin.has_changed()
+    assert await origin.obtain(refused=None, is_due=False) == Credential(token=Secret("two"))
+    (tmp_path / "nowhere").write_text("three")
+    assert origin.has_changed()
+    assert await origin.obtain(refused=None, is_due=False) == Credential(token=Secret("three"))
     assert origin.problem == ""
 
 

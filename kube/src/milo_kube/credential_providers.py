@@ -154,7 +154,7 @@ class RenewedCredential:
     async def _renew(self) -> None:
         while True:
             now = self._now()
-            if self.origin.is_watched and self.origin.has_changed():
+            if self.origin.is_watched and self._has_changed():
                 self._renewal.want(now)
             wait_s = self._renewal.attempts_in(now)
             if wait_s <= 0:
@@ -165,6 +165,12 @@ class RenewedCredential:
             with suppress(TimeoutError):
                 async with asyncio.timeout(None if wait_s == limit_s == inf else min(wait_s, limit_s)):
                     await self._wanted.wait()
+
+    def _has_changed(self) -> bool:
+        try:
+            return self.origin.has_changed()
+        except Exception:  # noqa: BLE001 - the top of the task; the attempt reports the problem
+            return True
 
     async def _attempt(self, now: Moment) -> None:
         is_due = self._renewal.is_due(now) or self._refused is not None
@@ -231,8 +237,8 @@ class FileOrigin(msgspec.Struct, kw_only=True):
         if self.chain is not None and self.key is not None:
             *_, chain, key = self.tried
             certificate = ClientCertificate(chain=chain, key=Secret(key.decode(errors="replace")))
-            # One file may have been replaced, and the other not yet.
-            check_pair(certificate)
+        if certificate is not None:
+            check_pair(certificate)  # one file may have been replaced, and the other not yet
         return Credential(token=token, certificate=certificate)
 
     def _read(self, *, reread: bool) -> tuple[bytes, ...]:
@@ -265,9 +271,10 @@ class ExecOrigin(msgspec.Struct, frozen=True):
     async def obtain(self, *, refused: Credential | None = None, is_due: bool = True) -> Credential:
         try:
             output = await exec_plugin.run(self.command, timeout_s=self.timeout_s)
-            return _printed(exec_plugin.read_answer(output, self.command, time.time()), self.command)
+            answer = exec_plugin.read_answer(output, self.command, time.time())
         except ExecPluginError as error:
             raise CredentialError(str(error)) from None
+        return _printed(answer, self.command)
 
     def runs_like(self, other: "ExecOrigin") -> bool:
         """Return whether both plugins run the same command with the same environment."""
@@ -281,6 +288,7 @@ def _printed(answer: ExecAnswer, command: ExecCommand) -> Credential:
         certificate = ClientCertificate(
             chain=answer.client_certificate_data.encode(), key=Secret(answer.client_key_data)
         )
+        check_pair(certificate)
     token = token_of(answer.token, f"the token of exec plugin {command.argv[0]}") if answer.token else None
     expires_at = answer.expiration_timestamp.timestamp() if answer.expiration_timestamp else None
     return Credential(token=token, certificate=certificate, expires_at=expires_at)

@@ -117,10 +117,10 @@ class CredentialRenewal:
             case Fresh(held, tried_at, not_before, is_wanted):
                 planned = max(held.renews_in(now), not_before - now.steady)
                 return max(0.0 if is_wanted else planned, self._gap_left_s(tried_at, now))
-            case Renewing():
-                return inf
             case Failing(tried_at=tried_at, retry_at=retry_at):
                 return max(retry_at - now.steady, self._gap_left_s(tried_at, now))
+            case _:
+                return inf
 
     def want(self, now: Moment) -> bool:
         """Make an attempt due, unless the last one was made a moment ago. Return whether there is one to wait for."""

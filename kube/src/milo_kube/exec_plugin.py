@@ -92,7 +92,8 @@ async def run(command: ExecCommand, *, timeout_s: float = TIMEOUT_S) -> bytes:
         case "flood":
             raise command.problem(f"printed more than {MAX_OUTPUT} bytes")
     if outcome.status != 0:
-        raise command.problem(f"exited with status {outcome.status}: {redacted(outcome.errors)}")
+        end = f"exited with status {outcome.status}" if outcome.status > 0 else f"was killed (signal {-outcome.status})"
+        raise command.problem(f"{end}: {redacted(outcome.errors) or 'it printed no error'}")
     return outcome.output
 
 

@@ -189,10 +189,8 @@ class KubeconfigOrigin:
         return (self._candidate or self.current).gap_s
 
     def has_changed(self) -> bool:
-        try:
-            return self._file.read() != self._content or (self._candidate or self.current).has_changed()
-        except CredentialError:
-            return False  # it was never read
+        origins = filter(None, (self._candidate, self.current))
+        return self._file.read() != self._content or any(origin.has_changed() for origin in origins)
 
     async def obtain(self, *, refused: Credential | None, is_due: bool) -> Credential:
         if (content := self._file.read(reread=refused is not None)) != self._content:
@@ -206,7 +204,7 @@ class KubeconfigOrigin:
             else:
                 self.current, self._candidate, self.problem = self._candidate, None, ""
                 return credential
-        if self.problem and not is_due:
+        if self.problem and not is_due and not self.current.has_changed():
             raise CredentialError(self.problem)
         credential = await self.current.obtain(refused=refused, is_due=is_due)
         if self.problem and credential == refused:

@@ -13,6 +13,7 @@ import pytest
 from msgspec.structs import replace
 
 from milo_discoveryd.credentials.issued_credential import IssuedCredential
+from milo_discoveryd.credentials.issuers import issuer
 from milo_discoveryd.credentials.issuers.issuer import EachSourceIssuer, Issuer, MintRequest, Scope
 from milo_discoveryd.daemon_errors import BackendError, UnfitError
 from milo_discoveryd.fleet.fleet import Fleet
@@ -67,7 +68,7 @@ async def issuing(
     **limits: int,
 ) -> AsyncIterator[Kubeconfigs]:
     kubeconfigs = Kubeconfigs(
-        [issuer if isinstance(issuer, IssuerAssignment) else IssuerAssignment(issuer) for issuer in issuers],
+        [made if isinstance(made, IssuerAssignment) else IssuerAssignment(made) for made in issuers],
         Issuance(
             trust=lambda *_: ClusterTrust(b"CA"),
             metrics=(metrics or Metrics()).credentials,
@@ -208,7 +209,7 @@ async def test_first_kubeconfig_request_waits_for_its_credential_and_fails_if_th
 
 
 async def test_hanging_credential_issuer_times_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(minter, "MINT_TIMEOUT_S", 0.05)
+    monkeypatch.setattr(issuer, "MINT_TIMEOUT_S", 0.05)
     backend = Backend()
     backend.gate.clear()
     async with issuing(backend) as kubeconfigs:
@@ -223,7 +224,7 @@ class Timed(Backend):
 
 
 async def test_credential_issuer_with_its_own_timeout_is_not_canceled_earlier(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(minter, "MINT_TIMEOUT_S", 0.0)
+    monkeypatch.setattr(issuer, "MINT_TIMEOUT_S", 0.0)
     backend = Timed()
     async with issuing(backend) as kubeconfigs:
         assert await got(kubeconfigs) in backend.given
@@ -279,7 +280,7 @@ async def test_first_credential_issuer_whose_selector_matches_serves_cluster() -
         with pytest.raises(NoIssuerError, match="its labels and source match no entry"):
             await got(kubeconfigs, none)
         assert await kubeconfigs.refusal(UNLIMITED) is None
-        assert [issuer.name for issuer in kubeconfigs.health()] == ["one", "other"]
+        assert [health.name for health in kubeconfigs.health()] == ["one", "other"]
 
 
 @pytest.mark.parametrize(
@@ -505,7 +506,7 @@ async def test_hanging_credential_requests_do_not_delay_credentials_of_other_clu
     async with issuing(backend, per_second=10_000) as kubeconfigs:
         for number in range(30):
             kubeconfigs.require_lease(of_shop(number), None, UNLIMITED).credential()
-        async with asyncio.timeout(minter.MINT_TIMEOUT_S / 2):
+        async with asyncio.timeout(issuer.MINT_TIMEOUT_S / 2):
             first = await got(kubeconfigs)
             await eventually(lambda: token(kubeconfigs) != first)
 
@@ -524,7 +525,7 @@ async def test_clusters_that_reject_the_issued_credential_are_counted() -> None:
 async def test_failed_credential_request_of_one_cluster_does_not_make_the_issuer_unhealthy(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(minter, "MINT_TIMEOUT_S", 0.05)
+    monkeypatch.setattr(issuer, "MINT_TIMEOUT_S", 0.05)
     backend = Hanging("alpha")
     async with issuing(backend) as kubeconfigs:
         with pytest.raises(CredentialUnavailableError, match="did not answer"):
