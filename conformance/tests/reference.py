@@ -78,9 +78,14 @@ class Known:
 
     def __init__(self, event: pb.ClusterEvent, before: Known | None) -> None:
         self.cluster = event.cluster
-        self.kubeconfig = before.kubeconfig if before else None
+        self.kubeconfig = before.kubeconfig_for(self.cluster) if before else None
         if event.HasField("kubeconfig") and (broken("refused-with-the-stream") or token_of(event.kubeconfig)):
             self.kubeconfig = event.kubeconfig
+
+    def kubeconfig_for(self, cluster: pb.Cluster) -> pb.Kubeconfig | None:
+        """Return the kubeconfig, unless it is for a former endpoint."""
+        is_for_it = self.cluster.endpoint == cluster.endpoint or broken("delivered-for-a-former-endpoint")
+        return self.kubeconfig if is_for_it else None
 
 
 class View:
@@ -197,7 +202,7 @@ class View:
         elif RUNS_FLEET and is_now.HasField("draining") and not broken("released-after-a-restart"):
             apply_to_handlers(self, "REFRESHED", now)  # the daemon waits for a release of the new incarnation
         if now.kubeconfig is None:
-            now.kubeconfig = before.kubeconfig
+            now.kubeconfig = before.kubeconfig_for(is_now)
         elif now.kubeconfig != before.kubeconfig and not broken("other-kubeconfig-after-restart"):
             self.report(TYPES.TYPE_KUBECONFIG, now)
 

@@ -182,8 +182,10 @@ export class Session {
 
   #known(event: ClusterEvent, before: Known | undefined): Known {
     if (!event.cluster) throw new StreamBroken("an event has no cluster");
-    const { engagement = Symbol(event.cluster.name), kubeconfig } = before ?? {};
-    return { cluster: event.cluster, engagement, kubeconfig: this.#usable(event.kubeconfig) ?? kubeconfig };
+    const engagement = before?.engagement ?? Symbol(event.cluster.name);
+    // The kubeconfig of a former endpoint would send its credential there, where another project may be.
+    const kept = before?.cluster.endpoint === event.cluster.endpoint ? before.kubeconfig : undefined;
+    return { cluster: event.cluster, engagement, kubeconfig: this.#usable(event.kubeconfig) ?? kept };
   }
 
   /** Drop the resume revision, since only a snapshot can resolve the contradiction, and return the error. */

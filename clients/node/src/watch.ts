@@ -27,7 +27,7 @@ const warn = (error: Error) => console.warn(`no stream from the daemon; retrying
  */
 export class Watch implements AsyncIterable<Event> {
   readonly #session = new Session({ usable });
-  readonly #ownership: Ownership;
+  #ownership!: Ownership; // of the current iteration, since it is not renewed between two
   readonly #heartbeatMs: number;
   #backoffMs = BACKOFF_MS.first;
   /** When the first batch of the stream arrived; undefined if none has. */
@@ -42,7 +42,6 @@ export class Watch implements AsyncIterable<Event> {
     private readonly options: WatchOptions,
   ) {
     this.#heartbeatMs = Math.min(Math.max(options.heartbeatIntervalMs ?? 30_000, 1000), 3_600_000);
-    this.#ownership = new Ownership((timeoutMs) => client.call("renewOwnership", {}, timeoutMs), () => this.#wake());
   }
 
   /** The subscriber name of releases. Empty unless it is set in the options. */
@@ -85,6 +84,7 @@ export class Watch implements AsyncIterable<Event> {
   /** @internal Iterate over events and other news. */
   async *news(): AsyncGenerator<News> {
     const { signal } = this.options;
+    this.#ownership = new Ownership((timeoutMs) => this.client.call("renewOwnership", {}, timeoutMs), () => this.#wake());
     const wake = () => this.#wake();
     signal?.addEventListener("abort", wake);
     try {

@@ -270,6 +270,16 @@ test("a credential is requested again after the endpoint changed", async (t) => 
   assert.equal(await token(fleet.clusters.get("a")!), "token-2");
 });
 
+test("a kubeconfig that was delivered for a former endpoint is not used", async (t) => {
+  const { daemon, fleet } = await started(t, (cluster) => ended(cluster.signal), { includeKubeconfigs: true });
+  issues(daemon);
+  const stream = await daemon.stream();
+  stream.send([engaged("a", {}, { kubeconfig: kubeconfig("a", "former") })], { reset: true });
+  stream.send([event(Type.UPDATED, "a", { endpoint: "https://moved.test" }), engaged("b")]);
+  await until(() => fleet.clusters.has("b"), "the cluster is updated");
+  assert.equal(await token(fleet.clusters.get("a")!), "token-1");
+});
+
 test("a pushed kubeconfig is used instead of a pending older response", async (t) => {
   const { daemon, fleet } = await started(t, (cluster) => ended(cluster.signal), { includeKubeconfigs: true });
   let respond!: () => void;
@@ -356,6 +366,25 @@ test("a watch reports an ownership that ended while an event was handled, even i
     void daemon.streams[0]!.send([event(Type.UPDATED, "a", { endpoint: "https://other.test" })], { sharded: true });
   }
   assert.deepEqual(events, ["ENGAGED", "OWNERSHIP_LOST"]);
+});
+
+test("a watch that is iterated again renews the ownership again", async (t) => {
+  const daemon = await new FakeDaemon().start();
+  t.after(() => daemon.kill());
+  const second = { seconds: 1n, nanos: 0 };
+  daemon.answers.renewOwnership = () => create(RenewOwnershipResponseSchema, { sharded: true, validFor: second });
+  const watch = new DiscoveryClient({ address: daemon.address }).watch();
+  void daemon.stream().then((stream) => stream.send([engaged("a")], { reset: true, sharded: true }));
+  for await (const _ of watch) break;
+  const before = daemon.called("renewOwnership").length;
+  void daemon.stream(2).then((stream) => {
+    stream.send([], { sharded: true });
+    return until(() => daemon.called("renewOwnership").length > before + 4, "the ownership is renewed").then(() => stream.send([engaged("b")], { sharded: true }));
+  });
+  for await (const each of watch) {
+    assert.deepEqual([each.type, each.cluster.name], ["ENGAGED", "b"]);
+    break;
+  }
 });
 
 test("a stopped fleet ends its subscription after its handlers, whose credentials stay valid", async (t) => {

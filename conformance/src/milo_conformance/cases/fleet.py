@@ -197,6 +197,23 @@ async def endpoint_changed_by_a_restart(run: Run) -> None:
 
 
 @fleet(
+    "A kubeconfig that was delivered for a former endpoint is not used",
+    why="The endpoint changed before the first request, and the former may be another project's by now.",
+    demands="Kubeconfig is a credential with the server that it is for.",
+)
+async def delivered_for_a_former_endpoint(run: Run) -> None:
+    await run.start(RUNS | WITH_STREAM)
+    issue_by_incarnation(run, server=MOVED)
+    stream = await run.stream(resuming="")
+    await stream.snapshot(engaged("a", kubeconfig("a", "former")))
+    await run.reported("BEGIN a")
+    await stream.send(updated("a", endpoint=MOVED))
+    await run.nothing_else(stream)
+    await expect_credential(run, ("for-a-1", MOVED, ""), "after its endpoint changed")
+    await run.nothing_else(stream)
+
+
+@fleet(
     "A response for an endpoint that changed during the request is not used",
     why="The response is for the former endpoint, which may be another project's by now.",
     demands="Kubeconfig is a credential with the server that it is for.",

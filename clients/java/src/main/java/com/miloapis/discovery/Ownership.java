@@ -96,7 +96,7 @@ final class Ownership implements Runnable, AutoCloseable {
     long left = deadline() - asked;
     try {
       apply(renewal.renew(Duration.ofMillis(left > 0 ? Math.min(left, INTERVAL_MS) : INTERVAL_MS)), asked);
-    } catch (DiscoveryException error) {
+    } catch (RuntimeException error) {
       // The last response applies until it expires.
     }
   }

@@ -228,7 +228,9 @@ final class Session {
     if (event.hasKubeconfig() && isUsable.test(event.getKubeconfig())) {
       return new Known(event.getCluster(), event.getKubeconfig(), engagement);
     }
-    return new Known(event.getCluster(), before == null ? null : before.kubeconfig(), engagement);
+    // The kubeconfig of a former endpoint would send its credential there, where another project may be.
+    boolean isForIt = before != null && before.cluster().getEndpoint().equals(event.getCluster().getEndpoint());
+    return new Known(event.getCluster(), isForIt ? before.kubeconfig() : null, engagement);
   }
 
   private void requireNext(WatchClustersResponse batch) {

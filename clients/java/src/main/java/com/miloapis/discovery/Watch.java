@@ -45,7 +45,7 @@ public final class Watch implements AutoCloseable {
   private final DiscoveryClient client;
   private final WatchOptions options;
   private final Session session = new Session(Access::isUsable);
-  private final Ownership ownership;
+  private Ownership ownership; // of the current run, since it is not renewed between two
   /** Futures by name: the next event of the cluster completes them, for callers that wait for its kubeconfig. */
   private final Map<String, CompletableFuture<Void>> nextEvents = new ConcurrentHashMap<>();
   private volatile LinkedBlockingQueue<Signal> signals = new LinkedBlockingQueue<>();
@@ -56,7 +56,6 @@ public final class Watch implements AutoCloseable {
   Watch(DiscoveryClient client, WatchOptions options) {
     this.client = client;
     this.options = options;
-    this.ownership = new Ownership(client::renewOwnership, () -> signals.add(Notice.OWNERSHIP_CHANGED));
   }
 
   /** The last known state of the engaged clusters. */
@@ -114,7 +113,8 @@ public final class Watch implements AutoCloseable {
   /** Run like {@link #run}, with a handler of all news. */
   void follow(Consumer<News> handler) throws InterruptedException {
     client.opened(this);
-    try (ownership) {
+    ownership = new Ownership(client::renewOwnership, () -> signals.add(Notice.OWNERSHIP_CHANGED));
+    try {
       while (!isClosed) {
         if (!ownership.isHeld()) {
           notified(session.loseOwnership()).forEach(handler);
@@ -136,6 +136,7 @@ public final class Watch implements AutoCloseable {
         }
       }
     } finally {
+      ownership.close();
       client.closed(this);
     }
   }

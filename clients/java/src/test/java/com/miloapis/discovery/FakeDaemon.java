@@ -14,6 +14,8 @@ import com.miloapis.discovery.v1.IssueKubeconfigResponse;
 import com.miloapis.discovery.v1.Kubeconfig;
 import com.miloapis.discovery.v1.ReleaseClusterRequest;
 import com.miloapis.discovery.v1.ReleaseClusterResponse;
+import com.miloapis.discovery.v1.RenewOwnershipRequest;
+import com.miloapis.discovery.v1.RenewOwnershipResponse;
 import com.miloapis.discovery.v1.WatchClustersRequest;
 import com.miloapis.discovery.v1.WatchClustersResponse;
 import io.grpc.Grpc;
@@ -61,6 +63,9 @@ final class FakeDaemon implements AutoCloseable {
 
   /** If set, ReleaseCluster fails with this status. */
   volatile Status releaseFailure;
+
+  /** If set, the daemon is sharded, and RenewOwnership answers with this time. */
+  volatile Duration validFor;
 
   private final AtomicInteger revisions = new AtomicInteger();
   private final Path socket;
@@ -220,6 +225,7 @@ final class FakeDaemon implements AutoCloseable {
               .setPreviousRevision(previous)
               .setReset(reset)
               .setSynced(true)
+              .setSharded(validFor != null)
               .build());
     }
 
@@ -266,6 +272,15 @@ final class FakeDaemon implements AutoCloseable {
         return;
       }
       response.onNext(ReleaseClusterResponse.getDefaultInstance());
+      response.onCompleted();
+    }
+
+    @Override
+    public void renewOwnership(RenewOwnershipRequest request, StreamObserver<RenewOwnershipResponse> response) {
+      calls.add(request);
+      var answer = RenewOwnershipResponse.newBuilder().setSharded(true);
+      answer.getValidForBuilder().setSeconds(validFor.getSeconds());
+      response.onNext(answer.build());
       response.onCompleted();
     }
 

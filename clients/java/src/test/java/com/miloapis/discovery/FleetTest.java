@@ -366,6 +366,17 @@ class FleetTest {
   }
 
   @Test
+  void kubeconfigThatWasDeliveredForAFormerEndpointIsNotUsed() {
+    start(WatchOptions.defaults().withKubeconfigs(), (cluster, error) -> reported.add(error), this::untilEnd);
+    var delivered = event(ClusterEvent.Type.TYPE_ENGAGED, cluster("a")).setKubeconfig(FakeDaemon.kubeconfig("a", "former", Duration.ofHours(1)));
+    daemon.stream(1).snapshot(delivered.build());
+    var moved = event(ClusterEvent.Type.TYPE_UPDATED, cluster("a").setEndpoint("https://moved.test")).build();
+    daemon.stream(1).send(moved, engaged("b"));
+    until(() -> clusters.containsKey("uid-a") && clusters.containsKey("uid-b"), "the cluster is updated");
+    assertEquals("token-1", token(clusters.get("uid-a")));
+  }
+
+  @Test
   void credentialWithInvalidTimestampsIsUsedAsOneWithoutThem() {
     daemon.issue =
         request -> {

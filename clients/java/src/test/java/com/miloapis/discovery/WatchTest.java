@@ -11,10 +11,12 @@ import static org.junit.jupiter.api.Assertions.assertTrue;
 import com.google.protobuf.Any;
 import com.google.rpc.RetryInfo;
 import com.miloapis.discovery.v1.ClusterEvent;
+import com.miloapis.discovery.v1.RenewOwnershipRequest;
 import io.grpc.Metadata;
 import io.grpc.Status;
 import java.nio.file.Files;
 import java.nio.file.Path;
+import java.time.Duration;
 import java.util.ArrayList;
 import java.util.List;
 import java.util.concurrent.atomic.AtomicReference;
@@ -110,6 +112,39 @@ class WatchTest {
       running.join();
       assertTrue(waitedMs > 700, "the fifth stream began " + waitedMs + " ms after the fourth"); // half of 200 ms, doubled three times
     }
+  }
+
+  @Test
+  void watchThatRunsAgainRenewsTheOwnershipAgain() throws Exception {
+    try (var daemon = new FakeDaemon();
+        var client = daemon.client()) {
+      daemon.validFor = Duration.ofSeconds(1);
+      var watch = client.watch(WatchOptions.defaults());
+      var serving =
+          new Thread(
+              () -> {
+                daemon.stream(1).snapshot(engaged("a"));
+                daemon.stream(2).send();
+                int before = daemon.called(RenewOwnershipRequest.class).size();
+                FakeDaemon.until(() -> daemon.called(RenewOwnershipRequest.class).size() > before + 4, "the ownership is renewed");
+                daemon.stream(2).send(engaged("b"));
+              });
+      serving.start();
+      var interruption = new IllegalStateException();
+      assertSame(interruption, assertThrows(IllegalStateException.class, () -> watch.run(event -> fail(interruption))));
+      var events = new ArrayList<String>();
+      watch.run(
+          event -> {
+            events.add(event.toString());
+            watch.close();
+          });
+      serving.join();
+      assertEquals(List.of("ENGAGED b"), events);
+    }
+  }
+
+  private static void fail(RuntimeException error) {
+    throw error;
   }
 
   @Test
