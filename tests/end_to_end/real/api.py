@@ -62,6 +62,11 @@ class Api:
         async with self._session.get(self._url + path) as answer:
             return answer.status
 
+    async def header(self, path: str, name: str) -> str:
+        """Return a header of the response, whatever its status."""
+        async with self._session.get(self._url + path) as answer:
+            return answer.headers.get(name, "")
+
     async def call(self, method: str, path: str, body: object = None) -> dict[str, Any]:
         headers = _MERGE if method == "PATCH" else None
         async with self._session.request(method, self._url + path, json=body, headers=headers) as answer:

@@ -3,13 +3,16 @@
 from pathlib import Path
 
 import pytest
+import yaml
 
 from milo_discovery import EngagementReason
+from milo_discovery.testing import eventually
 from tests.end_to_end.real.daemon_observer import DaemonObserver, disengaged, engaged
 from tests.end_to_end.real.rights import Rights, shipped_role, user
 from tests.end_to_end.real.servers import RealApi
 from tests.end_to_end.real.watching import create, create_ready, delete
 
+ROOT = Path(__file__).parents[3]
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
 
@@ -94,3 +97,19 @@ async def test_shipped_role_denies_writes_and_other_resources(server: RealApi, r
             ("DELETE", f"{server.collection}/alpha", None),
         ):
             assert await api.refusal(method, path, body) == 403
+
+
+@pytest.mark.parametrize("mode", ["project"])
+async def test_shipped_flow_schema_gives_the_daemon_a_priority_level_of_its_own(server: RealApi) -> None:
+    """Operators that fill their caches at the level `global-default` then delay no confirming read."""
+    schema = yaml.safe_load((ROOT / "deploy" / "overlays" / "core-control-plane" / "flow-schema.yaml").read_text())
+    async with server.client() as api:
+        made = await api.call("POST", "/apis/flowcontrol.apiserver.k8s.io/v1/flowschemas", schema)
+    daemon = server.client_as("milo-discoveryd")
+    async with daemon:
+        path = "/apis/resourcemanager.miloapis.com/v1alpha1/projects"
+
+        async def is_matched() -> bool:
+            return await daemon.header(path, "X-Kubernetes-PF-FlowSchema-UID") == made["metadata"]["uid"]
+
+        await eventually(is_matched)
