@@ -94,7 +94,8 @@ class ClusterSelection(Group, frozen=True, kw_only=True):
     organizations: _Texts = ()
     """Organizations of the clusters. Default: any."""
     names: Annotated[tuple[str, ...], _one_or_more(_cluster)] = ()
-    """Names of the clusters (`SOURCE#NAME` if `sources` have names), or patterns with `*`. Default: any."""
+    """Names of the clusters (`SOURCE#NAME` if `sources` have names), or patterns: `*` matches anything but `#`.
+    Default: any."""
     sources: _Texts = ()
     """Names of the `sources` of the clusters. Default: any."""
 

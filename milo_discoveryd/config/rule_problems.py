@@ -9,6 +9,7 @@ from milo_discoveryd.config.issuers import IssuerSettings
 from milo_discoveryd.config.rights import RuleSettings
 from milo_discoveryd.config.settings import Settings
 from milo_discoveryd.model.cluster import SOURCE_SEPARATOR, key_of
+from milo_discoveryd.rights.name_patterns import name_patterns
 
 
 class _Names(msgspec.Struct, frozen=True):
@@ -112,8 +113,7 @@ def _why_no_cluster_matches(name: str, sources: Sequence[str]) -> str:
         if SOURCE_SEPARATOR in name:
             return f"names contain {SOURCE_SEPARATOR} only if sources have names"
         return ""
-    beginnings = [key_of("", source) for source in sources]
-    complete, pattern, _ = name.partition("*")
-    if any(complete.startswith(beginning) or (pattern and beginning.startswith(complete)) for beginning in beginnings):
+    names = name_patterns([name])
+    if any(names.may_match_source(source) for source in sources):
         return ""
-    return f"it must begin with {' or '.join(beginnings)}"
+    return f"it must begin with {' or '.join(key_of('', source) for source in (*sources, '*'))}"

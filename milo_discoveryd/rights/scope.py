@@ -6,7 +6,7 @@ from functools import cached_property
 import msgspec
 
 from milo_discoveryd.log.filter import ClusterView, Filter
-from milo_discoveryd.model.cluster import SOURCE_SEPARATOR, Cluster, Target, source_of
+from milo_discoveryd.model.cluster import Cluster, Target, source_of
 from milo_discoveryd.model.observation import ObjectFields
 from milo_discoveryd.rights.name_patterns import NamePatterns
 from milo_kube.label_selector import Predicate, Selector, all_of
@@ -54,7 +54,7 @@ class ClusterScope(msgspec.Struct, frozen=True, dict=True):
         """Return whether the scope can cover clusters of a source. If so, the caller may see the source's name."""
         if self.is_empty or (self.sources and source not in self.sources):
             return False
-        return not source or self.names.may_match_prefix(f"{source}{SOURCE_SEPARATOR}")
+        return not source or self.names.may_match_source(source)
 
     @property
     def is_everything(self) -> bool:

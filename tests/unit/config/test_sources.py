@@ -250,7 +250,7 @@ rights:
 """
 
 
-@pytest.mark.parametrize("name", ["milo#shop-1", "dns#shop-*", "milo#*", "*-prod", "m*"])
+@pytest.mark.parametrize("name", ["milo#shop-1", "dns#shop-*", "milo#*", "*#*-prod", "m*#*"])
 def test_rule_accepts_cluster_names_that_match_a_source(tmp_path: Path, name: str) -> None:
     file = tmp_path / "config.yaml"
     file.write_text(TWO + RULE % name)
@@ -259,10 +259,10 @@ def test_rule_accepts_cluster_names_that_match_a_source(tmp_path: Path, name: st
     assert rule.clusters.names == (name,)
 
 
-@pytest.mark.parametrize("name", ["shop-1", "shop-*", "mlo#shop-1"])
+@pytest.mark.parametrize("name", ["shop-1", "shop-*", "mlo#shop-1", "*-prod", "m*", "*", "shop-*#*"])
 def test_rule_cluster_name_that_matches_no_source_is_rejected(tmp_path: Path, name: str) -> None:
     (problem,) = problems(tmp_path, TWO + RULE % name)
-    assert problem == f'rights[0].clusters.names: "{name}" matches no cluster: it must begin with milo# or dns#'
+    assert problem == f'rights[0].clusters.names: "{name}" matches no cluster: it must begin with milo# or dns# or *#'
 
 
 def test_rule_cluster_name_with_source_prefix_is_rejected_if_sources_have_no_names(tmp_path: Path) -> None:
