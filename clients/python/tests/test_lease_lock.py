@@ -226,3 +226,14 @@ class Election(RuleBasedStateMachine):
 
 
 TestElection = Election.TestCase
+
+
+def test_holder_holds_the_lock_until_its_renew_deadline_and_not_after_another_candidate_took_it() -> None:
+    server, a, b = candidates()
+    assert not a.holds_at(0.0)
+    assert take(a, server, 0.0)
+    assert (a.holds_at(TIMING.renew_deadline - 0.1), a.holds_at(TIMING.renew_deadline)) == (True, False)
+    assert not take(b, server, 0.0)
+    assert take(b, server, TIMING.lease_duration)
+    a.observe(server.lease, TIMING.lease_duration)
+    assert not a.holds_at(0.0)

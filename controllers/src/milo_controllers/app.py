@@ -179,13 +179,20 @@ class _LeaseElection:
     def __init__(self, lease: str, namespace: str | None) -> None:
         self._lease = lease
         self._namespace = namespace
+        self._election: LeaderElection | None = None
+
+    @property
+    def is_leader(self) -> bool:
+        """Whether this replica holds the Lease now."""
+        return self._election is not None and self._election.is_leader
 
     async def run(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
         loop = asyncio.get_running_loop()
 
         async def elect() -> None:
             async with SingleCluster().requests() as api:
-                election = LeaderElection(api.request, self._lease, namespace=self._namespace or api.namespace)
+                namespace = self._namespace or api.namespace
+                election = self._election = LeaderElection(api.request, self._lease, namespace=namespace)
                 await election.run(partial(_ended_in_time, partial(run_on, loop, work)))
 
         await run_in_thread(elect)

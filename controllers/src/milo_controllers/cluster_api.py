@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from datetime import UTC, datetime
 from functools import lru_cache
 from typing import Any, Protocol
 
 import msgspec
 
-from milo_controllers.errors import ControllerError, Unreachable, api_error
+from milo_controllers.errors import ControllerError, NotLeading, Unreachable, api_error
 from milo_controllers.kinds import Document
 from milo_controllers.tracing import SpanTracer, span
 from milo_discovery._kubeconfig_access import KubeconfigAccess
@@ -50,7 +51,7 @@ class Credentials(Protocol):
 class ClusterApi(ApiServer):
     """The API of one cluster. Close it to release its connections."""
 
-    __slots__ = ("_tracer", "name")
+    __slots__ = ("_may_write", "_tracer", "name")
 
     def __init__(
         self,
@@ -60,11 +61,16 @@ class ClusterApi(ApiServer):
         *,
         proxy: str | None = None,
         tracer: SpanTracer | None = None,
+        may_write: Callable[[], bool] = lambda: True,
     ) -> None:
-        """`proxy`: the URL of a proxy; by default, the environment sets it. `tracer`: each call of `send` is a span."""
+        """`proxy`: the URL of a proxy; by default, the environment sets it. `tracer`: each call of `send` is a span.
+
+        `may_write` is called before each request of `send` that can change an object.
+        """
         super().__init__(_ClusterAccess(name, credentials), pools, proxy=proxy, response_limit=RESPONSE_LIMIT)
         self.name = name
         self._tracer = tracer
+        self._may_write = may_write
 
     async def send(
         self,
@@ -76,7 +82,12 @@ class ClusterApi(ApiServer):
         content_type: str = JSON,
         timeout_s: float = REQUEST_TIMEOUT_S,
     ) -> Document:
-        """Send a request and return the decoded response. Raises ApiError, Unreachable or DiscoveryError."""
+        """Send a request and return the decoded response.
+
+        Raises ApiError, Unreachable, DiscoveryError, or NotLeading if `may_write` returns false.
+        """
+        if method != "GET" and not self._may_write():
+            raise NotLeading(f"{method} {path} was not sent: this replica no longer holds the Lease")
         encoded = None if body is None else msgspec.json.encode(body)
         attributes = {"http.request.method": method, "url.path": path, "milo.cluster": self.name}
         with span(self._tracer, method, attributes):

@@ -40,13 +40,14 @@ from milo_discovery._failure_log import FailureLog
 
 
 class Shared(NamedTuple):
-    """The clusters, metrics, failure log and tracer that all controllers of a set share."""
+    """What all controllers of a set share. `may_reconcile`: whether this replica leads."""
 
     members: Mapping[str, ReconciledCluster]
     clusters: FleetView
     metrics: ControllerMetrics
     failures: FailureLog
     tracer: SpanTracer | None = None
+    may_reconcile: Callable[[], bool] = lambda: True
 
 
 class ReconciledCluster(AffectedCluster, RequestedCluster, WrittenCluster, Protocol):
@@ -61,7 +62,9 @@ class Controller:
 
     def __init__(self, spec: ControllerSpec, reconciler: Reconciler[Any], shared: Shared) -> None:
         self.spec = spec
-        self._call = ReconcileCall(reconciler, timeout_s=spec.timeout_s, workers=spec.workers)
+        self._call = ReconcileCall(
+            reconciler, timeout_s=spec.timeout_s, workers=spec.workers, may_begin=shared.may_reconcile
+        )
         self._shared = shared
         self._clock: Callable[[], float] = asyncio.get_running_loop().time
         self.queue = WorkQueue(
@@ -202,8 +205,9 @@ class Controller:
 
     async def _process(self, member: ReconciledCluster, work: Work) -> None:
         key = work.key
-        # The cluster was disengaged after the task was created, or its project is being deleted.
-        if not member.cluster.engaged or self._is_left_to_deletion(member, key):
+        # The cluster was disengaged or the Lease lost after the task was created, or the project is being deleted.
+        may_begin = member.cluster.engaged and self._shared.may_reconcile()
+        if not may_begin or self._is_left_to_deletion(member, key):
             self.queue.done(key, Done(), self._clock())
             self.failures.recovered(key)
             return

@@ -9,7 +9,7 @@ import socket
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import nullcontext, suppress
 from datetime import timedelta
-from typing import Any, Protocol, TypeVar, overload
+from typing import Any, Protocol, TypeVar, overload, runtime_checkable
 
 from prometheus_client import REGISTRY, CollectorRegistry
 
@@ -88,6 +88,14 @@ class Election(Protocol):
     """An election that runs work on one replica at a time, such as LeaderElection."""
 
     async def run(self, work: Callable[[], Coroutine[Any, Any, None]], /) -> None: ...
+
+
+@runtime_checkable
+class FencedElection(Election, Protocol):
+    """An election that knows at any time, and in any thread, whether the work may continue."""
+
+    @property
+    def is_leader(self) -> bool: ...
 
 
 Predicates = Predicate[T] | Sequence[Predicate[T]]
@@ -169,6 +177,7 @@ class Controllers(RunsInBackground):
             metrics=ControllerMetrics.of_registry(registry, max_clusters=max_clusters_in_metrics),
             failures=FailureLog(max_kinds=_LOGGED_KINDS),
             tracer=tracer,
+            may_reconcile=self._engaged.may_reconcile,
         )
         self.webhooks = Webhooks(
             ProjectClusters(known=self._clusters.find, engaged=self._engaged.engaged), self._shared.failures
@@ -405,8 +414,10 @@ class Controllers(RunsInBackground):
         """
         self._registration.close()
         self._loop = asyncio.get_running_loop()
+        fence = election if isinstance(election, FencedElection) else None
         self._engaged.begin(
-            Controller(spec, reconciler, self._shared) for spec, reconciler in self._registration.reconcilers
+            (Controller(spec, reconciler, self._shared) for spec, reconciler in self._registration.reconcilers),
+            is_leader=lambda: fence is None or fence.is_leader,
         )
         self._shared.metrics.state.sources.append(self._engaged)
         try:

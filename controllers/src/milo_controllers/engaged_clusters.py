@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 
 from milo_controllers.cache_budget import CacheBudget
@@ -107,11 +107,18 @@ class EngagedClusters:
         self._tracer = tracer
         self._incarnations = itertools.count(1)
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._is_leader: Callable[[], bool] = lambda: True
 
-    def begin(self, controllers: Iterable[Controller]) -> None:
+    def begin(self, controllers: Iterable[Controller], *, is_leader: Callable[[], bool] = lambda: True) -> None:
         """Add controllers, which will use the running event loop."""
         self._loop = asyncio.get_running_loop()
+        self._is_leader = is_leader
         self.controllers.extend(controllers)
+
+    def may_reconcile(self) -> bool:
+        """Return whether this replica leads. Asked before each reconcile and each write, since a process that was
+        suspended, or whose event loop was blocked, notices late that it has lost the Lease."""
+        return self._is_leader()
 
     def engaged(self, name: str) -> EngagedCluster | None:
         """Return the cluster of this name, if this replica works in it."""
@@ -122,7 +129,14 @@ class EngagedClusters:
         """Run the informers and reconciles of a cluster, until it is disengaged."""
         try:
             async with cluster.credentials() as credentials:
-                api = ClusterApi(cluster.name, credentials, self._pools, proxy=cluster.proxy, tracer=self._tracer)
+                api = ClusterApi(
+                    cluster.name,
+                    credentials,
+                    self._pools,
+                    proxy=cluster.proxy,
+                    tracer=self._tracer,
+                    may_write=self.may_reconcile,
+                )
                 events, number = EventRecorder(api, self._events), next(self._incarnations)
                 try:
                     with unwrap_single_error():

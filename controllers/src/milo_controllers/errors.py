@@ -4,6 +4,7 @@ ControllerError
 ├── Permanent               raised by reconcilers: stop retrying
 ├── NotCached               the kind, or the part of an object that was read, is not cached
 ├── NotSynced               the informer has not completed its first list
+├── NotLeading              this replica no longer holds the Lease
 ├── ReconcileTimeout        a reconcile took longer than its timeout
 ├── Unreachable             the API server sent no usable response
 └── ApiError                the API server refused a request
@@ -39,6 +40,10 @@ class NotSynced(ControllerError):
 
     Do not catch it: the reconcile is retried.
     """
+
+
+class NotLeading(ControllerError):
+    """This replica no longer holds the Lease, so nothing was written. Its reconciles are about to be canceled."""
 
 
 class ReconcileTimeout(ControllerError):

@@ -25,10 +25,21 @@ Reconciler = Callable[[Request[T]], Awaitable[Result | None] | Result | None]
 class ReconcileCall:
     """Calls a reconciler with its timeout, in a thread if it is a plain function."""
 
-    def __init__(self, reconciler: Reconciler[Any], *, timeout_s: float | None, workers: int) -> None:
-        """`workers`: maximum concurrent calls. Each has a thread, so that no call of a plain function waits for one."""
+    def __init__(
+        self,
+        reconciler: Reconciler[Any],
+        *,
+        timeout_s: float | None,
+        workers: int,
+        may_begin: Callable[[], bool] = lambda: True,
+    ) -> None:
+        """`workers`: maximum concurrent calls. Each has a thread, so that no call of a plain function waits for one.
+
+        `may_begin` is asked in the event loop when a thread is about to call the function.
+        """
         self._reconciler = reconciler
         self._timeout_s = timeout_s
+        self._may_begin = may_begin
         self._threads = None if is_async(reconciler) else ThreadPoolExecutor(workers, thread_name_prefix="reconcile")
 
     def close(self) -> None:
@@ -51,6 +62,8 @@ class ReconcileCall:
             if cancelled_from_outside():
                 raise
             raise RuntimeError("the reconcile was canceled, but not by its controller") from cancelled
+        finally:
+            request.end()  # also for a thread that an async reconciler has started
         if result is None:
             return Done()
         if not isinstance(result, Result):
@@ -65,7 +78,7 @@ class ReconcileCall:
         assert task is not None
 
         def may_begin() -> bool:
-            return not task.cancelling() and request.cluster.engaged
+            return not task.cancelling() and request.cluster.engaged and self._may_begin()
 
         def call() -> Any:
             # The event loop decides, which also cancels: so a call that it has canceled never begins.
@@ -79,8 +92,6 @@ class ReconcileCall:
             request.end()
             await wait_uninterrupted(calling)
             raise
-        finally:
-            request.end()
 
 
 def failed_outcome(error: Exception, cluster: EngagedCluster) -> Outcome:

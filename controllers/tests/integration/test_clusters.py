@@ -11,6 +11,7 @@ import pytest
 
 from milo_controllers import (
     Kind,
+    NotLeading,
     NotSynced,
     Permanent,
     ProjectSuspended,
@@ -422,6 +423,48 @@ async def test_leader_only_background_task_runs_while_this_replica_leads(plane: 
     await eventually(lambda: history[2:] == ["leader"])
     ending.cancel()
     await asyncio.wait([ending])
+
+
+async def test_replica_whose_lease_has_expired_writes_and_reconciles_nothing_before_it_notices(
+    plane: ControlPlane,
+) -> None:
+    began: list[str] = []
+    refused: list[str] = []
+
+    class Election:
+        is_leader = True
+
+        async def run(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+            await work()
+
+    election = Election()
+
+    async def reconcile(request: Request) -> None:
+        began.append(request.name)
+        if request.name == "one":
+            election.is_leader = False
+            with pytest.raises(NotLeading, match="was not sent: this replica no longer holds the Lease") as error:
+                await request.patch(WIDGETS, "one", {"spec": {"size": 2}})
+            await request.read(WIDGETS, "one")
+            refused.append(str(error.value))
+
+    plane.create(widget("one", size=1))
+    log = Log()
+    running = Running(plane)
+    running.controllers.reconcile(WIDGETS)(reconcile)
+    running.controllers.reconcile("v1/configmaps")(log)
+    ending = asyncio.create_task(running.controllers.run(election=election))
+    await eventually(lambda: refused)
+    plane.create({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "late"}})
+    added = "workqueue_adds_total"
+    await eventually(lambda: running.metric(added, controller="configmaps", name="configmaps"))
+    await eventually(
+        lambda: running.metric("workqueue_depth", controller="configmaps", name="configmaps", priority="0") == 0
+    )
+    ending.cancel()
+    await asyncio.wait([ending])
+    assert (began, log.seen) == (["one"], [])
+    assert plane.get(WIDGETS, "one")["spec"] == {"size": 1}
 
 
 async def test_cluster_state_that_the_stream_has_not_delivered_is_read_from_the_daemon(plane: ControlPlane) -> None:

@@ -550,6 +550,31 @@ async def test_plain_function_reconcilers_read_complete_lists_and_indexes(plane:
     assert set(read) == {(20, 20, 20)}
 
 
+async def test_blocked_threads_of_one_controller_do_not_delay_another(plane: ControlPlane) -> None:
+    blocked: list[str] = []
+    reconciled: list[str] = []
+    may_end = threading.Event()
+
+    def block(request: Request) -> None:
+        blocked.append(request.name)
+        may_end.wait(60)
+
+    def reconcile(request: Request) -> None:
+        reconciled.append(request.name)
+
+    for number in range(64):
+        plane.create(widget(f"w{number}"))
+    running = Running(plane)
+    running.controllers.reconcile(WIDGETS, per_cluster=64)(block)
+    running.controllers.reconcile(CONFIG_MAPS, timeout=timedelta(seconds=1))(reconcile)
+    async with running.controllers:
+        await eventually(lambda: len(blocked) == 64)
+        plane.create(config_map("any"))
+        await eventually(lambda: reconciled == ["any"])
+        assert not list(running.controllers.failing())
+        may_end.set()
+
+
 async def test_request_wait_in_an_async_reconciler_raises_and_does_not_block_the_event_loop(
     plane: ControlPlane,
 ) -> None:

@@ -67,3 +67,26 @@ async def test_call_that_is_sent_while_its_reconcile_is_canceled_does_not_run() 
     with pytest.raises(asyncio.CancelledError):
         await waiting
     assert ran == []
+
+
+async def test_call_does_not_begin_in_a_thread_after_the_lease_was_lost() -> None:
+    called: list[Any] = []
+    is_leader = [True]
+    begun, may_end = threading.Event(), threading.Event()
+
+    def reconcile(request: Any) -> None:
+        called.append(request)
+        begun.set()
+        may_end.wait(60)
+
+    call = ReconcileCall(reconcile, timeout_s=None, workers=1, may_begin=lambda: is_leader[0])
+    first, second = FakeRequest(), FakeRequest()
+    async with asyncio.TaskGroup() as tasks:
+        for request in (first, second):
+            tasks.create_task(call.outcome(request))  # type: ignore[arg-type]
+        await asyncio.to_thread(begun.wait)
+        is_leader[0] = False
+        may_end.set()
+    call.close()
+    assert called == [first]
+    assert first.is_ended

@@ -74,6 +74,11 @@ class LeaseLock:
         """The last observed Lease; None if there is none."""
         return self._seen
 
+    def holds_at(self, now: float) -> bool:
+        """Return whether the holder may work at this time. Safe in any thread."""
+        renewed_at = self._renewed_at
+        return renewed_at is not None and now < renewed_at + self._timing.renew_deadline
+
     def stops_at(self) -> float:
         """Return the time at which the holder has to stop its work unless the lock is renewed before."""
         assert self._renewed_at is not None, "the lock is not held"

@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import socket
+import time
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -73,13 +74,15 @@ class LeaderElection:
         self.identity = identity or f"{socket.gethostname()}_{os.getpid()}_{uuid4().hex[:8]}"
         self._timing = timing
         self._lock = LeaseLock(self.identity, timing)
+        self._clock = time.monotonic
         self._writing: asyncio.Task[Mapping[str, Any] | None] | None = None
         """The last write that takes or keeps the lock."""
 
     @property
     def is_leader(self) -> bool:
-        """Whether this replica holds the lock."""
-        return self._lock.is_held
+        """Whether this replica holds the lock, and renewed it in time: also if the event loop has not noticed yet, as
+        after a suspension of the process. Safe in any thread."""
+        return self._lock.holds_at(self._clock())
 
     @property
     def leader(self) -> str:
@@ -92,6 +95,7 @@ class LeaderElection:
         Returns the result of the work, or raises its error. If the lock is not renewed in time or another replica holds
         it, cancels the work, and raises LeadershipLost when the work has ended.
         """
+        self._clock = asyncio.get_running_loop().time
         try:
             await self._acquire()
             log.info("leading: lease %s/%s is held by %s", self._namespace, self._name, self.identity)
