@@ -140,7 +140,7 @@ class Member:
             member=self.name,
             term=tenure.lease.term,
             unsettled=frozenset(group.unsettled(view, view.previous, now, self._timing)),
-            pending=tuple(group.pending_elsewhere(self.name, now, self._timing)),
+            pending=tuple(sorted(group.pending_elsewhere(self.name, now, self._timing))),
             may_engage=tenure.is_confirmed and now >= tenure.engage_at,
         )
 

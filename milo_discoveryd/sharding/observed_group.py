@@ -5,7 +5,6 @@ Pure. It says who may still own clusters, and which Leases are abandoned; `Membe
 
 from collections.abc import Iterator, Mapping
 from math import inf
-from operator import itemgetter
 
 import msgspec
 
@@ -186,8 +185,8 @@ class ObservedGroup(msgspec.Struct, frozen=True, kw_only=True):
                 yield name
 
     def pending_elsewhere(self, own: str, now: float, timing: Timing) -> Iterator[tuple[str, frozenset[str]]]:
-        """Yield each other member that has not released all keys, with these keys, in the order of names."""
-        for name, observed in sorted(self.writes.items(), key=itemgetter(0)):
+        """Yield each other member that has not released all keys, with these keys."""
+        for name, observed in self.writes.items():
             lease = self.leases.members.get(name)
             if lease is None:
                 pending = observed.pending if now < observed.since + timing.evict_after_s else frozenset()
