@@ -72,3 +72,55 @@ async def test_cluster_is_released_only_after_its_handler_has_ended(on_drain: st
         assert client.running_at_release.empty()
         may_end.set()
         assert await client.running_at_release.get() == {BETA.name}
+
+
+async def test_disengage_handler_is_called_with_the_reason_after_the_handler_has_ended(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    client, history = Client(), asyncio.Queue[str]()
+    cleaned, may_end = asyncio.Event(), asyncio.Event()
+    fleet = Fleet(client)
+
+    @fleet.on_engage
+    async def work(cluster: EngagedCluster) -> None:
+        history.put_nowait(f"engaged {cluster.uid}")
+        try:
+            await asyncio.Event().wait()
+        finally:
+            cleaned.set()
+            await may_end.wait()
+            history.put_nowait(f"ended {cluster.uid}: {cluster.disengage_reason and cluster.disengage_reason.name}")
+
+    @fleet.on_disengage
+    async def disengaged(cluster: EngagedCluster) -> None:
+        history.put_nowait(f"disengaged {cluster.uid}: {cluster.disengage_reason and cluster.disengage_reason.name}")
+        raise OSError("the handler failed")
+
+    with pytest.raises(RuntimeError, match="only one on_disengage"):
+        fleet.on_disengage(disengaged)
+    async with fleet:
+        client.events.put_nowait(Event(type=EventType.ENGAGED, cluster=ALPHA))
+        assert await history.get() == "engaged 1"
+        reason = DisengageReason.REPLACED
+        client.events.put_nowait(Event(type=EventType.DISENGAGED, cluster=ALPHA, reason=reason))
+        client.events.put_nowait(Event(type=EventType.ENGAGED, cluster=replace(ALPHA, uid="3")))
+        await cleaned.wait()
+        assert history.empty()
+        may_end.set()
+        assert [await history.get() for _ in range(3)] == ["ended 1: REPLACED", "disengaged 1: REPLACED", "engaged 3"]
+    assert [history.get_nowait() for _ in range(history.qsize())] == ["ended 3: None"]
+    assert "on_disengage of cluster alpha failed" in caplog.text
+
+
+async def test_disengage_handler_is_called_in_a_fleet_without_a_handler_and_after_a_drain() -> None:
+    client, reasons = Client(), asyncio.Queue[DisengageReason | None]()
+    fleet = Fleet(client)
+
+    @fleet.on_disengage
+    async def disengaged(cluster: EngagedCluster) -> None:
+        reasons.put_nowait(cluster.disengage_reason)
+
+    async with fleet:
+        client.events.put_nowait(Event(type=EventType.ENGAGED, cluster=replace(ALPHA, draining=DRAINING)))
+        client.events.put_nowait(Event(type=EventType.DISENGAGED, cluster=ALPHA, reason=DisengageReason.DELETED))
+        assert await reasons.get() is DisengageReason.DELETED
