@@ -156,3 +156,22 @@ class TestWatch:
         assert "No such file or directory" in first
         assert first.endswith("; retrying")
         assert last.startswith("milo-discovery: cannot connect to the daemon at unix:")
+
+    async def test_watch_reports_when_a_source_becomes_stale_and_when_it_is_followed_again(self, daemon):
+        def source(state: pb.SourceStatus.State.ValueType, reason: str = "") -> pb.SourceStatus:
+            return pb.SourceStatus(state=state, reason=reason)
+
+        async with running("watch", "--no-headers", address=daemon.address) as process:
+            stream = await daemon.stream()
+            streaming, stale = pb.SourceStatus.STATE_STREAMING, pb.SourceStatus.STATE_STALE
+            stream.send(snapshot("1", engaged("a"), source=source(streaming)))
+            assert await process.stderr.readline() == b"milo-discovery: synced: 1 cluster\n"
+            stream.send(
+                following("1", "1", source=source(stale, "ConnectionLost")),
+                following("1", "1", source=source(stale, "ConnectionLost")),
+            )
+            line = (await process.stderr.readline()).decode()
+            assert line.startswith("milo-discovery: source STALE since ")
+            assert line.endswith("(ConnectionLost)\n")
+            stream.send(following("1", "1", source=source(streaming)))
+            assert (await process.stderr.readline()).startswith(b"milo-discovery: source STREAMING since ")

@@ -277,3 +277,15 @@ class TestLoop:
         before = threading.active_count()
         with SyncDiscoveryClient("localhost:1"):
             assert threading.active_count() == before
+
+
+async def test_blocking_watch_without_a_daemon_warns(tmp_path, caplog):
+    def follow() -> None:
+        with SyncDiscoveryClient(f"unix://{tmp_path}/nowhere") as client, client.watch() as watch:
+            closing = threading.Timer(0.5, watch.close)
+            closing.start()
+            assert list(watch) == []
+            closing.join()
+
+    await asyncio.to_thread(follow)
+    assert caplog.messages[0].startswith("no stream from the daemon; retrying: ")

@@ -28,6 +28,7 @@ from milo_discovery._convert import silence_limit
 from milo_discovery.v1 import discovery_pb2 as pb
 
 from .conftest import AT_ONCE
+from .eventually import eventually
 from .messages import disengaged, engaged, following, snapshot, updated, waiting
 from .scripted_daemon import Refusal, ScriptedDaemon, Stream
 from .summaries import summary
@@ -352,3 +353,32 @@ async def test_unexpected_error_about_one_cluster_does_not_end_the_watch(client,
         assert await take(watch, 1) == ["ENGAGED b"]
     assert not failures
     assert "ZeroDivisionError" in caplog.text
+
+
+class TestLog:
+    async def test_watch_without_a_daemon_warns_once_and_logs_the_connection(self, client, daemon, caplog):
+        await daemon.stop()
+        with caplog.at_level("INFO"):
+            async with client.watch() as watch:
+                following_watch = asyncio.create_task(take(watch, 1))
+                await eventually(lambda: caplog.records)
+                await daemon.start()
+                await begin(daemon, snapshot("1", engaged("a")))
+                assert await following_watch == ["ENGAGED a"]
+        assert [record.levelname for record in caplog.records] == ["WARNING", "INFO"]
+        assert caplog.messages[0].startswith("no stream from the daemon; retrying: ")
+        assert caplog.messages[1] == "connected to the daemon"
+
+    async def test_waiting_for_the_first_view_without_a_daemon_warns(self, client, daemon, caplog):
+        await daemon.stop()
+        async with client.watch() as watch:
+            waiting_for = asyncio.create_task(watch.synced())
+            await eventually(lambda: caplog.messages)
+            waiting_for.cancel()
+        assert caplog.messages[0].startswith("no stream from the daemon; retrying: ")
+
+    async def test_user_of_the_feed_is_told_of_the_loss_and_it_is_not_logged(self, client, daemon, caplog):
+        await daemon.stop()
+        async with client.watch() as watch:
+            assert isinstance(await anext(watch.feed()), Disconnected)
+        assert caplog.messages == []

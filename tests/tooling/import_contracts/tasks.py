@@ -74,6 +74,9 @@ TESTED = {
     "kube/src/milo_kube/http/server.py: answering": (
         "tests/integration/http/test_server.py::test_unexpected_error_of_a_handler_ends_only_its_connection"
     ),
+    "kube/src/milo_kube/credential_providers.py: self._renew": (
+        "tests/unit/test_renewed_credential.py::test_error_in_looking_for_changes_does_not_end_the_renewal"
+    ),
     "clients/python/src/milo_discovery/_credential_renewal.py: self._renew": (
         "clients/python/tests/test_credential_renewal.py"
         "::test_unexpected_error_of_a_renewal_is_raised_in_its_callers_and_the_next_one_succeeds"
@@ -96,6 +99,9 @@ TESTED = {
         "::test_failed_reconcile_is_retried_and_permanent_failure_waits_for_a_change"
     ),
     "controllers/src/milo_controllers/engaged_clusters.py: following": _CRASH,
+    "controllers/src/milo_controllers/event_recorder.py: self._write_pending": (
+        "controllers/tests/integration/test_reconciles.py::test_event_of_missing_object_is_logged_as_not_recorded"
+    ),
 }
 """The tasks that handle clusters, callers or objects, one or several, each with the test."""
 
@@ -136,6 +142,7 @@ OTHERS = {
     "clients/python/src/milo_discovery/_task_groups.py: self.run": _AWAITED,
     "clients/python/src/milo_discovery/cli/sync.py: self._follow": _AWAITED,
     "clients/python/src/milo_discovery/cli/sync.py: self._write": _AWAITED,
+    "clients/python/src/milo_discovery/cli/watch.py: messages.follow_sources": _WHOLE,
     "clients/python/src/milo_discovery/kopf.py: self._renewed": _AWAITED,
     "clients/python/src/milo_discovery/leader_election.py: _call": _AWAITED,
     "clients/python/src/milo_discovery/leader_election.py: self._renew_until_lost": _AWAITED,
@@ -144,6 +151,9 @@ OTHERS = {
     "controllers/src/milo_controllers/app.py: controllers.run": _GROUP,
     "controllers/src/milo_controllers/app.py: signaled.wait": _WHOLE,
     "controllers/src/milo_controllers/app.py: controllers.drain": _WHOLE,
+    "controllers/src/milo_controllers/app.py: work": _AWAITED,
+    "controllers/src/milo_controllers/controllers.py: background.function": "its author's error ends the operator",
+    "controllers/src/milo_controllers/webhook_server.py: _follow": _WHOLE,
     "controllers/src/milo_controllers/controllers.py: leading": _WHOLE,
     "controllers/src/milo_controllers/controllers.py: self._log_summaries": _WHOLE,
     "controllers/src/milo_controllers/controllers.py: self._resync_periodically": _WHOLE,

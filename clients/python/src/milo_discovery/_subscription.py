@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import ItemsView, Iterator, Mapping, ValuesView
+from collections.abc import ItemsView, Iterator, Mapping, Sequence, ValuesView
 from dataclasses import replace
 from datetime import timedelta
 from types import MappingProxyType
@@ -17,7 +17,7 @@ from milo_discovery._ownership import OwnershipDeadline, boottime
 from milo_discovery._session import KnownCluster, Session
 from milo_discovery.errors import DiscoveryError, StatusError, StreamBroken, UnusableKubeconfig
 from milo_discovery.events import Connected, Disconnected, Event, StreamNotice
-from milo_discovery.model import Cluster, EventType, SourceStatus
+from milo_discovery.model import Cluster, EventType, SourceState, SourceStatus
 from milo_discovery.v1 import discovery_pb2 as pb
 
 log = logging.getLogger("milo_discovery.watch")
@@ -31,6 +31,8 @@ class StreamSubscription:
         self._backoff = StreamBackoff(backoff)
         self._connected_at: float | None = None
         self._disconnect_reported = False
+        self.logs_stream = True
+        """Whether the loss of the stream is logged: False if a user of `feed` is told of it instead."""
         self.session = Session()
         self.subscriber = self._request.subscriber
         """The name under which clusters are released; empty if releases are not confirmed."""
@@ -63,6 +65,8 @@ class StreamSubscription:
             raise StreamBroken(f"a batch was not understood: {error!r}") from error
         if self._connected_at is None:
             self._connected_at = now
+            if self._disconnect_reported and self.logs_stream:
+                log.info("connected to the daemon")
             self._disconnect_reported = False
             self.pending.append(Connected(resumed=batch.synced and not batch.reset))
         self.pending.extend(item for change in changes if (item := _usable(change)) is not None)
@@ -79,6 +83,8 @@ class StreamSubscription:
         if not self._disconnect_reported:
             self._disconnect_reported = True
             self.pending.append(Disconnected(error=error))
+            if self.logs_stream:
+                log.warning("no stream from the daemon; retrying: %s", error)
         return self._backoff.failed(ran=ran, retry_after=error.retry_after if isinstance(error, StatusError) else None)
 
     def stream_closed(self) -> None:
@@ -130,6 +136,13 @@ class WatchState:
     def sources(self) -> Mapping[str, SourceStatus]:
         """The freshness of each source by name, as last received; empty if the daemon's only source has no name."""
         return self._subscription.session.sources
+
+    @property
+    def _source_states(self) -> Sequence[SourceState]:
+        """The state of each source, as last received. For use within this package."""
+        session = self._subscription.session
+        sources = session.sources.values() or ([session.source] if session.source else [])
+        return [source.state for source in sources]
 
     @property
     def revision(self) -> str:

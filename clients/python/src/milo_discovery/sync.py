@@ -139,6 +139,10 @@ class SyncWatch(WatchState):
 
     def feed(self) -> Iterator[Event | StreamNotice]:
         """Iterate over events and stream notices: Synced, Connected, Disconnected, Refreshed."""
+        self._subscription.logs_stream = False
+        return self._items()
+
+    def _items(self) -> Iterator[Event | StreamNotice]:
         while not self._watch.closed:
             if self._taken:
                 yield self._taken.popleft()
@@ -152,7 +156,7 @@ class SyncWatch(WatchState):
         return self
 
     def __next__(self) -> Event:
-        for item in self.feed():
+        for item in self._items():
             if isinstance(item, Event):
                 return item
         raise StopIteration

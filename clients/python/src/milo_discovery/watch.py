@@ -18,7 +18,7 @@ from milo_discovery._ownership import boottime
 from milo_discovery._subscription import StreamSubscription, WatchState
 from milo_discovery.errors import DiscoveryError, StreamBroken
 from milo_discovery.events import Event, StreamNotice
-from milo_discovery.model import Cluster
+from milo_discovery.model import Cluster, SourceState
 from milo_discovery.v1 import discovery_pb2 as pb
 from milo_discovery.v1.discovery_pb2_grpc import DiscoveryServiceStub
 
@@ -101,11 +101,17 @@ class Watch(WatchState):
 
     async def feed(self) -> AsyncGenerator[Event | StreamNotice, None]:
         """Iterate over events and stream notices: Synced, Connected, Disconnected, Refreshed."""
+        self._subscription.logs_stream = False
         while True:
             try:
                 yield await self._next()
             except StopAsyncIteration:
                 return
+
+    async def _sources_changed(self, since: Sequence[SourceState]) -> Sequence[SourceState]:
+        """Wait until the states of the sources differ from `since`, and return them. For use within this package."""
+        await self._signal.wait_for(lambda: self._source_states != since)
+        return self._source_states
 
     async def take(self) -> Sequence[Event | StreamNotice]:
         """Wait for events, and return all that are pending; none once the watch is closed."""

@@ -23,13 +23,14 @@ from milo_discovery.cli.exit_status import (
 from milo_discovery.cli.options import ConnectionOptions, connecting, filtering, formatted
 from milo_discovery.errors import DiscoveryError, TimedOut
 from milo_discovery.events import Connected, Disconnected, Event, Refreshed, StreamNotice, Synced
-from milo_discovery.model import Cluster, EventType
+from milo_discovery.model import Cluster, EventType, SourceState
 
 if TYPE_CHECKING:
     import asyncio
 
     from milo_discovery._convert import FilterOptions
     from milo_discovery.client import DiscoveryClient
+    from milo_discovery.watch import Watch
 
 _COLORS = {EventType.ENGAGED: "green", EventType.UPDATED: "yellow", EventType.DISENGAGED: "red"}
 
@@ -64,6 +65,7 @@ async def _print_events(
     messages = StreamMessages(connection)
     limit = None if connection.timeout is None else connection.timeout.total_seconds()
     async with client.watch(**only) as watch, aclosing(watch.feed()) as feed:
+        reporting = asyncio.create_task(messages.follow_sources(watch), name="report sources")
         try:
             async with asyncio.timeout(limit) as sync_timeout:
                 async for item in feed:
@@ -80,6 +82,8 @@ async def _print_events(
                 f"no complete view from {connection.address} within --timeout", code="DEADLINE_EXCEEDED"
             )
             raise messages.last_error or timed_out from None
+        finally:
+            reporting.cancel()
 
 
 def _exit_with_reader(loop: asyncio.AbstractEventLoop) -> None:
@@ -169,6 +173,21 @@ class StreamMessages:
         self._last_loss = ""
         self.last_error: DiscoveryError | None = None
         """Why the stream is not connected; None while it is connected."""
+
+    async def follow_sources(self, watch: Watch) -> None:
+        """Print when a source becomes stale, and when it is followed again."""
+        stale: set[str] = set()
+        states = watch._source_states
+        while True:
+            states = await watch._sources_changed(states)
+            for status in [*watch.sources.values()] or ([watch.source] if watch.source else []):
+                which = f"source {printable(status.name)}" if status.name else "source"
+                if status.state is SourceState.STALE and status.name not in stale:
+                    stale.add(status.name)
+                    print_message(f"{which} {printable(text_output.freshness(status, _now()))}")
+                elif status.state is SourceState.STREAMING and status.name in stale:
+                    stale.discard(status.name)
+                    print_message(f"{which} {printable(text_output.freshness(status, _now()))}")
 
     def print(self, notice: StreamNotice) -> None:
         match notice:
