@@ -89,7 +89,7 @@ class Tombstones(Group, frozen=True, kw_only=True):
 
 
 class RemovalSettings(Group, frozen=True, kw_only=True):
-    """The mass-removal limit, which decides when removals that a list shows are held. See `objects.removal_guard`."""
+    """The mass-removal limit, which decides when removals that a list shows are held. See `objects.trust`."""
 
     count: Annotated[int, Whole(0, 1_000_000)] = 10
     """Removals are held if the number of engaged clusters that are missing from a list exceeds both this number and the

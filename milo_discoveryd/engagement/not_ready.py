@@ -105,7 +105,7 @@ class NotReadyClusters:
         waiting = [*self._waiting]
         self._forget_disengaged(now)
         share = len(waiting) + len(self._disengaged), engaged + len(self._disengaged)
-        if self.held is None and _is_mass(*share, self._limits):
+        if self.held is None and self._limits.is_burst(*share):
             self._decide_at = now + self._limits.verify_after_s
             self.held = HeldNotReady(
                 now,
@@ -165,7 +165,3 @@ def _due(times: dict[str, float], now: float) -> Iterator[str]:
 
 def _sorted(times: dict[str, float]) -> dict[str, float]:
     return dict(sorted(times.items(), key=lambda item: item[1]))
-
-
-def _is_mass(not_ready: int, engaged: int, limits: RemovalLimits) -> bool:
-    return not_ready > limits.count and (not_ready > limits.share * engaged or 2 * not_ready > engaged)

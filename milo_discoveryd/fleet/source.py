@@ -16,7 +16,7 @@ from milo_discoveryd.fleet.changes import FleetChanges, Observer, SourceClusters
 from milo_discoveryd.model.cluster import Target
 from milo_discoveryd.model.contributions import ObjectReference, ObservedObject
 from milo_discoveryd.model.observation import NotWanted, Ready
-from milo_discoveryd.model.removal_limits import FirstList
+from milo_discoveryd.model.removal_limits import FirstList, RemovalLimits
 from milo_discoveryd.model.resource import NAMES, ObjectKeys
 from milo_discoveryd.objects.collection import ObjectCollection
 from milo_discoveryd.objects.pending_deletions import (
@@ -27,7 +27,6 @@ from milo_discoveryd.objects.pending_deletions import (
     Inconclusive,
     PendingDeletions,
 )
-from milo_discoveryd.objects.removal_guard import RemovalGuard
 from milo_discoveryd.objects.store import (
     UNLIMITED,
     CollectionWeight,
@@ -48,6 +47,7 @@ from milo_kube.reflect.messages import (
     Relisting,
     SourceEvent,
 )
+from milo_kube.reflect.versions import comparable
 from milo_kube.reflect.view_status import ViewState, ViewStatus
 
 _RESULTS = {Absent: "not_found", Found: "found", Inconclusive: "inconclusive"}
@@ -85,15 +85,12 @@ class SourceDescription(msgspec.Struct, frozen=True, kw_only=True):
     """Identifies the API server: sources with the same value follow the same API server."""
 
 
-def _no_guard() -> None:
-    return None
-
-
 class SourcePolicy(msgspec.Struct, frozen=True, kw_only=True):
-    """The limits on disengagements, and on the memory of objects. The factories are called once for each collection."""
+    """The limits on disengagements, and on the memory of objects."""
 
     pending_deletions: Callable[[], PendingDeletions]
-    guard: Callable[[], RemovalGuard | None] = _no_guard
+    """Called once for each collection."""
+    removals: RemovalLimits = RemovalLimits()
     not_ready: NotReadyClusters | None = None
     drain_timeout_s: float = 0.0
     objects_limit: int = UNLIMITED
@@ -170,7 +167,7 @@ class ClusterSource:
                 store,
                 policy.pending_deletions(),
                 self._positions,
-                policy.guard(),
+                policy.removals,
                 keys=keys[number],
                 status=self.status,
             )
@@ -273,11 +270,10 @@ class ClusterSource:
     def _present_progress(self) -> SourceProgress:
         is_synced, is_complete, is_restored, lists = self._is_assigned, True, False, 0
         for collection in self.collections:  # in one pass: this runs for each batch of events
-            progress = collection.progress
-            is_synced = is_synced and progress.is_synced
-            is_complete = is_complete and progress.is_synced and not progress.awaits_list
+            is_synced = is_synced and collection.is_synced
+            is_complete = is_complete and collection.is_listed
             is_restored = is_restored or collection.is_restored
-            lists += progress.lists
+            lists += collection.lists
         return SourceProgress(is_synced, is_complete, is_restored, lists)
 
     def _report_confirmation(self, result: ConfirmationResult, was_refused: str | None, refused: str | None) -> None:
@@ -313,7 +309,7 @@ class ClusterSource:
 
         Several collections may be on different API servers, whose versions cannot be compared.
         """
-        return self.collections[0].progress.version if len(self.collections) == 1 else 0
+        return comparable(self.collections[0].trust.version) if len(self.collections) == 1 else 0
 
     # --- status ---
 
@@ -360,14 +356,21 @@ class ClusterSource:
         return self._meaning.stored_objects()
 
     def restore(
-        self, stored: Iterable[tuple[Ready, float]], objects: Iterable[StoredObject], status: ViewStatus
+        self,
+        stored: Iterable[tuple[Ready, float]],
+        objects: Iterable[StoredObject],
+        status: ViewStatus,
+        highest_version: str = "",
     ) -> None:
-        """Serve the clusters of an earlier run at once, with a status that shows how old they are."""
+        """Serve the clusters of an earlier run at once, with a status that shows how old they are.
+
+        `highest_version` is the resource version up to which that run followed every collection.
+        """
         clusters = list(stored)
         events = self.changes.engagements.restore(self.name, clusters, status.since)
         restored = self._meaning.restored_objects([observation for observation, _ in clusters], objects)
         for collection, known_objects in zip(self.collections, restored, strict=True):
-            self._meaning.restore(collection.number, collection.restore(known_objects))
+            self._meaning.restore(collection.number, collection.restore(known_objects, highest_version))
         for collection in self.collections:
             self.set_followed(collection, status)
         self.changes.publish(events, status.since)
@@ -411,7 +414,7 @@ class ClusterSource:
 
     @property
     def deletions_held(self) -> int:
-        return sum(collection.pending_deletions.held for collection in self.collections)
+        return sum(collection.held_count for collection in self.collections)
 
     def pending_deletion(self, cluster: str) -> tuple[float, str] | None:
         """Return when an object of the cluster was reported as deleted, and why this is not confirmed yet.

@@ -20,11 +20,14 @@ class RemovalLimits(msgspec.Struct, frozen=True, kw_only=True):
     per_second: float = 50.0
     """The rate at which verified removals are confirmed one by one."""
 
+    def is_burst(self, ended: int, engaged: int) -> bool:
+        """Return whether as many clusters as this end too fast, one by one: more than `count`, whatever their share."""
+        return ended > max(self.count, min(self.share, 0.5) * engaged)
+
     def is_mass(self, missing: int, engaged: int) -> bool:
-        """Return whether the number of missing clusters is a mass removal."""
-        if engaged < 2:
-            return False
-        return 2 * missing > engaged or missing > max(self.count, self.share * engaged)
+        """Return whether the number of clusters that are missing at once is a mass removal: a burst, or more than half
+        of a small fleet."""
+        return engaged > 1 and (2 * missing > engaged or self.is_burst(missing, engaged))
 
 
 class FirstList(msgspec.Struct, frozen=True):

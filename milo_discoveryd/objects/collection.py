@@ -1,15 +1,16 @@
 """The objects of one collection of a source: applies its lists, its watch events and its confirmed deletions."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 
 import msgspec
 
 from milo_discoveryd.model.contributions import ObservedObject
 from milo_discoveryd.model.object_state import ABSENT_STATES, ObjectState
-from milo_discoveryd.model.observation import Malformed
 from milo_discoveryd.model.removal_limits import RemovalLimits
 from milo_discoveryd.model.resource import NAMES, ObjectKeys
+from milo_discoveryd.objects.comparison import Comparison, compare, is_held_back
 from milo_discoveryd.objects.pending_deletions import (
     ConfirmationRequest,
     ConfirmationResult,
@@ -18,23 +19,28 @@ from milo_discoveryd.objects.pending_deletions import (
     Inconclusive,
     PendingDeletions,
 )
-from milo_discoveryd.objects.removal_guard import (
-    ConfirmAtRate,
-    ConfirmEach,
-    HeldRemovals,
-    JudgedRemovals,
-    ListJudgement,
-    RemovalGuard,
-)
 from milo_discoveryd.objects.staged_list import StagedList
 from milo_discoveryd.objects.store import (
     RESTORED_POSITION,
     ObjectChange,
     ObjectChanges,
     ObjectPosition,
-    ObjectRecord,
     ObjectStore,
     SourcePositions,
+)
+from milo_discoveryd.objects.trust import (
+    ACCEPT,
+    Nothing,
+    Stored,
+    Trust,
+    Unverified,
+    Verdict,
+    Verified,
+    Why,
+    contradicted,
+    judge,
+    judge_deletion,
+    verify_soon,
 )
 from milo_kube.moment import Moment
 from milo_kube.reflect.messages import (
@@ -45,8 +51,9 @@ from milo_kube.reflect.messages import (
     ObjectChanged,
     SourceEvent,
     Unlisted,
+    VersionReached,
 )
-from milo_kube.reflect.versions import comparable, is_older
+from milo_kube.reflect.versions import is_older
 from milo_kube.reflect.view_status import ViewState, ViewStatus
 
 REMOVALS_HELD = "RemovalsHeld"
@@ -57,24 +64,24 @@ REFERENCE_OBJECTS = 3
 OLDER_READ = Inconclusive("the read returned an older version than the watch or a list", is_older=True)
 
 
-class ListProgress(msgspec.Struct):
-    """Which lists of a collection were applied."""
+OLDER_SERVER = (
+    "the API server returned an older state than before, as after a restore from a backup: the cluster stays as it is "
+    f"until it is seen again, or until {ACCEPT}"
+)
 
-    is_synced: bool = False
-    """A complete list was applied, in this run or in the run that wrote the state file."""
-    lists: int = 0
-    """The number of complete lists that were applied, at least in part."""
-    awaits_list: bool = False
-    """The state is that of an earlier run: this run has not yet accepted a complete list."""
-    version: int = 0
-    """The resource version up to which the collection is followed; 0 if versions cannot be compared."""
+
+class Held(msgspec.Struct, frozen=True):
+    """Why clusters stay engaged although a list lacks them or the watch reported their deletion, or why lists are
+    ignored."""
+
+    since: float
+    message: str
 
 
 class ObjectCollection:
     """The objects of one collection, with their pending deletions.
 
-    A list is staged until it is complete, and then only its changes are applied. Without a guard, the confirmation of a
-    deletion starts at once for every object that is missing from a list.
+    A list is staged until it is complete, and then only its changes are applied, as far as it is believed.
     """
 
     def __init__(
@@ -83,7 +90,7 @@ class ObjectCollection:
         store: ObjectStore,
         pending_deletions: PendingDeletions,
         positions: SourcePositions,
-        guard: RemovalGuard | None = None,
+        limits: RemovalLimits,
         *,
         keys: ObjectKeys = NAMES,
         status: ViewStatus | None = None,
@@ -92,17 +99,20 @@ class ObjectCollection:
         self.number = number
         self.store = store
         self.pending_deletions = pending_deletions
-        self.progress = ListProgress()
+        self.trust = Trust()
+        self.lists = 0
+        """The number of complete lists that were applied, at least in part."""
         self.followed = status or ViewStatus(ViewState.CATCHING_UP, 0.0)
         """The raw status of the watch; `status` also reflects held lists."""
         self._keys = keys
         self._positions = positions
-        self._guard = guard
+        self._limits = limits
         self._list = StagedList(store, pending_deletions)
-        self._released: set[str] = set()
-        """Objects whose held removal was released, so that their deletion is being confirmed."""
+        self._deletions_reported: deque[float] = deque()
+        """When the watch reported recent deletions of established objects."""
         self._reference_objects: tuple[tuple[str, str], ...] = ()
-        self._last_list = _LastList()
+        self._replacing: Mapping[str, tuple[str, str]] = {}
+        """`Comparison.replacing` of the last list that was used."""
         self._unconfirmed: set[str] = set()
         """Objects known from an earlier run, or from another server. The first accepted list lacks them, and they were
         not read since."""
@@ -117,29 +127,54 @@ class ObjectCollection:
             if self.store.weight.problem:
                 return
 
-    def restore(self, stored: Iterable[ObservedObject]) -> ObjectChanges:
-        """Start with the objects of an earlier run. The first list is then compared with them, like any later one."""
-        self.progress.is_synced = self.progress.awaits_list = True
+    def restore(self, stored: Iterable[ObservedObject], version: str = "") -> ObjectChanges:
+        """Start with the objects of an earlier run, which followed the collection up to `version`. The first list is
+        then compared with them, like any later one."""
+        self.trust = Trust(Stored(), version=version)
         weighed = ((observation, self.store.weight_of(observation)) for observation in stored)
         return ObjectChanges(self.store.apply_listed(weighed), ObjectPosition(RESTORED_POSITION))
+
+    @property
+    def is_synced(self) -> bool:
+        """Whether a complete list was applied, in this run or in the run that wrote the state file."""
+        return not isinstance(self.trust.basis, Nothing)
+
+    @property
+    def is_listed(self) -> bool:
+        """Whether a complete list was accepted in this run."""
+        return isinstance(self.trust.basis, Unverified | Verified)
 
     @property
     def is_restored(self) -> bool:
         """True while the state is from an earlier run, or contains objects that are missing from the first list of this
         run and were not read since."""
-        if self.progress.awaits_list or not self._unconfirmed:
-            return self.progress.awaits_list
-        return any(map(self.pending_deletions.awaits_read, self._unconfirmed))
+        return isinstance(self.trust.basis, Stored) or any(map(self.pending_deletions.awaits_read, self._unconfirmed))
 
     @property
-    def held(self) -> HeldRemovals | None:
-        """Why clusters stay engaged although a list lacks them or the watch reported their deletion, or why lists are
-        ignored. None if neither is the case."""
-        guard = self._guard
-        if guard is None or guard.hold is None:
+    def held(self) -> Held | None:
+        """Why clusters stay engaged, or lists are ignored; None if neither is the case."""
+        doubt = self.trust.doubt
+        if doubt is None and not self.pending_deletions.doubted:
             return None
-        is_current = guard.ignores_lists or self.pending_deletions.held or self.progress.awaits_list
-        return guard.hold.held if is_current else None
+        until_accepted = self.pending_deletions.until_accepted
+        if doubt is not None:
+            is_holding = self.trust.is_ignoring or isinstance(self.trust.basis, Stored)
+            if is_holding or self.pending_deletions.held > len(until_accepted):
+                return Held(doubt.since, doubt.message)
+        if not until_accepted:
+            return None
+        message = (
+            "the API server's resource versions went back, as after a restore from a backup, and it lacks "
+            f"{len(until_accepted)} engaged clusters or shows them in an older state: these stay as they are until "
+            f"they are seen again, or until {ACCEPT}"
+        )
+        return Held(min(until_accepted), message)
+
+    @property
+    def held_count(self) -> int:
+        """The number of clusters that stay engaged because of `held`."""
+        is_foreign = self.trust.since(Why.FOREIGN) is not None
+        return self.store.established_count if is_foreign else self.pending_deletions.held
 
     @property
     def status(self) -> ViewStatus:
@@ -155,21 +190,16 @@ class ObjectCollection:
 
     @property
     def relist_at(self) -> float | None:
-        """When to list again, because of held removals or to verify the first list of this run; None if not needed."""
-        if self._guard is None:
-            return None
-        return self._guard.first_list.verify_at if self.held is None else self._guard.relist_at
+        """When to list again; None if no list is needed."""
+        trust = self.trust
+        if trust.accepted_at is not None:
+            return trust.accepted_at
+        return trust.basis.verify_at if trust.doubt is None else trust.doubt.relist_at
 
     @property
     def unverified(self) -> RemovalLimits | None:
-        """The removal limits for the first list of this run; None if a second list verified it, or no verification is
-        needed."""
-        return None if self._guard is None or self._guard.is_verified else self._guard.limits
-
-    @property
-    def ignores_lists(self) -> bool:
-        """True while lists are older than the known state: the server lags behind, or was restored from a backup."""
-        return self._guard is not None and self._guard.ignores_lists
+        """The removal limits for the first list of this run; None if a second list verified it."""
+        return None if isinstance(self.trust.basis, Verified) else self._limits
 
     @property
     def reference_objects(self) -> tuple[tuple[str, str], ...]:
@@ -189,23 +219,44 @@ class ObjectCollection:
 
     def resolve(self, request: ConfirmationRequest, result: ConfirmationResult, now: Moment) -> ObjectChanges:
         """Apply the result of a confirmation read."""
-        self._list.suspect(request.name)
-        self._unconfirmed.discard(request.name)
-        if (guard := self._guard) is not None and isinstance(result, Found):
-            since = self.pending_deletions.older_since(request.name)
-            since = now.steady if since is None else since
+        name, pending = request.name, self.pending_deletions
+        self._list.suspect(name)
+        self._unconfirmed.discard(name)
+        was_released = pending.is_released(name)
+        if isinstance(result, Found):
+            since = pending.older_since(name)
+            # Until then, a replica that lags behind may have answered.
+            is_lasting = since is not None and now.steady >= since + self._limits.verify_after_s
             if self.store.is_older_than_known(result.observation):
-                is_pending = self.pending_deletions.explain(request.name) is not None
-                self.pending_deletions.resolve(request, OLDER_READ, now.steady)
-                if is_pending and (held := guard.older_read(since, now.steady)) is not None:
-                    self._hold(result.observation, held, now.steady)
+                is_pending = pending.explain(name) is not None
+                pending.resolve(request, OLDER_READ, now.steady)
+                if is_pending and is_lasting:
+                    self._hold_older(result.observation, now.steady)
                 return self._unlisted_changes([])
-            if guard.is_catching_up(since, now.steady) and self._contradicts_list(result.observation):
+            if not is_lasting and self._contradicts_list(result.observation):
                 result = OLDER_READ
-        settled = self.pending_deletions.resolve(request, result, now.steady)
-        if request.name in self._released and self._still_exists(settled):
-            self._hold_again(now.steady)
-        return self._unlisted_changes([] if settled is None else self.store.apply_read(settled))
+        settled = pending.resolve(request, result, now.steady)
+        if was_released and self._still_exists(settled):
+            self.trust = contradicted(self.trust, self._limits, now.steady)
+            assert self.trust.doubt is not None
+            pending.hold_released(now.steady, self.trust.doubt.message)
+        if settled is None:
+            return self._unlisted_changes([])
+        if not isinstance(settled, ConfirmedDeletion):
+            self._follow_to(settled.version)
+        return self._unlisted_changes(self.store.apply_read(settled))
+
+    def _hold_older(self, observation: ObservedObject, now: float) -> None:
+        """Hold an object of which reads have kept returning an older state than the known one."""
+        record = self.store[observation.name]
+        assert record is not None, "no record of an object with a pending deletion"
+        self.store.set_version(observation.name, observation.version)
+        self.pending_deletions.hold(observation.name, record.uid, now, OLDER_SERVER, until_accepted=True)
+
+    def _follow_to(self, version: str) -> None:
+        """Record that the server has shown this version."""
+        if is_older(self.trust.version, version):
+            self.trust = msgspec.structs.replace(self.trust, version=version)
 
     def problem_of(self, key: str) -> str:
         """Return why an object is malformed, so that its last known content is kept; empty if it is not malformed."""
@@ -222,47 +273,48 @@ class ObjectCollection:
         if the version of the known object is unknown, as after a restart, and the read returns a different object,
         either of the two may be the later one. Then the read is not trusted.
         """
-        if self._last_list.replacing.get(observation.name) == (observation.uid, observation.version):
+        if self._replacing.get(observation.name) == (observation.uid, observation.version):
             return False
         record, is_absent = self.store[observation.name], observation.state in ABSENT_STATES
         if record is not None and observation.uid == record.uid:
             is_expected = is_absent or observation.version == record.version
         else:
             is_expected = is_absent and (record is None or record.version != "")
-        return not is_expected and is_older(observation.version, self._last_list.version)
-
-    def _hold(self, observation: ObservedObject, held: HeldRemovals, now: float) -> None:
-        record = self.store[observation.name]
-        assert record is not None, "no record of an object with a pending deletion"
-        self.store.set_version(observation.name, observation.version)
-        self.pending_deletions.hold(observation.name, record.uid, now, held.message)
+        return not is_expected and is_older(observation.version, self.trust.version)
 
     def _apply_batch(self, batch: list[SourceEvent[ObservedObject]], now: Moment) -> Iterator[ObjectChanges]:
         changed: list[ObservedObject] = []
         for event in batch:
             match event:
-                case ObjectChanged(observation):
-                    if self._accepts(observation):
-                        changed.append(observation)
-                case DeletionReported(name, uid, namespace) if not self._last_list.is_foreign:
-                    # The changes before this event decide which UID has the name, so apply them first.
-                    if changed:
-                        yield self._unlisted_changes(self.store.apply_watched(changed))
-                        changed = []
-                    deleted = self._report_deletion(self._keys.key(namespace, name), uid, now)
-                    if deleted:
-                        yield self._unlisted_changes(deleted)
                 case ListStarted() | Listed() | Unlisted():
                     self._stage(event)
                     if self.store.weight.problem:
                         break
-                case ListEnded() as ended:
-                    yield from self._end_list(ended, now)
+                case ListEnded(version):
+                    yield from self._end_list(version, now)
                     self.store.weight.list_ended()
+                case _ if self.trust.doubt and self.trust.is_ignoring:
+                    pass  # the watch follows a list that was ignored
+                case ObjectChanged(observation):
+                    if self._accepts(observation):
+                        changed.append(observation)
+                case DeletionReported(name, uid, namespace, version):
+                    self._follow_to(version)
+                    # The changes before this event decide which UID has the name, so apply them first.
+                    yield from self._apply_watched(changed)
+                    changed = []
+                    deleted = self._report_deletion(self._keys.key(namespace, name), uid, now)
+                    if deleted:
+                        yield self._unlisted_changes(deleted)
+                case VersionReached(version):
+                    self._follow_to(version)
                 case _:
-                    pass  # Relisting and EventIgnored change no object; reports of a foreign server are ignored
+                    pass  # Relisting and EventIgnored change no object
+        yield from self._apply_watched(changed)
+
+    def _apply_watched(self, changed: list[ObservedObject]) -> Iterator[ObjectChanges]:
         if changed:
-            self.progress.version = max(self.progress.version, comparable(changed[-1].version))
+            self._follow_to(changed[-1].version)
             yield self._unlisted_changes(self.store.apply_watched(changed))
 
     def _stage(self, event: ListStarted | Listed[ObservedObject] | Unlisted) -> None:
@@ -276,60 +328,56 @@ class ObjectCollection:
 
     def _accepts(self, observation: ObservedObject) -> bool:
         """Return whether to apply a watch event. A newer state ends the pending deletion of the object."""
-        if self._last_list.is_foreign:
-            return False
         if self.pending_deletions.doubted:
-            if self._is_held_back(observation):
+            if is_held_back(observation, self.store, self.pending_deletions):
                 return False
             if self.store.is_news(observation):
                 self.pending_deletions.discard(observation.name)
-        if self._guard is not None and self._guard.restored_at is not None:
-            self._guard.note_version(observation.version)
         return True
 
     # --- the end of a list ---
 
-    def _end_list(self, ended: ListEnded, now: Moment) -> Iterator[ObjectChanges]:
-        """Apply the list, which is complete now, as far as the guard accepts it."""
-        versions_went_back = ended.versions_went_back
-        if (guard := self._guard) and self.progress.is_synced:
-            versions_went_back = versions_went_back or self._is_older_than_objects(ended.version)
-            if self._last_list.is_foreign and guard.restored_at is None:
-                # The versions in a foreign list are from another server: compare with the last list before the foreign
-                # one.
-                guard.restored_at = self._last_list.version
-            versions_went_back = guard.is_behind(ended.version, versions_went_back=versions_went_back)
-            if guard.ignores(ended.version, is_behind=versions_went_back, now=now.steady):
-                self._list.drop()
-                return
-        older = self._keep_newer_objects(versions_went_back=versions_went_back)
-        # Objects that are already held because of their older state are no evidence of another restore.
-        versions_went_back = versions_went_back or not all(map(self._is_held_by_restore, older))
-        lacking = self._lacking(versions_went_back=versions_went_back)
-        judgement = self._judge(lacking, now, versions_went_back=versions_went_back)
-        last = self._last_list
-        last.is_foreign, last.replacing = judgement.is_foreign, lacking.replacing
-        if last.is_foreign:
+    def _end_list(self, version: str, now: Moment) -> Iterator[ObjectChanges]:
+        """Apply the list, which is complete now, as far as it is believed."""
+        before, held_since = self.trust, now.steady - self._limits.verify_after_s
+        compared = compare(
+            self._list, self.store, self.pending_deletions, before, version=version, held_since=held_since
+        )
+        self.trust, verdict = judge(before, compared.facts, self._limits, now.steady)
+        if verdict is Verdict.IGNORE:
             self._list.drop()
-        for group in judgement.removals:
-            if not isinstance(group.decision, ConfirmEach):
-                self._list.remove_changes(name for name, _ in group.objects)
+            return
+        self._keep_newer(compared.regressed)
+        if verdict is not Verdict.CONFIRM:
+            self._list.remove_changes(name for name, _ in compared.judged)
         yield from self._apply_differences()
         # Leave out objects that no longer exist: the list replaced them, or a read between two batches confirmed their
         # deletion.
-        missing = self._still_present(lacking.missing)
-        judged = [JudgedRemovals(self._still_present(group.objects), group.decision) for group in judgement.removals]
+        missing, judged = self._still_present(compared.missing), self._still_present(compared.judged)
         self.pending_deletions.discard_all(self._list.uids.keys())
-        if not last.is_foreign:
-            last.version = ended.version
-            self.progress.version = comparable(ended.version)
-            self.store.set_missing(name for name, _ in missing)
-            yield from self._confirm_at_once(missing, lacking.announced, now)
-            self.store.end_list((name for name, _ in missing if name not in older) if versions_went_back else ())
-            self._positions.end_list(self.number)
-        self._apply_decisions(judged, now.steady)
+        self._replacing = compared.replacing
+        self.store.set_missing(name for name, _ in missing)
+        yield from self._confirm_at_once(missing, compared.announced, now)
+        self._forget_versions(compared, missing)
+        self._positions.end_list(self.number)
+        self._apply_verdict(verdict, judged, now.steady)
         self._list.drop()
-        self._end_restore(lacking.announced, judged)
+        self.lists += 1
+        is_first = isinstance(before.basis, Stored) or verdict is Verdict.CONFIRM_AT_RATE
+        if is_first and isinstance(self.trust.basis, Unverified):
+            self._unconfirmed = {*compared.announced, *(name for name, _ in judged)}
+
+    def _keep_newer(self, regressed: Iterable[ObservedObject]) -> None:
+        """Keep the known states of the objects that the list shows in an older state."""
+        for observation in regressed:
+            self._list.remove(observation.name)
+            self.store.set_version(observation.name, observation.version)
+
+    def _forget_versions(self, compared: Comparison, missing: Iterable[tuple[str, str]]) -> None:
+        """Record that the list was applied. The versions of a server that was restored are lower than before."""
+        is_lowered = compared.facts.is_behind or compared.facts.regressed
+        kept = {observation.name for observation in compared.regressed}
+        self.store.end_list((name for name, _ in missing if name not in kept) if is_lowered else ())
 
     def _apply_differences(self) -> Iterator[ObjectChanges]:
         position: ObjectPosition | None = None
@@ -340,57 +388,8 @@ class ObjectCollection:
     def _still_present(self, objects: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
         return [(name, uid) for name, uid in objects if self.store.is_present(name, uid)]
 
-    def _end_restore(self, announced: set[str], judged: Sequence[JudgedRemovals]) -> None:
-        """Record that a list was applied. A list that the guard accepted replaces the state of an earlier run."""
-        progress = self.progress
-        is_any_released = any(isinstance(group.decision, ConfirmAtRate) for group in judged)
-        if (progress.awaits_list and self.held is None) or (is_any_released and self.unverified is not None):
-            progress.awaits_list = False
-            self._unconfirmed = announced.union(name for group in judged for name, _ in group.objects)
-        progress.is_synced = True
-        progress.lists += not self._last_list.is_foreign
-
-    def _lacking(self, *, versions_went_back: bool) -> "_Lacking":
-        """Return the objects that are missing from the list, in the groups that the guard judges."""
-        missing = self._list.missing()
-        established = [
-            (name, uid)
-            for name, uid in missing
-            if self.store.is_established(name) and not self._is_held_by_restore(name)
-        ]
-        suspects = [
-            (observation, record) for observation, record in self._suspects() if observation.uid not in ("", record.uid)
-        ]
-        replaced = [(observation.name, record.uid) for observation, record in suspects]
-        replacing = {observation.name: (observation.uid, observation.version) for observation, _ in suspects}
-        if self._guard is None:
-            return _Lacking(missing, established, replaced)
-        is_foreign = bool(established or replaced) and self._proves_nothing()
-        announced: set[str] = set()
-        if not (is_foreign or versions_went_back):
-            announced = {name for name, _ in (*established, *replaced) if self.store.is_terminating(name)}
-            established, replaced = (
-                [(name, uid) for name, uid in objects if name not in announced] for objects in (established, replaced)
-            )
-        return _Lacking(missing, established, replaced, announced, is_foreign, replacing)
-
-    def _judge(self, lacking: "_Lacking", now: Moment, *, versions_went_back: bool) -> ListJudgement:
-        if self._guard is None:
-            return ListJudgement([JudgedRemovals(lacking.established + lacking.replaced, ConfirmEach())])
-        return self._guard.judge(
-            lacking.established + lacking.replaced,
-            self.store,
-            versions_went_back=versions_went_back,
-            now=now.steady,
-            announced=lacking.announced,
-            listed_count=len(self._list.uids),
-            is_foreign=lacking.is_foreign,
-            is_restored=self.progress.awaits_list,
-            still_held=self.pending_deletions.held if self._guard.holds_restored else 0,
-        )
-
     def _confirm_at_once(
-        self, missing: list[tuple[str, str]], announced: set[str], now: Moment
+        self, missing: list[tuple[str, str]], announced: frozenset[str], now: Moment
     ) -> Iterator[ObjectChanges]:
         """Confirm the deletions that do not count towards a mass removal: those of objects that no subscriber knows, or
         whose deletion was announced."""
@@ -401,90 +400,25 @@ class ObjectCollection:
         if changes:
             yield self._unlisted_changes(changes)
 
-    def _is_older_than_objects(self, version: str) -> bool:
-        """Return whether a list is older than a known object; False if the previous list has a version to compare."""
-        return not self._last_list.version and version != "0" and self.store.is_older_than_any(version)
-
-    def _apply_decisions(self, judged: Iterable[JudgedRemovals], now: float) -> None:
-        self._released.clear()
-        for group in judged:
-            match group.decision:
-                case ConfirmEach():
-                    for name, uid in group.objects:
-                        self.pending_deletions.add(name, uid, now)
-                case HeldRemovals(message=message):
-                    for name, uid in group.objects:
-                        self.pending_deletions.hold(name, uid, now, message)
-                case at_rate:
-                    for name, uid in group.objects:
-                        confirm_at = now + len(self._released) / at_rate.per_second  # one rate for all groups
-                        self.pending_deletions.add(name, uid, now, confirm_at=confirm_at)
-                        self._released.add(name)
-
-    def _keep_newer_objects(self, *, versions_went_back: bool) -> set[str]:
-        """Keep the established objects that the list shows in an older state, and return their names.
-
-        A server that was restored from a backup lists the state at the time of the backup.
-        """
-        if self._guard is None or not self.progress.is_synced or self._guard.is_accepting:
-            return set()
-        older = [
-            observation
-            for observation, record in self._suspects(everything=versions_went_back)
-            if self._differs(observation, record)
-            and self._is_regressed(observation, record, versions_went_back=versions_went_back)
-        ]
-        for observation in older:
-            self._list.remove(observation.name)
-            self.store.set_version(observation.name, observation.version)
-        return {observation.name for observation in older}
-
-    def _suspects(self, *, everything: bool = False) -> Iterator[tuple[ObservedObject, ObjectRecord]]:
-        """Yield listed objects with the established records that they would change. Without `everything`, yield only
-        objects that may be older than the record, or may be a different object of the same name."""
-        for observation in self._list.differing() if everything else self._list.suspects():
-            record = self.store[observation.name]
-            if record is not None and record.is_established:
-                yield observation, record
-
-    def _differs(self, observation: ObservedObject, record: ObjectRecord) -> bool:
-        if isinstance(observation, Malformed):
-            return False
-        if observation.state is not ObjectState.READY or observation.uid != record.uid:
-            return True
-        return record.content is not None and observation.content != record.content
-
-    def _is_regressed(self, observation: ObservedObject, record: ObjectRecord, *, versions_went_back: bool) -> bool:
-        is_older = self.store.is_older_than_known(observation) or (versions_went_back and not record.version)
-        return is_older or self._is_held_back(observation)
-
-    def _is_held_back(self, observation: ObservedObject) -> bool:
-        """Return whether the object is held, and a list again shows the older state: see `_keep_newer_objects`."""
-        if not self.pending_deletions.is_held(observation.name):
-            return False
-        record = self.store[observation.name]
-        return record is not None and record.version != "" and observation.version == record.version
-
-    def _is_held_by_restore(self, name: str) -> bool:
-        """Return whether an object that is missing from lists is kept until an administrator decides."""
-        if self._guard is None or not self._guard.holds_restored or self._guard.is_accepting:
-            return False
-        return self.pending_deletions.is_held(name)
+    def _apply_verdict(self, verdict: Verdict, judged: Iterable[tuple[str, str]], now: float) -> None:
+        is_final, doubt = verdict is Verdict.HOLD_UNTIL_ACCEPTED, self.trust.doubt
+        message = OLDER_SERVER if doubt is None else doubt.message
+        for place, (name, uid) in enumerate(judged):
+            match verdict:
+                case Verdict.CONFIRM:
+                    self.pending_deletions.add(name, uid, now)
+                case Verdict.CONFIRM_AT_RATE:
+                    self.pending_deletions.add(name, uid, now, confirm_at=now + place / self._limits.per_second)
+                case _:
+                    self.pending_deletions.hold(name, uid, now, message, until_accepted=is_final)
 
     def accept(self, now: float) -> bool:
         """Accept the next list, which ends the hold of removals. Return whether removals are held."""
-        if self._guard is None:
+        self.trust = verify_soon(self.trust, now)
+        if self.held is None:
             return False
-        self._guard.verify_first(now)
-        return self.held is not None and self._guard.accept(now)
-
-    def _proves_nothing(self) -> bool:
-        """Return whether no listed object is known, so that the list may be from another server."""
-        uids = self._list.uids
-        return bool(uids) and not any(map(self._is_known, uids.items()))
-
-    def _is_known(self, listed: tuple[str, str]) -> bool:
-        return self.store.is_established(listed[0]) or self.store.is_present(*listed)
+        self.trust = msgspec.structs.replace(self.trust, accepted_at=now)
+        return True
 
     # --- deletions ---
 
@@ -494,27 +428,27 @@ class ObjectCollection:
         record = self.store[settled.name]
         return record is not None and settled.uid in ("", record.uid)
 
-    def _hold_again(self, now: float) -> None:
-        """Hold again the removals that only lists show: a read found an object that is missing from these lists."""
-        assert self._guard is not None
-        held = self._guard.contradicted(now)
-        for name in self._released:
-            record = self.store[name]
-            if record is not None and self.pending_deletions.explain(name) is not None:
-                self.pending_deletions.hold(name, record.uid, now, held.message)
-        self._released.clear()
-
     def _report_deletion(self, name: str, uid: str, now: Moment) -> list[ObjectChange]:
         record = self.store[name]
         if record is None or record.state is ObjectState.DELETED or uid not in ("", record.uid):
             return []
         held, is_expected = None, self.pending_deletions.is_doubted(name) or record.is_terminating
-        if self._guard is not None and record.is_established and not is_expected:
-            held = self._guard.deletion_reported(self.store, now.steady)
+        if record.is_established and not is_expected:
+            held = self._judge_deletion(now.steady)
         if held is None:
             return self._confirm(name, record.uid, now)
-        self.pending_deletions.hold(name, record.uid, now.steady, held.message)
+        self.pending_deletions.hold(name, record.uid, now.steady, held)
         return []
+
+    def _judge_deletion(self, now: float) -> str | None:
+        """Return why to hold the deletion of an established object that the watch reported; None if it is confirmed."""
+        reported = self._deletions_reported
+        while reported and reported[0] <= now - self._limits.verify_after_s:
+            reported.popleft()
+        reported.append(now)
+        count = self.store.established_count
+        self.trust, held = judge_deletion(self.trust, len(reported), count, self._limits, now)
+        return held
 
     def _confirm(self, name: str, uid: str, now: Moment) -> list[ObjectChange]:
         if not self._keys.can_be_read(name):
@@ -522,30 +456,3 @@ class ObjectCollection:
             return self.store.apply_read(ConfirmedDeletion(name, uid))
         self.pending_deletions.add(name, uid, now.steady)
         return []
-
-
-class _LastList(msgspec.Struct):
-    """The properties of the last complete list that affect how later events and reads are applied."""
-
-    is_foreign: bool = False
-    """The list came from another server, so the watch that follows it is ignored too."""
-    replacing: Mapping[str, tuple[str, str]] = {}
-    """UID and version of each listed object that has the name of a different established object, by name."""
-    version: str = ""
-    """The resource version of the last list that was applied and not foreign."""
-
-
-class _Lacking(msgspec.Struct, frozen=True):
-    """Names and UIDs of the objects that are missing from a complete list."""
-
-    missing: list[tuple[str, str]]
-    established: list[tuple[str, str]]
-    """The objects of `missing` about which the guard decides."""
-    replaced: list[tuple[str, str]]
-    """Established objects whose names belong to different objects in the list."""
-    announced: set[str] = set()
-    """Names of established objects whose deletion was requested before the list. The guard does not count them."""
-    is_foreign: bool = False
-    """The list contains objects, but none of them is known."""
-    replacing: Mapping[str, tuple[str, str]] = {}
-    """UID and version of each listed object that has the name of a different established object, by name."""

@@ -68,6 +68,10 @@ class _PendingDeletion(msgspec.Struct):
     older_since: float | None = None
     """When a read first returned an older state."""
     is_held: bool = False
+    is_held_until_accepted: bool = False
+    """Only an administrator ends the hold, or a newer state of the object."""
+    is_released: bool = False
+    """Two lists lacked the object, along with many others, so its deletion is confirmed at a limited rate."""
     is_refuted: bool = False
     """A read found the object, and neither the watch nor a list has shown it since."""
 
@@ -126,18 +130,31 @@ class PendingDeletions:
         # This property is read after every change, and usually no deletion is pending.
         return len(self.doubted) and sum(pending.is_held for pending in self.doubted.values())
 
+    @property
+    def until_accepted(self) -> list[float]:
+        """When each deletion that is held until an administrator accepts it was first reported."""
+        return [pending.since for pending in self.doubted.values() if pending.is_held_until_accepted]
+
     def add(self, name: str, uid: str, now: float, *, confirm_at: float | None = None) -> None:
-        """Schedule the confirmation of a deletion, now or at `confirm_at`."""
-        former = self._awaiting(name)
+        """Schedule the confirmation of a deletion: now, or at `confirm_at` if it is one of many that are released."""
+        former, is_released = self._awaiting(name), confirm_at is not None
         if former is not None and former.uid == uid and not former.is_held:
+            former.is_released = is_released
             return
         pending = self._new(name, uid, now)
+        pending.is_released = is_released
         heapq.heappush(self._due, (-pending.ticket if confirm_at is None else confirm_at, pending.ticket, name))
 
-    def hold(self, name: str, uid: str, now: float, message: str) -> None:
+    def hold(self, name: str, uid: str, now: float, message: str, *, until_accepted: bool = False) -> None:
         """Keep a deletion unconfirmed until `add` is called again. The result of a read in flight is ignored."""
         pending = self._new(name, uid, now)
-        pending.is_held, pending.problem = True, message
+        pending.is_held, pending.is_held_until_accepted, pending.problem = True, until_accepted, message
+
+    def hold_released(self, now: float, message: str) -> None:
+        """Hold again the deletions that were released, and are not confirmed yet."""
+        for name, pending in [*self.doubted.items()]:
+            if pending.is_released and not pending.is_refuted:
+                self.hold(name, pending.uid, now, message)
 
     def _new(self, name: str, uid: str, now: float) -> _PendingDeletion:
         former = self._awaiting(name)
@@ -160,9 +177,17 @@ class PendingDeletions:
         for name in [name for name in self.doubted if name in names]:
             self.discard(name)
 
-    def is_held(self, name: str) -> bool:
+    def is_held_since(self, name: str, since: float) -> bool:
         pending = self.doubted.get(name)
-        return pending is not None and pending.is_held
+        return pending is not None and pending.is_held and pending.since <= since
+
+    def is_held_until_accepted(self, name: str) -> bool:
+        pending = self.doubted.get(name)
+        return pending is not None and pending.is_held_until_accepted
+
+    def is_released(self, name: str) -> bool:
+        pending = self.doubted.get(name)
+        return pending is not None and pending.is_released
 
     def awaits_read(self, name: str) -> bool:
         """Return whether the object's deletion is pending, and no read of the object has returned a result yet."""

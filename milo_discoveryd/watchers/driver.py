@@ -107,7 +107,7 @@ class Confirmations:
         self._has_timers.set()
 
     def _trusted_from(self) -> float:
-        return math.inf if self._collection.ignores_lists else self._source_trusted_from()
+        return math.inf if self._collection.trust.is_ignoring else self._source_trusted_from()
 
     @property
     def _is_trusted(self) -> bool:
@@ -193,11 +193,6 @@ class Driver:
             async for source_events in batches:
                 await self._apply(source_events)
                 del source_events  # the next wait may last for hours
-
-    @property
-    def highest_version(self) -> str:
-        """The highest resource version that the API server has shown."""
-        return self._reflector.trust.highest_version
 
     async def _apply(self, source_events: Iterable[SourceEvent[ObservedObject]]) -> None:
         read_at = self._clock()

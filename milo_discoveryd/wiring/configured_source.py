@@ -19,7 +19,6 @@ from milo_discoveryd.log.change_log import ChangeLog
 from milo_discoveryd.logger import log
 from milo_discoveryd.model.removal_limits import RemovalLimits
 from milo_discoveryd.objects.pending_deletions import PendingDeletions
-from milo_discoveryd.objects.removal_guard import RemovalGuard
 from milo_discoveryd.sources.context import context_of, wrong_context
 from milo_discoveryd.sources.keyed import KeyedSource
 from milo_discoveryd.sources.kind import SourceOptions
@@ -161,7 +160,7 @@ def new_fleet(
             observer(source.of.name),
             SourcePolicy(
                 pending_deletions=lambda: PendingDeletions(random.random),
-                guard=lambda: RemovalGuard(limits),
+                removals=limits,
                 not_ready=NotReadyClusters(grace_s, limits if settings.removals.hold_not_ready else None),
                 objects_limit=settings.watch.objects_limit,
                 drain_timeout_s=settings.drain_timeout.total_seconds(),

@@ -72,14 +72,14 @@ class Discovery:
         """Follow the source until canceled. `collections` are the collections of the source, in the same order.
         `api_at` returns the API server for the `server` of a collection.
         """
-        status, version = self._storage.restore(restored_place)
+        status = self._storage.restore(restored_place)
         now = asyncio.get_running_loop().time()
         drivers = [
             Driver(
                 api_at(followed.server),
                 followed.watched,
                 decoder=followed.decoder,
-                reflector=Reflector(self._policy, self._jitter, now, status, highest_version=version),
+                reflector=Reflector(self._policy, self._jitter, now, status),
                 source=self._source,
                 collection=collection,
                 connect_timeout_s=self._connect_timeout_s,
@@ -88,8 +88,7 @@ class Discovery:
             for collection, followed in zip(self._source.collections, collections, strict=True)
         ]
         async with asyncio.TaskGroup() as tasks:
-            saving = self._storage.save(lambda: oldest(driver.highest_version for driver in drivers))
-            tasks.create_task(saving, name="save the fleet")
+            tasks.create_task(self._storage.save(), name="save the fleet")
             for driver in drivers:
                 tasks.create_task(driver.run(), name="follow a collection")
 
@@ -105,11 +104,11 @@ class FileDiscovery:
         self, files: KubeconfigFiles, observe: Callable[[FileObject], ObservedObject], restored_place: RestoredPlace
     ) -> None:
         """Follow the files until canceled."""
-        status, _ = self._storage.restore(restored_place)
+        status = self._storage.restore(restored_place)
         (collection,) = self._source.collections
         driver = FileDriver(files, observe, source=self._source, collection=collection, status=status)
         async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self._storage.save(lambda: ""), name="save the fleet")
+            tasks.create_task(self._storage.save(), name="save the fleet")
             tasks.create_task(driver.run(), name="follow files")
 
 
@@ -121,11 +120,11 @@ class _SourceStorage:
         self._epoch = epoch
         self._store = store
 
-    def restore(self, restored_place: RestoredPlace) -> tuple[ViewStatus | None, str]:
-        """Restore the stored fleet, if there is one. Return its status and its highest resource version."""
+    def restore(self, restored_place: RestoredPlace) -> ViewStatus | None:
+        """Restore the stored fleet, if there is one, and return its status."""
         stored = None if self._store is None else self._store.load()
         if stored is None:
-            return None, ""
+            return None
         age_s = max(0.0, time.time() - stored.current_at)
         status = ViewStatus(
             ViewState.STALE,
@@ -136,11 +135,11 @@ class _SourceStorage:
         restored = list(restorable(stored.clusters, restored_place))
         if len(restored) == len(stored.clusters):
             self._source.restored_positions = stored.positions
-        self._source.restore(restored, stored.objects, status)
+        self._source.restore(restored, stored.objects, status, stored.highest_version)
         self._source.changes.releases.expect_return(asyncio.get_running_loop().time())
-        return status, stored.highest_version
+        return status
 
-    async def save(self, highest_version: Callable[[], str]) -> None:
+    async def save(self) -> None:
         """Save changes once the source is synced: a partial fleet must not replace the stored one."""
         if self._store is None:
             return
@@ -151,7 +150,7 @@ class _SourceStorage:
                 origin,
                 current_at(self._source.status, clock()),
                 tuple(self._engaged()),
-                highest_version(),
+                oldest(collection.trust.version for collection in self._source.collections),
                 tuple(self._source.stored_objects()),
                 positions(self._source, self._epoch),
             )

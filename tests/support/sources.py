@@ -9,7 +9,7 @@ from milo_discoveryd.fleet.fleet import Fleet
 from milo_discoveryd.fleet.source import ClusterSource, SourceDescription, SourcePolicy
 from milo_discoveryd.log.change_log import ChangeLog, Retention
 from milo_discoveryd.objects.pending_deletions import PendingDeletions
-from milo_discoveryd.objects.removal_guard import RemovalGuard
+from tests.unit.fleet.fleets import NeverMass
 
 
 def new_source(
@@ -18,7 +18,6 @@ def new_source(
     *,
     fleet: Fleet | None = None,
     pending_deletions: PendingDeletions | None = None,
-    guard: RemovalGuard | None = None,
     **settings: Any,
 ) -> ClusterSource:
     """Return a source of `fleet`, by default of a new one, with one collection unless `settings` contain `keys`."""
@@ -29,7 +28,7 @@ def new_source(
     made = ClusterSource(
         fleet.changes,
         observer,
-        SourcePolicy(pending_deletions=lambda: pending, guard=lambda: guard, **policy),
+        SourcePolicy(**{"pending_deletions": lambda: pending, "removals": NeverMass(verify_after_s=3600.0), **policy}),
         SourceDescription(**description),
         **settings,
     )

@@ -15,7 +15,7 @@ from tests.tooling.import_contracts.contracts import PACKAGES, ROOT, modules, un
 
 MUTMUT = Path(sys.executable).with_name("mutmut")
 TESTS = ("tests", "controllers/tests")
-READ_BY_TESTS = ("clients", "deploy", "docs")
+READ_BY_TESTS = ("clients", "deploy", "designs", "docs")
 """Directories with files that unit tests read."""
 SURVIVED = (0, 5, 33)
 """mutmut's exit codes of a mutant whose tests pass, and of one without tests."""

@@ -9,7 +9,6 @@ import pytest
 
 from milo_discoveryd.model.removal_limits import RemovalLimits
 from milo_discoveryd.objects.pending_deletions import PendingDeletions
-from milo_discoveryd.objects.removal_guard import RemovalGuard
 from milo_discoveryd.sources.keyed import KeyedSource
 from milo_discoveryd.sources.kind import SourceOptions
 from milo_discoveryd.sources.project import ProjectKind
@@ -41,7 +40,7 @@ class Follower:
         self.source = new_source(
             self.ledger,
             pending_deletions=PendingDeletions(lambda: 0.0, backoff=QUICK),
-            guard=RemovalGuard(RemovalLimits(verify_after_s=600.0)),
+            removals=RemovalLimits(verify_after_s=600.0),
         )
 
     @property

@@ -54,6 +54,8 @@ class Follower:
                 self._page(token, limit, answer)
             case OpenWatch(version):
                 self._open(version, answer)
+            case ReadWatch(until) if until <= self.now:
+                self.time_out()
             case ReadWatch():
                 self._read(answer)
 
@@ -79,6 +81,8 @@ class Follower:
         self._apply_findings(self.reflector.silent(self.now))
 
     def confirm_deletions(self, *, answered: bool = True) -> None:
+        if self.listed.collection.trust.is_ignoring:
+            return
         for request in self.pending_deletions.take_due(self.now):
             body = self.server.read_object(request.name)
             found = None if body is None else self.decoder.object(body)
@@ -91,8 +95,11 @@ class Follower:
         self.done += self.engagements.end_overdue(at(self.now))
 
     def settle(self, enough: Callable[[], bool]) -> None:
-        """Continue without faults until `enough` is true."""
+        """Continue without faults, and with an administrator who accepts what a restored server shows, until `enough`
+        is true."""
         for _ in range(60):
+            if self.pending_deletions.until_accepted:
+                self.listed.collection.accept(self.now)
             self.step()
             self.confirm_deletions()
             self.run_timers()
@@ -131,7 +138,7 @@ class Follower:
     def _apply_findings(self, findings: Iterable[SourceEvent[ObservedObject]]) -> None:
         def noted() -> Iterable[SourceEvent[ObservedObject]]:
             for finding in findings:
-                if isinstance(finding, ListStarted) and not self.listed.collection.progress.is_synced:
+                if isinstance(finding, ListStarted) and not self.listed.collection.is_synced:
                     self.done.clear()  # nothing is published before the first list is complete
                 yield finding
                 if isinstance(finding, ListEnded):
@@ -141,3 +148,4 @@ class Follower:
         self.listed.now = self.now
         for done in self.listed.take_batches(noted()):
             self.done += done
+        self.reflector.relist_by(self.listed.collection.relist_at)

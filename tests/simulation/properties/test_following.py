@@ -151,7 +151,7 @@ class FollowingMachine(RuleBasedStateMachine):
 
     @invariant()
     def check_evidence_of_ends(self) -> None:
-        if not (hasattr(self, "follower") and self.follower.listed.collection.progress.is_synced):
+        if not (hasattr(self, "follower") and self.follower.listed.collection.is_synced):
             return
         for done in self.follower.done[self.checked :]:
             name, uid = done.cluster.target.name, done.cluster.target.uid

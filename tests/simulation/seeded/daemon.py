@@ -28,7 +28,6 @@ from milo_discoveryd.model.removal_limits import RemovalLimits
 from milo_discoveryd.model.resource import WatchedCollection
 from milo_discoveryd.objects.collection import REMOVALS_HELD
 from milo_discoveryd.objects.pending_deletions import PendingDeletions
-from milo_discoveryd.objects.removal_guard import RemovalGuard
 from milo_discoveryd.rights.quota import QuotaLimits
 from milo_discoveryd.rights.rights import Recipient, Rights
 from milo_discoveryd.server.calls.access import AccessControl
@@ -249,7 +248,7 @@ class Daemon:
                 objects_limit=traits.objects_limit,
                 not_ready=NotReadyClusters(traits.grace_s, RemovalLimits()),
                 drain_timeout_s=drain_s,
-                guard=lambda: RemovalGuard(RemovalLimits()),
+                removals=RemovalLimits(),
             ),
         )
         self.source = self.fleet.add(made)
@@ -325,7 +324,7 @@ class Daemon:
 
     @property
     def holds_for_good(self) -> bool:
-        return self.holds_removals and self.collection.relist_at is None
+        return self.holds_removals and bool(self.collection.pending_deletions.until_accepted)
 
     def call(
         self, request: pb.WatchClustersRequest, who: str, send: Callable[[bytes], Awaitable[None]]

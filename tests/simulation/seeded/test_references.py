@@ -17,7 +17,6 @@ from milo_discoveryd.model.contributions import Contribution, ObjectContribution
 from milo_discoveryd.model.observation import NotReady, Observation, Ready
 from milo_discoveryd.model.removal_limits import RemovalLimits
 from milo_discoveryd.objects.pending_deletions import PendingDeletions
-from milo_discoveryd.objects.removal_guard import RemovalGuard
 from milo_discoveryd.server.calls.frames import encoder
 from milo_discoveryd.sources.keyed import KeyedSource
 from milo_discoveryd.sources.kind import ContributionWatch, ReferencedWatch, SeveralResources
@@ -135,7 +134,7 @@ class Simulation:
             self.ledger,
             SourcePolicy(
                 pending_deletions=lambda: PendingDeletions(self._random.random),
-                guard=lambda: RemovalGuard(RemovalLimits()),
+                removals=RemovalLimits(),
             ),
             reduce=joined.reduce,
             keys=joined.keys,

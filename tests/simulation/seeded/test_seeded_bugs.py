@@ -1,6 +1,7 @@
 """Simulations detect bugs: with a bug in the daemon, at least one of the first 700 simulations fails."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -12,11 +13,12 @@ from milo_discoveryd.kubeconfigs.minter import Minter
 from milo_discoveryd.log.change_log import ChangeLog
 from milo_discoveryd.log.cursor import Cursor
 from milo_discoveryd.model.cluster import Cluster
+from milo_discoveryd.objects import collection, comparison
+from milo_discoveryd.objects.collection import ObjectCollection
 from milo_discoveryd.objects.pending_deletions import Absent
-from milo_discoveryd.objects.removal_guard import ConfirmEach, JudgedRemovals, ListJudgement, RemovalGuard
-from milo_discoveryd.objects.store import ObjectStore
+from milo_discoveryd.objects.store import ObjectChanges, ObjectStore
+from milo_discoveryd.objects.trust import ListFacts, Trust, Unverified, Verdict
 from milo_discoveryd.watchers.driver import Confirmations
-from milo_kube.reflect.reflector import Reflector
 from tests.simulation.seeded.simulation_run import simulate
 
 SEEDS = 700
@@ -28,9 +30,8 @@ async def _not_there(*_: object) -> Absent:
     return Absent()
 
 
-def _nothing_held(guard: RemovalGuard, missing: Sequence[tuple[str, str]], *_: object, **__: object) -> ListJudgement:
-    guard.hold = None
-    return ListJudgement([JudgedRemovals(missing, ConfirmEach())])
+def _nothing_held(trust: Trust, facts: ListFacts, *_: object) -> tuple[Trust, Verdict]:
+    return Trust(Unverified(0.0), version=facts.version), Verdict.CONFIRM
 
 
 def _no(*_: object) -> bool:
@@ -53,20 +54,20 @@ def _of_the_name(minter: Minter, cluster: Cluster, ttl_s: float) -> LeaseKey:
     return LeaseKey(minter.issuer.name, ord(cluster.target.name[0]), ttl_s)
 
 
-_INIT = Reflector.__init__
+_RESTORE = ObjectCollection.restore
 
 
-def _without_highest_version(reflector: "Reflector[Any]", *args: Any, **named: Any) -> None:
-    _INIT(reflector, *args, **{**named, "highest_version": ""})
+def _without_version(of: ObjectCollection, stored: Any, *_: object) -> ObjectChanges:
+    return _RESTORE(of, stored)
 
 
-BUGS: list[tuple[str, type, str, Any]] = [
+BUGS: list[tuple[str, type | ModuleType, str, Any]] = [
     ("any-answer-is-not-found", Confirmations, "_confirmed", _not_there),
-    ("no-list-is-held", RemovalGuard, "judge", _nothing_held),
-    ("a-lagging-list-is-applied", RemovalGuard, "ignores", _no),
+    ("no-list-is-held", collection, "judge", _nothing_held),
+    ("a-lagging-list-is-applied", comparison, "_is_behind", _no),
     ("older-replaces-newer", ObjectStore, "_is_outdated", _no),
     ("a-grace-ends-while-the-source-is-lost", ClusterSource, "_pause_graces", _nothing),
-    ("a-restart-forgets-the-highest-version", Reflector, "__init__", _without_highest_version),
+    ("a-restart-forgets-the-version", ObjectCollection, "restore", _without_version),
     ("every-revision-can-be-read-from", ChangeLog, "reads_from", _yes),
     ("a-reader-that-resumes-gets-a-snapshot", Cursor, "resumed", property(_no)),
     ("what-has-ended-is-issued", HeldCredential, "left_s", _for_ever),
@@ -77,7 +78,7 @@ BUGS: list[tuple[str, type, str, Any]] = [
 
 @pytest.mark.parametrize(("of", "name", "becomes"), [pytest.param(*bug, id=name) for name, *bug in BUGS])
 def test_seeded_bug_is_detected(
-    of: type, name: str, becomes: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+    of: type | ModuleType, name: str, becomes: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(of, name, becomes)
     assert any(_ends_badly(seed) for seed in range(SEEDS))

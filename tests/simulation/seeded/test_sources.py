@@ -24,7 +24,6 @@ from milo_discoveryd.model.observation import NotReady, Observation, Ready
 from milo_discoveryd.model.removal_limits import RemovalLimits
 from milo_discoveryd.model.resource import ObjectKeys
 from milo_discoveryd.objects.pending_deletions import PendingDeletions
-from milo_discoveryd.objects.removal_guard import RemovalGuard
 from milo_discoveryd.rights.rights import Rights
 from milo_discoveryd.server.calls.access import AccessControl
 from milo_discoveryd.server.calls.frames import encoder
@@ -139,9 +138,7 @@ class Simulation:
         calm = ClusterSource(
             self.fleet.changes,
             ledger,
-            SourcePolicy(
-                pending_deletions=lambda: PendingDeletions(random.random), guard=lambda: RemovalGuard(RemovalLimits())
-            ),
+            SourcePolicy(pending_deletions=lambda: PendingDeletions(random.random), removals=RemovalLimits()),
             SourceDescription(name="calm"),
             keys=[ObjectKeys(prefix="calm#")],
         )
@@ -150,9 +147,7 @@ class Simulation:
         failing = ClusterSource(
             self.fleet.changes,
             ledger,
-            SourcePolicy(
-                pending_deletions=lambda: PendingDeletions(random.random), guard=lambda: RemovalGuard(RemovalLimits())
-            ),
+            SourcePolicy(pending_deletions=lambda: PendingDeletions(random.random), removals=RemovalLimits()),
             SourceDescription(name="failing"),
             reduce=pairs.reduce,
             keys=pairs.keys,

@@ -28,7 +28,6 @@ from milo_discoveryd.kubeconfigs.rendering import ClusterTrust
 from milo_discoveryd.log.change_log import ChangeLog, Retention
 from milo_discoveryd.model.removal_limits import RemovalLimits
 from milo_discoveryd.objects.pending_deletions import PendingDeletions
-from milo_discoveryd.objects.removal_guard import RemovalGuard
 from milo_discoveryd.rights.quota import QuotaLimits
 from milo_discoveryd.rights.rights import Rights
 from milo_discoveryd.schema.fields import parse_group
@@ -220,7 +219,7 @@ def _fleet(followed: KeyedSource, observer: Any) -> Fleet:
         observer,
         SourcePolicy(
             pending_deletions=lambda: PendingDeletions(lambda: 0.5),
-            guard=lambda: RemovalGuard(LIMITS),
+            removals=LIMITS,
             not_ready=NotReadyClusters(0.0, LIMITS),
         ),
         reduce=followed.reduce,

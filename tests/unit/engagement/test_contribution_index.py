@@ -27,7 +27,6 @@ from milo_discoveryd.model.removal_limits import RemovalLimits
 from milo_discoveryd.model.resource import NAMES, ObjectKeys
 from milo_discoveryd.objects.collection import REMOVALS_HELD, ObjectCollection
 from milo_discoveryd.objects.pending_deletions import Absent, Inconclusive, PendingDeletions
-from milo_discoveryd.objects.removal_guard import RemovalGuard
 from milo_discoveryd.objects.store import ObjectChange, ObjectChanges, ObjectPosition
 from milo_discoveryd.telemetry.audit import Audit
 from milo_discoveryd.telemetry.journal import Journal
@@ -90,7 +89,7 @@ class RecordedFleet:
             self.journal,
             SourcePolicy(
                 pending_deletions=lambda: PendingDeletions(lambda: 0.0),
-                guard=lambda: RemovalGuard(RemovalLimits()),
+                removals=RemovalLimits(),
                 not_ready=NotReadyClusters(grace_s),
             ),
             reduce=reduce,

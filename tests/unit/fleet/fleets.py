@@ -15,9 +15,9 @@ from milo_discoveryd.log.events import Event, EventType, Frame
 from milo_discoveryd.model.cluster import Cluster, DisengageReason, Target
 from milo_discoveryd.model.contributions import ObservedObject
 from milo_discoveryd.model.observation import Malformed, NotReady, Outside, Ready
+from milo_discoveryd.model.removal_limits import RemovalLimits
 from milo_discoveryd.objects.collection import ObjectCollection
 from milo_discoveryd.objects.pending_deletions import ConfirmationRequest, ConfirmationResult, PendingDeletions
-from milo_discoveryd.objects.removal_guard import RemovalGuard
 from milo_discoveryd.objects.store import CollectionWeight, ObjectChanges, ObjectStore, Positions, SourcePositions
 from milo_kube.moment import Moment
 from milo_kube.reflect.messages import Listed, ListEnded, ListStarted, SourceEvent
@@ -113,12 +113,25 @@ def registry(grace_s: float = 0.0, *, drain_s: float = 0.0) -> Engagements:
     return Engagements(readable_log(), NotReadyClusters(grace_s), drain_timeout_s=drain_s)
 
 
+class NeverMass(RemovalLimits, frozen=True):
+    """Limits that hold no removal, however many clusters are missing."""
+
+    def is_burst(self, ended: int, engaged: int) -> bool:
+        return False
+
+    def is_mass(self, missing: int, engaged: int) -> bool:
+        return False
+
+
+NEVER_MASS = NeverMass()
+
+
 class ListedClusters:
     """A collection whose objects are clusters, with a manual clock."""
 
     def __init__(
         self,
-        guard: RemovalGuard | None = None,
+        limits: RemovalLimits = NEVER_MASS,
         *,
         weight: CollectionWeight | None = None,
         clusters: Engagements | None = None,
@@ -127,7 +140,7 @@ class ListedClusters:
         self.engagements = registry() if clusters is None else clusters
         self.pending_deletions = PendingDeletions(lambda: 0.0) if pending_deletions is None else pending_deletions
         positions = SourcePositions(Positions(), [0])
-        self.collection = ObjectCollection(0, ObjectStore(weight), self.pending_deletions, positions, guard)
+        self.collection = ObjectCollection(0, ObjectStore(weight), self.pending_deletions, positions, limits)
         self.now = 0.0
 
     @property
@@ -141,15 +154,15 @@ class ListedClusters:
     def take(self, *events: SourceEvent[ObservedObject]) -> list[Event]:
         return [event for batch in self.take_batches(events) for event in batch]
 
-    def lists(self, *objects: ObservedObject, versions_went_back: bool = False, version: str = "") -> list[Event]:
-        return self.take(ListStarted(), *map(Listed, objects), ListEnded(versions_went_back, version))
+    def lists(self, *objects: ObservedObject, version: str = "") -> list[Event]:
+        return self.take(ListStarted(), *map(Listed, objects), ListEnded(version))
 
     def resolve(self, request: ConfirmationRequest, result: ConfirmationResult) -> list[Event]:
         return self._commit(self.collection.resolve(request, result, at(self.now)))
 
-    def restore(self, stored: Iterable[tuple[Ready, float]], now: Moment) -> None:
+    def restore(self, stored: Iterable[tuple[Ready, float]], now: Moment, version: str = "") -> None:
         stored = [*stored]
-        self.collection.restore(seen for seen, _ in stored)
+        self.collection.restore((seen for seen, _ in stored), version)
         for seen, engaged_at in stored:
             self.engagements.commit([seen], Moment(engaged_at, now.steady))
 

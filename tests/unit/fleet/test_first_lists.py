@@ -10,7 +10,6 @@ from milo_discoveryd.log.cursor import Cursor
 from milo_discoveryd.log.filter import Filter
 from milo_discoveryd.model.observation import Observation
 from milo_discoveryd.model.removal_limits import RemovalLimits
-from milo_discoveryd.objects.removal_guard import RemovalGuard
 from milo_kube.label_selector import parse
 from milo_kube.reflect.messages import Listed, ListEnded, ListStarted, ObjectChanged, SourceEvent
 from milo_kube.reflect.view_status import ViewState, ViewStatus
@@ -22,7 +21,7 @@ from tests.unit.fleet.test_fleet_malformed import Ledger
 
 def source() -> ClusterSource:
     log = ChangeLog(msgspec.json.encode, Retention())
-    return new_source(Ledger(), log, guard=RemovalGuard(RemovalLimits()))
+    return new_source(Ledger(), log, removals=RemovalLimits())
 
 
 def take(of: ClusterSource, now: float, *events: SourceEvent[Observation]) -> None:

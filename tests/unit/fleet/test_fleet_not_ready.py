@@ -6,7 +6,6 @@ from milo_discoveryd.engagement.not_ready import NotReadyClusters
 from milo_discoveryd.fleet.source import NOT_READY_HELD, ClusterSource
 from milo_discoveryd.model.cluster import DisengageReason
 from milo_discoveryd.model.removal_limits import RemovalLimits
-from milo_discoveryd.objects.removal_guard import RemovalGuard
 from milo_kube.reflect.messages import Listed, ListEnded, ListStarted, ObjectChanged, SourceEvent
 from milo_kube.reflect.view_status import ViewState, ViewStatus
 from tests.support.logs import capture_logs
@@ -33,7 +32,7 @@ def source() -> ClusterSource:
     made = new_source(
         Ledger(),
         not_ready=NotReadyClusters(0.0, LIMITS),
-        guard=RemovalGuard(LIMITS),
+        removals=LIMITS,
     )
     take(made, 0.0, ListStarted(), *(Listed(ready(name, "1")) for name in NAMES), ListEnded())
     return made
@@ -65,7 +64,7 @@ def test_restored_fleet_that_became_not_ready_during_the_restart_is_held() -> No
     source = new_source(
         Ledger(),
         not_ready=NotReadyClusters(0.0, LIMITS),
-        guard=RemovalGuard(LIMITS),
+        removals=LIMITS,
     )
     source.restore([(ready(name, ""), 0.0) for name in NAMES], (), ViewStatus(ViewState.STALE, 0.0, "Restored", ""))
     take(source, 10.0, ListStarted(), *(Listed(not_ready(name)) for name in NAMES), ListEnded())

@@ -63,7 +63,7 @@ def test_list_within_the_budget_is_applied() -> None:
 def test_list_that_exceeds_the_budget_is_not_applied() -> None:
     clusters = BudgetedClusters()
     clusters.lists_clusters(LIMIT + 1)
-    assert not clusters.collection.progress.is_synced
+    assert not clusters.collection.is_synced
     assert clusters.engagements.engaged == 0
     assert "watch.objects_limit" in clusters.collection.over_budget
 
@@ -89,10 +89,10 @@ def test_source_over_its_budget_recovers_with_a_shorter_list() -> None:
 
 def test_fleet_at_the_budget_can_be_replaced_while_its_deletions_are_unconfirmed() -> None:
     clusters = BudgetedClusters()
-    for first in (0, LIMIT):
+    for first in (0, LIMIT - 1):
         clusters.lists(*objects(LIMIT, first))
     clusters.take(ObjectChanged(ready(f"p-{LIMIT:03}", "2")))
-    assert (clusters.engagements.engaged, clusters.weight.problem) == (2 * LIMIT, "")
+    assert (clusters.engagements.engaged, clusters.weight.problem) == (2 * LIMIT - 1, "")
 
 
 def test_repeated_lists_of_new_objects_keep_at_most_twice_the_budget() -> None:
@@ -107,17 +107,17 @@ def test_repeated_lists_of_new_objects_keep_at_most_twice_the_budget() -> None:
 
 def test_new_objects_of_a_watch_and_unconfirmed_deletions_keep_at_most_twice_the_budget() -> None:
     clusters = BudgetedClusters()
-    for first in (0, LIMIT):
+    for first in (0, LIMIT - 1):
         clusters.lists(*objects(LIMIT, first))
     clusters.lists_clusters(1)
-    clusters.take(ObjectChanged(ready("new")))
+    clusters.take(ObjectChanged(ready("new")), ObjectChanged(ready("newer")))
     assert clusters.weight.problem
     assert clusters.engagements.engaged == 2 * LIMIT
 
 
 def test_reads_that_find_larger_objects_do_not_exceed_the_budget() -> None:
     clusters = BudgetedClusters()
-    for first in (0, LIMIT):
+    for first in (0, LIMIT - 1):
         clusters.lists(*objects(LIMIT, first))
     for request in clusters.due_requests():
         clusters.resolve(request, Found(ready(request.name, "2", labels={"mark": "x" * 1000})))

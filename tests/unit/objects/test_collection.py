@@ -37,7 +37,6 @@ from tests.unit.fleet.fleets import (
     not_ready,
     outside,
     ready,
-    updated,
     wall,
 )
 
@@ -71,10 +70,10 @@ class Source(ListedClusters):
 def test_first_list_is_staged_until_complete() -> None:
     source = Source()
     assert source.take(ListStarted(), Listed(ready("a"))) == []
-    assert not source.collection.progress.is_synced
+    assert not source.collection.is_synced
     made = source.take(Listed(ready("b")), ListEnded())
     assert made == [done(engaged(cluster("a", 1))), done(engaged(cluster("b", 2)))]
-    assert source.collection.progress.is_synced
+    assert source.collection.is_synced
 
 
 def test_restarted_first_list_starts_empty() -> None:
@@ -128,7 +127,8 @@ def test_identical_relist_changes_nothing() -> None:
 
 def test_object_created_after_server_restore_is_applied_despite_lower_version() -> None:
     source = Source(ready("a", "9"), not_ready("b", "12", uid="before"))
-    source.take(ListStarted(), Listed(ready("a", "5")), ListEnded(versions_went_back=True))
+    for source.now in (0.0, 30.0):
+        source.lists(ready("a", "5"), version="5")
     source.answer(Absent())
     made = source.take(ObjectChanged(ready("b", "7", uid="after")))
     assert [(event.type.name, event.cluster.target.uid) for event in made] == [("ENGAGED", "after")]
@@ -148,13 +148,6 @@ def test_relist_applies_changed_state_of_object_with_equal_version(
     known: Observation, listed: Observation, expected: list[str]
 ) -> None:
     assert [event.type.name for event in Source(known).lists(listed)] == expected
-
-
-def test_relist_is_applied_although_versions_went_back() -> None:
-    source = Source(ready("a", "100"))
-    assert source.lists(ready("a", "50", suspended=True)) == [
-        done(updated(cluster(incarnation=1, version="50", suspended=True)))
-    ]
 
 
 def test_relist_that_contains_an_object_twice_does_not_hide_a_missing_object() -> None:
@@ -237,7 +230,7 @@ def restored() -> Source:
 
 def test_restored_clusters_are_engaged_at_once_with_their_original_engagement_times() -> None:
     source = restored()
-    assert source.collection.progress.is_synced
+    assert source.collection.is_synced
     assert list(source.engagements.clusters()) == [cluster("a", 1, engaged_at=5), cluster("b", 2, engaged_at=5)]
     assert [record.uid for _, record in source.engagements.items()] == ["u1", "u1"]
 
@@ -290,12 +283,6 @@ def test_confirmation_read_applies_the_state_that_it_finds(found: Observation, r
     source = Source(ready())
     source.take(DeletionReported("a", "u1"))
     assert source.answer(Found(found))[0].reason is reason
-
-
-def test_confirmation_read_of_an_older_version_is_applied_without_a_removal_guard() -> None:
-    source = Source(ready(version="100"))
-    source.lists()
-    assert source.answer(Found(outside(version="50")))[0].reason is LABELS_CHANGED
 
 
 def test_pending_deletion_ends_when_object_is_seen() -> None:
@@ -374,18 +361,6 @@ def test_large_list_is_applied_in_batches(count: int) -> None:
         batches = list(source.take_batches(findings()))
         assert sum(map(len, batches)) == count
         assert max(map(len, batches)) <= EVENTS_PER_STEP
-
-
-def test_collection_without_a_removal_guard_verifies_the_first_list_at_once() -> None:
-    source = Source(ready("a"))
-    assert source.collection.unverified is None
-    assert source.collection.relist_at is None
-
-
-def test_collection_without_a_removal_guard_holds_no_removals() -> None:
-    source = Source(ready("a"))
-    source.lists()
-    assert not source.collection.accept(source.now)
 
 
 def test_reported_deletion_of_object_with_invalid_name_is_applied_without_a_read() -> None:

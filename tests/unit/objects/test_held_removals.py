@@ -1,21 +1,10 @@
-"""A collection with a removal guard: lists that lack much of the fleet."""
-
-from collections.abc import Sequence
-from typing import Any
+"""A collection whose lists lack much of the fleet."""
 
 from milo_discoveryd.log.events import Event
 from milo_discoveryd.model.cluster import DisengageReason
 from milo_discoveryd.model.observation import Observation
 from milo_discoveryd.model.removal_limits import RemovalLimits
 from milo_discoveryd.objects.pending_deletions import Absent, ConfirmationResult, Found
-from milo_discoveryd.objects.removal_guard import (
-    ConfirmAtRate,
-    HeldRemovals,
-    JudgedRemovals,
-    ListJudgement,
-    RemovalGuard,
-)
-from milo_discoveryd.objects.store import ObjectStore
 from milo_kube.reflect.messages import (
     DeletionReported,
     Listed,
@@ -33,21 +22,21 @@ class Source(ListedClusters):
     """A fleet of six ready clusters."""
 
     def __init__(self, *more: Observation) -> None:
-        super().__init__(RemovalGuard(LIMITS))
-        self.lists(*FLEET, *more)
+        super().__init__(LIMITS)
+        self.lists(*FLEET, *more, version="10")
 
     @classmethod
     def unlisted(cls) -> "Source":
         """Return a fleet without a list."""
         source = cls.__new__(cls)
-        ListedClusters.__init__(source, RemovalGuard(LIMITS))
+        ListedClusters.__init__(source, LIMITS)
         return source
 
     @classmethod
-    def restored(cls) -> "Source":
-        """Return a fleet that was restored from a state file, which stores no versions."""
+    def restored(cls, version: str = "") -> "Source":
+        """Return a fleet that was restored from a state file, which stores no versions of objects."""
         source = cls.unlisted()
-        source.restore(((ready(observation.name, version=""), 0.0) for observation in FLEET), at(0.0))
+        source.restore(((ready(observation.name, version=""), 0.0) for observation in FLEET), at(0.0), version)
         return source
 
     def answers(self, answer: ConfirmationResult) -> list[Event]:
@@ -58,43 +47,6 @@ class Source(ListedClusters):
     @property
     def engaged(self) -> int:
         return self.engagements.engaged
-
-
-class GuardOfTwo(RemovalGuard):
-    """A guard that holds the removal of `a` and `b`, and decides about other objects as usual."""
-
-    def judge(self, missing: Sequence[tuple[str, str]], known: ObjectStore, **about: Any) -> ListJudgement:
-        kept = [removal for removal in missing if removal[0] in "ab"]
-        rest = [removal for removal in missing if removal[0] not in "ab"]
-        judgement = super().judge(rest, known, **about)
-        return ListJudgement([*judgement.removals, JudgedRemovals(kept, HeldRemovals(0.0, "not these"))])
-
-
-class GuardAtRate(RemovalGuard):
-    """A guard that releases missing objects at a limited rate, in groups of two."""
-
-    def judge(self, missing: Sequence[tuple[str, str]], known: ObjectStore, **about: Any) -> ListJudgement:
-        at_rate = ConfirmAtRate(self.limits.per_second)
-        return ListJudgement([JudgedRemovals(group, at_rate) for group in (missing[:2], missing[2:])])
-
-
-def test_removal_guard_decides_separately_about_each_group_of_missing_objects() -> None:
-    source = ListedClusters(GuardOfTwo(LIMITS))
-    source.lists(*FLEET)
-    source.lists(ready("b", uid="u2"), *FLEET[3:])
-    assert source.requested_names() == ["c"]
-    assert source.pending_deletions.held == 2
-    assert source.pending_deletions.explain("b") == (0.0, "not these")
-    assert source.engagements.engaged == 6, "the new object with the name b is not applied either"
-
-
-def test_confirmation_rate_limit_covers_objects_of_all_groups() -> None:
-    source = ListedClusters(GuardAtRate(LIMITS))
-    source.lists(*FLEET)
-    source.lists(*FLEET[4:])
-    for now, names in ((0.0, ["a"]), (0.9, []), (1.0, ["b"]), (2.0, ["c"]), (3.0, ["d"])):
-        source.now = now
-        assert source.requested_names() == names
 
 
 def test_empty_relist_holds_removal_of_all_clusters_with_reason() -> None:
@@ -203,9 +155,9 @@ def test_object_found_outside_selector_does_not_stop_release_of_held_removals() 
 
 def test_cluster_missing_from_list_of_restored_server_stays_engaged() -> None:
     source = Source()
-    source.lists(*FLEET[1:], versions_went_back=True)
+    source.lists(*FLEET[1:], version="5")
     source.now = 30.0
-    source.lists(*FLEET[1:], versions_went_back=True)
+    source.lists(*FLEET[1:], version="5")
     source.now = 1000.0
     source.lists(*FLEET[1:])
     assert source.requested_names() == []
@@ -274,7 +226,7 @@ def recreated(names: str) -> tuple[Observation, ...]:
 def test_f21_list_of_another_server_is_ignored() -> None:
     source = Source()
     assert source.lists(*OTHERS) == []
-    assert (source.engaged, source.pending_deletions.held) == (6, 6)
+    assert (source.engaged, source.collection.held_count) == (6, 6)
     assert source.engagements["x"] is None
     assert source.collection.held is not None
     assert "none of the 6 engaged clusters" in source.collection.held.message
@@ -489,13 +441,26 @@ def test_f21_list_of_another_server_confirms_no_deletion_of_terminating_objects(
     source = Source()
     source.take(*(ObjectChanged(terminating(name)) for name in "abcdef"))
     assert source.lists(*OTHERS) == []
-    assert (source.requested_names(), source.pending_deletions.held) == ([], 6)
+    assert (source.requested_names(), source.collection.held_count) == ([], 6)
 
 
 def test_list_of_restored_server_confirms_no_deletion_of_terminating_objects() -> None:
     source = Source()
     source.take(*(ObjectChanged(terminating(name)) for name in "ab"))
-    source.lists(*FLEET[2:], versions_went_back=True)
+    source.lists(*FLEET[2:], version="5")
     source.now = 30.0
-    source.lists(*FLEET[2:], versions_went_back=True)
+    source.lists(*FLEET[2:], version="5")
     assert (source.requested_names(), source.engaged) == ([], 6)
+
+
+def test_list_is_requested_at_once_when_an_administrator_accepts_what_is_held() -> None:
+    source = Source()
+    assert not source.collection.accept(1.0), "nothing is held, but the first list is verified at once"
+    assert source.collection.relist_at == 1.0
+    source.lists()
+    assert source.collection.relist_at == 30.0
+    assert source.collection.accept(7.0)
+    assert source.collection.relist_at == 7.0
+    source.now = 7.0
+    source.lists()
+    assert (source.collection.held, source.requested_names()) == (None, ["a"])

@@ -6,7 +6,14 @@ from milo_discoveryd.model.cluster import DisengageReason
 from milo_discoveryd.model.object_state import ObjectState
 from milo_discoveryd.model.observation import Observation, Ready
 from milo_discoveryd.objects.pending_deletions import Absent, Found
-from milo_kube.reflect.messages import DeletionReported, Listed, ListEnded, ListStarted, ObjectChanged
+from milo_kube.reflect.messages import (
+    DeletionReported,
+    Listed,
+    ListEnded,
+    ListStarted,
+    ObjectChanged,
+    VersionReached,
+)
 from tests.unit.fleet.fleets import malformed, not_ready, outside, ready
 from tests.unit.objects.test_held_removals import FLEET, Source
 
@@ -20,27 +27,27 @@ def at_version_120() -> Source:
     return source
 
 
-def restored(source: Source, *listed: Observation, version: str = "") -> None:
+def restored(source: Source, *listed: Observation, version: str = "50") -> None:
     """Apply the same old list until the server counts as restored."""
     for source.now in (0.0, 10.0, 30.0):
-        assert source.lists(*listed, versions_went_back=True, version=version) == []
+        assert source.lists(*listed, version=version) == []
 
 
 def test_list_of_a_lagging_replica_is_ignored() -> None:
     source = at_version_120()
-    assert source.lists(*OLD, versions_went_back=True) == []
+    assert source.lists(*OLD, version="50") == []
     assert source.collection.held is not None
     assert source.collection.relist_at == 5.0
-    assert source.collection.ignores_lists
+    assert source.collection.trust.is_ignoring
     source.now = 5.0
     assert source.lists(*NEW) == []
-    assert not source.collection.ignores_lists
+    assert not source.collection.trust.is_ignoring
     assert (source.engaged, source.collection.held, source.pending_deletions.held) == (6, None, 0)
 
 
 def test_list_of_a_lagging_replica_reports_no_deletion() -> None:
     source = at_version_120()
-    source.lists(versions_went_back=True)
+    source.lists(version="50")
     assert (source.engaged, source.requested_names()) == (6, [])
 
 
@@ -48,10 +55,10 @@ def test_list_of_a_lagging_replica_after_a_list_without_a_version_is_ignored() -
     source = Source()
     source.lists(*NEW)
     source.lists(*OLD, version="0")
-    assert not source.collection.ignores_lists, "a server may always return version 0"
+    assert not source.collection.trust.is_ignoring, "a server may always return version 0"
     source.lists(*NEW)
     assert source.lists(*OLD, version="50") == []
-    assert source.collection.ignores_lists
+    assert source.collection.trust.is_ignoring
     [end] = source.lists(not_ready("a", "130"), *NEW[1:], version="130")
     assert end.reason is DisengageReason.NOT_READY
 
@@ -75,9 +82,9 @@ def test_restored_server_changes_no_engaged_cluster(older: Observation) -> None:
 
 def test_restored_server_engages_new_clusters() -> None:
     source = at_version_120()
-    source.lists(*(ready(name, "50") for name in "abcdef"), ready("g", "50"), versions_went_back=True)
+    source.lists(*(ready(name, "50") for name in "abcdef"), ready("g", "50"), version="50")
     source.now = 30.0
-    source.lists(*(ready(name, "50") for name in "abcdef"), ready("g", "50"), versions_went_back=True)
+    source.lists(*(ready(name, "50") for name in "abcdef"), ready("g", "50"), version="50")
     assert source.engaged == 7
 
 
@@ -110,10 +117,10 @@ def test_second_restore_of_the_server_is_detected() -> None:
     source.take(ObjectChanged(ready("g", "60")))
     assert source.engaged == 7
     for source.now in (100.0, 110.0):
-        assert source.lists(*kept, versions_went_back=True, version="55") == []
+        assert source.lists(*kept, version="55") == []
         assert source.requested_names() == [], "the list is older than the change that engaged g"
     source.now = 130.0
-    source.lists(*kept, versions_went_back=True, version="55")
+    source.lists(*kept, version="55")
     assert (source.engaged, source.pending_deletions.held, source.requested_names()) == (7, 1, [])
 
 
@@ -123,7 +130,7 @@ def test_deletion_in_a_newer_list_of_a_restored_server_is_applied() -> None:
     restored(source, *kept, version="50")
     source.take(ObjectChanged(ready("g", "60")))
     source.now = 100.0
-    source.lists(*kept, versions_went_back=True, version="61")
+    source.lists(*kept, version="61")
     assert [event.cluster.target.name for event in source.answers(Absent())] == ["g"]
 
 
@@ -132,7 +139,7 @@ def test_deletion_after_a_server_restore_is_confirmed_although_other_removals_ar
     restored(source, *OLD[:3], *(ready(name, "50") for name in "de"))  # f is missing, and a, b, c are in an older state
     assert (source.engaged, source.pending_deletions.held) == (6, 4)
     source.now = 100.0
-    source.lists(*OLD[:3], ready("d", "50"), versions_went_back=True)
+    source.lists(*OLD[:3], ready("d", "50"), version="50")
     assert [event.cluster.target.name for event in source.answers(Absent())] == ["e"]
     assert (source.engaged, source.pending_deletions.held) == (5, 4)
     assert source.collection.held is not None
@@ -143,7 +150,7 @@ def test_accepted_restore_disengages_clusters_that_are_missing_or_not_ready() ->
     restored(source, *OLD[:3], *(ready(name, "50") for name in "de"))
     source.now = 100.0
     assert source.collection.accept(source.now)
-    gone = source.lists(*OLD[:3], *(ready(name, "50") for name in "de"), versions_went_back=True)
+    gone = source.lists(*OLD[:3], *(ready(name, "50") for name in "de"), version="50")
     assert [event.cluster.target.name for event in gone] == ["a", "b", "c"]
     assert [event.cluster.target.name for event in source.answers(Absent())] == ["f"]
     assert (source.engaged, source.pending_deletions.held, source.collection.held) == (2, 0, None)
@@ -157,11 +164,7 @@ def test_accepting_a_restored_server_without_held_removals_changes_nothing() -> 
 
 
 def test_hold_after_a_server_restore_survives_a_daemon_restart() -> None:
-    source = Source.__new__(Source)
-    Source.__init__(source)
-    source.collection.progress.awaits_list = True
-    for ready_one in FLEET:
-        source.store.set_version(ready_one.name, "")
+    source = Source.restored("120")
     restored(source, *OLD[:3])
     assert (source.engaged, source.pending_deletions.held) == (6, 6)
 
@@ -196,8 +199,8 @@ def test_list_after_a_list_of_another_server_is_compared_with_the_last_accepted_
     source.lists(*(ready(name, "5000") for name in "uvw"), version="5000")
     assert source.collection.held is not None
     for _ in range(2):
-        source.lists(*NEW, version=version, versions_went_back=True)
-        assert source.collection.ignores_lists is is_ignored
+        source.lists(*NEW, version=version)
+        assert source.collection.trust.is_ignoring is is_ignored
     assert (source.engaged, source.collection.held is None) == (6, not is_ignored)
 
 
@@ -216,7 +219,7 @@ def test_reads_that_keep_returning_an_older_version_count_as_a_server_restore() 
     source.now = 30.0
     assert source.answers(Found(not_ready("a", "100"))) == []
     assert source.collection.held is not None
-    assert source.collection.relist_at is None
+    assert source.collection.trust.doubt is None
     assert (source.engaged, source.pending_deletions.held) == (6, 1)
 
 
@@ -338,3 +341,65 @@ def test_older_malformed_object_keeps_its_cluster_engaged() -> None:
     record = source.engagements["a"]
     assert record is not None
     assert (record.state, record.engaged) == (ObjectState.MALFORMED, True)
+
+
+# --- defects of an earlier decision about removals ---
+
+
+def test_read_that_overtakes_a_running_list_holds_no_cluster_until_accepted() -> None:
+    source = at_version_120()
+    source.lists(*NEW, version="120")
+    listed = ready("a", "124", labels={"from": "list"})
+    source.take(DeletionReported("a", "u1", version="121"), ListStarted(), *map(Listed, (listed, *NEW[1:])))
+    source.answers(Found(ready("a", "130", labels={"from": "read"})))
+    source.take(ListEnded(version="125"))
+    assert (source.pending_deletions.until_accepted, source.collection.relist_at) == ([], 5.0)
+    source.now = 5.0
+    source.lists(ready("a", "130", labels={"from": "read"}), *NEW[1:], version="130")
+    assert (source.collection.held, len(source.pending_deletions)) == (None, 0)
+
+
+def test_watch_that_follows_an_ignored_older_list_is_ignored() -> None:
+    source = at_version_120()
+    source.lists(*OLD, version="50")
+    assert source.take(ObjectChanged(ready("new", "60")), DeletionReported("a", "u1", version="61")) == []
+    assert (source.engaged, len(source.pending_deletions), source.collection.trust.version) == (6, 0, "120")
+
+
+def test_hold_whose_objects_were_all_seen_again_is_not_confirmed_by_a_list_hours_later() -> None:
+    source = at_version_120()
+    source.lists(version="121")
+    source.take(*(ObjectChanged(ready(name, "122")) for name in "abcdef"))
+    assert (source.pending_deletions.held, source.collection.relist_at) == (0, 30.0)
+    source.now = 7200.0
+    source.lists(version="123")
+    assert (source.requested_names(), source.pending_deletions.held) == ([], 6)
+    assert source.collection.relist_at == 7230.0
+
+
+def test_restored_server_with_older_states_and_one_new_object_is_not_another_server() -> None:
+    source = at_version_120()
+    for source.now in (0.0, 5.0, 30.0):
+        source.lists(*OLD, ready("new", "55"), version="60")
+    assert (source.engaged, source.pending_deletions.held) == (7, 6)
+    assert not source.collection.trust.is_ignoring
+
+
+def test_lagging_replica_does_not_undo_a_watched_deletion_after_a_restore() -> None:
+    source = at_version_120()
+    kept = [ready(name, "50") for name in "abcdef"]
+    restored(source, *kept, version="50")
+    source.take(DeletionReported("a", "u1", version="60"))
+    assert [event.cluster.target.name for event in source.answers(Absent())] == ["a"]
+    assert source.lists(*kept, version="55") == []
+    assert (source.engaged, source.collection.trust.is_ignoring) == (5, True)
+
+
+def test_restore_is_detected_by_a_bookmark_although_no_object_has_changed_for_long() -> None:
+    source = at_version_120()
+    source.take(VersionReached("5000"))
+    source.lists(*NEW[1:], version="4000")
+    assert (source.requested_names(), source.collection.trust.is_ignoring) == ([], True)
+    source.now = 30.0
+    source.lists(*NEW[1:], version="4001")
+    assert (source.requested_names(), source.pending_deletions.until_accepted) == ([], [30.0])

@@ -22,7 +22,7 @@ def summarized(done: list[Event]) -> list[tuple[EventType, str, DisengageReason 
 def test_restored_fleet_is_served_at_once_with_original_engagement_times() -> None:
     source = restored("alpha", "beta")
     record = source.engagements["alpha"]
-    assert source.collection.progress.is_synced
+    assert source.collection.is_synced
     assert source.engagements.engaged == len(list(source.engagements.items())) == 2
     assert record is not None
     assert record.cluster is not None

@@ -16,6 +16,7 @@ from milo_kube.reflect.messages import (
     ReadWatch,
     Relisting,
     SourceEvent,
+    VersionReached,
     Wait,
 )
 from milo_kube.reflect.reflector import ReflectorPolicy
@@ -48,7 +49,7 @@ def test_watch_events_are_reported_and_advance_the_version() -> None:
     driver.now += 5.0
     assert driver.events(changed("a", "11"), ObjectRemoved("b", "uid-b", "12")) == [
         ObjectChanged(seen("a", "11")),
-        DeletionReported("b", "uid-b"),
+        DeletionReported("b", "uid-b", version="12"),
     ]
     driver.ended()
     assert driver.request == resumes_from("12")
@@ -57,7 +58,7 @@ def test_watch_events_are_reported_and_advance_the_version() -> None:
 def test_bookmark_advances_version_only() -> None:
     driver = watching()
     driver.now += 5.0
-    assert driver.events(Bookmark("15", False)) == []
+    assert driver.events(Bookmark("15", False)) == [VersionReached("15")]
     driver.ended()
     assert driver.request == resumes_from("15")
 

@@ -5,12 +5,11 @@ import msgspec
 from milo_discoveryd.fleet.fleet import Fleet
 from milo_discoveryd.log.change_log import ChangeLog, Retention
 from milo_discoveryd.model.removal_limits import RemovalLimits
-from milo_discoveryd.objects.removal_guard import RemovalGuard
 from tests.support.sources import new_source
 from tests.unit.fleet.test_fleet_malformed import Ledger
 
 
 def fleet_of_one_source() -> Fleet:
     fleet = Fleet(ChangeLog(msgspec.json.encode, Retention()))
-    new_source(Ledger(), fleet=fleet, guard=RemovalGuard(RemovalLimits()))
+    new_source(Ledger(), fleet=fleet, removals=RemovalLimits())
     return fleet

@@ -72,9 +72,6 @@ class Unlisted(msgspec.Struct, frozen=True):
 class ListEnded(msgspec.Struct, frozen=True):
     """The list is complete: objects that it does not contain do not exist within the selector."""
 
-    versions_went_back: bool = False
-    """Whether the list's version is older than the highest version seen: the server lags behind, or was restored or
-    replaced."""
     version: str = ""
     """The list's resourceVersion; empty if the server returned none."""
 
@@ -89,6 +86,14 @@ class DeletionReported(msgspec.Struct, frozen=True):
     name: str
     uid: str
     namespace: str = ""
+    version: str = ""
+    """The resource version of the deletion; empty if the server sent none."""
+
+
+class VersionReached(msgspec.Struct, frozen=True):
+    """The watch has shown every change up to this resource version."""
+
+    version: str
 
 
 class Relisting(msgspec.Struct, frozen=True):
@@ -109,6 +114,7 @@ SourceEvent = (
     | ListEnded
     | ObjectChanged[Seen]
     | DeletionReported
+    | VersionReached
     | Relisting
     | EventIgnored
 )

@@ -36,6 +36,7 @@ from milo_kube.reflect.messages import (
     Request,
     SourceEvent,
     Unlisted,
+    VersionReached,
     Wait,
 )
 from milo_kube.reflect.states import (
@@ -116,14 +117,12 @@ class Reflector(Generic[Seen]):
         jitter: Callable[[], float],
         now: float,
         status: ViewStatus | None = None,
-        *,
-        highest_version: str = "",
     ) -> None:
-        """`status` and `highest_version` are those of a restored fleet, if there is one."""
+        """`status` is that of a restored fleet, if there is one."""
         self.policy = policy
         self._jitter = jitter
         self.list_method = ListMethod(policy.streaming_lists, policy.page_size)
-        self.trust = ServerTrust(highest_version=highest_version)
+        self.trust = ServerTrust()
         self._attempts = Attempts(requested_at=now, listed_at=now)
         self._relist_at: float | None = None
         self.synced = False
@@ -367,11 +366,11 @@ class Reflector(Generic[Seen]):
                 return [ObjectChanged(observation)]
             case ObjectRemoved(name, uid, version, namespace):
                 self._seen(version)
-                return [DeletionReported(name, uid, namespace)]
+                return [DeletionReported(name, uid, namespace, version)]
             case Bookmark(version):
                 self.trust.sends_bookmarks = True
                 self._seen(version)
-                return []
+                return [VersionReached(version)]
             case _:
                 return self._other_event(event, now)
 
@@ -389,7 +388,7 @@ class Reflector(Generic[Seen]):
     def _seen(self, version: str) -> None:
         assert isinstance(self.state, Watching)
         self.state = msgspec.structs.replace(self.state, version=version or self.state.version, proven=True)
-        self.trust.seen(version)
+        self.trust.is_known = True
 
     def _line_due_at(self, before: float, now: float, completed: bool, partial: bool) -> float:
         if not partial:
@@ -408,7 +407,8 @@ class Reflector(Generic[Seen]):
         else:
             self.state = self._opening(version)
         self._streaming(now)
-        return ListEnded(versions_went_back=self.trust.listed(version), version=version)
+        self.trust.is_known = True
+        return ListEnded(version)
 
     # --- status and delays ---
 

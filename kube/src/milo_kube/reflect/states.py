@@ -6,7 +6,6 @@ import math
 import msgspec
 
 from milo_kube.list_pages import ListPages
-from milo_kube.reflect.versions import is_number, is_older
 
 
 class ServerTrust(msgspec.Struct):
@@ -15,8 +14,6 @@ class ServerTrust(msgspec.Struct):
     sends_bookmarks: bool = False
     is_known: bool = False
     """Whether, since the last disconnect, the server has sent a list or shown that it has the last version."""
-    highest_version: str = ""
-    """The highest version seen, in this run or in the one that wrote the state file."""
 
     @property
     def expects_bookmarks(self) -> bool:
@@ -26,16 +23,6 @@ class ServerTrust(msgspec.Struct):
         server does not have the version from which the watch starts, the watch never receives anything.
         """
         return self.sends_bookmarks or not self.is_known
-
-    def seen(self, version: str) -> None:
-        self.is_known = True
-        if is_number(version) and not is_older(version, self.highest_version):
-            self.highest_version = version
-
-    def listed(self, version: str) -> bool:
-        """Record a complete list. Return whether its version is older than the highest one seen."""
-        self.seen(version)
-        return version != "0" and is_older(version, self.highest_version)
 
 
 class ListMethod(msgspec.Struct):
