@@ -11,7 +11,7 @@ from milo_publishing.api_server import PublishedObjects
 from milo_publishing.errors import TargetUnavailable
 from milo_publishing.objects import Identity, PublishedResource
 
-SECRETS = PublishedResource(api_version="v1", plural="secrets", kind="Secret", has_status=False)
+SECRETS = PublishedResource(api_version="v1", plural="secrets", kind="Secret")
 
 
 class EndlessApi:

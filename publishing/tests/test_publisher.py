@@ -35,7 +35,7 @@ from milo_publishing.errors import PublishedByAnother, TargetUnavailable
 from milo_publishing.objects import Identity
 from milo_publishing.publication import Publication
 from milo_publishing.publisher import Publisher
-from milo_publishing.records import Apply, Create, Delete, Read
+from milo_publishing.records import Create
 from milo_publishing.rendering import ArgoCdClusters, FluxKubeconfigs, Renderer
 from tests.simulation.publishing.api_server import ApiServer
 
@@ -118,23 +118,15 @@ class Server:
     async def list(self, identity):
         return self.api.list()
 
-    async def get(self, name):
-        return self.api.apply(Read(name))
-
-    async def create(self, body):
-        name = body["metadata"]["name"]
-        if name in self.hanging:
-            self.is_hanging = True
-            await asyncio.Event().wait()
-        if name in self.failures:
-            raise self.failures[name]
-        return self.api.apply(Create(body))
-
-    async def apply(self, body, uid, version, *, subresource=""):
-        return self.api.apply(Apply(uid, version, body, None))
-
-    async def delete(self, name, uid, version):
-        return self.api.apply(Delete(name, uid, version))
+    async def perform(self, request):
+        if isinstance(request, Create):
+            name = request.body["metadata"]["name"]
+            if name in self.hanging:
+                self.is_hanging = True
+                await asyncio.Event().wait()
+            if name in self.failures:
+                raise self.failures[name]
+        return self.api.apply(request)
 
     @property
     def objects(self):
@@ -163,7 +155,7 @@ class Publishing:
         self.daemon, self.server = Daemon(), server or Server()
         self.daemon.group = group
         self.reports: list[str] = []
-        publication = Publication(
+        self.publication = Publication(
             renderer,
             Identity(publication=renderer.publication, publisher="milo", filter=only),
             Removals(accepts=accepts),
@@ -171,7 +163,7 @@ class Publishing:
             report=self.reports.append,
         )
         self.publisher = Publisher(
-            self.daemon, self.server, publication, report=self.reports.append, notice=lambda _: None
+            self.daemon, self.server, self.publication, report=self.reports.append, notice=lambda _: None
         )
 
     @asynccontextmanager
@@ -208,29 +200,29 @@ def second_look(monkeypatch: pytest.MonkeyPatch) -> None:
 
 async def test_problem_of_an_unusable_kubeconfig_is_cleared_by_a_usable_kubeconfig(publishing):
     publishing.daemon.engage("alpha", server="not a URL")
-    await eventually(lambda: publishing.publisher.problems)
+    await eventually(lambda: publishing.publication.problems)
     publishing.daemon.engage("alpha")
     await eventually(lambda: publishing.server.clusters == {"alpha-kubeconfig": "uid-alpha"})
-    assert publishing.publisher.problems == ()
+    assert publishing.publication.problems == ()
 
 
 async def test_disengagement_clears_the_problems_of_a_cluster(publishing):
     publishing.daemon.engage("alpha", server="not a URL")
     publishing.daemon.engage("Not.An.Object")
-    await eventually(lambda: len(publishing.publisher.problems) == 2)
+    await eventually(lambda: len(publishing.publication.problems) == 2)
     publishing.daemon.disengage("alpha")
     publishing.daemon.disengage("Not.An.Object")
-    await eventually(lambda: publishing.publisher.problems == ())
+    await eventually(lambda: publishing.publication.problems == ())
 
 
 async def test_cluster_is_published_once_another_cluster_with_the_same_object_name_is_disengaged(publishing):
     publishing.daemon.engage("eu#alpha")
     publishing.daemon.engage("eu.alpha")
     await eventually(lambda: publishing.server.clusters == {"eu.alpha-kubeconfig": "uid-eu#alpha"})
-    assert publishing.publisher.problems == ("the object eu.alpha-kubeconfig belongs to cluster 'eu#alpha'",)
+    assert publishing.publication.problems == ("the object eu.alpha-kubeconfig belongs to cluster 'eu#alpha'",)
     publishing.daemon.disengage("eu#alpha")
     await eventually(lambda: publishing.server.clusters == {"eu.alpha-kubeconfig": "uid-eu.alpha"})
-    assert publishing.publisher.problems == ()
+    assert publishing.publication.problems == ()
 
 
 async def left_by_another(*clusters: str) -> Server:
@@ -248,9 +240,9 @@ async def test_publisher_deletes_object_that_a_former_publisher_left_for_a_missi
 async def test_publisher_of_another_fleet_writes_nothing():
     server = await left_by_another("alpha", "beta")
     async with Publishing(server).running("gamma", "delta") as other:
-        await eventually(lambda: other.publisher.problems)
+        await eventually(lambda: other.publication.problems)
         await other.two_looks()
-        assert "nothing is written" in other.publisher.problems[0]
+        assert "nothing is written" in other.publication.problems[0]
         await other.until_published("alpha", "beta")
     async with Publishing(server, accepts=True).running("gamma") as accepting:
         await accepting.until_published("gamma")
@@ -259,13 +251,13 @@ async def test_publisher_of_another_fleet_writes_nothing():
 async def test_publisher_keeps_objects_of_clusters_missing_from_a_much_smaller_view_and_publishes_new_clusters():
     names = [f"p-{number}" for number in range(6)]
     async with Publishing(await left_by_another(*names)).running(*names[:2]) as other:
-        await eventually(lambda: "nothing is removed" in "".join(other.publisher.problems))
+        await eventually(lambda: "nothing is removed" in "".join(other.publication.problems))
         other.daemon.engage("new")
         await other.until_published(*names, "new")
         await other.two_looks()
         for name in names:
             other.daemon.engage(name)
-        await eventually(lambda: other.publisher.problems == ())
+        await eventually(lambda: other.publication.problems == ())
         await other.until_published(*names, "new")
 
 
@@ -274,7 +266,7 @@ async def test_object_contested_by_two_publishers_with_the_same_name_is_deleted_
     two = Publishing(one.server)
     async with one.running("alpha", "beta", "gamma"), two.running("beta", "gamma", "delta"):
         for publishing in (one, two):
-            await eventually(lambda made=publishing: "written again" in "".join(made.publisher.problems))
+            await eventually(lambda made=publishing: "written again" in "".join(made.publication.problems))
         await one.until_published("alpha", "beta", "gamma", "delta")
         deleted = [*one.reports, *two.reports].count("deleted Secret alpha-kubeconfig")
         for publishing in (one, two):
@@ -291,7 +283,7 @@ async def test_publisher_keeps_all_objects_when_it_reconnects_to_another_daemon(
         publishing.daemon.disengage(name, DisengageReason.UNSPECIFIED)
     publishing.daemon.engage("gamma")
     publishing.daemon.sent.put_nowait(Synced(clusters=1))
-    await eventually(lambda: publishing.publisher.problems)
+    await eventually(lambda: publishing.publication.problems)
     await publishing.two_looks()
     await publishing.until_published("alpha", "beta")
 
@@ -351,7 +343,7 @@ async def test_stale_source_holds_only_deletions_of_its_own_clusters(publishing)
 async def test_object_of_moved_cluster_is_left_to_the_other_replicas(publishing):
     publishing.daemon.engage("eu#alpha")
     publishing.daemon.engage("eu.alpha")
-    await eventually(lambda: publishing.publisher.problems and publishing.server.clusters)
+    await eventually(lambda: publishing.publication.problems and publishing.server.clusters)
     publishing.daemon.disengage("eu#alpha", DisengageReason.MOVED)
     publishing.daemon.engage("beta")
     await eventually(lambda: "beta-kubeconfig" in publishing.server.clusters)
@@ -368,7 +360,7 @@ async def test_server_is_not_published_if_its_credential_requires_impersonation(
     issued.set_result(changed(exec_kubeconfig(), "user", **ActAs(user="shop").fields()))
     publishing.daemon.issued["alpha"] = issued
     async with publishing.running("alpha"):
-        await eventually(lambda: publishing.publisher.problems)
+        await eventually(lambda: publishing.publication.problems)
     assert publishing.reports[0].startswith("no server and CA to publish: the rule for this publisher sets `as`")
     assert publishing.server.objects == {}
 
@@ -385,7 +377,7 @@ async def test_answer_about_a_former_address_is_not_published():
         latest.set_result(of_plugin("alpha", "https://latest.test"))
         await eventually(lambda: _address(publishing.server) == "https://latest.test")
         publishing.daemon.issued.clear()
-        publishing.publisher._publication._resync_s = 3600.0
+        publishing.publication._resync_s = 3600.0
         former.set_result(of_plugin("alpha", "https://former.test"))
         publishing.daemon.engage("beta")
         await eventually(lambda: "beta-argocd-cluster" in publishing.server.objects)
@@ -415,7 +407,7 @@ async def test_clusters_without_a_credential_delay_no_others():
 async def test_object_that_fails_delays_no_others_and_is_named(publishing: Publishing, error: Exception):
     publishing.server.failures["alpha-kubeconfig"] = error
     publishing.daemon.engage("alpha")
-    await eventually(lambda: publishing.publisher.problems)
+    await eventually(lambda: publishing.publication.problems)
     publishing.daemon.engage("beta")
     await publishing.until_published("beta")
     assert publishing.reports[0].startswith("alpha-kubeconfig: ")
@@ -438,11 +430,11 @@ async def test_deletion_of_an_object_with_a_finalizer_is_reported_when_it_is_gon
     publishing.server.api.add_finalizer("alpha-kubeconfig")
     publishing.daemon.disengage("alpha")
     waits = "its deletion was requested, and waits for its finalizers: example.com/slow"
-    await eventually(lambda: publishing.publisher.problems == (waits,))
+    await eventually(lambda: publishing.publication.problems == (waits,))
     assert "deleted Secret alpha-kubeconfig" not in publishing.reports
     publishing.server.api.remove_finalizers()
     await eventually(lambda: "deleted Secret alpha-kubeconfig" in publishing.reports)
-    assert publishing.publisher.problems == ()
+    assert publishing.publication.problems == ()
 
 
 async def test_cluster_that_lives_again_is_published_once_the_finalizers_of_its_object_are_done(publishing: Publishing):
@@ -459,7 +451,7 @@ async def test_cluster_that_lives_again_is_published_once_the_finalizers_of_its_
     publishing.server.api.remove_finalizers()
     await publishing.until_published("alpha", "beta")
     assert publishing.server.objects["alpha-kubeconfig"]["metadata"]["uid"] != before
-    await eventually(lambda: publishing.publisher.problems == ())
+    await eventually(lambda: publishing.publication.problems == ())
 
 
 async def test_problem_of_a_failed_lookup_ends_with_the_next_answer():
@@ -469,7 +461,7 @@ async def test_problem_of_a_failed_lookup_ends_with_the_next_answer():
     made.daemon.snapshot("beta", "gamma")
     await made.publisher.run({}, done, once=True)
     assert any("no answer" in report for report in made.reports)
-    assert made.publisher.problems == ()
+    assert made.publication.problems == ()
     await made.until_published("beta", "gamma")
 
 

@@ -1,4 +1,4 @@
-"""The objects of one resource in the target API server: list, get, create, apply and delete."""
+"""The objects of one resource in the target API server: lists, and the requests of the records."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from milo_kube.api_server import Pools
 from milo_kube.list_pages import EndlessListError, ListPages
 from milo_publishing.errors import TargetRefused, TargetUnavailable
 from milo_publishing.objects import MANAGER, Document, Identity, ObservedObject, PublishedResource
+from milo_publishing.records import Apply, Create, Delete, Read
 
 _TIMEOUT_S = 20.0
 _PAGE_SIZE = 500
@@ -58,42 +59,41 @@ class PublishedObjects:
             except EndlessListError as error:
                 raise TargetUnavailable(f"{self._collection}: {error}") from None
 
-    async def get(self, name: str) -> ObservedObject | None:
+    async def perform(self, request: Read | Create | Apply | Delete) -> ObservedObject | None:
+        """Return the object as the request has found or left it; None if it does not exist."""
         try:
-            return ObservedObject.of(await self._call("GET", self._path(name)))
+            match request:
+                case Read(name):
+                    return ObservedObject.of(await self._call("GET", f"{self._collection}/{name}"))
+                case Create(body):
+                    written = await self._call("POST", self._collection, {"fieldManager": MANAGER}, body)
+                    return ObservedObject.of(written)
+                case Apply():
+                    return await self._apply(request)
+                case Delete(name, uid, version):
+                    preconditions = {"preconditions": {"uid": uid, "resourceVersion": version}}
+                    answer = await self._call("DELETE", f"{self._collection}/{name}", {}, preconditions)
+                    # A Status, or the object if it waits for its finalizers.
+                    return (
+                        ObservedObject.of(answer) if (answer.get("metadata") or {}).get("deletionTimestamp") else None
+                    )
         except TargetRefused as error:
-            if error.status == HTTPStatus.NOT_FOUND:
-                return None
-            raise
-
-    async def create(self, body: Document) -> ObservedObject:
-        return ObservedObject.of(await self._call("POST", self._collection, {"fieldManager": MANAGER}, body))
-
-    async def apply(self, body: Document, uid: str, resource_version: str, *, subresource: str = "") -> ObservedObject:
-        """Apply the object by server-side apply, with force, if its UID and resourceVersion are unchanged."""
-        path = self._path(body["metadata"]["name"]) + subresource
-        unchanged = {"uid": uid, "resourceVersion": resource_version}
-        identified = {**body, "metadata": {**body["metadata"], **unchanged}}
-        query = {"fieldManager": MANAGER, "force": "true"}
-        return ObservedObject.of(await self._call("PATCH", path, query, identified, APPLY_PATCH))
-
-    async def delete(self, name: str, uid: str, resource_version: str) -> ObservedObject | None:
-        """Delete the object, if its UID and resourceVersion are unchanged. Return it if it waits for its finalizers.
-
-        It is not an error if it does not exist.
-        """
-        preconditions = {"uid": uid, "resourceVersion": resource_version}
-        try:
-            answer = await self._call("DELETE", self._path(name), {}, {"preconditions": preconditions})
-        except TargetRefused as error:
-            if error.status != HTTPStatus.NOT_FOUND:
+            if error.status != HTTPStatus.NOT_FOUND or not isinstance(request, Read | Delete):
                 raise
             return None
-        # A Status, or the object if it still exists.
-        return ObservedObject.of(answer) if (answer.get("metadata") or {}).get("deletionTimestamp") else None
 
-    def _path(self, name: str) -> str:
-        return f"{self._collection}/{name}"
+    async def _apply(self, request: Apply) -> ObservedObject | None:
+        """Apply by server-side apply, with force. The metadata comes last: it says that the object is complete."""
+        found, version = None, request.resource_version
+        for part, subresource in ((request.status, "/status"), (request.body, "")):
+            if part is not None:
+                metadata = {**part["metadata"], "uid": request.uid, "resourceVersion": version}
+                path = f"{self._collection}/{metadata['name']}{subresource}"
+                query = {"fieldManager": MANAGER, "force": "true"}
+                changed = {**part, "metadata": metadata}
+                found = ObservedObject.of(await self._call("PATCH", path, query, changed, APPLY_PATCH))
+                version = found.resource_version
+        return found
 
     async def _call(
         self,

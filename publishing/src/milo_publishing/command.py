@@ -20,10 +20,7 @@ from milo_discovery.errors import TimedOut, UnusableKubeconfig
 if TYPE_CHECKING:
     from milo_controllers.local_kubeconfig import LocalSource
     from milo_discovery._convert import FilterOptions, WatchOptions
-    from milo_discovery.cli.watch import StreamMessages
     from milo_discovery.client import DiscoveryClient
-    from milo_publishing.api_server import PublishedObjects
-    from milo_publishing.publisher import Publisher
     from milo_publishing.rendering import Renderer
 
 R = TypeVar("R")
@@ -153,13 +150,7 @@ def publish() -> None:
 @click.option("--access-provider", default="milo", show_default=True, help="Name of the access provider.")
 @publishing
 def cluster_profiles(
-    connection: ConnectionOptions,
-    *,
-    only: FilterOptions,
-    destination: Destination,
-    copy_labels: tuple[str, ...],
-    cluster_manager: str,
-    access_provider: str,
+    connection: ConnectionOptions, *, only: FilterOptions, destination: Destination, **options: Any
 ) -> None:
     """Publish ClusterProfiles of the Cluster Inventory API.
 
@@ -167,10 +158,7 @@ def cluster_profiles(
     """
     from milo_publishing.rendering import ClusterProfiles  # noqa: PLC0415
 
-    renderer = ClusterProfiles(
-        cluster_manager=cluster_manager, access_provider=access_provider, copy_labels=copy_labels
-    )
-    _run(connection, destination, renderer, cast("WatchOptions", {**only}))
+    _run(connection, destination, ClusterProfiles(**options), cast("WatchOptions", {**only}))
 
 
 @publish.command("argocd-clusters")
@@ -194,10 +182,8 @@ def argocd_clusters(
     *,
     only: FilterOptions,
     destination: Destination,
-    copy_labels: tuple[str, ...],
-    plugin_command: str,
     plugin_env: tuple[tuple[str, str], ...],
-    argocd_project: str,
+    **options: Any,
 ) -> None:
     """Publish Secrets that register the clusters in Argo CD.
 
@@ -205,12 +191,7 @@ def argocd_clusters(
     """
     from milo_publishing.rendering import ArgoCdClusters  # noqa: PLC0415
 
-    renderer = ArgoCdClusters(
-        plugin_command=plugin_command,
-        plugin_environment=dict(plugin_env) or connection.environment(),
-        argocd_project=argocd_project,
-        copy_labels=copy_labels,
-    )
+    renderer = ArgoCdClusters(plugin_environment=dict(plugin_env) or connection.environment(), **options)
     _run(connection, destination, renderer, cast("WatchOptions", {**only}))
 
 
@@ -251,13 +232,7 @@ def flux_kubeconfigs(
     help="Service account to authenticate as, in the Flux object's namespace. Default: Flux's own service account.",
 )
 def flux_configmaps(
-    connection: ConnectionOptions,
-    *,
-    only: FilterOptions,
-    destination: Destination,
-    copy_labels: tuple[str, ...],
-    audiences: tuple[str, ...],
-    service_account: str,
+    connection: ConnectionOptions, *, only: FilterOptions, destination: Destination, **options: Any
 ) -> None:
     """Publish ConfigMaps NAME-kubeconfig for Flux.
 
@@ -265,65 +240,56 @@ def flux_configmaps(
     """
     from milo_publishing.rendering import FluxConfigMaps  # noqa: PLC0415
 
-    renderer = FluxConfigMaps(audiences=audiences, service_account=service_account, copy_labels=copy_labels)
-    _run(connection, destination, renderer, cast("WatchOptions", {**only}))
+    _run(connection, destination, FluxConfigMaps(**options), cast("WatchOptions", {**only}))
 
 
 def _run(connection: ConnectionOptions, destination: Destination, renderer: Renderer, options: WatchOptions) -> None:
     source, namespace = destination.target()
-    connection.run(_Run(connection, destination, source, namespace, renderer, options).publish)
-
-
-@dataclass(frozen=True, slots=True)
-class _Run:
-    """One run of the command."""
-
-    connection: ConnectionOptions
-    destination: Destination
-    source: LocalSource
-    namespace: str
-    renderer: Renderer
-    options: WatchOptions
-
-    async def publish(self, client: DiscoveryClient) -> None:
-        import asyncio  # noqa: PLC0415  (not needed for help and usage errors)
-
-        from milo_discovery.cli.watch import StreamMessages  # noqa: PLC0415
-        from milo_publishing.api_server import open_api_server  # noqa: PLC0415
-
-        once, timeout = self.destination.once, self.connection.timeout
-        messages = StreamMessages(self.connection)
-        done = asyncio.Event()
-        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, done.set)
-        try:
-            async with (
-                asyncio.timeout(timeout.total_seconds() if once and timeout is not None else None),
-                open_api_server(self.source, self.renderer.resource, self.namespace) as server,
-            ):
-                publisher = self._publisher(client, server, messages)
-                await publisher.run(self.options, done, once=once)
-        except TimeoutError:
-            timed_out = TimedOut("objects were not up to date within --timeout", code="DEADLINE_EXCEEDED")
-            raise messages.last_error or timed_out from None
-        if once and publisher.problems:
-            raise CommandFailure(f"unresolved problems: {len(publisher.problems)}; see the messages above")
-
-    def _publisher(self, client: DiscoveryClient, server: PublishedObjects, messages: StreamMessages) -> Publisher:
-        from milo_discovery._removal_guard import Removals, filter_text  # noqa: PLC0415
-        from milo_publishing.objects import Identity  # noqa: PLC0415
-        from milo_publishing.publication import Publication  # noqa: PLC0415
-        from milo_publishing.publisher import Publisher  # noqa: PLC0415
-
-        identity = Identity(
-            publication=self.renderer.publication,
-            publisher=self.destination.publisher,
-            filter=filter_text(self.options),
+    connection.run(
+        lambda client: _publish(
+            client, connection, destination, source=source, namespace=namespace, renderer=renderer, options=options
         )
-        publication = Publication(
-            self.renderer,
-            identity,
-            Removals(accepts=self.destination.accepts_removals),
-            resync_s=self.destination.resync.total_seconds(),
-            report=print_message,
-        )
-        return Publisher(client, server, publication, report=print_message, notice=messages.print)
+    )
+
+
+async def _publish(
+    client: DiscoveryClient,
+    connection: ConnectionOptions,
+    destination: Destination,
+    *,
+    source: LocalSource,
+    namespace: str,
+    renderer: Renderer,
+    options: WatchOptions,
+) -> None:
+    import asyncio  # noqa: PLC0415  (not needed for help and usage errors)
+
+    from milo_discovery._removal_guard import Removals, filter_text  # noqa: PLC0415
+    from milo_discovery.cli.watch import StreamMessages  # noqa: PLC0415
+    from milo_publishing.api_server import open_api_server  # noqa: PLC0415
+    from milo_publishing.objects import Identity  # noqa: PLC0415
+    from milo_publishing.publication import Publication  # noqa: PLC0415
+    from milo_publishing.publisher import Publisher  # noqa: PLC0415
+
+    publication = Publication(
+        renderer,
+        Identity(publication=renderer.publication, publisher=destination.publisher, filter=filter_text(options)),
+        Removals(accepts=destination.accepts_removals),
+        resync_s=destination.resync.total_seconds(),
+        report=print_message,
+    )
+    messages, done = StreamMessages(connection), asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, done.set)
+    limit = connection.timeout if destination.once else None
+    try:
+        async with (
+            asyncio.timeout(None if limit is None else limit.total_seconds()),
+            open_api_server(source, renderer.resource, namespace) as server,
+        ):
+            publisher = Publisher(client, server, publication, report=print_message, notice=messages.print)
+            await publisher.run(options, done, once=destination.once)
+    except TimeoutError:
+        timed_out = TimedOut("objects were not up to date within --timeout", code="DEADLINE_EXCEEDED")
+        raise messages.last_error or timed_out from None
+    if destination.once and publication.problems:
+        raise CommandFailure(f"unresolved problems: {len(publication.problems)}; see the messages above")

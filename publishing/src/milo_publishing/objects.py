@@ -43,7 +43,6 @@ class PublishedResource(msgspec.Struct, frozen=True, kw_only=True):
     api_version: str
     plural: str
     kind: str
-    has_status: bool
 
     def path(self, namespace: str) -> str:
         """Return the path of the collection."""
@@ -95,6 +94,11 @@ class ObservedObject(msgspec.Struct, frozen=True):
     """An object as the API server returned it."""
 
     document: Document
+    name: str
+    uid: str
+    resource_version: str
+    labels: Mapping[str, str]
+    annotations: Mapping[str, str]
 
     @classmethod
     def of(cls, document: Document) -> ObservedObject:
@@ -102,65 +106,45 @@ class ObservedObject(msgspec.Struct, frozen=True):
 
         Raises TargetUnavailable if it is not an object.
         """
-        metadata = document.get("metadata")
-        if not isinstance(metadata, dict) or not all(metadata.get(key) for key in ("name", "uid", "resourceVersion")):
-            raise TargetUnavailable("the API server answered without an object's name, UID and resource version")
+        metadata = document.get("metadata") or {}
         metadata.pop("managedFields", None)
-        return cls(document)
-
-    @property
-    def metadata(self) -> Document:
-        metadata: Document = self.document["metadata"]
-        return metadata
-
-    @property
-    def name(self) -> str:
-        return str(self.metadata["name"])
-
-    @property
-    def uid(self) -> str:
-        return str(self.metadata["uid"])
-
-    @property
-    def resource_version(self) -> str:
-        return str(self.metadata["resourceVersion"])
+        labels, annotations = metadata.get("labels") or {}, metadata.get("annotations") or {}
+        name, uid, version = (metadata.get(key) for key in ("name", "uid", "resourceVersion"))
+        if not (name and uid and version):
+            raise TargetUnavailable("the API server answered without an object's name, UID and resource version")
+        return cls(document, name, uid, version, labels, annotations)
 
     @property
     def cluster(self) -> str:
-        return str(self._annotations.get(CLUSTER, ""))
+        return self.annotations.get(CLUSTER, "")
 
     @property
     def cluster_uid(self) -> str:
-        return str(self._annotations.get(CLUSTER_UID, ""))
-
-    @property
-    def publisher(self) -> str:
-        return str((self.metadata.get("labels") or {}).get(PUBLISHER, ""))
+        return self.annotations.get(CLUSTER_UID, "")
 
     @property
     def incarnation(self) -> str:
-        return str(self._annotations.get(INCARNATION, ""))
+        return self.annotations.get(INCARNATION, "")
+
+    @property
+    def publisher(self) -> str:
+        return self.labels.get(PUBLISHER, "")
 
     @property
     def finalizers(self) -> tuple[str, ...] | None:
         """What the object waits for since its deletion was requested; None if that was not requested."""
-        return tuple(self.metadata.get("finalizers") or ()) if self.metadata.get("deletionTimestamp") else None
+        metadata = self.document["metadata"]
+        return tuple(metadata.get("finalizers") or ()) if metadata.get("deletionTimestamp") else None
 
     def owner(self, identity: Identity) -> Owner:
-        labels = self.metadata.get("labels") or {}
-        if labels.get(MANAGED_BY) != MANAGER or labels.get(PUBLICATION) != identity.publication:
+        if self.labels.get(MANAGED_BY) != MANAGER or self.labels.get(PUBLICATION) != identity.publication:
             return Owner.FOREIGN
-        return Owner.SELF if labels.get(PUBLISHER) == identity.publisher else Owner.OTHER_PUBLISHER
+        return Owner.SELF if self.publisher == identity.publisher else Owner.OTHER_PUBLISHER
 
     def difference(self, identity: Identity) -> str:
         """Return how the object's shard group or filter differs from the publisher's; empty if they are the same."""
-        return difference(
-            (self._annotations.get(GROUP), self._annotations.get(FILTER)), (identity.group, identity.filter)
-        )
-
-    @property
-    def _annotations(self) -> Mapping[str, Any]:
-        return self.metadata.get("annotations") or {}
+        recorded = self.annotations.get(GROUP), self.annotations.get(FILTER)
+        return difference(recorded, (identity.group, identity.filter))
 
 
 def object_name(cluster: str, suffix: str = "") -> str:
@@ -211,7 +195,7 @@ def changes(
 ) -> tuple[Document | None, Document | None]:
     """Return what must be applied to the observed object: itself and its status, each None if it needs no change."""
     body, status = applied(resource, identity, observed.name, cluster, content), None
-    has_other_fields = observed.metadata.get("annotations", {}).get(FIELDS) != body["metadata"]["annotations"][FIELDS]
+    has_other_fields = observed.annotations.get(FIELDS) != body["metadata"]["annotations"][FIELDS]
     if content.status is not None:
         current = _with_observed_transition_times(content.status, observed)
         if has_other_fields or not contains(observed.document.get("status"), current):

@@ -19,7 +19,7 @@ import msgspec
 from msgspec.structs import replace
 
 from milo_discovery import _removal_guard
-from milo_discovery._removal_guard import ENDS, Removal, Removals, is_followed
+from milo_discovery._removal_guard import ENDS, Removals, is_followed
 from milo_discovery.errors import DiscoveryError, StatusError, TimedOut, Unavailable
 from milo_kube.reflect.backoff import Backoff
 from milo_kube.retry_after import delay_s
@@ -148,7 +148,8 @@ class Publication:
         if is_published:
             if record.observed is None or record.observed.cluster_uid == cluster.uid:
                 is_end = self.view is not View.INCOMPLETE and event.reason in ENDS
-                end = Ended(cluster.uid, now + records.EVIDENCE_S) if is_end else Elsewhere()
+                incarnation = cluster.incarnation if self.identity.group else ""
+                end = Ended(cluster.uid, incarnation, now + records.EVIDENCE_S) if is_end else Elsewhere()
                 record = replace(record, end=end)
             needs_access = record.engaged and not self.renderer.embeds_credentials
             record = replace(record, access=Attempt(now) if needs_access else Attempt())
@@ -181,32 +182,26 @@ class Publication:
         attempt = self._attempt(task.name, task.lane)
         if attempt.ticket != task.ticket:
             return None
-        match request := self._decide(task, now, watch):
-            case records.Create() | records.Apply() | records.Delete() if attempt.writes >= _MAX_WRITES:
-                problem = (
-                    f"the object still differs after {_MAX_WRITES} attempts; look for another controller or a mutating "
-                    "webhook that changes it"
-                )
-                self._set(task.name, task.lane, Attempt(attempt.due_at, problem=problem))
+        match request := self._decide(task, attempt, now, watch):
+            case None:
+                self._set(task.name, task.lane, Attempt(attempt.due_at))
             case records.Wait(until, is_held):
                 self._set(task.name, task.lane, Attempt(min(attempt.due_at, until), is_held=is_held))
             case records.Refuse(problem):
                 self._set(task.name, task.lane, Attempt(attempt.due_at, problem=problem))
-            case None:
-                self._set(task.name, task.lane, Attempt(attempt.due_at))
             case records.Ask():
                 self._set(task.name, task.lane, replace(attempt, is_question=True))
                 return request
             case Engaged() | Lane.IDENTIFY:
                 return request
-            case _ if now < self._outage.due_at:
-                self._set(task.name, task.lane, replace(attempt, ticket=0, due_at=self._outage.due_at))
-            case _:
+            case _ if now >= self._outage.due_at:
                 return request
+            case _:
+                self._set(task.name, task.lane, replace(attempt, ticket=0, due_at=self._outage.due_at))
         return None
 
     def _decide(
-        self, task: Task, now: float, watch: Watch
+        self, task: Task, attempt: Attempt, now: float, watch: Watch
     ) -> records.Request | Engaged | Lane | records.Wait | records.Refuse | None:
         if task.lane in self._common:
             return task.lane
@@ -216,10 +211,15 @@ class Publication:
         follows = record.observed is not None and is_followed(watch, record.observed.cluster)
         request = records.decide(record, self.renderer, self.identity, now, is_followed=follows)
         is_question = isinstance(request, records.Ask | records.Wait) and self.view is not View.INCOMPLETE
-        if is_question or (self.view is View.REVIEWED and not self._removals.is_foreign):
-            return request
-        # Objects are written after the review, when all are due.
-        return records.Refuse(record.next.problem) if record.next.problem else None
+        if not is_question and (self.view is not View.REVIEWED or self._removals.is_foreign):
+            # Objects are written after the review, when all are due.
+            return records.Refuse(attempt.problem) if attempt.problem else None
+        if attempt.writes >= _MAX_WRITES and isinstance(request, records.Create | records.Apply | records.Delete):
+            return records.Refuse(
+                f"the object still differs after {_MAX_WRITES} attempts; look for another controller or a mutating "
+                "webhook that changes it"
+            )
+        return request
 
     # --- answers ---
 
@@ -230,7 +230,7 @@ class Publication:
         """
         self._contacted()
         found = {observed.name: observed for observed in objects}
-        for name in self.records.keys() | found.keys():
+        for name in {**self.records, **found}:
             record = self._record(name)
             if (not record.next.ticket or record.next.is_question) and record.answered_at < sent_at:
                 record = self._observe(record, found.get(name), now)
@@ -288,8 +288,8 @@ class Publication:
             match record.end:
                 case _ if not is_missing:
                     end: Unasked | Missing | Elsewhere | Ended = Elsewhere()
-                case Ended(uid):
-                    end = Ended(uid, now + records.EVIDENCE_S)
+                case Ended(uid, incarnation):
+                    end = Ended(uid, incarnation, now + records.EVIDENCE_S)
                 case Missing(since):
                     end = Missing(since, now)
                 case _:
@@ -372,30 +372,25 @@ class Publication:
             return
         own = [record for record in self.records.values() if record.is_own(self.identity)]
         doubted = [
-            (record, observed)
+            record
             for record in own
             if record.lacks_cluster(self.identity)
             and isinstance(record.end, Unasked | Missing)
-            and (observed := record.observed) is not None
-            and is_followed(watch, observed.cluster)
+            and is_followed(watch, record.removal().cluster)
         ]
         was_foreign, was_problem = self._removals.is_foreign, self._removals.problem
-        if any(isinstance(record.end, Unasked) and not record.next.failures for record, _ in doubted):
+        if any(isinstance(record.end, Unasked) and not record.next.failures for record in doubted):
             if len(doubted) == len(own):
                 return
         else:
-            missing = {
-                Removal(record.name, seen.cluster, f"{seen.cluster_uid}{seen.incarnation}", seen.uid): (record, seen)
-                for record, seen in doubted
-                if isinstance(record.end, Missing)
-            }
+            missing = {record.removal(): record for record in doubted if isinstance(record.end, Missing)}
             confirmed = self._removals.review(missing.keys(), len(own), now)
             self._tell({"removals": was_problem}, {"removals": self._removals.problem}, "no longer held")
-            for record, observed in map(missing.__getitem__, confirmed):
-                end = record.end
-                if isinstance(end, Missing) and end.answered_at >= end.since + _removal_guard.SECOND_LOOK_S:
-                    end = Ended(observed.cluster_uid, end.answered_at + records.EVIDENCE_S)
-                    self._put(replace(record, end=end, next=record.next.at(now)))
+            for record in map(missing.__getitem__, confirmed):
+                match record.end, record.observed:
+                    case Missing(since, at), ObservedObject() as observed if at >= since + _removal_guard.SECOND_LOOK_S:
+                        end = Ended(observed.cluster_uid, observed.incarnation, at + records.EVIDENCE_S)
+                        self._put(replace(record, end=end, next=record.next.at(now)))
         if self.view is View.UNREVIEWED or was_foreign:
             self.view = View.REVIEWED
             for record in [*self.records.values()]:
@@ -467,7 +462,7 @@ class Publication:
             heapq.heappush(self._due, (attempt.due_at, self._number, name, lane))
 
     def _tell(self, before: Mapping[str, str], after: Mapping[str, str], resolved: str = "resolved") -> None:
-        for subject in before.keys() | after.keys():
+        for subject in {**before, **after}:
             message = after.get(subject, "")
             if message != before.get(subject, ""):
                 self._report(f"{subject}: {message or resolved}" if subject else message or resolved)

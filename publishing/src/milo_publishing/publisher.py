@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from milo_discovery.client import DiscoveryClient
     from milo_discovery.watch import Watch
     from milo_publishing.api_server import PublishedObjects
-    from milo_publishing.objects import ObservedObject
 
 _HANGING_S = 0.25
 """How long a request occupies its slot: those that hang delay no others."""
@@ -77,11 +76,6 @@ class Publisher:
             (False, True): Slots(2, 16),
         }
 
-    @property
-    def problems(self) -> tuple[str, ...]:
-        """The reported problems that have not been resolved."""
-        return self._publication.problems
-
     async def run(self, options: WatchOptions, done: asyncio.Event, *, once: bool) -> None:
         """Publish until `done` is set. With `once`, set it when there is nothing left to write."""
         with unwrap_single_error():
@@ -107,12 +101,10 @@ class Publisher:
                         publication.engage(item.cluster, None, clock())
                     case Connected(resumed=False):
                         publication.snapshot_begins()
-                        self._notice(item)
                     case Synced():
                         publication.snapshot_ends(clock())
-                        self._notice(item)
-                    case _:
-                        self._notice(item)
+                if not isinstance(item, Event):
+                    self._notice(item)
                 self._changed.set()
 
     def _engage(self, event: Event, now: float) -> None:
@@ -133,7 +125,7 @@ class Publisher:
                     tasks = self._publication.due(clock(), watch)
                     for task in tasks:
                         self._running += 1
-                        group.create_task(self._serve(task, watch), name=f"{task.lane.value} {task.name}")
+                        group.create_task(self._serve(task, watch), name=f"{task.lane.name} {task.name}")
                     if once and not self._running and self._publication.is_done:
                         done.set()
                     if self._publication.next_at <= clock():
@@ -162,35 +154,18 @@ class Publisher:
     async def _perform(self, task: Task, request: Request | Engaged | Lane) -> None:
         publication, server, clock = self._publication, self._server, asyncio.get_running_loop().time
         match request:
-            case Read(name):
-                publication.read(task, request, await server.get(name), clock())
-            case Create(body):
-                publication.read(task, request, await server.create(body), clock())
-            case Apply():
-                publication.read(task, request, await self._apply(request), clock())
-            case Delete(name, uid, resource_version):
-                publication.read(task, request, await server.delete(name, uid, resource_version), clock())
             case Ask():
                 publication.asked(task, is_missing=await self._is_missing(request), now=clock())
             case Engaged(cluster):
                 publication.received(task, await self._received(cluster.name), clock())
+            case Read() | Create() | Apply() | Delete():
+                publication.read(task, request, await server.perform(request), clock())
             case Lane.LIST:
                 sent_at = clock()
                 publication.listed(sent_at, await server.list(publication.identity), clock())
             case _:
                 sharding = (await self._client.server_info()).sharding
                 publication.identified("" if sharding is None else sharding.group, clock())
-
-    async def _apply(self, request: Apply) -> ObservedObject:
-        """Apply the status before the metadata, which says that the object is complete."""
-        found, version = None, request.resource_version
-        if request.status is not None:
-            found = await self._server.apply(request.status, request.uid, version, subresource="/status")
-            version = found.resource_version
-        if request.body is not None:
-            found = await self._server.apply(request.body, request.uid, version)
-        assert found is not None
-        return found
 
     async def _is_missing(self, request: Ask) -> bool:
         """Return whether the daemon confirms that a cluster is not engaged, or that it does not match the filter."""

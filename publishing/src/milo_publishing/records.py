@@ -1,6 +1,6 @@
 """What is known about the object of one name, and what may be done about it. No I/O; time is an argument.
 
-`decide` returns the next request. It alone returns `Delete`, in one row:
+`decide` returns the next request. It alone returns `Delete`, in one row, and `PublishedObjects.perform` sends that:
 
 | the object    | its cluster is | the evidence that it ended       | next request                                |
 |---------------|----------------|----------------------------------|---------------------------------------------|
@@ -18,8 +18,9 @@ the UID in the object's annotation is. `Ended` comes from a live DISENGAGED even
 itself, or from two answers that it is `Missing`, if the guard against mass removal agrees. An engagement drops it.
 
 Each write and deletion requires the UID and resource version that were observed, so it fails if another client wrote
-meanwhile, such as the replica that owns the cluster now. Then the object is read, and the daemon is asked again, but
-not before each member of a shard group must know what the owner knows.
+meanwhile, such as the replica that owns the cluster now. Then the object is read. If it names another engagement, the
+evidence is dropped; otherwise the daemon is asked again. Both only once each member of a shard group must know what the
+owner knows.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ import msgspec
 from msgspec.structs import replace
 
 from milo_discovery import _removal_guard
+from milo_discovery._removal_guard import Removal
 from milo_publishing.objects import Document, ObservedObject, Owner, changes, claim, is_valid_name
 
 if TYPE_CHECKING:
@@ -85,9 +87,11 @@ class Elsewhere(msgspec.Struct, frozen=True):
 
 
 class Ended(msgspec.Struct, frozen=True):
-    """The cluster of this UID has ended."""
+    """This engagement of the cluster has ended."""
 
     cluster_uid: str
+    incarnation: str
+    """Empty without a shard group."""
     until: float
     """How long the object may be deleted."""
     ask_at: float = -math.inf
@@ -211,6 +215,12 @@ class Record(msgspec.Struct, frozen=True):
             return False
         return self.wanted is None or self.wanted.cluster.uid != self.object.observed.cluster_uid
 
+    def removal(self) -> Removal:
+        """Return the object for the guard against mass removal."""
+        assert self.observed is not None
+        engagement = self.observed.cluster_uid + self.observed.incarnation
+        return Removal(self.name, self.observed.cluster, engagement, self.observed.uid)
+
     def problems(self) -> dict[str, str]:
         """Return the problems by their subject."""
         first = self.wanted.cluster.name if self.wanted else ""
@@ -230,8 +240,10 @@ def observe(record: Record, found: ObservedObject | None, identity: Identity, no
     match end:
         case Ended(uid) if uid != found.cluster_uid:
             end = Unasked()
-        case Ended(uid) if not by_us and not is_same:
-            end = Ended(uid, now, ask_at)
+        case Ended(_, incarnation) if not by_us and not is_same:
+            # If its owner has written another engagement, nothing is known about the end of that.
+            is_former = incarnation != found.incarnation
+            end = Unasked(ask_at) if is_former else replace(end, until=now, ask_at=ask_at)
         case Elsewhere() if not by_us and not is_same:
             end = Elsewhere(ask_at)
         case Unasked() | Missing() if not by_us and not is_same and before is not None:

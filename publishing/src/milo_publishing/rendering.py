@@ -25,6 +25,7 @@ _HEALTH = {
     ConnectivityState.REACHABLE: ("True", "Reachable", "milo-discoveryd can reach the control plane"),
     ConnectivityState.UNREACHABLE: ("False", "Unreachable", "milo-discoveryd cannot reach the control plane"),
 }
+_SECRETS = PublishedResource(api_version="v1", plural="secrets", kind="Secret")
 _NOT_PROBED = ("Unknown", "NotProbed", "milo-discoveryd has not probed the control plane")
 
 
@@ -48,7 +49,7 @@ class ClusterProfiles:
 
     publication: ClassVar[str] = "cluster-profiles"
     resource: ClassVar[PublishedResource] = PublishedResource(
-        api_version="multicluster.x-k8s.io/v1alpha1", plural="clusterprofiles", kind="ClusterProfile", has_status=True
+        api_version="multicluster.x-k8s.io/v1alpha1", plural="clusterprofiles", kind="ClusterProfile"
     )
     suffix: ClassVar[str] = ""
     embeds_credentials: ClassVar[bool] = False
@@ -87,9 +88,7 @@ class ArgoCdClusters:
     """Secrets that register clusters in Argo CD, which calls the exec plugin for credentials."""
 
     publication: ClassVar[str] = "argocd-clusters"
-    resource: ClassVar[PublishedResource] = PublishedResource(
-        api_version="v1", plural="secrets", kind="Secret", has_status=False
-    )
+    resource: ClassVar[PublishedResource] = _SECRETS
     suffix: ClassVar[str] = "-argocd-cluster"
     embeds_credentials: ClassVar[bool] = False
 
@@ -125,9 +124,7 @@ class FluxKubeconfigs:
     """Secrets with kubeconfigs that Flux reads by `spec.kubeConfig.secretRef`. Each holds a short-lived credential."""
 
     publication: ClassVar[str] = "flux-kubeconfigs"
-    resource: ClassVar[PublishedResource] = PublishedResource(
-        api_version="v1", plural="secrets", kind="Secret", has_status=False
-    )
+    resource: ClassVar[PublishedResource] = _SECRETS
     suffix: ClassVar[str] = "-kubeconfig"
     embeds_credentials: ClassVar[bool] = True
 
@@ -148,9 +145,7 @@ class FluxConfigMaps:
     """
 
     publication: ClassVar[str] = "flux-configmaps"
-    resource: ClassVar[PublishedResource] = PublishedResource(
-        api_version="v1", plural="configmaps", kind="ConfigMap", has_status=False
-    )
+    resource: ClassVar[PublishedResource] = PublishedResource(api_version="v1", plural="configmaps", kind="ConfigMap")
     suffix: ClassVar[str] = "-kubeconfig"
     embeds_credentials: ClassVar[bool] = False
 

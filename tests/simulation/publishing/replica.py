@@ -101,7 +101,7 @@ class Daemon:
     def restart(self) -> None:
         """Start again: what is engaged has other incarnations."""
         self.is_dead = False
-        for name in [*self.assigned]:
+        for name in sorted(self.assigned):
             self.engage(name)
 
     def _tell(self, event: Event) -> None:
