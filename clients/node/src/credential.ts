@@ -103,7 +103,7 @@ export class Credential {
       if (!isCurrent()) return; // the result is that of a former endpoint
       const requestedMs = (error instanceof StatusError && error.retryAfterMs) || 0;
       this.#failure = { error };
-      this.#notBefore = performance.now() + Math.max(requestedMs, this.#backoffMs * (0.5 + Math.random() / 2));
+      this.#notBefore = performance.now() + requestedMs + this.#backoffMs * (0.5 + Math.random() / 2);
       this.#backoffMs = Math.min(2 * this.#backoffMs, BACKOFF_MS.longest);
       throw error;
     }

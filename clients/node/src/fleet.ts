@@ -80,6 +80,7 @@ export class Fleet {
     } finally {
       for (const name of this.#members.keys()) this.#disengage(name, "the fleet stopped");
       await Promise.all(this.#ending.values());
+      watch.endEngagements();
       // If it fails, drains that have begun, or begin within a minute, wait until their deadline.
       await this.client.endSubscription(subscriber).catch(() => {});
     }
@@ -119,7 +120,7 @@ export class Fleet {
         const { isFinal, code, retryAfterMs = 0 } = error instanceof StatusError ? error : {};
         // If another daemon has taken over, it sends the cluster again, with its own incarnation.
         if (isFinal || code === "NOT_FOUND") return;
-        await sleep(Math.max(retryAfterMs, backoffMs * (0.5 + Math.random() / 2)), undefined, { ref: false });
+        await sleep(retryAfterMs + backoffMs * (0.5 + Math.random() / 2), undefined, { ref: false });
       }
     }
   }

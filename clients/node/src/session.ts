@@ -91,10 +91,15 @@ export class Session {
     const lost = [...this.view.values()].map((known) =>
       disengaged(known, Reason.OWNERSHIP_LOST, "the daemon did not confirm in time that it still owns the cluster"),
     );
+    this.drop();
+    return lost;
+  }
+
+  /** Forget all clusters. The next stream begins with a snapshot. */
+  drop(): void {
     this.view.clear();
     this.#phase = { name: "closed" };
     this.revision = "";
-    return lost;
   }
 
   #awaitSnapshot(last: string, batch: WatchClustersResponse): News[] {

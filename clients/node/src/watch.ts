@@ -105,7 +105,8 @@ export class Watch implements AsyncIterable<Event> {
         } catch (error) {
           const failure = converted(error);
           if (failure instanceof StatusError && failure.isFinal) throw failure;
-          delayMs = Math.max(this.#nextDelay(), (failure instanceof StatusError && failure.retryAfterMs) || 0);
+          // With jitter: all subscribers of the daemon have got the same time.
+          delayMs = this.#nextDelay() + ((failure instanceof StatusError && failure.retryAfterMs) || 0);
           report("onDisconnect", () => (this.options.onDisconnect ?? warn)(failure));
         }
         await this.#sleep(delayMs);
@@ -114,6 +115,11 @@ export class Watch implements AsyncIterable<Event> {
       signal?.removeEventListener("abort", wake);
       this.#ownership.close();
     }
+  }
+
+  /** @internal Refuse the credentials of all engagements: no stream tells any more when they end. */
+  endEngagements(): void {
+    this.#session.drop();
   }
 
   #onEvent(name: string, listener: () => void): () => void {

@@ -389,7 +389,9 @@ test("a watch that is iterated again renews the ownership again", async (t) => {
 
 test("a stopped fleet ends its subscription after its handlers, whose credentials stay valid", async (t) => {
   const steps: string[] = [];
+  const clusters: EngagedCluster[] = [];
   const { daemon, stop } = await started(t, async (cluster) => {
+    clusters.push(cluster);
     steps.push("begin");
     await ended(cluster.signal);
     steps.push(`cleaning up with ${await token(cluster)}`);
@@ -401,6 +403,7 @@ test("a stopped fleet ends its subscription after its handlers, whose credential
   await until(() => steps.length === 1, "the handler begins");
   await stop();
   assert.deepEqual(steps, ["begin", "cleaning up with token-1", "subscriptions ended: 0"]);
+  assert.equal(await token(clusters[0]!), "NOT_FOUND", "the credential ends with the fleet");
   assert.equal(daemon.called("endSubscription").length, 1);
 });
 

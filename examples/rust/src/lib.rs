@@ -73,7 +73,7 @@ pub async fn watch(address: &str, request: WatchClustersRequest, heartbeat: Dura
         }
         eprintln!("stream broken, reconnecting: {}", error.message());
         let asked = error.get_details_retry_info().and_then(|info| info.retry_delay).unwrap_or_default();
-        tokio::time::sleep(asked.max(backoff.mul_f64(rand::random_range(0.5..1.0)))).await;
+        tokio::time::sleep(asked + backoff.mul_f64(rand::random_range(0.5..1.0))).await;
         backoff = LONGEST_BACKOFF.min(2 * backoff);
     }
 }

@@ -166,7 +166,7 @@ public final class Credential {
     failure = error;
     var delay = Duration.ofMillis(Math.round(backoff.toMillis() * ThreadLocalRandom.current().nextDouble(0.5, 1)));
     var requested = error instanceof DiscoveryException refusal ? refusal.retryAfter() : Duration.ZERO;
-    notBefore = System.nanoTime() + (delay.compareTo(requested) < 0 ? requested : delay).toNanos();
+    notBefore = System.nanoTime() + delay.plus(requested).toNanos();
     var doubled = backoff.multipliedBy(2);
     backoff = doubled.compareTo(LONGEST_BACKOFF) > 0 ? LONGEST_BACKOFF : doubled;
   }

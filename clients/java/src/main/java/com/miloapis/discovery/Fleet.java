@@ -34,12 +34,13 @@ public final class Fleet implements AutoCloseable {
   private record Member(EngagedCluster cluster, CompletableFuture<Void> done) {}
 
   private final DiscoveryClient client;
-  private final Watch watch;
-  private final String subscriber;
+  private final WatchOptions options;
   private final Executor threads;
   private final BiConsumer<EngagedCluster, Throwable> onError;
   private final Map<String, Member> members = new HashMap<>(); // used only by the thread of run()
   private final Map<String, CompletableFuture<Void>> ending = new HashMap<>();
+  private volatile Watch watch; // of the current run
+  private volatile boolean isClosed;
 
   /** Create a fleet that runs each handler in its own thread, and logs errors. */
   public Fleet(DiscoveryClient client, WatchOptions options) {
@@ -54,14 +55,20 @@ public final class Fleet implements AutoCloseable {
   public Fleet(
       DiscoveryClient client, WatchOptions options, Executor threads, BiConsumer<EngagedCluster, Throwable> onError) {
     this.client = client;
-    this.subscriber = options.subscriber().isEmpty() ? "java/" + UUID.randomUUID() : options.subscriber();
-    this.watch = client.watch(options.withSubscriber(subscriber));
+    this.options = options.subscriber().isEmpty() ? options.withSubscriber("java/" + UUID.randomUUID()) : options;
     this.threads = threads;
     this.onError = onError;
   }
 
-  /** Run until the fleet is closed, and all handlers have ended. Throws errors that a retry cannot fix. */
+  /**
+   * Run until the fleet or its client is closed, and all handlers have ended. Throws errors that a retry cannot fix. It may be run
+   * again afterwards, and begins with all clusters.
+   */
   public void run(Handler handler) throws InterruptedException {
+    watch = client.watch(options);
+    if (isClosed) {
+      watch.close();
+    }
     try {
       watch.follow(news -> receive(news, handler));
     } finally {
@@ -69,8 +76,9 @@ public final class Fleet implements AutoCloseable {
         disengage(name);
       }
       CompletableFuture.allOf(ending.values().toArray(CompletableFuture[]::new)).join();
+      watch.endEngagements();
       try {
-        client.endSubscription(subscriber);
+        client.endSubscription(options.subscriber());
       } catch (DiscoveryException error) {
         // Drains that have begun, or begin within a minute, then wait for this subscriber until their deadline.
       }
@@ -79,7 +87,11 @@ public final class Fleet implements AutoCloseable {
 
   @Override
   public void close() {
-    watch.close();
+    isClosed = true;
+    Watch running = watch;
+    if (running != null) {
+      running.close();
+    }
   }
 
   private void receive(News news, Handler handler) {
@@ -125,7 +137,7 @@ public final class Fleet implements AutoCloseable {
     var backoff = FIRST_RELEASE_BACKOFF;
     while (cluster.current() == draining && cluster.isEngaged()) {
       try {
-        client.release(draining, subscriber);
+        client.release(draining, options.subscriber());
         return;
       } catch (DiscoveryException error) {
         if (error.isFinal() || error.code() == Status.Code.NOT_FOUND) {
@@ -133,7 +145,7 @@ public final class Fleet implements AutoCloseable {
         }
         try {
           var delayMs = Math.round(backoff.toMillis() * ThreadLocalRandom.current().nextDouble(0.5, 1));
-          Thread.sleep(Math.max(delayMs, error.retryAfter().toMillis()));
+          Thread.sleep(delayMs + error.retryAfter().toMillis());
         } catch (InterruptedException interrupted) {
           return;
         }

@@ -102,10 +102,15 @@ final class Session {
     for (Known known : view.values()) {
       lost.add(Event.disengaged(known, DisengageReason.DISENGAGE_REASON_OWNERSHIP_LOST, NOT_RENEWED));
     }
+    drop();
+    return lost;
+  }
+
+  /** Forget all clusters. The next stream begins with a snapshot. */
+  synchronized void drop() {
     view = new LinkedHashMap<>();
     phase = Phase.CLOSED;
     revision = "";
-    return lost;
   }
 
   private List<News> awaitSnapshot(WatchClustersResponse batch) {

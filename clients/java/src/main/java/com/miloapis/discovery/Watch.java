@@ -110,6 +110,11 @@ public final class Watch implements AutoCloseable {
         });
   }
 
+  /** Refuse the credentials of all engagements: no stream tells any more when they end. */
+  void endEngagements() {
+    session.drop();
+  }
+
   /** Run like {@link #run}, with a handler of all news. */
   void follow(Consumer<News> handler) throws InterruptedException {
     client.opened(this);
@@ -128,7 +133,7 @@ public final class Watch implements AutoCloseable {
           if (error.isFinal()) {
             throw error;
           }
-          delay = delay.compareTo(error.retryAfter()) < 0 ? error.retryAfter() : delay;
+          delay = delay.plus(error.retryAfter()); // with jitter: all subscribers of the daemon have got the same time
           report(error);
         }
         if (ownership.isHeld() && !isClosed) {

@@ -10,6 +10,7 @@ import static com.miloapis.discovery.v1.DisengageReason.DISENGAGE_REASON_NOT_REA
 import static com.miloapis.discovery.v1.DisengageReason.DISENGAGE_REASON_REPLACED;
 import static org.junit.jupiter.api.Assertions.assertEquals;
 import static org.junit.jupiter.api.Assertions.assertSame;
+import static org.junit.jupiter.api.Assertions.assertThrows;
 import static org.junit.jupiter.api.Assertions.assertTrue;
 
 import com.google.protobuf.Timestamp;
@@ -270,6 +271,25 @@ class FleetTest {
     until(() -> releasing() == 0, "the release has ended");
   }
 
+  @Test
+  void fleetThatRunsAgainBeginsWithAllClusters() {
+    fleet = new Fleet(client, WatchOptions.defaults());
+    running =
+        new Thread(
+            () -> {
+              assertThrows(DiscoveryException.class, () -> fleet.run(this::untilEnd));
+              clusters.clear();
+              assertThrowsNothing(() -> fleet.run(this::untilEnd));
+            });
+    running.start();
+    daemon.stream(1).snapshot(engaged("a"));
+    until(() -> clusters.containsKey("uid-a"), "the handler begins");
+    daemon.stream(1).end(Status.PERMISSION_DENIED);
+    daemon.stream(2).snapshot(engaged("a"));
+    until(() -> clusters.containsKey("uid-a"), "the handler begins again");
+    assertEquals(1, daemon.called(EndSubscriptionRequest.class).size());
+  }
+
   private static long releasing() {
     return Thread.getAllStackTraces().values().stream()
         .filter(stack -> List.of(stack).stream().anyMatch(call -> call.getClassName().equals(Fleet.class.getName()) && call.getMethodName().equals("release")))
@@ -407,6 +427,7 @@ class FleetTest {
     var finish = new CountDownLatch(1);
     start(
         cluster -> {
+          clusters.put(cluster.name(), cluster);
           steps.add("begin");
           cluster.awaitEnd();
           steps.add("cleaning up with " + token(cluster));
@@ -421,6 +442,7 @@ class FleetTest {
     finish.countDown();
     running.join();
     assertEquals(List.of("begin", "cleaning up with token-1", "subscriptions ended: 0"), steps);
+    assertEquals("NOT_FOUND", token(clusters.get("a")), "the credential ends with the fleet");
     assertEquals(1, daemon.called(EndSubscriptionRequest.class).size());
   }
 
