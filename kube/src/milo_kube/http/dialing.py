@@ -15,6 +15,7 @@ from milo_kube.http import errors
 from milo_kube.http.connection import Connection
 from milo_kube.http.errors import TransportError
 from milo_kube.http.http1 import Http1Connection
+from milo_kube.http.name_lookup import name_lookup
 from milo_kube.http.tls import TlsTransport
 
 HTTP1, HTTP2 = "http/1.1", "h2"
@@ -163,7 +164,7 @@ async def _addresses(host: str, port: int) -> list[Any]:
         # An IP address needs no resolver, and so no thread.
         return socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)
     except socket.gaierror:
-        return await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        return await name_lookup().addresses(host, port)
 
 
 async def _connected_socket(address: Any) -> socket.socket:

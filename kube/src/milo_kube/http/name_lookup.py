@@ -1,0 +1,103 @@
+"""Resolves names of hosts, in threads, so that slow name servers of some domains delay no lookups in others.
+
+A tenant can declare clusters in a domain whose name server does not answer: each lookup then takes a thread for half a
+minute. asyncio's own lookups share few threads with all other work of a process, such as writing files.
+"""
+
+import asyncio
+import socket
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+from weakref import WeakKeyDictionary, WeakValueDictionary
+
+THREADS = 16
+"""Maximum concurrent lookups of an event loop."""
+_OF_DOMAIN = 4
+"""Maximum concurrent lookups in one domain."""
+_OF_SLOW_DOMAINS = 2
+"""Maximum concurrent lookups in all domains in which the last lookup took longer than `_SLOW_S`."""
+_SLOW_S = 1.0
+_SLOW_DOMAINS = 1_000
+
+_LOOKUPS: "WeakKeyDictionary[asyncio.AbstractEventLoop, NameLookup]" = WeakKeyDictionary()
+
+
+class NameLookup:
+    """The lookups of an event loop. A lookup that nothing awaits any longer counts until its thread ends."""
+
+    def __init__(self) -> None:
+        self._all = asyncio.Semaphore(THREADS)
+        self._all_slow = asyncio.Semaphore(_OF_SLOW_DOMAINS)
+        self._domains: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
+        self._slow: OrderedDict[str, None] = OrderedDict()
+        """The domains with slow lookups, the latest last."""
+
+    async def addresses(self, host: str, port: int) -> list[Any]:
+        """Return what `socket.getaddrinfo` returns. Raises OSError."""
+        domain = ".".join(host.rstrip(".").rsplit(".", 2)[-2:])
+        limits = [self._domains.setdefault(domain, asyncio.Semaphore(_OF_DOMAIN)), self._all]
+        if domain in self._slow:
+            limits.insert(1, self._all_slow)
+        held: list[asyncio.Semaphore] = []
+        began = time.monotonic()
+
+        def ended() -> None:
+            for limit in held:
+                limit.release()
+
+        try:
+            for limit in limits:
+                await limit.acquire()
+                held.append(limit)
+            began = time.monotonic()
+            found = _start(lambda: socket.getaddrinfo(host, port, type=socket.SOCK_STREAM))
+        except BaseException:
+            ended()
+            raise
+
+        def resolved(_: object) -> None:
+            ended()
+            self._note(domain, is_slow=time.monotonic() - began > _SLOW_S)
+
+        found.add_done_callback(resolved)
+        return await asyncio.shield(found)
+
+    def _note(self, domain: str, *, is_slow: bool) -> None:
+        self._slow.pop(domain, None)
+        if is_slow:
+            self._slow[domain] = None
+            if len(self._slow) > _SLOW_DOMAINS:
+                self._slow.popitem(last=False)
+
+
+def name_lookup() -> NameLookup:
+    """Return the lookups of the running event loop."""
+    return _LOOKUPS.setdefault(asyncio.get_running_loop(), NameLookup())
+
+
+def _start(look_up: Callable[[], list[Any]]) -> "asyncio.Future[list[Any]]":
+    """Run a lookup in a thread, for which neither the event loop nor the process waits when it ends."""
+    loop = asyncio.get_running_loop()
+    found: asyncio.Future[list[Any]] = loop.create_future()
+
+    def run() -> None:
+        try:
+            result, error = look_up(), None
+        except Exception as raised:  # noqa: BLE001 - raised again where the lookup is awaited
+            result, error = [], raised
+        with suppress(RuntimeError):  # the event loop has ended
+            loop.call_soon_threadsafe(report, result, error)
+
+    def report(result: list[Any], error: Exception | None) -> None:
+        if error is None:
+            found.set_result(result)
+        else:
+            found.set_exception(error)
+            found.exception()  # marked as retrieved, in case nothing awaits the lookup
+
+    threading.Thread(target=run, name="name lookup", daemon=True).start()
+    return found

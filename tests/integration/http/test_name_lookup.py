@@ -1,0 +1,101 @@
+"""Lookups of host names: slow name servers of some domains delay no lookups in others."""
+
+import asyncio
+import socket
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from milo_kube.http import name_lookup as module
+from milo_kube.http.errors import TransportError
+from milo_kube.http.name_lookup import THREADS, NameLookup, name_lookup
+from tests.integration.http.test_client import client
+from tests.support.eventually import eventually
+
+FOUND = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", 1))]
+
+
+class NameServers:
+    """Name servers that answer at once, except for names that begin with "slow"."""
+
+    def __init__(self) -> None:
+        self.asked: Counter[str] = Counter()
+        self.answer = threading.Event()
+
+    def resolve(self, host: str, port: int, **options: Any) -> list[Any]:
+        if options.get("flags"):
+            raise socket.gaierror("not an address")
+        self.asked[host] += 1
+        if host.startswith("slow"):
+            self.answer.wait()
+        if host.startswith("unknown"):
+            raise socket.gaierror("unknown")
+        return FOUND
+
+
+@pytest.fixture
+def servers(monkeypatch: pytest.MonkeyPatch) -> Iterator[NameServers]:
+    made = NameServers()
+    monkeypatch.setattr(socket, "getaddrinfo", made.resolve)
+    yield made
+    made.answer.set()
+
+
+async def test_names_in_a_domain_without_answers_delay_no_other_lookups(servers: NameServers) -> None:
+    async with asyncio.TaskGroup() as tasks:
+        for number in range(100):
+            tasks.create_task(name_lookup().addresses(f"slow-{number}.evil.test", 1))
+        await eventually(lambda: len(servers.asked) == 4)
+        assert await name_lookup().addresses("api.good.test", 1) == FOUND
+        assert await asyncio.to_thread(lambda: "asyncio's own threads are free") != ""
+        servers.answer.set()
+    assert len(servers.asked) == 101
+
+
+async def test_slow_domains_share_two_threads(servers: NameServers, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_SLOW_S", 0.0)
+    lookup = NameLookup()
+    for number in range(8):
+        await lookup.addresses(f"first.evil-{number}.test", 1)
+    async with asyncio.TaskGroup() as tasks:
+        for number in range(8):
+            tasks.create_task(lookup.addresses(f"slow.evil-{number}.test", 1))
+        await eventually(lambda: sum(host.startswith("slow") for host in servers.asked) == 2)
+        assert await lookup.addresses("api.good.test", 1) == FOUND
+        assert sum(host.startswith("slow") for host in servers.asked) == 2
+        monkeypatch.setattr(module, "_SLOW_S", 60.0)
+        servers.answer.set()
+    assert [*lookup._slow] == ["good.test"]  # measured with the former limit
+
+
+async def test_number_of_slow_domains_that_are_remembered_is_limited(
+    servers: NameServers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_SLOW_S", 0.0)
+    monkeypatch.setattr(module, "_SLOW_DOMAINS", 2)
+    lookup = NameLookup()
+    for name in "abc":
+        await lookup.addresses(f"x.{name}.test", 1)
+    assert [*lookup._slow] == ["b.test", "c.test"]
+
+
+async def test_lookup_that_nothing_awaits_counts_until_its_thread_ends(servers: NameServers) -> None:
+    lookup = NameLookup()
+    for number in range(3 * THREADS):
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.01 if number < 4 else 0):
+                await lookup.addresses(f"slow-{number}.evil.test", 1)
+    assert len(servers.asked) == 4
+    servers.answer.set()
+    assert await lookup.addresses("slow.evil.test", 1) == FOUND
+
+
+async def test_failed_lookup_is_reported_as_such(servers: NameServers) -> None:
+    using = client()
+    with pytest.raises(TransportError, match=r"the hostname of http://unknown.test cannot be resolved: unknown"):
+        async with using.request("GET", "http://unknown.test", headers={}, connect_timeout_s=10):
+            pass
+    await using.aclose()
