@@ -18,7 +18,7 @@ from prometheus_client.metrics_core import Metric
 from milo_discoveryd.daemon_errors import StartError
 from milo_discoveryd.telemetry.board import StatusBoard
 from milo_discoveryd.telemetry.metrics import Metrics
-from milo_discoveryd.telemetry.shared_scrape import ScrapeForm, SharedScrape
+from milo_discoveryd.telemetry.shared_scrape import ScrapeForm, SharedScrape, Turns
 from milo_discoveryd.telemetry.status import ClusterQuery
 from milo_kube.http.server import HttpReply, HttpServer, ServerRequest
 from milo_kube.http.visitors import is_on_loopback, is_own_host
@@ -56,6 +56,7 @@ class HttpEndpoint:
         self._hosts = frozenset(host.lower() for host in hosts)
         self._server = HttpServer(self._answer, connections=CONNECTIONS)
         self._scrape = SharedScrape(self._collected)
+        self._status_turns = Turns()
 
     async def start(self, host: str, port: int) -> str:
         """Start the server, and return its URL. Raises StartError."""
@@ -117,8 +118,10 @@ class HttpEndpoint:
 
         if "json" not in request.query:
             return HttpReply(status_page.PAGE, "text/html; charset=utf-8", headers=status_page.HEADERS)
-        status = await self._board.status(_question(request.query), with_names=self._shows_names(request))
-        return HttpReply(msgspec.json.encode(status), "application/json", headers=status_page.HEADERS)
+        async with self._status_turns.turn():
+            status = await self._board.status(_question(request.query), with_names=self._shows_names(request))
+            encoded = msgspec.json.encode(status)
+        return HttpReply(encoded, "application/json", headers=status_page.HEADERS)
 
 
 def _question(query: Mapping[str, str]) -> ClusterQuery:

@@ -4,6 +4,7 @@ The responses themselves are tested with the metrics and the status page.
 """
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack
 from typing import cast
@@ -21,7 +22,7 @@ from milo_discoveryd.telemetry.board import StatusBoard
 from milo_discoveryd.telemetry.http import CONNECTIONS, HttpEndpoint
 from milo_discoveryd.telemetry.journal import Journal, RecentHistory
 from milo_discoveryd.telemetry.metrics import MeasuredDaemon, Metrics
-from milo_discoveryd.telemetry.status import DaemonIdentity, when
+from milo_discoveryd.telemetry.status import ClusterQuery, DaemonIdentity, DaemonStatus, when
 from milo_kube.http.headers import Headers
 from milo_kube.http.server import HttpReply, ServerRequest
 from tests.support.eventually import LIMIT_S
@@ -200,3 +201,25 @@ async def test_host_header_of_another_site_is_refused(host: str, is_ours: bool) 
         assert (await port._answer(request(path, host=host))).status == (200 if is_ours else 421)
     for path in ("/livez", "/readyz"):  # a kubelet may send any Host header, and these paths show no names
         assert (await port._answer(request(path, host=host))).status == 200
+
+
+async def test_status_requests_are_answered_one_at_a_time_in_a_tenth_of_the_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    endpoint = a_port("everyone")
+    status, running, most = endpoint._board.status, 0, 0
+
+    async def slow(question: ClusterQuery, *, with_names: bool) -> DaemonStatus:
+        nonlocal running, most
+        running += 1
+        most = max(most, running)
+        await asyncio.sleep(0.02)
+        running -= 1
+        return await status(question, with_names=with_names)
+
+    monkeypatch.setattr(endpoint._board, "status", slow)
+    began = time.monotonic()
+    answers = await asyncio.gather(*(endpoint._answer(request("/")) for _ in range(4)))
+    assert [answer.status for answer in answers] == [200] * 4
+    assert most == 1
+    assert time.monotonic() - began >= 3 * (0.02 + 9 * 0.02)
