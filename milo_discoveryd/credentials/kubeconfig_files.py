@@ -92,15 +92,31 @@ class KubeconfigFiles:
         return tuple(dict.fromkeys((self.path.parent, Path(os.path.realpath(self.path)).parent)))
 
     def exposure(self) -> str | None:
-        """Return a warning if the directory is world-writable, so that any user of this machine can add clusters."""
+        """Return a warning if another user, or any user of this machine, can add clusters or replace kubeconfigs."""
+        if not self._of.is_directory:
+            return None
         try:
+            if problem := self._owner_problem():
+                return problem
             mode = self.path.stat().st_mode
             is_writable = mode & stat.S_IWOTH and not os.statvfs(self.path).f_flag & os.ST_RDONLY
         except OSError:
             return None  # a scan reports the error
-        if not self._of.is_directory or not is_writable:
+        if not is_writable:
             return None
         return f"{self.path} is world-writable, so any user of this machine can add clusters: run chmod o-w on it"
+
+    def _owner_problem(self) -> str:
+        owner, own = self.path.stat().st_uid, os.geteuid()
+        if owner in (0, own):
+            return ""
+        return f"{self.path} belongs to user {owner}, who can replace the kubeconfigs in it: run chown {own} on it"
+
+    def _require_owner(self) -> None:
+        """Raise FilesError if this process is root and another user owns the directory: that user chooses where root
+        connects, and which credentials it issues."""
+        if self._of.is_directory and os.geteuid() == 0 and (problem := self._owner_problem()):
+            raise FilesError("DirectoryNotOwned", problem)
 
     def subscribe(self, listener: Callable[[frozenset[str]], None]) -> None:
         """Call `listener` with the keys of objects whose files changed."""
@@ -163,6 +179,7 @@ class KubeconfigFiles:
         file, context = self._of.context_of(key)
         path = self.path / file if file else self.path
         try:
+            self._require_owner()
             content, _, _ = self._read(file or self.path.name, path)
         except (OSError, _RefusedFileError) as error:
             raise FilesError("FileUnreadable", f"{path} {_reason(error)}") from None
@@ -172,6 +189,7 @@ class KubeconfigFiles:
         if not self._of.is_directory:
             return [(self.path.name, self.path)]
         try:
+            self._require_owner()
             with os.scandir(self.path) as entries:
                 names = sorted(
                     entry.name for entry in entries if _is_kubeconfig(entry.name) and not _is_directory(entry)

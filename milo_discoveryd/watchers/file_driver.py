@@ -76,7 +76,7 @@ class FileDriver:
     async def _follow(self) -> None:
         self._source.set_followed(self._collection, self._status)
         if (exposure := await asyncio.to_thread(self._files.exposure)) is not None:
-            log.warning("kubeconfig directory is world-writable", problem=exposure)
+            log.warning("kubeconfig directory is exposed", problem=exposure)
         inotify = Inotify()
         if not inotify.is_available:
             log.info("file change notifications unavailable", checked_every_seconds=POLL_WITHOUT_INOTIFY_S)

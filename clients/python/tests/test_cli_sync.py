@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import re
 import signal
 from collections.abc import Callable
 from contextlib import suppress
@@ -12,6 +14,8 @@ from pathlib import Path
 import pytest
 
 from milo_discovery._kubeconfig_access import read_access
+from milo_discovery.cli.exit_status import CommandFailure
+from milo_discovery.cli.sync import _check_owner
 from milo_discovery.v1 import discovery_pb2 as pb
 
 from . import messages
@@ -282,3 +286,38 @@ def mode(request: pytest.FixtureRequest, path: Path) -> int:
 async def test_sync_warns_of_a_world_writable_directory(daemon, path: Path, mode: int):
     status, err = await sync_once(daemon, path, "a")
     assert (status, "is world-writable" in err) == (0, mode == 0o777)
+
+
+@pytest.mark.parametrize(("user", "is_refused"), [(0, True), (1000, False)])
+def test_sync_directory_of_another_user_is_refused_for_root_and_reported_otherwise(
+    path: Path, monkeypatch, capsys, user, is_refused
+):
+    status = os.stat_result((0o40755, 0, 0, 1, 4242, 4242, 0, 0, 0, 0))
+    monkeypatch.setattr(Path, "stat", lambda *_, **__: status)
+    monkeypatch.setattr(os, "geteuid", lambda: user)
+    told = f"{path} belongs to user 4242, who can read and replace the kubeconfigs in it: run chown {user} on it"
+    if is_refused:
+        with pytest.raises(CommandFailure, match=re.escape(told)):
+            _check_owner(path)
+    else:
+        _check_owner(path)
+        assert capsys.readouterr().err == f"milo-discovery: {told}\n"
+    monkeypatch.setattr(os, "geteuid", lambda: 4242)
+    _check_owner(path)
+    assert capsys.readouterr().err == ""
+
+
+@pytest.fixture
+def path_of_another_user(path: Path) -> Path:
+    path.mkdir()
+    os.chown(path, 4242, 4242)
+    return path
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="changes the owner of a directory")
+async def test_sync_run_by_root_refuses_a_directory_of_another_user(daemon, path_of_another_user: Path):
+    async with sync(daemon, path_of_another_user, "--once") as process:
+        _, err = await process.communicate()
+    assert process.returncode == 1
+    assert b"belongs to user 4242" in err
+    assert content(path_of_another_user) == {}

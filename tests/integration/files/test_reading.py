@@ -405,3 +405,36 @@ def test_file_for_which_the_kind_raises_an_unexpected_error_does_not_affect_othe
     assert found.pop("alpha") == ""
     assert "internal error (ZeroDivisionError)" in found["broken"]
     assert [(entry["event"], entry["file"]) for entry in logs] == [("kubeconfig not read", "broken")]
+
+
+@pytest.mark.parametrize(("user", "is_refused"), [(0, True), (1000, False)])
+def test_directory_of_another_user_is_refused_for_root_and_reported_otherwise(
+    directory: Path, monkeypatch: pytest.MonkeyPatch, user: int, is_refused: bool
+) -> None:
+    (directory / "alpha").write_bytes(content("any"))
+    files = of_directory(directory)
+    owner = os.stat_result((0o40755, 0, 0, 1, 4242, 4242, 0, 0, 0, 0))
+    stat_of = Path.stat
+    monkeypatch.setattr(Path, "stat", lambda path, **how: owner if path == directory else stat_of(path, **how))
+    monkeypatch.setattr(os, "geteuid", lambda: user)
+    assert files.exposure() == (
+        f"{directory} belongs to user 4242, who can replace the kubeconfigs in it: run chown {user} on it"
+    )
+    if is_refused:
+        for use in (files.scan, lambda: files.kubeconfig("alpha")):
+            with pytest.raises(FilesError, match="belongs to user 4242") as refused:
+                use()
+            assert refused.value.reason == "DirectoryNotOwned"
+    else:
+        assert problems(files) == {"alpha": ""}
+
+
+@pytest.mark.parametrize("owner", [0, 1000])
+def test_directory_of_root_or_of_the_daemons_user_is_not_reported(
+    directory: Path, monkeypatch: pytest.MonkeyPatch, owner: int
+) -> None:
+    status = os.stat_result((0o40755, 0, 0, 1, owner, owner, 0, 0, 0, 0))
+    stat_of = Path.stat
+    monkeypatch.setattr(Path, "stat", lambda path, **how: status if path == directory else stat_of(path, **how))
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    assert of_directory(directory).exposure() is None
