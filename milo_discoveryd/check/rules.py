@@ -14,16 +14,9 @@ from milo_discoveryd.config.issuers import (
     TokenFileSettings,
     TokenRequest,
 )
+from milo_discoveryd.config.rule_problems import REQUIRED_SETTINGS, can_match, listeners_of
 from milo_discoveryd.rights.rights import Terms
 from milo_discoveryd.wiring.rules import rights
-
-_REQUIRED_SETTING = {
-    "uid": "peer_credentials",
-    "gid": "peer_credentials",
-    "san": "tls",
-    "user": "tokens",
-    "group": "tokens",
-}
 
 
 def check_rules(settings: Settings) -> Iterator[Finding]:
@@ -67,14 +60,11 @@ def issuers_for_all_clusters(settings: Settings, terms: Terms) -> Iterator[str]:
 
 
 def _never_matching(settings: Settings, rule: RuleSettings) -> Iterator[Finding]:
-    listeners = [
-        listener for listener in settings.listen if not rule.who.listener or listener.title in rule.who.listener
-    ]
-    for setting, needed in _REQUIRED_SETTING.items():
-        if getattr(rule.who, setting) and not any(getattr(listener, needed) for listener in listeners):
-            titles = ", ".join(listener.title for listener in listeners)
+    for condition, needed in REQUIRED_SETTINGS.items():
+        if getattr(rule.who, condition) and not can_match(settings, rule, needed):
+            titles = ", ".join(listener.title for listener in listeners_of(settings, rule))
             yield warn(
                 "rights",
-                f"rule {rule.name} never matches: it requires {setting}, which callers at {titles} never have",
+                f"rule {rule.name} never matches: it requires {condition}, which callers at {titles} never have",
                 f"configure {needed} on one of these listeners, or match by another field",
             )

@@ -1,15 +1,25 @@
 """Why authorization rules cannot take effect: they name what is not configured, or what does not run yet."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import msgspec
 
 from milo_discoveryd.config import layers
 from milo_discoveryd.config.issuers import IssuerSettings
+from milo_discoveryd.config.listeners import ListenerSettings
 from milo_discoveryd.config.rights import RuleSettings
 from milo_discoveryd.config.settings import Settings
 from milo_discoveryd.model.cluster import SOURCE_SEPARATOR, key_of
 from milo_discoveryd.rights.name_patterns import name_patterns
+
+REQUIRED_SETTINGS: Mapping[str, str] = {
+    "uid": "peer_credentials",
+    "gid": "peer_credentials",
+    "san": "tls",
+    "user": "tokens",
+    "group": "tokens",
+}
+"""The setting of a listener that a condition of a rule requires."""
 
 
 class _Names(msgspec.Struct, frozen=True):
@@ -50,6 +60,19 @@ def not_running(file: Settings, running: Settings) -> Iterator[RuleProblem]:
                 if name in found.items and found.items[name] != wanted.items[name]:
                     text = f"{layers.quoted(name)} runs with settings that differ from those in the file"
                     yield RuleProblem(f"[{number}].{wanted.setting}", text)
+        for condition, needed in REQUIRED_SETTINGS.items():
+            if getattr(rule.who, condition) and can_match(file, rule, needed) and not can_match(running, rule, needed):
+                yield RuleProblem(f"[{number}].who.{condition}", f"no running listener has `{needed}`")
+
+
+def listeners_of(settings: Settings, rule: RuleSettings) -> list[ListenerSettings]:
+    """Return the listeners at which a rule applies."""
+    return [listener for listener in settings.listen if not rule.who.listener or listener.title in rule.who.listener]
+
+
+def can_match(settings: Settings, rule: RuleSettings, needed: str) -> bool:
+    """Return whether a listener at which the rule applies has the setting that a condition of the rule requires."""
+    return any(getattr(listener, needed) for listener in listeners_of(settings, rule))
 
 
 def _unknown_names(settings: Settings) -> Iterator[RuleProblem]:

@@ -11,6 +11,7 @@ import yaml
 
 from milo_discoveryd.config import RuleSettings, load
 from milo_discoveryd.telemetry.metrics import Metrics
+from milo_discoveryd.telemetry.status import RulesCurrent, RulesWaiting
 from milo_discoveryd.wiring import config_reload
 from milo_discoveryd.wiring.config_reload import ConfigReloader
 from tests.support.eventually import eventually
@@ -156,6 +157,68 @@ async def test_config_reload_logs_settings_that_need_a_restart(reloaded_file: Re
             await eventually(lambda: reloaded_file.count("applied") == 1)
     (line,) = [line for line in lines if line["event"].startswith("changed settings")]
     assert line["settings"] == ["sources"]
+
+
+@pytest.mark.parametrize(
+    ("running", "changed", "problem"),
+    [
+        (
+            {"listen": [{"address": "unix:///run/d.sock"}]},
+            {"listen": [{"address": "unix:///run/d.sock", "peer_credentials": True}]},
+            "rights[0].who.uid: no running listener has `peer_credentials`",
+        ),
+        (
+            {"listen": [{"address": "unix:///run/d.sock", "name": "api"}]},
+            {"listen": [{"address": "unix:///run/e.sock", "name": "api"}]},
+            'rights[0].who.listener: "api" runs with settings that differ from those in the file',
+        ),
+        (
+            {"kubeconfigs": {"issuers": [{"name": "own", "type": "token-file", "path": "/token"}]}},
+            {"kubeconfigs": {"issuers": [{"name": "own", "type": "token-file", "path": "/another"}]}},
+            'rights[0].issuers: "own" runs with settings that differ from those in the file',
+        ),
+        (
+            {
+                "kubeconfigs": {
+                    "issuers": [
+                        {"name": "o", "type": "token-request", "namespace": "n", "service_account": "s"},
+                    ]
+                }
+            },
+            {},
+            "rights[0].max_ttl: is shorter than 600 s, the shortest lifetime that o (token-request) can issue",
+        ),
+        (
+            {},
+            {"sources": [{"name": "eu", "kind": "project"}]},
+            'rights[0].clusters.names: "eu#shop" matches no cluster: names contain # only if sources have names',
+        ),
+    ],
+    ids=["conditions", "listener", "issuer", "lifetime", "names"],
+)
+async def test_rules_that_need_other_new_settings_wait_for_the_restart(
+    reloaded_file: ReloadedFile, running: dict[str, object], changed: dict[str, object], problem: str
+) -> None:
+    everybody = {"name": "all", "who": "everybody", "clusters": "all"}
+    rules: dict[str, dict[str, object]] = {
+        "uid": {"who": {"uid": 1}},
+        "listener": {"who": {"listener": "api"}},
+        "issuers": {"kubeconfigs": True, "issuers": ["own"]},
+        "max_ttl": {"kubeconfigs": True, "max_ttl": "1m"},
+        "names": {"clusters": {"names": ["eu#shop"]}},
+    }
+    (needed,) = [rule for setting, rule in rules.items() if f".{setting}:" in problem]
+    reloaded_file.write(yaml.safe_dump({**running, "rights": [everybody]}))
+    async with reloaded_file.followed() as followed:
+        reloaded_file.write(yaml.safe_dump({**changed, "rights": [{**everybody, **needed}]}))
+        await eventually(lambda: reloaded_file.count("waiting") == 1)
+        assert (reloaded_file.applied, reloaded_file.is_current()) == ([], False)
+        assert followed.state == RulesWaiting((problem,))
+        assert reloaded_file.audited == [("kept", {"problems": (problem,)})]
+        reloaded_file.write(yaml.safe_dump({**changed, "rights": [everybody]}))
+        await eventually(lambda: reloaded_file.count("unchanged") == 1)
+        assert (followed.state, reloaded_file.is_current()) == (RulesCurrent(), True)
+    assert reloaded_file.applied == []
 
 
 async def test_config_reload_waits_until_the_size_of_the_file_is_stable(reloaded_file: ReloadedFile) -> None:
