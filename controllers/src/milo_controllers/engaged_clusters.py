@@ -145,8 +145,10 @@ class EngagedClusters:
                                 ClusterTasks(cluster, number, api, events, tasks=tasks, controllers=self.controllers)
                             )
                 finally:
-                    await events.aclose(is_engaged=cluster.engaged)
-                    await api.aclose()
+                    try:
+                        await events.aclose(is_engaged=cluster.engaged)
+                    finally:
+                        await api.aclose()
         except Exception as error:
             crashes = {name: crash for name, crash in self.crashes.items() if crash[0].engaged}
             _, before = crashes.get(cluster.name, (cluster, None))

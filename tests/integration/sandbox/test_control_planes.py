@@ -1,6 +1,11 @@
 """The API of a project's control plane."""
 
-from milo_sandbox import Sandbox
+from collections.abc import Callable
+
+import aiohttp
+import pytest
+
+from milo_sandbox import Features, Sandbox
 from milo_sandbox.custom_resources import CUSTOM_RESOURCE_DEFINITIONS
 from tests.integration.sandbox.client import PROJECTS, Client
 from tests.integration.sandbox.widgets import DEFINITIONS, WIDGETS, definition, widget
@@ -185,3 +190,19 @@ async def test_conditions_have_the_observed_generation(client: Client, sandbox: 
     project = (await client.get(f"{PROJECTS}/alpha")).json
     [condition] = project["status"]["conditions"]
     assert condition["observedGeneration"] == project["metadata"]["generation"]
+
+
+async def test_events_proxy_serves_events_k8s_io_and_patches_no_event(connect: Callable[[Sandbox], Client]) -> None:
+    async with Sandbox(features=Features(events_proxy=True), seed=1) as sandbox:
+        client = connect(sandbox)
+        sandbox.projects.create("alpha")
+        for root in ("/api/v1", "/apis/events.k8s.io/v1"):
+            path = behind("alpha", f"{root}/namespaces/default/events")
+            event = {"metadata": {"name": "one"}, "reason": "Created"}
+            assert (await client.call("POST", path, event)).status == 201
+            assert (await client.call("PATCH", f"{path}/one", {"reason": "Patched"})).status == 404
+            assert (await client.call("PUT", f"{path}/one", {**event, "reason": "Replaced"})).status == 200
+            assert (await client.get(f"{path}/one")).json["reason"] == "Replaced"
+            applied = {"Content-Type": "application/apply-patch+yaml"}
+            with pytest.raises(aiohttp.ClientError):
+                await client.call("PATCH", f"{path}/one", event, headers=applied, fieldManager="test")

@@ -41,7 +41,7 @@ class FakeDiscovery:
         self.api_clients = ApiClients(self)
         self._feed: asyncio.Queue[Event | StreamNotice] = asyncio.Queue()
         self._engaged: dict[str, tuple[Cluster, ControlPlane]] = {}
-        self._lost: list[str] = []
+        self._lost: dict[str, tuple[Cluster, ControlPlane]] = {}
         self._incarnations = 0
         self.lifetimes: dict[str, timedelta] = {}
         """The lifetime of new kubeconfigs, by engaged cluster."""
@@ -88,8 +88,9 @@ class FakeDiscovery:
 
         `restart` engages them again, as other incarnations.
         """
-        for name, (cluster, _) in self._engaged.items():
-            self._lost.append(name)
+        lost = tuple(self._engaged.values())
+        self._lost, self._engaged = self._lost | self._engaged, {}
+        for cluster, _ in lost:
             self._feed.put_nowait(
                 Event(type=EventType.DISENGAGED, cluster=cluster, reason=DisengageReason.OWNERSHIP_LOST)
             )
@@ -103,16 +104,16 @@ class FakeDiscovery:
         """
         self._feed.put_nowait(Disconnected(error=StreamBroken("the daemon ended the stream")))
         self._feed.put_nowait(Connected(resumed=False))
-        for name, (before, control_plane) in self._engaged.items():
+        lost, self._lost = self._lost, {}
+        for name, (before, control_plane) in (self._engaged | lost).items():
             self._incarnations += 1
             cluster = replace(before, incarnation=f"{self._incarnations}")
             self._engaged[name] = cluster, control_plane
-            if name in self._lost:
+            if name in lost:
                 kubeconfig = self._kubeconfig(name)
                 self._feed.put_nowait(Event(type=EventType.ENGAGED, cluster=cluster, kubeconfig=kubeconfig))
             else:
                 self._feed.put_nowait(Refreshed(cluster=cluster))
-        self._lost.clear()
         self._feed.put_nowait(Synced(clusters=len(self._engaged)))
 
     def renew(self, name: str) -> None:
