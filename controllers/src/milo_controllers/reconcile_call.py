@@ -91,6 +91,9 @@ class ReconcileCall:
             # A thread cannot be canceled: instead, its current and further calls of request.wait raise.
             request.end()
             await wait_uninterrupted(calling)
+            error = None if calling.cancelled() else calling.exception()
+            if error is not None and not isinstance(error, asyncio.CancelledError):
+                raise error from None  # of its cleanup, as an async reconciler raises it
             raise
 
 

@@ -1,7 +1,9 @@
 """Calls of reconcilers that are plain functions, in threads."""
 
 import asyncio
+import gc
 import threading
+from concurrent.futures import CancelledError
 from types import SimpleNamespace
 from typing import Any
 
@@ -90,3 +92,32 @@ async def test_call_does_not_begin_in_a_thread_after_the_lease_was_lost() -> Non
     call.close()
     assert called == [first]
     assert first.is_ended
+
+
+async def test_error_of_a_thread_during_its_cleanup_is_raised_and_its_cancellation_is_not_logged(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    begun, may_end = threading.Event(), threading.Event()
+
+    def reconcile(request: Any) -> None:
+        begun.set()
+        may_end.wait(60)
+        if request is failing:
+            raise OSError("the cleanup failed")
+        raise CancelledError
+
+    call = ReconcileCall(reconcile, timeout_s=None, workers=1)
+    failing, canceled = FakeRequest(), FakeRequest()
+    for request, error in ((failing, OSError), (canceled, asyncio.CancelledError)):
+        task = asyncio.create_task(call.outcome(request))  # type: ignore[arg-type]
+        await asyncio.to_thread(begun.wait)
+        task.cancel()
+        may_end.set()
+        with pytest.raises(error):
+            await task
+        begun.clear()
+        may_end.clear()
+    del task
+    gc.collect()
+    call.close()
+    assert caplog.records == []
