@@ -13,6 +13,7 @@ PACKAGES = (
     "kube/src/milo_kube",
     "clients/python/src/milo_discovery",
     "controllers/src/milo_controllers",
+    "publishing/src/milo_publishing",
 )
 _STARTERS = frozenset({"create_task", "ensure_future", "run_coroutine_threadsafe", "Thread"})
 
@@ -69,7 +70,6 @@ TESTED = {
         "::test_file_for_which_the_kind_raises_an_unexpected_error_does_not_affect_others"
     ),
     "milo_discoveryd/watchers/file_driver.py: self._confirmations.run": _CONFIRMATION,
-    "milo_discoveryd/wiring/source.py: saving": _SAVING,
     "milo_discoveryd/wiring/source.py: self._storage.save": _SAVING,
     "kube/src/milo_kube/http/server.py: answering": (
         "tests/integration/http/test_server.py::test_unexpected_error_of_a_handler_ends_only_its_connection"
@@ -102,6 +102,12 @@ TESTED = {
     "controllers/src/milo_controllers/event_recorder.py: self._write_pending": (
         "controllers/tests/integration/test_reconciles.py::test_event_of_missing_object_is_logged_as_not_recorded"
     ),
+    "publishing/src/milo_publishing/publisher.py: self._serve": (
+        "publishing/tests/test_publisher.py::test_object_that_fails_delays_no_others_and_is_named"
+    ),
+    "publishing/src/milo_publishing/publisher.py: self._follow": (
+        "clients/python/tests/test_watch.py::test_unexpected_error_about_one_cluster_does_not_end_the_watch"
+    ),
 }
 """The tasks that handle clusters, callers or objects, one or several, each with the test."""
 
@@ -132,6 +138,7 @@ OTHERS = {
     "kube/src/milo_kube/external_command.py: process.wait": _AWAITED,
     "kube/src/milo_kube/external_command.py: flooded.wait": _AWAITED,
     "kube/src/milo_kube/external_command.py: asyncio.create_subprocess_exec": _AWAITED,
+    "kube/src/milo_kube/http/name_lookup.py: run": _AWAITED,
     "kube/src/milo_kube/loop_watchdog.py: self._watch": _WHOLE,
     "clients/python/src/milo_discovery/_background_loop.py: last": _AWAITED,
     "clients/python/src/milo_discovery/_background_loop.py: coroutine": _AWAITED,
@@ -159,6 +166,7 @@ OTHERS = {
     "controllers/src/milo_controllers/controllers.py: self._resync_periodically": _WHOLE,
     "controllers/src/milo_controllers/event_loop.py: call": _AWAITED,
     "controllers/src/milo_controllers/single_cluster.py: _awaited": "there is only one cluster",
+    "publishing/src/milo_publishing/publisher.py: self._work": _GROUP,
 }
 """All other tasks, and why an unexpected error may end them."""
 
