@@ -183,9 +183,19 @@ class TlsTransport(asyncio.Transport, asyncio.Protocol):
 
     def _step(self) -> None:
         """Decrypt what was received, within the bounds of one iteration of the event loop."""
-        self._reading.begin_turn()
-        while not self._is_closing and (piece := self._reading.take()):
-            self._take(piece)
+        reading = self._reading
+        reading.begin_turn()
+        while not self._is_closing and (piece := reading.take()):
+            if self._handshake is not None and not self._handshake.done():
+                self._shake_hands(piece)
+                if self._is_shaking_hands or self._failure is not None:
+                    continue
+                self._hello, reading.without_data = None, 0
+            else:
+                self._incoming.write(piece)
+            self._decrypt()
+            if reading.without_data > RECORDS_WITHOUT_DATA:
+                self._fail(ConnectionAbortedError("the peer sent too many TLS records without data"))
         self._continue()
 
     def _planned_step(self) -> None:
@@ -211,18 +221,6 @@ class TlsTransport(asyncio.Transport, asyncio.Protocol):
                 turns().add(self._planned_step)
             else:
                 asyncio.get_running_loop().call_soon(self._planned_step)
-
-    def _take(self, piece: bytes) -> None:
-        if self._handshake is not None and not self._handshake.done():
-            self._shake_hands(piece)
-            if self._is_shaking_hands or self._failure is not None:
-                return
-            self._hello, self._reading.without_data = None, 0
-        else:
-            self._incoming.write(piece)
-        self._decrypt()
-        if self._reading.without_data > RECORDS_WITHOUT_DATA:
-            self._fail(ConnectionAbortedError("the peer sent too many TLS records without data"))
 
     def _shake_hands(self, piece: bytes = b"") -> None:
         try:
@@ -270,9 +268,11 @@ class TlsTransport(asyncio.Transport, asyncio.Protocol):
                 has_replies = has_replies or self._outgoing.pending > 0
                 protocol.data_received(data)
         except ssl.SSLWantReadError:
-            has_replies = has_replies or self._outgoing.pending > 0
+            if has_replies or self._outgoing.pending:
+                has_replies = True
             self._encrypt()
-            self._reading.is_choked = has_replies and self._reading.is_full
+            if has_replies:
+                self._reading.is_choked = self._reading.is_full
         except ssl.SSLZeroReturnError:
             self._end_of_data()
         except ssl.SSLError as error:

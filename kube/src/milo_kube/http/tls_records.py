@@ -25,29 +25,26 @@ _FINITE_FIELDS = range(0x100, 0x200)
 class RecordCounter:
     """Counts the records of a stream, and divides it between them."""
 
-    __slots__ = ("_header", "_left")
+    __slots__ = ("_header", "left")
 
     def __init__(self) -> None:
         self._header = b""
         """The beginning of a header whose end has not arrived."""
-        self._left = 0
+        self.left = 0
         """Number of bytes until the next header."""
 
     def take(self, piece: bytes, most: int) -> tuple[int, int]:
-        """Return how much of the next piece of the stream to take, so that at most this many records begin in it (at
-        least one), and how many begin."""
-        if not self._header and self._left >= len(piece):
-            self._left -= len(piece)
-            return len(piece), 0
+        """Return how much of the next piece of the stream to take, so that at most this many records begin in it, and
+        how many begin. Between two records, `most` must not be 0."""
         before = len(self._header)
-        data, at, count = self._header + piece, self._left, 0
+        data, at, count = self._header + piece, self.left, 0
         while at + _HEADER <= len(data):
             if count == most:
-                self._header, self._left = b"", 0
+                self._header, self.left = b"", 0
                 return at - before, count
             count += 1
             at += _HEADER + (data[at + 3] << 8 | data[at + 4])
-        self._header, self._left = data[at:], max(0, at - len(data))
+        self._header, self.left = data[at:], max(0, at - len(data))
         return len(piece), count
 
 
@@ -89,17 +86,22 @@ class Reading:
 
     def take(self) -> bytes:
         """Return the piece to decrypt now; empty if there is none."""
-        if not self._allowed or self.is_paused or self.is_choked:
+        if self.is_paused or self.is_choked or not (self._allowed or self._records.left):
             return b""
         piece = self._received[self._position : self._position + _PIECE]
-        size, begun = self._records.take(piece, self._allowed)
+        if self._records.left >= _PIECE:  # most pieces of a long record: saves the call
+            size = len(piece)
+            self._records.left -= size
+        else:
+            size, begun = self._records.take(piece, self._allowed)
+            piece = piece[:size]
+            if begun:
+                self._allowed -= begun
+                self.without_data = max(0, self.without_data) + begun
         self._position += size
         if self._position == len(self._received):
             self._received, self._position = b"", 0
-        if begun:
-            self._allowed -= begun
-            self.without_data = max(0, self.without_data) + begun
-        return piece[:size]
+        return piece
 
     def decrypted(self, size: int) -> None:
         """Count a record with data of this size."""
