@@ -404,3 +404,11 @@ def test_reason_that_does_not_concern_the_cluster_is_no_evidence_of_its_end(publ
 
 def test_identity_selects_only_objects_of_the_publisher():
     assert replace(identity(), group="dns").selector() == identity().selector()
+
+
+def test_list_considers_only_objects_that_other_clients_changed(publishing: Publishing):
+    publishing.synced(cluster(), cluster("beta")).settle(5.0)
+    publishing.server.touch("alpha", {"other": "x"})
+    publishing.publication.listed(publishing.now, publishing.server.list(), publishing.now)
+    due = publishing.publication.due(publishing.now, publishing)  # type: ignore[arg-type]
+    assert [task.name for task in due if task.lane is Lane.OBJECT] == ["alpha"]

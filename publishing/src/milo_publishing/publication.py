@@ -232,13 +232,17 @@ class Publication:
         found = {observed.name: observed for observed in objects}
         for name in {**self.records, **found}:
             record = self._record(name)
+            before = record.version
             if (not record.next.ticket or record.next.is_question) and record.answered_at < sent_at:
                 record = self._observe(record, found.get(name), now)
             if record.end == Elsewhere():
                 record = replace(record, end=Elsewhere(now))
             if record.engaged and not self.renderer.embeds_credentials and not record.access.ticket:
                 record = replace(record, access=record.access.at(now))
-            self._put(replace(record, next=record.next.at(now)))
+            is_settled = (
+                record.next == Attempt() and record.version == before and not record.lacks_cluster(self.identity)
+            )
+            self._put(record if is_settled else replace(record, next=record.next.at(now)))
         self._is_listed = True
         self._set("", Lane.LIST, Attempt(now + self._resync_s))
         self._review_by(now)

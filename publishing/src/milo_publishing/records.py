@@ -204,6 +204,10 @@ class Record(msgspec.Struct, frozen=True):
         """The object as last observed."""
         return None if isinstance(self.object, Absent) else self.object.observed
 
+    @property
+    def version(self) -> tuple[str, str] | None:
+        return None if self.observed is None else (self.observed.uid, self.observed.resource_version)
+
     def is_own(self, identity: Identity) -> bool:
         """Return whether the object is this publisher's, and its deletion was not requested."""
         observed = None if isinstance(self.object, Finalizing) else self.observed
@@ -235,7 +239,7 @@ def observe(record: Record, found: ObservedObject | None, identity: Identity, no
     if found is None:
         return replace(record, object=Absent(), end=Unasked())
     before, end = record.observed, record.end
-    is_same = before is not None and (before.uid, before.resource_version) == (found.uid, found.resource_version)
+    is_same = record.version == (found.uid, found.resource_version)
     ask_at = now + _removal_guard.SECOND_LOOK_S
     match end:
         case Ended(uid) if uid != found.cluster_uid:
