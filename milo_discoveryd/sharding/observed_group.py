@@ -16,7 +16,7 @@ class ObservedWrite(msgspec.Struct, frozen=True):
     write: str
     since: float
     pending: frozenset[str] = frozenset()
-    """The clusters that the Lease listed as pending when it was last read."""
+    """The clusters that the Lease listed as pending when it was last readable."""
 
 
 class Candidates(msgspec.Struct, frozen=True):
@@ -65,8 +65,9 @@ class ObservedGroup(msgspec.Struct, frozen=True, kw_only=True):
         for name, write in writes.items():
             before = self.writes.get(name)
             is_unchanged = is_comparable and before is not None and before.write == write
-            # The pending clusters of a deleted Lease are kept: its holder may still be running.
-            named = leases.members.get(name, before)
+            # The pending clusters of a deleted or malformed Lease are kept: its holder may still be running.
+            lease = leases.members.get(name)
+            named = before if lease is None or lease.problem else lease
             pending = frozenset() if named is None else named.pending
             observed[name] = ObservedWrite(write, before.since if before and is_unchanged else now, pending)
         return msgspec.structs.replace(
@@ -188,12 +189,9 @@ class ObservedGroup(msgspec.Struct, frozen=True, kw_only=True):
         """Yield each other member that has not released all keys, with these keys."""
         for name, observed in self.writes.items():
             lease = self.leases.members.get(name)
-            if lease is None:
-                pending = observed.pending if now < observed.since + timing.evict_after_s else frozenset()
-            else:
-                pending = lease.pending if lease.is_held else frozenset()
-            if pending and name != own:
-                yield name, pending
+            may_run = now < observed.since + timing.evict_after_s if lease is None else lease.is_held
+            if observed.pending and may_run and name != own:
+                yield name, observed.pending
 
     # Other members
 

@@ -48,6 +48,23 @@ def test_pending_clusters_of_a_deleted_lease_have_no_new_owner_for_33_seconds() 
     assert driver.now - deleted_at >= TIMING.evict_after_s
 
 
+def test_pending_clusters_of_a_lease_that_became_malformed_have_no_new_owner_while_its_member_may_run() -> None:
+    """Found by the simulation of seed 5004949: a later view no longer says from whom the clusters came."""
+    driver = settled("a", "b")
+    driver.pending = {"a": driver.owned("a")}
+    driver.add("c", Member("c", "c#1"))
+    driver.run_until(lambda: driver.api.group.members["a"].pending)
+    pending = driver.api.group.members["a"].pending
+    driver.add("d", Member("d", "d#1", weight=0.001))
+    driver.run_until(lambda: len(driver.api.views) == 3 and driver.members["c"].is_confirmed)
+    driver.run(2)
+    driver.api.change("a", driver.now, **FORGED["unreadable"], pending=frozenset(), acknowledged=0)
+    changed_at = driver.now
+    while not driver.owned("c") & pending:
+        driver.run(0.25, "b", "c", "d")
+    assert driver.now - changed_at >= TIMING.evict_after_s
+
+
 def test_successor_lists_the_pending_clusters_of_its_predecessor_while_operators_may_act() -> None:
     driver = settled("a", "b")
     moved = driver.owned("a")
