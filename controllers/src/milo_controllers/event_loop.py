@@ -67,8 +67,8 @@ class ThreadCalls:
 
     __slots__ = ("_is_ended", "_loop", "_tasks")
 
-    def __init__(self) -> None:
-        self._loop = EventLoop()
+    def __init__(self, loop: EventLoop) -> None:
+        self._loop = loop
         self._is_ended = False
         self._tasks: set[asyncio.Task[Any]] = set()
 

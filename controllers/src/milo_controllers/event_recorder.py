@@ -42,10 +42,7 @@ class EventRecorder:
 
     async def record(self, regarding: Document, content: EventContent, now: datetime) -> None:
         """Record an event, which is written in the background."""
-        try:
-            async with asyncio.timeout(_SPACE_S):
-                await self._changed.wait_for(lambda: len(self._pending) < _MAX_PENDING)
-        except TimeoutError:
+        if not await self._has_space():
             log_lost(self._api.name, content.reason, regarding["metadata"]["name"], "the API server is too slow")
             return
         at = asyncio.get_running_loop().time()
@@ -67,6 +64,17 @@ class EventRecorder:
         if self._writing is not None:
             self._writing.cancel()
             await asyncio.wait([self._writing])
+
+    async def _has_space(self) -> bool:
+        """Return whether another event may be pending, after waiting for space if there is none."""
+        if len(self._pending) < _MAX_PENDING:
+            return True
+        try:
+            async with asyncio.timeout(_SPACE_S):
+                await self._changed.wait_for(lambda: len(self._pending) < _MAX_PENDING)
+        except TimeoutError:
+            return False
+        return True
 
     def _continue(self) -> None:
         """Write what is pending; otherwise set a timer for the next series that has to be written."""

@@ -95,12 +95,16 @@ class ClusterCaches:
                 return cache.owned_by(owner)
             return cache.values() if index is None else cache.indexed(*index)
 
-        objects = self._member.loop.call(objects_now)
+        loop = self._member.loop
+        objects = objects_now() if loop.is_here else loop.call(objects_now)
         decode = self._decoder(kind)
         return (decode(found.raw) for found in objects if namespace is None or found.namespace == namespace)
 
     def _found(self, kind: AnyKind, name: str, namespace: str) -> CachedObject | None:
-        return self._member.loop.call(lambda: synced_cache(self._member, kind).get(namespace, name))
+        loop = self._member.loop
+        if loop.is_here:
+            return synced_cache(self._member, kind).get(namespace, name)
+        return loop.call(lambda: synced_cache(self._member, kind).get(namespace, name))
 
     def _decoder(self, kind: AnyKind) -> Callable[[bytes], Any]:
         wanted, cached = kind_of(kind), informer(self._member, kind).spec.kind

@@ -11,6 +11,9 @@ class Unwritten(msgspec.Struct, frozen=True):
     """This reconcile has not written the object: the cache has it."""
 
 
+UNWRITTEN = Unwritten()
+
+
 class Written(msgspec.Struct, frozen=True):
     """The object as this reconcile last wrote or read it."""
 

@@ -27,14 +27,14 @@ from milo_controllers.conditions import (
 )
 from milo_controllers.errors import Conflict, ControllerError, NotFound
 from milo_controllers.event_log import EventContent, EventType
-from milo_controllers.event_loop import ThreadCalls
+from milo_controllers.event_loop import EventLoop, ThreadCalls
 from milo_controllers.event_recorder import EventRecorder, log_lost
 from milo_controllers.fleet_view import FleetView, RequestCaches
 from milo_controllers.kinds import AnyKind, Document, Kind, ObjectT, document, kind_of, retyped
 from milo_controllers.object_cache import Place
 from milo_controllers.object_patch import merge_patch
 from milo_controllers.options import check_options
-from milo_controllers.own_object import Deleted, Outdated, OwnObject, Unwritten, Written, after_deletion, after_write
+from milo_controllers.own_object import UNWRITTEN, Deleted, Outdated, OwnObject, Written, after_deletion, after_write
 from milo_controllers.own_writes import Write
 from milo_controllers.work_queue import Work
 from milo_discovery.engaged_cluster import EngagedCluster
@@ -83,6 +83,8 @@ class RequestedCluster(Protocol):
     @property
     def view(self) -> RequestCaches: ...
     @property
+    def loop(self) -> EventLoop: ...
+    @property
     def events(self) -> EventRecorder: ...
 
 
@@ -111,8 +113,8 @@ class Request(Generic[ObjectT]):
         self._member = member
         self._field_manager = field_manager
         self._now = now
-        self._calls = ThreadCalls()
-        self._own: OwnObject = Unwritten()
+        self._calls = ThreadCalls(member.loop)
+        self._own: OwnObject = UNWRITTEN
         self._observed: bytes | None = None
         """The object that `get` last returned."""
 
@@ -432,6 +434,9 @@ class Request(Generic[ObjectT]):
 
     async def _own_object(self) -> ObjectT | None:
         """Return the object with what this reconcile wrote."""
+        if self._own is UNWRITTEN:
+            self._observed = self._member.view.raw(self.kind, self.name, self.namespace)
+            return None if self._observed is None else self._member.view.decoded(self.kind, self._observed)
         if isinstance(self._own, Outdated):
             await self._read_own()
         match self._own:
@@ -439,10 +444,8 @@ class Request(Generic[ObjectT]):
                 part = self.kind.cached_part(document) if self.kind.is_partial else document
                 self._observed = msgspec.json.encode(part)
                 return self.kind.decode(self._observed)
-            case Deleted():
+            case _:
                 return None
-        self._observed = self._member.view.raw(self.kind, self.name, self.namespace)
-        return None if self._observed is None else self._member.view.decoded(self.kind, self._observed)
 
     async def _read_own(self) -> None:
         try:
@@ -463,7 +466,7 @@ class Request(Generic[ObjectT]):
 
     async def _whole_document(self) -> Document:
         """Return the object with its kind and status, which a partial cache may lack. Raises NotFound."""
-        is_partial = isinstance(self._own, Unwritten) and self._member.view.is_partial(self.kind)
+        is_partial = self._own is UNWRITTEN and self._member.view.is_partial(self.kind)
         if is_partial or isinstance(self._own, Outdated):
             await self._read_own()
         return self._document()

@@ -11,6 +11,7 @@ from prometheus_client import CollectorRegistry
 
 from milo_controllers import Conflict, NotSynced, ReconcileTarget, Watched, watches
 from milo_controllers.controller import Controller, Shared
+from milo_controllers.event_loop import EventLoop
 from milo_controllers.fleet_view import FleetView
 from milo_controllers.kinds import Kind
 from milo_controllers.metrics import ControllerMetrics
@@ -34,6 +35,7 @@ def engaged(controller: Controller, members: dict[str, Any], name: str, tasks: a
         tasks=tasks,
         api=None,
         view=None,
+        loop=EventLoop(),
         informers={},
         own_writes=OwnWrites(),
     )

@@ -53,7 +53,7 @@ def request_to(api: FakeApi) -> Request[Document]:
         document=lambda *_: DEPLOYMENT,
         is_partial=lambda _: False,
     )
-    member: Any = SimpleNamespace(api=api, view=view)
+    member: Any = SimpleNamespace(api=api, view=view, loop=None)
     work = Work(ObjectKey("shop", 1, "default", "d"), 0.0, 0)
     return Request(Kind("apps/v1/deployments"), work, member, clusters=view, field_manager="m")
 

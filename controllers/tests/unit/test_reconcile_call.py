@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from milo_controllers.event_loop import ThreadCalls
+from milo_controllers.event_loop import EventLoop, ThreadCalls
 from milo_controllers.reconcile_call import ReconcileCall
 from milo_controllers.work_queue import Done
 
@@ -45,7 +45,7 @@ async def test_canceled_call_that_waits_for_a_thread_is_never_begun() -> None:
 
 
 async def test_call_that_is_sent_while_its_reconcile_is_canceled_does_not_run() -> None:
-    calls = ThreadCalls()
+    calls = ThreadCalls(EventLoop())
     scheduled, ran = threading.Event(), []
 
     async def write() -> None:

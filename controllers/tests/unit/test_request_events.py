@@ -59,7 +59,7 @@ class FixedRequest(Request[Document]):
 def requests_to(api: Any, count: int) -> list[FixedRequest]:
     """Return requests of reconciles in one cluster, which share its events."""
     view: Any = SimpleNamespace(cluster=SimpleNamespace(name="shop"))
-    member: Any = SimpleNamespace(api=api, view=view, events=EventRecorder(api, EventLog("operator", "pod")))
+    member: Any = SimpleNamespace(api=api, view=view, loop=None, events=EventRecorder(api, EventLog("operator", "pod")))
     work = Work(ObjectKey("shop", 1, "default", "a"), 0.0, 0)
     kind = Kind("v1/configmaps")
     return [FixedRequest(kind, work, member, clusters=view, field_manager="m") for _ in range(count)]
