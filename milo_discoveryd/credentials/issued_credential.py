@@ -18,6 +18,7 @@ SKEW_S = 30.0
 """The clock skew that is tolerated."""
 LONGEST_S = 24 * 3600.0
 """The maximum lifetime of an issued credential, unless its issuer allows long-lived ones."""
+_LONGEST_PEM = 64 << 10
 _LATEST = 253_402_300_800.0
 """The year 10000, which neither protobuf nor RFC 3339 can express."""
 UNSTATED_LIFE_S = 3600.0
@@ -122,10 +123,13 @@ def _require_audience_and_subject(found: jwt.JwtClaims, audiences: Collection[st
 
 
 def _check_keys(certificate: ClientCertificate, origin: str) -> None:
+    pems = certificate.chain, certificate.key.reveal().encode(errors="replace")
+    if max(map(len, pems)) > _LONGEST_PEM:
+        raise BackendError(f"{origin} returned a client certificate or a key longer than {_LONGEST_PEM} bytes")
     try:
-        for pem in (certificate.chain, certificate.key.reveal().encode()):
+        for pem in pems:
             key_sizes.check(pem, key_sizes.RECEIVED_BITS)
-    except ValueError as error:
+    except key_sizes.KeySizeError as error:
         raise BackendError(f"{origin} returned a client certificate that {error}") from None
 
 

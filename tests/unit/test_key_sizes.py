@@ -20,8 +20,8 @@ from cryptography.x509.oid import NameOID
 from hypothesis import given
 from hypothesis import strategies as st
 
-from milo_kube.key_sizes import OWN_BITS, RECEIVED_BITS, KeySizeError, check
-from tests.support.certificates import Authority
+from milo_kube.key_sizes import MOST, OWN_BITS, RECEIVED_BITS, KeySizeError, check
+from tests.support.certificates import CA, Authority
 from tests.support.giant_keys import BITS, INTEGER, OCTETS, OID, SEQUENCE, GiantPair, field, traditional_key
 from tests.support.giant_keys import pem as block
 
@@ -116,6 +116,12 @@ def test_certificate_of_version_1_is_accepted_but_not_with_fields_that_are_missi
     for wrong in (whole[:-1], whole + b"\0", b"", field(SEQUENCE, key)):
         with pytest.raises(KeySizeError, match="cannot be read"):
             check(block("CERTIFICATE", wrong), RECEIVED_BITS)
+
+
+def test_number_of_certificates_is_limited() -> None:
+    assert check(CA.encode() * MOST, OWN_BITS) == ["Ed25519"] * MOST
+    with pytest.raises(KeySizeError, match="has 51 certificates and keys: at most 50 are accepted"):
+        check(CA.encode() * (MOST + 1), OWN_BITS)
 
 
 def test_elliptic_curve_key_that_is_longer_than_its_curve_is_refused() -> None:

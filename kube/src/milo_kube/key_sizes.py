@@ -13,6 +13,8 @@ RECEIVED_BITS: Final = 4_096
 """Maximum size of an RSA key that another user wrote."""
 OWN_BITS: Final = 8_192
 """Maximum size of an RSA key of the user that runs the program."""
+MOST: Final = 50
+"""Maximum number of certificates and keys together: a TLS library needs 0.1 to 0.5 ms to load one."""
 
 _BLOCK = re.compile(rb"-----BEGIN ([A-Z0-9 ]{1,40})-----([A-Za-z0-9+/=\s]*)-----END \1-----")
 _EXPONENT_BITS = 64
@@ -39,8 +41,11 @@ def check(pem: bytes, bits: int) -> list[str]:
     """
     if b"-----" in _BLOCK.sub(b"", pem):
         raise KeySizeError("has malformed PEM, or an encrypted key")
-    found = []
-    for label, encoded in _BLOCK.findall(pem):
+    found: list[str] = []
+    blocks = _BLOCK.findall(pem)
+    if len(blocks) > MOST:
+        raise KeySizeError(f"has {len(blocks)} certificates and keys: at most {MOST} are accepted")
+    for label, encoded in blocks:
         if label not in _READERS:
             raise KeySizeError(f'has a PEM block "{label.decode()}" instead of certificates or an unencrypted key')
         try:

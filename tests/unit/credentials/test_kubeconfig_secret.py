@@ -237,6 +237,21 @@ async def test_giant_rsa_key_of_a_tenant_is_refused(certificate: bytes, key: byt
             await a_source(ScriptedApi(api), reading=reading).mint(WANTED)
 
 
+async def test_certificate_chain_of_a_tenant_that_is_too_long_is_refused() -> None:
+    """OpenSSL would load all of it for each connection."""
+    paths = CredentialPaths(certificate=FieldPath.parse("stringData[c]"), private_key=FieldPath.parse("stringData[k]"))
+    chain = certificate(NOW - 60, NOW + 600)
+    for content, problem in (
+        (chain * 51, "has 51 certificates and keys"),
+        (chain + b" " * (64 << 10), "longer than 65536 bytes"),
+    ):
+        fields = {
+            name: base64.b64encode(value).decode() for name, value in (("c", content), ("k", GiantPair(1024).key))
+        }
+        with pytest.raises(BackendError, match=problem):
+            await a_source(ScriptedApi(answering(200, {"data": fields})), reading=paths).mint(WANTED)
+
+
 async def test_ca_with_giant_rsa_key_in_a_kubeconfig_is_refused() -> None:
     cluster = {"certificate-authority-data": base64.b64encode(GIANT.certificate).decode()}
     with pytest.raises(BackendError, match="certificate-authority-data that has an RSA key with numbers of 20000 bits"):
