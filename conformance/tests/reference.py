@@ -315,6 +315,8 @@ class Handler:
         self.commanded = asyncio.Event()
         self.verb = ""
         self.issued: pb.Kubeconfig | None = None
+        self.issued_for = ""
+        self.asked_at = 0.0
         self.first: dict[str, Any] = {}
         running = HANDLERS.get(self.name, [])
         # Only in next-begins-after-end: other cases in which one handler follows another keep the UID, or request a
@@ -381,7 +383,7 @@ class Handler:
         if not self.is_engaged and not self.is_given_away(known):
             return {}
         kubeconfig = self.issued if known is None else known.kubeconfig
-        if broken("endpoint-changed-by-a-restart"):
+        if known is not None and self.is_usable(known):
             kubeconfig = kubeconfig or self.issued
         while kubeconfig is None and known is not None:
             request = pb.IssueKubeconfigRequest(cluster=self.name, incarnation=known.cluster.incarnation)
@@ -393,6 +395,7 @@ class Handler:
             is_for_it = known is not None and known.cluster.endpoint == asked.cluster.endpoint
             if is_for_it or broken("endpoint-changed-during-a-request"):
                 kubeconfig = self.issued = issued
+                self.issued_for, self.asked_at = asked.cluster.endpoint, time.monotonic()
         if kubeconfig is None:
             return {}
         file = json.loads(kubeconfig.kubeconfig)
@@ -400,6 +403,13 @@ class Handler:
         found = {"server": file["clusters"][0]["cluster"]["server"], "as": user.get("as", "")}
         self.first = self.first or found
         return {"token": user["token"], **(self.first if broken("endpoint-and-user-of-the-token") else found)}
+
+    def is_usable(self, known: Known) -> bool:
+        """Return whether the issued kubeconfig is used again: not for a former endpoint, and for some seconds."""
+        if broken("endpoint-changed-by-a-restart"):
+            return True
+        is_recent = time.monotonic() < self.asked_at + 5 and not broken("credential-due-on-arrival")
+        return is_recent and self.issued_for == known.cluster.endpoint
 
     def is_given_away(self, known: Known | None) -> bool:
         """Return whether this broken subscriber issues a credential after the end of the engagement."""
@@ -725,7 +735,6 @@ class Credentials:
     def __init__(self, view: View) -> None:
         self.view = view
         self.current: dict[str, pb.Kubeconfig] = {}
-        self.asked_at: dict[str, float] = {}
 
     async def token(self, name: str) -> str:
         now = time.time()
@@ -735,13 +744,11 @@ class Credentials:
             return token_of(pushed)
         current = self.current.get(name)
         is_valid = current is not None and (now < current.expires_at.seconds or broken("daemon-away-across-expiry"))
-        was_asked_now = now < self.asked_at.get(name, 0) + 5 and not broken("credential-due-on-arrival")
-        is_fresh = current is not None and (now < current.refresh_after.seconds or was_asked_now)
+        is_fresh = current is not None and now < current.refresh_after.seconds
         if current is None or not is_valid or not (is_fresh or broken("credential-is-refreshed")):
             try:
                 response = await call("IssueKubeconfig", pb.IssueKubeconfigRequest(cluster=name))
                 current = self.current[name] = response.kubeconfig
-                self.asked_at[name] = now
             except grpc.aio.AioRpcError:
                 if not is_valid:
                     raise

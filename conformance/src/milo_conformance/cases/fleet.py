@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from functools import partial
 
 import grpc
@@ -239,6 +240,30 @@ async def endpoint_changed_during_a_request(run: Run) -> None:
     if (found := fields.get("token")) != "new":
         raise CaseFailed(f"a credential that was requested before the endpoint changed is {found!r}, not 'new'")
     await expect_credential(run, ("new", MOVED, ""), "after its endpoint changed")
+    await run.nothing_else(stream)
+
+
+@fleet(
+    "A kubeconfig that is due for renewal when it arrives is not requested again for each use",
+    why="Where the machine's clock is ahead of the daemon's, each kubeconfig arrives like this. An operator with "
+    "thousands of API requests would send the daemon as many.",
+    demands="When to request another.",
+)
+async def credential_due_on_arrival(run: Run) -> None:
+    await run.start(RUNS)
+
+    async def issue(_: pb.IssueKubeconfigRequest) -> pb.IssueKubeconfigResponse:
+        return pb.IssueKubeconfigResponse(kubeconfig=kubeconfig("a", "one", refresh_in_s=-60))
+
+    run.daemon.answers["IssueKubeconfig"] = issue
+    stream = await run.synced("a")
+    since = time.monotonic()
+    for _ in range(40):
+        await expect_token(run, "a", "one", "that is valid, and due for renewal,")
+    await asyncio.sleep(0.2)  # long enough for requests in the background to arrive
+    requests, limit = calls(run, "IssueKubeconfig"), 3 + (time.monotonic() - since) / 3
+    if requests > limit:
+        raise CaseFailed(f"40 uses of a credential sent {requests} requests; the limit is {limit:.0f}")
     await run.nothing_else(stream)
 
 

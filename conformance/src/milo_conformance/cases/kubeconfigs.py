@@ -202,31 +202,6 @@ async def credential_is_refreshed(run: Run) -> None:
 
 
 @kubeconfigs(
-    "A kubeconfig that is due for renewal when it arrives is not requested again for each use",
-    why="Where the machine's clock is ahead of the daemon's, each kubeconfig arrives like this. An operator with "
-    "thousands of API requests would send the daemon as many.",
-    demands="When to request another.",
-    needs=Feature.CREDENTIALS,
-)
-async def credential_due_on_arrival(run: Run) -> None:
-    stream = await run.synced("a")
-
-    async def issue(request: pb.IssueKubeconfigRequest) -> pb.IssueKubeconfigResponse:
-        return pb.IssueKubeconfigResponse(kubeconfig=kubeconfig("a", "one", refresh_in_s=-60))
-
-    run.daemon.answers["IssueKubeconfig"] = issue
-    since = time.monotonic()
-    for _ in range(40):
-        if (found := await credential(run, "a")) != "one":
-            raise CaseFailed(f"the credential is {found!r}, not 'one', which is valid")
-    await asyncio.sleep(0.2)  # long enough for requests in the background to arrive
-    requests, limit = len(run.daemon.calls), 3 + (time.monotonic() - since) / 3
-    if requests > limit:
-        raise CaseFailed(f"40 uses of a credential sent {requests} requests; the limit is {limit:.0f}")
-    await run.nothing_else(stream)
-
-
-@kubeconfigs(
     "While the daemon is unavailable, a credential is used until it expires",
     why="A restart of the daemon must not stop the work. An expired credential causes a 401 for each request.",
     demands="When its credential expires.",
