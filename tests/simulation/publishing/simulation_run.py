@@ -225,13 +225,16 @@ class Simulation:
             self.breach(f"the deletion of {request.name} is sent, whose cluster is ready since {since:.2f}")
 
     def _deleted(self, document: Document) -> None:
-        """An object that the cluster's owner has written since it engaged the cluster is not deleted, whatever another
-        replica has decided or sent before. If the owner is stale, another may know that the cluster has ended."""
+        """An object of a ready project that its owner has written since it engaged the cluster is not deleted, whatever
+        another replica has decided or sent before. If the project is not ready, another replica may know that before
+        the owner does."""
         self.outcome.deletions += 1
-        name = document["metadata"]["name"]
+        name = document["metadata"]["name"].removesuffix("-kubeconfig")
+        project = self.projects.get(name)
         for daemon in self.daemons:
-            cluster = daemon.engaged.get(name.removesuffix("-kubeconfig"))
-            if cluster is not None and not daemon.is_stale and cluster.incarnation == incarnation(document):
+            cluster = daemon.engaged.get(name)
+            is_live = cluster is not None and project == Known(cluster.uid, is_ready=True)
+            if cluster is not None and is_live and cluster.incarnation == incarnation(document):
                 self.breach(f"{name} is deleted, which its owner has written for incarnation {cluster.incarnation}")
 
     def _written(self, before: Document, after: Document) -> None:
