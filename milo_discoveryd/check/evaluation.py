@@ -67,16 +67,17 @@ def evaluate(
     server: str = "",
 ) -> Evaluation:
     """Evaluate complete lists of a source's collections at `server`."""
-    registry = Engagements(ChangeLog(lambda _: b"", Retention()))
+    engagements = Engagements(ChangeLog(lambda _: b"", Retention()))
     fleet = fleet or FleetEngagements()
-    fleet.add_source(followed.name, registry, server or followed.name)
+    claimant = fleet.add_source(engagements, server or followed.name)
     stores, position = [ObjectStore() for _ in listed], ObjectPosition(1)
-    meaning = ObjectsAreClusters() if followed.reduce is None else ContributionIndex(followed.reduce, registry, stores)
+    reduce = followed.reduce
+    meaning = ObjectsAreClusters() if reduce is None else ContributionIndex(reduce, engagements, stores)
     for collection, (store, observed) in enumerate(zip(stores, listed, strict=True)):
         changes = store.apply_listed((seen, 0) for seen in observed)
         for states in meaning.states(collection, ObjectChanges(changes, position)):
-            fleet.commit(followed.name, states, Moment(0.0, 0.0))
-    return _evaluation(registry, [] if followed.reduce is None else stores)
+            fleet.commit(claimant, states, Moment(0.0, 0.0))
+    return _evaluation(engagements, [] if followed.reduce is None else stores)
 
 
 def findings(subject: str, found: Evaluation, *, refuses: bool = False) -> Iterator[Finding]:
@@ -108,16 +109,16 @@ def findings(subject: str, found: Evaluation, *, refuses: bool = False) -> Itera
     yield (fail if worst is ObjectState.MALFORMED and not engaged else warn)(subject, message, MEANINGS[worst].remedy)
 
 
-def _evaluation(registry: Engagements, stores: Sequence[ObjectStore]) -> Evaluation:
+def _evaluation(engagements: Engagements, stores: Sequence[ObjectStore]) -> Evaluation:
     others: dict[ObjectState, list[tuple[str, str]]] = {}
-    for name, record in registry.items():
+    for name, record in engagements.items():
         if record.cluster is None and record.state in _REPORTED:
             others.setdefault(record.state, []).append((name, record.message))
     for store in stores:
         malformed = [(key, record.message) for key, record in store.items() if record.state is ObjectState.MALFORMED]
         others.setdefault(ObjectState.MALFORMED, []).extend(malformed)
     return Evaluation(
-        tuple(sorted(registry.clusters(), key=lambda cluster: cluster.target.name)),
+        tuple(sorted(engagements.clusters(), key=lambda cluster: cluster.target.name)),
         {state: tuple(sorted(named)) for state, named in others.items()},
     )
 

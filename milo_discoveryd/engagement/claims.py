@@ -223,7 +223,7 @@ def _groups(claims: Sequence[ValueClaim]) -> Iterator[range]:
         start = group.stop
 
 
-class _Claimant(msgspec.Struct):
+class Claimant(msgspec.Struct):
     """The engagements of one source, with the properties that all of its claims share."""
 
     engagements: Engagements
@@ -247,17 +247,16 @@ class FleetEngagements:
     def __init__(self) -> None:
         self._with_former: set[str] = set()
         self._kinds: tuple[ValueClaims, ...] = (UidClaims(self._with_former), AddressClaims(self._with_former))
-        self._claimants: list[_Claimant] = []
-        self._by_source: dict[str, _Claimant] = {}
+        self._claimants: list[Claimant] = []
 
-    def add_source(self, source: str, engagements: Engagements, server: str) -> None:
+    def add_source(self, engagements: Engagements, server: str) -> Claimant:
         """Add the engagements of the next configured source. Sources on the same API server have the same `server`."""
-        self._by_source[source] = _Claimant(engagements, server, len(self._claimants))
-        self._claimants.append(self._by_source[source])
+        claimant = Claimant(engagements, server, len(self._claimants))
+        self._claimants.append(claimant)
+        return claimant
 
-    def commit(self, source: str, states: ClusterStates, now: Moment) -> list[Event]:
+    def commit(self, claimant: Claimant, states: ClusterStates, now: Moment) -> list[Event]:
         """Apply states of a source's clusters. The returned events may also be about clusters of other sources."""
-        claimant = self._by_source[source]
         if not self._stores_claims(states.states):
             claimant.engagements.dropped_names.clear()
             return claimant.engagements.commit(states.states, now)
@@ -266,15 +265,15 @@ class FleetEngagements:
             events += self._commit_with_claims(claimant, state, states.position, index, now)
         return events
 
-    def restore(self, source: str, stored: Iterable[tuple[Ready, float]], steady: float) -> list[Event]:
+    def restore(self, claimant: Claimant, stored: Iterable[tuple[Ready, float]], steady: float) -> list[Event]:
         """Engage clusters of an earlier run, with the times at which they were engaged. Only allowed before anything
         was published."""
-        self._by_source[source].is_restored = True
+        claimant.is_restored = True
         position = ObjectPosition(RESTORED_POSITION)
         return [
             event
             for observation, engaged_at in stored
-            for event in self.commit(source, ClusterStates([observation], position), Moment(engaged_at, steady))
+            for event in self.commit(claimant, ClusterStates([observation], position), Moment(engaged_at, steady))
         ]
 
     def _stores_claims(self, states: Sequence[ClusterState]) -> bool:
@@ -298,7 +297,7 @@ class FleetEngagements:
     # --- one state ---
 
     def _commit_with_claims(
-        self, claimant: _Claimant, state: ClusterState, position: ObjectPosition, index: int, now: Moment
+        self, claimant: Claimant, state: ClusterState, position: ObjectPosition, index: int, now: Moment
     ) -> list[Event]:
         engagements, name, affected, problem = claimant.engagements, state.name, set[ClaimedCluster](), ""
         if isinstance(state, _CLAIMING):

@@ -1,6 +1,6 @@
 """The contributions of objects to clusters: one object to several clusters, or several objects to one cluster."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import msgspec
 
@@ -13,16 +13,16 @@ from milo_discoveryd.model.contributions import (
     ObjectContribution,
     ObjectReference,
     ObservedObject,
+    Reduce,
 )
-from milo_discoveryd.model.observation import Malformed, Observation, Ready
+from milo_discoveryd.model.observation import Malformed, Ready
+from milo_discoveryd.objects.collection import ObjectCollection
 from milo_discoveryd.objects.pending_deletions import ConfirmedDeletion
 from milo_discoveryd.objects.store import ObjectChange, ObjectChanges, ObjectPosition, ObjectRecord, ObjectStore
 from milo_discoveryd.state_file.encoding import StoredObject
 
 CLUSTERS_PER_STEP = 250
 """Maximum number of clusters changed per event-loop iteration."""
-Reduce = Callable[[str, Sequence[ObjectContribution], str], Observation | None]
-"""Combines contributions to a cluster into one observation. Arguments: the cluster, its contributions, its UID."""
 _Members = tuple[ObjectContribution, ...]
 """The contributions to one cluster, the earliest first."""
 
@@ -45,20 +45,22 @@ class ContributionIndex:
         self._is_listed = False
         """Whether every collection was listed, so that unknown objects do not exist."""
 
-    def restored_objects(
-        self, clusters: Sequence[Ready], objects: Iterable[StoredObject]
-    ) -> Iterable[Sequence[ObservedObject]]:
-        """Return the stored objects as observations. Their contents are unknown until the objects are seen again."""
+    def restore(
+        self,
+        collections: Sequence[ObjectCollection],
+        clusters: Iterable[Ready],
+        objects: Iterable[StoredObject],
+        version: str,
+    ) -> None:
+        """Restore the collections with the stored objects, whose contents are unknown until they are seen again."""
         del clusters
         objects_by_collection: list[list[ObservedObject]] = [[] for _ in self._stores]
         for stored in objects:
             content = ObjectContent(tuple(Contribution(name, UNREAD) for name in stored.clusters), UNREAD)
             objects_by_collection[stored.watch].append(ContributingObject(stored.key, stored.uid, "", content))
-        return objects_by_collection
-
-    def restore(self, collection: int, objects: ObjectChanges) -> None:
-        for name in self._apply(collection, objects):
-            self._settle(name)
+        for collection, known in zip(collections, objects_by_collection, strict=True):
+            for name in self._apply(collection.number, collection.restore(known, version)):
+                self._settle(name)
 
     def states(self, collection: int, objects: ObjectChanges) -> Iterator[ClusterStates]:
         # The order of the contributions within a batch is unknown, so they share a position.
@@ -107,14 +109,11 @@ class ContributionIndex:
         before, contributions = _named(change.before), _named(change.after)
         removed = {cluster: self._remove(cluster, member) for cluster in before | contributions}
         for cluster, contribution in contributions.items():
-            assert not isinstance(change.observation, ConfirmedDeletion), "a deleted object has contributions"
-            former, uid = removed[cluster], change.observation.uid
+            former, uid = removed[cluster], change.uid
             order = position if former is None or former.uid != uid else former.order
             self._add(
                 cluster,
-                ObjectContribution(
-                    *member, uid, change.observation.version, order, contribution.content, contribution.needs
-                ),
+                ObjectContribution(*member, uid, change.version, order, contribution.content, contribution.needs),
             )
         return dict.fromkeys(removed)
 

@@ -48,6 +48,8 @@ class NotReadyClusters:
         self.held: HeldNotReady | None = None
         self.is_idle = True
         """Whether no cluster waits, so that nothing is due."""
+        self.paused_at: float | None = None
+        """Since when the source has sent nothing, so that no grace period and no hold ends; None while it sends."""
 
     @property
     def held_count(self) -> int:
@@ -55,7 +57,9 @@ class NotReadyClusters:
 
     @property
     def due_at(self) -> float | None:
-        """When `take_overdue` must be called next."""
+        """When `take_overdue` must be called next; None while paused."""
+        if self.paused_at is not None:
+            return None
         first = (next(iter(ends.values()), math.inf) for ends in (self._graces, self._releases))
         due = min(*first, self._decide_at)
         self.is_idle = due == math.inf
@@ -78,7 +82,9 @@ class NotReadyClusters:
         return self._disengages_at_once(name, now)
 
     def take_overdue(self, engaged: int, now: float) -> list[str]:
-        """Return the clusters to disengage now. `engaged` is the number of engaged clusters."""
+        """Return the clusters to disengage now; none while paused. `engaged` is the number of engaged clusters."""
+        if self.paused_at is not None:
+            return []
         overdue = [name for name in _due(self._graces, now) if self._disengages_at_once(name, now)]
         if now >= self._decide_at:
             overdue += self._decided(engaged, now)
@@ -142,6 +148,17 @@ class NotReadyClusters:
         """Forget the cluster: no grace period applies to its state any more."""
         self.ended(name)
         self._disengaged.pop(name, None)
+
+    def pause(self, lost_at: float) -> None:
+        """Record that the source has sent nothing since `lost_at`."""
+        if self.paused_at is None:
+            self.paused_at = lost_at
+
+    def resume(self, now: float) -> None:
+        """Record that the source sends again."""
+        if self.paused_at is not None:
+            self.extend(self.paused_at, now)
+            self.paused_at = None
 
     def extend(self, lost_at: float, now: float) -> None:
         """Exclude the time since `lost_at`, in which the source sent nothing, from running grace periods and holds."""

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Protocol
 
 from milo_discoveryd.connectivity.reachability import ConnectivityChange
-from milo_discoveryd.engagement.claims import FleetEngagements
-from milo_discoveryd.engagement.engagement import ClusterStates, Engagements
+from milo_discoveryd.engagement.claims import Claimant, FleetEngagements
+from milo_discoveryd.engagement.engagement import ClusterStates
 from milo_discoveryd.engagement.pending_releases import AwaitedRelease, PendingReleases, SubscriberKey, Subscription
 from milo_discoveryd.log.change_log import ChangeLog
 from milo_discoveryd.log.change_notifier import LOW_PRIORITY_DELAY_S, ChangeNotifier
@@ -62,10 +62,18 @@ class Observer(Protocol):
         """Record that the API server answers confirmation reads again."""
 
 
+class PublishedSource(Protocol):
+    """What the publication of changes needs of a source."""
+
+    @property
+    def clusters(self) -> "SourceClusters": ...
+
+
 class FleetChanges:
     """The log, listeners and subscribers that all sources of a daemon share."""
 
-    def __init__(self, log: ChangeLog) -> None:
+    def __init__(self, log: ChangeLog, sources: Mapping[str, PublishedSource]) -> None:
+        """`sources` are those of the fleet, by name."""
         self.log = log
         self.notifier = ChangeNotifier()
         self.releases = PendingReleases()
@@ -74,21 +82,17 @@ class FleetChanges:
         self.versions: Mapping[str, int] = {}
         """The resource version up to which each source is followed; absent or 0 if its versions cannot be compared.
         Each change replaces the mapping."""
-        self._sources: dict[str, SourceClusters] = {}
+        self._sources = sources
         self._listeners: list[tuple[EventType, Callable[[Cluster], None]]] = []
         self._drain_timer: asyncio.TimerHandle | None = None
-
-    def add_source(self, clusters: "SourceClusters") -> None:
-        self._sources[clusters.source] = clusters
-        self.engagements.add_source(clusters.source, clusters.engagements, clusters.server)
 
     def add_listener(self, kind: EventType, call: Callable[[Cluster], None]) -> None:
         """Register `call` for each change of that type. It runs before any subscriber can see the change."""
         self._listeners.append((kind, call))
 
-    def commit(self, source: str, states: ClusterStates, read_at: Moment) -> None:
+    def commit(self, claimant: Claimant, states: ClusterStates, read_at: Moment) -> None:
         """Apply states of a source's clusters. `read_at` is when the daemon read them from the source."""
-        self.publish(self.engagements.commit(source, states, read_at), read_at.steady)
+        self.publish(self.engagements.commit(claimant, states, read_at), read_at.steady)
 
     def publish(self, events: Iterable[Event], read_at: float | None) -> None:
         """Notify listeners of changes in the log. Also notify subscribers, unless `read_at` is None or no source of the
@@ -96,7 +100,7 @@ class FleetChanges:
         is_live, has_drain = False, self._drain_timer is not None
         for event in events:
             cluster = event.cluster
-            clusters = self._sources[cluster.target.source]
+            clusters = self._sources[cluster.target.source].clusters
             is_live = is_live or clusters.is_synced
             has_drain = has_drain or cluster.draining is not None
             try:
@@ -145,7 +149,7 @@ class FleetChanges:
         now, ended = moment(steady_now()), 0
         for name in names:
             with log.contained("drain not ended", cluster=name):
-                clusters, unreleased = self._sources[source_of(name)], self.releases.awaited(name)
+                clusters, unreleased = self._sources[source_of(name)].clusters, self.releases.awaited(name)
                 events = clusters.engagements.end_drain(name, now)
                 self.publish(events, now.steady)
                 clusters.observer.drained(events[0].cluster, unreleased)
@@ -172,13 +176,9 @@ class FleetChanges:
 class SourceClusters:
     """The clusters of one source, and the changes that do not come from objects: connectivity and shard assignment."""
 
-    def __init__(
-        self, source: str, server: str, engagements: Engagements, observer: Observer, changes: FleetChanges
-    ) -> None:
-        """`server` identifies the API server: sources with the same value follow the same API server."""
-        self.source = source
-        self.server = server
-        self.engagements = engagements
+    def __init__(self, claimant: Claimant, observer: Observer, changes: FleetChanges) -> None:
+        self.claimant = claimant
+        self.engagements = claimant.engagements
         self.observer = observer
         """Records changes in the metrics and the log."""
         self.is_synced = False

@@ -47,17 +47,16 @@ class WaitingStreams:
 class Fleet:
     def __init__(self, log: ChangeLog) -> None:
         self.log = log
-        self.changes = FleetChanges(log)
+        self._sources: dict[str, ClusterSource] = {}
+        self.changes = FleetChanges(log, self._sources)
         self.notifier = self.changes.notifier
         self.releases = self.changes.releases
         self.waiting = WaitingStreams()
-        self._sources: dict[str, ClusterSource] = {}
         self._counts: dict[tuple[str, int], tuple[float, Counter[str]]] = {}
         """Results of `count_by_source`, which many subscribers with the same view request at once after a restart."""
 
     def add(self, source: ClusterSource) -> ClusterSource:
         self._sources[source.name] = source
-        self.changes.add_source(source.clusters)
         return source
 
     # --- readers ---

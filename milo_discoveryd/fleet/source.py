@@ -9,14 +9,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import msgspec
 
-from milo_discoveryd.engagement.contribution_index import ContributionIndex, Reduce
+from milo_discoveryd.engagement.contribution_index import ContributionIndex
 from milo_discoveryd.engagement.engagement import ClusterStates, Engagements
 from milo_discoveryd.engagement.not_ready import HeldNotReady, NotReadyClusters
 from milo_discoveryd.fleet.changes import FleetChanges, Observer, SourceClusters, moment, steady_now
-from milo_discoveryd.model.cluster import Target
-from milo_discoveryd.model.contributions import ObjectReference, ObservedObject
+from milo_discoveryd.model.contributions import ObjectReference, ObservedObject, Reduce
 from milo_discoveryd.model.observation import NotWanted, Ready
-from milo_discoveryd.model.removal_limits import FirstList, RemovalLimits
+from milo_discoveryd.model.removal_limits import FirstList, ListedClusters, RemovalLimits
 from milo_discoveryd.model.resource import NAMES, ObjectKeys
 from milo_discoveryd.objects.collection import ObjectCollection
 from milo_discoveryd.objects.pending_deletions import (
@@ -41,9 +40,6 @@ from milo_discoveryd.state_file.encoding import StoredObject
 from milo_kube.moment import Moment
 from milo_kube.reflect.messages import (
     EventIgnored,
-    Listed,
-    ListEnded,
-    ListStarted,
     Relisting,
     SourceEvent,
 )
@@ -99,19 +95,21 @@ class SourcePolicy(msgspec.Struct, frozen=True, kw_only=True):
 class ObjectsAreClusters:
     """Replaces `ContributionIndex` for kinds without `reduce`: each object describes the cluster of the same name."""
 
-    def restored_objects(
-        self, clusters: Sequence[Ready], objects: Iterable[StoredObject]
-    ) -> Iterable[Sequence[ObservedObject]]:
+    def restore(
+        self,
+        collections: Sequence[ObjectCollection],
+        clusters: Iterable[Ready],
+        objects: Iterable[StoredObject],
+        version: str,
+    ) -> None:
         del objects
-        return (clusters,)
-
-    def restore(self, collection: int, objects: ObjectChanges) -> None:
-        pass
+        (collection,) = collections
+        collection.restore(clusters, version)
 
     def states(self, collection: int, objects: ObjectChanges) -> Iterator[ClusterStates]:
         del collection
-        observations = [change.observation for change in objects.changes]
-        return iter((ClusterStates(observations, objects.position),))  # type: ignore[arg-type]
+        states = [change.state for change in objects.changes if change.state is not None]
+        return iter((ClusterStates(states, objects.position),))
 
     def states_once_listed(self, position: ObjectPosition) -> Iterator[ClusterStates]:
         del position
@@ -149,11 +147,7 @@ class ClusterSource:
             releases=changes.releases,
         )
         self._shown_held: HeldNotReady | None = None
-        self._listed: tuple[int, int] | None = None
-        """The number of clusters in the first list of this run, and the largest number of clusters in any list of this
-        run."""
-        self._lost_at: float | None = None
-        """The time of the last contact with the source if the connection is lost; otherwise None."""
+        self._listed = ListedClusters()
         self.restored_positions: Mapping[str, int] = {}
         """For each earlier run of the daemon, a revision of that run. The restored clusters contain everything that a
         subscriber at or below this revision knows."""
@@ -174,9 +168,8 @@ class ClusterSource:
             for number, store in enumerate(stores)
         )
         self.progress = SourceProgress()
-        self.clusters = SourceClusters(
-            self.name, self.description.server or self.name, self.engagements, observer, changes
-        )
+        claimant = changes.engagements.add_source(self.engagements, self.description.server or self.name)
+        self.clusters = SourceClusters(claimant, observer, changes)
 
     @property
     def name(self) -> str:
@@ -233,16 +226,22 @@ class ClusterSource:
     def set_followed(self, collection: ObjectCollection, followed: ViewStatus) -> None:
         """Set the watch status of a collection."""
         collection.followed = followed
-        self._pause_graces(worst([collection.followed for collection in self.collections]))
+        worst_followed = worst([each.followed for each in self.collections])
+        not_ready = self.engagements.not_ready
+        if worst_followed.state is not ViewState.STREAMING:
+            contact = worst_followed.last_contact
+            not_ready.pause(worst_followed.since if contact is None else contact)
+        elif not_ready.paused_at is not None:
+            not_ready.resume(worst_followed.since)
         self._set_status()
 
     def _commit(self, collection: ObjectCollection, objects: ObjectChanges, now: Moment) -> Iterator[None]:
         """Apply the cluster states that follow from changes of a collection's objects."""
         for change in objects.changes:
-            if change.is_newly_reported and isinstance(change.observation, NotWanted):
-                self.observer.object_reported(change.observation)
+            if change.is_newly_reported and isinstance(change.state, NotWanted):
+                self.observer.object_reported(change.state)
         for states in self._meaning.states(collection.number, objects):
-            self.changes.commit(self.name, states, now)
+            self.changes.commit(self.clusters.claimant, states, now)
             yield
 
     def _update_progress(self, read_at: Moment) -> None:
@@ -254,12 +253,10 @@ class ClusterSource:
         self.progress, self.clusters.is_synced = now, now.synced
         if now.is_complete and not before.is_complete:
             for states in self._meaning.states_once_listed(self._positions.of_first_lists):
-                self.changes.commit(self.name, states, read_at)
+                self.changes.commit(self.clusters.claimant, states, read_at)
         if now.lists != before.lists and now.is_complete:
             lacking = sum(len(collection.pending_deletions) for collection in self.collections)
-            listed = self.engagements.present_count - lacking
-            first, most = self._listed or (listed, listed)
-            self._listed = first, max(most, listed)
+            self._listed.note(self.engagements.present_count - lacking)
         if now.synced and not before.synced:
             self.observer.synced(self.engagements.engaged)
         # A source is shown to a subscriber once it has a list. If an older snapshot lacks clusters of that list, the
@@ -288,20 +285,13 @@ class ClusterSource:
 
     @property
     def first_list(self) -> FirstList:
-        """The first list of this run, without clusters that the watch added, because these do not prove that the list
-        was complete."""
-        engaged = self.engagements.engaged
-        initial, most = self._listed or (engaged, engaged)
+        """The first list of this run, for subscribers that know clusters of an earlier one."""
         limits = (collection.unverified for collection in self.collections)
         # While a list is held, its version is not compared: clusters that are missing from it stay engaged, and the
         # versions of a restored server may never catch up.
         is_held = any(collection.held for collection in self.collections)
-        return FirstList(
-            min(engaged, most),
-            next(filter(None, limits), None),
-            0 if is_held else self.version,
-            initial,
-        )
+        version = 0 if is_held else self.version
+        return self._listed.first_list(self.engagements.engaged, next(filter(None, limits), None), version)
 
     @property
     def version(self) -> int:
@@ -312,14 +302,6 @@ class ClusterSource:
         return comparable(self.collections[0].trust.version) if len(self.collections) == 1 else 0
 
     # --- status ---
-
-    def _pause_graces(self, followed: ViewStatus) -> None:
-        if followed.state is not ViewState.STREAMING:
-            if self._lost_at is None:
-                self._lost_at = followed.since if followed.last_contact is None else followed.last_contact
-        elif self._lost_at is not None:
-            self.engagements.not_ready.extend(self._lost_at, followed.since)
-            self._lost_at = None
 
     def _set_status(self) -> None:
         """Set the status to the worst status of the collections. If this is STREAMING, but clusters that are not ready
@@ -338,13 +320,10 @@ class ClusterSource:
     def due_at(self) -> float | None:
         """When `tick` must be called, if nothing else happens."""
         not_ready = self.engagements.not_ready
-        return None if self._lost_at is not None or not_ready.is_idle else not_ready.due_at
+        return None if not_ready.is_idle else not_ready.due_at
 
     def tick(self, now: float) -> None:
-        """Disengage, or begin to drain, clusters whose grace period is over. No grace period ends while the source is
-        lost."""
-        if self._lost_at is not None:
-            return
+        """Disengage, or begin to drain, clusters whose grace period is over."""
         self.changes.publish(self.engagements.end_overdue(moment(now)), now)
         if self.engagements.not_ready.held != self._shown_held:
             self._set_status()
@@ -367,23 +346,14 @@ class ClusterSource:
         `highest_version` is the resource version up to which that run followed every collection.
         """
         clusters = list(stored)
-        events = self.changes.engagements.restore(self.name, clusters, status.since)
-        restored = self._meaning.restored_objects([observation for observation, _ in clusters], objects)
-        for collection, known_objects in zip(self.collections, restored, strict=True):
-            self._meaning.restore(collection.number, collection.restore(known_objects, highest_version))
+        events = self.changes.engagements.restore(self.clusters.claimant, clusters, status.since)
+        self._meaning.restore(self.collections, [seen for seen, _ in clusters], objects, highest_version)
         for collection in self.collections:
             self.set_followed(collection, status)
         self.changes.publish(events, status.since)
         self._update_progress(moment(status.since))
 
-    # --- assignment by a shard group, and clusters without objects ---
-
-    def set_targets(self, targets: Iterable[Target], now: float) -> None:
-        """Engage the clusters of a source whose clusters are all known from the start."""
-        ready: list[SourceEvent[ObservedObject]] = [Listed(Ready(target.uid, "", target)) for target in targets]
-        for _ in self.apply(self.collections[0], [ListStarted(), *ready, ListEnded()], now):
-            pass
-        self.set_followed(self.collections[0], ViewStatus(ViewState.STREAMING, now, last_contact=now))
+    # --- assignment by a shard group ---
 
     def await_assignment(self, message: str) -> None:
         """Engage nothing, and stay unsynced, until `assign` decides which clusters this daemon owns."""

@@ -1,6 +1,6 @@
 """Issues kubeconfigs for engaged clusters, each from the first issuer that covers the cluster.
 
-There is no `await` between the caller's check of the registry and the answer, so nothing is issued after a
+There is no `await` between the caller's check of the fleet and the answer, so nothing is issued after a
 disengagement, even if a mint was in flight.
 """
 

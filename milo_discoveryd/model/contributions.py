@@ -2,7 +2,7 @@
 several objects share a cluster.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import msgspec
@@ -39,6 +39,17 @@ class ObjectContribution(msgspec.Struct, frozen=True, gc=False):
     contributions in one list."""
     content: Any
     needs: tuple[ObjectReference, ...] = ()
+
+
+Reduce = Callable[[str, Sequence[ObjectContribution], str], Observation | None]
+"""Returns the observation of a cluster from all its objects, or None if it is to be reported as deleted.
+
+The first argument is the name of the cluster. The second has the contributions of all objects that name the cluster,
+the earliest first (none after the confirmed deletion of the last such object), followed by the contents of the existing
+objects to which `Contribution.needs` refers; `watch` and `object` show to which object an item belongs. The last
+argument is the UID of the current engagement if at least one of its objects remains, and otherwise empty. An
+observation with another UID replaces the cluster.
+"""
 
 
 class ObjectContent(msgspec.Struct, frozen=True, gc=False):

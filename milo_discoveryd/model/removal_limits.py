@@ -60,3 +60,22 @@ class FirstList(msgspec.Struct, frozen=True):
             return False
         fewest = min(present_count, self.initial)
         return has_lacked or not present_count or self.limits.is_mass(known_count - fewest, known_count)
+
+
+class ListedClusters:
+    """The numbers of clusters in the lists of one source and run."""
+
+    def __init__(self) -> None:
+        self._initial: int | None = None
+        self._most = 0
+
+    def note(self, count: int) -> None:
+        """Record the number of clusters in a list."""
+        self._initial = count if self._initial is None else self._initial
+        self._most = max(self._most, count)
+
+    def first_list(self, engaged: int, limits: RemovalLimits | None, version: int) -> FirstList:
+        """Return the first list, without clusters that the watch added: these do not prove that it was complete."""
+        if self._initial is None:
+            return FirstList(engaged, limits, version, engaged)
+        return FirstList(min(engaged, self._most), limits, version, self._initial)

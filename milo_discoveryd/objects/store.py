@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 
 from milo_discoveryd.model.cluster import Target
-from milo_discoveryd.model.contributions import ObjectContent, ObservedObject
+from milo_discoveryd.model.contributions import ContributingObject, ObjectContent, ObservedObject
 from milo_discoveryd.model.object_state import (
     ABSENT_STATES,
     FORGETTABLE_RECORDS_KEPT,
@@ -23,6 +23,7 @@ from milo_discoveryd.model.object_state import (
     REPORTED_STATES,
     ObjectState,
 )
+from milo_discoveryd.model.observation import Observation
 from milo_discoveryd.objects.pending_deletions import ConfirmedDeletion
 from milo_kube.reflect.versions import is_older
 
@@ -201,9 +202,12 @@ class ObjectChange(msgspec.Struct, frozen=True, gc=False):
     """An observation that was applied, with the content of the object before and after it."""
 
     key: str
+    uid: str
+    version: str
     before: Any
     after: Any
-    observation: ObservedObject | ConfirmedDeletion
+    state: Observation | ConfirmedDeletion | None
+    """The state of the cluster that the object is; None if the object contributes to clusters."""
     is_replaced: bool = False
     """A different object now has the key."""
     is_newly_reported: bool = False
@@ -308,7 +312,9 @@ class ObjectStore:
             self._set_weight(name, record, weight)
         if not is_ready or name in self._absent:
             self._note_absent(name, state)
-        return ObjectChange(name, before, content, observation, not is_same, is_newly_reported)
+        cluster = None if isinstance(observation, ContributingObject) else observation
+        uid, version = observation.uid, observation.version
+        return ObjectChange(name, uid, version, before, content, cluster, not is_same, is_newly_reported)
 
     def _delete(self, deleted: ConfirmedDeletion) -> list[ObjectChange]:
         record = self._records.get(deleted.name)
@@ -320,7 +326,7 @@ class ObjectStore:
         # The number of records of deleted objects is limited, but not the length of their names.
         self._set_weight(deleted.name, record, weigh(deleted) - OBJECT_OVERHEAD)
         self._note_absent(deleted.name, record.state)
-        return [ObjectChange(deleted.name, before, None, deleted)]
+        return [ObjectChange(deleted.name, deleted.uid, "", before, None, deleted)]
 
     def _forget_established(self, record: ObjectRecord) -> None:
         self.established_count -= record.is_established

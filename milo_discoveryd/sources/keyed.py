@@ -9,7 +9,13 @@ from msgspec.structs import replace
 
 from milo_discoveryd.daemon_errors import StartError
 from milo_discoveryd.model.cluster import Target, key_of
-from milo_discoveryd.model.contributions import ContributingObject, ObjectContent, ObjectContribution, ObservedObject
+from milo_discoveryd.model.contributions import (
+    ContributingObject,
+    ObjectContent,
+    ObjectContribution,
+    ObservedObject,
+    Reduce,
+)
 from milo_discoveryd.model.object_state import STATES_BEYOND_SELECTOR
 from milo_discoveryd.model.observation import Malformed, NotReady, Observation, Outside, Ready
 from milo_discoveryd.model.resource import NAMES, ObjectKeys, Resource, WatchedCollection
@@ -19,7 +25,6 @@ from milo_discoveryd.sources.kind import (
     Files,
     Follows,
     OneResource,
-    Reduce,
     ReferencedWatch,
     RestoredPlace,
     SeveralResources,

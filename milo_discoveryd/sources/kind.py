@@ -1,7 +1,7 @@
 """The protocol of a kind of source, and the lookup of a kind by name."""
 
 import enum
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from importlib import import_module
 from pathlib import Path
 from typing import Any, ClassVar
@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from milo_discoveryd.model.cluster import Target
-from milo_discoveryd.model.contributions import Contribution, ObjectContribution, earliest
+from milo_discoveryd.model.contributions import Contribution, Reduce, earliest
 from milo_discoveryd.model.observation import Observation
 from milo_discoveryd.model.resource import Resource
 from milo_discoveryd.schema.fields import Group
@@ -31,15 +31,6 @@ KINDS = {
 
 SENT_WHERE_OBJECTS_SAY = "objects decide where the issuer's credential is sent, and other clusters accept it too"
 
-Reduce = Callable[[str, Sequence[ObjectContribution], str], Observation | None]
-"""Returns the observation of a cluster from all its objects, or None if it is to be reported as deleted.
-
-The first argument is the name of the cluster. The second has the contributions of all objects that name the cluster,
-the earliest first (none after the confirmed deletion of the last such object), followed by the contents of the existing
-objects to which `Contribution.needs` refers; `watch` and `object` show to which object an item belongs. The last
-argument is the UID of the current engagement if at least one of its objects remains, and otherwise empty. An
-observation with another UID replaces the cluster.
-"""
 RestoredPlace = Callable[[Target], tuple[str, ...]]
 """Returns `Target.place` of a cluster from the state file, whose content is not trusted. `Target.name` is the name
 within the source.

@@ -112,8 +112,8 @@ class StatusBoard:
         matching = await self._matching(question) if with_names and not question.cluster else []
         first = question.first_row(len(matching))
         now = Moment(time.time(), time.monotonic())
-        registries = [source.engagements for source in self._fleet.sources]
-        counts = {state: sum(registry.count(state) for registry in registries) for state in ORDER}
+        fleet_engagements = [source.engagements for source in self._fleet.sources]
+        counts = {state: sum(engagements.count(state) for engagements in fleet_engagements) for state in ORDER}
         return DaemonStatus(
             at=when(now.wall),
             identity=self._identity,
@@ -131,9 +131,9 @@ class StatusBoard:
                 if source.name
             ),
             sharding=None if self._shard is None else _sharding(self._shard, len(self._fleet.releases), with_names),
-            engaged=sum(registry.engaged for registry in registries),
+            engaged=sum(engagements.engaged for engagements in fleet_engagements),
             counts={state.value: count for state, count in counts.items()},
-            unreachable=sum(registry.unreachable for registry in registries) + counts[ObjectState.UNREACHABLE],
+            unreachable=sum(each.unreachable for each in fleet_engagements) + counts[ObjectState.UNREACHABLE],
             deletions_unconfirmed=sum(source.deletions_unconfirmed for source in self._fleet.sources),
             revision=self._fleet.log.head,
             clusters=tuple(self._row(name, record) for name, record in matching[first : first + PAGE_SIZE]),

@@ -25,7 +25,7 @@ from milo_discoveryd.sources.kind import SourceOptions
 from milo_discoveryd.state_file.encoding import StateOrigin
 from milo_discoveryd.state_file.state_file import StateFile
 from milo_discoveryd.watchers.transport import MonitoredTransport
-from milo_discoveryd.wiring.source import Discovery, FileDiscovery
+from milo_discoveryd.wiring.source import Discovery, FileDiscovery, set_targets
 from milo_discoveryd.wiring.upstreams import discovery_upstream, project_upstream
 from milo_kube.reflect.liveness_policy import LivenessPolicy
 from milo_kube.reflect.reflector import ReflectorPolicy
@@ -88,7 +88,7 @@ class ConfiguredSource:
             discovery = FileDiscovery(source, self._state_file(), epoch)
             await discovery.run(self.files, self.followed.observe_file, self.followed.restored_place)
         else:
-            source.set_targets(self.followed.targets, asyncio.get_running_loop().time())
+            set_targets(source, self.followed.targets, asyncio.get_running_loop().time())
 
     async def _follow_collections(self, upstream: Upstream, source: ClusterSource, epoch: str) -> None:
         watch = self._settings.watch

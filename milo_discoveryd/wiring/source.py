@@ -17,6 +17,7 @@ from milo_discoveryd.sources.kind import FileObject, RestoredPlace
 from milo_discoveryd.state_file.encoding import StateOrigin, StoredCluster, StoredFleet
 from milo_discoveryd.watchers.driver import Driver, SourceApi
 from milo_discoveryd.watchers.file_driver import FileDriver
+from milo_kube.reflect.messages import Listed, ListEnded, ListStarted, SourceEvent
 from milo_kube.reflect.reflector import Reflector, ReflectorPolicy
 from milo_kube.reflect.versions import oldest
 from milo_kube.reflect.view_status import ViewState, ViewStatus
@@ -112,6 +113,15 @@ class FileDiscovery:
             tasks.create_task(driver.run(), name="follow files")
 
 
+def set_targets(source: ClusterSource, targets: Iterable[Target], now: float) -> None:
+    """Engage the clusters of a source whose clusters are all known from the start."""
+    ready: list[SourceEvent[ObservedObject]] = [Listed(Ready(target.uid, "", target)) for target in targets]
+    (collection,) = source.collections
+    for _ in source.apply(collection, [ListStarted(), *ready, ListEnded()], now):
+        pass
+    source.set_followed(collection, ViewStatus(ViewState.STREAMING, now, last_contact=now))
+
+
 class _SourceStorage:
     """Restores a fleet from its store, and saves it there."""
 
@@ -178,10 +188,10 @@ def current_at(status: ViewStatus, now: float) -> float:
 def positions(source: ClusterSource, epoch: str) -> dict[str, int]:
     """Return for each run of the daemon the revision up to which a state file contains everything that subscribers
     received."""
-    registry = source.engagements
+    engagements = source.engagements
     # Drains, and the additional fields of declared clusters, are not stored, although subscribers receive changes of
     # them.
-    if registry.draining_count or not all(type(cluster.target) is Target for cluster in registry.clusters()):
+    if engagements.draining_count or not all(type(cluster.target) is Target for cluster in engagements.clusters()):
         return {}
     earlier = source.restored_positions
     if not source.progress.is_restored:

@@ -126,10 +126,10 @@ class DaemonDescription:
         return message
 
 
-async def _counts(registry: Engagements, scope: ClusterScope) -> visibility.VisibleCounts:
+async def _counts(engagements: Engagements, scope: ClusterScope) -> visibility.VisibleCounts:
     if scope.is_everything:
-        return visibility.total_counts(registry)
-    total, records = visibility.VisibleCounts(), iter([*registry.items()])
+        return visibility.total_counts(engagements)
+    total, records = visibility.VisibleCounts(), iter([*engagements.items()])
     while batch := [*islice(records, CLUSTERS_PER_STEP)]:
         total += visibility.visible_counts(batch, scope)
         await asyncio.sleep(0)

@@ -45,9 +45,9 @@ VisibleCounts = Counter[str]
 """The number of clusters that the caller may see, by the fields of `FleetCounts`."""
 
 
-def total_counts(registry: Engagements) -> VisibleCounts:
-    states = {state: registry.count(state) for state in ObjectState}
-    return _counts(states, registry.engaged, registry.unreachable, registry.draining_count)
+def total_counts(engagements: Engagements) -> VisibleCounts:
+    states = {state: engagements.count(state) for state in ObjectState}
+    return _counts(states, engagements.engaged, engagements.unreachable, engagements.draining_count)
 
 
 def visible_counts(records: Iterable[tuple[str, ClusterRecord]], scope: ClusterScope) -> VisibleCounts:

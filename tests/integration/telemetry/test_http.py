@@ -23,6 +23,7 @@ from milo_discoveryd.telemetry.http import CONNECTIONS, HttpEndpoint
 from milo_discoveryd.telemetry.journal import Journal, RecentHistory
 from milo_discoveryd.telemetry.metrics import MeasuredDaemon, Metrics
 from milo_discoveryd.telemetry.status import ClusterQuery, DaemonIdentity, DaemonStatus, when
+from milo_discoveryd.wiring.source import set_targets
 from milo_kube.http.headers import Headers
 from milo_kube.http.server import HttpReply, ServerRequest
 from tests.support.eventually import LIMIT_S
@@ -137,7 +138,7 @@ def a_port(names_for: str = "loopback", hosts: Sequence[str] = ()) -> HttpEndpoi
     """Return the HTTP endpoint of a daemon with one cluster, `shop`, which an issuer's failure names."""
     fleet = Fleet(ChangeLog(lambda _: b"", Retention()))
     source = new_source(Journal(Metrics().sources, Audit(Metrics().audit)), fleet=fleet)
-    source.set_targets([Target(name="shop", uid="u", place=("https://shop.test",), organization="acme")], 0.0)
+    set_targets(source, [Target(name="shop", uid="u", place=("https://shop.test",), organization="acme")], 0.0)
     metrics = Metrics()
     metrics.follow(MeasuredDaemon(fleet=fleet, cluster_cap=10))
     health = IssuerHealth(name="exec", type="exec", problem="the plugin failed for shop", expires_at=None, leases=0)

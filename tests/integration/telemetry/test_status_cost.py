@@ -18,6 +18,7 @@ from milo_discoveryd.telemetry.board import StatusBoard, Subscriber
 from milo_discoveryd.telemetry.journal import Journal, RecentHistory
 from milo_discoveryd.telemetry.metrics import Metrics
 from milo_discoveryd.telemetry.status import ClusterQuery, DaemonIdentity, when
+from milo_discoveryd.wiring.source import set_targets
 from milo_kube.label_selector import parse
 from tests.support.sources import new_source
 
@@ -59,7 +60,7 @@ def board_of(subscribers: Sequence[Subscriber]) -> StatusBoard:
     metrics = Metrics()
     fleet = Fleet(ChangeLog(lambda _: b"", Retention()))
     source = new_source(Journal(metrics.sources, Audit(metrics.audit)), fleet=fleet)
-    source.set_targets(targets(), 0.0)
+    set_targets(source, targets(), 0.0)
     return StatusBoard(
         DaemonIdentity(version="1", mode="project", epoch="e", started_at=when(0.0)),
         fleet,

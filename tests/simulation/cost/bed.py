@@ -14,6 +14,7 @@ from milo_discoveryd.fleet.source import ClusterSource, SourceDescription, Sourc
 from milo_discoveryd.log.change_log import BATCH_BYTES, STALE_SLOTS
 from milo_discoveryd.model.cluster import DeclaredTarget, key_of
 from milo_discoveryd.objects.pending_deletions import PendingDeletions
+from milo_discoveryd.wiring.source import set_targets
 from tests.simulation.cost.api import Api
 from tests.simulation.cost.meter import InOrder, Meter, MeteredLoop
 from tests.simulation.seeded.daemon import Daemon, Traits
@@ -110,7 +111,7 @@ class Bed:
             target = DeclaredTarget(
                 name=key_of(name, "only"), source=name, uid=name, place=place, object_namespace="", object_name="only"
             )
-            self.daemon.fleet.add(source).set_targets([target], self._loop.time())
+            set_targets(self.daemon.fleet.add(source), [target], self._loop.time())
 
     async def list_pages(self, size: int, token: str = "", most: float = inf) -> str:
         """Read pages of a list of all clusters; return the token of the next page."""

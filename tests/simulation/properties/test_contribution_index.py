@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable, Iterator
 
-import msgspec
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -14,15 +13,15 @@ from milo_discoveryd.log.change_log import ChangeLog, Retention
 from milo_discoveryd.log.events import Event, EventType
 from milo_discoveryd.model.cluster import Cluster
 from milo_discoveryd.model.contributions import (
-    UNREAD,
     ContributingObject,
-    Contribution,
-    ObjectContent,
     ObjectReference,
 )
 from milo_discoveryd.model.observation import Ready
-from milo_discoveryd.objects.pending_deletions import ConfirmedDeletion
-from milo_discoveryd.objects.store import RESTORED_POSITION, ObjectChanges, ObjectPosition, ObjectStore
+from milo_discoveryd.model.removal_limits import RemovalLimits
+from milo_discoveryd.objects.collection import ObjectCollection
+from milo_discoveryd.objects.pending_deletions import ConfirmedDeletion, PendingDeletions
+from milo_discoveryd.objects.store import ObjectChanges, ObjectPosition, ObjectStore, Positions, SourcePositions
+from milo_discoveryd.state_file.encoding import StoredObject
 from milo_kube.moment import Moment
 from tests.unit.engagement.test_contribution_index_references import OBJECTS, SECRETS, a_secret, an_object, at_secret
 
@@ -47,19 +46,24 @@ class ReductionOfReferences(RuleBasedStateMachine):
 
     def began(self, engaged: Iterable[Cluster], known: Iterable[tuple[int, ContributingObject]]) -> None:
         self.clusters, self.fleet = Engagements(ChangeLog(lambda _: b"", Retention())), FleetEngagements()
-        self.fleet.add_source("", self.clusters, "")
+        self.claimant = self.fleet.add_source(self.clusters, "")
         self.stores = [ObjectStore(), ObjectStore()]
         self.index = ContributionIndex(at_secret, self.clusters, self.stores)
         self.ended: set[str] = set()
         self.uncommitted: list[Iterator[ClusterStates]] = []
-        self.fleet.restore("", [(Ready(cluster.target.uid, "", cluster.target), 0.0) for cluster in engaged], 0.0)
-        for watch, seen in known:
-            contributions = tuple(
-                Contribution(contribution.cluster, UNREAD) for contribution in seen.content.contributions
-            )
-            unread = msgspec.structs.replace(seen, version="", content=ObjectContent(contributions, UNREAD))
-            changes = self.stores[watch].apply_read(unread)
-            self.index.restore(watch, ObjectChanges(changes, ObjectPosition(RESTORED_POSITION)))
+        self.fleet.restore(
+            self.claimant, [(Ready(cluster.target.uid, "", cluster.target), 0.0) for cluster in engaged], 0.0
+        )
+        stored = [
+            StoredObject(watch, seen.name, seen.uid, tuple(made.cluster for made in seen.content.contributions))
+            for watch, seen in known
+        ]
+        positions = SourcePositions(Positions(), range(2))
+        collections = [
+            ObjectCollection(watch, store, PendingDeletions(lambda: 0.0), positions, RemovalLimits())
+            for watch, store in enumerate(self.stores)
+        ]
+        self.index.restore(collections, (), stored, "")
 
     def apply(self, watch: int, *seen: ContributingObject | ConfirmedDeletion) -> None:
         self.version += 1
@@ -76,7 +80,7 @@ class ReductionOfReferences(RuleBasedStateMachine):
                 if found is None:
                     self.uncommitted.pop(0)
                 else:
-                    self.note(self.fleet.commit("", found, Moment(0.0, 0.0)))
+                    self.note(self.fleet.commit(self.claimant, found, Moment(0.0, 0.0)))
 
     def commit_all(self) -> None:
         while self.uncommitted:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from milo_discoveryd.fleet.source import ClusterSource
+from milo_discoveryd.engagement.not_ready import NotReadyClusters
 from milo_discoveryd.kubeconfigs.credential_lease import HeldCredential
 from milo_discoveryd.kubeconfigs.lease_table import LeaseKey
 from milo_discoveryd.kubeconfigs.minter import Minter
@@ -66,7 +66,7 @@ BUGS: list[tuple[str, type | ModuleType, str, Any]] = [
     ("no-list-is-held", collection, "judge", _nothing_held),
     ("a-lagging-list-is-applied", comparison, "_is_behind", _no),
     ("older-replaces-newer", ObjectStore, "_is_outdated", _no),
-    ("a-grace-ends-while-the-source-is-lost", ClusterSource, "_pause_graces", _nothing),
+    ("a-grace-ends-while-the-source-is-lost", NotReadyClusters, "pause", _nothing),
     ("a-restart-forgets-the-version", ObjectCollection, "restore", _without_version),
     ("every-revision-can-be-read-from", ChangeLog, "reads_from", _yes),
     ("a-reader-that-resumes-gets-a-snapshot", Cursor, "resumed", property(_no)),

@@ -1,7 +1,7 @@
 """The daemon from an API server's bytes to a client's session, in one process and on virtual time.
 
 Everything between the transport and the client's connection is production code: watches, lists, confirmation reads, the
-registry, its log, the state file's encoding, a stream and the client library. The API server is scripted.
+fleet, its log, the state file's encoding, a stream and the client library. The API server is scripted.
 """
 
 import asyncio

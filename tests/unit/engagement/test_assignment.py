@@ -6,7 +6,7 @@ from milo_discoveryd.log.events import Event, EventType
 from milo_discoveryd.log.filter import Filter
 from milo_discoveryd.model.cluster import ConnectivityStatus, DisengageReason, Reachability, Target
 from milo_discoveryd.model.object_state import ObjectState
-from tests.unit.fleet.fleets import at, malformed, not_ready, ready, registry, wall
+from tests.unit.fleet.fleets import at, engagements, malformed, not_ready, ready, wall
 
 KEY = SubscriberKey("caller", "operator")
 MOVED, LOST = DisengageReason.MOVED, DisengageReason.OWNERSHIP_LOST
@@ -15,8 +15,8 @@ BACK = ConnectivityStatus(Reachability.REACHABLE, wall(9), "")
 
 
 def assigned_to(member: str | None, fleet: Engagements | None = None) -> Engagements:
-    """Return a registry in which `member` owns every cluster; None is this daemon itself."""
-    fleet = fleet or registry()
+    """Return engagements in which `member` owns every cluster; None is this daemon itself."""
+    fleet = fleet or engagements()
     fleet.assigned_elsewhere = lambda _: member and f"{member} owns it"
     return fleet
 
@@ -68,7 +68,7 @@ def test_object_state_of_another_members_cluster_is_tracked_without_events() -> 
 
 
 def test_moved_cluster_is_disengaged_at_once_if_no_subscriber_confirms_releases() -> None:
-    fleet = registry()
+    fleet = engagements()
     fleet.commit([ready()], at(0))
     assigned_to("b", fleet)
     assert kinds(fleet.reassign("a", 30.0, at(1))) == [(EventType.DISENGAGED, MOVED)]
@@ -77,7 +77,7 @@ def test_moved_cluster_is_disengaged_at_once_if_no_subscriber_confirms_releases(
 
 
 def test_moved_cluster_drains_until_it_is_released() -> None:
-    fleet = confirming(registry())
+    fleet = confirming(engagements())
     fleet.commit([ready()], at(0))
     assigned_to("b", fleet)
     assert kinds(fleet.reassign("a", 30.0, at(1))) == [(EventType.UPDATED, None)]
@@ -91,7 +91,7 @@ def test_moved_cluster_drains_until_it_is_released() -> None:
 
 
 def test_moved_cluster_assigned_back_is_engaged_again_after_its_drain() -> None:
-    fleet = confirming(registry())
+    fleet = confirming(engagements())
     fleet.commit([ready()], at(0))
     fleet.reassign("a", 30.0, at(1))
     assigned_to("b", fleet)
@@ -101,7 +101,7 @@ def test_moved_cluster_assigned_back_is_engaged_again_after_its_drain() -> None:
 
 
 def test_replacement_of_a_draining_cluster_that_moved_is_not_engaged() -> None:
-    fleet = confirming(registry())
+    fleet = confirming(engagements())
     fleet.commit([ready()], at(0))
     assigned_to("b", fleet)
     fleet.reassign("a", 30.0, at(1))
@@ -112,7 +112,7 @@ def test_replacement_of_a_draining_cluster_that_moved_is_not_engaged() -> None:
 
 
 def test_lost_ownership_disengages_a_draining_cluster_at_once() -> None:
-    fleet = confirming(registry())
+    fleet = confirming(engagements())
     fleet.commit([ready()], at(0))
     assigned_to("b", fleet)
     fleet.reassign("a", 30.0, at(1))
@@ -123,7 +123,7 @@ def test_lost_ownership_disengages_a_draining_cluster_at_once() -> None:
 
 
 def test_cluster_that_is_not_ready_stays_not_ready_after_lost_ownership() -> None:
-    fleet = registry(60.0)
+    fleet = engagements(60.0)
     fleet.commit([ready()], at(0))
     fleet.commit([not_ready()], at(1))
     assert kinds(fleet.lose("a", "not renewed", at(2))) == [(EventType.DISENGAGED, LOST)]
@@ -131,7 +131,7 @@ def test_cluster_that_is_not_ready_stays_not_ready_after_lost_ownership() -> Non
 
 
 def test_unreachable_cluster_of_another_member_is_not_engaged_when_reachable() -> None:
-    fleet = registry()
+    fleet = engagements()
     fleet.commit([ready()], at(0))
     fleet.set_connectivity("a", 1, AWAY, at(1))
     fleet.disengage_unreachable("a", 1, "not reached", at(2))
@@ -141,7 +141,7 @@ def test_unreachable_cluster_of_another_member_is_not_engaged_when_reachable() -
 
 
 def test_unreachable_cluster_that_moved_is_unassigned() -> None:
-    fleet = registry()
+    fleet = engagements()
     fleet.commit([ready()], at(0))
     fleet.set_connectivity("a", 1, AWAY, at(1))
     fleet.disengage_unreachable("a", 1, "not reached", at(2))
@@ -151,7 +151,7 @@ def test_unreachable_cluster_that_moved_is_unassigned() -> None:
 
 
 def test_record_of_not_ready_object_has_a_target_and_record_of_malformed_object_has_none() -> None:
-    fleet = registry()
+    fleet = engagements()
     fleet.commit([ready()], at(0))
     assert record(fleet).target == ready().target
     fleet.commit([not_ready()], at(1))

@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from milo_discoveryd.engagement import engagement as module
-from milo_discoveryd.engagement.claims import FleetEngagements, ValueClaim, ValueClaims, address
+from milo_discoveryd.engagement.claims import Claimant, FleetEngagements, ValueClaim, ValueClaims, address
 from milo_discoveryd.engagement.engagement import ClusterStates, Engagements
 from milo_discoveryd.engagement.pending_releases import SubscriberKey, Subscription
 from milo_discoveryd.log.events import Event, EventType
@@ -30,9 +30,10 @@ class Claimants:
         log, self.fleet = readable_log(), FleetEngagements()
         self.refused: list[str] = []
         self.sources: list[Engagements] = []
-        for number, server in enumerate(servers or ("eu", "us")):
+        self.claimants: list[Claimant] = []
+        for server in servers or ("eu", "us"):
             self.sources.append(Engagements(log, report=lambda seen: self.refused.append(seen.name)))
-            self.fleet.add_source(f"{number}", self.sources[-1], server)
+            self.claimants.append(self.fleet.add_source(self.sources[-1], server))
         positions = Positions()
         self.positions = [SourcePositions(positions, [0]) for _ in self.sources]
         self.seconds = 0.0
@@ -40,13 +41,13 @@ class Claimants:
     def commit(self, source: int, *seen: Observation | ConfirmedDeletion, listed: bool = False) -> list[Event]:
         self.seconds += 1
         position = position_of(self.positions[source], len(seen), listed=listed)
-        return self.fleet.commit(f"{source}", ClusterStates(seen, position), at(self.seconds))
+        return self.fleet.commit(self.claimants[source], ClusterStates(seen, position), at(self.seconds))
 
     def restore(self, source: int, *seen: Ready) -> None:
-        self.fleet.restore(f"{source}", ((observation, 0.0) for observation in seen), 0.0)
+        self.fleet.restore(self.claimants[source], ((observation, 0.0) for observation in seen), 0.0)
 
 
-class RecordingRegistry(Claimants):
+class RecordingEngagements(Claimants):
     """The clusters of one source, with a list of rejected names."""
 
     def __init__(self) -> None:
@@ -87,8 +88,8 @@ def deleted(name: str) -> ConfirmedDeletion:
     return ConfirmedDeletion(name, f"object-{name}")
 
 
-def registry_with(*seen: Observation) -> RecordingRegistry:
-    fleet = RecordingRegistry()
+def registry_with(*seen: Observation) -> RecordingEngagements:
+    fleet = RecordingEngagements()
     for observation in seen:
         fleet.observe(observation)
     return fleet
@@ -135,7 +136,7 @@ def test_object_without_a_uid_label_claims_its_own_uid() -> None:
 
 @pytest.mark.parametrize("names", [("bank", "shop-x"), ("shop-x", "bank")])
 def test_conflicting_uid_claims_in_one_list_are_all_rejected(names: Iterable[str]) -> None:
-    fleet = RecordingRegistry()
+    fleet = RecordingEngagements()
     fleet.observe(*(claims(name) for name in names), listed=True)
     fleet.list_ended()
     assert fleet.engaged_names() == set()
@@ -152,7 +153,7 @@ def test_list_with_both_claimants_keeps_the_earlier_uid_claim() -> None:
 
 
 def test_object_is_engaged_once_both_conflicting_uid_claims_have_ended() -> None:
-    fleet = RecordingRegistry()
+    fleet = RecordingEngagements()
     fleet.observe(claims("bank"), claims("shop-x"), claims("shop-y"), listed=True)
     assert fleet.engaged_names() == set()
     fleet.list_ended()
@@ -170,7 +171,7 @@ def test_number_of_claim_comparisons_grows_linearly_with_claims_on_one_value(mon
         return precedes(claims, own, other)
 
     def comparisons(objects: int) -> int:
-        before, fleet, names = compared, RecordingRegistry(), [f"bank-{number:03}" for number in range(objects)]
+        before, fleet, names = compared, RecordingEngagements(), [f"bank-{number:03}" for number in range(objects)]
         fleet.observe(*map(claims, names), listed=True)
         fleet.list_ended()
         assert fleet.engaged_names() == set()
@@ -184,7 +185,7 @@ def test_number_of_claim_comparisons_grows_linearly_with_claims_on_one_value(mon
 
 
 def test_object_is_engaged_when_the_conflicting_uid_claim_ends() -> None:
-    fleet = RecordingRegistry()
+    fleet = RecordingEngagements()
     fleet.observe(claims("bank"), claims("shop-x"), listed=True)
     fleet.list_ended()
     assert fleet.observe(claims("shop-x", "uid-of-shop", "2")) == [
@@ -230,7 +231,7 @@ def test_earlier_uid_claim_is_kept_when_a_later_claim_ends() -> None:
 
 
 def test_message_of_object_disengaged_by_uid_conflict_names_the_contested_uid() -> None:
-    fleet = RecordingRegistry()
+    fleet = RecordingEngagements()
     fleet.observe(claims("bank"), claims("shop-x"), listed=True)
     record = fleet.engagements["bank"]
     assert record is not None
@@ -245,7 +246,7 @@ def test_recreated_project_keeps_its_uid_claim() -> None:
 
 
 def test_restored_uid_claim_takes_precedence_over_claims_in_the_first_list() -> None:
-    fleet = RecordingRegistry()
+    fleet = RecordingEngagements()
     fleet.restore(0, claims("bank"))
     fleet.observe(claims("shop-x"), claims("bank"), listed=True)
     assert fleet.engaged_names() == {"bank"}

@@ -6,7 +6,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from milo_discoveryd.engagement.contribution_index import Reduce
 from milo_discoveryd.engagement.not_ready import NotReadyClusters
 from milo_discoveryd.fleet.fleet import Fleet
 from milo_discoveryd.fleet.source import ClusterSource, ObjectsAreClusters, SourcePolicy
@@ -19,6 +18,7 @@ from milo_discoveryd.model.contributions import (
     ObjectContent,
     ObjectContribution,
     ObservedObject,
+    Reduce,
     earliest,
 )
 from milo_discoveryd.model.object_state import ObjectState
@@ -392,11 +392,9 @@ def test_withdrawn_cluster_is_disengaged_as_removed() -> None:
 def test_object_that_represents_a_cluster_contributes_to_no_other_cluster() -> None:
     meaning, position = ObjectsAreClusters(), ObjectPosition(1)
     clusters = [ready()]
-    assert [*meaning.restored_objects(clusters, [])] == [clusters]
-    change = ObjectChange("a", None, clusters[0].target, clusters[0])
+    change = ObjectChange("a", "u1", "1", None, clusters[0].target, clusters[0])
     [states] = meaning.states(0, ObjectChanges([change], position))
     assert (states.states, states.position) == (clusters, position)
-    meaning.restore(0, ObjectChanges([change], position))
     assert [*meaning.states_once_listed(position)] == []
     assert meaning.objects_of("a") == ((0, "a"),)
     assert [*meaning.stored_objects()] == []

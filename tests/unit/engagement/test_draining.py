@@ -26,12 +26,12 @@ from tests.unit.fleet.fleets import (
     cluster,
     disengaged,
     engaged,
+    engagements,
     malformed,
     not_ready,
     outside,
     read,
     ready,
-    registry,
     updated,
     wall,
 )
@@ -42,8 +42,8 @@ NOT_READY, LABELS_CHANGED = DisengageReason.NOT_READY, DisengageReason.LABELS_CH
 
 
 def with_subscriber(view: Filter = CONFIRMING, grace_s: float = 0.0) -> Engagements:
-    """Return a registry with one subscriber and cluster "a", engaged at second 0."""
-    fleet = registry(grace_s, drain_s=30.0)
+    """Return engagements with one subscriber and cluster "a", engaged at second 0."""
+    fleet = engagements(grace_s, drain_s=30.0)
     fleet.commit([ready()], at(0))
     fleet.releases.open(Subscription(KEY, "", view), 0.0)
     return fleet
@@ -94,7 +94,7 @@ def test_not_ready_cluster_drains_after_its_grace_period() -> None:
 
 @pytest.mark.parametrize("options", [{}, {"drain_s": 30.0}])
 def test_not_ready_cluster_does_not_drain_without_timeout_or_subscribers(options: dict[str, float]) -> None:
-    fleet = registry(**options)
+    fleet = engagements(**options)
     fleet.commit([ready()], at(0))
     assert fleet.commit([not_ready(message="degraded")], at(10)) == [disengaged(cluster(), NOT_READY, "degraded")]
 
@@ -186,14 +186,14 @@ def observed(kind: type[NotReady] | type[Outside], version: str, env: str) -> No
 def test_cluster_that_leaves_the_filter_of_the_only_subscriber_does_not_drain(
     kind: type[NotReady] | type[Outside],
 ) -> None:
-    fleet = registry(drain_s=30.0)
+    fleet = engagements(drain_s=30.0)
     fleet.commit([ready(labels={"env": "prod"})], at(0))
     fleet.releases.open(Subscription(KEY, "", Filter(parse("env=prod"), confirms_releases=True)), 0.0)
     assert fleet.commit([observed(kind, "2", "dev")], at(10))[0].type is EventType.DISENGAGED
 
 
 def test_drain_ends_when_the_cluster_leaves_the_filter_of_the_last_subscriber() -> None:
-    fleet = registry(drain_s=30.0)
+    fleet = engagements(drain_s=30.0)
     fleet.commit([ready(labels={"env": "prod"})], at(0))
     fleet.releases.open(Subscription(KEY, "", Filter(parse("env=prod"), confirms_releases=True)), 0.0)
     assert fleet.commit([observed(NotReady, "2", "prod")], at(10))[0].cluster.draining is not None
@@ -271,7 +271,7 @@ def test_draining_cluster_is_sent_again_to_a_reader_that_received_the_drain() ->
 
 def test_drain_of_moved_cluster_does_not_wait_for_subscribers_of_an_earlier_run() -> None:
     for reason, drains in ((LABELS_CHANGED, True), (DisengageReason.MOVED, False)):
-        fleet = registry(drain_s=30.0)
+        fleet = engagements(drain_s=30.0)
         fleet.commit([ready()], at(0))
         fleet.releases.expect_return(0.0)
         events = moved(fleet) if reason is DisengageReason.MOVED else fleet.commit([outside()], at(10))

@@ -18,12 +18,12 @@ from tests.unit.fleet.fleets import (
     disengaged,
     done,
     engaged,
+    engagements,
     malformed,
     not_ready,
     outside,
     read,
     ready,
-    registry,
     target,
     updated,
     wall,
@@ -40,7 +40,7 @@ ANOTHER = "the name now belongs to another object: UID u2, previously u1"
 
 def after(*items: Observation | ConfirmedDeletion) -> Engagements:
     """Commit each item a second after the previous one."""
-    fleet = registry()
+    fleet = engagements()
     for second, item in enumerate(items):
         fleet.commit([item], at(second))
     return fleet
@@ -56,7 +56,7 @@ def known(fleet: Engagements, name: str = "a") -> ClusterRecord:
 
 
 def test_ready_object_is_engaged() -> None:
-    fleet = registry()
+    fleet = engagements()
     assert fleet.commit([ready("a", "7")], at(0)) == [done(engaged(cluster("a", 1, version="7")))]
     assert fleet.engaged == 1
     assert list(fleet.clusters()) == [cluster("a", 1, version="7")]
@@ -78,7 +78,7 @@ def test_change_visible_to_subscribers_is_sent_as_update() -> None:
 
 @pytest.mark.parametrize("observation", [not_ready(version="1"), outside(version="1"), malformed(version="1")])
 def test_not_ready_unselected_or_malformed_object_is_not_engaged(observation: Observation) -> None:
-    fleet = registry()
+    fleet = engagements()
     assert fleet.commit([observation], at(0)) == []
     assert fleet.engaged == 0
     assert known(fleet).transitions == ()
@@ -218,7 +218,7 @@ def test_cluster_transitions_are_kept_with_their_reasons() -> None:
 
 
 def test_last_eight_past_cluster_transitions_are_kept() -> None:
-    fleet = registry()
+    fleet = engagements()
     for second in range(40):
         fleet.commit(
             [ready(version=f"{100 + second}") if second % 2 == 0 else not_ready(version=f"{100 + second}")], at(second)
@@ -290,18 +290,18 @@ def test_recreated_object_does_not_count_toward_the_limit_of_kept_deletion_recor
 
 
 def test_registry_has_no_record_of_an_unknown_name() -> None:
-    assert registry()["a"] is None
+    assert engagements()["a"] is None
 
 
 def test_every_change_has_its_own_revision() -> None:
-    fleet = registry()
+    fleet = engagements()
     fleet.commit([ready("a"), ready("b"), ready("b", "2", suspended=True), ConfirmedDeletion("a", "u1")], at(0))
     assert fleet.log.head == 4
 
 
 def test_identical_observation_creates_no_revision() -> None:
     everything = [ready("a"), not_ready("b"), malformed("c"), outside("d")]
-    fleet = registry()
+    fleet = engagements()
     fleet.commit(everything, at(0))
     head = fleet.log.head
     assert fleet.commit(everything, at(1)) == []

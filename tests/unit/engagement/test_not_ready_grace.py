@@ -12,11 +12,11 @@ from tests.unit.fleet.fleets import (
     cluster,
     disengaged,
     done,
+    engagements,
     malformed,
     not_ready,
     outside,
     ready,
-    registry,
     updated,
     wall,
 )
@@ -25,8 +25,8 @@ NOT_READY = DisengageReason.NOT_READY
 
 
 def held(since: float = 10.0) -> Engagements:
-    """Return a registry with a cluster engaged at 0, not ready since `since`, with a grace of a minute."""
-    fleet = registry(grace_s=60.0)
+    """Return engagements with a cluster engaged at 0, not ready since `since`, with a grace of a minute."""
+    fleet = engagements(grace_s=60.0)
     fleet.commit([ready()], at(0))
     assert fleet.commit([not_ready(message="degraded")], at(since)) == []
     return fleet
@@ -127,7 +127,7 @@ def test_grace_period_ends_without_disengagement_when_the_object_becomes_malform
 
 
 def test_overdue_not_ready_clusters_are_ordered_by_start_of_grace_period() -> None:
-    fleet = registry(grace_s=60.0)
+    fleet = engagements(grace_s=60.0)
     fleet.commit([ready("a"), ready("b"), ready("c")], at(0))
     for second, name in ((1, "b"), (2, "a"), (3, "c")):
         fleet.commit([not_ready(name)], at(second))
@@ -136,14 +136,14 @@ def test_overdue_not_ready_clusters_are_ordered_by_start_of_grace_period() -> No
 
 
 def test_object_that_was_never_engaged_has_no_not_ready_grace_period() -> None:
-    fleet = registry(grace_s=60.0)
+    fleet = engagements(grace_s=60.0)
     fleet.commit([not_ready()], at(0))
     assert fleet.not_ready.due_at is None
     assert fleet.grace_until("a", at(10)) is None
 
 
 def test_not_ready_cluster_with_zero_grace_period_is_disengaged_at_once() -> None:
-    fleet = registry()
+    fleet = engagements()
     fleet.commit([ready()], at(0))
     assert fleet.commit([not_ready(message="degraded")], at(1)) == [done(disengaged(cluster(), NOT_READY, "degraded"))]
     assert fleet.not_ready.due_at is None

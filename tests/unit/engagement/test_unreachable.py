@@ -9,7 +9,7 @@ from milo_discoveryd.model.cluster import ConnectivityStatus, DisengageReason, R
 from milo_discoveryd.model.object_state import ObjectState
 from milo_discoveryd.model.observation import Observation, Ready
 from milo_discoveryd.objects.pending_deletions import ConfirmedDeletion
-from tests.unit.fleet.fleets import at, cluster, malformed, not_ready, outside, ready, registry, wall
+from tests.unit.fleet.fleets import at, cluster, engagements, malformed, not_ready, outside, ready, wall
 
 AWAY = ConnectivityStatus(Reachability.UNREACHABLE, wall(1), "connect: refused")
 BACK = ConnectivityStatus(Reachability.REACHABLE, wall(9), "")
@@ -17,7 +17,7 @@ UNREACHABLE = DisengageReason.UNREACHABLE
 
 
 def with_unreachable_cluster() -> Engagements:
-    fleet = registry()
+    fleet = engagements()
     fleet.commit([ready()], at(0))
     fleet.set_connectivity("a", 1, AWAY, at(1))
     assert list(fleet.disengage_unreachable("a", 1, "not reached", at(2))) == [
@@ -106,13 +106,13 @@ def test_unreachable_cluster_with_changed_endpoint_is_engaged_again() -> None:
 
 @pytest.mark.parametrize(("name", "incarnation"), [("b", 1), ("a", 2)])
 def test_unreachable_result_for_another_name_or_incarnation_is_ignored(name: str, incarnation: int) -> None:
-    fleet = registry()
+    fleet = engagements()
     fleet.commit([ready()], at(0))
     assert list(fleet.disengage_unreachable(name, incarnation, "", at(1))) == []
 
 
 def test_cluster_in_not_ready_grace_period_is_not_disengaged_as_unreachable() -> None:
-    fleet = registry(grace_s=60.0)
+    fleet = engagements(grace_s=60.0)
     fleet.commit([ready()], at(0))
     fleet.commit([not_ready()], at(1))
     assert list(fleet.disengage_unreachable("a", 1, "", at(2))) == []
@@ -120,7 +120,7 @@ def test_cluster_in_not_ready_grace_period_is_not_disengaged_as_unreachable() ->
 
 
 def test_unreachable_count_covers_engaged_clusters_only() -> None:
-    fleet = registry()
+    fleet = engagements()
     fleet.commit([ready("a"), ready("b", uid="u2"), ready("c", uid="u3"), ready("d", uid="u4")], at(0))
     for incarnation, name in enumerate("abcd", 1):
         fleet.set_connectivity(name, incarnation, AWAY, at(1))
@@ -134,7 +134,7 @@ def test_unreachable_count_covers_engaged_clusters_only() -> None:
 
 
 def test_readiness_is_reported_only_with_the_first_engagement_of_an_object() -> None:
-    fleet = registry()
+    fleet = engagements()
 
     def seen(version: str, uid: str = "u1") -> Observation:
         return msgspec.structs.replace(ready("a", version, uid), readiness=("created", version))

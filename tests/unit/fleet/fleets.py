@@ -74,7 +74,7 @@ def cluster(
 
 
 class NamedLog(ChangeLog):
-    """A log that also keeps entries by name, as the registry does."""
+    """A log that also keeps entries by name, as the engagements do."""
 
     @cached_property
     def _by_name(self) -> defaultdict[str, LogEntry]:
@@ -109,7 +109,7 @@ def readable_log(
     return NamedLog(msgspec.json.encode, retention or Retention(), batch_bytes, stale_slots)
 
 
-def registry(grace_s: float = 0.0, *, drain_s: float = 0.0) -> Engagements:
+def engagements(grace_s: float = 0.0, *, drain_s: float = 0.0) -> Engagements:
     return Engagements(readable_log(), NotReadyClusters(grace_s), drain_timeout_s=drain_s)
 
 
@@ -137,7 +137,7 @@ class ListedClusters:
         clusters: Engagements | None = None,
         pending_deletions: PendingDeletions | None = None,
     ) -> None:
-        self.engagements = registry() if clusters is None else clusters
+        self.engagements = engagements() if clusters is None else clusters
         self.pending_deletions = PendingDeletions(lambda: 0.0) if pending_deletions is None else pending_deletions
         positions = SourcePositions(Positions(), [0])
         self.collection = ObjectCollection(0, ObjectStore(weight), self.pending_deletions, positions, limits)

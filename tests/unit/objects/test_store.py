@@ -37,8 +37,8 @@ def watched(store: ObjectStore, *seen: ObservedObject) -> list[ObjectChange]:
 def test_object_change_has_the_content_before_and_after_the_change() -> None:
     store = after(ready(version="1"))
     seen = ready(version="2", labels={"env": "prod"})
-    assert watched(store, seen) == [ObjectChange("a", ready().target, seen.target, seen)]
-    assert watched(store, gone := not_ready(version="3")) == [ObjectChange("a", seen.target, None, gone)]
+    assert watched(store, seen) == [ObjectChange("a", "u1", "2", ready().target, seen.target, seen)]
+    assert watched(store, gone := not_ready(version="3")) == [ObjectChange("a", "u1", "3", seen.target, None, gone)]
 
 
 def test_malformed_object_keeps_its_content() -> None:
@@ -55,7 +55,7 @@ def test_malformed_object_with_another_uid_has_no_content() -> None:
 
 def test_deleted_object_has_no_content() -> None:
     store = after(ready())
-    assert store.apply_read(DELETED) == [ObjectChange("a", ready().target, None, DELETED)]
+    assert store.apply_read(DELETED) == [ObjectChange("a", "u1", "", ready().target, None, DELETED)]
     assert known(store).state is ObjectState.DELETED
 
 

@@ -11,7 +11,7 @@ from milo_discoveryd.rights.scope import ALL_CLUSTERS, NO_CLUSTERS
 from milo_discoveryd.server.calls import releases
 from milo_discoveryd.server.calls.grpc_errors import CallError
 from milo_discoveryd.server.calls.requests import ReleaseRequest
-from tests.unit.fleet.fleets import at, not_ready, ready, registry
+from tests.unit.fleet.fleets import at, engagements, not_ready, ready
 
 EPOCH = "e"
 CALLER = Caller(listener="here", uid=7)
@@ -25,7 +25,7 @@ def opened() -> Subscription:
 
 
 def engaged(stream: Subscription | None = None) -> Engagements:
-    fleet = registry(drain_s=30.0)
+    fleet = engagements(drain_s=30.0)
     fleet.commit([ready()], at(0))
     fleet.releases.open(stream or opened(), 0.0)
     return fleet
@@ -69,7 +69,7 @@ def test_release_after_the_end_of_the_drain_is_a_no_op() -> None:
 
 def test_refused_release_reports_its_reason() -> None:
     known, drained = "cluster 'a' was last engaged as incarnation e.1, not", draining()
-    assert refusal(registry()) == ("NEVER_SEEN", "cluster 'a' is not known")
+    assert refusal(engagements()) == ("NEVER_SEEN", "cluster 'a' is not known")
     assert refusal(engaged()) == (
         "NOT_DRAINING",
         "cluster 'a' is engaged and not draining; release it once it drains",
@@ -85,7 +85,7 @@ def test_refused_release_reports_its_reason() -> None:
 
 
 def test_release_of_an_object_that_was_never_engaged_is_refused() -> None:
-    fleet = registry()
+    fleet = engagements()
     fleet.commit([not_ready()], at(0))
     assert refusal(fleet)[0] == "NEVER_SEEN"
 
