@@ -13,7 +13,7 @@ from milo_discoveryd.identity.caller import Caller
 from milo_discoveryd.server.calls import requests
 from milo_discoveryd.server.calls.grpc_errors import UnavailableError
 from milo_discoveryd.server.calls.in_flight import InFlightCalls
-from milo_discoveryd.server.calls.rpc_context import Authenticator, RpcContext
+from milo_discoveryd.server.calls.rpc_context import Authenticator, ResponseWriter, RpcContext
 from milo_discoveryd.server.calls.service import Service
 from milo_discoveryd.server.calls.verification import HANDOUT_MAX_AGE_S, Freshness, StreamVerification
 
@@ -44,7 +44,8 @@ def handlers(service: Service, authenticator: Authenticator, in_flight: InFlight
             max_age_s = HANDOUT_MAX_AGE_S if request.include_kubeconfigs else None
             caller = await authenticator.identify(context, max_age_s=max_age_s)
             async with _verified(caller, context) as freshness:
-                await service.watch_clusters(request, caller, context.write, freshness=freshness, slot=slot)
+                write = ResponseWriter(context).write
+                await service.watch_clusters(request, caller, write, freshness=freshness, slot=slot)
 
     @asynccontextmanager
     async def _verified(caller: Caller, context: RpcContext) -> AsyncIterator[Freshness | None]:

@@ -16,12 +16,15 @@ from milo_discoveryd.identity.caller import Caller
 from milo_discoveryd.identity.review_budget import PER_CONNECTION
 from milo_discoveryd.identity.token_review import TokenReviewer
 from milo_discoveryd.kubeconfigs.kubeconfigs import IssuerAssignment
+from milo_discoveryd.log.cursor import Cursor
 from milo_discoveryd.server.calls import handlers, verification
+from milo_discoveryd.server.calls.grpc_errors import UnavailableError
+from milo_discoveryd.server.calls.stream import BatchSender
 from milo_discoveryd.server.connections.listener import Listener, UnixSocket
 from milo_discoveryd.watchers.transport import Transport
 from milo_kube.upstream import load_kubeconfig
 from milo_sandbox import Sandbox
-from tests.integration.grpc_server.conftest import Harness, a_harness, ready
+from tests.integration.grpc_server.conftest import Harness, Subscriber, a_harness, ready
 from tests.integration.grpc_server.test_peer_credentials import callers, reason
 from tests.support.eventually import LIMIT_S
 from tests.support.logs import capture_logs
@@ -227,3 +230,25 @@ async def test_unexpected_error_of_a_verification_ends_only_the_stream_that_it_v
             assert [event.cluster.name for event in (await without_token.read()).events] == ["beta"]
     assert caught.value.code() is grpc.StatusCode.INTERNAL
     assert "call failed" in [entry["event"] for entry in logs]
+
+
+async def test_stream_whose_token_is_rejected_while_its_first_batch_is_sent_ends_for_the_client(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    sends = asyncio.Event()
+    send = BatchSender.send
+
+    async def sending(self: BatchSender, data: bytes, cursor: Cursor | None) -> None:
+        sends.set()
+        await send(self, data, cursor)
+
+    async def rejected(self: verification.StreamVerification) -> None:
+        await sends.wait()
+        raise UnavailableError("IDENTITY_ENDED", "the token is rejected")
+
+    monkeypatch.setattr(BatchSender, "send", sending)
+    monkeypatch.setattr(verification.StreamVerification, "run", rejected)
+    async with Sandbox() as sandbox, taking_tokens(tmp_path, sandbox) as harness, harness.client() as stub:
+        token = sandbox.token(OPERATOR, audiences=["milo-discovery"])
+        call = stub.WatchClusters(pb.WatchClustersRequest(), metadata=(("authorization", f"Bearer {token}"),))
+        assert reason(await Subscriber(call).error()) == "IDENTITY_ENDED"

@@ -135,6 +135,7 @@ OTHERS = {
     "milo_discoveryd/telemetry/log_writer.py: self._run": _WHOLE,
     "milo_discoveryd/watchers/driver.py: self._liveness_probe.run": _WHOLE,
     "milo_discoveryd/wiring/source.py: driver.run": _GROUP,
+    "milo_discoveryd/server/calls/rpc_context.py: self._context.send_initial_metadata": _AWAITED,
     "kube/src/milo_kube/external_command.py: process.wait": _AWAITED,
     "kube/src/milo_kube/external_command.py: flooded.wait": _AWAITED,
     "kube/src/milo_kube/external_command.py: asyncio.create_subprocess_exec": _AWAITED,
