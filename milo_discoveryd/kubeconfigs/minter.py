@@ -6,7 +6,7 @@ probes it and the others wait.
 
 import asyncio
 import time
-from collections import Counter, OrderedDict
+from collections import Counter
 from collections.abc import Callable, Iterable
 from contextlib import AbstractAsyncContextManager, nullcontext, suppress
 from typing import TypeAlias
@@ -27,6 +27,7 @@ from milo_discoveryd.instruments import CredentialMetrics
 from milo_discoveryd.kubeconfigs.credential_lease import Draw
 from milo_discoveryd.kubeconfigs.lease_table import LeaseEntry, LeaseKey, LeaseTable, RenewalTimer
 from milo_discoveryd.kubeconfigs.mint_queue import MintQueue
+from milo_discoveryd.kubeconfigs.revocations import Revocations
 from milo_discoveryd.logger import log
 from milo_discoveryd.model.cluster import Cluster, Target
 from milo_kube.credential import CredentialError
@@ -42,10 +43,6 @@ TTL_STEPS_S = (10, 20, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 14400, 2880
 """A requested ttl is rounded down to one of these, so that few leases serve all requests."""
 CLUSTER_BACKOFF_S = 20.0
 """The longest backoff after a failure of one cluster's credential."""
-REVOCATION_TIMEOUT_S = 30.0
-REVOCATION_BACKOFF_S = (1.0, 60.0)
-MAX_REVOCATIONS = 50_000
-"""Maximum number of pending revocations. Credentials beyond this number are left to expire."""
 
 LeaseListener: TypeAlias = Callable[[LeaseKey, str], None]
 """Called with the key of each lease that received a new credential. The second argument is the name of the lease's
@@ -75,7 +72,11 @@ class Minter:
         self._queue: MintQueue[LeaseEntry] = MintQueue(self._workers)
         self._work_available = asyncio.Event()
         self._timer: RenewalTimer[LeaseEntry] = RenewalTimer()
-        self._revocations = Revocations(issuer, issuer.name) if isinstance(issuer, RevokingIssuer) else None
+        self._revocations = (
+            Revocations(issuer, issuer.name, concurrency=concurrency, per_second=per_second)
+            if isinstance(issuer, RevokingIssuer)
+            else None
+        )
         self._outage = IssuerOutage(issuer)
         if isinstance(issuer, NotifyingIssuer):
             issuer.subscribe(self._renew)
@@ -350,44 +351,3 @@ class IssuerOutage:
             log.info("credential issuer recovered", issuer=self._issuer.name)
         self.failure = None
         self._is_warned = False
-
-
-class Revocations:
-    """Revokes the credentials of disengaged clusters at their issuer, and retries until each revocation succeeds."""
-
-    def __init__(self, issuer: RevokingIssuer, name: str) -> None:
-        self._issuer = issuer
-        self._name = name
-        self._pending: OrderedDict[int, Cluster] = OrderedDict()
-        self._added = asyncio.Event()
-
-    def add(self, cluster: Cluster) -> None:
-        if len(self._pending) < MAX_REVOCATIONS:
-            self._pending[cluster.incarnation] = cluster
-            self._added.set()
-
-    async def run(self) -> None:
-        wait = REVOCATION_BACKOFF_S[0]
-        while True:
-            await self._added.wait()
-            incarnation, cluster = next(iter(self._pending.items()))
-            target = cluster.target
-            try:
-                async with asyncio.timeout(REVOCATION_TIMEOUT_S):
-                    await self._issuer.revoke(cluster)
-            except Exception as error:
-                about = {"issuer": self._name, "cluster": target.name}
-                if isinstance(error, CredentialError | TimeoutError):
-                    problem = str(error) or f"no response within {REVOCATION_TIMEOUT_S:g} s"
-                    log.warning("credential revocation failed", **about, problem=problem)
-                else:
-                    log.exception("credential revocation failed", **about)
-                self._pending.move_to_end(incarnation)
-                await asyncio.sleep(wait)
-                wait = min(REVOCATION_BACKOFF_S[1], wait * 2)
-            else:
-                wait = REVOCATION_BACKOFF_S[0]
-                del self._pending[incarnation]
-                log.info("credentials revoked", issuer=self._name, cluster=target.name, uid=target.uid)
-                if not self._pending:
-                    self._added.clear()

@@ -19,6 +19,7 @@ _STARTERS = frozenset({"create_task", "ensure_future", "run_coroutine_threadsafe
 
 _DRIVER = "tests/integration/watchers/test_driver.py"
 _KUBECONFIGS = "tests/unit/kubeconfigs/test_kubeconfigs.py"
+_REVOCATION = f"{_KUBECONFIGS}::test_unexpected_error_of_a_revocation_is_retried_and_does_not_stop_others"
 _FLEET = "clients/python/tests/test_fleet.py"
 _OBJECT = f"{_DRIVER}::test_object_for_which_the_kind_raises_an_unexpected_error_does_not_affect_others"
 _CONFIRMATION = f"{_DRIVER}::test_unexpected_error_of_a_confirmation_read_is_inconclusive"
@@ -38,9 +39,8 @@ TESTED = {
     "milo_discoveryd/kubeconfigs/minter.py: self._schedule": (
         f"{_KUBECONFIGS}::test_unexpected_error_of_one_lease_does_not_stop_the_renewal_of_others"
     ),
-    "milo_discoveryd/kubeconfigs/minter.py: self._revocations.run": (
-        f"{_KUBECONFIGS}::test_unexpected_error_of_a_revocation_is_retried_and_does_not_stop_others"
-    ),
+    "milo_discoveryd/kubeconfigs/minter.py: self._revocations.run": _REVOCATION,
+    "milo_discoveryd/kubeconfigs/revocations.py: self._attempt": _REVOCATION,
     "milo_discoveryd/server/calls/handlers.py: verify": (
         "tests/integration/grpc_server/test_tokens.py"
         "::test_unexpected_error_of_a_verification_ends_only_the_stream_that_it_verifies"

@@ -18,7 +18,7 @@ from milo_discoveryd.credentials.issuers.issuer import EachSourceIssuer, Issuer,
 from milo_discoveryd.daemon_errors import BackendError, UnfitError
 from milo_discoveryd.fleet.fleet import Fleet
 from milo_discoveryd.identity.caller import Caller
-from milo_discoveryd.kubeconfigs import minter
+from milo_discoveryd.kubeconfigs import minter, revocations
 from milo_discoveryd.kubeconfigs.cluster_ca import cluster_trust
 from milo_discoveryd.kubeconfigs.credential_lease import CredentialLease
 from milo_discoveryd.kubeconfigs.kubeconfigs import (
@@ -409,7 +409,7 @@ async def test_unsuitable_credential_of_one_cluster_does_not_affect_other_cluste
 async def test_credential_of_disengaged_cluster_is_revoked_with_retries(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(minter, "REVOCATION_BACKOFF_S", (0.001, 0.002))
+    monkeypatch.setattr(revocations, "BACKOFF_S", (0.001, 0.002))
     backend = RevokingBackend()
     backend.revocation_failures = 3
     async with issuing(backend) as kubeconfigs:
@@ -419,6 +419,28 @@ async def test_credential_of_disengaged_cluster_is_revoked_with_retries(
         kubeconfigs.disengaged(a_cluster("beta", 2))
         await eventually(lambda: len(backend.revoked) == 2)
     assert sorted(backend.revoked) == [("alpha", 1), ("beta", 2)]
+
+
+@pytest.mark.parametrize("hangs", [False, True])
+async def test_revocation_that_fails_or_hangs_delays_no_others(monkeypatch: pytest.MonkeyPatch, *, hangs: bool) -> None:
+    monkeypatch.setattr(revocations, "BACKOFF_S", (3600.0, 3600.0))
+    backend = RevokingBackend()
+    revoke, of_alpha = backend.revoke, asyncio.Event()
+
+    async def revoked(cluster: Cluster) -> None:
+        if cluster == ALPHA:
+            of_alpha.set()
+            if hangs:
+                await asyncio.Event().wait()
+            raise BackendError("not now")
+        await revoke(cluster)
+
+    backend.revoke = revoked  # type: ignore[method-assign]
+    async with issuing(backend) as kubeconfigs:
+        kubeconfigs.disengaged(ALPHA)
+        await of_alpha.wait()
+        kubeconfigs.disengaged(a_cluster("beta", 2))
+        await eventually(lambda: backend.revoked == [("beta", 2)])
 
 
 async def test_issued_kubeconfigs_are_audited_without_secrets() -> None:
@@ -672,7 +694,7 @@ async def test_unexpected_error_of_one_lease_does_not_stop_the_renewal_of_others
 async def test_unexpected_error_of_a_revocation_is_retried_and_does_not_stop_others(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(minter, "REVOCATION_BACKOFF_S", (0.001, 0.001))
+    monkeypatch.setattr(revocations, "BACKOFF_S", (0.001, 0.001))
     backend = RevokingBackend()
     revoke, failures = backend.revoke, ["alpha"]
 
