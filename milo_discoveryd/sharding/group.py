@@ -70,7 +70,7 @@ class GroupRequests:
             done = await self._answered(request)
         except ConflictError:
             self._metrics.lease_request(name, "conflict")
-            self._member.conflicted(self._clock())
+            self._member.conflicted(request, self._clock())
         except BackendError as error:
             self._metrics.lease_request(name, "error")
             self._error = str(error)

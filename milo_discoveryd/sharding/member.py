@@ -25,7 +25,7 @@ What follows in each state (see `state`) when the write of a Lease fails:
 A conflict is followed by a read: the first at once, and others a second apart. An error is followed by a delay of a
 second, or of what the server states (Retry-After). After a write that succeeds, the member is Holding or Leaving, or
 Ended if that write released the Lease or recorded the stop. Writes of views, evictions and deletions that fail change
-no state: they are decided again, after a read if it was a conflict.
+no state: they are decided again, after a read if it was a conflict. The member renews its Lease meanwhile.
 
 Safety rests on these rules:
 
@@ -283,10 +283,11 @@ class Member:
             case _:
                 raise AssertionError(f"not a write: {request}")
 
-    def conflicted(self, now: float) -> None:
+    def conflicted(self, request: Request, now: float) -> None:
         """Record that a write failed with a conflict."""
         self.check(now)
-        self._pace(self.state.pacing.conflicted(now, self._timing.retry_interval_s))
+        of_own = isinstance(request, WriteLease)
+        self._pace(self.state.pacing.conflicted(now, self._timing.retry_interval_s, of_own=of_own))
 
     def failed(self, now: float, retry_after_s: float | None = None, *, of_read: bool = False) -> None:
         """Record that a request failed. A write may have taken effect, or may still do so.
@@ -474,9 +475,9 @@ class Member:
 
     def _group_request(self, now: float) -> Request | None:
         group, pacing = self.state.group, self.state.pacing
-        if self._next_read_at <= now and now >= pacing.read_at:
+        if (pacing.is_group_outdated or self._next_read_at <= now) and now >= pacing.read_at:
             return Read()
-        if now < pacing.write_at:
+        if pacing.is_group_outdated or now < pacing.write_at:
             return None
         for lease in group.leases.members.values():
             if lease.member != self.name and group.removable_at(lease, self._timing) <= now:

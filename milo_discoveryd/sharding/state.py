@@ -132,9 +132,12 @@ Phase: TypeAlias = Joining | Lost | Withdrawn | Holding | Leaving | Ended
 
 
 class Pacing(msgspec.Struct, frozen=True, kw_only=True):
-    """When the next request may be made, and whether it has to be a read."""
+    """When the next request may be made, and which writes a read has to precede."""
 
     is_read_due: bool = True
+    """Whether a read has to precede any write: the member's own Lease may have changed."""
+    is_group_outdated: bool = False
+    """Whether a read has to precede a write of anything but the member's own Lease, which it renews meanwhile."""
     read_at: float = -inf
     """No read before."""
     write_at: float = -inf
@@ -147,15 +150,17 @@ class Pacing(msgspec.Struct, frozen=True, kw_only=True):
         return self.read_at if self.is_read_due else min(self.read_at, self.write_at)
 
     def read(self) -> "Pacing":
-        return msgspec.structs.replace(self, is_read_due=False, read_at=-inf)
+        return msgspec.structs.replace(self, is_read_due=False, is_group_outdated=False, read_at=-inf)
 
     def written(self) -> "Pacing":
         return msgspec.structs.replace(self, write_at=-inf)
 
-    def conflicted(self, now: float, interval_s: float) -> "Pacing":
+    def conflicted(self, now: float, interval_s: float, *, of_own: bool) -> "Pacing":
+        """`of_own`: whether the write was of the member's own Lease."""
         return msgspec.structs.replace(
             self,
-            is_read_due=True,
+            is_read_due=self.is_read_due or of_own,
+            is_group_outdated=True,
             read_at=max(self.read_at, self.conflict_free_at),
             conflict_free_at=max(now, self.conflict_free_at) + interval_s,
         )

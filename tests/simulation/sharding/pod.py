@@ -260,7 +260,7 @@ class Pod:
             if group is None:
                 self.member.failed(received_at)
             elif version is None:
-                self.member.conflicted(received_at)
+                self.member.conflicted(request, received_at)
             elif isinstance(request, Read):
                 self.member.was_read(group, now, received_at)
             else:

@@ -201,7 +201,7 @@ class Search:
         assert in_flight.group is not None
         member.state = process.state
         if in_flight.version is None:
-            member.conflicted(world.now)
+            member.conflicted(in_flight.request, world.now)
         elif isinstance(in_flight.request, Read):
             member.was_read(in_flight.group, in_flight.started_at, world.now)
         else:

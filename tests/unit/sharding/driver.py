@@ -41,7 +41,7 @@ class Driver:
         try:
             group, version = self.api.apply(action, self.now)
         except ConflictError:
-            member.conflicted(self.now)
+            member.conflicted(action, self.now)
             return
         if isinstance(action, Read):
             member.was_read(group, self.now, self.now)

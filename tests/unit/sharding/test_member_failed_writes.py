@@ -5,7 +5,7 @@ from collections.abc import Callable
 import msgspec
 import pytest
 
-from milo_discoveryd.sharding.leases import Evict, Read, WaitUntil, WriteLease
+from milo_discoveryd.sharding.leases import Evict, Read, WaitUntil, WriteLease, WriteView
 from milo_discoveryd.sharding.member import Member
 from milo_discoveryd.sharding.state import Ended, Holding, Joining, Leaving, Lost, Phase, Withdrawn
 from milo_discoveryd.sharding.timing import TIMING
@@ -83,7 +83,7 @@ OWNS = (Holding, Leaving)
 )
 def test_conflict_is_followed_by_a_read_in_the_same_state(state: Callable[[], Writing], after: type[Phase]) -> None:
     writing = state()
-    writing.member.conflicted(writing.now)
+    writing.member.conflicted(writing.write, writing.now)
     action = writing.member.next(writing.now)
     assert isinstance(writing.phase, after)
     assert isinstance(action, WaitUntil if after is Ended else Read)
@@ -132,7 +132,7 @@ def test_lease_that_another_process_took_ends_ownership_once_it_is_read(
     lease = writing.driver.api.group.members["a"]
     cleared = msgspec.structs.replace(lease, holder="")
     writing.driver.api.apply(Evict(cleared), writing.now)
-    writing.member.conflicted(writing.now)
+    writing.member.conflicted(writing.write, writing.now)
     writing.driver.step("a")
     assert isinstance(writing.phase, after)
     assert writing.member.ownership(writing.now) is None
@@ -159,7 +159,7 @@ def test_member_that_has_not_renewed_owns_nothing_and_continues_its_term_with_th
 def test_leaving_member_whose_lease_another_program_changed_ends() -> None:
     writing = leaving()
     writing.driver.api.change("a", writing.now, acknowledged=99)
-    writing.member.conflicted(writing.now)
+    writing.member.conflicted(writing.write, writing.now)
     writing.driver.step("a")
     assert isinstance(writing.phase, Ended)
 
@@ -214,17 +214,18 @@ def test_repeated_conflicts_are_followed_by_reads_that_are_a_second_apart(state:
         elif isinstance(action, Read):
             member.was_read(writing.driver.api.group, at, at)
         else:
-            member.conflicted(at)
+            member.conflicted(action, at)
             conflicts += 1
     assert conflicts
     assert conflicts <= 2 + (at - writing.now) / TIMING.retry_interval_s
 
 
 def test_conflict_after_a_while_is_followed_by_a_read_at_once() -> None:
-    member = holding().member
+    writing = holding()
+    member = writing.member
     at = member.fence_at - 10
     for later in (0.0, 5.0):
-        member.conflicted(at + later)
+        member.conflicted(writing.write, at + later)
         assert member.next(at + later) == Read()
 
 
@@ -265,6 +266,41 @@ def test_member_whose_reads_are_refused_for_a_while_renews_its_lease() -> None:
     assert kinds == {WriteLease}
     driver.run(2)
     assert Read() in [request for _, name, request in driver.requests if name == "a"]
+
+
+def test_member_whose_write_of_a_view_conflicts_while_reads_are_refused_renews_its_lease() -> None:
+    driver = settled("a", "b")
+    member, until = driver.members["a"], driver.now + TIMING.longest_retry_s
+    view = driver.api.group.view
+    assert view is not None
+    member.conflicted(WriteView(view, driver.api.group.view_version), driver.now)
+    assert member.next(driver.now) == Read()
+    member.failed(driver.now, 1e9, of_read=True)
+    driver.requests.clear()
+    while driver.now < until - 1:
+        driver.run(0.25)
+        assert driver.owned("a")
+    assert {type(request) for _, name, request in driver.requests if name == "a"} == {WriteLease}
+    driver.run(2)
+    assert Read() in [request for _, name, request in driver.requests if name == "a"]
+
+
+def test_no_view_is_written_between_a_conflict_and_the_next_read() -> None:
+    driver = settled("a", "b")
+    driver.add("c", Member("c", "c#1"))
+    member = driver.members["a"]
+    while not isinstance(action := member.next(driver.now), WriteView):
+        driver.run(0.25, "c") if isinstance(action, WaitUntil) else driver.perform(member, action)
+    member.conflicted(action, driver.now)
+    member.failed(driver.now, 5.0, of_read=True)
+    driver.requests.clear()
+    driver.run(4.75, "a")
+    assert {type(request) for _, name, request in driver.requests if name == "a"} <= {WriteLease}
+    driver.run(0.25, "a")
+    assert [type(request) for _, _, request in driver.requests if not isinstance(request, WriteLease)] == [
+        Read,
+        WriteView,
+    ]
 
 
 def test_member_whose_writes_are_refused_for_a_while_reads() -> None:

@@ -92,7 +92,7 @@ class TracedGroup(Driver):
         try:
             group, version = self.api.apply(action, self.now)
         except ConflictError:
-            member.conflicted(self.now)
+            member.conflicted(action, self.now)
             self._note(name, f"{decision or 'renews its Lease'}: refused, since the Lease has changed")
             return
         if isinstance(action, Read):
