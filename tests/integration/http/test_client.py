@@ -392,3 +392,18 @@ async def test_tls_connection_lost_before_its_handshake_is_awaited_reports_no_un
     del secured
     gc.collect()
     assert reported == []
+
+
+@pytest.mark.parametrize(
+    "proxy",
+    ["http://user:secret@proxy.test:port", "socks5://user:secret@proxy.test:1080", "http://", "ftp://proxy.test"],
+)
+async def test_request_through_something_that_is_no_proxy_fails(proxy: str) -> None:
+    using = client()
+    with pytest.raises(
+        TransportError, match=r"^the proxy for https://api.test is not http\(s\)://HOST\[:PORT\]"
+    ) as caught:
+        async with using.request("GET", "https://api.test", headers={}, proxy=proxy, connect_timeout_s=10):
+            pass
+    assert caught.value.cause == "connect"
+    await using.aclose()

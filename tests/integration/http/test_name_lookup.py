@@ -99,3 +99,13 @@ async def test_failed_lookup_is_reported_as_such(servers: NameServers) -> None:
         async with using.request("GET", "http://unknown.test", headers={}, connect_timeout_s=10):
             pass
     await using.aclose()
+
+
+@pytest.mark.parametrize("host", ["api..test", ".test", f"{'a' * 64}.test"])
+async def test_name_that_cannot_be_a_hostname_is_not_resolved(host: str) -> None:
+    using = client()
+    with pytest.raises(TransportError, match="cannot be resolved: it is not a valid hostname") as caught:
+        async with using.request("GET", f"http://{host}", headers={}, connect_timeout_s=10):
+            pass
+    assert caught.value.cause == "dns"
+    await using.aclose()

@@ -113,7 +113,7 @@ class Client:
         silence_s: float | None,
     ) -> tuple[_Key, Connection, Response]:
         parts = urlsplit(url)
-        key = Origin.of(url), Proxy.of(proxy) if proxy else None
+        key = _key(Origin.of(url), proxy)
         target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
         sent: dict[str, str | tuple[str, ...]] = {"Host": key[0].host_header, "User-Agent": self._user_agent, **headers}
         if body is not None:
@@ -252,6 +252,14 @@ class Client:
     def _expire(self, key: _Key, connection: Connection) -> None:
         connection.abort()
         self._settle(key, connection)
+
+
+def _key(origin: Origin, proxy: str | None) -> _Key:
+    try:
+        return origin, Proxy.of(proxy) if proxy else None
+    except ValueError:  # its text may have the password
+        problem = "is not http(s)://HOST[:PORT] (SOCKS is not supported)"
+        raise TransportError("connect", f"the proxy for {origin} {problem}") from None
 
 
 class _Exchange:

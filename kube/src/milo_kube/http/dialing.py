@@ -74,7 +74,10 @@ class Proxy(msgspec.Struct, frozen=True):
 
     @classmethod
     def of(cls, url: str) -> Self:
+        """Raises ValueError if the URL is not that of an HTTP proxy."""
         parts = urlsplit(url)
+        if parts.scheme not in DEFAULT_PORTS or not parts.hostname:
+            raise ValueError("not the URL of an HTTP proxy")
         authorization = None
         if parts.username is not None:
             user = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
@@ -165,6 +168,8 @@ async def _addresses(host: str, port: int) -> list[Any]:
         return socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)
     except socket.gaierror:
         return await name_lookup().addresses(host, port)
+    except UnicodeError:  # a label is empty or too long
+        raise socket.gaierror(socket.EAI_NONAME, "it is not a valid hostname") from None
 
 
 async def _connected_socket(address: Any) -> socket.socket:
