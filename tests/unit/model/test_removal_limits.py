@@ -2,7 +2,8 @@
 
 import pytest
 
-from milo_discoveryd.model.removal_limits import FirstList, RemovalLimits
+from milo_discovery import _removal_guard
+from milo_discoveryd.model.removal_limits import FirstList, ListedClusters, RemovalLimits
 
 
 @pytest.mark.parametrize(
@@ -26,6 +27,34 @@ def test_removal_is_a_mass_removal_if_it_exceeds_both_limits_or_half_of_the_clus
     assert RemovalLimits().is_mass(missing, engaged) is is_mass
     assert RemovalLimits(count=1, share=0.0).is_mass(2, 100)
     assert not RemovalLimits(count=1, share=0.0).is_mass(1, 100)
+
+
+@pytest.mark.parametrize(
+    ("ended", "engaged", "is_burst"),
+    [(1, 1, False), (10, 10, False), (11, 11, True), (20, 100, False), (21, 100, True), (200, 1000, False)],
+)
+def test_burst_is_more_than_both_limits(ended: int, engaged: int, is_burst: bool) -> None:
+    assert RemovalLimits().is_burst(ended, engaged) is is_burst
+    limits = RemovalLimits(count=1, share=1.0)
+    assert limits.is_burst(51, 100), "at most half of the clusters"
+    assert not limits.is_burst(50, 100)
+
+
+def test_python_client_counts_as_the_daemon_does_from_two_clusters_on() -> None:
+    limits = RemovalLimits(count=_removal_guard.COUNT, share=_removal_guard.SHARE)
+    for engaged in range(2, 120):
+        for missing in range(engaged + 1):
+            assert _removal_guard.is_mass(missing, engaged) is limits.is_mass(missing, engaged)
+            assert _removal_guard.is_burst(missing, engaged) is limits.is_burst(missing, engaged)
+
+
+def test_first_list_has_the_clusters_of_the_largest_list_that_are_still_engaged() -> None:
+    listed = ListedClusters()
+    assert listed.first_list(7, None, 5) == FirstList(7, None, 5, 7)
+    for count in (3, 9, 6):
+        listed.note(count)
+    assert listed.first_list(20, RemovalLimits(), 5) == FirstList(9, RemovalLimits(), 5, 3)
+    assert listed.first_list(4, None, 0) == FirstList(4, None, 0, 3)
 
 
 @pytest.mark.parametrize(

@@ -69,7 +69,7 @@ class Removals:
     def review(self, missing: Collection[Removal], published: int, now: float) -> list[Removal]:
         """Return those of the `missing` removals that may be made now. `published`: the total number of objects."""
         self._missing_since = {removal: self._missing_since.get(removal, now) for removal in missing}
-        is_held = _is_mass(len(missing), published) and not self.accepts
+        is_held = is_mass(len(missing), published) and not self.accepts
         self.is_foreign = is_held and len(missing) == published
         self.problem = ""
         if is_held:
@@ -133,8 +133,17 @@ def is_followed(watch: Watch, cluster: str) -> bool:
     return watch.connected and status is not None and status.state is SourceState.STREAMING
 
 
-def _is_mass(missing: int, published: int) -> bool:
-    return 2 * missing > published or missing > max(COUNT, SHARE * published)
+def is_burst(missing: int, published: int) -> bool:
+    """Return whether more clusters are missing than may end within a short time."""
+    return missing > max(COUNT, SHARE * published)
+
+
+def is_mass(missing: int, published: int) -> bool:
+    """Return whether so many clusters are missing that the removals are held.
+
+    These are the daemon's two limits, but the count is of published objects: also a single one may be all of them.
+    """
+    return 2 * missing > published or is_burst(missing, published)
 
 
 def filter_text(options: FilterOptions) -> str:
