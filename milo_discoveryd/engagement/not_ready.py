@@ -155,14 +155,11 @@ class NotReadyClusters:
             self.paused_at = lost_at
 
     def resume(self, now: float) -> None:
-        """Record that the source sends again."""
-        if self.paused_at is not None:
-            self.extend(self.paused_at, now)
-            self.paused_at = None
-
-    def extend(self, lost_at: float, now: float) -> None:
-        """Exclude the time since `lost_at`, in which the source sent nothing, from running grace periods and holds."""
-        lost_s = now - lost_at
+        """Record that the source sends again. The time in which it sent nothing counts for no grace period and no
+        hold."""
+        if (lost_at := self.paused_at) is None:
+            return
+        self.paused_at, lost_s = None, now - lost_at
         is_running = {name: until - self._grace_s <= lost_at for name, until in self._graces.items()}
         self._graces = _sorted({name: until + lost_s * is_running[name] for name, until in self._graces.items()})
         if self._waiting and (self.held is None or self.held.since <= lost_at):

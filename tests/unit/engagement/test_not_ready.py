@@ -160,7 +160,8 @@ def test_not_ready_hold_is_paused_while_the_source_is_lost() -> None:
     fleet = Engaged(100)
     fleet.not_ready(names(100), 0.0)
     fleet.tick(SETTLE_S)
-    fleet.clusters.extend(lost_at=11.0, now=61.0)
+    fleet.clusters.pause(11.0)
+    fleet.clusters.resume(61.0)
     assert fleet.clusters.due_at == SETTLE_S + 30.0 + 50.0
     assert fleet.clusters.held is not None
     assert fleet.clusters.held.until == SETTLE_S + 80.0
@@ -169,7 +170,8 @@ def test_not_ready_hold_is_paused_while_the_source_is_lost() -> None:
 def test_count_of_not_ready_clusters_is_paused_while_the_source_is_lost() -> None:
     fleet = Engaged(1000)
     fleet.not_ready(names(200), 5.0)
-    fleet.clusters.extend(lost_at=5.5, now=65.5)
+    fleet.clusters.pause(5.5)
+    fleet.clusters.resume(65.5)
     assert fleet.clusters.until("c10") == 65.0 + SETTLE_S
     assert (fleet.clusters.held, fleet.clusters.due_at) == (None, 65.0 + SETTLE_S)
 
@@ -180,7 +182,8 @@ def test_disengagement_of_held_not_ready_clusters_is_paused_while_the_source_is_
     fleet.run(31.0)
     before = fleet.clusters.due_at
     assert before is not None
-    fleet.clusters.extend(lost_at=31.0, now=41.0)
+    fleet.clusters.pause(31.0)
+    fleet.clusters.resume(41.0)
     assert fleet.clusters.due_at == pytest.approx(before + 10.0)
 
 
@@ -188,7 +191,8 @@ def test_not_ready_hold_that_began_after_source_loss_is_not_extended() -> None:
     fleet = Engaged(100)
     fleet.not_ready(names(100), 50.0)
     fleet.tick(50.0 + SETTLE_S)
-    fleet.clusters.extend(lost_at=20.0, now=52.0)
+    fleet.clusters.pause(20.0)
+    fleet.clusters.resume(52.0)
     assert fleet.clusters.due_at == 50.0 + SETTLE_S + 30.0
 
 
@@ -196,7 +200,8 @@ def test_later_grace_period_ends_before_an_earlier_one_that_was_extended() -> No
     fleet = Engaged(3, grace_s=60.0)
     fleet.not_ready(["c0"], 0.0)
     fleet.not_ready(["c1"], 30.0)
-    fleet.clusters.extend(lost_at=10.0, now=50.0)
+    fleet.clusters.pause(10.0)
+    fleet.clusters.resume(50.0)
     assert fleet.clusters.due_at == 90.0
     fleet.run(90.0)
     assert [*fleet.disengaged_at] == ["c1"]
@@ -225,7 +230,8 @@ def test_not_ready_cluster_is_eventually_disengaged_and_ready_cluster_never(
     for kind, number, wait_s in steps:
         now += wait_s
         if kind == "lost":
-            fleet.clusters.extend(now - wait_s, now)
+            fleet.clusters.pause(now - wait_s)
+            fleet.clusters.resume(now)
             continue
         fleet.run(now)
         name = f"c{number}"
@@ -259,3 +265,15 @@ def test_not_ready_clusters_beyond_the_first_ten_are_held_only_in_a_mass_disenga
     fleet.run(30.0)
     is_mass = len(which) > 10 and (len(which) > 0.2 * engaged or 2 * len(which) > engaged)
     assert len(fleet.disengaged_at) == (10 if is_mass else len(which))
+
+
+def test_nothing_is_due_while_the_source_is_lost() -> None:
+    fleet = Engaged(50, grace_s=60.0)
+    fleet.not_ready(names(5), 0.0)
+    fleet.clusters.resume(1.0)
+    fleet.clusters.pause(20.0)
+    fleet.clusters.pause(30.0)
+    assert fleet.clusters.due_at is None
+    assert fleet.clusters.take_overdue(50, 1000.0) == []
+    fleet.clusters.resume(1000.0)
+    assert fleet.clusters.due_at == 60.0 + 980.0

@@ -49,14 +49,16 @@ def test_not_ready_cluster_stays_engaged_with_message_during_grace_period() -> N
 
 def test_running_grace_period_is_extended_by_source_outage() -> None:
     fleet = held(since=10.0)
-    fleet.not_ready.extend(lost_at=20.0, now=50.0)
+    fleet.not_ready.pause(20.0)
+    fleet.not_ready.resume(50.0)
     assert fleet.not_ready.due_at == 100.0
     assert fleet.grace_until("a", at(10)) == wall(100)
 
 
 def test_grace_period_that_started_after_source_outage_is_not_extended() -> None:
     fleet = held(since=60.0)
-    fleet.not_ready.extend(lost_at=20.0, now=50.0)
+    fleet.not_ready.pause(20.0)
+    fleet.not_ready.resume(50.0)
     assert fleet.not_ready.due_at == 120.0
 
 
