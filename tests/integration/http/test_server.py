@@ -3,12 +3,15 @@
 import asyncio
 import gc
 import socket
+import ssl
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from pathlib import Path
 
 import pytest
 
 from milo_kube.http.server import FIELDS_LIMIT, REQUEST_LIMIT, HttpReply, HttpServer, ServerRequest
+from tests.support.certificates import Authority
 from tests.support.eventually import LIMIT_S, eventually
 
 LARGE = 16 << 20
@@ -16,7 +19,9 @@ LARGE = 16 << 20
 
 
 @asynccontextmanager
-async def serving(connections: int = 8) -> AsyncIterator[tuple[str, int, list[ServerRequest]]]:
+async def serving(
+    connections: int = 8, *, body_limit: int = 0, tls: ssl.SSLContext | None = None
+) -> AsyncIterator[tuple[str, int, list[ServerRequest]]]:
     seen: list[ServerRequest] = []
     never = asyncio.Event()
 
@@ -28,9 +33,9 @@ async def serving(connections: int = 8) -> AsyncIterator[tuple[str, int, list[Se
             return HttpReply(bytes(LARGE))
         return HttpReply(f"{request.path} {dict(request.query)}".encode())
 
-    server = HttpServer(answer, connections=connections)
+    server = HttpServer(answer, connections=connections, body_limit=body_limit, tls=tls)
     url = await server.start("127.0.0.1", 0)
-    host, _, port = url.removeprefix("http://").rpartition(":")
+    host, _, port = url.partition("://")[2].rpartition(":")
     try:
         yield host, int(port), seen
     finally:
@@ -129,6 +134,56 @@ async def test_oldest_unread_replies_are_dropped_beyond_their_limit() -> None:
             await eventually(lambda: len(seen) == count)  # noqa: B023 - called before the next one
         are_whole = [await asyncio.to_thread(read_all, client) > LARGE for client in crowd]
     assert are_whole == [False, False, True, True, True, True]
+
+
+async def test_bodies_that_arrive_slowly_are_dropped_beyond_their_limit() -> None:
+    """Neither a short request nor the newest one pays for the clients that send large bodies and never end them."""
+    async with serving(body_limit=LARGE) as (host, port, seen), AsyncExitStack() as closing:
+        crowd = [closing.enter_context(socket.create_connection((host, port), LIMIT_S)) for _ in range(7)]
+        for client, size in zip(crowd, (1000, *[LARGE] * 6), strict=True):
+            head = f"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: {size}\r\nConnection: close\r\n\r\n"
+            with suppress(ConnectionError):
+                await asyncio.to_thread(client.sendall, head.encode() + bytes(size - 1))
+        await eventually(lambda: sum(map(is_open, crowd)) == 1 + 4)
+        assert is_open(crowd[0])
+        crowd[0].sendall(b".")
+        assert (await asyncio.to_thread(crowd[0].recv, 100)).startswith(b"HTTP/1.1 200 ")
+        assert [len(request.body) for request in seen] == [1000]
+
+
+async def test_connections_that_are_accepted_at_once_are_limited() -> None:
+    async with serving() as (host, port, _), AsyncExitStack() as closing:
+        crowd = [closing.enter_context(socket.create_connection((host, port), LIMIT_S)) for _ in range(50)]
+        await eventually(lambda: sum(map(is_open, crowd)) == 8)
+
+
+async def test_connections_without_a_handshake_are_limited(tmp_path: Path) -> None:
+    ca = Authority()
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(*ca.server().write(tmp_path, "server"))
+    async with serving(tls=context) as (host, port, _), AsyncExitStack() as closing:
+        silent = [closing.enter_context(socket.create_connection((host, port), LIMIT_S)) for _ in range(20)]
+        await eventually(lambda: sum(map(is_open, silent)) == 8)
+        trusting = ssl.create_default_context(cadata=ca.pem.decode())
+        reader, writer = await asyncio.open_connection(host, port, ssl=trusting)
+        writer.write(b"GET /a HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        assert (await reader.read()).startswith(b"HTTP/1.1 200 ")
+        writer.close()
+        silent[-1].sendall(b"not TLS")
+        await eventually(lambda: not is_open(silent[-1]))
+
+
+def is_open(client: socket.socket) -> bool:
+    """Return whether the server has not closed the connection. What it sent stays unread."""
+    client.setblocking(False)
+    try:
+        return bool(client.recv(1, socket.MSG_PEEK))
+    except BlockingIOError:
+        return True
+    except ConnectionError:
+        return False
+    finally:
+        client.settimeout(LIMIT_S)
 
 
 async def test_request_sent_before_the_previous_reply_was_read_is_not_answered() -> None:

@@ -12,7 +12,7 @@ from milo_discoveryd.server.calls.requests import MAX_REQUEST_BYTES, MAX_VALUES,
 from milo_discoveryd.server.connections.connection_budget import ConnectionSlots
 from milo_discoveryd.telemetry.http import CONNECTIONS
 from milo_discoveryd.wiring.listeners import listeners
-from milo_kube.http.server import REQUEST_LIMIT, UNREAD_LIMIT, UNREAD_REPLIES
+from milo_kube.http.server import HELD_LIMIT, LARGEST_HELD, REQUEST_LIMIT
 from tests.support.memory_limit import shipped_limit
 
 _KIB, _MIB = 1 << 10, 1 << 20
@@ -49,7 +49,7 @@ def test_defaults_of_all_listeners_fit_the_shipped_memory_limit(monkeypatch: pyt
         + count * calls_in_flight(count) * CALL
         + count * calls_in_flight(count, MAX_REQUEST_BYTES) * LARGE_REQUEST
         + CONNECTIONS * REQUEST_LIMIT * HTTP_REQUEST_FACTOR
-        + max(UNREAD_LIMIT, UNREAD_REPLIES * REPLY)
+        + max(HELD_LIMIT, LARGEST_HELD * REPLY)
         + 3 * REPLY  # a reply that is being rendered, with its copies
     )
     assert worst < shipped_limit()

@@ -16,17 +16,18 @@ import msgspec
 
 from milo_kube import addresses
 from milo_kube.http.headers import Headers
+from milo_kube.http.tls import TlsTransport
 
 REQUEST_LIMIT = 16 << 10
 """Maximum bytes of a request without the body that its server accepts."""
 FIELDS_LIMIT = 100
 """Maximum number of header fields of a request, and of fields of its query. In memory, short fields take many times
 their size in the request."""
-UNREAD_LIMIT = 8 << 20
-"""Maximum bytes of replies that clients have not read."""
-UNREAD_REPLIES = 4
-"""The limit on unread bytes is raised to this many times the size of the largest unread reply, if that is more than
-UNREAD_LIMIT."""
+HELD_LIMIT = 8 << 20
+"""Maximum bytes of request bodies, and of replies that clients have not read."""
+LARGEST_HELD = 4
+"""The limit is raised to this many times what the connection with the most holds, if that is more than HELD_LIMIT."""
+HANDSHAKE_S = 10.0
 IDLE_S = 60.0
 """Maximum time from the start of a connection, or its last response, to the next response."""
 _METHODS = ("GET", "HEAD")
@@ -69,7 +70,7 @@ class HttpServer:
 
     async def start(self, host: str | None, port: int) -> str:
         """Listen, and return the URL. Raises OSError."""
-        self._listening = await asyncio.get_running_loop().create_server(self._accepted, host, port, ssl=self._tls)
+        self._listening = await asyncio.get_running_loop().create_server(self._accepted, host, port)
         address, bound = self._listening.sockets[0].getsockname()[:2]
         return f"http{'s' if self._tls else ''}://{addresses.host_port(address, bound)}"
 
@@ -85,18 +86,22 @@ class HttpServer:
             oldest.end()
         made = _Connection(self)
         self._connections[made] = None
-        return made
+        return made if self._tls is None else made.secured(self._tls)
+
+    def serves(self, connection: "_Connection") -> bool:
+        """Return whether the connection has not been closed."""
+        return connection in self._connections
 
     def closed(self, connection: "_Connection") -> None:
         self._connections.pop(connection, None)
 
-    def limit_unread(self, newest: "_Connection") -> None:
-        """Close the oldest connections whose clients do not read, while unread replies take too much memory."""
-        unread = {connection: connection.unread for connection in self._connections if connection.unread}
-        excess = sum(unread.values()) - max(UNREAD_LIMIT, UNREAD_REPLIES * max(unread.values(), default=0))
-        for connection, size in unread.items():
+    def limit_held(self, newest: "_Connection") -> None:
+        """Close the connections that hold most, of these the oldest first, while all together hold too much memory."""
+        held = {connection: connection.held for connection in self._connections if connection.held}
+        excess = sum(held.values()) - max(HELD_LIMIT, LARGEST_HELD * max(held.values(), default=0))
+        for connection in sorted(held, key=held.__getitem__, reverse=True):
             if excess > 0 and connection is not newest:
-                excess -= size
+                excess -= held[connection]
                 connection.end()
 
 
@@ -105,9 +110,11 @@ class _Connection(asyncio.Protocol):
         self._server = server
         self._transport: asyncio.Transport | None = None
         self._timer: asyncio.TimerHandle | None = None
+        self._securing: asyncio.Task[None] | None = None
         self._task: asyncio.Task[None] | None = None
         self._has_replied = False
         self._begin()
+        self._wait()
 
     def _begin(self) -> None:
         self._parser = httptools.HttpRequestParser(self)
@@ -118,6 +125,24 @@ class _Connection(asyncio.Protocol):
         self._body = bytearray()
         self._is_complete = False
         self._keep_alive = False
+
+    def secured(self, context: ssl.SSLContext) -> TlsTransport:
+        """Return the TLS connection below this one, which is made once the handshake is complete."""
+        self._transport = secured = TlsTransport(lambda _: self, context, None)
+        self._securing = asyncio.get_running_loop().create_task(self._secure(secured), name="secure an HTTP connection")
+        return secured
+
+    async def _secure(self, secured: TlsTransport) -> None:
+        try:
+            async with asyncio.timeout(HANDSHAKE_S):
+                await secured.handshake()
+        except OSError:
+            self.end()
+
+    @property
+    def held(self) -> int:
+        """The bytes of the request's body, and of replies that the client has not read."""
+        return len(self._body) + self.unread
 
     @property
     def unread(self) -> int:
@@ -138,7 +163,9 @@ class _Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
-        self._wait()
+        # Of many connections that are accepted at once, the first are closed before they have a transport.
+        if not self._server.serves(self):
+            self._transport.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.end()
@@ -185,6 +212,7 @@ class _Connection(asyncio.Protocol):
             if len(self._body) > self._server.body_limit:
                 self._refuse(HTTPStatus.REQUEST_ENTITY_TOO_LARGE)
                 raise ValueError("the body is too large")
+            self._server.limit_held(self)
 
     def on_message_complete(self) -> None:
         self._is_complete = True
@@ -247,7 +275,7 @@ class _Connection(asyncio.Protocol):
         head = _head(response.status, fields)
         self._has_replied = True
         self._transport.write(head + response.body if with_body else head)
-        self._server.limit_unread(self)
+        self._server.limit_held(self)
 
     def _wait(self) -> None:
         if self._timer is not None:

@@ -81,7 +81,10 @@ class TlsTransport(asyncio.Transport, asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._below = cast(asyncio.Transport, transport)
-        self._shake_hands()
+        if self._is_closing:  # `abort` was called before there was anything to close
+            self._below.abort()
+        else:
+            self._shake_hands()
 
     def data_received(self, data: bytes) -> None:
         self._reading.add(data)
