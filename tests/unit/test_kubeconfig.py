@@ -334,3 +334,26 @@ def test_rendered_kubeconfig_has_bytes_in_base64_and_no_field_without_value() ->
     assert document["users"] == [{"name": "c", "user": {"token": "secret"}}]
     found = kubeconfig.parse(json.dumps(document).encode()).select(kubeconfig.SELF_CONTAINED)
     assert (found.server, found.authorities, found.token) == ("https://api", b"PEM", "secret")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        pytest.param(f"? {'k' * 30_000}\n: 1\n? {'k' * 30_000}\n: 2\n", id="a long key, twice"),
+        pytest.param(
+            json.dumps(
+                {
+                    "contexts": [{"name": "a", "context": {"cluster": "a", "user": "a"}}],
+                    "clusters": [{"name": "a", "cluster": {"server": "https://a"}}],
+                    "users": [{"name": "a", "user": {f"{number:050}": "x" for number in range(900)}}],
+                }
+            ),
+            id="many fields",
+        ),
+    ],
+)
+def test_problem_of_a_received_kubeconfig_is_short(content: str) -> None:
+    """Problems are kept, logged and sent to callers."""
+    with pytest.raises(KubeconfigError) as refused:
+        kubeconfig.parse_received(content.encode()).select(kubeconfig.RECEIVED, "a")
+    assert len(str(refused.value)) < 500

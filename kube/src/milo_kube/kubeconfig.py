@@ -382,7 +382,7 @@ class _Reader:
         refused: dict[str, list[str]] = {}
         for name in sorted(given.keys() - allowed):
             refused.setdefault(_INSTEAD.get(name, self._policy.instead), []).append(name[:80])
-        self._problems += [f"{about} has {', '.join(names)}: {instead}" for instead, names in refused.items()]
+        self._problems += [f"{about} has {', '.join(names):.200}: {instead}" for instead, names in refused.items()]
         for name in sorted(given.keys() & allowed):
             self._has_wrong_type |= not _has_right_type(given[name], name, about, self._problems)
         return {name: value for name, value in given.items() if name in allowed}

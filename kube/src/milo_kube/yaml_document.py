@@ -131,7 +131,7 @@ class _Builder:
             key = _text(key_node)
             if key in mapping:
                 first = self.lines[(*path, key)]
-                raise DocumentError(f'has the key "{key}" twice (first on line {first})', _line(key_node))
+                raise DocumentError(f'has the key "{key[:80]}" twice (first on line {first})', _line(key_node))
             self.lines[(*path, key)] = _line(key_node)
             mapping[key] = self.build(value_node, (*path, key), depth + 1)
         return mapping
