@@ -5,7 +5,15 @@ from typing import Any
 
 import msgspec
 
-from milo_discoveryd.sharding.leases import MAX_MEMBERS, PENDING_SIZE, GroupState, MemberLease, View, ViewMember
+from milo_discoveryd.sharding.leases import (
+    MAX_MEMBERS,
+    PENDING_NAMES,
+    PENDING_SIZE,
+    GroupState,
+    MemberLease,
+    View,
+    ViewMember,
+)
 from milo_kube.rfc3339 import rfc3339
 
 GROUP_LABEL = "discovery.miloapis.com/shard-group"
@@ -173,6 +181,7 @@ class LeaseList:
         self._view: View | None = None
         self._view_version = ""
         self._problems: list[str] = []
+        self._pending = 0
         self._foreign = 0
         self._foreign_names: list[str] = []
 
@@ -201,13 +210,20 @@ class LeaseList:
         elif name.startswith(prefix):
             member = name.removeprefix(prefix)
             try:
-                self._members[member] = _member(lease, member)
+                self._members[member] = self._counted(_member(lease, member))
             except _UNREADABLE as error:
                 self._members[member] = _unreadable(lease, member, self._names, error)
         else:
             self._foreign += 1
             if self._foreign <= _FOREIGN_NAMED:
                 self._foreign_names.append(name)
+
+    def _counted(self, lease: MemberLease) -> MemberLease:
+        """Return the Lease. Raises ValueError if the group has too many pending clusters with it."""
+        if self._pending + len(lease.pending) > PENDING_NAMES:
+            raise ValueError(f"with its pending clusters, the group has more than {PENDING_NAMES}")
+        self._pending += len(lease.pending)
+        return lease
 
     @property
     def group(self) -> GroupState:

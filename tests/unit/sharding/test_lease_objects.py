@@ -6,7 +6,7 @@ import pytest
 
 from milo_discoveryd.sharding import lease_objects
 from milo_discoveryd.sharding.lease_objects import LeaseFormatError, LeaseList, LeaseNames
-from milo_discoveryd.sharding.leases import MAX_MEMBERS, GroupState, MemberLease, View, ViewMember
+from milo_discoveryd.sharding.leases import MAX_MEMBERS, PENDING_NAMES, GroupState, MemberLease, View, ViewMember
 
 NAMES = LeaseNames("operators", "dns")
 LEASE = MemberLease(
@@ -235,3 +235,16 @@ def test_lease_names_and_label_selector_contain_the_group() -> None:
 )
 def test_owner_of_a_lease_is_the_group_that_its_label_names(leases: list[object], owner: str | None) -> None:
     assert lease_objects.decode_owner(listed(*leases)) == owner
+
+
+def test_pending_clusters_of_all_leases_together_are_limited() -> None:
+    """Each Lease is valid alone, and one with as many names as fit takes 2 MB of memory."""
+    pending = frozenset(f"{cluster:x}" for cluster in range(16_000))
+    many = [msgspec.structs.replace(LEASE, member=f"m{number}", pending=pending) for number in range(7)]
+    bodies = (stored(lease_objects.encode_member(lease, NAMES, WALL), lease.version) for lease in (*many, LEASE))
+    members = decode_list(listed(*bodies), NAMES).members
+    assert sum(len(lease.pending) for lease in members.values()) <= PENDING_NAMES
+    assert members["a"] == LEASE
+    [refused] = [lease for lease in members.values() if lease.problem]
+    assert "with its pending clusters, the group has more than" in refused.problem
+    assert refused.is_held
