@@ -25,7 +25,7 @@ AdmissionOperation = Literal["CREATE", "UPDATE", "DELETE", "CONNECT"]
 
 _PARENT = "iam.miloapis.com/parent-"
 _PROJECT = {"api-group": "resourcemanager.miloapis.com", "type": "Project"}
-_REASONS = {
+_REASONS: Mapping[int, str] = {
     HTTPStatus.BAD_REQUEST: "BadRequest",
     HTTPStatus.FORBIDDEN: "Forbidden",
     HTTPStatus.CONFLICT: "Conflict",
@@ -48,7 +48,7 @@ class Deny(Exception):  # noqa: N818  (an answer, not a failure)
 
     def __init__(self, message: str, *, code: int | None = None, field: str = "") -> None:
         super().__init__(message)
-        self.message = message
+        self.message = str(message)  # authors also pass the error that they caught
         self.field = field
         self.code = code or (HTTPStatus.UNPROCESSABLE_ENTITY if field else HTTPStatus.FORBIDDEN)
 
@@ -124,7 +124,7 @@ class Review(Generic[ObjectT]):
 
     def warn(self, message: str) -> None:
         """Show a warning to the user, whether the request is allowed or not."""
-        self.warnings.append(message)
+        self.warnings.append(str(message))
 
 
 def review_of(
@@ -156,7 +156,7 @@ def allowed(request: AdmissionRequest, warnings: Sequence[str] = ()) -> Document
 def denied(request: AdmissionRequest, reason: Deny, warnings: Sequence[str] = ()) -> Document:
     status: Document = {
         "code": int(reason.code),
-        "reason": _REASONS.get(HTTPStatus(reason.code), "Forbidden"),
+        "reason": _REASONS.get(reason.code, "Forbidden"),
         "message": f"{reason.field}: {reason.message}" if reason.field else reason.message,
     }
     if reason.field:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator, Sequence
 from copy import deepcopy
 from typing import Any
 
+import msgspec
+
 Operation = dict[str, Any]
+
+_KEYS = ("name", "type", "key")
 
 
 def patch(before: Any, after: Any, path: str = "") -> Iterator[Operation]:
@@ -18,9 +23,9 @@ def patch(before: Any, after: Any, path: str = "") -> Iterator[Operation]:
             place = f"{path}/{_token(name)}"
             if name not in before:
                 yield {"op": "add", "path": place, "value": value}
-            elif before[name] != value or _differ_in_type(before[name], value):
+            else:
                 yield from patch(before[name], value, place)
-    elif before != after or _differ_in_type(before, after):
+    elif not _are_same(before, after):
         yield {"op": "replace", "path": path, "value": after}
 
 
@@ -42,25 +47,72 @@ def applied(document: Any, operations: Sequence[Operation]) -> Any:
 def carried_over(original: Any, before: Any, after: Any) -> Any:
     """Return `original` with what differs between `before` and `after`.
 
-    `before` and `after` may lack fields of `original`, such as those that a type does not declare: these are kept.
+    `before` and `after` may lack fields of `original`, such as those that a type does not declare: these are kept, also
+    in the elements of a list that is extended, shortened or reordered.
     """
     if isinstance(original, dict) and isinstance(before, dict) and isinstance(after, dict):
         kept = {name: value for name, value in original.items() if name in after or name not in before}
         changed = {
             name: carried_over(original.get(name), before.get(name), value)
             for name, value in after.items()
-            if name not in before or before[name] != value
+            if name not in before or not _are_same(before[name], value)
         }
         return kept | changed
     lists = (original, before, after)
-    if all(isinstance(one, list) for one in lists) and len({len(one) for one in lists}) == 1:
-        return [carried_over(*items) for items in zip(*lists, strict=True)]
-    return original if before == after else after
+    if all(isinstance(one, list) for one in lists) and len(original) == len(before):
+        found = _positions(before, after)
+        return [
+            value if at is None else carried_over(original[at], before[at], value)
+            for at, value in zip(found, after, strict=True)
+        ]
+    return original if _are_same(before, after) else after
 
 
-def _differ_in_type(one: Any, other: Any) -> bool:
-    """Return whether values that Python counts as equal are different JSON: 1 and true."""
-    return isinstance(one, bool) != isinstance(other, bool)
+def _positions(before: Sequence[Any], after: Sequence[Any]) -> Sequence[int | None]:
+    """Return where each element of `after` is in `before`; None for one that is new.
+
+    Elements are the same if they are equal, or else have the same key, or else the same position in a list that was not
+    shortened. Takes linear time, since the elements are a tenant's.
+    """
+    found: list[int | None] = [None] * len(after)
+    left = dict.fromkeys(range(len(before)))
+
+    def match(here: int, there: int) -> None:
+        found[here] = there
+        del left[there]
+
+    for identify in (_encoded, _key):
+        places: dict[object, deque[int]] = {}
+        for there in left:
+            if (identity := identify(before[there])) is not None:
+                places.setdefault(identity, deque()).append(there)
+        rest = [(here, places.get(identify(after[here]))) for here in range(len(after)) if found[here] is None]
+        for here, _ in rest:  # first at the same position, since elements may be equal
+            if here in left and identify(before[here]) == identify(after[here]) is not None:
+                match(here, here)
+        for here, theirs in rest:
+            while found[here] is None and theirs:
+                if (there := theirs.popleft()) in left:
+                    match(here, there)
+    for here in range(len(after) if len(after) >= len(before) else 0):
+        if found[here] is None and here in left:
+            match(here, here)
+    return found
+
+
+def _key(element: Any) -> str | None:
+    """Return what identifies an element of a list in Kubernetes, mostly."""
+    named = element if isinstance(element, dict) else {}
+    return next((value for name in _KEYS if isinstance(value := named.get(name), str)), None)
+
+
+def _are_same(one: Any, other: Any) -> bool:
+    """Return whether two values are the same JSON. Python counts 1 and true as equal."""
+    return _encoded(one) == _encoded(other)
+
+
+def _encoded(value: Any) -> bytes:
+    return msgspec.json.encode(value, order="deterministic")
 
 
 def _name(token: str) -> str:

@@ -15,6 +15,7 @@ import msgspec
 
 from milo_controllers.admission_review import (
     AdmissionOperation,
+    AdmissionRequest,
     Deny,
     Review,
     allowed,
@@ -26,6 +27,7 @@ from milo_controllers.admission_review import (
 from milo_controllers.functions import is_async
 from milo_controllers.kinds import Document, Kind
 from milo_discovery._failure_log import FailureLog
+from milo_discovery._task_groups import cancelled_from_outside
 from milo_discovery.engaged_cluster import EngagedCluster
 from milo_discovery.errors import DiscoveryError
 from milo_discovery.model import Cluster
@@ -84,6 +86,10 @@ class ProjectClusters(msgspec.Struct, frozen=True):
     """Returns the cluster that this replica has engaged under a name."""
 
 
+class _LookUpError(Exception):
+    """The cluster of a project cannot be looked up."""
+
+
 class _LookUp(NamedTuple):
     cluster: Cluster | None
     at: float
@@ -126,8 +132,6 @@ class Webhooks:
         self._by_path: dict[str, Webhook] = {}
         self._threads: dict[str, ThreadPoolExecutor] = {}
         self._failures = failures
-        self.in_threads = 0
-        """The number of plain functions that run."""
 
     def __bool__(self) -> bool:
         return bool(self._by_path)
@@ -154,25 +158,28 @@ class Webhooks:
             return HttpReply(f"no webhook at {request.path}\n".encode(), status=HTTPStatus.NOT_FOUND)
         limit_s = max(_seconds(request.query.get("timeout", "")) - _MARGIN_S, _MARGIN_S)
         try:
-            async with asyncio.timeout(limit_s):
-                answered = await self._reviewed(webhook, request.body)
+            asked = decode_review(request.body)
         except ValueError as error:
             return HttpReply(f"{error}\n".encode(), status=HTTPStatus.BAD_REQUEST)
-        except TimeoutError as error:
-            return self._failed(webhook, f"no answer within {limit_s:g} s", HTTPStatus.GATEWAY_TIMEOUT, error)
-        except DiscoveryError as error:
-            what = f"the project cannot be looked up: {error}"
-            return self._failed(webhook, what, HTTPStatus.SERVICE_UNAVAILABLE, error)
+        try:
+            async with asyncio.timeout(limit_s) as limit:
+                answered = await self._reviewed(webhook, asked)
+            return HttpReply(msgspec.json.encode(answered), content_type="application/json")
+        except _LookUpError as error:
+            return self._failed(webhook, str(error), HTTPStatus.SERVICE_UNAVAILABLE, error)
         except Exception as error:  # noqa: BLE001  (of the author's function: this review fails, others go on)
+            if isinstance(error, TimeoutError) and limit.expired():
+                return self._failed(webhook, f"no answer within {limit_s:g} s", HTTPStatus.GATEWAY_TIMEOUT, error)
             what = f"{type(error).__name__}: {error}"
             return self._failed(webhook, what, HTTPStatus.INTERNAL_SERVER_ERROR, error)
-        return HttpReply(msgspec.json.encode(answered), content_type="application/json")
 
-    async def _reviewed(self, webhook: Webhook, body: bytes) -> Document:
-        request = decode_review(body)
+    async def _reviewed(self, webhook: Webhook, request: AdmissionRequest) -> Document:
         project = request.user_info.project
         key = f"{self.source}#{project}" if self.source and project else project
-        cluster = await self._look_ups.cluster(key)
+        try:
+            cluster = await self._look_ups.cluster(key)
+        except DiscoveryError as error:
+            raise _LookUpError(f"the project cannot be looked up: {error}") from error
         if cluster is None:
             if webhook.unknown == "allow":
                 return allowed(request)
@@ -189,6 +196,10 @@ class Webhooks:
             await self._called(webhook, review)
         except Deny as reason:
             return denied(request, reason, review.warnings)
+        except asyncio.CancelledError as cancelled:
+            if cancelled_from_outside():
+                raise
+            raise RuntimeError("the review was canceled, but not by its server") from cancelled
         if webhook.type is WebhookType.MUTATING and request.operation != "DELETE":
             return mutated(request, webhook.kind, review.object, review.warnings)
         return allowed(request, review.warnings)
@@ -199,16 +210,8 @@ class Webhooks:
             await webhook.reviewer(review)  # type: ignore[misc]
             return
         context = copy_context()
-
-        def call() -> None:
-            self.in_threads += 1
-            try:
-                context.run(webhook.reviewer, review)
-            finally:
-                self.in_threads -= 1
-
         # A call that waits for a thread when its time is over never begins.
-        await asyncio.get_running_loop().run_in_executor(threads, call)
+        await asyncio.get_running_loop().run_in_executor(threads, context.run, webhook.reviewer, review)
 
     def _failed(self, webhook: Webhook, what: str, status: HTTPStatus, error: Exception) -> HttpReply:
         text = f"{webhook.type.value} {webhook.name}: {what}"

@@ -512,7 +512,12 @@ async def test_project_in_both_modes_with_unready_control_plane_is_engaged_only_
 async def test_project_in_sources_of_both_modes_is_engaged_once_and_its_kubeconfig_is_synced(
     workspace: Workspace,
 ) -> None:
+    """The log and `check` say in one line that both sources follow one Milo."""
     sources, directory = both_modes(workspace), workspace.directory
+    lines = await checked(workspace, sources=sources, discovery_kubeconfig=None)
+    assert [line for line in lines if "follow the same projects" in line] == [
+        "fail  planes: clusters: 0 of 2 engaged, 2 malformed; the sources planes and projects follow the same projects"
+    ]
     issuer = {"name": "own", "type": "project-kubeconfig", "share_discovery_identity": True, "sources": ["projects"]}
     settings: dict[str, Any] = {"sources": sources, "kubeconfigs": {"issuers": [issuer]}}
     async with workspace.daemon(discovery_kubeconfig=None, **settings) as daemon:
@@ -523,8 +528,15 @@ async def test_project_in_sources_of_both_modes_is_engaged_once_and_its_kubeconf
             await daemon.during(eventually(lambda: watch.sources["planes"].state is SourceState.STREAMING))
             report = await client.get("planes#bank")
             assert "is also claimed by another object" in report.engagement.message
+            await daemon.wait_for_output("two sources follow the same projects")
         arguments = ("--address", workspace.address, "sync", "--once", "--dir", f"{directory}/files")
         syncing = await create_subprocess_exec(sys.executable, "-m", "milo_discovery", *arguments)
         assert await syncing.wait() == 0
+        workspace.sandbox.milo.found("later", "acme", {})
+        workspace.sandbox.milo.provision("later")
+        async with workspace.client() as client, client.watch() as watch:
+            await daemon.during(read_until(watch, lambda: len(watch.clusters) == len(wanted) + 1))
+    told = [(line["source"], line["other"]) for line in daemon.events("two sources follow the same projects")]
+    assert told == [("planes", "projects")], "once per source"
     written = {path.name for path in (directory / "files").glob("*.kubeconfig")}
     assert written == {"projects#bank.kubeconfig", "projects#shop.kubeconfig"}

@@ -167,6 +167,9 @@ class Ledger:
     def object_reported(self, observation: Malformed | Refused) -> None:
         self._note("daemon: refuses", observation.name)
 
+    def source_duplicated(self, other: str) -> None:
+        self._note("daemon: source duplicates", other)
+
     def source_status_changed(self, status: ViewStatus) -> None:
         self._note("daemon: source", status.state.value, status.reason)
 

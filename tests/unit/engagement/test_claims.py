@@ -467,3 +467,35 @@ def test_draining_cluster_whose_claim_is_refused_is_disengaged_at_once() -> None
 )
 def test_addresses_are_normalized_for_comparison(url: str, expected: str) -> None:
     assert address(Target(name="x", uid="u", place=(url,))) == expected
+
+
+@pytest.mark.parametrize("servers", [("core", "core"), ("core", "other-address-of-core")])
+def test_sources_are_duplicates_if_most_objects_of_one_claim_what_objects_of_the_other_claim(
+    servers: tuple[str, str],
+) -> None:
+    found = Claimants(*servers)
+    for number in range(9):
+        uid = f"uid-{number}"
+        found.commit(0, Ready(uid, "1", target(f"project-{number}", uid)))
+        found.commit(1, Ready(f"object-{number}", "1", target(f"plane-{number}", uid if number else "its-own")))
+    assert (found.fleet.duplicate_of("0"), found.fleet.duplicate_of("1")) == ("", "0")
+    assert [found.fleet.new_duplicate_of("1") for _ in range(3)] == ["0", "", ""]
+
+
+def test_sources_that_share_few_projects_are_no_duplicates_until_they_share_most() -> None:
+    found, told = Claimants(), list[str]()
+    for number in range(20):
+        found.commit(0, claims(f"shop-{number}", f"uid-{number}"))
+        found.commit(1, claims(f"plane-{number}", f"uid-{number}" if number in {0, 5} else f"own-{number}"))
+        told.append(found.fleet.new_duplicate_of("1"))
+    assert not any(told[1:]), "two of many"
+    for number in range(20):
+        found.commit(1, claims(f"plane-{number}", f"uid-{number}", "2"))
+        told.append(found.fleet.new_duplicate_of("1"))
+    assert told.count("0") == 1
+
+
+def test_objects_of_one_source_that_claim_one_uid_make_no_duplicate() -> None:
+    found = Claimants()
+    found.commit(1, claims("bank"), claims("shop-x"), claims("shop-y"))
+    assert found.fleet.duplicate_of("1") == ""
