@@ -23,6 +23,7 @@ from milo_discoveryd.credentials.issued_credential import LONGEST_S, IssuedCrede
 from milo_discoveryd.credentials.issuers.issuer import MintRequest, Scope
 from milo_discoveryd.credentials.kubernetes_api import TIMEOUT_S, ApiAnswer, KubernetesApi
 from milo_discoveryd.daemon_errors import BackendError
+from milo_discoveryd.logger import log
 from milo_discoveryd.model.cluster import Cluster, ClusterIdentity
 from milo_kube.credential import Credential, token_of
 from milo_kube.http.errors import TransportError
@@ -152,12 +153,13 @@ class TokenRequestIssuer:
         """The last revoked incarnation of each cluster: a late mint must not create a Secret for it again."""
         self._locks: dict[ClusterIdentity, tuple[asyncio.Lock, int]] = {}
         self._clean_up_at = float("-inf")
+        self._cleaning: asyncio.Task[None] | None = None
 
     async def mint(self, request: MintRequest) -> IssuedCredential:
         cluster = request.cluster
         if cluster is None:
             return await self._request(request.ttl_s, None)
-        await self._clean_up()
+        self._begin_clean_up()
         identity = cluster.identity
         async with self._exclusive(identity):
             if self._ended.get(identity, 0) >= cluster.incarnation:
@@ -277,14 +279,17 @@ class TokenRequestIssuer:
         await self._delete(await self._list(f"{RUN_LABEL}={self._run},{CLUSTER_LABEL}={_digest(str(identity))}"))
         self._bound.pop(identity, None)
 
-    async def _clean_up(self) -> None:
-        """Periodically delete Secrets of all runs, once all tokens bound to them have expired."""
+    def _begin_clean_up(self) -> None:
+        """Periodically delete old Secrets. No mint waits for that: there may be thousands."""
         now = self._clock()
-        if now < self._clean_up_at:
-            return
-        self._clean_up_at = now + CLEAN_UP_EVERY_S
-        # Failures are ignored: a later mint repeats the request.
-        with suppress(BackendError):
+        if now >= self._clean_up_at and (self._cleaning is None or self._cleaning.done()):
+            self._clean_up_at = now + CLEAN_UP_EVERY_S
+            self._cleaning = asyncio.create_task(self._clean_up(now), name=f"clean up at {self.name}")
+
+    async def _clean_up(self, now: float) -> None:
+        """Delete Secrets of all runs, once all tokens bound to them have expired."""
+        # Failures are ignored: a later mint begins again.
+        with log.contained("old Secrets not deleted", issuer=self.name), suppress(BackendError):
             found = await self._list(f"{MANAGED_BY}={MANAGER},{RUN_LABEL}")
             await self._delete(
                 metadata for metadata in found if now - metadata.creation_timestamp.timestamp() > EXPIRED_AFTER_S

@@ -33,6 +33,9 @@ TESTED = {
     "milo_discoveryd/connectivity/prober.py: self._probe": (
         "tests/unit/connectivity/test_prober.py::test_unexpected_error_of_a_probe_is_a_failure_of_its_cluster"
     ),
+    "milo_discoveryd/credentials/issuers/token_request.py: self._clean_up": (
+        "tests/unit/credentials/test_token_request.py::test_mints_do_not_wait_for_the_deletion_of_old_secrets"
+    ),
     "milo_discoveryd/kubeconfigs/minter.py: self._work": (
         f"{_KUBECONFIGS}::test_unexpected_error_of_a_mint_is_a_failure_of_its_cluster"
     ),

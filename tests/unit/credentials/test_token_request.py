@@ -4,7 +4,7 @@ import asyncio
 import json
 import random
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from contextlib import aclosing, suppress
 from pathlib import Path
 
@@ -28,6 +28,8 @@ from milo_kube.list_pages import MAX_PAGES
 from milo_kube.upstream import load_kubeconfig
 from milo_sandbox import Rule, Sandbox
 from milo_sandbox.refusals import RefusalError
+from tests.support.eventually import LIMIT_S, eventually
+from tests.support.logs import capture_logs
 from tests.unit.credentials.backend import ALPHA, Answer, ScriptedApi, answering, engaged
 from tests.unit.credentials.tokens import CANARY, jwt
 
@@ -189,11 +191,35 @@ async def test_secret_is_replaced_after_a_day_and_old_secrets_of_any_run_are_del
     now += ROTATE_AFTER_S
     with suppress(CredentialError):  # by this clock, the server's tokens are expired already
         await source.mint(WANTED)
-    assert len(sandbox.infrastructure.secret_names()) == 3
+    old = {*sandbox.infrastructure.secret_names()}
+    assert len(old) == 3
     now += EXPIRED_AFTER_S
     with suppress(CredentialError):
         await source.mint(WANTED)
-    assert len(sandbox.infrastructure.secret_names()) == 1, "only the latest Secret is left"
+    await eventually(lambda: not old & {*sandbox.infrastructure.secret_names()})
+
+
+@pytest.mark.parametrize("error", [None, ZeroDivisionError()])
+async def test_mints_do_not_wait_for_the_deletion_of_old_secrets(error: Exception | None) -> None:
+    cleans = asyncio.Event()
+
+    class CleaningApi(ScriptedApi):
+        async def get(self, path: str, query: Iterable[tuple[str, str]] = (), *, timeout_s: float) -> Answer:
+            cleans.set()
+            if error is not None:
+                raise error
+            await asyncio.Event().wait()
+            raise AssertionError
+
+    token = given({"token": jwt(exp=4102444800, sub=SUBJECT), "expirationTimestamp": ENDS})
+    source = a_source(CleaningApi(SECRET, token, token), clock=lambda: 4102444800.0 - 900)
+    with capture_logs() as logs:
+        for _ in range(2):
+            async with asyncio.timeout(LIMIT_S):
+                assert await source.mint(WANTED)
+                await cleans.wait()
+    failures = [entry["event"] for entry in logs if entry["log_level"] == "error"]
+    assert failures == ([] if error is None else ["old Secrets not deleted"])
 
 
 async def test_revocation_deletes_secrets_of_all_list_pages() -> None:
@@ -311,14 +337,14 @@ async def test_failed_token_request_is_reported_without_quoting_the_response(
     answers: list[Answer | TransportError], expected: str
 ) -> None:
     with pytest.raises(CredentialError) as raised:
-        await a_source(ScriptedApi(LISTED, *answers), audiences=["milo"]).mint(WANTED)
+        await a_source(ScriptedApi(*answers), audiences=["milo"]).mint(WANTED)
     assert expected in str(raised.value)
     assert CANARY not in str(raised.value)
 
 
 @pytest.mark.parametrize("bound", [True, False])
 async def test_error_from_server_without_token_request_api_contains_the_cause(bound: bool) -> None:
-    answers = [LISTED, SECRET] if bound else []
+    answers = [SECRET] if bound else []
     source = a_source(ScriptedApi(*answers, answering(404, {})), bound=bound)
     with pytest.raises(BackendError, match="Milo's own API server serves no TokenRequest"):
         await source.mint(WANTED if bound else MintRequest(ttl_s=900))
@@ -330,7 +356,7 @@ def not_found(kind: str, name: str) -> Answer:
 
 @pytest.mark.parametrize("answer", [not_found("serviceaccounts", "operators"), Answer(404, b"404 page not found\n")])
 async def test_retry_of_token_request_without_service_account_creates_no_further_secret(answer: Answer) -> None:
-    api = ScriptedApi(LISTED, SECRET, answer, answer)
+    api = ScriptedApi(SECRET, answer, answer)
     source = a_source(api)
     for _ in range(2):
         with pytest.raises(BackendError, match="the service account does not exist") as raised:
@@ -340,7 +366,7 @@ async def test_retry_of_token_request_without_service_account_creates_no_further
 
 
 async def test_bound_secret_recreated_with_another_uid_is_replaced() -> None:
-    api = ScriptedApi(LISTED, SECRET, answering(500, {}))
+    api = ScriptedApi(SECRET, answering(500, {}))
     source = a_source(api)
     with pytest.raises(BackendError, match="answered 500"):
         await source.mint(WANTED)
@@ -363,7 +389,7 @@ async def test_failed_revocation_is_reported_and_can_be_repeated() -> None:
 
 
 async def test_bound_secret_name_is_safe_for_hostile_uid() -> None:
-    api = ScriptedApi(LISTED, SECRET, answering(500, {}))
+    api = ScriptedApi(SECRET, answering(500, {}))
     strange = Target(name="alpha", uid="../../../x?y#z", place=("https://a",))
     with pytest.raises(BackendError):
         await a_source(api).mint(MintRequest(ttl_s=600, cluster=engaged(strange)))
