@@ -1,9 +1,10 @@
 """Lists and watches a collection: sends the reflector's requests, and yields the resulting source events."""
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from contextlib import AbstractAsyncContextManager, aclosing
 from datetime import UTC, datetime
+from itertools import islice
 from types import TracebackType
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -28,6 +29,8 @@ T = TypeVar("T")
 
 WATCH_RESPONSE_TIMEOUT_S = 300.0
 """Timeout of the response to a watch request. API servers respond at once, but a proxy may wait for the first event."""
+EVENTS_AT_ONCE = 100
+"""Maximum number of events of a batch, after which other tasks run. A hostile server can send a million at once."""
 _REASONS = {
     "dns": "DnsFailed",
     "connect": "ConnectFailed",
@@ -124,7 +127,7 @@ class ListWatch(Generic[Seen]):
         return self._reflector.status
 
     async def batches(self) -> AsyncGenerator[Iterable[SourceEvent[Seen]], None]:
-        """Yield the source events of each response, and of each read of a watch, until closed.
+        """Yield the source events of each response, and of each read of a watch, until closed: many are divided.
 
         All events of a batch must be consumed before the next batch. `status` may change with each batch, even an
         empty one. Close the generator in the task that iterates over it: use `aclosing`.
@@ -134,7 +137,9 @@ class ListWatch(Generic[Seen]):
                 case Wait(until):
                     await asyncio.sleep(until - self._clock())
                 case FetchPage() as request:
-                    yield await self._fetch(request)
+                    async with aclosing(self._pages(request)) as batches:
+                        async for source_events in batches:
+                            yield source_events
                 case OpenWatch() as request:
                     async with aclosing(self._watch(request)) as batches:
                         async for source_events in batches:
@@ -142,6 +147,19 @@ class ListWatch(Generic[Seen]):
                             del source_events  # frees the events: the next wait can last for hours
                 case unexpected:
                     raise AssertionError(f"unexpected request without an open watch: {unexpected!r}")
+
+    async def _pages(self, request: FetchPage) -> AsyncGenerator[Iterable[SourceEvent[Seen]], None]:
+        """Yield the source events of a page, until it was applied or the reflector gives it up."""
+        before, source_events = self._reflector.state, iter(await self._fetch(request))
+        while True:
+            batch = [*islice(source_events, EVENTS_AT_ONCE)]
+            is_last = self._reflector.state is not before
+            if is_last:
+                batch += source_events
+            yield batch
+            if is_last or self._reflector.state is not before:
+                return
+            await asyncio.sleep(0)
 
     async def _fetch(self, request: FetchPage) -> Iterable[SourceEvent[Seen]]:
         query = self._collection.query
@@ -187,10 +205,10 @@ class ListWatch(Generic[Seen]):
                 async with _OpenedStream(opened, self._first_response) as stream:
                     if stream.status == 200:
                         yield self._reflector.opened(self._clock())
-                        async with aclosing(stream.chunks()) as chunks, Deadline() as deadline:
-                            lines = Lines()
-                            while self._reflector.is_reading:
-                                yield await self._read(chunks, lines, deadline)
+                        async with aclosing(self._followed(stream)) as batches:
+                            async for source_events in batches:
+                                yield source_events
+                                del source_events
                     else:
                         failure = _response_failure(stream.status, stream.headers, await stream.read_error(64 * 1024))
         except TransportError as error:
@@ -204,20 +222,37 @@ class ListWatch(Generic[Seen]):
         elif is_silent:
             yield await self._wait_ended()
 
+    async def _followed(self, stream: Stream) -> AsyncGenerator[Iterable[SourceEvent[Seen]], None]:
+        lines = Lines()
+        async with aclosing(stream.chunks()) as chunks, Deadline() as deadline:
+            while self._reflector.is_reading:
+                for number, batch in enumerate(await self._read(chunks, lines, deadline)):
+                    if number:
+                        await asyncio.sleep(0)
+                    yield batch
+                    del batch
+
     async def _read(
         self, chunks: AsyncIterator[bytes], lines: Lines, deadline: Deadline
-    ) -> Iterable[SourceEvent[Seen]]:
-        """Return the events of one read of a watch. Raises TimeoutError if nothing arrives in time."""
+    ) -> Iterator[Iterable[SourceEvent[Seen]]]:
+        """Return the batches of events of one read of a watch. Raises TimeoutError if nothing arrives in time."""
         silent_at = self._reflector.next(self._clock()).until  # type: ignore[union-attr]
         chunk = await self._wait(anext(chunks, None), deadline, silent_at)
         now = self._clock()
         if chunk is not None:
-            events = [self._decoder.line(line) for line in lines.feed(chunk)]
-            return self._reflector.events(events, now, partial=lines.partial)
+            return self._decoded(lines.feed(chunk), now, partial=lines.partial)
         if lines.partial:
             cut = Failure("TruncatedLine", "the server ended the watch in the middle of an event")
-            return self._reflector.failed(cut, now)
-        return self._reflector.ended(now)
+            return iter((self._reflector.failed(cut, now),))
+        return iter((self._reflector.ended(now),))
+
+    def _decoded(
+        self, lines: list[bytes | bytearray], now: float, *, partial: bool
+    ) -> Iterator[Iterable[SourceEvent[Seen]]]:
+        for first in range(0, len(lines) or 1, EVENTS_AT_ONCE):
+            if self._reflector.is_reading:
+                events = self._decoder.lines(lines[first : first + EVENTS_AT_ONCE])
+                yield self._reflector.events(events, now, partial=partial)
 
     async def _first_response(self, response: Awaitable[Stream]) -> Stream:
         try:

@@ -4,7 +4,7 @@ One malformed object does not affect the others. A line that is not an event at 
 """
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Final, Generic, Protocol, TypeVar
 
 import msgspec
@@ -223,6 +223,15 @@ class Decoder(Generic[Object, Seen]):
         items = listed.items or []
         page = ListPage(listed.metadata.resourceVersion, listed.metadata.continue_)
         return page, (found for found in map(self.object, items) if found is not None)
+
+    def lines(self, lines: Iterable[bytes | bytearray]) -> list[WatchEvent[Seen]]:
+        """Decode lines, up to the first one that is not an event."""
+        events: list[WatchEvent[Seen]] = []
+        for line in lines:
+            events.append(event := self.line(line))
+            if isinstance(event, Undecodable):
+                break
+        return events
 
     def line(self, line: bytes | bytearray) -> WatchEvent[Seen]:
         try:
