@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -13,6 +14,7 @@ JSON = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["a", "b/c", "d~e", ""]), inner),
     max_leaves=12,
 )
+A, B = {"name": "a", "size": 1}, {"name": "b", "size": 2}
 DOCUMENTS = st.dictionaries(st.sampled_from(["a", "b/c", "d~e"]), JSON)
 
 
@@ -29,6 +31,8 @@ def test_patch_of_equal_documents_is_empty(document: Any) -> None:
 
 def test_patch_tells_true_from_one() -> None:
     assert list(patch({"a": 1}, {"a": True})) == [{"op": "replace", "path": "/a", "value": True}]
+    assert list(patch({"a": {"b": 1}}, {"a": {"b": True}})) == [{"op": "replace", "path": "/a/b", "value": True}]
+    assert list(patch({"a": [1]}, {"a": [True]})) == [{"op": "replace", "path": "/a", "value": [True]}]
 
 
 @given(DOCUMENTS, DOCUMENTS)
@@ -44,6 +48,35 @@ def test_change_keeps_fields_that_a_type_does_not_declare() -> None:
         "spec": {"size": 2, "extra": True, "parts": [{"name": "b", "more": 1}], "color": "red"},
         "other": 1,
     }
+
+
+@pytest.mark.parametrize(
+    ("after", "expected"),
+    [
+        ([A, B, {"name": "c"}], [{**A, "more": 1}, {**B, "more": 2}, {"name": "c"}]),
+        ([{"name": "c"}, A, B], [{"name": "c"}, {**A, "more": 1}, {**B, "more": 2}]),
+        ([B], [{**B, "more": 2}]),
+        ([B, A], [{**B, "more": 2}, {**A, "more": 1}]),
+        ([{**B, "size": 5}, {"name": "c"}], [{**B, "size": 5, "more": 2}, {"name": "c"}]),
+        ([], []),
+    ],
+)
+def test_elements_keep_undeclared_fields_in_a_list_that_is_extended_shortened_or_reordered(
+    after: Any, expected: Any
+) -> None:
+    assert carried_over([{**A, "more": 1}, {**B, "more": 2}], [A, B], after) == expected
+
+
+def test_elements_without_a_key_keep_undeclared_fields_in_a_list_that_is_extended() -> None:
+    assert carried_over([{"port": 1, "more": 1}], [{"port": 1}], [{"port": 2}, {"port": 3}]) == [
+        {"port": 2, "more": 1},
+        {"port": 3},
+    ]
+
+
+def test_true_is_carried_over_in_place_of_one() -> None:
+    carried = carried_over({"a": [1], "b": {"c": 1}}, {"a": [1], "b": {"c": 1}}, {"a": [True], "b": {"c": True}})
+    assert repr(carried) == "{'a': [True], 'b': {'c': True}}"
 
 
 def test_removed_field_is_removed_and_one_that_was_never_declared_is_kept() -> None:
