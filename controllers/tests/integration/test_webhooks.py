@@ -24,6 +24,7 @@ from milo_controllers.webhook_command import webhooks
 from milo_controllers.webhook_registration import configurations, differences
 from milo_controllers.webhook_server import serve_webhooks
 from milo_discovery import DiscoveryClient, Fleet
+from milo_discovery.errors import Unavailable
 from milo_discovery.testing import ControlPlane, FakeDiscovery, MiloSandbox, RefusedError, eventually
 
 from .widgets import WIDGETS, widget, with_widgets
@@ -139,6 +140,58 @@ async def test_failing_validator_fails_its_review_alone(
         await reviewed(controllers, plane)
     assert "Traceback" in caplog.text
     assert (await send_review(controllers, WIDGETS, widget("two"), project=plane.project)).allowed
+
+
+@pytest.mark.parametrize(
+    "error",
+    [ValueError("no number"), TimeoutError("of a quota server"), Unavailable("of another daemon", code="UNAVAILABLE")],
+    ids=repr,
+)
+async def test_error_of_a_validator_is_logged_as_its_own_whatever_its_type(
+    controllers: Controllers, plane: ControlPlane, error: Exception, caplog: pytest.LogCaptureFixture
+) -> None:
+    @controllers.validate(WIDGETS)
+    async def broken(_: Review) -> None:
+        raise error
+
+    with pytest.raises(ReviewFailed, match=f"500: validate widgets: {type(error).__name__}: {error}"):
+        await reviewed(controllers, plane)
+    assert "Traceback" in caplog.text
+
+
+async def test_validator_that_a_task_of_its_own_cancels_fails_its_review(
+    controllers: Controllers, plane: ControlPlane
+) -> None:
+    @controllers.validate(WIDGETS)
+    async def canceled(_: Review) -> None:
+        raise asyncio.CancelledError
+
+    with pytest.raises(ReviewFailed, match="the review was canceled, but not by its server"):
+        await reviewed(controllers, plane)
+
+
+@pytest.mark.parametrize("code", [422, 460])
+async def test_write_is_denied_with_any_code_and_with_an_error_as_the_message(
+    controllers: Controllers, plane: ControlPlane, code: int
+) -> None:
+    @controllers.validate(WIDGETS)
+    def refuse(review: Review) -> None:
+        cause = ValueError("no number")
+        review.warn(cause)  # type: ignore[arg-type]
+        raise Deny(cause, code=code)  # type: ignore[arg-type]
+
+    denied = await reviewed(controllers, plane)
+    assert (denied.allowed, denied.code, denied.message) == (False, code, "no number")
+    assert denied.warnings == ("no number",)
+
+
+async def test_answer_that_is_no_json_fails_its_review(controllers: Controllers, plane: ControlPlane) -> None:
+    @controllers.validate(WIDGETS)
+    def broken(review: Review) -> None:
+        review.warnings.append(object())  # type: ignore[arg-type]
+
+    with pytest.raises(ReviewFailed, match="500: validate widgets: TypeError"):
+        await reviewed(controllers, plane)
 
 
 async def test_last_known_cluster_is_used_while_the_daemon_does_not_answer(
