@@ -37,6 +37,8 @@ class Evaluation(msgspec.Struct, frozen=True):
     """The clusters that the daemon engages."""
     others: Mapping[ObjectState, tuple[tuple[str, str], ...]]
     """Objects that engage no cluster, by state: sorted pairs of name and message."""
+    duplicate_of: str = ""
+    """An earlier source that has most of this source's projects."""
 
 
 async def evaluate_source(
@@ -69,7 +71,7 @@ def evaluate(
     """Evaluate complete lists of a source's collections at `server`."""
     engagements = Engagements(ChangeLog(lambda _: b"", Retention()))
     fleet = fleet or FleetEngagements()
-    claimant = fleet.add_source(engagements, server or followed.name)
+    claimant = fleet.add_source(followed.name, engagements, server or followed.name)
     stores, position = [ObjectStore() for _ in listed], ObjectPosition(1)
     reduce = followed.reduce
     meaning = ObjectsAreClusters() if reduce is None else ContributionIndex(reduce, engagements, stores)
@@ -77,7 +79,8 @@ def evaluate(
         changes = store.apply_listed((seen, 0) for seen in observed)
         for states in meaning.states(collection, ObjectChanges(changes, position)):
             fleet.commit(claimant, states, Moment(0.0, 0.0))
-    return _evaluation(engagements, [] if followed.reduce is None else stores)
+    found = _evaluation(engagements, [] if followed.reduce is None else stores)
+    return msgspec.structs.replace(found, duplicate_of=fleet.duplicate_of(claimant))
 
 
 def findings(subject: str, found: Evaluation, *, refuses: bool = False) -> Iterator[Finding]:
@@ -104,9 +107,13 @@ def findings(subject: str, found: Evaluation, *, refuses: bool = False) -> Itera
     if worst is None or (worst is ObjectState.NOT_READY and engaged):
         yield ok(subject, message)
         return
+    report = fail if worst is ObjectState.MALFORMED and not engaged else warn
+    if worst is ObjectState.MALFORMED and (other := found.duplicate_of):
+        message = f"{message}; the sources {subject.partition(':')[0]} and {other} follow the same projects"
+        yield report(subject, message, "remove one of the two sources")
+        return
     name, problem = found.others[worst][0]
-    message = f"{message}; first problem: {name}: {problem}"
-    yield (fail if worst is ObjectState.MALFORMED and not engaged else warn)(subject, message, MEANINGS[worst].remedy)
+    yield report(subject, f"{message}; first problem: {name}: {problem}", MEANINGS[worst].remedy)
 
 
 def _evaluation(engagements: Engagements, stores: Sequence[ObjectStore]) -> Evaluation:

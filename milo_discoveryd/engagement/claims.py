@@ -16,8 +16,9 @@ claims on the same value at the same revision.
 
 from abc import ABC, abstractmethod
 from bisect import bisect_left, bisect_right
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from operator import attrgetter
+from operator import attrgetter, itemgetter
 from urllib.parse import urlsplit
 
 import msgspec
@@ -133,6 +134,13 @@ class ValueClaims(ABC):
         """Return the value that a cluster's object claims at present."""
         return self._by_key[key][-1].value
 
+    def ranks_of_others(self, key: str) -> set[int]:
+        """Return the ranks of the other sources in which objects claim the value that a cluster's object claims."""
+        if key not in self._by_key:
+            return set()
+        own = self._by_key[key][-1]
+        return {claim.rank for claim in self._by_value[own.value]} - {own.rank}
+
     def release(self, key: str) -> set[ClaimedCluster]:
         """Drop the claims of a cluster's object. Return the clusters to evaluate again."""
         return set[ClaimedCluster]().union(*map(self._remove, self._by_key.pop(key, ())))
@@ -226,10 +234,14 @@ def _groups(claims: Sequence[ValueClaim]) -> Iterator[range]:
 class Claimant(msgspec.Struct):
     """The engagements of one source, with the properties that all of its claims share."""
 
+    source: str
     engagements: Engagements
     server: str
     rank: int
     is_restored: bool = False
+    compared_at: int = 1
+    """The number of contested clusters at which the source is next compared with the other sources."""
+    is_duplicate: bool = False
 
     def add_claim(
         self, claims: ValueClaims, observation: Ready | NotReady, position: int, *, is_first: bool
@@ -249,9 +261,9 @@ class FleetEngagements:
         self._kinds: tuple[ValueClaims, ...] = (UidClaims(self._with_former), AddressClaims(self._with_former))
         self._claimants: list[Claimant] = []
 
-    def add_source(self, engagements: Engagements, server: str) -> Claimant:
+    def add_source(self, source: str, engagements: Engagements, server: str) -> Claimant:
         """Add the engagements of the next configured source. Sources on the same API server have the same `server`."""
-        claimant = Claimant(engagements, server, len(self._claimants))
+        claimant = Claimant(source, engagements, server, len(self._claimants))
         self._claimants.append(claimant)
         return claimant
 
@@ -275,6 +287,32 @@ class FleetEngagements:
             for observation, engaged_at in stored
             for event in self.commit(claimant, ClusterStates([observation], position), Moment(engaged_at, steady))
         ]
+
+    def duplicate_of(self, claimant: Claimant) -> str:
+        """Return the source whose objects claim what most objects of this source claim; empty if there is none.
+
+        Such sources follow the same projects, for example one Milo in both modes, or at two addresses.
+        """
+        found = Counter(
+            rank
+            for name in claimant.engagements.contested
+            for rank in set[int]().union(*(claims.ranks_of_others(name) for claims in self._active_kinds()))
+        )
+        rank, count = max(found.items(), key=itemgetter(1), default=(0, 0))
+        return self._claimants[rank].source if 2 * count > claimant.engagements.present_count else ""
+
+    def new_duplicate_of(self, claimant: Claimant) -> str:
+        """Return the result of `duplicate_of` the first time that it is not empty.
+
+        Sources are compared whenever the number of contested clusters has doubled, so that calls after each change
+        cost little.
+        """
+        contested = len(claimant.engagements.contested)
+        if claimant.is_duplicate or contested < claimant.compared_at:
+            return ""
+        found, claimant.compared_at = self.duplicate_of(claimant), 2 * contested
+        claimant.is_duplicate = bool(found)
+        return found
 
     def _stores_claims(self, states: Sequence[ClusterState]) -> bool:
         """Return whether any claims are stored. Begins to store the claims on UIDs, or on addresses, once an object

@@ -10,7 +10,7 @@ says so, or if another member of the shard group owns the cluster. Such a cluste
 releases. All other disengagements are immediate, even during a drain.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 
 import msgspec
 
@@ -223,6 +223,11 @@ class Engagements:
     def present_count(self) -> int:
         """The number of clusters whose objects a complete list with the label selector should contain."""
         return self._records.present_count
+
+    @property
+    def contested(self) -> Collection[str]:
+        """The clusters whose objects are ready, but have a claim that is not valid."""
+        return self._contested.keys()
 
     def count(self, state: ObjectState) -> int:
         return self._records.count(state)

@@ -42,6 +42,9 @@ class Observer(Protocol):
     def object_reported(self, observation: NotWanted) -> None:
         """Record that an object entered a state with `StateMeaning.is_reported`: it became malformed or refused."""
 
+    def source_duplicated(self, other: str) -> None:
+        """Record that most projects of the source are also in the source `other`. Called once."""
+
     def source_status_changed(self, status: ViewStatus) -> None:
         """Record that the state of the source, or the reason for that state, changed."""
 
@@ -93,6 +96,13 @@ class FleetChanges:
     def commit(self, claimant: Claimant, states: ClusterStates, read_at: Moment) -> None:
         """Apply states of a source's clusters. `read_at` is when the daemon read them from the source."""
         self.publish(self.engagements.commit(claimant, states, read_at), read_at.steady)
+        self.report_duplicates()
+
+    def report_duplicates(self) -> None:
+        """Report each synced source whose projects another source has too, once."""
+        for clusters in (source.clusters for source in self._sources.values()):
+            if clusters.is_synced and (other := self.engagements.new_duplicate_of(clusters.claimant)):
+                clusters.observer.source_duplicated(other)
 
     def publish(self, events: Iterable[Event], read_at: float | None) -> None:
         """Notify listeners of changes in the log. Also notify subscribers, unless `read_at` is None or no source of the

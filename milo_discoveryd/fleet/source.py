@@ -168,7 +168,7 @@ class ClusterSource:
             for number, store in enumerate(stores)
         )
         self.progress = SourceProgress()
-        claimant = changes.engagements.add_source(self.engagements, self.description.server or self.name)
+        claimant = changes.engagements.add_source(self.name, self.engagements, self.description.server or self.name)
         self.clusters = SourceClusters(claimant, observer, changes)
 
     @property
@@ -259,6 +259,7 @@ class ClusterSource:
             self._listed.note(self.engagements.present_count - lacking)
         if now.synced and not before.synced:
             self.observer.synced(self.engagements.engaged)
+            self.changes.report_duplicates()
         # A source is shown to a subscriber once it has a list. If an older snapshot lacks clusters of that list, the
         # subscriber would take them for disengaged.
         self.changes.log.stop_sharing()

@@ -139,6 +139,9 @@ class Journal:
     def liveness_checked(self, result: str) -> None:
         self._metrics.liveness_checked(result, self._source)
 
+    def source_duplicated(self, other: str) -> None:
+        log.warning("two sources follow the same projects", other=other, fix="remove one of them", **self._about)
+
     def source_status_changed(self, status: ViewStatus) -> None:
         if status.reason == RESTORED:
             log.info("clusters restored", detail=status.message, **self._about)

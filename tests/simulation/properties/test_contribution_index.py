@@ -46,7 +46,7 @@ class ReductionOfReferences(RuleBasedStateMachine):
 
     def began(self, engaged: Iterable[Cluster], known: Iterable[tuple[int, ContributingObject]]) -> None:
         self.clusters, self.fleet = Engagements(ChangeLog(lambda _: b"", Retention())), FleetEngagements()
-        self.claimant = self.fleet.add_source(self.clusters, "")
+        self.claimant = self.fleet.add_source("", self.clusters, "")
         self.stores = [ObjectStore(), ObjectStore()]
         self.index = ContributionIndex(at_secret, self.clusters, self.stores)
         self.ended: set[str] = set()

@@ -31,9 +31,9 @@ class Claimants:
         self.refused: list[str] = []
         self.sources: list[Engagements] = []
         self.claimants: list[Claimant] = []
-        for server in servers or ("eu", "us"):
+        for number, server in enumerate(servers or ("eu", "us")):
             self.sources.append(Engagements(log, report=lambda seen: self.refused.append(seen.name)))
-            self.claimants.append(self.fleet.add_source(self.sources[-1], server))
+            self.claimants.append(self.fleet.add_source(f"{number}", self.sources[-1], server))
         positions = Positions()
         self.positions = [SourcePositions(positions, [0]) for _ in self.sources]
         self.seconds = 0.0
@@ -478,8 +478,8 @@ def test_sources_are_duplicates_if_most_objects_of_one_claim_what_objects_of_the
         uid = f"uid-{number}"
         found.commit(0, Ready(uid, "1", target(f"project-{number}", uid)))
         found.commit(1, Ready(f"object-{number}", "1", target(f"plane-{number}", uid if number else "its-own")))
-    assert (found.fleet.duplicate_of("0"), found.fleet.duplicate_of("1")) == ("", "0")
-    assert [found.fleet.new_duplicate_of("1") for _ in range(3)] == ["0", "", ""]
+    assert [found.fleet.duplicate_of(claimant) for claimant in found.claimants] == ["", "0"]
+    assert [found.fleet.new_duplicate_of(found.claimants[1]) for _ in range(3)] == ["0", "", ""]
 
 
 def test_sources_that_share_few_projects_are_no_duplicates_until_they_share_most() -> None:
@@ -487,15 +487,15 @@ def test_sources_that_share_few_projects_are_no_duplicates_until_they_share_most
     for number in range(20):
         found.commit(0, claims(f"shop-{number}", f"uid-{number}"))
         found.commit(1, claims(f"plane-{number}", f"uid-{number}" if number in {0, 5} else f"own-{number}"))
-        told.append(found.fleet.new_duplicate_of("1"))
+        told.append(found.fleet.new_duplicate_of(found.claimants[1]))
     assert not any(told[1:]), "two of many"
     for number in range(20):
         found.commit(1, claims(f"plane-{number}", f"uid-{number}", "2"))
-        told.append(found.fleet.new_duplicate_of("1"))
+        told.append(found.fleet.new_duplicate_of(found.claimants[1]))
     assert told.count("0") == 1
 
 
 def test_objects_of_one_source_that_claim_one_uid_make_no_duplicate() -> None:
     found = Claimants()
     found.commit(1, claims("bank"), claims("shop-x"), claims("shop-y"))
-    assert found.fleet.duplicate_of("1") == ""
+    assert found.fleet.duplicate_of(found.claimants[1]) == ""
