@@ -464,3 +464,12 @@ def test_list_is_requested_at_once_when_an_administrator_accepts_what_is_held() 
     source.now = 7.0
     source.lists()
     assert (source.collection.held, source.requested_names()) == (None, ["a"])
+
+
+def test_deletions_that_the_watch_reports_one_at_a_time_are_not_held() -> None:
+    source = Source()
+    for source.now, name in ((0.0, "a"), (30.0, "b"), (60.0, "c"), (90.0, "d")):
+        source.take(DeletionReported(name, "u1"))
+        assert source.requested_names() == [name]
+    source.take(DeletionReported("e", "u1"))
+    assert (source.requested_names(), source.pending_deletions.held) == ([], 1)
