@@ -210,13 +210,14 @@ def judge_deletion(
     """
     if not limits.is_burst(recent, engaged + recent):
         return trust, None
-    if trust.doubt is None:
+    doubt = trust.doubt
+    if doubt is None:
         message = (
             f"the API server's watch reported the deletion of {recent} engaged clusters within "
             f"{limits.verify_after_s:g} s: further clusters reported as deleted stay engaged until lists lack them"
         )
-        trust = _doubting(trust, Doubt(Why.MASS, now, now + limits.verify_after_s, message))
-    return trust, None if trust.doubt is None else trust.doubt.message
+        doubt = Doubt(Why.MASS, now, now + limits.verify_after_s, message)
+    return _doubting(trust, doubt), doubt.message
 
 
 def contradicted(trust: Trust, limits: RemovalLimits, now: float) -> Trust:

@@ -293,7 +293,9 @@ def test_verification_of_the_first_list_can_be_brought_forward_and_not_back() ->
 def test_mass_is_held_since_the_first_list_until_the_second() -> None:
     trust = judged(Trust(Verified()), missing=6, announced=1)
     assert trust.doubt == Doubt(Why.MASS, NOW, NOW + 30.0, trust.doubt.message if trust.doubt else "")
-    assert "lacks 6 of 9 engaged clusters" in trust.doubt.message
+    assert trust.doubt.message == (
+        "the source's list lacks 6 of 9 engaged clusters: these stay engaged until a second list lacks them too"
+    )
     trust = judged(trust, NOW + 29.0, missing=1)
     assert trust.doubt is not None
     assert (trust.doubt.since, trust.doubt.relist_at) == (NOW, NOW + 30.0)
@@ -355,7 +357,10 @@ def test_contradicted_lists_are_doubted_again() -> None:
     assert trust.doubt is not None
     assert (trust.basis, trust.version, trust.doubt.why) == (Verified(), "95", Why.MASS)
     assert (trust.doubt.since, trust.doubt.relist_at) == (NOW, NOW + 30.0)
-    assert "a read found a cluster" in trust.doubt.message
+    assert trust.doubt.message == (
+        "a read found a cluster that the source's lists lack, so they are incomplete: missing clusters stay engaged "
+        "until lists are complete"
+    )
 
 
 def test_accepted_list_verifies_the_first_one() -> None:
