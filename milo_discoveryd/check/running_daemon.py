@@ -19,13 +19,13 @@ RESPONSE_LIMIT = 4 << 20
 _ON_LOOPBACK = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - compared, not bound
 
 
-class _Status(msgspec.Struct, frozen=True):
+class _DaemonStatus(msgspec.Struct, frozen=True):
     """The part of a daemon's status that is read."""
 
     configuration: ReloadState
 
 
-_DECODER = msgspec.json.Decoder(_Status)
+_DECODER = msgspec.json.Decoder(_DaemonStatus)
 
 
 async def check_reload(settings: Settings) -> Finding | None:

@@ -22,7 +22,7 @@ REQUIRED_SETTINGS: Mapping[str, str] = {
 """The setting of a listener that a condition of a rule requires."""
 
 
-class _Names(msgspec.Struct, frozen=True):
+class _RunningNames(msgspec.Struct, frozen=True):
     """The names in one setting of a rule, and the configured items that they can name."""
 
     setting: str
@@ -104,24 +104,24 @@ def too_short(issuer: IssuerSettings) -> str:
     return f"is shorter than {issuer.min_ttl_s} s, the shortest lifetime that {issuer.name} ({issuer.type}) can issue"
 
 
-def _names(settings: Settings, rule: RuleSettings) -> tuple[_Names, ...]:
+def _names(settings: Settings, rule: RuleSettings) -> tuple[_RunningNames, ...]:
     clusters = rule.clusters
     sources = {source.name: source for source in settings.sources if source.name}
     prefixes = {name.partition(SOURCE_SEPARATOR)[0] for name in clusters.names} if clusters else set()
     return (
-        _Names(
+        _RunningNames(
             "who.listener",
             rule.who.listener,
             {listener.title: listener for listener in settings.listen},
             "the name of an item of listen",
         ),
-        _Names(
+        _RunningNames(
             "clusters.sources",
             dict.fromkeys((*clusters.sources, *sorted(prefixes & sources.keys()))) if clusters else (),
             {**sources},
             "the name of a source",
         ),
-        _Names(
+        _RunningNames(
             "issuers",
             rule.issuers,
             {issuer.name: issuer for issuer in settings.kubeconfigs.issuers if issuer.hand_out},

@@ -79,13 +79,13 @@ class _Lease(msgspec.Struct, frozen=True):
 _LEASE = msgspec.json.Decoder(_Lease)
 
 
-class _ListMetadata(msgspec.Struct, frozen=True):
+class _LeaseListMetadata(msgspec.Struct, frozen=True):
     continue_: str = msgspec.field(name="continue", default="")
 
 
 class _LeaseList(msgspec.Struct, frozen=True):
     items: list[_Lease]
-    metadata: _ListMetadata = _ListMetadata()
+    metadata: _LeaseListMetadata = _LeaseListMetadata()
 
 
 _LEASE_LIST = msgspec.json.Decoder(_LeaseList)

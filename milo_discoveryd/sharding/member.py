@@ -17,15 +17,15 @@ What follows in each state (see `state`) when the write of a Lease fails:
     Holding    keeps its clusters and reads; a   keeps its clusters and writes        owns nothing, and acknowledges
                Lease that it did not write:      again; what it may have written      no view for 13 s; continues its
                Lost, so it owns nothing          does not end the term                term with the next renewal
-    Leaving    as Holding, but Ended instead     as Holding                           as Holding
+    Leaving    as Holding, but Departed instead  as Holding                           as Holding
                of Lost
-    Withdrawn  Ended                             Ended; the Lease may stay, and       nothing: it owns nothing
+    Resigned   Departed                          Departed; the Lease may stay, and    nothing: it owns nothing
                                                  is evicted after 33 s
 
 A conflict is followed by a read: the first at once, and others a second apart. An error is followed by a delay of a
 second, or of what the server states (Retry-After). After a write that succeeds, the member is Holding or Leaving, or
-Ended if that write released the Lease or recorded the stop. Writes of views, evictions and deletions that fail change
-no state: they are decided again, after a read if it was a conflict. The member renews its Lease meanwhile.
+Departed if that write released the Lease or recorded the stop. Writes of views, evictions and deletions that fail
+change no state: they are decided again, after a read if it was a conflict. The member renews its Lease meanwhile.
 
 Safety rests on these rules:
 
@@ -67,16 +67,16 @@ from milo_discoveryd.sharding.leases import (
 from milo_discoveryd.sharding.observed_group import ObservedGroup, number_of
 from milo_discoveryd.sharding.ownership import Ownership
 from milo_discoveryd.sharding.state import (
-    Ended,
+    Departed,
     Holding,
     Joining,
     Leaving,
     Lost,
     Pacing,
     Phase,
+    Resigned,
     State,
     Tenure,
-    Withdrawn,
 )
 from milo_discoveryd.sharding.timing import TIMING, Timing
 from milo_discoveryd.sharding.view_change import next_view
@@ -110,7 +110,7 @@ class Member:
 
     @property
     def has_ended(self) -> bool:
-        return isinstance(self.state.phase, Ended)
+        return isinstance(self.state.phase, Departed)
 
     # What the member owns
 
@@ -215,8 +215,8 @@ class Member:
 
     def _end(self, *, keeps_term: bool) -> None:
         match self.state.phase:
-            case ((Joining() | Lost()) as former) | Withdrawn(former):
-                self._enter(Withdrawn(former, keeps_term))
+            case ((Joining() | Lost()) as former) | Resigned(former):
+                self._enter(Resigned(former, keeps_term))
             case Holding(tenure) | Leaving(tenure):
                 self._enter(Leaving(tenure, keeps_term))
 
@@ -225,8 +225,8 @@ class Member:
     def next(self, now: float) -> Action:
         self.check(now)
         pacing = self.state.pacing
-        if isinstance(self.state.phase, Withdrawn | Ended):
-            self._enter(Ended())
+        if isinstance(self.state.phase, Resigned | Departed):
+            self._enter(Departed())
             return WaitUntil(inf)
         if now < pacing.next_at:
             return WaitUntil(min(pacing.next_at, self.fence_at) if now < self.fence_at else pacing.next_at)
@@ -338,12 +338,12 @@ class Member:
 
     def _was_renewed(self, lease: MemberLease, started_at: float, now: float) -> None:
         if not lease.is_held or lease.is_stopped:
-            self._enter(Ended())
+            self._enter(Departed())
             return
         match self.state.phase:
             case (Joining() | Lost()) as phase:
                 self._enter(Holding(self._new_tenure(phase, lease, started_at, now)))
-            case Withdrawn(former, keeps_term):
+            case Resigned(former, keeps_term):
                 self._enter(Leaving(self._new_tenure(former, lease, started_at, now), keeps_term))
         self.state = msgspec.structs.replace(self.state, renewals=lease.renewal)
         self._observe(self.state.group.renewed(lease, now))
@@ -468,7 +468,7 @@ class Member:
                     )
                 )
             case Leaving():
-                self._enter(Ended())
+                self._enter(Departed())
         self._observe(self.state.group.following(None))
 
     # The group

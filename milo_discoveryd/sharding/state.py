@@ -1,10 +1,10 @@
 """The states of a member of a shard group, each with what is known and legal in it, and the member's time limits.
 
-    Joining ─────┬─ Lease written ──> Holding ── told to leave or stop ──> Leaving ── Lease released ──> Ended
+    Joining ─────┬─ Lease written ──> Holding ── told to leave or stop ──> Leaving ── Lease released ──> Departed
        │         │                       │                                    │                             ^
        │ loss    └────────── Lost <──────┘ loss                               └──── loss ───────────────────┤
        └───────────────────>  │                                                                             │
-    Joining or Lost, told to leave or stop: Withdrawn ──────────────────────────────────────────────────────┘
+    Joining or Lost, told to leave or stop: Resigned ───────────────────────────────────────────────────────┘
 
 A loss: the Lease is held by another process, was deleted, changed or restored, or the view was.
 """
@@ -103,7 +103,7 @@ class Lost(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     """Why the member ended its term, if an administrator should know."""
 
 
-class Withdrawn(msgspec.Struct, frozen=True, tag=True):
+class Resigned(msgspec.Struct, frozen=True, tag=True):
     """The process was told to end without the Lease: it ends, unless a write of the Lease is under way and succeeds."""
 
     former: Joining | Lost
@@ -124,11 +124,11 @@ class Leaving(msgspec.Struct, frozen=True, tag=True):
     keeps_term: bool
 
 
-class Ended(msgspec.Struct, frozen=True, tag=True):
+class Departed(msgspec.Struct, frozen=True, tag=True):
     """The process has no part in the group anymore, and makes no requests."""
 
 
-Phase: TypeAlias = Joining | Lost | Withdrawn | Holding | Leaving | Ended
+Phase: TypeAlias = Joining | Lost | Resigned | Holding | Leaving | Departed
 
 
 class Pacing(msgspec.Struct, frozen=True, kw_only=True):

@@ -22,7 +22,7 @@ from milo_discovery.model import SourceStatus
 from milo_publishing.errors import PublishedByAnother, TargetRefused, TargetUnavailable
 from milo_publishing.objects import Identity
 from milo_publishing.publication import Lane, Publication
-from milo_publishing.records import Apply, Ask, Create, Delete, Engaged, Read, Received, Request
+from milo_publishing.records import Apply, Ask, Create, DeleteObject, Engaged, ReadObject, Received, Request
 from milo_publishing.rendering import ClusterProfiles
 from tests.simulation.publishing.api_server import ApiServer, is_own
 
@@ -108,7 +108,7 @@ class Publishing:
             case Ask(name):
                 self.sent.append(request)
                 self.publication.asked(task, is_missing=name not in self.elsewhere, now=self.now)
-            case Create() | Apply() | Delete() | Read():
+            case Create() | Apply() | DeleteObject() | ReadObject():
                 self.sent.append(request)
                 self.before(request)
                 self.publication.read(task, request, self.server.apply(request), self.now)
@@ -125,7 +125,7 @@ class Publishing:
         return {name: obj["metadata"]["uid"] for name, obj in self.server.objects.items()}
 
     def writes(self) -> list[type[Request]]:
-        return [type(request) for request in self.sent if not isinstance(request, Ask | Read)]
+        return [type(request) for request in self.sent if not isinstance(request, Ask | ReadObject)]
 
 
 @pytest.fixture
@@ -173,7 +173,7 @@ def test_label_removed_from_cluster_is_removed_from_published_object(publishing:
 
 def test_object_of_an_ended_cluster_is_deleted_at_once_if_its_source_is_streaming(publishing: Publishing):
     publishing.synced(cluster(), cluster("beta")).end(cluster()).settle()
-    assert publishing.writes()[-1] is Delete
+    assert publishing.writes()[-1] is DeleteObject
     assert [*publishing.server.objects] == ["beta"]
     assert publishing.reports[-1] == "deleted ClusterProfile alpha"
 
@@ -186,7 +186,7 @@ def test_late_evidence_is_asked_for_again_before_the_object_is_deleted(publishin
     assert publishing.publication.is_done, "a held deletion does not delay --once"
     publishing.source = STREAMING
     publishing.settle(3.0)
-    assert [type(request) for request in publishing.sent[-2:]] == [Ask, Delete]
+    assert [type(request) for request in publishing.sent[-2:]] == [Ask, DeleteObject]
     assert [*publishing.server.objects] == ["beta"]
 
 
@@ -204,14 +204,14 @@ def test_deletion_fails_once_another_replica_has_engaged_the_cluster_and_is_not_
     two = Publishing(one.server, group="dns").synced(cluster("gamma"))
 
     def lives_again(request: Request) -> None:
-        if isinstance(request, Delete):
+        if isinstance(request, DeleteObject):
             two.engage(cluster(incarnation="b")).settle()
             one.elsewhere.add("alpha")
 
     one.before = lives_again
     before = one.uids["alpha"]
     one.end(cluster(), DisengageReason.NOT_READY).settle(60.0)
-    assert one.writes().count(Delete) == 1
+    assert one.writes().count(DeleteObject) == 1
     assert one.uids["alpha"] == before
     assert one.object["metadata"]["annotations"]["discovery.miloapis.com/incarnation"] == "b"
 
@@ -254,7 +254,7 @@ def test_object_of_a_replaced_cluster_is_deleted_before_it_is_created_again(publ
     publishing.synced(cluster(), cluster("beta"))
     before = publishing.uids["alpha"]
     publishing.end(cluster(), DisengageReason.REPLACED).engage(cluster(uid="2")).settle()
-    assert publishing.writes()[-3:] == [Delete, Create, Apply]
+    assert publishing.writes()[-3:] == [DeleteObject, Create, Apply]
     assert publishing.uids["alpha"] != before
 
 
@@ -313,7 +313,7 @@ def test_failed_write_is_retried_with_growing_delays_and_its_outcome_is_read_fir
     failed_at: list[float] = []
 
     def fail(request: Request) -> None:
-        if not isinstance(request, Read):
+        if not isinstance(request, ReadObject):
             failed_at.append(publishing.now)
             raise TargetUnavailable("500: the webhook fails")
 
@@ -322,7 +322,7 @@ def test_failed_write_is_retried_with_growing_delays_and_its_outcome_is_read_fir
     delays = [later - earlier for earlier, later in pairwise(failed_at)]
     assert delays == sorted(delays)
     assert 5 < len(delays) < 10
-    assert {type(request) for request in publishing.sent} == {Create, Read}
+    assert {type(request) for request in publishing.sent} == {Create, ReadObject}
     assert publishing.publication.problems == ("500: the webhook fails",)
     publishing.before = lambda _: None
     publishing.settle(60.0)

@@ -6,10 +6,10 @@ from milo_kube.credential import Credential, CredentialError, Secret
 from milo_kube.credential_renewal import (
     BACKOFF_S,
     UNCHANGED,
+    Attempting,
     CredentialRenewal,
     Failing,
-    Fresh,
-    Renewing,
+    Obtained,
 )
 from milo_kube.moment import Moment
 
@@ -64,7 +64,7 @@ def test_credential_without_expiry_is_kept() -> None:
 def test_held_credential_is_used_while_an_attempt_is_in_progress_or_fails() -> None:
     made = renewal(token("a", 600))
     made.begin(after(400))
-    assert isinstance(made.state, Renewing)
+    assert isinstance(made.state, Attempting)
     assert made.valid(after(500)) == token("a")
     assert made.attempts_in(after(500)) == float("inf")
     assert made.want(after(500))
@@ -106,7 +106,7 @@ def test_same_credential_again_is_not_requested_in_a_loop() -> None:
     made = renewal(same)
     made.begin(after(400))
     made.succeeded(same, after(400))
-    assert isinstance(made.state, Fresh)
+    assert isinstance(made.state, Obtained)
     assert made.attempts_in(after(400)) == pytest.approx(UNCHANGED * 200)
     made.begin(after(420))
     made.succeeded(token("a", 600, at=400), after(420))  # its expiry is later

@@ -161,6 +161,7 @@ class TestErrors:
             "sync",
             "version",
             "watch",
+            "webhooks",
         ]
         assert [line[0] for line in outcome.lines[-len(commands) :]] == commands
         assert (await command("--version")).out.startswith("milo-discovery, version 0.")

@@ -83,13 +83,14 @@ class AdmissionRequest(msgspec.Struct, frozen=True, rename="camel"):
     dry_run: bool = False
 
 
-class _Review(msgspec.Struct, frozen=True):
+class _AdmissionReview(msgspec.Struct, frozen=True):
     request: AdmissionRequest
     apiVersion: Literal["admission.k8s.io/v1"] = "admission.k8s.io/v1"  # noqa: N815
     kind: Literal["AdmissionReview"] = "AdmissionReview"
 
 
-_decoder = msgspec.json.Decoder(_Review)
+_decoder = msgspec.json.Decoder(_AdmissionReview)
+_document_decoder = msgspec.json.Decoder(Document)
 
 
 def decode_review(body: bytes) -> AdmissionRequest:
@@ -168,7 +169,7 @@ def denied(request: AdmissionRequest, reason: Deny, warnings: Sequence[str] = ()
 def mutated(request: AdmissionRequest, kind: Kind[Any], changed: object, warnings: Sequence[str] = ()) -> Document:
     """Allow the request, with what a mutator changed as a JSON patch. Fields that the kind's type lacks stay."""
     raw = bytes(request.object)
-    original = msgspec.json.decode(raw, type=Document)
+    original = _document_decoder.decode(raw)
     operations = list(patch(original, carried_over(original, document(kind.decode(raw)), document(changed))))
     answer: Document = {"allowed": True}
     if operations:

@@ -25,7 +25,7 @@ UNCHANGED = 0.1
 """If an attempt obtains the same credential again, the next one follows after this part of the remaining life."""
 
 
-class HeldCredential(msgspec.Struct, frozen=True):
+class OwnCredential(msgspec.Struct, frozen=True):
     credential: Credential
     at: Moment
     """When it was obtained."""
@@ -47,14 +47,14 @@ class HeldCredential(msgspec.Struct, frozen=True):
         return min(self.at.wall + after - now.wall, self.at.steady + after - now.steady)
 
 
-class Empty(msgspec.Struct, frozen=True):
+class NoAttempt(msgspec.Struct, frozen=True):
     """No attempt was made yet."""
 
 
-class Fresh(msgspec.Struct, frozen=True):
+class Obtained(msgspec.Struct, frozen=True):
     """The last attempt obtained a credential."""
 
-    held: HeldCredential
+    held: OwnCredential
     tried_at: float
     not_before: float = -inf
     """When the next attempt may be made, because the last one obtained the same credential again."""
@@ -62,10 +62,10 @@ class Fresh(msgspec.Struct, frozen=True):
     """Whether an attempt is due for another reason than the expiry."""
 
 
-class Renewing(msgspec.Struct, frozen=True):
+class Attempting(msgspec.Struct, frozen=True):
     """An attempt is in progress. `failure` is why the previous one failed."""
 
-    held: HeldCredential | None
+    held: OwnCredential | None
     tried_at: float
     attempts: int
     failure: CredentialError | None
@@ -74,31 +74,31 @@ class Renewing(msgspec.Struct, frozen=True):
 class Failing(msgspec.Struct, frozen=True):
     """The last attempt failed. A held credential is used as long as it is valid."""
 
-    held: HeldCredential | None
+    held: OwnCredential | None
     tried_at: float
     retry_at: float
     attempts: int
     failure: CredentialError
 
 
-RenewalState: TypeAlias = Empty | Fresh | Renewing | Failing
+RenewalState: TypeAlias = NoAttempt | Obtained | Attempting | Failing
 
 
 class CredentialRenewal:
     def __init__(self, gap_s: Callable[[], float]) -> None:
         """`gap_s` returns the minimum time between the begin of two attempts."""
         self._gap_s = gap_s
-        self.state: RenewalState = Empty()
+        self.state: RenewalState = NoAttempt()
 
     @property
-    def held(self) -> HeldCredential | None:
+    def held(self) -> OwnCredential | None:
         """The newest credential, which may have expired."""
-        return None if isinstance(self.state, Empty) else self.state.held
+        return None if isinstance(self.state, NoAttempt) else self.state.held
 
     @property
     def failure(self) -> CredentialError | None:
         """Why the last attempt failed; None if it succeeded."""
-        return self.state.failure if isinstance(self.state, Renewing | Failing) else None
+        return self.state.failure if isinstance(self.state, Attempting | Failing) else None
 
     def valid(self, now: Moment) -> Credential | None:
         """Return the credential to use now, or None."""
@@ -112,9 +112,9 @@ class CredentialRenewal:
     def attempts_in(self, now: Moment) -> float:
         """Return in how many seconds the next attempt is due, at most 0 if it is; infinity while one is in progress."""
         match self.state:
-            case Empty():
+            case NoAttempt():
                 return 0.0
-            case Fresh(held, tried_at, not_before, is_wanted):
+            case Obtained(held, tried_at, not_before, is_wanted):
                 planned = max(held.renews_in(now), not_before - now.steady)
                 return max(0.0 if is_wanted else planned, self._gap_left_s(tried_at, now))
             case Failing(tried_at=tried_at, retry_at=retry_at):
@@ -125,9 +125,9 @@ class CredentialRenewal:
     def want(self, now: Moment) -> bool:
         """Make an attempt due, unless the last one was made a moment ago. Return whether there is one to wait for."""
         match self.state:
-            case Fresh(tried_at=tried_at) | Failing(tried_at=tried_at) if self._gap_left_s(tried_at, now) > 0:
+            case Obtained(tried_at=tried_at) | Failing(tried_at=tried_at) if self._gap_left_s(tried_at, now) > 0:
                 return False
-            case Fresh() as state:
+            case Obtained() as state:
                 self.state = msgspec.structs.replace(state, is_wanted=True)
             case Failing() as state:
                 self.state = msgspec.structs.replace(state, retry_at=now.steady)
@@ -135,19 +135,19 @@ class CredentialRenewal:
 
     def begin(self, now: Moment) -> None:
         attempts = self.state.attempts if isinstance(self.state, Failing) else 0
-        self.state = Renewing(self.held, now.steady, attempts, self.failure)
+        self.state = Attempting(self.held, now.steady, attempts, self.failure)
 
     def succeeded(self, credential: Credential, now: Moment) -> None:
-        assert isinstance(self.state, Renewing)
+        assert isinstance(self.state, Attempting)
         before, tried_at = self.state.held, self.state.tried_at
         if before is None or before.credential != credential or before.credential.expires_at != credential.expires_at:
-            self.state = Fresh(HeldCredential(credential, now), tried_at)
+            self.state = Obtained(OwnCredential(credential, now), tried_at)
             return
         left = 0.0 if credential.expires_at is None else credential.expires_at - now.wall
-        self.state = Fresh(before, tried_at, not_before=now.steady + UNCHANGED * max(0.0, left))
+        self.state = Obtained(before, tried_at, not_before=now.steady + UNCHANGED * max(0.0, left))
 
     def failed(self, failure: CredentialError, now: Moment) -> None:
-        assert isinstance(self.state, Renewing)
+        assert isinstance(self.state, Attempting)
         least, most = BACKOFF_S
         wait = min(most, least * 2.0 ** min(self.state.attempts, 10))
         self.state = Failing(self.state.held, self.state.tried_at, now.steady + wait, self.state.attempts + 1, failure)

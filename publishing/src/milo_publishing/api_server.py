@@ -18,7 +18,7 @@ from milo_kube.api_server import Pools
 from milo_kube.list_pages import EndlessListError, ListPages
 from milo_publishing.errors import TargetRefused, TargetUnavailable
 from milo_publishing.objects import MANAGER, Document, Identity, ObservedObject, PublishedResource
-from milo_publishing.records import Apply, Create, Delete, Read
+from milo_publishing.records import Apply, Create, DeleteObject, ReadObject
 
 _TIMEOUT_S = 20.0
 _PAGE_SIZE = 500
@@ -59,18 +59,18 @@ class PublishedObjects:
             except EndlessListError as error:
                 raise TargetUnavailable(f"{self._collection}: {error}") from None
 
-    async def perform(self, request: Read | Create | Apply | Delete) -> ObservedObject | None:
+    async def perform(self, request: ReadObject | Create | Apply | DeleteObject) -> ObservedObject | None:
         """Return the object as the request has found or left it; None if it does not exist."""
         try:
             match request:
-                case Read(name):
+                case ReadObject(name):
                     return ObservedObject.of(await self._call("GET", f"{self._collection}/{name}"))
                 case Create(body):
                     written = await self._call("POST", self._collection, {"fieldManager": MANAGER}, body)
                     return ObservedObject.of(written)
                 case Apply():
                     return await self._apply(request)
-                case Delete(name, uid, version):
+                case DeleteObject(name, uid, version):
                     preconditions = {"preconditions": {"uid": uid, "resourceVersion": version}}
                     answer = await self._call("DELETE", f"{self._collection}/{name}", {}, preconditions)
                     # A Status, or the object if it waits for its finalizers.
@@ -78,7 +78,7 @@ class PublishedObjects:
                         ObservedObject.of(answer) if (answer.get("metadata") or {}).get("deletionTimestamp") else None
                     )
         except TargetRefused as error:
-            if error.status != HTTPStatus.NOT_FOUND or not isinstance(request, Read | Delete):
+            if error.status != HTTPStatus.NOT_FOUND or not isinstance(request, ReadObject | DeleteObject):
                 raise
             return None
 

@@ -26,7 +26,17 @@ from milo_kube.retry_after import delay_s
 from milo_publishing import records
 from milo_publishing.errors import PublishedByAnother, TargetRefused, TargetUnavailable
 from milo_publishing.objects import ObservedObject, Owner, object_name
-from milo_publishing.records import Attempt, Elsewhere, Ended, Engaged, Finalizing, Missing, Received, Record, Unasked
+from milo_publishing.records import (
+    Attempt,
+    Elsewhere,
+    EndedCluster,
+    Engaged,
+    Finalizing,
+    Missing,
+    Received,
+    Record,
+    Unasked,
+)
 
 if TYPE_CHECKING:
     from milo_discovery.events import Event
@@ -64,7 +74,7 @@ class Task(msgspec.Struct, frozen=True):
     is_retry: bool
 
 
-class View(Enum):
+class ViewState(Enum):
     """What is known about the view of the engaged clusters."""
 
     INCOMPLETE = auto()
@@ -92,7 +102,7 @@ class Publication:
         self.renderer = renderer
         self.identity = identity
         self.records: dict[str, Record] = {}
-        self.view = View.INCOMPLETE
+        self.view = ViewState.INCOMPLETE
         self._removals = removals
         self._resync_s = resync_s
         self._report = report
@@ -109,10 +119,10 @@ class Publication:
     # --- the daemon's stream ---
 
     def snapshot_begins(self) -> None:
-        self.view = View.INCOMPLETE
+        self.view = ViewState.INCOMPLETE
 
     def snapshot_ends(self, now: float) -> None:
-        self.view = View.UNIDENTIFIED
+        self.view = ViewState.UNIDENTIFIED
         self._set("", Lane.IDENTIFY, self._common[Lane.IDENTIFY].at(now))
         for record in [*self.records.values()]:
             end = Unasked() if isinstance(record.end, Missing | Elsewhere) else record.end
@@ -128,14 +138,14 @@ class Publication:
         engaged = tuple(new if one is before else one for one in record.engaged)
         record = replace(record, engaged=engaged if before else (*engaged, new))
         if record.wanted is new:
-            if not isinstance(record.end, Ended) or record.end.cluster_uid == cluster.uid:
+            if not isinstance(record.end, EndedCluster) or record.end.cluster_uid == cluster.uid:
                 record = replace(record, end=Unasked())
             former = before and (before.cluster.uid, before.cluster.endpoint)
             if self.renderer.embeds_credentials and (received or problem):
                 record = replace(record, access=Attempt(problem=problem))
             elif not self.renderer.embeds_credentials and former != (cluster.uid, cluster.endpoint):
                 record = replace(record, access=Attempt(now))  # an answer in flight is about the former address
-            if self._removals.problem or self.view is View.UNREVIEWED:
+            if self._removals.problem or self.view is ViewState.UNREVIEWED:
                 self._review_by(now + _REVIEW_S)
         self._put(replace(record, next=record.next.at(now)))
 
@@ -147,9 +157,9 @@ class Publication:
         record = replace(record, engaged=tuple(one for one in record.engaged if one.cluster.name != cluster.name))
         if is_published:
             if record.observed is None or record.observed.cluster_uid == cluster.uid:
-                is_end = self.view is not View.INCOMPLETE and event.reason in ENDS
+                is_end = self.view is not ViewState.INCOMPLETE and event.reason in ENDS
                 incarnation = cluster.incarnation if self.identity.group else ""
-                end = Ended(cluster.uid, incarnation, now + records.EVIDENCE_S) if is_end else Elsewhere()
+                end = EndedCluster(cluster.uid, incarnation, now + records.EVIDENCE_S) if is_end else Elsewhere()
                 record = replace(record, end=end)
             needs_access = record.engaged and not self.renderer.embeds_credentials
             record = replace(record, access=Attempt(now) if needs_access else Attempt())
@@ -185,7 +195,7 @@ class Publication:
         match request := self._decide(task, attempt, now, watch):
             case None:
                 self._set(task.name, task.lane, Attempt(attempt.due_at))
-            case records.Wait(until, is_held):
+            case records.WaitUntilDue(until, is_held):
                 self._set(task.name, task.lane, Attempt(min(attempt.due_at, until), is_held=is_held))
             case records.Refuse(problem):
                 self._set(task.name, task.lane, Attempt(attempt.due_at, problem=problem))
@@ -202,19 +212,19 @@ class Publication:
 
     def _decide(
         self, task: Task, attempt: Attempt, now: float, watch: Watch
-    ) -> records.Request | Engaged | Lane | records.Wait | records.Refuse | None:
+    ) -> records.Request | Engaged | Lane | records.WaitUntilDue | records.Refuse | None:
         if task.lane in self._common:
             return task.lane
         record = self.records[task.name]
         if task.lane is Lane.ACCESS:
-            return record.wanted if watch.connected else records.Wait(now + records.CHECK_S)
+            return record.wanted if watch.connected else records.WaitUntilDue(now + records.CHECK_S)
         follows = record.observed is not None and is_followed(watch, record.observed.cluster)
         request = records.decide(record, self.renderer, self.identity, now, is_followed=follows)
-        is_question = isinstance(request, records.Ask | records.Wait) and self.view is not View.INCOMPLETE
-        if not is_question and (self.view is not View.REVIEWED or self._removals.is_foreign):
+        is_question = isinstance(request, records.Ask | records.WaitUntilDue) and self.view is not ViewState.INCOMPLETE
+        if not is_question and (self.view is not ViewState.REVIEWED or self._removals.is_foreign):
             # Objects are written after the review, when all are due.
             return records.Refuse(attempt.problem) if attempt.problem else None
-        if attempt.writes >= _MAX_WRITES and isinstance(request, records.Create | records.Apply | records.Delete):
+        if attempt.writes >= _MAX_WRITES and isinstance(request, records.Create | records.Apply | records.DeleteObject):
             return records.Refuse(
                 f"the object still differs after {_MAX_WRITES} attempts; look for another controller or a mutating "
                 "webhook that changes it"
@@ -256,8 +266,8 @@ class Publication:
                 "the daemon's address and its `sharding.group`"
             )
         self.identity = replace(self.identity, group=group)
-        if self.view is View.UNIDENTIFIED:
-            self.view = View.UNREVIEWED
+        if self.view is ViewState.UNIDENTIFIED:
+            self.view = ViewState.UNREVIEWED
         if not self._is_listed:
             self._set("", Lane.LIST, self._common[Lane.LIST].at(now))
         self._review_by(now)
@@ -265,12 +275,12 @@ class Publication:
     def read(self, task: Task, request: records.Request, found: ObservedObject | None, now: float) -> None:
         """Receive the object as a request has found or left it; None if it does not exist."""
         self._contacted()
-        record, is_read = self.records[task.name], isinstance(request, records.Read)
+        record, is_read = self.records[task.name], isinstance(request, records.ReadObject)
         if isinstance(request, records.Create):
             self._report(f"created {self.renderer.resource.kind} {task.name}")
         attempt = replace(record.next, due_at=now, ticket=0) if is_read else Attempt(now, writes=record.next.writes + 1)
         record = replace(record, next=attempt, answered_at=now)
-        if isinstance(request, records.Delete) and record.observed is not None:
+        if isinstance(request, records.DeleteObject) and record.observed is not None:
             record = replace(record, object=Finalizing(record.observed))
         record = self._observe(record, found, now, by_us=not is_read)
         if isinstance(record.object, Finalizing):
@@ -291,9 +301,9 @@ class Publication:
         if record.next.ticket == task.ticket:
             match record.end:
                 case _ if not is_missing:
-                    end: Unasked | Missing | Elsewhere | Ended = Elsewhere()
-                case Ended(uid, incarnation):
-                    end = Ended(uid, incarnation, now + records.EVIDENCE_S)
+                    end: Unasked | Missing | Elsewhere | EndedCluster = Elsewhere()
+                case EndedCluster(uid, incarnation):
+                    end = EndedCluster(uid, incarnation, now + records.EVIDENCE_S)
                 case Missing(since):
                     end = Missing(since, now)
                 case _:
@@ -327,7 +337,7 @@ class Publication:
         is_final = _is_final(error) and not has_changed and task.lane not in self._common
         is_write = task.lane is Lane.OBJECT and not attempt.is_question
         if is_write and not is_final and not isinstance(record.object, Finalizing):
-            self._put(replace(record, object=records.Unread(record.observed)))
+            self._put(replace(record, object=records.UnreadObject(record.observed)))
         if has_changed:
             self._set(task.name, task.lane, replace(attempt, ticket=0, due_at=now, writes=attempt.writes + 1))
             return
@@ -356,7 +366,7 @@ class Publication:
     @property
     def is_done(self) -> bool:
         """Whether each object is written, deleted, held or refused, or nothing may be written."""
-        if self.view is not View.REVIEWED or not self._is_listed:
+        if self.view is not ViewState.REVIEWED or not self._is_listed:
             return False
         is_reviewed = self._review_at == math.inf
         return self._removals.is_foreign or (is_reviewed and all(map(self._is_settled, self.records.values())))
@@ -372,7 +382,7 @@ class Publication:
     def _review(self, now: float, watch: Watch) -> None:
         """Let the guard judge the missing clusters, once the daemon was asked about each that may be missing."""
         self._review_at = math.inf
-        if not self._is_listed or self.view in {View.INCOMPLETE, View.UNIDENTIFIED}:
+        if not self._is_listed or self.view in {ViewState.INCOMPLETE, ViewState.UNIDENTIFIED}:
             return
         own = [record for record in self.records.values() if record.is_own(self.identity)]
         doubted = [
@@ -393,10 +403,10 @@ class Publication:
             for record in map(missing.__getitem__, confirmed):
                 match record.end, record.observed:
                     case Missing(since, at), ObservedObject() as observed if at >= since + _removal_guard.SECOND_LOOK_S:
-                        end = Ended(observed.cluster_uid, observed.incarnation, at + records.EVIDENCE_S)
+                        end = EndedCluster(observed.cluster_uid, observed.incarnation, at + records.EVIDENCE_S)
                         self._put(replace(record, end=end, next=record.next.at(now)))
-        if self.view is View.UNREVIEWED or was_foreign:
-            self.view = View.REVIEWED
+        if self.view is ViewState.UNREVIEWED or was_foreign:
+            self.view = ViewState.REVIEWED
             for record in [*self.records.values()]:
                 self._put(replace(record, next=record.next.at(now)))
 
@@ -406,7 +416,7 @@ class Publication:
     # --- records and attempts ---
 
     def _record(self, name: str) -> Record:
-        unknown = Record(name, object=records.Absent() if self._is_listed else records.Unread(None))
+        unknown = Record(name, object=records.AbsentObject() if self._is_listed else records.UnreadObject(None))
         return self.records.get(name, unknown)
 
     def _observe(self, record: Record, found: ObservedObject | None, now: float, *, by_us: bool = False) -> Record:
@@ -453,7 +463,7 @@ class Publication:
         """Replace a record: report what is a problem now, or no longer is, and schedule its attempts."""
         before = self._record(record.name)
         self._tell(before.problems(), record.problems())
-        if record.engaged or record.next.ticket or not isinstance(record.object, records.Absent):
+        if record.engaged or record.next.ticket or not isinstance(record.object, records.AbsentObject):
             self.records[record.name] = record
             self._push(record.name, Lane.OBJECT, record.next, before.next)
             self._push(record.name, Lane.ACCESS, record.access, before.access)

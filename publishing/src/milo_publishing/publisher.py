@@ -14,7 +14,7 @@ from milo_discovery.events import Connected, Event, Refreshed, StreamNotice, Syn
 from milo_discovery.model import EngagementReason, EventType, KubeconfigFormat
 from milo_publishing.errors import PublishedByAnother
 from milo_publishing.publication import Lane, Publication, Report, Task
-from milo_publishing.records import Apply, Ask, Create, Delete, Engaged, Read, Received, Request
+from milo_publishing.records import Apply, Ask, Create, DeleteObject, Engaged, ReadObject, Received, Request
 
 if TYPE_CHECKING:
     from milo_discovery._convert import WatchOptions
@@ -158,7 +158,7 @@ class Publisher:
                 publication.asked(task, is_missing=await self._is_missing(request), now=clock())
             case Engaged(cluster):
                 publication.received(task, await self._received(cluster.name), clock())
-            case Read() | Create() | Apply() | Delete():
+            case ReadObject() | Create() | Apply() | DeleteObject():
                 publication.read(task, request, await server.perform(request), clock())
             case Lane.LIST:
                 sent_at = clock()

@@ -1,21 +1,22 @@
 """What is known about the object of one name, and what may be done about it. No I/O; time is an argument.
 
-`decide` returns the next request. It alone returns `Delete`, in one row, and `PublishedObjects.perform` sends that:
+`decide` returns the next request. It alone returns `DeleteObject`, in one row, and `PublishedObjects.perform` sends it:
 
-| the object    | its cluster is | the evidence that it ended       | next request                                |
-|---------------|----------------|----------------------------------|---------------------------------------------|
-| `Absent`      | engaged        |                                  | `Create`                                    |
-| `Unread`      |                |                                  | `Read`                                      |
-| `Present`     | engaged        |                                  | `Apply`, if it differs                      |
-| `Present`     | not engaged    | `Unasked`, `Missing`             | `Ask`, and again after 10 s                 |
-| `Present`     | not engaged    | `Elsewhere`                      | none before the next list                   |
-| **`Present`** | not engaged    | **`Ended`, for at most 10 s**    | **`Delete`, while its source is streaming** |
-| `Present`     | not engaged    | `Ended` before, or then changed  | `Ask`; one answer makes it valid again      |
-| `Finalizing`  |                |                                  | `Read`, until its finalizers are done       |
+| the object       | cluster     | the evidence that it ended             | next request                              |
+|------------------|-------------|----------------------------------------|-------------------------------------------|
+| `AbsentObject`   | engaged     |                                        | `Create`                                  |
+| `UnreadObject`   |             |                                        | `ReadObject`                              |
+| `Present`        | engaged     |                                        | `Apply`, if it differs                    |
+| `Present`        | not engaged | `Unasked`, `Missing`                   | `Ask`, and again after 10 s               |
+| `Present`        | not engaged | `Elsewhere`                            | none before the next list                 |
+| **`Present`**    | not engaged | **`EndedCluster`, for at most 10 s**   | **`DeleteObject`, while streaming**       |
+| `Present`        | not engaged | `EndedCluster` before, or then changed | `Ask`; one answer makes it valid again    |
+| `Finalizing`     |             |                                        | `ReadObject`, until finalizers are done   |
 
-All rows but the first are about this publisher's objects; others are never changed. A cluster is engaged if one with
-the UID in the object's annotation is. `Ended` comes from a live DISENGAGED event whose reason concerns the cluster
-itself, or from two answers that it is `Missing`, if the guard against mass removal agrees. An engagement drops it.
+"While streaming": while the source of its cluster is followed. All rows but the first are about this publisher's
+objects; others are never changed. A cluster is engaged if one with the UID in the object's annotation is.
+`EndedCluster` comes from a live DISENGAGED event whose reason concerns the cluster itself, or from two answers that it
+is `Missing`, if the guard against mass removal agrees. An engagement drops it.
 
 Each write and deletion requires the UID and resource version that were observed, so it fails if another client wrote
 meanwhile, such as the replica that owns the cluster now. Then the object is read. If it names another engagement, the
@@ -47,11 +48,11 @@ CHECK_S = 1.0
 """How often an object waits for its source again: no event reports that a source is no longer stale."""
 
 
-class Absent(msgspec.Struct, frozen=True):
+class AbsentObject(msgspec.Struct, frozen=True):
     """The API server has no object of this publisher."""
 
 
-class Unread(msgspec.Struct, frozen=True):
+class UnreadObject(msgspec.Struct, frozen=True):
     """The outcome of the last write is unknown, or another client has changed the object."""
 
     observed: ObservedObject | None
@@ -86,7 +87,7 @@ class Elsewhere(msgspec.Struct, frozen=True):
     ask_at: float = math.inf
 
 
-class Ended(msgspec.Struct, frozen=True):
+class EndedCluster(msgspec.Struct, frozen=True):
     """This engagement of the cluster has ended."""
 
     cluster_uid: str
@@ -108,7 +109,7 @@ class Engaged(msgspec.Struct, frozen=True):
     received: Received | None
 
 
-class Read(msgspec.Struct, frozen=True):
+class ReadObject(msgspec.Struct, frozen=True):
     name: str
 
 
@@ -127,7 +128,7 @@ class Apply(msgspec.Struct, frozen=True):
     status: Document | None
 
 
-class Delete(msgspec.Struct, frozen=True):
+class DeleteObject(msgspec.Struct, frozen=True):
     """Delete the object, if it is unchanged."""
 
     name: str
@@ -142,10 +143,10 @@ class Ask(msgspec.Struct, frozen=True):
     uid: str
 
 
-Request = Read | Create | Apply | Delete | Ask
+Request = ReadObject | Create | Apply | DeleteObject | Ask
 
 
-class Wait(msgspec.Struct, frozen=True):
+class WaitUntilDue(msgspec.Struct, frozen=True):
     """Decide again at this time. `is_held`: it depends on the daemon alone."""
 
     until: float
@@ -186,8 +187,8 @@ class Record(msgspec.Struct, frozen=True):
     name: str
     engaged: tuple[Engaged, ...] = ()
     """The engaged clusters of this object name. The first is published, and the others are reported."""
-    object: Absent | Unread | Present | Finalizing = Absent()
-    end: Unasked | Missing | Elsewhere | Ended = Unasked()
+    object: AbsentObject | UnreadObject | Present | Finalizing = AbsentObject()
+    end: Unasked | Missing | Elsewhere | EndedCluster = Unasked()
     answered_at: float = -math.inf
     """When a request about this object alone was last answered."""
     next: Attempt = Attempt()
@@ -202,7 +203,7 @@ class Record(msgspec.Struct, frozen=True):
     @property
     def observed(self) -> ObservedObject | None:
         """The object as last observed."""
-        return None if isinstance(self.object, Absent) else self.object.observed
+        return None if isinstance(self.object, AbsentObject) else self.object.observed
 
     @property
     def version(self) -> tuple[str, str] | None:
@@ -237,14 +238,14 @@ class Record(msgspec.Struct, frozen=True):
 def observe(record: Record, found: ObservedObject | None, identity: Identity, now: float, *, by_us: bool) -> Record:
     """Return the record with the object as the API server has it. `by_us`: as our write has left it."""
     if found is None:
-        return replace(record, object=Absent(), end=Unasked())
+        return replace(record, object=AbsentObject(), end=Unasked())
     before, end = record.observed, record.end
     is_same = record.version == (found.uid, found.resource_version)
     ask_at = now + _removal_guard.SECOND_LOOK_S
     match end:
-        case Ended(uid) if uid != found.cluster_uid:
+        case EndedCluster(uid) if uid != found.cluster_uid:
             end = Unasked()
-        case Ended(_, incarnation) if not by_us and not is_same:
+        case EndedCluster(_, incarnation) if not by_us and not is_same:
             # If its owner has written another engagement, nothing is known about the end of that.
             is_former = incarnation != found.incarnation
             end = Unasked(ask_at) if is_former else replace(end, until=now, ask_at=ask_at)
@@ -258,14 +259,14 @@ def observe(record: Record, found: ObservedObject | None, identity: Identity, no
 
 def decide(  # noqa: PLR0911  (a table)
     record: Record, renderer: Renderer, identity: Identity, now: float, *, is_followed: bool
-) -> Request | Wait | Refuse | None:
+) -> Request | WaitUntilDue | Refuse | None:
     """Return the next request about an object; None if there is nothing to do.
 
     `is_followed`: whether the daemon is connected, and the source of the object's cluster is streaming.
     """
     match record.object:
-        case Unread() | Finalizing():
-            return Read(record.name)
+        case UnreadObject() | Finalizing():
+            return ReadObject(record.name)
         case Present(observed) if record.is_own(identity) and record.lacks_cluster(identity):
             # Also if its cluster was replaced: readers must not apply cached data of the former cluster to the new one.
             return _end(record, observed, now, is_followed=is_followed)
@@ -292,16 +293,18 @@ def decide(  # noqa: PLR0911  (a table)
     return None if body is status is None else Apply(observed.uid, observed.resource_version, body, status)
 
 
-def _end(record: Record, observed: ObservedObject, now: float, *, is_followed: bool) -> Delete | Ask | Wait | None:
+def _end(
+    record: Record, observed: ObservedObject, now: float, *, is_followed: bool
+) -> DeleteObject | Ask | WaitUntilDue | None:
     match record.end:
         case Elsewhere(math.inf):
             return None
         case _ if not is_followed:
-            return Wait(now + CHECK_S, is_held=True)
-        case Ended(until=until) if now < until:
-            return Delete(record.name, observed.uid, observed.resource_version)
+            return WaitUntilDue(now + CHECK_S, is_held=True)
+        case EndedCluster(until=until) if now < until:
+            return DeleteObject(record.name, observed.uid, observed.resource_version)
         case Missing(_, answered_at):
             ask_at = answered_at + _removal_guard.SECOND_LOOK_S
-        case Ended(ask_at=ask_at) | Unasked(ask_at) | Elsewhere(ask_at):
+        case EndedCluster(ask_at=ask_at) | Unasked(ask_at) | Elsewhere(ask_at):
             pass
-    return Ask(observed.cluster, observed.cluster_uid) if ask_at <= now else Wait(ask_at)
+    return Ask(observed.cluster, observed.cluster_uid) if ask_at <= now else WaitUntilDue(ask_at)

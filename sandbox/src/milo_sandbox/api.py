@@ -39,7 +39,7 @@ from milo_sandbox.streams import Streams
 from milo_sandbox.tables import Table
 from milo_sandbox.tokens import Tokens
 from milo_sandbox.watch import ObjectWatch, Pace, Plain
-from milo_sandbox.webhooks import Webhooks, Write
+from milo_sandbox.webhooks import ReviewedWrite, RootWebhooks
 
 _REVIEWS = {(review.group, review.plural): review for review in discovery.REVIEWS}
 _IMMORTAL_NAMESPACES = {"default", "kube-public", "kube-system"}
@@ -89,7 +89,7 @@ class Api:
         self.admit: Callable[[Call, Document | None], None] = lambda *_: None
         """Called before a client creates or changes an object, with its current state, or None for a new object. Raises
         RefusalError to refuse the write."""
-        self.webhooks: Webhooks | None = None
+        self.webhooks: RootWebhooks | None = None
         """The webhooks that review writes."""
 
     async def answer(self, request: web.BaseRequest, segments: list[str], subject: str) -> web.StreamResponse:
@@ -285,7 +285,7 @@ class Api:
         draft = write(**(wanted | {"dry_run": True})).document()
         reviewed = await self.webhooks.reviewed(
             matching,
-            Write(
+            ReviewedWrite(
                 call=call,
                 operation=operation,
                 project=self.project,
@@ -328,7 +328,7 @@ class Api:
         matching = self.webhooks.matching(call, "DELETE") if self.webhooks is not None else []
         before = self.store[call.resource].get(call.name, call.namespace)
         if self.webhooks is not None and matching and before is not None:
-            write = Write(
+            write = ReviewedWrite(
                 call=call,
                 operation="DELETE",
                 project=self.project,

@@ -16,7 +16,7 @@ from milo_sandbox.rights import SubjectRights
 from milo_sandbox.server import HttpsServer
 from milo_sandbox.store import Store
 from milo_sandbox.tokens import Tokens
-from milo_sandbox.webhooks import Webhooks
+from milo_sandbox.webhooks import RootWebhooks
 
 INFRASTRUCTURE = "infrastructure"
 """The path prefix of the infrastructure cluster."""
@@ -45,7 +45,7 @@ class Backends:
         """`store`: that of Milo's API. `served`: further kinds of control planes. `server`: the listener, whose URLs
         the objects of Gardener and kcp contain."""
         self._server = server
-        webhooks = Webhooks(store)
+        webhooks = RootWebhooks(store)
 
         def new_milo_api(of: Store) -> Api:
             api = new_api(of)

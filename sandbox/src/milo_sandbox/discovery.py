@@ -20,7 +20,7 @@ VERSION = {
 }
 
 
-class Review(msgspec.Struct, frozen=True, kw_only=True):
+class ReviewKind(msgspec.Struct, frozen=True, kw_only=True):
     """A review resource: its creation returns the result, and nothing is stored."""
 
     group: str
@@ -30,10 +30,10 @@ class Review(msgspec.Struct, frozen=True, kw_only=True):
 
 
 REVIEWS = (
-    Review(group="authorization.k8s.io", plural="selfsubjectaccessreviews", kind="SelfSubjectAccessReview"),
-    Review(group="authorization.k8s.io", plural="selfsubjectrulesreviews", kind="SelfSubjectRulesReview"),
-    Review(group="authentication.k8s.io", plural="selfsubjectreviews", kind="SelfSubjectReview"),
-    Review(group="authentication.k8s.io", plural="tokenreviews", kind="TokenReview"),
+    ReviewKind(group="authorization.k8s.io", plural="selfsubjectaccessreviews", kind="SelfSubjectAccessReview"),
+    ReviewKind(group="authorization.k8s.io", plural="selfsubjectrulesreviews", kind="SelfSubjectRulesReview"),
+    ReviewKind(group="authentication.k8s.io", plural="selfsubjectreviews", kind="SelfSubjectReview"),
+    ReviewKind(group="authentication.k8s.io", plural="tokenreviews", kind="TokenReview"),
 )
 
 _VERBS = ["create", "delete", "deletecollection", "get", "list", "patch", "update", "watch"]

@@ -1,13 +1,13 @@
 """Access reviews, rules reviews, subject reviews and token reviews."""
 
 from milo_sandbox import refusals
-from milo_sandbox.discovery import Review
+from milo_sandbox.discovery import ReviewKind
 from milo_sandbox.resources import Document
 from milo_sandbox.rights import ADMIN, Action, SubjectRights
 from milo_sandbox.tokens import Tokens
 
 
-def answer(review: Review, question: Document, subject: str, rights: SubjectRights, tokens: Tokens) -> Document:
+def answer(review: ReviewKind, question: Document, subject: str, rights: SubjectRights, tokens: Tokens) -> Document:
     spec = question.get("spec", {})
     if not isinstance(spec, dict):
         raise refusals.bad_request("spec must be a JSON object")

@@ -23,7 +23,7 @@ from milo_sandbox.store import Store
 _PARENT = "iam.miloapis.com/parent-"
 
 
-class Write(msgspec.Struct, frozen=True, kw_only=True):
+class ReviewedWrite(msgspec.Struct, frozen=True, kw_only=True):
     """A write that webhooks may review."""
 
     call: Call
@@ -34,7 +34,7 @@ class Write(msgspec.Struct, frozen=True, kw_only=True):
     dry_run: bool
 
 
-class Webhooks:
+class RootWebhooks:
     """The webhooks that the root registers."""
 
     def __init__(self, root: Store) -> None:
@@ -50,7 +50,7 @@ class Webhooks:
             if any(_matches(rule, call, operation) for rule in webhook.get("rules") or ())
         ]
 
-    async def reviewed(self, webhooks: list[Document], write: Write) -> Document | None:
+    async def reviewed(self, webhooks: list[Document], write: ReviewedWrite) -> Document | None:
         """Return the object with what the webhooks changed. Raises RefusalError."""
         document = write.document
         for webhook in webhooks:
@@ -85,7 +85,7 @@ def _matches(rule: Document, call: Call, operation: str) -> bool:
     )
 
 
-def _review(write: Write, document: Document | None) -> Document:
+def _review(write: ReviewedWrite, document: Document | None) -> Document:
     resource = write.call.resource
     kind = {"group": resource.group, "version": resource.version, "kind": resource.kind}
     place = {"group": resource.group, "version": resource.version, "resource": resource.plural}

@@ -6,7 +6,7 @@ from typing import Any
 
 from milo_publishing.errors import TargetRefused
 from milo_publishing.objects import INCARNATION, MANAGED_BY, ObservedObject
-from milo_publishing.records import Apply, Create, Delete, Read, Request
+from milo_publishing.records import Apply, Create, DeleteObject, ReadObject, Request
 
 Document = dict[str, Any]
 
@@ -40,14 +40,14 @@ class ApiServer:
     def apply(self, request: Request) -> ObservedObject | None:
         """Perform a request of a publisher. Raises TargetRefused."""
         match request:
-            case Read(name):
+            case ReadObject(name):
                 return _observed(self.objects[name]) if name in self.objects else None
             case Create(body):
                 name = body["metadata"]["name"]
                 if name in self.objects:
                     raise TargetRefused("it exists", 409)
                 return _observed(self.put(name, body))
-            case Delete(name, uid, version):
+            case DeleteObject(name, uid, version):
                 if name not in self.objects:
                     return None
                 found = self._unchanged(name, uid, version)

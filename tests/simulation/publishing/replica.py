@@ -13,7 +13,7 @@ from milo_discovery.events import Event
 from milo_discovery.model import SourceStatus
 from milo_publishing.objects import Identity
 from milo_publishing.publication import Lane, Publication, Task
-from milo_publishing.records import Ask, Delete, Engaged, Received, Request
+from milo_publishing.records import Ask, DeleteObject, Engaged, Received, Request
 from milo_publishing.rendering import ClusterProfiles, FluxKubeconfigs, Renderer
 
 if TYPE_CHECKING:
@@ -229,7 +229,7 @@ class Replica:
                     task, lambda: self.publication.received(task, received, self._world.timeline.now), slow=True
                 )
             case _:
-                if isinstance(request, Delete):
+                if isinstance(request, DeleteObject):
                     self._world.judge_decision(request)
                 self._world.send(self, task, request)
         self.step()

@@ -12,7 +12,7 @@ from milo_discovery import DisengageReason
 from milo_publishing.errors import TargetUnavailable
 from milo_publishing.objects import CLUSTER_UID, FIELDS, ObservedObject
 from milo_publishing.publication import Task
-from milo_publishing.records import Delete, Request
+from milo_publishing.records import DeleteObject, Request
 from tests.simulation.publishing.api_server import ApiServer, Document, incarnation
 from tests.simulation.publishing.replica import RENDERERS, Daemon, Replica
 from tests.simulation.sharding.host import Timeline
@@ -215,7 +215,7 @@ class Simulation:
 
     # --- validators ---
 
-    def judge_decision(self, request: Delete) -> None:
+    def judge_decision(self, request: DeleteObject) -> None:
         """A deletion is decided only for a cluster that was not ready until shortly before."""
         document = self.api.objects.get(request.name)
         if document is None or document["metadata"]["uid"] != request.uid:

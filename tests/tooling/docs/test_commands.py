@@ -125,6 +125,9 @@ async def test_documented_commands_print_the_documented_output(workspace: Worksp
     workspace.sandbox.projects.create("gentle-geyser", ready=True, organization="acme")
     workspace.sandbox.projects.create("swift-dune", ready=True, organization="fernweh")
     desk = CommandShell(workspace, MILO_DISCOVERYD_LISTEN=workspace.address, MILO_DISCOVERYD_HTTP_LISTEN="127.0.0.1:0")
+    [operator] = blocks(ROOT / "docs" / "admission.md", "python")
+    (desk.directory / "my_operator.py").write_text(operator)
+    (desk.directory / "ca.crt").write_text("a CA")
     async with workspace.daemon(kubeconfigs={"issuers": [OWN_IDENTITY]}) as daemon:
         await daemon.start()
         wrong = [problem for block in TYPED if block != RULES for problem in [_ async for _ in desk.type(block)]]

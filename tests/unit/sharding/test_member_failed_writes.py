@@ -7,7 +7,7 @@ import pytest
 
 from milo_discoveryd.sharding.leases import Evict, Read, WaitUntil, WriteLease, WriteView
 from milo_discoveryd.sharding.member import Member
-from milo_discoveryd.sharding.state import Ended, Holding, Joining, Leaving, Lost, Phase, Withdrawn
+from milo_discoveryd.sharding.state import Departed, Holding, Joining, Leaving, Lost, Phase, Resigned
 from milo_discoveryd.sharding.timing import TIMING
 from tests.unit.sharding.driver import Driver
 from tests.unit.sharding.test_member import ALL, settled
@@ -79,20 +79,20 @@ OWNS = (Holding, Leaving)
 
 @pytest.mark.parametrize(
     ("state", "after"),
-    [(joining, Joining), (lost, Lost), (holding, Holding), (leaving, Leaving), (withdrawn, Ended)],
+    [(joining, Joining), (lost, Lost), (holding, Holding), (leaving, Leaving), (withdrawn, Departed)],
 )
 def test_conflict_is_followed_by_a_read_in_the_same_state(state: Callable[[], Writing], after: type[Phase]) -> None:
     writing = state()
     writing.member.conflicted(writing.write, writing.now)
     action = writing.member.next(writing.now)
     assert isinstance(writing.phase, after)
-    assert isinstance(action, WaitUntil if after is Ended else Read)
+    assert isinstance(action, WaitUntil if after is Departed else Read)
     assert bool(writing.driver.owned("a")) is (after in OWNS)
 
 
 @pytest.mark.parametrize(
     ("state", "after"),
-    [(joining, Joining), (lost, Lost), (holding, Holding), (leaving, Leaving), (withdrawn, Ended)],
+    [(joining, Joining), (lost, Lost), (holding, Holding), (leaving, Leaving), (withdrawn, Departed)],
 )
 def test_error_is_followed_by_the_same_write_after_a_second(state: Callable[[], Writing], after: type[Phase]) -> None:
     writing = state()
@@ -101,7 +101,7 @@ def test_error_is_followed_by_the_same_write_after_a_second(state: Callable[[], 
     assert isinstance(writing.phase, after)
     assert bool(writing.driver.owned("a")) is (after in OWNS)
     assert isinstance(action, WaitUntil)
-    if after is not Ended:
+    if after is not Departed:
         assert writing.member.next(writing.now + TIMING.retry_interval_s) == writing.write
 
 
@@ -124,7 +124,7 @@ def test_write_that_took_effect_without_a_response_costs_no_cluster(
     assert writing.member.tenure.lease.term == term
 
 
-@pytest.mark.parametrize(("state", "after"), [(holding, Lost), (leaving, Ended)])
+@pytest.mark.parametrize(("state", "after"), [(holding, Lost), (leaving, Departed)])
 def test_lease_that_another_process_took_ends_ownership_once_it_is_read(
     state: Callable[[], Writing], after: type[Phase]
 ) -> None:
@@ -161,7 +161,7 @@ def test_leaving_member_whose_lease_another_program_changed_ends() -> None:
     writing.driver.api.change("a", writing.now, acknowledged=99)
     writing.member.conflicted(writing.write, writing.now)
     writing.driver.step("a")
-    assert isinstance(writing.phase, Ended)
+    assert isinstance(writing.phase, Departed)
 
 
 @pytest.mark.parametrize("is_leaving", [False, True])
@@ -178,7 +178,7 @@ def test_member_that_waits_for_its_lease_loses_the_term_that_it_might_continue_i
         successor.leave()
         successor.stop()
     successor.was_read(group, driver.now, driver.now)
-    assert isinstance(successor.state.phase, Withdrawn if is_leaving else Lost)
+    assert isinstance(successor.state.phase, Resigned if is_leaving else Lost)
 
 
 def test_renewal_whose_response_comes_after_the_fence_gives_no_ownership() -> None:
