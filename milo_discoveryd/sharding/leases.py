@@ -15,7 +15,7 @@ MAX_MEMBERS = 200
 PENDING_SIZE = 64 * 1024
 """Maximum total length of the pending clusters' names in a Lease, whose annotations may have 256 KiB. Above that,
 the view does not change, and no more clusters of the member move, until enough of the pending clusters are released."""
-PENDING_NAMES = 100_000
+PENDING_NAMES = 200_000
 """Maximum number of pending clusters in the Leases of a group together: those of one Lease can take 2 MB of memory."""
 _NAMED = 5
 """How many malformed Leases are named."""
