@@ -157,6 +157,18 @@ async def test_connections_that_are_accepted_at_once_are_limited() -> None:
         await eventually(lambda: sum(map(is_open, crowd)) == 8)
 
 
+async def test_request_is_answered_before_a_flood_of_connections_closes_its_own() -> None:
+    async with serving(64) as (host, port, _), AsyncExitStack() as closing:
+        probe = closing.enter_context(socket.create_connection((host, port), LIMIT_S))
+        probe.sendall(b"GET /a HTTP/1.1\r\nHost: x\r\n\r\n")
+        flood = [closing.enter_context(socket.socket()) for _ in range(300)]
+        for client in flood:
+            client.setblocking(False)
+            client.connect_ex((host, port))
+        assert (await asyncio.to_thread(probe.recv, 100)).startswith(b"HTTP/1.1 200 ")
+        await eventually(lambda: sum(map(is_open, flood)) == 64)
+
+
 async def test_connections_without_a_handshake_are_limited(tmp_path: Path) -> None:
     ca = Authority()
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)

@@ -27,6 +27,10 @@ HELD_LIMIT = 8 << 20
 """Maximum bytes of request bodies, and of replies that clients have not read."""
 LARGEST_HELD = 4
 """The limit is raised to this many times what the connection with the most holds, if that is more than HELD_LIMIT."""
+ACCEPTED_AT_ONCE = 16
+"""Maximum number of connections that are accepted in one iteration of the event loop: a request that follows its
+connection is read before a flood of other connections can close this one."""
+_BACKLOG = 1024
 HANDSHAKE_S = 10.0
 IDLE_S = 60.0
 """Maximum time from the start of a connection, or its last response, to the next response."""
@@ -70,7 +74,12 @@ class HttpServer:
 
     async def start(self, host: str | None, port: int) -> str:
         """Listen, and return the URL. Raises OSError."""
-        self._listening = await asyncio.get_running_loop().create_server(self._accepted, host, port)
+        self._listening = await asyncio.get_running_loop().create_server(
+            self._accepted, host, port, backlog=ACCEPTED_AT_ONCE
+        )
+        for listening in self._listening.sockets:
+            with listening.dup() as duplicate:
+                duplicate.listen(_BACKLOG)  # asyncio has one number for this and for how many it accepts at once
         address, bound = self._listening.sockets[0].getsockname()[:2]
         return f"http{'s' if self._tls else ''}://{addresses.host_port(address, bound)}"
 
