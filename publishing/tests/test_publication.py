@@ -17,6 +17,7 @@ from msgspec.structs import replace
 from milo_discovery import Cluster, Connectivity, ConnectivityState, DisengageReason, EventType, SourceState
 from milo_discovery._kubeconfig_access import KubeconfigAccess
 from milo_discovery._removal_guard import Removals
+from milo_discovery.errors import PermissionDenied, StatusError, Unavailable
 from milo_discovery.events import Event
 from milo_discovery.model import SourceStatus
 from milo_publishing.errors import PublishedByAnother, TargetRefused, TargetUnavailable
@@ -60,6 +61,7 @@ class Publishing:
         self.sent: list[Request] = []
         self.before: Callable[[Request], None] = lambda _: None
         """Called before a request takes effect; it may raise."""
+        self.before_ask = self.before
         self.has_access = True
         self.now = 0.0
         self._group = group
@@ -89,7 +91,7 @@ class Publishing:
                 request = self.publication.request(task, self.now, self)  # type: ignore[arg-type]
                 try:
                     self._perform(task, request)
-                except (TargetRefused, TargetUnavailable) as error:
+                except (TargetRefused, TargetUnavailable, StatusError) as error:
                     self.publication.failed(task, error, self.now)
         self.now = until
         return self
@@ -107,6 +109,7 @@ class Publishing:
                     self.publication.received(task, Received(ACCESS), self.now)
             case Ask(name):
                 self.sent.append(request)
+                self.before_ask(request)
                 self.publication.asked(task, is_missing=name not in self.elsewhere, now=self.now)
             case Create() | Apply() | DeleteObject() | ReadObject():
                 self.sent.append(request)
@@ -412,3 +415,43 @@ def test_list_considers_only_objects_that_other_clients_changed(publishing: Publ
     publishing.publication.listed(publishing.now, publishing.server.list(), publishing.now)
     due = publishing.publication.due(publishing.now, publishing)  # type: ignore[arg-type]
     assert [task.name for task in due if task.lane is Lane.OBJECT] == ["alpha"]
+
+
+def test_end_of_a_former_engagement_does_not_allow_deletion_of_an_object_that_names_another():
+    one = Publishing(group="dns").synced(cluster(incarnation="a"), cluster("beta"))
+    two = Publishing(one.server, group="dns").synced(cluster(incarnation="b"))
+    one.publication.listed(one.now, one.server.list(), one.now)
+    one.elsewhere = two.elsewhere = {"alpha", "beta"}
+    before = one.uids["alpha"]
+    one.end(cluster(incarnation="a"), DisengageReason.NOT_READY).settle(60.0)
+    assert one.uids["alpha"] == before
+    assert Delete not in one.writes()
+
+
+def test_object_whose_cluster_cannot_be_looked_up_delays_no_other_deletion():
+    before = Publishing().synced(*(cluster(name, uid=name) for name in ("alpha", "beta", "gamma", "delta", "epsilon")))
+    publishing = Publishing(before.server)
+    refused = PermissionDenied("not by this caller", code="PERMISSION_DENIED")
+
+    def cannot_look_up(request: Request) -> None:
+        if request == Ask("alpha", "alpha"):
+            raise refused
+
+    publishing.before_ask = cannot_look_up
+    publishing.synced(*(cluster(name, uid=name) for name in ("gamma", "delta", "epsilon"))).settle(60.0)
+    assert [*publishing.server.objects] == ["alpha", "gamma", "delta", "epsilon"]
+    assert f"alpha: cannot look up its cluster: {refused}" in publishing.reports
+
+
+def test_nothing_is_written_while_all_published_clusters_are_missing_and_none_can_be_looked_up():
+    publishing = Publishing(Publishing().synced(cluster(), cluster("beta")).server)
+
+    def cannot_look_up(_: Request) -> None:
+        raise Unavailable("busy", code="UNAVAILABLE")
+
+    publishing.before_ask = cannot_look_up
+    publishing.synced(cluster("gamma")).settle(60.0)
+    assert [*publishing.server.objects] == ["alpha", "beta"]
+    publishing.before_ask, publishing.elsewhere = lambda _: None, {"alpha", "beta"}
+    publishing.settle(60.0)
+    assert [*publishing.server.objects] == ["alpha", "beta", "gamma"]

@@ -159,7 +159,12 @@ class Publication:
             if record.observed is None or record.observed.cluster_uid == cluster.uid:
                 is_end = self.view is not ViewState.INCOMPLETE and event.reason in ENDS
                 incarnation = cluster.incarnation if self.identity.group else ""
-                end = EndedCluster(cluster.uid, incarnation, now + records.EVIDENCE_S) if is_end else Elsewhere()
+                end: Unasked | Elsewhere | EndedCluster = Elsewhere()
+                if is_end and record.observed is not None and record.observed.incarnation != incarnation:
+                    # Perhaps its next owner has engaged it: this event says nothing about the end of that engagement.
+                    end = Unasked(now + _removal_guard.SECOND_LOOK_S)
+                elif is_end:
+                    end = EndedCluster(cluster.uid, incarnation, now + records.EVIDENCE_S)
                 record = replace(record, end=end)
             needs_access = record.engaged and not self.renderer.embeds_credentials
             record = replace(record, access=Attempt(now) if needs_access else Attempt())
@@ -380,7 +385,10 @@ class Publication:
     # --- the guard against mass removal ---
 
     def _review(self, now: float, watch: Watch) -> None:
-        """Let the guard judge the missing clusters, once the daemon was asked about each that may be missing."""
+        """Let the guard judge the missing clusters, once the daemon was asked about each that may be missing.
+
+        One that cannot be looked up delays no others.
+        """
         self._review_at = math.inf
         if not self._is_listed or self.view in {ViewState.INCOMPLETE, ViewState.UNIDENTIFIED}:
             return
@@ -393,10 +401,11 @@ class Publication:
             and is_followed(watch, record.removal().cluster)
         ]
         was_foreign, was_problem = self._removals.is_foreign, self._removals.problem
-        if any(isinstance(record.end, Unasked) and not record.next.failures for record in doubted):
-            if len(doubted) == len(own):
-                return
-        else:
+        unasked = [record for record in doubted if isinstance(record.end, Unasked)]
+        is_asking = any(not record.next.problem for record in unasked)
+        if own and len(doubted) == len(own) and (is_asking or len(unasked) == len(own)):
+            return  # nothing shows that the view is not that of another fleet
+        if not is_asking:
             missing = {record.removal(): record for record in doubted if isinstance(record.end, Missing)}
             confirmed = self._removals.review(missing.keys(), len(own), now)
             self._tell({"removals": was_problem}, {"removals": self._removals.problem}, "no longer held")
