@@ -1,15 +1,19 @@
 """Lists of published objects."""
 
+import asyncio
 from typing import Any, cast
 
 import pytest
 
 from milo_controllers.cluster_api import ClusterApi
 from milo_controllers.errors import api_error
+from milo_discovery._kubeconfig_access import KubeconfigAccess
+from milo_kube.api_server import Pools
 from milo_kube.list_pages import MAX_PAGES
 from milo_publishing.api_server import PublishedObjects
 from milo_publishing.errors import TargetUnavailable
 from milo_publishing.objects import Identity, PublishedResource
+from milo_publishing.records import DeleteObject
 
 SECRETS = PublishedResource(api_version="v1", plural="secrets", kind="Secret")
 
@@ -35,3 +39,22 @@ async def test_endless_list_of_published_objects_is_an_error(expires: bool) -> N
     with pytest.raises(TargetUnavailable, match="the list did not end in 2000 pages"):
         await objects.list(Identity(publication="secrets", publisher="shop"))
     assert api.asked == (2 * MAX_PAGES - 1 if expires else MAX_PAGES)
+
+
+class NoCredentials:
+    """Credentials that are never issued."""
+
+    async def access(self) -> KubeconfigAccess:
+        return cast(KubeconfigAccess, await asyncio.Event().wait())
+
+    async def access_after_401(self, _: str | None) -> KubeconfigAccess:
+        raise AssertionError
+
+
+async def test_deletion_is_given_up_when_its_permit_ends() -> None:
+    api = ClusterApi("the target", NoCredentials(), Pools(user_agent="test"))
+    until = asyncio.get_running_loop().time() + 0.05
+    with pytest.raises(TargetUnavailable, match="no credential for the target"):
+        await PublishedObjects(api, SECRETS, "hub").perform(DeleteObject("alpha", "1", "2", until))
+    with pytest.raises(TargetUnavailable, match="no credential for the target"):
+        await PublishedObjects(api, SECRETS, "hub").perform(DeleteObject("alpha", "1", "2", until))

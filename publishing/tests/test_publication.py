@@ -425,7 +425,7 @@ def test_end_of_a_former_engagement_does_not_allow_deletion_of_an_object_that_na
     before = one.uids["alpha"]
     one.end(cluster(incarnation="a"), DisengageReason.NOT_READY).settle(60.0)
     assert one.uids["alpha"] == before
-    assert Delete not in one.writes()
+    assert DeleteObject not in one.writes()
 
 
 def test_object_whose_cluster_cannot_be_looked_up_delays_no_other_deletion():

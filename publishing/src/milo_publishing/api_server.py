@@ -70,9 +70,11 @@ class PublishedObjects:
                     return ObservedObject.of(written)
                 case Apply():
                     return await self._apply(request)
-                case DeleteObject(name, uid, version):
+                case DeleteObject(name, uid, version, until):
                     preconditions = {"preconditions": {"uid": uid, "resourceVersion": version}}
-                    answer = await self._call("DELETE", f"{self._collection}/{name}", {}, preconditions)
+                    left_s = min(_TIMEOUT_S, until - asyncio.get_running_loop().time())
+                    path = f"{self._collection}/{name}"
+                    answer = await self._call("DELETE", path, {}, preconditions, timeout_s=left_s)
                     # A Status, or the object if it waits for its finalizers.
                     return (
                         ObservedObject.of(answer) if (answer.get("metadata") or {}).get("deletionTimestamp") else None
@@ -91,7 +93,7 @@ class PublishedObjects:
                 path = f"{self._collection}/{metadata['name']}{subresource}"
                 query = {"fieldManager": MANAGER, "force": "true"}
                 changed = {**part, "metadata": metadata}
-                found = ObservedObject.of(await self._call("PATCH", path, query, changed, APPLY_PATCH))
+                found = ObservedObject.of(await self._call("PATCH", path, query, changed, content_type=APPLY_PATCH))
                 version = found.resource_version
         return found
 
@@ -101,11 +103,13 @@ class PublishedObjects:
         path: str,
         query: Mapping[str, str] | None = None,
         body: Document | None = None,
+        *,
         content_type: str = JSON,
+        timeout_s: float = _TIMEOUT_S,
     ) -> Document:
         try:
             return await self._api.send(
-                method, path, tuple((query or {}).items()), body, content_type=content_type, timeout_s=_TIMEOUT_S
+                method, path, tuple((query or {}).items()), body, content_type=content_type, timeout_s=timeout_s
             )
         except UnusableKubeconfig as error:
             raise TargetUnavailable(str(error), is_unsent=True) from error

@@ -15,8 +15,9 @@
 
 "While streaming": while the source of its cluster is followed. All rows but the first are about this publisher's
 objects; others are never changed. A cluster is engaged if one with the UID in the object's annotation is.
-`EndedCluster` comes from a live DISENGAGED event whose reason concerns the cluster itself, or from two answers that it
-is `Missing`, if the guard against mass removal agrees. An engagement drops it.
+`EndedCluster` comes from a live DISENGAGED event of the engagement that the object names, whose reason concerns the
+cluster itself, or from two answers that it is `Missing`, if the guard against mass removal agrees. An engagement drops
+it.
 
 Each write and deletion requires the UID and resource version that were observed, so it fails if another client wrote
 meanwhile, such as the replica that owns the cluster now. Then the object is read. If it names another engagement, the
@@ -134,6 +135,8 @@ class DeleteObject(msgspec.Struct, frozen=True):
     name: str
     uid: str
     resource_version: str
+    until: float
+    """When the permit ends: the request is not sent later, however long it waits for a credential or a connection."""
 
 
 class Ask(msgspec.Struct, frozen=True):
@@ -302,7 +305,7 @@ def _end(
         case _ if not is_followed:
             return WaitUntilDue(now + CHECK_S, is_held=True)
         case EndedCluster(until=until) if now < until:
-            return DeleteObject(record.name, observed.uid, observed.resource_version)
+            return DeleteObject(record.name, observed.uid, observed.resource_version, until)
         case Missing(_, answered_at):
             ask_at = answered_at + _removal_guard.SECOND_LOOK_S
         case EndedCluster(ask_at=ask_at) | Unasked(ask_at) | Elsewhere(ask_at):
