@@ -16,8 +16,8 @@ from milo_controllers.tracing import SpanTracer, span
 from milo_discovery._kubeconfig_access import KubeconfigAccess
 from milo_discovery.errors import DiscoveryError, UnusableKubeconfig
 from milo_kube import retry_after
-from milo_kube.api_request import JSON, Access, Answer
-from milo_kube.api_server import ApiServer, Pools, Query
+from milo_kube.api_request import JSON, Access, Answer, ApiRequest
+from milo_kube.api_server import ApiServer, Pools, Query, ResponseBounds
 from milo_kube.credential import ClientCertificate, Credential, Secret
 from milo_kube.http.errors import TransportError
 from milo_kube.reflect.wire import error_status
@@ -65,7 +65,7 @@ class ClusterApi(ApiServer):
     ) -> None:
         """`proxy`: the URL of a proxy; by default, the environment sets it. `tracer`: each call of `send` is a span.
 
-        `may_write` is called before each request of `send` that can change an object.
+        `may_write` is called before each request that can change an object, and again after a 401.
         """
         super().__init__(_ClusterAccess(name, credentials), pools, proxy=proxy, response_limit=RESPONSE_LIMIT)
         self.name = name
@@ -86,8 +86,6 @@ class ClusterApi(ApiServer):
 
         Raises ApiError, Unreachable, DiscoveryError, or NotLeading if `may_write` returns false.
         """
-        if method != "GET" and not self._may_write():
-            raise NotLeading(f"{method} {path} was not sent: this replica no longer holds the Lease")
         encoded = None if body is None else msgspec.json.encode(body)
         attributes = {"http.request.method": method, "url.path": path, "milo.cluster": self.name}
         with span(self._tracer, method, attributes):
@@ -109,6 +107,12 @@ class ClusterApi(ApiServer):
                 raise Unreachable(
                     "closed", f"{method} {path}: the response of {self.name} is not a JSON object"
                 ) from error
+
+    async def _answered(self, request: ApiRequest, access: Access, bounds: ResponseBounds) -> Answer:
+        # Asked once the credential is there: the Lease may be lost while the request waits for that.
+        if request.method != "GET" and not self._may_write():
+            raise NotLeading(f"{request.method} {request.path} was not sent: this replica no longer holds the Lease")
+        return await super()._answered(request, access, bounds)
 
     async def read_list(self, path: str, query: Query = ()) -> list[Document]:
         """Read a list in pages. Raises as `send` does, and ControllerError for a list that is too long."""

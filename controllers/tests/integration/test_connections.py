@@ -8,7 +8,7 @@ import pytest
 import trustme
 
 from milo_controllers.cluster_api import ClusterApi
-from milo_controllers.errors import ApiError, Unreachable
+from milo_controllers.errors import ApiError, NotLeading, Unreachable
 from milo_discovery._kubeconfig_access import KubeconfigAccess
 from milo_kube.api_server import Pools
 from milo_kube.http.errors import TransportError
@@ -98,6 +98,32 @@ async def test_watch_failure_has_cause_credential_if_the_credential_renewed_afte
                 pass
         await api.aclose()
     assert failed.value.cause == "credential"
+
+
+@pytest.mark.parametrize(("lost_by", "sent"), [("access", 0), ("access_after_401", 1)])
+async def test_write_is_not_sent_if_the_lease_is_lost_while_it_waits_for_a_credential(lost_by: str, sent: int) -> None:
+    authority = Authority()
+    leads = True
+
+    class Slow(Fixed):
+        async def access(self) -> KubeconfigAccess:
+            nonlocal leads
+            leads = lost_by != "access"
+            return await super().access()
+
+        async def access_after_401(self, refused: str | None) -> KubeconfigAccess:
+            nonlocal leads
+            leads = False
+            return KubeconfigAccess(server=peer.url, authorities=authority.pem, token="second")
+
+    pools = Pools(user_agent="controllers", environ={}, http2=Http2Connection)
+    async with serving(authority, lambda accepted, stream: accepted.answer(stream, b"", status=401)) as peer:
+        first = KubeconfigAccess(server=peer.url, authorities=authority.pem, token="first")
+        api = ClusterApi("alpha", Slow(first), pools, may_write=lambda: leads)
+        with pytest.raises(NotLeading, match="POST /api/v1/configmaps was not sent"):
+            await api.send("POST", "/api/v1/configmaps", body={})
+        await api.aclose()
+    assert len(peer.requests) == sent
 
 
 async def test_client_certificate_renewed_after_401_is_used() -> None:
