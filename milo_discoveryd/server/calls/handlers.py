@@ -13,11 +13,14 @@ from milo_discoveryd.identity.caller import Caller
 from milo_discoveryd.server.calls import requests
 from milo_discoveryd.server.calls.grpc_errors import UnavailableError
 from milo_discoveryd.server.calls.in_flight import InFlightCalls
-from milo_discoveryd.server.calls.rpc_context import Authenticator, ResponseWriter, RpcContext
+from milo_discoveryd.server.calls.rpc_context import Authenticator, RpcContext
 from milo_discoveryd.server.calls.service import Service
 from milo_discoveryd.server.calls.verification import HANDOUT_MAX_AGE_S, Freshness, StreamVerification
 
 NAME = pb.DESCRIPTOR.services_by_name["DiscoveryService"].full_name
+
+METADATA_S = 5.0
+"""How long a canceled stream waits until its metadata are sent: longer only if nothing reads from the connection."""
 
 Unary: TypeAlias = Callable[[Any, Caller], Awaitable[Any]]
 
@@ -44,7 +47,7 @@ def handlers(service: Service, authenticator: Authenticator, in_flight: InFlight
             max_age_s = HANDOUT_MAX_AGE_S if request.include_kubeconfigs else None
             caller = await authenticator.identify(context, max_age_s=max_age_s)
             async with _verified(caller, context) as freshness:
-                write = ResponseWriter(context).write
+                write = _ResponseWriter(context).write
                 await service.watch_clusters(request, caller, write, freshness=freshness, slot=slot)
 
     @asynccontextmanager
@@ -97,3 +100,29 @@ def handlers(service: Service, authenticator: Authenticator, in_flight: InFlight
             "GetServerInfo": unary(service.get_server_info, pb.GetServerInfoRequest),
         },
     )
+
+
+class _ResponseWriter:
+    """Writes the responses of a stream, which can be aborted after any write was canceled.
+
+    gRPC sends the metadata with the first response and, if that write was canceled, again with the status. It refuses
+    the second, so the call would never end for the client. The metadata are therefore sent before, and not canceled.
+    """
+
+    def __init__(self, context: RpcContext) -> None:
+        self._context = context
+        self._has_begun = False
+
+    async def write(self, response: bytes) -> None:
+        if not self._has_begun:
+            self._has_begun = True
+            await self._begin()
+        await self._context.write(response)
+
+    async def _begin(self) -> None:
+        sending = asyncio.ensure_future(self._context.send_initial_metadata(()))
+        try:
+            await asyncio.shield(sending)
+        except asyncio.CancelledError:
+            await asyncio.wait((sending,), timeout=METADATA_S)
+            raise

@@ -74,7 +74,7 @@ class Task(msgspec.Struct, frozen=True):
     is_retry: bool
 
 
-class ViewState(Enum):
+class ViewPhase(Enum):
     """What is known about the view of the engaged clusters."""
 
     INCOMPLETE = auto()
@@ -102,7 +102,7 @@ class Publication:
         self.renderer = renderer
         self.identity = identity
         self.records: dict[str, Record] = {}
-        self.view = ViewState.INCOMPLETE
+        self.view = ViewPhase.INCOMPLETE
         self._removals = removals
         self._resync_s = resync_s
         self._report = report
@@ -119,10 +119,10 @@ class Publication:
     # --- the daemon's stream ---
 
     def snapshot_begins(self) -> None:
-        self.view = ViewState.INCOMPLETE
+        self.view = ViewPhase.INCOMPLETE
 
     def snapshot_ends(self, now: float) -> None:
-        self.view = ViewState.UNIDENTIFIED
+        self.view = ViewPhase.UNIDENTIFIED
         self._set("", Lane.IDENTIFY, self._common[Lane.IDENTIFY].at(now))
         for record in [*self.records.values()]:
             end = Unasked() if isinstance(record.end, Missing | Elsewhere) else record.end
@@ -145,7 +145,7 @@ class Publication:
                 record = replace(record, access=Attempt(problem=problem))
             elif not self.renderer.embeds_credentials and former != (cluster.uid, cluster.endpoint):
                 record = replace(record, access=Attempt(now))  # an answer in flight is about the former address
-            if self._removals.problem or self.view is ViewState.UNREVIEWED:
+            if self._removals.problem or self.view is ViewPhase.UNREVIEWED:
                 self._review_by(now + _REVIEW_S)
         self._put(replace(record, next=record.next.at(now)))
 
@@ -157,7 +157,7 @@ class Publication:
         record = replace(record, engaged=tuple(one for one in record.engaged if one.cluster.name != cluster.name))
         if is_published:
             if record.observed is None or record.observed.cluster_uid == cluster.uid:
-                is_end = self.view is not ViewState.INCOMPLETE and event.reason in ENDS
+                is_end = self.view is not ViewPhase.INCOMPLETE and event.reason in ENDS
                 incarnation = cluster.incarnation if self.identity.group else ""
                 end: Unasked | Elsewhere | EndedCluster = Elsewhere()
                 if is_end and record.observed is not None and record.observed.incarnation != incarnation:
@@ -225,8 +225,8 @@ class Publication:
             return record.wanted if watch.connected else records.WaitUntilDue(now + records.CHECK_S)
         follows = record.observed is not None and is_followed(watch, record.observed.cluster)
         request = records.decide(record, self.renderer, self.identity, now, is_followed=follows)
-        is_question = isinstance(request, records.Ask | records.WaitUntilDue) and self.view is not ViewState.INCOMPLETE
-        if not is_question and (self.view is not ViewState.REVIEWED or self._removals.is_foreign):
+        is_question = isinstance(request, records.Ask | records.WaitUntilDue) and self.view is not ViewPhase.INCOMPLETE
+        if not is_question and (self.view is not ViewPhase.REVIEWED or self._removals.is_foreign):
             # Objects are written after the review, when all are due.
             return records.Refuse(attempt.problem) if attempt.problem else None
         if attempt.writes >= _MAX_WRITES and isinstance(request, records.Create | records.Apply | records.DeleteObject):
@@ -271,8 +271,8 @@ class Publication:
                 "the daemon's address and its `sharding.group`"
             )
         self.identity = replace(self.identity, group=group)
-        if self.view is ViewState.UNIDENTIFIED:
-            self.view = ViewState.UNREVIEWED
+        if self.view is ViewPhase.UNIDENTIFIED:
+            self.view = ViewPhase.UNREVIEWED
         if not self._is_listed:
             self._set("", Lane.LIST, self._common[Lane.LIST].at(now))
         self._review_by(now)
@@ -371,7 +371,7 @@ class Publication:
     @property
     def is_done(self) -> bool:
         """Whether each object is written, deleted, held or refused, or nothing may be written."""
-        if self.view is not ViewState.REVIEWED or not self._is_listed:
+        if self.view is not ViewPhase.REVIEWED or not self._is_listed:
             return False
         is_reviewed = self._review_at == math.inf
         return self._removals.is_foreign or (is_reviewed and all(map(self._is_settled, self.records.values())))
@@ -390,7 +390,7 @@ class Publication:
         One that cannot be looked up delays no others.
         """
         self._review_at = math.inf
-        if not self._is_listed or self.view in {ViewState.INCOMPLETE, ViewState.UNIDENTIFIED}:
+        if not self._is_listed or self.view in {ViewPhase.INCOMPLETE, ViewPhase.UNIDENTIFIED}:
             return
         own = [record for record in self.records.values() if record.is_own(self.identity)]
         doubted = [
@@ -414,8 +414,8 @@ class Publication:
                     case Missing(since, at), ObservedObject() as observed if at >= since + _removal_guard.SECOND_LOOK_S:
                         end = EndedCluster(observed.cluster_uid, observed.incarnation, at + records.EVIDENCE_S)
                         self._put(replace(record, end=end, next=record.next.at(now)))
-        if self.view is ViewState.UNREVIEWED or was_foreign:
-            self.view = ViewState.REVIEWED
+        if self.view is ViewPhase.UNREVIEWED or was_foreign:
+            self.view = ViewPhase.REVIEWED
             for record in [*self.records.values()]:
                 self._put(replace(record, next=record.next.at(now)))
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from milo_kube.http.server import FIELDS_LIMIT, REQUEST_LIMIT, HttpReply, HttpServer, ServerRequest
+from milo_kube.http.tls import TlsTransport
 from tests.support.certificates import Authority
 from tests.support.eventually import LIMIT_S, eventually
 
@@ -183,6 +184,31 @@ async def test_connections_without_a_handshake_are_limited(tmp_path: Path) -> No
         writer.close()
         silent[-1].sendall(b"not TLS")
         await eventually(lambda: not is_open(silent[-1]))
+
+
+async def test_unexpected_error_of_a_handshake_ends_its_connection_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ca = Authority()
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(*ca.server().write(tmp_path, "server"))
+    raised: list[dict[str, object]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, problem: raised.append(problem))
+
+    async def broken(_: TlsTransport) -> None:
+        raise ZeroDivisionError
+
+    async with serving(tls=context) as (host, port, _):
+        with monkeypatch.context() as patched, socket.create_connection((host, port), LIMIT_S) as client:
+            patched.setattr(TlsTransport, "handshake", broken)
+            await eventually(lambda: not is_open(client))
+        trusting = ssl.create_default_context(cadata=ca.pem.decode())
+        reader, writer = await asyncio.open_connection(host, port, ssl=trusting)
+        writer.write(b"GET /a HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        assert (await reader.read()).startswith(b"HTTP/1.1 200 ")
+        writer.close()
+    gc.collect()
+    assert [type(problem.get("exception")) for problem in raised] == [ZeroDivisionError]
 
 
 def is_open(client: socket.socket) -> bool:

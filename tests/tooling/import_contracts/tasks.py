@@ -74,6 +74,9 @@ TESTED = {
     ),
     "milo_discoveryd/watchers/file_driver.py: self._confirmations.run": _CONFIRMATION,
     "milo_discoveryd/wiring/source.py: self._storage.save": _SAVING,
+    "kube/src/milo_kube/http/server.py: self._secure": (
+        "tests/integration/http/test_server.py::test_unexpected_error_of_a_handshake_ends_its_connection_alone"
+    ),
     "kube/src/milo_kube/http/server.py: answering": (
         "tests/integration/http/test_server.py::test_unexpected_error_of_a_handler_ends_only_its_connection"
     ),
@@ -138,7 +141,7 @@ OTHERS = {
     "milo_discoveryd/telemetry/log_writer.py: self._run": _WHOLE,
     "milo_discoveryd/watchers/driver.py: self._liveness_probe.run": _WHOLE,
     "milo_discoveryd/wiring/source.py: driver.run": _GROUP,
-    "milo_discoveryd/server/calls/rpc_context.py: self._context.send_initial_metadata": _AWAITED,
+    "milo_discoveryd/server/calls/handlers.py: self._context.send_initial_metadata": _AWAITED,
     "kube/src/milo_kube/external_command.py: process.wait": _AWAITED,
     "kube/src/milo_kube/external_command.py: flooded.wait": _AWAITED,
     "kube/src/milo_kube/external_command.py: asyncio.create_subprocess_exec": _AWAITED,

@@ -147,6 +147,9 @@ class _Connection(asyncio.Protocol):
                 await secured.handshake()
         except OSError:
             self.end()
+        except BaseException:
+            self.end()
+            raise
 
     @property
     def held(self) -> int:
