@@ -9,15 +9,12 @@ from contextlib import AbstractContextManager
 from random import getrandbits
 from typing import Any, NamedTuple, Protocol
 
-import msgspec
-
 from milo_controllers.affected_objects import AffectedCluster, AffectedObjects, key_of
-from milo_controllers.conditions import is_terminating
 from milo_controllers.fleet_view import FleetView
 from milo_controllers.informer import Informer
 from milo_controllers.logs import current_cluster, current_object, current_reconcile
 from milo_controllers.metrics import ControllerMetrics, ReconcileMetrics
-from milo_controllers.object_cache import Change
+from milo_controllers.object_cache import Change, is_terminating
 from milo_controllers.reconcile_call import ReconcileCall, Reconciler, failed_outcome
 from milo_controllers.reconcile_failures import ReconcileFailure, ReconcileFailures
 from milo_controllers.registration import ControllerSpec
@@ -273,7 +270,7 @@ class Controller:
         if self.spec.while_deleting or member.cluster.current.deletion_requested_at is None:
             return False
         found = member.informers[self.spec.kind.key].cache.get(key.namespace, key.name)
-        return found is None or not is_terminating(msgspec.json.decode(found.raw))
+        return found is None or not is_terminating(found)
 
     def _span(self) -> AbstractContextManager[Any]:
         cluster, found, reconcile = current_cluster.get(), current_object.get(), current_reconcile.get()

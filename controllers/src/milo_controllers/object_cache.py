@@ -168,7 +168,7 @@ def object_decoder(
         if transform is not None:
             try:
                 transformed: object = transform(msgspec.json.decode(stripped))
-                problem = "" if isinstance(transformed, dict) else f"transform= returned {transformed!r}, not a dict"
+                problem = _problem(transformed)
                 stripped = msgspec.json.encode(transformed)
             except Exception as error:  # noqa: BLE001  (the author's code: an error there affects only this object)
                 problem = f"transform= raised {error!r}"
@@ -181,6 +181,15 @@ def object_decoder(
         return CachedObject(name, "", uid, version, problem=problem)
 
     return ObjectDecoder(msgspec.Raw, observe, malformed)
+
+
+def _problem(transformed: object) -> str:
+    """Return why what `transform=` returned is no object; empty if it is one."""
+    if not isinstance(transformed, dict):
+        return f"transform= returned {transformed!r}, not a dict"
+    if not isinstance(transformed.get("metadata"), dict):
+        return "transform= returned the object without its metadata"
+    return ""
 
 
 class _BuiltIndex:
@@ -412,6 +421,22 @@ class _VersionedObject(msgspec.Struct, gc=False):
 
 
 _VERSIONED = msgspec.json.Decoder(_VersionedObject)
+
+
+class _Deletion(msgspec.Struct, gc=False):
+    deletionTimestamp: msgspec.Raw = _ABSENT  # noqa: N815
+
+
+class _DeletedObject(msgspec.Struct, gc=False):
+    metadata: _Deletion
+
+
+_DELETED = msgspec.json.Decoder(_DeletedObject)
+
+
+def is_terminating(found: CachedObject) -> bool:
+    """Return whether the object's deletion was requested. Reads nothing else, so that no other field can fail it."""
+    return bytes(_DELETED.decode(found.raw).metadata.deletionTimestamp) not in {b"", b"null"}
 
 
 def changed(part: Literal["generation", "labels", "annotations"], change: Change) -> bool:

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,7 +16,7 @@ from milo_controllers.event_loop import EventLoop
 from milo_controllers.fleet_view import FleetView
 from milo_controllers.kinds import Kind
 from milo_controllers.metrics import ControllerMetrics
-from milo_controllers.object_cache import CachedObject, Change
+from milo_controllers.object_cache import CachedObject, Change, ObjectCache
 from milo_controllers.own_writes import OwnWrites
 from milo_controllers.registration import ControllerSpec
 from milo_controllers.request import Request
@@ -23,6 +24,7 @@ from milo_controllers.watched import WatchedKind
 from milo_controllers.work_queue import ObjectKey
 from milo_discovery._failure_log import FailureLog
 from milo_discovery.testing import eventually
+from milo_kube.reflect.messages import ObjectChanged
 
 
 def engaged(controller: Controller, members: dict[str, Any], name: str, tasks: asyncio.TaskGroup) -> None:
@@ -144,3 +146,25 @@ async def test_created_reconcile_task_does_not_run_if_its_cluster_is_disengaged_
         members["alpha"].cluster.engaged = False
     assert reconciled == []
     assert controller.tasks == frozenset()
+
+
+async def test_object_with_undecodable_fields_ends_no_cluster_whose_project_is_being_deleted() -> None:
+    reconciled: list[str] = []
+
+    async def reconcile(request: Request) -> None:
+        reconciled.append(request.name)
+
+    members: dict[str, Any] = {}
+    controller = controller_of(reconcile, members)
+    cache = ObjectCache()
+    for name, more in (("one", b'"deletionTimestamp":"2026-11-28T00:00:00Z",'), ("two", b"")):
+        raw = b'{"metadata":{%b"name":"%b","labels":[]},"spec":{"note":"\xff"}}' % (more, name.encode())
+        cache.apply(ObjectChanged(CachedObject(name, "default", name, "1", raw)))
+    async with asyncio.TaskGroup() as tasks:
+        engaged(controller, members, "alpha", tasks)
+        members["alpha"].informers[controller.spec.kind.key] = SimpleNamespace(cache=cache)
+        members["alpha"].cluster.current.deletion_requested_at = datetime.now(UTC)
+        controller.queue.add(ObjectKey("alpha", 1, "default", "two"), 0.0)
+        controller.deletion_requested(members["alpha"])
+        await eventually(lambda: not controller.queue and not controller.tasks)
+    assert reconciled == ["one"]

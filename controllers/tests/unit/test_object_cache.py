@@ -284,6 +284,12 @@ def test_decoder_reports_an_object_for_which_transform_does_not_return_a_dict() 
     assert event.observation.problem == "transform= returned None, not a dict"
 
 
+def test_decoder_reports_an_object_that_transform_returns_without_metadata() -> None:
+    event = object_decoder(transform=lambda found: {"kind": found["kind"]}).line(line(document("a")))
+    assert isinstance(event, ObjectSeen)
+    assert event.observation.problem == "transform= returned the object without its metadata"
+
+
 def test_decoder_reports_an_object_that_is_larger_than_any_api_server_stores() -> None:
     event = object_decoder().line(line(document("a", color="x" * LARGEST_OBJECT)))
     assert isinstance(event, ObjectSeen)
