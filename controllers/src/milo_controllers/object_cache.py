@@ -357,7 +357,8 @@ class ObjectCache:
         for name, index in self._indexes.items():
             if new is not None:
                 index.put(new.place, self._values(name, new))
-            elif old is not None:
+            else:
+                assert old is not None
                 index.remove(old.place)
         if self._by_owner is not None:
             if old is not None:

@@ -9,7 +9,7 @@ import pytest
 from kubernetes.client import V1ConfigMap, V1ObjectMeta, V1OwnerReference
 
 from milo_controllers.errors import NotCached
-from milo_controllers.kinds import Kind, document, kind_of
+from milo_controllers.kinds import Kind, document, kind_of, retyped
 
 
 class Widget(msgspec.Struct):
@@ -131,3 +131,18 @@ def test_kinds_with_different_cache_options_have_different_keys() -> None:
     assert str(kind.key) == "v1/pods (ns, app=web, spec.nodeName=n)"
     assert str(Kind("v1/pods").key) == "v1/pods"
     assert kind.key != Kind("v1/pods").key
+
+
+def test_cached_part_of_an_object_is_what_its_cache_keeps() -> None:
+    whole = {"metadata": {"name": "a", "managedFields": [{}]}, "spec": {"size": 1}}
+    assert Kind("v1/widgets").cached_part(whole) == {"metadata": {"name": "a"}, "spec": {"size": 1}}
+    assert Kind("v1/widgets", metadata_only=True).cached_part(whole) == {"metadata": {"name": "a"}}
+    shrunk = Kind("v1/widgets", transform=lambda found: {**found, "spec": {}})
+    assert shrunk.cached_part(whole) == {"metadata": {"name": "a"}, "spec": {}}
+    assert [kind.is_partial for kind in (Kind("v1/widgets"), shrunk)] == [False, True]
+
+
+def test_retyped_object_has_the_fields_of_the_type() -> None:
+    assert retyped(Kind("v1/widgets"), Widget, {"kind": "Widget", "size": 2, "color": "red"}) == document(
+        Widget("Widget", 2)
+    )

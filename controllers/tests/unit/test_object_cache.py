@@ -348,3 +348,14 @@ def test_index_function_that_reads_other_state_leaves_no_stale_entries() -> None
     applied(cache, ObjectChanged(cached("a", "2")), DeletionReported("b", "uid-b", "default"))
     assert list(cache.indexed("group", "first")) == []
     assert [found.version for found in cache.indexed("group", "second")] == ["2"]
+
+
+def test_object_with_two_references_to_one_owner_is_removed_from_the_index_of_owners() -> None:
+    twice = OwnerReference("owner", "owner")
+    found = cached("a")
+    cache = synced(CachedObject(found.name, found.namespace, found.uid, found.version, found.raw, (twice, twice)))
+    assert cache.places() == {("default", "a")}
+    assert names(cache.owned_by("owner")) == ["a"]
+    applied(cache, DeletionReported("a", "uid-a", "default"))
+    assert names(cache.owned_by("owner")) == []
+    assert cache.places() == frozenset()

@@ -37,3 +37,7 @@ def test_changed_list_whose_elements_were_read_in_part_is_refused() -> None:
         merge_patch(before, after, WHOLE)
     with pytest.raises(PartialListError):  # a field that was not read at all
         merge_patch({"spec": {}}, after, WHOLE)
+
+
+def test_field_that_is_null_before_and_missing_after_is_no_change() -> None:
+    assert merge_patch({"spec": {"size": None}}, {"spec": {}}, {}) == {}

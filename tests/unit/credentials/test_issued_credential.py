@@ -20,6 +20,7 @@ from milo_discoveryd.credentials.issued_credential import (
 )
 from milo_discoveryd.daemon_errors import BackendError, UnfitError
 from milo_kube.credential import ClientCertificate, Credential, CredentialError, Secret
+from tests.support.giant_keys import GiantPair
 from tests.unit.credentials.tokens import CANARY, certificate, jwt, with_version
 
 NOW = 1_800_000_000.0
@@ -174,3 +175,12 @@ def test_issued_token_is_either_rejected_or_valid_and_short_lived(
         return
     assert NOW < minted.expires_at <= NOW + LONGEST_S
     assert minted.issued_at <= NOW
+
+
+def test_client_certificate_with_a_giant_key_or_chain_is_rejected() -> None:
+    chain = certificate(NOW, NOW + 600)
+    giant = Credential(certificate=ClientCertificate(chain=chain, key=Secret(GiantPair(20_000).key.decode())))
+    with pytest.raises(BackendError, match="it returned a client certificate that"):
+        validate(giant, NOW, origin="it")
+    with pytest.raises(BackendError, match="longer than"):
+        validate(of(chain + b"\n" * (1 << 20)), NOW, origin="it")

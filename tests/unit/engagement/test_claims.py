@@ -499,3 +499,8 @@ def test_objects_of_one_source_that_claim_one_uid_make_no_duplicate() -> None:
     found = Claimants()
     found.commit(1, claims("bank"), claims("shop-x"), claims("shop-y"))
     assert found.fleet.duplicate_of(found.claimants[1]) == ""
+
+
+def test_object_without_a_claim_contests_no_source() -> None:
+    claims = FleetEngagements()._kinds
+    assert [kind.ranks_of_others("unknown") for kind in claims] == [set() for _ in claims]

@@ -369,3 +369,13 @@ def test_reported_deletion_of_object_with_invalid_name_is_applied_without_a_read
     source.take(DeletionReported("..", "u9"))
     assert source.requested_names() == []
     assert source.state("..") is ObjectState.DELETED
+
+
+def test_first_list_is_unverified_until_a_second_one() -> None:
+    source = Source(ready("a"))
+    assert source.collection.unverified is not None
+    due = source.collection.relist_at
+    assert due is not None
+    source.now = due
+    source.lists(ready("a"))
+    assert source.collection.unverified is None

@@ -254,3 +254,12 @@ def test_object_with_an_oversized_uid_or_version_is_malformed(field: str) -> Non
     assert isinstance(event.observation, Malformed)
     assert len(event.observation.uid) <= 128
     assert len(event.observation.version) <= 128
+
+
+def test_lines_are_decoded_up_to_the_first_one_that_is_no_event() -> None:
+    first, second = (line("ADDED", thing("a", "7")), b"1")
+    found = DECODER.lines([first, second, first])
+    assert found[0] == ObjectSeen(seen("a", "7"))
+    assert isinstance(found[1], Undecodable)
+    assert len(found) == 2
+    assert DECODER.lines([first]) == found[:1]
