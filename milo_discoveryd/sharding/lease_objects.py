@@ -188,7 +188,7 @@ class LeaseList:
     def add(self, page: bytes) -> str:
         """Add a page. Return the token of the next one; empty after the last.
 
-        Raises LeaseFormatError for anything but a list of Leases.
+        Raises LeaseFormatError for anything but a list of Leases, or if these have too many pending clusters.
         """
         try:
             found = _LEASE_LIST.decode(page)
@@ -210,20 +210,25 @@ class LeaseList:
         elif name.startswith(prefix):
             member = name.removeprefix(prefix)
             try:
-                self._members[member] = self._counted(_member(lease, member))
+                found = _member(lease, member)
             except _UNREADABLE as error:
-                self._members[member] = _unreadable(lease, member, self._names, error)
+                found = _unreadable(lease, member, self._names, error)
+            self._members[member] = found
+            self._count(found)
         else:
             self._foreign += 1
             if self._foreign <= _FOREIGN_NAMED:
                 self._foreign_names.append(name)
 
-    def _counted(self, lease: MemberLease) -> MemberLease:
-        """Return the Lease. Raises ValueError if the group has too many pending clusters with it."""
-        if self._pending + len(lease.pending) > PENDING_NAMES:
-            raise ValueError(f"with its pending clusters, the group has more than {PENDING_NAMES}")
+    def _count(self, lease: MemberLease) -> None:
+        """Raises LeaseFormatError if the group has too many pending clusters: no single Lease is at fault, so members
+        keep what they hold and renew it, and no view changes."""
         self._pending += len(lease.pending)
-        return lease
+        if self._pending > PENDING_NAMES:
+            raise LeaseFormatError(
+                f"the Leases of shard group {self._names.group} have more than {PENDING_NAMES} pending clusters: "
+                "delete those of members that do not exist"
+            )
 
     @property
     def group(self) -> GroupState:
