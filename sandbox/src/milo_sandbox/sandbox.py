@@ -272,9 +272,11 @@ class Sandbox:
         for api in self._backends.opened():
             api.streams.end()
 
-    def silence_watches(self, *, silent: bool = True) -> None:
-        """Send nothing, not even bookmarks, on current and future watches of the Milo API; or let them catch up."""
-        self._backends.milo.streams.set_silent(silent=silent)
+    def silence_watches(self, project: str = "", *, silent: bool = True) -> None:
+        """Send nothing, not even bookmarks, on current and future watches of the Milo API, or of a project's control
+        plane; or let them catch up."""
+        api = self._backends.control_planes.of(project) if project else self._backends.milo
+        api.streams.set_silent(silent=silent)
 
     def freeze_etcd(self) -> None:
         """Act as a server whose etcd is unavailable. End this by `faults.clear` and `silence_watches(silent=False)`."""
