@@ -31,7 +31,7 @@ from milo_controllers.options import check_options
 from milo_controllers.reconcile_call import Reconciler
 from milo_controllers.registration import BackgroundTask, ControllerSpec, Registration
 from milo_controllers.tracing import SpanTracer
-from milo_controllers.watched import Mapper, OwnedKind, Predicate, ReconcileTarget, WatchedKind
+from milo_controllers.watched import Mapper, OwnedKind, Predicate, ReconcileTarget, WatchedKind, checked_target
 from milo_controllers.webhooks import (
     FailurePolicy,
     ProjectClusters,
@@ -479,8 +479,7 @@ class Controllers(RunsInBackground):
         """Reconcile an object, for a reason outside of its cluster: a timer, a queue, a webhook. Safe in any thread.
 
         `target.cluster` has to be set. Ignored if that cluster is not engaged, or the controllers do not run.
-        `controller`: the name of the
-        controller, required if there are several.
+        `controller`: the name of the controller, required if there are several.
         """
         if target.cluster is None:
             raise ValueError(f"{target!r} has no cluster: set it to the name of an engaged cluster")
@@ -488,7 +487,7 @@ class Controllers(RunsInBackground):
         if (controller is None and len(names) != 1) or (controller is not None and controller not in names):
             known = f"pass one of {', '.join(map(repr, names))}" if names else "no controller is registered"
             raise ValueError(f"controller={controller!r}: {known}")
-        loop = self._loop
+        target, loop = checked_target(target), self._loop
         if loop is not None:
             with suppress(RuntimeError):  # the event loop was closed
                 loop.call_soon_threadsafe(self._enqueue, target, controller)

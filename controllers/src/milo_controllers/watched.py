@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any, Generic, Literal, NamedTuple, TypeVar
+from typing import Any, Generic, Literal, NamedTuple, TypeVar, cast
 
 from milo_controllers.fleet_view import FleetView
 from milo_controllers.kinds import Kind, ObjectT
@@ -22,6 +22,14 @@ class ReconcileTarget(NamedTuple):
     name: str
     namespace: str = ""
     cluster: str | None = None
+
+
+def checked_target(target: ReconcileTarget) -> ReconcileTarget:
+    """Return the target; its namespace may be None, as read from an object that has none. Raises TypeError."""
+    name, namespace, cluster = cast("tuple[object, object, object]", target)
+    if not (isinstance(name, str) and isinstance(namespace, str | None) and isinstance(cluster, str | None)):
+        raise TypeError(f"{target!r} has a name, namespace or cluster that is no string")
+    return target._replace(namespace=namespace or "")
 
 
 class Watched(Generic[ObjectT]):
@@ -103,4 +111,4 @@ class WatchedKind(NamedTuple):
                 raise TypeError(
                     f"the mapper returned {target!r} among its targets: return ReconcileTarget(name, namespace)"
                 )
-        return targets
+        return [checked_target(target) for target in targets]

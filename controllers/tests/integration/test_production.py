@@ -202,7 +202,16 @@ async def test_delay_function_that_fails_does_not_restart_the_cluster(
 
 @pytest.mark.parametrize(
     "found",
-    [["a"], ReconcileTarget("a"), ReconcileTarget("a", "b", "c"), 5, None, [("a", "b", None)]],
+    [
+        ["a"],
+        ReconcileTarget("a"),
+        ReconcileTarget("a", "b", "c"),
+        5,
+        None,
+        [("a", "b", None)],
+        [ReconcileTarget(["a"])],  # type: ignore[arg-type]
+        [ReconcileTarget("a", "b", {})],  # type: ignore[arg-type]
+    ],
     ids=str,
 )
 async def test_invalid_mapper_result_is_logged_and_does_not_stop_reconciles(
@@ -214,7 +223,7 @@ async def test_invalid_mapper_result_is_logged_and_does_not_stop_reconciles(
     log = Log()
     async with reconciling(log, plane, watches=[watches(CONFIG_MAPS, map=mapper)]) as running:
         plane.create(config_map("any"))
-        await eventually(lambda: "the mapper returned" in caplog.text)
+        await eventually(lambda: "the mapper of v1/configmaps failed" in caplog.text)
         plane.create(widget("one"))
         await eventually(lambda: log.seen == [(plane.project, "one", {})])
         assert running.controllers.health().crashing == ()

@@ -157,6 +157,12 @@ def test_mapper_that_returns_a_string_is_refused_with_the_string_and_an_example_
         watched.targets(None)  # type: ignore[arg-type]
 
 
+def test_target_whose_namespace_is_none_is_the_object_without_a_namespace() -> None:
+    target = ReconcileTarget("a", {}.get("namespace"))  # type: ignore[arg-type]
+    watched = watches(WIDGETS, map=lambda _change: [target])
+    assert watched.targets(None) == [ReconcileTarget("a")]  # type: ignore[arg-type]
+
+
 async def test_kinds_with_the_same_cache_and_different_transforms_are_refused() -> None:
     made = controllers()
     made.cache(Kind(WIDGETS, transform=dict))
@@ -185,6 +191,8 @@ async def test_enqueue_refuses_a_target_without_a_cluster_and_an_unknown_control
     for controller in (None, "unknown"):
         with pytest.raises(ValueError, match="pass one of 'widgets', 'configmaps'"):
             made.enqueue(ReconcileTarget("a", "default", "alpha"), controller=controller)
+    with pytest.raises(TypeError, match="a name, namespace or cluster that is no string"):
+        made.enqueue(ReconcileTarget(["a"], "default", "alpha"), controller="widgets")  # type: ignore[arg-type]
     made.enqueue(
         ReconcileTarget("a", "default", "alpha"), controller="widgets"
     )  # not running: the initial list enqueues each object
