@@ -42,7 +42,7 @@ async def test_log_and_check_report_a_world_writable_kubeconfig_directory(
     daemon = workspace.daemon(discovery_kubeconfig=None, sources=sources)
     async with following(daemon) as (_, watch):
         await until(watch, lambda seen: set(seen.clusters) == {"private#alpha", "shared#alpha"})
-        [warning] = daemon.events("kubeconfig directory is world-writable")
+        [warning] = daemon.events("kubeconfig directory is exposed")
     arguments = ("check", "--config", str(workspace.directory / "config.yaml"))
     _, out, _ = await forked("milo-discoveryd", arguments, {})
     [warned] = [line for line in out.splitlines() if "world-writable" in line]
