@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from milo_kube.http import server as server_module
 from milo_kube.http.server import FIELDS_LIMIT, REQUEST_LIMIT, HttpReply, HttpServer, ServerRequest
 from milo_kube.http.tls import TlsTransport
 from tests.support.certificates import Authority
@@ -280,3 +281,27 @@ async def test_unexpected_error_of_a_handler_ends_only_its_connection() -> None:
         await server.stop()
     gc.collect()
     assert unhandled == ["Task exception was never retrieved"], "asyncio logs it with its stack"
+
+
+async def test_request_at_the_end_of_the_idle_time_is_answered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server_module, "IDLE_S", 2.0)
+    answering = asyncio.Event()
+
+    async def answer(_: ServerRequest) -> HttpReply:
+        await answering.wait()
+        return HttpReply(b"answered")
+
+    server = HttpServer(answer, connections=1)
+    url = await server.start("127.0.0.1", 0)
+    host, _, port = url.partition("://")[2].rpartition(":")
+    loop = asyncio.get_running_loop()
+    reader, writer = await asyncio.open_connection(host, int(port))
+    opened = loop.time()
+    loop.call_at(opened + 1.0, writer.write, b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+    loop.call_at(opened + 2.3, answering.set)
+    try:
+        async with asyncio.timeout(LIMIT_S):
+            assert await reader.readuntil(b"answered")
+    finally:
+        writer.close()
+        await server.stop()

@@ -33,7 +33,8 @@ connection is read before a flood of other connections can close this one."""
 _BACKLOG = 1024
 HANDSHAKE_S = 10.0
 IDLE_S = 60.0
-"""Maximum time from the start of a connection, or its last response, to the next response."""
+"""Maximum time from the start of a connection, or its last response, to a whole request, and from there to its
+response."""
 _METHODS = ("GET", "HEAD")
 
 
@@ -248,6 +249,7 @@ class _Connection(asyncio.Protocol):
             body=bytes(self._body),
         )
         self._keep_alive = self._parser.should_keep_alive() and not self._parser.should_upgrade()
+        self._wait()
         answering = self._answer(request, with_body=method != "HEAD")
         self._task = asyncio.get_running_loop().create_task(answering, name="answer an HTTP request")
 
