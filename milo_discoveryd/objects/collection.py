@@ -65,8 +65,8 @@ OLDER_READ = Inconclusive("the read returned an older version than the watch or 
 
 
 OLDER_SERVER = (
-    "the API server returned an older state than before, as after a restore from a backup: the cluster stays as it is "
-    f"until it is seen again, or until {ACCEPT}"
+    "the API server's resource versions went back, as after a restore from a backup: the cluster stays as it is until "
+    f"it is seen again, or until {ACCEPT}"
 )
 
 
