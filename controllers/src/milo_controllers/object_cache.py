@@ -424,12 +424,12 @@ class _VersionedObject(msgspec.Struct, gc=False):
 _VERSIONED = msgspec.json.Decoder(_VersionedObject)
 
 
-class _Deletion(msgspec.Struct, gc=False):
+class _DeletionMetadata(msgspec.Struct, gc=False):
     deletionTimestamp: msgspec.Raw = _ABSENT  # noqa: N815
 
 
 class _DeletedObject(msgspec.Struct, gc=False):
-    metadata: _Deletion
+    metadata: _DeletionMetadata
 
 
 _DELETED = msgspec.json.Decoder(_DeletedObject)
