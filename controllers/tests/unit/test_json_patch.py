@@ -81,3 +81,8 @@ def test_true_is_carried_over_in_place_of_one() -> None:
 
 def test_removed_field_is_removed_and_one_that_was_never_declared_is_kept() -> None:
     assert carried_over({"a": 1, "b": 2}, {"a": 1}, {}) == {"b": 2}
+
+
+def test_element_that_is_equal_to_a_matched_one_is_matched_with_the_next() -> None:
+    original = [{**A, "more": 1}, {**B, "more": 2}, {**A, "more": 3}]
+    assert carried_over(original, [A, B, A], [A, A]) == [{**A, "more": 1}, {**A, "more": 3}]

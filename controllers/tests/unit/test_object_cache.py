@@ -12,6 +12,7 @@ from milo_controllers.object_cache import (
     ObjectCache,
     OwnerReference,
     changed,
+    is_terminating,
     object_decoder,
 )
 from milo_kube.reflect.messages import (
@@ -359,3 +360,12 @@ def test_object_with_two_references_to_one_owner_is_removed_from_the_index_of_ow
     applied(cache, DeletionReported("a", "uid-a", "default"))
     assert names(cache.owned_by("owner")) == []
     assert cache.places() == frozenset()
+
+
+@pytest.mark.parametrize(
+    ("metadata", "terminating"),
+    [(b"{}", False), (b'{"deletionTimestamp":null}', False), (b'{"deletionTimestamp":"2026-01-01T00:00:00Z"}', True)],
+)
+def test_object_is_terminating_if_its_deletion_was_requested(metadata: bytes, *, terminating: bool) -> None:
+    found = CachedObject("a", "default", "uid", "1", b'{"metadata":' + metadata + b"}")
+    assert is_terminating(found) is terminating
