@@ -53,5 +53,5 @@ async def check_reload(settings: Settings) -> Finding | None:
 
 
 def _shown(problems: tuple[str, ...]) -> str:
-    """Return the problems, which a daemon shows only to those who may see names."""
+    """Return the problems, which a daemon shows only to callers that may see names."""
     return f": {'; '.join(problems)}" if problems else ""

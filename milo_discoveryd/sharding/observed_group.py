@@ -1,6 +1,6 @@
 """What a member knows of its group: the Leases as last read or written, and for how long it has seen each unchanged.
 
-Pure. It says who may still own clusters, and which Leases are abandoned; `Member` decides what follows for this member.
+Pure. It returns which members may still own clusters, and which Leases are abandoned; `Member` decides what follows.
 """
 
 from collections.abc import Iterator, Mapping

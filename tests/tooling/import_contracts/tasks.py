@@ -118,7 +118,7 @@ TESTED = {
 """The tasks that handle clusters, callers or objects, one or several, each with the test."""
 
 _WHOLE = "it handles no single cluster, caller or object"
-_AWAITED = "whoever awaits it gets its error"
+_AWAITED = "its error is raised where it is awaited"
 _GROUP = "it only runs tasks that are in this list"
 
 OTHERS = {

@@ -49,7 +49,7 @@ def test_pending_clusters_of_a_deleted_lease_have_no_new_owner_for_33_seconds() 
 
 
 def test_pending_clusters_of_a_lease_that_became_malformed_have_no_new_owner_while_its_member_may_run() -> None:
-    """Found by the simulation of seed 5004949: a later view no longer says from whom the clusters came."""
+    """Found by the simulation of seed 5004949: a later view no longer has the former owners of the clusters."""
     driver = settled("a", "b")
     driver.pending = {"a": driver.owned("a")}
     driver.add("c", Member("c", "c#1"))
