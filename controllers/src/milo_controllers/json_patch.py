@@ -14,19 +14,20 @@ Operation = dict[str, Any]
 _KEYS = ("name", "type", "key")
 
 
-def patch(before: Any, after: Any, path: str = "") -> Iterator[Operation]:
+def patch(before: Any, after: Any) -> Iterator[Operation]:
     """Yield the operations that turn `before` into `after`. A list that changed is replaced as a whole."""
     if isinstance(before, dict) and isinstance(after, dict):
         for name in before.keys() - after.keys():
-            yield {"op": "remove", "path": f"{path}/{_token(name)}"}
+            yield {"op": "remove", "path": f"/{_token(name)}"}
         for name, value in after.items():
-            place = f"{path}/{_token(name)}"
             if name not in before:
-                yield {"op": "add", "path": place, "value": value}
-            else:
-                yield from patch(before[name], value, place)
+                yield {"op": "add", "path": f"/{_token(name)}", "value": value}
+                continue
+            # Only what changed has a path: a tenant's document can have a long name around very many short ones.
+            for operation in patch(before[name], value):
+                yield operation | {"path": f"/{_token(name)}{operation['path']}"}
     elif not _are_same(before, after):
-        yield {"op": "replace", "path": path, "value": after}
+        yield {"op": "replace", "path": "", "value": after}
 
 
 def applied(document: Any, operations: Sequence[Operation]) -> Any:
