@@ -70,15 +70,8 @@ class PublishedObjects:
                     return ObservedObject.of(written)
                 case Apply():
                     return await self._apply(request)
-                case DeleteObject(name, uid, version, until):
-                    preconditions = {"preconditions": {"uid": uid, "resourceVersion": version}}
-                    left_s = min(_TIMEOUT_S, until - asyncio.get_running_loop().time())
-                    path = f"{self._collection}/{name}"
-                    answer = await self._call("DELETE", path, {}, preconditions, timeout_s=left_s)
-                    # A Status, or the object if it waits for its finalizers.
-                    return (
-                        ObservedObject.of(answer) if (answer.get("metadata") or {}).get("deletionTimestamp") else None
-                    )
+                case DeleteObject():
+                    return await self._delete(request)
         except TargetRefused as error:
             if error.status != HTTPStatus.NOT_FOUND or not isinstance(request, ReadObject | DeleteObject):
                 raise
@@ -96,6 +89,20 @@ class PublishedObjects:
                 found = ObservedObject.of(await self._call("PATCH", path, query, changed, content_type=APPLY_PATCH))
                 version = found.resource_version
         return found
+
+    async def _delete(self, request: DeleteObject) -> ObservedObject | None:
+        preconditions = {"preconditions": {"uid": request.uid, "resourceVersion": request.resource_version}}
+        clock, path = asyncio.get_running_loop().time, f"{self._collection}/{request.name}"
+        left_s = min(_TIMEOUT_S, request.until - clock())
+        try:
+            answer = await self._call("DELETE", path, {}, preconditions, timeout_s=left_s)
+        except TargetUnavailable as error:
+            if error.is_unsent and clock() >= request.until:
+                # No outage, which would delay all other objects: their requests may wait longer.
+                raise TargetUnavailable(str(error)) from error
+            raise
+        # A Status, or the object if it waits for its finalizers.
+        return ObservedObject.of(answer) if (answer.get("metadata") or {}).get("deletionTimestamp") else None
 
     async def _call(
         self,
