@@ -288,12 +288,12 @@ class TokenRequestIssuer:
 
     async def _clean_up(self, now: float) -> None:
         """Delete Secrets of all runs, once all tokens bound to them have expired."""
-        # Failures are ignored: a later mint begins again.
+        # Failures are ignored: a later mint begins again. One Secret that cannot be deleted keeps no others.
         with log.contained("old Secrets not deleted", issuer=self.name), suppress(BackendError):
-            found = await self._list(f"{MANAGED_BY}={MANAGER},{RUN_LABEL}")
-            await self._delete(
-                metadata for metadata in found if now - metadata.creation_timestamp.timestamp() > EXPIRED_AFTER_S
-            )
+            for metadata in await self._list(f"{MANAGED_BY}={MANAGER},{RUN_LABEL}"):
+                if now - metadata.creation_timestamp.timestamp() > EXPIRED_AFTER_S:
+                    with suppress(BackendError):
+                        await self._delete((metadata,))
 
     async def _list(self, selector: str) -> list[_SecretMetadata]:
         found: list[_SecretMetadata] = []

@@ -222,6 +222,15 @@ async def test_mints_do_not_wait_for_the_deletion_of_old_secrets(error: Exceptio
     assert failures == ([] if error is None else ["old Secrets not deleted"])
 
 
+async def test_old_secret_that_cannot_be_deleted_keeps_no_others() -> None:
+    old = [{"metadata": {"name": name, "uid": name, "creationTimestamp": "2020-01-01T00:00:00Z"}} for name in "ab"]
+    token = given({"token": jwt(exp=4102444800, sub=SUBJECT), "expirationTimestamp": ENDS})
+    listed = answering(200, {"items": old})
+    api = ScriptedApi(SECRET, token, listed, answering(403, {}), answering(200, {}))
+    await a_source(api, clock=lambda: 4102444800.0 - 900).mint(WANTED)
+    await eventually(lambda: [path[-1] for method, path in api.asked if method == "DELETE"] == ["a", "b"])
+
+
 async def test_revocation_deletes_secrets_of_all_list_pages() -> None:
     kept = [{"metadata": {"name": name, "uid": name, "creationTimestamp": "2020-01-01T00:00:00Z"}} for name in "ab"]
     first = answering(200, {"metadata": {"continue": "more"}, "items": kept[:1]})
