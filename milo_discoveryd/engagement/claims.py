@@ -139,7 +139,8 @@ class ValueClaims(ABC):
         if key not in self._by_key:
             return set()
         own = self._by_key[key][-1]
-        return {claim.rank for claim in self._by_value[own.value]} - {own.rank}
+        claims = self._by_value[own.value]
+        return {claims[group.start].rank for group in _groups(claims)} - {own.rank}  # very many can claim one value
 
     def release(self, key: str) -> set[ClaimedCluster]:
         """Drop the claims of a cluster's object. Return the clusters to evaluate again."""
