@@ -61,11 +61,13 @@ def carried_over(original: Any, before: Any, after: Any) -> Any:
         return kept | changed
     lists = (original, before, after)
     if all(isinstance(one, list) for one in lists) and len(original) == len(before):
+
+        def carried(at: int, value: Any) -> Any:
+            # What is equal is not compared level by level: each would be encoded again, and a tenant chooses how many.
+            return original[at] if _are_same(before[at], value) else carried_over(original[at], before[at], value)
+
         found = _positions(before, after)
-        return [
-            value if at is None else carried_over(original[at], before[at], value)
-            for at, value in zip(found, after, strict=True)
-        ]
+        return [value if at is None else carried(at, value) for at, value in zip(found, after, strict=True)]
     return original if _are_same(before, after) else after
 
 

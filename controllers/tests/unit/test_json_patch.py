@@ -38,6 +38,15 @@ def test_long_name_around_many_fields_costs_little() -> None:
     assert time.process_time() - began < 0.1
 
 
+def test_deeply_nested_list_beside_a_changed_element_costs_little() -> None:
+    nested: Any = dict.fromkeys(map(str, range(5000)), 0)
+    for _ in range(200):
+        nested = [nested]
+    began = time.process_time()
+    assert carried_over([{**A, "more": 1}, nested], [A, nested], [B, nested]) == [{**B, "more": 1}, nested]
+    assert time.process_time() - began < 0.2
+
+
 def test_patch_tells_true_from_one() -> None:
     assert list(patch({"a": 1}, {"a": True})) == [{"op": "replace", "path": "/a", "value": True}]
     assert list(patch({"a": {"b": 1}}, {"a": {"b": True}})) == [{"op": "replace", "path": "/a/b", "value": True}]
