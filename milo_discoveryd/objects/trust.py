@@ -135,9 +135,6 @@ class Verdict(enum.Enum):
     """Use the list, but keep each missing object until it is seen again, or an administrator accepts what is listed."""
 
 
-HOLDS = (Verdict.HOLD, Verdict.HOLD_UNTIL_ACCEPTED)
-
-
 def judge(trust: Trust, facts: ListFacts, limits: RemovalLimits, now: float) -> tuple[Trust, Verdict]:
     """Judge a complete list."""
     if trust.accepted_at is not None:
