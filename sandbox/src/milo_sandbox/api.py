@@ -261,16 +261,21 @@ class Api:
             raise refusals.missing_field_manager()
         before = self.store[call.resource].get(call.name, call.namespace)
         self.admit(call, None if before is None else before.document())
-        force = request.query.get("force") == "true"
-
-        def apply(**wanted: bool) -> SandboxRecord:
-            where, part = call.namespace, _part(call)
-            record, _ = self.store.apply(
-                call.resource, call.name, document, namespace=where, part=part, manager=manager, force=force, **wanted
-            )
-            return record
-
-        record = await self._reviewed(request, call, "CREATE" if before is None else "UPDATE", apply)
+        record = await self._reviewed(
+            request,
+            call,
+            "CREATE" if before is None else "UPDATE",
+            partial(
+                self.store.apply,
+                call.resource,
+                call.name,
+                document,
+                namespace=call.namespace,
+                part=_part(call),
+                manager=manager,
+                force=request.query.get("force") == "true",
+            ),
+        )
         return answers.body(record.body, 201 if before is None else 200)
 
     async def _reviewed(

@@ -187,8 +187,8 @@ class Store:
         dry_run: bool = False,
         manager: str,
         force: bool = False,
-    ) -> tuple[SandboxRecord, bool]:
-        """Apply a configuration by server-side apply; return the object and whether it was created."""
+    ) -> SandboxRecord:
+        """Create or change an object by server-side apply."""
         wanted = admission.enveloped(resource, document, namespace)
         if wanted["metadata"].setdefault("name", name) != name:
             raise refusals.bad_request(f"the name of the object does not match the name on the URL ({name})")
@@ -197,17 +197,15 @@ class Store:
         resource.prepare(wanted)
         writer = Writer(name=manager, operation=APPLY, subresource="status" if part is Part.STATUS else "")
         if part is Part.MAIN and self._collections[resource].get(name, namespace) is None:
-            created = self.create(resource, wanted, namespace=namespace, strict=strict, dry_run=dry_run, writer=writer)
-            return created, True
+            return self.create(resource, wanted, namespace=namespace, strict=strict, dry_run=dry_run, writer=writer)
 
         def change(live: Document) -> Document:
             now = self.timestamp()
             return server_side_apply.apply(resource, live, wanted, writer, part=part, force=force, now=now)
 
-        applied = self.modify(
+        return self.modify(
             resource, name, change, namespace=namespace, part=part, strict=strict, dry_run=dry_run, writer=writer
         )
-        return applied, False
 
     def replace(
         self,
