@@ -132,12 +132,10 @@ class LeaderElection:
             await asyncio.sleep(self._timing.retry_period / 4)
 
     async def _renew_until_lost(self) -> None:
-        clock = asyncio.get_running_loop().time
         while True:
-            await asyncio.sleep(min(self._timing.retry_period, max(0.0, self._lock.stops_at() - clock())))
-            stops_at = self._lock.stops_at()
-            await self._attempt(stops_at - clock())
-            if not self._lock.is_held or clock() >= self._lock.stops_at():
+            await asyncio.sleep(min(self._timing.retry_period, max(0.0, self._lock.stops_at() - self._clock())))
+            await self._attempt(self._lock.stops_at() - self._clock())
+            if not self.is_leader:
                 return
 
     async def _attempt(self, limit_s: float) -> bool:
@@ -156,10 +154,9 @@ class LeaderElection:
             return False
 
     async def _take_or_keep(self) -> bool:
-        clock = asyncio.get_running_loop().time
         if not self._lock.is_held:
             await self._read()
-        began_at = clock()
+        began_at = self._clock()
         spec = self._lock.claim(began_at, datetime.now(UTC))
         if spec is None:
             return False
@@ -176,7 +173,7 @@ class LeaderElection:
         status, lease = await self._request("GET", f"{self._collection}/{self._name}", None)
         if status not in {_OK, _NOT_FOUND}:
             raise _AttemptError(_reason(status, lease))
-        self._lock.observe(lease if status == _OK else None, asyncio.get_running_loop().time())
+        self._lock.observe(lease if status == _OK else None, self._clock())
 
     async def _write(self, spec: Mapping[str, Any]) -> Mapping[str, Any] | None:
         """Create or replace the Lease; return None on a conflict with another candidate."""
