@@ -181,13 +181,10 @@ class StreamMessages:
         while True:
             states = await watch._sources_changed(states)
             for status in [*watch.sources.values()] or ([watch.source] if watch.source else []):
-                which = f"source {printable(status.name)}" if status.name else "source"
-                if status.state is SourceState.STALE and status.name not in stale:
-                    stale.add(status.name)
-                    print_message(f"{which} {printable(text_output.freshness(status, _now()))}")
-                elif status.state is SourceState.STREAMING and status.name in stale:
-                    stale.discard(status.name)
-                    print_message(f"{which} {printable(text_output.freshness(status, _now()))}")
+                if status.state is (SourceState.STREAMING if status.name in stale else SourceState.STALE):
+                    stale ^= {status.name}
+                    which = f"source {status.name}" if status.name else "source"
+                    print_message(f"{which} {text_output.freshness(status, _now())}")
 
     def print(self, notice: StreamNotice) -> None:
         match notice:
