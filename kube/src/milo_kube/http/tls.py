@@ -271,8 +271,7 @@ class TlsTransport(asyncio.Transport, asyncio.Protocol):
                 has_replies = has_replies or self._outgoing.pending > 0
                 protocol.data_received(data)
         except ssl.SSLWantReadError:
-            if has_replies or self._outgoing.pending:
-                has_replies = True
+            has_replies = has_replies or self._outgoing.pending > 0
             self._encrypt()
             if has_replies:
                 self._reading.is_choked = self._reading.is_full
