@@ -78,18 +78,15 @@ def differences(wanted: Document, installed: Document | None) -> Iterator[str]:
 
 
 def _of_webhook(wanted: Document, found: Document) -> Iterator[str]:
-    for selector in ("namespaceSelector", "objectSelector"):
-        if found.get(selector):
-            why = (
-                "every write in a namespace that the core lacks fails"
-                if selector == "namespaceSelector"
-                else ("objects that it does not select are not checked")
-            )
-            yield f"{selector} is set: {why}"
+    if found.get("namespaceSelector"):
+        yield "namespaceSelector is set: every write in a namespace that the core lacks fails"
+    if found.get("objectSelector"):
+        yield "objectSelector is set: objects that it does not select are not checked"
     for field, value in wanted.items():
         if field == "rules":
-            if _rules(value) != _rules(found.get(field) or ()):
-                yield f"rules are {_rules(found.get(field) or ())}, not {_rules(value)}"
+            rules, installed = _rules(value), _rules(found.get(field) or ())
+            if rules != installed:
+                yield f"rules are {installed}, not {rules}"
         elif field == "clientConfig":
             for part, given in value.items():
                 if (found.get(field) or {}).get(part) != given:
@@ -107,6 +104,3 @@ def _rules(rules: Sequence[Mapping[str, Any]]) -> list[str]:
         for version in rule.get("apiVersions") or ()
         for resource in rule.get("resources") or ()
     )
-
-
-__all__ = ["EXPLANATION", "RESOURCES", "configurations", "differences"]
