@@ -124,11 +124,7 @@ class _ResponseWriter:
         try:
             await asyncio.shield(sending)
         except asyncio.CancelledError:
-            sending.add_done_callback(_mark_retrieved)  # it fails if the client canceled the call
+            # Retrieves the error, which nothing awaits: it fails if the client canceled the call.
+            sending.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
             await asyncio.wait((sending,), timeout=METADATA_S)
             raise
-
-
-def _mark_retrieved(sending: asyncio.Future[None]) -> None:
-    if not sending.cancelled():
-        sending.exception()

@@ -104,7 +104,8 @@ class AsyncRenewer:
         """Return the renewal in flight, or start one."""
         if self._renewal is None or self._renewal.done():
             self._renewal = asyncio.create_task(self._renew(), name="milo-discovery credential")
-            self._renewal.add_done_callback(_retrieve_error)
+            # Retrieves the error, so that asyncio does not log it again.
+            self._renewal.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
         return self._renewal
 
     @property
@@ -195,12 +196,6 @@ class LoopBridge:
             return await access()
 
         return asyncio.run_coroutine_threadsafe(awaited(), self._loop).result(_LOOP_WAIT_LIMIT_S)
-
-
-def _retrieve_error(renewal: asyncio.Task[None]) -> None:
-    """Retrieve the error, so that asyncio does not log it again."""
-    if not renewal.cancelled():
-        renewal.exception()
 
 
 def _now() -> datetime:
