@@ -89,6 +89,8 @@ class Controller:
 
     def resume(self) -> None:
         """Start reconciling. A new controller is paused."""
+        # Those that were canceled before they started: none of their own code has run.
+        self.queue.put_back(self._clock())
         self._is_paused = False
         self.pump_soon()
 

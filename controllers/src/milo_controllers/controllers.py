@@ -444,15 +444,18 @@ class Controllers(RunsInBackground):
         """Reconcile until canceled."""
         for controller in self._engaged.controllers:
             controller.resume()
+        running: Sequence[asyncio.Task[None]] = ()
         try:
             with unwrap_single_error():
                 async with asyncio.TaskGroup() as tasks:
                     self._start_background(tasks, leader_only=True)
-                    await asyncio.Event().wait()
+                    try:
+                        await asyncio.Event().wait()
+                    finally:  # before the group waits for the background tasks, whose cleanup may take long
+                        running = self._engaged.pause()
+                        for task in running:
+                            task.cancel()
         finally:
-            running = self._engaged.pause()
-            for task in running:
-                task.cancel()
             for task in running:
                 await wait_uninterrupted(task)
 

@@ -255,6 +255,13 @@ class WorkQueue:
             del self._clusters[key[:2]]
         return delay_s
 
+    def put_back(self, now: float) -> None:
+        """Make the objects in flight ready again, because their reconciles ended without a call of `done`."""
+        for queue in tuple(self._clusters.values()):
+            for key, priority in tuple(queue.in_flight.items()):
+                del queue.in_flight[key]
+                self.add(key, now, min(priority, queue.dirty.pop(key, priority)))
+
     def settle(self, key: ObjectKey, now: float) -> None:
         """Release a held object. It is due at once if it changed while in flight or held, otherwise after its delay."""
         queue = self._clusters.get(key[:2])

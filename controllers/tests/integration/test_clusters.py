@@ -425,6 +425,46 @@ async def test_leader_only_background_task_runs_while_this_replica_leads(plane: 
     await asyncio.wait([ending])
 
 
+async def test_lost_lead_ends_reconciles_before_background_tasks_have_cleaned_up(plane: ControlPlane) -> None:
+    history: list[str] = []
+    began, lost, cleaned_up = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+    class Election:
+        async def run(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+            working = asyncio.create_task(work())
+            await lost.wait()
+            working.cancel()
+            await asyncio.wait([working])
+
+    async def reconcile(_request: Request) -> None:
+        began.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            history.append("reconcile ended")
+
+    running = Running(plane)
+    running.controllers.reconcile(WIDGETS)(reconcile)
+
+    @running.controllers.background()
+    async def clean_up_late() -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            await cleaned_up.wait()
+            history.append("background task ended")
+
+    plane.create(widget("one"))
+    ending = asyncio.create_task(running.controllers.run(election=Election()))
+    await began.wait()
+    lost.set()
+    await eventually(lambda: history == ["reconcile ended"])
+    cleaned_up.set()
+    await eventually(lambda: history == ["reconcile ended", "background task ended"])
+    ending.cancel()
+    await asyncio.wait([ending])
+
+
 async def test_replica_whose_lease_has_expired_writes_and_reconciles_nothing_before_it_notices(
     plane: ControlPlane,
 ) -> None:

@@ -148,6 +148,26 @@ async def test_created_reconcile_task_does_not_run_if_its_cluster_is_disengaged_
     assert controller.tasks == frozenset()
 
 
+async def test_reconcile_canceled_before_it_began_is_made_up_for_when_this_replica_leads_again() -> None:
+    reconciled: list[str] = []
+
+    async def reconcile(request: Request) -> None:
+        reconciled.append(request.name)
+
+    members: dict[str, Any] = {}
+    controller = controller_of(reconcile, members)
+    async with asyncio.TaskGroup() as tasks:
+        engaged(controller, members, "alpha", tasks)
+        controller._pump()
+        controller.pause()
+        [task] = controller.tasks
+        task.cancel()
+        await asyncio.wait([task])
+        assert reconciled == []
+        controller.resume()
+        await eventually(lambda: reconciled == ["one"])
+
+
 async def test_object_with_undecodable_fields_ends_no_cluster_whose_project_is_being_deleted() -> None:
     reconciled: list[str] = []
 
