@@ -43,11 +43,13 @@ OTHERS = {
 GIANT = GiantPair(9_000)
 
 
-def certificate_with(key: Any) -> bytes:
+def certificate_with(key: Any, *extensions: x509.ExtensionType) -> bytes:
     """Return a certificate that is signed with its own key."""
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "a.test")])
     now = dt.datetime.now(dt.UTC)
     made = x509.CertificateBuilder(name, name, key.public_key(), 1, now, now + dt.timedelta(days=1))
+    for extension in extensions:
+        made = made.add_extension(extension, critical=True)
     hashed = None if isinstance(key, ed25519.Ed25519PrivateKey) else SHA256()
     return made.sign(key, hashed).public_bytes(Encoding.PEM)
 
@@ -122,6 +124,16 @@ def test_number_of_certificates_is_limited() -> None:
     assert check(CA.encode() * MOST, OWN_BITS) == ["Ed25519"] * MOST
     with pytest.raises(KeySizeError, match="has 51 certificates and keys: at most 50 are accepted"):
         check(CA.encode() * (MOST + 1), OWN_BITS)
+
+
+def test_name_constraints_of_a_certificate_are_limited() -> None:
+    """A server of a tenant sends up to 32 KiB of names: OpenSSL compares each of them with each constraint."""
+    names, key = [x509.DNSName("a.test")] * 1_000, ACCEPTED["P-256"]
+    few, many = (x509.NameConstraints(None, names[:count]) for count in (100, 1_000))
+    for accepted in (few, x509.SubjectAlternativeName(names)):
+        assert check(certificate_with(key, accepted), RECEIVED_BITS) == ["EC"]
+    with pytest.raises(KeySizeError, match=r"name constraints and \d+ bytes: at most 4096 are accepted"):
+        check(certificate_with(key, many), RECEIVED_BITS)
 
 
 def test_elliptic_curve_key_that_is_longer_than_its_curve_is_refused() -> None:
