@@ -6,6 +6,7 @@ from typing import Any
 import msgspec
 
 from milo_discoveryd.sharding.leases import (
+    MAX_LEASES,
     MAX_MEMBERS,
     PENDING_NAMES,
     PENDING_SIZE,
@@ -182,13 +183,15 @@ class LeaseList:
         self._view_version = ""
         self._problems: list[str] = []
         self._pending = 0
+        self._pending_size = 0
         self._foreign = 0
         self._foreign_names: list[str] = []
 
     def add(self, page: bytes) -> str:
         """Add a page. Return the token of the next one; empty after the last.
 
-        Raises LeaseFormatError for anything but a list of Leases, or if these have too many pending clusters.
+        Raises LeaseFormatError for anything but a list of Leases, or if the group has too many of them, or too many
+        pending clusters.
         """
         try:
             found = _LEASE_LIST.decode(page)
@@ -221,14 +224,21 @@ class LeaseList:
                 self._foreign_names.append(name)
 
     def _count(self, lease: MemberLease) -> None:
-        """Raises LeaseFormatError if the group has too many pending clusters: no single Lease is at fault, so members
-        keep what they hold and renew it, and no view changes."""
+        """Raises LeaseFormatError if the group has too many Leases or pending clusters: no single Lease is at fault, so
+        members keep what they hold and renew it, and no view changes."""
         self._pending += len(lease.pending)
-        if self._pending > PENDING_NAMES:
-            raise LeaseFormatError(
-                f"the Leases of shard group {self._names.group} have more than {PENDING_NAMES} pending clusters: "
-                "delete those of members that do not exist"
-            )
+        self._pending_size += sum(map(len, lease.pending))
+        if len(self._members) > MAX_LEASES:
+            problem = f"are more than {MAX_LEASES}"
+        elif self._pending > PENDING_NAMES:
+            problem = f"have more than {PENDING_NAMES} pending clusters"
+        elif self._pending_size > MAX_MEMBERS * PENDING_SIZE:
+            problem = f"have pending clusters whose names have more than {MAX_MEMBERS * PENDING_SIZE} characters"
+        else:
+            return
+        raise LeaseFormatError(
+            f"the Leases of shard group {self._names.group} {problem}: delete those of members that do not exist"
+        )
 
     @property
     def group(self) -> GroupState:
@@ -284,6 +294,8 @@ def _member(lease: _Lease, name: str) -> MemberLease:
     if not term and lease.spec.holder_identity:
         raise ValueError("its term is empty")
     pending = _NAMES.decode(_given(found.pending, "pending"))
+    if not all(map(str.isascii, pending)):  # other strings take four times the memory
+        raise ValueError("a name of its pending clusters is not ASCII")
     if sum(map(len, pending)) > PENDING_SIZE:
         raise ValueError(f"the names of its pending clusters have more than {PENDING_SIZE} characters")
     return MemberLease(
@@ -310,7 +322,7 @@ def _unreadable(lease: _Lease, name: str, names: LeaseNames, error: Exception) -
     return MemberLease(
         member=name,
         version=lease.version,
-        holder=lease.spec.holder_identity or "unknown",
+        holder=lease.spec.holder_identity[:_IDENTIFIER_SIZE] or "unknown",
         term=lease.version if isinstance(error, _OtherFormatError) else "",
         problem=f"{_described(lease, names)} is malformed ({_reason(error)}): its member may own clusters",
     )

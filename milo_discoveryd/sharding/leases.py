@@ -15,6 +15,8 @@ MAX_MEMBERS = 200
 PENDING_SIZE = 64 * 1024
 """Maximum total length of the pending clusters' names in a Lease, whose annotations may have 256 KiB. Above that,
 the view does not change, and no more clusters of the member move, until enough of the pending clusters are released."""
+MAX_LEASES = 2_000
+"""Maximum number of Leases of a group: of its members, and of those that left within the last hour."""
 PENDING_NAMES = 200_000
 """Maximum number of pending clusters in the Leases of a group together: those of one Lease can take 2 MB of memory."""
 _NAMED = 5

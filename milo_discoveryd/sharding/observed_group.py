@@ -4,6 +4,7 @@ Pure. It returns which members may still own clusters, and which Leases are aban
 """
 
 from collections.abc import Iterator, Mapping
+from itertools import islice
 from math import inf
 
 import msgspec
@@ -56,7 +57,7 @@ class ObservedGroup(msgspec.Struct, frozen=True, kw_only=True):
             if view is not None:
                 writes = {**dict.fromkeys((*view.members, *view.previous), ""), **writes}
         vanished = (name for name in self.writes if name not in writes and self._is_pending_vanished(name, now, timing))
-        writes |= dict.fromkeys(vanished, "")
+        writes |= dict.fromkeys(islice(vanished, MAX_MEMBERS), "")  # more are no former members
         # An unchanged Lease proves that its holder has not renewed it since the last read, but not if that read was
         # long ago, or this member's own renewals are lost: the Leases may have been restored from a backup, without
         # the renewals of other members.

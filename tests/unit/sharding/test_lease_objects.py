@@ -6,7 +6,18 @@ import pytest
 
 from milo_discoveryd.sharding import lease_objects
 from milo_discoveryd.sharding.lease_objects import LeaseFormatError, LeaseList, LeaseNames
-from milo_discoveryd.sharding.leases import MAX_MEMBERS, PENDING_NAMES, GroupState, MemberLease, View, ViewMember
+from milo_discoveryd.sharding.leases import (
+    MAX_LEASES,
+    MAX_MEMBERS,
+    PENDING_NAMES,
+    PENDING_SIZE,
+    GroupState,
+    MemberLease,
+    View,
+    ViewMember,
+)
+from milo_discoveryd.sharding.observed_group import ObservedGroup
+from milo_discoveryd.sharding.timing import TIMING
 
 NAMES = LeaseNames("operators", "dns")
 LEASE = MemberLease(
@@ -129,6 +140,7 @@ def member_lease(name: str = "milo-discovery-dns-a", **annotations: str | None) 
         ({"renewal": "9" * 30}, "its number 9"),
         ({"pending": "{}"}, "Expected `array`"),
         ({"pending": json.dumps(["x" * 33_000, "y" * 33_000])}, "its pending clusters have more than 65536 characters"),
+        ({"pending": json.dumps(["\N{SNOWMAN}"])}, "a name of its pending clusters is not ASCII"),
         ({"member": "b" * 200_000}, "it names the member 'bbbb"),
         ({"term": "t" * 301}, "an identifier in it has 301 characters, more than 300"),
         ({"instance": "i" * 301}, "an identifier in it has 301 characters"),
@@ -146,6 +158,13 @@ def test_malformed_lease_has_a_problem(annotations: dict[str, str | None], reaso
     written_again["metadata"] |= {"resourceVersion": "8"}  # type: ignore[operator]
     again = decode_list(listed(written_again), NAMES).members["a"]
     assert again.write_id == found.write_id, "a malformed write is not a renewal"
+
+
+def test_holder_of_a_malformed_lease_is_kept_in_part() -> None:
+    """API servers limit annotations, but not the holder's identity: 230 of 1.4 MB exhausted a daemon's memory."""
+    forged = member_lease(format=None)
+    forged["spec"] = {"holderIdentity": "h" * 1_400_000}
+    assert decode_list(listed(forged), NAMES).members["a"].holder == "h" * 300
 
 
 def test_largest_view_and_its_terms_fit_into_annotations() -> None:
@@ -246,3 +265,28 @@ def test_pending_clusters_of_all_leases_together_are_limited() -> None:
         decode_list(listed(*bodies), NAMES)
     members = decode_list(listed(*bodies[1:]), NAMES).members
     assert not any(lease.problem for lease in members.values())
+
+
+def test_number_of_leases_of_a_group_is_limited() -> None:
+    many = [member_lease(f"milo-discovery-dns-{number}", format=None) for number in range(MAX_LEASES + 1)]
+    assert len(decode_list(listed(*many[1:]), NAMES).members) == MAX_LEASES
+    with pytest.raises(LeaseFormatError, match=f"Leases of shard group dns are more than {MAX_LEASES}: delete those"):
+        decode_list(listed(*many), NAMES)
+
+
+def test_length_of_all_pending_clusters_together_is_limited() -> None:
+    pending = {"pending": json.dumps(["x" * PENDING_SIZE])}
+    many = [member_lease(f"milo-discovery-dns-{n}", member=str(n), **pending) for n in range(MAX_MEMBERS + 1)]
+    assert not list(decode_list(listed(*many[1:]), NAMES).all_problems)
+    with pytest.raises(LeaseFormatError, match="have pending clusters whose names have more than 13107200 characters"):
+        decode_list(listed(*many), NAMES)
+
+
+def test_pending_clusters_of_deleted_leases_are_kept_for_as_many_members_as_a_group_has() -> None:
+    group = ObservedGroup()
+    for number in range(3):
+        names = (f"{number}-{member}" for member in range(MAX_MEMBERS))
+        leases = {name: msgspec.structs.replace(LEASE, member=name) for name in names}
+        group = group.read(GroupState(members=leases), "own", started_at=number, now=number, timing=TIMING)
+    kept = [name for name, _ in group.pending_elsewhere("own", 3, TIMING)]
+    assert len(kept) == 2 * MAX_MEMBERS
