@@ -253,6 +253,45 @@ def test_object_of_another_group_or_filter_stops_the_publisher(group: str, of: I
         Publishing(other.server).synced(cluster())
 
 
+def test_objects_are_taken_over_until_each_of_them_is_written_again():
+    others = Publishing(of=identity(only="-l a=b")).synced(cluster(), cluster("beta"))
+    publishing = Publishing(others.server)
+    publishing.removals.accepts = True
+
+    def refuse(request: Request) -> None:
+        if isinstance(request, Apply):
+            raise TargetUnavailable("500: the webhook fails")
+
+    publishing.before = refuse
+    publishing.synced(cluster(), cluster("beta")).settle(60.0)
+    publishing.publication.listed(publishing.now, publishing.server.list(), publishing.now)
+    publishing.before = lambda _: None
+    publishing.settle(60.0)
+    assert publishing.object["metadata"]["annotations"]["discovery.miloapis.com/filter"] == ""
+    publishing.publication.listed(publishing.now, publishing.server.list(), publishing.now)
+    publishing.synced(cluster(), cluster("beta"))
+    assert not publishing.removals.accepts
+
+
+@pytest.mark.parametrize("delayed_by", ["stale source", "failed look-up"])
+def test_accepted_removals_are_made_once_the_daemon_can_answer(delayed_by: str):
+    clusters = [cluster(f"alpha-{number}", uid=f"{number}") for number in range(5)]
+    publishing = Publishing(Publishing().synced(*clusters).server)
+    publishing.removals.accepts = True
+
+    def cannot_look_up(_: Request) -> None:
+        raise Unavailable("busy", code="UNAVAILABLE")
+
+    if delayed_by == "stale source":
+        publishing.source = STALE
+    else:
+        publishing.before_ask = cannot_look_up
+    publishing.synced(clusters[0]).settle(5.0)
+    publishing.source, publishing.before_ask = STREAMING, lambda _: None
+    publishing.settle(60.0)
+    assert [*publishing.server.objects] == ["alpha-0"]
+
+
 def test_object_of_a_replaced_cluster_is_deleted_before_it_is_created_again(publishing: Publishing):
     publishing.synced(cluster(), cluster("beta"))
     before = publishing.uids["alpha"]

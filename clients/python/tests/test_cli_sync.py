@@ -186,6 +186,16 @@ async def test_sync_keeps_the_file_of_a_missing_cluster_while_the_source_state_i
     assert content(path) == {"a": "a-1", "b": "b-2"}
 
 
+async def test_sync_makes_accepted_removals_once_the_source_is_streaming(daemon, path):
+    assert (await sync_once(daemon, path, "abc"))[0] == 0
+    async with sync(daemon, path, "--accept-removals"):
+        stream = await daemon.stream()
+        stream.send(messages.snapshot("1", engaged("a", token="a-2")))
+        await until(lambda: content(path)["a"] == "a-2")
+        stream.send(following("1", "2", renewed("a", "a-3"), source=STREAMING))
+        await until(lambda: content(path) == {"a": "a-3"})
+
+
 async def test_sync_removes_the_files_of_clusters_that_another_replica_owns(daemon, path):
     daemon.group = "dns"
     assert (await sync_once(daemon, path, "abc"))[0] == 0

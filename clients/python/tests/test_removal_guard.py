@@ -71,6 +71,13 @@ def test_accepted_removals_need_a_second_check_and_are_accepted_once():
     assert removals.is_foreign
 
 
+def test_removals_stay_accepted_while_others_are_left_about_which_nothing_is_known():
+    removals = Removals(accepts=True)
+    removals.review([], 3, 0.0, are_all_known=False)
+    assert removals.review(missing(3), 3, 1.0) == []
+    assert removals.review(missing(3), 3, SECOND_LOOK_S + 1) == missing(3)
+
+
 def deleted_once() -> Removals:
     removals = Removals()
     removals.review(missing(1), 10, 0.0)

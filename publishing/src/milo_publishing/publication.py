@@ -393,13 +393,12 @@ class Publication:
         if not self._is_listed or self.view in {ViewPhase.INCOMPLETE, ViewPhase.UNIDENTIFIED}:
             return
         own = [record for record in self.records.values() if record.is_own(self.identity)]
-        doubted = [
+        lacking = [
             record
             for record in own
-            if record.lacks_cluster(self.identity)
-            and isinstance(record.end, Unasked | Missing)
-            and is_followed(watch, record.removal().cluster)
+            if record.lacks_cluster(self.identity) and isinstance(record.end, Unasked | Missing)
         ]
+        doubted = [record for record in lacking if is_followed(watch, record.removal().cluster)]
         was_foreign, was_problem = self._removals.is_foreign, self._removals.problem
         unasked = [record for record in doubted if isinstance(record.end, Unasked)]
         is_asking = any(not record.next.problem for record in unasked)
@@ -407,7 +406,9 @@ class Publication:
             return  # nothing shows that the view is not that of another fleet
         if not is_asking:
             missing = {record.removal(): record for record in doubted if isinstance(record.end, Missing)}
-            confirmed = self._removals.review(missing.keys(), len(own), now)
+            is_taken_over = not any(record.observed and record.observed.difference(self.identity) for record in own)
+            are_all_known = len(missing) == len(lacking) and is_taken_over
+            confirmed = self._removals.review(missing.keys(), len(own), now, are_all_known=are_all_known)
             self._tell({"removals": was_problem}, {"removals": self._removals.problem}, "no longer held")
             for record in map(missing.__getitem__, confirmed):
                 match record.end, record.observed:

@@ -55,7 +55,7 @@ class Removals:
     """Decides which objects or files to remove after their clusters went missing from a complete view."""
 
     def __init__(self, *, accepts: bool = False) -> None:
-        """`accepts`: whether an administrator accepts removals in any number; reset once no cluster is missing."""
+        """`accepts`: whether an administrator accepts removals in any number; reset once none is left."""
         self.accepts = accepts
         self.problem = ""
         """Why the removals are held; empty if they are not."""
@@ -66,8 +66,11 @@ class Removals:
         """The UID of each object whose deletion was confirmed, and when it was confirmed or last found to be contested,
         keyed by (object name, cluster UID)."""
 
-    def review(self, missing: Collection[Removal], published: int, now: float) -> list[Removal]:
-        """Return those of the `missing` removals that may be made now. `published`: the total number of objects."""
+    def review(
+        self, missing: Collection[Removal], published: int, now: float, *, are_all_known: bool = True
+    ) -> list[Removal]:
+        """Return those of the `missing` removals that may be made now. `published`: the total number of objects.
+        `are_all_known`: whether no other removal is left, for example of a source that is not streaming yet."""
         self._missing_since = {removal: self._missing_since.get(removal, now) for removal in missing}
         is_held = is_mass(len(missing), published) and not self.accepts
         self.is_foreign = is_held and len(missing) == published
@@ -91,7 +94,7 @@ class Removals:
                 f"deleted objects were written again ({name}{more}), because another run publishes other clusters "
                 "under this publisher's name. The objects are kept; give each run its own --publisher"
             )
-        if not missing:
+        if not missing and are_all_known:
             self.accepts = False
         due = [removal for removal, since in self._missing_since.items() if now >= since + SECOND_LOOK_S]
         confirmed = [removal for removal in due if removal not in contested]

@@ -262,14 +262,15 @@ class _Synchronizer:
         self._ended.update(name for name, moved in zip(looked_up, elsewhere, strict=True) if moved)
         self._ended -= self._desired.keys()
         missing = [Removal(name, name, "", "") for name in followed if name not in self._desired.keys() | self._ended]
-        confirmed = self._guard.review(missing, len(self._directory.own), now)
+        are_all_known = len(followed) == len(names)
+        confirmed = self._guard.review(missing, len(self._directory.own), now, are_all_known=are_all_known)
         self._ended.update(removal.name for removal in confirmed)
         self._report(f"removals: {self._guard.problem}" if self._guard.problem else "")
         if not self._guard.problem:
             self._directory.claim(*fleet)
         self._may_write = not self._guard.is_foreign
         self._review_at = self._guard.next_look_at(now)
-        if self._review_at is None and len(followed) < len(names):
+        if self._review_at is None and not are_all_known:
             self._review_at = now + removals.SECOND_LOOK_S
 
     def _report(self, problem: str) -> None:
