@@ -7,7 +7,7 @@ from contextlib import aclosing
 
 import pytest
 
-from milo_kube import credential_providers
+from milo_kube import credential_providers, credential_renewal
 from milo_kube.credential import Credential, CredentialError, Secret
 from milo_kube.credential_providers import RenewedCredential
 from tests.support.eventually import eventually
@@ -212,6 +212,31 @@ async def test_error_in_looking_for_changes_does_not_end_the_renewal(
     assert await provider.credential(within_s=20) == token("a")
     origin.results.put_nowait(token("b"))
     await eventually(lambda: provider.held() == token("b"))
+
+
+class Broken(Origin):
+    """An origin that stays changed, because each attempt fails at once."""
+
+    def has_changed(self) -> bool:
+        return True
+
+    async def obtain(self, *, refused: Credential | None, is_due: bool) -> Credential:
+        self.attempts.append((refused, is_due))
+        if len(self.attempts) > 10:
+            raise asyncio.CancelledError  # ends the task: the event loop would never run anything else
+        raise ValueError("broken")
+
+
+async def test_origin_that_stays_changed_is_tried_once_for_each_look(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Found by a reader: the process hung once its kubeconfig was replaced by one with `!!bool word`."""
+    monkeypatch.setattr(credential_providers, "LOOK_EVERY_S", 1000.0)
+    monkeypatch.setattr(credential_renewal, "BACKOFF_S", (1000.0, 1000.0))
+    origin = Broken()
+    async with aclosing(RenewedCredential(origin)) as provider:
+        assert "broken" in str(await refusal(provider, 20))
+        for _ in range(100):
+            await asyncio.sleep(0)
+        assert len(origin.attempts) == 1
 
 
 async def test_expired_credential_is_not_used(origin: Origin, provider: RenewedCredential) -> None:

@@ -154,8 +154,6 @@ class RenewedCredential:
     async def _renew(self) -> None:
         while True:
             now = self._now()
-            if self.origin.is_watched and self._has_changed():
-                self._renewal.want(now)
             wait_s = self._renewal.attempts_in(now)
             if wait_s <= 0:
                 await self._attempt(now)
@@ -165,6 +163,9 @@ class RenewedCredential:
             with suppress(TimeoutError):
                 async with asyncio.timeout(None if wait_s == limit_s == inf else min(wait_s, limit_s)):
                     await self._wanted.wait()
+            # After a wait only: an origin that stays changed, because its attempts fail, is not tried without a pause.
+            if self.origin.is_watched and self._has_changed():
+                self._renewal.want(self._now())
 
     def _has_changed(self) -> bool:
         try:

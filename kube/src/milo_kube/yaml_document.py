@@ -144,8 +144,8 @@ class _Builder:
                 raise DocumentError(f"has a number of more than {MAX_NUMBER} characters", _line(node))
             try:
                 return self._loader.construct_object(node)
-            except ValueError:
-                raise DocumentError("has an invalid number", _line(node)) from None
+            except (ValueError, LookupError):  # PyYAML raises LookupError for a tagged scalar, such as `!!bool word`
+                raise DocumentError("has an invalid number or boolean", _line(node)) from None
         return _text(node)
 
 
