@@ -141,7 +141,8 @@ class Pools:
             return
         unused = [pool] if not self._kept else [pool for pool in self._pools.values() if not pool.users]
         for idle_pool in unused[: max(0, len(self._pools) - self._kept)]:
-            if self._pools.get(idle_pool.identity) is idle_pool:
+            # While another one was closed, it may have been used again.
+            if self._pools.get(idle_pool.identity) is idle_pool and not idle_pool.users:
                 del self._pools[idle_pool.identity]
                 await idle_pool.client.aclose()
 

@@ -13,6 +13,8 @@ from milo_discoveryd.daemon_errors import BackendError
 from milo_discoveryd.kubeconfigs.rendering import ClusterTrust
 from milo_discoveryd.model.cluster import Cluster, Target
 from milo_discoveryd.watchers.probing import POOLS, ClusterAccess, ProbeSender
+from milo_kube.api_request import Access, ApiRequest
+from milo_kube.api_server import OpenResponse, Pools
 from milo_kube.credential import ClientCertificate, Credential, Secret
 from tests.integration.watchers.api_server import ApiServer, answering, upstream
 from tests.support.eventually import LIMIT_S
@@ -256,3 +258,29 @@ async def test_probe_of_a_cluster_with_its_own_server_is_sent_there_without_the_
             assert await made.send(at(own.url)) == ProbeReached()
         assert tenant.headers("Authorization") == [None]
         assert not own.requests
+
+
+async def test_connection_in_use_is_not_closed_together_with_idle_ones() -> None:
+    """Found by a reader: a request that began while another pool was closed failed, as if the server was lost."""
+    async with ApiServer(answering(b"ok")) as server:
+        pools = Pools(user_agent="prober", kept=2, environ={})
+
+        async def opened(number: int) -> OpenResponse:
+            access = Access(server=server.url, authorities=server.pem + b"\n" * number)
+            return await pools.open_response(ApiRequest("GET", "/"), access, connect_timeout_s=LIMIT_S)
+
+        async def used(number: int) -> bytes:
+            response = await opened(number)
+            try:
+                return await response.read_error(9)
+            finally:
+                await response.aclose()
+
+        idle = [await used(number) for number in (0, 1)]
+        first, second = [await opened(number) for number in (2, 3)]
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(first.aclose())  # closes the two idle ones, with an await in between
+            again = tasks.create_task(used(1))
+        await second.aclose()
+        await pools.aclose()
+    assert [*idle, again.result()] == [b"ok"] * 3
