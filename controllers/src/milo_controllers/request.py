@@ -374,7 +374,7 @@ class Request(Generic[ObjectT]):
                 return None
             return {"metadata": {"finalizers": [*finalizers, finalizer]}}
 
-        return await self._change(changed)
+        return changed(self._document()) is not None and await self._change(changed)
 
     async def remove_finalizer(self, finalizer: str) -> bool:
         """Remove the finalizer, if the object has it. Return whether it was removed.
@@ -414,7 +414,9 @@ class Request(Generic[ObjectT]):
 
     async def _change(self, changed: Callable[[Document], Document | None], *, subresource: str = "") -> bool:
         """Send the patch that `changed` returns, with the resourceVersion it is based on, and retry conflicts."""
-        found = await self._whole_document() if subresource else self._document()
+        # What `transform=` leaves of the metadata may lack finalizers, which the patch would remove.
+        is_part = bool(subresource) or self.kind.transform is not None
+        found = await self._whole_document() if is_part else self._document()
         for attempt in range(_CONFLICT_RETRIES + 1):
             patch = changed(found)
             if patch is None:

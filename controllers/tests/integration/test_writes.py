@@ -192,3 +192,20 @@ async def test_deletion_with_a_precondition_deletes_no_other_object(plane: Contr
     await once(plane, act)
     await eventually(lambda: plane.find(WIDGETS, "one") is None)
     assert plane.get("v1/configmaps", "orphan")["metadata"].get("ownerReferences") is None
+
+
+async def test_finalizers_of_others_are_kept_if_the_cache_lacks_them(plane: ControlPlane) -> None:
+    """Found by a reader: the patch replaced the list by what was cached of it, and nothing was ever removed from it."""
+    kept = ("name", "namespace", "uid", "resourceVersion")
+    small = Kind(WIDGETS, transform=lambda found: {"metadata": {key: found["metadata"][key] for key in kept}})
+    plane.create(WIDGETS, labeled(size=1))
+
+    async def add_and_remove(request: Request[Any]) -> tuple[bool, Any, bool]:
+        is_added = await request.ensure_finalizer("example.com/own")
+        added = plane.get(WIDGETS, "one")["metadata"]["finalizers"]
+        return is_added, added, await request.ensure_finalizer("example.com/own")
+
+    assert await once(plane, add_and_remove, kind=small) == (True, [FINALIZER, "example.com/own"], False)
+    assert await once(plane, lambda request: request.remove_finalizer("example.com/own"), kind=small)
+    assert plane.get(WIDGETS, "one")["metadata"]["finalizers"] == [FINALIZER]
+    plane.patch(WIDGETS, "one", {"metadata": {"finalizers": None}})
