@@ -327,6 +327,16 @@ async def test_plain_http_request_sends_its_absolute_url_to_the_proxy() -> None:
     assert "Proxy-Authorization: Basic dXNlcjpwQHNz" in peer.heads[0]
 
 
+async def test_international_hostname_is_sent_in_ascii() -> None:
+    """Found by a reader: the request raised UnicodeEncodeError, which no caller expects."""
+    async with serving(OK) as peer, aclosing(client()) as using:
+        assert await got(using, "http://例え.test/version", proxy=peer.url) == (200, b"ok")
+        with pytest.raises(TransportError, match="it is not a valid hostname"):
+            await got(using, f"http://{'例' * 64}.test/version", proxy=peer.url)
+        await using.aclose()
+    assert peer.heads[0].startswith("GET http://xn--r8jz45g.test/version HTTP/1.1\r\nHost: xn--r8jz45g.test\r\n")
+
+
 async def test_https_request_uses_a_connect_tunnel_of_an_https_proxy() -> None:
     authority = trustme.CA()
     server, trusting = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), ssl.create_default_context()

@@ -52,8 +52,12 @@ class Origin(msgspec.Struct, frozen=True):
 
     @classmethod
     def of(cls, url: str) -> Self:
+        """Raises TransportError for a hostname that is no ASCII and cannot be encoded."""
         parts = urlsplit(url)
-        return cls(parts.scheme, parts.hostname or "", parts.port or DEFAULT_PORTS[parts.scheme])
+        host = parts.hostname or ""
+        if not host.isascii():
+            host = _encoded(host, parts.scheme)
+        return cls(parts.scheme, host, parts.port or DEFAULT_PORTS[parts.scheme])
 
     @property
     def authority(self) -> str:
@@ -66,6 +70,15 @@ class Origin(msgspec.Struct, frozen=True):
 
     def __str__(self) -> str:
         return f"{self.scheme}://{self.host_header}"
+
+
+def _encoded(host: str, scheme: str) -> str:
+    """Return an international hostname as headers and name servers have it."""
+    try:
+        return host.encode("idna").decode()
+    except UnicodeError:
+        problem = "cannot be resolved: it is not a valid hostname"
+        raise TransportError("dns", f"the hostname of {scheme}://{host} {problem}") from None
 
 
 class Proxy(msgspec.Struct, frozen=True):
