@@ -104,6 +104,13 @@ def test_object_recreated_long_after_its_deletion_is_deleted_again():
     assert removals.review(missing(1, writing=2), 10, later + SECOND_LOOK_S) == missing(1, writing=2)
 
 
+def test_removals_of_long_ago_take_no_memory():
+    """Found by a reader: one entry stayed for each cluster that ended while the publisher had no stream."""
+    removals = deleted_once()
+    removals.review([], 9, SECOND_LOOK_S + CONTESTED_S + 1)
+    assert vars(removals) == vars(Removals())
+
+
 def test_object_recreated_by_another_process_does_not_delay_other_removals():
     removals, others = deleted_once(), missing(2)[1:]
     now = SECOND_LOOK_S + 1

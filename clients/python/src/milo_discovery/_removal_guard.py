@@ -72,6 +72,7 @@ class Removals:
         """Return those of the `missing` removals that may be made now. `published`: the total number of objects.
         `are_all_known`: whether no other removal is left, for example of a source that is not streaming yet."""
         self._missing_since = {removal: self._missing_since.get(removal, now) for removal in missing}
+        self._deleted = {subject: last for subject, last in self._deleted.items() if now <= last[1] + CONTESTED_S}
         is_held = is_mass(len(missing), published) and not self.accepts
         self.is_foreign = is_held and len(missing) == published
         self.problem = ""
@@ -103,11 +104,8 @@ class Removals:
 
     def _is_contested(self, removal: Removal, now: float) -> bool:
         """Return whether another run, for which the cluster is engaged, wrote the object again after its deletion."""
-        uid, at = self._deleted.get(_subject(removal), (removal.uid, now))
+        uid, _ = self._deleted.get(_subject(removal), (removal.uid, now))
         if self.accepts or uid == removal.uid:
-            return False
-        if now > at + CONTESTED_S:
-            del self._deleted[_subject(removal)]
             return False
         self._deleted[_subject(removal)] = (uid, now)
         return True
