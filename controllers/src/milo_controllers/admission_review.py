@@ -97,8 +97,9 @@ def decode_review(body: bytes) -> AdmissionRequest:
     """Return the request of a review. Raises ValueError."""
     try:
         return _decoder.decode(body).request
-    except msgspec.DecodeError as error:
-        raise ValueError(f"not an AdmissionReview of admission.k8s.io/v1: {error}") from None
+    except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
+        problem = "its object is nested too deeply" if isinstance(error, RecursionError) else error
+        raise ValueError(f"not an AdmissionReview of admission.k8s.io/v1: {problem}") from None
 
 
 @dataclass(kw_only=True)

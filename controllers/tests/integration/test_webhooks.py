@@ -26,6 +26,8 @@ from milo_controllers.webhook_server import serve_webhooks
 from milo_discovery import DiscoveryClient, Fleet
 from milo_discovery.errors import Unavailable
 from milo_discovery.testing import ControlPlane, FakeDiscovery, MiloSandbox, RefusedError, eventually
+from milo_kube.http.headers import Headers
+from milo_kube.http.server import ServerRequest
 
 from .widgets import WIDGETS, widget, with_widgets
 
@@ -192,6 +194,16 @@ async def test_answer_that_is_no_json_fails_its_review(controllers: Controllers,
 
     with pytest.raises(ReviewFailed, match="500: validate widgets: TypeError"):
         await reviewed(controllers, plane)
+
+
+async def test_object_that_is_nested_too_deeply_is_answered(controllers: Controllers, plane: ControlPlane) -> None:
+    """Found by a reader: the connection was closed, and a tenant could fill the log with stacks."""
+    controllers.validate(WIDGETS)(too_large)
+    nested = b'{"a":' * 5_000 + b"1" + b"}" * 5_000
+    body = b'{"request": {"uid": "u", "operation": "CREATE", "object": ' + nested + b"}}"
+    request = ServerRequest(path="/validate/widgets", query={}, headers=Headers(), peer="", body=body)
+    reply = await controllers.webhooks.answer(request)
+    assert (reply.status, b"its object is nested too deeply" in reply.body) == (400, True)
 
 
 async def test_last_known_cluster_is_used_while_the_daemon_does_not_answer(
