@@ -479,10 +479,12 @@ class Member:
             return Read()
         if pacing.is_group_outdated or now < pacing.write_at:
             return None
-        for lease in group.leases.members.values():
-            if lease.member != self.name and group.removable_at(lease, self._timing) <= now:
-                return Evict(_cleared(lease)) if lease.is_held else Delete(lease)
-        return next_view(group, self.holder, now, self._timing)
+        others = (lease for lease in group.leases.members.values() if lease.member != self.name)
+        removable = [lease for lease in others if group.removable_at(lease, self._timing) <= now]
+        evictions = (Evict(_cleared(lease)) for lease in removable if lease.is_held)
+        deletions = (Delete(lease) for lease in removable if not lease.is_held)
+        # Deletions are last: one that is refused, and so repeated, must not delay what clusters wait for.
+        return next(evictions, None) or next_view(group, self.holder, now, self._timing) or next(deletions, None)
 
     @property
     def _next_read_at(self) -> float:

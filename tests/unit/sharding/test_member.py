@@ -12,6 +12,7 @@ from milo_discoveryd.sharding.leases import (
     GroupState,
     MemberLease,
     Read,
+    Request,
     View,
     ViewMember,
     WaitUntil,
@@ -292,6 +293,34 @@ def test_lease_of_a_member_that_left_is_eventually_deleted() -> None:
 
 
 # Failures
+
+
+class RefusesDeletions(Driver):
+    """Its Lease API refuses deletions, as if the role of the members lacked the right to delete."""
+
+    def perform(self, member: Member, action: Request) -> None:
+        if isinstance(action, Delete):
+            member.failed(self.now)
+        else:
+            super().perform(member, action)
+
+
+def test_refused_deletion_of_an_old_lease_delays_neither_evictions_nor_views() -> None:
+    """Found by a reader: once an old Lease was due, clusters of members that were killed had no owner for ever."""
+    driver = RefusesDeletions()
+    timing = msgspec.structs.replace(TIMING, retention_s=60.0)
+    for name in ("a", "b", "c", "d"):
+        driver.add(name, Member(name, f"{name}#1", timing=timing))
+    driver.run_until(lambda: is_settled(driver, *driver.members))
+    for name in ("a", "b"):
+        driver.members[name].leave()
+        driver.run_until(lambda name=name: driver.members[name].has_ended)
+        del driver.members[name]
+        driver.run_until(lambda: is_settled(driver, *driver.members))
+    driver.run_until(lambda: isinstance(driver.requests[-1][2], Delete))
+    del driver.members["d"]
+    driver.run_until(lambda: driver.owned("c") == ALL)
+    assert driver.api.group.members.keys() >= {"a", "b"}
 
 
 def test_failed_lease_request_is_retried_after_a_second() -> None:
