@@ -351,6 +351,19 @@ def test_object_that_another_client_keeps_changing_is_not_written_forever(publis
     assert "still differs" in publishing.publication.problems[0]
 
 
+@pytest.mark.parametrize("group", ["", "dns"])
+def test_object_that_another_client_changes_each_second_is_deleted_when_its_cluster_has_ended(group: str):
+    """Found by a reader: each change voided the answer of the daemon, and nothing was reported."""
+    publishing = Publishing(group=group).synced(cluster(incarnation="a"), cluster("beta"))
+    publishing.end(cluster(incarnation="a"))
+    for beat in range(30):
+        if "alpha" in publishing.server.objects:
+            publishing.server.touch("alpha", {"beat": str(beat)})
+        publishing.settle(1.0)
+    assert [*publishing.server.objects] == ["beta"]
+    assert [type(request) for request in publishing.sent].count(Ask) == 1
+
+
 def test_failed_write_is_retried_with_growing_delays_and_its_outcome_is_read_first(publishing: Publishing):
     failed_at: list[float] = []
 

@@ -307,8 +307,8 @@ class Publication:
             match record.end:
                 case _ if not is_missing:
                     end: Unasked | Missing | Elsewhere | EndedCluster = Elsewhere()
-                case EndedCluster(uid, incarnation):
-                    end = EndedCluster(uid, incarnation, now + records.EVIDENCE_S)
+                case EndedCluster() as ended:
+                    end = replace(ended, until=now + records.EVIDENCE_S)
                 case Missing(since):
                     end = Missing(since, now)
                 case _:

@@ -22,7 +22,7 @@ it.
 Each write and deletion requires the UID and resource version that were observed, so it fails if another client wrote
 meanwhile, such as the replica that owns the cluster now. Then the object is read. If it names another engagement, the
 evidence is dropped; otherwise the daemon is asked again. Both only once each member of a shard group must know what the
-owner knows.
+owner knows. Further changes do not void its answer: other clients may change an object every few seconds.
 """
 
 from __future__ import annotations
@@ -97,6 +97,7 @@ class EndedCluster(msgspec.Struct, frozen=True):
     until: float
     """How long the object may be deleted."""
     ask_at: float = -math.inf
+    """When to ask after another client was seen to change the object."""
 
 
 class Received(msgspec.Struct, frozen=True):
@@ -249,9 +250,11 @@ def observe(record: Record, found: ObservedObject | None, identity: Identity, no
         case EndedCluster(uid) if uid != found.cluster_uid:
             end = Unasked()
         case EndedCluster(_, incarnation) if not by_us and not is_same:
-            # If its owner has written another engagement, nothing is known about the end of that.
-            is_former = incarnation != found.incarnation
-            end = Unasked(ask_at) if is_former else replace(end, until=now, ask_at=ask_at)
+            if incarnation != found.incarnation:
+                # Its owner has written another engagement: nothing is known about the end of that.
+                end = Unasked(ask_at)
+            elif now >= end.until or end.ask_at == -math.inf:
+                end = replace(end, until=now, ask_at=ask_at)
         case Elsewhere() if not by_us and not is_same:
             end = Elsewhere(ask_at)
         case Unasked() | Missing() if not by_us and not is_same and before is not None:
