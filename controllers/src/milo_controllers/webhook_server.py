@@ -17,9 +17,12 @@ from milo_kube.http.server import HttpServer
 
 log = logging.getLogger("milo_controllers.webhooks")
 
-_CONNECTIONS = 64
+_CONNECTIONS = 1024
+"""An API server opens a connection for each concurrent review: by default it admits 200 concurrent writes."""
 _BODY_LIMIT = 4 << 20
 """Maximum bytes of a review: two objects, each of up to 1.5 MiB, and what is said about them."""
+_HELD_LIMIT = 64 << 20
+"""Maximum bytes of all concurrent reviews."""
 _LOOK_EVERY_S = 10.0
 
 
@@ -78,7 +81,13 @@ async def serve_webhooks(webhooks: Webhooks, at: WebhookServer) -> AsyncIterator
     webhooks.source = at.source
     certificate = _ServerCertificate(at)
     certificate.load()
-    server = HttpServer(webhooks.answer, connections=_CONNECTIONS, body_limit=_BODY_LIMIT, tls=certificate.context)
+    server = HttpServer(
+        webhooks.answer,
+        connections=_CONNECTIONS,
+        body_limit=_BODY_LIMIT,
+        held_limit=_HELD_LIMIT,
+        tls=certificate.context,
+    )
     host, _, port = at.listen.rpartition(":")
     url = await server.start(host.strip("[]") or None, int(port))
     following = asyncio.create_task(_follow(certificate), name="certificate of webhooks")

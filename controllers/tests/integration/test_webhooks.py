@@ -19,6 +19,7 @@ import yaml
 from click.testing import CliRunner, Result
 
 from milo_controllers import Controllers, Deny, Kind, Review, WebhookServer
+from milo_controllers.admission_review import project_fields
 from milo_controllers.testing import ReviewFailed, ReviewResult, send_review
 from milo_controllers.webhook_command import webhooks
 from milo_controllers.webhook_registration import configurations, differences
@@ -334,6 +335,45 @@ async def test_certificate_is_replaced_without_a_restart(
             return await shown() != first
 
         await eventually(is_replaced)
+
+
+async def test_each_of_many_concurrent_reviews_of_large_objects_is_answered(
+    tmp_path: Path, controllers: Controllers, plane: ControlPlane
+) -> None:
+    began, together = 0, asyncio.Event()
+    certificates = Certificates(tmp_path)
+    context = ssl.create_default_context()
+    certificates.authority.configure_trust(context)
+
+    @controllers.validate(WIDGETS)
+    async def wait_for_each_other(review: Review) -> None:
+        nonlocal began
+        began += 1
+        if began == 100:
+            together.set()
+        await together.wait()
+
+    request = {
+        "uid": "1",
+        "operation": "CREATE",
+        "userInfo": {"extra": project_fields(plane.project)},
+        "object": widget("one", text="x" * 200_000),
+    }
+    body = msgspec.json.encode({"apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview", "request": request})
+    head = f"POST /validate/widgets HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n"
+
+    async def review(host: str, port: int) -> bytes:
+        reader, writer = await asyncio.open_connection(host, port, ssl=context)
+        try:
+            writer.write(head.encode() + body)
+            return await reader.readline()
+        finally:
+            writer.close()
+
+    async with serve_webhooks(controllers.webhooks, certificates.server) as url:
+        host, port = url.removeprefix("https://").split(":")
+        answers = await asyncio.gather(*(review(host, int(port)) for _ in range(100)))
+    assert answers == [b"HTTP/1.1 200 OK\r\n"] * 100
 
 
 def test_installed_configuration_is_compared(controllers: Controllers) -> None:

@@ -153,6 +153,18 @@ async def test_bodies_that_arrive_slowly_are_dropped_beyond_their_limit() -> Non
         assert [len(request.body) for request in seen] == [1000]
 
 
+async def test_connection_whose_request_is_being_answered_is_not_closed_for_a_new_one() -> None:
+    async with serving(2) as (host, port, seen), AsyncExitStack() as closing:
+        clients = [closing.enter_context(socket.create_connection((host, port), LIMIT_S))]
+        clients[0].sendall(b"GET /never HTTP/1.1\r\nHost: x\r\n\r\n")
+        await eventually(lambda: len(seen) == 1)
+        for _ in range(2):
+            clients.append(closing.enter_context(socket.create_connection((host, port), LIMIT_S)))
+            clients[-1].sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+            assert (await asyncio.to_thread(clients[-1].recv, 4096)).startswith(b"HTTP/1.1 200 ")
+        assert [is_open(client) for client in clients] == [True, False, True]
+
+
 async def test_connections_that_are_accepted_at_once_are_limited() -> None:
     async with serving() as (host, port, _), AsyncExitStack() as closing:
         crowd = [closing.enter_context(socket.create_connection((host, port), LIMIT_S)) for _ in range(50)]

@@ -26,7 +26,7 @@ their size in the request."""
 HELD_LIMIT = 8 << 20
 """Maximum bytes of request bodies, and of replies that clients have not read."""
 LARGEST_HELD = 4
-"""The limit is raised to this many times what the connection with the most holds, if that is more than HELD_LIMIT."""
+"""The limit is raised to this many times what the connection with the most holds, if that is more."""
 ACCEPTED_AT_ONCE = 16
 """Maximum number of connections that are accepted in one iteration of the event loop: a request that follows its
 connection is read before a flood of other connections can close this one."""
@@ -61,13 +61,21 @@ class HttpServer:
     """A server that passes each request to `handler`."""
 
     def __init__(
-        self, handler: Handler, *, connections: int, body_limit: int = 0, tls: ssl.SSLContext | None = None
+        self,
+        handler: Handler,
+        *,
+        connections: int,
+        body_limit: int = 0,
+        held_limit: int = HELD_LIMIT,
+        tls: ssl.SSLContext | None = None,
     ) -> None:
-        """If more than `connections` are open, the oldest is closed: idle clients must not block scrapes or probes.
+        """If more than `connections` are open, one is closed, because idle clients must not block scrapes or probes:
+        the oldest that waits for its next request, or else the oldest.
 
-        `body_limit`: maximum bytes of the body of a POST; 0 for no POST."""
+        `body_limit`: maximum bytes of the body of a POST; 0 for no POST. `held_limit`: as HELD_LIMIT."""
         self.handler = handler
         self.body_limit = body_limit
+        self._held_limit = held_limit
         self._tls = tls
         self._limit = connections
         self._connections: dict[_Connection, None] = {}
@@ -92,8 +100,9 @@ class HttpServer:
         await asyncio.gather(*handling, return_exceptions=True)
 
     def _accepted(self) -> asyncio.Protocol:
-        for oldest in list(self._connections)[: max(0, len(self._connections) + 1 - self._limit)]:
-            oldest.end()
+        if (excess := len(self._connections) + 1 - self._limit) > 0:
+            for first in sorted(self._connections, key=lambda connection: not connection.is_idle)[:excess]:
+                first.end()
         made = _Connection(self)
         self._connections[made] = None
         return made if self._tls is None else made.secured(self._tls)
@@ -108,7 +117,7 @@ class HttpServer:
     def limit_held(self, newest: "_Connection") -> None:
         """Close the connections that hold most, of these the oldest first, while all together hold too much memory."""
         held = {connection: connection.held for connection in self._connections if connection.held}
-        excess = sum(held.values()) - max(HELD_LIMIT, LARGEST_HELD * max(held.values(), default=0))
+        excess = sum(held.values()) - max(self._held_limit, LARGEST_HELD * max(held.values(), default=0))
         for connection in sorted(held, key=held.__getitem__, reverse=True):
             if excess > 0 and connection is not newest:
                 excess -= held[connection]
@@ -151,6 +160,11 @@ class _Connection(asyncio.Protocol):
         except BaseException:
             self.end()
             raise
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether the last request was answered, and no other has begun to arrive."""
+        return self._has_replied and self._task is None and not self._size and not self.unread
 
     @property
     def held(self) -> int:
