@@ -10,20 +10,21 @@ import inspect
 import re
 import sys
 import textwrap
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple, get_origin
 
 from milo_discoveryd.config import ListenAddress, TcpAddress
 from milo_discoveryd.config.given import GivenSettings
+from milo_discoveryd.config.issuers import parse_issuer
 from milo_discoveryd.config.listeners import ListenerSettings
 from milo_discoveryd.config.sources import SourceParser, SourceSettings
+from milo_discoveryd.credentials.issuers.settings import ISSUERS, IssuerSettings
 from milo_discoveryd.schema import values
-from milo_discoveryd.schema.fields import ByType, Field, Group, ListOf, Nested, Number, Text, Whole, fields, flag
-from milo_discoveryd.sources import kind as kinds
+from milo_discoveryd.schema.fields import Field, Group, ListOf, Nested, Number, Text, Whole, fields, flag
 from milo_discoveryd.sources.field_path import FieldPath, Template
-from milo_discoveryd.sources.kind import SourceKind
+from milo_discoveryd.sources.kind import KINDS, SourceKind
 from tools.documents import wrapped
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -82,12 +83,16 @@ def _within(place: str, field: Field) -> Iterator[Entry]:
             yield from entries(group, f"{place}.")
         case ListOf(item=Nested(group=group)):
             yield from entries(group, f"{place}[].")
-        case ListOf(item=ByType(groups=groups)):
-            yield from _by_type(groups, place)
+        case ListOf(item=parse) if parse is parse_issuer:
+            yield from entries(IssuerSettings, f"{place}[].")
+            for name, issuer in ISSUERS.built_in_groups():
+                own = (
+                    entry for entry in entries(issuer, f"{place}[{name}].") if entry.shown not in fields(IssuerSettings)
+                )
+                yield from own
         case ListOf(item=SourceParser()):
             yield from entries(SourceSettings, f"{place}[].")
-            for name in kinds.KINDS:
-                kind = kinds.load(name)
+            for name, kind in KINDS.built_in_groups():
                 if kind not in _FLAT_KINDS:
                     yield from entries(kind, f"{place}[{name}].")
 
@@ -163,16 +168,6 @@ def _written(field: Field) -> str:
             return ",".join(item.title if isinstance(item, ListenerSettings) else str(item) for item in value)
         case value:
             return str(value)
-
-
-def _by_type(groups: Mapping[str, type[Group]], place: str) -> Iterator[Entry]:
-    """Yield the fields of all types, then the additional fields of each."""
-    [base] = {group.__base__ for group in groups.values()}
-    assert base is not None
-    yield from entries(base, f"{place}[].")
-    for kind, group in groups.items():
-        own = (entry for entry in entries(group, f"{place}[{kind}].") if entry.shown not in fields(base))
-        yield from own
 
 
 def listed(selected: list[Entry]) -> str:

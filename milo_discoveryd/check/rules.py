@@ -5,15 +5,6 @@ from collections.abc import Iterator
 
 from milo_discoveryd.check.finding import Finding, ok, warn
 from milo_discoveryd.config import RuleSettings, Settings
-from milo_discoveryd.config.issuers import (
-    ClientCertificateSettings,
-    DatumServiceAccount,
-    ExecSettings,
-    ProjectKubeconfig,
-    TokenExchange,
-    TokenFileSettings,
-    TokenRequest,
-)
 from milo_discoveryd.config.rule_problems import REQUIRED_SETTINGS, can_match, listeners_of
 from milo_discoveryd.rights.rights import Terms
 from milo_discoveryd.wiring.rules import rights
@@ -43,19 +34,7 @@ def check_rules(settings: Settings) -> Iterator[Finding]:
 def issuers_for_all_clusters(settings: Settings, terms: Terms) -> Iterator[str]:
     """Yield the names of permitted issuers whose credentials are valid for all clusters."""
     for issuer in settings.kubeconfigs.issuers:
-        match issuer:
-            case DatumServiceAccount() | TokenExchange() | TokenFileSettings() | ProjectKubeconfig():
-                is_wide = True
-            case ExecSettings():
-                is_wide = not issuer.per_cluster
-            case TokenRequest():
-                is_wide = not issuer.bound
-            case ClientCertificateSettings():
-                names = (issuer.common_name, *issuer.organizations)
-                is_wide = not any("{name}" in name or "{uid}" in name for name in names)
-            case _:
-                is_wide = False
-        if issuer.hand_out and is_wide and terms.allow(issuer.name):
+        if issuer.hand_out and not issuer.is_per_cluster and terms.allow(issuer.name):
             yield issuer.name
 
 

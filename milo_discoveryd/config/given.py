@@ -10,9 +10,8 @@ from milo_discoveryd.config.settings import Settings, named_once
 from milo_discoveryd.config.sources import SourceParser, SourceSettings, kind_name
 from milo_discoveryd.schema import values
 from milo_discoveryd.schema.fields import InvalidError, ListOf, Nested, parse_group, selector_text
-from milo_discoveryd.sources import kind as kinds
 from milo_discoveryd.sources.declarative import DeclarativeKind
-from milo_discoveryd.sources.kind import SourceKind
+from milo_discoveryd.sources.kind import KINDS, SourceKind
 from milo_discoveryd.sources.project_control_plane import ProjectControlPlaneKind
 from milo_discoveryd.sources.single import SingleKind
 
@@ -118,4 +117,4 @@ def _flat_kind(given: GivenSettings) -> SourceKind:
             return ProjectControlPlaneKind(
                 address_template=given.internal_address_template, namespace_template=given.internal_namespace_template
             )
-    return given.declarative or parse_group(kinds.load(given.mode), {})
+    return given.declarative or parse_group(KINDS.load(given.mode), {})

@@ -6,13 +6,13 @@ from typing import Any
 
 from milo_discoveryd.config import layers, rule_problems
 from milo_discoveryd.config.given import GivenSettings, SettingPath, expand
-from milo_discoveryd.config.issuers import IssuerSettings, KubeconfigRequest, KubeconfigSecret, ProjectKubeconfig
 from milo_discoveryd.config.layers import Given, Problem
 from milo_discoveryd.config.settings import Settings
+from milo_discoveryd.credentials.issuers.settings import IssuerSettings, RequestingIssuerSettings
 from milo_discoveryd.daemon_errors import ConfigError
 from milo_discoveryd.schema import values
 from milo_discoveryd.schema.fields import Complaint, InvalidError, parse_group
-from milo_discoveryd.sources.kind import IssuerTraits, ProjectServer
+from milo_discoveryd.sources.kind import ProjectServer
 
 
 def load(flags: Mapping[str, object], environ: Mapping[str, str], file: Path | None) -> Settings:
@@ -146,19 +146,15 @@ def _issuer_problems(settings: Settings, issuer: IssuerSettings) -> Iterator[str
         return
     served = [source for source in settings.sources if not issuer.sources or source.name in issuer.sources]
     if len(served) > 1:
-        if isinstance(issuer, ProjectKubeconfig):
-            yield "an issuer of type project-kubeconfig serves only one source: name this source in `sources`"
+        if not issuer.serves_several_sources:
+            yield f"an issuer of type {issuer.type} serves only one source: name this source in `sources`"
         differ = len({source.discovery_kubeconfig for source in served}) > 1
-        if issuer.asks_discovery_server and getattr(issuer, "kubeconfig", None) is None and differ:
+        if isinstance(issuer, RequestingIssuerSettings) and issuer.kubeconfig is None and differ:
             yield "its sources differ in `discovery_kubeconfig`: set the issuer's `kubeconfig`"
-        if isinstance(issuer, KubeconfigRequest) and any(source.settings != served[0].settings for source in served):
-            yield "its sources differ in their settings: use one issuer per source"
     if not issuer.hand_out:
         return
-    templates = (issuer.secret, issuer.namespace_template, issuer.key) if isinstance(issuer, KubeconfigSecret) else ()
-    traits = IssuerTraits(issuer.type, templates, is_of_cluster=issuer.is_of_cluster)
     for source in served:
-        if refusal := source.settings.refusal(traits):
+        if refusal := source.settings.refusal(issuer.traits):
             yield f"{source.name}: {refusal}" if source.name else refusal
 
 

@@ -5,10 +5,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 import msgspec
 
 from milo_discoveryd.config import layers
-from milo_discoveryd.config.issuers import IssuerSettings
 from milo_discoveryd.config.listeners import ListenerSettings
 from milo_discoveryd.config.rights import RuleSettings
 from milo_discoveryd.config.settings import Settings
+from milo_discoveryd.credentials.issuers.settings import IssuerSettings
 from milo_discoveryd.model.cluster import SOURCE_SEPARATOR, key_of
 from milo_discoveryd.rights.name_patterns import name_patterns
 

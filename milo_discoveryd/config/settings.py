@@ -5,10 +5,11 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Annotated
 
-from milo_discoveryd.config.issuers import ISSUERS, IssuerSettings
+from milo_discoveryd.config.issuers import parse_issuer
 from milo_discoveryd.config.listeners import ListenerSettings, distinct, listener
 from milo_discoveryd.config.rights import RuleSettings, ordered
 from milo_discoveryd.config.sources import SourceSettings
+from milo_discoveryd.credentials.issuers.settings import IssuerSettings
 from milo_discoveryd.schema import values
 from milo_discoveryd.schema.fields import (
     Group,
@@ -119,7 +120,7 @@ class MetricsSettings(Group, frozen=True, kw_only=True):
 class KubeconfigSettings(Group, frozen=True, kw_only=True):
     """The kubeconfigs that the daemon issues."""
 
-    issuers: Annotated[tuple[IssuerSettings, ...], ListOf(ISSUERS, split=values.items, check=named_once)] = ()
+    issuers: Annotated[tuple[IssuerSettings, ...], ListOf(parse_issuer, split=values.items, check=named_once)] = ()
     """Issuers of the credentials in kubeconfigs; the first issuer that matches a cluster serves it. Without issuers, no
     kubeconfigs are issued."""
     max_ttl: Annotated[timedelta, span("1s", "24h")] = timedelta(minutes=15)

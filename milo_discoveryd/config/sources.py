@@ -6,13 +6,12 @@ from typing import Annotated
 
 from milo_discoveryd.schema import values
 from milo_discoveryd.schema.fields import Complaint, Group, InvalidError, Text, parse_group, selector_text
-from milo_discoveryd.sources import kind as kinds
-from milo_discoveryd.sources.kind import SourceKind
+from milo_discoveryd.sources.kind import KINDS, SourceKind
 
 
 def kind_name(value: object) -> str:
     try:
-        kinds.load(str(value))
+        KINDS.load(str(value))
     except LookupError as error:
         raise ValueError(str(error)) from None
     return str(value)
@@ -50,7 +49,7 @@ class SourceParser:
     def __call__(self, value: object, /) -> SourceSettings:
         assert isinstance(value, Mapping)
         try:
-            kind = kinds.load(str(value.get("kind")))
+            kind = KINDS.load(str(value.get("kind")))
         except LookupError:
             return parse_group(
                 SourceSettings, {**value, "settings": SourceKind()}

@@ -161,22 +161,6 @@ class Nested:
         raise ValueError("must be a mapping of settings to values")
 
 
-class ByType:
-    """A mapping of settings whose `type` selects the group."""
-
-    def __init__(self, *groups: type[Group]) -> None:
-        self.groups = {str(fields(group)["type"].default): group for group in groups}
-
-    def __call__(self, value: object, /) -> Group:
-        assert isinstance(value, Mapping)
-        if "type" not in value:
-            raise ValueError("type is missing")
-        group = self.groups.get(str(value["type"]))
-        if group is None:
-            raise InvalidError([Complaint(("type",), value["type"], f"must be one of {', '.join(self.groups)}")])
-        return parse_group(group, value)
-
-
 class ListOf:
     """A list of parsed items. `split` extracts the items from the input, and `check` validates the parsed list."""
 

@@ -1,8 +1,7 @@
-"""The protocol of a kind of source, and the lookup of a kind by name."""
+"""The protocol of a kind of source, and the kinds by name."""
 
 import enum
 from collections.abc import Callable, Iterable
-from importlib import import_module
 from pathlib import Path
 from typing import Any, ClassVar
 from urllib.parse import urlsplit
@@ -14,20 +13,9 @@ from milo_discoveryd.model.contributions import Contribution, Reduce, earliest
 from milo_discoveryd.model.observation import Observation
 from milo_discoveryd.model.resource import Resource
 from milo_discoveryd.schema.fields import Group
+from milo_discoveryd.schema.registry import Registry
 from milo_discoveryd.sources.context import ContextKind
 from milo_discoveryd.sources.reading import KubeObject
-
-GROUP = "milo_discoveryd.sources"
-"""Entry point group of kinds from other packages."""
-KINDS = {
-    "project": "milo_discoveryd.sources.project:ProjectKind",
-    "project-control-plane": "milo_discoveryd.sources.project_control_plane:ProjectControlPlaneKind",
-    "service-consumer": "milo_discoveryd.sources.service_consumer:ServiceConsumerKind",
-    "declarative": "milo_discoveryd.sources.declarative:DeclarativeKind",
-    "kubeconfig-directory": "milo_discoveryd.sources.kubeconfig_files:KubeconfigDirectoryKind",
-    "kind": "milo_discoveryd.sources.kubeconfig_files:KindKind",
-    "single": "milo_discoveryd.sources.single:SingleKind",
-}
 
 SENT_WHERE_OBJECTS_SAY = "objects decide where the issuer's credential is sent, and other clusters accept it too"
 
@@ -235,26 +223,15 @@ class SourceKind(Group, frozen=True, kw_only=True):
         return ""
 
 
-def names() -> list[str]:
-    return sorted({*KINDS, *(entry.name for entry in _entry_points())})
-
-
-def load(name: str) -> type[SourceKind]:
-    """Import the kind of this name. Raises LookupError, which lists the installed kinds."""
-    kind: type[SourceKind]
-    if name in KINDS:
-        module, _, attribute = KINDS[name].partition(":")
-        kind = getattr(import_module(module), attribute)
-        return kind
-    for entry in _entry_points():
-        if entry.name == name:
-            kind = entry.load()
-            return kind
-    raise LookupError(f"must be one of {', '.join(names())}")
-
-
-def _entry_points() -> Iterable[Any]:
-    # Imported here: reading the metadata of all installed packages is slow, and built-in kinds do not need it.
-    from importlib.metadata import entry_points  # noqa: PLC0415
-
-    return entry_points(group=GROUP)
+KINDS = Registry[SourceKind](
+    "milo_discoveryd.sources",
+    {
+        "project": "milo_discoveryd.sources.project:ProjectKind",
+        "project-control-plane": "milo_discoveryd.sources.project_control_plane:ProjectControlPlaneKind",
+        "service-consumer": "milo_discoveryd.sources.service_consumer:ServiceConsumerKind",
+        "declarative": "milo_discoveryd.sources.declarative:DeclarativeKind",
+        "kubeconfig-directory": "milo_discoveryd.sources.kubeconfig_files:KubeconfigDirectoryKind",
+        "kind": "milo_discoveryd.sources.kubeconfig_files:KindKind",
+        "single": "milo_discoveryd.sources.single:SingleKind",
+    },
+)

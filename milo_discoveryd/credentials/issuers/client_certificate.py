@@ -4,6 +4,7 @@ import re
 import time
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
+from typing import Annotated
 
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
@@ -20,7 +21,10 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from milo_discoveryd.credentials.issued_credential import SKEW_S, IssuedCredential, validate
 from milo_discoveryd.credentials.issuers.issuer import MintRequest, Scope
-from milo_discoveryd.daemon_errors import BackendError, UnfitError
+from milo_discoveryd.credentials.issuers.settings import IssuerContext, IssuerSettings, RequiredFile
+from milo_discoveryd.daemon_errors import BackendError, ConfigError, UnfitError
+from milo_discoveryd.schema import values
+from milo_discoveryd.schema.fields import ListOf
 from milo_kube.credential import ClientCertificate, Credential, Secret
 from milo_kube.file_content import FileContent
 
@@ -47,7 +51,7 @@ class ClientCertificateIssuer:
         """`{name}` and `{uid}` in the names are those of the project. Without these variables, one certificate
         serves all projects."""
         self.name = name
-        self.scope = Scope.CLUSTER if _PLACEHOLDER.search(" ".join((common_name, *organizations))) else Scope.IDENTITY
+        self.scope = Scope.CLUSTER if _has_placeholder(common_name, *organizations) else Scope.IDENTITY
         self._authority = authority
         self._key = key
         self._common_name = common_name
@@ -139,5 +143,45 @@ _SIGNATURES_ONLY = x509.KeyUsage(
 )
 
 
+def _has_placeholder(*templates: str) -> bool:
+    return any(map(_PLACEHOLDER.search, templates))
+
+
 def _moment(wall: float) -> datetime:
     return datetime.fromtimestamp(wall, UTC)
+
+
+class ClientCertificateSettings(IssuerSettings, frozen=True, kw_only=True):
+    ca_certificate: RequiredFile
+    """File with the CA certificate, reloaded when it changes."""
+    ca_key: RequiredFile
+    """File with the CA's private key, reloaded when it changes."""
+    common_name: Annotated[str, values.subject_template]
+    """User name (common name) in the certificate; `{name}` and `{uid}` are the project's."""
+    organizations: Annotated[tuple[str, ...], ListOf(values.subject_template)] = ()
+    """Groups (organizations) in the certificate; `{name}` and `{uid}` are the project's."""
+
+    @property
+    def is_per_cluster(self) -> bool:
+        return _has_placeholder(self.common_name, *self.organizations)
+
+    def issuer(self, context: IssuerContext) -> ClientCertificateIssuer:
+        """Build the issuer.
+
+        Raises ConfigError if clusters with the same name in different sources would have the same identity.
+        """
+        names = (self.common_name, *self.organizations)
+        if len(context.served) > 1 and any("{name}" in template for template in names):
+            raise ConfigError(
+                [
+                    f"kubeconfigs.issuers: {self.name} would use the same identity for clusters that have the same name"
+                    " in different sources: use {uid} instead of {name}, or configure an issuer per source"
+                ]
+            )
+        return ClientCertificateIssuer(
+            self.name,
+            authority=FileContent(self.ca_certificate),
+            key=FileContent(self.ca_key),
+            common_name=self.common_name,
+            organizations=self.organizations,
+        )

@@ -9,7 +9,8 @@ from collections.abc import Callable, Collection
 from milo_discoveryd.credentials.issued_credential import LONGEST_S, IssuedCredential, validate
 from milo_discoveryd.credentials.issuers import service_account_key
 from milo_discoveryd.credentials.issuers.issuer import MintRequest, Scope
-from milo_discoveryd.credentials.issuers.token_endpoint import TokenEndpoint
+from milo_discoveryd.credentials.issuers.settings import IssuerContext, RequiredFile
+from milo_discoveryd.credentials.issuers.token_endpoint import TokenEndpoint, TokenEndpointSettings
 from milo_kube.file_content import FileContent
 
 GRANT = "urn:ietf:params:oauth:grant-type:jwt-bearer"
@@ -64,3 +65,12 @@ class DatumServiceAccountIssuer:
             audiences=self._audiences,
             longest_s=self._longest_s,
         )
+
+
+class DatumServiceAccountSettings(TokenEndpointSettings, frozen=True, kw_only=True):
+    key_file: RequiredFile
+    """The JSON key file, reloaded when it changes."""
+
+    def issuer(self, context: IssuerContext) -> DatumServiceAccountIssuer:
+        key = FileContent(self.key_file)
+        return DatumServiceAccountIssuer(self.name, key, self.endpoint(context), audiences=self.audiences)

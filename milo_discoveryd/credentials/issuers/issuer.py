@@ -35,6 +35,17 @@ class MintRequest(msgspec.Struct, frozen=True, kw_only=True):
     """The credential that the new one will replace."""
 
 
+class RequestingDaemon(msgspec.Struct, frozen=True, kw_only=True):
+    """The daemon that requests credentials."""
+
+    run: str
+    """An identifier that differs between replicas, and survives a restart if there is a state directory."""
+    group: str = ""
+    """The daemon's shard group."""
+    member: str = ""
+    """The daemon's member name in the shard group."""
+
+
 class Issuer(Protocol):
     @property
     def name(self) -> str: ...

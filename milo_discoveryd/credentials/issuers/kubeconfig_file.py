@@ -10,9 +10,11 @@ from msgspec.structs import replace
 from milo_discoveryd.credentials.issued_credential import LONGEST_S, IssuedCredential, LongLivedError, validate
 from milo_discoveryd.credentials.issuers import received_kubeconfig
 from milo_discoveryd.credentials.issuers.issuer import MintRequest, Scope
+from milo_discoveryd.credentials.issuers.settings import IssuerContext, IssuerSettings
 from milo_discoveryd.credentials.kubeconfig_files import FilesError, KubeconfigFiles
 from milo_discoveryd.daemon_errors import BackendError, UnfitError
 from milo_discoveryd.model.cluster import DeclaredTarget, Target
+from milo_discoveryd.sources.kind import IssuerTraits
 from milo_kube.credential import CredentialError
 
 
@@ -64,3 +66,16 @@ class KubeconfigFileIssuer:
         except (FilesError, CredentialError) as error:
             raise BackendError(str(error), of_cluster=True) from None
         return replace(issued, authorities=received.authorities)
+
+
+class KubeconfigFileSettings(IssuerSettings, frozen=True, kw_only=True):
+    allow_long_lived: bool = False
+    """`true` to issue certificates and tokens that are valid for more than 24 hours, and tokens without an expiry."""
+
+    @property
+    def traits(self) -> IssuerTraits:
+        return IssuerTraits(self.type, is_of_cluster=True)
+
+    def issuer(self, context: IssuerContext) -> KubeconfigFileIssuer:
+        files = {served.name: served.files for served in context.served if served.files is not None}
+        return KubeconfigFileIssuer(self.name, files, allow_long_lived=self.allow_long_lived)

@@ -10,17 +10,24 @@ from msgspec.structs import replace
 from milo_discoveryd.credentials import kubernetes_api
 from milo_discoveryd.credentials.issued_credential import IssuedCredential, validate
 from milo_discoveryd.credentials.issuers import received_kubeconfig
-from milo_discoveryd.credentials.issuers.issuer import MintRequest, Scope
+from milo_discoveryd.credentials.issuers.issuer import Issuer, MintRequest, Scope
+from milo_discoveryd.credentials.issuers.settings import (
+    MIN_TOKEN_TTL_S,
+    IssuerContext,
+    Label,
+    RequestingIssuerSettings,
+    RequiredText,
+    ServedSource,
+)
 from milo_discoveryd.credentials.kubernetes_api import TIMEOUT_S, KubernetesApi
 from milo_discoveryd.daemon_errors import BackendError, UnfitError
 from milo_discoveryd.model.cluster import DeclaredTarget
 from milo_discoveryd.model.resource import Resource
+from milo_discoveryd.sources.kind import IssuerTraits
 from milo_kube.credential import CredentialError
 from milo_kube.http.errors import TransportError
 
 _CREATED = 201
-SHORTEST_S = 600.0
-"""The shortest lifetime, in seconds, of a kubeconfig that API servers issue."""
 
 
 class _Status(msgspec.Struct, frozen=True, rename="camel"):
@@ -68,7 +75,7 @@ class KubeconfigRequestIssuer:
                 f"the object of {target.name} has not been received from the API server yet; retry", of_cluster=True
             )
         path = f"{self._resource.object_path(target.object_namespace, target.object_name)}/{self._subresource}"
-        body = {**self._type, "spec": {"expirationSeconds": int(max(request.ttl_s, SHORTEST_S))}}
+        body = {**self._type, "spec": {"expirationSeconds": max(MIN_TOKEN_TTL_S, int(request.ttl_s))}}
         try:
             answer = await self._api.post(path, msgspec.json.encode(body), timeout_s=TIMEOUT_S)
         except TransportError as error:
@@ -89,3 +96,34 @@ class KubeconfigRequestIssuer:
             raise
         except CredentialError as error:
             raise BackendError(str(error), of_cluster=True) from None
+
+
+class KubeconfigRequestSettings(RequestingIssuerSettings, frozen=True, kw_only=True):
+    min_ttl_s = MIN_TOKEN_TTL_S
+
+    subresource: Label
+    """Subresource of a cluster's object to which the request is posted, such as `adminkubeconfig`."""
+    api_version: RequiredText
+    """`apiVersion` of the request, such as `authentication.gardener.cloud/v1alpha1`."""
+    kind: RequiredText
+    """`kind` of the request, such as `AdminKubeconfigRequest`."""
+
+    @property
+    def traits(self) -> IssuerTraits:
+        return IssuerTraits(self.type, is_of_cluster=True)
+
+    def issuer(self, context: IssuerContext) -> Issuer:
+        return self.for_each_source(context, lambda served: self._of_source(context, served))
+
+    def _of_source(self, context: IssuerContext, served: ServedSource) -> KubeconfigRequestIssuer:
+        assert served.resource is not None, "kinds that watch no objects refuse the issuer"
+        api, origin = self.api(context, served)
+        return KubeconfigRequestIssuer(
+            self.name,
+            api,
+            origin=origin,
+            resource=served.resource,
+            subresource=self.subresource,
+            api_version=self.api_version,
+            kind=self.kind,
+        )

@@ -5,7 +5,7 @@ import re
 import time
 from collections.abc import Callable, Mapping
 from math import inf
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 from msgspec.structs import replace
@@ -13,12 +13,15 @@ from msgspec.structs import replace
 from milo_discoveryd.credentials import kubernetes_api
 from milo_discoveryd.credentials.issued_credential import LONGEST_S, IssuedCredential, LongLivedError, validate
 from milo_discoveryd.credentials.issuers import received_kubeconfig
-from milo_discoveryd.credentials.issuers.issuer import MintRequest, Scope
+from milo_discoveryd.credentials.issuers.issuer import Issuer, MintRequest, Scope
+from milo_discoveryd.credentials.issuers.settings import IssuerContext, RequestingIssuerSettings, ServedSource
 from milo_discoveryd.credentials.kubernetes_api import TIMEOUT_S, KubernetesApi
 from milo_discoveryd.daemon_errors import BackendError, UnfitError
 from milo_discoveryd.model.cluster import DeclaredTarget, Target
+from milo_discoveryd.schema import values
 from milo_discoveryd.sources.endpoints import checked_authorities, checked_url
-from milo_discoveryd.sources.field_path import DecodedData, FieldPath
+from milo_discoveryd.sources.field_path import DecodedData, FieldPath, Key
+from milo_discoveryd.sources.kind import IssuerTraits, ProjectServer
 from milo_discoveryd.sources.reading import MalformedError
 from milo_kube import kubeconfig
 from milo_kube.credential import ClientCertificate, Credential, CredentialError, Secret, token_of
@@ -185,3 +188,77 @@ class KubeconfigSecretIssuer:
         except MalformedError as error:
             raise BackendError(f"{what} contains a kubeconfig that is refused: {error}") from None
         return {"server": server, "tls_server_name": received.tls_server_name}
+
+
+def _secret_path(value: object) -> FieldPath:
+    path = FieldPath.parse(str(value))
+    if path.steps[0] != Key("stringData") or len(path.steps) == 1:
+        raise ValueError("must be a path in the decoded data of a Secret, such as stringData[token]")
+    return path
+
+
+_SecretPath = Annotated[FieldPath | None, _secret_path]
+
+
+class KubeconfigSecretSettings(RequestingIssuerSettings, frozen=True, kw_only=True):
+    namespace_template: Annotated[str, values.secret_namespace_template] = "project-{uid}"
+    """Namespace of a cluster's Secret; variables: `{uid}`, `{name}`, and in mode `declarative` `{namespace}`, the
+    namespace of the cluster's object, and `{secret_namespace}`, the namespace of `declarative.secret`."""
+    secret: Annotated[str, values.secret_name_template] = "kubeconfig"  # noqa: S105 - the name of a Secret
+    """Name of the Secret; variables: `{name}`, and in mode `declarative` `{object}`, the name of the cluster's object,
+    and `{secret}`, the name in `declarative.secret`."""
+    key: Annotated[str, values.secret_key_template] = "kubeconfig"
+    """Key of the kubeconfig in the Secret's data. In mode `declarative`, `{secret_key}` is the `key` of
+    `declarative.secret`."""
+    token: _SecretPath = None
+    """Path of a token in a Secret without a kubeconfig, such as `stringData[token]`, or
+    `stringData[config].bearerToken` where the value is JSON. Default: none."""
+    certificate: _SecretPath = None
+    """Path of a client certificate in a Secret without a kubeconfig, as PEM or base64. Default: none."""
+    private_key: _SecretPath = None
+    """Path of the client certificate's private key, as PEM or base64. Default: none."""
+    ca: _SecretPath = None
+    """Path of the CA certificates of the cluster's API server in a Secret without a kubeconfig, as PEM or base64.
+    Default: none."""
+    allow_long_lived: bool = False
+    """`true` to issue certificates and tokens that are valid for more than 24 hours, and tokens without an expiry."""
+
+    def __post_init__(self) -> None:
+        if (self.certificate is None) != (self.private_key is None):
+            raise ValueError("has only one of `certificate` and `private_key`: set both")
+        if self.ca is not None and not self.has_fields:
+            raise ValueError(
+                "has `ca`, but neither `token` nor `certificate`: set one of them, or remove `ca`, because a "
+                "kubeconfig has its own CA"
+            )
+
+    @property
+    def has_fields(self) -> bool:
+        """Whether the Secret contains a credential in separate fields, instead of a kubeconfig."""
+        return self.token is not None or self.certificate is not None
+
+    @property
+    def traits(self) -> IssuerTraits:
+        return IssuerTraits(self.type, (self.secret, self.namespace_template, self.key), is_of_cluster=True)
+
+    def issuer(self, context: IssuerContext) -> Issuer:
+        return self.for_each_source(
+            context,
+            lambda served: self._of_source(context, served),
+            distinguishes_sources="{uid}" in self.namespace_template + self.secret,
+        )
+
+    def _of_source(self, context: IssuerContext, served: ServedSource) -> KubeconfigSecretIssuer:
+        api, origin = self.api(context, served)
+        # With a namespace for each cluster, whoever can write a Secret can change the server of that cluster only.
+        is_own_namespace = "{uid}" in self.namespace_template or "{name}" in self.namespace_template
+        paths = CredentialPaths(self.token, self.certificate, self.private_key, self.ca)
+        return KubeconfigSecretIssuer(
+            self.name,
+            api,
+            origin=origin,
+            place=SecretPlace(self.namespace_template, self.secret),
+            reading=paths if self.has_fields else self.key,
+            states_server=is_own_namespace and served.project_server is ProjectServer.IDENTITY,
+            allow_long_lived=self.allow_long_lived,
+        )

@@ -9,10 +9,12 @@ from collections.abc import Collection
 
 from milo_discoveryd.credentials.issued_credential import IssuedCredential, validate
 from milo_discoveryd.credentials.issuers.issuer import MintRequest, Scope
-from milo_discoveryd.daemon_errors import UnfitError
+from milo_discoveryd.credentials.issuers.settings import IssuerContext, IssuerSettings, RequiredFile, Words
+from milo_discoveryd.daemon_errors import ConfigError, UnfitError
 from milo_kube.credential import Credential
 from milo_kube.credential_providers import CredentialOrigin, CredentialProvider, ExecOrigin, FileOrigin
-from milo_kube.upstream import current_origin
+from milo_kube.file_content import FileContent
+from milo_kube.upstream import current_origin, share_identity
 
 WITHIN_S = 25.0
 """How long a mint waits for the provider, which renews its credential in its own time."""
@@ -66,3 +68,39 @@ def _unfit(origin: CredentialOrigin | None) -> str | None:
             return "a client certificate, which is never issued"
         case _:
             return "no renewable credential: it contains a static token or certificate, which is never issued"
+
+
+class TokenFileSettings(IssuerSettings, frozen=True, kw_only=True):
+    path: RequiredFile
+    """Path of the token file, reloaded when it changes."""
+    audiences: Words = ()
+    """Accepted audiences: the token must have one of them. Default: any."""
+
+    def issuer(self, context: IssuerContext) -> PassthroughIssuer:
+        provider = context.renewed(FileOrigin(token=FileContent(self.path)), str(self.path))
+        return PassthroughIssuer(
+            provider, name=self.name, type=self.type, origin=str(self.path), audiences=self.audiences
+        )
+
+
+class ProjectKubeconfigSettings(IssuerSettings, frozen=True, kw_only=True):
+    share_discovery_identity: bool = False
+    """`true` to issue credentials even if discovery uses the same user: operators then get the daemon's own
+    permissions."""
+
+    serves_several_sources = False
+
+    def issuer(self, context: IssuerContext) -> PassthroughIssuer:
+        """Build the issuer. Raises ConfigError if it would issue the daemon's own credential without permission."""
+        project = context.served[0].project
+        for watched in context.discovery if self.hand_out and not self.share_discovery_identity else ():
+            if share_identity(project.credentials, watched.credentials):
+                raise ConfigError(
+                    [
+                        f"kubeconfigs.issuers: {self.name} would issue the credential that discovery uses "
+                        f"({watched.origin}): set project_kubeconfig to a kubeconfig of another user, or "
+                        "share_discovery_identity: true"
+                    ]
+                )
+        origin = f"the user of {project.origin}"
+        return PassthroughIssuer(project.credentials, name=self.name, type=self.type, origin=origin)

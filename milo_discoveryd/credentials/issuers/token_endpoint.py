@@ -14,6 +14,7 @@ from urllib.parse import urlencode, urlsplit
 import msgspec
 
 from milo_discoveryd import USER_AGENT
+from milo_discoveryd.credentials.issuers.settings import IssuerContext, IssuerSettings, OptionalFile, Words
 from milo_discoveryd.daemon_errors import BackendError, UnfitError
 from milo_kube import addresses, retry_after
 from milo_kube.credential import Credential, token_of
@@ -143,3 +144,15 @@ def _reason(error: TransportError) -> str:
     if isinstance(error.__cause__, ssl.SSLCertVerificationError):
         return "the server's certificate is not valid or not trusted; renew it, or set `ca_file` to its CA"
     return str(error)
+
+
+class TokenEndpointSettings(IssuerSettings, frozen=True, kw_only=True):
+    """The settings of an issuer that requests access tokens from a token endpoint."""
+
+    ca_file: OptionalFile = None
+    """CA certificates of the token endpoint; required for a loopback address. Default: the system's CAs."""
+    audiences: Words = ()
+    """Accepted audiences: if the issued token is a JWT, it must have one of them. Default: any."""
+
+    def endpoint(self, context: IssuerContext) -> TokenEndpoint:
+        return TokenEndpoint(None if self.ca_file is None else FileContent(self.ca_file), context.proxy)

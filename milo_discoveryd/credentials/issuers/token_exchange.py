@@ -8,6 +8,7 @@ import base64
 import time
 from collections.abc import Callable, Collection
 from datetime import UTC, datetime
+from typing import Annotated
 from urllib.parse import quote
 
 import msgspec
@@ -15,7 +16,17 @@ import msgspec
 from milo_discoveryd.credentials import jwt, signed_assertion
 from milo_discoveryd.credentials.issued_credential import SKEW_S, IssuedCredential, validate
 from milo_discoveryd.credentials.issuers.issuer import MintRequest, Scope
-from milo_discoveryd.credentials.issuers.token_endpoint import Form, TokenEndpoint
+from milo_discoveryd.credentials.issuers.settings import (
+    IssuerContext,
+    OptionalFile,
+    OptionalText,
+    RequiredFile,
+    RequiredText,
+    Words,
+)
+from milo_discoveryd.credentials.issuers.token_endpoint import Form, TokenEndpoint, TokenEndpointSettings
+from milo_discoveryd.schema import values
+from milo_discoveryd.schema.fields import one_of
 from milo_kube.credential import CredentialError, token_of
 from milo_kube.file_content import FileContent
 
@@ -176,3 +187,73 @@ class TokenExchangeIssuer:
                 return "", (("client_assertion_type", CLIENT_ASSERTION), ("client_assertion", signed))
             case PublicClient(client_id):
                 return "", (("client_id", client_id),) if client_id else ()
+
+
+class TokenExchangeSettings(TokenEndpointSettings, frozen=True, kw_only=True):
+    token_url: Annotated[str, values.https_url]
+    """URL of the token endpoint."""
+    subject_token_file: RequiredFile
+    """File with the token that is exchanged, reloaded when it changes: a projected service-account token, a JWT-SVID,
+    or any token that another process renews."""
+    subject_token_type: RequiredText = "urn:ietf:params:oauth:token-type:jwt"  # noqa: S105 - the name of a type
+    """Type URI of the subject token."""
+    actor_token_file: OptionalFile = None
+    """File with the actor token: a token of the party that acts for the subject. Default: none."""
+    actor_token_type: RequiredText = "urn:ietf:params:oauth:token-type:jwt"  # noqa: S105 - as above
+    """Type URI of the actor token."""
+    grant: Annotated[str, one_of("token-exchange", "jwt-bearer")] = "token-exchange"
+    """`token-exchange` (RFC 8693), or `jwt-bearer` to send the subject token as an assertion (RFC 7523)."""
+    audience: Words = ()
+    """Names of the services that the requested token is for."""
+    resource: Words = ()
+    """URIs of the services that the requested token is for."""
+    scope: OptionalText = ""
+    """Space-separated scopes of the requested token. Default: the endpoint's."""
+    requested_token_type: OptionalText = ""
+    """Type of the requested token. Default: an access token."""
+    parameters: Annotated[dict[str, str], values.pairs] = msgspec.field(default_factory=dict)
+    """Additional parameters of the request, such as `connector_id` for Dex."""
+    client_id: OptionalText = ""
+    """OAuth client ID of the daemon. Default: none is sent."""
+    client_secret_file: OptionalFile = None
+    """File with the client's secret, for client authentication by HTTP Basic."""
+    client_key_file: OptionalFile = None
+    """File with the client's private key (RSA or P-256, PEM), for client authentication by a signed assertion
+    (`private_key_jwt`)."""
+    client_key_id: OptionalText = ""
+    """ID of the client's key, sent as `kid` of the assertion."""
+
+    def __post_init__(self) -> None:
+        if self.client_secret_file is not None and self.client_key_file is not None:
+            raise ValueError("has both `client_secret_file` and `client_key_file`: remove one of these settings")
+        if (self.client_secret_file or self.client_key_file) is not None and not self.client_id:
+            raise ValueError("has client authentication without `client_id`: set `client_id`")
+        if self.grant == "jwt-bearer" and self.actor_token_file is not None:
+            raise ValueError('has `actor_token_file`, which "grant: jwt-bearer" does not send: remove this setting')
+
+    def issuer(self, context: IssuerContext) -> TokenExchangeIssuer:
+        client: ClientAuthentication = PublicClient(self.client_id)
+        if self.client_secret_file is not None:
+            client = ClientSecret(self.client_id, FileContent(self.client_secret_file))
+        elif self.client_key_file is not None:
+            client = ClientKey(self.client_id, FileContent(self.client_key_file), self.client_key_id)
+        actor = None
+        if self.actor_token_file is not None:
+            actor = RenewedToken(FileContent(self.actor_token_file), self.actor_token_type)
+        return TokenExchangeIssuer(
+            self.name,
+            self.endpoint(context),
+            ExchangeRequest(
+                url=self.token_url,
+                grant=EXCHANGE if self.grant == "token-exchange" else ASSERTION,
+                audiences=self.audience,
+                resources=self.resource,
+                scope=self.scope,
+                requested_token_type=self.requested_token_type,
+                parameters=tuple(self.parameters.items()),
+            ),
+            subject=RenewedToken(FileContent(self.subject_token_file), self.subject_token_type),
+            actor=actor,
+            client=client,
+            accepted_audiences=self.audiences,
+        )

@@ -20,18 +20,24 @@ import msgspec
 
 from milo_discoveryd.credentials import kubernetes_api
 from milo_discoveryd.credentials.issued_credential import LONGEST_S, IssuedCredential, validate
-from milo_discoveryd.credentials.issuers.issuer import MintRequest, Scope
+from milo_discoveryd.credentials.issuers.issuer import MintRequest, RequestingDaemon, Scope
+from milo_discoveryd.credentials.issuers.settings import (
+    MIN_TOKEN_TTL_S,
+    IssuerContext,
+    Label,
+    RequestingIssuerSettings,
+    Words,
+)
 from milo_discoveryd.credentials.kubernetes_api import TIMEOUT_S, ApiAnswer, KubernetesApi
 from milo_discoveryd.daemon_errors import BackendError
 from milo_discoveryd.logger import log
 from milo_discoveryd.model.cluster import Cluster, ClusterIdentity
+from milo_discoveryd.schema import values
 from milo_kube.credential import Credential, token_of
 from milo_kube.http.errors import TransportError
 from milo_kube.list_pages import EndlessListError, ListPages
 from milo_kube.reflect.wire import error_status
 
-MIN_TTL_S = 600
-"""The shortest lifetime that API servers accept."""
 ROTATE_AFTER_S = LONGEST_S
 """After this time, the next token is bound to a new Secret."""
 EXPIRED_AFTER_S = ROTATE_AFTER_S + LONGEST_S + 3600.0
@@ -111,17 +117,6 @@ class RequestedTokens(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def subject(self) -> str:
         return f"system:serviceaccount:{self.namespace}:{self.service_account}"
-
-
-class RequestingDaemon(msgspec.Struct, frozen=True, kw_only=True):
-    """The daemon that owns the Secrets."""
-
-    run: str
-    """An identifier that differs between replicas, and survives a restart if there is a state directory."""
-    group: str = ""
-    """The daemon's shard group."""
-    member: str = ""
-    """The daemon's member name in the shard group."""
 
 
 class TokenRequestIssuer:
@@ -217,7 +212,10 @@ class TokenRequestIssuer:
                 self._locks[identity] = (lock, users - 1)
 
     async def _request(self, ttl_s: float, bound: _BoundSecret | None) -> IssuedCredential:
-        spec: dict[str, object] = {"audiences": self._tokens.audiences, "expirationSeconds": max(MIN_TTL_S, int(ttl_s))}
+        spec: dict[str, object] = {
+            "audiences": self._tokens.audiences,
+            "expirationSeconds": max(MIN_TOKEN_TTL_S, int(ttl_s)),
+        }
         if bound is not None:
             spec["boundObjectRef"] = {"apiVersion": "v1", "kind": "Secret", "name": bound.name, "uid": bound.uid}
         answer = await self._post(
@@ -351,3 +349,30 @@ class _SecretGoneError(BackendError):
 def _digest(text: str) -> str:
     """Return a hash of the text, which is valid as a label value and in an object name."""
     return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+class TokenRequestSettings(RequestingIssuerSettings, frozen=True, kw_only=True):
+    min_ttl_s = MIN_TOKEN_TTL_S
+
+    namespace: Label
+    """Namespace of the service account."""
+    service_account: Annotated[str, values.object_name]
+    """Name of the service account."""
+    audiences: Words = ()
+    """Audiences of the requested tokens. Default: the API server's own."""
+    bound: bool = True
+    """Bind each project's tokens to a Secret, so that they can be revoked. `false` uses one token for all projects."""
+
+    @property
+    def is_per_cluster(self) -> bool:
+        return self.bound
+
+    def issuer(self, context: IssuerContext) -> TokenRequestIssuer:
+        api, origin = self.api(context, context.served[0])
+        tokens = RequestedTokens(
+            namespace=self.namespace,
+            service_account=self.service_account,
+            audiences=self.audiences,
+            bound=self.bound,
+        )
+        return TokenRequestIssuer(self.name, api, origin=origin, tokens=tokens, daemon=context.daemon())

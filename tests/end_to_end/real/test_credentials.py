@@ -13,8 +13,8 @@ import pytest_asyncio
 from kubernetes.aio.client import AuthenticationV1Api, V1SelfSubjectReview
 
 from milo_discovery import CertificateRenewed, DiscoveryClient
-from milo_discoveryd.credentials.issuers.issuer import MintRequest
-from milo_discoveryd.credentials.issuers.token_request import RequestedTokens, RequestingDaemon, TokenRequestIssuer
+from milo_discoveryd.credentials.issuers.issuer import MintRequest, RequestingDaemon
+from milo_discoveryd.credentials.issuers.token_request import RequestedTokens, TokenRequestIssuer
 from milo_discoveryd.daemon_errors import BackendError
 from milo_discoveryd.model.cluster import Cluster, Target
 from milo_discoveryd.watchers.transport import Transport

@@ -11,7 +11,8 @@ import msgspec
 
 from milo_discovery import model as client_model
 from milo_discovery.v1 import discovery_pb2 as pb
-from milo_discoveryd.credentials.issuers.token_request import RequestedTokens, RequestingDaemon, TokenRequestIssuer
+from milo_discoveryd.credentials.issuers.issuer import RequestingDaemon
+from milo_discoveryd.credentials.issuers.token_request import RequestedTokens, TokenRequestIssuer
 from milo_discoveryd.engagement.not_ready import NotReadyClusters
 from milo_discoveryd.engagement.pending_releases import AwaitedRelease
 from milo_discoveryd.fleet.fleet import Fleet

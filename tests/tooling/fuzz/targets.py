@@ -17,10 +17,10 @@ from google.protobuf.message import DecodeError
 from milo_discovery.v1 import discovery_pb2 as pb
 from milo_discoveryd.credentials import jwt
 from milo_discoveryd.credentials.issued_credential import IssuedCredential, validate
-from milo_discoveryd.credentials.issuers.issuer import MintRequest
+from milo_discoveryd.credentials.issuers.issuer import MintRequest, RequestingDaemon
 from milo_discoveryd.credentials.issuers.kubeconfig_request import KubeconfigRequestIssuer
 from milo_discoveryd.credentials.issuers.kubeconfig_secret import CredentialPaths, KubeconfigSecretIssuer, SecretPlace
-from milo_discoveryd.credentials.issuers.token_request import RequestedTokens, RequestingDaemon, TokenRequestIssuer
+from milo_discoveryd.credentials.issuers.token_request import RequestedTokens, TokenRequestIssuer
 from milo_discoveryd.model.cluster import DeclaredTarget, Target
 from milo_discoveryd.model.observation import Malformed, NotReady, Observation, Outside, Ready
 from milo_discoveryd.model.resource import Resource

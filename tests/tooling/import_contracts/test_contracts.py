@@ -82,7 +82,7 @@ def test_settings_import_contract_covers_every_module_that_does_not_start_the_da
 
 
 def test_kinds_import_contract_covers_every_kind() -> None:
-    assert {*modules("kinds", "modules")} == {place.partition(":")[0] for place in KINDS.values()}
+    assert {*modules("kinds", "modules")} == {place.partition(":")[0] for place in KINDS.built_in.values()}
 
 
 def test_daemon_imports_no_private_module_of_another_distribution() -> None:

@@ -1,12 +1,19 @@
 """Settings of credential issuers, and messages about invalid ones."""
 
 import json
+from importlib.metadata import EntryPoint, EntryPoints
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from milo_discoveryd.config import issuers, load
+from milo_discoveryd.config import load
+from milo_discoveryd.credentials.issuers.datum_service_account import DatumServiceAccountSettings
+from milo_discoveryd.credentials.issuers.exec_command import ExecSettings
+from milo_discoveryd.credentials.issuers.issuer import Issuer
+from milo_discoveryd.credentials.issuers.kubeconfig_file import KubeconfigFileIssuer
+from milo_discoveryd.credentials.issuers.kubeconfig_secret import KubeconfigSecretSettings
+from milo_discoveryd.credentials.issuers.settings import ISSUERS, IssuerContext, IssuerSettings, RequiredFile
 from milo_discoveryd.daemon_errors import ConfigError
 
 GOOD: list[dict[str, Any]] = [
@@ -20,7 +27,7 @@ GOOD: list[dict[str, Any]] = [
 ]
 
 
-def loaded(tmp_path: Path, *given: object, **settings: object) -> tuple[issuers.IssuerSettings, ...]:
+def loaded(tmp_path: Path, *given: object, **settings: object) -> tuple[IssuerSettings, ...]:
     file = tmp_path / "config.yaml"
     file.write_text(json.dumps({"kubeconfigs": {"issuers": given}, **settings}))
     return load({}, {}, file).kubeconfigs.issuers
@@ -30,20 +37,50 @@ def test_credential_issuer_types_are_parsed(tmp_path: Path) -> None:
     found = loaded(tmp_path, *GOOD)
     assert [issuer.type for issuer in found] == [issuer["type"] for issuer in GOOD]
     datum, _, _, exec_, token_file, secret, _ = found
-    assert isinstance(datum, issuers.DatumServiceAccount)
+    assert isinstance(datum, DatumServiceAccountSettings)
     assert datum.audiences == ("a", "b")
-    assert isinstance(exec_, issuers.ExecSettings)
+    assert isinstance(exec_, ExecSettings)
     assert (exec_.args, exec_.env) == (("auth", "token"), {"A": "b"})
     assert token_file.label_selector == "env=prod"
-    assert isinstance(secret, issuers.KubeconfigSecret)
+    assert isinstance(secret, KubeconfigSecretSettings)
     assert (secret.allow_long_lived, secret.hand_out, secret.namespace_template) == (True, False, "project-{uid}")
+
+
+class Theirs(IssuerSettings, frozen=True, kw_only=True):
+    directory: RequiredFile
+
+    def issuer(self, context: IssuerContext) -> Issuer:
+        return KubeconfigFileIssuer(self.name, {}, allow_long_lived=bool(context.served))
+
+
+def test_issuer_type_of_another_package_is_found_by_entry_point(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    theirs = {"name": "theirs", "type": "vault", "directory": "/vault"}
+    with pytest.raises(ConfigError, match=r'\[0\].type: "vault" must be one of client-certificate, .*, token-request'):
+        loaded(tmp_path, theirs)
+    found = EntryPoints([EntryPoint("vault", f"{__name__}:Theirs", ISSUERS.entry_points)])
+    monkeypatch.setattr("importlib.metadata.entry_points", found.select)
+    assert loaded(tmp_path, theirs) == (Theirs(name="theirs", type="vault", directory=Path("/vault")),)
+    with pytest.raises(ConfigError, match=r'"magic" must be one of client-certificate, .*, vault'):
+        loaded(tmp_path, {"name": "a", "type": "magic"})
+
+
+def test_built_in_issuer_types_declare_whose_credentials_they_issue() -> None:
+    """The base class stands for credentials that all clusters of an identity accept."""
+    of_cluster = {name for name, issuer in ISSUERS.built_in_groups() if issuer.traits is not IssuerSettings.traits}
+    assert of_cluster == {"kubeconfig-secret", "kubeconfig-request", "kubeconfig-file"}
+    varying = {
+        name for name, issuer in ISSUERS.built_in_groups() if issuer.is_per_cluster is not IssuerSettings.is_per_cluster
+    }
+    assert varying == {"client-certificate", "exec", "token-request"}
 
 
 @pytest.mark.parametrize(
     ("source", "complaint"),
     [
         ({"name": "a"}, "[0]: type is missing"),
-        ({"name": "a", "type": "magic"}, '[0].type: "magic" must be one of project-kubeconfig, '),
+        ({"name": "a", "type": "magic"}, '[0].type: "magic" must be one of client-certificate, '),
         ({"name": "a", "type": "token-file"}, "[0].path: is missing"),
         ({"name": "a", "type": "token-file", "path": ""}, '[0].path: "" must be the path of a file'),
         (

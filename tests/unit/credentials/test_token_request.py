@@ -11,12 +11,11 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from milo_discoveryd.credentials.issuers.issuer import MintRequest, RevokingIssuer, Scope
+from milo_discoveryd.credentials.issuers.issuer import MintRequest, RequestingDaemon, RevokingIssuer, Scope
 from milo_discoveryd.credentials.issuers.token_request import (
     EXPIRED_AFTER_S,
     ROTATE_AFTER_S,
     RequestedTokens,
-    RequestingDaemon,
     TokenRequestIssuer,
 )
 from milo_discoveryd.daemon_errors import BackendError

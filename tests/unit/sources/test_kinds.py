@@ -6,8 +6,8 @@ import pytest
 
 from milo_discoveryd.model.cluster import Target
 from milo_discoveryd.schema.fields import parse_group
-from milo_discoveryd.sources import kind as kinds
 from milo_discoveryd.sources.kind import (
+    KINDS,
     FixedClusters,
     IssuerTraits,
     ProjectServer,
@@ -31,9 +31,9 @@ class Theirs(SourceKind, frozen=True, kw_only=True):
 
 
 def test_built_in_kinds_are_found() -> None:
-    assert kinds.load("project") is ProjectKind
-    assert kinds.names() == sorted(kinds.KINDS)
-    assert all(issubclass(kinds.load(name), SourceKind) for name in kinds.names())
+    assert KINDS.load("project") is ProjectKind
+    assert KINDS.names() == sorted(KINDS.built_in)
+    assert all(issubclass(KINDS.load(name), SourceKind) for name in KINDS.names())
 
 
 def test_kinds_describe_the_condition_that_makes_clusters_ready() -> None:
@@ -52,20 +52,20 @@ def test_kinds_declare_where_the_uids_of_projects_come_from() -> None:
 
 def test_unknown_kind_lists_available_kinds() -> None:
     with pytest.raises(LookupError, match=r"must be one of declarative, kind, .*project, .*single"):
-        kinds.load("projects")
+        KINDS.load("projects")
 
 
 def test_kind_of_another_package_is_found_by_entry_point(monkeypatch: pytest.MonkeyPatch) -> None:
-    theirs = EntryPoint("theirs", f"{__name__}:Theirs", kinds.GROUP)
-    found = EntryPoints([EntryPoint("other", f"{__name__}:Other", kinds.GROUP), theirs])
+    theirs = EntryPoint("theirs", f"{__name__}:Theirs", KINDS.entry_points)
+    found = EntryPoints([EntryPoint("other", f"{__name__}:Other", KINDS.entry_points), theirs])
     monkeypatch.setattr("importlib.metadata.entry_points", found.select)
-    assert kinds.names() == sorted([*kinds.KINDS, "other", "theirs"])
-    assert kinds.load("theirs") is Theirs
+    assert KINDS.names() == sorted([*KINDS.built_in, "other", "theirs"])
+    assert KINDS.load("theirs") is Theirs
 
 
-@pytest.mark.parametrize("name", sorted(kinds.KINDS))
+@pytest.mark.parametrize("name", sorted(KINDS.built_in))
 def test_kind_declares_which_api_servers_it_uses(name: str) -> None:
-    kind = kinds.load(name)
+    kind = KINDS.load(name)
     assert kind.is_watched or kind.project_server is not ProjectServer.IDENTITY
     assert kind.is_watched or not kind.contexts
     assert (kind.project_server is ProjectServer.NONE) == (name in {"kind", "kubeconfig-directory"})

@@ -13,7 +13,7 @@ from milo_discoveryd.model.cluster import FileTarget, Target
 from milo_discoveryd.model.contributions import ObjectContribution
 from milo_discoveryd.model.observation import Ready
 from milo_discoveryd.schema.fields import parse_group
-from milo_discoveryd.sources.kind import FileObject, Files, IssuerTraits, SourceOptions, load
+from milo_discoveryd.sources.kind import KINDS, FileObject, Files, IssuerTraits, SourceOptions
 from milo_discoveryd.sources.kubeconfig_files import cluster_name
 from milo_discoveryd.sources.reading import MalformedError
 from tests.support.certificates import ANOTHER_CA, CA
@@ -38,7 +38,7 @@ def content(*names: str, **parts: Any) -> bytes:
 
 
 def files_of(kind: str, **settings: Any) -> Files:
-    found = parse_group(load(kind), settings).follow(SourceOptions())
+    found = parse_group(KINDS.load(kind), settings).follow(SourceOptions())
     assert isinstance(found, Files)
     return found
 
@@ -230,7 +230,7 @@ def test_kind_mode_reads_a_file_and_kubeconfig_directory_mode_a_directory() -> N
 
 
 def test_kind_mode_accepts_only_issuers_of_type_kubeconfig_file() -> None:
-    kind = parse_group(load("kind"), {})
+    kind = parse_group(KINDS.load("kind"), {})
     assert kind.refusal(IssuerTraits("kubeconfig-file", is_of_cluster=True)) == ""
     assert "use an issuer of type kubeconfig-file" in kind.refusal(
         IssuerTraits("kubeconfig-secret", is_of_cluster=True)

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from milo_discoveryd.config import Settings, SourceSettings, load
-from milo_discoveryd.config.issuers import IssuerSettings, TokenFileSettings
 from milo_discoveryd.config.settings import KubeconfigSettings, ShardingSettings
+from milo_discoveryd.credentials.issuers.passthrough import TokenFileSettings
+from milo_discoveryd.credentials.issuers.settings import IssuerSettings
 from milo_discoveryd.daemon_errors import ConfigError, StartError
 from milo_discoveryd.sharding.group import ShardGroup
 from milo_discoveryd.sources.kubeconfig_files import KubeconfigDirectoryKind
@@ -159,11 +160,11 @@ def credential_issuers(*issuers: IssuerSettings) -> Issuers:
 
 
 def test_fencing_of_credentials_that_cannot_be_revoked_is_rejected(tmp_path: Path) -> None:
-    file = TokenFileSettings(name="file", path=tmp_path / "token")
+    file = TokenFileSettings(name="file", type="token-file", path=tmp_path / "token")
     with pytest.raises(ConfigError, match=r"sharding\.fence_credentials: kubeconfigs of file cannot be revoked"):
         credential_issuers(file).fencing()
 
 
 def test_credential_issuer_that_callers_cannot_use_needs_no_fence(tmp_path: Path) -> None:
-    file = TokenFileSettings(name="file", path=tmp_path / "token", hand_out=False)
+    file = TokenFileSettings(name="file", type="token-file", path=tmp_path / "token", hand_out=False)
     assert credential_issuers(file).fencing() == []
