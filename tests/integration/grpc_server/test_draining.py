@@ -384,4 +384,5 @@ async def test_unexpected_error_at_the_end_of_one_drain_does_not_keep_others(tmp
                 harness.seen(not_ready("alpha"))
                 harness.seen(not_ready("beta"))
                 await eventually(lambda: harness.followed.engagements.engaged == 1)
-        assert [entry["cluster"] for entry in logs if entry["event"] == "drain not ended"] == ["alpha"]
+        # Once for each attempt: how many there are depends on how long the other drain takes.
+        assert {entry["cluster"] for entry in logs if entry["event"] == "drain not ended"} == {"alpha"}

@@ -2,11 +2,11 @@
 
 import asyncio
 import gc
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from math import inf
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from milo_discovery.v1 import discovery_pb2 as pb
 from milo_discoveryd.config import Settings
@@ -18,7 +18,7 @@ from milo_discoveryd.wiring.source import set_targets
 from tests.simulation.cost.api import Api
 from tests.simulation.cost.meter import InOrder, Meter, MeteredLoop
 from tests.simulation.seeded.daemon import Daemon, Traits
-from tests.simulation.seeded.loop import clocks_of
+from tests.simulation.seeded.loop import run_on
 from tests.simulation.seeded.tokens import TokenApi
 from tests.support.logs import capture_logs
 
@@ -151,18 +151,14 @@ class Bed:
         await self.daemon.kill()
 
 
-def run(steps: Callable[[MeteredLoop], Awaitable[T]]) -> T:
+def run(steps: Callable[[MeteredLoop], Coroutine[Any, Any, T]]) -> T:
     """Run steps on a loop with virtual time, and without the garbage collector: it would close the generators of
     earlier tests in the callbacks that are measured, which counts as calls."""
     loop = MeteredLoop()
     gc.collect()
     gc.disable()
     try:
-        with clocks_of(loop), capture_logs(), asyncio.Runner(loop_factory=lambda: loop) as runner:
-
-            async def main() -> T:
-                return await steps(loop)
-
-            return runner.run(main())
+        with capture_logs():
+            return run_on(loop, steps(loop))
     finally:
         gc.enable()

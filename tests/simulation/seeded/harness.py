@@ -11,7 +11,7 @@ from tests.end_to_end.process.validators import alternating, breaches
 from tests.simulation.properties.api_server import ApiObject, Server
 from tests.simulation.seeded.api import Api, Open
 from tests.simulation.seeded.daemon import Daemon, Disk, Traits
-from tests.simulation.seeded.loop import VirtualLoop, clocks_of
+from tests.simulation.seeded.loop import VirtualLoop, run_on
 from tests.simulation.seeded.subscriber import Subscriber
 from tests.simulation.seeded.tokens import TokenApi
 from tests.simulation.seeded.world import World
@@ -132,5 +132,5 @@ def run_steps(
         await steps(harness)
         await harness.end()
 
-    with clocks_of(loop), capture_logs(), asyncio.Runner(loop_factory=lambda: loop) as runner:
-        runner.run(main())
+    with capture_logs():
+        run_on(loop, main())

@@ -5,13 +5,14 @@ Ready callbacks run in a random order, so that each seed is one reproducible sch
 
 import asyncio
 import time
-from collections.abc import Iterator
+from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager
 from heapq import heappop
 from itertools import count
 from random import Random
-from typing import Any
+from typing import Any, TypeVar
 
+T = TypeVar("T")
 WALL_AT_ZERO = 1_800_000_000.0
 
 
@@ -94,3 +95,9 @@ def clocks_of(loop: VirtualLoop) -> Iterator[None]:
         yield
     finally:
         time.time, time.monotonic = wall, steady
+
+
+def run_on(loop: VirtualLoop, main: Coroutine[Any, Any, T]) -> T:
+    """Run a coroutine on a loop and its clocks."""
+    with clocks_of(loop), asyncio.Runner(loop_factory=lambda: loop) as runner:
+        return runner.run(main)

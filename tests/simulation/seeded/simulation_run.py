@@ -18,7 +18,7 @@ from tests.end_to_end.process.validators import alternating, breaches
 from tests.simulation.properties.api_server import ApiObject, Server
 from tests.simulation.seeded.api import Api
 from tests.simulation.seeded.daemon import CALLER, Daemon, Disk, Traits
-from tests.simulation.seeded.loop import VirtualLoop, clocks_of
+from tests.simulation.seeded.loop import VirtualLoop, run_on
 from tests.simulation.seeded.request_faults import EMPTY_LIST
 from tests.simulation.seeded.subscriber import Subscriber
 from tests.simulation.seeded.tokens import TokenApi
@@ -65,8 +65,8 @@ def simulate(seed: int, *, drain_s: float = 0.0) -> Outcome:
     """Run a seed. With `drain_s`, the daemon drains, and two of the subscribers confirm releases."""
     random = Random(seed)
     loop = VirtualLoop(random)
-    with clocks_of(loop), capture_logs(), asyncio.Runner(loop_factory=lambda: loop) as runner:
-        return runner.run(SimulationRun(seed, random, loop, drain_s).run())
+    with capture_logs():
+        return run_on(loop, SimulationRun(seed, random, loop, drain_s).run())
 
 
 class SimulationRun:

@@ -25,7 +25,7 @@ from milo_discoveryd.model.cluster import Cluster
 from milo_discoveryd.server.calls.frames import encoder
 from milo_kube.reflect.messages import Listed, ListEnded, ListStarted
 from tests.simulation.seeded.daemon import Ledger
-from tests.simulation.seeded.loop import VirtualLoop, clocks_of
+from tests.simulation.seeded.loop import VirtualLoop, run_on
 from tests.support.sources import new_source
 from tests.unit.fleet.fleets import ready
 
@@ -96,8 +96,7 @@ def run_steps(steps: Callable[[World], Awaitable[None]], policy: ProbePolicy) ->
         await steps(world)
         world.probing.cancel()
 
-    with clocks_of(loop), asyncio.Runner(loop_factory=lambda: loop) as runner:
-        runner.run(main())
+    run_on(loop, main())
 
 
 def test_f58_unresponsive_clusters_delay_probes_of_no_other_cluster() -> None:

@@ -26,7 +26,7 @@ from milo_kube.reflect.reflector import ReflectorPolicy
 from milo_kube.reflect.view_status import ViewState
 from tests.simulation.seeded.api import RESOURCE, Api
 from tests.simulation.seeded.daemon import Disk, Ledger
-from tests.simulation.seeded.loop import VirtualLoop, clocks_of
+from tests.simulation.seeded.loop import VirtualLoop, run_on
 from tests.simulation.seeded.test_sources import (
     ALWAYS_ENGAGED,
     EPOCH,
@@ -206,8 +206,7 @@ def run(seed: int, steps: Callable[[Simulation], Any]) -> None:
         finally:
             await simulation.stop()
 
-    with clocks_of(loop), asyncio.Runner(loop_factory=lambda: loop) as runner:
-        runner.run(main())
+    run_on(loop, main())
 
 
 @pytest.mark.parametrize("restarts", [False, True])

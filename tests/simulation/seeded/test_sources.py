@@ -40,7 +40,7 @@ from milo_kube.reflect.view_status import ViewState
 from tests.simulation.properties.api_server import ApiObject, Server
 from tests.simulation.seeded.api import RESOURCE, Api
 from tests.simulation.seeded.daemon import PLENTY, Ledger
-from tests.simulation.seeded.loop import WALL_AT_ZERO, VirtualLoop, clocks_of
+from tests.simulation.seeded.loop import WALL_AT_ZERO, VirtualLoop, run_on
 from tests.simulation.seeded.request_faults import REQUEST_FAULTS
 from tests.simulation.seeded.watch_faults import WATCH_FAULTS, WatchFaultInjector
 from tests.simulation.seeded.world import NAMES, World
@@ -241,8 +241,7 @@ def run(seed: int, steps: Callable[[Simulation], Any]) -> None:
         finally:
             simulation.stop()
 
-    with clocks_of(loop), asyncio.Runner(loop_factory=lambda: loop) as runner:
-        runner.run(main())
+    run_on(loop, main())
 
 
 @pytest.mark.parametrize("first", range(0, 30, CHUNK))

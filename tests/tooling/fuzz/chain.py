@@ -47,7 +47,7 @@ from milo_discoveryd.state_file.encoding import StateOrigin, StoredCluster, Stor
 from milo_discoveryd.wiring.source import Discovery
 from milo_kube.api_request import Answer
 from milo_kube.reflect.reflector import ReflectorPolicy
-from tests.simulation.seeded.loop import VirtualLoop, clocks_of
+from tests.simulation.seeded.loop import VirtualLoop, run_on
 from tests.support.logs import capture_logs
 
 SERVICE = "dns.example.com"
@@ -207,9 +207,8 @@ def run(script: Script, kind: SourceKind, *, streaming: bool = True) -> Outcome:
 
     Raises any error that would end the daemon or a client.
     """
-    loop = VirtualLoop(Random(1))
-    with clocks_of(loop), capture_logs(), asyncio.Runner(loop_factory=lambda: loop) as runner:
-        return runner.run(_run(script, kind, streaming=streaming))
+    with capture_logs():
+        return run_on(VirtualLoop(Random(1)), _run(script, kind, streaming=streaming))
 
 
 def _fleet(followed: KeyedSource, observer: Any) -> Fleet:

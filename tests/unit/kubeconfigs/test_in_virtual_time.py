@@ -15,7 +15,7 @@ from milo_discoveryd.kubeconfigs.lease_table import LeaseKey
 from milo_discoveryd.kubeconfigs.minter import Minter
 from milo_discoveryd.model.cluster import Cluster
 from milo_discoveryd.telemetry.metrics import Metrics
-from tests.simulation.seeded.loop import VirtualLoop, clocks_of
+from tests.simulation.seeded.loop import VirtualLoop, run_on
 from tests.unit.kubeconfigs.backend import Backend, a_cluster
 
 LIFE_S = 600.0
@@ -82,9 +82,7 @@ def in_virtual_time(fleet: Callable[[], Fleet], play: Callable[[Fleet], Coroutin
         minting.cancel()
         await asyncio.wait((minting,))
 
-    loop = VirtualLoop(Random(1))
-    with asyncio.Runner(loop_factory=lambda: loop) as runner, clocks_of(loop):
-        runner.run(main())
+    run_on(VirtualLoop(Random(1)), main())
 
 
 def test_credentials_for_simultaneous_requests_are_issued_at_no_more_than_twice_the_mean_rate() -> None:

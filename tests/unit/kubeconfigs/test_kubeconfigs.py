@@ -4,10 +4,11 @@ import asyncio
 import base64
 import json
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager, suppress
 from itertools import groupby
 from random import Random
+from typing import Any
 
 import pytest
 from msgspec.structs import replace
@@ -40,6 +41,7 @@ from milo_kube.credential_providers import StaticCredential
 from milo_kube.label_selector import parse
 from milo_kube.moment import Moment
 from milo_kube.upstream import Upstream
+from tests.simulation.seeded.loop import VirtualLoop, run_on
 from tests.support.eventually import LIMIT_S, eventually
 from tests.support.logs import capture_logs
 from tests.unit.fleet.fleets import readable_log
@@ -59,10 +61,15 @@ class Wall:
         return time.time() + self.ahead
 
 
+def in_virtual_time(test: Callable[[], Coroutine[Any, Any, None]]) -> Callable[[], None]:
+    """Make a test whose credentials expire independent of the machine's speed."""
+    return lambda: run_on(VirtualLoop(Random(1)), test())
+
+
 @asynccontextmanager
 async def issuing(
     *issuers: Issuer | IssuerAssignment,
-    wall: Callable[[], float] = time.time,
+    wall: Callable[[], float] = lambda: time.time(),  # noqa: PLW0108 - time.time is replaced after the import
     metrics: Metrics | None = None,
     may_issue: Callable[[], bool] = lambda: True,
     **limits: int,
@@ -164,16 +171,18 @@ async def test_hanging_issuer_does_not_delay_valid_credentials() -> None:
                 assert await got(kubeconfigs) == first
 
 
+@in_virtual_time
 async def test_credential_is_renewed_before_expiry() -> None:
     backend = Backend(life_s=0.8)
     async with issuing(backend) as kubeconfigs:
         seen: list[str] = []
         while len(set(seen)) < 6:
             seen.append(await got(kubeconfigs))
-            await asyncio.sleep(0)
+            await asyncio.sleep(0.01)
     assert list(dict.fromkeys(seen)) == [key for key, _ in groupby(seen)], "the backend returned an older token"
 
 
+@in_virtual_time
 async def test_kubeconfigs_have_the_last_credential_until_its_expiry_while_the_issuer_is_down() -> None:
     backend = Backend(life_s=1.0)
     async with issuing(backend) as kubeconfigs:
@@ -181,8 +190,8 @@ async def test_kubeconfigs_have_the_last_credential_until_its_expiry_while_the_i
         backend.failure = BackendError("the backend is down")
 
         async def until_it_is_over() -> None:
-            while await got(kubeconfigs) == first:
-                pass
+            while await got(kubeconfigs) == first:  # noqa: ASYNC110 - virtual time passes
+                await asyncio.sleep(0.01)
 
         with pytest.raises(CredentialUnavailableError, match="the backend is down") as raised:
             await until_it_is_over()
