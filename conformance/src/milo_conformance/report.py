@@ -11,6 +11,9 @@ from xml.sax.saxutils import quoteattr
 from milo_conformance.run import Case, CaseOutcome, Profile
 from milo_discovery.v1 import discovery_pb2 as pb
 
+LAST_LINES = 40
+"""Of a failed case's exchange: a failure that does not recur leaves nothing else to find its cause by."""
+
 
 def table(outcomes: Sequence[CaseOutcome]) -> str:
     """Return the failures, and the results by profile."""
@@ -20,6 +23,7 @@ def table(outcomes: Sequence[CaseOutcome]) -> str:
             one = outcome.case
             lines += [f"FAILED {one.profile.value}/{one.name}: {one.title}.", *indented(outcome.failure)]
             lines += [*indented(one.why), *indented(place(one)), ""]
+            lines += [*map(printable, outcome.exchange[-LAST_LINES:]), ""]
     lines += [f"{'profile':<12} {'passed':>6} {'failed':>6} {'skipped':>7} {'seconds':>8}"]
     for profile in Profile:
         of_profile = [outcome for outcome in outcomes if outcome.case.profile is profile]

@@ -19,8 +19,6 @@ fleet = partial(case, Profile.FLEET)
 RUNS = {"CONFORMANCE_FLEET": "1", "CONFORMANCE_SUBSCRIBER": SUBSCRIBER}
 LINGERS = RUNS | {"CONFORMANCE_LINGER": "1"}
 WITH_STREAM = {"CONFORMANCE_KUBECONFIGS": "1"}
-LONG_HEARTBEAT = {"CONFORMANCE_HEARTBEAT_S": "60"}
-"""Loading an API client can take longer than three heartbeat intervals of 1 s."""
 ANSWER = ("uid", "token", "server", "as", "code", "kubeconfig")
 MOVED = "https://moved.test/a"
 MAX_CONNECTIONS = 3
@@ -298,7 +296,7 @@ async def refusals_on_one_connection(run: Run) -> None:
 )
 async def redirect(run: Run) -> None:
     async with ScriptedControlPlane() as plane, ScriptedControlPlane() as elsewhere:
-        await run.start(RUNS | WITH_STREAM | LONG_HEARTBEAT)
+        await run.start(RUNS | WITH_STREAM)
         stream = await run.stream(resuming="")
         await stream.snapshot(engaged("a", plane.kubeconfig("a", "one"), endpoint=plane.url))
         await run.reported("BEGIN a")
