@@ -29,6 +29,11 @@ def kubeconfig(token: str, age: timedelta = FRESH) -> Kubeconfig:
     return value(text(token=token), now=datetime.now(UTC), age=age, life=LIFE)
 
 
+async def never() -> Kubeconfig:
+    """Wait for a kubeconfig that does not come."""
+    return await asyncio.get_running_loop().create_future()
+
+
 class Daemon:
     """A fake daemon that issues a kubeconfig when the test sets the answer."""
 
@@ -149,6 +154,27 @@ class TestAsyncRenewer:
         sent.append(kubeconfig("second", -timedelta(seconds=1)))
         assert (await renewal.access()).token == "second"
         assert daemon.asked == 0
+
+    async def test_pushed_kubeconfig_that_is_unusable_does_not_replace_the_credential(self, daemon, caplog):
+        """Found by a reader: each request failed, although the credential before was valid."""
+        unusable = replace(kubeconfig("second"), kubeconfig=text(server="https://alpha.test", username="u"))
+        sent = [kubeconfig("first")]
+        renewal = AsyncRenewer("a", daemon.issue, PushedKubeconfigs(lambda: sent[-1], asyncio.Future, lambda: ""))
+        assert (await renewal.access()).token == "first"
+        sent.append(unusable)
+        assert [(await renewal.access()).token for _ in range(2)] == ["first"] * 2
+        assert [record.levelname for record in caplog.records] == ["WARNING"]
+        assert "credential of cluster a not renewed: the kubeconfig" in caplog.text
+        sent.append(kubeconfig("third", -timedelta(seconds=1)))
+        assert (await renewal.access()).token == "third"
+        assert daemon.asked == 0
+
+    async def test_credential_is_requested_if_only_an_unusable_one_was_pushed(self, daemon):
+        unusable = replace(kubeconfig("first"), kubeconfig=b"{}")
+        renewal = AsyncRenewer("a", daemon.issue, PushedKubeconfigs(lambda: unusable, never, lambda: ""))
+        daemon.answer.set_result(kubeconfig("requested"))
+        assert (await renewal.access()).token == "requested"
+        await renewal.close()
 
     @pytest.mark.parametrize("after_401", [False, True])
     async def test_pushed_credential_interrupts_the_wait_for_a_renewal(self, daemon, after_401):

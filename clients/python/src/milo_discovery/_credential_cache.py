@@ -80,12 +80,13 @@ class CredentialCache:
         """Store the credential of a kubeconfig, unless the cached one is newer.
 
         With `pushed`, the stream is expected to deliver the next credential too, so a request for it is delayed.
+        Raises UnusableKubeconfig, once for each pushed one.
         """
         if kubeconfig is self._last_pushed:
             return
-        offered = replace(_parse(kubeconfig, _PUSH_WAIT_SHARE if pushed else 0.0), endpoint=endpoint)
         if pushed:
             self._last_pushed = kubeconfig
+        offered = replace(_parse(kubeconfig, _PUSH_WAIT_SHARE if pushed else 0.0), endpoint=endpoint)
         if self._current is None or offered.replaces(self._current, now):
             self._current = offered
             if pushed:

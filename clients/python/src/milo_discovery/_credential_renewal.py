@@ -17,7 +17,7 @@ from typing import Any, Self
 
 from milo_discovery._credential_cache import CredentialCache, CredentialState
 from milo_discovery._kubeconfig_access import KubeconfigAccess
-from milo_discovery.errors import DiscoveryError, StatusError
+from milo_discovery.errors import DiscoveryError, StatusError, UnusableKubeconfig
 from milo_discovery.model import Kubeconfig
 
 log = logging.getLogger("milo_discovery.credentials")
@@ -97,7 +97,10 @@ class AsyncRenewer:
         """Store the kubeconfig that the stream delivered, if any, and return the state."""
         pushed = None if self._pushed is None else self._pushed.newest()
         if pushed is not None:
-            self.cache.offer(pushed, _now(), endpoint=self._endpoint(), pushed=True)
+            try:
+                self.cache.offer(pushed, _now(), endpoint=self._endpoint(), pushed=True)
+            except UnusableKubeconfig as error:  # the one before is used until it expires, and then one is requested
+                log.warning("credential of cluster %s not renewed: %s", self._name, error)
         return self.cache.state(_now(), self._endpoint())
 
     def start_renewal(self) -> asyncio.Task[None]:
