@@ -9,12 +9,14 @@ import os
 import signal
 import sys
 import threading
+import time
 import traceback
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from functools import partial
+from types import FrameType
 from typing import Any, NoReturn
 
 import msgspec
@@ -25,7 +27,7 @@ from milo_controllers.logs import ClusterFilter, log_with_stack
 from milo_controllers.options import check_options
 from milo_controllers.single_cluster import SingleCluster
 from milo_controllers.webhook_server import WebhookServer, serve_webhooks
-from milo_controllers.webhooks import DESCRIBE_VARIABLE, describe
+from milo_controllers.webhooks import DESCRIBE_VARIABLE, REVIEW_THREADS, describe
 from milo_discovery._background_loop import run_in_thread, run_on
 from milo_discovery.errors import DiscoveryError
 from milo_discovery.leader_election import LeaderElection, LeadershipLost
@@ -39,6 +41,8 @@ log = logging.getLogger("milo_controllers")
 GRACE = timedelta(seconds=20)
 LISTEN_VARIABLE = "MILO_OPERATOR_LISTEN"
 _CLEANUP_S = 5.0
+_REVIEWS_S = 1.0
+"""How long the exit waits for reviews in threads."""
 _CONNECTIONS = 64
 _STANDARD_FIELDS = frozenset(vars(logging.LogRecord("", 0, "", 0, "", None, None))) | {"message", "asctime", "taskName"}
 
@@ -80,8 +84,7 @@ def main(
             status = runner.run(_run(controllers, election, listen, grace, webhooks))
     except KeyboardInterrupt:
         status = 130
-    logging.shutdown()
-    sys.exit(status)
+    _exit(status)
 
 
 async def _run(
@@ -157,19 +160,35 @@ def _exit_at_once() -> NoReturn:
 
     The Lease is not released, since they may still write.
     """
-    log_with_stack(log, logging.ERROR, _stacks(), "reconciles did not finish after they were canceled")
+    tasks = {task.get_name(): stack[-1] for task in asyncio.all_tasks() if (stack := task.get_stack())}
+    stacks = _stacks(tasks | _threads(), "reconcile")
+    log_with_stack(log, logging.ERROR, stacks, "reconciles did not finish after they were canceled")
     logging.shutdown()
     os._exit(1)
 
 
-def _stacks() -> str:
-    tasks = {task.get_name(): stack[-1] for task in asyncio.all_tasks() if (stack := task.get_stack())}
+def _exit(status: int) -> NoReturn:
+    """Exit, also while reviews run in threads, for which sys.exit would wait: their answers were given up."""
+    until = time.monotonic() + _REVIEWS_S
+    for thread in threading.enumerate():
+        if thread.name.startswith(REVIEW_THREADS):
+            thread.join(max(0.0, until - time.monotonic()))
+    if stacks := _stacks(_threads(), REVIEW_THREADS):
+        log_with_stack(log, logging.ERROR, stacks, "validators or mutators did not finish")
+        logging.shutdown()
+        os._exit(status)
+    logging.shutdown()
+    sys.exit(status)
+
+
+def _threads() -> dict[str, FrameType]:
     names = {thread.ident: thread.name for thread in threading.enumerate()}
-    threads = {names[ident]: frame for ident, frame in sys._current_frames().items() if ident in names}
+    return {names[ident]: frame for ident, frame in sys._current_frames().items() if ident in names}
+
+
+def _stacks(frames: Mapping[str, FrameType], prefix: str) -> str:
     return "".join(
-        f"{name}: {traceback.format_stack(frame)[-1]}"
-        for name, frame in (tasks | threads).items()
-        if name.startswith("reconcile")
+        f"{name}: {traceback.format_stack(frame)[-1]}" for name, frame in frames.items() if name.startswith(prefix)
     )
 
 

@@ -50,6 +50,8 @@ _MARGIN_S = 0.5
 """How long before the API server's limit an answer is given up, so that it gets the reason."""
 _FRESH_S = 1.0
 _LOOK_UPS = 10_000
+REVIEW_THREADS = "review "
+"""How the names of threads begin in which plain functions are called."""
 _THREADS = 16
 """Maximum concurrent calls of a plain function. Each webhook has its own, so that one that hangs delays no other."""
 
@@ -145,7 +147,7 @@ class Webhooks:
             raise ValueError(f"{webhook.type.value}: {webhook.name!r} already exists: pass another name=")
         self._by_path[webhook.path] = webhook
         if not is_async(webhook.reviewer):
-            self._threads[webhook.path] = ThreadPoolExecutor(_THREADS, thread_name_prefix=f"review {webhook.name}")
+            self._threads[webhook.path] = ThreadPoolExecutor(_THREADS, REVIEW_THREADS + webhook.name)
 
     def close(self) -> None:
         for threads in self._threads.values():

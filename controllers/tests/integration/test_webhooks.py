@@ -29,6 +29,7 @@ from milo_discovery.errors import Unavailable
 from milo_discovery.testing import ControlPlane, FakeDiscovery, MiloSandbox, RefusedError, eventually
 from milo_kube.http.headers import Headers
 from milo_kube.http.server import ServerRequest
+from tests.support.eventually import LIMIT_S
 
 from .widgets import WIDGETS, widget, with_widgets
 
@@ -500,6 +501,50 @@ async def test_writes_are_reviewed_by_whichever_replica_is_left(tmp_path: Path) 
             replicas[-1][0].kill()
             await replicas[-1][0].wait()
             assert not await is_denied("c")  # failurePolicy: Ignore
+
+
+HANGING = """
+import sys, threading
+from milo_controllers import Controllers, SingleCluster, WebhookServer, main
+
+directory = sys.argv[1]
+controllers = Controllers(SingleCluster(f"{directory}/kubeconfig"))
+
+@controllers.validate("v1/configmaps")
+def hang(review):
+    threading.Event().wait()
+
+main(controllers, webhooks=WebhookServer(f"{directory}/tls.crt", f"{directory}/tls.key", "127.0.0.1:0"), listen="off")
+"""
+
+
+async def test_process_ends_although_a_plain_validator_hangs(tmp_path: Path, plane: ControlPlane) -> None:
+    """Found by a reader: it waited for the thread, also after it had lost its Lease."""
+    certificates = Certificates(tmp_path)
+    plane.write_kubeconfig(tmp_path / "kubeconfig")
+    (tmp_path / "hanging.py").write_text(HANGING)
+    arguments = (sys.executable, str(tmp_path / "hanging.py"), str(tmp_path))
+    process = await asyncio.create_subprocess_exec(*arguments, stderr=PIPE)
+    try:
+        assert process.stderr is not None
+        printed = [line async for line in lines_until(process.stderr, b"serving webhooks")]
+        port = int(printed[-1].rpartition(b":")[2])
+        context = ssl.create_default_context()
+        certificates.authority.configure_trust(context)
+        reader, writer = await asyncio.open_connection("127.0.0.1", port, ssl=context)
+        body = b'{"request": {"uid": "u", "operation": "CREATE", "object": {}}}'
+        writer.write(b"POST /validate/configmaps?timeout=1s HTTP/1.1\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
+        assert b"504 Gateway Timeout" in await reader.readline()
+        writer.close()
+        process.terminate()
+        async with asyncio.timeout(LIMIT_S):
+            ended = b"".join([line async for line in process.stderr])
+            assert await process.wait() == 0
+        assert b"validators or mutators did not finish" in ended
+    finally:
+        with suppress(ProcessLookupError):
+            process.kill()
+        await process.wait()
 
 
 async def lines_until(stream: asyncio.StreamReader, mark: bytes) -> AsyncIterator[bytes]:
