@@ -6,8 +6,10 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from contextvars import copy_context
 from enum import Enum
+from functools import partial
 from http import HTTPStatus
 from typing import Any, Literal, NamedTuple, TypeVar
 
@@ -52,6 +54,9 @@ _FRESH_S = 1.0
 _LOOK_UPS = 10_000
 REVIEW_THREADS = "review "
 """How the names of threads begin in which plain functions are called."""
+_LARGE = 256 << 10
+"""Size in bytes above which a review has its turn after other large ones, and its objects are decoded and compared in a
+thread: the 3 MiB of a tenant's request can be a million values, which take more than a second, and 150 MB."""
 _THREADS = 16
 """Maximum concurrent calls of a plain function. Each webhook has its own, so that one that hangs delays no other."""
 
@@ -133,6 +138,9 @@ class Webhooks:
         self._look_ups = _ProjectLookUps(clusters)
         self._by_path: dict[str, Webhook] = {}
         self._threads: dict[str, ThreadPoolExecutor] = {}
+        self._large = ThreadPoolExecutor(1, f"{REVIEW_THREADS}of large objects")
+        self._turn = asyncio.Lock()
+        """Held by the large review that is answered."""
         self._failures = failures
 
     def __bool__(self) -> bool:
@@ -150,7 +158,7 @@ class Webhooks:
             self._threads[webhook.path] = ThreadPoolExecutor(_THREADS, REVIEW_THREADS + webhook.name)
 
     def close(self) -> None:
-        for threads in self._threads.values():
+        for threads in (*self._threads.values(), self._large):
             threads.shutdown(wait=False)
 
     async def answer(self, request: ServerRequest) -> HttpReply:
@@ -163,9 +171,10 @@ class Webhooks:
             asked = decode_review(request.body)
         except ValueError as error:
             return HttpReply(f"{error}\n".encode(), status=HTTPStatus.BAD_REQUEST)
+        is_large = len(request.body) > _LARGE
         try:
-            async with asyncio.timeout(limit_s) as limit:
-                answered = await self._reviewed(webhook, asked)
+            async with asyncio.timeout(limit_s) as limit, self._turn if is_large else nullcontext():
+                answered = await self._reviewed(webhook, asked, self._large if is_large else None)
             return HttpReply(msgspec.json.encode(answered), content_type="application/json")
         except _LookUpError as error:
             return self._failed(webhook, str(error), HTTPStatus.SERVICE_UNAVAILABLE, error)
@@ -175,7 +184,10 @@ class Webhooks:
             what = f"{type(error).__name__}: {error}"
             return self._failed(webhook, what, HTTPStatus.INTERNAL_SERVER_ERROR, error)
 
-    async def _reviewed(self, webhook: Webhook, request: AdmissionRequest) -> Document:
+    async def _reviewed(
+        self, webhook: Webhook, request: AdmissionRequest, thread: ThreadPoolExecutor | None
+    ) -> Document:
+        """Return the answer. With `thread`, the objects are decoded and compared there."""
         project = request.user_info.project
         key = f"{self.source}#{project}" if self.source and project else project
         try:
@@ -191,7 +203,7 @@ class Webhooks:
         if engaged is not None and engaged.uid != cluster.uid:
             engaged = None
         try:
-            review = review_of(request, webhook.kind, cluster, engaged)
+            review = await _computed(thread, partial(review_of, request, webhook.kind, cluster, engaged))
         except Exception as error:  # noqa: BLE001  (of the kind's type, such as pydantic's)
             return denied(request, Deny(f"not a valid {webhook.kind.plural}: {error}", code=HTTPStatus.BAD_REQUEST))
         try:
@@ -203,7 +215,7 @@ class Webhooks:
                 raise
             raise RuntimeError("the review was canceled, but not by its server") from cancelled
         if webhook.type is WebhookType.MUTATING and request.operation != "DELETE":
-            return mutated(request, webhook.kind, review.object, review.warnings)
+            return await _computed(thread, partial(mutated, request, webhook.kind, review.object, review.warnings))
         return allowed(request, review.warnings)
 
     async def _called(self, webhook: Webhook, review: Review[Any]) -> None:
@@ -222,6 +234,10 @@ class Webhooks:
             has_stack = status is HTTPStatus.INTERNAL_SERVER_ERROR
             log.error("%s; the API server applies the failure policy", text, exc_info=error if has_stack else None)
         return HttpReply(f"{text}\n".encode(), status=status)
+
+
+async def _computed(thread: ThreadPoolExecutor | None, compute: Callable[[], T]) -> T:
+    return compute() if thread is None else await asyncio.get_running_loop().run_in_executor(thread, compute)
 
 
 def _seconds(timeout: str) -> float:

@@ -6,6 +6,7 @@ import os
 import socket
 import ssl
 import sys
+import threading
 from asyncio.subprocess import PIPE
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
@@ -206,6 +207,34 @@ async def test_object_that_is_nested_too_deeply_is_answered(controllers: Control
     request = ServerRequest(path="/validate/widgets", query={}, headers=Headers(), peer="", body=body)
     reply = await controllers.webhooks.answer(request)
     assert (reply.status, b"its object is nested too deeply" in reply.body) == (400, True)
+
+
+async def test_large_objects_are_decoded_beside_other_reviews_and_one_after_another(
+    controllers: Controllers, plane: ControlPlane
+) -> None:
+    answered, decoding = threading.Event(), [0]
+
+    class Large:
+        @staticmethod
+        def from_dict(found: dict[str, Any]) -> dict[str, Any]:
+            if "large" in found:
+                decoding.append(decoding[-1] + 1)
+                assert answered.wait(LIMIT_S), "the event loop waits for this function"
+            return found
+
+    @controllers.validate(Kind(WIDGETS, Large), name="large")
+    async def check(review: Review[Any]) -> None:
+        if "large" in review.object:
+            await asyncio.sleep(0)
+            decoding.append(decoding[-1] - 1)
+
+    large = {**widget("one"), "large": "x" * (1 << 20)}
+    sent = [asyncio.create_task(send_review(controllers, WIDGETS, large, project=plane.project)) for _ in range(2)]
+    await eventually(lambda: decoding == [0, 1])
+    assert (await reviewed(controllers, plane)).allowed
+    answered.set()
+    assert all(result.allowed for result in await asyncio.gather(*sent))
+    assert decoding == [0, 1, 0, 1, 0]
 
 
 async def test_last_known_cluster_is_used_while_the_daemon_does_not_answer(

@@ -4,6 +4,7 @@ import asyncio
 import gc
 import socket
 import ssl
+import weakref
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
@@ -293,6 +294,36 @@ async def test_unexpected_error_of_a_handler_ends_only_its_connection() -> None:
         await server.stop()
     gc.collect()
     assert unhandled == ["Task exception was never retrieved"], "asyncio logs it with its stack"
+
+
+async def test_closed_connection_holds_neither_its_body_nor_what_its_handler_held() -> None:
+    class Held:
+        pass
+
+    held: list[weakref.ref[Held]] = []
+
+    async def answer(_: ServerRequest) -> HttpReply:
+        async with asyncio.timeout(LIMIT_S):
+            large = Held()
+            held.append(weakref.ref(large))
+            await asyncio.Event().wait()
+        raise AssertionError("the connection was not closed")
+
+    server = HttpServer(answer, connections=8, body_limit=1 << 20)
+    host, _, port = (await server.start("127.0.0.1", 0)).removeprefix("http://").rpartition(":")
+    gc.collect()
+    gc.disable()
+    try:
+        _, writer = await asyncio.open_connection(host, int(port))
+        writer.write(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n" + b"x" * 9)
+        await eventually(lambda: held)
+        writer.transport.abort()
+        await eventually(lambda: held[0]() is None)
+        connections = [found for found in gc.get_objects() if isinstance(found, server_module._Connection)]
+        assert not any(connection.held for connection in connections)
+    finally:
+        gc.enable()
+        await server.stop()
 
 
 async def test_request_at_the_end_of_the_idle_time_is_answered(monkeypatch: pytest.MonkeyPatch) -> None:

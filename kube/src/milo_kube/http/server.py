@@ -6,6 +6,7 @@ A reply is sent as a whole, with its Content-Length.
 
 import asyncio
 import ssl
+import traceback
 from collections.abc import Awaitable, Callable, Mapping
 from http import HTTPStatus
 from typing import cast
@@ -180,6 +181,7 @@ class _Connection(asyncio.Protocol):
     def end(self) -> asyncio.Task[None] | None:
         """Close at once, and return the canceled task of the handler, if any."""
         self._server.closed(self)
+        self._body = bytearray()  # the parser refers to this object, so it exists until the garbage collector runs
         if self._timer is not None:
             self._timer.cancel()
         if self._transport is not None:
@@ -270,7 +272,10 @@ class _Connection(asyncio.Protocol):
     async def _answer(self, request: ServerRequest, *, with_body: bool) -> None:
         try:
             response = await self._server.handler(request)
-        except BaseException:
+        except BaseException as error:
+            # A timeout refers to its task, and so to this error and its frames: what the handler held, such as a large
+            # object, would exist until the garbage collector runs.
+            traceback.clear_frames(error.__traceback__)
             self._task = None
             self.end()
             raise
