@@ -326,6 +326,20 @@ async def test_closed_connection_holds_neither_its_body_nor_what_its_handler_hel
         await server.stop()
 
 
+async def test_other_connections_are_not_looked_at_for_each_piece_of_a_body(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With 1,000 connections, a request of 16 KB took 1.5 s."""
+    looks: list[object] = []
+    held = server_module._Connection.held
+    looking = property(lambda connection: looks.append(connection) or held.fget(connection))  # type: ignore[func-returns-value, attr-defined]
+    monkeypatch.setattr(server_module._Connection, "held", looking)
+    chunks = b"1\r\na\r\n" * 2_000 + b"0\r\n\r\n"
+    head = b"POST / HTTP/1.1\r\nHost: x\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n\r\n"
+    async with serving(body_limit=1 << 20) as (host, port, seen):
+        assert (await received(host, port, head + chunks)).startswith(b"HTTP/1.1 200")
+    assert seen[0].body == b"a" * 2_000
+    assert len(looks) < 10
+
+
 async def test_request_at_the_end_of_the_idle_time_is_answered(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(server_module, "IDLE_S", 2.0)
     answering = asyncio.Event()

@@ -77,6 +77,8 @@ class HttpServer:
         self.handler = handler
         self.body_limit = body_limit
         self._held_limit = held_limit
+        self._grown = 0
+        """The bytes of bodies and replies since `limit_held` looked at each connection."""
         self._tls = tls
         self._limit = connections
         self._connections: dict[_Connection, None] = {}
@@ -115,8 +117,15 @@ class HttpServer:
     def closed(self, connection: "_Connection") -> None:
         self._connections.pop(connection, None)
 
-    def limit_held(self, newest: "_Connection") -> None:
-        """Close the connections that hold most, of these the oldest first, while all together hold too much memory."""
+    def limit_held(self, newest: "_Connection", size: int) -> None:
+        """Close the connections that hold most, of these the oldest first, while all together hold too much memory.
+
+        `size`: how much more the newest holds. What each holds is looked at only after a sixteenth of the limit: a
+        client chooses how small the pieces of a body are."""
+        self._grown += size
+        if self._grown < self._held_limit // 16:
+            return
+        self._grown = 0
         held = {connection: connection.held for connection in self._connections if connection.held}
         excess = sum(held.values()) - max(self._held_limit, LARGEST_HELD * max(held.values(), default=0))
         for connection in sorted(held, key=held.__getitem__, reverse=True):
@@ -241,7 +250,7 @@ class _Connection(asyncio.Protocol):
             if len(self._body) > self._server.body_limit:
                 self._refuse(HTTPStatus.REQUEST_ENTITY_TOO_LARGE)
                 raise ValueError("the body is too large")
-            self._server.limit_held(self)
+            self._server.limit_held(self, len(body))
 
     def on_message_complete(self) -> None:
         self._is_complete = True
@@ -308,7 +317,7 @@ class _Connection(asyncio.Protocol):
         head = _head(response.status, fields)
         self._has_replied = True
         self._transport.write(head + response.body if with_body else head)
-        self._server.limit_held(self)
+        self._server.limit_held(self, len(response.body))
 
     def _wait(self) -> None:
         if self._timer is not None:
