@@ -38,13 +38,23 @@ class Write(NamedTuple):
 
     @classmethod
     def of_response(cls, resource: str, written: Document) -> Write | None:
-        """Return the write whose response is this object; None if the response is not an object."""
-        metadata = written.get("metadata") or {}
-        if not metadata.get("name") or not metadata.get("resourceVersion"):
+        """Return the write whose response is this object; None if the response is not a valid object."""
+        try:
+            metadata = msgspec.convert(written.get("metadata"), _WrittenMetadata)
+        except msgspec.ValidationError:
             return None
-        place = metadata.get("namespace", ""), metadata["name"]
-        labels = tuple((metadata.get("labels") or {}).items())
-        return cls(resource, place, metadata.get("uid", ""), metadata["resourceVersion"], labels)
+        if not metadata.name or not metadata.resourceVersion:
+            return None
+        labels = tuple((metadata.labels or {}).items())
+        return cls(resource, (metadata.namespace, metadata.name), metadata.uid, metadata.resourceVersion, labels)
+
+
+class _WrittenMetadata(msgspec.Struct):
+    name: str
+    resourceVersion: str  # noqa: N815
+    namespace: str = ""
+    uid: str = ""
+    labels: dict[str, str] | None = None
 
 
 class Cached(Protocol):

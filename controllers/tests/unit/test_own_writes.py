@@ -47,8 +47,18 @@ def put(
             settling.changed(informer, change)
 
 
-@pytest.mark.parametrize("answer", [{}, {"metadata": {"name": "a"}}, {"kind": "Status", "metadata": {}}])
-def test_response_without_a_version_is_not_recorded_as_a_write(answer: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    "answer",
+    [
+        {},
+        {"metadata": {"name": "a"}},
+        {"kind": "Status", "metadata": {}},
+        {"metadata": {"name": "a", "resourceVersion": 5}},
+        {"metadata": {"name": "a", "resourceVersion": "5", "uid": []}},
+        {"metadata": {"name": "a", "resourceVersion": "5", "labels": {"a": []}}},
+    ],
+)
+def test_response_that_is_no_valid_object_is_not_recorded_as_a_write(answer: dict[str, Any]) -> None:
     assert Write.of_response(RESOURCE, answer) is None
 
 
