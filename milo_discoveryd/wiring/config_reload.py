@@ -17,7 +17,7 @@ from milo_discoveryd.daemon_errors import ConfigError
 from milo_discoveryd.instruments import ReloadMetrics
 from milo_discoveryd.logger import log
 from milo_discoveryd.telemetry.status import FileRefused, ReloadState, RulesCurrent, RulesWaiting
-from milo_kube.file_content import file_version
+from milo_kube.file_content import SETTLED_S, file_version
 
 POLL_INTERVAL_S = 0.25
 
@@ -61,14 +61,20 @@ class ConfigReloader:
     async def run(self, apply: Callable[[tuple[RuleSettings, ...]], None]) -> None:
         """Pass reloaded rules to `apply` if they differ from the rules in force, which initially are those of the
         settings."""
+        clock = asyncio.get_running_loop().time
         read = seen = self._begun
+        changed_at = clock()
         while True:
             with suppress(TimeoutError):
                 async with asyncio.timeout(POLL_INTERVAL_S if self._file is not None else None):
                     await self._requested.wait()
             before, seen = seen, self._state()
-            # Reload on request, or once a changed file stays the same between two polls: then its writer has finished.
-            if self._requested.is_set() or (seen is not None and read != seen == before):
+            changed_at = changed_at if seen == before else clock()
+            # Reload on request, or once the writer of a changed file has finished: between two polls if it replaced the
+            # file, and after a while if it writes in place, since the beginning of a file can be valid, with fewer
+            # rules.
+            is_finished = seen == before and clock() - changed_at >= (SETTLED_S if _is_same_file(read, seen) else 0.0)
+            if self._requested.is_set() or (seen is not None and seen != read and is_finished):
                 self._requested.clear()
                 read = seen
                 self._metrics.rights_reloaded(self._reload(apply))
@@ -114,6 +120,10 @@ class ConfigReloader:
             return None if self._file is None else file_version(self._file.stat())
         except OSError:
             return None
+
+
+def _is_same_file(one: State | None, other: State | None) -> bool:
+    return one is not None and other is not None and one[0] == other[0]
 
 
 def _differ(name: str, one: Settings, other: Settings) -> bool:

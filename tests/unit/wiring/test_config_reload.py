@@ -221,7 +221,10 @@ async def test_rules_that_need_other_new_settings_wait_for_the_restart(
     assert reloaded_file.applied == []
 
 
-async def test_config_reload_waits_until_the_size_of_the_file_is_stable(reloaded_file: ReloadedFile) -> None:
+async def test_config_reload_waits_until_the_size_of_the_file_is_stable(
+    reloaded_file: ReloadedFile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(config_reload, "SETTLED_S", 0.01)
     async with reloaded_file.followed() as followed:
         state = reloaded_file.file.stat()
         text = reloaded_file.file.read_text()
@@ -238,6 +241,30 @@ async def test_config_reload_waits_until_the_size_of_the_file_is_stable(reloaded
         os.utime(reloaded_file.file, ns=(state.st_atime_ns, state.st_mtime_ns))
         await eventually(lambda: reloaded_file.count("applied") == 1)
         assert looked >= 20
+
+
+async def test_file_that_is_written_in_place_is_not_read_before_its_writer_has_finished(
+    reloaded_file: ReloadedFile,
+) -> None:
+    text = reloaded_file.file.read_text()
+    beginning, rest = text[: text.index("- clusters", 20)], text[text.index("- clusters", 20) :]
+    looked = 0
+    async with reloaded_file.followed() as followed:
+        look = followed._state
+
+        def count() -> config_reload.State | None:
+            nonlocal looked
+            looked += 1
+            return look()
+
+        followed._state = count  # type: ignore[method-assign]
+        reloaded_file.file.write_text(beginning)
+        await eventually(lambda: looked >= 5)
+        with reloaded_file.file.open("a") as file:
+            file.write(rest)
+        followed.reload_now()
+        await eventually(lambda: reloaded_file.count("unchanged") == 1)
+    assert reloaded_file.applied == []
 
 
 async def test_config_reload_without_a_file_changes_nothing() -> None:
