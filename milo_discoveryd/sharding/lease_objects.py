@@ -8,6 +8,7 @@ import msgspec
 from milo_discoveryd.sharding.leases import (
     MAX_LEASES,
     MAX_MEMBERS,
+    MAX_NUMBER,
     PENDING_NAMES,
     PENDING_SIZE,
     GroupState,
@@ -26,7 +27,6 @@ _FORMAT = "1"
 """The format of the Leases. Members with different formats cannot share clusters: each treats the Lease of the other as
 malformed."""
 _MAX_WEIGHT = 1000.0
-_MAX_NUMBER = 2**53
 
 
 _FOREIGN_NAMED = 5
@@ -360,8 +360,8 @@ def _weight(weight: float) -> float:
 
 
 def _number(number: int) -> int:
-    if not 0 <= number <= _MAX_NUMBER:
-        raise ValueError(f"its number {number} is not between 0 and {_MAX_NUMBER}")
+    if not 0 <= number <= MAX_NUMBER:
+        raise ValueError(f"its number {number} is not between 0 and {MAX_NUMBER}")
     return number
 
 

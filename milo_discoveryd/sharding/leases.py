@@ -19,6 +19,8 @@ MAX_LEASES = 2_000
 """Maximum number of Leases of a group: of its members, and of those that left within the last hour."""
 PENDING_NAMES = 200_000
 """Maximum number of pending clusters in the Leases of a group together: those of one Lease can take 2 MB of memory."""
+MAX_NUMBER = 2**53
+"""The largest number of a view or renewal."""
 _NAMED = 5
 """How many malformed Leases are named."""
 

@@ -52,6 +52,7 @@ import msgspec
 
 from milo_discoveryd.sharding.leases import (
     MAX_MEMBERS,
+    MAX_NUMBER,
     Action,
     Delete,
     Evict,
@@ -390,8 +391,12 @@ class Member:
         )
 
     def _next_renewal(self, lease: MemberLease | None) -> int:
-        """Return a number that no write of this holder has used, including writes that are not in a restored backup."""
-        return max(self.state.renewals, 0 if lease is None else lease.renewal) + 1
+        """Return a number that no write of this holder has used, including writes that are not in a restored backup.
+
+        It starts over after the largest one, which another program has written: the Lease would be malformed for ever.
+        """
+        number = max(self.state.renewals, 0 if lease is None else lease.renewal) + 1
+        return number if number <= MAX_NUMBER else 1
 
     def _acknowledgeable(self, tenure: Tenure, now: float) -> View | None:
         """Return the present view if the member can acknowledge it."""

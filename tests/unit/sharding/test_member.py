@@ -7,6 +7,7 @@ import pytest
 
 from milo_discoveryd.sharding.leases import (
     MAX_MEMBERS,
+    MAX_NUMBER,
     Delete,
     Evict,
     GroupState,
@@ -290,6 +291,15 @@ def test_lease_of_a_member_that_left_is_eventually_deleted() -> None:
     driver.run(60)
     assert "a" not in driver.api.group.members
     assert any(isinstance(request, Delete) for _, _, request in driver.requests)
+
+
+def test_member_whose_renewal_number_another_program_sets_to_the_largest_one_stays_valid() -> None:
+    """Found by a reader: the next number is malformed, so the clusters of the member had no owner until a restart."""
+    driver = settled("a", "b")
+    driver.api.change("a", driver.now, renewal=MAX_NUMBER)
+    driver.run(60)
+    assert driver.api.group.members["a"].renewal < 100
+    assert is_settled(driver, "a", "b")
 
 
 # Failures
