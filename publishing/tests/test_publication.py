@@ -292,6 +292,20 @@ def test_accepted_removals_are_made_once_the_daemon_can_answer(delayed_by: str):
     assert [*publishing.server.objects] == ["alpha-0"]
 
 
+@pytest.mark.parametrize("annotation", ["cluster", "cluster-uid", "incarnation", "group", "filter", "fields"])
+def test_annotation_that_another_client_removed_is_written_again(annotation: str):
+    """Found by a reader: without its UID, the object of a live cluster was deleted."""
+    publishing = Publishing(group="dns").synced(cluster(incarnation="a"), cluster("beta"), cluster("gamma"))
+    before, changed = copy.deepcopy(publishing.object), copy.deepcopy(publishing.object)
+    del changed["metadata"]["annotations"][f"discovery.miloapis.com/{annotation}"]
+    publishing.server.put("alpha", changed)
+    publishing.publication.listed(publishing.now, publishing.server.list(), publishing.now)
+    publishing.settle(60.0)
+    assert publishing.writes()[-1] is Apply
+    assert publishing.object["metadata"]["annotations"] == before["metadata"]["annotations"]
+    assert publishing.object["metadata"]["uid"] == before["metadata"]["uid"]
+
+
 def test_object_of_a_replaced_cluster_is_deleted_before_it_is_created_again(publishing: Publishing):
     publishing.synced(cluster(), cluster("beta"))
     before = publishing.uids["alpha"]

@@ -14,7 +14,8 @@
 | `Finalizing`     |             |                                        | `ReadObject`, until finalizers are done   |
 
 "While streaming": while the source of its cluster is followed. All rows but the first are about this publisher's
-objects; others are never changed. A cluster is engaged if one with the UID in the object's annotation is.
+objects; others are never changed. A cluster is engaged if one with the UID in the object's annotation is; an object
+without the annotation is that of its name.
 `EndedCluster` comes from a live DISENGAGED event of the engagement that the object names, whose reason concerns the
 cluster itself, or from two answers that it is `Missing`, if the guard against mass removal agrees. An engagement drops
 it.
@@ -222,7 +223,8 @@ class Record(msgspec.Struct, frozen=True):
         """Return whether the object is this publisher's, and its cluster is not engaged."""
         if not isinstance(self.object, Present) or not self.is_own(identity):
             return False
-        return self.wanted is None or self.wanted.cluster.uid != self.object.observed.cluster_uid
+        # An object without a UID is written, which adds it: another client has removed the annotation.
+        return self.wanted is None or self.object.observed.cluster_uid not in ("", self.wanted.cluster.uid)
 
     def removal(self) -> Removal:
         """Return the object for the guard against mass removal."""
