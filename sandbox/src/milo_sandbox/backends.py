@@ -1,6 +1,6 @@
-"""The APIs that one sandbox serves: Milo's, those of its projects, and those of other platforms."""
+"""The APIs that one sandbox serves: Milo's, those of its projects, and those of other servers on the same address."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from random import Random
 from typing import Protocol
 
@@ -9,7 +9,6 @@ from aiohttp import web
 from milo_sandbox.api import Api
 from milo_sandbox.control_planes import ControlPlanes
 from milo_sandbox.infrastructure import Infrastructure
-from milo_sandbox.platforms import CLUSTERS, GARDEN, Garden, Kcp
 from milo_sandbox.resources import INFRASTRUCTURE as INFRASTRUCTURE_KINDS
 from milo_sandbox.resources import PROJECTS, ResourceDefinition
 from milo_sandbox.rights import SubjectRights
@@ -42,9 +41,9 @@ class Backends:
         rights: SubjectRights,
         server: HttpsServer,
     ) -> None:
-        """`store`: that of Milo's API. `served`: further kinds of control planes. `server`: the listener, whose URLs
-        the objects of Gardener and kcp contain."""
+        """`store`: that of Milo's API. `served`: further kinds of control planes."""
         self._server = server
+        self.new_api = new_api
         webhooks = RootWebhooks(store)
 
         def new_milo_api(of: Store) -> Api:
@@ -58,18 +57,12 @@ class Backends:
             new_api(Store(INFRASTRUCTURE_KINDS, random=random, history_limit=1_000)), tokens=tokens, rights=rights
         )
         tokens.holds = self.infrastructure.holds
-        self.garden = Garden(
-            new_api, tokens=tokens, rights=rights, url_of=self.control_plane_url, ca_pem=lambda: server.identity.ca_pem
-        )
-        self.kcp = Kcp(new_api, url=lambda: server.url)
-
-    def platforms(self) -> Mapping[str, Platform]:
-        """Return the platforms other than Milo, by the prefix of their paths."""
-        return {INFRASTRUCTURE: self.infrastructure, GARDEN: self.garden, CLUSTERS: self.kcp}
+        self.platforms: dict[str, Platform] = {INFRASTRUCTURE: self.infrastructure}
+        """The servers other than Milo's, by the prefix of their paths."""
 
     def opened(self) -> list[Api]:
-        """Return the APIs of Milo, Gardener and kcp, and of all control planes in use."""
-        return [self.milo, *self.control_planes.opened(), self.garden.api, *self.kcp.opened()]
+        """Return the APIs of Milo and of all control planes in use."""
+        return [self.milo, *self.control_planes.opened()]
 
     def control_plane_url(self, project: str) -> str:
         return f"{self._server.url}/apis/{PROJECTS.api_version}/{PROJECTS.plural}/{project}/control-plane"

@@ -30,7 +30,6 @@ class Gateway:
     ) -> None:
         """`url` returns the URL of the server."""
         self._backends = backends
-        self._platforms = backends.platforms()
         self._endpoint = endpoint
         self._url = url
         self._tokens = tokens
@@ -62,7 +61,7 @@ class Gateway:
         subject = self._authenticate(request, below)
         if segments == ["sandbox", "faults"]:
             return await self._answer_faults(request)
-        if segments and (platform := self._platforms.get(segments[0])) is not None:
+        if segments and (platform := self._backends.platforms.get(segments[0])) is not None:
             return await platform.answer(request, segments[1:], subject)
         # CustomResourceDefinitions are global.
         is_definition = below[:2] == ["apis", CUSTOM_RESOURCE_DEFINITIONS.group]

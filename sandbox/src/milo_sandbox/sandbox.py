@@ -4,6 +4,7 @@ import asyncio
 import json
 import time
 from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from random import Random
 from types import TracebackType
@@ -11,7 +12,7 @@ from typing import Self
 
 from milo_sandbox import kubeconfigs
 from milo_sandbox.api import Api, Features
-from milo_sandbox.backends import INFRASTRUCTURE, Backends
+from milo_sandbox.backends import INFRASTRUCTURE, Backends, Platform
 from milo_sandbox.churn import Churn
 from milo_sandbox.control_planes import purge
 from milo_sandbox.controller_manager import ControllerManager
@@ -23,7 +24,6 @@ from milo_sandbox.kubeconfigs import RenewedTokenFile
 from milo_sandbox.milo import Milo
 from milo_sandbox.names import Names
 from milo_sandbox.objects import Objects
-from milo_sandbox.platforms import CLUSTERS, GARDEN, PARENT, Garden, Kcp
 from milo_sandbox.resources import (
     MILO,
     NAMESPACES,
@@ -72,7 +72,7 @@ class Sandbox:
         self._server = HttpsServer(address)
         self._backends = Backends(
             self.store,
-            lambda store: Api(store, features=features, rights=self.rights, tokens=self.tokens, faults=self.faults),
+            partial(Api, features=features, rights=self.rights, tokens=self.tokens, faults=self.faults),
             served=[PROXIED_EVENTS] if features.events_proxy else [],
             random=self._random,
             tokens=self.tokens,
@@ -156,13 +156,13 @@ class Sandbox:
     def infrastructure(self) -> Infrastructure:
         return self._backends.infrastructure
 
-    @property
-    def garden(self) -> Garden:
-        return self._backends.garden
+    def mount(self, prefix: str, platform: Platform) -> None:
+        """Let another server answer the requests whose paths begin with the prefix."""
+        self._backends.platforms[prefix] = platform
 
-    @property
-    def kcp(self) -> Kcp:
-        return self._backends.kcp
+    def new_api(self, *resources: ResourceDefinition) -> Api:
+        """Return an empty API of these resources, with the tokens, rights and faults of the sandbox."""
+        return self._backends.new_api(Store(resources, history_limit=1_000))
 
     # Credentials
 
@@ -223,17 +223,10 @@ class Sandbox:
 
     def infrastructure_kubeconfig(self, *, token: str | None = None) -> Document:
         """Return a kubeconfig for the infrastructure cluster, with an embedded token."""
-        return self._below(INFRASTRUCTURE, token)
+        return self.mounted_kubeconfig(INFRASTRUCTURE, token=token)
 
-    def garden_kubeconfig(self, *, token: str | None = None) -> Document:
-        """Return a kubeconfig for Gardener's API server, with an embedded token."""
-        return self._below(GARDEN, token)
-
-    def kcp_kubeconfig(self, *, token: str | None = None) -> Document:
-        """Return a kubeconfig for the parent workspace of kcp, with an embedded token."""
-        return self._below(f"{CLUSTERS}/{PARENT}", token)
-
-    def _below(self, path: str, token: str | None) -> Document:
+    def mounted_kubeconfig(self, path: str, *, token: str | None = None) -> Document:
+        """Return a kubeconfig for the server at a path, with an embedded token."""
         return kubeconfigs.kubeconfig(
             server=f"{self.url}/{path}", ca_pem=self.ca_pem, user={"token": token or self.token()}
         )

@@ -15,10 +15,10 @@ import yaml
 from milo_discovery import DiscoveryClient
 from milo_discoveryd.sources.kind import KINDS
 from milo_sandbox.kubeconfigs import write
-from milo_sandbox.platforms import SHOOTS
 from tests.end_to_end.process.conftest import Workspace
 from tests.end_to_end.process.daemon import DaemonProcess
 from tests.end_to_end.process.service_provider import SERVICE, ServiceProvider
+from tests.support.platforms import SHOOTS, Garden
 
 AT_ONCE = 4
 CLUSTERS = 12
@@ -51,10 +51,10 @@ def service_consumer(workspace: Workspace) -> Source:
 
 
 def declarative(workspace: Workspace) -> Source:
-    file = workspace.directory / "garden"
-    file.write_text(json.dumps(workspace.sandbox.garden_kubeconfig()))
+    file, garden = workspace.directory / "garden", Garden(workspace.sandbox)
+    file.write_text(json.dumps(garden.kubeconfig()))
     for name in names():
-        workspace.sandbox.garden.create("garden-team", name)
+        garden.create("garden-team", name)
     return {
         "kind": "declarative",
         "discovery_kubeconfig": str(file),

@@ -16,7 +16,6 @@ import pytest
 
 from milo_discovery import DiscoveryError, SourceState
 from milo_discovery.v1 import discovery_pb2 as pb
-from milo_sandbox.platforms import SHOOT_ADMIN
 from milo_sandbox.rights import EVERYTHING
 from tests.end_to_end.process.api_calls import user_of
 from tests.end_to_end.process.conftest import Workspace
@@ -26,6 +25,7 @@ from tests.end_to_end.process.test_platforms import following_definition
 from tests.end_to_end.process.test_secrets_of_objects import NAMESPACE, Fleet, explanation
 from tests.end_to_end.process.watching import following, until
 from tests.support.eventually import eventually
+from tests.support.platforms import SHOOT_ADMIN, Garden
 
 OTHERS_WAIT_S = 1.0
 """Maximum time for which the daemon may work during a call of another caller."""
@@ -102,11 +102,15 @@ async def test_long_kubeconfigs_from_gardener_delay_no_other_caller(
     workspace: Workspace, monkeypatch: pytest.MonkeyPatch, size: int
 ) -> None:
     """Gardener's API server issues long kubeconfigs for some of the Shoots."""
-    sandbox, hostile = workspace.sandbox, [f"hostile-{number}" for number in range(8)]
+    sandbox, garden, hostile = (
+        workspace.sandbox,
+        Garden(workspace.sandbox),
+        [f"hostile-{number}" for number in range(8)],
+    )
     for name in (*hostile, "alpha", "beta"):
         sandbox.projects.create(name, ready=True)
-        sandbox.garden.create(NAMESPACE, name)
-    issue = sandbox.garden._kubeconfig
+        garden.create(NAMESPACE, name)
+    issue = garden._kubeconfig
 
     def issue_long(request: dict[str, Any], namespace: str, name: str) -> dict[str, Any]:
         response = issue(request, namespace, name)
@@ -115,9 +119,9 @@ async def test_long_kubeconfigs_from_gardener_delay_no_other_caller(
             response["status"]["kubeconfig"] = b64encode(content.encode()).decode()
         return response
 
-    monkeypatch.setattr(sandbox.garden, "_kubeconfig", issue_long)
+    monkeypatch.setattr(garden, "_kubeconfig", issue_long)
     async with (
-        following_definition(workspace, "gardener", sandbox.garden_kubeconfig()) as (client, _),
+        following_definition(workspace, "gardener", garden.kubeconfig()) as (client, _),
         others_are_served(workspace),
     ):
         calls = [client.issue_kubeconfig(f"{NAMESPACE}.{name}") for name in hostile]

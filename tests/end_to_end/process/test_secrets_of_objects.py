@@ -11,13 +11,13 @@ import pytest
 
 from milo_discovery import DiscoveryClient
 from milo_discovery.testing import eventually
-from milo_sandbox.platforms import SHOOTS
 from milo_sandbox.resources import SECRETS
 from milo_sandbox.rights import EVERYTHING, Rule
 from tests.end_to_end.process.api_calls import user_of
 from tests.end_to_end.process.conftest import Workspace
 from tests.end_to_end.process.daemon import DaemonProcess
 from tests.end_to_end.process.watching import following, until
+from tests.support.platforms import SHOOTS, Garden
 
 NAMESPACE = "garden-team"
 _WITHIN_S = 60.0
@@ -50,17 +50,18 @@ class Fleet:
     def __init__(self, workspace: Workspace) -> None:
         self.workspace = workspace
         self.sandbox = workspace.sandbox
-        self.store = self.sandbox.garden.api.store
+        self.garden = Garden(self.sandbox)
+        self.store = self.garden.api.store
         self.kubeconfig = workspace.directory / "garden.kubeconfig"
         self.may(EVERYTHING)
 
     def may(self, *rules: Rule) -> None:
         """Replace the rights of the daemon."""
         token = self.sandbox.token("the-daemon", rules=rules)
-        self.kubeconfig.write_text(json.dumps(self.sandbox.garden_kubeconfig(token=token)))
+        self.kubeconfig.write_text(json.dumps(self.garden.kubeconfig(token=token)))
 
     def put(self, name: str) -> None:
-        self.sandbox.garden.create(NAMESPACE, name)
+        self.garden.create(NAMESPACE, name)
 
     def put_secret(self, name: str, project: str = "", content: str | None = None) -> None:
         """Create or change the Secret of a Shoot: the kubeconfig of a project's control plane, or other content."""

@@ -12,9 +12,9 @@ import pytest
 from milo_discoveryd.check import check
 from milo_discoveryd.config import load
 from milo_sandbox import Sandbox
-from milo_sandbox.platforms import SHOOTS
 from milo_sandbox.resources import SECRETS
 from milo_sandbox.rights import EVERYTHING
+from tests.support.platforms import SHOOTS, Garden
 
 SETTINGS: dict[str, Any] = {
     "mode": "declarative",
@@ -35,22 +35,24 @@ ISSUER = {
 
 
 @pytest.fixture
-async def sandbox(tmp_path: Path) -> AsyncIterator[Sandbox]:
-    async with Sandbox(seed=1, token_life=600) as running:
-        (tmp_path / "kubeconfig").write_text(json.dumps(running.garden_kubeconfig()))
-        yield running
+async def garden(tmp_path: Path) -> AsyncIterator[Garden]:
+    async with Sandbox(seed=1, token_life=600) as sandbox:
+        garden = Garden(sandbox)
+        (tmp_path / "kubeconfig").write_text(json.dumps(garden.kubeconfig()))
+        yield garden
 
 
-def put(sandbox: Sandbox, name: str, *, content: str | None = None, is_available: bool = True) -> None:
+def put(garden: Garden, name: str, *, content: str | None = None, is_available: bool = True) -> None:
     """Create a Shoot with its project's control plane, and the Secret that the Shoot names."""
+    sandbox = garden.sandbox
     sandbox.projects.create(name, ready=True)
-    sandbox.garden.create("garden-team", name, is_available=is_available)
+    garden.create("garden-team", name, is_available=is_available)
     if content is None:
         content = json.dumps(sandbox.kubeconfig(project=name, token=sandbox.token("operator", rules=[EVERYTHING])))
     data = {"value": b64encode(content.encode()).decode()}
     secret = f"{name}-kubeconfig"
     document = {"metadata": {"name": secret}, "data": data}
-    sandbox.garden.api.store.apply(SECRETS, secret, document, namespace="garden-team", manager="test")
+    garden.api.store.apply(SECRETS, secret, document, namespace="garden-team", manager="test")
 
 
 async def findings(tmp_path: Path, **issuer: Any) -> tuple[int, list[str]]:
@@ -68,25 +70,25 @@ async def findings(tmp_path: Path, **issuer: Any) -> tuple[int, list[str]]:
 
 
 async def test_check_counts_engaged_clusters_and_tries_the_credential_of_one_cluster(
-    sandbox: Sandbox, tmp_path: Path
+    garden: Garden, tmp_path: Path
 ) -> None:
-    put(sandbox, "alpha")
-    put(sandbox, "beta", is_available=False)
-    put(sandbox, "gamma")
+    put(garden, "alpha")
+    put(garden, "beta", is_available=False)
+    put(garden, "gamma")
     status, (clusters, minted, reach, identity) = await findings(tmp_path)
     assert clusters == "ok    clusters: 2 of 3 engaged, 1 not ready"
     assert minted.startswith(
         "ok    kubeconfigs secrets: minted a credential of type kubeconfig-secret for alpha, valid"
     )
-    assert reach.startswith(f"ok    kubeconfigs secrets reach: {sandbox.url}")
+    assert reach.startswith(f"ok    kubeconfigs secrets reach: {garden.sandbox.url}")
     assert identity == "ok    kubeconfigs secrets identity: authenticated as operator"
     assert status == 0
 
 
 async def test_source_with_a_malformed_object_and_no_engaged_cluster_fails_the_check(
-    sandbox: Sandbox, tmp_path: Path
+    garden: Garden, tmp_path: Path
 ) -> None:
-    put(sandbox, "alpha", content="{}")
+    put(garden, "alpha", content="{}")
     status, (clusters, minted) = await findings(tmp_path)
     assert clusters.startswith("fail  clusters: 0 of 2 engaged")
     assert (
@@ -98,8 +100,8 @@ async def test_source_with_a_malformed_object_and_no_engaged_cluster_fails_the_c
     assert status == 1
 
 
-async def test_secret_without_the_configured_key_fails_the_check(sandbox: Sandbox, tmp_path: Path) -> None:
-    put(sandbox, "alpha")
+async def test_secret_without_the_configured_key_fails_the_check(garden: Garden, tmp_path: Path) -> None:
+    put(garden, "alpha")
     status, (_, minted) = await findings(tmp_path, key="kubeconfig")
     assert minted.startswith(
         "fail  kubeconfigs secrets: no credential for alpha: Secret garden-team/alpha-kubeconfig has"
@@ -107,9 +109,9 @@ async def test_secret_without_the_configured_key_fails_the_check(sandbox: Sandbo
     assert status == 1
 
 
-async def test_credential_without_an_expiry_is_a_warning(sandbox: Sandbox, tmp_path: Path) -> None:
-    config = sandbox.kubeconfig(project="alpha", token="opaque")
-    put(sandbox, "alpha", content=json.dumps(config))
+async def test_credential_without_an_expiry_is_a_warning(garden: Garden, tmp_path: Path) -> None:
+    config = garden.sandbox.kubeconfig(project="alpha", token="opaque")
+    put(garden, "alpha", content=json.dumps(config))
     _, (_, minted) = await findings(tmp_path)
     assert "without an expiry, which may be valid forever; set allow_long_lived" in minted
     _, (_, minted, _, identity) = await findings(tmp_path, allow_long_lived=True)

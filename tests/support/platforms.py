@@ -4,19 +4,19 @@ Only the requests that clients of such clusters send are served, with the resour
 """
 
 from base64 import b64encode
-from collections.abc import Callable
 from datetime import UTC, datetime
+from pathlib import Path
 
 import msgspec
+import yaml
 from aiohttp import web
 
-from milo_sandbox import answers, kubeconfigs, refusals
+from milo_sandbox import Sandbox, answers, kubeconfigs, refusals
 from milo_sandbox.admission import Part
 from milo_sandbox.api import Api
-from milo_sandbox.resources import CONTROL_PLANE, NAMESPACES, SECRETS, Document, ResourceDefinition, shipped
-from milo_sandbox.rights import EVERYTHING, Action, SubjectRights
+from milo_sandbox.resources import CONTROL_PLANE, NAMESPACES, SECRETS, Document, ResourceDefinition, resource_of
+from milo_sandbox.rights import EVERYTHING, Action
 from milo_sandbox.store import Store
-from milo_sandbox.tokens import Tokens
 
 GARDEN = "garden"
 """The path prefix of Gardener's API server."""
@@ -27,30 +27,26 @@ PARENT = "root:sandbox"
 SHOOT_ADMIN = "gardener.cloud:admin"
 _LEAST_S, _MOST_S = 600, 24 * 3600
 
-SHOOTS = shipped("shoots")
-WORKSPACES = shipped("workspaces")
+_DEFINITIONS = Path(__file__).with_name("crds")
+SHOOTS, WORKSPACES = (
+    resource_of(yaml.safe_load((_DEFINITIONS / f"{plural}.yaml").read_text())) for plural in ("shoots", "workspaces")
+)
 
 
 class Garden:
     """Gardener's API server. The API server of a Shoot is the control plane of the project with the same name."""
 
-    def __init__(
-        self,
-        new_api: Callable[[Store], Api],
-        *,
-        tokens: Tokens,
-        rights: SubjectRights,
-        url_of: Callable[[str], str],
-        ca_pem: Callable[[], bytes],
-    ) -> None:
-        self.api = new_api(Store((NAMESPACES, SECRETS, SHOOTS), history_limit=1_000))
-        self._tokens = tokens
-        self._rights = rights
-        self._url_of = url_of
-        self._ca_pem = ca_pem
+    def __init__(self, sandbox: Sandbox) -> None:
+        self.api = sandbox.new_api(NAMESPACES, SECRETS, SHOOTS)
+        self.sandbox = sandbox
         self.requested = 0
         """The number of kubeconfigs issued."""
-        rights.grant(SHOOT_ADMIN, [EVERYTHING])
+        sandbox.rights.grant(SHOOT_ADMIN, [EVERYTHING])
+        sandbox.mount(GARDEN, self)
+
+    def kubeconfig(self, *, token: str | None = None) -> Document:
+        """Return a kubeconfig for Gardener's API server, with an embedded token."""
+        return self.sandbox.mounted_kubeconfig(GARDEN, token=token)
 
     def create(self, namespace: str, name: str, *, is_available: bool = True) -> None:
         """Create a Shoot whose API server is the control plane of the project with the same name."""
@@ -59,7 +55,7 @@ class Garden:
         condition = {"type": "APIServerAvailable", "status": "True" if is_available else "False"}
         addresses = [
             {"name": "internal", "url": "https://api.internal.invalid"},
-            {"name": "external", "url": self._url_of(name)},
+            {"name": "external", "url": self.sandbox.control_plane_url(name)},
         ]
         self.api.store.create(
             SHOOTS, {"metadata": {"name": name}, "spec": {"purpose": "evaluation"}}, namespace=namespace
@@ -83,7 +79,7 @@ class Garden:
                     name=name,
                     namespace=namespace,
                 )
-                self._rights.demand(subject, action)
+                self.sandbox.rights.demand(subject, action)
                 return answers.document(self._kubeconfig(await request.json(), namespace, name), 201)
         return await self.api.answer(request, segments, subject)
 
@@ -94,12 +90,15 @@ class Garden:
         life = question.get("spec", {}).get("expirationSeconds", 3600)
         if not _LEAST_S <= life <= _MOST_S:
             raise refusals.bad_request(f"spec.expirationSeconds: {life} is not between {_LEAST_S} and {_MOST_S}")
-        token = self._tokens.issue(SHOOT_ADMIN, life=life)
+        token = self.sandbox.tokens.issue(SHOOT_ADMIN, life=life)
         config = kubeconfigs.kubeconfig(
-            server=self._url_of(name), ca_pem=self._ca_pem(), user={"token": token}, name=f"garden-{namespace}--{name}"
+            server=self.sandbox.control_plane_url(name),
+            ca_pem=self.sandbox.ca_pem,
+            user={"token": token},
+            name=f"garden-{namespace}--{name}",
         )
         self.requested += 1
-        ends = datetime.fromtimestamp(self._tokens.claims(token).exp, UTC)
+        ends = datetime.fromtimestamp(self.sandbox.tokens.claims(token).exp, UTC)
         status = {
             "kubeconfig": b64encode(msgspec.json.encode(config)).decode(),
             "expirationTimestamp": msgspec.to_builtins(ends),
@@ -110,14 +109,18 @@ class Garden:
 class Kcp:
     """One host with a path for each workspace. `Workspace` objects are in the parent workspace."""
 
-    def __init__(self, new_api: Callable[[Store], Api], *, url: Callable[[], str]) -> None:
-        self.api = new_api(Store((WORKSPACES,), history_limit=1_000))
-        self._new_api = new_api
-        self._url = url
+    def __init__(self, sandbox: Sandbox) -> None:
+        self.api = sandbox.new_api(WORKSPACES)
+        self.sandbox = sandbox
+        sandbox.mount(CLUSTERS, self)
         self._workspaces: dict[str, tuple[str, Api]] = {}
 
+    def kubeconfig(self) -> Document:
+        """Return a kubeconfig for the parent workspace, with an embedded token."""
+        return self.sandbox.mounted_kubeconfig(f"{CLUSTERS}/{PARENT}")
+
     def url_of(self, name: str) -> str:
-        return f"{self._url()}/{CLUSTERS}/{PARENT}:{name}"
+        return f"{self.sandbox.url}/{CLUSTERS}/{PARENT}:{name}"
 
     def create(self, name: str, phase: str = "Ready") -> None:
         self.api.store.create(WORKSPACES, {"metadata": {"name": name}, "spec": {"URL": self.url_of(name)}})
@@ -125,9 +128,6 @@ class Kcp:
 
     def delete(self, name: str) -> None:
         self.api.store.delete(WORKSPACES, name)
-
-    def opened(self) -> list[Api]:
-        return [self.api, *(api for _, api in self._workspaces.values())]
 
     async def answer(self, request: web.BaseRequest, segments: list[str], subject: str) -> web.StreamResponse:
         """Answer a request to the workspace whose path is the first segment."""
@@ -142,7 +142,7 @@ class Kcp:
             raise refusals.no_such_path()
         uid, api = self._workspaces.get(name, ("", None))
         if api is None or uid != record.uid:
-            api = self._new_api(Store(CONTROL_PLANE, history_limit=1_000))
+            api = self.sandbox.new_api(*CONTROL_PLANE)
             self._workspaces[name] = (record.uid, api)
         return api
 
