@@ -1,4 +1,4 @@
-import { create, type DescMethod, type MessageInitShape, type MessageShape } from "@bufbuild/protobuf";
+import { create } from "@bufbuild/protobuf";
 import type { ClientReadableStream, ServiceError } from "@grpc/grpc-js";
 import {
   callMetadata,
@@ -20,46 +20,15 @@ import {
 } from "./gen/milo/discovery/v1/discovery_pb.js";
 import { readAccess } from "./kubeconfig.js";
 import { IssueLimit } from "./issuing.js";
-import { connect } from "./service.js";
-import { duration, Watch } from "./watch.js";
+import type { Filter, WatchOptions } from "./options.js";
+import { connect, type Connection, type Input, type Output, type Unary } from "./service.js";
+import { duration } from "./times.js";
+import { Watch, type WatchCalls } from "./watch.js";
 
 const DEFAULT_ADDRESS = "unix:///run/milo-discovery/discovery.sock";
 const TIMEOUT_MS = 30_000;
 
-/** Selects clusters. All fields that are set must match. */
-export interface Filter {
-  /** Kubernetes syntax: "env=prod", "tier!=silver", "env in (prod, staging)". */
-  labelSelector?: string;
-  names?: string[];
-  organizations?: string[];
-  /** Names of sources, of a daemon with several. */
-  sources?: string[];
-}
-
-export interface WatchOptions extends Filter {
-  /** Deliver a kubeconfig with each ENGAGED, if available, and a new one in a KUBECONFIG event before it expires. */
-  includeKubeconfigs?: boolean;
-  /** Requested lifetime of these kubeconfigs; the daemon may shorten it. */
-  kubeconfigTtlMs?: number;
-  /** Interval of heartbeats on an idle stream, 30 s by default. After three missed heartbeats, the watch reconnects. */
-  heartbeatIntervalMs?: number;
-  /** Name under which draining clusters are released. No other watch of the caller may use it at the same time. */
-  subscriber?: string;
-  /** Ends the watch when it is aborted. */
-  signal?: AbortSignal;
-  /**
-   * Called with the reason when a stream breaks or cannot be opened, by default to print it. The watch reconnects;
-   * clusters stay engaged until the ownership of a sharded daemon expires.
-   */
-  onDisconnect?: (error: Error) => void;
-}
-
-type Methods = (typeof DiscoveryService)["method"];
-type Unary = Exclude<keyof Methods, "watchClusters">;
-type Input<Name extends Unary> = Methods[Name] extends DescMethod ? MessageInitShape<Methods[Name]["input"]> : never;
-type Output<Name extends Unary> = Methods[Name] extends DescMethod ? MessageShape<Methods[Name]["output"]> : never;
 type Call = (...arguments_: unknown[]) => unknown;
-type Connection = ReturnType<typeof connect>;
 
 /** The connection that unary calls share until it fails. It is closed after the last call on it. */
 interface Lane {
@@ -73,7 +42,7 @@ interface Lane {
 const BROKEN = new Set(["UNAVAILABLE", "DEADLINE_EXCEEDED"]);
 
 /** A client of the daemon at `unix:///path` or `HOST:PORT`; by default at MILO_DISCOVERY_ADDRESS. */
-export class DiscoveryClient {
+export class DiscoveryClient implements WatchCalls {
   readonly address: string;
   readonly #credentials: Credentials;
   readonly #issuing = new IssueLimit();

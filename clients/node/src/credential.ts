@@ -2,7 +2,7 @@ import { StatusError } from "./errors.js";
 import type { Kubeconfig } from "./gen/milo/discovery/v1/discovery_pb.js";
 import { readAccess, type Access } from "./kubeconfig.js";
 import type { Known } from "./session.js";
-import { time } from "./watch.js";
+import { time } from "./times.js";
 
 /** The most by which its use ends before its expiry, since requests take time to arrive; the shortest interval between requests. */
 const MARGIN_MS = 5000;

@@ -1,10 +1,11 @@
 import { hostname } from "node:os";
 import { setTimeout as sleep } from "node:timers/promises";
-import type { DiscoveryClient, WatchOptions } from "./client.js";
+import type { DiscoveryClient } from "./client.js";
 import type { Credential } from "./credential.js";
 import { report, StatusError } from "./errors.js";
 import type { Cluster } from "./gen/milo/discovery/v1/discovery_pb.js";
 import type { RenewingKubeConfig } from "./kubernetes.js";
+import type { WatchOptions } from "./options.js";
 import type { Event } from "./session.js";
 import type { Watch } from "./watch.js";
 

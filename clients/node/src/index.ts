@@ -1,5 +1,6 @@
 export { projectOf, type ReviewedUser } from "./admission.js";
-export { DiscoveryClient, type Filter, type WatchOptions } from "./client.js";
+export { DiscoveryClient } from "./client.js";
+export type { Filter, WatchOptions } from "./options.js";
 export { credentialsFromEnvironment, type Credentials } from "./credentials.js";
 export { DiscoveryError, InvalidCredentials, StatusError, UnusableKubeconfig } from "./errors.js";
 export { Fleet, type EngagedCluster, type FleetOptions, type Handler } from "./fleet.js";

@@ -1,4 +1,4 @@
-import { fromBinary, toBinary, type DescMessage, type MessageShape } from "@bufbuild/protobuf";
+import { fromBinary, toBinary, type DescMessage, type DescMethod, type MessageInitShape, type MessageShape } from "@bufbuild/protobuf";
 import { makeClientConstructor, type Client, type MethodDefinition, type ServiceDefinition } from "@grpc/grpc-js";
 import { DiscoveryService } from "./gen/milo/discovery/v1/discovery_pb.js";
 
@@ -38,3 +38,9 @@ export function connect(...[address, credentials]: ConstructorParameters<typeof 
     "grpc.max_receive_message_length": 64 << 20,
   });
 }
+
+export type Connection = ReturnType<typeof connect>;
+type Methods = (typeof DiscoveryService)["method"];
+export type Unary = Exclude<keyof Methods, "watchClusters">;
+export type Input<Name extends Unary> = Methods[Name] extends DescMethod ? MessageInitShape<Methods[Name]["input"]> : never;
+export type Output<Name extends Unary> = Methods[Name] extends DescMethod ? MessageShape<Methods[Name]["output"]> : never;

@@ -1,24 +1,34 @@
 import { create } from "@bufbuild/protobuf";
-import { timestampMs } from "@bufbuild/protobuf/wkt";
 import type { ClientReadableStream } from "@grpc/grpc-js";
-import type { DiscoveryClient, WatchOptions } from "./client.js";
 import { Credential } from "./credential.js";
 import { converted, report, StatusError, StreamBroken } from "./errors.js";
 import {
   WatchClustersRequestSchema,
   type Cluster,
   type Kubeconfig,
+  type WatchClustersRequest,
   type WatchClustersResponse,
 } from "./gen/milo/discovery/v1/discovery_pb.js";
 import { usable } from "./kubeconfig.js";
+import type { WatchOptions } from "./options.js";
 import { Ownership } from "./ownership.js";
+import type { Connection, Input, Output, Unary } from "./service.js";
 import { Session, type Event, type News } from "./session.js";
+import { duration } from "./times.js";
 
 const BACKOFF_MS = { first: 200, longest: 5000 };
 const HEALTHY_MS = 10_000; // a stream that lasted this long resets the backoff
 const HEARTBEATS_MISSED = 3;
 
 const warn = (error: Error) => console.warn(`no stream from the daemon; retrying: ${error.message}`);
+
+/** The calls to the daemon that a watch makes. */
+export interface WatchCalls {
+  connect(): Connection;
+  openStream(connection: Connection, request: WatchClustersRequest): ClientReadableStream<WatchClustersResponse>;
+  call<Name extends Unary>(name: Name, init: Input<Name>, timeoutMs?: number): Promise<Output<Name>>;
+  issueCredential(name: string, incarnation: string, isRetry: boolean): Promise<Kubeconfig>;
+}
 
 /**
  * A subscription, which outlives its streams: an async iterable of events, which connects on first use. It ends when the signal of its
@@ -38,7 +48,7 @@ export class Watch implements AsyncIterable<Event> {
   readonly #listeners = new Map<string, Set<() => void>>();
 
   constructor(
-    private readonly client: DiscoveryClient,
+    private readonly client: WatchCalls,
     private readonly options: WatchOptions,
   ) {
     this.#heartbeatMs = Math.min(Math.max(options.heartbeatIntervalMs ?? 30_000, 1000), 3_600_000);
@@ -225,14 +235,4 @@ export class Watch implements AsyncIterable<Event> {
     });
     clearTimeout(timer);
   }
-}
-
-export function duration(ms: number): { seconds: bigint; nanos: number } {
-  const seconds = Math.trunc(ms / 1000);
-  return { seconds: BigInt(seconds), nanos: Math.round((ms - seconds * 1000) * 1e6) };
-}
-
-/** Milliseconds since the epoch, or undefined. */
-export function time(at: Parameters<typeof timestampMs>[0] | undefined): number | undefined {
-  return at && timestampMs(at);
 }

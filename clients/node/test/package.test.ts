@@ -1,6 +1,6 @@
 // Tests of the published package: README samples, exports and package.json.
 import assert from "node:assert/strict";
-import { mkdirSync, readFileSync, writeFileSync } from "node:fs";
+import { mkdirSync, readdirSync, readFileSync, writeFileSync } from "node:fs";
 import { fileURLToPath } from "node:url";
 import { test } from "node:test";
 import ts from "typescript";
@@ -50,4 +50,21 @@ test("the package names its repository, is built when it is installed from a clo
   assert.equal(described.scripts.prepare, described.scripts.build, "an installation from a clone builds it");
   assert.deepEqual(Object.keys(described.exports["."]), ["types", "default"]);
   for (const file of Object.values<string>(described.exports["."])) readFileSync(new URL(file, PACKAGE));
+});
+
+test("no module imports itself through others", () => {
+  const source = new URL("src/", PACKAGE);
+  const names = readdirSync(source).filter((name) => name.endsWith(".ts"));
+  let rest = new Map(
+    names.map((name) => {
+      const text = readFileSync(new URL(name, source), "utf8");
+      return [name, [...text.matchAll(/ from "\.\/(\w+)\.js";/g)].map(([, imported]) => `${imported}.ts`)];
+    }),
+  );
+  for (;;) {
+    const left = new Map([...rest].filter(([, imported]) => imported.some((name) => rest.has(name))));
+    if (left.size === rest.size) break;
+    rest = left;
+  }
+  assert.deepEqual([...rest.keys()], []);
 });
