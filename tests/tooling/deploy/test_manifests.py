@@ -36,8 +36,9 @@ from tests.tooling.deploy.pod_security import violations
 from tests.tooling.deploy.validators import validator
 
 OLDEST, NEWEST = "1.29", "1.37"
-# Kinds of the Prometheus operator, which the schemas of Kubernetes don't have.
-FOREIGN_KINDS = {"PodMonitor", "PrometheusRule"}
+# Kinds of the Prometheus operator and of cert-manager, which the schemas of Kubernetes don't have.
+PROMETHEUS_KINDS = {"PodMonitor", "PrometheusRule"}
+FOREIGN_KINDS = {*PROMETHEUS_KINDS, "Certificate"}
 
 every_build = pytest.mark.parametrize("directory", BUILT, ids=lambda directory: directory.name)
 every_pod = pytest.mark.parametrize("directory", WITH_DAEMON, ids=lambda directory: directory.name)
@@ -79,7 +80,7 @@ def test_prometheus_operator_resources_have_only_known_fields() -> None:
     manifests = "\n---\n".join(build(directory) for directory in BUILT)
     done = subprocess.run(judge, input=manifests, capture_output=True, text=True, check=False, timeout=60)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert {line.removesuffix(": valid") for line in done.stdout.splitlines()} == FOREIGN_KINDS
+    assert {line.removesuffix(": valid") for line in done.stdout.splitlines()} == PROMETHEUS_KINDS
     wrong = manifests.replace("podMetricsEndpoints:", "podMetricEndpoints:")
     assert subprocess.run(judge, input=wrong, capture_output=True, text=True, check=False, timeout=60).returncode == 1
 
@@ -155,14 +156,16 @@ def test_daemon_accepts_the_arguments_and_environment_of_the_manifests(
     given = {name: value for name, value in taken.items() if value not in (None, ())}
     variables = environment(directory, container)
     if "MILO_DISCOVERYD_CONFIG" in variables:
-        [content] = [config_map["data"]["config.yaml"] for config_map in of_kind(directory, "ConfigMap")]
+        found = [config_map["data"].get("config.yaml") for config_map in of_kind(directory, "ConfigMap")]
+        [content] = filter(None, found)
         variables["MILO_DISCOVERYD_CONFIG"] = str(tmp_path / "config.yaml")
         (tmp_path / "config.yaml").write_text(content)
     settings = load(given, variables, None)
     assert settings.title == variables["MILO_DISCOVERYD_MODE"]
     assert load({}, variables, None) == settings, "the checks in the container use these settings"
     assert settings.http_listen is not None
-    assert settings.http_listen.port == container["ports"][0]["containerPort"]
+    ports = {port["name"]: port["containerPort"] for port in container["ports"]}
+    assert settings.http_listen.port == ports["discovery-http"]
 
 
 @every_pod
