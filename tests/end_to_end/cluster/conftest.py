@@ -19,6 +19,7 @@ def node(pytestconfig: pytest.Config) -> Iterator[Node]:
     node = Node(f"test-{os.getpid()}")
     with capture.global_and_fixture_disabled():
         archive = parts.images(parts.OURS, say)
+        parts.programs(say)
     try:
         node.up(say)
         node.load(archive)

@@ -14,6 +14,7 @@ import shutil
 import subprocess
 import time
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 
 import click
@@ -166,23 +167,30 @@ def _build(go: str, program: GoProgram, say: Say) -> None:
 def _compile(go: str, program: GoProgram, module: Path, say: Say) -> None:
     binary = program.binary()
     unfinished = binary.with_suffix(".unfinished")
-    begun = reported = time.monotonic()
-    packages = 0
+    begun = time.monotonic()
     output: list[str] = []
     argv = [go, "build", "-v", "-mod=mod", "-trimpath", f"-ldflags={program.link}", "-o", str(unfinished)]
-    with subprocess.Popen(
-        [*_politely(), *argv, program.package], cwd=module, stderr=subprocess.PIPE, text=True
-    ) as compiler:
+    with (
+        subprocess.Popen(
+            [*_politely(), *argv, program.package], cwd=module, stderr=subprocess.PIPE, text=True
+        ) as compiler,
+        ThreadPoolExecutor(1) as reader,
+    ):
         assert compiler.stderr is not None
-        for line in compiler.stderr:
-            output.append(line)
-            packages += _names_a_package(line)
-            if time.monotonic() - reported >= _SAY_EVERY_S:
-                reported = time.monotonic()
-                say(f"{program.title}: {_spell(reported - begun)}, {packages} packages compiled, now {line.strip()}")
+        reading = reader.submit(_append_each, compiler.stderr, output)
+        # Also while the compiler prints nothing: it does so for minutes in a large package, and while it links.
+        while not wait([reading], _SAY_EVERY_S).done:
+            packages = sum(map(_names_a_package, output))
+            last = output[-1].strip() if output else "reading the modules"
+            say(f"{program.title}: {_spell(time.monotonic() - begun)}, {packages} packages compiled, now {last}")
     if compiler.returncode:
         raise UnobtainableError(f"{program.title}: {_complaint(output)}")
     unfinished.replace(binary)
+
+
+def _append_each(lines: Iterable[str], output: list[str]) -> None:
+    for line in lines:
+        output.append(line)  # noqa: PERF402 - each line once it is read
 
 
 def _politely() -> list[str]:

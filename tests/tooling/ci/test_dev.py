@@ -27,6 +27,7 @@ case "$*" in
     touch installed
     echo ended >>pip
     ;;
+"-m pytest "*) echo "$@" >&2 ;;
 *) exec {sys.executable} "$@" ;;
 esac
 """
@@ -113,6 +114,20 @@ def test_demo_waits_for_and_uses_the_development_environment_of_another_command(
             assert "preparing" not in said
         rest(first)
     assert clone.calls_of_pip() == ["started", "ended"] * 2
+
+
+@pytest.mark.parametrize(
+    ("given", "run"),
+    [
+        ("--cluster tests/one.py", "--cluster tests/one.py"),
+        ("tests/one.py --cluster", "tests/one.py --cluster"),
+        ("--cluster -k one", "tests/end_to_end/cluster --cluster -k one"),
+    ],
+)
+def test_tests_in_a_cluster_are_those_of_a_given_file(clone: Clone, given: str, run: str) -> None:
+    with clone.start("test", *given.split()) as process:
+        clone.install()
+        assert rest(process).splitlines()[-1] == f"-m pytest {run}"
 
 
 def test_failed_preparation_of_the_environment_is_repeated(clone: Clone) -> None:
