@@ -5,13 +5,16 @@ import logging
 import multiprocessing
 import os
 import signal
+import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from importlib import import_module
+from io import BufferedWriter
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from types import SimpleNamespace
 from unittest.mock import patch
 
 _MODULES = {"milo-discovery": "milo_discovery.cli", "milo-discoveryd": "milo_discoveryd.cli"}
@@ -19,7 +22,7 @@ _MODULES = {"milo-discovery": "milo_discovery.cli", "milo-discoveryd": "milo_dis
 _forking = multiprocessing.get_context("forkserver")
 _forking.set_forkserver_preload(
     ["pytest", "milo_discovery.client", "milo_discovery.cli.queries", "milo_discovery.cli.json_output",
-     "milo_discovery.cli.kubeconfig", "milo_discoveryd.app", "milo_discoveryd.check", __name__]
+     "milo_discovery.cli.kubeconfig", "milo_discoveryd.app", "milo_discoveryd.check", "milo_sandbox.command", __name__]
 )  # fmt: skip
 
 
@@ -85,6 +88,36 @@ async def forked(
             process.close()
 
 
+class ForkedPopen:
+    """A running `python -c PROGRAM`, with the part of `subprocess.Popen` that MiloSandbox uses."""
+
+    def __init__(self, command: Sequence[str], *, stdout: BufferedWriter, env: Mapping[str, str], **_: int) -> None:
+        reading, self.stdin = _forking.Pipe(duplex=False)
+        _, _, program, *arguments = command
+        out = Path(stdout.name)
+        with reading:
+            self._process = _started(program, arguments, env, None, out, out, reading)
+        self.kill, self.terminate = self._process.kill, self._process.terminate
+
+    def poll(self) -> int | None:
+        return self._process.exitcode
+
+    def wait(self, timeout: float | None = None) -> None:
+        self._process.join(timeout)
+        if self._process.exitcode is None:
+            raise subprocess.TimeoutExpired(self._process.name, timeout or 0.0)
+
+
+def pytest_configure() -> None:
+    """Fork the processes of `MiloSandbox`, which start at each of its tests.
+
+    Programs that tests start, and tests that tests run, start processes as users' do.
+    """
+    from milo_discovery.testing import milo_sandbox  # noqa: PLC0415 - pytest rewrites its plugin's package first
+
+    milo_sandbox.subprocess = SimpleNamespace(**{**vars(subprocess), "Popen": ForkedPopen})  # type: ignore[assignment]
+
+
 def _started(*arguments: object) -> BaseProcess:
     process = _forking.Process(target=_run, args=arguments)
     with patch.dict(os.environ, GRPC_VERBOSITY="NONE"):  # read by gRPC, which is imported before the command runs
@@ -99,18 +132,24 @@ def _run(
     directory: Path | None,
     out: Path | Connection,
     err: Path | Connection,
+    stdin: Connection | None = None,
 ) -> None:
     if directory is not None:
         os.chdir(directory)
     os.environ.clear()
     os.environ.update(environment)
-    for descriptor, to in ((1, out), (2, err)):
-        os.dup2(os.open(to, os.O_WRONLY | os.O_CREAT, 0o600) if isinstance(to, Path) else to.fileno(), descriptor)
-    for output in (out, err):
-        if not isinstance(output, Path) and not output.closed:
-            output.close()
+    for descriptor, to in ((0, stdin), (1, out), (2, err)):
+        if to is not None:
+            flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
+            os.dup2(os.open(to, flags, 0o600) if isinstance(to, Path) else to.fileno(), descriptor)
+    for stream in (stdin, out, err):
+        if isinstance(stream, Connection) and not stream.closed:
+            stream.close()
     sys.argv = [str(Path(sys.executable).with_name(program)), *arguments]
     try:
-        import_module(_MODULES[program]).main()
+        if program in _MODULES:
+            import_module(_MODULES[program]).main()
+        else:
+            exec(program, {"__name__": "__main__"})
     finally:
         logging.shutdown()  # a normal process does so at exit, which writes the last log lines
