@@ -63,21 +63,33 @@ class ServiceAccount:
 
 
 class KubeconfigFile:
-    """A context of a kubeconfig, by default the current one. Several files are merged as kubectl merges them."""
+    """A context of a kubeconfig, by default the current one. Several files are merged as kubectl merges them.
+
+    Later reads are of the context that the first one found, and of its server: a user who switches the current context
+    must not send the requests of a running program to another cluster.
+    """
 
     def __init__(self, path: Path, context: str | None = None, *, others: Sequence[Path] = ()) -> None:
         """`others` add entries that `path` lacks. If there are several files, missing ones are skipped."""
         existing = [file for file in (path, *others) if file.exists()] if others else [path]
         self._paths = existing or [path]
         self._context = context
+        self._server = ""
 
     def read(self) -> LocalAccess:
         """Read the kubeconfig and the files that it refers to. Raises UnusableKubeconfig, which quotes no values."""
         try:
             files = [(str(path.parent), kubeconfig.parse(_bytes(path))) for path in self._paths]
-            found = kubeconfig.merged(files).select(kubeconfig.LOCAL, self._context)
+            merged = kubeconfig.merged(files)
+            context = merged.current_context if self._context is None else self._context
+            found = merged.select(kubeconfig.LOCAL, context)
         except KubeconfigError as error:
             raise UnusableKubeconfig(f"{self._name} is refused: {error}") from None
+        if self._server and found.server != self._server:
+            raise UnusableKubeconfig(
+                f"the context {context!r} of {self._name} has a different server than at the start of this program: "
+                "restart it to use the new server"
+            )
         inline = inline_access(found, self._name)
         access = replace(
             inline,
@@ -87,6 +99,7 @@ class KubeconfigFile:
             key=inline.key or self._content(found.key_file),
         )
         has_credential = access.token is not None or access.certificate is not None
+        self._context, self._server = context, found.server
         return LocalAccess(
             access=access,
             namespace=found.namespace,

@@ -1,6 +1,7 @@
 """One cluster instead of a fleet: the same controllers, without a daemon.
 
-The kubeconfig is read again periodically, and after a 401, so files and tokens in it may be renewed.
+The kubeconfig is read again periodically, and after a 401, so files and tokens in it may be renewed. Another current
+context or server has no effect before a restart.
 """
 
 from __future__ import annotations

@@ -72,6 +72,24 @@ def test_kubeconfig_with_inline_data_is_read(tmp_path: Path):
     assert "secret" not in repr(found)
 
 
+def test_kubeconfig_is_read_again_with_the_context_and_server_of_the_first_read(tmp_path: Path):
+    path = kubeconfig(tmp_path)
+    document = json.loads(path.read_text())
+    source = KubeconfigFile(path)
+    server = source.read().access.server
+    document["clusters"].append({"name": "other", "cluster": {"server": "https://other.test"}})
+    document["contexts"].append({"name": "other", "context": {"cluster": "other", "user": "u"}})
+    document["current-context"] = "other"
+    document["users"][0]["user"]["token"] = "renewed"
+    path.write_text(json.dumps(document))
+    access = source.read().access
+    assert (access.server, access.token) == (server, "renewed")
+    document["clusters"][0]["cluster"]["server"] = "https://other.test"
+    path.write_text(json.dumps(document))
+    with pytest.raises(UnusableKubeconfig, match=r"the context 'x' of .* has a different server .* restart it"):
+        source.read()
+
+
 def test_kubeconfig_with_relative_file_references_is_read(tmp_path: Path):
     (tmp_path / "token").write_text("from a file\n")
     (tmp_path / "ca").write_text("CA")
