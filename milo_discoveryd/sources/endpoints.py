@@ -46,6 +46,8 @@ def checked_url(endpoint: str, hosts: tuple[HostPattern, ...], port: int = 443) 
 
     Raises MalformedError if the daemon must not connect to it.
     """
+    if len(endpoint) > kubeconfig.LONGEST_URL:
+        raise MalformedError(f"the endpoint {endpoint[:80]!r} is longer than {kubeconfig.LONGEST_URL} characters")
     url = endpoint if "://" in endpoint else f"https://{_bracketed(endpoint)}"
     try:
         parts = urlsplit(url)

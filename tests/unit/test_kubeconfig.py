@@ -325,6 +325,24 @@ def test_server_with_spaces_or_control_characters_is_refused(server: str) -> Non
     assert kubeconfig.server_problem(server) == "has a space or a control character"
 
 
+@pytest.mark.parametrize("policy", [LOCAL, kubeconfig.RECEIVED, kubeconfig.SELF_CONTAINED])
+def test_urls_and_names_whose_normalization_takes_seconds_are_refused_at_once(policy: Policy) -> None:
+    slow = "a" + "\N{COMBINING CEDILLA}\N{COMBINING ACUTE ACCENT}" * 10_000
+    began = time.process_time()
+    for field, problem in (
+        ("server", "a server that is longer than 1024 characters"),
+        ("tls-server-name", "a tls-server-name that is not a hostname"),
+        *([("proxy-url", "a proxy-url that is not")] if "proxy-url" in policy.cluster else []),
+    ):
+        value = slow if field == "tls-server-name" else f"https://{slow}"
+        cluster = {"server": "https://a.test", field: value}
+        document = kubeconfig.render("c", server="", authorities=None, tls_server_name=None, user={"token": "x"})
+        parsed = kubeconfig.parse(json.dumps({**document, "clusters": [{"name": "c", "cluster": cluster}]}).encode())
+        with pytest.raises(KubeconfigError, match=problem):
+            parsed.select(policy)
+    assert time.process_time() - began < 0.5
+
+
 def test_rendered_kubeconfig_has_bytes_in_base64_and_no_field_without_value() -> None:
     user = {"token": "secret", "client-key-data": None}
     document = kubeconfig.render("c", server="https://api", authorities=b"PEM", tls_server_name=None, user=user)

@@ -83,6 +83,8 @@ def test_recursive_yaml_alias_is_rejected() -> None:
 def test_yaml_document_size_and_nesting_are_limited() -> None:
     with pytest.raises(DocumentError, match="bytes long"):
         read(b"#" * (yaml_document.MAX_BYTES + 1), scalars="text")
+    with pytest.raises(DocumentError, match="has more than 10 %TAG directives"):
+        read(b"".join(b"%%TAG !%d! a\n" % number for number in range(11)) + b"---\n", scalars="text")
     with pytest.raises(DocumentError, match="brackets"):
         read(b"[" * 100_000, scalars="text")
     with pytest.raises(DocumentError, match="too deeply"):

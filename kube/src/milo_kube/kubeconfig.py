@@ -25,6 +25,10 @@ MAX_BYTES: Final = 1 << 20
 RECEIVED_BYTES: Final = 64 << 10
 """Maximum size of a kubeconfig that another user wrote: parsing a larger one would delay the event loop."""
 _RECEIVED_NODES: Final = 2_000
+LONGEST_URL: Final = 1_024
+"""Maximum length of a URL that another user wrote. `urlsplit` normalizes text that is not ASCII, which takes quadratic
+time: 7 s for 30,000 characters. It also keeps its last 128 arguments."""
+_LONGEST_HOSTNAME: Final = 253
 SERVER_VARIABLE: Final = "MILO_DISCOVERY_CLUSTER_SERVER"
 """The environment variable in which a kubeconfig's exec entry repeats the URL of its server for the plugin."""
 EXEC_VERSIONS: Final = ("client.authentication.k8s.io/v1", "client.authentication.k8s.io/v1beta1")
@@ -319,8 +323,9 @@ def _rendered(fields: Mapping[str, Any]) -> dict[str, Any]:
 
 def server_problem(server: str) -> str | None:
     """Return what is wrong with an API server's URL, as a predicate such as "is not a URL", or None."""
-    if not server.isprintable() or " " in server:
-        return "has a space or a control character"  # urlsplit strips some of them
+    is_long = len(server) > LONGEST_URL
+    if is_long or not server.isprintable() or " " in server:  # urlsplit strips some of them
+        return f"is longer than {LONGEST_URL} characters" if is_long else "has a space or a control character"
     try:
         parts = urlsplit(server)
         port = parts.port
@@ -414,13 +419,15 @@ class _Reader:
 
     def _server_name(self, about: str, name: str) -> str:
         # The module ssl raises UnicodeError or TypeError for names that do not meet these conditions.
-        if name and not (name.isprintable() and " " not in name and _is_encodable(name)):
+        # Encoding takes quadratic time.
+        is_short = len(name) <= _LONGEST_HOSTNAME
+        if name and not (is_short and name.isprintable() and " " not in name and _is_encodable(name)):
             self._problems.append(f"{about} has a tls-server-name that is not a hostname")
         return name
 
     def _proxy(self, about: str, url: str) -> str:
         try:
-            parts = urlsplit(url)
+            parts = urlsplit(url if len(url) <= LONGEST_URL else "")
             good = parts.scheme in {"http", "https"} and parts.hostname and (parts.port is None or parts.port)
         except ValueError:
             good = False

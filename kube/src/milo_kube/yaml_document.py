@@ -18,6 +18,7 @@ MAX_BYTES = 1 << 20
 MAX_NODES = 50_000  # after the expansion of aliases; a kubeconfig with 1,000 contexts has about 20,000
 MAX_DEPTH = 40
 MAX_NUMBER = 100  # Characters: base-60 numbers (1:59:59) take quadratic time.
+MAX_TAG_DIRECTIVES = 10  # The parser compares each of them with all before it.
 MAX_NESTING_MARKS = 2_000  # Flow brackets: the parser recurses on them before nodes are counted.
 
 _Fast: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -65,6 +66,8 @@ def read(content: bytes, *, scalars: Scalars, nodes: int = MAX_NODES, fast: bool
         ) from None
     if text.count("[") + text.count("{") > MAX_NESTING_MARKS:
         raise DocumentError(f"has more than {MAX_NESTING_MARKS} brackets")
+    if text.count("%TAG") > MAX_TAG_DIRECTIVES:
+        raise DocumentError(f"has more than {MAX_TAG_DIRECTIVES} %TAG directives")
     try:
         made = _Fast if fast else yaml.SafeLoader
         if fast:

@@ -1,5 +1,7 @@
 """Addresses of clusters that come from objects."""
 
+import time
+
 import pytest
 
 from milo_discoveryd.sources.endpoints import checked_url
@@ -21,6 +23,14 @@ def test_endpoint_with_spaces_or_control_characters_is_malformed(endpoint: str) 
     """`urlsplit` removes such characters before it parses, but the endpoint would contain them."""
     with pytest.raises(MalformedError, match="is not of the form https://HOST"):
         checked_url(endpoint, ())
+
+
+def test_endpoint_whose_normalization_takes_seconds_is_malformed_at_once() -> None:
+    began = time.process_time()
+    for scheme in ("", "https://"):
+        with pytest.raises(MalformedError, match="is longer than 1024 characters"):
+            checked_url(scheme + "a" + "\N{COMBINING CEDILLA}\N{COMBINING ACUTE ACCENT}" * 10_000, ())
+    assert time.process_time() - began < 0.5
 
 
 @pytest.mark.parametrize("host", ["10.0.5", "167772165", "0xa000005", "10.0x5", "127.1", "a.1", "010.0.0.05"])
