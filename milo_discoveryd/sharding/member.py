@@ -484,12 +484,15 @@ class Member:
             return Read()
         if pacing.is_group_outdated or now < pacing.write_at:
             return None
+        if (view := next_view(group, self.holder, now, self._timing)) is not None:
+            return view
         others = (lease for lease in group.leases.members.values() if lease.member != self.name)
-        removable = [lease for lease in others if group.removable_at(lease, self._timing) <= now]
-        evictions = (Evict(_cleared(lease)) for lease in removable if lease.is_held)
-        deletions = (Delete(lease) for lease in removable if not lease.is_held)
-        # Deletions are last: one that is refused, and so repeated, must not delay what clusters wait for.
-        return next(evictions, None) or next_view(group, self.holder, now, self._timing) or next(deletions, None)
+        removable = (lease for lease in others if group.removable_at(lease, self._timing) <= now)
+        # A request that is refused is repeated: it must not delay what clusters wait for.
+        lease = min(removable, key=lambda lease: (not group.is_member(lease), not lease.is_held), default=None)
+        if lease is None:
+            return None
+        return Evict(_cleared(lease)) if lease.is_held else Delete(lease)
 
     @property
     def _next_read_at(self) -> float:

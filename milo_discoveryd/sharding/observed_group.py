@@ -205,12 +205,16 @@ class ObservedGroup(msgspec.Struct, frozen=True, kw_only=True):
         """Return when a Lease that is held counts as abandoned, unless it changes before."""
         return self.writes[member].since + timing.evict_after_s
 
+    def is_member(self, lease: MemberLease) -> bool:
+        """Return whether the present view, or the one before, has the member of a Lease."""
+        view = self.leases.view
+        return view is not None and (lease.member in view.members or lease.member in view.previous)
+
     def removable_at(self, lease: MemberLease, timing: Timing) -> float:
         """Return when a Lease may be cleared, if it is held, or else deleted."""
         if lease.is_held:
             return self.expires_at(lease.member, timing)
-        view = self.leases.view
-        if view is None or lease.member in view.members or lease.member in view.previous:
+        if self.leases.view is None or self.is_member(lease):
             return inf
         return self.writes[lease.member].since + timing.retention_s
 

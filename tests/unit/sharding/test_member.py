@@ -305,19 +305,32 @@ def test_member_whose_renewal_number_another_program_sets_to_the_largest_one_sta
 # Failures
 
 
-class RefusesDeletions(Driver):
-    """Its Lease API refuses deletions, as if the role of the members lacked the right to delete."""
+class Refusing(Driver):
+    """Its Lease API refuses deletions and evictions of `refused`, as if the role of the members lacked the right."""
+
+    refused = frozenset({"a", "b"})
 
     def perform(self, member: Member, action: Request) -> None:
-        if isinstance(action, Delete):
+        if isinstance(action, Delete | Evict) and action.lease.member in self.refused:
             member.failed(self.now)
         else:
             super().perform(member, action)
 
 
+def test_refused_eviction_of_a_lease_outside_of_the_view_delays_neither_other_evictions_nor_views() -> None:
+    driver = Refusing("c", "d", "e")
+    driver.run_until(lambda: is_settled(driver, *driver.members))
+    stray = MemberLease(member="a", version="1", holder="unknown", problem="it is malformed")
+    driver.api._replace(driver.now, members={"a": stray, **driver.api.group.members})
+    driver.run_until(lambda: isinstance(driver.requests[-1][2], Evict))
+    del driver.members["d"]
+    driver.run_until(lambda: driver.owned("c") | driver.owned("e") == ALL)
+    assert driver.api.group.members["a"] == stray
+
+
 def test_refused_deletion_of_an_old_lease_delays_neither_evictions_nor_views() -> None:
     """Found by a reader: once an old Lease was due, clusters of members that were killed had no owner for ever."""
-    driver = RefusesDeletions()
+    driver = Refusing()
     timing = msgspec.structs.replace(TIMING, retention_s=60.0)
     for name in ("a", "b", "c", "d"):
         driver.add(name, Member(name, f"{name}#1", timing=timing))
