@@ -524,6 +524,26 @@ async def test_cluster_state_that_the_stream_has_not_delivered_is_read_from_the_
         await eventually(lambda: read == [True])
 
 
+async def test_project_that_is_replaced_under_its_name_ends_the_reconciles_of_the_former_one(
+    plane: ControlPlane,
+) -> None:
+    history: list[tuple[str, str]] = []
+
+    async def reconcile(request: Request) -> None:
+        history.append(("began", request.cluster.uid))
+        try:
+            await asyncio.Event().wait()
+        finally:
+            history.append(("ended", request.cluster.uid))
+
+    plane.create(widget("one"))
+    async with reconciling(reconcile, plane) as running:
+        before = running.discovery.update(plane.project, labels={"a": "b"}).uid
+        await eventually(lambda: history == [("began", before)])
+        running.discovery.engage(plane, uid="another")
+        await eventually(lambda: history[1:] == [("ended", before), ("began", "another")])
+
+
 async def test_lost_ownership_ends_all_reconciles_and_a_restart_begins_them_again(
     sandbox: MiloSandbox, plane: ControlPlane
 ) -> None:

@@ -54,9 +54,12 @@ class FakeDiscovery:
         self._feed.put_nowait(Synced(clusters=len(control_planes)))
 
     def engage(self, control_plane: ControlPlane, *, lifetime: timedelta = _LIFETIME, **fields: Any) -> Cluster:
-        """Engage a cluster. `lifetime`: that of its kubeconfigs. `fields`: fields of the Cluster, such as `labels`."""
+        """Engage a cluster; one of the same name is replaced. `lifetime`: that of its kubeconfigs. `fields`: fields of
+        the Cluster, such as `labels` or `uid`."""
         self._incarnations += 1
         name = control_plane.project
+        if name in self._engaged:
+            self.disengage(name, DisengageReason.REPLACED)
         given = {"uid": f"uid-{name}", "endpoint": control_plane.access().server, **fields}
         cluster = Cluster(name=name, incarnation=f"{self._incarnations}", **given)
         self._engaged[name] = cluster, control_plane
