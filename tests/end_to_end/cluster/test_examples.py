@@ -246,11 +246,12 @@ def test_operator_works_in_a_project_and_ends_at_sigterm(node: Node, name: str, 
 @pytest.mark.usefixtures("tenant")
 def test_operator_works_in_a_project_with_a_separate_api_server(node: Node, tmp_path: Path) -> None:
     """The test creates what Kyverno and Flux would create from the example's policies and manifests."""
+    names = ("etcd", "kube-apiserver", "kube-controller-manager", "kubectl")
     (tmp_path / "programs").mkdir()
     for program in parts.programs(say):
-        if program.name in {"etcd", "kube-apiserver", "kubectl"}:
+        if program.name in names:
             shutil.copy(program, tmp_path / "programs")
-    image(tmp_path / "programs", "COPY etcd kube-apiserver kubectl /usr/bin/", "/usr/bin/kube-apiserver")
+    image(tmp_path / "programs", f"COPY {' '.join(names)} /usr/bin/", "/usr/bin/kube-apiserver")
     node.load(parts.images({"tenant": tmp_path / "programs"}, say))
     node.kubectl("apply", "-f", "-", given=yaml.safe_dump(control_plane("own")))
     namespace = f"project-{node.get('projectcontrolplane', 'own')['metadata']['uid']}"
@@ -259,7 +260,7 @@ def test_operator_works_in_a_project_with_a_separate_api_server(node: Node, tmp_
     node.kubectl("apply", "-f", "-", given=yaml.safe_dump_all([by_policy, *deployed_by_flux(tmp_path, namespace)]))
     file, host = "/kubeconfig-of-tenant", f"api-server.{namespace}.svc.cluster.local"
     try:
-        node.kubectl("-n", namespace, "rollout", "status", "deployment/api-server", "--timeout=300s")
+        node.kubectl("-n", namespace, "rollout", "status", "deployment/control-plane", "--timeout=300s")
         config = kubeconfig_by_policy(namespace, node.get("-n", namespace, "secret", "certificates")["data"])
         (node.files / file.lstrip("/")).write_text(yaml.safe_dump(config))
         node.kubectl("-n", namespace, "create", "secret", "generic", "kubeconfig", f"--from-file=kubeconfig={file}")
@@ -269,6 +270,8 @@ def test_operator_works_in_a_project_with_a_separate_api_server(node: Node, tmp_
         with running(node, "tutorial", tmp_path / "context"):
             found = eventually(lambda: ended(node, *inside, "get", "configmap", "greeting", "-o", "json"))
             assert json.loads(found)["data"] == {"greeting": "hello own"}
+        node.kubectl(*inside, "create", "deployment", "web", "--image=web")
+        eventually(lambda: ended(node, *inside, "get", "replicasets", "-o", "name").startswith("replicaset.apps/web-"))
     finally:
         node.kubectl("delete", "projectcontrolplane", "own")
         node.kubectl("delete", "namespace", namespace)
@@ -277,7 +280,8 @@ def test_operator_works_in_a_project_with_a_separate_api_server(node: Node, tmp_
 def deployed_by_flux(directory: Path, namespace: str) -> Sequence[Mapping[str, Any]]:
     """Return what Flux deploys in the namespace of a project, with images that are available."""
     (directory / "tenant").mkdir()
-    names = ("registry.k8s.io/etcd", "registry.k8s.io/kube-apiserver", "registry.example.com/tools")
+    servers = ("etcd", "kube-apiserver", "kube-controller-manager")
+    names = (*(f"registry.k8s.io/{name}" for name in servers), "registry.example.com/tools")
     kustomization = {
         "namespace": namespace,
         "resources": [os.path.relpath(MULTI_TENANT / "tenant", (directory / "tenant").resolve())],
