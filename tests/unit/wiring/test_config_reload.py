@@ -1,6 +1,7 @@
 """Reload of authorization rules at run time: all of them or none."""
 
 import asyncio
+import math
 import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
@@ -244,8 +245,9 @@ async def test_config_reload_waits_until_the_size_of_the_file_is_stable(
 
 
 async def test_file_that_is_written_in_place_is_not_read_before_its_writer_has_finished(
-    reloaded_file: ReloadedFile,
+    reloaded_file: ReloadedFile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(config_reload, "SETTLED_S", math.inf)
     text = reloaded_file.file.read_text()
     beginning, rest = text[: text.index("- clusters", 20)], text[text.index("- clusters", 20) :]
     looked = 0
