@@ -23,6 +23,7 @@ import subprocess
 import sys
 import tarfile
 import tempfile
+import textwrap
 import zipfile
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
@@ -162,12 +163,25 @@ def artifact(layout: Path, content: bytes, commit: Commit) -> None:
 VALUES = """\
 # The image of the daemon and of the container that prints the changes.
 image: {image}
-# Environment variables of the daemon that select what it watches.
+imagePullSecrets: []
+# Name of a Secret whose key `kubeconfig` is for Milo's core API. With it, the mode is `project`.
+kubeconfigSecret: ""
+# The daemon's configuration file (docs/settings.md), for `sources`, `rights`, issuers and listeners.
+config: {{}}
+# Environment variables of the daemon that select what it watches. An empty one has the default of the mode.
 environment:
 {environment}
 # Further settings of the daemon (docs/settings.md), by the names of their environment variables.
 settings:
 {settings}
+# Further volumes of the pod, such as Secrets with keys, and their mounts in the daemon's container.
+volumes: []
+volumeMounts: []
+resources:
+{resources}
+nodeSelector: {{}}
+tolerations: []
+affinity: {{}}
 rbac:
   create: true
 networkPolicy:
@@ -177,12 +191,60 @@ monitoring:
   enabled: true
 """
 PARTS = {
-    "rbac": ("rbac.create", {"ClusterRole", "ClusterRoleBinding"}),
-    "network-policy": ("networkPolicy.enabled", {"NetworkPolicy"}),
-    "monitoring": ("monitoring.enabled", {"PodMonitor", "PrometheusRule"}),
+    "rbac": ("and .Values.rbac.create (not .Values.kubeconfigSecret)", {"ClusterRole", "ClusterRoleBinding"}),
+    "network-policy": (".Values.networkPolicy.enabled", {"NetworkPolicy"}),
+    "monitoring": (".Values.monitoring.enabled", {"PodMonitor", "PrometheusRule"}),
 }
-VALUE_UNLESS_EMPTY = r"\n{{- with .Values.environment.\2 }}\n\1value: {{ quote . }}\n{{- end }}"
+VALUE_UNLESS_EMPTY = r'\n{{- with include "variable" (list . "\2") }}\n\1value: {{ quote . }}\n{{- end }}'
 """The API server drops empty values of variables, so that each upgrade would patch them."""
+CONFIG = """\
+{{- with .Values.config }}
+---
+apiVersion: v1
+kind: ConfigMap
+metadata:
+  name: milo-discoveryd-config-{{ toJson . | sha256sum | trunc 10 }}
+  namespace: {{ $.Release.Namespace }}
+data:
+  config.yaml: |
+    {{- toYaml . | nindent 4 }}
+{{- end }}
+"""
+OF_POD = {
+    "@variables@": """
+{{- if .Values.config }}
+- name: MILO_DISCOVERYD_CONFIG
+  value: /etc/milo-discoveryd/config/config.yaml
+{{- end }}""",
+    "@mounts@": """
+{{- if .Values.kubeconfigSecret }}
+- name: milo-discoveryd-kubeconfig
+  mountPath: /etc/milo-discoveryd/kubeconfig
+  readOnly: true
+{{- end }}
+{{- if .Values.config }}
+- name: milo-discoveryd-config
+  mountPath: /etc/milo-discoveryd/config
+  readOnly: true
+{{- end }}
+{{- with .Values.volumeMounts }}{{ toYaml . | nindent INDENT }}{{- end }}""",
+    "@volumes@": """
+{{- if .Values.kubeconfigSecret }}
+- name: milo-discoveryd-kubeconfig
+  secret:
+    secretName: {{ .Values.kubeconfigSecret }}
+    defaultMode: 0440
+{{- end }}
+{{- with .Values.config }}
+- name: milo-discoveryd-config
+  configMap:
+    name: milo-discoveryd-config-{{ toJson . | sha256sum | trunc 10 }}
+{{- end }}
+{{- with .Values.volumes }}{{ toYaml . | nindent INDENT }}{{- end }}""",
+}
+"""What the values add to lists of the pod."""
+PASSED_ON = ("imagePullSecrets", "nodeSelector", "tolerations", "affinity")
+"""Fields of the pod that have the names of values."""
 
 
 def chart(out: Path, bundle: Path, commit: Commit) -> None:
@@ -202,11 +264,23 @@ def chart(out: Path, bundle: Path, commit: Commit) -> None:
         for variable in pod["initContainers"][0]["env"]
         if "MILO_DISCOVERYD" in variable["name"]
     }
-    values = VALUES.format(image=image, environment=_indented(environment), settings=_indented(settings["data"]))
+    daemon = pod["initContainers"][0]
+    for name in ("MODE", "LISTEN"):  # the defaults of the helper
+        environment[f"MILO_DISCOVERYD_{name}"] = ""
+    values = VALUES.format(
+        image=image,
+        environment=_indented(environment),
+        settings=_indented(settings["data"]),
+        resources=textwrap.indent(yaml.safe_dump(daemon["resources"]).rstrip(), "  "),
+    )
+    daemon["resources"] = "@resources@"
     settings["data"] = "@settings@"
     for variable in pod["initContainers"][0]["env"]:
         if variable["name"] in environment:
             variable["value"] = f"@{variable['name']}@"
+    for items, placeholder in zip((daemon["env"], daemon["volumeMounts"], pod["volumes"]), OF_POD, strict=True):
+        items.append(placeholder)
+    pod.update({name: f"@{name}@" for name in PASSED_ON})
     parts: dict[str, list[str]] = {}
     for document in rendered:
         is_dashboard = document["kind"] == "ConfigMap" and document is not settings
@@ -223,12 +297,16 @@ def chart(out: Path, bundle: Path, commit: Commit) -> None:
         text = text.replace("managed-by: kustomize", "managed-by: {{ .Release.Service }}")
         text = text.replace("data: '@settings@'", "data: {{- toYaml .Values.settings | nindent 2 }}")
         text = re.sub(r"\n( *)value: '@(MILO_\w+)@'", VALUE_UNLESS_EMPTY, text)
+        text = re.sub(r"\n( *)- '(@\w+@)'", _added, text)
+        text = re.sub(r"\n( *)(\w+): '@(\w+)@'", _passed_on, text)
         parts.setdefault(part, []).append(text)
     with tempfile.TemporaryDirectory() as scratch:
         root = Path(scratch) / "milo-discoveryd"
         (root / "templates").mkdir(parents=True)
         (root / "values.yaml").write_text(values)
         shutil.copy(ROOT / "deploy" / "chart" / "values.schema.json", root)
+        shutil.copy(ROOT / "deploy" / "chart" / "_helpers.tpl", root / "templates")
+        (root / "templates" / "config.yaml").write_text(CONFIG)
         (root / "Chart.yaml").write_text(
             f"apiVersion: v2\nname: milo-discoveryd\nversion: {version()}\nappVersion: {version()}\n"
             "kubeVersion: '>=1.29.0-0'\nsources:\n- " + SOURCE + "\n"
@@ -237,12 +315,26 @@ def chart(out: Path, bundle: Path, commit: Commit) -> None:
         for part, texts in parts.items():
             text = "---\n".join(texts)
             if part in PARTS:
-                text = f"{{{{- if .Values.{PARTS[part][0]} }}}}\n{text}{{{{- end }}}}\n"
+                text = f"{{{{- if {PARTS[part][0]} }}}}\n{text}{{{{- end }}}}\n"
             (root / "templates" / f"{part}.yaml").write_text(text)
         (out / "chart").mkdir()
         (out / "chart" / f"milo-discoveryd-{version()}.tgz").write_bytes(
             _tar(root, commit.epoch, under="milo-discoveryd/")
         )
+
+
+def _added(place: re.Match[str]) -> str:
+    """Return the template of the items that values add to a list."""
+    indent = place[1]
+    lines = OF_POD[place[2]].replace("INDENT", str(len(indent))).splitlines()
+    return "\n".join(line if line.startswith("{{") or not line else indent + line for line in lines)
+
+
+def _passed_on(place: re.Match[str]) -> str:
+    """Return the template of a field whose content is a value of the same name; without content, there is no field."""
+    indent, name = place[1], place[3]
+    inside = f"{{{{- toYaml . | nindent {len(indent) + 2} }}}}"
+    return f"\n{{{{- with .Values.{name} }}}}\n{indent}{name}: {inside}\n{{{{- end }}}}"
 
 
 def _indented(mapping: dict[str, str]) -> str:

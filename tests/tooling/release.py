@@ -193,7 +193,31 @@ def chart(release: Path, scratch: Path) -> str:
     assert not different, f"these objects are not those of Kustomize: {different}"
     bare = objects(run(command, *given, "--set", "monitoring.enabled=false", "--set", "rbac.create=false"))
     assert {kind for kind, _ in bare}.isdisjoint({*FOREIGN_KINDS, "ClusterRole"})
-    return f"{len(ours)} objects, equal to those of Kustomize"
+    configured = run(command, *given, "--values", Path(__file__).parent / "deploy" / "chart_values.yaml")
+    accepted(configured, scratch)
+    _follows_projects([document for document in yaml.safe_load_all(configured) if document])
+    return f"{len(ours)} objects, equal to those of Kustomize, and valid with every value"
+
+
+def _follows_projects(charted: list[dict[str, Any]]) -> None:
+    """Check that the values of tests/tooling/deploy/chart_values.yaml are in the objects."""
+    kinds = {document["kind"]: document for document in charted}
+    assert "ClusterRole" not in kinds, "the rights are those of the kubeconfig's user"
+    pod = kinds["Deployment"]["spec"]["template"]["spec"]
+    [daemon] = pod["initContainers"]
+    variables = {variable["name"]: variable.get("value") for variable in daemon["env"]}
+    assert variables["MILO_DISCOVERYD_MODE"] == "project"
+    assert variables["MILO_DISCOVERYD_LISTEN"] is None, "the file has the listeners"
+    mounts = {mount["name"]: mount["mountPath"] for mount in daemon["volumeMounts"]}
+    assert mounts.keys() == {volume["name"] for volume in pod["volumes"]}
+    kubeconfig = f"{mounts['milo-discoveryd-kubeconfig']}/kubeconfig"
+    assert {variables[f"MILO_DISCOVERYD_{name}_KUBECONFIG"] for name in ("DISCOVERY", "PROJECT")} == {kubeconfig}
+    assert variables["MILO_DISCOVERYD_CONFIG"] == f"{mounts['milo-discoveryd-config']}/config.yaml"
+    [volume] = [volume for volume in pod["volumes"] if volume["name"] == "milo-discoveryd-config"]
+    [config] = [document for document in charted if document["metadata"]["name"] == volume["configMap"]["name"]]
+    assert yaml.safe_load(config["data"]["config.yaml"])["rights"][0]["name"] == "pod"
+    assert (pod["tolerations"], pod["imagePullSecrets"]) == ([{"operator": "Exists"}], [{"name": "registry"}])
+    assert daemon["resources"]["limits"] == {"memory": "1Gi"}
 
 
 def helm() -> Path:
