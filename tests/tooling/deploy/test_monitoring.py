@@ -3,8 +3,10 @@
 from pathlib import Path
 
 import pytest
+from prometheus_client import CollectorRegistry
 from prometheus_client.parser import text_string_to_metric_families
 
+from milo_controllers.metrics import ControllerMetrics
 from tests.end_to_end.process.conftest import Workspace
 from tests.tooling.deploy import monitoring
 from tests.tooling.deploy.manifests import of_kind, with_components
@@ -15,7 +17,13 @@ from tools import metrics_reference
 SCRAPE_LABELS = frozenset({"namespace", "pod", "container", "job", "instance"})
 EXPORTED = {name: labels for family in metrics_reference.families() for name, labels in family.series}
 OF_PROMETHEUS = {"up": frozenset[str](), "ALERTS": frozenset({"alertname", "alertstate", "severity"})}
-KNOWN = EXPORTED | OF_PROMETHEUS | dict.fromkeys(monitoring.recorded(), frozenset({"type", "reason"}))
+_OF_CONTROLLERS = ControllerMetrics(CollectorRegistry(), max_clusters=1)
+OF_CONTROLLERS = {
+    **{family.name: frozenset(family._labelnames) for family in _OF_CONTROLLERS.state.collect()},
+    "milo_controllers_cluster_reconcile_errors_total": frozenset(_OF_CONTROLLERS.cluster_errors._labelnames),
+    "milo_controllers_event_loop_delay_seconds_bucket": frozenset({"le"}),
+}
+KNOWN = EXPORTED | OF_CONTROLLERS | OF_PROMETHEUS | dict.fromkeys(monitoring.recorded(), frozenset({"type", "reason"}))
 
 EXPRESSIONS = [(rule.get("alert") or rule["record"], rule["expr"]) for rule in monitoring.rules()]
 EXPRESSIONS += monitoring.dashboard_expressions()
