@@ -109,7 +109,7 @@ class Issuers:
                 ),
                 # Discovery with an issuer's credential does not use the user of its kubeconfig.
                 discovery=tuple(server for server, named in watched if server is not None and named is None),
-                daemon=self._requesting_daemon,
+                requesting_daemon=self._requesting_daemon,
                 open_api=lambda path: open_upstream(path, self._settings, self._environ, self._closing),
                 renewed=self._renewed,
                 proxy=lambda url: environment_proxy(url, self._environ),

@@ -54,7 +54,7 @@ class IssuerContext(msgspec.Struct, frozen=True, kw_only=True):
     """The sources whose clusters the issuer serves."""
     discovery: tuple[Upstream, ...]
     """The watched API servers of all sources, with the users that discovery authenticates as."""
-    daemon: Callable[[], RequestingDaemon]
+    requesting_daemon: Callable[[], RequestingDaemon]
     open_api: Callable[[Path | None], tuple[KubernetesApi, str]]
     """Returns the API server of a kubeconfig, or of the cluster that the daemon runs in, and its origin for messages.
     Raises ConfigError."""

@@ -375,4 +375,4 @@ class TokenRequestSettings(RequestingIssuerSettings, frozen=True, kw_only=True):
             audiences=self.audiences,
             bound=self.bound,
         )
-        return TokenRequestIssuer(self.name, api, origin=origin, tokens=tokens, daemon=context.daemon())
+        return TokenRequestIssuer(self.name, api, origin=origin, tokens=tokens, daemon=context.requesting_daemon())
