@@ -18,14 +18,19 @@ from milo_discoveryd.server.calls.in_flight import MAX_CALLS, InFlightCalls
 from milo_discoveryd.server.calls.interceptor import AccessInterceptor, CallInterceptor, Refusals
 from milo_discoveryd.server.calls.rpc_context import Authenticator
 from milo_discoveryd.server.calls.service import Service
-from milo_discoveryd.server.connections.acceptor import Acceptor
-from milo_discoveryd.server.connections.authentication import BearerAuthentication, ListenerAuthentication, Reviewer
+from milo_discoveryd.server.connections.authentication import ListenerAuthentication
 from milo_discoveryd.server.connections.listener import Listener, TcpEndpoint, UnixSocket
 from milo_discoveryd.server.connections.socket_file import SocketFile
 from milo_discoveryd.server.connections.unix_connections import UnixConnections
 
 if TYPE_CHECKING:
     from opentelemetry.trace import TracerProvider
+
+    from milo_discoveryd.server.connections.acceptor import Acceptor
+    from milo_discoveryd.server.connections.bearer_authentication import Reviewer
+
+# What only listeners on TCP, or with peer credentials or tokens, need is imported for these.
+# ruff: noqa: PLC0415
 
 OPTIONS = (
     # With SO_REUSEPORT, two servers on one port would each get a random part of the clients.
@@ -69,7 +74,7 @@ class Server:
         metrics: CallMetrics,
         *,
         traces: "TracerProvider | None" = None,
-        reviewer: Reviewer | None = None,
+        reviewer: "Reviewer | None" = None,
     ) -> None:
         """`reviewer` is required if a listener accepts bearer tokens."""
         self._service = service
@@ -143,9 +148,11 @@ class Server:
         self._audit.flush()
 
     async def _serve(self, listener: Listener) -> None:
-        acceptor = Acceptor(listener, self._audit) if listener.has_acceptor else None
+        acceptor = self._acceptor(listener) if listener.has_acceptor else None
         authenticator: Authenticator = ListenerAuthentication(listener.name) if acceptor is None else acceptor
         if listener.tokens:
+            from milo_discoveryd.server.connections.bearer_authentication import BearerAuthentication
+
             assert self._reviewer is not None
             authenticator = BearerAuthentication(authenticator, self._reviewer, self._audit)
         server = self._server(listener, authenticator)
@@ -160,6 +167,11 @@ class Server:
             self.addresses.append(_address(listener.address, listening))
             acceptor.start(listening)
 
+    def _acceptor(self, listener: Listener) -> "Acceptor":
+        from milo_discoveryd.server.connections.acceptor import Acceptor
+
+        return Acceptor(listener, self._audit)
+
     def _server(self, listener: Listener, authenticator: Authenticator) -> grpc.aio.Server:
         access, in_flight = self._service.access, InFlightCalls(len(self._listeners))
         refusals = Refusals(authenticator, self._audit)
@@ -168,7 +180,7 @@ class Server:
             AccessInterceptor(NAME, access, authenticator, in_flight, refusals),
         ]
         if self._traces is not None:
-            from milo_discoveryd.server.calls.tracing import TracingInterceptor  # noqa: PLC0415 - needs an extra
+            from milo_discoveryd.server.calls.tracing import TracingInterceptor  # needs an extra
 
             interceptors.insert(0, TracingInterceptor(self._traces))
         limit = () if listener.has_acceptor else (("grpc.max_allowed_incoming_connections", listener.accepted_by_grpc),)

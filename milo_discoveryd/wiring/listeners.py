@@ -4,16 +4,23 @@ import grp
 import pwd
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AsyncExitStack
+from typing import TYPE_CHECKING
 
 from milo_discoveryd import process_hardening
 from milo_discoveryd.config import ListenerSettings, Settings, UnixAddress
+from milo_discoveryd.config.listeners import Tls
 from milo_discoveryd.daemon_errors import StartError
-from milo_discoveryd.identity.token_review import TokenReviewer
 from milo_discoveryd.logger import log
 from milo_discoveryd.server.connections import listener
 from milo_discoveryd.server.connections.connection_budget import fit_connections
-from milo_discoveryd.server.connections.tls_certificates import ServerTls
 from milo_discoveryd.wiring.upstreams import open_upstream
+
+if TYPE_CHECKING:
+    from milo_discoveryd.identity.token_review import TokenReviewer
+    from milo_discoveryd.server.connections.tls_certificates import ServerTls
+
+# What few listeners need is imported for these.
+# ruff: noqa: PLC0415
 
 
 def listeners(settings: Settings) -> list[listener.Listener]:
@@ -37,15 +44,20 @@ def listeners(settings: Settings) -> list[listener.Listener]:
 def _wanted(settings: Settings) -> Iterator[listener.Listener]:
     shared = listener.CONNECTIONS // max(1, sum(listener.connections is None for listener in settings.listen))
     for configured in settings.listen:
-        tls = configured.tls
         yield listener.Listener(
             name=configured.title,
             address=_address(configured, settings),
-            tls=ServerTls(certificate=tls.certificate, key=tls.key, client_ca=tls.client_ca) if tls else None,
+            tls=None if configured.tls is None else _tls(configured.tls),
             peer_credentials=configured.peer_credentials,
             tokens=configured.tokens,
             connections=max(1, shared) if configured.connections is None else configured.connections,
         )
+
+
+def _tls(configured: Tls) -> "ServerTls":
+    from milo_discoveryd.server.connections.tls_certificates import ServerTls
+
+    return ServerTls(certificate=configured.certificate, key=configured.key, client_ca=configured.client_ca)
 
 
 def _address(wanted: ListenerSettings, settings: Settings) -> listener.UnixSocket | listener.TcpEndpoint:
@@ -68,10 +80,12 @@ def _number(name: str | None, where: str, kind: str, look_up: Callable[[str], in
         raise StartError(f"{where}: there is no {kind} {name!r} on this machine; give its number") from None
 
 
-def token_reviewer(settings: Settings, environ: Mapping[str, str], closing: AsyncExitStack) -> TokenReviewer | None:
+def token_reviewer(settings: Settings, environ: Mapping[str, str], closing: AsyncExitStack) -> "TokenReviewer | None":
     """Build the token reviewer; None if no listener accepts tokens. `closing` closes its connections."""
     if not any(configured.tokens for configured in settings.listen):
         return None
+    from milo_discoveryd.identity.token_review import TokenReviewer
+
     wanted = settings.token_review
     transport, origin = open_upstream(wanted.kubeconfig, settings, environ, closing)
     return TokenReviewer(transport, origin=origin, audiences=wanted.audiences)

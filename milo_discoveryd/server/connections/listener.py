@@ -1,11 +1,14 @@
 """Listeners: addresses, and how callers are authenticated at each."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 
-from milo_discoveryd.server.connections.tls_certificates import ServerTls
 from milo_kube import addresses
+
+if TYPE_CHECKING:
+    from milo_discoveryd.server.connections.tls_certificates import ServerTls
 
 CONNECTIONS = 1000
 """The default connection limit of all listeners together, which fits the memory limit of the shipped manifest."""
@@ -36,7 +39,7 @@ class Listener(msgspec.Struct, frozen=True, kw_only=True):
 
     name: str
     address: UnixSocket | TcpEndpoint
-    tls: ServerTls | None = None
+    tls: "ServerTls | None" = None
     """TLS of a TCP listener. Without it any local process may call, so the settings then allow only loopback."""
     peer_credentials: bool = False
     """Whether callers of a Unix socket are identified by the process that connected."""

@@ -29,7 +29,7 @@ from milo_discoveryd.server.calls.frames import encoder
 from milo_discoveryd.server.calls.revision import TokenSigner
 from milo_discoveryd.server.calls.server_info import DaemonInfo
 from milo_discoveryd.server.calls.service import Service
-from milo_discoveryd.server.connections.authentication import Reviewer
+from milo_discoveryd.server.connections.bearer_authentication import Reviewer
 from milo_discoveryd.server.connections.listener import Listener, UnixSocket
 from milo_discoveryd.server.server import Server
 from milo_discoveryd.telemetry.audit import Audit
