@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import timedelta
 
 from milo_discovery import BackoffPolicy
-from milo_discovery._backoff import StreamBackoff
+from milo_kube.backoff import StreamBackoff
 
 POLICY = BackoffPolicy(initial=timedelta(seconds=1), maximum=timedelta(seconds=5), healthy=timedelta(seconds=10))
 AT_ONCE = timedelta()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from milo_discovery._failure_log import FailureLog
+from milo_kube.failure_log import FailureLog
 
 
 def failure(kind: type[Exception] = ValueError) -> Exception:

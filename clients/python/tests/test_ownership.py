@@ -23,9 +23,9 @@ from milo_discovery import (
     SyncDiscoveryClient,
     Unavailable,
 )
-from milo_discovery._background_loop import BackgroundLoop, run_in_thread, run_on
 from milo_discovery._ownership import OwnershipDeadline, boottime
 from milo_discovery.v1 import discovery_pb2 as pb
+from milo_kube.background_loop import BackgroundLoop, run_in_thread, run_on
 
 from .conftest import AT_ONCE
 from .eventually import eventually

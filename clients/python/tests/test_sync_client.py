@@ -23,9 +23,9 @@ from milo_discovery import (
     SyncDiscoveryClient,
     TimedOut,
 )
-from milo_discovery._background_loop import BackgroundLoop
 from milo_discovery.sync import SyncWatch
 from milo_discovery.v1 import discovery_pb2 as pb
+from milo_kube.background_loop import BackgroundLoop
 
 from .conftest import AT_ONCE
 from .eventually import eventually

@@ -28,9 +28,9 @@ from milo_controllers.options import check_options
 from milo_controllers.single_cluster import SingleCluster
 from milo_controllers.webhook_server import WebhookServer, serve_webhooks
 from milo_controllers.webhooks import DESCRIBE_VARIABLE, REVIEW_THREADS, describe
-from milo_discovery._background_loop import run_in_thread, run_on
 from milo_discovery.errors import DiscoveryError
 from milo_discovery.leader_election import LeaderElection, LeadershipLost
+from milo_kube.background_loop import run_in_thread, run_on
 from milo_kube.credential import CredentialError
 from milo_kube.http.server import HttpReply, HttpServer, ServerRequest
 from milo_kube.http.visitors import is_on_loopback, is_own_host

@@ -33,7 +33,7 @@ from milo_controllers.work_queue import (
     WorkQueue,
 )
 from milo_controllers.write_holds import WriteHolds, WrittenCluster
-from milo_discovery._failure_log import FailureLog
+from milo_kube.failure_log import FailureLog
 
 
 class Shared(NamedTuple):

@@ -42,14 +42,14 @@ from milo_controllers.webhooks import (
     WebhookType,
 )
 from milo_controllers.work_queue import QueuePolicy
-from milo_discovery._failure_log import INTERVAL_S, FailureLog
-from milo_discovery._task_groups import RunsInBackground, unwrap_single_error, wait_uninterrupted
 from milo_discovery.client import DiscoveryClient
 from milo_discovery.engaged_cluster import EngagedCluster
 from milo_discovery.fleet import DiscoveryState, Fleet
 from milo_discovery.model import Cluster
 from milo_kube.api_server import Pools
+from milo_kube.failure_log import INTERVAL_S, FailureLog
 from milo_kube.loop_watchdog import LoopWatchdog
+from milo_kube.task_groups import RunsInBackground, unwrap_single_error, wait_uninterrupted
 
 log = logging.getLogger("milo_controllers")
 

@@ -24,11 +24,11 @@ from milo_controllers.own_writes import OwnWrites
 from milo_controllers.reconcile_call import stays_suspended
 from milo_controllers.tracing import SpanTracer
 from milo_controllers.work_queue import Priority
-from milo_discovery._task_groups import unwrap_single_error
 from milo_discovery.engaged_cluster import EngagedCluster
 from milo_discovery.model import Cluster
 from milo_kube.api_server import Pools
 from milo_kube.reflect.reflector import ReflectorPolicy
+from milo_kube.task_groups import unwrap_single_error
 
 # Lists of one project are short, and most project control planes support streaming lists anyway.
 _REFLECTION = ReflectorPolicy(page_size=500)

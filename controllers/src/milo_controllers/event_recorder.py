@@ -11,7 +11,7 @@ from milo_controllers.cluster_api import MERGE_PATCH, ClusterApi
 from milo_controllers.errors import NotFound, NotServed
 from milo_controllers.event_log import EventContent, EventLog, EventWrite, in_core
 from milo_controllers.kinds import CORE_EVENTS, EVENTS, Document, Kind
-from milo_discovery._change_signal import ChangeSignal
+from milo_kube.change_signal import ChangeSignal
 
 log = logging.getLogger("milo_controllers")
 

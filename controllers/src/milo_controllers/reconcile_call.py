@@ -13,9 +13,9 @@ from milo_controllers.event_loop import EventLoop
 from milo_controllers.functions import is_async
 from milo_controllers.request import Request, Result
 from milo_controllers.work_queue import Done, Failed, Outcome, Parked, Stopped
-from milo_discovery._task_groups import cancelled_from_outside, wait_uninterrupted
 from milo_discovery.engaged_cluster import EngagedCluster
 from milo_discovery.model import Cluster
+from milo_kube.task_groups import cancelled_from_outside, wait_uninterrupted
 
 T = TypeVar("T")
 Reconciler = Callable[[Request[T]], Awaitable[Result | None] | Result | None]

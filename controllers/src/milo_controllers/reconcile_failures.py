@@ -10,8 +10,8 @@ import msgspec
 
 from milo_controllers.errors import ApiError, Conflict, ControllerError, Permanent
 from milo_controllers.work_queue import ObjectKey
-from milo_discovery._failure_log import FailureLog, raised_at
 from milo_discovery.errors import DiscoveryError
+from milo_kube.failure_log import FailureLog, raised_at
 
 log = logging.getLogger("milo_controllers")
 

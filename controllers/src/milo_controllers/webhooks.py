@@ -28,12 +28,12 @@ from milo_controllers.admission_review import (
 )
 from milo_controllers.functions import is_async
 from milo_controllers.kinds import Document, Kind
-from milo_discovery._failure_log import FailureLog
-from milo_discovery._task_groups import cancelled_from_outside
 from milo_discovery.engaged_cluster import EngagedCluster
 from milo_discovery.errors import DiscoveryError
 from milo_discovery.model import Cluster
+from milo_kube.failure_log import FailureLog
 from milo_kube.http.server import HttpReply, ServerRequest
+from milo_kube.task_groups import cancelled_from_outside
 
 log = logging.getLogger("milo_controllers.webhooks")
 

@@ -22,8 +22,8 @@ from milo_controllers.registration import ControllerSpec
 from milo_controllers.request import Request
 from milo_controllers.watched import WatchedKind
 from milo_controllers.work_queue import ObjectKey
-from milo_discovery._failure_log import FailureLog
 from milo_discovery.testing import eventually
+from milo_kube.failure_log import FailureLog
 from milo_kube.reflect.messages import ObjectChanged
 
 

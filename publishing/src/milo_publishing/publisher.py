@@ -8,10 +8,10 @@ from contextlib import aclosing, asynccontextmanager, suppress
 from typing import TYPE_CHECKING
 
 from milo_discovery._kubeconfig_access import read_access, read_exec_access
-from milo_discovery._task_groups import unwrap_single_error
 from milo_discovery.errors import ClusterNotFound, PreconditionFailed, UnusableKubeconfig
 from milo_discovery.events import Connected, Event, Refreshed, StreamNotice, Synced
 from milo_discovery.model import EngagementReason, EventType, KubeconfigFormat
+from milo_kube.task_groups import unwrap_single_error
 from milo_publishing.errors import PublishedByAnother
 from milo_publishing.publication import Lane, Publication, Report, Task
 from milo_publishing.records import Apply, Ask, Create, DeleteObject, Engaged, ReadObject, Received, Request

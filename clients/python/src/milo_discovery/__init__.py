@@ -5,7 +5,6 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from milo_discovery._address import ADDRESS_VARIABLE, DEFAULT_ADDRESS
-    from milo_discovery._backoff import BackoffPolicy
     from milo_discovery._client_credentials import ClientCredentials
     from milo_discovery.client import DiscoveryClient
     from milo_discovery.engaged_cluster import EngagedCluster
@@ -60,11 +59,12 @@ if TYPE_CHECKING:
     )
     from milo_discovery.sync import SyncDiscoveryClient, SyncWatch
     from milo_discovery.watch import Watch
+    from milo_kube.backoff import BackoffPolicy
 
 # Imported on first use: the exec credential plugin has to start fast, and the pytest plugin does not need gRPC.
 _MODULE_OF = {
     "ADDRESS_VARIABLE": "milo_discovery._address",
-    "BackoffPolicy": "milo_discovery._backoff",
+    "BackoffPolicy": "milo_kube.backoff",
     "CallFailed": "milo_discovery.errors",
     "CertificateRenewed": "milo_discovery.errors",
     "Cluster": "milo_discovery.model",

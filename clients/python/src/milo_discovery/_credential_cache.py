@@ -7,8 +7,8 @@ from datetime import datetime, timedelta
 from enum import Enum, auto
 from typing import TYPE_CHECKING
 
-from milo_discovery._backoff import BackoffPolicy, StreamBackoff
 from milo_discovery._kubeconfig_access import KubeconfigAccess, read_access
+from milo_kube.backoff import BackoffPolicy, StreamBackoff
 
 if TYPE_CHECKING:
     from milo_discovery.model import Kubeconfig

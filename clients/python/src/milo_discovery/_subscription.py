@@ -10,7 +10,6 @@ from datetime import timedelta
 from types import MappingProxyType
 
 from milo_discovery import _convert
-from milo_discovery._backoff import BackoffPolicy, StreamBackoff
 from milo_discovery._convert import WatchOptions
 from milo_discovery._kubeconfig_access import read_access
 from milo_discovery._ownership import OwnershipDeadline, boottime
@@ -19,6 +18,7 @@ from milo_discovery.errors import DiscoveryError, StatusError, StreamBroken, Unu
 from milo_discovery.events import Connected, Disconnected, Event, StreamNotice
 from milo_discovery.model import Cluster, EventType, SourceState, SourceStatus
 from milo_discovery.v1 import discovery_pb2 as pb
+from milo_kube.backoff import BackoffPolicy, StreamBackoff
 
 log = logging.getLogger("milo_discovery.watch")
 

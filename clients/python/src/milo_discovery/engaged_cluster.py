@@ -7,11 +7,11 @@ from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from milo_discovery._api_clients import ApiClients
-from milo_discovery._change_signal import ChangeSignal
 from milo_discovery._credential_renewal import AsyncRenewer, PushedKubeconfigs
 from milo_discovery._session import cluster_content
 from milo_discovery.errors import ClusterNotFound
 from milo_discovery.model import Cluster, DisengageReason, Draining, Kubeconfig
+from milo_kube.change_signal import ChangeSignal
 
 if TYPE_CHECKING:
     from kubernetes.aio.client import ApiClient as AioApiClient

@@ -16,16 +16,16 @@ from types import MappingProxyType
 from typing import Any, Literal, Protocol, TypeVar, Unpack
 
 from milo_discovery._api_clients import ApiClients
-from milo_discovery._backoff import BackoffPolicy, StreamBackoff
-from milo_discovery._change_signal import ChangeSignal
 from milo_discovery._convert import WatchOptions
-from milo_discovery._failure_log import INTERVAL_S, FailureLog
 from milo_discovery._grpc_status import NOT_RETRYABLE
-from milo_discovery._task_groups import RunsInBackground, cancelled_from_outside, unwrap_single_error
 from milo_discovery.engaged_cluster import EngagedCluster
 from milo_discovery.errors import ClusterNotFound, DiscoveryError, HandlerFailed
 from milo_discovery.events import Connected, Disconnected, Event, Refreshed, StreamNotice, Synced
 from milo_discovery.model import Cluster, ClusterReport, DisengageReason, EngagementReason, EventType
+from milo_kube.backoff import BackoffPolicy, StreamBackoff
+from milo_kube.change_signal import ChangeSignal
+from milo_kube.failure_log import INTERVAL_S, FailureLog
+from milo_kube.task_groups import RunsInBackground, cancelled_from_outside, unwrap_single_error
 
 log = logging.getLogger("milo_discovery.fleet")
 

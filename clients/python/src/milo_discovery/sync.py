@@ -13,8 +13,6 @@ from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Self, TypeVar, Un
 
 import grpc
 
-from milo_discovery._background_loop import BackgroundLoop
-from milo_discovery._backoff import BackoffPolicy
 from milo_discovery._client_credentials import ClientCredentials
 from milo_discovery._convert import WatchOptions
 from milo_discovery._subscription import WatchState
@@ -24,6 +22,8 @@ from milo_discovery.errors import CallFailed
 from milo_discovery.events import Event, StreamNotice
 from milo_discovery.model import Cluster
 from milo_discovery.watch import Watch
+from milo_kube.background_loop import BackgroundLoop
+from milo_kube.backoff import BackoffPolicy
 
 if TYPE_CHECKING:
     from kubernetes.client import ApiClient
@@ -60,7 +60,7 @@ class SyncDiscoveryClient:
         self._client = DiscoveryClient(
             address, timeout=timeout, backoff=backoff, credentials=credentials, connect=connect
         )
-        self._loop = BackgroundLoop()
+        self._loop = BackgroundLoop(lambda: CallFailed("the client was closed", code="CANCELLED"))
         weakref.finalize(self, self._loop.stop)
 
     def __enter__(self) -> Self:

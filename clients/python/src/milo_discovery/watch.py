@@ -11,8 +11,6 @@ from typing import Protocol, Self
 
 import grpc
 
-from milo_discovery._background_loop import run_in_thread, run_on
-from milo_discovery._change_signal import ChangeSignal
 from milo_discovery._grpc_status import NOT_RETRYABLE, status_error_of_call
 from milo_discovery._ownership import boottime
 from milo_discovery._subscription import StreamSubscription, WatchState
@@ -21,6 +19,8 @@ from milo_discovery.events import Event, StreamNotice
 from milo_discovery.model import Cluster, SourceState
 from milo_discovery.v1 import discovery_pb2 as pb
 from milo_discovery.v1.discovery_pb2_grpc import DiscoveryServiceStub
+from milo_kube.background_loop import run_in_thread, run_on
+from milo_kube.change_signal import ChangeSignal
 
 # Backpressure: while this many events are pending, no further batch is read, and the daemon coalesces changes.
 # The events of one batch, and the differences from a snapshot, are queued all at once.

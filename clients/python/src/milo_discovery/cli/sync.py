@@ -15,7 +15,6 @@ import click
 
 from milo_discovery import _removal_guard as removals
 from milo_discovery._removal_guard import Removal, filter_text
-from milo_discovery._task_groups import unwrap_single_error
 from milo_discovery.cli.exit_status import CommandFailure, print_message
 from milo_discovery.cli.kubeconfig_directory import DesiredFile, KubeconfigDirectory
 from milo_discovery.cli.options import ConnectionOptions, Duration, connecting, filtering
@@ -24,6 +23,7 @@ from milo_discovery.cli.watch import StreamMessages
 from milo_discovery.errors import StatusError, TimedOut
 from milo_discovery.events import Connected, Event, Refreshed, Synced
 from milo_discovery.model import DisengageReason, EngagementReason, EventType
+from milo_kube.task_groups import unwrap_single_error
 
 if TYPE_CHECKING:
     import asyncio

@@ -8,15 +8,15 @@ from collections.abc import Callable, Coroutine
 from concurrent.futures import CancelledError, Future
 from typing import Any, TypeVar
 
-from milo_discovery.errors import CallFailed
-
 ResultT = TypeVar("ResultT")
 
 
 class BackgroundLoop:
     """An event loop that is started lazily, so that the process can fork before its first use."""
 
-    def __init__(self) -> None:
+    def __init__(self, closed: Callable[[], Exception] = lambda: RuntimeError("the event loop is closed")) -> None:
+        """`closed` returns the error that `run` raises if the loop is closed before the coroutine finishes."""
+        self._closed_error = closed
         # Reentrant, because a signal handler may run a coroutine, or close the loop, on the thread that holds the lock.
         self._lock = threading.RLock()
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -25,10 +25,7 @@ class BackgroundLoop:
         self._closed = False
 
     def run(self, coroutine: Coroutine[Any, Any, ResultT]) -> ResultT:
-        """Run a coroutine on the loop, and return its result. KeyboardInterrupt in the waiting thread cancels it.
-
-        Raises CallFailed if the loop is closed before the coroutine finishes.
-        """
+        """Run a coroutine on the loop, and return its result. KeyboardInterrupt in the waiting thread cancels it."""
         try:
             future = self._submit(coroutine)
         except BaseException:  # including KeyboardInterrupt, before or after the coroutine was scheduled
@@ -37,7 +34,7 @@ class BackgroundLoop:
         try:
             return future.result()
         except CancelledError:
-            raise _closed_error() from None
+            raise self._closed_error() from None
         except BaseException:  # including KeyboardInterrupt, after which the coroutine would otherwise keep running
             future.cancel()
             raise
@@ -72,7 +69,7 @@ class BackgroundLoop:
         """Return the event loop, and start it if it is not running."""
         with self._lock:
             if self._closed:
-                raise _closed_error()
+                raise self._closed_error()
             if self._loop is None:
                 self._loop = self._start()
             return self._loop
@@ -152,7 +149,3 @@ async def run_in_thread(work: Callable[[], Coroutine[Any, Any, ResultT]]) -> Res
         return await run_on(background.start(), work)
     finally:
         background.stop()
-
-
-def _closed_error() -> CallFailed:
-    return CallFailed("the client was closed", code="CANCELLED")
