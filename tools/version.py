@@ -14,18 +14,13 @@ ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "milo_discoveryd" / "__init__.py"
 DECLARED = r'(__version__ = ")([^"]+)'
 GO_MODULES = r"(go\.miloapis\.com/discovery(?:/multicluster)? v)(\S+)"
+VERSION = r'(?m)(^version = ")([^"]+)'
+OURS = r'("milo-[a-z-]+(?:\[[a-z0-9]+\])?[~=]=)([^"]+)'
 FORM = r"\d+\.\d+\.\d+(?:(?:a|b|rc)\d+)?"
 COPIES = {
-    "pyproject.toml": (r'(?m)(^version = ")([^"]+)', r'("milo-(?:discovery-client|kube)==)([^"]+)'),
-    "clients/python/pyproject.toml": (r'(?m)(^version = ")([^"]+)', r'("milo-kube==)([^"]+)'),
-    "controllers/pyproject.toml": (
-        r'(?m)(^version = ")([^"]+)',
-        r'("milo-(?:discovery-client|kube\[http2\])==)([^"]+)',
-    ),
-    "publishing/pyproject.toml": (r'(?m)(^version = ")([^"]+)', r'("milo-(?:controllers|discovery-client)==)([^"]+)'),
-    "kube/pyproject.toml": (r'(?m)(^version = ")([^"]+)',),
-    "sandbox/pyproject.toml": (r'(?m)(^version = ")([^"]+)', r'("milo-discover(?:yd|y-client)==)([^"]+)'),
-    "conformance/pyproject.toml": (r'(?m)(^version = ")([^"]+)', r'("milo-discovery-client==)([^"]+)'),
+    "pyproject.toml": (VERSION, OURS),
+    "*/pyproject.toml": (VERSION, OURS),
+    "clients/python/pyproject.toml": (VERSION, OURS),
     "Dockerfile": (r"(ARG VERSION=)(\S+)", r"(-t milo-discoveryd(?:-sandbox)?:)(\S+)"),
     "docs/deploying.md": (
         r"(milo-discoveryd(?:-sandbox)?:)(\d[0-9a-z.]+)",

@@ -15,7 +15,7 @@ from kubernetes.aio.client import ApiClient, Configuration
 
 from bench.setting import Samples, Setting
 from milo_discovery import ClusterReport, Kubeconfig
-from milo_discovery._api_clients import ApiClients
+from milo_discovery.api_clients import ApiClients
 
 _CLIENTS = 200
 _KUBECONFIG = json.dumps(

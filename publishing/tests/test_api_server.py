@@ -5,9 +5,9 @@ from typing import Any, cast
 
 import pytest
 
-from milo_controllers.cluster_api import ClusterApi
-from milo_controllers.errors import api_error
-from milo_discovery._kubeconfig_access import KubeconfigAccess
+from milo_discovery.api_errors import api_error
+from milo_discovery.cluster_api import ClusterApi
+from milo_discovery.kubeconfig_access import KubeconfigAccess
 from milo_kube.api_server import Pools
 from milo_kube.list_pages import MAX_PAGES
 from milo_publishing.api_server import PublishedObjects

@@ -15,11 +15,11 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from milo_discovery import Cluster, Connectivity, ConnectivityState, DisengageReason, EventType, SourceState
-from milo_discovery._kubeconfig_access import KubeconfigAccess
-from milo_discovery._removal_guard import Removals
 from milo_discovery.errors import PermissionDenied, StatusError, Unavailable
 from milo_discovery.events import Event
+from milo_discovery.kubeconfig_access import KubeconfigAccess
 from milo_discovery.model import SourceStatus
+from milo_discovery.removals import Removals
 from milo_publishing.errors import PublishedByAnother, TargetRefused, TargetUnavailable
 from milo_publishing.objects import Identity
 from milo_publishing.publication import Lane, Publication

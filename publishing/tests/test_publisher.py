@@ -15,9 +15,7 @@ import pytest
 from clients.python.tests.eventually import eventually
 from clients.python.tests.kubeconfigs import text, value
 from clients.python.tests.test_kubeconfig_access import changed, exec_kubeconfig
-from milo_discovery import Cluster, ClusterNotFound, DisengageReason, EventType, SourceState
-from milo_discovery import _removal_guard as removals
-from milo_discovery._removal_guard import Removals
+from milo_discovery import Cluster, ClusterNotFound, DisengageReason, EventType, SourceState, removals
 from milo_discovery.errors import Unavailable
 from milo_discovery.events import Connected, Event, Synced
 from milo_discovery.model import (
@@ -29,6 +27,7 @@ from milo_discovery.model import (
     Sharding,
     SourceStatus,
 )
+from milo_discovery.removals import Removals
 from milo_kube.act_as import ActAs
 from milo_publishing import records
 from milo_publishing.errors import PublishedByAnother, TargetUnavailable

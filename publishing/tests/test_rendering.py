@@ -8,7 +8,7 @@ import json
 import pytest
 
 from milo_discovery import Cluster
-from milo_discovery._kubeconfig_access import KubeconfigAccess, read_access
+from milo_discovery.kubeconfig_access import KubeconfigAccess, read_access
 from milo_publishing.objects import contains, copied_labels, is_valid_name, object_name
 from milo_publishing.rendering import ArgoCdClusters, ClusterProfiles, FluxConfigMaps, FluxKubeconfigs
 

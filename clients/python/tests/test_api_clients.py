@@ -36,11 +36,11 @@ from milo_discovery import (
     _kubernetes_aio,
     _kubernetes_sync,
 )
-from milo_discovery._api_clients import SharedTransports, transport_key
 from milo_discovery._connection_credential import ConnectionCredential, RequestUrls
 from milo_discovery._credential_cache import CachedCredential
-from milo_discovery._kubeconfig_access import KubeconfigAccess
 from milo_discovery._kubernetes_aio import request_timeout
+from milo_discovery.api_clients import SharedTransports, transport_key
+from milo_discovery.kubeconfig_access import KubeconfigAccess
 from milo_discovery.v1 import discovery_pb2 as pb
 
 from .kubeconfigs import ControlPlane, control_plane, issued, message

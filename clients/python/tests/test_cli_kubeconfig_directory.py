@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 from milo_discovery import Cluster, Kubeconfig
-from milo_discovery._kubeconfig_access import read_access
 from milo_discovery.cli import atomic_files
 from milo_discovery.cli.exit_status import CommandFailure
 from milo_discovery.cli.kubeconfig_directory import DesiredFile, KubeconfigDirectory
+from milo_discovery.kubeconfig_access import read_access
 
 from .kubeconfigs import text
 

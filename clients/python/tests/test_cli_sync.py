@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from milo_discovery._kubeconfig_access import read_access
 from milo_discovery.cli.exit_status import CommandFailure
 from milo_discovery.cli.sync import _check_owner
+from milo_discovery.kubeconfig_access import read_access
 from milo_discovery.v1 import discovery_pb2 as pb
 
 from . import messages
@@ -56,9 +56,7 @@ def sync(daemon, path: Path, *arguments: str):
     """Run `sync` with SECOND_LOOK_S reduced to 0.1 s."""
     site = path.parent / "site"
     site.mkdir(exist_ok=True)
-    (site / "sitecustomize.py").write_text(
-        "from milo_discovery import _removal_guard as removals\nremovals.SECOND_LOOK_S = 0.1\n"
-    )
+    (site / "sitecustomize.py").write_text("from milo_discovery import removals\nremovals.SECOND_LOOK_S = 0.1\n")
     return running("sync", "--dir", str(path), *arguments, address=daemon.address, PYTHONPATH=str(site))
 
 

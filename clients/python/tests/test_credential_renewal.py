@@ -10,9 +10,9 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from milo_discovery import Cluster, ClusterNotFound, ClusterReport, Kubeconfig, Unavailable
-from milo_discovery._api_clients import ApiClients
 from milo_discovery._credential_cache import CredentialCache, CredentialState
-from milo_discovery._credential_renewal import AsyncRenewer, LoopBridge, PushedKubeconfigs
+from milo_discovery.api_clients import ApiClients
+from milo_discovery.credentials import AsyncRenewer, LoopBridge, PushedKubeconfigs
 from milo_discovery.engaged_cluster import EngagedCluster
 
 from .conftest import AT_ONCE

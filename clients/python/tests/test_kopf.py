@@ -16,8 +16,8 @@ import kopf
 import pytest
 
 from milo_discovery import BackoffPolicy, Fleet, UnusableKubeconfig
-from milo_discovery._kubeconfig_access import KubeconfigAccess
 from milo_discovery.kopf import _Sessions, run
+from milo_discovery.kubeconfig_access import KubeconfigAccess
 from milo_discovery.testing import ControlPlane, FakeDiscovery, MiloSandbox, eventually
 
 pytestmark = pytest.mark.timeout(240)

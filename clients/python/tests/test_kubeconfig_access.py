@@ -8,7 +8,7 @@ import json
 import pytest
 
 from milo_discovery import UnusableKubeconfig
-from milo_discovery._kubeconfig_access import KubeconfigAccess, read_access, read_exec_access, render_kubeconfig
+from milo_discovery.kubeconfig_access import KubeconfigAccess, read_access, read_exec_access, render_kubeconfig
 from milo_kube.act_as import ActAs
 from tests.support.certificates import Authority
 from tests.support.giant_keys import GiantPair

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from milo_discovery import DisengageReason
-from milo_discovery._removal_guard import CONTESTED_S, ENDS, SECOND_LOOK_S, Removal, Removals
+from milo_discovery.removals import CONTESTED_S, ENDS, SECOND_LOOK_S, Removal, Removals
 
 ELSEWHERE = {
     DisengageReason.UNSPECIFIED,

@@ -5,21 +5,7 @@ from milo_controllers.app import main, set_up_logging
 from milo_controllers.cache_budget import CacheLimits
 from milo_controllers.conditions import ConditionStatus, owner_reference, with_condition, with_owner
 from milo_controllers.controllers import Controllers, owns, watches
-from milo_controllers.errors import (
-    AlreadyExists,
-    ApiError,
-    Conflict,
-    ControllerError,
-    NotCached,
-    NotFound,
-    NotLeading,
-    NotServed,
-    NotSynced,
-    Permanent,
-    ProjectSuspended,
-    ReconcileTimeout,
-    Unreachable,
-)
+from milo_controllers.errors import ControllerError, NotCached, NotSynced, Permanent, ReconcileTimeout
 from milo_controllers.event_log import EventType
 from milo_controllers.fleet_view import ClusterCaches, ClusterObject, FleetView
 from milo_controllers.health import CacheProblem, ClusterProblem, FailingObject, Health
@@ -30,6 +16,17 @@ from milo_controllers.single_cluster import SingleCluster
 from milo_controllers.watched import OwnedKind, ReconcileTarget, Watched, WatchedKind
 from milo_controllers.webhook_server import WebhookServer
 from milo_controllers.work_queue import QueuePolicy
+from milo_discovery.api_errors import (
+    AlreadyExists,
+    ApiError,
+    ClusterApiError,
+    Conflict,
+    NotFound,
+    NotLeading,
+    NotServed,
+    ProjectSuspended,
+    Unreachable,
+)
 from milo_kube.rate_limit import Rate
 
 __all__ = [
@@ -39,6 +36,7 @@ __all__ = [
     "ApiError",
     "CacheLimits",
     "CacheProblem",
+    "ClusterApiError",
     "ClusterCaches",
     "ClusterFilter",
     "ClusterObject",

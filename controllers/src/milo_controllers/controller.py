@@ -19,7 +19,6 @@ from milo_controllers.reconcile_call import ReconcileCall, Reconciler, failed_ou
 from milo_controllers.reconcile_failures import ReconcileFailure, ReconcileFailures
 from milo_controllers.registration import ControllerSpec
 from milo_controllers.request import Request, RequestedCluster
-from milo_controllers.tracing import SpanTracer, span
 from milo_controllers.watched import ReconcileTarget
 from milo_controllers.work_queue import (
     Done,
@@ -33,6 +32,7 @@ from milo_controllers.work_queue import (
     WorkQueue,
 )
 from milo_controllers.write_holds import WriteHolds, WrittenCluster
+from milo_discovery.tracing import SpanTracer, span
 from milo_kube.failure_log import FailureLog
 
 

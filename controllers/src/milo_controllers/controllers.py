@@ -15,7 +15,6 @@ from prometheus_client import REGISTRY, CollectorRegistry
 
 from milo_controllers.admission_review import AdmissionOperation
 from milo_controllers.cache_budget import CacheBudget, CacheLimits
-from milo_controllers.cluster_api import IDLE_S, USER_AGENT
 from milo_controllers.controller import Controller, Shared
 from milo_controllers.engaged_clusters import EngagedClusters
 from milo_controllers.event_log import EventLog
@@ -30,7 +29,6 @@ from milo_controllers.object_cache import Index, IndexFunction
 from milo_controllers.options import check_options
 from milo_controllers.reconcile_call import Reconciler
 from milo_controllers.registration import BackgroundTask, ControllerSpec, Registration
-from milo_controllers.tracing import SpanTracer
 from milo_controllers.watched import Mapper, OwnedKind, Predicate, ReconcileTarget, WatchedKind, checked_target
 from milo_controllers.webhooks import (
     FailurePolicy,
@@ -43,9 +41,11 @@ from milo_controllers.webhooks import (
 )
 from milo_controllers.work_queue import QueuePolicy
 from milo_discovery.client import DiscoveryClient
+from milo_discovery.cluster_api import IDLE_S, USER_AGENT
 from milo_discovery.engaged_cluster import EngagedCluster
 from milo_discovery.fleet import DiscoveryState, Fleet
 from milo_discovery.model import Cluster
+from milo_discovery.tracing import SpanTracer
 from milo_kube.api_server import Pools
 from milo_kube.failure_log import INTERVAL_S, FailureLog
 from milo_kube.loop_watchdog import LoopWatchdog

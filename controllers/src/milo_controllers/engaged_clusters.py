@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 
 from milo_controllers.cache_budget import CacheBudget
-from milo_controllers.cluster_api import ClusterApi
 from milo_controllers.controller import Controller
 from milo_controllers.event_log import EventLog
 from milo_controllers.event_loop import EventLoop
@@ -22,10 +21,11 @@ from milo_controllers.metrics import InformerMetrics, QueueState
 from milo_controllers.object_cache import Change
 from milo_controllers.own_writes import OwnWrites
 from milo_controllers.reconcile_call import stays_suspended
-from milo_controllers.tracing import SpanTracer
 from milo_controllers.work_queue import Priority
+from milo_discovery.cluster_api import ClusterApi
 from milo_discovery.engaged_cluster import EngagedCluster
 from milo_discovery.model import Cluster
+from milo_discovery.tracing import SpanTracer
 from milo_kube.api_server import Pools
 from milo_kube.reflect.reflector import ReflectorPolicy
 from milo_kube.task_groups import unwrap_single_error

@@ -7,10 +7,10 @@ import logging
 from collections import deque
 from datetime import datetime
 
-from milo_controllers.cluster_api import MERGE_PATCH, ClusterApi
-from milo_controllers.errors import NotFound, NotServed
 from milo_controllers.event_log import EventContent, EventLog, EventWrite, in_core
 from milo_controllers.kinds import CORE_EVENTS, EVENTS, Document, Kind
+from milo_discovery.api_errors import NotFound, NotServed
+from milo_discovery.cluster_api import MERGE_PATCH, ClusterApi
 from milo_kube.change_signal import ChangeSignal
 
 log = logging.getLogger("milo_controllers")

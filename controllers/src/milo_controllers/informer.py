@@ -11,13 +11,13 @@ from contextlib import AbstractAsyncContextManager, aclosing
 from typing import Any, Final, Literal, NamedTuple, Protocol
 
 from milo_controllers.cache_budget import CacheBudget
-from milo_controllers.cluster_api import (
+from milo_controllers.kinds import CacheKey, Kind
+from milo_controllers.object_cache import CachedObject, Change, Index, ObjectCache, ObjectDecoder, Place
+from milo_discovery.cluster_api import (
     METADATA_LIST_ONLY,
     METADATA_ONLY,
     ClusterApi,
 )
-from milo_controllers.kinds import CacheKey, Kind
-from milo_controllers.object_cache import CachedObject, Change, Index, ObjectCache, ObjectDecoder, Place
 from milo_kube.api_request import JSON, Answer, Stream
 from milo_kube.api_server import CONNECT_TIMEOUT_S
 from milo_kube.list_watch import ListWatch

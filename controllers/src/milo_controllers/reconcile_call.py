@@ -8,11 +8,12 @@ from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
 from typing import Any, TypeVar
 
-from milo_controllers.errors import ApiError, Permanent, ProjectSuspended, ReconcileTimeout
+from milo_controllers.errors import Permanent, ReconcileTimeout
 from milo_controllers.event_loop import EventLoop
 from milo_controllers.functions import is_async
 from milo_controllers.request import Request, Result
 from milo_controllers.work_queue import Done, Failed, Outcome, Parked, Stopped
+from milo_discovery.api_errors import ApiError, ProjectSuspended
 from milo_discovery.engaged_cluster import EngagedCluster
 from milo_discovery.model import Cluster
 from milo_kube.task_groups import cancelled_from_outside, wait_uninterrupted

@@ -8,8 +8,9 @@ from collections.abc import Callable, Iterator
 
 import msgspec
 
-from milo_controllers.errors import ApiError, Conflict, ControllerError, Permanent
+from milo_controllers.errors import ControllerError, Permanent
 from milo_controllers.work_queue import ObjectKey
+from milo_discovery.api_errors import ApiError, ClusterApiError, Conflict
 from milo_discovery.errors import DiscoveryError
 from milo_kube.failure_log import FailureLog, raised_at
 
@@ -90,7 +91,7 @@ class ReconcileFailures:
         if not self._logged.is_new(cluster, error, self._clock(), key=key, what=summary):
             return
         # Expected errors are logged without a traceback; others are bugs.
-        trace = None if isinstance(error, ControllerError | DiscoveryError) else error
+        trace = None if isinstance(error, ControllerError | ClusterApiError | DiscoveryError) else error
         log.error("%s: %s: %s failed (%s): %s", self._controller, cluster, what, then, text, exc_info=trace)
 
 

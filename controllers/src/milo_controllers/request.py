@@ -11,13 +11,6 @@ from typing import Any, Generic, Literal, Protocol, TypeVar, cast, overload
 
 import msgspec
 
-from milo_controllers.cluster_api import (
-    APPLY_PATCH,
-    JSON_PATCH,
-    MERGE_PATCH,
-    STRATEGIC_MERGE_PATCH,
-    ClusterApi,
-)
 from milo_controllers.conditions import (
     ConditionStatus,
     is_terminating,
@@ -25,7 +18,7 @@ from milo_controllers.conditions import (
     with_condition,
     with_owner,
 )
-from milo_controllers.errors import Conflict, ControllerError, NotFound
+from milo_controllers.errors import ControllerError
 from milo_controllers.event_log import EventContent, EventType
 from milo_controllers.event_loop import EventLoop, ThreadCalls
 from milo_controllers.event_recorder import EventRecorder, log_lost
@@ -37,6 +30,14 @@ from milo_controllers.options import check_options
 from milo_controllers.own_object import UNWRITTEN, Deleted, Outdated, OwnObject, Written, after_deletion, after_write
 from milo_controllers.own_writes import Write
 from milo_controllers.work_queue import Work
+from milo_discovery.api_errors import ClusterApiError, Conflict, NotFound
+from milo_discovery.cluster_api import (
+    APPLY_PATCH,
+    JSON_PATCH,
+    MERGE_PATCH,
+    STRATEGIC_MERGE_PATCH,
+    ClusterApi,
+)
 from milo_discovery.engaged_cluster import EngagedCluster
 from milo_discovery.errors import DiscoveryError
 from milo_kube.api_request import JSON
@@ -405,7 +406,7 @@ class Request(Generic[ObjectT]):
         check_options("event", reason=reason, note=note, type=type, action=action)
         try:
             regarding = await self._whole_document()
-        except (ControllerError, DiscoveryError) as error:
+        except (ControllerError, ClusterApiError, DiscoveryError) as error:
             log_lost(self.cluster.name, reason, self.name, error)
         else:
             await self._member.events.record(regarding, EventContent(type, reason, action, note), self._now())

@@ -14,13 +14,13 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from milo_controllers.cluster_api import IDLE_S, USER_AGENT, ClusterApi
-from milo_controllers.errors import ApiError, Unreachable
-from milo_controllers.local_kubeconfig import LocalAccess, default_source, issue
-from milo_discovery._api_clients import ApiClients
+from milo_discovery.api_clients import ApiClients
+from milo_discovery.api_errors import ApiError, Unreachable
+from milo_discovery.cluster_api import IDLE_S, USER_AGENT, ClusterApi
 from milo_discovery.engaged_cluster import EngagedCluster
 from milo_discovery.errors import ClusterNotFound
 from milo_discovery.fleet import DiscoveryState
+from milo_discovery.local_kubeconfig import LocalAccess, default_source, issue
 from milo_discovery.model import Cluster, ClusterReport, Engagement, Kubeconfig
 from milo_kube.api_server import Pools
 

@@ -7,9 +7,9 @@ import sys
 import pytest
 import trustme
 
-from milo_controllers.cluster_api import ClusterApi
-from milo_controllers.errors import ApiError, NotLeading, Unreachable
-from milo_discovery._kubeconfig_access import KubeconfigAccess
+from milo_discovery.api_errors import ApiError, NotLeading, Unreachable
+from milo_discovery.cluster_api import ClusterApi
+from milo_discovery.kubeconfig_access import KubeconfigAccess
 from milo_kube.api_server import Pools
 from milo_kube.http.errors import TransportError
 from milo_kube.http.http2 import Http2Connection

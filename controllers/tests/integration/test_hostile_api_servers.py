@@ -14,7 +14,7 @@ from prometheus_client import CollectorRegistry
 
 from milo_controllers import CacheLimits, Controllers, Request
 from milo_discovery import Fleet
-from milo_discovery._kubeconfig_access import KubeconfigAccess
+from milo_discovery.kubeconfig_access import KubeconfigAccess
 from milo_discovery.testing import ControlPlane, FakeDiscovery, eventually
 
 from .hostile_api_server import BODIES, FLOODS, REFUSALS

@@ -159,7 +159,7 @@ async def test_dry_run_returns_the_result_and_stores_nothing(plane: ControlPlane
 async def test_list_of_the_api_server_needs_no_cache_and_reads_all_pages(
     plane: ControlPlane, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("milo_controllers.cluster_api._PAGE", 2)
+    monkeypatch.setattr("milo_discovery.cluster_api._PAGE", 2)
 
     async def act(request: Request) -> Any:
         selected = Kind("v1/configmaps", selector="number=1")

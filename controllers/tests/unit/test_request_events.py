@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
-from milo_controllers.errors import NotFound, NotServed, Unreachable
 from milo_controllers.event_log import EventLog
 from milo_controllers.event_recorder import EventRecorder
 from milo_controllers.kinds import Document, Kind
 from milo_controllers.request import Request
 from milo_controllers.work_queue import ObjectKey, Work
+from milo_discovery.api_errors import NotFound, NotServed, Unreachable
 from milo_discovery.testing import fake_clock
 from tests.support.eventually import eventually
 

@@ -8,11 +8,11 @@ from contextlib import asynccontextmanager
 from datetime import timedelta
 from http import HTTPStatus
 
-from milo_controllers.cluster_api import APPLY_PATCH, ClusterApi
-from milo_controllers.errors import ApiError, Unreachable
-from milo_controllers.local_kubeconfig import LocalSource, issue
-from milo_discovery._credential_renewal import AsyncRenewer
+from milo_discovery.api_errors import ApiError, Unreachable
+from milo_discovery.cluster_api import APPLY_PATCH, ClusterApi
+from milo_discovery.credentials import AsyncRenewer
 from milo_discovery.errors import UnusableKubeconfig
+from milo_discovery.local_kubeconfig import LocalSource, issue
 from milo_kube.api_request import JSON
 from milo_kube.api_server import Pools
 from milo_kube.list_pages import EndlessListError, ListPages

@@ -18,9 +18,9 @@ from milo_discovery.cli.options import ConnectionOptions, Duration, connecting, 
 from milo_discovery.errors import TimedOut, UnusableKubeconfig
 
 if TYPE_CHECKING:
-    from milo_controllers.local_kubeconfig import LocalSource
-    from milo_discovery._convert import FilterOptions, WatchOptions
     from milo_discovery.client import DiscoveryClient
+    from milo_discovery.local_kubeconfig import LocalSource
+    from milo_discovery.options import FilterOptions, WatchOptions
     from milo_publishing.rendering import Renderer
 
 R = TypeVar("R")
@@ -65,7 +65,7 @@ class Destination:
 
     def target(self) -> tuple[LocalSource, str]:
         """Return how to reach the API server, and the namespace to write to. Raises CommandFailure."""
-        from milo_controllers.local_kubeconfig import default_source  # noqa: PLC0415
+        from milo_discovery.local_kubeconfig import default_source  # noqa: PLC0415
 
         source = default_source(self.kubeconfig, self.context)
         try:
@@ -264,8 +264,8 @@ async def _publish(
 ) -> None:
     import asyncio  # noqa: PLC0415  (not needed for help and usage errors)
 
-    from milo_discovery._removal_guard import Removals, filter_text  # noqa: PLC0415
     from milo_discovery.cli.watch import StreamMessages  # noqa: PLC0415
+    from milo_discovery.removals import Removals, filter_text  # noqa: PLC0415
     from milo_publishing.api_server import open_api_server  # noqa: PLC0415
     from milo_publishing.objects import Identity  # noqa: PLC0415
     from milo_publishing.publication import Publication  # noqa: PLC0415

@@ -10,8 +10,8 @@ from typing import Any
 
 import msgspec
 
-from milo_discovery._removal_guard import difference
 from milo_discovery.model import Cluster
+from milo_discovery.removals import difference
 from milo_publishing.errors import TargetUnavailable
 
 Document = dict[str, Any]

@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING
 import msgspec
 from msgspec.structs import replace
 
-from milo_discovery import _removal_guard
-from milo_discovery._removal_guard import ENDS, Removals, is_followed
+from milo_discovery import removals
 from milo_discovery.errors import DiscoveryError, StatusError, TimedOut, Unavailable
+from milo_discovery.removals import ENDS, Removals, is_followed
 from milo_kube.reflect.backoff import Backoff
 from milo_kube.retry_after import delay_s
 from milo_publishing import records
@@ -162,7 +162,7 @@ class Publication:
                 end: Unasked | Elsewhere | EndedCluster = Elsewhere()
                 if is_end and record.observed is not None and record.observed.incarnation != incarnation:
                     # Perhaps its next owner has engaged it: this event says nothing about the end of that engagement.
-                    end = Unasked(now + _removal_guard.SECOND_LOOK_S)
+                    end = Unasked(now + removals.SECOND_LOOK_S)
                 elif is_end:
                     end = EndedCluster(cluster.uid, incarnation, now + records.EVIDENCE_S)
                 record = replace(record, end=end)
@@ -412,7 +412,7 @@ class Publication:
             self._tell({"removals": was_problem}, {"removals": self._removals.problem}, "no longer held")
             for record in map(missing.__getitem__, confirmed):
                 match record.end, record.observed:
-                    case Missing(since, at), ObservedObject() as observed if at >= since + _removal_guard.SECOND_LOOK_S:
+                    case Missing(since, at), ObservedObject() as observed if at >= since + removals.SECOND_LOOK_S:
                         end = EndedCluster(observed.cluster_uid, observed.incarnation, at + records.EVIDENCE_S)
                         self._put(replace(record, end=end, next=record.next.at(now)))
         if self.view is ViewPhase.UNREVIEWED or was_foreign:

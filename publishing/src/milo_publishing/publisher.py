@@ -7,9 +7,9 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing, asynccontextmanager, suppress
 from typing import TYPE_CHECKING
 
-from milo_discovery._kubeconfig_access import read_access, read_exec_access
 from milo_discovery.errors import ClusterNotFound, PreconditionFailed, UnusableKubeconfig
 from milo_discovery.events import Connected, Event, Refreshed, StreamNotice, Synced
+from milo_discovery.kubeconfig_access import read_access, read_exec_access
 from milo_discovery.model import EngagementReason, EventType, KubeconfigFormat
 from milo_kube.task_groups import unwrap_single_error
 from milo_publishing.errors import PublishedByAnother
@@ -17,8 +17,8 @@ from milo_publishing.publication import Lane, Publication, Report, Task
 from milo_publishing.records import Apply, Ask, Create, DeleteObject, Engaged, ReadObject, Received, Request
 
 if TYPE_CHECKING:
-    from milo_discovery._convert import WatchOptions
     from milo_discovery.client import DiscoveryClient
+    from milo_discovery.options import WatchOptions
     from milo_discovery.watch import Watch
     from milo_publishing.api_server import PublishedObjects
 

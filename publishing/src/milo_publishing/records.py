@@ -34,12 +34,12 @@ from typing import TYPE_CHECKING
 import msgspec
 from msgspec.structs import replace
 
-from milo_discovery import _removal_guard
-from milo_discovery._removal_guard import Removal
+from milo_discovery import removals
+from milo_discovery.removals import Removal
 from milo_publishing.objects import Document, ObservedObject, Owner, changes, claim, is_valid_name
 
 if TYPE_CHECKING:
-    from milo_discovery._kubeconfig_access import KubeconfigAccess
+    from milo_discovery.kubeconfig_access import KubeconfigAccess
     from milo_discovery.model import Cluster
     from milo_publishing.objects import Identity
     from milo_publishing.rendering import Renderer
@@ -247,7 +247,7 @@ def observe(record: Record, found: ObservedObject | None, identity: Identity, no
         return replace(record, object=AbsentObject(), end=Unasked())
     before, end = record.observed, record.end
     is_same = record.version == (found.uid, found.resource_version)
-    ask_at = now + _removal_guard.SECOND_LOOK_S
+    ask_at = now + removals.SECOND_LOOK_S
     match end:
         case EndedCluster(uid) if uid != found.cluster_uid:
             end = Unasked()
@@ -312,7 +312,7 @@ def _end(
         case EndedCluster(until=until) if now < until:
             return DeleteObject(record.name, observed.uid, observed.resource_version, until)
         case Missing(_, answered_at):
-            ask_at = answered_at + _removal_guard.SECOND_LOOK_S
+            ask_at = answered_at + removals.SECOND_LOOK_S
         case EndedCluster(ask_at=ask_at) | Unasked(ask_at) | Elsewhere(ask_at):
             pass
     return Ask(observed.cluster, observed.cluster_uid) if ask_at <= now else WaitUntilDue(ask_at)

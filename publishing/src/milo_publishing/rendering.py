@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, Protocol
 
-from milo_discovery._kubeconfig_access import KubeconfigAccess, exec_arguments, render_kubeconfig
+from milo_discovery.kubeconfig_access import KubeconfigAccess, exec_arguments, render_kubeconfig
 from milo_discovery.model import Cluster, ConnectivityState
 from milo_kube.kubeconfig import SERVER_VARIABLE
 from milo_kube.rfc3339 import rfc3339

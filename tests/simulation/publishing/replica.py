@@ -6,11 +6,11 @@ from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
 from milo_discovery import Cluster, DisengageReason, EventType, SourceState
-from milo_discovery._kubeconfig_access import KubeconfigAccess
-from milo_discovery._removal_guard import Removals
 from milo_discovery.errors import Unavailable
 from milo_discovery.events import Event
+from milo_discovery.kubeconfig_access import KubeconfigAccess
 from milo_discovery.model import SourceStatus
+from milo_discovery.removals import Removals
 from milo_publishing.objects import Identity
 from milo_publishing.publication import Lane, Publication, Task
 from milo_publishing.records import Ask, DeleteObject, Engaged, Received, Request

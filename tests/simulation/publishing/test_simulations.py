@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import pytest
 
-from milo_discovery import _removal_guard
+from milo_discovery import removals
 from milo_publishing import objects, publication, records
 from tests.simulation.publishing.faults import KINDS
 from tests.simulation.publishing.simulation_run import Simulation, simulate
@@ -59,7 +59,7 @@ def _keep_late_evidence(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def _look_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_removal_guard, "SECOND_LOOK_S", 0.0)
+    monkeypatch.setattr(removals, "SECOND_LOOK_S", 0.0)
 
 
 def _believe_stale_sources(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -76,7 +76,7 @@ def test_packages_have_one_version() -> None:
     projects = [tomllib.loads((directory / "pyproject.toml").read_text())["project"] for directory in PACKAGES.values()]
     assert not any("test" in project.get("optional-dependencies", ()) for project in projects)
     assert {project.get("version", __version__) for project in projects} == {__version__}
-    assert {f"milo-discovery-client=={__version__}", f"milo-kube=={__version__}"} <= set(projects[0]["dependencies"])
+    assert {f"milo-discovery-client~={__version__}", f"milo-kube~={__version__}"} <= set(projects[0]["dependencies"])
     assert getattr(milo_discovery, "__version__", __version__) == __version__
 
 

@@ -83,7 +83,7 @@ TESTED = {
     "kube/src/milo_kube/credential_providers.py: self._renew": (
         "tests/unit/test_renewed_credential.py::test_error_in_looking_for_changes_does_not_end_the_renewal"
     ),
-    "clients/python/src/milo_discovery/_credential_renewal.py: self._renew": (
+    "clients/python/src/milo_discovery/credentials.py: self._renew": (
         "clients/python/tests/test_credential_renewal.py"
         "::test_unexpected_error_of_a_renewal_is_raised_in_its_callers_and_the_next_one_succeeds"
     ),
@@ -151,8 +151,8 @@ OTHERS = {
     "kube/src/milo_kube/background_loop.py: coroutine": _AWAITED,
     "kube/src/milo_kube/background_loop.py: serve": _WHOLE,
     "kube/src/milo_kube/background_loop.py: work": _AWAITED,
-    "clients/python/src/milo_discovery/_credential_renewal.py: self._pushed.following": _AWAITED,
-    "clients/python/src/milo_discovery/_credential_renewal.py: awaited": _AWAITED,
+    "clients/python/src/milo_discovery/credentials.py: self._pushed.following": _AWAITED,
+    "clients/python/src/milo_discovery/credentials.py: awaited": _AWAITED,
     "kube/src/milo_kube/task_groups.py: self.run": _AWAITED,
     "clients/python/src/milo_discovery/cli/sync.py: self._follow": _AWAITED,
     "clients/python/src/milo_discovery/cli/sync.py: self._write": _AWAITED,

@@ -2,7 +2,7 @@
 
 import pytest
 
-from milo_discovery import _removal_guard
+from milo_discovery import removals
 from milo_discoveryd.model.removal_limits import FirstList, ListedClusters, RemovalLimits
 
 
@@ -41,11 +41,11 @@ def test_burst_is_more_than_both_limits(ended: int, engaged: int, is_burst: bool
 
 
 def test_python_client_counts_as_the_daemon_does_from_two_clusters_on() -> None:
-    limits = RemovalLimits(count=_removal_guard.COUNT, share=_removal_guard.SHARE)
+    limits = RemovalLimits(count=removals.COUNT, share=removals.SHARE)
     for engaged in range(2, 120):
         for missing in range(engaged + 1):
-            assert _removal_guard.is_mass(missing, engaged) is limits.is_mass(missing, engaged)
-            assert _removal_guard.is_burst(missing, engaged) is limits.is_burst(missing, engaged)
+            assert removals.is_mass(missing, engaged) is limits.is_mass(missing, engaged)
+            assert removals.is_burst(missing, engaged) is limits.is_burst(missing, engaged)
 
 
 def test_first_list_has_the_clusters_of_the_largest_list_that_are_still_engaged() -> None:

@@ -7,8 +7,8 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 
 from milo_discovery._credential_cache import CachedCredential
-from milo_discovery._kubeconfig_access import KubeconfigAccess
 from milo_discovery.errors import CertificateRenewed, DiscoveryError
+from milo_discovery.kubeconfig_access import KubeconfigAccess
 from milo_kube.tls_identity import as_file
 
 BEARER = "BearerToken"

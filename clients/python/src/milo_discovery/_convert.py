@@ -8,13 +8,13 @@ import socket
 from collections.abc import Collection
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
-from typing import TypedDict
 
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from milo_discovery import model
+from milo_discovery.options import FilterOptions, WatchOptions
 from milo_discovery.v1 import discovery_pb2 as pb
 
 DEFAULT_HEARTBEAT = timedelta(seconds=30)
@@ -22,35 +22,6 @@ SHORTEST_HEARTBEAT = timedelta(seconds=1)
 LONGEST_HEARTBEAT = timedelta(hours=1)
 HEARTBEATS_MISSED = 3
 """Number of heartbeat intervals without a message after which a stream is considered dead."""
-
-
-class FilterOptions(TypedDict, total=False):
-    """Options that select clusters. A cluster must match all that are set; if none is set, all clusters match."""
-
-    label_selector: str
-    """Kubernetes syntax: "env in (prod, staging),tier!=silver"."""
-    names: Collection[str]
-    """Clusters with one of these names."""
-    organizations: Collection[str]
-    """Clusters of one of these organizations."""
-    sources: Collection[str]
-    """Clusters of one of these sources of the daemon."""
-
-
-class WatchOptions(FilterOptions, total=False):
-    """Options of a watch."""
-
-    include_kubeconfigs: bool
-    """Deliver a kubeconfig with each ENGAGED event, and a new one in a KUBECONFIG event before it expires."""
-    kubeconfig_ttl: timedelta
-    """Requested lifetime of the kubeconfigs on the stream; the daemon may shorten it."""
-    confirm_releases: bool
-    """Let planned disengagements wait until the cluster is released: see `Cluster.draining` and `Watch.release`."""
-    subscriber: str
-    """The name under which this watch releases clusters. No other watch of the caller may have it at the same time.
-    By default the hostname with a random suffix."""
-    heartbeat_interval: timedelta
-    """Interval of heartbeats on an idle stream, 30 s by default. Three missed heartbeats end the stream."""
 
 
 def filter_message(options: FilterOptions | WatchOptions) -> pb.ClusterFilter:

@@ -7,7 +7,7 @@ from datetime import datetime, timedelta
 from enum import Enum, auto
 from typing import TYPE_CHECKING
 
-from milo_discovery._kubeconfig_access import KubeconfigAccess, read_access
+from milo_discovery.kubeconfig_access import KubeconfigAccess, read_access
 from milo_kube.backoff import BackoffPolicy, StreamBackoff
 
 if TYPE_CHECKING:

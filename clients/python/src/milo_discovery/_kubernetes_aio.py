@@ -11,8 +11,8 @@ from kubernetes.aio.client import ApiClient, ApiException, Configuration
 from multidict import CIMultiDict
 
 from milo_discovery._connection_credential import BEARER, ConnectionCredential, RequestUrls
-from milo_discovery._credential_renewal import AsyncRenewer
-from milo_discovery._kubeconfig_access import KubeconfigAccess
+from milo_discovery.credentials import AsyncRenewer
+from milo_discovery.kubeconfig_access import KubeconfigAccess
 from milo_kube.tls_identity import bound_handshakes
 
 _UNAUTHORIZED = 401

@@ -15,8 +15,8 @@ from kubernetes.stream import ws_client
 from websocket import WebSocket
 
 from milo_discovery._connection_credential import BEARER, ConnectionCredential, RequestUrls
-from milo_discovery._credential_renewal import LoopBridge
-from milo_discovery._kubeconfig_access import KubeconfigAccess
+from milo_discovery.credentials import LoopBridge
+from milo_discovery.kubeconfig_access import KubeconfigAccess
 from milo_kube.tls_identity import bound_handshakes
 
 _UNAUTHORIZED = 401

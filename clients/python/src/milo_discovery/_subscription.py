@@ -10,13 +10,13 @@ from datetime import timedelta
 from types import MappingProxyType
 
 from milo_discovery import _convert
-from milo_discovery._convert import WatchOptions
-from milo_discovery._kubeconfig_access import read_access
 from milo_discovery._ownership import OwnershipDeadline, boottime
 from milo_discovery._session import KnownCluster, Session
 from milo_discovery.errors import DiscoveryError, StatusError, StreamBroken, UnusableKubeconfig
 from milo_discovery.events import Connected, Disconnected, Event, StreamNotice
+from milo_discovery.kubeconfig_access import read_access
 from milo_discovery.model import Cluster, EventType, SourceState, SourceStatus
+from milo_discovery.options import WatchOptions
 from milo_discovery.v1 import discovery_pb2 as pb
 from milo_kube.backoff import BackoffPolicy, StreamBackoff
 

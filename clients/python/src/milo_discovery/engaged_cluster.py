@@ -6,9 +6,9 @@ from contextlib import AbstractAsyncContextManager
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
-from milo_discovery._api_clients import ApiClients
-from milo_discovery._credential_renewal import AsyncRenewer, PushedKubeconfigs
 from milo_discovery._session import cluster_content
+from milo_discovery.api_clients import ApiClients
+from milo_discovery.credentials import AsyncRenewer, PushedKubeconfigs
 from milo_discovery.errors import ClusterNotFound
 from milo_discovery.model import Cluster, DisengageReason, Draining, Kubeconfig
 from milo_kube.change_signal import ChangeSignal

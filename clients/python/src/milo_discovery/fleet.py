@@ -15,13 +15,13 @@ from datetime import UTC, datetime, timedelta
 from types import MappingProxyType
 from typing import Any, Literal, Protocol, TypeVar, Unpack
 
-from milo_discovery._api_clients import ApiClients
-from milo_discovery._convert import WatchOptions
 from milo_discovery._grpc_status import NOT_RETRYABLE
+from milo_discovery.api_clients import ApiClients
 from milo_discovery.engaged_cluster import EngagedCluster
 from milo_discovery.errors import ClusterNotFound, DiscoveryError, HandlerFailed
 from milo_discovery.events import Connected, Disconnected, Event, Refreshed, StreamNotice, Synced
 from milo_discovery.model import Cluster, ClusterReport, DisengageReason, EngagementReason, EventType
+from milo_discovery.options import WatchOptions
 from milo_kube.backoff import BackoffPolicy, StreamBackoff
 from milo_kube.change_signal import ChangeSignal
 from milo_kube.failure_log import INTERVAL_S, FailureLog

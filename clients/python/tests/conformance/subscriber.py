@@ -10,7 +10,7 @@ from typing import Any
 from fleet_subscriber import run_fleet
 
 from milo_discovery import DiscoveryClient, DiscoveryError, Event, Kubeconfig, StatusError
-from milo_discovery._credential_renewal import AsyncRenewer, PushedKubeconfigs
+from milo_discovery.credentials import AsyncRenewer, PushedKubeconfigs
 
 renewers: dict[str, AsyncRenewer] = {}
 pushed: dict[str, Kubeconfig] = {}

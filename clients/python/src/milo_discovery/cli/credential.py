@@ -16,11 +16,11 @@ import click
 
 from milo_discovery._address import grpc_target
 from milo_discovery._credential_cache import usable_until
-from milo_discovery._kubeconfig_access import KubeconfigAccess, read_access
 from milo_discovery.cli.exit_status import CallFailure, CommandFailure
 from milo_discovery.cli.names import NAME
 from milo_discovery.cli.options import ConnectionOptions, connecting
 from milo_discovery.errors import DiscoveryError
+from milo_discovery.kubeconfig_access import KubeconfigAccess, read_access
 from milo_kube.act_as import STATEMENT_VARIABLE
 from milo_kube.kubeconfig import SERVER_VARIABLE
 from milo_kube.rfc3339 import rfc3339

@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from milo_discovery._kubeconfig_access import EXEC_COMMAND, exec_arguments, read_exec_access, render_kubeconfig
-from milo_discovery._kubeconfig_access import read_access as read_token_access
 from milo_discovery.cli import atomic_files, kubeconfig_merge
 from milo_discovery.cli.exit_status import CommandFailure, print_message
 from milo_discovery.cli.names import NAME, suggestion
 from milo_discovery.cli.options import ConnectionOptions, Duration, unary
 from milo_discovery.cli.text_output import format_duration
 from milo_discovery.errors import ClusterNotFound, DiscoveryError, UnusableKubeconfig
+from milo_discovery.kubeconfig_access import EXEC_COMMAND, exec_arguments, read_exec_access, render_kubeconfig
+from milo_discovery.kubeconfig_access import read_access as read_token_access
 from milo_discovery.model import KubeconfigFormat
 from milo_kube.act_as import STATEMENT_VARIABLE
 from milo_kube.kubeconfig import SERVER_VARIABLE

@@ -19,11 +19,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from milo_discovery._kubeconfig_access import read_access, render_kubeconfig
-from milo_discovery._removal_guard import difference
 from milo_discovery.cli import atomic_files
 from milo_discovery.cli.exit_status import CommandFailure
+from milo_discovery.kubeconfig_access import read_access, render_kubeconfig
 from milo_discovery.model import Cluster, Kubeconfig
+from milo_discovery.removals import difference
 
 SUFFIX = ".kubeconfig"
 INDEX = "index.json"

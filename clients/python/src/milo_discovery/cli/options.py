@@ -29,8 +29,8 @@ from milo_kube.act_as import STATEMENT_VARIABLE
 from milo_kube.kubeconfig import SERVER_VARIABLE
 
 if TYPE_CHECKING:
-    from milo_discovery._convert import FilterOptions
     from milo_discovery.client import DiscoveryClient
+    from milo_discovery.options import FilterOptions
 
 P = ParamSpec("P")
 R = TypeVar("R")

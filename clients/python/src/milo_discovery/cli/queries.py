@@ -19,9 +19,9 @@ from milo_discovery.errors import ClusterNotFound
 from milo_discovery.model import Cluster, SourceState
 
 if TYPE_CHECKING:
-    from milo_discovery._convert import FilterOptions
     from milo_discovery.client import DiscoveryClient
     from milo_discovery.model import ClusterReport
+    from milo_discovery.options import FilterOptions
 
 
 _CAUSES = (

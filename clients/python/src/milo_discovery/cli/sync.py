@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, cast
 
 import click
 
-from milo_discovery import _removal_guard as removals
-from milo_discovery._removal_guard import Removal, filter_text
+from milo_discovery import removals
 from milo_discovery.cli.exit_status import CommandFailure, print_message
 from milo_discovery.cli.kubeconfig_directory import DesiredFile, KubeconfigDirectory
 from milo_discovery.cli.options import ConnectionOptions, Duration, connecting, filtering
@@ -23,14 +22,15 @@ from milo_discovery.cli.watch import StreamMessages
 from milo_discovery.errors import StatusError, TimedOut
 from milo_discovery.events import Connected, Event, Refreshed, Synced
 from milo_discovery.model import DisengageReason, EngagementReason, EventType
+from milo_discovery.removals import Removal, filter_text
 from milo_kube.task_groups import unwrap_single_error
 
 if TYPE_CHECKING:
     import asyncio
 
-    from milo_discovery._convert import FilterOptions, WatchOptions
     from milo_discovery.client import DiscoveryClient
     from milo_discovery.model import Kubeconfig
+    from milo_discovery.options import FilterOptions, WatchOptions
     from milo_discovery.watch import Watch
 
 _DISK_FULL = {errno.ENOSPC, errno.EDQUOT}

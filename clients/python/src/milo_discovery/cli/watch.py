@@ -28,8 +28,8 @@ from milo_discovery.model import Cluster, EventType, SourceState
 if TYPE_CHECKING:
     import asyncio
 
-    from milo_discovery._convert import FilterOptions
     from milo_discovery.client import DiscoveryClient
+    from milo_discovery.options import FilterOptions
     from milo_discovery.watch import Watch
 
 _COLORS = {EventType.ENGAGED: "green", EventType.UPDATED: "yellow", EventType.DISENGAGED: "red"}

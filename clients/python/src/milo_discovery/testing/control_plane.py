@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, overload
 from urllib.parse import urlencode
 
-from milo_discovery._kubeconfig_access import KubeconfigAccess, render_kubeconfig
+from milo_discovery.kubeconfig_access import KubeconfigAccess, render_kubeconfig
 from milo_discovery.testing.http import KindNotServedError, ObjectNotFoundError, RefusedError, SandboxHttp
 
 __all__ = ["ControlPlane", "KindNotServedError", "ObjectNotFoundError", "RefusedError"]

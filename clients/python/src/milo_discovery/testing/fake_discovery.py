@@ -10,11 +10,10 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, Unpack
 
-from milo_discovery._api_clients import ApiClients
-from milo_discovery._convert import WatchOptions
-from milo_discovery._kubeconfig_access import render_kubeconfig
+from milo_discovery.api_clients import ApiClients
 from milo_discovery.errors import ClusterNotFound, StreamBroken
 from milo_discovery.events import Connected, Disconnected, Event, Refreshed, StreamNotice, Synced
+from milo_discovery.kubeconfig_access import render_kubeconfig
 from milo_discovery.model import (
     Cluster,
     ClusterReport,
@@ -25,6 +24,7 @@ from milo_discovery.model import (
     EventType,
     Kubeconfig,
 )
+from milo_discovery.options import WatchOptions
 from milo_discovery.testing.control_plane import ControlPlane
 
 _LIFETIME = timedelta(minutes=5)

@@ -14,8 +14,8 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from milo_discovery._kubeconfig_access import KubeconfigAccess, inline_access, render_kubeconfig
 from milo_discovery.errors import UnusableKubeconfig
+from milo_discovery.kubeconfig_access import KubeconfigAccess, inline_access, render_kubeconfig
 from milo_discovery.model import Kubeconfig
 from milo_kube import addresses, exec_plugin, kubeconfig
 from milo_kube.exec_plugin import ExecCommand, ExecPluginError, cluster_info

@@ -16,9 +16,11 @@ from datetime import UTC, datetime
 from typing import Any, Self
 
 from milo_discovery._credential_cache import CredentialCache, CredentialState
-from milo_discovery._kubeconfig_access import KubeconfigAccess
 from milo_discovery.errors import DiscoveryError, StatusError, UnusableKubeconfig
+from milo_discovery.kubeconfig_access import KubeconfigAccess
 from milo_discovery.model import Kubeconfig
+
+__all__ = ["AsyncRenewer"]
 
 log = logging.getLogger("milo_discovery.credentials")
 

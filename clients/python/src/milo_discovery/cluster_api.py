@@ -10,17 +10,18 @@ from typing import Any, Protocol
 
 import msgspec
 
-from milo_controllers.errors import ControllerError, NotLeading, Unreachable, api_error
-from milo_controllers.kinds import Document
-from milo_controllers.tracing import SpanTracer, span
-from milo_discovery._kubeconfig_access import KubeconfigAccess
+from milo_discovery.api_errors import ClusterApiError, NotLeading, Unreachable, api_error
 from milo_discovery.errors import DiscoveryError, UnusableKubeconfig
+from milo_discovery.kubeconfig_access import KubeconfigAccess
+from milo_discovery.tracing import SpanTracer, span
 from milo_kube import retry_after
 from milo_kube.api_request import JSON, Access, Answer, ApiRequest
 from milo_kube.api_server import ApiServer, Pools, Query, ResponseBounds
 from milo_kube.credential import ClientCertificate, Credential, Secret
 from milo_kube.http.errors import TransportError
 from milo_kube.reflect.wire import error_status
+
+__all__ = ["ClusterApi"]
 
 USER_AGENT = "milo-discovery-client"
 IDLE_S = 60.0
@@ -81,7 +82,7 @@ class ClusterApi(ApiServer):
         *,
         content_type: str = JSON,
         timeout_s: float = REQUEST_TIMEOUT_S,
-    ) -> Document:
+    ) -> dict[str, Any]:
         """Send a request and return the decoded response.
 
         Raises ApiError, Unreachable, DiscoveryError, or NotLeading if `may_write` returns false.
@@ -114,9 +115,9 @@ class ClusterApi(ApiServer):
             raise NotLeading(f"{request.method} {request.path} was not sent: this replica no longer holds the Lease")
         return await super()._answered(request, access, bounds)
 
-    async def read_list(self, path: str, query: Query = ()) -> list[Document]:
-        """Read a list in pages. Raises as `send` does, and ControllerError for a list that is too long."""
-        found: list[Document] = []
+    async def read_list(self, path: str, query: Query = ()) -> list[dict[str, Any]]:
+        """Read a list in pages. Raises as `send` does, and ClusterApiError for a list that is too long."""
+        found: list[dict[str, Any]] = []
         more: list[tuple[str, str]] = []
         for _ in range(_MAX_PAGES):
             page = await self.send("GET", path, [*query, ("limit", str(_PAGE)), *more])
@@ -126,7 +127,7 @@ class ClusterApi(ApiServer):
             if not token:
                 return found
             more = [("continue", token)]
-        raise ControllerError(f"GET {path}: {self.name} has more than {_MAX_PAGES * _PAGE} of these objects")
+        raise ClusterApiError(f"GET {path}: {self.name} has more than {_MAX_PAGES * _PAGE} of these objects")
 
 
 class _ClusterAccess:

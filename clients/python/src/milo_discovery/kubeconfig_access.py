@@ -17,6 +17,8 @@ from milo_kube import kubeconfig as kubeconfig_reader
 from milo_kube.act_as import ActAs
 from milo_kube.kubeconfig import ContextAccess, KubeconfigError, Policy
 
+__all__ = ["KubeconfigAccess", "read_access", "render_kubeconfig"]
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KubeconfigAccess:

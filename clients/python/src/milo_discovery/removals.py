@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from milo_discovery.model import DisengageReason, SourceState
 
 if TYPE_CHECKING:
-    from milo_discovery._convert import FilterOptions
+    from milo_discovery.options import FilterOptions
     from milo_discovery.watch import Watch
 
 COUNT = 10

@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
-from milo_controllers import local_kubeconfig
-from milo_controllers.local_kubeconfig import KubeconfigFile, ServiceAccount, default_source, issue
-from milo_discovery._kubeconfig_access import read_access
+from milo_discovery import local_kubeconfig
 from milo_discovery.errors import UnusableKubeconfig
+from milo_discovery.kubeconfig_access import read_access
+from milo_discovery.local_kubeconfig import KubeconfigFile, ServiceAccount, default_source, issue
 
 V1 = "client.authentication.k8s.io/v1"
 POD = {"KUBERNETES_SERVICE_HOST": "fd00::1", "KUBERNETES_SERVICE_PORT": "443"}
