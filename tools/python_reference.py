@@ -89,7 +89,7 @@ def _class(name: str, found: type) -> Iterator[str]:
     if constructor is not None and (text := _doc(constructor)):
         yield ""
         yield text
-    for member, value in vars(found).items():
+    for member, value in _members(found).items():
         if member.startswith("_"):
             continue
         if isinstance(value, property):
@@ -100,6 +100,15 @@ def _class(name: str, found: type) -> Iterator[str]:
             yield ""
             yield from _code(_signatures(member, function))
             yield _doc(function)
+
+
+def _members(found: type) -> dict[str, Any]:
+    """Return the members of a class, with those that it has from classes of milo_kube, which no reference describes."""
+    members = dict(vars(found))
+    for base in found.__mro__:
+        if base.__module__.startswith("milo_kube."):
+            members |= {name: value for name, value in vars(base).items() if name not in members}
+    return members
 
 
 def _keys(found: type) -> Iterator[str]:

@@ -2,7 +2,6 @@
 
 from milo_controllers.admission_review import AdmissionUser, Deny, Review
 from milo_controllers.app import main, set_up_logging
-from milo_controllers.cache_budget import CacheLimits
 from milo_controllers.conditions import ConditionStatus, owner_reference, with_condition, with_owner
 from milo_controllers.controllers import Controllers, owns, watches
 from milo_controllers.errors import ControllerError, NotCached, NotSynced, Permanent, ReconcileTimeout
@@ -27,6 +26,7 @@ from milo_discovery.api_errors import (
     ProjectSuspended,
     Unreachable,
 )
+from milo_kube.cache_budget import CacheLimits
 from milo_kube.rate_limit import Rate
 
 __all__ = [

@@ -14,7 +14,6 @@ from typing import Any, Protocol, TypeVar, overload, runtime_checkable
 from prometheus_client import REGISTRY, CollectorRegistry
 
 from milo_controllers.admission_review import AdmissionOperation
-from milo_controllers.cache_budget import CacheBudget, CacheLimits
 from milo_controllers.controller import Controller, Shared
 from milo_controllers.engaged_clusters import EngagedClusters
 from milo_controllers.event_log import EventLog
@@ -47,6 +46,7 @@ from milo_discovery.fleet import DiscoveryState, Fleet
 from milo_discovery.model import Cluster
 from milo_discovery.tracing import SpanTracer
 from milo_kube.api_server import Pools
+from milo_kube.cache_budget import CacheBudget, CacheLimits
 from milo_kube.failure_log import INTERVAL_S, FailureLog
 from milo_kube.loop_watchdog import LoopWatchdog
 from milo_kube.task_groups import RunsInBackground, unwrap_single_error, wait_uninterrupted

@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 
-from milo_controllers.cache_budget import CacheBudget
 from milo_controllers.controller import Controller
 from milo_controllers.event_log import EventLog
 from milo_controllers.event_loop import EventLoop
@@ -27,6 +26,7 @@ from milo_discovery.engaged_cluster import EngagedCluster
 from milo_discovery.model import Cluster
 from milo_discovery.tracing import SpanTracer
 from milo_kube.api_server import Pools
+from milo_kube.cache_budget import CacheBudget
 from milo_kube.reflect.reflector import ReflectorPolicy
 from milo_kube.task_groups import unwrap_single_error
 
@@ -172,8 +172,7 @@ class EngagedClusters:
             controller.engage(member)
         try:
             for informer in member.informers.values():
-                following = informer.run(member.api, _REFLECTION)
-                member.tasks.create_task(following, name=f"{informer.key} of {member.cluster.name}")
+                member.tasks.create_task(informer.run(), name=f"{informer.key} of {member.cluster.name}")
             seen = member.cluster.current
             while True:
                 before, seen = seen, await member.cluster.updated(since=seen)

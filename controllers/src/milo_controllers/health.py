@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from milo_controllers.informer import InformerState
 from milo_discovery.fleet import DiscoveryState
+from milo_kube.collection_follower import FollowerState
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -15,7 +15,7 @@ class CacheProblem:
 
     cluster: str
     kind: str
-    state: InformerState
+    state: FollowerState
     """`forbidden`: the rights are missing; `not_served`: the cluster does not have the kind; `over_budget`: it is too
     large to be cached; `stale`: list or watch fails for another reason; `starting`: its first list is being read."""
     is_synced: bool

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Hashable
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, NoReturn, TypeVar, cast, overload
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Generic, NamedTuple, NoReturn, TypeVar, c
 import msgspec
 
 from milo_controllers.errors import NotCached
-from milo_kube.api_request import is_segment
+from milo_kube.resource_paths import ResourcePaths, not_a_resource
 
 T = TypeVar("T")
 Document = dict[str, Any]
@@ -26,7 +25,6 @@ if TYPE_CHECKING:
 else:
     ObjectT = TypeVar("ObjectT")
 
-_RESOURCE = re.compile(r"(?:(?P<group>[a-z0-9.-]+)/)?(?P<version>v[a-z0-9]+)/(?P<plural>[a-z0-9.-]+)")
 _METADATA_FIELDS = frozenset({"apiVersion", "kind", "metadata"})
 
 
@@ -53,7 +51,7 @@ class MetadataDocument(Document):
         return default if name in _METADATA_FIELDS and name not in self else self[name]
 
 
-class Kind(Generic[T]):
+class Kind(ResourcePaths, Generic[T]):
     """A kind of object, for example `Kind("example.com/v1/widgets")`, or `Kind("v1/configmaps", V1ConfigMap)`.
 
     `model` is the type of its objects: a class of the kubernetes package, a pydantic model, a dataclass, or a
@@ -97,15 +95,7 @@ class Kind(Generic[T]):
         metadata_only: bool = False,
         transform: Transform | None = None,
     ) -> None:
-        if not isinstance(resource, str):
-            raise _not_a_resource(resource)
-        match = _RESOURCE.fullmatch(resource)
-        if match is None:
-            raise _not_a_resource(resource)
-        self.resource = resource
-        self.group = match["group"] or ""
-        self.version: str = match["version"]
-        self.plural: str = match["plural"]
+        super().__init__(resource)
         self.key = CacheKey(resource, selector, field_selector, namespace)
         self.metadata_only = metadata_only
         self.transform = transform
@@ -118,20 +108,6 @@ class Kind(Generic[T]):
 
     def __repr__(self) -> str:
         return f"Kind({self.resource!r})"
-
-    @property
-    def api_version(self) -> str:
-        return f"{self.group}/{self.version}" if self.group else self.version
-
-    def collection(self, namespace: str = "") -> str:
-        """Return the path of the collection, in one namespace or in all."""
-        root = f"/apis/{self.group}" if self.group else "/api"
-        within = f"/namespaces/{_segment(namespace)}" if namespace else ""
-        return f"{root}/{self.version}{within}/{self.plural}"
-
-    def path(self, name: str, namespace: str = "", subresource: str = "") -> str:
-        """Return the path of an object, or of a subresource of it."""
-        return f"{self.collection(namespace)}/{_segment(name)}{f'/{subresource}' if subresource else ''}"
 
     @property
     def is_partial(self) -> bool:
@@ -162,13 +138,8 @@ def kind_of(kind: Kind[T] | str) -> Kind[T]:
     if isinstance(kind, Kind):
         return kind
     if not isinstance(kind, str):
-        raise _not_a_resource(kind)
+        raise not_a_resource(kind)
     return cast("Kind[T]", _kind_named(kind))
-
-
-def _not_a_resource(given: object) -> ValueError:
-    form = "write GROUP/VERSION/PLURAL, or VERSION/PLURAL for the core group"
-    return ValueError(f"{given!r} does not name a resource: {form}")
 
 
 @lru_cache(maxsize=1024)
@@ -199,12 +170,6 @@ def _without_none(value: Any) -> Any:
     if isinstance(value, list):
         return [_without_none(item) for item in value]
     return value
-
-
-def _segment(name: str) -> str:
-    if not is_segment(name):
-        raise ValueError(f"{name!r} is not a valid name of an object or a namespace")
-    return name
 
 
 _decode_document = msgspec.json.Decoder(Document).decode

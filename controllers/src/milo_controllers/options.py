@@ -9,9 +9,9 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from prometheus_client import CollectorRegistry
 
-from milo_controllers.cache_budget import CacheLimits
 from milo_controllers.webhooks import OPERATIONS
 from milo_controllers.work_queue import QueuePolicy
+from milo_kube.cache_budget import CacheLimits
 
 _LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 

@@ -11,6 +11,8 @@ from milo_kube.act_as import ActAs
 from milo_kube.credential import Credential
 
 JSON = "application/json"
+METADATA_ONLY = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1,application/json"
+METADATA_LIST_ONLY = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1,application/json"
 
 # Names can come from objects that tenants write. A server or proxy that normalizes "..", "%2e%2e", "?" or "#" would
 # apply the request, and its credential, to another path.

@@ -104,7 +104,7 @@ TESTED = {
         "controllers/tests/integration/test_reconciles.py"
         "::test_failed_reconcile_is_retried_and_permanent_failure_waits_for_a_change"
     ),
-    "controllers/src/milo_controllers/engaged_clusters.py: following": _CRASH,
+    "controllers/src/milo_controllers/engaged_clusters.py: informer.run": _CRASH,
     "controllers/src/milo_controllers/event_recorder.py: self._write_pending": (
         "controllers/tests/integration/test_reconciles.py::test_event_of_missing_object_is_logged_as_not_recorded"
     ),

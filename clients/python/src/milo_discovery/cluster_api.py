@@ -31,8 +31,6 @@ RESPONSE_LIMIT = 8 << 20
 """Maximum bytes of a response other than a page of a list: more than any API server stores in an object."""
 _PAGE = 500
 _MAX_PAGES = 200
-METADATA_ONLY = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1,application/json"
-METADATA_LIST_ONLY = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1,application/json"
 MERGE_PATCH = "application/merge-patch+json"
 JSON_PATCH = "application/json-patch+json"
 STRATEGIC_MERGE_PATCH = "application/strategic-merge-patch+json"

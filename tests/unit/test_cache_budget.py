@@ -1,6 +1,6 @@
 """Cache limits, and the budget of all caches."""
 
-from milo_controllers.cache_budget import CacheBudget, CacheLimits
+from milo_kube.cache_budget import CacheBudget, CacheLimits
 
 LIMITS = CacheLimits(objects=2, bytes=10, total_bytes=15)
 
