@@ -11,14 +11,14 @@ ROOT = Path(__file__).parents[2]
 
 
 def nodes_of_rows() -> dict[str, list[str]]:
-    """Return the node ids of each row, relative to tests/; those of the client library relative to the repository."""
+    """Return the node ids of each row, relative to tests/; those of other folders relative to the repository."""
     data = tomllib.loads((ROOT / "tests" / "rows.toml").read_text())
     return {row: [data["words"].get(test, test) for test in tests] for row, tests in data["rows"].items()}
 
 
 def file_of(path: str) -> Path:
     """Return the file of a node id."""
-    return ROOT / path if path.startswith("clients/") else ROOT / "tests" / path
+    return ROOT / path if path.startswith(("clients/", "kube/")) else ROOT / "tests" / path
 
 
 def of_row(number: str, items: Iterable[pytest.Item]) -> list[pytest.Item]:

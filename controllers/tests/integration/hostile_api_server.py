@@ -20,7 +20,7 @@ from hyperframe.frame import (
     WindowUpdateFrame,
 )
 
-from tests.integration.http.http2_peer import Authority
+from kube.tests.integration.http.http2_peer import Authority
 
 FLOODS = {
     "PING": PingFrame(0, bytes(8)),

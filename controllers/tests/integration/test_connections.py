@@ -7,13 +7,13 @@ import sys
 import pytest
 import trustme
 
+from kube.tests.integration.http.http2_peer import Accepted, Authority, serving
 from milo_discovery.api_errors import ApiError, NotLeading, Unreachable
 from milo_discovery.cluster_api import ClusterApi
 from milo_discovery.kubeconfig_access import KubeconfigAccess
 from milo_kube.api_server import Pools
 from milo_kube.http.errors import TransportError
 from milo_kube.http.http2 import Http2Connection
-from tests.integration.http.http2_peer import Accepted, Authority, serving
 from tests.support.eventually import LIMIT_S
 
 

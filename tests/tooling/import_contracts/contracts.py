@@ -30,7 +30,7 @@ def modules(contract: str, option: str = "source_modules") -> list[str]:
 def unit_tests(module: str) -> list[Path]:
     """Return the tests of a pure module: the directory of its package in unit/, or the files with its name."""
     package, *path = module.split(".")
-    root = ROOT / "controllers" if package == "milo_controllers" else ROOT
+    root = ROOT / {"milo_controllers": "controllers", "milo_kube": "kube"}.get(package, ".")
     place = root.joinpath("tests", "unit", *path)
     return [place] if place.is_dir() else sorted(place.parent.glob(f"test_{place.name}*.py"))
 

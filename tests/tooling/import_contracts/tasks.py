@@ -75,13 +75,13 @@ TESTED = {
     "milo_discoveryd/watchers/file_driver.py: self._confirmations.run": _CONFIRMATION,
     "milo_discoveryd/wiring/source.py: self._storage.save": _SAVING,
     "kube/src/milo_kube/http/server.py: self._secure": (
-        "tests/integration/http/test_server.py::test_unexpected_error_of_a_handshake_ends_its_connection_alone"
+        "kube/tests/integration/http/test_server.py::test_unexpected_error_of_a_handshake_ends_its_connection_alone"
     ),
     "kube/src/milo_kube/http/server.py: answering": (
-        "tests/integration/http/test_server.py::test_unexpected_error_of_a_handler_ends_only_its_connection"
+        "kube/tests/integration/http/test_server.py::test_unexpected_error_of_a_handler_ends_only_its_connection"
     ),
     "kube/src/milo_kube/credential_providers.py: self._renew": (
-        "tests/unit/test_renewed_credential.py::test_error_in_looking_for_changes_does_not_end_the_renewal"
+        "kube/tests/unit/test_renewed_credential.py::test_error_in_looking_for_changes_does_not_end_the_renewal"
     ),
     "clients/python/src/milo_discovery/credentials.py: self._renew": (
         "clients/python/tests/test_credential_renewal.py"

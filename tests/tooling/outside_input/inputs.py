@@ -80,7 +80,7 @@ _ID = Input(
     _KIB,
     0.1,
     SERVER,
-    "unit/reflect/test_wire.py::test_object_with_an_oversized_uid_or_version_is_malformed",
+    "kube/tests/unit/reflect/test_wire.py::test_object_with_an_oversized_uid_or_version_is_malformed",
 )
 _OBJECT_NAME = Input(
     "253 characters of a DNS name",
@@ -120,7 +120,7 @@ _SECRET = Input(
     64 * _KIB,
     8,
     TENANT,
-    "unit/test_kubeconfig.py::test_received_kubeconfig_with_costly_content_is_parsed_quickly",
+    "kube/tests/unit/test_kubeconfig.py::test_received_kubeconfig_with_costly_content_is_parsed_quickly",
 )
 
 OBJECT_FIELDS = {
@@ -264,7 +264,7 @@ RESPONSES = {
         _MIB,
         10,
         "the plugin that the administrator names",
-        "unit/test_exec_plugin.py::test_exec_plugin_with_excessive_output_is_killed",
+        "kube/tests/unit/test_exec_plugin.py::test_exec_plugin_with_excessive_output_is_killed",
     ),
     "milo_kube.reflect.wire._ITEMS": _LINE,
     "milo_kube.reflect.wire._LINE": _LINE,
@@ -279,7 +279,7 @@ _CREDENTIAL_FILE = Input(
     _MIB,
     10,
     ADMIN,
-    "unit/test_file_content.py::test_credential_file_without_valid_content_is_reported_by_name",
+    "kube/tests/unit/test_file_content.py::test_credential_file_without_valid_content_is_reported_by_name",
 )
 
 FILES = {
@@ -327,7 +327,7 @@ CONNECTIONS = {
         64 * _KIB,
         1,
         STRANGER,
-        "integration/http/test_server.py::test_oldest_unread_replies_are_dropped_beyond_their_limit",
+        "kube/tests/integration/http/test_server.py::test_oldest_unread_replies_are_dropped_beyond_their_limit",
     ),
 }
 """Inputs of connections, by the module that listens."""

@@ -23,10 +23,10 @@ import milo_kube
 from milo_discovery.v1 import discovery_pb2 as pb
 from milo_discoveryd.server.calls.grpc_errors import InvalidRequestError
 from milo_discoveryd.sources.reading import Metadata
+from tests.support.rows import ROOT, file_of
 from tests.tooling.outside_input.costs import NOT_MEASURED, VALIDATION, Handling, handling, request_with
 from tests.tooling.outside_input.inputs import CONNECTIONS, FILES, OBJECT_FIELDS, REQUEST_FIELDS, RESPONSES, Input
 
-TESTS = Path(__file__).parents[2]
 ALL = {**REQUEST_FIELDS, **OBJECT_FIELDS, **RESPONSES, **FILES, **CONNECTIONS}
 MAX_LOOP_MS = 500
 """A tenth of the timeout of the liveness probe in the shipped manifests."""
@@ -172,9 +172,10 @@ def test_input_entry_has_a_limit_a_cost_a_sender_and_an_attack(found: Input) -> 
 
 
 def test_attacks_of_input_entries_are_tests_that_pytest_collects() -> None:
-    attacks = sorted({f"tests/{found.attack}" for found in ALL.values()})
-    argv = [sys.executable, "-m", "pytest", "--collect-only", "-q", "-p", "no:cacheprovider", *attacks]
-    done = subprocess.run(argv, cwd=TESTS.parent, capture_output=True, text=True, check=False)
+    attacks = (found.attack.split("::", 1) for found in ALL.values())
+    nodes = sorted({f"{file_of(path)}::{name}" for path, name in attacks})
+    argv = [sys.executable, "-m", "pytest", "--collect-only", "-q", "-p", "no:cacheprovider", *nodes]
+    done = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == pytest.ExitCode.OK, done.stdout[-1000:] + done.stderr[-1000:]
 
 

@@ -6,9 +6,9 @@ from contextlib import aclosing
 import pytest
 import pytest_asyncio
 
+from kube.tests.integration.http.http2_peer import Authority
+from kube.tests.integration.http.http2_requests import client
 from milo_kube.http.client import Client
-from tests.integration.http.http2_peer import Authority
-from tests.integration.http.http2_requests import client
 
 
 @pytest.fixture(scope="module")

@@ -7,11 +7,11 @@ from hyperframe.frame import (
     Frame,
 )
 
+from kube.tests.integration.http.http2_peer import Accepted, Authority
 from milo_kube.http.client import Client
 from milo_kube.http.connection import Response
 from milo_kube.http.errors import TransportError
 from milo_kube.http.http2 import Http2Connection
-from tests.integration.http.http2_peer import Accepted, Authority
 
 OK_HEAD = b"\x88"  # HPACK of ":status: 200"
 

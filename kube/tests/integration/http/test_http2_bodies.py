@@ -12,11 +12,11 @@ from hyperframe.frame import (
     WindowUpdateFrame,
 )
 
+from kube.tests.integration.http.http2_peer import Accepted, Authority, serving
+from kube.tests.integration.http.http2_requests import failed, got, ok, rest
 from milo_kube.http.client import Client
 from milo_kube.http.errors import TransportError
 from milo_kube.http.http2_core import STREAM_WINDOW
-from tests.integration.http.http2_peer import Accepted, Authority, serving
-from tests.integration.http.http2_requests import failed, got, ok, rest
 from tests.support.eventually import eventually
 
 

@@ -14,11 +14,11 @@ from hyperframe.frame import (
     RstStreamFrame,
 )
 
+from kube.tests.integration.http.http2_peer import Accepted, Authority, serving
+from kube.tests.integration.http.http2_requests import OK_HEAD, client, failed, framed, got, ok, rest
+from kube.tests.integration.http.test_client import tunneling
 from milo_kube.http.client import DIALS_PER_SERVER, Client
 from milo_kube.http.errors import TransportError
-from tests.integration.http.http2_peer import Accepted, Authority, serving
-from tests.integration.http.http2_requests import OK_HEAD, client, failed, framed, got, ok, rest
-from tests.integration.http.test_client import tunneling
 from tests.support.eventually import eventually
 
 

@@ -16,11 +16,11 @@ from hyperframe.frame import (
     WindowUpdateFrame,
 )
 
+from kube.tests.integration.http.http2_peer import Accepted, Authority, serving
+from kube.tests.integration.http.http2_requests import OK_HEAD, failed, framed, got, ok, rest
 from milo_kube.http import http2
 from milo_kube.http.client import Client
 from milo_kube.http.errors import TransportError
-from tests.integration.http.http2_peer import Accepted, Authority, serving
-from tests.integration.http.http2_requests import OK_HEAD, failed, framed, got, ok, rest
 from tests.support.eventually import eventually
 
 

@@ -20,10 +20,10 @@ from hyperframe.frame import (
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from kube.tests.integration.http.http2_requests import OK_HEAD, rest
 from milo_kube.http.errors import TransportError
 from milo_kube.http.http2 import Http2Connection
 from milo_kube.http.http2_core import FRAMES_AT_ONCE
-from tests.integration.http.http2_requests import OK_HEAD, rest
 
 
 def connected() -> tuple[Http2Connection, "MemoryTransport"]:

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
+from kube.tests.integration.http.test_client import client
 from milo_kube.http import name_lookup as module
 from milo_kube.http.errors import TransportError
 from milo_kube.http.name_lookup import THREADS, NameLookup, name_lookup
-from tests.integration.http.test_client import client
 from tests.support.eventually import eventually
 
 FOUND = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", 1))]

@@ -1,12 +1,11 @@
 """A reflector that a test drives step by step."""
 
-from milo_discoveryd.model.observation import Observation
+from kube.tests.unit.reflect.lines import Found, seen
 from milo_kube.reflect.backoff import Backoff
 from milo_kube.reflect.messages import Failure, FetchPage, OpenWatch, Request, SourceEvent
 from milo_kube.reflect.reflector import Reflector, ReflectorPolicy
 from milo_kube.reflect.view_status import ViewState
 from milo_kube.reflect.wire import Bookmark, ErrorStatus, ListPage, ObjectSeen, WatchEvent
-from tests.unit.reflect.lines import seen
 
 TIMEOUT_S = 240
 """The timeout that a watch requests, without jitter."""
@@ -20,7 +19,7 @@ CUT = Failure("ConnectionLost", "the connection was lost")
 END_OF_LIST = Bookmark("10", True)
 
 
-def changed(name: str, version: str) -> ObjectSeen[Observation]:
+def changed(name: str, version: str) -> ObjectSeen[Found]:
     return ObjectSeen(seen(name, version))
 
 
@@ -40,30 +39,30 @@ class ReflectorDriver:
         status = self.reflector.status
         return status.state, status.since, status.reason
 
-    def page(self, *observations: Observation, version: str = "10", then: str = "") -> list[SourceEvent[Observation]]:
+    def page(self, *observations: Found, version: str = "10", then: str = "") -> list[SourceEvent[Found]]:
         assert isinstance(self.request, FetchPage)
         return list(self.reflector.listed(ListPage(version, then), observations, self.now))
 
-    def opened(self) -> list[SourceEvent[Observation]]:
+    def opened(self) -> list[SourceEvent[Found]]:
         assert isinstance(self.request, OpenWatch)
         return self.reflector.opened(self.now)
 
-    def events(self, *events: WatchEvent[Observation]) -> list[SourceEvent[Observation]]:
+    def events(self, *events: WatchEvent[Found]) -> list[SourceEvent[Found]]:
         assert self.reflector.is_reading
         return self.reflector.events(list(events), self.now)
 
-    def ended(self) -> list[SourceEvent[Observation]]:
+    def ended(self) -> list[SourceEvent[Found]]:
         assert self.reflector.is_reading
         return self.reflector.ended(self.now)
 
-    def silent(self) -> list[SourceEvent[Observation]]:
+    def silent(self) -> list[SourceEvent[Found]]:
         assert self.reflector.is_reading
         return self.reflector.silent(self.now)
 
-    def give_up(self, failure: Failure, until: float) -> list[SourceEvent[Observation]]:
+    def give_up(self, failure: Failure, until: float) -> list[SourceEvent[Found]]:
         return self.reflector.give_up(failure, until, self.now)
 
-    def failed(self, failure: Failure = UNAVAILABLE) -> list[SourceEvent[Observation]]:
+    def failed(self, failure: Failure = UNAVAILABLE) -> list[SourceEvent[Found]]:
         return self.reflector.failed(failure, self.now)
 
 

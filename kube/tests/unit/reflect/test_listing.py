@@ -4,6 +4,21 @@ from typing import Any
 
 import pytest
 
+from kube.tests.unit.reflect.lines import seen
+from kube.tests.unit.reflect.reflector_driver import (
+    CUT,
+    END_OF_LIST,
+    EXPIRED,
+    PAGES,
+    START,
+    STREAMING,
+    TIMEOUT_S,
+    UNAVAILABLE,
+    ReflectorDriver,
+    changed,
+    listed,
+    refused,
+)
 from milo_kube.list_pages import MAX_PAGES
 from milo_kube.reflect.messages import (
     EventIgnored,
@@ -22,21 +37,6 @@ from milo_kube.reflect.messages import (
 from milo_kube.reflect.reflector import Reflector, ReflectorPolicy
 from milo_kube.reflect.view_status import ViewState, ViewStatus
 from milo_kube.reflect.wire import Bookmark, ListPage, ObjectRemoved, Undecodable, UnknownEvent
-from tests.unit.reflect.lines import seen
-from tests.unit.reflect.reflector_driver import (
-    CUT,
-    END_OF_LIST,
-    EXPIRED,
-    PAGES,
-    START,
-    STREAMING,
-    TIMEOUT_S,
-    UNAVAILABLE,
-    ReflectorDriver,
-    changed,
-    listed,
-    refused,
-)
 
 FIRST_PAGE = FetchPage("", 5000)
 ALL_AT_ONCE = FetchPage("", 0)

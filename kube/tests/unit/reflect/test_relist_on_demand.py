@@ -4,6 +4,7 @@ import math
 
 import pytest
 
+from kube.tests.unit.reflect.reflector_driver import PAGES, START, ReflectorDriver, changed, watching
 from milo_kube.reflect.messages import (
     Failure,
     FetchPage,
@@ -15,7 +16,6 @@ from milo_kube.reflect.messages import (
     Wait,
 )
 from milo_kube.reflect.view_status import ViewState
-from tests.unit.reflect.reflector_driver import PAGES, START, ReflectorDriver, changed, watching
 
 
 def test_relist_is_performed_on_request_despite_healthy_watch() -> None:

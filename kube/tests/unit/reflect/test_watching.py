@@ -4,7 +4,20 @@ import math
 
 import pytest
 
-from milo_discoveryd.model.observation import Observation
+from kube.tests.unit.reflect.lines import Found, seen
+from kube.tests.unit.reflect.reflector_driver import (
+    CUT,
+    END_OF_LIST,
+    EXPIRED,
+    PAGES,
+    STREAMING,
+    TIMEOUT_S,
+    UNAVAILABLE,
+    ReflectorDriver,
+    changed,
+    refused,
+    watching,
+)
 from milo_kube.reflect.messages import (
     UNRESPONSIVE,
     DeletionReported,
@@ -22,20 +35,6 @@ from milo_kube.reflect.messages import (
 from milo_kube.reflect.reflector import ReflectorPolicy
 from milo_kube.reflect.view_status import ViewState, ViewStatus
 from milo_kube.reflect.wire import Bookmark, ErrorStatus, ObjectRemoved, Undecodable, UnknownEvent
-from tests.unit.reflect.lines import seen
-from tests.unit.reflect.reflector_driver import (
-    CUT,
-    END_OF_LIST,
-    EXPIRED,
-    PAGES,
-    STREAMING,
-    TIMEOUT_S,
-    UNAVAILABLE,
-    ReflectorDriver,
-    changed,
-    refused,
-    watching,
-)
 
 FIRST_PAGE = FetchPage("", 5000)
 
@@ -376,7 +375,7 @@ def test_invalid_watch_data_at_a_later_version_is_retried() -> None:
     driver.events(changed("a", "11"))
     driver.events(Undecodable("?"))
     driver.opened()
-    findings: list[SourceEvent[Observation]] = driver.events(changed("a", "12"), Undecodable("?"))
+    findings: list[SourceEvent[Found]] = driver.events(changed("a", "12"), Undecodable("?"))
     assert findings == [ObjectChanged(seen("a", "12"))]
     assert driver.request == Wait(102.0)
     driver.now += 2.0

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from milo_discoveryd.model.observation import Malformed
+from kube.tests.unit.reflect.lines import DECODER, Malformed, line, seen, thing
 from milo_kube.reflect import wire
 from milo_kube.reflect.wire import (
     Bookmark,
@@ -19,7 +19,6 @@ from milo_kube.reflect.wire import (
     UnknownEvent,
     error_status,
 )
-from tests.unit.reflect.lines import DECODER, line, seen, thing
 
 DEEP = "[" * 100_000 + "]" * 100_000
 NAMED = '"name":"a","uid":"u","resourceVersion":"7"'
