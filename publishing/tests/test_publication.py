@@ -378,6 +378,23 @@ def test_object_that_another_client_changes_each_second_is_deleted_when_its_clus
     assert [type(request) for request in publishing.sent].count(Ask) == 1
 
 
+def test_change_of_a_cluster_is_not_lost_while_a_retry_is_finally_refused(publishing: Publishing):
+    """Found by a reader: an object stayed until the next list if its cluster ended during a retry that was refused."""
+    publishing.synced(cluster(), cluster("beta"))
+    answers = iter([TargetUnavailable("500: busy"), TargetRefused("422: too long", 422)])
+
+    def refuse(request: Request) -> None:
+        if isinstance(request, Apply):
+            answer = next(answers)
+            if isinstance(answer, TargetRefused):
+                publishing.end(cluster())
+            raise answer
+
+    publishing.before = refuse
+    publishing.engage(cluster(labels={"env": "prod"})).settle(5.0)
+    assert [*publishing.server.objects] == ["beta"]
+
+
 def test_failed_write_is_retried_with_growing_delays_and_its_outcome_is_read_first(publishing: Publishing):
     failed_at: list[float] = []
 

@@ -183,7 +183,7 @@ class Attempt(msgspec.Struct, frozen=True):
         """Make a request by this time; after a failure, not before its backoff ends."""
         if self.is_question:
             return Attempt(when)  # what is in flight is about a former state
-        return self if self.failures else replace(self, due_at=min(self.due_at, when))
+        return self if self.failures and not self.ticket else replace(self, due_at=min(self.due_at, when))
 
 
 class Record(msgspec.Struct, frozen=True):
