@@ -54,19 +54,25 @@ class LeaseClient:
         """List the Leases consistently, not from a cache of the API server. Raises BackendError."""
         leases = LeaseList(self._names)
         async with self._failing(f"list the Leases of {self._whose}"):
-            await self._read_pages(leases)
+            size = 0
+            try:
+                size = await self._read_pages(leases)
+            finally:
+                # Leases that are too large for one page remain so, in most cases: keep the smaller pages. But these may
+                # be too many, long after the Leases are smaller again.
+                if size <= PAGE_BYTES:
+                    self._page_size = PAGE
         return leases.group
 
-    async def _read_pages(self, leases: LeaseList) -> None:
+    async def _read_pages(self, leases: LeaseList) -> int:
+        """Return the size of all pages."""
         size, continued = 0, ""
         for _ in range(MAX_PAGES):
             answer = await self._page(continued)
             size += len(answer.body)
             continued = leases.add(answer.body)
             if not continued:
-                # Leases that are too large for one page remain so, in most cases: keep the smaller pages.
-                self._page_size = PAGE if size <= PAGE_BYTES else self._page_size
-                return
+                return size
         raise BackendError(f"{self._origin} listed the Leases of {self._whose} in more than {MAX_PAGES} pages")
 
     async def _page(self, continued: str) -> ApiAnswer:

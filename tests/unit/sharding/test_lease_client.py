@@ -112,6 +112,18 @@ async def test_lease_client_keeps_the_size_of_pages_while_the_leases_do_not_fit_
     assert api.asked == [("GET", LIST.format(50))]
 
 
+async def test_lease_client_requests_large_pages_again_after_a_read_with_too_many_small_ones() -> None:
+    """Found by a reader: one large Lease, long gone, kept the group from being read until the process was restarted."""
+    too_large = [TransportError("too_large", "too large")] * 4
+    page = Answer(200, b'{"items": [], "metadata": {"continue": "more"}}')
+    leases, api = client(*too_large, *[page] * MAX_PAGES, Answer(200, b'{"items": []}'))
+    with pytest.raises(BackendError, match=f"in more than {MAX_PAGES} pages"):
+        await leases.read()
+    assert api.asked[-1] == ("GET", LIST.format(1) + "&continue=more")
+    await leases.read()
+    assert api.asked[-1] == ("GET", LIST.format(250))
+
+
 async def test_lease_that_does_not_fit_into_a_page_is_an_error() -> None:
     leases, api = client(TransportError("too_large", "more than 2097152 bytes"))
     with pytest.raises(BackendError, match="2097152"):
