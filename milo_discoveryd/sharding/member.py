@@ -487,11 +487,14 @@ class Member:
         if (view := next_view(group, self.holder, now, self._timing)) is not None:
             return view
         others = (lease for lease in group.leases.members.values() if lease.member != self.name)
-        removable = (lease for lease in others if group.removable_at(lease, self._timing) <= now)
-        # A request that is refused is repeated: it must not delay what clusters wait for.
-        lease = min(removable, key=lambda lease: (not group.is_member(lease), not lease.is_held), default=None)
-        if lease is None:
+        removable = [lease for lease in others if group.removable_at(lease, self._timing) <= now]
+        if not removable:
             return None
+        # A request that is refused is repeated: each other one comes before that, and first what clusters wait for.
+        tried = self.state.tried
+        untried = [lease for lease in removable if lease.member not in tried]
+        lease = min(untried or removable, key=lambda lease: (not group.is_member(lease), not lease.is_held))
+        self.state = msgspec.structs.replace(self.state, tried=(tried if untried else frozenset()) | {lease.member})
         return Evict(_cleared(lease)) if lease.is_held else Delete(lease)
 
     @property

@@ -184,3 +184,5 @@ class State(msgspec.Struct, frozen=True, kw_only=True):
     terms: int = 0
     renewals: int = 0
     """The renewal number of the last successful write of the own Lease."""
+    tried: frozenset[str] = frozenset()
+    """The members whose Leases were to be evicted or deleted, since each that was due had its turn."""

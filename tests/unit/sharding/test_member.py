@@ -328,6 +328,14 @@ def test_refused_eviction_of_a_lease_outside_of_the_view_delays_neither_other_ev
     assert driver.api.group.members["a"] == stray
 
 
+def test_refused_eviction_of_a_member_does_not_delay_that_of_another_member() -> None:
+    """Found by a reader: the eviction of the first was repeated, and the clusters of the second had no owner."""
+    driver = Refusing("b", "c", "d")
+    driver.run_until(lambda: is_settled(driver, *driver.members))
+    del driver.members["b"], driver.members["c"]
+    driver.run_until(lambda: {*driver.api.group.view.members} == {"b", "d"})
+
+
 def test_refused_deletion_of_an_old_lease_delays_neither_evictions_nor_views() -> None:
     """Found by a reader: once an old Lease was due, clusters of members that were killed had no owner for ever."""
     driver = Refusing()
