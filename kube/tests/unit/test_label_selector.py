@@ -1,5 +1,7 @@
 """Label selectors match as in an API server; an error has the position of the problem."""
 
+from collections.abc import Iterator
+
 import pytest
 
 from milo_kube.label_selector import Requirement, Selector, SelectorError, parse
@@ -50,8 +52,9 @@ def test_empty_selector_matches_everything(nothing: str) -> None:
 def test_selector_matches_like_api_server(
     selector: str, matching: dict[str, str], not_matching: dict[str, str]
 ) -> None:
-    assert parse(selector).matches(matching.items())
-    assert not parse(selector).matches(not_matching.items())
+    for text in (selector, f"{selector},!v,!w,!x,!y,!z"):  # few requirements, and many
+        assert parse(text).matches(matching.items())
+        assert not parse(text).matches(not_matching.items())
 
 
 @pytest.mark.parametrize(
@@ -122,3 +125,21 @@ def test_requirement_is_parsed_into_key_operator_and_values() -> None:
 def test_selector_matches_if_all_requirements_hold(labels: str, expected: bool) -> None:
     pairs = [(key, value) for key, _, value in (label.partition("=") for label in labels.split(","))]
     assert parse("a=1,b,c!=4,c").matches(pairs) is expected
+
+
+class CountedPairs(tuple[tuple[str, str], ...]):
+    """Labels that count how many times they are read."""
+
+    reads = 0
+
+    def __iter__(self) -> Iterator[tuple[str, str]]:
+        type(self).reads += 1
+        return super().__iter__()
+
+
+def test_many_requirements_read_the_labels_once() -> None:
+    # A caller chooses 64 requirements, and a tenant a thousand labels.
+    labels = CountedPairs((f"label-{number}", "") for number in range(1000))
+    CountedPairs.reads = 0
+    assert parse(",".join(f"!missing-{number}" for number in range(64))).matches(labels)
+    assert CountedPairs.reads == 1
