@@ -205,6 +205,19 @@ class PendingReleases:
             self._drop(key, (name,))
         return bool(lost) and drain.is_released
 
+    def move_deadline(self, name: str, until: float) -> None:
+        """Let a drain, if there is one, end at another time."""
+        drain = self._drains.get(name)
+        if drain is not None:
+            drain.until = until
+            heapq.heappush(self._deadlines, (until, name))
+
+    def hasten(self, names: Iterable[str], now: float) -> None:
+        """Let drains end now that would end later."""
+        for name in names:
+            if (drain := self._drains.get(name)) is not None and drain.until > now:
+                self.move_deadline(name, now)
+
     def end_drain(self, name: str) -> None:
         """Remove a drain, if there is one."""
         self._drains.pop(name, None)
@@ -220,13 +233,15 @@ class PendingReleases:
         drain = self._drains.get(name)
         return drain is not None and key in drain.expected and key not in drain.released
 
+    def unreleased(self, name: str) -> frozenset[SubscriberKey]:
+        """Return the subscribers that have not released a draining cluster; empty if the cluster does not drain."""
+        drain = self._drains.get(name)
+        return frozenset() if drain is None else drain.expected - drain.released
+
     def awaited(self, name: str) -> list[AwaitedRelease]:
         """Return the subscribers that a draining cluster still waits for, sorted by name."""
-        drain = self._drains.get(name)
-        if drain is None:
-            return []
         awaited = []
-        for key in drain.expected - drain.released:
+        for key in self.unreleased(name):
             subscriber = self._subscribers.get(key)
             label, since = ("", None) if subscriber is None else (subscriber.last.label, subscriber.since)
             awaited.append(AwaitedRelease(key, label, self.is_connected(key), since))

@@ -3,13 +3,13 @@
 import asyncio
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Protocol
 
 from milo_discoveryd.connectivity.reachability import ConnectivityChange
 from milo_discoveryd.engagement.claims import Claimant, FleetEngagements
 from milo_discoveryd.engagement.engagement import ClusterStates
-from milo_discoveryd.engagement.pending_releases import AwaitedRelease, PendingReleases, SubscriberKey, Subscription
+from milo_discoveryd.engagement.pending_releases import PendingReleases, SubscriberKey, Subscription
 from milo_discoveryd.log.change_log import ChangeLog
 from milo_discoveryd.log.change_notifier import LOW_PRIORITY_DELAY_S, ChangeNotifier
 from milo_discoveryd.log.events import Event, EventType
@@ -22,9 +22,10 @@ from milo_kube.moment import Moment
 from milo_kube.reflect.view_status import ViewStatus
 
 STEP_S = 0.01
-"""How long the clusters are assigned without a pause. What one costs depends on the number of members of its group."""
+"""How long the clusters are assigned, or drains ended, without a pause. What one costs depends on the number of members
+of its group, or of subscribers."""
 DRAIN_RETRY_S = 5.0
-"""The delay of the timer after a drain could not be ended because of an unexpected error."""
+"""The delay until a drain is ended again that could not be ended because of an unexpected error."""
 
 
 class Observer(Protocol):
@@ -50,7 +51,7 @@ class Observer(Protocol):
 
     def liveness_checked(self, result: str) -> None: ...
 
-    def drained(self, cluster: Cluster, unreleased: Sequence[AwaitedRelease]) -> None:
+    def drained(self, cluster: Cluster, unreleased: Collection[SubscriberKey]) -> None:
         """Record that a drain ended. `unreleased` are the subscribers that had not released the cluster by the
         deadline; empty if the drain ended before the deadline.
         """
@@ -154,22 +155,26 @@ class FleetChanges:
         if self.releases.release(key, cluster):
             self._end_drains((cluster,))
 
-    def _end_drains(self, names: Sequence[str]) -> bool:
-        """End drains. Return False if one of them failed."""
-        now, ended = moment(steady_now()), 0
-        for name in names:
+    def _end_drains(self, names: Iterable[str]) -> None:
+        """End drains. Those that have not ended after `STEP_S` become due, and end in the next iterations of the event
+        loop."""
+        now, waiting = moment(steady_now()), deque(names)
+        while waiting and steady_now() < now.steady + STEP_S:
+            name, failed = waiting.popleft(), True
             with log.contained("drain not ended", cluster=name):
-                clusters, unreleased = self._sources[source_of(name)].clusters, self.releases.awaited(name)
+                clusters, unreleased = self._sources[source_of(name)].clusters, self.releases.unreleased(name)
                 events = clusters.engagements.end_drain(name, now)
                 self.publish(events, now.steady)
                 clusters.observer.drained(events[0].cluster, unreleased)
-                ended += 1
-        return ended == len(names)
+                failed = False
+            if failed:
+                self.releases.move_deadline(name, now.steady + DRAIN_RETRY_S)
+        self.releases.hasten(waiting, now.steady)
+        self._set_drain_timer()
 
-    def _set_drain_timer(self, not_before: float = 0.0) -> None:
+    def _set_drain_timer(self) -> None:
         """Set the timer of the next deadline. Unlike grace periods, drains end on time while the source is lost."""
         due_at, timer = self.releases.due_at, self._drain_timer
-        due_at = None if due_at is None else max(due_at, not_before)
         if timer is not None and timer.when() != due_at:
             timer.cancel()
             timer = None
@@ -179,8 +184,7 @@ class FleetChanges:
 
     def _drains_expired(self) -> None:
         self._drain_timer = None
-        now = steady_now()
-        self._set_drain_timer(0.0 if self._end_drains(self.releases.due(now)) else now + DRAIN_RETRY_S)
+        self._end_drains(self.releases.due(steady_now()))
 
 
 class SourceClusters:

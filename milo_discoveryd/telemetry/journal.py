@@ -2,12 +2,13 @@
 
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator
 from datetime import datetime
+from heapq import nsmallest
 
 import msgspec
 
-from milo_discoveryd.engagement.pending_releases import AwaitedRelease
+from milo_discoveryd.engagement.pending_releases import SubscriberKey
 from milo_discoveryd.fleet.source import NOT_READY_HELD, RESTORED
 from milo_discoveryd.log.events import Event, EventType
 from milo_discoveryd.logger import log
@@ -20,6 +21,7 @@ from milo_discoveryd.telemetry.status import History, RecentChange, when
 from milo_kube.reflect.view_status import ViewState, ViewStatus
 
 RECENT_CHANGES_KEPT = 50
+_NAMES_LOGGED = 10
 SAMPLE_INTERVAL_S = 15
 SAMPLES = 3600 // SAMPLE_INTERVAL_S
 
@@ -118,11 +120,12 @@ class Journal:
     def object_reported(self, observation: NotWanted) -> None:
         self._audit.object_reported(observation.name, observation.uid, observation.message)
 
-    def drained(self, cluster: Cluster, unreleased: Sequence[AwaitedRelease]) -> None:
+    def drained(self, cluster: Cluster, unreleased: Collection[SubscriberKey]) -> None:
         self._metrics.drained("expired" if unreleased else "released", self._source)
         if unreleased:
-            names = [release.key.name for release in unreleased]
-            log.warning("drain deadline passed", cluster=cluster.target.name, unreleased=names)
+            names = nsmallest(_NAMES_LOGGED, [key.name for key in unreleased])
+            others = {"others": len(unreleased) - len(names)} if len(unreleased) > len(names) else {}
+            log.warning("drain deadline passed", cluster=cluster.target.name, unreleased=names, **others)
 
     def accepted(self, holds: bool) -> None:
         log.warning("held removals accepted" if holds else "no removals held")

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Collection, Coroutine
 from contextlib import suppress
 from random import Random
 from typing import Any
@@ -14,7 +14,7 @@ from milo_discovery.v1 import discovery_pb2 as pb
 from milo_discoveryd.credentials.issuers.issuer import RequestingDaemon
 from milo_discoveryd.credentials.issuers.token_request import RequestedTokens, TokenRequestIssuer
 from milo_discoveryd.engagement.not_ready import NotReadyClusters
-from milo_discoveryd.engagement.pending_releases import AwaitedRelease
+from milo_discoveryd.engagement.pending_releases import SubscriberKey
 from milo_discoveryd.fleet.fleet import Fleet
 from milo_discoveryd.fleet.source import ClusterSource, SourcePolicy
 from milo_discoveryd.identity.caller import Caller
@@ -177,8 +177,8 @@ class Ledger:
     def liveness_checked(self, result: str) -> None:
         pass
 
-    def drained(self, cluster: Cluster, unreleased: Sequence[AwaitedRelease]) -> None:
-        self._note("daemon: drained", cluster.target.name, *(release.key.name for release in unreleased))
+    def drained(self, cluster: Cluster, unreleased: Collection[SubscriberKey]) -> None:
+        self._note("daemon: drained", cluster.target.name, *sorted(key.name for key in unreleased))
 
     def confirmed(self, result: str) -> None:
         pass
