@@ -1,7 +1,7 @@
 """Listings in progress: all pages of one listing show the fleet at one revision."""
 
 import secrets
-from collections import Counter, OrderedDict
+from collections import Counter, OrderedDict, defaultdict
 from collections.abc import Callable, Generator, Mapping, Sequence
 from itertools import chain
 from operator import attrgetter
@@ -68,6 +68,8 @@ class Listings:
         self._log = log
         self._signer = signer
         self._listings: OrderedDict[str, OpenListing] = OrderedDict()
+        self._keys: defaultdict[str, dict[str, None]] = defaultdict(dict)
+        """The keys of each caller's listings, the oldest first."""
         self._entries: Counter[str] = Counter()
 
     def first(
@@ -126,6 +128,7 @@ class Listings:
             self._remove(next(iter(self._listings)))
         key, caller = secrets.token_hex(8), listing.owner.caller
         self._listings[key] = listing
+        self._keys[caller][key] = None
         self._entries[caller] += listing.entries
         while self._entries[caller] > MAX_ENTRIES_EACH and self._remove_oldest(caller, unless=key):
             pass
@@ -135,15 +138,16 @@ class Listings:
         return key
 
     def _remove_oldest(self, caller: str, *, unless: str) -> bool:
-        own = (key for key, listing in self._listings.items() if listing.owner.caller == caller and key != unless)
-        oldest = next(own, None)
-        if oldest is None:
+        oldest = next(iter(self._keys[caller]))
+        if oldest == unless:
             return False
         self._remove(oldest)
         return True
 
     def _remove(self, key: str) -> None:
         listing = self._listings.pop(key)
-        self._entries[listing.owner.caller] -= listing.entries
-        if not self._entries[listing.owner.caller]:
-            del self._entries[listing.owner.caller]
+        caller = listing.owner.caller
+        self._entries[caller] -= listing.entries
+        del self._keys[caller][key]
+        if not self._keys[caller]:
+            del self._keys[caller], self._entries[caller]

@@ -1,5 +1,6 @@
 """Listings: all pages show one revision, to one caller."""
 
+import time
 from collections.abc import Generator
 
 import pytest
@@ -8,7 +9,15 @@ from milo_discoveryd.log.filter import EVERYTHING, ClusterView, Filter
 from milo_discoveryd.model.cluster import DisengageReason
 from milo_discoveryd.server.calls import listings as listings_module
 from milo_discoveryd.server.calls.grpc_errors import ForeignPageTokenError, InvalidRequestError
-from milo_discoveryd.server.calls.listings import LIFE_S, OVERHEAD, ListingOwner, Listings, Page
+from milo_discoveryd.server.calls.listings import (
+    LIFE_S,
+    MAX_ENTRIES_EACH,
+    OVERHEAD,
+    ListingOwner,
+    Listings,
+    OpenListing,
+    Page,
+)
 from milo_discoveryd.server.calls.revision import TokenSigner
 from tests.unit.fleet.fleets import NamedLog, cluster, readable_log
 
@@ -199,3 +208,20 @@ def test_forged_page_token_is_rejected() -> None:
     for bent in ("", ".", "x", key, f"{key}.2.{mark}", f"{key}.{start}.", f"{key}.{start}", f"{token}.1", f"x{token}"):
         with pytest.raises(ForeignPageTokenError):
             listing.next(1, token=bent)
+
+
+def test_large_listing_evicts_many_listings_quickly() -> None:
+    # The listings of another caller, which are older, are not looked at again for each that is evicted.
+    listings = a_listing(fleet())
+
+    def keep(caller: str, clusters: int) -> None:
+        listed = (cluster(),) * clusters
+        listing = OpenListing(listed, {}, 1, ListingOwner(caller, ""), LIFE_S)
+        listings.next_token(Page(listing, "", 0, listed[:1]), 1, 0.0)
+
+    for caller in ("other", "me"):
+        for _ in range(MAX_ENTRIES_EACH // (2 + OVERHEAD)):
+            keep(caller, 2)
+    began = time.thread_time()
+    keep("me", MAX_ENTRIES_EACH // 10)
+    assert time.thread_time() - began < 0.5
