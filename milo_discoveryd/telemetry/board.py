@@ -45,7 +45,7 @@ from milo_kube.moment import Moment
 from milo_kube.reflect.view_status import ViewState, ViewStatus
 from milo_kube.rfc3339 import rfc3339
 
-SLICE = 250
+SLICE = 50
 """The maximum number of records that are searched before the event loop may run other tasks."""
 LISTING_SHARE = 0.02
 """The share of the event loop's time that listings for one query may take."""

@@ -18,6 +18,8 @@ from milo_discoveryd.model.object_state import MEANINGS, ObjectState
 from milo_discoveryd.sharding.status import GroupStatus
 
 PAGE_SIZE = 50
+_WORDS = 8
+"""The number of words of a search that are looked for. Each is compared with all labels of each cluster."""
 ENGAGED, UNREACHABLE = "engaged", "unreachable"
 """States that queries can select, in addition to the states of objects."""
 
@@ -184,7 +186,7 @@ class ClusterQuery(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     """Selects the clusters to show."""
 
     search: str = ""
-    """Words, each of which must occur in the name, the organization, the message or a label; case is ignored."""
+    """Words, of which the first eight must each occur in the name, organization, message or a label, in any case."""
     state: str = ""
     page: int = 1
     sort: str = ""
@@ -205,7 +207,7 @@ class ClusterQuery(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     @cached_property
     def matches(self) -> Callable[[str, ClusterRecord], bool]:
         """A predicate on the name and the record of a cluster."""
-        words, state = self.search.casefold().split(), self.state
+        words, state = self.search.casefold().split(maxsplit=_WORDS)[:_WORDS], self.state
         has_state: Callable[[ClusterRecord], bool] = _STATES.get(state, lambda record: record.state.value == state)
         if not words:
             return lambda _, record: has_state(record)

@@ -71,10 +71,15 @@ def board_of(subscribers: Sequence[Subscriber]) -> StatusBoard:
     )
 
 
-QUESTIONS = [ClusterQuery(), ClusterQuery(search="org-7 env=prod"), ClusterQuery(state="engaged", page=40)]
+QUESTIONS = {
+    "all": ClusterQuery(),
+    "search": ClusterQuery(search="org-7 env=prod"),
+    "long search": ClusterQuery(search="prod " * 3200),  # as long as a request can be
+    "state": ClusterQuery(state="engaged", page=40),
+}
 
 
-@pytest.mark.parametrize("question", QUESTIONS, ids=["all", "search", "state"])
+@pytest.mark.parametrize("question", QUESTIONS.values(), ids=QUESTIONS)
 async def test_status_json_of_2000_projects_takes_less_than_50_ms(board: StatusBoard, question: ClusterQuery) -> None:
     took = []
     for _ in range(3):
@@ -85,7 +90,7 @@ async def test_status_json_of_2000_projects_takes_less_than_50_ms(board: StatusB
     assert min(took) < ANSWER_S
 
 
-@pytest.mark.parametrize("question", QUESTIONS, ids=["all", "search", "state"])
+@pytest.mark.parametrize("question", QUESTIONS.values(), ids=QUESTIONS)
 async def test_status_of_2000_projects_blocks_the_event_loop_only_briefly(
     board: StatusBoard, question: ClusterQuery
 ) -> None:
