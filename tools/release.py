@@ -6,7 +6,7 @@
     chart/            a Helm chart of the standalone daemon
     go/               both Go modules, as the module proxy serves them: GOPROXY=file://DIRECTORY/go
     npm/, maven/      the packages for Node and Java
-    *.cdx.json, provenance.json, SHA256SUMS
+    *.cdx.json, THIRD-PARTY-NOTICES.txt, provenance.json, SHA256SUMS
 
 An artifact whose tool is missing or excluded is skipped. The last line of the output lists these tools.
 """
@@ -27,6 +27,7 @@ import textwrap
 import zipfile
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
+from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,9 @@ GO_MODULES = {
     "go.miloapis.com/discovery/multicluster": "clients/go/multicluster",
 }
 MAVEN_DEPLOY = "org.apache.maven.plugins:maven-deploy-plugin:3.1.4"
-TOOLS = ("buildah", "kubectl", "npm", "mvn")
+TOOLS = ("buildah", "kubectl", "go", "npm", "mvn")
+GO_BILL_OF_MATERIALS = "github.com/CycloneDX/cyclonedx-gomod/cmd/cyclonedx-gomod@v1.9.0"
+MAVEN_BILL_OF_MATERIALS = "org.cyclonedx:cyclonedx-maven-plugin:2.9.1:makeBom"
 CHART_OF = "overlays/standalone"
 NAMESPACE = "milo-system"
 OCI_MANIFEST = "application/vnd.oci.image.manifest.v1+json"
@@ -86,14 +89,37 @@ def python_packages(out: Path, commit: Commit) -> None:
         )
 
 
-def bill_of_materials(out: Path) -> None:
-    """Write the SBOM of the packages in the daemon's image."""
-    with tempfile.TemporaryDirectory() as scratch:
-        run("sh", "deploy/image/install.sh", ".", f"{scratch}/venv")
-        run(
-            Path(sys.executable).with_name("cyclonedx-py"), "environment", "--pyproject", "pyproject.toml",
-            "--output-reproducible", "--output-file", out / "milo-discoveryd.cdx.json", f"{scratch}/venv",
-        )  # fmt: skip
+def image_contents(out: Path) -> None:
+    """Write the SBOM of each image's packages, and the licenses of those that are not ours."""
+    notices: dict[str, str] = {}
+    for target, name in IMAGES.items():
+        with tempfile.TemporaryDirectory() as scratch:
+            run("sh", "deploy/image/install.sh", ".", f"{scratch}/venv", target)
+            run(
+                Path(sys.executable).with_name("cyclonedx-py"), "environment", "--pyproject", "pyproject.toml",
+                "--output-reproducible", "--output-file", out / f"{name}.cdx.json", f"{scratch}/venv",
+            )  # fmt: skip
+            notices |= dict(_notices(Path(scratch) / "venv"))
+    (out / "THIRD-PARTY-NOTICES.txt").write_text("\n".join(notices[package] for package in sorted(notices)))
+
+
+def _notices(environment: Path) -> Iterator[tuple[str, str]]:
+    """Yield each package of others, and its license: the SPDX expression or the name, and the texts."""
+    for found in distributions(path=[str(path) for path in environment.glob("lib/*/site-packages")]):
+        metadata, package = found.metadata, f"{found.name} {found.version}"
+        if found.name.startswith("milo-"):
+            continue
+        texts = [
+            path.read_text().strip()
+            for path in sorted(found.files or ())
+            if path.parts[0].endswith(".dist-info") and path.name.upper().startswith(("LICEN", "COPYING", "NOTICE"))
+        ]
+        classifiers = [one.rpartition(" :: ")[2] for one in metadata.get_all("Classifier", []) if "License ::" in one]
+        license_name = metadata["License-Expression"] or ", ".join(classifiers) or metadata["License"]
+        if not texts and not license_name:
+            sys.exit(f"release: {package} states no license: its notice is missing")
+        rule = "=" * 80
+        yield package, "\n\n".join([f"{rule}\n{package}: {license_name or 'see below'}\n{rule}", *texts, ""])
 
 
 def images(
@@ -368,6 +394,15 @@ def time_of(commit: Commit) -> tuple[int, int, int, int, int, int]:
     return made.year, made.month, made.day, made.hour, made.minute, made.second
 
 
+def go_bills_of_materials(out: Path) -> None:
+    for module, directory in GO_MODULES.items():
+        name = module.partition("/")[2].replace("/", "-")
+        run(
+            "go", "run", GO_BILL_OF_MATERIALS, "mod", "-json", "-licenses", "-noserial",
+            "-output", out / f"{name}-go.cdx.json", directory,
+        )  # fmt: skip
+
+
 def npm_package(out: Path) -> None:
     (out / "npm").mkdir()
     with tempfile.TemporaryDirectory() as scratch:
@@ -375,6 +410,8 @@ def npm_package(out: Path) -> None:
         shutil.copytree(ROOT / "clients" / "node", source, ignore=shutil.ignore_patterns("node_modules", "dist"))
         run("npm", "install", "--silent", "--no-save", cwd=source)
         run("npm", "run", "--silent", "build", cwd=source)
+        sbom = subprocess.check_output(["npm", "sbom", "--sbom-format", "cyclonedx", "--omit", "dev"], cwd=source)
+        (out / "discovery-npm.cdx.json").write_bytes(sbom)
         run("npm", "pack", "--silent", "--pack-destination", out / "npm", cwd=source)
 
 
@@ -386,8 +423,10 @@ def maven_artifact(out: Path) -> None:
         # The profile adds sources and Javadoc. The signatures need the owner's key, which no job that builds has.
         run(
             "mvn", "--quiet", "--batch-mode", "-Prelease", "-Dgpg.skip", "-DskipTests", "package",
-            f"{MAVEN_DEPLOY}:deploy", f"-DaltDeploymentRepository=release::file:{out / 'maven'}", cwd=source,
+            f"{MAVEN_DEPLOY}:deploy", f"-DaltDeploymentRepository=release::file:{out / 'maven'}",
+            MAVEN_BILL_OF_MATERIALS, "-DoutputFormat=json", "-DincludeTestScope=false", cwd=source,
         )  # fmt: skip
+        shutil.copy(source / "target" / "bom.json", out / "discovery-maven.cdx.json")
 
 
 def files(out: Path) -> Iterator[tuple[str, str]]:
@@ -463,8 +502,10 @@ def main() -> None:
     missing = [tool for tool in TOOLS if tool in given.without or shutil.which(tool) is None]
 
     python_packages(out, commit)
-    bill_of_materials(out)
+    image_contents(out)
     go_modules(out, commit)
+    if "go" not in missing:
+        go_bills_of_materials(out)
     digests: dict[str, str] = {}
     if "buildah" not in missing:
         digests = images(out, commit, given.base, given.platform, given.build_volume)
