@@ -4,6 +4,7 @@ import asyncio
 import os
 import secrets
 import signal
+import socket
 import sys
 import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
@@ -275,7 +276,13 @@ class Daemon:
         from milo_discoveryd.telemetry.http import HttpEndpoint  # noqa: PLC0415 - loads a web server
 
         board = StatusBoard(
-            DaemonIdentity(version=__version__, mode=settings.title, epoch=self._epoch, started_at=when(time.time())),
+            DaemonIdentity(
+                version=__version__,
+                mode=settings.title,
+                host=socket.gethostname(),
+                epoch=self._epoch,
+                started_at=when(time.time()),
+            ),
             self._fleet,
             self._journal.history,
             subscribers=lambda: service.streams,

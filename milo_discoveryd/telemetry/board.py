@@ -1,10 +1,12 @@
 """Collects the status of the daemon from its parts."""
 
 import asyncio
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import datetime
 from heapq import nsmallest
+from pathlib import Path
 from typing import NamedTuple, Protocol
 
 import msgspec
@@ -65,6 +67,9 @@ class Subscriber(Protocol):
 
     @property
     def caller(self) -> Caller: ...
+
+    @property
+    def name(self) -> str: ...
 
     def covers(self, cluster: Cluster) -> bool:
         """Return whether the filter and the rights of the subscriber cover the cluster."""
@@ -178,7 +183,8 @@ class StatusBoard:
         assert source is not None, f"no source of the cluster {name!r}"
         waits_for = [release.key.name for release in self._fleet.releases.awaited(name)]
         is_graced = source.engagements.not_ready.until(name) is not None
-        return _row(name, record, source.pending_deletion(name), waits_for, is_graced=is_graced)
+        began = (self._identity.started_at.timestamp(), self._history.synced_at.get(source.name, math.inf))
+        return _row(name, record, source.pending_deletion(name), waits_for, is_graced=is_graced, began=began)
 
     def _explanation(self, name: str) -> ClusterExplanation:
         record = self._fleet[name]
@@ -263,6 +269,7 @@ def _rows(subscribers: Iterable[Subscriber], *, with_names: bool) -> tuple[Subsc
         SubscriberRow(
             since=when(subscriber.opened_at),
             lag=subscriber.lag,
+            subscriber=_excerpt(subscriber.name) if with_names else "",
             caller=_excerpt(_identity(subscriber.caller)) if with_names else "",
             wants=_excerpt(_in_words(subscriber.wanted)) if with_names else "",
         )
@@ -283,7 +290,15 @@ def _identity(caller: Caller) -> str:
     if caller.sans:
         return ", ".join(caller.sans)
     known = ", ".join(f"{field} {fields[field]}" for field in ("uid", "pid") if field in fields)
-    return known or f"any caller of {caller.listener}"
+    return f"{known}{_program(caller.pid)}" or f"any caller of {caller.listener}"
+
+
+def _program(pid: int | None) -> str:
+    """Return the program of a process as a part of a text; empty if it is not visible, as in another container."""
+    try:
+        return f" ({Path(f'/proc/{pid}/comm').read_text().strip()})" if pid else ""
+    except OSError:
+        return ""
 
 
 def _issuer(health: IssuerHealth, *, with_message: bool) -> IssuerRow:
@@ -309,6 +324,7 @@ def _row(
     waits_for: Sequence[str],
     *,
     is_graced: bool,
+    began: tuple[float, float],
 ) -> ClusterRow:
     target = None if record.latest is None else record.latest.target
     return ClusterRow(
@@ -316,6 +332,7 @@ def _row(
         state=record.state.value,
         engaged=record.engaged,
         since=when(record.since),
+        since_start=record.engaged and began[0] <= record.since <= began[1],
         unreachable=is_unreachable(record),
         organization=organization_of(record),
         endpoint=target.endpoint if target is not None and record.engaged else "",

@@ -40,6 +40,8 @@ class RecentHistory:
         self._changes: deque[tuple[Event, float]] = deque(maxlen=RECENT_CHANGES_KEPT)
         self._samples: deque[_Sample] = deque(maxlen=SAMPLES)
         self._unsampled = 0
+        self.synced_at: dict[str, float] = {}
+        """When the first complete list of each source was applied."""
 
     def note(self, done: Event, wall: float) -> None:
         self._unsampled += 1
@@ -107,6 +109,7 @@ class Journal:
             log.info("disengaged", cluster=target.name, uid=target.uid, reason=reason, detail=done.message)
 
     def synced(self, engaged: int) -> None:
+        self.history.synced_at.setdefault(self._source, time.time())
         log.info("synced", engaged=engaged, **self._about)
 
     def relisting(self, reason: str) -> None:

@@ -35,6 +35,8 @@ def when(wall: float) -> datetime:
 class DaemonIdentity(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     version: str
     mode: str
+    host: str
+    """The host name of the machine; in a pod, the pod's name."""
     epoch: str = msgspec.field(name="incarnation")
     started_at: datetime
 
@@ -96,6 +98,8 @@ class ClusterRow(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     state: str
     engaged: bool
     since: datetime
+    since_start: bool = False
+    """Whether the first list of this run engaged the cluster, so that `since` says nothing of the cluster."""
     unreachable: bool = False
     """The cluster does not answer connectivity probes; it is engaged, or was disengaged for that reason."""
     organization: str = ""
@@ -115,8 +119,10 @@ class SubscriberRow(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     since: datetime
     lag: int
     """The number of unsent revisions plus, during a snapshot, the number of unsent clusters."""
+    subscriber: str = ""
+    """The name under which draining clusters wait for the subscriber; empty if they do not."""
     caller: str = ""
-    """The caller's identity, as the listener verified it."""
+    """The caller's identity, as the listener verified it, and the program of a process of this machine."""
     wants: str = ""
 
 

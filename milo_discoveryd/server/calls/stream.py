@@ -203,6 +203,11 @@ class WatchStream:
     def caller(self) -> Caller:
         return self._view.call.caller
 
+    @property
+    def name(self) -> str:
+        """The name of the subscription, for which draining clusters wait; empty if there is none."""
+        return self._asked.subscriber
+
     def covers(self, cluster: Cluster) -> bool:
         """Return whether the filter and the rights of the subscriber cover the cluster."""
         return self._view.shown.matches(cluster)

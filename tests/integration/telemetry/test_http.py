@@ -142,7 +142,7 @@ def a_port(names_for: str = "loopback", hosts: Sequence[str] = ()) -> HttpEndpoi
     metrics = Metrics()
     metrics.follow(MeasuredDaemon(fleet=fleet, cluster_cap=10))
     health = IssuerHealth(name="exec", type="exec", problem="the plugin failed for shop", expires_at=None, leases=0)
-    identity = DaemonIdentity(version="1", mode="single", epoch="e", started_at=when(0.0))
+    identity = DaemonIdentity(version="1", mode="single", host="h", epoch="e", started_at=when(0.0))
     board = StatusBoard(
         identity,
         fleet,

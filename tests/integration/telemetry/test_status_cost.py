@@ -43,6 +43,7 @@ class HostileSubscriber:
     """A stream with a long selector and long names, of a caller with a long name."""
 
     opened_at = 0.0
+    name = ""
     lag = 0
     wanted = Filter(parse(f"env in ({','.join(f'{number}' for number in range(1000))})"), frozenset({"x" * 60_000}))
     caller = Caller(listener="network", sans=("y" * 10_000,))
@@ -62,7 +63,7 @@ def board_of(subscribers: Sequence[Subscriber]) -> StatusBoard:
     source = new_source(Journal(metrics.sources, Audit(metrics.audit)), fleet=fleet)
     set_targets(source, targets(), 0.0)
     return StatusBoard(
-        DaemonIdentity(version="1", mode="project", epoch="e", started_at=when(0.0)),
+        DaemonIdentity(version="1", mode="project", host="h", epoch="e", started_at=when(0.0)),
         fleet,
         RecentHistory(),
         subscribers=lambda: subscribers,

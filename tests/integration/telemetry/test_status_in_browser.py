@@ -1,13 +1,16 @@
 """The status page of a running daemon, in headless Chromium and as JSON."""
 
 import json
+import socket
 from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 
 import pytest
 
 from milo_discovery import DiscoveryClient
 from tests.end_to_end.process.conftest import Workspace, directory, workspace
 from tests.end_to_end.process.daemon import DaemonProcess
+from tests.end_to_end.process.watching import until
 from tests.support.browser import Browser, browsing, running, violations
 from tests.support.contrast import CONTRASTS
 from tests.tooling.deploy.web import get
@@ -300,6 +303,36 @@ async def test_status_lists_recent_changes_and_deleted_clusters(workspace: Works
     [happened] = status["recentChanges"]
     assert (happened["type"], happened["cluster"], happened["reason"]) == ("DISENGAGED", "alpha", "DELETED")
     assert [(row["name"], row["state"], row["endpoint"]) for row in status["clusters"]] == [("alpha", "deleted", "")]
+
+
+async def test_status_names_the_host_the_subscriber_and_what_engaged_at_the_start(workspace: Workspace) -> None:
+    workspace.sandbox.projects.create("alpha", ready=True)
+    async with workspace.daemon(http_listen="127.0.0.1:0") as daemon, workspace.client() as client:
+        url = await page_of(daemon)
+        watch = client.watch(subscriber="dns", confirm_releases=True)
+        await watch.synced()
+        workspace.sandbox.projects.create("beta", ready=True)
+        await until(watch, lambda seen: "beta" in seen.clusters)
+        status = json.loads(await get(f"{url}/?json"))
+        assert status["identity"]["host"] == socket.gethostname()
+        assert {row["name"]: row["sinceStart"] for row in status["clusters"]} == {"alpha": True, "beta": False}
+        [subscriber] = status["subscribers"]
+        assert subscriber["subscriber"] == "dns"
+
+
+async def test_status_page_of_a_stale_daemon_links_the_runbook(workspace: Workspace, browser: Browser) -> None:
+    workspace.sandbox.projects.create("alpha", ready=True)
+    async with workspace.daemon(http_listen="127.0.0.1:0") as daemon, workspace.client() as client:
+        url = await page_of(daemon)
+        await client.watch(subscriber="dns", confirm_releases=True).synced()
+        await browser.open(f"{url}/")
+        for words in (f" on {socket.gethostname()} ", "the daemon's start", "dns: any caller of"):
+            await browser.until(shows(words))
+        await workspace.sandbox.stop()
+        await browser.until(shows("Clusters stay engaged as last known."))
+        links = "[...document.querySelectorAll('.banner a')].map(each => each.href)"
+        [runbook] = await browser.evaluate(links)
+    assert (Path(__file__).parents[3] / runbook.partition("/blob/main/")[2]).exists()
 
 
 async def test_status_page_and_metrics_hide_names_if_http_names_is_nobody(workspace: Workspace) -> None:

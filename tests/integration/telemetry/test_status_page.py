@@ -3,17 +3,21 @@
 import base64
 import hashlib
 import json
+import os
 import re
 from datetime import datetime
+from pathlib import Path
 
 import msgspec
 import pytest
 
 from milo_discovery.v1 import discovery_pb2 as pb
+from milo_discoveryd.identity.caller import Caller
 from milo_discoveryd.log.events import Event, EventType
 from milo_discoveryd.model.object_state import ObjectState
 from milo_discoveryd.sharding.status import GroupStatus, MemberStatus
 from milo_discoveryd.telemetry import status_page
+from milo_discoveryd.telemetry.board import _identity
 from milo_discoveryd.telemetry.http import printable_metrics
 from milo_discoveryd.telemetry.journal import RECENT_CHANGES_KEPT, SAMPLES, RecentHistory
 from milo_discoveryd.telemetry.status import ORDER, SORTING, ClusterQuery, DaemonIdentity, SourceSummary
@@ -28,7 +32,8 @@ def test_status_page_allows_only_its_own_script_and_style() -> None:
         assert f"{element}-src 'sha256-{digest}'" in policy
     assert "default-src 'none'" in policy
     assert "unsafe" not in policy
-    assert not re.search(r"\son\w+=|\sstyle=|https?://(?!www\.w3\.org)", page), "the policy blocks content of the page"
+    foreign = r"https?://(?!www\.w3\.org|github\.com/\S+/docs/runbooks/)"
+    assert not re.search(rf"\son\w+=|\sstyle=|{foreign}", page), "the policy blocks content of the page"
 
 
 def test_status_page_inserts_values_only_as_text() -> None:
@@ -84,7 +89,7 @@ def test_metrics_have_no_characters_that_hide_or_rearrange_text() -> None:
 @pytest.mark.parametrize(
     ("values", "message", "own"),
     [
-        (DaemonIdentity, pb.GetServerInfoResponse, set()),
+        (DaemonIdentity, pb.GetServerInfoResponse, {"host"}),
         (SourceSummary, pb.SourceStatus, {"synced"}),
         (GroupStatus, pb.Sharding, set()),
         (MemberStatus, pb.ShardMember, set()),
@@ -93,3 +98,12 @@ def test_metrics_have_no_characters_that_hide_or_rearrange_text() -> None:
 def test_status_json_has_the_field_names_of_the_proto_file(values: type, message: type, own: set[str]) -> None:
     names = {field.encode_name for field in msgspec.structs.fields(values)}
     assert names - own <= {field.json_name for field in message.DESCRIPTOR.fields}  # type: ignore[attr-defined]
+
+
+def test_caller_of_a_process_is_named_by_its_program() -> None:
+    """Processes of other containers are not visible: the kernel reports their PID as 0."""
+    program = Path("/proc/self/comm").read_text().strip()
+    pid = os.getpid()
+    assert _identity(Caller(listener="api", uid=7, pid=pid)) == f"uid 7, pid {pid} ({program})"
+    assert _identity(Caller(listener="api", uid=7, pid=2**22 + 1)) == f"uid 7, pid {2**22 + 1}"
+    assert _identity(Caller(listener="api")) == "any caller of api"
