@@ -1,4 +1,4 @@
-"""Tests of the commands `list`, `get` and `explain`."""
+"""Tests of the commands `list` and `explain`."""
 
 from __future__ import annotations
 
@@ -128,15 +128,10 @@ class TestGetAndExplain:
         ],
     )
 
-    async def test_get_shows_whether_cluster_is_engaged(self, command, daemon):
-        daemon.answers["GetCluster"] = [self.REPORT] * 4
-        assert (await command("get", "beta")).lines == [
-            ["NAME", "ENGAGED", "REASON", "SINCE", "MESSAGE"],
-            ["beta", "no", "NOT_READY", "2d5h", "condition", "Ready", "is", "False"],
-        ]
-        assert "uid-of-beta" in (await command("get", "beta", "-o", "wide")).out
-        assert (await command("get", "beta", "-o", "name")).out == "beta\n"
-        as_json = json.loads((await command("get", "beta", "-o", "json")).out)
+    async def test_explain_prints_the_report_as_json(self, command, daemon):
+        daemon.answers["GetCluster"] = [self.REPORT]
+        as_json = json.loads((await command("explain", "beta", "-o", "json")).out)
+        assert as_json["cluster"]["uid"] == "uid-of-beta"
         assert as_json["engagement"]["reason"] == "REASON_NOT_READY"
         assert as_json["engagement"]["engaged"] is False
 
@@ -156,24 +151,21 @@ class TestGetAndExplain:
             "  1970-01-01T00:01:00Z   DISENGAGED   NOT_READY: condition Ready is False",
         ]
 
-    async def test_get_and_explain_warn_of_a_stale_source(self, command, daemon):
+    async def test_explain_warns_of_a_stale_source(self, command, daemon):
         state = pb.SourceStatus.STATE_STALE
         stale = pb.SourceStatus(state=state, since=ago(), reason="Unauthorized", last_contact=ago(), name="core")
         report = pb.GetClusterResponse(engagement=self.REPORT.engagement, source=stale)
-        daemon.answers["GetCluster"] = [report] * 3
-        got = await command("get", "beta")
-        assert got.status == 0
-        assert "the report may be out of date: source core is STALE since 20" in got.err
+        daemon.answers["GetCluster"] = [report] * 2
         explained = (await command("explain", "beta")).out.splitlines()
         assert explained[2].startswith("  The report may be out of date: source core is STALE since 20")
         assert explained[2].endswith("last response from Milo 2d5h ago (Unauthorized).")
-        as_json = json.loads((await command("get", "beta", "-o", "json")).out)
+        as_json = json.loads((await command("explain", "beta", "-o", "json")).out)
         assert as_json["source"]["state"] == "STATE_STALE"
 
-    async def test_get_of_an_unknown_name_suggests_similar_names(self, command, daemon):
+    async def test_explain_of_an_unknown_name_suggests_similar_names(self, command, daemon):
         daemon.answers["GetCluster"] = [Refusal(grpc.StatusCode.NOT_FOUND, "alpa was never seen")]
         daemon.answers["ListClusters"] = [FLEET]
-        outcome = await command("get", "alpa")
+        outcome = await command("explain", "alpa")
         causes = (
             "Milo has no project of this name, or it was deleted long ago, "
             "or the daemon's `rights` do not permit you to see it"

@@ -136,10 +136,10 @@ class TestVersionAndCompletion:
             return [completion.partition(",")[2] for completion in outcome.out.split()]
 
         assert await complete("milo-discovery ex") == ["explain"]
-        assert await complete("milo-discovery get al") == ["alpha"]
+        assert await complete("milo-discovery explain al") == ["alpha"]
 
     async def test_completion_without_a_daemon_is_silent(self, command, daemon):
         await daemon.stop()
-        words = {"COMP_WORDS": "milo-discovery get al", "COMP_CWORD": "2"}
+        words = {"COMP_WORDS": "milo-discovery explain al", "COMP_CWORD": "2"}
         outcome = await command(_MILO_DISCOVERY_COMPLETE="bash_complete", **words)
         assert (outcome.out.strip(), outcome.err) == ("", "")

@@ -22,7 +22,15 @@ from milo_kube.reflect.messages import (
 )
 from milo_kube.reflect.reflector import Reflector
 from milo_kube.reflect.view_status import ViewStatus
-from milo_kube.reflect.wire import Decoder, Lines, LineTooLongError, ListPageError, Seen, error_status
+from milo_kube.reflect.wire import (
+    Lines,
+    LineTooLongError,
+    ListPage,
+    ListPageError,
+    Seen,
+    WatchEvent,
+    error_status,
+)
 from milo_kube.reusable_timeout import Deadline
 
 T = TypeVar("T")
@@ -71,6 +79,16 @@ class CollectionApi(Protocol):
     ) -> AbstractAsyncContextManager[Stream]: ...
 
 
+class PageDecoder(Protocol[Seen]):
+    """Decodes what the API answers: a `wire.Decoder`, or one for another representation of the objects."""
+
+    def page(self, body: bytes) -> tuple[ListPage, Iterable[Seen]]:
+        """Return a page of a list. Raises ListPageError."""
+
+    def lines(self, lines: Iterable[bytes | bytearray]) -> list[WatchEvent[Seen]]:
+        """Decode lines of a watch, up to the first one that is not an event."""
+
+
 class _OpenedStream:
     """A response as a context manager, with a limit on the wait for its beginning."""
 
@@ -107,7 +125,7 @@ class ListWatch(Generic[Seen]):
         api: CollectionApi,
         collection: Collection,
         *,
-        decoder: Decoder[Any, Seen],
+        decoder: PageDecoder[Seen],
         reflector: Reflector[Seen],
         liveness: LivenessProbe | None = None,
         connect_timeout_s: float,

@@ -21,6 +21,7 @@ _DRIVER = "tests/integration/watchers/test_driver.py"
 _KUBECONFIGS = "tests/unit/kubeconfigs/test_kubeconfigs.py"
 _REVOCATION = f"{_KUBECONFIGS}::test_unexpected_error_of_a_revocation_is_retried_and_does_not_stop_others"
 _FLEET = "clients/python/tests/test_fleet.py"
+_OBJECTS = "clients/python/tests/test_cli_fleet_objects.py"
 _OBJECT = f"{_DRIVER}::test_object_for_which_the_kind_raises_an_unexpected_error_does_not_affect_others"
 _CONFIRMATION = f"{_DRIVER}::test_unexpected_error_of_a_confirmation_read_is_inconclusive"
 _SAVING = (
@@ -86,6 +87,12 @@ TESTED = {
     "clients/python/src/milo_discovery/credentials.py: self._renew": (
         "clients/python/tests/test_credential_renewal.py"
         "::test_unexpected_error_of_a_renewal_is_raised_in_its_callers_and_the_next_one_succeeds"
+    ),
+    "clients/python/src/milo_discovery/cli/fleet_objects.py: work": (
+        f"{_OBJECTS}::test_unexpected_error_of_one_cluster_is_its_cause_and_others_are_printed"
+    ),
+    "clients/python/src/milo_discovery/cli/object_watch.py: self._follow": (
+        f"{_OBJECTS}::test_unexpected_error_of_one_cluster_does_not_end_the_watch_of_others"
     ),
     "clients/python/src/milo_discovery/fleet.py: handling": (
         f"{_FLEET}::test_failed_handler_does_not_affect_other_clusters"
@@ -154,6 +161,8 @@ OTHERS = {
     "clients/python/src/milo_discovery/credentials.py: self._pushed.following": _AWAITED,
     "clients/python/src/milo_discovery/credentials.py: awaited": _AWAITED,
     "kube/src/milo_kube/task_groups.py: self.run": _AWAITED,
+    "clients/python/src/milo_discovery/cli/object_watch.py: self._follow_fleet": _AWAITED,
+    "clients/python/src/milo_discovery/cli/progress.py: self._draw": _WHOLE,
     "clients/python/src/milo_discovery/cli/sync.py: self._follow": _AWAITED,
     "clients/python/src/milo_discovery/cli/sync.py: self._write": _AWAITED,
     "clients/python/src/milo_discovery/cli/watch.py: messages.follow_sources": _WHOLE,

@@ -33,7 +33,7 @@ _MODULE_OF = {
     "completion": "completion",
     "credential": "credential",
     "explain": "queries",
-    "get": "queries",
+    "get": "get",
     "kubeconfig": "kubeconfig",
     "list": "queries",
     "objects": "operator",
@@ -108,7 +108,7 @@ def _print_plugin_manifest(ctx: click.Context, _: click.Parameter, is_requested:
     manifest = {
         "name": "discovery",
         "version": f"v{version('milo-discovery-client')}",
-        "description": "List and watch engaged Milo project control planes",
+        "description": "List and watch engaged Milo project control planes, and get objects from all of them",
         "api_version": 1,
     }
     click.echo(json.dumps(manifest))
@@ -124,7 +124,7 @@ def _print_plugin_manifest(ctx: click.Context, _: click.Parameter, is_requested:
 @credential_options
 @timeout_option(None, "How long to wait for the daemon. Each command has its own default.")
 def command(**_: object) -> None:  # the commands read these options: see options.connecting
-    """List and watch engaged Milo project control planes, and get kubeconfigs for them.
+    """List and watch engaged Milo project control planes, get their objects, and kubeconfigs for them.
 
     Exit statuses: 0 success, 1 failure, 2 usage error, 3 not found, 4 not allowed, 5 no connection, 6 timeout,
     7 the daemon is not ready, a source is stale or the shard group is not settled, 130 interrupted.

@@ -168,6 +168,8 @@ def print_message(text: str) -> None:
 
 def printable(text: str) -> str:
     """Escape non-printable characters, such as terminal controls and bidirectional overrides, in untrusted text."""
+    if text.isprintable():
+        return text
     return "".join(
         character if character.isprintable() else character.encode("unicode_escape").decode() for character in text
     )

@@ -11,6 +11,7 @@ from enum import Enum
 from functools import singledispatch
 from typing import Any
 
+import msgspec
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 
@@ -87,7 +88,7 @@ def line(value: Any) -> str:
 
 def document(value: Any) -> str:
     """Format a value as indented JSON."""
-    return _escaped(json.dumps(value, ensure_ascii=False, indent=2))
+    return _escaped(msgspec.json.format(msgspec.json.encode(value), indent=2).decode())
 
 
 def _escaped(text: str) -> str:
@@ -95,6 +96,8 @@ def _escaped(text: str) -> str:
 
     Line breaks are kept: in JSON they occur only between tokens.
     """
+    if text.replace("\n", "").isprintable():
+        return text
     return "".join(
         character if character.isprintable() or character == "\n" else json.dumps(character)[1:-1] for character in text
     )

@@ -1,4 +1,4 @@
-"""The commands that make one query: list, get, explain, status, shards."""
+"""The commands that make one query: list, explain, status, shards."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from milo_discovery.model import Cluster, SourceState
 
 if TYPE_CHECKING:
     from milo_discovery.client import DiscoveryClient
-    from milo_discovery.model import ClusterReport
+    from milo_discovery.model import ClusterReport, Listing
     from milo_discovery.options import FilterOptions
 
 
@@ -50,7 +50,7 @@ def list_clusters(
         listing = replace(listing, clusters=tuple(_sorted(listing.clusters, sort_by)))
     if form in {"table", "wide"}:
         if not listing.clusters:
-            print_message(_no_clusters(only))
+            print_message(no_clusters(only))
         wide = form == "wide"
         columns = text_output.CLUSTER_COLUMNS_WIDE if wide else text_output.CLUSTER_COLUMNS
         _print_table(
@@ -58,40 +58,29 @@ def list_clusters(
         )
     else:
         _print(form, listing, names=(cluster.name for cluster in listing), headers=headers)
+    if warn_of_incompleteness(listing):
+        ctx.exit(ExitStatus.NOT_SYNCED)
+
+
+def warn_of_incompleteness(listing: Listing) -> bool:
+    """Return whether a list of clusters lacks some or may be out of date, and print why."""
     if listing.pending_sources:
         pending = ", ".join(listing.pending_sources)
         print_message(f"the list lacks clusters: the daemon has not read a complete list of {pending} yet")
     for source in listing.sources or (listing.source,):
         if (warning := text_output.out_of_date(source, _now())) is not None:
             print_message(f"the list {warning}")
-    if listing.pending_sources or listing.source.state is SourceState.STALE:
-        ctx.exit(ExitStatus.NOT_SYNCED)
+    return bool(listing.pending_sources) or listing.source.state is SourceState.STALE
 
 
-def _no_clusters(only: FilterOptions) -> str:
+def no_clusters(only: FilterOptions) -> str:
+    """Say that a filter selects no cluster."""
     conditions = [f"selector {only['label_selector']!r}"] if only["label_selector"] else []
     if only["organizations"]:
         conditions.append(f"organization {' or '.join(map(repr, only['organizations']))}")
     if only["sources"]:
         conditions.append(f"source {' or '.join(map(repr, only['sources']))}")
     return f"no engaged cluster matches {' and '.join(conditions)}" if conditions else "no clusters are engaged"
-
-
-@click.command("get")
-@click.argument("name", type=NAME)
-@formatted("table", "wide", "json", "yaml", "name")
-@unary
-def get_cluster(connection: ConnectionOptions, *, name: str, form: str, headers: bool) -> None:
-    """Show what the daemon knows about a project, whether or not it is engaged."""
-    report = _report(connection, name)
-    if form in {"table", "wide"}:
-        wide = form == "wide"
-        columns = text_output.REPORT_COLUMNS_WIDE if wide else text_output.REPORT_COLUMNS
-        _print_table(columns, [text_output.report_row(name, report, _now(), wide=wide)], headers=headers)
-        if (warning := text_output.out_of_date(report.source, _now())) is not None:
-            print_message(f"the report {warning}")
-    else:
-        _print(form, report, names=[name], headers=headers)
 
 
 @click.command("explain")

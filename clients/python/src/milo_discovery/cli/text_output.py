@@ -88,24 +88,6 @@ def cluster_row(cluster: Cluster, now: datetime, *, wide: bool) -> tuple[str, ..
     return (*row, cluster.uid, cluster.endpoint, labels(cluster)) if wide else row
 
 
-REPORT_COLUMNS = ("NAME", "ENGAGED", "REASON", "SINCE", "MESSAGE")
-REPORT_COLUMNS_WIDE = (*REPORT_COLUMNS, *CLUSTER_COLUMNS_WIDE[1:])
-
-
-def report_row(name: str, report: ClusterReport, now: datetime, *, wide: bool) -> tuple[str, ...]:
-    engagement = report.engagement
-    row = (
-        name,
-        "yes" if engagement.engaged else "no",
-        engagement.reason.name,
-        age(engagement.since, now),
-        engagement.message or NONE,
-    )
-    if not wide:
-        return row
-    return (*row, *cluster_row(report.cluster or Cluster(name=name), now, wide=True)[1:])
-
-
 EVENT_COLUMNS = ("EVENT", "NAME", "ORGANIZATION", "DETAILS")
 EVENT_COLUMNS_WIDE = (*EVENT_COLUMNS[:-1], "UID", "ENDPOINT", "LABELS", EVENT_COLUMNS[-1])
 # Events are printed as they arrive, so column widths are fixed. Without -o wide, a line fits into 120 columns unless

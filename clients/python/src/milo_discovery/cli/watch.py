@@ -61,7 +61,7 @@ async def _print_events(
 ) -> None:
     import asyncio  # noqa: PLC0415  (not needed for help and usage errors)
 
-    _exit_with_reader(asyncio.get_running_loop())
+    exit_with_reader(asyncio.get_running_loop())
     messages = StreamMessages(connection)
     limit = None if connection.timeout is None else connection.timeout.total_seconds()
     async with client.watch(**only) as watch, aclosing(watch.feed()) as feed:
@@ -86,7 +86,7 @@ async def _print_events(
             reporting.cancel()
 
 
-def _exit_with_reader(loop: asyncio.AbstractEventLoop) -> None:
+def exit_with_reader(loop: asyncio.AbstractEventLoop) -> None:
     """Exit as soon as the read end of stdout's pipe is closed: the next write, which would fail, may be hours away."""
     if stat.S_ISFIFO(os.fstat(sys.stdout.fileno()).st_mode):
         # The write end of a pipe polls as readable only in its error state, when the read end is closed.
