@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable
 from contextlib import suppress
 from datetime import datetime
+from typing import Any
 
 import pytest
 from kubernetes.aio.client import ApiClient, Configuration, CoordinationV1Api
@@ -197,3 +198,32 @@ async def test_lease_whose_write_was_under_way_at_a_cancellation_is_released(
     lease = await CoordinationV1Api(api).read_namespaced_lease("greeter", "default")
     assert not lease.spec.holder_identity
     assert work.ended is is_leading
+
+
+async def test_pages_of_a_proxy_instead_of_leases_end_neither_the_candidate_nor_the_leader() -> None:
+    """Found by a reader: a page with the status 200 raised KeyError, which ended the process of the operator."""
+    stored: dict[str, Any] = {}
+    answered: list[tuple[str, bool]] = []
+
+    async def send(method: str, _path: str, body: Any) -> tuple[int, dict[str, Any]]:
+        is_page = [method for method, _ in answered].count(method) < 2
+        answered.append((method, is_page))
+        version = {"uid": "u", "resourceVersion": str(len(answered))}
+        if is_page and method == "GET":
+            return 200, {}
+        if method == "GET":
+            return (200, stored) if stored else (404, {})
+        if method == "PUT" and body["metadata"]["resourceVersion"] != stored["metadata"]["resourceVersion"]:
+            return 409, {}
+        stored.update(body, metadata={**body["metadata"], **version})
+        return (200, {}) if is_page else (200, {**stored})
+
+    work = Work()
+    running = asyncio.create_task(
+        LeaderElection(send, "greeter", namespace="default", identity="a", timing=PATIENT).run(work)
+    )
+    await within(work.began.wait())
+    await eventually(lambda: answered.count(("PUT", False)) > 1)
+    assert not work.ended
+    await stop(running)
+    assert not stored["spec"]["holderIdentity"]

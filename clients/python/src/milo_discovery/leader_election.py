@@ -173,7 +173,7 @@ class LeaderElection:
         status, lease = await self._request("GET", f"{self._collection}/{self._name}", None)
         if status not in {_OK, _NOT_FOUND}:
             raise _AttemptError(_reason(status, lease))
-        self._lock.observe(lease if status == _OK else None, self._clock())
+        self._lock.observe(_lease(status, lease) if status == _OK else None, self._clock())
 
     async def _write(self, spec: Mapping[str, Any]) -> Mapping[str, Any] | None:
         """Create or replace the Lease; return None on a conflict with another candidate."""
@@ -185,7 +185,7 @@ class LeaderElection:
         else:
             status, written = await self._request("PUT", f"{self._collection}/{self._name}", body)
         if status in {_OK, _CREATED}:
-            return written
+            return _lease(status, written)
         if status in {_CONFLICT, _NOT_FOUND}:
             return None
         raise _AttemptError(_reason(status, written))
@@ -227,6 +227,14 @@ async def _request_of(api: ApiClient, method: str, path: str, body: Any = None) 
     except ValueError:
         document = {}
     return response.status, document if isinstance(document, dict) else {}
+
+
+def _lease(status: int, document: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return a response that is a Lease. Raises _AttemptError for any other, such as the page of a proxy."""
+    metadata = document.get("metadata")
+    if not (isinstance(metadata, dict) and metadata.get("uid") and metadata.get("resourceVersion")):
+        raise _AttemptError(f"{status} with a response that is not a Lease")
+    return document
 
 
 def _reason(status: int, document: Mapping[str, Any]) -> str:
