@@ -26,6 +26,7 @@ REPORT_EVERY_S = 30.0
 """Time between two writes of a series. Its first repetition is written at once, and its last one after this time."""
 _CAPACITY = 4096
 _LONGEST_NOTE = 1024
+"""Bytes, as API servers count them."""
 _LONGEST_NAME = 253
 _SUBDOMAIN = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*")
 
@@ -160,7 +161,7 @@ class EventLog:
             "action": content.action,
             "reason": content.reason,
             "type": content.type,
-            "note": content.note[:_LONGEST_NOTE],
+            "note": content.note.encode(errors="replace")[:_LONGEST_NOTE].decode(errors="ignore"),
             "regarding": reference,
         }
 
