@@ -202,10 +202,14 @@ class Request(Generic[ObjectT]):
     ) -> builtins.list[Document]:
         """Read the objects of one namespace, or of all, from the API server; a Kind with selectors limits them too."""
         kind = kind_of(kind)
-        limits = (("labelSelector", selector or kind.key.selector), ("fieldSelector", field_selector))
+        limits = {
+            "labelSelector": (kind.key.selector, selector),
+            "fieldSelector": (kind.key.field_selector, field_selector),
+        }
+        joined = ((name, ",".join(filter(None, selectors))) for name, selectors in limits.items())
         return await self._member.api.read_list(
             kind.collection(kind.key.namespace if namespace is None else namespace),
-            [(name, value) for name, value in limits if value],
+            [(name, value) for name, value in joined if value],
         )
 
     # --- writes ---

@@ -180,6 +180,28 @@ async def test_list_of_the_api_server_needs_no_cache_and_reads_all_pages(
     assert [found["metadata"]["name"] for found in (*selected, *named, *none)] == ["c1", "c2"]
 
 
+async def test_list_of_the_api_server_is_limited_by_the_selectors_of_the_kind_and_of_the_call(
+    plane: ControlPlane,
+) -> None:
+    """Found by a reader: the field selector of a kind was ignored, and a selector of the call replaced the kind's."""
+
+    async def act(request: Request) -> Any:
+        named = Kind("v1/configmaps", selector="number=1", field_selector="metadata.name=c1")
+        return (
+            await request.read_list(Kind("v1/configmaps", field_selector="metadata.name=c2")),
+            await request.read_list(named, selector="part=a"),
+            await request.read_list(named, selector="part=b", field_selector="metadata.namespace=default"),
+            await request.read_list(named, field_selector="metadata.name=c2"),
+        )
+
+    for number in range(3):
+        labels = {"number": f"{number}", "part": "a"}
+        plane.create("v1/configmaps", {"metadata": {"name": f"c{number}", "labels": labels}})
+    plane.create(widget("one"))
+    found = await once(plane, act)
+    assert [[one["metadata"]["name"] for one in objects] for objects in found] == [["c2"], ["c1"], [], []]
+
+
 async def test_deletion_with_a_precondition_deletes_no_other_object(plane: ControlPlane) -> None:
     async def act(request: Request) -> None:
         for precondition in ({"uid": "another"}, {"resource_version": "1"}):
