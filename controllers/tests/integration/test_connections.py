@@ -3,6 +3,7 @@
 import asyncio
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 import trustme
@@ -11,6 +12,7 @@ from kube.tests.integration.http.http2_peer import Accepted, Authority, serving
 from milo_discovery.api_errors import ApiError, NotLeading, Unreachable
 from milo_discovery.cluster_api import ClusterApi
 from milo_discovery.kubeconfig_access import KubeconfigAccess
+from milo_kube.api_request import Answer
 from milo_kube.api_server import Pools
 from milo_kube.http.errors import TransportError
 from milo_kube.http.http2 import Http2Connection
@@ -52,6 +54,24 @@ async def test_clusters_of_one_host_share_a_connection_over_http2(
             await watch.__aexit__(None, None, None)
         for api in apis:
             await api.aclose()
+
+
+@pytest.mark.parametrize("status", [200, 500])
+@pytest.mark.parametrize(
+    "body",
+    [b"<html>", b'{"details": {"causes": [{"reason": "\xff"}]}}', b'{"details": ' + b"[" * 5000 + b"]" * 5000 + b"}"],
+    ids=["page", "not UTF-8", "nested"],
+)
+async def test_response_that_is_not_a_json_object_is_an_error_of_the_request(status: int, body: bytes) -> None:
+    """Found by a reader: other errors than those of a request ended a leader election."""
+
+    class Answering(ClusterApi):
+        async def request(self, *_: Any, **__: Any) -> Answer:
+            return Answer(status, {}, body)
+
+    api = Answering("alpha", Fixed(KubeconfigAccess(server="https://milo.test")), Pools(user_agent="controllers"))
+    with pytest.raises(Unreachable if status == 200 else ApiError):
+        await api.send("GET", "/")
 
 
 @pytest.mark.parametrize(("header", "expected"), [("7", 7.0), ("soon", None), (None, None)])

@@ -102,7 +102,7 @@ class ClusterApi(ApiServer):
                 raise _refused(answer, f"{method} {path}")
             try:
                 return _MAPPING.decode(answer.body)
-            except msgspec.DecodeError as error:
+            except _UNDECODABLE as error:
                 raise Unreachable(
                     "closed", f"{method} {path}: the response of {self.name} is not a JSON object"
                 ) from error
@@ -191,6 +191,8 @@ class _StatusRefusal(msgspec.Struct):
 
 _MAPPING = msgspec.json.Decoder(dict[str, Any])
 _REFUSAL = msgspec.json.Decoder(_StatusRefusal)
+# msgspec raises UnicodeError for invalid text and RecursionError for deep nesting.
+_UNDECODABLE = (msgspec.DecodeError, UnicodeError, RecursionError)
 
 
 def _refused(answer: Answer, request: str) -> Exception:
@@ -198,7 +200,7 @@ def _refused(answer: Answer, request: str) -> Exception:
     try:
         details = _REFUSAL.decode(answer.body).details
         causes = tuple(cause.reason for cause in (details and details.causes) or ())
-    except msgspec.DecodeError:
+    except _UNDECODABLE:
         causes = ()
     message = f"{answer.status} {status.message.removeprefix(f'{answer.status} ')}"
     if answer.status == 404 and not status.name:
