@@ -52,7 +52,7 @@ def test_event_contains_a_reference_to_its_object() -> None:
 
 @pytest.mark.parametrize(("note", "written"), [("x" * 2000, "x" * 1024), ("x" + "é" * 600, "x" + "é" * 511)])
 def test_long_note_is_cut_to_the_bytes_that_api_servers_accept(note: str, written: str) -> None:
-    """Found by a reader: API servers refused notes of 1,024 characters that are not all ASCII, and the event was lost."""
+    """Found by a reader: API servers refused notes of 1,024 characters with more bytes, and events were lost."""
     made = Recorded().at(0.0, CONTENT._replace(note=note))
     assert made is not None
     assert made.event["note"] == written
