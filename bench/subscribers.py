@@ -8,7 +8,7 @@ from typing import Any, Self
 import grpc
 
 from bench.wire import METHOD, Batch
-from milo_discovery._address import CHANNEL_OPTIONS
+from milo_discovery.address import CHANNEL_OPTIONS
 from milo_discovery.v1 import discovery_pb2 as pb
 
 

@@ -7,7 +7,7 @@ import re
 import pytest
 
 from milo_discovery import ADDRESS_VARIABLE, DEFAULT_ADDRESS, InvalidAddress
-from milo_discovery._address import grpc_target
+from milo_discovery.address import grpc_target
 
 
 @pytest.fixture(autouse=True)

@@ -4,9 +4,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from milo_discovery._address import ADDRESS_VARIABLE, DEFAULT_ADDRESS
-    from milo_discovery._client_credentials import ClientCredentials
+    from milo_discovery.address import ADDRESS_VARIABLE, DEFAULT_ADDRESS
     from milo_discovery.client import DiscoveryClient
+    from milo_discovery.client_credentials import ClientCredentials
     from milo_discovery.engaged_cluster import EngagedCluster
     from milo_discovery.errors import (
         CallFailed,
@@ -63,19 +63,19 @@ if TYPE_CHECKING:
 
 # Imported on first use: the exec credential plugin has to start fast, and the pytest plugin does not need gRPC.
 _MODULE_OF = {
-    "ADDRESS_VARIABLE": "milo_discovery._address",
+    "ADDRESS_VARIABLE": "milo_discovery.address",
     "BackoffPolicy": "milo_kube.backoff",
     "CallFailed": "milo_discovery.errors",
     "CertificateRenewed": "milo_discovery.errors",
     "Cluster": "milo_discovery.model",
-    "ClientCredentials": "milo_discovery._client_credentials",
+    "ClientCredentials": "milo_discovery.client_credentials",
     "ClusterNotFound": "milo_discovery.errors",
     "ClusterReport": "milo_discovery.model",
     "Connected": "milo_discovery.events",
     "Connectivity": "milo_discovery.model",
     "ConnectivityState": "milo_discovery.model",
     "CredentialIssuer": "milo_discovery.model",
-    "DEFAULT_ADDRESS": "milo_discovery._address",
+    "DEFAULT_ADDRESS": "milo_discovery.address",
     "Disconnected": "milo_discovery.events",
     "DiscoveryClient": "milo_discovery.client",
     "DiscoveryError": "milo_discovery.errors",

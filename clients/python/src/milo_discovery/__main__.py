@@ -2,7 +2,7 @@
 
 import sys
 
-from milo_discovery._termination import interrupt_on_sigterm
+from milo_kube.termination import interrupt_on_sigterm
 
 
 def main() -> None:

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import grpc
 
-from milo_discovery._address import CHANNEL_OPTIONS
-from milo_discovery._client_credentials import ClientCredentials
+from milo_discovery.address import CHANNEL_OPTIONS
+from milo_discovery.client_credentials import ClientCredentials
 from milo_discovery.errors import Unavailable, UntrustedServer
 
 _PEER_CREDENTIALS = struct.Struct("3i")  # struct ucred: pid, uid, gid

@@ -7,15 +7,12 @@ from datetime import datetime, timedelta
 from enum import Enum, auto
 from typing import TYPE_CHECKING
 
-from milo_discovery.kubeconfig_access import KubeconfigAccess, read_access
+from milo_discovery.kubeconfig_access import KubeconfigAccess, read_access, usable_until
 from milo_kube.backoff import BackoffPolicy, StreamBackoff
 
 if TYPE_CHECKING:
     from milo_discovery.model import Kubeconfig
 
-# A credential is not used in the last part of its lifetime, because the request takes time to arrive.
-_EXPIRY_MARGIN = timedelta(seconds=5)
-_EXPIRY_MARGIN_SHARE = 0.1
 # Share of the time between `refresh_after` and expiry to wait for a pushed credential before requesting one.
 _PUSH_WAIT_SHARE = 0.25
 _RENEWAL_INTERVAL = timedelta(seconds=5)
@@ -130,11 +127,3 @@ def _parse(kubeconfig: Kubeconfig, push_wait_share: float) -> CachedCredential:
     return CachedCredential(
         access, refresh_at=refresh_at, expires_at=usable_until(expires_at, issued_at), issued_at=issued_at
     )
-
-
-def usable_until(expires_at: datetime, issued_at: datetime | None) -> datetime:
-    """Return when to stop using a credential: shortly before it expires, so that requests arrive in time."""
-    margin = _EXPIRY_MARGIN
-    if issued_at is not None:  # `issued_at` can be after `expires_at` if a clock was set back
-        margin = max(timedelta(), min(margin, _EXPIRY_MARGIN_SHARE * (expires_at - issued_at)))
-    return expires_at - margin

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from milo_discovery._cluster_reference import ClusterReference, Current, KubeconfigIssuer
 from milo_discovery._connection_credential import ConnectionCredential, certificate_file
-from milo_discovery._extras import needs_extra
 from milo_discovery.credentials import AsyncRenewer, LoopBridge, PushedKubeconfigs
+from milo_discovery.extras import needs_extra
 from milo_discovery.kubeconfig_access import KubeconfigAccess
 from milo_discovery.model import ClusterReport
 

@@ -15,14 +15,13 @@ import grpc
 from google.protobuf.message import Message
 
 from milo_discovery import _convert
-from milo_discovery._address import grpc_target
 from milo_discovery._channel import open_aio_channel
-from milo_discovery._client_credentials import ClientCredentials
 from milo_discovery._grpc_status import status_error_of_call
 from milo_discovery._shared_channel import SharedChannel
 from milo_discovery._subscription import StreamSubscription
-from milo_discovery._termination import interrupt_on_sigterm
+from milo_discovery.address import grpc_target
 from milo_discovery.api_clients import ApiClients
+from milo_discovery.client_credentials import ClientCredentials
 from milo_discovery.errors import CallFailed
 from milo_discovery.kubeconfig_access import read_access, read_exec_access
 from milo_discovery.model import (
@@ -39,6 +38,7 @@ from milo_discovery.v1.discovery_pb2_grpc import DiscoveryServiceStub
 from milo_discovery.watch import Watch
 from milo_kube.backoff import BackoffPolicy
 from milo_kube.task_groups import cancelled_from_outside
+from milo_kube.termination import interrupt_on_sigterm
 
 if TYPE_CHECKING:
     from kubernetes.aio.client import ApiClient as AioApiClient

@@ -20,10 +20,10 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
-from milo_discovery._extras import needs_extra
 from milo_discovery.credentials import AsyncRenewer
 from milo_discovery.engaged_cluster import EngagedCluster
 from milo_discovery.errors import UnusableKubeconfig
+from milo_discovery.extras import needs_extra
 from milo_discovery.fleet import Fleet
 from milo_discovery.kubeconfig_access import KubeconfigAccess
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import datetime, timedelta
 from functools import lru_cache
 from typing import Any
 
@@ -37,6 +38,9 @@ class KubeconfigAccess:
     """The user that requests impersonate."""
 
 
+# A credential is not used in the last part of its lifetime, because the request takes time to arrive.
+_EXPIRY_MARGIN = timedelta(seconds=5)
+_EXPIRY_MARGIN_SHARE = 0.1
 _CLUSTER_FIELDS = frozenset({"server", "certificate-authority-data", "tls-server-name"})
 _CREDENTIAL = Policy(
     cluster=_CLUSTER_FIELDS,
@@ -90,6 +94,14 @@ def inline_access(found: ContextAccess, origin: str) -> KubeconfigAccess:
 def exec_arguments(cluster: str) -> list[str]:
     """Return the arguments with which the exec plugin is called."""
     return ["credential", "--cluster", cluster]
+
+
+def usable_until(expires_at: datetime, issued_at: datetime | None) -> datetime:
+    """Return when to stop using a credential: shortly before it expires, so that requests arrive in time."""
+    margin = _EXPIRY_MARGIN
+    if issued_at is not None:  # `issued_at` can be after `expires_at` if a clock was set back
+        margin = max(timedelta(), min(margin, _EXPIRY_MARGIN_SHARE * (expires_at - issued_at)))
+    return expires_at - margin
 
 
 def render_kubeconfig(name: str, access: KubeconfigAccess, user: Mapping[str, Any] | None = None) -> dict[str, Any]:

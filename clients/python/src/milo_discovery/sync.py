@@ -13,10 +13,9 @@ from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Self, TypeVar, Un
 
 import grpc
 
-from milo_discovery._client_credentials import ClientCredentials
 from milo_discovery._subscription import WatchState
-from milo_discovery._termination import interrupt_on_sigterm
 from milo_discovery.client import DEFAULT_TIMEOUT, DiscoveryClient
+from milo_discovery.client_credentials import ClientCredentials
 from milo_discovery.errors import CallFailed
 from milo_discovery.events import Event, StreamNotice
 from milo_discovery.model import Cluster
@@ -24,6 +23,7 @@ from milo_discovery.options import WatchOptions
 from milo_discovery.watch import Watch
 from milo_kube.background_loop import BackgroundLoop
 from milo_kube.backoff import BackoffPolicy
+from milo_kube.termination import interrupt_on_sigterm
 
 if TYPE_CHECKING:
     from kubernetes.client import ApiClient

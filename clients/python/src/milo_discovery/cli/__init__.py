@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING
 
 import click
 
-from milo_discovery._extras import MissingPackageError
 from milo_discovery.cli.exit_status import ExitStatus, exit_by_full_output, exit_by_sigpipe, print_message
 from milo_discovery.cli.options import (
     VARIABLES,
@@ -25,6 +24,7 @@ from milo_discovery.cli.options import (
     with_own_prefix,
 )
 from milo_discovery.cli.usage import did_you_mean, print_usage_error
+from milo_discovery.extras import MissingPackageError
 
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoints

@@ -9,24 +9,22 @@ from __future__ import annotations
 import base64
 import json
 import os
-from datetime import UTC
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from milo_discovery._address import grpc_target
-from milo_discovery._credential_cache import usable_until
 from milo_discovery.cli.exit_status import CallFailure, CommandFailure
 from milo_discovery.cli.names import NAME
 from milo_discovery.cli.options import ConnectionOptions, connecting
 from milo_discovery.errors import DiscoveryError
-from milo_discovery.kubeconfig_access import KubeconfigAccess, read_access
+from milo_discovery.kubeconfig_access import KubeconfigAccess
 from milo_kube.act_as import STATEMENT_VARIABLE
 from milo_kube.kubeconfig import SERVER_VARIABLE
 from milo_kube.rfc3339 import rfc3339
 
 if TYPE_CHECKING:
-    from milo_discovery.v1 import discovery_pb2 as pb
+    from milo_discovery.single_call import IssuedAccess
 
 EXEC_INFO_VARIABLE = "KUBERNETES_EXEC_INFO"
 _VERSION = "client.authentication.k8s.io/v1"
@@ -55,35 +53,20 @@ def credential(connection: ConnectionOptions, *, name: str | None, cluster: str 
 
 def _print_credential(connection: ConnectionOptions, cluster: str, exec_info: dict[str, Any]) -> None:
     try:
-        kubeconfig = _issue(connection, cluster)
-        access = read_access(kubeconfig.kubeconfig)
+        access, usable_until = _issue(connection, cluster)
     except DiscoveryError as error:
         raise CallFailure(error, connection.address, connection.credentials) from error
     _require_same_server(exec_info, access, cluster)
     _require_current_server(access, cluster)
     _require_same_user(access, cluster)
-    click.echo(json.dumps(_exec_credential(exec_info, access, kubeconfig)))
+    click.echo(json.dumps(_exec_credential(exec_info, access, usable_until)))
 
 
-def _issue(connection: ConnectionOptions, cluster: str) -> pb.Kubeconfig:
-    # Without DiscoveryClient: importing it takes longer than the call.
+def _issue(connection: ConnectionOptions, cluster: str) -> IssuedAccess:
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
-    import grpc  # noqa: PLC0415  (not needed for usage errors)
+    from milo_discovery.single_call import issue_access  # noqa: PLC0415  (loads gRPC)
 
-    from milo_discovery._channel import open_channel  # noqa: PLC0415
-    from milo_discovery.v1 import discovery_pb2 as messages  # noqa: PLC0415
-    from milo_discovery.v1.discovery_pb2_grpc import DiscoveryServiceStub  # noqa: PLC0415
-
-    timeout = None if connection.timeout is None else connection.timeout.total_seconds()
-    try:
-        with open_channel(grpc_target(connection.address), connection.credentials) as channel:
-            request, metadata = messages.IssueKubeconfigRequest(cluster=cluster), connection.credentials.metadata()
-            response = DiscoveryServiceStub(channel).IssueKubeconfig(request, timeout=timeout, metadata=metadata)
-            return response.kubeconfig
-    except grpc.RpcError as error:
-        from milo_discovery._grpc_status import status_error_of_call  # noqa: PLC0415
-
-        raise status_error_of_call(error) from error
+    return issue_access(cluster, connection.address, credentials=connection.credentials, timeout=connection.timeout)
 
 
 def _parse_exec_info(value: str | None) -> dict[str, Any]:
@@ -166,11 +149,12 @@ def _certificates(data: Any) -> list[str] | None:
         return None
 
 
-def _exec_credential(exec_info: dict[str, Any], access: KubeconfigAccess, kubeconfig: pb.Kubeconfig) -> dict[str, Any]:
+def _exec_credential(
+    exec_info: dict[str, Any], access: KubeconfigAccess, usable_until: datetime | None
+) -> dict[str, Any]:
     status: dict[str, str] = {}
-    if kubeconfig.HasField("expires_at"):
-        expires_at, issued_at = kubeconfig.expires_at.ToDatetime(UTC), kubeconfig.issued_at.ToDatetime(UTC)
-        status["expirationTimestamp"] = rfc3339(usable_until(expires_at, issued_at), "milliseconds")
+    if usable_until is not None:
+        status["expirationTimestamp"] = rfc3339(usable_until, "milliseconds")
     if access.token is not None:
         status["token"] = access.token
     if access.certificate is not None and access.key is not None:

@@ -11,7 +11,7 @@ from typing import IO, TYPE_CHECKING, Any, NoReturn
 
 import click
 
-from milo_discovery._address import ADDRESS_VARIABLE, DEFAULT_ADDRESS
+from milo_discovery.address import ADDRESS_VARIABLE, DEFAULT_ADDRESS
 from milo_discovery.errors import (
     ClusterNotFound,
     DiscoveryError,
@@ -25,7 +25,7 @@ from milo_discovery.errors import (
 )
 
 if TYPE_CHECKING:
-    from milo_discovery._client_credentials import ClientCredentials
+    from milo_discovery.client_credentials import ClientCredentials
 
 _OPTION_OF_FIELD = {
     "filter.label_selector": "--selector",
@@ -116,7 +116,7 @@ def _demo() -> str:
 def _connection_problem(address: str, credentials: ClientCredentials) -> str | None:
     if address.startswith("unix:"):
         return None  # the message of gRPC already contains the error of the operating system
-    from milo_discovery._connection_problem import connection_problem  # noqa: PLC0415  (loads TLS)
+    from milo_discovery.cli.connection_problem import connection_problem  # noqa: PLC0415  (loads TLS)
 
     return connection_problem(address, credentials)
 

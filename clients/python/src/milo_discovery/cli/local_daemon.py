@@ -9,8 +9,8 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from milo_discovery._address import DEFAULT_ADDRESS
-from milo_discovery._connection_problem import HTTP2_PREFACE
+from milo_discovery.address import DEFAULT_ADDRESS
+from milo_discovery.cli.connection_problem import HTTP2_PREFACE
 
 _LIMIT_S = 1.0
 

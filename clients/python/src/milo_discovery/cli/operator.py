@@ -21,7 +21,7 @@ from typing import Any
 
 import click
 
-from milo_discovery._address import ADDRESS_VARIABLE, HOST_AND_PORT
+from milo_discovery.address import ADDRESS_VARIABLE, HOST_AND_PORT
 from milo_discovery.cli.exit_status import CommandFailure, print_message
 from milo_discovery.cli.local_daemon import local_address
 from milo_discovery.cli.options import formatted

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 import click
 from click.core import ParameterSource
 
-from milo_discovery._address import ADDRESS_VARIABLE, DEFAULT_ADDRESS, grpc_target
-from milo_discovery._client_credentials import (
+from milo_discovery.address import ADDRESS_VARIABLE, DEFAULT_ADDRESS, grpc_target
+from milo_discovery.cli.exit_status import CallFailure, print_message
+from milo_discovery.client_credentials import (
     CA_VARIABLE,
     CERTIFICATE_VARIABLE,
     KEY_VARIABLE,
@@ -23,7 +24,6 @@ from milo_discovery._client_credentials import (
     TOKEN_VARIABLE,
     ClientCredentials,
 )
-from milo_discovery.cli.exit_status import CallFailure, print_message
 from milo_discovery.errors import DiscoveryError
 from milo_kube.act_as import STATEMENT_VARIABLE
 from milo_kube.kubeconfig import SERVER_VARIABLE

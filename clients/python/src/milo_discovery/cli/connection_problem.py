@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 from milo_discovery.errors import InvalidCredentials
 
 if TYPE_CHECKING:
-    from milo_discovery._client_credentials import ClientCredentials
+    from milo_discovery.client_credentials import ClientCredentials
 
 _LIMIT_S = 2.0
 HTTP2_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0\x04\0\0\0\0\0"
