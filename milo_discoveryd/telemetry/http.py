@@ -106,7 +106,10 @@ class HttpEndpoint:
                 return False
 
     async def _scraped(self, request: ServerRequest) -> HttpReply:
-        encode, content_type = exposition.choose_encoder(request.headers.get("Accept", ""))
+        try:
+            encode, content_type = exposition.choose_encoder(request.headers.get("Accept", ""))
+        except TypeError:  # a version that is not a number, compared with one
+            encode, content_type = exposition.choose_encoder("")
         form = ScrapeForm(content_type, self._shows_names(request))
         return HttpReply(await self._scrape.read(form, lambda found: printable_metrics(encode(found))), content_type)
 

@@ -224,3 +224,10 @@ async def test_status_requests_are_answered_one_at_a_time_in_a_tenth_of_the_time
     assert [answer.status for answer in answers] == [200] * 4
     assert most == 1
     assert time.monotonic() - began >= 3 * (0.02 + 9 * 0.02)
+
+
+@pytest.mark.parametrize("kind", ["application/openmetrics-text", "text/plain"])
+async def test_metrics_are_served_for_an_accept_header_with_an_invalid_version(address: str, kind: str) -> None:
+    async with aiohttp.ClientSession() as session:
+        answer = await session.get(f"{address}/metrics", headers={"Accept": f"{kind}; version=new; escaping=none"})
+        assert (answer.status, answer.content_type) == (200, "text/plain")
