@@ -378,6 +378,25 @@ def test_object_that_another_client_changes_each_second_is_deleted_when_its_clus
     assert [type(request) for request in publishing.sent].count(Ask) == 1
 
 
+def test_deletion_whose_permit_ended_before_a_server_was_reached_does_not_end_an_outage(publishing: Publishing):
+    """Found by a reader: it was reported that publishing continues, and all other objects were tried again at once."""
+    publishing.synced(cluster(), cluster("beta"))
+
+    def is_unreachable(request: Request) -> None:
+        is_late = isinstance(request, DeleteObject)
+        raise TargetUnavailable("no connection", is_unsent=not is_late, is_late=is_late)
+
+    publishing.before = is_unreachable
+    publishing.engage(cluster("beta", labels={"env": "prod"})).settle(0.1)
+    publishing.engage(cluster("beta")).end(cluster()).settle(5.0)
+    assert any(isinstance(request, DeleteObject) for request in publishing.sent)
+    assert "publishing continues" not in publishing.reports
+    publishing.before = lambda _: None
+    publishing.settle(60.0)
+    assert publishing.reports.count("publishing continues") == 1
+    assert [*publishing.server.objects] == ["beta"]
+
+
 def test_change_of_a_cluster_is_not_lost_while_a_retry_is_finally_refused(publishing: Publishing):
     """Found by a reader: an object stayed until the next list if its cluster ended during a retry that was refused."""
     publishing.synced(cluster(), cluster("beta"))

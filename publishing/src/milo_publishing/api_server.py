@@ -99,7 +99,7 @@ class PublishedObjects:
         except TargetUnavailable as error:
             if error.is_unsent and clock() >= request.until:
                 # No outage, which would delay all other objects: their requests may wait longer.
-                raise TargetUnavailable(str(error)) from error
+                raise TargetUnavailable(str(error), is_late=True) from error
             raise
         # A Status, or the object if it waits for its finalizers.
         return ObservedObject.of(answer) if (answer.get("metadata") or {}).get("deletionTimestamp") else None

@@ -10,12 +10,18 @@ from milo_discovery.errors import DiscoveryError
 
 
 class TargetUnavailable(DiscoveryError):
-    """A request to the target API server failed; it is retried. `is_unsent`: no server was reached at all."""
+    """A request to the target API server failed; it is retried.
 
-    def __init__(self, message: str, retry_after: timedelta | None = None, *, is_unsent: bool = False) -> None:
+    `is_unsent`: no server was reached at all. `is_late`: the permit to send the request ended before one was reached.
+    """
+
+    def __init__(
+        self, message: str, retry_after: timedelta | None = None, *, is_unsent: bool = False, is_late: bool = False
+    ) -> None:
         super().__init__(message)
         self.retry_after = retry_after
         self.is_unsent = is_unsent
+        self.is_late = is_late
 
 
 class TargetRefused(DiscoveryError):
