@@ -59,6 +59,16 @@ _PROGRAMS = (
     _program("kube-router", "v2.1.0", _ROUTER, f"{_ROUTER}/cmd/kube-router", "kube-router"),
 )
 
+_KYVERNO, _FLUX = "github.com/kyverno/kyverno", "github.com/fluxcd"
+KYVERNO = tuple(
+    _program(name, "v1.19.1", _KYVERNO, f"{_KYVERNO}/cmd/{name}", "kyverno")
+    for name in ("kyverno", "background-controller")
+)
+FLUX = tuple(
+    _program(name, version, f"{_FLUX}/{name}", f"{_FLUX}/{name}", name)
+    for name, version in (("source-controller", "v1.9.3"), ("kustomize-controller", "v1.9.6"))
+)
+
 
 def directory() -> Path:
     return cache_directory().with_name("cluster")

@@ -1,11 +1,10 @@
 """The operators of examples and tutorials in pods: they work in a project, and end at SIGTERM as first processes."""
 
 import json
-import os
 import re
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -23,9 +22,7 @@ from tests.end_to_end.cluster.pods import IMAGE
 from tests.end_to_end.cluster.test_pods import (
     DEFINITION,
     OF_PROMETHEUS,
-    control_plane,
     ended,
-    engage,
     eventually,
     make_tenant,
 )
@@ -241,63 +238,6 @@ def test_operator_works_in_a_project_and_ends_at_sigterm(node: Node, name: str, 
         state = eventually(lambda: end_of(node, namespace, container))
         assert state["exitCode"] == program.status
         assert datetime.fromisoformat(state["finishedAt"]).timestamp() - begun <= ENDS_WITHIN_S
-
-
-@pytest.mark.usefixtures("tenant")
-def test_operator_works_in_a_project_with_a_separate_api_server(node: Node, tmp_path: Path) -> None:
-    """The test creates what Kyverno and Flux would create from the example's policies and manifests."""
-    names = ("etcd", "kube-apiserver", "kube-controller-manager", "kubectl")
-    (tmp_path / "programs").mkdir()
-    for program in parts.programs(say):
-        if program.name in names:
-            shutil.copy(program, tmp_path / "programs")
-    image(tmp_path / "programs", f"COPY {' '.join(names)} /usr/bin/", "/usr/bin/kube-apiserver")
-    node.load(parts.images({"tenant": tmp_path / "programs"}, say))
-    node.kubectl("apply", "-f", "-", given=yaml.safe_dump(control_plane("own")))
-    namespace = f"project-{node.get('projectcontrolplane', 'own')['metadata']['uid']}"
-    labels = {"pod-security.kubernetes.io/enforce": "restricted"}
-    by_policy = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace, "labels": labels}}
-    node.kubectl("apply", "-f", "-", given=yaml.safe_dump_all([by_policy, *deployed_by_flux(tmp_path, namespace)]))
-    file, host = "/kubeconfig-of-tenant", f"api-server.{namespace}.svc.cluster.local"
-    try:
-        node.kubectl("-n", namespace, "rollout", "status", "deployment/control-plane", "--timeout=300s")
-        config = kubeconfig_by_policy(namespace, node.get("-n", namespace, "secret", "certificates")["data"])
-        (node.files / file.lstrip("/")).write_text(yaml.safe_dump(config))
-        node.kubectl("-n", namespace, "create", "secret", "generic", "kubeconfig", f"--from-file=kubeconfig={file}")
-        engage(node, "own")
-        address = node.get("-n", namespace, "service", "api-server")["spec"]["clusterIP"]
-        inside = [f"--kubeconfig={file}", f"--server=https://{address}", f"--tls-server-name={host}"]
-        with running(node, "tutorial", tmp_path / "context"):
-            found = eventually(lambda: ended(node, *inside, "get", "configmap", "greeting", "-o", "json"))
-            assert json.loads(found)["data"] == {"greeting": "hello own"}
-        node.kubectl(*inside, "create", "deployment", "web", "--image=web")
-        eventually(lambda: ended(node, *inside, "get", "replicasets", "-o", "name").startswith("replicaset.apps/web-"))
-    finally:
-        node.kubectl("delete", "projectcontrolplane", "own")
-        node.kubectl("delete", "namespace", namespace)
-
-
-def deployed_by_flux(directory: Path, namespace: str) -> Sequence[Mapping[str, Any]]:
-    """Return what Flux deploys in the namespace of a project, with images that are available."""
-    (directory / "tenant").mkdir()
-    servers = ("etcd", "kube-apiserver", "kube-controller-manager")
-    names = (*(f"registry.k8s.io/{name}" for name in servers), "registry.example.com/tools")
-    kustomization = {
-        "namespace": namespace,
-        "resources": [os.path.relpath(MULTI_TENANT / "tenant", (directory / "tenant").resolve())],
-        "images": [{"name": name, "newName": "tenant", "newTag": __version__} for name in names],
-    }
-    (directory / "tenant/kustomization.yaml").write_text(yaml.safe_dump(kustomization))
-    return manifests(directory / "tenant")
-
-
-def kubeconfig_by_policy(namespace: str, certificates: Mapping[str, str]) -> Any:
-    policy = (MULTI_TENANT / "policies/kubeconfig.yaml").read_text().replace("{{ request.namespace }}", namespace)
-    for name, content in certificates.items():
-        policy = policy.replace(f'{{{{ request.object.data."{name}" }}}}', content)
-    [rule] = yaml.safe_load(policy)["spec"]["rules"]
-    [variable] = rule["context"]
-    return variable["variable"]["value"]
 
 
 def end_of(node: Node, namespace: str, container: str) -> dict[str, Any] | None:

@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[3]
 DEPLOY = ROOT / "deploy"
 OPERATOR = ROOT / "examples" / "go-operator" / "config"
 MULTI_TENANT = ROOT / "examples" / "multi-tenant"
-TENANTS = tuple(MULTI_TENANT / name for name in ("policies", "tenant"))
+TENANTS = tuple(MULTI_TENANT / name for name in ("policies", "projects", "tenant"))
 """Kustomizations without a daemon."""
 BUILT = (*sorted((*DEPLOY.glob("overlays/*"), *DEPLOY.glob("examples/*"))), OPERATOR, MULTI_TENANT / "operator")
 WITH_DAEMON = tuple(directory for directory in BUILT if "control-plane" not in directory.name)
