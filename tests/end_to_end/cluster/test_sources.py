@@ -70,7 +70,8 @@ def cluster_itself(node: Node, directory: Path) -> Workload:
     url = f"https://{ADDRESS}:6443"
     file = kubeconfig.write(directory / "kubeconfig", server=url, authority=pem, user={"token": token})
     authority = SimpleNamespace(pem=pem)
-    server: Any = SimpleNamespace(url=url, authority=authority, kubeconfig=file, kubeconfig_as=lambda *_: file)
+    given = {"url": url, "authority": authority, "kubeconfig": file, "kubeconfig_as": lambda *_: file, "token": token}
+    server: Any = SimpleNamespace(**given)
     return Workload(server, Path("/usr/local/bin/plugin"))
 
 

@@ -97,6 +97,14 @@ MILO = GoProgram(
     definition=_DEFINITIONS / "milo",
 )
 
+GARDENER = GoProgram(
+    name="gardener-apiserver",
+    version="v1.145.0",
+    module="github.com/gardener/gardener",
+    package="github.com/gardener/gardener/cmd/gardener-apiserver",
+    definition=_DEFINITIONS / "gardener-apiserver",
+)
+
 # A program of this repository with Milo's provider, and therefore of the provider's version.
 PEER = GoProgram(
     name="peer",

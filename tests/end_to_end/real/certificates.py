@@ -7,12 +7,13 @@ from pathlib import Path
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 INSIDE = "cluster.test"
 """The domain of server names that resolve in the installation's own network (tests/end_to_end/real/inside.py)."""
 LIFETIME = datetime.timedelta(days=7)
+_Key = ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey
 
 
 class Authority:
@@ -66,8 +67,20 @@ class Authority:
         )
 
 
+class ClientAuthority:
+    """A certificate authority for clients only, with an RSA key, which is the only kind that some platforms read."""
+
+    def __init__(self, name: str) -> None:
+        key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
+        self.key_pem = _pem(key)
+        builder = _builder(_name(name), _name(name), key).add_extension(
+            x509.BasicConstraints(ca=True, path_length=0), critical=True
+        )
+        self.pem = builder.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
+
+
 def _builder(
-    subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePrivateKey, lifetime: datetime.timedelta = LIFETIME
+    subject: x509.Name, issuer: x509.Name, key: _Key, lifetime: datetime.timedelta = LIFETIME
 ) -> x509.CertificateBuilder:
     now = datetime.datetime.now(datetime.UTC)
     return (
@@ -93,7 +106,7 @@ def _alternative(name: str) -> x509.GeneralName:
         return x509.DNSName(name)
 
 
-def _pem(key: ec.EllipticCurvePrivateKey) -> bytes:
+def _pem(key: _Key) -> bytes:
     # PKCS #1, the only form that API servers accept for service account keys.
     return key.private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.TraditionalOpenSSL, serialization.NoEncryption()

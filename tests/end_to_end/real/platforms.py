@@ -43,8 +43,7 @@ class Workload:
 
     @property
     def token(self) -> str:
-        token: str = yaml.safe_load(self.server.kubeconfig.read_text())["users"][0]["user"]["token"]
-        return token
+        return self.server.token
 
     @property
     def authorities(self) -> str:

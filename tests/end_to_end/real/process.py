@@ -8,10 +8,13 @@ import asyncio
 import os
 import shutil
 import signal
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import msgspec
 
+_STARTED_WITHIN_S = 120
+_LOOK_EVERY_S = 0.05
 LONGEST_END_S = 90  # by default, an API server serves open watches for 60 s after SIGTERM
 
 
@@ -47,6 +50,17 @@ class Process(msgspec.Struct, frozen=True, kw_only=True):
         finally:
             os.close(handle)
             _reap(self.pid)
+
+    async def until(self, failing: str, holds: Callable[[], Awaitable[bool]]) -> None:
+        """Wait until a state of the starting process; `failing` is the message if it does not come."""
+        try:
+            async with asyncio.timeout(_STARTED_WITHIN_S):
+                while not await holds():
+                    if not self.running():
+                        raise ProcessError(f"{self.name} exited during its start:\n{self.last_words()}")
+                    await asyncio.sleep(_LOOK_EVERY_S)
+        except TimeoutError as error:
+            raise ProcessError(f"{self.name} {failing} after {_STARTED_WITHIN_S} s:\n{self.last_words()}") from error
 
     def pause(self) -> None:
         os.kill(self.pid, signal.SIGSTOP)

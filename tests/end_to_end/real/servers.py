@@ -28,9 +28,6 @@ from tests.end_to_end.scenarios.steps import Mode
 from tests.support.ports import free_port
 from tests.support.tcp_proxy import TcpProxy
 
-_STARTED_WITHIN_S = 120
-_LOOK_EVERY_S = 0.05
-
 _ADMINISTRATOR = "admin"
 _ADMINISTRATORS = "system:masters"
 
@@ -72,13 +69,13 @@ class RealApi(ABC):
         self._authority = Authority(directory)
         self._certificate, self._key = self._authority.server("server")
         self._signing_key = self._authority.signing_key("service-accounts")
-        self._token = kubeconfig.new_token()
+        self.token = kubeconfig.new_token()
         self._tokens = kubeconfig.write_tokens(
-            directory / "tokens.csv", {self._token: (_ADMINISTRATOR, _ADMINISTRATORS)}
+            directory / "tokens.csv", {self.token: (_ADMINISTRATOR, _ADMINISTRATORS)}
         )
         self._authentication = directory / "authentication.json"
         self.trust()
-        self.kubeconfig = self._write_kubeconfig("kubeconfig", {"token": self._token})
+        self.kubeconfig = self._write_kubeconfig("kubeconfig", {"token": self.token})
 
     @staticmethod
     @abstractmethod
@@ -212,11 +209,11 @@ class RealApi(ABC):
 
     def api(self) -> Api:
         """Return the administrator's client that bypasses the proxy, as an async context manager."""
-        return Api(f"https://127.0.0.1:{self._port}", self._authority.file, self._token)
+        return Api(f"https://127.0.0.1:{self._port}", self._authority.file, self.token)
 
     def client(self) -> Api:
         """Return the administrator's client through the proxy."""
-        return Api(self.url, self._authority.file, self._token)
+        return Api(self.url, self._authority.file, self.token)
 
     def client_as(self, user: str, *groups: str) -> Api:
         """Return a client with a certificate of this user in these groups."""
@@ -234,6 +231,11 @@ class RealApi(ABC):
     def authority(self) -> Authority:
         """The authority of `--client-ca-file`, which has also signed the server's own certificate."""
         return self._authority
+
+    def trust_clients(self, pem: bytes) -> None:
+        """Accept client certificates of another authority too, from the next start on."""
+        with self._authority.file.open("ab") as file:
+            file.write(pem)
 
     def signing_key(self) -> ec.EllipticCurvePrivateKey:
         """Return the key that signs tokens of its service accounts."""
@@ -316,17 +318,8 @@ class RealApi(ABC):
         return True
 
     async def _until(self, failing: str, holds: Callable[[], Awaitable[bool]]) -> None:
-        server = self.process
-        assert server is not None
-        try:
-            async with asyncio.timeout(_STARTED_WITHIN_S):
-                while not await holds():
-                    if not server.running():
-                        raise ProcessError(f"{self.title} exited during its start:\n{server.last_words()}")
-                    await asyncio.sleep(_LOOK_EVERY_S)
-        except TimeoutError as error:
-            words = server.last_words()
-            raise ProcessError(f"{self.title} {failing} after {_STARTED_WITHIN_S} s:\n{words}") from error
+        assert self.process is not None
+        await self.process.until(failing, holds)
 
 
 class MiloApi(RealApi):
