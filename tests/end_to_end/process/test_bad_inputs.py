@@ -57,7 +57,7 @@ def line(prefix: str) -> str:
         (SETTINGS, "removals: {share: 2}", line('removals.share: "2" must be at most 1')),
         (SETTINGS, "rights: [{name: a, clusters: all}]", line("rights[0].who: is missing")),
         (SETTINGS, "sources: [{name: a, kind: project}, {name: a, kind: project}]", line("sources: has several items with the name 'a'")),
-        (SETTINGS, "kubeconfigs: {issuers: [{name: x, type: token}]}", line('kubeconfigs.issuers[0].type: "token" must be one of *, token-request, *')),
+        (SETTINGS, "kubeconfigs: {issuers: [{name: x, type: token}]}", line('kubeconfigs.issuers[0].type: "token" must be one of *, token-request')),
         (SETTINGS, TWO_SOURCES + "\nkubeconfigs: {issuers: [{name: own, type: client-certificate, sources: [a, b], ca_certificate: kubeconfig, ca_key: kubeconfig, common_name: 'project:{name}'}]}", f"{DAEMON}: kubeconfigs.issuers: own would use the same identity for clusters that have the same name in different sources: use {{uid}} instead of {{name}}, or configure an issuer per source"),
         (SETTINGS, "mode", f"{DAEMON}: file settings.yaml: must be a mapping of settings to values"),
         (SETTINGS, "mode: [", f"{DAEMON}: file settings.yaml line 1: is not YAML: *"),
