@@ -54,6 +54,7 @@ def put(
         {"metadata": {"name": "a"}},
         {"kind": "Status", "metadata": {}},
         {"metadata": {"name": "a", "resourceVersion": 5}},
+        {"metadata": {"name": "a", "resourceVersion": ""}},
         {"metadata": {"name": "a", "resourceVersion": "5", "uid": []}},
         {"metadata": {"name": "a", "resourceVersion": "5", "labels": {"a": []}}},
     ],

@@ -67,6 +67,18 @@ def test_work_queue_requeues_object_changed_in_flight_once_after_it_is_done() ->
     assert taken(queue, 1.0) is None
 
 
+def test_work_queue_makes_objects_whose_reconciles_never_began_ready_again() -> None:
+    queue = queue_of("a", "b")
+    for object_key in (key("x"), key("y"), key("z", "b")):
+        queue.add(object_key, 0.0, Priority.BACKGROUND)
+    assert sorted([taken(queue), taken(queue), taken(queue)]) == ["x", "y", "z"]
+    queue.add(key("y"), 1.0)  # changed meanwhile: it comes first
+    queue.put_back(2.0)
+    assert taken(queue, 2.0) == "y"
+    assert {taken(queue, 2.0), taken(queue, 2.0)} == {"x", "z"}
+    assert taken(queue, 2.0) is None
+
+
 def test_work_queue_skips_backoff_for_object_changed_during_failed_reconcile() -> None:
     queue = queue_of()
     queue.add(key("x"), 0.0)

@@ -273,6 +273,21 @@ def restarted() -> PendingReleases:
     return releases
 
 
+def test_deadline_of_a_drain_can_be_moved() -> None:
+    releases = draining(ONE, until=100.0)
+    assert releases.begin_drain(cluster("b"), 20.0, 0.0)
+    releases.move_deadline("a", 30.0)
+    releases.move_deadline("gone", 10.0)
+    assert (releases.due_at, releases.due(30.0)) == (20.0, ["a", "b"])
+
+
+def test_hastened_drains_are_due_now_unless_they_were_due_before() -> None:
+    releases = draining(ONE, until=100.0)
+    assert releases.begin_drain(cluster("b"), 5.0, 0.0)
+    releases.hasten(("a", "b", "gone"), 10.0)
+    assert (releases.due_at, releases.due(10.0)) == (5.0, ["a", "b"])
+
+
 def test_drain_after_a_restart_waits_a_minute_for_a_subscriber_to_reconnect() -> None:
     releases = restarted()
     assert awaited(releases) == [RETURNING.name]
