@@ -273,6 +273,30 @@ def test_objects_are_taken_over_until_each_of_them_is_written_again():
     assert not publishing.removals.accepts
 
 
+@pytest.mark.parametrize("delayed_by", ["stale source", "failed look-up", "failed look-ups"])
+def test_view_of_another_fleet_writes_and_deletes_nothing_also_before_the_daemon_can_answer(delayed_by: str):
+    """Found by a reader: its clusters were published before its source was streaming. They then outnumbered the others,
+    whose objects were deleted."""
+    fleet, other = ([cluster(f"{name}-{number}", uid=f"{name}{number}") for number in range(4)] for name in "ab")
+    publishing = Publishing(Publishing().synced(*fleet).server)
+    before = publishing.uids
+
+    def cannot_look_up(request: Request) -> None:
+        if delayed_by == "failed look-ups" or request == Ask("a-0", "a0"):
+            raise Unavailable("busy", code="UNAVAILABLE")
+
+    if delayed_by == "stale source":
+        publishing.source = STALE
+    else:
+        publishing.before_ask = cannot_look_up
+    publishing.synced(*other).settle(60.0)
+    assert publishing.uids == before
+    publishing.source, publishing.before_ask = STREAMING, lambda _: None
+    publishing.settle(120.0)
+    assert publishing.uids == before
+    assert "lacks all 4 clusters" in publishing.publication.problems[0]
+
+
 @pytest.mark.parametrize("delayed_by", ["stale source", "failed look-up"])
 def test_accepted_removals_are_made_once_the_daemon_can_answer(delayed_by: str):
     clusters = [cluster(f"alpha-{number}", uid=f"{number}") for number in range(5)]

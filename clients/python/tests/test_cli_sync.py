@@ -165,6 +165,19 @@ async def test_sync_that_reconnects_to_another_fleet_changes_nothing(daemon, pat
     assert content(path) == {"a": "a-1", "b": "b-1"}
 
 
+async def test_sync_that_starts_at_another_fleet_changes_nothing_also_before_its_source_is_streaming(daemon, path):
+    assert (await sync_once(daemon, path, "ab"))[0] == 0
+    daemon.answers["GetServerInfo"] = answers = [pb.GetServerInfoResponse() for _ in range(10)]
+    async with sync(daemon, path) as process:
+        stream = await daemon.stream()
+        stream.send(messages.snapshot("1", *(engaged(name, token=name) for name in "cdef")))
+        await until(lambda: len(answers) < 10)
+        stream.send(following("1", "2", renewed("c", "c-2"), source=STREAMING))
+        while b"nothing is written" not in await process.stderr.readline():
+            pass
+    assert content(path) == {"a": "a-1", "b": "b-1"}
+
+
 async def test_sync_keeps_files_when_its_authorization_is_revoked(daemon, path):
     async with sync(daemon, path) as process:
         stream = await daemon.stream()

@@ -402,8 +402,9 @@ class Publication:
         was_foreign, was_problem = self._removals.is_foreign, self._removals.problem
         unasked = [record for record in doubted if isinstance(record.end, Unasked)]
         is_asking = any(not record.next.problem for record in unasked)
-        if own and len(doubted) == len(own) and (is_asking or len(unasked) == len(own)):
-            return  # nothing shows that the view is not that of another fleet
+        known = len(doubted) - len(unasked)
+        if own and len(lacking) == len(own) > known and (is_asking or not (known and self._removals.accepts)):
+            return  # nothing shows that the view is not that of another fleet, whose source may not be streaming yet
         if not is_asking:
             missing = {record.removal(): record for record in doubted if isinstance(record.end, Missing)}
             is_taken_over = not any(record.observed and record.observed.difference(self.identity) for record in own)

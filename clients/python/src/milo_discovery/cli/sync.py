@@ -268,7 +268,9 @@ class _Synchronizer:
         self._report(f"removals: {self._guard.problem}" if self._guard.problem else "")
         if not self._guard.problem:
             self._directory.claim(*fleet)
-        self._may_write = not self._guard.is_foreign
+        # Until the source is streaming, a view that lacks all files may be that of another fleet.
+        is_unknown = not are_all_known and len(names) == len(self._directory.own) and not self._guard.accepts
+        self._may_write = not (self._guard.is_foreign or is_unknown)
         self._review_at = self._guard.next_look_at(now)
         if self._review_at is None and not are_all_known:
             self._review_at = now + removals.SECOND_LOOK_S
