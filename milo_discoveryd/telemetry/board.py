@@ -296,7 +296,7 @@ def _identity(caller: Caller) -> str:
 def _program(pid: int | None) -> str:
     """Return the program of a process as a part of a text; empty if it is not visible, as in another container."""
     try:
-        return f" ({Path(f'/proc/{pid}/comm').read_text().strip()})" if pid else ""
+        return f" ({Path(f'/proc/{pid}/comm').read_text(errors='replace').strip()})" if pid else ""
     except OSError:
         return ""
 

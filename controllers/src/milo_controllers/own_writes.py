@@ -57,6 +57,10 @@ class _WrittenMetadata(msgspec.Struct):
     labels: dict[str, str] | None = None
 
 
+_DECODER = msgspec.json.Decoder(_WrittenMetadata)
+"""Prepares the type for `convert`."""
+
+
 class Cached(Protocol):
     """The parts of an informer that this module reads."""
 

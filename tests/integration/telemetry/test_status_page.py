@@ -107,3 +107,13 @@ def test_caller_of_a_process_is_named_by_its_program() -> None:
     assert _identity(Caller(listener="api", uid=7, pid=pid)) == f"uid 7, pid {pid} ({program})"
     assert _identity(Caller(listener="api", uid=7, pid=2**22 + 1)) == f"uid 7, pid {2**22 + 1}"
     assert _identity(Caller(listener="api")) == "any caller of api"
+
+
+def test_program_of_a_subscriber_may_have_any_bytes() -> None:
+    name = Path("/proc/self/comm")
+    before = name.read_bytes()
+    name.write_bytes(b"\xff")
+    try:
+        assert _identity(Caller(listener="api", pid=os.getpid())) == f"pid {os.getpid()} (\ufffd)"
+    finally:
+        name.write_bytes(before)

@@ -304,6 +304,13 @@ FILES = {
         "the kubelet",
         "unit/wiring/test_sharding.py::test_shard_group_namespace_must_be_set_outside_of_a_pod",
     ),
+    "milo_discoveryd.telemetry.board": Input(
+        "of the kernel: 16 bytes of a process's name",
+        _KIB,
+        0,
+        SUBSCRIBER,
+        "integration/telemetry/test_status_page.py::test_program_of_a_subscriber_may_have_any_bytes",
+    ),
     "milo_discoveryd.identity.peer_credentials": Input(
         "of the kernel",
         0,

@@ -101,8 +101,10 @@ def object_types() -> set[type]:
     for module in modules():
         for value in vars(module).values():
             if isinstance(value, type) and issubclass(value, msgspec.Struct) and value.__module__ == module.__name__:
+                if "metadata" not in value.__struct_fields__:
+                    continue
                 types = {field.name: field.type for field in msgspec.structs.fields(value)}
-                if types.get("metadata") is Metadata:
+                if types["metadata"] is Metadata:
                     found |= set(structs(msgspec.inspect.type_info(value)))
     return found
 
