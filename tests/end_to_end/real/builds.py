@@ -97,6 +97,24 @@ MILO = GoProgram(
     definition=_DEFINITIONS / "milo",
 )
 
+_CLUSTER_API = "sigs.k8s.io/cluster-api"
+CLUSTER_API = tuple(
+    GoProgram(
+        name=f"cluster-api-{name}",
+        version="v1.13.4",
+        module=module,
+        package=f"{module}{path}",
+        definition=_DEFINITIONS / "cluster-api",
+    )
+    for name, module, path in (
+        ("core", _CLUSTER_API, ""),
+        ("bootstrap", _CLUSTER_API, "/bootstrap/kubeadm"),
+        ("control-plane", _CLUSTER_API, "/controlplane/kubeadm"),
+        ("infrastructure", f"{_CLUSTER_API}/test", "/infrastructure/docker"),
+    )
+)
+"""The controllers of Cluster API, with the kubeadm providers and the infrastructure provider of its own tests."""
+
 GARDENER = GoProgram(
     name="gardener-apiserver",
     version="v1.145.0",
