@@ -51,6 +51,7 @@ NEED_A_CLUSTER = (
     "kubectl -n NAMESPACE logs POD -c milo-discoveryd",
     "kubectl -n NAMESPACE logs POD -c milo-discoveryd --previous",
     "kubectl -n NAMESPACE logs POD -c milo-discoveryd --since=15m",
+    "kubectl -n NAMESPACE logs POD -c OPERATOR",
     "kubectl -n NAMESPACE logs POD -c OPERATOR --tail=200",
     "kubectl -n NAMESPACE get leases -l discovery.miloapis.com/shard-group=GROUP",
     "kubectl -n NAMESPACE port-forward POD 9464",
