@@ -533,7 +533,14 @@ class Request(Generic[ObjectT]):
         dry_run: bool = False,
     ) -> Document:
         query = [("fieldManager", self._field_manager), *query, *_dry_run(dry_run)]
-        return await self._member.api.send(method, path, query, body, content_type=content_type)
+        try:
+            return await self._member.api.send(method, path, query, body, content_type=content_type)
+        except NotFound as error:
+            if not path.endswith("/status"):
+                raise
+            # The answer for the status of an object that exists, too, if its kind has no such subresource.
+            why = "if it exists, the CustomResourceDefinition of its kind lacks `subresources: {status: {}}`"
+            raise NotFound(error.status, error.reason, f"{error}; {why}", retry_after_s=error.retry_after_s) from None
 
     def _noted(
         self,

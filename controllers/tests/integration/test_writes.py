@@ -8,10 +8,10 @@ import msgspec
 import pytest
 from kubernetes.client import V1ConfigMap
 
-from milo_controllers import AnyKind, Conflict, Kind, Request
-from milo_discovery.testing import ControlPlane, eventually
+from milo_controllers import AnyKind, Conflict, Kind, NotFound, Request
+from milo_discovery.testing import ControlPlane, MiloSandbox, eventually
 
-from .widgets import FINALIZER, WIDGETS, reconciling, widget
+from .widgets import DEFINITION, FINALIZER, WIDGETS, reconciling, widget
 
 
 class Metadata(msgspec.Struct, omit_defaults=True):
@@ -133,6 +133,31 @@ async def test_status_is_applied_and_updated(plane: ControlPlane) -> None:
     stored = plane.get(WIDGETS, "one")
     assert (stored["spec"], stored["status"]["updated"]) == ({"size": 1}, True)
     assert [condition["observedGeneration"] for condition in stored["status"]["conditions"]] == [7]
+
+
+async def test_status_of_a_kind_without_the_subresource_names_the_definition(milo_sandbox: MiloSandbox) -> None:
+    """An API server says that the object does not exist, which is there."""
+    (plane,) = milo_sandbox.create_control_planes("no-status")
+    version = {name: field for name, field in DEFINITION["spec"]["versions"][0].items() if name != "subresources"}
+    plane.install({**DEFINITION, "spec": {**DEFINITION["spec"], "versions": [version]}})
+    plane.create(widget("one"))
+
+    async def act(request: Request) -> None:
+        body = {"kind": "Widget", "metadata": {"name": "one"}, "status": {}}
+        found = await request.get()
+        calls: list[Callable[[], Coroutine[Any, Any, object]]] = [
+            lambda: request.patch_status({"a": 1}),
+            lambda: request.set_condition("Ready", "True", "Done"),
+            lambda: request.apply(WIDGETS, body, subresource="status"),
+            lambda: request.update(WIDGETS, found, subresource="status"),
+        ]
+        for call in calls:
+            with pytest.raises(NotFound, match=r'example\.com "one" not found; .*lacks `subresources: {status: {}}`'):
+                await call()
+        with pytest.raises(NotFound, match=r'"other" not found$'):
+            await request.patch(WIDGETS, "other", {"spec": {}})
+
+    await once(plane, act)
 
 
 async def test_dry_run_returns_the_result_and_stores_nothing(plane: ControlPlane) -> None:

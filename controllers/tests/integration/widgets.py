@@ -18,7 +18,7 @@ from milo_discovery.testing import ControlPlane, FakeDiscovery, MiloSandbox
 
 WIDGETS = "example.com/v1/widgets"
 FINALIZER = "example.com/account"
-DEFINITION = {
+DEFINITION: dict[str, Any] = {
     "apiVersion": "apiextensions.k8s.io/v1",
     "kind": "CustomResourceDefinition",
     "metadata": {"name": "widgets.example.com"},

@@ -58,7 +58,7 @@ def read(
     resource = served[rest[0]]
     name, subresource = (*rest[1:], "", "")[:2]
     if subresource and not (subresource == "status" and resource.has_status):
-        raise refusals.no_such_subresource(resource, name)
+        raise refusals.not_found(resource, name) if resource.is_custom else refusals.no_such_path()
     verb = (_ON_ONE if name else _ON_ALL).get("GET" if method == "HEAD" else method)
     if verb is None and resource.is_custom:
         verb = _on_a_custom_resource(method, subresource)

@@ -88,12 +88,6 @@ def internal(message: str) -> RefusalError:
     return RefusalError(500, "InternalError", f"Internal error occurred: {message}")
 
 
-def no_such_subresource(resource: ResourceDefinition, name: str) -> RefusalError:
-    return RefusalError(
-        404, "NotFound", "the server could not find the requested resource", details=_about(resource, name)
-    )
-
-
 def own_failure(message: str) -> RefusalError:
     """Return the 500 that a server sends for a watch with an invalid version."""
     return RefusalError(500, "", message)
