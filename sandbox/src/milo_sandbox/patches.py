@@ -11,7 +11,8 @@ JSON = "application/json-patch+json"
 STRATEGIC = "application/strategic-merge-patch+json"
 APPLY = "application/apply-patch+yaml"
 
-_ORDER_HINTS = ("$setElementOrder/", "$retainKeys")
+_ORDER = "$setElementOrder/"
+_HINTS = (_ORDER, "$retainKeys")
 
 
 def merge(target: Any, patch: Any) -> Any:
@@ -28,21 +29,43 @@ def merge(target: Any, patch: Any) -> Any:
 
 
 def strategic(target: Any, patch: Any) -> Any:
-    """Apply a strategic merge patch as a merge patch, which replaces lists. Ignore $setElementOrder and $retainKeys."""
-    return merge(target, _without_hints(patch))
+    """Apply a strategic merge patch. Lists with $setElementOrder, which kubectl sends, are merged; others are replaced.
 
-
-def _without_hints(patch: Any) -> Any:
+    The hint names the key of the list, so that no schema is needed. $retainKeys is ignored.
+    """
     if not isinstance(patch, dict):
-        return patch
-    plain: Document = {}
+        return deepcopy(patch)
+    result = dict(target) if isinstance(target, dict) else {}
     for key, value in patch.items():
-        if key.startswith(_ORDER_HINTS):
+        if key.startswith(_HINTS):
             continue
         if key.startswith("$"):
             raise refusals.bad_request(f"the sandbox does not support the strategic merge directive {key!r}")
-        plain[key] = _without_hints(value)
-    return plain
+        if value is None:
+            result.pop(key, None)
+        elif isinstance(value, list) and (order := patch.get(f"{_ORDER}{key}")) is not None:
+            result[key] = _merged_list(result.get(key) or [], value, order)
+        else:
+            result[key] = strategic(result.get(key), value)
+    return result
+
+
+def _merged_list(items: list[Any], changes: list[Any], order: list[Any]) -> list[Any]:
+    first = next(iter(order or changes), None)
+    if not isinstance(first, dict):
+        found = [*items, *(one for one in changes if one not in items)]
+        return sorted(found, key=lambda one: order.index(one) if one in order else len(order))
+    key = next(name for name in first if name != "$patch")
+    if not all(isinstance(one, dict) and key in one for one in (*items, *changes, *order)):
+        raise refusals.bad_request(f"each element of a list that is merged by {key!r} must have it")
+    merged = {item[key]: item for item in items}
+    for change in changes:
+        if change.get("$patch") == "delete":
+            merged.pop(change[key], None)
+        else:
+            merged[change[key]] = strategic(merged.get(change[key]), change)
+    wanted = [one[key] for one in order]
+    return sorted(merged.values(), key=lambda one: wanted.index(one[key]) if one[key] in wanted else len(wanted))
 
 
 def apply_operations(target: Document, operations: Any) -> Any:

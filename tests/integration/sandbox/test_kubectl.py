@@ -143,6 +143,22 @@ async def test_kubectl_output_can_be_applied_again(kubectl: Kubectl, sandbox: Sa
     assert "the object has been modified" in stale.err
 
 
+async def test_kubectl_applies_one_field_of_a_webhook_and_keeps_the_others(kubectl: Kubectl) -> None:
+    webhook = {
+        "name": "a.example.com",
+        "clientConfig": {"url": "https://127.0.0.1:9443"},
+        "rules": [{"apiGroups": [""], "apiVersions": ["v1"], "operations": ["CREATE"], "resources": ["configmaps"]}],
+        "sideEffects": "None",
+        "admissionReviewVersions": ["v1"],
+    }
+    kind = {"apiVersion": "admissionregistration.k8s.io/v1", "kind": "ValidatingWebhookConfiguration"}
+    for policy in ("Fail", "Ignore"):
+        wanted = {**kind, "metadata": {"name": "a"}, "webhooks": [{**webhook, "failurePolicy": policy}]}
+        await kubectl("apply", "-f", "-", stdin=json.dumps(wanted))
+    stored = json.loads(await kubectl("get", "validatingwebhookconfiguration", "a", "-o", "json"))
+    assert stored["webhooks"] == [{**webhook, "failurePolicy": "Ignore"}]
+
+
 async def test_kubectl_reports_errors(kubectl: Kubectl) -> None:
     unknown = await kubectl.run("create", "-f", "-", stdin=PROJECT + "bogus: 1\n")
     assert (unknown.status, 'unknown field "bogus"' in unknown.err) == (1, True)

@@ -33,6 +33,40 @@ def test_strategic_patch_ignores_ordering_directives() -> None:
 
 
 @pytest.mark.parametrize(
+    ("order", "changes", "result"),
+    [
+        (
+            [{"name": "a"}, {"name": "b"}],
+            [{"name": "b", "x": 3}],
+            [{"name": "a", "x": 1}, {"name": "b", "x": 3, "y": 2}],
+        ),
+        (
+            [{"name": "c"}, {"name": "a"}],
+            [{"name": "c"}],
+            [{"name": "c"}, {"name": "a", "x": 1}, {"name": "b", "y": 2}],
+        ),
+        ([{"name": "a"}], [{"$patch": "delete", "name": "b"}], [{"name": "a", "x": 1}]),
+        ([], [{"$patch": "delete", "name": "a"}, {"$patch": "delete", "name": "b"}], []),
+    ],
+)
+def test_strategic_patch_merges_a_list_whose_order_names_its_key(order: Any, changes: Any, result: Any) -> None:
+    target = {"list": [{"name": "a", "x": 1}, {"name": "b", "y": 2}]}
+    assert patches.strategic(target, {"list": changes, "$setElementOrder/list": order}) == {"list": result}
+
+
+def test_strategic_patch_adds_to_a_list_of_texts_in_its_order() -> None:
+    patch = {"finalizers": ["new"], "$setElementOrder/finalizers": ["new", "a"]}
+    assert patches.strategic({"finalizers": ["a", "b"]}, patch) == {"finalizers": ["new", "a", "b"]}
+    assert patches.strategic({"finalizers": ["a", "b"]}, {"finalizers": ["new"]}) == {"finalizers": ["new"]}
+
+
+def test_strategic_patch_of_an_element_without_the_key_is_refused() -> None:
+    patch = {"list": [{"x": 1}], "$setElementOrder/list": [{"name": "a"}]}
+    with pytest.raises(RefusalError, match="merged by 'name'"):
+        patches.strategic({}, patch)
+
+
+@pytest.mark.parametrize(
     ("operation", "result"),
     [
         ({"op": "add", "path": "/new", "value": 1}, {"a": [1, 2], "b": {"c/d": "x"}, "new": 1}),
