@@ -44,6 +44,17 @@ async def handing_out(
         yield client
 
 
+def certificates(server: RealApi) -> dict[str, Any]:
+    """Return an issuer of certificates with all rights."""
+    return {
+        "type": "client-certificate",
+        "ca_certificate": str(server.authority.file),
+        "ca_key": str(server.authority.key_file()),
+        "common_name": "operator",
+        "organizations": ["system:masters"],
+    }
+
+
 async def kubeconfig_of(client: DiscoveryClient, name: str, directory: Path) -> Path:
     path = directory / f"{name}.kubeconfig"
     path.touch(mode=0o600)

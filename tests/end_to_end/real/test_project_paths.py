@@ -4,12 +4,11 @@ import asyncio
 import os
 from asyncio.subprocess import PIPE
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from tests.end_to_end.kubeconfigs.workspace import COMMANDS
-from tests.end_to_end.real.handing_out import handing_out, kubeconfig_of
+from tests.end_to_end.real.handing_out import certificates, handing_out, kubeconfig_of
 from tests.end_to_end.real.kubectl import kubectl
 from tests.end_to_end.real.programs import Programs
 from tests.end_to_end.real.servers import RealApi
@@ -27,17 +26,6 @@ CORE: list[Mode] = ["project"]
 def _of_milo(built: Programs) -> None:
     if not built.has_milo:
         pytest.skip(f"only Milo's own API server has projects' control planes: {'; '.join(built.missing)}")
-
-
-def certificates(server: RealApi) -> dict[str, Any]:
-    """Return an issuer of certificates with all rights."""
-    return {
-        "type": "client-certificate",
-        "ca_certificate": str(server.authority.file),
-        "ca_key": str(server.authority.key_file()),
-        "common_name": "operator",
-        "organizations": ["system:masters"],
-    }
 
 
 @pytest.mark.usefixtures("_of_milo")
