@@ -59,6 +59,13 @@ PERFORMANCE = (
         "ms",
         {"raw watch": "latency.raw_watch_p50_ms", **_clients("latency.p50_ms")},
     ),
+    Row(
+        "Decoding a change in mode `project`",
+        "sandbox",
+        "parts.decode_us",
+        "µs",
+        {"mode `project-control-plane`": "parts.decode_control_plane_us"},
+    ),
     Row("CPU time of 1,000 lone changes", "sandbox", "latency.cpu_s_per_1000", "s", _clients("latency.cpu_s_per_1000")),
     Row("The same as a multiple of client-go's", "sandbox", "latency.cpu_ratio_to_client_go"),
     Row("Throughput to 1 subscriber, of a bare gRPC server's", "sandbox", "fanout.1.ratio_to_bare"),
