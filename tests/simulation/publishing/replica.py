@@ -41,6 +41,7 @@ class Daemon:
         self.known: dict[str, Project] = {}
         self.assigned: set[str] = set()
         self.engaged: dict[str, Cluster] = {}
+        self.engaged_at: dict[str, float] = {}
         self.replica: Replica | None = None
         self.is_stale = False
         self.is_dead = False
@@ -80,7 +81,7 @@ class Daemon:
             cluster = Cluster(
                 name=name, uid=project.uid, incarnation=self._world.number(), endpoint=self._world.endpoint(name)
             )
-            self.engaged[name] = cluster
+            self.engaged[name], self.engaged_at[name] = cluster, self._world.timeline.now
             self._tell(Event(type=EventType.ENGAGED, cluster=cluster))
 
     def disengage(self, name: str, reason: DisengageReason) -> None:

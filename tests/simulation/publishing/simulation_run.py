@@ -227,14 +227,18 @@ class Simulation:
     def _deleted(self, document: Document) -> None:
         """An object of a ready project that its owner has written since it engaged the cluster is not deleted, whatever
         another replica has decided or sent before. If the project is not ready, another replica may know that before
-        the owner does."""
+        the owner does; and if it was, and its owner did not learn of it because its source was stale, the evidence is
+        as valid as that of any cluster that was not ready until shortly before."""
         self.outcome.deletions += 1
         name = document["metadata"]["name"].removesuffix("-kubeconfig")
         project = self.projects.get(name)
         for daemon in self.daemons:
             cluster = daemon.engaged.get(name)
-            is_live = cluster is not None and project == Known(cluster.uid, is_ready=True)
-            if cluster is not None and is_live and cluster.incarnation == incarnation(document):
+            if cluster is None or project != Known(cluster.uid, is_ready=True):
+                continue
+            since = self.ready_since[cluster.uid]
+            has_missed = daemon.engaged_at[name] < since and self.timeline.now - since <= EVIDENCE_S + MAX_LAG_S + 1
+            if cluster.incarnation == incarnation(document) and not has_missed:
                 self.breach(f"{name} is deleted, which its owner has written for incarnation {cluster.incarnation}")
 
     def _written(self, before: Document, after: Document) -> None:
