@@ -185,4 +185,4 @@ class State(msgspec.Struct, frozen=True, kw_only=True):
     renewals: int = 0
     """The renewal number of the last successful write of the own Lease."""
     tried: frozenset[str] = frozenset()
-    """The members whose Leases were to be evicted or deleted, since each that was due had its turn."""
+    """The members whose Leases this one has tried to evict or delete, in the present round over those that are due."""

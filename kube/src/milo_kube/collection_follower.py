@@ -73,7 +73,7 @@ class Sink(Protocol[DecodedT, ChangeT_co]):
 
 
 class CollectionFollower(ABC, Generic[DecodedT, ChangeT]):
-    """Lists and watches a collection, and applies it to a sink. Its subclass is told of the changes."""
+    """Lists and watches a collection, and applies it to a sink. Its subclass is notified of the changes."""
 
     __slots__ = (
         *("_api", "_attempt", "_budget", "_cluster", "_exceeded", "_kind", "_list_watch", "_log", "_page_bytes"),

@@ -250,7 +250,7 @@ class KubeconfigSecretSettings(RequestingIssuerSettings, frozen=True, kw_only=Tr
 
     def _of_source(self, context: IssuerContext, served: ServedSource) -> KubeconfigSecretIssuer:
         api, origin = self.api(context, served)
-        # With a namespace for each cluster, whoever can write a Secret can change the server of that cluster only.
+        # With a namespace for each cluster, a user that can write a Secret can change the server of that cluster only.
         is_own_namespace = "{uid}" in self.namespace_template or "{name}" in self.namespace_template
         paths = CredentialPaths(self.token, self.certificate, self.private_key, self.ca)
         return KubeconfigSecretIssuer(

@@ -403,8 +403,10 @@ class Publication:
         unasked = [record for record in doubted if isinstance(record.end, Unasked)]
         is_asking = any(not record.next.problem for record in unasked)
         known = len(doubted) - len(unasked)
-        if own and len(lacking) == len(own) > known and (is_asking or not (known and self._removals.accepts)):
-            return  # nothing shows that the view is not that of another fleet, whose source may not be streaming yet
+        may_be_foreign = own and len(lacking) == len(own) and known < len(own)
+        is_accepted = self._removals.accepts and known and not is_asking
+        if may_be_foreign and not is_accepted:
+            return  # the view may be of another fleet, whose source is not streaming yet
         if not is_asking:
             missing = {record.removal(): record for record in doubted if isinstance(record.end, Missing)}
             is_taken_over = not any(record.observed and record.observed.difference(self.identity) for record in own)

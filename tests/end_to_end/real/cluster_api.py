@@ -1,6 +1,6 @@
 """Cluster API's controllers beside a kube-apiserver: its core, the kubeadm providers, and infrastructure in memory.
 
-The API servers of the clusters are in the infrastructure provider, and authenticate nobody.
+The API servers of the clusters are in the infrastructure provider, and accept every caller.
 """
 
 import base64
