@@ -17,6 +17,8 @@ from tests.support.eventually import eventually
 
 MAX_FILES = 38
 CHANGED = ("beta", "gamma", "delta")
+# A timer, and the count of a batch after it was written: each runs during some changes, by the load of the machine.
+NOT_DELIVERY = {"LoopWatchdog._beat", "StreamMetrics.batch_sent"}
 PRODUCT = ("/milo_discoveryd/", "/milo_kube/")
 ARCHITECTURE = Path(__file__).parents[3] / "docs" / "architecture.md"
 
@@ -66,9 +68,9 @@ async def test_delivery_of_a_change_to_a_subscriber_runs_code_in_few_files(tmp_p
                     milo.projects.set_condition(name)
                     event = await anext(watch)
                 assert (event.type, event.cluster.name) == (EventType.ENGAGED, name)
-                changes.append({*called})
+                changes.append({file for file, functions in called.items() if functions - NOT_DELIVERY})
     # Only files called for every change count; a timer may call others during one of them.
-    files = set.intersection(*changes) - {"milo_kube/loop_watchdog.py"}
+    files = set.intersection(*changes)
     assert len(files) <= MAX_FILES, sorted(files)
     described = set(
         re.findall(r"(milo_\w+/\S+\.py)`", ARCHITECTURE.read_text().split("## Life of a change")[1].split("##")[0])
