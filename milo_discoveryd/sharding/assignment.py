@@ -16,6 +16,7 @@ from milo_kube.credential import CredentialError
 
 STARTING = "the members of the shard group are not known yet"
 LOST = "the Lease of this member of the shard group was not renewed in time"
+LEFT = "this member has left the shard group"
 REVOCATION_RETRY_S = 2.0
 
 
@@ -103,13 +104,13 @@ class FleetAssignment:
         for source in fleet.sources:
             source.await_assignment(STARTING)
 
-    def assign(self, ownership: Ownership) -> Iterator[None]:
+    def assign(self, ownership: Ownership, holds: Callable[[], bool]) -> Iterator[None]:
         self._decisions = decisions = Decisions(ownership, self._owners(ownership.view))
         self._follow(ownership)
         is_decided = (ownership.may_engage and self._is_cleared) or not ownership.is_in_view
 
         def elsewhere(name: str) -> str | None:
-            return decisions.elsewhere(name) or self._uncleared(name)
+            return (decisions.elsewhere(name) or self._uncleared(name)) if holds() else LOST
 
         for source in self._fleet.sources:
             yield from source.assign(elsewhere, self._release_timeout_s, is_decided=is_decided)
@@ -136,10 +137,10 @@ class FleetAssignment:
             return None
         return "this member owns it, and waits until the credentials of former owners are revoked"
 
-    def lose_ownership(self) -> None:
+    def lose_ownership(self, reason: str) -> None:
         self._follow(None)
         for source in self._fleet.sources:
-            source.clusters.lose_ownership(LOST)
+            source.clusters.lose_ownership(reason)
 
     def lost(self) -> Iterator[str] | None:
         """Return the clusters that this daemon no longer owns and that are still draining; None if that is unknown.

@@ -10,7 +10,7 @@ import msgspec
 from milo_discoveryd.daemon_errors import BackendError
 from milo_discoveryd.instruments import ShardLeaseMetrics
 from milo_discoveryd.logger import log
-from milo_discoveryd.sharding.assignment import LOST, CredentialRevocation
+from milo_discoveryd.sharding.assignment import LEFT, LOST, CredentialRevocation
 from milo_discoveryd.sharding.lease_client import ConflictError
 from milo_discoveryd.sharding.leases import PENDING_SIZE, Evict, GroupState, Read, Request, WaitUntil, WriteView
 from milo_discoveryd.sharding.member import Member
@@ -30,10 +30,11 @@ class Leases(Protocol):
 class Assignee(Protocol):
     """Engages and disengages the clusters of a member according to the ownership that it receives."""
 
-    def assign(self, ownership: Ownership) -> Iterable[None]:
-        """Engage and drain clusters according to the ownership, in batches."""
+    def assign(self, ownership: Ownership, holds: Callable[[], bool]) -> Iterable[None]:
+        """Engage and drain clusters according to the ownership, in batches. Nothing is engaged, then and later, while
+        `holds` returns false."""
 
-    def lose_ownership(self) -> None:
+    def lose_ownership(self, reason: str) -> None:
         """Disengage everything at once."""
 
     def lost(self) -> Iterable[str] | None:
@@ -240,7 +241,7 @@ class ShardGroup:
         applied = self._applied
         if ownership != applied.ownership or applied.is_outdated or not applied.is_complete:
             self._applied = applied = _Application(ownership)
-            for _ in self._assignee.assign(ownership):
+            for _ in self._assignee.assign(ownership, self._claim_holds()):
                 await asyncio.sleep(0)
                 if self.member.ownership(self._clock()) != ownership:
                     self._woken.set()
@@ -259,13 +260,25 @@ class ShardGroup:
             is_given = ownership.may_engage and (ownership.is_in_view or self.member.weight == 0)
             self._has_share = is_given and not self._assignee.unowned()
 
+    def _claim_holds(self) -> Callable[[], bool]:
+        """Return a function that returns whether the present claim of ownership has not been interrupted. A cluster can
+        become ready before this task notices that: at the end of a pause of the process, or once a member that stops
+        for its successor ignores it."""
+        since = self.member.claimed_since(self._clock())
+        return lambda: self.member.claimed_since(self._clock()) == since
+
     def _lose(self) -> None:
         self._has_share = False
-        if self._applied.ownership is not None and not self._is_silent:
-            self._applied = _Application()
-            problem = "; ".join(self._requests.problems) or LOST
-            log.warning("shard ownership lost", member=self.member.name, problem=problem)
-            self._assignee.lose_ownership()
+        if self._applied.ownership is None or self._is_silent:
+            return
+        self._applied = _Application()
+        problem = "; ".join(self._requests.problems)
+        if self.member.has_ended and not problem:
+            log.info("shard group left", member=self.member.name)
+            self._assignee.lose_ownership(LEFT)
+        else:
+            log.warning("shard ownership lost", member=self.member.name, problem=problem or LOST)
+            self._assignee.lose_ownership(LOST)
 
     def _note_view(self) -> None:
         view = self.member.state.group.latest_view

@@ -128,6 +128,11 @@ class Member:
         if (tenure := self.tenure) is not None and self.is_fenced(now):
             self._hold(tenure.interrupted(now + self._timing.margin_s))
 
+    def claimed_since(self, now: float) -> float | None:
+        """Return since when the member claims ownership without an interruption; None if it claims none."""
+        self.check(now)
+        return None if (tenure := self.tenure) is None or tenure.claim is None else tenure.claim.since
+
     def ownership(self, now: float) -> Ownership | None:
         """Return what the member owns; None if it must not own anything, or has not read a view yet."""
         self.check(now)

@@ -1,7 +1,7 @@
 """Members of a shard group with their requests, ownership and timers."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 
 import pytest
 
@@ -66,8 +66,11 @@ class Operator:
         self.is_lost_known = True
         self.calls: list[str] = []
         self.not_taken_over = 0
+        self.may_engage: Callable[[], bool] = lambda: False
+        self.reason = ""
 
-    def assign(self, ownership: Ownership) -> Iterator[None]:
+    def assign(self, ownership: Ownership, holds: Callable[[], bool]) -> Iterator[None]:
+        self.may_engage = holds
         for key in KEYS:
             state = ownership.decide(key).state
             if state is KeyOwnership.OWNED:
@@ -78,7 +81,8 @@ class Operator:
             yield
         self.calls.append("assigned")
 
-    def lose_ownership(self) -> None:
+    def lose_ownership(self, reason: str) -> None:
+        self.reason = reason
         self.engaged.clear()
         self.draining.clear()
         self.calls.append("lost")
@@ -285,6 +289,30 @@ async def test_lost_ownership_is_logged_with_its_reason_while_a_request_hangs(
         await eventually(lambda: first.operator.calls[-1] == "lost")
     [line] = [line for line in logs if line["event"] == "shard ownership lost"]
     assert line["problem"] == "the Lease of this member of the shard group was not renewed in time"
+
+
+async def test_shard_member_that_leaves_reports_no_loss(daemons: list[Daemon]) -> None:
+    first, _, _ = await pair(daemons)
+    with capture_logs() as logs:
+        await first.group.leave(keeps_term=False)
+    assert [line["event"] for line in logs if "shard member" not in line["event"]] == [
+        "shard view written",
+        "shard group left",
+    ]
+    assert first.operator.reason == "this member has left the shard group"
+
+
+async def test_shard_member_that_stops_for_its_successor_engages_nothing_after_its_fence(
+    daemons: list[Daemon],
+) -> None:
+    first, _, _ = await pair(daemons)
+    engaged = set(first.engaged)
+    first.leases.is_down = True
+    stopping = asyncio.create_task(first.group.leave(keeps_term=True))
+    assert first.operator.may_engage()
+    await eventually(lambda: not first.operator.may_engage())
+    assert first.engaged == engaged, "its operator works until its deadline"
+    stopping.cancel()
 
 
 async def test_killed_shard_member_is_evicted(daemons: list[Daemon]) -> None:

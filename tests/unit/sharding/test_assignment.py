@@ -17,7 +17,7 @@ from milo_discoveryd.sharding.assignment import LOST, STARTING, FleetAssignment
 from milo_discoveryd.sharding.credential_fence import CredentialFence
 from milo_discoveryd.sharding.leases import View, ViewMember
 from milo_discoveryd.sharding.ownership import Ownership
-from milo_kube.reflect.messages import Listed, ListEnded, ListStarted, SourceEvent
+from milo_kube.reflect.messages import Listed, ListEnded, ListStarted, ObjectChanged, SourceEvent
 from tests.unit.fleet.fleets import ready
 from tests.unit.sharding.fleets import fleet_of_one_source
 
@@ -49,7 +49,7 @@ def listed(*names: str, revocation: Any = None) -> tuple[ClusterSource, FleetAss
 
 
 def assign(assignment: FleetAssignment, ownership: Ownership) -> None:
-    for _ in assignment.assign(ownership):
+    for _ in assignment.assign(ownership, lambda: True):
         pass
 
 
@@ -119,10 +119,25 @@ async def test_moved_clusters_are_unknown_until_the_first_list_that_a_stream_wai
     assert lost(assignment) == set()
 
 
+async def test_cluster_that_becomes_ready_while_the_claim_does_not_hold_is_not_engaged() -> None:
+    source, assignment = listed("x")
+    holds = True
+    for _ in assignment.assign(ALONE, lambda: holds):
+        pass
+    holds = False
+    for _ in source.apply(source.collections[0], [ObjectChanged(ready("y", uid="y"))], 0.0):
+        pass
+    assert (source.engagements.engaged, message(source, "y")) == (1, LOST)
+    holds = True
+    for _ in assignment.assign(ALONE, lambda: holds):
+        pass
+    assert source.engagements.engaged == 2
+
+
 async def test_lost_ownership_disengages_a_cluster_until_it_is_assigned_again() -> None:
     source, assignment = listed("x")
     assign(assignment, ALONE)
-    assignment.lose_ownership()
+    assignment.lose_ownership(LOST)
     record = source.engagements["x"]
     assert record is not None
     assert (record.state, record.message, source.synced) == (ObjectState.UNASSIGNED, LOST, True)
@@ -141,14 +156,14 @@ def slow_decisions(monkeypatch: pytest.MonkeyPatch, cost_s: float) -> None:
 async def test_assignment_of_clusters_pauses_by_time_and_not_by_their_number(monkeypatch: pytest.MonkeyPatch) -> None:
     source, assignment = listed(*(f"project-{number}" for number in range(60)))
     slow_decisions(monkeypatch, 0.002)
-    assert len([*assignment.assign(ALONE)]) >= 60 * 0.002 / changes.STEP_S
+    assert len([*assignment.assign(ALONE, lambda: True)]) >= 60 * 0.002 / changes.STEP_S
     assert source.engagements.engaged == 60
 
 
 async def test_number_of_unowned_clusters_contains_none_that_was_not_decided(monkeypatch: pytest.MonkeyPatch) -> None:
     _, assignment = listed(*(f"project-{number}" for number in range(60)))
     slow_decisions(monkeypatch, 0.002)
-    assigning = iter(assignment.assign(STARTED))
+    assigning = iter(assignment.assign(STARTED, lambda: True))
     next(assigning)
     assert 0 < assignment.unowned() <= changes.STEP_S / 0.002
     for _ in assigning:
@@ -191,7 +206,7 @@ async def test_clusters_stay_engaged_while_credentials_are_revoked_after_a_view_
     assign(assignment, ALONE)
     assign(assignment, CONTINUED)
     assert (source.engagements.engaged, revocation.fence.is_cleared) == (1, False)
-    assignment.lose_ownership()
+    assignment.lose_ownership(LOST)
     assert source.engagements.engaged == 0
     assign(assignment, CONTINUED)
     assert source.engagements.engaged == 0
