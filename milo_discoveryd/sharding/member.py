@@ -321,10 +321,13 @@ class Member:
             instance=self._instance,
             fleet=self._fleet,
         )
-        expires_at = -inf if lease is None else group.expires_at(self.name, self._timing)
+        # The holder of a deleted Lease may not have read that yet, if the view names the member.
+        is_deleted = lease is None and isinstance(phase, Joining) and self.name in group.writes
         is_own = isinstance(phase, Lost) and lease is not None and lease.holder == self.holder
-        if lease is not None and lease.is_held and not is_own and now < expires_at:
-            if not self._may_continue(lease, phase):
+        is_held = is_deleted or (lease is not None and lease.is_held and not is_own)
+        expires_at = group.expires_at(self.name, self._timing) if is_held else -inf
+        if now < expires_at:
+            if lease is None or not self._may_continue(lease, phase):
                 read_at = max(group.read_at + self._timing.renew_interval_s, self.state.pacing.read_at)
                 return Read() if read_at <= now else WaitUntil(min(read_at, expires_at))
             joined = msgspec.structs.replace(

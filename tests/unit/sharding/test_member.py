@@ -402,6 +402,18 @@ def forge(driver: Driver, member: str, **changes: object) -> None:
     driver.api.group = msgspec.structs.replace(group, members={**group.members, member: forged})
 
 
+def test_successor_of_a_process_whose_lease_was_deleted_joins_after_33_seconds() -> None:
+    driver = Driver("a", "b")
+    driver.run(30.0)
+    owned = driver.owned("a")
+    driver.api.delete("a", driver.now)
+    killed_at = driver.now
+    driver.add("a", Member("a", "a#2"))
+    driver.run_until(lambda: driver.owned("a") & owned or driver.owned("b") & owned)
+    assert driver.now - killed_at >= TIMING.evict_after_s
+    driver.run_until(lambda: driver.owned("a") == owned)
+
+
 @pytest.mark.parametrize("is_deleted", [False, True])
 def test_successor_whose_lease_is_changed_waits_for_the_handlers_of_its_predecessor(is_deleted: bool) -> None:
     """Found by the simulation of seed 701407."""
