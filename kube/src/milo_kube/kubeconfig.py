@@ -335,8 +335,9 @@ def server_problem(server: str) -> str | None:
         return "is not https://HOST[:PORT][/PREFIX]"
     if parts.username is not None or parts.query or parts.fragment:
         return "has a user, a query or a fragment: only https://HOST[:PORT][/PREFIX] is allowed"
-    if any(segment in {".", ".."} for segment in parts.path.split("/")) or "%" in parts.path:
-        return "has an ambiguous path: dot segments and percent signs are not allowed"
+    path = parts.path
+    if any(segment in {".", ".."} for segment in path.split("/")) or "%" in path or not path.isascii():
+        return "has an ambiguous path: dot segments, percent signs and characters beyond ASCII are not allowed"
     return None
 
 

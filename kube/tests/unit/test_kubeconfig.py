@@ -115,6 +115,7 @@ def test_received_kubeconfig_may_have_no_cluster() -> None:
         (LOCAL, {"cluster": {"server": "ftp://a"}}, "is not https://HOST"),
         (LOCAL, {"cluster": {"server": f"https://{CANARY}@a"}}, "has a user, a query or a fragment"),
         (LOCAL, {"cluster": {"server": "https://a/../b"}}, "an ambiguous path"),
+        (LOCAL, {"cluster": {"server": "https://a/łódź"}}, "an ambiguous path"),
         *(
             (LOCAL, {"cluster": {"tls-server-name": name}}, 'cluster "c" has a tls-server-name that is not a hostname')
             for name in ("a..b", f"{'a' * 64}.b", "a\0", "a b")
