@@ -15,6 +15,7 @@ import msgspec
 
 from milo_kube.api_request import JSON, Access, Answer, ApiRequest, Stream
 from milo_kube.credential import Credential, CredentialError
+from milo_kube.http import errors
 from milo_kube.http.client import Client
 from milo_kube.http.connection import Response, ResponseBody
 from milo_kube.http.dialing import Http2
@@ -96,6 +97,8 @@ class Pools:
                 context = self._contexts.context(identity)
             except CredentialError as error:
                 raise no_credential(error, access.server) from error
+            except OSError as error:  # a certificate is loaded from a file, for which no descriptor may be left
+                raise errors.from_connecting(error, access.server) from error
             client = Client(
                 context,
                 user_agent=self._user_agent,

@@ -2,6 +2,7 @@
 
 import asyncio
 import datetime
+import errno
 import os
 import socket
 import ssl
@@ -13,7 +14,7 @@ import trustme
 from aiohttp import web
 
 from milo_discoveryd.watchers.transport import Transport
-from milo_kube.credential import Credential, CredentialError, Secret
+from milo_kube.credential import ClientCertificate, Credential, CredentialError, Secret
 from milo_kube.credential_providers import StaticCredential
 from milo_kube.http.errors import TransportError
 from milo_kube.upstream import Upstream
@@ -123,6 +124,19 @@ async def test_missing_client_certificate_is_tls_error() -> None:
         await server
     assert error.cause == "tls"
     assert "the server requires a client certificate, or rejected the one" in str(error)
+
+
+async def test_certificate_for_which_no_file_can_be_opened_is_connect_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> int:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    monkeypatch.setattr(os, "memfd_create", refuse, raising=False)
+    pair = trustme.CA().issue_cert("client.test")
+    chain, key = pair.cert_chain_pems[0].bytes(), Secret(pair.private_key_pem.bytes().decode())
+    provider = StaticCredential(Credential(certificate=ClientCertificate(chain=chain, key=key)))
+    error = await failure(nobody("https://127.0.0.1:1", credentials=provider))
+    assert error.cause == "connect"
+    assert str(error).endswith("cannot be reached: Too many open files")
 
 
 async def test_invalid_ca_is_credential_error() -> None:

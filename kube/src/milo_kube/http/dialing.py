@@ -119,6 +119,7 @@ async def _dialed(
             return await _opened(origin, str(origin), context, server_name, http2)
         except OSError as error:
             raise errors.from_connecting(error, str(origin)) from error
+    _encoded(origin.host, origin.scheme)  # the proxy resolves the name, which nothing else here has checked
     try:
         through = await _opened(proxy.origin, str(origin), context, proxy.origin.host, None)
     except OSError as error:

@@ -80,7 +80,8 @@ def name_lookup() -> NameLookup:
 
 
 def _start(look_up: Callable[[], list[Any]]) -> "asyncio.Future[list[Any]]":
-    """Run a lookup in a thread, for which neither the event loop nor the process waits when it ends."""
+    """Run a lookup in a thread, for which neither the event loop nor the process waits when it ends. Raises OSError if
+    no thread can be started."""
     loop = asyncio.get_running_loop()
     found: asyncio.Future[list[Any]] = loop.create_future()
 
@@ -99,5 +100,8 @@ def _start(look_up: Callable[[], list[Any]]) -> "asyncio.Future[list[Any]]":
             found.set_exception(error)
             found.exception()  # marked as retrieved, in case nothing awaits the lookup
 
-    threading.Thread(target=run, name="name lookup", daemon=True).start()
+    try:
+        threading.Thread(target=run, name="name lookup", daemon=True).start()
+    except RuntimeError as error:
+        raise socket.gaierror(socket.EAI_AGAIN, f"{error}: the limit of processes and threads is reached") from None
     return found

@@ -101,11 +101,31 @@ async def test_failed_lookup_is_reported_as_such(servers: NameServers) -> None:
     await using.aclose()
 
 
+async def test_lookup_for_which_no_thread_can_be_started_fails_as_one_and_leaves_room_for_others(
+    servers: NameServers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    using = client()
+
+    def refuse(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as limited:
+        limited.setattr(threading.Thread, "start", refuse)
+        for _ in range(THREADS + 1):
+            with pytest.raises(TransportError, match="can't start new thread: the limit of processes") as caught:
+                async with using.request("GET", "http://api.good.test", headers={}, connect_timeout_s=10):
+                    pass
+            assert caught.value.cause == "dns"
+    assert await name_lookup().addresses("api.good.test", 1) == FOUND
+    await using.aclose()
+
+
+@pytest.mark.parametrize("proxy", [None, "http://127.0.0.1:1"])
 @pytest.mark.parametrize("host", ["api..test", ".test", f"{'a' * 64}.test"])
-async def test_name_that_cannot_be_a_hostname_is_not_resolved(host: str) -> None:
+async def test_name_that_cannot_be_a_hostname_is_not_resolved(host: str, proxy: str | None) -> None:
     using = client()
     with pytest.raises(TransportError, match="cannot be resolved: it is not a valid hostname") as caught:
-        async with using.request("GET", f"http://{host}", headers={}, connect_timeout_s=10):
+        async with using.request("GET", f"https://{host}", headers={}, proxy=proxy, connect_timeout_s=10):
             pass
     assert caught.value.cause == "dns"
     await using.aclose()
