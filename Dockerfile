@@ -13,6 +13,7 @@ COPY deploy/image deploy/image
 COPY requirements requirements
 COPY pyproject.toml README.md LICENSE ./
 COPY clients/python clients/python
+COPY clients/cli clients/cli
 COPY controllers controllers
 COPY publishing publishing
 COPY kube kube

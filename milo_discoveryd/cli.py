@@ -53,13 +53,10 @@ class _Commands(click.Group):
         if name in IN_SANDBOX_PACKAGE:
             raise click.UsageError(
                 f"{name!r} is part of the package milo-sandbox, which is not installed: in a clone of the repository, "
-                "run pip install ./kube ./clients/python . ./sandbox",
+                "run pip install ./kube ./clients/python ./clients/cli . ./sandbox",
                 context,
             )
-        from milo_discovery.cli.usage import did_you_mean
-
-        known = self.list_commands(context)
-        raise click.UsageError(f"No such command {name!r}{did_you_mean(name, known)}", context)
+        raise click.NoSuchCommand(name, possibilities=self.list_commands(context), ctx=context)
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
@@ -76,9 +73,7 @@ def main() -> None:
         error.show()
         sys.exit(error.exit_code)
     except click.UsageError as error:
-        from milo_discovery.cli.usage import print_usage_error
-
-        print_usage_error("milo-discoveryd", error)
+        click.echo(f"milo-discoveryd: {_in_one_line(error)}", err=True)
         sys.exit(error.exit_code)
     except click.ClickException as error:
         error.show()
@@ -92,6 +87,14 @@ def main() -> None:
         click.echo(f"milo-discoveryd: cannot write to stdout: {error.strerror}", err=True)
         os._exit(1)  # at an ordinary exit, the interpreter would flush stdout again and report the error
     sys.exit(status)
+
+
+def _in_one_line(error: click.UsageError) -> str:
+    """Return the error, with the command to see for help."""
+    where = "milo-discoveryd" if error.ctx is None else error.ctx.command_path
+    if isinstance(error, click.NoSuchCommand | click.NoSuchOption) and error.possibilities:
+        return f"{error.message.rstrip('.')}; did you mean {' or '.join(error.possibilities)}? See {where} --help"
+    return f"{error.format_message().rstrip('.')}; see {where} --help"
 
 
 def daemon_options(run: Callable[..., None]) -> Callable[..., None]:
@@ -232,9 +235,11 @@ def completion(shell: str) -> None:
     zsh:  source <(milo-discoveryd completion zsh)
     fish: milo-discoveryd completion fish | source
     """
-    from milo_discovery.cli.completion import print_script
+    from click.shell_completion import get_completion_class
 
-    print_script("milo-discoveryd", shell)
+    script_class = get_completion_class(shell)
+    assert script_class is not None, f"click does not support the shell {shell}"
+    click.echo(script_class(command, {}, "milo-discoveryd", "_MILO_DISCOVERYD_COMPLETE").source())
 
 
 def _exit_during_startup(number: int, frame: object) -> NoReturn:

@@ -13,7 +13,8 @@ from tempfile import TemporaryDirectory
 ROOT = Path(__file__).parent.parent
 DIRECTORY = ROOT / "requirements"
 
-DAEMON = ("pyproject.toml", "clients/python/pyproject.toml", "kube/pyproject.toml", "--extra", "traces")
+CLIENTS = ("clients/cli/pyproject.toml", "clients/python/pyproject.toml")
+DAEMON = ("pyproject.toml", *CLIENTS, "kube/pyproject.toml", "--extra", "traces")
 SANDBOX = ("sandbox/pyproject.toml", *DAEMON)
 OPERATORS = ("controllers/pyproject.toml", "publishing/pyproject.toml")
 DEV = ("conformance/pyproject.toml", *OPERATORS, *SANDBOX)
@@ -28,7 +29,10 @@ LOCKS: dict[str, tuple[str, ...]] = {
 }
 """The inputs of each lock file: dependencies of packages, with extras, and dependency groups of pyproject.toml."""
 
-OURS = ("milo-discoveryd", "milo-discovery-client", "milo-controllers", "milo-publishing", "milo-kube", "milo-sandbox")
+OURS = (
+    "milo-discoveryd", "milo-discovery-client", "milo-discovery-cli", "milo-controllers", "milo-publishing",
+    "milo-kube", "milo-sandbox",
+)  # fmt: skip
 OPTIONS = (
     *("--universal", "--python-version", "3.11", "--generate-hashes", "--quiet"),
     *("--no-header", "--no-annotate", "--no-emit-index-url"),

@@ -11,13 +11,13 @@ from pathlib import Path
 
 import click
 
-from milo_discovery.cli import command as client
+from milo_discovery_cli.command_line import command as client
 from milo_discoveryd import __version__
 from milo_discoveryd.cli import command as daemon
 
 ROOT = Path(__file__).parents[1]
 PAGES = {
-    "milo-discovery": (client, ROOT / "clients" / "python" / "man", "milo-discoveryd"),
+    "milo-discovery": (client, ROOT / "clients" / "cli" / "man", "milo-discoveryd"),
     "milo-discoveryd": (daemon, ROOT / "milo_discoveryd" / "man", "milo-discovery"),
 }
 

@@ -15,6 +15,7 @@ SOURCES = tuple(
     for name in (
         "milo_discoveryd",
         "clients/python/src/milo_discovery",
+        "clients/cli/src/milo_discovery_cli",
         "controllers/src/milo_controllers",
         "publishing/src/milo_publishing",
         "kube/src/milo_kube",

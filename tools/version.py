@@ -20,7 +20,7 @@ FORM = r"\d+\.\d+\.\d+(?:(?:a|b|rc)\d+)?"
 COPIES = {
     "pyproject.toml": (VERSION, OURS),
     "*/pyproject.toml": (VERSION, OURS),
-    "clients/python/pyproject.toml": (VERSION, OURS),
+    "clients/*/pyproject.toml": (VERSION, OURS),
     "Dockerfile": (r"(ARG VERSION=)(\S+)", r"(-t milo-discoveryd(?:-sandbox)?:)(\S+)"),
     "docs/deploying.md": (
         r"(milo-discoveryd(?:-sandbox)?:)(\d[0-9a-z.]+)",

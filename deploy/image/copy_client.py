@@ -13,7 +13,7 @@ import sysconfig
 from importlib.metadata import Distribution, PackageNotFoundError, distribution
 from pathlib import Path
 
-CLIENT = "milo-discovery-client"
+CLIENT = "milo-discovery-cli"
 # Parts of Python that the command never loads.
 LEFT_OUT = shutil.ignore_patterns(
     *("__pycache__", "config-*", "ensurepip", "idlelib", "lib2to3", "site-packages"),
@@ -23,10 +23,10 @@ LAUNCHER = """\
 #!/bin/sh
 # Works from any directory.
 here=${0%/*}
-LD_LIBRARY_PATH=$here/lib exec "$here/bin/python3" -I -m milo_discovery "$@"
+LD_LIBRARY_PATH=$here/lib exec "$here/bin/python3" -I -m milo_discovery_cli "$@"
 """
 # These modules are imported once after the copy. This caches their bytecode, so that later calls start faster.
-LOADED = "import grpc.aio, milo_discovery, milo_discovery.cli.credential, milo_discovery.cli.queries"
+LOADED = "import grpc.aio, milo_discovery, milo_discovery_cli.credential, milo_discovery_cli.queries"
 
 
 def needed(name: str, found: dict[str, Distribution]) -> dict[str, Distribution]:

@@ -17,7 +17,7 @@ from milo_kube.credential import Credential, is_confidential
 COMMAND = "milo-discovery"
 ADDRESS_VARIABLE = "MILO_DISCOVERY_ADDRESS"
 _EXEC_VERSION = "client.authentication.k8s.io/v1"
-_HINT = "milo-discovery is not on PATH. It comes with the Python package milo-discovery-client."
+_HINT = "milo-discovery is not on PATH. It comes with the Python package milo-discovery-cli."
 
 
 class ClusterTrust(msgspec.Struct, frozen=True):

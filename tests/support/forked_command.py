@@ -17,12 +17,12 @@ from pathlib import Path
 from types import SimpleNamespace
 from unittest.mock import patch
 
-_MODULES = {"milo-discovery": "milo_discovery.cli", "milo-discoveryd": "milo_discoveryd.cli"}
+_MODULES = {"milo-discovery": "milo_discovery_cli.command_line", "milo-discoveryd": "milo_discoveryd.cli"}
 
 _forking = multiprocessing.get_context("forkserver")
 _forking.set_forkserver_preload(
-    ["pytest", "milo_discovery.client", "milo_discovery.cli.queries", "milo_discovery.cli.json_output",
-     "milo_discovery.cli.kubeconfig", "milo_discoveryd.app", "milo_discoveryd.check", "milo_sandbox.command", __name__]
+    ["pytest", "milo_discovery_client", "milo_discovery_cli.queries", "milo_discovery_cli.json_output",
+     "milo_discovery_cli.kubeconfig", "milo_discoveryd.app", "milo_discoveryd.check", "milo_sandbox.command", __name__]
 )  # fmt: skip
 
 

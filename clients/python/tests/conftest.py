@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import os
 import tempfile
 from collections.abc import AsyncIterator
 from datetime import timedelta
@@ -9,9 +8,7 @@ from pathlib import Path
 import pytest
 
 from milo_discovery import BackoffPolicy, DiscoveryClient
-from tests.support.forked_command import forked
 
-from .cli_process import Outcome
 from .scripted_daemon import ScriptedDaemon
 
 AT_ONCE = BackoffPolicy(initial=timedelta(milliseconds=1), maximum=timedelta(milliseconds=5))
@@ -31,12 +28,3 @@ async def daemon() -> AsyncIterator[ScriptedDaemon]:
 async def client(daemon: ScriptedDaemon) -> AsyncIterator[DiscoveryClient]:
     async with DiscoveryClient(daemon.address, backoff=AT_ONCE) as discovery:
         yield discovery
-
-
-@pytest.fixture
-def command(daemon: ScriptedDaemon):
-    async def run(*arguments: str, **environment: str) -> Outcome:
-        variables = {**os.environ, "MILO_DISCOVERY_ADDRESS": daemon.address, **environment}
-        return Outcome(*await forked("milo-discovery", arguments, variables))
-
-    return run

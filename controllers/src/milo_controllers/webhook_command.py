@@ -18,8 +18,8 @@ from milo_controllers.kinds import Document
 from milo_controllers.single_cluster import SingleCluster
 from milo_controllers.webhook_registration import EXPLANATION, RESOURCES, configurations, differences
 from milo_controllers.webhooks import DESCRIBE_VARIABLE, Webhook, from_description
-from milo_discovery.cli.exit_status import CommandFailure, print_message
 from milo_discovery.errors import DiscoveryError
+from milo_discovery_cli.exit_status import CommandFailure, print_message
 
 _TIMEOUT_S = 60.0
 

@@ -171,6 +171,8 @@ async def test_client_certificate_renewed_after_401_is_used() -> None:
     assert len(peer.accepted) == 2
 
 
-@pytest.mark.parametrize("module", ["milo_publishing.publisher", "milo_discovery.cli", "milo_discoveryd.app"])
+@pytest.mark.parametrize(
+    "module", ["milo_publishing.publisher", "milo_discovery_cli.command_line", "milo_discoveryd.app"]
+)
 def test_modules_in_the_daemon_image_can_be_imported_without_h2(module: str) -> None:
     subprocess.run([sys.executable, "-c", f"import sys; sys.modules['h2'] = None; import {module}"], check=True)

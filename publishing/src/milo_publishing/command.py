@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import click
 
-from milo_discovery.cli.exit_status import CommandFailure, print_message
-from milo_discovery.cli.options import ConnectionOptions, Duration, connecting, filtering
 from milo_discovery.errors import TimedOut, UnusableKubeconfig
+from milo_discovery_cli.exit_status import CommandFailure, print_message
+from milo_discovery_cli.options import ConnectionOptions, Duration, connecting, filtering
 
 if TYPE_CHECKING:
     from milo_discovery.client import DiscoveryClient
@@ -264,8 +264,8 @@ async def _publish(
 ) -> None:
     import asyncio  # noqa: PLC0415  (not needed for help and usage errors)
 
-    from milo_discovery.cli.watch import StreamMessages  # noqa: PLC0415
     from milo_discovery.removals import Removals, filter_text  # noqa: PLC0415
+    from milo_discovery_cli.watch import StreamMessages  # noqa: PLC0415
     from milo_publishing.api_server import open_api_server  # noqa: PLC0415
     from milo_publishing.objects import Identity  # noqa: PLC0415
     from milo_publishing.publication import Publication  # noqa: PLC0415

@@ -330,7 +330,7 @@ class World:
 
     def _publish(self, number: int) -> tuple[str, ...]:
         return (
-            *("-m", "milo_discovery", "publish", "flux-kubeconfigs", "--resync-interval", "1s"),
+            *("-m", "milo_discovery_cli", "publish", "flux-kubeconfigs", "--resync-interval", "1s"),
             *("--kubeconfig", str(self._kubeconfig), "--namespace", "default", "--address", self.address(number)),
         )
 

@@ -97,7 +97,7 @@ async def test_run_and_list_without_an_address_ignore_a_demo_that_another_user_c
     async def run(*arguments: str) -> tuple[int | None, str, str]:
         environ = {name: value for name, value in os.environ.items() if not name.startswith("MILO_DISCOVERY")}
         process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "milo_discovery", *arguments,
+            sys.executable, "-m", "milo_discovery_cli", *arguments,
             stdout=PIPE, stderr=PIPE, env=environ | {"TMPDIR": str(workspace.directory)},
         )  # fmt: skip
         out, err = await process.communicate()

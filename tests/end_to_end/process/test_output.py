@@ -149,7 +149,7 @@ async def test_full_disk_on_stdout_prints_a_one_line_error(workspace: Workspace,
     assert process.returncode == 1
 
 
-@pytest.mark.parametrize("program", ["milo_discovery", "milo_discoveryd"])
+@pytest.mark.parametrize("program", ["milo_discovery_cli", "milo_discoveryd"])
 async def test_interrupt_during_the_imports_prints_nothing(program: str, tmp_path: Path) -> None:
     (tmp_path / "click.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n")
     process = await asyncio.create_subprocess_exec(

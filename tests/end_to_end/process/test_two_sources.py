@@ -530,7 +530,7 @@ async def test_project_in_sources_of_both_modes_is_engaged_once_and_its_kubeconf
             assert "is also claimed by another object" in report.engagement.message
             await daemon.wait_for_output("two sources follow the same projects")
         arguments = ("--address", workspace.address, "sync", "--once", "--dir", f"{directory}/files")
-        syncing = await create_subprocess_exec(sys.executable, "-m", "milo_discovery", *arguments)
+        syncing = await create_subprocess_exec(sys.executable, "-m", "milo_discovery_cli", *arguments)
         assert await syncing.wait() == 0
         workspace.sandbox.milo.found("later", "acme", {})
         workspace.sandbox.milo.provision("later")

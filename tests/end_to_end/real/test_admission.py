@@ -187,7 +187,7 @@ async def registered(api: Api, made: Sequence[dict[str, Any]]) -> AsyncIterator[
 async def printed(operator: Path, url: str, ca: Path) -> list[dict[str, Any]]:
     command = ("webhooks", str(operator), "--name", "widgets.example.com", "--url", url, "--ca-file", str(ca))
     running = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "milo_discovery", *command, stdout=asyncio.subprocess.PIPE
+        sys.executable, "-m", "milo_discovery_cli", *command, stdout=asyncio.subprocess.PIPE
     )
     out, _ = await running.communicate()
     assert running.returncode == 0

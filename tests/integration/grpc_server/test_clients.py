@@ -27,7 +27,7 @@ def credentials(tls_files: TlsFiles) -> ClientCredentials:
 
 async def command(*arguments: str) -> str:
     run = await asyncio.create_subprocess_exec(
-        sys.executable, "-c", "from milo_discovery.cli import command; command()", *arguments, stdout=PIPE
+        sys.executable, "-c", "from milo_discovery_cli.command_line import command; command()", *arguments, stdout=PIPE
     )
     output, _ = await run.communicate()
     assert run.returncode == 0

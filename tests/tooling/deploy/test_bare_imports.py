@@ -18,6 +18,7 @@ from tests.tooling.deploy.manifests import ROOT
 SOURCES = {
     "milo-discoveryd": (ROOT, ROOT),
     "milo-discovery-client": (ROOT / "clients" / "python", ROOT / "clients" / "python" / "src"),
+    "milo-discovery-cli": (ROOT / "clients" / "cli", ROOT / "clients" / "cli" / "src"),
     "milo-controllers": (ROOT / "controllers", ROOT / "controllers" / "src"),
     "milo-publishing": (ROOT / "publishing", ROOT / "publishing" / "src"),
     "milo-kube": (ROOT / "kube", ROOT / "kube" / "src"),
@@ -28,6 +29,7 @@ pytestmark = [pytest.mark.builds, pytest.mark.timeout(600)]
 PACKAGES = {
     "milo-discoveryd": "milo_discoveryd",
     "milo-discovery-client": "milo_discovery",
+    "milo-discovery-cli": "milo_discovery_cli",
     "milo-controllers": "milo_controllers",
     "milo-publishing": "milo_publishing",
     "milo-kube": "milo_kube",
@@ -35,6 +37,7 @@ PACKAGES = {
 }
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "milo-discoveryd" / "bare"
 LOADED_BY = {
+    "milo_controllers.webhook_command": "milo-discovery-cli, through an entry point",
     "milo_discovery.pytest_plugin": "pytest",
     "milo_discoveryd.server.calls.tracing": "the server, after telemetry/traces.py, which names the extra",
 }

@@ -25,7 +25,10 @@ from tests.tooling.deploy.manifests import DEPLOY, ROOT, arguments, environment,
 __all__ = ["directory", "workspace"]
 
 DEMO = DEPLOY / "overlays" / "demo"
-OURS = {"milo-discoveryd", "milo-discovery-client", "milo-controllers", "milo-publishing", "milo-kube"}
+OURS = {
+    "milo-discoveryd", "milo-discovery-client", "milo-discovery-cli", "milo-controllers", "milo-publishing",
+    "milo-kube",
+}  # fmt: skip
 
 # An installation takes about a minute, and several minutes on a machine that runs other tests.
 INSTALLED_WITHIN_S = 800
@@ -157,7 +160,7 @@ def copied(installed: Installed, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 def test_copied_client_loads_nothing_from_the_image(copied: Path) -> None:
     program = """if True:
-        import sys, milo_discovery.cli.queries, milo_discovery.cli.credential, milo_discovery.cli.kubeconfig
+        import sys, milo_discovery_cli.queries, milo_discovery_cli.credential, milo_discovery_cli.kubeconfig
         print(*(each.__file__ for each in sys.modules.values() if getattr(each, "__file__", None)), sep="\\n")
     """
     loaded = subprocess.check_output(

@@ -19,6 +19,7 @@ from tools.release import maven_artifact
 PACKAGES = {
     "milo_discoveryd": ROOT,
     "milo_discovery_client": ROOT / "clients" / "python",
+    "milo_discovery_cli": ROOT / "clients" / "cli",
     "milo_controllers": ROOT / "controllers",
     "milo_publishing": ROOT / "publishing",
     "milo_kube": ROOT / "kube",

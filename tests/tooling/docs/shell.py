@@ -14,6 +14,7 @@ DOCUMENTS = sorted(
         "docs/**/*.md",
         "deploy/**/*.md",
         "clients/python/*.md",
+        "clients/cli/*.md",
         "clients/go/**/*.md",
         "controllers/*.md",
         "publishing/*.md",

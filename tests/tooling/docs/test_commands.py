@@ -18,8 +18,8 @@ from typing import NoReturn
 import pytest
 import yaml
 
-from milo_discovery import cli as client
 from milo_discovery.v1 import discovery_pb2 as pb
+from milo_discovery_cli import command_line as client
 from milo_sandbox.resources import CONFIG_MAPS
 from tests.end_to_end.process.conftest import Workspace, directory, workspace
 from tests.support.eventually import LIMIT_S

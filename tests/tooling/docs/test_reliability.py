@@ -15,7 +15,11 @@ PAGE = (ROOT / "docs" / "reviewers" / "reliability.md").read_text()
 WITHOUT_TESTS = {"F36"}
 DEFECTS = [line.split(" | ") for line in PAGE.partition("\n## Defects\n")[2].splitlines() if line.startswith("| ")][2:]
 COMMANDS = sorted(
-    set(re.findall(r"`((?:tests|kube|clients/python|controllers|publishing|conformance)/[^`]* -k [^`]*)`", PAGE))
+    set(
+        re.findall(
+            r"`((?:tests|kube|clients/python|clients/cli|controllers|publishing|conformance)/[^`]* -k [^`]*)`", PAGE
+        )
+    )
 )
 
 

@@ -6,13 +6,14 @@ import tomllib
 from tests.support.markdown_items import items
 from tests.support.rows import ROOT
 
+PACKAGES = ("clients/python", "clients/cli", "controllers", "publishing", "kube")
 TEXT = (ROOT / "docs" / "reviewers" / "security.md").read_text()
 
 
 def dependencies() -> set[str]:
     """Return the dependencies of the distributions, with the optional dependencies that are used in production."""
     found: set[str] = set()
-    for directory in (ROOT, *(ROOT / name for name in ("clients/python", "controllers", "publishing", "kube"))):
+    for directory in (ROOT, *(ROOT / name for name in PACKAGES)):
         project = tomllib.loads((directory / "pyproject.toml").read_text())["project"]
         extras = project.get("optional-dependencies", {})
         optional = [requirement for extra in ("traces", "kubernetes", "http2") for requirement in extras.get(extra, ())]

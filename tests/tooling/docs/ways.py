@@ -61,6 +61,9 @@ NEED_A_CLUSTER = (
 """Commands that no test runs; their flags are tested."""
 
 
+PACKAGES = {"./clients/cli", "./controllers", "./publishing"}
+
+
 class UntestedError(Exception):
     """A command that no test runs or checks."""
 
@@ -97,7 +100,7 @@ def way(block: Block, words: Sequence[str]) -> Way:
             return Way.FOUND
         case ["grpcurl", *_]:
             return Way.CALLED
-        case ["pip", "install", "./kube", "./clients/python", *rest] if set(rest) <= {"./controllers", "./publishing"}:
+        case ["pip", "install", "./kube", "./clients/python", *rest] if set(rest) <= PACKAGES:
             return Way.INSTALLED
         case ["go", "get", *_]:
             return Way.GO_MODULES

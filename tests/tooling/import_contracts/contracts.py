@@ -8,6 +8,7 @@ CONFIG = ROOT / ".importlinter"
 PACKAGES = (
     ROOT / "milo_discoveryd",
     ROOT / "clients/python/src/milo_discovery",
+    ROOT / "clients/cli/src/milo_discovery_cli",
     ROOT / "controllers/src/milo_controllers",
     ROOT / "publishing/src/milo_publishing",
     ROOT / "kube/src/milo_kube",

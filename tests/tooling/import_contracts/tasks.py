@@ -12,6 +12,7 @@ PACKAGES = (
     "milo_discoveryd",
     "kube/src/milo_kube",
     "clients/python/src/milo_discovery",
+    "clients/cli/src/milo_discovery_cli",
     "controllers/src/milo_controllers",
     "publishing/src/milo_publishing",
 )
@@ -21,7 +22,7 @@ _DRIVER = "tests/integration/watchers/test_driver.py"
 _KUBECONFIGS = "tests/unit/kubeconfigs/test_kubeconfigs.py"
 _REVOCATION = f"{_KUBECONFIGS}::test_unexpected_error_of_a_revocation_is_retried_and_does_not_stop_others"
 _FLEET = "clients/python/tests/test_fleet.py"
-_OBJECTS = "clients/python/tests/test_cli_fleet_objects.py"
+_OBJECTS = "clients/cli/tests/test_fleet_objects.py"
 _OBJECT = f"{_DRIVER}::test_object_for_which_the_kind_raises_an_unexpected_error_does_not_affect_others"
 _CONFIRMATION = f"{_DRIVER}::test_unexpected_error_of_a_confirmation_read_is_inconclusive"
 _SAVING = (
@@ -88,10 +89,10 @@ TESTED = {
         "clients/python/tests/test_credential_renewal.py"
         "::test_unexpected_error_of_a_renewal_is_raised_in_its_callers_and_the_next_one_succeeds"
     ),
-    "clients/python/src/milo_discovery/cli/fleet_objects.py: work": (
+    "clients/cli/src/milo_discovery_cli/fleet_objects.py: work": (
         f"{_OBJECTS}::test_unexpected_error_of_one_cluster_is_its_cause_and_others_are_printed"
     ),
-    "clients/python/src/milo_discovery/cli/object_watch.py: self._follow": (
+    "clients/cli/src/milo_discovery_cli/object_watch.py: self._follow": (
         f"{_OBJECTS}::test_unexpected_error_of_one_cluster_does_not_end_the_watch_of_others"
     ),
     "clients/python/src/milo_discovery/fleet.py: handling": (
@@ -161,11 +162,11 @@ OTHERS = {
     "clients/python/src/milo_discovery/credentials.py: self._pushed.following": _AWAITED,
     "clients/python/src/milo_discovery/credentials.py: awaited": _AWAITED,
     "kube/src/milo_kube/task_groups.py: self.run": _AWAITED,
-    "clients/python/src/milo_discovery/cli/object_watch.py: self._follow_fleet": _AWAITED,
-    "clients/python/src/milo_discovery/cli/progress.py: self._draw": _WHOLE,
-    "clients/python/src/milo_discovery/cli/sync.py: self._follow": _AWAITED,
-    "clients/python/src/milo_discovery/cli/sync.py: self._write": _AWAITED,
-    "clients/python/src/milo_discovery/cli/watch.py: messages.follow_sources": _WHOLE,
+    "clients/cli/src/milo_discovery_cli/object_watch.py: self._follow_fleet": _AWAITED,
+    "clients/cli/src/milo_discovery_cli/progress.py: self._draw": _WHOLE,
+    "clients/cli/src/milo_discovery_cli/sync.py: self._follow": _AWAITED,
+    "clients/cli/src/milo_discovery_cli/sync.py: self._write": _AWAITED,
+    "clients/cli/src/milo_discovery_cli/watch.py: messages.follow_sources": _WHOLE,
     "clients/python/src/milo_discovery/kopf.py: self._renewed": _AWAITED,
     "clients/python/src/milo_discovery/leader_election.py: _call": _AWAITED,
     "clients/python/src/milo_discovery/leader_election.py: self._renew_until_lost": _AWAITED,

@@ -19,6 +19,8 @@ FORBIDDEN = {
     "http": ("milo_discoveryd/watchers/probing.py", "import httptools"),
     "http2": ("milo_kube/http/client.py", "import milo_kube.http.http2"),
     "grpc": ("milo_discoveryd/telemetry/http.py", "import grpc.aio"),
+    "click": ("milo_discovery/options.py", "import click"),
+    "command-line": ("milo_discoveryd/check/finding.py", "import milo_discovery_cli.text_output"),
     "sandbox": ("milo_sandbox/names.py", "import milo_discoveryd.model.cluster"),
     "sandbox-layers": ("milo_sandbox/resources.py", "import milo_sandbox.api"),
     "conformance": ("milo_conformance/failure.py", "import milo_discovery.model"),
@@ -28,7 +30,7 @@ FORBIDDEN = {
     "private": ("milo_publishing/errors.py", "import milo_discovery._session"),
     "controllers-layers": ("milo_controllers/kinds.py", "import milo_controllers.request"),
     "shared-layers": ("milo_kube/retry_after.py", "import milo_kube.reflect.backoff"),
-    "client-layers": ("milo_discovery/watch.py", "import milo_discovery.cli.options"),
+    "client-layers": ("milo_discovery/watch.py", "import milo_discovery.fleet"),
 }
 """For each contract, a file and an import that breaks the contract there."""
 START_UP = {"__init__", "__main__", "app", "check", "cli", "config", "wiring"}

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from milo_discovery import DisengageReason, EngagementReason, FleetCounts, ServerInfo, Sharding
-from milo_discovery.cli import text_output
 from milo_discovery.removals import ENDS
 from milo_discovery.v1 import discovery_pb2 as pb
+from milo_discovery_cli import text_output
 from milo_discoveryd.model import cluster, observation
 from milo_discoveryd.model.object_state import MEANINGS, ObjectState
 from milo_discoveryd.telemetry.status_page import PAGE

@@ -4,7 +4,7 @@ from collections import Counter, deque
 from dataclasses import dataclass, replace
 
 from milo_discovery import Cluster, ConnectivityState, Event, EventType, SourceState, SourceStatus
-from milo_discovery.cli.text_output import state
+from milo_discovery_cli.text_output import state
 
 HIGHLIGHTED_S = 4.0
 RECENT_EVENTS = 200

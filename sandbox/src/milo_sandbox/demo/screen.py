@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from milo_discovery import Event, EventType, SourceState, SourceStatus
-from milo_discovery.cli.text_output import state
+from milo_discovery_cli.text_output import state
 from milo_sandbox.demo.scene import HIGHLIGHTED_S, Row, Scene, describe, describe_source
 from milo_sandbox.errors import write, writing
 

@@ -91,7 +91,7 @@ class MiloSandbox:
         if missing:
             raise SandboxError(
                 f"the package {missing[0].replace('_', '-')} is not installed; in a clone of the repository, run "
-                f"{sys.executable} -m pip install ./kube ./clients/python . ./sandbox"
+                f"{sys.executable} -m pip install ./kube ./clients/python ./clients/cli . ./sandbox"
             )
         with ExitStack() as stack:
             directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="milo-")))

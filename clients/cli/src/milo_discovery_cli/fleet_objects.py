@@ -1,0 +1,176 @@
+"""Prints objects of all selected clusters, and which clusters did not answer."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import click
+
+from milo_discovery.errors import DiscoveryError, InvalidRequest
+from milo_discovery_cli.cluster_objects import ClusterReader, FoundPage, KnownResources, Lacking, Unanswered, opened
+from milo_discovery_cli.exit_status import ExitStatus, print_message
+from milo_discovery_cli.names import suggestion
+from milo_discovery_cli.object_output import Form, Line, Spool
+from milo_discovery_cli.object_request import ObjectScope, Wanted
+from milo_discovery_cli.options import ConnectionOptions
+from milo_discovery_cli.progress import Progress
+from milo_discovery_cli.queries import no_clusters, warn_of_incompleteness
+from milo_discovery_cli.text_output import table
+from milo_discovery_cli.usage import did_you_mean
+from milo_kube.api_server import Pools
+
+if TYPE_CHECKING:
+    from milo_discovery.client import DiscoveryClient
+    from milo_discovery.model import Cluster, Listing
+    from milo_discovery.options import FilterOptions
+
+USER_AGENT = "milo-discovery"
+AT_ONCE = 32
+"""Maximum number of clusters that are asked at the same time."""
+_PENDING_PAGES = 64
+_NAMED = 5
+"""Maximum number of clusters that a message names, unless they did not answer."""
+
+
+class FleetObjects:
+    """The wanted objects of all selected clusters."""
+
+    def __init__(
+        self, connection: ConnectionOptions, scope: ObjectScope, wanted: tuple[Wanted, ...], form: Form
+    ) -> None:
+        assert connection.timeout is not None
+        self._timeout_s = connection.timeout.total_seconds()
+        self._scope = scope
+        self._wanted = wanted
+        self._form = form
+        self._failures: dict[str, str] = {}
+        self._absent: dict[Lacking, list[str]] = {}
+        self._found = 0
+
+    async def print(self, client: DiscoveryClient, only: FilterOptions) -> ExitStatus:
+        """Print the objects, then what is missing, and return the exit status."""
+        with naming_options():
+            listing = await client.list(**only)
+        known = KnownResources(self._timeout_s)
+        for name in sorted({*only["names"]} - {cluster.name for cluster in listing}):
+            self._failures[name] = f"it is not engaged{await suggestion(client, name)}"
+        await self._print_objects(client, listing.clusters, known)
+        return self._report(listing, only, known)
+
+    async def _print_objects(self, client: DiscoveryClient, clusters: Sequence[Cluster], known: KnownResources) -> None:
+        pages: asyncio.Queue[Sequence[Line] | None] = asyncio.Queue(_PENDING_PAGES)
+        pools, remaining, spool = Pools(user_agent=USER_AGENT), iter(clusters), Spool()
+        async with Progress(len(clusters)) as progress:
+
+            async def work() -> None:
+                for cluster in remaining:
+                    failure = await self._read(client, cluster, pools, known, pages)
+                    progress.done += 1
+                    if failure:
+                        self._failures[cluster.name] = failure
+                        progress.failed += 1
+                await pages.put(None)
+
+            working = [asyncio.create_task(work(), name="read clusters") for _ in clusters[:AT_ONCE]]
+            try:
+                for _ in working:
+                    while (lines := await pages.get()) is not None:
+                        if due := spool.add(lines):
+                            progress.close()
+                            # In a thread, since a reader that waits must not let the other requests time out.
+                            await asyncio.to_thread(click.echo, self._form.text(due), nl=False)
+            finally:
+                for task in working:
+                    task.cancel()
+                await asyncio.gather(*working, return_exceptions=True)
+                await pools.aclose()
+        if due := spool.take():
+            click.echo(self._form.text(due), nl=False)
+        click.echo(self._form.end(), nl=False)
+
+    async def _read(
+        self,
+        client: DiscoveryClient,
+        cluster: Cluster,
+        pools: Pools,
+        known: KnownResources,
+        pages: asyncio.Queue[Sequence[Line] | None],
+    ) -> str:
+        """Read one cluster; return why it did not answer, or an empty text."""
+        try:
+            async with opened(client, cluster, pools) as api:
+                reader = ClusterReader(
+                    api, cluster.name, self._scope, known, accept=self._form.accept, timeout_s=self._timeout_s
+                )
+                async for found in reader.read(self._wanted):
+                    if isinstance(found, FoundPage):
+                        self._found += found.page.count
+                        lines = self._form.lines(found.page, found.resource, cluster.name, place=found.place)
+                        await pages.put([*lines])
+                    else:
+                        self._absent.setdefault(found, []).append(cluster.name)
+        except (Unanswered, DiscoveryError) as error:
+            return str(error) or type(error).__name__
+        except Exception as error:  # noqa: BLE001  (what one cluster sends must not affect the others)
+            return f"what it sent cannot be shown: {type(error).__name__}: {error}"
+        return ""
+
+    def _report(self, listing: Listing, only: FilterOptions, known: KnownResources) -> ExitStatus:
+        """Print what is missing, and return the exit status."""
+        total = len(listing.clusters)
+        answered = total - len(self._failures.keys() & {cluster.name for cluster in listing})
+        if not listing.clusters and not self._failures:
+            print_message(no_clusters(only))
+        for absent, clusters in self._absent.items():
+            print_message(_lacking(absent, clusters, answered, known))
+        if answered and not self._found and not self._absent:
+            where = f"namespace {self._scope.namespace}" if self._scope.namespace else "any namespace"
+            print_message(f"no objects found in {where} of {_count(answered)}")
+        is_incomplete = warn_of_incompleteness(listing)
+        causes = {*self._failures.values()}
+        if len(causes) == 1 and len(self._failures) == total > 1:
+            print_message(f"none of {total} clusters answered: {causes.pop()}")
+            return ExitStatus.FAILED
+        if self._failures:
+            print_message(f"{len(self._failures)} of {_count(max(total, len(self._failures)))} did not answer:")
+            for line in table([("CLUSTER", "CAUSE"), *sorted(self._failures.items())]):
+                click.echo(line, err=True)
+            return ExitStatus.FAILED
+        if is_incomplete:
+            return ExitStatus.NOT_SYNCED
+        return ExitStatus.NOT_FOUND if self._absent and not self._found else ExitStatus.OK
+
+
+def _lacking(absent: Lacking, clusters: Sequence[str], answered: int, known: KnownResources) -> str:
+    if len(clusters) == answered:
+        return f"no cluster has {absent.resource}/{absent.name}" if absent.name else suggested(absent.resource, known)
+    names = f": {', '.join(sorted(clusters))}" if len(clusters) <= _NAMED else ""
+    verb = "have no" if absent.name else "do not serve"
+    object_ = f"{absent.resource}/{absent.name}" if absent.name else absent.resource
+    return f"{len(clusters)} of {_count(answered)} {verb} {object_}{names}"
+
+
+def _count(clusters: int) -> str:
+    return "1 cluster" if clusters == 1 else f"{clusters} clusters"
+
+
+@contextmanager
+def naming_options() -> Iterator[None]:
+    """Name the option of an invalid selector of clusters, which another command would call --selector."""
+    try:
+        yield
+    except InvalidRequest as error:
+        error.violations = tuple(
+            replace(each, field="--cluster-selector") if each.field == "filter.label_selector" else each
+            for each in error.violations
+        )
+        raise
+
+
+def suggested(name: str, known: KnownResources) -> str:
+    """Say that no cluster serves a resource."""
+    return f"no cluster serves a resource {name!r}{did_you_mean(name.lower(), known.names)}"

@@ -1,0 +1,207 @@
+"""The changes of one cluster's objects, from what its list and watch report. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from datetime import UTC, datetime
+
+import msgspec
+
+from milo_discovery_cli.object_page import (
+    TABLE,
+    UNDECODABLE,
+    DocumentPage,
+    PrintedColumn,
+    PrintedTable,
+    RowPage,
+    identity_of,
+    problem_of,
+    read_objects,
+    read_rows,
+    row_of,
+    shown,
+)
+from milo_discovery_cli.served_resources import ServedResource
+from milo_kube.reflect.messages import (
+    DeletionReported,
+    Listed,
+    ListEnded,
+    ListStarted,
+    ObjectChanged,
+    SourceEvent,
+    Unlisted,
+)
+from milo_kube.reflect.wire import (
+    Bookmark,
+    ListPage,
+    ListPageError,
+    ObjectRemoved,
+    ObjectSeen,
+    Undecodable,
+    UnknownEvent,
+    WatchEvent,
+    error_status,
+)
+
+Key = tuple[str, str]
+"""The namespace and the name of an object."""
+
+
+class Observed(msgspec.Struct, frozen=True):
+    """An object as it was seen, with the page of which it is the only one."""
+
+    name: str
+    namespace: str
+    uid: str
+    version: str
+    page: RowPage | DocumentPage
+
+    @property
+    def key(self) -> Key:
+        return self.namespace, self.name
+
+
+class KnownObjects:
+    """The objects of one cluster, and how they change. A list that is read again yields only what has changed."""
+
+    def __init__(self) -> None:
+        self._known: dict[Key, Observed] = {}
+        self._listed: dict[Key, Observed] = {}
+
+    def apply(self, event: SourceEvent[Observed]) -> Iterator[tuple[str, Observed]]:
+        """Yield the type of each change, and the object, as it was last if it is deleted."""
+        match event:
+            case ListStarted():
+                self._listed = {}
+            case Listed(observed):
+                yield from self._seen(observed)
+                self._listed[observed.key] = observed
+            case Unlisted(name, namespace):
+                self._listed.pop((namespace, name), None)
+            case ListEnded():
+                for key in self._known.keys() - self._listed.keys():
+                    yield "DELETED", self._known.pop(key)
+                self._listed = {}
+            case ObjectChanged(observed):
+                yield from self._seen(observed)
+            case DeletionReported(name, _, namespace):
+                if (known := self._known.pop((namespace, name), None)) is not None:
+                    yield "DELETED", known
+
+    def _seen(self, observed: Observed) -> Iterator[tuple[str, Observed]]:
+        known = self._known.get(observed.key)
+        self._known[observed.key] = _kept(observed)
+        if known is not None and known.uid == observed.uid:
+            if known.version != observed.version:
+                yield "MODIFIED", observed
+            return
+        if known is not None:
+            yield "DELETED", known
+        yield "ADDED", observed
+
+
+def _kept(observed: Observed) -> Observed:
+    """Return what is kept of an object: its row, or of a document only the identity."""
+    if isinstance(observed.page, RowPage):
+        return observed
+    fields = ("name", "namespace", "uid", "resourceVersion", "annotations")
+    documents = (
+        {**document, "metadata": {name: document["metadata"][name] for name in fields if name in document["metadata"]}}
+        for document in observed.page.objects
+    )
+    kept = [{name: document[name] for name in ("apiVersion", "kind", "metadata")} for document in documents]
+    return msgspec.structs.replace(observed, page=DocumentPage(kept))
+
+
+class _WatchLine(msgspec.Struct):
+    type: str
+    object: msgspec.Raw
+
+
+class _BookmarkMeta(msgspec.Struct, rename="camel"):
+    resource_version: str = ""
+
+
+class _Bookmarked(msgspec.Struct):
+    metadata: _BookmarkMeta
+
+
+_EVENT = msgspec.json.Decoder(_WatchLine)
+_MARKED = msgspec.json.Decoder(_Bookmarked)
+_TABLE = msgspec.json.Decoder(PrintedTable)
+_OBJECT = msgspec.json.Decoder(dict)
+
+
+class ObservationDecoder:
+    """Decodes the lists and watch events of one cluster, as tables or as objects."""
+
+    def __init__(self, resource: ServedResource, cluster: str, accept: str) -> None:
+        self._resource = resource
+        self._cluster = cluster
+        self._as_table = accept == TABLE
+        self._columns: tuple[PrintedColumn, ...] = ()
+        """The columns of the last table that had any: of a watch, only the first one has."""
+
+    def page(self, body: bytes) -> tuple[ListPage, list[Observed]]:
+        """Decode a page of a list. Raises ListPageError."""
+        try:
+            page: RowPage | DocumentPage
+            if self._as_table:
+                page = read_rows(body, datetime.now(UTC), is_list=True)
+                self._columns = page.columns
+                observed = [*self._rows(page)]
+            else:
+                page = read_objects(body, self._resource, self._cluster, is_list=True)
+                observed = [*self._objects(page)]
+        except UNDECODABLE as error:
+            raise ListPageError(problem_of(error)) from error
+        return ListPage(page.version, page.continue_token), [each for each in observed if each.name]
+
+    def lines(self, lines: Iterable[bytes | bytearray]) -> list[WatchEvent[Observed]]:
+        """Decode lines, up to the first one that is not an event."""
+        events: list[WatchEvent[Observed]] = []
+        for line in lines:
+            try:
+                event = _EVENT.decode(line)
+                found = self._event(event.type, bytes(event.object))
+            except UNDECODABLE as error:
+                found = Undecodable(f"a line of the watch is not an event: {str(error)[:200]}")
+            events.append(found)
+            if isinstance(found, Undecodable):
+                break
+        return events
+
+    def _event(self, kind: str, body: bytes) -> WatchEvent[Observed]:
+        match kind:
+            case "ADDED" | "MODIFIED" | "DELETED":
+                observed = next(self._observed(body), None)
+                if observed is None or not observed.name:
+                    return UnknownEvent(f"a watch event of type {kind} has no object")
+                if kind == "DELETED":
+                    return ObjectRemoved(observed.name, observed.uid, observed.version, observed.namespace)
+                return ObjectSeen(observed)
+            case "BOOKMARK":
+                return Bookmark(_MARKED.decode(body).metadata.resource_version, ends_initial_list=False)
+            case "ERROR":
+                return error_status(body)
+            case other:
+                return UnknownEvent(f"a watch event of unknown type {other[:40]!r}")
+
+    def _observed(self, body: bytes) -> Iterator[Observed]:
+        if not self._as_table:
+            return self._objects(DocumentPage([shown(_OBJECT.decode(body), self._resource, self._cluster)]))
+        table = _TABLE.decode(body)
+        if table.kind != "Table":
+            return self._rows(read_rows(body, datetime.now(UTC), is_list=False))
+        self._columns = table.column_definitions or self._columns
+        return self._rows(RowPage(self._columns, [row_of(row, len(self._columns)) for row in table.rows or ()]))
+
+    def _rows(self, page: RowPage) -> Iterator[Observed]:
+        for row in page.rows:
+            found = row.identity
+            yield Observed(found.name, found.namespace, found.uid, found.resource_version, RowPage(page.columns, [row]))
+
+    def _objects(self, page: DocumentPage) -> Iterator[Observed]:
+        for document in page.objects:
+            found = identity_of(document)
+            yield Observed(found.name, found.namespace, found.uid, found.resource_version, DocumentPage([document]))

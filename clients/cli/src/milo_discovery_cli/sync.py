@@ -1,0 +1,308 @@
+"""The command `sync`: keeps a directory of kubeconfigs up to date."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import stat
+from contextlib import aclosing, suppress
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+import click
+
+from milo_discovery import removals
+from milo_discovery.errors import StatusError, TimedOut
+from milo_discovery.events import Connected, Event, Refreshed, Synced
+from milo_discovery.model import DisengageReason, EngagementReason, EventType
+from milo_discovery.removals import Removal, filter_text
+from milo_discovery_cli.exit_status import CommandFailure, print_message
+from milo_discovery_cli.kubeconfig_directory import DesiredFile, KubeconfigDirectory
+from milo_discovery_cli.options import ConnectionOptions, Duration, connecting, filtering
+from milo_discovery_cli.text_output import format_duration
+from milo_discovery_cli.watch import StreamMessages
+from milo_kube.task_groups import unwrap_single_error
+
+if TYPE_CHECKING:
+    import asyncio
+
+    from milo_discovery.client import DiscoveryClient
+    from milo_discovery.model import Kubeconfig
+    from milo_discovery.options import FilterOptions, WatchOptions
+    from milo_discovery.watch import Watch
+
+_DISK_FULL = {errno.ENOSPC, errno.EDQUOT}
+_RETRY_S = 1.0
+_LOOKUPS = 8
+"""Maximum number of concurrent requests to the daemon about missing clusters."""
+_ENDS = removals.ENDS | {DisengageReason.MOVED, DisengageReason.OWNERSHIP_LOST}
+"""Reasons after which a file is removed at once, including those after which another replica may own the cluster."""
+
+
+@click.command("sync")
+@click.option(
+    "--dir", "directory", type=click.Path(path_type=Path, file_okay=False), required=True, help="Directory to write to."
+)
+@click.option("--ttl", type=Duration(), help="Requested lifetime of the credentials. The daemon may shorten it.")
+@click.option("--once", is_flag=True, help="Exit when each engaged cluster has its file, and no removal is pending.")
+@click.option(
+    "--accept-removals",
+    "accepts_removals",
+    is_flag=True,
+    help="Remove the files of all clusters that the daemon does not report, however many they are. The limit on "
+    "removals applies again once no such file is left. Also take over files that were written for another filter or "
+    "shard group.",
+)
+@filtering
+@connecting(timeout=None, timeout_help="With --once: time limit for the run. Default: no limit.")
+def sync(
+    connection: ConnectionOptions,
+    *,
+    only: FilterOptions,
+    directory: Path,
+    ttl: timedelta | None,
+    once: bool,
+    accepts_removals: bool,
+) -> None:
+    """Keep a directory of kubeconfigs up to date.
+
+    The directory has a file NAME.kubeconfig for each engaged cluster, and an index.json that lists them. Files are
+    replaced atomically before their credentials expire, and removed when their clusters are disengaged. If the daemon
+    no longer reports many clusters of an earlier run, their files are removed only with --accept-removals. Files that
+    this command did not write are not changed. All files stay when the command exits.
+    """
+    options = cast("WatchOptions", {**only, "include_kubeconfigs": True})
+    if ttl is not None:
+        options["kubeconfig_ttl"] = ttl
+    try:
+        with KubeconfigDirectory(directory) as kubeconfigs:
+            _check_owner(directory)
+            if directory.stat().st_mode & stat.S_IWOTH:
+                print_message(
+                    f"{directory} is world-writable, so any user of this machine can replace the kubeconfigs in it: "
+                    "run chmod o-w on it"
+                )
+            guard = removals.Removals(accepts=accepts_removals)
+            synchronizer = _Synchronizer(kubeconfigs, connection, ttl, guard, filter_text(only), once=once)
+            connection.run(lambda client: synchronizer.run(client, options))
+    except OSError as error:
+        raise CommandFailure(f"cannot write to {directory}: {error.strerror}") from error
+
+
+def _check_owner(directory: Path) -> None:
+    """Warn if the directory belongs to another user. Raises CommandFailure for root, whose secrets it would get."""
+    owner, own = directory.stat().st_uid, os.geteuid()
+    if owner in (0, own):
+        return
+    problem = f"{directory} belongs to user {owner}, who can read and replace the kubeconfigs in it: "
+    if own == 0:
+        raise CommandFailure(f"{problem}run chown 0 on it, or run this command as that user")
+    print_message(f"{problem}run chown {own} on it")
+
+
+class _Synchronizer:
+    """The two tasks of the command: one updates the desired files from the watch, the other writes them.
+
+    Changes that arrive during a write are written together in the next one.
+    """
+
+    def __init__(
+        self,
+        directory: KubeconfigDirectory,
+        connection: ConnectionOptions,
+        ttl: timedelta | None,
+        guard: removals.Removals,
+        only: str,
+        *,
+        once: bool,
+    ) -> None:
+        self._directory = directory
+        self._connection = connection
+        self._guard = guard
+        self._filter = only
+        self._once = once
+        self._desired: dict[str, DesiredFile] = {}
+        self._ended: set[str] = set()
+        """Clusters whose files are to be removed."""
+        self._has_view = False
+        """Whether `_desired` is a complete view, and not a partially received snapshot."""
+        self._may_write = False
+        """Whether the view was reviewed, and is not the view of another fleet."""
+        self._review_at: float | None = None
+        self._unreported_ttl = ttl
+        self._reported = ""
+        self._reported_skipped: dict[str, str] = {}
+
+    async def run(self, client: DiscoveryClient, options: WatchOptions) -> None:
+        import asyncio  # noqa: PLC0415  (not needed for help and usage errors)
+
+        changed, done = asyncio.Event(), asyncio.Event()
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, done.set)
+        limit = None if self._connection.timeout is None or not self._once else self._connection.timeout.total_seconds()
+        messages = StreamMessages(self._connection)
+        try:
+            with unwrap_single_error():
+                async with (
+                    asyncio.timeout(limit),
+                    asyncio.TaskGroup() as group,
+                    client.watch(**options) as watch,
+                ):
+                    tasks = [
+                        group.create_task(self._follow(watch, messages, changed), name="follow"),
+                        group.create_task(self._write(client, watch, changed, done), name="write"),
+                    ]
+                    await done.wait()
+                    for task in tasks:
+                        task.cancel()
+        except TimeoutError:
+            timed_out = TimedOut(f"{self._directory.path} was not complete within --timeout", code="DEADLINE_EXCEEDED")
+            raise messages.last_error or timed_out from None
+
+    async def _follow(self, watch: Watch, messages: StreamMessages, changed: asyncio.Event) -> None:
+        import asyncio  # noqa: PLC0415
+
+        async with aclosing(watch.feed()) as feed:
+            async for item in feed:
+                match item:
+                    case Event(type=EventType.DISENGAGED):
+                        self._desired.pop(item.cluster.name, None)
+                        if self._has_view and item.reason in _ENDS:
+                            self._ended.add(item.cluster.name)
+                        elif self._has_view:
+                            self._review_at = asyncio.get_running_loop().time()
+                    case Event():
+                        self._report_longer_lifetime(item.kubeconfig)
+                        before = self._desired.get(item.cluster.name)
+                        previous = None if before is None else before.kubeconfig
+                        self._desired[item.cluster.name] = DesiredFile(item.cluster, item.kubeconfig or previous)
+                        self._ended.discard(item.cluster.name)
+                    case Refreshed():
+                        continue
+                    case Synced():
+                        messages.print(item)
+                        self._has_view = True
+                        self._review_at = asyncio.get_running_loop().time()
+                    case _:
+                        if isinstance(item, Connected) and not item.resumed:
+                            self._has_view = self._may_write = False
+                        messages.print(item)
+                        continue
+                changed.set()
+
+    async def _write(self, client: DiscoveryClient, watch: Watch, changed: asyncio.Event, done: asyncio.Event) -> None:
+        import asyncio  # noqa: PLC0415
+
+        loop = asyncio.get_running_loop()
+        disk_full = False
+        while True:
+            now = loop.time()
+            if self._has_view and self._review_at is not None and now >= self._review_at:
+                await self._review(client, watch, now)
+            desired = dict(self._desired) if self._may_write else {}
+            is_reviewed = self._may_write
+            try:
+                if is_reviewed or self._ended:
+                    await asyncio.to_thread(self._directory.reconcile, desired, ended=frozenset(self._ended))
+            except OSError as error:
+                if error.errno not in _DISK_FULL:
+                    raise
+                if not disk_full:
+                    print_message(f"cannot write to {self._directory.path}: {error.strerror}; retrying")
+                disk_full = True
+                await asyncio.sleep(_RETRY_S)
+                continue
+            if disk_full:
+                print_message(f"writing to {self._directory.path} succeeds again")
+                disk_full = False
+            self._ended &= self._directory.own
+            self._report_skipped()
+            if self._once:
+                has_all = is_reviewed and all(file.kubeconfig is not None for file in desired.values())
+                if self._guard.problem and (has_all or self._guard.is_foreign):
+                    raise CommandFailure("removals are held; see the message above")
+                if has_all and self._directory.skipped:
+                    raise CommandFailure("some clusters have no file; see the messages above")
+                if has_all and self._guard.next_look_at(now) is None:
+                    done.set()
+            with suppress(TimeoutError):
+                async with asyncio.timeout_at(self._review_at if self._has_view else None):
+                    await changed.wait()
+            changed.clear()
+
+    async def _review(self, client: DiscoveryClient, watch: Watch, now: float) -> None:
+        """Check the clusters that are missing from the view, and add those that are confirmed as ended to `_ended`."""
+        import asyncio  # noqa: PLC0415
+
+        if not watch.connected:
+            self._review_at = now + _RETRY_S
+            return
+        self._review_at = None
+        try:
+            sharding = (await client.server_info()).sharding
+        except StatusError as error:
+            self._report(f"cannot get the daemon's server info: {error}; retrying")
+            self._review_at = now + _RETRY_S
+            return
+        fleet = "" if sharding is None else sharding.group, self._filter
+        if not self._guard.accepts and (difference := self._directory.difference(*fleet)):
+            raise CommandFailure(
+                f"{self._directory.path} {difference}: check the daemon's address and the filter, choose another "
+                "--dir, or take the files over with --accept-removals"
+            )
+        names = self._directory.own - set(self._desired) - self._ended
+        followed = [name for name in names if removals.is_followed(watch, name)]
+        lookups = asyncio.Semaphore(_LOOKUPS)
+        # Only in a shard group, because the daemon rate-limits failed lookups of callers with limited rights.
+        looked_up = followed if fleet[0] else []
+        elsewhere = await asyncio.gather(*(_is_elsewhere(client, name, lookups) for name in looked_up))
+        if not self._has_view or self._review_at is not None:
+            return  # the view changed during the lookups; it will be reviewed again
+        self._ended.update(name for name, moved in zip(looked_up, elsewhere, strict=True) if moved)
+        self._ended -= self._desired.keys()
+        missing = [Removal(name, name, "", "") for name in followed if name not in self._desired.keys() | self._ended]
+        are_all_known = len(followed) == len(names)
+        confirmed = self._guard.review(missing, len(self._directory.own), now, are_all_known=are_all_known)
+        self._ended.update(removal.name for removal in confirmed)
+        self._report(f"removals: {self._guard.problem}" if self._guard.problem else "")
+        if not self._guard.problem:
+            self._directory.claim(*fleet)
+        # Until the source is streaming, a view that lacks all files may be that of another fleet.
+        is_unknown = not are_all_known and len(names) == len(self._directory.own) and not self._guard.accepts
+        self._may_write = not (self._guard.is_foreign or is_unknown)
+        self._review_at = self._guard.next_look_at(now)
+        if self._review_at is None and not are_all_known:
+            self._review_at = now + removals.SECOND_LOOK_S
+
+    def _report(self, problem: str) -> None:
+        """Report a problem once. An empty string reports that the last problem is resolved."""
+        if problem != self._reported:
+            print_message(problem or f"resolved: {self._reported}")
+        self._reported = problem
+
+    def _report_longer_lifetime(self, kubeconfig: Kubeconfig | None) -> None:
+        """Report once if credentials are valid for longer than requested."""
+        requested = self._unreported_ttl
+        if requested is None or kubeconfig is None or kubeconfig.expires_at is None or kubeconfig.issued_at is None:
+            return
+        self._unreported_ttl = None
+        if (lifetime := kubeconfig.expires_at - kubeconfig.issued_at) > requested:
+            print_message(
+                f"credentials are valid for {format_duration(lifetime)} ({format_duration(requested)} requested)"
+            )
+
+    def _report_skipped(self) -> None:
+        for name, reason in self._directory.skipped.items():
+            if self._reported_skipped.get(name) != reason:
+                print_message(f"no file for {name!r}: {reason}")
+        self._reported_skipped = dict(self._directory.skipped)
+
+
+async def _is_elsewhere(client: DiscoveryClient, name: str, lookups: asyncio.Semaphore) -> bool:
+    """Return whether the cluster is ready, but not assigned to this member of the shard group."""
+    try:
+        async with lookups:
+            return (await client.get(name)).engagement.reason is EngagementReason.UNASSIGNED
+    except StatusError:
+        return False

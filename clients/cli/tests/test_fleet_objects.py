@@ -1,0 +1,121 @@
+"""Tests of what one cluster may do to the objects of the others: nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, nullcontext
+from datetime import timedelta
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from milo_discovery import ClientCredentials, Cluster, EngagedCluster, Event, EventType, Listing, Synced
+from milo_discovery_cli import fleet_objects, object_watch
+from milo_discovery_cli.fleet_objects import FleetObjects
+from milo_discovery_cli.object_output import form_of
+from milo_discovery_cli.object_request import ObjectScope, parse
+from milo_discovery_cli.object_watch import FleetWatch
+from milo_discovery_cli.options import ConnectionOptions
+from milo_discovery_cli.progress import bar
+from milo_kube.api_request import Answer
+
+CONNECTION = ConnectionOptions(address="unix:///nowhere", timeout=timedelta(seconds=5), credentials=ClientCredentials())
+PODS = {"name": "pods", "singularName": "pod", "namespaced": True, "kind": "Pod", "verbs": ["list"]}
+DOCUMENTS: dict[str, object] = {
+    "/api": {"kind": "APIVersions", "versions": ["v1"]},
+    "/apis": {"kind": "APIGroupList", "groups": []},
+    "/api/v1": {"resources": [PODS]},
+    "/api/v1/pods": {"metadata": {"resourceVersion": "1"}, "items": [{"metadata": {"name": "web", "uid": "u"}}]},
+}
+
+
+class Api:
+    """The API of a cluster; of the cluster "broken", each request raises an error that nobody expects."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    async def get(self, path: str, query: Any = (), **_: Any) -> Answer:
+        if self.name == "broken":
+            raise KeyError(path)
+        return Answer(200, {}, json.dumps(DOCUMENTS[path]).encode())
+
+    @asynccontextmanager
+    async def stream(self, *_: Any, **__: Any) -> AsyncIterator[Any]:
+        await asyncio.Event().wait()
+        yield
+
+    async def aclose(self) -> None: ...
+
+
+class Client:
+    """A client of a daemon with the clusters "broken" and "sound"."""
+
+    clusters = (Cluster(name="broken"), Cluster(name="sound"))
+    api_clients = None
+
+    async def list(self, **_: Any) -> Listing:
+        return Listing(clusters=self.clusters, revision="1")
+
+    @asynccontextmanager
+    async def watch(self, **_: Any) -> AsyncIterator[Any]:
+        yield SimpleNamespace(feed=self.feed)
+
+    async def feed(self) -> AsyncIterator[Any]:
+        for cluster in self.clusters:
+            yield Event(type=EventType.ENGAGED, cluster=cluster)
+        yield Synced(clusters=2)
+        await asyncio.Event().wait()
+
+
+async def test_unexpected_error_of_one_cluster_is_its_cause_and_others_are_printed(monkeypatch, capsys):
+    @asynccontextmanager
+    async def opened(_: object, cluster: Cluster, __: object) -> AsyncIterator[Api]:
+        yield Api(cluster.name)
+
+    monkeypatch.setattr(fleet_objects, "opened", opened)
+    form = form_of("custom-columns=N:.metadata.name", namespaces=True, kinds=False, headers=False, watches=False)
+    objects = FleetObjects(CONNECTION, ObjectScope(), parse(["pods"]), form)
+    only: Any = {"names": ()}
+    assert await objects.print(Client(), only) == 1  # type: ignore[arg-type]
+    printed = capsys.readouterr()
+    assert printed.out == "sound   web\n"
+    assert printed.err.splitlines()[-1] == "broken    what it sent cannot be shown: KeyError: '/api'"
+
+
+async def test_unexpected_error_of_one_cluster_does_not_end_the_watch_of_others(monkeypatch, capsys):
+    monkeypatch.setattr(EngagedCluster, "credentials", lambda _: nullcontext())
+    monkeypatch.setattr(object_watch, "ClusterApi", lambda name, *_: Api(name))
+    monkeypatch.setattr(object_watch, "exit_with_reader", lambda _: None)
+    form = form_of("custom-columns=N:.metadata.name", namespaces=True, kinds=False, headers=False, watches=True)
+    watch = FleetWatch(CONNECTION, ObjectScope(), parse(["pods"]), form)
+    only: Any = {"names": ()}
+    printing = asyncio.create_task(watch.print(Client(), only))  # type: ignore[arg-type]
+    out = err = ""
+    while not printing.done() and not (out and "KeyError" in err):
+        await asyncio.sleep(0.01)
+        printed = capsys.readouterr()
+        out, err = out + printed.out, err + printed.err
+    assert not printing.done()
+    assert out == "ADDED      sound   web\n"
+    assert "milo-discovery: broken: KeyError: '/api'; retrying\n" in err
+    printing.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await printing
+
+
+@pytest.mark.parametrize(
+    ("counts", "width", "text"),
+    [
+        ((0, 0, 400), 80, f"[{'.' * 30}] 0 of 400 clusters"),
+        ((200, 3, 400), 80, f"[{'#' * 15}{'.' * 15}] 200 of 400 clusters, 3 did not answer"),
+        ((400, 0, 400), 80, f"[{'#' * 30}] 400 of 400 clusters"),
+        ((0, 0, 0), 80, f"[{'#' * 30}] 0 of 0 clusters"),
+        ((1, 0, 2), 10, "[#########"),
+    ],
+)
+def test_bar_shows_how_many_clusters_have_answered(counts, width, text):
+    assert bar(*counts, width) == text

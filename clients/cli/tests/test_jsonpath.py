@@ -1,0 +1,41 @@
+"""Tests that JSONPath templates render as in kubectl."""
+
+import pytest
+
+from milo_discovery_cli import jsonpath
+
+DOCUMENT = {
+    "clusters": [
+        {"name": "a", "labels": {"env": "prod", "example.com/tier": "1"}, "size": 3, "suspended": False},
+        {"name": "b", "labels": {"env": "dev"}, "size": 5},
+    ]
+}
+
+
+@pytest.mark.parametrize(
+    ("template", "printed"),
+    [
+        ("{.clusters[*].name}", "a b"),
+        ("{$.clusters[0].labels.env}", "prod"),
+        ("{.clusters[-1:].name}", "b"),
+        ("{.clusters[0].suspended}", "false"),
+        ("{.clusters[0].labels['example.com/tier']}", "1"),
+        (r"{.clusters[0].labels.example\.com/tier}", "1"),
+        ("{.clusters[9].name}", ""),
+        ("{..env}", "prod dev"),
+        ('{.clusters[?(@.labels.env=="dev")].name}', "b"),
+        ("{.clusters[?(@.size>3)].name}", "b"),
+        ("{.clusters[?(@.suspended)].name}", "a"),
+        ('{range .clusters[*]}{.name}={.size}{"\\n"}{end}', "a=3\nb=5\n"),
+        ("first: {.clusters[0].name}!", "first: a!"),
+        ("{.clusters[0].labels}", '{"env": "prod", "example.com/tier": "1"}'),
+    ],
+)
+def test_jsonpath_template_renders_as_in_kubectl(template: str, printed: str) -> None:
+    assert jsonpath.render(template, DOCUMENT) == printed
+
+
+@pytest.mark.parametrize("template", ["{.clusters[}", "{.clusters", "{range .clusters[*]}{.name}", "{.a[?(@.b==c)]}"])
+def test_invalid_jsonpath_is_refused(template: str) -> None:
+    with pytest.raises(jsonpath.PathError):
+        jsonpath.render(template, {"a": [{"b": 1}], "clusters": []})

@@ -1,0 +1,344 @@
+"""Tests of `milo-discovery sync`: files follow the stream, and are kept if it breaks or is of another fleet."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import re
+import signal
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from clients.python.tests import messages
+from clients.python.tests.kubeconfigs import message, text
+from clients.python.tests.messages import disengaged, engaged, following, renewed
+from milo_discovery.kubeconfig_access import read_access
+from milo_discovery.v1 import discovery_pb2 as pb
+from milo_discovery_cli.exit_status import CommandFailure
+from milo_discovery_cli.sync import _check_owner
+
+from .command_process import running
+
+STREAMING = pb.SourceStatus(state=pb.SourceStatus.STATE_STREAMING)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "clusters"
+
+
+async def until(predicate: Callable[[], bool]) -> None:
+    while not predicate():  # noqa: ASYNC110  (files have no event to wait for)
+        await asyncio.sleep(0.005)
+
+
+def snapshot(revision: str, *events: pb.ClusterEvent, synced: bool = True) -> pb.WatchClustersResponse:
+    return messages.snapshot(revision, *events, synced=synced, source=STREAMING)
+
+
+def content(path: Path) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for file in path.glob("*.kubeconfig"):
+        with suppress(FileNotFoundError):  # removed after the glob
+            found[file.stem] = read_access(file.read_bytes()).token or ""
+    return dict(sorted(found.items()))
+
+
+def index(path: Path) -> list[dict[str, object]]:
+    return json.loads((path / "index.json").read_text())["clusters"]
+
+
+def sync(daemon, path: Path, *arguments: str):
+    """Run `sync` with SECOND_LOOK_S reduced to 0.1 s."""
+    site = path.parent / "site"
+    site.mkdir(exist_ok=True)
+    (site / "sitecustomize.py").write_text("from milo_discovery import removals\nremovals.SECOND_LOOK_S = 0.1\n")
+    return running("sync", "--dir", str(path), *arguments, address=daemon.address, PYTHONPATH=str(site))
+
+
+async def sync_once(daemon, path: Path, names: str, *arguments: str) -> tuple[int, str]:
+    """Run `sync --once` while these clusters are engaged. Return its exit status and stderr."""
+    async with sync(daemon, path, "--once", *arguments) as process:
+        (await daemon.stream()).send(snapshot("1", *(engaged(name, token=f"{name}-1") for name in names)))
+        _, err = await process.communicate()
+    return process.returncode, err.decode()
+
+
+async def test_sync_follows_the_stream(daemon, path):
+    async with sync(daemon, path, "-l", "env=prod", "--ttl", "5m") as process:
+        stream = await daemon.stream()
+        assert stream.request.include_kubeconfigs
+        assert stream.request.kubeconfig_ttl.seconds == 300
+        assert stream.request.filter.label_selector == "env=prod"
+        stream.send(snapshot("1", engaged("a", token="a-1"), engaged("b", token="b-1")))
+        await until(lambda: content(path) == {"a": "a-1", "b": "b-1"})
+        stream.send(following("1", "2", renewed("a", "a-2")))
+        await until(lambda: content(path) == {"a": "a-2", "b": "b-1"})
+        stream.send(following("2", "3", disengaged("b"), engaged("c")))
+        await until(lambda: content(path) == {"a": "a-2"})
+        stream.send(following("3", "4", renewed("c", "c-1")))
+        await until(lambda: content(path) == {"a": "a-2", "c": "c-1"})
+        process.send_signal(signal.SIGTERM)
+        out, err = await process.communicate()
+    assert (process.returncode, out.decode()) == (0, "")
+    assert err.decode() == "milo-discovery: synced: 2 clusters\n"
+    assert content(path) == {"a": "a-2", "c": "c-1"}
+    assert [entry["name"] for entry in index(path)] == ["a", "c"]
+
+
+async def test_sync_keeps_files_while_the_daemon_is_down_and_catches_up(daemon, path):
+    async with sync(daemon, path) as process:
+        (await daemon.stream()).send(snapshot("1", engaged("a", token="a-1"), engaged("b", token="b-1")))
+        await until(lambda: len(content(path)) == 2)
+        await daemon.stop()
+        assert process.stderr is not None
+        while b"retrying" not in await process.stderr.readline():
+            pass
+        assert content(path) == {"a": "a-1", "b": "b-1"}
+        await daemon.start()
+        (await daemon.stream()).send(snapshot("9", engaged("a", token="a-2")))
+        await until(lambda: content(path) == {"a": "a-2"})
+
+
+async def test_sync_restart_removes_files_only_with_a_complete_view(daemon, path):
+    async with sync(daemon, path, "--once") as process:
+        (await daemon.stream()).send(snapshot("1", engaged("a", token="a-1"), engaged("b", token="b-1")))
+        assert await process.wait() == 0
+    async with sync(daemon, path):
+        stream = await daemon.stream()
+        stream.send(snapshot("5", engaged("b", token="b-2"), synced=False))
+        stream.end()
+        stream = await daemon.stream()  # opened after the client read the end of the first stream
+        assert content(path) == {"a": "a-1", "b": "b-1"}
+        stream.send(snapshot("5", engaged("b", token="b-2"), engaged("c", token="c-1")))
+        await until(lambda: content(path) == {"b": "b-2", "c": "c-1"})
+
+
+async def test_sync_with_another_filter_or_group_fails_and_removes_nothing(daemon, path):
+    assert (await sync_once(daemon, path, "a"))[0] == 0
+    before = {file.name: file.read_bytes() for file in path.iterdir()}
+    status, err = await sync_once(daemon, path, "", "-l", "nothing=here")
+    assert status == 1
+    assert f"{path} was written with no filter, but this run has the filter `-l nothing=here`: check" in err
+    assert "--accept-removals" in err
+    daemon.group = "dns"
+    status, err = await sync_once(daemon, path, "a")
+    assert (status, "this daemon belongs to the shard group 'dns'" in err) == (1, True)
+    assert {file.name: file.read_bytes() for file in path.iterdir()} == before
+    assert (await sync_once(daemon, path, "b", "--accept-removals"))[0] == 0
+    assert content(path) == {"b": "b-1"}
+    assert (await sync_once(daemon, path, "b"))[0] == 0
+
+
+@pytest.mark.parametrize("there", ["a", "ab"])
+async def test_sync_of_another_fleet_changes_nothing_without_accept_removals(daemon, path, there):
+    assert (await sync_once(daemon, path, there))[0] == 0
+    before = {file.name: file.read_bytes() for file in path.iterdir()}
+    for others in ("", "cd"):
+        status, err = await sync_once(daemon, path, others)
+        assert (status, "the daemon's view lacks all" in err) == (1, True)
+        assert {file.name: file.read_bytes() for file in path.iterdir()} == before
+    assert (await sync_once(daemon, path, "cd", "--accept-removals"))[0] == 0
+    assert content(path) == {"c": "c-1", "d": "d-1"}
+
+
+async def test_sync_with_a_much_smaller_view_writes_new_files_and_removes_no_files(daemon, path):
+    assert (await sync_once(daemon, path, "abc"))[0] == 0
+    status, err = await sync_once(daemon, path, "ad")
+    assert (status, "the daemon's view lacks 2 of 3 clusters that have an object or file" in err) == (1, True)
+    assert list(content(path)) == [entry["name"] for entry in index(path)] == list("abcd")
+
+
+async def test_sync_that_reconnects_to_another_fleet_changes_nothing(daemon, path):
+    async with sync(daemon, path) as process:
+        (await daemon.stream()).send(snapshot("1", engaged("a", token="a-1"), engaged("b", token="b-1")))
+        await until(lambda: len(content(path)) == 2)
+        await daemon.stop()
+        await daemon.start()
+        (await daemon.stream()).send(snapshot("9", engaged("c", token="c-1")))
+        while b"nothing is written" not in await process.stderr.readline():
+            pass
+    assert content(path) == {"a": "a-1", "b": "b-1"}
+
+
+async def test_sync_that_starts_at_another_fleet_changes_nothing_also_before_its_source_is_streaming(daemon, path):
+    assert (await sync_once(daemon, path, "ab"))[0] == 0
+    daemon.answers["GetServerInfo"] = answers = [pb.GetServerInfoResponse() for _ in range(10)]
+    async with sync(daemon, path) as process:
+        stream = await daemon.stream()
+        stream.send(messages.snapshot("1", *(engaged(name, token=name) for name in "cdef")))
+        await until(lambda: len(answers) < 10)
+        stream.send(following("1", "2", renewed("c", "c-2"), source=STREAMING))
+        while b"nothing is written" not in await process.stderr.readline():
+            pass
+    assert content(path) == {"a": "a-1", "b": "b-1"}
+
+
+async def test_sync_keeps_files_when_its_authorization_is_revoked(daemon, path):
+    async with sync(daemon, path) as process:
+        stream = await daemon.stream()
+        stream.send(snapshot("1", engaged("a", token="a-1"), engaged("b", token="b-1")))
+        await until(lambda: len(content(path)) == 2)
+        stream.send(following("1", "2", *(disengaged(name, pb.DISENGAGE_REASON_REVOKED) for name in "ab")))
+        while b"nothing is written" not in await process.stderr.readline():
+            pass
+    assert content(path) == {"a": "a-1", "b": "b-1"}
+
+
+async def test_sync_keeps_the_file_of_a_missing_cluster_while_the_source_state_is_unknown(daemon, path):
+    assert (await sync_once(daemon, path, "ab"))[0] == 0
+    async with sync(daemon, path, "--once") as process:
+        (await daemon.stream()).send(messages.snapshot("1", engaged("b", token="b-2")))
+        assert await process.wait() == 0
+    assert content(path) == {"a": "a-1", "b": "b-2"}
+
+
+async def test_sync_makes_accepted_removals_once_the_source_is_streaming(daemon, path):
+    assert (await sync_once(daemon, path, "abc"))[0] == 0
+    async with sync(daemon, path, "--accept-removals"):
+        stream = await daemon.stream()
+        stream.send(messages.snapshot("1", engaged("a", token="a-2")))
+        await until(lambda: content(path)["a"] == "a-2")
+        stream.send(following("1", "2", renewed("a", "a-3"), source=STREAMING))
+        await until(lambda: content(path) == {"a": "a-3"})
+
+
+async def test_sync_removes_the_files_of_clusters_that_another_replica_owns(daemon, path):
+    daemon.group = "dns"
+    assert (await sync_once(daemon, path, "abc"))[0] == 0
+    elsewhere = pb.GetClusterResponse(engagement=pb.Engagement(reason=pb.Engagement.REASON_UNASSIGNED))
+    daemon.answers["GetCluster"] = [elsewhere, elsewhere]
+    assert (await sync_once(daemon, path, "c"))[0] == 0
+    assert content(path) == {"c": "c-1"}
+
+
+async def test_sync_with_option_once_fails_if_a_cluster_has_no_file(daemon, path):
+    path.mkdir()
+    (path / "b.kubeconfig").write_text("of another program")
+    status, err = await sync_once(daemon, path, "ab")
+    assert status == 1
+    assert "no file for 'b'" in err
+    assert "some clusters have no file" in err
+    assert (path / "a.kubeconfig").exists()
+
+
+async def test_sync_with_option_once_waits_for_the_file_of_each_cluster(daemon, path):
+    async with sync(daemon, path, "--once") as process:
+        stream = await daemon.stream()
+        stream.send(snapshot("1", engaged("a", token="a-1"), engaged("b")))
+        await until(lambda: content(path) == {"a": "a-1"})
+        assert process.returncode is None
+        stream.send(following("1", "2", renewed("b", "b-1")))
+        assert await process.wait() == 0
+    assert content(path) == {"a": "a-1", "b": "b-1"}
+
+
+async def test_sync_reports_once_that_credentials_live_longer_than_requested(daemon, path):
+    async with sync(daemon, path, "--once", "--ttl", "1s") as process:
+        clusters = [engaged(name) for name in "ab"]
+        for cluster in clusters:
+            cluster.kubeconfig.CopyFrom(message(text(token="t")))
+        (await daemon.stream()).send(snapshot("1", *clusters))
+        _, err = await process.communicate()
+    assert err.decode().count("credentials are valid for 10m (1s requested)") == 1
+
+
+async def test_sync_killed_during_a_write_leaves_no_partial_file(daemon, path):
+    """All existing files are complete, and the next process continues."""
+    whole = {letter: letter * (1 << 19) for letter in "abcdefgh"}
+    for attempt in range(3):
+        async with sync(daemon, path, "--accept-removals") as process:
+            stream = await daemon.stream()
+            names = [f"{attempt}-{letter}" for letter in whole]
+            stream.send(*_batches(names, list(whole.values())))
+            await until(lambda names=names: any((path / f"{name}.kubeconfig").exists() for name in names))
+            process.kill()
+            await process.wait()
+        for name, token in content(path).items():
+            assert token == whole[name[-1]]
+    async with sync(daemon, path, "--once", "--accept-removals") as process:
+        (await daemon.stream()).send(snapshot("1", engaged("only", token="k")))
+        assert await process.wait() == 0
+    assert sorted(file.name for file in path.iterdir()) == [".milo-discovery.json", "index.json", "only.kubeconfig"]
+
+
+def _batches(names: list[str], tokens: list[str]):
+    yield snapshot("0", synced=False)
+    for number, (name, token) in enumerate(zip(names, tokens, strict=True), 1):
+        event = engaged(name, token=token)
+        yield following(str(number - 1), str(number), event, synced=number == len(names))
+
+
+async def test_sync_waits_for_space_on_a_full_disk_and_catches_up(daemon, path, tmp_path):
+    """A sitecustomize module makes Path.replace fail with ENOSPC while the file `full` exists."""
+    (full := tmp_path / "full").touch()
+    (tmp_path / "sitecustomize.py").write_text(
+        "import errno, os, pathlib\n"
+        "real = pathlib.Path.replace\n"
+        "def replace(self, target):\n"
+        f"    if os.path.exists({str(full)!r}): raise OSError(errno.ENOSPC, 'No space left on device')\n"
+        "    return real(self, target)\n"
+        "pathlib.Path.replace = replace\n"
+    )
+    path.mkdir()
+    (path / ".milo-discovery.json").write_text('{"files": [], "index": true}')
+    async with running("sync", "--dir", str(path), address=daemon.address, PYTHONPATH=str(tmp_path)) as process:
+        (await daemon.stream()).send(snapshot("1", engaged("a", token="a-1")))
+        while b"No space left on device; retrying" not in await process.stderr.readline():
+            pass
+        assert content(path) == {}
+        full.unlink()
+        await until(lambda: content(path) == {"a": "a-1"})
+        process.send_signal(signal.SIGTERM)
+        assert await process.wait() == 0
+
+
+@pytest.fixture(params=[0o700, 0o777], ids=oct)
+def mode(request: pytest.FixtureRequest, path: Path) -> int:
+    path.mkdir()
+    path.chmod(request.param)
+    return request.param
+
+
+async def test_sync_warns_of_a_world_writable_directory(daemon, path: Path, mode: int):
+    status, err = await sync_once(daemon, path, "a")
+    assert (status, "is world-writable" in err) == (0, mode == 0o777)
+
+
+@pytest.mark.parametrize(("user", "is_refused"), [(0, True), (1000, False)])
+def test_sync_directory_of_another_user_is_refused_for_root_and_reported_otherwise(
+    path: Path, monkeypatch, capsys, user, is_refused
+):
+    status = os.stat_result((0o40755, 0, 0, 1, 4242, 4242, 0, 0, 0, 0))
+    monkeypatch.setattr(Path, "stat", lambda *_, **__: status)
+    monkeypatch.setattr(os, "geteuid", lambda: user)
+    told = f"{path} belongs to user 4242, who can read and replace the kubeconfigs in it: run chown {user} on it"
+    if is_refused:
+        with pytest.raises(CommandFailure, match=re.escape(told)):
+            _check_owner(path)
+    else:
+        _check_owner(path)
+        assert capsys.readouterr().err == f"milo-discovery: {told}\n"
+    monkeypatch.setattr(os, "geteuid", lambda: 4242)
+    _check_owner(path)
+    assert capsys.readouterr().err == ""
+
+
+@pytest.fixture
+def path_of_another_user(path: Path) -> Path:
+    path.mkdir()
+    os.chown(path, 4242, 4242)
+    return path
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="changes the owner of a directory")
+async def test_sync_run_by_root_refuses_a_directory_of_another_user(daemon, path_of_another_user: Path):
+    async with sync(daemon, path_of_another_user, "--once") as process:
+        _, err = await process.communicate()
+    assert process.returncode == 1
+    assert b"belongs to user 4242" in err
+    assert content(path_of_another_user) == {}
