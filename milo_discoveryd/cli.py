@@ -103,8 +103,8 @@ def daemon_options(run: Callable[..., None]) -> Callable[..., None]:
             click.option("--config", type=click.Path(path_type=Path), help="YAML file of settings."),
             click.option(
                 "--mode",
-                help="project, project-control-plane, declarative, kind, single, or a kind of an installed package. "
-                "service-consumer and other kinds with required settings are configured in the file, in sources.",
+                help="Kind of the source: project, project-control-plane, service-consumer, declarative, "
+                "kubeconfig-directory, kind, single, or a kind of an installed package.",
             ),
             click.option(
                 "--discovery-kubeconfig",

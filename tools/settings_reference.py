@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any, NamedTuple, get_origin
 
 from milo_discoveryd.config import ListenAddress, TcpAddress
-from milo_discoveryd.config.given import GivenSettings
 from milo_discoveryd.config.issuers import parse_issuer
 from milo_discoveryd.config.listeners import ListenerSettings
+from milo_discoveryd.config.settings import Settings
 from milo_discoveryd.config.sources import SourceParser, SourceSettings
 from milo_discoveryd.credentials.issuers.settings import ISSUERS, IssuerSettings
 from milo_discoveryd.schema import values
@@ -30,8 +30,6 @@ from tools.documents import wrapped
 DOCS = Path(__file__).parents[1] / "docs"
 _LIST = re.compile(r"<!-- settings: (?P<names>[^>]+) -->\n.*?<!-- end -->\n", re.DOTALL)
 _DEFAULT_IN_WORDS = re.compile(r" *Default: ([^.]+(?:\.\w[^.]*)*)\.$")
-_FLAT_KINDS = tuple(field.type for field in fields(GivenSettings).values())
-"""Kinds whose settings are also a group outside of `sources`; the list of that group describes them."""
 _NOTHING: tuple[object, ...] = (None, "", (), {})
 
 
@@ -52,7 +50,7 @@ class Entry(NamedTuple):
         return self.name == selected or (inside != self.name and "[" not in inside)
 
 
-def entries(group: type[Group] = GivenSettings, around: str = "") -> Iterator[Entry]:
+def entries(group: type[Group] = Settings, around: str = "") -> Iterator[Entry]:
     for name, field in fields(group).items():
         place = around + name
         if name == "type":  # described in the lists of the types
@@ -66,7 +64,7 @@ def entries(group: type[Group] = GivenSettings, around: str = "") -> Iterator[En
 
 def _entry(name: str, field: Field, docstring: str) -> Entry:
     in_words = _DEFAULT_IN_WORDS.search(docstring)
-    if in_words and (field.is_required or field.default in _NOTHING):
+    if in_words:
         shown = in_words[1]
     elif field.is_required:
         shown = "required"
@@ -93,8 +91,7 @@ def _within(place: str, field: Field) -> Iterator[Entry]:
         case ListOf(item=SourceParser()):
             yield from entries(SourceSettings, f"{place}[].")
             for name, kind in KINDS.built_in_groups():
-                if kind not in _FLAT_KINDS:
-                    yield from entries(kind, f"{place}[{name}].")
+                yield from entries(kind, f"{place}[{name}].")
 
 
 @cache

@@ -26,7 +26,7 @@ _TRANSPORT_FIXES = {
     "the server responds",
     "closed": "check that this is the address of an API server, not of a load balancer without a backend",
     "too_large": "raise watch.objects_limit, or find out why the API server sends so much at once",
-    "credential": "correct the kubeconfig's credential or exec plugin, or the issuer that watch.credentials names",
+    "credential": "correct the kubeconfig's credential or exec plugin, or the issuer that `credentials` names",
 }
 
 

@@ -319,7 +319,7 @@ def _issuers(
             if source.discovery is not None:
                 made.authenticated(source.discovery, source.of.credentials)
     except ConfigError as error:
-        return fail("kubeconfigs", str(error), "correct kubeconfigs.issuers or watch.credentials in the configuration")
+        return fail("kubeconfigs", str(error), "correct kubeconfigs.issuers or `credentials` in the configuration")
     except StartError as error:
         return fail(SHARDING, str(error), "correct the settings in `sharding`")
     return made

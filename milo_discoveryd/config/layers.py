@@ -1,7 +1,8 @@
 """Layers of settings: flags, environment variables and the configuration file.
 
 A layer maps the path of a setting, such as ("socket", "mode"), to its value and to the place where it was given. Error
-messages state this place. Layers merge like dictionaries: a later one overrides an earlier one.
+messages state this place. Layers merge like dictionaries: a later one overrides an earlier one. The settings of an only
+source have the path that they have in `sources`, whatever name they were given by.
 """
 
 import re
@@ -10,8 +11,9 @@ from pathlib import Path
 
 import msgspec
 
-from milo_discoveryd.config.given import GivenSettings, SettingPath
 from milo_discoveryd.config.listeners import ListenerSettings
+from milo_discoveryd.config.settings import Settings
+from milo_discoveryd.config.sources import ALIASES, FILE_ALIASES, OPERATORS_GROUP, Alias, SettingName, SettingPath
 from milo_discoveryd.schema.fields import Group, fields, nearest
 from milo_kube import yaml_document
 
@@ -21,15 +23,6 @@ FILE_VARIABLE = "MILO_DISCOVERYD_CONFIG"
 
 # Kubernetes sets these variables for a Service named milo-discoveryd; they are not settings.
 _SERVICE_LINK = re.compile(r"(SERVICE_(HOST|PORT)(_\w+)?|PORT(_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)?)")
-
-# Setting names in the configuration files of existing Milo operators, at the top level or under `discovery`.
-_OPERATORS_SPELLINGS: Mapping[str, SettingPath] = {
-    "internalServiceDiscovery": ("mode",),
-    "discoveryKubeconfigPath": ("discovery_kubeconfig",),
-    "projectKubeconfigPath": ("project_kubeconfig",),
-}
-_OPERATORS_GROUP = "discovery"
-_INTERNAL = {"true": "project-control-plane", "false": "project"}
 
 
 class Problem(msgspec.Struct, frozen=True):
@@ -55,7 +48,7 @@ class Layer(msgspec.Struct, frozen=True):
     problems: tuple[Problem, ...] = ()
 
 
-def _walk(group: type[Group], around: SettingPath = ()) -> Iterator[tuple[SettingPath, bool]]:
+def _walk(group: type[Group], around: SettingName = ()) -> Iterator[tuple[SettingName, bool]]:
     """Yield the path of every setting and group, and whether it is a group."""
     for name, field in fields(group).items():
         if field.is_group:
@@ -65,21 +58,27 @@ def _walk(group: type[Group], around: SettingPath = ()) -> Iterator[tuple[Settin
             yield (*around, name), False
 
 
-_TREE = dict(_walk(GivenSettings))
-LEAVES = tuple(key for key, is_group in _TREE.items() if not is_group)
-GROUPS = frozenset(key for key, is_group in _TREE.items() if is_group)
+_TREE = dict(_walk(Settings))
+GROUPS = frozenset({OPERATORS_GROUP, *(key for key, is_group in _TREE.items() if is_group)})
+LEAVES = (*(key for key, is_group in _TREE.items() if not is_group), *ALIASES)
+_IN_FILES = (*LEAVES, *FILE_ALIASES)
 
 
 def dotted(key: SettingPath) -> str:
-    return ".".join(key)
+    return ".".join(map(str, key))
 
 
-def flag_of(key: SettingPath) -> str:
+def flag_of(key: SettingName) -> str:
     return "--" + "-".join(key).replace("_", "-")
 
 
-def variable_of(key: SettingPath) -> str:
+def variable_of(key: SettingName) -> str:
     return ENVIRONMENT_PREFIX + "__".join(key).upper()
+
+
+def _path(key: SettingName) -> SettingPath:
+    """Return the path in the tree of settings."""
+    return FILE_ALIASES.get(key, Alias(key)).path
 
 
 def from_flags(flags: Mapping[str, object]) -> Layer:
@@ -90,7 +89,7 @@ def from_flags(flags: Mapping[str, object]) -> Layer:
     known = {dotted(key): key for key in LEAVES}
     return Layer(
         {
-            known[name]: Given(value, f"flag {flag_of(known[name])}")
+            _path(known[name]): Given(value, f"flag {flag_of(known[name])}")
             for name, value in flags.items()
             if value not in (None, "", (), [], ("",))
         }
@@ -105,7 +104,7 @@ def from_environment(environ: Mapping[str, str]) -> Layer:
         key = known.get(name)
         if key is not None:
             if environ[name]:  # manifests leave unset variables empty
-                given[key] = Given(environ[name], f"environment {name}")
+                given[_path(key)] = Given(environ[name], f"environment {name}")
         elif name.startswith(ENVIRONMENT_PREFIX) and not _is_reserved(name):
             problems.append(Problem(f"environment {name}", f"is not a setting{nearest(name, known)}"))
         elif name.startswith(CLIENTS_PREFIX) and environ[name] and (own := _own(name)) in known:
@@ -153,48 +152,37 @@ class _FileReader:
             return
         self._group(root, ())
 
-    def _group(self, mapping: Mapping[str, object], around: SettingPath) -> None:
+    def _group(self, mapping: Mapping[str, object], around: SettingName) -> None:
         for name, value in mapping.items():
             key = (*around, name)
             if key in GROUPS:
                 self._inside(value, key)
-            elif key in _TREE:
-                self._leaf(key, value, self._place(key))
-            elif name in _OPERATORS_SPELLINGS and around in ((), (_OPERATORS_GROUP,)):
-                self._operators(name, value, self._place(key))
-            elif key == (_OPERATORS_GROUP,):
-                self._inside(value, key)
+            elif key in _IN_FILES:
+                self._leaf(key, value)
             else:
                 self._unknown(name, key)
 
-    def _inside(self, value: object, key: SettingPath) -> None:
+    def _inside(self, value: object, key: SettingName) -> None:
         if isinstance(value, dict):
             self._group(value, key)
         elif value is not None:
             self.problems.append(Problem(self._place(key), "must be a mapping of settings to values"))
 
-    def _leaf(self, key: SettingPath, value: object, place: str) -> None:
+    def _leaf(self, key: SettingName, value: object) -> None:
         if value is None:
             return  # `key:` without a value
-        if key in self.given:
-            self.problems.append(Problem(place, f"sets the same setting as {self.given[key].place}; remove one"))
+        path, meanings = FILE_ALIASES.get(key, Alias(key))
+        place = self._place(key)
+        if meanings is not None and (value := meanings.get(said := str(value).lower())) is None:
+            self.problems.append(Problem(place, f"{quoted(said)} must be {' or '.join(meanings)}"))
+        elif path in self.given:
+            self.problems.append(Problem(place, f"sets the same setting as {self.given[path].place}; remove one"))
         else:
-            self.given[key] = Given(value, place, lambda inside: self._place(key, inside))
+            self.given[path] = Given(value, place, lambda inside: self._place(key, inside))
 
-    def _operators(self, name: str, value: object, place: str) -> None:
-        if name == "internalServiceDiscovery" and value is not None:
-            mode = _INTERNAL.get(str(value).lower())
-            if mode is None:
-                self.problems.append(Problem(place, f"{quoted(value)} must be true or false"))
-                return
-            value = mode
-        self._leaf(_OPERATORS_SPELLINGS[name], value, place)
-
-    def _unknown(self, name: str, key: SettingPath) -> None:
+    def _unknown(self, name: str, key: SettingName) -> None:
         around = key[:-1]
-        known = [*(other[-1] for other in _TREE if other[:-1] == around), *_OPERATORS_SPELLINGS]
-        if around == (_OPERATORS_GROUP,):
-            known = list(_OPERATORS_SPELLINGS)
+        known = [other[-1] for other in (*_IN_FILES, *GROUPS) if other[:-1] == around]
         if "." in name:  # messages and the documentation write nested settings like this
             self.problems.append(Problem(self._place(key), f"is not a setting{_nested(name)}"))
             return
@@ -204,7 +192,7 @@ class _FileReader:
             return
         self.problems.append(Problem(self._place(key), f"is not a setting{nearest(name, known, around)}"))
 
-    def _place(self, key: SettingPath, inside: tuple[str | int, ...] = ()) -> str:
+    def _place(self, key: SettingName, inside: tuple[str | int, ...] = ()) -> str:
         return f"file {self._path} line {self._document.line((*key, *inside))} key {dotted(key)}"
 
 

@@ -4,10 +4,12 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from msgspec.structs import replace
+
 from milo_discoveryd.config import layers, rule_problems
-from milo_discoveryd.config.given import GivenSettings, SettingPath, expand
 from milo_discoveryd.config.layers import Given, Problem
 from milo_discoveryd.config.settings import Settings
+from milo_discoveryd.config.sources import ONLY_SOURCE, SettingPath
 from milo_discoveryd.credentials.issuers.settings import IssuerSettings, RequestingIssuerSettings
 from milo_discoveryd.daemon_errors import ConfigError
 from milo_discoveryd.schema import values
@@ -28,13 +30,16 @@ def load(flags: Mapping[str, object], environ: Mapping[str, str], file: Path | N
     for layer in weakest_first:
         given.update(layer.given)
     problems = [problem for layer in weakest_first for problem in layer.problems]
+    for key, whole in _parts(given):
+        problems.append(Problem(given.pop(key).place, f"has no effect together with {whole.place}; set it there"))
 
     settings: Settings | None = None
     try:
-        settings, disagreements = expand(parse_group(GivenSettings, _tree(given)), given)
-        problems += [Problem(given[path].place, text) for path, text in disagreements]
-        if not disagreements:
-            problems += _disagreements(settings, given)
+        settings = parse_group(Settings, _tree(given))
+        if not settings.sources[0].name and settings.token_review.kubeconfig is None:
+            watched = settings.sources[0].discovery_kubeconfig
+            settings = replace(settings, token_review=replace(settings.token_review, kubeconfig=watched))
+        problems += _disagreements(settings, given)
     except InvalidError as error:
         problems += [_explain(complaint, given) for complaint in error.complaints]
     if settings is None or problems:
@@ -48,20 +53,35 @@ def named_file(environ: Mapping[str, str], file: Path | None) -> Path | None:
     return Path(named) if file is None and named else file
 
 
+def _parts(given: Mapping[SettingPath, Given]) -> list[tuple[SettingPath, Given]]:
+    """Return the settings that are part of another one, which is given as a whole: `mode` is part of `sources`."""
+    wholes = ((key, key[:length]) for key in given for length in range(1, len(key)))
+    return [(key, given[whole]) for key, whole in wholes if whole in given]
+
+
 def _tree(given: Mapping[SettingPath, Given]) -> dict[str, Any]:
-    tree: dict[str, Any] = {}
+    tree: dict[Any, Any] = {}
     for key, leaf in given.items():
         branch = tree
         for name in key[:-1]:
             branch = branch.setdefault(name, {})
         branch[key[-1]] = leaf.value
+    if any(key[:2] == ONLY_SOURCE for key in given):
+        tree["sources"] = list(tree["sources"].values())
     return tree
 
 
+_KIND: SettingPath = (*ONLY_SOURCE, "kind")
+
+
 def _explain(complaint: Complaint, given: Mapping[SettingPath, Given]) -> Problem:
-    key = next(key for key in given if complaint.path[: len(key)] == key)
-    value = complaint.value
-    inside = complaint.path[len(key) :]
+    path, value = complaint.path, complaint.value
+    # If the setting was not given, the kind of the only source requires it.
+    key = next((key for key in given if path[: len(key)] == key or key[: len(path)] == path), _KIND)
+    inside = path[len(key) :]
+    if key == _KIND and inside:
+        required = f"{layers.quoted(given[key].value)} requires `settings`: {layers.dotted(inside)} {complaint.text}"
+        return Problem(given[key].place, required)
     place = given[key].place_of(inside)
     if key in _ITEMS and inside and not isinstance(item := values.words(given[key].value)[int(inside[0])], Mapping):
         return Problem(place, f"{layers.quoted(item)} {complaint.text}")
@@ -104,7 +124,7 @@ def _place(settings: Settings, position: int, given: Mapping[SettingPath, Given]
     """Return where a source is configured, and the prefix of the messages about it."""
     if name := settings.sources[position].name:
         return given[("sources",)].place_of((position,)), f"{name}: "
-    return next((given[key].place for key in (("mode",),) if key in given), "settings"), ""
+    return next((given[key].place for key in (_KIND, ("sources",)) if key in given), "settings"), ""
 
 
 def _settings_without_an_api_server(settings: Settings, given: Mapping[SettingPath, Given]) -> Iterator[Problem]:
@@ -114,9 +134,8 @@ def _settings_without_an_api_server(settings: Settings, given: Mapping[SettingPa
         place, of = _place(settings, position, given)
         for name in ("discovery_kubeconfig", "project_kubeconfig", "label_selector", "credentials"):
             if getattr(source, name):
-                setting = f"watch.{name}" if name == "credentials" and not source.name else name
                 complaint = (
-                    f"{of}{setting} does not apply to sources of kind {source.kind}, which have no API server: remove "
+                    f"{of}{name} does not apply to sources of kind {source.kind}, which have no API server: remove "
                     "this setting"
                 )
                 yield Problem(place, complaint)
@@ -131,7 +150,7 @@ def _issuers_that_do_not_exist(settings: Settings, given: Mapping[SettingPath, G
                 f"{layers.quoted(wanted)} is not the name of an item of kubeconfigs.issuers; configured: "
                 f"{', '.join(names) or 'none'}"
             )
-            key = ("watch", "credentials")
+            key = (*ONLY_SOURCE, "credentials")
             yield Problem(given[key].place if key in given else _place(settings, position, given)[0], complaint)
 
 

@@ -8,7 +8,7 @@ from typing import Annotated
 from milo_discoveryd.config.issuers import parse_issuer
 from milo_discoveryd.config.listeners import ListenerSettings, distinct, listener
 from milo_discoveryd.config.rights import RuleSettings, ordered
-from milo_discoveryd.config.sources import SourceSettings
+from milo_discoveryd.config.sources import SourceParser, SourceSettings
 from milo_discoveryd.credentials.issuers.settings import IssuerSettings
 from milo_discoveryd.schema import values
 from milo_discoveryd.schema.fields import (
@@ -23,7 +23,6 @@ from milo_discoveryd.schema.fields import (
     span,
     span_or_off,
 )
-from milo_discoveryd.sources.project import ProjectKind
 
 
 def named_once(items: "tuple[SourceSettings | IssuerSettings, ...]") -> None:
@@ -74,9 +73,6 @@ class WatchSettings(Group, frozen=True, kw_only=True):
     addition until their deletion is confirmed. A source that exceeds it is stale with the reason `OverBudget`, and is
     listed again after five minutes. The default is enough for about 150,000 projects. It also limits the size of each
     response."""
-    credentials: Annotated[str | None, Text(most=63)] = None
-    """Name of the credential issuer in `kubeconfigs.issuers` that authenticates discovery. Default: the user of the
-    discovery kubeconfig."""
 
 
 class Tombstones(Group, frozen=True, kw_only=True):
@@ -217,9 +213,9 @@ class ShardingSettings(Group, frozen=True, kw_only=True):
     """How long subscribers that confirm releases have to finish their work on a cluster that moves to another
     daemon."""
     hand_over: bool = False
-    """Hand the clusters over to the other members whenever this daemon stops. Default: a daemon whose name ends with
-    the ordinal of a StatefulSet keeps them for its successor of the same name, for up to 33 seconds; others hand them
-    over."""
+    """Hand the clusters over to the other members whenever this daemon stops. By default, a daemon whose name ends
+    with the ordinal of a StatefulSet keeps them for its successor of the same name, for up to 33 seconds; others hand
+    them over."""
     fence_credentials: bool = False
     """Before this daemon engages clusters that another member owned, it revokes the kubeconfigs that the former owner
     issued for them, and waits until API servers no longer accept them. All `kubeconfigs.issuers` must be bound and of
@@ -238,14 +234,19 @@ class Log(Group, frozen=True, kw_only=True):
     """`auto`: `console` on a terminal, `json` elsewhere."""
 
 
-UNNAMED = SourceSettings(name="", kind="project", settings=ProjectKind())
+def _distinguished(sources: tuple[SourceSettings, ...]) -> None:
+    if len(sources) > 1 and not all(source.name for source in sources):
+        raise ValueError("has several items, each of which needs a `name`")
+    named_once(sources)
 
 
 class Settings(Group, frozen=True, kw_only=True):
-    """The settings of a daemon. Its sources are in one list, whichever way they were configured."""
+    """The settings of a daemon."""
 
-    sources: tuple[SourceSettings, ...] = (UNNAMED,)
-    """Sources of clusters."""
+    sources: Annotated[
+        tuple[SourceSettings, ...], ListOf(SourceParser(), split=values.items, least=1, check=_distinguished)
+    ] = (SourceSettings(),)
+    """Sources of clusters. Default: one of kind `project`."""
     exec_plugins: Annotated[tuple[str, ...], ListOf(Text(least=1, most=4096))] = ()
     """Commands that kubeconfigs may run as exec credential plugins, spelled as in the kubeconfig, such as `datumctl`.
     `*` allows any command: whoever can write a kubeconfig can then run code as the daemon."""

@@ -93,12 +93,15 @@ def _parser(annotation: Any) -> Parser:
     return Nested(annotation)
 
 
-def parse_group(group: type[G], given: Mapping[str, object]) -> G:
-    """Parse a mapping; a key without a value counts as not set. Raises InvalidError."""
+def parse_group(group: type[G], given: Mapping[str, object], *, of: str = "") -> G:
+    """Parse a mapping; a key without a value counts as not set. Raises InvalidError.
+
+    `of` says in messages whose settings they are, such as " of kind project".
+    """
     known = fields(group)
     parsed: dict[str, Any] = {}
     complaints = [
-        Complaint((name,), None, f"is not a setting{nearest(name, known)}") for name in given if name not in known
+        Complaint((name,), None, f"is not a setting{of}{nearest(name, known)}") for name in given if name not in known
     ]
     for name, field in known.items():
         if (value := given.get(name)) is None:

@@ -9,6 +9,7 @@ from collections.abc import Collection, Iterable, Mapping
 from datetime import timedelta
 from pathlib import Path
 from string import Formatter
+from typing import Any
 from urllib.parse import urlsplit
 
 import msgspec
@@ -261,7 +262,7 @@ def words(value: object) -> tuple[object, ...]:
     raise ValueError("must be a list")
 
 
-def pairs(value: object) -> object:
+def pairs(value: object) -> dict[str, Any]:
     """Parse a YAML mapping, or `key=value,key=value` of a flag or variable."""
     if isinstance(value, str):
         entries = [word.partition("=") for word in value.split(",") if word.strip()]

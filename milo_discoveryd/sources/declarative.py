@@ -152,7 +152,7 @@ class EndpointFields(Group, frozen=True, kw_only=True):
     """Path of a field with a base64-encoded kubeconfig, such as `data[value]` of a Secret. The kubeconfig's server and
     CA are used."""
     secret_key: Annotated[str, Text(most=253, form=_data_key)] = ""
-    """Key of a kubeconfig in the data of the Secret that `declarative.secret` names. The kubeconfig's server and CA are
+    """Key of a kubeconfig in the data of the Secret that `secret` names. The kubeconfig's server and CA are
     used. The daemon watches the Secrets. Default: none."""
     hosts: Annotated[tuple[HostPattern, ...], ListOf(_host)] = ()
     """Accepted hosts of endpoints: names and addresses, patterns such as `*.example.com` for all names below a domain,

@@ -86,7 +86,7 @@ class Issuers:
             raise ConfigError(
                 [
                     f"the issuer {name} mints a credential for each cluster, and has none for discovery: name a "
-                    "different issuer in watch.credentials, or in the setting `credentials` of the source"
+                    "different issuer in the setting `credentials` of the source"
                 ]
             )
         ttl_s = self._settings.kubeconfigs.default_ttl.total_seconds()

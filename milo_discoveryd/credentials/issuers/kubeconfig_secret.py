@@ -203,13 +203,13 @@ _SecretPath = Annotated[FieldPath | None, _secret_path]
 class KubeconfigSecretSettings(RequestingIssuerSettings, frozen=True, kw_only=True):
     namespace_template: Annotated[str, values.secret_namespace_template] = "project-{uid}"
     """Namespace of a cluster's Secret; variables: `{uid}`, `{name}`, and in mode `declarative` `{namespace}`, the
-    namespace of the cluster's object, and `{secret_namespace}`, the namespace of `declarative.secret`."""
+    namespace of the cluster's object, and `{secret_namespace}`, the namespace in the setting `secret` of the kind."""
     secret: Annotated[str, values.secret_name_template] = "kubeconfig"  # noqa: S105 - the name of a Secret
     """Name of the Secret; variables: `{name}`, and in mode `declarative` `{object}`, the name of the cluster's object,
-    and `{secret}`, the name in `declarative.secret`."""
+    and `{secret}`, the name in the setting `secret` of the kind."""
     key: Annotated[str, values.secret_key_template] = "kubeconfig"
-    """Key of the kubeconfig in the Secret's data. In mode `declarative`, `{secret_key}` is the `key` of
-    `declarative.secret`."""
+    """Key of the kubeconfig in the Secret's data. In mode `declarative`, `{secret_key}` is the `key` in the setting
+    `secret` of the kind."""
     token: _SecretPath = None
     """Path of a token in a Secret without a kubeconfig, such as `stringData[token]`, or
     `stringData[config].bearerToken` where the value is JSON. Default: none."""

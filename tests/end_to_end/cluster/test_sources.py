@@ -78,14 +78,14 @@ def cluster_itself(node: Node, directory: Path) -> Workload:
 def settings(platform: Platform, cluster: Workload) -> dict[str, Any]:
     """Return the shipped definition, adapted where it says `yours`."""
     found = adapted(platform.name, **platform.changes(cluster))
-    endpoint = found.get("declarative", {}).get("endpoint", {})
+    endpoint = found.get("settings", {}).get("endpoint", {})
     endpoint |= {"hosts": [cluster.host]} if "hosts" in endpoint else {}
     return found
 
 
 def resource(name: str) -> dict[str, Any]:
     """Return the resource of a definition; empty for files."""
-    found: dict[str, Any] = adapted(name).get("declarative", {}).get("resource", {})
+    found: dict[str, Any] = adapted(name).get("settings", {}).get("resource", {})
     return found
 
 

@@ -30,7 +30,7 @@ async def test_daemon_with_projected_token_issues_a_working_kubeconfig(directory
             "subject_token_file": str(projected),
         }
         config = directory / "config.yaml"
-        config.write_text(json.dumps({"kubeconfigs": {"issuers": [exchange]}, "watch": {"credentials": "workload"}}))
+        config.write_text(json.dumps({"kubeconfigs": {"issuers": [exchange]}, "credentials": "workload"}))
         address = f"unix://{directory}/d.sock"
         flags = ("--config", str(config), "--discovery-kubeconfig", str(directory / "upstream"), "--listen", address)
         async with DaemonProcess(address, *flags, "--http-listen", "off") as daemon:

@@ -128,7 +128,7 @@ async def refusal(directory: Path, command: str, settings: str) -> list[str]:
     }
     if "--listen" not in command and "listen:" not in settings:
         environ["MILO_DISCOVERYD_LISTEN"] = f"unix://{directory}/daemon/d.sock"
-    if "discovery_kubeconfig:" not in settings:
+    if "discovery_kubeconfig:" not in settings and "sources:" not in settings:
         environ["MILO_DISCOVERYD_DISCOVERY_KUBECONFIG"] = "kubeconfig"
     if command.startswith("MILO_"):
         name, _, value = command.partition("=")

@@ -54,8 +54,8 @@ async def test_kcp_workspaces_are_clusters_at_paths_of_one_host(workspace: Works
     authorities = workspace.directory / "ca.pem"
     authorities.write_bytes(sandbox.ca_pem)
     changes: dict[str, Any] = {
-        "declarative__ca_file": str(authorities),
-        "declarative__endpoint__hosts": ["127.0.0.1"],
+        "settings__ca_file": str(authorities),
+        "settings__endpoint__hosts": ["127.0.0.1"],
         "kubeconfigs__issuers__0__path": str(token),
     }
     async with following_definition(workspace, "kcp", kcp.kubeconfig(), **changes) as (client, watch):

@@ -23,7 +23,7 @@ NAMESPACE = "garden-team"
 _WITHIN_S = 60.0
 SETTINGS: dict[str, Any] = {
     "mode": "declarative",
-    "declarative": {
+    "settings": {
         "resource": {"group": SHOOTS.group, "version": SHOOTS.version, "plural": SHOOTS.plural, "namespaced": True},
         "ready": {"condition": "APIServerAvailable"},
         "secret": {"name": "{metadata.name}-kubeconfig", "label_selector": "of=shoots"},

@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 
 from milo_discovery import DiscoveryClient
-from tests.end_to_end.real.inside import ADDRESSES
+from tests.end_to_end.real.inside import addresses_inside
 from tests.end_to_end.real.servers import RealApi
 from tests.integration.kubeconfigs.daemon import a_daemon
 
@@ -33,9 +33,9 @@ async def handing_out(
     config = {
         "mode": server.mode,
         "discovery_kubeconfig": str(kubeconfig or server.kubeconfig),
-        "internal_address_template": ADDRESSES,
+        **addresses_inside(server.mode),
         "connectivity": {"interval": "off"},
-        "watch": {"credentials": SOURCE} if authenticates else {},
+        "credentials": SOURCE if authenticates else None,
         "kubeconfigs": {"issuers": [{"name": SOURCE, **source}], **kubeconfigs},
     }
     file = directory / "config.yaml"

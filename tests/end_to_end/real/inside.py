@@ -10,10 +10,16 @@ from typing import Self
 
 from tests.end_to_end.real.certificates import INSIDE
 from tests.end_to_end.real.servers import RealApi
+from tests.end_to_end.scenarios.steps import Mode
 from tests.support.tcp_proxy import TcpProxy
 
 ADDRESSES = f"project-{{uid}}.{INSIDE}:6443"
 """The names of the projects' control planes, as in the daemon's `internal_address_template`."""
+
+
+def addresses_inside(mode: Mode) -> dict[str, str]:
+    """Return the daemon's setting of the control planes' addresses, which one mode has."""
+    return {"internal_address_template": ADDRESSES} if mode == "project-control-plane" else {}
 
 
 class Inside:

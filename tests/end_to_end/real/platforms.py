@@ -162,7 +162,7 @@ def conditions(condition: str) -> list[Document]:
 
 
 def _port(of: Workload) -> Document:
-    return {"declarative__endpoint__port": of.port}
+    return {"settings__endpoint__port": of.port}
 
 
 PLATFORMS: Sequence[Platform] = (
@@ -265,7 +265,7 @@ PLATFORMS: Sequence[Platform] = (
                 {"bearerToken": of.token, "tlsClientConfig": {"insecure": False, "caData": of.authorities}}
             ).encode(),
         },
-        changes=lambda _: {"declarative__resource__namespace": NAMESPACE},
+        changes=lambda _: {"settings__resource__namespace": NAMESPACE},
         cluster=f"{CLUSTER}-access",
         user=TOKEN_USER,
     ),
@@ -300,7 +300,7 @@ PLATFORMS: Sequence[Platform] = (
         },
         changes=lambda of: {
             **_port(of),
-            "declarative__endpoint__hosts": ["127.0.0.0/8"],
+            "settings__endpoint__hosts": ["127.0.0.0/8"],
             "kubeconfigs__issuers__0__command": str(of.plugin),
         },
         user=TOKEN_USER,

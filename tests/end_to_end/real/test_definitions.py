@@ -111,8 +111,8 @@ async def test_cluster_api_source_reads_endpoints_from_kubeconfig_secrets(
     clusters = f"/apis/cluster.x-k8s.io/v1beta2/namespaces/{NAMESPACE}/clusters"
     secrets = f"/api/v1/namespaces/{NAMESPACE}/secrets"
     changes: dict[str, Any] = {
-        "declarative__endpoint": {"secret_key": "value"},
-        "declarative__secret": {
+        "settings__endpoint": {"secret_key": "value"},
+        "settings__secret": {
             "name": "{metadata.name}-kubeconfig",
             "label_selector": "cluster.x-k8s.io/cluster-name",
             "field_selector": "type=cluster.x-k8s.io/secret",
@@ -223,7 +223,7 @@ async def test_cluster_profile_source_engages_healthy_profiles_with_exec_credent
     plugin.write_text(f"#!/bin/sh\ncat <<'END'\n{json.dumps(credential)}\nEND\n")
     plugin.chmod(0o755)
     changes = {
-        "declarative__endpoint__hosts": ["127.0.0.1"],
+        "settings__endpoint__hosts": ["127.0.0.1"],
         "kubeconfigs__issuers__0__command": str(plugin),
     }
     async with platform.api() as api:
@@ -247,7 +247,7 @@ async def test_declarative_source_uses_the_kubeconfig_secrets_that_objects_refer
     first = {"name": "first", "namespace": NAMESPACE}
     settings = {
         "mode": "declarative",
-        "declarative": {
+        "settings": {
             "resource": {"group": "fleet.example.com", "version": "v1", "plural": "members"},
             "endpoint": {"field": "spec.url"},
             "secret": {"name": "{spec.secretRef.name}", "namespace": "{spec.secretRef.namespace}"},

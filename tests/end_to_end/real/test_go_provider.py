@@ -60,7 +60,7 @@ async def test_go_provider_cases_pass_on_real_servers(platform: RealApi, workloa
     }
     config = directory / "config.yaml"
     config.write_text(yaml.safe_dump({**definition, **settings, "connectivity": {"interval": "off"}}))
-    label, _, value = definition["declarative"]["resource"]["label_selector"].partition("=")
+    label, _, value = definition["settings"]["resource"]["label_selector"].partition("=")
     address = f"unix://{directory}/d.sock"
     servers = {
         "address": address,
@@ -97,7 +97,7 @@ def members_of(group: str, label: str, kubeconfig: str, directory: Path, count: 
         config, address = directory / f"{number}.yaml", f"unix://{directory}/{number}.sock"
         settings = {
             "mode": "declarative",
-            "declarative": {
+            "settings": {
                 "resource": {"version": "v1", "plural": "namespaces"},
                 "endpoint": {"template": "https://{metadata.name}.invalid"},
             },

@@ -11,7 +11,7 @@ import pytest_asyncio
 
 from milo_discovery import PreconditionFailed
 from tests.end_to_end.real.daemon_observer import DaemonObserver, disengaged, engaged
-from tests.end_to_end.real.inside import ADDRESSES, Inside
+from tests.end_to_end.real.inside import ADDRESSES, Inside, addresses_inside
 from tests.end_to_end.real.installation import SECRET_KEY, Project
 from tests.end_to_end.real.kubectl import user_of
 from tests.end_to_end.real.rights import Rights, shipped_role, shipped_role_of_secrets, user
@@ -51,8 +51,8 @@ async def milo(servers: RealServers) -> AsyncIterator[Installation]:
                 server,
                 directory,
                 kubeconfig=server.kubeconfig_as("operator"),
-                internal_address_template=ADDRESSES,
                 kubeconfigs={"issuers": [SECRETS]},
+                **addresses_inside(mode),
             )
             observers.append(await stack.enter_async_context(observer))
             acquired.append(server)

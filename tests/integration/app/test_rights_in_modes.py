@@ -92,7 +92,7 @@ MODES = [
         relabel_consumer,
         prefix="dns#",
     ),
-    Mode("declarative", {"mode": "declarative", "declarative": DECLARATIVE}, create_project, relabel_project),
+    Mode("declarative", {"mode": "declarative", "settings": DECLARATIVE}, create_project, relabel_project),
 ]
 
 

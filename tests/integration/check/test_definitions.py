@@ -18,7 +18,7 @@ from tests.support.platforms import SHOOTS, Garden
 
 SETTINGS: dict[str, Any] = {
     "mode": "declarative",
-    "declarative": {
+    "settings": {
         "resource": {"group": SHOOTS.group, "version": SHOOTS.version, "plural": SHOOTS.plural, "namespaced": True},
         "ready": {"condition": "APIServerAvailable"},
         "secret": {"name": "{metadata.name}-kubeconfig"},

@@ -68,7 +68,7 @@ async def test_check_requests_credentials_of_issuers_without_creating_secrets(sa
             "service_account": "operators",
         },
         {"name": "file", "type": "token-file", "path": str(tmp_path / "missing")},
-        watch={"credentials": "datum"},
+        credentials="datum",
     )
     assert "ok    discovery identity: authenticated as sandbox-admin" in found
     assert [line[:30] for line in found if line.startswith(("ok    kube", "fail  kube")) and " datum " not in line] == [
@@ -107,17 +107,17 @@ async def test_rejected_credential_of_an_issuer_for_discovery_is_reported_with_i
 ) -> None:
     (tmp_path / "token").write_text(jwt(exp=time.time() + 600))
     issuer = {"name": "file", "type": "token-file", "path": str(tmp_path / "token")}
-    found = await lines(tmp_path, issuer, watch={"credentials": "file"})
+    found = await lines(tmp_path, issuer, credentials="file")
     at = found.index("fail  discovery identity: the server rejects the credential (401)")
     assert "with credentials of the issuer file is missing, or not valid for this server" in found[at + 1]
 
 
 async def test_per_cluster_issuer_cannot_authenticate_discovery(sandbox: Sandbox, tmp_path: Path) -> None:
     source = {"name": "secret", "type": "kubeconfig-secret"}
-    (line, _) = await lines(tmp_path, source, watch={"credentials": "secret"})
+    (line, _) = await lines(tmp_path, source, credentials="secret")
     assert line == (
         "fail  kubeconfigs: the issuer secret mints a credential for each cluster, and has none for discovery: name a "
-        "different issuer in watch.credentials, or in the setting `credentials` of the source"
+        "different issuer in the setting `credentials` of the source"
     )
 
 

@@ -58,7 +58,7 @@ async def test_service_account_key_authenticates_daemon_and_issued_kubeconfigs(t
             "key_file": str(key),
             "ca_file": str(tmp_path / "ca.pem"),
         }
-        config = sources(tmp_path, source, watch={"credentials": "datum"})
+        config = sources(tmp_path, source, credentials="datum")
         (tmp_path / "upstream.token").write_text("not this one")
         async with a_daemon(tmp_path, file=config, discovery_kubeconfig=str(tmp_path / "upstream")) as stub:
             answers = [
@@ -88,7 +88,7 @@ def exchanged(tmp_path: Path, sandbox: Sandbox, name: str, audience: str) -> dic
 async def test_projected_token_alone_authenticates_daemon_and_issued_kubeconfigs(tmp_path: Path) -> None:
     async with a_sandbox(tmp_path) as sandbox:
         issuer = exchanged(tmp_path, sandbox, "workload", sandbox.url)
-        config = sources(tmp_path, issuer, watch={"credentials": "workload"})
+        config = sources(tmp_path, issuer, credentials="workload")
         (tmp_path / "upstream.token").write_text("not this one")
         tls = ssl.create_default_context(cadata=sandbox.ca_pem.decode())
         async with (

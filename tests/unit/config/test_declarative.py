@@ -12,7 +12,7 @@ from milo_discoveryd.sources.declarative import DeclarativeKind
 DEFINITIONS = sorted((Path(__file__).parents[3] / "deploy" / "sources").glob("*.yaml"))
 VALID = """\
 mode: declarative
-declarative:
+settings:
   resource:
     version: v1
     plural: things
@@ -49,13 +49,13 @@ def test_invalid_declaration_is_rejected_with_line_number(
     assert before in VALID
     with pytest.raises(ConfigError, match=words) as refused:
         loaded(tmp_path, VALID.replace(before, after, 1))
-    assert f"line {line} key declarative" in str(refused.value)
+    assert f"line {line} key settings" in str(refused.value)
 
 
-def test_declarative_mode_and_declarative_setting_require_each_other(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="requires `mode: declarative`"):
+def test_declarative_mode_and_its_settings_require_each_other(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"line 3 key settings\.resource: is not a setting of kind project"):
         loaded(tmp_path, VALID.replace("mode: declarative", "mode: project"))
-    with pytest.raises(ConfigError, match="requires the setting `declarative`"):
+    with pytest.raises(ConfigError, match='"declarative" requires `settings`: resource is missing'):
         loaded(tmp_path, "mode: declarative")
 
 

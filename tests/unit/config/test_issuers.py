@@ -131,14 +131,14 @@ def test_duplicate_and_unknown_credential_issuer_names_are_reported(tmp_path: Pa
     with pytest.raises(ConfigError, match="has several items with the name "):
         loaded(tmp_path, GOOD[0], GOOD[0])
     with pytest.raises(ConfigError, match=r'"nobody" is not the name of an item of kubeconfigs.issuers; conf'):
-        loaded(tmp_path, GOOD[4], watch={"credentials": "nobody"})
+        loaded(tmp_path, GOOD[4], credentials="nobody")
     with pytest.raises(ConfigError, match="configured: none"):
-        loaded(tmp_path, watch={"credentials": "nobody"})
+        loaded(tmp_path, credentials="nobody")
 
 
 DECLARATIVE: dict[str, Any] = {
     "mode": "declarative",
-    "declarative": {
+    "settings": {
         "resource": {"group": "core.gardener.cloud", "version": "v1beta1", "plural": "shoots"},
         "ready": {"condition": "Ready"},
         "endpoint": {"template": "https://{metadata.name}.example.com", "hosts": ["*.example.com"]},

@@ -75,7 +75,7 @@ def test_settings_file_without_values_keeps_the_defaults(file: Path) -> None:
 
 
 def test_unquoted_strings_in_settings_file_are_not_converted_to_booleans_or_numbers(file: Path) -> None:
-    file.write_text("mode: single\ncluster:\n  name: no\n  labels: {on: yes, version: 1.10}\n")
+    file.write_text("mode: single\nsettings:\n  name: no\n  labels: {on: yes, version: 1.10}\n")
     settings = load({}, {}, file)
     assert settings.sources[0].settings == SingleKind(name="no", labels={"on": "yes", "version": "1.10"})
 
@@ -85,8 +85,8 @@ def test_lists_and_mappings_in_environment_variables_are_comma_separated() -> No
         {},
         {
             "MILO_DISCOVERYD_LISTEN": "unix:///run/a.sock, insecure://127.0.0.1:8080",
+            "MILO_DISCOVERYD_SETTINGS": "name=a,organization=b",
             "MILO_DISCOVERYD_MODE": "single",
-            "MILO_DISCOVERYD_CLUSTER__LABELS": "env=prod,tier=",
             "MILO_DISCOVERYD_ANNOTATION_PREFIXES": "example.com/,kubernetes.io/display-name",
         },
         None,
@@ -95,7 +95,7 @@ def test_lists_and_mappings_in_environment_variables_are_comma_separated() -> No
         UnixAddress(Path("/run/a.sock")),
         InsecureAddress("127.0.0.1", 8080),
     ]
-    assert settings.sources[0].settings == SingleKind(labels={"env": "prod", "tier": ""})
+    assert settings.sources[0].settings == SingleKind(name="a", organization="b")
     assert settings.annotation_prefixes == ("example.com/", "kubernetes.io/display-name")
 
 
@@ -241,12 +241,15 @@ def test_duplicate_or_missing_listener_addresses_are_rejected() -> None:
 
 def test_address_template_without_name_and_uid_is_rejected(file: Path) -> None:
     file.write_text(
-        "mode: project-control-plane\ninternal_address_template: '{namespace}.svc'\ninternal_namespace_template: milo\n"
+        "mode: project-control-plane\nsettings: {address_template: '{namespace}.svc', namespace_template: milo}\n"
     )
     (problem,) = problems(file=file)
     assert "gives all projects the same address: use {name} or {uid}" in problem
+    assert "line 2 key settings" in problem
+    file.write_text("mode: project-control-plane\ninternal_address_template: milo.example.com\n")
+    (problem,) = problems(file=file)
     assert "line 2 key internal_address_template" in problem
-    file.write_text("mode: project-control-plane\ninternal_namespace_template: milo-{uid}\n")
+    file.write_text("mode: project-control-plane\nsettings: {namespace_template: 'milo-{uid}'}\n")
     assert load({}, {}, file).title == "project-control-plane"
 
 

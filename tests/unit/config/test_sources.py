@@ -72,18 +72,18 @@ def test_single_source_in_sources_list_keeps_its_name(tmp_path: Path) -> None:
     [
         ({}, {"kind": "project"}),
         (
-            {"label_selector": "a=b", "discovery_kubeconfig": "/d", "watch": {"credentials": "t"}},
+            {"label_selector": "a=b", "discovery_kubeconfig": "/d", "credentials": "t"},
             {"kind": "project", "label_selector": "a=b", "discovery_kubeconfig": "/d", "credentials": "t"},
         ),
         (
-            {"mode": "project-control-plane", "internal_namespace_template": "p-{uid}"},
-            {"kind": "project-control-plane", "settings": {"namespace_template": "p-{uid}"}},
+            {"mode": "project-control-plane", "internal_address_template": "{uid}.test"},
+            {"kind": "project-control-plane", "settings": {"address_template": "{uid}.test"}},
         ),
         (
-            {"mode": "single", "cluster": {"name": "one", "labels": {"a": "b"}}},
+            {"mode": "single", "settings": {"name": "one", "labels": {"a": "b"}}},
             {"kind": "single", "settings": {"name": "one", "labels": {"a": "b"}}},
         ),
-        ({"mode": "declarative", "declarative": DECLARED}, {"kind": "declarative", "settings": DECLARED}),
+        ({"mode": "declarative", "settings": DECLARED}, {"kind": "declarative", "settings": DECLARED}),
     ],
 )
 def test_top_level_settings_configure_a_single_unnamed_source(
@@ -107,19 +107,22 @@ def test_bearer_tokens_are_reviewed_by_the_watched_server_unless_another_is_conf
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        (f"mode: project{TWO}", "mode: has no effect together with the setting `sources`; set it in each"),
+        (f"mode: project{TWO}", "mode: has no effect together with file "),
+        ("sources: [{name: a}, {}]", "sources: has several items, each of which needs a `name`"),
+        ("sources: []", "sources: must have at least 1 value"),
         ("sources: [{name: a, kind: project}, {name: a, kind: single}]", "sources: "),
         ("sources: [{name: a, kind: nonsense}]", 'sources[0].kind: "nonsense" must be one of'),
         (
             "sources: [{name: a, kind: project, settings: {x: y}}]",
-            "sources[0].settings.x: is not a setting; no settings are valid here",
+            "sources[0].settings.x: is not a setting of kind project; no settings are valid here",
+        ),
+        (
+            "internal_address_template: '{uid}'",
+            'internal_address_template: "{uid}" is not a setting of kind project; no settings are valid here',
         ),
         ("sources: [{name: a, kind: project, settings: no}]", "sources[0].settings: "),
         ("sources: [{name: a, kind: service-consumer}]", "sources[0].settings.services: is missing"),
-        (
-            "mode: service-consumer",
-            "mode: requires settings that only an item of `sources` can have: services is missing",
-        ),
+        ("mode: service-consumer", 'mode: "service-consumer" requires `settings`: services is missing'),
         ("sources: [{name: a, kind: project, credentials: none}]", 'sources: "none" is not the name of an item of'),
     ],
 )

@@ -144,7 +144,7 @@ def test_discovery_with_a_credential_issuer_does_not_use_the_user_of_its_kubecon
 ) -> None:
     kubeconfig = files("discovery", tokenFile="token")
     own_of_daemon = {"name": "daemon", "type": "token-file", "path": str(tmp_path / "other-token")}
-    given: dict[str, Any] = {"discovery_kubeconfig": kubeconfig, "watch": {"credentials": "daemon"}}
+    given: dict[str, Any] = {"discovery_kubeconfig": kubeconfig, "credentials": "daemon"}
     make(settings(tmp_path, OWN, **given, kubeconfigs={"issuers": [OWN, own_of_daemon]}))
 
 
