@@ -36,7 +36,7 @@ from milo_discoveryd.server.server import Server
 from milo_discoveryd.state_file.state_file import prepare_directory
 from milo_discoveryd.telemetry.audit import Audit, AuditFile
 from milo_discoveryd.telemetry.board import StatusBoard
-from milo_discoveryd.telemetry.journal import SAMPLE_INTERVAL_S, Journal
+from milo_discoveryd.telemetry.journal import Journal
 from milo_discoveryd.telemetry.logging import Logging
 from milo_discoveryd.telemetry.metrics import MeasuredDaemon, Metrics
 from milo_discoveryd.telemetry.status import DaemonIdentity, when
@@ -220,7 +220,6 @@ class Daemon:
                 tasks.create_task(self._report_start(server, issuers), name="report health, and why a source fails")
                 tasks.create_task(kubeconfigs.run(), name="keep credentials")
                 tasks.create_task(self._evict_frames(), name="evict frames")
-                tasks.create_task(self._sample(service), name="sample for the status page")
                 applied = self._reloader.run(lambda rules: service.change_rights(rights(rules)))
                 tasks.create_task(applied, name="follow the configuration")
                 # Probing starts before discovery, so that the prober receives every engagement.
@@ -284,7 +283,7 @@ class Daemon:
                 started_at=when(time.time()),
             ),
             self._fleet,
-            self._journal.history,
+            self._journal.recent,
             subscribers=lambda: service.streams,
             credentials=kubeconfigs.health,
             credential_of=kubeconfigs.describe,
@@ -320,12 +319,6 @@ class Daemon:
             await asyncio.sleep(FRAME_EVICTION_INTERVAL_S)
             for _ in self._fleet.log.evict_frames():
                 await asyncio.sleep(0)
-
-    async def _sample(self, service: Service) -> None:
-        while True:
-            lag = max((stream.lag for stream in service.streams), default=0)
-            self._journal.history.sample(sum(source.engagements.engaged for source in self._fleet.sources), lag)
-            await asyncio.sleep(SAMPLE_INTERVAL_S)
 
     def _traces(self) -> "AbstractAsyncContextManager[TracerProvider | None]":
         traces = self._settings.traces

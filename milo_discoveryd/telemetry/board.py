@@ -3,7 +3,7 @@
 import asyncio
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from datetime import datetime
 from heapq import nsmallest
 from pathlib import Path
@@ -13,6 +13,7 @@ import msgspec
 
 from milo_discoveryd.engagement.engagement import ClusterRecord
 from milo_discoveryd.fleet.fleet import Fleet
+from milo_discoveryd.fleet.source import ClusterSource
 from milo_discoveryd.identity.caller import Caller
 from milo_discoveryd.kubeconfigs.credential_lease import IssuerHealth
 from milo_discoveryd.kubeconfigs.kubeconfigs import CredentialDescription
@@ -21,14 +22,14 @@ from milo_discoveryd.model.cluster import Cluster, Reachability
 from milo_discoveryd.model.object_state import ObjectState
 from milo_discoveryd.rights.caller_selector import verified_fields
 from milo_discoveryd.sharding.status import GroupStatus
-from milo_discoveryd.telemetry.journal import RecentHistory
+from milo_discoveryd.telemetry.journal import RecentChanges
 from milo_discoveryd.telemetry.status import (
     ORDER,
     PAGE_SIZE,
+    Change,
     ClusterExplanation,
     ClusterQuery,
     ClusterRow,
-    ClusterTransition,
     CredentialSummary,
     DaemonIdentity,
     DaemonStatus,
@@ -39,12 +40,13 @@ from milo_discoveryd.telemetry.status import (
     SourceRow,
     SourceSummary,
     SubscriberRow,
+    by_urgency,
     is_unreachable,
     organization_of,
     when,
 )
 from milo_kube.moment import Moment
-from milo_kube.reflect.view_status import ViewState, ViewStatus
+from milo_kube.reflect.view_status import ViewState
 from milo_kube.rfc3339 import rfc3339
 
 SLICE = 50
@@ -93,7 +95,7 @@ class StatusBoard:
         self,
         identity: DaemonIdentity,
         fleet: Fleet,
-        history: RecentHistory,
+        changes: RecentChanges,
         *,
         subscribers: Callable[[], Iterable[Subscriber]],
         credentials: Callable[[], Iterable[IssuerHealth]],
@@ -104,87 +106,119 @@ class StatusBoard:
         """`shard` is set if the clusters are distributed among several daemons."""
         self._identity = identity
         self._fleet = fleet
-        self._history = history
+        self._changes = changes
         self._subscribers = subscribers
         self._credentials = credentials
         self._credential_of = credential_of
         self._shard = shard
         self._configuration = configuration
-        self._listings: dict[tuple[str, str, str], _Listing] = {}
+        self._listings: dict[tuple[str, str], _Listing] = {}
 
     async def status(self, question: ClusterQuery, *, with_names: bool) -> DaemonStatus:
         """Return the status. Searching the clusters lets other tasks run in between."""
         matching = await self._matching(question) if with_names and not question.cluster else []
         first = question.first_row(len(matching))
-        now = Moment(time.time(), time.monotonic())
-        fleet_engagements = [source.engagements for source in self._fleet.sources]
-        counts = {state: sum(engagements.count(state) for engagements in fleet_engagements) for state in ORDER}
+        now, sources = Moment(time.time(), time.monotonic()), self._fleet.sources
+        contexts = {source.name: source.description.context if with_names else "" for source in sources}
+        engagements = [source.engagements for source in sources]
+        counts = {state: sum(each.count(state) for each in engagements) for state in ORDER}
+        configuration = self._configuration()
+        if not with_names and not isinstance(configuration, RulesCurrent):
+            configuration = msgspec.structs.replace(configuration, problems=())
         return DaemonStatus(
             at=when(now.wall),
             identity=self._identity,
-            source=_source(self._fleet.status, now, synced=self._fleet.synced, with_message=with_names),
-            context=self._fleet.sources[0].description.context if with_names and len(self._fleet.sources) == 1 else "",
+            context=contexts[sources[0].name] if len(sources) == 1 else "",
+            source=_source(self._fleet, now, with_message=with_names),
             sources=tuple(
                 SourceRow(
                     name=source.name,
                     kind=source.description.kind,
-                    context=source.description.context if with_names else "",
+                    context=contexts[source.name],
                     engaged=source.engagements.engaged,
-                    summary=_source(source.status, now, synced=source.synced, with_message=with_names),
+                    summary=_source(source, now, with_message=with_names),
                 )
-                for source in self._fleet.sources
+                for source in sources
                 if source.name
             ),
-            sharding=None if self._shard is None else _sharding(self._shard, len(self._fleet.releases), with_names),
-            engaged=sum(engagements.engaged for engagements in fleet_engagements),
+            sharding=None if self._shard is None else self._sharding(self._shard, with_message=with_names),
+            engaged=sum(each.engaged for each in engagements),
             counts={state.value: count for state, count in counts.items()},
-            unreachable=sum(each.unreachable for each in fleet_engagements) + counts[ObjectState.UNREACHABLE],
-            deletions_unconfirmed=sum(source.deletions_unconfirmed for source in self._fleet.sources),
-            revision=self._fleet.log.head,
+            unreachable=sum(each.unreachable for each in engagements) + counts[ObjectState.UNREACHABLE],
+            deletions_unconfirmed=sum(source.deletions_unconfirmed for source in sources),
             clusters=tuple(self._row(name, record) for name, record in matching[first : first + PAGE_SIZE]),
             matching=len(matching),
             first=first,
-            recent_changes=tuple(self._history) if with_names else (),
+            recent_changes=tuple(self._changes) if with_names else (),
             subscribers=_rows(self._subscribers(), with_names=with_names),
             subscribers_waiting=len(self._fleet.waiting),
             credentials=tuple(_issuer(credential, with_message=with_names) for credential in self._credentials()),
-            history=self._history.samples(),
             explanation=self._explanation(question.cluster) if with_names and question.cluster else None,
-            configuration=_configuration(self._configuration(), with_message=with_names),
+            configuration=configuration,
         )
 
     async def _matching(self, question: ClusterQuery) -> list[tuple[str, ClusterRecord]]:
-        """Return the clusters that match, in the order of the query.
+        """Return the clusters that match, those that need attention first.
 
         A result is reused for a while, so that a repeated query takes at most LISTING_SHARE of the event loop's time.
         """
-        key = (question.search, question.state, question.sort)
-        kept = self._listings.get(key)
-        if kept is not None and kept.until > time.monotonic():
-            return kept.clusters
+        key = (question.search, question.state)
         self._listings = {key: listing for key, listing in self._listings.items() if listing.until > time.monotonic()}
-        busy_s, matches = 0.0, question.matches
+        if (kept := self._listings.get(key)) is not None:
+            return kept.clusters
+        busy_s, words = 0.0, question.words
         found: list[tuple[str, ClusterRecord]] = []
         known = list(self._fleet.items())
         for begin in range(0, len(known), SLICE):
             if begin:
                 await asyncio.sleep(0)
             began = time.thread_time()
-            found += [row for row in known[begin : begin + SLICE] if matches(*row)]
+            found += [row for row in known[begin : begin + SLICE] if question.matches(*row, words)]
             busy_s += time.thread_time() - began
         began = time.thread_time()
-        clusters = question.sorted(found)
+        found.sort(key=by_urgency)
         busy_s += time.thread_time() - began
-        self._listings[key] = _Listing(clusters, time.monotonic() + busy_s / LISTING_SHARE)
-        return clusters
+        self._listings[key] = _Listing(found, time.monotonic() + busy_s / LISTING_SHARE)
+        return found
 
     def _row(self, name: str, record: ClusterRecord) -> ClusterRow:
         source = self._fleet.source_of(name)
         assert source is not None, f"no source of the cluster {name!r}"
-        waits_for = [release.key.name for release in self._fleet.releases.awaited(name)]
-        is_graced = source.engagements.not_ready.until(name) is not None
-        began = (self._identity.started_at.timestamp(), self._history.synced_at.get(source.name, math.inf))
-        return _row(name, record, source.pending_deletion(name), waits_for, is_graced=is_graced, began=began)
+        synced_at = self._changes.synced_at.get(source.name, math.inf)
+        return ClusterRow(
+            name=name,
+            state=record.state.value,
+            engaged=record.engaged,
+            since=when(record.since),
+            since_start=record.engaged and self._identity.started_at.timestamp() <= record.since <= synced_at,
+            unreachable=is_unreachable(record),
+            organization=organization_of(record),
+            endpoint="" if record.cluster is None else record.cluster.target.endpoint,
+            notes=tuple(self._notes(name, record, source)),
+        )
+
+    def _notes(self, name: str, record: ClusterRecord, source: ClusterSource) -> Iterator[str]:
+        if record.message:
+            yield record.message
+        if (suspicion := source.pending_deletion(name)) is not None:
+            yield f"reported as deleted; engaged until the deletion is confirmed{suspicion[1] and f' ({suspicion[1]})'}"
+        if source.engagements.not_ready.until(name) is not None:
+            yield "not ready; engaged for now, because of not_ready_grace or removals.hold_not_ready"
+        cluster = record.cluster
+        if cluster is None:
+            return
+        if (draining := cluster.draining) is not None:
+            names = [release.key.name for release in self._fleet.releases.awaited(name)]
+            more = ", ..." if len(names) > _NAMES_SHOWN else ""
+            waits_for = ", ".join(names[:_NAMES_SHOWN]) + more
+            yield f"draining ({draining.reason.value}) until {rfc3339(draining.deadline)}; waits for {waits_for}"
+        if cluster.target.deletion_requested_at is not None:
+            yield f"being deleted{cluster.target.deletion_message and f': {cluster.target.deletion_message}'}"
+        if cluster.target.suspensions is not None:
+            reasons = ", ".join(suspension.reason for suspension in cluster.target.suspensions if suspension.reason)
+            yield f"suspended{reasons and f': {reasons}'}"
+        if cluster.connectivity.state is Reachability.UNREACHABLE:
+            yield f"unreachable: {cluster.connectivity.message}"
 
     def _explanation(self, name: str) -> ClusterExplanation:
         record = self._fleet[name]
@@ -196,9 +230,10 @@ class StatusBoard:
             uid=record.uid,
             labels=() if record.present is None else record.present.labels,
             transitions=tuple(
-                ClusterTransition(
+                Change(
                     at=when(transition.at),
                     type=transition.type.value,
+                    cluster=name,
                     reason="" if transition.reason is None else transition.reason.value,
                     message=transition.message,
                 )
@@ -206,10 +241,8 @@ class StatusBoard:
             ),
         )
         cluster = record.cluster
-        return explained if cluster is None else self._about(explained, cluster)
-
-    def _about(self, explained: ClusterExplanation, cluster: Cluster) -> ClusterExplanation:
-        """Add the fields that only engaged clusters have."""
+        if cluster is None:
+            return explained
         target, held = cluster.target, self._credential_of(cluster)
         return msgspec.structs.replace(
             explained,
@@ -224,38 +257,15 @@ class StatusBoard:
             else CredentialSummary(
                 issuer=held.issuer, type=held.type, expires_at=_when(held.expires_at), problem=held.problem
             ),
-            subscribers=_rows(
-                (subscriber for subscriber in self._subscribers() if subscriber.covers(cluster)), with_names=True
-            ),
+            subscribers=_rows((each for each in self._subscribers() if each.covers(cluster)), with_names=True),
         )
 
-
-def _sharding(shard: ShardStatus, draining: int, with_message: bool) -> ShardSummary:
-    group = shard.status()
-    if group.problem and not with_message:
-        group = msgspec.structs.replace(group, problem="failing")
-    owns = shard.valid_s() is not None
-    return ShardSummary(group=group, owns=owns, draining=draining, unowned=shard.unowned())
-
-
-def _configuration(state: ReloadState, *, with_message: bool) -> ReloadState:
-    if with_message or isinstance(state, RulesCurrent):
-        return state
-    return msgspec.structs.replace(state, problems=())
-
-
-def _source(status: ViewStatus, now: Moment, *, synced: bool, with_message: bool) -> SourceSummary:
-    def wall(steady: float) -> datetime:
-        return when(now.wall - (now.steady - steady))
-
-    return SourceSummary(
-        state=status.state.value,
-        since=wall(status.since),
-        reason=status.reason if status.state is not ViewState.STREAMING else "",
-        message=status.message if with_message and status.state is not ViewState.STREAMING else "",
-        last_contact=None if status.last_contact is None else wall(status.last_contact),
-        synced=synced,
-    )
+    def _sharding(self, shard: ShardStatus, *, with_message: bool) -> ShardSummary:
+        group = shard.status()
+        if group.problem and not with_message:
+            group = msgspec.structs.replace(group, problem="failing")
+        owns, draining = shard.valid_s() is not None, len(self._fleet.releases)
+        return ShardSummary(group=group, owns=owns, draining=draining, unowned=shard.unowned())
 
 
 class _Listing(NamedTuple):
@@ -264,17 +274,28 @@ class _Listing(NamedTuple):
     """When the listing expires, on the monotonic clock."""
 
 
-def _rows(subscribers: Iterable[Subscriber], *, with_names: bool) -> tuple[SubscriberRow, ...]:
-    rows = (
-        SubscriberRow(
-            since=when(subscriber.opened_at),
-            lag=subscriber.lag,
-            subscriber=_excerpt(subscriber.name) if with_names else "",
-            caller=_excerpt(_identity(subscriber.caller)) if with_names else "",
-            wants=_excerpt(_in_words(subscriber.wanted)) if with_names else "",
-        )
-        for subscriber in subscribers
+def _source(followed: Fleet | ClusterSource, now: Moment, *, with_message: bool) -> SourceSummary:
+    status, ahead = followed.status, now.wall - now.steady
+    has_reason = status.state is not ViewState.STREAMING
+    return SourceSummary(
+        state=status.state.value,
+        since=when(status.since + ahead),
+        reason=status.reason if has_reason else "",
+        message=status.message if has_reason and with_message else "",
+        last_contact=_when(status.last_contact, ahead),
+        retry_at=_when(status.retry_at, ahead),
+        synced=followed.synced,
     )
+
+
+def _rows(subscribers: Iterable[Subscriber], *, with_names: bool) -> tuple[SubscriberRow, ...]:
+    rows = []
+    for each in subscribers:
+        row = SubscriberRow(since=when(each.opened_at), lag=each.lag)
+        if with_names:
+            texts = {"subscriber": each.name, "caller": _identity(each.caller), "wants": _in_words(each.wanted)}
+            row = msgspec.structs.replace(row, **{name: _excerpt(text) for name, text in texts.items()})
+        rows.append(row)
     return tuple(sorted(rows, key=lambda row: (-row.lag, row.since)))
 
 
@@ -313,55 +334,8 @@ def _issuer(health: IssuerHealth, *, with_message: bool) -> IssuerRow:
     )
 
 
-def _when(wall: float | None) -> datetime | None:
-    return None if wall is None else when(wall)
-
-
-def _row(
-    name: str,
-    record: ClusterRecord,
-    suspicion: tuple[float, str] | None,
-    waits_for: Sequence[str],
-    *,
-    is_graced: bool,
-    began: tuple[float, float],
-) -> ClusterRow:
-    target = None if record.latest is None else record.latest.target
-    return ClusterRow(
-        name=name,
-        state=record.state.value,
-        engaged=record.engaged,
-        since=when(record.since),
-        since_start=record.engaged and began[0] <= record.since <= began[1],
-        unreachable=is_unreachable(record),
-        organization=organization_of(record),
-        endpoint=target.endpoint if target is not None and record.engaged else "",
-        notes=tuple(_notes(record, suspicion, waits_for, is_graced=is_graced)),
-    )
-
-
-def _notes(
-    record: ClusterRecord, suspicion: tuple[float, str] | None, waits_for: Sequence[str], *, is_graced: bool
-) -> Iterator[str]:
-    if record.message:
-        yield record.message
-    if suspicion is not None:
-        yield f"reported as deleted; engaged until the deletion is confirmed{suspicion[1] and f' ({suspicion[1]})'}"
-    if is_graced:
-        yield "not ready; engaged for now, because of not_ready_grace or removals.hold_not_ready"
-    cluster = record.cluster
-    if cluster is None:
-        return
-    if (draining := cluster.draining) is not None:
-        names = ", ".join(waits_for[:_NAMES_SHOWN]) + (", ..." if len(waits_for) > _NAMES_SHOWN else "")
-        yield f"draining ({draining.reason.value}) until {rfc3339(draining.deadline)}; waits for {names}"
-    if cluster.target.deletion_requested_at is not None:
-        yield f"being deleted{cluster.target.deletion_message and f': {cluster.target.deletion_message}'}"
-    if cluster.target.suspensions is not None:
-        reasons = ", ".join(suspension.reason for suspension in cluster.target.suspensions if suspension.reason)
-        yield f"suspended{reasons and f': {reasons}'}"
-    if cluster.connectivity.state is Reachability.UNREACHABLE:
-        yield f"unreachable: {cluster.connectivity.message}"
+def _when(time_: float | None, ahead: float = 0.0) -> datetime | None:
+    return None if time_ is None else when(time_ + ahead)
 
 
 def _in_words(wanted: Filter) -> str:

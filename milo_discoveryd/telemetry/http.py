@@ -132,7 +132,6 @@ def _question(query: Mapping[str, str]) -> ClusterQuery:
     return ClusterQuery(
         search=query.get("q", ""),
         state=query.get("state", ""),
-        sort=query.get("sort", ""),
         page=int(page) if page.isascii() and page.isdigit() and len(page) < 10 else 1,
         cluster=query.get("cluster", ""),
     )

@@ -1,12 +1,10 @@
-"""Counts and logs changes of the fleet and its source, and keeps recent changes and an hour of samples."""
+"""Counts and logs changes of the fleet and its source, and keeps recent changes."""
 
 import time
 from collections import deque
 from collections.abc import Collection, Iterator
 from datetime import datetime
 from heapq import nsmallest
-
-import msgspec
 
 from milo_discoveryd.engagement.pending_releases import SubscriberKey
 from milo_discoveryd.fleet.source import NOT_READY_HELD, RESTORED
@@ -17,52 +15,28 @@ from milo_discoveryd.model.observation import NotWanted
 from milo_discoveryd.objects.collection import REMOVALS_HELD
 from milo_discoveryd.telemetry.audit import Audit
 from milo_discoveryd.telemetry.metrics import SourceMetrics
-from milo_discoveryd.telemetry.status import History, RecentChange, when
+from milo_discoveryd.telemetry.status import Change, when
 from milo_kube.reflect.view_status import ViewState, ViewStatus
 
 RECENT_CHANGES_KEPT = 50
 _NAMES_LOGGED = 10
-SAMPLE_INTERVAL_S = 15
-SAMPLES = 3600 // SAMPLE_INTERVAL_S
 
 
-class _Sample(msgspec.Struct, frozen=True):
-    engaged: int
-    changes: int
-    lag: int
-
-
-class RecentHistory:
-    """Recent engagements and disengagements, and samples of an hour. Updates are not kept, because connectivity
-    probes cause too many."""
+class RecentChanges:
+    """Recent engagements and disengagements, newest first. Updates are not kept, because connectivity probes cause too
+    many."""
 
     def __init__(self) -> None:
         self._changes: deque[tuple[Event, float]] = deque(maxlen=RECENT_CHANGES_KEPT)
-        self._samples: deque[_Sample] = deque(maxlen=SAMPLES)
-        self._unsampled = 0
         self.synced_at: dict[str, float] = {}
         """When the first complete list of each source was applied."""
 
     def note(self, done: Event, wall: float) -> None:
-        self._unsampled += 1
         self._changes.appendleft((done, wall))
 
-    def sample(self, engaged: int, lag: int) -> None:
-        """Record the current values. Must be called every `SAMPLE_INTERVAL_S`."""
-        self._samples.append(_Sample(engaged, self._unsampled, lag))
-        self._unsampled = 0
-
-    def samples(self) -> History:
-        return History(
-            interval_s=SAMPLE_INTERVAL_S,
-            engaged=tuple(sample.engaged for sample in self._samples),
-            changes=tuple(sample.changes for sample in self._samples),
-            lag=tuple(sample.lag for sample in self._samples),
-        )
-
-    def __iter__(self) -> Iterator[RecentChange]:
+    def __iter__(self) -> Iterator[Change]:
         for done, wall in self._changes:
-            yield RecentChange(
+            yield Change(
                 at=when(wall),
                 type=done.type.value,
                 cluster=done.cluster.target.name,
@@ -81,14 +55,14 @@ class Journal:
         self._was_reached = False
         self._about: dict[str, str] = {}
         """The fields that every log line about the source contains."""
-        self.history = RecentHistory()
+        self.recent = RecentChanges()
 
     def of_source(self, name: str) -> "Journal":
         """Return the journal for one of several sources; this journal if the name is empty."""
         if not name:
             return self
         journal = Journal(self._metrics, self._audit)
-        journal.history, journal._source, journal._about = self.history, name, {"source": name}
+        journal.recent, journal._source, journal._about = self.recent, name, {"source": name}
         return journal
 
     def changed(self, done: Event, *, is_live: bool) -> None:
@@ -99,7 +73,7 @@ class Journal:
         if done.type is EventType.UPDATED:
             log.debug("updated", cluster=target.name, uid=target.uid)
             return
-        self.history.note(done, time.time())
+        self.recent.note(done, time.time())
         if (duration := _time_to_ready(done)) is not None:
             self._metrics.project_became_ready(duration, self._source)
         if done.type is EventType.ENGAGED:
@@ -109,7 +83,7 @@ class Journal:
             log.info("disengaged", cluster=target.name, uid=target.uid, reason=reason, detail=done.message)
 
     def synced(self, engaged: int) -> None:
-        self.history.synced_at.setdefault(self._source, time.time())
+        self.recent.synced_at.setdefault(self._source, time.time())
         log.info("synced", engaged=engaged, **self._about)
 
     def relisting(self, reason: str) -> None:

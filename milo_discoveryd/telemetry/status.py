@@ -4,11 +4,9 @@ As JSON it follows the conventions of protobuf's JSON: field names in camelCase,
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from datetime import UTC, datetime
-from functools import cached_property
-from operator import itemgetter
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import msgspec
 
@@ -20,19 +18,22 @@ from milo_discoveryd.sharding.status import GroupStatus
 PAGE_SIZE = 50
 _WORDS = 8
 """The number of words of a search that are looked for. Each is compared with all labels of each cluster."""
-ENGAGED, UNREACHABLE = "engaged", "unreachable"
-"""States that queries can select, in addition to the states of objects."""
-
-
 FORMAT = 1
 """The version of the status as JSON, which is incremented when a field is removed or changes its meaning."""
+ORDER = tuple(MEANINGS)
+"""All states of objects. Those that need attention come first."""
+_URGENCY = {state: place for place, state in enumerate(ORDER)}
 
 
 def when(wall: float) -> datetime:
     return datetime.fromtimestamp(wall, UTC)
 
 
-class DaemonIdentity(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
+class Shown(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
+    """A part of the status."""
+
+
+class DaemonIdentity(Shown, frozen=True, kw_only=True):
     version: str
     mode: str
     host: str
@@ -61,17 +62,19 @@ ReloadState: TypeAlias = RulesCurrent | RulesWaiting | FileRefused
 """The result of the last time that the configuration file was read."""
 
 
-class SourceSummary(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
+class SourceSummary(Shown, frozen=True, kw_only=True):
     state: str
     since: datetime
     reason: str
     message: str
     last_contact: datetime | None
+    retry_at: datetime | None
+    """When the source is read again, if it is stale; in the past while it is."""
     synced: bool
     """Whether the source is synced: see `SourceProgress.synced`. With several sources, whether all are."""
 
 
-class SourceRow(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
+class SourceRow(Shown, frozen=True, kw_only=True):
     """The status of one source, if sources have names."""
 
     name: str
@@ -81,7 +84,7 @@ class SourceRow(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     summary: SourceSummary
 
 
-class ShardSummary(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
+class ShardSummary(Shown, frozen=True, kw_only=True):
     """The group of daemons among which the clusters are distributed, and this daemon's part in it."""
 
     group: GroupStatus
@@ -93,29 +96,31 @@ class ShardSummary(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     """Number of ready clusters that are assigned to this daemon, but that it has not engaged."""
 
 
-class ClusterRow(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
+class ClusterRow(Shown, frozen=True, kw_only=True):
     name: str
     state: str
     engaged: bool
     since: datetime
-    since_start: bool = False
+    since_start: bool
     """Whether the first list of this run engaged the cluster, so that `since` says nothing of the cluster."""
-    unreachable: bool = False
+    unreachable: bool
     """The cluster does not answer connectivity probes; it is engaged, or was disengaged for that reason."""
-    organization: str = ""
-    endpoint: str = ""
-    notes: tuple[str, ...] = ()
+    organization: str
+    endpoint: str
+    notes: tuple[str, ...]
 
 
-class RecentChange(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
+class Change(Shown, frozen=True, kw_only=True):
+    """An engagement or disengagement."""
+
     at: datetime
     type: str
     cluster: str
-    reason: str = ""
-    message: str = ""
+    reason: str
+    message: str
 
 
-class SubscriberRow(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
+class SubscriberRow(Shown, frozen=True, kw_only=True):
     since: datetime
     lag: int
     """The number of unsent revisions plus, during a snapshot, the number of unsent clusters."""
@@ -126,51 +131,28 @@ class SubscriberRow(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     wants: str = ""
 
 
-class CredentialSummary(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
-    """The credential that the daemon holds for one cluster."""
+class CredentialSummary(Shown, frozen=True, kw_only=True):
+    """The credential that the daemon holds for one cluster: see `CredentialDescription`."""
 
     issuer: str
     type: str
-    expires_at: datetime | None = None
-    """When the credential expires; None if none is held."""
-    problem: str = ""
+    expires_at: datetime | None
+    problem: str
 
 
-class IssuerRow(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
-    """An issuer of credentials."""
+class IssuerRow(Shown, frozen=True, kw_only=True):
+    """An issuer of credentials: see `IssuerHealth`."""
 
     name: str
     type: str
     problem: str
-    """Why the last attempt failed, ignoring failures that concern only one cluster; empty if it succeeded."""
     expires_at: datetime | None
-    """When the first of the issuer's credentials expires; None if the issuer holds none."""
     leases: int
-    failing: Mapping[str, int] = {}
-    """The number of clusters, by reason, that get no new credential because of a failure specific to the cluster, or
-    whose API servers reject the credential."""
+    failing: Mapping[str, int]
 
 
-class History(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
-    """Samples of the last hour, the oldest first."""
-
-    interval_s: int
-    engaged: tuple[int, ...]
-    changes: tuple[int, ...]
-    """Engagements and disengagements since the previous sample."""
-    lag: tuple[int, ...]
-    """The largest lag of a subscriber."""
-
-
-class ClusterTransition(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
-    at: datetime
-    type: str
-    reason: str = ""
-    message: str = ""
-
-
-class ClusterExplanation(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
-    """The explanation of why one cluster is engaged or not, with everything that is known about the cluster."""
+class ClusterExplanation(Shown, frozen=True, kw_only=True):
+    """Everything that is known about one cluster, with what explains whether it is engaged."""
 
     name: str
     row: ClusterRow | None = None
@@ -182,21 +164,55 @@ class ClusterExplanation(msgspec.Struct, frozen=True, kw_only=True, rename="came
     deletion_requested_at: datetime | None = None
     deletion_waits_for: str = ""
     credential: CredentialSummary | None = None
-    transitions: tuple[ClusterTransition, ...] = ()
+    transitions: tuple[Change, ...] = ()
     """Newest first."""
     subscribers: tuple[SubscriberRow, ...] = ()
     """The subscribers whose filter and rights cover the cluster."""
 
 
-class ClusterQuery(msgspec.Struct, frozen=True, kw_only=True, dict=True):
+class DaemonStatus(Shown, frozen=True, kw_only=True):
+    format: int = FORMAT
+    at: datetime
+    identity: DaemonIdentity
+    context: str
+    """The context of Milo that the only source watches; empty for kinds that do not depend on it."""
+    source: SourceSummary
+    """The source; with several sources, the one whose view is least current."""
+    sources: tuple[SourceRow, ...]
+    """Empty if the only source has no name."""
+    sharding: ShardSummary | None
+    """None if this daemon is not in a shard group."""
+    engaged: int
+    counts: Mapping[str, int]
+    """Number of known objects by state. The states that need attention come first."""
+    unreachable: int
+    """Clusters that do not answer connectivity probes: engaged ones, and those disengaged for that reason."""
+    deletions_unconfirmed: int
+    clusters: tuple[ClusterRow, ...]
+    matching: int
+    """The number of clusters that match the query; `clusters` has one page of them."""
+    first: int
+    """The index of the first item of `clusters` among all clusters that match."""
+    page_size: int = PAGE_SIZE
+    recent_changes: tuple[Change, ...]
+    """Newest first."""
+    subscribers: tuple[SubscriberRow, ...]
+    """The subscribers; those that are furthest behind come first."""
+    subscribers_waiting: int
+    """Number of subscribers that keep their clusters until a second list verifies the first list of this run."""
+    credentials: tuple[IssuerRow, ...]
+    explanation: ClusterExplanation | None
+    configuration: ReloadState
+
+
+class ClusterQuery(msgspec.Struct, frozen=True, kw_only=True):
     """Selects the clusters to show."""
 
     search: str = ""
     """Words, of which the first eight must each occur in the name, organization, message or a label, in any case."""
     state: str = ""
+    """A state of objects, `engaged` or `unreachable`. Default: all."""
     page: int = 1
-    sort: str = ""
-    """A key of `SORTING`, with the prefix "-" for reverse order. By default states that need attention come first."""
     cluster: str = ""
     """The name of a cluster to explain, instead of listing any."""
 
@@ -205,51 +221,39 @@ class ClusterQuery(msgspec.Struct, frozen=True, kw_only=True, dict=True):
         pages = max(1, math.ceil(matching / PAGE_SIZE))
         return (min(max(self.page, 1), pages) - 1) * PAGE_SIZE
 
-    def sorted(self, found: list[tuple[str, ClusterRecord]]) -> list[tuple[str, ClusterRecord]]:
-        by_name = sorted(found, key=itemgetter(0))
-        key = SORTING.get(self.sort.removeprefix("-"), SORTING[""])
-        return sorted(by_name, key=key, reverse=self.sort.startswith("-"))
+    @property
+    def words(self) -> list[str]:
+        return self.search.casefold().split(maxsplit=_WORDS)[:_WORDS]
 
-    @cached_property
-    def matches(self) -> Callable[[str, ClusterRecord], bool]:
-        """A predicate on the name and the record of a cluster."""
-        words, state = self.search.casefold().split(maxsplit=_WORDS)[:_WORDS], self.state
-        has_state: Callable[[ClusterRecord], bool] = _STATES.get(state, lambda record: record.state.value == state)
-        if not words:
-            return lambda _, record: has_state(record)
-        return lambda name, record: has_state(record) and all(_has_word(name, record, word) for word in words)
+    def matches(self, name: str, record: ClusterRecord, words: list[str]) -> bool:
+        return self._has_state(record) and all(_has_word(name, record, word) for word in words)
+
+    def _has_state(self, record: ClusterRecord) -> bool:
+        match self.state:
+            case "":
+                return True
+            case "engaged":
+                return record.engaged
+            case "unreachable":
+                return is_unreachable(record)
+            case state:
+                return record.state.value == state
 
 
-ORDER = tuple(MEANINGS)
-"""All states of objects. Those that need attention come first."""
-WORDS = {state.value: meaning.words for state, meaning in MEANINGS.items()}
-_URGENCY = {state: place for place, state in enumerate(ORDER)}
-
-SORTING: dict[str, Callable[[tuple[str, ClusterRecord]], Any]] = {
-    "": lambda row: _URGENCY[row[1].state],
-    "state": lambda row: _URGENCY[row[1].state],
-    "name": itemgetter(0),
-    "since": lambda row: row[1].since,
-    "organization": lambda row: organization_of(row[1]),
-}
+def by_urgency(row: tuple[str, ClusterRecord]) -> tuple[int, str]:
+    """The key that sorts the clusters of a listing."""
+    return _URGENCY[row[1].state], row[0]
 
 
 def organization_of(record: ClusterRecord) -> str:
-    fields = record.present or (None if record.latest is None else record.latest.target)
+    fields = record.present or record.target
     return "" if fields is None else fields.organization
-
-
-_STATES: dict[str, Callable[[ClusterRecord], bool]] = {
-    "": lambda _: True,
-    ENGAGED: lambda record: record.engaged,
-    UNREACHABLE: lambda record: is_unreachable(record),  # noqa: PLW0108 - defined below
-}
 
 
 def _has_word(name: str, record: ClusterRecord, word: str) -> bool:
     if word in name or (record.message and word in record.message.casefold()):
         return True
-    fields = record.present or (None if record.latest is None else record.latest.target)
+    fields = record.present or record.target
     if fields is None:
         return False
     if word in fields.organization.casefold():
@@ -264,42 +268,3 @@ def is_unreachable(record: ClusterRecord) -> bool:
     if record.cluster is not None:
         return record.cluster.connectivity.state is Reachability.UNREACHABLE
     return record.state is ObjectState.UNREACHABLE
-
-
-class DaemonStatus(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
-    format: int = FORMAT
-    at: datetime
-    identity: DaemonIdentity
-    context: str = ""
-    """The context of Milo that the only source watches; empty for kinds that do not depend on it."""
-    source: SourceSummary
-    """The source; with several sources, the one whose view is least current."""
-    engaged: int
-    counts: dict[str, int]
-    """Number of known objects by state. The states that need attention come first."""
-    words: Mapping[str, str] = msgspec.field(default_factory=lambda: WORDS)
-    """The name of each state for people."""
-    unreachable: int
-    """Clusters that do not answer connectivity probes: engaged ones, and those disengaged for that reason."""
-    deletions_unconfirmed: int
-    revision: int
-    clusters: tuple[ClusterRow, ...]
-    matching: int
-    """The number of clusters that match the query; `clusters` has one page of them."""
-    first: int
-    """The index of the first item of `clusters` among all clusters that match."""
-    page_size: int = PAGE_SIZE
-    recent_changes: tuple[RecentChange, ...]
-    """Engagements and disengagements, newest first."""
-    subscribers: tuple[SubscriberRow, ...]
-    """The subscribers; those that are furthest behind come first."""
-    subscribers_waiting: int
-    """Number of subscribers that keep their clusters until a second list verifies the first list of this run."""
-    credentials: tuple[IssuerRow, ...]
-    history: History
-    explanation: ClusterExplanation | None = None
-    sources: tuple[SourceRow, ...] = ()
-    """Empty if the only source has no name."""
-    sharding: ShardSummary | None = None
-    """None if this daemon is not in a shard group."""
-    configuration: ReloadState = RulesCurrent()

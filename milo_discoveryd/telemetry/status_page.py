@@ -13,7 +13,12 @@ from pathlib import Path
 from milo_discoveryd.model.object_state import MEANINGS
 
 _STATES = {
-    state.value: {"tone": meaning.tone, "isReady": meaning.is_ready, "isUsual": meaning.is_usual}
+    state.value: {
+        "words": meaning.words,
+        "tone": meaning.tone,
+        "isReady": meaning.is_ready,
+        "isUsual": meaning.is_usual,
+    }
     for state, meaning in MEANINGS.items()
 }
 PAGE = (

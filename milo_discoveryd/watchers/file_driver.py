@@ -86,8 +86,8 @@ class FileDriver:
                 is_notified = await asyncio.to_thread(inotify.watch, self._files.directories)
                 inotify.changed.clear()
                 scan = await self._scan(inotify.take_renamed())
-                await self._apply(scan)
                 wait_s = POLL_S if is_notified else POLL_WITHOUT_INOTIFY_S
+                await self._apply(scan, wait_s)
                 if isinstance(scan, Scan) and scan.settles_in_s:
                     wait_s = min(wait_s, max(scan.settles_in_s, RETRY_S))
                 await self._wait(inotify.changed, wait_s)
@@ -125,10 +125,10 @@ class FileDriver:
             renamed = frozenset()
             await asyncio.sleep(wait_s)
 
-    async def _apply(self, scan: Scan | FilesError) -> None:
+    async def _apply(self, scan: Scan | FilesError, wait_s: float) -> None:
         now = self._clock()
         if isinstance(scan, FilesError):
-            self._failed(scan, now)
+            self._failed(scan, now, now + wait_s)
             return
         listed: list[SourceEvent[ObservedObject]] = [Listed(self._observe(file)) for file in scan.objects]
         for _ in self._source.apply(self._collection, [ListStarted(), *listed, ListEnded()], now):
@@ -136,7 +136,7 @@ class FileDriver:
         if problem := self._collection.over_budget:
             for _ in self._source.apply(self._collection, [ListStarted()], now):  # discards the incomplete list
                 pass
-            self._failed(FilesError(OVER_BUDGET, problem), now)
+            self._failed(FilesError(OVER_BUDGET, problem), now, now + wait_s)
             return
         self._has_listed = True
         since = self._status.since if self._status.state is ViewState.STREAMING else now
@@ -145,9 +145,9 @@ class FileDriver:
         self._files.announce(scan.changed)
         self._confirmations.applied()
 
-    def _failed(self, error: FilesError, now: float) -> None:
+    def _failed(self, error: FilesError, now: float, retry_at: float) -> None:
         since = self._status.since if self._status.state is ViewState.STALE else now
-        self._status = ViewStatus(ViewState.STALE, since, error.reason, str(error), self._status.last_contact)
+        self._status = ViewStatus(ViewState.STALE, since, error.reason, str(error), self._status.last_contact, retry_at)
         self._source.set_followed(self._collection, self._status)
 
     async def _read(self, key: str) -> ConfirmationResult:

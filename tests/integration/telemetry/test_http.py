@@ -20,7 +20,7 @@ from milo_discoveryd.telemetry import shared_scrape
 from milo_discoveryd.telemetry.audit import Audit
 from milo_discoveryd.telemetry.board import StatusBoard
 from milo_discoveryd.telemetry.http import CONNECTIONS, HttpEndpoint
-from milo_discoveryd.telemetry.journal import Journal, RecentHistory
+from milo_discoveryd.telemetry.journal import Journal, RecentChanges
 from milo_discoveryd.telemetry.metrics import MeasuredDaemon, Metrics
 from milo_discoveryd.telemetry.status import ClusterQuery, DaemonIdentity, DaemonStatus, when
 from milo_discoveryd.wiring.source import set_targets
@@ -146,7 +146,7 @@ def a_port(names_for: str = "loopback", hosts: Sequence[str] = ()) -> HttpEndpoi
     board = StatusBoard(
         identity,
         fleet,
-        RecentHistory(),
+        RecentChanges(),
         subscribers=lambda: (),
         credentials=lambda: [health],
         credential_of=lambda _: None,

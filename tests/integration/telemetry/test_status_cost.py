@@ -15,7 +15,7 @@ from milo_discoveryd.log.filter import Filter
 from milo_discoveryd.model.cluster import Cluster, Target
 from milo_discoveryd.telemetry.audit import Audit
 from milo_discoveryd.telemetry.board import StatusBoard, Subscriber
-from milo_discoveryd.telemetry.journal import Journal, RecentHistory
+from milo_discoveryd.telemetry.journal import Journal, RecentChanges
 from milo_discoveryd.telemetry.metrics import Metrics
 from milo_discoveryd.telemetry.status import ClusterQuery, DaemonIdentity, when
 from milo_discoveryd.wiring.source import set_targets
@@ -65,7 +65,7 @@ def board_of(subscribers: Sequence[Subscriber]) -> StatusBoard:
     return StatusBoard(
         DaemonIdentity(version="1", mode="project", host="h", epoch="e", started_at=when(0.0)),
         fleet,
-        RecentHistory(),
+        RecentChanges(),
         subscribers=lambda: subscribers,
         credentials=lambda: (),
         credential_of=lambda _: None,

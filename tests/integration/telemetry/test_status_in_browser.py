@@ -87,8 +87,6 @@ async def test_status_page_of_a_killed_daemon_shows_age_of_its_data_at_any_scrol
         assert await browser.evaluate(
             "[...document.querySelectorAll('input')].every(each => each.getBoundingClientRect().right <= innerWidth)"
         )
-        captions = "[...document.querySelectorAll('figcaption')].map(each => each.textContent)"
-        assert "engaged clusters: 60 now, at most 60" in await browser.evaluate(captions)
         await browser.evaluate("scrollTo(0, document.body.scrollHeight)")
         await daemon.kill()
         await browser.until(shows("NO CONNECTION"))
@@ -176,7 +174,7 @@ async def test_status_page_has_no_accessibility_violation(
     async with workspace.daemon(http_listen="127.0.0.1:0", kubeconfigs={"issuers": [OWN_IDENTITY]}) as daemon:
         url = await page_of(daemon)
         await browser.resize(*size)
-        for path in ("/", "/?cluster=alpha", "/?q=p&sort=-since&page=2"):
+        for path in ("/", "/?cluster=alpha", "/?q=p&page=2"):
             await browser.open(f"{url}{path}")
             await browser.until(shows("STREAMING"))
             assert await violations(browser) == []
@@ -240,21 +238,6 @@ async def test_status_page_shows_values_of_tenants_as_text(workspace: Workspace,
         await browser.until(shows("<img src=x onerror=alert(1)>\\u{202e}x\\u{1b}"))
         assert await browser.evaluate("document.images.length") == 0
         assert browser.complaints == []
-
-
-async def test_status_page_sorts_clusters_by_column(workspace: Workspace, browser: Browser) -> None:
-    for name, organization in (("alpha", "zeta"), ("beta", "acme"), ("gamma", "mint")):
-        workspace.sandbox.projects.create(name, ready=True, organization=organization)
-    names = "[...document.querySelectorAll('#clusters ~ table td:first-child')].map(each => each.textContent).join()"
-    press = "[...document.querySelectorAll('th button')].find(each => each.textContent === 'organization').click()"
-    async with workspace.daemon(http_listen="127.0.0.1:0") as daemon:
-        await browser.open(f"{await page_of(daemon)}/")
-        await browser.until(f"{names} === 'alpha,beta,gamma'")
-        await browser.evaluate(press)
-        await browser.until(f"{names} === 'beta,gamma,alpha'")
-        assert await browser.evaluate("document.querySelector('th[aria-sort=ascending]').textContent") == "organization"
-        await browser.evaluate(press)
-        await browser.until(f"{names} === 'alpha,gamma,beta'")
 
 
 async def test_status_page_filters_clusters_by_search_and_state(workspace: Workspace) -> None:
@@ -329,7 +312,8 @@ async def test_status_page_of_a_stale_daemon_links_the_runbook(workspace: Worksp
         for words in (f" on {socket.gethostname()} ", "the daemon's start", "dns: any caller of"):
             await browser.until(shows(words))
         await workspace.sandbox.stop()
-        await browser.until(shows("Clusters stay engaged as last known."))
+        for words in ("Clusters stay engaged as last known.", "next try "):
+            await browser.until(shows(words))
         links = "[...document.querySelectorAll('.banner a')].map(each => each.href)"
         [runbook] = await browser.evaluate(links)
     assert (Path(__file__).parents[3] / runbook.partition("/blob/main/")[2]).exists()

@@ -102,7 +102,7 @@ def test_fleet_digest_depends_on_the_settings_that_define_the_clusters(kubeconfi
     assert ours == digest(**at, label_selector="env=prod", heartbeat_interval="5s")
     assert ours not in {digest(**at), digest(**at, label_selector="env=prod", mode="project-control-plane")}
     single = digest(**at, mode="single")
-    assert single != digest(**at, mode="single", **{"cluster.labels": "a=b"})
+    assert single != digest(**at, mode="single", settings={"labels": "a=b"})
 
 
 def test_fleet_digest_depends_on_the_watched_server_and_not_on_its_kubeconfig(

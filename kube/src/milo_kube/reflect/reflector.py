@@ -333,9 +333,11 @@ class Reflector(Generic[Seen]):
 
     def _stale(self, version: str, failure: Failure, now: float, delay: float) -> list[SourceEvent[Seen]]:
         """Mark the source as stale and keep its objects; later watch from `version`, or list if it is empty."""
-        since = self.status.since if self.status.state is ViewState.STALE else now
-        self.status = ViewStatus(ViewState.STALE, since, failure.reason, failure.message, self.status.last_contact)
-        self.state = Waiting(now + delay, version)
+        since, retry_at = self.status.since if self.status.state is ViewState.STALE else now, now + delay
+        self.status = ViewStatus(
+            ViewState.STALE, since, failure.reason, failure.message, self.status.last_contact, retry_at
+        )
+        self.state = Waiting(retry_at, version)
         return []
 
     def _relist(self, failure: Failure, now: float, delay: float) -> list[SourceEvent[Seen]]:

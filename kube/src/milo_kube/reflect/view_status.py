@@ -19,3 +19,5 @@ class ViewStatus(msgspec.Struct, frozen=True):
     message: str = ""
     last_contact: float | None = None
     """When the source last answered."""
+    retry_at: float | None = None
+    """When a stale source is read again; in the past while it is."""

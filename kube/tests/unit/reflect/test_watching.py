@@ -161,12 +161,12 @@ def test_server_that_stays_down_makes_source_stale() -> None:
     assert driver.request == resumes_from("11")
     driver.now += 1.0
     driver.failed(UNAVAILABLE)
-    assert driver.reflector.status == ViewStatus(ViewState.STALE, 101.0, "ServerError", "503: not now", 100.0)
+    assert driver.reflector.status == ViewStatus(ViewState.STALE, 101.0, "ServerError", "503: not now", 100.0, 102.0)
     driver.now += 2.0
     assert driver.request == resumes_from("11")
     driver.failed(Failure("ConnectFailed", "connection refused"))
     assert driver.reflector.status == ViewStatus(
-        ViewState.STALE, 101.0, "ConnectFailed", "connection refused", 100.0
+        ViewState.STALE, 101.0, "ConnectFailed", "connection refused", 100.0, 107.0
     ), "stale since the first failure, with the reason of the latest one"
     driver.now += 4.0
     driver.opened()
