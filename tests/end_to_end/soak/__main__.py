@@ -1,8 +1,5 @@
 """`./dev soak --minutes N [--state DIRECTORY] [--real] [--seed S] [--report FILE]`: faults for a time, and a report.
 
-`./dev soak --shape publisher|group --minutes N [--seed S] [--report FILE]`: two sources with a publisher and a Python
-operator, or a group of three daemons.
-
 `./dev soak --storms N [--seconds S] [--at-once M]`: storms, each with processes of its own. Every second one has a
 state directory.
 
@@ -11,8 +8,8 @@ one left in the directory, and the report covers all of them. Ctrl-C ends a piec
 counts.
 
 Exit status: 0 if every history was correct and every subscriber recovered, 1 if not, 3 if real servers were
-requested and there is no go command. The report is markdown; without --shape and
---storms, one in JSON is beside it.
+requested and there is no go command. The report is markdown; without --storms, one in JSON is
+beside it.
 """
 
 import argparse
@@ -31,7 +28,6 @@ from tests.end_to_end.real.programs import programs
 from tests.end_to_end.soak.report import Report, merged
 from tests.end_to_end.soak.saved_state import SavedState
 from tests.end_to_end.soak.servers import RealServer, SandboxServer, Server
-from tests.end_to_end.soak.shapes import SHAPES, ShapeSoak
 from tests.end_to_end.soak.soak import Soak
 from tests.end_to_end.soak.storm import Storm
 from tests.end_to_end.soak.storm_report import StormReport, markdown
@@ -46,15 +42,10 @@ def main() -> int:
     parser.add_argument(
         "--state", type=Path, metavar="DIRECTORY", help="continue the soak in this directory, or begin one there"
     )
-    parser.add_argument("--shape", choices=SHAPES, help="run the soak of a cell of the matrix instead")
     parser.add_argument("--storms", type=int, metavar="N", help="run N storms of overlapping faults and kills instead")
     parser.add_argument("--seconds", type=float, default=100.0, help="duration of each storm in seconds")
     parser.add_argument("--at-once", type=int, default=1, metavar="M", help="number of concurrent storms")
     asked = parser.parse_args()
-    if asked.shape is not None:
-        if asked.real or asked.state is not None:
-            parser.error("--shape excludes --real and --state: it needs the sandbox, and keeps no state")
-        return asyncio.run(_shape(asked.shape, asked.minutes, asked.seed, asked.report))
     if asked.storms is not None:
         if asked.real or asked.state is not None:
             parser.error("--storms excludes --real and --state: it needs the sandbox, and keeps no state")
@@ -80,18 +71,6 @@ def main() -> int:
         asked.report.write_text(report.markdown())
         asked.report.with_suffix(".json").write_bytes(report.json())
     return 1 if report.failures else 0
-
-
-async def _shape(shape: str, minutes: float, seed: int, file: Path | None) -> int:
-    with TemporaryDirectory(prefix="milo-soak-") as name:
-        soak = ShapeSoak(shape, Path(name), seed, _say)
-        for number in (signal.SIGINT, signal.SIGTERM):
-            asyncio.get_running_loop().add_signal_handler(number, soak.end)
-        report = await soak.run(minutes)
-    click.echo(report.markdown())
-    if file is not None:
-        file.write_text(report.markdown())
-    return int(bool(report.failures))
 
 
 async def _storms(count: int, seconds: float, seed: int, at_once: int, file: Path | None) -> int:

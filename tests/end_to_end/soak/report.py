@@ -84,10 +84,10 @@ class Report:
         rows = ["| fault | count | recovery: median | p99 | longest |", "|---|---:|---:|---:|---:|"]
         for group in dict.fromkeys(self.groups.values()):
             names = [name for name, of in self.groups.items() if of == group and name in self.recoveries]
-            rows += [row_of_recovery(name, [recovery.took_s for recovery in self.recoveries[name]]) for name in names]
+            rows += [_row_of_recovery(name, [recovery.took_s for recovery in self.recoveries[name]]) for name in names]
             took = [recovery.took_s for name in names for recovery in self.recoveries[name]]
             if took:
-                rows.append(row_of_recovery(f"**all of {group}**", took))
+                rows.append(_row_of_recovery(f"**all of {group}**", took))
         return rows
 
     def _table_of_slopes(self) -> list[str]:
@@ -108,7 +108,7 @@ class Report:
         return rows
 
 
-def row_of_recovery(name: str, took: list[float]) -> str:
+def _row_of_recovery(name: str, took: list[float]) -> str:
     ordered = sorted(took)
 
     def at(share: float) -> float:

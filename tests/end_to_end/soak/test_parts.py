@@ -1,52 +1,17 @@
-"""Tests of the parts of a soak test: its saved state, its shapes and the restartable sandbox."""
+"""Tests of the parts of a soak test: its saved state and the restartable sandbox."""
 
-from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 import pytest
 
 from milo_sandbox import Sandbox
 from milo_sandbox.history import CompactedError
 from milo_sandbox.resources import PROJECTS
-from tests.end_to_end.soak.gauges import Gauges, Sample
-from tests.end_to_end.soak.report import Recovery, Report, Subscriber
 from tests.end_to_end.soak.sandbox_process import DATA, remember
 from tests.end_to_end.soak.saved_state import DAEMONS, Ports, SavedState
 from tests.end_to_end.soak.servers import SandboxServer
-from tests.end_to_end.soak.shapes import SHAPES, ShapeSoak
 from tests.end_to_end.soak.soak import Soak
-
-
-def growing(mib_an_hour: float, minutes: int = 60) -> Gauges:
-    """Return samples that grow, after an initial rise that is ignored."""
-    gauges = Gauges()
-    for minute in range(minutes):
-        memory = 50.0 if minute < 10 else 80.0 + mib_an_hour * minute / 60.0
-        gauges.samples.append(Sample(minute * 60.0, memory, memory + 40.0, 22, 31))
-    return gauges
-
-
-def report(**changes: Any) -> Report:
-    plain = Report(
-        server="the sandbox",
-        seed=1,
-        minutes=60.0,
-        faults={"cut": 2, "killed": 1},
-        groups={"cut": "transport", "killed": "server", "never": "server"},
-        recoveries={"cut": [Recovery(1.0, 0.5), Recovery(1.0, 3.0)], "killed": [Recovery(2.0, 4.0)]},
-        disk="a full tmpfs",
-        writes=100,
-        writes_lost=3,
-        subscribers=[Subscriber("fast", 3, 200, 100)],
-        client_events=50,
-        handed=7,
-        stalled=4,
-        slopes=growing(1.5).slopes(),
-        failures=["not recovered 150 s after: cut"],
-    )
-    return replace(plain, **changes)
 
 
 def test_soak_resumes_from_the_last_completely_saved_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -84,15 +49,6 @@ async def test_soak_continues_with_objects_and_state_of_the_previous_run(tmp_pat
         saved.add(found)
     assert names[0] == names[1]
     assert [saved_report.restored for saved_report in saved.reports()] == [0, 1]
-
-
-@pytest.mark.parametrize("shape", SHAPES)
-async def test_soak_of_each_setup_ends_without_failures(shape: str) -> None:
-    with TemporaryDirectory(prefix="milo-") as name:
-        found = await ShapeSoak(shape, Path(name), 1, lambda _: None).run(0.0)
-    assert found.failures == []
-    assert found.told >= 6
-    assert "Validator failures and recoveries over the limit: 0." in found.markdown()
 
 
 def test_sandbox_restart_keeps_objects_and_compacts_history(tmp_path: Path) -> None:
