@@ -15,7 +15,6 @@ from rich.console import Console
 from bench import against, bars, report
 from bench.commits import commits
 from bench.measures import (
-    api_clients,
     capacity,
     churn,
     cluster_memory,
@@ -53,7 +52,6 @@ Measure = Callable[[Setting], Awaitable[Samples]]
 MEASURES: dict[str, Measure] = {
     "startup": commands.startup,
     "cli": commands.listing,
-    "api_clients": api_clients.measure,
     "parts": parts.measure,
     "log_caches": log_caches.measure,
     "cluster_memory": cluster_memory.measure,

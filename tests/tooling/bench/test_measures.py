@@ -26,7 +26,6 @@ EXACTLY = {
 KEYS = {
     "startup": {"startup.import_ms", "startup.python_ms", "startup.ratio_to_python"},
     "cli": {"cli.list_ms", "cli.credential_ms"},
-    "api_clients": {f"api_clients.{kind}_{unit}" for kind in ("shared", "separate") for unit in ("kib", "ms")},
     "log_caches": {
         f"log_caches.{name}_us"
         for name in (
