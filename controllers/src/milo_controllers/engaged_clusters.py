@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 
 from milo_controllers.controller import Controller
+from milo_controllers.errors import text_of
 from milo_controllers.event_log import EventLog
 from milo_controllers.event_loop import EventLoop
 from milo_controllers.event_recorder import EventRecorder
@@ -154,7 +155,7 @@ class EngagedClusters:
             _, before = crashes.get(cluster.name, (cluster, None))
             problem = ClusterProblem(
                 cluster=cluster.name,
-                problem=str(error) or repr(error),
+                problem=text_of(error),
                 failures=1 if before is None else before.failures + 1,
                 since=datetime.now(UTC) if before is None else before.since,
             )

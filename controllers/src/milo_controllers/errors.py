@@ -36,3 +36,12 @@ class NotSynced(ControllerError):
 
 class ReconcileTimeout(ControllerError):
     """A reconcile took longer than its timeout, and is retried."""
+
+
+def text_of(error: Exception) -> str:
+    """Return the text of an author's error, also if its `__str__` fails or returns what cannot be encoded."""
+    try:
+        text = str(error) or repr(error)
+    except Exception:  # noqa: BLE001  (the author's code: an error there must not hide the one that it describes)
+        text = type(error).__name__
+    return text.encode(errors="backslashreplace").decode()

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
 from typing import Any, TypeVar
 
-from milo_controllers.errors import Permanent, ReconcileTimeout
+from milo_controllers.errors import Permanent, ReconcileTimeout, text_of
 from milo_controllers.event_loop import EventLoop
 from milo_controllers.functions import is_async
 from milo_controllers.request import Request, Result
@@ -75,17 +75,22 @@ class ReconcileCall:
     async def _called(self, request: Request[Any]) -> Any:
         if self._threads is None:
             return await self._reconciler(request)  # type: ignore[misc]  # checked at registration
-        task, loop = asyncio.current_task(), EventLoop()
+        task, loop, has_failed = asyncio.current_task(), EventLoop(), False
         assert task is not None
 
         def may_begin() -> bool:
-            return not task.cancelling() and request.cluster.engaged and self._may_begin()
+            is_over = has_failed or task.cancelling()
+            return not is_over and request.cluster.engaged and self._may_begin()
 
         def call() -> Any:
             # The event loop decides, which also cancels: so a call that it has canceled never begins.
             return self._reconciler(request) if loop.call(may_begin) else None
 
-        calling = asyncio.get_running_loop().run_in_executor(self._threads, copy_context().run, call)
+        try:
+            calling = asyncio.get_running_loop().run_in_executor(self._threads, copy_context().run, call)
+        except RuntimeError:
+            has_failed = True  # no thread can be started, but the call stays in the queue for the next one
+            raise
         try:
             return await asyncio.shield(calling)
         except asyncio.CancelledError:
@@ -102,7 +107,7 @@ def failed_outcome(error: Exception, cluster: EngagedCluster) -> Outcome:
     """Return the outcome of a reconcile that raised an error."""
     match error:
         case Permanent():
-            return Stopped(str(error))
+            return Stopped(text_of(error))
         case ProjectSuspended() if stays_suspended(cluster.current):
             return Parked()
         case ApiError():

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 
 import msgspec
 
-from milo_controllers.errors import ControllerError, Permanent
+from milo_controllers.errors import ControllerError, Permanent, text_of
 from milo_controllers.work_queue import ObjectKey
 from milo_discovery.api_errors import ApiError, ClusterApiError, Conflict
 from milo_discovery.errors import DiscoveryError
@@ -49,7 +49,7 @@ class ReconcileFailures:
     def record(self, key: ObjectKey, error: Exception, *, is_stopped: bool) -> None:
         before = self._objects.get(key)
         since, attempts = (time.time(), 0) if before is None else (before.since, before.attempts)
-        self._objects[key] = ReconcileFailure(_text(error)[:_LONGEST_ERROR], attempts + 1, since, is_stopped)
+        self._objects[key] = ReconcileFailure(text_of(error)[:_LONGEST_ERROR], attempts + 1, since, is_stopped)
 
     def recovered(self, key: ObjectKey) -> None:
         self._objects.pop(key, None)
@@ -74,7 +74,7 @@ class ReconcileFailures:
 
     def log(self, cluster: str, what: str, error: Exception, then: str) -> None:
         """Log a failure, unless one of the same cluster and cause was logged recently; log each conflict at INFO."""
-        text = _text(error)
+        text = text_of(error)
         if isinstance(error, Conflict):
             # Conflicts are part of normal operation: usually the cache was behind, and the retry reads the new object.
             log.info("%s: %s: %s failed with a conflict (%s): %s", self._controller, cluster, what, then, text)
@@ -93,7 +93,3 @@ class ReconcileFailures:
         # Expected errors are logged without a traceback; others are bugs.
         trace = None if isinstance(error, ControllerError | ClusterApiError | DiscoveryError) else error
         log.error("%s: %s: %s failed (%s): %s", self._controller, cluster, what, then, text, exc_info=trace)
-
-
-def _text(error: Exception) -> str:
-    return str(error) or repr(error)

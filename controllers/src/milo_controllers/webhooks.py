@@ -26,6 +26,7 @@ from milo_controllers.admission_review import (
     mutated,
     review_of,
 )
+from milo_controllers.errors import text_of
 from milo_controllers.functions import is_async
 from milo_controllers.kinds import Document, Kind
 from milo_discovery.engaged_cluster import EngagedCluster
@@ -181,7 +182,7 @@ class Webhooks:
         except Exception as error:  # noqa: BLE001  (of the author's function: this review fails, others go on)
             if isinstance(error, TimeoutError) and limit.expired():
                 return self._failed(webhook, f"no answer within {limit_s:g} s", HTTPStatus.GATEWAY_TIMEOUT, error)
-            what = f"{type(error).__name__}: {error}"
+            what = f"{type(error).__name__}: {text_of(error)}"
             return self._failed(webhook, what, HTTPStatus.INTERNAL_SERVER_ERROR, error)
 
     async def _reviewed(
@@ -205,7 +206,9 @@ class Webhooks:
         try:
             review = await _computed(thread, partial(review_of, request, webhook.kind, cluster, engaged))
         except Exception as error:  # noqa: BLE001  (of the kind's type, such as pydantic's)
-            return denied(request, Deny(f"not a valid {webhook.kind.plural}: {error}", code=HTTPStatus.BAD_REQUEST))
+            return denied(
+                request, Deny(f"not a valid {webhook.kind.plural}: {text_of(error)}", code=HTTPStatus.BAD_REQUEST)
+            )
         try:
             await self._called(webhook, review)
         except Deny as reason:

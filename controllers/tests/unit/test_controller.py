@@ -7,10 +7,11 @@ from datetime import UTC, datetime
 from types import SimpleNamespace
 from typing import Any
 
+import msgspec
 import pytest
 from prometheus_client import CollectorRegistry
 
-from milo_controllers import Conflict, NotSynced, ReconcileTarget, Watched, watches
+from milo_controllers import Conflict, NotSynced, Permanent, ReconcileTarget, Watched, watches
 from milo_controllers.controller import Controller, Shared
 from milo_controllers.event_loop import EventLoop
 from milo_controllers.fleet_view import FleetView
@@ -88,6 +89,40 @@ async def test_worker_is_free_for_other_clusters_after_the_tasks_of_a_cluster_ha
     async with asyncio.TaskGroup() as healthy:
         with pytest.raises(ExceptionGroup):
             await run_until_failure()
+
+
+class Untold(Exception):  # noqa: N818
+    """An error of an author that forgot to set its detail."""
+
+    detail: Any = None
+
+    def __str__(self) -> str:
+        return self.detail  # type: ignore[no-any-return]
+
+
+class UntoldPermanent(Untold, Permanent):
+    pass
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [(Untold(), "Untold"), (UntoldPermanent(), "UntoldPermanent"), (OSError("a file named \udcff"), "\\udcff")],
+)
+async def test_error_that_cannot_be_told_ends_no_other_task_of_its_cluster(error: Exception, told: str) -> None:
+    async def reconcile(_request: Request) -> None:
+        raise error
+
+    members: dict[str, Any] = {}
+    controller = controller_of(reconcile, members)
+    async with asyncio.TaskGroup() as tasks:
+        other = tasks.create_task(asyncio.Event().wait())
+        engaged(controller, members, "alpha", tasks)
+        await eventually(lambda: len(controller.failures) == 1)
+        [(_, failure)] = controller.failures
+        assert told in failure.error
+        assert msgspec.json.encode(failure)
+        controller.pause()
+        assert other.cancel()
 
 
 async def test_conflict_on_changed_object_is_logged_at_info_level_with_immediate_retry(

@@ -44,6 +44,24 @@ async def test_canceled_call_that_waits_for_a_thread_is_never_begun() -> None:
     assert (running.result(), canceled.cancelled(), disengaged.result()) == (Done(), True, Done())
 
 
+async def test_call_for_which_no_thread_can_be_started_does_not_run_beside_its_retry(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    called: list[FakeRequest] = []
+
+    def refuse(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    call, failed, retried = ReconcileCall(called.append, timeout_s=None, workers=1), FakeRequest(), FakeRequest()
+    with monkeypatch.context() as limited:
+        limited.setattr(threading.Thread, "start", refuse)
+        with pytest.raises(RuntimeError, match="can't start new thread"):
+            await call.outcome(failed)  # type: ignore[arg-type]
+    await call.outcome(retried)  # type: ignore[arg-type]
+    call.close()
+    assert called == [retried]
+
+
 async def test_call_that_is_sent_while_its_reconcile_is_canceled_does_not_run() -> None:
     calls = ThreadCalls(EventLoop())
     scheduled, ran = threading.Event(), []
