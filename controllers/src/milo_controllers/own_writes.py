@@ -167,13 +167,18 @@ class OwnWrites:
                 self._held[where] = others
 
     def changed(self, informer: Cached, change: Change) -> None:
-        """Settle the held objects whose writes are now in the cache."""
+        """Settle the held objects whose writes are now in the cache, or will never be."""
         place = change.current.place
-        if change.new is None and self._reconciles:
-            self._note_deletion((informer.key, place), _Deletion(change.current.uid, change.current.version))
+        deletion = None if change.new else _Deletion(change.current.uid, change.current.version)
+        if deletion is not None and self._reconciles:
+            self._note_deletion((informer.key, place), deletion)
         for held in self._held.pop((informer.key, place), ()):
             here = {(key, write) for key, write in held.unseen if (key, write.place) == (informer.key, place)}
-            seen = {(key, write) for key, write in here if change.new is None or is_seen(write, informer)}
+            seen = {
+                (key, write)
+                for key, write in here
+                if is_seen(write, informer) or (deletion is not None and _has_ended(write, informer, deletion))
+            }
             held.unseen -= seen
             if here - seen:
                 self._held.setdefault((informer.key, place), []).append(held)

@@ -143,6 +143,18 @@ def test_held_object_is_released_when_an_object_that_its_reconcile_wrote_is_dele
     assert settled == [True]
 
 
+def test_object_is_held_while_only_the_predecessor_of_what_its_reconcile_created_is_gone() -> None:
+    own, cache = OwnWrites(), informer()
+    settled: list[bool] = []
+    put(cache, "4", uid="former")
+    assert own.hold([written()], [cache], lambda: settled.append(True))
+    [change] = cache.cache.apply(DeletionReported("a", "former", "ns"))
+    own.changed(cache, change)
+    assert settled == []
+    put(cache, "5", settling=own)
+    assert settled == [True]
+
+
 @pytest.mark.parametrize(
     ("deleted", "deleted_at", "write", "is_held"),
     [
