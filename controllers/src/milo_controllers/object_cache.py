@@ -241,8 +241,9 @@ class ObjectCache:
         self._listed: set[Place] | None = None
         """The objects that the list in progress has contained so far."""
         self._functions: dict[str, Index] = {}
-        self._misuse: dict[str, str] = {}
-        """Error messages for index functions that returned a string, bytes or a mapping, by index name."""
+        self._misuse: dict[str, dict[Place, str]] = {}
+        """Error messages, by index name, for the objects for which its function returned a string, bytes or a
+        mapping."""
         self._indexes: dict[str, _BuiltIndex] = {}
         self._by_owner: dict[str, dict[Place, None]] | None = None
         self.synced = False
@@ -254,6 +255,7 @@ class ObjectCache:
         """Drop all objects. The cache is then as it was before its first list."""
         self._objects.clear()
         self._indexes.clear()
+        self._misuse.clear()
         self._by_owner = None
         self._listed = None
         self.size = 0
@@ -282,7 +284,8 @@ class ObjectCache:
     def indexed(self, name: str, value: Hashable) -> Iterator[CachedObject]:
         """Return the objects for which the index function returned this value.
 
-        Raises KeyError for an unknown index, and TypeError if the function has returned a string, bytes or a mapping.
+        Raises KeyError for an unknown index, and TypeError while there is an object for which the function returned a
+        string, bytes or a mapping.
         """
         index = self._indexes.get(name)
         if index is None:
@@ -294,8 +297,8 @@ class ObjectCache:
             index = self._indexes[name] = _BuiltIndex()
             for found in self._objects.values():
                 index.put(found.place, self._values(name, found))
-        if name in self._misuse:
-            raise TypeError(self._misuse[name])
+        if misuse := self._misuse.get(name):
+            raise TypeError(next(iter(misuse.values())))
         return iter([self._objects[place] for place in index.places(value)])
 
     def owned_by(self, uid: str) -> Iterator[CachedObject]:
@@ -360,6 +363,7 @@ class ObjectCache:
             else:
                 assert old is not None
                 index.remove(old.place)
+                self._misuse.get(name, {}).pop(old.place, None)
         if self._by_owner is not None:
             if old is not None:
                 _discard(self._by_owner, _owner_uids(old), old.place)
@@ -367,14 +371,16 @@ class ObjectCache:
                 _insert(self._by_owner, _owner_uids(new), new.place)
 
     def _values(self, name: str, found: CachedObject) -> tuple[Hashable, ...]:
-        index = self._functions[name]
+        index, misuse = self._functions[name], self._misuse.setdefault(name, {})
+        misuse.pop(found.place, None)
         try:
             values = index.function(index.decode(found.raw))
             if isinstance(values, str | bytes | Mapping):
                 # Otherwise the characters, bytes or keys would become the values.
                 type_name = "string" if isinstance(values, str) else type(values).__name__
                 wanted = list(values) if isinstance(values, Mapping) else [values]
-                self._misuse[name] = f"index {name!r} returned the {type_name} {values!r}; return a list: {wanted!r}"
+                problem = f"index {name!r} returned the {type_name} {values!r}; return a list: {wanted!r}"
+                misuse[found.place] = problem
                 return ()
             return tuple(dict.fromkeys(values))
         except Exception as error:  # noqa: BLE001  (the author's code: an error there must not stop the informer)

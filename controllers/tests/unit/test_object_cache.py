@@ -1,5 +1,6 @@
 """The informer's cache: changes, stored fields, and indexes."""
 
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -165,6 +166,32 @@ def test_each_read_of_an_index_whose_function_returned_a_string_raises(is_used_b
         with pytest.raises(TypeError, match=r"index 'color' returned the string 'red'.* a list: \['red'\]"):
             cache.indexed("color", "red")
     assert names(cache.indexed("name", "a")) == ["a"]
+
+
+@pytest.mark.parametrize(
+    "end",
+    [
+        lambda cache: applied(cache, ObjectChanged(cached("b", "2", color="red"))),
+        lambda cache: applied(cache, DeletionReported("b", "", "default")),
+        ObjectCache.clear,
+    ],
+)
+def test_index_is_read_again_once_its_function_returns_a_string_for_no_object(
+    end: Callable[[ObjectCache], object],
+) -> None:
+    def colors(found: dict[str, Any]) -> Any:
+        color = found["data"]["color"]
+        return color if color == "odd" else [color]
+
+    cache = synced()
+    cache.add_index("color", colors)
+    assert names(cache.indexed("color", "red")) == []
+    applied(cache, ObjectChanged(cached("b", color="odd")))
+    with pytest.raises(TypeError, match="returned the string 'odd'"):
+        cache.indexed("color", "red")
+    end(cache)
+    applied(cache, ObjectChanged(cached("a", color="red")))
+    assert "a" in names(cache.indexed("color", "red"))
 
 
 @pytest.mark.parametrize(
