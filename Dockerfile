@@ -15,6 +15,7 @@ COPY pyproject.toml README.md LICENSE ./
 COPY clients/python clients/python
 COPY clients/cli clients/cli
 COPY controllers controllers
+COPY objects objects
 COPY publishing publishing
 COPY kube kube
 COPY proto proto

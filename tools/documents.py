@@ -25,6 +25,7 @@ READMES = (
     "controllers/README.md",
     "deploy/README.md",
     "kube/README.md",
+    "objects/README.md",
     "publishing/README.md",
     "sandbox/README.md",
 )

@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 ROOT = Path(__file__).parent.parent
 SOURCES = (".py", ".pyi", ".go", ".js", ".mjs", ".ts", ".java", ".rs", ".proto")
 GENERATED = ("/milo_discovery/v1/", ".pb.go", "/src/gen/")
-PRODUCT = ("milo_discoveryd", "clients", "controllers", "publishing", "kube", "sandbox", "proto")
+PRODUCT = ("milo_discoveryd", "clients", "objects", "controllers", "publishing", "kube", "sandbox", "proto")
 
 
 def is_test(path: PurePosixPath) -> bool:

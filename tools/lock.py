@@ -16,7 +16,7 @@ DIRECTORY = ROOT / "requirements"
 CLIENTS = ("clients/cli/pyproject.toml", "clients/python/pyproject.toml")
 DAEMON = ("pyproject.toml", *CLIENTS, "kube/pyproject.toml", "--extra", "traces")
 SANDBOX = ("sandbox/pyproject.toml", *DAEMON)
-OPERATORS = ("controllers/pyproject.toml", "publishing/pyproject.toml")
+OPERATORS = ("objects/pyproject.toml", "controllers/pyproject.toml", "publishing/pyproject.toml")
 DEV = ("conformance/pyproject.toml", *OPERATORS, *SANDBOX)
 LOCKS: dict[str, tuple[str, ...]] = {
     "daemon": DAEMON,
@@ -30,7 +30,7 @@ LOCKS: dict[str, tuple[str, ...]] = {
 """The inputs of each lock file: dependencies of packages, with extras, and dependency groups of pyproject.toml."""
 
 OURS = (
-    "milo-discoveryd", "milo-discovery-client", "milo-discovery-cli", "milo-controllers", "milo-publishing",
+    "milo-discoveryd", "milo-discovery-client", "milo-discovery-cli", "milo-objects", "milo-controllers", "milo-publishing",
     "milo-kube", "milo-sandbox",
 )  # fmt: skip
 OPTIONS = (

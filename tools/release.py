@@ -36,7 +36,17 @@ import yaml
 ROOT = Path(__file__).parents[1]
 REGISTRY = "ghcr.io/milo-os"
 SOURCE = "https://github.com/milo-os/milo-discoveryd"
-PACKAGES = ("kube", "clients/python", "clients/cli", "controllers", "publishing", ".", "sandbox", "conformance")
+PACKAGES = (
+    "kube",
+    "clients/python",
+    "clients/cli",
+    "objects",
+    "controllers",
+    "publishing",
+    ".",
+    "sandbox",
+    "conformance",
+)
 IMAGES = {"daemon": "milo-discoveryd", "sandbox": "milo-discoveryd-sandbox"}
 GO_MODULES = {
     "go.miloapis.com/discovery": "clients/go",

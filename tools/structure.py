@@ -16,6 +16,7 @@ SOURCES = tuple(
         "milo_discoveryd",
         "clients/python/src/milo_discovery",
         "clients/cli/src/milo_discovery_cli",
+        "objects/src/milo_objects",
         "controllers/src/milo_controllers",
         "publishing/src/milo_publishing",
         "kube/src/milo_kube",

@@ -5,9 +5,9 @@
 set -eu
 source=$1 target=$2 what=${3:-daemon} wheels=${4:-$(mktemp -d)}
 python=${PYTHON:-python3}
-# publishing, and the parts of controllers that it uses, have the same dependencies as the daemon: `pip check` verifies
+# publishing, objects, and the parts of controllers that are used here, have the same dependencies as the daemon: `pip check` verifies
 # that.
-packages="$source/kube $source/clients/python $source/clients/cli $source/controllers $source/publishing $source"
+packages="$source/kube $source/clients/python $source/clients/cli $source/objects $source/controllers $source/publishing $source"
 [ "$what" = daemon ] || packages="$packages $source/$what"
 
 pip() {

@@ -14,7 +14,7 @@ from tempfile import TemporaryDirectory
 from tests.tooling.import_contracts.contracts import PACKAGES, ROOT, modules, unit_tests
 
 MUTMUT = Path(sys.executable).with_name("mutmut")
-TESTS = ("tests", "controllers/tests", "kube/tests")
+TESTS = ("tests", "objects/tests", "controllers/tests", "kube/tests")
 READ_BY_TESTS = ("clients", "deploy", "designs", "docs")
 """Directories with files that unit tests read."""
 SURVIVED = (0, 5, 33)

@@ -42,7 +42,7 @@ class Clone:
         (directory / "clients" / "python").mkdir(parents=True)
         for name in ("dev", "build", "sandbox"):
             (directory / "requirements" / f"{name}.txt").write_text("a==1 \\\n    --hash=sha256:00\n")
-        for name in ("", "kube", "clients/python", "controllers", "publishing"):
+        for name in ("", "kube", "clients/python", "objects", "controllers", "publishing"):
             (directory / name).mkdir(exist_ok=True)
             (directory / name / "pyproject.toml").touch()
         (directory / "dev").symlink_to(ROOT / "dev")

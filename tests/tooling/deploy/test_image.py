@@ -26,7 +26,7 @@ __all__ = ["directory", "workspace"]
 
 DEMO = DEPLOY / "overlays" / "demo"
 OURS = {
-    "milo-discoveryd", "milo-discovery-client", "milo-discovery-cli", "milo-controllers", "milo-publishing",
+    "milo-discoveryd", "milo-discovery-client", "milo-discovery-cli", "milo-objects", "milo-controllers", "milo-publishing",
     "milo-kube",
 }  # fmt: skip
 

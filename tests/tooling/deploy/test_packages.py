@@ -20,6 +20,7 @@ PACKAGES = {
     "milo_discoveryd": ROOT,
     "milo_discovery_client": ROOT / "clients" / "python",
     "milo_discovery_cli": ROOT / "clients" / "cli",
+    "milo_objects": ROOT / "objects",
     "milo_controllers": ROOT / "controllers",
     "milo_publishing": ROOT / "publishing",
     "milo_kube": ROOT / "kube",

@@ -17,6 +17,7 @@ DOCUMENTS = sorted(
         "clients/cli/*.md",
         "clients/go/**/*.md",
         "controllers/*.md",
+        "objects/*.md",
         "publishing/*.md",
         "kube/*.md",
         "examples/**/*.md",

@@ -7,7 +7,15 @@ from tests.support.markdown_items import items
 from tests.tooling.docs.shell import ROOT
 from tests.tooling.import_contracts.contracts import modules
 
-SOURCES = ("milo_discoveryd", "clients/python/src", "clients/cli/src", "controllers/src", "publishing/src", "kube/src")
+SOURCES = (
+    "milo_discoveryd",
+    "clients/python/src",
+    "clients/cli/src",
+    "objects/src",
+    "controllers/src",
+    "publishing/src",
+    "kube/src",
+)
 TEXT = (ROOT / "docs" / "architecture.md").read_text()
 
 

@@ -6,7 +6,7 @@ import tomllib
 from tests.support.markdown_items import items
 from tests.support.rows import ROOT
 
-PACKAGES = ("clients/python", "clients/cli", "controllers", "publishing", "kube")
+PACKAGES = ("clients/python", "clients/cli", "objects", "controllers", "publishing", "kube")
 TEXT = (ROOT / "docs" / "reviewers" / "security.md").read_text()
 
 

@@ -9,6 +9,7 @@ PACKAGES = (
     ROOT / "milo_discoveryd",
     ROOT / "clients/python/src/milo_discovery",
     ROOT / "clients/cli/src/milo_discovery_cli",
+    ROOT / "objects/src/milo_objects",
     ROOT / "controllers/src/milo_controllers",
     ROOT / "publishing/src/milo_publishing",
     ROOT / "kube/src/milo_kube",
@@ -31,7 +32,7 @@ def modules(contract: str, option: str = "source_modules") -> list[str]:
 def unit_tests(module: str) -> list[Path]:
     """Return the tests of a pure module: the directory of its package in unit/, or the files with its name."""
     package, *path = module.split(".")
-    root = ROOT / {"milo_controllers": "controllers", "milo_kube": "kube"}.get(package, ".")
+    root = ROOT / {"milo_objects": "objects", "milo_controllers": "controllers", "milo_kube": "kube"}.get(package, ".")
     place = root.joinpath("tests", "unit", *path)
     return [place] if place.is_dir() else sorted(place.parent.glob(f"test_{place.name}*.py"))
 

@@ -13,6 +13,7 @@ PACKAGES = (
     "kube/src/milo_kube",
     "clients/python/src/milo_discovery",
     "clients/cli/src/milo_discovery_cli",
+    "objects/src/milo_objects",
     "controllers/src/milo_controllers",
     "publishing/src/milo_publishing",
 )

@@ -28,6 +28,7 @@ FORBIDDEN = {
     "production": ("milo_discoveryd/check/finding.py", "import milo_sandbox.names"),
     "distributions": ("milo_discovery/model.py", "import milo_controllers.kinds"),
     "private": ("milo_publishing/errors.py", "import milo_discovery._session"),
+    "objects-layers": ("milo_objects/projection.py", "import milo_objects.kinds"),
     "controllers-layers": ("milo_controllers/kinds.py", "import milo_controllers.request"),
     "shared-layers": ("milo_kube/retry_after.py", "import milo_kube.reflect.backoff"),
     "client-layers": ("milo_discovery/watch.py", "import milo_discovery.fleet"),

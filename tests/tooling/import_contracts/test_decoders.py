@@ -12,6 +12,7 @@ from tests.tooling.import_contracts.contracts import PACKAGES, ROOT
 
 LATER = {
     "kube/src/milo_kube/reflect/wire.py": "the kind of object is an argument; built on the event loop, for each watch",
+    "objects/src/milo_objects/projection.py": "the type follows from the paths of a kind; built with its Kind",
     "controllers/src/milo_controllers/kinds.py": "the model is an operator's; built with its Kind",
 }
 """Modules that build decoders in functions, and why these do not run in several threads."""

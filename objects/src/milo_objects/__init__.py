@@ -1,0 +1,1 @@
+"""Objects of all engaged clusters: projected, in one store with indexes."""
