@@ -30,8 +30,8 @@ LOCKS: dict[str, tuple[str, ...]] = {
 """The inputs of each lock file: dependencies of packages, with extras, and dependency groups of pyproject.toml."""
 
 OURS = (
-    "milo-discoveryd", "milo-discovery-client", "milo-discovery-cli", "milo-objects", "milo-controllers", "milo-publishing",
-    "milo-kube", "milo-sandbox",
+    "milo-discoveryd", "milo-discovery-client", "milo-discovery-cli", "milo-objects", "milo-controllers",
+    "milo-publishing", "milo-kube", "milo-sandbox",
 )  # fmt: skip
 OPTIONS = (
     *("--universal", "--python-version", "3.11", "--generate-hashes", "--quiet"),

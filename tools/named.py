@@ -15,8 +15,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 PRODUCT = (
-    "milo_discoveryd/", "clients/python/src/", "clients/cli/src/", "objects/src/", "controllers/src/", "publishing/src/", "kube/src/",
-    "sandbox/src/", "conformance/src/",
+    "milo_discoveryd/", "clients/python/src/", "clients/cli/src/", "objects/src/", "controllers/src/",
+    "publishing/src/", "kube/src/", "sandbox/src/", "conformance/src/",
 )  # fmt: skip
 NAMED = re.compile(r"`([A-Za-z_][\w.]*)(?:\(\))?`")
 WORD = re.compile(r"[A-Za-z_]\w*")

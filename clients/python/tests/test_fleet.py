@@ -97,6 +97,22 @@ async def test_lost_connection_is_logged_once(fleet, daemon, begin, handler_log,
     assert "attempt 0" in caplog.text
 
 
+async def test_state_of_the_connection_can_be_awaited(fleet, daemon, begin):
+    found = fleet.discovery
+    async with fleet:
+        stream = await begin(snapshot("1", engaged("a")))
+        while not found.synced:
+            found = await fleet.discovery_changed(since=found)
+        assert found.connected
+        stream.end(Refusal(grpc.StatusCode.UNAVAILABLE, "down for repair"))
+        lost = await fleet.discovery_changed(since=found)
+        assert (lost.connected, lost.synced) == (False, True)
+        assert "down for repair" in lost.problem
+        stream = await daemon.stream()
+        stream.send(following("1", "2"))
+        assert (await fleet.discovery_changed(since=lost)).connected
+
+
 async def test_update_does_not_restart_the_handler(fleet, begin, handler_log):
     async with fleet:
         stream = await begin(snapshot("1", engaged("a")))

@@ -6,8 +6,6 @@ No object was reconciled twice at the same time.
 
 import asyncio
 import random
-from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
 from random import Random
 from typing import Any, cast
@@ -28,13 +26,10 @@ from milo_controllers import (
     watches,
 )
 from milo_discovery import DiscoveryClient, Fleet
-from milo_discovery.events import Event, StreamNotice, Synced
-from milo_discovery.model import Cluster, EventType
-from milo_kube.api_request import Answer
 from tests.simulation.properties.api_server import ApiObject, Server
 from tests.simulation.seeded.api import Api
 from tests.simulation.seeded.loop import VirtualLoop, clocks_of
-from tests.simulation.seeded.watch_faults import WatchFaultInjector
+from tests.simulation.seeded.simulated_fleet import SimulatedCluster, SimulatedClusterApi, SimulatedDiscovery
 from tests.simulation.seeded.world import NAMES, World
 
 KIND = Kind("v1/projects", selector="in=yes")
@@ -54,78 +49,6 @@ class Reconcile:
     """The version of the object in the cache; None if it was missing."""
     ended: float | None = None
     succeeded: bool = False
-
-
-@dataclass
-class SimulatedCluster:
-    """An API server with its faults."""
-
-    api: Api
-    world: World
-
-    def strike(self, random: Random) -> None:
-        """Inject a fault into an open watch."""
-        WatchFaultInjector(self.api, self.world, random).strike()
-
-
-class SimulatedClusterApi:
-    """A ClusterApi that sends requests to a simulated API server instead of over HTTP."""
-
-    servers: dict[str, SimulatedCluster]
-
-    def __init__(self, name: str, *_arguments: object, **_options: object) -> None:
-        self.name = name
-        self._api = self.servers[name].api
-
-    async def get(self, path: str, query: Any = (), *, timeout_s: float, **_options: object) -> Answer:
-        return await self._api.get(path, query, timeout_s=timeout_s)
-
-    def stream(
-        self, path: str, query: Any = (), *, connect_timeout_s: float, silence_s: float | None, accept: str = ""
-    ) -> AbstractAsyncContextManager[Any]:
-        return self._api.stream(path, query, connect_timeout_s=connect_timeout_s, silence_s=silence_s)
-
-    async def aclose(self) -> None:
-        pass
-
-
-class SimulatedDiscovery:
-    """A stream of engagements, in place of a daemon."""
-
-    def __init__(self) -> None:
-        self.api_clients = self
-        self.subscriber = "simulation"
-        self._items: asyncio.Queue[Event | StreamNotice] = asyncio.Queue()
-        self.engaged: dict[str, int] = {}
-        self._engagements = 0
-
-    def engage(self, name: str) -> None:
-        self._engagements += 1
-        self.engaged[name] = self._engagements
-        self._items.put_nowait(Event(type=EventType.ENGAGED, cluster=Cluster(name=name, uid=str(self._engagements))))
-
-    def disengage(self, name: str) -> None:
-        number = self.engaged.pop(name)
-        self._items.put_nowait(Event(type=EventType.DISENGAGED, cluster=Cluster(name=name, uid=str(number))))
-
-    def synced(self) -> None:
-        self._items.put_nowait(Synced(clusters=len(self.engaged)))
-
-    @asynccontextmanager
-    async def watch(self, **_options: Any) -> AsyncIterator["SimulatedDiscovery"]:
-        yield self
-
-    async def feed(self) -> AsyncGenerator[Event | StreamNotice, None]:
-        while True:
-            yield await self._items.get()
-
-    async def release(self, *_arguments: Any) -> None: ...
-
-    async def end_subscription(self, _subscriber: str) -> None: ...
-
-    @asynccontextmanager
-    async def renewer(self, *_arguments: Any, **_options: Any) -> AsyncIterator[None]:
-        yield None
 
 
 @dataclass
@@ -165,7 +88,7 @@ class Simulation:
                 self._strike(servers[self.random.choice(CLUSTERS)], discovery)
             self.fails = False
             for name, server in servers.items():
-                self._heal(server)
+                server.heal()
                 if name not in discovery.engaged:
                     discovery.engage(name)
             await asyncio.sleep(600.0)
@@ -200,16 +123,6 @@ class Simulation:
                     discovery.disengage(name)
                 else:
                     discovery.engage(name)
-
-    def _heal(self, server: SimulatedCluster) -> None:
-        """End all faults; another list is the only way to correct lost or invented events."""
-        server.api.fault_rate = server.api.down_until = 0.0
-        for opened in server.api.open:
-            opened.mute = opened.without_bookmarks = False
-        server.world.server.version += 1
-        server.world.server.compact()
-        server.api.cut()
-        server.api.ring()
 
     async def _reconcile(self, request: Request) -> Result | None:
         loop = asyncio.get_running_loop()

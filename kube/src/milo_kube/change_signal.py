@@ -10,7 +10,7 @@ class ChangeSignal:
     """A condition variable without a lock: waiters re-check their predicate after each notification."""
 
     def __init__(self) -> None:
-        self._waiters: set[asyncio.Future[None]] | None = None
+        self._waiters: dict[asyncio.Future[None], None] | None = None  # in the order of their calls
 
     def notify(self) -> None:
         waiters, self._waiters = self._waiters, None
@@ -23,10 +23,10 @@ class ChangeSignal:
         while not predicate():
             waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             if self._waiters is None:
-                self._waiters = set()
-            self._waiters.add(waiter)
+                self._waiters = {}
+            self._waiters[waiter] = None
             try:
                 await waiter
             finally:
                 if self._waiters is not None:
-                    self._waiters.discard(waiter)
+                    self._waiters.pop(waiter, None)

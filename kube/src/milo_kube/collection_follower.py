@@ -121,6 +121,9 @@ class CollectionFollower(ABC, Generic[DecodedT, ChangeT]):
     def failed(self) -> None:
         """Called when the sink cannot be filled or kept up to date."""
 
+    def reported(self) -> None:
+        """Called whenever `state` or `problem` may have changed, and after each batch of source events."""
+
     def _following(self) -> ListWatch[DecodedT]:
         return ListWatch(
             _CollectionApi(self._api, self._kind, self),
@@ -202,6 +205,7 @@ class CollectionFollower(ABC, Generic[DecodedT, ChangeT]):
                 self.changed(change)
             self._count()
             if self._sink.synced and not was_synced:
+                self.since = time.time()
                 self.synced()
             if number % _APPLIED_AT_ONCE == 0:
                 await asyncio.sleep(0)
@@ -245,6 +249,7 @@ class CollectionFollower(ABC, Generic[DecodedT, ChangeT]):
             self.failed()
         elif before is not None and before.state is ViewState.STALE and status.state is ViewState.STREAMING:
             self._log.info("%s: the cache of %s is up to date again", self._cluster, self._kind)
+        self.reported()
 
 
 class _CollectionApi:

@@ -198,7 +198,7 @@ def _compiled(node: _Node, identity: Iterable[tuple[str, Any, Any]] = ()) -> tup
     return struct | None, None, prune
 
 
-class _Metadata(msgspec.Struct):
+class _LooseMetadata(msgspec.Struct):
     """What is decoded of an object with a field that has another type than its paths say."""
 
     name: str
@@ -210,11 +210,11 @@ class _Metadata(msgspec.Struct):
     deletionTimestamp: msgspec.Raw = _ABSENT  # noqa: N815
 
 
-class _WithMetadata(msgspec.Struct):
-    metadata: _Metadata
+class _LooseObject(msgspec.Struct):
+    metadata: _LooseMetadata
 
 
-_WITH_METADATA = msgspec.json.Decoder(_WithMetadata)
+_LOOSE_OBJECT = msgspec.json.Decoder(_LooseObject)
 _FIELDS = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _ITEMS = msgspec.json.Decoder(list[msgspec.Raw])
 _NUMBER = msgspec.json.Decoder(int)
@@ -254,7 +254,7 @@ class Projection:
 
     def _loosely(self, raw: bytes | msgspec.Raw) -> ProjectedObject:
         """Project an object that has a list or a text where the paths have an object: it lacks these fields."""
-        metadata = _WITH_METADATA.decode(raw).metadata
+        metadata = _LOOSE_OBJECT.decode(raw).metadata
         identity = (metadata.namespace, metadata.name, metadata.uid)
         sent = (
             metadata.resourceVersion,

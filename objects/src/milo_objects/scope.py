@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from enum import Enum
-from typing import Protocol, TypeAlias
+from typing import Protocol, TypeAlias, runtime_checkable
 
 import msgspec
 
@@ -179,12 +179,14 @@ class ObjectStore(Protocol):
     """What a source of changes fills, and asks for what it has."""
 
     def apply(self, change: Change) -> None:
-        """Apply a change. What changes nothing is ignored, so a source may repeat itself."""
+        """Apply a change. What changes nothing is ignored, so a source may repeat itself; so is what belongs to no
+        present scope: a cluster precedes its scopes, and the first state of a scope precedes its objects."""
 
     def objects(self, scope: Scope) -> Mapping[Place, ProjectedObject]:
         """Return the objects of a scope: a live view, empty if the scope is unknown."""
 
 
+@runtime_checkable
 class ObjectSource(Protocol):
     """A source of the changes of some kinds in all engaged clusters."""
 

@@ -26,8 +26,8 @@ __all__ = ["directory", "workspace"]
 
 DEMO = DEPLOY / "overlays" / "demo"
 OURS = {
-    "milo-discoveryd", "milo-discovery-client", "milo-discovery-cli", "milo-objects", "milo-controllers", "milo-publishing",
-    "milo-kube",
+    "milo-discoveryd", "milo-discovery-client", "milo-discovery-cli", "milo-objects", "milo-controllers",
+    "milo-publishing", "milo-kube",
 }  # fmt: skip
 
 # An installation takes about a minute, and several minutes on a machine that runs other tests.

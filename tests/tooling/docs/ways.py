@@ -61,7 +61,7 @@ NEED_A_CLUSTER = (
 """Commands that no test runs; their flags are tested."""
 
 
-PACKAGES = {"./clients/cli", "./controllers", "./publishing"}
+PACKAGES = {"./clients/cli", "./objects", "./controllers", "./publishing"}
 
 
 class UntestedError(Exception):

@@ -117,6 +117,10 @@ TESTED = {
     "controllers/src/milo_controllers/event_recorder.py: self._write_pending": (
         "controllers/tests/integration/test_reconciles.py::test_event_of_missing_object_is_logged_as_not_recorded"
     ),
+    "objects/src/milo_objects/follow.py: self._follow_scope": (
+        "objects/tests/integration/test_objects.py"
+        "::test_unexpected_error_in_one_cluster_ends_no_scope_and_no_other_cluster"
+    ),
     "publishing/src/milo_publishing/publisher.py: self._serve": (
         "publishing/tests/test_publisher.py::test_object_that_fails_delays_no_others_and_is_named"
     ),
@@ -184,6 +188,7 @@ OTHERS = {
     "controllers/src/milo_controllers/controllers.py: self._resync_periodically": _WHOLE,
     "controllers/src/milo_controllers/event_loop.py: call": _AWAITED,
     "controllers/src/milo_controllers/single_cluster.py: _awaited": "there is only one cluster",
+    "objects/src/milo_objects/follow.py: _report_fleet": _WHOLE,
     "publishing/src/milo_publishing/publisher.py: self._work": _GROUP,
 }
 """All other tasks, and why an unexpected error may end them."""

@@ -182,6 +182,11 @@ class Fleet(RunsInBackground):
         if self._state == "ended":
             raise RuntimeError("the Fleet has ended")
 
+    async def discovery_changed(self, since: DiscoveryState) -> DiscoveryState:
+        """Wait until `discovery` differs from `since`, and return it."""
+        await self._signal.wait_for(lambda: self.discovery != since)
+        return self.discovery
+
     async def run(self) -> None:
         """Run until canceled. Raises errors that a retry cannot fix, and HandlerFailed with on_error="raise".
 
@@ -242,7 +247,7 @@ class Fleet(RunsInBackground):
                     self._connected(True)
                 if self._state == "running":
                     self._state = "synced"
-                    self._signal.notify()
+                self._signal.notify()
             case Connected():
                 log.info("connected to the daemon")
                 self._connected(True)
@@ -253,6 +258,7 @@ class Fleet(RunsInBackground):
     def _connected(self, connected: bool, problem: str = "") -> None:
         since = datetime.now(UTC) if connected != self.discovery.connected else self.discovery.since
         self.discovery = replace(self.discovery, connected=connected, since=since, problem=problem)
+        self._signal.notify()
 
     def _engage(self, cluster: EngagedCluster, tasks: asyncio.TaskGroup) -> None:
         if self._handler is None or cluster.draining is not None:

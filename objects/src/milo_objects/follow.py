@@ -1,0 +1,221 @@
+"""A source of changes that lists and watches each kind in each engaged cluster."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Final, Unpack
+
+from milo_discovery.cluster_api import IDLE_S, USER_AGENT, ClusterApi
+from milo_discovery.engaged_cluster import EngagedCluster
+from milo_discovery.fleet import DiscoveryState, Fleet, FleetClient
+from milo_discovery.model import Cluster, DisengageReason
+from milo_discovery.options import WatchOptions
+from milo_kube.api_server import Pools
+from milo_kube.cache_budget import CacheBudget, CacheLimits
+from milo_kube.collection_follower import CollectionFollower, FollowerState
+from milo_kube.rate_limit import Rate, TokenBucket
+from milo_kube.reflect.reflector import ReflectorPolicy
+from milo_kube.task_groups import unwrap_single_error
+from milo_objects.followed_scope import FollowedScope
+from milo_objects.kinds import Kind
+from milo_objects.projection import SeenObject
+from milo_objects.scope import (
+    ClusterChanged,
+    ClusterEnded,
+    FleetChanged,
+    FleetCluster,
+    FleetState,
+    Forbidden,
+    NotServed,
+    ObjectChanged,
+    ObjectGone,
+    ObjectStore,
+    OverBudget,
+    Pending,
+    Scope,
+    ScopeChanged,
+    ScopeEnd,
+    ScopeEnded,
+    ScopeState,
+    Stale,
+    Synced,
+)
+
+log = logging.getLogger("milo_objects")
+
+FIRST_LISTS: Final = Rate(per_second=100.0, burst=200.0)
+"""How many scopes begin their first list: an API server refuses (429) when thousands begin at once."""
+_REFLECTION: Final = ReflectorPolicy(page_size=500)
+_PROBLEMS: Final[dict[FollowerState, type[Stale | Forbidden | NotServed | OverBudget]]] = {
+    "stale": Stale,
+    "forbidden": Forbidden,
+    "not_served": NotServed,
+    "over_budget": OverBudget,
+}
+
+
+class FollowedFleet:
+    """A source that follows the engaged clusters of a DiscoveryClient. `options` select the clusters.
+
+    It begins the lists of many clusters at a limited rate. What of one cluster fails is listed again, and ends nothing.
+    """
+
+    def __init__(
+        self,
+        client: FleetClient,
+        *,
+        limits: CacheLimits = CacheLimits(),  # noqa: B008  (immutable)
+        **options: Unpack[WatchOptions],
+    ) -> None:
+        self._client = client
+        self._limits = limits
+        self._options = options
+
+    async def run(self, kinds: Sequence[Kind], store: ObjectStore) -> None:
+        """Follow the kinds until canceled. Raises errors of the daemon that a retry cannot fix."""
+        options = self._options.copy()
+        options["include_kubeconfigs"] = True
+        options["confirm_releases"] = False  # a reader has no work to finish: it is told of the end at once
+        fleet = Fleet(self._client, **options)
+        # Imported here because the daemon's image, which publishes objects, can be without h2.
+        from milo_kube.http.http2 import Http2Connection  # noqa: PLC0415
+
+        pools = Pools(user_agent=USER_AGENT, idle_s=IDLE_S, http2=Http2Connection)
+        following = _FollowedClusters(kinds, store, pools, CacheBudget(self._limits))
+        fleet.on_engage(following.follow)
+        fleet.on_disengage(following.ended)
+        try:
+            with unwrap_single_error():
+                async with asyncio.TaskGroup() as tasks:
+                    states = tasks.create_task(_report_fleet(fleet, following, store), name="state of discovery")
+                    await fleet.run()
+                    states.cancel()
+        finally:
+            await pools.aclose()
+
+
+async def _report_fleet(fleet: Fleet, following: _FollowedClusters, store: ObjectStore) -> None:
+    while True:
+        seen = fleet.discovery
+        for cluster in fleet.clusters.values():  # all are known to the store before it is told that these are all
+            following.engage(cluster)
+        store.apply(FleetChanged(_fleet_state(seen)))
+        await fleet.discovery_changed(since=seen)
+
+
+def _fleet_state(found: DiscoveryState) -> FleetState:
+    if not found.synced:
+        return Pending(found.since)
+    return Synced(found.since) if found.connected else Stale(found.since, found.problem)
+
+
+class _FollowedClusters:
+    """The followed clusters."""
+
+    def __init__(self, kinds: Sequence[Kind], store: ObjectStore, pools: Pools, budget: CacheBudget) -> None:
+        self._kinds = kinds
+        self._store = store
+        self._pools = pools
+        self._budget = budget
+        self._clock = asyncio.get_running_loop().time
+        self._first_lists = TokenBucket(FIRST_LISTS, self._clock())
+        self._engagements: dict[str, tuple[EngagedCluster, FleetCluster]] = {}
+        """The clusters, and as they were when they were engaged: the daemon may assign another incarnation later."""
+
+    def engage(self, cluster: EngagedCluster) -> FleetCluster:
+        """Make a cluster known to the store, before it is followed."""
+        known, engaged = self._engagements.get(cluster.name, (cluster, None))
+        if engaged is None:
+            engaged = _fleet_cluster(cluster.current, cluster.current.incarnation)
+            self._engagements[cluster.name] = cluster, engaged
+        if known is cluster:  # otherwise the end of the former engagement comes first
+            self._store.apply(ClusterChanged(_fleet_cluster(cluster.current, engaged.incarnation)))
+        return engaged
+
+    async def follow(self, cluster: EngagedCluster) -> None:
+        """Follow a cluster until it is disengaged. Called again after an error."""
+        incarnation = self.engage(cluster).incarnation
+        scopes = [(kind, Scope(cluster.name, incarnation, kind.resource)) for kind in self._kinds]
+        try:
+            async with cluster.credentials() as credentials:
+                api = ClusterApi(cluster.name, credentials, self._pools, proxy=cluster.proxy)
+                try:
+                    with unwrap_single_error():
+                        async with asyncio.TaskGroup() as tasks:
+                            for kind, scope in scopes:
+                                follower = ScopeFollower(api, kind, scope, self._store, budget=self._budget)
+                                follower.reported()
+                                tasks.create_task(self._follow_scope(follower), name=f"{kind} of {cluster.name}")
+                            await self._update(cluster, incarnation)
+                finally:
+                    await api.aclose()
+        except Exception as error:
+            for _, scope in scopes:
+                self._store.apply(ScopeChanged(scope, Stale(datetime.now(UTC), f"InternalError: {error!r}")))
+            raise
+
+    async def _follow_scope(self, follower: ScopeFollower) -> None:
+        await asyncio.sleep(self._first_lists.charge(self._clock()))
+        await follower.run()
+
+    async def _update(self, cluster: EngagedCluster, incarnation: str) -> None:
+        seen = cluster.current
+        while True:
+            seen = await cluster.updated(since=seen)
+            self._store.apply(ClusterChanged(_fleet_cluster(seen, incarnation)))
+
+    async def ended(self, cluster: EngagedCluster) -> None:
+        """Called when a cluster was disengaged, and `follow` has ended."""
+        known, engaged = self._engagements.get(cluster.name, (None, None))
+        if engaged is not None and known is cluster:
+            del self._engagements[cluster.name]
+            reason = cluster.disengage_reason or DisengageReason.UNSPECIFIED
+            self._store.apply(ClusterEnded(_fleet_cluster(cluster.current, engaged.incarnation), reason.name))
+
+
+def _fleet_cluster(cluster: Cluster, incarnation: str) -> FleetCluster:
+    return FleetCluster(
+        name=cluster.name,
+        incarnation=incarnation,
+        uid=cluster.uid,
+        source=cluster.source,
+        organization=cluster.organization,
+        endpoint=cluster.endpoint,
+        labels=dict(cluster.labels),
+    )
+
+
+class ScopeFollower(CollectionFollower[SeenObject, ObjectChanged | ObjectGone]):
+    """Lists and watches one kind in one cluster, and applies the changes to the store."""
+
+    __slots__ = ("_store", "scope")
+
+    def __init__(self, api: ClusterApi, kind: Kind, scope: Scope, store: ObjectStore, *, budget: CacheBudget) -> None:
+        self.scope = scope
+        self._store = store
+        super().__init__(api, kind, FollowedScope(scope, store), _REFLECTION, budget=budget, cluster=api.name, log=log)
+
+    def changed(self, change: ObjectChanged | ObjectGone) -> None:
+        self._store.apply(change)
+
+    def synced(self) -> None:
+        self.reported()
+
+    def failed(self) -> None:
+        self.reported()
+
+    def reported(self) -> None:
+        self._store.apply(ScopeChanged(self.scope, self._scope_state()))
+
+    def exceed(self, problem: str) -> None:
+        self._store.apply(ScopeEnded(self.scope, ScopeEnd.OVER_BUDGET))
+        super().exceed(problem)
+
+    def _scope_state(self) -> ScopeState:
+        state, since = self.state, datetime.fromtimestamp(self.since, UTC)
+        if state == "synced":
+            return Synced(since)
+        return Pending(since) if state == "starting" else _PROBLEMS[state](since, self.problem)

@@ -1,0 +1,76 @@
+"""Indexes of objects by values that a function of the program returns. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterable, Mapping
+from typing import Any, Generic, TypeVar
+
+Key = TypeVar("Key", bound=Hashable)
+
+IndexFunction = Callable[[Any], Iterable[Hashable]]
+"""Returns the values under which an object is found."""
+
+
+class ObjectIndex(Generic[Key]):
+    """The keys of objects, by the values that the function returned when each object was put in.
+
+    The function is not called again to remove an object: it may read other state, and return other values by then.
+    """
+
+    __slots__ = ("_by_value", "_failed", "_function", "_misuse", "_name", "_values")
+
+    def __init__(
+        self, name: str, function: IndexFunction, failed: Callable[[str, Key, Exception], None] = lambda *_: None
+    ) -> None:
+        """`failed` is called when the function raises; the object is then missing from the index."""
+        self._name = name
+        self._function = function
+        self._failed = failed
+        self._misuse = ""
+        """What the function returned instead of values; empty if it has not."""
+        self._by_value: dict[Hashable, Key | dict[Key, None]] = {}
+        """The key with each value, or the keys if there are several: most indexes are of unique values."""
+        self._values: dict[Key, tuple[Hashable, ...]] = {}
+
+    def put(self, key: Key, indexed: Any) -> None:
+        self.remove(key)
+        values = self._of(key, indexed)
+        if values:
+            self._values[key] = values
+            for value in values:
+                found = self._by_value.setdefault(value, key)
+                if isinstance(found, dict):
+                    found[key] = None
+                elif found != key:
+                    self._by_value[value] = {found: None, key: None}
+
+    def remove(self, key: Key) -> None:
+        for value in self._values.pop(key, ()):
+            found = self._by_value[value]
+            if isinstance(found, dict) and len(found) > 1:
+                del found[key]
+            else:
+                del self._by_value[value]
+
+    def keys(self, value: Hashable) -> Iterable[Key]:
+        """Return the keys of the objects with this value. Raises TypeError if the function has returned no values."""
+        if self._misuse:
+            raise TypeError(self._misuse)
+        found = self._by_value.get(value)
+        if found is None:
+            return ()
+        return found if isinstance(found, dict) else (found,)
+
+    def _of(self, key: Key, indexed: Any) -> tuple[Hashable, ...]:
+        try:
+            values = self._function(indexed)
+            if isinstance(values, str | bytes | Mapping):
+                # Otherwise the characters, bytes or keys would become the values.
+                type_name = "string" if isinstance(values, str) else type(values).__name__
+                wanted = list(values) if isinstance(values, Mapping) else [values]
+                self._misuse = f"index {self._name!r} returned the {type_name} {values!r}; return a list: {wanted!r}"
+                return ()
+            return tuple(dict.fromkeys(values))
+        except Exception as error:  # noqa: BLE001  (the program's code: an error there affects only this object)
+            self._failed(self._name, key, error)
+            return ()

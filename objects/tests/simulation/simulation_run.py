@@ -1,0 +1,262 @@
+"""Objects on virtual time: list, watch, store and readers under faults of API servers and of discovery, seed by seed.
+
+After the last fault, the store has exactly the objects that exist and are selected, with their named fields. Each
+change that a reader takes, however slow it is, changes its copy, and the copy then equals the store.
+"""
+
+import asyncio
+import random
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from random import Random
+from typing import Any, cast
+from unittest import mock
+
+import msgspec
+
+from milo_discovery import DisengageReason
+from milo_discovery.fleet import FleetClient
+from milo_objects import (
+    CacheLimits,
+    Change,
+    ClusterChanged,
+    ClusterEnded,
+    FleetChanged,
+    FollowedFleet,
+    Gone,
+    Kind,
+    ObjectGone,
+    Objects,
+    OverBudget,
+    Pending,
+    Store,
+    Synced,
+    follow,
+)
+from tests.simulation.properties.api_server import ApiObject, Server
+from tests.simulation.seeded.api import Api
+from tests.simulation.seeded.loop import VirtualLoop, clocks_of
+from tests.simulation.seeded.simulated_fleet import SimulatedCluster, SimulatedClusterApi, SimulatedDiscovery
+from tests.simulation.seeded.world import World
+
+KIND = Kind("v1/projects", ["status.conditions[*].status"], label_selector="team=red")
+CLUSTERS = ("one", "two", "three")
+LIMITS = CacheLimits(objects=3, retry_s=30.0)
+FAULTS = ("change", "change", "change", "watch", "down", "compact", "engagement", "restart")
+REASONS = ("DELETED", "REVOKED")
+STRIKES = 60
+QUIET_S = 900.0
+CATCH_UP_S = 31.0
+STARTED = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+def is_selected(obj: ApiObject) -> bool:
+    return obj.inside and obj.team == "red"
+
+
+def content(obj: ApiObject) -> bytes:
+    return msgspec.json.encode({"status": {"conditions": [{"status": "True" if obj.ready else "False"}]}})
+
+
+class Reader:
+    """A reader that copies the store from the changes that it takes."""
+
+    def __init__(self, delays_s: tuple[float, ...], random: Random) -> None:
+        self.breaches: list[str] = []
+        self.taken: list[Change] = []
+        self._effective: list[Change] = []
+        self._known: set[str] = set()
+        """Every cluster that was known at some time."""
+        self.copy = Store([KIND.resource], {}, STARTED, changed=self._effective.append)
+        self.delays_s = delays_s
+        self.is_slow = any(delays_s)
+        self._random = random
+
+    async def read(self, objects: Objects) -> None:
+        async for change in objects.changes():
+            self.take(change)
+            await asyncio.sleep(self._random.choice(self.delays_s))
+
+    def take(self, change: Change) -> None:
+        self.taken.append(change)
+        match change:
+            case ClusterChanged(cluster):
+                self._known.add(cluster.name)
+            case ClusterEnded(_, reason) if reason not in REASONS:
+                self.breaches.append(f"an end with a reason that nobody gave: {change}")
+            case FleetChanged(Synced()) if not (self.is_slow or self._known.issuperset(CLUSTERS)):
+                self.breaches.append(f"all clusters are said to be known, which are {self._known}")
+        self._effective.clear()
+        self.copy.apply(change)
+        if self._effective != [change] and not isinstance(change, FleetChanged):
+            self.breaches.append(f"a change that does not follow: {change} made {self._effective}")
+
+
+def contents(store: Store) -> dict[Any, Any]:
+    """Return what a copy has in common with its original, which may have read newer versions of equal objects."""
+    scopes = [scope for name in store.clusters for scope in store.scopes(name)]
+    return {
+        "fleet": store.fleet,
+        "clusters": dict(store.clusters),
+        "view": store.view(KIND.resource),
+        **{
+            scope: {place: (found.uid, found.content) for place, found in store.objects(scope).items()}
+            for scope in scopes
+        },
+    }
+
+
+@dataclass
+class Outcome:
+    seed: int
+    breaches: list[str]
+    injected: Counter[str]
+    gone: Counter[str]
+    changes: int
+    virtual_s: float
+
+
+@dataclass
+class Simulation:
+    seed: int
+    injected: Counter[str] = field(default_factory=Counter)
+
+    def __post_init__(self) -> None:
+        self.random = Random(self.seed)
+
+    async def run(self) -> Outcome:
+        servers = SimulatedClusterApi.servers = {name: self._server() for name in CLUSTERS}
+        discovery = SimulatedDiscovery()
+        source = FollowedFleet(cast(FleetClient, discovery), limits=LIMITS)
+        objects = Objects(source, [KIND], indexes={"uid": lambda found: [found.uid]})
+        readers = [Reader((0.0,), self.random), Reader((0.0, 1.0, 30.0), self.random)]
+        async with objects, asyncio.TaskGroup() as tasks:
+            reading = [tasks.create_task(reader.read(objects)) for reader in readers]
+            for name in CLUSTERS:
+                discovery.engage(name)
+            discovery.synced()
+            await asyncio.sleep(CATCH_UP_S)
+            for _ in range(STRIKES):
+                await asyncio.sleep(self.random.choice((0.0, 0.1, 1.0, 20.0)))
+                self._strike(servers[self.random.choice(CLUSTERS)], discovery)
+            for name, server in servers.items():
+                server.heal()
+                if name not in discovery.engaged:
+                    discovery.engage(name)
+            await asyncio.sleep(QUIET_S)
+            readers[1].delays_s = readers[0].delays_s
+            await asyncio.sleep(CATCH_UP_S)
+            breaches = [*self._wrong(objects, servers, discovery), *self._unproven(readers[0], servers)]
+            for reader in readers:
+                breaches += reader.breaches
+                copy, original = contents(reader.copy), contents(objects)
+                breaches += [
+                    f"a reader's copy of {key} is {copy.get(key)}, and not {original.get(key)}"
+                    for key in copy.keys() | original.keys()
+                    if copy.get(key) != original.get(key)
+                ]
+            for task in reading:
+                task.cancel()
+            gone = Counter(change.reason.name for change in readers[0].taken if isinstance(change, ObjectGone))
+            changes = sum(len(reader.taken) for reader in readers)
+            return Outcome(self.seed, breaches, self.injected, gone, changes, asyncio.get_running_loop().time())
+
+    def _server(self) -> SimulatedCluster:
+        server = Server()
+        world = World(server, self.random)
+        api = Api(server, self.random, lambda *_: None, lambda: True)
+        for _ in range(self.random.randint(0, 8)):
+            world.change()
+        api.fault_rate = 0.2
+        return SimulatedCluster(api, world)
+
+    def _strike(self, server: SimulatedCluster, discovery: SimulatedDiscovery) -> None:
+        fault = self.random.choice(FAULTS)
+        self.injected[fault] += 1
+        match fault:
+            case "change":
+                server.world.change()
+                server.api.ring()
+            case "watch":
+                server.strike(self.random)
+            case "down":
+                server.api.down_until = asyncio.get_running_loop().time() + self.random.choice((1.0, 60.0))
+                server.api.cut()
+            case "compact":
+                server.world.server.compact()
+            case "restart":
+                discovery.restart()
+            case _:
+                name = self.random.choice(CLUSTERS)
+                if name in discovery.engaged:
+                    discovery.disengage(name, DisengageReason[self.random.choice(REASONS)])
+                else:
+                    discovery.engage(name)
+
+    # --- validation ---
+
+    def _wrong(
+        self, objects: Objects, servers: dict[str, SimulatedCluster], discovery: SimulatedDiscovery
+    ) -> Iterator[str]:
+        """Yield what differs between the store and the API servers."""
+        missing = objects.view(KIND.resource).missing
+        for name, server in servers.items():
+            exist = {
+                key: (obj.uid, content(obj)) for key, obj in server.world.server.objects.items() if is_selected(obj)
+            }
+            found = {
+                each.object.name: (each.object.uid, each.object.content) for each in objects.list(KIND.resource, name)
+            }
+            if len(exist) > LIMITS.objects:
+                if not isinstance(missing.get(name), OverBudget | Pending) or len(found) > LIMITS.objects:
+                    yield f"{name} has {len(exist)} objects, and is {missing.get(name)} with {found}"
+            elif found != exist or name in missing:
+                yield f"{name} has {exist}, and the store has {found}; {missing.get(name)}"
+            for uid, _ in found.values():
+                if [hit.cluster.name for hit in objects.find("uid", uid) if hit.cluster.name == name] != [name]:
+                    yield f"{uid} of {name} is not found by its index"
+            if objects.clusters[name].uid != f"{discovery.engaged[name]}":
+                yield f"{name} is {objects.clusters[name]}, and its engagement is {discovery.engaged[name]}"
+
+    def _unproven(self, reader: Reader, servers: dict[str, SimulatedCluster]) -> Iterator[str]:
+        """Yield ends of objects whose reason was never true, where no server has told a lie."""
+        for change in reader.taken:
+            if isinstance(change, ObjectGone) and not servers[change.scope.cluster].api.needs_relist:
+                states = servers[change.scope.cluster].world.server.states
+                if not any(_is_true(change, state.get(change.object.name)) for state in states):
+                    yield f"never true: {change}"
+
+
+def _is_true(change: ObjectGone, obj: ApiObject | None) -> bool:
+    is_same = obj is not None and obj.uid == change.object.uid and obj.inside
+    match change.reason:
+        case Gone.OBJECT_DELETED:
+            return not is_same
+        case Gone.OUT_OF_SELECTOR:
+            return is_same and obj is not None and not is_selected(obj)
+        case _:
+            return not is_same or (obj is not None and not is_selected(obj))
+
+
+@contextmanager
+def _simulated(seed: int, loop: VirtualLoop) -> Iterator[None]:
+    with (
+        clocks_of(loop),
+        mock.patch.object(follow, "ClusterApi", SimulatedClusterApi),
+        mock.patch.object(random, "random", Random(seed).random),  # jitter
+    ):
+        yield
+
+
+def simulate(seed: int) -> Outcome:
+    """Run one simulation."""
+    loop = VirtualLoop(Random(seed))
+    with _simulated(seed, loop):
+        try:
+            return loop.run_until_complete(Simulation(seed).run())
+        finally:
+            loop.run_until_complete(loop.shutdown_asyncgens())
+            loop.close()

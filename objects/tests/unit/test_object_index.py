@@ -1,0 +1,62 @@
+"""Indexes find keys by the values that a function returned."""
+
+from typing import Any
+
+import pytest
+
+from milo_objects.object_index import ObjectIndex
+
+
+def index(**values: Any) -> ObjectIndex[str]:
+    made: ObjectIndex[str] = ObjectIndex("color", lambda given: given)
+    for key, returned in values.items():
+        made.put(key, returned)
+    return made
+
+
+def test_index_finds_each_key_under_each_of_its_values() -> None:
+    found = index(a=["red"], b=["red", "blue", "red"], c=["red"], d=[])
+
+    assert [*found.keys("red")] == ["a", "b", "c"]
+    assert [*found.keys("blue")] == ["b"]
+    assert [*found.keys("green")] == []
+
+
+def test_removed_and_changed_keys_are_no_longer_found() -> None:
+    found = index(a=["red"], b=["red", "blue"], c=["blue"])
+    found.put("b", ["blue"])
+    found.remove("a")
+    found.remove("a")
+    found.remove("unknown")
+    assert [*found.keys("red")] == []
+    assert [*found.keys("blue")] == ["c", "b"]
+
+    for key in ("b", "c"):
+        found.remove(key)
+    assert [*found.keys("blue")] == []
+
+
+@pytest.mark.parametrize(
+    ("returned", "remedy"),
+    [
+        ("red", r"index 'color' returned the string 'red'; return a list: \['red'\]"),
+        (b"red", r"index 'color' returned the bytes b'red'; return a list: \[b'red'\]"),
+        ({"red": 1}, r"index 'color' returned the dict \{'red': 1\}; return a list: \['red'\]"),
+    ],
+)
+def test_function_that_returns_no_list_makes_reads_raise_the_remedy(returned: Any, remedy: str) -> None:
+    with pytest.raises(TypeError, match=remedy):
+        index(a=returned).keys("red")
+
+
+def test_key_for_which_the_function_raises_is_reported_and_missing() -> None:
+    failures: list[tuple[str, str, str]] = []
+    found: ObjectIndex[str] = ObjectIndex(
+        "size", lambda given: [given["size"]], lambda *failure: failures.append((*failure[:2], repr(failure[2])))
+    )
+    found.put("a", {"size": 1})
+    found.put("a", {})
+    found.put("b", {"size": []})
+
+    assert [*found.keys(1)] == []
+    assert failures == [("size", "a", "KeyError('size')"), ("size", "b", "TypeError(\"unhashable type: 'list'\")")]
