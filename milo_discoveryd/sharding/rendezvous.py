@@ -1,8 +1,11 @@
 """Weighted rendezvous hashing, which determines the member that owns a key.
 
 A member that joins takes keys from all others in proportion to its weight, a member that leaves gives its keys to all
-others, and no other key moves. Programs in other languages can compute the owner too: docs/sharding.md contains the
-definition, and tests/unit/sharding/rendezvous_vectors.json contains test vectors.
+others, and no other key moves.
+
+Programs in other languages can compute the owner too: tests/end_to_end/examples/rendezvous.mjs does so in JavaScript,
+and tests/unit/sharding/rendezvous_vectors.json contains test vectors. The hash is the first 8 bytes of BLAKE2b-512 of
+the key, a zero byte and the member's name, in UTF-8, as a big-endian number.
 """
 
 from collections.abc import Mapping

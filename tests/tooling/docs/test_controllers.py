@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from prometheus_client import CollectorRegistry
 
@@ -18,7 +17,24 @@ from milo_discovery.testing import FakeDiscovery, MiloSandbox, eventually
 
 _PAGE = Path(__file__).resolve().parents[3] / "docs" / "controllers.md"
 _SAMPLE = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
-_DEFINITION = re.compile(r"^```yaml\n(.*?^kind: CustomResourceDefinition$.*?)^```", re.MULTILINE | re.DOTALL)
+_VERSION = {
+    "name": "v1",
+    "served": True,
+    "storage": True,
+    "subresources": {"status": {}},
+    "schema": {"openAPIV3Schema": {"type": "object", "x-kubernetes-preserve-unknown-fields": True}},
+}
+_DEFINITION = {
+    "apiVersion": "apiextensions.k8s.io/v1",
+    "kind": "CustomResourceDefinition",
+    "metadata": {"name": "sites.example.com"},
+    "spec": {
+        "group": "example.com",
+        "scope": "Namespaced",
+        "names": {"kind": "Site", "listKind": "SiteList", "plural": "sites", "singular": "site"},
+        "versions": [_VERSION],
+    },
+}
 _SITES = "example.com/v1/sites"
 
 
@@ -55,9 +71,8 @@ async def test_documented_example_reconciles_sites_when_their_secret_changes(
     milo_sandbox: MiloSandbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     [sample] = (text for text in _SAMPLE.findall(_PAGE.read_text()) if "sites_with_secret" in text)
-    [definition] = _DEFINITION.findall(_PAGE.read_text())
     [alpha] = milo_sandbox.create_control_planes("alpha")
-    alpha.install(yaml.safe_load(definition))
+    alpha.install(_DEFINITION)
     for name, secret in (("one", "shared"), ("two", "shared"), ("three", "other")):
         alpha.create(
             {"apiVersion": "example.com/v1", "kind": "Site", "metadata": {"name": name}, "spec": {"secret": secret}}
