@@ -205,6 +205,19 @@ async def test_problem_of_an_unusable_kubeconfig_is_cleared_by_a_usable_kubeconf
     assert publishing.publication.problems == ()
 
 
+async def test_problem_of_an_unusable_renewed_kubeconfig_stays_while_the_cluster_is_updated(publishing):
+    publishing.daemon.engage("alpha")
+    await eventually(lambda: publishing.server.clusters == {"alpha-kubeconfig": "uid-alpha"})
+    publishing.daemon.engage("alpha", server="not a URL")
+    await eventually(lambda: publishing.publication.problems)
+    problems = publishing.publication.problems
+    relabeled = Cluster(name="alpha", uid="uid-alpha", labels={"tier": "gold"})
+    publishing.daemon.sent.put_nowait(Event(type=EventType.UPDATED, cluster=relabeled))
+    [record] = publishing.publication.records.values()
+    await eventually(lambda: publishing.publication.records[record.name].wanted.cluster == relabeled)
+    assert publishing.publication.problems == problems
+
+
 async def test_disengagement_clears_the_problems_of_a_cluster(publishing):
     publishing.daemon.engage("alpha", server="not a URL")
     publishing.daemon.engage("Not.An.Object")

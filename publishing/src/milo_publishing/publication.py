@@ -132,9 +132,8 @@ class Publication:
         """Publish an engaged cluster. `received`: its access, if the event has it, or `problem`: why it is unusable."""
         record = self._record(object_name(cluster.name, self.renderer.suffix))
         before = next((one for one in record.engaged if one.cluster.name == cluster.name), None)
-        if before is not None and before.cluster.uid == cluster.uid:
-            received = received or before.received
-        new = Engaged(cluster, received)
+        held = before.received if before is not None and before.cluster.uid == cluster.uid else None
+        new = Engaged(cluster, received or held)
         engaged = tuple(new if one is before else one for one in record.engaged)
         record = replace(record, engaged=engaged if before else (*engaged, new))
         if record.wanted is new:
