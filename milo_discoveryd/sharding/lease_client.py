@@ -12,6 +12,7 @@ from milo_discoveryd.sharding import lease_objects
 from milo_discoveryd.sharding.lease_objects import LeaseFormatError, LeaseList, LeaseNames
 from milo_discoveryd.sharding.leases import Delete, Evict, GroupState, Request, WriteLease, WriteView
 from milo_kube.http.errors import TransportError
+from milo_kube.list_pages import smaller
 
 TIMEOUT_S = 4.0
 """Timeout of a read or write, short enough to repeat a failed renewal once before the fence."""
@@ -85,7 +86,7 @@ class LeaseClient:
             except TransportError as error:
                 if error.cause != "too_large" or self._page_size == 1:
                     raise
-                self._page_size = max(1, self._page_size // 5)
+                self._page_size = smaller(self._page_size)
                 continue
             if answer.status != 200:
                 refuse(self._origin, answer, f"list Leases in namespace {names.namespace}", REQUIRED_RULE)

@@ -5,7 +5,7 @@ from typing import Any, cast
 
 import pytest
 
-from milo_discovery.api_errors import api_error
+from milo_discovery.api_errors import Unreachable, api_error
 from milo_discovery.cluster_api import ClusterApi
 from milo_discovery.kubeconfig_access import KubeconfigAccess
 from milo_kube.api_server import Pools
@@ -39,6 +39,32 @@ async def test_endless_list_of_published_objects_is_an_error(expires: bool) -> N
     with pytest.raises(TargetUnavailable, match="the list did not end in 2000 pages"):
         await objects.list(Identity(publication="secrets", publisher="shop"))
     assert api.asked == (2 * MAX_PAGES - 1 if expires else MAX_PAGES)
+
+
+class LargeObjects:
+    """A server of 60 objects, of which more than 20 are too large for one response."""
+
+    def __init__(self) -> None:
+        self.sizes: list[int] = []
+
+    async def send(self, method: str, path: str, query: Any, body: Any, **_: Any) -> dict[str, Any]:
+        size, first = int(dict(query)["limit"]), int(dict(query).get("continue", 0))
+        self.sizes.append(size)
+        if size > 20:
+            raise Unreachable("too_large", "more bytes than are read")
+        items = [
+            {"metadata": {"name": f"n{at}", "uid": f"u{at}", "resourceVersion": "1"}}
+            for at in range(first, first + size)
+        ]
+        return {"metadata": {"continue": f"{first + size}" if first + size < 60 else ""}, "items": items}
+
+
+async def test_large_objects_are_listed_in_smaller_pages() -> None:
+    api = LargeObjects()
+    objects = PublishedObjects(cast(ClusterApi, api), SECRETS, "hub")
+    found = await objects.list(Identity(publication="secrets", publisher="shop"))
+    assert [one.name for one in found] == [f"n{at}" for at in range(60)]
+    assert api.sizes == [500, 100, 20, 20, 20]
 
 
 class NoCredentials:

@@ -8,7 +8,7 @@ import msgspec
 import pytest
 from kubernetes.client import V1ConfigMap
 
-from milo_controllers import AnyKind, Conflict, Kind, NotFound, Request
+from milo_controllers import AnyKind, ClusterApiError, Conflict, Kind, NotFound, Request
 from milo_discovery.testing import ControlPlane, MiloSandbox, eventually
 
 from .widgets import DEFINITION, FINALIZER, WIDGETS, reconciling, widget
@@ -179,6 +179,37 @@ async def test_dry_run_returns_the_result_and_stores_nothing(plane: ControlPlane
     await once(plane, act)
     assert plane.get(WIDGETS, "one")["spec"] == {"size": 1}
     assert plane.find("v1/configmaps", "made") is None
+
+
+async def test_list_of_large_objects_is_read_in_smaller_pages(
+    plane: ControlPlane, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("milo_discovery.cluster_api.RESPONSE_LIMIT", 8_000)
+
+    async def act(request: Request) -> Any:
+        return await request.read_list("v1/configmaps", "default")
+
+    for number in range(5):
+        plane.create("v1/configmaps", {"metadata": {"name": f"c{number}"}, "data": {"large": 2_000 * "x"}})
+    plane.create(widget("one"))
+    found = await once(plane, act)
+    assert [one["metadata"]["name"] for one in found] == [f"c{number}" for number in range(5)]
+
+
+async def test_list_of_the_api_server_with_too_many_objects_is_an_error(
+    plane: ControlPlane, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("milo_discovery.cluster_api._PAGE", 2)
+    monkeypatch.setattr("milo_discovery.cluster_api._MOST_OBJECTS", 4)
+
+    async def act(request: Request) -> Any:
+        with pytest.raises(ClusterApiError, match="has more than 4 of these objects"):
+            await request.read_list("v1/configmaps", "default")
+
+    for number in range(5):
+        plane.create("v1/configmaps", {"metadata": {"name": f"c{number}"}})
+    plane.create(widget("one"))
+    await once(plane, act)
 
 
 async def test_list_of_the_api_server_needs_no_cache_and_reads_all_pages(

@@ -28,3 +28,8 @@ class ListPages(msgspec.Struct, frozen=True):
                 f"(at most {MAX_PAGES} pages, {MAX_S:.0f} s): the server is faulty, or the pages are too small"
             )
         return msgspec.structs.replace(self, count=count)
+
+
+def smaller(size: int) -> int:
+    """Return how many objects to ask for, of which `size` are more bytes than are read of a response."""
+    return max(1, size // 5)

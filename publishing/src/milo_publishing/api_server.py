@@ -15,7 +15,7 @@ from milo_discovery.errors import UnusableKubeconfig
 from milo_discovery.local_kubeconfig import LocalSource, issue
 from milo_kube.api_request import JSON
 from milo_kube.api_server import Pools
-from milo_kube.list_pages import EndlessListError, ListPages
+from milo_kube.list_pages import EndlessListError, ListPages, smaller
 from milo_publishing.errors import TargetRefused, TargetUnavailable
 from milo_publishing.objects import MANAGER, Document, Identity, ObservedObject, PublishedResource
 from milo_publishing.records import Apply, Create, DeleteObject, ReadObject
@@ -37,16 +37,21 @@ class PublishedObjects:
     async def list(self, identity: Identity) -> list[ObservedObject]:
         """Return all objects with the labels of a publisher."""
         items: list[ObservedObject] = []
-        token, clock = "", asyncio.get_running_loop().time
+        token, size, clock = "", _PAGE_SIZE, asyncio.get_running_loop().time
         pages = ListPages(clock())
         while True:
-            query = {"labelSelector": identity.selector(), "limit": str(_PAGE_SIZE)}
+            query = {"labelSelector": identity.selector(), "limit": str(size)}
             try:
                 page = await self._call("GET", self._collection, query | ({"continue": token} if token else {}))
             except TargetRefused as error:
                 if error.status != HTTPStatus.GONE or not token:
                     raise
                 items, token = [], ""  # the continue token expired: list again from the start
+                continue
+            except TargetUnavailable as error:
+                if not error.is_too_large or size == 1:
+                    raise
+                size = smaller(size)
                 continue
             # List items of built-in kinds lack apiVersion and kind, which `changes` compares.
             kind = {"apiVersion": self._resource.api_version, "kind": self._resource.kind}
@@ -121,7 +126,8 @@ class PublishedObjects:
         except UnusableKubeconfig as error:
             raise TargetUnavailable(str(error), is_unsent=True) from error
         except Unreachable as error:
-            raise TargetUnavailable(str(error), is_unsent=error.cause in _UNSENT) from error
+            is_unsent, is_too_large = error.cause in _UNSENT, error.cause == "too_large"
+            raise TargetUnavailable(str(error), is_unsent=is_unsent, is_too_large=is_too_large) from error
         except ApiError as error:
             message = str(error)
             if error.status == HTTPStatus.TOO_MANY_REQUESTS or error.status >= HTTPStatus.INTERNAL_SERVER_ERROR:

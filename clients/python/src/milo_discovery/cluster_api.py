@@ -19,6 +19,7 @@ from milo_kube.api_request import JSON, Access, Answer, ApiRequest
 from milo_kube.api_server import ApiServer, Pools, Query, ResponseBounds
 from milo_kube.credential import ClientCertificate, Credential, Secret
 from milo_kube.http.errors import TransportError
+from milo_kube.list_pages import EndlessListError, ListPages, smaller
 from milo_kube.reflect.wire import error_status
 
 __all__ = ["ClusterApi"]
@@ -30,7 +31,7 @@ REQUEST_TIMEOUT_S = 30.0
 RESPONSE_LIMIT = 8 << 20
 """Maximum bytes of a response other than a page of a list: more than any API server stores in an object."""
 _PAGE = 500
-_MAX_PAGES = 200
+_MOST_OBJECTS = 100_000
 MERGE_PATCH = "application/merge-patch+json"
 JSON_PATCH = "application/json-patch+json"
 STRATEGIC_MERGE_PATCH = "application/strategic-merge-patch+json"
@@ -117,15 +118,28 @@ class ClusterApi(ApiServer):
         """Read a list in pages. Raises as `send` does, and ClusterApiError for a list that is too long."""
         found: list[dict[str, Any]] = []
         more: list[tuple[str, str]] = []
-        for _ in range(_MAX_PAGES):
-            page = await self.send("GET", path, [*query, ("limit", str(_PAGE)), *more])
+        size, clock = _PAGE, asyncio.get_running_loop().time
+        pages = ListPages(clock())
+        while True:
+            try:
+                page = await self.send("GET", path, [*query, ("limit", str(size)), *more])
+            except Unreachable as error:
+                if error.cause != "too_large" or size == 1:
+                    raise
+                size = smaller(size)
+                continue
             meta = {"apiVersion": page.get("apiVersion"), "kind": str(page.get("kind", "")).removesuffix("List")}
             found.extend({**meta, **item} for item in page.get("items") or ())
             token = (page.get("metadata") or {}).get("continue")
             if not token:
                 return found
+            if len(found) >= _MOST_OBJECTS:
+                raise ClusterApiError(f"GET {path}: {self.name} has more than {_MOST_OBJECTS} of these objects")
+            try:
+                pages = pages.next(clock())
+            except EndlessListError as error:
+                raise ClusterApiError(f"GET {path}: {self.name}: {error}") from None
             more = [("continue", token)]
-        raise ClusterApiError(f"GET {path}: {self.name} has more than {_MAX_PAGES * _PAGE} of these objects")
 
 
 class _ClusterAccess:
