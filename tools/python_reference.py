@@ -30,6 +30,11 @@ REFERENCES = {
         "[the client's page](../clients/python/README.md) explains,\n"
         "and of the modules for programs that send requests to clusters themselves.",
     ),
+    "objects-reference.md": (
+        ("milo_objects",),
+        "# Objects reference\n\nThe public names of `milo_objects`, which [Objects of all projects](objects.md) "
+        "explains.",
+    ),
     "controllers-reference.md": (
         ("milo_controllers", "milo_discovery.testing"),
         "# Controllers reference\n\nThe public names of `milo_controllers` and `milo_discovery.testing`, "
@@ -38,7 +43,7 @@ REFERENCES = {
 }
 
 
-_MODULES = re.compile(r"\b(typing|milo_controllers\.\w+)\.")
+_MODULES = re.compile(r"\b(typing|milo_controllers\.\w+|milo_objects\.\w+)\.")
 _LONGEST_LINE = 100
 _BEFORE_NAMED = (inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.VAR_POSITIONAL)
 

@@ -27,7 +27,7 @@ _EXPECTED = re.compile(r"# expect: (.*)")
 @pytest.fixture
 def written(tmp_path: Path) -> Path:
     """Return a directory with the samples and the examples."""
-    for page in ("controllers.md", "tutorial.md"):
+    for page in ("controllers.md", "objects.md", "tutorial.md"):
         samples = _SAMPLE.findall((ROOT / "docs" / page).read_text())
         assert samples
         for number, sample in enumerate(samples, 1):
