@@ -24,7 +24,7 @@ from milo_controllers.health_check import HealthCheck
 from milo_controllers.kinds import AnyKind, Document, Kind, kind_of
 from milo_controllers.logs import log_with_stack
 from milo_controllers.metrics import ControllerMetrics
-from milo_controllers.object_cache import Index, IndexFunction
+from milo_controllers.object_cache import Index
 from milo_controllers.options import check_options
 from milo_controllers.reconcile_call import Reconciler
 from milo_controllers.registration import BackgroundTask, ControllerSpec, Registration
@@ -50,6 +50,7 @@ from milo_kube.cache_budget import CacheBudget, CacheLimits
 from milo_kube.failure_log import INTERVAL_S, FailureLog
 from milo_kube.loop_watchdog import LoopWatchdog
 from milo_kube.task_groups import RunsInBackground, unwrap_single_error, wait_uninterrupted
+from milo_objects.object_index import IndexFunction
 
 log = logging.getLogger("milo_controllers")
 
@@ -74,6 +75,10 @@ class Clusters(Protocol):
 
     @property
     def discovery(self) -> DiscoveryState: ...
+
+    @property
+    def clusters(self) -> Mapping[str, object]:
+        """The engaged clusters, by name."""
 
     def on_engage(self, handler: Callable[[EngagedCluster], Awaitable[None]], /) -> object: ...
 
@@ -167,7 +172,7 @@ class Controllers(RunsInBackground):
             tracer=tracer,
         )
         self._health = HealthCheck(self._engaged)
-        self.view = FleetView(self._engaged.members)
+        self.view = FleetView(self._engaged.members, self._clusters)
         """The caches of all engaged clusters."""
         self.registry = registry
         """The registry of the metrics."""

@@ -15,6 +15,10 @@ from milo_controllers.informer import Informer
 from milo_controllers.kinds import AnyKind, CacheKey, Document, Kind, kind_of
 from milo_controllers.object_cache import CachedObject, ObjectCache
 from milo_discovery.engaged_cluster import EngagedCluster
+from milo_discovery.fleet import DiscoveryState
+from milo_objects.follow import fleet_state, scope_state
+from milo_objects.scope import Pending
+from milo_objects.view import ScopeView, View, view_of
 
 T = TypeVar("T")
 
@@ -164,11 +168,22 @@ class RequestCaches(ClusterCaches):
         return cast(T, self._decoder(kind)(raw))
 
 
+class EngagedNames(Protocol):
+    """The engaged clusters, whether or not their caches exist yet."""
+
+    @property
+    def clusters(self) -> Mapping[str, object]: ...
+    @property
+    def discovery(self) -> DiscoveryState: ...
+
+
 class FleetView:
     """The caches of all engaged clusters. Safe in any thread."""
 
-    def __init__(self, members: Mapping[str, CachedCluster]) -> None:
+    def __init__(self, members: Mapping[str, CachedCluster], engaged: EngagedNames | None = None) -> None:
+        """`engaged` is required for `view`."""
         self._members = members
+        self._engaged = engaged
 
     def __contains__(self, cluster: str) -> bool:
         return cluster in self._members
@@ -205,7 +220,10 @@ class FleetView:
         *,
         index: tuple[str, Hashable] | None = None,
     ) -> Iterator[ClusterObject[Any]]:
-        """Return the objects of every cluster whose cache of the kind is complete, each with its cluster."""
+        """Return the objects of every cluster whose cache of the kind is complete, each with its cluster.
+
+        `view` says which are missing.
+        """
         for member in tuple(self._members.values()):
             try:
                 objects = ClusterCaches(member).list(kind, namespace, index=index)
@@ -213,6 +231,18 @@ class FleetView:
                 continue
             for found in objects:
                 yield ClusterObject(member.cluster, found)
+
+    def view(self, kind: AnyKind) -> View:
+        """Return what is known of a kind in all engaged clusters, and what is missing: so that "not found" is told
+        apart from "not read yet". Raises NotCached."""
+        assert self._engaged is not None
+        fleet = fleet_state(self._engaged.discovery)  # before the clusters: all are known that were when it was synced
+        unread = ScopeView(Pending(fleet.since), is_filled=False)
+        members = dict(self._members)
+        scopes = {name: informer(member, kind) for name, member in members.items()}
+        states = {name: ScopeView(scope_state(found), found.cache.synced) for name, found in scopes.items()}
+        clusters = ((name, states.get(name, unread)) for name in {**self._engaged.clusters, **states})
+        return view_of(kind_of(kind).resource, fleet, clusters)
 
 
 def synced_cache(member: CachedCluster, kind: AnyKind) -> ObjectCache:

@@ -5,7 +5,7 @@ Does no I/O: it applies source events and returns changes. Objects are kept as b
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from functools import lru_cache
 from typing import Any, Literal, NamedTuple
 
@@ -21,13 +21,12 @@ from milo_kube.reflect.messages import (
     Unlisted,
 )
 from milo_kube.reflect.wire import Decoder, ListPage
-
-IndexFunction = Callable[[Any], Iterable[Hashable]]
-"""Returns the index values of an object. It gets a dict or, for a Kind with a model, an instance of the model."""
+from milo_objects.object_index import IndexFunction, ObjectIndex
 
 
 class Index(NamedTuple):
-    """An index function, and the decoder of the objects that it takes."""
+    """An index function, and the decoder of the objects that it takes: dicts or, for a Kind with a model, instances of
+    the model."""
 
     function: IndexFunction
     decode: Callable[[bytes], Any]
@@ -192,31 +191,6 @@ def _problem(transformed: object) -> str:
     return ""
 
 
-class _BuiltIndex:
-    """The places of objects by the values that the index function returned when each was put in.
-
-    The function is not called again to remove an object: it may read other state, and return other values by then.
-    """
-
-    __slots__ = ("_by_value", "_values")
-
-    def __init__(self) -> None:
-        self._by_value: dict[Hashable, dict[Place, None]] = {}
-        self._values: dict[Place, tuple[Hashable, ...]] = {}
-
-    def put(self, place: Place, values: tuple[Hashable, ...]) -> None:
-        self.remove(place)
-        if values:
-            self._values[place] = values
-            _insert(self._by_value, values, place)
-
-    def remove(self, place: Place) -> None:
-        _discard(self._by_value, self._values.pop(place, ()), place)
-
-    def places(self, value: Hashable) -> Iterable[Place]:
-        return self._by_value.get(value, ())
-
-
 class ObjectCache:
     """The objects by namespace and name, with indexes that are built when they are first used."""
 
@@ -226,7 +200,6 @@ class ObjectCache:
         "_index_failed",
         "_indexes",
         "_listed",
-        "_misuse",
         "_objects",
         "size",
         "synced",
@@ -241,10 +214,7 @@ class ObjectCache:
         self._listed: set[Place] | None = None
         """The objects that the list in progress has contained so far."""
         self._functions: dict[str, Index] = {}
-        self._misuse: dict[str, dict[Place, str]] = {}
-        """Error messages, by index name, for the objects for which its function returned a string, bytes or a
-        mapping."""
-        self._indexes: dict[str, _BuiltIndex] = {}
+        self._indexes: dict[str, ObjectIndex[Place]] = {}
         self._by_owner: dict[str, dict[Place, None]] | None = None
         self.synced = False
 
@@ -255,7 +225,6 @@ class ObjectCache:
         """Drop all objects. The cache is then as it was before its first list."""
         self._objects.clear()
         self._indexes.clear()
-        self._misuse.clear()
         self._by_owner = None
         self._listed = None
         self.size = 0
@@ -294,12 +263,12 @@ class ObjectCache:
                 raise KeyError(
                     f"index {name!r} does not exist (existing indexes: {indexes}); add it with Controllers.cache"
                 )
-            index = self._indexes[name] = _BuiltIndex()
+            function, decode = self._functions[name]
+            index = ObjectIndex(name, lambda found: function(decode(found.raw)), self._failed)
+            self._indexes[name] = index
             for found in self._objects.values():
-                index.put(found.place, self._values(name, found))
-        if misuse := self._misuse.get(name):
-            raise TypeError(next(iter(misuse.values())))
-        return iter([self._objects[place] for place in index.places(value)])
+                index.put(found.place, found)
+        return iter([self._objects[place] for place in index.keys(value)])
 
     def owned_by(self, uid: str) -> Iterator[CachedObject]:
         if self._by_owner is None:
@@ -357,35 +326,20 @@ class ObjectCache:
         return [Change(old, None, is_live)]
 
     def _reindex(self, old: CachedObject | None, new: CachedObject | None) -> None:
-        for name, index in self._indexes.items():
+        for index in self._indexes.values():
             if new is not None:
-                index.put(new.place, self._values(name, new))
+                index.put(new.place, new)
             else:
                 assert old is not None
                 index.remove(old.place)
-                self._misuse.get(name, {}).pop(old.place, None)
         if self._by_owner is not None:
             if old is not None:
                 _discard(self._by_owner, _owner_uids(old), old.place)
             if new is not None:
                 _insert(self._by_owner, _owner_uids(new), new.place)
 
-    def _values(self, name: str, found: CachedObject) -> tuple[Hashable, ...]:
-        index, misuse = self._functions[name], self._misuse.setdefault(name, {})
-        misuse.pop(found.place, None)
-        try:
-            values = index.function(index.decode(found.raw))
-            if isinstance(values, str | bytes | Mapping):
-                # Otherwise the characters, bytes or keys would become the values.
-                type_name = "string" if isinstance(values, str) else type(values).__name__
-                wanted = list(values) if isinstance(values, Mapping) else [values]
-                problem = f"index {name!r} returned the {type_name} {values!r}; return a list: {wanted!r}"
-                misuse[found.place] = problem
-                return ()
-            return tuple(dict.fromkeys(values))
-        except Exception as error:  # noqa: BLE001  (the author's code: an error there must not stop the informer)
-            self._index_failed(name, found, error)
-            return ()
+    def _failed(self, name: str, place: Place, error: Exception) -> None:
+        self._index_failed(name, self._objects[place], error)
 
 
 def _size(found: CachedObject) -> int:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -40,6 +40,11 @@ class SingleCluster:
         self.discovery = DiscoveryState(connected=True, synced=True, since=datetime.now(UTC))
         self._cluster: Cluster | None = None
         self._handlers: list[Callable[[EngagedCluster], Awaitable[None]]] = []
+
+    @property
+    def clusters(self) -> Mapping[str, object]:
+        """The cluster, by its name."""
+        return {self._name: self._cluster}
 
     def on_engage(self, handler: Callable[[EngagedCluster], Awaitable[None]], /) -> object:
         """Register a handler, which is called once. Called by Controllers."""

@@ -11,6 +11,7 @@ import pytest
 
 from milo_controllers import (
     Kind,
+    NotCached,
     NotLeading,
     NotSynced,
     Permanent,
@@ -21,9 +22,11 @@ from milo_controllers import (
     Watched,
     watches,
 )
+from milo_controllers.engaged_clusters import EngagedClusters
 from milo_controllers.informer import Informer
 from milo_discovery import DisengageReason, EngagedCluster
 from milo_discovery.testing import ControlPlane, MiloSandbox, eventually
+from milo_objects.scope import NotServed
 
 from .widgets import (
     DEFINITION,
@@ -344,6 +347,46 @@ async def test_mapper_enqueues_objects_of_other_clusters(sandbox: MiloSandbox) -
         assert len(list(view.list(WIDGETS))) == 2
         assert first.project in view
         assert view.cluster("unknown") is None
+
+
+async def test_view_outside_of_reconcilers_names_the_clusters_that_were_not_read(
+    plane: ControlPlane, bare: ControlPlane
+) -> None:
+    plane.create(widget("here"))
+    running = Running(bare, plane)
+    running.controllers.reconcile(WIDGETS)(Log())
+    before = running.controllers.view.view(WIDGETS)
+    assert (before.known, before.is_complete) == (0, False)
+    async with running.controllers:
+        caches = running.controllers.view
+        await eventually(lambda: isinstance(caches.view(WIDGETS).missing[bare.project], NotServed))
+        view = await eventually(lambda: (view := caches.view(WIDGETS)).synced == 1 and view)
+        assert (view.resource, view.known, view.is_complete, [*view.missing]) == (WIDGETS, 2, False, [bare.project])
+        assert [cluster.name for cluster, _ in caches.list(WIDGETS)] == [plane.project]
+        with pytest.raises(NotCached, match="v1/secrets is not cached"):
+            caches.view("v1/secrets")
+        bare.install(DEFINITION)
+        await eventually(lambda: caches.view(WIDGETS).is_complete)
+        assert caches.view(WIDGETS).stale_since is None
+
+
+async def test_cluster_whose_caches_do_not_exist_yet_is_missing_in_the_view(
+    plane: ControlPlane, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    may_begin = asyncio.Event()
+    operate = EngagedClusters.operate
+
+    async def operate_late(engaged: EngagedClusters, cluster: EngagedCluster) -> None:
+        await may_begin.wait()
+        await operate(engaged, cluster)
+
+    monkeypatch.setattr(EngagedClusters, "operate", operate_late)
+    async with reconciling(Log(), plane) as running:
+        await running.fleet.synced()
+        view = running.controllers.view.view(WIDGETS)
+        assert (view.known, view.is_complete, [*view.missing]) == (1, False, [plane.project])
+        may_begin.set()
+        await eventually(lambda: running.controllers.view.view(WIDGETS).is_complete)
 
 
 async def test_disengage_handler_is_called_with_the_reason_between_two_engagements(plane: ControlPlane) -> None:

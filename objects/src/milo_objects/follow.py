@@ -6,7 +6,7 @@ import asyncio
 import logging
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from typing import Final, Unpack
+from typing import Any, Final, Unpack
 
 from milo_discovery.cluster_api import IDLE_S, USER_AGENT, ClusterApi
 from milo_discovery.engaged_cluster import EngagedCluster
@@ -102,11 +102,12 @@ async def _report_fleet(fleet: Fleet, following: _FollowedClusters, store: Objec
         seen = fleet.discovery
         for cluster in fleet.clusters.values():  # all are known to the store before it is told that these are all
             following.engage(cluster)
-        store.apply(FleetChanged(_fleet_state(seen)))
+        store.apply(FleetChanged(fleet_state(seen)))
         await fleet.discovery_changed(since=seen)
 
 
-def _fleet_state(found: DiscoveryState) -> FleetState:
+def fleet_state(found: DiscoveryState) -> FleetState:
+    """Return whether all engaged clusters are known."""
     if not found.synced:
         return Pending(found.since)
     return Synced(found.since) if found.connected else Stale(found.since, found.problem)
@@ -208,14 +209,16 @@ class ScopeFollower(CollectionFollower[SeenObject, ObjectChanged | ObjectGone]):
         self.reported()
 
     def reported(self) -> None:
-        self._store.apply(ScopeChanged(self.scope, self._scope_state()))
+        self._store.apply(ScopeChanged(self.scope, scope_state(self)))
 
     def exceed(self, problem: str) -> None:
         self._store.apply(ScopeEnded(self.scope, ScopeEnd.OVER_BUDGET))
         super().exceed(problem)
 
-    def _scope_state(self) -> ScopeState:
-        state, since = self.state, datetime.fromtimestamp(self.since, UTC)
-        if state == "synced":
-            return Synced(since)
-        return Pending(since) if state == "starting" else _PROBLEMS[state](since, self.problem)
+
+def scope_state(follower: CollectionFollower[Any, Any]) -> ScopeState:
+    """Return the state of what a follower follows."""
+    state, since = follower.state, datetime.fromtimestamp(follower.since, UTC)
+    if state == "synced":
+        return Synced(since)
+    return Pending(since) if state == "starting" else _PROBLEMS[state](since, follower.problem)

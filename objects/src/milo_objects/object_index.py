@@ -26,8 +26,8 @@ class ObjectIndex(Generic[Key]):
         self._name = name
         self._function = function
         self._failed = failed
-        self._misuse = ""
-        """What the function returned instead of values; empty if it has not."""
+        self._misuse: dict[Key, str] = {}
+        """Error messages for the objects for which the function returned a string, bytes or a mapping."""
         self._by_value: dict[Hashable, Key | dict[Key, None]] = {}
         """The key with each value, or the keys if there are several: most indexes are of unique values."""
         self._values: dict[Key, tuple[Hashable, ...]] = {}
@@ -45,6 +45,7 @@ class ObjectIndex(Generic[Key]):
                     self._by_value[value] = {found: None, key: None}
 
     def remove(self, key: Key) -> None:
+        self._misuse.pop(key, None)
         for value in self._values.pop(key, ()):
             found = self._by_value[value]
             if isinstance(found, dict) and len(found) > 1:
@@ -53,9 +54,12 @@ class ObjectIndex(Generic[Key]):
                 del self._by_value[value]
 
     def keys(self, value: Hashable) -> Iterable[Key]:
-        """Return the keys of the objects with this value. Raises TypeError if the function has returned no values."""
-        if self._misuse:
-            raise TypeError(self._misuse)
+        """Return the keys of the objects with this value.
+
+        Raises TypeError while there is an object for which the function returned a string, bytes or a mapping.
+        """
+        for problem in self._misuse.values():
+            raise TypeError(problem)
         found = self._by_value.get(value)
         if found is None:
             return ()
@@ -68,7 +72,9 @@ class ObjectIndex(Generic[Key]):
                 # Otherwise the characters, bytes or keys would become the values.
                 type_name = "string" if isinstance(values, str) else type(values).__name__
                 wanted = list(values) if isinstance(values, Mapping) else [values]
-                self._misuse = f"index {self._name!r} returned the {type_name} {values!r}; return a list: {wanted!r}"
+                self._misuse[key] = (
+                    f"index {self._name!r} returned the {type_name} {values!r}; return a list: {wanted!r}"
+                )
                 return ()
             return tuple(dict.fromkeys(values))
         except Exception as error:  # noqa: BLE001  (the program's code: an error there affects only this object)

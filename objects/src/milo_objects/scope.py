@@ -51,11 +51,20 @@ class Pending(msgspec.Struct, frozen=True, tag_field="state", tag="PENDING"):
 
     since: datetime
 
+    @property
+    def problem(self) -> str:
+        return "the first list is not complete"
+
 
 class Synced(msgspec.Struct, frozen=True, tag_field="state", tag="SYNCED"):
     """A complete list was applied, and each change since then."""
 
     since: datetime
+
+    @property
+    def problem(self) -> str:
+        """Empty: there is none."""
+        return ""
 
 
 class Stale(msgspec.Struct, frozen=True, tag_field="state", tag="STALE"):

@@ -77,7 +77,7 @@ def _report_the_fleet_early(monkeypatch: pytest.MonkeyPatch) -> None:
     async def report(fleet: Any, _: object, store: Any) -> None:
         while True:
             seen = fleet.discovery
-            store.apply(FleetChanged(follow._fleet_state(seen)))
+            store.apply(FleetChanged(follow.fleet_state(seen)))
             await fleet.discovery_changed(since=seen)
 
     monkeypatch.setattr(follow, "_report_fleet", report)

@@ -45,8 +45,14 @@ def test_removed_and_changed_keys_are_no_longer_found() -> None:
     ],
 )
 def test_function_that_returns_no_list_makes_reads_raise_the_remedy(returned: Any, remedy: str) -> None:
+    found = index(a=returned, b=["red"])
     with pytest.raises(TypeError, match=remedy):
-        index(a=returned).keys("red")
+        found.keys("red")
+    found.put("a", ["red"])
+    assert [*found.keys("red")] == ["b", "a"]
+    found.put("a", returned)
+    found.remove("a")
+    assert [*found.keys("red")] == ["b"]
 
 
 def test_key_for_which_the_function_raises_is_reported_and_missing() -> None:

@@ -23,6 +23,7 @@ SINCE = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 )
 def test_state_is_read_from_its_json(state: ScopeState, written: bytes) -> None:
     assert msgspec.json.encode(state) == written
+    assert bool(state.problem) is not isinstance(state, Synced)
     assert msgspec.json.Decoder(ScopeState).decode(written) == state
 
 

@@ -152,7 +152,7 @@ class Fleet(RunsInBackground):
     @property
     def clusters(self) -> Mapping[str, EngagedCluster]:
         """The currently engaged clusters by name."""
-        return MappingProxyType({name: member.cluster for name, member in self._members.items()})
+        return MappingProxyType({name: member.cluster for name, member in tuple(self._members.items())})
 
     def get(self, name: str) -> EngagedCluster:
         """Return the engaged cluster of this name, the same object that its handler got. Raises ClusterNotFound."""
