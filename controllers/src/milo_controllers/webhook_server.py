@@ -14,6 +14,7 @@ from milo_controllers.webhooks import Webhooks
 from milo_kube.credential import CredentialError
 from milo_kube.file_content import FileContent
 from milo_kube.http.server import HttpServer
+from milo_kube.tls_identity import as_file
 
 log = logging.getLogger("milo_controllers.webhooks")
 
@@ -63,10 +64,12 @@ class _ServerCertificate:
         if found == self._used:
             return False
         try:
-            # Also into a context of its own first: a pair that does not fit would break the one in use.
-            for context in (ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), self.context):
-                context.load_cert_chain(self._files.certificate, self._files.key)
-        except (OSError, ssl.SSLError) as error:
+            # Also into a context of its own first: a pair that does not fit would break the one in use. The files may
+            # have been replaced since they were read.
+            with as_file(b"\n".join(found)) as path:
+                for context in (ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), self.context):
+                    context.load_cert_chain(path, password=lambda: b"")  # an encrypted key would prompt
+        except (OSError, ValueError) as error:
             raise CredentialError(
                 f"{self._files.certificate} and {self._files.key} cannot be used for webhooks: {error}"
             ) from None
