@@ -26,13 +26,13 @@ from milo_discoveryd.telemetry.journal import RecentChanges
 from milo_discoveryd.telemetry.status import (
     ORDER,
     PAGE_SIZE,
-    Change,
     ClusterExplanation,
     ClusterQuery,
     ClusterRow,
     CredentialSummary,
     DaemonIdentity,
     DaemonStatus,
+    EngagementChange,
     IssuerRow,
     ReloadState,
     RulesCurrent,
@@ -230,7 +230,7 @@ class StatusBoard:
             uid=record.uid,
             labels=() if record.present is None else record.present.labels,
             transitions=tuple(
-                Change(
+                EngagementChange(
                     at=when(transition.at),
                     type=transition.type.value,
                     cluster=name,

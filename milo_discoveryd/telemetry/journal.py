@@ -15,7 +15,7 @@ from milo_discoveryd.model.observation import NotWanted
 from milo_discoveryd.objects.collection import REMOVALS_HELD
 from milo_discoveryd.telemetry.audit import Audit
 from milo_discoveryd.telemetry.metrics import SourceMetrics
-from milo_discoveryd.telemetry.status import Change, when
+from milo_discoveryd.telemetry.status import EngagementChange, when
 from milo_kube.reflect.view_status import ViewState, ViewStatus
 
 RECENT_CHANGES_KEPT = 50
@@ -34,9 +34,9 @@ class RecentChanges:
     def note(self, done: Event, wall: float) -> None:
         self._changes.appendleft((done, wall))
 
-    def __iter__(self) -> Iterator[Change]:
+    def __iter__(self) -> Iterator[EngagementChange]:
         for done, wall in self._changes:
-            yield Change(
+            yield EngagementChange(
                 at=when(wall),
                 type=done.type.value,
                 cluster=done.cluster.target.name,

@@ -110,7 +110,7 @@ class ClusterRow(Shown, frozen=True, kw_only=True):
     notes: tuple[str, ...]
 
 
-class Change(Shown, frozen=True, kw_only=True):
+class EngagementChange(Shown, frozen=True, kw_only=True):
     """An engagement or disengagement."""
 
     at: datetime
@@ -164,7 +164,7 @@ class ClusterExplanation(Shown, frozen=True, kw_only=True):
     deletion_requested_at: datetime | None = None
     deletion_waits_for: str = ""
     credential: CredentialSummary | None = None
-    transitions: tuple[Change, ...] = ()
+    transitions: tuple[EngagementChange, ...] = ()
     """Newest first."""
     subscribers: tuple[SubscriberRow, ...] = ()
     """The subscribers whose filter and rights cover the cluster."""
@@ -194,7 +194,7 @@ class DaemonStatus(Shown, frozen=True, kw_only=True):
     first: int
     """The index of the first item of `clusters` among all clusters that match."""
     page_size: int = PAGE_SIZE
-    recent_changes: tuple[Change, ...]
+    recent_changes: tuple[EngagementChange, ...]
     """Newest first."""
     subscribers: tuple[SubscriberRow, ...]
     """The subscribers; those that are furthest behind come first."""

@@ -141,7 +141,6 @@ OTHERS = {
     "milo_discoveryd/app.py: self._report_start": _GROUP,
     "milo_discoveryd/app.py: kubeconfigs.run": _GROUP,
     "milo_discoveryd/app.py: self._evict_frames": _WHOLE,
-    "milo_discoveryd/app.py: self._sample": _WHOLE,
     "milo_discoveryd/app.py: applied": _WHOLE,
     "milo_discoveryd/app.py: group.run": _GROUP,
     "milo_discoveryd/app.py: following": _GROUP,
