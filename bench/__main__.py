@@ -33,6 +33,7 @@ from bench.measures import (
     log_caches,
     loop_blocking,
     milo_cost,
+    objects,
     parts,
     rights,
     rotation,
@@ -77,6 +78,7 @@ MEASURES: dict[str, Measure] = {
     "fleet_50k": churn.crowded,
     "controllers": controllers.measure,
     "tenants": controllers.tenants,
+    "objects": objects.measure,
     "handover": handover.measure,
     "go": go.measure,
     "go_memory": go.memory,
@@ -88,7 +90,7 @@ MEASURES: dict[str, Measure] = {
 NOT_UNLESS_NAMED = {
     *("capacity", "hostile_clients", "status_page", "churn", "fleet_50k", "floods", "controllers", "go", "sharding"),
     "go_memory",
-    *("tenants", "handover", "milo_cost", "milo", "milo_groups"),
+    *("tenants", "objects", "handover", "milo_cost", "milo", "milo_groups"),
 }
 """Measurements that take minutes and run only if they are named."""
 ON_REAL_NOT_UNLESS_NAMED = {"sync_100k", "herd", "loop_blocking"}

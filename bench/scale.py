@@ -47,6 +47,7 @@ class Scale(msgspec.Struct, frozen=True, kw_only=True):
     operator_rounds: int = 100
     controllers: tuple[int, int, int] = (100, 1_000, 200)
     """A small and a large number of clusters, and the number for kopf."""
+    objects: tuple[int, int] = (40, 400)
     busy_s: float = 5.0
     cost_projects: int = 100
     milo_projects: int = 400
@@ -87,6 +88,7 @@ QUICK = Scale(
     operators_memory=(5, 20),
     operator_rounds=5,
     controllers=(10, 100, 20),
+    objects=(5, 40),
     cost_projects=20,
     milo_projects=20,
     shard_members=4,
@@ -134,4 +136,5 @@ TINY = Scale(
     operator_rounds=1,
     busy_s=0.5,
     controllers=(1, 3, 2),
+    objects=(1, 2),
 )

@@ -50,7 +50,7 @@ async def measure(setting: Setting) -> Samples:
     ours: dict[int, float] = {}
     kopf: dict[int, float] = {}
     for count in sorted({few, many, beside_kopf}):
-        async with _control_planes(setting, count) as place:
+        async with control_planes(setting, count) as place:
             async with place.controllers() as operator:
                 seconds = await operator.working()
                 ours[count] = await operator.settled_kib()
@@ -128,16 +128,16 @@ class _Operator(Process):
 
 @asynccontextmanager
 async def _running(
-    directory: Path, module: str, address: str, clusters: int, *arguments: str
+    directory: Path, module: str, address: str, clusters: int, *arguments: str, objects: int = OBJECTS
 ) -> AsyncIterator[_Operator]:
-    operator = _Operator(module, [address, str(clusters * OBJECTS), *arguments], directory / "operator.log")
+    operator = _Operator(module, [address, str(clusters * objects), *arguments], directory / "operator.log")
     try:
         yield operator
     finally:
         await operator.end()
 
 
-class _ControlPlanes:
+class ControlPlanes:
     """A sandbox with control planes, and a daemon that issues kubeconfigs for them."""
 
     def __init__(self, directory: Path, milo: SandboxMilo, address: str, count: int) -> None:
@@ -146,8 +146,8 @@ class _ControlPlanes:
         self.milo = milo
         self.count = count
 
-    def operator(self, module: str, *arguments: str) -> AbstractAsyncContextManager[_Operator]:
-        return _running(self._directory, module, self._address, self.count, *arguments)
+    def operator(self, module: str, *arguments: str, objects: int = OBJECTS) -> AbstractAsyncContextManager[_Operator]:
+        return _running(self._directory, module, self._address, self.count, *arguments, objects=objects)
 
     def controllers(self, *arguments: str) -> AbstractAsyncContextManager["_Operator"]:
         return self.operator("bench.controllers_process", *arguments)
@@ -163,7 +163,7 @@ class _ControlPlanes:
 
 
 @asynccontextmanager
-async def _control_planes(setting: Setting, count: int) -> AsyncIterator[_ControlPlanes]:
+async def control_planes(setting: Setting, count: int) -> AsyncIterator[ControlPlanes]:
     async with sandbox_milo(count, setting.directory) as milo:
         await milo.fill(OBJECTS)
         config = setting.directory / "controllers.yaml"
@@ -171,12 +171,12 @@ async def _control_planes(setting: Setting, count: int) -> AsyncIterator[_Contro
         daemon = Daemon(milo.access.kubeconfig, setting.directory, config=config)
         try:
             await daemon.listens()
-            yield _ControlPlanes(setting.directory, milo, daemon.address, count)
+            yield ControlPlanes(setting.directory, milo, daemon.address, count)
         finally:
             await daemon.end()
 
 
-async def _rate(place: _ControlPlanes, busy_s: float) -> dict[str, float]:
+async def _rate(place: ControlPlanes, busy_s: float) -> dict[str, float]:
     """Measure reconciles per second, with every object requeued at once."""
     async with place.controllers("busy") as operator:
         await operator.working()
@@ -188,7 +188,7 @@ async def _rate(place: _ControlPlanes, busy_s: float) -> dict[str, float]:
     }
 
 
-async def _latency(setting: Setting, place: _ControlPlanes) -> dict[str, float]:
+async def _latency(setting: Setting, place: ControlPlanes) -> dict[str, float]:
     """Measure the time from a write to the reconcile, and to the event of a bare watch, in alternating rounds."""
     scale = setting.scale
     ours: list[Writes] = []
@@ -221,11 +221,11 @@ async def tenants(setting: Setting) -> Samples:
     endlessly.
     """
     count = max(setting.scale.controllers[0], 1 / _MISBEHAVING)
-    async with _control_planes(setting, int(count)) as place:
+    async with control_planes(setting, int(count)) as place:
         return {key: [value] for key, value in (await _beside_tenants(setting, place)).items()}
 
 
-async def _beside_tenants(setting: Setting, place: _ControlPlanes) -> dict[str, float]:
+async def _beside_tenants(setting: Setting, place: ControlPlanes) -> dict[str, float]:
     scale = setting.scale
     read: dict[str, list[Writes]] = {"marks": [], "tenants": []}
     for _ in range(scale.latency_rounds):
@@ -243,7 +243,7 @@ async def _beside_tenants(setting: Setting, place: _ControlPlanes) -> dict[str, 
     }
 
 
-async def _kopf(place: _ControlPlanes) -> tuple[float, dict[str, float]]:
+async def _kopf(place: ControlPlanes) -> tuple[float, dict[str, float]]:
     """Run a kopf operator in each cluster; return the memory in KiB, and figures."""
     async with place.operator("bench.kopf_process") as operator:
         seconds = await operator.working()

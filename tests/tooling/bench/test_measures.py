@@ -55,6 +55,15 @@ KEYS = {
         )
     },
     "tenants": {f"controllers.tenants_{key}" for key in ("p99_ms", "alone_p99_ms", "p99_ratio")},
+    "objects": {
+        *(
+            f"objects.{way}.{key}"
+            for way in ("objects", "caches")
+            for key in ("seconds", "cpu_s", "rss_mib", "requests")
+        ),
+        *(f"objects.{way}.kib_per_scope" for way in ("objects", "caches")),
+        *(f"objects.{key}_ratio" for key in ("cpu_s", "rss_mib", "kib_per_scope")),
+    },
     "handover": {"handover.seconds", "handover.objects", "handover.unreconciled"},
     "sync_1k": {"sync_1k.seconds", "sync_1k.ratio_to_curl", "sync_1k.ratio_to_kubernetes_aio", "sync_1k.rss_mib"},
     "sync_10k": {"sync_10k.seconds", "sync_10k.ratio_to_curl", "sync_10k.rss_mib"},
