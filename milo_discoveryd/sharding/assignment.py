@@ -18,6 +18,8 @@ STARTING = "the members of the shard group are not known yet"
 LOST = "the Lease of this member of the shard group was not renewed in time"
 LEFT = "this member has left the shard group"
 REVOCATION_RETRY_S = 2.0
+_NAMED = 5
+"""How many of the clusters are named whose credentials cannot be revoked."""
 
 
 class Decisions:
@@ -73,9 +75,10 @@ class CredentialRevocation:
             if due is None:
                 await self._changed.wait()
                 continue
+            refused: dict[str, CredentialError] = {}
             try:
                 for issuer in self._issuers:
-                    await issuer.revoke_others(partial(self.fence.covers, due, present))
+                    refused |= await issuer.revoke_others(partial(self.fence.covers, due, present))
             except Exception as error:
                 if isinstance(error, CredentialError):
                     log.warning("credentials of former owners not revoked", problem=str(error))
@@ -84,8 +87,13 @@ class CredentialRevocation:
                 stated_s = error.retry_after_s if isinstance(error, BackendError) else None
                 await self._sleep(max(REVOCATION_RETRY_S, stated_s or 0.0))
                 continue
+            if refused:
+                problem = str(next(iter(refused.values())))
+                log.warning(
+                    "credentials of former owners not revoked", clusters=sorted(refused)[:_NAMED], problem=problem
+                )
             await self._sleep(TOKEN_CACHE_S)
-            self.fence.revoked(due)
+            self.fence.revoked(due, refused.keys())
             cleared()
 
 

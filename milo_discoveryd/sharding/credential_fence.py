@@ -5,7 +5,7 @@ have expired from the token caches of API servers. The revocation begins when th
 or was evicted, because from then on it obtains no further credentials.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Set
 
 import msgspec
 
@@ -24,11 +24,22 @@ class Revocation(msgspec.Struct, frozen=True):
     period: int
 
 
+class _Cleared(msgspec.Struct, frozen=True):
+    """An ownership for which the credentials of other members were revoked."""
+
+    ownership: Ownership
+    refused: Set[str]
+    """The clusters for which that was refused."""
+
+    def clears(self, key: str) -> bool:
+        return key not in self.refused and self.ownership.decide(key).state is KeyOwnership.OWNED
+
+
 class CredentialFence:
     def __init__(self) -> None:
         self._ownership: Ownership | None = None
-        self._cleared: list[Ownership] = []
-        """The ownerships in the present view for which the credentials of other members were revoked."""
+        self._cleared: list[_Cleared] = []
+        """What was revoked in the present view."""
         self._period = 0
         """Counts views and interruptions. A revocation that began in an earlier period clears nothing, because other
         members may have obtained credentials since."""
@@ -44,7 +55,9 @@ class CredentialFence:
     def due(self) -> Revocation | None:
         """Return the next revocation, or None if none is due."""
         ownership = self._ownership
-        if ownership is None or not ownership.may_engage or ownership in self._cleared:
+        if ownership is None or not ownership.may_engage:
+            return None
+        if any(cleared.ownership == ownership and not cleared.refused for cleared in self._cleared):
             return None
         return Revocation(ownership, self._period)
 
@@ -59,10 +72,12 @@ class CredentialFence:
         self.follow(present())
         return revocation.period == self._period
 
-    def revoked(self, revocation: Revocation) -> None:
-        """Record that the credentials were revoked, and that `TOKEN_CACHE_S` has passed since."""
+    def revoked(self, revocation: Revocation, refused: Set[str] = frozenset()) -> None:
+        """Record that the credentials were revoked, except those of the clusters for which that was refused, and that
+        `TOKEN_CACHE_S` has passed since."""
         if revocation.period == self._period:
-            self._cleared.append(revocation.ownership)
+            others = [cleared for cleared in self._cleared if cleared.ownership != revocation.ownership]
+            self._cleared = [*others, _Cleared(revocation.ownership, refused)]
 
     @property
     def is_cleared(self) -> bool:
@@ -70,4 +85,4 @@ class CredentialFence:
         return bool(self._cleared)
 
     def clears(self, key: str) -> bool:
-        return any(ownership.decide(key).state is KeyOwnership.OWNED for ownership in self._cleared)
+        return any(cleared.clears(key) for cleared in self._cleared)

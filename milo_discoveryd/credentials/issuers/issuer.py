@@ -68,8 +68,11 @@ class Issuer(Protocol):
 class FencingIssuer(Protocol):
     """An issuer that can revoke what other members of the shard group minted."""
 
-    async def revoke_others(self, covers: Callable[[str], bool]) -> None:
-        """Revoke what other members minted for clusters whose names `covers` accepts. Raises CredentialError."""
+    async def revoke_others(self, covers: Callable[[str], bool]) -> Mapping[str, CredentialError]:
+        """Revoke what other members minted for clusters whose names `covers` accepts.
+
+        Returns the clusters for which that was refused. Raises CredentialError if the rest was not tried.
+        """
 
 
 @runtime_checkable

@@ -11,7 +11,7 @@ import hashlib
 import secrets
 import time
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager, suppress
 from datetime import datetime
 from typing import Annotated, NoReturn
@@ -51,6 +51,8 @@ RUN_LABEL = "discovery.miloapis.com/run"
 CLUSTER_LABEL = "discovery.miloapis.com/cluster-identity"
 GROUP_LABEL = "discovery.miloapis.com/shard-group"
 CLUSTER_ANNOTATION = "discovery.miloapis.com/project"
+_OF_ALL = frozenset({401, 429, 503})
+"""Statuses that refuse the daemon, and not the deletion of one Secret."""
 
 
 class _TokenStatus(msgspec.Struct, frozen=True, rename="camel"):
@@ -189,14 +191,22 @@ class TokenRequestIssuer:
                 self._ended.popitem(last=False)
             await self._delete_secrets(identity)
 
-    async def revoke_others(self, covers: Callable[[str], bool]) -> None:
-        """Revoke what other runs in the shard group minted for the clusters whose names `covers` accepts."""
-        found = await self._list(",".join(f"{label}={value}" for label, value in self._group_label.items()))
-        await self._delete(
-            secret
-            for secret in found
-            if secret.labels.get(RUN_LABEL) != self._run and covers(secret.annotations.get(CLUSTER_ANNOTATION, ""))
-        )
+    async def revoke_others(self, covers: Callable[[str], bool]) -> Mapping[str, BackendError]:
+        """Revoke what other runs in the shard group minted for the clusters whose names `covers` accepts. Return the
+        clusters with a Secret whose deletion the API server refused."""
+        refused: dict[str, BackendError] = {}
+        for secret in await self._list(",".join(f"{label}={value}" for label, value in self._group_label.items())):
+            cluster = secret.annotations.get(CLUSTER_ANNOTATION, "")
+            if secret.labels.get(RUN_LABEL) == self._run or not covers(cluster):
+                continue
+            answer = await self._deletion(secret)
+            try:
+                self._require_deleted(answer)
+            except BackendError as error:
+                if answer.status in _OF_ALL:
+                    raise
+                refused[cluster] = error
+        return refused
 
     @asynccontextmanager
     async def _exclusive(self, identity: ClusterIdentity) -> AsyncIterator[None]:
@@ -314,11 +324,16 @@ class TokenRequestIssuer:
 
     async def _delete(self, found: Iterable[_SecretMetadata]) -> None:
         for metadata in found:
-            body = {"apiVersion": "v1", "kind": "DeleteOptions", "preconditions": {"uid": metadata.uid}}
-            path = f"{self._secrets}/{metadata.name}"
-            answer = await self._call(self._api.delete(path, msgspec.json.encode(body), timeout_s=TIMEOUT_S))
-            if answer.status not in (200, 202, 404, 409):  # 409: another Secret has this name now
-                self._refuse(answer, "delete the Secret that tokens are bound to")
+            self._require_deleted(await self._deletion(metadata))
+
+    async def _deletion(self, metadata: _SecretMetadata) -> ApiAnswer:
+        body = {"apiVersion": "v1", "kind": "DeleteOptions", "preconditions": {"uid": metadata.uid}}
+        path = f"{self._secrets}/{metadata.name}"
+        return await self._call(self._api.delete(path, msgspec.json.encode(body), timeout_s=TIMEOUT_S))
+
+    def _require_deleted(self, answer: ApiAnswer) -> None:
+        if answer.status not in (200, 202, 404, 409):  # 409: another Secret has this name now
+            self._refuse(answer, "delete the Secret that tokens are bound to")
 
     def _refuse(self, answer: ApiAnswer, what: str) -> NoReturn:
         rule = f"create, list and delete secrets in namespace {self._tokens.namespace}"

@@ -1,7 +1,7 @@
 """Revocations in sequence: retried when they fail, and complete when API servers' token caches have expired."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 
 import pytest
 
@@ -23,14 +23,16 @@ class Source:
         self.asked, self.may_delete = asyncio.Event(), asyncio.Event()
         self.may_delete.set()
         self.deleted: list[str] = []
+        self.refused: set[str] = set()
 
-    async def revoke_others(self, covers: Callable[[str], bool]) -> None:
+    async def revoke_others(self, covers: Callable[[str], bool]) -> Mapping[str, BackendError]:
         self.asked.set()
         await self.may_delete.wait()
         self.deleted += filter(covers, ["key"])
         if self.failures:
             self.failures -= 1
             raise BackendError("no Secrets", retry_after_s=self.retry_after_s)
+        return dict.fromkeys(self.refused, BackendError("denied"))
 
 
 class Clock:
@@ -96,6 +98,24 @@ async def test_failed_credential_revocation_is_retried_after_the_time_that_the_s
     await eventually(lambda: world.clock.slept == [7.0])
 
 
+async def test_cluster_whose_credentials_cannot_be_revoked_delays_no_other(world: World) -> None:
+    world.source.refused = {"denied"}
+    with capture_logs() as logs:
+        world.fence.follow(SETTLED)
+        world.revocation.wake()
+        await eventually(lambda: world.clock.slept == [TOKEN_CACHE_S])
+    assert [(entry["clusters"], entry["problem"]) for entry in logs] == [(["denied"], "denied")]
+    world.clock.advance()
+    await eventually(lambda: world.cleared == 1)
+    assert (world.fence.clears("key"), world.fence.clears("denied")) == (True, False)
+    world.source.refused.clear()
+    world.clock.advance()  # of the attempt that began before
+    world.clock.advance()
+    await eventually(lambda: world.fence.clears("denied"))
+    assert world.fence.clears("key")
+    assert world.fence.due is None
+
+
 async def test_late_revocation_of_a_member_that_was_paused_deletes_nothing_of_the_rightful_owner(world: World) -> None:
     world.source.may_delete.clear()
     world.fence.follow(SETTLED)
@@ -123,11 +143,11 @@ async def test_credential_fence_does_not_permit_engagement_if_ownership_was_inte
 async def test_revocation_is_retried_after_an_unexpected_error(world: World) -> None:
     revoke, failures = world.source.revoke_others, [1]
 
-    async def revoked(covers: Callable[[str], bool]) -> None:
+    async def revoked(covers: Callable[[str], bool]) -> Mapping[str, BackendError]:
         if failures:
             failures.clear()
             raise ZeroDivisionError
-        await revoke(covers)
+        return await revoke(covers)
 
     world.source.revoke_others = revoked  # type: ignore[method-assign]
     with capture_logs() as logs:

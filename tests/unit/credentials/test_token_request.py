@@ -13,8 +13,10 @@ import pytest
 
 from milo_discoveryd.credentials.issuers.issuer import MintRequest, RequestingDaemon, RevokingIssuer, Scope
 from milo_discoveryd.credentials.issuers.token_request import (
+    CLUSTER_ANNOTATION,
     EXPIRED_AFTER_S,
     ROTATE_AFTER_S,
+    RUN_LABEL,
     RequestedTokens,
     TokenRequestIssuer,
 )
@@ -417,6 +419,28 @@ async def test_member_revokes_tokens_that_other_members_issued_for_its_clusters(
     assert [_is_accepted(sandbox, token) for token in (*tokens, other_group, no_group, own)] == [
         False, True, True, True, True,
     ]  # fmt: skip
+
+
+def of_another_run(*clusters: str) -> Answer:
+    """Return a list of Secrets that another run made for these clusters."""
+    metadata = {"creationTimestamp": "2020-01-01T00:00:00Z", "labels": {RUN_LABEL: "gone"}}
+    found = [{**metadata, "name": name, "uid": name, "annotations": {CLUSTER_ANNOTATION: name}} for name in clusters]
+    return answering(200, {"items": [{"metadata": each} for each in found]})
+
+
+async def test_token_whose_revocation_is_refused_keeps_no_others_of_other_members() -> None:
+    api = ScriptedApi(of_another_run("alpha", "beta"), answering(403, {}), answering(200, {}))
+    refused = await a_source(api, group="ops", member="operator-1").revoke_others(lambda _: True)
+    assert [*refused] == ["alpha"]
+    assert "denied the request to delete the Secret" in str(refused["alpha"])
+    assert [path.rpartition("/")[2] for method, path in api.asked if method == "DELETE"] == ["alpha", "beta"]
+
+
+@pytest.mark.parametrize("status", [401, 429, 503])
+async def test_revocation_for_other_members_ends_when_the_server_refuses_the_daemon(status: int) -> None:
+    api = ScriptedApi(of_another_run("alpha", "beta"), answering(status, {}))
+    with pytest.raises(BackendError, match=str(status)):
+        await a_source(api, group="ops", member="operator-1").revoke_others(lambda _: True)
 
 
 async def test_bound_secret_is_named_after_the_member_and_the_cluster_identity(
