@@ -260,16 +260,14 @@ class Engagements:
         until = self.not_ready.until(name)
         return None if until is None else now.wall + until - now.steady
 
-    def end_overdue(self, now: Moment) -> list[Event]:
-        """Disengage, or begin to drain, the clusters whose grace period is over, unless many clusters are not ready at
-        once."""
-        events: list[Event] = []
+    def end_overdue(self, now: Moment) -> Iterator[list[Event]]:
+        """Disengage, or begin to drain, the clusters whose grace period is over, one by one, unless many clusters are
+        not ready at once. Those to which the caller does not come stay overdue."""
         for name in self.not_ready.take_overdue(self.engaged, now.steady):
             record = self._known(name)
             reason = MEANINGS[record.state].ends
             assert reason is not None, "a grace period ended for a cluster whose state does not disengage it"
-            events += self._plan_end(record, reason, record.message, now)
-        return events
+            yield self._plan_end(record, reason, record.message, now)
 
     def end_drain(self, name: str, now: Moment) -> list[Event]:
         """Disengage a draining cluster, and engage it again if it is ready and this daemon may engage it."""

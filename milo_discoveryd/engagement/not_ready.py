@@ -8,7 +8,7 @@ not ready after that are disengaged at a limited rate.
 """
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 
 import msgspec
 
@@ -40,7 +40,8 @@ class NotReadyClusters:
         self._decide_at = math.inf
         """When to decide about all waiting clusters: soon after the first of them, or at the end of a hold."""
         self._releases: dict[str, float] = {}
-        """When to disengage each cluster that was held, earliest first."""
+        """When to disengage each cluster about which it was decided, earliest first: those that were held at a limited
+        rate."""
         self._disengaged: dict[str, float] = {}
         """When each cluster that is still not ready was disengaged, oldest first. Entries are kept for the duration of
         a hold.
@@ -81,14 +82,19 @@ class NotReadyClusters:
             return False
         return self._disengages_at_once(name, now)
 
-    def take_overdue(self, engaged: int, now: float) -> list[str]:
-        """Return the clusters to disengage now; none while paused. `engaged` is the number of engaged clusters."""
+    def take_overdue(self, engaged: int, now: float) -> Iterator[str]:
+        """Yield the clusters to disengage now; none while paused. Those that the caller does not take stay overdue.
+
+        `engaged` is the number of engaged clusters.
+        """
         if self.paused_at is not None:
-            return []
-        overdue = [name for name in _due(self._graces, now) if self._disengages_at_once(name, now)]
+            return
+        for name in _due(self._graces, now):
+            if self._disengages_at_once(name, now):
+                yield name
         if now >= self._decide_at:
-            overdue += self._decided(engaged, now)
-        return [*overdue, *_due(self._releases, now)]
+            self._decide(engaged, now)
+        yield from _due(self._releases, now)
 
     def _disengages_at_once(self, name: str, now: float) -> bool:
         """Return whether the cluster is one of the first few, to disengage at once. If not, make it wait."""
@@ -105,8 +111,8 @@ class NotReadyClusters:
         if self._decide_at == math.inf:
             self._decide_at = now + SETTLE_S
 
-    def _decided(self, engaged: int, now: float) -> Iterable[str]:
-        """Return the waiting clusters to disengage now. The others are held, or disengaged later at a limited rate."""
+    def _decide(self, engaged: int, now: float) -> None:
+        """Decide about the waiting clusters: they are held, or disengaged now, or after a hold at a limited rate."""
         assert self._limits is not None, "a cluster awaits its disengagement, but no removal limits are set"
         waiting = [*self._waiting]
         self._forget_disengaged(now)
@@ -119,16 +125,14 @@ class NotReadyClusters:
                 f"{share[0]} of {share[1]} engaged clusters became not ready within {self._limits.verify_after_s:g} s: "
                 f"those still engaged remain so for {self._limits.verify_after_s:g} s, in case they become ready again",
             )
-            return ()
+            return
         was_held, self.held = self.held, None
         self._waiting, self._decide_at = {}, math.inf
-        if was_held is not None:
-            per_second = self._limits.per_second
-            self._releases.update({name: now + place / per_second for place, name in enumerate(waiting)})
-            self._releases = _sorted(self._releases)
-            return ()
-        self._disengaged.update(dict.fromkeys(waiting, now))
-        return waiting
+        if was_held is None:
+            self._disengaged.update(dict.fromkeys(waiting, now))
+        delay_s = 0.0 if was_held is None else 1 / self._limits.per_second
+        self._releases.update({name: now + place * delay_s for place, name in enumerate(waiting)})
+        self._releases = _sorted(self._releases)
 
     def _forget_disengaged(self, now: float) -> None:
         assert self._limits is not None

@@ -22,8 +22,8 @@ from milo_kube.moment import Moment
 from milo_kube.reflect.view_status import ViewStatus
 
 STEP_S = 0.01
-"""How long the clusters are assigned, or drains ended, without a pause. What one costs depends on the number of members
-of its group, or of subscribers."""
+"""How long the clusters are assigned, or drains begun or ended, without a pause. What one costs depends on the number
+of members of its group, or of subscribers and their filters."""
 DRAIN_RETRY_S = 5.0
 """The delay until a drain is ended again that could not be ended because of an unexpected error."""
 

@@ -12,7 +12,8 @@ import msgspec
 from milo_discoveryd.engagement.contribution_index import ContributionIndex
 from milo_discoveryd.engagement.engagement import ClusterStates, Engagements
 from milo_discoveryd.engagement.not_ready import HeldNotReady, NotReadyClusters
-from milo_discoveryd.fleet.changes import FleetChanges, Observer, SourceClusters, moment, steady_now
+from milo_discoveryd.fleet.changes import STEP_S, FleetChanges, Observer, SourceClusters, moment, steady_now
+from milo_discoveryd.log.events import Event
 from milo_discoveryd.model.contributions import ObjectReference, ObservedObject, Reduce
 from milo_discoveryd.model.observation import NotWanted, Ready
 from milo_discoveryd.model.removal_limits import FirstList, ListedClusters, RemovalLimits
@@ -324,8 +325,14 @@ class ClusterSource:
         return None if not_ready.is_idle else not_ready.due_at
 
     def tick(self, now: float) -> None:
-        """Disengage, or begin to drain, clusters whose grace period is over."""
-        self.changes.publish(self.engagements.end_overdue(moment(now)), now)
+        """Disengage, or begin to drain, clusters whose grace period is over. Those left after `STEP_S` are due at
+        once."""
+        until, events = steady_now() + STEP_S, list[Event]()
+        for ended in self.engagements.end_overdue(moment(now)):
+            events += ended
+            if steady_now() >= until:
+                break
+        self.changes.publish(events, now)
         if self.engagements.not_ready.held != self._shown_held:
             self._set_status()
 

@@ -58,7 +58,7 @@ from milo_kube.reflect.view_status import ViewState, ViewStatus
 
 REMOVALS_HELD = "RemovalsHeld"
 """The status reason of a source that can be listed and watched, but whose removals are held or lists are ignored."""
-EVENTS_PER_STEP = 250
+EVENTS_PER_STEP = 100
 """Maximum number of source events applied per event-loop iteration (a few milliseconds)."""
 REFERENCE_OBJECTS = 3
 OLDER_READ = Inconclusive("the read returned an older version than the watch or a list", is_older=True)

@@ -90,14 +90,21 @@ class Selector(msgspec.Struct, frozen=True, dict=True):
     def matches(self) -> Predicate[Labels]:
         if len(self.requirements) <= _FEW:
             return all_of([requirement.test() for requirement in self.requirements])
-        # An object may have a thousand labels, and a loop over them for each requirement would take a millisecond.
-        tests = [(requirement.key, requirement.accepts()) for requirement in self.requirements]
+        # An object may have a thousand labels, and a selector many requirements: only those on labels that the object
+        # has are evaluated.
+        tests: dict[str, list[Predicate[str | None]]] = {}
+        for requirement in self.requirements:
+            tests.setdefault(requirement.key, []).append(requirement.accepts())
+        keys, required = tests.keys(), {key for key, accept in tests.items() if not all_of(accept)(None)}
 
         def holds(labels: Labels) -> bool:
             values = dict(labels)
-            for key, accepts in tests:  # noqa: SIM110 - twice as fast as all()
-                if not accepts(values.get(key)):
-                    return False
+            if not required <= values.keys():
+                return False
+            for key in keys & values.keys():
+                for accepts in tests[key]:
+                    if not accepts(values[key]):
+                        return False
             return True
 
         return holds

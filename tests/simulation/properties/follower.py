@@ -92,7 +92,8 @@ class Follower:
             self.done += self.listed.resolve(request, result)
 
     def run_timers(self) -> None:
-        self.done += self.engagements.end_overdue(at(self.now))
+        for ended in self.engagements.end_overdue(at(self.now)):
+            self.done += ended
 
     def settle(self, enough: Callable[[], bool]) -> None:
         """Continue without faults, and with an administrator who accepts what a restored server shows, until `enough`

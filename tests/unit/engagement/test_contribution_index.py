@@ -290,7 +290,7 @@ def test_relist_without_the_contributing_objects_that_were_terminating_holds_no_
     assert fleet.source.deletions_held == 0
 
 
-def test_not_ready_grace_period_of_cluster_with_contributions_ends_at_its_due_time() -> None:
+async def test_not_ready_grace_period_of_cluster_with_contributions_ends_at_its_due_time() -> None:
     fleet = RecordedFleet(grace_s=10.0)
     fleet.listed(thing("x", shop=True))
     fleet.source.set_followed(fleet.collection(), STREAMING)

@@ -209,9 +209,9 @@ def test_later_grace_period_ends_before_an_earlier_one_that_was_extended() -> No
 
 def test_not_ready_cluster_is_not_overdue_before_its_deadline() -> None:
     fleet = Engaged(100)
-    assert fleet.clusters.take_overdue(100, 0.0) == []
+    assert [*fleet.clusters.take_overdue(100, 0.0)] == []
     fleet.not_ready(names(100), 0.0)
-    assert fleet.clusters.take_overdue(90, SETTLE_S - 0.1) == []
+    assert [*fleet.clusters.take_overdue(90, SETTLE_S - 0.1)] == []
 
 
 STEPS = st.lists(
@@ -274,6 +274,6 @@ def test_nothing_is_due_while_the_source_is_lost() -> None:
     fleet.clusters.pause(20.0)
     fleet.clusters.pause(30.0)
     assert fleet.clusters.due_at is None
-    assert fleet.clusters.take_overdue(50, 1000.0) == []
+    assert [*fleet.clusters.take_overdue(50, 1000.0)] == []
     fleet.clusters.resume(1000.0)
     assert fleet.clusters.due_at == 60.0 + 980.0

@@ -39,7 +39,7 @@ def source() -> ClusterSource:
     return made
 
 
-def test_not_ready_cluster_is_disengaged_at_the_end_of_the_grace_period_while_source_is_connected(
+async def test_not_ready_cluster_is_disengaged_at_the_end_of_the_grace_period_while_source_is_connected(
     source: ClusterSource,
 ) -> None:
     assert source.due_at == 110.0
@@ -47,14 +47,14 @@ def test_not_ready_cluster_is_disengaged_at_the_end_of_the_grace_period_while_so
     assert source.engagements.engaged == 0
 
 
-def test_not_ready_grace_period_does_not_end_while_the_source_is_lost(source: ClusterSource) -> None:
+async def test_not_ready_grace_period_does_not_end_while_the_source_is_lost(source: ClusterSource) -> None:
     source.set_followed(source.collections[0], lost(100.5, 100.5))
     assert source.due_at is None
     source.tick(1000.0)
     assert source.engagements.engaged == 1
 
 
-def test_not_ready_grace_period_resumes_with_its_remaining_time(source: ClusterSource) -> None:
+async def test_not_ready_grace_period_resumes_with_its_remaining_time(source: ClusterSource) -> None:
     source.set_followed(source.collections[0], lost(104.0, 103.0))
     source.set_followed(source.collections[0], lost(110.0, 103.0))
     source.set_followed(source.collections[0], streaming(203.0))
@@ -64,14 +64,14 @@ def test_not_ready_grace_period_resumes_with_its_remaining_time(source: ClusterS
     assert source.engagements.engaged == 1
 
 
-def test_not_ready_grace_period_that_began_after_source_loss_is_not_extended(source: ClusterSource) -> None:
+async def test_not_ready_grace_period_that_began_after_source_loss_is_not_extended(source: ClusterSource) -> None:
     source.set_followed(source.collections[0], lost(104.0, 104.0))
     take(source, 200.0, ObjectChanged(ready("a", "3")), ObjectChanged(not_ready("a", "4")))
     source.set_followed(source.collections[0], streaming(200.0))
     assert source.due_at == 210.0
 
 
-def test_first_contact_after_a_failure_does_not_start_a_not_ready_grace_period() -> None:
+async def test_first_contact_after_a_failure_does_not_start_a_not_ready_grace_period() -> None:
     source = new_source(Ledger())
     source.set_followed(source.collections[0], ViewStatus(ViewState.STALE, 5.0, "Timeout", ""))
     source.set_followed(source.collections[0], streaming(6.0))

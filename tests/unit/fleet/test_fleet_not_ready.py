@@ -43,7 +43,7 @@ def run(source: ClusterSource, until: float) -> None:
         source.tick(due)
 
 
-def test_many_clusters_that_become_not_ready_at_once_are_held_and_reported(source: ClusterSource) -> None:
+async def test_many_clusters_that_become_not_ready_at_once_are_held_and_reported(source: ClusterSource) -> None:
     take(source, 10.0, *(ObjectChanged(not_ready(name)) for name in NAMES))
     with capture_logs() as logs:
         run(source, 11.0)
@@ -54,13 +54,13 @@ def test_many_clusters_that_become_not_ready_at_once_are_held_and_reported(sourc
     assert source.engagements.not_ready.until("c050") is not None
 
 
-def test_many_not_ready_clusters_in_a_list_are_held(source: ClusterSource) -> None:
+async def test_many_not_ready_clusters_in_a_list_are_held(source: ClusterSource) -> None:
     take(source, 10.0, ListStarted(), *(Listed(not_ready(name)) for name in NAMES), ListEnded())
     run(source, 11.0)
     assert source.engagements.engaged == 90
 
 
-def test_restored_fleet_that_became_not_ready_during_the_restart_is_held() -> None:
+async def test_restored_fleet_that_became_not_ready_during_the_restart_is_held() -> None:
     source = new_source(
         Ledger(),
         not_ready=NotReadyClusters(0.0, LIMITS),
@@ -72,7 +72,7 @@ def test_restored_fleet_that_became_not_ready_during_the_restart_is_held() -> No
     assert source.engagements.engaged == 90
 
 
-def test_source_is_streaming_again_when_held_clusters_are_ready_again(source: ClusterSource) -> None:
+async def test_source_is_streaming_again_when_held_clusters_are_ready_again(source: ClusterSource) -> None:
     take(source, 10.0, *(ObjectChanged(not_ready(name)) for name in NAMES))
     run(source, 15.0)
     take(source, 20.0, *(ObjectChanged(ready(name, "3")) for name in NAMES))
@@ -82,7 +82,7 @@ def test_source_is_streaming_again_when_held_clusters_are_ready_again(source: Cl
     assert (source.engagements.not_ready.until("c050"), len(record.transitions)) == (None, 1)
 
 
-def test_clusters_that_stay_not_ready_are_disengaged_after_the_hold(source: ClusterSource) -> None:
+async def test_clusters_that_stay_not_ready_are_disengaged_after_the_hold(source: ClusterSource) -> None:
     take(source, 10.0, *(ObjectChanged(not_ready(name)) for name in NAMES))
     run(source, 11.0 + 29.9)
     assert source.engagements.engaged == 90
@@ -95,14 +95,14 @@ def test_clusters_that_stay_not_ready_are_disengaged_after_the_hold(source: Clus
     assert record.transitions[-1].reason is DisengageReason.NOT_READY
 
 
-def test_held_not_ready_cluster_that_is_replaced_is_disengaged_at_once(source: ClusterSource) -> None:
+async def test_held_not_ready_cluster_that_is_replaced_is_disengaged_at_once(source: ClusterSource) -> None:
     take(source, 10.0, *(ObjectChanged(not_ready(name)) for name in NAMES))
     run(source, 15.0)
     take(source, 15.0, ObjectChanged(not_ready("c099", "3", uid="another")))
     assert source.engagements.engaged == 89
 
 
-def test_hold_of_not_ready_clusters_does_not_end_while_the_source_is_lost(source: ClusterSource) -> None:
+async def test_hold_of_not_ready_clusters_does_not_end_while_the_source_is_lost(source: ClusterSource) -> None:
     take(source, 10.0, *(ObjectChanged(not_ready(name)) for name in NAMES))
     run(source, 15.0)
     source.set_followed(source.collections[0], ViewStatus(ViewState.STALE, 16.0, "ConnectionLost", "", 15.0))

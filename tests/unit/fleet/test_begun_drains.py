@@ -1,0 +1,62 @@
+"""The grace periods of many clusters end together: their drains begin in steps, between which other tasks run."""
+
+from milo_discoveryd.engagement.not_ready import SETTLE_S, NotReadyClusters
+from milo_discoveryd.engagement.pending_releases import SubscriberKey, Subscription
+from milo_discoveryd.fleet.changes import STEP_S, steady_now
+from milo_discoveryd.fleet.fleet import Fleet
+from milo_discoveryd.fleet.source import ClusterSource
+from milo_discoveryd.log.filter import Filter
+from milo_discoveryd.model.cluster import Cluster
+from milo_discoveryd.model.removal_limits import RemovalLimits
+from milo_kube.reflect.messages import Listed, ListEnded, ListStarted, ObjectChanged
+from tests.support.sources import new_source
+from tests.unit.fleet.fleets import not_ready, readable_log, ready
+from tests.unit.fleet.test_fleet_malformed import Ledger
+from tests.unit.fleet.test_fleet_not_ready import take
+
+NAMES = [f"c{number:03}" for number in range(100)]
+FEW = NAMES[:15]
+"""Clusters that are no longer ready: more than are disengaged at once, and too few to be held."""
+
+
+class SlowFilter(Filter, frozen=True):
+    """Takes a step of the event loop for each cluster."""
+
+    @staticmethod
+    def matches(cluster: Cluster) -> bool:
+        until = steady_now() + STEP_S
+        while steady_now() < until:
+            pass
+        return True
+
+
+def with_overdue_clusters() -> tuple[Fleet, ClusterSource]:
+    """Return a fleet with clusters whose time is over, and a subscriber with a slow filter."""
+    fleet, limits = Fleet(readable_log()), RemovalLimits()
+    source = new_source(
+        Ledger(), fleet=fleet, not_ready=NotReadyClusters(0.0, limits), removals=limits, drain_timeout_s=100.0
+    )
+    take(source, 0.0, ListStarted(), *(Listed(ready(name, "1")) for name in NAMES), ListEnded())
+    fleet.changes.subscribe(Subscription(SubscriberKey("caller", "slow"), "caller", SlowFilter(confirms_releases=True)))
+    take(source, 10.0, *(ObjectChanged(not_ready(name)) for name in FEW))
+    assert [*fleet.releases] == FEW[:10], "the first few drain at once"
+    return fleet, source
+
+
+async def test_other_tasks_run_while_drains_of_many_clusters_that_are_not_ready_begin() -> None:
+    fleet, source = with_overdue_clusters()
+    for ended in range(11, 16):
+        assert source.due_at == 10.0 + SETTLE_S
+        source.tick(10.0 + SETTLE_S)
+        assert [*fleet.releases] == FEW[:ended]
+    assert source.due_at is None
+
+
+async def test_cluster_that_is_ready_again_before_its_turn_does_not_drain() -> None:
+    fleet, source = with_overdue_clusters()
+    source.tick(10.0 + SETTLE_S)
+    take(source, 11.0, ObjectChanged(ready(FEW[13], "3")))
+    while (due := source.due_at) is not None:
+        source.tick(due)
+    assert FEW[13] not in fleet.releases
+    assert len(fleet.releases) == 14
