@@ -186,11 +186,42 @@ class TestAbsence:
 
 
 class TestKnownResources:
-    async def test_other_clusters_are_not_asked_for_their_resources(self):
+    async def test_other_clusters_are_asked_for_one_version_of_their_resources(self):
         known = KnownResources(1.0)
         first, second = (Server({"/api/v1/pods": rows("a")}) for _ in range(2))
         assert await asyncio.gather(read(first, "po", known=known), read(second, "po", known=known))
-        assert second.paths == ["/api/v1/pods"]
+        assert second.paths == ["/api/v1", "/api/v1/pods"]
+
+    @pytest.mark.parametrize("lie", ["secrets", "pods.example.com"])
+    async def test_no_cluster_decides_what_is_read_from_another(self, lie):
+        # A hostile cluster could let users read the Secrets of all others, or hide their objects.
+        plural, _, group = lie.partition(".")
+        path, lies = f"/apis/{group}/v1" if group else "/api/v1", {**RESOURCES["resources"][0], "name": plural}
+        groups = {"kind": "APIGroupList", "groups": [{"name": group, "versions": [{"version": "v1"}]}] if group else []}
+        served = {path: answer({"resources": [lies]}), f"{path}/{plural}": rows("wrong")}
+        lying, known = (
+            Server({"/api/v1": answer({"resources": []}), "/apis": answer(groups), **served}),
+            KnownResources(1.0),
+        )
+        assert names(await read(lying, "po", known=known)) == ["wrong"]
+        honest = Server(
+            {**served, "/api/v1": answer(RESOURCES), "/api/v1/secrets": rows("s"), "/api/v1/pods": rows("a")}
+        )
+        assert names(await read(honest, "po", known=known)) == ["a"]
+
+    @pytest.mark.parametrize("resources", [{"resources": [RESOURCES["resources"][0]] * 10_001}, {"resources": []}])
+    async def test_cluster_with_millions_of_resources_or_versions_is_refused(self, resources):
+        versions = [f"v{number}" for number in range(1 if resources["resources"] else 1_001)]
+        server = Server({"/api": answer({"kind": "APIVersions", "versions": versions}), "/api/v0": answer(resources)})
+        assert "10000 resources" in (problem := await cause(server, "pods")) or "1001 versions" in problem
+        assert len(server.paths) <= 3
+
+    async def test_cluster_whose_versions_have_too_many_resources_together_is_refused(self):
+        many = answer({"resources": RESOURCES["resources"] * 6_000})
+        versions = answer({"kind": "APIVersions", "versions": ["v1", "v2"]})
+        assert await cause(Server({"/api": versions, "/api/v1": many, "/api/v2": many}), "web") == (
+            "it serves more than 10000 resources"
+        )
 
     async def test_cluster_that_lacks_the_resource_is_asked_for_its_own(self):
         known = KnownResources(1.0)

@@ -86,6 +86,28 @@ async def test_unexpected_error_of_one_cluster_is_its_cause_and_others_are_print
     assert printed.err.splitlines()[-1] == "broken    what it sent cannot be shown: KeyError: '/api'"
 
 
+async def test_cluster_whose_answers_do_not_end_is_given_up(monkeypatch, capsys):
+    class Endless(Api):
+        async def get(self, path: str, query: Any = (), **_: Any) -> Answer:
+            if self.name == "broken":
+                await asyncio.Event().wait()
+            return await super().get(path, query)
+
+    @asynccontextmanager
+    async def opened(_: object, cluster: Cluster, __: object) -> AsyncIterator[Api]:
+        yield Endless(cluster.name)
+
+    monkeypatch.setattr(fleet_objects, "opened", opened)
+    monkeypatch.setattr(fleet_objects, "MAX_S", 2.0)
+    form = form_of("custom-columns=N:.metadata.name", namespaces=True, kinds=False, headers=False, watches=False)
+    objects = FleetObjects(CONNECTION, ObjectScope(), parse(["pods"]), form)
+    only: Any = {"names": ()}
+    assert await objects.print(Client(), only) == 1  # type: ignore[arg-type]
+    printed = capsys.readouterr()
+    assert printed.out == "sound   web\n"
+    assert printed.err.splitlines()[-1] == "broken    what it sends did not end within 2 s"
+
+
 async def test_unexpected_error_of_one_cluster_does_not_end_the_watch_of_others(monkeypatch, capsys):
     monkeypatch.setattr(EngagedCluster, "credentials", lambda _: nullcontext())
     monkeypatch.setattr(object_watch, "ClusterApi", lambda name, *_: Api(name))

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from milo_discovery_cli.object_changes import KnownObjects, ObservationDecoder, Observed
+from milo_discovery_cli.object_changes import KnownObjects, ObservationDecoder, Observed, TooManyObjectsError
 from milo_discovery_cli.object_page import TABLE, DocumentPage, RowPage
 from milo_discovery_cli.served_resources import ServedResource
 from milo_kube.api_request import JSON
@@ -43,6 +43,13 @@ class TestChanges:
             ("ADDED", "web", "1"),
             ("ADDED", "api", "1"),
         ]
+
+    def test_objects_of_a_cluster_are_kept_within_a_limit(self):
+        known = KnownObjects(limit=5_000)
+        for number in range(100):
+            assert changes(known, ObjectChanged(observed("web", str(number))))  # one object, however often it changes
+        with pytest.raises(TooManyObjectsError, match="more than 5000 bytes"):
+            changes(known, *(ObjectChanged(observed(f"web-{number}")) for number in range(10)))
 
     def test_watch_modifies_and_deletes(self):
         known = KnownObjects()

@@ -191,6 +191,28 @@ class TestTables:
         with pytest.raises((ValueError, RecursionError)):
             read_rows(body, NOW, is_list=True)
 
+    @pytest.mark.parametrize(("columns", "rows", "problem"), [(101, 1, "101 columns"), (100, 30_000, "30000 items in")])
+    def test_table_that_would_take_much_more_memory_than_its_bytes_is_refused(self, columns, rows, problem):
+        body = json.dumps(
+            {"kind": "Table", "columnDefinitions": [{"name": ""}] * columns, "rows": [{}] * rows}
+        ).encode()
+        with pytest.raises(ValueError, match=problem):
+            read_rows(body, NOW, is_list=True)
+
+    def test_text_of_any_length_is_shortened(self):
+        long = "x" * 10_000
+        page = read_rows(table(long, columns=(long, "Ready")), NOW, is_list=True)
+        page.rows[0].identity.namespace = long
+        assert max(map(len, printed(form(namespaces=True), ("a", page)).split())) == 501
+        assert len(printed(form("name"), ("a", page))) < 600
+
+    def test_lines_are_as_long_as_a_wide_line_only_up_to_a_width(self):
+        columns = tuple(f"C{number}" for number in range(9))
+        wide = read_rows(table("web", columns=columns), NOW, is_list=True)
+        wide.rows[0].cells = ("x" * 500,) * 10
+        narrow = read_rows(table("api", columns=columns), NOW, is_list=True)
+        assert len(printed(form(), ("a", wide), ("b", narrow)).splitlines()[-1]) < 100
+
 
 LISTED = {
     "kind": "PodList",
@@ -269,6 +291,17 @@ class TestDocuments:
     def test_other_answers_are_refused(self, body):
         with pytest.raises(ValueError):
             read_objects(body, PODS, "alpha", is_list=True)
+
+
+@pytest.mark.parametrize("is_list", [False, True])
+def test_objects_that_would_be_much_larger_when_printed_are_refused(is_list):
+    deep: object = [1] * 100_000
+    for _ in range(400):
+        deep = [deep]
+    document = {"metadata": {"name": "web"}, "spec": deep}
+    body = json.dumps({"items": [document]} if is_list else document).encode()
+    with pytest.raises(ValueError, match=r"nested 40\d deep"):
+        read_objects(body, PODS, "alpha", is_list=is_list)
 
 
 class TestEvents:

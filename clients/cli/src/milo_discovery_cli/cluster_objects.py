@@ -97,7 +97,8 @@ async def opened(client: DiscoveryClient, cluster: Cluster, pools: Pools) -> Asy
 class KnownResources:
     """The resources that names mean, as found in the clusters that were asked first: most clusters serve the same.
 
-    So one cluster's discovery documents serve the others, which are asked for theirs only if they lack the resource.
+    So the others are asked only for the resources of that version and of the core group, and for all if the name means
+    something else there: no cluster decides what is read from others, such as their Secrets.
     """
 
     def __init__(self, timeout_s: float) -> None:
@@ -116,13 +117,20 @@ class KnownResources:
                     await leading.wait()
             except TimeoutError:
                 pass
-        if name in self._known:
-            return (self._known[name],)
+        if name in self._known and (found := await self._found_here(name, self._known[name], api)):
+            return (found,)
         ended = self._leading.setdefault(name, asyncio.Event())
         try:
             return await self.find_in(name, api)
         finally:
             ended.set()
+
+    async def _found_here(self, name: str, known: ServedResource, api: Getter) -> ServedResource | None:
+        """Return the resource that a name means in this cluster, if it is of the version that another one serves."""
+        versions = [Version("", "v1"), Version(known.group, known.version)]
+        served, _ = await _resources_of(api, [*dict.fromkeys(versions)], self._timeout_s)
+        found = [*matching(name, served)]
+        return found[0] if len(found) == 1 and found[0].full_name == known.full_name else None
 
     async def find_in(self, name: str, api: Getter) -> tuple[ServedResource, ...]:
         """Return the resources that a name means in this cluster; none if it is not served. Raises Unanswered."""
@@ -254,18 +262,23 @@ async def _resources_of(
     api: Getter, versions: Sequence[Version], timeout_s: float
 ) -> tuple[list[ServedResource], Unanswered | None]:
     """Return the resources of some versions, in their order, and a failure to read one of them."""
-    turns = asyncio.Semaphore(_GROUPS_AT_ONCE)
+    turns, count = asyncio.Semaphore(_GROUPS_AT_ONCE), 0
 
     async def read(version: Version) -> list[ServedResource] | Unanswered:
+        nonlocal count
         try:
             async with turns:
                 answer = await _small(api, version.path, JSON, timeout_s)
             _require_ok(answer)
-            return served_resources.read_resources(answer.body, version)
+            found = served_resources.read_resources(answer.body, version)
         except Unanswered as unanswered:
             return unanswered
         except UNDECODABLE as error:
             return Unanswered(f"GET {version.path}: {problem_of(error)}")
+        count += len(found)
+        if count > served_resources.MOST_RESOURCES:
+            return Unanswered(f"it serves more than {served_resources.MOST_RESOURCES} resources")
+        return found
 
     results = await asyncio.gather(*map(read, versions))
     lists = [result for result in results if not isinstance(result, Unanswered)]

@@ -22,6 +22,7 @@ from milo_discovery_cli.queries import no_clusters, warn_of_incompleteness
 from milo_discovery_cli.text_output import table
 from milo_discovery_cli.usage import did_you_mean
 from milo_kube.api_server import Pools
+from milo_kube.list_pages import MAX_S
 
 if TYPE_CHECKING:
     from milo_discovery.client import DiscoveryClient
@@ -106,18 +107,25 @@ class FleetObjects:
                 reader = ClusterReader(
                     api, cluster.name, self._scope, known, accept=self._form.accept, timeout_s=self._timeout_s
                 )
-                async for found in reader.read(self._wanted):
-                    if isinstance(found, FoundPage):
-                        self._found += found.page.count
-                        lines = self._form.lines(found.page, found.resource, cluster.name, place=found.place)
-                        await pages.put([*lines])
-                    else:
-                        self._absent.setdefault(found, []).append(cluster.name)
+                async with asyncio.timeout(MAX_S):
+                    async for found in reader.read(self._wanted):
+                        if isinstance(found, FoundPage):
+                            self._found += found.page.count
+                            await pages.put(await asyncio.to_thread(self._lines, found, cluster.name))
+                        else:
+                            self._absent.setdefault(found, []).append(cluster.name)
+        except TimeoutError:
+            return f"what it sends did not end within {MAX_S:g} s"
         except (Unanswered, DiscoveryError) as error:
             return str(error) or type(error).__name__
         except Exception as error:  # noqa: BLE001  (what one cluster sends must not affect the others)
             return f"what it sent cannot be shown: {type(error).__name__}: {error}"
         return ""
+
+    def _lines(self, found: FoundPage, cluster: str) -> list[Line]:
+        """Return the lines of a page. Called in a thread: those of a large one may take seconds, and the others'
+        requests must not time out."""
+        return [*self._form.lines(found.page, found.resource, cluster, place=found.place)]
 
     def _report(self, listing: Listing, only: FilterOptions, known: KnownResources) -> ExitStatus:
         """Print what is missing, and return the exit status."""

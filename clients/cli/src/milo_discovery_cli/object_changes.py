@@ -14,12 +14,12 @@ from milo_discovery_cli.object_page import (
     PrintedColumn,
     PrintedTable,
     RowPage,
+    columns_of,
     identity_of,
     problem_of,
     read_objects,
     read_rows,
     row_of,
-    shown,
 )
 from milo_discovery_cli.served_resources import ServedResource
 from milo_kube.reflect.messages import (
@@ -43,6 +43,9 @@ from milo_kube.reflect.wire import (
     error_status,
 )
 
+KNOWN_LIMIT = 64 << 20
+"""How much is kept of the objects of one cluster."""
+_OVERHEAD = 500
 Key = tuple[str, str]
 """The namespace and the name of an object."""
 
@@ -61,36 +64,53 @@ class Observed(msgspec.Struct, frozen=True):
         return self.namespace, self.name
 
 
+class TooManyObjectsError(ValueError):
+    """A cluster has more objects than are kept."""
+
+
 class KnownObjects:
     """The objects of one cluster, and how they change. A list that is read again yields only what has changed."""
 
-    def __init__(self) -> None:
+    def __init__(self, limit: int = KNOWN_LIMIT) -> None:
+        self._limit = limit
+        self._size = 0
         self._known: dict[Key, Observed] = {}
-        self._listed: dict[Key, Observed] = {}
+        self._listed: set[Key] = set()
 
     def apply(self, event: SourceEvent[Observed]) -> Iterator[tuple[str, Observed]]:
-        """Yield the type of each change, and the object, as it was last if it is deleted."""
+        """Yield the type of each change, and the object, as it was last if it is deleted.
+
+        Raises TooManyObjectsError."""
         match event:
             case ListStarted():
-                self._listed = {}
+                self._listed = set()
             case Listed(observed):
                 yield from self._seen(observed)
-                self._listed[observed.key] = observed
+                self._listed.add(observed.key)
             case Unlisted(name, namespace):
-                self._listed.pop((namespace, name), None)
+                self._listed.discard((namespace, name))
             case ListEnded():
-                for key in self._known.keys() - self._listed.keys():
-                    yield "DELETED", self._known.pop(key)
-                self._listed = {}
+                for key in self._known.keys() - self._listed:
+                    yield "DELETED", self._forget(key)
+                self._listed = set()
             case ObjectChanged(observed):
                 yield from self._seen(observed)
             case DeletionReported(name, _, namespace):
-                if (known := self._known.pop((namespace, name), None)) is not None:
-                    yield "DELETED", known
+                if (namespace, name) in self._known:
+                    yield "DELETED", self._forget((namespace, name))
+
+    def _forget(self, key: Key) -> Observed:
+        forgotten = self._known.pop(key)
+        self._size -= _size(forgotten)
+        return forgotten
 
     def _seen(self, observed: Observed) -> Iterator[tuple[str, Observed]]:
-        known = self._known.get(observed.key)
-        self._known[observed.key] = _kept(observed)
+        known = self._forget(observed.key) if observed.key in self._known else None
+        kept = _kept(observed)
+        self._size += _size(kept)
+        if self._size > self._limit:
+            raise TooManyObjectsError(f"its objects take more than {self._limit} bytes, which are kept for --watch")
+        self._known[observed.key] = kept
         if known is not None and known.uid == observed.uid:
             if known.version != observed.version:
                 yield "MODIFIED", observed
@@ -113,6 +133,16 @@ def _kept(observed: Observed) -> Observed:
     return msgspec.structs.replace(observed, page=DocumentPage(kept))
 
 
+def _size(kept: Observed) -> int:
+    """Return about how much memory an object takes that is kept."""
+    pieces: Iterable[str | bytes] = (
+        (cell for row in kept.page.rows for cell in row.cells)
+        if isinstance(kept.page, RowPage)
+        else map(msgspec.json.encode, kept.page.objects)
+    )
+    return _OVERHEAD + len(kept.name) + len(kept.namespace) + sum(map(len, pieces))
+
+
 class _WatchLine(msgspec.Struct):
     type: str
     object: msgspec.Raw
@@ -129,7 +159,6 @@ class _Bookmarked(msgspec.Struct):
 _EVENT = msgspec.json.Decoder(_WatchLine)
 _MARKED = msgspec.json.Decoder(_Bookmarked)
 _TABLE = msgspec.json.Decoder(PrintedTable)
-_OBJECT = msgspec.json.Decoder(dict)
 
 
 class ObservationDecoder:
@@ -189,12 +218,12 @@ class ObservationDecoder:
 
     def _observed(self, body: bytes) -> Iterator[Observed]:
         if not self._as_table:
-            return self._objects(DocumentPage([shown(_OBJECT.decode(body), self._resource, self._cluster)]))
+            return self._objects(read_objects(body, self._resource, self._cluster, is_list=False))
         table = _TABLE.decode(body)
         if table.kind != "Table":
             return self._rows(read_rows(body, datetime.now(UTC), is_list=False))
-        self._columns = table.column_definitions or self._columns
-        return self._rows(RowPage(self._columns, [row_of(row, len(self._columns)) for row in table.rows or ()]))
+        self._columns = columns_of(table) or self._columns
+        return self._rows(RowPage(self._columns, [row_of(row, len(self._columns)) for row in (table.rows or ())[:1]]))
 
     def _rows(self, page: RowPage) -> Iterator[Observed]:
         for row in page.rows:

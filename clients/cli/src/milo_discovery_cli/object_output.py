@@ -10,7 +10,7 @@ import msgspec
 
 from milo_discovery_cli import json_output, templates, yaml_output
 from milo_discovery_cli.exit_status import printable
-from milo_discovery_cli.object_page import TABLE, Document, DocumentPage, RowPage
+from milo_discovery_cli.object_page import TABLE, Document, DocumentPage, RowPage, cell_text
 from milo_discovery_cli.served_resources import ServedResource
 from milo_discovery_cli.text_output import aligned
 from milo_kube.api_request import JSON
@@ -18,6 +18,8 @@ from milo_kube.api_request import JSON
 SPOOL_LIMIT = 32 << 20
 """How much is collected before it is printed, to be sorted and aligned."""
 _LINE_OVERHEAD = 200
+_WIDEST_TABLE = 2_000
+"""Lines of a wider table are not aligned: one of them could make all others as long."""
 
 
 class Section(msgspec.Struct, frozen=True, order=True):
@@ -106,10 +108,12 @@ class TableForm(Form):
         with_namespace = self._namespaces and resource.is_namespaced
         shown = [(index, column) for index, column in enumerate(page.columns) if self._wide or not column.priority]
         headings = (*_headings(event), *(("NAMESPACE",) if with_namespace else ()))
-        section = Section(place, resource.full_name, (*headings, *(column.name.upper() for _, column in shown)))
+        section = Section(
+            place, resource.full_name, (*headings, *(cell_text(column.name.upper()) for _, column in shown))
+        )
         prefixed = next((index for index, column in shown if self._kinds and column.format == "name"), None)
         for row in page.rows:
-            within = (row.identity.namespace,) if with_namespace else ()
+            within = (cell_text(row.identity.namespace),) if with_namespace else ()
             cells = (f"{resource.object_prefix if at == prefixed else ''}{row.cells[at]}" for at, _ in shown)
             yield Line(section, cluster, (*_leading(event, cluster), *within, *cells))
 
@@ -128,7 +132,7 @@ class NameForm(Form):
         assert isinstance(page, RowPage)
         section = Section(place, resource.full_name)
         for row in page.rows:
-            yield Line(section, cluster, (cluster, f"{resource.object_prefix}{row.identity.name}"))
+            yield Line(section, cluster, (cluster, f"{resource.object_prefix}{cell_text(row.identity.name)}"))
 
     def text(self, lines: Sequence[Line]) -> str:
         return "".join(f"{' '.join(map(printable, line.cells))}\n" for line in lines)
@@ -291,5 +295,7 @@ class _TablePrinter:
             widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
             widths = list(map(max, self._widths.get(section, widths), widths))
             self._widths[section] = widths
+            if sum(widths) > _WIDEST_TABLE:
+                widths = [0] * len(widths)
             for row in rows:
                 yield aligned(row, widths)

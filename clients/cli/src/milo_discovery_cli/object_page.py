@@ -16,9 +16,13 @@ TABLE = f"{JSON};as=Table;v=v1;g=meta.k8s.io,{JSON}"
 """The Accept header for tables. Servers that have none answer with objects."""
 CLUSTER_ANNOTATION = "discovery.miloapis.com/cluster"
 _LONGEST_CELL = 500
+_MOST_COLUMNS = 100
+_SMALLEST_CELL = 3
 _SMALLEST_ITEM = 32
 """Minimum average size of the items of a page, each of which takes more memory than that once it is decoded."""
-_SMALL_PAGE = 1 << 20
+_SMALL_PAGE = 64 << 10
+_MOST_INDENTATION = 64 << 20
+"""Maximum characters of indentation of the objects of a page: eight megabytes of nested lists could take gigabytes."""
 
 UNDECODABLE = (ValueError, RecursionError)
 """What decoding raises: also UnicodeError, and msgspec's errors."""
@@ -128,8 +132,8 @@ def read_rows(body: bytes, now: datetime, *, is_list: bool) -> RowPage:
     """Decode a page of rows. Raises one of UNDECODABLE."""
     table = _TABLE.decode(body)
     if table.kind == "Table":
-        _check(table.rows, body)
-        columns = table.column_definitions or ()
+        columns = columns_of(table)
+        _check(table.rows, body, columns=len(columns))
         rows = [row_of(row, len(columns)) for row in table.rows or ()]
         return RowPage(columns, rows, table.metadata.continue_, table.metadata.resource_version)
     if not is_list:
@@ -138,6 +142,14 @@ def read_rows(body: bytes, now: datetime, *, is_list: bool) -> RowPage:
     _check(listed.items, body)
     rows = [_default_row(item.metadata, now) for item in listed.items or ()]
     return RowPage(_DEFAULT_COLUMNS, rows, listed.metadata.continue_, listed.metadata.resource_version)
+
+
+def columns_of(table: PrintedTable) -> tuple[PrintedColumn, ...]:
+    """Return the columns of a table. Raises ValueError if they are too many."""
+    columns = table.column_definitions or ()
+    if len(columns) > _MOST_COLUMNS:
+        raise ValueError(f"a table of {len(columns)} columns; at most {_MOST_COLUMNS} are printed")
+    return columns
 
 
 def row_of(row: TableRow, columns: int) -> PrintedRow:
@@ -164,15 +176,18 @@ def _default_row(identity: ObjectIdentity, now: datetime) -> PrintedRow:
         since = age(created, now)
     except (ValueError, TypeError, OverflowError):  # TypeError: a time without a time zone
         since = "<unknown>"
-    return PrintedRow(identity, (identity.name, since))
+    return PrintedRow(identity, (cell_text(identity.name), since))
 
 
 def read_objects(body: bytes, resource: ServedResource, cluster: str, *, is_list: bool) -> DocumentPage:
     """Decode a page of objects, each with its cluster in an annotation. Raises one of UNDECODABLE."""
     if not is_list:
-        return DocumentPage([shown(_ONE.decode(body), resource, cluster)])
+        document = _ONE.decode(body)
+        check_indentation([document])
+        return DocumentPage([shown(document, resource, cluster)])
     listed = _LIST.decode(body)
     _check(listed.items, body)
+    check_indentation(listed.items or ())
     found = [shown(item, resource, cluster) for item in listed.items or ()]
     return DocumentPage(found, listed.metadata.continue_, listed.metadata.resource_version)
 
@@ -196,6 +211,20 @@ def identity_of(document: Document) -> ObjectIdentity:
     return ObjectIdentity(*(value if isinstance(value, str) else "" for value in values))
 
 
-def _check(items: Sequence[object] | None, body: bytes) -> None:
-    if len(body) > _SMALL_PAGE and len(items or ()) * _SMALLEST_ITEM > len(body):
+def check_indentation(documents: Sequence[Document]) -> None:
+    """Raise ValueError if documents would be much larger when they are printed."""
+    level: list[Any] = [*documents]
+    depth = indentation = 0
+    while level:
+        depth += 2
+        indentation += depth * sum(map(len, level))
+        if indentation > _MOST_INDENTATION:
+            raise ValueError(f"its values are nested {depth // 2} deep or more, and would take too much memory")
+        values = (value for each in level for value in (each.values() if isinstance(each, dict) else each))
+        level = [value for value in values if isinstance(value, dict | list)]
+
+
+def _check(items: Sequence[object] | None, body: bytes, *, columns: int = 0) -> None:
+    smallest = max(_SMALLEST_ITEM, _SMALLEST_CELL * columns)
+    if len(body) > _SMALL_PAGE and len(items or ()) * smallest > len(body):
         raise ValueError(f"{len(items or ())} items in {len(body)} bytes would take too much memory")

@@ -17,7 +17,7 @@ from milo_discovery.model import EventType
 from milo_discovery_cli.cluster_objects import KnownResources, Unanswered
 from milo_discovery_cli.exit_status import CommandFailure, ExitStatus, print_message
 from milo_discovery_cli.fleet_objects import AT_ONCE, USER_AGENT, naming_options, suggested
-from milo_discovery_cli.object_changes import KnownObjects, ObservationDecoder
+from milo_discovery_cli.object_changes import KnownObjects, ObservationDecoder, TooManyObjectsError
 from milo_discovery_cli.object_output import Form, Line
 from milo_discovery_cli.object_request import ObjectScope, Query, Wanted
 from milo_discovery_cli.options import ConnectionOptions
@@ -191,7 +191,7 @@ class FleetWatch:
                 await self._listed(cluster.name)
                 await asyncio.sleep(_NOT_SERVED_S)
                 continue
-            except (Unanswered, DiscoveryError) as error:
+            except (Unanswered, DiscoveryError, TooManyObjectsError) as error:
                 last = await self._print_failure(cluster.name, str(error), last)
             except Exception as error:  # noqa: BLE001  (what one cluster sends must not affect the others)
                 last = await self._print_failure(cluster.name, f"{type(error).__name__}: {error}", last)

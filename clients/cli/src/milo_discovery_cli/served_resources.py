@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import islice
 
 import msgspec
 
@@ -169,6 +170,10 @@ _ROOT = msgspec.json.Decoder(_Root)
 _AGGREGATED = msgspec.json.Decoder(_AggregatedGroups)
 _RESOURCES = msgspec.json.Decoder(_ResourceList)
 
+_MOST_VERSIONS = 1_000
+MOST_RESOURCES = 10_000
+"""More than the largest clusters serve. A hostile cluster could name millions."""
+
 AGGREGATED = (
     "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList,"
     "application/json;g=apidiscovery.k8s.io;v=v2beta1;as=APIGroupDiscoveryList,application/json"
@@ -183,12 +188,14 @@ def read_root(body: bytes) -> tuple[list[ServedResource], list[Version]]:
     """
     root = _ROOT.decode(body)
     if root.kind == "APIGroupDiscoveryList":
-        return [*_aggregated(_AGGREGATED.decode(body))], []
+        return _bounded(_aggregated(_AGGREGATED.decode(body))), []
     versions = [Version("", version) for version in root.versions]
     for group in root.groups:
         first = [] if group.preferred_version is None else [group.preferred_version.version]
         others = [each.version for each in group.versions if each.version not in first]
         versions += [Version(group.name, version) for version in (*first, *others)]
+    if len(versions) > _MOST_VERSIONS:
+        raise ValueError(f"{len(versions)} versions of groups; at most {_MOST_VERSIONS} are read")
     return [], [each for each in versions if is_segment(each.version) and (not each.group or is_segment(each.group))]
 
 
@@ -208,7 +215,14 @@ def read_resources(body: bytes, within: Version) -> list[ServedResource]:
         for entry in _RESOURCES.decode(body).resources or ()
         if _is_readable(entry.verbs)
     )
-    return [*filter(_is_safe, listed)]
+    return _bounded(filter(_is_safe, listed))
+
+
+def _bounded(resources: Iterator[ServedResource]) -> list[ServedResource]:
+    found = [*islice(resources, MOST_RESOURCES + 1)]
+    if len(found) > MOST_RESOURCES:
+        raise ValueError(f"more than {MOST_RESOURCES} resources")
+    return found
 
 
 def _aggregated(groups: _AggregatedGroups) -> Iterator[ServedResource]:
