@@ -2,6 +2,7 @@
 
 import base64
 import binascii
+from typing import Annotated
 
 import msgspec
 
@@ -9,10 +10,13 @@ MAX_LENGTH = 32 * 1024
 """The longest bearer token accepted; servers limit headers to about this size."""
 
 
+NumericDate = Annotated[float, msgspec.Meta(ge=0)]
+
+
 class JwtClaims(msgspec.Struct, frozen=True):
-    exp: float | None = None
-    nbf: float | None = None
-    iat: float | None = None
+    exp: NumericDate | None = None
+    nbf: NumericDate | None = None
+    iat: NumericDate | None = None
     sub: str = ""
     aud: str | list[str] = ""
 
@@ -48,7 +52,8 @@ def claims(token: str) -> JwtClaims | None:
     except (msgspec.MsgspecError, binascii.Error, ValueError, RecursionError):
         # The original error is not quoted: for invalid UTF-8, it contains a byte of the token.
         raise ValueError(
-            "malformed claims: exp, nbf and iat must be numbers, sub a string, and aud a string or a list of strings"
+            "malformed claims: exp, nbf and iat must be positive numbers, sub a string, and aud a string or a list "
+            "of strings"
         ) from None
 
 

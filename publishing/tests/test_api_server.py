@@ -13,7 +13,7 @@ from milo_kube.list_pages import MAX_PAGES
 from milo_publishing.api_server import PublishedObjects
 from milo_publishing.errors import TargetUnavailable
 from milo_publishing.objects import Identity, PublishedResource
-from milo_publishing.records import DeleteObject
+from milo_publishing.records import DeleteObject, ReadObject
 
 SECRETS = PublishedResource(api_version="v1", plural="secrets", kind="Secret")
 
@@ -87,3 +87,45 @@ async def test_deletion_is_given_up_when_its_permit_ends() -> None:
     )
     with pytest.raises(TargetUnavailable, match="no credential for the target"):
         await PublishedObjects(api, SECRETS, "hub").perform(DeleteObject("alpha", "1", "2", until))
+
+
+class AnsweringApi:
+    """A server that answers each request with a document."""
+
+    def __init__(self, answer: dict[str, Any]) -> None:
+        self._answer = answer
+
+    async def send(self, *_: Any, **__: Any) -> dict[str, Any]:
+        return self._answer
+
+
+@pytest.mark.parametrize(
+    "metadata",
+    [
+        None,
+        [],
+        "text",
+        {"name": "a"},
+        {"name": 1, "uid": "2", "resourceVersion": "3"},
+        {"name": "a", "uid": "2", "resourceVersion": "3", "labels": ["a"]},
+        {"name": "a", "uid": "2", "resourceVersion": "3", "annotations": {"a": 1}},
+        {"name": "a", "uid": "2", "resourceVersion": "3", "finalizers": 1},
+    ],
+)
+async def test_answer_without_the_metadata_of_an_object_is_an_error(metadata: Any) -> None:
+    objects = PublishedObjects(cast(ClusterApi, AnsweringApi({"metadata": metadata})), SECRETS, "hub")
+    with pytest.raises(TargetUnavailable, match="answered without an object's"):
+        await objects.perform(ReadObject("a"))
+
+
+@pytest.mark.parametrize("answer", [{"items": 1}, {"items": ["a"]}, {"metadata": []}, {"metadata": {"continue": 1}}])
+async def test_answer_that_is_no_list_is_an_error(answer: dict[str, Any]) -> None:
+    objects = PublishedObjects(cast(ClusterApi, AnsweringApi(answer)), SECRETS, "hub")
+    with pytest.raises(TargetUnavailable, match="is not a list"):
+        await objects.list(Identity(publication="secrets", publisher="shop"))
+
+
+@pytest.mark.parametrize("metadata", [None, [], "text"])
+async def test_deletion_may_be_answered_with_anything(metadata: Any) -> None:
+    objects = PublishedObjects(cast(ClusterApi, AnsweringApi({"metadata": metadata})), SECRETS, "hub")
+    assert await objects.perform(DeleteObject("alpha", "1", "2", asyncio.get_running_loop().time() + 5.0)) is None

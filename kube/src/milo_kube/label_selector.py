@@ -16,6 +16,7 @@ _TOKEN = re.compile(rf"[{_BLANK}]*(?:(?P<op>==|!=|=|!|>|<|\(|\)|,)|(?P<word>[^{_
 _NAME = re.compile(r"[A-Za-z0-9](?:[-A-Za-z0-9_.]*[A-Za-z0-9])?")
 _NUMBER = re.compile(r"[0-9]+")
 _GREATEST = 2**63 - 1
+_LONGEST_QUOTED = 80
 _FEW = 4
 """The number of requirements up to which looping over the labels for each is faster than building a mapping."""
 _SUBDOMAIN = re.compile(r"[a-z0-9](?:[-a-z0-9]*[a-z0-9])?(?:\.[a-z0-9](?:[-a-z0-9]*[a-z0-9])?)*")
@@ -144,7 +145,7 @@ class _Parser:
             self._take()
             found.append(self._requirement())
         if self._peek():
-            raise self._error(f"expected ',' or the end of the selector, found {self._peek()!r}")
+            raise self._error(f"expected ',' or the end of the selector, found {_quoted(self._peek())}")
         return found
 
     def _requirement(self) -> Requirement:
@@ -169,18 +170,18 @@ class _Parser:
                 return Requirement(key, operator, frozenset((self._number(),)))
             case other:
                 raise self._error(
-                    f"expected ',', the end of the selector or one of = == != in notin > <, found {other!r}"
+                    f"expected ',', the end of the selector or one of = == != in notin > <, found {_quoted(other)}"
                 )
 
     def _key(self) -> str:
         key = self._word("a label key")
         prefix, slash, name = key.rpartition("/")
         if slash and not (len(prefix) <= 253 and _SUBDOMAIN.fullmatch(prefix)):
-            raise self._error(f"the prefix of label key {key!r} must be a lowercase DNS name", back=1)
+            raise self._error(f"the prefix of label key {_quoted(key)} must be a lowercase DNS name", back=1)
         if not (len(name) <= 63 and _NAME.fullmatch(name)):
             raise self._error(
-                f"the name of label key {key!r} must be up to 63 letters, digits, '-', '_' or '.', beginning and "
-                "ending with a letter or digit",
+                f"the name of label key {_quoted(key)} must be up to 63 letters, digits, '-', '_' or '.', beginning "
+                "and ending with a letter or digit",
                 back=1,
             )
         return key
@@ -191,8 +192,8 @@ class _Parser:
         value = self._word("a label value")
         if not (len(value) <= 63 and _NAME.fullmatch(value)):
             raise self._error(
-                f"label value {value!r} must be up to 63 letters, digits, '-', '_' or '.', beginning and ending with "
-                "a letter or digit",
+                f"label value {_quoted(value)} must be up to 63 letters, digits, '-', '_' or '.', beginning and ending "
+                "with a letter or digit",
                 back=1,
             )
         return value
@@ -214,7 +215,7 @@ class _Parser:
         word = self._word("a whole number")
         number = _whole(word)
         if number is None:
-            raise self._error(f"expected a whole number from 0 to {_GREATEST}, found {word!r}", back=1)
+            raise self._error(f"expected a whole number from 0 to {_GREATEST}, found {_quoted(word)}", back=1)
         return str(number)
 
     def _word(self, what: str) -> str:
@@ -230,13 +231,17 @@ class _Parser:
         return self._tokens[self._next - 1][1]
 
     def _unexpected(self, expected: str) -> SelectorError:
-        found = f"found {self._peek()!r}" if self._peek() else "found the end of the selector"
+        found = f"found {_quoted(self._peek())}" if self._peek() else "found the end of the selector"
         return self._error(f"expected {expected}, {found}")
 
     def _error(self, problem: str, back: int = 0) -> SelectorError:
         index = self._next - back
         at = self._tokens[index][2] if index < len(self._tokens) else len(self._text)
         return SelectorError(f"{problem}, at character {at + 1}")
+
+
+def _quoted(word: str) -> str:
+    return repr(word if len(word) <= _LONGEST_QUOTED else f"{word[:_LONGEST_QUOTED]}…")
 
 
 def _comparison(operator: str, bound: int) -> Predicate[str | None]:

@@ -100,6 +100,13 @@ def test_invalid_selector_names_problem_and_position(selector: str, problem: str
     assert problem in str(refused.value)
 
 
+@pytest.mark.parametrize("selector", ["{}", "a={}", "a>{}", "a {}", "{}/a", "a=b {}", "(,{}"])
+def test_error_quotes_the_beginning_of_a_long_word(selector: str) -> None:
+    with pytest.raises(SelectorError) as refused:
+        parse(selector.format("x" * 8_000))
+    assert len(str(refused.value)) < 250
+
+
 @pytest.mark.parametrize(
     ("selector", "canonical"),
     [

@@ -8,6 +8,8 @@ from contextlib import asynccontextmanager
 from datetime import timedelta
 from http import HTTPStatus
 
+import msgspec
+
 from milo_discovery.api_errors import ApiError, Unreachable
 from milo_discovery.cluster_api import APPLY_PATCH, ClusterApi
 from milo_discovery.credentials import AsyncRenewer
@@ -24,6 +26,15 @@ _TIMEOUT_S = 20.0
 _PAGE_SIZE = 500
 _UNSENT = frozenset({"dns", "connect", "tls"})
 """Causes for which no request was sent. Each other one may be of one object, such as a webhook that does not answer."""
+
+
+class _PageMetadata(msgspec.Struct):
+    continue_: str = msgspec.field(default="", name="continue")
+
+
+class _Page(msgspec.Struct):
+    items: list[Document] | None = None
+    metadata: _PageMetadata = msgspec.field(default_factory=_PageMetadata)
 
 
 class PublishedObjects:
@@ -55,8 +66,12 @@ class PublishedObjects:
                 continue
             # List items of built-in kinds lack apiVersion and kind, which `changes` compares.
             kind = {"apiVersion": self._resource.api_version, "kind": self._resource.kind}
-            items.extend(ObservedObject.of({**kind, **item}) for item in page.get("items") or ())
-            token = (page.get("metadata") or {}).get("continue") or ""
+            try:
+                found = msgspec.convert(page, _Page)
+            except msgspec.ValidationError as error:
+                raise TargetUnavailable(f"{self._collection}: the response is not a list: {error}") from None
+            items.extend(ObservedObject.of({**kind, **item}) for item in found.items or ())
+            token = found.metadata.continue_
             if not token:
                 return items
             try:
@@ -107,7 +122,9 @@ class PublishedObjects:
                 raise TargetUnavailable(str(error), is_late=True) from error
             raise
         # A Status, or the object if it waits for its finalizers.
-        return ObservedObject.of(answer) if (answer.get("metadata") or {}).get("deletionTimestamp") else None
+        metadata = answer.get("metadata")
+        is_object = isinstance(metadata, dict) and metadata.get("deletionTimestamp")
+        return ObservedObject.of(answer) if is_object else None
 
     async def _call(
         self,

@@ -90,6 +90,18 @@ class Owner(Enum):
     FOREIGN = auto()
 
 
+class _Metadata(msgspec.Struct, rename="camel"):
+    """The fields of an object's metadata that are used."""
+
+    name: str = ""
+    uid: str = ""
+    resource_version: str = ""
+    labels: dict[str, str] | None = None
+    annotations: dict[str, str] | None = None
+    finalizers: list[str] | None = None
+    deletion_timestamp: str | None = None
+
+
 class ObservedObject(msgspec.Struct, frozen=True):
     """An object as the API server returned it."""
 
@@ -106,13 +118,15 @@ class ObservedObject(msgspec.Struct, frozen=True):
 
         Raises TargetUnavailable if it is not an object.
         """
-        metadata = document.get("metadata") or {}
-        metadata.pop("managedFields", None)
-        labels, annotations = metadata.get("labels") or {}, metadata.get("annotations") or {}
-        name, uid, version = (metadata.get(key) for key in ("name", "uid", "resourceVersion"))
-        if not (name and uid and version):
+        try:
+            found = msgspec.convert(document.get("metadata"), _Metadata)
+        except msgspec.ValidationError as error:
+            raise TargetUnavailable(f"the API server answered without an object's metadata: {error}") from None
+        if not (found.name and found.uid and found.resource_version):
             raise TargetUnavailable("the API server answered without an object's name, UID and resource version")
-        return cls(document, name, uid, version, labels, annotations)
+        document["metadata"].pop("managedFields", None)
+        labels, annotations = found.labels or {}, found.annotations or {}
+        return cls(document, found.name, found.uid, found.resource_version, labels, annotations)
 
     @property
     def cluster(self) -> str:
