@@ -15,6 +15,7 @@ from milo_kube.api_request import JSON, METADATA_LIST_ONLY, METADATA_ONLY, Answe
 from milo_kube.api_server import CONNECT_TIMEOUT_S, ApiServer
 from milo_kube.cache_budget import CacheBudget
 from milo_kube.list_watch import Collection, ListWatch
+from milo_kube.rate_limit import Rate, TokenBucket
 from milo_kube.reflect.messages import EventIgnored, Listed, ObjectChanged, SourceEvent
 from milo_kube.reflect.reflector import Reflector, ReflectorPolicy
 from milo_kube.reflect.view_status import ViewState, ViewStatus
@@ -28,6 +29,8 @@ _STATES: Final[dict[str, FollowerState]] = {
     "Forbidden": "forbidden",
 }
 _CHECK_KIND = "check its group, version and plural, and whether its CustomResourceDefinition is installed there"
+_WARNINGS = Rate(per_second=0.1, burst=10.0)
+"""The rate limit of each follower's warnings about objects."""
 _APPLIED_AT_ONCE = 250
 """Maximum number of source events applied before the follower yields to the event loop."""
 
@@ -72,6 +75,28 @@ class Sink(Protocol[DecodedT, ChangeT_co]):
     def clear(self) -> None: ...
 
 
+class _FollowerLog:
+    """The log of a follower, with a rate limit of warnings about objects: a hostile server could cause any number."""
+
+    __slots__ = ("_bucket", "_unlogged", "logger")
+
+    def __init__(self, logger: logging.Logger) -> None:
+        self.logger = logger
+        self._bucket: TokenBucket | None = None
+        self._unlogged = 0
+
+    def limited(self, message: str, *about: object) -> None:
+        now = asyncio.get_running_loop().time()
+        if self._bucket is None:
+            self._bucket = TokenBucket(_WARNINGS, now)
+        if self._bucket.take(now):
+            self._unlogged += 1
+            return
+        unlogged, self._unlogged = self._unlogged, 0
+        others = f"; {unlogged} others were not logged" if unlogged else ""
+        self.logger.warning("%s%s", message % about, others)
+
+
 class CollectionFollower(ABC, Generic[DecodedT, ChangeT]):
     """Lists and watches a collection, and applies it to a sink. Its subclass is notified of the changes."""
 
@@ -101,7 +126,7 @@ class CollectionFollower(ABC, Generic[DecodedT, ChangeT]):
         self._policy = policy
         self._budget = budget
         self._cluster = cluster
-        self._log = log
+        self._log = _FollowerLog(log)
         self._exceeded = ""
         self._page_bytes = 0
         """Bytes of the page of a list that is being read or applied."""
@@ -185,7 +210,7 @@ class CollectionFollower(ABC, Generic[DecodedT, ChangeT]):
         if self._attempt is not None:
             self._attempt.reschedule(0.0)
         self.since = time.time()
-        self._log.error(
+        self._log.logger.error(
             "%s: the cache of %s was dropped: %s; listing again in %g s",
             *(self._cluster, self._kind, problem, self._budget.limits.retry_s),
         )
@@ -194,10 +219,10 @@ class CollectionFollower(ABC, Generic[DecodedT, ChangeT]):
     async def _apply(self, events: Iterable[SourceEvent[DecodedT]]) -> None:
         for number, event in enumerate(events, 1):
             if isinstance(event, EventIgnored):
-                self._log.warning("%s: a watch event of %s was ignored: %s", self._cluster, self._kind, event.problem)
+                self._log.limited("%s: a watch event of %s was ignored: %s", self._cluster, self._kind, event.problem)
             elif isinstance(event, Listed | ObjectChanged) and event.observation.problem:
                 found = event.observation
-                self._log.warning("%s: %s %s is invalid: %s", self._cluster, self._kind, found.name, found.problem)
+                self._log.limited("%s: %s %s is invalid: %s", self._cluster, self._kind, found.name, found.problem)
             if self._exceeded:
                 return
             was_synced = self._sink.synced
@@ -245,10 +270,12 @@ class CollectionFollower(ABC, Generic[DecodedT, ChangeT]):
         if self.state != state:
             self.since = time.time()
         if status.state is ViewState.STALE and (before is None or before.state is not ViewState.STALE):
-            self._log.warning("%s: the cache of %s is not up to date: %s", self._cluster, self._kind, self.problem)
+            self._log.logger.warning(
+                "%s: the cache of %s is not up to date: %s", self._cluster, self._kind, self.problem
+            )
             self.failed()
         elif before is not None and before.state is ViewState.STALE and status.state is ViewState.STREAMING:
-            self._log.info("%s: the cache of %s is up to date again", self._cluster, self._kind)
+            self._log.logger.info("%s: the cache of %s is up to date again", self._cluster, self._kind)
         self.reported()
 
 

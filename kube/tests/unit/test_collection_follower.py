@@ -1,0 +1,93 @@
+"""A follower of a collection whose server is hostile."""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
+from typing import Any, NamedTuple
+
+import pytest
+
+from milo_kube.api_request import Answer
+from milo_kube.cache_budget import CacheBudget, CacheLimits
+from milo_kube.collection_follower import CollectionFollower
+from milo_kube.reflect.messages import SourceEvent
+from milo_kube.reflect.reflector import ReflectorPolicy
+from milo_kube.reflect.wire import ListPage, WatchEvent
+
+
+class Invalid(NamedTuple):
+    name: str
+    uid: str = "u"
+    version: str = "1"
+    namespace: str = ""
+    problem: str = "it is no object"
+
+
+class Objects:
+    """An API server with a hundred objects that are invalid, a kind, its decoder and its sink."""
+
+    resource = path = "v1/things"
+
+    @property
+    def query(self) -> list[tuple[str, str]]:
+        return []
+
+    metadata_only = False
+    size = 0
+    synced = False
+
+    async def get(self, *_: Any, **__: Any) -> Answer:
+        return Answer(200, {}, b"{}")
+
+    @asynccontextmanager
+    async def stream(self, *_: Any, **__: Any) -> AsyncIterator[Any]:
+        await asyncio.Event().wait()
+        yield
+
+    @property
+    def decoder(self) -> "Objects":
+        return self
+
+    def page(self, _: bytes) -> tuple[ListPage, list[Invalid]]:
+        return ListPage("1", ""), [Invalid(f"thing-{number}") for number in range(100)]
+
+    def lines(self, _: Iterable[bytes | bytearray]) -> list[WatchEvent[Invalid]]:
+        raise AssertionError
+
+    def apply(self, event: SourceEvent[Invalid]) -> Iterable[str]:
+        self.synced = type(event).__name__ == "ListEnded"
+        return ()
+
+    def clear(self) -> None: ...
+
+    def __len__(self) -> int:
+        return 0
+
+    def __str__(self) -> str:
+        return self.resource
+
+
+class Follower(CollectionFollower[Invalid, str]):
+    def __init__(self, objects: Any) -> None:
+        log, budget = logging.getLogger("follower"), CacheBudget(CacheLimits())
+        policy = ReflectorPolicy(streaming_lists=False)
+        super().__init__(objects, objects, objects, policy, budget=budget, cluster="alpha", log=log)
+        self.listed = asyncio.Event()
+
+    def changed(self, change: str) -> None: ...
+
+    def synced(self) -> None:
+        self.listed.set()
+
+    def failed(self) -> None: ...
+
+
+async def test_invalid_objects_of_a_cluster_fill_no_log(caplog: pytest.LogCaptureFixture) -> None:
+    follower = Follower(Objects())
+    following = asyncio.create_task(follower.run())
+    await asyncio.wait({following, asyncio.create_task(follower.listed.wait())}, return_when="FIRST_COMPLETED")
+    assert follower.listed.is_set()
+    following.cancel()
+    await asyncio.gather(following, return_exceptions=True)
+    assert caplog.messages == [f"alpha: v1/things thing-{number} is invalid: it is no object" for number in range(10)]
