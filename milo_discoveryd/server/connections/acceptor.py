@@ -99,14 +99,21 @@ class Acceptor:
         self._inner_socket.close()
 
     def check(self) -> None:
-        """Close connections whose client CA was replaced. Raises the error that ended the accept loop, if there was
-        one."""
+        """Close connections whose client CA was replaced, or whose certificate has expired by the wall clock, which may
+        have been set, or have gone on while the machine was suspended.
+
+        Raises the error that ended the accept loop, if there was one.
+        """
         if self._running is not None and self._running.done():
             self._running.result()
         if self._tls is not None:
             self._tls.context()
+            now = time.time()
             for task, peer in self._tasks.items():
-                if peer is not None and peer.client_ca != self._tls.client_ca:
+                if peer is None:
+                    continue
+                expires_at = peer.caller.expires_at
+                if peer.client_ca != self._tls.client_ca or (expires_at is not None and expires_at <= now):
                     task.cancel()
 
     def __len__(self) -> int:

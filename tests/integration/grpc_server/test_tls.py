@@ -5,6 +5,7 @@ import datetime as dt
 import re
 import socket
 import ssl
+import time
 from collections.abc import AsyncIterator
 from contextlib import ExitStack, asynccontextmanager, suppress
 from pathlib import Path
@@ -262,6 +263,22 @@ async def test_connection_is_closed_when_client_certificate_expires(tls_files: T
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await call.read()
     assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+
+
+async def test_connection_is_closed_when_the_wall_clock_passes_the_expiry_of_its_certificate(
+    tls_files: TlsFiles, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pair, began = tls_files.ca.issue(SPIFFE, life=dt.timedelta(hours=1)), time.time()
+    async with tcp(tls_files) as harness, client(harness, tls_files.credentials(pair)) as stub:
+        call = stub.WatchClusters(pb.WatchClustersRequest())
+        assert (await call.read()).synced
+        acceptor(harness).check()
+        assert len(acceptor(harness)) == 1
+        monkeypatch.setattr(time, "time", lambda: began + 4000)
+        acceptor(harness).check()
+        await eventually(lambda: not len(acceptor(harness)))
+        with pytest.raises(grpc.aio.AioRpcError):
+            await call.read()
 
 
 async def test_oldest_connection_without_tls_handshake_is_evicted_for_a_newer_one(
