@@ -16,6 +16,7 @@ from milo_discoveryd.server.calls import reflection
 from milo_discoveryd.server.calls.handlers import NAME, handlers
 from milo_discoveryd.server.calls.in_flight import MAX_CALLS, InFlightCalls
 from milo_discoveryd.server.calls.interceptor import AccessInterceptor, CallInterceptor, Refusals
+from milo_discoveryd.server.calls.request_arrival import ArrivalInterceptor, ArrivingRequests
 from milo_discoveryd.server.calls.rpc_context import Authenticator
 from milo_discoveryd.server.calls.service import Service
 from milo_discoveryd.server.connections.authentication import ListenerAuthentication
@@ -44,7 +45,11 @@ OPTIONS = (
     # Idle connections count against the limits. A client reconnects automatically with its next call.
     ("grpc.max_connection_idle_ms", 60_000),
     ("grpc.max_concurrent_streams", 100),
-    ("grpc.max_receive_message_length", 256 * 1024),
+    # More than any valid request, so that the error of a longer one says what the limit is.
+    ("grpc.max_receive_message_length", 96 * 1024),
+    # What a stream may send that nothing reads. By default it grows with the connection's rate, up to megabytes.
+    ("grpc.http2.lookahead_bytes", 16 * 1024),
+    ("grpc.http2.bdp_probe", 0),
     ("grpc.max_metadata_size", 8 * 1024),
     ("grpc.absolute_max_metadata_size", 16 * 1024),
     # The handshake includes the client's HTTP/2 settings.
@@ -183,6 +188,7 @@ class Server:
             from milo_discoveryd.server.calls.tracing import TracingInterceptor  # needs an extra
 
             interceptors.insert(0, TracingInterceptor(self._traces))
+        interceptors.insert(0, ArrivalInterceptor(ArrivingRequests(len(self._listeners)), refusals))
         limit = () if listener.has_acceptor else (("grpc.max_allowed_incoming_connections", listener.accepted_by_grpc),)
         server = grpc.aio.server(
             interceptors=interceptors,

@@ -60,6 +60,10 @@ class UnavailableError(CallError):
     code = code_pb2.UNAVAILABLE
 
 
+class LateRequestError(UnavailableError):
+    """The request of a call did not arrive in time."""
+
+
 class UnauthenticatedError(CallError):
     """Authentication failed."""
 

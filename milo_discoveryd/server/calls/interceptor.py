@@ -19,6 +19,7 @@ from milo_discoveryd.rights.scope import ClusterScope
 from milo_discoveryd.server.calls.access import AccessControl
 from milo_discoveryd.server.calls.grpc_errors import (
     CallError,
+    LateRequestError,
     PermissionDeniedError,
     TooManyCallsError,
     TooManyReviewsError,
@@ -45,7 +46,7 @@ class Rpc(NamedTuple):
     method: str
 
 
-_PACED = (UnauthenticatedError, PermissionDeniedError, TooManyCallsError, TooManyReviewsError)
+_PACED = (UnauthenticatedError, PermissionDeniedError, TooManyCallsError, TooManyReviewsError, LateRequestError)
 """Errors that a caller would get again if it repeated the call at once."""
 
 
@@ -60,7 +61,7 @@ class Refusals:
         try:
             await abort(context, error_status(error))
         finally:
-            if isinstance(error, TooManyCallsError):
+            if isinstance(error, TooManyCallsError | LateRequestError):
                 self._audit.refused(self.authenticator.connected(context), "", error.reason, call=method)
             if isinstance(error, _PACED):
                 self.authenticator.refused(context)
@@ -69,8 +70,8 @@ class Refusals:
 class CallInterceptor(grpc.aio.ServerInterceptor):
     """Counts and times calls, and maps their errors.
 
-    Only the tracing interceptor may wrap it: gRPC sends the text of an unhandled exception, which may contain secrets,
-    to the caller.
+    Only the interceptors of traces and of arriving requests may wrap it: gRPC sends the text of an unhandled exception,
+    which may contain secrets, to the caller.
     """
 
     def __init__(self, metrics: CallMetrics, refusals: Refusals) -> None:

@@ -12,6 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+import h2.config
+import h2.connection
+import h2.events
 import pytest
 from cryptography import x509
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -116,7 +119,7 @@ async def flood(closing: ExitStack, port: int, hello: bytes, each: int) -> None:
                 connection.send(hello)
 
 
-LONG = 250 * 1024
+LONG = 90 * 1024
 """Nearly the longest message that the daemon accepts."""
 
 
@@ -213,3 +216,69 @@ async def test_denied_long_requests_retain_little_memory(limited: Limited, size:
         assert {outcome.code() for outcome in outcomes if isinstance(outcome, grpc.aio.AioRpcError)}
         # gRPC reads requests ahead of a busy event loop, for which half of the shipped limit is allowed.
         assert peak_bytes(daemon.pid) - before < 256 * _MIB
+
+
+class Streams:
+    """An HTTP/2 connection with a hundred calls, on each of which all is sent that flow control permits."""
+
+    def __init__(self, daemon: socket.socket, content: bytes) -> None:
+        config = h2.config.H2Configuration(header_encoding="utf-8", validate_outbound_headers=False)
+        self._h2, self._daemon = h2.connection.H2Connection(config), daemon
+        self._h2.initiate_connection()
+        path = "/milo.discovery.v1.DiscoveryService/WatchClusters"
+        pairs = {":method": "POST", ":scheme": "http", ":path": path, ":authority": "a", "te": "trailers"}
+        self._left: dict[int, bytes] = {}
+        for _ in range(100):
+            stream = self._h2.get_next_available_stream_id()
+            self._h2.send_headers(stream, [*pairs.items(), ("content-type", "application/grpc")])
+            self._left[stream] = content
+
+    async def send(self) -> None:
+        """Send until each stream is complete, was ended by the daemon, or gets no window any more."""
+        fruitless = 0
+        while any(self._left.values()) and fruitless < 20:
+            fruitless += 1
+            for stream in self._left:
+                while room := min(len(self._left[stream]), self._window(stream), self._h2.max_outbound_frame_size):
+                    self._h2.send_data(stream, self._left[stream][:room])
+                    self._left[stream], fruitless = self._left[stream][room:], 0
+            await self._until_read()
+
+    def _window(self, stream: int) -> int:
+        return max(0, self._h2.local_flow_control_window(stream))
+
+    async def _until_read(self) -> None:
+        """Send settings, and receive until their answer: the daemon has read what was sent before."""
+        loop, is_read = asyncio.get_running_loop(), False
+        self._h2.update_settings({})
+        await loop.sock_sendall(self._daemon, self._h2.data_to_send())
+        while not is_read:
+            received = await loop.sock_recv(self._daemon, 1 << 16)
+            assert received, "the daemon closed the connection"
+            for event in self._h2.receive_data(received):
+                is_read = is_read or isinstance(event, h2.events.SettingsAcknowledged)
+                if isinstance(event, h2.events.StreamReset | h2.events.StreamEnded):
+                    self._left.pop(event.stream_id, None)
+
+
+@pytest.mark.parametrize(
+    ("connections", "content"),
+    [
+        (24, b"\0" + LONG.to_bytes(4) + bytes(LONG - 1)),
+        (6, bytes(5) + (b"\0" + LONG.to_bytes(4) + bytes(LONG)) * 8),
+    ],
+    ids=["incomplete requests", "data after the requests"],
+)
+async def test_what_streams_send_and_nothing_reads_takes_bounded_memory(
+    limited: Limited, connections: int, content: bytes
+) -> None:
+    async with limited.daemon() as daemon, AsyncExitStack() as stack, limited.workspace.client() as client:
+        await daemon.wait_for_output('"synced"')
+        before = peak_bytes(daemon.pid)
+        for _ in range(connections):
+            connection = stack.enter_context(socket.socket(socket.AF_UNIX))
+            connection.setblocking(False)
+            await asyncio.get_running_loop().sock_connect(connection, str(limited.workspace.socket))
+            await Streams(connection, content).send()
+            assert len(await client.list()) == 0
+        assert peak_bytes(daemon.pid) - before < 128 * _MIB

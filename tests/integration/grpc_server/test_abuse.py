@@ -198,8 +198,8 @@ async def test_message_and_metadata_sizes_are_limited(target: Target) -> None:
     async with target.channel() as channel:
         listing = DiscoveryServiceStub(channel).ListClusters
         for message_kib, metadata_kib, expected in (
-            (250, 0, "INVALID_ARGUMENT"),  # the message is accepted, but its filter is too large
-            (260, 0, "RESOURCE_EXHAUSTED"),
+            (90, 0, "INVALID_ARGUMENT"),  # the message is accepted, but its filter is too large
+            (100, 0, "RESOURCE_EXHAUSTED"),
             (0, 7, "OK"),
             (0, 17, "RESOURCE_EXHAUSTED"),
         ):

@@ -1,0 +1,88 @@
+"""Waits for the request of each call. gRPC would wait without a limit of time or number, and keep what has arrived: a
+client with thousands of requests that lack their last byte would exhaust the memory."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import grpc
+
+from milo_discoveryd.server.calls.grpc_errors import CallError, InvalidRequestError, LateRequestError
+from milo_discoveryd.server.calls.interceptor import Continuation, Handler, Refusals
+
+MAX_ARRIVING = 500
+"""Maximum number of requests that are arriving at all listeners together. Each listener gets an equal share."""
+REQUEST_S = 10.0
+"""How long a request may take to arrive. Clients send it together with the headers."""
+
+
+class ArrivingRequests:
+    """The requests of one listener that have not arrived completely.
+
+    At the limit, the one that has been arriving for longest is given up for a new one: those of well-behaved clients
+    arrive at once.
+    """
+
+    def __init__(self, listeners: int = 1, *, timeout_s: float = REQUEST_S) -> None:
+        """`listeners` is how many listeners the daemon has."""
+        self._limit = max(1, MAX_ARRIVING // listeners)
+        self._timeout_s = timeout_s
+        self._arriving: dict[asyncio.Timeout, None] = {}
+
+    async def received(self, messages: AsyncIterator[Any]) -> Any:
+        """Return the request, the first of the messages. Raises CallError."""
+        try:
+            async with asyncio.timeout(self._timeout_s) as limit:
+                if len(self._arriving) >= self._limit:
+                    oldest = next(iter(self._arriving))
+                    del self._arriving[oldest]
+                    oldest.reschedule(asyncio.get_running_loop().time())
+                self._arriving[limit] = None
+                try:
+                    async for message in messages:
+                        return message
+                finally:
+                    self._arriving.pop(limit, None)
+        except TimeoutError:
+            message = f"the request did not arrive within {self._timeout_s:g} s, or too many others were arriving"
+            raise LateRequestError("REQUEST_INCOMPLETE", message) from None
+        raise InvalidRequestError("request", "the call has none")
+
+    def __len__(self) -> int:
+        return len(self._arriving)
+
+
+class ArrivalInterceptor(grpc.aio.ServerInterceptor):
+    """Replaces the handlers of single requests by handlers of request streams, which gRPC calls at the headers."""
+
+    def __init__(self, arriving: ArrivingRequests, refusals: Refusals) -> None:
+        self._arriving = arriving
+        self._refusals = refusals
+
+    async def intercept_service(
+        self, continuation: Continuation, handler_call_details: grpc.HandlerCallDetails
+    ) -> "Handler | None":
+        handler = await continuation(handler_call_details)
+        if handler is None or handler.request_streaming:
+            return handler
+        streamed, call = (
+            (grpc.stream_stream_rpc_method_handler, handler.unary_stream)
+            if handler.response_streaming
+            else (grpc.stream_unary_rpc_method_handler, handler.unary_unary)
+        )
+        return streamed(
+            self._after_arrival(handler_call_details.method, call),
+            request_deserializer=handler.request_deserializer,
+            response_serializer=handler.response_serializer,
+        )
+
+    def _after_arrival(self, method: str, call: Any) -> Callable[[Any, Any], Any]:
+        async def called(messages: AsyncIterator[Any], context: Any) -> Any:
+            try:
+                request = await self._arriving.received(messages)
+            except CallError as error:
+                await self._refusals.answer(method.rpartition("/")[2], context, error)
+                return None
+            return await call(request, context)
+
+        return called
