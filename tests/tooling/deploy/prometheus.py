@@ -31,11 +31,6 @@ class Prometheus:
         result: list[dict[str, Any]] = (await self._get("query", query=expression))["result"]
         return result
 
-    async def query_range(self, expression: str, begin: float, end: float, step_s: float) -> list[dict[str, Any]]:
-        found = await self._get("query_range", query=expression, start=begin, end=end, step=step_s)
-        result: list[dict[str, Any]] = found["result"]
-        return result
-
     async def firing(self) -> dict[str, dict[str, str]]:
         """Return the labels of firing alerts, by name."""
         found = (await self._get("alerts"))["alerts"]
@@ -54,7 +49,7 @@ class Prometheus:
         return json.loads(await get(f"{self._url}/api/v1/{path}?{urllib.parse.urlencode(asked)}"))["data"]
 
 
-def _hurried(groups: list[dict[str, Any]], every: str, speed: float) -> list[dict[str, Any]]:
+def _hurried(groups: list[dict[str, Any]], speed: float) -> list[dict[str, Any]]:
     """Return the rules with all durations divided by `speed`."""
 
     def shorter(duration: str) -> str:
@@ -65,26 +60,24 @@ def _hurried(groups: list[dict[str, Any]], every: str, speed: float) -> list[dic
         waits = {key: shorter(rule[key]) for key in ("for", "keep_firing_for") if key in rule}
         return {**rule, **waits, "expr": _RANGE.sub(lambda found: f"[{shorter(found[1])}]", rule["expr"])}
 
-    return [{**group, "interval": every, "rules": [hurried(rule) for rule in group["rules"]]} for group in groups]
+    return [{**group, "interval": _OFTEN, "rules": [hurried(rule) for rule in group["rules"]]} for group in groups]
 
 
 @asynccontextmanager
-async def prometheus(
-    directory: Path, target: str, *, every: str = _OFTEN, speed: float = _SPEED
-) -> AsyncIterator[Prometheus]:
+async def prometheus(directory: Path, target: str, *, speed: float = _SPEED) -> AsyncIterator[Prometheus]:
     """Run a Prometheus. Durations in the rules are divided by `speed`: by default, five minutes take three seconds."""
     listen = free_address()
     # As with the PodMonitor: the job name, and the labels of a pod.
     labels = {"namespace": "ns", "pod": "operator", "container": "milo-discoveryd"}
     config = {
-        "global": {"scrape_interval": every, "scrape_timeout": every},
+        "global": {"scrape_interval": _OFTEN, "scrape_timeout": _OFTEN},
         "rule_files": ["rules.yaml"],
         "scrape_configs": [
             {"job_name": "milo-discoveryd", "static_configs": [{"targets": [target], "labels": labels}]}
         ],
     }
     (directory / "prometheus.yaml").write_text(yaml.safe_dump(config))
-    (directory / "rules.yaml").write_text(yaml.safe_dump({"groups": _hurried(monitoring.groups(), every, speed)}))
+    (directory / "rules.yaml").write_text(yaml.safe_dump({"groups": _hurried(monitoring.groups(), speed)}))
     log = (directory / "prometheus.log").open("w")
     process = await asyncio.create_subprocess_exec(
         program("prometheus", "prometheus"),
