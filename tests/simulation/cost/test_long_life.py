@@ -5,24 +5,18 @@ Work that is done once in thousands of changes is invisible in a single change, 
 
 import pytest
 
-from tests.simulation.cost import baseline
 from tests.simulation.cost.meter import Meter
 from tests.simulation.cost.paths import long_life
 
-MOST_CALLS = 20_000
+CLUSTERS, CHANGES = 20_000, 6
+"""The objects would exceed `watch.objects_limit` if the budget counted each change again."""
+MOST_CALLS = 10_000
 MOST_ELEMENTS = 8192
 
 
 @pytest.fixture(scope="module")
 def life() -> Meter:
-    return long_life(baseline.CLUSTERS, baseline.CHANGES, stack_above=MOST_ELEMENTS)
-
-
-@pytest.mark.skipif(not baseline.IS_COMPARABLE, reason="the baseline is of Python 3.11")
-def test_cost_of_long_lived_daemon_equals_baseline(life: Meter) -> None:
-    before = {key: figure for key, figure in baseline.read().items() if key.startswith("long_life.")}
-    changed = [*baseline.differences(before, baseline.long_life_figures(life))]
-    assert not changed, "\n".join([*changed, baseline.HINT])
+    return long_life(CLUSTERS, CHANGES, stack_above=MOST_ELEMENTS)
 
 
 def test_longest_callback_of_long_lived_daemon_makes_few_calls(life: Meter) -> None:
