@@ -118,7 +118,7 @@ class FleetAssignment:
         is_decided = (ownership.may_engage and self._is_cleared) or not ownership.is_in_view
 
         def elsewhere(name: str) -> str | None:
-            return (decisions.elsewhere(name) or self._uncleared(name)) if holds() else LOST
+            return decisions.elsewhere(name) or self._uncleared(name) or (None if holds() else LOST)
 
         for source in self._fleet.sources:
             yield from source.assign(elsewhere, self._release_timeout_s, is_decided=is_decided)
