@@ -11,7 +11,7 @@ from milo_discovery.kubeconfig_access import KubeconfigAccess
 from milo_kube.api_server import Pools
 from milo_kube.list_pages import MAX_PAGES
 from milo_publishing.api_server import PublishedObjects
-from milo_publishing.errors import TargetUnavailable
+from milo_publishing.errors import TargetRefused, TargetUnavailable
 from milo_publishing.objects import Identity, PublishedResource
 from milo_publishing.records import DeleteObject, ReadObject
 
@@ -65,6 +65,21 @@ async def test_large_objects_are_listed_in_smaller_pages() -> None:
     found = await objects.list(Identity(publication="secrets", publisher="shop"))
     assert [one.name for one in found] == [f"n{at}" for at in range(60)]
     assert api.sizes == [500, 100, 20, 20, 20]
+
+
+@pytest.mark.parametrize(
+    ("status", "error"),
+    [(401, TargetUnavailable), (408, TargetUnavailable), (429, TargetUnavailable), (403, TargetRefused)],
+)
+async def test_request_is_repeated_after_an_answer_that_says_nothing_about_its_object(
+    status: int, error: type[Exception]
+) -> None:
+    class Refusing:
+        async def send(self, *_: Any, **__: Any) -> dict[str, Any]:
+            raise api_error(status, "", "refused")
+
+    with pytest.raises(error, match="refused"):
+        await PublishedObjects(cast(ClusterApi, Refusing()), SECRETS, "hub").perform(ReadObject("alpha"))
 
 
 class NoCredentials:

@@ -24,6 +24,8 @@ from milo_publishing.records import Apply, Create, DeleteObject, ReadObject
 
 _TIMEOUT_S = 20.0
 _PAGE_SIZE = 500
+_OF_ALL = frozenset({HTTPStatus.UNAUTHORIZED, HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_MANY_REQUESTS})
+"""Statuses below 500 that say nothing about the object: the request is repeated."""
 _UNSENT = frozenset({"dns", "connect", "tls"})
 """Causes for which no request was sent. Each other one may be of one object, such as a webhook that does not answer."""
 
@@ -147,7 +149,7 @@ class PublishedObjects:
             raise TargetUnavailable(str(error), is_unsent=is_unsent, is_too_large=is_too_large) from error
         except ApiError as error:
             message = str(error)
-            if error.status == HTTPStatus.TOO_MANY_REQUESTS or error.status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+            if error.status in _OF_ALL or error.status >= HTTPStatus.INTERNAL_SERVER_ERROR:
                 seconds = error.retry_after_s
                 raise TargetUnavailable(message, None if seconds is None else timedelta(seconds=seconds)) from error
             raise TargetRefused(message, error.status) from error

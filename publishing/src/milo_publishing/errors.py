@@ -33,7 +33,7 @@ class TargetUnavailable(DiscoveryError):
 
 
 class TargetRefused(DiscoveryError):
-    """The target API server rejected a request, with a 4xx status other than 429."""
+    """The target API server rejected a request about an object: with a 4xx status other than 401, 408 and 429."""
 
     def __init__(self, message: str, status: int) -> None:
         super().__init__(message)
