@@ -10,87 +10,122 @@
 import argparse
 import sys
 import time
-from collections.abc import Callable
-from typing import Any
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
-from objects.tests.simulation.report import Report as ObjectsReport
 from objects.tests.simulation.simulation_run import simulate as simulate_objects
-from tests.simulation.publishing.report import Report as PublishingReport
 from tests.simulation.publishing.simulation_run import simulate as simulate_publishers
-from tests.simulation.seeded.report import Report
 from tests.simulation.seeded.simulation_run import simulate
-from tests.simulation.sharding.report import Report as ShardingReport
 from tests.simulation.sharding.simulation_run import simulate as simulate_group
 
 PROGRESS_EVERY = 1000
 
 
+class Kind(NamedTuple):
+    """What is simulated, and where its outcomes have the figures of the summary."""
+
+    help: str
+    simulate: Callable[[int], Any]
+    validated: tuple[str, ...]
+    """Attributes with numbers."""
+    recovery: str = ""
+    """The attribute with the time from the last fault until the recovery."""
+    others: str = ""
+    """The attribute with the names of other things that happened."""
+
+
+KINDS = {
+    "daemon": Kind("a daemon", simulate, ("events", "handed"), "recovery_s", "waited_for"),
+    "sharding": Kind("a shard group", simulate_group, ("engagements", "views"), "settled_s"),
+    "publishing": Kind("two publishers of a shard group", simulate_publishers, ("writes", "deletions"), "settled_s"),
+    "objects": Kind("a store of the objects of all clusters", simulate_objects, ("changes",), "", "gone"),
+}
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(prog="./dev simulate", description="Seeded simulations on virtual time.")
     what = parser.add_mutually_exclusive_group()
-    what.add_argument("--sharding", action="store_true", help="simulate a shard group instead of a daemon")
-    what.add_argument("--publishing", action="store_true", help="simulate two publishers of a shard group")
-    what.add_argument("--objects", action="store_true", help="simulate a store of the objects of all clusters")
+    for name, kind in KINDS.items():
+        what.add_argument(f"--{name}", dest="kind", action="store_const", const=kind, help=f"simulate {kind.help}")
+    parser.set_defaults(kind=KINDS["daemon"])
     which = parser.add_mutually_exclusive_group(required=True)
     which.add_argument("--seed", type=int, help="run one simulation and print its history")
     which.add_argument("--seeds", metavar="FIRST-LAST", help="run a range of seeds and print a summary")
     arguments = parser.parse_args()
     if arguments.seed is not None:
-        if arguments.publishing:
-            return _one_of_publishers(arguments.seed)
-        if arguments.objects:
-            return _one_of_objects(arguments.seed)
-        return (_one_of_a_group if arguments.sharding else _one)(arguments.seed)
+        return _one(arguments.kind, arguments.seed)
     first, last = map(int, arguments.seeds.split("-"))
-    if arguments.sharding:
-        return _range(ShardingReport(first, last), simulate_group)
-    if arguments.publishing:
-        return _range(PublishingReport(first, last), simulate_publishers)
-    if arguments.objects:
-        return _range(ObjectsReport(first, last), simulate_objects)
-    return _range(Report(first, last), simulate)
+    return _range(arguments.kind, first, last)
 
 
-def _one(seed: int) -> int:
-    outcome = simulate(seed)
-    print(outcome.history)
-    print("\n".join(outcome.breaches) or f"passed; recovered {outcome.recovery_s:.1f} s after the last fault")
+def _one(kind: Kind, seed: int) -> int:
+    outcome = kind.simulate(seed)
+    print(getattr(outcome, "history", f"faults: {', '.join(getattr(outcome, 'faults', Counter(_faults(outcome))))}"))
+    recovered = f"; recovered {getattr(outcome, kind.recovery):.1f} s after the last fault" if kind.recovery else ""
+    print("\n".join(outcome.breaches) or f"passed{recovered}")
     return bool(outcome.breaches)
 
 
-def _one_of_a_group(seed: int) -> int:
-    outcome = simulate_group(seed)
-    print("faults:", ", ".join(outcome.faults))
-    print("\n".join(outcome.breaches) or f"passed; every cluster owned {outcome.settled_s:.1f} s after the last fault")
-    return bool(outcome.breaches)
-
-
-def _one_of_publishers(seed: int) -> int:
-    outcome = simulate_publishers(seed)
-    print("faults:", ", ".join(outcome.faults))
-    print("\n".join(outcome.breaches) or f"passed; settled {outcome.settled_s:.1f} s after the last fault")
-    return bool(outcome.breaches)
-
-
-def _one_of_objects(seed: int) -> int:
-    outcome = simulate_objects(seed)
-    print("faults:", dict(outcome.injected))
-    print("\n".join(outcome.breaches) or f"passed; {outcome.changes} changes validated")
-    return bool(outcome.breaches)
-
-
-def _range(report: Report | ShardingReport | PublishingReport | ObjectsReport, run: Callable[[int], Any]) -> int:
-    started = time.process_time()
-    for seed in range(report.first, report.last + 1):
-        outcome = run(seed)
+def _range(kind: Kind, first: int, last: int) -> int:
+    started, report = time.process_time(), Report(kind)
+    for seed in range(first, last + 1):
+        outcome = kind.simulate(seed)
         report.add(outcome)
         for breach in outcome.breaches:
             print(f"seed {seed}: {breach}", flush=True)
         if report.simulations % PROGRESS_EVERY == 0:
             print(f"{report.simulations} simulations, to seed {seed}: {len(report.failed)} failed", file=sys.stderr)
-    print(report)
-    print(f"{time.process_time() - started:.0f} s of processor time")
+    print(f"seeds {first}-{last}: {report}\n{time.process_time() - started:.0f} s of processor time")
     return bool(report.failed)
+
+
+@dataclass
+class Report:
+    """The summary of a range of simulations."""
+
+    kind: Kind
+    simulations: int = 0
+    failed: list[int] = field(default_factory=list)
+    virtual_s: float = 0.0
+    validated: Counter[str] = field(default_factory=Counter)
+    faults: Counter[str] = field(default_factory=Counter)
+    others: Counter[str] = field(default_factory=Counter)
+    recoveries_s: list[float] = field(default_factory=list)
+    """Of simulations that passed, and waited for nothing else."""
+
+    def add(self, outcome: Any) -> None:
+        self.simulations += 1
+        self.virtual_s += outcome.virtual_s
+        self.validated.update({name: getattr(outcome, name) for name in self.kind.validated})
+        self.faults.update(_faults(outcome))
+        others = getattr(outcome, self.kind.others, ())
+        self.others.update(others)
+        if outcome.breaches:
+            self.failed.append(outcome.seed)
+        elif self.kind.recovery and not others:
+            self.recoveries_s.append(getattr(outcome, self.kind.recovery))
+
+    def __str__(self) -> str:
+        recovered, shares = sorted(self.recoveries_s) or [0.0], {"p50": 0.5, "p99": 0.99, "at most": 1.0}
+        took = (f"{name} {recovered[int(share * (len(recovered) - 1))]:.1f} s" for name, share in shares.items())
+        validated = " and ".join(f"{count} {name}" for name, count in self.validated.items())
+        parts = [
+            f"{self.simulations} simulations of {self.kind.help}, {self.virtual_s / 3600:.0f} hours of virtual time",
+            f"{len(self.failed)} failed{': ' + ', '.join(map(str, self.failed[:20])) if self.failed else ''}",
+            f"{validated} validated, {self.faults.total()} faults injected",
+            *([f"recovery: {', '.join(took)}, over {len(recovered)} simulations"] if self.kind.recovery else []),
+            *(f"  {count:8} {name}" for name, count in [*sorted(self.faults.items()), *sorted(self.others.items())]),
+        ]
+        return "\n".join(parts)
+
+
+def _faults(outcome: Any) -> Iterable[str]:
+    """Return the name of each injected fault: of `injected`, a Counter, or of `faults`, in the form `TIME NAME`."""
+    if hasattr(outcome, "injected"):
+        return outcome.injected.elements()
+    return (fault.split()[1] for fault in outcome.faults)
 
 
 if __name__ == "__main__":
