@@ -1,4 +1,4 @@
-"""`python -m bench.objects_process ADDRESS CLUSTERS objects|caches`: two kinds of all clusters, in one process.
+"""`python -m bench.objects_process ADDRESS CLUSTERS objects|caches KIND`: ConfigMaps and a kind of all clusters.
 
 It prints WORKING once every cluster was read, and responds to each line on standard input with its state. `objects`
 keeps them in a store of `milo_objects`, `caches` in the caches of `milo_controllers`, without a reconciler.
@@ -18,29 +18,27 @@ from milo_controllers import Controllers
 from milo_discovery import DiscoveryClient, Fleet
 from milo_objects import Kind, Objects, ProjectedObject, View
 
-NAMESPACES = "v1/namespaces"
-
 
 def by_uid(found: ProjectedObject) -> list[str]:
     return [found.uid]
 
 
-async def work(address: str, clusters: int, way: str) -> None:
+async def work(address: str, clusters: int, way: str, other: str) -> None:
     async with DiscoveryClient(address) as client:
         if way == "objects":
-            kinds = [Kind(CONFIG_MAPS, ["metadata.labels"]), Kind(NAMESPACES, ["metadata.labels", "status.phase"])]
+            kinds = [Kind(CONFIG_MAPS, ["metadata.labels"]), Kind(other, ["metadata.labels", "status.phase"])]
             async with Objects(client, kinds, indexes={"uid": by_uid}) as objects:
-                await report(objects.view, clusters)
+                await report(objects.view, clusters, other)
         else:
             controllers = Controllers(Fleet(client, include_kubeconfigs=True), registry=CollectorRegistry())
-            for kind in (CONFIG_MAPS, NAMESPACES):
+            for kind in (CONFIG_MAPS, other):
                 controllers.cache(kind, indexes={"uid": lambda found: [found["metadata"]["uid"]]})
             async with controllers:
-                await report(controllers.view.view, clusters)
+                await report(controllers.view.view, clusters, other)
 
 
-async def report(view: Callable[[str], View], clusters: int) -> None:
-    while not all(view(kind).synced == clusters for kind in (CONFIG_MAPS, NAMESPACES)):  # noqa: ASYNC110
+async def report(view: Callable[[str], View], clusters: int, other: str) -> None:
+    while not all(view(kind).synced == clusters for kind in (CONFIG_MAPS, other)):  # noqa: ASYNC110
         await asyncio.sleep(0.02)  # the same poll for both, which have no event for it in common
     say("WORKING")
     reader = await standard_input()
@@ -50,4 +48,4 @@ async def report(view: Callable[[str], View], clusters: int) -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(work(sys.argv[1], int(sys.argv[2]), sys.argv[3]))
+    asyncio.run(work(sys.argv[1], int(sys.argv[2]), *sys.argv[3:]))

@@ -30,7 +30,7 @@ from bench.writes import Writes, read_by
 OBJECTS = 10
 """ConfigMaps in each cluster."""
 _WITHIN_S = 900.0
-_LIFE_S = 3600.0
+LIFE_S = 3600.0
 """Lifetime of the credentials, longer than that of any operator."""
 _SETTINGS = """\
 project_kubeconfig: {kubeconfig}
@@ -76,7 +76,7 @@ async def _over_http2(setting: Setting, binary: Path, few: int, many: int) -> di
     """Compare memory per cluster with that of the Go operator, on one API server that supports HTTP/2."""
     minted = setting.directory / "controllers-minted"
     minted.write_text("")
-    source = rotation.SOURCE.format(python=sys.executable, minted=minted, life_s=_LIFE_S)
+    source = rotation.SOURCE.format(python=sys.executable, minted=minted, life_s=LIFE_S)
     ours: dict[int, float] = {}
     theirs: dict[int, float] = {}
     found: dict[str, float] = {}
@@ -85,7 +85,7 @@ async def _over_http2(setting: Setting, binary: Path, few: int, many: int) -> di
             daemon = place.daemon(source)
             try:
                 await daemon.listens()
-                async with _running(setting.directory, "bench.controllers_process", daemon.address, count) as operator:
+                async with running(setting.directory, "bench.controllers_process", daemon.address, count) as operator:
                     found["controllers.http2_seconds"] = await operator.working()
                     ours[count] = await operator.settled_kib()
                     found["controllers.http2_connections"] = (await place.server.status())["connections"]
@@ -100,7 +100,7 @@ async def _over_http2(setting: Setting, binary: Path, few: int, many: int) -> di
     return found
 
 
-class _Operator(Process):
+class Operator(Process):
     """A process that prints WORKING once it works in every cluster, and a status for each line on standard input."""
 
     def __init__(self, module: str, arguments: list[str], log: Path) -> None:
@@ -127,10 +127,10 @@ class _Operator(Process):
 
 
 @asynccontextmanager
-async def _running(
+async def running(
     directory: Path, module: str, address: str, clusters: int, *arguments: str, objects: int = OBJECTS
-) -> AsyncIterator[_Operator]:
-    operator = _Operator(module, [address, str(clusters * objects), *arguments], directory / "operator.log")
+) -> AsyncIterator[Operator]:
+    operator = Operator(module, [address, str(clusters * objects), *arguments], directory / "operator.log")
     try:
         yield operator
     finally:
@@ -142,14 +142,14 @@ class ControlPlanes:
 
     def __init__(self, directory: Path, milo: SandboxMilo, address: str, count: int) -> None:
         self._directory = directory
-        self._address = address
+        self.address = address
         self.milo = milo
         self.count = count
 
-    def operator(self, module: str, *arguments: str, objects: int = OBJECTS) -> AbstractAsyncContextManager[_Operator]:
-        return _running(self._directory, module, self._address, self.count, *arguments, objects=objects)
+    def operator(self, module: str, *arguments: str, objects: int = OBJECTS) -> AbstractAsyncContextManager[Operator]:
+        return running(self._directory, module, self.address, self.count, *arguments, objects=objects)
 
-    def controllers(self, *arguments: str) -> AbstractAsyncContextManager["_Operator"]:
+    def controllers(self, *arguments: str) -> AbstractAsyncContextManager["Operator"]:
         return self.operator("bench.controllers_process", *arguments)
 
     def kubeconfig(self) -> Path:

@@ -1,42 +1,78 @@
 """Objects of all clusters in Python, beside the caches of controllers: seconds, CPU time and memory of two kinds.
 
-The control planes are those of a sandbox in a process of its own, over TLS and HTTP/1.1.
+The control planes are those of a sandbox in a process of its own, over TLS and HTTP/1.1. With Go, they are measured
+again on an API server in Go, over HTTP/2, which Milo speaks.
 """
 
-from bench.measures.controllers import ControlPlanes, control_planes
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from bench import peers
+from bench.measures import go, rotation
+from bench.measures.controllers import LIFE_S, OBJECTS, Operator, control_planes, running
 from bench.setting import Samples, Setting
 
 WAYS = ("objects", "caches")
-KINDS = 2
+SECOND_KIND = {"": "v1/namespaces", "http2.": "apps/v1/deployments"}
+"""The kind beside ConfigMaps, by the prefix of its figures: the server in Go has no namespaces."""
+_KINDS = 2
 
 
 async def measure(setting: Setting) -> Samples:
+    found = await _measured(setting, "", None)
+    binary = peers.operator() if setting.scale.with_go else None
+    return found if binary is None else found | await _measured(setting, "http2.", binary)
+
+
+async def _measured(setting: Setting, prefix: str, binary: Path | None) -> Samples:
     few, many = setting.scale.objects
     found: Samples = {}
-    rss_kib: dict[tuple[str, int], list[float]] = {}
+    kib: dict[tuple[str, int], list[float]] = {}
     for count in (few, many):
-        async with control_planes(setting, count) as place:
+        async with _address(setting, count, binary) as address:
             for _ in range(setting.scale.rounds):
                 for way in WAYS:
-                    seconds, cpu_s, kib, requests = await _read(place, way)
-                    rss_kib.setdefault((way, count), []).append(kib)
+                    arguments = (way, SECOND_KIND[prefix])
+                    async with running(
+                        setting.directory, "bench.objects_process", address, count, *arguments, objects=1
+                    ) as reader:
+                        figures = await _read(reader)
+                    kib.setdefault((way, count), []).append(figures["rss_mib"] * 1024)
                     if count == many:
-                        figures = {"seconds": seconds, "cpu_s": cpu_s, "rss_mib": kib / 1024, "requests": requests}
                         for name, value in figures.items():
-                            found.setdefault(f"objects.{way}.{name}", []).append(value)
+                            found.setdefault(f"objects.{prefix}{way}.{name}", []).append(value)
     for way in WAYS:
-        pairs = zip(rss_kib[way, few], rss_kib[way, many], strict=True)
-        found[f"objects.{way}.kib_per_scope"] = [(high - low) / (many - few) / KINDS for low, high in pairs]
+        pairs = zip(kib[way, few], kib[way, many], strict=True)
+        found[f"objects.{prefix}{way}.kib_per_scope"] = [(high - low) / (many - few) / _KINDS for low, high in pairs]
     for name in ("cpu_s", "rss_mib", "kib_per_scope"):
-        values = zip(found[f"objects.objects.{name}"], found[f"objects.caches.{name}"], strict=True)
-        found[f"objects.{name}_ratio"] = [ours / theirs for ours, theirs in values]
+        values = zip(*(found[f"objects.{prefix}{way}.{name}"] for way in WAYS), strict=True)
+        found[f"objects.{prefix}{name}_ratio"] = [ours / theirs for ours, theirs in values]
     return found
 
 
-async def _read(place: ControlPlanes, way: str) -> tuple[float, float, float, float]:
-    """Return seconds, CPU time and memory of a process that reads all clusters, and the requests of it."""
-    before = await place.milo.requests()
-    async with place.operator("bench.objects_process", way, objects=1) as reader:
-        seconds = await reader.working()
-        cpu_s = reader.cpu_s
-        return seconds, cpu_s, await reader.settled_kib(), await place.milo.requests() - before
+async def _read(reader: Operator) -> dict[str, float]:
+    """Return the figures of a process once it has read all clusters."""
+    seconds = await reader.working()
+    cpu_s = reader.cpu_s
+    return {"seconds": seconds, "cpu_s": cpu_s, "rss_mib": await reader.settled_kib() / 1024}
+
+
+@asynccontextmanager
+async def _address(setting: Setting, count: int, binary: Path | None) -> AsyncIterator[str]:
+    """Run a daemon with control planes of a sandbox, or of the API server in Go; yield its address."""
+    if binary is None:
+        async with control_planes(setting, count) as sandbox:
+            yield sandbox.address
+        return
+    minted = setting.directory / "objects-minted"
+    minted.write_text("")
+    source = rotation.SOURCE.format(python=sys.executable, minted=minted, life_s=LIFE_S)
+    async with go.place(setting, binary, count, objects=OBJECTS) as place:
+        daemon = place.daemon(source)
+        try:
+            await daemon.listens()
+            yield daemon.address
+        finally:
+            await daemon.end()

@@ -56,11 +56,7 @@ KEYS = {
     },
     "tenants": {f"controllers.tenants_{key}" for key in ("p99_ms", "alone_p99_ms", "p99_ratio")},
     "objects": {
-        *(
-            f"objects.{way}.{key}"
-            for way in ("objects", "caches")
-            for key in ("seconds", "cpu_s", "rss_mib", "requests")
-        ),
+        *(f"objects.{way}.{key}" for way in ("objects", "caches") for key in ("seconds", "cpu_s", "rss_mib")),
         *(f"objects.{way}.kib_per_scope" for way in ("objects", "caches")),
         *(f"objects.{key}_ratio" for key in ("cpu_s", "rss_mib", "kib_per_scope")),
     },
