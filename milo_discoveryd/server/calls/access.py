@@ -39,7 +39,7 @@ class AccessControl:
     ) -> AsyncIterator["CallContext"]:
         """Authorize one call, and audit its denials.
 
-        Raises PermissionDeniedError if no rule matches the caller.
+        Raises PermissionDeniedError if no rule matches the caller, or its rule denies it.
         """
         call = CallContext(self, caller, freshness)
         try:
@@ -103,14 +103,17 @@ class CallContext:
         return None if grant is None or grant.terms is None else Recipient(self.caller, grant.rule, grant.terms)
 
     def require_rule(self) -> None:
-        """Require a rule that matches the caller. Raises PermissionDeniedError."""
+        """Require a rule that matches the caller and shows it clusters. Raises PermissionDeniedError."""
         if self.grant is None:
-            identity = ", ".join(
-                f"{field} {value}" for field, value in verified_fields(self.caller) if field not in ("peer", "pid")
-            )
-            raise PermissionDeniedError(
-                "NO_RULE", f"no authorization rule matches this caller ({identity}); ask the daemon's administrator"
-            )
+            reason, why = "NO_RULE", "no authorization rule matches"
+        elif self.grant.scope.is_empty:
+            reason, why = "DENIED_BY_RULE", f"rule {self.rule!r} denies"
+        else:
+            return
+        identity = ", ".join(
+            f"{field} {value}" for field, value in verified_fields(self.caller) if field not in ("peer", "pid")
+        )
+        raise PermissionDeniedError(reason, f"{why} this caller ({identity}); ask the daemon's administrator")
 
     def require_kubeconfigs(self) -> Recipient:
         """Require the right to kubeconfigs. Raises PermissionDeniedError."""

@@ -15,8 +15,8 @@ from milo_discovery.v1 import discovery_pb2 as pb
 from milo_discoveryd.identity.caller import Caller
 from milo_discoveryd.rights import quota
 from milo_discoveryd.rights.name_patterns import name_patterns
-from milo_discoveryd.rights.rights import Rights
-from milo_discoveryd.rights.scope import ALL_CLUSTERS, ClusterScope
+from milo_discoveryd.rights.rights import Rights, RightsRule
+from milo_discoveryd.rights.scope import ALL_CLUSTERS, NO_CLUSTERS, ClusterScope
 from milo_kube.label_selector import parse
 from tests.integration.grpc_server.callers import (
     PROD,
@@ -170,7 +170,13 @@ async def test_calls_that_are_denied_or_resume_from_revisions_of_other_callers_a
 # --- callers without a rule ---
 
 
-async def test_calls_of_a_caller_without_a_rule_are_denied(rules_harness: RulesHarness) -> None:
+@pytest.mark.parametrize(
+    ("rules", "reason"), [((ROOT,), "NO_RULE"), ((rule("nobody", NO_CLUSTERS), ROOT), "DENIED_BY_RULE")]
+)
+async def test_calls_of_a_caller_without_a_rule_or_with_no_clusters_are_denied(
+    rules_harness: RulesHarness, rules: tuple[RightsRule, ...], reason: str
+) -> None:
+    rules_harness.harness.service.change_rights(Rights(rules))
     async with rules_harness.caller("nobody") as nobody:
         errors = [
             await error(nobody.stub.ListClusters(pb.ListClustersRequest())),
@@ -183,9 +189,9 @@ async def test_calls_of_a_caller_without_a_rule_are_denied(rules_harness: RulesH
         ]
         async with nobody.watching() as watching:
             errors.append(await watching.error())
-    assert {error_fields(failure)[:2] for failure in errors} == {(grpc.StatusCode.PERMISSION_DENIED, "NO_RULE")}
+    assert {error_fields(failure)[:2] for failure in errors} == {(grpc.StatusCode.PERMISSION_DENIED, reason)}
     assert {"(listener nobody)" in error_fields(failure)[2] for failure in errors} == {True}
-    assert rules_harness.denials() == [("nobody", "NO_RULE")] * 8
+    assert rules_harness.denials() == [("nobody", reason)] * 8
     assert max(len(line.get("cluster", "")) for line in rules_harness.harness.audited) == 253 + 64
 
 
@@ -216,14 +222,19 @@ async def test_change_of_authorization_rules_applies_to_running_streams_without_
             )
 
 
-async def test_revoked_caller_gets_disengagements_then_permission_denied(rules_harness: RulesHarness) -> None:
+@pytest.mark.parametrize(
+    ("rules", "denial"), [((ROOT,), "NO_RULE"), ((rule("shop", NO_CLUSTERS), ROOT), "DENIED_BY_RULE")]
+)
+async def test_revoked_caller_gets_disengagements_then_permission_denied(
+    rules_harness: RulesHarness, rules: tuple[RightsRule, ...], denial: str
+) -> None:
     async with rules_harness.caller("shop") as shop, shop.watching() as mine:
         await mine.until_synced()
-        rules_harness.harness.service.change_rights(Rights((ROOT,)))
+        rules_harness.harness.service.change_rights(Rights(rules))
         assert await mine.events() == ["DISENGAGED alpha REVOKED", "DISENGAGED beta REVOKED"]
         code, reason, _, _ = error_fields(await mine.error())
-    assert (code, reason) == (grpc.StatusCode.PERMISSION_DENIED, "NO_RULE")
-    assert rules_harness.denials() == [("shop", "NO_RULE")]
+    assert (code, reason) == (grpc.StatusCode.PERMISSION_DENIED, denial)
+    assert rules_harness.denials() == [("shop", denial)]
 
 
 async def test_stream_waiting_for_sync_uses_current_rights(tmp_path: Path) -> None:
