@@ -21,8 +21,8 @@ DEV = ("conformance/pyproject.toml", *OPERATORS, *SANDBOX)
 LOCKS: dict[str, tuple[str, ...]] = {
     "daemon": DAEMON,
     "sandbox": SANDBOX,
-    "demo": (*OPERATORS, *SANDBOX),
-    "dev": (*DEV, "--extra", "kubernetes", "--extra", "kopf", "--group", "dev"),
+    "demo": (*OPERATORS, *SANDBOX, "--extra", "nats"),
+    "dev": (*DEV, "--extra", "kubernetes", "--extra", "kopf", "--extra", "nats", "--group", "dev"),
     "mutants": (*OPERATORS, *SANDBOX, "--extra", "kubernetes", "--group", "mutants"),
     "fuzz": (*SANDBOX, "--group", "fuzz"),
     **{group: ("--group", group) for group in ("audit", "build", "codegen", "lock", "manifests", "release", "site")},

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from typing import Any, Final, Unpack
 
@@ -73,6 +74,7 @@ class FollowedFleet:
         self._client = client
         self._limits = limits
         self._options = options
+        self._following: _FollowedClusters | None = None
 
     async def run(self, kinds: Sequence[Kind], store: ObjectStore) -> None:
         """Follow the kinds until canceled. Raises errors of the daemon that a retry cannot fix."""
@@ -84,7 +86,7 @@ class FollowedFleet:
         from milo_kube.http.http2 import Http2Connection  # noqa: PLC0415
 
         pools = Pools(user_agent=USER_AGENT, idle_s=IDLE_S, http2=Http2Connection)
-        following = _FollowedClusters(kinds, store, pools, CacheBudget(self._limits))
+        following = self._following = _FollowedClusters(kinds, store, pools, CacheBudget(self._limits))
         fleet.on_engage(following.follow)
         fleet.on_disengage(following.ended)
         try:
@@ -95,6 +97,11 @@ class FollowedFleet:
                     states.cancel()
         finally:
             await pools.aclose()
+
+    async def relist(self, scope: Scope) -> None:
+        """List a scope again, and return when the list is complete; at once if the scope is not followed."""
+        if self._following is not None and (followed := self._following.scopes.get(scope)) is not None:
+            await followed.relist()
 
 
 async def _report_fleet(fleet: Fleet, following: _FollowedClusters, store: ObjectStore) -> None:
@@ -123,6 +130,7 @@ class _FollowedClusters:
         self._budget = budget
         self._clock = asyncio.get_running_loop().time
         self._first_lists = TokenBucket(FIRST_LISTS, self._clock())
+        self.scopes: dict[Scope, _RepeatedFollower] = {}
         self._engagements: dict[str, tuple[EngagedCluster, FleetCluster]] = {}
         """The clusters, and as they were when they were engaged: the daemon may assign another incarnation later."""
 
@@ -147,20 +155,24 @@ class _FollowedClusters:
                     with unwrap_single_error():
                         async with asyncio.TaskGroup() as tasks:
                             for kind, scope in scopes:
-                                follower = ScopeFollower(api, kind, scope, self._store, budget=self._budget)
-                                follower.reported()
-                                tasks.create_task(self._follow_scope(follower), name=f"{kind} of {cluster.name}")
+                                make = functools.partial(
+                                    ScopeFollower, api, kind, scope, self._store, budget=self._budget
+                                )
+                                followed = self.scopes[scope] = _RepeatedFollower(make)
+                                tasks.create_task(self._follow_scope(followed), name=f"{kind} of {cluster.name}")
                             await self._update(cluster, incarnation)
                 finally:
+                    for _, scope in scopes:
+                        self.scopes.pop(scope, None)
                     await api.aclose()
         except Exception as error:
             for _, scope in scopes:
                 self._store.apply(ScopeChanged(scope, Stale(datetime.now(UTC), f"InternalError: {error!r}")))
             raise
 
-    async def _follow_scope(self, follower: ScopeFollower) -> None:
+    async def _follow_scope(self, followed: _RepeatedFollower) -> None:
         await asyncio.sleep(self._first_lists.charge(self._clock()))
-        await follower.run()
+        await followed.run()
 
     async def _update(self, cluster: EngagedCluster, incarnation: str) -> None:
         seen = cluster.current
@@ -189,13 +201,41 @@ def _fleet_cluster(cluster: Cluster, incarnation: str) -> FleetCluster:
     )
 
 
+class _RepeatedFollower:
+    """A follower that another one can replace, which lists the scope again. The objects stay in the store."""
+
+    def __init__(self, make: Callable[[], ScopeFollower]) -> None:
+        self._make = make
+        self._follower = make()
+        self._follower.reported()
+        self._limit: asyncio.Timeout | None = None
+
+    async def run(self) -> None:
+        while True:
+            limit = self._limit = asyncio.timeout(None)
+            try:
+                async with limit:
+                    await self._follower.run()
+            except TimeoutError:
+                if not limit.expired():
+                    raise
+
+    async def relist(self) -> None:
+        follower = self._follower = self._make()
+        if self._limit is not None:
+            self._limit.reschedule(0.0)
+        await follower.listed.wait()
+
+
 class ScopeFollower(CollectionFollower[SeenObject, ObjectChanged | ObjectGone]):
     """Lists and watches one kind in one cluster, and applies the changes to the store."""
 
-    __slots__ = ("_store", "scope")
+    __slots__ = ("_store", "listed", "scope")
 
     def __init__(self, api: ClusterApi, kind: Kind, scope: Scope, store: ObjectStore, *, budget: CacheBudget) -> None:
         self.scope = scope
+        self.listed = asyncio.Event()
+        """Set by its first complete list."""
         self._store = store
         super().__init__(api, kind, FollowedScope(scope, store), _REFLECTION, budget=budget, cluster=api.name, log=log)
 
@@ -203,6 +243,7 @@ class ScopeFollower(CollectionFollower[SeenObject, ObjectChanged | ObjectGone]):
         self._store.apply(change)
 
     def synced(self) -> None:
+        self.listed.set()
         self.reported()
 
     def failed(self) -> None:

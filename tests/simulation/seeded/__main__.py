@@ -5,6 +5,7 @@
 ./dev simulate --sharding --seeds 0-9999
 ./dev simulate --publishing --seeds 0-9999
 ./dev simulate --objects --seeds 0-9999
+./dev simulate --published-objects --seeds 0-9999
 """
 
 import argparse
@@ -16,6 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from objects.tests.simulation.simulation_run import simulate as simulate_objects
+from tests.simulation.published_objects.simulation_run import simulate as simulate_published_objects
 from tests.simulation.publishing.simulation_run import simulate as simulate_publishers
 from tests.simulation.seeded.simulation_run import simulate
 from tests.simulation.sharding.simulation_run import simulate as simulate_group
@@ -41,6 +43,12 @@ KINDS = {
     "sharding": Kind("a shard group", simulate_group, ("engagements", "views"), "settled_s"),
     "publishing": Kind("two publishers of a shard group", simulate_publishers, ("writes", "deletions"), "settled_s"),
     "objects": Kind("a store of the objects of all clusters", simulate_objects, ("changes",), "", "gone"),
+    "published-objects": Kind(
+        "publishers and readers of objects in a stream",
+        simulate_published_objects,
+        ("writes", "conflicts"),
+        "settled_s",
+    ),
 }
 
 

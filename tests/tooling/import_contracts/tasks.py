@@ -121,6 +121,9 @@ TESTED = {
         "objects/tests/integration/test_objects.py"
         "::test_unexpected_error_in_one_cluster_ends_no_scope_and_no_other_cluster"
     ),
+    "objects/src/milo_objects/publisher.py: self._perform": (
+        "objects/tests/integration/test_nats.py::test_unexpected_error_about_one_cluster_delays_no_other"
+    ),
     "publishing/src/milo_publishing/publisher.py: self._serve": (
         "publishing/tests/test_publisher.py::test_object_that_fails_delays_no_others_and_is_named"
     ),
@@ -188,6 +191,11 @@ OTHERS = {
     "controllers/src/milo_controllers/event_loop.py: call": _AWAITED,
     "controllers/src/milo_controllers/single_cluster.py: _awaited": "there is only one cluster",
     "objects/src/milo_objects/follow.py: _report_fleet": _WHOLE,
+    "objects/src/milo_objects/jetstream.py: _watch_silence": _WHOLE,
+    "objects/src/milo_objects/publisher.py: self._connect": _GROUP,
+    "objects/src/milo_objects/publisher.py: self._look": _WHOLE,
+    "objects/src/milo_objects/publisher.py: self._source.run": _GROUP,
+    "objects/src/milo_objects/publisher.py: session.lost": _WHOLE,
     "publishing/src/milo_publishing/publisher.py: self._work": _GROUP,
 }
 """All other tasks, and why an unexpected error may end them."""

@@ -1,0 +1,820 @@
+"""The publication of one cluster: its records, and which of them may be written. Pure.
+
+Before anything is written, the last messages of the cluster's subjects are read from the stream. A write that another
+publisher has forestalled, and one with an unknown outcome, have them read again: so a restart, a takeover, a conflict
+and a lost stream are one case. Writes are in this order: the cluster, its scopes, their objects, and a scope is SYNCED
+when all objects of its first list are stored. An end comes when no write is on its way, and what it ends is purged.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from datetime import UTC, datetime
+from typing import Final, NamedTuple, Protocol, TypeAlias
+
+import msgspec
+from msgspec.structs import replace
+
+from milo_discovery.removals import ENDS, SECOND_LOOK_S, is_mass
+from milo_objects.messages import (
+    LONGEST_PROBLEM,
+    ClusterMessage,
+    Encoded,
+    Message,
+    ObjectMessage,
+    ScopeIsOver,
+    ScopeMessage,
+    StoredMessage,
+    decode,
+)
+from milo_objects.projection import ProjectedObject
+from milo_objects.publication_records import (
+    GONE_TTL_S,
+    IDLE,
+    QUEUED,
+    Deferred,
+    InFlight,
+    RefusedMessage,
+    SubjectRecord,
+    is_gone,
+    is_sent,
+)
+from milo_objects.scope import (
+    FleetCluster,
+    Forbidden,
+    Gone,
+    NotServed,
+    OverBudget,
+    Pending,
+    ScopeState,
+    Stale,
+    Synced,
+)
+from milo_objects.subjects import LONGEST_SUBJECT, ClusterSubject, ObjectSubject, ScopeSubject, Subject, parse
+
+BEHIND_S: Final = 60.0
+"""How long a newer state in the stream is believed to reach this publisher's watch too. A restored API server has older
+states than the stream."""
+RETRY_S: Final = 15.0
+DISPLACED_S: Final = 60.0
+"""When a publisher that another one has replaced looks again, if its daemon still has the cluster."""
+REREAD_S: Final = 1.0
+_ENDS: Final = frozenset({reason.name for reason in ENDS} | {"REVOKED"})
+"""Reasons that are published. After any other, such as MOVED, another publisher may have the cluster."""
+_UNKNOWN_SINCE: Final = datetime.fromtimestamp(0, UTC)
+_FRAME_BYTES: Final = 512
+"""What the headers of a message take at most, besides its subject."""
+
+
+# --- what is to be done ---
+
+
+class ReadCluster(NamedTuple):
+    """Read the last messages of a cluster's subjects."""
+
+    cluster: str
+    ticket: int
+
+
+class WriteMessage(NamedTuple):
+    """Write the message of a subject whose last message has the sequence `expected`."""
+
+    subject: Subject
+    message: Message
+    encoded: Encoded
+    expected: int
+    ttl_s: float | None
+    ticket: int
+
+
+class Purge(NamedTuple):
+    """Delete the messages of a scope's objects with a lower sequence."""
+
+    scope: ScopeSubject
+    below: int
+    ticket: int
+
+
+class Relist(NamedTuple):
+    """List a scope again."""
+
+    scope: ScopeSubject
+
+
+Command: TypeAlias = ReadCluster | WriteMessage | Purge | Relist
+
+
+class Schedule(Protocol):
+    """Where a cluster says what it has to do."""
+
+    def ready(self, subject: Subject) -> None:
+        """Have `ClusterPublication.take` called with the subject."""
+
+    def wake(self, subject: Subject, at: float) -> None:
+        """Have `ClusterPublication.wake` called with the subject at a time."""
+
+    def ticket(self) -> int: ...
+
+
+# --- what the cluster is doing ---
+
+
+class ReadingStream(msgspec.Struct, frozen=True):
+    """The last messages of the cluster's subjects are read, or are to be."""
+
+    at: float
+    ticket: int = 0
+    problem: str = ""
+
+
+class WritingStream(msgspec.Struct, frozen=True):
+    """The stream's messages are known, and differences are written."""
+
+
+class DisplacedByAnother(msgspec.Struct, frozen=True):
+    """Another publisher has engaged the cluster since."""
+
+    until: float
+
+
+class EndingCluster(msgspec.Struct, frozen=True):
+    """The end of the cluster is written, and then its scopes are purged."""
+
+    message: ClusterMessage
+
+
+class NothingToPublish(msgspec.Struct, frozen=True):
+    """Nothing is to be published of the cluster."""
+
+
+Phase: TypeAlias = ReadingStream | WritingStream | DisplacedByAnother | EndingCluster | NothingToPublish
+
+
+class ScopePublication:
+    """The records of one scope."""
+
+    __slots__ = (
+        *("awaiting", "epoch", "held", "is_relisted", "objects", "over", "pending", "purge", "record", "refused"),
+        *("source", "sweep_at"),
+    )
+
+    def __init__(self, subject: ScopeSubject) -> None:
+        self.record = SubjectRecord(subject)
+        self.objects: dict[ObjectSubject, SubjectRecord] = {}
+        self.source: ScopeState | None = None
+        self.epoch = 0
+        self.over = ""
+        """Why the scope in the stream has to end; empty if it goes on."""
+        self.purge = 0
+        """The ticket of the purge after its end."""
+        self.pending: set[ObjectSubject] = set()
+        self.awaiting: set[ObjectSubject] | None = None
+        """The objects that were not stored when the source was synced, which SYNCED has to wait for."""
+        self.refused: dict[ObjectSubject, str] = {}
+        self.sweep_at: float | None = None
+        """When objects that the source has not named are proven to be gone."""
+        self.held = ""
+        """Why they are not removed yet."""
+        self.is_relisted = False
+
+    @property
+    def subject(self) -> ScopeSubject:
+        assert isinstance(self.record.subject, ScopeSubject)
+        return self.record.subject
+
+    @property
+    def published(self) -> ScopeMessage | None:
+        """The scope's message in the stream, unless the scope has ended."""
+        message = self.record.published
+        assert message is None or isinstance(message, ScopeMessage)
+        return None if message is None or isinstance(message.state, ScopeIsOver) else message
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether objects may be written: readers know the scope."""
+        return not self.over and self.published is not None and self.published.epoch == self.epoch
+
+
+class ClusterPublication:
+    """The publication of one cluster."""
+
+    def __init__(
+        self, key: str, kinds: Iterable[tuple[str, str]], schedule: Schedule, is_followed: Callable[[str], bool]
+    ) -> None:
+        self.key = key
+        self.phase: Phase = NothingToPublish()
+        self.record = SubjectRecord(ClusterSubject(key))
+        self.scopes: dict[ScopeSubject, ScopePublication] = {}
+        self.in_flight = 0
+        self._kinds = [ScopeSubject(key, *kind) for kind in kinds]
+        self._schedule = schedule
+        self._is_followed = is_followed
+        self._wanted: FleetCluster | None = None
+        self._ending: ClusterMessage | None = None
+        """An end that is to be published, when the stream is read."""
+        self._claimed = ""
+        """The incarnation under which this publisher has written to the stream."""
+
+    # --- the source ---
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether nothing is left to do for the cluster."""
+        return isinstance(self.phase, NothingToPublish) and self._wanted is None and not self.in_flight
+
+    def engage(self, cluster: FleetCluster, now: float) -> None:
+        """Publish a cluster, or what has changed of it."""
+        before, self._wanted = self._wanted, cluster
+        if before is None:
+            for scope in self.scopes.values():
+                self._forget(scope)
+        match self.phase:
+            case NothingToPublish():
+                self._read(now)
+            case DisplacedByAnother() if before is None or before.incarnation != cluster.incarnation:
+                self._read(now)
+            case WritingStream():
+                self._desire_cluster(now)
+            case _:
+                pass
+
+    def end(self, reason: str, now: float) -> None:
+        """Publish the end of the cluster, if the reason is one of the cluster's own."""
+        ended, self._wanted = self._wanted, None
+        if ended is None:
+            return
+        is_own = self._claimed == ended.incarnation and not isinstance(self.phase, DisplacedByAnother)
+        if reason in _ENDS and is_own:
+            self._ending = ClusterMessage(ended, reason)
+            if isinstance(self.phase, WritingStream):
+                self._begin_end(self._ending, now)
+        elif not isinstance(self.phase, EndingCluster) and self._ending is None:
+            self.phase = NothingToPublish()
+
+    def end_orphan(self, cluster: FleetCluster, now: float) -> None:
+        """Publish the end of a cluster that the daemon has disengaged while nobody published it."""
+        if self._wanted is None and isinstance(self.phase, NothingToPublish):
+            self._ending = ClusterMessage(cluster, Gone.MISSING.value)
+            self._read(now)
+
+    def scope_changed(self, subject: ScopeSubject, state: ScopeState, now: float) -> None:
+        scope = self._scope(subject)
+        was_synced, scope.source = isinstance(scope.source, Synced), state
+        if isinstance(state, Synced) and not was_synced:
+            scope.awaiting = None
+            scope.sweep_at = None
+            self._prove(scope, now)
+        elif not isinstance(state, Synced):
+            scope.sweep_at = None
+        self._desire_scope(scope, now)
+
+    def scope_ended(self, subject: ScopeSubject, now: float) -> None:
+        """The source has dropped the objects of a scope, and will list them again."""
+        if subject in self.scopes:
+            self._forget(self.scopes[subject])
+            self._desire_scope(self.scopes[subject], now)
+
+    def object_changed(self, subject: ObjectSubject, found: ProjectedObject, now: float, gone: str = "") -> None:
+        scope = self._scope(subject.scope)
+        record = scope.objects.get(subject) or SubjectRecord(subject)
+        attempt = IDLE if isinstance(record.attempt, Deferred | RefusedMessage) else record.attempt
+        self._put(scope, replace(record, desired=ObjectMessage(found, scope.epoch, gone), attempt=attempt), now)
+
+    def _forget(self, scope: ScopePublication) -> None:
+        """Forget what the source has said of a scope."""
+        scope.source, scope.sweep_at, scope.awaiting, scope.is_relisted, scope.held = None, None, None, False, ""
+        scope.refused.clear()
+        for subject, record in [*scope.objects.items()]:
+            attempt = record.attempt if is_sent(record.attempt) else IDLE
+            scope.objects[subject] = replace(record, desired=None, attempt=attempt)
+            self._settle(scope, scope.objects[subject])
+
+    # --- reading the stream ---
+
+    def _read(self, now: float, *, after_s: float = 0.0, problem: str = "") -> None:
+        """Have the last messages read again, when no write is on its way."""
+        if not isinstance(self.phase, NothingToPublish) or self._wanted or self._ending:
+            self.phase = ReadingStream(now + after_s, problem=problem)
+            self._schedule.wake(self.record.subject, now + after_s)
+
+    def reread(self, now: float) -> None:
+        """Forget what is known of the stream: it may have lost something."""
+        if not isinstance(self.phase, NothingToPublish):
+            self._read(now)
+
+    def read(self, ticket: int, stored: Iterable[StoredMessage], last_sequence: int, now: float) -> None:
+        """Receive the last messages of the cluster's subjects, and the last sequence of the stream."""
+        if not isinstance(self.phase, ReadingStream) or self.phase.ticket != ticket:
+            return
+        self.phase = WritingStream()
+        found = dict(_decoded(stored))
+        self.record = self._observed(self.record, found)
+        in_stream: dict[ScopeSubject, dict[ObjectSubject, None]] = {}
+        for subject in found:
+            match subject:
+                case ObjectSubject(scope_subject):
+                    in_stream.setdefault(scope_subject, {})[subject] = None
+                    self._scope(scope_subject)
+                case ScopeSubject():
+                    self._scope(subject)
+                case ClusterSubject():
+                    pass
+        for scope in self.scopes.values():
+            scope.record = self._observed(scope.record, found)
+            for subject in {**scope.objects, **in_stream.get(scope.subject, {})}:
+                record = self._observed(scope.objects.get(subject) or SubjectRecord(subject), found)
+                if record.published is not None and is_gone(record.published) and not record.is_pending:
+                    record = replace(record, attempt=Deferred(now + GONE_TTL_S + BEHIND_S))
+                    self._schedule.wake(subject, now + GONE_TTL_S + BEHIND_S)
+                scope.objects[subject] = record
+        self._resume(last_sequence, now)
+
+    def failed_to_read(self, ticket: int, problem: str, now: float) -> None:
+        if isinstance(self.phase, ReadingStream) and self.phase.ticket == ticket:
+            self._read(now, after_s=REREAD_S, problem=problem)
+
+    @staticmethod
+    def _observed(record: SubjectRecord, found: Mapping[Subject, tuple[Message | None, int]]) -> SubjectRecord:
+        message, sequence = found.get(record.subject, (None, 0))
+        is_unsure = record.is_unsure and record.sequence == sequence
+        attempt = record.attempt if isinstance(record.attempt, RefusedMessage) else IDLE
+        return replace(record, published=message, sequence=sequence, is_unsure=is_unsure, attempt=attempt)
+
+    def _resume(self, last_sequence: int, now: float) -> None:
+        """Decide what the stream's messages mean for this publisher."""
+        published = self.record.published
+        assert published is None or isinstance(published, ClusterMessage)
+        if self._ending is not None:
+            is_own = published is None or published.cluster.incarnation == self._ending.cluster.incarnation
+            if is_own or (published is not None and published.ended):
+                self._begin_end(self._ending if is_own or published is None else published, now)
+                return
+            self._ending = None  # another publisher has engaged the cluster since
+        if self._wanted is None:
+            self._finish(now)
+            return
+        if published is not None and published.cluster.incarnation != self._wanted.incarnation:
+            is_displaced = self._claimed == self._wanted.incarnation
+            if is_displaced or not self._is_followed(self.key):
+                self._claimed = ""
+                self.phase = DisplacedByAnother(now + (DISPLACED_S if is_displaced else SECOND_LOOK_S))
+                self._schedule.wake(self.record.subject, self.phase.until)
+                return
+        for subject in self._kinds:
+            self._scope(subject)
+        for scope in [*self.scopes.values()]:
+            self._resume_scope(scope, published, last_sequence, now)
+        self._desire_cluster(now)
+
+    def _resume_scope(
+        self, scope: ScopePublication, cluster: ClusterMessage | None, last_sequence: int, now: float
+    ) -> None:
+        """Go on with a scope of the stream, end it, or begin another one."""
+        assert self._wanted is not None
+        published, is_declared = scope.published, scope.subject in self._kinds
+        scope.over, scope.purge = "", 0
+        if published is None:
+            has_leftovers = any(record.published is not None for record in scope.objects.values())
+            if not is_declared and not has_leftovers:
+                del self.scopes[scope.subject]
+                return
+            scope.over = "" if is_declared else Gone.WITHDRAWN.value
+        elif not is_declared:
+            scope.over = Gone.WITHDRAWN.value
+        elif published.cluster.uid != self._wanted.uid:
+            scope.over = Gone.WITHDRAWN.value  # readers see the other UID
+        elif cluster is not None and cluster.ended and scope.record.sequence < self.record.sequence:
+            scope.over = Gone.WITHDRAWN.value
+        self._begin(scope, last_sequence if published is None else published.epoch, now)
+
+    def _begin(self, scope: ScopePublication, epoch: int, now: float) -> None:
+        scope.epoch = epoch
+        for subject, record in scope.objects.items():
+            if isinstance(record.desired, ObjectMessage):
+                scope.objects[subject] = replace(record, desired=replace(record.desired, epoch=epoch))
+        for record in [*scope.objects.values()]:
+            self._put(scope, record, now)
+        scope.awaiting = None
+        self._prove(scope, now)
+        self._desire_scope(scope, now)
+
+    # --- what is desired ---
+
+    def _desire_cluster(self, now: float) -> None:
+        if self._wanted is None or not isinstance(self.phase, WritingStream):
+            return
+        self.record = replace(self.record, desired=ClusterMessage(self._wanted))
+        if not self.record.is_pending:
+            self._claimed = self._wanted.incarnation
+        self._consider(self.record, now)
+        for scope in [*self.scopes.values()]:
+            self._desire_scope(scope, now)
+
+    def _desire_scope(self, scope: ScopePublication, now: float) -> None:
+        if isinstance(self.phase, ReadingStream | DisplacedByAnother | NothingToPublish):
+            return
+        cluster, published = self._wanted, scope.published
+        if scope.over or cluster is None:
+            known = published.cluster if published is not None else cluster
+            desired = None if known is None else ScopeMessage(known, ScopeIsOver(scope.over), scope.epoch)
+        else:
+            desired = ScopeMessage(cluster, self._state(scope), scope.epoch)
+        attempt = IDLE if isinstance(scope.record.attempt, RefusedMessage) else scope.record.attempt
+        scope.record = replace(scope.record, desired=desired, attempt=attempt)
+        self._consider(scope.record, now)
+
+    def _state(self, scope: ScopePublication) -> ScopeState:
+        """Return the state that readers are to see."""
+        state = self._whole_state(scope)
+        if isinstance(state, Stale | Forbidden | NotServed | OverBudget) and len(state.problem) > LONGEST_PROBLEM:
+            return replace(state, problem=f"{state.problem[:LONGEST_PROBLEM]}...")
+        return state
+
+    def _whole_state(self, scope: ScopePublication) -> ScopeState:
+        """Return the source's state; but what is not stored yet is not SYNCED."""
+        source, published = scope.source, scope.published
+        known = published.state if published is not None and not isinstance(published.state, ScopeIsOver) else None
+        if source is None or isinstance(source, Pending):
+            return known or source or Pending(_UNKNOWN_SINCE)
+        if not isinstance(source, Synced):
+            return source
+        if scope.refused:
+            subject, problem = min(scope.refused.items())
+            others = f" and {len(scope.refused) - 1} more" if len(scope.refused) > 1 else ""
+            place = f"{subject.namespace}/{subject.name}" if subject.namespace else subject.name
+            return OverBudget(source.since, f"{place}{others}: not published: {problem}")
+        if scope.held:
+            return Stale(source.since, scope.held)
+        if scope.awaiting is None and scope.has_begun:
+            scope.awaiting = set(scope.pending)
+        if scope.awaiting is None or scope.awaiting:
+            return known or Pending(source.since)
+        return source
+
+    def _prove(self, scope: ScopePublication, now: float) -> None:
+        """Schedule the removal of objects that the source has not named, or end it."""
+        is_known = isinstance(scope.source, Synced) and isinstance(self.phase, WritingStream) and not scope.over
+        if not is_known or not any(record.is_unproven for record in scope.objects.values()):
+            scope.sweep_at, scope.held = None, ""
+        elif scope.sweep_at is None:
+            scope.sweep_at = now + SECOND_LOOK_S
+            self._schedule.wake(scope.subject, scope.sweep_at)
+
+    def relisted(self, subject: ScopeSubject, now: float) -> None:
+        """Another list of the scope is complete, which began after `Relist`."""
+        if subject in self.scopes:
+            self.scopes[subject].is_relisted = True
+            self._prove(self.scopes[subject], now)
+
+    def _sweep(self, scope: ScopePublication, now: float) -> Relist | None:
+        """Remove the objects that the source has not named. Its watch has continued for a while after its list."""
+        scope.sweep_at = None
+        missing = [record for record in scope.objects.values() if record.is_unproven]
+        known = sum(record.published is not None and not is_gone(record.published) for record in scope.objects.values())
+        if is_mass(len(missing), known) and not scope.is_relisted:
+            scope.held = f"the list lacks {len(missing)} of {known} published objects: removed if a second one does too"
+            self._desire_scope(scope, now)
+            return Relist(scope.subject)
+        for record in missing:
+            assert isinstance(record.published, ObjectMessage)
+            desired = ObjectMessage(record.published.object, scope.epoch, Gone.MISSING.value)
+            self._put(scope, replace(record, desired=desired), now)
+        scope.held = ""
+        self._desire_scope(scope, now)
+        return None
+
+    def _begin_end(self, message: ClusterMessage, now: float) -> None:
+        self.phase = EndingCluster(message)
+        for scope in self.scopes.values():
+            has_objects = any(record.published is not None for record in scope.objects.values())
+            scope.over = message.ended if scope.published is not None or has_objects else ""
+            scope.purge = 0
+            if scope.published is not None:
+                scope.epoch = scope.published.epoch
+        self.record = replace(self.record, desired=message)
+        self._consider(self.record, now)
+        self._continue_end(now)
+
+    def _continue_end(self, now: float) -> None:
+        """End the scopes once the end of the cluster is stored, and finish when all are purged."""
+        if not isinstance(self.phase, EndingCluster) or self.record.is_pending:
+            return
+        unfinished = [scope for scope in self.scopes.values() if scope.over]
+        for scope in unfinished:
+            self._desire_scope(scope, now)
+        if not unfinished:
+            self._finish(now)
+
+    def _finish(self, now: float) -> None:
+        self.phase, self._ending, self._claimed = NothingToPublish(), None, ""
+        if self._wanted is not None:
+            self._read(now)
+        else:
+            self.scopes.clear()
+            self.record = SubjectRecord(self.record.subject)
+
+    # --- writes ---
+
+    @property
+    def _has_claimed(self) -> bool:
+        published = self.record.published
+        return (
+            self._wanted is not None
+            and isinstance(published, ClusterMessage)
+            and not published.ended
+            and published.cluster.incarnation == self._wanted.incarnation
+        )
+
+    def _permits(self, subject: Subject) -> bool:
+        match self.phase, subject:
+            case WritingStream(), ClusterSubject():
+                return True
+            case WritingStream(), ScopeSubject():
+                return self._has_claimed
+            case WritingStream(), ObjectSubject(scope):
+                return self._has_claimed and self.scopes[scope].has_begun
+            case EndingCluster(), ClusterSubject():
+                return self.in_flight == 0
+            case EndingCluster(), ScopeSubject():
+                return not self.record.is_pending and bool(self.scopes[subject].over)
+        return False
+
+    def _consider(self, record: SubjectRecord, now: float) -> None:
+        """Queue a record that is to be written now."""
+        if record.attempt != IDLE or not self._permits(record.subject):
+            return
+        if record.is_pending and record.is_behind:
+            self._set(replace(record, attempt=Deferred(now + BEHIND_S, then_writes=True)))
+            self._schedule.wake(record.subject, now + BEHIND_S)
+        elif record.is_pending or self._has_to_purge(record.subject):
+            self._set(replace(record, attempt=QUEUED))
+            self._schedule.ready(record.subject)
+
+    def _has_to_purge(self, subject: Subject) -> bool:
+        """Return whether a scope has ended in the stream, and its objects are to be purged."""
+        if not isinstance(subject, ScopeSubject):
+            return False
+        scope = self.scopes[subject]
+        published = scope.record.published
+        is_ended = isinstance(published, ScopeMessage) and isinstance(published.state, ScopeIsOver)
+        return bool(scope.over) and is_ended and not scope.purge
+
+    def wake(self, subject: Subject, now: float) -> Relist | None:
+        """Consider a subject whose time has come."""
+        if isinstance(subject, ClusterSubject):
+            if isinstance(self.phase, DisplacedByAnother) and self.phase.until <= now:
+                self._read(now)
+            if isinstance(self.phase, ReadingStream):
+                self._schedule.ready(subject)
+        if isinstance(subject, ScopeSubject):
+            scope = self.scopes.get(subject)
+            if scope is not None and scope.sweep_at is not None and scope.sweep_at <= now:
+                return self._sweep(scope, now)
+        record = self._find(subject)
+        waited = None if record is None else record.attempt
+        if record is None or not isinstance(waited, Deferred) or waited.until > now:
+            return None
+        if record.published is not None and is_gone(record.published) and not record.is_pending:
+            record = replace(record, published=None, sequence=0)  # the message has expired
+        record = replace(record, attempt=IDLE, is_unsure=record.is_unsure or waited.then_writes)
+        if isinstance(subject, ObjectSubject):
+            self._put(self.scopes[subject.scope], record, now)
+        else:
+            self._set(record)
+            self._consider(record, now)
+        return None
+
+    def take(  # noqa: PLR0911 - a table
+        self, subject: Subject, now: float, limit: int
+    ) -> ReadCluster | WriteMessage | Purge | None:
+        """Return what to do about a subject whose turn has come. `limit`: maximum bytes of a message."""
+        if isinstance(self.phase, ReadingStream) and isinstance(subject, ClusterSubject):
+            if self.phase.ticket or self.in_flight or now < self.phase.at:
+                return None
+            self.phase = replace(self.phase, ticket=self._schedule.ticket())
+            return ReadCluster(self.key, self.phase.ticket)
+        record = self._find(subject)
+        if record is None or record.attempt != QUEUED:
+            return None
+        if not self._permits(subject):
+            self._set(replace(record, attempt=IDLE))
+            return None
+        if self._has_to_purge(subject):
+            assert isinstance(subject, ScopeSubject)
+            scope = self.scopes[subject]
+            scope.purge = self._schedule.ticket()
+            self._set(replace(record, attempt=IDLE))
+            self.in_flight += 1
+            return Purge(subject, record.sequence, scope.purge)
+        if not record.is_pending or record.desired is None:
+            self._set(replace(record, attempt=IDLE))
+            return None
+        encoded = record.desired.encode()
+        if problem := _problem(subject, encoded, limit):
+            self._refused(replace(record, attempt=RefusedMessage(problem)), now)
+            return None
+        self.in_flight += 1
+        ticket = self._schedule.ticket()
+        self._set(replace(record, attempt=InFlight(ticket)))
+        return WriteMessage(subject, record.desired, encoded, record.sequence, _ttl_s(record.desired), ticket)
+
+    # --- answers ---
+
+    def written(self, write: WriteMessage, sequence: int, now: float) -> None:
+        """The message is stored."""
+        record = self._answered(write)
+        if record is not None:
+            is_expiring = write.ttl_s is not None
+            until = now + GONE_TTL_S + BEHIND_S
+            attempt = Deferred(until) if is_expiring and isinstance(write.subject, ObjectSubject) else IDLE
+            record = replace(record, published=write.message, sequence=sequence, attempt=attempt, is_unsure=False)
+            if isinstance(attempt, Deferred):
+                if record.is_pending:
+                    record = replace(record, attempt=IDLE)
+                else:
+                    self._schedule.wake(write.subject, until)
+            match write.subject:
+                case ObjectSubject(scope):
+                    self._put(self.scopes[scope], record, now)
+                case ScopeSubject():
+                    self._scope_written(self.scopes[write.subject], record, now)
+                case ClusterSubject():
+                    self.record = record
+                    self._cluster_written(now)
+        self._settled(now)
+
+    def conflicted(self, write: WriteMessage, now: float) -> None:
+        """The last message of the subject is another one: another publisher wrote it, or an earlier write of ours."""
+        record = self._answered(write)
+        if record is not None:
+            self._set(replace(record, attempt=IDLE))
+            self._read(now)
+        self._settled(now)
+
+    def rejected(self, write: WriteMessage, problem: str, now: float) -> None:
+        """The stream does not take the message at present: it is full."""
+        record = self._answered(write)
+        if record is not None:
+            self._refused(replace(record, attempt=Deferred(now + RETRY_S, problem)), now)
+            self._schedule.wake(write.subject, now + RETRY_S)
+        self._settled(now)
+
+    def lost(self, write: WriteMessage, now: float) -> None:
+        """Whether the message is, or will be, stored is not known."""
+        record = self._answered(write)
+        if record is not None:
+            self._set(replace(record, attempt=IDLE, is_unsure=True))
+            self._read(now, after_s=REREAD_S)
+        self._settled(now)
+
+    def purged(self, purge: Purge, now: float) -> None:
+        self.in_flight -= 1
+        scope = self.scopes.get(purge.scope)
+        if (
+            scope is not None
+            and scope.purge == purge.ticket
+            and not isinstance(self.phase, ReadingStream | DisplacedByAnother)
+        ):
+            scope.over, scope.purge = "", 0
+            for subject, record in [*scope.objects.items()]:
+                if record.sequence < purge.below:
+                    scope.objects[subject] = replace(record, published=None, sequence=0, attempt=IDLE)
+                self._settle(scope, scope.objects[subject])
+            if isinstance(self.phase, EndingCluster):
+                self._continue_end(now)
+            elif scope.subject in self._kinds:
+                self._begin(scope, purge.below, now)
+            else:
+                del self.scopes[scope.subject]
+        self._settled(now)
+
+    def purge_lost(self, purge: Purge, now: float) -> None:
+        self.in_flight -= 1
+        self._read(now, after_s=REREAD_S)
+        self._settled(now)
+
+    def _answered(self, write: WriteMessage) -> SubjectRecord | None:
+        """Return the record of a write, if the write is still its own."""
+        self.in_flight -= 1
+        record = self._find(write.subject)
+        return record if record is not None and record.attempt == InFlight(write.ticket) else None
+
+    def _settled(self, now: float) -> None:
+        """Do what has waited until no write is on its way."""
+        if self.in_flight:
+            return
+        if isinstance(self.phase, ReadingStream):
+            self._schedule.wake(self.record.subject, max(now, self.phase.at))
+        elif isinstance(self.phase, EndingCluster):
+            self._consider(self.record, now)
+
+    def _cluster_written(self, now: float) -> None:
+        if isinstance(self.phase, EndingCluster):
+            self._consider(self.record, now)
+            self._continue_end(now)
+            return
+        had_claimed = self._claimed
+        self._desire_cluster(now)
+        if self._claimed != had_claimed:
+            for scope in self.scopes.values():
+                for item in [*scope.objects.values()]:
+                    self._consider(item, now)
+
+    def _scope_written(self, scope: ScopePublication, record: SubjectRecord, now: float) -> None:
+        had_begun = scope.has_begun
+        scope.record = record
+        if scope.has_begun and not had_begun:
+            for item in [*scope.objects.values()]:
+                self._consider(item, now)
+        self._desire_scope(scope, now)
+
+    def _refused(self, record: SubjectRecord, now: float) -> None:
+        if isinstance(record.subject, ObjectSubject):
+            scope = self.scopes[record.subject.scope]
+            self._put(scope, record, now)
+        else:
+            self._set(record)
+
+    # --- records ---
+
+    def _scope(self, subject: ScopeSubject) -> ScopePublication:
+        return self.scopes.setdefault(subject, ScopePublication(subject))
+
+    def _find(self, subject: Subject) -> SubjectRecord | None:
+        match subject:
+            case ClusterSubject():
+                return self.record
+            case ScopeSubject():
+                return self.scopes[subject].record if subject in self.scopes else None
+            case ObjectSubject(scope):
+                return self.scopes[scope].objects.get(subject) if scope in self.scopes else None
+
+    def _set(self, record: SubjectRecord) -> None:
+        match record.subject:
+            case ClusterSubject():
+                self.record = record
+            case ScopeSubject():
+                self.scopes[record.subject].record = record
+            case ObjectSubject(scope):
+                self._settle(self.scopes[scope], record)
+
+    def _put(self, scope: ScopePublication, record: SubjectRecord, now: float) -> None:
+        """Replace the record of an object, and have it written if it is to be. The scope may be SYNCED then."""
+        was_awaiting, refused = bool(scope.awaiting), len(scope.refused)
+        self._settle(scope, record)
+        self._consider(record, now)
+        if was_awaiting != bool(scope.awaiting) or refused != len(scope.refused):
+            self._desire_scope(scope, now)
+
+    @staticmethod
+    def _settle(scope: ScopePublication, record: SubjectRecord) -> None:
+        subject = record.subject
+        assert isinstance(subject, ObjectSubject)
+        if record.is_done:
+            scope.objects.pop(subject, None)
+        else:
+            scope.objects[subject] = record
+        if record.problem and record.is_pending:
+            scope.refused[subject] = record.problem
+        else:
+            scope.refused.pop(subject, None)
+        if record.is_pending and not record.problem:
+            scope.pending.add(subject)
+        else:
+            scope.pending.discard(subject)
+            if scope.awaiting is not None:
+                scope.awaiting.discard(subject)
+
+
+def _ttl_s(message: Message) -> float | None:
+    match message:
+        case ObjectMessage(gone=reason) if reason:
+            return GONE_TTL_S
+        case ClusterMessage(ended=reason) if reason:
+            return GONE_TTL_S
+        case ScopeMessage(state=ScopeIsOver()):
+            return GONE_TTL_S
+    return None
+
+
+def _problem(subject: Subject, encoded: Encoded, limit: int) -> str:
+    """Return why a message cannot be sent; empty if it can."""
+    length, size = len(str(subject)), len(encoded.body) + _FRAME_BYTES + sum(map(len, encoded.headers.values()))
+    if length > LONGEST_SUBJECT:
+        return f"its name makes a subject of {length} bytes, and at most {LONGEST_SUBJECT} are possible"
+    if size > limit:
+        return f"it takes {size} bytes, more than the {limit} of max_payload; name fewer fields of the kind"
+    return ""
+
+
+def _decoded(stored: Iterable[StoredMessage]) -> Iterator[tuple[Subject, tuple[Message | None, int]]]:
+    """Return what each message is about, and the message. One that cannot be decoded is there to be overwritten."""
+    for found in stored:
+        try:
+            subject, message = decode(found)
+        except ValueError:
+            try:
+                subject, message = parse(found.subject), None
+            except ValueError:
+                continue
+        yield subject, (message, found.sequence)

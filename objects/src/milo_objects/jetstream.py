@@ -1,0 +1,408 @@
+"""One connection to NATS and its JetStream stream. It ends with the first failure: whoever uses it connects again."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+import ssl
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+from nats.errors import Error as NatsError
+from nats.errors import NoRespondersError
+
+from milo_objects.cluster_publication import WriteMessage
+from milo_objects.messages import StoredMessage
+from milo_objects.subjects import STREAM_SUBJECTS
+
+CALL_TIMEOUT_S: Final = 10.0
+_CONNECT_TIMEOUT_S: Final = 5
+_HEARTBEAT_S: Final = 2.0
+_API: Final = "$JS.API"
+_WRONG_LAST_SEQUENCE: Final = 10071
+_STREAM_NOT_FOUND: Final = 10059
+_FULL: Final = {10077, 10047, 10023, 10054}
+"""Error codes of a stream that has `max_bytes`, of a server without space, and of a message above `max_msg_size`."""
+_NANOSECONDS: Final = 1_000_000_000
+
+
+class NatsOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """How to reach NATS, and which stream."""
+
+    servers: tuple[str, ...]
+    stream: str = "milo"
+    credentials: Path | None = None
+    ca: Path | None = None
+    certificate: Path | None = None
+    key: Path | None = None
+    inbox_prefix: str = "_INBOX"
+
+
+class NewStream(msgspec.Struct, frozen=True, kw_only=True):
+    """How to create the stream if it does not exist."""
+
+    replicas: int = 1
+    max_bytes: int = -1
+
+
+class StreamLost(Exception):  # noqa: N818  (it ends a connection, and is retried)
+    """NATS cannot be reached, or does not answer."""
+
+
+class UnusableStream(StreamLost):
+    """The stream does not exist, or its settings would lose messages. The message says what to do."""
+
+
+class WriteConflict(Exception):  # noqa: N818  (an expected outcome)
+    """The last message of the subject has another sequence than expected."""
+
+
+class StreamFull(Exception):  # noqa: N818  (an expected outcome)
+    """The stream does not take the message at present."""
+
+
+class StreamInfo(msgspec.Struct, frozen=True):
+    """What a reader or a writer compares with what it knew of the stream."""
+
+    lineage: str
+    """Which stream it is, and since when it certainly has lost nothing: a single server that lost power may have."""
+    last_sequence: int
+    limit: int
+    """Maximum bytes of a message, with its headers."""
+
+
+class NatsSession:
+    """An open connection."""
+
+    def __init__(self, client: Client, options: NatsOptions) -> None:
+        self._client = client
+        self._options = options
+        self._lost: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._answers: dict[str, Callable[[Msg], None]] = {}
+        self._inbox = client.new_inbox()
+        self._number = itertools.count(1)
+
+    # --- the connection ---
+
+    async def begin(self) -> None:
+        await self._client.subscribe(f"{self._inbox}.*", cb=self._answered)
+
+    def lose(self, problem: str) -> None:
+        """End the connection because of a problem."""
+        if not self._lost.done():
+            self._lost.set_exception(StreamLost(problem))
+            self._lost.exception()  # it is retrieved, even if nobody waits for the end
+
+    async def lost(self) -> None:
+        """Wait until the connection is lost, and raise StreamLost."""
+        await asyncio.shield(self._lost)
+
+    async def _answered(self, message: Msg) -> None:
+        answer = self._answers.pop(message.subject.rpartition(".")[2], None)
+        if answer is not None:
+            answer(message)
+
+    # --- calls ---
+
+    async def call(self, method: str, body: Any = None) -> Any:
+        """Call JetStream's API. Raises StreamLost."""
+        try:
+            answer = await self._client.request(
+                f"{_API}.{method}", b"" if body is None else json.dumps(body).encode(), timeout=CALL_TIMEOUT_S
+            )
+        except NoRespondersError:
+            raise UnusableStream(
+                "JetStream does not answer: enable it in the NATS server (-js), or in the account of these credentials"
+            ) from None
+        except (NatsError, TimeoutError, OSError) as error:
+            raise StreamLost(f"{method.split('.', maxsplit=1)[0]} {method.split('.')[1]}: {_text(error)}") from error
+        return json.loads(answer.data)
+
+    async def stream(self, new: NewStream | None = None, *, is_checked: bool = True) -> StreamInfo:
+        """Return the facts about the stream; create it, if it may be. Raises UnusableStream and StreamLost.
+
+        `is_checked`: whether its settings have to be those that a publisher needs.
+        """
+        name = self._options.stream
+        found = await self.call(f"STREAM.INFO.{name}")
+        if found.get("error", {}).get("err_code") == _STREAM_NOT_FOUND:
+            if new is None:
+                raise UnusableStream(
+                    f"the stream {name} does not exist: start the publisher with --create-stream"
+                    if is_checked
+                    else f"the stream {name} does not exist: start its publisher"
+                )
+            found = await self.call(f"STREAM.CREATE.{name}", _new_config(name, new))
+        if "error" in found:
+            raise UnusableStream(f"the stream {name}: {found['error'].get('description')}")
+        config = found["config"]
+        if is_checked and (problem := _problem(name, config)):
+            raise UnusableStream(problem)
+        server = "" if config.get("num_replicas", 1) > 1 else self._client._server_info["server_id"]
+        limits = [self._client.max_payload, *([config["max_msg_size"]] if config.get("max_msg_size", -1) > 0 else [])]
+        return StreamInfo(f"{found['created']} {server}", found["state"]["last_seq"], min(limits))
+
+    async def write(self, command: WriteMessage, answer: Callable[[int | Exception], None]) -> None:
+        """Write a message. `answer` is called with its sequence, WriteConflict or StreamFull, or never."""
+        token, (headers, body) = str(next(self._number)), command.encoded
+        headers = {
+            **headers,
+            "Nats-Expected-Stream": self._options.stream,
+            "Nats-Expected-Last-Subject-Sequence": str(command.expected),
+            **({} if command.ttl_s is None else {"Nats-TTL": f"{int(command.ttl_s)}s"}),
+        }
+        self._answers[token] = lambda message: self._acknowledged(message, answer)
+        try:
+            await self._client.publish(str(command.subject), body, reply=f"{self._inbox}.{token}", headers=headers)
+        except (NatsError, OSError) as error:
+            self.lose(_text(error))
+
+    def _acknowledged(self, message: Msg, answer: Callable[[int | Exception], None]) -> None:
+        if message.headers and message.headers.get("Status") == "503":
+            self.lose(f"no stream takes the messages: {self._options.stream} was deleted, or JetStream has no leader")
+            return
+        found = json.loads(message.data)
+        error = found.get("error")
+        if error is None:
+            answer(found["seq"])
+        elif error.get("err_code") == _WRONG_LAST_SEQUENCE:
+            answer(WriteConflict(error.get("description", "")))
+        elif error.get("err_code") in _FULL:
+            answer(StreamFull(f"the stream {self._options.stream}: {error.get('description')}; raise its limits"))
+        else:
+            self.lose(f"the stream {self._options.stream} refuses a message: {error.get('description')}")
+
+    async def purge(self, subject: str, below: int) -> None:
+        """Delete the messages of these subjects with a lower sequence. Raises StreamLost."""
+        found = await self.call(f"STREAM.PURGE.{self._options.stream}", {"filter": subject, "seq": below})
+        if "error" in found:
+            raise StreamLost(f"purging {subject}: {found['error'].get('description')}")
+
+    # --- reading ---
+
+    async def last_messages(self, filters: Sequence[str]) -> tuple[list[StoredMessage], int]:
+        """Return the last message of each subject, and a sequence before which nothing is missing.
+
+        Raises StreamLost.
+        """
+        last = (await self.stream(is_checked=False)).last_sequence
+        found: list[StoredMessage] = []
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+        def receive(stored: StoredMessage, pending: int) -> None:
+            found.append(stored)
+            if not pending:
+                idle()
+
+        def idle() -> None:
+            if not done.done():
+                done.set_result(None)
+
+        async with self._consumer(filters, 1, receive, idle, heartbeat_s=0.5):
+            await asyncio.wait({done, self._lost}, return_when=asyncio.FIRST_COMPLETED)
+        if not done.done():
+            await self.lost()
+        return found, last
+
+    async def follow(
+        self,
+        filters: Sequence[str],
+        first: int,
+        receive: Callable[[StoredMessage, int], None],
+        idle: Callable[[], None],
+    ) -> None:
+        """Pass on each message from a sequence on, in order, with how many are left. Raises StreamLost.
+
+        `idle` is called when nothing is left, and then every few seconds.
+        """
+        async with self._consumer(filters, first, receive, idle, heartbeat_s=_HEARTBEAT_S):
+            await self.lost()
+
+    @asynccontextmanager
+    async def _consumer(
+        self,
+        filters: Sequence[str],
+        first: int,
+        receive: Callable[[StoredMessage, int], None],
+        idle: Callable[[], None],
+        *,
+        heartbeat_s: float,
+    ) -> AsyncIterator[None]:
+        """Run a consumer that delivers in order. A gap, or silence, loses the connection."""
+        clock = asyncio.get_running_loop().time
+        expected, heard = 1, clock()
+
+        async def deliver(message: Msg) -> None:
+            nonlocal expected, heard
+            heard = clock()
+            if message.headers and "Status" in message.headers:
+                if stalled := message.headers.get("Nats-Consumer-Stalled"):
+                    await self._client.publish(stalled)
+                if message.reply:
+                    await self._client.publish(message.reply)
+                elif message.headers.get("Nats-Last-Consumer", "") != str(expected - 1):
+                    self.lose("messages of the consumer were lost")
+                else:
+                    idle()
+                return
+            # $JS.ACK.[DOMAIN.ACCOUNT.]STREAM.CONSUMER.DELIVERIES.SEQUENCE.NUMBER.TIME.PENDING[.TOKEN]
+            tokens = message.reply.split(".")
+            at = 5 if len(tokens) == 9 else 7
+            if int(tokens[at + 1]) != expected:
+                self.lose("messages of the consumer were lost")
+                return
+            expected += 1
+            stored = StoredMessage(message.subject, int(tokens[at]), message.headers or {}, message.data)
+            receive(stored, int(tokens[at + 3]))
+
+        inbox, name = self._client.new_inbox(), self._inbox.rpartition(".")[2] + str(next(self._number))
+        subscription = await self._client.subscribe(inbox, cb=deliver)
+        config = {
+            "name": name,
+            "deliver_subject": inbox,
+            "deliver_policy": "by_start_sequence",
+            "opt_start_seq": max(1, first),
+            "ack_policy": "none",
+            "max_deliver": 1,
+            "replay_policy": "instant",
+            "flow_control": True,
+            "idle_heartbeat": int(heartbeat_s * _NANOSECONDS),
+            "inactive_threshold": 30 * _NANOSECONDS,
+            "mem_storage": True,
+            "num_replicas": 1,
+            **({"filter_subject": filters[0]} if len(filters) == 1 else {"filter_subjects": list(filters)}),
+        }
+        # With the filter in the subject, as NATS' permissions have it.
+        suffix = f".{filters[0]}" if len(filters) == 1 else ""
+        stream = self._options.stream
+        try:
+            body = {"stream_name": stream, "config": config, "action": "create"}
+            found = await self.call(f"CONSUMER.CREATE.{stream}.{name}{suffix}", body)
+            if "error" in found:
+                raise UnusableStream(f"reading {', '.join(filters)}: {found['error'].get('description')}")
+            if not found.get("num_pending"):
+                idle()
+            watching = asyncio.ensure_future(_watch_silence(lambda: heard, 3 * heartbeat_s + 1.0, self.lose))
+            try:
+                yield
+            finally:
+                watching.cancel()
+        finally:
+            with suppress(NatsError, OSError):
+                await subscription.unsubscribe()
+
+
+async def _watch_silence(heard: Callable[[], float], limit_s: float, lose: Callable[[str], None]) -> None:
+    clock = asyncio.get_running_loop().time
+    while (silent_s := clock() - heard()) < limit_s:  # noqa: ASYNC110 - each wait is as long as the silence may last
+        await asyncio.sleep(limit_s - silent_s)
+    lose(f"the consumer was silent for {limit_s:g} s")
+
+
+@asynccontextmanager
+async def open_session(options: NatsOptions, name: str) -> AsyncIterator[NatsSession]:
+    """Yield a connection. Raises StreamLost."""
+    client = Client()
+    session: NatsSession | None = None
+    problems: list[str] = []
+
+    async def failed(error: Exception) -> None:
+        problems.append(_text(error))
+        if session is not None and "permissions violation" in str(error).lower():
+            session.lose(f"NATS refuses: {error}; check the permissions of these credentials")
+
+    async def closed() -> None:
+        if session is not None:
+            session.lose(problems[-1] if problems else "the connection was closed")
+
+    try:
+        try:
+            async with asyncio.timeout(_CONNECT_TIMEOUT_S * max(1, len(options.servers)) + 1.0):
+                await client.connect(
+                    list(options.servers),
+                    name=name,
+                    allow_reconnect=False,
+                    connect_timeout=_CONNECT_TIMEOUT_S,
+                    ping_interval=10,
+                    max_outstanding_pings=2,
+                    error_cb=failed,
+                    disconnected_cb=closed,
+                    closed_cb=closed,
+                    tls=_tls(options),
+                    user_credentials=str(options.credentials) if options.credentials else None,
+                    inbox_prefix=options.inbox_prefix,
+                )
+        except (NatsError, OSError, TimeoutError, ValueError) as error:
+            raise StreamLost(f"{', '.join(options.servers)}: {problems[-1] if problems else _text(error)}") from error
+        session = NatsSession(client, options)
+        await session.begin()
+        yield session
+    finally:
+        with suppress(NatsError, OSError, TimeoutError):
+            async with asyncio.timeout(2.0):
+                await client.close()
+
+
+def _tls(options: NatsOptions) -> ssl.SSLContext | None:
+    """Return how to verify the server, and with what to be verified. Raises OSError."""
+    if not options.ca and not options.certificate and not any(url.startswith("tls:") for url in options.servers):
+        return None
+    context = ssl.create_default_context(cafile=options.ca)
+    if options.certificate is not None:
+        context.load_cert_chain(options.certificate, options.key)
+    return context
+
+
+def _new_config(name: str, new: NewStream) -> dict[str, Any]:
+    return {
+        "name": name,
+        "subjects": list(STREAM_SUBJECTS),
+        "retention": "limits",
+        "discard": "new",
+        "storage": "file",
+        "num_replicas": new.replicas,
+        "max_bytes": new.max_bytes,
+        "max_msgs": -1,
+        "max_age": 0,
+        "max_consumers": -1,
+        "max_msgs_per_subject": 1,
+        "max_msg_size": -1,
+        "allow_msg_ttl": True,
+        "allow_direct": True,
+        "duplicate_window": _NANOSECONDS,
+        "description": "Objects of Milo's project control planes, by milo-objects.",
+    }
+
+
+def _problem(name: str, config: dict[str, Any]) -> str:
+    """Return which setting of a stream would lose messages, and how to change it; empty if none would."""
+    subjects = config.get("subjects") or []
+    wrong = {
+        "subjects": (list(STREAM_SUBJECTS), f"--subjects '{','.join(STREAM_SUBJECTS)}'"),
+        "max_msgs_per_subject": (1, "--max-msgs-per-subject=1"),
+        "retention": ("limits", "no option changes it: delete the stream"),
+        "discard": ("new", "--discard=new"),
+        "max_age": (0, "--max-age=0"),
+        "max_msgs": (-1, "--max-msgs=-1"),
+        "allow_msg_ttl": (True, "--allow-msg-ttl"),
+        "deny_purge": (False, "no option changes it: delete the stream"),
+        "sealed": (False, "no option changes it: delete the stream"),
+        "no_ack": (False, "--ack"),
+    }
+    present = {**dict.fromkeys(("allow_msg_ttl", "deny_purge", "sealed", "no_ack"), False), "max_age": 0, **config}
+    present["subjects"] = list(STREAM_SUBJECTS) if set(subjects) >= set(STREAM_SUBJECTS) else subjects
+    for setting, (needed, option) in wrong.items():
+        if present.get(setting) != needed:
+            remedy = option if option.startswith("no option") else f"run: nats stream edit {name} {option}"
+            return f"the stream {name} has {setting} {present.get(setting)!r}, and {needed!r} is needed; {remedy}"
+    return ""
+
+
+def _text(error: BaseException) -> str:
+    return str(error).removeprefix("nats: ") or type(error).__name__

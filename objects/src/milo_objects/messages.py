@@ -1,0 +1,229 @@
+"""The messages of the stream: headers and JSON of a cluster, of a scope's state, and of an object. Pure.
+
+What a reader compares is in headers, so that it need not decode the body.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Final, NamedTuple, TypeAlias, TypeVar
+
+import msgspec
+from msgspec.structs import replace
+
+from milo_objects.projection import ProjectedObject
+from milo_objects.scope import FleetCluster, ScopeState
+from milo_objects.subjects import ClusterSubject, ScopeSubject, Subject, parse
+
+STATE: Final = "Milo-State"
+REASON: Final = "Milo-Reason"
+GONE: Final = "Milo-Gone"
+UID: Final = "Milo-Uid"
+VERSION: Final = "Milo-Version"
+INCARNATION: Final = "Milo-Incarnation"
+EPOCH: Final = "Milo-Epoch"
+
+LONGEST_PROBLEM: Final = 240
+_STATE_BYTES: Final = 768
+"""What a scope's message takes besides its cluster."""
+
+T = TypeVar("T")
+
+
+class Encoded(NamedTuple):
+    """A message as NATS sends it."""
+
+    headers: dict[str, str]
+    body: bytes
+
+
+class StoredMessage(NamedTuple):
+    """A message as the stream has it."""
+
+    subject: str
+    sequence: int
+    headers: Mapping[str, str]
+    body: bytes
+
+
+class ScopeIsOver(msgspec.Struct, frozen=True, tag_field="state", tag="ENDED"):
+    """The scope has ended, and with it all of its objects."""
+
+    reason: str
+    """The reason for which the cluster ended, or WITHDRAWN if its kind is no longer declared."""
+
+
+class ClusterMessage(msgspec.Struct, frozen=True):
+    """A cluster is engaged, or has ended for a reason."""
+
+    cluster: FleetCluster
+    ended: str = ""
+
+    def encode(self) -> Encoded:
+        headers = {
+            STATE: "ENDED" if self.ended else "ENGAGED",
+            UID: self.cluster.uid,
+            INCARNATION: self.cluster.incarnation,
+            **({REASON: self.ended} if self.ended else {}),
+        }
+        return Encoded(headers, msgspec.json.encode(self.cluster))
+
+    def differs(self, published: ClusterMessage) -> bool:
+        return self != published
+
+    @classmethod
+    def decode(cls, stored: StoredMessage) -> ClusterMessage:
+        """Raises ValueError."""
+        cluster = _decode(stored, _CLUSTERS)
+        return cls(cluster, stored.headers.get(REASON, "UNSPECIFIED") if stored.headers.get(STATE) == "ENDED" else "")
+
+
+class ScopeMessage(msgspec.Struct, frozen=True):
+    """The state of a scope. It has the cluster, for readers that may read one kind only."""
+
+    cluster: FleetCluster
+    state: ScopeState | ScopeIsOver
+    epoch: int
+    """Which of the scopes of this kind in this cluster: it grows with each."""
+
+    def encode(self) -> Encoded:
+        headers = {STATE: str(self.state.__struct_config__.tag), UID: self.cluster.uid, EPOCH: str(self.epoch)}
+        if isinstance(self.state, ScopeIsOver):
+            headers[REASON] = self.state.reason
+        # All states of a scope take the same number of bytes, so that a full stream takes the one that says so.
+        size = len(msgspec.json.encode(self.cluster)) + _STATE_BYTES - sum(map(len, (*headers, *headers.values())))
+        return Encoded(headers, msgspec.json.encode(self).ljust(size))
+
+    def differs(self, published: ScopeMessage) -> bool:
+        """Return whether it differs in more than the time of the state, and the engagement by a restarted daemon."""
+        cluster = replace(self.cluster, incarnation=published.cluster.incarnation)
+        state: ScopeState | ScopeIsOver = self.state
+        if not isinstance(state, ScopeIsOver) and not isinstance(published.state, ScopeIsOver):
+            state = replace(state, since=published.state.since)
+        return ScopeMessage(cluster, state, self.epoch) != published
+
+    @classmethod
+    def decode(cls, stored: StoredMessage) -> ScopeMessage:
+        """Raises ValueError."""
+        return _decode(stored, _SCOPES)
+
+
+class ObjectMessage(msgspec.Struct, frozen=True, gc=False):
+    """An object as it was last sent; with `gone`, what identifies it, and why it is no longer there."""
+
+    object: ProjectedObject
+    epoch: int
+    """That of its scope. An object of an earlier one is no longer there."""
+    gone: str = ""
+
+    def encode(self) -> Encoded:
+        headers = {UID: self.object.uid, VERSION: self.object.version, EPOCH: str(self.epoch)}
+        if not self.gone:
+            return Encoded(headers, encode_object(self.object))
+        # Without its fields, so that a full stream takes it.
+        return Encoded({**headers, GONE: self.gone}, encode_object(replace(self.object, content=b"{}")))
+
+    def differs(self, published: ObjectMessage) -> bool:
+        if self.gone or published.gone or self.epoch != published.epoch:
+            return (self.gone, self.epoch) != (published.gone, published.epoch)
+        return not self.object.equals(published.object)
+
+    @classmethod
+    def decode(cls, stored: StoredMessage) -> ObjectMessage:
+        """Raises ValueError."""
+        epoch = stored.headers.get(EPOCH, "")
+        if not (epoch.isascii() and epoch.isdecimal()):
+            raise _unusable(stored, f"no {EPOCH}")
+        return cls(decode_object(stored), int(epoch), stored.headers.get(GONE, ""))
+
+
+Message: TypeAlias = ClusterMessage | ScopeMessage | ObjectMessage
+
+
+class _Identity(msgspec.Struct, omit_defaults=True, rename="camel"):
+    name: str
+    namespace: str = ""
+    uid: str = ""
+    resource_version: str = ""
+    generation: int = 0
+    creation_timestamp: datetime | None = None
+    deletion_timestamp: datetime | None = None
+
+
+class _Identified(msgspec.Struct):
+    metadata: _Identity
+
+
+_Raws: TypeAlias = dict[str, msgspec.Raw]
+_RAWS: msgspec.json.Decoder[_Raws] = msgspec.json.Decoder(_Raws)
+_IDENTIFIED = msgspec.json.Decoder(_Identified)
+_CLUSTERS = msgspec.json.Decoder(FleetCluster)
+_SCOPES = msgspec.json.Decoder(ScopeMessage)
+_IDENTITY_FIELDS: Final = frozenset(field.encode_name for field in msgspec.structs.fields(_Identity))
+# msgspec raises UnicodeError for invalid text and RecursionError for deep nesting.
+_UNDECODABLE = (msgspec.DecodeError, UnicodeError, RecursionError)
+
+
+def encode_object(projected: ProjectedObject) -> bytes:
+    """Return the object as JSON, with its identity in `metadata`, as Kubernetes has it."""
+    identity = msgspec.json.encode(
+        _Identity(
+            *(projected.name, projected.namespace, projected.uid, projected.version, projected.generation),
+            *(projected.created_at, projected.deletion_requested_at),
+        )
+    )
+    if projected.content == b"{}":
+        return b'{"metadata":' + identity + b"}"
+    fields = _RAWS.decode(projected.content)
+    if "metadata" in fields:
+        identity = msgspec.json.encode({**_RAWS.decode(identity), **_RAWS.decode(fields["metadata"])})
+    return msgspec.json.encode({**fields, "metadata": msgspec.Raw(identity)})
+
+
+def decode_object(stored: StoredMessage) -> ProjectedObject:
+    """Raises ValueError."""
+    try:
+        identity = _IDENTIFIED.decode(stored.body).metadata
+        fields = _RAWS.decode(stored.body)
+        metadata = {
+            name: value for name, value in _RAWS.decode(fields["metadata"]).items() if name not in _IDENTITY_FIELDS
+        }
+    except _UNDECODABLE as error:
+        raise _unusable(stored, error) from error
+    if metadata:
+        fields["metadata"] = msgspec.Raw(msgspec.json.encode(metadata))
+    else:
+        del fields["metadata"]
+    return ProjectedObject(
+        namespace=identity.namespace,
+        name=identity.name,
+        uid=identity.uid,
+        content=msgspec.json.encode(fields),
+        version=identity.resource_version,
+        generation=identity.generation,
+        created_at=identity.creation_timestamp,
+        deletion_requested_at=identity.deletion_timestamp,
+    )
+
+
+def decode(stored: StoredMessage) -> tuple[Subject, Message]:
+    """Return what a message is about, and the message. Raises ValueError."""
+    match subject := parse(stored.subject):
+        case ClusterSubject():
+            return subject, ClusterMessage.decode(stored)
+        case ScopeSubject():
+            return subject, ScopeMessage.decode(stored)
+        case _:
+            return subject, ObjectMessage.decode(stored)
+
+
+def _decode(stored: StoredMessage, decoder: msgspec.json.Decoder[T]) -> T:
+    try:
+        return decoder.decode(stored.body)
+    except _UNDECODABLE as error:
+        raise _unusable(stored, error) from error
+
+
+def _unusable(stored: StoredMessage, problem: object) -> ValueError:
+    return ValueError(f"{stored.subject}, sequence {stored.sequence}: not a message of milo-objects: {problem}")

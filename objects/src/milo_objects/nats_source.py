@@ -1,0 +1,70 @@
+"""A source of changes that reads the stream of a publisher, and the client of nothing else."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import time
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Final
+
+from milo_kube.reflect.backoff import Backoff
+from milo_objects.jetstream import NatsOptions, NatsSession, StreamLost, open_session
+from milo_objects.kinds import Kind
+from milo_objects.messages import StoredMessage
+from milo_objects.scope import ObjectStore
+from milo_objects.stream_reader import StreamReader
+from milo_objects.subjects import kind_filter
+
+log = logging.getLogger("milo_objects")
+
+RECONNECT: Final = Backoff(first_s=0.25, cap_s=15.0)
+_HEALTHY_S: Final = 30.0
+
+
+class NatsSource:
+    """Reads what `milo-objects publish` writes. While NATS cannot be reached, what is known stays, and is STALE.
+
+    With one kind, the consumer has a single filter, so that NATS' permissions can restrict it to that kind.
+    """
+
+    def __init__(self, options: NatsOptions) -> None:
+        self._options = options
+
+    async def run(self, kinds: Sequence[Kind], store: ObjectStore) -> None:
+        """Apply the changes to the store until canceled."""
+        reader = StreamReader(kinds, store)
+        filters = [kind_filter(kind.paths.group, kind.paths.plural) for kind in kinds]
+        failures, clock = 0, asyncio.get_running_loop().time
+        while True:
+            began = clock()
+            try:
+                async with open_session(self._options, "milo-objects") as session:
+                    await _read(session, reader, filters)
+            except StreamLost as error:
+                failures = 1 if clock() - began > _HEALTHY_S else failures + 1
+                if failures == 1:
+                    log.warning("objects cannot be read from NATS; retrying: %s", error)
+                reader.detach(str(error), datetime.now(UTC))
+            await asyncio.sleep(RECONNECT.delay(failures, random.random))
+
+
+async def _read(session: NatsSession, reader: StreamReader, filters: Sequence[str]) -> None:
+    info = await session.stream(is_checked=False)
+    first = reader.attach(info.lineage, info.last_sequence, time.time())
+
+    def receive(stored: StoredMessage, pending: int) -> None:
+        try:
+            reader.receive(stored, time.time())
+        except ValueError as error:
+            log.warning("a message is ignored: %s", error)
+        if not pending:
+            idle()
+
+    def idle() -> None:
+        reader.heard(time.time())
+        reader.caught_up(datetime.now(UTC))
+
+    await session.follow(filters, first, receive, idle)

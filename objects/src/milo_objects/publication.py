@@ -1,0 +1,315 @@
+"""The publication of all clusters: what is to be done next, within limits. No I/O; time is an argument.
+
+Changes of the source and answers of the stream change the cluster that they are about, and no other.
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Sequence
+from typing import Final, TypeAlias
+
+import msgspec
+
+from milo_objects.cluster_publication import (
+    ClusterPublication,
+    Command,
+    Purge,
+    ReadCluster,
+    ReadingStream,
+    Relist,
+    WriteMessage,
+    WritingStream,
+)
+from milo_objects.kinds import Kind
+from milo_objects.messages import ClusterMessage, ScopeIsOver, ScopeMessage, StoredMessage, decode
+from milo_objects.scope import (
+    Change,
+    ClusterChanged,
+    ClusterEnded,
+    FleetChanged,
+    FleetCluster,
+    ObjectChanged,
+    ObjectGone,
+    Scope,
+    ScopeChanged,
+    ScopeEnded,
+    Synced,
+)
+from milo_objects.subjects import ObjectSubject, ScopeSubject, Subject
+
+MOST_WRITES: Final = 512
+"""Maximum number of writes, and of purges, without an acknowledgment."""
+MOST_READS: Final = 8
+
+
+class StreamConnected(msgspec.Struct, frozen=True):
+    """The stream is usable."""
+
+    limit: int
+    """Maximum bytes of a message."""
+
+
+class StreamAway(msgspec.Struct, frozen=True):
+    """NATS cannot be reached, or its stream cannot be used. What changes is kept: the last value of each subject."""
+
+    since: float
+    problem: str
+
+
+Connection: TypeAlias = StreamConnected | StreamAway
+
+
+class StreamPublication:
+    """The clusters of one publisher."""
+
+    def __init__(self, kinds: Sequence[Kind], is_followed: Callable[[str], bool], now: float) -> None:
+        """`is_followed`: whether the source of a cluster is streaming, so that its view is of the present."""
+        self.connection: Connection = StreamAway(now, "not connected yet")
+        self.clusters: dict[str, ClusterPublication] = {}
+        self.is_complete = False
+        """Whether all engaged clusters are known."""
+        self.stored: Counter[str] = Counter()
+        """Messages that were stored, by what they are about."""
+        self.rejected: Counter[str] = Counter()
+        """Writes that the stream did not take, by cause."""
+        self._is_followed = is_followed
+        self._plurals = {kind.resource: (kind.paths.group, kind.paths.plural) for kind in kinds}
+        self._ready: deque[Subject] = deque()
+        self._to_read: deque[Subject] = deque()
+        self._wakes: list[tuple[float, int, Subject]] = []
+        self._number = 0
+        self._sent: dict[int, ReadCluster | WriteMessage | Purge] = {}
+        self._reads = 0
+
+    # --- the source ---
+
+    def apply(self, change: Change, now: float) -> None:
+        """Apply a change of the source."""
+        match change:
+            case ObjectChanged(scope, found):
+                self._cluster(scope.cluster).object_changed(self._object(scope, *found.place), found, now)
+            case ObjectGone(scope, found, reason):
+                subject = self._object(scope, *found.place)
+                self._cluster(scope.cluster).object_changed(subject, found, now, reason.value)
+            case ScopeChanged(scope, state):
+                self._cluster(scope.cluster).scope_changed(self._scope(scope), state, now)
+            case ScopeEnded(scope):
+                self._cluster(scope.cluster).scope_ended(self._scope(scope), now)
+            case ClusterChanged(cluster):
+                self._cluster(cluster.name).engage(cluster, now)
+            case ClusterEnded(cluster, reason):
+                self._cluster(cluster.name).end(reason, now)
+                self._forget(cluster.name)
+            case FleetChanged(state):
+                self.is_complete = isinstance(state, Synced)
+
+    def orphans(self, stored: Iterable[StoredMessage]) -> dict[str, FleetCluster]:
+        """Return the clusters of the stream that have not ended there and are not engaged here, by key.
+
+        `stored`: the messages of all clusters and scopes. Another publisher may have such a cluster.
+        """
+        found: dict[str, FleetCluster] = {}
+        for message in stored:
+            try:
+                subject, decoded = decode(message)
+            except ValueError:
+                continue
+            match decoded:
+                case ClusterMessage(cluster, ""):
+                    found[_cluster_of(subject)] = cluster
+                case ScopeMessage(cluster, state) if not isinstance(state, ScopeIsOver):
+                    found.setdefault(_cluster_of(subject), cluster)
+        return {key: cluster for key, cluster in found.items() if key not in self.clusters}
+
+    def end_orphan(self, cluster: FleetCluster, now: float) -> None:
+        """Publish the end of a cluster that went while nobody published it."""
+        self._cluster(cluster.name).end_orphan(cluster, now)
+
+    # --- the connection ---
+
+    def connected(self, limit: int, now: float, *, is_same: bool) -> None:
+        """The stream is usable. `is_same`: whether it certainly has lost nothing since the last connection."""
+        self.connection = StreamConnected(limit)
+        for cluster in self.clusters.values():
+            if not is_same:
+                cluster.reread(now)
+            elif isinstance(cluster.phase, ReadingStream):
+                self.wake(cluster.record.subject, cluster.phase.at)
+
+    def disconnected(self, problem: str, now: float) -> None:
+        """NATS cannot be reached. The outcome of what was sent is unknown."""
+        if isinstance(self.connection, StreamConnected):
+            self.connection = StreamAway(now, problem)
+        else:
+            self.connection = StreamAway(self.connection.since, problem)
+        for command in [*self._sent.values()]:
+            self.failed(command, problem, now)
+
+    # --- what is due ---
+
+    def due(self, now: float) -> list[Command]:
+        """Return what to do now. Each but a Relist is answered."""
+        commands: list[Command] = []
+        while self._wakes and self._wakes[0][0] <= now:
+            _, _, subject = heapq.heappop(self._wakes)
+            cluster = self.clusters.get(_cluster_of(subject))
+            if cluster is not None and (relist := cluster.wake(subject, now)) is not None:
+                commands.append(relist)
+        if not isinstance(self.connection, StreamConnected):
+            return commands
+        while self._ready and len(self._sent) < MOST_WRITES:
+            subject = self._ready.popleft()
+            cluster = self.clusters.get(_cluster_of(subject))
+            if cluster is not None and isinstance(cluster.phase, ReadingStream):
+                self._to_read.append(cluster.record.subject)
+            elif cluster is not None:
+                self._take(cluster, subject, self.connection.limit, now, commands)
+        while self._to_read and self._reads < MOST_READS:
+            cluster = self.clusters.get(_cluster_of(subject := self._to_read.popleft()))
+            if cluster is not None:
+                self._take(cluster, subject, self.connection.limit, now, commands)
+        return commands
+
+    def _take(
+        self, cluster: ClusterPublication, subject: Subject, limit: int, now: float, commands: list[Command]
+    ) -> None:
+        command = cluster.take(subject, now, limit)
+        if command is not None:
+            self._sent[command.ticket] = command
+            self._reads += isinstance(command, ReadCluster)
+            commands.append(command)
+
+    @property
+    def next_at(self) -> float:
+        """When `due` may return something, if nothing happens before."""
+        return self._wakes[0][0] if self._wakes else math.inf
+
+    def is_sent(self, command: WriteMessage) -> bool:
+        """Return whether a write waits for its acknowledgment."""
+        return command.ticket in self._sent
+
+    def is_subject(self, scope: Scope, subject: ScopeSubject) -> bool:
+        """Return whether a subject is that of a scope of the source."""
+        return self._scope(scope) == subject
+
+    # --- answers ---
+
+    def read(self, command: ReadCluster, stored: Iterable[StoredMessage], last_sequence: int, now: float) -> None:
+        if (cluster := self._answered(command)) is not None:
+            cluster.read(command.ticket, stored, last_sequence, now)
+            self._forget(command.cluster)
+
+    def written(self, command: WriteMessage, sequence: int, now: float) -> None:
+        if (cluster := self._answered(command)) is not None:
+            self.stored[type(command.message).__name__.removesuffix("Message").lower()] += 1
+            cluster.written(command, sequence, now)
+            self._forget(cluster.key)
+
+    def conflicted(self, command: WriteMessage, now: float) -> None:
+        """The subject's last message has another sequence than expected."""
+        if (cluster := self._answered(command)) is not None:
+            self.rejected["conflict"] += 1
+            cluster.conflicted(command, now)
+
+    def full(self, command: WriteMessage, problem: str, now: float) -> None:
+        if (cluster := self._answered(command)) is not None:
+            self.rejected["full"] += 1
+            cluster.rejected(command, problem, now)
+
+    def purged(self, command: Purge, now: float) -> None:
+        if (cluster := self._answered(command)) is not None:
+            cluster.purged(command, now)
+            self._forget(cluster.key)
+
+    def failed(self, command: ReadCluster | WriteMessage | Purge, problem: str, now: float) -> None:
+        """Whether a command has had its effect is not known."""
+        if (cluster := self._answered(command)) is not None:
+            match command:
+                case ReadCluster():
+                    cluster.failed_to_read(command.ticket, problem, now)
+                case WriteMessage():
+                    self.rejected["unanswered"] += 1
+                    cluster.lost(command, now)
+                case Purge():
+                    cluster.purge_lost(command, now)
+
+    def relisted(self, command: Relist, now: float) -> None:
+        if command.scope.cluster in self.clusters:
+            self.clusters[command.scope.cluster].relisted(command.scope, now)
+
+    # --- figures ---
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether all that is known is in the stream."""
+        return not self._sent and all(
+            isinstance(cluster.phase, WritingStream) and not cluster.record.is_pending and not scope.pending
+            for cluster in self.clusters.values()
+            for scope in cluster.scopes.values()
+        )
+
+    @property
+    def pending(self) -> int:
+        """Objects whose last change is not stored yet."""
+        return sum(len(scope.pending) for cluster in self.clusters.values() for scope in cluster.scopes.values())
+
+    @property
+    def refused(self) -> int:
+        """Objects that the stream does not take."""
+        return sum(len(scope.refused) for cluster in self.clusters.values() for scope in cluster.scopes.values())
+
+    def states(self) -> Counter[str]:
+        """Return the number of published scopes by state."""
+        return Counter(
+            scope.published.encode().headers["Milo-State"]
+            for cluster in self.clusters.values()
+            for scope in cluster.scopes.values()
+            if isinstance(scope.published, ScopeMessage)
+        )
+
+    # --- for the clusters ---
+
+    def ready(self, subject: Subject) -> None:
+        self._ready.append(subject)
+
+    def wake(self, subject: Subject, at: float) -> None:
+        self._number += 1
+        heapq.heappush(self._wakes, (at, self._number, subject))
+
+    def ticket(self) -> int:
+        self._number += 1
+        return self._number
+
+    # --- helpers ---
+
+    def _answered(self, command: ReadCluster | WriteMessage | Purge) -> ClusterPublication | None:
+        """Return the cluster of a command that has not been answered."""
+        if self._sent.pop(command.ticket, None) is None:
+            return None
+        self._reads -= isinstance(command, ReadCluster)
+        if isinstance(command, ReadCluster):
+            return self.clusters.get(command.cluster)
+        return self.clusters.get(_cluster_of(command.scope if isinstance(command, Purge) else command.subject))
+
+    def _cluster(self, key: str) -> ClusterPublication:
+        if key not in self.clusters:
+            self.clusters[key] = ClusterPublication(key, self._plurals.values(), self, self._is_followed)
+        return self.clusters[key]
+
+    def _forget(self, key: str) -> None:
+        cluster = self.clusters.get(key)
+        if cluster is not None and cluster.is_finished:
+            del self.clusters[key]
+
+    def _scope(self, scope: Scope) -> ScopeSubject:
+        return ScopeSubject(scope.cluster, *self._plurals[scope.resource])
+
+    def _object(self, scope: Scope, namespace: str, name: str) -> ObjectSubject:
+        return ObjectSubject(self._scope(scope), namespace, name)
+
+
+def _cluster_of(subject: Subject) -> str:
+    return subject.scope.cluster if isinstance(subject, ObjectSubject) else subject.cluster

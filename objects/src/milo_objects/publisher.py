@@ -1,0 +1,243 @@
+"""Publishes the objects of a source to the stream: performs the commands of the publication."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import logging
+import random
+from collections import deque
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from datetime import UTC, datetime
+from typing import Final, Protocol, Unpack
+
+from milo_discovery.errors import ClusterNotFound, DiscoveryError
+from milo_discovery.model import ClusterReport, EngagementReason, Listing, SourceState
+from milo_discovery.options import FilterOptions
+from milo_discovery.removals import SECOND_LOOK_S, Removal, Removals
+from milo_kube.task_groups import unwrap_single_error
+from milo_objects.cluster_publication import Purge, ReadCluster, Relist, WriteMessage
+from milo_objects.jetstream import (
+    CALL_TIMEOUT_S,
+    NatsOptions,
+    NatsSession,
+    NewStream,
+    StreamFull,
+    StreamInfo,
+    StreamLost,
+    WriteConflict,
+    open_session,
+)
+from milo_objects.kinds import Kind
+from milo_objects.nats_source import RECONNECT
+from milo_objects.publication import StreamPublication
+from milo_objects.scope import Change, FleetCluster, ObjectSource, Scope
+from milo_objects.store import Store
+from milo_objects.subjects import STREAM_SUBJECTS, ClusterSubject
+
+log = logging.getLogger("milo_objects")
+
+LOOK_EVERY_S: Final = 300.0
+"""How often clusters are looked for that ended while nobody published them."""
+_HEALTHY_S: Final = 30.0
+_STATES: Final = "milo.objects.*.*.*.*.state"
+
+
+class ClusterDirectory(Protocol):
+    """What is asked of the daemon."""
+
+    async def list(self, **options: Unpack[FilterOptions]) -> Listing: ...
+    async def get(self, name: str) -> ClusterReport: ...
+
+
+class ListingSource(ObjectSource, Protocol):
+    """A source that lists a scope again when asked to."""
+
+    async def relist(self, scope: Scope) -> None:
+        """List a scope again, and apply the complete list. Returns at once if the scope is not followed."""
+
+
+class ObjectPublisher:
+    """A publisher of the objects of some kinds in the clusters of one daemon."""
+
+    def __init__(
+        self,
+        source: ListingSource,
+        daemon: ClusterDirectory,
+        kinds: Sequence[Kind],
+        options: NatsOptions,
+        new: NewStream | None = None,
+        *,
+        accepts_removals: bool = False,
+        report: Callable[[str], None] = log.warning,
+    ) -> None:
+        self._source = source
+        self._daemon = daemon
+        self._kinds = kinds
+        self._options = options
+        self._new = new
+        self._report = report
+        self._removals = Removals(accepts=accepts_removals)
+        self._changed = asyncio.Event()
+        self._clock = asyncio.get_running_loop().time
+        self._unanswered: deque[tuple[float, WriteMessage]] = deque()
+        self._seen: StreamInfo | None = None
+        self._store = Store([kind.resource for kind in kinds], {}, datetime.now(UTC), changed=self._apply)
+        self.publication = StreamPublication(kinds, lambda _: self.publication.is_complete, self._clock())
+
+    async def run(self) -> None:
+        """Publish until canceled. Raises errors of the daemon that a retry cannot fix."""
+        with unwrap_single_error():
+            async with asyncio.TaskGroup() as tasks:
+                following = tasks.create_task(self._source.run(self._kinds, self._store), name="follow")
+                connecting = tasks.create_task(self._connect(), name="connect")
+                await following
+                connecting.cancel()
+
+    def _apply(self, change: Change) -> None:
+        self.publication.apply(change, self._clock())
+        self._changed.set()
+
+    # --- the connection ---
+
+    async def _connect(self) -> None:
+        failures, reported = 0, ""
+        while True:
+            began = self._clock()
+            try:
+                async with open_session(self._options, "milo-objects publish") as session:
+                    info = await session.stream(self._new)
+                    if reported:
+                        self._report("publishing continues")
+                        reported = ""
+                    await self._serve(session, info)
+            except StreamLost as error:
+                problem = str(error)
+                self.publication.disconnected(problem, self._clock())
+                self._unanswered.clear()
+                if problem != reported:
+                    self._report(f"publishing is interrupted: {problem}; retrying")
+                    reported = problem
+            failures = 1 if self._clock() - began > _HEALTHY_S else failures + 1
+            await asyncio.sleep(RECONNECT.delay(failures, random.random))
+
+    async def _serve(self, session: NatsSession, info: StreamInfo) -> None:
+        """Perform what is due until the connection is lost. Raises StreamLost."""
+        seen, self._seen = self._seen, info
+        is_same = seen is not None and seen.lineage == info.lineage and seen.last_sequence <= info.last_sequence
+        self.publication.connected(info.limit, self._clock(), is_same=is_same)
+        with unwrap_single_error():
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(session.lost(), name="connection")
+                tasks.create_task(self._look(session), name="look for ended clusters")
+                await self._work(session, tasks)
+
+    async def _work(self, session: NatsSession, tasks: asyncio.TaskGroup) -> None:
+        publication = self.publication
+        while True:
+            commands = publication.due(self._clock())
+            for command in commands:
+                if isinstance(command, WriteMessage):
+                    self._unanswered.append((self._clock() + CALL_TIMEOUT_S, command))
+                    await session.write(command, functools.partial(self._answered, command))
+                else:
+                    tasks.create_task(self._perform(session, command), name=f"{command}")
+            if commands:
+                await asyncio.sleep(0)
+                continue
+            while self._unanswered and not publication.is_sent(self._unanswered[0][1]):
+                self._unanswered.popleft()
+            until = publication.next_at
+            if self._unanswered:
+                until = min(until, self._unanswered[0][0])
+                if self._unanswered[0][0] <= self._clock():
+                    session.lose(f"a message was not acknowledged for {CALL_TIMEOUT_S:g} s")
+            await self._wait(until)
+
+    async def _perform(self, session: NatsSession, command: ReadCluster | Purge | Relist) -> None:
+        try:
+            match command:
+                case ReadCluster(cluster):
+                    filters = [str(ClusterSubject(cluster)), ClusterSubject(cluster).contents]
+                    stored, last = await session.last_messages(filters)
+                    self.publication.read(command, stored, last, self._clock())
+                case Purge(scope, below):
+                    await session.purge(scope.objects, below)
+                    self.publication.purged(command, self._clock())
+                case Relist(subject):
+                    for followed in self._store.scopes(subject.cluster):
+                        if self.publication.is_subject(followed, subject):
+                            await self._source.relist(followed)
+                            self.publication.relisted(command, self._clock())
+        except StreamLost as error:
+            session.lose(str(error))
+        except Exception as error:  # it is of one cluster, and must not end or delay the others
+            log.exception("%s failed; the messages of the cluster are read again", type(command).__name__)
+            if not isinstance(command, Relist):
+                self.publication.failed(command, repr(error), self._clock())
+        self._changed.set()
+
+    async def _wait(self, until: float) -> None:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(max(0.0, min(until - self._clock(), 3600.0))):
+                await self._changed.wait()
+        self._changed.clear()
+
+    def _answered(self, command: WriteMessage, result: int | Exception) -> None:
+        publication, now = self.publication, self._clock()
+        match result:
+            case WriteConflict():
+                publication.conflicted(command, now)
+            case StreamFull():
+                publication.full(command, str(result), now)
+            case int():
+                publication.written(command, result, now)
+                if self._seen is not None and result > self._seen.last_sequence:
+                    self._seen = StreamInfo(self._seen.lineage, result, self._seen.limit)
+        self._changed.set()
+
+    # --- clusters that ended while nobody published them ---
+
+    async def _look(self, session: NatsSession) -> None:
+        while True:
+            wait_s = SECOND_LOOK_S
+            if self.publication.is_complete:
+                try:
+                    wait_s = await self._end_orphans(session)
+                except StreamLost as error:
+                    session.lose(str(error))
+                except DiscoveryError as error:
+                    log.info("ended clusters cannot be looked for; retrying: %s", error)
+            await asyncio.sleep(wait_s)
+
+    async def _end_orphans(self, session: NatsSession) -> float:
+        """End the clusters of the stream that the daemon confirms to have disengaged. Returns when to look again."""
+        stored, _ = await session.last_messages([STREAM_SUBJECTS[0], _STATES])
+        orphans = self.publication.orphans(stored)
+        known = len(orphans) + len(self.publication.clusters)
+        missing: dict[Removal, FleetCluster] = {}
+        if orphans:
+            listing = await self._daemon.list()
+            streaming = {source.name for source in listing.sources if source.state is SourceState.STREAMING}
+            if not listing.sources and listing.source.state is SourceState.STREAMING:
+                streaming.add("")
+            for key, cluster in orphans.items():
+                source = key.partition("#")[0] if "#" in key else ""
+                if source in streaming and await self._is_missing(key):
+                    missing[Removal(key, key, cluster.uid + cluster.incarnation, cluster.incarnation)] = cluster
+        was_problem = self._removals.problem
+        for removal in self._removals.review(missing, known, self._clock(), are_all_known=len(missing) == len(orphans)):
+            self.publication.end_orphan(missing[removal], self._clock())
+        if self._removals.problem != was_problem:
+            self._report(self._removals.problem or "removals are no longer held")
+        self._changed.set()
+        return SECOND_LOOK_S if missing else LOOK_EVERY_S
+
+    async def _is_missing(self, key: str) -> bool:
+        """Return whether no daemon has engaged the cluster."""
+        try:
+            report = await self._daemon.get(key)
+        except ClusterNotFound:
+            return True
+        return not report.engagement.engaged and report.engagement.reason is not EngagementReason.UNASSIGNED

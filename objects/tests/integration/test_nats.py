@@ -1,0 +1,549 @@
+"""Publishing into a real nats-server, and reading back."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Sequence
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from milo_discovery.errors import ClusterNotFound
+from milo_discovery.model import ClusterReport, Listing, SourceState, SourceStatus
+from milo_objects import cluster_publication, jetstream, nats_source, publication_records, publisher, stream_reader
+from milo_objects.jetstream import NatsOptions, NatsSession, NewStream, open_session
+from milo_objects.kinds import Kind
+from milo_objects.messages import StoredMessage
+from milo_objects.nats_source import NatsSource
+from milo_objects.objects import Objects
+from milo_objects.projection import ProjectedObject
+from milo_objects.publication import StreamAway, StreamConnected
+from milo_objects.publisher import ObjectPublisher
+from milo_objects.scope import (
+    Change,
+    ClusterChanged,
+    ClusterEnded,
+    FleetChanged,
+    FleetCluster,
+    Gone,
+    ObjectChanged,
+    ObjectGone,
+    ObjectStore,
+    Pending,
+    Scope,
+    ScopeChanged,
+    Stale,
+    Synced,
+)
+from milo_sandbox.nats_server import NatsServer, running_nats
+from tests.support.eventually import eventually
+
+NAMESPACES = Kind("v1/namespaces", ["metadata.labels", "status.phase"])
+ROLES = Kind("rbac.authorization.k8s.io/v1/clusterroles")
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+class Fleet:
+    """A source of changes that a test makes, and the daemon that has the clusters."""
+
+    def __init__(self) -> None:
+        self.clusters: dict[str, FleetCluster] = {}
+        self.objects: dict[Scope, dict[tuple[str, str], ProjectedObject]] = {}
+        self.stores: list[ObjectStore] = []
+        self.relisted: list[Scope] = []
+        self._kinds: Sequence[Kind] = ()
+        self._number = 0
+
+    async def run(self, kinds: Sequence[Kind], store: ObjectStore) -> None:
+        self._kinds = kinds
+        for cluster in self.clusters.values():
+            store.apply(ClusterChanged(cluster))
+            for kind in kinds:
+                scope = Scope(cluster.name, cluster.incarnation, kind.resource)
+                store.apply(ScopeChanged(scope, Pending(NOW)))
+                for found in self.objects.get(scope, {}).values():
+                    store.apply(ObjectChanged(scope, found))
+                store.apply(ScopeChanged(scope, Synced(NOW)))
+        store.apply(FleetChanged(Synced(NOW)))
+        self.stores.append(store)
+        try:
+            await asyncio.Event().wait()
+        finally:
+            self.stores.remove(store)
+
+    async def relist(self, scope: Scope) -> None:
+        self.relisted.append(scope)
+
+    async def list(self, **_: Any) -> Listing:
+        return Listing(source=SourceStatus(state=SourceState.STREAMING))
+
+    async def get(self, name: str) -> ClusterReport:
+        raise ClusterNotFound(name, code="NOT_FOUND")
+
+    def apply(self, change: Change) -> None:
+        for store in self.stores:
+            store.apply(change)
+
+    def engage(self, name: str, *, kinds: Sequence[Kind] = (NAMESPACES,), **fields: Any) -> FleetCluster:
+        self._number += 1
+        fields = {"uid": f"uid of {name}", "incarnation": f"i{self._number}", **fields}
+        cluster = self.clusters[name] = FleetCluster(name=name, **fields)
+        self.apply(ClusterChanged(cluster))
+        for kind in kinds:
+            scope = Scope(name, cluster.incarnation, kind.resource)
+            self.apply(ScopeChanged(scope, Pending(NOW)))
+            self.apply(ScopeChanged(scope, Synced(NOW)))
+        return cluster
+
+    def end(self, name: str, reason: str = "DELETED") -> None:
+        self.apply(ClusterEnded(self.clusters.pop(name), reason))
+
+    def scope(self, name: str, kind: Kind = NAMESPACES) -> Scope:
+        return Scope(name, self.clusters[name].incarnation, kind.resource)
+
+    def put(
+        self, cluster: str, name: str, content: object = None, *, kind: Kind = NAMESPACES, namespace: str = ""
+    ) -> ProjectedObject:
+        self._number += 1
+        scope = self.scope(cluster, kind)
+        objects = self.objects.setdefault(scope, {})
+        before = objects.get((namespace, name))
+        uid = f"u{self._number}" if before is None else before.uid
+        found = objects[namespace, name] = ProjectedObject(
+            namespace, name, uid, msgspec.json.encode(content or {}), str(self._number), created_at=NOW
+        )
+        self.apply(ObjectChanged(scope, found))
+        return found
+
+    def delete(self, cluster: str, name: str, *, kind: Kind = NAMESPACES) -> None:
+        scope = self.scope(cluster, kind)
+        self.apply(ObjectGone(scope, self.objects[scope].pop(("", name)), Gone.OBJECT_DELETED))
+
+    def state(self, cluster: str, state: Any, *, kind: Kind = NAMESPACES) -> None:
+        self.apply(ScopeChanged(self.scope(cluster, kind), state))
+
+
+@asynccontextmanager
+async def running(work: Awaitable[None]) -> AsyncIterator[None]:
+    task = asyncio.ensure_future(work)
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+@pytest.fixture
+async def server(tmp_path: Path) -> AsyncIterator[NatsServer]:
+    async with running_nats(tmp_path) as started:
+        yield started
+
+
+class World:
+    def __init__(self, server: NatsServer) -> None:
+        self.server = server
+        self.fleet = Fleet()
+        self.reports: list[str] = []
+        self.options = NatsOptions(servers=(server.url,))
+
+    @asynccontextmanager
+    async def publisher(
+        self, kinds: Sequence[Kind] = (NAMESPACES,), fleet: Fleet | None = None, **options: Any
+    ) -> AsyncIterator[ObjectPublisher]:
+        source = fleet or self.fleet
+        options = {"new": NewStream(), "report": self.reports.append, **options}
+        started = ObjectPublisher(source, source, kinds, self.options, **options)
+        async with running(started.run()):
+            await eventually(lambda: source.stores and isinstance(started.publication.connection, StreamConnected))
+            yield started
+
+    @asynccontextmanager
+    async def reader(self, kinds: Sequence[Kind] = (NAMESPACES,), **options: Any) -> AsyncIterator[Objects]:
+        objects = Objects(NatsSource(NatsOptions(servers=(self.server.url,), **options)), kinds)
+        async with running(objects.run()):
+            yield objects
+
+    @asynccontextmanager
+    async def session(self) -> AsyncIterator[NatsSession]:
+        async with open_session(self.options, "test") as session:
+            yield session
+
+    async def stored(self) -> list[StoredMessage]:
+        async with self.session() as session:
+            return (await session.last_messages(["milo.>"]))[0]
+
+
+@pytest.fixture
+def world(server: NatsServer) -> World:
+    return World(server)
+
+
+async def settled(publisher: ObjectPublisher) -> None:
+    await eventually(lambda: publisher.publication.is_settled)
+
+
+def names(objects: Objects, kind: Kind = NAMESPACES) -> set[str]:
+    return {found.object.name for found in objects.list(kind.resource)}
+
+
+async def test_reader_has_what_the_publisher_follows(world: World) -> None:
+    async with world.publisher(), world.reader() as objects:
+        world.fleet.engage("web", labels={"env": "prod"}, organization="acme")
+        world.fleet.put("web", "default", {"status": {"phase": "Active"}})
+        await eventually(lambda: objects.view("v1/namespaces").synced and names(objects) == {"default"})
+        (found,) = objects.list("v1/namespaces")
+        assert found.object == world.fleet.objects[world.fleet.scope("web")]["", "default"]
+        assert found.cluster == world.fleet.clusters["web"]
+        world.fleet.put("web", "default", {"status": {"phase": "Terminating"}})
+        await eventually(lambda: next(objects.list("v1/namespaces")).object.fields["status"]["phase"] == "Terminating")
+        world.fleet.delete("web", "default")
+        await eventually(lambda: names(objects) == set())
+        world.fleet.end("web")
+        await eventually(lambda: not objects.clusters)
+
+
+async def test_restarted_publisher_changes_nothing_and_publishes_what_changed_meanwhile(world: World) -> None:
+    world.fleet.engage("web")
+    for number in range(50):
+        world.fleet.put("web", f"n{number}", {"status": {"phase": "Active"}})
+    async with world.publisher() as first:
+        await settled(first)
+    before = await world.stored()
+    assert len(before) == 52
+    async with world.publisher() as second:
+        await settled(second)
+        assert await world.stored() == before
+        assert not second.publication.stored
+    world.fleet.put("web", "n7", {"status": {"phase": "Terminating"}})
+    async with world.publisher() as third:
+        await settled(third)
+        assert third.publication.stored == {"object": 1}
+
+
+async def test_object_that_went_while_nobody_watched_is_missing(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cluster_publication, "SECOND_LOOK_S", 0.2)
+    world.fleet.engage("web")
+    for number in range(5):
+        world.fleet.put("web", f"n{number}")
+    async with world.publisher() as first:
+        await settled(first)
+    world.fleet.objects[world.fleet.scope("web")].pop(("", "n3"))
+    async with world.publisher(), world.reader() as objects:
+        await eventually(lambda: names(objects) == {"n0", "n1", "n2", "n4"})
+    (gone,) = [stored for stored in await world.stored() if "Milo-Gone" in stored.headers]
+    assert gone.headers["Milo-Gone"] == "MISSING"
+    assert not world.fleet.relisted
+
+
+async def test_first_list_that_lacks_much_waits_for_a_second_one(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cluster_publication, "SECOND_LOOK_S", 0.2)
+    world.fleet.engage("web")
+    for number in range(5):
+        world.fleet.put("web", f"n{number}")
+    async with world.publisher() as first:
+        await settled(first)
+    objects_before = world.fleet.objects.pop(world.fleet.scope("web"))
+    held = asyncio.Event()
+    relisting = world.fleet.relist
+
+    async def relist(scope: Scope) -> None:
+        await relisting(scope)
+        await held.wait()
+
+    monkeypatch.setattr(world.fleet, "relist", relist)
+    async with world.publisher(), world.reader() as objects:
+        await eventually(lambda: "web" in objects.view("v1/namespaces").outdated)
+        assert "5 of 5" in str(objects.view("v1/namespaces").outdated["web"])
+        assert names(objects) == {name for _, name in objects_before}
+        held.set()
+        await eventually(lambda: names(objects) == set() and objects.view("v1/namespaces").synced)
+
+
+async def test_reader_resumes_with_exactly_what_changed(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    received: list[str] = []
+    receive = stream_reader.StreamReader.receive
+
+    def counted(self: Any, stored: StoredMessage, now: float) -> None:
+        received.append(stored.subject)
+        receive(self, stored, now)
+
+    monkeypatch.setattr(stream_reader.StreamReader, "receive", counted)
+    world.fleet.engage("web")
+    for number in range(100):
+        world.fleet.put("web", f"n{number}")
+    objects = Objects(NatsSource(world.options), [NAMESPACES])
+    source = objects._source
+    async with world.publisher() as publisher:
+        await settled(publisher)
+        sessions: list[NatsSession] = []
+        follow = NatsSession.follow
+
+        async def followed(self: NatsSession, *arguments: Any) -> None:
+            sessions.append(self)
+            await follow(self, *arguments)
+
+        monkeypatch.setattr(NatsSession, "follow", followed)
+        async with running(source.run([NAMESPACES], objects)):
+            await eventually(lambda: objects.view("v1/namespaces").synced)
+            assert len(received) == 101
+            received.clear()
+            sessions[0].lose("cut")
+            await eventually(lambda: isinstance(objects.fleet, Stale))
+            for number in range(0, 100, 2):
+                world.fleet.put("web", f"n{number}", {"status": {"phase": "Active"}})
+            world.fleet.delete("web", "n1")
+            await eventually(lambda: isinstance(objects.fleet, Synced) and len(received) == 51)
+            await eventually(lambda: len(objects) == 99)
+
+
+async def test_killed_server_delays_changes_and_loses_none(world: World) -> None:
+    async with world.publisher() as publisher, world.reader() as objects:
+        world.fleet.engage("web")
+        world.fleet.put("web", "before")
+        await eventually(lambda: names(objects) == {"before"})
+        await world.server.kill()
+        await eventually(lambda: isinstance(publisher.publication.connection, StreamAway))
+        world.fleet.delete("web", "before")
+        for number in range(100):
+            world.fleet.put("web", f"n{number % 10}", {"status": {"phase": str(number)}})
+        await eventually(lambda: isinstance(objects.fleet, Stale))
+        assert names(objects) == {"before"}  # what is known stays
+        await world.server.start()
+        await eventually(lambda: names(objects) == {f"n{number}" for number in range(10)})
+        await settled(publisher)
+        assert publisher.publication.stored["object"] == 12
+        assert [text.partition(":")[0] for text in world.reports] == [
+            "publishing is interrupted",
+            "publishing continues",
+        ]
+
+
+async def test_unexpected_error_about_one_cluster_delays_no_other(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cluster_publication, "REREAD_S", 0.1)
+    read, failures = NatsSession.last_messages, 3
+
+    async def failing(self: NatsSession, filters: Sequence[str]) -> tuple[list[StoredMessage], int]:
+        nonlocal failures
+        if failures and "milo.clusters._.bad" in filters:
+            failures -= 1
+            raise KeyError("unexpected")
+        return await read(self, filters)
+
+    monkeypatch.setattr(NatsSession, "last_messages", failing)
+    async with world.publisher(), world.reader() as objects:
+        for name in ("bad", "good"):
+            world.fleet.engage(name)
+            world.fleet.put(name, f"in-{name}")
+        await eventually(lambda: names(objects) == {"in-good"})
+        await eventually(lambda: names(objects) == {"in-good", "in-bad"})
+        assert not failures
+
+
+async def test_two_publishers_of_one_cluster_write_each_change_once(world: World) -> None:
+    async with world.publisher() as first, world.publisher() as second, world.reader() as objects:
+        world.fleet.engage("web")
+        for round_number in range(20):
+            for number in range(10):
+                world.fleet.put("web", f"n{number}", {"status": {"phase": str(round_number)}})
+            await asyncio.sleep(0)
+        await settled(first)
+        await settled(second)
+        await eventually(
+            lambda: {found.object.fields["status"]["phase"] for found in objects.list("v1/namespaces")} == {"19"}
+        )
+        async with world.session() as session:
+            info = await session.stream()
+        assert info.last_sequence == sum(publisher.publication.stored.total() for publisher in (first, second))
+
+
+async def test_cluster_moves_to_another_publisher(world: World) -> None:
+    other = Fleet()
+    other._number = 1000
+    async with world.publisher() as first, world.publisher(fleet=other) as second, world.reader() as objects:
+        world.fleet.engage("web", incarnation="a")
+        world.fleet.put("web", "default")
+        await settled(first)
+        other.objects[Scope("web", "b", "v1/namespaces")] = dict(world.fleet.objects[world.fleet.scope("web")])
+        kept = world.fleet.objects[world.fleet.scope("web")]["", "default"]
+        other.engage("web", incarnation="b")
+        other.apply(ObjectChanged(other.scope("web"), kept))
+        world.fleet.end("web", "MOVED")
+        other.put("web", "another")
+        await settled(second)
+        await eventually(lambda: names(objects) == {"default", "another"})
+        assert objects.view("v1/namespaces").synced
+        assert second.publication.stored == {"cluster": 1, "object": 1}
+
+
+async def test_replaced_cluster_has_none_of_its_predecessors_objects(world: World) -> None:
+    async with world.publisher() as publisher, world.reader() as objects:
+        world.fleet.engage("web", uid="one")
+        world.fleet.put("web", "old")
+        await eventually(lambda: names(objects) == {"old"})
+        world.fleet.end("web", "REPLACED")
+        world.fleet.engage("web", uid="two")
+        world.fleet.put("web", "new")
+        await eventually(lambda: names(objects) == {"new"})
+        await settled(publisher)
+        assert [stored.subject for stored in await world.stored() if stored.subject.endswith(("old", "new"))] == [
+            "milo.objects._.web.core.namespaces._.new"
+        ]
+
+
+async def test_cluster_that_ended_while_nobody_published_is_ended(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(publisher, "SECOND_LOOK_S", 0.1)
+    monkeypatch.setattr("milo_discovery.removals.SECOND_LOOK_S", 0.1)
+    for name in ("a", "b", "c"):
+        world.fleet.engage(name)
+        world.fleet.put(name, f"in-{name}")
+    async with world.publisher() as first:
+        await settled(first)
+    world.fleet.clusters.pop("b")
+    async with world.publisher(), world.reader() as objects:
+        await eventually(lambda: names(objects) == {"in-a", "in-c"} and set(objects.clusters) == {"a", "c"})
+
+
+async def test_kind_that_is_no_longer_declared_is_withdrawn(world: World) -> None:
+    kinds = (NAMESPACES, ROLES)
+    world.fleet.engage("web", kinds=kinds)
+    world.fleet.put("web", "default")
+    world.fleet.put("web", "admin", kind=ROLES)
+    async with world.publisher(kinds) as first:
+        await settled(first)
+    async with world.publisher(), world.reader(kinds) as objects:
+        await eventually(lambda: names(objects, ROLES) == set() and names(objects) == {"default"})
+    assert not [stored for stored in await world.stored() if "clusterroles._" in stored.subject]
+
+
+async def test_deleted_stream_is_refused_with_the_remedy_and_written_again_when_it_exists(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jetstream, "_HEARTBEAT_S", 0.2)
+    world.fleet.engage("web")
+    world.fleet.put("web", "default")
+    async with world.publisher(new=NewStream()) as first:
+        await settled(first)
+    async with world.publisher(new=None) as publisher, world.reader() as objects:
+        await eventually(lambda: names(objects) == {"default"})
+        async with world.session() as session:
+            await session.call("STREAM.DELETE.milo")
+            world.fleet.put("web", "another")
+            await eventually(lambda: any("--create-stream" in text for text in world.reports))
+            assert isinstance(publisher.publication.connection, StreamAway)
+            await session.stream(NewStream())
+        await eventually(lambda: names(objects) == {"default", "another"} and objects.view("v1/namespaces").synced)
+
+
+async def test_changed_stream_is_refused_with_the_remedy(world: World) -> None:
+    async with world.publisher() as publisher:
+        world.fleet.engage("web")
+        await settled(publisher)
+    async with world.session() as session:
+        found = await session.call("STREAM.INFO.milo")
+        await session.call("STREAM.UPDATE.milo", {**found["config"], "discard": "old"})
+    source = ObjectPublisher(
+        world.fleet, world.fleet, [NAMESPACES], world.options, NewStream(), report=world.reports.append
+    )
+    async with running(source.run()):
+        await eventually(lambda: any("run: nats stream edit milo --discard=new" in text for text in world.reports))
+        assert not isinstance(source.publication.connection, StreamConnected)
+
+
+async def test_full_stream_refuses_new_objects_and_takes_them_once_it_is_larger(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cluster_publication, "RETRY_S", 0.2)
+    async with world.publisher(new=NewStream(max_bytes=64 << 10)) as publisher, world.reader() as objects:
+        world.fleet.engage("web")
+        for number in range(100):
+            world.fleet.put("web", f"n{number}", {"status": {"phase": "x" * 1000}})
+        await eventually(lambda: publisher.publication.refused > 0)
+        known = names(objects)
+        await eventually(lambda: "maximum bytes exceeded" in str(objects.view("v1/namespaces").missing.get("web")))
+        world.fleet.delete("web", "n0")  # which needs no more space
+        await eventually(lambda: "n0" not in names(objects))
+        assert known - {"n0"} <= names(objects)
+        async with world.session() as session:
+            found = await session.call("STREAM.INFO.milo")
+            await session.call("STREAM.UPDATE.milo", {**found["config"], "max_bytes": 1 << 20})
+        await eventually(lambda: len(names(objects)) == 99 and objects.view("v1/namespaces").synced)
+
+
+async def test_object_above_max_payload_is_named_and_delays_no_other(world: World) -> None:
+    async with world.publisher() as publisher, world.reader() as objects:
+        world.fleet.engage("web")
+        world.fleet.put("web", "huge", {"status": {"phase": "x" * (3 << 19)}}, namespace="team")
+        world.fleet.put("web", "n" * 3000)
+        world.fleet.put("web", "small")
+        await eventually(lambda: names(objects) == {"small"} and publisher.publication.refused == 2)
+        await eventually(lambda: "web" in objects.view("v1/namespaces").missing)
+        assert publisher.publication.states() == {"OVER_BUDGET": 1}
+        world.fleet.put("web", "huge", namespace="team")
+        await eventually(lambda: publisher.publication.refused == 1)
+        world.fleet.apply(
+            ObjectGone(
+                world.fleet.scope("web"),
+                world.fleet.objects[world.fleet.scope("web")]["", "n" * 3000],
+                Gone.OBJECT_DELETED,
+            )
+        )
+        await eventually(lambda: objects.view("v1/namespaces").synced and names(objects) == {"small", "huge"})
+
+
+async def test_names_with_every_legal_character_are_published(world: World) -> None:
+    hostile = [chr(code) for code in [*range(32, 0x180), 0x2028, 0x1F600] if chr(code) not in "/%"]
+    hostile += ["..a..", "system:a.b", ">", "*", "a b", "_", "state"]
+    async with world.publisher((ROLES,)), world.reader((ROLES,)) as objects:
+        world.fleet.engage("web", kinds=(ROLES,))
+        for name in hostile:
+            world.fleet.put("web", name, kind=ROLES)
+        await eventually(lambda: names(objects, ROLES) == set(hostile))
+
+
+async def test_reader_that_was_away_for_too_long_sweeps(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (publication_records, cluster_publication):
+        monkeypatch.setattr(module, "GONE_TTL_S", 1.0)
+    monkeypatch.setattr(stream_reader, "RESUMABLE_S", -1.0)
+    async with world.publisher() as publisher:
+        for name in ("web", "db"):
+            world.fleet.engage(name)
+            world.fleet.put(name, f"old-{name}")
+        await settled(publisher)
+        back = asyncio.Event()
+        back.set()
+        sessions: list[NatsSession] = []
+
+        @asynccontextmanager
+        async def opened(*arguments: Any) -> AsyncIterator[NatsSession]:
+            await back.wait()
+            async with open_session(*arguments) as session:
+                sessions.append(session)
+                yield session
+
+        monkeypatch.setattr(nats_source, "open_session", opened)
+        async with world.reader() as objects:
+            await eventually(lambda: names(objects) == {"old-web", "old-db"})
+            back.clear()
+            sessions[0].lose("cut")
+            world.fleet.delete("web", "old-web")
+            world.fleet.put("web", "new-web")
+            world.fleet.end("db")
+            await eventually(lambda: publisher.publication.is_settled and "db" not in publisher.publication.clusters)
+            await expired(world)
+            assert names(objects) == {"old-web", "old-db"}
+            back.set()
+            await eventually(lambda: names(objects) == {"new-web"} and set(objects.clusters) == {"web"})
+
+
+async def expired(world: World) -> None:
+    for _ in range(100):
+        if not [stored for stored in await world.stored() if "Milo-Gone" in stored.headers]:
+            return
+        await asyncio.sleep(0.1)
+    raise AssertionError("gone-messages do not expire")

@@ -1,0 +1,114 @@
+"""Messages: what is encoded is read back, and a foreign message is refused."""
+
+from datetime import UTC, datetime
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from milo_objects.messages import ClusterMessage, ObjectMessage, ScopeIsOver, ScopeMessage, StoredMessage, decode
+from milo_objects.projection import ProjectedObject, Projection
+from milo_objects.scope import FleetCluster, OverBudget, Pending, Stale, Synced
+from milo_objects.subjects import ClusterSubject, ObjectSubject, ScopeSubject, Subject
+
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+CLUSTER = FleetCluster(name="milo#web", incarnation="i", uid="u", organization="acme", labels={"env": "prod"})
+SCOPE = ScopeSubject("milo#web", "", "namespaces")
+OBJECT = ObjectSubject(SCOPE, "", "a.b")
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.text(st.characters(exclude_categories=["Cs"])),
+    lambda inner: st.lists(inner) | st.dictionaries(st.sampled_from("abc"), inner),
+    max_leaves=5,
+)
+
+
+def stored(subject: Subject, message: ClusterMessage | ScopeMessage | ObjectMessage) -> StoredMessage:
+    return StoredMessage(str(subject), 7, *message.encode())
+
+
+@given(st.dictionaries(st.sampled_from(["labels", "annotations"]), VALUES), st.dictionaries(st.text("xyz"), VALUES))
+def test_object_is_read_back(metadata: dict[str, object], status: dict[str, object]) -> None:
+    raw = {
+        "apiVersion": "v1",
+        "metadata": {
+            **metadata,
+            "name": "a.b",
+            "uid": "u1",
+            "resourceVersion": "5",
+            "generation": 3,
+            "creationTimestamp": "2026-01-01T00:00:00Z",
+            "deletionTimestamp": "2026-01-02T00:00:00Z",
+        },
+        "status": status,
+    }
+    paths = ["metadata.labels", "metadata.annotations", "status"]
+    message = ObjectMessage(Projection(paths).of(msgspec.json.encode(raw)), epoch=4)
+    assert decode(stored(OBJECT, message)) == (OBJECT, message)
+    body = msgspec.json.decode(message.encode().body)
+    assert body["metadata"]["name"] == "a.b"
+    assert body["metadata"].get("labels") == metadata.get("labels")
+
+
+def test_gone_object_is_read_back_without_its_fields() -> None:
+    found = ProjectedObject("team", "a.b", "u1", b'{"status":{"phase":"Active"}}', "5")
+    subject, message = decode(stored(OBJECT, ObjectMessage(found, 4, "OBJECT_DELETED")))
+    assert message == ObjectMessage(ProjectedObject("team", "a.b", "u1", b"{}", "5"), 4, "OBJECT_DELETED")
+    assert subject == OBJECT
+
+
+@pytest.mark.parametrize("state", [Pending(NOW), Synced(NOW), Stale(NOW, "no answer"), ScopeIsOver("DELETED")])
+def test_scope_is_read_back(state: Pending | Synced | Stale | ScopeIsOver) -> None:
+    message = ScopeMessage(CLUSTER, state, 12)
+    assert decode(stored(SCOPE, message)) == (SCOPE, message)
+
+
+def test_all_states_of_a_scope_take_the_same_space() -> None:
+    states = [Pending(NOW), Synced(NOW), OverBudget(NOW, "x" * 200), ScopeIsOver("LABELS_CHANGED")]
+    encoded = [ScopeMessage(CLUSTER, state, 12).encode() for state in states]
+    sizes = {len(body) + sum(map(len, (*headers, *headers.values()))) for headers, body in encoded}
+    assert len(sizes) == 1
+
+
+@pytest.mark.parametrize("ended", ["", "DELETED"])
+def test_cluster_is_read_back(ended: str) -> None:
+    message = ClusterMessage(CLUSTER, ended)
+    assert decode(stored(ClusterSubject("milo#web"), message)) == (ClusterSubject("milo#web"), message)
+    assert message.differs(ClusterMessage(CLUSTER, "MOVED"))
+    assert not message.differs(ClusterMessage(CLUSTER, ended))
+
+
+def test_object_differs_in_what_is_kept_its_scope_or_its_end() -> None:
+    found = ProjectedObject("", "a", "u1", b'{"a":1}', "5")
+    message = ObjectMessage(found, 4)
+    assert not message.differs(ObjectMessage(msgspec.structs.replace(found, version="6"), 4))
+    assert message.differs(ObjectMessage(msgspec.structs.replace(found, content=b"{}"), 4))
+    assert message.differs(ObjectMessage(found, 5))
+    assert ObjectMessage(found, 4, "MISSING").differs(message)
+    assert not ObjectMessage(found, 4, "MISSING").differs(ObjectMessage(found, 4, "MISSING"))
+
+
+def test_scope_differs_in_more_than_its_time_and_incarnation() -> None:
+    message = ScopeMessage(CLUSTER, Synced(NOW), 12)
+    restarted = msgspec.structs.replace(CLUSTER, incarnation="another")
+    later = datetime(2026, 1, 2, tzinfo=UTC)
+    assert not ScopeMessage(restarted, Synced(later), 12).differs(message)
+    assert ScopeMessage(CLUSTER, Stale(NOW, ""), 12).differs(message)
+    assert ScopeMessage(CLUSTER, Synced(NOW), 13).differs(message)
+    assert ScopeMessage(CLUSTER, ScopeIsOver("DELETED"), 12).differs(message)
+
+
+@pytest.mark.parametrize(
+    ("subject", "headers", "body"),
+    [
+        (OBJECT, {}, b"{}"),
+        (OBJECT, {"Milo-Epoch": "1"}, b"{}"),
+        (OBJECT, {"Milo-Epoch": "1"}, b'{"metadata":{"name":"a","name":1}}'),
+        (OBJECT, {"Milo-Epoch": "x"}, b'{"metadata":{"name":"a"}}'),
+        (SCOPE, {}, b"not JSON"),
+        (ClusterSubject("web"), {}, b"[]"),
+    ],
+)
+def test_foreign_message_is_refused(subject: Subject, headers: dict[str, str], body: bytes) -> None:
+    with pytest.raises(ValueError, match="not a message of milo-objects"):
+        decode(StoredMessage(str(subject), 7, headers, body))

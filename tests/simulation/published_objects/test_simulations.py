@@ -1,0 +1,77 @@
+"""Seeded simulations of publishers and readers of a stream: no change is wrong, lost or written twice."""
+
+from collections.abc import Callable
+
+import pytest
+
+from milo_objects import cluster_publication, publication_records, stream_reader
+from milo_objects.messages import ObjectMessage
+from tests.simulation.published_objects.faults import KINDS_OF_FAULTS
+from tests.simulation.published_objects.simulation_run import Simulation, simulate
+
+SEEDS = 200
+SEEDS_TO_DETECT = 400
+
+
+def test_simulation_loses_no_change_and_publishes_none_that_is_wrong() -> None:
+    outcomes = [simulate(seed) for seed in range(SEEDS)]
+    assert [(outcome.seed, outcome.breaches) for outcome in outcomes if outcome.breaches] == []
+    assert {fault.split()[1] for outcome in outcomes for fault in outcome.faults} == set(KINDS_OF_FAULTS)
+    assert sum(outcome.writes for outcome in outcomes) > 50 * SEEDS
+    assert sum(outcome.conflicts for outcome in outcomes) > 5 * SEEDS
+
+
+def test_simulation_is_reproducible_by_seed() -> None:
+    assert simulate(7) == simulate(7)
+    assert simulate(7) != simulate(8)
+
+
+def _detects(prepare: Callable[[Simulation], None] = lambda _: None) -> bool:
+    return any(simulate(seed, prepare=prepare).breaches for seed in range(SEEDS_TO_DETECT))
+
+
+def test_simulation_detects_a_stream_that_ignores_expected_sequences() -> None:
+    def ignore(world: Simulation) -> None:
+        world.stream.ignores_expected = True
+
+    assert _detects(ignore)
+
+
+def _believe_what_is_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(publication_records.Record, "is_behind", False)
+
+
+def _sweep_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cluster_publication, "SECOND_LOOK_S", 0.0)
+
+
+def _resume_always(monkeypatch: pytest.MonkeyPatch) -> None:
+    attach = stream_reader.StreamReader.attach
+    monkeypatch.setattr(
+        stream_reader.StreamReader, "attach", lambda self, _, last, now: attach(self, "the same", last, now)
+    )
+
+
+def _ignore_epochs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        stream_reader.StreamReader,
+        "_receive_object",
+        lambda self, scope, subject, message: (
+            scope.scope is not None and self._apply(scope, scope.scope, subject, message)
+        ),
+    )
+
+
+def _purge_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ObjectMessage, "differs", lambda self, other: self.gone != other.gone)
+
+
+@pytest.mark.parametrize(
+    "mutate",
+    [_believe_what_is_behind, _sweep_at_once, _resume_always, _ignore_epochs, _purge_nothing],
+)
+def test_simulation_detects_a_mutant(
+    monkeypatch: pytest.MonkeyPatch, mutate: Callable[[pytest.MonkeyPatch], None]
+) -> None:
+    mutate(monkeypatch)
+    assert _detects()
