@@ -172,8 +172,8 @@ def _files(files: Files) -> Iterator[str]:
         link = f"[{name}](../../bench/results/{name}.json)"
         day = f", {result.at[:10]}" if result.commits else ""
         commit = f"{_commit(files, name)}{built}{day}"
-        count = len(result.figures)
-        yield wrapped(f"- {link}: {count} figures of `{_command(name)}`, commit {commit}, {_machine(result)}.")
+        machine = f"{result.machine['cpu']}, load {result.machine['load'][0]:.1f}"
+        yield wrapped(f"- {link}: `{_command(name)}`, {commit}, {machine}.")
     yield from _note(files, files)
 
 
