@@ -25,7 +25,7 @@ LOCKS: dict[str, tuple[str, ...]] = {
     "dev": (*DEV, "--extra", "kubernetes", "--extra", "kopf", "--extra", "nats", "--group", "dev"),
     "mutants": (*OPERATORS, *SANDBOX, "--extra", "kubernetes", "--group", "mutants"),
     "fuzz": (*SANDBOX, "--group", "fuzz"),
-    **{group: ("--group", group) for group in ("audit", "build", "codegen", "lock", "manifests", "release", "site")},
+    **{group: ("--group", group) for group in ("build", "codegen", "lock", "manifests", "release", "site")},
 }
 """The inputs of each lock file: dependencies of packages, with extras, and dependency groups of pyproject.toml."""
 
