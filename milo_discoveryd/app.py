@@ -8,9 +8,11 @@ import socket
 import sys
 import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing, nullcontext
 from functools import partial
 from pathlib import Path
+from threading import Barrier
 from typing import TYPE_CHECKING
 
 from milo_discoveryd import __version__
@@ -58,6 +60,8 @@ if TYPE_CHECKING:
     from milo_discoveryd.wiring.sharding import Membership
 
 
+THREADS = 4
+"""The number of threads for blocking calls, such as writes of the state file."""
 BLOCKED_S = 2.0
 """Steps of the event loop that take at least this long are logged. In the manifests, the liveness probe times out after
 five seconds."""
@@ -191,6 +195,7 @@ class Daemon:
     async def serve(self, dropped_lines: Callable[[], int] = lambda: 0) -> None:
         """Serve until canceled, then drain the streams. `dropped_lines` returns how many log lines were dropped."""
         settings = self._settings
+        asyncio.get_running_loop().set_default_executor(started_threads())
         sources = configured_sources(settings, self._environ)
         self._fleet = new_fleet(sources, settings, self._log, self._journal.of_source)
         async with AsyncExitStack() as stack:
@@ -423,6 +428,20 @@ def _quotas(settings: Settings) -> QuotaLimits:
         streams_each=limits.streams_per_caller,
         per_minute_each=limits.kubeconfigs_per_minute,
     )
+
+
+def started_threads() -> ThreadPoolExecutor:
+    """Return threads for blocking calls that are started already: when one is needed, the limit of processes of the pod
+    may be reached, and the failure would end the task that makes the call."""
+    threads, started = ThreadPoolExecutor(THREADS, thread_name_prefix="blocking call"), Barrier(THREADS + 1)
+    try:
+        for _ in range(THREADS):
+            threads.submit(started.wait)
+        started.wait()
+    except BaseException:
+        started.abort()  # otherwise those that were started would wait for the others, and the exit for them
+        raise
+    return threads
 
 
 def watched_loop(observe: Callable[[float], None], *, blocked_s: float = BLOCKED_S) -> LoopWatchdog:

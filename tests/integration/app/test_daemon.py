@@ -2,6 +2,8 @@
 
 import asyncio
 import json
+import threading
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
@@ -63,6 +65,18 @@ async def serving(daemon: Daemon) -> AsyncIterator[Look]:
         task.cancel()
         with suppress(asyncio.CancelledError):
             await task
+
+
+async def test_daemon_starts_no_thread_for_blocking_calls_when_the_limit_of_processes_is_reached(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    async with serving(workspace.daemon()):
+        with monkeypatch.context() as limited:
+            limited.setattr(threading.Thread, "start", refuse)
+            assert await asyncio.gather(*(asyncio.to_thread(time.sleep, 0) for _ in range(20))) == [None] * 20
 
 
 async def test_o4_daemon_is_live_before_it_is_ready_and_stays_ready_while_stale(workspace: Workspace) -> None:
