@@ -126,7 +126,7 @@ def _context(authorities: str | None) -> ssl.SSLContext:
     # Since 3.13, Python requires extensions that private CAs often lack.
     context.verify_flags &= ~ssl.VERIFY_X509_STRICT
     if authorities is None:
-        context.load_default_certs()
+        _load_default_authorities(context)
     else:
         _load_authorities(context, authorities)
     return context
@@ -138,6 +138,15 @@ def _algorithm(certificate: ClientCertificate) -> str:
         return next(iter(key_sizes.check(certificate.chain, key_sizes.OWN_BITS)), "")
     except key_sizes.KeySizeError as error:
         raise CredentialError(f"the client certificate {error}") from None
+
+
+def _load_default_authorities(context: ssl.SSLContext) -> None:
+    """Load the system's CAs. OpenSSL ignores a bundle that cannot be opened, for example because no file descriptor is
+    left, and the context would trust nobody for as long as it is used."""
+    context.load_default_certs()
+    bundle = ssl.get_default_verify_paths().cafile
+    if bundle and not context.cert_store_stats()["x509"] and b"BEGIN CERTIFICATE" in Path(bundle).read_bytes():
+        raise CredentialError(f"the system's CAs in {bundle} could not be loaded")
 
 
 def _load_authorities(context: ssl.SSLContext, pem: str) -> None:

@@ -1,6 +1,7 @@
 """TLS identities and contexts."""
 
 import ssl
+from pathlib import Path
 
 import pytest
 import trustme
@@ -44,6 +45,23 @@ def test_tls_context_without_ca_trusts_system_cas() -> None:
     context = TlsIdentity(authorities=None, certificate=None).context()
     assert context.cert_store_stats() == ssl.create_default_context().cert_store_stats()
     assert context.check_hostname
+
+
+def test_tls_context_without_the_system_cas_is_refused_if_there_are_some(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = tmp_path / "bundle.pem"
+    monkeypatch.setenv("SSL_CERT_FILE", str(bundle))
+    monkeypatch.setenv("SSL_CERT_DIR", str(tmp_path))
+    system = TlsIdentity(authorities=None, certificate=None)
+    bundle.write_bytes(b"")
+    assert system.context().cert_store_stats()["x509"] == 0
+    bundle.write_bytes(trustme.CA().cert_pem.bytes())
+    assert system.context().cert_store_stats()["x509"] == 1
+    with monkeypatch.context() as exhausted:
+        exhausted.setattr(ssl.SSLContext, "load_default_certs", lambda _: None)
+        with pytest.raises(CredentialError, match=r"the system's CAs in .*bundle.pem could not be loaded"):
+            system.context()
 
 
 @pytest.mark.parametrize(
