@@ -18,6 +18,7 @@ from milo_discovery import (
     Fleet,
     HandlerFailed,
     PermissionDenied,
+    SourceState,
 )
 from milo_discovery.v1 import discovery_pb2 as pb
 
@@ -111,6 +112,28 @@ async def test_state_of_the_connection_can_be_awaited(fleet, daemon, begin):
         stream = await daemon.stream()
         stream.send(following("1", "2"))
         assert (await fleet.discovery_changed(since=lost)).connected
+
+
+async def test_freshness_of_the_sources_is_known_with_the_view_and_changes_with_the_sources(fleet, begin):
+    def status(name, state):
+        return pb.SourceStatus(name=name, state=state, message="no answer")
+
+    async with fleet:
+        first = snapshot("1", engaged("a#x"), source=status("", pb.SourceStatus.STATE_STREAMING))
+        first.sources.append(status("a", pb.SourceStatus.STATE_STREAMING))
+        first.pending_sources.append("b")
+        stream = await begin(first)
+        await fleet.synced()
+        found = fleet.discovery
+        assert [(source.name, source.state) for source in found.freshness.sources] == [("a", SourceState.STREAMING)]
+        assert found.freshness.pending_sources == ("b",)
+
+        stale = following("1", "2", source=status("", pb.SourceStatus.STATE_STALE))
+        stale.sources.extend(status(name, pb.SourceStatus.STATE_STALE) for name in ("a", "b"))
+        stream.send(stale)
+        found = await fleet.discovery_changed(since=found)
+        assert [source.state for source in found.freshness.sources] == [SourceState.STALE] * 2
+        assert found.freshness.pending_sources == ()
 
 
 async def test_update_does_not_restart_the_handler(fleet, begin, handler_log):

@@ -12,7 +12,7 @@ from typing import Any, Final, Unpack
 from milo_discovery.cluster_api import IDLE_S, USER_AGENT, ClusterApi
 from milo_discovery.engaged_cluster import EngagedCluster
 from milo_discovery.fleet import DiscoveryState, Fleet, FleetClient
-from milo_discovery.model import Cluster, DisengageReason
+from milo_discovery.model import Cluster, DisengageReason, SourceState
 from milo_discovery.options import WatchOptions
 from milo_kube.api_server import Pools
 from milo_kube.cache_budget import CacheBudget, CacheLimits
@@ -47,7 +47,7 @@ from milo_objects.scope import (
 
 log = logging.getLogger("milo_objects")
 
-FIRST_LISTS: Final = Rate(per_second=100.0, burst=200.0)
+FIRST_LISTS: Final = Rate(per_second=200.0, burst=400.0)
 """How many scopes begin their first list: an API server refuses (429) when thousands begin at once."""
 _REFLECTION: Final = ReflectorPolicy(page_size=500)
 _PROBLEMS: Final[dict[FollowerState, type[Stale | Forbidden | NotServed | OverBudget]]] = {
@@ -115,9 +115,16 @@ async def _report_fleet(fleet: Fleet, following: _FollowedClusters, store: Objec
 
 def fleet_state(found: DiscoveryState) -> FleetState:
     """Return whether all engaged clusters are known."""
-    if not found.synced:
+    pending = found.freshness.pending_sources
+    if not found.synced or pending:
         return Pending(found.since)
-    return Synced(found.since) if found.connected else Stale(found.since, found.problem)
+    if not found.connected:
+        return Stale(found.since, found.problem)
+    stale = [source for source in found.freshness.sources if source.state is SourceState.STALE]
+    if not stale:
+        return Synced(found.since)
+    problem = "; ".join(f"{source.name or 'the source'} is stale: {source.message}" for source in stale)
+    return Stale(min(source.since or found.since for source in stale), problem)
 
 
 class _FollowedClusters:

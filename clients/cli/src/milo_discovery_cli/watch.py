@@ -177,9 +177,9 @@ class StreamMessages:
     async def follow_sources(self, watch: Watch) -> None:
         """Print when a source becomes stale, and when it is followed again."""
         stale: set[str] = set()
-        states = watch._source_states
+        freshness = watch.freshness
         while True:
-            states = await watch._sources_changed(states)
+            freshness = await watch.freshness_changed(freshness)
             for status in [*watch.sources.values()] or ([watch.source] if watch.source else []):
                 if status.state is (SourceState.STREAMING if status.name in stale else SourceState.STALE):
                     stale ^= {status.name}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import ItemsView, Iterator, Mapping, Sequence, ValuesView
+from collections.abc import ItemsView, Iterator, Mapping, ValuesView
 from dataclasses import replace
 from datetime import timedelta
 from types import MappingProxyType
@@ -15,7 +15,7 @@ from milo_discovery._session import KnownCluster, Session
 from milo_discovery.errors import DiscoveryError, StatusError, StreamBroken, UnusableKubeconfig
 from milo_discovery.events import Connected, Disconnected, Event, StreamNotice
 from milo_discovery.kubeconfig_access import read_access
-from milo_discovery.model import Cluster, EventType, SourceState, SourceStatus
+from milo_discovery.model import Cluster, EventType, SourceFreshness, SourceStatus
 from milo_discovery.options import WatchOptions
 from milo_discovery.v1 import discovery_pb2 as pb
 from milo_kube.backoff import BackoffPolicy, StreamBackoff
@@ -138,11 +138,14 @@ class WatchState:
         return self._subscription.session.sources
 
     @property
-    def _source_states(self) -> Sequence[SourceState]:
-        """The state of each source, as last received. For use within this package."""
+    def freshness(self) -> SourceFreshness:
+        """The freshness of the daemon's view of all of its sources, as last received."""
         session = self._subscription.session
-        sources = session.sources.values() or ([session.source] if session.source else [])
-        return [source.state for source in sources]
+        sources = [*session.sources.values()] or ([session.source] if session.source else [])
+        return SourceFreshness(
+            sources=tuple(replace(source, last_contact=None) for source in sources),
+            pending_sources=session.pending_sources,
+        )
 
     @property
     def revision(self) -> str:

@@ -10,17 +10,24 @@ import asyncio
 import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Mapping
 from contextlib import AbstractAsyncContextManager, aclosing, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from types import MappingProxyType
-from typing import Any, Literal, Protocol, TypeVar, Unpack
+from typing import Any, Literal, Protocol, TypeVar, Unpack, runtime_checkable
 
 from milo_discovery._grpc_status import NOT_RETRYABLE
 from milo_discovery.api_clients import ApiClients
 from milo_discovery.engaged_cluster import EngagedCluster
 from milo_discovery.errors import ClusterNotFound, DiscoveryError, HandlerFailed
 from milo_discovery.events import Connected, Disconnected, Event, Refreshed, StreamNotice, Synced
-from milo_discovery.model import Cluster, ClusterReport, DisengageReason, EngagementReason, EventType
+from milo_discovery.model import (
+    Cluster,
+    ClusterReport,
+    DisengageReason,
+    EngagementReason,
+    EventType,
+    SourceFreshness,
+)
 from milo_discovery.options import WatchOptions
 from milo_kube.backoff import BackoffPolicy, StreamBackoff
 from milo_kube.change_signal import ChangeSignal
@@ -43,6 +50,15 @@ class ClusterFeed(Protocol):
     def subscriber(self) -> str: ...
     async def release(self, cluster: Cluster) -> None: ...
     def feed(self) -> AsyncGenerator[Event | StreamNotice, None]: ...
+
+
+@runtime_checkable
+class ReportsFreshness(Protocol):
+    """A feed that also tells how current the daemon's view of its sources is."""
+
+    @property
+    def freshness(self) -> SourceFreshness: ...
+    async def freshness_changed(self, since: SourceFreshness) -> SourceFreshness: ...
 
 
 class FleetClient(Protocol):
@@ -74,6 +90,8 @@ class DiscoveryState:
     """When the connection was established or lost."""
     problem: str = ""
     """Why there is no connection; empty if there is one."""
+    freshness: SourceFreshness = field(default_factory=SourceFreshness)
+    """How current the daemon's view of its sources is, as last received."""
 
 
 @dataclass(slots=True)
@@ -197,14 +215,19 @@ class Fleet(RunsInBackground):
         options = self._options.copy()
         options.setdefault("confirm_releases", self._handler is not None)
         subscriber = ""
+        following: asyncio.Task[None] | None = None
         self._state = "running"
         try:
             with unwrap_single_error():
                 async with self._client.watch(**options) as watch, asyncio.TaskGroup() as tasks:
                     subscriber = watch.subscriber
+                    if isinstance(watch, ReportsFreshness):
+                        following = tasks.create_task(self._follow_freshness(watch), name="freshness of discovery")
                     async with aclosing(watch.feed()) as feed:
                         async for item in feed:
                             self._apply(item, watch, tasks)
+                    if following is not None:
+                        following.cancel()
                     # The client was closed, so no more events will arrive.
                     subscriber = ""
                     for name in tuple(self._members):
@@ -218,6 +241,13 @@ class Fleet(RunsInBackground):
             self._signal.notify()
             if subscriber:
                 await self._end_subscription(subscriber)
+
+    async def _follow_freshness(self, watch: ReportsFreshness) -> None:
+        seen = watch.freshness
+        while True:
+            self.discovery = replace(self.discovery, freshness=seen)
+            self._signal.notify()
+            seen = await watch.freshness_changed(since=seen)
 
     async def _end_subscription(self, subscriber: str) -> None:
         """Notify the daemon that all handlers have ended, which it would otherwise detect only after a while."""
@@ -242,7 +272,9 @@ class Fleet(RunsInBackground):
                 self._members[item.cluster.name].cluster.refresh(item.cluster)
                 self._drain(item.cluster.name, watch, tasks)
             case Synced():
-                self.discovery = replace(self.discovery, synced=True)
+                # What the same batch said of the sources: which of them are not in this view.
+                freshness = watch.freshness if isinstance(watch, ReportsFreshness) else SourceFreshness()
+                self.discovery = replace(self.discovery, synced=True, freshness=freshness)
                 if not self.discovery.connected:
                     self._connected(True)
                 if self._state == "running":

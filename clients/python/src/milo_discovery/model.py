@@ -168,6 +168,16 @@ class SourceStatus:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SourceFreshness:
+    """How current the daemon's view of its sources is. Equal until the state of a source changes."""
+
+    sources: tuple[SourceStatus, ...] = ()
+    """The status of each source, without the time of its last contact; empty before the first batch."""
+    pending_sources: tuple[str, ...] = ()
+    """Sources whose clusters are missing, because the daemon has no complete list of them yet."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Listing:
     """The engaged clusters at one revision, ordered by name."""
 

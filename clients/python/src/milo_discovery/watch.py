@@ -16,7 +16,7 @@ from milo_discovery._ownership import boottime
 from milo_discovery._subscription import StreamSubscription, WatchState
 from milo_discovery.errors import DiscoveryError, StreamBroken
 from milo_discovery.events import Event, StreamNotice
-from milo_discovery.model import Cluster, SourceState
+from milo_discovery.model import Cluster, SourceFreshness
 from milo_discovery.v1 import discovery_pb2 as pb
 from milo_discovery.v1.discovery_pb2_grpc import DiscoveryServiceStub
 from milo_kube.background_loop import run_in_thread, run_on
@@ -108,10 +108,10 @@ class Watch(WatchState):
             except StopAsyncIteration:
                 return
 
-    async def _sources_changed(self, since: Sequence[SourceState]) -> Sequence[SourceState]:
-        """Wait until the states of the sources differ from `since`, and return them. For use within this package."""
-        await self._signal.wait_for(lambda: self._source_states != since)
-        return self._source_states
+    async def freshness_changed(self, since: SourceFreshness) -> SourceFreshness:
+        """Wait until `freshness` differs from `since`, and return it."""
+        await self._signal.wait_for(lambda: self.freshness != since)
+        return self.freshness
 
     async def take(self) -> Sequence[Event | StreamNotice]:
         """Wait for events, and return all that are pending; none once the watch is closed."""
