@@ -39,7 +39,7 @@ async def work(address: str, clusters: int, way: str, other: str) -> None:
 
 async def report(view: Callable[[str], View], clusters: int, other: str) -> None:
     while not all(view(kind).synced == clusters for kind in (CONFIG_MAPS, other)):  # noqa: ASYNC110
-        await asyncio.sleep(0.02)  # the same poll for both, which have no event for it in common
+        await asyncio.sleep(0.1)  # the same poll for both, which have no event for it in common
     say("WORKING")
     reader = await standard_input()
     while await reader.readline():

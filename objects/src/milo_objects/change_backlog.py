@@ -17,6 +17,7 @@ from milo_objects.scope import (
     Scope,
     ScopeChanged,
     ScopeEnded,
+    ScopeState,
 )
 
 _Engagement = tuple[str, str]
@@ -32,8 +33,10 @@ class ChangeBacklog:
         """The keys of the pending changes of each scope."""
         self._of_engagement: dict[_Engagement, dict[Scope, None]] = {}
         """The scopes with pending changes, by their engagement."""
-        self._seen: set[Scope | _Engagement] = set()
-        """The scopes and engagements that the reader knows, and whose end is not pending."""
+        self._seen: dict[Scope, ScopeState] = {}
+        """The state in which the reader knows each scope whose end is not pending."""
+        self._engaged: set[_Engagement] = set()
+        """The engagements that the reader knows, and whose end is not pending."""
 
     def __len__(self) -> int:
         return len(self._changes)
@@ -45,9 +48,9 @@ class ChangeBacklog:
         key, change = self._changes.popitem(last=False)
         match change:
             case ClusterChanged(cluster):
-                self._seen.add((cluster.name, cluster.incarnation))
-            case ScopeChanged(scope):
-                self._seen.add(scope)
+                self._engaged.add((cluster.name, cluster.incarnation))
+            case ScopeChanged(scope, state):
+                self._seen[scope] = state
                 self._forget(scope, key)
             case ObjectChanged(scope) | ObjectGone(scope):
                 self._forget(scope, key)
@@ -59,13 +62,14 @@ class ChangeBacklog:
                 self._object_changed(change)
             case ObjectGone():
                 self._object_gone(change)
-            case ScopeChanged(scope):
+            case ScopeChanged(scope, state):
                 is_begin = scope not in self._seen and (scope, "began") not in self._changes
                 self._put(scope, (scope, "began" if is_begin else "state"), change, is_last=True)
+                if self._seen.get(scope) == state:
+                    self._remove(scope, (scope, "state"))
             case ScopeEnded(scope):
                 self._drop(scope)
-                if scope in self._seen:
-                    self._seen.discard(scope)
+                if self._seen.pop(scope, None) is not None:
                     self._changes[scope, "ended"] = change
             case ClusterChanged(cluster):
                 self._changes[cluster.name, cluster.incarnation] = change
@@ -102,18 +106,14 @@ class ChangeBacklog:
     def _cluster_ended(self, engagement: _Engagement, change: ClusterEnded) -> None:
         for scope in (*self._of_engagement.get(engagement, ()), *self._seen_scopes(engagement)):
             self._drop(scope)
-            self._seen.discard(scope)
-        if engagement in self._seen:
-            self._seen.discard(engagement)
+            self._seen.pop(scope, None)
+        if engagement in self._engaged:
+            self._engaged.discard(engagement)
             self._changes[engagement, "ended"] = change
         self._changes.pop(engagement, None)
 
     def _seen_scopes(self, engagement: _Engagement) -> list[Scope]:
-        return [
-            found
-            for found in self._seen
-            if isinstance(found, Scope) and (found.cluster, found.incarnation) == engagement
-        ]
+        return [scope for scope in self._seen if (scope.cluster, scope.incarnation) == engagement]
 
     def _put(self, scope: Scope, key: Hashable, change: Change, *, is_last: bool = False) -> None:
         self._changes[key] = change

@@ -28,10 +28,12 @@ from milo_objects import (
     FollowedFleet,
     Gone,
     Kind,
+    ObjectChanged,
     ObjectGone,
     Objects,
     OverBudget,
     Pending,
+    ProjectedObject,
     Store,
     Synced,
     follow,
@@ -46,6 +48,7 @@ KIND = Kind("v1/projects", ["status.conditions[*].status"], label_selector="team
 CLUSTERS = ("one", "two", "three")
 LIMITS = CacheLimits(objects=3, retry_s=30.0)
 FAULTS = ("change", "change", "change", "watch", "down", "compact", "engagement", "restart")
+FALSE_DELETION = "F25 a false deletion"
 REASONS = ("DELETED", "REVOKED")
 STRIKES = 60
 QUIET_S = 900.0
@@ -64,9 +67,11 @@ def content(obj: ApiObject) -> bytes:
 class Reader:
     """A reader that copies the store from the changes that it takes."""
 
-    def __init__(self, delays_s: tuple[float, ...], random: Random) -> None:
+    def __init__(self, delays_s: tuple[float, ...], random: Random, servers: dict[str, SimulatedCluster]) -> None:
         self.breaches: list[str] = []
         self.taken: list[Change] = []
+        self.states: list[int] = []
+        """For each change, the number of states in which the API server of its cluster had been."""
         self._effective: list[Change] = []
         self._known: set[str] = set()
         """Every cluster that was known at some time."""
@@ -74,6 +79,7 @@ class Reader:
         self.delays_s = delays_s
         self.is_slow = any(delays_s)
         self._random = random
+        self._servers = servers
 
     async def read(self, objects: Objects) -> None:
         async for change in objects.changes():
@@ -82,17 +88,39 @@ class Reader:
 
     def take(self, change: Change) -> None:
         self.taken.append(change)
+        is_gone = isinstance(change, ObjectGone)
+        self.states.append(len(self._servers[change.scope.cluster].world.server.states) if is_gone else 0)
         match change:
             case ClusterChanged(cluster):
                 self._known.add(cluster.name)
             case ClusterEnded(_, reason) if reason not in REASONS:
                 self.breaches.append(f"an end with a reason that nobody gave: {change}")
+            case ObjectChanged(_, found, before) if before is not None and _named(found) == _named(before):
+                self.breaches.append(f"a change of nothing that is named: {change}")
             case FleetChanged(Synced()) if not (self.is_slow or self._known.issuperset(CLUSTERS)):
                 self.breaches.append(f"all clusters are said to be known, which are {self._known}")
         self._effective.clear()
         self.copy.apply(change)
-        if self._effective != [change] and not isinstance(change, FleetChanged):
+        if [*map(_comparable, self._effective)] != [_comparable(change)] and not isinstance(change, FleetChanged):
             self.breaches.append(f"a change that does not follow: {change} made {self._effective}")
+
+
+def _comparable(change: Change) -> Change:
+    """Return a change without the versions of objects: a reader that was behind knows those of equal older states."""
+    match change:
+        case ObjectChanged(scope, found, before):
+            return ObjectChanged(scope, _unversioned(found), before and _unversioned(before))
+        case ObjectGone(scope, found, reason):
+            return ObjectGone(scope, _unversioned(found), reason)
+    return change
+
+
+def _named(found: ProjectedObject) -> object:
+    return found.uid, found.content, found.created_at, found.deletion_requested_at
+
+
+def _unversioned(found: ProjectedObject) -> ProjectedObject:
+    return msgspec.structs.replace(found, version="")
 
 
 def contents(store: Store) -> dict[Any, Any]:
@@ -132,7 +160,7 @@ class Simulation:
         discovery = SimulatedDiscovery()
         source = FollowedFleet(cast(FleetClient, discovery), limits=LIMITS)
         objects = Objects(source, [KIND], indexes={"uid": lambda found: [found.uid]})
-        readers = [Reader((0.0,), self.random), Reader((0.0, 1.0, 30.0), self.random)]
+        readers = [Reader(delays_s, self.random, servers) for delays_s in ((0.0,), (0.0, 1.0, 30.0))]
         async with objects, asyncio.TaskGroup() as tasks:
             reading = [tasks.create_task(reader.read(objects)) for reader in readers]
             for name in CLUSTERS:
@@ -223,10 +251,13 @@ class Simulation:
 
     def _unproven(self, reader: Reader, servers: dict[str, SimulatedCluster]) -> Iterator[str]:
         """Yield ends of objects whose reason was never true, where no server has told a lie."""
-        for change in reader.taken:
-            if isinstance(change, ObjectGone) and not servers[change.scope.cluster].api.needs_relist:
-                states = servers[change.scope.cluster].world.server.states
-                if not any(_is_true(change, state.get(change.object.name)) for state in states):
+        for change, known in zip(reader.taken, reader.states, strict=True):
+            if not isinstance(change, ObjectGone):
+                continue
+            api, server = servers[change.scope.cluster].api, servers[change.scope.cluster].world.server
+            if not api.needs_relist and not api.injected[FALSE_DELETION]:
+                since = server.first_seen(change.object.name, change.object.uid)
+                if not any(_is_true(change, state.get(change.object.name)) for state in server.states[since:known]):
                     yield f"never true: {change}"
 
 

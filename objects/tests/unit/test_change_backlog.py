@@ -106,6 +106,12 @@ def test_objects_of_first_list_precede_synced_for_a_slow_reader_too() -> None:
     ]
 
 
+def test_state_that_is_as_before_is_left_out() -> None:
+    stale = ScopeChanged(SCOPE, Stale(NOW, "x"))
+    assert behind(stale, SYNCED, seen=(*BEGUN, SYNCED)) == []
+    assert behind(stale, SYNCED, stale, seen=(*BEGUN, SYNCED)) == [stale]
+
+
 def test_end_of_a_scope_replaces_what_was_pending_of_it() -> None:
     end = ScopeEnded(SCOPE, ScopeEnd.OVER_BUDGET)
     again = ScopeChanged(SCOPE, Pending(NOW))

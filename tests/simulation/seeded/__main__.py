@@ -9,6 +9,7 @@
 """
 
 import argparse
+import logging
 import sys
 import time
 from collections import Counter
@@ -62,6 +63,7 @@ def main() -> int:
     which.add_argument("--seed", type=int, help="run one simulation and print its history")
     which.add_argument("--seeds", metavar="FIRST-LAST", help="run a range of seeds and print a summary")
     arguments = parser.parse_args()
+    logging.getLogger().addHandler(logging.NullHandler())  # the log of each fault
     if arguments.seed is not None:
         return _one(arguments.kind, arguments.seed)
     first, last = map(int, arguments.seeds.split("-"))
