@@ -8,7 +8,7 @@ Sets, deques and containers that are only in local variables are not counted.
 
 import gc
 import traceback
-from collections.abc import ItemsView, Iterable, Iterator, KeysView, ValuesView
+from collections.abc import Callable, ItemsView, Iterable, Iterator, KeysView, ValuesView
 from contextlib import suppress
 from types import BuiltinMethodType
 from typing import Any, SupportsIndex
@@ -40,8 +40,26 @@ class _Counted:
             yield element
 
 
+def _whole(method: Callable[..., Any]) -> Any:
+    """Return a method of a built-in type that counts all elements."""
+
+    def counted(self: Any, *arguments: Any, **options: Any) -> Any:
+        self.reads.add(len(self))
+        return method(self, *arguments, **options)
+
+    return counted
+
+
+def _getitem(self: Any, key: SupportsIndex | slice) -> Any:
+    self.reads.add(len(range(*key.indices(len(self)))) if isinstance(key, slice) else 1)
+    return super(type(self), self).__getitem__(key)
+
+
 class CountedList(list[Any], _Counted):
     __hash__ = None  # type: ignore[assignment]
+    __contains__, __eq__, __add__ = map(_whole, (list.__contains__, list.__eq__, list.__add__))
+    copy, index, count, sort = map(_whole, (list.copy, list.index, list.count, list.sort))
+    __getitem__ = _getitem
 
     def __iter__(self) -> Iterator[Any]:
         return self._each(super().__iter__())
@@ -49,66 +67,21 @@ class CountedList(list[Any], _Counted):
     def __reversed__(self) -> Iterator[Any]:
         return self._each(super().__reversed__())
 
-    def __getitem__(self, key: SupportsIndex | slice) -> Any:
-        self.reads.add(len(range(*key.indices(len(self)))) if isinstance(key, slice) else 1)
-        return super().__getitem__(key)
-
-    def __contains__(self, element: object) -> bool:
-        self.reads.add(len(self))
-        return super().__contains__(element)
-
-    def __eq__(self, other: object) -> bool:
-        self.reads.add(len(self))
-        return super().__eq__(other)
-
-    def __add__(self, other: list[Any]) -> list[Any]:
-        self.reads.add(len(self))
-        return super().__add__(other)
-
-    def copy(self) -> list[Any]:
-        self.reads.add(len(self))
-        return super().copy()
-
-    def index(self, *arguments: Any) -> int:
-        self.reads.add(len(self))
-        return super().index(*arguments)
-
-    def count(self, element: Any) -> int:
-        self.reads.add(len(self))
-        return super().count(element)
-
-    def sort(self, **options: Any) -> None:
-        self.reads.add(len(self))
-        super().sort(**options)
-
 
 class CountedTuple(tuple[Any, ...], _Counted):
     __hash__ = None  # type: ignore[assignment]
+    __contains__, __eq__, __add__ = map(_whole, (tuple.__contains__, tuple.__eq__, tuple.__add__))
+    __getitem__ = _getitem
 
     def __iter__(self) -> Iterator[Any]:
         return self._each(super().__iter__())
-
-    def __getitem__(self, key: SupportsIndex | slice) -> Any:
-        self.reads.add(len(range(*key.indices(len(self)))) if isinstance(key, slice) else 1)
-        return super().__getitem__(key)
-
-    def __contains__(self, element: object) -> bool:
-        self.reads.add(len(self))
-        return super().__contains__(element)
-
-    def __eq__(self, other: object) -> bool:
-        self.reads.add(len(self))
-        return super().__eq__(other)
-
-    def __add__(self, other: Any) -> tuple[Any, ...]:
-        self.reads.add(len(self))
-        return super().__add__(other)
 
 
 class CountedDict(dict[Any, Any], _Counted):
     """A dict that counts the elements of iterations, but not lookups."""
 
     __hash__ = None  # type: ignore[assignment]
+    __eq__ = _whole(dict.__eq__)
 
     def __iter__(self) -> Iterator[Any]:
         return self._each(super().__iter__())
@@ -124,10 +97,6 @@ class CountedDict(dict[Any, Any], _Counted):
 
     def items(self) -> Any:
         return ItemsView(self)
-
-    def __eq__(self, other: object) -> bool:
-        self.reads.add(len(self))
-        return super().__eq__(other)
 
     def __or__(self, other: dict[Any, Any]) -> dict[Any, Any]:
         return self.copy() | other
