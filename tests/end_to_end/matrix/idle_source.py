@@ -16,18 +16,16 @@ from tests.end_to_end.scenarios.steps import (
 )
 
 _SOURCE = "milo"
-_TEMPLATES = ("address_template", "namespace_template")
 
 
 def beside_idle_source(flat: dict[str, Any]) -> dict[str, Any]:
     """Return settings with two sources, given those of a daemon with one."""
     source = {"kind": flat.pop("mode"), "discovery_kubeconfig": flat.pop("discovery_kubeconfig")}
-    selector = flat.pop("label_selector", "")
-    templates = {
-        template: flat.pop(f"internal_{template}") for template in _TEMPLATES if f"internal_{template}" in flat
-    }
-    first = {"name": _SOURCE, **source, "label_selector": selector, "settings": templates}
-    return {**flat, "sources": [first, {"name": "idle", **source, "label_selector": "of-no=cluster"}]}
+    own = {name: flat.pop(name) for name in ("label_selector", "settings") if name in flat}
+    if template := flat.pop("internal_address_template", None):
+        own["settings"] = {"address_template": template}
+    first, idle = {"name": _SOURCE, **source, **own}, {"name": "idle", **source, "label_selector": "of-no=cluster"}
+    return {**flat, "sources": [first, idle]}
 
 
 def with_keys(scenario: Scenario) -> Scenario:
