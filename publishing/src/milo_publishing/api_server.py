@@ -34,7 +34,7 @@ class _PageMetadata(msgspec.Struct):
     continue_: str = msgspec.field(default="", name="continue")
 
 
-class _Page(msgspec.Struct):
+class _RecordPage(msgspec.Struct):
     items: list[Document] | None = None
     metadata: _PageMetadata = msgspec.field(default_factory=_PageMetadata)
 
@@ -69,7 +69,7 @@ class PublishedObjects:
             # List items of built-in kinds lack apiVersion and kind, which `changes` compares.
             kind = {"apiVersion": self._resource.api_version, "kind": self._resource.kind}
             try:
-                found = msgspec.convert(page, _Page)
+                found = msgspec.convert(page, _RecordPage)
             except msgspec.ValidationError as error:
                 raise TargetUnavailable(f"{self._collection}: the response is not a list: {error}") from None
             items.extend(ObservedObject.of({**kind, **item}) for item in found.items or ())

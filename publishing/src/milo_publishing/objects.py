@@ -90,7 +90,7 @@ class Owner(Enum):
     FOREIGN = auto()
 
 
-class _Metadata(msgspec.Struct, rename="camel"):
+class _RecordMetadata(msgspec.Struct, rename="camel"):
     """The fields of an object's metadata that are used."""
 
     name: str = ""
@@ -119,7 +119,7 @@ class ObservedObject(msgspec.Struct, frozen=True):
         Raises TargetUnavailable if it is not an object.
         """
         try:
-            found = msgspec.convert(document.get("metadata"), _Metadata)
+            found = msgspec.convert(document.get("metadata"), _RecordMetadata)
         except msgspec.ValidationError as error:
             raise TargetUnavailable(f"the API server answered without an object's metadata: {error}") from None
         if not (found.name and found.uid and found.resource_version):
