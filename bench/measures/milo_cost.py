@@ -22,7 +22,7 @@ _LOOK_EVERY_S = 5.0
 _LONGEST_S = 180.0
 _STEADY = 0.005
 _LATER_S = 25.0
-_SETTINGS = """\
+SETTINGS = """\
 kubeconfigs:
   issuers:
     - name: bench
@@ -44,7 +44,7 @@ async def measure(setting: Setting) -> Samples:
     async with setting.milo(count) as milo:
         assert isinstance(milo, RealMilo)
         certificate, key = milo.authority
-        config.write_text(_SETTINGS.format(certificate=certificate, key=key))
+        config.write_text(SETTINGS.format(certificate=certificate, key=key))
         before = await _steady(milo.access)
         async with (
             running_daemon(milo.access.kubeconfig, setting.directory, config=config, probed=True) as daemon,

@@ -1,7 +1,7 @@
 """Objects of all clusters in Python, beside the caches of controllers: seconds, CPU time and memory of two kinds.
 
-The control planes are those of a sandbox in a process of its own, over TLS and HTTP/1.1. With Go, they are measured
-again on an API server in Go, over HTTP/2, which Milo speaks.
+The control planes are those of a sandbox in a process of its own, over TLS and HTTP/1.1, or with `--real` Milo's. With
+Go, they are measured again on an API server in Go, over HTTP/2, which Milo speaks.
 """
 
 import sys
@@ -10,8 +10,10 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 from bench import peers
-from bench.measures import go, rotation
+from bench.daemon import daemon as running_daemon
+from bench.measures import go, milo_cost, rotation
 from bench.measures.controllers import LIFE_S, OBJECTS, Operator, control_planes, running
+from bench.milo import RealMilo
 from bench.setting import Samples, Setting
 
 WAYS = ("objects", "caches")
@@ -22,7 +24,7 @@ _KINDS = 2
 
 async def measure(setting: Setting) -> Samples:
     found = await _measured(setting, "", None)
-    binary = peers.operator() if setting.scale.with_go else None
+    binary = peers.operator() if setting.scale.with_go and not setting.is_real else None
     return found if binary is None else found | await _measured(setting, "http2.", binary)
 
 
@@ -62,6 +64,15 @@ async def _read(reader: Operator) -> dict[str, float]:
 @asynccontextmanager
 async def _address(setting: Setting, count: int, binary: Path | None) -> AsyncIterator[str]:
     """Run a daemon with control planes of a sandbox, or of the API server in Go; yield its address."""
+    if setting.is_real:
+        async with setting.milo(count) as milo:
+            assert isinstance(milo, RealMilo)
+            config = setting.directory / "objects.yaml"
+            certificate, key = milo.authority
+            config.write_text(milo_cost.SETTINGS.format(certificate=certificate, key=key))
+            async with running_daemon(milo.access.kubeconfig, setting.directory, config=config) as found:
+                yield found.address
+        return
     if binary is None:
         async with control_planes(setting, count) as sandbox:
             yield sandbox.address

@@ -123,6 +123,14 @@ def test_unusable_path_is_refused_with_its_remedy(paths: list[str], problem: str
         Projection(paths)
 
 
+def test_fields_that_are_not_named_are_skipped_undecoded() -> None:
+    unreadable = b'{"metadata":{"name":"shop"},"spec":{"size":1e999999},"status":{"phase":"Active","n":[1e999999]}}'
+    with pytest.raises(msgspec.ValidationError, match="out of range"):
+        msgspec.json.decode(unreadable)
+
+    assert Projection(["status.phase"]).of(unreadable).fields == {"status": {"phase": "Active"}}
+
+
 def test_paths_of_metadata_are_told_apart() -> None:
     assert is_of_metadata("metadata.labels")
     assert is_of_metadata("metadata")
