@@ -53,6 +53,7 @@ type Client struct {
 	dialOptions []grpc.DialOption
 	calls       sharedConn
 	untrusted   atomic.Pointer[error] // ErrUntrustedServer of the last connection attempt, or nil
+	connections connections           // to clusters
 
 	// closed is canceled by Close and ends the watches.
 	closed context.Context

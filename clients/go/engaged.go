@@ -38,6 +38,8 @@ type EngagedCluster struct {
 	retries    retries
 	failure    error
 	notBefore  time.Time // no request before this time
+	access     *access   // of the kubeconfig that a Transport used last
+	accessOf   *Kubeconfig
 }
 
 func newEngagedCluster(ctx context.Context, client *Client, ttl time.Duration) *EngagedCluster {
@@ -80,10 +82,7 @@ func (e *EngagedCluster) Kubeconfig(ctx context.Context) (*Kubeconfig, error) {
 		if isValid && now.Before(e.refreshAt()) {
 			return e.kubeconfig, nil
 		}
-		if e.renewal == nil && !now.Before(e.notBefore) {
-			e.renewal = make(chan struct{})
-			go e.renew(e.renewal)
-		}
+		e.startRenewal(now)
 		switch {
 		case isValid:
 			return e.kubeconfig, nil
@@ -116,6 +115,15 @@ func (e *EngagedCluster) Kubeconfig(ctx context.Context) (*Kubeconfig, error) {
 		}
 		return e.kubeconfig, nil
 	}
+}
+
+// startRenewal reports whether a request of the next kubeconfig is in flight. It is called with the lock held.
+func (e *EngagedCluster) startRenewal(now time.Time) bool {
+	if e.renewal == nil && !now.Before(e.notBefore) {
+		e.renewal = make(chan struct{})
+		go e.renew(e.renewal)
+	}
+	return e.renewal != nil
 }
 
 func (e *EngagedCluster) renew(done chan struct{}) {
@@ -190,6 +198,13 @@ func (e *EngagedCluster) update(event Event) {
 	}
 }
 
-func (e *EngagedCluster) end(cause error) { e.cancel(cause) }
+func (e *EngagedCluster) end(cause error) {
+	e.cancel(cause)
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.access != nil {
+		e.access.release()
+	}
+}
 
 func (e *EngagedCluster) hasEnded() bool { return e.ctx.Err() != nil }

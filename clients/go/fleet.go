@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"maps"
 	"math/rand/v2"
+	"slices"
 	"sync"
 	"time"
 )
@@ -26,14 +28,28 @@ type FleetOptions struct {
 	OnError func(*EngagedCluster, error)
 }
 
-// RunFleet runs one handler for each engaged cluster. It returns the error of [Client.Watch], after all handlers have
-// returned.
-//
-// If a cluster was replaced or engaged again, its new handler starts after the previous handler of that name has
-// returned. A handler that returns an error is called again after a backoff while its cluster is engaged; one that
-// returns nil is not. When a cluster drains, the context of its handler is canceled, and the cluster is released once
-// the handler has returned. When the watch has ended and all handlers have returned, RunFleet calls EndSubscription.
+// RunFleet runs a handler for each engaged cluster: see [Fleet.Run].
 func (c *Client) RunFleet(ctx context.Context, options FleetOptions, handler Handler) error {
+	return c.NewFleet(options).Run(ctx, handler)
+}
+
+// Fleet is the engaged clusters, with one handler for each. It is safe for concurrent use.
+type Fleet struct {
+	client  *Client
+	options FleetOptions
+	handler Handler
+	state   fleetState
+
+	ctx     context.Context // canceled when the watch has ended
+	cancel  context.CancelCauseFunc
+	running sync.WaitGroup // handlers and releases
+
+	mu      sync.Mutex
+	members map[string]*member // by name; disengaged members stay until their handler has returned
+}
+
+// NewFleet returns a fleet without clusters, until Run.
+func (c *Client) NewFleet(options FleetOptions) *Fleet {
 	if options.Subscriber == "" {
 		options.Subscriber = NewSubscriber()
 	}
@@ -42,27 +58,48 @@ func (c *Client) RunFleet(ctx context.Context, options FleetOptions, handler Han
 			slog.Error("handler failed", "cluster", cluster.Name(), "error", err)
 		}
 	}
-	f := &fleet{client: c, options: options, handler: handler, members: map[string]*member{}}
+	f := &Fleet{client: c, options: options, members: map[string]*member{}}
+	f.state.now = FleetState{Problem: "not connected yet"}
+	return f
+}
+
+// State returns how current the fleet is. Call it before Clusters: a cluster is missing there only if this state explains
+// it, or if it is not engaged.
+func (f *Fleet) State() FleetState { return f.state.get() }
+
+// Clusters returns the engaged clusters that are not draining, ordered by name. After Run, they are those of its end.
+func (f *Fleet) Clusters() []*EngagedCluster {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	found := make([]*EngagedCluster, 0, len(f.members))
+	for _, name := range slices.Sorted(maps.Keys(f.members)) {
+		if m := f.members[name]; !m.isLeft {
+			found = append(found, m.cluster)
+		}
+	}
+	return found
+}
+
+// Run runs one handler for each engaged cluster. It returns the error of [Client.Watch], after all handlers have
+// returned. It can be called once.
+//
+// If a cluster was replaced or engaged again, its new handler starts after the previous handler of that name has
+// returned. A handler that returns an error is called again after a backoff while its cluster is engaged; one that
+// returns nil is not. When a cluster drains, the context of its handler is canceled, and the cluster is released once
+// the handler has returned. When the watch has ended and all handlers have returned, RunFleet calls EndSubscription.
+func (f *Fleet) Run(ctx context.Context, handler Handler) error {
+	f.handler = handler
 	f.ctx, f.cancel = context.WithCancelCause(ctx)
-	err := c.Watch(ctx, options.WatchOptions, f.apply)
+	watching := f.options.WatchOptions
+	watching.Hooks = f.state.observe(watching.Hooks)
+	err := f.client.Watch(ctx, watching, f.apply)
+	f.state.lost(err)
 	f.end(err)
 	ending, cancel := context.WithTimeout(context.WithoutCancel(ctx), endTimeout)
 	defer cancel()
 	// If it fails, drains that have begun, or begin within a minute, wait until their deadline.
-	_ = c.EndSubscription(ending, options.Subscriber)
+	_ = f.client.EndSubscription(ending, f.options.Subscriber)
 	return err
-}
-
-type fleet struct {
-	ctx     context.Context // canceled when the watch has ended
-	cancel  context.CancelCauseFunc
-	client  *Client
-	options FleetOptions
-	handler Handler
-	running sync.WaitGroup // handlers and releases
-
-	mu      sync.Mutex
-	members map[string]*member // by name; disengaged members stay until their handler has returned
 }
 
 // member is one engagement of a cluster, with its handler.
@@ -70,10 +107,11 @@ type member struct {
 	cluster   *EngagedCluster
 	cancel    context.CancelCauseFunc // context of the handler
 	ended     chan struct{}           // closed when this handler and previous ones of the name have returned
+	isLeft    bool                    // draining or disengaged
 	releasing bool                    // a goroutine releases the cluster
 }
 
-func (f *fleet) apply(events []Event) {
+func (f *Fleet) apply(events []Event) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	for _, event := range events {
@@ -82,6 +120,9 @@ func (f *fleet) apply(events []Event) {
 		case EventEngaged:
 			current = f.engage(event, current)
 		case EventDisengaged:
+			if event.Reason == ReasonOwnershipLost {
+				f.state.disowned()
+			}
 			f.disengage(current, &Disengaged{Cluster: event.Cluster, Reason: event.Reason, Message: event.Message})
 			continue
 		case EventUpdated, EventKubeconfig, EventRefreshed:
@@ -93,7 +134,7 @@ func (f *fleet) apply(events []Event) {
 	}
 }
 
-func (f *fleet) engage(event Event, before *member) *member {
+func (f *Fleet) engage(event Event, before *member) *member {
 	ctx, cancel := context.WithCancelCause(f.ctx)
 	begun := &member{cluster: newEngagedCluster(f.ctx, f.client, f.options.KubeconfigTTL), cancel: cancel, ended: make(chan struct{})}
 	begun.cluster.update(event)
@@ -114,14 +155,15 @@ func (f *fleet) engage(event Event, before *member) *member {
 	return begun
 }
 
-func (f *fleet) disengage(m *member, cause *Disengaged) {
+func (f *Fleet) disengage(m *member, cause *Disengaged) {
+	m.isLeft = true
 	m.cluster.end(cause)
 	m.cancel(cause)
 	f.forget(m)
 }
 
 // forget removes an engagement if both it and its handler have ended. It is called with the lock held.
-func (f *fleet) forget(m *member) {
+func (f *Fleet) forget(m *member) {
 	name := m.cluster.Name()
 	select {
 	case <-m.ended:
@@ -132,7 +174,8 @@ func (f *fleet) forget(m *member) {
 	}
 }
 
-func (f *fleet) drain(m *member, cluster Cluster) {
+func (f *Fleet) drain(m *member, cluster Cluster) {
+	m.isLeft = true
 	m.cancel(&Disengaged{Cluster: cluster, Reason: cluster.Draining.Reason, Message: cluster.Draining.Message})
 	if m.releasing {
 		return
@@ -146,7 +189,7 @@ func (f *fleet) drain(m *member, cluster Cluster) {
 
 // release releases a draining cluster until the daemon has answered for its current incarnation. After the end of the
 // watch, a call gets endTimeout and is not retried, because EndSubscription follows.
-func (f *fleet) release(m *member) {
+func (f *Fleet) release(m *member) {
 	ctx, cancel := context.WithCancel(f.ctx)
 	defer cancel()
 	defer context.AfterFunc(m.cluster.ctx, cancel)()
@@ -173,14 +216,14 @@ func (f *fleet) release(m *member) {
 
 // isReleased reports whether the incarnation is still the current one. If so, the next event of the draining cluster
 // begins another release.
-func (f *fleet) isReleased(m *member, incarnation string) bool {
+func (f *Fleet) isReleased(m *member, incarnation string) bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	m.releasing = m.cluster.Current().Incarnation != incarnation
 	return !m.releasing
 }
 
-func (f *fleet) work(ctx context.Context, cluster *EngagedCluster) {
+func (f *Fleet) work(ctx context.Context, cluster *EngagedCluster) {
 	retries := retries{policy: handlerBackoff, draw: rand.Float64}
 	for ctx.Err() == nil {
 		began := time.Now()
@@ -194,7 +237,7 @@ func (f *fleet) work(ctx context.Context, cluster *EngagedCluster) {
 }
 
 // end cancels all handlers and waits for them. Their credentials are renewed until they return.
-func (f *fleet) end(cause error) {
+func (f *Fleet) end(cause error) {
 	f.cancel(cause)
 	f.running.Wait()
 	for _, m := range f.members {

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -394,3 +395,134 @@ func TestEngagedClusterReturnsItsNewestKubeconfig(t *testing.T) {
 const ofToken = `{"apiVersion": "v1", "kind": "Config", "current-context": "a", "users": [{"name": "a", "user": {"token": "t"}}],
 	"clusters": [{"name": "a", "cluster": {"server": "https://a"}}],
 	"contexts": [{"name": "a", "context": {"cluster": "a", "user": "a"}}]}`
+
+func TestFleetSaysHowCurrentItIs(t *testing.T) {
+	// begin runs a fleet whose handlers wait for the end of their clusters.
+	begin := func(t *testing.T, prepare func(*discoverytest.Daemon)) (*discoverytest.Daemon, *discovery.Fleet) {
+		t.Helper()
+		daemon := discoverytest.New(t)
+		prepare(daemon)
+		fleet := daemon.Client().NewFleet(discovery.FleetOptions{})
+		if state := fleet.State(); state.Synced || state.Connected || state.Problem != "not connected yet" {
+			t.Errorf("before Run: %+v, want neither connected nor synced", state)
+		}
+		ctx, stop := context.WithCancel(t.Context())
+		ended := make(chan struct{})
+		go func() {
+			defer close(ended)
+			_ = fleet.Run(ctx, func(ctx context.Context, _ *discovery.EngagedCluster) error {
+				<-ctx.Done()
+				return nil
+			})
+		}()
+		t.Cleanup(func() { stop(); <-ended })
+		synctest.Wait()
+		return daemon, fleet
+	}
+	names := func(fleet *discovery.Fleet) string {
+		synctest.Wait()
+		clusters := fleet.Clusters()
+		found := make([]string, len(clusters))
+		for i, cluster := range clusters {
+			found[i] = cluster.Name()
+		}
+		return strings.Join(found, " ")
+	}
+	engaged := func(daemon *discoverytest.Daemon) {
+		daemon.Engage(discovery.Cluster{Name: "alpha"}, discovery.Cluster{Name: "beta"})
+	}
+
+	inBubble(t, "a fleet that was not read is not synced", func(t *testing.T) {
+		daemon, fleet := begin(t, func(d *discoverytest.Daemon) { engaged(d); d.SetSynced(false) })
+		if state := fleet.State(); !state.Connected || state.Synced || names(fleet) != "" {
+			t.Errorf("got %+v with clusters %q, want connected, not synced, and none", state, names(fleet))
+		}
+		daemon.SetSynced(true)
+		if got := names(fleet); got != "alpha beta" || !fleet.State().Synced || !fleet.State().StaleSince.IsZero() {
+			t.Errorf("got %+v with clusters %q, want synced with both", fleet.State(), got)
+		}
+	})
+	inBubble(t, "a pending source is named", func(t *testing.T) {
+		daemon, fleet := begin(t, func(d *discoverytest.Daemon) { engaged(d); d.SetPendingSources("eu") })
+		if state := fleet.State(); !state.Synced || !slices.Equal(state.PendingSources, []string{"eu"}) {
+			t.Errorf("got %+v, want synced with the pending source eu", state)
+		}
+		daemon.SetPendingSources()
+		synctest.Wait()
+		if state := fleet.State(); !state.Synced || len(state.PendingSources) > 0 {
+			t.Errorf("got %+v, want no pending sources", state)
+		}
+	})
+	inBubble(t, "a daemon that is away makes the fleet stale since its last message", func(t *testing.T) {
+		daemon, fleet := begin(t, engaged)
+		time.Sleep(40 * time.Second) // a heartbeat arrives each 30 s
+		heard := time.Now().Add(-10 * time.Second)
+		daemon.Stop()
+		time.Sleep(time.Minute)
+		if state := fleet.State(); state.Connected || !state.Synced || !state.StaleSince.Equal(heard) || state.Problem == "" {
+			t.Errorf("got %+v, want synced, and stale since %v", state, heard)
+		}
+		daemon.SetSynced(false)
+		daemon.Start()
+		time.Sleep(time.Second)
+		if state := fleet.State(); !state.Connected || !state.StaleSince.Equal(heard) || names(fleet) != "alpha beta" {
+			t.Errorf("before the snapshot of the restarted daemon: %+v, want stale since %v", state, heard)
+		}
+		daemon.SetSynced(true)
+		synctest.Wait()
+		if state := fleet.State(); !state.StaleSince.IsZero() || state.Problem != "" {
+			t.Errorf("after the snapshot: %+v, want current", state)
+		}
+	})
+	inBubble(t, "a resumed stream makes the fleet current", func(t *testing.T) {
+		daemon, fleet := begin(t, engaged)
+		daemon.BreakStreams(nil)
+		time.Sleep(time.Second)
+		if state := fleet.State(); !state.Connected || !state.StaleSince.IsZero() {
+			t.Errorf("got %+v, want current", state)
+		}
+	})
+	inBubble(t, "a stale source makes the fleet stale since its last contact", func(t *testing.T) {
+		daemon, fleet := begin(t, engaged)
+		contact := time.Now().Add(-time.Minute).UTC()
+		daemon.SetSource(discovery.SourceStatus{State: discovery.SourceStale, Since: time.Now(), LastContact: contact})
+		synctest.Wait()
+		if state := fleet.State(); !state.StaleSince.Equal(contact) || state.Source.State != discovery.SourceStale {
+			t.Errorf("got %+v, want stale since %v", state, contact)
+		}
+	})
+	inBubble(t, "lost ownership makes every cluster unknown, and not gone", func(t *testing.T) {
+		daemon, fleet := begin(t, func(d *discoverytest.Daemon) { d.Shard(20 * time.Second); engaged(d) })
+		daemon.Stop()
+		time.Sleep(time.Minute)
+		if state := fleet.State(); state.Synced || !state.StaleSince.IsZero() || names(fleet) != "" {
+			t.Errorf("got %+v with clusters %q, want not synced, and none", state, names(fleet))
+		}
+		daemon.Start()
+		time.Sleep(time.Minute)
+		if got := names(fleet); got != "alpha beta" || !fleet.State().Synced {
+			t.Errorf("got %+v with clusters %q, want both", fleet.State(), got)
+		}
+	})
+	inBubble(t, "clusters that drain or are disengaged are left", func(t *testing.T) {
+		daemon, fleet := begin(t, engaged)
+		daemon.Drain("alpha", discovery.ReasonLabelsChanged)
+		if got := names(fleet); got != "beta" {
+			t.Errorf("got clusters %q, want beta", got)
+		}
+		daemon.Disengage("beta", discovery.ReasonDeleted)
+		if got := names(fleet); got != "" {
+			t.Errorf("got clusters %q, want none", got)
+		}
+	})
+	inBubble(t, "a fleet that has ended keeps its clusters, as stale", func(t *testing.T) {
+		daemon, fleet := begin(t, engaged)
+		daemon.BreakStreams(discoverytest.Error(codes.PermissionDenied, "FORBIDDEN", "no"))
+		if got := names(fleet); got != "alpha beta" {
+			t.Errorf("got clusters %q, want both", got)
+		}
+		if state := fleet.State(); state.Connected || state.StaleSince.IsZero() || !strings.Contains(state.Problem, "no") {
+			t.Errorf("got %+v, want stale because of the error", state)
+		}
+	})
+}

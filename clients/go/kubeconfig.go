@@ -93,10 +93,11 @@ type execUser struct {
 // cluster.
 func checkKubeconfig(content []byte, format KubeconfigFormat, cluster string) error {
 	if format == FormatExec {
-		user, err := readKubeconfig[execUser](content)
+		file, err := readKubeconfig[execUser](content)
 		if err != nil {
 			return err
 		}
+		user := file.Users[0].User
 		if user.Exec.Command != execCommand || !slices.Equal(user.Exec.Args, []string{"credential", "--cluster", cluster}) {
 			return fmt.Errorf("%w: it does not run the exec plugin '%s credential --cluster %s'", ErrUnusableKubeconfig, execCommand, cluster)
 		}
@@ -108,17 +109,18 @@ func checkKubeconfig(content []byte, format KubeconfigFormat, cluster string) er
 		}
 		return nil
 	}
-	user, err := readKubeconfig[embeddedUser](content)
+	file, err := readKubeconfig[embeddedUser](content)
 	if err != nil {
 		return err
 	}
+	user := file.Users[0].User
 	if user.Token == "" && (len(user.CertificateData) == 0 || len(user.KeyData) == 0) {
 		return fmt.Errorf("%w: it has neither a token nor a client certificate with its key", ErrUnusableKubeconfig)
 	}
 	return nil
 }
 
-func readKubeconfig[User any](content []byte) (*User, error) {
+func readKubeconfig[User any](content []byte) (*kubeconfigFile[User], error) {
 	decoder := json.NewDecoder(bytes.NewReader(content))
 	decoder.DisallowUnknownFields()
 	var file kubeconfigFile[User]
@@ -143,7 +145,7 @@ func readKubeconfig[User any](content []byte) (*User, error) {
 	if file.Clusters[0].Cluster.Server == "" {
 		return nil, fmt.Errorf("%w: it has no server", ErrUnusableKubeconfig)
 	}
-	return &file.Users[0].User, nil
+	return &file, nil
 }
 
 // hasExactNames reports whether each object in the next value has only fields with known names, and none of them twice.
