@@ -51,6 +51,7 @@ IMAGES = {"daemon": "milo-discoveryd", "sandbox": "milo-discoveryd-sandbox"}
 GO_MODULES = {
     "go.miloapis.com/discovery": "clients/go",
     "go.miloapis.com/discovery/multicluster": "clients/go/multicluster",
+    "go.miloapis.com/discovery/objects": "clients/go/objects",
 }
 MAVEN_DEPLOY = "org.apache.maven.plugins:maven-deploy-plugin:3.1.4"
 TOOLS = ("buildah", "kubectl", "go", "npm", "mvn")
@@ -378,17 +379,15 @@ def _indented(mapping: dict[str, str]) -> str:
 
 
 def go_modules(out: Path, commit: Commit) -> None:
-    """Write both modules in the layout of a Go module proxy, with the content that their tags will have."""
+    """Write the modules in the layout of a Go module proxy, with the content that their tags will have."""
     for module, directory in GO_MODULES.items():
         at = out / "go" / module / "@v"
         at.mkdir(parents=True)
         tag = f"v{version()}"
-        nested = [
-            f"{other}/" for other in GO_MODULES.values() if other != directory and other.startswith(f"{directory}/")
-        ]
-        files = [
-            file for file in output("git", "ls-files", directory).splitlines() if not file.startswith(tuple(nested))
-        ]
+        listed = output("git", "ls-files", directory).splitlines()
+        modules = [file.removesuffix("go.mod") for file in listed if file.endswith("/go.mod")]
+        nested = tuple(other for other in modules if other != f"{directory}/")
+        files = [file for file in listed if not file.startswith(nested)]
         with zipfile.ZipFile(at / f"{tag}.zip", "w", zipfile.ZIP_DEFLATED) as archive:
             for name in [*files, "LICENSE"]:
                 inside = name.removeprefix(f"{directory}/")

@@ -13,7 +13,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "milo_discoveryd" / "__init__.py"
 DECLARED = r'(__version__ = ")([^"]+)'
-GO_MODULES = r"(go\.miloapis\.com/discovery(?:/multicluster)? v)(\S+)"
+GO_MODULES = r"(go\.miloapis\.com/discovery(?:/multicluster|/objects)? v)(\S+)"
 VERSION = r'(?m)(^version = ")([^"]+)'
 OURS = r'("milo-[a-z-]+(?:\[[a-z0-9]+\])?[~=]=)([^"]+)'
 FORM = r"\d+\.\d+\.\d+(?:(?:a|b|rc)\d+)?"
@@ -31,7 +31,7 @@ COPIES = {
     "clients/java/pom.xml": (r"(<artifactId>discovery</artifactId>\s*<version>)([^<]+)",),
     "clients/java/README.md": (r"(<artifactId>discovery</artifactId>\s*<version>)([^<]+)",),
     "examples/java/pom.xml": (r"(<artifactId>discovery</artifactId>\s*<version>)([^<]+)",),
-    "clients/go/multicluster/**/*.mod": (GO_MODULES,),
+    "clients/go/*/**/*.mod": (GO_MODULES,),
     "examples/*/go.mod": (GO_MODULES,),
     "bench/*/go.mod": (GO_MODULES,),
     "deploy/**/*.yaml": (r"(image: milo-discoveryd(?:-sandbox)?:)(\S+)", r"(newTag: )(\S+)"),

@@ -272,6 +272,7 @@ def go_modules(release: Path, scratch: Path) -> str:
         "get",
         "go.miloapis.com/discovery@latest",
         "go.miloapis.com/discovery/multicluster@latest",
+        "go.miloapis.com/discovery/objects@latest",
         cwd=project,
         **given,
     )

@@ -1,4 +1,4 @@
-"""The Go client's calls, and the provider for multicluster-runtime, against the real daemon and the sandbox."""
+"""The Go modules against the real daemon and the sandbox."""
 
 import asyncio
 import os
@@ -16,9 +16,9 @@ TEST = "TestModuleWorksWithARealDaemon"
 
 @pytest.mark.builds
 @pytest.mark.timeout(1200)  # the first build compiles gRPC, or Kubernetes
-@pytest.mark.parametrize("module", ["clients/go", "clients/go/multicluster"])
+@pytest.mark.parametrize("module", ["clients/go", "clients/go/multicluster", "clients/go/objects/tests"])
 async def test_go_client_test_passes_against_the_daemon(module: str, pytestconfig: pytest.Config) -> None:
-    if "multicluster" in module and not pytestconfig.getoption("--real"):
+    if module != "clients/go" and not pytestconfig.getoption("--real"):
         pytest.skip("compiling Kubernetes libraries takes minutes: run with --real")
     go = tool("go")
     with tempfile.TemporaryDirectory(prefix="milo-") as directory:  # short, since a socket's path has 107 bytes at most

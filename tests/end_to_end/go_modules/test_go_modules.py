@@ -8,7 +8,12 @@ import pytest
 from tests.end_to_end.examples.building import ROOT, go_test, run, tool
 
 CLIENT = "clients/go"
-NEEDS_KUBERNETES = ("clients/go/multicluster", "examples/go-operator")
+NEEDS_KUBERNETES = (
+    "clients/go/multicluster",
+    "clients/go/objects",
+    "clients/go/objects/tests",
+    "examples/go-operator",
+)
 """Modules that compile Kubernetes libraries, which takes minutes without a build cache."""
 
 pytestmark = [pytest.mark.builds, pytest.mark.timeout(1200)]  # the first build compiles gRPC, or Kubernetes
