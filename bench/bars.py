@@ -95,6 +95,7 @@ FULL: Bars = {
     "go.rotation.watches_reopened": Bar(0),
     "go.churn.goroutines": Bar(0),
     "go.large.*_ratio": Bar(1.2),
+    "go_memory.two_kinds.ratio": Bar(0.5),
     "sharding.overlaps": Bar(0),
     "sharding.*.lease_requests": Bar(1),
     "sharding.imbalance": Bar(1.1),

@@ -43,17 +43,28 @@ KEYS = (
 _WAYS = ("", "shared_mapper_", "plain_")
 """Key prefixes of the operator with the provider for the daemon, and of the operators that make the calls of Milo's
 provider: with one REST mapper for all projects, and with one per project."""
-MEMORY_KEYS = tuple(
-    f"go_memory.{kinds}_kinds.{key}"
-    for kinds in ("stable", "all")
-    for key in (
-        "served",
-        *(
-            f"{informers}_informers.{key}"
-            for informers in (1, 3, 10)
-            for key in (*(f"{way}kib" for way in _WAYS), "ratio", "plain_ratio", *(f"{way}goroutines" for way in _WAYS))
-        ),
-    )
+_READERS = {"objects": (), "shared_informers": ("--shared-informers",)}
+"""Options of the program that reads two kinds of all projects, with package objects and with client-go's informers."""
+MEMORY_KEYS = (
+    *(
+        f"go_memory.{kinds}_kinds.{key}"
+        for kinds in ("stable", "all")
+        for key in (
+            "served",
+            *(
+                f"{informers}_informers.{key}"
+                for informers in (1, 3, 10)
+                for key in (
+                    *(f"{way}kib" for way in _WAYS),
+                    "ratio",
+                    "plain_ratio",
+                    *(f"{way}goroutines" for way in _WAYS),
+                )
+            ),
+        )
+    ),
+    *(f"go_memory.two_kinds.{reader}_{unit}" for reader in _READERS for unit in ("kib", "goroutines")),
+    "go_memory.two_kinds.ratio",
 )
 
 
@@ -71,6 +82,8 @@ async def memory(setting: Setting) -> Samples:
                 found[f"go_memory.{kinds}_kinds.served"].append(measured.pop("served"))
                 for name, value in measured.items():
                     found[f"go_memory.{kinds}_kinds.{informers}_informers.{name}"].append(value)
+        for name, value in (await bench.readers()).items():
+            found[f"go_memory.two_kinds.{name}"].append(value)
     return found
 
 
@@ -175,9 +188,16 @@ class _ProjectServer:
         return self.operator(informers, discovery, f"--clusters={self._count}", *arguments)
 
     def operator(self, informers: int, *arguments: str) -> "_Running":
+        return self._running("work", f"--url={self._url}", f"--informers={informers}", *arguments)
+
+    def reader(self, *arguments: str) -> "_Running":
+        """Run the program that reads two kinds of all projects."""
+        return self._running("follow", f"--address={self.address}", f"--clusters={self._count}", *arguments)
+
+    def _running(self, *arguments: str) -> "_Running":
         self._operators += 1
-        command = [str(self._binary), "work", f"--url={self._url}", f"--ca={self._ca}", f"--informers={informers}"]
-        return _Running(_Operator([*command, *arguments], self._directory / f"operator-{self._operators}.log"))
+        command = [str(self._binary), *arguments, f"--ca={self._ca}"]
+        return _Running(_Operator(command, self._directory / f"operator-{self._operators}.log"))
 
 
 class _Running:
@@ -247,6 +267,27 @@ class _Bench:
         found["ratio"] = found["kib"] / found["shared_mapper_kib"]
         found["plain_ratio"] = found["kib"] / found["plain_kib"]
         return found
+
+    async def readers(self) -> dict[str, float]:
+        """Measure memory and goroutines per project of the programs that read two kinds of all projects."""
+        few, many = self._setting.scale.objects
+        settled: dict[tuple[str, int], tuple[float, float]] = {}
+        for count in (few, many):
+            async with self.place(count) as place:
+                daemon = place.daemon()
+                try:
+                    await daemon.listens()
+                    for name, arguments in _READERS.items():
+                        async with place.reader(*arguments) as reader:
+                            await reader.working()
+                            settled[name, count] = await reader.settled()
+                finally:
+                    await daemon.end()
+        found: dict[str, float] = {}
+        for name in _READERS:
+            grown = [b - a for a, b in zip(settled[name, few], settled[name, many], strict=True)]
+            found[f"{name}_kib"], found[f"{name}_goroutines"] = (growth / (many - few) for growth in grown)
+        return found | {"ratio": found["objects_kib"] / found["shared_informers_kib"]}
 
     async def hanging(self, count: int, rounds: int) -> dict[str, float]:
         """Measure the start with one unresponsive project in a hundred, beside a run in which all projects respond."""

@@ -5,7 +5,9 @@ go 1.25.0
 require (
 	github.com/go-logr/logr v1.4.3
 	github.com/prometheus/client_golang v1.23.2
+	go.miloapis.com/discovery v0.1.0
 	go.miloapis.com/discovery/multicluster v0.1.0
+	go.miloapis.com/discovery/objects v0.1.0
 	k8s.io/apimachinery v0.35.0
 	k8s.io/client-go v0.35.0
 	sigs.k8s.io/controller-runtime v0.23.3
@@ -39,7 +41,6 @@ require (
 	github.com/prometheus/procfs v0.16.1 // indirect
 	github.com/spf13/pflag v1.0.9 // indirect
 	github.com/x448/float16 v0.8.4 // indirect
-	go.miloapis.com/discovery v0.1.0 // indirect
 	go.yaml.in/yaml/v2 v2.4.3 // indirect
 	go.yaml.in/yaml/v3 v3.0.4 // indirect
 	golang.org/x/net v0.47.0 // indirect
@@ -70,4 +71,5 @@ require (
 replace (
 	go.miloapis.com/discovery => ../../clients/go
 	go.miloapis.com/discovery/multicluster => ../../clients/go/multicluster
+	go.miloapis.com/discovery/objects => ../../clients/go/objects
 )

@@ -2,7 +2,7 @@
 //
 // `operator serve` is an API server with many project control planes. `operator work` is an operator on
 // multicluster-runtime that works in them: with the provider for milo-discoveryd, or with one that makes the same calls
-// as Milo's own provider, whose module is not published. Both print a line for each state that a benchmark waits for,
+// as Milo's own provider, whose module is not published. `operator follow` reads objects of all of them. All print a line for each state that a benchmark waits for,
 // and their status for each line on standard input.
 package main
 
@@ -16,19 +16,23 @@ import (
 	"syscall"
 )
 
+const goroutines = "goroutines" // the key of their number in each status
+
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	defer stop()
 	var err error
 	switch {
 	case len(os.Args) < 2:
-		err = fmt.Errorf("no command: use serve or work")
+		err = fmt.Errorf("no command: use serve, work or follow")
 	case os.Args[1] == "serve":
 		err = serve(ctx, os.Args[2:])
 	case os.Args[1] == "work":
 		err = work(ctx, os.Args[2:])
+	case os.Args[1] == "follow":
+		err = follow(ctx, os.Args[2:])
 	default:
-		err = fmt.Errorf("unknown command %q: use serve or work", os.Args[1])
+		err = fmt.Errorf("unknown command %q: use serve, work or follow", os.Args[1])
 	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "operator:", err)

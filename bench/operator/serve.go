@@ -81,7 +81,7 @@ func serve(ctx context.Context, arguments []string) error {
 			}
 		}
 		return map[string]int{
-			"goroutines": runtime.NumGoroutine(), "kinds": server.Kinds(), "requests": server.Requests(), "connections": server.Connections(), "watches": open, "watches_opened": opened,
+			goroutines: runtime.NumGoroutine(), "kinds": server.Kinds(), "requests": server.Requests(), "connections": server.Connections(), "watches": open, "watches_opened": opened,
 		}
 	})
 	<-ctx.Done()

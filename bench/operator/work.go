@@ -185,7 +185,7 @@ func (p *progress) status() any {
 	runtime.ReadMemStats(&memory)
 	return map[string]int{
 		"stack_bytes": int(memory.StackInuse), "heap_bytes": int(memory.HeapInuse),
-		"goroutines": runtime.NumGoroutine(), "mcr_goroutines": left, "engage_calls": int(p.calls.Load()), "live": int(p.live.Load()),
+		goroutines: runtime.NumGoroutine(), "mcr_goroutines": left, "engage_calls": int(p.calls.Load()), "live": int(p.live.Load()),
 		"snapshots": p.snapshots(),
 	}
 }
