@@ -16,7 +16,8 @@ NumericDate = Annotated[float, msgspec.Meta(ge=0)]
 class JwtClaims(msgspec.Struct, frozen=True):
     exp: NumericDate | None = None
     nbf: NumericDate | None = None
-    iat: NumericDate | None = None
+    iat: float | None = None
+    """Not used unless it is a time before now."""
     sub: str = ""
     aud: str | list[str] = ""
 
@@ -52,8 +53,8 @@ def claims(token: str) -> JwtClaims | None:
     except (msgspec.MsgspecError, binascii.Error, ValueError, RecursionError):
         # The original error is not quoted: for invalid UTF-8, it contains a byte of the token.
         raise ValueError(
-            "malformed claims: exp, nbf and iat must be positive numbers, sub a string, and aud a string or a list "
-            "of strings"
+            "malformed claims: exp and nbf must be positive numbers, iat a number, sub a string, and aud a string or a "
+            "list of strings"
         ) from None
 
 
