@@ -21,7 +21,7 @@ _MODULES = {"milo-discovery": "milo_discovery_cli.command_line", "milo-discovery
 
 _forking = multiprocessing.get_context("forkserver")
 _forking.set_forkserver_preload(
-    ["pytest", "milo_discovery_client", "milo_discovery_cli.queries", "milo_discovery_cli.json_output",
+    ["pytest", "milo_discovery.client", "milo_discovery_cli.queries", "milo_discovery_cli.json_output",
      "milo_discovery_cli.kubeconfig", "milo_discoveryd.app", "milo_discoveryd.check", "milo_sandbox.command", __name__]
 )  # fmt: skip
 
