@@ -87,6 +87,8 @@ class NatsSession:
         self._answers: dict[str, Callable[[Msg], None]] = {}
         self._inbox = client.new_inbox()
         self._number = itertools.count(1)
+        self.without_info: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        """Done if NATS' permissions do not include the stream's information."""
 
     # --- the connection ---
 
@@ -112,10 +114,14 @@ class NatsSession:
 
     async def call(self, method: str, body: Any = None) -> Any:
         """Call JetStream's API. Raises StreamLost."""
+        content = b"" if body is None else json.dumps(body).encode()
+        asking = asyncio.ensure_future(self._client.request(f"{_API}.{method}", content, timeout=CALL_TIMEOUT_S))
         try:
-            answer = await self._client.request(
-                f"{_API}.{method}", b"" if body is None else json.dumps(body).encode(), timeout=CALL_TIMEOUT_S
-            )
+            # What NATS' permissions refuse is not answered.
+            await asyncio.wait({asking, self._lost}, return_when=asyncio.FIRST_COMPLETED)
+            if self._lost.done():
+                await self.lost()
+            answer = await asking
         except NoRespondersError:
             raise UnusableStream(
                 "JetStream does not answer: enable it in the NATS server (-js), or in the account of these credentials"
@@ -130,7 +136,15 @@ class NatsSession:
         `is_checked`: whether its settings have to be those that a publisher needs.
         """
         name = self._options.stream
-        found = await self.call(f"STREAM.INFO.{name}")
+        asking = asyncio.ensure_future(self.call(f"STREAM.INFO.{name}"))
+        try:
+            await asyncio.wait({asking, self.without_info}, return_when=asyncio.FIRST_COMPLETED)
+            if self.without_info.done() and not is_checked:
+                # A reader that may not have it, since it names all subjects, reads everything at each connection.
+                return StreamInfo(f"unknown {self._inbox}", 0, self._client.max_payload)
+            found = await asking
+        finally:
+            asking.cancel()
         if found.get("error", {}).get("err_code") == _STREAM_NOT_FOUND:
             if new is None:
                 raise UnusableStream(
@@ -314,7 +328,11 @@ async def open_session(options: NatsOptions, name: str) -> AsyncIterator[NatsSes
 
     async def failed(error: Exception) -> None:
         problems.append(_text(error))
-        if session is not None and "permissions violation" in str(error).lower():
+        is_refused = "permissions violation" in str(error).lower()
+        if session is not None and is_refused and ".stream.info." in str(error).lower():
+            if not session.without_info.done():
+                session.without_info.set_result(None)
+        elif session is not None and is_refused:
             session.lose(f"NATS refuses: {error}; check the permissions of these credentials")
 
     async def closed() -> None:

@@ -16,7 +16,7 @@ from milo_objects.kinds import Kind
 from milo_objects.messages import StoredMessage
 from milo_objects.scope import ObjectStore
 from milo_objects.stream_reader import StreamReader
-from milo_objects.subjects import kind_filter
+from milo_objects.subjects import ClusterSubject, kind_filter
 
 log = logging.getLogger("milo_objects")
 
@@ -27,16 +27,21 @@ _HEALTHY_S: Final = 30.0
 class NatsSource:
     """Reads what `milo-objects publish` writes. While NATS cannot be reached, what is known stays, and is STALE.
 
-    With one kind, the consumer has a single filter, so that NATS' permissions can restrict it to that kind.
+    With one kind, or with `cluster`, the consumer has a single filter, so that NATS' permissions can restrict it to
+    that kind, or to that cluster.
     """
 
-    def __init__(self, options: NatsOptions) -> None:
+    def __init__(self, options: NatsOptions, *, cluster: str = "") -> None:
+        """`cluster`: the key of the only cluster to read."""
         self._options = options
+        self._cluster = cluster
 
     async def run(self, kinds: Sequence[Kind], store: ObjectStore) -> None:
         """Apply the changes to the store until canceled."""
         reader = StreamReader(kinds, store)
-        filters = [kind_filter(kind.paths.group, kind.paths.plural) for kind in kinds]
+        filters = [kind_filter(kind.paths.group, kind.paths.plural, self._cluster) for kind in kinds]
+        if self._cluster and len(filters) > 1:
+            filters = [ClusterSubject(self._cluster).contents]
         failures, clock = 0, asyncio.get_running_loop().time
         while True:
             began = clock()

@@ -71,9 +71,9 @@ class ObjectSubject(NamedTuple):
 Subject: TypeAlias = ClusterSubject | ScopeSubject | ObjectSubject
 
 
-def kind_filter(group: str, resource: str) -> str:
-    """Return the filter for the scopes and objects of a kind."""
-    return f"milo.objects.*.*.{_group(group)}.{resource}.>"
+def kind_filter(group: str, resource: str, cluster: str = "") -> str:
+    """Return the filter for the scopes and objects of a kind, in one cluster or in all."""
+    return f"milo.objects.{_cluster(cluster) if cluster else '*.*'}.{_group(group)}.{resource}.>"
 
 
 def parse(subject: str) -> Subject:

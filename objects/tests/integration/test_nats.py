@@ -1,138 +1,32 @@
 """Publishing into a real nats-server, and reading back."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import pytest
 
-from milo_discovery.errors import ClusterNotFound
-from milo_discovery.model import ClusterReport, Listing, SourceState, SourceStatus
 from milo_objects import cluster_publication, jetstream, nats_source, publication_records, publisher, stream_reader
-from milo_objects.jetstream import NatsOptions, NatsSession, NewStream, open_session
-from milo_objects.kinds import Kind
+from milo_objects.jetstream import NatsSession, NewStream, open_session
 from milo_objects.messages import StoredMessage
 from milo_objects.nats_source import NatsSource
 from milo_objects.objects import Objects
-from milo_objects.projection import ProjectedObject
 from milo_objects.publication import StreamAway, StreamConnected
 from milo_objects.publisher import ObjectPublisher
 from milo_objects.scope import (
-    Change,
-    ClusterChanged,
-    ClusterEnded,
-    FleetChanged,
-    FleetCluster,
     Gone,
     ObjectChanged,
     ObjectGone,
-    ObjectStore,
-    Pending,
     Scope,
-    ScopeChanged,
     Stale,
     Synced,
 )
 from milo_sandbox.nats_server import NatsServer, running_nats
 from tests.support.eventually import eventually
 
-NAMESPACES = Kind("v1/namespaces", ["metadata.labels", "status.phase"])
-ROLES = Kind("rbac.authorization.k8s.io/v1/clusterroles")
-NOW = datetime(2026, 1, 1, tzinfo=UTC)
-
-
-class Fleet:
-    """A source of changes that a test makes, and the daemon that has the clusters."""
-
-    def __init__(self) -> None:
-        self.clusters: dict[str, FleetCluster] = {}
-        self.objects: dict[Scope, dict[tuple[str, str], ProjectedObject]] = {}
-        self.stores: list[ObjectStore] = []
-        self.relisted: list[Scope] = []
-        self._kinds: Sequence[Kind] = ()
-        self._number = 0
-
-    async def run(self, kinds: Sequence[Kind], store: ObjectStore) -> None:
-        self._kinds = kinds
-        for cluster in self.clusters.values():
-            store.apply(ClusterChanged(cluster))
-            for kind in kinds:
-                scope = Scope(cluster.name, cluster.incarnation, kind.resource)
-                store.apply(ScopeChanged(scope, Pending(NOW)))
-                for found in self.objects.get(scope, {}).values():
-                    store.apply(ObjectChanged(scope, found))
-                store.apply(ScopeChanged(scope, Synced(NOW)))
-        store.apply(FleetChanged(Synced(NOW)))
-        self.stores.append(store)
-        try:
-            await asyncio.Event().wait()
-        finally:
-            self.stores.remove(store)
-
-    async def relist(self, scope: Scope) -> None:
-        self.relisted.append(scope)
-
-    async def list(self, **_: Any) -> Listing:
-        return Listing(source=SourceStatus(state=SourceState.STREAMING))
-
-    async def get(self, name: str) -> ClusterReport:
-        raise ClusterNotFound(name, code="NOT_FOUND")
-
-    def apply(self, change: Change) -> None:
-        for store in self.stores:
-            store.apply(change)
-
-    def engage(self, name: str, *, kinds: Sequence[Kind] = (NAMESPACES,), **fields: Any) -> FleetCluster:
-        self._number += 1
-        fields = {"uid": f"uid of {name}", "incarnation": f"i{self._number}", **fields}
-        cluster = self.clusters[name] = FleetCluster(name=name, **fields)
-        self.apply(ClusterChanged(cluster))
-        for kind in kinds:
-            scope = Scope(name, cluster.incarnation, kind.resource)
-            self.apply(ScopeChanged(scope, Pending(NOW)))
-            self.apply(ScopeChanged(scope, Synced(NOW)))
-        return cluster
-
-    def end(self, name: str, reason: str = "DELETED") -> None:
-        self.apply(ClusterEnded(self.clusters.pop(name), reason))
-
-    def scope(self, name: str, kind: Kind = NAMESPACES) -> Scope:
-        return Scope(name, self.clusters[name].incarnation, kind.resource)
-
-    def put(
-        self, cluster: str, name: str, content: object = None, *, kind: Kind = NAMESPACES, namespace: str = ""
-    ) -> ProjectedObject:
-        self._number += 1
-        scope = self.scope(cluster, kind)
-        objects = self.objects.setdefault(scope, {})
-        before = objects.get((namespace, name))
-        uid = f"u{self._number}" if before is None else before.uid
-        found = objects[namespace, name] = ProjectedObject(
-            namespace, name, uid, msgspec.json.encode(content or {}), str(self._number), created_at=NOW
-        )
-        self.apply(ObjectChanged(scope, found))
-        return found
-
-    def delete(self, cluster: str, name: str, *, kind: Kind = NAMESPACES) -> None:
-        scope = self.scope(cluster, kind)
-        self.apply(ObjectGone(scope, self.objects[scope].pop(("", name)), Gone.OBJECT_DELETED))
-
-    def state(self, cluster: str, state: Any, *, kind: Kind = NAMESPACES) -> None:
-        self.apply(ScopeChanged(self.scope(cluster, kind), state))
-
-
-@asynccontextmanager
-async def running(work: Awaitable[None]) -> AsyncIterator[None]:
-    task = asyncio.ensure_future(work)
-    try:
-        yield
-    finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
+from .nats_world import NAMESPACES, ROLES, Fleet, World, names, running, settled
 
 
 @pytest.fixture
@@ -141,51 +35,9 @@ async def server(tmp_path: Path) -> AsyncIterator[NatsServer]:
         yield started
 
 
-class World:
-    def __init__(self, server: NatsServer) -> None:
-        self.server = server
-        self.fleet = Fleet()
-        self.reports: list[str] = []
-        self.options = NatsOptions(servers=(server.url,))
-
-    @asynccontextmanager
-    async def publisher(
-        self, kinds: Sequence[Kind] = (NAMESPACES,), fleet: Fleet | None = None, **options: Any
-    ) -> AsyncIterator[ObjectPublisher]:
-        source = fleet or self.fleet
-        options = {"new": NewStream(), "report": self.reports.append, **options}
-        started = ObjectPublisher(source, source, kinds, self.options, **options)
-        async with running(started.run()):
-            await eventually(lambda: source.stores and isinstance(started.publication.connection, StreamConnected))
-            yield started
-
-    @asynccontextmanager
-    async def reader(self, kinds: Sequence[Kind] = (NAMESPACES,), **options: Any) -> AsyncIterator[Objects]:
-        objects = Objects(NatsSource(NatsOptions(servers=(self.server.url,), **options)), kinds)
-        async with running(objects.run()):
-            yield objects
-
-    @asynccontextmanager
-    async def session(self) -> AsyncIterator[NatsSession]:
-        async with open_session(self.options, "test") as session:
-            yield session
-
-    async def stored(self) -> list[StoredMessage]:
-        async with self.session() as session:
-            return (await session.last_messages(["milo.>"]))[0]
-
-
 @pytest.fixture
 def world(server: NatsServer) -> World:
     return World(server)
-
-
-async def settled(publisher: ObjectPublisher) -> None:
-    await eventually(lambda: publisher.publication.is_settled)
-
-
-def names(objects: Objects, kind: Kind = NAMESPACES) -> set[str]:
-    return {found.object.name for found in objects.list(kind.resource)}
 
 
 async def test_reader_has_what_the_publisher_follows(world: World) -> None:

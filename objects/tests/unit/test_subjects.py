@@ -55,6 +55,7 @@ def test_filters_name_a_cluster_a_scope_or_a_kind() -> None:
     assert ClusterSubject("web").contents == "milo.objects._.web.>"
     assert ScopeSubject("web", "", "namespaces").objects == "milo.objects._.web.core.namespaces.*.*"
     assert kind_filter("apps", "deployments") == "milo.objects.*.*.apps.deployments.>"
+    assert kind_filter("", "pods", "milo#web") == "milo.objects.milo.web.core.pods.>"
 
 
 @pytest.mark.parametrize("subject", ["", "milo", "milo.clusters.a", "milo.objects.a.b.c.d", "milo.objects.a.b.c.d.e"])

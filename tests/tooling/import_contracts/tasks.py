@@ -193,6 +193,8 @@ OTHERS = {
     "controllers/src/milo_controllers/single_cluster.py: _awaited": "there is only one cluster",
     "objects/src/milo_objects/follow.py: _report_fleet": _WHOLE,
     "objects/src/milo_objects/jetstream.py: _watch_silence": _WHOLE,
+    "objects/src/milo_objects/jetstream.py: self._client.request": _AWAITED,
+    "objects/src/milo_objects/jetstream.py: self.call": _AWAITED,
     "objects/src/milo_objects/publisher.py: self._connect": _GROUP,
     "objects/src/milo_objects/publisher.py: self._look": _WHOLE,
     "objects/src/milo_objects/publisher.py: self._source.run": _GROUP,
