@@ -14,7 +14,7 @@ try:
     import click
     import yaml
 
-    from milo_discovery_cli.exit_status import CommandFailure, print_message
+    from milo_discovery_cli.exit_status import CommandFailure, printable
     from milo_discovery_cli.options import ConnectionOptions, connecting
 except ImportError as missing:
     sys.exit(f"milo-objects: {missing.name} is missing: pip install 'milo-objects[nats]'")
@@ -98,7 +98,7 @@ def command() -> None:
 @_file("--nats-key", "NATS_KEY", "Key of the client certificate.")
 @click.option("--create-stream", is_flag=True, help="Create the stream `milo` if it does not exist.")
 @click.option("--replicas", type=click.IntRange(1, 5), default=1, show_default=True, help="Replicas of a new stream.")
-@click.option("--max-bytes", type=Size(), default=-1, help="Maximum size of a new stream, such as 10Gi. Default: none.")
+@click.option("--max-bytes", type=Size(), help="Maximum size of a new stream, such as 10Gi. Default: none.")
 @click.option(
     "--accept-removals",
     "accepts_removals",
@@ -131,8 +131,17 @@ def publish(
         certificate=options["nats_certificate"],
         key=options["nats_key"],
     )
-    new = NewStream(replicas=options["replicas"], max_bytes=options["max_bytes"]) if options["create_stream"] else None
-    connection.run(lambda client: _publish(client, kinds, nats, new, listen=listen, accepts_removals=accepts_removals))
+    new = NewStream(replicas=options["replicas"], max_bytes=options["max_bytes"] or -1)
+    connection.run(
+        lambda client: _publish(
+            client,
+            kinds,
+            nats,
+            new if options["create_stream"] else None,
+            listen=listen,
+            accepts_removals=accepts_removals,
+        )
+    )
 
 
 async def _publish(
@@ -150,7 +159,7 @@ async def _publish(
     from milo_objects.publisher_pages import PublisherPages  # noqa: PLC0415
 
     publisher = ObjectPublisher(
-        FollowedFleet(client), client, kinds, nats, new, accepts_removals=accepts_removals, report=print_message
+        FollowedFleet(client), client, kinds, nats, new, accepts_removals=accepts_removals, report=_report
     )
     server = HttpServer(PublisherPages(publisher.publication).answer, connections=_CONNECTIONS)
     if listen:
@@ -158,13 +167,17 @@ async def _publish(
         if not separator or not port.isdecimal():
             raise click.UsageError(f"--listen {listen!r}: write HOST:PORT or :PORT")
         try:
-            print_message(f"serving probes and metrics on {await server.start(host.strip('[]') or None, int(port))}")
+            _report(f"serving probes and metrics on {await server.start(host.strip('[]') or None, int(port))}")
         except OSError as error:
             raise CommandFailure(f"--listen {listen}: {error.strerror}") from error
     try:
         await publisher.run()
     finally:
         await server.stop()
+
+
+def _report(text: str) -> None:
+    click.echo(f"milo-objects: {printable(text)}", err=True)
 
 
 def main() -> None:
@@ -174,3 +187,7 @@ def main() -> None:
         command.main(prog_name="milo-objects")
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

@@ -118,7 +118,8 @@ class NatsSession:
         asking = asyncio.ensure_future(self._client.request(f"{_API}.{method}", content, timeout=CALL_TIMEOUT_S))
         try:
             # What NATS' permissions refuse is not answered.
-            await asyncio.wait({asking, self._lost}, return_when=asyncio.FIRST_COMPLETED)
+            waited: set[asyncio.Future[Any]] = {asking, self._lost}
+            await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
             if self._lost.done():
                 await self.lost()
             answer = await asking

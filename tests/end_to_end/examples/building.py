@@ -51,7 +51,7 @@ def node_subscriber() -> Command:
 def node_packages() -> Path:
     """Build the client and the examples in Node in a copy, so that nothing is installed into this repository."""
     npm = tool("npm")
-    packages = [ROOT / "clients/node", EXAMPLES / "node"]
+    packages = [ROOT / "clients/node", EXAMPLES / "node", EXAMPLES / "objects-nats"]
     locks = b"".join((package / "package-lock.json").read_bytes() for package in packages)
     copy = CACHE / "node" / hashlib.sha256(locks).hexdigest()[:16]
 

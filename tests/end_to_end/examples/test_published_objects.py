@@ -1,0 +1,102 @@
+"""The command `milo-objects publish` beside a daemon and a nats-server, and programs with nothing but a NATS client."""
+
+import shutil
+import sys
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+import yaml
+
+from milo_objects import Kind, Objects
+from milo_objects.jetstream import NatsOptions
+from milo_objects.nats_source import NatsSource
+from milo_sandbox import Sandbox
+from milo_sandbox.nats_server import NatsServer, running_nats
+from milo_sandbox.resources import NAMESPACES
+from tests.end_to_end.examples.building import node_packages
+from tests.end_to_end.examples.program import Program
+from tests.end_to_end.process.daemon import DaemonProcess
+from tests.support.eventually import eventually
+
+Publish = Callable[[], Program]
+
+
+@pytest.fixture
+async def nats(tmp_path: Path) -> AsyncIterator[NatsServer]:
+    async with running_nats(tmp_path) as server:
+        yield server
+
+
+@pytest.fixture
+async def issuing_daemon(sandbox: Sandbox, kubeconfig: Path, socket: Path) -> AsyncIterator[DaemonProcess]:
+    """A daemon that issues kubeconfigs."""
+    token = kubeconfig.with_name("token")
+    token.write_text(sandbox.token())
+    settings = {
+        "discovery_kubeconfig": str(kubeconfig),
+        "kubeconfigs": {"issuers": [{"name": "token", "type": "token-file", "path": str(token)}]},
+        "listen": [f"unix://{socket}"],
+        "http_listen": "off",
+    }
+    file = kubeconfig.with_name("config.yaml")
+    file.write_text(yaml.safe_dump(settings))
+    async with DaemonProcess(f"unix://{socket}", "--config", str(file), is_forked=True) as started:
+        await started.start()
+        yield started
+
+
+@pytest.fixture
+def publish(issuing_daemon: DaemonProcess, socket: Path, nats: NatsServer, tmp_path: Path) -> Publish:
+    declaration = tmp_path / "objects.yaml"
+    declaration.write_text("objects:\n- resource: v1/namespaces\n  fields: [metadata.labels, status.phase]\n")
+    command = (sys.executable, "-m", "milo_objects.command", "publish", str(declaration))
+    options = ("--nats", nats.url, "--create-stream", "--listen", "127.0.0.1:0")
+    return lambda: Program([*command, *options], {"MILO_DISCOVERY_ADDRESS": f"unix://{socket}"})
+
+
+def create_namespace(sandbox: Sandbox, project: str, name: str) -> None:
+    document = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}}
+    sandbox.control_plane(project).create(NAMESPACES, document)
+
+
+@asynccontextmanager
+async def reading(nats: NatsServer) -> AsyncIterator[Objects]:
+    source = NatsSource(NatsOptions(servers=(nats.url,)))
+    async with Objects(source, [Kind("v1/namespaces", ["status.phase"])]) as objects:
+        yield objects
+
+
+def names(objects: Objects, project: str) -> set[str]:
+    return {found.object.name for found in objects.list("v1/namespaces", project)}
+
+
+async def test_namespaces_reach_a_reader_without_the_daemon(
+    sandbox: Sandbox, nats: NatsServer, publish: Publish
+) -> None:
+    sandbox.projects.create("web", ready=True)
+    async with reading(nats) as objects:
+        async with publish():
+            await eventually(lambda: objects.view("v1/namespaces").known == 1 and objects.view("v1/namespaces").synced)
+            create_namespace(sandbox, "web", "team")
+            await eventually(lambda: "team" in names(objects, "web"))
+        create_namespace(sandbox, "web", "while-away")
+        async with publish():
+            await eventually(lambda: "while-away" in names(objects, "web"))
+            sandbox.projects.delete("web")
+            await eventually(lambda: not objects.clusters)
+
+
+@pytest.mark.builds
+async def test_node_example_follows_namespaces(sandbox: Sandbox, nats: NatsServer, publish: Publish) -> None:
+    if shutil.which("node") is None or shutil.which("npm") is None:
+        pytest.skip("needs Node.js and npm")
+    example = node_packages() / "examples" / "objects-nats" / "namespaces.mjs"
+    sandbox.projects.create("web", ready=True)
+    async with publish(), reading(nats) as objects:
+        await eventually(lambda: objects.view("v1/namespaces").synced == 1)
+        async with Program(["node", str(example)], {"NATS_URL": nats.url}) as program:
+            await program.until("web SYNCED")
+            create_namespace(sandbox, "web", "team")
+            await program.until("web team")
