@@ -31,6 +31,11 @@ class Prometheus:
         result: list[dict[str, Any]] = (await self._get("query", query=expression))["result"]
         return result
 
+    async def query_range(self, expression: str, begin: float, end: float, step_s: float) -> list[dict[str, Any]]:
+        found = await self._get("query_range", query=expression, start=begin, end=end, step=step_s)
+        result: list[dict[str, Any]] = found["result"]
+        return result
+
     async def firing(self) -> dict[str, dict[str, str]]:
         """Return the labels of firing alerts, by name."""
         found = (await self._get("alerts"))["alerts"]
