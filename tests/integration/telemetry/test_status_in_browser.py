@@ -319,6 +319,16 @@ async def test_status_page_of_a_stale_daemon_links_the_runbook(workspace: Worksp
     assert (Path(__file__).parents[3] / runbook.partition("/blob/main/")[2]).exists()
 
 
+async def test_status_says_when_a_missing_directory_is_read_again(workspace: Workspace) -> None:
+    files = {"mode": "kubeconfig-directory", "settings": {"path": str(workspace.directory / "none")}}
+    async with workspace.daemon(http_listen="127.0.0.1:0", discovery_kubeconfig=None, **files) as daemon:
+        await daemon.start()
+        await daemon.wait_for_output('"source unreachable"')
+        source = json.loads(await get(f"{daemon.events('started')[-1]['http']}/?json"))["source"]
+    assert (source["state"], source["reason"]) == ("STALE", "FileNotFound")
+    assert source["retryAt"] > source["since"]
+
+
 async def test_status_page_and_metrics_hide_names_if_http_names_is_nobody(workspace: Workspace) -> None:
     workspace.sandbox.projects.create("alpha", ready=True)
     async with workspace.daemon(http_listen="127.0.0.1:0", http_names="nobody") as daemon:
