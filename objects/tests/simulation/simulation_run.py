@@ -48,7 +48,8 @@ KIND = Kind("v1/projects", ["status.conditions[*].status"], label_selector="team
 CLUSTERS = ("one", "two", "three")
 LIMITS = CacheLimits(objects=3, retry_s=30.0)
 FAULTS = ("change", "change", "change", "watch", "down", "compact", "engagement", "restart")
-FALSE_DELETION = "F25 a false deletion"
+LIES = {"F25 a false deletion", "F68 a list of a lagging replica"}
+"""Faults of a server that a follower cannot tell from the truth, until the watch corrects them."""
 REASONS = ("DELETED", "REVOKED")
 STRIKES = 60
 QUIET_S = 900.0
@@ -255,7 +256,7 @@ class Simulation:
             if not isinstance(change, ObjectGone):
                 continue
             api, server = servers[change.scope.cluster].api, servers[change.scope.cluster].world.server
-            if not api.needs_relist and not api.injected[FALSE_DELETION]:
+            if not api.needs_relist and LIES.isdisjoint(api.injected):
                 since = server.first_seen(change.object.name, change.object.uid)
                 if not any(_is_true(change, state.get(change.object.name)) for state in server.states[since:known]):
                     yield f"never true: {change}"
