@@ -12,7 +12,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing, nullcontext
 from functools import partial
 from pathlib import Path
-from threading import Barrier
 from typing import TYPE_CHECKING
 
 from milo_discoveryd import __version__
@@ -60,8 +59,6 @@ if TYPE_CHECKING:
     from milo_discoveryd.wiring.sharding import Membership
 
 
-THREADS = 4
-"""The number of threads for blocking calls, such as writes of the state file."""
 BLOCKED_S = 2.0
 """Steps of the event loop that take at least this long are logged. In the manifests, the liveness probe times out after
 five seconds."""
@@ -195,7 +192,7 @@ class Daemon:
     async def serve(self, dropped_lines: Callable[[], int] = lambda: 0) -> None:
         """Serve until canceled, then drain the streams. `dropped_lines` returns how many log lines were dropped."""
         settings = self._settings
-        asyncio.get_running_loop().set_default_executor(started_threads())
+        asyncio.get_running_loop().set_default_executor(BlockingCalls())
         sources = configured_sources(settings, self._environ)
         self._fleet = new_fleet(sources, settings, self._log, self._journal.of_source)
         async with AsyncExitStack() as stack:
@@ -430,18 +427,20 @@ def _quotas(settings: Settings) -> QuotaLimits:
     )
 
 
-def started_threads() -> ThreadPoolExecutor:
-    """Return threads for blocking calls that are started already: when one is needed, the limit of processes of the pod
-    may be reached, and the failure would end the task that makes the call."""
-    threads, started = ThreadPoolExecutor(THREADS, thread_name_prefix="blocking call"), Barrier(THREADS + 1)
-    try:
-        for _ in range(THREADS):
-            threads.submit(started.wait)
-        started.wait()
-    except BaseException:
-        started.abort()  # otherwise those that were started would wait for the others, and the exit for them
-        raise
-    return threads
+class BlockingCalls(ThreadPoolExecutor):
+    """Threads for blocking calls. A call for which no other thread can be started, because the limit of processes of
+    the pod is reached, waits for one: the error would end the task that makes the call, and with it the daemon."""
+
+    def __init__(self) -> None:
+        super().__init__(thread_name_prefix="blocking call")
+        self.submit(int).result()  # starts the first thread
+
+    def _adjust_thread_count(self) -> None:
+        try:
+            super()._adjust_thread_count()
+        except RuntimeError:
+            if not self._threads:
+                raise
 
 
 def watched_loop(observe: Callable[[float], None], *, blocked_s: float = BLOCKED_S) -> LoopWatchdog:

@@ -67,7 +67,7 @@ async def serving(daemon: Daemon) -> AsyncIterator[Look]:
             await task
 
 
-async def test_daemon_starts_no_thread_for_blocking_calls_when_the_limit_of_processes_is_reached(
+async def test_blocking_calls_of_the_daemon_wait_for_a_thread_when_the_limit_of_processes_is_reached(
     workspace: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(_: threading.Thread) -> None:
