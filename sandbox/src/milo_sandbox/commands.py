@@ -58,12 +58,15 @@ class _Seconds(click.FloatRange):
     type=click.Path(exists=True, dir_okay=False, resolve_path=True, path_type=Path),
     help="Kubeconfig of an existing Milo API, which the demo only reads.  [default: the demo starts a sandbox]",
 )
-def demo(seconds: float | None, projects: int, churn: float, kubeconfig: Path | None) -> None:
+@click.option("--objects", is_flag=True, help="Also publish the namespaces of all projects into a NATS server.")
+def demo(seconds: float | None, projects: int, churn: float, kubeconfig: Path | None, *, objects: bool) -> None:
     """Run a fake Milo API, the daemon and a subscriber.
 
     The API's projects change; the terminal shows what the subscriber receives.
     """
+    if objects and kubeconfig is not None:
+        raise click.UsageError("--objects needs the sandbox's kubeconfigs: leave out --kubeconfig")
     from milo_sandbox.demo.demo import EXPECTED
     from milo_sandbox.demo.demo import demo as show
 
-    run("milo-discoveryd demo", show(seconds, projects, churn, kubeconfig), *EXPECTED)
+    run("milo-discoveryd demo", show(seconds, projects, churn, kubeconfig, publishes_objects=objects), *EXPECTED)

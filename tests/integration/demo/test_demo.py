@@ -3,14 +3,16 @@
 import asyncio
 import os
 import pty
+import shlex
 import signal
 import subprocess
 import sys
 from asyncio.subprocess import PIPE
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from kubernetes.client import CustomObjectsApi
+from kubernetes.client import CoreV1Api, CustomObjectsApi
 from kubernetes.config import new_client_from_config
 
 from milo_discovery import DiscoveryClient
@@ -50,6 +52,31 @@ def test_demo_without_changes_counts_shown_events_and_disengages_nothing() -> No
     *lines, last = done.stdout.splitlines()
     engaged, updated = (sum(f"  {kind}  " in line for line in lines) for kind in ("ENGAGED", "UPDATED"))
     assert last.startswith(f"Events shown: {engaged} ENGAGED, {updated} UPDATED, 0 DISENGAGED.")
+
+
+def test_demo_publishes_objects_and_names_commands_that_show_a_new_namespace(tmp_path: Path) -> None:
+    demo = [*DEMO, "--objects", "--projects", "1", "--churn", "0"]
+    with subprocess.Popen(demo, stdout=subprocess.PIPE, text=True) as started, ExitStack() as stack:
+        stack.callback(started.terminate)
+        assert started.stdout is not None
+        shown = [started.stdout.readline() for _ in range(9)]
+        reader, watcher, issue = (shlex.split(shown[line]) for line in (1, 2, 5))
+        project = shown[8].split()[2]
+        environ = {**os.environ, **dict([watcher.pop(0).split("=", 1)])}
+        issued = [project if word == "NAME" else word for word in issue[1:-1]]
+        file = tmp_path / "project.yaml"
+        file.touch(mode=0o600)
+        file.write_bytes(subprocess.run(issued, env=environ, stdout=subprocess.PIPE, check=True, timeout=60).stdout)
+        CoreV1Api(new_client_from_config(str(file))).create_namespace({"metadata": {"name": "team"}})
+        for command in (reader, watcher):
+            with subprocess.Popen(command, env=environ, stdout=subprocess.PIPE, text=True) as output:
+                stack.callback(output.kill)
+                assert output.stdout is not None
+                assert any(project in line and "team" in line for line in output.stdout)
+                output.kill()
+        started.send_signal(signal.SIGINT)
+        started.communicate(timeout=60)
+    assert started.returncode == 0
 
 
 def test_demo_rejects_seconds_with_a_unit_and_suggests_a_plain_number() -> None:

@@ -29,8 +29,18 @@ EXPECTED = (DaemonError,)
 """Errors of the daemon that are reported in one line each, without a traceback."""
 
 
-async def demo(seconds: float | None, projects: int, changes_per_s: float, existing: Path | None = None) -> None:
-    """Run until the time is up or a signal arrives. `existing` is the kubeconfig of an API to use without a sandbox."""
+async def demo(
+    seconds: float | None,
+    projects: int,
+    changes_per_s: float,
+    existing: Path | None = None,
+    *,
+    publishes_objects: bool = False,
+) -> None:
+    """Run until the time is up or a signal arrives. `existing` is the kubeconfig of an API to use without a sandbox.
+
+    `publishes_objects`: whether to also start a NATS server, and to publish the namespaces of all projects.
+    """
     # Signals must not terminate the process before the directory, which has a token, is removed.
     with _stop_after(seconds) as stopping, TemporaryDirectory(prefix="milo-demo-") as name:
         directory = Path(name)
@@ -47,7 +57,7 @@ async def demo(seconds: float | None, projects: int, changes_per_s: float, exist
                 config = directory / "daemon.yaml"
                 write_daemon_config(config, kubeconfig)
                 changes = churn.run(sandbox.churn(), changes_per_s) if changes_per_s else None
-                await _show(directory, stopping, kubeconfig, changes, config)
+                await _show(directory, stopping, kubeconfig, changes, config, publishes_objects=publishes_objects)
 
 
 async def _show(
@@ -56,6 +66,8 @@ async def _show(
     kubeconfig: Path,
     changes: Coroutine[Any, Any, None] | None = None,
     config: Path | None = None,
+    *,
+    publishes_objects: bool = False,
 ) -> None:
     scene = Scene()
     async with AsyncExitStack() as stack:
@@ -70,12 +82,22 @@ async def _show(
             await daemon.started.wait()
             watch = client.watch()
             introduction = _introduction(directory, socket, kubeconfig, str(daemon.http_address))
-            with open_screen(scene, introduction) as screen:
-                running.append(tasks.create_task(_follow(watch, scene, screen), name="subscriber"))
-                running.append(tasks.create_task(_draw(watch, screen), name="screen"))
-                await stopping.wait()
-                for task in running:
-                    task.cancel()
+            async with AsyncExitStack() as published:
+                if publishes_objects:
+                    # Imported here because it needs the packages of the extra `nats`.
+                    from milo_sandbox.demo.published_objects import publishing  # noqa: PLC0415
+
+                    introduction = await published.enter_async_context(publishing(client, directory, socket))
+                with open_screen(scene, introduction) as screen:
+                    showing = [
+                        tasks.create_task(_follow(watch, scene, screen), name="subscriber"),
+                        tasks.create_task(_draw(watch, screen), name="screen"),
+                    ]
+                    await stopping.wait()
+                    for task in showing:
+                        task.cancel()
+            for task in running:
+                task.cancel()
     counts = ", ".join(
         f"{scene.counts[kind]} {kind.name}" for kind in (EventType.ENGAGED, EventType.UPDATED, EventType.DISENGAGED)
     )
