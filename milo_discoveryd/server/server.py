@@ -19,18 +19,17 @@ from milo_discoveryd.server.calls.interceptor import AccessInterceptor, CallInte
 from milo_discoveryd.server.calls.request_arrival import ArrivalInterceptor, ArrivingRequests
 from milo_discoveryd.server.calls.rpc_context import Authenticator
 from milo_discoveryd.server.calls.service import Service
+from milo_discoveryd.server.connections.acceptor import Acceptor
 from milo_discoveryd.server.connections.authentication import ListenerAuthentication
 from milo_discoveryd.server.connections.listener import Listener, TcpEndpoint, UnixSocket
 from milo_discoveryd.server.connections.socket_file import SocketFile
-from milo_discoveryd.server.connections.unix_connections import UnixConnections
 
 if TYPE_CHECKING:
     from opentelemetry.trace import TracerProvider
 
-    from milo_discoveryd.server.connections.acceptor import Acceptor
     from milo_discoveryd.server.connections.bearer_authentication import Reviewer
 
-# What only listeners on TCP, or with peer credentials or tokens, need is imported for these.
+# What only listeners with tokens need is imported for these.
 # ruff: noqa: PLC0415
 
 OPTIONS = (
@@ -92,7 +91,6 @@ class Server:
         self._servers: list[grpc.aio.Server] = []
         self._files: list[SocketFile] = []
         self._acceptors: list[Acceptor] = []
-        self._unix_connections: list[UnixConnections] = []
         self.addresses: list[str] = []
         """The addresses in use; available once the server has started."""
 
@@ -122,14 +120,8 @@ class Server:
     async def watch(self) -> None:
         """Check sockets and connections periodically.
 
-        Raises an ExceptionGroup: StartError if a socket's file was changed, or the error that ended an accept loop.
+        Raises StartError if a socket's file was changed, or the error that ended an accept loop.
         """
-        async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self._check(), name="check sockets")
-            for connections in self._unix_connections:
-                tasks.create_task(connections.run(), name="divide connections")
-
-    async def _check(self) -> None:
         while True:
             await asyncio.sleep(CHECK_EVERY_S)
             self._audit.flush()
@@ -153,7 +145,7 @@ class Server:
         self._audit.flush()
 
     async def _serve(self, listener: Listener) -> None:
-        acceptor = self._acceptor(listener) if listener.has_acceptor else None
+        acceptor = Acceptor(listener, self._audit) if listener.has_acceptor else None
         authenticator: Authenticator = ListenerAuthentication(listener.name) if acceptor is None else acceptor
         if listener.tokens:
             from milo_discoveryd.server.connections.bearer_authentication import BearerAuthentication
@@ -172,11 +164,6 @@ class Server:
             self.addresses.append(_address(listener.address, listening))
             acceptor.start(listening)
 
-    def _acceptor(self, listener: Listener) -> "Acceptor":
-        from milo_discoveryd.server.connections.acceptor import Acceptor
-
-        return Acceptor(listener, self._audit)
-
     def _server(self, listener: Listener, authenticator: Authenticator) -> grpc.aio.Server:
         access, in_flight = self._service.access, InFlightCalls(len(self._listeners))
         refusals = Refusals(authenticator, self._audit)
@@ -189,7 +176,7 @@ class Server:
 
             interceptors.insert(0, TracingInterceptor(self._traces))
         interceptors.insert(0, ArrivalInterceptor(ArrivingRequests(len(self._listeners)), refusals))
-        limit = () if listener.has_acceptor else (("grpc.max_allowed_incoming_connections", listener.accepted_by_grpc),)
+        limit = () if listener.has_acceptor else (("grpc.max_allowed_incoming_connections", listener.connections),)
         server = grpc.aio.server(
             interceptors=interceptors,
             options=(*OPTIONS, *limit),
@@ -207,14 +194,7 @@ class Server:
 
     def _bind(self, server: grpc.aio.Server, listener: Listener) -> str:
         address = listener.address
-        if isinstance(address, UnixSocket):
-
-            def bind(path: Path) -> None:
-                server.add_insecure_port(f"unix:{path}")
-                self._unix_connections.append(UnixConnections(listener, str(path), self._audit))
-
-            self._socket_file(address).claim(bind)
-            return str(address)
+        assert isinstance(address, TcpEndpoint), "Unix sockets have an acceptor"
         try:
             return str(TcpEndpoint(address.host, server.add_insecure_port(str(address))))
         except RuntimeError as error:

@@ -32,6 +32,7 @@ from milo_discoveryd.server.connections.connection_rates import (
     network,
     peer_address,
 )
+from milo_discoveryd.server.connections.header_blocks import MOST_CONTINUATIONS, HeaderBlocks
 from milo_discoveryd.server.connections.inner_socket import InnerSocket
 from milo_discoveryd.server.connections.listener import Listener
 from milo_discoveryd.server.connections.proxy import ProxySide, proxy
@@ -136,7 +137,7 @@ class Acceptor:
 
     def origin(self, context: RpcContext) -> TokenOrigin:
         peer = self._peers.get(context.peer())
-        return TokenOrigin(context.peer(), () if peer is None else peer.owners)
+        return TokenOrigin(context.peer(), peer.owners if peer is not None and self._listener.knows_owners else ())
 
     def connected(self, context: RpcContext) -> Caller:
         peer = self._peers.get(context.peer())
@@ -195,6 +196,7 @@ class Acceptor:
 
     async def _serve(self, connected: socket.socket, address: str) -> None:
         side = ProxySide()
+        side.header_blocks = HeaderBlocks()
         peer: _Peer | None = None
         task = asyncio.current_task()
         assert task is not None
@@ -276,6 +278,8 @@ class Acceptor:
             with suppress(TimeoutError):
                 async with asyncio.timeout(None if expires_at is None else expires_at - time.time()):
                     closed_by_grpc = await proxy(side, inner)
+                    if side.is_flooding:
+                        raise ValueError(f"more than {MOST_CONTINUATIONS} CONTINUATION frames in a header block")
                     at_once = time.monotonic() - began < HTTP2_FAILURE_S
                     if closed_by_grpc and at_once and not self.is_stopping:
                         raise _NotHttp2Error("gRPC closed the connection at once: the client may not speak HTTP/2")

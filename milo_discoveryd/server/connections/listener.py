@@ -50,18 +50,14 @@ class Listener(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def has_acceptor(self) -> bool:
-        """Whether the daemon accepts connections itself and proxies them to gRPC.
-
-        Bearer tokens on a Unix socket need this too: token reviews are rate limited per owner of the connection.
-        """
-        return self.tls is not None or self.peer_credentials or (self.tokens and isinstance(self.address, UnixSocket))
+        """Whether the daemon accepts connections itself and proxies them to gRPC: all but those without TLS on
+        loopback."""
+        return self.tls is not None or isinstance(self.address, UnixSocket)
 
     @property
-    def accepted_by_grpc(self) -> int:
-        """The connection limit of gRPC where it accepts connections. At a Unix socket it is twice the limit of the
-        listener, so that a user with fewer connections than another can still connect when the limit of the listener is
-        reached."""
-        return self.connections * (2 if isinstance(self.address, UnixSocket) else 1)
+    def knows_owners(self) -> bool:
+        """Whether the calls of different owners of connections are limited separately."""
+        return self.tls is not None or self.peer_credentials or self.tokens
 
     @property
     def descriptors(self) -> int:

@@ -5,6 +5,7 @@ import socket
 import ssl
 from typing import cast
 
+from milo_discoveryd.server.connections.header_blocks import HeaderBlocks
 from milo_kube.http.tls import TlsTransport
 
 FLUSH_S = 5.0
@@ -21,6 +22,10 @@ class ProxySide(asyncio.Protocol):
         self.has_sent_eof = False
         self._other: ProxySide | None = None
         self._early: list[bytes] = []
+        self.header_blocks: HeaderBlocks | None = None
+        """The header blocks that this side sends, if they are limited."""
+        self.is_flooding = False
+        """Whether the connection was ended because of its header blocks."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
@@ -78,7 +83,10 @@ class ProxySide(asyncio.Protocol):
         self.transport.resume_reading()
 
     def data_received(self, data: bytes) -> None:
-        if self._other is None:
+        if self.header_blocks is not None and not self.header_blocks.accepts(data):
+            self.is_flooding = True
+            self.abort()
+        elif self._other is None:
             # A paused transport may deliver one more read.
             self._early.append(data)
         elif not self._other.transport.is_closing():

@@ -63,7 +63,7 @@ async def test_f38_connection_flood_leaves_descriptors_for_the_api_server(
         assert await daemon.terminate() == 0
     [received] = daemon.events("connection limit lowered: raise the limit of open files (RLIMIT_NOFILE)")
     assert received["level"] == "info", "want level info, since the limit is not configured"
-    assert (received["connections"], received["set"], received["limit"]) == (descriptors // 4, 1000, descriptors)
+    assert (received["connections"], received["set"], received["limit"]) == (descriptors // 8, 1000, descriptors)
 
 
 async def clusters_once_accepted(workspace: Workspace) -> list[str]:

@@ -210,5 +210,18 @@ async def test_message_and_metadata_sizes_are_limited(target: Target) -> None:
             assert (await call.code()).name == expected
 
 
+async def test_connection_that_never_ends_its_headers_is_closed(target: Target) -> None:
+    with closing(await target.raw()) as raw:
+        await raw.greet()
+        await raw.send(HeadersFrame(1, b"\x00\x01a\x01b").serialize())
+        with suppress(OSError):
+            await raw.send(ContinuationFrame(1, b"\x00\x01a\x01b").serialize() * 100)
+        with suppress(ConnectionError):
+            while await raw.read() is not None:
+                pass
+    await eventually(lambda: bool(target.harness.audited))
+    assert "16 CONTINUATION frames in a header block" in str(target.harness.audited[0]["problem"])
+
+
 def usage() -> tuple[int, int]:
     return len(list(Path("/proc/self/fd").iterdir())), len(asyncio.all_tasks())

@@ -270,7 +270,6 @@ async def test_new_user_evicts_connections_of_a_user_that_has_all_connections(
         evicted = [line for line in harness.audited if "a caller with fewer connections" in line["problem"]]
         if peer_credentials:
             assert {line["caller"]["uid"] for line in evicted} == {os.getuid()}
-        assert all(f"uid {os.getuid()}" in line["problem"] or peer_credentials for line in harness.audited)
 
 
 async def test_idle_connections_of_many_users_do_not_lock_out_a_new_user(

@@ -151,8 +151,6 @@ OTHERS = {
     "milo_discoveryd/app.py: self._report_health": _WHOLE,
     "milo_discoveryd/app.py: self._report_failed_start": _WHOLE,
     "milo_discoveryd/kubeconfigs/kubeconfigs.py: minter.run": _GROUP,
-    "milo_discoveryd/server/server.py: self._check": _WHOLE,
-    "milo_discoveryd/server/server.py: connections.run": _WHOLE,
     "milo_discoveryd/telemetry/log_writer.py: self._run": _WHOLE,
     "milo_discoveryd/watchers/driver.py: self._liveness_probe.run": _WHOLE,
     "milo_discoveryd/wiring/source.py: driver.run": _GROUP,

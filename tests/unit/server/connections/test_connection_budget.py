@@ -13,11 +13,11 @@ from milo_discoveryd.server.connections.connection_budget import (
     ConnectionSlots,
     fit_connections,
 )
-from milo_discoveryd.server.connections.listener import Listener, UnixSocket
+from milo_discoveryd.server.connections.listener import Listener, TcpEndpoint, UnixSocket
 
 
 def listener(connections: int, *, peer_credentials: bool = False) -> Listener:
-    address = UnixSocket(Path("/run/d.sock"))
+    address = UnixSocket(Path("/run/d.sock")) if peer_credentials else TcpEndpoint("127.0.0.1", 1)
     return Listener(name="a", address=address, connections=connections, peer_credentials=peer_credentials)
 
 

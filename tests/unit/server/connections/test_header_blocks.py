@@ -1,0 +1,44 @@
+"""Header blocks of one connection."""
+
+import random
+
+import pytest
+from hyperframe.frame import ContinuationFrame, DataFrame, Frame, HeadersFrame, PingFrame, SettingsFrame
+
+from milo_discoveryd.server.connections.header_blocks import MOST_CONTINUATIONS, HeaderBlocks
+
+PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+HEADERS, CONTINUED = HeadersFrame(1, b"x" * 100), ContinuationFrame(1, b"y" * 50)
+
+
+def sent(*frames: Frame) -> bytes:
+    return PREFACE + b"".join(frame.serialize() for frame in frames)
+
+
+@pytest.mark.parametrize("size", [1, 5, 9, 64, 1 << 16])
+def test_blocks_with_few_continuations_are_accepted_however_they_are_divided(size: int) -> None:
+    frames = [
+        SettingsFrame(0),
+        *[HEADERS, *[CONTINUED] * MOST_CONTINUATIONS, DataFrame(1, b""), PingFrame(0, bytes(8))] * 3,
+    ]
+    data, blocks = sent(*frames), HeaderBlocks()
+    assert all(blocks.accepts(data[at : at + size]) for at in range(0, len(data), size))
+
+
+@pytest.mark.parametrize("payload", [b"", b"y", b"y" * 1000])
+@pytest.mark.parametrize("seed", range(5))
+def test_block_with_too_many_continuations_is_refused_at_that_frame(payload: bytes, seed: int) -> None:
+    continued = ContinuationFrame(1, payload)
+    data = sent(SettingsFrame(0), HEADERS, *[continued] * MOST_CONTINUATIONS)
+    blocks, draw, at = HeaderBlocks(), random.Random(seed), 0
+    while at < len(data):
+        size = draw.randint(1, 40)
+        assert blocks.accepts(data[at : at + size])
+        at += size
+    assert not blocks.accepts(continued.serialize())
+
+
+def test_content_is_not_read_as_frames() -> None:
+    blocks = HeaderBlocks()
+    assert blocks.accepts(sent(DataFrame(1, CONTINUED.serialize() * 100)))
+    assert blocks.accepts(HEADERS.serialize())
