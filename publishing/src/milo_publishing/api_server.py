@@ -39,6 +39,10 @@ class _RecordPage(msgspec.Struct):
     metadata: _PageMetadata = msgspec.field(default_factory=_PageMetadata)
 
 
+_PREPARED = msgspec.json.Decoder(_RecordPage)
+"""Built at import, since the first use of a type by two threads at once crashes msgspec."""
+
+
 class PublishedObjects:
     """The objects of one resource in a namespace."""
 

@@ -102,6 +102,10 @@ class _RecordMetadata(msgspec.Struct, rename="camel"):
     deletion_timestamp: str | None = None
 
 
+_PREPARED = msgspec.json.Decoder(_RecordMetadata)
+"""Built at import, since the first use of a type by two threads at once crashes msgspec."""
+
+
 class ObservedObject(msgspec.Struct, frozen=True):
     """An object as the API server returned it."""
 
