@@ -229,21 +229,30 @@ func (o *Objects) List(resource string) []*Object {
 
 // View returns what is known of a kind, and what is not. It panics for a kind that is not followed.
 func (o *Objects) View(resource string) View {
+	view := View{Resource: resource, Fleet: o.fleet.State()} // before the clusters: see Fleet.State
+	for _, each := range o.Scopes(resource) {
+		view.count(each)
+	}
+	return view
+}
+
+// Scopes returns the scope of a kind in each engaged cluster, by their names. It panics for a kind that is not followed.
+func (o *Objects) Scopes(resource string) []Scope {
 	if !slices.ContainsFunc(o.kinds, func(k *kind) bool { return k.resource == resource }) {
 		panic(fmt.Sprintf("objects: %q is not one of the Kinds", resource))
 	}
-	view := View{Resource: resource, Fleet: o.fleet.State()} // before the clusters: see Fleet.State
 	clusters := o.fleet.Clusters()
+	scopes := make([]Scope, len(clusters))
 	o.mu.RLock()
 	defer o.mu.RUnlock()
-	for _, cluster := range clusters {
+	for i, cluster := range clusters {
 		if found := o.scopes[key{cluster, resource}]; found != nil {
-			view.count(found.get())
-		} else {
-			view.count(Scope{
+			scopes[i] = found.get()
+		} else { // its handler has not begun
+			scopes[i] = Scope{
 				Cluster: cluster, Resource: resource, State: Pending, Since: cluster.Current().EngagedAt, Problem: notBegun,
-			})
+			}
 		}
 	}
-	return view
+	return scopes
 }

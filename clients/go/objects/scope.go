@@ -98,7 +98,7 @@ type scope struct {
 
 func newScope(cluster *discovery.EngagedCluster, kind *kind, indexes *indexes, now time.Time) *scope {
 	s := &scope{cluster: cluster, kind: kind, indexes: indexes}
-	s.clear(Pending, now, "not read yet")
+	s.clear(Pending, now, notBegun)
 	return s
 }
 

@@ -47,6 +47,14 @@ func TestObjectsOfAllClustersAreFound(t *testing.T) {
 		t.Errorf("the view is %+v, want 2 synced", view)
 	}
 
+	if scopes := env.found.Scopes(namespaces); len(scopes) != 2 || scopes[0].Cluster.Name() != "alpha" || scopes[0].State != objects.Synced ||
+		scopes[0].Objects != 3 || scopes[1].Objects != 2 {
+		t.Errorf("the scopes are %+v, want alpha with 3 objects and beta with 2", scopes)
+	}
+	if got := env.found.Get(hits[0].Cluster, namespaces, "", "shop"); got != hits[0] || env.found.Get(hits[0].Cluster, namespaces, "", "absent") != nil {
+		t.Errorf("got %+v, want shop", got)
+	}
+
 	env.expect("alpha", "+shop", "SYNCED") // the objects of the first list precede its SYNCED
 	env.put("alpha", "shop", map[string]any{"status": map[string]any{"phase": "Active", "noise": "1"}})
 	env.put("alpha", "shop", map[string]any{"status": map[string]any{"phase": "Terminating"}})
