@@ -45,6 +45,8 @@ _WAYS = ("", "shared_mapper_", "plain_")
 provider: with one REST mapper for all projects, and with one per project."""
 _READERS = {"objects": (), "shared_informers": ("--shared-informers",)}
 """Options of the program that reads two kinds of all projects, with package objects and with client-go's informers."""
+_READ_OBJECTS = 20
+"""Of each kind in each project."""
 MEMORY_KEYS = (
     *(
         f"go_memory.{kinds}_kinds.{key}"
@@ -273,7 +275,7 @@ class _Bench:
         few, many = self._setting.scale.objects
         settled: dict[tuple[str, int], tuple[float, float]] = {}
         for count in (few, many):
-            async with self.place(count) as place:
+            async with self.place(count, objects=_READ_OBJECTS) as place:
                 daemon = place.daemon()
                 try:
                     await daemon.listens()
