@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from datetime import datetime
 from heapq import nsmallest
 from pathlib import Path
-from typing import NamedTuple, Protocol, TypeVar
+from typing import NamedTuple, Protocol
 
 import msgspec
 
@@ -37,7 +37,6 @@ from milo_discoveryd.telemetry.status import (
     ReloadState,
     RulesCurrent,
     ShardSummary,
-    Shown,
     SourceRow,
     SourceSummary,
     SubscriberRow,
@@ -50,7 +49,6 @@ from milo_kube.moment import Moment
 from milo_kube.reflect.view_status import ViewState
 from milo_kube.rfc3339 import rfc3339
 
-S = TypeVar("S", bound=Shown)
 SLICE = 50
 """The maximum number of records that are searched before the event loop may run other tasks."""
 LISTING_SHARE = 0.02
@@ -254,7 +252,11 @@ class StatusBoard:
             connectivity_since=_when(cluster.connectivity.since),
             deletion_requested_at=_when(target.deletion_requested_at),
             deletion_waits_for=target.deletion_message,
-            credential=None if held is None else _copied(CredentialSummary, held),
+            credential=None
+            if held is None
+            else CredentialSummary(
+                issuer=held.issuer, type=held.type, expires_at=_when(held.expires_at), problem=held.problem
+            ),
             subscribers=_rows((each for each in self._subscribers() if each.covers(cluster)), with_names=True),
         )
 
@@ -322,13 +324,14 @@ def _program(pid: int | None) -> str:
 
 def _issuer(health: IssuerHealth, *, with_message: bool) -> IssuerRow:
     """Return the row of an issuer. Without `with_message`, "failing" replaces the problem, which may name a cluster."""
-    row = _copied(IssuerRow, health)
-    return row if with_message or not row.problem else msgspec.structs.replace(row, problem="failing")
-
-
-def _copied(kind: type[S], of: object) -> S:
-    """Return a part of the status with the attributes of these names, with Unix times as datetimes."""
-    return msgspec.convert(of, kind, from_attributes=True, strict=False)
+    return IssuerRow(
+        name=health.name,
+        type=health.type,
+        problem=health.problem if with_message or not health.problem else "failing",
+        expires_at=_when(health.expires_at),
+        leases=health.leases,
+        failing=health.failing,
+    )
 
 
 def _when(time_: float | None, ahead: float = 0.0) -> datetime | None:
