@@ -13,7 +13,7 @@ import grpc
 import msgspec
 
 from milo_discoveryd.identity.caller import Caller
-from milo_discoveryd.identity.peer_credentials import peer_credentials
+from milo_discoveryd.identity.peer_credentials import peer_credentials, peer_uid
 from milo_discoveryd.identity.review_budget import TokenOrigin
 from milo_discoveryd.logger import log
 from milo_discoveryd.server.calls.grpc_errors import UnauthenticatedError
@@ -241,12 +241,13 @@ class Acceptor:
         self._audit.refused(caller, "", CONNECTION_REFUSED, problem=problem)
 
     def _by_peer_credentials(self, connected: socket.socket, task: "asyncio.Task[None]") -> _Peer:
-        credentials = peer_credentials(connected)
         caller = Caller(listener=self._listener.name, peer="unix:")
-        if self._listener.peer_credentials:
-            caller = msgspec.structs.replace(
-                caller, uid=credentials.uid, gid=credentials.gid, gids=credentials.gids, pid=credentials.pid
-            )
+        if not self._listener.peer_credentials:
+            return _Peer(caller, (f"uid {peer_uid(connected)}",), task)
+        credentials = peer_credentials(connected)
+        caller = msgspec.structs.replace(
+            caller, uid=credentials.uid, gid=credentials.gid, gids=credentials.gids, pid=credentials.pid
+        )
         return _Peer(caller, (f"uid {credentials.uid}",), task)
 
     async def _by_certificate(
