@@ -2,7 +2,7 @@
 
 import pytest
 
-from milo_kube.list_pages import MAX_PAGES, MAX_S, EndlessListError, ListPages
+from milo_kube.list_pages import MAX_PAGES, MAX_S, EndlessListError, ListPages, smaller
 
 
 def test_list_within_the_bounds_is_read() -> None:
@@ -17,3 +17,7 @@ def test_slow_list_is_given_up() -> None:
     pages = ListPages(5.0).next(5.0)
     with pytest.raises(EndlessListError, match="did not end in 2 pages and 600 s"):
         pages.next(5.0 + MAX_S)
+
+
+def test_smaller_pages_have_a_fifth_of_the_objects_and_at_least_one() -> None:
+    assert [smaller(5_000), smaller(3)] == [1_000, 1]

@@ -110,6 +110,16 @@ def test_member_is_fenced_20_seconds_after_the_start_of_its_last_renewal() -> No
     assert member.is_fenced(renewed_at + 20.0)
 
 
+def test_claim_lasts_until_the_member_is_fenced() -> None:
+    driver = settled("a")
+    member = driver.members["a"]
+    since = member.claimed_since(driver.now)
+    assert since is not None
+    driver.run(60)
+    assert member.claimed_since(driver.now) == since
+    assert member.claimed_since(member.fence_at) is None
+
+
 def test_member_fence_is_counted_from_the_start_of_a_renewal_and_not_from_its_response() -> None:
     driver = settled("a")
     member, started_at = driver.members["a"], driver.now + 10
