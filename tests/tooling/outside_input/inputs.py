@@ -288,6 +288,13 @@ FILES = {
     ),
     "milo_kube.upstream": _CREDENTIAL_FILE,
     "milo_kube.file_content": _CREDENTIAL_FILE,
+    "milo_kube.tls_identity": Input(
+        "the system's CAs, read again only where OpenSSL could not",
+        0,
+        0,
+        ADMIN,
+        "kube/tests/unit/test_tls_identity.py::test_tls_context_without_the_system_cas_is_refused_if_there_are_some",
+    ),
     "milo_discoveryd.credentials.kubeconfig_files": Input(
         "256 KiB of a file, 1 MiB of one with contexts",
         100 * _KIB,
