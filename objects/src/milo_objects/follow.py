@@ -211,6 +211,8 @@ def _fleet_cluster(cluster: Cluster, incarnation: str) -> FleetCluster:
 class _RepeatedFollower:
     """A follower that another one can replace, which lists the scope again. The objects stay in the store."""
 
+    __slots__ = ("_follower", "_limit", "_make")
+
     def __init__(self, make: Callable[[], ScopeFollower]) -> None:
         self._make = make
         self._follower = make()
@@ -228,10 +230,11 @@ class _RepeatedFollower:
                     raise
 
     async def relist(self) -> None:
-        follower = self._follower = self._make()
+        self._follower = self._make()
+        listed = self._follower.listed = asyncio.Event()
         if self._limit is not None:
             self._limit.reschedule(0.0)
-        await follower.listed.wait()
+        await listed.wait()
 
 
 class ScopeFollower(CollectionFollower[SeenObject, ObjectChanged | ObjectGone]):
@@ -241,8 +244,8 @@ class ScopeFollower(CollectionFollower[SeenObject, ObjectChanged | ObjectGone]):
 
     def __init__(self, api: ClusterApi, kind: Kind, scope: Scope, store: ObjectStore, *, budget: CacheBudget) -> None:
         self.scope = scope
-        self.listed = asyncio.Event()
-        """Set by its first complete list."""
+        self.listed: asyncio.Event | None = None
+        """Set by its first complete list; None, which saves memory, if nobody waits for it."""
         self._store = store
         super().__init__(api, kind, FollowedScope(scope, store), _REFLECTION, budget=budget, cluster=api.name, log=log)
 
@@ -250,7 +253,8 @@ class ScopeFollower(CollectionFollower[SeenObject, ObjectChanged | ObjectGone]):
         self._store.apply(change)
 
     def synced(self) -> None:
-        self.listed.set()
+        if self.listed is not None:
+            self.listed.set()
         self.reported()
 
     def failed(self) -> None:

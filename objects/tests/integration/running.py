@@ -51,8 +51,8 @@ class Running:
     ) -> None:
         self.discovery = FakeDiscovery(*planes)
         client = cast(DiscoveryClient, self.discovery)
-        source = FollowedFleet(client, limits=limits)
-        self.objects = Objects(source, kinds, indexes={"uid": by_uid} if indexes is None else indexes)
+        self.source = FollowedFleet(client, limits=limits)
+        self.objects = Objects(self.source, kinds, indexes={"uid": by_uid} if indexes is None else indexes)
         self.changes: list[Change] = []
 
     async def read(self) -> None:

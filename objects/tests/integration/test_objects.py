@@ -25,6 +25,7 @@ from milo_objects import (
     Objects,
     OverBudget,
     Pending,
+    Scope,
     ScopeChanged,
     ScopeEnd,
     ScopeEnded,
@@ -214,6 +215,22 @@ async def test_each_scope_is_listed_once(planes: list[ControlPlane], monkeypatch
         await eventually(lambda: found.of("late"))
     paths = ("/api/v1/namespaces", "/api/v1/configmaps")
     assert sorted(counted.lists) == sorted(f"{plane.project}{path}" for plane in planes for path in paths)
+
+
+async def test_scope_that_is_listed_again_keeps_its_objects(
+    alpha: ControlPlane, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alpha.create(namespace("shop"))
+    counted = Counted(monkeypatch)
+    async with running(alpha) as found:
+        await eventually(lambda: is_complete(found.objects))
+        await found.source.relist(Scope(alpha.project, "1", NAMESPACES))
+        await found.source.relist(Scope("unknown", "1", NAMESPACES))
+        assert len(counted.lists) == 2
+        assert is_complete(found.objects)
+        alpha.create(namespace("late"))
+        await eventually(lambda: found.of("late"))
+    assert len(found.of("shop")) == 1
 
 
 @pytest.mark.parametrize(
