@@ -19,7 +19,7 @@ SANDBOX = ("sandbox/pyproject.toml", *DAEMON)
 OPERATORS = ("objects/pyproject.toml", "controllers/pyproject.toml", "publishing/pyproject.toml")
 DEV = ("conformance/pyproject.toml", *OPERATORS, *SANDBOX)
 LOCKS: dict[str, tuple[str, ...]] = {
-    "daemon": DAEMON,
+    "daemon": (*DAEMON, "objects/pyproject.toml", "--extra", "nats"),
     "sandbox": SANDBOX,
     "demo": (*OPERATORS, *SANDBOX, "--extra", "nats"),
     "dev": (*DEV, "--extra", "kubernetes", "--extra", "kopf", "--extra", "nats", "--group", "dev"),

@@ -8,20 +8,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from milo_kube.termination import interrupt_on_sigterm
+import msgspec
 
-try:
+from milo_discovery.extras import needs_extra
+from milo_kube.termination import interrupt_on_sigterm
+from milo_objects.kinds import Kind
+
+with needs_extra("nats", "milo-objects", ("./kube", "./clients/python", "./clients/cli", "./objects")):
     import click
     import yaml
 
     from milo_discovery_cli.exit_status import CommandFailure, printable
     from milo_discovery_cli.options import ConnectionOptions, connecting
-except ImportError as missing:
-    sys.exit(f"milo-objects: {missing.name} is missing: pip install 'milo-objects[nats]'")
-
-import msgspec
-
-from milo_objects.kinds import Kind
 
 if TYPE_CHECKING:
     from milo_discovery.client import DiscoveryClient
@@ -117,10 +115,8 @@ def publish(
     It follows the kinds in every cluster that the daemon has engaged, and writes what changes. Readers need nothing
     but NATS.
     """
-    try:
-        from milo_objects.jetstream import NatsOptions, NewStream  # noqa: PLC0415  (needs the extra)
-    except ImportError as missing:
-        raise CommandFailure(f"{missing.name} is missing: pip install 'milo-objects[nats]'") from missing
+    from milo_objects.jetstream import NatsOptions, NewStream  # noqa: PLC0415  (not needed for help)
+
     if bool(options["nats_certificate"]) != bool(options["nats_key"]):
         raise click.UsageError("--nats-certificate and --nats-key are set together")
     kinds = read_declaration(declaration)

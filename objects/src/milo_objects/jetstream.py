@@ -12,14 +12,17 @@ from pathlib import Path
 from typing import Any, Final
 
 import msgspec
-from nats.aio.client import Client
-from nats.aio.msg import Msg
-from nats.errors import Error as NatsError
-from nats.errors import NoRespondersError
 
+from milo_discovery.extras import needs_extra
 from milo_objects.cluster_publication import WriteMessage
 from milo_objects.messages import StoredMessage
 from milo_objects.subjects import STREAM_SUBJECTS
+
+with needs_extra("nats", "milo-objects", ("./kube", "./clients/python", "./clients/cli", "./objects")):
+    from nats.aio.client import Client
+    from nats.aio.msg import Msg
+    from nats.errors import Error as NatsError
+    from nats.errors import NoRespondersError
 
 CALL_TIMEOUT_S: Final = 10.0
 _CONNECT_TIMEOUT_S: Final = 5

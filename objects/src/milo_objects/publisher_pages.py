@@ -7,12 +7,14 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Final
 
-from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
-from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
-from prometheus_client.registry import Collector
-
+from milo_discovery.extras import needs_extra
 from milo_kube.http.server import HttpReply, ServerRequest
 from milo_objects.publication import StreamConnected, StreamPublication
+
+with needs_extra("nats", "milo-objects", ("./kube", "./clients/python", "./clients/cli", "./objects")):
+    from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
+    from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
+    from prometheus_client.registry import Collector
 
 SCOPE_STATES: Final = ("PENDING", "SYNCED", "STALE", "FORBIDDEN", "NOT_SERVED", "OVER_BUDGET")
 

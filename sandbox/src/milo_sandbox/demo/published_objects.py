@@ -14,12 +14,15 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 from milo_discovery import DiscoveryClient
-from milo_objects import FollowedFleet, Kind, ObjectChanged, ObjectGone, Objects
-from milo_objects.jetstream import NatsOptions, NewStream
-from milo_objects.nats_source import NatsSource
-from milo_objects.publisher import ObjectPublisher
+from milo_discovery.extras import needs_extra
 from milo_sandbox.errors import run, write
 from milo_sandbox.nats_server import running_nats
+
+with needs_extra("nats", "milo-sandbox", ("./objects", "./sandbox")):
+    from milo_objects import FollowedFleet, Kind, ObjectChanged, ObjectGone, Objects
+    from milo_objects.jetstream import NatsOptions, NewStream
+    from milo_objects.nats_source import NatsSource
+    from milo_objects.publisher import ObjectPublisher
 
 NAMESPACES = Kind("v1/namespaces", ("metadata.labels", "status.phase"))
 _EXAMPLE = Path("examples/objects-nats/namespaces.mjs")
