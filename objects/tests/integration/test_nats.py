@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+from milo_kube.http.headers import Headers
+from milo_kube.http.server import ServerRequest
 from milo_objects import cluster_publication, jetstream, nats_source, publication_records, publisher, stream_reader
 from milo_objects.jetstream import NatsSession, NewStream, open_session
 from milo_objects.messages import StoredMessage
@@ -15,6 +17,7 @@ from milo_objects.nats_source import NatsSource
 from milo_objects.objects import Objects
 from milo_objects.publication import StreamAway, StreamConnected
 from milo_objects.publisher import ObjectPublisher
+from milo_objects.publisher_pages import PublisherPages
 from milo_objects.scope import (
     Gone,
     ObjectChanged,
@@ -193,6 +196,37 @@ async def test_unexpected_error_about_one_cluster_delays_no_other(
         await eventually(lambda: names(objects) == {"in-good"})
         await eventually(lambda: names(objects) == {"in-good", "in-bad"})
         assert not failures
+
+
+async def test_pages_have_metrics_and_say_since_when_nats_is_away(world: World) -> None:
+    async def page(publisher: ObjectPublisher, path: str) -> tuple[int, str]:
+        reply = await PublisherPages(publisher.publication).answer(ServerRequest(path, {}, Headers(), "127.0.0.1"))
+        return reply.status, reply.body.decode()
+
+    async with world.publisher() as publisher:
+        world.fleet.engage("web")
+        world.fleet.put("web", "default")
+        await settled(publisher)
+        assert await page(publisher, "/readyz") == await page(publisher, "/livez") == (200, "ok\n")
+        _, metrics = await page(publisher, "/metrics")
+        for line in (
+            "milo_objects_connected 1.0",
+            "milo_objects_pending 0.0",
+            "milo_objects_refused 0.0",
+            'milo_objects_scopes{state="SYNCED"} 1.0',
+            'milo_objects_messages_total{about="object"} 1.0',
+            'milo_objects_failed_writes_total{cause="conflict"} 0.0',
+        ):
+            assert line in metrics.splitlines()
+        await world.server.kill()
+        world.fleet.put("web", "another")
+        await eventually(lambda: isinstance(publisher.publication.connection, StreamAway))
+        status, text = await page(publisher, "/readyz")
+        assert status == 503
+        assert text.startswith("not ready since ")
+        _, metrics = await page(publisher, "/metrics")
+        assert {"milo_objects_connected 0.0", "milo_objects_pending 1.0"} <= set(metrics.splitlines())
+        assert (await page(publisher, "/"))[0] == 404
 
 
 async def test_two_publishers_of_one_cluster_write_each_change_once(world: World) -> None:

@@ -1,0 +1,66 @@
+"""The command line of `milo-objects publish`: its declaration and its options."""
+
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from milo_objects import Kind
+from milo_objects.command import command, read_declaration
+
+DECLARATION = """\
+objects:
+- resource: v1/namespaces
+  fields: [metadata.labels, status.phase]
+- resource: compute.datumapis.com/v1alpha/workloads
+  fields: ["spec.placements[*].cityCodes"]
+  labelSelector: "!internal"
+"""
+
+
+def test_declaration_has_kinds_with_fields_and_selectors(tmp_path: Path) -> None:
+    file = tmp_path / "objects.yaml"
+    file.write_text(DECLARATION)
+    assert read_declaration(file) == (
+        Kind("v1/namespaces", ("metadata.labels", "status.phase")),
+        Kind("compute.datumapis.com/v1alpha/workloads", ("spec.placements[*].cityCodes",), "!internal"),
+    )
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("objects: []", "declare at least one kind"),
+        ("objects: [{resource: v1/pods}, {resource: v1/pods}]", "v1/pods: declared twice"),
+        ("objects: [{resource: apps/v1/deployments}, {resource: apps/v1beta1/deployments}]", "declared twice"),
+        ("objects: [{resource: v1/secrets}]", "secrets: true"),
+        ("objects: [{resource: v1/pods, field: [a]}]", "unknown field `field`"),
+        ("kinds: []", "unknown field `kinds`"),
+        ("objects: [", "expected the node content"),
+        ("- a", "Expected `object`"),
+    ],
+)
+def test_invalid_declaration_is_refused_with_its_file(tmp_path: Path, content: str, words: str) -> None:
+    file = tmp_path / "objects.yaml"
+    file.write_text(content)
+    done = CliRunner().invoke(command, ["publish", str(file)])
+    assert done.exit_code == 1
+    assert str(file) in done.stderr
+    assert words in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--max-bytes", "10G"], "'10G' is not a number of bytes, such as 10Gi"),
+        (["--replicas", "6"], "6 is not in the range"),
+        (["--nats-credentials", "missing"], "'missing' does not exist"),
+    ],
+)
+def test_invalid_option_is_a_usage_error(tmp_path: Path, options: list[str], words: str) -> None:
+    file = tmp_path / "objects.yaml"
+    file.write_text(DECLARATION)
+    done = CliRunner().invoke(command, ["publish", str(file), *options])
+    assert done.exit_code == 2
+    assert words in done.stderr
