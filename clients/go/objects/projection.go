@@ -148,6 +148,9 @@ func joined(opening byte, parts []json.RawMessage, closing byte) json.RawMessage
 }
 
 func quoted(key string) []byte {
-	text, _ := json.Marshal(key) // cannot fail for a string
+	text, err := json.Marshal(key)
+	if err != nil {
+		panic(err) // cannot happen: it is a string
+	}
 	return text
 }
