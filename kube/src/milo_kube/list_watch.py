@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Iterator
-from contextlib import AbstractAsyncContextManager, aclosing
+from contextlib import AbstractAsyncContextManager, aclosing, suppress
 from datetime import UTC, datetime
 from itertools import islice
 from types import TracebackType
@@ -228,7 +228,7 @@ class ListWatch(Generic[Seen]):
                                 yield source_events
                                 del source_events
                     else:
-                        failure = _response_failure(stream.status, stream.headers, await stream.read_error(64 * 1024))
+                        failure = await self._refusal(stream)
         except TransportError as error:
             failure = _transport_failure(error)
         except LineTooLongError as error:
@@ -239,6 +239,14 @@ class ListWatch(Generic[Seen]):
             yield self._failed(failure)
         elif is_silent:
             yield await self._wait_ended()
+
+    async def _refusal(self, stream: Stream) -> Failure:
+        """Return why a watch was refused: what its status says, if the rest of the response does not arrive."""
+        body = b""
+        with suppress(TimeoutError, TransportError):
+            async with asyncio.timeout(self._request_timeout_s):
+                body = await stream.read_error(64 * 1024)
+        return _response_failure(stream.status, stream.headers, body)
 
     async def _followed(self, stream: Stream) -> AsyncGenerator[Iterable[SourceEvent[Seen]], None]:
         lines = Lines()

@@ -191,6 +191,7 @@ async def running(
     policy: ReflectorPolicy = DEFAULT_POLICY,
     objects_limit: int = 1 << 30,
     decoder: Decoder[KubeObject, Observation] | None = None,
+    request_timeout_s: float = 10.0,
 ) -> AsyncIterator[DriverRun]:
     def encode(event: Event) -> bytes:
         return b""
@@ -211,7 +212,7 @@ async def running(
             source=source,
             collection=source.collections[0],
             connect_timeout_s=10.0,
-            request_timeout_s=10.0,
+            request_timeout_s=request_timeout_s,
         )
         task = asyncio.create_task(driver.run())
         try:

@@ -24,7 +24,7 @@ from tests.integration.watchers.test_driver import (
     project,
     running,
 )
-from tests.support.eventually import eventually
+from tests.support.eventually import LIMIT_S, eventually
 
 OFTEN = LivenessPolicy(every_s=0.06)
 SELDOM = LivenessPolicy(every_s=60.0)
@@ -83,6 +83,26 @@ async def test_watch_request_without_response_from_a_live_server_times_out(monke
     async with running(server_script, ReflectorPolicy(backoff=Backoff(first_s=60.0))) as run:
         await eventually(lambda: run.source.status.reason == "Timeout")
         assert run.source.status.message == "no response to the watch request within 0.1 s"
+
+
+async def test_watch_whose_refusal_does_not_end_is_refused_by_its_status() -> None:
+    async def refusing(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse(status=410, headers={"Content-Length": "100"})
+        await response.prepare(request)
+        await response.write(b'{"kind": "Status", ')
+        return await asyncio.Future()
+
+    server_script = ScriptedServer()
+    listed, again = (
+        ScriptedResponse(line("ADDED", project("alpha", 1)), bookmark(version, ends_list=True)) for version in (5, 7)
+    )
+    server_script.watches = [listed, refusing, again]
+    async with running(server_script, ReflectorPolicy(backoff=QUICK, liveness=SELDOM), request_timeout_s=0.1) as run:
+        await run.synced()
+        listed.cut()
+        async with asyncio.timeout(LIMIT_S):
+            await again.asked.wait()
+        assert "resourceVersion" not in server_script.queries[-1]
 
 
 async def test_hung_list_is_abandoned() -> None:
