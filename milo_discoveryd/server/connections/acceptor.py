@@ -5,6 +5,7 @@ The acceptor exists because gRPC for Python cannot read peer credentials or rest
 
 import asyncio
 import errno
+import select
 import socket
 import time
 from contextlib import suppress
@@ -42,6 +43,8 @@ HANDSHAKE_S = 10.0
 HTTP2_FAILURE_S = 1.0
 """If gRPC closes a connection within this time, the client is assumed not to speak HTTP/2."""
 DESCRIPTORS_RETRY_S = 0.5
+_GONE_AT_ONCE = 100
+"""How many connections that their clients have closed are accepted without a pause."""
 ENDED_KEPT_S = 1.0
 """How long the peer of a closed connection is kept: gRPC still dispatches calls that it received before the close."""
 _EXCESS = "TOO_MANY_REFUSED_CALLS"
@@ -158,7 +161,7 @@ class Acceptor:
         return UnauthenticatedError(reason, problem)
 
     async def _run(self, listening: socket.socket) -> None:
-        loop = asyncio.get_running_loop()
+        loop, gone = asyncio.get_running_loop(), 0
         with listening:
             async with asyncio.TaskGroup() as tasks:
                 while True:
@@ -171,6 +174,13 @@ class Acceptor:
                             raise
                         self._refused("", f"accept failed: {error.strerror}")
                         await asyncio.sleep(DESCRIPTORS_RETRY_S)
+                        continue
+                    if _has_hung_up(connected):
+                        # A client that connects and closes in a loop would fill the backlog, and lock others out.
+                        connected.close()
+                        gone += 1
+                        if gone % _GONE_AT_ONCE == 0:
+                            await asyncio.sleep(0)
                         continue
                     try:
                         self._admit(connected, peer_address(address), tasks)
@@ -286,3 +296,10 @@ class Acceptor:
                         raise _NotHttp2Error("gRPC closed the connection at once: the client may not speak HTTP/2")
         finally:
             asyncio.get_running_loop().call_later(ENDED_KEPT_S, self._peers.pop, name)
+
+
+def _has_hung_up(connected: socket.socket) -> bool:
+    """Return whether the client of a Unix socket has closed the connection. With TCP, only a read shows it."""
+    poll = select.poll()
+    poll.register(connected, 0)
+    return bool(poll.poll(0))

@@ -413,3 +413,18 @@ async def test_unexpected_error_of_a_connection_ends_only_this_connection(
             async with harness.client() as stub:
                 assert len((await stub.ListClusters(pb.ListClustersRequest())).clusters) == 1
     assert [entry["event"] for entry in logs if entry["log_level"] == "error"] == ["connection failed"]
+
+
+@pytest.mark.parametrize("peer_credentials", [True, False], ids=["guarded", "plain"])
+async def test_connections_that_their_clients_have_closed_fill_no_backlog(
+    peer_credentials: bool, directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with guarded(directory, peer_credentials=peer_credentials) as harness:
+        admitted: list[None] = []
+        monkeypatch.setattr(acceptor(harness), "_admit", lambda accepted, *_: admitted.append(accepted.close()))
+        for _ in range(500):
+            with connected(directory):
+                pass
+        with connected(directory):
+            await eventually(lambda: len(admitted) > 0)
+            assert len(admitted) == 1
