@@ -61,7 +61,7 @@ NEED_A_CLUSTER = (
 """Commands that no test runs; their flags are tested."""
 
 
-PACKAGES = {"./clients/cli", "./objects", "./controllers", "./publishing"}
+PACKAGES = {"./clients/cli", "./objects", "./objects[nats]", "./controllers", "./publishing"}
 
 
 class UntestedError(Exception):
@@ -104,7 +104,7 @@ def way(block: Block, words: Sequence[str]) -> Way:
             return Way.INSTALLED
         case ["go", "get", *_]:
             return Way.GO_MODULES
-        case ["go" | "npm" | "mvn" | "cargo", *_]:
+        case ["go" | "npm" | "mvn" | "cargo", *_] | ["milo-objects", "publish", *_]:
             return Way.EXAMPLE
         case ["sh", "-c", "kill -USR1 1" | "kill -USR2 1" | "kill -HUP 1"]:
             return Way.SIGNALLED
