@@ -68,6 +68,19 @@ def node_packages() -> Path:
     return built_copy(copy, [*packages, ROOT / "clients/testdata"], build)
 
 
+def node_namespaces() -> Command:
+    return [tool("node"), str(node_packages() / "examples/objects-nats/namespaces.mjs")]
+
+
+def java_namespaces() -> Command:
+    maven, java, source = tool("mvn"), tool("java"), EXAMPLES / "objects-nats"
+    copy = CACHE / "java-objects-nats"
+    target = copy / source.relative_to(ROOT)
+    libraries = [maven, "-q", "-B", "dependency:copy-dependencies", "-DoutputDirectory=lib"]
+    built_copy(copy, [source], lambda: run(libraries, target))
+    return [java, "-cp", f"{target}/lib/*", str(target / "Namespaces.java")]
+
+
 def built_copy(copy: Path, sources: Sequence[Path], build: Callable[[], None]) -> Path:
     """Copy the sources and build them there, unless the last build in that place was of the same content."""
     digest = hashlib.sha256()

@@ -1,6 +1,5 @@
 """The command `milo-objects publish` beside a daemon and a nats-server, and programs with nothing but a NATS client."""
 
-import shutil
 import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -15,7 +14,7 @@ from milo_objects.nats_source import NatsSource
 from milo_sandbox import Sandbox
 from milo_sandbox.nats_server import NatsServer, running_nats
 from milo_sandbox.resources import NAMESPACES
-from tests.end_to_end.examples.building import node_packages
+from tests.end_to_end.examples.building import Command, java_namespaces, node_namespaces
 from tests.end_to_end.examples.program import Program
 from tests.end_to_end.process.daemon import DaemonProcess
 from tests.support.eventually import eventually
@@ -89,14 +88,15 @@ async def test_namespaces_reach_a_reader_without_the_daemon(
 
 
 @pytest.mark.builds
-async def test_node_example_follows_namespaces(sandbox: Sandbox, nats: NatsServer, publish: Publish) -> None:
-    if shutil.which("node") is None or shutil.which("npm") is None:
-        pytest.skip("needs Node.js and npm")
-    example = node_packages() / "examples" / "objects-nats" / "namespaces.mjs"
+@pytest.mark.parametrize("example", [node_namespaces, java_namespaces])
+async def test_example_with_nothing_but_a_nats_client_follows_namespaces(
+    example: Callable[[], Command], sandbox: Sandbox, nats: NatsServer, publish: Publish
+) -> None:
+    command = example()
     sandbox.projects.create("web", ready=True)
     async with publish(), reading(nats) as objects:
         await eventually(lambda: objects.view("v1/namespaces").synced == 1)
-        async with Program(["node", str(example)], {"NATS_URL": nats.url}) as program:
+        async with Program(command, {"NATS_URL": nats.url}) as program:
             await program.until("web SYNCED")
             create_namespace(sandbox, "web", "team")
             await program.until("web team")
