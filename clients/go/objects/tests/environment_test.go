@@ -159,6 +159,20 @@ func (env *environment) untilKnown() {
 	within(env.t, "everything to be known", func() error { return env.found.View(namespaces).Err() })
 }
 
+// untilWatched waits until clusters are watched, after their lists.
+func (env *environment) untilWatched(clusters ...string) {
+	env.t.Helper()
+	env.untilKnown()
+	for _, each := range clusters {
+		within(env.t, each+" to be watched", func() error {
+			if open := env.api.Project(each).Watches(); open != 1 {
+				return fmt.Errorf("%d watches are open", open)
+			}
+			return nil
+		})
+	}
+}
+
 // untilState waits until a scope is not current for a reason, and returns it.
 func (env *environment) untilState(cluster string, want objects.State) (found objects.Scope) {
 	env.t.Helper()

@@ -150,7 +150,7 @@ func TestAnOutageIsStaleAndRemovesNothing(t *testing.T) {
 	env.put("down", "gone", nil)
 	env.put("down", "shop", nil)
 	env.start(nil)
-	env.untilKnown()
+	env.untilWatched("alpha", "down")
 	down, before := env.api.Project("down"), time.Now()
 	down.Answer("namespaces", refuse(http.StatusServiceUnavailable, "ServiceUnavailable"))
 	down.EndWatches()
@@ -276,13 +276,7 @@ func TestRestartOfTheDaemonChangesNothing(t *testing.T) {
 	env.engage("alpha", "beta")
 	env.put("alpha", "shop", nil)
 	env.start(nil)
-	env.untilKnown()
-	within(t, "the watches", func() error {
-		if open := env.api.Project("alpha").Watches() + env.api.Project("beta").Watches(); open != 2 {
-			return fmt.Errorf("%d are open", open)
-		}
-		return nil
-	})
+	env.untilWatched("alpha", "beta")
 	told, requests := len(env.changes("alpha")), env.api.Requests()
 	env.daemon.Stop()
 	within(t, "a stale view", func() error {
