@@ -25,6 +25,8 @@ _BODY_LIMIT = 4 << 20
 _HELD_LIMIT = 64 << 20
 """Maximum bytes of all concurrent reviews."""
 _LOOK_EVERY_S = 10.0
+_FINISH_S = 3.0
+"""How long reviews that have begun are still answered at the end."""
 
 
 class WebhookServer(NamedTuple):
@@ -100,7 +102,7 @@ async def serve_webhooks(webhooks: Webhooks, at: WebhookServer) -> AsyncIterator
         following.cancel()
         with suppress(asyncio.CancelledError):
             await following
-        await server.stop()
+        await server.stop(within_s=_FINISH_S)
         webhooks.close()
 
 

@@ -367,6 +367,36 @@ async def test_certificate_is_replaced_without_a_restart(
         await eventually(is_replaced)
 
 
+async def test_review_that_has_begun_is_answered_at_the_end(
+    tmp_path: Path, controllers: Controllers, plane: ControlPlane
+) -> None:
+    """Each rollout denied what was being reviewed then."""
+    is_asked, may_answer = asyncio.Event(), asyncio.Event()
+    certificates = Certificates(tmp_path)
+    context = ssl.create_default_context()
+    certificates.authority.configure_trust(context)
+
+    @controllers.validate(WIDGETS)
+    async def wait(review: Review) -> None:
+        is_asked.set()
+        await may_answer.wait()
+
+    user = {"extra": project_fields(plane.project)}
+    request = {"uid": "1", "operation": "CREATE", "userInfo": user, "object": widget("one")}
+    body = msgspec.json.encode({"apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview", "request": request})
+    head = f"POST /validate/widgets HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n"
+    async with serve_webhooks(controllers.webhooks, certificates.server) as url:
+        host, port = url.removeprefix("https://").split(":")
+        reader, writer = await asyncio.open_connection(host, int(port), ssl=context)
+        writer.write(head.encode() + body)
+        await is_asked.wait()
+        asyncio.get_running_loop().call_later(0.1, may_answer.set)
+    answer = await reader.read()
+    writer.close()
+    assert answer.startswith(b"HTTP/1.1 200")
+    assert b'"allowed":true' in answer
+
+
 async def test_each_of_many_concurrent_reviews_of_large_objects_is_answered(
     tmp_path: Path, controllers: Controllers, plane: ControlPlane
 ) -> None:

@@ -8,6 +8,7 @@ import asyncio
 import ssl
 import traceback
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
 from http import HTTPStatus
 from typing import cast
 from urllib.parse import parse_qsl, unquote
@@ -33,9 +34,10 @@ ACCEPTED_AT_ONCE = 16
 connection is read before a flood of other connections can close this one."""
 _BACKLOG = 1024
 HANDSHAKE_S = 10.0
-IDLE_S = 60.0
+IDLE_S = 120.0
 """Maximum time from the start of a connection, or its last response, to a whole request, and from there to its
-response."""
+response. Longer than the 90 s for which API servers, and most programs in Go, keep idle connections: a request that
+meets the end of its connection fails, and they do not repeat a POST."""
 _METHODS = ("GET", "HEAD")
 
 
@@ -83,6 +85,9 @@ class HttpServer:
         self._limit = connections
         self._connections: dict[_Connection, None] = {}
         self._listening: asyncio.Server | None = None
+        self.is_stopping = False
+        self._last_closed = asyncio.Event()
+        """Set when no connection is left while the server stops."""
 
     async def start(self, host: str | None, port: int) -> str:
         """Listen, and return the URL. Raises OSError."""
@@ -95,10 +100,18 @@ class HttpServer:
         address, bound = self._listening.sockets[0].getsockname()[:2]
         return f"http{'s' if self._tls else ''}://{addresses.host_port(address, bound)}"
 
-    async def stop(self) -> None:
+    async def stop(self, *, within_s: float = 0.0) -> None:
+        """Accept no more connections, answer on those that are not idle for up to `within_s`, and close all."""
         if self._listening is not None:
             self._listening.close()
             self._listening = None
+        self.is_stopping = True
+        for idle in [connection for connection in self._connections if connection.is_idle]:
+            idle.end()
+        if self._connections and within_s:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(within_s):
+                    await self._last_closed.wait()
         handling = [task for connection in list(self._connections) if (task := connection.end()) is not None]
         await asyncio.gather(*handling, return_exceptions=True)
 
@@ -116,6 +129,8 @@ class HttpServer:
 
     def closed(self, connection: "_Connection") -> None:
         self._connections.pop(connection, None)
+        if self.is_stopping and not self._connections:
+            self._last_closed.set()
 
     def limit_held(self, newest: "_Connection", size: int) -> None:
         """Close the connections that hold most, of these the oldest first, while all together hold too much memory.
@@ -289,6 +304,7 @@ class _Connection(asyncio.Protocol):
             self.end()
             raise
         assert self._transport is not None
+        self._keep_alive = self._keep_alive and not self._server.is_stopping
         self._write(response, with_body=with_body, keep_alive=self._keep_alive)
         self._task = None
         if not self._keep_alive:

@@ -340,6 +340,69 @@ async def test_other_connections_are_not_looked_at_for_each_piece_of_a_body(monk
     assert len(looks) < 10
 
 
+async def test_idle_connection_is_kept_for_longer_than_an_api_server_keeps_it() -> None:
+    """An API server, and each client in Go, closes it after 90 s, and does not repeat a POST that meets the end."""
+    delays: list[float] = []
+    loop = asyncio.get_running_loop()
+    call_later = loop.call_later
+    async with serving(body_limit=10) as (host, port, _):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(
+                loop,
+                "call_later",
+                lambda delay, *given, **more: delays.append(delay) or call_later(delay, *given, **more),
+            )
+            request = b"POST /a HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: 2\r\n\r\n{}"
+            assert b"/a {}" in await received(host, port, request)
+    assert min(delays) > 90.0
+
+
+async def test_request_that_has_begun_is_answered_while_the_server_stops() -> None:
+    is_asked, may_answer = asyncio.Event(), asyncio.Event()
+
+    async def answer(_: ServerRequest) -> HttpReply:
+        is_asked.set()
+        await may_answer.wait()
+        return HttpReply(b"answered")
+
+    server = HttpServer(answer, connections=8)
+    url = await server.start("127.0.0.1", 0)
+    host, _, port = url.partition("://")[2].rpartition(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    writer.write(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+    async with asyncio.timeout(LIMIT_S):
+        await is_asked.wait()
+        stopping = asyncio.create_task(server.stop(within_s=LIMIT_S))
+        await eventually(lambda: server.is_stopping)
+        with pytest.raises(ConnectionRefusedError):
+            await asyncio.open_connection(host, int(port))
+        may_answer.set()
+        answered = await reader.read()
+        await stopping
+    assert b"Connection: close\r\n" in answered
+    assert answered.endswith(b"answered")
+    writer.close()
+
+
+async def test_server_stops_although_a_request_is_not_answered() -> None:
+    never = asyncio.Event()
+
+    async def answer(_: ServerRequest) -> HttpReply:
+        await never.wait()
+        raise AssertionError
+
+    server = HttpServer(answer, connections=8)
+    url = await server.start("127.0.0.1", 0)
+    host, _, port = url.partition("://")[2].rpartition(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    writer.write(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+    async with asyncio.timeout(LIMIT_S):
+        await server.stop(within_s=0.05)
+        with suppress(ConnectionResetError):
+            assert not await reader.read()
+    writer.close()
+
+
 async def test_request_at_the_end_of_the_idle_time_is_answered(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(server_module, "IDLE_S", 2.0)
     answering = asyncio.Event()
