@@ -14,6 +14,7 @@ from milo_kube.http.errors import TransportError
 from milo_kube.liveness_probe import LivenessProbe
 from milo_kube.reflect.messages import (
     MALFORMED_RESPONSE,
+    RESPONSE_TOO_LARGE,
     Failure,
     FetchPage,
     OpenWatch,
@@ -45,7 +46,7 @@ _REASONS = {
     "tls": "TlsFailed",
     "timeout": "Timeout",
     "closed": "ConnectionLost",
-    "too_large": "ResponseTooLarge",
+    "too_large": RESPONSE_TOO_LARGE,
     "credential": "CredentialFailed",
 }
 _STATUS_REASONS = {

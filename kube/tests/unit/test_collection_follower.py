@@ -11,9 +11,11 @@ import pytest
 from milo_kube.api_request import Answer
 from milo_kube.cache_budget import CacheBudget, CacheLimits
 from milo_kube.collection_follower import CollectionFollower
+from milo_kube.http.errors import TransportError
 from milo_kube.reflect.messages import SourceEvent
 from milo_kube.reflect.reflector import ReflectorPolicy
 from milo_kube.reflect.wire import ListPage, WatchEvent
+from tests.support.eventually import LIMIT_S
 
 
 class Invalid(NamedTuple):
@@ -91,3 +93,22 @@ async def test_invalid_objects_of_a_cluster_fill_no_log(caplog: pytest.LogCaptur
     following.cancel()
     await asyncio.gather(following, return_exceptions=True)
     assert caplog.messages == [f"alpha: v1/things thing-{number} is invalid: it is no object" for number in range(10)]
+
+
+class LargeObjects(Objects):
+    """Objects of which a hundred are more bytes than a page may have."""
+
+    async def get(self, _path: str, query: list[tuple[str, str]], **_: Any) -> Answer:
+        if int(dict(query)["limit"]) >= 100:
+            raise TransportError("too_large", "the response has too many bytes")
+        return await super().get()
+
+
+async def test_objects_that_are_too_large_for_one_page_are_read_in_smaller_ones() -> None:
+    follower = Follower(LargeObjects())
+    following = asyncio.create_task(follower.run())
+    async with asyncio.timeout(LIMIT_S):
+        await follower.listed.wait()
+    following.cancel()
+    await asyncio.gather(following, return_exceptions=True)
+    assert follower.problem == ""

@@ -36,6 +36,8 @@ Request = Wait | FetchPage | OpenWatch | ReadWatch
 # --- failures from the driver ---
 
 MALFORMED_RESPONSE = "MalformedResponse"
+RESPONSE_TOO_LARGE = "ResponseTooLarge"
+"""The response has more bytes than are read of one."""
 UNRESPONSIVE = "Unresponsive"
 """The server did not answer liveness checks, or failed them."""
 

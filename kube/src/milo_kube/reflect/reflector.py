@@ -21,6 +21,7 @@ from milo_kube.reflect.backoff import Backoff
 from milo_kube.reflect.liveness_policy import LivenessPolicy
 from milo_kube.reflect.messages import (
     MALFORMED_RESPONSE,
+    RESPONSE_TOO_LARGE,
     UNRESPONSIVE,
     DeletionReported,
     EventIgnored,
@@ -307,6 +308,10 @@ class Reflector(Generic[Seen]):
             self.list_method.pages_outlived_version()
             self.state = Waiting(now, "")
             return [Relisting("Expired")]
+        if failure.reason == RESPONSE_TOO_LARGE and self.list_method.ask_for_less():
+            assert isinstance(self.state, ListingPages)
+            self.state = msgspec.structs.replace(self.state)  # another one: the page is not awaited any longer
+            return []
         return self._stale("", failure, now, delay)
 
     def _resume_failed(self, version: str, failure: Failure, now: float, delay: float) -> list[SourceEvent[Seen]]:

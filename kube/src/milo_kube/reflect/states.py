@@ -5,7 +5,7 @@ import math
 
 import msgspec
 
-from milo_kube.list_pages import ListPages
+from milo_kube.list_pages import ListPages, smaller
 
 
 class ServerTrust(msgspec.Struct):
@@ -48,6 +48,13 @@ class ListMethod(msgspec.Struct):
         """Handle the compaction of the version of a paged list: request pages again or, after two such lists in a row,
         the whole list in one response."""
         self.unpaged_next, self.pages_expired, self.paged_next = self.pages_expired, True, True
+
+    def ask_for_less(self) -> bool:
+        """Request smaller pages from now on, because one was too large; return whether that is possible."""
+        if self.unpaged_next or self.page_size == 1:
+            return False
+        self.page_size = smaller(self.page_size)
+        return True
 
     def pages_ended(self) -> None:
         self.paged_next = self.unpaged_next = False

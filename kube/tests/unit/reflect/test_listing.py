@@ -36,11 +36,12 @@ from milo_kube.reflect.messages import (
 )
 from milo_kube.reflect.reflector import Reflector, ReflectorPolicy
 from milo_kube.reflect.view_status import ViewState, ViewStatus
-from milo_kube.reflect.wire import Bookmark, ListPage, ObjectRemoved, Undecodable, UnknownEvent
+from milo_kube.reflect.wire import Bookmark, ErrorStatus, ListPage, ObjectRemoved, Undecodable, UnknownEvent
 
 FIRST_PAGE = FetchPage("", 5000)
 ALL_AT_ONCE = FetchPage("", 0)
 STREAMED_LIST = OpenWatch("", TIMEOUT_S)
+TOO_LARGE = Failure("ResponseTooLarge", "the response has more than 5 bytes")
 
 
 def test_source_is_catching_up_before_first_read() -> None:
@@ -48,6 +49,35 @@ def test_source_is_catching_up_before_first_read() -> None:
         ViewState.CATCHING_UP, START, "Starting", "the first complete list is being read"
     )
     assert not ReflectorDriver().reflector.synced
+
+
+def test_page_that_is_too_large_is_requested_with_fewer_objects() -> None:
+    driver = ReflectorDriver(ReflectorPolicy(streaming_lists=False, page_size=50))
+    assert driver.page(seen("a"), then="t1") == [ListStarted(), Listed(seen("a"))]
+    for size in (50, 10, 2, 1):
+        assert driver.request == FetchPage("t1", size)
+        assert driver.failed(TOO_LARGE) == []
+    assert driver.status == (ViewState.STALE, START, "ResponseTooLarge")
+    assert isinstance(driver.request, Wait)
+
+
+def test_list_after_pages_that_were_too_large_has_the_smaller_pages() -> None:
+    driver = ReflectorDriver(ReflectorPolicy(streaming_lists=False, page_size=50))
+    driver.failed(TOO_LARGE)
+    driver.page(seen("a"), version="12")
+    driver.opened()
+    driver.events(ErrorStatus(410, "Expired", "too old"))
+    assert driver.request == FetchPage("", 10)
+
+
+def test_list_in_one_response_that_is_too_large_makes_the_source_stale() -> None:
+    driver = ReflectorDriver()
+    for _ in range(2):
+        driver.page(then="t1")
+        driver.failed(EXPIRED)
+    assert driver.request == ALL_AT_ONCE
+    driver.failed(TOO_LARGE)
+    assert driver.status == (ViewState.STALE, START, "ResponseTooLarge")
 
 
 def test_list_is_read_page_by_page() -> None:
