@@ -33,7 +33,7 @@ from milo_discoveryd.server.connections.connection_rates import (
     network,
     peer_address,
 )
-from milo_discoveryd.server.connections.header_blocks import MOST_CONTINUATIONS, HeaderBlocks
+from milo_discoveryd.server.connections.header_blocks import MOST_BYTES, MOST_CONTINUATIONS, HeaderBlocks
 from milo_discoveryd.server.connections.inner_socket import InnerSocket
 from milo_discoveryd.server.connections.listener import Listener
 from milo_discoveryd.server.connections.proxy import ProxySide, proxy
@@ -290,7 +290,8 @@ class Acceptor:
                 async with asyncio.timeout(None if expires_at is None else expires_at - time.time()):
                     closed_by_grpc = await proxy(side, inner)
                     if side.is_flooding:
-                        raise ValueError(f"more than {MOST_CONTINUATIONS} CONTINUATION frames in a header block")
+                        most = f"{MOST_CONTINUATIONS} CONTINUATION frames or {MOST_BYTES >> 10} KiB"
+                        raise ValueError(f"a header block with more than {most}")
                     at_once = time.monotonic() - began < HTTP2_FAILURE_S
                     if closed_by_grpc and at_once and not self.is_stopping:
                         raise _NotHttp2Error("gRPC closed the connection at once: the client may not speak HTTP/2")

@@ -9,6 +9,8 @@ PREFACE_BYTES = 24
 MOST_CONTINUATIONS = 16
 """Maximum number of CONTINUATION frames of one header block. Clients need none for the longest metadata that gRPC
 accepts, or one."""
+MOST_BYTES = 32 << 10
+"""Maximum bytes of one header block, twice what gRPC accepts. It keeps a string that does not end, about twice."""
 _HEAD_BYTES = 9
 _CONTINUATION = 9
 
@@ -20,23 +22,24 @@ class HeaderBlocks:
         self._left = PREFACE_BYTES
         """How many bytes are left until the next head."""
         self._head = b""
-        self._continuations = 0
+        """The beginning of a head whose end has not arrived."""
+        self._continuations = self._bytes = 0
+        """How many continuations the latest header block has so far, and how many bytes."""
 
     def accepts(self, data: bytes) -> bool:
-        """Read the next bytes. Return False if a header block has too many frames."""
-        at = 0
-        while at + self._left < len(data) or (at < len(data) and not self._left):
-            at += self._left
-            self._left = 0
-            part = data[at : at + _HEAD_BYTES - len(self._head)]
-            self._head += part
-            at += len(part)
-            if len(self._head) < _HEAD_BYTES:
-                return True
-            self._left = int.from_bytes(self._head[:3])
-            self._continuations = self._continuations + 1 if self._head[3] == _CONTINUATION else 0
-            self._head = b""
-            if self._continuations > MOST_CONTINUATIONS:
-                return False
-        self._left -= len(data) - at
+        """Read the next bytes. Return False if a header block has too many frames, or is too long."""
+        if self._head:
+            data, self._head = self._head + data, b""
+        at, end = self._left, len(data) - _HEAD_BYTES
+        while at <= end:
+            size = data[at] << 16 | data[at + 1] << 8 | data[at + 2]
+            if data[at + 3] == _CONTINUATION:
+                self._continuations += 1
+                self._bytes += size
+                if self._continuations > MOST_CONTINUATIONS or self._bytes > MOST_BYTES:
+                    return False
+            else:
+                self._continuations, self._bytes = 0, size
+            at += _HEAD_BYTES + size
+        self._head, self._left = data[at:], max(0, at - len(data))
         return True

@@ -10,6 +10,9 @@ from milo_kube.http.tls import TlsTransport
 
 FLUSH_S = 5.0
 """How long buffered data may take to reach one side after the other side has closed."""
+READ_BYTES = 2 << 10
+"""Maximum bytes of a client that are read in one iteration of the event loop. By default 256 KiB are, which have up to
+29,000 frames: a thousand connections would block the loop for half a minute. Requests are rarely longer."""
 
 
 class ProxySide(asyncio.Protocol):
@@ -49,11 +52,11 @@ class ProxySide(asyncio.Protocol):
         """Take over an accepted connection. Completes the TLS handshake if there is a context. Raises OSError."""
         self._took = True
         loop = asyncio.get_running_loop()
-        if context is None:
-            await loop.connect_accepted_socket(lambda: self, connected)
+        secured = None if context is None else TlsTransport(lambda _: self, context, None)
+        transport, _ = await loop.connect_accepted_socket(lambda: secured or self, connected)
+        transport.max_size = READ_BYTES  # type: ignore[attr-defined]
+        if secured is None:
             return
-        secured = TlsTransport(lambda _: self, context, None)
-        await loop.connect_accepted_socket(lambda: secured, connected)
         try:
             async with asyncio.timeout(handshake_s):
                 await secured.handshake()

@@ -4,7 +4,7 @@ import asyncio
 import socket
 from contextlib import suppress
 
-from milo_discoveryd.server.connections.proxy import ProxySide, proxy
+from milo_discoveryd.server.connections.proxy import READ_BYTES, ProxySide, proxy
 
 
 async def two_ends() -> tuple[socket.socket, socket.socket, "asyncio.Task[bool]"]:
@@ -92,3 +92,33 @@ async def test_canceled_proxy_closes_both_sides() -> None:
             while await loop.sock_recv(sock, 100):
                 pass
         sock.close()
+
+
+class Recorded(ProxySide):
+    def __init__(self) -> None:
+        super().__init__()
+        self.sizes: list[int] = []
+
+    def data_received(self, data: bytes) -> None:
+        self.sizes.append(len(data))
+        super().data_received(data)
+
+
+async def test_proxy_reads_little_of_a_client_at_once() -> None:
+    """Each frame costs time, and its client chooses how many there are in a piece, and on how many connections."""
+    loop = asyncio.get_running_loop()
+    (client, ours), (server, theirs) = socket.socketpair(), socket.socketpair()
+    for sock in (client, ours, server, theirs):
+        sock.setblocking(False)
+    size, one, other = 100_000, Recorded(), ProxySide()
+    await one.adopt(ours)
+    await loop.create_connection(lambda: other, sock=theirs)
+    await loop.sock_sendall(client, b"x" * size)
+    passing = asyncio.create_task(proxy(one, other))
+    received = 0
+    while received < size:
+        received += len(await loop.sock_recv(server, size))
+    assert max(one.sizes) <= READ_BYTES
+    client.close()
+    server.close()
+    await passing

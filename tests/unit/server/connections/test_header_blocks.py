@@ -5,7 +5,7 @@ import random
 import pytest
 from hyperframe.frame import ContinuationFrame, DataFrame, Frame, HeadersFrame, PingFrame, SettingsFrame
 
-from milo_discoveryd.server.connections.header_blocks import MOST_CONTINUATIONS, HeaderBlocks
+from milo_discoveryd.server.connections.header_blocks import MOST_BYTES, MOST_CONTINUATIONS, HeaderBlocks
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 HEADERS, CONTINUED = HeadersFrame(1, b"x" * 100), ContinuationFrame(1, b"y" * 50)
@@ -36,6 +36,13 @@ def test_block_with_too_many_continuations_is_refused_at_that_frame(payload: byt
         assert blocks.accepts(data[at : at + size])
         at += size
     assert not blocks.accepts(continued.serialize())
+
+
+def test_block_with_too_many_bytes_is_refused_and_the_next_block_starts_anew() -> None:
+    half = b"x" * (MOST_BYTES // 2)
+    blocks = HeaderBlocks()
+    assert blocks.accepts(sent(*[HeadersFrame(1, half), ContinuationFrame(1, half)] * 3))
+    assert not blocks.accepts(ContinuationFrame(1, b"y").serialize())
 
 
 def test_content_is_not_read_as_frames() -> None:
