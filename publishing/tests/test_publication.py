@@ -6,7 +6,7 @@ import copy
 import math
 from collections.abc import Callable
 from datetime import UTC, datetime
-from itertools import pairwise
+from itertools import cycle, pairwise
 from typing import Any
 
 import pytest
@@ -407,8 +407,7 @@ def test_deletion_whose_permit_ended_before_a_server_was_reached_does_not_end_an
     publishing.synced(cluster(), cluster("beta"))
 
     def is_unreachable(request: Request) -> None:
-        is_late = isinstance(request, DeleteObject)
-        raise TargetUnavailable("no connection", is_unsent=not is_late, is_late=is_late)
+        raise TargetUnavailable("no connection", is_unsent=not isinstance(request, DeleteObject))
 
     publishing.before = is_unreachable
     publishing.engage(cluster("beta", labels={"env": "prod"})).settle(0.1)
@@ -471,6 +470,23 @@ def test_outage_of_the_api_server_is_reported_once_and_ends_for_all_objects(publ
     publishing.before = lambda _: None
     publishing.settle(30.0)
     assert publishing.reports[1] == "publishing continues"
+    assert len(publishing.server.objects) == 3
+
+
+def test_request_that_nobody_answers_does_not_end_an_outage(publishing: Publishing):
+    """Found by a reader: it was reported that publishing continues, each time that a connection was not answered."""
+    reasons = cycle([TargetUnavailable("connection refused", is_unsent=True), TargetUnavailable("no answer in 20 s")])
+
+    def fail(_: Request) -> None:
+        raise next(reasons)
+
+    publishing.before = fail
+    publishing.synced(*(cluster(name) for name in ("alpha", "beta", "gamma"))).settle(60.0)
+    assert "publishing is interrupted: connection refused; retrying" in publishing.reports
+    assert "publishing continues" not in publishing.reports
+    publishing.before = lambda _: None
+    publishing.settle(60.0)
+    assert publishing.reports.count("publishing continues") == 1
     assert len(publishing.server.objects) == 3
 
 

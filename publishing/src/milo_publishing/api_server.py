@@ -125,7 +125,7 @@ class PublishedObjects:
         except TargetUnavailable as error:
             if error.is_unsent and clock() >= request.until:
                 # No outage, which would delay all other objects: their requests may wait longer.
-                raise TargetUnavailable(str(error), is_late=True) from error
+                raise TargetUnavailable(str(error)) from error
             raise
         # A Status, or the object if it waits for its finalizers.
         metadata = answer.get("metadata")
@@ -155,7 +155,8 @@ class PublishedObjects:
             message = str(error)
             if error.status in _OF_ALL or error.status >= HTTPStatus.INTERNAL_SERVER_ERROR:
                 seconds = error.retry_after_s
-                raise TargetUnavailable(message, None if seconds is None else timedelta(seconds=seconds)) from error
+                stated = None if seconds is None else timedelta(seconds=seconds)
+                raise TargetUnavailable(message, stated, is_answer=True) from error
             raise TargetRefused(message, error.status) from error
 
 

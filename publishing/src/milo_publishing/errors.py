@@ -12,7 +12,7 @@ from milo_discovery.errors import DiscoveryError
 class TargetUnavailable(DiscoveryError):
     """A request to the target API server failed; it is retried.
 
-    `is_unsent`: no server was reached at all. `is_late`: the permit to send the request ended before one was reached.
+    `is_unsent`: no server was reached at all. `is_answer`: a server has answered it. Otherwise that is unknown.
     `is_too_large`: the response has more bytes than are read.
     """
 
@@ -22,13 +22,13 @@ class TargetUnavailable(DiscoveryError):
         retry_after: timedelta | None = None,
         *,
         is_unsent: bool = False,
-        is_late: bool = False,
+        is_answer: bool = False,
         is_too_large: bool = False,
     ) -> None:
         super().__init__(message)
         self.retry_after = retry_after
         self.is_unsent = is_unsent
-        self.is_late = is_late
+        self.is_answer = is_answer
         self.is_too_large = is_too_large
 
 

@@ -327,7 +327,7 @@ class Publication:
         is_unsent = isinstance(error, TargetUnavailable) and error.is_unsent
         if is_unsent:
             self._interrupted(error, now)
-        elif isinstance(error, TargetRefused) or (isinstance(error, TargetUnavailable) and not error.is_late):
+        elif isinstance(error, TargetRefused) or (isinstance(error, TargetUnavailable) and error.is_answer):
             self._contacted()
         attempt, record = self._attempt(task.name, task.lane), self._record(task.name)
         if attempt.ticket != task.ticket:
