@@ -254,10 +254,10 @@ class NatsSession:
     ) -> AsyncIterator[None]:
         """Run a consumer that delivers in order. A gap, or silence, loses the connection."""
         clock = asyncio.get_running_loop().time
-        expected, heard = 1, clock()
+        expected, heard, quiet = 1, clock(), 0
 
         async def deliver(message: Msg) -> None:
-            nonlocal expected, heard
+            nonlocal expected, heard, quiet
             heard = clock()
             if message.headers and "Status" in message.headers:
                 if stalled := message.headers.get("Nats-Consumer-Stalled"):
@@ -266,7 +266,10 @@ class NatsSession:
                     await self._client.publish(message.reply)
                 elif message.headers.get("Nats-Last-Consumer", "") != str(expected - 1):
                     self.lose("messages of the consumer were lost")
-                else:
+                elif not stalled:
+                    quiet += 1
+                # A server that waits for flow control sends heartbeats too, and one may precede a slow message.
+                if quiet > 1:
                     idle()
                 return
             # $JS.ACK.[DOMAIN.ACCOUNT.]STREAM.CONSUMER.DELIVERIES.SEQUENCE.NUMBER.TIME.PENDING[.TOKEN]
@@ -275,7 +278,7 @@ class NatsSession:
             if int(tokens[at + 1]) != expected:
                 self.lose("messages of the consumer were lost")
                 return
-            expected += 1
+            expected, quiet = expected + 1, 0
             stored = StoredMessage(message.subject, int(tokens[at]), message.headers or {}, message.data)
             receive(stored, int(tokens[at + 3]))
 
