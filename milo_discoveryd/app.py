@@ -49,6 +49,7 @@ from milo_discoveryd.wiring.listeners import listeners, token_reviewer
 from milo_discoveryd.wiring.prober import probe
 from milo_discoveryd.wiring.rules import rights
 from milo_discoveryd.wiring.signals import handled
+from milo_discoveryd.wiring.upstreams import note_renewal
 from milo_kube.loop_watchdog import BlockedLoop, LoopWatchdog
 from milo_kube.reflect.view_status import ViewState
 
@@ -349,7 +350,7 @@ class Daemon:
     def _kubeconfigs(self, issuers: Issuers, sources: Sequence[ConfiguredSource]) -> Kubeconfigs:
         settings = self._settings.kubeconfigs
 
-        trusts = {source.of.name: cluster_trust(source.of.settings, source.project) for source in sources}
+        trusts = {source.of.name: cluster_trust(source.of.settings, source.project, note_renewal) for source in sources}
 
         def trust(target: Target, issued: IssuedCredential | None) -> ClusterTrust:
             return trusts[target.source](target, issued)

@@ -36,7 +36,7 @@ def load_discovery_upstream(
 
 
 def note_renewal(origin: str, problem: str) -> None:
-    """Log that the renewal of a credential of the daemon fails, or works again."""
+    """Log that the renewal of a credential of the daemon, or of CAs that it trusts, fails, or works again."""
     if problem:
         log.warning("credential of the daemon not renewed", origin=origin, problem=problem)
     else:

@@ -47,7 +47,7 @@ class FileContent:
                 with self.path.open("rb") as stream:
                     content = stream.read(MAX_BYTES + 1)
                 self._seen, self._read_at = seen, now
-                if content.strip() and len(content) <= MAX_BYTES:
+                if self._is_good(content):
                     self._good = content
         except OSError as error:
             if not self._good:
@@ -55,3 +55,6 @@ class FileContent:
         if not self._good:
             raise CredentialError(f"{self.path} is empty, or larger than {MAX_BYTES} bytes")
         return self._good
+
+    def _is_good(self, content: bytes) -> bool:
+        return bool(content.strip()) and len(content) <= MAX_BYTES

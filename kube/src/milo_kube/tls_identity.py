@@ -53,10 +53,15 @@ class TlsIdentity(msgspec.Struct, frozen=True, kw_only=True):
     def pem(self) -> str | None:
         """The CAs without non-ASCII characters, which comments in a bundle may contain, but the ssl module does not
         accept."""
-        return None if self.authorities is None else self.authorities.decode("ascii", "ignore")
+        return None if self.authorities is None else _ascii(self.authorities)
 
     def context(self) -> ssl.SSLContext:
         return ClientContexts().context(self)()
+
+
+def check_authorities(pem: bytes) -> None:
+    """Raise CredentialError unless these are CAs in PEM."""
+    _load_authorities(ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), _ascii(pem))
 
 
 class _SharedContext:
@@ -147,6 +152,10 @@ def _load_default_authorities(context: ssl.SSLContext) -> None:
     bundle = ssl.get_default_verify_paths().cafile
     if bundle and not context.cert_store_stats()["x509"] and b"BEGIN CERTIFICATE" in Path(bundle).read_bytes():
         raise CredentialError(f"the system's CAs in {bundle} could not be loaded")
+
+
+def _ascii(pem: bytes) -> str:
+    return pem.decode("ascii", "ignore")
 
 
 def _load_authorities(context: ssl.SSLContext, pem: str) -> None:

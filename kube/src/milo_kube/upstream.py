@@ -10,6 +10,7 @@ import msgspec
 from milo_kube import addresses, kubeconfig
 from milo_kube.api_request import Access
 from milo_kube.api_server import no_credential
+from milo_kube.authorities_file import AuthoritiesFile
 from milo_kube.credential import (
     ClientCertificate,
     Credential,
@@ -107,7 +108,7 @@ def load_in_cluster(
             "in-cluster: not running in a pod (KUBERNETES_SERVICE_HOST or _PORT is not set): "
             "set kubeconfigs, for example with --discovery-kubeconfig and --project-kubeconfig"
         )
-    token, authorities = FileContent(service_account / "token"), FileContent(service_account / "ca.crt")
+    token, authorities = FileContent(service_account / "token"), AuthoritiesFile(service_account / "ca.crt", note)
     problems: list[str] = []
     for file in (token, authorities):
         try:
@@ -135,7 +136,7 @@ def load_kubeconfig(
     """
 
     def read(content: bytes | None = None) -> _Loaded:
-        return _Loader(path, plugins, plain_loopback).load(content)
+        return _Loader(path, plugins, plain_loopback, note).load(content)
 
     if path.is_file():
         file = FileContent(path)
@@ -231,6 +232,7 @@ class _Loader(msgspec.Struct):
     path: Path
     plugins: Collection[str]
     plain_loopback: bool
+    note: Note
     problems: list[str] = msgspec.field(default_factory=list)
 
     def load(self, content: bytes | None) -> _Loaded:
@@ -244,7 +246,7 @@ class _Loader(msgspec.Struct):
                 f'cluster "{found.cluster}" has a server without TLS, where the credential would be sent unencrypted: '
                 "use https, or set `plain_loopback` if the server is a proxy on this machine"
             )
-        authorities = found.authorities or self._file(found.authorities_file)
+        authorities = found.authorities or self._read(self._authorities(found.authorities_file))
         origin = self._credential(found, authorities)
         if self.problems or origin is None:
             self._give_up()
@@ -280,9 +282,9 @@ class _Loader(msgspec.Struct):
         if found.certificate is not None and found.key is not None:
             pair = ClientCertificate(chain=found.certificate, key=Secret(found.key.decode(errors="replace")))
             fixed = Credential(token=fixed.token, certificate=pair)
-        token_file = self._file(found.token_file, is_needed=False)
-        chain = None if fixed.certificate else self._file(found.certificate_file)
-        key = None if fixed.certificate else self._file(found.key_file)
+        token_file = self._file(found.token_file)
+        chain = None if fixed.certificate else self._read(self._file(found.certificate_file))
+        key = None if fixed.certificate else self._read(self._file(found.key_file))
         return FileOrigin(fixed=fixed, token=token_file, chain=chain, key=key)
 
     def _exec(
@@ -308,11 +310,15 @@ class _Loader(msgspec.Struct):
             )
         )
 
-    def _file(self, file: str, *, is_needed: bool = True) -> FileContent | None:
-        if not file:
-            return None
-        content = FileContent(self._resolve(file))
-        if is_needed:
+    def _authorities(self, file: str) -> FileContent | None:
+        return AuthoritiesFile(self._resolve(file), self.note) if file else None
+
+    def _file(self, file: str) -> FileContent | None:
+        return FileContent(self._resolve(file)) if file else None
+
+    def _read(self, content: FileContent | None) -> FileContent | None:
+        """Return a file that is needed, and note the problem if it cannot be read."""
+        if content is not None:
             try:
                 content.read()
             except CredentialError as error:

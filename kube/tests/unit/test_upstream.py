@@ -103,10 +103,27 @@ async def test_files_referenced_by_kubeconfig_are_relative_to_it_and_reloaded(wr
     assert found.certificate.chain == pair.certificate
     assert not origin.has_changed()
     replace(tmp_path / "token", "another")
-    replace(tmp_path / "ca.crt", "another")
+    replace(tmp_path / "ca.crt", pair.certificate.decode())
     assert origin.has_changed()
     assert (await origin.obtain(refused=None, is_due=False)).token == Secret("another")
-    assert upstream.trusted() == b"another"
+    assert upstream.trusted() == pair.certificate
+
+
+def test_last_good_authorities_are_used_while_their_file_has_anything_else(write: Write, tmp_path: Path) -> None:
+    noted: list[tuple[str, str]] = []
+    first, second = Authority(), Authority()
+    file = tmp_path / "ca.crt"
+    file.write_bytes(first.pem)
+    path = write(cluster={"certificate-authority": "ca.crt"})
+    upstream = load_kubeconfig(path, note=lambda *note: noted.append(note))
+    for wrong in ("half a certificate", second.pem[:-40].decode(), first.pem.decode() + second.pem[:-40].decode()):
+        replace(file, wrong)
+        assert upstream.trusted() == first.pem
+    problem = f"{file} was replaced, and its former content is used: "
+    assert noted == [(str(file), f"{problem}the certificate authority is not a list of PEM certificates")]
+    replace(file, second.pem.decode())
+    assert upstream.trusted() == second.pem
+    assert noted[1:] == [(str(file), "")]
 
 
 async def test_kubeconfig_may_embed_client_certificate(write: Write) -> None:
