@@ -18,8 +18,11 @@ THREADS = 16
 """Maximum concurrent lookups of an event loop."""
 _OF_DOMAIN = 4
 """Maximum concurrent lookups in one domain."""
-_OF_SLOW_DOMAINS = 2
-"""Maximum concurrent lookups in all domains in which the last lookup took longer than `_SLOW_S`."""
+_OF_SLOW_DOMAIN = 2
+"""Maximum concurrent lookups in a domain in which the last lookup took longer than `_SLOW_S`."""
+_OF_SLOW_DOMAINS = THREADS // 2
+"""Maximum concurrent lookups in all these domains: after an outage of all name servers, one that does not recover
+delays no others."""
 _SLOW_S = 1.0
 _SLOW_DOMAINS = 1_000
 
@@ -33,6 +36,7 @@ class NameLookup:
         self._all = asyncio.Semaphore(THREADS)
         self._all_slow = asyncio.Semaphore(_OF_SLOW_DOMAINS)
         self._domains: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
+        self._slow_domains: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
         self._slow: OrderedDict[str, None] = OrderedDict()
         """The domains with slow lookups, the latest last."""
 
@@ -41,7 +45,8 @@ class NameLookup:
         domain = ".".join(host.rstrip(".").rsplit(".", 2)[-2:])
         limits = [self._domains.setdefault(domain, asyncio.Semaphore(_OF_DOMAIN)), self._all]
         if domain in self._slow:
-            limits.insert(1, self._all_slow)
+            its_slow = self._slow_domains.setdefault(domain, asyncio.Semaphore(_OF_SLOW_DOMAIN))
+            limits[1:1] = its_slow, self._all_slow
         held: list[asyncio.Semaphore] = []
         began = time.monotonic()
 

@@ -13,7 +13,7 @@ from kube.tests.integration.http.test_client import client
 from milo_kube.http import name_lookup as module
 from milo_kube.http.errors import TransportError
 from milo_kube.http.name_lookup import THREADS, NameLookup, name_lookup
-from tests.support.eventually import eventually
+from tests.support.eventually import LIMIT_S, eventually
 
 FOUND = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", 1))]
 
@@ -55,20 +55,37 @@ async def test_names_in_a_domain_without_answers_delay_no_other_lookups(servers:
     assert len(servers.asked) == 101
 
 
-async def test_slow_domains_share_two_threads(servers: NameServers, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_slow_domains_share_half_of_the_threads(servers: NameServers, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_SLOW_S", 0.0)
     lookup = NameLookup()
-    for number in range(8):
+    for number in range(THREADS):
         await lookup.addresses(f"first.evil-{number}.test", 1)
     async with asyncio.TaskGroup() as tasks:
-        for number in range(8):
+        for number in range(THREADS):
             tasks.create_task(lookup.addresses(f"slow.evil-{number}.test", 1))
-        await eventually(lambda: sum(host.startswith("slow") for host in servers.asked) == 2)
+        await eventually(lambda: sum(host.startswith("slow") for host in servers.asked) == THREADS // 2)
         assert await lookup.addresses("api.good.test", 1) == FOUND
-        assert sum(host.startswith("slow") for host in servers.asked) == 2
+        assert sum(host.startswith("slow") for host in servers.asked) == THREADS // 2
         monkeypatch.setattr(module, "_SLOW_S", 60.0)
         servers.answer.set()
     assert [*lookup._slow] == ["good.test"]  # measured with the former limit
+
+
+async def test_domain_that_stays_slow_delays_no_other_that_was_slow(
+    servers: NameServers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Found by a reader: after an outage of all name servers, lookups of the API server timed out for minutes."""
+    monkeypatch.setattr(module, "_SLOW_S", 0.0)
+    lookup = NameLookup()
+    for domain in ("good.test", "evil.test"):
+        await lookup.addresses(f"first.{domain}", 1)
+    async with asyncio.TaskGroup() as tasks:
+        for number in range(100):
+            tasks.create_task(lookup.addresses(f"slow-{number}.evil.test", 1))
+        await eventually(lambda: sum(host.startswith("slow") for host in servers.asked) == 2)
+        async with asyncio.timeout(LIMIT_S):
+            assert await lookup.addresses("api.good.test", 1) == FOUND
+        servers.answer.set()
 
 
 async def test_number_of_slow_domains_that_are_remembered_is_limited(
