@@ -43,7 +43,7 @@ LEEWAY_S = 90
 OURS = [
     {"name": "operators", "who": {"user": "system:serviceaccount:default:operators"}, "clusters": {"names": ["alpha"]}},
     {"name": "neighbours", "who": {"group": "system:serviceaccounts:default"}, "clusters": {"names": ["beta"]}},
-    {"name": "local", "who": {"listener": "local"}, "clusters": "none"},
+    {"name": "local", "who": {"listener": "local"}, "clusters": "all"},
 ]
 
 
