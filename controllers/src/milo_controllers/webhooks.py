@@ -56,8 +56,9 @@ _LOOK_UPS = 10_000
 REVIEW_THREADS = "review "
 """How the names of threads begin in which plain functions are called."""
 _LARGE = 256 << 10
-"""Size in bytes above which a review has its turn after other large ones, and its objects are decoded and compared in a
-thread: the 3 MiB of a tenant's request can be a million values, which take more than a second, and 150 MB."""
+"""Size in bytes above which a review has its turn after other large ones of its webhook, and its objects are decoded
+and compared in a thread: the 3 MiB of a tenant's request can be a million values, which take more than a second, and
+150 MB."""
 _THREADS = 16
 """Maximum concurrent calls of a plain function. Each webhook has its own, so that one that hangs delays no other."""
 
@@ -140,8 +141,9 @@ class Webhooks:
         self._by_path: dict[str, Webhook] = {}
         self._threads: dict[str, ThreadPoolExecutor] = {}
         self._large = ThreadPoolExecutor(1, f"{REVIEW_THREADS}of large objects")
-        self._turn = asyncio.Lock()
-        """Held by the large review that is answered."""
+        self._turns: dict[str, asyncio.Lock] = {}
+        """By the path of a webhook: held by its large review that is answered. Those of other webhooks do not wait for
+        one that hangs."""
         self._failures = failures
 
     def __bool__(self) -> bool:
@@ -155,6 +157,7 @@ class Webhooks:
         if webhook.path in self._by_path:
             raise ValueError(f"{webhook.type.value}: {webhook.name!r} already exists: pass another name=")
         self._by_path[webhook.path] = webhook
+        self._turns[webhook.path] = asyncio.Lock()
         if not is_async(webhook.reviewer):
             self._threads[webhook.path] = ThreadPoolExecutor(_THREADS, REVIEW_THREADS + webhook.name)
 
@@ -174,7 +177,8 @@ class Webhooks:
             return HttpReply(f"{error}\n".encode(), status=HTTPStatus.BAD_REQUEST)
         is_large = len(request.body) > _LARGE
         try:
-            async with asyncio.timeout(limit_s) as limit, self._turn if is_large else nullcontext():
+            turn = self._turns[webhook.path] if is_large else nullcontext()
+            async with asyncio.timeout(limit_s) as limit, turn:
                 answered = await self._reviewed(webhook, asked, self._large if is_large else None)
             return HttpReply(msgspec.json.encode(answered), content_type="application/json")
         except _LookUpError as error:

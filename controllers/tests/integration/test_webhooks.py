@@ -237,6 +237,30 @@ async def test_large_objects_are_decoded_beside_other_reviews_and_one_after_anot
     assert decoding == [0, 1, 0, 1, 0]
 
 
+async def test_validator_that_hangs_delays_no_large_objects_of_another(
+    controllers: Controllers, plane: ControlPlane
+) -> None:
+    """Found by a reader: writes of other large objects waited for it until their time was over, and were denied."""
+    has_begun = asyncio.Event()
+
+    @controllers.validate(WIDGETS)
+    async def hang(review: Review) -> None:
+        has_begun.set()
+        await asyncio.Event().wait()
+
+    @controllers.validate("v1/configmaps")
+    async def check(review: Review) -> None: ...
+
+    text = "x" * (1 << 20)
+    hanging = asyncio.create_task(send_review(controllers, WIDGETS, widget("one", text=text), project=plane.project))
+    await has_begun.wait()
+    body = {"metadata": {"name": "one", "namespace": "default"}, "data": {"text": text}}
+    assert (await send_review(controllers, "v1/configmaps", body, project=plane.project)).allowed
+    hanging.cancel()
+    with suppress(asyncio.CancelledError):
+        await hanging
+
+
 async def test_last_known_cluster_is_used_while_the_daemon_does_not_answer(
     controllers: Controllers, plane: ControlPlane, monkeypatch: pytest.MonkeyPatch
 ) -> None:
