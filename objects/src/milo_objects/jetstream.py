@@ -369,7 +369,7 @@ async def open_session(options: NatsOptions, name: str) -> AsyncIterator[NatsSes
         await session.begin()
         yield session
     finally:
-        with suppress(NatsError, OSError, TimeoutError):
+        with suppress(NatsError, OSError, TimeoutError, AssertionError):  # the last, if `connect` did not begin
             async with asyncio.timeout(2.0):
                 await client.close()
 

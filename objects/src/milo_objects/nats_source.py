@@ -7,7 +7,6 @@ import logging
 import random
 import time
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from typing import Final
 
 from milo_kube.reflect.backoff import Backoff
@@ -52,7 +51,7 @@ class NatsSource:
                 failures = 1 if clock() - began > _HEALTHY_S else failures + 1
                 if failures == 1:
                     log.warning("objects cannot be read from NATS; retrying: %s", error)
-                reader.detach(str(error), datetime.now(UTC))
+                reader.detach(str(error))
             await asyncio.sleep(RECONNECT.delay(failures, random.random))
 
 
@@ -69,7 +68,6 @@ async def _read(session: NatsSession, reader: StreamReader, filters: Sequence[st
             idle()
 
     def idle() -> None:
-        reader.heard(time.time())
-        reader.caught_up(datetime.now(UTC))
+        reader.caught_up(time.time())
 
     await session.follow(filters, first, receive, idle)

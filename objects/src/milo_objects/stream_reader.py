@@ -1,14 +1,15 @@
 """What the messages of the stream mean for a store: snapshots, resumption, and the ends of scopes. Pure.
 
 The stream has the last message of each subject, so that reading from a sequence gives each subject's present state that
-is newer. A reader that was away for longer than messages of ends live, or whose stream is another one by now, reads all
-of them, and then removes what it has not seen.
+is newer. A reader that was away for longer than messages of ends live, reads all of them, and then removes what it has
+not seen. A stream that is another one by now may lack what its publisher has yet to write again: objects that it lacks
+are removed when their scope is SYNCED there, and clusters when publishers have written no more of them for a while.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Final
 
 import msgspec
@@ -39,6 +40,9 @@ from milo_objects.subjects import ClusterSubject, ObjectSubject, ScopeSubject
 
 RESUMABLE_S: Final = GONE_TTL_S - 300.0
 """How long a reader can be away and resume."""
+REWRITTEN_S: Final = 300.0
+"""How long clusters that another stream lacks are kept after a publisher has last written one of them. Publishers write
+a lost stream again within seconds, and nothing ends before the first of them has begun to."""
 
 
 class StreamPosition(msgspec.Struct, frozen=True):
@@ -48,7 +52,7 @@ class StreamPosition(msgspec.Struct, frozen=True):
     """Which stream it is, and since when it certainly has lost nothing."""
     sequence: int
     at: float
-    """When the server was last heard, in seconds of the wall clock."""
+    """When all messages that the stream then had were received, in seconds of the wall clock."""
 
 
 class _Scope:
@@ -65,8 +69,12 @@ class _Scope:
         """The state that the store gets once the reader has caught up."""
         self.buffered: list[tuple[ObjectSubject, ObjectMessage]] = []
         """Objects of a scope whose own message comes later."""
-        self.seen: set[ObjectSubject] = set()
-        """The objects that a snapshot has contained."""
+        self.seen: set[ObjectSubject] | None = None
+        """The objects that the stream has shown since it is read from the beginning; None if it has shown all."""
+
+    def drop(self) -> None:
+        """Forget what has ended."""
+        self.scope = self.state = self.seen = None
 
 
 class StreamReader:
@@ -81,6 +89,13 @@ class StreamReader:
         """The clusters as the store has them, under the incarnation that was theirs when they were first seen."""
         self._is_snapshot = False
         self._is_behind = True
+        self._is_other_stream = False
+        """Whether something is known from another stream, and is not proven to be gone by what this one lacks."""
+        self._is_fleet_known = False
+        self._missing: set[ScopeSubject] = set()
+        """The scopes that are known, and that another stream has not shown."""
+        self._missing_since = 0.0
+        self._rewritten_at = 0.0
 
     # --- the connection ---
 
@@ -90,32 +105,31 @@ class StreamReader:
         is_same = before is not None and before.lineage == lineage and before.sequence <= last_sequence
         is_recent = before is not None and 0 <= now - before.at <= RESUMABLE_S
         self._is_snapshot = self._is_snapshot or not is_same or not is_recent  # one that was cut off begins again
+        is_unproven = bool(self._missing) or any(scope.seen is not None for scope in self._scopes.values())
+        self._is_other_stream = not is_same or (self._is_other_stream and is_unproven)
         for scope in self._scopes.values():
-            scope.seen.clear()
+            if self._is_snapshot and scope.scope is not None:
+                scope.seen = set()
             scope.buffered.clear()
             scope.state = None
             if not is_same:
                 scope.epoch = None
         if before is not None and not self._is_snapshot:
             return before.sequence + 1
-        self.position = StreamPosition(lineage, 0, now)
+        self.position = StreamPosition(lineage, 0, now if before is None else before.at)
         return 1
 
-    def heard(self, now: float) -> None:
-        """The server is there, and has nothing that was not received."""
-        if self.position is not None:
-            self.position = replace(self.position, at=now)
-
-    def detach(self, problem: str, now: datetime) -> None:
+    def detach(self, problem: str) -> None:
         """The server cannot be reached. What is known stays."""
-        self._store.apply(FleetChanged(Stale(now, problem)))
+        if self.position is not None and self._is_fleet_known:
+            self._store.apply(FleetChanged(Stale(_time(self.position.at), problem)))
 
     # --- messages ---
 
     def receive(self, stored: StoredMessage, now: float) -> None:
         """Apply a message. Raises ValueError for one that is not of milo-objects; the next ones can be applied."""
         assert self.position is not None
-        self.position = StreamPosition(self.position.lineage, stored.sequence, now)
+        self.position = replace(self.position, sequence=stored.sequence)
         subject, message = decode(stored)
         if isinstance(subject, ClusterSubject):
             return
@@ -126,22 +140,45 @@ class StreamReader:
         if isinstance(subject, ObjectSubject) and isinstance(message, ObjectMessage):
             self._receive_object(scope, subject, message)
         elif isinstance(message, ScopeMessage):
+            was_known = self._is_fleet_known and not self._missing
             self._receive_scope(scope_subject, scope, message)
+            if scope_subject in self._missing:
+                self._missing.remove(scope_subject)
+                self._rewritten_at = now
+            if not was_known and not self._is_behind:
+                self._report_fleet(now)
 
-    def caught_up(self, now: datetime) -> None:
-        """All messages that the stream had when the reader attached were received."""
+    def caught_up(self, now: float) -> None:
+        """All messages that the stream has were received."""
+        assert self.position is not None
+        self.position = replace(self.position, at=now)
+        if self._missing and now - self._rewritten_at > REWRITTEN_S and self._is_rewritten:
+            self._end_missing()
+            self._report_fleet(now)
         if not self._is_behind:
             return
         if self._is_snapshot:
-            self._sweep()
+            self._sweep(now)
         self._is_behind = self._is_snapshot = False
         for scope in self._scopes.values():
-            scope.seen.clear()
             scope.buffered.clear()
             if scope.scope is not None and scope.state is not None:
+                if not self._is_other_stream or isinstance(scope.state, Synced):
+                    self._remove_unseen(scope)
                 self._store.apply(ScopeChanged(scope.scope, scope.state))
             scope.state = None
-        self._store.apply(FleetChanged(Synced(now)))
+        self._report_fleet(now)
+
+    def _report_fleet(self, now: float) -> None:
+        """Report whether all clusters are known. A stream without any is one that nobody has written yet."""
+        self._is_fleet_known = self._is_fleet_known or bool(self._clusters)
+        if self._missing:
+            problem = (
+                "the stream was lost, and lacks clusters that it had: they stay until publishers have written it again"
+            )
+            self._store.apply(FleetChanged(Stale(_time(self._missing_since), problem)))
+        elif self._is_fleet_known:
+            self._store.apply(FleetChanged(Synced(_time(now))))
 
     def _receive_object(self, scope: _Scope, subject: ObjectSubject, message: ObjectMessage) -> None:
         if scope.scope is not None and message.epoch == scope.epoch:
@@ -151,11 +188,12 @@ class StreamReader:
 
     def _apply(self, scope: _Scope, known: Scope, subject: ObjectSubject, message: ObjectMessage) -> None:
         if not message.gone:
-            if self._is_snapshot:
+            if scope.seen is not None:
                 scope.seen.add(subject)
             self._store.apply(ObjectChanged(known, message.object))
             return
-        scope.seen.discard(subject)
+        if scope.seen is not None:
+            scope.seen.discard(subject)
         held = self._store.objects(known).get((subject.namespace, subject.name))
         if held is not None:  # perhaps with another UID than the one that is gone
             self._store.apply(ObjectGone(known, held, _reason(message.gone)))
@@ -189,6 +227,8 @@ class StreamReader:
         if self._is_behind:
             scope.state = message.state
         else:
+            if isinstance(message.state, Synced):
+                self._remove_unseen(scope)
             self._store.apply(ScopeChanged(scope.scope, message.state))
 
     # --- ends ---
@@ -198,7 +238,8 @@ class StreamReader:
             return
         if reason == Gone.WITHDRAWN.value:
             self._store.apply(ScopeEnded(scope.scope, ScopeEnd.WITHDRAWN))
-            scope.scope = scope.state = None
+            scope.drop()
+            self._missing.discard(subject)
         elif subject.cluster in self._clusters:
             self._end_cluster(self._clusters[subject.cluster], reason)
 
@@ -207,25 +248,49 @@ class StreamReader:
         del self._clusters[cluster.name]
         for subject, scope in self._scopes.items():
             if subject.cluster == cluster.name:
-                scope.scope = scope.state = None
+                scope.drop()
+                self._missing.discard(subject)
 
-    def _sweep(self) -> None:
-        """End and remove what the snapshot did not have."""
-        for cluster in [*self._clusters.values()]:
-            scopes = [scope for subject, scope in self._scopes.items() if subject.cluster == cluster.name]
-            if not any(scope.state is not None for scope in scopes):
-                self._end_cluster(cluster, "UNSPECIFIED")
-        for subject, scope in [*self._scopes.items()]:
-            if scope.scope is None:
-                continue
-            if scope.state is None:
-                self._end(subject, scope, Gone.WITHDRAWN.value)
-                continue
-            seen = {(place.namespace, place.name) for place in scope.seen}
-            for place, held in [*self._store.objects(scope.scope).items()]:
-                if place not in seen:
-                    self._store.apply(ObjectGone(scope.scope, held, Gone.MISSING))
+    def _sweep(self, now: float) -> None:
+        """End what the snapshot did not have; if it is of another stream, later."""
+        shown = {subject for subject, scope in self._scopes.items() if scope.state is not None}
+        if not self._missing:
+            self._missing_since = self._rewritten_at = now
+        self._missing = {subject for subject, scope in self._scopes.items() if scope.scope is not None} - shown
+        if not self._is_other_stream:
+            self._end_missing()
         self._scopes = {subject: scope for subject, scope in self._scopes.items() if scope.scope is not None}
+
+    @property
+    def _is_rewritten(self) -> bool:
+        """Whether the stream has some of the scopes."""
+        return any(scope.scope is not None and key not in self._missing for key, scope in self._scopes.items())
+
+    def _end_missing(self) -> None:
+        """End the scopes that the stream does not show, and the clusters of which it shows none."""
+        shown = {
+            subject.cluster
+            for subject, scope in self._scopes.items()
+            if scope.scope is not None and subject not in self._missing
+        }
+        for cluster in [*self._clusters.values()]:
+            if cluster.name not in shown:
+                self._end_cluster(cluster, "UNSPECIFIED")
+        for subject in [*self._missing]:
+            self._end(subject, self._scopes[subject], Gone.WITHDRAWN.value)
+
+    def _remove_unseen(self, scope: _Scope) -> None:
+        seen, scope.seen = scope.seen, None
+        if seen is None or scope.scope is None:
+            return
+        places = {(place.namespace, place.name) for place in seen}
+        for place, held in [*self._store.objects(scope.scope).items()]:
+            if place not in places:
+                self._store.apply(ObjectGone(scope.scope, held, Gone.MISSING))
+
+
+def _time(at: float) -> datetime:
+    return datetime.fromtimestamp(at, UTC)
 
 
 def _reason(text: str) -> Gone:

@@ -11,7 +11,7 @@ import pytest
 from milo_kube.http.headers import Headers
 from milo_kube.http.server import ServerRequest
 from milo_objects import cluster_publication, jetstream, nats_source, publication_records, publisher, stream_reader
-from milo_objects.jetstream import NatsSession, NewStream, open_session
+from milo_objects.jetstream import NatsOptions, NatsSession, NewStream, StreamLost, open_session
 from milo_objects.messages import StoredMessage
 from milo_objects.nats_source import NatsSource
 from milo_objects.objects import Objects
@@ -324,6 +324,34 @@ async def test_deleted_stream_is_refused_with_the_remedy_and_written_again_when_
             assert isinstance(publisher.publication.connection, StreamAway)
             await session.stream(NewStream())
         await eventually(lambda: names(objects) == {"default", "another"} and objects.view("v1/namespaces").synced)
+
+
+async def test_reader_keeps_what_a_lost_stream_had_until_it_is_written_again(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jetstream, "_HEARTBEAT_S", 0.2)
+    for name in ("web", "db"):
+        world.fleet.engage(name)
+        world.fleet.put(name, f"of-{name}")
+    async with world.reader() as objects:
+        async with world.publisher() as first:
+            await settled(first)
+        await eventually(lambda: names(objects) == {"of-web", "of-db"} and isinstance(objects.fleet, Synced))
+        async with world.session() as session:
+            await session.call("STREAM.DELETE.milo")
+            await session.stream(NewStream())
+        await eventually(lambda: "until publishers have written it again" in objects.fleet.problem)
+        assert names(objects) == {"of-web", "of-db"}
+        async with world.publisher():
+            await eventually(lambda: isinstance(objects.fleet, Synced))
+            assert names(objects) == {"of-web", "of-db"}
+
+
+async def test_certificate_that_cannot_be_read_is_reported_as_a_lost_connection(world: World, tmp_path: Path) -> None:
+    (tmp_path / "ca.crt").write_text("half of a certificate")
+    with pytest.raises(StreamLost, match=r"PEM|X509"):
+        async with open_session(NatsOptions(servers=(world.server.url,), ca=tmp_path / "ca.crt"), "test"):
+            pass
 
 
 async def test_changed_stream_is_refused_with_the_remedy(world: World) -> None:

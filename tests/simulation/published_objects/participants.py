@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 KINDS = (Kind("v1/namespaces", ("status.phase",)), Kind("example.com/v1/widgets", ("spec.size",)))
 TIMEOUT_S = 5.0
+HEARTBEAT_S = 2.0
 SECOND_LOOK_S = 10.0
 
 
@@ -290,12 +291,17 @@ class Reader:
         lineage = f"{stream.created} {self.world.server}"
         self._next = self.reader.attach(lineage, stream.last_sequence, self.world.timeline.now)
         self._is_scheduled = False
-        self.notify()
+        self._heartbeat(self._session)
+
+    def _heartbeat(self, session: int) -> None:
+        if session == self._session and not self.is_cut:
+            self.notify()
+            self.world.timeline.after(HEARTBEAT_S, partial(self._heartbeat, session))
 
     def disconnect(self) -> None:
         if not self.is_cut:
             self.is_cut = True
-            self.reader.detach("connection lost", self._time())
+            self.reader.detach("connection lost")
 
     def notify(self) -> None:
         if not self.is_cut and not self._is_scheduled:
@@ -309,8 +315,7 @@ class Reader:
         self._is_scheduled = False
         stored = self.world.stream.after(self._next - 1, self.world.timeline.now)
         if stored is None:
-            self.reader.caught_up(self._time())
-            self.reader.heard(self.world.timeline.now)
+            self.reader.caught_up(self.world.timeline.now)
             return
         self._next = stored.sequence + 1
         self.reader.receive(stored, self.world.timeline.now)

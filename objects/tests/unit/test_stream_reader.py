@@ -1,0 +1,119 @@
+from datetime import UTC, datetime
+
+from milo_objects.kinds import Kind
+from milo_objects.messages import Message, ObjectMessage, ScopeMessage, StoredMessage
+from milo_objects.projection import ProjectedObject
+from milo_objects.scope import FleetCluster, Pending, Stale, Synced
+from milo_objects.store import Store
+from milo_objects.stream_reader import REWRITTEN_S, StreamReader
+from milo_objects.subjects import ObjectSubject, ScopeSubject, Subject
+
+NAMESPACES = Kind("v1/namespaces")
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+HOUR_S = 3600.0
+
+
+class Stream:
+    """The last messages of a stream that a publisher writes."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.stored: dict[Subject, StoredMessage] = {}
+        self.sequence = 0
+
+    def write(self, subject: Subject, message: Message) -> None:
+        self.sequence += 1
+        self.stored.pop(subject, None)
+        self.stored[subject] = StoredMessage(str(subject), self.sequence, *message.encode())
+
+    def cluster(self, name: str, *objects: str, state: Pending | Synced | Stale = Synced(NOW)) -> None:  # noqa: B008
+        cluster = FleetCluster(name=name, incarnation="i", uid=f"uid of {name}")
+        self.write(ScopeSubject(name, "", "namespaces"), ScopeMessage(cluster, state, 1))
+        for found in objects:
+            self.object(name, found)
+
+    def object(self, cluster: str, name: str, *, content: bytes = b"{}", gone: str = "") -> None:
+        subject = ObjectSubject(ScopeSubject(cluster, "", "namespaces"), "", name)
+        self.write(subject, ObjectMessage(ProjectedObject("", name, f"uid of {name}", content), 1, gone))
+
+    def expire(self) -> None:
+        self.stored = {key: found for key, found in self.stored.items() if "Milo-Gone" not in found.headers}
+
+
+class Reading:
+    def __init__(self) -> None:
+        self.store = Store([NAMESPACES.resource], {}, NOW)
+        self.reader = StreamReader([NAMESPACES], self.store)
+
+    def attach(self, stream: Stream, now: float) -> list[StoredMessage]:
+        """Return the messages that the reader asks for."""
+        first = self.reader.attach(stream.name, stream.sequence, now)
+        return [found for found in stream.stored.values() if found.sequence >= first]
+
+    def read(self, stream: Stream, now: float) -> None:
+        for stored in self.attach(stream, now):
+            self.reader.receive(stored, now)
+        self.reader.caught_up(now)
+
+    @property
+    def objects(self) -> set[str]:
+        return {f"{found.cluster.name}/{found.object.name}" for found in self.store.list(NAMESPACES.resource)}
+
+
+def test_stream_that_nobody_has_written_does_not_say_that_there_are_no_clusters() -> None:
+    stream, reading = Stream("one"), Reading()
+    reading.read(stream, 0.0)
+    reading.reader.detach("cut")
+    assert not reading.store.view(NAMESPACES.resource).is_complete
+    reading.read(stream, 1.0)
+    stream.cluster("web")
+    reading.reader.receive(*stream.stored.values(), 2.0)
+    assert reading.store.view(NAMESPACES.resource).is_complete
+
+
+def test_time_since_which_changes_may_be_missed_is_when_all_was_read() -> None:
+    stream, reading = Stream("one"), Reading()
+    stream.cluster("web")
+    reading.read(stream, 100.0)
+    for _ in range(2):
+        reading.reader.detach("cut")
+        assert reading.store.view(NAMESPACES.resource).stale_since == datetime.fromtimestamp(100.0, UTC)
+        reading.attach(stream, 200.0)
+
+
+def test_reader_that_was_cut_off_while_it_resumed_resumes_only_from_when_it_had_read_all() -> None:
+    stream, reading = Stream("one"), Reading()
+    stream.cluster("web", "a", "b")
+    reading.read(stream, 0.0)
+    stream.object("web", "a", content=b'{"status":{}}')
+    stream.object("web", "b", gone="OBJECT_DELETED")
+    missed, _ = reading.attach(stream, 0.9 * HOUR_S)
+    reading.reader.receive(missed, 0.9 * HOUR_S)
+    stream.expire()
+    reading.read(stream, 1.7 * HOUR_S)
+    assert reading.objects == {"web/a"}
+
+
+def test_nothing_ends_because_another_stream_was_not_written_yet() -> None:
+    stream, reading = Stream("one"), Reading()
+    for name in ("web", "db", "old"):
+        stream.cluster(name, "a", "b")
+    reading.read(stream, 0.0)
+    stream = Stream("two")
+    reading.read(stream, 1.0)
+    reading.reader.caught_up(2 * HOUR_S)
+    assert len(reading.objects) == 6
+    assert isinstance(reading.store.fleet, Stale)
+    stream.cluster("web", "a", state=Pending(NOW))
+    stream.cluster("db", "a")
+    reading.read(stream, 2 * HOUR_S)
+    assert reading.objects == {"web/a", "web/b", "db/a", "old/a", "old/b"}
+    stream.cluster("web")
+    reading.reader.receive([*stream.stored.values()][-1], 2 * HOUR_S)
+    assert reading.objects == {"web/a", "db/a", "old/a", "old/b"}
+    reading.reader.caught_up(2 * HOUR_S + REWRITTEN_S)
+    assert "old/a" in reading.objects
+    reading.reader.caught_up(2 * HOUR_S + REWRITTEN_S + 1.0)
+    assert reading.objects == {"web/a", "db/a"}
+    assert set(reading.store.clusters) == {"web", "db"}
+    assert isinstance(reading.store.fleet, Synced)
