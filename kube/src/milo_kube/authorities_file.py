@@ -22,7 +22,8 @@ class AuthoritiesFile(FileContent):
             return super()._is_good(content)  # the first content is refused where it is used
         problem = ""
         try:
-            check_authorities(content)
+            if content != self._good:  # it is read each minute, and a bundle of the system's CAs takes milliseconds
+                check_authorities(content)
         except CredentialError as error:
             problem = f"{self.path} was replaced, and its former content is used: {error}"
         if problem != self._problem:
