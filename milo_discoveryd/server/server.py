@@ -19,6 +19,7 @@ from milo_discoveryd.server.calls.interceptor import AccessInterceptor, CallInte
 from milo_discoveryd.server.calls.request_arrival import ArrivalInterceptor, ArrivingRequests
 from milo_discoveryd.server.calls.rpc_context import Authenticator
 from milo_discoveryd.server.calls.service import Service
+from milo_discoveryd.server.calls.unread_answers import UnreadAnswers
 from milo_discoveryd.server.connections.acceptor import Acceptor
 from milo_discoveryd.server.connections.authentication import ListenerAuthentication
 from milo_discoveryd.server.connections.listener import Listener, TcpEndpoint, UnixSocket
@@ -175,7 +176,8 @@ class Server:
             from milo_discoveryd.server.calls.tracing import TracingInterceptor  # needs an extra
 
             interceptors.insert(0, TracingInterceptor(self._traces))
-        interceptors.insert(0, ArrivalInterceptor(ArrivingRequests(len(self._listeners)), refusals))
+        answers = UnreadAnswers(authenticator.close, len(self._listeners))
+        interceptors.insert(0, ArrivalInterceptor(ArrivingRequests(len(self._listeners)), answers, refusals))
         limit = () if listener.has_acceptor else (("grpc.max_allowed_incoming_connections", listener.connections),)
         server = grpc.aio.server(
             interceptors=interceptors,

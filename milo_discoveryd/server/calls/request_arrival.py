@@ -9,6 +9,7 @@ import grpc
 
 from milo_discoveryd.server.calls.grpc_errors import CallError, InvalidRequestError, LateRequestError
 from milo_discoveryd.server.calls.interceptor import Continuation, Handler, Refusals
+from milo_discoveryd.server.calls.unread_answers import UnreadAnswers
 
 MAX_ARRIVING = 500
 """Maximum number of requests that are arriving at all listeners together. Each listener gets an equal share."""
@@ -53,10 +54,12 @@ class ArrivingRequests:
 
 
 class ArrivalInterceptor(grpc.aio.ServerInterceptor):
-    """Replaces the handlers of single requests by handlers of request streams, which gRPC calls at the headers."""
+    """Replaces the handlers of single requests and answers by handlers of streams: gRPC calls them at the headers, and
+    they wait while an answer is sent."""
 
-    def __init__(self, arriving: ArrivingRequests, refusals: Refusals) -> None:
+    def __init__(self, arriving: ArrivingRequests, answers: UnreadAnswers, refusals: Refusals) -> None:
         self._arriving = arriving
+        self._answers = answers
         self._refusals = refusals
 
     async def intercept_service(
@@ -65,16 +68,24 @@ class ArrivalInterceptor(grpc.aio.ServerInterceptor):
         handler = await continuation(handler_call_details)
         if handler is None or handler.request_streaming:
             return handler
-        streamed, call = (
-            (grpc.stream_stream_rpc_method_handler, handler.unary_stream)
-            if handler.response_streaming
-            else (grpc.stream_unary_rpc_method_handler, handler.unary_unary)
-        )
-        return streamed(
+        if handler.response_streaming:
+            call, serializer = handler.unary_stream, handler.response_serializer
+        else:
+            call, serializer = self._answering(handler.unary_unary, handler.response_serializer), None
+        return grpc.stream_stream_rpc_method_handler(
             self._after_arrival(handler_call_details.method, call),
             request_deserializer=handler.request_deserializer,
-            response_serializer=handler.response_serializer,
+            response_serializer=serializer,
         )
+
+    def _answering(self, call: Any, serialize: Any) -> Any:
+        async def called(request: Any, context: Any) -> None:
+            answer = await call(request, context)
+            if answer is not None:
+                answer = serialize(answer)
+                await self._answers.send(answer, context)
+
+        return called
 
     def _after_arrival(self, method: str, call: Any) -> Callable[[Any, Any], Any]:
         async def called(messages: AsyncIterator[Any], context: Any) -> Any:

@@ -39,3 +39,6 @@ class Authenticator(Protocol):
 
     def refused(self, context: RpcContext) -> None:
         """Count a refused call. Close its connection if the connection's owner had too many refused calls."""
+
+    def close(self, context: RpcContext) -> None:
+        """Close the connection of a call, whose client reads nothing."""

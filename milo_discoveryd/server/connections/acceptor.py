@@ -48,6 +48,7 @@ _GONE_AT_ONCE = 100
 ENDED_KEPT_S = 1.0
 """How long the peer of a closed connection is kept: gRPC still dispatches calls that it received before the close."""
 _EXCESS = "TOO_MANY_REFUSED_CALLS"
+UNREAD = "its client did not read an answer for too long, or while too many others were sent"
 _DESCRIPTORS_EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
 
@@ -150,6 +151,10 @@ class Acceptor:
         peer = self._peers.get(context.peer())
         if peer is not None and self._refused_calls.charge(peer.owners, time.monotonic()):
             peer.connection.cancel(EXCESS)
+
+    def close(self, context: RpcContext) -> None:
+        if (peer := self._peers.get(context.peer())) is not None:
+            peer.connection.cancel(UNREAD)
 
     def count_call(self, context: RpcContext, change: int) -> None:
         peer = self._peers.get(context.peer())

@@ -26,3 +26,6 @@ class ListenerAuthentication:
 
     def refused(self, context: RpcContext) -> None:
         """Do nothing: gRPC for Python cannot close a single connection."""
+
+    def close(self, context: RpcContext) -> None:
+        """Do nothing, for the same reason."""

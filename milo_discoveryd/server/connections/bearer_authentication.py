@@ -61,6 +61,9 @@ class BearerAuthentication:
     def refused(self, context: RpcContext) -> None:
         self._connection.refused(context)
 
+    def close(self, context: RpcContext) -> None:
+        self._connection.close(context)
+
 
 def _bearer(context: RpcContext) -> str | None:
     """Return the bearer token, if there is one. Raises TokenRejectedError."""

@@ -15,6 +15,7 @@ import grpc
 import h2.config
 import h2.connection
 import h2.events
+import h2.settings
 import pytest
 from cryptography import x509
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -282,3 +283,43 @@ async def test_what_streams_send_and_nothing_reads_takes_bounded_memory(
             await Streams(connection, content).send()
             assert len(await client.list()) == 0
         assert peak_bytes(daemon.pid) - before < 128 * _MIB
+
+
+def call_with_any_window(method: str, request: bytes) -> bytes:
+    """Return what a client sends for a call, whose answer it may not read."""
+    calling = h2.connection.H2Connection(h2.config.H2Configuration(header_encoding="utf-8"))
+    calling.initiate_connection()
+    calling.update_settings({h2.settings.SettingCodes.INITIAL_WINDOW_SIZE: (1 << 31) - 1})
+    calling.increment_flow_control_window((1 << 31) - (1 << 16))
+    path = f"/milo.discovery.v1.DiscoveryService/{method}"
+    pairs = {":method": "POST", ":scheme": "http", ":path": path, ":authority": "a", "te": "trailers"}
+    stream = calling.get_next_available_stream_id()
+    calling.send_headers(stream, [*pairs.items(), ("content-type", "application/grpc")])
+    calling.send_data(stream, b"\0" + len(request).to_bytes(4) + request, end_stream=True)
+    return calling.data_to_send()
+
+
+@pytest.mark.parametrize(
+    ("connections", "method", "request_"),
+    [(90, "ListClusters", pb.ListClustersRequest(page_size=5000))],
+    ids=["pages"],
+)
+async def test_what_clients_do_not_read_takes_bounded_memory(
+    limited: Limited, connections: int, method: str, request_: pb.ListClustersRequest | pb.WatchClustersRequest
+) -> None:
+    server = ProjectServer(Projects(f"p-{number}" for number in range(CLUSTERS)))
+    async with server.listening(), AsyncExitStack() as stack:
+        settings = server.settings(limited.workspace.directory / "plain")
+        daemon = await stack.enter_async_context(limited.daemon(**settings))
+        client = await stack.enter_async_context(limited.workspace.client())
+        await daemon.wait_for_output('"synced"')
+        before = peak_bytes(daemon.pid)
+        with ExitStack() as closing:
+            for _ in range(connections):
+                connection = closing.enter_context(socket.socket(socket.AF_UNIX))
+                connection.setblocking(False)
+                await asyncio.get_running_loop().sock_connect(connection, str(limited.workspace.socket))
+                connection.send(call_with_any_window(method, request_.SerializeToString()))
+            for _ in range(3):
+                assert len(await client.list()) == CLUSTERS
+        assert peak_bytes(daemon.pid) - before < 160 * _MIB
