@@ -22,7 +22,7 @@ from milo_discoveryd.log.events import Changes, Encode, Event, EventType, Frame,
 from milo_discoveryd.log.filter import ClusterView
 from milo_discoveryd.model.cluster import Cluster, DisengageReason, without_draining
 
-BATCH_BYTES = 256 * 1024
+BATCH_BYTES = 64 * 1024
 """The approximate size of a batch, far below the 4 MiB that gRPC clients accept by default."""
 RECORDS_PER_STEP = 1000
 """How many records one step examines: a reader with a narrow filter yields to the event loop after each step."""

@@ -286,7 +286,7 @@ class Acceptor:
         inner = ProxySide()
         async with asyncio.timeout(HANDSHAKE_S):
             name, connected = await self._inner_socket.connect()
-            await asyncio.get_running_loop().create_unix_connection(lambda: inner, sock=connected)
+            await inner.connect(connected)
         expires_at = peer.caller.expires_at
         self._peers[name] = peer
         try:

@@ -13,6 +13,8 @@ FLUSH_S = 5.0
 READ_BYTES = 2 << 10
 """Maximum bytes of a client that are read in one iteration of the event loop. By default 256 KiB are, which have up to
 29,000 frames: a thousand connections would block the loop for half a minute. Requests are rarely longer."""
+UNREAD_BYTES = 32 << 10
+"""About how much the daemon, and about how much the kernel, keeps of what a client does not read."""
 
 
 class ProxySide(asyncio.Protocol):
@@ -51,6 +53,8 @@ class ProxySide(asyncio.Protocol):
     ) -> None:
         """Take over an accepted connection. Completes the TLS handshake if there is a context. Raises OSError."""
         self._took = True
+        if connected.family == socket.AF_UNIX:  # TCP needs more over long distances
+            connected.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, UNREAD_BYTES)
         loop = asyncio.get_running_loop()
         secured = None if context is None else TlsTransport(lambda _: self, context, None)
         transport, _ = await loop.connect_accepted_socket(lambda: secured or self, connected)
@@ -62,6 +66,11 @@ class ProxySide(asyncio.Protocol):
                 await secured.handshake()
         except TimeoutError:
             raise ConnectionAbortedError(f"the TLS handshake did not finish within {handshake_s:g} s") from None
+
+    async def connect(self, connected: socket.socket) -> None:
+        """Take over a connection to gRPC. Raises OSError."""
+        transport, _ = await asyncio.get_running_loop().create_unix_connection(lambda: self, sock=connected)
+        transport.max_size = UNREAD_BYTES  # type: ignore[attr-defined]
 
     def close(self) -> None:
         """Close after buffered data was sent."""

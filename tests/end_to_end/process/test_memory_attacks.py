@@ -301,8 +301,11 @@ def call_with_any_window(method: str, request: bytes) -> bytes:
 
 @pytest.mark.parametrize(
     ("connections", "method", "request_"),
-    [(90, "ListClusters", pb.ListClustersRequest(page_size=5000))],
-    ids=["pages"],
+    [
+        (90, "ListClusters", pb.ListClustersRequest(page_size=5000)),
+        (450, "WatchClusters", pb.WatchClustersRequest()),
+    ],
+    ids=["pages", "snapshots"],
 )
 async def test_what_clients_do_not_read_takes_bounded_memory(
     limited: Limited, connections: int, method: str, request_: pb.ListClustersRequest | pb.WatchClustersRequest
