@@ -12,7 +12,7 @@ import yaml
 ROOT = Path(__file__).parents[3]
 COMPONENT = ROOT / "deploy" / "components" / "prometheus-monitoring"
 DASHBOARD = COMPONENT / "dashboards" / "milo-discoveryd.json"
-RULES = ("recording-rules.yaml", "alerts.yaml", "slo-alerts.yaml", "controllers-alerts.yaml")
+RULES = ("recording-rules.yaml", "alerts.yaml", "slo-alerts.yaml", "controllers-alerts.yaml", "objects-alerts.yaml")
 
 Labels = frozenset[str]
 

@@ -306,8 +306,10 @@ def test_selectors_match_the_daemon_pods(directory: Path) -> None:
     labels = deployment["spec"]["template"]["metadata"]["labels"].items()
     for monitor in of_kind(directory, "PodMonitor"):
         assert monitor["spec"]["selector"]["matchLabels"].items() <= labels
-        [endpoint] = monitor["spec"]["podMetricsEndpoints"]
-        assert endpoint["port"] in {port["name"] for port in daemon(directory)["ports"]}
+        of_daemon, of_objects = (endpoint["port"] for endpoint in monitor["spec"]["podMetricsEndpoints"])
+        assert of_daemon in {port["name"] for port in daemon(directory)["ports"]}
+        publishers = [made for made in containers(directory) if made["name"] == "publish-objects"]
+        assert all(of_objects in {port["name"] for port in made["ports"]} for made in publishers)
     for policy in of_kind(directory, "NetworkPolicy"):
         assert policy["spec"]["podSelector"]["matchLabels"].items() <= labels
 

@@ -7,6 +7,8 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.parser import text_string_to_metric_families
 
 from milo_controllers.metrics import ControllerMetrics
+from milo_objects.publication import StreamPublication
+from milo_objects.publisher_pages import PublicationCollector
 from tests.end_to_end.process.conftest import Workspace
 from tests.tooling.deploy import monitoring
 from tests.tooling.deploy.manifests import of_kind, with_components
@@ -23,7 +25,19 @@ OF_CONTROLLERS = {
     "milo_controllers_cluster_reconcile_errors_total": frozenset(_OF_CONTROLLERS.cluster_errors._labelnames),
     "milo_controllers_event_loop_delay_seconds_bucket": frozenset({"le"}),
 }
-KNOWN = EXPORTED | OF_CONTROLLERS | OF_PROMETHEUS | dict.fromkeys(monitoring.recorded(), frozenset({"type", "reason"}))
+OF_OBJECTS = {
+    f"{family.name}_total" if family.type == "counter" else family.name: frozenset(
+        label for sample in family.samples for label in sample.labels
+    )
+    for family in PublicationCollector(StreamPublication([], lambda _: True, 0.0)).collect()
+}
+KNOWN = (
+    EXPORTED
+    | OF_CONTROLLERS
+    | OF_OBJECTS
+    | OF_PROMETHEUS
+    | dict.fromkeys(monitoring.recorded(), frozenset({"type", "reason"}))
+)
 
 EXPRESSIONS = [(rule.get("alert") or rule["record"], rule["expr"]) for rule in monitoring.rules()]
 EXPRESSIONS += monitoring.dashboard_expressions()
