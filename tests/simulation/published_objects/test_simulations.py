@@ -10,7 +10,7 @@ from tests.simulation.published_objects.faults import KINDS_OF_FAULTS
 from tests.simulation.published_objects.simulation_run import Simulation, simulate
 
 SEEDS = 200
-SEEDS_TO_DETECT = 400
+SEEDS_TO_DETECT = 800
 
 
 def test_simulation_loses_no_change_and_publishes_none_that_is_wrong() -> None:
@@ -38,7 +38,7 @@ def test_simulation_detects_a_stream_that_ignores_expected_sequences() -> None:
 
 
 def _believe_what_is_behind(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(publication_records.Record, "is_behind", False)
+    monkeypatch.setattr(publication_records.SubjectRecord, "is_behind", False)
 
 
 def _sweep_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
