@@ -251,6 +251,10 @@ class ClusterPublication:
         elif not isinstance(self.phase, EndingCluster) and self._ending is None:
             self.phase = NothingToPublish()
 
+    def publishes(self, subject: ScopeSubject) -> bool:
+        """Return whether a scope of the stream is as this publisher believes."""
+        return not isinstance(self.phase, WritingStream) or subject in self.scopes
+
     def end_orphan(self, cluster: FleetCluster, now: float) -> None:
         """Publish the end of a cluster that the daemon has disengaged while nobody published it."""
         if self._wanted is None and isinstance(self.phase, NothingToPublish):
@@ -465,6 +469,12 @@ class ClusterPublication:
         if subject in self.scopes:
             self.scopes[subject].is_relisted = True
             self._prove(self.scopes[subject], now)
+
+    def relist_lost(self, now: float) -> None:
+        """Lists that were asked for may not have been reported: ask again."""
+        for scope in self.scopes.values():
+            if scope.held:
+                self._prove(scope, now)
 
     def _sweep(self, scope: ScopePublication, now: float) -> Relist | None:
         """Remove the objects that the source has not named. Its watch has continued for a while after its list."""

@@ -124,6 +124,25 @@ class StreamPublication:
                     found.setdefault(_cluster_of(subject), cluster)
         return {key: cluster for key, cluster in found.items() if key not in self.clusters}
 
+    def review(self, stored: Iterable[StoredMessage], now: float) -> list[Purge]:
+        """Read again the clusters in which another publisher has begun a scope that is not declared here.
+
+        Returns the purges that follow the ends of scopes: a publisher may have been killed before its own.
+        """
+        purges: list[Purge] = []
+        for message in stored:
+            try:
+                subject, decoded = decode(message)
+            except ValueError:
+                continue
+            if not isinstance(subject, ScopeSubject) or not isinstance(decoded, ScopeMessage):
+                continue
+            if isinstance(decoded.state, ScopeIsOver):
+                purges.append(Purge(subject, message.sequence, 0))
+            elif subject.cluster in self.clusters and not self.clusters[subject.cluster].publishes(subject):
+                self.clusters[subject.cluster].reread(now)
+        return purges
+
     def end_orphan(self, cluster: FleetCluster, now: float) -> None:
         """Publish the end of a cluster that went while nobody published it."""
         self._cluster(cluster.name).end_orphan(cluster, now)
@@ -147,6 +166,7 @@ class StreamPublication:
             self.connection = StreamAway(self.connection.since, problem)
         for command in [*self._sent.values()]:
             self.failed(command, problem, now)
+        self.relists_lost(now)
 
     # --- what is due ---
 
@@ -239,6 +259,11 @@ class StreamPublication:
     def relisted(self, command: Relist, now: float) -> None:
         if command.scope.cluster in self.clusters:
             self.clusters[command.scope.cluster].relisted(command.scope, now)
+
+    def relists_lost(self, now: float) -> None:
+        """Lists that were asked for may not have been reported."""
+        for cluster in self.clusters.values():
+            cluster.relist_lost(now)
 
     # --- figures ---
 

@@ -174,7 +174,9 @@ class ObjectPublisher:
             session.lose(str(error))
         except Exception as error:  # it is of one cluster, and must not end or delay the others
             log.exception("%s failed; the messages of the cluster are read again", type(command).__name__)
-            if not isinstance(command, Relist):
+            if isinstance(command, Relist):
+                self.publication.relists_lost(self._clock())
+            else:
                 self.publication.failed(command, repr(error), self._clock())
         self._changed.set()
 
@@ -214,6 +216,8 @@ class ObjectPublisher:
     async def _end_orphans(self, session: NatsSession) -> float:
         """End the clusters of the stream that the daemon confirms to have disengaged. Returns when to look again."""
         stored, _ = await session.last_messages([STREAM_SUBJECTS[0], _STATES])
+        for purge in self.publication.review(stored, self._clock()):
+            await session.purge(purge.scope.objects, purge.below)
         orphans = self.publication.orphans(stored)
         known = len(orphans) + len(self.publication.clusters)
         missing: dict[Removal, FleetCluster] = {}

@@ -116,6 +116,39 @@ async def test_first_list_that_lacks_much_waits_for_a_second_one(world: World, m
         await eventually(lambda: names(objects) == set() and objects.view("v1/namespaces").synced)
 
 
+async def test_second_list_is_asked_for_again_after_the_connection_was_lost(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cluster_publication, "SECOND_LOOK_S", 0.2)
+    world.fleet.engage("web")
+    for number in range(20):
+        world.fleet.put("web", f"n{number}")
+    async with world.publisher() as first:
+        await settled(first)
+    for number in range(15):
+        world.fleet.objects[world.fleet.scope("web")].pop(("", f"n{number}"))
+    sessions: list[NatsSession] = []
+
+    @asynccontextmanager
+    async def opened(*arguments: Any) -> AsyncIterator[NatsSession]:
+        async with open_session(*arguments) as session:
+            sessions.append(session)
+            yield session
+
+    async def relist(scope: Scope) -> None:
+        world.fleet.relisted.append(scope)
+        if len(world.fleet.relisted) == 1:
+            await asyncio.Event().wait()
+
+    monkeypatch.setattr(publisher, "open_session", opened)
+    monkeypatch.setattr(world.fleet, "relist", relist)
+    async with world.publisher() as second, world.reader() as objects:
+        await eventually(lambda: second.publication.states() == {"STALE": 1} and second.publication.is_settled)
+        sessions[0].lose("cut")
+        await eventually(lambda: len(names(objects)) == 5 and objects.view("v1/namespaces").synced)
+    assert len(world.fleet.relisted) == 2
+
+
 async def test_reader_resumes_with_exactly_what_changed(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     received: list[str] = []
     receive = stream_reader.StreamReader.receive
@@ -305,6 +338,49 @@ async def test_kind_that_is_no_longer_declared_is_withdrawn(world: World) -> Non
     async with world.publisher(), world.reader(kinds) as objects:
         await eventually(lambda: names(objects, ROLES) == set() and names(objects) == {"default"})
     assert not [stored for stored in await world.stored() if "clusterroles._" in stored.subject]
+
+
+async def test_withdrawn_kind_that_a_publisher_with_the_former_declaration_writes_is_withdrawn_again(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(publisher, "LOOK_EVERY_S", 0.2)
+    kinds = (NAMESPACES, ROLES)
+    world.fleet.engage("web", kinds=kinds)
+    world.fleet.put("web", "admin", kind=ROLES)
+    new = Fleet()
+    new.clusters, new.objects = world.fleet.clusters, world.fleet.objects
+    async with world.publisher(fleet=new) as present, world.reader(kinds) as objects:
+        async with world.publisher(kinds) as former:  # which is stopped only after a while
+            await eventually(lambda: names(objects, ROLES) == {"admin"} or former.publication.is_settled)
+        await settled(present)
+        await eventually(lambda: objects.clusters and names(objects, ROLES) == set())
+        await eventually(lambda: ROLES.resource not in {scope.resource for scope in objects.scopes("web")})
+
+
+async def test_objects_of_an_ended_scope_whose_publisher_was_killed_are_purged(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended = asyncio.Event()
+
+    async def killed(*_: object) -> None:
+        ended.set()
+        await asyncio.Event().wait()
+
+    world.fleet.engage("web")
+    world.fleet.put("web", "default")
+    with monkeypatch.context() as patch:
+        patch.setattr(NatsSession, "purge", killed)
+        async with world.publisher() as first:
+            await settled(first)
+            world.fleet.end("web")
+            await ended.wait()
+    assert any(stored.subject.endswith(".default") for stored in await world.stored())
+    async with world.publisher(), world.session() as session:
+        for _ in range(100):
+            if len(left := (await session.last_messages(["milo.>"]))[0]) == 2:
+                break
+            await asyncio.sleep(0.1)
+    assert {stored.headers["Milo-State"] for stored in left} == {"ENDED"}
 
 
 async def test_deleted_stream_is_refused_with_the_remedy_and_written_again_when_it_exists(
