@@ -443,7 +443,7 @@ class ClusterPublication:
         if not isinstance(source, Synced):
             return source
         if scope.refused:
-            subject, problem = min(scope.refused.items())
+            subject, problem = next(iter(scope.refused.items()))  # of many, the first costs nothing to find
             others = f" and {len(scope.refused) - 1} more" if len(scope.refused) > 1 else ""
             place = f"{subject.namespace}/{subject.name}" if subject.namespace else subject.name
             return OverBudget(source.since, f"{place}{others}: not published: {problem}")
