@@ -219,6 +219,19 @@ resources:
 nodeSelector: {{}}
 tolerations: []
 affinity: {{}}
+# A publisher of objects of all engaged clusters into the NATS stream `milo` (docs/objects-nats.md). It needs issuers of
+# kubeconfigs in `config`. `environment` and `arguments` are those of `milo-objects publish`, and `volumeMounts` mounts
+# `volumes`, such as a Secret with credentials of NATS, in its container.
+objects:
+  enabled: false
+  kinds:
+{kinds}
+  environment:
+    NATS_URL: {nats}
+  arguments: [--create-stream]
+  volumeMounts: []
+  resources:
+{objects_resources}
 rbac:
   create: true
 networkPolicy:
@@ -246,7 +259,25 @@ data:
   config.yaml: |
     {{- toYaml . | nindent 4 }}
 {{- end }}
+{{- if .Values.objects.enabled }}
+---
+apiVersion: v1
+kind: ConfigMap
+metadata:
+  name: milo-objects-{{ toJson .Values.objects.kinds | sha256sum | trunc 10 }}
+  namespace: {{ $.Release.Namespace }}
+data:
+  objects.yaml: |
+    objects:
+    {{- toYaml .Values.objects.kinds | nindent 4 }}
+{{- end }}
 """
+PUBLISHER = "components/objects"
+PUBLISHER_VARIABLES = """\
+{{- range $name, $value := .Values.objects.environment }}
+  - name: {{ $name }}
+    value: {{ quote $value }}
+{{- end }}"""
 OF_POD = {
     "@variables@": """
 {{- if .Values.config }}
@@ -277,6 +308,11 @@ OF_POD = {
   configMap:
     name: milo-discoveryd-config-{{ toJson . | sha256sum | trunc 10 }}
 {{- end }}
+{{- if .Values.objects.enabled }}
+- name: milo-objects
+  configMap:
+    name: milo-objects-{{ toJson .Values.objects.kinds | sha256sum | trunc 10 }}
+{{- end }}
 {{- with .Values.volumes }}{{ toYaml . | nindent INDENT }}{{- end }}""",
 }
 """What the values add to lists of the pod."""
@@ -304,8 +340,15 @@ def chart(out: Path, bundle: Path, commit: Commit) -> None:
     daemon = pod["initContainers"][0]
     for name in ("MODE", "LISTEN"):  # the defaults of the helper
         environment[f"MILO_DISCOVERYD_{name}"] = ""
+    objects = bundle / PUBLISHER
+    declared = yaml.safe_load((objects / "objects.yaml").read_text())
+    [publisher] = yaml.safe_load((objects / "publisher.yaml").read_text())["spec"]["template"]["spec"]["containers"]
+    [nats] = [variable["value"] for variable in publisher["env"] if variable["name"] == "NATS_URL"]
     values = VALUES.format(
         image=image,
+        kinds=textwrap.indent(yaml.safe_dump(declared["objects"], sort_keys=False).rstrip(), "    "),
+        nats=nats,
+        objects_resources=textwrap.indent(yaml.safe_dump(publisher["resources"]).rstrip(), "    "),
         environment=_indented(environment),
         settings=_indented(settings["data"]),
         resources=textwrap.indent(yaml.safe_dump(daemon["resources"]).rstrip(), "  "),
@@ -317,6 +360,8 @@ def chart(out: Path, bundle: Path, commit: Commit) -> None:
             variable["value"] = f"@{variable['name']}@"
     for items, placeholder in zip((daemon["env"], daemon["volumeMounts"], pod["volumes"]), OF_POD, strict=True):
         items.append(placeholder)
+    pod["containers"].append("@containers@")
+    of_pod = {**OF_POD, "@containers@": _publisher(publisher)}
     pod.update({name: f"@{name}@" for name in PASSED_ON})
     parts: dict[str, list[str]] = {}
     for document in rendered:
@@ -334,7 +379,7 @@ def chart(out: Path, bundle: Path, commit: Commit) -> None:
         text = text.replace("managed-by: kustomize", "managed-by: {{ .Release.Service }}")
         text = text.replace("data: '@settings@'", "data: {{- toYaml .Values.settings | nindent 2 }}")
         text = re.sub(r"\n( *)value: '@(MILO_\w+)@'", VALUE_UNLESS_EMPTY, text)
-        text = re.sub(r"\n( *)- '(@\w+@)'", _added, text)
+        text = re.sub(r"\n( *)- '(@\w+@)'", lambda place: _added(place, of_pod), text)
         text = re.sub(r"\n( *)(\w+): '@(\w+)@'", _passed_on, text)
         parts.setdefault(part, []).append(text)
     with tempfile.TemporaryDirectory() as scratch:
@@ -360,10 +405,28 @@ def chart(out: Path, bundle: Path, commit: Commit) -> None:
         )
 
 
-def _added(place: re.Match[str]) -> str:
+def _publisher(container: dict[str, Any]) -> str:
+    """Return the template of the publisher of objects, from the container of its component."""
+    container = {
+        **container,
+        "image": "{{ .Values.image }}",
+        "command": [word for word in container["command"] if word != "--create-stream"],
+        "args": "{{ toJson .Values.objects.arguments }}",
+        "env": ["@variables@" if variable["name"] == "NATS_URL" else variable for variable in container["env"]],
+        "resources": "{{ toJson .Values.objects.resources }}",
+        "volumeMounts": [*container["volumeMounts"], "@mounts@"],
+    }
+    text = yaml.safe_dump([container], sort_keys=False, width=10_000).rstrip()
+    text = re.sub(r"'(\{\{.*\}\})'", r"\1", text)
+    mounts = "{{- with .Values.objects.volumeMounts }}{{ toYaml . | nindent (int (add INDENT 2)) }}{{- end }}"
+    text = text.replace("  - '@variables@'", PUBLISHER_VARIABLES).replace("  - '@mounts@'", mounts)
+    return f"\n{{{{- if .Values.objects.enabled }}}}\n{text}\n{{{{- end }}}}"
+
+
+def _added(place: re.Match[str], of_pod: dict[str, str]) -> str:
     """Return the template of the items that values add to a list."""
     indent = place[1]
-    lines = OF_POD[place[2]].replace("INDENT", str(len(indent))).splitlines()
+    lines = of_pod[place[2]].replace("INDENT", str(len(indent))).splitlines()
     return "\n".join(line if line.startswith("{{") or not line else indent + line for line in lines)
 
 

@@ -196,6 +196,7 @@ def chart(release: Path, scratch: Path) -> str:
     configured = run(command, *given, "--values", Path(__file__).parent / "deploy" / "chart_values.yaml")
     accepted(configured, scratch)
     _follows_projects([document for document in yaml.safe_load_all(configured) if document])
+    _publishes_objects(run(command, *given, "--set", "objects.enabled=true"), release, scratch)
     return f"{len(ours)} objects, equal to those of Kustomize, and valid with every value"
 
 
@@ -218,6 +219,25 @@ def _follows_projects(charted: list[dict[str, Any]]) -> None:
     assert yaml.safe_load(config["data"]["config.yaml"])["rights"][0]["name"] == "pod"
     assert (pod["tolerations"], pod["imagePullSecrets"]) == ([{"operator": "Exists"}], [{"name": "registry"}])
     assert daemon["resources"]["limits"] == {"memory": "1Gi"}
+
+
+def _publishes_objects(rendered: str, release: Path, scratch: Path) -> None:
+    """Check that the publisher of objects is that of the component."""
+    accepted(rendered, scratch)
+    documents = [document for document in yaml.safe_load_all(rendered) if document]
+    [pod] = [document["spec"]["template"]["spec"] for document in documents if document["kind"] == "Deployment"]
+    component = release / "kustomize" / "milo-discoveryd" / "components" / "objects"
+    [ours] = yaml.safe_load((component / "publisher.yaml").read_text())["spec"]["template"]["spec"]["containers"]
+    [charted] = [container for container in pod["containers"] if container["name"] == ours["name"]]
+    assert {*charted.pop("command"), *charted.pop("args")} == {*ours.pop("command")}
+    assert charted == ours
+    [volume] = [volume for volume in pod["volumes"] if volume["name"] == "milo-objects"]
+    [declaration] = [
+        document["data"]["objects.yaml"]
+        for document in documents
+        if document["metadata"]["name"] == volume["configMap"]["name"]
+    ]
+    assert yaml.safe_load(declaration) == yaml.safe_load((component / "objects.yaml").read_text())
 
 
 def helm() -> Path:

@@ -47,12 +47,13 @@ def test_chart_values_are_valid_and_the_schema_requires_each_of_them(packed: Pat
         ({"imagee": "x"}, "'imagee' was unexpected"),
         ({"image": ""}, "$.image"),
         ({"monitoring": {"enabled": "false"}}, "'false' is not of type 'boolean'"),
+        ({"objects": {"enabled": True}}, "'kinds' is a required property"),
         ({"rbac": False}, "False is not of type 'object'"),
         ({"settings": {"MILO_DISCOVERYD_HTTP__MAX": 5}}, "5 is not of type 'string'"),
         ({"config": "rights: []"}, "'rights: []' is not of type 'object'"),
         ({"environment": {"mode": "project"}}, "'mode' does not match any of the regexes"),
     ],
-    ids=["unknown", "empty", "text", "no table", "number", "text of a file", "no variable"],
+    ids=["unknown", "empty", "text", "no kinds", "no table", "number", "text of a file", "no variable"],
 )
 def test_invalid_chart_value_is_rejected_by_name(
     packed: Path, tmp_path: Path, wrong: dict[str, Any], problem: str
