@@ -24,8 +24,8 @@ pip "$build" install --require-hashes --requirement "$source/requirements/build.
 pip "$build" wheel --no-deps --no-build-isolation --wheel-dir "$wheels" $packages
 
 "$python" -m venv --without-pip "$target"
-# Wheels only: the image has no compiler.
-pip "$target" install --no-compile --only-binary=:all: --require-hashes --requirement "$source/requirements/$what.txt"
+# Wheels only: the image has no compiler. nkeys, which is Python alone, has none to install.
+pip "$target" install --no-compile --only-binary=:all: --no-binary=nkeys --require-hashes --requirement "$source/requirements/$what.txt"
 pip "$target" install --no-compile --no-deps "$wheels"/milo_*.whl
 pip "$target" check
 install -m 755 "$source/deploy/image/copy_client.py" "$target/bin/copy-client"
