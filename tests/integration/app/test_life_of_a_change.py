@@ -15,7 +15,7 @@ from milo_sandbox import Sandbox
 from tests.integration.app.test_daemon import serving
 from tests.support.eventually import eventually
 
-MAX_FILES = 38
+MAX_FILES = 40
 CHANGED = ("beta", "gamma", "delta")
 # A timer, and the count of a batch after it was written: each runs during some changes, by the load of the machine.
 NOT_DELIVERY = {"LoopWatchdog._beat", "StreamMetrics.batch_sent"}

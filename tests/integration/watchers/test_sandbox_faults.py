@@ -127,7 +127,7 @@ async def test_starting_server_is_retried_before_its_retry_after_elapses(sandbox
     assert sorted(follower.events) == ["ENGAGED alpha", "ENGAGED beta"]
 
 
-async def test_watch_at_a_future_resource_version_leads_to_relist_and_disengages_nothing(
+async def test_watch_at_a_future_resource_version_ends_nothing_before_it_is_reached(
     sandbox: Sandbox, streaming: Follower
 ) -> None:
     backup = sandbox.snapshot()
@@ -138,7 +138,9 @@ async def test_watch_at_a_future_resource_version_leads_to_relist_and_disengages
         await streaming.shows_reason("RemovalsHeld")
         assert streaming.ledger.relistings == ["Silence"]
         assert streaming.source.engagements.engaged == 3
-    await streaming.engages("delta")
+    sandbox.projects.create("delta", ready=True)  # takes the server to that version: gamma's absence is proven now
+    await eventually(lambda: len(streaming.events) == 5)
+    assert streaming.events[3:] == ["ENGAGED delta", "DISENGAGED gamma DELETED"]
 
 
 async def test_watch_of_terminating_server_survives_its_closed_listener(sandbox: Sandbox, streaming: Follower) -> None:
