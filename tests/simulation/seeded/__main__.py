@@ -117,15 +117,20 @@ class Report:
         elif self.kind.recovery and not others:
             self.recoveries_s.append(getattr(outcome, self.kind.recovery))
 
+    def recovery_s(self, share: float) -> float:
+        """Return the recovery time at this quantile."""
+        ordered = sorted(self.recoveries_s) or [0.0]
+        return ordered[int(share * (len(ordered) - 1))]
+
     def __str__(self) -> str:
-        recovered, shares = sorted(self.recoveries_s) or [0.0], {"p50": 0.5, "p99": 0.99, "at most": 1.0}
-        took = (f"{name} {recovered[int(share * (len(recovered) - 1))]:.1f} s" for name, share in shares.items())
+        shares = {"p50": 0.5, "p99": 0.99, "at most": 1.0}
+        took = ", ".join(f"{name} {self.recovery_s(share):.1f} s" for name, share in shares.items())
         validated = " and ".join(f"{count} {name}" for name, count in self.validated.items())
         parts = [
             f"{self.simulations} simulations of {self.kind.help}, {self.virtual_s / 3600:.0f} hours of virtual time",
             f"{len(self.failed)} failed{': ' + ', '.join(map(str, self.failed[:20])) if self.failed else ''}",
             f"{validated} validated, {self.faults.total()} faults injected",
-            *([f"recovery: {', '.join(took)}, over {len(recovered)} simulations"] if self.kind.recovery else []),
+            *([f"recovery: {took}, over {len(self.recoveries_s)} simulations"] if self.kind.recovery else []),
             *(f"  {count:8} {name}" for name, count in [*sorted(self.faults.items()), *sorted(self.others.items())]),
         ]
         return "\n".join(parts)
