@@ -314,7 +314,8 @@ async def test_what_clients_do_not_read_takes_bounded_memory(
     async with server.listening(), AsyncExitStack() as stack:
         settings = server.settings(limited.workspace.directory / "plain")
         daemon = await stack.enter_async_context(limited.daemon(**settings))
-        client = await stack.enter_async_context(limited.workspace.client())
+        patient = DiscoveryClient(limited.workspace.address, timeout=timedelta(minutes=1))  # on a busy machine
+        client = await stack.enter_async_context(patient)
         await daemon.wait_for_output('"synced"')
         before = peak_bytes(daemon.pid)
         with ExitStack() as closing:
