@@ -19,6 +19,7 @@ import java.util.Map;
 import java.util.concurrent.CompletableFuture;
 import java.util.concurrent.ConcurrentHashMap;
 import java.util.concurrent.LinkedBlockingQueue;
+import java.util.concurrent.RejectedExecutionException;
 import java.util.concurrent.ThreadLocalRandom;
 import java.util.concurrent.TimeUnit;
 import java.util.function.Consumer;
@@ -183,7 +184,13 @@ public final class Watch implements AutoCloseable {
           return error;
         }
         news.forEach(handler); // outside of the try, because exceptions of the handler do not break the stream
-        call.request(1);
+        try {
+          call.request(1);
+        } catch (RejectedExecutionException error) {
+          if (!isClosed) {
+            throw error;
+          } // the client was closed, and the threads of its sockets have ended
+        }
       }
       return null;
     } finally {
