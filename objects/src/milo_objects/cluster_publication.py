@@ -9,17 +9,14 @@ when all objects of its first list are stored. An end comes when no write is on 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from datetime import UTC, datetime
-from typing import Final, NamedTuple, Protocol, TypeAlias
+from typing import Final, Protocol, TypeAlias
 
 import msgspec
 from msgspec.structs import replace
 
 from milo_discovery.removals import ENDS, SECOND_LOOK_S, is_mass
 from milo_objects.messages import (
-    LONGEST_PROBLEM,
     ClusterMessage,
-    Encoded,
     Message,
     ObjectMessage,
     ScopeIsOver,
@@ -41,16 +38,13 @@ from milo_objects.publication_records import (
 )
 from milo_objects.scope import (
     FleetCluster,
-    Forbidden,
     Gone,
-    NotServed,
-    OverBudget,
-    Pending,
     ScopeState,
-    Stale,
     Synced,
 )
-from milo_objects.subjects import LONGEST_SUBJECT, ClusterSubject, ObjectSubject, ScopeSubject, Subject, parse
+from milo_objects.scope_publication import ScopePublication
+from milo_objects.stream_commands import Purge, ReadCluster, Relist, WriteMessage, problem_of, ttl_s
+from milo_objects.subjects import ClusterSubject, ObjectSubject, ScopeSubject, Subject, parse
 
 BEHIND_S: Final = 60.0
 """How long a newer state in the stream is believed to reach this publisher's watch too. A restored API server has older
@@ -61,47 +55,9 @@ DISPLACED_S: Final = 60.0
 REREAD_S: Final = 1.0
 _ENDS: Final = frozenset({reason.name for reason in ENDS} | {"REVOKED"})
 """Reasons that are published. After any other, such as MOVED, another publisher may have the cluster."""
-_UNKNOWN_SINCE: Final = datetime.fromtimestamp(0, UTC)
-_FRAME_BYTES: Final = 512
-"""What the headers of a message take at most, besides its subject."""
 
 
-# --- what is to be done ---
-
-
-class ReadCluster(NamedTuple):
-    """Read the last messages of a cluster's subjects."""
-
-    cluster: str
-    ticket: int
-
-
-class WriteMessage(NamedTuple):
-    """Write the message of a subject whose last message has the sequence `expected`."""
-
-    subject: Subject
-    message: Message
-    encoded: Encoded
-    expected: int
-    ttl_s: float | None
-    ticket: int
-
-
-class Purge(NamedTuple):
-    """Delete the messages of a scope's objects with a lower sequence."""
-
-    scope: ScopeSubject
-    below: int
-    ticket: int
-
-
-class Relist(NamedTuple):
-    """List a scope again."""
-
-    scope: ScopeSubject
-
-
-Command: TypeAlias = ReadCluster | WriteMessage | Purge | Relist
+# --- what the cluster is doing ---
 
 
 class Schedule(Protocol):
@@ -114,9 +70,6 @@ class Schedule(Protocol):
         """Have `ClusterPublication.wake` called with the subject at a time."""
 
     def ticket(self) -> int: ...
-
-
-# --- what the cluster is doing ---
 
 
 class ReadingStream(msgspec.Struct, frozen=True):
@@ -148,51 +101,6 @@ class NothingToPublish(msgspec.Struct, frozen=True):
 
 
 Phase: TypeAlias = ReadingStream | WritingStream | DisplacedByAnother | EndingCluster | NothingToPublish
-
-
-class ScopePublication:
-    """The records of one scope."""
-
-    __slots__ = (
-        *("awaiting", "epoch", "held", "is_relisted", "objects", "over", "pending", "purge", "record", "refused"),
-        *("source", "sweep_at"),
-    )
-
-    def __init__(self, subject: ScopeSubject) -> None:
-        self.record = SubjectRecord(subject)
-        self.objects: dict[ObjectSubject, SubjectRecord] = {}
-        self.source: ScopeState | None = None
-        self.epoch = 0
-        self.over = ""
-        """Why the scope in the stream has to end; empty if it goes on."""
-        self.purge = 0
-        """The ticket of the purge after its end."""
-        self.pending: set[ObjectSubject] = set()
-        self.awaiting: set[ObjectSubject] | None = None
-        """The objects that were not stored when the source was synced, which SYNCED has to wait for."""
-        self.refused: dict[ObjectSubject, str] = {}
-        self.sweep_at: float | None = None
-        """When objects that the source has not named are proven to be gone."""
-        self.held = ""
-        """Why they are not removed yet."""
-        self.is_relisted = False
-
-    @property
-    def subject(self) -> ScopeSubject:
-        assert isinstance(self.record.subject, ScopeSubject)
-        return self.record.subject
-
-    @property
-    def published(self) -> ScopeMessage | None:
-        """The scope's message in the stream, unless the scope has ended."""
-        message = self.record.published
-        assert message is None or isinstance(message, ScopeMessage)
-        return None if message is None or isinstance(message.state, ScopeIsOver) else message
-
-    @property
-    def has_begun(self) -> bool:
-        """Whether objects may be written: readers know the scope."""
-        return not self.over and self.published is not None and self.published.epoch == self.epoch
 
 
 class ClusterPublication:
@@ -291,7 +199,7 @@ class ClusterPublication:
         for subject, record in [*scope.objects.items()]:
             attempt = record.attempt if is_sent(record.attempt) else IDLE
             scope.objects[subject] = replace(record, desired=None, attempt=attempt)
-            self._settle(scope, scope.objects[subject])
+            scope.put(scope.objects[subject])
 
     # --- reading the stream ---
 
@@ -422,38 +330,10 @@ class ClusterPublication:
             known = published.cluster if published is not None else cluster
             desired = None if known is None else ScopeMessage(known, ScopeIsOver(scope.over), scope.epoch)
         else:
-            desired = ScopeMessage(cluster, self._state(scope), scope.epoch)
+            desired = ScopeMessage(cluster, scope.state(), scope.epoch)
         attempt = IDLE if isinstance(scope.record.attempt, RefusedMessage) else scope.record.attempt
         scope.record = replace(scope.record, desired=desired, attempt=attempt)
         self._consider(scope.record, now)
-
-    def _state(self, scope: ScopePublication) -> ScopeState:
-        """Return the state that readers are to see."""
-        state = self._whole_state(scope)
-        if isinstance(state, Stale | Forbidden | NotServed | OverBudget) and len(state.problem) > LONGEST_PROBLEM:
-            return replace(state, problem=f"{state.problem[:LONGEST_PROBLEM]}...")
-        return state
-
-    def _whole_state(self, scope: ScopePublication) -> ScopeState:
-        """Return the source's state; but what is not stored yet is not SYNCED."""
-        source, published = scope.source, scope.published
-        known = published.state if published is not None and not isinstance(published.state, ScopeIsOver) else None
-        if source is None or isinstance(source, Pending):
-            return known or source or Pending(_UNKNOWN_SINCE)
-        if not isinstance(source, Synced):
-            return source
-        if scope.refused:
-            subject, problem = next(iter(scope.refused.items()))  # of many, the first costs nothing to find
-            others = f" and {len(scope.refused) - 1} more" if len(scope.refused) > 1 else ""
-            place = f"{subject.namespace}/{subject.name}" if subject.namespace else subject.name
-            return OverBudget(source.since, f"{place}{others}: not published: {problem}")
-        if scope.held:
-            return Stale(source.since, scope.held)
-        if scope.awaiting is None and scope.has_begun:
-            scope.awaiting = set(scope.pending)
-        if scope.awaiting is None or scope.awaiting:
-            return known or Pending(source.since)
-        return source
 
     def _prove(self, scope: ScopePublication, now: float) -> None:
         """Schedule the removal of objects that the source has not named, or end it."""
@@ -620,13 +500,13 @@ class ClusterPublication:
             self._set(replace(record, attempt=IDLE))
             return None
         encoded = record.desired.encode()
-        if problem := _problem(subject, encoded, limit):
+        if problem := problem_of(subject, encoded, limit):
             self._refused(replace(record, attempt=RefusedMessage(problem)), now)
             return None
         self.in_flight += 1
         ticket = self._schedule.ticket()
         self._set(replace(record, attempt=InFlight(ticket)))
-        return WriteMessage(subject, record.desired, encoded, record.sequence, _ttl_s(record.desired), ticket)
+        return WriteMessage(subject, record.desired, encoded, record.sequence, ttl_s(record.desired), ticket)
 
     # --- answers ---
 
@@ -689,7 +569,7 @@ class ClusterPublication:
             for subject, record in [*scope.objects.items()]:
                 if record.sequence < purge.below:
                     scope.objects[subject] = replace(record, published=None, sequence=0, attempt=IDLE)
-                self._settle(scope, scope.objects[subject])
+                scope.put(scope.objects[subject])
             if isinstance(self.phase, EndingCluster):
                 self._continue_end(now)
             elif scope.subject in self._kinds:
@@ -766,55 +646,15 @@ class ClusterPublication:
             case ScopeSubject():
                 self.scopes[record.subject].record = record
             case ObjectSubject(scope):
-                self._settle(self.scopes[scope], record)
+                self.scopes[scope].put(record)
 
     def _put(self, scope: ScopePublication, record: SubjectRecord, now: float) -> None:
         """Replace the record of an object, and have it written if it is to be. The scope may be SYNCED then."""
         was_awaiting, refused = bool(scope.awaiting), len(scope.refused)
-        self._settle(scope, record)
+        scope.put(record)
         self._consider(record, now)
         if was_awaiting != bool(scope.awaiting) or refused != len(scope.refused):
             self._desire_scope(scope, now)
-
-    @staticmethod
-    def _settle(scope: ScopePublication, record: SubjectRecord) -> None:
-        subject = record.subject
-        assert isinstance(subject, ObjectSubject)
-        if record.is_done:
-            scope.objects.pop(subject, None)
-        else:
-            scope.objects[subject] = record
-        if record.problem and record.is_pending:
-            scope.refused[subject] = record.problem
-        else:
-            scope.refused.pop(subject, None)
-        if record.is_pending and not record.problem:
-            scope.pending.add(subject)
-        else:
-            scope.pending.discard(subject)
-            if scope.awaiting is not None:
-                scope.awaiting.discard(subject)
-
-
-def _ttl_s(message: Message) -> float | None:
-    match message:
-        case ObjectMessage(gone=reason) if reason:
-            return GONE_TTL_S
-        case ClusterMessage(ended=reason) if reason:
-            return GONE_TTL_S
-        case ScopeMessage(state=ScopeIsOver()):
-            return GONE_TTL_S
-    return None
-
-
-def _problem(subject: Subject, encoded: Encoded, limit: int) -> str:
-    """Return why a message cannot be sent; empty if it can."""
-    length, size = len(str(subject)), len(encoded.body) + _FRAME_BYTES + sum(map(len, encoded.headers.values()))
-    if length > LONGEST_SUBJECT:
-        return f"its name makes a subject of {length} bytes, and at most {LONGEST_SUBJECT} are possible"
-    if size > limit:
-        return f"it takes {size} bytes, more than the {limit} of max_payload; name fewer fields of the kind"
-    return ""
 
 
 def _decoded(stored: Iterable[StoredMessage]) -> Iterator[tuple[Subject, tuple[Message | None, int]]]:

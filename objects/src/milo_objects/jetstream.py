@@ -1,4 +1,4 @@
-"""One connection to NATS and its JetStream stream. It ends with the first failure: whoever uses it connects again."""
+"""One connection to NATS and its JetStream stream. It ends with its first failure, and is not opened again."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from typing import Any, Final
 import msgspec
 
 from milo_discovery.extras import needs_extra
-from milo_objects.cluster_publication import WriteMessage
 from milo_objects.messages import StoredMessage
+from milo_objects.stream_commands import WriteMessage
 from milo_objects.subjects import STREAM_SUBJECTS
 
 with needs_extra("nats", "milo-objects", ("./kube", "./clients/python", "./clients/cli", "./objects")):

@@ -13,16 +13,7 @@ from typing import Final, TypeAlias
 
 import msgspec
 
-from milo_objects.cluster_publication import (
-    ClusterPublication,
-    Command,
-    Purge,
-    ReadCluster,
-    ReadingStream,
-    Relist,
-    WriteMessage,
-    WritingStream,
-)
+from milo_objects.cluster_publication import ClusterPublication, ReadingStream, WritingStream
 from milo_objects.kinds import Kind
 from milo_objects.messages import ClusterMessage, ScopeIsOver, ScopeMessage, StoredMessage, decode
 from milo_objects.scope import (
@@ -38,6 +29,7 @@ from milo_objects.scope import (
     ScopeEnded,
     Synced,
 )
+from milo_objects.stream_commands import Command, Purge, ReadCluster, Relist, WriteMessage
 from milo_objects.subjects import ObjectSubject, ScopeSubject, Subject
 
 MOST_WRITES: Final = 512

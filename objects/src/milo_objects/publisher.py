@@ -17,7 +17,6 @@ from milo_discovery.model import ClusterReport, EngagementReason, Listing, Sourc
 from milo_discovery.options import FilterOptions
 from milo_discovery.removals import SECOND_LOOK_S, Removal, Removals
 from milo_kube.task_groups import unwrap_single_error
-from milo_objects.cluster_publication import Purge, ReadCluster, Relist, WriteMessage
 from milo_objects.jetstream import (
     CALL_TIMEOUT_S,
     NatsOptions,
@@ -34,6 +33,7 @@ from milo_objects.nats_source import RECONNECT
 from milo_objects.publication import StreamPublication
 from milo_objects.scope import Change, FleetCluster, ObjectSource, Scope
 from milo_objects.store import Store
+from milo_objects.stream_commands import Purge, ReadCluster, Relist, WriteMessage
 from milo_objects.subjects import STREAM_SUBJECTS, ClusterSubject
 
 log = logging.getLogger("milo_objects")

@@ -10,7 +10,15 @@ import pytest
 
 from milo_kube.http.headers import Headers
 from milo_kube.http.server import ServerRequest
-from milo_objects import cluster_publication, jetstream, nats_source, publication_records, publisher, stream_reader
+from milo_objects import (
+    cluster_publication,
+    jetstream,
+    nats_source,
+    publication_records,
+    publisher,
+    stream_commands,
+    stream_reader,
+)
 from milo_objects.jetstream import NatsOptions, NatsSession, NewStream, StreamLost, open_session
 from milo_objects.messages import StoredMessage
 from milo_objects.nats_source import NatsSource
@@ -497,7 +505,7 @@ async def test_names_with_every_legal_character_are_published(world: World) -> N
 
 
 async def test_reader_that_was_away_for_too_long_sweeps(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (publication_records, cluster_publication):
+    for module in (publication_records, cluster_publication, stream_commands):
         monkeypatch.setattr(module, "GONE_TTL_S", 1.0)
     monkeypatch.setattr(stream_reader, "RESUMABLE_S", -1.0)
     async with world.publisher() as publisher:

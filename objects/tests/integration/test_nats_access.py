@@ -1,4 +1,4 @@
-"""Who may read what: permissions by subject, TLS and credentials files, on a real nats-server."""
+"""Access to a real nats-server: permissions by subject, TLS and credentials files."""
 
 import json
 from pathlib import Path

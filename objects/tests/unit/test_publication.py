@@ -2,12 +2,12 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Any
 
-from milo_objects.cluster_publication import ReadCluster, WriteMessage
 from milo_objects.kinds import Kind
 from milo_objects.messages import ObjectMessage
 from milo_objects.projection import ProjectedObject
 from milo_objects.publication import StreamPublication
 from milo_objects.scope import ClusterChanged, FleetCluster, ObjectChanged, Scope, ScopeChanged, Synced
+from milo_objects.stream_commands import ReadCluster, WriteMessage
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 

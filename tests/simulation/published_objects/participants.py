@@ -4,7 +4,6 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import TYPE_CHECKING
 
-from milo_objects.cluster_publication import Command, Purge, ReadCluster, Relist, WriteMessage
 from milo_objects.kinds import Kind
 from milo_objects.projection import ProjectedObject
 from milo_objects.publication import StreamConnected, StreamPublication
@@ -24,6 +23,7 @@ from milo_objects.scope import (
     Synced,
 )
 from milo_objects.store import Store
+from milo_objects.stream_commands import Command, Purge, ReadCluster, Relist, WriteMessage
 from milo_objects.stream_reader import StreamReader
 from tests.simulation.published_objects.stream import Conflict, Full
 

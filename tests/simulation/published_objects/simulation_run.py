@@ -8,10 +8,10 @@ from typing import NamedTuple
 
 import msgspec
 
-from milo_objects.cluster_publication import WriteMessage
 from milo_objects.messages import ClusterMessage, ObjectMessage, ScopeIsOver, ScopeMessage, decode
 from milo_objects.projection import ProjectedObject
 from milo_objects.scope import Change, FleetCluster, Gone, ObjectGone, Scope, Stale, Synced
+from milo_objects.stream_commands import WriteMessage
 from milo_objects.subjects import ObjectSubject, ScopeSubject
 from tests.simulation.published_objects.participants import KINDS, Publisher, Reader
 from tests.simulation.published_objects.stream import Stream

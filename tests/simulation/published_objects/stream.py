@@ -3,8 +3,8 @@
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
-from milo_objects.cluster_publication import Purge, WriteMessage
 from milo_objects.messages import StoredMessage
+from milo_objects.stream_commands import Purge, WriteMessage
 from milo_objects.subjects import ClusterSubject
 
 

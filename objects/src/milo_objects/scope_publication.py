@@ -1,0 +1,107 @@
+"""The publication of one scope: the records of its objects, and the state that readers are to see. Pure."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Final
+
+from msgspec.structs import replace
+
+from milo_objects.messages import LONGEST_PROBLEM, ScopeIsOver, ScopeMessage
+from milo_objects.publication_records import SubjectRecord
+from milo_objects.scope import Forbidden, NotServed, OverBudget, Pending, ScopeState, Stale, Synced
+from milo_objects.subjects import ObjectSubject, ScopeSubject
+
+_UNKNOWN_SINCE: Final = datetime.fromtimestamp(0, UTC)
+
+
+class ScopePublication:
+    """The records of one scope."""
+
+    __slots__ = (
+        *("awaiting", "epoch", "held", "is_relisted", "objects", "over", "pending", "purge", "record", "refused"),
+        *("source", "sweep_at"),
+    )
+
+    def __init__(self, subject: ScopeSubject) -> None:
+        self.record = SubjectRecord(subject)
+        self.objects: dict[ObjectSubject, SubjectRecord] = {}
+        self.source: ScopeState | None = None
+        self.epoch = 0
+        self.over = ""
+        """Why the scope in the stream has to end; empty if it goes on."""
+        self.purge = 0
+        """The ticket of the purge after its end."""
+        self.pending: set[ObjectSubject] = set()
+        self.awaiting: set[ObjectSubject] | None = None
+        """The objects that were not stored when the source was synced, which SYNCED has to wait for."""
+        self.refused: dict[ObjectSubject, str] = {}
+        self.sweep_at: float | None = None
+        """When objects that the source has not named are proven to be gone."""
+        self.held = ""
+        """Why they are not removed yet."""
+        self.is_relisted = False
+
+    @property
+    def subject(self) -> ScopeSubject:
+        assert isinstance(self.record.subject, ScopeSubject)
+        return self.record.subject
+
+    @property
+    def published(self) -> ScopeMessage | None:
+        """The scope's message in the stream, unless the scope has ended."""
+        message = self.record.published
+        assert message is None or isinstance(message, ScopeMessage)
+        return None if message is None or isinstance(message.state, ScopeIsOver) else message
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether objects may be written: readers know the scope."""
+        return not self.over and self.published is not None and self.published.epoch == self.epoch
+
+    def state(self) -> ScopeState:
+        """Return the state that readers are to see."""
+        state = self._whole_state()
+        if isinstance(state, Stale | Forbidden | NotServed | OverBudget) and len(state.problem) > LONGEST_PROBLEM:
+            return replace(state, problem=f"{state.problem[:LONGEST_PROBLEM]}...")
+        return state
+
+    def _whole_state(self) -> ScopeState:
+        """Return the source's state; but what is not stored yet is not SYNCED."""
+        source, published = self.source, self.published
+        known = published.state if published is not None and not isinstance(published.state, ScopeIsOver) else None
+        if source is None or isinstance(source, Pending):
+            return known or source or Pending(_UNKNOWN_SINCE)
+        if not isinstance(source, Synced):
+            return source
+        if self.refused:
+            subject, problem = next(iter(self.refused.items()))  # of many, the first costs nothing to find
+            others = f" and {len(self.refused) - 1} more" if len(self.refused) > 1 else ""
+            place = f"{subject.namespace}/{subject.name}" if subject.namespace else subject.name
+            return OverBudget(source.since, f"{place}{others}: not published: {problem}")
+        if self.held:
+            return Stale(source.since, self.held)
+        if self.awaiting is None and self.has_begun:
+            self.awaiting = set(self.pending)
+        if self.awaiting is None or self.awaiting:
+            return known or Pending(source.since)
+        return source
+
+    def put(self, record: SubjectRecord) -> None:
+        """Replace the record of an object."""
+        subject = record.subject
+        assert isinstance(subject, ObjectSubject)
+        if record.is_done:
+            self.objects.pop(subject, None)
+        else:
+            self.objects[subject] = record
+        if record.problem and record.is_pending:
+            self.refused[subject] = record.problem
+        else:
+            self.refused.pop(subject, None)
+        if record.is_pending and not record.problem:
+            self.pending.add(subject)
+        else:
+            self.pending.discard(subject)
+            if self.awaiting is not None:
+                self.awaiting.discard(subject)
