@@ -1,7 +1,7 @@
 """The cost of authentication: calls and snapshots on a plain socket, and on listeners that authenticate callers.
 
-With peer credentials or TLS the daemon accepts connections itself and passes their bytes on to gRPC, which costs a
-further copy. With TLS, Python's ssl module encrypts them, not gRPC.
+The daemon accepts connections itself and passes their bytes on to gRPC, which costs a further copy. With TLS, Python's
+ssl module encrypts them, not gRPC.
 """
 
 import json

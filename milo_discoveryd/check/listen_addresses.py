@@ -5,7 +5,6 @@ import fcntl
 import grp
 import os
 import pwd
-import socket
 import stat
 from collections.abc import Iterable
 from pathlib import Path
@@ -14,6 +13,7 @@ from milo_discoveryd.check.finding import Finding, fail, ok, warn
 from milo_discoveryd.config import TcpAddress, UnixAddress
 from milo_discoveryd.config.listeners import Tls
 from milo_discoveryd.server.connections.socket_file import directory_problem
+from milo_discoveryd.server.connections.tcp_sockets import bound
 from milo_discoveryd.server.connections.tls_certificates import ServerTls, UnfitFileError
 from milo_kube.credential import CredentialError
 
@@ -34,10 +34,8 @@ def tcp_port(subject: str, address: TcpAddress, *, daemon_is_running: bool = Fal
     """Check that a port is free. If a daemon with these settings is running, a port in use is probably its own."""
     subject = f"{subject} {address}"
     try:
-        family = _family(address)
-        with socket.socket(family, socket.SOCK_STREAM) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind((address.host, address.port))
+        for probe in bound(address.host, address.port):
+            probe.close()
     except OSError as error:
         if daemon_is_running and error.errno == errno.EADDRINUSE:
             return warn(subject, "in use", "expected if the running daemon listens there")
@@ -102,13 +100,6 @@ def owner(subject: str, name: str) -> Finding:
             "remove the setting `owner`, or run the daemon as root",
         )
     return ok(subject, f"user {number} will own the socket")
-
-
-def _family(address: TcpAddress) -> socket.AddressFamily:
-    """Return the address family that the daemon listens with. Raises OSError."""
-    if not address.host:
-        return socket.AF_INET6 if socket.has_dualstack_ipv6() else socket.AF_INET
-    return socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)[0][0]
 
 
 def _directory(subject: str, directory: Path) -> Finding | None:

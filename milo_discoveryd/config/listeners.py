@@ -37,8 +37,7 @@ class ListenerSettings(Group, frozen=True, kw_only=True):
     owner: _Account | None = None
     """Name or number of the owner of a Unix socket; only root can change it. Default: the daemon's own user."""
     peer_credentials: bool = False
-    """Identify callers of a Unix socket by the credentials that the kernel reports (SO_PEERCRED). Requires a
-    proxy in the daemon, which copies each byte."""
+    """Identify callers of a Unix socket by the credentials that the kernel reports (SO_PEERCRED)."""
     tls: Tls | None = None
     """TLS 1.3 with client certificates. Required for TCP."""
     tokens: bool = False

@@ -21,9 +21,9 @@ from milo_discoveryd.server.calls.rpc_context import Authenticator
 from milo_discoveryd.server.calls.service import Service
 from milo_discoveryd.server.calls.unread_answers import UnreadAnswers
 from milo_discoveryd.server.connections.acceptor import Acceptor
-from milo_discoveryd.server.connections.authentication import ListenerAuthentication
 from milo_discoveryd.server.connections.listener import Listener, TcpEndpoint, UnixSocket
 from milo_discoveryd.server.connections.socket_file import SocketFile
+from milo_discoveryd.server.connections.tcp_sockets import bound
 
 if TYPE_CHECKING:
     from opentelemetry.trace import TracerProvider
@@ -34,8 +34,6 @@ if TYPE_CHECKING:
 # ruff: noqa: PLC0415
 
 OPTIONS = (
-    # With SO_REUSEPORT, two servers on one port would each get a random part of the clients.
-    ("grpc.so_reuseport", 0),
     ("grpc.keepalive_time_ms", 30_000),
     # keepalive_timeout alone has no effect, because the ping itself times out only after a minute.
     ("grpc.http2.ping_timeout_ms", 10_000),
@@ -146,24 +144,20 @@ class Server:
         self._audit.flush()
 
     async def _serve(self, listener: Listener) -> None:
-        acceptor = Acceptor(listener, self._audit) if listener.has_acceptor else None
-        authenticator: Authenticator = ListenerAuthentication(listener.name) if acceptor is None else acceptor
+        acceptor = Acceptor(listener, self._audit)
+        authenticator: Authenticator = acceptor
         if listener.tokens:
             from milo_discoveryd.server.connections.bearer_authentication import BearerAuthentication
 
             assert self._reviewer is not None
             authenticator = BearerAuthentication(authenticator, self._reviewer, self._audit)
         server = self._server(listener, authenticator)
-        if acceptor is None:
-            self.addresses.append(self._bind(server, listener))
-            await server.start()
-        else:
-            self._acceptors.append(acceptor)
-            acceptor.bind(server)
-            await server.start()
-            listening = self._listen(listener.address)
-            self.addresses.append(_address(listener.address, listening))
-            acceptor.start(listening)
+        self._acceptors.append(acceptor)
+        acceptor.bind(server)
+        await server.start()
+        listening = self._listen(listener.address)
+        self.addresses.append(_address(listener.address, listening[0]))
+        acceptor.start(listening)
 
     def _server(self, listener: Listener, authenticator: Authenticator) -> grpc.aio.Server:
         access, in_flight = self._service.access, InFlightCalls(len(self._listeners))
@@ -178,10 +172,9 @@ class Server:
             interceptors.insert(0, TracingInterceptor(self._traces))
         answers = UnreadAnswers(authenticator.close, len(self._listeners))
         interceptors.insert(0, ArrivalInterceptor(ArrivingRequests(len(self._listeners)), answers, refusals))
-        limit = () if listener.has_acceptor else (("grpc.max_allowed_incoming_connections", listener.connections),)
         server = grpc.aio.server(
             interceptors=interceptors,
-            options=(*OPTIONS, *limit),
+            options=OPTIONS,
             # gRPC rejects calls above this limit before they take memory.
             maximum_concurrent_rpcs=access.quotas.limits.streams + MAX_CALLS,
         )
@@ -194,15 +187,7 @@ class Server:
             reflection_pb2_grpc.add_ServerReflectionServicer_to_server(servicer, server)
         return server
 
-    def _bind(self, server: grpc.aio.Server, listener: Listener) -> str:
-        address = listener.address
-        assert isinstance(address, TcpEndpoint), "Unix sockets have an acceptor"
-        try:
-            return str(TcpEndpoint(address.host, server.add_insecure_port(str(address))))
-        except RuntimeError as error:
-            raise _cannot_listen(address, "the port is in use, or the address is not one of this machine") from error
-
-    def _listen(self, address: UnixSocket | TcpEndpoint) -> socket.socket:
+    def _listen(self, address: UnixSocket | TcpEndpoint) -> list[socket.socket]:
         if isinstance(address, TcpEndpoint):
             return _listen(address)
         listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -216,7 +201,7 @@ class Server:
         except StartError:
             listening.close()
             raise
-        return listening
+        return [listening]
 
     def _socket_file(self, address: UnixSocket) -> SocketFile:
         file = SocketFile(address)
@@ -224,24 +209,18 @@ class Server:
         return file
 
 
-def _listen(address: TcpEndpoint) -> socket.socket:
+def _listen(address: TcpEndpoint) -> list[socket.socket]:
+    made: list[socket.socket] = []
     try:
-        both = not address.host and socket.has_dualstack_ipv6()
-        host, family = "", socket.AF_INET6 if both else socket.AF_INET
-        if address.host:
-            family, _, _, _, place = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)[0]
-            host = str(place[0])
-        listening = socket.create_server((host, address.port), family=family, backlog=_BACKLOG, dualstack_ipv6=both)
+        made = bound(address.host, address.port)
+        for listening in made:
+            listening.listen(_BACKLOG)
     except OSError as error:
-        raise _cannot_listen(address, error.strerror or str(error)) from error
-    # Accepted connections inherit TCP_NODELAY. asyncio sets it only on sockets that were created with IPPROTO_TCP,
-    # which this one was not. Without it, one event in twenty waits 30 ms or more for an acknowledgment.
-    listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    return listening
-
-
-def _cannot_listen(address: TcpEndpoint, why: str) -> StartError:
-    return StartError(f"can't listen on {address}: {why}; set another --listen, or stop any process that uses the port")
+        for listening in made:
+            listening.close()
+        problem = f"can't listen on {address}: {error.strerror or error}"
+        raise StartError(f"{problem}; set another --listen, or stop any process that uses the port") from error
+    return made
 
 
 def _address(address: UnixSocket | TcpEndpoint, listening: socket.socket) -> str:

@@ -1,10 +1,12 @@
-"""Ports on loopback that nothing else uses, for servers whose port must be known before they start."""
+"""Ports on loopback that nothing else uses, for servers whose port must be known before they start; and the addresses
+of loopback."""
 
 import os
 import random
 import re
 import socket
 from collections.abc import Iterator
+from contextlib import suppress
 
 # Below the ephemeral ports, which outgoing connections and servers that listen on port 0 take.
 _FIRST, _LAST = 10_240, 32_767
@@ -36,3 +38,12 @@ def free_port() -> int:
 
 def free_address() -> str:
     return f"127.0.0.1:{free_port()}"
+
+
+def loopback_addresses() -> list[str]:
+    """Return the addresses of `localhost` that this machine has."""
+    found = ["127.0.0.1"]
+    with suppress(OSError), socket.socket(socket.AF_INET6) as probe:
+        probe.bind(("::1", 0))
+        found.append("::1")
+    return found

@@ -8,7 +8,8 @@ import errno
 import select
 import socket
 import time
-from contextlib import suppress
+from collections.abc import Sequence
+from contextlib import ExitStack, suppress
 
 import grpc
 import msgspec
@@ -92,8 +93,8 @@ class Acceptor:
             self._tls.context()
         self._inner_socket.bind(server)
 
-    def start(self, listening: socket.socket) -> None:
-        listening.setblocking(False)
+    def start(self, listening: Sequence[socket.socket]) -> None:
+        """Accept from these sockets, and close them at the end."""
         self._running = asyncio.create_task(self._run(listening), name=f"connections at {self._listener.name}")
 
     async def stop(self) -> None:
@@ -165,34 +166,41 @@ class Acceptor:
         self._audit.refused(caller, "", reason, problem=problem)
         return UnauthenticatedError(reason, problem)
 
-    async def _run(self, listening: socket.socket) -> None:
-        loop, gone = asyncio.get_running_loop(), 0
-        with listening:
+    async def _run(self, sockets: Sequence[socket.socket]) -> None:
+        with ExitStack() as closing:
+            for listening in sockets:
+                listening.setblocking(False)
+                closing.enter_context(listening)
             async with asyncio.TaskGroup() as tasks:
-                while True:
-                    try:
-                        connected, address = await loop.sock_accept(listening)
-                    except ConnectionError:  # the client disconnected while in the backlog
-                        continue
-                    except OSError as error:
-                        if error.errno not in _DESCRIPTORS_EXHAUSTED:
-                            raise
-                        self._refused("", f"accept failed: {error.strerror}")
-                        await asyncio.sleep(DESCRIPTORS_RETRY_S)
-                        continue
-                    if _has_hung_up(connected):
-                        # A client that connects and closes in a loop would fill the backlog, and lock others out.
-                        connected.close()
-                        gone += 1
-                        if gone % _GONE_AT_ONCE == 0:
-                            await asyncio.sleep(0)
-                        continue
-                    try:
-                        self._admit(connected, peer_address(address), tasks)
-                    except Exception:
-                        log.exception("connection failed", listener=self._listener.name)
-                        connected.close()
-                    await asyncio.sleep(0)  # accept does not yield to the event loop if a connection is waiting
+                for listening in sockets:
+                    tasks.create_task(self._accept(listening, tasks), name=f"accepting at {self._listener.name}")
+
+    async def _accept(self, listening: socket.socket, tasks: asyncio.TaskGroup) -> None:
+        loop, gone = asyncio.get_running_loop(), 0
+        while True:
+            try:
+                connected, address = await loop.sock_accept(listening)
+            except ConnectionError:  # the client disconnected while in the backlog
+                continue
+            except OSError as error:
+                if error.errno not in _DESCRIPTORS_EXHAUSTED:
+                    raise
+                self._refused("", f"accept failed: {error.strerror}")
+                await asyncio.sleep(DESCRIPTORS_RETRY_S)
+                continue
+            if _has_hung_up(connected):
+                # A client that connects and closes in a loop would fill the backlog, and lock others out.
+                connected.close()
+                gone += 1
+                if gone % _GONE_AT_ONCE == 0:
+                    await asyncio.sleep(0)
+                continue
+            try:
+                self._admit(connected, peer_address(address), tasks)
+            except Exception:
+                log.exception("connection failed", listener=self._listener.name)
+                connected.close()
+            await asyncio.sleep(0)  # accept does not yield to the event loop if a connection is waiting
 
     def _admit(self, connected: socket.socket, address: str, tasks: asyncio.TaskGroup) -> None:
         if self._tls is not None and not self._rate_limiter.admit(network(address), time.monotonic()):
@@ -216,10 +224,7 @@ class Acceptor:
         task = asyncio.current_task()
         assert task is not None
         try:
-            if self._tls is None:
-                peer = self._by_peer_credentials(connected, task)
-            else:
-                peer = await self._by_certificate(connected, address, side, task)
+            peer = await self._authenticated(connected, address, side, task)
             self._refused_calls.admit(peer.owners, time.monotonic())
             if (evicted := self._slots.authenticate(task, peer.owners)) is not None:
                 evicted.cancel(TAKEN)
@@ -254,6 +259,15 @@ class Acceptor:
     def _refused(self, address: str, problem: str) -> None:
         caller = Caller(listener=self._listener.name, peer=address)
         self._audit.refused(caller, "", CONNECTION_REFUSED, problem=problem)
+
+    async def _authenticated(
+        self, connected: socket.socket, address: str, side: ProxySide, task: "asyncio.Task[None]"
+    ) -> _Peer:
+        if self._tls is not None:
+            return await self._by_certificate(connected, address, side, task)
+        if connected.family == socket.AF_UNIX:
+            return self._by_peer_credentials(connected, task)
+        return _Peer(Caller(listener=self._listener.name, peer=address, over_tcp=True), (network(address),), task)
 
     def _by_peer_credentials(self, connected: socket.socket, task: "asyncio.Task[None]") -> _Peer:
         caller = Caller(listener=self._listener.name, peer="unix:")

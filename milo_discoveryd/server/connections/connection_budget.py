@@ -18,12 +18,15 @@ _FEW = 8
 RESERVED = 512
 """File descriptors, at most half of all, reserved for API servers, probes, commands, files and the HTTP port. Without
 the reserve, many clients could keep the daemon from reconnecting to its API server."""
+DESCRIPTORS = 4
+"""File descriptors to reserve for each connection: one for the connection, two for the proxied connection to gRPC, and
+one for a connection that is not authenticated yet or exceeds the limit."""
 
 
 def fit_connections(listeners: Sequence[Listener], descriptors: int) -> list[Listener]:
     """Lower the connection limits, all in the same proportion, to what the limit of file descriptors allows."""
     left = descriptors - min(RESERVED, descriptors // 2)
-    wanted = sum(listener.connections * listener.descriptors for listener in listeners)
+    wanted = sum(listener.connections for listener in listeners) * DESCRIPTORS
     return [
         msgspec.structs.replace(
             listener, connections=min(listener.connections, max(1, listener.connections * left // wanted))

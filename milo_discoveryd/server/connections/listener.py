@@ -49,18 +49,8 @@ class Listener(msgspec.Struct, frozen=True, kw_only=True):
     """The connection limit."""
 
     @property
-    def has_acceptor(self) -> bool:
-        """Whether the daemon accepts connections itself and proxies them to gRPC: all but those without TLS on
-        loopback."""
-        return self.tls is not None or isinstance(self.address, UnixSocket)
-
-    @property
     def knows_owners(self) -> bool:
-        """Whether the calls of different owners of connections are limited separately."""
-        return self.tls is not None or self.peer_credentials or self.tokens
-
-    @property
-    def descriptors(self) -> int:
-        """File descriptors to reserve for each connection: one for the connection, two for the proxied connection to
-        gRPC if there is an acceptor, and one for a connection that is not authenticated yet or exceeds the limit."""
-        return 4 if self.has_acceptor else 2
+        """Whether the calls of different owners of connections are limited separately. An address on loopback without
+        TLS is everyone's."""
+        is_local = isinstance(self.address, UnixSocket)
+        return self.tls is not None or self.peer_credentials or (self.tokens and is_local)

@@ -53,7 +53,7 @@ class ProxySide(asyncio.Protocol):
     ) -> None:
         """Take over an accepted connection. Completes the TLS handshake if there is a context. Raises OSError."""
         self._took = True
-        if connected.family == socket.AF_UNIX:  # TCP needs more over long distances
+        if context is None:  # a local client; others need more over long distances
             connected.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, UNREAD_BYTES)
         loop = asyncio.get_running_loop()
         secured = None if context is None else TlsTransport(lambda _: self, context, None)

@@ -42,6 +42,10 @@ class Raw:
         return cls(made)
 
     @classmethod
+    async def tcp(cls, host: str, port: int) -> "Raw":
+        return cls(socket.create_connection((host, port), timeout=20))
+
+    @classmethod
     async def tls(cls, host: str, port: int, context: ssl.SSLContext) -> "Raw":
         plain = socket.create_connection((host, port), timeout=20)
         return cls(await asyncio.to_thread(context.wrap_socket, plain, server_hostname="localhost"))

@@ -44,6 +44,15 @@ async def unix(directory: Path, *, peers: bool) -> AsyncIterator[Target]:
 
 
 @asynccontextmanager
+async def loopback(directory: Path) -> AsyncIterator[Target]:
+    options = (("grpc.use_local_subchannel_pool", 1),)
+    async with a_harness(directory, listeners=[Listener(name="net", address=TcpEndpoint("127.0.0.1", 0))]) as harness:
+        [address] = harness.server.addresses
+        host, _, port = address.partition(":")
+        yield Target(harness, lambda: grpc.aio.insecure_channel(address, options), lambda: Raw.tcp(host, int(port)))
+
+
+@asynccontextmanager
 async def tls(directory: Path) -> AsyncIterator[Target]:
     tls_files = TlsFiles(directory)
     listener = Listener(name="net", address=TcpEndpoint("127.0.0.1", 0), tls=tls_files.tls)
@@ -62,6 +71,7 @@ async def tls(directory: Path) -> AsyncIterator[Target]:
 LISTENERS = {
     "unix": lambda directory: unix(directory, peers=False),
     "peers": lambda directory: unix(directory, peers=True),
+    "loopback": loopback,
     "tls": tls,
 }
 

@@ -31,7 +31,7 @@ ALL = {**REQUEST_FIELDS, **OBJECT_FIELDS, **RESPONSES, **FILES, **CONNECTIONS}
 MAX_LOOP_MS = 500
 """A tenth of the timeout of the liveness probe in the shipped manifests."""
 _READS = frozenset({"open", "read_bytes", "read_text"})
-_LISTENS = frozenset({"create_server", "create_unix_server", "start_server", "add_insecure_port"})
+_LISTENS = frozenset({"create_server", "create_unix_server", "start_server", "add_insecure_port", "listen"})
 _WRITTEN = frozenset(
     {
         "milo_discoveryd.check.listen_addresses",

@@ -7,18 +7,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from milo_discoveryd.server.connections.connection_budget import (
+    DESCRIPTORS,
     RESERVED,
     UNAUTHENTICATED,
     ConnectionLimitError,
     ConnectionSlots,
     fit_connections,
 )
-from milo_discoveryd.server.connections.listener import Listener, TcpEndpoint, UnixSocket
+from milo_discoveryd.server.connections.listener import Listener, UnixSocket
 
 
-def listener(connections: int, *, peer_credentials: bool = False) -> Listener:
-    address = UnixSocket(Path("/run/d.sock")) if peer_credentials else TcpEndpoint("127.0.0.1", 1)
-    return Listener(name="a", address=address, connections=connections, peer_credentials=peer_credentials)
+def listener(connections: int) -> Listener:
+    return Listener(name="a", address=UnixSocket(Path("/run/d.sock")), connections=connections)
 
 
 def connections(*listeners: Listener, descriptors: int) -> list[int]:
@@ -26,34 +26,30 @@ def connections(*listeners: Listener, descriptors: int) -> list[int]:
 
 
 def test_connection_budget_is_unchanged_with_enough_descriptors() -> None:
-    assert connections(listener(1000), listener(500), descriptors=RESERVED + 3000) == [1000, 500]
+    assert connections(listener(1000), listener(500), descriptors=RESERVED + 6000) == [1000, 500]
 
 
 def test_connection_budget_reserves_descriptors() -> None:
-    assert connections(listener(100_000), descriptors=10_000) == [(10_000 - RESERVED) // 2]
+    assert connections(listener(100_000), descriptors=10_000) == [(10_000 - RESERVED) // DESCRIPTORS]
 
 
 def test_connection_budget_reserves_half_of_the_descriptors_if_there_are_few() -> None:
-    assert connections(listener(1000), descriptors=64) == [16]
-
-
-def test_connection_budget_counts_four_descriptors_per_proxied_connection() -> None:
-    assert connections(listener(1000, peer_credentials=True), descriptors=2 * 300) == [75]
+    assert connections(listener(1000), descriptors=64) == [8]
 
 
 def test_connection_budget_is_shared_in_proportion_to_configured_limits() -> None:
-    assert connections(listener(300), listener(100), descriptors=400) == [75, 25]
+    assert connections(listener(300), listener(100), descriptors=800) == [75, 25]
 
 
 @given(
-    st.lists(st.builds(listener, st.integers(1, 100_000), peer_credentials=st.booleans()), min_size=1, max_size=5),
+    st.lists(st.builds(listener, st.integers(1, 100_000)), min_size=1, max_size=5),
     st.integers(64, 1 << 20),
 )
 def test_connection_budget_is_at_least_one_and_at_most_the_setting(listeners: list[Listener], descriptors: int) -> None:
     found = fit_connections(listeners, descriptors)
     assert all(1 <= fitted.connections <= asked.connections for fitted, asked in zip(found, listeners, strict=True))
-    taken = sum(fitted.connections * fitted.descriptors for fitted in found)
-    one_each = sum(asked.descriptors for asked in listeners)
+    taken = DESCRIPTORS * sum(fitted.connections for fitted in found)
+    one_each = DESCRIPTORS * len(listeners)
     assert taken <= max(descriptors - RESERVED, (descriptors + 1) // 2) + one_each
     assert [fitted.address for fitted in found] == [asked.address for asked in listeners]
 
