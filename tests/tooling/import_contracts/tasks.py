@@ -55,6 +55,10 @@ TESTED = {
         "tests/integration/grpc_server/test_peer_credentials.py"
         "::test_unexpected_error_of_a_connection_ends_only_this_connection"
     ),
+    "milo_discoveryd/server/connections/acceptor.py: self._accept": (
+        "tests/integration/grpc_server/test_peer_credentials.py"
+        "::test_unexpected_error_of_a_connection_ends_only_this_connection"
+    ),
     "milo_discoveryd/server/connections/acceptor.py: self._serve": (
         "tests/integration/grpc_server/test_peer_credentials.py"
         "::test_unexpected_error_of_a_connection_ends_only_this_connection"
