@@ -22,8 +22,12 @@ from milo_discoveryd.log.events import Changes, Encode, Event, EventType, Frame,
 from milo_discoveryd.log.filter import ClusterView
 from milo_discoveryd.model.cluster import Cluster, DisengageReason, without_draining
 
-BATCH_BYTES = 64 * 1024
+BATCH_BYTES = 256 * 1024
 """The approximate size of a batch, far below the 4 MiB that gRPC clients accept by default."""
+SMALL_BATCH_BYTES = 64 * 1024
+MANY_READERS = 16
+"""With more readers than that, batches are small, because gRPC keeps a batch until it is read. There are only two
+sizes: readers share the batches of one size."""
 RECORDS_PER_STEP = 1000
 """How many records one step examines: a reader with a narrow filter yields to the event loop after each step."""
 STALE_SLOTS = 512
@@ -143,7 +147,7 @@ class Snapshot(msgspec.Struct, frozen=True, weakref=True):
 
     entries: Sequence[LogEntry]
     revision: int
-    parts: Recent[tuple[int, str, int], SnapshotPart]
+    parts: Recent[tuple[int, str, int, int], SnapshotPart]
 
 
 class LogSlots:
@@ -213,12 +217,13 @@ class ChangeLog:
     ) -> None:
         self._encode = encode
         self._retention = retention
+        self._most_batch_bytes = batch_bytes
         self.batch_bytes = batch_bytes
         self._slots = LogSlots(stale_slots)
         self._past_states: deque[tuple[int, float, LogEntry]] = deque()
         self._oldest_readable = 0
         self._snapshot: weakref.ref[Snapshot] | None = None
-        self._slices: Recent[tuple[int, str, ReadAhead], Changes] = Recent(_SLICES_KEPT)
+        self._slices: Recent[tuple[int, str, ReadAhead, int], Changes] = Recent(_SLICES_KEPT)
         self._has_frames = False
         self._snapshot_was_read = False
         self.head = 0
@@ -275,6 +280,11 @@ class ChangeLog:
 
     # --- reading ---
 
+    def shared_by(self, readers: int) -> None:
+        """Adapt the size of batches to the number of readers."""
+        fair = SMALL_BATCH_BYTES if readers > MANY_READERS else BATCH_BYTES
+        self.batch_bytes = min(self._most_batch_bytes, fair)
+
     def reads_from(self, revision: int) -> bool:
         return self._oldest_readable <= revision <= self.head
 
@@ -304,12 +314,12 @@ class ChangeLog:
     def snapshot_part(self, snapshot: Snapshot, start: int, view: ClusterView, overhead: int) -> SnapshotPart:
         """Return the result of `read_snapshot`, which is computed once for all readers with the same view."""
         self._snapshot_was_read = True
-        key = (start, view.fingerprint, overhead)
+        key = (start, view.fingerprint, overhead, self.batch_bytes)
         return snapshot.parts.get(key) or snapshot.parts.put(key, self.read_snapshot(snapshot, start, view, overhead))
 
     def since(self, revision: int, view: ClusterView, ahead: ReadAhead = frozenset()) -> Changes:
         """Return the result of `read`, which is computed once for all readers at that revision with the same view."""
-        key = (revision, view.fingerprint, ahead)
+        key = (revision, view.fingerprint, ahead, self.batch_bytes)
         return self._slices.get(key) or self._slices.put(key, self.read(revision, view, ahead))
 
     def read_snapshot(self, snapshot: Snapshot, start: int, view: ClusterView, overhead: int) -> SnapshotPart:

@@ -275,10 +275,12 @@ class Service:
             ),
         )
         self.streams.add(stream)
+        self._fleet.log.shared_by(len(self.streams))
         try:
             await stream.run()
         finally:
             self.streams.discard(stream)
+            self._fleet.log.shared_by(len(self.streams))
 
     def _stream_options(self) -> StreamOptions:
         return StreamOptions(

@@ -37,7 +37,7 @@ from milo_discoveryd.server.connections.connection_rates import (
 from milo_discoveryd.server.connections.header_blocks import MOST_BYTES, MOST_CONTINUATIONS, HeaderBlocks
 from milo_discoveryd.server.connections.inner_socket import InnerSocket
 from milo_discoveryd.server.connections.listener import Listener
-from milo_discoveryd.server.connections.proxy import ProxySide, proxy
+from milo_discoveryd.server.connections.proxy import ProxySide, proxy, unread_bytes
 from milo_discoveryd.server.paced_audit import PacedAudit
 
 HANDSHAKE_S = 10.0
@@ -218,7 +218,7 @@ class Acceptor:
         self._slots.remove(task)
 
     async def _serve(self, connected: socket.socket, address: str) -> None:
-        side = ProxySide()
+        side = ProxySide(unread_bytes(len(self._tasks)))
         side.header_blocks = HeaderBlocks()
         peer: _Peer | None = None
         task = asyncio.current_task()
@@ -297,7 +297,7 @@ class Acceptor:
         return _Peer(caller, owners, task, client_ca)
 
     async def _proxy(self, side: ProxySide, peer: _Peer) -> None:
-        inner = ProxySide()
+        inner = ProxySide(unread_bytes(len(self._tasks)))
         async with asyncio.timeout(HANDSHAKE_S):
             name, connected = await self._inner_socket.connect()
             await inner.connect(connected)

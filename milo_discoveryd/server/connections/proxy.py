@@ -13,14 +13,22 @@ FLUSH_S = 5.0
 READ_BYTES = 2 << 10
 """Maximum bytes of a client that are read in one iteration of the event loop. By default 256 KiB are, which have up to
 29,000 frames: a thousand connections would block the loop for half a minute. Requests are rarely longer."""
-UNREAD_BYTES = 32 << 10
-"""About how much the daemon, and about how much the kernel, keeps of what a client does not read."""
+_UNREAD_BYTES = 256 << 10
+_UNREAD_BYTES_OF_MANY = 32 << 10
+_MANY_CONNECTIONS = 16
+
+
+def unread_bytes(connections: int) -> int:
+    """Return about how much the daemon, and about how much the kernel, keeps of what the client of one more connection
+    does not read. One of a few clients gets more, so that it does not fall behind in a burst."""
+    return _UNREAD_BYTES_OF_MANY if connections > _MANY_CONNECTIONS else _UNREAD_BYTES
 
 
 class ProxySide(asyncio.Protocol):
     """One of two proxied connections. It reads only while the other side can be written to."""
 
-    def __init__(self) -> None:
+    def __init__(self, unread: int) -> None:
+        self._unread_bytes = unread
         self._transport: asyncio.Transport | None = None
         self.lost = asyncio.get_running_loop().create_future()
         self._took = False
@@ -54,7 +62,7 @@ class ProxySide(asyncio.Protocol):
         """Take over an accepted connection. Completes the TLS handshake if there is a context. Raises OSError."""
         self._took = True
         if context is None:  # a local client; others need more over long distances
-            connected.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, UNREAD_BYTES)
+            connected.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, self._unread_bytes // 2)  # Linux doubles it
         loop = asyncio.get_running_loop()
         secured = None if context is None else TlsTransport(lambda _: self, context, None)
         transport, _ = await loop.connect_accepted_socket(lambda: secured or self, connected)
@@ -70,7 +78,7 @@ class ProxySide(asyncio.Protocol):
     async def connect(self, connected: socket.socket) -> None:
         """Take over a connection to gRPC. Raises OSError."""
         transport, _ = await asyncio.get_running_loop().create_unix_connection(lambda: self, sock=connected)
-        transport.max_size = UNREAD_BYTES  # type: ignore[attr-defined]
+        transport.max_size = self._unread_bytes  # type: ignore[attr-defined]
 
     def close(self) -> None:
         """Close after buffered data was sent."""

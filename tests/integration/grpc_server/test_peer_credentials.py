@@ -78,8 +78,8 @@ def proxy_sides(monkeypatch: pytest.MonkeyPatch) -> list[ProxySide]:
     made: list[ProxySide] = []
     begin = ProxySide.__init__
 
-    def noted(self: ProxySide) -> None:
-        begin(self)
+    def noted(self: ProxySide, unread: int) -> None:
+        begin(self, unread)
         made.append(self)
 
     monkeypatch.setattr(ProxySide, "__init__", noted)

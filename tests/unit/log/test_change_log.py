@@ -99,6 +99,24 @@ def test_update_batches_respect_the_size_limit() -> None:
     ]
 
 
+def test_batches_of_many_readers_are_small() -> None:
+    """Also the batch that a reader of large ones has left in the cache."""
+    log = NamedLog(lambda _: b"x" * 1024, Retention())
+    for number in range(500):
+        engage(log, f"a{number}")
+    update_all(log)
+
+    def sizes() -> list[int]:
+        batches = (Cursor(log, EVERYTHING, resume).next_batch() for resume in (None, 500))
+        return [len(batch.slice.data) // 1024 for batch in batches if batch]
+
+    few = sizes()
+    log.shared_by(17)
+    many = sizes()
+    log.shared_by(16)
+    assert (few, many, sizes()) == ([256, 256], [64, 64], [256, 256])
+
+
 @pytest.mark.parametrize("wanted", [EVERYTHING, Filter(organizations=frozenset([""]))], ids=["all", "some"])
 def test_readers_at_any_revision_get_the_next_batch(wanted: Filter) -> None:
     log = readable_log()
