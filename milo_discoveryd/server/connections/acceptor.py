@@ -267,7 +267,8 @@ class Acceptor:
             return await self._by_certificate(connected, address, side, task)
         if connected.family == socket.AF_UNIX:
             return self._by_peer_credentials(connected, task)
-        return _Peer(Caller(listener=self._listener.name, peer=address, over_tcp=True), (network(address),), task)
+        # Any process may use any address of loopback, so that they are one owner.
+        return _Peer(Caller(listener=self._listener.name, peer=address, over_tcp=True), ("loopback",), task)
 
     def _by_peer_credentials(self, connected: socket.socket, task: "asyncio.Task[None]") -> _Peer:
         caller = Caller(listener=self._listener.name, peer="unix:")

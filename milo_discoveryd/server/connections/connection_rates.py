@@ -71,14 +71,11 @@ def peer_address(address: object) -> str:
 
 
 def network(peer: str) -> str:
-    """Return the network to rate limit: the IPv4 address, or the /64 of an IPv6 address, which one host can own. All of
-    loopback is one, of which any process may use any address."""
-    rest = peer.partition(":")[2]
+    """Return the network to rate limit: the IPv4 address, or the /64 of an IPv6 address, which one host can own."""
+    kind, _, rest = peer.partition(":")
     host = rest.rpartition(":")[0].strip("[]").partition("%")[0]
-    if not host:
-        return peer
+    if kind != "ipv6":
+        return f"{kind}:{host}"
     address = ip_address(host)
-    address = getattr(address, "ipv4_mapped", None) or address
-    if address.is_loopback:
-        return "loopback"
-    return str(IPv6Network((int(address), 64), strict=False)) if address.version == 6 else f"ipv4:{address}"
+    mapped = getattr(address, "ipv4_mapped", None)
+    return f"ipv4:{mapped}" if mapped else str(IPv6Network((int(address), 64), strict=False))
