@@ -146,6 +146,19 @@ async def test_write_is_not_sent_if_the_lease_is_lost_while_it_waits_for_a_crede
     assert len(peer.requests) == sent
 
 
+async def test_write_is_not_sent_if_the_lease_is_lost_while_it_waits_for_a_connection() -> None:
+    authority = Authority()
+    pools = Pools(user_agent="controllers", environ={}, http2=Http2Connection)
+    async with serving(authority, lambda accepted, stream: accepted.answer(stream, b"{}")) as peer:
+        access = KubeconfigAccess(server=peer.url, authorities=authority.pem, token="secret")
+        api = ClusterApi("alpha", Fixed(access), pools, may_write=lambda: not peer.accepted)
+        with pytest.raises(NotLeading, match="POST /api/v1/configmaps was not sent"):
+            await api.send("POST", "/api/v1/configmaps", body={})
+        assert await api.send("GET", "/api/v1/configmaps") == {}
+        await api.aclose()
+    assert [[request[":method"] for request in accepted.requests] for accepted in peer.accepted] == [["GET"]]
+
+
 async def test_client_certificate_renewed_after_401_is_used() -> None:
     authority = Authority()
     statuses = [401, 200]

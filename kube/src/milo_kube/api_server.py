@@ -118,8 +118,12 @@ class Pools:
         proxy: str | None = None,
         connect_timeout_s: float,
         silence_s: float | None = None,
+        sending: Callable[[], None] = lambda: None,
     ) -> "OpenResponse":
-        """Send a request, and return its response when status and headers have arrived. Raises TransportError."""
+        """Send a request, and return its response when status and headers have arrived. Raises TransportError.
+
+        `sending` is called as in `Client.request`.
+        """
         pool = self.pool(access)
         pool.users += 1
         try:
@@ -131,6 +135,7 @@ class Pools:
                 proxy=proxy or environment_proxy(access.server, self._environ),
                 connect_timeout_s=connect_timeout_s,
                 silence_s=silence_s,
+                sending=sending,
             )
             response = await exchange.__aenter__()
         except BaseException:  # also on CancelledError, or the pool would never be closed
@@ -336,8 +341,16 @@ class ApiServer:
     ) -> OpenResponse:
         await self._keep(self._pools.pool(access))
         return await self._pools.open_response(
-            request, access, proxy=self._proxy, connect_timeout_s=connect_timeout_s, silence_s=silence_s
+            request,
+            access,
+            proxy=self._proxy,
+            connect_timeout_s=connect_timeout_s,
+            silence_s=silence_s,
+            sending=partial(self._sending, request),
         )
+
+    def _sending(self, request: ApiRequest) -> None:
+        """Called when a request is about to be sent: after the waits for its credential and its connection."""
 
     async def _keep(self, pool: Pool) -> None:
         """Hold `pool` between requests, so that its connections stay open, and release the previous pool."""

@@ -16,7 +16,7 @@ from milo_discovery.kubeconfig_access import KubeconfigAccess
 from milo_discovery.tracing import SpanTracer, span
 from milo_kube import retry_after
 from milo_kube.api_request import JSON, Access, Answer, ApiRequest
-from milo_kube.api_server import ApiServer, Pools, Query, ResponseBounds
+from milo_kube.api_server import ApiServer, Pools, Query
 from milo_kube.credential import ClientCertificate, Credential, Secret
 from milo_kube.http.errors import TransportError
 from milo_kube.list_pages import EndlessListError, ListPages, smaller
@@ -65,7 +65,8 @@ class ClusterApi(ApiServer):
     ) -> None:
         """`proxy`: the URL of a proxy; by default, the environment sets it. `tracer`: each call of `send` is a span.
 
-        `may_write` is called before each request that can change an object, and again after a 401.
+        `may_write` is called when a request that can change an object is about to be sent, since the Lease may be lost
+        while it waits for a credential or a connection.
         """
         super().__init__(_ClusterAccess(name, credentials), pools, proxy=proxy, response_limit=RESPONSE_LIMIT)
         self.name = name
@@ -108,11 +109,9 @@ class ClusterApi(ApiServer):
                     "closed", f"{method} {path}: the response of {self.name} is not a JSON object"
                 ) from error
 
-    async def _answered(self, request: ApiRequest, access: Access, bounds: ResponseBounds) -> Answer:
-        # Asked once the credential is there: the Lease may be lost while the request waits for that.
+    def _sending(self, request: ApiRequest) -> None:
         if request.method != "GET" and not self._may_write():
             raise NotLeading(f"{request.method} {request.path} was not sent: this replica no longer holds the Lease")
-        return await super()._answered(request, access, bounds)
 
     async def read_list(self, path: str, query: Query = ()) -> list[dict[str, Any]]:
         """Read a list in pages. Raises as `send` does, and ClusterApiError for a list that is too long."""

@@ -5,7 +5,7 @@ It follows no redirects, stores no cookies, and reads neither ~/.netrc nor the e
 
 import asyncio
 import itertools
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from contextlib import AbstractAsyncContextManager
 from contextvars import ContextVar
 from typing import Any, Protocol
@@ -83,10 +83,12 @@ class Client:
         proxy: str | None = None,
         connect_timeout_s: float,
         silence_s: float | None = None,
+        sending: Callable[[], None] = lambda: None,
     ) -> AbstractAsyncContextManager[Response]:
         """Send a request and yield its response when status and headers have arrived. Raises TransportError.
 
         `url` must not contain a user or a fragment. `silence_s` limits the time without data while headers are read.
+        `sending` is called when the request is about to be sent, each time; an error that it raises prevents that.
         """
         return _Exchange(
             self,
@@ -98,6 +100,7 @@ class Client:
                 proxy=proxy,
                 connect_timeout_s=connect_timeout_s,
                 silence_s=silence_s,
+                sending=sending,
             ),
         )
 
@@ -111,6 +114,7 @@ class Client:
         proxy: str | None,
         connect_timeout_s: float,
         silence_s: float | None,
+        sending: Callable[[], None],
     ) -> tuple[_Key, Connection, Response]:
         parts = urlsplit(url)
         key = _key(Origin.of(url), proxy)
@@ -130,6 +134,7 @@ class Client:
                 connection = await self._connection(key, connect_timeout_s)
                 is_kept = connection.requests > 0
                 try:
+                    sending()
                     response = connection.send(method, target, sent, body or b"")
                 finally:
                     self._settle(key, connection)
