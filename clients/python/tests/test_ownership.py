@@ -15,6 +15,7 @@ import pytest
 from google.protobuf.duration_pb2 import Duration
 
 from milo_discovery import (
+    ClusterNotFound,
     DiscoveryClient,
     DisengageReason,
     EngagedCluster,
@@ -226,6 +227,28 @@ class TestWatch:
             await eventually(lambda: running == {"a", "b"})
             daemon.ownership = None
             await eventually(lambda: not running)
+
+    async def test_cluster_is_not_engaged_once_the_ownership_has_expired_before_the_event_loop_notices(
+        self, client, daemon
+    ):
+        daemon.ownership = SHORT
+        fleet, began = Fleet(client), asyncio.Event()
+
+        @fleet.on_engage
+        async def work(cluster: EngagedCluster) -> None:
+            began.set()
+            await asyncio.Event().wait()
+
+        async with fleet:
+            await daemon_stream(daemon, sharded(snapshot("1", engaged("a"))))
+            await began.wait()
+            cluster, until = fleet.get("a"), boottime() + 3 * SHORT.valid_for.seconds
+            while cluster.engaged and boottime() < until:
+                time.sleep(0.01)  # noqa: ASYNC251  (blocks the event loop)
+            assert not cluster.engaged
+            assert fleet.get("a") is cluster
+            with pytest.raises(ClusterNotFound, match="cluster 'a' is no longer engaged"):
+                await cluster.read()
 
 
 class TestSyncWatch:

@@ -136,7 +136,7 @@ class EngagedClusters:
                     self._pools,
                     proxy=cluster.proxy,
                     tracer=self._tracer,
-                    may_write=self.may_reconcile,
+                    may_write=lambda: cluster.engaged and self.may_reconcile(),
                 )
                 events, number = EventRecorder(api, self._events), next(self._incarnations)
                 try:

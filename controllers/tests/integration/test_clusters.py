@@ -24,8 +24,8 @@ from milo_controllers import (
 )
 from milo_controllers.engaged_clusters import EngagedClusters
 from milo_controllers.informer import Informer
-from milo_discovery import DisengageReason, EngagedCluster
-from milo_discovery.testing import ControlPlane, MiloSandbox, eventually
+from milo_discovery import ClusterNotFound, DisengageReason, EngagedCluster
+from milo_discovery.testing import ControlPlane, MiloSandbox, eventually, fake_discovery
 from milo_objects.scope import NotServed
 
 from .widgets import (
@@ -548,6 +548,33 @@ async def test_replica_whose_lease_has_expired_writes_and_reconciles_nothing_bef
     await asyncio.wait([ending])
     assert (began, log.seen) == (["one"], [])
     assert plane.get(WIDGETS, "one")["spec"] == {"size": 1}
+
+
+async def test_replica_whose_ownership_has_expired_writes_and_reconciles_nothing_before_it_notices(
+    plane: ControlPlane, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    began: list[str] = []
+    refused: list[str] = []
+    owns = True
+    monkeypatch.setattr(fake_discovery._Feed, "is_owner", property(lambda _: owns), raising=False)
+
+    async def reconcile(request: Request) -> None:
+        nonlocal owns
+        began.append(request.name)
+        owns = False
+        with pytest.raises(ClusterNotFound, match="is no longer engaged") as error:
+            await request.patch(WIDGETS, request.name, {"spec": {"size": 2}})
+        refused.append(str(error.value))
+
+    for name in ("one", "two"):
+        plane.create(widget(name, size=1))
+    async with reconciling(reconcile, plane, workers=1) as running:
+        await eventually(lambda: refused)
+        await eventually(
+            lambda: running.metric("workqueue_depth", controller="widgets", name="widgets", priority="-100") == 0
+        )
+        assert len(began) == 1
+    assert [plane.get(WIDGETS, name)["spec"] for name in ("one", "two")] == [{"size": 1}] * 2
 
 
 async def test_cluster_state_that_the_stream_has_not_delivered_is_read_from_the_daemon(plane: ControlPlane) -> None:

@@ -1,7 +1,7 @@
 """Errors of the API server of a cluster.
 
 ClusterApiError
-├── NotLeading              this replica no longer holds the Lease
+├── NotLeading              this replica no longer holds the Lease, or owns the cluster
 ├── Unreachable             the API server sent no usable response
 └── ApiError                the API server refused a request
     ├── NotFound
@@ -33,7 +33,10 @@ class ClusterApiError(Exception):
 
 
 class NotLeading(ClusterApiError):
-    """This replica no longer holds the Lease, so nothing was written. Its reconciles are about to be canceled."""
+    """This replica no longer holds the Lease or owns the cluster, so nothing was written.
+
+    Its reconciles are about to be canceled.
+    """
 
 
 class Unreachable(ClusterApiError):

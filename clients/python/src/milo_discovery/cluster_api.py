@@ -111,7 +111,8 @@ class ClusterApi(ApiServer):
 
     def _sending(self, request: ApiRequest) -> None:
         if request.method != "GET" and not self._may_write():
-            raise NotLeading(f"{request.method} {request.path} was not sent: this replica no longer holds the Lease")
+            lost = "this replica no longer holds the Lease or owns the cluster"
+            raise NotLeading(f"{request.method} {request.path} was not sent: {lost}")
 
     async def read_list(self, path: str, query: Query = ()) -> list[dict[str, Any]]:
         """Read a list in pages. Raises as `send` does, and ClusterApiError for a list that is too long."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from datetime import timedelta
 from typing import TYPE_CHECKING
@@ -26,6 +27,7 @@ class EngagedCluster:
         "_api_clients",
         "_current",
         "_engaged",
+        "_is_owned",
         "_kubeconfig",
         "_reason",
         "_signal",
@@ -35,8 +37,15 @@ class EngagedCluster:
     )
 
     def __init__(
-        self, cluster: Cluster, kubeconfig: Kubeconfig | None, api_clients: ApiClients, *, proxy: str | None = None
+        self,
+        cluster: Cluster,
+        kubeconfig: Kubeconfig | None,
+        api_clients: ApiClients,
+        *,
+        proxy: str | None = None,
+        is_owned: Callable[[], bool] = lambda: True,
     ) -> None:
+        """`is_owned`: whether a daemon of a shard group still owns its clusters."""
         self.name = cluster.name
         self.uid = cluster.uid
         self.proxy = proxy
@@ -44,12 +53,13 @@ class EngagedCluster:
         self._current = cluster
         self._kubeconfig = kubeconfig
         self._api_clients = api_clients
+        self._is_owned = is_owned
         self._engaged = True
         self._reason: DisengageReason | None = None
         self._signal = ChangeSignal()
 
     def __repr__(self) -> str:
-        return f"<EngagedCluster {self.name!r} uid={self.uid!r}{'' if self._engaged else ' disengaged'}>"
+        return f"<EngagedCluster {self.name!r} uid={self.uid!r}{'' if self.engaged else ' disengaged'}>"
 
     @property
     def current(self) -> Cluster:
@@ -66,8 +76,12 @@ class EngagedCluster:
 
     @property
     def engaged(self) -> bool:
-        """Whether the cluster is still engaged."""
-        return self._engaged
+        """Whether the cluster is still engaged.
+
+        False as soon as the daemon's ownership has expired, also if the event loop has not noticed yet, as after a
+        suspension of the process.
+        """
+        return self._engaged and self._is_owned()
 
     @property
     def disengage_reason(self) -> DisengageReason | None:
@@ -166,5 +180,5 @@ class EngagedCluster:
         return self._kubeconfig
 
     def _require_engaged(self) -> None:
-        if not self._engaged:
+        if not self.engaged:
             raise ClusterNotFound(f"cluster {self.name!r} is no longer engaged", code="NOT_FOUND")

@@ -61,6 +61,14 @@ class ReportsFreshness(Protocol):
     async def freshness_changed(self, since: SourceFreshness) -> SourceFreshness: ...
 
 
+@runtime_checkable
+class ReportsOwnership(Protocol):
+    """A feed that also tells whether the daemon owns its clusters."""
+
+    @property
+    def is_owner(self) -> bool: ...
+
+
 class FleetClient(Protocol):
     """The part of a DiscoveryClient that a Fleet uses."""
 
@@ -258,7 +266,7 @@ class Fleet(RunsInBackground):
     def _apply(self, item: Event | StreamNotice, watch: ClusterFeed, tasks: asyncio.TaskGroup) -> None:
         match item:
             case Event(type=EventType.ENGAGED):
-                self._engage(EngagedCluster(item.cluster, item.kubeconfig, self._client.api_clients), tasks)
+                self._engage(self._engagement(item, watch), tasks)
                 self._drain(item.cluster.name, watch, tasks)
             case Event(type=EventType.DISENGAGED):
                 cluster = self._disengage(item.cluster.name, item.reason)
@@ -291,6 +299,15 @@ class Fleet(RunsInBackground):
         since = datetime.now(UTC) if connected != self.discovery.connected else self.discovery.since
         self.discovery = replace(self.discovery, connected=connected, since=since, problem=problem)
         self._signal.notify()
+
+    def _engagement(self, event: Event, watch: ClusterFeed) -> EngagedCluster:
+        feed = watch if isinstance(watch, ReportsOwnership) else None
+        return EngagedCluster(
+            event.cluster,
+            event.kubeconfig,
+            self._client.api_clients,
+            is_owned=lambda: feed is None or feed.is_owner,
+        )
 
     def _engage(self, cluster: EngagedCluster, tasks: asyncio.TaskGroup) -> None:
         if self._handler is None or cluster.draining is not None:
