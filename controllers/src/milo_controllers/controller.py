@@ -28,6 +28,7 @@ from milo_controllers.work_queue import (
     Parked,
     Priority,
     Stopped,
+    Unbegun,
     Work,
     WorkQueue,
 )
@@ -204,10 +205,8 @@ class Controller:
 
     async def _process(self, member: ReconciledCluster, work: Work) -> None:
         key = work.key
-        # The cluster was disengaged or the Lease lost after the task was created, or the project is being deleted.
-        may_begin = member.cluster.engaged and self._shared.may_reconcile()
-        if not may_begin or self._is_left_to_deletion(member, key):
-            self.queue.done(key, Done(), self._clock())
+        if (unbegun := self._left_out(member, key)) is not None:
+            self.queue.done(key, unbegun, self._clock())
             self.failures.recovered(key)
             return
         self._metrics.began(work.queued_s)
@@ -263,6 +262,13 @@ class Controller:
 
     def _request(self, member: ReconciledCluster, work: Work) -> Request[Any]:
         return Request(self.spec.kind, work, member, clusters=self._shared.clusters, field_manager=self.spec.name)
+
+    def _left_out(self, member: ReconciledCluster, key: ObjectKey) -> Done | Unbegun | None:
+        """Return the outcome of a reconcile that must not begin; None if it may."""
+        if not self._shared.may_reconcile():
+            return Unbegun()
+        # The cluster was disengaged after the task was created, or the project is being deleted.
+        return Done() if not member.cluster.engaged or self._is_left_to_deletion(member, key) else None
 
     def _is_left_to_deletion(self, member: ReconciledCluster, key: ObjectKey) -> bool:
         """Return whether the object's project is being deleted and the object is not terminating.

@@ -12,7 +12,7 @@ from milo_controllers.errors import Permanent, ReconcileTimeout, text_of
 from milo_controllers.event_loop import EventLoop
 from milo_controllers.functions import is_async
 from milo_controllers.request import Request, Result
-from milo_controllers.work_queue import Done, Failed, Outcome, Parked, Stopped
+from milo_controllers.work_queue import Done, Failed, Outcome, Parked, Stopped, Unbegun
 from milo_discovery.api_errors import ApiError, ProjectSuspended
 from milo_discovery.engaged_cluster import EngagedCluster
 from milo_discovery.model import Cluster
@@ -48,7 +48,7 @@ class ReconcileCall:
         if self._threads is not None:
             self._threads.shutdown(wait=False)
 
-    async def outcome(self, request: Request[Any]) -> Done:
+    async def outcome(self, request: Request[Any]) -> Done | Unbegun:
         """Call the reconciler, and return the outcome of its success. Raises its errors, and ReconcileTimeout."""
         try:
             async with asyncio.timeout(self._timeout_s) as limit:
@@ -67,6 +67,8 @@ class ReconcileCall:
             request.end()  # also for a thread that an async reconciler has started
         if result is None:
             return Done()
+        if isinstance(result, Unbegun):
+            return result
         if not isinstance(result, Result):
             raise TypeError(f"the reconciler returned {result!r}: return None or a Result")
         after = result.requeue_after
@@ -84,7 +86,7 @@ class ReconcileCall:
 
         def call() -> Any:
             # The event loop decides, which also cancels: so a call that it has canceled never begins.
-            return self._reconciler(request) if loop.call(may_begin) else None
+            return self._reconciler(request) if loop.call(may_begin) else Unbegun()
 
         try:
             calling = asyncio.get_running_loop().run_in_executor(self._threads, copy_context().run, call)

@@ -98,7 +98,14 @@ class Parked(msgspec.Struct, frozen=True):
     """The reconcile cannot continue until `WorkQueue.unpark` is called for the cluster."""
 
 
-Outcome = Done | Failed | Stopped | Parked
+class Unbegun(msgspec.Struct, frozen=True):
+    """The reconcile did not begin, because this replica does not lead at the moment. It is due again: the Lease may be
+    renewed after all, or won again."""
+
+    again_after_s: float = 1.0
+
+
+Outcome = Done | Failed | Stopped | Parked | Unbegun
 
 
 class _ClusterQueue:
@@ -331,6 +338,8 @@ class WorkQueue:
             case Done(requeue_after_s):
                 queue.failures.pop(key, None)
                 return None if requeue_after_s is None else max(requeue_after_s, self._policy.min_requeue_s)
+            case Unbegun(again_after_s):
+                return again_after_s
             case Stopped(message):
                 queue.failures.pop(key, None)
                 queue.stopped[key] = message

@@ -49,13 +49,17 @@ def engaged(controller: Controller, members: dict[str, Any], name: str, tasks: a
 
 
 def controller_of(
-    reconcile: Callable[[Request], Awaitable[None]], members: dict[str, Any], *watched: WatchedKind
+    reconcile: Callable[[Request], Awaitable[None]],
+    members: dict[str, Any],
+    *watched: WatchedKind,
+    may_reconcile: Callable[[], bool] = lambda: True,
 ) -> Controller:
     shared = Shared(
         members=members,
         clusters=FleetView({}),
         metrics=ControllerMetrics.of_registry(CollectorRegistry(), max_clusters=1),
         failures=FailureLog(),
+        may_reconcile=may_reconcile,
     )
     spec = ControllerSpec("widgets", Kind("example.com/v1/widgets"), watches=watched, workers=1)
     controller = Controller(spec, reconcile, shared)
@@ -89,6 +93,33 @@ async def test_worker_is_free_for_other_clusters_after_the_tasks_of_a_cluster_ha
     async with asyncio.TaskGroup() as healthy:
         with pytest.raises(ExceptionGroup):
             await run_until_failure()
+
+
+@pytest.mark.parametrize("is_won_again", [False, True])
+async def test_object_that_is_due_while_the_lease_is_lost_is_reconciled_once_this_replica_leads_again(
+    is_won_again: bool,
+) -> None:
+    reconciled, asked = asyncio.Event(), asyncio.Event()
+    leads = False
+
+    async def reconcile(_request: Request) -> None:
+        reconciled.set()
+
+    def may_reconcile() -> bool:
+        asked.set()
+        return leads
+
+    members: dict[str, Any] = {}
+    controller = controller_of(reconcile, members, may_reconcile=may_reconcile)
+    async with asyncio.TaskGroup() as tasks:
+        engaged(controller, members, "alpha", tasks)
+        await asked.wait()
+        if is_won_again:
+            controller.pause()
+        leads = True
+        if is_won_again:
+            controller.resume()
+        await reconciled.wait()
 
 
 class Untold(Exception):  # noqa: N818

@@ -11,7 +11,7 @@ import pytest
 
 from milo_controllers.event_loop import EventLoop, ThreadCalls
 from milo_controllers.reconcile_call import ReconcileCall
-from milo_controllers.work_queue import Done
+from milo_controllers.work_queue import Done, Unbegun
 
 
 class FakeRequest:
@@ -41,7 +41,7 @@ async def test_canceled_call_that_waits_for_a_thread_is_never_begun() -> None:
         may_end.set()
     call.close()
     assert called == [first]
-    assert (running.result(), canceled.cancelled(), disengaged.result()) == (Done(), True, Done())
+    assert (running.result(), canceled.cancelled(), disengaged.result()) == (Done(), True, Unbegun())
 
 
 async def test_call_for_which_no_thread_can_be_started_does_not_run_beside_its_retry(
@@ -103,13 +103,14 @@ async def test_call_does_not_begin_in_a_thread_after_the_lease_was_lost() -> Non
     first, second = FakeRequest(), FakeRequest()
     async with asyncio.TaskGroup() as tasks:
         for request in (first, second):
-            tasks.create_task(call.outcome(request))  # type: ignore[arg-type]
+            outcome = tasks.create_task(call.outcome(request))  # type: ignore[arg-type]
         await asyncio.to_thread(begun.wait)
         is_leader[0] = False
         may_end.set()
     call.close()
     assert called == [first]
     assert first.is_ended
+    assert outcome.result() == Unbegun()
 
 
 async def test_error_of_a_thread_during_its_cleanup_is_raised_and_its_cancellation_is_not_logged(

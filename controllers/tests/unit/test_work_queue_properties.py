@@ -12,13 +12,16 @@ from milo_controllers.work_queue import (
     Priority,
     QueuePolicy,
     Stopped,
+    Unbegun,
     WorkQueue,
 )
 
 PER_CLUSTER = 2
 CLUSTERS = st.sampled_from("abc")
 NAMES = st.sampled_from("wxyz")
-OUTCOMES = st.sampled_from([Done(), Done(), Done(requeue_after_s=7.0), Failed(), Failed(), Stopped("no"), Parked()])
+OUTCOMES = st.sampled_from(
+    [Done(), Done(), Done(requeue_after_s=7.0), Failed(), Failed(), Stopped("no"), Parked(), Unbegun()]
+)
 
 
 class Queue(RuleBasedStateMachine):
@@ -110,6 +113,8 @@ class Queue(RuleBasedStateMachine):
             self.may.add(key)
         if isinstance(outcome, Failed):
             self.may.add(key)
+        if isinstance(outcome, Unbegun):
+            self.due.add(key)
         if isinstance(outcome, Parked) and key not in self.due:
             self.parked.add(key)
 
