@@ -24,8 +24,8 @@ from milo_kube.reflect.view_status import ViewStatus
 STEP_S = 0.01
 """How long the clusters are assigned, or drains begun or ended, without a pause. What one costs depends on the number
 of members of its group, or of subscribers and their filters."""
-DRAIN_RETRY_S = 5.0
-"""The delay until a drain is ended again that could not be ended because of an unexpected error."""
+RETRY_S = 5.0
+"""The delay until a drain is ended, or a cluster assigned, again that could not be because of an unexpected error."""
 
 
 class Observer(Protocol):
@@ -168,7 +168,7 @@ class FleetChanges:
                 clusters.observer.drained(events[0].cluster, unreleased)
                 failed = False
             if failed:
-                self.releases.move_deadline(name, now.steady + DRAIN_RETRY_S)
+                self.releases.move_deadline(name, now.steady + RETRY_S)
         self.releases.hasten(waiting, now.steady)
         self._set_drain_timer()
 
@@ -197,6 +197,8 @@ class SourceClusters:
         """Records changes in the metrics and the log."""
         self.is_synced = False
         """Whether the source is synced, so that its changes are live and wake subscribers."""
+        self.unassigned: set[str] = set()
+        """The clusters that could not be assigned because of an unexpected error, and may be engaged without right."""
         self._changes = changes
 
     def connectivity_changed(self, change: ConnectivityChange) -> None:
@@ -217,22 +219,44 @@ class SourceClusters:
         `elsewhere` returns why this daemon must not engage a cluster; None if it may. Yields after each `STEP_S`.
         """
         self.engagements.assigned_elsewhere = elsewhere
-        names = deque(name for name, _ in self.engagements.items())
-        while names:
+        yield from self._assign([name for name, _ in self.engagements.items()], timeout_s)
+
+    def _assign(self, names: Iterable[str], timeout_s: float) -> Iterator[None]:
+        waiting, elsewhere = deque(names), self.engagements.assigned_elsewhere
+        self.unassigned = set()
+        while waiting:
             now = moment(steady_now())
             events: list[Event] = []
-            while names and steady_now() < now.steady + STEP_S:
-                if self.engagements[name := names.popleft()]:
-                    events += self.engagements.reassign(name, timeout_s, now)
+            while waiting and steady_now() < now.steady + STEP_S:
+                events += self._reassigned(waiting.popleft(), timeout_s, now)
             self._changes.publish(events, now.steady)
             yield
+        if self.unassigned:
+            asyncio.get_running_loop().call_later(RETRY_S, self._assign_again, elsewhere, timeout_s)
+
+    def _reassigned(self, name: str, timeout_s: float, now: Moment) -> list[Event]:
+        self.unassigned.add(name)
+        events: list[Event] = []
+        with log.contained("cluster not assigned", cluster=name):
+            if self.engagements[name]:
+                events = self.engagements.reassign(name, timeout_s, now)
+            self.unassigned.remove(name)
+        return events
+
+    def _assign_again(self, elsewhere: Callable[[str], str | None], timeout_s: float) -> None:
+        if self.engagements.assigned_elsewhere is elsewhere:  # no other assignment has begun since
+            for _ in self._assign(tuple(self.unassigned), timeout_s):
+                pass
 
     def lose_ownership(self, message: str) -> None:
         """Disengage all clusters at once, and engage none until `assign` is called again."""
         self.engagements.assigned_elsewhere = lambda _: message
         now = moment(steady_now())
-        lost = (self.engagements.lose(name, message, now) for name, _ in [*self.engagements.items()])
-        self._changes.publish([event for events in lost for event in events], now.steady)
+        events: list[Event] = []
+        for name, _ in [*self.engagements.items()]:
+            with log.contained("cluster not disengaged", cluster=name):
+                events += self.engagements.lose(name, message, now)
+        self._changes.publish(events, now.steady)
 
 
 def steady_now() -> float:

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from functools import partial
+from itertools import chain
 
 from milo_discoveryd.credentials.issuers.issuer import FencingIssuer
 from milo_discoveryd.daemon_errors import BackendError
@@ -139,9 +140,7 @@ class FleetAssignment:
 
     def _uncleared(self, name: str) -> str | None:
         """Return why a cluster that this member owns cannot be engaged yet; None if it can, or is engaged already."""
-        record = self._fleet[name]
-        is_engaged = record is not None and record.engaged
-        if self._revocation is None or is_engaged or self._revocation.fence.clears(name):
+        if self._revocation is None or self._is_engaged(name) or self._revocation.fence.clears(name):
             return None
         return "this member owns it, and waits until the credentials of former owners are revoked"
 
@@ -151,7 +150,8 @@ class FleetAssignment:
             source.clusters.lose_ownership(reason)
 
     def lost(self) -> Iterator[str] | None:
-        """Return the clusters that this daemon no longer owns and that are still draining; None if that is unknown.
+        """Return the clusters that this daemon no longer owns, or may not, and that are still engaged; None if that is
+        unknown.
 
         Until the first list of this run is verified, subscribers of an earlier run may keep clusters that are missing
         from the list.
@@ -161,7 +161,12 @@ class FleetAssignment:
             waiting.had_any_for(source.name) and not source.first_list.is_verified for source in self._fleet.sources
         ):
             return None
-        return filter(self._is_lost, self._fleet.releases)
+        unassigned = (name for source in self._fleet.sources for name in source.clusters.unassigned)
+        return chain(filter(self._is_lost, self._fleet.releases), filter(self._is_engaged, unassigned))
+
+    def _is_engaged(self, name: str) -> bool:
+        record = self._fleet[name]
+        return record is not None and record.engaged
 
     def _is_lost(self, name: str) -> bool:
         source = self._fleet.source_of(name)

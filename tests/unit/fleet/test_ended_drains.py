@@ -6,7 +6,7 @@ from itertools import count
 import pytest
 
 from milo_discoveryd.engagement.pending_releases import SubscriberKey, Subscription
-from milo_discoveryd.fleet.changes import DRAIN_RETRY_S, STEP_S, steady_now
+from milo_discoveryd.fleet.changes import RETRY_S, STEP_S, steady_now
 from milo_discoveryd.fleet.fleet import Fleet
 from milo_discoveryd.fleet.source import ClusterSource
 from milo_discoveryd.log.events import Event
@@ -81,7 +81,7 @@ async def test_drain_that_cannot_be_ended_delays_no_other(monkeypatch: pytest.Mo
     assert next(calls) == 1
     due_at = fleet.releases.due_at
     assert due_at is not None
-    assert due_at >= began + DRAIN_RETRY_S
+    assert due_at >= began + RETRY_S
 
 
 def test_log_names_ten_of_the_subscribers_that_did_not_release_a_cluster() -> None:

@@ -1,5 +1,6 @@
 """A fleet that engages the clusters that its member owns."""
 
+import asyncio
 import itertools
 from typing import Any
 
@@ -8,7 +9,7 @@ import pytest
 from milo_discoveryd.engagement.pending_releases import SubscriberKey, Subscription
 from milo_discoveryd.fleet import changes
 from milo_discoveryd.fleet.source import ClusterSource
-from milo_discoveryd.log.events import EventType
+from milo_discoveryd.log.events import Event, EventType
 from milo_discoveryd.log.filter import Filter
 from milo_discoveryd.model.cluster import DisengageReason
 from milo_discoveryd.model.object_state import ObjectState
@@ -18,6 +19,8 @@ from milo_discoveryd.sharding.credential_fence import CredentialFence
 from milo_discoveryd.sharding.leases import View, ViewMember
 from milo_discoveryd.sharding.ownership import Ownership
 from milo_kube.reflect.messages import Listed, ListEnded, ListStarted, ObjectChanged, SourceEvent
+from tests.support.eventually import eventually
+from tests.support.logs import capture_logs
 from tests.unit.fleet.fleets import ready
 from tests.unit.sharding.fleets import fleet_of_one_source
 
@@ -117,6 +120,68 @@ async def test_moved_clusters_are_unknown_until_the_first_list_that_a_stream_wai
     for _ in source.apply(source.collections[0], [ListStarted(), Listed(ready("x", uid="x")), ListEnded()], 100.0):
         pass
     assert lost(assignment) == set()
+
+
+async def test_cluster_whose_assignment_fails_delays_no_other_and_stays_pending(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(changes, "RETRY_S", 0.0)
+    source, assignment = listed("x", "y", "z")
+    assign(assignment, ALONE)
+    failing = {"x", "y"}
+    reassign = source.engagements.reassign
+
+    def fail(name: str, *arguments: Any) -> list[Event]:
+        if name in failing:
+            raise RuntimeError("a defect")
+        return reassign(name, *arguments)
+
+    monkeypatch.setattr(source.engagements, "reassign", fail)
+    with capture_logs() as logs:
+        assign(assignment, GONE)
+    assert [entry["cluster"] for entry in logs if entry["event"] == "cluster not assigned"] == ["x", "y"]
+    assert (lost(assignment), source.engagements.engaged) == ({"x", "y"}, 2)
+    failing.remove("x")
+    await eventually(lambda: lost(assignment) == {"y"})
+    failing.clear()
+    await eventually(lambda: lost(assignment) == set())
+    assert source.engagements.engaged == 0
+
+
+async def test_failed_assignment_is_not_repeated_after_the_ownership_was_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(changes, "RETRY_S", 0.0)
+    source, assignment = listed("x")
+    failed = 0
+
+    def fail(*_: object) -> list[Event]:
+        nonlocal failed
+        failed += 1
+        raise RuntimeError("a defect")
+
+    monkeypatch.setattr(source.engagements, "reassign", fail)
+    assign(assignment, ALONE)
+    assignment.lose_ownership(LOST)
+    await asyncio.sleep(0.01)
+    assert failed == 1
+
+
+async def test_cluster_that_cannot_be_disengaged_at_the_loss_of_the_ownership_delays_no_other(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    source, assignment = listed("x", "y")
+    assign(assignment, ALONE)
+    lose = source.engagements.lose
+
+    def fail(name: str, *arguments: Any) -> list[Event]:
+        if name == "x":
+            raise RuntimeError("a defect")
+        return lose(name, *arguments)
+
+    monkeypatch.setattr(source.engagements, "lose", fail)
+    ended: list[str] = []
+    source.changes.add_listener(EventType.DISENGAGED, lambda cluster: ended.append(cluster.target.name))
+    assignment.lose_ownership(LOST)
+    assert ended == ["y"]
 
 
 async def test_cluster_that_becomes_ready_while_the_claim_does_not_hold_is_not_engaged() -> None:
