@@ -12,6 +12,8 @@ class Timing(msgspec.Struct, frozen=True, kw_only=True):
     retry_interval_s: float = 1.0
     longest_retry_s: float = 30.0
     """The longest delay before a retry that a server can request: other members wait for this one."""
+    last_renewals_s: float = 4.0
+    """The time before the fence that no request of a server takes from the renewals."""
     fence_after_s: float = 20.0
     evict_after_s: float = 33.0
     debounce_s: float = 5.0

@@ -254,6 +254,31 @@ def test_failed_write_is_repeated_after_the_time_that_the_server_states(
     assert writing.member.next(writing.now + waits) == writing.write
 
 
+@pytest.mark.parametrize("stated", [11.0, 1e9])
+def test_member_whose_renewal_is_refused_for_a_while_renews_before_it_is_fenced(stated: float) -> None:
+    driver = settled("a", "b")
+    member = driver.members["a"]
+    driver.run_until(lambda: driver.now >= member.fence_at - 10, "b")
+    assert isinstance(member.next(driver.now), WriteLease)
+    member.failed(driver.now, stated)
+    driver.requests.clear()
+    fence_at = member.fence_at
+    while member.fence_at == fence_at:
+        assert driver.owned("a")
+        driver.run(0.25)
+    assert (
+        len([request for _, name, request in driver.requests if name == "a" and isinstance(request, WriteLease)]) == 1
+    )
+    assert driver.now <= fence_at - 4
+
+
+def test_fenced_member_whose_renewal_is_refused_waits_as_long_as_stated() -> None:
+    member = holding().member
+    fence_at = member.fence_at
+    member.failed(fence_at, 1e9)
+    assert member.state.pacing.write_at == fence_at + TIMING.longest_retry_s
+
+
 def test_member_whose_reads_are_refused_for_a_while_renews_its_lease() -> None:
     driver = settled("a", "b")
     member, until = driver.members["a"], driver.now + TIMING.longest_retry_s
