@@ -27,7 +27,9 @@ from milo_discoveryd.server.connections.connection_budget import (
     ConnectionSlots,
 )
 from milo_discoveryd.server.connections.connection_rates import (
+    CONNECT_RATE,
     EXCESS,
+    LOCAL_CONNECT_RATE,
     ConnectRateLimiter,
     PausedError,
     RefusedCallLimiter,
@@ -44,13 +46,22 @@ HANDSHAKE_S = 10.0
 HTTP2_FAILURE_S = 1.0
 """If gRPC closes a connection within this time, the client is assumed not to speak HTTP/2."""
 DESCRIPTORS_RETRY_S = 0.5
-_GONE_AT_ONCE = 100
-"""How many connections that their clients have closed are accepted without a pause."""
+_CLOSED_AT_ONCE = 100
+"""How many connections that are closed at once are accepted without a pause."""
 ENDED_KEPT_S = 1.0
 """How long the peer of a closed connection is kept: gRPC still dispatches calls that it received before the close."""
 _EXCESS = "TOO_MANY_REFUSED_CALLS"
 UNREAD = "its client did not read an answer for too long, or while too many others were sent"
 _DESCRIPTORS_EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+
+
+class _Origin(msgspec.Struct, frozen=True):
+    """Where a connection comes from, as far as it is known before it is authenticated."""
+
+    address: str
+    counts_as: str
+    """Whose connections it counts as: those of the user at a Unix socket, and of the network with TLS. Without either,
+    nobody knows, and it counts for itself: any process may use any address of loopback."""
 
 
 class _Peer(msgspec.Struct, frozen=True):
@@ -79,7 +90,7 @@ class Acceptor:
         self._peers: dict[str, _Peer] = {}
         """The peers, by the peer address in gRPC's context."""
         self._slots: ConnectionSlots[asyncio.Task[None]] = ConnectionSlots(listener.connections)
-        self._rate_limiter = ConnectRateLimiter()
+        self._rate_limiter = ConnectRateLimiter(LOCAL_CONNECT_RATE if self._tls is None else CONNECT_RATE)
         self._refused_calls = RefusedCallLimiter()
         self._tasks: dict[asyncio.Task[None], _Peer | None] = {}
         self._audit = audit
@@ -176,7 +187,7 @@ class Acceptor:
                     tasks.create_task(self._accept(listening, tasks), name=f"accepting at {self._listener.name}")
 
     async def _accept(self, listening: socket.socket, tasks: asyncio.TaskGroup) -> None:
-        loop, gone = asyncio.get_running_loop(), 0
+        loop, closed = asyncio.get_running_loop(), 0
         while True:
             try:
                 connected, address = await loop.sock_accept(listening)
@@ -185,46 +196,53 @@ class Acceptor:
             except OSError as error:
                 if error.errno not in _DESCRIPTORS_EXHAUSTED:
                     raise
-                self._refused("", f"accept failed: {error.strerror}")
+                self._refused(_Origin("", ""), f"accept failed: {error.strerror}")
                 await asyncio.sleep(DESCRIPTORS_RETRY_S)
                 continue
-            if _has_hung_up(connected):
-                # A client that connects and closes in a loop would fill the backlog, and lock others out.
-                connected.close()
-                gone += 1
-                if gone % _GONE_AT_ONCE == 0:
-                    await asyncio.sleep(0)
-                continue
+            is_served = False
             try:
-                self._admit(connected, peer_address(address), tasks)
+                is_served = self._admit(connected, peer_address(address), tasks)
             except Exception:
                 log.exception("connection failed", listener=self._listener.name)
+            if not is_served:
+                # A client that connects in a loop would fill the backlog, and lock others out.
                 connected.close()
-            await asyncio.sleep(0)  # accept does not yield to the event loop if a connection is waiting
+                closed += 1
+            if is_served or closed % _CLOSED_AT_ONCE == 0:
+                await asyncio.sleep(0)  # accept does not yield to the event loop if a connection is waiting
 
-    def _admit(self, connected: socket.socket, address: str, tasks: asyncio.TaskGroup) -> None:
-        if self._tls is not None and not self._rate_limiter.admit(network(address), time.monotonic()):
-            self._refused(address, f"connection rate limit reached for {network(address)}")
-            connected.close()
-            return
-        task = tasks.create_task(self._serve(connected, address), name=f"connection at {self._listener.name}")
+    def _admit(self, connected: socket.socket, address: str, tasks: asyncio.TaskGroup) -> bool:
+        """Serve the connection, or return False if it is to be closed."""
+        if _has_hung_up(connected):
+            return False
+        origin = _Origin(address, self._counts_as(connected, address))
+        if not self._rate_limiter.admit(origin.counts_as, time.monotonic()):
+            self._refused(origin, f"connection rate limit reached for {origin.counts_as}")
+            return False
+        task = tasks.create_task(self._serve(connected, origin), name=f"connection at {self._listener.name}")
         self._tasks[task] = None
         task.add_done_callback(self._ended)
-        if (evicted := self._slots.admit(task, network(address))) is not None:
+        if (evicted := self._slots.admit(task, origin.counts_as)) is not None:
             evicted.cancel("evicted before it was authenticated, for a newer connection")
+        return True
+
+    def _counts_as(self, connected: socket.socket, address: str) -> str:
+        if self._tls is not None:
+            return network(address)
+        return f"uid {peer_uid(connected)}" if connected.family == socket.AF_UNIX else address
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         del self._tasks[task]
         self._slots.remove(task)
 
-    async def _serve(self, connected: socket.socket, address: str) -> None:
+    async def _serve(self, connected: socket.socket, origin: _Origin) -> None:
         side = ProxySide(unread_bytes(len(self._tasks)))
         side.header_blocks = HeaderBlocks()
         peer: _Peer | None = None
         task = asyncio.current_task()
         assert task is not None
         try:
-            peer = await self._authenticated(connected, address, side, task)
+            peer = await self._authenticated(connected, origin, side, task)
             self._refused_calls.admit(peer.owners, time.monotonic())
             if (evicted := self._slots.authenticate(task, peer.owners)) is not None:
                 evicted.cancel(TAKEN)
@@ -236,19 +254,19 @@ class Acceptor:
         except (ConnectionLimitError, _NotHttp2Error, ValueError, OSError) as error:
             # After authentication, an OSError is a fault of the daemon and not of the client.
             if peer is None or not isinstance(error, OSError):
-                self._rate_limiter.failed(network(address), time.monotonic())
-            self._refused(address, str(error) or type(error).__name__)
+                self._rate_limiter.failed(origin.counts_as, time.monotonic())
+            self._refused(origin, str(error) or type(error).__name__)
         except PausedError as error:
             assert peer is not None
-            self._rate_limiter.failed(network(address), time.monotonic())
+            self._rate_limiter.failed(origin.counts_as, time.monotonic())
             self._audit.refused(peer.caller, "", _EXCESS, problem=str(error))
         except asyncio.CancelledError as error:
             if peer is not None and error.args:
                 reason = _EXCESS if error.args[0] == EXCESS else CONNECTION_REFUSED
                 self._audit.refused(peer.caller, "", reason, problem=str(error))
             elif error.args:
-                self._rate_limiter.failed(network(address), time.monotonic())
-                self._refused(address, str(error))
+                self._rate_limiter.failed(origin.counts_as, time.monotonic())
+                self._refused(origin, str(error))
             raise
         except Exception:
             # A defect that one connection triggers must not end other connections.
@@ -256,32 +274,26 @@ class Acceptor:
         finally:
             side.drop(connected)
 
-    def _refused(self, address: str, problem: str) -> None:
-        caller = Caller(listener=self._listener.name, peer=address)
+    def _refused(self, origin: _Origin, problem: str) -> None:
+        caller = Caller(listener=self._listener.name, peer=origin.address)
         self._audit.refused(caller, "", CONNECTION_REFUSED, problem=problem)
 
     async def _authenticated(
-        self, connected: socket.socket, address: str, side: ProxySide, task: "asyncio.Task[None]"
+        self, connected: socket.socket, origin: _Origin, side: ProxySide, task: "asyncio.Task[None]"
     ) -> _Peer:
         if self._tls is not None:
-            return await self._by_certificate(connected, address, side, task)
-        if connected.family == socket.AF_UNIX:
-            return self._by_peer_credentials(connected, task)
-        # Any process may use any address of loopback, so that they are one owner.
-        return _Peer(Caller(listener=self._listener.name, peer=address, over_tcp=True), ("loopback",), task)
-
-    def _by_peer_credentials(self, connected: socket.socket, task: "asyncio.Task[None]") -> _Peer:
-        caller = Caller(listener=self._listener.name, peer="unix:")
-        if not self._listener.peer_credentials:
-            return _Peer(caller, (f"uid {peer_uid(connected)}",), task)
-        credentials = peer_credentials(connected)
-        caller = msgspec.structs.replace(
-            caller, uid=credentials.uid, gid=credentials.gid, gids=credentials.gids, pid=credentials.pid
-        )
-        return _Peer(caller, (f"uid {credentials.uid}",), task)
+            return await self._by_certificate(connected, origin, side, task)
+        is_local = connected.family == socket.AF_UNIX
+        caller = Caller(listener=self._listener.name, peer=origin.address, over_tcp=not is_local)
+        if self._listener.peer_credentials:
+            credentials = peer_credentials(connected)
+            caller = msgspec.structs.replace(
+                caller, uid=credentials.uid, gid=credentials.gid, gids=credentials.gids, pid=credentials.pid
+            )
+        return _Peer(caller, (origin.counts_as,), task)
 
     async def _by_certificate(
-        self, connected: socket.socket, address: str, side: ProxySide, task: "asyncio.Task[None]"
+        self, connected: socket.socket, origin: _Origin, side: ProxySide, task: "asyncio.Task[None]"
     ) -> _Peer:
         from milo_discoveryd.identity.certificate_names import certificate_names  # noqa: PLC0415 - 8 MB of cryptography
 
@@ -292,9 +304,9 @@ class Acceptor:
         names = certificate_names(side.certificate())
         expires_at = names.expires_at.timestamp()
         caller = Caller(
-            listener=self._listener.name, peer=address, over_tcp=True, sans=names.sans, expires_at=expires_at
+            listener=self._listener.name, peer=origin.address, over_tcp=True, sans=names.sans, expires_at=expires_at
         )
-        owners = tuple(dict.fromkeys(names.sans)) or (network(address),)
+        owners = tuple(dict.fromkeys(names.sans)) or (origin.counts_as,)
         return _Peer(caller, owners, task, client_ca)
 
     async def _proxy(self, side: ProxySide, peer: _Peer) -> None:

@@ -1,4 +1,4 @@
-"""Rate limits of connections by network and of refused calls by owner, and the addresses of peers. Pure.
+"""Rate limits of connections by network or user and of refused calls by owner, and the addresses of peers. Pure.
 
 A TLS handshake costs the server more than the client, and a refused call costs the server as much as the client.
 """
@@ -9,9 +9,11 @@ from ipaddress import IPv6Network, ip_address
 from milo_kube.rate_limit import KeyedBuckets, Rate, TokenBucket
 
 CONNECT_RATE = Rate(per_second=50.0, burst=500.0)
+LOCAL_CONNECT_RATE = Rate(per_second=200.0, burst=1000.0)
+"""The rate limit without handshakes. After a restart, all clients of a machine connect at once, often as one user."""
 FAILURE_COST = 10.0
 """The number of tokens that a failed connection costs. Connections of well-behaved clients rarely fail."""
-MAX_NETWORKS = 1_000
+MAX_ORIGINS = 1_000
 REFUSED_CALL_RATE = Rate(per_second=50.0, burst=500.0)
 """The rate limit for refused calls: far above the rate of clients that back off before they retry."""
 MAX_DEBT = 500.0
@@ -21,20 +23,20 @@ EXCESS = "too many calls were refused"
 
 
 class ConnectRateLimiter:
-    """The rate limit for new connections."""
+    """The rate limit for new connections of each origin: a network, or a user of this machine."""
 
-    def __init__(self, rate: Rate = CONNECT_RATE, *, failure_cost: float = FAILURE_COST) -> None:
+    def __init__(self, rate: Rate, *, failure_cost: float = FAILURE_COST) -> None:
         self._rate = rate
         self._failure_cost = failure_cost
-        self._buckets: KeyedBuckets[str] = KeyedBuckets(MAX_NETWORKS)
+        self._buckets: KeyedBuckets[str] = KeyedBuckets(MAX_ORIGINS)
 
-    def admit(self, network: str, now: float) -> bool:
-        return self._buckets.bucket(network, self._rate, now).take(now) == 0
+    def admit(self, origin: str, now: float) -> bool:
+        return self._buckets.bucket(origin, self._rate, now).take(now) == 0
 
-    def failed(self, network: str, now: float) -> None:
-        """Charge the network for a connection that was admitted and then failed."""
+    def failed(self, origin: str, now: float) -> None:
+        """Charge the origin for a connection that was admitted and then failed."""
         # The debt is limited, so that a client that was fixed is soon admitted again.
-        bucket = self._buckets.bucket(network, self._rate, now)
+        bucket = self._buckets.bucket(origin, self._rate, now)
         bucket.charge(now, self._failure_cost - 1, max_debt=self._rate.burst)
 
 

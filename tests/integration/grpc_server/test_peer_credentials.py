@@ -16,14 +16,12 @@ from pathlib import Path
 from typing import Any
 
 import grpc
-import msgspec
 import pytest
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
 from milo_discovery.v1 import discovery_pb2 as pb
 from milo_discoveryd.identity.caller import Caller
-from milo_discoveryd.identity.peer_credentials import PeerCredentials
 from milo_discoveryd.rights import quota
 from milo_discoveryd.rights.caller_selector import CallerSelector
 from milo_discoveryd.rights.rights import Grant, Rights, RightsRule
@@ -32,6 +30,7 @@ from milo_discoveryd.server.calls import in_flight
 from milo_discoveryd.server.calls.service import Service
 from milo_discoveryd.server.connections import connection_rates
 from milo_discoveryd.server.connections.acceptor import Acceptor
+from milo_discoveryd.server.connections.connection_rates import ConnectRateLimiter
 from milo_discoveryd.server.connections.listener import Listener, UnixSocket
 from milo_discoveryd.server.connections.proxy import ProxySide
 from milo_kube.rate_limit import Rate
@@ -276,11 +275,7 @@ async def test_idle_connections_of_many_users_do_not_lock_out_a_new_user(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     uids = itertools.count(2_000)
-    of_new_user = PeerCredentials(0, 0, (), None)
-    monkeypatch.setattr(
-        "milo_discoveryd.server.connections.acceptor.peer_credentials",
-        lambda _: msgspec.structs.replace(of_new_user, uid=next(uids)),
-    )
+    monkeypatch.setattr("milo_discoveryd.server.connections.acceptor.peer_uid", lambda _: next(uids))
     async with guarded(tmp_path, connections=4) as harness, harness.subscriber() as subscriber:
         await subscriber.until_synced()
         with ExitStack() as stack:
@@ -389,7 +384,7 @@ def reason(error: grpc.aio.AioRpcError) -> str:
     return info.reason
 
 
-@pytest.mark.parametrize("place", ["_admit", "_by_peer_credentials"])
+@pytest.mark.parametrize("place", ["_admit", "_authenticated"])
 async def test_unexpected_error_of_a_connection_ends_only_this_connection(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, place: str
 ) -> None:
@@ -421,10 +416,29 @@ async def test_connections_that_their_clients_have_closed_fill_no_backlog(
 ) -> None:
     async with guarded(directory, peer_credentials=peer_credentials) as harness:
         admitted: list[None] = []
-        monkeypatch.setattr(acceptor(harness), "_admit", lambda accepted, *_: admitted.append(accepted.close()))
+
+        async def serve(accepted: socket.socket, _: object) -> None:
+            admitted.append(accepted.close())
+
+        monkeypatch.setattr(acceptor(harness), "_serve", serve)
         for _ in range(500):
             with connected(directory):
                 pass
         with connected(directory):
             await eventually(lambda: len(admitted) > 0)
             assert len(admitted) == 1
+
+
+@pytest.mark.parametrize("peer_credentials", [True, False], ids=["guarded", "plain"])
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+async def test_connect_flood_of_one_user_is_refused_and_locks_out_no_other_user(
+    peer_credentials: bool, directory: Path
+) -> None:
+    async with guarded(directory, peer_credentials=peer_credentials, connections=1000) as harness:
+        acceptor(harness)._rate_limiter = ConnectRateLimiter(Rate(per_second=0.001, burst=5))
+        with ExitStack() as stack:
+            clients = [stack.enter_context(connected(directory)) for _ in range(500)]
+            assert (await as_another(harness.address, 1001))[1] == "OK"
+            assert sum(has_ended(client) for client in clients) == 495
+            assert len(acceptor(harness)._peers) <= 6
+    assert harness.audited[0]["problem"] == f"connection rate limit reached for uid {os.getuid()}"

@@ -4,7 +4,7 @@ import pytest
 
 from milo_discoveryd.server.connections.connection_rates import (
     MAX_DEBT,
-    MAX_NETWORKS,
+    MAX_ORIGINS,
     REFUSED_CALL_RATE,
     ConnectRateLimiter,
     PausedError,
@@ -48,10 +48,10 @@ def test_connect_rate_limiter_debt_is_bounded() -> None:
 
 def test_connect_rate_limiter_evicts_addresses_beyond_the_maximum() -> None:
     limiter = ConnectRateLimiter(Rate(1, 1))
-    for number in range(2 * MAX_NETWORKS):
+    for number in range(2 * MAX_ORIGINS):
         limiter.admit(str(number), 0)
-    assert len(limiter._buckets) == MAX_NETWORKS
-    assert not limiter.admit(str(2 * MAX_NETWORKS - 1), 0)
+    assert len(limiter._buckets) == MAX_ORIGINS
+    assert not limiter.admit(str(2 * MAX_ORIGINS - 1), 0)
 
 
 def test_refused_calls_within_the_rate_do_not_throttle_the_owner() -> None:
