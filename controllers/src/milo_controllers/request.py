@@ -67,6 +67,7 @@ class Result:
 
 class _ObservedMetadata(msgspec.Struct):
     generation: int | None = None
+    uid: str = ""
 
 
 class _Observed(msgspec.Struct):
@@ -340,8 +341,9 @@ class Request(Generic[ObjectT]):
     # --- the object itself ---
 
     async def patch_status(self, status: Mapping[str, Any]) -> None:
-        """Merge `status` into the status of the object, without a resourceVersion: the last writer wins."""
-        await self.patch(self.kind, self.name, {"status": status}, subresource="status")
+        """Merge `status` into the status of the object: the last writer wins, but nothing is written to another object
+        that has its name now. Conflicts are retried as in `set_condition`."""
+        await self._change(lambda _: {"status": dict(status)}, subresource="status")
 
     async def set_condition(
         self,
@@ -357,7 +359,7 @@ class Request(Generic[ObjectT]):
         The condition's observedGeneration is by default that of the object that `get` last returned. lastTransitionTime
         changes only if `status` changes. A conflict is retried with the newer object, up to four times.
         """
-        observed = observed_generation or (self._observed and _OBSERVED.decode(self._observed).metadata.generation)
+        observed = observed_generation or self._observed_metadata.generation
 
         def changed(found: Document) -> Document | None:
             conditions = (found.get("status") or {}).get("conditions") or ()
@@ -422,6 +424,8 @@ class Request(Generic[ObjectT]):
         # What `transform=` leaves of the metadata may lack finalizers, which the patch would remove.
         is_part = bool(subresource) or self.kind.transform is not None
         found = await self._whole_document() if is_part else self._document()
+        if self._observed_metadata.uid not in ("", found["metadata"]["uid"]):
+            raise Conflict(409, "Conflict", f"{self!r}: another object has this name since `get` returned it")
         for attempt in range(_CONFLICT_RETRIES + 1):
             patch = changed(found)
             if patch is None:
@@ -438,6 +442,10 @@ class Request(Generic[ObjectT]):
             else:
                 return True
         raise AssertionError("no attempt returned or raised")
+
+    @property
+    def _observed_metadata(self) -> _ObservedMetadata:
+        return _ObservedMetadata() if self._observed is None else _OBSERVED.decode(self._observed).metadata
 
     async def _own_object(self) -> ObjectT | None:
         """Return the object with what this reconcile wrote."""

@@ -667,7 +667,7 @@ async def test_each_reconcile_is_a_span_with_its_requests_as_children(plane: Con
     provider.add_span_processor(SimpleSpanProcessor(exporter))
 
     async def reconcile(request: Request) -> None:
-        await request.patch_status({"seen": True})
+        await request.patch(WIDGETS, request.name, {"status": {"seen": True}}, subresource="status")
         await request.read(CONFIG_MAPS, "missing")
 
     def reconcile_in_a_thread(request: Request) -> None:

@@ -135,6 +135,30 @@ async def test_status_is_applied_and_updated(plane: ControlPlane) -> None:
     assert [condition["observedGeneration"] for condition in stored["status"]["conditions"]] == [7]
 
 
+async def test_status_is_not_written_to_another_object_that_has_the_name_now(plane: ControlPlane) -> None:
+    async def act(request: Request) -> None:
+        assert await request.get() is not None
+        plane.delete(WIDGETS, "one")
+        plane.create(widget("one", size=2))
+        with pytest.raises(Conflict):
+            await request.patch_status({"size": 1})
+
+    plane.create(widget("one", size=1))
+    await once(plane, act)
+    assert "status" not in plane.get(WIDGETS, "one")
+
+
+async def test_status_is_merged_into_that_of_an_object_that_has_changed_since(plane: ControlPlane) -> None:
+    async def act(request: Request) -> None:
+        assert await request.get() is not None
+        plane.patch(WIDGETS, "one", {"status": {"size": 1, "by": "another"}}, subresource="status")
+        await request.patch_status({"size": 2})
+
+    plane.create(widget("one"))
+    await once(plane, act)
+    assert plane.get(WIDGETS, "one")["status"] == {"size": 2, "by": "another"}
+
+
 async def test_status_of_a_kind_without_the_subresource_names_the_definition(milo_sandbox: MiloSandbox) -> None:
     """An API server says that the object does not exist, which is there."""
     (plane,) = milo_sandbox.create_control_planes("no-status")

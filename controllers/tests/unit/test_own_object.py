@@ -3,11 +3,14 @@
 from types import SimpleNamespace
 from typing import Any
 
+import msgspec
 import pytest
 
 from milo_controllers.kinds import Document, Kind
+from milo_controllers.own_object import Written
 from milo_controllers.request import Request
 from milo_controllers.work_queue import ObjectKey, Work
+from milo_discovery.api_errors import Conflict
 
 METADATA = {"name": "d", "namespace": "default", "uid": "u", "resourceVersion": "1", "finalizers": ["others"]}
 DEPLOYMENT: Document = {"apiVersion": "apps/v1", "kind": "Deployment", "metadata": METADATA, "spec": {"replicas": 1}}
@@ -93,6 +96,19 @@ async def test_object_that_the_reconcile_deleted_is_found_only_while_it_is_termi
             "preconditions": {"uid": "u", "resourceVersion": "1"},
         }
     ]
+
+
+async def test_nothing_is_changed_of_another_object_that_the_cache_has_under_the_name_by_now() -> None:
+    api = FakeApi()
+    request = request_to(api)
+    request._member.view.raw = lambda *_: msgspec.json.encode(DEPLOYMENT)  # type: ignore[method-assign,assignment]
+    assert await request.get() is not None
+    await request.patch_status({"ready": True})
+    assert api.patches == [{"status": {"ready": True}, "metadata": {"resourceVersion": "1", "uid": "u"}}]
+    request._own = Written({**DEPLOYMENT, "metadata": {**METADATA, "uid": "another"}})
+    with pytest.raises(Conflict, match="another object has this name since `get` returned it"):
+        await request.patch_status({"ready": True})
+    assert len(api.patches) == 1
 
 
 async def test_get_with_a_kind_or_a_name_alone_is_refused() -> None:
