@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import trustme
 
 from milo_discovery import local_kubeconfig
+from milo_discovery.credentials import AsyncRenewer
 from milo_discovery.errors import UnusableKubeconfig
 from milo_discovery.kubeconfig_access import read_access
 from milo_discovery.local_kubeconfig import KubeconfigFile, ServiceAccount, default_source, issue
@@ -96,6 +98,20 @@ def test_kubeconfig_with_relative_file_references_is_read(tmp_path: Path):
     path = kubeconfig(tmp_path, cluster={"certificate-authority": "ca"}, user={"tokenFile": "token", "token": "old"})
     access = KubeconfigFile(path, "x").read().access
     assert (access.token, access.authorities) == ("from a file", "CA")
+
+
+@pytest.mark.parametrize("file", ["ca", "token"])
+async def test_credential_and_ca_stay_while_a_file_is_empty(tmp_path: Path, file: str):
+    authority = trustme.CA().cert_pem.bytes()
+    (tmp_path / "token").write_text("good")
+    (tmp_path / "ca").write_bytes(authority)
+    source = KubeconfigFile(kubeconfig(tmp_path, cluster={"certificate-authority": "ca"}, user={"tokenFile": "token"}))
+    async with AsyncRenewer("target", lambda: issue("target", source)) as renewer:
+        (tmp_path / file).write_bytes(b"")
+        with pytest.raises(UnusableKubeconfig, match=f"{file} is empty"):
+            await renewer.start_renewal()
+        access = await renewer.access()
+    assert (access.token, access.authorities) == ("good", authority.decode().strip())
 
 
 def test_yaml_kubeconfig_is_read(tmp_path: Path):

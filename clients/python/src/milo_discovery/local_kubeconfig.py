@@ -172,9 +172,13 @@ async def _with_plugin(access: KubeconfigAccess, command: ExecCommand) -> tuple[
 
 def _text(path: Path) -> str:
     try:
-        return _bytes(path).decode()
+        text = _bytes(path).decode()
     except UnicodeDecodeError:
         raise UnusableKubeconfig(f"{path} is not a text file") from None
+    if not text.strip():
+        # As while it is written: without a CA, those of the system would be trusted.
+        raise UnusableKubeconfig(f"{path} is empty")
+    return text
 
 
 def _bytes(path: Path) -> bytes:
