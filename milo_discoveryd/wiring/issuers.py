@@ -113,6 +113,7 @@ class Issuers:
                 open_api=lambda path: open_upstream(path, self._settings, self._environ, self._closing),
                 renewed=self._renewed,
                 proxy=lambda url: environment_proxy(url, self._environ),
+                note=note_renewal,
             )
         )
 

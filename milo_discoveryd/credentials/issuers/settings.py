@@ -62,6 +62,8 @@ class IssuerContext(msgspec.Struct, frozen=True, kw_only=True):
     """Returns a provider that renews the credential of an origin, which has a name for messages."""
     proxy: Callable[[str], str | None]
     """Returns the proxy for a URL."""
+    note: Callable[[str, str], None]
+    """Called with the path of a file and its problem when the problem changes; it is empty when it is over."""
 
 
 class IssuerSettings(Group, frozen=True, kw_only=True):

@@ -17,6 +17,7 @@ from milo_discoveryd import USER_AGENT
 from milo_discoveryd.credentials.issuers.settings import IssuerContext, IssuerSettings, OptionalFile, Words
 from milo_discoveryd.daemon_errors import BackendError, UnfitError
 from milo_kube import addresses, retry_after
+from milo_kube.authorities_file import AuthoritiesFile
 from milo_kube.credential import Credential, token_of
 from milo_kube.file_content import FileContent
 from milo_kube.http.client import Client
@@ -155,4 +156,5 @@ class TokenEndpointSettings(IssuerSettings, frozen=True, kw_only=True):
     """Accepted audiences: if the issued token is a JWT, it must have one of them. Default: any."""
 
     def endpoint(self, context: IssuerContext) -> TokenEndpoint:
-        return TokenEndpoint(None if self.ca_file is None else FileContent(self.ca_file), context.proxy)
+        authorities = None if self.ca_file is None else AuthoritiesFile(self.ca_file, context.note)
+        return TokenEndpoint(authorities, context.proxy)

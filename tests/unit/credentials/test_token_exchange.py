@@ -6,6 +6,7 @@ import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,7 +18,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 
 from milo_discoveryd.credentials import jwt as claims_of
 from milo_discoveryd.credentials.issuers.issuer import MintRequest
-from milo_discoveryd.credentials.issuers.token_endpoint import TokenEndpoint
+from milo_discoveryd.credentials.issuers.token_endpoint import TokenEndpoint, TokenEndpointSettings
 from milo_discoveryd.credentials.issuers.token_exchange import (
     ASSERTION,
     CLIENT_ASSERTION,
@@ -254,6 +255,25 @@ async def test_jwt_that_is_not_an_access_token_is_accepted_as_bearer_token(tmp_p
     async with ApiServer(responding(**given)) as server:
         minted = await an_issuer(tmp_path, f"{server.url}/token", server.pem, "opaque").mint(WANTED)
         assert minted.credential.token is not None
+
+
+async def test_last_good_ca_of_the_endpoint_is_used_while_anything_else_replaces_it(tmp_path: Path) -> None:
+    noted: list[tuple[str, str]] = []
+    context: Any = SimpleNamespace(proxy=lambda _: None, note=lambda *problem: noted.append(problem))
+    ca = tmp_path / "ca.pem"
+    settings = TokenEndpointSettings(name="workload", type="token-exchange", ca_file=ca)
+    subject = RenewedToken(written(tmp_path / "subject", "opaque"), JWT)
+    async with ApiServer(responding(access_token=jwt(exp=time.time() + 600))) as server:
+        ca.write_bytes(server.pem)
+        request = ExchangeRequest(url=f"{server.url}/token")
+        issuer = TokenExchangeIssuer("workload", settings.endpoint(context), request, subject=subject)
+        await issuer.mint(WANTED)
+        replace(ca, "-----BEGIN CERTIFICATE-----\nnone")
+        await issuer.mint(WANTED)
+        assert [(path, "its former content is used" in problem) for path, problem in noted] == [(str(ca), True)]
+        replace(ca, server.pem.decode())
+        await issuer.mint(WANTED)
+        assert noted[1:] == [(str(ca), "")]
 
 
 async def test_loopback_endpoint_requires_ca(tmp_path: Path) -> None:
