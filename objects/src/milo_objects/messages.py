@@ -117,12 +117,16 @@ class ObjectMessage(msgspec.Struct, frozen=True, gc=False):
     """That of its scope. An object of an earlier one is no longer there."""
     gone: str = ""
 
+    def __post_init__(self) -> None:
+        if self.gone and self.object.content != b"{}":
+            # Without its fields, so that a full stream takes it, and because it is remembered for an hour.
+            msgspec.structs.force_setattr(self, "object", replace(self.object, content=b"{}"))
+
     def encode(self) -> Encoded:
         headers = {UID: self.object.uid, VERSION: self.object.version, EPOCH: str(self.epoch)}
-        if not self.gone:
-            return Encoded(headers, encode_object(self.object))
-        # Without its fields, so that a full stream takes it.
-        return Encoded({**headers, GONE: self.gone}, encode_object(replace(self.object, content=b"{}")))
+        if self.gone:
+            headers[GONE] = self.gone
+        return Encoded(headers, encode_object(self.object))
 
     def differs(self, published: ObjectMessage) -> bool:
         if self.gone or published.gone or self.epoch != published.epoch:
@@ -208,14 +212,22 @@ def decode_object(stored: StoredMessage) -> ProjectedObject:
 
 
 def decode(stored: StoredMessage) -> tuple[Subject, Message]:
-    """Return what a message is about, and the message. Raises ValueError."""
+    """Return what a message is about, and the message. Raises ValueError, also for a message about something else than
+    its subject: NATS' permissions limit who writes which subjects."""
+    message: Message
     match subject := parse(stored.subject):
         case ClusterSubject():
-            return subject, ClusterMessage.decode(stored)
+            message = ClusterMessage.decode(stored)
+            is_about_it = message.cluster.name == subject.cluster
         case ScopeSubject():
-            return subject, ScopeMessage.decode(stored)
+            message = ScopeMessage.decode(stored)
+            is_about_it = message.cluster.name == subject.cluster
         case _:
-            return subject, ObjectMessage.decode(stored)
+            message = ObjectMessage.decode(stored)
+            is_about_it = message.object.place == (subject.namespace, subject.name)
+    if not is_about_it:
+        raise _unusable(stored, "it is about something else than its subject")
+    return subject, message
 
 
 def _decode(stored: StoredMessage, decoder: msgspec.json.Decoder[T]) -> T:

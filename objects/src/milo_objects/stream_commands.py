@@ -61,7 +61,8 @@ def ttl_s(message: Message) -> float | None:
 
 def problem_of(subject: Subject, encoded: Encoded, limit: int) -> str:
     """Return why a message cannot be sent; empty if it can."""
-    length, size = len(str(subject)), len(encoded.body) + _FRAME_BYTES + sum(map(len, encoded.headers.values()))
+    headers = sum(len(value.encode()) for value in encoded.headers.values())
+    length, size = len(str(subject)), len(encoded.body) + _FRAME_BYTES + headers
     if length > LONGEST_SUBJECT:
         return f"its name makes a subject of {length} bytes, and at most {LONGEST_SUBJECT} are possible"
     if size > limit:

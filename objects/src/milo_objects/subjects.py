@@ -18,7 +18,7 @@ CLUSTERS: Final = STREAM_SUBJECTS[0]
 LONGEST_SUBJECT: Final = 2048
 """A server closes the connection of a client that sends a protocol line of more than 4,096 bytes."""
 _NONE: Final = "_"
-"""The token of an empty source or namespace, neither of which can have this name."""
+"""The token of an empty source or namespace. One that has this name, as of a hostile API server, is encoded."""
 _CORE: Final = "core"
 """The token of the core group: other groups are built in, or have a dot."""
 
@@ -107,7 +107,7 @@ def _parsed_group(token: str) -> str:
 
 
 def _optional(text: str) -> str:
-    return _token(text) or _NONE
+    return "%5F" if text == _NONE else _token(text) or _NONE
 
 
 def _token(text: str) -> str:

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from milo_objects.messages import ClusterMessage, ObjectMessage, ScopeIsOver, ScopeMessage, StoredMessage, decode
 from milo_objects.projection import ProjectedObject, Projection
 from milo_objects.scope import FleetCluster, OverBudget, Pending, Stale, Synced
+from milo_objects.stream_commands import problem_of
 from milo_objects.subjects import ClusterSubject, ObjectSubject, ScopeSubject, Subject
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -51,10 +52,10 @@ def test_object_is_read_back(metadata: dict[str, object], status: dict[str, obje
 
 
 def test_gone_object_is_read_back_without_its_fields() -> None:
-    found = ProjectedObject("team", "a.b", "u1", b'{"status":{"phase":"Active"}}', "5")
-    subject, message = decode(stored(OBJECT, ObjectMessage(found, 4, "OBJECT_DELETED")))
-    assert message == ObjectMessage(ProjectedObject("team", "a.b", "u1", b"{}", "5"), 4, "OBJECT_DELETED")
-    assert subject == OBJECT
+    found = ProjectedObject("", "a.b", "u1", b'{"status":{"phase":"Active"}}', "5")
+    gone = ObjectMessage(found, 4, "OBJECT_DELETED")
+    assert gone.object.content == b"{}"
+    assert decode(stored(OBJECT, gone)) == (OBJECT, gone)
 
 
 @pytest.mark.parametrize("state", [Pending(NOW), Synced(NOW), Stale(NOW, "no answer"), ScopeIsOver("DELETED")])
@@ -112,3 +113,28 @@ def test_scope_differs_in_more_than_its_time_and_incarnation() -> None:
 def test_foreign_message_is_refused(subject: Subject, headers: dict[str, str], body: bytes) -> None:
     with pytest.raises(ValueError, match="not a message of milo-objects"):
         decode(StoredMessage(str(subject), 7, headers, body))
+
+
+@pytest.mark.parametrize(
+    ("subject", "message"),
+    [
+        (ClusterSubject("shop"), ClusterMessage(CLUSTER)),
+        (ScopeSubject("shop", "", "namespaces"), ScopeMessage(CLUSTER, ScopeIsOver("DELETED"), 12)),
+        (OBJECT, ObjectMessage(ProjectedObject("", "another", "u"), 4)),
+        (OBJECT, ObjectMessage(ProjectedObject("team", "a.b", "u"), 4)),
+    ],
+)
+def test_message_about_something_else_than_its_subject_is_refused(
+    subject: Subject, message: ClusterMessage | ScopeMessage | ObjectMessage
+) -> None:
+    """NATS' permissions limit who writes which subjects, and so what one message can end."""
+    with pytest.raises(ValueError, match="something else"):
+        decode(stored(subject, message))
+
+
+def test_size_of_a_message_includes_the_bytes_of_its_headers() -> None:
+    """A server closes the connection of a client that sends a larger message than it accepts."""
+    longest = chr(0x1F600) * 128
+    encoded = ObjectMessage(ProjectedObject("", "a.b", longest, b"{}", longest), 4).encode()
+    wire = len(encoded.body) + sum(len(f"{name}: {value}\r\n".encode()) for name, value in encoded.headers.items())
+    assert problem_of(OBJECT, encoded, wire)

@@ -14,7 +14,7 @@ LABELS = st.from_regex(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?", fullmatch=True)
 GROUPS = st.sampled_from(["", "apps", "compute.datumapis.com", "rbac.authorization.k8s.io"])
 CLUSTERS = st.one_of(LABELS, st.builds("{}#{}".format, LABELS, LABELS))
 SCOPES = st.builds(ScopeSubject, CLUSTERS, GROUPS, LABELS)
-OBJECTS = st.builds(ObjectSubject, SCOPES, st.one_of(st.just(""), LABELS), NAMES)
+OBJECTS = st.builds(ObjectSubject, SCOPES, st.one_of(st.sampled_from(["", "_"]), LABELS), NAMES)
 TOKEN = re.compile(r"[A-Za-z0-9_:~%-]+")
 
 
