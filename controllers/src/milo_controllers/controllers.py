@@ -164,11 +164,13 @@ class Controllers(RunsInBackground):
         # Imported here because the daemon's image, which uses parts of this package to publish clusters, lacks h2.
         from milo_kube.http.http2 import Http2Connection  # noqa: PLC0415
 
+        failures = FailureLog(max_kinds=_LOGGED_KINDS)
         self._engaged = EngagedClusters(
             self._registration.informers,
             pools=Pools(user_agent=USER_AGENT, idle_s=IDLE_S, http2=Http2Connection),
             budget=CacheBudget(cache_limits),
             events=EventLog(reporting_controller, f"{socket.gethostname()}-{os.getpid()}"),
+            failures=failures,
             tracer=tracer,
         )
         self._health = HealthCheck(self._engaged)
@@ -180,7 +182,7 @@ class Controllers(RunsInBackground):
             members=self._engaged.members,
             clusters=self.view,
             metrics=ControllerMetrics.of_registry(registry, max_clusters=max_clusters_in_metrics),
-            failures=FailureLog(max_kinds=_LOGGED_KINDS),
+            failures=failures,
             tracer=tracer,
             may_reconcile=self._engaged.may_reconcile,
         )

@@ -28,6 +28,7 @@ from milo_discovery.model import Cluster
 from milo_discovery.tracing import SpanTracer
 from milo_kube.api_server import Pools
 from milo_kube.cache_budget import CacheBudget
+from milo_kube.failure_log import FailureLog
 from milo_kube.reflect.reflector import ReflectorPolicy
 from milo_kube.task_groups import unwrap_single_error
 
@@ -94,6 +95,7 @@ class EngagedClusters:
         pools: Pools,
         budget: CacheBudget,
         events: EventLog,
+        failures: FailureLog,
         tracer: SpanTracer | None,
     ) -> None:
         self.members: dict[str, ClusterTasks] = {}
@@ -105,6 +107,7 @@ class EngagedClusters:
         self._pools = pools
         self._budget = budget
         self._events = events
+        self._failures = failures
         self._tracer = tracer
         self._incarnations = itertools.count(1)
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -138,7 +141,7 @@ class EngagedClusters:
                     tracer=self._tracer,
                     may_write=lambda: cluster.engaged and self.may_reconcile(),
                 )
-                events, number = EventRecorder(api, self._events), next(self._incarnations)
+                events, number = EventRecorder(api, self._events, self._failures), next(self._incarnations)
                 try:
                     with unwrap_single_error():
                         async with asyncio.TaskGroup() as tasks:

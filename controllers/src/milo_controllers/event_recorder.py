@@ -7,11 +7,13 @@ import logging
 from collections import deque
 from datetime import datetime
 
+from milo_controllers.errors import text_of
 from milo_controllers.event_log import EventContent, EventLog, EventWrite, in_core
 from milo_controllers.kinds import CORE_EVENTS, EVENTS, Document, Kind
-from milo_discovery.api_errors import NotFound, NotServed
+from milo_discovery.api_errors import ApiError, NotFound, NotServed
 from milo_discovery.cluster_api import MERGE_PATCH, ClusterApi
 from milo_kube.change_signal import ChangeSignal
+from milo_kube.failure_log import FailureLog, raised_at
 
 log = logging.getLogger("milo_controllers")
 
@@ -26,11 +28,12 @@ _FLUSH_S = 2.0
 class EventRecorder:
     """Records events about the objects of one cluster. A failed write is logged, and raised nowhere."""
 
-    __slots__ = ("_api", "_changed", "_kind", "_patches", "_pending", "_recent", "_timer", "_writing")
+    __slots__ = ("_api", "_changed", "_failures", "_kind", "_patches", "_pending", "_recent", "_timer", "_writing")
 
-    def __init__(self, api: ClusterApi, recent: EventLog) -> None:
+    def __init__(self, api: ClusterApi, recent: EventLog, failures: FailureLog) -> None:
         self._api = api
         self._recent = recent
+        self._failures = failures
         self._kind = EVENTS
         """The kind under which the API server serves events: EVENTS, or CORE_EVENTS."""
         self._patches = True
@@ -43,13 +46,21 @@ class EventRecorder:
     async def record(self, regarding: Document, content: EventContent, now: datetime) -> None:
         """Record an event, which is written in the background."""
         if not await self._has_space():
-            log_lost(self._api.name, content.reason, regarding["metadata"]["name"], "the API server is too slow")
+            self.lost(content.reason, regarding["metadata"]["name"], TimeoutError("the API server is too slow"))
             return
         at = asyncio.get_running_loop().time()
         write = self._recent.record(self._api.name, regarding, content, now, at)
         if write is not None:
             self._pending.append(write)
         self._continue()
+
+    def lost(self, reason: str, name: str, error: Exception) -> None:
+        """Log that an event of an object is not recorded, unless one was lost lately for the same cause."""
+        cause = (error.status, error.reason) if isinstance(error, ApiError) else (type(error), raised_at(error))
+        what = f"{self._api.name}: event {reason} of {name} was not recorded: {text_of(error)}"
+        now = asyncio.get_running_loop().time()
+        if self._failures.is_new(self._api.name, error, now, key=(EventRecorder, self._api.name, *cause), what=what):
+            log.warning("%s", what)
 
     async def aclose(self, *, is_engaged: bool) -> None:
         """Write what is pending, for a short time, if the cluster is still engaged, and end."""
@@ -97,7 +108,7 @@ class EventRecorder:
                 await self._send(write)
             except Exception as error:  # noqa: BLE001  (of one event, whose content is that of a tenant's object)
                 self._recent.forget(write.key)
-                log_lost(self._api.name, write.key.content.reason, write.event["regarding"]["name"], error)
+                self.lost(write.key.content.reason, write.event["regarding"]["name"], error)
             self._pending.popleft()
             self._changed.notify()
         asyncio.get_running_loop().call_soon(self._continue)
@@ -139,7 +150,3 @@ class EventRecorder:
             return
         path = kind.collection(namespace) if method == "POST" else kind.path(name, namespace)
         await self._api.send(method, path, (), in_core(event) if kind is CORE_EVENTS else event)
-
-
-def log_lost(cluster: str, reason: str, name: str, error: Exception | str) -> None:
-    log.warning("%s: event %s of %s was not recorded: %s", cluster, reason, name, error)

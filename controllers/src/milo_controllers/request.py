@@ -21,7 +21,7 @@ from milo_controllers.conditions import (
 from milo_controllers.errors import ControllerError
 from milo_controllers.event_log import EventContent, EventType
 from milo_controllers.event_loop import EventLoop, ThreadCalls
-from milo_controllers.event_recorder import EventRecorder, log_lost
+from milo_controllers.event_recorder import EventRecorder
 from milo_controllers.fleet_view import FleetView, RequestCaches
 from milo_controllers.kinds import AnyKind, Document, Kind, ObjectT, document, kind_of, retyped
 from milo_controllers.object_cache import Place
@@ -413,7 +413,7 @@ class Request(Generic[ObjectT]):
         try:
             regarding = await self._whole_document()
         except (ControllerError, ClusterApiError, DiscoveryError) as error:
-            log_lost(self.cluster.name, reason, self.name, error)
+            self._member.events.lost(reason, self.name, error)
         else:
             await self._member.events.record(regarding, EventContent(type, reason, action, note), self._now())
 

@@ -12,8 +12,9 @@ from milo_controllers.event_recorder import EventRecorder
 from milo_controllers.kinds import Document, Kind
 from milo_controllers.request import Request
 from milo_controllers.work_queue import ObjectKey, Work
-from milo_discovery.api_errors import NotFound, NotServed, Unreachable
+from milo_discovery.api_errors import ApiError, NotFound, NotServed, Unreachable
 from milo_discovery.testing import fake_clock
+from milo_kube.failure_log import FailureLog
 from tests.support.eventually import eventually
 
 OBJECT = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "a", "namespace": "default", "uid": "u"}}
@@ -59,7 +60,8 @@ class FixedRequest(Request[Document]):
 def requests_to(api: Any, count: int) -> list[FixedRequest]:
     """Return requests of reconciles in one cluster, which share its events."""
     view: Any = SimpleNamespace(cluster=SimpleNamespace(name="shop"))
-    member: Any = SimpleNamespace(api=api, view=view, loop=None, events=EventRecorder(api, EventLog("operator", "pod")))
+    events = EventRecorder(api, EventLog("operator", "pod"), FailureLog())
+    member: Any = SimpleNamespace(api=api, view=view, loop=None, events=events)
     work = Work(ObjectKey("shop", 1, "default", "a"), 0.0, 0)
     kind = Kind("v1/configmaps")
     return [FixedRequest(kind, work, member, clusters=view, field_manager="m") for _ in range(count)]
@@ -154,6 +156,25 @@ async def test_failed_write_of_an_event_does_not_stop_the_next_one(caplog: pytes
         await request.event(reason, "note")
     await eventually(lambda: api.reasons == ["Third"])
     assert caplog.text.count("was not recorded") == 2
+
+
+async def test_events_that_are_lost_for_one_cause_are_logged_once_and_counted(caplog: pytest.LogCaptureFixture) -> None:
+    class Forbidding(EventsApi):
+        async def send(self, method: str, *_arguments: Any, **_options: Any) -> Document:
+            self.calls.append(method)
+            raise ApiError(403, "Forbidden", f"events {len(self.calls)} is forbidden")
+
+    api, failures = Forbidding(), FailureLog()
+    with fake_clock() as clock:
+        [request] = requests_to(api, 1)
+        request._member.events._failures = failures
+        for number in range(20):
+            await request.event("Seen", f"note {number}")
+        await eventually(lambda: len(api.calls) == 20)
+        clock.advance(timedelta(seconds=31))
+        [summary] = failures.summaries(asyncio.get_running_loop().time())
+    assert caplog.text.count("was not recorded") == 1
+    assert (summary.failures, summary.what) == (19, "shop: event Seen of a was not recorded: events 20 is forbidden")
 
 
 @pytest.mark.parametrize("is_engaged", [True, False])
