@@ -16,7 +16,7 @@ import msgspec
 from milo_discovery.extras import needs_extra
 from milo_objects.messages import StoredMessage
 from milo_objects.stream_commands import WriteMessage
-from milo_objects.subjects import STREAM_SUBJECTS
+from milo_objects.subjects import PUBLISHER, STREAM_SUBJECTS
 
 with needs_extra("nats", "milo-objects", ("./kube", "./clients/python", "./clients/cli", "./objects")):
     from nats.aio.client import Client
@@ -132,6 +132,8 @@ class NatsSession:
             ) from None
         except (NatsError, TimeoutError, OSError) as error:
             raise StreamLost(f"{method.split('.', maxsplit=1)[0]} {method.split('.')[1]}: {_text(error)}") from error
+        finally:
+            asking.cancel()
         return json.loads(answer.data)
 
     async def stream(self, new: NewStream | None = None, *, is_checked: bool = True) -> StreamInfo:
@@ -168,16 +170,30 @@ class NatsSession:
 
     async def write(self, command: WriteMessage, answer: Callable[[int | Exception], None]) -> None:
         """Write a message. `answer` is called with its sequence, WriteConflict or StreamFull, or never."""
-        token, (headers, body) = str(next(self._number)), command.encoded
+        headers, body = command.encoded
         headers = {
             **headers,
-            "Nats-Expected-Stream": self._options.stream,
             "Nats-Expected-Last-Subject-Sequence": str(command.expected),
             **({} if command.ttl_s is None else {"Nats-TTL": f"{int(command.ttl_s)}s"}),
         }
+        await self._publish(str(command.subject), headers, body, answer)
+
+    async def beat(self) -> None:
+        """Write that a publisher runs. A stream that does not answer loses the connection; a full one does not."""
+        answered: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        await self._publish(PUBLISHER, {}, b"", lambda _: answered.set_result(None))
+        await asyncio.wait({answered, self._lost}, timeout=CALL_TIMEOUT_S, return_when=asyncio.FIRST_COMPLETED)
+        if not answered.done():
+            self.lose(f"a message was not acknowledged for {CALL_TIMEOUT_S:g} s")
+
+    async def _publish(
+        self, subject: str, headers: dict[str, str], body: bytes, answer: Callable[[int | Exception], None]
+    ) -> None:
+        token = str(next(self._number))
+        headers = {**headers, "Nats-Expected-Stream": self._options.stream}
         self._answers[token] = lambda message: self._acknowledged(message, answer)
         try:
-            await self._client.publish(str(command.subject), body, reply=f"{self._inbox}.{token}", headers=headers)
+            await self._client.publish(subject, body, reply=f"{self._inbox}.{token}", headers=headers)
         except (NatsError, OSError) as error:
             self.lose(_text(error))
 
@@ -222,7 +238,7 @@ class NatsSession:
             if not done.done():
                 done.set_result(None)
 
-        async with self._consumer(filters, 1, receive, idle, heartbeat_s=0.5):
+        async with self.consumer(filters, 1, receive, idle, heartbeat_s=0.5):
             await asyncio.wait({done, self._lost}, return_when=asyncio.FIRST_COMPLETED)
         if not done.done():
             await self.lost()
@@ -239,20 +255,21 @@ class NatsSession:
 
         `idle` is called when nothing is left, and then every few seconds.
         """
-        async with self._consumer(filters, first, receive, idle, heartbeat_s=_HEARTBEAT_S):
+        async with self.consumer(filters, first, receive, idle):
             await self.lost()
 
     @asynccontextmanager
-    async def _consumer(
+    async def consumer(
         self,
         filters: Sequence[str],
         first: int,
         receive: Callable[[StoredMessage, int], None],
         idle: Callable[[], None],
         *,
-        heartbeat_s: float,
+        heartbeat_s: float | None = None,
     ) -> AsyncIterator[None]:
-        """Run a consumer that delivers in order. A gap, or silence, loses the connection."""
+        """Run a consumer that delivers in order, as `follow` does. A gap, or silence, loses the connection."""
+        heartbeat_s = heartbeat_s or _HEARTBEAT_S
         clock = asyncio.get_running_loop().time
         expected, heard, quiet = 1, clock(), 0
 
@@ -279,7 +296,8 @@ class NatsSession:
                 self.lose("messages of the consumer were lost")
                 return
             expected, quiet = expected + 1, 0
-            stored = StoredMessage(message.subject, int(tokens[at]), message.headers or {}, message.data)
+            stored_at = int(tokens[at + 2]) / _NANOSECONDS
+            stored = StoredMessage(message.subject, int(tokens[at]), message.headers or {}, message.data, stored_at)
             receive(stored, int(tokens[at + 3]))
 
         inbox, name = self._client.new_inbox(), self._inbox.rpartition(".")[2] + str(next(self._number))

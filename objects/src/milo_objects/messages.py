@@ -45,6 +45,8 @@ class StoredMessage(NamedTuple):
     sequence: int
     headers: Mapping[str, str]
     body: bytes
+    at: float = 0.0
+    """When it was stored, by the server's clock."""
 
 
 class ScopeIsOver(msgspec.Struct, frozen=True, tag_field="state", tag="ENDED"):

@@ -15,7 +15,7 @@ from milo_objects.kinds import Kind
 from milo_objects.messages import StoredMessage
 from milo_objects.scope import ObjectStore
 from milo_objects.stream_reader import StreamReader
-from milo_objects.subjects import ClusterSubject, kind_filter
+from milo_objects.subjects import PUBLISHER, ClusterSubject, kind_filter
 
 log = logging.getLogger("milo_objects")
 
@@ -24,7 +24,9 @@ _HEALTHY_S: Final = 30.0
 
 
 class NatsSource:
-    """Reads what `milo-objects publish` writes. While NATS cannot be reached, what is known stays, and is STALE.
+    """Reads what `milo-objects publish` writes.
+
+    While NATS cannot be reached, or no publisher has been heard for 30 s, what is known stays, and is STALE.
 
     With one kind, or with `cluster`, the consumer has a single filter, so that NATS' permissions can restrict it to
     that kind, or to that cluster.
@@ -70,4 +72,18 @@ async def _read(session: NatsSession, reader: StreamReader, filters: Sequence[st
     def idle() -> None:
         reader.caught_up(time.time())
 
-    await session.follow(filters, first, receive, idle)
+    is_live = False
+
+    def hear(stored: StoredMessage, _: int) -> None:
+        nonlocal is_live
+        now = time.time()
+        reader.heard(now if is_live else min(stored.at, now), now)  # later, since the clocks may differ
+        is_live = True
+
+    def listen() -> None:
+        nonlocal is_live
+        is_live = True
+
+    # Publishers first, so that what is said of them is known when all objects are read.
+    async with session.consumer([PUBLISHER], 1, hear, listen):
+        await session.follow(filters, first, receive, idle)

@@ -40,6 +40,8 @@ log = logging.getLogger("milo_objects")
 
 LOOK_EVERY_S: Final = 300.0
 """How often clusters are looked for that ended while nobody published them."""
+BEAT_EVERY_S: Final = 10.0
+"""How often readers are told that a publisher runs."""
 _HEALTHY_S: Final = 30.0
 _STATES: Final = "milo.objects.*.*.*.*.state"
 
@@ -130,6 +132,7 @@ class ObjectPublisher:
         with unwrap_single_error():
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(session.lost(), name="connection")
+                tasks.create_task(_beat(session), name="heartbeat")
                 tasks.create_task(self._look(session), name="look for ended clusters")
                 await self._work(session, tasks)
 
@@ -245,3 +248,9 @@ class ObjectPublisher:
         except ClusterNotFound:
             return True
         return not report.engagement.engaged and report.engagement.reason is not EngagementReason.UNASSIGNED
+
+
+async def _beat(session: NatsSession) -> None:
+    while True:
+        await session.beat()
+        await asyncio.sleep(BEAT_EVERY_S)

@@ -45,6 +45,10 @@ REWRITTEN_S: Final = 300.0
 a lost stream again within seconds, and nothing ends before the first of them has begun to."""
 
 
+SILENT_S: Final = 30.0
+"""How long publishers may not be heard. Each of them writes every 10 s."""
+
+
 class StreamPosition(msgspec.Struct, frozen=True):
     """How far a stream was read."""
 
@@ -77,6 +81,35 @@ class _Scope:
         self.scope = self.state = self.seen = None
 
 
+class _Publishers:
+    """When a publisher was last heard."""
+
+    __slots__ = ("_listens_since", "are_silent", "heard_at")
+
+    def __init__(self) -> None:
+        self.are_silent = False
+        self.heard_at = 0.0
+        """Before one was heard, when the stream was first read."""
+        self._listens_since = 0.0
+        """Since when one that runs would have been heard; 0 if the stream has said when it last was."""
+
+    def listen(self, now: float) -> None:
+        """A connection begins."""
+        self._listens_since = now
+        self.heard_at = self.heard_at or now
+
+    def hear(self, at: float) -> None:
+        self.heard_at, self._listens_since = at, 0.0
+
+    def has_changed(self, now: float) -> bool:
+        """Return whether they are silent now and were not before, or the other way round."""
+        were_silent = self.are_silent
+        # The clock may have been set back.
+        self.heard_at, self._listens_since = min(self.heard_at, now), min(self._listens_since, now)
+        self.are_silent = now - max(self.heard_at, self._listens_since) > SILENT_S
+        return were_silent != self.are_silent
+
+
 class StreamReader:
     """Turns messages of the stream into changes of a store."""
 
@@ -96,6 +129,7 @@ class StreamReader:
         """The scopes that are known, and that another stream has not shown."""
         self._missing_since = 0.0
         self._rewritten_at = 0.0
+        self._publishers = _Publishers()
 
     # --- the connection ---
 
@@ -114,6 +148,7 @@ class StreamReader:
             scope.state = None
             if not is_same:
                 scope.epoch = None
+        self._publishers.listen(now)
         if before is not None and not self._is_snapshot:
             return before.sequence + 1
         self.position = StreamPosition(lineage, 0, now if before is None else before.at)
@@ -122,9 +157,18 @@ class StreamReader:
     def detach(self, problem: str) -> None:
         """The server cannot be reached. What is known stays."""
         if self.position is not None and self._is_fleet_known:
-            self._store.apply(FleetChanged(Stale(_time(self.position.at), problem)))
+            self._stale(self.position.at, problem)
 
     # --- messages ---
+
+    def heard(self, at: float, now: float) -> None:
+        """A publisher ran at a time, which is the last one that the stream knows."""
+        self._publishers.hear(at)
+        self._note_silence(now)
+
+    def _note_silence(self, now: float) -> None:
+        if self._publishers.has_changed(now) and not self._is_behind:
+            self._report_fleet(now)
 
     def receive(self, stored: StoredMessage, now: float) -> None:
         """Apply a message. Raises ValueError for one that is not of milo-objects; the next ones can be applied."""
@@ -152,6 +196,7 @@ class StreamReader:
         """All messages that the stream has were received."""
         assert self.position is not None
         self.position = replace(self.position, at=now)
+        self._note_silence(now)
         if self._missing and now - self._rewritten_at > REWRITTEN_S and self._is_rewritten:
             self._end_missing()
             self._report_fleet(now)
@@ -176,9 +221,16 @@ class StreamReader:
             problem = (
                 "the stream was lost, and lacks clusters that it had: they stay until publishers have written it again"
             )
-            self._store.apply(FleetChanged(Stale(_time(self._missing_since), problem)))
+            self._stale(self._missing_since, problem)
+        elif self._publishers.are_silent and self._is_fleet_known:
+            self._stale(now, f"no publisher has been heard since {_time(self._publishers.heard_at):%Y-%m-%dT%H:%M:%SZ}")
         elif self._is_fleet_known:
             self._store.apply(FleetChanged(Synced(_time(now))))
+
+    def _stale(self, since: float, problem: str) -> None:
+        if self._publishers.are_silent:
+            since = min(since, self._publishers.heard_at)
+        self._store.apply(FleetChanged(Stale(_time(since), problem)))
 
     def _receive_object(self, scope: _Scope, subject: ObjectSubject, message: ObjectMessage) -> None:
         if scope.scope is not None and message.epoch == scope.epoch:

@@ -3,6 +3,7 @@
 - `milo.clusters.SOURCE.CLUSTER`: a cluster
 - `milo.objects.SOURCE.CLUSTER.GROUP.RESOURCE.state`: a scope, which is one kind in one cluster
 - `milo.objects.SOURCE.CLUSTER.GROUP.RESOURCE.NAMESPACE.NAME`: an object
+- `milo.publisher`: that a publisher runs
 
 Each part is one token, so that a filter can name any of them, and one filter reads a kind, a cluster, or both: a NATS
 server can restrict a consumer by its filter only if it has a single one.
@@ -13,7 +14,8 @@ from __future__ import annotations
 from typing import Final, NamedTuple, TypeAlias
 from urllib.parse import quote, unquote
 
-STREAM_SUBJECTS: Final = ("milo.clusters.>", "milo.objects.>")
+PUBLISHER: Final = "milo.publisher"
+STREAM_SUBJECTS: Final = ("milo.clusters.>", "milo.objects.>", PUBLISHER)
 CLUSTERS: Final = STREAM_SUBJECTS[0]
 LONGEST_SUBJECT: Final = 2048
 """A server closes the connection of a client that sends a protocol line of more than 4,096 bytes."""

@@ -164,8 +164,9 @@ class World:
             yield session
 
     async def stored(self) -> list[StoredMessage]:
+        """Return the messages of clusters, scopes and objects."""
         async with self.session() as session:
-            return (await session.last_messages(["milo.>"]))[0]
+            return (await session.last_messages(["milo.clusters.>", "milo.objects.>"]))[0]
 
 
 async def settled(publisher: ObjectPublisher) -> None:

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -270,7 +271,17 @@ async def test_pages_have_metrics_and_say_since_when_nats_is_away(world: World) 
         assert (await page(publisher, "/"))[0] == 404
 
 
-async def test_two_publishers_of_one_cluster_write_each_change_once(world: World) -> None:
+async def test_two_publishers_of_one_cluster_write_each_change_once(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    beats, beat = 0, NatsSession.beat
+
+    async def counted(self: NatsSession) -> None:
+        nonlocal beats
+        await beat(self)
+        beats += 1
+
+    monkeypatch.setattr(NatsSession, "beat", counted)
     async with world.publisher() as first, world.publisher() as second, world.reader() as objects:
         world.fleet.engage("web")
         for round_number in range(20):
@@ -284,7 +295,7 @@ async def test_two_publishers_of_one_cluster_write_each_change_once(world: World
         )
         async with world.session() as session:
             info = await session.stream()
-        assert info.last_sequence == sum(publisher.publication.stored.total() for publisher in (first, second))
+        assert info.last_sequence == beats + sum(publisher.publication.stored.total() for publisher in (first, second))
 
 
 async def test_cluster_moves_to_another_publisher(world: World) -> None:
@@ -385,7 +396,7 @@ async def test_objects_of_an_ended_scope_whose_publisher_was_killed_are_purged(
     assert any(stored.subject.endswith(".default") for stored in await world.stored())
     async with world.publisher(), world.session() as session:
         for _ in range(100):
-            if len(left := (await session.last_messages(["milo.>"]))[0]) == 2:
+            if len(left := (await session.last_messages(["milo.clusters.>", "milo.objects.>"]))[0]) == 2:
                 break
             await asyncio.sleep(0.1)
     assert {stored.headers["Milo-State"] for stored in left} == {"ENDED"}
@@ -429,6 +440,37 @@ async def test_reader_keeps_what_a_lost_stream_had_until_it_is_written_again(
         async with world.publisher():
             await eventually(lambda: isinstance(objects.fleet, Synced))
             assert names(objects) == {"of-web", "of-db"}
+
+
+async def test_reader_says_since_when_no_publisher_is_heard(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jetstream, "_HEARTBEAT_S", 0.1)
+    monkeypatch.setattr(publisher, "BEAT_EVERY_S", 0.1)
+    monkeypatch.setattr(stream_reader, "SILENT_S", 1.0)
+    world.fleet.engage("web")
+    world.fleet.put("web", "default")
+    async with world.reader() as objects:
+        async with world.publisher() as first:
+            await settled(first)
+            await eventually(lambda: isinstance(objects.fleet, Synced) and names(objects) == {"default"})
+            before = datetime.now(UTC)
+        await eventually(lambda: "no publisher has been heard since" in objects.fleet.problem)
+        assert abs((objects.fleet.since - before).total_seconds()) < 1.0
+        assert objects.view("v1/namespaces").is_complete
+        async with world.reader() as late:
+            await eventually(lambda: "no publisher has been heard since" in late.fleet.problem)
+        async with world.publisher():
+            await eventually(lambda: isinstance(objects.fleet, Synced))
+
+
+async def test_publisher_without_anything_to_write_notices_that_the_stream_is_gone(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(publisher, "BEAT_EVERY_S", 0.1)
+    async with world.publisher() as first:
+        await settled(first)
+    async with world.publisher(new=None), world.session() as session:
+        await session.call("STREAM.DELETE.milo")
+        await eventually(lambda: any("--create-stream" in text for text in world.reports))
 
 
 async def test_certificate_that_cannot_be_read_is_reported_as_a_lost_connection(world: World, tmp_path: Path) -> None:

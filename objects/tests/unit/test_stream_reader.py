@@ -5,7 +5,7 @@ from milo_objects.messages import Message, ObjectMessage, ScopeMessage, StoredMe
 from milo_objects.projection import ProjectedObject
 from milo_objects.scope import FleetCluster, Pending, Stale, Synced
 from milo_objects.store import Store
-from milo_objects.stream_reader import REWRITTEN_S, StreamReader
+from milo_objects.stream_reader import REWRITTEN_S, SILENT_S, StreamReader
 from milo_objects.subjects import ObjectSubject, ScopeSubject, Subject
 
 NAMESPACES = Kind("v1/namespaces")
@@ -53,6 +53,11 @@ class Reading:
     def read(self, stream: Stream, now: float) -> None:
         for stored in self.attach(stream, now):
             self.reader.receive(stored, now)
+        self.caught_up(now)
+
+    def caught_up(self, now: float) -> None:
+        """All was received, and a publisher is heard."""
+        self.reader.heard(now, now)
         self.reader.caught_up(now)
 
     @property
@@ -101,7 +106,7 @@ def test_nothing_ends_because_another_stream_was_not_written_yet() -> None:
     reading.read(stream, 0.0)
     stream = Stream("two")
     reading.read(stream, 1.0)
-    reading.reader.caught_up(2 * HOUR_S)
+    reading.caught_up(2 * HOUR_S)
     assert len(reading.objects) == 6
     assert isinstance(reading.store.fleet, Stale)
     stream.cluster("web", "a", state=Pending(NOW))
@@ -111,9 +116,59 @@ def test_nothing_ends_because_another_stream_was_not_written_yet() -> None:
     stream.cluster("web")
     reading.reader.receive([*stream.stored.values()][-1], 2 * HOUR_S)
     assert reading.objects == {"web/a", "db/a", "old/a", "old/b"}
-    reading.reader.caught_up(2 * HOUR_S + REWRITTEN_S)
+    reading.caught_up(2 * HOUR_S + REWRITTEN_S)
     assert "old/a" in reading.objects
-    reading.reader.caught_up(2 * HOUR_S + REWRITTEN_S + 1.0)
+    reading.caught_up(2 * HOUR_S + REWRITTEN_S + 1.0)
     assert reading.objects == {"web/a", "db/a"}
     assert set(reading.store.clusters) == {"web", "db"}
     assert isinstance(reading.store.fleet, Synced)
+
+
+def test_fleet_is_stale_since_a_publisher_was_last_heard() -> None:
+    stream, reading = Stream("one"), Reading()
+    stream.cluster("web", "a")
+    reading.reader.attach(stream.name, stream.sequence, 100.0)
+    reading.reader.heard(95.0, 100.0)
+    reading.reader.receive(*[*stream.stored.values()][:1], 100.0)
+    reading.reader.caught_up(95.0 + SILENT_S)
+    assert isinstance(reading.store.fleet, Synced)
+    reading.reader.caught_up(96.0 + SILENT_S)
+    assert reading.store.fleet == Stale(
+        datetime.fromtimestamp(95.0, UTC), "no publisher has been heard since 1970-01-01T00:01:35Z"
+    )
+    assert reading.store.view(NAMESPACES.resource).is_complete
+    reading.reader.detach("cut")
+    assert reading.store.view(NAMESPACES.resource).stale_since == datetime.fromtimestamp(95.0, UTC)
+    reading.attach(stream, 200.0)
+    reading.reader.caught_up(200.0)
+    assert isinstance(reading.store.fleet, Synced)  # one that runs has not had the time to be heard
+    reading.reader.heard(200.0, 200.0)
+    reading.reader.caught_up(230.0)
+    reading.reader.caught_up(231.0)
+    assert isinstance(reading.store.fleet, Stale)
+    reading.reader.heard(232.0, 232.0)
+    assert isinstance(reading.store.fleet, Synced)
+
+
+def test_reader_that_starts_after_publishers_ended_knows_it_at_once() -> None:
+    stream, reading = Stream("one"), Reading()
+    stream.cluster("web", "a")
+    first = reading.reader.attach(stream.name, stream.sequence, HOUR_S)
+    reading.reader.heard(60.0, HOUR_S)
+    for stored in stream.stored.values():
+        reading.reader.receive(stored, HOUR_S)
+    reading.reader.caught_up(HOUR_S)
+    assert first == 1
+    assert reading.store.view(NAMESPACES.resource).stale_since == datetime.fromtimestamp(60.0, UTC)
+
+
+def test_reader_that_has_never_heard_a_publisher_says_so_after_a_while() -> None:
+    stream, reading = Stream("one"), Reading()
+    stream.cluster("web", "a")
+    for stored in reading.attach(stream, 100.0):
+        reading.reader.receive(stored, 100.0)
+    reading.reader.caught_up(101.0 + SILENT_S)
+    assert reading.store.view(NAMESPACES.resource).stale_since == datetime.fromtimestamp(100.0, UTC)
+    reading.reader.caught_up(50.0)  # the clock was set back
+    reading.reader.caught_up(51.0 + SILENT_S)
+    assert reading.store.view(NAMESPACES.resource).stale_since == datetime.fromtimestamp(50.0, UTC)
