@@ -4,7 +4,7 @@
     images/NAME/      OCI layouts of the Dockerfile's images
     kustomize/        the manifests with the images' full names and digests, and as an OCI artifact
     chart/            a Helm chart of the standalone daemon
-    go/               both Go modules, as the module proxy serves them: GOPROXY=file://DIRECTORY/go
+    go/               the Go modules, as the module proxy serves them: GOPROXY=file://DIRECTORY/go
     npm/, maven/      the packages for Node and Java
     *.cdx.json, THIRD-PARTY-NOTICES.txt, provenance.json, SHA256SUMS
 
@@ -52,6 +52,7 @@ GO_MODULES = {
     "go.miloapis.com/discovery": "clients/go",
     "go.miloapis.com/discovery/multicluster": "clients/go/multicluster",
     "go.miloapis.com/discovery/objects": "clients/go/objects",
+    "go.miloapis.com/discovery/objects/natssource": "clients/go/objects/natssource",
 }
 MAVEN_DEPLOY = "org.apache.maven.plugins:maven-deploy-plugin:3.1.4"
 TOOLS = ("buildah", "kubectl", "go", "npm", "mvn")

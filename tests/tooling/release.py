@@ -4,7 +4,7 @@
     image      demo and daemon in their images, as uid 65532 on a read-only root (needs root, buildah and unshare)
     manifests  bundle and chart: equal objects, valid, and within the pod security profile `restricted` (needs kubectl;
                the chart needs helm, or Go to build it)
-    go         go get of both modules from a proxy that is a directory (needs Go)
+    go         go get of the modules from a proxy that is a directory (needs Go)
 
 A step whose tool is not installed is reported as skipped. The exit status is 1 if a step fails.
 """
@@ -293,6 +293,7 @@ def go_modules(release: Path, scratch: Path) -> str:
         "go.miloapis.com/discovery@latest",
         "go.miloapis.com/discovery/multicluster@latest",
         "go.miloapis.com/discovery/objects@latest",
+        "go.miloapis.com/discovery/objects/natssource@latest",
         cwd=project,
         **given,
     )

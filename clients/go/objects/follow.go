@@ -61,32 +61,32 @@ func newClient(config *rest.Config) (rest.Interface, error) {
 }
 
 // follow keeps a scope current until ctx is done, and lists it again after it was dropped.
-func (o *Objects) follow(ctx context.Context, of *scope, client rest.Interface) {
+func (f *followedFleet) follow(ctx context.Context, of *scope, client rest.Interface) {
 	for ctx.Err() == nil {
 		attempt, exceed := context.WithCancelCause(ctx)
-		o.budget.join(of, exceed)
-		f := &follower{scope: of, objects: o, client: client, ctx: attempt}
-		f.count()
-		lister := unstreamed{&cache.ListWatch{ListWithContextFunc: f.list, WatchFuncWithContext: f.watch}}
-		reflector := cache.NewReflectorWithOptions(lister, nil, f, cache.ReflectorOptions{
+		f.budget.join(of, exceed)
+		attempted := &follower{scope: of, objects: f, client: client, ctx: attempt}
+		attempted.count()
+		lister := unstreamed{&cache.ListWatch{ListWithContextFunc: attempted.list, WatchFuncWithContext: attempted.watch}}
+		reflector := cache.NewReflectorWithOptions(lister, nil, attempted, cache.ReflectorOptions{
 			Name: of.cluster.Name(), TypeDescription: of.kind.resource,
 		})
 		reflector.RunWithContext(klog.NewContext(attempt, klog.Logger{})) // what it would log is the scope's Problem
-		o.budget.leave(of)
+		f.budget.leave(of)
 		exceed(nil)
 		var dropped overBudget
 		if !errors.As(context.Cause(attempt), &dropped) {
 			return
 		}
-		o.change(of, func() []Change { return of.drop(dropped.Error(), time.Now()) })
-		sleep(ctx, o.limits.Retry)
+		f.change(of, func() []Change { return of.drop(dropped.Error(), time.Now()) })
+		sleep(ctx, f.limits.Retry)
 	}
 }
 
 // follower is one attempt to keep a scope current, with client-go's reflector.
 type follower struct {
 	*scope
-	objects *Objects
+	objects *followedFleet
 	client  rest.Interface
 	ctx     context.Context
 }

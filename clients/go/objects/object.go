@@ -13,14 +13,12 @@ import (
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	jsonutil "k8s.io/apimachinery/pkg/util/json"
-
-	"go.miloapis.com/discovery"
 )
 
 // Object is an object without the fields that are not named. Do not change it: others read it, too.
 type Object struct {
 	// Cluster is the engagement that the object is in.
-	Cluster *discovery.EngagedCluster
+	Cluster Cluster
 	// Resource is that of its Kind.
 	Resource  string
 	Namespace string
@@ -106,7 +104,7 @@ type metadata struct {
 }
 
 // decode decodes an object of the kind. It fails for an object without a name.
-func (k *kind) decode(cluster *discovery.EngagedCluster, raw json.RawMessage) (*seen, error) {
+func (k *kind) decode(cluster Cluster, raw json.RawMessage) (*seen, error) {
 	var found struct{ Metadata json.RawMessage }
 	var of identity
 	err := json.Unmarshal(raw, &found)
@@ -134,7 +132,7 @@ func (k *kind) decode(cluster *discovery.EngagedCluster, raw json.RawMessage) (*
 
 // decodeList decodes a page of a list one object at a time, so that only what is kept of them takes memory. It keeps the
 // objects of which keep returns true, and fails with its error.
-func (k *kind) decodeList(cluster *discovery.EngagedCluster, decoder *json.Decoder, keep func(*seen) (bool, error)) (*seenList, error) {
+func (k *kind) decodeList(cluster Cluster, decoder *json.Decoder, keep func(*seen) (bool, error)) (*seenList, error) {
 	list := &seenList{}
 	if err := expect(decoder, json.Delim('{')); err != nil {
 		return nil, err

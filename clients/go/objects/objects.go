@@ -2,36 +2,31 @@ package objects
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
 	"runtime/debug"
 	"slices"
 	"sync"
-	"time"
 
 	"k8s.io/client-go/rest"
 
 	"go.miloapis.com/discovery"
 )
 
-const (
-	defaultLists = 32
-	connectRetry = 10 * time.Second // after an error of Options.RESTConfig
-)
-
 // Options configures Objects. Kinds is required.
 type Options struct {
-	// FleetOptions configures the fleet: which clusters, and OnError. The latter is also called with malformed objects, and
-	// with panics of an Index or of OnChange, which end nothing.
-	discovery.FleetOptions
+	// WatchOptions configures the watch of the clusters: which ones.
+	discovery.WatchOptions
 	Kinds []Kind
 	// Indexes are functions by name, for Find.
 	Indexes map[string]Index
 	// OnChange is called after each change. The calls of one scope are in order: the objects of its first list precede its
 	// Synced, and its end precedes all of the next engagement of the name. Calls of different scopes may overlap, and one
-	// that takes long delays its scope only.
+	// that takes long delays its scope only; with NewFrom, it delays all.
 	OnChange func(Change)
+	// OnError is called with malformed objects, and with panics of an Index or of OnChange, which end nothing. If nil, they
+	// are logged with [slog.Default]. Calls may overlap.
+	OnError func(Cluster, error)
 	// Limits are the limits of what is kept.
 	Limits Limits
 	// ListsAtOnce is the number of lists at the same time; 32 by default.
@@ -44,120 +39,47 @@ type Options struct {
 type Objects struct {
 	options Options
 	kinds   []*kind
-	limits  Limits
 	indexes *indexes
-	budget  *budget
-	lists   slots
-	fleet   *discovery.Fleet
+	fleet   fleet
 
 	mu     sync.RWMutex
 	scopes map[key]*scope
 }
 
 type key struct {
-	cluster  *discovery.EngagedCluster
+	cluster  Cluster
 	resource string
 }
 
-// New returns Objects that know nothing until Run.
-func New(client *discovery.Client, options Options) (*Objects, error) {
+// fleet is where the clusters and their objects come from.
+type fleet interface {
+	run(context.Context) error
+	state() discovery.FleetState
+	// clusters returns the engaged clusters, ordered by name.
+	clusters() []Cluster
+}
+
+// newObjects returns Objects without a fleet.
+func newObjects(options Options) (*Objects, error) {
 	kinds, err := checkKinds(options.Kinds)
 	if err != nil {
 		return nil, err
 	}
 	if options.OnError == nil {
-		options.OnError = func(cluster *discovery.EngagedCluster, err error) {
+		options.OnError = func(cluster Cluster, err error) {
 			slog.Error("following objects", "cluster", cluster.Name(), "error", err)
 		}
 	}
-	if options.RESTConfig == nil {
-		options.IncludeKubeconfigs = true
-		options.RESTConfig = func(cluster *discovery.EngagedCluster) (*rest.Config, error) { return RESTConfig(cluster), nil }
-	}
-	if options.ListsAtOnce == 0 {
-		options.ListsAtOnce = defaultLists
-	}
-	o := &Objects{options: options, kinds: kinds, limits: options.Limits.withDefaults(), scopes: map[key]*scope{}}
+	o := &Objects{options: options, kinds: kinds, scopes: map[key]*scope{}}
 	o.indexes = newIndexes(options.Indexes, func(object *Object, err error) { o.options.OnError(object.Cluster, err) })
-	o.budget = newBudget(o.limits)
-	o.lists = make(slots, options.ListsAtOnce)
-	o.fleet = client.NewFleet(options.FleetOptions)
 	return o, nil
 }
 
-// Run follows the objects until ctx is done, the client is closed, or an error is terminal: see
-// [discovery.Client.Watch]. What is known then stays. It can be called once.
-func (o *Objects) Run(ctx context.Context) error { return o.fleet.Run(ctx, o.work) }
+// Run follows the objects until ctx is done, or an error is terminal: with New, those of [discovery.Client.Watch]. What is
+// known then stays. It can be called once.
+func (o *Objects) Run(ctx context.Context) error { return o.fleet.run(ctx) }
 
-// work follows the kinds in one cluster.
-func (o *Objects) work(ctx context.Context, cluster *discovery.EngagedCluster) error {
-	scopes := o.begin(cluster)
-	defer context.AfterFunc(ctx, func() { // at once, also if a call of OnChange takes long
-		if disengaged(ctx) != nil {
-			o.forget(scopes)
-		}
-	})()
-	for ctx.Err() == nil {
-		// A cluster that moves is the same cluster, and is listed at its new endpoint.
-		endpoint, updated := cluster.Current().Endpoint, cluster.Updated()
-		client, err := o.connect(cluster)
-		if err != nil {
-			for _, each := range scopes {
-				o.change(each, func() []Change { return each.failed(Stale, err.Error(), time.Now()) })
-			}
-			sleep(ctx, connectRetry)
-			continue
-		}
-		there, leave := context.WithCancel(ctx)
-		var running sync.WaitGroup
-		for _, each := range scopes {
-			running.Go(func() { o.follow(there, each, client) })
-		}
-		for ctx.Err() == nil && cluster.Current().Endpoint == endpoint {
-			select {
-			case <-updated:
-				updated = cluster.Updated()
-			case <-ctx.Done():
-			}
-		}
-		leave()
-		running.Wait()
-	}
-	if cause := disengaged(ctx); cause != nil { // otherwise only this process ends
-		o.forget(scopes)
-		for _, each := range scopes {
-			o.change(each, func() []Change { return each.end(cause, time.Now()) })
-		}
-	}
-	return nil
-}
-
-func (o *Objects) connect(cluster *discovery.EngagedCluster) (rest.Interface, error) {
-	config, err := o.options.RESTConfig(cluster)
-	if err != nil {
-		return nil, fmt.Errorf("Options.RESTConfig: %w", err)
-	}
-	return newClient(config)
-}
-
-func disengaged(ctx context.Context) *discovery.Disengaged {
-	var cause *discovery.Disengaged
-	errors.As(context.Cause(ctx), &cause)
-	return cause
-}
-
-func (o *Objects) begin(cluster *discovery.EngagedCluster) []*scope {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	scopes := make([]*scope, len(o.kinds))
-	for i, kind := range o.kinds {
-		scopes[i] = newScope(cluster, kind, o.indexes, time.Now())
-		o.scopes[key{cluster, kind.resource}] = scopes[i]
-	}
-	return scopes
-}
-
-// forget hides the scopes of a cluster from readers.
+// forget hides scopes from readers.
 func (o *Objects) forget(scopes []*scope) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
@@ -205,7 +127,7 @@ func (o *Objects) Find(index, key string) []*Object {
 }
 
 // Get returns an object, or nil if it is not known.
-func (o *Objects) Get(cluster *discovery.EngagedCluster, resource, namespace, name string) *Object {
+func (o *Objects) Get(cluster Cluster, resource, namespace, name string) *Object {
 	o.mu.RLock()
 	defer o.mu.RUnlock()
 	if of := o.scopes[key{cluster, resource}]; of != nil {
@@ -229,7 +151,7 @@ func (o *Objects) List(resource string) []*Object {
 
 // View returns what is known of a kind, and what is not. It panics for a kind that is not followed.
 func (o *Objects) View(resource string) View {
-	view := View{Resource: resource, Fleet: o.fleet.State()} // before the clusters: see Fleet.State
+	view := View{Resource: resource, Fleet: o.fleet.state()} // before the clusters: see Fleet.State
 	for _, each := range o.Scopes(resource) {
 		view.count(each)
 	}
@@ -241,7 +163,7 @@ func (o *Objects) Scopes(resource string) []Scope {
 	if !slices.ContainsFunc(o.kinds, func(k *kind) bool { return k.resource == resource }) {
 		panic(fmt.Sprintf("objects: %q is not one of the Kinds", resource))
 	}
-	clusters := o.fleet.Clusters()
+	clusters := o.fleet.clusters()
 	scopes := make([]Scope, len(clusters))
 	o.mu.RLock()
 	defer o.mu.RUnlock()

@@ -31,7 +31,7 @@ const (
 
 // Scope is one kind in one engagement of one cluster.
 type Scope struct {
-	Cluster  *discovery.EngagedCluster
+	Cluster  Cluster
 	Resource string
 	State    State
 	// Since is when the scope entered the state. If it is Filled and not Synced, it is the time up to which its objects are
@@ -55,6 +55,8 @@ const (
 	OutOfSelector Gone = "OUT_OF_SELECTOR"
 	// Missing means that the object was deleted while nobody watched.
 	Missing Gone = "MISSING"
+	// Withdrawn means that the kind is no longer published: the objects may exist.
+	Withdrawn Gone = "WITHDRAWN"
 	// ClusterEnded means that the engagement ended, and with it the scope: the objects may exist. Change.Disengaged has the
 	// reason, such as REVOKED.
 	ClusterEnded Gone = "CLUSTER_ENDED"
@@ -78,7 +80,7 @@ type Change struct {
 
 // scope has the objects of a Scope. Its goroutines change it one at a time; others read it.
 type scope struct {
-	cluster *discovery.EngagedCluster
+	cluster Cluster
 	kind    *kind
 	indexes *indexes
 
@@ -96,7 +98,7 @@ type scope struct {
 	watching bool
 }
 
-func newScope(cluster *discovery.EngagedCluster, kind *kind, indexes *indexes, now time.Time) *scope {
+func newScope(cluster Cluster, kind *kind, indexes *indexes, now time.Time) *scope {
 	s := &scope{cluster: cluster, kind: kind, indexes: indexes}
 	s.clear(Pending, now, notBegun)
 	return s
@@ -189,7 +191,12 @@ func (s *scope) apply(found *seen, isDeleted bool) []Change {
 	case found.problem != nil:
 		return nil
 	}
-	planned, ok := s.plan(found.place(), now)
+	return s.put(found.place(), now, gone)
+}
+
+// put applies the state of an object; nil if it is gone, or not selected, for a reason.
+func (s *scope) put(at place, now *Object, gone Gone) []Change {
+	planned, ok := s.plan(at, now)
 	if !ok {
 		return nil
 	}
@@ -323,22 +330,40 @@ func (s *scope) failed(state State, problem string, now time.Time) []Change {
 	return []Change{{Scope: s.describe()}}
 }
 
-// drop ends the scope, because it exceeds a limit, and begins another one.
-func (s *scope) drop(problem string, now time.Time) []Change {
+// enter enters the state that a source has of the scope.
+func (s *scope) enter(state State, since time.Time, problem string) []Change {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	removed := slices.Collect(maps.Values(s.objects))
-	s.clear(OverBudget, now, problem)
-	return []Change{{Scope: s.describe(), Removed: removed, Gone: ScopeOverBudget}}
+	if s.state == state && s.since.Equal(since) && s.problem == problem {
+		return nil
+	}
+	s.state, s.since, s.problem, s.isFilled = state, since, problem, s.isFilled || state == Synced
+	return []Change{{Scope: s.describe()}}
+}
+
+// drop ends the scope, because it exceeds a limit, and begins another one.
+func (s *scope) drop(problem string, now time.Time) []Change {
+	return s.empty(Change{Gone: ScopeOverBudget}, OverBudget, now, problem)
+}
+
+// withdraw ends the scope, because its kind is no longer there to be read.
+func (s *scope) withdraw(now time.Time) []Change {
+	return s.empty(Change{Gone: Withdrawn}, Pending, now, "the kind was withdrawn")
 }
 
 // end ends the scope with the engagement of its cluster.
 func (s *scope) end(cause *discovery.Disengaged, now time.Time) []Change {
+	return s.empty(Change{Gone: ClusterEnded, Disengaged: cause}, s.get().State, now, cause.Error())
+}
+
+// empty removes all objects.
+func (s *scope) empty(change Change, state State, now time.Time, problem string) []Change {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	removed := slices.Collect(maps.Values(s.objects))
-	s.clear(s.state, now, cause.Error())
-	return []Change{{Scope: s.describe(), Removed: removed, Gone: ClusterEnded, Disengaged: cause}}
+	change.Removed = slices.Collect(maps.Values(s.objects))
+	s.clear(state, now, problem)
+	change.Scope = s.describe()
+	return []Change{change}
 }
 
 func problemOf(err error) (State, string) {

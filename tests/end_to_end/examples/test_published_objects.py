@@ -14,7 +14,7 @@ from milo_objects.nats_source import NatsSource
 from milo_sandbox import Sandbox
 from milo_sandbox.nats_server import NatsServer, running_nats
 from milo_sandbox.resources import NAMESPACES
-from tests.end_to_end.examples.building import Command, java_namespaces, node_namespaces
+from tests.end_to_end.examples.building import ROOT, Command, java_namespaces, node_namespaces, run, tool
 from tests.end_to_end.examples.program import Program
 from tests.end_to_end.process.daemon import DaemonProcess
 from tests.support.eventually import eventually
@@ -85,6 +85,33 @@ async def test_namespaces_reach_a_reader_without_the_daemon(
             await eventually(lambda: "while-away" in names(objects, "web"))
             sandbox.projects.delete("web")
             await eventually(lambda: not objects.clusters)
+
+
+@pytest.mark.builds
+@pytest.mark.timeout(1200)  # the first build compiles Kubernetes libraries
+async def test_readers_in_python_and_go_say_that_a_killed_publisher_is_not_heard(
+    sandbox: Sandbox, nats: NatsServer, publish: Publish, tmp_path: Path, pytestconfig: pytest.Config
+) -> None:
+    if not pytestconfig.getoption("--real"):
+        pytest.skip("compiling Kubernetes libraries takes minutes: run with --real")
+    binary = tmp_path / "natssource.test"
+    run([tool("go"), "test", "-c", "-o", str(binary), "."], ROOT / "clients/go/objects/natssource")
+    command = [str(binary), "-test.v", "-test.run=^TestModuleReadsARealPublisher$"]
+    sandbox.projects.create("web", ready=True)
+    async with reading(nats) as objects, Program(command, {"MILO_NATS_TEST_URL": nats.url}) as go:
+        async with publish():
+            await eventually(lambda: "default" in names(objects, "web"))
+            await go.until("CURRENT web/default")
+        # It was killed.
+        await eventually(lambda: objects.view("v1/namespaces").stale_since)
+        assert "no publisher has been heard since" in objects.fleet.problem
+        await go.until("STALE: no publisher has been heard since")
+        create_namespace(sandbox, "web", "while-away")
+        async with publish():
+            await eventually(lambda: "while-away" in names(objects, "web"))
+            await eventually(lambda: objects.view("v1/namespaces").stale_since is None)
+            await go.until("CURRENT web/while-away")
+            await go.until("PASS: TestModuleReadsARealPublisher")
 
 
 @pytest.mark.builds

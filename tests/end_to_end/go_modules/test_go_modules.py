@@ -1,6 +1,8 @@
 """The tests of the Go modules, with the race detector if there is a C compiler, and go vet in a clean clone."""
 
+import os
 import subprocess
+import sysconfig
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,7 @@ CLIENT = "clients/go"
 NEEDS_KUBERNETES = (
     "clients/go/multicluster",
     "clients/go/objects",
+    "clients/go/objects/natssource",
     "clients/go/objects/tests",
     "examples/go-operator",
 )
@@ -31,7 +34,8 @@ WITHOUT_KUBERNETES = {CLIENT, "examples/go"}
 
 
 def run_tests(module: str) -> None:
-    run([*go_test(), "./..."], ROOT / module)
+    with_nats_server = f"PATH={sysconfig.get_path('scripts')}:{os.environ['PATH']}"
+    run(["env", with_nats_server, *go_test(), "./..."], ROOT / module)
 
 
 @pytest.mark.nightly  # ./dev go runs them before each merge

@@ -79,7 +79,7 @@ func (env *environment) engage(names ...string) {
 func (env *environment) start(change func(*objects.Options)) {
 	env.t.Helper()
 	options := objects.Options{Kinds: kinds, Indexes: indexes, OnChange: env.note}
-	options.OnError = func(cluster *discovery.EngagedCluster, err error) {
+	options.OnError = func(cluster objects.Cluster, err error) {
 		env.mu.Lock()
 		defer env.mu.Unlock()
 		env.errors = append(env.errors, cluster.Name()+": "+err.Error())

@@ -1,0 +1,465 @@
+package natssource
+
+import (
+	"encoding/json"
+
+	"time"
+
+	"go.miloapis.com/discovery"
+	"go.miloapis.com/discovery/objects"
+)
+
+const (
+	// goneTTL is how long the stream keeps the message that an object is gone, or that a scope has ended.
+	goneTTL = time.Hour
+	// rewrittenTime is how long clusters that another stream lacks are kept after a publisher has last written one of them.
+	// Publishers write a lost stream again within seconds, and nothing ends before the first of them has begun to.
+	rewrittenTime = 5 * time.Minute
+)
+
+// Variables for tests.
+var (
+	// resumable is how long a reader can be away and resume.
+	resumable = goneTTL - 5*time.Minute
+	// silentTime is how long publishers may not be heard. Each of them writes every 10 s.
+	silentTime = 30 * time.Second
+)
+
+// store is what the reader fills: a [*objects.Store].
+type store interface {
+	SetFleet(discovery.FleetState)
+	Engage(discovery.Cluster)
+	Disengage(cluster string, reason discovery.DisengageReason)
+	SetState(cluster, resource string, state objects.State, since time.Time, problem string)
+	Withdraw(cluster, resource string)
+	Put(cluster, resource string, object json.RawMessage) error
+	Remove(cluster, resource, namespace, name string, reason objects.Gone)
+	Objects(cluster, resource string) []*objects.Object
+	Fail(cluster string, err error)
+}
+
+// reader turns messages of the stream into changes of a store. It does no I/O, and time is an argument.
+//
+// The stream has the last message of each subject, so that reading from a sequence gives each subject's present state that
+// is newer. A reader that was away for longer than messages of ends live, reads all of them, and then removes what it has
+// not seen. A stream that is another one by now may lack what its publisher has yet to write again: objects that it lacks
+// are removed when their scope is SYNCED there, and clusters when publishers have written no more of them for a while.
+type reader struct {
+	store     store
+	resources map[kindTokens]string
+
+	position *position
+	scopes   map[scopeKey]*scope
+	clusters map[string]discovery.Cluster // as the store has them
+
+	isSnapshot    bool
+	isBehind      bool
+	isOtherStream bool // something is known from another stream, and is not proven to be gone by what this one lacks
+	isFleetKnown  bool
+
+	missing      map[scopeKey]struct{} // the scopes that are known, and that another stream has not shown
+	missingSince time.Time
+	rewrittenAt  time.Time
+
+	publishers publishers
+}
+
+// position is how far a stream was read.
+type position struct {
+	lineage  string // which stream it is, and since when it certainly has lost nothing
+	sequence uint64
+	at       time.Time // when all messages that the stream then had were received
+}
+
+// scope is one kind in one cluster as the reader knows it.
+type scope struct {
+	epoch        int64 // messages of objects with a lower one are ignored
+	isEpochKnown bool  // unless the stream is another one by now
+	hasBegun     bool  // the store has it
+	// state is what the store gets once the reader has caught up.
+	state *scopeMessage
+	// buffered are objects of a scope whose own message comes later.
+	buffered []bufferedObject
+	// seen are the objects that the stream has shown since it is read from the beginning; nil if it has shown all.
+	seen map[place]struct{}
+}
+
+type bufferedObject struct {
+	at      place
+	message objectMessage
+}
+
+func newReader(to store, resources map[kindTokens]string) *reader {
+	return &reader{
+		store: to, resources: resources, scopes: map[scopeKey]*scope{}, clusters: map[string]discovery.Cluster{},
+		missing: map[scopeKey]struct{}{}, isBehind: true,
+	}
+}
+
+// --- the connection ---
+
+// attach begins to read a stream, and returns the sequence from which on to read.
+func (r *reader) attach(lineage string, lastSequence uint64, now time.Time) uint64 {
+	before := r.position
+	isSame := before != nil && before.lineage == lineage && before.sequence <= lastSequence
+	isRecent := before != nil && !now.Before(before.at) && now.Sub(before.at) <= resumable
+	r.isBehind = true
+	r.isSnapshot = r.isSnapshot || !isSame || !isRecent // one that was cut off begins again
+	isUnproven := len(r.missing) > 0
+	for _, each := range r.scopes {
+		isUnproven = isUnproven || each.seen != nil
+	}
+	r.isOtherStream = !isSame || r.isOtherStream && isUnproven
+	for _, each := range r.scopes {
+		if r.isSnapshot && each.hasBegun {
+			each.seen = map[place]struct{}{}
+		}
+		each.buffered, each.state, each.isEpochKnown = nil, nil, each.isEpochKnown && isSame
+	}
+	r.publishers.listen(now)
+	if !r.isFleetKnown {
+		r.store.SetFleet(discovery.FleetState{Connected: true})
+	}
+	if before != nil && !r.isSnapshot {
+		return before.sequence + 1
+	}
+	at := now
+	if before != nil {
+		at = before.at
+	}
+	r.position = &position{lineage: lineage, at: at}
+	return 1
+}
+
+// detach notes that the server cannot be reached. What is known stays.
+func (r *reader) detach(problem string) {
+	state := discovery.FleetState{Problem: problem, Synced: r.isFleetKnown}
+	if r.isFleetKnown {
+		state.StaleSince = r.publishers.known(r.position.at)
+	}
+	r.store.SetFleet(state)
+}
+
+// --- messages ---
+
+// heard notes that a publisher ran at a time, which is the last one that the stream knows.
+func (r *reader) heard(at, now time.Time) {
+	r.publishers.hear(at)
+	r.noteSilence(now)
+}
+
+func (r *reader) noteSilence(now time.Time) {
+	if r.publishers.haveChanged(now) && !r.isBehind {
+		r.reportFleet()
+	}
+}
+
+// receive applies a message.
+func (r *reader) receive(message stored, now time.Time) {
+	r.position.sequence = message.sequence
+	of, err := parse(message.subject)
+	if err != nil {
+		r.store.Fail("", message.unusable(err))
+		return
+	}
+	resource, ok := r.resources[of.scope.kind]
+	if !ok {
+		return
+	}
+	found := r.scopes[of.scope]
+	if found == nil {
+		found = &scope{epoch: -1, isEpochKnown: true}
+		r.scopes[of.scope] = found
+	}
+	if of.isObject {
+		decoded, err := decodeObject(message)
+		if err == nil {
+			err = r.receiveObject(of.scope.cluster, resource, found, bufferedObject{of.object, decoded})
+		}
+		if err != nil {
+			r.store.Fail(of.scope.cluster, err)
+		}
+		return
+	}
+	decoded, err := decodeScope(message)
+	if err != nil {
+		r.store.Fail(of.scope.cluster, err)
+		return
+	}
+	wasKnown := r.isFleetKnown && len(r.missing) == 0
+	r.receiveScope(of.scope, resource, found, decoded)
+	if _, ok := r.missing[of.scope]; ok {
+		delete(r.missing, of.scope)
+		r.rewrittenAt = now
+	}
+	if !wasKnown && !r.isBehind {
+		r.reportFleet()
+	}
+}
+
+// caughtUp notes that all messages that the stream has were received.
+func (r *reader) caughtUp(now time.Time) {
+	r.position.at = now
+	r.noteSilence(now)
+	if len(r.missing) > 0 && now.Sub(r.rewrittenAt) > rewrittenTime && r.isRewritten() {
+		r.endMissing()
+		r.reportFleet()
+	}
+	if !r.isBehind {
+		return
+	}
+	if r.isSnapshot {
+		r.sweep(now)
+	}
+	r.isBehind, r.isSnapshot = false, false
+	for key, each := range r.scopes {
+		each.buffered = nil
+		if each.hasBegun && each.state != nil {
+			if !r.isOtherStream || objects.State(each.state.State.State) == objects.Synced {
+				r.removeUnseen(key, each)
+			}
+			r.setState(key, each.state)
+		}
+		each.state = nil
+	}
+	r.reportFleet()
+}
+
+// reportFleet reports whether all clusters are known. A stream without any is one that nobody has written yet.
+func (r *reader) reportFleet() {
+	r.isFleetKnown = r.isFleetKnown || len(r.clusters) > 0
+	state := discovery.FleetState{Connected: true, Synced: r.isFleetKnown}
+	switch {
+	case len(r.missing) > 0:
+		state.Synced, state.StaleSince = true, r.publishers.known(r.missingSince)
+		state.Problem = "the stream was lost, and lacks clusters that it had: they stay until publishers have written it again"
+	case r.publishers.areSilent:
+		state.Problem = "no publisher has been heard since " + r.publishers.heardAt.UTC().Format(time.RFC3339)
+		if r.isFleetKnown {
+			state.StaleSince = r.publishers.heardAt
+		}
+	}
+	r.store.SetFleet(state)
+}
+
+func (r *reader) setState(key scopeKey, message *scopeMessage) {
+	state := message.State
+	if state.Problem == "" && objects.State(state.State) == objects.Pending {
+		state.Problem = "the first list is not complete"
+	}
+	r.store.SetState(key.cluster, r.resources[key.kind], objects.State(state.State), state.Since, state.Problem)
+}
+
+func (r *reader) receiveObject(cluster, resource string, of *scope, found bufferedObject) error {
+	switch {
+	case of.hasBegun && of.isEpochKnown && found.message.epoch == of.epoch:
+		return r.apply(cluster, resource, of, found)
+	case !of.isEpochKnown || found.message.epoch > of.epoch:
+		of.buffered = append(of.buffered, found)
+	}
+	return nil
+}
+
+func (r *reader) apply(cluster, resource string, of *scope, found bufferedObject) error {
+	at := found.at
+	if found.message.gone == "" {
+		if of.seen != nil {
+			of.seen[at] = struct{}{}
+		}
+		return r.store.Put(cluster, resource, found.message.body)
+	}
+	delete(of.seen, at)
+	r.store.Remove(cluster, resource, at.namespace, at.name, goneOf(found.message.gone))
+	return nil
+}
+
+func (r *reader) receiveScope(key scopeKey, resource string, of *scope, message scopeMessage) {
+	if of.isEpochKnown && message.Epoch < of.epoch {
+		return
+	}
+	if message.State.State == endedState {
+		r.end(key, of, message.State.Reason)
+		of.epoch, of.isEpochKnown, of.buffered = message.Epoch, true, nil
+		return
+	}
+	before, isKnown := r.clusters[key.cluster]
+	if isKnown && before.UID != message.Cluster.UID {
+		r.endCluster(key.cluster, discovery.ReasonReplaced)
+		isKnown = false
+	} else if of.hasBegun && of.isEpochKnown && message.Epoch > of.epoch {
+		r.end(key, of, withdrawn)
+	}
+	// A cluster keeps the incarnation that it had when it was first seen: a restarted daemon has another one for it.
+	incarnation := message.Cluster.Incarnation
+	if isKnown {
+		incarnation = before.Incarnation
+	}
+	cluster := message.Cluster.cluster(incarnation)
+	cluster.Name = key.cluster
+	r.clusters[key.cluster] = cluster
+	r.store.Engage(cluster)
+	of.epoch, of.isEpochKnown = message.Epoch, true
+	if !of.hasBegun {
+		of.hasBegun = true
+		r.store.SetState(key.cluster, resource, objects.Pending, message.State.Since, "the first list is not complete")
+	}
+	for _, each := range of.buffered {
+		if each.message.epoch == message.Epoch {
+			if err := r.apply(key.cluster, resource, of, each); err != nil {
+				r.store.Fail(key.cluster, err)
+			}
+		}
+	}
+	of.buffered = nil
+	if r.isBehind {
+		of.state = &message
+		return
+	}
+	if objects.State(message.State.State) == objects.Synced {
+		r.removeUnseen(key, of)
+	}
+	r.setState(key, &message)
+}
+
+// --- ends ---
+
+func (r *reader) end(key scopeKey, of *scope, reason string) {
+	switch {
+	case !of.hasBegun:
+	case reason == withdrawn:
+		r.store.Withdraw(key.cluster, r.resources[key.kind])
+		r.forget(key, of)
+	default:
+		r.endCluster(key.cluster, reasonOf(reason))
+	}
+}
+
+func (r *reader) endCluster(name string, reason discovery.DisengageReason) {
+	if _, ok := r.clusters[name]; !ok {
+		return
+	}
+	r.store.Disengage(name, reason)
+	delete(r.clusters, name)
+	for key, each := range r.scopes {
+		if key.cluster == name {
+			r.forget(key, each)
+		}
+	}
+}
+
+// forget forgets a scope that has ended, but for its epoch.
+func (r *reader) forget(key scopeKey, of *scope) {
+	of.hasBegun, of.state, of.seen = false, nil, nil
+	delete(r.missing, key)
+}
+
+// sweep ends what the snapshot did not have; if it is of another stream, later.
+func (r *reader) sweep(now time.Time) {
+	if len(r.missing) == 0 {
+		r.missingSince, r.rewrittenAt = now, now
+	}
+	clear(r.missing)
+	for key, each := range r.scopes {
+		if each.hasBegun && each.state == nil {
+			r.missing[key] = struct{}{}
+		}
+	}
+	if !r.isOtherStream {
+		r.endMissing()
+	}
+	for key, each := range r.scopes {
+		if !each.hasBegun {
+			delete(r.scopes, key)
+		}
+	}
+}
+
+// isRewritten reports whether the stream has some of the scopes.
+func (r *reader) isRewritten() bool {
+	for key, each := range r.scopes {
+		if _, ok := r.missing[key]; each.hasBegun && !ok {
+			return true
+		}
+	}
+	return false
+}
+
+// endMissing ends the scopes that the stream does not show, and the clusters of which it shows none.
+func (r *reader) endMissing() {
+	shown := map[string]struct{}{}
+	for key, each := range r.scopes {
+		if _, ok := r.missing[key]; each.hasBegun && !ok {
+			shown[key.cluster] = struct{}{}
+		}
+	}
+	for name := range r.clusters {
+		if _, ok := shown[name]; !ok {
+			r.endCluster(name, discovery.ReasonUnspecified)
+		}
+	}
+	for key := range r.missing {
+		r.end(key, r.scopes[key], withdrawn)
+	}
+}
+
+func (r *reader) removeUnseen(key scopeKey, of *scope) {
+	seen := of.seen
+	of.seen = nil
+	if seen == nil {
+		return
+	}
+	resource := r.resources[key.kind]
+	for _, held := range r.store.Objects(key.cluster, resource) {
+		if _, ok := seen[place{held.Namespace, held.Name}]; !ok {
+			r.store.Remove(key.cluster, resource, held.Namespace, held.Name, objects.Missing)
+		}
+	}
+}
+
+// goneOf returns why an object is gone. A newer publisher may know a reason that this reader does not.
+func goneOf(text string) objects.Gone {
+	switch gone := objects.Gone(text); gone {
+	case objects.ObjectDeleted, objects.OutOfSelector, objects.Withdrawn:
+		return gone
+	default:
+		return objects.Missing
+	}
+}
+
+// publishers is when one was last heard.
+type publishers struct {
+	heardAt time.Time // before one was heard, when the stream was first read
+	// listenedSince is since when one that runs would have been heard; zero if the stream has said when it last was.
+	listenedSince time.Time
+	areSilent     bool
+}
+
+// listen notes that a connection begins.
+func (p *publishers) listen(now time.Time) {
+	p.listenedSince = now
+	if p.heardAt.IsZero() {
+		p.heardAt = now
+	}
+}
+
+func (p *publishers) hear(at time.Time) { p.heardAt, p.listenedSince = at, time.Time{} }
+
+// haveChanged reports whether they are silent now and were not before, or the other way round.
+func (p *publishers) haveChanged(now time.Time) bool {
+	were := p.areSilent
+	for _, at := range []*time.Time{&p.heardAt, &p.listenedSince} {
+		if now.Before(*at) { // the clock was set back
+			*at = now
+		}
+	}
+	p.areSilent = now.Sub(p.heardAt) > silentTime && now.Sub(p.listenedSince) > silentTime
+	return were != p.areSilent
+}
+
+// known returns up to when everything is known, if the reader knows it up to a time.
+func (p *publishers) known(at time.Time) time.Time {
+	if p.areSilent && p.heardAt.Before(at) {
+		return p.heardAt
+	}
+	return at
+}
