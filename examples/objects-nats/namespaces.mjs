@@ -1,17 +1,34 @@
 // Follows the namespaces of all projects, with nothing but a NATS client.
-import { jetstream } from "@nats-io/jetstream";
+import { jetstream, jetstreamManager } from "@nats-io/jetstream";
 import { connect } from "@nats-io/transport-node";
 
 const connection = await connect({ servers: process.env.NATS_URL ?? "nats://localhost:4222" });
-const filter = "milo.objects.*.*.core.namespaces.>";
-const consumer = await jetstream(connection).consumers.get("milo", { filter_subjects: filter });
-const known = new Map(); // the namespaces of each project
-for await (const message of await consumer.consume()) {
-  const [, , , project, , , , name] = message.subject.split(".").map(decodeURIComponent);
-  const namespaces = known.get(project) ?? known.set(project, new Map()).get(project);
-  const state = message.headers?.get("Milo-State");
-  if (state === "ENDED") known.delete(project);
-  else if (message.headers?.get("Milo-Gone")) namespaces.delete(name);
-  else if (!state) namespaces.set(name, message.json());
-  console.log(project, state || name, namespaces.size);
+const manager = await jetstreamManager(connection);
+const which = async () => `${(await manager.streams.info("milo")).created} ${connection.info.server_id}`;
+const filter_subjects = ["milo.objects.*.*.core.namespaces.>", "milo.publisher"];
+for (;;) { // once for each stream: a later one has other sequences
+  const stream = await which();
+  const known = new Map(); // of each project: the epoch of its scope, and its namespaces
+  const consumer = await jetstream(connection).consumers.get("milo", { filter_subjects });
+  const messages = await consumer.consume();
+  let heard = new Date();
+  const timer = setInterval(async () => {
+    if (Date.now() - heard > 30_000) console.log("STALE: no publisher has been heard since", heard);
+    if ((await which().catch(() => stream)) !== stream) messages.stop();
+  }, 5_000);
+  for await (const message of messages) {
+    if (message.subject === "milo.publisher") { heard = message.time; continue; }
+    const [, , source, name, , , , object] = message.subject.split(".").map(decodeURIComponent);
+    const project = source === "_" ? name : `${source}#${name}`;
+    const scope = known.get(project) ?? known.set(project, { epoch: -1, namespaces: new Map() }).get(project);
+    const state = message.headers.get("Milo-State"), epoch = Number(message.headers.get("Milo-Epoch"));
+    if (epoch < scope.epoch) continue; // of a scope that has ended
+    if (state === "ENDED" || (state && epoch > scope.epoch))
+      for (const [key, of] of scope.namespaces) if (state === "ENDED" || of.epoch < epoch) scope.namespaces.delete(key);
+    if (state) scope.epoch = epoch;
+    else if (message.headers.get("Milo-Gone")) scope.namespaces.delete(object);
+    else scope.namespaces.set(object, { epoch, ...message.json() });
+    console.log(project, state || object, scope.namespaces.size);
+  }
+  clearInterval(timer);
 }
