@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from milo_discovery.extras import needs_extra
+from milo_kube.cache_budget import CacheLimits
 from milo_kube.termination import interrupt_on_sigterm
 from milo_objects.kinds import Kind
 
@@ -28,6 +30,10 @@ if TYPE_CHECKING:
 _SIZE = re.compile(r"([0-9]+)(Ki|Mi|Gi|Ti)?")
 _POWERS = {None: 0, "Ki": 10, "Mi": 20, "Gi": 30, "Ti": 40}
 _CONNECTIONS = 32
+_MEMORY_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
+"""The limits in cgroups of version 2 and 1. Without any, the first is absent or no number, the second a huge one."""
+_MEMORY_PER_BYTE = 4
+"""The memory that a byte of an object can take: with its record, and while messages of the stream are read."""
 
 
 class Declaration(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -140,6 +146,15 @@ def publish(
     )
 
 
+def objects_bytes(files: Iterable[Path] = _MEMORY_LIMITS) -> int:
+    """Return how many bytes of objects fit into the memory of this container."""
+    limit = CacheLimits().total_bytes
+    for file in files:
+        with suppress(OSError, ValueError):
+            limit = min(limit, int(file.read_text()) // _MEMORY_PER_BYTE)
+    return limit
+
+
 async def _publish(
     client: DiscoveryClient,
     kinds: tuple[Kind, ...],
@@ -154,9 +169,8 @@ async def _publish(
     from milo_objects.publisher import ObjectPublisher  # noqa: PLC0415
     from milo_objects.publisher_pages import PublisherPages  # noqa: PLC0415
 
-    publisher = ObjectPublisher(
-        FollowedFleet(client), client, kinds, nats, new, accepts_removals=accepts_removals, report=_report
-    )
+    source = FollowedFleet(client, limits=CacheLimits(total_bytes=objects_bytes()))
+    publisher = ObjectPublisher(source, client, kinds, nats, new, accepts_removals=accepts_removals, report=_report)
     server = HttpServer(PublisherPages(publisher.publication).answer, connections=_CONNECTIONS)
     if listen:
         host, separator, port = listen.rpartition(":")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Final, TypeAlias
 
 import msgspec
+from msgspec.structs import replace
 
 from milo_kube.reflect.versions import is_older
 from milo_objects.messages import Message, ObjectMessage
@@ -84,6 +85,14 @@ class SubjectRecord(msgspec.Struct, frozen=True, gc=False):
     def is_unproven(self) -> bool:
         """Whether the stream has an object of which the source has said nothing."""
         return self.desired is None and self.published is not None and not is_gone(self.published)
+
+    def compact(self) -> SubjectRecord:
+        """Return the record with one object in memory where the stream has what is desired."""
+        desired, published = self.desired, self.published
+        if desired is published or not isinstance(desired, ObjectMessage) or not isinstance(published, ObjectMessage):
+            return self
+        is_same = not desired.differs(published) and not is_older(desired.object.version, published.object.version)
+        return replace(self, published=desired) if is_same else self
 
     @property
     def is_done(self) -> bool:

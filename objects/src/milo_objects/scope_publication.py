@@ -91,6 +91,7 @@ class ScopePublication:
         """Replace the record of an object."""
         subject = record.subject
         assert isinstance(subject, ObjectSubject)
+        record = record.compact()
         if record.is_done:
             self.objects.pop(subject, None)
         else:

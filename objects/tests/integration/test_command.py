@@ -6,7 +6,7 @@ import pytest
 from click.testing import CliRunner
 
 from milo_objects import Kind
-from milo_objects.command import command, read_declaration
+from milo_objects.command import command, objects_bytes, read_declaration
 
 DECLARATION = """\
 objects:
@@ -64,3 +64,14 @@ def test_invalid_option_is_a_usage_error(tmp_path: Path, options: list[str], wor
     done = CliRunner().invoke(command, ["publish", str(file), *options])
     assert done.exit_code == 2
     assert words in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"), [("1073741824\n", 256 << 20), ("max\n", 1 << 30), (f"{1 << 63}", 1 << 30), (None, 1 << 30)]
+)
+def test_objects_fit_into_the_memory_of_the_container(tmp_path: Path, content: str | None, expected: int) -> None:
+    """Tenants choose how many objects there are, and the records of objects take memory besides them."""
+    file = tmp_path / "memory.max"
+    if content is not None:
+        file.write_text(content)
+    assert objects_bytes([file]) == expected

@@ -3,11 +3,21 @@ from datetime import UTC, datetime
 from typing import Any
 
 from milo_objects.kinds import Kind
-from milo_objects.messages import ObjectMessage
+from milo_objects.messages import ObjectMessage, StoredMessage
 from milo_objects.projection import ProjectedObject
 from milo_objects.publication import StreamPublication
-from milo_objects.scope import ClusterChanged, FleetCluster, ObjectChanged, Scope, ScopeChanged, Synced
-from milo_objects.stream_commands import ReadCluster, WriteMessage
+from milo_objects.publication_records import SubjectRecord
+from milo_objects.scope import (
+    ClusterChanged,
+    FleetCluster,
+    Gone,
+    ObjectChanged,
+    ObjectGone,
+    Scope,
+    ScopeChanged,
+    Synced,
+)
+from milo_objects.stream_commands import Purge, ReadCluster, WriteMessage
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -24,6 +34,82 @@ class CountedDict(dict[Any, Any]):
         for item in super().items():
             self.read += 1
             yield item
+
+
+class Publishing:
+    """The publication of namespaces of one cluster, and its stream."""
+
+    scope = Scope("web", "i", "v1/namespaces")
+
+    def __init__(self) -> None:
+        self.sequence = 0
+        self.stored: dict[str, StoredMessage] = {}
+        self.restart()
+
+    def restart(self) -> None:
+        self.publication = StreamPublication([Kind("v1/namespaces")], lambda _: True, 0.0)
+        self.publication.connected(1 << 20, 0.0, is_same=False)
+        self.publication.apply(ClusterChanged(FleetCluster(name="web", incarnation="i", uid="u")), 0.0)
+        self.publication.apply(ScopeChanged(self.scope, Synced(NOW)), 0.0)
+
+    def put(self, name: str, version: str = "1", content: bytes = b'{"a":1}') -> None:
+        found = ProjectedObject("", name, f"uid of {name}", content, version)
+        self.publication.apply(ObjectChanged(self.scope, found), 0.0)
+
+    def delete(self, name: str) -> None:
+        found = ProjectedObject("", name, f"uid of {name}", b'{"a":1}', "1")
+        self.publication.apply(ObjectGone(self.scope, found, Gone.OBJECT_DELETED), 0.0)
+
+    def write(self, now: float = 0.0) -> None:
+        """Do what is due."""
+        while commands := self.publication.due(now):
+            for command in commands:
+                match command:
+                    case ReadCluster():
+                        self.publication.read(command, [*self.stored.values()], self.sequence, now)
+                    case WriteMessage():
+                        self.sequence += 1
+                        stored = StoredMessage(str(command.subject), self.sequence, *command.encoded)
+                        self.stored[str(command.subject)] = stored
+                        self.publication.written(command, self.sequence, now)
+                    case Purge():
+                        prefix = str(command.scope).removesuffix("state")
+                        self.stored = {
+                            subject: found
+                            for subject, found in self.stored.items()
+                            if not subject.startswith(prefix)
+                            or subject == str(command.scope)
+                            or found.sequence >= command.below
+                        }
+                        self.publication.purged(command, now)
+
+    @property
+    def records(self) -> list[SubjectRecord]:
+        (scope,) = self.publication.clusters["web"].scopes.values()
+        return [*scope.objects.values()]
+
+
+def test_restarted_publisher_keeps_each_object_once_in_memory() -> None:
+    publishing = Publishing()
+    publishing.put("a")
+    publishing.write()
+    publishing.restart()
+    publishing.put("a")
+    publishing.write()
+    (record,) = publishing.records
+    assert record.published is record.desired
+
+
+def test_newer_version_of_the_stream_is_remembered() -> None:
+    publishing = Publishing()
+    publishing.put("a", "7")
+    publishing.write()
+    publishing.restart()
+    publishing.put("a", "5")
+    publishing.write()
+    publishing.put("a", "6", b'{"a":2}')
+    (record,) = publishing.records
+    assert record.is_behind
 
 
 def test_work_of_a_full_stream_is_proportional_to_what_it_refuses() -> None:
