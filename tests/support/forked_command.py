@@ -1,6 +1,7 @@
 """Commands in forks of a process that has imported the commands, which saves most of their start-up time."""
 
 import asyncio
+import json
 import logging
 import multiprocessing
 import os
@@ -15,8 +16,13 @@ from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from types import SimpleNamespace
+from typing import IO
 from unittest.mock import patch
 
+import pytest
+from execnet.gateway_base import ThreadExecModel
+
+COLLECTED = "COLLECTED_TESTS"
 _MODULES = {"milo-discovery": "milo_discovery_cli.command_line", "milo-discoveryd": "milo_discoveryd.cli"}
 
 _forking = multiprocessing.get_context("forkserver")
@@ -61,12 +67,11 @@ async def fork(
 ) -> ForkedProcess:
     """Start a command, whose stdout and stderr are one stream."""
     reading, writing = _forking.Pipe(duplex=False)
-    with reading, writing:
-        process = _started(program, arguments, dict(environment), None, writing, writing)
-        stdout = asyncio.StreamReader(limit=longest_line)
-        await asyncio.get_running_loop().connect_read_pipe(
-            lambda: asyncio.StreamReaderProtocol(stdout), os.fdopen(os.dup(reading.fileno()), "rb", buffering=0)
-        )
+    process = _started(program, arguments, dict(environment), None, writing, writing)
+    stdout = asyncio.StreamReader(limit=longest_line)
+    await asyncio.get_running_loop().connect_read_pipe(
+        lambda: asyncio.StreamReaderProtocol(stdout), _file(reading, "rb", buffering=0)
+    )
     return ForkedProcess(process, stdout)
 
 
@@ -89,14 +94,21 @@ async def forked(
 
 
 class ForkedPopen:
-    """A running `python -c PROGRAM`, with the part of `subprocess.Popen` that MiloSandbox uses."""
+    """A running `python -c PROGRAM`, with the part of `subprocess.Popen` that MiloSandbox and execnet use."""
 
-    def __init__(self, command: Sequence[str], *, stdout: BufferedWriter, env: Mapping[str, str], **_: int) -> None:
-        reading, self.stdin = _forking.Pipe(duplex=False)
-        _, _, program, *arguments = command
-        out = Path(stdout.name)
-        with reading:
-            self._process = _started(program, arguments, env, None, out, out, reading)
+    def __init__(
+        self, command: Sequence[str], *, stdout: BufferedWriter | int, env: Mapping[str, str] = os.environ, **_: int
+    ) -> None:
+        program, *arguments = command[command.index("-c") + 1 :]
+        stdin, ours = _forking.Pipe(duplex=False)
+        self.stdin = _file(ours, "wb")
+        if isinstance(stdout, int):
+            theirs, output = _forking.Pipe(duplex=False)
+            self.stdout = _file(theirs, "rb")
+            outputs: tuple[Path | Connection, Path | None] = (output, None)
+        else:
+            outputs = (Path(stdout.name), Path(stdout.name))
+        self._process = _started(program, arguments, dict(env), None, *outputs, stdin)
         self.kill, self.terminate = self._process.kill, self._process.terminate
 
     def poll(self) -> int | None:
@@ -108,20 +120,33 @@ class ForkedPopen:
             raise subprocess.TimeoutExpired(self._process.name, timeout or 0.0)
 
 
-def pytest_configure() -> None:
-    """Fork the processes of `MiloSandbox`, which start at each of its tests.
+def _file(end: Connection, mode: str, *, buffering: int = -1) -> IO[bytes]:
+    with end:
+        return os.fdopen(os.dup(end.fileno()), mode, buffering)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Fork the processes of `MiloSandbox`, which start at each of its tests, and the workers of pytest-xdist.
 
     Programs that tests start, and tests that tests run, start processes as users' do.
     """
     from milo_discovery.testing import milo_sandbox  # noqa: PLC0415 - pytest rewrites its plugin's package first
 
-    milo_sandbox.subprocess = SimpleNamespace(**{**vars(subprocess), "Popen": ForkedPopen})  # type: ignore[assignment]
+    forking = SimpleNamespace(**{**vars(subprocess), "Popen": ForkedPopen})
+    milo_sandbox.subprocess = forking  # type: ignore[assignment]
+    if config.getoption("numprocesses"):
+        ThreadExecModel.subprocess = forking
+        os.environ[COLLECTED] = json.dumps(config.invocation_params.args)
+        _forking.set_forkserver_preload(["tests.support.collection"])
 
 
 def _started(*arguments: object) -> BaseProcess:
     process = _forking.Process(target=_run, args=arguments)
     with patch.dict(os.environ, GRPC_VERBOSITY="NONE"):  # read by gRPC, which is imported before the command runs
         process.start()
+    for each in arguments:
+        if isinstance(each, Connection):
+            each.close()  # the process has it
     return process
 
 
@@ -131,7 +156,7 @@ def _run(
     environment: Mapping[str, str],
     directory: Path | None,
     out: Path | Connection,
-    err: Path | Connection,
+    err: Path | Connection | None,
     stdin: Connection | None = None,
 ) -> None:
     if directory is not None:
@@ -142,6 +167,8 @@ def _run(
         if to is not None:
             flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
             os.dup2(os.open(to, flags, 0o600) if isinstance(to, Path) else to.fileno(), descriptor)
+    if stdin is not None:
+        sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115
     for stream in (stdin, out, err):
         if isinstance(stream, Connection) and not stream.closed:
             stream.close()

@@ -8,7 +8,9 @@ import gc
 
 import pytest
 
-gc.disable()
+
+def pytest_configure() -> None:
+    gc.disable()
 
 
 @pytest.hookimpl(trylast=True)

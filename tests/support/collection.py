@@ -1,0 +1,11 @@
+"""Imports the tests of a run, for the workers of pytest-xdist, which are forks of the process that imports this."""
+
+import io
+import json
+import os
+from contextlib import redirect_stdout
+
+import pytest
+
+with redirect_stdout(io.StringIO()):
+    pytest.main([*json.loads(os.environ.pop("COLLECTED_TESTS")), "-n0", "--collect-only", "-qq"])
