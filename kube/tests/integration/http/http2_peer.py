@@ -157,6 +157,8 @@ class Authority:
     def __init__(self) -> None:
         self._authority = trustme.CA()
         self._certificate = self._authority.issue_cert("127.0.0.1", "api.test")
+        self._trusting = ssl.create_default_context()
+        self._authority.configure_trust(self._trusting)
 
     @property
     def pem(self) -> str:
@@ -170,9 +172,7 @@ class Authority:
         return context
 
     def trusting(self) -> ssl.SSLContext:
-        context = ssl.create_default_context()
-        self._authority.configure_trust(context)
-        return context
+        return self._trusting
 
 
 @asynccontextmanager

@@ -167,7 +167,7 @@ REQUEST_HEAD = b"\x82\x87\x84\x41\x01a"  # of a GET request
         [HeadersFrame(1, b"\x82", flags=["END_HEADERS"])],
         [HeadersFrame(1, b"\x88\x88", flags=["END_HEADERS"])],
         [HeadersFrame(2 * number, REQUEST_HEAD, flags=["END_HEADERS"]) for number in range(1, 200)],
-        [WindowUpdateFrame(1, window_increment=(1 << 31) - 1)] * 2,
+        [WindowUpdateFrame(0, window_increment=(1 << 31) - 1)] * 2,
     ],
     ids=[
         *("body before the head", "invalid compression", "interrupted block of headers"),
@@ -183,6 +183,15 @@ async def test_invalid_frames_end_the_connection(authority: Authority, using: Cl
         error = await failed(using, peer.url)
         assert error.cause == "closed"
         await eventually(lambda: peer.accepted[0].is_closed)
+        assert await got(using, peer.url) == (200, b"ok")
+
+
+async def test_window_of_a_stream_that_is_too_large_fails_its_request(authority: Authority, using: Client) -> None:
+    def script(accepted: Accepted, stream: int) -> None:
+        (framed(*[WindowUpdateFrame(1, window_increment=(1 << 31) - 1)] * 2) if stream == 1 else ok)(accepted, stream)
+
+    async with serving(authority, script) as peer:
+        assert (await failed(using, peer.url)).cause == "closed"
         assert await got(using, peer.url) == (200, b"ok")
 
 
