@@ -1,12 +1,13 @@
 """Patterns for cluster names."""
 
+import time
 from fnmatch import fnmatchcase
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from milo_discoveryd.rights.name_patterns import NamePattern, NamePatterns, name_patterns
+from milo_discoveryd.rights.name_patterns import NamePatterns, name_patterns
 
 
 @pytest.mark.parametrize(
@@ -37,16 +38,21 @@ from milo_discoveryd.rights.name_patterns import NamePattern, NamePatterns, name
     ],
 )
 def test_name_pattern_star_matches_any_characters(pattern: str, name: str, covered: bool) -> None:
-    assert NamePattern(pattern).matches(name) is covered
+    assert name_patterns([pattern]).matches(name) is covered
 
 
 @given(st.text("ab*", max_size=8), st.text("ab", max_size=12))
 def test_name_pattern_matches_as_fnmatch_does(pattern: str, name: str) -> None:
-    assert NamePattern(pattern).matches(name) is fnmatchcase(name, pattern)
+    assert name_patterns([pattern]).matches(name) is fnmatchcase(name, pattern)
 
 
-def test_name_pattern_with_many_stars_is_matched_in_a_short_time() -> None:
-    assert not NamePattern("*a" * 120 + "*b").matches("a" * 253)
+def test_many_patterns_with_many_stars_are_matched_in_a_short_time() -> None:
+    """Found by an attacker: a hundred patterns took 60 us of each name, and 3 ms with twenty stars each."""
+    patterns = name_patterns("*a" * 120 + f"*b{number}*" for number in range(100))
+    began = time.process_time()
+    for number in range(100):
+        assert not patterns.matches(f"{'a' * 250}-{number}")
+    assert time.process_time() - began < 1.0
 
 
 def test_name_patterns_match_a_name_if_any_pattern_matches_it() -> None:
