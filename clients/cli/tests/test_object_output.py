@@ -283,6 +283,16 @@ class TestDocuments:
         text = printed(output, ("beta", objects("beta")), ("alpha", objects("alpha")))
         assert text.index("alpha") < text.index("beta")
 
+    def test_template_keeps_no_more_of_a_cluster_than_memory_allows(self):
+        """Found by an attacker: the pages of one cluster were kept without a limit."""
+        output = form("jsonpath={.items[*].metadata.name}")
+        page = DocumentPage([{"metadata": {"name": "web"}, "data": "x" * (1 << 20)}])
+        for _ in range(31):
+            assert not [*output.lines(page, PODS, "hostile")]
+        with pytest.raises(ValueError, match="more than 32 MiB of one cluster are too much for a template"):
+            output.lines(page, PODS, "hostile")
+        assert printed(output, ("alpha", objects("alpha"))).startswith("web ")
+
     def test_names_follow_their_cluster(self):
         page = read_rows(table("web"), NOW, is_list=True)
         assert printed(form("name"), ("alpha", page), resource=DEPLOYMENTS) == "alpha deployment.apps/web\n"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby
 
@@ -199,16 +200,22 @@ _YAML_TAIL = 'kind: List\nmetadata:\n  resourceVersion: ""\n'
 
 
 class TemplateForm(Form):
-    """A JSONPath template, filled from the List of all objects."""
+    """A JSONPath template, filled from the List of all objects, so that these are kept until the end."""
 
     def __init__(self, template: str) -> None:
         self._template = template
         self._found: list[tuple[str, Document]] = []
+        self._sizes: Counter[str] = Counter()
+        """The size of each cluster's objects, as JSON."""
 
     def lines(
         self, page: RowPage | DocumentPage, resource: ServedResource, cluster: str, *, place: int = 0, event: str = ""
     ) -> Iterator[Line]:
         assert isinstance(page, DocumentPage)
+        self._sizes[cluster] += sum(len(msgspec.json.encode(document)) for document in page.objects)
+        if self._sizes[cluster] > SPOOL_LIMIT:
+            problem = f"more than {SPOOL_LIMIT >> 20} MiB of one cluster are too much for a template"
+            raise ValueError(f"{problem}: select fewer objects, or use -o json or custom-columns")
         self._found += ((cluster, document) for document in page.objects)
         return iter(())
 
