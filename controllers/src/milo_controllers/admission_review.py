@@ -91,6 +91,9 @@ class _AdmissionReview(msgspec.Struct, frozen=True):
 
 _decoder = msgspec.json.Decoder(_AdmissionReview)
 _document_decoder = msgspec.json.Decoder(Document)
+_MOST_CONTAINERS = 200_000
+"""Maximum number of lists and maps of an object, ten times what objects of that size have: a million block all threads
+of the process for a second, and take 500 MB."""
 
 
 def decode_review(body: bytes) -> AdmissionRequest:
@@ -134,6 +137,9 @@ def review_of(
 ) -> Review[ObjectT]:
     """Return a review with objects of the kind's type. Raises an error of the type for an object that it refuses."""
     raw = (bytes(request.object), bytes(request.old_object))
+    # Brackets in texts count as well, which is quick, and far from the limit.
+    if any(one.count(b"[") + one.count(b"{") > _MOST_CONTAINERS for one in raw):
+        raise ValueError(f"an object has more than {_MOST_CONTAINERS:,} lists and maps")
     new, stored = (None if one == b"null" else kind.decode(one) for one in raw)
     if (shown := stored if new is None else new) is None:
         raise ValueError("the review has no object")

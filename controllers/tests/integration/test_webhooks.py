@@ -209,6 +209,15 @@ async def test_object_that_is_nested_too_deeply_is_answered(controllers: Control
     assert (reply.status, b"its object is nested too deeply" in reply.body) == (400, True)
 
 
+async def test_object_of_very_many_values_is_denied(controllers: Controllers, plane: ControlPlane) -> None:
+    """Found by an attacker: 4 MiB of lists in each other blocked the event loop for a second, and took 700 MB."""
+    controllers.validate(WIDGETS)(too_large)
+    values: list[Any] = [[] for _ in range(300_000)]
+    answer = await send_review(controllers, WIDGETS, {**widget("one"), "values": values}, project=plane.project)
+    assert not answer.allowed
+    assert "has more than 200,000 lists and maps" in answer.message
+
+
 async def test_large_objects_are_decoded_beside_other_reviews_and_one_after_another(
     controllers: Controllers, plane: ControlPlane
 ) -> None:
