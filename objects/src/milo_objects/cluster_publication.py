@@ -8,6 +8,7 @@ when all objects of its first list are stored. An end comes when no write is on 
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Final, Protocol, TypeAlias
 
@@ -28,6 +29,7 @@ from milo_objects.projection import ProjectedObject
 from milo_objects.publication_records import (
     GONE_TTL_S,
     IDLE,
+    MOST_GONE,
     QUEUED,
     Deferred,
     InFlight,
@@ -233,11 +235,11 @@ class ClusterPublication:
                     pass
         for scope in self.scopes.values():
             scope.record = self._observed(scope.record, found)
+            scope.expiring.clear()
             for subject in {**scope.objects, **in_stream.get(scope.subject, {})}:
                 record = self._observed(scope.objects.get(subject) or SubjectRecord(subject), found)
                 if record.published is not None and is_gone(record.published) and not record.is_pending:
-                    record = replace(record, attempt=Deferred(now + GONE_TTL_S + BEHIND_S))
-                    self._schedule.wake(subject, now + GONE_TTL_S + BEHIND_S)
+                    record = replace(record, attempt=self._expiring(scope, subject, now))
                 scope.objects[subject] = record
         self._resume(last_sequence, now)
 
@@ -295,7 +297,9 @@ class ClusterPublication:
             scope.over = Gone.WITHDRAWN.value
         elif published.cluster.uid != self._wanted.uid:
             scope.over = Gone.WITHDRAWN.value  # readers see the other UID
-        elif cluster is not None and cluster.ended and scope.record.sequence < self.record.sequence:
+        elif len(scope.expiring) > MOST_GONE or (
+            cluster is not None and cluster.ended and scope.record.sequence < self.record.sequence
+        ):
             scope.over = Gone.WITHDRAWN.value
         self._begin(scope, last_sequence if published is None else published.epoch, now)
 
@@ -458,12 +462,35 @@ class ClusterPublication:
                 self._schedule.ready(subject)
         if isinstance(subject, ScopeSubject):
             scope = self.scopes.get(subject)
+            if scope is not None:
+                self._expire(scope, now)
             if scope is not None and scope.sweep_at is not None and scope.sweep_at <= now:
                 return self._sweep(scope, now)
+        self._awake(subject, now)
+        return None
+
+    def _expiring(self, scope: ScopePublication, subject: ObjectSubject, now: float) -> Deferred:
+        """Have the message that an object is gone forgotten, once the stream has deleted it."""
+        until = now + GONE_TTL_S + BEHIND_S
+        if not scope.expiring:
+            self._schedule.wake(scope.subject, until)
+        scope.expiring.append((until, subject))
+        return Deferred(until)
+
+    def _expire(self, scope: ScopePublication, now: float) -> None:
+        has_expired = False
+        while scope.expiring and scope.expiring[0][0] <= now:
+            has_expired = True
+            self._awake(scope.expiring.popleft()[1], now)
+        if has_expired and scope.expiring:
+            self._schedule.wake(scope.subject, scope.expiring[0][0])
+
+    def _awake(self, subject: Subject, now: float) -> None:
+        """Consider a record whose wait is over."""
         record = self._find(subject)
         waited = None if record is None else record.attempt
         if record is None or not isinstance(waited, Deferred) or waited.until > now:
-            return None
+            return
         if record.published is not None and is_gone(record.published) and not record.is_pending:
             record = replace(record, published=None, sequence=0)  # the message has expired
         record = replace(record, attempt=IDLE, is_unsure=record.is_unsure or waited.then_writes)
@@ -472,7 +499,6 @@ class ClusterPublication:
         else:
             self._set(record)
             self._consider(record, now)
-        return None
 
     def take(  # noqa: PLR0911 - a table
         self, subject: Subject, now: float, limit: int
@@ -514,18 +540,10 @@ class ClusterPublication:
         """The message is stored."""
         record = self._answered(write)
         if record is not None:
-            is_expiring = write.ttl_s is not None
-            until = now + GONE_TTL_S + BEHIND_S
-            attempt = Deferred(until) if is_expiring and isinstance(write.subject, ObjectSubject) else IDLE
-            record = replace(record, published=write.message, sequence=sequence, attempt=attempt, is_unsure=False)
-            if isinstance(attempt, Deferred):
-                if record.is_pending:
-                    record = replace(record, attempt=IDLE)
-                else:
-                    self._schedule.wake(write.subject, until)
+            record = replace(record, published=write.message, sequence=sequence, attempt=IDLE, is_unsure=False)
             match write.subject:
                 case ObjectSubject(scope):
-                    self._put(self.scopes[scope], record, now)
+                    self._object_written(self.scopes[scope], write.subject, record, now)
                 case ScopeSubject():
                     self._scope_written(self.scopes[write.subject], record, now)
                 case ClusterSubject():
@@ -570,6 +588,9 @@ class ClusterPublication:
                 if record.sequence < purge.below:
                     scope.objects[subject] = replace(record, published=None, sequence=0, attempt=IDLE)
                 scope.put(scope.objects[subject])
+            scope.expiring = deque(each for each in scope.expiring if each[1] in scope.objects)
+            if scope.expiring:
+                self._schedule.wake(scope.subject, scope.expiring[0][0])
             if isinstance(self.phase, EndingCluster):
                 self._continue_end(now)
             elif scope.subject in self._kinds:
@@ -609,6 +630,15 @@ class ClusterPublication:
             for scope in self.scopes.values():
                 for item in [*scope.objects.values()]:
                     self._consider(item, now)
+
+    def _object_written(
+        self, scope: ScopePublication, subject: ObjectSubject, record: SubjectRecord, now: float
+    ) -> None:
+        if record.published is not None and is_gone(record.published) and not record.is_pending:
+            record = replace(record, attempt=self._expiring(scope, subject, now))
+        self._put(scope, record, now)
+        if len(scope.expiring) > MOST_GONE and isinstance(self.phase, WritingStream):
+            self._read(now)  # and then the scope begins again
 
     def _scope_written(self, scope: ScopePublication, record: SubjectRecord, now: float) -> None:
         had_begun = scope.has_begun

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from datetime import UTC, datetime
 from typing import Final
 
@@ -19,13 +20,15 @@ class ScopePublication:
     """The records of one scope."""
 
     __slots__ = (
-        *("awaiting", "epoch", "held", "is_relisted", "objects", "over", "pending", "purge", "record", "refused"),
-        *("source", "sweep_at"),
+        *("awaiting", "epoch", "expiring", "held", "is_relisted", "objects", "over", "pending", "purge", "record"),
+        *("refused", "source", "sweep_at"),
     )
 
     def __init__(self, subject: ScopeSubject) -> None:
         self.record = SubjectRecord(subject)
         self.objects: dict[ObjectSubject, SubjectRecord] = {}
+        self.expiring: deque[tuple[float, ObjectSubject]] = deque()
+        """When the stream has deleted the message that an object is gone, for each object that went, in this order."""
         self.source: ScopeState | None = None
         self.epoch = 0
         self.over = ""

@@ -2,11 +2,15 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Any
 
+import pytest
+
+from milo_objects import cluster_publication
+from milo_objects.cluster_publication import BEHIND_S
 from milo_objects.kinds import Kind
-from milo_objects.messages import ObjectMessage, StoredMessage
+from milo_objects.messages import ObjectMessage, ScopeMessage, StoredMessage, decode
 from milo_objects.projection import ProjectedObject
 from milo_objects.publication import StreamPublication
-from milo_objects.publication_records import SubjectRecord
+from milo_objects.publication_records import GONE_TTL_S, SubjectRecord
 from milo_objects.scope import (
     ClusterChanged,
     FleetCluster,
@@ -110,6 +114,40 @@ def test_newer_version_of_the_stream_is_remembered() -> None:
     publishing.put("a", "6", b'{"a":2}')
     (record,) = publishing.records
     assert record.is_behind
+
+
+def test_scope_with_many_gone_objects_begins_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cluster's API server chooses how many objects come and go."""
+    monkeypatch.setattr(cluster_publication, "MOST_GONE", 10)
+    publishing = Publishing()
+    publishing.put("kept")
+    for number in range(100):
+        publishing.put(f"n{number}")
+        publishing.write()
+        publishing.delete(f"n{number}")
+        publishing.write()
+        assert len(publishing.records) <= 12
+        assert len(publishing.stored) <= 14  # with those of the cluster and of the scope
+        assert len(publishing.publication._wakes) <= 30
+    _, found = decode(publishing.stored["milo.objects._.web.core.namespaces.state"])
+    assert isinstance(found, ScopeMessage)
+    kept = decode(publishing.stored["milo.objects._.web.core.namespaces._.kept"])[1]
+    assert isinstance(kept, ObjectMessage)
+    assert (found.state, found.epoch) == (Synced(NOW), kept.epoch)
+
+
+def test_gone_object_is_forgotten_once_the_stream_has_deleted_its_message() -> None:
+    publishing = Publishing()
+    for name in ("a", "b"):
+        publishing.put(name)
+        publishing.write()
+        publishing.delete(name)
+        publishing.write()
+    assert len(publishing.records) == 2
+    publishing.write(GONE_TTL_S)
+    assert len(publishing.records) == 2
+    publishing.write(GONE_TTL_S + BEHIND_S)
+    assert not publishing.records
 
 
 def test_work_of_a_full_stream_is_proportional_to_what_it_refuses() -> None:
