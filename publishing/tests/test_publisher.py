@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from base64 import b64decode
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -16,7 +17,7 @@ from clients.python.tests.eventually import eventually
 from clients.python.tests.kubeconfigs import text, value
 from clients.python.tests.test_kubeconfig_access import changed, exec_kubeconfig
 from milo_discovery import Cluster, ClusterNotFound, DisengageReason, EventType, SourceState, removals
-from milo_discovery.errors import Unavailable
+from milo_discovery.errors import PermissionDenied, TimedOut, Unavailable
 from milo_discovery.events import Connected, Event, Synced
 from milo_discovery.model import (
     ClusterReport,
@@ -29,7 +30,7 @@ from milo_discovery.model import (
 )
 from milo_discovery.removals import Removals
 from milo_kube.act_as import ActAs
-from milo_publishing import records
+from milo_publishing import publication, records
 from milo_publishing.errors import PublishedByAnother, TargetUnavailable
 from milo_publishing.objects import Identity
 from milo_publishing.publication import Publication
@@ -86,10 +87,15 @@ class Daemon:
         content = await self.issued[name] if name in self.issued else of_plugin(name)
         return Kubeconfig(cluster=name, kubeconfig=content, issued_at=datetime.now(UTC))
 
-    def engage(self, name: str, *, server: str = "https://milo.test", endpoint: str = "") -> None:
-        issued = value(text(server, token="t"), now=datetime.now(UTC), age=timedelta(), life=timedelta(minutes=10))
+    def engage(
+        self, name: str, *, server: str = "https://milo.test", endpoint: str = "", age: timedelta = timedelta()
+    ) -> None:
+        issued = value(text(server, token="t"), now=datetime.now(UTC), age=age, life=timedelta(minutes=10))
         cluster = Cluster(name=name, uid=f"uid-{name}", engaged_at=datetime.now(UTC), endpoint=endpoint)
         self.sent.put_nowait(Event(type=EventType.ENGAGED, cluster=cluster, kubeconfig=replace(issued, cluster=name)))
+
+    def engage_without_credential(self, name: str) -> None:
+        self.sent.put_nowait(Event(type=EventType.ENGAGED, cluster=Cluster(name=name, uid=f"uid-{name}")))
 
     def snapshot(self, *names: str) -> None:
         """Send a new snapshot, as after a reconnect, with only these clusters."""
@@ -195,6 +201,58 @@ def second_look(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(removals, "SECOND_LOOK_S", 0.1)
     monkeypatch.setattr(records, "EVIDENCE_S", 0.1)
     monkeypatch.setattr(records, "CHECK_S", 0.02)
+    monkeypatch.setattr(publication, "_UNISSUED_S", 0.05)
+
+
+async def test_cluster_for_which_the_daemon_cannot_issue_a_credential_is_named(publishing):
+    unavailable = Unavailable("the issuer does not answer", code="UNAVAILABLE", retry_after=timedelta(hours=1))
+    publishing.daemon.failures["alpha"] = [unavailable]
+    publishing.daemon.engage_without_credential("alpha")
+    await eventually(lambda: publishing.publication.problems)
+    assert publishing.publication.problems == ("cannot get its credential: the issuer does not answer",)
+    publishing.daemon.engage("alpha")
+    await publishing.until_published("alpha")
+    assert publishing.publication.problems == ()
+
+
+async def test_cluster_whose_credential_expired_is_named_and_keeps_it_until_there_is_another(publishing):
+    unavailable = Unavailable("the issuer does not answer", code="UNAVAILABLE", retry_after=timedelta(hours=1))
+    publishing.daemon.failures["alpha"] = [unavailable]
+    publishing.daemon.engage("alpha", age=timedelta(hours=1))
+    await publishing.until_published("alpha")
+    await eventually(lambda: publishing.publication.problems)
+    assert publishing.publication.problems == ("cannot get its credential: the issuer does not answer",)
+    publishing.daemon.engage("alpha", server="https://renewed.test")
+    await eventually(lambda: _server(publishing.server) == "https://renewed.test")
+    assert publishing.publication.problems == ()
+
+
+async def test_credential_that_the_stream_does_not_deliver_is_asked_for(publishing):
+    issued = asyncio.get_running_loop().create_future()
+    issued.set_result(text("https://asked.test", token="t"))
+    publishing.daemon.issued["alpha"] = issued
+    publishing.daemon.engage_without_credential("alpha")
+    await eventually(lambda: _server(publishing.server) == "https://asked.test")
+
+
+async def test_credential_that_is_late_is_no_problem_and_delays_no_other(publishing):
+    publishing.daemon.failures["late"] = [TimedOut("deadline exceeded", code="DEADLINE_EXCEEDED")] * 3
+    publishing.daemon.engage_without_credential("late")
+    publishing.daemon.engage("alpha")
+    await eventually(lambda: len(publishing.daemon.failures["late"]) < 3)
+    await publishing.until_published("alpha")
+    assert publishing.publication.problems == ()
+
+
+async def test_single_run_ends_with_the_clusters_for_which_there_is_no_credential():
+    made, done = Publishing(), asyncio.Event()
+    made.daemon.failures["alpha"] = [PermissionDenied("no rule permits it", code="PERMISSION_DENIED")]
+    made.daemon.engage_without_credential("alpha")
+    made.daemon.engage("beta")
+    made.daemon.sent.put_nowait(Synced(clusters=2))
+    await made.publisher.run({}, done, once=True)
+    assert made.publication.problems == ("cannot get its credential: no rule permits it",)
+    assert [*made.server.objects] == ["beta-kubeconfig"]
 
 
 async def test_problem_of_an_unusable_kubeconfig_is_cleared_by_a_usable_kubeconfig(publishing):
@@ -499,6 +557,12 @@ async def test_late_deletion_does_not_remove_the_object_of_a_cluster_that_lives_
 def of_plugin(name: str, server: str = "https://milo.test") -> bytes:
     call = {"apiVersion": "client.authentication.k8s.io/v1", "command": "milo-discovery"}
     return text(server, exec={**call, "args": ["credential", "--cluster", name]})
+
+
+def _server(server: Server) -> str:
+    secret = server.objects.get("alpha-kubeconfig", {})
+    kubeconfig = json.loads(b64decode(secret.get("data", {}).get("value", "")) or b"{}")
+    return kubeconfig["clusters"][0]["cluster"]["server"] if kubeconfig else ""
 
 
 def _address(server: Server) -> str:

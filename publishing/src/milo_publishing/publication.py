@@ -48,6 +48,8 @@ if TYPE_CHECKING:
 _BACKOFF = Backoff(first_s=0.25, cap_s=15.0)
 _REVIEW_S = 0.1
 """How long a review of missing clusters waits for further answers."""
+_UNISSUED_S = 10.0
+"""How long the daemon's stream may lack the credential of a cluster before the daemon is asked for it."""
 _MAX_WRITES = 6
 """Maximum consecutive writes of one object, so that a server that changes each write is not written to forever."""
 _MOST_DUE = 100
@@ -139,14 +141,25 @@ class Publication:
         if record.wanted is new:
             if not isinstance(record.end, EndedCluster) or record.end.cluster_uid == cluster.uid:
                 record = replace(record, end=Unasked())
-            former = before and (before.cluster.uid, before.cluster.endpoint)
-            if self.renderer.embeds_credentials and (received or problem):
-                record = replace(record, access=Attempt(problem=problem))
-            elif not self.renderer.embeds_credentials and former != (cluster.uid, cluster.endpoint):
+            if self.renderer.embeds_credentials:
+                record = replace(record, access=self._credential_access(record, before, new, problem, now))
+            elif (before and _address(before.cluster)) != _address(cluster):
                 record = replace(record, access=Attempt(now))  # an answer in flight is about the former address
             if self._removals.problem or self.view is ViewPhase.UNREVIEWED:
                 self._review_by(now + _REVIEW_S)
         self._put(replace(record, next=record.next.at(now)))
+
+    def _credential_access(
+        self, record: Record, before: Engaged | None, new: Engaged, problem: str, now: float
+    ) -> Attempt:
+        """Return when to ask the daemon for a credential, which the stream delivers too if there is one."""
+        if problem:
+            return Attempt(problem=problem)
+        if new.received is not None:
+            is_held = before is not None and before.received is new.received
+            return record.access if is_held else Attempt(_renewal_at(new.received, now))
+        is_known = before is not None and before.cluster.incarnation == new.cluster.incarnation
+        return record.access if is_known else Attempt(now + _UNISSUED_S)
 
     def withdraw(self, event: Event, now: float) -> None:
         """Stop publishing a disengaged cluster. Its object is deleted if the event says that the cluster has ended."""
@@ -165,9 +178,16 @@ class Publication:
                 elif is_end:
                     end = EndedCluster(cluster.uid, incarnation, now + records.EVIDENCE_S)
                 record = replace(record, end=end)
-            needs_access = record.engaged and not self.renderer.embeds_credentials
-            record = replace(record, access=Attempt(now) if needs_access else Attempt())
+            record = replace(record, access=Attempt(self._access_due(record, now)))
         self._put(replace(record, next=record.next.at(now)))
+
+    def _access_due(self, record: Record, now: float) -> float:
+        """Return when to ask the daemon for the access of a cluster that is published from now on."""
+        if record.wanted is None:
+            return math.inf
+        if not self.renderer.embeds_credentials:
+            return now
+        return now + _UNISSUED_S if record.wanted.received is None else _renewal_at(record.wanted.received, now)
 
     # --- requests ---
 
@@ -221,7 +241,8 @@ class Publication:
             return task.lane
         record = self.records[task.name]
         if task.lane is Lane.ACCESS:
-            return record.wanted if watch.connected else records.WaitUntilDue(now + records.CHECK_S)
+            check_s = _UNISSUED_S if self.renderer.embeds_credentials else records.CHECK_S
+            return record.wanted if watch.connected else records.WaitUntilDue(now + check_s)
         follows = record.observed is not None and is_followed(watch, record.observed.cluster)
         request = records.decide(record, self.renderer, self.identity, now, is_followed=follows)
         is_question = isinstance(request, records.Ask | records.WaitUntilDue) and self.view is not ViewPhase.INCOMPLETE
@@ -320,7 +341,9 @@ class Publication:
         record = self._record(task.name)
         if record.wanted is not None and record.access.ticket == task.ticket:
             engaged = replace(record.wanted, received=received), *record.engaged[1:]
-            self._put(replace(record, engaged=engaged, access=Attempt(), next=record.next.at(now)))
+            self._put(
+                replace(record, engaged=engaged, access=Attempt(_renewal_at(received, now)), next=record.next.at(now))
+            )
 
     def failed(self, task: Task, error: Exception, now: float) -> None:
         """Receive why a request failed. Only the next request about the same waits."""
@@ -352,7 +375,10 @@ class Publication:
             failures, due_at = 0, attempt.due_at
         text = str(error) if isinstance(error, DiscoveryError) else f"{type(error).__name__}: {error}"
         problem = f"{'cannot look up its cluster: ' if attempt.is_question else task.lane.value}{text}"
-        if task.lane is Lane.ACCESS and record.wanted is not None and record.wanted.received is not None:
+        if task.lane is Lane.ACCESS and self.renderer.embeds_credentials:
+            # The daemon issues a few credentials at a time: that one is late is no problem yet.
+            problem = attempt.problem if isinstance(error, TimedOut) else f"cannot get its credential: {text}"
+        elif task.lane is Lane.ACCESS and record.wanted is not None and record.wanted.received is not None:
             problem = ""  # the last answer stays published
         self._set(task.name, task.lane, Attempt(due_at, failures=failures, problem=problem))
         if attempt.is_question:
@@ -492,6 +518,15 @@ class Publication:
             message = after.get(subject, "")
             if message != before.get(subject, ""):
                 self._report(f"{subject}: {message or resolved}" if subject else message or resolved)
+
+
+def _renewal_at(received: Received, now: float) -> float:
+    """Return when to ask the daemon for another credential, if its stream has not delivered one."""
+    return max(received.expires_at, now + _UNISSUED_S)
+
+
+def _address(cluster: Cluster) -> tuple[str, str]:
+    return cluster.uid, cluster.endpoint
 
 
 def _is_final(error: Exception) -> bool:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing, asynccontextmanager, suppress
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from milo_discovery.errors import ClusterNotFound, PreconditionFailed, UnusableKubeconfig
@@ -17,7 +19,10 @@ from milo_publishing.publication import Lane, Publication, Report, Task
 from milo_publishing.records import Apply, Ask, Create, DeleteObject, Engaged, ReadObject, Received, Request
 
 if TYPE_CHECKING:
+    from datetime import timedelta
+
     from milo_discovery.client import DiscoveryClient
+    from milo_discovery.model import Cluster, Kubeconfig
     from milo_discovery.options import WatchOptions
     from milo_discovery.watch import Watch
     from milo_publishing.api_server import PublishedObjects
@@ -65,6 +70,7 @@ class Publisher:
         self._report = report
         self._notice = notice
         self._noted = ""
+        self._ttl: timedelta | None = None
         self._changed = asyncio.Event()
         self._running = 0
         # By whether a request is for the API server, and whether it is a retry: retries do not delay other requests.
@@ -78,6 +84,7 @@ class Publisher:
 
     async def run(self, options: WatchOptions, done: asyncio.Event, *, once: bool) -> None:
         """Publish until `done` is set. With `once`, set it when there is nothing left to write."""
+        self._ttl = options.get("kubeconfig_ttl")
         with unwrap_single_error():
             async with asyncio.TaskGroup() as group, self._client.watch(**options) as watch:
                 tasks = [
@@ -111,7 +118,7 @@ class Publisher:
         received, problem = None, ""
         if event.kubeconfig is not None and self._publication.renderer.embeds_credentials:
             try:
-                received = Received(read_access(event.kubeconfig.kubeconfig))
+                received = self._credential(event.kubeconfig, now)
             except UnusableKubeconfig as error:
                 problem = f"its kubeconfig is unusable: {error}"
         self._publication.engage(event.cluster, received, now, problem=problem)
@@ -157,7 +164,7 @@ class Publisher:
             case Ask():
                 publication.asked(task, is_missing=await self._is_missing(request), now=clock())
             case Engaged(cluster):
-                publication.received(task, await self._received(cluster.name), clock())
+                publication.received(task, await self._received(cluster), clock())
             case ReadObject() | Create() | Apply() | DeleteObject():
                 publication.read(task, request, await server.perform(request), clock())
             case Lane.LIST:
@@ -179,18 +186,28 @@ class Publisher:
         is_engaged = engagement.engaged and cluster is not None and cluster.uid == request.uid
         return not is_engaged or bool(self._publication.identity.filter)
 
-    async def _received(self, cluster: str) -> Received:
+    async def _received(self, cluster: Cluster) -> Received:
+        if self._publication.renderer.embeds_credentials:
+            issued = await self._client.issue_kubeconfig(cluster.name, ttl=self._ttl, incarnation=cluster.incarnation)
+            return self._credential(issued, asyncio.get_running_loop().time())
         try:
-            issued = await self._client.issue_kubeconfig(cluster, kubeconfig_format=KubeconfigFormat.EXEC)
+            issued = await self._client.issue_kubeconfig(cluster.name, kubeconfig_format=KubeconfigFormat.EXEC)
         except PreconditionFailed as error:
             return self._without_access(str(error))
-        access = read_exec_access(issued.kubeconfig, cluster)
+        access = read_exec_access(issued.kubeconfig, cluster.name)
         if access.act_as is not None:
             # Readers of the objects run the plugin themselves, and would use its credential without impersonation.
             return self._without_access(
                 "the rule for this publisher sets `as`, and a plugin cannot return an impersonated user"
             )
         return Received(access)
+
+    @staticmethod
+    def _credential(issued: Kubeconfig, now: float) -> Received:
+        left_s = math.inf
+        if issued.expires_at is not None:
+            left_s = (issued.expires_at - datetime.now(UTC)).total_seconds()
+        return Received(read_access(issued.kubeconfig), now + left_s)
 
     def _without_access(self, reason: str) -> Received:
         """Report once why objects have no server and CA: the reason is the same for many clusters."""

@@ -105,6 +105,8 @@ class Received(msgspec.Struct, frozen=True):
     """The server and CA of a cluster, with a credential if the object embeds it; None to publish without them."""
 
     access: KubeconfigAccess | None
+    expires_at: float = math.inf
+    """When the credential expires, unless the daemon sends another one before."""
 
 
 class Engaged(msgspec.Struct, frozen=True):
