@@ -221,7 +221,8 @@ class ListWatch(Generic[Seen]):
                 opened = self._api.stream(
                     self._collection.path, query, connect_timeout_s=self._connect_timeout_s, silence_s=None
                 )
-                async with _OpenedStream(opened, self._first_response) as stream:
+                first = self._first_response if request.version else self._begun_list
+                async with _OpenedStream(opened, first) as stream:
                     if stream.status == 200:
                         yield self._reflector.opened(self._clock())
                         async with aclosing(self._followed(stream)) as batches:
@@ -290,6 +291,11 @@ class ListWatch(Generic[Seen]):
                 raise
             message = f"no response to the watch request within {WATCH_RESPONSE_TIMEOUT_S:g} s"
             raise TransportError("timeout", message) from None
+
+    async def _begun_list(self, response: Awaitable[Stream]) -> Stream:
+        """Wait for the response to a streaming list, whose first event exists already."""
+        async with Deadline() as deadline:
+            return await self._wait(response, deadline, self._clock() + self._reflector.policy.fill_silence_s)
 
     async def _wait(self, response: Awaitable[T], deadline: Deadline, until: float | None = None) -> T:
         """Wait for a response. The deadline raises TimeoutError at `until`, or if the liveness probe gives up."""

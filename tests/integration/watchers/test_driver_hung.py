@@ -79,10 +79,22 @@ async def test_watch_request_without_response_from_a_live_server_times_out(monke
     monkeypatch.setattr(list_watch, "WATCH_RESPONSE_TIMEOUT_S", 0.1)
     server_script = ScriptedServer()
     server_script.alive = answering(web.Response)
-    server_script.watches = [never]
-    async with running(server_script, ReflectorPolicy(backoff=Backoff(first_s=60.0))) as run:
+    server_script.lists, server_script.watches = [listing(7)], [never]
+    policy = ReflectorPolicy(streaming_lists=False, backoff=Backoff(first_s=60.0))
+    async with running(server_script, policy) as run:
         await eventually(lambda: run.source.status.reason == "Timeout")
         assert run.source.status.message == "no response to the watch request within 0.1 s"
+
+
+async def test_list_is_read_in_pages_if_a_live_server_does_not_answer_the_streaming_list() -> None:
+    async def never(request: web.Request) -> web.StreamResponse:
+        return await asyncio.Future()
+
+    server_script = ScriptedServer()
+    server_script.alive = answering(web.Response)
+    server_script.watches, server_script.lists = [never], [listing(7, project("alpha", 1))]
+    async with running(server_script, ReflectorPolicy(fill_silence_s=0.1, backoff=Backoff(first_s=60.0))) as run:
+        await run.expect_events("ENGAGED alpha")
 
 
 async def test_watch_whose_refusal_does_not_end_is_refused_by_its_status() -> None:

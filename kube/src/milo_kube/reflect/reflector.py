@@ -70,7 +70,7 @@ class ReflectorPolicy(msgspec.Struct, frozen=True, kw_only=True):
     silence_s: float = 90.0
     """Maximum time without data on a watch, if bookmarks are expected (servers send them every 60 s)."""
     fill_silence_s: float = 15.0
-    """Maximum time without data within a streaming list; after that, pages are requested instead."""
+    """Maximum time without data within a streaming list, or before it; after that, pages are requested instead."""
     line_s: float = 30.0
     """Maximum time for one event to arrive completely, even if its bytes keep arriving."""
     min_watch_s: float = 1.0
@@ -243,7 +243,12 @@ class Reflector(Generic[Seen]):
         return []
 
     def silent(self, now: float) -> list[SourceEvent[Seen]]:
-        """Handle an expired deadline of ReadWatch."""
+        """Handle an expired deadline of ReadWatch, or of the response to a streaming list."""
+        if isinstance(self.state, Opening):
+            assert not self.state.version, "a watch has a deadline of its own"
+            self.list_method.paged_next = True
+            self.state = ListingPages()
+            return []
         expected_bookmarks, self.trust.is_known = self.trust.expects_bookmarks, False
         assert isinstance(self.state, Filling | Watching)
         if now >= self.state.line_due_at:
