@@ -17,18 +17,20 @@ for (;;) { // once for each stream: a later one has other sequences
     if ((await which().catch(() => stream)) !== stream) messages.stop();
   }, 5_000);
   for await (const message of messages) {
-    if (message.subject === "milo.publisher") { heard = message.time; continue; }
+    heard = message.time;
+    if (message.subject === "milo.publisher") continue;
     const [, , source, name, , , , object] = message.subject.split(".").map(decodeURIComponent);
     const project = source === "_" ? name : `${source}#${name}`;
     const scope = known.get(project) ?? known.set(project, { epoch: -1, namespaces: new Map() }).get(project);
+    const { namespaces } = scope;
     const state = message.headers.get("Milo-State"), epoch = Number(message.headers.get("Milo-Epoch"));
     if (epoch < scope.epoch) continue; // of a scope that has ended
-    if (state === "ENDED" || (state && epoch > scope.epoch))
-      for (const [key, of] of scope.namespaces) if (state === "ENDED" || of.epoch < epoch) scope.namespaces.delete(key);
-    if (state) scope.epoch = epoch;
-    else if (message.headers.get("Milo-Gone")) scope.namespaces.delete(object);
-    else scope.namespaces.set(object, { epoch, ...message.json() });
-    console.log(project, state || object, scope.namespaces.size);
+    if (state) {
+      scope.epoch = epoch;
+      for (const [key, of] of namespaces) if (of.epoch < epoch || state === "ENDED") namespaces.delete(key);
+    } else if (message.headers.get("Milo-Gone")) namespaces.delete(object);
+    else namespaces.set(object, { epoch, ...message.json() });
+    console.log(project, state || object, namespaces.size);
   }
   clearInterval(timer);
 }

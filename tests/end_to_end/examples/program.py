@@ -30,6 +30,10 @@ class Program:
             self._process.kill()
         await self._process.communicate()
 
+    def kill(self) -> None:
+        assert self._process is not None
+        self._process.kill()
+
     async def line(self) -> str:
         """Return the next line, with its columns one space apart."""
         assert self._process is not None

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from milo_objects import Kind, Objects
-from milo_objects.jetstream import NatsOptions
+from milo_objects.jetstream import NatsOptions, open_session
 from milo_objects.nats_source import NatsSource
 from milo_sandbox import Sandbox
 from milo_sandbox.nats_server import NatsServer, running_nats
@@ -121,9 +121,16 @@ async def test_example_with_nothing_but_a_nats_client_follows_namespaces(
 ) -> None:
     command = example()
     sandbox.projects.create("web", ready=True)
-    async with publish(), reading(nats) as objects:
+    async with publish() as publisher, reading(nats) as objects:
         await eventually(lambda: objects.view("v1/namespaces").synced == 1)
         async with Program(command, {"NATS_URL": nats.url}) as program:
             await program.until("web SYNCED")
             create_namespace(sandbox, "web", "team")
             await program.until("web team")
+            async with open_session(NatsOptions(servers=(nats.url,)), "test") as session:
+                await session.call("STREAM.DELETE.milo")  # its publisher creates it again
+            await program.until("web SYNCED")
+            create_namespace(sandbox, "web", "later")
+            await program.until("web later")
+            publisher.kill()
+            await program.until("STALE: no publisher has been heard")
