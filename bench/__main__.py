@@ -38,6 +38,7 @@ from bench.measures import (
     rights,
     rotation,
     sharding,
+    shared_objects,
     single_change,
     slow_reader,
     small,
@@ -79,6 +80,7 @@ MEASURES: dict[str, Measure] = {
     "controllers": controllers.measure,
     "tenants": controllers.tenants,
     "objects": objects.measure,
+    "shared_objects": shared_objects.measure,
     "handover": handover.measure,
     "go": go.measure,
     "go_memory": go.memory,
@@ -89,7 +91,7 @@ MEASURES: dict[str, Measure] = {
 }
 NOT_UNLESS_NAMED = {
     *("capacity", "hostile_clients", "status_page", "churn", "fleet_50k", "floods", "controllers", "go", "sharding"),
-    "go_memory",
+    *("go_memory", "shared_objects"),
     *("tenants", "objects", "handover", "milo_cost", "milo", "milo_groups"),
 }
 """Measurements that take minutes and run only if they are named."""
@@ -134,7 +136,7 @@ def main(argv: Sequence[str]) -> int:
         if not asked.real:
             parser.error(f"{name} is measured on real API servers: add --real")
     given = controller_manager.MOVED in os.environ
-    for name in {"go", "go_memory", *(() if given else ("milo",))} & set(asked.names):
+    for name in {"go", "go_memory", "shared_objects", *(() if given else ("milo",))} & set(asked.names):
         if asked.quick:
             parser.error(f"{name} measures Go programs, which --quick does not build: omit --quick")
     if "milo_groups" in asked.names and not given:

@@ -61,11 +61,11 @@ class Process:
 
     @property
     def rss_mib(self) -> float:
-        return self._status_mib("VmRSS")
+        return rss_mib(self.pid)
 
     @property
     def peak_mib(self) -> float:
-        return self._status_mib("VmHWM")
+        return _status_mib(self.pid, "VmHWM")
 
     @property
     def is_running(self) -> bool:
@@ -105,8 +105,14 @@ class Process:
         assert self._process.stdin is not None
         self._process.stdin.close()
 
-    def _status_mib(self, field: str) -> float:
-        for line in Path(f"/proc/{self.pid}/status").read_text().splitlines():
-            if line.startswith(f"{field}:"):
-                return int(line.split()[1]) / 1024
-        raise ProcessError(f"process {self.pid} has no {field}")
+
+def rss_mib(pid: int) -> float:
+    """Return the resident memory of a process."""
+    return _status_mib(pid, "VmRSS")
+
+
+def _status_mib(pid: int, field: str) -> float:
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith(f"{field}:"):
+            return int(line.split()[1]) / 1024
+    raise ProcessError(f"process {pid} has no {field}")

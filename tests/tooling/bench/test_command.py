@@ -52,7 +52,7 @@ def test_bench_of_sharding_requires_the_option_real(capsys: pytest.CaptureFixtur
     assert "add --real" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name", ["go", "go_memory", "milo"])
+@pytest.mark.parametrize("name", ["go", "go_memory", "shared_objects", "milo"])
 def test_bench_of_go_programs_rejects_the_flag_quick(
     name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

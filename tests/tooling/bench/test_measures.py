@@ -6,7 +6,7 @@ import pytest
 
 from bench import bars
 from bench.__main__ import MEASURES, QUICK_ONES
-from bench.measures import go
+from bench.measures import go, shared_objects
 from bench.report import medians
 from bench.scale import TINY
 from bench.setting import Setting
@@ -111,6 +111,7 @@ KEYS = {
     "capacity": {f"capacity.20.2.20.{key}" for key in ("cpu_percent", "rss_mib", "requests_per_s")},
     "go": set(go.KEYS),
     "go_memory": set(go.MEMORY_KEYS),
+    "shared_objects": set(shared_objects.KEYS),
     "sharding": set(),
     "milo_cost": set(),
     "milo": set(),
@@ -143,7 +144,7 @@ async def test_measurement_returns_its_figures(name: str, setting: Setting) -> N
 
     assert KEYS[name] <= figures.keys()
     without_curl = {key for key in figures if "curl" in key} if shutil.which("curl") is None else set()
-    without_go = {key for key in figures if key.startswith(("go.", "go_memory."))}
+    without_go = {key for key in figures if key.startswith(("go.", "go_memory.", "shared_objects."))}
     without_go |= {key for key in figures if key.startswith("small.") and "client_go" in key}
     assert {key for key, value in figures.items() if value is None} == without_curl | without_go
     assert {key: value for key, value in figures.items() if key in EXACTLY} == {
