@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 from kubernetes.aio.client import ApiClient, Configuration, CoordinationV1Api
 
+from milo_discovery import leader_election
+from milo_discovery._ownership import suspended_s
 from milo_discovery.leader_election import LeaderElection, LeadershipLost, LeaseTiming
 from milo_sandbox import Sandbox
 from tests.support.eventually import eventually
@@ -161,6 +163,21 @@ async def test_hung_request_does_not_extend_the_leadership(api: ApiClient, monke
         await asyncio.Event().wait()
 
     monkeypatch.setattr(api, "call_api", hang)
+    with pytest.raises(LeadershipLost):
+        await within(running)
+    assert work.ended
+
+
+async def test_replica_does_not_lead_after_a_suspension_of_its_machine(
+    api: ApiClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work, election = Work(), replica(api)
+    running = asyncio.create_task(election.run(work))
+    await within(work.began.wait())
+    assert election.is_leader
+    before = suspended_s()
+    monkeypatch.setattr(leader_election, "suspended_s", lambda: before + 60)
+    assert not election.is_leader
     with pytest.raises(LeadershipLost):
         await within(running)
     assert work.ended

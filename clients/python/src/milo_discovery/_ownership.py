@@ -24,6 +24,11 @@ def boottime() -> float:
     return time.monotonic() if clock is None else time.clock_gettime(clock)
 
 
+def suspended_s() -> float:
+    """Return how long the machine has been suspended in all, which the clock of an event loop leaves out."""
+    return boottime() - time.monotonic()
+
+
 class OwnershipDeadline:
     """The deadline of the ownership that a daemon reports. Times are those of `boottime`."""
 

@@ -11,7 +11,6 @@ import json
 import logging
 import os
 import socket
-import time
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -20,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 from uuid import uuid4
 
 from milo_discovery._lease_lock import LeaseLock, LeaseTiming
+from milo_discovery._ownership import boottime, suspended_s
 from milo_discovery.errors import DiscoveryError
 
 if TYPE_CHECKING:
@@ -74,14 +74,14 @@ class LeaderElection:
         self.identity = identity or f"{socket.gethostname()}_{os.getpid()}_{uuid4().hex[:8]}"
         self._timing = timing
         self._lock = LeaseLock(self.identity, timing)
-        self._clock = time.monotonic
+        self._clock = boottime
         self._writing: asyncio.Task[Mapping[str, Any] | None] | None = None
         """The last write that takes or keeps the lock."""
 
     @property
     def is_leader(self) -> bool:
         """Whether this replica holds the lock, and renewed it in time: also if the event loop has not noticed yet, as
-        after a suspension of the process. Safe in any thread."""
+        after a suspension of the process or the machine. Safe in any thread."""
         return self._lock.holds_at(self._clock())
 
     @property
@@ -95,7 +95,8 @@ class LeaderElection:
         Returns the result of the work, or raises its error. If the lock is not renewed in time or another replica holds
         it, cancels the work, and raises LeadershipLost when the work has ended.
         """
-        self._clock = asyncio.get_running_loop().time
+        loop = asyncio.get_running_loop()
+        self._clock = lambda: loop.time() + suspended_s()
         try:
             await self._acquire()
             log.info("leading: lease %s/%s is held by %s", self._namespace, self._name, self.identity)
