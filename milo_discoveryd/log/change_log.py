@@ -25,7 +25,7 @@ from milo_discoveryd.model.cluster import Cluster, DisengageReason, without_drai
 BATCH_BYTES = 256 * 1024
 """The approximate size of a batch, far below the 4 MiB that gRPC clients accept by default."""
 SMALL_BATCH_BYTES = 64 * 1024
-MANY_READERS = 16
+MANY_READERS = 32
 """With more readers than that, batches are small, because gRPC keeps a batch until it is read. There are only two
 sizes: readers share the batches of one size."""
 RECORDS_PER_STEP = 1000

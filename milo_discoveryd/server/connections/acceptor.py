@@ -39,7 +39,8 @@ from milo_discoveryd.server.connections.connection_rates import (
 from milo_discoveryd.server.connections.header_blocks import MOST_BYTES, MOST_CONTINUATIONS, HeaderBlocks
 from milo_discoveryd.server.connections.inner_socket import InnerSocket
 from milo_discoveryd.server.connections.listener import Listener
-from milo_discoveryd.server.connections.proxy import ProxySide, proxy, unread_bytes
+from milo_discoveryd.server.connections.proxy import ProxySide, proxy
+from milo_discoveryd.server.connections.unread import UnreadLimit
 from milo_discoveryd.server.paced_audit import PacedAudit
 
 HANDSHAKE_S = 10.0
@@ -93,6 +94,7 @@ class Acceptor:
         self._rate_limiter = ConnectRateLimiter(LOCAL_CONNECT_RATE if self._tls is None else CONNECT_RATE)
         self._refused_calls = RefusedCallLimiter()
         self._tasks: dict[asyncio.Task[None], _Peer | None] = {}
+        self._unread = UnreadLimit()
         self._audit = audit
         self._running: asyncio.Task[None] | None = None
         self.is_stopping = False
@@ -236,7 +238,7 @@ class Acceptor:
         self._slots.remove(task)
 
     async def _serve(self, connected: socket.socket, origin: _Origin) -> None:
-        side = ProxySide(unread_bytes(len(self._tasks)))
+        side = ProxySide(self._unread)
         side.header_blocks = HeaderBlocks()
         peer: _Peer | None = None
         task = asyncio.current_task()
@@ -310,7 +312,7 @@ class Acceptor:
         return _Peer(caller, owners, task, client_ca)
 
     async def _proxy(self, side: ProxySide, peer: _Peer) -> None:
-        inner = ProxySide(unread_bytes(len(self._tasks)))
+        inner = ProxySide(self._unread)
         async with asyncio.timeout(HANDSHAKE_S):
             name, connected = await self._inner_socket.connect()
             await inner.connect(connected)

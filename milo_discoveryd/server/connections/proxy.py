@@ -6,6 +6,7 @@ import ssl
 from typing import cast
 
 from milo_discoveryd.server.connections.header_blocks import HeaderBlocks
+from milo_discoveryd.server.connections.unread import SetLimit, UnreadLimit
 from milo_kube.http.tls import TlsTransport
 
 FLUSH_S = 5.0
@@ -13,22 +14,13 @@ FLUSH_S = 5.0
 READ_BYTES = 2 << 10
 """Maximum bytes of a client that are read in one iteration of the event loop. By default 256 KiB are, which have up to
 29,000 frames: a thousand connections would block the loop for half a minute. Requests are rarely longer."""
-_UNREAD_BYTES = 256 << 10
-_UNREAD_BYTES_OF_MANY = 32 << 10
-_MANY_CONNECTIONS = 16
-
-
-def unread_bytes(connections: int) -> int:
-    """Return about how much the daemon, and about how much the kernel, keeps of what the client of one more connection
-    does not read. One of a few clients gets more, so that it does not fall behind in a burst."""
-    return _UNREAD_BYTES_OF_MANY if connections > _MANY_CONNECTIONS else _UNREAD_BYTES
 
 
 class ProxySide(asyncio.Protocol):
     """One of two proxied connections. It reads only while the other side can be written to."""
 
-    def __init__(self, unread: int) -> None:
-        self._unread_bytes = unread
+    def __init__(self, unread: UnreadLimit) -> None:
+        self._unread = unread
         self._transport: asyncio.Transport | None = None
         self.lost = asyncio.get_running_loop().create_future()
         self._took = False
@@ -61,13 +53,12 @@ class ProxySide(asyncio.Protocol):
     ) -> None:
         """Take over an accepted connection. Completes the TLS handshake if there is a context. Raises OSError."""
         self._took = True
-        if context is None:  # a local client; others need more over long distances
-            connected.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, self._unread_bytes // 2)  # Linux doubles it
         loop = asyncio.get_running_loop()
         secured = None if context is None else TlsTransport(lambda _: self, context, None)
         transport, _ = await loop.connect_accepted_socket(lambda: secured or self, connected)
         transport.max_size = READ_BYTES  # type: ignore[attr-defined]
-        if secured is None:
+        if secured is None:  # a local client; others need more over long distances
+            self._limit(lambda size: connected.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, size // 2))  # is doubled
             return
         try:
             async with asyncio.timeout(handshake_s):
@@ -78,7 +69,11 @@ class ProxySide(asyncio.Protocol):
     async def connect(self, connected: socket.socket) -> None:
         """Take over a connection to gRPC. Raises OSError."""
         transport, _ = await asyncio.get_running_loop().create_unix_connection(lambda: self, sock=connected)
-        transport.max_size = self._unread_bytes  # type: ignore[attr-defined]
+        self._limit(lambda size: setattr(transport, "max_size", size))
+
+    def _limit(self, set_limit: SetLimit) -> None:
+        if not self.lost.done():
+            self._unread.add(self, set_limit)
 
     def close(self) -> None:
         """Close after buffered data was sent."""
@@ -123,14 +118,17 @@ class ProxySide(asyncio.Protocol):
         return True
 
     def pause_writing(self) -> None:
+        self._unread.note(self, is_stalled=True)
         if self._other is not None and not self._other.transport.is_closing():
             self._other.transport.pause_reading()
 
     def resume_writing(self) -> None:
+        self._unread.note(self, is_stalled=False)
         if self._other is not None and not self._other.transport.is_closing():
             self._other.transport.resume_reading()
 
     def connection_lost(self, exc: Exception | None) -> None:
+        self._unread.remove(self)
         if not self.lost.done():
             self.lost.set_result(None)
 

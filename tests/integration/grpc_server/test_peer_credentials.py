@@ -33,6 +33,7 @@ from milo_discoveryd.server.connections.acceptor import Acceptor
 from milo_discoveryd.server.connections.connection_rates import ConnectRateLimiter
 from milo_discoveryd.server.connections.listener import Listener, UnixSocket
 from milo_discoveryd.server.connections.proxy import ProxySide
+from milo_discoveryd.server.connections.unread import UnreadLimit
 from milo_kube.rate_limit import Rate
 from tests.integration.grpc_server.conftest import NO_RULES, Harness, a_harness, ready
 from tests.integration.grpc_server.raw import Raw
@@ -77,7 +78,7 @@ def proxy_sides(monkeypatch: pytest.MonkeyPatch) -> list[ProxySide]:
     made: list[ProxySide] = []
     begin = ProxySide.__init__
 
-    def noted(self: ProxySide, unread: int) -> None:
+    def noted(self: ProxySide, unread: UnreadLimit) -> None:
         begin(self, unread)
         made.append(self)
 

@@ -5,6 +5,7 @@ import socket
 from contextlib import suppress
 
 from milo_discoveryd.server.connections.proxy import READ_BYTES, ProxySide, proxy
+from milo_discoveryd.server.connections.unread import UnreadLimit
 
 
 async def two_ends() -> tuple[socket.socket, socket.socket, "asyncio.Task[bool]"]:
@@ -13,7 +14,7 @@ async def two_ends() -> tuple[socket.socket, socket.socket, "asyncio.Task[bool]"
     (client, ours), (server, theirs) = socket.socketpair(), socket.socketpair()
     for sock in (client, ours, server, theirs):
         sock.setblocking(False)
-    one, other = ProxySide(1 << 18), ProxySide(1 << 18)
+    one, other = ProxySide(UnreadLimit()), ProxySide(UnreadLimit())
     await loop.create_connection(lambda: one, sock=ours)
     # Data that arrives before the connections are joined is buffered.
     await loop.sock_sendall(client, b"early, ")
@@ -96,7 +97,7 @@ async def test_canceled_proxy_closes_both_sides() -> None:
 
 class Recorded(ProxySide):
     def __init__(self) -> None:
-        super().__init__(1 << 18)
+        super().__init__(UnreadLimit())
         self.sizes: list[int] = []
 
     def data_received(self, data: bytes) -> None:
@@ -110,7 +111,7 @@ async def test_proxy_reads_little_of_a_client_at_once() -> None:
     (client, ours), (server, theirs) = socket.socketpair(), socket.socketpair()
     for sock in (client, ours, server, theirs):
         sock.setblocking(False)
-    size, one, other = 100_000, Recorded(), ProxySide(1 << 18)
+    size, one, other = 100_000, Recorded(), ProxySide(UnreadLimit())
     await one.adopt(ours)
     await loop.create_connection(lambda: other, sock=theirs)
     await loop.sock_sendall(client, b"x" * size)

@@ -8,7 +8,7 @@ from tests.simulation.cost.meter import Meter
 from tests.simulation.cost.paths import BURST, PATHS, measure, time_ratio, tracked_objects
 
 LARGE = 20_000
-MANY = 8
+MANY = 16
 """At most half of the readers that share large batches: some paths have as many late ones."""
 MOST_TIME_RATIO = 1.4
 """The measured ratio is between 0.95 and 1.05, also on a busy machine, if nothing depends on the size of the fleet."""

@@ -111,9 +111,9 @@ def test_batches_of_many_readers_are_small() -> None:
         return [len(batch.slice.data) // 1024 for batch in batches if batch]
 
     few = sizes()
-    log.shared_by(17)
+    log.shared_by(33)
     many = sizes()
-    log.shared_by(16)
+    log.shared_by(32)
     assert (few, many, sizes()) == ([256, 256], [64, 64], [256, 256])
 
 
