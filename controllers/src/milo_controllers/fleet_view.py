@@ -7,7 +7,11 @@ decoded in the thread.
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator, Mapping
+from contextlib import suppress
+from functools import partial
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar, cast, overload
+
+import msgspec
 
 from milo_controllers.errors import NotCached, NotSynced
 from milo_controllers.event_loop import EventLoop
@@ -21,6 +25,8 @@ from milo_objects.scope import Pending
 from milo_objects.view import ScopeView, View, view_of
 
 T = TypeVar("T")
+# msgspec raises UnicodeError for invalid text and RecursionError for deep nesting.
+_UNDECODABLE = (msgspec.DecodeError, UnicodeError, RecursionError)
 
 
 class ClusterObject(NamedTuple, Generic[T]):
@@ -92,7 +98,25 @@ class ClusterCaches:
 
         Raises NotCached or NotSynced.
         """
+        objects, decode = self._held(kind, owner, index), self._decoder(kind)
+        return (decode(found.raw) for found in objects if namespace is None or found.namespace == namespace)
 
+    def decodable(self, kind: Any, namespace: str | None, *, index: tuple[str, Hashable] | None) -> Iterator[Any]:
+        """Return the objects as `list` does, without those that cannot be decoded: what one cluster's API server sends
+        must not fail those who read all clusters."""
+        objects, decode = self._held(kind, None, index), self._decoder(kind)
+        for found in objects:
+            if namespace is None or found.namespace == namespace:
+                try:
+                    decoded = decode(found.raw)
+                except _UNDECODABLE as error:
+                    about = (self.cluster.name, kind_of(kind).resource, found.name, error)
+                    warning = partial(informer(self._member, kind).warn, "%s: %s %s cannot be decoded: %s", *about)
+                    self._member.loop.call(warning)
+                else:
+                    yield decoded
+
+    def _held(self, kind: Any, owner: str | None, index: tuple[str, Hashable] | None) -> Iterator[CachedObject]:
         def objects_now() -> Iterator[CachedObject]:
             cache = synced_cache(self._member, kind)
             if owner is not None:
@@ -100,9 +124,7 @@ class ClusterCaches:
             return cache.values() if index is None else cache.indexed(*index)
 
         loop = self._member.loop
-        objects = objects_now() if loop.is_here else loop.call(objects_now)
-        decode = self._decoder(kind)
-        return (decode(found.raw) for found in objects if namespace is None or found.namespace == namespace)
+        return objects_now() if loop.is_here else loop.call(objects_now)
 
     def _found(self, kind: AnyKind, name: str, namespace: str) -> CachedObject | None:
         loop = self._member.loop
@@ -222,15 +244,12 @@ class FleetView:
     ) -> Iterator[ClusterObject[Any]]:
         """Return the objects of every cluster whose cache of the kind is complete, each with its cluster.
 
-        `view` says which are missing.
+        `view` says which are missing. Objects that cannot be decoded are left out, with a warning.
         """
         for member in tuple(self._members.values()):
-            try:
-                objects = ClusterCaches(member).list(kind, namespace, index=index)
-            except NotSynced:
-                continue
-            for found in objects:
-                yield ClusterObject(member.cluster, found)
+            with suppress(NotSynced):
+                for found in ClusterCaches(member).decodable(kind, namespace, index=index):
+                    yield ClusterObject(member.cluster, found)
 
     def view(self, kind: AnyKind) -> View:
         """Return what is known of a kind in all engaged clusters, and what is missing: so that "not found" is told

@@ -149,6 +149,10 @@ class CollectionFollower(ABC, Generic[DecodedT, ChangeT]):
     def reported(self) -> None:
         """Called whenever `state` or `problem` may have changed, and after each batch of source events."""
 
+    def warn(self, message: str, *about: object) -> None:
+        """Log a warning about an object, at a limited rate."""
+        self._log.limited(message, *about)
+
     def _following(self) -> ListWatch[DecodedT]:
         return ListWatch(
             _CollectionApi(self._api, self._kind, self),
@@ -219,10 +223,10 @@ class CollectionFollower(ABC, Generic[DecodedT, ChangeT]):
     async def _apply(self, events: Iterable[SourceEvent[DecodedT]]) -> None:
         for number, event in enumerate(events, 1):
             if isinstance(event, EventIgnored):
-                self._log.limited("%s: a watch event of %s was ignored: %s", self._cluster, self._kind, event.problem)
+                self.warn("%s: a watch event of %s was ignored: %s", self._cluster, self._kind, event.problem)
             elif isinstance(event, Listed | ObjectChanged) and event.observation.problem:
                 found = event.observation
-                self._log.limited("%s: %s %s is invalid: %s", self._cluster, self._kind, found.name, found.problem)
+                self.warn("%s: %s %s is invalid: %s", self._cluster, self._kind, found.name, found.problem)
             if self._exceeded:
                 return
             was_synced = self._sink.synced

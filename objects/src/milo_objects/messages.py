@@ -195,17 +195,19 @@ def decode_object(stored: StoredMessage) -> ProjectedObject:
         metadata = {
             name: value for name, value in _RAWS.decode(fields["metadata"]).items() if name not in _IDENTITY_FIELDS
         }
+        if metadata:
+            fields["metadata"] = msgspec.Raw(msgspec.json.encode(metadata))
+        else:
+            del fields["metadata"]
+        content = msgspec.json.encode(fields)
+        msgspec.json.decode(content)  # which readers do later, of objects of all clusters
     except _UNDECODABLE as error:
         raise _unusable(stored, error) from error
-    if metadata:
-        fields["metadata"] = msgspec.Raw(msgspec.json.encode(metadata))
-    else:
-        del fields["metadata"]
     return ProjectedObject(
         namespace=identity.namespace,
         name=identity.name,
         uid=identity.uid,
-        content=msgspec.json.encode(fields),
+        content=content,
         version=identity.resource_version,
         generation=identity.generation,
         created_at=identity.creation_timestamp,

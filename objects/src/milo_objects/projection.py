@@ -268,6 +268,9 @@ class Projection:
 def _projected(
     identity: tuple[str, str, str], content: bytes, sent: tuple[str, int, datetime | None, datetime | None]
 ) -> ProjectedObject:
+    """Raises one of _UNDECODABLE for fields that cannot be decoded: an API server chooses them, and readers decode
+    them later, among those of all clusters."""
+    msgspec.json.decode(content)  # what is kept undecoded may be no UTF-8, or numbers out of range
     namespace, name, uid = identity
     return ProjectedObject(_shared(namespace), name, uid, content, *sent)
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from milo_kube.label_selector import parse
+from milo_kube.label_selector import Selector, parse
 from milo_objects.projection import Projection, SeenObject, is_of_metadata, object_decoder
 
 DOTTED = r"metadata.labels.kubernetes\.io/metadata\.name"
@@ -60,6 +60,17 @@ def changed(**parts: Any) -> dict[str, Any]:
 )  # fmt: skip
 def test_projection_has_named_fields_at_their_places(paths: list[str], kept: dict[str, Any]) -> None:
     assert fields(paths) == kept
+
+
+@pytest.mark.parametrize("value", [b'"\xff"', b"1e999", b"1" * 5000, b'{"\xff":1}'])
+@pytest.mark.parametrize("paths", [["data"], ["data", "spec.a.b"]], ids=["strictly", "loosely"])
+def test_fields_that_cannot_be_decoded_are_refused_at_once(value: bytes, paths: list[str]) -> None:
+    """Readers of all clusters decode them later."""
+    decoder = object_decoder(paths, Selector())
+    found = decoder.object(b'{"metadata":{"name":"a","uid":"u"},"spec":[],"data":{"a":%s}}' % value)
+    assert found is not None
+    assert found.problem
+    assert found.projected is None
 
 
 def test_projection_has_identity_of_every_object() -> None:

@@ -1,0 +1,41 @@
+"""Reading the caches of all clusters."""
+
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from milo_controllers.event_loop import EventLoop
+from milo_controllers.fleet_view import CachedCluster, FleetView
+from milo_controllers.kinds import Kind
+from milo_controllers.object_cache import CachedObject, ObjectCache
+from milo_kube.reflect.messages import Listed, ListEnded, ListStarted
+
+CONFIG_MAPS: Kind[Any] = Kind("v1/configmaps")
+
+
+def cluster(name: str, **contents: bytes) -> CachedCluster:
+    """Return a cluster that has listed these ConfigMaps."""
+    cache = ObjectCache()
+    cache.apply(ListStarted())
+    for key, content in contents.items():
+        raw = b'{"metadata":{"name":"%s"},"data":%s}' % (key.encode(), content)
+        cache.apply(Listed(CachedObject(key, "default", f"uid of {key}", "1", raw)))
+    cache.apply(ListEnded("1"))
+    spec, warnings = SimpleNamespace(kind=CONFIG_MAPS), list[str]()
+    informer = SimpleNamespace(
+        cache=cache, spec=spec, key=CONFIG_MAPS.key, warn=lambda text, *about: warnings.append(text % about)
+    )
+    engaged = SimpleNamespace(name=name, warnings=warnings)
+    found = SimpleNamespace(cluster=engaged, informers={CONFIG_MAPS.key: informer}, loop=EventLoop())
+    return cast("CachedCluster", found)
+
+
+@pytest.mark.parametrize("content", [b'{"a":"\xff"}', b'{"a":1e999}', b'{"a":%s}' % (b"1" * 5000), b"[" * 5000])
+async def test_what_one_cluster_sends_fails_no_reader_of_all(content: bytes) -> None:
+    hostile, honest = cluster("hostile", bad=content, good=b"{}"), cluster("web", fine=b"{}")
+    view = FleetView({"hostile": hostile, "web": honest})
+    found = [(cluster.name, each["metadata"]["name"]) for cluster, each in view.list(CONFIG_MAPS)]
+    assert found == [("hostile", "good"), ("web", "fine")]
+    (warning,) = cast("Any", hostile.cluster).warnings
+    assert warning.startswith("hostile: v1/configmaps bad cannot be decoded: ")
