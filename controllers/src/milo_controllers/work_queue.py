@@ -4,7 +4,8 @@ Does no I/O and reads no clock: callers pass the time. Invariants:
 
 - An object is never in flight twice. Changes during its reconcile lead to exactly one more reconcile.
 - Clusters take turns, so the changes of one do not delay the others; each has at most `per_cluster` objects in flight.
-- Live changes go before retries, and retries before objects of an initial list or a resync.
+- Live changes go before retries, and retries before objects of an initial list or a resync. But where some wait, each
+  `_TURN`th object is one of them, so that a cluster whose objects always change does not hold up the others.
 - A failed object is retried after its own backoff. Each cluster has a token bucket of retries, and all clusters
   share a second one, whose tokens they take in turns.
 - An object is held while the caches lack the writes of its last reconcile, and is not taken before `settle`.
@@ -22,6 +23,8 @@ import msgspec
 
 from milo_kube.rate_limit import Rate, TokenBucket
 from milo_kube.retry_after import delay_s
+
+_TURN = 16
 
 
 class Priority(enum.IntEnum):
@@ -160,6 +163,8 @@ class WorkQueue:
         """The queues of the clusters that have objects; of thousands of clusters, most have none."""
         # Clusters that have an object to start, by priority, in round-robin order.
         self._turns: tuple[OrderedDict[_Cluster, None], ...] = tuple(OrderedDict() for _ in Priority)
+        self._passed_over = [0] * len(Priority)
+        """For each priority: how many objects were taken while some of it waited, since the last one of it."""
         self._timers: list[tuple[float, int, ObjectKey]] = []
         self._added = 0
         self._compact_at = 64
@@ -218,25 +223,36 @@ class WorkQueue:
     def take_next(self, now: float) -> Work | None:
         """Return an object to reconcile, which is in flight until `done` is called; None if there is none now."""
         self._wake(now)
-        for priority in Priority:
-            turns = self._turns[priority]
-            if priority is Priority.RETRY and turns and (wait_s := self._retries.wait_s(now)):
-                self._retry_at = now + wait_s
-                continue
-            while turns:
-                cluster, _ = turns.popitem(last=False)
-                queue = self._clusters.get(cluster)
-                if queue is None or not queue.ready[priority]:
-                    continue  # the cluster has no ready object of this priority any more
-                key, added_at = queue.ready[priority].popitem(last=False)
-                queue.in_flight[key] = priority
-                if priority is Priority.RETRY:
-                    self._retries.take(now)
-                if len(queue.in_flight) < self._per_cluster:
-                    self._offer(cluster)
-                else:
-                    self._withdraw(cluster)
-                return Work(key, now - added_at, queue.failures.get(key, 0))
+        late = (priority for priority in Priority if self._passed_over[priority] >= _TURN - 1)
+        for priority in (*late, *Priority):
+            work = self._take(priority, now)
+            if work is not None:
+                self._passed_over[priority] = 0
+                for other in Priority:
+                    if other is not priority and self._turns[other]:
+                        self._passed_over[other] += 1
+                return work
+        return None
+
+    def _take(self, priority: Priority, now: float) -> Work | None:
+        turns = self._turns[priority]
+        if priority is Priority.RETRY and turns and (wait_s := self._retries.wait_s(now)):
+            self._retry_at = now + wait_s
+            return None
+        while turns:
+            cluster, _ = turns.popitem(last=False)
+            queue = self._clusters.get(cluster)
+            if queue is None or not queue.ready[priority]:
+                continue  # the cluster has no ready object of this priority any more
+            key, added_at = queue.ready[priority].popitem(last=False)
+            queue.in_flight[key] = priority
+            if priority is Priority.RETRY:
+                self._retries.take(now)
+            if len(queue.in_flight) < self._per_cluster:
+                self._offer(cluster)
+            else:
+                self._withdraw(cluster)
+            return Work(key, now - added_at, queue.failures.get(key, 0))
         return None
 
     def done(self, key: ObjectKey, outcome: Outcome, now: float, *, is_held: bool = False) -> float | None:

@@ -105,6 +105,22 @@ def test_work_queue_limits_objects_in_flight_per_cluster() -> None:
     assert taken(queue) == "z"
 
 
+@pytest.mark.parametrize("waiting", [Priority.RETRY, Priority.BACKGROUND])
+def test_work_queue_takes_objects_of_other_clusters_while_those_of_one_always_change(waiting: Priority) -> None:
+    queue = queue_of("busy", "quiet", per_cluster=4)
+    for name in ("x", "y"):
+        queue.add(key(name, "quiet"), 0.0, waiting)
+    found = []
+    for number in range(34):
+        queue.add(key(f"busy{number % 4}", "busy"), 0.0)
+        work = queue.take_next(0.0)
+        assert work is not None
+        queue.done(work.key, Done(), 0.0)
+        if work.key.cluster == "quiet":
+            found.append((number, work.key.name))
+    assert found == [(15, "x"), (31, "y")]
+
+
 def test_work_queue_takes_live_changes_before_objects_of_initial_lists() -> None:
     queue = queue_of("a", "b")
     queue.add(key("listed"), 0.0, Priority.BACKGROUND)
