@@ -67,6 +67,7 @@ def test_reachable_result_restarts_disengage_timer() -> None:
     assert set(fleet.given_up) == {"alpha"}
 
 
+@pytest.mark.untraced
 def test_shared_host_outage_disengages_no_cluster() -> None:
     fleet = ClusterFleet(well=40)
     for name in ("alpha", "beta", "gamma"):

@@ -502,6 +502,7 @@ def test_objects_of_one_source_that_claim_one_uid_make_no_duplicate() -> None:
     assert found.fleet.duplicate_of(found.claimants[1]) == ""
 
 
+@pytest.mark.untraced
 def test_comparing_sources_costs_little_while_many_objects_claim_one_uid() -> None:
     """Whoever can write objects can make them claim one UID."""
     found = Claimants()

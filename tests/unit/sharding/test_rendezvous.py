@@ -41,6 +41,7 @@ def owners(members: dict[str, float], keys: int = 1000) -> list[str | None]:
     return [rendezvous.owner(f"project-{number}", members) for number in range(keys)]
 
 
+@pytest.mark.untraced
 def test_rendezvous_balances_1000_clusters_over_five_members() -> None:
     imbalances = []
     for group in range(20):

@@ -210,6 +210,7 @@ def test_forged_page_token_is_rejected() -> None:
             listing.next(1, token=bent)
 
 
+@pytest.mark.untraced
 def test_large_listing_evicts_many_listings_quickly() -> None:
     # The listings of another caller, which are older, are not looked at again for each that is evicted.
     listings = a_listing(fleet())
