@@ -220,14 +220,17 @@ async def test_list_of_large_objects_is_read_in_smaller_pages(
     assert [one["metadata"]["name"] for one in found] == [f"c{number}" for number in range(5)]
 
 
+@pytest.mark.parametrize(
+    ("limit", "value", "words"), [("_MOST_OBJECTS", 4, "4 of these"), ("_MOST_BYTES", 1_000, "1000 bytes of these")]
+)
 async def test_list_of_the_api_server_with_too_many_objects_is_an_error(
-    plane: ControlPlane, monkeypatch: pytest.MonkeyPatch
+    plane: ControlPlane, monkeypatch: pytest.MonkeyPatch, limit: str, value: int, words: str
 ) -> None:
     monkeypatch.setattr("milo_discovery.cluster_api._PAGE", 2)
-    monkeypatch.setattr("milo_discovery.cluster_api._MOST_OBJECTS", 4)
+    monkeypatch.setattr(f"milo_discovery.cluster_api.{limit}", value)
 
     async def act(request: Request) -> Any:
-        with pytest.raises(ClusterApiError, match="has more than 4 of these objects"):
+        with pytest.raises(ClusterApiError, match=f"has more than {words} objects"):
             await request.read_list("v1/configmaps", "default")
 
     for number in range(5):

@@ -32,6 +32,8 @@ RESPONSE_LIMIT = 8 << 20
 """Maximum bytes of a response other than a page of a list: more than any API server stores in an object."""
 _PAGE = 500
 _MOST_OBJECTS = 100_000
+_MOST_BYTES = 64 << 20
+"""Maximum bytes of the objects of a list: its API server chooses how large they are."""
 MERGE_PATCH = "application/merge-patch+json"
 JSON_PATCH = "application/json-patch+json"
 STRATEGIC_MERGE_PATCH = "application/strategic-merge-patch+json"
@@ -82,8 +84,9 @@ class ClusterApi(ApiServer):
         *,
         content_type: str = JSON,
         timeout_s: float = REQUEST_TIMEOUT_S,
+        arrived: Callable[[int], None] = lambda _: None,
     ) -> dict[str, Any]:
-        """Send a request and return the decoded response.
+        """Send a request and return the decoded response. `arrived` is called with the sizes of its pieces.
 
         Raises ApiError, Unreachable, DiscoveryError, or NotLeading if `may_write` returns false.
         """
@@ -92,7 +95,7 @@ class ClusterApi(ApiServer):
         with span(self._tracer, method, attributes):
             try:
                 answer = await self.request(
-                    method, path, query, encoded, content_type=content_type, timeout_s=timeout_s
+                    method, path, query, encoded, content_type=content_type, timeout_s=timeout_s, arrived=arrived
                 )
             except TransportError as error:
                 if isinstance(error.__cause__, DiscoveryError):
@@ -119,10 +122,11 @@ class ClusterApi(ApiServer):
         found: list[dict[str, Any]] = []
         more: list[tuple[str, str]] = []
         size, clock = _PAGE, asyncio.get_running_loop().time
-        pages = ListPages(clock())
+        pages, read = ListPages(clock()), 0
         while True:
+            pieces: list[int] = []
             try:
-                page = await self.send("GET", path, [*query, ("limit", str(size)), *more])
+                page = await self.send("GET", path, [*query, ("limit", str(size)), *more], arrived=pieces.append)
             except Unreachable as error:
                 if error.cause != "too_large" or size == 1:
                     raise
@@ -135,6 +139,9 @@ class ClusterApi(ApiServer):
                 return found
             if len(found) >= _MOST_OBJECTS:
                 raise ClusterApiError(f"GET {path}: {self.name} has more than {_MOST_OBJECTS} of these objects")
+            read += sum(pieces)
+            if read >= _MOST_BYTES:
+                raise ClusterApiError(f"GET {path}: {self.name} has more than {_MOST_BYTES} bytes of these objects")
             try:
                 pages = pages.next(clock())
             except EndlessListError as error:
