@@ -16,6 +16,7 @@ from prometheus_client import exposition
 from prometheus_client.metrics_core import Metric
 
 from milo_discoveryd.daemon_errors import StartError
+from milo_discoveryd.process_hardening import descriptor_limit
 from milo_discoveryd.telemetry.board import StatusBoard
 from milo_discoveryd.telemetry.metrics import Metrics
 from milo_discoveryd.telemetry.shared_scrape import ScrapeForm, SharedScrape, Turns
@@ -24,6 +25,7 @@ from milo_kube.http.server import HttpReply, HttpServer, ServerRequest
 from milo_kube.http.visitors import is_on_loopback, is_own_host
 
 CONNECTIONS = 64
+"""Maximum number of connections, and at most one for eight files that the process may open: the port serves anybody."""
 
 _NAMED = frozenset(
     {"milo_discoveryd_cluster_info", "milo_discoveryd_cluster_reachable", "milo_discoveryd_organization_clusters"}
@@ -54,7 +56,7 @@ class HttpEndpoint:
         self._handed_over = handed_over
         self._names_for = names_for
         self._hosts = frozenset(host.lower() for host in hosts)
-        self._server = HttpServer(self._answer, connections=CONNECTIONS)
+        self._server = HttpServer(self._answer, connections=min(CONNECTIONS, max(1, descriptor_limit() // 8)))
         self._scrape = SharedScrape(self._collected)
         self._status_turns = Turns()
 

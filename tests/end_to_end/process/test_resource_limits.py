@@ -15,6 +15,7 @@ import pytest
 from milo_discovery.v1 import discovery_pb2 as pb
 from tests.end_to_end.process.conftest import Workspace
 from tests.end_to_end.process.streams import Stream
+from tests.support.ports import free_port
 
 DESCRIPTORS = (64, 32)
 CROWD = 200
@@ -64,6 +65,28 @@ async def test_f38_connection_flood_leaves_descriptors_for_the_api_server(
     [received] = daemon.events("connection limit lowered: raise the limit of open files (RLIMIT_NOFILE)")
     assert received["level"] == "info", "want level info, since the limit is not configured"
     assert (received["connections"], received["set"], received["limit"]) == (descriptors // 8, 1000, descriptors)
+
+
+@pytest.mark.parametrize("descriptors", DESCRIPTORS)
+async def test_connection_flood_at_the_http_port_leaves_descriptors_for_callers_and_the_api_server(
+    workspace: Workspace, descriptors: int
+) -> None:
+    """Found by an attacker: at 64 descriptors, its 64 connections kept the daemon from every other one."""
+    port = free_port()
+    async with workspace.daemon(descriptors=descriptors, http_listen=f"127.0.0.1:{port}") as daemon:
+        await daemon.start()
+        with ExitStack() as closing:
+            for _ in range(CROWD):
+                with suppress(ConnectionError):  # already closed for a newer one
+                    closing.enter_context(socket.create_connection(("127.0.0.1", port), timeout=WITHIN_S))
+            workspace.sandbox.drop_watches()
+            workspace.sandbox.projects.create("alpha", ready=True)
+            async with workspace.stream() as late:
+                await daemon.during(late.until_synced())
+                workspace.sandbox.projects.create("beta", ready=True)
+                while await daemon.during(next_event(late)) != "beta":
+                    pass
+        assert await daemon.terminate() == 0
 
 
 async def clusters_once_accepted(workspace: Workspace) -> list[str]:
