@@ -271,6 +271,16 @@ def test_retry_after_of_busy_server_is_respected_after_first_complete_list() -> 
     assert driver.request == STREAMED_LIST
 
 
+def test_streaming_list_without_a_response_falls_back_to_pages() -> None:
+    driver = ReflectorDriver(STREAMING)
+    assert driver.request == STREAMED_LIST
+    assert driver.reflector.silent(START + 15.0) == []
+    driver.page()
+    driver.opened()
+    driver.failed(EXPIRED)
+    assert driver.request == FIRST_PAGE, "streaming is not requested again"
+
+
 def test_stalled_streaming_list_falls_back_to_pages() -> None:
     driver = ReflectorDriver(STREAMING)
     driver.opened()
