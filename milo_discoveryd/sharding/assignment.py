@@ -5,12 +5,14 @@ from collections.abc import Awaitable, Callable, Iterator, Sequence
 from functools import partial
 from itertools import chain
 
+import msgspec
+
 from milo_discoveryd.credentials.issuers.issuer import FencingIssuer
 from milo_discoveryd.daemon_errors import BackendError
 from milo_discoveryd.fleet.fleet import Fleet
 from milo_discoveryd.logger import log
 from milo_discoveryd.model.object_state import ObjectState
-from milo_discoveryd.sharding.credential_fence import TOKEN_CACHE_S, CredentialFence
+from milo_discoveryd.sharding.credential_fence import TOKEN_CACHE_S, CredentialFence, Unrevoked
 from milo_discoveryd.sharding.leases import View
 from milo_discoveryd.sharding.ownership import Decision, KeyOwnership, Owners, Ownership
 from milo_kube.credential import CredentialError
@@ -49,13 +51,20 @@ class Decisions:
         return f"this member will own it (view {number}) once member {decision.member} has released it"
 
 
+class FencedIssuer(msgspec.Struct, frozen=True):
+    """An issuer whose credentials are revoked, and the sources of the clusters that it serves; empty for all."""
+
+    issuer: FencingIssuer
+    sources: frozenset[str] = frozenset()
+
+
 class CredentialRevocation:
     """Revokes the credentials that other members obtained for clusters, before this member engages these clusters."""
 
     def __init__(
         self,
         fence: CredentialFence,
-        issuers: Sequence[FencingIssuer],
+        issuers: Sequence[FencedIssuer],
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         self.fence = fence
@@ -77,16 +86,14 @@ class CredentialRevocation:
                 await self._changed.wait()
                 continue
             refused: dict[str, CredentialError] = {}
-            try:
-                for issuer in self._issuers:
-                    refused |= await issuer.revoke_others(partial(self.fence.covers, due, present))
-            except Exception as error:
-                if isinstance(error, CredentialError):
-                    log.warning("credentials of former owners not revoked", problem=str(error))
-                else:
-                    log.exception("credentials of former owners not revoked")
-                stated_s = error.retry_after_s if isinstance(error, BackendError) else None
-                await self._sleep(max(REVOCATION_RETRY_S, stated_s or 0.0))
+            failed: dict[FencedIssuer, float] = {}
+            for fenced in self._issuers:
+                try:
+                    refused |= await fenced.issuer.revoke_others(partial(self.fence.covers, due, present))
+                except Exception as error:  # noqa: BLE001  (what one issuer causes must not delay the others)
+                    failed[fenced] = _noted(error, fenced)
+            if failed and (len(failed) == len(self._issuers) or not all(fenced.sources for fenced in failed)):
+                await self._sleep(max(REVOCATION_RETRY_S, *failed.values()))
                 continue
             if refused:
                 problem = str(next(iter(refused.values())))
@@ -94,8 +101,19 @@ class CredentialRevocation:
                     "credentials of former owners not revoked", clusters=sorted(refused)[:_NAMED], problem=problem
                 )
             await self._sleep(TOKEN_CACHE_S)
-            self.fence.revoked(due, refused.keys())
+            sources = (fenced.sources for fenced in failed)
+            self.fence.revoked(due, Unrevoked(frozenset(refused), frozenset().union(*sources)))
             cleared()
+
+
+def _noted(error: Exception, fenced: FencedIssuer) -> float:
+    """Log that nothing could be revoked at an issuer. Return for how many seconds its server asks to wait."""
+    sources = sorted(fenced.sources)
+    if isinstance(error, CredentialError):
+        log.warning("credentials of former owners not revoked", sources=sources, problem=str(error))
+    else:
+        log.exception("credentials of former owners not revoked", sources=sources)
+    return (isinstance(error, BackendError) and error.retry_after_s) or 0.0
 
 
 class FleetAssignment:

@@ -5,10 +5,11 @@ have expired from the token caches of API servers. The revocation begins when th
 or was evicted, because from then on it obtains no further credentials.
 """
 
-from collections.abc import Callable, Set
+from collections.abc import Callable
 
 import msgspec
 
+from milo_discoveryd.model.cluster import source_of
 from milo_discoveryd.sharding.ownership import KeyOwnership, Ownership
 
 TOKEN_CACHE_S = 11.0
@@ -24,15 +25,34 @@ class Revocation(msgspec.Struct, frozen=True):
     period: int
 
 
+class Unrevoked(msgspec.Struct, frozen=True):
+    """The clusters whose credentials could not be revoked: single ones, and all of some sources."""
+
+    clusters: frozenset[str] = frozenset()
+    sources: frozenset[str] = frozenset()
+
+    def __bool__(self) -> bool:
+        return bool(self.clusters or self.sources)
+
+    def __contains__(self, key: str) -> bool:
+        return key in self.clusters or source_of(key) in self.sources
+
+    def __and__(self, other: "Unrevoked") -> "Unrevoked":
+        clusters = {key for key in self.clusters if key in other} | {key for key in other.clusters if key in self}
+        return Unrevoked(frozenset(clusters), self.sources & other.sources)
+
+
+NONE = Unrevoked()
+
+
 class _Cleared(msgspec.Struct, frozen=True):
     """An ownership for which the credentials of other members were revoked."""
 
     ownership: Ownership
-    refused: Set[str]
-    """The clusters for which that was refused."""
+    unrevoked: Unrevoked
 
     def clears(self, key: str) -> bool:
-        return key not in self.refused and self.ownership.decide(key).state is KeyOwnership.OWNED
+        return key not in self.unrevoked and self.ownership.decide(key).state is KeyOwnership.OWNED
 
 
 class CredentialFence:
@@ -57,7 +77,7 @@ class CredentialFence:
         ownership = self._ownership
         if ownership is None or not ownership.may_engage:
             return None
-        if any(cleared.ownership == ownership and not cleared.refused for cleared in self._cleared):
+        if any(cleared.ownership == ownership and not cleared.unrevoked for cleared in self._cleared):
             return None
         return Revocation(ownership, self._period)
 
@@ -72,12 +92,16 @@ class CredentialFence:
         self.follow(present())
         return revocation.period == self._period
 
-    def revoked(self, revocation: Revocation, refused: Set[str] = frozenset()) -> None:
-        """Record that the credentials were revoked, except those of the clusters for which that was refused, and that
-        `TOKEN_CACHE_S` has passed since."""
+    def revoked(self, revocation: Revocation, unrevoked: Unrevoked = NONE) -> None:
+        """Record that the credentials were revoked, but for `unrevoked`, and that `TOKEN_CACHE_S` has passed since."""
         if revocation.period == self._period:
-            others = [cleared for cleared in self._cleared if cleared.ownership != revocation.ownership]
-            self._cleared = [*others, _Cleared(revocation.ownership, refused)]
+            others = []
+            for cleared in self._cleared:
+                if cleared.ownership == revocation.ownership:
+                    unrevoked = unrevoked & cleared.unrevoked
+                else:
+                    others.append(cleared)
+            self._cleared = [*others, _Cleared(revocation.ownership, unrevoked)]
 
     @property
     def is_cleared(self) -> bool:

@@ -17,6 +17,7 @@ from milo_discoveryd.credentials.issuers.settings import IssuerContext, IssuerSe
 from milo_discoveryd.daemon_errors import ConfigError
 from milo_discoveryd.kubeconfigs.kubeconfigs import IssuerAssignment
 from milo_discoveryd.logger import log
+from milo_discoveryd.sharding.assignment import FencedIssuer
 from milo_discoveryd.wiring.configured_source import ConfiguredSource
 from milo_discoveryd.wiring.sharding import member_name
 from milo_discoveryd.wiring.upstreams import note_renewal, open_upstream
@@ -58,16 +59,16 @@ class Issuers:
             if issuer.hand_out
         ]
 
-    def fencing(self) -> list[FencingIssuer]:
+    def fencing(self) -> list[FencedIssuer]:
         """Return the issuers that can revoke credentials that other members of the shard group issued.
 
         Raises ConfigError if an issuer of kubeconfigs cannot revoke them.
         """
-        found: list[FencingIssuer] = []
+        found: list[FencedIssuer] = []
         for configured in self._settings.kubeconfigs.issuers:
             issuer = self._made[configured.name]
             if issuer.scope is Scope.CLUSTER and isinstance(issuer, FencingIssuer):
-                found.append(issuer)
+                found.append(FencedIssuer(issuer, frozenset(configured.sources)))
             elif configured.hand_out:
                 raise ConfigError(
                     [

@@ -12,12 +12,11 @@ from pathlib import Path
 import msgspec
 
 from milo_discoveryd.config import Settings
-from milo_discoveryd.credentials.issuers.issuer import FencingIssuer
 from milo_discoveryd.daemon_errors import StartError
 from milo_discoveryd.fleet.fleet import Fleet
 from milo_discoveryd.instruments import ShardLeaseMetrics
 from milo_discoveryd.logger import log
-from milo_discoveryd.sharding.assignment import CredentialRevocation, FleetAssignment
+from milo_discoveryd.sharding.assignment import CredentialRevocation, FencedIssuer, FleetAssignment
 from milo_discoveryd.sharding.credential_fence import CredentialFence
 from milo_discoveryd.sharding.group import ShardGroup
 from milo_discoveryd.sharding.lease_client import LeaseClient
@@ -119,7 +118,7 @@ def shard_group(
     closing: AsyncExitStack,
     *,
     sources: Iterable[ConfiguredSource],
-    fencing: Callable[[], Sequence[FencingIssuer]],
+    fencing: Callable[[], Sequence[FencedIssuer]],
 ) -> ShardGroup:
     """Return the configured group. `closing` closes its connections. Raises StartError.
 

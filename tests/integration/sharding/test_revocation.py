@@ -2,11 +2,12 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
 
 import pytest
 
 from milo_discoveryd.daemon_errors import BackendError
-from milo_discoveryd.sharding.assignment import REVOCATION_RETRY_S, CredentialRevocation
+from milo_discoveryd.sharding.assignment import REVOCATION_RETRY_S, CredentialRevocation, FencedIssuer
 from milo_discoveryd.sharding.credential_fence import TOKEN_CACHE_S, CredentialFence
 from milo_discoveryd.sharding.ownership import Ownership
 from tests.support.eventually import eventually
@@ -51,9 +52,12 @@ class Clock:
 
 
 class World:
-    def __init__(self) -> None:
+    def __init__(self, *issuers: FencedIssuer) -> None:
+        """`issuers`: by default `source`, which serves the clusters of all sources."""
         self.fence, self.source, self.clock = CredentialFence(), Source(), Clock()
-        self.revocation = CredentialRevocation(self.fence, [self.source], self.clock.sleep)
+        self.revocation = CredentialRevocation(
+            self.fence, list(issuers or [FencedIssuer(self.source)]), self.clock.sleep
+        )
         self.cleared = 0
         self.ownership: Ownership | None = SETTLED
         self.running = asyncio.create_task(self.revocation.run(self._cleared, lambda: self.ownership))
@@ -62,12 +66,20 @@ class World:
         self.cleared += 1
 
 
+@asynccontextmanager
+async def world_of(*issuers: FencedIssuer) -> AsyncIterator[World]:
+    world = World(*issuers)
+    try:
+        yield world
+    finally:
+        world.running.cancel()
+        await asyncio.wait([world.running])
+
+
 @pytest.fixture
 async def world() -> AsyncIterator[World]:
-    world = World()
-    yield world
-    world.running.cancel()
-    await asyncio.wait([world.running])
+    async with world_of() as world:
+        yield world
 
 
 async def test_credential_fence_permits_engagement_after_revocation_and_token_cache_expiry(world: World) -> None:
@@ -114,6 +126,38 @@ async def test_cluster_whose_credentials_cannot_be_revoked_delays_no_other(world
     await eventually(lambda: world.fence.clears("denied"))
     assert world.fence.clears("key")
     assert world.fence.due is None
+
+
+async def test_issuer_that_fails_delays_clusters_of_its_sources_alone() -> None:
+    failing, other = Source(), Source()
+    failing.failures = 2
+    first, second = FencedIssuer(failing, frozenset({"one"})), FencedIssuer(other, frozenset({"two"}))
+    async with world_of(first, second) as world:
+        with capture_logs() as logs:
+            world.fence.follow(SETTLED)
+            world.revocation.wake()
+            await eventually(lambda: world.clock.slept == [TOKEN_CACHE_S])
+        assert [(entry["sources"], entry["problem"]) for entry in logs] == [(["one"], "no Secrets")]
+        world.clock.advance()
+        await eventually(lambda: world.cleared == 1)
+        assert (world.fence.clears("one#key"), world.fence.clears("two#key")) == (False, True)
+        other.failures = 1  # it had succeeded before
+        world.clock.advance()  # of the attempt that began before
+        await eventually(lambda: world.cleared == 2)
+        world.clock.advance()
+        await eventually(lambda: world.fence.clears("one#key"))
+        assert world.fence.clears("two#key")
+        assert world.fence.due is None
+
+
+async def test_issuer_of_all_sources_that_fails_delays_all_clusters() -> None:
+    failing, other = Source(), Source()
+    failing.failures, failing.retry_after_s = 1, 7.0
+    async with world_of(FencedIssuer(failing), FencedIssuer(other, frozenset({"two"}))) as world:
+        world.fence.follow(SETTLED)
+        world.revocation.wake()
+        await eventually(lambda: world.clock.slept == [7.0])
+        assert not world.fence.is_cleared
 
 
 async def test_late_revocation_of_a_member_that_was_paused_deletes_nothing_of_the_rightful_owner(world: World) -> None:
