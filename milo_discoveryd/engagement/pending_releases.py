@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator
 
 import msgspec
 
+from milo_discoveryd.engagement.numbered_sets import NumberedSets
 from milo_discoveryd.log.filter import ClusterView
 from milo_discoveryd.model.cluster import Cluster
 
@@ -76,13 +77,17 @@ class _Drain(msgspec.Struct):
     until: float
     latest: float
     """The deadline that applies once a subscriber is known to see the cluster."""
-    expected: frozenset[SubscriberKey]
-    """The awaited subscribers. Drains that begin at about the same time share one set."""
-    released: set[SubscriberKey]
+    expected: int
+    """The awaited subscribers, as one of the `NumberedSets`: thousands of drains may wait for thousands each."""
+    released: int = 0
 
     @property
     def is_released(self) -> bool:
-        return len(self.released) == len(self.expected)
+        return self.released == self.expected
+
+    @property
+    def unreleased(self) -> int:
+        return self.expected & ~self.released
 
 
 class PendingReleases:
@@ -94,7 +99,7 @@ class PendingReleases:
         self._subscribers: dict[SubscriberKey, _Subscriber] = {}
         self._gone: dict[str, dict[SubscriberKey, int]] = {}
         """Subscribers without a stream, by caller, oldest first, with the size of their filters."""
-        self._last_expected: frozenset[SubscriberKey] = frozenset()
+        self._numbered = NumberedSets[SubscriberKey]()
         self._return_until = -math.inf
 
     def __len__(self) -> int:
@@ -125,8 +130,8 @@ class PendingReleases:
         subscriber.streams.append(subscription)
         subscriber.last, subscriber.is_leaving = subscription, False
         for name, drain in self._drains.items():
-            if key not in drain.expected and subscription.view.matches(drain.cluster):
-                drain.expected = self._shared(drain.expected - {RETURNING} | {key})
+            if not drain.expected & self._numbered.find(key) and subscription.view.matches(drain.cluster):
+                drain.expected = drain.expected & ~self._numbered.find(RETURNING) | self._numbered.bit(key)
                 if drain.until != drain.latest:
                     drain.until = drain.latest
                     heapq.heappush(self._deadlines, (drain.until, name))
@@ -164,11 +169,12 @@ class PendingReleases:
     def end_subscription(self, key: SubscriberKey) -> list[str]:
         """End a subscription. Return the names of drains that waited only for this subscriber."""
         subscriber = self._subscribers.get(key)
+        ended = self._drop(key, [*self._drains])
         if subscriber is not None and subscriber.streams:
             subscriber.is_leaving = True
         elif subscriber is not None:
             self._forget(key)
-        return self._drop(key, [*self._drains])
+        return ended
 
     # --- drains ---
 
@@ -178,14 +184,17 @@ class PendingReleases:
         `awaits_return`: whether to wait for the subscribers of the earlier run shortly after a restart.
         """
         self._forget_gone(now)
-        expected = frozenset(key for key, subscriber in self._subscribers.items() if subscriber.sees(cluster))
+        expected = 0
+        for key, subscriber in self._subscribers.items():
+            if subscriber.sees(cluster):
+                expected |= self._numbered.bit(key)
         latest = until
         if not expected and awaits_return and now < self._return_until:
-            expected, until = frozenset({RETURNING}), min(until, self._return_until)
+            expected, until = self._numbered.bit(RETURNING), min(until, self._return_until)
         if not expected:
             return False
         name = cluster.target.name
-        self._drains[name] = _Drain(cluster, until, latest, self._shared(expected), set())
+        self._drains[name] = _Drain(cluster, until, latest, expected)
         heapq.heappush(self._deadlines, (until, name))
         return True
 
@@ -199,7 +208,7 @@ class PendingReleases:
         if drain is None:
             return False
         drain.cluster = cluster
-        expected = ((key, self._subscribers.get(key)) for key in drain.expected)
+        expected = ((key, self._subscribers.get(key)) for key in self._numbered.members(drain.expected))
         lost = [key for key, subscriber in expected if subscriber is not None and not subscriber.sees(cluster)]
         for key in lost:
             self._drop(key, (name,))
@@ -221,22 +230,23 @@ class PendingReleases:
     def end_drain(self, name: str) -> None:
         """Remove a drain, if there is one."""
         self._drains.pop(name, None)
+        if not self._drains:
+            self._forget_numbers()
 
     def release(self, key: SubscriberKey, name: str) -> bool:
         """Record a release. Return whether the drain waits for no other subscriber."""
         drain = self._drains[name]
-        if key in drain.expected:
-            drain.released.add(key)
+        drain.released |= drain.expected & self._numbered.find(key)
         return drain.is_released
 
     def awaits(self, name: str, key: SubscriberKey) -> bool:
         drain = self._drains.get(name)
-        return drain is not None and key in drain.expected and key not in drain.released
+        return drain is not None and bool(drain.unreleased & self._numbered.find(key))
 
     def unreleased(self, name: str) -> frozenset[SubscriberKey]:
         """Return the subscribers that have not released a draining cluster; empty if the cluster does not drain."""
         drain = self._drains.get(name)
-        return frozenset() if drain is None else drain.expected - drain.released
+        return frozenset() if drain is None else frozenset(self._numbered.members(drain.unreleased))
 
     def awaited(self, name: str) -> list[AwaitedRelease]:
         """Return the subscribers that a draining cluster still waits for, sorted by name."""
@@ -265,26 +275,26 @@ class PendingReleases:
         """Remove all drains. Subscribers are kept."""
         self._drains.clear()
         self._deadlines.clear()
+        self._forget_numbers()
 
     # --- storage ---
 
+    def _forget_numbers(self) -> None:
+        """Forget the numbers of former subscribers, for which no drain waits any more."""
+        self._numbered.forget([key for key in self._numbered if key not in self._subscribers])
+
     def _drop(self, key: SubscriberKey, names: Iterable[str]) -> list[str]:
         """Stop waiting for a subscriber. Return the names of drains that waited only for this subscriber."""
-        ended = []
+        ended, bit = [], self._numbered.find(key)
         for name in names:
             drain = self._drains[name]
-            if key not in drain.expected:
+            if not drain.expected & bit:
                 continue
-            drain.expected = self._shared(drain.expected - {key})
-            drain.released.discard(key)
+            drain.expected &= ~bit
+            drain.released &= ~bit
             if drain.is_released:
                 ended.append(name)
         return ended
-
-    def _shared(self, expected: frozenset[SubscriberKey]) -> frozenset[SubscriberKey]:
-        if expected != self._last_expected:
-            self._last_expected = expected
-        return self._last_expected
 
     def _forget_gone(self, now: float) -> None:
         for gone in [*self._gone.values()]:
@@ -296,6 +306,9 @@ class PendingReleases:
     def _forget(self, key: SubscriberKey) -> None:
         self._recall(key)
         del self._subscribers[key]
+        bit = self._numbered.find(key)
+        if not any(drain.expected & bit for drain in self._drains.values()):
+            self._numbered.forget([key])
 
     def _recall(self, key: SubscriberKey) -> None:
         """Remove a subscriber from those that are disconnected."""

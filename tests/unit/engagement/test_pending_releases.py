@@ -1,5 +1,7 @@
 """Which subscribers a draining cluster waits for, and until when."""
 
+import tracemalloc
+
 import pytest
 
 from milo_discoveryd.engagement.pending_releases import (
@@ -326,3 +328,34 @@ def test_drain_that_does_not_await_subscribers_of_an_earlier_run_does_not_begin_
     releases = PendingReleases()
     releases.expect_return(0.0)
     assert not releases.begin_drain(cluster("a"), 300.0, 10.0, awaits_return=False)
+
+
+def test_drains_that_wait_for_different_subscribers_take_little_memory() -> None:
+    """Callers choose which clusters their filters match, and so how many different sets of subscribers there are."""
+    releases = PendingReleases()
+    for number in range(400):
+        releases.open(stream(SubscriberKey("caller", f"s{number}")), 0.0)
+    every_second = Filter(names=frozenset(f"c{number}" for number in range(0, 500, 2)), confirms_releases=True)
+    releases.open(stream(SubscriberKey("caller", "every second"), every_second), 0.0)
+    clusters = [cluster(f"c{number}") for number in range(500)]
+    tracemalloc.start()
+    try:
+        for each in clusters:
+            releases.begin_drain(each, 100.0, 0.0)
+        taken, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert [len(releases.awaited(name)) for name in ("c0", "c1")] == [401, 400]
+    assert taken < 1 << 20
+
+
+def test_former_subscribers_are_forgotten_after_the_drains_that_waited_for_them() -> None:
+    releases = opened(ONE)
+    assert releases.begin_drain(cluster("a"), 100.0, 0.0)
+    for number in range(3 * REMEMBERED_EACH):
+        other = stream(SubscriberKey("caller", f"s{number}"))
+        releases.open(other, 0.0)
+        releases.close(other, 0.0)
+    assert len(awaited(releases)) == 1 + 3 * REMEMBERED_EACH
+    releases.end_drain("a")
+    assert len(releases._numbered) <= 1 + REMEMBERED_EACH
