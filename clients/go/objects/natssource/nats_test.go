@@ -2,6 +2,7 @@ package natssource
 
 import (
 	"bufio"
+	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -55,12 +56,14 @@ func (s *natsServer) start() {
 		"listen": fmt.Sprintf("127.0.0.1:%d", s.port), "jetstream": map[string]any{"store_dir": filepath.Join(s.directory, "jetstream")},
 	}
 	maps.Copy(settings, s.settings)
-	content, err := json.Marshal(settings) // JSON is a subset of its format
-	if err != nil {
+	var content bytes.Buffer // JSON is a subset of its format, but for escapes
+	encoder := json.NewEncoder(&content)
+	encoder.SetEscapeHTML(false)
+	if err := encoder.Encode(settings); err != nil {
 		s.t.Fatal(err)
 	}
 	configuration, log := filepath.Join(s.directory, "nats-server.conf"), filepath.Join(s.directory, "nats-server.log")
-	if err := os.WriteFile(configuration, content, 0o600); err != nil {
+	if err := os.WriteFile(configuration, content.Bytes(), 0o600); err != nil {
 		s.t.Fatal(err)
 	}
 	s.process = exec.Command(program, "--config", configuration, "--log", log) //nolint:gosec // it is what is tested

@@ -1,0 +1,321 @@
+package natssource
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"maps"
+	"math/rand/v2"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/nats-io/nats.go"
+
+	"go.miloapis.com/discovery/objects"
+)
+
+var began = time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
+
+func at(seconds float64) time.Time { return began.Add(time.Duration(seconds * float64(time.Second))) }
+
+const hour = 3600.0
+
+// stream is the last messages of a stream that a publisher writes.
+type stream struct {
+	name     string
+	stored   map[string]stored
+	sequence uint64
+}
+
+func newStream(name string) *stream { return &stream{name: name, stored: map[string]stored{}} }
+
+func (s *stream) write(subject string, header map[string]string, body string) stored {
+	s.sequence++
+	message := stored{subject: subject, sequence: s.sequence, header: nats.Header{}, body: []byte(body)}
+	for name, value := range header {
+		message.header.Set(name, value)
+	}
+	s.stored[subject] = message
+	return message
+}
+
+func (s *stream) scope(cluster, uid, state, reason string, epoch int) stored {
+	body, _ := json.Marshal(map[string]any{
+		"cluster": map[string]any{"name": cluster, "incarnation": "i", "uid": uid},
+		"state":   map[string]any{"state": state, "since": began, "reason": reason}, "epoch": epoch,
+	})
+	return s.write(scopeSubject(cluster, namespaceScope)+".state", nil, string(body))
+}
+
+func (s *stream) cluster(name, state string, objects ...string) {
+	s.scope(name, "uid of "+name, state, "", 1)
+	for _, each := range objects {
+		s.object(name, each, 1, "")
+	}
+}
+
+func (s *stream) object(cluster, name string, epoch int, gone string) stored {
+	header := map[string]string{epochHeader: fmt.Sprint(epoch)}
+	if gone != "" {
+		header[goneHeader] = gone
+	}
+	body := fmt.Sprintf(`{"metadata": {"name": %q, "uid": "uid of %s", "resourceVersion": "%d"}}`, name, name, s.sequence)
+	return s.write(scopeSubject(cluster, namespaceScope)+"._."+name, header, body)
+}
+
+// from returns the messages from a sequence on.
+func (s *stream) from(first uint64) []stored {
+	found := slices.SortedFunc(maps.Values(s.stored), func(a, b stored) int { return int(a.sequence) - int(b.sequence) })
+	return slices.DeleteFunc(found, func(message stored) bool { return message.sequence < first })
+}
+
+// expire removes the messages of what is gone.
+func (s *stream) expire() {
+	maps.DeleteFunc(s.stored, func(_ string, message stored) bool {
+		return message.header.Get(goneHeader) != "" || strings.Contains(string(message.body), endedState)
+	})
+}
+
+// pure is a reader without a connection, and the Objects that it fills.
+type pure struct {
+	t     *testing.T
+	found *objects.Objects
+	*reader
+}
+
+type handOver chan *objects.Store
+
+func (h handOver) Run(ctx context.Context, store *objects.Store) error {
+	h <- store
+	<-ctx.Done()
+	return nil
+}
+
+func newPure(t *testing.T) *pure {
+	t.Helper()
+	source := make(handOver)
+	found, err := objects.NewFrom(source, objects.Options{
+		Kinds: []objects.Kind{{Resource: namespaces}}, OnError: func(cluster objects.Cluster, err error) { t.Errorf("%s: %v", cluster.Name(), err) },
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, stop := context.WithCancel(t.Context())
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		_ = found.Run(ctx)
+	}()
+	t.Cleanup(func() { stop(); <-ended })
+	return &pure{t, found, newReader(<-source, map[kindTokens]string{tokensOf(namespaces): namespaces})}
+}
+
+func (p *pure) read(s *stream, now float64) {
+	for _, message := range s.from(p.attach(s.name, s.sequence, at(now))) {
+		p.receive(message, at(now))
+	}
+	p.catchUp(now)
+}
+
+// catchUp notes that all was received, and that a publisher is heard.
+func (p *pure) catchUp(now float64) {
+	p.heard(at(now), at(now))
+	p.caughtUp(at(now))
+}
+
+func (p *pure) expect(what, want string, stale bool) {
+	p.t.Helper()
+	held := p.found.List(namespaces)
+	got := make([]string, 0, len(held))
+	for _, each := range held {
+		got = append(got, each.Cluster.Name()+"/"+each.Name)
+	}
+	slices.Sort(got)
+	if strings.Join(got, " ") != want || p.found.View(namespaces).StaleSince().IsZero() == stale {
+		p.t.Errorf("%s: there are %q, and the view is %+v; want %q", what, got, p.found.View(namespaces), want)
+	}
+}
+
+func TestAStreamThatNobodyHasWrittenDoesNotSayThatThereAreNoClusters(t *testing.T) {
+	s, p := newStream("one"), newPure(t)
+	p.read(s, 0)
+	p.detach("cut")
+	if err := p.found.View(namespaces).Err(); err == nil || !strings.Contains(err.Error(), "the engaged clusters are not known: cut") {
+		t.Errorf("the view says %v", err)
+	}
+	p.read(s, 1)
+	p.receive(s.scope("web", "u", "SYNCED", "", 1), at(2))
+	if err := p.found.View(namespaces).Err(); err != nil {
+		t.Errorf("the view says %v", err)
+	}
+}
+
+func TestAReaderThatWasCutOffWhileItResumedResumesOnlyFromWhenItHadReadAll(t *testing.T) {
+	s, p := newStream("one"), newPure(t)
+	s.cluster("web", "SYNCED", "a", "b")
+	p.read(s, 0)
+	s.object("web", "a", 1, "")
+	s.object("web", "b", 1, "OBJECT_DELETED")
+	missed := s.from(p.attach(s.name, s.sequence, at(0.9*hour)))
+	if len(missed) != 2 {
+		t.Errorf("asked for %d messages, want 2", len(missed))
+	}
+	p.receive(missed[0], at(0.9*hour))
+	s.expire()
+	p.read(s, 1.7*hour)
+	p.expect("after the gone-message has expired", "web/a", false)
+}
+
+func TestNothingEndsBecauseAnotherStreamWasNotWrittenYet(t *testing.T) {
+	s, p := newStream("one"), newPure(t)
+	for _, name := range []string{"web", "db", "old"} {
+		s.cluster(name, "SYNCED", "a", "b")
+	}
+	p.read(s, 0)
+	s = newStream("two")
+	p.read(s, 1)
+	p.catchUp(2 * hour)
+	p.expect("an empty stream", "db/a db/b old/a old/b web/a web/b", true)
+	s.cluster("web", "PENDING", "a")
+	s.cluster("db", "SYNCED", "a")
+	p.read(s, 2*hour)
+	p.expect("one that is half written", "db/a old/a old/b web/a web/b", true)
+	p.receive(s.scope("web", "uid of web", "SYNCED", "", 1), at(2*hour))
+	p.expect("a scope is synced", "db/a old/a old/b web/a", true)
+	p.catchUp(2*hour + rewrittenTime.Seconds())
+	p.expect("nothing was written for a while", "db/a old/a old/b web/a", true)
+	p.catchUp(2*hour + rewrittenTime.Seconds() + 1)
+	p.expect("nor for longer", "db/a web/a", false)
+}
+
+func TestTheFleetIsStaleSinceAPublisherWasLastHeard(t *testing.T) {
+	s, p := newStream("one"), newPure(t)
+	s.cluster("web", "SYNCED", "a")
+	since := func(what string, want float64) {
+		t.Helper()
+		got := p.found.View(namespaces).StaleSince()
+		if want < 0 && !got.IsZero() || want >= 0 && !got.Equal(at(want)) {
+			t.Errorf("%s: stale since %v, want %v", what, got, want)
+		}
+	}
+	first := p.attach(s.name, s.sequence, at(hour))
+	p.heard(at(60), at(hour)) // as the stream has it
+	for _, message := range s.from(first) {
+		p.receive(message, at(hour))
+	}
+	p.caughtUp(at(hour))
+	since("one that ended before", 60)
+	p.detach("cut")
+	since("and then NATS", 60)
+	p.attach(s.name, s.sequence, at(hour+10))
+	p.caughtUp(at(hour + 10))
+	since("one that runs has not had the time to be heard", -1)
+	p.caughtUp(at(hour + 41))
+	since("it has", 60)
+	p.heard(at(hour+42), at(hour+42))
+	since("heard", -1)
+	p.caughtUp(at(hour + 72))
+	since("30 s", -1)
+	p.caughtUp(at(hour + 73))
+	since("31 s", hour+42)
+	if got := p.found.View(namespaces).Fleet.Problem; got != "no publisher has been heard since 2026-01-01T01:00:42Z" {
+		t.Errorf("the problem is %q", got)
+	}
+	p.caughtUp(at(50)) // the clock was set back
+	since("set back", -1)
+	p.caughtUp(at(81))
+	since("and on", 50)
+}
+
+// After any history of writes, cuts, absences and lost streams, a reader that catches up has what the stream has.
+func TestAReaderThatCatchesUpHasWhatTheStreamHas(t *testing.T) {
+	for seed := range uint64(500) {
+		random := rand.New(rand.NewPCG(seed, 0))
+		pick := func(of ...string) string { return of[random.IntN(len(of))] }
+		s, p := newStream("0"), newPure(t)
+		truth, epochs, uids := map[string]map[string]bool{}, map[string]int{}, map[string]int{}
+		attached, now := false, 0.0
+		written := func(message stored) {
+			if attached {
+				p.receive(message, at(now))
+			}
+		}
+		scope := func(cluster, state, reason string) {
+			written(s.scope(cluster, fmt.Sprint(uids[cluster]), state, reason, epochs[cluster]))
+		}
+		begin := func(cluster string) {
+			epochs[cluster] = int(s.sequence)
+			truth[cluster] = map[string]bool{}
+			scope(cluster, "SYNCED", "")
+		}
+		for range 80 {
+			now += float64(random.IntN(5))
+			cluster, name := pick("web", "db"), pick("a", "b", "c")
+			held, isEngaged := truth[cluster]
+			switch action := random.IntN(20); {
+			case action < 1 && attached:
+				attached = false
+				p.detach("cut")
+			case action < 3 && !attached:
+				if random.IntN(3) == 0 {
+					now += 2 * hour
+					s.expire()
+				}
+				p.read(s, now)
+				attached = true
+			case action == 3:
+				s = newStream(s.name + "'")
+				attached = false
+				p.detach("lost")
+				for _, each := range slices.Sorted(maps.Keys(truth)) {
+					epochs[each] = int(s.sequence)
+					scope(each, "SYNCED", "")
+					for held := range truth[each] {
+						s.object(each, held, epochs[each], "")
+					}
+				}
+			case !isEngaged:
+				uids[cluster]++
+				begin(cluster)
+			case action == 4:
+				scope(cluster, endedState, pick("DELETED", withdrawn))
+				delete(truth, cluster)
+				maps.DeleteFunc(s.stored, func(subject string, _ stored) bool {
+					return strings.HasPrefix(subject, scopeSubject(cluster, namespaceScope)+"._.")
+				})
+			case action == 5: // replaced, and its purge is not done yet
+				uids[cluster]++
+				begin(cluster)
+			case action < 9:
+				if held[name] {
+					written(s.object(cluster, name, epochs[cluster], "OBJECT_DELETED"))
+					delete(held, name)
+				}
+			default:
+				written(s.object(cluster, name, epochs[cluster], ""))
+				held[name] = true
+			}
+		}
+		if attached {
+			p.detach("cut")
+		}
+		p.read(s, now)
+		p.catchUp(now + 1)
+		p.catchUp(now + rewrittenTime.Seconds() + 2)
+		var want []string
+		for cluster, held := range truth {
+			for name := range held {
+				want = append(want, cluster+"/"+name)
+			}
+		}
+		slices.Sort(want)
+		if len(truth) > 0 { // otherwise nothing has said so of another stream
+			p.expect(fmt.Sprintf("seed %d", seed), strings.Join(want, " "), false)
+		}
+		if t.Failed() {
+			return
+		}
+	}
+}
