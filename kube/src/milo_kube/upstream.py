@@ -1,6 +1,6 @@
 """API servers and the identity of this process there, from a kubeconfig or the service account of a pod."""
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import NoReturn, TypeAlias
@@ -145,7 +145,7 @@ def load_kubeconfig(
         except CredentialError:
             content = None  # the error of reading it again says why
         found = read(content)
-        origin: CredentialOrigin = KubeconfigOrigin(file, content or b"", found.upstream.server, found.origin, read)
+        origin: CredentialOrigin = KubeconfigOrigin(file, content or b"", found, read)
     else:
         found = read()  # a pipe, such as a shell's <(command), can be read only once
         origin = found.origin
@@ -169,15 +169,16 @@ class KubeconfigOrigin:
 
     is_watched = True
 
-    def __init__(
-        self, file: FileContent, content: bytes, server: str, loaded: CredentialOrigin, read: Callable[[bytes], _Loaded]
-    ) -> None:
-        self.current = loaded
+    def __init__(self, file: FileContent, content: bytes, loaded: _Loaded, read: Callable[[bytes], _Loaded]) -> None:
+        self.current = loaded.origin
         """The origin of the credential in the last good content."""
-        self.problem = ""
+        self._refusal = ""
+        """Why the newest content yields no credential."""
+        self._unused = ""
+        """What else the newest content has that is not used before a restart."""
         self._file = file
         self._content = content
-        self._server = server
+        self._upstream = loaded.upstream
         self._read = read
         self._candidate: CredentialOrigin | None = None
         """The origin in newer content that has not yielded a credential yet."""
@@ -188,6 +189,10 @@ class KubeconfigOrigin:
     @property
     def gap_s(self) -> float:
         return (self._candidate or self.current).gap_s
+
+    @property
+    def problem(self) -> str:
+        return self._refusal or self._unused
 
     def has_changed(self) -> bool:
         origins = filter(None, (self._candidate, self.current))
@@ -201,31 +206,48 @@ class KubeconfigOrigin:
             try:
                 credential = await self._candidate.obtain(refused=refused, is_due=True)
             except CredentialError as error:
-                self.problem = f"kubeconfig {self._file.path} was replaced, and the new one has no credential: {error}"
+                self._refusal = f"kubeconfig {self._file.path} was replaced, and the new one has no credential: {error}"
             else:
-                self.current, self._candidate, self.problem = self._candidate, None, ""
+                self.current, self._candidate, self._refusal = self._candidate, None, ""
                 return credential
-        if self.problem and not is_due and not self.current.has_changed():
-            raise CredentialError(self.problem)
+        if self._refusal and not is_due and not self.current.has_changed():
+            raise CredentialError(self._refusal)
         credential = await self.current.obtain(refused=refused, is_due=is_due)
-        if self.problem and credential == refused:
-            raise CredentialError(self.problem)
+        if self._refusal and credential == refused:
+            raise CredentialError(self._refusal)
         return credential
 
     def _load(self, content: bytes) -> None:
-        self._candidate, self.problem = None, ""
+        self._candidate, self._refusal, self._unused = None, "", ""
         try:
             found = self._read(content)
         except UpstreamError as error:
-            self.problem = f"kubeconfig {self._file.path} was replaced, and its new content is invalid: {error}"
+            self._refusal = f"kubeconfig {self._file.path} was replaced, and its new content is invalid: {error}"
             return
-        if found.upstream.server != self._server:
-            self.problem = (
+        if found.upstream.server != self._upstream.server:
+            self._refusal = (
                 f"kubeconfig {self._file.path} now names a different server, {found.upstream.server}: restart the "
                 "daemon to use it"
             )
             return
         self._candidate = found.origin
+        if unused := [*_differences(self._upstream, found.upstream)]:
+            fields = " and another ".join(unused)
+            self._unused = f"kubeconfig {self._file.path} now has another {fields}: restart the daemon to use it"
+
+
+def _differences(used: Upstream, found: Upstream) -> Iterator[str]:
+    """Yield the fields of a cluster that are not used before a restart."""
+
+    def authority(of: Upstream) -> object:
+        return of.authorities.path if isinstance(of.authorities, FileContent) else of.authorities
+
+    if authority(used) != authority(found):
+        yield "certificate-authority"
+    if used.tls_server_name != found.tls_server_name:
+        yield "tls-server-name"
+    if used.proxy != found.proxy:
+        yield "proxy-url"
 
 
 class _Loader(msgspec.Struct):

@@ -241,6 +241,35 @@ async def test_last_good_kubeconfig_is_used_until_it_is_refused(
     assert origin.problem == ""
 
 
+@pytest.mark.parametrize(
+    ("cluster", "named"),
+    [
+        ({"certificate-authority-data": encoded("another")}, "another certificate-authority:"),
+        (
+            {"certificate-authority-data": None, "certificate-authority": "another.crt"},
+            "another certificate-authority:",
+        ),
+        (
+            {"tls-server-name": "milo.test", "proxy-url": "http://proxy:3128"},
+            "another tls-server-name and another proxy-url:",
+        ),
+    ],
+)
+async def test_change_of_a_kubeconfig_that_is_used_after_a_restart_is_named(
+    write: Write, tmp_path: Path, cluster: dict[str, str], named: str
+) -> None:
+    (tmp_path / "another.crt").write_text("another")
+    given = {"server": SERVER, "certificate-authority-data": encoded("one")}
+    origin = replaced(write(cluster=given))
+    write(cluster=given | cluster, user={"token": "renewed"})
+    assert await origin.obtain(refused=None, is_due=False) == Credential(token=Secret("renewed"))
+    assert f"now has {named} restart the daemon to use it" in origin.problem
+    assert await origin.obtain(refused=None, is_due=False) == Credential(token=Secret("renewed"))
+    write(cluster=given, user={"token": "again"})
+    assert await origin.obtain(refused=None, is_due=False) == Credential(token=Secret("again"))
+    assert origin.problem == ""
+
+
 async def test_token_file_of_the_last_good_kubeconfig_is_read_when_it_changes(write: Write, tmp_path: Path) -> None:
     (tmp_path / "token").write_text("one")
     origin = replaced(write(user={"tokenFile": "token"}))
