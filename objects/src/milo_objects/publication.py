@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections import Counter, deque
+from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Iterable, Sequence
 from typing import Final, TypeAlias
 
@@ -69,7 +69,8 @@ class StreamPublication:
         """Writes that the stream did not take, by cause."""
         self._is_followed = is_followed
         self._plurals = {kind.resource: (kind.paths.group, kind.paths.plural) for kind in kinds}
-        self._ready: deque[Subject] = deque()
+        self._ready: OrderedDict[str, deque[Subject]] = OrderedDict()
+        """What is to be written, by cluster. They take turns: one in which much changes delays no other."""
         self._to_read: deque[Subject] = deque()
         self._wakes: list[tuple[float, int, Subject]] = []
         self._number = 0
@@ -173,8 +174,11 @@ class StreamPublication:
         if not isinstance(self.connection, StreamConnected):
             return commands
         while self._ready and len(self._sent) < MOST_WRITES:
-            subject = self._ready.popleft()
-            cluster = self.clusters.get(_cluster_of(subject))
+            key, waiting = self._ready.popitem(last=False)
+            subject = waiting.popleft()
+            if waiting:
+                self._ready[key] = waiting
+            cluster = self.clusters.get(key)
             if cluster is not None and isinstance(cluster.phase, ReadingStream):
                 self._to_read.append(cluster.record.subject)
             elif cluster is not None:
@@ -281,7 +285,7 @@ class StreamPublication:
     def states(self) -> Counter[str]:
         """Return the number of published scopes by state."""
         return Counter(
-            scope.published.encode().headers["Milo-State"]
+            str(scope.published.state.__struct_config__.tag)
             for cluster in self.clusters.values()
             for scope in cluster.scopes.values()
             if isinstance(scope.published, ScopeMessage)
@@ -290,7 +294,7 @@ class StreamPublication:
     # --- for the clusters ---
 
     def ready(self, subject: Subject) -> None:
-        self._ready.append(subject)
+        self._ready.setdefault(_cluster_of(subject), deque()).append(subject)
 
     def wake(self, subject: Subject, at: float) -> None:
         self._number += 1

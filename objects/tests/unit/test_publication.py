@@ -9,7 +9,7 @@ from milo_objects.cluster_publication import BEHIND_S
 from milo_objects.kinds import Kind
 from milo_objects.messages import ObjectMessage, ScopeMessage, StoredMessage, decode
 from milo_objects.projection import ProjectedObject
-from milo_objects.publication import StreamPublication
+from milo_objects.publication import MOST_WRITES, StreamPublication
 from milo_objects.publication_records import GONE_TTL_S, SubjectRecord
 from milo_objects.scope import (
     ClusterChanged,
@@ -148,6 +148,21 @@ def test_gone_object_is_forgotten_once_the_stream_has_deleted_its_message() -> N
     assert len(publishing.records) == 2
     publishing.write(GONE_TTL_S + BEHIND_S)
     assert not publishing.records
+
+
+def test_cluster_in_which_much_changes_delays_no_other() -> None:
+    publishing = Publishing()
+    publication = publishing.publication
+    publication.apply(ClusterChanged(FleetCluster(name="shop", incarnation="i", uid="u")), 0.0)
+    other = Scope("shop", "i", "v1/namespaces")
+    publication.apply(ScopeChanged(other, Synced(NOW)), 0.0)
+    publishing.write()
+    for number in range(2 * MOST_WRITES):
+        publishing.put(f"n{number}")
+    publication.apply(ObjectChanged(other, ProjectedObject("", "waits", "u")), 0.0)
+    first = [str(command.subject) for command in publication.due(0.0) if isinstance(command, WriteMessage)]
+    assert len(first) == MOST_WRITES
+    assert "milo.objects._.shop.core.namespaces._.waits" in first
 
 
 def test_work_of_a_full_stream_is_proportional_to_what_it_refuses() -> None:
