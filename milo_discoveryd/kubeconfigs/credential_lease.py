@@ -2,7 +2,8 @@
 
 Time is an argument, and requests are made elsewhere. Renewals are planned on the monotonic clock. Expiry is
 checked on both clocks and the earlier one counts: the wall clock may have been set back, and the monotonic clock may
-have stopped while the machine was suspended.
+have stopped while the machine was suspended. After the wall clock was set back, a certificate that was issued before
+may not be valid yet: it is renewed.
 """
 
 from collections.abc import Callable, Mapping
@@ -33,6 +34,8 @@ UNCHANGED_RETRY_SHARE = 0.1
 """If an issuer returns the same credential, the next request follows after this share of the remaining life, within
 the bounds of `UNCHANGED_RETRY_S`."""
 UNCHANGED_RETRY_S = (0.2, 60.0)
+JUMP_S = 5.0
+"""A larger change of the wall clock against the monotonic one is a step."""
 
 Draw: TypeAlias = Callable[[], float]
 """Returns a random number in [0, 1)."""
@@ -42,6 +45,8 @@ class HeldCredential(msgspec.Struct, frozen=True):
     issued: IssuedCredential
     until: float
     """The expiry on the monotonic clock, converted when the credential was received."""
+    received_at: float
+    """When it was received, on the wall clock."""
 
     def left_s(self, now: Moment) -> float:
         return min(self.issued.expires_at - now.wall, self.until - now.steady)
@@ -141,11 +146,12 @@ class CredentialLease:
             # The same credential was issued again. Its expiry is kept, since the wall clock may have been adjusted.
             left = max(0.0, before.left_s(now))
             least, most = UNCHANGED_RETRY_S
-            self.state = Fresh(before, now.steady + min(most, max(least, left * UNCHANGED_RETRY_SHARE)))
+            held = msgspec.structs.replace(before, received_at=now.wall)
+            self.state = Fresh(held, now.steady + min(most, max(least, left * UNCHANGED_RETRY_SHARE)))
             return
         part = self._between(RENEWAL if before is not None else FIRST_RENEWAL)
         renew_in = min(issued.issued_at + part * issued.life_s - now.wall, MAX_RENEWAL_S * 2 * part)
-        self.state = Fresh(HeldCredential(issued, until), now.steady + max(UNCHANGED_RETRY_S[0], renew_in))
+        self.state = Fresh(HeldCredential(issued, until, now.wall), now.steady + max(UNCHANGED_RETRY_S[0], renew_in))
 
     def failed(
         self,
@@ -173,6 +179,8 @@ class CredentialLease:
         match self.state:
             case Fresh(held=held) if held.left_s(now) <= 0:
                 self.state = Empty()
+                return True
+            case Fresh(held=held) if now.wall < held.received_at - JUMP_S:
                 return True
             case Retrying(held=held, retry_at=at, attempts=attempts, failure=failure) if held.left_s(now) <= 0:
                 self.state = Expired(at, attempts, failure)

@@ -24,7 +24,7 @@ from milo_discoveryd.credentials.issuers.issuer import (
 )
 from milo_discoveryd.daemon_errors import BackendError, UnfitError
 from milo_discoveryd.instruments import CredentialMetrics
-from milo_discoveryd.kubeconfigs.credential_lease import Draw
+from milo_discoveryd.kubeconfigs.credential_lease import JUMP_S, Draw
 from milo_discoveryd.kubeconfigs.lease_table import LeaseEntry, LeaseKey, LeaseTable, RenewalTimer
 from milo_discoveryd.kubeconfigs.mint_queue import MintQueue
 from milo_discoveryd.kubeconfigs.revocations import Revocations
@@ -38,7 +38,6 @@ FIRST_ATTEMPT_S = 1.0
 """How long a stream waits for an issuer that has not responded yet, so that its first events contain credentials."""
 CHECK_EVERY_S = 5.0
 """The maximum delay until a step of the wall clock is detected."""
-JUMP_S = 5.0
 TTL_STEPS_S = (10, 20, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 14400, 28800, 86400)
 """A requested ttl is rounded down to one of these, so that few leases serve all requests."""
 CLUSTER_BACKOFF_S = 20.0

@@ -8,9 +8,8 @@ from collections.abc import Callable
 import msgspec
 
 from milo_discoveryd.credentials.issued_credential import IssuedCredential
-from milo_discoveryd.kubeconfigs.credential_lease import Draw
+from milo_discoveryd.kubeconfigs.credential_lease import JUMP_S, Draw
 from milo_discoveryd.kubeconfigs.lease_table import LeaseKey
-from milo_discoveryd.kubeconfigs.minter import JUMP_S
 from milo_discoveryd.model.cluster import Cluster
 
 JITTER = 0.2

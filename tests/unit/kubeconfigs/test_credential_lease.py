@@ -204,6 +204,17 @@ def test_clock_set_back_does_not_extend_credential_lease() -> None:
     assert made.valid(at(94, wall=200)) is not None
 
 
+def test_credential_received_before_the_clock_was_set_back_is_renewed_and_issued_until_then() -> None:
+    """Found by an attacker: a certificate that is not valid before next year was issued for hours."""
+    made = fresh()
+    assert not made.check(at(1, wall=999))
+    assert made.check(at(1, wall=500))
+    made.begin()
+    assert token(made.valid(at(1, wall=500))) == "t1"
+    made.succeeded(minted("t1", 500, 100.0), at(1, wall=500))
+    assert not made.check(at(1, wall=500)), "the issuer has the same credential: it is not requested all the time"
+
+
 def test_credential_lease_retries_with_backoff_if_issuer_returns_the_same_credential() -> None:
     made = fresh()
     for now, due_in in ((50, 5), (90, 1), (99.9, 0.2)):
