@@ -265,10 +265,10 @@ class Controller:
 
     def _left_out(self, member: ReconciledCluster, key: ObjectKey) -> Done | Unbegun | None:
         """Return the outcome of a reconcile that must not begin; None if it may."""
-        if not self._shared.may_reconcile():
+        # Also if the cluster is not engaged: an ownership that has expired is at times renewed by an answer in flight.
+        if not member.cluster.engaged or not self._shared.may_reconcile():
             return Unbegun()
-        # The cluster was disengaged after the task was created, or the project is being deleted.
-        return Done() if not member.cluster.engaged or self._is_left_to_deletion(member, key) else None
+        return Done() if self._is_left_to_deletion(member, key) else None
 
     def _is_left_to_deletion(self, member: ReconciledCluster, key: ObjectKey) -> bool:
         """Return whether the object's project is being deleted and the object is not terminating.

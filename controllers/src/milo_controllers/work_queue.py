@@ -102,8 +102,8 @@ class Parked(msgspec.Struct, frozen=True):
 
 
 class Unbegun(msgspec.Struct, frozen=True):
-    """The reconcile did not begin, because this replica does not lead at the moment. It is due again: the Lease may be
-    renewed after all, or won again."""
+    """The reconcile did not begin, because this replica does not hold the Lease or own the cluster at the moment. It is
+    due again: both may be renewed after all, or won again."""
 
     again_after_s: float = 1.0
 

@@ -122,6 +122,30 @@ async def test_object_that_is_due_while_the_lease_is_lost_is_reconciled_once_thi
         await reconciled.wait()
 
 
+async def test_object_that_is_due_while_the_ownership_has_expired_is_reconciled_once_it_is_renewed() -> None:
+    reconciled, asked = asyncio.Event(), asyncio.Event()
+
+    class Cluster(SimpleNamespace):
+        owned = False
+
+        @property
+        def engaged(self) -> bool:
+            asked.set()
+            return self.owned
+
+    async def reconcile(_request: Request) -> None:
+        reconciled.set()
+
+    members: dict[str, Any] = {}
+    controller = controller_of(reconcile, members)
+    async with asyncio.TaskGroup() as tasks:
+        engaged(controller, members, "alpha", tasks)
+        cluster = members["alpha"].cluster = Cluster(name="alpha", current=members["alpha"].cluster.current)
+        await asked.wait()
+        cluster.owned = True
+        await reconciled.wait()
+
+
 class Untold(Exception):  # noqa: N818
     """An error of an author that forgot to set its detail."""
 

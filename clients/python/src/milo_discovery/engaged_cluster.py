@@ -123,14 +123,16 @@ class EngagedCluster:
         await self._signal.wait_for(
             lambda: not self._engaged or cluster_content(self._current) != cluster_content(before)
         )
-        self._require_engaged()
+        if not self._engaged:
+            raise self._not_engaged()
         return self._current
 
     async def renewed(self, since: Kubeconfig | None = None) -> Kubeconfig:
         """Wait until the kubeconfig differs from `since` (by default, from the current one), and return it."""
         before = since or self._kubeconfig
         await self._signal.wait_for(lambda: not self._engaged or self._kubeconfig not in {None, before})
-        self._require_engaged()
+        if not self._engaged:
+            raise self._not_engaged()
         assert self._kubeconfig is not None
         return self._kubeconfig
 
@@ -181,4 +183,7 @@ class EngagedCluster:
 
     def _require_engaged(self) -> None:
         if not self.engaged:
-            raise ClusterNotFound(f"cluster {self.name!r} is no longer engaged", code="NOT_FOUND")
+            raise self._not_engaged()
+
+    def _not_engaged(self) -> ClusterNotFound:
+        return ClusterNotFound(f"cluster {self.name!r} is no longer engaged", code="NOT_FOUND")
