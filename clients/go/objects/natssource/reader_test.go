@@ -319,3 +319,12 @@ func TestAReaderThatCatchesUpHasWhatTheStreamHas(t *testing.T) {
 		}
 	}
 }
+
+func TestNamespaceWithTheNameOfNoneIsAnotherPlace(t *testing.T) {
+	for token, namespace := range map[string]string{"_": "", "%5F": "_", "team": "team"} {
+		found, err := parse("milo.objects._.web.core.configmaps." + token + ".a%2Eb")
+		if err != nil || found.object != (place{namespace, "a.b"}) {
+			t.Errorf("%s: %+v, %v", token, found.object, err)
+		}
+	}
+}

@@ -35,6 +35,7 @@ func parse(text string) (subject, error) {
 		return subject{}, fmt.Errorf("%q is the subject of no scope or object", text)
 	}
 	found := subject{scope: scopeKey{kind: kindTokens{tokens[4], tokens[5]}}, isObject: !isScope}
+	isNamed, isNamespaced := tokens[2] != none, found.isObject && tokens[6] != none // a hostile namespace may have that name
 	for i, encoded := range tokens {
 		decoded, err := url.PathUnescape(encoded)
 		if err != nil {
@@ -43,12 +44,12 @@ func parse(text string) (subject, error) {
 		tokens[i] = decoded
 	}
 	found.scope.cluster = tokens[3]
-	if tokens[2] != none {
+	if isNamed {
 		found.scope.cluster = tokens[2] + "#" + tokens[3]
 	}
 	if found.isObject {
 		found.object.name = tokens[7]
-		if tokens[6] != none {
+		if isNamespaced {
 			found.object.namespace = tokens[6]
 		}
 	}
