@@ -108,7 +108,10 @@ class ScopeMessage(msgspec.Struct, frozen=True):
     @classmethod
     def decode(cls, stored: StoredMessage) -> ScopeMessage:
         """Raises ValueError."""
-        return _decode(stored, _SCOPES)
+        found = _decode(stored, _SCOPES)
+        if not isinstance(found.state, ScopeIsOver) and found.state.since.tzinfo is None:
+            raise _unusable(stored, "the time of its state has no time zone")  # times of scopes are compared
+        return found
 
 
 class ObjectMessage(msgspec.Struct, frozen=True, gc=False):

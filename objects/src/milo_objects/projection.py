@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable
-from datetime import datetime
+from datetime import UTC, datetime
 from functools import lru_cache
 from typing import Any, Final, TypeAlias, TypeVar
 
@@ -272,7 +272,18 @@ def _projected(
     them later, among those of all clusters."""
     msgspec.json.decode(content)  # what is kept undecoded may be no UTF-8, or numbers out of range
     namespace, name, uid = identity
-    return ProjectedObject(_shared(namespace), name, uid, content, *sent)
+    version, generation, *times = sent
+    return ProjectedObject(_shared(namespace), name, uid, content, version, generation, *map(_instant, times))
+
+
+def _instant(time: datetime | None) -> datetime | None:
+    """Return a time that can be compared with others; None for one without a time zone, or out of range."""
+    if time is None or time.tzinfo is UTC:
+        return time
+    try:
+        return time.astimezone(UTC) if time.tzinfo is not None else None
+    except OverflowError:
+        return None
 
 
 @lru_cache(maxsize=4096)

@@ -108,6 +108,7 @@ def test_scope_differs_in_more_than_its_time_and_incarnation() -> None:
         (OBJECT, {"Milo-Epoch": "x"}, b'{"metadata":{"name":"a"}}'),
         (OBJECT, {"Milo-Epoch": "1"}, b'{"metadata":{"name":"a.b"},"status":"\xff"}'),
         (SCOPE, {}, b"not JSON"),
+        (SCOPE, {}, ScopeMessage(CLUSTER, Synced(NOW.replace(tzinfo=None)), 1).encode().body),
         (ClusterSubject("web"), {}, b"[]"),
     ],
 )

@@ -1,6 +1,7 @@
 """Projections keep what their paths name of any object, and skip everything else."""
 
 import json
+from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
@@ -71,6 +72,22 @@ def test_fields_that_cannot_be_decoded_are_refused_at_once(value: bytes, paths: 
     assert found is not None
     assert found.problem
     assert found.projected is None
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("2026-01-02T03:04:05Z", datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)),
+        ("2026-01-02T05:04:05+02:00", datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)),
+        ("2026-01-02T03:04:05", None),
+        ("0001-01-01T00:00:00+14:00", None),
+        ("9999-12-31T23:59:59-14:00", None),
+    ],
+)
+def test_times_can_be_compared(text: str, expected: datetime | None) -> None:
+    raw = {"metadata": {"name": "a", "creationTimestamp": text, "deletionTimestamp": text}}
+    found = Projection([]).of(json.dumps(raw).encode())
+    assert (found.created_at, found.deletion_requested_at) == (expected, expected)
 
 
 def test_projection_has_identity_of_every_object() -> None:
