@@ -218,13 +218,20 @@ async def test_cluster_for_which_the_daemon_cannot_issue_a_credential_is_named(p
 async def test_cluster_whose_credential_expired_is_named_and_keeps_it_until_there_is_another(publishing):
     unavailable = Unavailable("the issuer does not answer", code="UNAVAILABLE", retry_after=timedelta(hours=1))
     publishing.daemon.failures["alpha"] = [unavailable]
-    publishing.daemon.engage("alpha", age=timedelta(hours=1))
+    publishing.daemon.engage("alpha", age=timedelta(minutes=9, seconds=59.5))
     await publishing.until_published("alpha")
     await eventually(lambda: publishing.publication.problems)
     assert publishing.publication.problems == ("cannot get its credential: the issuer does not answer",)
     publishing.daemon.engage("alpha", server="https://renewed.test")
     await eventually(lambda: _server(publishing.server) == "https://renewed.test")
     assert publishing.publication.problems == ()
+
+
+async def test_credential_that_has_expired_by_a_wrong_clock_alone_is_not_asked_for_again(publishing):
+    publishing.daemon.engage("alpha", age=timedelta(hours=1))
+    await publishing.until_published("alpha")
+    [record] = publishing.publication.records.values()
+    assert record.access.due_at >= asyncio.get_running_loop().time() + 500
 
 
 async def test_credential_that_the_stream_does_not_deliver_is_asked_for(publishing):
