@@ -33,6 +33,10 @@ h1F4kgQgjPB62DdC8Jnlc+gI
 """
 """CAs for tests that need the same certificate in each run, valid until 2051. Their keys were not kept."""
 
+_SIGNING = x509.KeyUsage(
+    digital_signature=False, content_commitment=False, key_encipherment=False, data_encipherment=False,
+    key_agreement=False, key_cert_sign=True, crl_sign=True, encipher_only=False, decipher_only=False,
+)  # fmt: skip
 LOOPBACK = (x509.DNSName("localhost"), x509.IPAddress(IPv4Address("127.0.0.1")))
 
 
@@ -58,8 +62,9 @@ class Authority:
         self._key = ec.generate_private_key(ec.SECP256R1())
         self._name = _name(name)
         now = dt.datetime.now(dt.UTC)
-        made = _builder(self._name, self._name, self._key, now - dt.timedelta(days=1), now + life)
+        made = self._builder(self._name, self._key, now - dt.timedelta(days=1), now + life)
         made = made.add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        made = made.add_extension(_SIGNING, critical=True)
         self.pem = made.sign(self._key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
         self.key = self._key.private_bytes(
             serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
@@ -77,7 +82,7 @@ class Authority:
         it has expired."""
         key = ec.generate_private_key(ec.SECP256R1())
         now = dt.datetime.now(dt.UTC)
-        made = _builder(self._name, _name(common_name), key, min(now, now + life) + begins_in, now + life)
+        made = self._builder(_name(common_name), key, min(now, now + life) + begins_in, now + life)
         if names:
             made = made.add_extension(x509.SubjectAlternativeName(names), critical=False)
         if use is not None:
@@ -87,20 +92,22 @@ class Authority:
     def server(self, life: dt.timedelta = dt.timedelta(hours=1)) -> Pair:
         return self.issue(*LOOPBACK, common_name="server", life=life, use=ExtendedKeyUsageOID.SERVER_AUTH)
 
+    def _builder(
+        self, subject: x509.Name, key: ec.EllipticCurvePrivateKey, begin: dt.datetime, end: dt.datetime
+    ) -> x509.CertificateBuilder:
+        """Begin a certificate with what Python requires since 3.13."""
+        return (
+            x509.CertificateBuilder()
+            .issuer_name(self._name)
+            .subject_name(subject)
+            .public_key(key.public_key())
+            .serial_number(x509.random_serial_number())
+            .not_valid_before(begin)
+            .not_valid_after(end)
+            .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
+            .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key()), critical=False)
+        )
+
 
 def _name(text: str) -> x509.Name:
     return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, text)])
-
-
-def _builder(
-    issuer: x509.Name, subject: x509.Name, key: ec.EllipticCurvePrivateKey, begin: dt.datetime, end: dt.datetime
-) -> x509.CertificateBuilder:
-    return (
-        x509.CertificateBuilder()
-        .issuer_name(issuer)
-        .subject_name(subject)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(begin)
-        .not_valid_after(end)
-    )
