@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from typing import Any, NamedTuple, Protocol
 
+from milo_controllers.errors import text_of
 from milo_controllers.kinds import CacheKey, Kind
 from milo_controllers.object_cache import CachedObject, Change, Index, ObjectCache, ObjectDecoder, Place
 from milo_discovery.cluster_api import ClusterApi
@@ -99,7 +100,7 @@ class Informer(CollectionFollower[CachedObject, Change]):
         super().exceed(problem)
 
     def _index_failed(self, index: str, found: CachedObject, error: Exception) -> None:
-        log.warning(
-            "%s: index %s of %s failed for %s, which is missing from the index: %r",
-            *(self._cluster, index, self.key, found.name, error),
+        self._log.limited(
+            "%s: index %s of %s failed for %s, which is missing from the index: %s: %s",
+            *(self._cluster, index, self.key, found.name, type(error).__name__, text_of(error)),
         )
