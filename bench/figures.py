@@ -171,9 +171,9 @@ SIZING = (
 )
 
 HEADLINE = (
-    "memory is short: Milo's controller-manager with 400 projects takes {milo milo.provider.ours.rss_mib} MiB beside a "
-    "daemon of {milo milo.provider.ours.daemon.rss_mib} MiB, and {milo milo.provider.own.rss_mib} MiB with the "
-    "provider."
+    "memory is short: for 400 projects, Milo's controller-manager and a daemon take "
+    "{milo milo.provider.ours.rss_mib} + {milo milo.provider.ours.daemon.rss_mib} MiB, and with the provider "
+    "{milo milo.provider.own.rss_mib} MiB."
 )
 """The one figure of the README; `{FILE KEY}` is a figure."""
 
