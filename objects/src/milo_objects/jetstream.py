@@ -238,8 +238,11 @@ class NatsSession:
             if not done.done():
                 done.set_result(None)
 
-        async with self.consumer(filters, 1, receive, idle, heartbeat_s=0.5):
+        async with self.consumer(filters, 1, receive, idle, heartbeat_s=0.5) as name:
             await asyncio.wait({done, self._lost}, return_when=asyncio.FIRST_COMPLETED)
+        # A server limits consumers, and would keep it for a while. One that it keeps nevertheless does no harm.
+        with suppress(NatsError, OSError):
+            await self._client.publish(f"{_API}.CONSUMER.DELETE.{self._options.stream}.{name}")
         if not done.done():
             await self.lost()
         return found, last
@@ -267,8 +270,9 @@ class NatsSession:
         idle: Callable[[], None],
         *,
         heartbeat_s: float | None = None,
-    ) -> AsyncIterator[None]:
-        """Run a consumer that delivers in order, as `follow` does. A gap, or silence, loses the connection."""
+    ) -> AsyncIterator[str]:
+        """Run a consumer that delivers in order, as `follow` does, and yield its name. A gap, or silence, loses the
+        connection."""
         heartbeat_s = heartbeat_s or _HEARTBEAT_S
         clock = asyncio.get_running_loop().time
         expected, heard, quiet = 1, clock(), 0
@@ -329,7 +333,7 @@ class NatsSession:
                 idle()
             watching = asyncio.ensure_future(_watch_silence(lambda: heard, 3 * heartbeat_s + 1.0, self.lose))
             try:
-                yield
+                yield name
             finally:
                 watching.cancel()
         finally:
@@ -352,12 +356,12 @@ async def open_session(options: NatsOptions, name: str) -> AsyncIterator[NatsSes
     problems: list[str] = []
 
     async def failed(error: Exception) -> None:
-        problems.append(_text(error))
+        problems[:] = [_text(error)]
         is_refused = "permissions violation" in str(error).lower()
         if session is not None and is_refused and ".stream.info." in str(error).lower():
             if not session.without_info.done():
                 session.without_info.set_result(None)
-        elif session is not None and is_refused:
+        elif session is not None and is_refused and ".consumer.delete." not in str(error).lower():
             session.lose(f"NATS refuses: {error}; check the permissions of these credentials")
 
     async def closed() -> None:

@@ -1,5 +1,6 @@
 """Access to a real nats-server: permissions by subject, TLS and credentials files."""
 
+import asyncio
 import json
 from pathlib import Path
 from typing import Any
@@ -104,3 +105,22 @@ async def test_publisher_and_reader_use_tls_and_a_credentials_file(tmp_path: Pat
             with pytest.raises(StreamLost, match="localhost"):  # for what TLS refuses, the cause is any lost connection
                 async with open_session(without, "test") as session:
                     await session.stream()
+
+
+@pytest.mark.parametrize("permitted", [None, {"publish": {"deny": ["$JS.API.CONSUMER.DELETE.>"]}}])
+async def test_publisher_reads_clusters_whether_it_may_delete_its_consumers_or_not(
+    tmp_path: Path, permitted: dict[str, Any] | None
+) -> None:
+    """A server limits consumers: those of a thousand reads made it refuse the next ones, of readers too."""
+    settings = {"authorization": {"users": [user("publisher", permitted)]}}
+    async with running_nats(tmp_path, settings) as server:
+        world = World(server, servers=(server.url.replace("localhost", "publisher:publisher@localhost"),))
+        async with world.publisher() as publisher, world.session() as session:
+            for number in range(10):
+                world.fleet.engage(f"web{number}")
+            await settled(publisher)
+            assert world.reports == []
+            # The server keeps those that are not deleted for 30 s.
+            async with asyncio.timeout(20):
+                while permitted is None and (await session.call("STREAM.INFO.milo"))["state"]["consumer_count"]:
+                    pass
