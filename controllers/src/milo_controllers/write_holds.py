@@ -37,7 +37,8 @@ class WriteHolds:
         self._controller = controller
         self._release = release
         self._buckets: KeyedBuckets[ObjectKey] = KeyedBuckets(10_000)
-        self._throttled: dict[ObjectKey, float] = {}
+        self._throttled: dict[str, float] = {}
+        """When that was last logged of an object of a cluster."""
         """When throttling was last logged, by object."""
 
     def hold(self, member: WrittenCluster, key: ObjectKey, writes: Collection[Write], now: float) -> bool:
@@ -71,9 +72,9 @@ class WriteHolds:
         return bool(pause_s)
 
     def _log_throttled(self, key: ObjectKey, now: float) -> None:
-        if now - self._throttled.get(key, -_LOG_AGAIN_S) >= _LOG_AGAIN_S:
-            recent = {other: at for other, at in self._throttled.items() if now - at < _LOG_AGAIN_S}
-            self._throttled = recent | {key: now}
+        if now - self._throttled.get(key.cluster, -_LOG_AGAIN_S) >= _LOG_AGAIN_S:
+            recent = {cluster: at for cluster, at in self._throttled.items() if now - at < _LOG_AGAIN_S}
+            self._throttled = recent | {key.cluster: now}
             log.warning(
                 "%s: %s is reconciled at most %g times per second, because each reconcile writes: compare before "
                 'writing, or use on="generation"',
