@@ -35,6 +35,9 @@ from milo_kube.task_groups import unwrap_single_error
 # Lists of one project are short, and most project control planes support streaming lists anyway.
 _REFLECTION = ReflectorPolicy(page_size=500)
 
+_CRASHES = 64
+"""The number of failures of clusters at which those of former engagements are dropped for the first time."""
+
 
 class ClusterTasks:
     """An engaged cluster whose informers and reconciles are running."""
@@ -101,8 +104,9 @@ class EngagedClusters:
         self.members: dict[str, ClusterTasks] = {}
         self.controllers: list[Controller] = []
         self.crashes: dict[str, tuple[EngagedCluster, ClusterProblem]] = {}
-        """The last failure of each cluster whose informers and reconciles failed as a whole, by cluster name. The
-        failure of a cluster that was disengaged before its restart is kept until another cluster fails."""
+        """The last failure of each cluster whose informers and reconciles failed as a whole, by cluster name. Those of
+        clusters that were disengaged before their restart are dropped at times."""
+        self._crashes_at_most = _CRASHES
         self._informers = informers
         self._pools = pools
         self._budget = budget
@@ -154,19 +158,25 @@ class EngagedClusters:
                     finally:
                         await api.aclose()
         except Exception as error:
-            crashes = {name: crash for name, crash in self.crashes.items() if crash[0].engaged}
-            _, before = crashes.get(cluster.name, (cluster, None))
-            problem = ClusterProblem(
-                cluster=cluster.name,
-                problem=text_of(error),
-                failures=1 if before is None else before.failures + 1,
-                since=datetime.now(UTC) if before is None else before.since,
-            )
-            self.crashes = {**crashes, cluster.name: (cluster, problem)}
+            self._crashed(cluster, error)
             raise
         finally:
             if not cluster.engaged:
                 self.crashes.pop(cluster.name, None)
+
+    def _crashed(self, cluster: EngagedCluster, error: Exception) -> None:
+        crash = self.crashes.get(cluster.name)
+        before = crash[1] if crash is not None and crash[0].engaged else None
+        problem = ClusterProblem(
+            cluster=cluster.name,
+            problem=text_of(error),
+            failures=1 if before is None else before.failures + 1,
+            since=datetime.now(UTC) if before is None else before.since,
+        )
+        self.crashes[cluster.name] = cluster, problem
+        if len(self.crashes) > self._crashes_at_most:
+            self.crashes = {name: crash for name, crash in self.crashes.items() if crash[0].engaged}
+            self._crashes_at_most = max(_CRASHES, 2 * len(self.crashes))
 
     async def _run_member(self, member: ClusterTasks) -> None:
         for key, spec in self._informers.items():

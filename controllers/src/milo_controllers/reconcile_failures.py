@@ -35,30 +35,33 @@ class ReconcileFailures:
         self._controller = controller
         self._logged = logged
         self._clock = clock
-        self._objects: dict[ObjectKey, ReconcileFailure] = {}
+        self._objects: dict[tuple[str, int], dict[ObjectKey, ReconcileFailure]] = {}
+        """By cluster name and incarnation."""
         self._suspended: set[tuple[str, int]] = set()
         """The clusters, by name and incarnation, for which `log_suspension` has logged that their objects wait."""
 
     def __len__(self) -> int:
-        return len(self._objects)
+        return sum(map(len, tuple(self._objects.values())))
 
     def __iter__(self) -> Iterator[tuple[ObjectKey, ReconcileFailure]]:
         """Iterate over a copy, which is safe in any thread."""
-        return iter(tuple(self._objects.items()))
+        return iter([failure for objects in tuple(self._objects.values()) for failure in tuple(objects.items())])
 
     def record(self, key: ObjectKey, error: Exception, *, is_stopped: bool) -> None:
-        before = self._objects.get(key)
+        objects = self._objects.setdefault(key[:2], {})
+        before = objects.get(key)
         since, attempts = (time.time(), 0) if before is None else (before.since, before.attempts)
-        self._objects[key] = ReconcileFailure(text_of(error)[:_LONGEST_ERROR], attempts + 1, since, is_stopped)
+        objects[key] = ReconcileFailure(text_of(error)[:_LONGEST_ERROR], attempts + 1, since, is_stopped)
 
     def recovered(self, key: ObjectKey) -> None:
-        self._objects.pop(key, None)
+        objects = self._objects.get(key[:2])
+        if objects is not None and objects.pop(key, None) is not None and not objects:
+            del self._objects[key[:2]]
 
     def drop(self, cluster: str, incarnation: int) -> None:
         """Forget the objects of a cluster."""
         self.suspension_ended(cluster, incarnation)
-        for key in [key for key in self._objects if key[:2] == (cluster, incarnation)]:
-            del self._objects[key]
+        self._objects.pop((cluster, incarnation), None)
 
     def log_suspension(self, key: ObjectKey, what: str) -> None:
         """Log that an object waits for the end of its project's suspension, once for all objects of the cluster."""
