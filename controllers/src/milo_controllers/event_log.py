@@ -85,8 +85,8 @@ class EventLog:
 
     def record(
         self, cluster: str, regarding: Document, content: EventContent, now: datetime, at: float
-    ) -> EventWrite | None:
-        """Record an event. Return what to write; None if a repetition is only counted for now."""
+    ) -> EventWrite | float:
+        """Record an event. Return what to write or, for a repetition that is only counted for now, when to."""
         key = SeriesKey(cluster, regarding["metadata"]["uid"], content)
         series = self._series.get(key)
         if series is None or at - series.seen_at >= SERIES_S:
@@ -101,7 +101,7 @@ class EventLog:
         series.seen_at = at
         self._unreported.setdefault(cluster, {})[key] = rfc3339(now, "microseconds")
         if series.count > 2 and at - series.written_at < REPORT_EVERY_S:
-            return None
+            return series.written_at + REPORT_EVERY_S
         return self._report(key, at)
 
     def due_at(self, cluster: str) -> float | None:

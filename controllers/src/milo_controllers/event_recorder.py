@@ -48,11 +48,12 @@ class EventRecorder:
         if not await self._has_space():
             self.lost(content.reason, regarding["metadata"]["name"], TimeoutError("the API server is too slow"))
             return
-        at = asyncio.get_running_loop().time()
-        write = self._recent.record(self._api.name, regarding, content, now, at)
-        if write is not None:
+        write = self._recent.record(self._api.name, regarding, content, now, asyncio.get_running_loop().time())
+        if isinstance(write, EventWrite):
             self._pending.append(write)
-        self._continue()
+            self._continue()
+        else:
+            self._continue_by(write)
 
     def lost(self, reason: str, name: str, error: Exception) -> None:
         """Log that an event of an object is not recorded, unless one was lost lately for the same cause."""
@@ -98,8 +99,21 @@ class EventRecorder:
             return
         if self._timer is not None:
             self._timer.cancel()
-        due_at = self._recent.due_at(self._api.name)
-        self._timer = None if due_at is None else loop.call_at(due_at, self._continue)
+            self._timer = None
+        if (due_at := self._recent.due_at(self._api.name)) is not None:
+            self._continue_by(due_at)
+
+    def _continue_by(self, due_at: float) -> None:
+        """Write the series that are due then, unless a timer is set before."""
+        if self._timer is not None and self._timer.when() > due_at:
+            self._timer.cancel()
+            self._timer = None
+        if self._timer is None:
+            self._timer = asyncio.get_running_loop().call_at(due_at, self._timed_out)
+
+    def _timed_out(self) -> None:
+        self._timer = None
+        self._continue()
 
     async def _write_pending(self) -> None:
         while self._pending:

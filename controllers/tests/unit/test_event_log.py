@@ -23,7 +23,8 @@ class Recorded:
     def at(
         self, at: float, content: EventContent = CONTENT, *, cluster: str = "alpha", regarding: dict[str, Any] = WIDGET
     ) -> EventWrite | None:
-        return self.log.record(cluster, regarding, content, START + timedelta(seconds=at), at)
+        write = self.log.record(cluster, regarding, content, START + timedelta(seconds=at), at)
+        return write if isinstance(write, EventWrite) else None
 
     def first(self, *, regarding: dict[str, Any] = WIDGET) -> dict[str, Any]:
         made = self.at(0.0, regarding=regarding)
@@ -83,7 +84,8 @@ def test_repeated_event_becomes_a_series_that_is_written_periodically() -> None:
     assert second is not None
     assert second.event == {**made, "series": {"count": 2, "lastObservedTime": "2026-01-02T00:00:01.000000Z"}}
     assert recorded.at(2.0) is None
-    assert counts(recorded.at(40.0)) == [4]
+    assert recorded.log.record("alpha", WIDGET, CONTENT, START, 3.0) == 31.0
+    assert counts(recorded.at(40.0)) == [5]
 
 
 def test_repetitions_that_are_not_written_are_due_when_the_series_ends() -> None:

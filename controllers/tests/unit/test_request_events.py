@@ -114,6 +114,32 @@ async def test_last_count_of_a_series_is_written_when_its_repetitions_end() -> N
     assert api.calls == ["POST", "PATCH", "PATCH"]
 
 
+async def test_repetition_of_an_event_does_not_look_at_all_series_of_its_cluster(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    looks = 0
+    due = EventLog.due
+
+    def counted(*arguments: Any) -> Any:
+        nonlocal looks
+        looks += 1
+        return due(*arguments)
+
+    api = EventsApi()
+    with fake_clock() as clock:
+        [request] = requests_to(api, 1)
+        for count in (1, 2):
+            for number in range(50):
+                await request.event("Seen", f"note {number}")
+            await eventually(lambda: api.counts == [count] * 50)  # noqa: B023  (awaited)
+        monkeypatch.setattr(EventLog, "due", counted)
+        for number in range(50):
+            await request.event("Seen", f"note {number}")
+        assert looks == 0
+        clock.advance(timedelta(seconds=31))
+        await eventually(lambda: api.counts == [3] * 50)
+
+
 async def test_events_are_written_in_the_background_in_their_order() -> None:
     api = EventsApi()
     api.responds.clear()
