@@ -134,8 +134,8 @@ class Controller:
 
     def deletion_requested(self, member: ReconciledCluster) -> None:
         """Forget the failures of objects that are left to the deletion of their project."""
-        for key, _ in self.failures:
-            if key[:2] == (member.cluster.name, member.incarnation) and self._is_left_to_deletion(member, key):
+        for key in self.failures.of_cluster(member.cluster.name, member.incarnation):
+            if self._is_left_to_deletion(member, key):
                 self.failures.recovered(key)
 
     def changed(self, member: ReconciledCluster, informer: Informer, change: Change) -> None:

@@ -47,6 +47,10 @@ class ReconcileFailures:
         """Iterate over a copy, which is safe in any thread."""
         return iter([failure for objects in tuple(self._objects.values()) for failure in tuple(objects.items())])
 
+    def of_cluster(self, cluster: str, incarnation: int) -> tuple[ObjectKey, ...]:
+        """Return the objects of a cluster whose last reconcile failed."""
+        return tuple(self._objects.get((cluster, incarnation), ()))
+
     def record(self, key: ObjectKey, error: Exception, *, is_stopped: bool) -> None:
         objects = self._objects.setdefault(key[:2], {})
         before = objects.get(key)
