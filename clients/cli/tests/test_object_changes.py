@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 
 import pytest
 
 from milo_discovery_cli.object_changes import KnownObjects, ObservationDecoder, Observed, TooManyObjectsError
-from milo_discovery_cli.object_page import TABLE, DocumentPage, RowPage
+from milo_discovery_cli.object_page import (
+    TABLE,
+    DocumentPage,
+    ObjectIdentity,
+    PrintedColumn,
+    PrintedRow,
+    RowPage,
+)
 from milo_discovery_cli.served_resources import ServedResource
 from milo_kube.api_request import JSON
 from milo_kube.reflect.messages import DeletionReported, Listed, ListEnded, ListStarted, ObjectChanged, Unlisted
@@ -50,6 +58,36 @@ class TestChanges:
             assert changes(known, ObjectChanged(observed("web", str(number))))  # one object, however often it changes
         with pytest.raises(TooManyObjectsError, match="more than 5000 bytes"):
             changes(known, *(ObjectChanged(observed(f"web-{number}")) for number in range(10)))
+
+    @pytest.mark.parametrize(("columns", "cells"), [(100, 2), (1, 20_000)])
+    def test_what_is_kept_takes_as_much_memory_as_is_permitted(self, columns, cells):
+        """A cluster's API server chooses the columns of each row, and what is in them."""
+        known = KnownObjects(limit=1 << 20)
+
+        def fill() -> None:
+            for number in range(100_000):
+                titles = tuple(PrintedColumn(f"{number}-{column}") for column in range(columns))
+                row = PrintedRow(ObjectIdentity(f"web-{number}"), tuple(f"{each:0{cells}}" for each in range(columns)))
+                page = RowPage(titles, [row])
+                changes(known, ObjectChanged(Observed(f"web-{number}", "work", "u", "1", page)))
+
+        tracemalloc.start()
+        try:
+            with pytest.raises(TooManyObjectsError):
+                fill()
+            kept, _ = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+        assert kept < 2 << 20
+
+    def test_deleted_row_has_a_cell_for_each_present_column(self):
+        known = KnownObjects()
+        for name, titles in (("web", ("NAME", "AGE")), ("api", ("NAME", "READY", "AGE"))):
+            page = RowPage(tuple(map(PrintedColumn, titles)), [PrintedRow(ObjectIdentity(name), titles)])
+            changes(known, ObjectChanged(Observed(name, "", "u", "1", page)))
+        [(_, deleted)] = known.apply(DeletionReported("web", "u"))
+        assert [column.name for column in deleted.page.columns] == ["NAME", "READY", "AGE"]
+        assert deleted.page.rows == [PrintedRow(ObjectIdentity("web"), ("NAME", "AGE", ""))]
 
     def test_watch_modifies_and_deletes(self):
         known = KnownObjects()

@@ -10,8 +10,10 @@ import msgspec
 from milo_discovery_cli.object_page import (
     TABLE,
     UNDECODABLE,
+    Document,
     DocumentPage,
     PrintedColumn,
+    PrintedRow,
     PrintedTable,
     RowPage,
     columns_of,
@@ -68,13 +70,28 @@ class TooManyObjectsError(ValueError):
     """A cluster has more objects than are kept."""
 
 
+class _Known(msgspec.Struct, frozen=True, gc=False):
+    """What is kept of an object: encoded, since its decoded cells would take several times the memory."""
+
+    uid: str
+    version: str
+    content: bytes
+    """The rows, or of documents only the identity, as JSON."""
+
+    def size(self, key: Key) -> int:
+        """Return about how much memory it takes."""
+        return _OVERHEAD + len(self.content) + sum(map(len, (*key, self.uid, self.version)))
+
+
 class KnownObjects:
     """The objects of one cluster, and how they change. A list that is read again yields only what has changed."""
 
     def __init__(self, limit: int = KNOWN_LIMIT) -> None:
         self._limit = limit
         self._size = 0
-        self._known: dict[Key, Observed] = {}
+        self._known: dict[Key, _Known] = {}
+        self._columns: tuple[PrintedColumn, ...] | None = None
+        """The columns of the rows that were seen last; None if documents were."""
         self._listed: set[Key] = set()
 
     def apply(self, event: SourceEvent[Observed]) -> Iterator[tuple[str, Observed]]:
@@ -91,56 +108,68 @@ class KnownObjects:
                 self._listed.discard((namespace, name))
             case ListEnded():
                 for key in self._known.keys() - self._listed:
-                    yield "DELETED", self._forget(key)
+                    yield "DELETED", self._restored(key, self._forget(key))
                 self._listed = set()
             case ObjectChanged(observed):
                 yield from self._seen(observed)
             case DeletionReported(name, _, namespace):
                 if (namespace, name) in self._known:
-                    yield "DELETED", self._forget((namespace, name))
+                    yield "DELETED", self._restored((namespace, name), self._forget((namespace, name)))
 
-    def _forget(self, key: Key) -> Observed:
+    def _forget(self, key: Key) -> _Known:
         forgotten = self._known.pop(key)
-        self._size -= _size(forgotten)
+        self._size -= forgotten.size(key)
         return forgotten
 
     def _seen(self, observed: Observed) -> Iterator[tuple[str, Observed]]:
         known = self._forget(observed.key) if observed.key in self._known else None
-        kept = _kept(observed)
-        self._size += _size(kept)
+        replaced = None
+        if known is not None and known.uid != observed.uid:
+            replaced = self._restored(observed.key, known)
+        self._columns = observed.page.columns if isinstance(observed.page, RowPage) else None
+        kept = _Known(observed.uid, observed.version, _content(observed.page))
+        self._size += kept.size(observed.key)
         if self._size > self._limit:
             raise TooManyObjectsError(f"its objects take more than {self._limit} bytes, which are kept for --watch")
         self._known[observed.key] = kept
-        if known is not None and known.uid == observed.uid:
+        if known is not None and replaced is None:
             if known.version != observed.version:
                 yield "MODIFIED", observed
             return
-        if known is not None:
-            yield "DELETED", known
+        if replaced is not None:
+            yield "DELETED", replaced
         yield "ADDED", observed
 
+    def _restored(self, key: Key, known: _Known) -> Observed:
+        """Return an object as it was seen, with as many cells as there are columns now."""
+        page: RowPage | DocumentPage
+        if self._columns is None:
+            page = DocumentPage(_DOCUMENTS.decode(known.content))
+        else:
+            count = len(self._columns)
+            rows = [
+                PrintedRow(row.identity, (*row.cells[:count], *[""] * (count - len(row.cells))))
+                for row in _ROWS.decode(known.content)
+            ]
+            page = RowPage(self._columns, rows)
+        namespace, name = key
+        return Observed(name, namespace, known.uid, known.version, page)
 
-def _kept(observed: Observed) -> Observed:
-    """Return what is kept of an object: its row, or of a document only the identity."""
-    if isinstance(observed.page, RowPage):
-        return observed
+
+def _content(page: RowPage | DocumentPage) -> bytes:
+    if isinstance(page, RowPage):
+        return msgspec.json.encode(page.rows)
     fields = ("name", "namespace", "uid", "resourceVersion", "annotations")
     documents = (
         {**document, "metadata": {name: document["metadata"][name] for name in fields if name in document["metadata"]}}
-        for document in observed.page.objects
+        for document in page.objects
     )
-    kept = [{name: document[name] for name in ("apiVersion", "kind", "metadata")} for document in documents]
-    return msgspec.structs.replace(observed, page=DocumentPage(kept))
+    return msgspec.json.encode([{name: document[name] for name in _KEPT} for document in documents])
 
 
-def _size(kept: Observed) -> int:
-    """Return about how much memory an object takes that is kept."""
-    pieces: Iterable[str | bytes] = (
-        (cell for row in kept.page.rows for cell in row.cells)
-        if isinstance(kept.page, RowPage)
-        else map(msgspec.json.encode, kept.page.objects)
-    )
-    return _OVERHEAD + len(kept.name) + len(kept.namespace) + sum(map(len, pieces))
+_KEPT = ("apiVersion", "kind", "metadata")
+_ROWS = msgspec.json.Decoder(list[PrintedRow])
+_DOCUMENTS = msgspec.json.Decoder(list[Document])
 
 
 class _WatchLine(msgspec.Struct):

@@ -145,11 +145,12 @@ def read_rows(body: bytes, now: datetime, *, is_list: bool) -> RowPage:
 
 
 def columns_of(table: PrintedTable) -> tuple[PrintedColumn, ...]:
-    """Return the columns of a table. Raises ValueError if they are too many."""
+    """Return the columns of a table, with shortened names. Raises ValueError if they are too many."""
     columns = table.column_definitions or ()
     if len(columns) > _MOST_COLUMNS:
         raise ValueError(f"a table of {len(columns)} columns; at most {_MOST_COLUMNS} are printed")
-    return columns
+    longest = _LONGEST_CELL + 1  # so that it is printed as a shortened one
+    return tuple(PrintedColumn(column.name[:longest], column.format[:longest], column.priority) for column in columns)
 
 
 def row_of(row: TableRow, columns: int) -> PrintedRow:

@@ -42,7 +42,6 @@ _AT_ONCE_LINES = 500
 _RETRY = Backoff(first_s=1.0, cap_s=30.0)
 
 
-_LONGEST_PAGE = 64 << 20
 _NOT_SERVED_S = 300.0
 """How long to wait until a cluster that does not serve the resource is asked again."""
 
@@ -79,7 +78,7 @@ class _Requests:
     async def get(self, path: str, query: Any = (), *, timeout_s: float, accept: str = "") -> Answer:
         async with self._turns:
             accepted = accept or self._accept
-            return await self._api.get(path, query, timeout_s=timeout_s, accept=accepted, limit=_LONGEST_PAGE)
+            return await self._api.get(path, query, timeout_s=timeout_s, accept=accepted)
 
     def stream(
         self, path: str, query: Any = (), *, connect_timeout_s: float, silence_s: float | None
