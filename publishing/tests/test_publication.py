@@ -348,6 +348,19 @@ def test_object_of_a_cluster_that_was_replaced_unseen_is_deleted_after_two_answe
     assert other.uids["alpha"] != before
 
 
+def test_daemon_is_asked_seldom_about_clusters_whose_removal_is_held():
+    clusters = [cluster(f"a-{number}", uid=f"a{number}") for number in range(4)]
+    server = Publishing().synced(*clusters).server
+    held = Publishing(server).synced(clusters[0]).settle(25)
+    assert "lacks 3 of 4 clusters" in held.publication.problems[0]
+    assert held.sent.count(Ask("a-3", "a3")) == 2
+    held.settle(600)
+    assert 10 <= held.sent.count(Ask("a-3", "a3")) <= 13
+    held.engage(clusters[1]).settle(70)
+    assert held.publication.problems == ()
+    assert held.uids.keys() == {"a-0", "a-1"}
+
+
 def test_access_of_a_cluster_that_was_replaced_meanwhile_is_not_published(publishing: Publishing):
     publishing.synced(cluster(), cluster("beta")).end(cluster(), DisengageReason.REPLACED)
     publishing.has_access = False

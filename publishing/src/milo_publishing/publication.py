@@ -244,7 +244,14 @@ class Publication:
             check_s = _UNISSUED_S if self.renderer.embeds_credentials else records.CHECK_S
             return record.wanted if watch.connected else records.WaitUntilDue(now + check_s)
         follows = record.observed is not None and is_followed(watch, record.observed.cluster)
-        request = records.decide(record, self.renderer, self.identity, now, is_followed=follows)
+        request = records.decide(
+            record,
+            self.renderer,
+            self.identity,
+            now,
+            is_followed=follows,
+            is_held=bool(self._removals.problem),
+        )
         is_question = isinstance(request, records.Ask | records.WaitUntilDue) and self.view is not ViewPhase.INCOMPLETE
         if not is_question and (self.view is not ViewPhase.REVIEWED or self._removals.is_foreign):
             # Objects are written after the review, when all are due.

@@ -46,6 +46,9 @@ if TYPE_CHECKING:
 
 EVIDENCE_S = 10.0
 """How long an answer or event permits the deletion of an object."""
+HELD_S = 60.0
+"""How often the daemon is asked about a cluster that is missing while the guard against mass removal holds its object:
+what it engages meanwhile is reported."""
 CHECK_S = 1.0
 """How often an object waits for its source again: no event reports that a source is no longer stale."""
 
@@ -268,18 +271,19 @@ def observe(record: Record, found: ObservedObject | None, identity: Identity, no
 
 
 def decide(  # noqa: PLR0911  (a table)
-    record: Record, renderer: Renderer, identity: Identity, now: float, *, is_followed: bool
+    record: Record, renderer: Renderer, identity: Identity, now: float, *, is_followed: bool, is_held: bool
 ) -> Request | WaitUntilDue | Refuse | None:
     """Return the next request about an object; None if there is nothing to do.
 
-    `is_followed`: whether the daemon is connected, and the source of the object's cluster is streaming.
+    `is_followed`: whether the daemon is connected, and the source of the object's cluster is streaming. `is_held`:
+    whether the guard against mass removal holds removals.
     """
     match record.object:
         case UnreadObject() | Finalizing():
             return ReadObject(record.name)
         case Present(observed) if record.is_own(identity) and record.lacks_cluster(identity):
             # Also if its cluster was replaced: readers must not apply cached data of the former cluster to the new one.
-            return _end(record, observed, now, is_followed=is_followed)
+            return _end(record, observed, now, is_followed=is_followed, is_held=is_held)
         case Present(observed) if record.wanted and not record.is_own(identity):
             # Even if the object has the UID of this cluster: tenants of another fleet may choose that UID.
             return Refuse(
@@ -304,7 +308,7 @@ def decide(  # noqa: PLR0911  (a table)
 
 
 def _end(
-    record: Record, observed: ObservedObject, now: float, *, is_followed: bool
+    record: Record, observed: ObservedObject, now: float, *, is_followed: bool, is_held: bool
 ) -> DeleteObject | Ask | WaitUntilDue | None:
     match record.end:
         case Elsewhere(math.inf):
@@ -313,8 +317,9 @@ def _end(
             return WaitUntilDue(now + CHECK_S, is_held=True)
         case EndedCluster(until=until) if now < until:
             return DeleteObject(record.name, observed.uid, observed.resource_version, until)
-        case Missing(_, answered_at):
-            ask_at = answered_at + removals.SECOND_LOOK_S
+        case Missing(since, answered_at):
+            is_known = is_held and answered_at >= since + removals.SECOND_LOOK_S
+            ask_at = answered_at + (HELD_S if is_known else removals.SECOND_LOOK_S)
         case EndedCluster(ask_at=ask_at) | Unasked(ask_at) | Elsewhere(ask_at):
             pass
     return Ask(observed.cluster, observed.cluster_uid) if ask_at <= now else WaitUntilDue(ask_at)
