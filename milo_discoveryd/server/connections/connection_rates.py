@@ -9,7 +9,7 @@ from ipaddress import IPv6Network, ip_address
 from milo_kube.rate_limit import KeyedBuckets, Rate, TokenBucket
 
 CONNECT_RATE = Rate(per_second=50.0, burst=500.0)
-LOCAL_CONNECT_RATE = Rate(per_second=200.0, burst=1000.0)
+LOCAL_CONNECT_RATE = Rate(per_second=200.0, burst=500.0)
 """The rate limit without handshakes. After a restart, all clients of a machine connect at once, often as one user."""
 FAILURE_COST = 10.0
 """The number of tokens that a failed connection costs. Connections of well-behaved clients rarely fail."""
