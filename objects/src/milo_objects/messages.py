@@ -12,8 +12,9 @@ from typing import Final, NamedTuple, TypeAlias, TypeVar
 import msgspec
 from msgspec.structs import replace
 
+from milo_objects.kinds import Kind
 from milo_objects.projection import ProjectedObject
-from milo_objects.scope import FleetCluster, ScopeState
+from milo_objects.scope import FleetCluster, Gone, ScopeState
 from milo_objects.subjects import ClusterSubject, ScopeSubject, Subject, parse
 
 STATE: Final = "Milo-State"
@@ -141,10 +142,20 @@ class ObjectMessage(msgspec.Struct, frozen=True, gc=False):
     @classmethod
     def decode(cls, stored: StoredMessage) -> ObjectMessage:
         """Raises ValueError."""
-        epoch = stored.headers.get(EPOCH, "")
-        if not (epoch.isascii() and epoch.isdecimal()):
-            raise _unusable(stored, f"no {EPOCH}")
-        return cls(decode_object(stored), int(epoch), stored.headers.get(GONE, ""))
+        return cls(decode_object(stored), _epoch(stored), stored.headers.get(GONE, ""))
+
+    @classmethod
+    def decode_kept(cls, stored: StoredMessage, kind: Kind) -> ObjectMessage:
+        """Decode what a reader's kind keeps of an object: gone if it does not select it. Raises ValueError."""
+        if GONE in stored.headers:
+            return cls.decode(stored)
+        seen = kind.decoder.object(stored.body)
+        if seen is None or seen.problem:
+            raise _unusable(stored, "no object with a name" if seen is None else seen.problem)
+        if seen.projected is None:
+            found = ProjectedObject(seen.namespace, seen.name, seen.uid)
+            return cls(found, _epoch(stored), Gone.OUT_OF_SELECTOR.value)
+        return cls(seen.projected, _epoch(stored))
 
 
 Message: TypeAlias = ClusterMessage | ScopeMessage | ObjectMessage
@@ -235,6 +246,13 @@ def decode(stored: StoredMessage) -> tuple[Subject, Message]:
     if not is_about_it:
         raise _unusable(stored, "it is about something else than its subject")
     return subject, message
+
+
+def _epoch(stored: StoredMessage) -> int:
+    epoch = stored.headers.get(EPOCH, "")
+    if not (epoch.isascii() and epoch.isdecimal()):
+        raise _unusable(stored, f"no {EPOCH}")
+    return int(epoch)
 
 
 def _decode(stored: StoredMessage, decoder: msgspec.json.Decoder[T]) -> T:

@@ -28,6 +28,8 @@ class NatsSource:
 
     While NATS cannot be reached, or no publisher has been heard for 30 s, what is known stays, and is STALE.
 
+    Kinds keep those of their fields that are published, and their label selectors need `metadata.labels` to be.
+
     With one kind, or with `cluster`, the consumer has a single filter, so that NATS' permissions can restrict it to
     that kind, or to that cluster.
     """
@@ -38,7 +40,7 @@ class NatsSource:
         self._cluster = cluster
 
     async def run(self, kinds: Sequence[Kind], store: ObjectStore) -> None:
-        """Apply the changes to the store until canceled."""
+        """Apply the changes to the store until canceled. Raises ValueError for two versions of a kind."""
         reader = StreamReader(kinds, store)
         filters = [kind_filter(kind.paths.group, kind.paths.plural, self._cluster) for kind in kinds]
         if self._cluster and len(filters) > 1:

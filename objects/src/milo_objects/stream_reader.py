@@ -16,7 +16,7 @@ import msgspec
 from msgspec.structs import replace
 
 from milo_objects.kinds import Kind
-from milo_objects.messages import ObjectMessage, ScopeIsOver, ScopeMessage, StoredMessage, decode
+from milo_objects.messages import ObjectMessage, ScopeIsOver, ScopeMessage, StoredMessage
 from milo_objects.publication_records import GONE_TTL_S
 from milo_objects.scope import (
     ClusterChanged,
@@ -36,7 +36,7 @@ from milo_objects.scope import (
     Stale,
     Synced,
 )
-from milo_objects.subjects import ClusterSubject, ObjectSubject, ScopeSubject
+from milo_objects.subjects import ClusterSubject, ObjectSubject, ScopeSubject, parse
 
 RESUMABLE_S: Final = GONE_TTL_S - 300.0
 """How long a reader can be away and resume."""
@@ -45,6 +45,9 @@ REWRITTEN_S: Final = 300.0
 a lost stream again within seconds, and nothing ends before the first of them has begun to."""
 
 
+SETTLED_S: Final = 1.0
+"""How long after it has read all, a reader that removes what it has not seen waits: a message that was written again
+while it read is delivered once more, and may not have been counted yet."""
 SILENT_S: Final = 30.0
 """How long publishers may not be heard. Each of them writes every 10 s."""
 
@@ -72,7 +75,7 @@ class _Scope:
         self.state: ScopeState | None = None
         """The state that the store gets once the reader has caught up."""
         self.buffered: list[tuple[ObjectSubject, ObjectMessage]] = []
-        """Objects of a scope whose own message comes later."""
+        """Objects of a scope whose own message comes later: perhaps after all others, if it was written again."""
         self.seen: set[ObjectSubject] | None = None
         """The objects that the stream has shown since it is read from the beginning; None if it has shown all."""
 
@@ -111,17 +114,23 @@ class _Publishers:
 
 
 class StreamReader:
-    """Turns messages of the stream into changes of a store."""
+    """Turns messages of the stream into changes of a store. Raises ValueError for two versions of a kind."""
 
     def __init__(self, kinds: Iterable[Kind], store: ObjectStore) -> None:
         self.position: StreamPosition | None = None
-        self._resources = {(kind.paths.group, kind.paths.plural): kind.resource for kind in kinds}
+        self._kinds: dict[tuple[str, str], Kind] = {}
+        for kind in kinds:
+            other = self._kinds.setdefault((kind.paths.group, kind.paths.plural), kind)
+            if other is not kind:
+                raise ValueError(f"{other.resource} and {kind.resource}: the stream has one version of a kind")
         self._store = store
         self._scopes: dict[ScopeSubject, _Scope] = {}
         self._clusters: dict[str, FleetCluster] = {}
         """The clusters as the store has them, under the incarnation that was theirs when they were first seen."""
         self._is_snapshot = False
         self._is_behind = True
+        self._read_at: float | None = None
+        """When all messages of a snapshot were first received."""
         self._is_other_stream = False
         """Whether something is known from another stream, and is not proven to be gone by what this one lacks."""
         self._is_fleet_known = False
@@ -135,16 +144,16 @@ class StreamReader:
 
     def attach(self, lineage: str, last_sequence: int, now: float) -> int:
         """Begin to read a stream. Returns the sequence from which on to read."""
-        before, self._is_behind = self.position, True
+        before, self._is_behind, self._read_at = self.position, True, None
         is_same = before is not None and before.lineage == lineage and before.sequence <= last_sequence
         is_recent = before is not None and 0 <= now - before.at <= RESUMABLE_S
         self._is_snapshot = self._is_snapshot or not is_same or not is_recent  # one that was cut off begins again
         is_unproven = bool(self._missing) or any(scope.seen is not None for scope in self._scopes.values())
         self._is_other_stream = not is_same or (self._is_other_stream and is_unproven)
         for scope in self._scopes.values():
-            if self._is_snapshot and scope.scope is not None:
-                scope.seen = set()
-            scope.buffered.clear()
+            if self._is_snapshot:
+                scope.seen = set() if scope.scope is not None else None
+                scope.buffered.clear()
             scope.state = None
             if not is_same:
                 scope.epoch = None
@@ -174,18 +183,19 @@ class StreamReader:
         """Apply a message. Raises ValueError for one that is not of milo-objects; the next ones can be applied."""
         assert self.position is not None
         self.position = replace(self.position, sequence=stored.sequence)
-        subject, message = decode(stored)
+        subject = parse(stored.subject)
         if isinstance(subject, ClusterSubject):
             return
         scope_subject = subject.scope if isinstance(subject, ObjectSubject) else subject
-        if (scope_subject.group, scope_subject.resource) not in self._resources:
+        kind = self._kinds.get((scope_subject.group, scope_subject.resource))
+        if kind is None:
             return
         scope = self._scopes.setdefault(scope_subject, _Scope())
-        if isinstance(subject, ObjectSubject) and isinstance(message, ObjectMessage):
-            self._receive_object(scope, subject, message)
-        elif isinstance(message, ScopeMessage):
+        if isinstance(subject, ObjectSubject):
+            self._receive_object(scope, subject, ObjectMessage.decode_kept(stored, kind))
+        else:
             was_known = self._is_fleet_known and not self._missing
-            self._receive_scope(scope_subject, scope, message)
+            self._receive_scope(scope_subject, scope, ScopeMessage.decode(stored))
             if scope_subject in self._missing:
                 self._missing.remove(scope_subject)
                 self._rewritten_at = now
@@ -203,10 +213,13 @@ class StreamReader:
         if not self._is_behind:
             return
         if self._is_snapshot:
+            self._read_at = now if self._read_at is None else self._read_at
+            was_known = any(scope.seen is not None for scope in self._scopes.values())
+            if was_known and now - self._read_at < SETTLED_S:
+                return
             self._sweep(now)
         self._is_behind = self._is_snapshot = False
         for scope in self._scopes.values():
-            scope.buffered.clear()
             if scope.scope is not None and scope.state is not None:
                 if not self._is_other_stream or isinstance(scope.state, Synced):
                     self._remove_unseen(scope)
@@ -269,7 +282,7 @@ class StreamReader:
         self._store.apply(ClusterChanged(cluster))
         scope.epoch = message.epoch
         if scope.scope is None:
-            resource = self._resources[subject.group, subject.resource]
+            resource = self._kinds[subject.group, subject.resource].resource
             scope.scope = Scope(cluster.name, incarnation, resource)
             self._store.apply(ScopeChanged(scope.scope, Pending(message.state.since)))
         for place, found in scope.buffered:
@@ -311,7 +324,9 @@ class StreamReader:
         self._missing = {subject for subject, scope in self._scopes.items() if scope.scope is not None} - shown
         if not self._is_other_stream:
             self._end_missing()
-        self._scopes = {subject: scope for subject, scope in self._scopes.items() if scope.scope is not None}
+        self._scopes = {
+            subject: scope for subject, scope in self._scopes.items() if scope.scope is not None or scope.buffered
+        }
 
     @property
     def _is_rewritten(self) -> bool:

@@ -1,11 +1,13 @@
 from datetime import UTC, datetime
 
+import pytest
+
 from milo_objects.kinds import Kind
 from milo_objects.messages import Message, ObjectMessage, ScopeMessage, StoredMessage
 from milo_objects.projection import ProjectedObject
-from milo_objects.scope import FleetCluster, Pending, Stale, Synced
+from milo_objects.scope import Change, FleetCluster, Gone, ObjectGone, Pending, Stale, Synced
 from milo_objects.store import Store
-from milo_objects.stream_reader import REWRITTEN_S, SILENT_S, StreamReader
+from milo_objects.stream_reader import REWRITTEN_S, SETTLED_S, SILENT_S, StreamReader
 from milo_objects.subjects import ObjectSubject, ScopeSubject, Subject
 
 NAMESPACES = Kind("v1/namespaces")
@@ -41,9 +43,15 @@ class Stream:
 
 
 class Reading:
-    def __init__(self) -> None:
-        self.store = Store([NAMESPACES.resource], {}, NOW)
-        self.reader = StreamReader([NAMESPACES], self.store)
+    def __init__(self, *kinds: Kind) -> None:
+        self.gone: list[Gone] = []
+        read = kinds or (NAMESPACES,)
+        self.store = Store([kind.resource for kind in read], {}, NOW, changed=self._changed)
+        self.reader = StreamReader(read, self.store)
+
+    def _changed(self, change: Change) -> None:
+        if isinstance(change, ObjectGone):
+            self.gone.append(change.reason)
 
     def attach(self, stream: Stream, now: float) -> list[StoredMessage]:
         """Return the messages that the reader asks for."""
@@ -56,8 +64,9 @@ class Reading:
         self.caught_up(now)
 
     def caught_up(self, now: float) -> None:
-        """All was received, and a publisher is heard."""
+        """All was received, twice, and a publisher is heard."""
         self.reader.heard(now, now)
+        self.reader.caught_up(now - SETTLED_S)
         self.reader.caught_up(now)
 
     @property
@@ -172,3 +181,66 @@ def test_reader_that_has_never_heard_a_publisher_says_so_after_a_while() -> None
     reading.reader.caught_up(50.0)  # the clock was set back
     reading.reader.caught_up(51.0 + SILENT_S)
     assert reading.store.view(NAMESPACES.resource).stale_since == datetime.fromtimestamp(50.0, UTC)
+
+
+def test_kind_keeps_the_fields_and_the_objects_that_it_names() -> None:
+    stream, kind = Stream("one"), Kind("v1/namespaces", ["status.phase"], label_selector="team=red")
+    reading = Reading(kind)
+    content = b'{"metadata":{"labels":{"team":"red"}},"spec":{"a":1},"status":{"phase":"Active"}}'
+    stream.cluster("web", "unlabeled")
+    stream.object("web", "red", content=content)
+    reading.read(stream, 0.0)
+    (found,) = reading.store.list(NAMESPACES.resource)
+    assert (found.object.name, found.object.fields) == ("red", {"status": {"phase": "Active"}})
+    stream.object("web", "red", content=content.replace(b"red", b"blue"))
+    reading.reader.receive([*stream.stored.values()][-1], 1.0)
+    assert not reading.objects
+    assert reading.gone == [Gone.OUT_OF_SELECTOR]
+
+
+def test_malformed_object_is_refused_and_keeps_its_last_state() -> None:
+    stream, reading = Stream("one"), Reading()
+    stream.cluster("web", "a")
+    reading.read(stream, 0.0)
+    (stored,) = (found for found in stream.stored.values() if found.subject.endswith(".a"))
+    for body in (b"{", b"{}", b'{"metadata":{"name":"a","uid":1}}'):
+        with pytest.raises(ValueError, match=r"core.namespaces._.a, sequence 2: not a message of milo-objects"):
+            reading.reader.receive(stored._replace(body=body), 1.0)
+    assert reading.objects == {"web/a"}
+
+
+def test_two_versions_of_a_kind_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"a.io/v1/things and a.io/v2/things: the stream has one version of a kind"):
+        Reading(Kind("a.io/v1/things"), Kind("a.io/v2/things"))
+
+
+def test_object_whose_scope_was_written_again_while_the_stream_was_read_is_kept() -> None:
+    stream, reading = Stream("one"), Reading()
+    stream.cluster("web", "a", state=Pending(NOW))
+    messages = reading.attach(stream, 0.0)
+    stream.cluster("web")  # in place of the message that the reader was to receive first
+    reading.reader.receive(messages[1], 0.0)
+    reading.caught_up(0.0)
+    reading.reader.detach("cut")
+    (scope,) = reading.attach(stream, 1.0)
+    reading.reader.receive(scope, 1.0)
+    reading.caught_up(1.0)
+    assert reading.objects == {"web/a"}
+    assert reading.store.view(NAMESPACES.resource).synced == 1
+
+
+def test_nothing_ends_because_it_was_written_again_while_the_stream_was_read() -> None:
+    stream, reading = Stream("one"), Reading()
+    stream.cluster("web", "a", "b")
+    reading.read(stream, 0.0)
+    _, _, stored = reading.attach(stream, HOUR_S)
+    stream.object("web", "a", content=b'{"status":{}}')
+    stream.cluster("web")
+    reading.reader.receive(stored, HOUR_S)
+    reading.reader.caught_up(HOUR_S)  # what was written again is not counted yet
+    for again in [*stream.stored.values()][-2:]:
+        reading.reader.receive(again, HOUR_S)
+    reading.reader.caught_up(HOUR_S + SETTLED_S)
+    assert reading.objects == {"web/a", "web/b"}
+    assert not reading.gone
+    assert reading.store.view(NAMESPACES.resource).stale_since is None

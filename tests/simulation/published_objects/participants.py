@@ -30,7 +30,7 @@ from tests.simulation.published_objects.stream import Conflict, Full
 if TYPE_CHECKING:
     from tests.simulation.published_objects.simulation_run import Known, Simulation
 
-KINDS = (Kind("v1/namespaces", ("status.phase",)), Kind("example.com/v1/widgets", ("spec.size",)))
+KINDS = (Kind("v1/namespaces", ("status.phase",)), Kind("example.com/v1/widgets", ("status.phase",)))
 TIMEOUT_S = 5.0
 HEARTBEAT_S = 2.0
 SECOND_LOOK_S = 10.0

@@ -15,6 +15,9 @@ const (
 	// rewrittenTime is how long clusters that another stream lacks are kept after a publisher has last written one of them.
 	// Publishers write a lost stream again within seconds, and nothing ends before the first of them has begun to.
 	rewrittenTime = 5 * time.Minute
+	// settledTime is how long after it has read all, a reader that removes what it has not seen waits: a message that was
+	// written again while it read is delivered once more, and may not have been counted yet.
+	settledTime = time.Second
 )
 
 // Variables for tests.
@@ -54,7 +57,8 @@ type reader struct {
 
 	isSnapshot    bool
 	isBehind      bool
-	isOtherStream bool // something is known from another stream, and is not proven to be gone by what this one lacks
+	readAt        time.Time // when all messages of a snapshot were first received
+	isOtherStream bool      // something is known from another stream, and is not proven to be gone by what this one lacks
 	isFleetKnown  bool
 
 	missing      map[scopeKey]struct{} // the scopes that are known, and that another stream has not shown
@@ -78,7 +82,7 @@ type scope struct {
 	hasBegun     bool  // the store has it
 	// state is what the store gets once the reader has caught up.
 	state *scopeMessage
-	// buffered are objects of a scope whose own message comes later.
+	// buffered are objects of a scope whose own message comes later: perhaps after all others, if it was written again.
 	buffered []bufferedObject
 	// seen are the objects that the stream has shown since it is read from the beginning; nil if it has shown all.
 	seen map[place]struct{}
@@ -103,7 +107,7 @@ func (r *reader) attach(lineage string, lastSequence uint64, now time.Time) uint
 	before := r.position
 	isSame := before != nil && before.lineage == lineage && before.sequence <= lastSequence
 	isRecent := before != nil && !now.Before(before.at) && now.Sub(before.at) <= resumable
-	r.isBehind = true
+	r.isBehind, r.readAt = true, time.Time{}
 	r.isSnapshot = r.isSnapshot || !isSame || !isRecent // one that was cut off begins again
 	isUnproven := len(r.missing) > 0
 	for _, each := range r.scopes {
@@ -111,10 +115,13 @@ func (r *reader) attach(lineage string, lastSequence uint64, now time.Time) uint
 	}
 	r.isOtherStream = !isSame || r.isOtherStream && isUnproven
 	for _, each := range r.scopes {
-		if r.isSnapshot && each.hasBegun {
-			each.seen = map[place]struct{}{}
+		if r.isSnapshot {
+			each.buffered, each.seen = nil, nil
+			if each.hasBegun {
+				each.seen = map[place]struct{}{}
+			}
 		}
-		each.buffered, each.state, each.isEpochKnown = nil, nil, each.isEpochKnown && isSame
+		each.state, each.isEpochKnown = nil, each.isEpochKnown && isSame
 	}
 	r.publishers.listen(now)
 	if !r.isFleetKnown {
@@ -209,11 +216,20 @@ func (r *reader) caughtUp(now time.Time) {
 		return
 	}
 	if r.isSnapshot {
+		if r.readAt.IsZero() {
+			r.readAt = now
+		}
+		wasKnown := false
+		for _, each := range r.scopes {
+			wasKnown = wasKnown || each.seen != nil
+		}
+		if wasKnown && now.Sub(r.readAt) < settledTime {
+			return
+		}
 		r.sweep(now)
 	}
 	r.isBehind, r.isSnapshot = false, false
 	for key, each := range r.scopes {
-		each.buffered = nil
 		if each.hasBegun && each.state != nil {
 			if !r.isOtherStream || objects.State(each.state.State.State) == objects.Synced {
 				r.removeUnseen(key, each)
@@ -368,7 +384,7 @@ func (r *reader) sweep(now time.Time) {
 		r.endMissing()
 	}
 	for key, each := range r.scopes {
-		if !each.hasBegun {
+		if !each.hasBegun && each.buffered == nil {
 			delete(r.scopes, key)
 		}
 	}

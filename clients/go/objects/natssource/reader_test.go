@@ -119,9 +119,10 @@ func (p *pure) read(s *stream, now float64) {
 	p.catchUp(now)
 }
 
-// catchUp notes that all was received, and that a publisher is heard.
+// catchUp notes that all was received, twice, and that a publisher is heard.
 func (p *pure) catchUp(now float64) {
 	p.heard(at(now), at(now))
+	p.caughtUp(at(now).Add(-settledTime))
 	p.caughtUp(at(now))
 }
 
@@ -188,6 +189,35 @@ func TestNothingEndsBecauseAnotherStreamWasNotWrittenYet(t *testing.T) {
 	p.expect("nothing was written for a while", "db/a old/a old/b web/a", true)
 	p.catchUp(2*hour + rewrittenTime.Seconds() + 1)
 	p.expect("nor for longer", "db/a web/a", false)
+}
+
+func TestAnObjectWhoseScopeWasWrittenAgainWhileTheStreamWasReadIsKept(t *testing.T) {
+	s, p := newStream("one"), newPure(t)
+	s.cluster("web", "PENDING", "a")
+	messages := s.from(p.attach(s.name, s.sequence, at(0)))
+	s.cluster("web", "SYNCED") // in place of the message that the reader was to receive first
+	p.receive(messages[1], at(0))
+	p.catchUp(0)
+	p.detach("cut")
+	p.read(s, 1)
+	p.expect("the scope came last", "web/a", false)
+}
+
+func TestNothingEndsBecauseItWasWrittenAgainWhileTheStreamWasRead(t *testing.T) {
+	s, p := newStream("one"), newPure(t)
+	s.cluster("web", "SYNCED", "a", "b")
+	p.read(s, 0)
+	messages := s.from(p.attach(s.name, s.sequence, at(hour)))
+	again := []stored{s.object("web", "a", 1, ""), s.scope("web", "uid of web", "SYNCED", "", 1)}
+	p.receive(messages[2], at(hour))
+	p.caughtUp(at(hour)) // what was written again is not counted yet
+	p.expect("before it is counted", "web/a web/b", false)
+	for _, message := range again {
+		p.receive(message, at(hour))
+	}
+	p.heard(at(hour), at(hour))
+	p.caughtUp(at(hour).Add(settledTime))
+	p.expect("and then", "web/a web/b", false)
 }
 
 func TestTheFleetIsStaleSinceAPublisherWasLastHeard(t *testing.T) {
