@@ -85,16 +85,26 @@ def informer() -> Path | None:
 @cache
 def operator() -> Path | None:
     """Build the operator on multicluster-runtime and its API server; return None if that is not possible."""
-    # Built in place, since it consists of modules of this repository.
+    return _built("operator", ".")
+
+
+@cache
+def reader_over_nats() -> Path | None:
+    """Build the program that reads objects from NATS; return None if that is not possible."""
+    return _built("overnats", "./overnats")
+
+
+def _built(name: str, package: str) -> Path | None:
+    # Built in place, since they consist of modules of this repository.
     go = shutil.which("go")
     if go is None:
         sys.stderr.write("bench: bench/operator does not run: there is no go command on PATH\n")
         return None
     from tests.end_to_end.real.builds import cache_directory  # noqa: PLC0415 - see `_obtained`
 
-    binary = cache_directory() / "bench-operator" / "operator"
+    binary = cache_directory() / "bench-operator" / name
     binary.parent.mkdir(parents=True, exist_ok=True)
-    built = subprocess.run([go, "build", "-o", binary, "."], cwd=_HERE / "operator", check=False)
+    built = subprocess.run([go, "build", "-o", binary, package], cwd=_HERE / "operator", check=False)
     return None if built.returncode else binary
 
 

@@ -111,6 +111,11 @@ def rss_mib(pid: int) -> float:
     return _status_mib(pid, "VmRSS")
 
 
+def anonymous_mib(pid: int) -> float:
+    """Return the memory of a process without that of files, such as its code."""
+    return _status_mib(pid, "RssAnon")
+
+
 def _status_mib(pid: int, field: str) -> float:
     for line in Path(f"/proc/{pid}/status").read_text().splitlines():
         if line.startswith(f"{field}:"):

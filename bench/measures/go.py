@@ -196,9 +196,15 @@ class _ProjectServer:
         """Run the program that reads two kinds of all projects."""
         return self._running("follow", f"--address={self.address}", f"--clusters={self._count}", *arguments)
 
+    def reader_over_nats(self, binary: Path, url: str) -> "_Running":
+        """Run the program that reads the two kinds of all projects from NATS."""
+        return self._started([str(binary), f"--nats={url}", f"--clusters={self._count}"])
+
     def _running(self, *arguments: str) -> "_Running":
+        return self._started([str(self._binary), *arguments, f"--ca={self._ca}"])
+
+    def _started(self, command: list[str]) -> "_Running":
         self._operators += 1
-        command = [str(self._binary), *arguments, f"--ca={self._ca}"]
         return _Running(_Operator(command, self._directory / f"operator-{self._operators}.log"))
 
 

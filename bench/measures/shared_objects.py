@@ -1,6 +1,7 @@
 """Two kinds of all projects, read by five programs in Go: with client-go's informers, with package objects, over NATS.
 
-Over NATS, the memory is that of the daemon, the publisher, the NATS server and the programs together.
+Over NATS, the memory is that of the daemon, the publisher, the NATS server and the programs together. Resident memory
+includes the code of each program, which is that of operators for the first two; anonymous memory does not.
 """
 
 import os
@@ -8,11 +9,12 @@ import sys
 import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 
 from bench import peers
 from bench.measures import go, rotation
 from bench.measures.controllers import LIFE_S
-from bench.process import Process, rss_mib
+from bench.process import Process, anonymous_mib, rss_mib
 from bench.setting import Samples, Setting
 from milo_sandbox.nats_server import running_nats
 
@@ -21,9 +23,9 @@ _OBJECTS = 20
 """Of each kind in each project."""
 _WAYS = ("client_go", "objects", "nats")
 KEYS = (
-    *(f"shared_objects.{way}.{key}" for way in _WAYS for key in ("mib", "programs_mib", "watches", "seconds")),
-    *(f"shared_objects.{key}_ratio" for key in ("mib", "watches")),
-    *(f"shared_objects.nats.{part}_mib" for part in ("daemon", "publisher", "server")),
+    *(f"shared_objects.{way}.{key}" for way in _WAYS for key in ("mib", "anonymous_mib", "watches", "seconds")),
+    *(f"shared_objects.{key}_ratio" for key in ("mib", "anonymous_mib", "watches")),
+    *(f"shared_objects.nats.{part}_mib" for part in ("programs", "daemon", "publisher", "server")),
     "shared_objects.nats.restart_requests",
 )
 _DECLARATION = """\
@@ -38,7 +40,8 @@ objects:
 
 async def measure(setting: Setting) -> Samples:
     binary = peers.operator() if setting.scale.with_go else None
-    if binary is None:
+    over_nats = peers.reader_over_nats() if setting.scale.with_go else None
+    if binary is None or over_nats is None:
         return {key: [] for key in KEYS}
     minted = setting.directory / "shared-minted"
     minted.write_text("")
@@ -50,30 +53,31 @@ async def measure(setting: Setting) -> Samples:
             daemon = place.daemon(source)
             stack.push_async_callback(daemon.end)
             await daemon.listens()
-            arguments = {"client_go": ("--shared-informers",), "objects": ()}.get(way)
             pids: dict[str, int] = {}
-            if arguments is None:
+            start = partial(place.reader, *(("--shared-informers",) if way == "client_go" else ()))
+            if way == "nats":
                 url, pids = await stack.enter_async_context(_published(setting, daemon.address))
                 pids["daemon"] = daemon.pid
-                arguments = (f"--nats={url}",)
+                start = partial(place.reader_over_nats, over_nats, url)
             began = time.perf_counter()
-            readers = [await stack.enter_async_context(place.reader(*arguments)) for _ in range(_READERS)]
+            readers = [await stack.enter_async_context(start()) for _ in range(_READERS)]
             for reader in readers:
                 await reader.working()
             found[f"{way}.seconds"] = time.perf_counter() - began
-            found[f"{way}.programs_mib"] = sum([await reader.settled_kib() for reader in readers]) / 1024
+            programs = sum([await reader.settled_kib() for reader in readers]) / 1024
             served = await place.server.status()
             found[f"{way}.watches"] = served["watches"]
-            memory = {part: rss_mib(pid) for part, pid in pids.items()}
-            found |= {f"{way}.{part}_mib": mib for part, mib in memory.items()}
-            found[f"{way}.mib"] = found[f"{way}.programs_mib"] + sum(memory.values())
+            found |= {f"{way}.{part}_mib": rss_mib(pid) for part, pid in pids.items()}
+            found[f"{way}.mib"] = programs + sum(map(rss_mib, pids.values()))
+            found[f"{way}.anonymous_mib"] = sum(map(anonymous_mib, [*pids.values(), *(one.pid for one in readers)]))
             if way == "nats":
+                found["nats.programs_mib"] = programs
                 await readers[0].end()
-                async with place.reader(*arguments) as again:
+                async with start() as again:
                     await again.working()
                 found["nats.restart_requests"] = (await place.server.status())["requests"] - served["requests"]
-    found["mib_ratio"] = found["nats.mib"] / found["client_go.mib"]
-    found["watches_ratio"] = found["nats.watches"] / found["client_go.watches"]
+    for key in ("mib", "anonymous_mib", "watches"):
+        found[f"{key}_ratio"] = found[f"nats.{key}"] / found[f"client_go.{key}"]
     return {f"shared_objects.{key}": [value] for key, value in found.items()}
 
 

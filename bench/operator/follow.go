@@ -16,10 +16,9 @@ import (
 
 	"go.miloapis.com/discovery"
 	"go.miloapis.com/discovery/objects"
-	"go.miloapis.com/discovery/objects/natssource"
 )
 
-// follow reads kinds of all clusters, with package objects, also over NATS, or with client-go's shared informers, and prints WORKING once
+// follow reads kinds of all clusters, with package objects or with client-go's shared informers, and prints WORKING once
 // it has read all of them.
 func follow(ctx context.Context, arguments []string) error {
 	flags := flag.NewFlagSet("follow", flag.ExitOnError)
@@ -27,7 +26,6 @@ func follow(ctx context.Context, arguments []string) error {
 	ca := flags.String("ca", "", "file with the CA certificate of the projects' control planes")
 	count := flags.Int("kinds", 2, "number of kinds to follow in each cluster")
 	clusters := flags.Int("clusters", 0, "number of clusters to read")
-	url := flags.String("nats", "", "read what a publisher writes, at this URL of a NATS server")
 	informers := flags.Bool("shared-informers", false, "use client-go's shared informers")
 	_ = flags.Parse(arguments) // ExitOnError
 	content, err := os.ReadFile(*ca)
@@ -45,7 +43,7 @@ func follow(ctx context.Context, arguments []string) error {
 		}
 		return map[string]int{goroutines: runtime.NumGoroutine()}
 	})
-	client, err := discovery.Dial(discovery.Options{Address: *address}) // it connects when it is used
+	client, err := discovery.Dial(discovery.Options{Address: *address})
 	if err != nil {
 		return err
 	}
@@ -57,12 +55,7 @@ func follow(ctx context.Context, arguments []string) error {
 		version := each.GroupVersion().String()
 		options.Kinds = append(options.Kinds, objects.Kind{Resource: version + "/" + each.resource, Fields: []string{"metadata.labels", "status"}, Secrets: true})
 	}
-	var found *objects.Objects
-	if *url != "" {
-		found, err = objects.NewFrom(natssource.New(natssource.Options{URL: *url}), options)
-	} else {
-		found, err = objects.New(client, options)
-	}
+	found, err := objects.New(client, options)
 	if err != nil {
 		return err
 	}
