@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from milo_objects.kinds import Kind
 from milo_objects.messages import ClusterMessage, ObjectMessage, ScopeIsOver, ScopeMessage, StoredMessage, decode
 from milo_objects.projection import ProjectedObject, Projection
 from milo_objects.scope import FleetCluster, OverBudget, Pending, Stale, Synced
@@ -87,6 +88,21 @@ def test_object_differs_in_what_is_kept_its_scope_or_its_end() -> None:
     assert message.differs(ObjectMessage(found, 5))
     assert ObjectMessage(found, 4, "MISSING").differs(message)
     assert not ObjectMessage(found, 4, "MISSING").differs(ObjectMessage(found, 4, "MISSING"))
+
+
+def test_what_a_kind_keeps_of_an_object_is_read() -> None:
+    kind = Kind("v1/configmaps", ["data.a"], label_selector="team=red")
+    content = b'{"data":{"a":"1","b":"2"},"metadata":{"labels":{"team":"red"}}}'
+    message = ObjectMessage(ProjectedObject("", "a.b", "u1", content, "5"), 4)
+    (kept, selected) = (ObjectMessage.decode_kept(stored(OBJECT, message), kind), message.object)
+    assert kept == ObjectMessage(msgspec.structs.replace(selected, content=b'{"data":{"a":"1"}}'), 4)
+    blue = ObjectMessage(msgspec.structs.replace(selected, content=content.replace(b"red", b"blue")), 4)
+    assert ObjectMessage.decode_kept(stored(OBJECT, blue), kind).gone == "OUT_OF_SELECTOR"
+    gone = ObjectMessage(msgspec.structs.replace(selected, content=b"{}"), 4, "MISSING")
+    assert ObjectMessage.decode_kept(stored(OBJECT, gone), kind) == gone
+    for body in (b"{}", b'{"metadata":{"name":"a.b","uid":1}}'):
+        with pytest.raises(ValueError, match="not a message of milo-objects"):
+            ObjectMessage.decode_kept(stored(OBJECT, message)._replace(body=body), kind)
 
 
 def test_scope_differs_in_more_than_its_time_and_incarnation() -> None:
