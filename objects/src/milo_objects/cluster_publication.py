@@ -52,6 +52,8 @@ BEHIND_S: Final = 60.0
 """How long a newer state in the stream is believed to reach this publisher's watch too. A restored API server has older
 states than the stream."""
 RETRY_S: Final = 15.0
+"""When a full stream is asked again, at first; the delay doubles."""
+LONGEST_RETRY_S: Final = 120.0
 DISPLACED_S: Final = 60.0
 """When a publisher that another one has replaced looks again, if its daemon still has the cluster."""
 REREAD_S: Final = 1.0
@@ -124,6 +126,9 @@ class ClusterPublication:
         """An end that is to be published, when the stream is read."""
         self._claimed = ""
         """The incarnation under which this publisher has written to the stream."""
+        self._full_until = -LONGEST_RETRY_S
+        """When what a full stream did not take is written again."""
+        self._retry_s = RETRY_S
 
     # --- the source ---
 
@@ -563,8 +568,12 @@ class ClusterPublication:
         """The stream does not take the message at present: it is full."""
         record = self._answered(write)
         if record is not None:
-            self._refused(replace(record, attempt=Deferred(now + RETRY_S, problem)), now)
-            self._schedule.wake(write.subject, now + RETRY_S)
+            if now >= self._full_until:  # otherwise it is one of the same attempt
+                was_full = now < self._full_until + LONGEST_RETRY_S
+                self._retry_s = min(2.0 * self._retry_s, LONGEST_RETRY_S) if was_full else RETRY_S
+                self._full_until = now + self._retry_s
+            self._refused(replace(record, attempt=Deferred(self._full_until, problem)), now)
+            self._schedule.wake(write.subject, self._full_until)
         self._settled(now)
 
     def lost(self, write: WriteMessage, now: float) -> None:

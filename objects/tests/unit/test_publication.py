@@ -187,3 +187,25 @@ def test_work_of_a_full_stream_is_proportional_to_what_it_refuses() -> None:
                 publication.written(command, sequence, 0.0)
     assert publication.refused == 1000
     assert refused.read <= 2000
+
+
+def test_full_stream_is_asked_again_less_and_less_often() -> None:
+    publishing = Publishing()
+    publishing.write()
+    publication, now, asked = publishing.publication, 0.0, []
+    for number in range(3):
+        publishing.put(f"n{number}")
+    while len(asked) < 7:
+        writes = [command for command in publication.due(now) if isinstance(command, WriteMessage)]
+        objects = [command for command in writes if isinstance(command.message, ObjectMessage)]
+        for command in writes:
+            if command in objects:
+                publication.full(command, "full", now)
+            else:
+                publishing.sequence += 1
+                publication.written(command, publishing.sequence, now)
+        if objects:
+            assert len(objects) == 3
+            asked.append(now)
+        now = now if writes else publication.next_at
+    assert asked == [0.0, 15.0, 45.0, 105.0, 225.0, 345.0, 465.0]
