@@ -190,10 +190,8 @@ def test_dev_go_tests_the_client_and_the_reuse_of_objects_with_the_race_detector
     for module in ("clients/go", "clients/go/multicluster", "examples/go"):
         (tmp_path / module).mkdir(parents=True)
         (tmp_path / module / "go.mod").touch()
-    environment = (".venv", "dev", "requirements", "pyproject.toml", "*/pyproject.toml", "clients/*/pyproject.toml")
-    for path in (path for pattern in environment for path in ROOT.glob(pattern)):
-        (tmp_path / path.relative_to(ROOT)).parent.mkdir(exist_ok=True)
-        (tmp_path / path.relative_to(ROOT)).symlink_to(path)
+    prepared = re.sub(r"(?m)^everything\(\) .*$", "everything() { :; }", (ROOT / "dev").read_text())
+    (tmp_path / "dev").write_text(prepared)
     for name, script in (("go", GO), ("cc", "#!/bin/sh\n")):
         (tmp_path / name).write_text(script)
         (tmp_path / name).chmod(0o755)
