@@ -69,8 +69,14 @@ def read_declaration(path: Path) -> tuple[Kind, ...]:
     """Raises CommandFailure."""
     try:
         return msgspec.convert(yaml.safe_load(path.read_bytes()), Declaration).objects
-    except (OSError, yaml.YAMLError, msgspec.ValidationError, ValueError) as error:
-        raise CommandFailure(f"{path}: {error}") from error
+    except OSError as error:
+        raise CommandFailure(f"{path}: {error.strerror}") from error
+    except yaml.MarkedYAMLError as error:
+        line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
+        hint = "; write a field with [*] in quotes" if "alias" in (error.context or "") else ""
+        raise CommandFailure(f"{path}{line}: {error.problem}{hint}") from error
+    except (yaml.YAMLError, msgspec.ValidationError, ValueError) as error:
+        raise CommandFailure(f"{path}: {' '.join(str(error).split())}") from error
 
 
 def _file(name: str, variable: str, text: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:

@@ -1,5 +1,6 @@
 """The command line of `milo-objects publish`: its declaration and its options."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ from click.testing import CliRunner
 from milo_objects import Kind
 from milo_objects.command import command, objects_bytes, read_declaration
 
+PAGE = Path(__file__).parents[3] / "docs" / "objects-nats.md"
 DECLARATION = """\
 objects:
 - resource: v1/namespaces
@@ -36,7 +38,13 @@ def test_declaration_has_kinds_with_fields_and_selectors(tmp_path: Path) -> None
         ("objects: [{resource: v1/secrets}]", "secrets: true"),
         ("objects: [{resource: v1/pods, field: [a]}]", "unknown field `field`"),
         ("kinds: []", "unknown field `kinds`"),
-        ("objects: [", "expected the node content"),
+        ("objects: [", "line 1: expected the node content"),
+        (
+            "objects:\n- resource: v1/pods\n  fields: [spec.a[*].b]",
+            "line 3: expected alphabetic or numeric character, ",
+        ),
+        ("objects:\n- resource: v1/pods\n  fields: [spec.a[*].b]", "found ']'; write a field with [*] in quotes"),
+        ("objects: \0", "special characters are not allowed"),
         ("- a", "Expected `object`"),
     ],
 )
@@ -45,9 +53,24 @@ def test_invalid_declaration_is_refused_with_its_file(tmp_path: Path, content: s
     file.write_text(content)
     done = CliRunner().invoke(command, ["publish", str(file)])
     assert done.exit_code == 1
-    assert str(file) in done.stderr
+    assert done.stderr.startswith(f"milo-objects: {file}")
     assert words in done.stderr
-    assert "Traceback" not in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert "\\n" not in done.stderr
+
+
+def test_each_declaration_of_the_page_can_be_published(tmp_path: Path) -> None:
+    declarations = re.findall(r"^```yaml\n(.*?)^```", PAGE.read_text(), re.MULTILINE | re.DOTALL)
+    assert declarations
+    for declaration in declarations:
+        file = tmp_path / "objects.yaml"
+        file.write_text(declaration)
+        assert read_declaration(file)
+
+
+def test_missing_declaration_is_refused_with_its_file(tmp_path: Path) -> None:
+    done = CliRunner().invoke(command, ["publish", str(tmp_path / "absent.yaml")])
+    assert done.stderr == f"milo-objects: {tmp_path}/absent.yaml: No such file or directory\n"
 
 
 @pytest.mark.parametrize(

@@ -132,20 +132,25 @@ class CallFailure(click.ClickException):
     def __init__(self, error: DiscoveryError, address: str, credentials: ClientCredentials | None = None) -> None:
         super().__init__(describe(error, address, credentials))
         self.error = error
+        self.program = running_program()
 
     @property
     def exit_code(self) -> int:  # type: ignore[override]  # a class attribute in click
         return exit_status(self.error)
 
     def show(self, file: IO[Any] | None = None) -> None:
-        print_message(self.message)
+        print_message(self.message, self.program)
 
 
 class CommandFailure(click.ClickException):
     """The command failed for a reason other than a failed call to the daemon."""
 
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.program = running_program()
+
     def show(self, file: IO[Any] | None = None) -> None:
-        print_message(self.message)
+        print_message(self.message, self.program)
 
 
 def exit_by_sigpipe() -> NoReturn:
@@ -161,9 +166,15 @@ def exit_by_full_output(error: OSError) -> NoReturn:
     os._exit(ExitStatus.FAILED)
 
 
-def print_message(text: str) -> None:
-    """Print a message to stderr, since stdout is for data."""
-    click.echo(f"milo-discovery: {printable(text)}", err=True)
+def running_program() -> str:
+    """Return the command that runs: other ones connect to the daemon as `milo-discovery` does."""
+    context = click.get_current_context(silent=True)
+    return (context and context.find_root().info_name) or "milo-discovery"
+
+
+def print_message(text: str, program: str = "") -> None:
+    """Print a message to stderr, since stdout is for data. `program`: the one that had the problem, if it has ended."""
+    click.echo(f"{program or running_program()}: {printable(text)}", err=True)
 
 
 def printable(text: str) -> str:
