@@ -148,7 +148,7 @@ class TestFailures:
             (answer(b"<html><b>Bad Gateway</b></html>", 502), "502 Bad Gateway"),
             (answer(b"", 500), "500"),
             (answer(b"<html>"), "GET /api/v1/pods: the response is not what was asked for"),
-            (answer(b'{"rows":[{"cells":' + b"[" * 9000), "nested too deeply"),
+            (answer(b'{"rows":[{"cells":' + b"[" * 100_000), "nested too deeply"),
             (TransportError("timeout", "https://a did not answer within 1 s"), "did not answer within 1 s"),
         ],
     )

@@ -183,7 +183,7 @@ class TestTables:
             b'{"kind":"Table","rows":[1]}',
             b'{"kind":"PodList"}',
             b'{"kind":"PodList","items":[1]}',
-            b'{"kind":"Table","rows":[{"cells":' + b"[" * 9000 + b"]" * 9000 + b"}]}",
+            b'{"kind":"Table","rows":[{"cells":' + b"[" * 100_000 + b"]" * 100_000 + b"}]}",
             b'{"kind":"Table","rows":[' + b"{}," * 500_000 + b"{}]}",
         ],
     )

@@ -59,7 +59,11 @@ async def test_clusters_of_one_host_share_a_connection_over_http2(
 @pytest.mark.parametrize("status", [200, 500])
 @pytest.mark.parametrize(
     "body",
-    [b"<html>", b'{"details": {"causes": [{"reason": "\xff"}]}}', b'{"details": ' + b"[" * 5000 + b"]" * 5000 + b"}"],
+    [
+        b"<html>",
+        b'{"details": {"causes": [{"reason": "\xff"}]}}',
+        b'{"details": ' + b"[" * 100_000 + b"]" * 100_000 + b"}",
+    ],
     ids=["page", "not UTF-8", "nested"],
 )
 async def test_response_that_is_not_a_json_object_is_an_error_of_the_request(status: int, body: bytes) -> None:
