@@ -12,9 +12,21 @@ from typing import Any
 
 import pytest
 
-from milo_discovery import ClientCredentials, Cluster, EngagedCluster, Event, EventType, Listing, Synced
+from milo_discovery import (
+    ClientCredentials,
+    Cluster,
+    EngagedCluster,
+    Event,
+    EventType,
+    InvalidRequest,
+    Listing,
+    PermissionDenied,
+    Synced,
+)
+from milo_discovery.errors import FieldViolation
 from milo_discovery_cli import fleet_objects, object_watch
-from milo_discovery_cli.fleet_objects import FleetObjects
+from milo_discovery_cli.exit_status import ExitStatus, describe
+from milo_discovery_cli.fleet_objects import FleetObjects, naming_options
 from milo_discovery_cli.object_output import form_of
 from milo_discovery_cli.object_request import ObjectScope, parse
 from milo_discovery_cli.object_watch import FleetWatch
@@ -24,10 +36,15 @@ from milo_kube.api_request import Answer
 
 CONNECTION = ConnectionOptions(address="unix:///nowhere", timeout=timedelta(seconds=5), credentials=ClientCredentials())
 PODS = {"name": "pods", "singularName": "pod", "namespaced": True, "kind": "Pod", "verbs": ["list"]}
+NODES = {"name": "nodes", "singularName": "node", "namespaced": False, "kind": "Node", "verbs": ["list"]}
+MISSING = {"kind": "Status", "status": "Failure", "code": 404, "details": {"name": "nosuch", "kind": "pods"}}
 DOCUMENTS: dict[str, object] = {
     "/api": {"kind": "APIVersions", "versions": ["v1"]},
     "/apis": {"kind": "APIGroupList", "groups": []},
-    "/api/v1": {"resources": [PODS]},
+    "/api/v1": {"resources": [PODS, NODES]},
+    "/api/v1/nodes": {"metadata": {"resourceVersion": "1"}, "items": []},
+    "/api/v1/namespaces/work/pods": {"metadata": {"resourceVersion": "1"}, "items": []},
+    "/api/v1/namespaces/work/pods/web": {"metadata": {"name": "web", "uid": "u"}},
     "/api/v1/pods": {"metadata": {"resourceVersion": "1"}, "items": [{"metadata": {"name": "web", "uid": "u"}}]},
 }
 
@@ -41,6 +58,8 @@ class Api:
     async def get(self, path: str, query: Any = (), **_: Any) -> Answer:
         if self.name == "broken":
             raise KeyError(path)
+        if path not in DOCUMENTS:
+            return Answer(404, {}, json.dumps(MISSING).encode())
         return Answer(200, {}, json.dumps(DOCUMENTS[path]).encode())
 
     @asynccontextmanager
@@ -54,7 +73,7 @@ class Api:
 class Client:
     """A client of a daemon with the clusters "broken" and "sound"."""
 
-    clusters = (Cluster(name="broken"), Cluster(name="sound"))
+    clusters: tuple[Cluster, ...] = (Cluster(name="broken"), Cluster(name="sound"))
     api_clients = None
 
     async def list(self, **_: Any) -> Listing:
@@ -106,6 +125,47 @@ async def test_cluster_whose_answers_do_not_end_is_given_up(monkeypatch, capsys)
     printed = capsys.readouterr()
     assert printed.out == "sound   web\n"
     assert printed.err.splitlines()[-1] == "broken    what it sends did not end within 2 s"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "clusters", "status", "printed"),
+    [
+        ("pods", "sound nosuch", ExitStatus.FAILED, "1 of 2 clusters did not answer:"),
+        ("pods", "denied also-denied", ExitStatus.DENIED, "none of 2 clusters answered: the rule grants nothing"),
+        ("pods", "denied", ExitStatus.DENIED, "1 of 1 cluster did not answer:"),
+        ("pods", "sound denied", ExitStatus.FAILED, "1 of 2 clusters did not answer:"),
+        ("pods", "denied broken", ExitStatus.FAILED, "2 of 2 clusters did not answer:"),
+        ("pods", "sound", ExitStatus.OK, "no objects found in namespace work of 1 cluster"),
+        ("nodes", "sound", ExitStatus.OK, "no objects found in 1 cluster"),
+        ("pods,nodes", "sound", ExitStatus.OK, "no objects found in namespace work of 1 cluster"),
+        ("pods web nosuch", "sound", ExitStatus.NOT_FOUND, "no cluster has pods/nosuch"),
+        ("pod/web foo/bar", "sound", ExitStatus.NOT_FOUND, "no cluster serves a resource 'foo'"),
+    ],
+)
+async def test_report_tells_what_is_missing_of_which_clusters(
+    monkeypatch, capsys, arguments, clusters, status, printed
+):
+    @asynccontextmanager
+    async def opened(_: object, cluster: Cluster, __: object) -> AsyncIterator[Api]:
+        if "denied" in cluster.name:
+            raise PermissionDenied("the rule grants nothing", code="PERMISSION_DENIED")
+        yield Api(cluster.name)
+
+    client = Client()
+    client.clusters = tuple(Cluster(name=name) for name in clusters.split() if name != "nosuch")
+    monkeypatch.setattr(fleet_objects, "opened", opened)
+    form = form_of("name", namespaces=False, kinds=False, headers=False, watches=False)
+    objects = FleetObjects(CONNECTION, ObjectScope(namespace="work"), parse(arguments.split()), form)
+    only: Any = {"names": tuple(clusters.split())}
+    assert await objects.print(client, only) == status  # type: ignore[arg-type]
+    assert f"milo-discovery: {printed}\n" in capsys.readouterr().err
+
+
+def test_invalid_name_of_a_cluster_names_the_option():
+    violation = FieldViolation("filter.names", "contains an empty string")
+    with pytest.raises(InvalidRequest) as raised, naming_options():
+        raise InvalidRequest("bad", code="INVALID_ARGUMENT", violations=(violation,))
+    assert describe(raised.value, "unix:///d.sock") == "--cluster: contains an empty string"
 
 
 async def test_unexpected_error_of_one_cluster_does_not_end_the_watch_of_others(monkeypatch, capsys):

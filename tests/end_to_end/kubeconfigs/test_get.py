@@ -84,7 +84,7 @@ USES: dict[str, tuple[int, str]] = {
     "cm -o jsonpath={.items[*].data.a}": (0, "one two"),
     "cm -o custom-columns=NAME:.metadata.name,A:.data.a": (0, "beta      two    two"),
     "cm,secrets": (0, "secret/token"),
-    "cm,podz": (0, "no cluster serves a resource 'podz'; did you mean pods?"),
+    "cm,podz": (3, "no cluster serves a resource 'podz'; did you mean pods?"),
     "secrets -o json": (0, '"password": "c2VjcmV0"'),
     "ns": (0, "beta      default"),
     "Namespace default": (0, "alpha     default"),

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from milo_discovery.errors import DiscoveryError, InvalidRequest
+from milo_discovery.errors import DiscoveryError, InvalidRequest, PermissionDenied
 from milo_discovery_cli.cluster_objects import ClusterReader, FoundPage, KnownResources, Lacking, Unanswered, opened
 from milo_discovery_cli.exit_status import ExitStatus, print_message
 from milo_discovery_cli.names import suggestion
@@ -33,6 +33,7 @@ USER_AGENT = "milo-discovery"
 AT_ONCE = 32
 """Maximum number of clusters that are asked at the same time."""
 _PENDING_PAGES = 64
+_OPTION_OF_FIELD = {"filter.label_selector": "--cluster-selector", "filter.names": "--cluster"}
 _NAMED = 5
 """Maximum number of clusters that a message names, unless they did not answer."""
 
@@ -49,8 +50,11 @@ class FleetObjects:
         self._wanted = wanted
         self._form = form
         self._failures: dict[str, str] = {}
+        self._denied = 0
         self._absent: dict[Lacking, list[str]] = {}
         self._found = 0
+        self._is_within_namespace = False
+        """Whether a resource that was read has namespaces."""
 
     async def print(self, client: DiscoveryClient, only: FilterOptions) -> ExitStatus:
         """Print the objects, then what is missing, and return the exit status."""
@@ -111,12 +115,14 @@ class FleetObjects:
                     async for found in reader.read(self._wanted):
                         if isinstance(found, FoundPage):
                             self._found += found.page.count
+                            self._is_within_namespace |= found.resource.is_namespaced
                             await pages.put(await asyncio.to_thread(self._lines, found, cluster.name))
                         else:
                             self._absent.setdefault(found, []).append(cluster.name)
         except TimeoutError:
             return f"what it sends did not end within {MAX_S:g} s"
         except (Unanswered, DiscoveryError) as error:
+            self._denied += isinstance(error, PermissionDenied)
             return str(error) or type(error).__name__
         except Exception as error:  # noqa: BLE001  (what one cluster sends must not affect the others)
             return f"what it sent cannot be shown: {type(error).__name__}: {error}"
@@ -129,28 +135,36 @@ class FleetObjects:
 
     def _report(self, listing: Listing, only: FilterOptions, known: KnownResources) -> ExitStatus:
         """Print what is missing, and return the exit status."""
-        total = len(listing.clusters)
-        answered = total - len(self._failures.keys() & {cluster.name for cluster in listing})
-        if not listing.clusters and not self._failures:
+        total = len({cluster.name for cluster in listing} | self._failures.keys())
+        answered = total - len(self._failures)
+        if not total:
             print_message(no_clusters(only))
         for absent, clusters in self._absent.items():
             print_message(_lacking(absent, clusters, answered, known))
         if answered and not self._found and not self._absent:
-            where = f"namespace {self._scope.namespace}" if self._scope.namespace else "any namespace"
-            print_message(f"no objects found in {where} of {_count(answered)}")
+            print_message(f"no objects found in {self._place()}{_count(answered)}")
         is_incomplete = warn_of_incompleteness(listing)
+        if self._failures:
+            self._print_failures(total)
+            return ExitStatus.DENIED if self._denied == total else ExitStatus.FAILED
+        if is_incomplete:
+            return ExitStatus.NOT_SYNCED
+        is_missing = any(len(clusters) == answered for clusters in self._absent.values())
+        return ExitStatus.NOT_FOUND if is_missing or (self._absent and not self._found) else ExitStatus.OK
+
+    def _place(self) -> str:
+        if not self._is_within_namespace:
+            return ""
+        return f"namespace {self._scope.namespace} of " if self._scope.namespace else "any namespace of "
+
+    def _print_failures(self, total: int) -> None:
         causes = {*self._failures.values()}
         if len(causes) == 1 and len(self._failures) == total > 1:
             print_message(f"none of {total} clusters answered: {causes.pop()}")
-            return ExitStatus.FAILED
-        if self._failures:
-            print_message(f"{len(self._failures)} of {_count(max(total, len(self._failures)))} did not answer:")
-            for line in table([("CLUSTER", "CAUSE"), *sorted(self._failures.items())]):
-                click.echo(line, err=True)
-            return ExitStatus.FAILED
-        if is_incomplete:
-            return ExitStatus.NOT_SYNCED
-        return ExitStatus.NOT_FOUND if self._absent and not self._found else ExitStatus.OK
+            return
+        print_message(f"{len(self._failures)} of {_count(total)} did not answer:")
+        for line in table([("CLUSTER", "CAUSE"), *sorted(self._failures.items())]):
+            click.echo(line, err=True)
 
 
 def _lacking(absent: Lacking, clusters: Sequence[str], answered: int, known: KnownResources) -> str:
@@ -168,13 +182,12 @@ def _count(clusters: int) -> str:
 
 @contextmanager
 def naming_options() -> Iterator[None]:
-    """Name the option of an invalid selector of clusters, which another command would call --selector."""
+    """Name the option of an invalid selector or name of clusters, which another command would call otherwise."""
     try:
         yield
     except InvalidRequest as error:
         error.violations = tuple(
-            replace(each, field="--cluster-selector") if each.field == "filter.label_selector" else each
-            for each in error.violations
+            replace(each, field=_OPTION_OF_FIELD.get(each.field, each.field)) for each in error.violations
         )
         raise
 
