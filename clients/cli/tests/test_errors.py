@@ -20,6 +20,8 @@ from milo_discovery_cli.exit_status import describe
 
 from .command_process import FLEET
 
+FORMATS = "'table', 'wide', 'json', 'yaml', 'name', custom-columns=HEADER:.PATH,..., jsonpath=TEMPLATE"
+
 
 class TestErrors:
     async def test_invalid_selector_error_names_the_option(self, command, daemon):
@@ -98,11 +100,16 @@ class TestErrors:
             (["list", "-o", "xml"], "'xml' is not one of 'table', 'wide', 'json', 'yaml', 'name'"),
             (["explain"], "Missing argument 'NAME'"),
             (["get"], "Missing argument 'KIND [NAME]... | KIND/NAME...'"),
-            (["get", "pods", "a/b"], "'pods' has no '/': give KIND/NAME for each object, or KIND and then the names"),
+            (["get", "pods", "a/b"], "'a/b' is not the name of an object: give KIND/NAME for each object, or KIND and"),
+            (["get", "pod/a", "b"], "'b' has no '/': give KIND/NAME for each object, or KIND and then the names"),
+            (["get", "pods,nodes/a"], "'pods,nodes/a' names several kinds: give KIND/NAME for each object"),
             (["get", "pods,"], "'' is not the name of a kind"),
             (["get", "\udcff"], "'\\udcff' is not the name of a kind"),
             (["get", "pod/"], "'' is not the name of an object"),
-            (["get", "pods", "../secrets"], "'pods' has no '/'"),
+            (["get", "pods", "../secrets"], "'../secrets' is not the name of an object"),
+            (["get", "pods", "-n"], "see milo-discovery get --help"),
+            (["get", "--all-namespaces=true", "pods"], "see milo-discovery get --help"),
+            (["--address"], "see milo-discovery --help"),
             (["get", "pods", ".."], "'..' is not the name of an object"),
             (["get", "pods", "-n", "a/b"], "--namespace 'a/b' is not the name of a namespace"),
             (["get", "pods", "-l", "a=(b"], "--selector: "),
@@ -111,7 +118,12 @@ class TestErrors:
             (["get", "pods,nodes", "-w"], "--watch takes one KIND, and at most one NAME"),
             (["get", "pods", "a", "b", "--watch"], "--watch takes one KIND, and at most one NAME"),
             (["get", "pods", "-o", "custom-columns=A"], "each column must be HEADER:.PATH"),
-            (["get", "pods", "-o", "xml"], "'xml' is not one of 'table', 'wide', 'json', 'yaml', 'name'"),
+            (["get", "pods", "-o", "xml"], f"'xml' is not one of {FORMATS}; see"),
+            (["get", "pods", "-o", "jsonpath"], f"'jsonpath' is not one of {FORMATS}; see"),
+            (["get", "pods", "-o", "go-template={{.}}"], f"'go-template={{{{.}}}}' is not one of {FORMATS}; see"),
+            (["status", "-o", "xml"], "'xml' is not one of 'table', 'json', 'yaml'; see"),
+            (["get", "pods", "-o", "jsonpath="], "jsonpath= has no template"),
+            (["get", "pods", "-o", "jsonpath={.metadata.name"], "is not a JSONPath template: its braces do not match"),
             (["wacht"], "No such command 'wacht'; did you mean watch?"),
             (["credential"], "Missing argument 'NAME'"),
             (["credential", "alpha", "--cluster", "alpha"], "give only one of them"),

@@ -48,6 +48,7 @@ class TestRequests:
         ("arguments", "wanted"),
         [
             (["pods"], [Wanted(("pods",))]),
+            (["pods,pods,svc,pods"], [Wanted(("pods", "svc"))]),
             (["pods,deploy.apps", "web", "api"], [Wanted(("pods", "deploy.apps"), ("web", "api"))]),
             (["pod/web", "svc/api"], [Wanted(("pod",), ("web",)), Wanted(("svc",), ("api",))]),
             (["clusterrole", "system:node"], [Wanted(("clusterrole",), ("system:node",))]),
@@ -270,8 +271,9 @@ class TestDocuments:
             '    node: "n\\u001b1"',
         ]
 
-    def test_custom_columns_follow_the_cluster(self):
-        output = form("custom-columns=NAME:.metadata.name,NODE:.spec.node")
+    @pytest.mark.parametrize("name", [".metadata.name", "{.metadata.name}", "metadata.name", "{metadata.name}"])
+    def test_custom_columns_follow_the_cluster(self, name):
+        output = form(f"custom-columns=NAME:{name},NODE:.spec.node")
         assert printed(output, ("alpha", objects("alpha"))).splitlines() == [
             "CLUSTER   NAME     NODE",
             "alpha     web      n\\x1b1",

@@ -91,6 +91,11 @@ class LazyGroup(click.Group):
             return super().invoke(ctx)
         except BrokenPipeError:
             exit_by_sigpipe()
+        except click.UsageError as error:
+            name = ctx.invoked_subcommand
+            if error.ctx is None and name and (command := self.get_command(ctx, name)):  # as of an option's value
+                error.ctx = click.Context(command, ctx, name)
+            raise
 
 
 def _added_commands() -> EntryPoints:

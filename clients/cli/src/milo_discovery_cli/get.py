@@ -64,8 +64,9 @@ def get(
     """Get objects from all engaged clusters, as kubectl does from one.
 
     KIND is a plural, singular, kind or short name, as in pods, po, deploy.apps or deployments.v1.apps, or several with
-    commas. Each row begins with its cluster. JSON and YAML are one List, whose objects have their cluster in the
-    annotation discovery.miloapis.com/cluster; with --watch, they are one event for each change.
+    commas. Each row begins with its cluster. JSON and YAML are one List, which jsonpath reads too; its objects have
+    their cluster in the annotation discovery.miloapis.com/cluster. With --watch, they are one event for each change,
+    and jsonpath reads each object.
 
     \b
     milo-discovery get pods -A
@@ -74,8 +75,9 @@ def get(
     milo-discovery get namespaces --watch
 
     Requests are made with your rights: the daemon issues a kubeconfig for each cluster that it permits you to see.
-    Clusters that do not answer are named at the end, with the cause; the exit status is then 1. Clusters that do not
-    serve the kind, or do not have the object, are only counted; if that is all of them, the exit status is 3.
+    Clusters that do not answer are named at the end, with the cause; the exit status is then 1, or 4 if the daemon
+    permits you none of them. Clusters that do not serve the kind, or do not have the object, are only counted; if that
+    is all of them, the exit status is 3.
     """
     scope, wanted = _request(arguments, "" if all_namespaces else namespace or "default", selector, field_selector)
     only: FilterOptions = {

@@ -7,11 +7,12 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
+_KEY = r"""(?:'[^']*'|"[^"]*")"""
 _STEP = re.compile(
-    r"""(?P<recursive>\.\.)?\.?(?:
+    rf"""(?P<recursive>\.\.)?\.?(?:
         (?P<wildcard>\*|\[\*\])
       | (?P<name>(?:[\w/-]|\\.)+)
-      | \[(?P<quote>['"])(?P<quoted>.*?)(?P=quote)\]
+      | \[\s*(?P<keys>{_KEY}(?:\s*,\s*{_KEY})*)\s*\]
       | \[(?P<start>-?\d*):(?P<stop>-?\d*)(?::(?P<step>\d+))?\]
       | \[(?P<index>-?\d+)\]
       | \[\?\((?P<left>[^=!<>()]+?)\s*(?:(?P<operator>==|!=|<=|>=|<|>)\s*(?P<right>[^()]+?))?\)\]
@@ -19,6 +20,7 @@ _STEP = re.compile(
     re.VERBOSE,
 )
 _PART = re.compile(r"""\{((?:[^{}"']|"(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*')*)\}""")
+_DOTTED = re.compile(r"[\w/-]+(?:\.[\w/-]+)+")
 _COMPARE: dict[str, Callable[[Any, Any], bool]] = {
     "==": lambda left, right: bool(left == right),
     "!=": lambda left, right: bool(left != right),
@@ -43,7 +45,11 @@ def find(path: str, document: Any) -> list[Any]:
             raise PathError(f"{path!r} is not a JSONPath: cannot parse {rest!r}")
         if step["recursive"]:
             found = [inner for value in found for inner in _within(value)]
-        found = [selected for value in found for selected in _selected(step, value)]
+        keys = [quoted[1:-1] for quoted in re.findall(_KEY, step["keys"] or "")]
+        if keys:
+            found = [selected for key in keys for value in found for selected in _at(key, value)]
+        else:
+            found = [selected for value in found for selected in _selected(step, value)]
         rest = rest[step.end() :]
     return found
 
@@ -53,7 +59,7 @@ def render(template: str, document: Any) -> str:
     parts = _PART.split(template)
     texts, expressions = parts[::2], parts[1::2]
     if any("{" in text or "}" in text for text in texts):
-        raise PathError(f"{template!r} is not a JSONPath template, such as '{{.clusters[*].name}}'")
+        raise PathError(f"{template!r} is not a JSONPath template: its braces do not match")
     tokens = [
         texts[0],
         *(token for pair in zip(map(_Expression, expressions), texts[1:], strict=True) for token in pair),
@@ -130,8 +136,15 @@ def _selected(step: re.Match[str], value: Any) -> Iterable[Any]:
             return [items[at]] if -len(items) <= at < len(items) else []
         bounds = (int(step[name]) if step[name] else None for name in ("start", "stop", "step"))
         return items[slice(*bounds)]
-    name = step["quoted"] if step["quote"] else re.sub(r"\\(.)", r"\1", step["name"])
+    name = re.sub(r"\\(.)", r"\1", step["name"])
     return [value[name]] if isinstance(value, dict) and name in value else []
+
+
+def _at(key: str, value: Any) -> Iterable[Any]:
+    """Return the value at a quoted key. As in kubectl, a key with dots can also be a path: `['metadata.name']`."""
+    if isinstance(value, dict) and key in value:
+        return [value[key]]
+    return find(key, value) if _DOTTED.fullmatch(key) else []
 
 
 def _matches(step: re.Match[str], item: Any) -> bool:

@@ -11,6 +11,7 @@ from milo_discovery_cli.served_resources import ServedResource
 from milo_kube.api_request import is_segment
 
 _KIND = re.compile(r"[A-Za-z0-9][A-Za-z0-9.-]*")
+_FORMS = "give KIND/NAME for each object, or KIND and then the names"
 Query = tuple[tuple[str, str], ...]
 
 
@@ -66,12 +67,12 @@ class ObjectScope(msgspec.Struct, frozen=True, kw_only=True):
 
 def parse(arguments: Sequence[str]) -> tuple[Wanted, ...]:
     """Read the arguments: `KIND[,KIND...] [NAME...]`, or `KIND/NAME...`. Raises RequestError."""
-    if any("/" in argument for argument in arguments):
-        return tuple(map(_pair, arguments))
     resources, *names = arguments
+    if "/" in resources:
+        return tuple(map(_pair, arguments))
     for name in names:
         _check(name)
-    kinds = tuple(resources.split(","))
+    kinds = tuple(dict.fromkeys(resources.split(",")))
     for kind in kinds:
         _check_kind(kind)
     return (Wanted(kinds, tuple(names)),)
@@ -80,7 +81,9 @@ def parse(arguments: Sequence[str]) -> tuple[Wanted, ...]:
 def _pair(argument: str) -> Wanted:
     kind, slash, name = argument.partition("/")
     if not slash:
-        raise RequestError(f"{argument!r} has no '/': give KIND/NAME for each object, or KIND and then the names")
+        raise RequestError(f"{argument!r} has no '/': {_FORMS}")
+    if "," in kind:
+        raise RequestError(f"{argument!r} names several kinds: {_FORMS}")
     _check_kind(kind)
     _check(name)
     return Wanted((kind,), (name,))
@@ -93,4 +96,5 @@ def _check_kind(kind: str) -> None:
 
 def _check(name: str) -> None:
     if not is_segment(name):
-        raise RequestError(f"{name!r} is not the name of an object")
+        hint = f": {_FORMS}" if "/" in name else ""
+        raise RequestError(f"{name!r} is not the name of an object{hint}")

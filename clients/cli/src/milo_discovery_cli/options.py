@@ -269,7 +269,7 @@ def filtering(command: Callable[..., R]) -> Callable[..., R]:
     return with_filter
 
 
-_TEMPLATES = "jsonpath=TEMPLATE, or custom-columns=HEADER:.PATH,... per object"
+_TEMPLATES = ("custom-columns=HEADER:.PATH,...", "jsonpath=TEMPLATE")
 
 
 class OutputFormat(click.Choice[str]):
@@ -280,9 +280,15 @@ class OutputFormat(click.Choice[str]):
         if separator and kind in {"jsonpath", "custom-columns"} and "name" in self.choices:
             from milo_discovery_cli import templates  # noqa: PLC0415  (`credential` has to start fast)
 
+            if not template:
+                self.fail(f"{kind}= has no template", param, ctx)
             templates.check(kind, template)
             return str(value)
         return super().convert(value, param, ctx)
+
+    def get_invalid_choice_message(self, value: Any, ctx: click.Context | None) -> str:
+        message = super().get_invalid_choice_message(value, ctx)
+        return f"{message.rstrip('.')}, {', '.join(_TEMPLATES)}" if "name" in self.choices else message
 
 
 def formatted(*formats: str) -> Callable[[Callable[..., R]], Callable[..., R]]:
@@ -299,7 +305,7 @@ def formatted(*formats: str) -> Callable[[Callable[..., R]], Callable[..., R]]:
             type=OutputFormat(formats),
             default=formats[0],
             show_default=True,
-            help=f"Output format{f', or {_TEMPLATES}' if 'name' in formats else ''}.",
+            help=f"Output format{', or {} of each object, or {}'.format(*_TEMPLATES) if 'name' in formats else ''}.",
         )(command)
 
     return decorate

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import click
 
 from milo_discovery_cli import jsonpath
+
+_BRACED = re.compile(r"^\{([^{}]+)\}$")
+"""A path as in kubectl's templates: `NAME:{.metadata.name}`."""
 
 
 def render(template: str, document: Any) -> str:
@@ -31,7 +35,7 @@ class Columns:
         if any(not header or not path for header, _, path in pairs):
             raise click.UsageError(f"custom-columns={specification}: each column must be HEADER:.PATH")
         self.headers = tuple(header for header, _, _ in pairs)
-        self._paths = tuple(path for _, _, path in pairs)
+        self._paths = tuple(_BRACED.sub(r"\1", path) for _, _, path in pairs)
 
     def row(self, item: Any) -> tuple[str, ...]:
         return tuple(",".join(map(jsonpath.text, find(path, item))) or "<none>" for path in self._paths)
