@@ -204,6 +204,24 @@ class TestErrors:
         outcome = await command("--address", "unix:///before", "list", "--address", "unix:///after")
         assert "cannot connect to the daemon at unix:///after" in outcome.err
 
+    @pytest.mark.parametrize(
+        "module", ["milo_kube", "milo_discovery_cli.command_line", "click", "milo_discovery.extras"]
+    )
+    async def test_interrupt_during_an_import_ends_the_command_quietly(self, module):
+        script = (
+            "import sys\n"
+            "class Finder:\n"
+            f"    def find_spec(name, *_):\n        if name == {module!r}: raise KeyboardInterrupt\n"
+            "sys.meta_path.insert(0, Finder)\n"
+            "from milo_discovery_cli.__main__ import main\n"
+            "main()"
+        )
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-c", script, "--help"), stderr=asyncio.subprocess.PIPE
+        )
+        _, err = await process.communicate()
+        assert (process.returncode, err) == (130, b"")
+
     async def test_cli_help_loads_neither_grpc_nor_asyncio(self):
         script = (
             "import sys; from milo_discovery_cli.command_line import command\n"

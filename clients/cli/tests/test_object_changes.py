@@ -137,6 +137,11 @@ class TestChanges:
         [(_, deleted)] = known.apply(DeletionReported("web", "u"))
         assert deleted.page == DocumentPage([{"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "web"}}])
 
+    def test_deleted_object_is_shown_as_the_watch_reports_it(self):
+        known, last = KnownObjects(), Observed("web", "", "u", "2", DocumentPage([{"spec": {"large": "x"}}]))
+        changes(known, ObjectChanged(observed("other")), ObjectChanged(Observed("web", "", "u", "1", RowPage((), []))))
+        assert [*known.apply(DeletionReported("web", "u", "", "2", last))] == [("DELETED", last)]
+
 
 def table(name: str = "web", *, columns: bool = True) -> dict[str, object]:
     row = {
@@ -163,7 +168,10 @@ class TestDecoding:
         assert isinstance(seen, ObjectSeen)
         assert seen.observation.page.rows[0].cells == ("api",)
         assert [column.name for column in seen.observation.page.columns] == ["Name"]
-        assert removed == ObjectRemoved("web", "u", "2", "work")
+        assert isinstance(removed, ObjectRemoved)
+        assert (removed.name, removed.uid, removed.version, removed.namespace) == ("web", "u", "2", "work")
+        assert removed.last is not None
+        assert removed.last.page.rows[0].cells == ("web",)
 
     def test_objects_have_their_cluster(self):
         decoder = ObservationDecoder(PODS, "alpha", JSON)

@@ -248,7 +248,9 @@ class TestDocuments:
         assert text == json.dumps(document, indent=2) + "\n"
 
     def test_list_without_objects_is_valid(self):
-        assert json.loads(printed(form("json")))["items"] == []
+        text = printed(form("json"))
+        assert text == json.dumps(json.loads(text), indent=2) + "\n"
+        assert json.loads(text)["items"] == []
         assert printed(form("yaml")) == 'apiVersion: v1\nitems: []\nkind: List\nmetadata:\n  resourceVersion: ""\n'
 
     def test_json_that_is_printed_in_parts_is_valid(self):

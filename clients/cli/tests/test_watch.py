@@ -10,6 +10,7 @@ import signal
 import grpc
 import pytest
 import yaml
+from google.rpc.error_details_pb2 import ErrorInfo
 
 from clients.python.tests.messages import cluster, disengaged, engaged, following, renewed, snapshot, updated
 from clients.python.tests.scripted_daemon import Refusal
@@ -87,7 +88,8 @@ class TestWatch:
             stream.send(snapshot("1", engaged("a")))
             assert await process.stdout.readline() == b"a\n"
             assert await process.stderr.readline() == b"milo-discovery: synced: 1 cluster\n"
-            stream.end(Refusal(grpc.StatusCode.UNAVAILABLE, "shutting down"))
+            stopping = (ErrorInfo(reason="SHUTTING_DOWN"),)
+            stream.end(Refusal(grpc.StatusCode.UNAVAILABLE, "shutting down; keep all clusters and resume", stopping))
             (await daemon.stream()).send(following("1", "2", engaged("b")))
             assert await process.stderr.readline() == (b"milo-discovery: connection lost: shutting down; retrying\n")
             assert await process.stderr.readline() == b"milo-discovery: connected, stream resumed\n"

@@ -2,14 +2,15 @@
 
 import sys
 
-from milo_kube.termination import interrupt_on_sigterm
-
 
 def main() -> None:
     """Run the command line and exit."""
-    interrupt_on_sigterm()
+    # ruff: noqa: PLC0415 - an interrupt during an import is no error
     try:
-        from milo_discovery_cli.command_line import main as run  # noqa: PLC0415 - an interrupt during the import is no error
+        from milo_kube.termination import interrupt_on_sigterm
+
+        interrupt_on_sigterm()
+        from milo_discovery_cli.command_line import main as run
 
         run()
     except KeyboardInterrupt:

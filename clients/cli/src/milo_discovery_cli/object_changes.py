@@ -112,9 +112,10 @@ class KnownObjects:
                 self._listed = set()
             case ObjectChanged(observed):
                 yield from self._seen(observed)
-            case DeletionReported(name, _, namespace):
+            case DeletionReported(name, _, namespace, _, last):
                 if (namespace, name) in self._known:
-                    yield "DELETED", self._restored((namespace, name), self._forget((namespace, name)))
+                    known = self._forget((namespace, name))
+                    yield "DELETED", last or self._restored((namespace, name), known)
 
     def _forget(self, key: Key) -> _Known:
         forgotten = self._known.pop(key)
@@ -236,7 +237,7 @@ class ObservationDecoder:
                 if observed is None or not observed.name:
                     return UnknownEvent(f"a watch event of type {kind} has no object")
                 if kind == "DELETED":
-                    return ObjectRemoved(observed.name, observed.uid, observed.version, observed.namespace)
+                    return ObjectRemoved(observed.name, observed.uid, observed.version, observed.namespace, observed)
                 return ObjectSeen(observed)
             case "BOOKMARK":
                 return Bookmark(_MARKED.decode(body).metadata.resource_version, ends_initial_list=False)

@@ -186,16 +186,15 @@ class DocumentForm(Form):
 
     def end(self) -> str:
         if self._is_yaml:
-            return f"{self._begun(_YAML_EMPTY)}\n{_YAML_TAIL}"
-        return f"{self._begun(_JSON_HEAD)}{_JSON_TAIL}"
-
-    def _begun(self, head: str) -> str:
-        return "" if self._has_begun else head
+            return f"{'' if self._has_begun else _YAML_EMPTY}\n{_YAML_TAIL}"
+        return f"{_JSON_END if self._has_begun else _JSON_EMPTY}{_JSON_TAIL}"
 
 
 _YAML_EMPTY = "apiVersion: v1\nitems: []"
 _JSON_HEAD = '{\n  "apiVersion": "v1",\n  "items": [\n'
-_JSON_TAIL = '\n  ],\n  "kind": "List",\n  "metadata": {\n    "resourceVersion": ""\n  }\n}\n'
+_JSON_EMPTY = '{\n  "apiVersion": "v1",\n  "items": []'
+_JSON_END = "\n  ]"
+_JSON_TAIL = ',\n  "kind": "List",\n  "metadata": {\n    "resourceVersion": ""\n  }\n}\n'
 _YAML_TAIL = 'kind: List\nmetadata:\n  resourceVersion: ""\n'
 
 

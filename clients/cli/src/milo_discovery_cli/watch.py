@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, assert_never
 
 import click
 
-from milo_discovery.errors import DiscoveryError, TimedOut
+from milo_discovery.errors import DiscoveryError, StatusError, TimedOut
 from milo_discovery.events import Connected, Disconnected, Event, Refreshed, StreamNotice, Synced
 from milo_discovery.model import Cluster, EventType, SourceState
 from milo_discovery_cli import templates, text_output
@@ -194,7 +194,7 @@ class StreamMessages:
                 print_message(f"synced: {count} clusters")
             case Disconnected(error=error):
                 self.last_error = error
-                lost = f"connection lost: {root_cause(error)}"
+                lost = f"connection lost: {_problem(error)}"
                 if not self._was_connected:
                     lost = describe(error, self._connection.address, self._connection.credentials)
                 if lost != self._last_loss:
@@ -210,6 +210,12 @@ class StreamMessages:
                 pass  # only fields that the daemon assigns have changed, and not the cluster itself
             case _:
                 assert_never(notice)
+
+
+def _problem(error: DiscoveryError) -> str:
+    """Return why a stream ended. What the daemon says after it is for clients: to keep their clusters, and resume."""
+    cause = root_cause(error)
+    return cause.partition("; ")[0] if isinstance(error, StatusError) and error.reason else cause
 
 
 def _now() -> datetime:

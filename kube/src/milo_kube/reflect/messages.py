@@ -82,7 +82,7 @@ class ObjectChanged(msgspec.Struct, Generic[Seen], frozen=True):
     observation: Seen
 
 
-class DeletionReported(msgspec.Struct, frozen=True):
+class DeletionReported(msgspec.Struct, Generic[Seen], frozen=True):
     """The watch reported a deletion. The object may also have left the selector, or the server may be wrong."""
 
     name: str
@@ -90,6 +90,8 @@ class DeletionReported(msgspec.Struct, frozen=True):
     namespace: str = ""
     version: str = ""
     """The resource version of the deletion; empty if the server sent none."""
+    last: Seen | None = None
+    """The object as it was last, if the decoder keeps it."""
 
 
 class VersionReached(msgspec.Struct, frozen=True):
@@ -115,7 +117,7 @@ SourceEvent = (
     | Unlisted
     | ListEnded
     | ObjectChanged[Seen]
-    | DeletionReported
+    | DeletionReported[Seen]
     | VersionReached
     | Relisting
     | EventIgnored

@@ -376,9 +376,9 @@ class Reflector(Generic[Seen]):
             case ObjectSeen(observation):
                 self._seen(observation.version)
                 return [ObjectChanged(observation)]
-            case ObjectRemoved(name, uid, version, namespace):
+            case ObjectRemoved(name, uid, version, namespace, last):
                 self._seen(version)
-                return [DeletionReported(name, uid, namespace, version)]
+                return [DeletionReported(name, uid, namespace, version, last)]
             case Bookmark(version):
                 self.trust.sends_bookmarks = True
                 self._seen(version)

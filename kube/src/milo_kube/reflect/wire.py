@@ -45,13 +45,15 @@ class ObjectSeen(msgspec.Struct, Generic[Seen], frozen=True, gc=False):
     observation: Seen
 
 
-class ObjectRemoved(msgspec.Struct, frozen=True):
+class ObjectRemoved(msgspec.Struct, Generic[Seen], frozen=True):
     """An object was deleted or left the selector: the protocol does not distinguish the two."""
 
     name: str
     uid: str
     version: str
     namespace: str = ""
+    last: Seen | None = None
+    """The object as it was last, if the decoder keeps it."""
 
 
 class Bookmark(msgspec.Struct, frozen=True):
@@ -81,7 +83,7 @@ class UnknownEvent(msgspec.Struct, frozen=True):
     problem: str
 
 
-WatchEvent = ObjectSeen[Seen] | ObjectRemoved | Bookmark | ErrorStatus | Undecodable | UnknownEvent
+WatchEvent = ObjectSeen[Seen] | ObjectRemoved[Seen] | Bookmark | ErrorStatus | Undecodable | UnknownEvent
 
 
 class ListPage(msgspec.Struct, frozen=True):
@@ -331,7 +333,7 @@ def _seen(kind: str, found: Seen | None) -> ObjectSeen[Seen] | UnknownEvent:
     return ObjectSeen(found)
 
 
-def _removed(raw: msgspec.Raw) -> ObjectRemoved | UnknownEvent:
+def _removed(raw: msgspec.Raw) -> ObjectRemoved[Seen] | UnknownEvent:
     names = _names(raw)
     if not names.name:
         return UnknownEvent("a watch event of type DELETED has no object name")
