@@ -1,5 +1,7 @@
 """The command `milo-objects publish` beside a daemon and a nats-server, and programs with nothing but a NATS client."""
 
+import json
+import re
 import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -19,13 +21,24 @@ from tests.end_to_end.examples.program import Program
 from tests.end_to_end.process.daemon import DaemonProcess
 from tests.support.eventually import eventually
 
+PAGE = ROOT / "docs/objects-nats.md"
+PERMISSIONS = re.compile(r"^### a consumer of namespaces\n\n```json\n(.*?)^```", re.MULTILINE | re.DOTALL)
 Publish = Callable[[], Program]
 
 
 @pytest.fixture
 async def nats(tmp_path: Path) -> AsyncIterator[NatsServer]:
-    async with running_nats(tmp_path) as server:
+    """A server with a user that may do anything, and one with the permissions that the page has for namespaces."""
+    permissions = json.loads(PERMISSIONS.findall(PAGE.read_text())[0])
+    reader = {"user": "reader", "password": "reader", "permissions": permissions}
+    users = [{"user": "publisher", "password": "publisher"}, reader]
+    async with running_nats(tmp_path, {"authorization": {"users": users}}) as server:
         yield server
+
+
+def as_publisher(nats: NatsServer) -> str:
+    """Return the URL for the user that may do anything."""
+    return nats.url.replace("localhost", "publisher:publisher@localhost")
 
 
 @pytest.fixture
@@ -51,7 +64,7 @@ def publish(issuing_daemon: DaemonProcess, socket: Path, nats: NatsServer, tmp_p
     declaration = tmp_path / "objects.yaml"
     declaration.write_text("objects:\n- resource: v1/namespaces\n  fields: [metadata.labels, status.phase]\n")
     command = (sys.executable, "-m", "milo_objects.command", "publish", str(declaration))
-    options = ("--nats", nats.url, "--create-stream", "--listen", "127.0.0.1:0")
+    options = ("--nats", as_publisher(nats), "--create-stream", "--listen", "127.0.0.1:0")
     return lambda: Program([*command, *options], {"MILO_DISCOVERY_ADDRESS": f"unix://{socket}"})
 
 
@@ -62,7 +75,7 @@ def create_namespace(sandbox: Sandbox, project: str, name: str) -> None:
 
 @asynccontextmanager
 async def reading(nats: NatsServer) -> AsyncIterator[Objects]:
-    source = NatsSource(NatsOptions(servers=(nats.url,)))
+    source = NatsSource(NatsOptions(servers=(as_publisher(nats),)))
     async with Objects(source, [Kind("v1/namespaces", ["status.phase"])]) as objects:
         yield objects
 
@@ -98,7 +111,7 @@ async def test_readers_in_python_and_go_say_that_a_killed_publisher_is_not_heard
     run([tool("go"), "test", "-c", "-o", str(binary), "."], ROOT / "clients/go/objects/natssource")
     command = [str(binary), "-test.v", "-test.run=^TestModuleReadsARealPublisher$"]
     sandbox.projects.create("web", ready=True)
-    async with reading(nats) as objects, Program(command, {"MILO_NATS_TEST_URL": nats.url}) as go:
+    async with reading(nats) as objects, Program(command, {"MILO_NATS_TEST_URL": as_publisher(nats)}) as go:
         async with publish():
             await eventually(lambda: "default" in names(objects, "web"))
             await go.until("CURRENT web/default")
@@ -116,18 +129,19 @@ async def test_readers_in_python_and_go_say_that_a_killed_publisher_is_not_heard
 
 @pytest.mark.builds
 @pytest.mark.parametrize("example", [node_namespaces, java_namespaces])
-async def test_example_with_nothing_but_a_nats_client_follows_namespaces(
+async def test_example_follows_namespaces_with_the_permissions_of_the_page(
     example: Callable[[], Command], sandbox: Sandbox, nats: NatsServer, publish: Publish
 ) -> None:
     command = example()
+    reader = {"NATS_URL": nats.url, "NATS_USER": "reader", "NATS_PASSWORD": "reader"}
     sandbox.projects.create("web", ready=True)
     async with publish() as publisher, reading(nats) as objects:
         await eventually(lambda: objects.view("v1/namespaces").synced == 1)
-        async with Program(command, {"NATS_URL": nats.url}) as program:
+        async with Program(command, reader) as program:
             await program.until("web SYNCED")
             create_namespace(sandbox, "web", "team")
             await program.until("web team")
-            async with open_session(NatsOptions(servers=(nats.url,)), "test") as session:
+            async with open_session(NatsOptions(servers=(as_publisher(nats),)), "test") as session:
                 await session.call("STREAM.DELETE.milo")  # its publisher creates it again
             await program.until("web SYNCED")
             create_namespace(sandbox, "web", "later")
