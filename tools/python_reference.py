@@ -31,9 +31,9 @@ REFERENCES = {
         "and of the modules for programs that send requests to clusters themselves.",
     ),
     "objects-reference.md": (
-        ("milo_objects",),
+        ("milo_objects", "milo_objects.nats_source"),
         "# Objects reference\n\nThe public names of `milo_objects`, which [Objects of all projects](objects.md) "
-        "explains.",
+        "explains, and of the source\nfor [objects over NATS](objects-nats.md).",
     ),
     "controllers-reference.md": (
         ("milo_controllers", "milo_discovery.testing"),

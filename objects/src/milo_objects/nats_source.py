@@ -17,6 +17,8 @@ from milo_objects.scope import ObjectStore
 from milo_objects.stream_reader import StreamReader
 from milo_objects.subjects import PUBLISHER, ClusterSubject, kind_filter
 
+__all__ = ["NatsOptions", "NatsSource"]
+
 log = logging.getLogger("milo_objects")
 
 RECONNECT: Final = Backoff(first_s=0.25, cap_s=15.0)

@@ -40,6 +40,7 @@ class Way(Enum):
     PUBLISHING = f"{_COMMANDS}::test_arguments_of_documented_publisher_commands_are_accepted"
     """Run by tests/end_to_end/real/test_publishing; its arguments are parsed."""
     SIGNALLED = "tests/integration/telemetry/test_logging.py"
+    SERVICE = "tests/tooling/docs/test_objects.py::test_documented_service_tells_which_project_has_a_namespace"
     TUTORIAL = "tests/tooling/docs/test_tutorial.py"
 
 
@@ -108,6 +109,8 @@ def way(block: Block, words: Sequence[str]) -> Way:
             return Way.GO_MODULES
         case ["go" | "npm" | "mvn" | "cargo", *_] | ["milo-objects", "publish", *_]:
             return Way.EXAMPLE
+        case [_, "python", "service.py"] | ["curl", "localhost:8080/namespaces/UID"]:
+            return Way.SERVICE
         case ["sh", "-c", "kill -USR1 1" | "kill -USR2 1" | "kill -HUP 1"]:
             return Way.SIGNALLED
     raise UntestedError(f"{block.document.relative_to(ROOT)}: {shlex.join(words)}")
