@@ -180,6 +180,7 @@ async def test_watch_prints_changes_and_follows_engagements(start: Start) -> Non
             async def changed() -> tuple[str, str, str]:
                 assert process.stdout is not None
                 event = json.loads(await process.stdout.readline())
+                assert event["object"]["data"]["a"] == event["object"]["metadata"]["name"]  # also of a deleted object
                 metadata = event["object"]["metadata"]
                 return event["type"], metadata["annotations"]["discovery.miloapis.com/cluster"], metadata["name"]
 
