@@ -38,9 +38,10 @@ def options(publisher: Manifest) -> dict[str, Any]:
     return publish.make_context(command, arguments).params
 
 
-def jetstream() -> dict[str, str]:
+def jetstream() -> dict[str, Any]:
     """Return the settings of JetStream in the server's configuration."""
-    return dict(re.findall(r"(?m)^  (\w+): (\S+)$", CONFIGURATION.read_text()))
+    found = re.findall(r"(?m)^  (\w+): (\S+)$", CONFIGURATION.read_text())
+    return {name: int(value) if value.isdecimal() else value for name, value in found}
 
 
 def test_publisher_uses_the_service_of_the_server(publisher: Manifest, nats: Manifest) -> None:
@@ -76,6 +77,14 @@ def test_stream_is_on_a_volume_and_is_full_before_it(publisher: Manifest, nats: 
     storage = int(claim["spec"]["resources"]["requests"]["storage"].removesuffix("Gi")) << 30
     store = int(jetstream()["max_file_store"].removesuffix("GB")) << 30
     assert options(publisher)["max_bytes"] < store < storage
+
+
+def test_server_uses_less_memory_than_its_container_has(nats: Manifest) -> None:
+    [server] = nats["spec"]["template"]["spec"]["containers"]
+    limit = int(server["resources"]["limits"]["memory"].removesuffix("Gi")) << 30
+    [memory] = [variable["value"] for variable in server["env"] if variable["name"] == "GOMEMLIMIT"]
+    assert int(memory.removesuffix("MiB")) << 20 < limit
+    assert jetstream()["max_memory_store"] == 0, "the default is by the memory of the node"
 
 
 def test_server_accepts_its_configuration() -> None:
