@@ -205,10 +205,11 @@ async def test_dry_run_returns_the_result_and_stores_nothing(plane: ControlPlane
     assert plane.find("v1/configmaps", "made") is None
 
 
+@pytest.mark.parametrize(("limit", "value"), [("RESPONSE_LIMIT", 8_000), ("_MOST_CONTAINERS", 20)])
 async def test_list_of_large_objects_is_read_in_smaller_pages(
-    plane: ControlPlane, monkeypatch: pytest.MonkeyPatch
+    plane: ControlPlane, monkeypatch: pytest.MonkeyPatch, limit: str, value: int
 ) -> None:
-    monkeypatch.setattr("milo_discovery.cluster_api.RESPONSE_LIMIT", 8_000)
+    monkeypatch.setattr(f"milo_discovery.cluster_api.{limit}", value)
 
     async def act(request: Request) -> Any:
         return await request.read_list("v1/configmaps", "default")
@@ -235,6 +236,20 @@ async def test_list_of_the_api_server_with_too_many_objects_is_an_error(
 
     for number in range(5):
         plane.create("v1/configmaps", {"metadata": {"name": f"c{number}"}})
+    plane.create(widget("one"))
+    await once(plane, act)
+
+
+async def test_response_with_too_many_lists_and_maps_is_an_error(
+    plane: ControlPlane, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("milo_discovery.cluster_api._MOST_CONTAINERS", 20)
+
+    async def act(request: Request) -> Any:
+        with pytest.raises(ClusterApiError, match="the response has more than 20 lists and maps"):
+            await request.read_list("v1/configmaps", "default")
+
+    plane.create("v1/configmaps", {"metadata": {"name": "many"}, "data": {"brackets": 30 * "[{"}})
     plane.create(widget("one"))
     await once(plane, act)
 
