@@ -113,6 +113,12 @@ def test_publisher_accepts_the_declaration_of_the_component(publisher: Manifest,
     assert Path(str(options(publisher)["declaration"])) == Path(mounts["milo-objects"]) / "objects.yaml"
 
 
+def test_only_a_pod_without_an_operator_is_unready_while_nats_is_away(publisher: Manifest, tmp_path: Path) -> None:
+    beside = containers(with_components(tmp_path / "operator", "sidecar", "objects"))
+    assert not [container["name"] for container in beside if "readinessProbe" in container]
+    assert publisher["readinessProbe"]["httpGet"] == {"path": "/readyz", "port": "objects-http"}
+
+
 def test_prometheus_may_scrape_the_publisher_of_the_component(tmp_path: Path) -> None:
     directory = with_components(tmp_path / "operator", "sidecar", "objects", "prometheus-monitoring", "network-policy")
     [publisher] = [container for container in containers(directory) if container["name"] == "publish-objects"]
