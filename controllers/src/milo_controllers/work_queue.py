@@ -17,7 +17,7 @@ import enum
 import heapq
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import msgspec
 
@@ -109,6 +109,9 @@ class Unbegun(msgspec.Struct, frozen=True):
 
 
 Outcome = Done | Failed | Stopped | Parked | Unbegun
+
+
+_PRIORITIES: Final = tuple(Priority)  # iterating over an enumeration costs more than the rest of `take_next`
 
 
 class _ClusterQueue:
@@ -213,7 +216,7 @@ class WorkQueue:
             return
         queue.delayed.pop(key, None)
         queue.parked.discard(key)
-        before = next((other for other in Priority if key in queue.ready[other]), None)
+        before = next((other for other in _PRIORITIES if key in queue.ready[other]), None)
         if before is None:
             queue.ready[priority][key] = now
         elif priority < before:
@@ -223,13 +226,12 @@ class WorkQueue:
     def take_next(self, now: float) -> Work | None:
         """Return an object to reconcile, which is in flight until `done` is called; None if there is none now."""
         self._wake(now)
-        late = (priority for priority in Priority if self._passed_over[priority] >= _TURN - 1)
-        for priority in (*late, *Priority):
-            work = self._take(priority, now)
-            if work is not None:
+        late = [priority for priority in _PRIORITIES if self._passed_over[priority] >= _TURN - 1]
+        for priority in (*late, *_PRIORITIES) if late else _PRIORITIES:
+            if (work := self._take(priority, now)) is not None:
                 self._passed_over[priority] = 0
-                for other in Priority:
-                    if other is not priority and self._turns[other]:
+                for other in _PRIORITIES:
+                    if self._turns[other] and other is not priority:
                         self._passed_over[other] += 1
                 return work
         return None
