@@ -1,10 +1,39 @@
 package discovery
 
 import (
+	"context"
 	"sync"
+	"time"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/stats"
 )
+
+const connectInterval = 100 * time.Millisecond
+
+// pacing is the minimum interval between the connections of a ClientConn. Without it, gRPC opens hundreds a second to a
+// server that ends each with GOAWAY while a call waits for one.
+type pacing struct {
+	mutex sync.Mutex
+	last  time.Time
+}
+
+// HandleConn delays a connection before its first byte is sent.
+func (p *pacing) HandleConn(ctx context.Context, event stats.ConnStats) {
+	if _, ok := event.(*stats.ConnBegin); !ok {
+		return
+	}
+	p.mutex.Lock()
+	defer p.mutex.Unlock()
+	sleep(ctx, time.Until(p.last.Add(connectInterval)))
+	p.last = time.Now()
+}
+
+func (*pacing) TagConn(ctx context.Context, _ *stats.ConnTagInfo) context.Context { return ctx }
+
+func (*pacing) TagRPC(ctx context.Context, _ *stats.RPCTagInfo) context.Context { return ctx }
+
+func (*pacing) HandleRPC(context.Context, stats.RPCStats) {}
 
 // sharedConn is the connection that unary calls share until it fails.
 //

@@ -23,6 +23,7 @@ from typing import Any
 
 import grpc
 from google.protobuf import unknown_fields
+from google.protobuf.message import DecodeError
 from google.rpc import error_details_pb2, status_pb2
 
 from milo_discovery.v1 import discovery_pb2 as pb
@@ -488,6 +489,7 @@ def connect() -> grpc.aio.Channel:
         ("grpc.use_local_subchannel_pool", 1),
         ("grpc.enable_http_proxy", 0),
         ("grpc.max_reconnect_backoff_ms", 500),
+        ("grpc.enable_retries", int(broken("goaway-at-once"))),
         ("grpc.max_receive_message_length", {"large-batch": 1, "larger-batch": 5}.get(BROKEN, 64) << 20),
     ]
     ca = read("MILO_DISCOVERY_CA_FILE", once="renewed-ca")
@@ -536,7 +538,8 @@ def has_detail(error: grpc.aio.AioRpcError, detail: Any) -> bool:
     """Return whether the status has a detail of this type, which is unpacked."""
     for key, value in error.trailing_metadata() or ():
         if key == "grpc-status-details-bin":
-            return any(each.Unpack(detail) for each in status_pb2.Status.FromString(value).details)
+            with suppress(*() if broken("malformed-details") else (DecodeError,)):
+                return any(each.Unpack(detail) for each in status_pb2.Status.FromString(value).details)
     return False
 
 
@@ -593,6 +596,8 @@ class Ownership:
         except grpc.aio.AioRpcError as error:
             if broken("failed-renewal") and left > 0 and error.code() is grpc.StatusCode.UNAVAILABLE:
                 self.until = 0.0
+            return
+        if response is None and not broken("malformed-renewal"):
             return
         self.is_sharded = response.sharded or broken("no-longer-sharded")
         if broken("counted-from-the-request"):

@@ -8,8 +8,8 @@ from google.protobuf.any_pb2 import Any
 from google.rpc.error_details_pb2 import ErrorInfo, Help
 from google.rpc.status_pb2 import Status
 
-from milo_discovery import Unavailable
-from milo_discovery._grpc_status import status_error
+from milo_discovery import CallFailed, Unavailable
+from milo_discovery._grpc_status import status_error, understood
 
 
 @pytest.mark.parametrize(
@@ -29,6 +29,20 @@ def test_unknown_grpc_status_details_are_ignored():
     packed[1].Pack(ErrorInfo(reason="NOT_SYNCED"))
     trailers = (("grpc-status-details-bin", Status(code=14, details=packed).SerializeToString()),)
     assert status_error(grpc.StatusCode.UNAVAILABLE, "not yet", trailers).reason == "NOT_SYNCED"
+
+
+@pytest.mark.parametrize("kind", ["ErrorInfo", "RetryInfo", "BadRequest"])
+def test_malformed_grpc_status_detail_is_ignored(kind):
+    details = [Any(type_url=f"type.googleapis.com/google.rpc.{kind}", value=b"\xff\xff"), Any()]
+    details[1].Pack(ErrorInfo(reason="NOT_SYNCED"))
+    trailers = (("grpc-status-details-bin", Status(code=14, details=details).SerializeToString()),)
+    assert status_error(grpc.StatusCode.UNAVAILABLE, "not yet", trailers).reason == "NOT_SYNCED"
+
+
+def test_response_that_grpc_could_not_decode_is_a_failed_call():
+    with pytest.raises(CallFailed, match="the response was not understood"):
+        understood(None)
+    assert understood(response := Status()) is response
 
 
 def test_grpc_status_without_a_message_uses_its_name():

@@ -17,6 +17,7 @@ from typing import Any
 import grpc
 from google.protobuf import duration_pb2
 from google.protobuf.message import Message
+from google.protobuf.message_factory import GetMessageClass
 from google.rpc import error_details_pb2, status_pb2
 
 from milo_conformance.failure import CaseFailed
@@ -27,6 +28,9 @@ from milo_discovery.v1 import discovery_pb2_grpc as rpc
 LIMIT_S = 60.0
 """Default time limit of a wait: far more than a busy machine needs."""
 
+MALFORMED = b"\xff\xff\xff\xff"
+"""The encoding of no message."""
+
 Trace = Callable[[str], None]
 Answer = Callable[[Any], Awaitable[Any]]
 
@@ -35,11 +39,18 @@ class Abort(Exception):  # noqa: N818  (an answer, not an error of the kit)
     """The status with which a call ends. Without a reason, it is that of a lost connection."""
 
     def __init__(
-        self, code: grpc.StatusCode, message: str = "", retry_after_s: float | None = None, *, reason: str = ""
+        self,
+        code: grpc.StatusCode,
+        message: str = "",
+        retry_after_s: float | None = None,
+        *,
+        reason: str = "",
+        malformed: bool = False,
     ) -> None:
         super().__init__(f"{code.name} {message}".strip())
         self.code = code
         self.message = message
+        self._malformed = malformed
         self._details: list[Message] = []
         if reason:
             self._details.append(error_details_pb2.ErrorInfo(domain="discovery.miloapis.com", reason=reason))
@@ -49,9 +60,11 @@ class Abort(Exception):  # noqa: N818  (an answer, not an error of the kit)
             self._details.append(error_details_pb2.RetryInfo(retry_delay=delay))
 
     def trailing_metadata(self) -> tuple[tuple[str, bytes], ...]:
-        if not self._details:
+        if not (self._details or self._malformed):
             return ()
         status = status_pb2.Status(code=self.code.value[0], message=self.message)
+        for kind in ("BadRequest", "ErrorInfo", "RetryInfo") if self._malformed else ():
+            status.details.add(type_url=f"type.googleapis.com/google.rpc.{kind}", value=MALFORMED)
         for detail in self._details:
             status.details.add().Pack(detail)
         return (("grpc-status-details-bin", status.SerializeToString()),)
@@ -149,12 +162,19 @@ class ScriptedStream:
         else:
             self._heartbeats = asyncio.get_running_loop().create_task(asyncio.sleep(0))
 
-    def end(self, code: grpc.StatusCode, message: str = "", *, retry_after_s: float | None = None) -> None:
-        """End the stream with a status."""
+    def end(
+        self,
+        code: grpc.StatusCode,
+        message: str = "",
+        *,
+        retry_after_s: float | None = None,
+        malformed: bool = False,
+    ) -> None:
+        """End the stream with a status; with `malformed`, its details cannot be decoded."""
         self.stop_heartbeats()
         self.daemon.trace(f"daemon: stream {self.number} ends with {code.name}")
         if not self._end.done():
-            self._end.set_result(Abort(code, message, retry_after_s))
+            self._end.set_result(Abort(code, message, retry_after_s, malformed=malformed))
 
     def finish(self) -> None:
         """End the stream without an error."""
@@ -211,7 +231,7 @@ class ScriptedDaemon(rpc.DiscoveryServiceServicer):
         """Start a server for new connections."""
         options = [("grpc.so_reuseport", 0), ("grpc.max_send_message_length", 64 << 20)]
         server = grpc.aio.server(options=options)
-        rpc.add_DiscoveryServiceServicer_to_server(self, server)
+        server.add_generic_rpc_handlers((_handlers(self),))
         target: str | int = f"{self.directory}/s{len(self._servers)}"
         if self._tls is None:
             server.add_insecure_port(f"unix://{target}")
@@ -305,6 +325,26 @@ class ScriptedDaemon(rpc.DiscoveryServiceServicer):
         call = found()
         assert call is not None
         return call
+
+
+def _encoded(response: Message | bytes) -> bytes:
+    return response if isinstance(response, bytes) else response.SerializeToString()
+
+
+def _handlers(daemon: ScriptedDaemon) -> grpc.GenericRpcHandler:
+    """Return the handlers of the service, whose unary responses may also be bytes that cannot be decoded."""
+    service = pb.DESCRIPTOR.services_by_name["DiscoveryService"]
+    handlers = {}
+    for method in service.methods:
+        handler = (
+            grpc.unary_stream_rpc_method_handler if method.server_streaming else grpc.unary_unary_rpc_method_handler
+        )
+        handlers[method.name] = handler(
+            getattr(daemon, method.name),
+            request_deserializer=GetMessageClass(method.input_type).FromString,
+            response_serializer=_encoded,
+        )
+    return grpc.method_handlers_generic_handler(service.full_name, handlers)
 
 
 def cluster(name: str, **fields: Any) -> pb.Cluster:

@@ -14,7 +14,7 @@ from milo_discovery.v1 import discovery_pb2 as pb
 LATE_S = 0.9
 """Tolerated delay of a report that ownership was lost: enough for a busy machine, and less than the differences that
 the cases test."""
-Renewal = Callable[[pb.RenewOwnershipRequest], Awaitable[pb.RenewOwnershipResponse]]
+Renewal = Callable[[pb.RenewOwnershipRequest], Awaitable[pb.RenewOwnershipResponse | bytes]]
 
 
 def response(seconds: float | None, *, is_sharded: bool = True) -> pb.RenewOwnershipResponse:
@@ -43,7 +43,7 @@ async def refused(_: pb.RenewOwnershipRequest) -> pb.RenewOwnershipResponse:
 def once(first: pb.RenewOwnershipResponse, then: Renewal) -> Renewal:
     answered = False
 
-    async def renew(request: pb.RenewOwnershipRequest) -> pb.RenewOwnershipResponse:
+    async def renew(request: pb.RenewOwnershipRequest) -> pb.RenewOwnershipResponse | bytes:
         nonlocal answered
         if answered:
             return await then(request)

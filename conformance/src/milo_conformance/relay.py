@@ -6,6 +6,11 @@ import asyncio
 from contextlib import suppress
 from pathlib import Path
 
+_SETTINGS = bytes.fromhex("000000 04 00 00000000")
+_GOAWAY = bytes.fromhex("000008 07 00 00000000 00000000 00000000")
+"""A frame of HTTP/2 that says that no stream of the connection was processed."""
+_GOAWAY_S = 0.02
+
 
 class Relay:
     """A proxy at the address that clients connect to (a socket path or a loopback port). It forwards bytes to the
@@ -16,6 +21,8 @@ class Relay:
         self._path = path
         self._port = 0
         self.is_tcp = False
+        self.sends_goaway = False
+        """Whether new connections are ended with GOAWAY, before they carry a call."""
         self._listener: asyncio.Server | None = None
         self._connections: set[asyncio.Task[None]] = set()
         self._writers: set[asyncio.StreamWriter] = set()
@@ -68,6 +75,11 @@ class Relay:
         flowing.set()
         self._flows.add(flowing)
         try:
+            if self.sends_goaway:
+                self._writers.add(writer)
+                writer.write(_SETTINGS + _GOAWAY)
+                await asyncio.sleep(_GOAWAY_S)
+                return
             if isinstance(self.target, int):
                 there, back = await asyncio.open_connection("127.0.0.1", self.target)
             else:

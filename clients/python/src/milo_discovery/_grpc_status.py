@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from datetime import timedelta
-from typing import cast
+from typing import TypeVar, cast
 
 import grpc
 from google.protobuf.any_pb2 import Any
@@ -25,6 +25,8 @@ from milo_discovery.errors import (
     Unavailable,
     Unimplemented,
 )
+
+ResponseT = TypeVar("ResponseT")
 
 _DETAILS_KEY = "grpc-status-details-bin"
 
@@ -51,15 +53,17 @@ def status_error(
     violations: tuple[FieldViolation, ...] = ()
     retry_after: timedelta | None = None
     for detail in _details(trailers or ()):
-        if detail.Is(error_details_pb2.ErrorInfo.DESCRIPTOR):
-            reason = error_details_pb2.ErrorInfo.FromString(detail.value).reason
-        elif detail.Is(error_details_pb2.BadRequest.DESCRIPTOR):
-            bad = error_details_pb2.BadRequest.FromString(detail.value)
-            violations = tuple(
-                FieldViolation(violation.field, violation.description) for violation in bad.field_violations
-            )
-        elif detail.Is(error_details_pb2.RetryInfo.DESCRIPTOR):
-            with suppress(ValueError, OverflowError):  # A delay out of range counts as absent.
+        with suppress(
+            DecodeError, ValueError, OverflowError
+        ):  # A malformed detail, or a delay out of range, is ignored.
+            if detail.Is(error_details_pb2.ErrorInfo.DESCRIPTOR):
+                reason = error_details_pb2.ErrorInfo.FromString(detail.value).reason
+            elif detail.Is(error_details_pb2.BadRequest.DESCRIPTOR):
+                bad = error_details_pb2.BadRequest.FromString(detail.value)
+                violations = tuple(
+                    FieldViolation(violation.field, violation.description) for violation in bad.field_violations
+                )
+            elif detail.Is(error_details_pb2.RetryInfo.DESCRIPTOR):
                 retry_after = error_details_pb2.RetryInfo.FromString(detail.value).retry_delay.ToTimedelta()
     return _BY_CODE.get(code, CallFailed)(
         message or code.name, code=code.name, reason=reason, violations=violations, retry_after=retry_after
@@ -70,6 +74,13 @@ def status_error_of_call(error: grpc.RpcError) -> StatusError:
     """Return the error for the exception that a call raised."""
     call = cast("grpc.Call", error)  # gRPC's exceptions implement both RpcError and Call
     return status_error(call.code(), call.details(), call.trailing_metadata())
+
+
+def understood(response: ResponseT | None) -> ResponseT:
+    """Return the response of an asyncio call. Raises CallFailed for None: gRPC could not decode the response."""
+    if response is None:
+        raise CallFailed("the response was not understood", code="INTERNAL")
+    return response
 
 
 def is_connection_loss(error: StatusError) -> bool:

@@ -27,6 +27,9 @@ CHANNEL_OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.keepalive_timeout_ms", 10_000),
     # Without this option gRPC waits a minute for the answer to a ping, regardless of keepalive_timeout_ms.
     ("grpc.http2.ping_timeout_ms", 10_000),
+    # gRPC repeats a call without a delay on connections that end before they carry it, and each attempt takes memory.
+    # This package repeats calls itself, with backoff.
+    ("grpc.enable_retries", 0),
     # A message with many labels or long annotations can exceed gRPC's default of 4 MiB.
     ("grpc.max_receive_message_length", 64 << 20),
 )

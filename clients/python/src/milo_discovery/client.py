@@ -16,7 +16,7 @@ from google.protobuf.message import Message
 
 from milo_discovery import _convert
 from milo_discovery._channel import open_aio_channel
-from milo_discovery._grpc_status import status_error_of_call
+from milo_discovery._grpc_status import status_error_of_call, understood
 from milo_discovery._shared_channel import SharedChannel
 from milo_discovery._subscription import StreamSubscription
 from milo_discovery.address import grpc_target
@@ -214,7 +214,7 @@ class DiscoveryClient:
                 raise CallFailed("the client was closed during the call", code="CANCELLED") from None
             else:
                 connection.has_succeeded = True
-                return response
+                return understood(response)
             finally:
                 unused = self._shared_channel.release(connection)
                 if unused is not None:

@@ -11,10 +11,10 @@ from typing import Protocol, Self
 
 import grpc
 
-from milo_discovery._grpc_status import NOT_RETRYABLE, status_error_of_call
+from milo_discovery._grpc_status import NOT_RETRYABLE, status_error_of_call, understood
 from milo_discovery._ownership import boottime
 from milo_discovery._subscription import StreamSubscription, WatchState
-from milo_discovery.errors import DiscoveryError, StreamBroken
+from milo_discovery.errors import CallFailed, DiscoveryError, StreamBroken
 from milo_discovery.events import Event, StreamNotice
 from milo_discovery.model import Cluster, SourceFreshness
 from milo_discovery.v1 import discovery_pb2 as pb
@@ -234,10 +234,10 @@ class Watch(WatchState):
         ownership = self._subscription.ownership
         renew = DiscoveryServiceStub(channel).RenewOwnership
         ownership.sharded = True
-        with suppress(grpc.aio.AioRpcError):
+        with suppress(grpc.aio.AioRpcError, CallFailed):
             timeout = ownership.timeout_s(asked_at)
             response = await renew(pb.RenewOwnershipRequest(), timeout=timeout, metadata=self._metadata())
-            ownership.renewed(response, asked_at)
+            ownership.renewed(understood(response), asked_at)
 
     async def _keep_ownership(self, loop: asyncio.AbstractEventLoop, *, was_owner: bool) -> None:
         """Renew the ownership while the daemon is sharded. Report on the watch's `loop` when it is lost or regained."""

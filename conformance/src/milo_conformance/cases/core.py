@@ -35,6 +35,9 @@ CURVATURE_OF_DOUBLING = 0.25
 SNAPSHOTS_WITHIN_S = 8.0
 MAX_SNAPSHOTS = 12
 """Number of streams within this time if delays double from 0.1 s, and some more."""
+GOAWAYS_WITHIN_S = 5.0
+MAX_GOAWAYS = 60
+"""Number of connections within this time. gRPC in Java opens some eight a second, with a delay between them."""
 LATEST_SHORT_DELAY_S = 0.6
 """Upper limit of a delay after the backoff was reset: 0.2 s, and time for a reconnect on a busy machine."""
 UNAVAILABLE = grpc.StatusCode.UNAVAILABLE
@@ -600,6 +603,44 @@ async def retry_info_of_days(run: Run) -> None:
     stream = await run.synced("a")
     stream.end(UNAVAILABLE, "shutting down", retry_after_s=30 * 24 * 3600)
     await run.no_stream(4.0, "although the daemon requested a delay of 30 days")
+
+
+@core(
+    "A status whose details cannot be decoded ends the stream as any other",
+    why="A client that fails to decode them ends its watch with an error that is not retried, and the operator stops.",
+    demands="After any other end, and where nothing listens yet, open it again",
+)
+async def malformed_details(run: Run) -> None:
+    stream = await run.synced("a")
+    stream.end(UNAVAILABLE, "shutting down", malformed=True)
+    stream = await run.stream(resuming=stream.revision)
+    await stream.send(engaged("b"))
+    await run.reported_only(stream, "ENGAGED b")
+
+
+@core(
+    "Connections that end with GOAWAY before they carry a call are opened with backoff",
+    why="gRPC repeats such a call by itself, in some languages without a delay: the client uses up a CPU, and memory "
+    "for each attempt.",
+    demands="at first soon, then with backoff and\n// jitter",
+)
+async def goaway_at_once(run: Run) -> None:
+    stream = await run.synced("a")
+    relay = run.daemon.relay
+    relay.sends_goaway = True
+    relay.cut()
+    before = relay.connected
+    await asyncio.sleep(GOAWAYS_WITHIN_S)
+    relay.sends_goaway = False
+    if (connected := relay.connected - before) > MAX_GOAWAYS:
+        raise CaseFailed(
+            f"{connected} connections were opened in {GOAWAYS_WITHIN_S:g} s; at most {MAX_GOAWAYS} are allowed"
+        )
+    if not connected:
+        raise CaseFailed(f"no connection was opened in {GOAWAYS_WITHIN_S:g} s")
+    stream = await run.stream(resuming=stream.revision)
+    await stream.send(engaged("b"))
+    await run.reported_only(stream, "ENGAGED b")
 
 
 @core(

@@ -8,7 +8,7 @@ from functools import partial
 
 import grpc
 
-from milo_conformance.daemon import Abort, ScriptedStream, engaged
+from milo_conformance.daemon import MALFORMED, Abort, ScriptedStream, engaged
 from milo_conformance.failure import CaseFailed
 from milo_conformance.ownership import LATE_S, Renewal, once, owned, refused, response, unanswered
 from milo_conformance.run import Profile, Run, case
@@ -173,6 +173,27 @@ async def failed_renewal(run: Run) -> None:
     for number in (1, 2, 3):
         await run.daemon.wait_for_call("RenewOwnership", after=number)
     await run.nothing_else(stream)
+
+
+@sharded(
+    "A response that cannot be decoded counts as a failed renewal",
+    why="A client whose renewals end with it never learns that the ownership has expired, and works on in the clusters "
+    "that another daemon engages.",
+    demands="when the `valid_for` of the last response has passed",
+)
+async def malformed_renewal(run: Run) -> None:
+    async def malformed(_: pb.RenewOwnershipRequest) -> bytes:
+        return MALFORMED
+
+    stream = await sharded_stream(run, once(response(3), malformed))
+    first = await run.daemon.wait_for_call("RenewOwnership")
+    await lost(run, by=first.at + 3)
+    run.daemon.answers["RenewOwnership"] = owned(60)
+    again = await run.stream(resuming="")
+    again.sharded = True
+    await again.snapshot(engaged("a"))
+    await run.reported_only(again, "ENGAGED a")
+    stream.finish()
 
 
 @sharded(

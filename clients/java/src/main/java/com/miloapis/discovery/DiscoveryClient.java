@@ -170,6 +170,7 @@ public final class DiscoveryClient implements AutoCloseable {
       builder.sslContext(credentials.tls());
     }
     builder
+        .disableRetry() // gRPC repeats calls without a delay on connections that end before they carry one
         .maxInboundMessageSize(MAX_MESSAGE_BYTES)
         .proxyDetector(target -> null) // the daemon is on the same host or network
         .keepAliveTime(30, TimeUnit.SECONDS)
