@@ -23,10 +23,11 @@ What follows in each state (see `state`) when the write of a Lease fails:
                                                  is evicted after 33 s
 
 A conflict is followed by a read: the first at once, and others a second apart. An error is followed by a delay of a
-second, or of what the server states (Retry-After); if that leaves no time for a renewal before the fence, a write is
-repeated after half the time until then. After a write that succeeds, the member is Holding or Leaving, or Departed if
-that write released the Lease or recorded the stop. Writes of views, evictions and deletions that fail change no state:
-they are decided again, after a read if it was a conflict. The member renews its Lease meanwhile.
+second, or of what the server states (Retry-After); if that leaves no time for a renewal before the fence, a write, or
+the read that has to precede it, is repeated after half the time until then. After a write that succeeds, the member is
+Holding or Leaving, or Departed if that write released the Lease or recorded the stop. Writes of views, evictions and
+deletions that fail change no state: they are decided again, after a read if it was a conflict. The member renews its
+Lease meanwhile.
 
 Safety rests on these rules:
 
@@ -294,20 +295,30 @@ class Member:
         """Record that a write failed with a conflict."""
         self.check(now)
         of_own = isinstance(request, WriteLease)
-        self._pace(self.state.pacing.conflicted(now, self._timing.retry_interval_s, of_own=of_own))
+        pacing = self.state.pacing.conflicted(now, self._timing.retry_interval_s, of_own=of_own)
+        if of_own:
+            pacing = msgspec.structs.replace(pacing, read_at=self._before_fence(pacing.read_at, now))
+        self._pace(pacing)
 
     def failed(self, now: float, retry_after_s: float | None = None, *, of_read: bool = False) -> None:
         """Record that a request failed. A write may have taken effect, or may still do so.
 
         `retry_after_s`: the delay that the server stated. It applies to reads or writes, whichever failed: a member
-        whose reads are refused renews its Lease, and one whose renewal is refused does not wait until it is fenced.
+        whose reads are refused renews its Lease. Where that is refused, or the read that has to precede it, the member
+        does not wait until it is fenced.
         """
         self.check(now)
-        timing = self._timing
-        stated_s = min(retry_after_s or 0.0, timing.longest_retry_s)
-        if not of_read and now < self.fence_at < now + stated_s + timing.last_renewals_s:
-            stated_s = (self.fence_at - now) / 2
-        self._pace(self.state.pacing.failed(now + timing.retry_interval_s, now + stated_s, of_read=of_read))
+        timing, pacing = self._timing, self.state.pacing
+        stated_at = now + min(retry_after_s or 0.0, timing.longest_retry_s)
+        if not of_read or pacing.is_read_due:
+            stated_at = self._before_fence(stated_at, now)
+        self._pace(pacing.failed(now + timing.retry_interval_s, stated_at, of_read=of_read))
+
+    def _before_fence(self, at: float, now: float) -> float:
+        """Return when to make a request that the next renewal waits for: earlier than `at` if that leaves no time for
+        the renewal."""
+        is_late = now < self.fence_at < at + self._timing.last_renewals_s
+        return now + (self.fence_at - now) / 2 if is_late else at
 
     # Joining
 

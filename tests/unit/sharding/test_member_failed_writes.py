@@ -310,6 +310,23 @@ def test_member_whose_write_of_a_view_conflicts_while_reads_are_refused_renews_i
     assert Read() in [request for _, name, request in driver.requests if name == "a"]
 
 
+@pytest.mark.parametrize("is_refused_before", [False, True])
+def test_member_whose_renewal_conflicts_while_reads_are_refused_renews_its_lease(*, is_refused_before: bool) -> None:
+    writing = holding()
+    driver, member, fence_at = writing.driver, writing.member, writing.member.fence_at
+    driver.api.change("a", driver.now)
+    if is_refused_before:
+        member.failed(driver.now, 1e9, of_read=True)
+    member.conflicted(writing.write, driver.now)
+    if not is_refused_before:
+        assert member.next(driver.now) == Read()
+        member.failed(driver.now, 1e9, of_read=True)
+    while member.fence_at == fence_at:
+        assert driver.owned("a")
+        driver.run(0.25)
+    assert driver.now <= fence_at - 4
+
+
 def test_no_view_is_written_between_a_conflict_and_the_next_read() -> None:
     driver = settled("a", "b")
     driver.add("c", Member("c", "c#1"))
