@@ -279,6 +279,9 @@ type Engagement struct {
 	Reason  EngagementReason
 	Message string
 	Since   time.Time
+	// AssignedElsewhere says that another member of the shard group owns the cluster, or has not released it yet.
+	// Unless Engaged, only that member knows whether the cluster is engaged.
+	AssignedElsewhere bool
 }
 
 // Transition is an engagement or disengagement in the past.

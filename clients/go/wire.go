@@ -152,6 +152,8 @@ func toReport(message *pb.GetClusterResponse) *Report {
 			Reason:  toName[EngagementReason](message.GetEngagement().GetReason(), "REASON_"),
 			Message: message.GetEngagement().GetMessage(),
 			Since:   toTime(message.GetEngagement().GetSince()),
+
+			AssignedElsewhere: message.GetEngagement().GetAssignedElsewhere(),
 		},
 		Source: toSource(message.GetSource()),
 	}

@@ -55,6 +55,8 @@ class Daemon:
         self.group = ""
         self.infos = 0
         self.reports: dict[str, ClusterReport] = {}
+        self.unknown_elsewhere = False
+        """Whether other members of the group own the clusters without a report."""
         self.asked: list[str] = []
         self.failures: dict[str, list[Exception]] = {}
         """What the next requests about a cluster raise."""
@@ -70,7 +72,8 @@ class Daemon:
         if self.failures.get(name):
             raise self.failures[name].pop()
         if name not in self.reports:
-            raise ClusterNotFound(name, code="NOT_FOUND")
+            reason = "ASSIGNED_ELSEWHERE" if self.unknown_elsewhere else "NEVER_SEEN"
+            raise ClusterNotFound(name, code="NOT_FOUND", reason=reason)
         return self.reports[name]
 
     @asynccontextmanager
@@ -390,7 +393,7 @@ async def test_publisher_stops_when_the_shard_group_of_the_daemon_changes():
 async def test_shard_group_replicas_keep_each_others_objects_and_delete_orphans():
     one = Publishing(group="dns")
     two = Publishing(one.server, group="dns")
-    elsewhere = ClusterReport(engagement=Engagement(reason=EngagementReason.UNASSIGNED))
+    elsewhere = ClusterReport(engagement=Engagement(reason=EngagementReason.UNASSIGNED, assigned_elsewhere=True))
     async with one.running("a", "b", "c"):
         await one.until_published("a", "b", "c")
     two.daemon.reports = dict.fromkeys(("a", "b", "c"), elsewhere)
@@ -402,6 +405,19 @@ async def test_shard_group_replicas_keep_each_others_objects_and_delete_orphans(
     three.daemon.reports = dict.fromkeys(("a", "b"), elsewhere)
     async with three.running("d"):
         await one.until_published("a", "b", "d")
+
+
+async def test_replica_keeps_objects_of_clusters_that_only_their_owner_can_judge():
+    one = Publishing(group="dns")
+    two = Publishing(one.server, group="dns")
+    async with one.running("not-ready", "unknown"):
+        await one.until_published("not-ready", "unknown")
+    not_ready = Engagement(reason=EngagementReason.NOT_READY, assigned_elsewhere=True)
+    two.daemon.reports["not-ready"] = ClusterReport(engagement=not_ready)
+    two.daemon.unknown_elsewhere = True
+    async with two.running("d", "e", "f"):
+        await two.two_looks()
+        await one.until_published("not-ready", "unknown", "d", "e", "f")
 
 
 async def test_stale_source_holds_only_deletions_of_its_own_clusters(publishing):
@@ -545,7 +561,7 @@ async def test_problem_of_a_failed_lookup_ends_with_the_next_answer():
 async def test_late_deletion_does_not_remove_the_object_of_a_cluster_that_lives_again_at_another_replica():
     one = Publishing(group="dns")
     two = Publishing(one.server, group="dns")
-    elsewhere = ClusterReport(engagement=Engagement(reason=EngagementReason.UNASSIGNED))
+    elsewhere = ClusterReport(engagement=Engagement(reason=EngagementReason.UNASSIGNED, assigned_elsewhere=True))
     two.daemon.reports = dict.fromkeys(("alpha", "beta"), elsewhere)
     async with one.running("alpha", "beta"):
         await one.until_published("alpha", "beta")

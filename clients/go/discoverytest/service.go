@@ -80,8 +80,11 @@ func (s service) GetCluster(_ context.Context, request *pb.GetClusterRequest) (*
 		return nil, notFound(request.GetName())
 	}
 	return &pb.GetClusterResponse{
-		Cluster:     known.cluster,
-		Engagement:  &pb.Engagement{Engaged: known.engaged, Reason: known.reason, Since: known.since},
+		Cluster: known.cluster,
+		Engagement: &pb.Engagement{
+			Engaged: known.engaged, Reason: known.reason, Since: known.since,
+			AssignedElsewhere: known.reason == pb.Engagement_REASON_UNASSIGNED,
+		},
 		Transitions: slices.Clone(known.transitions),
 		Source:      d.source,
 	}, nil

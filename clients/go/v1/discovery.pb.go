@@ -1680,13 +1680,16 @@ func (x *PendingRelease) GetSince() *timestamppb.Timestamp {
 
 // Engagement says whether a name is engaged, and why, or why not.
 type Engagement struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Engaged       bool                   `protobuf:"varint,1,opt,name=engaged,proto3" json:"engaged,omitempty"`
-	Reason        Engagement_Reason      `protobuf:"varint,2,opt,name=reason,proto3,enum=milo.discovery.v1.Engagement_Reason" json:"reason,omitempty"`
-	Message       string                 `protobuf:"bytes,3,opt,name=message,proto3" json:"message,omitempty"`
-	Since         *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=since,proto3" json:"since,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Engaged bool                   `protobuf:"varint,1,opt,name=engaged,proto3" json:"engaged,omitempty"`
+	Reason  Engagement_Reason      `protobuf:"varint,2,opt,name=reason,proto3,enum=milo.discovery.v1.Engagement_Reason" json:"reason,omitempty"`
+	Message string                 `protobuf:"bytes,3,opt,name=message,proto3" json:"message,omitempty"`
+	Since   *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=since,proto3" json:"since,omitempty"`
+	// Whether another member of the shard group owns the cluster, or has not released it yet. Unless `engaged` is true,
+	// only that member knows whether the cluster is engaged: it may keep one that is not ready for a while.
+	AssignedElsewhere bool `protobuf:"varint,5,opt,name=assigned_elsewhere,json=assignedElsewhere,proto3" json:"assigned_elsewhere,omitempty"`
+	unknownFields     protoimpl.UnknownFields
+	sizeCache         protoimpl.SizeCache
 }
 
 func (x *Engagement) Reset() {
@@ -1745,6 +1748,13 @@ func (x *Engagement) GetSince() *timestamppb.Timestamp {
 		return x.Since
 	}
 	return nil
+}
+
+func (x *Engagement) GetAssignedElsewhere() bool {
+	if x != nil {
+		return x.AssignedElsewhere
+	}
+	return false
 }
 
 // Transition is a past engagement or disengagement.
@@ -3189,13 +3199,14 @@ const file_milo_discovery_v1_discovery_proto_rawDesc = "" +
 	"subscriber\x12\x16\n" +
 	"\x06caller\x18\x02 \x01(\tR\x06caller\x12\x1c\n" +
 	"\tconnected\x18\x03 \x01(\bR\tconnected\x120\n" +
-	"\x05since\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\x05since\"\xd0\x03\n" +
+	"\x05since\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\x05since\"\xff\x03\n" +
 	"\n" +
 	"Engagement\x12\x18\n" +
 	"\aengaged\x18\x01 \x01(\bR\aengaged\x12<\n" +
 	"\x06reason\x18\x02 \x01(\x0e2$.milo.discovery.v1.Engagement.ReasonR\x06reason\x12\x18\n" +
 	"\amessage\x18\x03 \x01(\tR\amessage\x120\n" +
-	"\x05since\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\x05since\"\x9d\x02\n" +
+	"\x05since\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\x05since\x12-\n" +
+	"\x12assigned_elsewhere\x18\x05 \x01(\bR\x11assignedElsewhere\"\x9d\x02\n" +
 	"\x06Reason\x12\x16\n" +
 	"\x12REASON_UNSPECIFIED\x10\x00\x12\x12\n" +
 	"\x0eREASON_ENGAGED\x10\x01\x12\x14\n" +

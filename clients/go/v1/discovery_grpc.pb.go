@@ -98,7 +98,8 @@ type DiscoveryServiceClient interface {
 	// one revision. UNAVAILABLE until the daemon has seen a complete list of its source.
 	ListClusters(ctx context.Context, in *ListClustersRequest, opts ...grpc.CallOption) (*ListClustersResponse, error)
 	// GetCluster returns what the daemon knows of one name, engaged or not: it answers "why is this project not
-	// engaged?". NOT_FOUND for a name that the daemon does not know, or that the caller may not see.
+	// engaged?". NOT_FOUND for a name that the daemon does not know, or that the caller may not see; with the reason
+	// ASSIGNED_ELSEWHERE in ErrorInfo if `Engagement.assigned_elsewhere` would be true.
 	GetCluster(ctx context.Context, in *GetClusterRequest, opts ...grpc.CallOption) (*GetClusterResponse, error)
 	// IssueKubeconfig issues a short-lived kubeconfig for an engaged cluster. NOT_FOUND for a cluster that
 	// is not engaged, PERMISSION_DENIED, FAILED_PRECONDITION where no credential issuer is configured, and
@@ -269,7 +270,8 @@ type DiscoveryServiceServer interface {
 	// one revision. UNAVAILABLE until the daemon has seen a complete list of its source.
 	ListClusters(context.Context, *ListClustersRequest) (*ListClustersResponse, error)
 	// GetCluster returns what the daemon knows of one name, engaged or not: it answers "why is this project not
-	// engaged?". NOT_FOUND for a name that the daemon does not know, or that the caller may not see.
+	// engaged?". NOT_FOUND for a name that the daemon does not know, or that the caller may not see; with the reason
+	// ASSIGNED_ELSEWHERE in ErrorInfo if `Engagement.assigned_elsewhere` would be true.
 	GetCluster(context.Context, *GetClusterRequest) (*GetClusterResponse, error)
 	// IssueKubeconfig issues a short-lived kubeconfig for an engaged cluster. NOT_FOUND for a cluster that
 	// is not engaged, PERMISSION_DENIED, FAILED_PRECONDITION where no credential issuer is configured, and

@@ -120,7 +120,13 @@ def engagement(
     elif record.state is ObjectState.READY and record.latest is not None:
         message = f"its {ready_when}" if ready_when else "its source reports that it is ready"
         since = record.latest.engaged_at
-    return pb.Engagement(engaged=record.engaged, reason=reason, message=message, since=timestamp(since))
+    return pb.Engagement(
+        engaged=record.engaged,
+        reason=reason,
+        message=message,
+        since=timestamp(since),
+        assigned_elsewhere=elsewhere is not None or record.state is ObjectState.UNASSIGNED,
+    )
 
 
 def kubeconfig(issued: IssuedKubeconfig) -> pb.Kubeconfig:

@@ -179,7 +179,9 @@ class Service:
                 hint = "" if is_synced else "; not every source has been listed completely yet"
                 if self._may_lack(source, call):
                     hint = f"; {FIRST_LIST_HELD}"
-                raise NotFoundError("NEVER_SEEN", f"cluster {name!r} is not known{hint}")
+                is_elsewhere = source is not None and source.engagements.assigned_elsewhere(name) is not None
+                reason = "ASSIGNED_ELSEWHERE" if is_elsewhere else "NEVER_SEEN"
+                raise NotFoundError(reason, f"cluster {name!r} is not known{hint}")
         pending = source.pending_deletion(name)
         confirming = None if pending is None else visibility.visible_problem(pending[1], call.scope)
         now, elsewhere = Moment(time.time(), self._clock()), source.engagements.assigned_elsewhere(name)

@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from typing import Final, Protocol, Unpack
 
 from milo_discovery.errors import ClusterNotFound, DiscoveryError
-from milo_discovery.model import ClusterReport, EngagementReason, Listing, SourceState
+from milo_discovery.model import ClusterReport, Listing, SourceState
 from milo_discovery.options import FilterOptions
 from milo_discovery.removals import SECOND_LOOK_S, Removal, Removals
 from milo_kube.task_groups import unwrap_single_error
@@ -242,12 +242,12 @@ class ObjectPublisher:
         return SECOND_LOOK_S if missing else LOOK_EVERY_S
 
     async def _is_missing(self, key: str) -> bool:
-        """Return whether no daemon has engaged the cluster."""
+        """Return whether no daemon has engaged the cluster. In a shard group, only the member that owns it knows."""
         try:
-            report = await self._daemon.get(key)
-        except ClusterNotFound:
-            return True
-        return not report.engagement.engaged and report.engagement.reason is not EngagementReason.UNASSIGNED
+            engagement = (await self._daemon.get(key)).engagement
+        except ClusterNotFound as error:
+            return not error.assigned_elsewhere
+        return not engagement.engaged and not engagement.assigned_elsewhere
 
 
 async def _beat(session: NatsSession) -> None:

@@ -75,8 +75,12 @@ class Fleet:
     async def list(self, **_: Any) -> Listing:
         return Listing(source=SourceStatus(state=SourceState.STREAMING))
 
+    asked = 0
+    not_found_reason = ""
+
     async def get(self, name: str) -> ClusterReport:
-        raise ClusterNotFound(name, code="NOT_FOUND")
+        self.asked += 1
+        raise ClusterNotFound(name, code="NOT_FOUND", reason=self.not_found_reason)
 
     def apply(self, change: Change) -> None:
         for store in self.stores:

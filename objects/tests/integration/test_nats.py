@@ -347,6 +347,25 @@ async def test_cluster_that_ended_while_nobody_published_is_ended(
         await eventually(lambda: names(objects) == {"in-a", "in-c"} and set(objects.clusters) == {"a", "c"})
 
 
+async def test_cluster_that_another_member_of_the_group_may_have_engaged_is_not_ended(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(publisher, "SECOND_LOOK_S", 0.1)
+    monkeypatch.setattr("milo_discovery.removals.SECOND_LOOK_S", 0.1)
+    for name in ("a", "b", "c"):
+        world.fleet.engage(name)
+        world.fleet.put(name, f"in-{name}")
+    async with world.publisher() as first:
+        await settled(first)
+    world.fleet.clusters.pop("b")
+    world.fleet.not_found_reason = "ASSIGNED_ELSEWHERE"
+    monkeypatch.setattr(publisher, "LOOK_EVERY_S", 0.1)
+    async with world.publisher() as second, world.reader() as objects:
+        await settled(second)
+        await eventually(lambda: world.fleet.asked > 4)
+        assert names(objects) == {"in-a", "in-b", "in-c"}
+
+
 async def test_kind_that_is_no_longer_declared_is_withdrawn(world: World) -> None:
     kinds = (NAMESPACES, ROLES)
     world.fleet.engage("web", kinds=kinds)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from milo_discovery.errors import ClusterNotFound, PreconditionFailed, UnusableKubeconfig
 from milo_discovery.events import Connected, Event, Refreshed, StreamNotice, Synced
 from milo_discovery.kubeconfig_access import read_access, read_exec_access
-from milo_discovery.model import EngagementReason, EventType, KubeconfigFormat
+from milo_discovery.model import EventType, KubeconfigFormat
 from milo_kube.task_groups import unwrap_single_error
 from milo_publishing.errors import PublishedByAnother
 from milo_publishing.publication import Lane, Publication, Report, Task
@@ -175,14 +175,17 @@ class Publisher:
                 publication.identified("" if sharding is None else sharding.group, clock())
 
     async def _is_missing(self, request: Ask) -> bool:
-        """Return whether the daemon confirms that a cluster is not engaged, or that it does not match the filter."""
+        """Return whether the daemon confirms that a cluster is not engaged, or that it does not match the filter.
+
+        In a shard group, only the member that owns the cluster can.
+        """
         try:
             report = await self._client.get(request.cluster)
-        except ClusterNotFound:
-            return True
+        except ClusterNotFound as error:
+            return not error.assigned_elsewhere
         engagement, cluster = report.engagement, report.cluster
-        if engagement.reason is EngagementReason.UNASSIGNED:
-            return False  # another member of the group owns it, or will
+        if engagement.assigned_elsewhere:
+            return False  # that member may have it engaged, for example for a grace period
         is_engaged = engagement.engaged and cluster is not None and cluster.uid == request.uid
         return not is_engaged or bool(self._publication.identity.filter)
 

@@ -1,10 +1,14 @@
 """Responses of a daemon that is a member of a shard group."""
 
+import grpc
 import msgspec
 
 from milo_discovery.v1 import discovery_pb2 as pb
 from milo_discoveryd.sharding.status import GroupStatus, MemberStatus
-from tests.integration.grpc_server.conftest import Harness, ready
+from tests.integration.grpc_server.conftest import Harness, not_ready, ready
+from tests.integration.grpc_server.test_draining import refusal
+
+NOT_FOUND = grpc.StatusCode.NOT_FOUND
 
 STATUS = GroupStatus(
     group="dns",
@@ -68,6 +72,22 @@ async def test_get_cluster_reports_the_shard_member_that_owns_the_cluster(harnes
     async with harness.client() as stub:
         found = await stub.GetCluster(pb.GetClusterRequest(name="alpha"))
     assert found.engagement.message.endswith("member a of the shard group, this daemon, owns it (view 3)")
+
+
+async def test_get_cluster_says_what_only_another_member_of_the_shard_group_can_know(harness: Harness) -> None:
+    harness.service.shard = Shard()
+    harness.listed(ready("alpha"), ready("beta"))
+    harness.seen(not_ready("beta"))
+
+    async def is_elsewhere(name: str) -> bool:
+        return (await stub.GetCluster(pb.GetClusterRequest(name=name))).engagement.assigned_elsewhere
+
+    async with harness.client() as stub:
+        assert [await is_elsewhere(name) for name in ("alpha", "beta")] == [False, False]
+        assert await refusal(stub.GetCluster(pb.GetClusterRequest(name="gamma"))) == (NOT_FOUND, "NEVER_SEEN")
+        harness.followed.engagements.assigned_elsewhere = lambda _: "member b owns it"
+        assert [await is_elsewhere(name) for name in ("alpha", "beta")] == [True, True]
+        assert await refusal(stub.GetCluster(pb.GetClusterRequest(name="gamma"))) == (NOT_FOUND, "ASSIGNED_ELSEWHERE")
 
 
 async def test_stream_of_a_shard_member_is_marked_sharded(harness: Harness) -> None:

@@ -41,7 +41,6 @@ class Daemon:
         self.known: dict[str, Project] = {}
         self.assigned: set[str] = set()
         self.engaged: dict[str, Cluster] = {}
-        self.engaged_at: dict[str, float] = {}
         self.replica: Replica | None = None
         self.is_stale = False
         self.is_dead = False
@@ -58,11 +57,20 @@ class Daemon:
         engaged = self.engaged.get(name)
         if engaged is None:
             self.engage(name)
-        elif project is None or project.uid != engaged.uid or not project.is_ready:
-            is_replaced = before is not None and project is not None and project.uid != engaged.uid
-            gone = DisengageReason.REPLACED if is_replaced else DisengageReason.DELETED
-            self.disengage(name, DisengageReason.NOT_READY if project is not None and not is_replaced else gone)
+        elif project is None or project.uid != engaged.uid:
+            is_replaced = before is not None and project is not None
+            self.disengage(name, DisengageReason.REPLACED if is_replaced else DisengageReason.DELETED)
             self.engage(name)
+        elif not project.is_ready and self._world.grace_s:
+            self._world.timeline.after(self._world.grace_s, partial(self._end_grace, engaged))
+        elif not project.is_ready:
+            self._end_grace(engaged)
+
+    def _end_grace(self, cluster: Cluster) -> None:
+        project = self.known.get(cluster.name)
+        engaged = self.engaged.get(cluster.name, cluster)
+        if engaged.incarnation == cluster.incarnation and project is not None and not project.is_ready:
+            self.disengage(cluster.name, DisengageReason.NOT_READY)
 
     def lose_contact(self) -> None:
         """Learn nothing more, and tell subscribers."""
@@ -81,7 +89,7 @@ class Daemon:
             cluster = Cluster(
                 name=name, uid=project.uid, incarnation=self._world.number(), endpoint=self._world.endpoint(name)
             )
-            self.engaged[name], self.engaged_at[name] = cluster, self._world.timeline.now
+            self.engaged[name] = cluster
             self._tell(Event(type=EventType.ENGAGED, cluster=cluster))
 
     def disengage(self, name: str, reason: DisengageReason) -> None:
@@ -95,6 +103,8 @@ class Daemon:
 
     def is_missing(self, ask: Ask) -> bool:
         project, engaged = self.known.get(ask.cluster), self.engaged.get(ask.cluster)
+        if ask.cluster not in self.assigned and self._world.only_owners_judge:
+            return False
         if engaged is not None:
             return engaged.uid != ask.uid
         return project is None or not project.is_ready or self.is_dead

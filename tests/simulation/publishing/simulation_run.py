@@ -24,6 +24,8 @@ SETTLED_WITHIN_S = 150.0
 looks at each missing cluster."""
 MAX_LAG_S = 8.0
 """How late a daemon learns of a change, which is sooner than the second look at a missing cluster."""
+GRACE_S = 40.0
+"""How long a cluster stays engaged that is not ready: longer than two looks at it after a list."""
 EVIDENCE_S = 10.0
 TIMEOUT_S = 20.0
 
@@ -63,6 +65,9 @@ class Simulation:
         self._learned_at: dict[tuple[str, str], float] = {}
         self._endpoints: dict[str, int] = {}
         self.renderer = self.random.choice(RENDERERS)
+        self.only_owners_judge = True
+        """Whether a daemon says that it cannot know whether a cluster of another member is engaged."""
+        self.grace_s = self.random.choice((0.0, 0.0, 0.0, GRACE_S))
         self.daemons = [Daemon(self, name) for name in ("one", "two")]
         self.replicas = [self._start(daemon) for daemon in self.daemons]
         for name in PROJECTS:
@@ -225,20 +230,15 @@ class Simulation:
             self.breach(f"the deletion of {request.name} is sent, whose cluster is ready since {since:.2f}")
 
     def _deleted(self, document: Document) -> None:
-        """An object of a ready project that its owner has written since it engaged the cluster is not deleted, whatever
-        another replica has decided or sent before. If the project is not ready, another replica may know that before
-        the owner does; and if it was, and its owner did not learn of it because its source was stale, the evidence is
-        as valid as that of any cluster that was not ready until shortly before."""
+        """An object that the owner of an engaged cluster has written since it engaged it is not deleted, whatever
+        another replica has decided or sent before, also if the project is not ready."""
         self.outcome.deletions += 1
         name = document["metadata"]["name"].removesuffix("-kubeconfig")
         project = self.projects.get(name)
         for daemon in self.daemons:
             cluster = daemon.engaged.get(name)
-            if cluster is None or project != Known(cluster.uid, is_ready=True):
-                continue
-            since = self.ready_since[cluster.uid]
-            has_missed = daemon.engaged_at[name] < since and self.timeline.now - since <= EVIDENCE_S + MAX_LAG_S + 1
-            if cluster.incarnation == incarnation(document) and not has_missed:
+            is_present = cluster is not None and project is not None and project.uid == cluster.uid
+            if cluster is not None and is_present and cluster.incarnation == incarnation(document):
                 self.breach(f"{name} is deleted, which its owner has written for incarnation {cluster.incarnation}")
 
     def _written(self, before: Document, after: Document) -> None:

@@ -4,13 +4,12 @@ from collections.abc import Callable
 
 import pytest
 
-from milo_discovery import removals
 from milo_publishing import objects, publication, records
 from tests.simulation.publishing.faults import KINDS
 from tests.simulation.publishing.simulation_run import Simulation, simulate
 
 SEEDS = 60
-SEEDS_TO_DETECT = 400
+SEEDS_TO_DETECT = 1000
 
 
 def test_simulation_deletes_no_live_object_and_forgets_none() -> None:
@@ -38,6 +37,10 @@ def _hide_finalizers(world: Simulation) -> None:
     world.api.hides_finalizers = True
 
 
+def _let_others_judge(world: Simulation) -> None:
+    world.only_owners_judge = False
+
+
 def _keep_evidence_of_other_versions(monkeypatch: pytest.MonkeyPatch) -> None:
     observe = records.observe
     monkeypatch.setattr(
@@ -58,16 +61,12 @@ def _keep_late_evidence(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(records, "EVIDENCE_S", 1e9)
 
 
-def _look_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(removals, "SECOND_LOOK_S", 0.0)
-
-
 def _believe_stale_sources(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(publication, "is_followed", lambda *_: True)
 
 
-@pytest.mark.parametrize("mutant", [_ignore_versions, _hide_finalizers])
-def test_simulation_detects_an_api_server_without_what_publishers_rely_on(
+@pytest.mark.parametrize("mutant", [_ignore_versions, _hide_finalizers, _let_others_judge])
+def test_simulation_detects_servers_without_what_publishers_rely_on(
     mutant: Callable[[Simulation], None],
 ) -> None:
     assert _detects(mutant)
@@ -79,7 +78,6 @@ def test_simulation_detects_an_api_server_without_what_publishers_rely_on(
         _keep_evidence_of_other_versions,
         _write_no_incarnation,
         _keep_late_evidence,
-        _look_once,
         _believe_stale_sources,
     ],
 )

@@ -149,6 +149,7 @@ def cluster_report(message: pb.GetClusterResponse) -> model.ClusterReport:
             reason=model.EngagementReason(message.engagement.reason),
             message=message.engagement.message,
             since=_time(message.engagement, "since"),
+            assigned_elsewhere=message.engagement.assigned_elsewhere,
         ),
         transitions=tuple(
             model.Transition(

@@ -79,6 +79,11 @@ class StatusError(DiscoveryError):
 class ClusterNotFound(StatusError):
     """The cluster is unknown, or not engaged."""
 
+    @property
+    def assigned_elsewhere(self) -> bool:
+        """Whether another member of the shard group owns the cluster: only that member knows whether it exists."""
+        return self.reason == "ASSIGNED_ELSEWHERE"
+
 
 class InvalidRequest(StatusError):
     """The daemon rejected an argument. `violations` has the invalid fields."""

@@ -205,6 +205,9 @@ class Engagement:
     reason: EngagementReason = EngagementReason.UNSPECIFIED
     message: str = ""
     since: datetime | None = None
+    assigned_elsewhere: bool = False
+    """Whether another member of the shard group owns the cluster, or has not released it yet. Unless `engaged`, only
+    that member knows whether the cluster is engaged."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

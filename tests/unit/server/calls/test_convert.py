@@ -231,6 +231,13 @@ def test_engagement_message_of_draining_cluster_of_another_member_says_it_will_n
     )
 
 
+@pytest.mark.parametrize("state", [ObjectState.NOT_READY, ObjectState.DELETED, ObjectState.UNASSIGNED])
+def test_engagement_says_whether_another_member_may_have_the_cluster_engaged(state: ObjectState) -> None:
+    assert convert.engagement(record(state), None, "member b owns it").assigned_elsewhere
+    # One that is unassigned and becomes this member's is engaged within one step.
+    assert convert.engagement(record(state), None).assigned_elsewhere == (state is ObjectState.UNASSIGNED)
+
+
 def test_engagement_message_of_draining_moved_cluster_does_not_announce_reengagement() -> None:
     of = record(ObjectState.READY)
     moves = Drain(DisengageReason.MOVED, "member b owns it", 1_700_000_000.0)

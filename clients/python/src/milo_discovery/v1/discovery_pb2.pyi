@@ -970,9 +970,14 @@ class Engagement(_message.Message):
     REASON_FIELD_NUMBER: _builtins.int
     MESSAGE_FIELD_NUMBER: _builtins.int
     SINCE_FIELD_NUMBER: _builtins.int
+    ASSIGNED_ELSEWHERE_FIELD_NUMBER: _builtins.int
     engaged: _builtins.bool
     reason: Global___Engagement.Reason.ValueType
     message: _builtins.str
+    assigned_elsewhere: _builtins.bool
+    """Whether another member of the shard group owns the cluster, or has not released it yet. Unless `engaged` is true,
+    only that member knows whether the cluster is engaged: it may keep one that is not ready for a while.
+    """
     @_builtins.property
     def since(self) -> _timestamp_pb2.Timestamp: ...
     def __init__(
@@ -982,10 +987,11 @@ class Engagement(_message.Message):
         reason: Global___Engagement.Reason.ValueType = ...,
         message: _builtins.str = ...,
         since: _timestamp_pb2.Timestamp | None = ...,
+        assigned_elsewhere: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["since", b"since"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["engaged", b"engaged", "message", b"message", "reason", b"reason", "since", b"since"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["assigned_elsewhere", b"assigned_elsewhere", "engaged", b"engaged", "message", b"message", "reason", b"reason", "since", b"since"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -144,7 +144,8 @@ class DiscoveryServiceServicer(object):
 
     def GetCluster(self, request, context):
         """GetCluster returns what the daemon knows of one name, engaged or not: it answers "why is this project not
-        engaged?". NOT_FOUND for a name that the daemon does not know, or that the caller may not see.
+        engaged?". NOT_FOUND for a name that the daemon does not know, or that the caller may not see; with the reason
+        ASSIGNED_ELSEWHERE in ErrorInfo if `Engagement.assigned_elsewhere` would be true.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

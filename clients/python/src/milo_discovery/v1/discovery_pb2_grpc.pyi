@@ -99,7 +99,8 @@ class DiscoveryServiceStub:
     """
     GetCluster: _grpc.UnaryUnaryMultiCallable[_discovery_pb2.GetClusterRequest, _discovery_pb2.GetClusterResponse]
     """GetCluster returns what the daemon knows of one name, engaged or not: it answers "why is this project not
-    engaged?". NOT_FOUND for a name that the daemon does not know, or that the caller may not see.
+    engaged?". NOT_FOUND for a name that the daemon does not know, or that the caller may not see; with the reason
+    ASSIGNED_ELSEWHERE in ErrorInfo if `Engagement.assigned_elsewhere` would be true.
     """
     IssueKubeconfig: _grpc.UnaryUnaryMultiCallable[_discovery_pb2.IssueKubeconfigRequest, _discovery_pb2.IssueKubeconfigResponse]
     """IssueKubeconfig issues a short-lived kubeconfig for an engaged cluster. NOT_FOUND for a cluster that
@@ -179,7 +180,8 @@ class DiscoveryServiceAsyncStub(DiscoveryServiceStub):
     """
     GetCluster: _aio.UnaryUnaryMultiCallable[_discovery_pb2.GetClusterRequest, _discovery_pb2.GetClusterResponse]  # type: ignore[assignment]
     """GetCluster returns what the daemon knows of one name, engaged or not: it answers "why is this project not
-    engaged?". NOT_FOUND for a name that the daemon does not know, or that the caller may not see.
+    engaged?". NOT_FOUND for a name that the daemon does not know, or that the caller may not see; with the reason
+    ASSIGNED_ELSEWHERE in ErrorInfo if `Engagement.assigned_elsewhere` would be true.
     """
     IssueKubeconfig: _aio.UnaryUnaryMultiCallable[_discovery_pb2.IssueKubeconfigRequest, _discovery_pb2.IssueKubeconfigResponse]  # type: ignore[assignment]
     """IssueKubeconfig issues a short-lived kubeconfig for an engaged cluster. NOT_FOUND for a cluster that
@@ -274,7 +276,8 @@ class DiscoveryServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_discovery_pb2.GetClusterResponse, _abc.Awaitable[_discovery_pb2.GetClusterResponse]]:
         """GetCluster returns what the daemon knows of one name, engaged or not: it answers "why is this project not
-        engaged?". NOT_FOUND for a name that the daemon does not know, or that the caller may not see.
+        engaged?". NOT_FOUND for a name that the daemon does not know, or that the caller may not see; with the reason
+        ASSIGNED_ELSEWHERE in ErrorInfo if `Engagement.assigned_elsewhere` would be true.
         """
 
     @_abc_1.abstractmethod
