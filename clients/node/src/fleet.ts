@@ -10,6 +10,7 @@ import type { Event } from "./session.js";
 import type { Watch } from "./watch.js";
 
 const BACKOFF_MS = { first: 1000, longest: 60_000 };
+const END_LIMIT_MS = 1000; // the program is about to exit
 const RELEASE_BACKOFF_MS = { first: 100, longest: 5000 };
 
 /** One engagement of a cluster: the same object from ENGAGED to DISENGAGED. */
@@ -48,6 +49,7 @@ interface Member {
   cluster: EngagedCluster;
   end: AbortController;
   done: Promise<void>;
+  isReleasing: boolean;
 }
 
 /** Runs one handler per engaged cluster. A draining cluster is released when its handler has ended. */
@@ -83,7 +85,7 @@ export class Fleet {
       await Promise.all(this.#ending.values());
       watch.endEngagements();
       // If it fails, drains that have begun, or begin within a minute, wait until their deadline.
-      await this.client.endSubscription(subscriber).catch(() => {});
+      await this.client.call("endSubscription", { subscriber }, END_LIMIT_MS).catch(() => {});
     }
   }
 
@@ -92,7 +94,7 @@ export class Fleet {
     const current = event.cluster;
     const cluster = new EngagedCluster(watch.credential(event), current, end.signal);
     const done = current.draining ? (this.#ending.get(current.name) ?? Promise.resolve()) : this.#work(cluster, handler);
-    this.#members.set(current.name, { cluster, end, done });
+    this.#members.set(current.name, { cluster, end, done, isReleasing: false });
   }
 
   #disengage(name: string, reason: string): void {
@@ -108,22 +110,25 @@ export class Fleet {
 
   async #drain(watch: Watch, name: string): Promise<void> {
     const member = this.#members.get(name);
-    const draining = member?.cluster.current;
     member?.end.abort(new Error("the cluster is draining"));
-    await member?.done;
-    // The next event of the cluster begins another release.
-    const isCurrent = () => this.#members.get(name) === member && member?.cluster.current === draining;
-    for (let backoffMs = RELEASE_BACKOFF_MS.first; isCurrent(); backoffMs = Math.min(2 * backoffMs, RELEASE_BACKOFF_MS.longest)) {
+    if (!member || member.isReleasing) return;
+    member.isReleasing = true;
+    await member.done;
+    let backoffMs = RELEASE_BACKOFF_MS.first;
+    for (let released = ""; this.#members.get(name) === member && released !== member.cluster.current.incarnation; ) {
+      released = member.cluster.current.incarnation;
       try {
         await watch.release(name);
-        return;
       } catch (error) {
         const { isFinal, code, retryAfterMs = 0 } = error instanceof StatusError ? error : {};
         // If another daemon has taken over, it sends the cluster again, with its own incarnation.
-        if (isFinal || code === "NOT_FOUND") return;
+        if (isFinal || code === "NOT_FOUND") continue;
+        released = "";
         await sleep(retryAfterMs + backoffMs * (0.5 + Math.random() / 2), undefined, { ref: false });
+        backoffMs = Math.min(2 * backoffMs, RELEASE_BACKOFF_MS.longest);
       }
     }
+    member.isReleasing = false; // the next event of the cluster begins another release
   }
 
   async #work(cluster: EngagedCluster, handler: Handler): Promise<void> {

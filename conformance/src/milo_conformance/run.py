@@ -264,12 +264,13 @@ class Run:
         await self.subscriber.command(command)
         return (await self.reported(*expected))[0]
 
-    async def ended(self) -> None:
+    async def ended(self, limit_s: float | None = None) -> None:
         """Wait until the subscriber has exited."""
+        limit_s = LIMIT_S if limit_s is None else limit_s
         try:
-            line = await asyncio.wait_for(self.subscriber.lines.get(), LIMIT_S)
+            line = await asyncio.wait_for(self.subscriber.lines.get(), limit_s)
         except TimeoutError:
-            raise CaseFailed(f"the subscriber did not exit within {LIMIT_S:g} s") from None
+            raise CaseFailed(f"the subscriber did not exit within {limit_s:g} s") from None
         if line is not None:
             raise CaseFailed(f"the subscriber should have exited, but reported: {line}")
 

@@ -11,7 +11,7 @@ import grpc
 from milo_conformance.control_plane import ScriptedControlPlane
 from milo_conformance.daemon import Abort, ScriptedStream, disengaged, draining, engaged, kubeconfig, renewed, updated
 from milo_conformance.failure import CaseFailed
-from milo_conformance.ownership import LATE_S, once, owned, refused, response
+from milo_conformance.ownership import LATE_S, once, owned, refused, response, unanswered
 from milo_conformance.run import SUBSCRIBER, Feature, Profile, Run, case
 from milo_discovery.v1 import discovery_pb2 as pb
 
@@ -24,6 +24,7 @@ MOVED = "https://moved.test/a"
 MAX_CONNECTIONS = 3
 """Connections for a stream and for requests, and one more of a client that renews the ownership on its own."""
 OWNED_S = 6.0
+STOPS_WITHIN_S = 5.0
 
 
 async def credential(run: Run, name: str) -> tuple[str, str, str]:
@@ -389,6 +390,27 @@ async def released_again_after_a_reconnect(run: Run) -> None:
 
 
 @fleet(
+    "A drain that is sent again while its release is in flight is not released a second time",
+    why="A daemon that does not answer, and sends the cluster again and again, would cost a thread or a timer for each "
+    "event, until the program has no more.",
+    demands="To release again is a no-op",
+)
+async def one_release_in_flight(run: Run) -> None:
+    await run.start(RUNS)
+    stream = await run.synced("a")
+    run.daemon.answers["ReleaseCluster"] = unanswered
+    await stream.send(updated("a", draining=draining("MOVED")))
+    await run.reported("SIGNALED a", "END a")
+    await run.daemon.wait_for_call("ReleaseCluster")
+    for number in range(100):
+        await stream.send(updated("a", draining=draining("MOVED"), labels={"number": str(number)}))
+    await run.nothing_else(stream)
+    await asyncio.sleep(1.0)  # long enough for further releases to arrive
+    if (made := calls(run, "ReleaseCluster")) > 1:
+        raise CaseFailed(f"{made} releases of the cluster were in flight at once")
+
+
+@fleet(
     "A drain that outlives the daemon is released under the incarnation that the next one gave",
     why="The restarted daemon refuses a release of the former incarnation, and waits until the deadline of the drain.",
     demands="OTHER_INCARNATION for any incarnation but the last",
@@ -455,6 +477,21 @@ async def release_after_error(run: Run) -> None:
     await run.reported("END a")
     await run.daemon.wait_for_call("ReleaseCluster")
     await run.nothing_else(stream)
+
+
+@fleet(
+    "A program that stops does not wait long for a daemon that does not answer",
+    why="A pod is killed after 30 s by default, and a rollout waits that long for each of its pods.",
+    demands="EndSubscription says that a subscriber has ended all of its work and will not return",
+)
+async def stop_without_an_answer(run: Run) -> None:
+    await run.start(RUNS)
+    await run.synced("a")
+    run.daemon.answers["EndSubscription"] = unanswered
+    await run.command("stop")
+    await run.reported("SIGNALED a", "END a")
+    await run.daemon.wait_for_call("EndSubscription")
+    await run.ended(STOPS_WITHIN_S)
 
 
 @fleet(

@@ -134,8 +134,12 @@ public final class DiscoveryClient implements AutoCloseable {
 
   /** Notify the daemon that a subscriber has finished all its work, so that no draining cluster waits for it. */
   public void endSubscription(String subscriber) {
+    endSubscription(subscriber, TIMEOUT);
+  }
+
+  void endSubscription(String subscriber, Duration timeout) {
     var request = EndSubscriptionRequest.newBuilder().setSubscriber(subscriber).build();
-    call(TIMEOUT, stub -> stub.endSubscription(request));
+    call(timeout, stub -> stub.endSubscription(request));
   }
 
   RenewOwnershipResponse renewOwnership(Duration timeout) {

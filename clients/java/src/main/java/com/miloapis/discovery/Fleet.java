@@ -9,6 +9,7 @@ import java.util.UUID;
 import java.util.concurrent.CompletableFuture;
 import java.util.concurrent.Executor;
 import java.util.concurrent.ThreadLocalRandom;
+import java.util.concurrent.atomic.AtomicBoolean;
 import java.util.function.BiConsumer;
 
 /**
@@ -20,6 +21,7 @@ import java.util.function.BiConsumer;
 public final class Fleet implements AutoCloseable {
   private static final Duration FIRST_BACKOFF = Duration.ofSeconds(1);
   private static final Duration LONGEST_BACKOFF = Duration.ofMinutes(1);
+  private static final Duration END_LIMIT = Duration.ofSeconds(1); // the program is about to exit
   private static final Duration FIRST_RELEASE_BACKOFF = Duration.ofMillis(100);
   private static final Duration LONGEST_RELEASE_BACKOFF = Duration.ofSeconds(5);
 
@@ -31,7 +33,7 @@ public final class Fleet implements AutoCloseable {
     void work(EngagedCluster cluster) throws Exception;
   }
 
-  private record Member(EngagedCluster cluster, CompletableFuture<Void> done) {}
+  private record Member(EngagedCluster cluster, CompletableFuture<Void> done, AtomicBoolean isReleasing) {}
 
   private final DiscoveryClient client;
   private final WatchOptions options;
@@ -78,7 +80,7 @@ public final class Fleet implements AutoCloseable {
       CompletableFuture.allOf(ending.values().toArray(CompletableFuture[]::new)).join();
       watch.endEngagements();
       try {
-        client.endSubscription(options.subscriber());
+        client.endSubscription(options.subscriber(), END_LIMIT);
       } catch (DiscoveryException error) {
         // Drains that have begun, or begin within a minute, then wait for this subscriber until their deadline.
       }
@@ -114,7 +116,7 @@ public final class Fleet implements AutoCloseable {
     var before = ending.getOrDefault(cluster.getName(), CompletableFuture.completedFuture(null));
     var done = cluster.hasDraining() ? before : before.thenRunAsync(() -> work(engaged, handler), threads);
     // If the executor rejects the work, the error is reported. The future must not fail, because the next engagement waits for it.
-    members.put(cluster.getName(), new Member(engaged, done.exceptionally(error -> report(engaged, error))));
+    members.put(cluster.getName(), new Member(engaged, done.exceptionally(error -> report(engaged, error)), new AtomicBoolean()));
   }
 
   private void disengage(String name) {
@@ -128,28 +130,35 @@ public final class Fleet implements AutoCloseable {
 
   private void release(Member member) {
     member.cluster.end();
-    Cluster draining = member.cluster.current();
-    member.done.thenRunAsync(() -> release(member.cluster, draining), RELEASING);
+    if (member.isReleasing.compareAndSet(false, true)) { // otherwise each event would occupy a thread
+      member.done.thenRunAsync(() -> releaseUntilAnswered(member), RELEASING);
+    }
   }
 
-  /** Release a draining cluster, and retry until the daemon has answered. The next event of the cluster begins another release. */
-  private void release(EngagedCluster cluster, Cluster draining) {
+  /** Release a draining cluster until the daemon has answered for its current incarnation. The next event begins another release. */
+  private void releaseUntilAnswered(Member member) {
     var backoff = FIRST_RELEASE_BACKOFF;
-    while (cluster.current() == draining && cluster.isEngaged()) {
+    while (member.cluster.isEngaged()) {
+      Cluster draining = member.cluster.current();
       try {
         client.release(draining, options.subscriber());
-        return;
       } catch (DiscoveryException error) {
-        if (error.isFinal() || error.code() == Status.Code.NOT_FOUND) {
-          return; // if another daemon has taken over, it sends the cluster again, with its own incarnation
+        // If another daemon has taken over, it sends the cluster again, with its own incarnation.
+        if (!error.isFinal() && error.code() != Status.Code.NOT_FOUND) {
+          try {
+            var delayMs = Math.round(backoff.toMillis() * ThreadLocalRandom.current().nextDouble(0.5, 1));
+            Thread.sleep(delayMs + error.retryAfter().toMillis());
+          } catch (InterruptedException interrupted) {
+            return;
+          }
+          backoff = longer(backoff, LONGEST_RELEASE_BACKOFF);
+          continue;
         }
-        try {
-          var delayMs = Math.round(backoff.toMillis() * ThreadLocalRandom.current().nextDouble(0.5, 1));
-          Thread.sleep(delayMs + error.retryAfter().toMillis());
-        } catch (InterruptedException interrupted) {
-          return;
-        }
-        backoff = longer(backoff, LONGEST_RELEASE_BACKOFF);
+      }
+      member.isReleasing.set(false);
+      boolean isAnswered = member.cluster.current().getIncarnation().equals(draining.getIncarnation());
+      if (isAnswered || !member.isReleasing.compareAndSet(false, true)) {
+        return;
       }
     }
   }
