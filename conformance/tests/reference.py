@@ -105,6 +105,8 @@ class View:
         if not broken(f"snapshot-cut-after-batch-{self.batches}"):
             self.snapshot = None
         self.last, self.is_live, self.batches = None, False, 0
+        if len(self.revision) > 16 * 1024 and not broken("overlong-revision"):
+            self.revision = ""
         return self.revision
 
     def receive(self, batch: pb.WatchClustersResponse) -> None:
@@ -342,7 +344,10 @@ class Handler:
             await asyncio.sleep(0.2)
         HANDLERS[self.name].remove(self)
         if self.is_draining and not (broken("release-after-error") and self.verb == "fail"):
+            drain = (self.name, self.view.clusters[self.name].cluster.incarnation)
+            IN_FLIGHT.add(drain)
             await self.view.release(self.name)
+            IN_FLIGHT.discard(drain)
 
     async def work(self) -> None:
         self.verb = ""
@@ -421,6 +426,8 @@ class Handler:
 
 
 HANDLERS: dict[str, list[Handler]] = {}
+IN_FLIGHT: set[tuple[str, str]] = set()
+"""The drains, by name and incarnation, that are being released."""
 
 
 def apply_to_handlers(view: View, event: str, known: Known) -> None:
@@ -434,7 +441,11 @@ def apply_to_handlers(view: View, event: str, known: Known) -> None:
         Handler(view, known)
     is_sent_again = event == "REFRESHED" or (event == "UPDATED" and not broken("released-again-after-a-reconnect"))
     if is_sent_again and known.cluster.HasField("draining") and not newest:
-        asyncio.get_running_loop().create_task(view.release(name))
+        drain = (name, known.cluster.incarnation)
+        if drain not in IN_FLIGHT or broken("one-release-in-flight"):
+            IN_FLIGHT.add(drain)
+            task = asyncio.get_running_loop().create_task(view.release(name))
+            task.add_done_callback(lambda _: IN_FLIGHT.discard(drain))
     for handler in newest:
         if event == "DISENGAGED" or begins_again:
             handler.is_engaged = handler.is_draining = False
@@ -452,7 +463,9 @@ async def end_handlers(running: asyncio.Task[None]) -> None:
     if handlers and not broken("stop-waits-for-handlers"):
         await asyncio.wait([handler.task for handler in handlers])
     running.cancel()
-    await call("EndSubscription", pb.EndSubscriptionRequest(subscriber=SUBSCRIBER))
+    with suppress(grpc.aio.AioRpcError):
+        limit_s = 10 if broken("stop-without-an-answer") else 1
+        await call("EndSubscription", pb.EndSubscriptionRequest(subscriber=SUBSCRIBER), limit_s)
     os._exit(0)
 
 

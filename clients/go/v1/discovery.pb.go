@@ -561,7 +561,7 @@ type WatchClustersResponse struct {
 	// In revision order. Apply them all before keeping `revision`.
 	Events []*ClusterEvent `protobuf:"bytes,1,rep,name=events,proto3" json:"events,omitempty"`
 	// Where the stream stands after this batch. Opaque: hand it back as `resume_revision`, do nothing else with
-	// it.
+	// it. At most 16 KiB: instead of a longer one, which a daemon may refuse with every request, hand back an empty one.
 	Revision string `protobuf:"bytes,2,opt,name=revision,proto3" json:"revision,omitempty"`
 	// The `revision` of the batch before this one on this stream; in the first batch of a resumed stream, what it
 	// was resumed from; empty in the first batch of any other. Heartbeats before a snapshot count as batches: the second

@@ -11,6 +11,9 @@ import {
   type WatchClustersResponse,
 } from "./gen/milo/discovery/v1/discovery_pb.js";
 
+/** A longer revision is not resumed from: a daemon that refuses long requests would refuse it again and again. */
+const LONGEST_REVISION = 16 * 1024;
+
 /** The name of a DisengageReason. */
 export type DisengageReasonName = keyof typeof Reason;
 
@@ -60,6 +63,7 @@ export class Session {
 
   /** Begin a new stream, and drop an incomplete snapshot. Returns the revision to resume from. */
   open(): string {
+    if (this.revision.length > LONGEST_REVISION) this.revision = "";
     this.#phase = { name: "opened", resuming: this.revision };
     return this.revision;
   }

@@ -40,6 +40,9 @@ pub struct Session {
     phase: Phase,
 }
 
+/// A longer revision is not resumed from: a daemon that refuses long requests would refuse it again and again.
+const LONGEST_REVISION: usize = 16 * 1024;
+
 /// Why a batch was refused. The caller has to open a new stream.
 #[derive(Debug)]
 pub struct Broken(pub String);
@@ -51,6 +54,9 @@ impl Session {
 
     /// Begin a new stream, drop an incomplete snapshot, and return the revision to resume from.
     pub fn open(&mut self) -> String {
+        if self.revision.len() > LONGEST_REVISION {
+            self.revision.clear();
+        }
         self.phase = Phase::Opened;
         self.last = self.revision.clone();
         self.revision.clone()

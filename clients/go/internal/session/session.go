@@ -39,6 +39,10 @@ const (
 	OwnershipNotRenewed = "the daemon did not confirm in time that it still owns the cluster"
 )
 
+// longestRevision is the length up to which revisions are resumed from. A daemon that refuses long requests would refuse
+// a longer one again and again.
+const longestRevision = 16 << 10
+
 // Kind is the type of a Change.
 type Kind int
 
@@ -123,6 +127,9 @@ func (s *Session) Len() int { return len(s.view) }
 // Open begins another stream and returns the revision to resume from. An incomplete snapshot of the
 // previous stream is dropped.
 func (s *Session) Open() string {
+	if len(s.revision) > longestRevision {
+		s.revision = ""
+	}
 	s.phase, s.last, s.snapshot = opened, s.revision, nil
 	return s.revision
 }

@@ -25,6 +25,8 @@ from milo_discovery.model import Cluster, DisengageReason, EventType, Kubeconfig
 from milo_discovery.v1 import discovery_pb2 as pb
 
 OWNERSHIP_NOT_RENEWED = "the daemon did not confirm in time that it still owns the cluster"
+LONGEST_REVISION = 16 * 1024
+"""A longer revision is not resumed from: a daemon that refuses long requests would refuse it again and again."""
 MISSING_AFTER_RECONNECT = "it is missing from the daemon's latest snapshot"
 
 # Excludes fields about the daemon rather than the cluster: when and under which incarnation it engaged the cluster,
@@ -114,6 +116,8 @@ class Session:
 
     def open(self) -> str:
         """Start a new stream: discard any incomplete snapshot, and return the revision to resume from."""
+        if len(self.revision) > LONGEST_REVISION:
+            self.revision = ""
         self._phase = _Opened(self.revision)
         return self.revision
 

@@ -179,6 +179,22 @@ async def revision_of_empty_batch(run: Run) -> None:
 
 
 @core(
+    "A revision of a megabyte is not sent back",
+    why="A daemon refuses a request as long as that. A client that repeats it receives nothing any more, also from the "
+    "daemon that follows one with a bug.",
+    demands="instead of a longer one, which a daemon may refuse with every request, hand back an empty one",
+)
+async def overlong_revision(run: Run) -> None:
+    stream = await run.synced("a")
+    await stream.send(engaged("b"), revision="r" * (1 << 20))
+    await run.reported("ENGAGED b")
+    stream.end(UNAVAILABLE)
+    stream = await run.stream(resuming="")
+    await stream.snapshot(engaged("a"), engaged("b"))
+    await run.nothing_else(stream)
+
+
+@core(
     "Every reconnect sends the same filter",
     why="If a reconnect omits the filter, a subscriber that selected some of the clusters receives all of them.",
     demands="The `revision` of the last batch received from an earlier stream with the same filter.",

@@ -208,7 +208,7 @@ class WatchClustersResponse(_message.Message):
     SHARDED_FIELD_NUMBER: _builtins.int
     revision: _builtins.str
     """Where the stream stands after this batch. Opaque: hand it back as `resume_revision`, do nothing else with
-    it.
+    it. At most 16 KiB: instead of a longer one, which a daemon may refuse with every request, hand back an empty one.
     """
     previous_revision: _builtins.str
     """The `revision` of the batch before this one on this stream; in the first batch of a resumed stream, what it

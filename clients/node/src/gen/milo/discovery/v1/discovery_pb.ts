@@ -131,7 +131,7 @@ export type WatchClustersResponse = Message<"milo.discovery.v1.WatchClustersResp
 
   /**
    * Where the stream stands after this batch. Opaque: hand it back as `resume_revision`, do nothing else with
-   * it.
+   * it. At most 16 KiB: instead of a longer one, which a daemon may refuse with every request, hand back an empty one.
    *
    * @generated from field: string revision = 2;
    */

@@ -21,6 +21,9 @@ import java.util.function.Predicate;
  * again. A batch is applied completely or not at all; the resume revision is that of the last applied batch.
  */
 final class Session {
+  /** A longer revision is not resumed from: a daemon that refuses long requests would refuse it again and again. */
+  private static final int LONGEST_REVISION = 16 * 1024;
+
   static final String MISSING = "it is missing from the daemon's latest snapshot";
   static final String NOT_RENEWED = "the daemon did not confirm in time that it still owns the cluster";
 
@@ -62,6 +65,9 @@ final class Session {
   /** Begin another stream, dropping an incomplete snapshot, and return the revision to resume from. */
   String open() {
     phase = Phase.OPENED;
+    if (revision.length() > LONGEST_REVISION) {
+      revision = "";
+    }
     last = revision;
     return revision;
   }
