@@ -85,7 +85,7 @@ class _LeaseListMetadata(msgspec.Struct, frozen=True):
 
 
 class _LeaseList(msgspec.Struct, frozen=True):
-    items: list[_Lease]
+    items: list[_Lease] | None
     metadata: _LeaseListMetadata = _LeaseListMetadata()
 
 
@@ -101,7 +101,7 @@ class _LabeledLease(msgspec.Struct, frozen=True):
 
 
 class _LabeledList(msgspec.Struct, frozen=True):
-    items: list[_LabeledLease]
+    items: list[_LabeledLease] | None
 
 
 _LABELED_LIST = msgspec.json.Decoder(_LabeledList)
@@ -197,7 +197,7 @@ class LeaseList:
             found = _LEASE_LIST.decode(page)
         except _UNDECODABLE as error:
             raise LeaseFormatError(f"the response to a list of Leases is not a list: {error}") from error
-        for lease in found.items:
+        for lease in found.items or ():
             self._add(lease)
         return found.metadata.continue_
 
@@ -262,7 +262,7 @@ class LeaseList:
 def decode_owner(body: bytes) -> str | None:
     """Return the group of the only Lease of a list; None if there is none. Raises LeaseFormatError."""
     try:
-        leases = _LABELED_LIST.decode(body).items
+        leases = _LABELED_LIST.decode(body).items or ()
     except _UNDECODABLE as error:
         raise LeaseFormatError(f"the response to a list of Leases is not a list: {error}") from error
     return next((lease.metadata.labels.get(GROUP_LABEL, "") for lease in leases), None)

@@ -79,8 +79,9 @@ def stored(version: str) -> bytes:
     return json.dumps(found).encode()
 
 
-async def test_lease_client_lists_leases_by_group_label() -> None:
-    leases, api = client(Answer(200, b'{"items": []}'))
+@pytest.mark.parametrize("items", [b"[]", b"null"])
+async def test_lease_client_lists_leases_by_group_label(items: bytes) -> None:
+    leases, api = client(Answer(200, b'{"items": %s}' % items))
     assert await leases.read() == GroupState(members={})
     assert api.asked == [("GET", LIST.format(250))]
 
@@ -212,6 +213,12 @@ async def test_lease_client_reports_the_group_that_owns_the_lease_name(group: st
     with pytest.raises(BackendError, match=f"milo-discovery-dns-a belongs to {whose}, not to 'dns': choose another"):
         await leases.write(WriteLease(NEW))
     assert api.asked[1] == ("GET", f"{PATH}?fieldSelector=metadata.name=milo-discovery-dns-a")
+
+
+async def test_lease_client_reports_a_conflict_if_the_lease_was_deleted_meanwhile() -> None:
+    leases, _ = client(Answer(409), Answer(200, b'{"items": null}'))
+    with pytest.raises(ConflictError):
+        await leases.write(WriteLease(NEW))
 
 
 @pytest.mark.parametrize(
