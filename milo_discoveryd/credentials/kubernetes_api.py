@@ -1,6 +1,6 @@
 """Plain requests to a Kubernetes API server, and its error responses as BackendErrors."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import NoReturn, Protocol, TypeVar
 
@@ -31,7 +31,10 @@ class KubernetesApi(Protocol):
 
     async def post(self, path: str, body: bytes, *, timeout_s: float) -> ApiAnswer: ...
 
-    async def delete(self, path: str, body: bytes, *, timeout_s: float) -> ApiAnswer: ...
+    async def delete(
+        self, path: str, body: bytes, *, timeout_s: float, sending: Callable[[], None] | None = None
+    ) -> ApiAnswer:
+        """`sending` is called when the request is about to be sent; an error that it raises prevents that."""
 
 
 def refuse(origin: str, answer: ApiAnswer, what: str, rule: str) -> NoReturn:

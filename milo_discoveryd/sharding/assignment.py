@@ -1,7 +1,7 @@
 """Assigns the clusters that this member owns to the fleet, which engages them."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from functools import partial
 from itertools import chain
 
@@ -11,11 +11,13 @@ from milo_discoveryd.credentials.issuers.issuer import FencingIssuer
 from milo_discoveryd.daemon_errors import BackendError
 from milo_discoveryd.fleet.fleet import Fleet
 from milo_discoveryd.logger import log
+from milo_discoveryd.model.cluster import source_of
 from milo_discoveryd.model.object_state import ObjectState
-from milo_discoveryd.sharding.credential_fence import TOKEN_CACHE_S, CredentialFence, Unrevoked
+from milo_discoveryd.sharding.credential_fence import TOKEN_CACHE_S, CredentialFence
 from milo_discoveryd.sharding.leases import View
 from milo_discoveryd.sharding.ownership import Decision, KeyOwnership, Owners, Ownership
 from milo_kube.credential import CredentialError
+from milo_kube.retry_after import delay_s
 
 STARTING = "the members of the shard group are not known yet"
 LOST = "the Lease of this member of the shard group was not renewed in time"
@@ -57,63 +59,94 @@ class FencedIssuer(msgspec.Struct, frozen=True):
     issuer: FencingIssuer
     sources: frozenset[str] = frozenset()
 
+    def serves(self, cluster: str) -> bool:
+        return not self.sources or source_of(cluster) in self.sources
 
-class CredentialRevocation:
-    """Revokes the credentials that other members obtained for clusters, before this member engages these clusters."""
 
-    def __init__(
-        self,
-        fence: CredentialFence,
-        issuers: Sequence[FencedIssuer],
-        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
-    ) -> None:
-        self.fence = fence
-        self._issuers = issuers
+class IssuerRevocation:
+    """Revokes the credentials that other members obtained from one issuer. What fails or hangs there delays no cluster
+    that other issuers serve."""
+
+    def __init__(self, fenced: FencedIssuer, sleep: Callable[[float], Awaitable[None]]) -> None:
+        self.fenced = fenced
+        self.fence = CredentialFence()
         self._sleep = sleep
+        self._has_failed = False
         self._changed = asyncio.Event()
 
-    def wake(self) -> None:
-        """Check the fence again, because the ownership has changed."""
+    def follow(self, ownership: Ownership | None) -> None:
+        self.fence.follow(ownership)
         self._changed.set()
 
-    async def run(self, cleared: Callable[[], None], present: Callable[[], Ownership | None]) -> None:
-        """Perform due revocations until canceled. `cleared` is called when more clusters may be engaged; `present`
-        returns the ownership at the moment of each deletion."""
+    @property
+    def is_decided(self) -> bool:
+        """Whether at least some clusters may be engaged, or only those of a part of the sources must wait."""
+        return self.fence.is_cleared or (self._has_failed and bool(self.fenced.sources))
+
+    async def run(self, decided: Callable[[], None], present: Callable[[], Ownership | None]) -> None:
         while True:
             self._changed.clear()
             due = self.fence.due
             if due is None:
                 await self._changed.wait()
                 continue
-            refused: dict[str, CredentialError] = {}
-            failed: dict[FencedIssuer, float] = {}
-            for fenced in self._issuers:
-                try:
-                    refused |= await fenced.issuer.revoke_others(partial(self.fence.covers, due, present))
-                except Exception as error:  # noqa: BLE001  (what one issuer causes must not delay the others)
-                    failed[fenced] = _noted(error, fenced)
-            if failed and (len(failed) == len(self._issuers) or not all(fenced.sources for fenced in failed)):
-                await self._sleep(max(REVOCATION_RETRY_S, *failed.values()))
+            try:
+                refused = await self.fenced.issuer.revoke_others(partial(self.fence.covers, due, present))
+            except Exception as error:  # noqa: BLE001  (it is tried again, whatever it is)
+                wait_s, had_failed, self._has_failed = _noted(error, self.fenced), self._has_failed, True
+                if not had_failed:
+                    decided()
+                await self._sleep(wait_s)
                 continue
+            self._has_failed = False
             if refused:
                 problem = str(next(iter(refused.values())))
                 log.warning(
                     "credentials of former owners not revoked", clusters=sorted(refused)[:_NAMED], problem=problem
                 )
             await self._sleep(TOKEN_CACHE_S)
-            sources = (fenced.sources for fenced in failed)
-            self.fence.revoked(due, Unrevoked(frozenset(refused), frozenset().union(*sources)))
-            cleared()
+            self.fence.revoked(due, frozenset(refused))
+            decided()
 
 
 def _noted(error: Exception, fenced: FencedIssuer) -> float:
-    """Log that nothing could be revoked at an issuer. Return for how many seconds its server asks to wait."""
+    """Log that nothing could be revoked at an issuer. Return how many seconds to wait before the next attempt."""
     sources = sorted(fenced.sources)
     if isinstance(error, CredentialError):
         log.warning("credentials of former owners not revoked", sources=sources, problem=str(error))
     else:
         log.exception("credentials of former owners not revoked", sources=sources)
-    return (isinstance(error, BackendError) and error.retry_after_s) or 0.0
+    return delay_s(REVOCATION_RETRY_S, error.retry_after_s if isinstance(error, BackendError) else None)
+
+
+class CredentialRevocation:
+    """Revokes the credentials that other members obtained for clusters, before this member engages these clusters."""
+
+    def __init__(
+        self, issuers: Iterable[FencedIssuer], sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
+    ) -> None:
+        self.issuers = tuple(IssuerRevocation(fenced, sleep) for fenced in issuers)
+
+    def follow(self, ownership: Ownership | None) -> None:
+        """Set the ownership of the member; None if it must not own anything."""
+        for issuer in self.issuers:
+            issuer.follow(ownership)
+
+    @property
+    def is_cleared(self) -> bool:
+        """Whether at least some clusters may be engaged, and for the others it was tried."""
+        are_decided = all(issuer.is_decided for issuer in self.issuers)
+        return are_decided and (not self.issuers or any(issuer.fence.is_cleared for issuer in self.issuers))
+
+    def clears(self, cluster: str) -> bool:
+        return all(issuer.fence.clears(cluster) for issuer in self.issuers if issuer.fenced.serves(cluster))
+
+    async def run(self, decided: Callable[[], None], present: Callable[[], Ownership | None]) -> None:
+        """Perform due revocations until canceled. `decided` is called when more clusters may be engaged, or when it is
+        known that some must wait; `present` returns the ownership at the moment of each deletion."""
+        async with asyncio.TaskGroup() as tasks:
+            for issuer in self.issuers:
+                tasks.create_task(issuer.run(decided, present), name="revoke credentials of an issuer")
 
 
 class FleetAssignment:
@@ -149,16 +182,15 @@ class FleetAssignment:
 
     def _follow(self, ownership: Ownership | None) -> None:
         if self._revocation is not None:
-            self._revocation.fence.follow(ownership)
-            self._revocation.wake()
+            self._revocation.follow(ownership)
 
     @property
     def _is_cleared(self) -> bool:
-        return self._revocation is None or self._revocation.fence.is_cleared
+        return self._revocation is None or self._revocation.is_cleared
 
     def _uncleared(self, name: str) -> str | None:
         """Return why a cluster that this member owns cannot be engaged yet; None if it can, or is engaged already."""
-        if self._revocation is None or self._is_engaged(name) or self._revocation.fence.clears(name):
+        if self._revocation is None or self._is_engaged(name) or self._revocation.clears(name):
             return None
         return "this member owns it, and waits until the credentials of former owners are revoked"
 

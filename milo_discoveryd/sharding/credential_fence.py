@@ -1,4 +1,4 @@
-"""Decides when the credentials of former owners count as revoked, before a member engages their clusters.
+"""Decides when the credentials of former owners count as revoked at an issuer, before a member engages their clusters.
 
 The clusters that a member gains are cleared once all credentials that other members obtained for them are revoked, and
 have expired from the token caches of API servers. The revocation begins when the former owner has released the clusters
@@ -9,7 +9,6 @@ from collections.abc import Callable
 
 import msgspec
 
-from milo_discoveryd.model.cluster import source_of
 from milo_discoveryd.sharding.ownership import KeyOwnership, Ownership
 
 TOKEN_CACHE_S = 11.0
@@ -25,31 +24,12 @@ class Revocation(msgspec.Struct, frozen=True):
     period: int
 
 
-class Unrevoked(msgspec.Struct, frozen=True):
-    """The clusters whose credentials could not be revoked: single ones, and all of some sources."""
-
-    clusters: frozenset[str] = frozenset()
-    sources: frozenset[str] = frozenset()
-
-    def __bool__(self) -> bool:
-        return bool(self.clusters or self.sources)
-
-    def __contains__(self, key: str) -> bool:
-        return key in self.clusters or source_of(key) in self.sources
-
-    def __and__(self, other: "Unrevoked") -> "Unrevoked":
-        clusters = {key for key in self.clusters if key in other} | {key for key in other.clusters if key in self}
-        return Unrevoked(frozenset(clusters), self.sources & other.sources)
-
-
-NONE = Unrevoked()
-
-
 class _Cleared(msgspec.Struct, frozen=True):
     """An ownership for which the credentials of other members were revoked."""
 
     ownership: Ownership
-    unrevoked: Unrevoked
+    unrevoked: frozenset[str]
+    """The clusters whose credentials could not be revoked."""
 
     def clears(self, key: str) -> bool:
         return key not in self.unrevoked and self.ownership.decide(key).state is KeyOwnership.OWNED
@@ -92,8 +72,9 @@ class CredentialFence:
         self.follow(present())
         return revocation.period == self._period
 
-    def revoked(self, revocation: Revocation, unrevoked: Unrevoked = NONE) -> None:
-        """Record that the credentials were revoked, but for `unrevoked`, and that `TOKEN_CACHE_S` has passed since."""
+    def revoked(self, revocation: Revocation, unrevoked: frozenset[str] = frozenset()) -> None:
+        """Record that the credentials were revoked, but for those of the clusters `unrevoked`, and that
+        `TOKEN_CACHE_S` has passed since."""
         if revocation.period == self._period:
             others = []
             for cleared in self._cleared:

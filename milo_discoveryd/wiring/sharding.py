@@ -17,7 +17,6 @@ from milo_discoveryd.fleet.fleet import Fleet
 from milo_discoveryd.instruments import ShardLeaseMetrics
 from milo_discoveryd.logger import log
 from milo_discoveryd.sharding.assignment import CredentialRevocation, FencedIssuer, FleetAssignment
-from milo_discoveryd.sharding.credential_fence import CredentialFence
 from milo_discoveryd.sharding.group import ShardGroup
 from milo_discoveryd.sharding.lease_client import LeaseClient
 from milo_discoveryd.sharding.lease_objects import VIEW, LeaseNames
@@ -128,7 +127,7 @@ def shard_group(
     assert wanted.group is not None
     name = member_name(settings, environ)
     leases = lease_client(settings, wanted.group, environ, closing)
-    revocation = CredentialRevocation(CredentialFence(), fencing()) if wanted.fence_credentials else None
+    revocation = CredentialRevocation(fencing()) if wanted.fence_credentials else None
     return ShardGroup(
         wanted.group,
         Member(

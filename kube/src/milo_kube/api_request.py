@@ -1,7 +1,7 @@
 """A request to an API server, with its path and headers, and the response. Pure."""
 
 import re
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from typing import Protocol
 from urllib.parse import quote, urlencode
 
@@ -38,6 +38,10 @@ class Access(msgspec.Struct, frozen=True, kw_only=True):
     """The user impersonated by the request."""
 
 
+def _permit() -> None:
+    """Permit the request."""
+
+
 class ApiRequest(msgspec.Struct, frozen=True):
     """A request, which can be sent again with another credential. Raises ValueError for an unsafe path."""
 
@@ -48,6 +52,9 @@ class ApiRequest(msgspec.Struct, frozen=True):
     content_type: str = JSON
     accept: str = JSON
     encoding: str = "gzip"
+    sending: Callable[[], None] = _permit
+    """Called when the request is about to be sent, each time: after the waits for its credential and its connection. An
+    error that it raises prevents that."""
 
     def __post_init__(self) -> None:
         if not _PATH.fullmatch(self.path):

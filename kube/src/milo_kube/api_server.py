@@ -252,13 +252,16 @@ class ApiServer:
         accept: str = JSON,
         limit: int | None = None,
         arrived: Callable[[int], None] = lambda _: None,
+        sending: Callable[[], None] | None = None,
     ) -> Answer:
         """Send a request and return the whole response, of at most `limit` bytes. Raises TransportError.
 
         `timeout_s` limits all of it: the wait for a credential, and a second attempt with another one.
-        `arrived` is called with the size of each piece of the response.
+        `arrived` is called with the size of each piece of the response. `sending`: see `ApiRequest`.
         """
         request = ApiRequest(method, path, tuple(query), body, content_type, accept)
+        if sending is not None:
+            request = msgspec.structs.replace(request, sending=sending)
         now = asyncio.get_running_loop().time
         until = now() + timeout_s
         bounds = ResponseBounds(until, timeout_s, self._response_limit if limit is None else limit, arrived)
@@ -290,8 +293,10 @@ class ApiServer:
         """Send `body`, which is JSON."""
         return await self.request("PUT", path, (), body, timeout_s=timeout_s)
 
-    async def delete(self, path: str, body: bytes, *, timeout_s: float) -> Answer:
-        return await self.request("DELETE", path, (), body, timeout_s=timeout_s)
+    async def delete(
+        self, path: str, body: bytes, *, timeout_s: float, sending: Callable[[], None] | None = None
+    ) -> Answer:
+        return await self.request("DELETE", path, (), body, timeout_s=timeout_s, sending=sending)
 
     def stream(
         self, path: str, query: Query = (), *, connect_timeout_s: float, silence_s: float | None, accept: str = JSON
@@ -350,7 +355,8 @@ class ApiServer:
         )
 
     def _sending(self, request: ApiRequest) -> None:
-        """Called when a request is about to be sent: after the waits for its credential and its connection."""
+        """Called when a request is about to be sent."""
+        request.sending()
 
     async def _keep(self, pool: Pool) -> None:
         """Hold `pool` between requests, so that its connections stay open, and release the previous pool."""

@@ -14,6 +14,7 @@ from collections import OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager, suppress
 from datetime import datetime
+from functools import partial
 from typing import Annotated, NoReturn
 
 import msgspec
@@ -53,6 +54,9 @@ GROUP_LABEL = "discovery.miloapis.com/shard-group"
 CLUSTER_ANNOTATION = "discovery.miloapis.com/project"
 _OF_ALL = frozenset({401, 429, 503})
 """Statuses that refuse the daemon, and not the deletion of one Secret."""
+_UNSENT = frozenset({"dns", "connect", "tls", "credential"})
+"""Causes for which no request was sent. Each other one may be of one Secret, such as a webhook that does not answer."""
+_CONCURRENT_DELETIONS = 8
 
 
 class _TokenStatus(msgspec.Struct, frozen=True, rename="camel"):
@@ -93,7 +97,7 @@ class _ListMetadata(msgspec.Struct, frozen=True):
 
 
 class _SecretList(msgspec.Struct, frozen=True):
-    items: list[_SecretObject]
+    items: list[_SecretObject] | None
     metadata: _ListMetadata = _ListMetadata()
 
 
@@ -194,19 +198,58 @@ class TokenRequestIssuer:
     async def revoke_others(self, covers: Callable[[str], bool]) -> Mapping[str, BackendError]:
         """Revoke what other runs in the shard group minted for the clusters whose names `covers` accepts. Return the
         clusters with a Secret whose deletion the API server refused."""
+        selector = ",".join(f"{label}={value}" for label, value in self._group_label.items())
+        others = (secret for secret in await self._list(selector) if secret.labels.get(RUN_LABEL) != self._run)
         refused: dict[str, BackendError] = {}
-        for secret in await self._list(",".join(f"{label}={value}" for label, value in self._group_label.items())):
-            cluster = secret.annotations.get(CLUSTER_ANNOTATION, "")
-            if secret.labels.get(RUN_LABEL) == self._run or not covers(cluster):
-                continue
-            answer = await self._deletion(secret)
-            try:
-                self._require_deleted(answer)
-            except BackendError as error:
-                if answer.status in _OF_ALL:
-                    raise
-                refused[cluster] = error
+        failed: list[BackendError] = []
+
+        async def revoke_next() -> None:
+            for secret in others:
+                if failed:
+                    return
+                cluster = secret.annotations.get(CLUSTER_ANNOTATION, "")
+                try:
+                    await self._revoke_other(secret, partial(covers, cluster))
+                except _RefusedDeletionError as error:
+                    refused[cluster] = error
+                except BackendError as error:
+                    failed.append(error)
+                except Exception as error:
+                    log.exception("token of another member not revoked", issuer=self.name, cluster=cluster)
+                    refused[cluster] = BackendError(f"unexpected error ({type(error).__name__})")
+
+        async with asyncio.TaskGroup() as tasks:
+            for _ in range(_CONCURRENT_DELETIONS):
+                tasks.create_task(revoke_next(), name="revoke tokens of other members")
+        if failed:
+            raise failed[0]
         return refused
+
+    async def _revoke_other(self, secret: _SecretMetadata, is_permitted: Callable[[], bool]) -> None:
+        """Delete the Secret of another run, if that is permitted when the request is sent.
+
+        Raises _RefusedDeletionError for what may be of this Secret alone.
+        """
+
+        def require_permit() -> None:
+            if not is_permitted():
+                raise _NotPermittedError
+
+        try:
+            require_permit()
+            answer = await self._deletion(secret, require_permit)
+        except _NotPermittedError:
+            return
+        except BackendError as error:
+            if isinstance(error.__cause__, TransportError) and error.__cause__.cause in _UNSENT:
+                raise
+            raise _RefusedDeletionError(str(error)) from error
+        try:
+            self._require_deleted(answer)
+        except BackendError as error:
+            if answer.status in _OF_ALL:
+                raise
+            raise _RefusedDeletionError(str(error)) from error
 
     @asynccontextmanager
     async def _exclusive(self, identity: ClusterIdentity) -> AsyncIterator[None]:
@@ -313,7 +356,7 @@ class TokenRequestIssuer:
             if answer.status != 200:
                 self._refuse(answer, "list the Secrets that tokens are bound to")
             page = kubernetes_api.read(self._origin, answer, _SECRET_LIST)
-            found += [item.metadata for item in page.items]
+            found += [item.metadata for item in page.items or ()]
             continued = page.metadata.continue_
             if not continued:
                 return found
@@ -326,10 +369,10 @@ class TokenRequestIssuer:
         for metadata in found:
             self._require_deleted(await self._deletion(metadata))
 
-    async def _deletion(self, metadata: _SecretMetadata) -> ApiAnswer:
+    async def _deletion(self, metadata: _SecretMetadata, sending: Callable[[], None] | None = None) -> ApiAnswer:
         body = {"apiVersion": "v1", "kind": "DeleteOptions", "preconditions": {"uid": metadata.uid}}
         path = f"{self._secrets}/{metadata.name}"
-        return await self._call(self._api.delete(path, msgspec.json.encode(body), timeout_s=TIMEOUT_S))
+        return await self._call(self._api.delete(path, msgspec.json.encode(body), timeout_s=TIMEOUT_S, sending=sending))
 
     def _require_deleted(self, answer: ApiAnswer) -> None:
         if answer.status not in (200, 202, 404, 409):  # 409: another Secret has this name now
@@ -355,6 +398,14 @@ class TokenRequestIssuer:
             return await answering
         except TransportError as error:
             raise BackendError(str(error)) from error
+
+
+class _NotPermittedError(Exception):
+    """The credentials of a cluster may not be revoked now."""
+
+
+class _RefusedDeletionError(BackendError):
+    """A Secret was not deleted, which says nothing about others."""
 
 
 class _SecretGoneError(BackendError):

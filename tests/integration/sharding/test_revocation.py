@@ -8,11 +8,14 @@ import pytest
 
 from milo_discoveryd.daemon_errors import BackendError
 from milo_discoveryd.sharding.assignment import REVOCATION_RETRY_S, CredentialRevocation, FencedIssuer
-from milo_discoveryd.sharding.credential_fence import TOKEN_CACHE_S, CredentialFence
+from milo_discoveryd.sharding.credential_fence import TOKEN_CACHE_S
 from milo_discoveryd.sharding.ownership import Ownership
+from milo_kube.retry_after import LONGEST_S
 from tests.support.eventually import eventually
 from tests.support.logs import capture_logs
 from tests.unit.sharding.test_credential_fence import SETTLED
+
+JITTER_S = 1.0
 
 
 class Source:
@@ -54,16 +57,19 @@ class Clock:
 class World:
     def __init__(self, *issuers: FencedIssuer) -> None:
         """`issuers`: by default `source`, which serves the clusters of all sources."""
-        self.fence, self.source, self.clock = CredentialFence(), Source(), Clock()
-        self.revocation = CredentialRevocation(
-            self.fence, list(issuers or [FencedIssuer(self.source)]), self.clock.sleep
-        )
+        self.source, self.clock = Source(), Clock()
+        self.revocation = CredentialRevocation(issuers or [FencedIssuer(self.source)], self.clock.sleep)
         self.cleared = 0
         self.ownership: Ownership | None = SETTLED
         self.running = asyncio.create_task(self.revocation.run(self._cleared, lambda: self.ownership))
 
     def _cleared(self) -> None:
         self.cleared += 1
+
+    @property
+    def is_due(self) -> bool:
+        """Whether a revocation is due at any issuer."""
+        return any(issuer.fence.due for issuer in self.revocation.issuers)
 
 
 @asynccontextmanager
@@ -83,19 +89,17 @@ async def world() -> AsyncIterator[World]:
 
 
 async def test_credential_fence_permits_engagement_after_revocation_and_token_cache_expiry(world: World) -> None:
-    world.fence.follow(SETTLED)
-    world.revocation.wake()
+    world.revocation.follow(SETTLED)
     await eventually(lambda: world.clock.slept == [TOKEN_CACHE_S])
-    assert (world.source.deleted, world.cleared, world.fence.clears("key")) == (["key"], 0, False)
+    assert (world.source.deleted, world.cleared, world.revocation.clears("key")) == (["key"], 0, False)
     world.clock.advance()
     await eventually(lambda: world.cleared == 1)
-    assert world.fence.clears("key")
+    assert world.revocation.clears("key")
 
 
 async def test_failed_credential_revocation_is_retried(world: World) -> None:
     world.source.failures = 1
-    world.fence.follow(SETTLED)
-    world.revocation.wake()
+    world.revocation.follow(SETTLED)
     await eventually(lambda: world.clock.slept == [REVOCATION_RETRY_S])
     world.clock.advance()
     await eventually(lambda: world.clock.slept == [REVOCATION_RETRY_S, TOKEN_CACHE_S])
@@ -104,28 +108,29 @@ async def test_failed_credential_revocation_is_retried(world: World) -> None:
 
 
 async def test_failed_credential_revocation_is_retried_after_the_time_that_the_server_states(world: World) -> None:
-    world.source.failures, world.source.retry_after_s = 1, 7.0
-    world.fence.follow(SETTLED)
-    world.revocation.wake()
-    await eventually(lambda: world.clock.slept == [7.0])
+    world.source.failures, world.source.retry_after_s = 2, 7.0
+    world.revocation.follow(SETTLED)
+    await eventually(lambda: world.clock.slept == [7.0 + JITTER_S])
+    world.source.retry_after_s = 86_400.0
+    world.clock.advance()
+    await eventually(lambda: world.clock.slept == [7.0 + JITTER_S, LONGEST_S + JITTER_S])
 
 
 async def test_cluster_whose_credentials_cannot_be_revoked_delays_no_other(world: World) -> None:
     world.source.refused = {"denied"}
     with capture_logs() as logs:
-        world.fence.follow(SETTLED)
-        world.revocation.wake()
+        world.revocation.follow(SETTLED)
         await eventually(lambda: world.clock.slept == [TOKEN_CACHE_S])
     assert [(entry["clusters"], entry["problem"]) for entry in logs] == [(["denied"], "denied")]
     world.clock.advance()
     await eventually(lambda: world.cleared == 1)
-    assert (world.fence.clears("key"), world.fence.clears("denied")) == (True, False)
+    assert (world.revocation.clears("key"), world.revocation.clears("denied")) == (True, False)
     world.source.refused.clear()
     world.clock.advance()  # of the attempt that began before
     world.clock.advance()
-    await eventually(lambda: world.fence.clears("denied"))
-    assert world.fence.clears("key")
-    assert world.fence.due is None
+    await eventually(lambda: world.revocation.clears("denied"))
+    assert world.revocation.clears("key")
+    assert not world.is_due
 
 
 async def test_issuer_that_fails_delays_clusters_of_its_sources_alone() -> None:
@@ -134,36 +139,60 @@ async def test_issuer_that_fails_delays_clusters_of_its_sources_alone() -> None:
     first, second = FencedIssuer(failing, frozenset({"one"})), FencedIssuer(other, frozenset({"two"}))
     async with world_of(first, second) as world:
         with capture_logs() as logs:
-            world.fence.follow(SETTLED)
-            world.revocation.wake()
-            await eventually(lambda: world.clock.slept == [TOKEN_CACHE_S])
+            world.revocation.follow(SETTLED)
+            await eventually(lambda: world.clock.slept == [REVOCATION_RETRY_S, TOKEN_CACHE_S])
         assert [(entry["sources"], entry["problem"]) for entry in logs] == [(["one"], "no Secrets")]
+        assert (world.cleared, world.revocation.is_cleared) == (1, False)
+        world.clock.advance()
+        world.clock.advance()
+        await eventually(lambda: world.cleared == 2)
+        assert world.revocation.is_cleared
+        assert (world.revocation.clears("one#key"), world.revocation.clears("two#key")) == (False, True)
+        await eventually(lambda: len(world.clock.slept) == 3)
+        world.clock.advance()
+        await eventually(lambda: len(world.clock.slept) == 4)
+        world.clock.advance()
+        await eventually(lambda: world.revocation.clears("one#key"))
+        assert world.revocation.clears("two#key")
+        assert not world.is_due
+
+
+async def test_issuer_that_hangs_delays_clusters_of_its_sources_alone() -> None:
+    hanging, other = Source(), Source()
+    hanging.may_delete.clear()
+    first, second = FencedIssuer(hanging, frozenset({"one"})), FencedIssuer(other, frozenset({"two"}))
+    async with world_of(first, second) as world:
+        world.revocation.follow(SETTLED)
+        await eventually(lambda: world.clock.slept == [TOKEN_CACHE_S])
         world.clock.advance()
         await eventually(lambda: world.cleared == 1)
-        assert (world.fence.clears("one#key"), world.fence.clears("two#key")) == (False, True)
-        other.failures = 1  # it had succeeded before
-        world.clock.advance()  # of the attempt that began before
-        await eventually(lambda: world.cleared == 2)
-        world.clock.advance()
-        await eventually(lambda: world.fence.clears("one#key"))
-        assert world.fence.clears("two#key")
-        assert world.fence.due is None
+        assert (world.revocation.clears("one#key"), world.revocation.clears("two#key")) == (False, True)
+        assert not world.revocation.is_cleared, "clusters of the first source would be missing from the first snapshot"
 
 
 async def test_issuer_of_all_sources_that_fails_delays_all_clusters() -> None:
     failing, other = Source(), Source()
-    failing.failures, failing.retry_after_s = 1, 7.0
+    failing.failures = 1
     async with world_of(FencedIssuer(failing), FencedIssuer(other, frozenset({"two"}))) as world:
-        world.fence.follow(SETTLED)
-        world.revocation.wake()
-        await eventually(lambda: world.clock.slept == [7.0])
-        assert not world.fence.is_cleared
+        world.revocation.follow(SETTLED)
+        await eventually(lambda: world.clock.slept == [REVOCATION_RETRY_S, TOKEN_CACHE_S])
+        world.clock.advance()
+        world.clock.advance()
+        await eventually(lambda: len(world.clock.slept) == 3)
+        assert not world.revocation.is_cleared
+        assert not world.revocation.clears("two#key")
+
+
+async def test_nothing_waits_for_revocations_without_issuers() -> None:
+    revocation = CredentialRevocation([])
+    revocation.follow(SETTLED)
+    assert revocation.is_cleared
+    assert revocation.clears("key")
 
 
 async def test_late_revocation_of_a_member_that_was_paused_deletes_nothing_of_the_rightful_owner(world: World) -> None:
     world.source.may_delete.clear()
-    world.fence.follow(SETTLED)
-    world.revocation.wake()
+    world.revocation.follow(SETTLED)
     await world.source.asked.wait()
     world.ownership = None  # the process was paused past its fence
     world.source.may_delete.set()
@@ -171,17 +200,16 @@ async def test_late_revocation_of_a_member_that_was_paused_deletes_nothing_of_th
     assert world.source.deleted == []
     world.clock.advance()
     await eventually(lambda: world.cleared == 1)
-    assert not world.fence.is_cleared
+    assert not world.revocation.is_cleared
 
 
 async def test_credential_fence_does_not_permit_engagement_if_ownership_was_interrupted(world: World) -> None:
-    world.fence.follow(SETTLED)
-    world.revocation.wake()
+    world.revocation.follow(SETTLED)
     await eventually(lambda: world.clock.slept)
-    world.fence.follow(None)
+    world.revocation.follow(None)
     world.clock.advance()
     await eventually(lambda: world.cleared == 1)
-    assert not world.fence.is_cleared
+    assert not world.revocation.is_cleared
 
 
 async def test_revocation_is_retried_after_an_unexpected_error(world: World) -> None:
@@ -195,8 +223,7 @@ async def test_revocation_is_retried_after_an_unexpected_error(world: World) -> 
 
     world.source.revoke_others = revoked  # type: ignore[method-assign]
     with capture_logs() as logs:
-        world.fence.follow(SETTLED)
-        world.revocation.wake()
+        world.revocation.follow(SETTLED)
         await eventually(lambda: world.clock.slept == [REVOCATION_RETRY_S])
         world.clock.advance()
         await eventually(lambda: world.clock.slept == [REVOCATION_RETRY_S, TOKEN_CACHE_S])

@@ -151,7 +151,10 @@ class TokenApi:
         assert path == SECRETS, path
         return await self._asked(lambda _: self._listed(dict(query)["labelSelector"]), timeout_s)
 
-    async def delete(self, path: str, body: bytes, *, timeout_s: float) -> Answer:
+    async def delete(
+        self, path: str, body: bytes, *, timeout_s: float, sending: Callable[[], None] | None = None
+    ) -> Answer:
+        assert sending is None
         uid = msgspec.json.decode(body, type=_DeleteOptions).preconditions.uid
         return await self._asked(lambda _: self._deleted(path, uid), timeout_s)
 

@@ -39,6 +39,13 @@ TESTED = {
     "milo_discoveryd/credentials/issuers/token_request.py: self._clean_up": (
         "tests/unit/credentials/test_token_request.py::test_mints_do_not_wait_for_the_deletion_of_old_secrets"
     ),
+    "milo_discoveryd/credentials/issuers/token_request.py: revoke_next": (
+        "tests/unit/credentials/test_token_request.py"
+        "::test_unexpected_error_of_a_secret_keeps_no_others_of_other_members"
+    ),
+    "milo_discoveryd/sharding/assignment.py: issuer.run": (
+        "tests/integration/sharding/test_revocation.py::test_revocation_is_retried_after_an_unexpected_error"
+    ),
     "milo_discoveryd/kubeconfigs/minter.py: self._work": (
         f"{_KUBECONFIGS}::test_unexpected_error_of_a_mint_is_a_failure_of_its_cluster"
     ),

@@ -1,9 +1,11 @@
 """A cluster and a scripted API, for tests of credential issuers."""
 
+import asyncio
 import json
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 
 from milo_discoveryd.model.cluster import Cluster, Target
 from milo_kube.http.errors import TransportError
@@ -39,6 +41,8 @@ class ScriptedApi:
         self.answers = deque(answers)
         self.asked: list[tuple[str, str]] = []
         self.bodies: list[bytes] = []
+        self.before_deletions: Callable[[], Awaitable[None]] = partial(asyncio.sleep, 0)
+        """What a deletion waits for before it is sent."""
 
     async def get(self, path: str, query: Iterable[tuple[str, str]] = (), *, timeout_s: float) -> Answer:
         return self._next("GET", path)
@@ -47,7 +51,12 @@ class ScriptedApi:
         self.bodies.append(body)
         return self._next("POST", path)
 
-    async def delete(self, path: str, body: bytes, *, timeout_s: float) -> Answer:
+    async def delete(
+        self, path: str, body: bytes, *, timeout_s: float, sending: Callable[[], None] | None = None
+    ) -> Answer:
+        await self.before_deletions()
+        if sending is not None:
+            sending()
         self.bodies.append(body)
         return self._next("DELETE", path)
 

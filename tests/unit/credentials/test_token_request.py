@@ -436,9 +436,70 @@ async def test_token_whose_revocation_is_refused_keeps_no_others_of_other_member
     assert [path.rpartition("/")[2] for method, path in api.asked if method == "DELETE"] == ["alpha", "beta"]
 
 
+async def test_secret_whose_deletion_is_not_answered_keeps_no_others_of_other_members() -> None:
+    silent = TransportError("timeout", "the webhook does not answer")
+    api = ScriptedApi(of_another_run("alpha", "beta", "gamma"), silent, answering(200, {}), answering(200, {}))
+    refused = await a_source(api, group="ops", member="operator-1").revoke_others(lambda _: True)
+    assert [*refused] == ["alpha"]
+    assert {path.rpartition("/")[2] for method, path in api.asked if method == "DELETE"} == {"alpha", "beta", "gamma"}
+
+
+async def test_secret_whose_deletion_hangs_delays_no_others_of_other_members() -> None:
+    api = ScriptedApi(of_another_run("alpha", "beta"), answering(200, {}))
+    hanging, waits = asyncio.Event(), [asyncio.Event().wait]
+
+    async def wait() -> None:
+        if waits:
+            hanging.set()
+            await waits.pop()()
+
+    api.before_deletions = wait
+    revoking = asyncio.create_task(a_source(api, group="ops", member="operator-1").revoke_others(lambda _: True))
+    await hanging.wait()
+    await eventually(lambda: [path.rpartition("/")[2] for method, path in api.asked if method == "DELETE"] == ["beta"])
+    revoking.cancel()
+
+
+async def test_revocation_for_other_members_ends_when_the_server_cannot_be_reached() -> None:
+    api = ScriptedApi(of_another_run("alpha", "beta"), *[TransportError("connect", "refused")] * 2)
+    with pytest.raises(BackendError, match="refused"):
+        await a_source(api, group="ops", member="operator-1").revoke_others(lambda _: True)
+
+
+async def test_secret_of_another_member_is_not_deleted_once_that_is_not_permitted() -> None:
+    api, permitted = ScriptedApi(of_another_run("alpha")), {"alpha"}
+
+    async def wait_for_connection() -> None:
+        permitted.clear()
+
+    api.before_deletions = wait_for_connection
+    assert await a_source(api, group="ops", member="operator-1").revoke_others(permitted.__contains__) == {}
+    assert [method for method, _ in api.asked] == ["GET"]
+
+
+async def test_unexpected_error_of_a_secret_keeps_no_others_of_other_members() -> None:
+    api, failures = ScriptedApi(of_another_run("alpha", "beta"), answering(200, {})), [ZeroDivisionError()]
+
+    async def fail() -> None:
+        if failures:
+            raise failures.pop()
+
+    api.before_deletions = fail
+    with capture_logs() as logs:
+        refused = await a_source(api, group="ops", member="operator-1").revoke_others(lambda _: True)
+    assert [*refused] == ["alpha"]
+    assert [entry["log_level"] for entry in logs] == ["error"]
+    assert [path.rpartition("/")[2] for method, path in api.asked if method == "DELETE"] == ["beta"]
+
+
+async def test_list_of_secrets_without_items_is_empty() -> None:
+    api = ScriptedApi(answering(200, {"items": None}))
+    assert await a_source(api, group="ops", member="operator-1").revoke_others(lambda _: True) == {}
+
+
 @pytest.mark.parametrize("status", [401, 429, 503])
 async def test_revocation_for_other_members_ends_when_the_server_refuses_the_daemon(status: int) -> None:
-    api = ScriptedApi(of_another_run("alpha", "beta"), answering(status, {}))
+    api = ScriptedApi(of_another_run("alpha", "beta"), *[answering(status, {})] * 2)
     with pytest.raises(BackendError, match=str(status)):
         await a_source(api, group="ops", member="operator-1").revoke_others(lambda _: True)
 

@@ -2,10 +2,12 @@
 
 import asyncio
 import itertools
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import pytest
 
+from milo_discoveryd.daemon_errors import BackendError
 from milo_discoveryd.engagement.pending_releases import SubscriberKey, Subscription
 from milo_discoveryd.fleet import changes
 from milo_discoveryd.fleet.source import ClusterSource
@@ -14,8 +16,7 @@ from milo_discoveryd.log.filter import Filter
 from milo_discoveryd.model.cluster import DisengageReason
 from milo_discoveryd.model.object_state import ObjectState
 from milo_discoveryd.model.observation import Observation
-from milo_discoveryd.sharding.assignment import LOST, STARTING, FleetAssignment
-from milo_discoveryd.sharding.credential_fence import CredentialFence
+from milo_discoveryd.sharding.assignment import LOST, STARTING, CredentialRevocation, FencedIssuer, FleetAssignment
 from milo_discoveryd.sharding.leases import View, ViewMember
 from milo_discoveryd.sharding.ownership import Ownership
 from milo_kube.reflect.messages import Listed, ListEnded, ListStarted, ObjectChanged, SourceEvent
@@ -236,27 +237,29 @@ async def test_number_of_unowned_clusters_contains_none_that_was_not_decided(mon
     assert assignment.unowned() == 60
 
 
-class Revocation:
-    """A fence whose revocations the test completes."""
+class Silent:
+    """An issuer that is not asked, since the test completes the revocations."""
 
+    async def revoke_others(self, covers: Callable[[str], bool]) -> Mapping[str, BackendError]:
+        raise NotImplementedError
+
+
+class Revocation(CredentialRevocation):
     def __init__(self) -> None:
-        self.fence = CredentialFence()
-        self.woken = 0
-
-    def wake(self) -> None:
-        self.woken += 1
+        super().__init__([FencedIssuer(Silent())])
 
     def done(self) -> None:
-        due = self.fence.due
+        fence = self.issuers[0].fence
+        due = fence.due
         assert due is not None
-        self.fence.revoked(due)
+        fence.revoked(due)
 
 
 async def test_clusters_are_engaged_once_the_credentials_of_former_owners_are_revoked() -> None:
     revocation = Revocation()
     source, assignment = listed("x", "y", revocation=revocation)
     assign(assignment, ALONE)
-    assert (source.synced, source.engagements.engaged, assignment.unowned(), revocation.woken) == (False, 0, 2, 1)
+    assert (source.synced, source.engagements.engaged, assignment.unowned()) == (False, 0, 2)
     assert message(source) == "this member owns it, and waits until the credentials of former owners are revoked"
     revocation.done()
     assign(assignment, ALONE)
@@ -270,7 +273,7 @@ async def test_clusters_stay_engaged_while_credentials_are_revoked_after_a_view_
     revocation.done()
     assign(assignment, ALONE)
     assign(assignment, CONTINUED)
-    assert (source.engagements.engaged, revocation.fence.is_cleared) == (1, False)
+    assert (source.engagements.engaged, revocation.is_cleared) == (1, False)
     assignment.lose_ownership(LOST)
     assert source.engagements.engaged == 0
     assign(assignment, CONTINUED)

@@ -123,6 +123,7 @@ class ClusterApi(ApiServer):
         if request.method != "GET" and not self._may_write():
             lost = "this replica no longer holds the Lease or owns the cluster"
             raise NotLeading(f"{request.method} {request.path} was not sent: {lost}")
+        super()._sending(request)
 
     async def read_list(self, path: str, query: Query = ()) -> list[dict[str, Any]]:
         """Read a list in pages. Raises as `send` does, and ClusterApiError for a list that is too long."""
