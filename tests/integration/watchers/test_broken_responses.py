@@ -130,7 +130,7 @@ class ApiServer:
         path = target.partition("?")[0]
         if path == PATH:
             items = [project(name, 1) for name in self.names]
-            return json.dumps({"metadata": {"resourceVersion": "9"}, "items": items}).encode()
+            return json.dumps({"metadata": {"resourceVersion": "10"}, "items": items}).encode()
         return b"ok" if path == "/livez" else json.dumps(project(path.rpartition("/")[2], 1)).encode()
 
     async def _watch(self, writer: asyncio.StreamWriter) -> None:

@@ -51,6 +51,8 @@ class Failure(msgspec.Struct, frozen=True):
     status: int = 0
     """The HTTP status code, or the `code` of a Status object in the watch."""
     retry_after_s: float | None = None
+    is_sent: bool = False
+    """Whether the server ended an open watch with an error or at once, rather than that its connection was lost."""
 
 
 # --- source events ---

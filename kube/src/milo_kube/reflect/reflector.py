@@ -90,6 +90,10 @@ server sends `Retry-After: 1` each time while it builds its caches, which takes 
 _VERSION_REFUSED = frozenset({410, 504})
 """Statuses that refuse a resource version: 410 if it is too old, 504 if it is in the server's future."""
 _STREAMING_LIST_REFUSED = frozenset({400, 403, 422})
+_BROKEN_AT_MOST = 5
+"""Number of watches that the server ends with an error, or at once, at the same version. Then a list is requested: the
+next event may be why, such as a state of an object that the server cannot convert, and that has changed since."""
+_MALFORMED_AT_MOST = 2
 _RESUME_REFUSED = frozenset({*range(400, 500), 500, 501}) - {401, 403, 407, 408, 425, 429}
 """Statuses of a refused watch after which a list may succeed, because they neither reject the caller nor request a
 later retry."""
@@ -102,8 +106,10 @@ class Attempts(msgspec.Struct):
     listed_at: float
     failures: int = 0
     """The number of consecutive failures."""
-    malformed_at: str = ""
-    """The version at which a watch last sent something undecodable."""
+    broken_at: str = ""
+    """The version at which a watch was last ended by what the server sent."""
+    broken: int = 0
+    """How often, since the last list."""
     list_is_unproven: bool = False
     """Whether a refused version or undecodable data caused a relist, and no watch has been open for `proven_s` since
     then."""
@@ -237,7 +243,8 @@ class Reflector(Generic[Seen]):
             return self.failed(Failure("ListCut", "the server ended the streaming list before its final bookmark"), now)
         assert isinstance(self.state, Watching)
         if now - self.state.opened_at < self.policy.min_watch_s:
-            return self.failed(Failure("VeryShortWatch", "the server ended the watch in its first second"), now)
+            message = "the server ended the watch in its first second"
+            return self.failed(Failure("VeryShortWatch", message, is_sent=True), now)
         self._note_health(self.state, now)
         self.state = self._opening(self.state.version)
         return []
@@ -330,9 +337,12 @@ class Reflector(Generic[Seen]):
         version = watching.version
         if failure.status in _VERSION_REFUSED:
             return self._relist(failure, now, delay)
-        if failure.reason == MALFORMED_RESPONSE:
-            again, self._attempts.malformed_at = version == self._attempts.malformed_at, version
-            if again:
+        is_malformed = failure.reason == MALFORMED_RESPONSE
+        if is_malformed or failure.is_sent:
+            broken = self._attempts.broken + 1 if version == self._attempts.broken_at else 1
+            self._attempts.broken_at, self._attempts.broken = version, broken
+            if broken >= (_MALFORMED_AT_MOST if is_malformed else _BROKEN_AT_MOST):
+                self._attempts.broken = 0
                 return self._relist(failure, now, delay)
         was_healthy = watching.proven or now - watching.opened_at >= self.policy.min_watch_s
         if failure.reason != UNRESPONSIVE and self._attempts.failures == 1 and was_healthy:
@@ -389,7 +399,7 @@ class Reflector(Generic[Seen]):
     def _other_event(self, event: WatchEvent[Seen], now: float) -> list[SourceEvent[Seen]]:
         match event:
             case ErrorStatus(code, reason, message):
-                return self.failed(Failure(reason or "WatchError", message, code), now)
+                return self.failed(Failure(reason or "WatchError", message, code, is_sent=True), now)
             case Undecodable(problem):
                 return self.failed(Failure(MALFORMED_RESPONSE, problem), now)
             case UnknownEvent(problem):

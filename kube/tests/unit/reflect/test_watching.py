@@ -352,6 +352,46 @@ def test_error_event_without_version_is_an_interruption() -> None:
     assert driver.request == resumes_from("11")
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        ErrorStatus(500, "InternalError", "conversion webhook failed"),
+        ErrorStatus(0, "Expired", "too old"),
+        ErrorStatus(404, "NotFound", "not found"),
+    ],
+)
+def test_fifth_watch_that_an_error_event_ends_at_the_same_version_leads_to_relist(error: ErrorStatus) -> None:
+    driver = watching()
+    for _ in range(4):
+        assert driver.events(error) == []
+        driver.now += 20.0
+        assert driver.request == resumes_from("10")
+        driver.opened()
+    assert driver.events(error) == [Relisting(error.reason)]
+    assert driver.request == FIRST_PAGE
+
+
+def test_fifth_watch_that_ends_at_once_at_the_same_version_leads_to_relist() -> None:
+    driver = watching()
+    for _ in range(4):
+        assert driver.ended() == []
+        driver.now += 20.0
+        driver.opened()
+    assert driver.ended() == [Relisting("VeryShortWatch")]
+
+
+def test_watches_whose_connections_are_lost_or_that_make_progress_are_resumed() -> None:
+    driver = watching()
+    for number in range(20):
+        driver.failed(CUT)
+        driver.now += 20.0
+        driver.opened()
+        assert driver.events(changed("a", f"{11 + number}"), ErrorStatus(500, "InternalError", "no"))
+        driver.now += 20.0
+        assert driver.request == resumes_from(f"{11 + number}")
+        driver.opened()
+
+
 # --- malformed data ---
 
 
