@@ -16,7 +16,7 @@ from typing import Generic
 
 import msgspec
 
-from milo_kube.list_pages import EndlessListError, ListPages
+from milo_kube.list_pages import MAX_S, EndlessListError, ListPages
 from milo_kube.reflect.backoff import Backoff
 from milo_kube.reflect.liveness_policy import LivenessPolicy
 from milo_kube.reflect.messages import (
@@ -153,8 +153,8 @@ class Reflector(Generic[Seen]):
             case Opening(version, timeout_s):
                 self._attempts.requested_at = now
                 return OpenWatch(version, timeout_s)
-            case Filling(heard_at, line_due_at):
-                return ReadWatch(min(heard_at + self.policy.fill_silence_s, line_due_at))
+            case Filling(begun_at, heard_at, line_due_at):
+                return ReadWatch(min(begun_at + MAX_S, heard_at + self.policy.fill_silence_s, line_due_at))
             case watching:
                 silent_at = watching.opened_at + watching.timeout_s + 10.0
                 if self.trust.expects_bookmarks:
@@ -206,7 +206,7 @@ class Reflector(Generic[Seen]):
         assert isinstance(self.state, Opening)
         self._contact(now)
         if not self.state.version:
-            self.state = Filling(now)
+            self.state = Filling(now, now)
             return [ListStarted()]
         self.state = Watching(self.state.version, now, now, self.state.timeout_s)
         self._streaming(now)
@@ -228,8 +228,10 @@ class Reflector(Generic[Seen]):
                 case _:
                     break  # an earlier event ended the watch
         match self.state:
-            case Filling() as filling:
-                self.state = Filling(now, self._line_due_at(filling.line_due_at, now, bool(events), partial))
+            case Filling(begun_at) if now >= begun_at + MAX_S:
+                found += self._list_in_pages()
+            case Filling(begun_at, line_due_at=line_due_at):
+                self.state = Filling(begun_at, now, self._line_due_at(line_due_at, now, bool(events), partial))
             case Watching() as watching:
                 line_due_at = self._line_due_at(watching.line_due_at, now, bool(events), partial)
                 self.state = msgspec.structs.replace(watching, heard_at=now, line_due_at=line_due_at)
@@ -262,10 +264,7 @@ class Reflector(Generic[Seen]):
             message = f"one event took longer than {self.policy.line_s:g} s to arrive"
             return self.failed(Failure("SlowLine", message), now)
         if isinstance(self.state, Filling):
-            # The server treated the request as a plain watch: it does not support streaming lists.
-            self.list_method.streaming = False
-            self.state = self._list()
-            return [Relisting("StreamingListUnsupported")]
+            return self._list_in_pages()
         if self._relist_at is not None and now >= self._relist_at:
             self._relist_at = None
             self.state = self._list()
@@ -276,6 +275,12 @@ class Reflector(Generic[Seen]):
         # A server restored from a backup sends nothing on a watch from a version in its future.
         self.state = self._list()
         return self._catching_up("Silence", "the watch has received no data since it was resumed", now)
+
+    def _list_in_pages(self) -> list[SourceEvent[Seen]]:
+        """The server treated the request as a plain watch: it does not support streaming lists."""
+        self.list_method.streaming = False
+        self.state = self._list()
+        return [Relisting("StreamingListUnsupported")]
 
     def give_up(self, failure: Failure, until: float, now: float) -> list[SourceEvent[Seen]]:
         """End the list or watch because of a failure in this process, and list again at `until`."""
@@ -320,10 +325,12 @@ class Reflector(Generic[Seen]):
             self.list_method.pages_outlived_version()
             self.state = Waiting(now, "")
             return [Relisting("Expired")]
-        if failure.reason == RESPONSE_TOO_LARGE and self.list_method.ask_for_less():
-            assert isinstance(self.state, ListingPages)
-            self.state = msgspec.structs.replace(self.state)  # another one: the page is not awaited any longer
-            return []
+        if failure.reason == RESPONSE_TOO_LARGE:
+            if self.list_method.ask_for_less():
+                assert isinstance(self.state, ListingPages)
+                self.state = msgspec.structs.replace(self.state)  # another one: the page is not awaited any longer
+                return []
+            self.list_method.pages_restarted()
         return self._stale("", failure, now, delay)
 
     def _resume_failed(self, version: str, failure: Failure, now: float, delay: float) -> list[SourceEvent[Seen]]:

@@ -56,6 +56,10 @@ class ListMethod(msgspec.Struct):
         self.page_size = smaller(self.page_size)
         return True
 
+    def pages_restarted(self) -> None:
+        """Request pages again, because the whole list is too large for one response."""
+        self.unpaged_next = self.pages_expired = False
+
     def pages_ended(self) -> None:
         self.paged_next = self.unpaged_next = False
 
@@ -80,6 +84,7 @@ class Opening(msgspec.Struct, frozen=True):
 class Filling(msgspec.Struct, frozen=True):
     """A streaming list is being read. `heard_at` is updated by each chunk."""
 
+    begun_at: float
     heard_at: float
     line_due_at: float = math.inf
     """Deadline for the rest of a partly received line."""

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from kube.tests.unit.reflect.lines import seen
+from kube.tests.unit.reflect.lines import Found, seen
 from kube.tests.unit.reflect.reflector_driver import (
     CUT,
     END_OF_LIST,
@@ -36,7 +36,15 @@ from milo_kube.reflect.messages import (
 )
 from milo_kube.reflect.reflector import Reflector, ReflectorPolicy
 from milo_kube.reflect.view_status import ViewState, ViewStatus
-from milo_kube.reflect.wire import Bookmark, ErrorStatus, ListPage, ObjectRemoved, Undecodable, UnknownEvent
+from milo_kube.reflect.wire import (
+    Bookmark,
+    ErrorStatus,
+    ListPage,
+    ObjectRemoved,
+    Undecodable,
+    UnknownEvent,
+    WatchEvent,
+)
 
 FIRST_PAGE = FetchPage("", 5000)
 ALL_AT_ONCE = FetchPage("", 0)
@@ -185,6 +193,18 @@ def test_list_that_expires_twice_is_requested_in_one_page() -> None:
     assert driver.request == FIRST_PAGE
 
 
+def test_list_that_expires_twice_and_is_too_large_for_one_page_is_requested_in_pages_after_backoff() -> None:
+    driver = ReflectorDriver()
+    for _ in range(2):
+        driver.page(then="t1")
+        driver.failed(EXPIRED)
+    assert driver.request == ALL_AT_ONCE
+    driver.failed(TOO_LARGE)
+    assert driver.request == Wait(START + 4.0)
+    driver.now += 4.0
+    assert driver.request == FIRST_PAGE
+
+
 def test_expired_first_page_waits_for_backoff() -> None:
     driver = ReflectorDriver()
     driver.failed(EXPIRED)
@@ -289,6 +309,19 @@ def test_stalled_streaming_list_falls_back_to_pages() -> None:
     driver.opened()
     driver.failed(EXPIRED)
     assert driver.request == FIRST_PAGE, "streaming is not requested again"
+
+
+@pytest.mark.parametrize("event", [changed("a", "3"), Bookmark("4", False)])
+def test_streaming_list_that_goes_on_for_ten_minutes_falls_back_to_pages(event: WatchEvent[Found]) -> None:
+    driver = ReflectorDriver(STREAMING)
+    driver.opened()
+    for _ in range(59):
+        driver.now += 10.0
+        driver.events(event)
+    assert driver.request == ReadWatch(START + 600.0)
+    driver.now += 10.0
+    assert driver.events(event)[-1] == Relisting("StreamingListUnsupported")
+    assert driver.request == FIRST_PAGE
 
 
 def test_interrupted_streaming_list_restarts_after_backoff() -> None:
