@@ -190,6 +190,11 @@ class EngagedClusters:
             seen = member.cluster.current
             while True:
                 before, seen = seen, await member.cluster.updated(since=seen)
+                if (
+                    before.endpoint != seen.endpoint
+                ):  # watches are open at the former one, which may be another's by now
+                    for informer in member.informers.values():
+                        informer.list_again()
                 for controller in self.controllers:
                     if before.deletion_requested_at is None and seen.deletion_requested_at is not None:
                         controller.deletion_requested(member)

@@ -614,6 +614,25 @@ async def test_project_that_is_replaced_under_its_name_ends_the_reconciles_of_th
         await eventually(lambda: history[1:] == [("ended", before), ("began", "another")])
 
 
+async def test_cluster_whose_endpoint_changes_is_listed_and_watched_there(
+    sandbox: MiloSandbox, plane: ControlPlane, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    moved = with_widgets(sandbox)
+    plane.create(widget("before"))
+    moved.create(widget("after"))
+    log = Log()
+    async with reconciling(log, plane) as running:
+        await eventually(lambda: [name for _, name, _ in log.seen] == ["before"])
+        monkeypatch.setattr(plane, "access", moved.access)
+        running.discovery.update(plane.project, endpoint=moved.access().server)
+        await eventually(lambda: {name: spec for _, name, spec in log.seen} == {"before": None, "after": {}})
+        plane.create(widget("elsewhere"))
+        moved.create(widget("late"))
+        await eventually(lambda: "late" in [name for _, name, _ in log.seen])
+        assert len(log.seen) == 4
+        assert running.controllers.health().synced
+
+
 async def test_lost_ownership_ends_all_reconciles_and_a_restart_begins_them_again(
     sandbox: MiloSandbox, plane: ControlPlane
 ) -> None:

@@ -131,7 +131,7 @@ class CollectionFollower(ABC, Generic[DecodedT, ChangeT]):
         self._page_bytes = 0
         """Bytes of the page of a list that is being read or applied."""
         self._attempt: asyncio.Timeout | None = None
-        """The timeout that `exceed` triggers to stop the list and watch."""
+        """The timeout that `exceed` and `list_again` trigger to stop the list and watch."""
         self._list_watch = self._following()
 
     @abstractmethod
@@ -198,12 +198,23 @@ class CollectionFollower(ABC, Generic[DecodedT, ChangeT]):
                 except TimeoutError:
                     if not limit.expired():
                         raise
-                await asyncio.sleep(self._budget.limits.retry_s)
-                self._exceeded = ""
-                self.since = time.time()
+                if self._exceeded:
+                    await asyncio.sleep(self._budget.limits.retry_s)
+                    self._exceeded = ""
+                    self.since = time.time()
                 self._list_watch = self._following()
         finally:
             self._budget.forget(self)
+
+    def list_again(self) -> None:
+        """End the watch, and list: the collection has another address. The objects are kept until the list is
+        complete."""
+        if not self._exceeded:
+            self._end_attempt()
+
+    def _end_attempt(self) -> None:
+        if self._attempt is not None and not self._attempt.expired():
+            self._attempt.reschedule(0.0)
 
     def exceed(self, problem: str) -> None:
         """Drop the objects, and stop the list and watch."""
@@ -211,8 +222,7 @@ class CollectionFollower(ABC, Generic[DecodedT, ChangeT]):
         self.counted_bytes = self._page_bytes = 0
         self._sink.clear()
         self._exceeded = problem
-        if self._attempt is not None:
-            self._attempt.reschedule(0.0)
+        self._end_attempt()
         self.since = time.time()
         self._log.logger.error(
             "%s: the cache of %s was dropped: %s; listing again in %g s",

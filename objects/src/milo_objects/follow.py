@@ -167,7 +167,7 @@ class _FollowedClusters:
                                 )
                                 followed = self.scopes[scope] = _RepeatedFollower(make)
                                 tasks.create_task(self._follow_scope(followed), name=f"{kind} of {cluster.name}")
-                            await self._update(cluster, incarnation)
+                            await self._update(cluster, incarnation, [self.scopes[scope] for _, scope in scopes])
                 finally:
                     for _, scope in scopes:
                         self.scopes.pop(scope, None)
@@ -181,10 +181,13 @@ class _FollowedClusters:
         await asyncio.sleep(self._first_lists.charge(self._clock()))
         await followed.run()
 
-    async def _update(self, cluster: EngagedCluster, incarnation: str) -> None:
+    async def _update(self, cluster: EngagedCluster, incarnation: str, followed: Sequence[_RepeatedFollower]) -> None:
         seen = cluster.current
         while True:
-            seen = await cluster.updated(since=seen)
+            before, seen = seen, await cluster.updated(since=seen)
+            if before.endpoint != seen.endpoint:  # watches are open at the former one, which may be another's by now
+                for follower in followed:
+                    follower.list_again()
             self._store.apply(ClusterChanged(_fleet_cluster(seen, incarnation)))
 
     async def ended(self, cluster: EngagedCluster) -> None:
@@ -228,6 +231,9 @@ class _RepeatedFollower:
             except TimeoutError:
                 if not limit.expired():
                     raise
+
+    def list_again(self) -> None:
+        self._follower.list_again()
 
     async def relist(self) -> None:
         self._follower = self._make()

@@ -233,6 +233,19 @@ async def test_scope_that_is_listed_again_keeps_its_objects(
     assert len(found.of("shop")) == 1
 
 
+async def test_cluster_whose_endpoint_changes_is_read_there(
+    alpha: ControlPlane, beta: ControlPlane, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alpha.create(namespace("before"))
+    beta.create(namespace("after"))
+    async with running(alpha) as found:
+        await eventually(lambda: found.of("before"))
+        monkeypatch.setattr(alpha, "access", beta.access)
+        found.discovery.update(alpha.project, endpoint=beta.access().server)
+        await eventually(lambda: found.of("after"))
+        await eventually(lambda: found.objects.get(alpha.project, NAMESPACES, "before") is None)
+
+
 @pytest.mark.parametrize(
     ("kind", "accepts"),
     [
