@@ -24,7 +24,8 @@ class Permanent(ControllerError):
 
 
 class NotCached(ControllerError):
-    """The kind, or the part of an object that was read, is not cached; the message says what to change."""
+    """The kind, or the part of an object that was read, is not cached, or the object is invalid; the message says what
+    to change."""
 
 
 class NotSynced(ControllerError):

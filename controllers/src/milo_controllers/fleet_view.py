@@ -127,10 +127,16 @@ class ClusterCaches:
         return objects_now() if loop.is_here else loop.call(objects_now)
 
     def _found(self, kind: AnyKind, name: str, namespace: str) -> CachedObject | None:
+        def found_now() -> CachedObject | None:
+            cache = synced_cache(self._member, kind)
+            found = cache.get(namespace, name)
+            if found is None and (problem := cache.problem(namespace, name)):
+                what = f"{kind_of(kind).key} {name} of {self.cluster.name}"
+                raise NotCached(f"{what} exists, but is invalid, and so is not cached: {problem}")
+            return found
+
         loop = self._member.loop
-        if loop.is_here:
-            return synced_cache(self._member, kind).get(namespace, name)
-        return loop.call(lambda: synced_cache(self._member, kind).get(namespace, name))
+        return found_now() if loop.is_here else loop.call(found_now)
 
     def _decoder(self, kind: AnyKind) -> Callable[[bytes], Any]:
         wanted, cached = kind_of(kind), informer(self._member, kind).spec.kind

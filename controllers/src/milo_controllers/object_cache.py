@@ -154,8 +154,9 @@ def object_decoder(
         metadata = _OBJECT.decode(raw).metadata
         owners = tuple(OwnerReference(owner.uid, owner.name) for owner in metadata.ownerReferences or ())
         stripped = bytes(raw)
+        place = _key(metadata.namespace, metadata.name)
         if len(stripped) > LARGEST_OBJECT:
-            return malformed(metadata.name, metadata.uid, metadata.resourceVersion, _TOO_LARGE)
+            return malformed(place, metadata.uid, metadata.resourceVersion, _TOO_LARGE)
         if metadata_only or metadata.managedFields is not _ABSENT:
             fields = _FIELDS.decode(raw)
             if metadata_only:
@@ -172,14 +173,19 @@ def object_decoder(
             except Exception as error:  # noqa: BLE001  (the author's code: an error there affects only this object)
                 problem = f"transform= raised {error!r}"
             if problem:
-                return malformed(metadata.name, metadata.uid, metadata.resourceVersion, problem)
+                return malformed(place, metadata.uid, metadata.resourceVersion, problem)
         namespace = _shared(metadata.namespace)
         return CachedObject(metadata.name, namespace, metadata.uid, metadata.resourceVersion, stripped, owners)
 
-    def malformed(name: str, uid: str, version: str, problem: str) -> CachedObject:
-        return CachedObject(name, "", uid, version, problem=problem)
+    def malformed(place: str, uid: str, version: str, problem: str) -> CachedObject:
+        namespace, _, name = place.rpartition("/")
+        return CachedObject(name, namespace, uid, version, problem=problem)
 
-    return ObjectDecoder(msgspec.Raw, observe, malformed)
+    return ObjectDecoder(msgspec.Raw, observe, malformed, _key)
+
+
+def _key(namespace: str, name: str) -> str:
+    return f"{namespace}/{name}" if namespace else name
 
 
 def _problem(transformed: object) -> str:
@@ -199,6 +205,7 @@ class ObjectCache:
         "_functions",
         "_index_failed",
         "_indexes",
+        "_invalid",
         "_listed",
         "_objects",
         "size",
@@ -209,6 +216,8 @@ class ObjectCache:
         """`index_failed` is called when an index function raises; the object is then missing from that index."""
         self._index_failed = index_failed
         self._objects: dict[Place, CachedObject] = {}
+        self._invalid: dict[Place, CachedObject] = {}
+        """The objects that exist, and of which no valid state is known."""
         self.size = 0
         """Approximate bytes that all objects take."""
         self._listed: set[Place] | None = None
@@ -219,11 +228,12 @@ class ObjectCache:
         self.synced = False
 
     def __len__(self) -> int:
-        return len(self._objects)
+        return len(self._objects) + len(self._invalid)
 
     def clear(self) -> None:
         """Drop all objects. The cache is then as it was before its first list."""
         self._objects.clear()
+        self._invalid.clear()
         self._indexes.clear()
         self._by_owner = None
         self._listed = None
@@ -232,6 +242,11 @@ class ObjectCache:
 
     def get(self, namespace: str, name: str) -> CachedObject | None:
         return self._objects.get((namespace, name))
+
+    def problem(self, namespace: str, name: str) -> str:
+        """Return why there is no valid state of an object that exists; empty if there is one, or no object."""
+        found = self._invalid.get((namespace, name))
+        return "" if found is None else found.problem
 
     def places(self) -> frozenset[Place]:
         """Return the namespace and name of each object."""
@@ -281,13 +296,14 @@ class ObjectCache:
 
     def apply(self, event: SourceEvent[CachedObject]) -> list[Change]:
         match event:
-            case ObjectChanged(seen) if not seen.problem:
+            case ObjectChanged(seen):
                 return self._put(seen, is_live=True)
             case Listed(seen):
                 if self._listed is not None:
                     self._listed.add(seen.place)
-                return [] if seen.problem else self._put(seen, is_live=False)
+                return self._put(seen, is_live=False)
             case DeletionReported(name, uid, namespace):
+                self._drop_invalid((namespace, name))
                 held = self._objects.get((namespace, name))
                 return self._remove((namespace, name), is_live=True) if held and uid in ("", held.uid) else []
             case Unlisted(name, namespace):
@@ -302,7 +318,7 @@ class ObjectCache:
                 # The namespace of a malformed list item is unknown: keep the objects with its name in all namespaces.
                 return [
                     change
-                    for place in tuple(self._objects)
+                    for place in (*self._objects, *self._invalid)
                     if listed is not None and place not in listed and ("", place[1]) not in listed
                     for change in self._remove(place, is_live=True)
                 ]
@@ -310,6 +326,13 @@ class ObjectCache:
 
     def _put(self, seen: CachedObject, *, is_live: bool) -> list[Change]:
         old = self._objects.get(seen.place)
+        if seen.problem and old is not None:
+            return []  # the last valid state stays
+        self._drop_invalid(seen.place)
+        if seen.problem:
+            self._invalid[seen.place] = seen
+            self.size += _size(seen)
+            return []
         if old is not None and (old.uid, old.version) == (seen.uid, seen.version):
             return []
         self._objects[seen.place] = seen
@@ -317,7 +340,12 @@ class ObjectCache:
         self._reindex(old, seen)
         return [Change(old, seen, is_live)]
 
+    def _drop_invalid(self, place: Place) -> None:
+        if (found := self._invalid.pop(place, None)) is not None:
+            self.size -= _size(found)
+
     def _remove(self, place: Place, *, is_live: bool) -> list[Change]:
+        self._drop_invalid(place)
         old = self._objects.pop(place, None)
         if old is None:
             return []
@@ -343,7 +371,7 @@ class ObjectCache:
 
 
 def _size(found: CachedObject) -> int:
-    return len(found.raw) + _OBJECT_BYTES + _OWNER_BYTES * len(found.owners)
+    return len(found.raw) + len(found.problem) + _OBJECT_BYTES + _OWNER_BYTES * len(found.owners)
 
 
 @lru_cache(maxsize=4096)

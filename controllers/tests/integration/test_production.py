@@ -44,6 +44,29 @@ def config_map(name: str, **data: str) -> dict[str, Any]:
 # --- tenants ---
 
 
+async def test_object_that_cannot_be_cached_is_not_taken_for_a_deleted_one(plane: ControlPlane) -> None:
+    plane.create(widget("one"))
+    found: list[object] = []
+
+    def transform(_widget: dict[str, Any]) -> dict[str, Any]:
+        raise ValueError("not this one")
+
+    async def reconcile(request: Request) -> None:
+        try:
+            found.append(await request.get())
+        except NotCached as error:
+            found.append(str(error))
+
+    async with reconciling(reconcile, plane, kind=Kind(WIDGETS, transform=transform)) as running:
+        await eventually(lambda: running.controllers.health().synced)
+        running.controllers.enqueue(ReconcileTarget("one", "default", plane.project))
+        await eventually(lambda: found)
+    assert found == [
+        f"{WIDGETS} one of {plane.project} exists, but is invalid, and so is not cached: "
+        "transform= raised ValueError('not this one')"
+    ]
+
+
 async def test_hanging_reconciles_do_not_delay_other_clusters(sandbox: MiloSandbox) -> None:
     *hanging, healthy = [with_widgets(sandbox) for _ in range(5)]
     for plane in hanging:

@@ -127,6 +127,28 @@ def test_invalid_object_keeps_its_last_good_state() -> None:
     assert applied(cache, Listed(invalid("a"))) == []
 
 
+def test_invalid_object_is_known_to_exist_until_it_is_deleted_or_valid() -> None:
+    wrong = CachedObject("b", "default", "uid-b", "1", problem="no metadata")
+    cache = synced(cached("a"), wrong)
+    before = cache.size
+    assert (cache.get("default", "b"), cache.problem("default", "b")) == (None, "no metadata")
+    assert (cache.problem("default", "a"), cache.problem("default", "c"), len(cache)) == ("", "", 2)
+    assert applied(cache, ObjectChanged(wrong), ListStarted(), Listed(cached("a")), Listed(wrong), ListEnded()) == []
+    assert (cache.problem("default", "b"), cache.size) == ("no metadata", before)
+    applied(cache, ObjectChanged(cached("b", "2")))
+    assert cache.problem("default", "b") == ""
+    ends: list[list[SourceEvent[CachedObject]]] = [
+        [DeletionReported("c", "uid-c", "default")],
+        [ListStarted(), Listed(cached("a")), Listed(cached("b", "2")), ListEnded()],
+    ]
+    for events in ends:
+        before = cache.size
+        applied(cache, ObjectChanged(msgspec.structs.replace(wrong, name="c")))
+        assert cache.problem("default", "c")
+        assert applied(cache, *events) == []
+        assert (cache.problem("default", "c"), cache.size) == ("", before)
+
+
 def test_object_cache_lists_objects_of_one_namespace() -> None:
     cache = synced(cached("a"))
     assert names(cache.values("default")) == ["a"]
@@ -269,8 +291,8 @@ def test_metadata_only_decoder_drops_other_fields() -> None:
 
 
 def test_decoder_reports_an_invalid_object() -> None:
-    seen = decoded({"metadata": {"name": "a", "uid": "u", "ownerReferences": 1}})
-    assert (seen.raw, bool(seen.problem)) == (b"", True)
+    seen = decoded({"metadata": {"name": "a", "namespace": "default", "uid": "u", "ownerReferences": 1}})
+    assert (seen.raw, bool(seen.problem), seen.place) == (b"", True, ("default", "a"))
 
 
 @pytest.mark.parametrize("has_types", [True, False])
