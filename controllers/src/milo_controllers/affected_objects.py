@@ -46,6 +46,8 @@ class AffectedObjects:
             self._mapped.setdefault(watched.kind.key, []).append(watched)
         self.needed_kinds = {spec.kind.key, *self._owned, *self._mapped}
         """The kinds whose caches have to be complete before the first reconcile."""
+        self._named_others: set[tuple[str, int, CacheKey]] = set()
+        """The caches, by cluster name, incarnation and kind, of whose objects a mapper named one of another cluster."""
 
     def after_change(self, member: AffectedCluster, informer: Informer, change: Change) -> Iterator[ObjectKey]:
         """Yield the objects to reconcile after a change."""
@@ -61,6 +63,15 @@ class AffectedObjects:
                 for state in (change.new, change.old):
                     if state is not None:
                         yield from self._mapped_objects(member, watched, change, state)
+
+    def has_named_others(self, member: AffectedCluster, informer: Informer) -> bool:
+        """Return whether a mapper has named an object of another cluster after a change of this cache."""
+        return (member.cluster.name, member.incarnation, informer.key) in self._named_others
+
+    def drop(self, member: AffectedCluster) -> None:
+        """Forget the caches of the member."""
+        for key in self._mapped:
+            self._named_others.discard((member.cluster.name, member.incarnation, key))
 
     def _owners(self, member: AffectedCluster, owned: CachedObject) -> Iterator[ObjectKey]:
         primaries = member.informers[self._spec.kind.key].cache
@@ -91,6 +102,8 @@ class AffectedObjects:
             return
         for target in targets:
             target_member = member if target.cluster is None else self._members.get(target.cluster)
+            if target_member is not member:
+                self._named_others.add((member.cluster.name, member.incarnation, watched.kind.key))
             if target_member is not None:
                 yield key_of(target_member, target.namespace, target.name)
 

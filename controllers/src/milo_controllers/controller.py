@@ -36,6 +36,8 @@ from milo_controllers.write_holds import WriteHolds, WrittenCluster
 from milo_discovery.tracing import SpanTracer, span
 from milo_kube.failure_log import FailureLog
 
+_RESYNC_EVERY_S = 0.005
+
 
 class Shared(NamedTuple):
     """What all controllers of a set share. `may_reconcile`: whether this replica leads."""
@@ -87,6 +89,7 @@ class Controller:
         """Forget the queued objects and failures of the member. EngagedClusters cancels its tasks."""
         self.queue.drop(member.cluster.name, member.incarnation)
         self.failures.drop(member.cluster.name, member.incarnation)
+        self._affected.drop(member)
 
     def resume(self) -> None:
         """Start reconciling. A new controller is paused."""
@@ -119,9 +122,14 @@ class Controller:
             self.pump_soon()
 
     def listed_again(self, member: ReconciledCluster, informer: Informer) -> None:
-        """Enqueue every object of the cluster, if a needed cache was dropped: changes since then are unknown."""
+        """Enqueue every object of the cluster, if a needed cache was dropped: changes since then are unknown. Those of
+        all clusters, if a mapper of its objects has named those of others."""
         if informer.key in self._affected.needed_kinds:
             self.resync(member)
+        if self._affected.has_named_others(member, informer):
+            others = (other for other in self._shared.members.values() if other is not member)
+            for number, other in enumerate(others):  # spread: there may be thousands
+                asyncio.get_running_loop().call_later(number * _RESYNC_EVERY_S, self.resync, other)
         if informer.key == self.spec.kind.key:
             for place in informer.dropped or ():
                 if informer.cache.get(*place) is None:  # deleted while the cache was dropped

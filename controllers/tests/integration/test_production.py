@@ -144,6 +144,31 @@ async def test_owner_is_reconciled_if_an_owned_object_was_deleted_while_the_cach
         await eventually(lambda: log.seen == [(plane.project, "one", {})])
 
 
+async def test_object_of_another_cluster_is_reconciled_if_one_that_named_it_was_deleted_while_the_cache_was_dropped(
+    sandbox: MiloSandbox, plane: ControlPlane
+) -> None:
+    other = with_widgets(sandbox)
+    other.create(widget("one"))
+    plane.create(config_map("shared"))
+    log = Log()
+
+    def of_shared(change: Watched) -> Iterable[ReconcileTarget]:
+        return [ReconcileTarget("one", "default", other.project)] if change.name == "shared" else []
+
+    limits = CacheLimits(objects=1, retry_s=0.5)
+    controllers = Controllers(Fleet(FakeDiscovery(plane, other)), registry=CollectorRegistry(), cache_limits=limits)
+    controllers.reconcile(WIDGETS, watches=[watches(CONFIG_MAPS, map=of_shared)])(log)
+    async with controllers:
+        await eventually(lambda: log.seen and controllers.health().synced)
+        plane.create(config_map("second"))
+        await eventually(lambda: controllers.health().problems)
+        for name in ("shared", "second"):
+            plane.delete(CONFIG_MAPS, name)
+        log.seen.clear()
+        await eventually(lambda: controllers.health().synced)
+        await eventually(lambda: log.seen == [(other.project, "one", {})])
+
+
 async def test_object_deleted_while_its_cache_was_dropped_is_reconciled(plane: ControlPlane) -> None:
     for name in ("a", "b"):
         plane.create(widget(name))
