@@ -22,6 +22,7 @@ import kubernetes.stream
 import kubernetes.watch
 import pytest
 from google.rpc.error_details_pb2 import ErrorInfo
+from urllib3.connection import HTTPSConnection
 
 from milo_discovery import (
     CertificateRenewed,
@@ -362,6 +363,36 @@ class TestEngagedCluster:
                 with pytest.raises(ClusterNotFound, match="no longer engaged"):
                     await asyncio.to_thread(kubernetes.client.CoreV1Api(blocking).list_namespace)
         assert plane.asked_with == ["Bearer t-1"]
+
+    async def test_request_is_not_sent_if_the_engagement_ends_while_it_waits_for_a_connection(
+        self, client, daemon, plane, monkeypatch
+    ):
+        daemon.answers["IssueKubeconfig"] = [issued(plane.kubeconfig(token="t-1"))] * 2
+        async with Fleet(client) as fleet:
+            stream = await daemon.stream()
+            stream.send(snapshot("1", engaged("alpha")))
+            await fleet.synced()
+            alpha = fleet.get("alpha")
+            connect_aio, connect_blocking = aiohttp.TCPConnector.connect, HTTPSConnection.connect
+
+            async def connected_late(connector, *given, **named):
+                connection = await connect_aio(connector, *given, **named)
+                alpha.disengage()
+                return connection
+
+            def blocking_connected_late(connection):
+                connect_blocking(connection)
+                alpha.disengage()
+
+            async with alpha.api_client() as api, alpha.sync_api_client() as blocking:
+                monkeypatch.setattr(aiohttp.TCPConnector, "connect", connected_late)
+                monkeypatch.setattr(HTTPSConnection, "connect", blocking_connected_late)
+                with pytest.raises(ClusterNotFound, match="no longer engaged"):
+                    await kubernetes.aio.client.CoreV1Api(api).list_namespace()
+                monkeypatch.setattr(alpha, "_engaged", True)
+                with pytest.raises(ClusterNotFound, match="no longer engaged"):
+                    await asyncio.to_thread(kubernetes.client.CoreV1Api(blocking).list_namespace)
+        assert plane.asked_with == []
 
     async def test_kubeconfigs_are_requested_if_none_are_pushed(self, client, daemon, plane):
         daemon.answers["IssueKubeconfig"] = [issued(plane.kubeconfig(token="t-1"))]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from contextvars import ContextVar
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
@@ -17,6 +18,17 @@ from milo_kube.tls_identity import bound_handshakes
 
 _UNAUTHORIZED = 401
 _WATCH_GRACE_S = 30.0
+_RENEWER: ContextVar[AsyncRenewer | None] = ContextVar("_RENEWER", default=None)
+"""That of the API client whose request is sent; None for API clients with a copy of its configuration."""
+
+
+class ClusterRequest(aiohttp.ClientRequest):
+    """A request that is not sent if the engagement ended while it waited for a connection."""
+
+    async def send(self, conn: Any) -> aiohttp.ClientResponse:
+        if (renewer := _RENEWER.get()) is not None:
+            renewer.state()
+        return await super().send(conn)
 
 
 class ClusterResponse(aiohttp.ClientResponse):
@@ -60,6 +72,7 @@ class RenewingApiClient(ApiClient):
             client_session_kwargs={
                 "trust_env": False,
                 "connector": transport.connector,
+                "request_class": ClusterRequest,
                 "response_class": ClusterResponse,
             },
         )
@@ -107,6 +120,7 @@ class RenewingApiClient(ApiClient):
             "post_params": post_params,
             "_request_timeout": request_timeout(url, _request_timeout),
         }
+        _RENEWER.set(self._renewer)
         response = await super().call_api(method, self._urls.moved(url, access.server), headers.copy(), **arguments)
         used = headers.get("authorization")
         if response.status != _UNAUTHORIZED or used is None:

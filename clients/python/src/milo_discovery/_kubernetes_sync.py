@@ -12,6 +12,7 @@ import urllib3
 from kubernetes.client import ApiClient, ApiException, Configuration
 from kubernetes.client.rest import RESTClientObject
 from kubernetes.stream import ws_client
+from urllib3.connection import HTTPSConnection
 from websocket import WebSocket
 
 from milo_discovery._connection_credential import BEARER, ConnectionCredential, RequestUrls
@@ -21,6 +22,23 @@ from milo_kube.tls_identity import bound_handshakes
 
 _UNAUTHORIZED = 401
 _MAX_IDLE_CONNECTIONS = 256
+
+
+_RENEWER: ContextVar[LoopBridge | None] = ContextVar("_RENEWER", default=None)
+"""That of the API client whose request is sent."""
+
+
+class _Connection(HTTPSConnection):
+    """A connection over which no request is sent if the engagement ended while it was opened."""
+
+    def request(self, *given: Any, **named: Any) -> None:
+        if (renewer := _RENEWER.get()) is not None:
+            renewer.require_engaged()
+        super().request(*given, **named)
+
+
+class _Connections(urllib3.HTTPSConnectionPool):
+    ConnectionCls = _Connection
 
 
 def create_pool(access: KubeconfigAccess, certificate: str | None, proxy: str | None) -> urllib3.PoolManager:
@@ -39,6 +57,7 @@ def create_pool(access: KubeconfigAccess, certificate: str | None, proxy: str | 
         pool.connection_pool_kw.pop(name, None)
     # Idle connections kept per host. urllib3 logs a warning for each one that it discards.
     pool.connection_pool_kw |= {"ssl_context": context, "maxsize": _MAX_IDLE_CONNECTIONS}
+    pool.pool_classes_by_scheme = {**pool.pool_classes_by_scheme, "https": _Connections}
     send = pool.urlopen
 
     def send_to_this_server(method: str, url: str, redirect: bool = True, **options: Any) -> Any:
@@ -169,6 +188,7 @@ class RenewingSyncApiClient(ApiClient):
 
     def _sent(self, method: str, url: str, headers: urllib3.HTTPHeaderDict, arguments: dict[str, Any]) -> Any:
         """Send a request. Raises ApiException for a redirect: no other server may receive the credential."""
+        _RENEWER.set(self._renewer)
         response = super().call_api(method, url, headers, **arguments)
         if 300 <= response.status < 400:
             _finish(response)

@@ -187,6 +187,10 @@ class LoopBridge:
                 return self._wait_for(self._renewer.access)
         return self._renewer.cache.current.access
 
+    def require_engaged(self) -> None:
+        """Raise ClusterNotFound if the engagement has ended."""
+        self._renewer.state()
+
     def access_after_401(self, refused: str | None) -> KubeconfigAccess:
         return self._wait_for(lambda: self._renewer.access_after_401(refused))
 
