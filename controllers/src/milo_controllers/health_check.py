@@ -28,14 +28,17 @@ class HealthCheck:
         now = self._engaged.now()
         oldest = [since for controller in self._engaged.controllers if (since := controller.queue.oldest) is not None]
         late = time.monotonic() - FIRST_LIST_S
-        is_waiting = any(informer.state == "starting" and member.engaged_at > late for member, informer in informers)
+        beginning = tuple(self._engaged.beginning.values())
+        is_waiting = any(began > late for began in beginning) or any(
+            informer.state == "starting" and member.engaged_at > late for member, informer in informers
+        )
         # A cluster that is engaged later does not make the process unready.
         self._was_ready = self._was_ready or (discovery.synced and not is_waiting)
         return Health(
             ready=self._was_ready,
             discovery=discovery,
             clusters=len(members),
-            synced=discovery.synced and all(informer.cache.synced for _, informer in informers),
+            synced=discovery.synced and not beginning and all(informer.cache.synced for _, informer in informers),
             problems=tuple(
                 CacheProblem(
                     cluster=member.cluster.name,

@@ -10,6 +10,7 @@ import asyncio
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,7 @@ class SingleCluster:
     ) -> None:
         self._source = default_source(None if kubeconfig is None else Path(kubeconfig), context)
         self._name = name
-        self.discovery = DiscoveryState(connected=True, synced=True, since=datetime.now(UTC))
+        self.discovery = DiscoveryState(connected=True, synced=False, since=datetime.now(UTC))
         self._cluster: Cluster | None = None
         self._handlers: list[Callable[[EngagedCluster], Awaitable[None]]] = []
 
@@ -67,6 +68,7 @@ class SingleCluster:
             async with asyncio.TaskGroup() as tasks:
                 for handler in self._handlers:
                     tasks.create_task(_awaited(handler(engaged)), name=f"cluster {self._name}")
+                self.discovery = replace(self.discovery, synced=True)
         finally:
             engaged.disengage()
 

@@ -30,6 +30,8 @@ from milo_controllers import (
 )
 from milo_controllers.informer import Informer
 from milo_discovery import Fleet
+from milo_discovery.credentials import AsyncRenewer
+from milo_discovery.kubeconfig_access import KubeconfigAccess
 from milo_discovery.testing import ControlPlane, FakeDiscovery, MiloSandbox, eventually
 
 from .widgets import WIDGETS, Log, Running, reconciling, widget, with_widgets
@@ -334,6 +336,26 @@ async def test_cluster_that_does_not_serve_the_kind_does_not_make_controllers_un
         assert (problem.state, problem.is_synced) == ("not_served", False)
         assert f"bare does not serve {WIDGETS}: check its group, version and plural" in problem.problem
         assert not running.controllers.health().synced
+
+
+async def test_cluster_that_waits_for_its_credential_delays_readiness(
+    plane: ControlPlane, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    issued, access = asyncio.Event(), AsyncRenewer.access
+
+    async def late(renewer: AsyncRenewer) -> KubeconfigAccess:
+        await issued.wait()
+        return await access(renewer)
+
+    monkeypatch.setattr(AsyncRenewer, "access", late)
+    plane.create(widget("one"))
+    async with reconciling(log := Log(), plane) as running:
+        health = running.controllers.health
+        await running.fleet.synced()
+        await eventually(lambda: not health().ready and health().discovery.synced)
+        assert not health().synced
+        issued.set()
+        await eventually(lambda: log.seen and health().ready and health().synced)
 
 
 # --- caches ---

@@ -28,8 +28,10 @@ async def test_controllers_of_a_single_cluster_need_no_daemon(plane: ControlPlan
     controllers = Controllers(SingleCluster(kubeconfig, name="here"), registry=CollectorRegistry())
     log = Log()
     controllers.reconcile(WIDGETS)(log)
+    assert not controllers.health().ready
     async with controllers:
         await eventually(lambda: log.seen == [("here", "one", {})])
+        assert controllers.health().ready
 
 
 async def test_single_cluster_uses_the_proxy_url_of_its_kubeconfig(plane: ControlPlane, tmp_path: Path) -> None:
