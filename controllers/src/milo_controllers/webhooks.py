@@ -105,7 +105,8 @@ class _LookUp(NamedTuple):
 
 
 class _ProjectLookUps:
-    """The clusters of projects that were reviewed lately. While the daemon does not answer, the last answer stands."""
+    """The clusters of projects that were reviewed lately. While the daemon does not answer, that which this replica has
+    engaged is used, or else the last answer."""
 
     def __init__(self, clusters: ProjectClusters) -> None:
         self._clusters = clusters
@@ -116,10 +117,13 @@ class _ProjectLookUps:
         last = self._found.get(project)
         if last is not None and now - last.at < _FRESH_S:
             return last.cluster
+        engaged = self._clusters.engaged(project)
         try:
-            async with asyncio.timeout(None if last is None else _FRESH_S):
+            async with asyncio.timeout(None if last is None and engaged is None else _FRESH_S):
                 cluster = await self._clusters.known(project)
         except (DiscoveryError, TimeoutError):
+            if engaged is not None:
+                return engaged.current
             if last is None:
                 raise
             return last.cluster

@@ -282,6 +282,23 @@ async def test_last_known_cluster_is_used_while_the_daemon_does_not_answer(
     assert not (await reviewed(controllers, plane, 6)).allowed
 
 
+async def test_project_engaged_since_the_last_answer_is_reviewed_while_the_daemon_does_not_answer(
+    plane: ControlPlane, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    discovery = FakeDiscovery()
+    controllers = Controllers(Fleet(discovery))
+    controllers.validate(WIDGETS)(too_large)
+    async with controllers:
+        assert (await reviewed(controllers, plane, 6)).allowed
+        monkeypatch.setattr(FakeDiscovery, "get", lambda *_: asyncio.Event().wait())
+        discovery.engage(plane)
+        await eventually(lambda: controllers.health().clusters)
+        now = asyncio.get_running_loop().time
+        monkeypatch.setattr(asyncio.get_running_loop(), "time", lambda: now() + 2)
+        assert not (await reviewed(controllers, plane, 6)).allowed
+    controllers.webhooks.close()
+
+
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
