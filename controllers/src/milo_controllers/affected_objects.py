@@ -13,7 +13,7 @@ from milo_controllers.kinds import CacheKey, Kind
 from milo_controllers.object_cache import CachedObject, Change
 from milo_controllers.reconcile_failures import ReconcileFailures
 from milo_controllers.registration import ControllerSpec
-from milo_controllers.watched import Predicate, Watched, WatchedKind
+from milo_controllers.watched import OwnedKind, Predicate, Watched, WatchedKind
 from milo_controllers.work_queue import ObjectKey
 
 log = logging.getLogger("milo_controllers")
@@ -40,7 +40,9 @@ class AffectedObjects:
         self._members = members
         self._clusters = clusters
         self._failures = failures
-        self._owned = {owned.kind.key: owned for owned in spec.owns}
+        self._owned: dict[CacheKey, list[OwnedKind]] = {}
+        for owned in spec.owns:
+            self._owned.setdefault(owned.kind.key, []).append(owned)
         self._mapped: dict[CacheKey, list[WatchedKind]] = {}
         for watched in spec.watches:
             self._mapped.setdefault(watched.kind.key, []).append(watched)
@@ -53,8 +55,7 @@ class AffectedObjects:
         """Yield the objects to reconcile after a change."""
         if informer.key == self._spec.kind.key and self._matters(member, self._spec.kind, self._spec.on, change):
             yield key_of(member, change.current.namespace, change.current.name)
-        owned = self._owned.get(informer.key)
-        if owned is not None and self._matters(member, owned.kind, owned.on, change):
+        if any(self._matters(member, owned.kind, owned.on, change) for owned in self._owned.get(informer.key, ())):
             for state in (change.old, change.new):
                 if state is not None:
                     yield from self._owners(member, state)

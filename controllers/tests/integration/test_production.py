@@ -20,6 +20,7 @@ from milo_controllers import (
     Controllers,
     Kind,
     NotCached,
+    OwnedKind,
     QueuePolicy,
     ReconcileTarget,
     Request,
@@ -206,7 +207,8 @@ async def test_objects_that_both_states_of_a_changed_object_refer_to_are_reconci
         await eventually(lambda: sorted(seen) == ["new", "new", "old", "old"])
 
 
-async def test_predicates_select_the_changes_of_owned_objects(plane: ControlPlane) -> None:
+@pytest.mark.parametrize("others", [[], [owns(CONFIG_MAPS, on=lambda _: False)]])
+async def test_predicates_select_the_changes_of_owned_objects(plane: ControlPlane, others: list[OwnedKind]) -> None:
     log = Log()
 
     async def reconcile(request: Request) -> None:
@@ -219,7 +221,7 @@ async def test_predicates_select_the_changes_of_owned_objects(plane: ControlPlan
         return change.is_deleted or "color" in change.object.get("data", {})
 
     plane.create(widget("one"))
-    async with reconciling(reconcile, plane, owns=[owns(CONFIG_MAPS, on=has_color)]):
+    async with reconciling(reconcile, plane, owns=[owns(CONFIG_MAPS, on=has_color), *others]):
         await eventually(lambda: plane.find(CONFIG_MAPS, "owned"))
         for number, data in enumerate(({"size": "1"}, {"color": "red"})):
             plane.patch(CONFIG_MAPS, "owned", {"data": data})
