@@ -62,6 +62,13 @@ class TestCredential:
         assert (outcome.status, outcome.err) == (0, "")
         assert daemon.requests == [pb.IssueKubeconfigRequest(cluster="alpha")]
 
+    async def test_credential_whose_expiry_is_out_of_range_is_printed_without_it(self, command, daemon):
+        response = issued(EMBEDDED, life=LIFE)
+        response.kubeconfig.expires_at.seconds = 2**62
+        daemon.answers["IssueKubeconfig"] = [response]
+        outcome = await command("credential", "--cluster", "alpha")
+        assert (outcome.status, json.loads(outcome.out)["status"]) == (0, {"token": CANARY})
+
     async def test_credential_command_for_an_impersonated_user_requires_a_kubeconfig_with_the_same_user(
         self, command, daemon
     ):

@@ -145,3 +145,8 @@ def test_expiry_margin_is_a_tenth_of_short_lifetimes(life, margin):
 
 def test_credential_that_was_issued_after_its_expiry_has_no_expiry_margin():
     assert usable_until(NOON, NOON + MINUTE) == NOON
+
+
+def test_expiry_margin_does_not_precede_the_first_year():
+    first = datetime.min.replace(tzinfo=UTC)
+    assert usable_until(first, None) == first

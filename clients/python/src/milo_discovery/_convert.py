@@ -7,13 +7,13 @@ import secrets
 import socket
 from collections.abc import Collection
 from contextlib import suppress
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
-from google.protobuf.timestamp_pb2 import Timestamp
 
 from milo_discovery import model
+from milo_discovery._timestamps import time
 from milo_discovery.options import FilterOptions, WatchOptions
 from milo_discovery.v1 import discovery_pb2 as pb
 
@@ -76,20 +76,20 @@ def cluster(message: pb.Cluster) -> model.Cluster:
         organization=message.organization,
         labels=dict(message.labels),
         annotations=dict(message.annotations),
-        engaged_at=_time(message, "engaged_at"),
-        deletion_requested_at=_time(message, "deletion_requested_at"),
+        engaged_at=time(message, "engaged_at"),
+        deletion_requested_at=time(message, "deletion_requested_at"),
         deletion_message=message.deletion_message,
         suspended=message.suspended,
         connectivity=model.Connectivity(
             state=model.ConnectivityState(message.connectivity.state),
-            since=_time(message.connectivity, "since"),
+            since=time(message.connectivity, "since"),
             message=message.connectivity.message,
         ),
         source_resource_version=message.source_resource_version,
         incarnation=message.incarnation,
         draining=model.Draining(
             reason=model.DisengageReason(message.draining.reason),
-            deadline=_time(message.draining, "deadline"),
+            deadline=time(message.draining, "deadline"),
             message=message.draining.message,
         )
         if message.HasField("draining")
@@ -98,7 +98,7 @@ def cluster(message: pb.Cluster) -> model.Cluster:
         suspensions=tuple(
             model.Suspension(
                 reason=suspension.reason,
-                suspended_at=_time(suspension, "suspended_at"),
+                suspended_at=time(suspension, "suspended_at"),
                 reinstate_authority=suspension.reinstate_authority,
                 message=suspension.message,
             )
@@ -111,19 +111,19 @@ def kubeconfig(message: pb.Kubeconfig) -> model.Kubeconfig:
     return model.Kubeconfig(
         cluster=message.cluster,
         kubeconfig=message.kubeconfig,
-        expires_at=_time(message, "expires_at"),
-        refresh_after=_time(message, "refresh_after"),
-        issued_at=_time(message, "issued_at"),
+        expires_at=time(message, "expires_at"),
+        refresh_after=time(message, "refresh_after"),
+        issued_at=time(message, "issued_at"),
     )
 
 
 def source_status(message: pb.SourceStatus) -> model.SourceStatus:
     return model.SourceStatus(
         state=model.SourceState(message.state),
-        since=_time(message, "since"),
+        since=time(message, "since"),
         reason=message.reason,
         message=message.message,
-        last_contact=_time(message, "last_contact"),
+        last_contact=time(message, "last_contact"),
         name=message.name,
     )
 
@@ -148,7 +148,7 @@ def cluster_report(message: pb.GetClusterResponse) -> model.ClusterReport:
             engaged=message.engagement.engaged,
             reason=model.EngagementReason(message.engagement.reason),
             message=message.engagement.message,
-            since=_time(message.engagement, "since"),
+            since=time(message.engagement, "since"),
             assigned_elsewhere=message.engagement.assigned_elsewhere,
         ),
         transitions=tuple(
@@ -156,7 +156,7 @@ def cluster_report(message: pb.GetClusterResponse) -> model.ClusterReport:
                 type=model.EventType(transition.type),
                 reason=model.DisengageReason(transition.reason),
                 message=transition.message,
-                at=_time(transition, "at"),
+                at=time(transition, "at"),
                 incarnation=transition.incarnation,
             )
             for transition in message.transitions
@@ -166,7 +166,7 @@ def cluster_report(message: pb.GetClusterResponse) -> model.ClusterReport:
                 subscriber=release.subscriber,
                 caller=release.caller,
                 connected=release.connected,
-                since=_time(release, "since"),
+                since=time(release, "since"),
             )
             for release in message.pending_releases
         ),
@@ -205,7 +205,7 @@ def server_info(message: pb.GetServerInfoResponse) -> model.ServerInfo:
         mode=message.mode,
         context=message.context,
         incarnation=message.incarnation,
-        started_at=_time(message, "started_at"),
+        started_at=time(message, "started_at"),
         source=source_status(message.source),
         synced=message.synced,
         counts=_counts(counts),
@@ -226,7 +226,7 @@ def server_info(message: pb.GetServerInfoResponse) -> model.ServerInfo:
                 type=issuer.type,
                 healthy=issuer.healthy,
                 message=issuer.message,
-                expires_at=_time(issuer, "expires_at"),
+                expires_at=time(issuer, "expires_at"),
                 failing_clusters=dict(issuer.failing_clusters),
             )
             for issuer in message.credential_issuers
@@ -244,15 +244,6 @@ def server_info(message: pb.GetServerInfoResponse) -> model.ServerInfo:
 
 def _counts(message: pb.FleetCounts) -> model.FleetCounts:
     return model.FleetCounts(**{field.name: getattr(message, field.name) for field in message.DESCRIPTOR.fields})
-
-
-def _time(message: Message, name: str) -> datetime | None:
-    if not message.HasField(name):
-        return None
-    stamp: Timestamp = getattr(message, name)
-    with suppress(ValueError, OverflowError):  # A time out of range counts as unknown: an error would end the watch.
-        return stamp.ToDatetime(tzinfo=UTC)
-    return None
 
 
 def duration(message: Message, name: str) -> timedelta | None:

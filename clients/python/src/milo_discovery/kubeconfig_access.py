@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from typing import Any
 
@@ -41,6 +41,7 @@ class KubeconfigAccess:
 # A credential is not used in the last part of its lifetime, because the request takes time to arrive.
 _EXPIRY_MARGIN = timedelta(seconds=5)
 _EXPIRY_MARGIN_SHARE = 0.1
+_EARLIEST = datetime.min.replace(tzinfo=UTC) + _EXPIRY_MARGIN
 _CLUSTER_FIELDS = frozenset({"server", "certificate-authority-data", "tls-server-name"})
 _CREDENTIAL = Policy(
     cluster=_CLUSTER_FIELDS,
@@ -101,7 +102,7 @@ def usable_until(expires_at: datetime, issued_at: datetime | None) -> datetime:
     margin = _EXPIRY_MARGIN
     if issued_at is not None:  # `issued_at` can be after `expires_at` if a clock was set back
         margin = max(timedelta(), min(margin, _EXPIRY_MARGIN_SHARE * (expires_at - issued_at)))
-    return expires_at - margin
+    return max(expires_at, _EARLIEST) - margin
 
 
 def render_kubeconfig(name: str, access: KubeconfigAccess, user: Mapping[str, Any] | None = None) -> dict[str, Any]:

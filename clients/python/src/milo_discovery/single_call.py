@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import NamedTuple
 
 import grpc
 
 from milo_discovery._channel import open_channel
-from milo_discovery._grpc_status import status_error_of_call
+from milo_discovery._grpc_status import status_error_of_call, understood
+from milo_discovery._timestamps import time
 from milo_discovery.address import grpc_target
 from milo_discovery.client_credentials import ClientCredentials
 from milo_discovery.kubeconfig_access import KubeconfigAccess, read_access, usable_until
@@ -35,8 +36,7 @@ def issue_access(
             response = DiscoveryServiceStub(channel).IssueKubeconfig(request, timeout=timeout_s, metadata=metadata)
     except grpc.RpcError as error:
         raise status_error_of_call(error) from error
-    issued = response.kubeconfig
+    issued = understood(response).kubeconfig
     access = read_access(issued.kubeconfig)
-    if not issued.HasField("expires_at"):
-        return IssuedAccess(access, None)
-    return IssuedAccess(access, usable_until(issued.expires_at.ToDatetime(UTC), issued.issued_at.ToDatetime(UTC)))
+    expires_at = time(issued, "expires_at")
+    return IssuedAccess(access, None if expires_at is None else usable_until(expires_at, time(issued, "issued_at")))
