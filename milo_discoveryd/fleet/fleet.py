@@ -17,31 +17,42 @@ COUNT_AGE_S = 1.0
 
 
 class WaitingStreams:
-    """The streams that wait until the first list of a source is verified."""
+    """The streams whose subscribers keep clusters of an earlier run: until the first list of a source is verified, or
+    until the source is synced."""
 
     def __init__(self) -> None:
         self._sources: dict[object, frozenset[str]] = {}
+        self._kept: dict[object, frozenset[str]] = {}
         self._former: set[str] = set()
+        self._former_kept: set[str] = set()
 
     def __len__(self) -> int:
         return len(self._sources)
 
-    def await_sources(self, stream: object, sources: frozenset[str]) -> None:
-        """Record the sources for which a stream waits; empty if it waits for no source, or has ended."""
-        if sources:
-            self._sources[stream] = sources
-            self._former |= sources
-        else:
-            self._sources.pop(stream, None)
+    def await_sources(self, stream: object, sources: frozenset[str], kept: frozenset[str] = frozenset()) -> None:
+        """Record the sources for whose second list a stream waits, and those that are not shown to its subscriber yet,
+        which `kept` their clusters; empty if there are none, or it has ended."""
+        for waiting, named in ((self._sources, sources), (self._kept, kept)):
+            if named:
+                waiting[stream] = named
+            else:
+                waiting.pop(stream, None)
+        self._former |= sources
+        self._former_kept |= kept
 
     def is_any_for(self, source: str) -> bool:
-        """Return whether any stream waits for a source."""
+        """Return whether any stream waits for the second list of a source."""
         return any(source in sources for sources in self._sources.values())
 
-    def had_any_for(self, source: str) -> bool:
-        """Return whether any stream has waited for a source. The subscriber of such a stream keeps the source's
-        clusters, and may reconnect."""
-        return source in self._former
+    def may_keep(self, source: str, *, is_listed: bool, is_verified: bool) -> bool:
+        """Return whether a subscriber may keep clusters of a source that this run does not know.
+
+        `is_listed`: whether the source has a list of this run; `is_verified`: whether no second one is needed. The
+        subscriber of a stream that has ended keeps the clusters, and may reconnect.
+        """
+        if source in self._former and not is_verified:
+            return True
+        return (source in self._former_kept and not is_listed) or any(source in kept for kept in self._kept.values())
 
 
 class Fleet:

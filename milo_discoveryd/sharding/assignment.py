@@ -10,6 +10,7 @@ import msgspec
 from milo_discoveryd.credentials.issuers.issuer import FencingIssuer
 from milo_discoveryd.daemon_errors import BackendError
 from milo_discoveryd.fleet.fleet import Fleet
+from milo_discoveryd.fleet.source import ClusterSource
 from milo_discoveryd.logger import log
 from milo_discoveryd.model.cluster import source_of
 from milo_discoveryd.model.object_state import ObjectState
@@ -203,16 +204,17 @@ class FleetAssignment:
         """Return the clusters that this daemon no longer owns, or may not, and that are still engaged; None if that is
         unknown.
 
-        Until the first list of this run is verified, subscribers of an earlier run may keep clusters that are missing
-        from the list.
+        Subscribers of an earlier run may keep clusters that this run does not know: until a source has a list and, if
+        that lacks clusters, until it is verified.
         """
-        waiting = self._fleet.waiting
-        if any(
-            waiting.had_any_for(source.name) and not source.first_list.is_verified for source in self._fleet.sources
-        ):
+        if any(map(self._may_be_kept, self._fleet.sources)):
             return None
         unassigned = (name for source in self._fleet.sources for name in source.clusters.unassigned)
         return chain(filter(self._is_lost, self._fleet.releases), filter(self._is_engaged, unassigned))
+
+    def _may_be_kept(self, source: ClusterSource) -> bool:
+        is_listed, is_verified = source.progress.is_complete, source.first_list.is_verified
+        return self._fleet.waiting.may_keep(source.name, is_listed=is_listed, is_verified=is_verified)
 
     def _is_engaged(self, name: str) -> bool:
         record = self._fleet[name]

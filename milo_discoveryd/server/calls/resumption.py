@@ -104,6 +104,13 @@ class Resumption:
         return NOTHING if self.position is None else self.position.known.within(self.pending)
 
     @property
+    def kept_sources(self) -> frozenset[str]:
+        """The pending sources of which the subscriber may keep clusters."""
+        if self.position is None:
+            return self.pending if self._is_resumed else frozenset()
+        return frozenset(filter(self.position.known.count_of, self.pending))
+
+    @property
     def due_at(self) -> float:
         """When to call `compare_lists` again, if nothing else happens."""
         return self._doubt_at if self.doubted else math.inf

@@ -258,7 +258,7 @@ class WatchStream:
     def _update_pending(self) -> bool:
         """Compute the sources that are not shown to the subscriber yet. Return whether they changed."""
         is_changed = self._resumption.compare_lists(self._clock())
-        self._fleet.waiting.await_sources(self, frozenset(self._resumption.doubted))
+        self._fleet.waiting.await_sources(self, frozenset(self._resumption.doubted), self._resumption.kept_sources)
         return is_changed
 
     async def _resume(self, cursor: Cursor, revision: int) -> None:

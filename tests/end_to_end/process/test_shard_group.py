@@ -5,10 +5,11 @@ Members are killed, and a source is unavailable or has the list of another serve
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from time import monotonic
+from types import MappingProxyType
 from typing import Any
 
 import pytest
@@ -24,6 +25,7 @@ from tests.end_to_end.process.conftest import Workspace
 from tests.end_to_end.process.daemon import DaemonProcess
 from tests.end_to_end.process.project_server import Projects, ProjectServer
 from tests.support.eventually import eventually
+from tests.support.tcp_proxy import TcpProxy
 
 pytestmark = [pytest.mark.nightly, pytest.mark.timeout(400)]
 
@@ -33,6 +35,8 @@ SETTLED_WITHIN_S = 120.0
 RESTART_S = 16.0
 """How long the ownership of a subscriber must last when its daemon is killed, so that the next process renews it."""
 VERIFY_AFTER_S = 4.0
+ACKNOWLEDGED_S = 40.0
+"""The time in which a restarted member acknowledges a view: it waits for 33 s."""
 _PAGE = " ".join((Path(__file__).parents[3] / "docs" / "sharding.md").read_text().split())
 [_PROMISED_S] = re.findall(r"member that was killed have no owner for up to (\d+) seconds", _PAGE)
 WITHOUT_OWNER_S = float(_PROMISED_S)
@@ -42,8 +46,18 @@ WITHOUT_OWNER_S = float(_PROMISED_S)
 class Group:
     """Daemons with the sources `a` and `b`, each with a subscriber, and a validator of the events of all of them."""
 
-    def __init__(self, workspace: Workspace, a: ProjectServer, b: ProjectServer, **settings: Any) -> None:
+    def __init__(
+        self,
+        workspace: Workspace,
+        a: ProjectServer,
+        b: ProjectServer,
+        *,
+        proxies: Mapping[int, TcpProxy] = MappingProxyType({}),
+        **settings: Any,
+    ) -> None:
+        """`proxies`: those through which members, by their number, reach the server of `a`."""
         self.servers = {"a": a, "b": b}
+        self._proxies = proxies
         self._settings = settings
         self._directory, self._hub = workspace.directory, workspace.directory / "hub"
         create_hub(workspace.sandbox, self._hub)
@@ -68,6 +82,12 @@ class Group:
             "sharding": sharding(self._hub),
             **self._settings,
         }
+        if number in self._proxies:
+            direct, port = self._directory / "a.kubeconfig", self.servers["a"].url.rpartition(":")[2]
+            proxied = direct.with_name(f"a-{number}.kubeconfig")
+            proxied.write_text(direct.read_text().replace(f":{port}", f":{self._proxies[number].port}"))
+            self._proxies[number].open(int(port))
+            config["sources"][0]["discovery_kubeconfig"] = str(proxied)
         file = self._directory / f"{number}.yaml"
         file.write_text(yaml.safe_dump(config))
         return DaemonProcess(self._address(number), "--config", str(file), environ=pod(number), is_forked=True)
@@ -157,6 +177,17 @@ class Group:
         for daemon in self.daemons:
             await daemon.start()
 
+    @asynccontextmanager
+    async def joining(self, number: int) -> AsyncIterator[set[str]]:
+        """Run another member, and yield the clusters of its subscriber."""
+        async with self._daemon(number) as daemon:
+            await daemon.start()
+            following = asyncio.create_task(self.follow(number))
+            try:
+                yield self.validator.views.setdefault(f"subscriber-{number}", set())
+            finally:
+                following.cancel()
+
 
 @asynccontextmanager
 async def group(workspace: Workspace, **settings: Any) -> AsyncIterator[Group]:
@@ -228,6 +259,26 @@ async def test_second_restart_of_a_member_during_an_outage_engages_no_deleted_cl
         await found.told_of_one("a", "later")
         await found.settled()
         found.assert_engaged_only("b#run-", "a#later-")
+
+
+async def test_restarted_member_that_cannot_list_a_source_releases_none_of_its_clusters(workspace: Workspace) -> None:
+    """Without a state file, it does not know the clusters that its subscriber keeps, and a view takes some of them."""
+    async with TcpProxy() as proxy, group(workspace, proxies={0: proxy}, state_directory=None) as found:
+        await found.kill_first()
+        await proxy.shut()
+        kept = set(found.view)
+        await found.daemons[0].start()
+        async with found.joining(MEMBERS) as view:
+            await eventually(lambda: found.validator.breaches or view, within_s=SETTLED_WITHIN_S)
+            await asyncio.sleep(ACKNOWLEDGED_S)
+            assert not found.validator.breaches, "; ".join(found.validator.breaches)
+            assert found.view == kept
+            proxy.open()
+            await eventually(
+                lambda: found.validator.breaches or (found.view < kept and found.validator.is_current),
+                within_s=SETTLED_WITHIN_S,
+            )
+            assert not found.validator.breaches, "; ".join(found.validator.breaches)
 
 
 async def test_first_list_from_another_server_after_a_members_restart_disengages_nothing(workspace: Workspace) -> None:

@@ -52,11 +52,32 @@ def test_source_version_is_the_version_of_its_latest_list_or_change() -> None:
 def test_stream_counts_as_waiting_while_it_awaits_a_source() -> None:
     waiting, stream = WaitingStreams(), object()
     waiting.await_sources(stream, frozenset())
-    assert (len(waiting), waiting.is_any_for("eu"), waiting.had_any_for("eu")) == (0, False, False)
+    assert (len(waiting), waiting.is_any_for("eu")) == (0, False)
     waiting.await_sources(stream, frozenset(["eu"]))
     assert (len(waiting), waiting.is_any_for("eu"), waiting.is_any_for("us")) == (1, True, False)
     waiting.await_sources(stream, frozenset())
-    assert (len(waiting), waiting.is_any_for("eu"), waiting.had_any_for("eu")) == (0, False, True)
+    assert (len(waiting), waiting.is_any_for("eu")) == (0, False)
+
+
+def test_subscriber_may_keep_clusters_until_the_source_is_shown_to_it_or_its_list_is_verified() -> None:
+    waiting, stream = WaitingStreams(), object()
+
+    def may_keep(*, is_listed: bool, is_verified: bool = False) -> bool:
+        return waiting.may_keep("eu", is_listed=is_listed, is_verified=is_verified)
+
+    assert not may_keep(is_listed=False)
+    waiting.await_sources(stream, frozenset(), frozenset(["eu"]))
+    assert (len(waiting), waiting.is_any_for("eu")) == (0, False)
+    assert may_keep(is_listed=False)
+    assert may_keep(is_listed=True), "its stream has not been compared with the list yet"
+    assert not waiting.may_keep("us", is_listed=False, is_verified=False)
+    waiting.await_sources(stream, frozenset())
+    assert may_keep(is_listed=False), "the subscriber may reconnect"
+    assert not may_keep(is_listed=True)
+    waiting.await_sources(stream, frozenset(["eu"]))
+    waiting.await_sources(stream, frozenset())
+    assert may_keep(is_listed=True)
+    assert not may_keep(is_listed=True, is_verified=True)
 
 
 def test_clusters_that_the_watch_adds_do_not_complete_a_short_first_list() -> None:

@@ -123,6 +123,19 @@ async def test_moved_clusters_are_unknown_until_the_first_list_that_a_stream_wai
     assert lost(assignment) == set()
 
 
+async def test_moved_clusters_are_unknown_while_a_subscriber_keeps_those_of_a_source_without_a_list() -> None:
+    fleet = fleet_of_one_source()
+    assignment, (source,), stream = FleetAssignment(fleet, 30.0), fleet.sources, object()
+    assign(assignment, ALONE)
+    fleet.waiting.await_sources(stream, frozenset(), frozenset([source.name]))
+    assert assignment.lost() is None
+    fleet.waiting.await_sources(stream, frozenset())
+    assert assignment.lost() is None, "the subscriber may reconnect"
+    for _ in source.apply(source.collections[0], [ListStarted(), Listed(ready("x", uid="x")), ListEnded()], 100.0):
+        pass
+    assert lost(assignment) == set()
+
+
 async def test_cluster_whose_assignment_fails_delays_no_other_and_stays_pending(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

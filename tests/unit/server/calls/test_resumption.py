@@ -112,6 +112,17 @@ def test_subscriber_keeps_its_clusters_of_pending_sources() -> None:
     assert new_subscriber(Source("eu")).kept.counts == {}
 
 
+def test_subscriber_may_keep_clusters_of_pending_sources_that_it_has_or_may_have() -> None:
+    assert new_subscriber(Source("eu")).kept_sources == frozenset()
+    assert new_subscriber(Source("eu"), is_resumed=True).kept_sources == {"eu"}, "its revision cannot be parsed"
+    us = Source("us", synced=False)
+    waiting = resumption(us, Source("eu", synced=False), known={"us": 5})
+    assert waiting.kept_sources == {"us"}
+    us.synced = True
+    waiting.compare_lists(0.0)
+    assert waiting.kept_sources == frozenset()
+
+
 def test_source_with_a_short_first_list_stays_pending_until_a_complete_list() -> None:
     source = Source("eu")
     source.first_list = FirstList(3, RemovalLimits())
