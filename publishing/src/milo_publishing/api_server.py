@@ -55,7 +55,7 @@ class PublishedObjects:
         """Return all objects with the labels of a publisher."""
         items: list[ObservedObject] = []
         token, size, clock = "", _PAGE_SIZE, asyncio.get_running_loop().time
-        pages = ListPages(clock())
+        pages, has_expired = ListPages(clock()), False
         while True:
             query = {"labelSelector": identity.selector(), "limit": str(size)}
             try:
@@ -63,7 +63,9 @@ class PublishedObjects:
             except TargetRefused as error:
                 if error.status != HTTPStatus.GONE or not token:
                     raise
-                items, token = [], ""  # the continue token expired: list again from the start
+                if has_expired:
+                    raise TargetUnavailable(str(error), is_answer=True) from error
+                items, token, has_expired = [], "", True  # the continue token expired: list again from the start
                 continue
             except TargetUnavailable as error:
                 if not error.is_too_large or size == 1:
