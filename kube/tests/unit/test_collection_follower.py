@@ -112,3 +112,27 @@ async def test_objects_that_are_too_large_for_one_page_are_read_in_smaller_ones(
     following.cancel()
     await asyncio.gather(following, return_exceptions=True)
     assert follower.problem == ""
+
+
+async def test_collection_with_another_address_is_listed_again_at_once_unless_it_was_dropped() -> None:
+    objects = Objects()
+    follower = Follower(objects)
+    follower.list_again()  # before it runs
+    following = asyncio.create_task(follower.run())
+    async with asyncio.timeout(LIMIT_S):
+        await follower.listed.wait()
+        objects.synced = False
+        follower.listed.clear()
+        for _ in range(2):
+            follower.list_again()
+        await follower.listed.wait()
+    objects.synced = False
+    follower.listed.clear()
+    for _ in range(2):
+        follower.list_again()
+        follower.exceed("too large")
+        await asyncio.sleep(0)
+    assert not following.done()
+    assert follower.state == "over_budget"
+    following.cancel()
+    await asyncio.gather(following, return_exceptions=True)
