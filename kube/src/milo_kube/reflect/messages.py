@@ -40,6 +40,8 @@ RESPONSE_TOO_LARGE = "ResponseTooLarge"
 """The response has more bytes than are read of one."""
 UNRESPONSIVE = "Unresponsive"
 """The server did not answer liveness checks, or failed them."""
+VERY_SHORT_WATCH = "VeryShortWatch"
+"""The server ended the watch in its first second."""
 
 
 class Failure(msgspec.Struct, frozen=True):

@@ -23,6 +23,7 @@ from milo_kube.reflect.messages import (
     MALFORMED_RESPONSE,
     RESPONSE_TOO_LARGE,
     UNRESPONSIVE,
+    VERY_SHORT_WATCH,
     DeletionReported,
     EventIgnored,
     Failure,
@@ -90,10 +91,12 @@ server sends `Retry-After: 1` each time while it builds its caches, which takes 
 _VERSION_REFUSED = frozenset({410, 504})
 """Statuses that refuse a resource version: 410 if it is too old, 504 if it is in the server's future."""
 _STREAMING_LIST_REFUSED = frozenset({400, 403, 422})
-_BROKEN_AT_MOST = 5
-"""Number of watches that the server ends with an error, or at once, at the same version. Then a list is requested: the
-next event may be why, such as a state of an object that the server cannot convert, and that has changed since."""
 _MALFORMED_AT_MOST = 2
+_ERRORS_AT_MOST = 5
+_SHORT_AT_MOST = 20
+"""Number of watches that the server ends at one version by something malformed, an error, or at once. Then a list is
+requested: the next event may be why, such as a state of an object that the server cannot convert, and that has changed
+since. Some servers end each watch at once, and a list costs them more."""
 _RESUME_REFUSED = frozenset({*range(400, 500), 500, 501}) - {401, 403, 407, 408, 425, 429}
 """Statuses of a refused watch after which a list may succeed, because they neither reject the caller nor request a
 later retry."""
@@ -246,7 +249,7 @@ class Reflector(Generic[Seen]):
         assert isinstance(self.state, Watching)
         if now - self.state.opened_at < self.policy.min_watch_s:
             message = "the server ended the watch in its first second"
-            return self.failed(Failure("VeryShortWatch", message, is_sent=True), now)
+            return self.failed(Failure(VERY_SHORT_WATCH, message, is_sent=True), now)
         self._note_health(self.state, now)
         self.state = self._opening(self.state.version)
         return []
@@ -348,9 +351,12 @@ class Reflector(Generic[Seen]):
         if is_malformed or failure.is_sent:
             broken = self._attempts.broken + 1 if version == self._attempts.broken_at else 1
             self._attempts.broken_at, self._attempts.broken = version, broken
-            if broken >= (_MALFORMED_AT_MOST if is_malformed else _BROKEN_AT_MOST):
+            if is_malformed and broken >= _MALFORMED_AT_MOST:
                 self._attempts.broken = 0
                 return self._relist(failure, now, delay)
+            if broken >= (_SHORT_AT_MOST if failure.reason == VERY_SHORT_WATCH else _ERRORS_AT_MOST):
+                self._attempts.broken = 0
+                return self._stale("", failure, now, delay)
         was_healthy = watching.proven or now - watching.opened_at >= self.policy.min_watch_s
         if failure.reason != UNRESPONSIVE and self._attempts.failures == 1 and was_healthy:
             # Most disconnects are routine: resume at once, and become stale only if that fails.

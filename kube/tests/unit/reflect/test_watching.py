@@ -360,24 +360,28 @@ def test_error_event_without_version_is_an_interruption() -> None:
         ErrorStatus(404, "NotFound", "not found"),
     ],
 )
-def test_fifth_watch_that_an_error_event_ends_at_the_same_version_leads_to_relist(error: ErrorStatus) -> None:
+def test_fifth_watch_that_an_error_event_ends_at_the_same_version_leads_to_a_list(error: ErrorStatus) -> None:
     driver = watching()
     for _ in range(4):
         assert driver.events(error) == []
         driver.now += 20.0
         assert driver.request == resumes_from("10")
         driver.opened()
-    assert driver.events(error) == [Relisting(error.reason)]
+    assert driver.events(error) == []
+    assert driver.status[2] == error.reason
+    driver.now += 20.0
     assert driver.request == FIRST_PAGE
 
 
-def test_fifth_watch_that_ends_at_once_at_the_same_version_leads_to_relist() -> None:
+def test_twentieth_watch_that_ends_at_once_at_the_same_version_leads_to_a_list() -> None:
     driver = watching()
-    for _ in range(4):
+    for _ in range(19):
         assert driver.ended() == []
         driver.now += 20.0
         driver.opened()
-    assert driver.ended() == [Relisting("VeryShortWatch")]
+    driver.ended()
+    driver.now += 20.0
+    assert driver.request == FIRST_PAGE
 
 
 def test_watches_whose_connections_are_lost_or_that_make_progress_are_resumed() -> None:
