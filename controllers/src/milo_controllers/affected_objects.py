@@ -50,6 +50,8 @@ class AffectedObjects:
         """The kinds whose caches have to be complete before the first reconcile."""
         self._named_others: set[tuple[str, int, CacheKey]] = set()
         """The caches, by cluster name, incarnation and kind, of whose objects a mapper named one of another cluster."""
+        self._unmapped: set[tuple[str, int, CacheKey]] = set()
+        """The caches with changes that a mapper could not map, because it read a cache that was not complete."""
 
     def after_change(self, member: AffectedCluster, informer: Informer, change: Change) -> Iterator[ObjectKey]:
         """Yield the objects to reconcile after a change."""
@@ -65,9 +67,17 @@ class AffectedObjects:
                     if state is not None:
                         yield from self._mapped_objects(member, watched, change, state)
 
-    def has_named_others(self, member: AffectedCluster, informer: Informer) -> bool:
+    def has_named_others(self, member: AffectedCluster, key: CacheKey) -> bool:
         """Return whether a mapper has named an object of another cluster after a change of this cache."""
-        return (member.cluster.name, member.incarnation, informer.key) in self._named_others
+        return (member.cluster.name, member.incarnation, key) in self._named_others
+
+    def take_unmapped(self) -> Iterator[tuple[AffectedCluster, CacheKey]]:
+        """Yield the caches with changes that were not mapped since the last call, each with its cluster."""
+        unmapped, self._unmapped = self._unmapped, set()
+        for cluster, incarnation, key in unmapped:
+            member = self._members.get(cluster)
+            if member is not None and member.incarnation == incarnation:
+                yield member, key
 
     def drop(self, member: AffectedCluster) -> None:
         """Forget the caches of the member."""
@@ -88,7 +98,8 @@ class AffectedObjects:
     ) -> Iterator[ObjectKey]:
         try:
             targets = watched.targets(Watched(watched.kind, change, member.cluster, self._clusters, state=state))
-        except NotSynced as error:  # the objects of the incomplete cache are reconciled anyway once listed
+        except NotSynced as error:
+            self._unmapped.add((member.cluster.name, member.incarnation, watched.kind.key))
             log.debug(
                 "%s: %s: the mapper of %s failed: %s",
                 self._spec.name,

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, Protocol
 from milo_controllers.affected_objects import AffectedCluster, AffectedObjects, key_of
 from milo_controllers.fleet_view import FleetView
 from milo_controllers.informer import Informer
+from milo_controllers.kinds import CacheKey
 from milo_controllers.logs import current_cluster, current_object, current_reconcile
 from milo_controllers.metrics import ControllerMetrics, ReconcileMetrics
 from milo_controllers.object_cache import Change, is_terminating
@@ -122,18 +123,27 @@ class Controller:
             self.pump_soon()
 
     def listed_again(self, member: ReconciledCluster, informer: Informer) -> None:
-        """Enqueue every object of the cluster, if a needed cache was dropped: changes since then are unknown. Those of
-        all clusters, if a mapper of its objects has named those of others."""
+        """Enqueue what may be affected by changes of a needed cache while it was dropped."""
         if informer.key in self._affected.needed_kinds:
-            self.resync(member)
-        if self._affected.has_named_others(member, informer):
-            others = (other for other in self._shared.members.values() if other is not member)
-            for number, other in enumerate(others):  # spread: there may be thousands
-                asyncio.get_running_loop().call_later(number * _RESYNC_EVERY_S, self.resync, other)
+            self._resync_for(member, informer.key)
         if informer.key == self.spec.kind.key:
             for place in informer.dropped or ():
                 if informer.cache.get(*place) is None:  # deleted while the cache was dropped
                     self._add(key_of(member, *place), Priority.BACKGROUND)
+
+    def resync_unmapped(self) -> None:
+        """Enqueue what may be affected by changes that could not be mapped. Called when a cache is complete: it may be
+        the one that the mapper reads."""
+        for member, key in self._affected.take_unmapped():
+            self._resync_for(member, key)
+
+    def _resync_for(self, member: AffectedCluster, key: CacheKey) -> None:
+        """Enqueue every object of the cluster, and those of all clusters if objects of this cache have named others."""
+        self.resync(member)
+        if self._affected.has_named_others(member, key):
+            others = (other for other in self._shared.members.values() if other is not member)
+            for number, other in enumerate(others):  # spread: there may be thousands
+                asyncio.get_running_loop().call_later(number * _RESYNC_EVERY_S, self.resync, other)
 
     def unpark(self, member: ReconciledCluster) -> None:
         self.failures.suspension_ended(member.cluster.name, member.incarnation)
@@ -152,7 +162,7 @@ class Controller:
         for key in self._affected.after_change(member, informer, change):
             self._add(key, priority)
 
-    def resync(self, member: ReconciledCluster, priority: Priority = Priority.BACKGROUND) -> None:
+    def resync(self, member: AffectedCluster, priority: Priority = Priority.BACKGROUND) -> None:
         """Enqueue every object of the cluster."""
         for found in member.informers[self.spec.kind.key].cache.values():
             self._add(key_of(member, found.namespace, found.name), priority)

@@ -172,6 +172,36 @@ async def test_object_of_another_cluster_is_reconciled_if_one_that_named_it_was_
         await eventually(lambda: log.seen == [(other.project, "one", {})])
 
 
+async def test_change_that_a_mapper_could_not_map_leads_to_reconciles_once_the_cache_that_it_reads_is_complete(
+    plane: ControlPlane,
+) -> None:
+    plane.create(widget("one"))
+    log = Log()
+    secrets = "v1/secrets"
+
+    def of_secrets(change: Watched) -> Iterable[ReconcileTarget]:
+        caches = change.clusters.cluster(change.cluster.name)
+        assert caches is not None
+        return [ReconcileTarget("one", "default") for found in caches.list(secrets) if found["data"] == {}]
+
+    controllers = Controllers(
+        Fleet(FakeDiscovery(plane)), registry=CollectorRegistry(), cache_limits=CacheLimits(objects=1, retry_s=0.5)
+    )
+    controllers.cache(secrets)
+    controllers.reconcile(WIDGETS, watches=[watches(CONFIG_MAPS, map=of_secrets)])(log)
+    async with controllers:
+        await eventually(lambda: log.seen and controllers.health().synced)
+        for name in ("a", "b"):
+            plane.create({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": name}, "data": {}})
+        await eventually(lambda: controllers.health().problems)
+        log.seen.clear()
+        plane.create(config_map("changed"))
+        await eventually(lambda: controllers.view.cluster(plane.project).get(CONFIG_MAPS, "changed", "default"))
+        plane.delete(secrets, "b")
+        await eventually(lambda: controllers.health().synced)
+        await eventually(lambda: log.seen == [(plane.project, "one", {})])
+
+
 async def test_object_deleted_while_its_cache_was_dropped_is_reconciled(plane: ControlPlane) -> None:
     for name in ("a", "b"):
         plane.create(widget(name))
