@@ -20,6 +20,8 @@ from milo_discoveryd.telemetry.status import FileRefused, ReloadState, RulesCurr
 from milo_kube.file_content import SETTLED_S, file_version
 
 POLL_INTERVAL_S = 0.25
+MAX_PROBLEMS = 50
+"""Maximum number of problems of a refused file that are logged and shown."""
 
 Load = Callable[[], Settings]
 State = tuple[int, ...]
@@ -77,12 +79,15 @@ class ConfigReloader:
             if self._requested.is_set() or (seen is not None and seen != read and is_finished):
                 self._requested.clear()
                 read = seen
-                self._metrics.rights_reloaded(self._reload(apply))
+                self._metrics.rights_reloaded(await self._reload(apply))
 
-    def _reload(self, apply: Callable[[tuple[RuleSettings, ...]], None]) -> str:
+    async def _reload(self, apply: Callable[[tuple[RuleSettings, ...]], None]) -> str:
         before = self._settings.rights
+        if self._file is not None and self._file.exists() and not self._file.is_file():
+            # Opening a named pipe waits for a writer, and a shell's <(command) can be read only once.
+            return self._refused((f"file {self._file}: is not a regular file",))
         try:
-            settings = self._load()
+            settings = await asyncio.to_thread(self._load)  # parsing many rules takes seconds
         except ConfigError as error:
             return self._refused(error.problems)
         if before and not settings.rights:
@@ -109,6 +114,8 @@ class ConfigReloader:
         return "applied"
 
     def _refused(self, problems: tuple[str, ...]) -> str:
+        if (more := len(problems) - MAX_PROBLEMS) > 0:
+            problems = (*problems[:MAX_PROBLEMS], f"and {more} more; the command `check` prints all of them")
         log.error("configuration rejected", problems=problems)
         self._audit.reload_rejected(problems=problems)
         self.state = FileRefused(problems)

@@ -3,6 +3,7 @@
 import asyncio
 import math
 import os
+import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from milo_discoveryd.config import RuleSettings, load
+from milo_discoveryd.config import RuleSettings, Settings, load
 from milo_discoveryd.telemetry.metrics import Metrics
 from milo_discoveryd.telemetry.status import RulesCurrent, RulesWaiting
 from milo_discoveryd.wiring import config_reload
@@ -122,6 +123,42 @@ async def test_invalid_rule_rejects_whole_config_file(reloaded_file: ReloadedFil
     assert line["log_level"] == "error"
     assert '[1].name: "Four" must be' in str(line["problems"])
     assert [what for what, _ in reloaded_file.audited] == ["kept", "changed"]
+
+
+async def test_many_problems_of_a_config_file_are_logged_in_part(reloaded_file: ReloadedFile) -> None:
+    async with reloaded_file.followed():
+        reloaded_file.write(yaml.safe_dump({"rights": [{"name": f"rule-{number}"} for number in range(200)]}))
+        await eventually(lambda: reloaded_file.count("refused") == 1)
+    [(_, about)] = reloaded_file.audited
+    problems = about["problems"]
+    assert isinstance(problems, tuple)
+    assert len(problems) == config_reload.MAX_PROBLEMS + 1
+    assert "more; the command `check` prints all of them" in problems[-1]
+
+
+async def test_config_file_that_became_a_pipe_is_not_waited_for(reloaded_file: ReloadedFile) -> None:
+    async with reloaded_file.followed():
+        os.mkfifo(reloaded_file.file.with_suffix(".pipe"))
+        reloaded_file.file.with_suffix(".pipe").rename(reloaded_file.file)
+        await eventually(lambda: reloaded_file.count("refused") == 1)
+        reloaded_file.write_rules("three")
+        await eventually(lambda: reloaded_file.count("applied") == 1)
+    assert "is not a regular file" in str(reloaded_file.audited[0])
+
+
+async def test_config_file_is_parsed_in_another_thread(reloaded_file: ReloadedFile) -> None:
+    threads: list[threading.Thread] = []
+    async with reloaded_file.followed() as followed:
+        read = followed._load
+
+        def load_noting_thread() -> Settings:
+            threads.append(threading.current_thread())
+            return read()
+
+        followed._load = load_noting_thread
+        reloaded_file.write_rules("three")
+        await eventually(lambda: reloaded_file.count("applied") == 1)
+    assert threading.main_thread() not in threads
 
 
 async def test_missing_config_file_keeps_rules(reloaded_file: ReloadedFile) -> None:
