@@ -1,6 +1,8 @@
 """A small file that another process replaces while this process runs."""
 
+import errno
 import os
+import stat
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +20,15 @@ into place is read at once."""
 def file_version(status: os.stat_result) -> tuple[int, ...]:
     """Return values that differ between two versions of a file, whether it was replaced or written in place."""
     return status.st_ino, status.st_dev, status.st_mtime_ns, status.st_ctime_ns, status.st_size, status.st_mode
+
+
+def read_regular_file(path: Path, size: int) -> bytes:
+    """Return up to `size` bytes. Raises OSError, also for pipes and devices, which could block the event loop."""
+    # Without O_NONBLOCK, opening a named pipe waits for a writer.
+    with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as stream:
+        if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
+            raise OSError(errno.EINVAL, "not a regular file")
+        return stream.read(size)
 
 
 class FileContent:
@@ -44,8 +55,7 @@ class FileContent:
                 is_written_in_place = seen[0] == self._seen[0]
                 is_due = not is_written_in_place or abs(now - status.st_mtime) >= SETTLED_S
             if is_due:
-                with self.path.open("rb") as stream:
-                    content = stream.read(MAX_BYTES + 1)
+                content = read_regular_file(self.path, MAX_BYTES + 1)
                 self._seen, self._read_at = seen, now
                 if self._is_good(content):
                     self._good = content

@@ -171,3 +171,14 @@ def test_token_file_unsafe_for_header_is_rejected_and_not_shown(text: str) -> No
 def test_empty_token_file_is_rejected() -> None:
     with pytest.raises(CredentialError, match="the token is empty"):
         token_of(" \n", "the token")
+
+
+def test_pipe_is_not_waited_for(path: Path) -> None:
+    path.write_text("one")
+    file = FileContent(path)
+    assert file.read() == b"one"
+    path.unlink()
+    os.mkfifo(path)
+    assert file.read() == b"one"
+    with pytest.raises(CredentialError, match="cannot be read: not a regular file"):
+        FileContent(path).read()
