@@ -9,6 +9,7 @@ from milo_discoveryd.model.cluster import Target
 
 FORMAT = 3
 _MAGIC = b"milo-discoveryd state "
+_LONGEST_HEAD = 1 << 20
 
 
 class StoredCluster(msgspec.Struct, frozen=True, gc=False):
@@ -70,9 +71,10 @@ def encode(fleet: StoredFleet) -> bytes:
 
 def decode(data: bytes, origin: StateOrigin | None) -> StoredFleet:
     """Decode the fleet of the source with this origin; None accepts any source. Raises StateFileError."""
-    head, newline, body = data.partition(b"\n")
+    end = data.find(b"\n", 0, _LONGEST_HEAD)
+    head, body = data[: max(0, end)], memoryview(data)[end + 1 :]  # not copied: it can be large
     words = head.removeprefix(_MAGIC).split(b" ")
-    if not newline or not head.startswith(_MAGIC) or len(words) != 2 or not words[0].isdigit():
+    if not head.startswith(_MAGIC) or len(words) != 2 or not words[0].isdigit():
         raise StateFileError("not a state file of milo-discoveryd")
     if words[0] != b"%d" % FORMAT:
         raise StateFileError(f"written in format {words[0][:20].decode()}; this version reads format {FORMAT}")
@@ -89,5 +91,5 @@ def decode(data: bytes, origin: StateOrigin | None) -> StoredFleet:
     return fleet
 
 
-def _checksum(body: bytes) -> bytes:
+def _checksum(body: bytes | memoryview) -> bytes:
     return hashlib.sha256(body).hexdigest().encode()

@@ -31,16 +31,17 @@ WaitForChange = Callable[[], Awaitable[None]]
 
 
 class StateFile:
-    def __init__(self, directory: Path, origin: StateOrigin, source: str = "") -> None:
-        """`source` is the name of the source; empty if it has none."""
+    def __init__(self, directory: Path, origin: StateOrigin, source: str = "", *, max_bytes: int | None = None) -> None:
+        """`source` is the name of the source; empty if it has none. A file longer than `max_bytes` is not read."""
         self._path = directory / (FILE_OF % source if source else FILE)
         self.origin = origin
+        self._max_bytes = max_bytes
         self._write_lock = threading.Lock()
 
     def load(self) -> StoredFleet | None:
         """Return the stored fleet, or None if the file does not exist or, with a warning in the log, cannot be used."""
         try:
-            data = _read(self._path)
+            data = _read(self._path, self._max_bytes)
         except FileNotFoundError:
             return None
         except OSError as error:
@@ -91,7 +92,9 @@ class StateFile:
         return True
 
     def _replace(self, temporary: Path, data: bytes) -> None:
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        # An existing file is not used: opening a pipe would wait for a reader, and another user could own a file.
+        temporary.unlink(missing_ok=True)
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         with os.fdopen(descriptor, "wb") as file:
             file.write(data)
             file.flush()
@@ -110,8 +113,8 @@ def stored_fleets(directory: Path) -> Iterator[tuple[str, StoredFleet]]:
         yield path.name.removeprefix(head).removesuffix(tail) if path.name != FILE else "", fleet
 
 
-def _read(path: Path) -> bytes:
-    """Read the file. Raises StateFileError if another user could have written it."""
+def _read(path: Path, max_bytes: int | None = None) -> bytes:
+    """Read the file. Raises StateFileError if it is too long, or if another user could have written it."""
     if problem := directory_problem(path.parent):
         raise StateFileError(problem)
     descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
@@ -121,7 +124,9 @@ def _read(path: Path) -> bytes:
             raise StateFileError("not a regular file")
         if problem := _writers_problem(status, "the file", allow_sticky=False):
             raise StateFileError(problem)
-        return file.read()
+        if max_bytes is not None and status.st_size > max_bytes:
+            raise StateFileError(f"{status.st_size} bytes long; at most {max_bytes} are read")
+        return file.read(status.st_size)
 
 
 def prepare_directory(directory: Path) -> None:

@@ -127,7 +127,10 @@ class ConfiguredSource:
 
     def _state_file(self) -> StateFile | None:
         directory = self._settings.state_directory
-        return None if directory is None else StateFile(directory, self.origin, self.of.name)
+        if directory is None:
+            return None
+        # The objects that the file describes weigh at most twice their limit, more than in the file.
+        return StateFile(directory, self.origin, self.of.name, max_bytes=2 * self._settings.watch.objects_limit)
 
 
 def configured_sources(settings: Settings, environ: Mapping[str, str]) -> list[ConfiguredSource]:

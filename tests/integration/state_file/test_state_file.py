@@ -229,6 +229,19 @@ async def test_state_file_that_is_a_symlink_or_a_pipe_is_rejected(tmp_path: Path
     assert StateFile(tmp_path, ORIGIN).load() is None
 
 
+async def test_state_file_that_is_too_large_is_rejected_without_reading_it(tmp_path: Path) -> None:
+    os.truncate(await written(tmp_path), 1 << 40)
+    with capture_logs() as lines:
+        assert StateFile(tmp_path, ORIGIN, max_bytes=1 << 20).load() is None
+    assert "bytes long; at most 1048576 are read" in str(lines)
+
+
+async def test_pipe_in_place_of_the_temporary_state_file_is_replaced(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / f"{FILE}.new")
+    assert (await written(tmp_path)).is_file()
+    assert StateFile(tmp_path, ORIGIN).load() is not None
+
+
 async def test_highest_resource_version_is_kept_in_the_state_file(tmp_path: Path) -> None:
     fleet = Fleet()
     fleet.now_holds(kept("alpha"))
