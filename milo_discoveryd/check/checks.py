@@ -1,5 +1,6 @@
 """Runs the checks of `milo-discoveryd check`, in the order in which a starting daemon depends on what they verify."""
 
+import asyncio
 import os
 from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping, Sequence
@@ -233,7 +234,8 @@ async def _source(
     watched: Upstream | None = None
     can_list = True
     if source.files is not None:
-        for finding in files.kubeconfig_files(_subject("files", of), source.files):
+        # In a thread: a daemon whose source fails runs this check while it serves others.
+        for finding in await asyncio.to_thread(list, files.kubeconfig_files(_subject("files", of), source.files)):
             yield finding
     if source.discovery is not None:
         watched = source.discovery if issuers is None else issuers.authenticated(source.discovery, of.credentials)

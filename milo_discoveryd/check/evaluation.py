@@ -1,5 +1,6 @@
 """Lists a source completely, as the daemon would, and determines which clusters its objects describe."""
 
+import asyncio
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import aclosing
@@ -55,7 +56,8 @@ async def evaluate_source(
     """
     followed = source.followed
     if source.files is not None:
-        return evaluate(followed, [list(map(followed.observe_file, source.files.objects_now()))], fleet)
+        objects = await asyncio.to_thread(source.files.objects_now)
+        return evaluate(followed, [list(map(followed.observe_file, objects))], fleet)
     if upstream is None:
         return evaluate(followed, [[Ready(target.uid, "", target) for target in followed.targets]], fleet)
     listed = [await _listed(upstream, settings, environ, collection) for collection in followed.collections]

@@ -13,6 +13,7 @@ from pathlib import Path
 import msgspec
 
 from milo_discoveryd.logger import log
+from milo_discoveryd.objects.store import OVER_BUDGET, UNLIMITED, over_budget_problem, weigh
 from milo_discoveryd.sources.kind import FileObject, Files
 from milo_discoveryd.sources.reading import MalformedError
 from milo_kube.file_content import SETTLED_S, file_version
@@ -67,6 +68,7 @@ class _ReadFile(msgspec.Struct, frozen=True):
     signature: tuple[int, ...]
     digest: bytes
     objects: tuple[FileObject, ...]
+    weight: int = 0
 
 
 class _RefusedFileError(Exception):
@@ -76,11 +78,15 @@ class _RefusedFileError(Exception):
 class KubeconfigFiles:
     """The files of one source. Its methods block; the listeners are called in the caller's thread."""
 
-    def __init__(self, of: Files, *, wall: Callable[[], float] = time.time) -> None:
+    def __init__(self, of: Files, *, limit: int = UNLIMITED, wall: Callable[[], float] = time.time) -> None:
+        """`limit` is the memory budget of the objects: many files can exceed it, though each of them is small."""
         self.path = Path(of.path).expanduser()
         self._of = of
+        self._limit = limit
         self._wall = wall
         self._known: dict[str, _ReadFile] = {}
+        self._unreported: set[str] = set()
+        """Keys of the objects whose files changed before a scan that exceeded the limit."""
         self._listeners: list[Callable[[frozenset[str]], None]] = []
 
     @property
@@ -137,6 +143,7 @@ class KubeconfigFiles:
         found: dict[str, _ReadFile] = {}
         changed: set[str] = set()
         settles_in_s: list[float] = []
+        weight = 0
         for name, path in files:
             known = self._known.get(name)
             try:
@@ -151,7 +158,12 @@ class KubeconfigFiles:
             found[name] = state
             if known is None or known.digest != state.digest:
                 changed |= {file_object.key for file_object in state.objects}
-        self._known = found
+            weight += state.weight
+            if weight > self._limit:
+                self._known, self._unreported = found, self._unreported | changed  # the next scan does not read them
+                raise FilesError(OVER_BUDGET, over_budget_problem(self._limit))
+        changed |= self._unreported
+        self._known, self._unreported = found, set()
         objects = {file_object.key: file_object for state in found.values() for file_object in state.objects}
         return Scan(tuple(objects.values()), frozenset(changed), min(settles_in_s, default=0.0))
 
@@ -207,21 +219,30 @@ class KubeconfigFiles:
             if known is not None and known.signature == file_version(path.stat()):
                 return known
             content, signature, digest = self._read(name, path, is_complete=is_complete)
-            return _ReadFile(signature, digest, self._objects_of(name, content))
+            return _ReadFile(signature, digest, *self._objects_of(name, content))
         except (OSError, _RefusedFileError, MalformedError) as error:
             if not self._of.is_directory:
                 raise FilesError(_failure(error), f"{path} {_reason(error)}") from None
             return _unusable(name, _reason(error)) if os.path.lexists(path) else None
 
-    def _objects_of(self, name: str, content: bytes) -> tuple[FileObject, ...]:
-        """Return the objects of a file. Raises MalformedError."""
+    def _objects_of(self, name: str, content: bytes) -> tuple[tuple[FileObject, ...], int]:
+        """Return the objects of a file, and their weight. Raises FilesError and MalformedError."""
+        objects: list[FileObject] = []
+        weight = 0
         try:
-            return tuple(self._of.read_file(name, content))
+            for file_object in self._of.read_file(name, content):
+                objects.append(file_object)
+                weight += weigh(file_object.contributions)
+                if weight > self._limit:
+                    break
         except MalformedError:
             raise
         except Exception as error:
             log.exception("kubeconfig not read", file=name)
             raise MalformedError(f"internal error ({type(error).__name__}); its stack is in the daemon's log") from None
+        if weight > self._limit:  # each context has its own copy of a CA
+            raise FilesError(OVER_BUDGET, over_budget_problem(self._limit))
+        return tuple(objects), weight
 
     def _read(self, name: str, path: Path, *, is_complete: bool = False) -> tuple[bytes, tuple[int, ...], bytes]:
         """Return a file's content, its signature and its digest."""

@@ -116,6 +116,13 @@ class ObjectBudget:
         """The weight of all objects."""
 
 
+def over_budget_problem(limit: int) -> str:
+    return (
+        f"the objects of the source exceed watch.objects_limit ({limit} bytes per source): the clusters stay as they "
+        "are, and the objects are listed again later; raise the limit for a larger source"
+    )
+
+
 class CollectionWeight:
     """The total weight of one collection's objects in the budget: a sum that each change adjusts.
 
@@ -141,10 +148,7 @@ class CollectionWeight:
         used, kept, limit = self._budget.used + more_used, self._budget.kept + more_kept, self._budget.limit
         if (more_used <= 0 or used <= limit) and (more_kept <= 0 or kept <= 2 * limit):
             return True
-        self.problem = (
-            f"the objects of the source exceed watch.objects_limit ({self._budget.limit} bytes per source): the "
-            "clusters stay as they are, and the objects are listed again later; raise the limit for a larger source"
-        )
+        self.problem = over_budget_problem(self._budget.limit)
         return False
 
     def add(self, more_used: int, more_kept: int) -> None:

@@ -51,7 +51,8 @@ class ConfiguredSource:
             annotation_prefixes=settings.annotation_prefixes,
         )
         self.followed = KeyedSource(of.settings.follow(options), of.name, of.label_selector, _log_failure)
-        self.files = KubeconfigFiles(self.followed.files) if self.followed.files else None
+        limit = settings.watch.objects_limit
+        self.files = KubeconfigFiles(self.followed.files, limit=limit) if self.followed.files else None
         """The files of a source that has no API server."""
         self._transports: dict[str, MonitoredTransport] = {}
 

@@ -1,10 +1,15 @@
 """Checks of the state directory, the audit file, the package of the trace exporter, and CA files."""
 
+import threading
 from pathlib import Path
 
 import pytest
+import yaml
 
-from milo_discoveryd.check import files
+from milo_discoveryd.check import checks, files
+from milo_discoveryd.config import load
+from milo_discoveryd.credentials.kubeconfig_files import KubeconfigFiles
+from milo_discoveryd.sources.kind import FileObject
 from tests.support.certificates import Authority
 
 
@@ -62,3 +67,20 @@ def test_ca_file_of_clusters_must_have_certificates(tmp_path: Path) -> None:
     assert files.ca_file("ca", path).level == "fail"
     path.write_bytes(Authority().pem)
     assert files.ca_file("ca", path).level == "ok"
+
+
+async def test_kubeconfig_files_are_checked_in_another_thread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A daemon runs this check, too, if a source fails at its start."""
+    threads: list[threading.Thread] = []
+
+    def objects_now(_: KubeconfigFiles) -> tuple[FileObject, ...]:
+        threads.append(threading.current_thread())
+        return ()
+
+    monkeypatch.setattr(KubeconfigFiles, "objects_now", objects_now)
+    config = tmp_path / "config.yaml"
+    source = {"name": "files", "kind": "kubeconfig-directory", "settings": {"path": str(tmp_path)}}
+    config.write_text(yaml.safe_dump({"sources": [source]}))
+    await checks.log_problems(load({}, {}, config), {})
+    assert threads
+    assert threading.main_thread() not in threads

@@ -438,3 +438,27 @@ def test_directory_of_root_or_of_the_daemons_user_is_not_reported(
     monkeypatch.setattr(Path, "stat", lambda path, **how: status if path == directory else stat_of(path, **how))
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
     assert of_directory(directory).exposure() is None
+
+
+def test_scan_of_files_beyond_the_memory_budget_fails_and_its_changes_are_reported_later(directory: Path) -> None:
+    files = KubeconfigFiles(files_of("kubeconfig-directory", path=str(directory)), limit=20_000, wall=lambda: 4e9)
+    names = [f"cluster-{number:02}" for number in range(50)]
+    for name in names:
+        (directory / name).write_bytes(content("any"))
+    for _ in range(2):
+        with pytest.raises(FilesError, match=r"watch\.objects_limit"):
+            files.scan()
+    for name in names[10:]:
+        (directory / name).unlink()
+    scan = files.scan()
+    assert {file_object.key for file_object in scan.objects} == {*names[:10]} <= scan.changed
+
+
+def test_contexts_of_one_file_beyond_the_memory_budget_are_refused(tmp_path: Path) -> None:
+    file = tmp_path / "config"
+    file.write_bytes(content("kind-alpha"))
+    files = KubeconfigFiles(files_of("kind", path=str(file)), limit=100, wall=lambda: 4e9)
+    with pytest.raises(FilesError, match=r"watch\.objects_limit"):
+        files.scan()
+    with pytest.raises(FilesError, match=r"watch\.objects_limit"):
+        files.find("kind-alpha")
