@@ -12,6 +12,11 @@ ACCEPTED_S = 60.0
 """How long a token is accepted without another review. A revoked token is accepted for this long at most."""
 REJECTED_S = 10.0
 SIZE = 10_000
+MAX_BYTES = 32 << 20
+"""Limit of the size of all accepted users: in large organizations, each user is in hundreds of groups."""
+
+_OVERHEAD = 64
+"""Approximate size of a string in a tuple, in addition to its characters."""
 
 
 class TokenUser(msgspec.Struct, frozen=True, kw_only=True):
@@ -40,6 +45,8 @@ class TokenReviewCache:
         self._accepted: OrderedDict[bytes, _Accepted] = OrderedDict()
         self._rejected: OrderedDict[bytes, tuple[TokenRejected, float]] = OrderedDict()
         self._size = size
+        self._bytes = 0
+        """The size of all accepted users."""
 
     def get(self, digest: bytes, now: float, max_age_s: float = ACCEPTED_S) -> ReviewResult | None:
         """Return the cached result, or None if there is no result, if it has expired, or if it accepts the token but is
@@ -56,15 +63,24 @@ class TokenReviewCache:
 
     def put(self, digest: bytes, result: ReviewResult, now: float, left_s: float) -> None:
         """Store a result. `left_s`: the token's remaining lifetime."""
-        self._accepted.pop(digest, None)
+        if (before := self._accepted.pop(digest, None)) is not None:
+            self._bytes -= _size_of(before.user)
         self._rejected.pop(digest, None)
         if isinstance(result, TokenUser):
-            _add(self._accepted, digest, _Accepted(result, now, now + left_s), self._size)
+            self._accepted[digest] = _Accepted(result, now, now + left_s)
+            self._bytes += _size_of(result)
+            while len(self._accepted) > self._size or self._bytes > MAX_BYTES:
+                _, evicted = self._accepted.popitem(last=False)
+                self._bytes -= _size_of(evicted.user)
         else:
             _add(self._rejected, digest, (result, now + REJECTED_S), self._size)
 
     def __len__(self) -> int:
         return len(self._accepted) + len(self._rejected)
+
+
+def _size_of(user: TokenUser) -> int:
+    return _OVERHEAD * (1 + len(user.groups)) + len(user.name) + sum(map(len, user.groups))
 
 
 def _add(entries: OrderedDict[bytes, T], digest: bytes, entry: T, size: int) -> None:

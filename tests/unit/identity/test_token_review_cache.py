@@ -2,6 +2,7 @@
 
 from milo_discoveryd.identity.token_review_cache import (
     ACCEPTED_S,
+    MAX_BYTES,
     REJECTED_S,
     TokenRejected,
     TokenReviewCache,
@@ -73,3 +74,18 @@ def test_token_review_cache_remembers_accepted_tokens_after_the_review_expires()
     assert cache.was_accepted(b"a")
     cache.put(b"a", NOBODY, 1e6, FOREVER)
     assert not cache.was_accepted(b"a")
+
+
+def test_accepted_users_with_many_groups_take_bounded_memory() -> None:
+    cache = TokenReviewCache()
+    groups = tuple("g" * 1000 + str(number) for number in range(1000))
+    tokens = [bytes([number]) for number in range(100)]
+    for token in tokens:
+        cache.put(token, TokenUser(name="user", groups=groups), 0, FOREVER)
+    kept = [token for token in tokens if cache.get(token, 0) is not None]
+    assert 0.7 * MAX_BYTES / 1e6 < len(kept) <= MAX_BYTES / 1e6
+    assert kept == tokens[-len(kept) :]
+    for token in tokens:
+        cache.put(token, NOBODY, 1, FOREVER)
+    cache.put(b"a", OPERATOR, 2, FOREVER)
+    assert cache.get(b"a", 2) == OPERATOR
