@@ -107,6 +107,8 @@ type member struct {
 	cluster   *EngagedCluster
 	cancel    context.CancelCauseFunc // context of the handler
 	ended     chan struct{}           // closed when this handler and previous ones of the name have returned
+	before    *member                 // the former engagement whose handler it waits for, until that has returned
+	isDropped bool                    // disengaged while it waited: its handler is never called
 	isLeft    bool                    // draining or disengaged
 	releasing bool                    // a goroutine releases the cluster
 }
@@ -136,17 +138,25 @@ func (f *Fleet) apply(events []Event) {
 
 func (f *Fleet) engage(event Event, before *member) *member {
 	ctx, cancel := context.WithCancelCause(f.ctx)
-	begun := &member{cluster: newEngagedCluster(f.ctx, f.client, f.options.KubeconfigTTL), cancel: cancel, ended: make(chan struct{})}
+	begun := &member{
+		cluster: newEngagedCluster(f.ctx, f.client, f.options.KubeconfigTTL), cancel: cancel, ended: make(chan struct{}), before: before,
+	}
 	begun.cluster.update(event)
 	f.members[event.Cluster.Name] = begun
 	f.running.Go(func() {
+		defer cancel(nil)
 		if before != nil {
-			<-before.ended
+			select {
+			case <-before.ended:
+			case <-begun.cluster.ctx.Done():
+			}
+		}
+		if !f.begin(begun) {
+			return
 		}
 		if event.Cluster.Draining == nil {
 			f.work(ctx, begun.cluster)
 		}
-		cancel(nil)
 		close(begun.ended)
 		f.mu.Lock()
 		defer f.mu.Unlock()
@@ -155,10 +165,23 @@ func (f *Fleet) engage(event Event, before *member) *member {
 	return begun
 }
 
+// begin reports whether an engagement still exists when its turn has come.
+func (f *Fleet) begin(m *member) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	m.before = nil
+	return !m.isDropped
+}
+
 func (f *Fleet) disengage(m *member, cause *Disengaged) {
 	m.isLeft = true
 	m.cluster.end(cause)
 	m.cancel(cause)
+	if m.before != nil { // the next engagement waits for the same handler, not for each engagement since
+		m.isDropped = true
+		f.members[m.cluster.Name()] = m.before
+		m = m.before
+	}
 	f.forget(m)
 }
 
@@ -182,8 +205,11 @@ func (f *Fleet) drain(m *member, cluster Cluster) {
 	}
 	m.releasing = true
 	f.running.Go(func() {
-		<-m.ended
-		f.release(m)
+		select {
+		case <-m.ended:
+			f.release(m)
+		case <-m.cluster.ctx.Done():
+		}
 	})
 }
 

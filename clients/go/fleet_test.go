@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"runtime"
 	"slices"
 	"strings"
 	"testing"
@@ -117,6 +118,22 @@ func TestFleetRunsOneHandlerPerEngagement(t *testing.T) {
 		}
 		f.finish["alpha uid-alpha-1"] <- nil
 		f.expect(t, "end alpha uid-alpha-1", "begin alpha uid-alpha-2")
+	})
+	testFleet(t, "engagements that end before their turn leave nothing", none, func(t *testing.T, f *scriptedFleet) {
+		f.engage(t)
+		f.daemon.Replace(discovery.Cluster{Name: "alpha"})
+		f.expect(t, "signal alpha uid-alpha-1: cluster alpha was disengaged or is draining (REPLACED)")
+		before := runtime.NumGoroutine()
+		for range 200 {
+			f.daemon.Replace(discovery.Cluster{Name: "alpha"})
+		}
+		f.expect(t)
+		if more := runtime.NumGoroutine() - before; more > 20 {
+			t.Errorf("200 engagements that ended before their turn left %d goroutines", more)
+		}
+		f.finish["alpha uid-alpha-202"] = make(chan error, 10)
+		f.finish["alpha uid-alpha-1"] <- nil
+		f.expect(t, "end alpha uid-alpha-1", "begin alpha uid-alpha-202")
 	})
 	testFleet(t, "handler keeps running during updates and restarts of the daemon", none, func(t *testing.T, f *scriptedFleet) {
 		f.engage(t)
