@@ -20,6 +20,10 @@ from milo_discoveryd.sharding.status import GroupStatus, group_status
 TICK_S = 1.0
 """Longest wait between two checks of the clock: timers do not advance while the machine is suspended."""
 
+ERROR_KEPT_S = 35.0
+"""How long an error of a request counts as a problem if none of its kind is made: longer than a server can delay the
+next one."""
+
 
 class Leases(Protocol):
     async def read(self) -> GroupState: ...
@@ -63,24 +67,32 @@ class GroupRequests:
         self._leases = leases
         self._metrics = metrics
         self._clock = clock
-        self._error = ""
+        self.has_failed = False
+        """Whether the last request failed."""
+        self._errors: dict[str, tuple[str, float]] = {}
+        """Why requests of each kind fail, and when one did last. Others may succeed meanwhile."""
 
     async def perform(self, request: Request) -> None:
         started_at, name = self._clock(), type(request).__name__
+        self.has_failed = False
         try:
             done = await self._answered(request)
         except ConflictError:
             self._metrics.lease_request(name, "conflict")
+            self._errors.pop(name, None)
             self._member.conflicted(request, self._clock())
         except BackendError as error:
             self._metrics.lease_request(name, "error")
-            self._error = str(error)
+            self.has_failed = True
+            self._errors[name] = str(error), self._clock()
             self._member.failed(self._clock(), error.retry_after_s, of_read=isinstance(request, Read))
         else:
             self._metrics.lease_request(name, "ok")
-            self._error = ""
+            self._errors.pop(name, None)
             done(started_at, self._clock())
-        self._note_problems(tuple(filter(None, [self._error, *self._member.problems])))
+        # What failed may not be due anymore.
+        errors = (error for error, at in self._errors.values() if self._clock() < at + ERROR_KEPT_S)
+        self._note_problems((*dict.fromkeys(errors), *self._member.problems))
 
     async def _answered(self, request: Request) -> Callable[[float, float], None]:
         member = self._member
@@ -272,11 +284,11 @@ class ShardGroup:
         if self._applied.ownership is None or self._is_silent:
             return
         self._applied = _Application()
-        problem = "; ".join(self._requests.problems)
-        if self.member.has_ended and not problem:
+        if self.member.has_ended and not self._requests.has_failed:
             log.info("shard group left", member=self.member.name)
             self._assignee.lose_ownership(LEFT)
         else:
+            problem = "; ".join(self._requests.problems)
             log.warning("shard ownership lost", member=self.member.name, problem=problem or LOST)
             self._assignee.lose_ownership(LOST)
 

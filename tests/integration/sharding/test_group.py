@@ -7,9 +7,9 @@ import pytest
 
 from milo_discoveryd.daemon_errors import BackendError
 from milo_discoveryd.sharding import group, rendezvous
-from milo_discoveryd.sharding.group import GroupRequests, ShardGroup
+from milo_discoveryd.sharding.group import ERROR_KEPT_S, GroupRequests, ShardGroup
 from milo_discoveryd.sharding.lease_client import ConflictError
-from milo_discoveryd.sharding.leases import GroupState, Read, Request, WaitUntil
+from milo_discoveryd.sharding.leases import Evict, GroupState, MemberLease, Read, Request, WaitUntil
 from milo_discoveryd.sharding.member import Member
 from milo_discoveryd.sharding.ownership import KeyOwnership, Ownership
 from milo_discoveryd.sharding.timing import Timing
@@ -273,6 +273,26 @@ async def test_shard_member_repeats_a_failed_request_after_the_time_that_the_lea
     await GroupRequests("ops", member, leases, Requests(), lambda: 100.0).perform(Read())
     assert member.next(100.5) == WaitUntil(109.0)
     assert member.state.pacing.write_at == 101.0
+
+
+async def test_problem_of_a_request_that_keeps_failing_stays_while_others_succeed() -> None:
+    member, leases, now = Member("a", "a#1"), Leases(LeaseApi()), [100.0]
+    requests = GroupRequests("ops", member, leases, Requests(), lambda: now[0])
+    lease = MemberLease(member="b", holder="b#1", version="1")
+
+    async def perform(request: Request, *, fails: bool = False) -> tuple[str, ...]:
+        leases.is_down = fails
+        await requests.perform(request)
+        return requests.problems
+
+    with capture_logs() as logs:
+        assert await perform(Evict(lease), fails=True) == ("no Lease API",)
+        assert await perform(Read()) == ("no Lease API",)
+        assert await perform(Evict(lease)) == (), "a conflict is an answer"
+        assert await perform(Evict(lease), fails=True) == ("no Lease API",)
+        now[0] += ERROR_KEPT_S
+        assert await perform(Read()) == (), "the eviction may not be due anymore"
+    assert [line["event"] for line in logs] == ["shard group unhealthy", "shard group healthy again"] * 2
 
 
 async def test_lost_ownership_is_logged_with_its_reason_while_a_request_hangs(
