@@ -1,5 +1,6 @@
 """API servers and the identity of this process there, from a kubeconfig or the service account of a pod."""
 
+import asyncio
 from collections.abc import Callable, Collection, Iterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -200,7 +201,7 @@ class KubeconfigOrigin:
 
     async def obtain(self, *, refused: Credential | None, is_due: bool) -> Credential:
         if (content := self._file.read(reread=refused is not None)) != self._content:
-            self._load(content)
+            await self._load(content)
             self._content = content
         if self._candidate is not None:
             try:
@@ -217,13 +218,14 @@ class KubeconfigOrigin:
             raise CredentialError(self._refusal)
         return credential
 
-    def _load(self, content: bytes) -> None:
-        self._candidate, self._refusal, self._unused = None, "", ""
+    async def _load(self, content: bytes) -> None:
         try:
-            found = self._read(content)
+            found = await asyncio.to_thread(self._read, content)  # parsing thousands of contexts takes seconds
         except UpstreamError as error:
+            self._candidate, self._unused = None, ""
             self._refusal = f"kubeconfig {self._file.path} was replaced, and its new content is invalid: {error}"
             return
+        self._candidate, self._refusal, self._unused = None, "", ""
         if found.upstream.server != self._upstream.server:
             self._refusal = (
                 f"kubeconfig {self._file.path} now names a different server, {found.upstream.server}: restart the "

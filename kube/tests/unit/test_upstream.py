@@ -5,6 +5,7 @@ import base64
 import json
 import os
 import re
+import threading
 from collections.abc import Callable
 from contextlib import aclosing, suppress
 from pathlib import Path
@@ -15,6 +16,7 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from milo_kube import kubeconfig
 from milo_kube.credential import Credential, CredentialError, Secret
 from milo_kube.credential_providers import RenewedCredential
 from milo_kube.upstream import KubeconfigOrigin, Upstream, UpstreamError, load_kubeconfig
@@ -198,6 +200,20 @@ async def test_kubeconfig_may_be_read_from_a_pipe(write: Write, tmp_path: Path) 
     upstream = await asyncio.to_thread(load_kubeconfig, pipe)
     await writing
     assert await credential(upstream) == Credential(token=Secret("s3cret"))
+
+
+async def test_replaced_kubeconfig_is_parsed_in_another_thread(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    origin, threads, parse = replaced(write()), list[threading.Thread](), kubeconfig.parse
+
+    def noting_thread(content: bytes) -> kubeconfig.ParsedKubeconfig:
+        threads.append(threading.current_thread())
+        return parse(content)
+
+    monkeypatch.setattr(kubeconfig, "parse", noting_thread)
+    write(user={"token": "renewed"})
+    assert await origin.obtain(refused=None, is_due=True) == Credential(token=Secret("renewed"))
+    assert threads
+    assert threading.main_thread() not in threads
 
 
 async def test_new_credential_in_replaced_kubeconfig_is_used(write: Write) -> None:

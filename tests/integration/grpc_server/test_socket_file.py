@@ -109,6 +109,12 @@ async def test_symlinked_lock_file_is_refused(bound: Bind, server: grpc.aio.Serv
     assert not (tmp_path / "elsewhere").exists()
 
 
+async def test_pipe_in_place_of_the_lock_file_is_refused(bound: Bind, server: grpc.aio.Server, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "d.sock.lock")
+    with pytest.raises(StartError, match="is not a regular file: remove it"):
+        bound(server, tmp_path / "d.sock")
+
+
 @pytest.mark.parametrize("umask", [0o000, 0o022, 0o027, 0o077, 0o117, 0o177, 0o222, 0o777])
 @pytest.mark.parametrize("directory_mode", [0o700, 0o750, 0o755, 0o711, 0o1770])
 async def test_socket_mode_is_independent_of_umask(
