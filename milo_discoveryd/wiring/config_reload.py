@@ -5,6 +5,7 @@ while the new rules name what does not run yet, such as a source that the same f
 """
 
 import asyncio
+import stat
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -83,7 +84,7 @@ class ConfigReloader:
 
     async def _reload(self, apply: Callable[[tuple[RuleSettings, ...]], None]) -> str:
         before = self._settings.rights
-        if self._file is not None and self._file.exists() and not self._file.is_file():
+        if not self._can_be_read_again():
             # Opening a named pipe waits for a writer, and a shell's <(command) can be read only once.
             return self._refused((f"file {self._file}: is not a regular file",))
         try:
@@ -120,6 +121,12 @@ class ConfigReloader:
         self._audit.reload_rejected(problems=problems)
         self.state = FileRefused(problems)
         return "refused"
+
+    def _can_be_read_again(self) -> bool:
+        try:
+            return self._file is None or stat.S_ISREG(self._file.stat().st_mode)
+        except OSError:
+            return True  # the error of reading it says why
 
     def _state(self) -> State | None:
         """Return values that change with each version of the file; None if there is no file, or no access to it."""

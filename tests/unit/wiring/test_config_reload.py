@@ -146,6 +146,22 @@ async def test_config_file_that_became_a_pipe_is_not_waited_for(reloaded_file: R
     assert "is not a regular file" in str(reloaded_file.audited[0])
 
 
+async def test_config_file_without_access_keeps_rules(
+    reloaded_file: ReloadedFile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def denied(*_: object, **__: object) -> os.stat_result:
+        raise PermissionError(13, "Permission denied")
+
+    async with reloaded_file.followed() as followed:
+        await asyncio.sleep(0)
+        with monkeypatch.context() as patched:
+            patched.setattr(Path, "stat", denied)
+            followed.reload_now()
+            await eventually(lambda: reloaded_file.count("unchanged") == 1)
+        reloaded_file.write_rules("three")
+        await eventually(lambda: reloaded_file.count("applied") == 1)
+
+
 async def test_config_file_is_parsed_in_another_thread(reloaded_file: ReloadedFile) -> None:
     threads: list[threading.Thread] = []
     async with reloaded_file.followed() as followed:
