@@ -47,6 +47,7 @@ def check(pem: bytes, bits: int) -> list[str]:
     if b"-----" in _BLOCK.sub(b"", pem):
         raise KeySizeError("has malformed PEM, or an encrypted key")
     found: list[str] = []
+    constrained = 0
     blocks = _BLOCK.findall(pem)
     if len(blocks) > MOST:
         raise KeySizeError(f"has {len(blocks)} certificates and keys: at most {MOST} are accepted")
@@ -55,11 +56,15 @@ def check(pem: bytes, bits: int) -> list[str]:
             raise KeySizeError(f'has a PEM block "{label.decode()}" instead of certificates or an unencrypted key')
         try:
             content = base64.b64decode(b"".join(encoded.split()), validate=True)
+            constrained += len(content) if _NAME_CONSTRAINTS in content else 0
             found.append(_READERS[label](_Fields(content), bits))
         except KeySizeError:
             raise
         except (ValueError, IndexError):
             raise KeySizeError(f"has a key that cannot be read: {_ACCEPTED.format(bits)}") from None
+    if constrained > _CONSTRAINED_BYTES:
+        problem = f"has certificates with name constraints and {constrained} bytes"
+        raise KeySizeError(f"{problem}: at most {_CONSTRAINED_BYTES} are accepted")
     return found
 
 
@@ -106,9 +111,6 @@ class _Fields:
 def _certificate(fields: _Fields, bits: int) -> str:
     whole = fields.take(_SEQUENCE)
     fields.end()
-    if len(whole) > _CONSTRAINED_BYTES and _NAME_CONSTRAINTS in whole:
-        problem = f"has a certificate with name constraints and {len(whole)} bytes"
-        raise KeySizeError(f"{problem}: at most {_CONSTRAINED_BYTES} are accepted")
     signed = _Fields(whole).inner()
     if signed.next_tag == _VERSION:
         signed.take(_VERSION)
