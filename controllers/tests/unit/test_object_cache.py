@@ -46,8 +46,8 @@ def cached(name: str, version: str = "1", *, color: str = "", owner: str = "", u
     return CachedObject(name, "default", uid or f"uid-{name}", version, raw, owners)
 
 
-def invalid(name: str) -> CachedObject:
-    return CachedObject(name, "", "", "", problem="no metadata")
+def invalid(name: str, namespace: str) -> CachedObject:
+    return CachedObject(name, namespace, "", "", problem="no metadata")
 
 
 def applied(cache: ObjectCache, *events: SourceEvent[CachedObject]) -> list[Change]:
@@ -119,12 +119,13 @@ def test_list_end_without_list_start_removes_no_object() -> None:
     assert len(cache) == 1
 
 
-def test_invalid_object_keeps_its_last_good_state() -> None:
+@pytest.mark.parametrize("namespace", ["default", ""])
+def test_invalid_object_keeps_its_last_good_state(namespace: str) -> None:
     cache = synced(cached("a"))
-    assert applied(cache, ObjectChanged(invalid("a"))) == []
-    assert applied(cache, ListStarted(), Listed(invalid("a")), ListEnded()) == []
+    assert applied(cache, ObjectChanged(invalid("a", namespace))) == []
+    assert applied(cache, ListStarted(), Listed(invalid("a", namespace)), ListEnded()) == []
     assert cache.get("default", "a") == cached("a")
-    assert applied(cache, Listed(invalid("a"))) == []
+    assert applied(cache, Listed(invalid("a", namespace))) == []
 
 
 def test_invalid_object_is_known_to_exist_until_it_is_deleted_or_valid() -> None:

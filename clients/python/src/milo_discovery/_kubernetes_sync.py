@@ -28,7 +28,7 @@ _RENEWER: ContextVar[LoopBridge | None] = ContextVar("_RENEWER", default=None)
 """That of the API client whose request is sent."""
 
 
-class _Connection(HTTPSConnection):
+class _ClusterConnection(HTTPSConnection):
     """A connection over which no request is sent if the engagement ended while it was opened."""
 
     def request(self, *given: Any, **named: Any) -> None:
@@ -37,8 +37,8 @@ class _Connection(HTTPSConnection):
         super().request(*given, **named)
 
 
-class _Connections(urllib3.HTTPSConnectionPool):
-    ConnectionCls = _Connection
+class _ClusterConnections(urllib3.HTTPSConnectionPool):
+    ConnectionCls = _ClusterConnection
 
 
 def create_pool(access: KubeconfigAccess, certificate: str | None, proxy: str | None) -> urllib3.PoolManager:
@@ -57,7 +57,7 @@ def create_pool(access: KubeconfigAccess, certificate: str | None, proxy: str | 
         pool.connection_pool_kw.pop(name, None)
     # Idle connections kept per host. urllib3 logs a warning for each one that it discards.
     pool.connection_pool_kw |= {"ssl_context": context, "maxsize": _MAX_IDLE_CONNECTIONS}
-    pool.pool_classes_by_scheme = {**pool.pool_classes_by_scheme, "https": _Connections}
+    pool.pool_classes_by_scheme = {**pool.pool_classes_by_scheme, "https": _ClusterConnections}
     send = pool.urlopen
 
     def send_to_this_server(method: str, url: str, redirect: bool = True, **options: Any) -> Any:
