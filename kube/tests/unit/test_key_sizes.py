@@ -126,15 +126,14 @@ def test_number_of_certificates_is_limited() -> None:
         check(CA.encode() * (MOST + 1), OWN_BITS)
 
 
-def test_name_constraints_of_all_certificates_are_limited() -> None:
+def test_name_constraints_of_a_certificate_are_limited() -> None:
     """A server of a tenant sends up to 32 KiB of names: OpenSSL compares each of them with each constraint."""
     names, key = [x509.DNSName("a.test")] * 1_000, ACCEPTED["P-256"]
     few, many = (x509.NameConstraints(None, names[:count]) for count in (100, 1_000))
     for accepted in (few, x509.SubjectAlternativeName(names)):
-        assert check(certificate_with(key, accepted), RECEIVED_BITS) == ["EC"]
-    for refused in (certificate_with(key, many), certificate_with(key, few) * 4):
-        with pytest.raises(KeySizeError, match=r"name constraints and \d+ bytes: at most 4096 are accepted"):
-            check(refused, RECEIVED_BITS)
+        assert check(certificate_with(key, accepted) * 4, RECEIVED_BITS) == ["EC"] * 4
+    with pytest.raises(KeySizeError, match=r"name constraints and \d+ bytes: at most 4096 are accepted"):
+        check(certificate_with(key, many), RECEIVED_BITS)
 
 
 def test_elliptic_curve_key_that_is_longer_than_its_curve_is_refused() -> None:
