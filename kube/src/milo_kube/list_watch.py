@@ -1,10 +1,10 @@
 """Lists and watches a collection: sends the reflector's requests, and yields the resulting source events."""
 
 import asyncio
+import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from contextlib import AbstractAsyncContextManager, aclosing, suppress
 from datetime import UTC, datetime
-from itertools import islice
 from types import TracebackType
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -40,6 +40,8 @@ WATCH_RESPONSE_TIMEOUT_S = 300.0
 """Timeout of the response to a watch request. API servers respond at once, but a proxy may wait for the first event."""
 EVENTS_AT_ONCE = 100
 """Maximum number of events of a batch, after which other tasks run. A hostile server can send a million at once."""
+_AT_ONCE_S = 0.005
+"""Time after which a batch of a page ends before it has that many events: a kubeconfig in an object can take 15 ms."""
 _REASONS = {
     "dns": "DnsFailed",
     "connect": "ConnectFailed",
@@ -171,7 +173,7 @@ class ListWatch(Generic[Seen]):
         """Yield the source events of a page, until it was applied or the reflector gives it up."""
         before, source_events = self._reflector.state, iter(await self._fetch(request))
         while True:
-            batch = [*islice(source_events, EVENTS_AT_ONCE)]
+            batch = _taken(source_events)
             is_last = self._reflector.state is not before
             if is_last:
                 batch += source_events
@@ -325,6 +327,17 @@ class ListWatch(Generic[Seen]):
 
     def _failed(self, failure: Failure) -> Iterable[SourceEvent[Seen]]:
         return self._reflector.failed(failure, self._clock())
+
+
+def _taken(source_events: Iterator[T]) -> list[T]:
+    """Return the next events, as many as one iteration of the event loop may decode."""
+    batch: list[T] = []
+    ends_at = time.monotonic() + _AT_ONCE_S
+    for event in source_events:
+        batch.append(event)
+        if len(batch) == EVENTS_AT_ONCE or time.monotonic() > ends_at:
+            break
+    return batch
 
 
 def _transport_failure(error: TransportError) -> Failure:

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import time
 from collections.abc import AsyncGenerator, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager, aclosing, nullcontext
 from typing import Any
@@ -52,8 +53,13 @@ class LongApi:
         raise AssertionError("not reached")
 
 
-async def received(api: LongApi, last: type[object], count: int = 1) -> tuple[list[object], int]:
-    """Return the events up to `count` of a type, and how often another task had a turn before that."""
+async def received(
+    api: LongApi, last: type[object], count: int = 1, *, decoding_s: float = 0.0
+) -> tuple[list[object], int]:
+    """Return the events up to `count` of a type, and how often another task had a turn before that.
+
+    `decoding_s`: the duration of the decoding of an object.
+    """
     turns = 0
 
     async def other() -> None:
@@ -63,7 +69,12 @@ async def received(api: LongApi, last: type[object], count: int = 1) -> tuple[li
             turns += 1
 
     mode = ProjectObjects(SourceOptions(project_server="https://milo.test"))
-    decoder: Decoder[KubeObject, Observation] = Decoder(KubeObject, mode.observe, Malformed)
+
+    def observe(found: KubeObject) -> Observation:
+        time.sleep(decoding_s)
+        return mode.observe(found)
+
+    decoder: Decoder[KubeObject, Observation] = Decoder(KubeObject, observe if decoding_s else mode.observe, Malformed)
     reflector: Reflector[Observation] = Reflector(
         ReflectorPolicy(streaming_lists=False), lambda: 0.0, asyncio.get_running_loop().time()
     )
@@ -85,6 +96,13 @@ async def test_other_tasks_run_while_a_long_list_is_applied() -> None:
     found, turns = await received(LongApi(COUNT), ListEnded)
     assert [type(event) for event in found] == [ListStarted, *[Listed] * COUNT, ListEnded]
     assert turns >= PARTS // 2
+
+
+async def test_other_tasks_run_between_objects_of_a_list_that_take_long_to_decode() -> None:
+    """A kubeconfig in a Secret can take 15 ms, and a tenant can create thousands."""
+    found, turns = await received(LongApi(20), ListEnded, decoding_s=0.006)
+    assert [type(event) for event in found] == [ListStarted, *[Listed] * 20, ListEnded]
+    assert turns >= 10
 
 
 async def test_other_tasks_run_while_a_long_part_of_a_watch_is_applied() -> None:
