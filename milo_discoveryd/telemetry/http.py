@@ -32,6 +32,8 @@ _NAMED = frozenset(
 )
 """Metrics with names of clusters or organizations as label values, which are not shown to every client."""
 
+_OPEN_METRICS = "application/openmetrics-text"
+
 Checks = Callable[[], Mapping[str, str | None]]
 """Returns the problem of each check by name; None for a check that passed."""
 
@@ -109,9 +111,11 @@ class HttpEndpoint:
 
     async def _scraped(self, request: ServerRequest) -> HttpReply:
         try:
-            encode, content_type = exposition.choose_encoder(request.headers.get("Accept", ""))
+            _, chosen = exposition.choose_encoder(request.headers.get("Accept", ""))
         except TypeError:  # a version that is not a number, compared with one
-            encode, content_type = exposition.choose_encoder("")
+            chosen = ""
+        # In two forms only: clients can state any number of versions, each of which would need a build of its own.
+        encode, content_type = exposition.choose_encoder(_OPEN_METRICS if chosen.startswith(_OPEN_METRICS) else "")
         form = ScrapeForm(content_type, self._shows_names(request))
         return HttpReply(await self._scrape.read(form, lambda found: printable_metrics(encode(found))), content_type)
 

@@ -105,6 +105,19 @@ async def test_concurrent_scrapes_share_a_build_of_the_metrics() -> None:
     await endpoint.stop()
 
 
+async def test_scrapes_that_accept_different_versions_share_a_build_of_the_metrics() -> None:
+    endpoint = a_port()
+    accepted = [f"application/openmetrics-text; version=9.{number}; escaping=values" for number in range(50)]
+    accepted += [f"text/plain; version=2.{number}" for number in range(50)]
+    replies = await asyncio.gather(*(endpoint._answer(request("/metrics", accept=accept)) for accept in accepted))
+    assert endpoint._scrape.builds == 2
+    assert {reply.content_type.partition(" charset")[0] for reply in replies} == {
+        "application/openmetrics-text; version=1.0.0;",
+        "text/plain; version=0.0.4;",
+    }
+    await endpoint.stop()
+
+
 def test_pause_between_metrics_builds_is_nine_times_the_build_time_and_bounded() -> None:
     assert shared_scrape.pause_s(0.02) == pytest.approx(0.18)
     assert shared_scrape.pause_s(1.0) == 2.0
@@ -128,9 +141,10 @@ async def test_scrapes_are_canceled_when_the_port_is_closed() -> None:
         await reading
 
 
-def request(path: str, *, host: str = "127.0.0.1:9464", peer: str = "10.0.0.9") -> ServerRequest:
+def request(path: str, *, host: str = "127.0.0.1:9464", peer: str = "10.0.0.9", accept: str = "") -> ServerRequest:
     headers = Headers()
     headers.add(b"Host", host.encode())
+    headers.add(b"Accept", accept.encode())
     return ServerRequest(path=path, query={"json": ""}, headers=headers, peer=peer)
 
 
