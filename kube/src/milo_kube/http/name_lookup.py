@@ -19,12 +19,13 @@ THREADS = 16
 _OF_DOMAIN = 4
 """Maximum concurrent lookups in one domain."""
 _OF_SLOW_DOMAIN = 2
-"""Maximum concurrent lookups in a domain in which the last lookup took longer than `_SLOW_S`."""
+"""Maximum concurrent lookups in a domain that is not known to be fast, because it is new or the last lookup in it took
+longer than `_SLOW_S`."""
 _OF_SLOW_DOMAINS = THREADS // 2
 """Maximum concurrent lookups in all these domains: after an outage of all name servers, one that does not recover
 delays no others."""
 _SLOW_S = 1.0
-_SLOW_DOMAINS = 1_000
+_FAST_DOMAINS = 10_000
 
 _LOOKUPS: "WeakKeyDictionary[asyncio.AbstractEventLoop, NameLookup]" = WeakKeyDictionary()
 
@@ -37,14 +38,15 @@ class NameLookup:
         self._all_slow = asyncio.Semaphore(_OF_SLOW_DOMAINS)
         self._domains: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
         self._slow_domains: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
-        self._slow: OrderedDict[str, None] = OrderedDict()
-        """The domains with slow lookups, the latest last."""
+        self._fast: OrderedDict[str, None] = OrderedDict()
+        """The domains whose last lookup was fast, the latest last. The slow ones are not remembered instead, because a
+        tenant can name more of them than can be."""
 
     async def addresses(self, host: str, port: int) -> list[Any]:
         """Return what `socket.getaddrinfo` returns. Raises OSError."""
         domain = ".".join(host.rstrip(".").rsplit(".", 2)[-2:])
         limits = [self._domains.setdefault(domain, asyncio.Semaphore(_OF_DOMAIN)), self._all]
-        if domain in self._slow:
+        if domain not in self._fast:
             its_slow = self._slow_domains.setdefault(domain, asyncio.Semaphore(_OF_SLOW_DOMAIN))
             limits[1:1] = its_slow, self._all_slow
         held: list[asyncio.Semaphore] = []
@@ -72,11 +74,11 @@ class NameLookup:
         return await asyncio.shield(found)
 
     def _note(self, domain: str, *, is_slow: bool) -> None:
-        self._slow.pop(domain, None)
-        if is_slow:
-            self._slow[domain] = None
-            if len(self._slow) > _SLOW_DOMAINS:
-                self._slow.popitem(last=False)
+        self._fast.pop(domain, None)
+        if not is_slow:
+            self._fast[domain] = None
+            if len(self._fast) > _FAST_DOMAINS:
+                self._fast.popitem(last=False)
 
 
 def name_lookup() -> NameLookup:

@@ -48,17 +48,21 @@ async def test_names_in_a_domain_without_answers_delay_no_other_lookups(servers:
     async with asyncio.TaskGroup() as tasks:
         for number in range(100):
             tasks.create_task(name_lookup().addresses(f"slow-{number}.evil.test", 1))
-        await eventually(lambda: len(servers.asked) == 4)
+        await eventually(lambda: len(servers.asked) == 2)
         assert await name_lookup().addresses("api.good.test", 1) == FOUND
         assert await asyncio.to_thread(lambda: "asyncio's own threads are free") != ""
         servers.answer.set()
     assert len(servers.asked) == 101
 
 
-async def test_slow_domains_share_half_of_the_threads(servers: NameServers, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_SLOW_S", 0.0)
+@pytest.mark.parametrize("is_new", [True, False])
+async def test_slow_and_new_domains_share_half_of_the_threads(
+    servers: NameServers, monkeypatch: pytest.MonkeyPatch, is_new: bool
+) -> None:
     lookup = NameLookup()
-    for number in range(THREADS):
+    await lookup.addresses("api.good.test", 1)
+    monkeypatch.setattr(module, "_SLOW_S", 0.0)
+    for number in range(0 if is_new else THREADS):
         await lookup.addresses(f"first.evil-{number}.test", 1)
     async with asyncio.TaskGroup() as tasks:
         for number in range(THREADS):
@@ -68,7 +72,8 @@ async def test_slow_domains_share_half_of_the_threads(servers: NameServers, monk
         assert sum(host.startswith("slow") for host in servers.asked) == THREADS // 2
         monkeypatch.setattr(module, "_SLOW_S", 60.0)
         servers.answer.set()
-    assert [*lookup._slow] == ["good.test"]  # measured with the former limit
+    assert len(lookup._fast) == THREADS
+    assert "good.test" not in lookup._fast  # measured with the former limit
 
 
 async def test_domain_that_stays_slow_delays_no_other_that_was_slow(
@@ -88,24 +93,23 @@ async def test_domain_that_stays_slow_delays_no_other_that_was_slow(
         servers.answer.set()
 
 
-async def test_number_of_slow_domains_that_are_remembered_is_limited(
+async def test_number_of_fast_domains_that_are_remembered_is_limited(
     servers: NameServers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "_SLOW_S", 0.0)
-    monkeypatch.setattr(module, "_SLOW_DOMAINS", 2)
+    monkeypatch.setattr(module, "_FAST_DOMAINS", 2)
     lookup = NameLookup()
     for name in "abc":
         await lookup.addresses(f"x.{name}.test", 1)
-    assert [*lookup._slow] == ["b.test", "c.test"]
+    assert [*lookup._fast] == ["b.test", "c.test"]
 
 
 async def test_lookup_that_nothing_awaits_counts_until_its_thread_ends(servers: NameServers) -> None:
     lookup = NameLookup()
     for number in range(3 * THREADS):
         with pytest.raises(TimeoutError):
-            async with asyncio.timeout(0.01 if number < 4 else 0):
+            async with asyncio.timeout(0.01 if number < 2 else 0):
                 await lookup.addresses(f"slow-{number}.evil.test", 1)
-    assert len(servers.asked) == 4
+    assert len(servers.asked) == 2
     servers.answer.set()
     assert await lookup.addresses("slow.evil.test", 1) == FOUND
 
