@@ -84,6 +84,9 @@ from milo_discoveryd.sharding.state import (
 from milo_discoveryd.sharding.timing import TIMING, Timing
 from milo_discoveryd.sharding.view_change import next_view
 
+_VIEW = ""
+"""Stands for the view among the members whose Leases were tried: no member has this name."""
+
 
 class Member:
     def __init__(
@@ -288,6 +291,7 @@ class Member:
                 self._observe(group.deleted(lease.member))
             case WriteView(view):
                 self._observe(group.view_written(view, version, now))
+                self._try(self.state.tried - {_VIEW})
             case _:
                 raise AssertionError(f"not a write: {request}")
 
@@ -506,18 +510,25 @@ class Member:
             return Read()
         if pacing.is_group_outdated or now < pacing.write_at:
             return None
-        if (view := next_view(group, self.holder, now, self._timing)) is not None:
+        # A request that is refused is repeated: each other one comes before that, and first what clusters wait for.
+        view, tried = next_view(group, self.holder, now, self._timing), self.state.tried
+        if view is not None and _VIEW not in tried:
+            self._try(tried | {_VIEW})
             return view
         others = (lease for lease in group.leases.members.values() if lease.member != self.name)
         removable = [lease for lease in others if group.removable_at(lease, self._timing) <= now]
+        untried = [lease for lease in removable if lease.member not in tried]
+        if view is not None and not untried:
+            self._try(frozenset({_VIEW}))
+            return view
         if not removable:
             return None
-        # A request that is refused is repeated: each other one comes before that, and first what clusters wait for.
-        tried = self.state.tried
-        untried = [lease for lease in removable if lease.member not in tried]
         lease = min(untried or removable, key=lambda lease: (not group.is_member(lease), not lease.is_held))
-        self.state = msgspec.structs.replace(self.state, tried=(tried if untried else frozenset()) | {lease.member})
+        self._try((tried if untried else frozenset()) | {lease.member})
         return Evict(_cleared(lease)) if lease.is_held else Delete(lease)
+
+    def _try(self, tried: frozenset[str]) -> None:
+        self.state = msgspec.structs.replace(self.state, tried=tried)
 
     @property
     def _next_read_at(self) -> float:

@@ -185,4 +185,5 @@ class State(msgspec.Struct, frozen=True, kw_only=True):
     renewals: int = 0
     """The renewal number of the last successful write of the own Lease."""
     tried: frozenset[str] = frozenset()
-    """The members whose Leases this one has tried to evict or delete, in the present round over those that are due."""
+    """The members whose Leases this one has tried to evict or delete, in the present round over those that are due, and
+    "" for a view that it has tried to write."""

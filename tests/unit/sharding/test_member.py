@@ -319,9 +319,11 @@ class Refusing(Driver):
     """Its Lease API refuses deletions and evictions of `refused`, as if the role of the members lacked the right."""
 
     refused = frozenset({"a", "b"})
+    refuses_views = False
 
     def perform(self, member: Member, action: Request) -> None:
-        if isinstance(action, Delete | Evict) and action.lease.member in self.refused:
+        is_refused = isinstance(action, Delete | Evict) and action.lease.member in self.refused
+        if is_refused or (isinstance(action, WriteView) and self.refuses_views):
             member.failed(self.now)
         else:
             super().perform(member, action)
@@ -344,6 +346,19 @@ def test_refused_eviction_of_a_member_does_not_delay_that_of_another_member() ->
     driver.run_until(lambda: is_settled(driver, *driver.members))
     del driver.members["b"], driver.members["c"]
     driver.run_until(lambda: {*driver.api.group.view.members} == {"b", "d"})
+
+
+def test_refused_view_does_not_delay_evictions() -> None:
+    """A member that was killed was evicted by none: clusters that it had not released had no owner."""
+    driver = Refusing("c", "d")
+    driver.run_until(lambda: is_settled(driver, *driver.members))
+    driver.refuses_views = True
+    driver.add("e", Member("e", "e#1"))
+    driver.run_until(lambda: "e" in driver.api.group.members and driver.api.group.members["e"].acknowledged)
+    del driver.members["c"]
+    driver.run_until(lambda: not driver.api.group.members["c"].is_held)
+    driver.refuses_views = False
+    driver.run_until(lambda: driver.owned("d") | driver.owned("e") == ALL)
 
 
 def test_refused_deletion_of_an_old_lease_delays_neither_evictions_nor_views() -> None:
