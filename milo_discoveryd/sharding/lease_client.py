@@ -55,13 +55,14 @@ class LeaseClient:
         """List the Leases consistently, not from a cache of the API server. Raises BackendError."""
         leases = LeaseList(self._names)
         async with self._failing(f"list the Leases of {self._whose}"):
-            size = 0
+            size, began = 0, self._page_size
             try:
                 size = await self._read_pages(leases)
             finally:
-                # Leases that are too large for one page remain so, in most cases: keep the smaller pages. But these may
-                # be too many, long after the Leases are smaller again.
-                if size <= PAGE_BYTES:
+                # Leases that are too large for one page remain so, in most cases: keep the smaller pages, also if no
+                # time was left after their size was found. But these may be too many, long after the Leases are
+                # smaller again.
+                if size <= PAGE_BYTES and (size or self._page_size == began):
                     self._page_size = PAGE
         return leases.group
 
@@ -74,6 +75,7 @@ class LeaseClient:
             continued = leases.add(answer.body)
             if not continued:
                 return size
+        self._page_size = PAGE
         raise BackendError(f"{self._origin} listed the Leases of {self._whose} in more than {MAX_PAGES} pages")
 
     async def _page(self, continued: str) -> ApiAnswer:

@@ -113,6 +113,17 @@ async def test_lease_client_keeps_the_size_of_pages_while_the_leases_do_not_fit_
     assert api.asked == [("GET", LIST.format(50))]
 
 
+async def test_lease_client_keeps_the_size_of_pages_that_a_read_has_found_too_late() -> None:
+    too_large, late = TransportError("too_large", "too large"), TransportError("timeout", "no time is left")
+    leases, api = client(too_large, late, late, Answer(200, b'{"items": []}'))
+    for _ in range(2):
+        with pytest.raises(BackendError):
+            await leases.read()
+    assert api.asked == [("GET", LIST.format(size)) for size in (250, 50, 50)]
+    await leases.read()
+    assert api.asked[-1] == ("GET", LIST.format(250)), "the small pages may be too many"
+
+
 async def test_lease_client_requests_large_pages_again_after_a_read_with_too_many_small_ones() -> None:
     """Found by a reader: one large Lease, long gone, kept the group from being read until the process was restarted."""
     too_large = [TransportError("too_large", "too large")] * 4
