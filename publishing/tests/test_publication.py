@@ -240,6 +240,20 @@ def test_end_of_a_cluster_before_its_reengagement_does_not_allow_deletion_of_its
     assert "alpha" in publishing.server.objects
 
 
+def test_object_that_this_publisher_has_deleted_and_written_again_is_deleted_again(publishing: Publishing):
+    """It was kept as an object that another run had written again."""
+    others = [cluster(name) for name in ("beta", "gamma")]
+    publishing.synced(cluster(), *others)
+    for _ in range(2):
+        publishing.publication.snapshot_begins()
+        publishing.end(cluster(), DisengageReason.UNSPECIFIED)
+        publishing.publication.snapshot_ends(publishing.now)
+        publishing.settle(60.0)
+        assert "alpha" not in publishing.server.objects
+        publishing.engage(cluster()).settle()
+        assert "alpha" in publishing.server.objects
+
+
 @pytest.mark.parametrize(
     ("group", "of", "difference"),
     [

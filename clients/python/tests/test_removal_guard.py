@@ -98,6 +98,14 @@ def test_object_recreated_by_another_process_is_not_deleted():
     assert removals.problem == ""
 
 
+def test_object_recreated_by_the_same_process_is_deleted_again():
+    removals = deleted_once()
+    removals.engaged("p-0", missing(1)[0].cluster_uid)
+    later = SECOND_LOOK_S + 1
+    assert removals.review(missing(1, writing=2), 10, later) == []
+    assert removals.review(missing(1, writing=2), 10, later + SECOND_LOOK_S) == missing(1, writing=2)
+
+
 def test_object_recreated_long_after_its_deletion_is_deleted_again():
     removals, later = deleted_once(), SECOND_LOOK_S + CONTESTED_S + 1
     assert removals.review(missing(1, writing=2), 10, later) == []

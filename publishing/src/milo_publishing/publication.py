@@ -139,6 +139,7 @@ class Publication:
         engaged = tuple(new if one is before else one for one in record.engaged)
         record = replace(record, engaged=engaged if before else (*engaged, new))
         if record.wanted is new:
+            self._removals.engaged(record.name, cluster.uid + (cluster.incarnation if self.identity.group else ""))
             if not isinstance(record.end, EndedCluster) or record.end.cluster_uid == cluster.uid:
                 record = replace(record, end=Unasked())
             if self.renderer.embeds_credentials:

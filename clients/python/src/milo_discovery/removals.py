@@ -102,6 +102,10 @@ class Removals:
         self._deleted.update({_subject(removal): (removal.uid, now) for removal in confirmed})
         return confirmed
 
+    def engaged(self, name: str, cluster_uid: str) -> None:
+        """Record that the cluster of an object is engaged again: this run may write an object that it has deleted."""
+        self._deleted.pop((name, cluster_uid), None)
+
     def _is_contested(self, removal: Removal, now: float) -> bool:
         """Return whether another run, for which the cluster is engaged, wrote the object again after its deletion."""
         uid, _ = self._deleted.get(_subject(removal), (removal.uid, now))
