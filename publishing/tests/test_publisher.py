@@ -368,6 +368,16 @@ async def test_publisher_keeps_all_objects_when_it_reconnects_to_another_daemon(
     await publishing.until_published("alpha", "beta")
 
 
+async def test_publisher_continues_when_its_stream_is_resumed_after_a_snapshot_that_broke_off(publishing):
+    """It wrote and deleted nothing any more, without a problem."""
+    publishing.daemon.engage("alpha")
+    await publishing.until_published("alpha")
+    publishing.daemon.sent.put_nowait(Connected(resumed=False))  # such as another daemon, which is starting
+    publishing.daemon.sent.put_nowait(Connected(resumed=True))
+    publishing.daemon.engage("beta")
+    await publishing.until_published("alpha", "beta")
+
+
 async def test_publisher_stops_if_it_finds_objects_of_another_filter_or_group():
     server = await left_by_another("alpha")
     for other in (Publishing(server, only="-l env=prod"), Publishing(server, group="dns")):

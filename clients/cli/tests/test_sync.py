@@ -104,6 +104,22 @@ async def test_sync_keeps_files_while_the_daemon_is_down_and_catches_up(daemon, 
         await until(lambda: content(path) == {"a": "a-2"})
 
 
+async def test_sync_continues_when_its_stream_is_resumed_after_a_snapshot_that_broke_off(daemon, path):
+    """It wrote no file any more, so the credentials in all of them expired."""
+    async with sync(daemon, path):
+        stream = await daemon.stream()
+        stream.send(snapshot("1", engaged("a", token="a-1"), engaged("b", token="b-1")))
+        await until(lambda: len(content(path)) == 2)
+        stream.end()
+        another = await daemon.stream()
+        another.send(messages.waiting())
+        another.end()
+        resumed = await daemon.stream()
+        assert resumed.request.resume_revision == "1"
+        resumed.send(following("1", "2", renewed("a", "a-2"), disengaged("b")))
+        await until(lambda: content(path) == {"a": "a-2"})
+
+
 async def test_sync_restart_removes_files_only_with_a_complete_view(daemon, path):
     async with sync(daemon, path, "--once") as process:
         (await daemon.stream()).send(snapshot("1", engaged("a", token="a-1"), engaged("b", token="b-1")))

@@ -123,6 +123,11 @@ class Publication:
     def snapshot_begins(self) -> None:
         self.view = ViewPhase.INCOMPLETE
 
+    def resumed(self, now: float) -> None:
+        """Continue with the last complete view, also if a snapshot broke off since, such as that of another daemon."""
+        if self.view is ViewPhase.INCOMPLETE:
+            self.snapshot_ends(now)
+
     def snapshot_ends(self, now: float) -> None:
         self.view = ViewPhase.UNIDENTIFIED
         self._set("", Lane.IDENTIFY, self._common[Lane.IDENTIFY].at(now))

@@ -108,6 +108,8 @@ class Publisher:
                         publication.engage(item.cluster, None, clock())
                     case Connected(resumed=False):
                         publication.snapshot_begins()
+                    case Connected():
+                        publication.resumed(clock())
                     case Synced():
                         publication.snapshot_ends(clock())
                 if not isinstance(item, Event):

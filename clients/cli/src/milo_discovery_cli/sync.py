@@ -184,6 +184,11 @@ class _Synchronizer:
                         messages.print(item)
                         self._has_view = True
                         self._review_at = asyncio.get_running_loop().time()
+                    case Connected(resumed=True) if not self._has_view:
+                        # A snapshot broke off, such as that of another daemon: the last complete view continues.
+                        messages.print(item)
+                        self._has_view = True
+                        self._review_at = asyncio.get_running_loop().time()
                     case _:
                         if isinstance(item, Connected) and not item.resumed:
                             self._has_view = self._may_write = False
