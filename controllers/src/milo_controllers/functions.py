@@ -4,12 +4,23 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
+
+T = TypeVar("T")
 
 
 def is_async(function: Callable[..., Any]) -> bool:
     """Return whether a call of the function, or of the callable object, returns a coroutine."""
     return any(map(inspect.iscoroutinefunction, (function, getattr(type(function), "__call__", None))))  # noqa: B004
+
+
+def call_in_thread(function: Callable[[T], Any], argument: T) -> Any:
+    """Call a plain function, whose result an event loop awaits. Before Python 3.13, it would wait forever for a
+    StopIteration, as `next` raises it."""
+    try:
+        return function(argument)
+    except StopIteration as error:
+        raise RuntimeError("the function raised StopIteration") from error
 
 
 def check_reconciler(function: Callable[..., Any]) -> None:

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from milo_controllers.errors import Permanent, ReconcileTimeout, text_of
 from milo_controllers.event_loop import EventLoop
-from milo_controllers.functions import is_async
+from milo_controllers.functions import call_in_thread, is_async
 from milo_controllers.request import Request, Result
 from milo_controllers.work_queue import Done, Failed, Outcome, Parked, Stopped, Unbegun
 from milo_discovery.api_errors import ApiError, ProjectSuspended
@@ -86,7 +86,7 @@ class ReconcileCall:
 
         def call() -> Any:
             # The event loop decides, which also cancels: so a call that it has canceled never begins.
-            return self._reconciler(request) if loop.call(may_begin) else Unbegun()
+            return call_in_thread(self._reconciler, request) if loop.call(may_begin) else Unbegun()
 
         try:
             calling = asyncio.get_running_loop().run_in_executor(self._threads, copy_context().run, call)

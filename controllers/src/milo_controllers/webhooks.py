@@ -27,7 +27,7 @@ from milo_controllers.admission_review import (
     review_of,
 )
 from milo_controllers.errors import text_of
-from milo_controllers.functions import is_async
+from milo_controllers.functions import call_in_thread, is_async
 from milo_controllers.kinds import Document, Kind
 from milo_discovery.engaged_cluster import EngagedCluster
 from milo_discovery.errors import DiscoveryError
@@ -236,7 +236,7 @@ class Webhooks:
             return
         context = copy_context()
         # A call that waits for a thread when its time is over never begins.
-        await asyncio.get_running_loop().run_in_executor(threads, context.run, webhook.reviewer, review)
+        await asyncio.get_running_loop().run_in_executor(threads, context.run, call_in_thread, webhook.reviewer, review)
 
     def _failed(self, webhook: Webhook, what: str, status: HTTPStatus, error: Exception) -> HttpReply:
         text = f"{webhook.type.value} {webhook.name}: {what}"

@@ -175,6 +175,17 @@ async def test_validator_that_a_task_of_its_own_cancels_fails_its_review(
         await reviewed(controllers, plane)
 
 
+async def test_plain_validator_that_raises_stop_iteration_fails_its_review(
+    controllers: Controllers, plane: ControlPlane
+) -> None:
+    @controllers.validate(WIDGETS)
+    def broken(_: Review) -> None:
+        next(iter(()))
+
+    with pytest.raises(ReviewFailed, match="500: validate widgets: RuntimeError: the function raised StopIteration"):
+        await reviewed(controllers, plane)
+
+
 @pytest.mark.parametrize("code", [422, 460])
 async def test_write_is_denied_with_any_code_and_with_an_error_as_the_message(
     controllers: Controllers, plane: ControlPlane, code: int

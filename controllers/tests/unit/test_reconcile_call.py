@@ -140,3 +140,14 @@ async def test_error_of_a_thread_during_its_cleanup_is_raised_and_its_cancellati
     gc.collect()
     call.close()
     assert caplog.records == []
+
+
+async def test_reconcile_that_raises_stop_iteration_fails() -> None:
+    def reconcile(_request: Any) -> None:
+        next(iter(()))
+
+    call = ReconcileCall(reconcile, timeout_s=None, workers=1)
+    with pytest.raises(RuntimeError, match="StopIteration"):
+        async with asyncio.timeout(10):
+            await call.outcome(FakeRequest())  # type: ignore[arg-type]
+    call.close()
