@@ -326,13 +326,14 @@ class ObjectCache:
 
     def _put(self, seen: CachedObject, *, is_live: bool) -> list[Change]:
         old = self._objects.get(seen.place)
-        if seen.problem and old is not None:
-            return []  # the last valid state stays
-        self._drop_invalid(seen.place)
         if seen.problem:
+            if old is not None and seen.uid in ("", old.uid):
+                return []  # the last valid state stays
+            removed = self._remove(seen.place, is_live=is_live)  # another object has its name now
             self._invalid[seen.place] = seen
             self.size += _size(seen)
-            return []
+            return removed
+        self._drop_invalid(seen.place)
         if old is not None and (old.uid, old.version) == (seen.uid, seen.version):
             return []
         self._objects[seen.place] = seen

@@ -128,6 +128,16 @@ def test_invalid_object_keeps_its_last_good_state(namespace: str) -> None:
     assert applied(cache, Listed(invalid("a", namespace))) == []
 
 
+def test_invalid_object_keeps_no_state_of_another_object_that_had_its_name() -> None:
+    cache = synced(cached("a", uid="old"))
+    recreated = CachedObject("a", "default", "new", "2", problem="too large")
+    removed = [Change(cached("a", uid="old"), None, False)]
+    assert applied(cache, ListStarted(), Listed(recreated), ListEnded()) == removed
+    assert (cache.get("default", "a"), cache.problem("default", "a")) == (None, "too large")
+    assert applied(cache, DeletionReported("a", "new", "default")) == []
+    assert (len(cache), cache.size) == (0, 0)
+
+
 def test_invalid_object_is_known_to_exist_until_it_is_deleted_or_valid() -> None:
     wrong = CachedObject("b", "default", "uid-b", "1", problem="no metadata")
     cache = synced(cached("a"), wrong)
