@@ -206,7 +206,9 @@ class Controller:
             member = self._shared.members[work.key.cluster]
             process = self._process(member, work)
             try:
-                task = member.tasks.create_task(process, name=f"reconcile {work.key}")
+                task = member.tasks.create_task(
+                    process, name=f"reconcile {work.key}", context=self._call.context.copy()
+                )
             except RuntimeError:  # another task of the cluster has failed, so the cluster is about to be dropped
                 process.close()
                 continue

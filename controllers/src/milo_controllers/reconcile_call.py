@@ -41,6 +41,8 @@ class ReconcileCall:
         self._reconciler = reconciler
         self._timeout_s = timeout_s
         self._may_begin = may_begin
+        self.context = copy_context()
+        """To copy for each task that calls. The present one may be of an earlier call, even for another cluster."""
         self._threads = None if is_async(reconciler) else ThreadPoolExecutor(workers, thread_name_prefix="reconcile")
 
     def close(self) -> None:

@@ -179,9 +179,10 @@ class WorkQueue:
         self._is_open.setdefault((cluster, incarnation), False)
 
     def open(self, cluster: str, incarnation: int) -> None:
-        """Allow reconciles in the cluster to start."""
-        self._is_open[cluster, incarnation] = True
-        self._offer((cluster, incarnation))
+        """Allow reconciles in the cluster to start, if it is engaged."""
+        if (cluster, incarnation) in self._is_open:
+            self._is_open[cluster, incarnation] = True
+            self._offer((cluster, incarnation))
 
     def drop(self, cluster: str, incarnation: int) -> None:
         """Forget every object of the cluster, and accept no more of them."""

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
+from contextvars import ContextVar
 from datetime import UTC, datetime
 from types import SimpleNamespace
 from typing import Any
@@ -241,6 +242,46 @@ async def test_created_reconcile_task_does_not_run_if_its_cluster_is_disengaged_
         members["alpha"].cluster.engaged = False
     assert reconciled == []
     assert controller.tasks == frozenset()
+
+
+async def test_cache_that_is_dropped_while_its_cluster_ends_does_not_begin_reconciles_there() -> None:
+    reconciled: list[str] = []
+
+    async def reconcile(request: Request) -> None:
+        reconciled.append(request.name)
+
+    members: dict[str, Any] = {}
+    controller = controller_of(reconcile, members)
+    cache = ObjectCache()
+    cache.apply(ObjectChanged(CachedObject("one", "default", "uid", "1", b"{}")))
+    cache.synced = True
+    async with asyncio.TaskGroup() as tasks:
+        engaged(controller, members, "alpha", tasks)
+        ended = members.pop("alpha")
+        ended.informers[controller.spec.kind.key] = SimpleNamespace(cache=cache, state="over_budget")
+        controller.drop(ended)
+        controller.listed(ended)
+        controller.resync(ended)
+        controller._pump()
+    assert reconciled == []
+
+
+async def test_reconciles_share_no_context() -> None:
+    tenant = ContextVar("tenant", default="")
+    seen: list[str] = []
+
+    async def reconcile(_request: Request) -> None:
+        seen.append(tenant.get())
+        tenant.set("alpha")
+        if len(seen) == 1:
+            asyncio.get_running_loop().call_soon(engaged, controller, members, "beta", tasks)
+
+    members: dict[str, Any] = {}
+    controller = controller_of(reconcile, members)
+    async with asyncio.TaskGroup() as tasks:
+        engaged(controller, members, "alpha", tasks)
+        await eventually(lambda: len(seen) == 2)
+    assert seen == ["", ""]
 
 
 async def test_reconcile_canceled_before_it_began_is_made_up_for_when_this_replica_leads_again() -> None:
