@@ -186,10 +186,9 @@ class RequestCaches(ClusterCaches):
         is_whole = held is not None and held.cache.synced and not held.spec.kind.is_partial
         return self.document(kind, name, namespace) if is_whole else None
 
-    def raw(self, kind: AnyKind, name: str, namespace: str) -> bytes | None:
+    def cached(self, kind: AnyKind, name: str, namespace: str) -> CachedObject | None:
         """Return the object as it is cached; None if it does not exist. Raises NotCached or NotSynced."""
-        found = self._found(kind, name, namespace)
-        return None if found is None else found.raw
+        return self._found(kind, name, namespace)
 
     def decoded(self, kind: Kind[T], raw: bytes) -> T:
         """Return a cached object as `get` does. Raises NotCached."""

@@ -7,7 +7,7 @@ import logging
 from collections.abc import Callable, Coroutine, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Any, Generic, Literal, Protocol, TypeVar, cast, overload
+from typing import Any, Generic, Literal, NamedTuple, Protocol, TypeVar, cast, overload
 
 import msgspec
 
@@ -65,16 +65,26 @@ class Result:
         check_options("", requeue_after=self.requeue_after)
 
 
-class _ObservedMetadata(msgspec.Struct):
+class _Metadata(msgspec.Struct):
     generation: int | None = None
-    uid: str = ""
 
 
-class _Observed(msgspec.Struct):
-    metadata: _ObservedMetadata
+class _Object(msgspec.Struct):
+    metadata: _Metadata
 
 
-_OBSERVED = msgspec.json.Decoder(_Observed)
+_OBJECT = msgspec.json.Decoder(_Object)
+
+
+class _Observed(NamedTuple):
+    """The object that `get` last returned, with its UID, which `transform=` may have removed."""
+
+    raw: bytes
+    uid: str
+
+    @property
+    def generation(self) -> int | None:
+        return _OBJECT.decode(self.raw).metadata.generation
 
 
 class RequestedCluster(Protocol):
@@ -117,8 +127,7 @@ class Request(Generic[ObjectT]):
         self._now = now
         self._calls = ThreadCalls(member.loop)
         self._own: OwnObject = UNWRITTEN
-        self._observed: bytes | None = None
-        """The object that `get` last returned."""
+        self._observed: _Observed | None = None
 
     def __repr__(self) -> str:
         place = f"{self.namespace}/{self.name}" if self.namespace else self.name
@@ -359,7 +368,7 @@ class Request(Generic[ObjectT]):
         The condition's observedGeneration is by default that of the object that `get` last returned. lastTransitionTime
         changes only if `status` changes. A conflict is retried with the newer object, up to four times.
         """
-        observed = observed_generation or self._observed_metadata.generation
+        observed = observed_generation or (self._observed and self._observed.generation)
 
         def changed(found: Document) -> Document | None:
             conditions = (found.get("status") or {}).get("conditions") or ()
@@ -424,7 +433,7 @@ class Request(Generic[ObjectT]):
         # What `transform=` leaves of the metadata may lack finalizers, which the patch would remove.
         is_part = bool(subresource) or self.kind.transform is not None
         found = await self._whole_document() if is_part else self._document()
-        if self._observed_metadata.uid not in ("", found["metadata"]["uid"]):
+        if self._observed is not None and self._observed.uid not in ("", found["metadata"]["uid"]):
             raise Conflict(409, "Conflict", f"{self!r}: another object has this name since `get` returned it")
         for attempt in range(_CONFLICT_RETRIES + 1):
             patch = changed(found)
@@ -443,22 +452,19 @@ class Request(Generic[ObjectT]):
                 return True
         raise AssertionError("no attempt returned or raised")
 
-    @property
-    def _observed_metadata(self) -> _ObservedMetadata:
-        return _ObservedMetadata() if self._observed is None else _OBSERVED.decode(self._observed).metadata
-
     async def _own_object(self) -> ObjectT | None:
         """Return the object with what this reconcile wrote."""
         if self._own is UNWRITTEN:
-            self._observed = self._member.view.raw(self.kind, self.name, self.namespace)
-            return None if self._observed is None else self._member.view.decoded(self.kind, self._observed)
+            found = self._member.view.cached(self.kind, self.name, self.namespace)
+            self._observed = None if found is None else _Observed(found.raw, found.uid)
+            return None if found is None else self._member.view.decoded(self.kind, found.raw)
         if isinstance(self._own, Outdated):
             await self._read_own()
         match self._own:
             case Written(document):
                 part = self.kind.cached_part(document) if self.kind.is_partial else document
-                self._observed = msgspec.json.encode(part)
-                return self.kind.decode(self._observed)
+                self._observed = _Observed(msgspec.json.encode(part), document.get("metadata", {}).get("uid", ""))
+                return self.kind.decode(self._observed.raw)
             case _:
                 return None
 

@@ -7,6 +7,7 @@ import msgspec
 import pytest
 
 from milo_controllers.kinds import Document, Kind
+from milo_controllers.object_cache import CachedObject
 from milo_controllers.own_object import Written
 from milo_controllers.request import Request
 from milo_controllers.work_queue import ObjectKey, Work
@@ -51,7 +52,7 @@ class FakeApi:
 def request_to(api: FakeApi) -> Request[Document]:
     view: Any = SimpleNamespace(
         cluster=SimpleNamespace(name="shop"),
-        raw=lambda *_: b"",
+        cached=lambda *_: CachedObject("d", "default", "u", "1", msgspec.json.encode(DEPLOYMENT)),
         decoded=lambda *_: DEPLOYMENT,
         document=lambda *_: DEPLOYMENT,
         is_partial=lambda _: False,
@@ -101,7 +102,6 @@ async def test_object_that_the_reconcile_deleted_is_found_only_while_it_is_termi
 async def test_nothing_is_changed_of_another_object_that_the_cache_has_under_the_name_by_now() -> None:
     api = FakeApi()
     request = request_to(api)
-    request._member.view.raw = lambda *_: msgspec.json.encode(DEPLOYMENT)  # type: ignore[method-assign,assignment]
     assert await request.get() is not None
     await request.patch_status({"ready": True})
     assert api.patches == [{"status": {"ready": True}, "metadata": {"resourceVersion": "1", "uid": "u"}}]
@@ -109,6 +109,20 @@ async def test_nothing_is_changed_of_another_object_that_the_cache_has_under_the
     with pytest.raises(Conflict, match="another object has this name since `get` returned it"):
         await request.patch_status({"ready": True})
     assert len(api.patches) == 1
+
+
+async def test_finalizer_of_another_object_is_kept_if_transform_leaves_out_the_uid() -> None:
+    api = FakeApi()
+    api.stored = {**DEPLOYMENT, "metadata": {**METADATA, "uid": "another"}}
+    request = request_to(api)
+    left = msgspec.json.encode({"metadata": {"name": "d", "finalizers": ["others"]}})
+    request.kind = Kind("apps/v1/deployments", transform=lambda found: found)
+    request._member.view.is_partial = lambda _: True  # type: ignore[method-assign]
+    request._member.view.cached = lambda *_: CachedObject("d", "default", "u", "1", left)  # type: ignore[method-assign]
+    assert await request.get() is not None
+    with pytest.raises(Conflict, match="another object has this name since `get` returned it"):
+        await request.remove_finalizer("others")
+    assert api.patches == []
 
 
 async def test_get_with_a_kind_or_a_name_alone_is_refused() -> None:
