@@ -11,9 +11,7 @@ from contextlib import suppress
 from functools import partial
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar, cast, overload
 
-import msgspec
-
-from milo_controllers.errors import NotCached, NotSynced
+from milo_controllers.errors import NotCached, NotSynced, text_of
 from milo_controllers.event_loop import EventLoop
 from milo_controllers.informer import Informer
 from milo_controllers.kinds import AnyKind, CacheKey, Document, Kind, kind_of
@@ -25,8 +23,6 @@ from milo_objects.scope import Pending
 from milo_objects.view import ScopeView, View, view_of
 
 T = TypeVar("T")
-# msgspec raises UnicodeError for invalid text and RecursionError for deep nesting.
-_UNDECODABLE = (msgspec.DecodeError, UnicodeError, RecursionError)
 
 
 class ClusterObject(NamedTuple, Generic[T]):
@@ -109,8 +105,8 @@ class ClusterCaches:
             if namespace is None or found.namespace == namespace:
                 try:
                     decoded = decode(found.raw)
-                except _UNDECODABLE as error:
-                    about = (self.cluster.name, kind_of(kind).resource, found.name, error)
+                except Exception as error:  # noqa: BLE001  (of the kind's type, such as pydantic's)
+                    about = (self.cluster.name, kind_of(kind).resource, found.name, text_of(error))
                     warning = partial(informer(self._member, kind).warn, "%s: %s %s cannot be decoded: %s", *about)
                     self._member.loop.call(warning)
                 else:

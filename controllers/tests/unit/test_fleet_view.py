@@ -1,5 +1,7 @@
 """Reading the caches of all clusters."""
 
+from __future__ import annotations
+
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -29,6 +31,25 @@ def cluster(name: str, **contents: bytes) -> CachedCluster:
     engaged = SimpleNamespace(name=name, warnings=warnings)
     found = SimpleNamespace(cluster=engaged, informers={CONFIG_MAPS.key: informer}, loop=EventLoop())
     return cast("CachedCluster", found)
+
+
+class Model:
+    """A type with its own errors, as pydantic's models are."""
+
+    def __init__(self, data: dict[str, int]) -> None:
+        self.size = data["size"]
+
+    @classmethod
+    def from_dict(cls, document: dict[str, Any]) -> Model:
+        return cls(document["data"])
+
+
+async def test_object_that_its_type_refuses_fails_no_reader_of_all() -> None:
+    hostile, honest = cluster("hostile", bad=b"{}"), cluster("web", fine=b'{"size":2}')
+    view = FleetView({"hostile": hostile, "web": honest})
+    found = view.list(Kind("v1/configmaps", Model))
+    assert [(cluster.name, each.size) for cluster, each in found] == [("web", 2)]
+    assert cast("Any", hostile.cluster).warnings == ["hostile: v1/configmaps bad cannot be decoded: 'size'"]
 
 
 @pytest.mark.parametrize("content", [b'{"a":"\xff"}', b'{"a":1e999}', b'{"a":%s}' % (b"1" * 5000), b"[" * 5000])
