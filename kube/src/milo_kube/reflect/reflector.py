@@ -324,7 +324,8 @@ class Reflector(Generic[Seen]):
         return self._stale("", failure, now, delay)
 
     def _page_failed(self, token: str, failure: Failure, now: float, delay: float) -> list[SourceEvent[Seen]]:
-        if failure.status == 410 and token:
+        # A server that continues also a list that was requested as a whole is asked again after a delay.
+        if failure.status == 410 and token and not self.list_method.unpaged_next:
             self.list_method.pages_outlived_version()
             self.state = Waiting(now, "")
             return [Relisting("Expired")]

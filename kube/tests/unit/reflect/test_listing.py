@@ -205,6 +205,22 @@ def test_list_that_expires_twice_and_is_too_large_for_one_page_is_requested_in_p
     assert driver.request == FIRST_PAGE
 
 
+def test_list_in_one_page_that_is_continued_and_expires_waits_for_backoff() -> None:
+    """Found by a reader: a server with a maximum page size, of whose replicas each knows its own tokens, was asked
+    without a pause."""
+    driver = ReflectorDriver()
+    for _ in range(2):
+        driver.page(then="t1")
+        driver.failed(EXPIRED)
+    assert driver.request == ALL_AT_ONCE
+    driver.page(then="t1")
+    driver.failed(EXPIRED)
+    assert driver.request == Wait(START + 4.0)
+    assert driver.reflector.status.state is ViewState.STALE
+    driver.now += 4.0
+    assert driver.request == ALL_AT_ONCE
+
+
 def test_expired_first_page_waits_for_backoff() -> None:
     driver = ReflectorDriver()
     driver.failed(EXPIRED)
