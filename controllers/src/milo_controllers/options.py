@@ -42,6 +42,10 @@ def _is_field_manager(given: str) -> bool:
     return given.isprintable() and 0 < len(given.encode()) <= 128
 
 
+def _has_rates(given: QueuePolicy) -> bool:
+    return min(given.cluster_retries.per_second, given.retries.per_second) > 0 and given.retries.burst >= 1
+
+
 OPTIONS: Mapping[str, Option] = {
     # Controllers
     "clusters": Option(_Engaging, "Fleet(...) or SingleCluster(...)", may_be_none=True),
@@ -68,7 +72,7 @@ OPTIONS: Mapping[str, Option] = {
         _is_field_manager,
         may_be_none=True,
     ),
-    "queue": Option(QueuePolicy, "QueuePolicy(max_delay_s=60)"),
+    "queue": Option(QueuePolicy, "QueuePolicy(max_delay_s=60), with rates of more than 0 and a burst of 1", _has_rates),
     "while_deleting": Option(bool, "True or False"),
     # Controllers.validate and mutate
     "operations": Option(
