@@ -52,6 +52,8 @@ class AffectedObjects:
         """The caches, by cluster name, incarnation and kind, of whose objects a mapper named one of another cluster."""
         self._unmapped: set[tuple[str, int, CacheKey]] = set()
         """The caches with changes that a mapper could not map, because it read a cache that was not complete."""
+        self._unread: set[str] = set()
+        """The other clusters of such incomplete caches, in which the mapper may have named objects."""
 
     def after_change(self, member: AffectedCluster, informer: Informer, change: Change) -> Iterator[ObjectKey]:
         """Yield the objects to reconcile after a change."""
@@ -79,6 +81,13 @@ class AffectedObjects:
             if member is not None and member.incarnation == incarnation:
                 yield member, key
 
+    def take_unread(self) -> Iterator[AffectedCluster]:
+        """Yield the other clusters whose incomplete caches a mapper has read since the last call."""
+        unread, self._unread = self._unread, set()
+        for cluster in unread:
+            if (member := self._members.get(cluster)) is not None:
+                yield member
+
     def drop(self, member: AffectedCluster) -> None:
         """Forget the caches of the member."""
         for key in self._mapped:
@@ -100,6 +109,8 @@ class AffectedObjects:
             targets = watched.targets(Watched(watched.kind, change, member.cluster, self._clusters, state=state))
         except NotSynced as error:
             self._unmapped.add((member.cluster.name, member.incarnation, watched.kind.key))
+            if error.cluster not in ("", member.cluster.name):
+                self._unread.add(error.cluster)
             log.debug(
                 "%s: %s: the mapper of %s failed: %s",
                 self._spec.name,

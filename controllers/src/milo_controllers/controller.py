@@ -136,6 +136,8 @@ class Controller:
         the one that the mapper reads."""
         for member, key in self._affected.take_unmapped():
             self._resync_for(member, key)
+        for other in self._affected.take_unread():
+            self.resync(other)
 
     def _resync_for(self, member: AffectedCluster, key: CacheKey) -> None:
         """Enqueue every object of the cluster, and those of all clusters if objects of this cache have named others."""

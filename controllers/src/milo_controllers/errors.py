@@ -34,6 +34,11 @@ class NotSynced(ControllerError):
     Do not catch it: the reconcile is retried.
     """
 
+    def __init__(self, message: str, *, cluster: str = "") -> None:
+        self.cluster = cluster
+        """The name of the cluster of the cache."""
+        super().__init__(message)
+
 
 class ReconcileTimeout(ControllerError):
     """A reconcile took longer than its timeout, and is retried."""

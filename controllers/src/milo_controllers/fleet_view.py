@@ -270,7 +270,8 @@ def synced_cache(member: CachedCluster, kind: AnyKind) -> ObjectCache:
     found = informer(member, kind)
     if not found.cache.synced:
         why = f" ({found.problem})" if found.problem else ""
-        raise NotSynced(f"the cache of {found.key} of {member.cluster.name} is not complete{why}; retry later")
+        name = member.cluster.name
+        raise NotSynced(f"the cache of {found.key} of {name} is not complete{why}; retry later", cluster=name)
     return found.cache
 
 

@@ -17,6 +17,7 @@ from milo_controllers.controller import Controller, Shared
 from milo_controllers.event_loop import EventLoop
 from milo_controllers.fleet_view import FleetView
 from milo_controllers.kinds import Kind
+from milo_controllers.logs import current_cluster
 from milo_controllers.metrics import ControllerMetrics
 from milo_controllers.object_cache import CachedObject, Change, ObjectCache
 from milo_controllers.own_writes import OwnWrites
@@ -226,6 +227,32 @@ async def test_mapper_that_reads_a_cache_before_its_first_list_logs_no_error(cap
         engaged(controller, members, "alpha", tasks)
         controller.changed(members["alpha"], secrets, Change(None, seen, is_live=True))
     assert [record for record in caplog.records if record.levelno > logging.DEBUG] == []
+
+
+async def test_object_of_a_cluster_whose_incomplete_cache_a_mapper_has_read_is_reconciled_later() -> None:
+    reconciled: list[str] = []
+
+    async def reconcile(_request: Request) -> None:
+        reconciled.append(current_cluster.get())
+
+    def mapper(_change: Watched[Any]) -> list[ReconcileTarget]:
+        raise NotSynced("the cache of secrets of hub is not complete; retry later", cluster="hub")
+
+    members: dict[str, Any] = {}
+    watched = watches("v1/secrets", map=mapper)
+    controller = controller_of(reconcile, members, watched)
+    widgets, seen = ObjectCache(), CachedObject("one", "default", "uid", "1", b"{}")
+    widgets.apply(ObjectChanged(seen))
+    secrets: Any = SimpleNamespace(key=watched.kind.key)
+    async with asyncio.TaskGroup() as tasks:
+        for name, cache in (("alpha", ObjectCache()), ("hub", widgets)):
+            engaged(controller, members, name, tasks)
+            members[name].informers[controller.spec.kind.key] = SimpleNamespace(cache=cache)
+        await eventually(lambda: len(reconciled) == 2)
+        controller.changed(members["alpha"], secrets, Change(None, seen, is_live=True))
+        controller.resync_unmapped()
+        await eventually(lambda: len(reconciled) == 3)
+    assert reconciled[-1] == "hub"
 
 
 async def test_created_reconcile_task_does_not_run_if_its_cluster_is_disengaged_first() -> None:
