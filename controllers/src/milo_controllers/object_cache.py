@@ -213,7 +213,8 @@ class ObjectCache:
     )
 
     def __init__(self, index_failed: Callable[[str, CachedObject, Exception], None] = lambda *_: None) -> None:
-        """`index_failed` is called when an index function raises; the object is then missing from that index."""
+        """`index_failed` is called when an index function raises or returns no list; the object is then missing from
+        that index."""
         self._index_failed = index_failed
         self._objects: dict[Place, CachedObject] = {}
         self._invalid: dict[Place, CachedObject] = {}
@@ -266,11 +267,7 @@ class ObjectCache:
         self._functions[name] = Index(function, decode)
 
     def indexed(self, name: str, value: Hashable) -> Iterator[CachedObject]:
-        """Return the objects for which the index function returned this value.
-
-        Raises KeyError for an unknown index, and TypeError while there is an object for which the function returned a
-        string, bytes or a mapping.
-        """
+        """Return the objects for which the index function returned this value. Raises KeyError for an unknown index."""
         index = self._indexes.get(name)
         if index is None:
             if name not in self._functions:

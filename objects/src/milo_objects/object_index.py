@@ -17,17 +17,16 @@ class ObjectIndex(Generic[Key]):
     The function is not called again to remove an object: it may read other state, and return other values by then.
     """
 
-    __slots__ = ("_by_value", "_failed", "_function", "_misuse", "_name", "_values")
+    __slots__ = ("_by_value", "_failed", "_function", "_name", "_values")
 
     def __init__(
         self, name: str, function: IndexFunction, failed: Callable[[str, Key, Exception], None] = lambda *_: None
     ) -> None:
-        """`failed` is called when the function raises; the object is then missing from the index."""
+        """`failed` is called when the function raises, or returns a string, bytes or a mapping, whose characters, bytes
+        or keys would become the values; the object is then missing from the index."""
         self._name = name
         self._function = function
         self._failed = failed
-        self._misuse: dict[Key, str] = {}
-        """Error messages for the objects for which the function returned a string, bytes or a mapping."""
         self._by_value: dict[Hashable, Key | dict[Key, None]] = {}
         """The key with each value, or the keys if there are several: most indexes are of unique values."""
         self._values: dict[Key, tuple[Hashable, ...]] = {}
@@ -45,7 +44,6 @@ class ObjectIndex(Generic[Key]):
                     self._by_value[value] = {found: None, key: None}
 
     def remove(self, key: Key) -> None:
-        self._misuse.pop(key, None)
         for value in self._values.pop(key, ()):
             found = self._by_value[value]
             if isinstance(found, dict) and len(found) > 1:
@@ -54,12 +52,7 @@ class ObjectIndex(Generic[Key]):
                 del self._by_value[value]
 
     def keys(self, value: Hashable) -> Iterable[Key]:
-        """Return the keys of the objects with this value.
-
-        Raises TypeError while there is an object for which the function returned a string, bytes or a mapping.
-        """
-        for problem in self._misuse.values():
-            raise TypeError(problem)
+        """Return the keys of the objects with this value."""
         found = self._by_value.get(value)
         if found is None:
             return ()
@@ -69,13 +62,9 @@ class ObjectIndex(Generic[Key]):
         try:
             values = self._function(indexed)
             if isinstance(values, str | bytes | Mapping):
-                # Otherwise the characters, bytes or keys would become the values.
                 type_name = "string" if isinstance(values, str) else type(values).__name__
                 wanted = list(values) if isinstance(values, Mapping) else [values]
-                self._misuse[key] = (
-                    f"index {self._name!r} returned the {type_name} {values!r}; return a list: {wanted!r}"
-                )
-                return ()
+                raise TypeError(f"the function returned the {type_name} {values!r:.80}; return a list: {wanted!r:.80}")  # noqa: TRY301
             return tuple(dict.fromkeys(values))
         except Exception as error:  # noqa: BLE001  (the program's code: an error there affects only this object)
             self._failed(self._name, key, error)

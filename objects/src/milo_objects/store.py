@@ -78,7 +78,7 @@ class Store:
         index_failed: Callable[[str, FoundObject, Exception], None] = lambda *_: None,
     ) -> None:
         """`changed` is called with each change that changes something. `index_failed` is called when an index function
-        raises; the object is then missing from that index."""
+        raises or returns no list; the object is then missing from that index."""
         self.fleet: FleetState = Pending(since)
         """Whether all engaged clusters are known."""
         self._clusters: dict[str, FleetCluster] = {}
@@ -108,7 +108,7 @@ class Store:
     def find(self, index: str, value: Hashable) -> builtins.list[FoundObject]:
         """Return the objects for which the index function returned this value, with their clusters.
 
-        Raises KeyError for an unknown index, and TypeError if its function has returned something else than values.
+        Raises KeyError for an unknown index.
         """
         if index not in self._indexes:
             known = ", ".join(map(repr, self._indexes)) or "none"
