@@ -78,8 +78,8 @@ class FollowedScope:
 
     def _seen(self, seen: SeenObject) -> Iterator[ObjectChanged | ObjectGone]:
         held = self._held.get((seen.namespace, seen.name))
-        if seen.problem:
-            return
+        if seen.problem and (held is None or seen.uid in ("", held.uid)):
+            return  # the last valid state stays
         if held is not None and held.uid != seen.uid:
             yield self._gone(held, Gone.OBJECT_DELETED)
             held = None

@@ -186,3 +186,11 @@ def test_dropped_scope_begins_as_before_its_first_list() -> None:
 
     assert (len(followed.sink), followed.sink.size, followed.sink.synced) == (0, 0, False)
     assert followed.apply(*listed(seen("a"))) == [ObjectChanged(SCOPE, projected("a"))]
+
+
+def test_malformed_object_ends_another_one_that_had_its_name() -> None:
+    followed = Followed(ListStarted(), Listed(seen("a", "old")), ListEnded())
+    gone = ObjectGone(SCOPE, projected("a", "old"), Gone.OBJECT_DELETED)
+    assert followed.apply(ListStarted(), Listed(malformed("a")), ListEnded()) == [gone]
+    assert followed.names == []
+    assert followed.apply(DeletionReported("a", "uid-a")) == []
