@@ -65,15 +65,15 @@ class Result:
         check_options("", requeue_after=self.requeue_after)
 
 
-class _Metadata(msgspec.Struct):
+class _ReadMetadata(msgspec.Struct):
     generation: int | None = None
 
 
-class _Object(msgspec.Struct):
-    metadata: _Metadata
+class _ReadObject(msgspec.Struct):
+    metadata: _ReadMetadata
 
 
-_OBJECT = msgspec.json.Decoder(_Object)
+_OBJECT = msgspec.json.Decoder(_ReadObject)
 
 
 class _Observed(NamedTuple):

@@ -322,6 +322,14 @@ def test_work_queue_takes_no_object_before_its_cluster_is_open() -> None:
     assert taken(queue, 1.0) == "x"
 
 
+def test_dropped_cluster_cannot_be_opened_again() -> None:
+    queue = queue_of()
+    queue.drop("a", 1)
+    queue.open("a", 1)
+    queue.add(key("x"), 0.0)
+    assert queue.take_next(1.0) is None
+
+
 def test_work_queue_discards_objects_of_dropped_cluster() -> None:
     queue = queue_of()
     for name in "xyz":
