@@ -33,7 +33,9 @@ _COLLECTIONS = {
     "flux-configmaps": "/api/v1/namespaces/{}/configmaps",
 }
 _USER = "publisher"
-_WITHIN_S = 60.0
+_WITHIN_S = 120.0
+"""The longest wait is for the deletion of an object whose cluster belonged to a member that ended: the others judge it
+once they own it."""
 _LOOK_EVERY_S = 0.05
 
 Document = dict[str, Any]
