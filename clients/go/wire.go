@@ -153,7 +153,9 @@ func toReport(message *pb.GetClusterResponse) *Report {
 			Message: message.GetEngagement().GetMessage(),
 			Since:   toTime(message.GetEngagement().GetSince()),
 
-			AssignedElsewhere: message.GetEngagement().GetAssignedElsewhere(),
+			// Daemons of earlier versions state only the reason.
+			AssignedElsewhere: message.GetEngagement().GetAssignedElsewhere() ||
+				message.GetEngagement().GetReason() == pb.Engagement_REASON_UNASSIGNED,
 		},
 		Source: toSource(message.GetSource()),
 	}

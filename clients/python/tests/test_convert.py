@@ -73,3 +73,10 @@ def test_every_field_is_converted(kind: type[Message]) -> None:
     assert {f"{kind.DESCRIPTOR.name}.{path}" for path in lost} == {
         name for name in NOT_CONVERTED if name.startswith(f"{kind.DESCRIPTOR.name}.")
     }
+
+
+def test_unassigned_cluster_of_an_earlier_version_is_assigned_elsewhere() -> None:
+    unassigned = pb.GetClusterResponse(engagement=pb.Engagement(reason=pb.Engagement.REASON_UNASSIGNED))
+    assert _convert.cluster_report(unassigned).engagement.assigned_elsewhere
+    not_ready = pb.GetClusterResponse(engagement=pb.Engagement(reason=pb.Engagement.REASON_NOT_READY))
+    assert not _convert.cluster_report(not_ready).engagement.assigned_elsewhere

@@ -190,7 +190,7 @@ def test_index_is_updated_when_objects_change() -> None:
 def test_object_for_which_an_index_function_returns_a_string_is_missing_only_from_that_index(
     is_used_before: bool,
 ) -> None:
-    """Found by a reader: what one tenant wrote failed whoever read the index, in all clusters."""
+    """What one tenant wrote failed each read of the index, in all clusters."""
     failed: list[str] = []
     cache = ObjectCache(lambda index, found, error: failed.append(f"{index} of {found.name}: {error}"))
     cache.add_index("color", lambda found: found["data"]["color"].split() if found["data"]["color"] != "odd" else "odd")

@@ -142,6 +142,8 @@ def listing(pages: Collection[pb.ListClustersResponse]) -> model.Listing:
 
 
 def cluster_report(message: pb.GetClusterResponse) -> model.ClusterReport:
+    # Daemons of earlier versions state only the reason.
+    is_elsewhere = message.engagement.assigned_elsewhere or message.engagement.reason == pb.Engagement.REASON_UNASSIGNED
     return model.ClusterReport(
         cluster=cluster(message.cluster) if message.HasField("cluster") else None,
         engagement=model.Engagement(
@@ -149,7 +151,7 @@ def cluster_report(message: pb.GetClusterResponse) -> model.ClusterReport:
             reason=model.EngagementReason(message.engagement.reason),
             message=message.engagement.message,
             since=time(message.engagement, "since"),
-            assigned_elsewhere=message.engagement.assigned_elsewhere,
+            assigned_elsewhere=is_elsewhere,
         ),
         transitions=tuple(
             model.Transition(

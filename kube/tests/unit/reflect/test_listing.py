@@ -206,7 +206,7 @@ def test_list_that_expires_twice_and_is_too_large_for_one_page_is_requested_in_p
 
 
 def test_list_in_one_page_that_is_continued_and_expires_waits_for_backoff() -> None:
-    """Found by a reader: a server with a maximum page size, of whose replicas each knows its own tokens, was asked
+    """A server with a maximum page size, of whose replicas each knows its own tokens, was asked
     without a pause."""
     driver = ReflectorDriver()
     for _ in range(2):
