@@ -238,8 +238,11 @@ async def test_slow_restore_of_deleted_kubeconfig_files_disengages_no_cluster(fi
         assert len(watch.clusters) == 10
         if is_restarted:
             await daemon.kill()
-        for name in names[3:]:
-            (files.directory / name).unlink()
+        # In one step: a scan between two of seven deletions would see less than half of the files deleted.
+        remaining = files.workspace.directory / "remaining"
+        shutil.copytree(files.directory, remaining, ignore=shutil.ignore_patterns(*names[3:]))
+        files.directory.rename(files.workspace.directory / "before")
+        remaining.rename(files.directory)
         ended = asyncio.create_task(next_event(watch, EventType.DISENGAGED))
         if is_restarted:
             await daemon.start()
