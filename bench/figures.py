@@ -171,7 +171,7 @@ SIZING = (
 )
 
 HEADLINE = (
-    "memory is short: for 400 projects, Milo's controller-manager and a daemon take "
+    "a second process is not wanted: for 400 projects, Milo's controller-manager and a daemon take "
     "{milo milo.provider.ours.rss_mib} + {milo milo.provider.ours.daemon.rss_mib} MiB, and with the provider "
     "{milo milo.provider.own.rss_mib} MiB."
 )
