@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 
 import msgspec
 
-from milo_controllers.errors import ControllerError, Permanent, text_of
+from milo_controllers.errors import ControllerError, text_of
 from milo_controllers.work_queue import ObjectKey
 from milo_discovery.api_errors import ApiError, ClusterApiError, Conflict
 from milo_discovery.errors import DiscoveryError
@@ -87,13 +87,8 @@ class ReconcileFailures:
             log.info("%s: %s: %s failed with a conflict (%s): %s", self._controller, cluster, what, then, text)
             return
         key: tuple[object, ...] = (self._controller, cluster, type(error), raised_at(error))
-        match error:
-            case Permanent():
-                key = (self._controller, cluster, what, Permanent)
-            case ApiError():
-                key = (self._controller, cluster, error.status, error.reason)
-            case _:
-                pass
+        if isinstance(error, ApiError):
+            key = (self._controller, cluster, error.status, error.reason)
         summary = f"{self._controller}: {cluster}: {what} failed: {text}"
         if not self._logged.is_new(cluster, error, self._clock(), key=key, what=summary):
             return
