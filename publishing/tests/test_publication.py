@@ -263,8 +263,27 @@ def test_object_that_this_publisher_has_deleted_and_written_again_is_deleted_aga
 )
 def test_object_of_another_group_or_filter_stops_the_publisher(group: str, of: Identity, difference: str):
     other = Publishing(of=of, group=group).synced(cluster())
-    with pytest.raises(PublishedByAnother, match=f"alpha of publisher 'milo' {difference}"):
+    with pytest.raises(PublishedByAnother, match=f"alpha: the object of publisher 'milo' {difference}"):
         Publishing(other.server).synced(cluster())
+
+
+def test_object_of_another_filter_is_kept_as_it_is_and_ends_no_publisher_while_most_are_its_own():
+    publishing = Publishing().synced(cluster(), cluster("beta"), cluster("gamma"))
+    annotations = publishing.server.objects["beta"]["metadata"]["annotations"]
+    annotations["discovery.miloapis.com/filter"] = "-l a=b"
+    publishing.publication.listed(publishing.now, publishing.server.list(), publishing.now)
+    before = copy.deepcopy(publishing.server.objects["beta"])
+    publishing.engage(cluster("beta", endpoint="https://other.example.com")).engage(cluster("delta")).settle()
+    publishing.end(cluster("beta"), DisengageReason.DELETED).end(cluster("gamma"), DisengageReason.DELETED).settle(60.0)
+    assert publishing.server.objects["beta"] == before
+    assert set(publishing.server.objects) == {"alpha", "beta", "delta"}
+    [problem] = publishing.publication.problems
+    assert "was written with the filter `-l a=b`, but this run has no filter" in problem
+    del annotations["discovery.miloapis.com/filter"]
+    publishing.publication.listed(publishing.now, publishing.server.list(), publishing.now)
+    publishing.settle(60.0)
+    assert set(publishing.server.objects) == {"alpha", "delta"}
+    assert publishing.publication.problems == ()
 
 
 def test_objects_are_taken_over_until_each_of_them_is_written_again():

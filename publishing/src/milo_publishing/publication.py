@@ -274,10 +274,12 @@ class Publication:
     def listed(self, sent_at: float, objects: Iterable[ObservedObject], now: float) -> None:
         """Receive all objects of this publisher, so that those that other clients changed or deleted are written again.
 
-        A list says nothing about what was requested, or answered, while it was read.
+        A list says nothing about what was requested, or answered, while it was read. Raises PublishedByAnother if most
+        objects are of another run.
         """
         self._contacted()
         found = {observed.name: observed for observed in objects}
+        self._require_own(found.values())
         for name in {**self.records, **found}:
             record = self._record(name)
             before = record.version
@@ -294,6 +296,13 @@ class Publication:
         self._is_listed = True
         self._set("", Lane.LIST, Attempt(now + self._resync_s))
         self._review_by(now)
+
+    def _require_own(self, objects: Iterable[ObservedObject]) -> None:
+        own = [observed for observed in objects if observed.owner(self.identity) is Owner.SELF]
+        others = [observed for observed in own if observed.difference(self.identity)]
+        if others and 2 * len(others) > len(own) and not self._removals.accepts:
+            problem = records.of_other_run(others[0], self.identity)
+            raise PublishedByAnother(f"{self.renderer.resource.kind} {others[0].name}: {problem}")
 
     def identified(self, group: str, now: float) -> None:
         """Receive the daemon's shard group. Raises PublishedByAnother if it changed during this run."""
@@ -471,18 +480,11 @@ class Publication:
         return self.records.get(name, unknown)
 
     def _observe(self, record: Record, found: ObservedObject | None, now: float, *, by_us: bool = False) -> Record:
-        """Raises PublishedByAnother if the object was written for another group or filter."""
-        kind = self.renderer.resource.kind
-        is_own = found is not None and found.owner(self.identity) is Owner.SELF
-        if found is not None and is_own and not self._removals.accepts and (other := found.difference(self.identity)):
-            raise PublishedByAnother(
-                f"{kind} {found.name} of publisher {self.identity.publisher!r} {other}: check the daemon's address and "
-                "the filter, choose another --publisher, or take the objects over with --accept-removals"
-            )
         if found is None and isinstance(record.object, Finalizing):
-            self._report(f"deleted {kind} {record.name}")
+            self._report(f"deleted {self.renderer.resource.kind} {record.name}")
             record = replace(record, next=Attempt(now))
-        return records.observe(record, found, self.identity, now, by_us=by_us)
+        accepts = self._removals.accepts
+        return records.observe(record, found, self.identity, now, by_us=by_us, accepts=accepts)
 
     def _interrupted(self, error: Exception, now: float) -> None:
         """Send nothing to the API server for a while, because it cannot be reached."""

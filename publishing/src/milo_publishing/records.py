@@ -12,10 +12,11 @@
 | **`Present`**    | not engaged | **`EndedCluster`, for at most 10 s**   | **`DeleteObject`, while streaming**       |
 | `Present`        | not engaged | `EndedCluster` before, or then changed | `Ask`; one answer makes it valid again    |
 | `Finalizing`     |             |                                        | `ReadObject`, until finalizers are done   |
+| `OfOtherRun`     |             |                                        | `Refuse`                                  |
 
-"While streaming": while the source of its cluster is followed. All rows but the first are about this publisher's
-objects; others are never changed. A cluster is engaged if one with the UID in the object's annotation is; an object
-without the annotation is that of its name.
+"While streaming": while the source of its cluster is followed. All rows but the first and the last are about this
+publisher's objects; others are never changed. A cluster is engaged if one with the UID in the object's annotation is;
+an object without the annotation is that of its name.
 `EndedCluster` comes from a live DISENGAGED event of the engagement that the object names, whose reason concerns the
 cluster itself, or from two answers that it is `Missing`, if the guard against mass removal agrees. An engagement drops
 it.
@@ -69,6 +70,12 @@ class Present(msgspec.Struct, frozen=True):
 
 class Finalizing(msgspec.Struct, frozen=True):
     """The object's deletion was requested, and it waits for its finalizers."""
+
+    observed: ObservedObject
+
+
+class OfOtherRun(msgspec.Struct, frozen=True):
+    """A run of this publisher with another filter, or in another shard group, wrote the object."""
 
     observed: ObservedObject
 
@@ -197,7 +204,7 @@ class Record(msgspec.Struct, frozen=True):
     name: str
     engaged: tuple[Engaged, ...] = ()
     """The engaged clusters of this object name. The first is published, and the others are reported."""
-    object: AbsentObject | UnreadObject | Present | Finalizing = AbsentObject()
+    object: AbsentObject | UnreadObject | Present | Finalizing | OfOtherRun = AbsentObject()
     end: Unasked | Missing | Elsewhere | EndedCluster = Unasked()
     answered_at: float = -math.inf
     """When a request about this object alone was last answered."""
@@ -221,7 +228,7 @@ class Record(msgspec.Struct, frozen=True):
 
     def is_own(self, identity: Identity) -> bool:
         """Return whether the object is this publisher's, and its deletion was not requested."""
-        observed = None if isinstance(self.object, Finalizing) else self.observed
+        observed = None if isinstance(self.object, Finalizing | OfOtherRun) else self.observed
         return observed is not None and observed.owner(identity) is Owner.SELF
 
     def lacks_cluster(self, identity: Identity) -> bool:
@@ -246,8 +253,11 @@ class Record(msgspec.Struct, frozen=True):
         return {subject: problem for subject, problem in problems.items() if problem}
 
 
-def observe(record: Record, found: ObservedObject | None, identity: Identity, now: float, *, by_us: bool) -> Record:
-    """Return the record with the object as the API server has it. `by_us`: as our write has left it."""
+def observe(
+    record: Record, found: ObservedObject | None, identity: Identity, now: float, *, by_us: bool, accepts: bool
+) -> Record:
+    """Return the record with the object as the API server has it. `by_us`: as our write has left it. `accepts`: whether
+    objects of other runs are taken over."""
     if found is None:
         return replace(record, object=AbsentObject(), end=Unasked())
     before, end = record.observed, record.end
@@ -266,8 +276,12 @@ def observe(record: Record, found: ObservedObject | None, identity: Identity, no
             end = Elsewhere(ask_at)
         case Unasked() | Missing() if not by_us and not is_same and before is not None:
             end = Unasked(ask_at)
-    is_finalizing = found.owner(identity) is Owner.SELF and found.finalizers is not None
-    return replace(record, object=Finalizing(found) if is_finalizing else Present(found), end=end)
+    is_own = found.owner(identity) is Owner.SELF
+    if is_own and not accepts and found.difference(identity):
+        return replace(record, object=OfOtherRun(found), end=end)
+    return replace(
+        record, object=Finalizing(found) if is_own and found.finalizers is not None else Present(found), end=end
+    )
 
 
 def decide(  # noqa: PLR0911  (a table)
@@ -281,6 +295,8 @@ def decide(  # noqa: PLR0911  (a table)
     match record.object:
         case UnreadObject() | Finalizing():
             return ReadObject(record.name)
+        case OfOtherRun(observed):
+            return Refuse(of_other_run(observed, identity))
         case Present(observed) if record.is_own(identity) and record.lacks_cluster(identity):
             # Also if its cluster was replaced: readers must not apply cached data of the former cluster to the new one.
             return _end(record, observed, now, is_followed=is_followed, is_held=is_held)
@@ -323,3 +339,10 @@ def _end(
         case EndedCluster(ask_at=ask_at) | Unasked(ask_at) | Elsewhere(ask_at):
             pass
     return Ask(observed.cluster, observed.cluster_uid) if ask_at <= now else WaitUntilDue(ask_at)
+
+
+def of_other_run(observed: ObservedObject, identity: Identity) -> str:
+    return (
+        f"the object of publisher {identity.publisher!r} {observed.difference(identity)}: check the daemon's address "
+        "and the filter, choose another --publisher, or take the objects over with --accept-removals"
+    )

@@ -212,7 +212,9 @@ async def test_publishers_share_a_namespace_and_keep_their_own_objects(
     expected = {"alpha": "one", "beta": "two"}
     assert publishers(await profiles.until_named("alpha", "beta")) == expected
     async with Publishing.running(workspace, profiles, "--publisher", "one") as publishing:
-        await publishing.says("ClusterProfile alpha of publisher 'one' was written with the filter `-l shard!=two`")
+        await publishing.says(
+            "ClusterProfile alpha: the object of publisher 'one' was written with the filter `-l shard!=two`"
+        )
         assert await publishing.process.wait() == 1
     async with Publishing.running(workspace, profiles, "--publisher", "one", "--accept-removals") as publishing:
         await publishing.says("beta: the object of this name belongs to publisher 'two'")

@@ -44,7 +44,9 @@ def _let_others_judge(world: Simulation) -> None:
 def _keep_evidence_of_other_versions(monkeypatch: pytest.MonkeyPatch) -> None:
     observe = records.observe
     monkeypatch.setattr(
-        records, "observe", lambda record, found, of, now, *, by_us: observe(record, found, of, now, by_us=True)
+        records,
+        "observe",
+        lambda record, found, of, now, **given: observe(record, found, of, now, **given | {"by_us": True}),
     )
 
 
