@@ -52,8 +52,8 @@ RUN_LABEL = "discovery.miloapis.com/run"
 CLUSTER_LABEL = "discovery.miloapis.com/cluster-identity"
 GROUP_LABEL = "discovery.miloapis.com/shard-group"
 CLUSTER_ANNOTATION = "discovery.miloapis.com/project"
-_OF_ALL = frozenset({401, 429, 503})
-"""Statuses that refuse the daemon, and not the deletion of one Secret."""
+_OVERLOADED = frozenset({429, 503})
+"""Statuses that may refuse the daemon, or the deletion of one Secret, such as by a webhook."""
 _UNSENT = frozenset({"dns", "connect", "tls", "credential"})
 """Causes for which no request was sent. Each other one may be of one Secret, such as a webhook that does not answer."""
 _CONCURRENT_DELETIONS = 8
@@ -201,15 +201,22 @@ class TokenRequestIssuer:
         selector = ",".join(f"{label}={value}" for label, value in self._group_label.items())
         others = (secret for secret in await self._list(selector) if secret.labels.get(RUN_LABEL) != self._run)
         refused: dict[str, BackendError] = {}
+        overloaded: list[BackendError] = []
+        """Consecutive answers of an overloaded server, which is asked no more after a few."""
         failed: list[BackendError] = []
 
         async def revoke_next() -> None:
             for secret in others:
-                if failed:
+                if failed or len(overloaded) >= _CONCURRENT_DELETIONS:
+                    failed.extend(overloaded)
                     return
                 cluster = secret.annotations.get(CLUSTER_ANNOTATION, "")
                 try:
                     await self._revoke_other(secret, partial(covers, cluster))
+                    overloaded.clear()
+                except _OverloadedError as error:
+                    refused[cluster] = error
+                    overloaded.append(error)
                 except _RefusedDeletionError as error:
                     refused[cluster] = error
                 except BackendError as error:
@@ -247,9 +254,10 @@ class TokenRequestIssuer:
         try:
             self._require_deleted(answer)
         except BackendError as error:
-            if answer.status in _OF_ALL:
+            if answer.status == 401:
                 raise
-            raise _RefusedDeletionError(str(error)) from error
+            kind = _OverloadedError if answer.status in _OVERLOADED else _RefusedDeletionError
+            raise kind(str(error), retry_after_s=error.retry_after_s) from error
 
     @asynccontextmanager
     async def _exclusive(self, identity: ClusterIdentity) -> AsyncIterator[None]:
@@ -406,6 +414,10 @@ class _NotPermittedError(Exception):
 
 class _RefusedDeletionError(BackendError):
     """A Secret was not deleted, which says nothing about others."""
+
+
+class _OverloadedError(_RefusedDeletionError):
+    """A Secret was not deleted, as perhaps no other would be now."""
 
 
 class _SecretGoneError(BackendError):

@@ -497,11 +497,21 @@ async def test_list_of_secrets_without_items_is_empty() -> None:
     assert await a_source(api, group="ops", member="operator-1").revoke_others(lambda _: True) == {}
 
 
-@pytest.mark.parametrize("status", [401, 429, 503])
-async def test_revocation_for_other_members_ends_when_the_server_refuses_the_daemon(status: int) -> None:
-    api = ScriptedApi(of_another_run("alpha", "beta"), *[answering(status, {})] * 2)
+@pytest.mark.parametrize(("status", "most"), [(401, 8), (429, 16), (503, 16)])
+async def test_revocation_for_other_members_ends_when_the_server_refuses_the_daemon(status: int, most: int) -> None:
+    api = ScriptedApi(of_another_run(*map(str, range(100))), *[answering(status, {})] * 100)
     with pytest.raises(BackendError, match=str(status)):
         await a_source(api, group="ops", member="operator-1").revoke_others(lambda _: True)
+    assert len([method for method, _ in api.asked if method == "DELETE"]) <= most
+
+
+@pytest.mark.parametrize("status", [429, 503])
+async def test_secret_whose_deletion_is_always_throttled_keeps_no_others_of_other_members(status: int) -> None:
+    names = [str(number) for number in range(20)]
+    api = ScriptedApi(of_another_run(*names), answering(status, {}), *[answering(200, {})] * 19)
+    refused = await a_source(api, group="ops", member="operator-1").revoke_others(lambda _: True)
+    assert len(refused) == 1
+    assert len([method for method, _ in api.asked if method == "DELETE"]) == 20
 
 
 async def test_bound_secret_is_named_after_the_member_and_the_cluster_identity(
