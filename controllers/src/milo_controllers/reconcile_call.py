@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
@@ -17,6 +18,11 @@ from milo_discovery.api_errors import ApiError, ProjectSuspended
 from milo_discovery.engaged_cluster import EngagedCluster
 from milo_discovery.model import Cluster
 from milo_kube.task_groups import cancelled_from_outside, wait_uninterrupted
+
+log = logging.getLogger("milo_controllers")
+
+HANGS_AFTER_S = 10.0
+"""How long a thread may continue a canceled call before that is logged."""
 
 T = TypeVar("T")
 Reconciler = Callable[[Request[T]], Awaitable[Result | None] | Result | None]
@@ -100,11 +106,21 @@ class ReconcileCall:
         except asyncio.CancelledError:
             # A thread cannot be canceled: instead, its current and further calls of request.wait raise.
             request.end()
-            await wait_uninterrupted(calling)
+            hanging = asyncio.get_running_loop().call_later(HANGS_AFTER_S, _log_hanging, request)
+            try:
+                await wait_uninterrupted(calling)
+            finally:
+                hanging.cancel()
             error = None if calling.cancelled() else calling.exception()
             if error is not None and not isinstance(error, asyncio.CancelledError):
                 raise error from None  # of its cleanup, as an async reconciler raises it
             raise
+
+
+def _log_hanging(request: Request[Any]) -> None:
+    log.warning(
+        "%r was canceled, but its thread still runs, and occupies a worker: call request.wait where it waits", request
+    )
 
 
 def failed_outcome(error: Exception, cluster: EngagedCluster) -> Outcome:

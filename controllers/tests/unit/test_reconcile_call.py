@@ -9,9 +9,12 @@ from typing import Any
 
 import pytest
 
+from milo_controllers import reconcile_call
+from milo_controllers.errors import ReconcileTimeout
 from milo_controllers.event_loop import EventLoop, ThreadCalls
 from milo_controllers.reconcile_call import ReconcileCall
 from milo_controllers.work_queue import Done, Unbegun
+from tests.support.eventually import eventually
 
 
 class FakeRequest:
@@ -140,6 +143,21 @@ async def test_error_of_a_thread_during_its_cleanup_is_raised_and_its_cancellati
     gc.collect()
     call.close()
     assert caplog.records == []
+
+
+async def test_thread_that_continues_a_canceled_reconcile_is_logged(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reconcile_call, "HANGS_AFTER_S", 0.01)
+    may_end = threading.Event()
+    call = ReconcileCall(lambda _: may_end.wait(60) and None, timeout_s=0.01, workers=1)
+    calling = asyncio.create_task(call.outcome(FakeRequest()))  # type: ignore[arg-type]
+    await eventually(lambda: caplog.records)
+    assert "its thread still runs" in caplog.text
+    may_end.set()
+    with pytest.raises(ReconcileTimeout):
+        await calling
+    call.close()
 
 
 async def test_reconcile_that_raises_stop_iteration_fails() -> None:

@@ -236,9 +236,14 @@ class _RepeatedFollower:
         self._follower.list_again()
 
     async def relist(self) -> None:
+        """Wait for a list that begins now. Earlier calls that still wait, wait for that too."""
+        listed = self._follower.listed
+        if listed is None or listed.is_set():
+            listed = asyncio.Event()
+        self._follower.listed = None
         self._follower = self._make()
-        listed = self._follower.listed = asyncio.Event()
-        if self._limit is not None:
+        self._follower.listed = listed
+        if self._limit is not None and self._limit.when() is None:
             self._limit.reschedule(0.0)
         await listed.wait()
 

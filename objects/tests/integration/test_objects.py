@@ -227,6 +227,11 @@ async def test_scope_that_is_listed_again_keeps_its_objects(
         await found.source.relist(Scope(alpha.project, "1", NAMESPACES))
         await found.source.relist(Scope("unknown", "1", NAMESPACES))
         assert len(counted.lists) == 2
+        # The first call is replaced before the second, and the second while it is being canceled.
+        calls = [asyncio.create_task(found.source.relist(Scope(alpha.project, "1", NAMESPACES))) for _ in "12"]
+        await asyncio.sleep(0)
+        async with asyncio.timeout(30):
+            await asyncio.gather(*calls, found.source.relist(Scope(alpha.project, "1", NAMESPACES)))
         assert is_complete(found.objects)
         alpha.create(namespace("late"))
         await eventually(lambda: found.of("late"))
