@@ -31,14 +31,35 @@ DOCUMENT = {
         ("{.clusters[?(@.suspended)].name}", "a"),
         ('{range .clusters[*]}{.name}={.size}{"\\n"}{end}', "a=3\nb=5\n"),
         ("first: {.clusters[0].name}!", "first: a!"),
-        ("{.clusters[0].labels}", '{"env": "prod", "example.com/tier": "1"}'),
+        ("{.clusters[0].labels}", '{"env":"prod","example.com/tier":"1"}'),
+        (r"{.clusters[0].labels['example\.com/tier']}", "1"),
+        (r"{.clusters[*]['labels.example\.com/tier', 'nosuch']}", "1"),
+        ("{.clusters[::2].name}", "a"),
     ],
 )
 def test_jsonpath_template_renders_as_in_kubectl(template: str, printed: str) -> None:
     assert jsonpath.render(template, DOCUMENT) == printed
 
 
-@pytest.mark.parametrize("template", ["{.clusters[}", "{.clusters", "{range .clusters[*]}{.name}", "{.a[?(@.b==c)]}"])
-def test_invalid_jsonpath_is_refused(template: str) -> None:
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{.clusters[}",
+        "{.clusters",
+        "{range .clusters[*]}{.name}",
+        "{range .clusters[*]}{.name[}{end}",
+        '{range .clusters[*]}{"\\q"}{end}',
+        "{end}",
+        "{.a[?(@.b==c)]}",
+        "{.a[?(@.b[c]==1)]}",
+        "{.a[?(@.b==" + "[" * 5_000 + ")]}",
+        "{.a[::0]}",
+        "{.a[-:]}",
+        "{.a[" + "9" * 5_000 + "]}",
+        "{.a[:" + "9" * 5_000 + "]}",
+    ],
+)
+@pytest.mark.parametrize("document", [{}, {"a": [{"b": 1}], "clusters": []}])
+def test_invalid_jsonpath_is_refused_whatever_the_document_contains(template: str, document: object) -> None:
     with pytest.raises(jsonpath.PathError):
-        jsonpath.render(template, {"a": [{"b": 1}], "clusters": []})
+        jsonpath.render(template, document)

@@ -5,22 +5,24 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator
+from functools import lru_cache
 from typing import Any
 
 _KEY = r"""(?:'[^']*'|"[^"]*")"""
+_NUMBER = r"(?:-?\d{1,9})"
 _STEP = re.compile(
     rf"""(?P<recursive>\.\.)?\.?(?:
         (?P<wildcard>\*|\[\*\])
       | (?P<name>(?:[\w/-]|\\.)+)
       | \[\s*(?P<keys>{_KEY}(?:\s*,\s*{_KEY})*)\s*\]
-      | \[(?P<start>-?\d*):(?P<stop>-?\d*)(?::(?P<step>\d+))?\]
-      | \[(?P<index>-?\d+)\]
+      | \[(?P<start>{_NUMBER}?):(?P<stop>{_NUMBER}?)(?::(?P<step>[1-9]\d{{0,8}}))?\]
+      | \[(?P<index>{_NUMBER})\]
       | \[\?\((?P<left>[^=!<>()]+?)\s*(?:(?P<operator>==|!=|<=|>=|<|>)\s*(?P<right>[^()]+?))?\)\]
     )""",
     re.VERBOSE,
 )
 _PART = re.compile(r"""\{((?:[^{}"']|"(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*')*)\}""")
-_DOTTED = re.compile(r"[\w/-]+(?:\.[\w/-]+)+")
+_DOTTED = re.compile(r"(?:[\w/-]|\\.)+(?:\.(?:[\w/-]|\\.)+)*")
 _COMPARE: dict[str, Callable[[Any, Any], bool]] = {
     "==": lambda left, right: bool(left == right),
     "!=": lambda left, right: bool(left != right),
@@ -37,12 +39,8 @@ class PathError(ValueError):
 
 def find(path: str, document: Any) -> list[Any]:
     """Return the values at a path, such as `.clusters[0].labels.env`. Raises PathError."""
-    rest = path.strip().removeprefix("$").removeprefix("@")
     found = [document]
-    while rest not in {"", "."}:
-        step = _STEP.match(rest)
-        if step is None or not step.end():
-            raise PathError(f"{path!r} is not a JSONPath: cannot parse {rest!r}")
+    for step in _steps(path):
         if step["recursive"]:
             found = [inner for value in found for inner in _within(value)]
         keys = [quoted[1:-1] for quoted in re.findall(_KEY, step["keys"] or "")]
@@ -50,8 +48,24 @@ def find(path: str, document: Any) -> list[Any]:
             found = [selected for key in keys for value in found for selected in _at(key, value)]
         else:
             found = [selected for value in found for selected in _selected(step, value)]
-        rest = rest[step.end() :]
     return found
+
+
+@lru_cache
+def _steps(path: str) -> tuple[re.Match[str], ...]:
+    """Parse a path, with the filters in it: an invalid one is the user's error, whatever the document contains."""
+    rest, steps = path.strip().removeprefix("$").removeprefix("@"), []
+    while rest not in {"", "."}:
+        step = _STEP.match(rest)
+        if step is None or not step.end():
+            raise PathError(f"{path!r} is not a JSONPath: cannot parse {rest!r}")
+        if step["left"]:
+            _steps(step["left"])
+        if step["operator"]:
+            _operand(step["right"])
+        steps.append(step)
+        rest = rest[step.end() :]
+    return tuple(steps)
 
 
 def render(template: str, document: Any) -> str:
@@ -60,6 +74,8 @@ def render(template: str, document: Any) -> str:
     texts, expressions = parts[::2], parts[1::2]
     if any("{" in text or "}" in text for text in texts):
         raise PathError(f"{template!r} is not a JSONPath template: its braces do not match")
+    for expression in expressions:
+        _check(expression)
     tokens = [
         texts[0],
         *(token for pair in zip(map(_Expression, expressions), texts[1:], strict=True) for token in pair),
@@ -73,6 +89,13 @@ class _Expression(str):
     __slots__ = ()
 
 
+def _check(expression: str) -> None:
+    if expression[:1] in {'"', "'"}:
+        _literal(expression)
+    elif expression.strip() != "end":
+        _steps(expression.removeprefix("range "))
+
+
 def _rendered(tokens: Iterator[str], document: Any) -> Iterator[str]:
     for token in tokens:
         if not isinstance(token, _Expression):
@@ -81,6 +104,8 @@ def _rendered(tokens: Iterator[str], document: Any) -> Iterator[str]:
             body = list(_until_end(tokens))
             for item in find(token.removeprefix("range "), document):
                 yield from _rendered(iter(body), item)
+        elif token.strip() == "end":
+            raise PathError("{end} without {range}")
         elif token[:1] in {'"', "'"}:
             yield _literal(token)
         else:
@@ -101,7 +126,7 @@ def _until_end(tokens: Iterator[str]) -> Iterator[str]:
 
 def text(value: Any) -> str:
     """Return a value as kubectl prints it: strings without quotes, others as JSON."""
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, separators=(",", ":"))
 
 
 def _literal(token: str) -> str:
@@ -141,7 +166,7 @@ def _selected(step: re.Match[str], value: Any) -> Iterable[Any]:
 
 
 def _at(key: str, value: Any) -> Iterable[Any]:
-    """Return the value at a quoted key. As in kubectl, a key with dots can also be a path: `['metadata.name']`."""
+    """Return the value at a quoted key. As in kubectl, it can also be a path: `['metadata.name']`."""
     if isinstance(value, dict) and key in value:
         return [value[key]]
     return find(key, value) if _DOTTED.fullmatch(key) else []
@@ -151,11 +176,15 @@ def _matches(step: re.Match[str], item: Any) -> bool:
     left = find(step["left"], item)
     if step["operator"] is None or not left:
         return bool(left)
-    right = step["right"].strip()
     try:
-        wanted = _literal(right) if right[:1] in {'"', "'"} else json.loads(right)
-        return _COMPARE[step["operator"]](left[0], wanted)
+        return _COMPARE[step["operator"]](left[0], _operand(step["right"]))
     except TypeError:
         return False
-    except ValueError:
+
+
+def _operand(right: str) -> Any:
+    right = right.strip()
+    try:
+        return _literal(right) if right[:1] in {'"', "'"} else json.loads(right)
+    except (ValueError, RecursionError):
         raise PathError(f"{right} is not a quoted string, a number, true, false or null") from None
