@@ -287,6 +287,15 @@ class TestDocuments:
         text = printed(output, ("beta", objects("beta")), ("alpha", objects("alpha")))
         assert text.index("alpha") < text.index("beta")
 
+    @pytest.mark.parametrize("end", ["", '{"\\n"}'])
+    def test_text_of_a_template_ends_with_one_newline(self, end):
+        assert printed(form(f"jsonpath={{.items[0].metadata.name}}{end}"), ("alpha", objects("alpha"))) == "web\n"
+        output = form(f"jsonpath={{.metadata.name}}{end}", watches=True)
+        assert printed(output, ("alpha", objects("alpha")), event="ADDED") == "web\n\n"
+
+    def test_template_without_objects_prints_nothing(self):
+        assert printed(form('jsonpath={range .items[*]}{.metadata.name}{"\\n"}{end}')) == ""
+
     def test_template_keeps_no_more_of_a_cluster_than_memory_allows(self):
         """Found by an attacker: the pages of one cluster were kept without a limit."""
         output = form("jsonpath={.items[*].metadata.name}")

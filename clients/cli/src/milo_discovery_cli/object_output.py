@@ -223,7 +223,8 @@ class TemplateForm(Form):
 
     def end(self) -> str:
         items = [document for _, document in sorted(self._found, key=lambda found: found[0])]
-        return f"{templates.render(self._template, {'apiVersion': 'v1', 'kind': 'List', 'items': items})}\n"
+        text = templates.render(self._template, {"apiVersion": "v1", "kind": "List", "items": items})
+        return f"{text}\n" if text else ""
 
 
 class EventForm(Form):

@@ -14,8 +14,9 @@ _BRACED = re.compile(r"^\{([^{}]+)\}$")
 
 
 def render(template: str, document: Any) -> str:
+    """Return the text of a template as a line, without a newline at its end: templates for kubectl contain one."""
     try:
-        return jsonpath.render(template, document)
+        return jsonpath.render(template, document).removesuffix("\n")
     except jsonpath.PathError as error:
         raise click.UsageError(str(error)) from error
 
