@@ -173,6 +173,13 @@ class TestFailures:
         assert "503" in await cause(server, "podz")
 
 
+class TestRepetition:
+    @pytest.mark.parametrize("arguments", [("po,pods,Pod",), ("pods", "a", "a"), ("po/a", "pods/a", "pod/a")])
+    async def test_what_several_arguments_mean_is_read_once(self, arguments):
+        replies = {"/api/v1/namespaces/work/pods": rows("a"), "/api/v1/namespaces/work/pods/a": rows("a")}
+        assert names(await read(Server(replies), *arguments, namespace="work")) == ["a"]
+
+
 class TestAbsence:
     async def test_resource_that_is_not_served_is_absent(self):
         assert await read(Server({}), "podz") == [Lacking("podz")]

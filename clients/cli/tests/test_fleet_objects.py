@@ -140,6 +140,8 @@ async def test_cluster_whose_answers_do_not_end_is_given_up(monkeypatch, capsys)
         ("pods,nodes", "sound", ExitStatus.OK, "no objects found in namespace work of 1 cluster"),
         ("pods web nosuch", "sound", ExitStatus.NOT_FOUND, "no cluster has pods/nosuch"),
         ("pod/web foo/bar", "sound", ExitStatus.NOT_FOUND, "no cluster serves a resource 'foo'"),
+        ("pod/web foo/a foo/b", "sound", ExitStatus.NOT_FOUND, "no cluster serves a resource 'foo'"),
+        ("pods web nosuch nosuch", "sound", ExitStatus.NOT_FOUND, "no cluster has pods/nosuch"),
     ],
 )
 async def test_report_tells_what_is_missing_of_which_clusters(

@@ -158,11 +158,12 @@ class ClusterReader:
     async def read(self, wanted: Sequence[Wanted]) -> AsyncIterator[FoundPage | Lacking]:
         """Yield the objects in pages, and what the cluster does not have. Raises Unanswered and DiscoveryError."""
         places = ((name, each.names) for each in wanted for name in each.resources)
+        done: set[ObjectRead] = set()  # what several names mean, such as cm and configmaps, is read once
         for place, (name, names) in enumerate(places):
             resources = await self._known.find(name, self._api)
             try:
                 for resource in resources:
-                    async for found in self._objects(place, resource, names):
+                    async for found in self._objects(place, resource, names, done):
                         yield found
             except ErrorAnswer as refused:
                 if not refused.is_missing_path:
@@ -170,16 +171,19 @@ class ClusterReader:
                 # Another cluster serves this resource, or this one serves it in another version.
                 others = [each for each in await self._known.find_in(name, self._api) if each not in resources]
                 for resource in others:
-                    async for found in self._objects(place, resource, names):
+                    async for found in self._objects(place, resource, names, done):
                         yield found
                 resources = tuple(others)
             if not resources:
                 yield Lacking(name)
 
     async def _objects(
-        self, place: int, resource: ServedResource, names: Sequence[str]
+        self, place: int, resource: ServedResource, names: Sequence[str], done: set[ObjectRead]
     ) -> AsyncIterator[FoundPage | Lacking]:
         for read in self._scope.reads(resource, names):
+            if read in done:
+                continue
+            done.add(read)
             count = 0
             try:
                 async for page in self._pages(read, resource):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -51,7 +51,7 @@ class FleetObjects:
         self._form = form
         self._failures: dict[str, str] = {}
         self._denied = 0
-        self._absent: dict[Lacking, list[str]] = {}
+        self._absent: dict[Lacking, set[str]] = {}
         self._found = 0
         self._is_within_namespace = False
         """Whether a resource that was read has namespaces."""
@@ -118,7 +118,7 @@ class FleetObjects:
                             self._is_within_namespace |= found.resource.is_namespaced
                             await pages.put(await asyncio.to_thread(self._lines, found, cluster.name))
                         else:
-                            self._absent.setdefault(found, []).append(cluster.name)
+                            self._absent.setdefault(found, set()).add(cluster.name)
         except TimeoutError:
             return f"what it sends did not end within {MAX_S:g} s"
         except (Unanswered, DiscoveryError) as error:
@@ -167,7 +167,7 @@ class FleetObjects:
             click.echo(line, err=True)
 
 
-def _lacking(absent: Lacking, clusters: Sequence[str], answered: int, known: KnownResources) -> str:
+def _lacking(absent: Lacking, clusters: Set[str], answered: int, known: KnownResources) -> str:
     if len(clusters) == answered:
         return f"no cluster has {absent.resource}/{absent.name}" if absent.name else suggested(absent.resource, known)
     names = f": {', '.join(sorted(clusters))}" if len(clusters) <= _NAMED else ""
