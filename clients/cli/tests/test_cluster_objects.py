@@ -146,7 +146,9 @@ class TestFailures:
         [
             (answer({**STATUS, "message": "pods is forbidden"}, 403), "403 pods is forbidden"),
             (answer(b"<html><b>Bad Gateway</b></html>", 502), "502 Bad Gateway"),
-            (answer(b"", 500), "500"),
+            (answer(b"", 500), "500 Internal Server Error"),
+            (answer(b"", 302), "302 Found"),
+            (answer(b"", 599), "599"),
             (answer(b"<html>"), "GET /api/v1/pods: the response is not what was asked for"),
             (answer(b'{"rows":[{"cells":' + b"[" * 100_000), "nested too deeply"),
             (TransportError("timeout", "https://a did not answer within 1 s"), "did not answer within 1 s"),

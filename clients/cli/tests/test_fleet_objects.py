@@ -25,8 +25,9 @@ from milo_discovery import (
 )
 from milo_discovery.errors import FieldViolation
 from milo_discovery_cli import fleet_objects, object_watch
+from milo_discovery_cli.cluster_objects import KnownResources
 from milo_discovery_cli.exit_status import ExitStatus, describe
-from milo_discovery_cli.fleet_objects import FleetObjects, naming_options
+from milo_discovery_cli.fleet_objects import FleetObjects, naming_options, suggested
 from milo_discovery_cli.object_output import form_of
 from milo_discovery_cli.object_request import ObjectScope, parse
 from milo_discovery_cli.object_watch import FleetWatch
@@ -161,6 +162,12 @@ async def test_report_tells_what_is_missing_of_which_clusters(
     only: Any = {"names": tuple(clusters.split())}
     assert await objects.print(client, only) == status  # type: ignore[arg-type]
     assert f"milo-discovery: {printed}\n" in capsys.readouterr().err
+
+
+def test_resource_of_another_group_is_suggested():
+    known = KnownResources(1.0)
+    known.names = frozenset({"pods", "widgets"})
+    assert suggested("widgets.v2.example.com", known).endswith("'widgets.v2.example.com'; did you mean widgets?")
 
 
 def test_invalid_name_of_a_cluster_names_the_option():

@@ -7,6 +7,7 @@ import random
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
+from http.client import responses
 from typing import TYPE_CHECKING, Protocol
 
 import msgspec
@@ -322,7 +323,8 @@ def _require_ok(answer: Answer) -> None:
     """Raise ErrorAnswer unless the answer is a success."""
     if not 200 <= answer.status < 300:
         status = error_status(answer.body, answer.status)
-        raise ErrorAnswer(answer.status, status.message.removeprefix(f"{answer.status} "), about=status.name)
+        message = status.message.removeprefix(f"{answer.status} ") or responses.get(answer.status, "")
+        raise ErrorAnswer(answer.status, message, about=status.name)
 
 
 class _ExpiredMeta(msgspec.Struct):

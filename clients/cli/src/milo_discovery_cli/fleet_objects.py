@@ -194,4 +194,4 @@ def naming_options() -> Iterator[None]:
 
 def suggested(name: str, known: KnownResources) -> str:
     """Say that no cluster serves a resource."""
-    return f"no cluster serves a resource {name!r}{did_you_mean(name.lower(), known.names)}"
+    return f"no cluster serves a resource {name!r}{did_you_mean(name.lower().partition('.')[0], known.names)}"
