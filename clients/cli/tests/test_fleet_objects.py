@@ -198,6 +198,25 @@ async def test_unexpected_error_of_one_cluster_does_not_end_the_watch_of_others(
         await printing
 
 
+async def test_watch_names_a_cluster_that_is_not_engaged(monkeypatch, capsys):
+    monkeypatch.setattr(EngagedCluster, "credentials", lambda _: nullcontext())
+    monkeypatch.setattr(object_watch, "ClusterApi", lambda name, *_: Api(name))
+    monkeypatch.setattr(object_watch, "exit_with_reader", lambda _: None)
+    form = form_of("name", namespaces=True, kinds=False, headers=False, watches=True)
+    watch = FleetWatch(CONNECTION, ObjectScope(), parse(["pods"]), form)
+    only: Any = {"names": ("sound", "sund")}
+    printing = asyncio.create_task(watch.print(Client(), only))  # type: ignore[arg-type]
+    err = ""
+    while not printing.done() and "did you mean" not in err:
+        await asyncio.sleep(0.01)
+        err += capsys.readouterr().err
+    assert "milo-discovery: sund: it is not engaged; did you mean sound?\n" in err
+    assert "sound: it is not engaged" not in err
+    printing.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await printing
+
+
 @pytest.mark.parametrize(
     ("counts", "width", "text"),
     [
