@@ -12,7 +12,7 @@ import click
 from milo_discovery_cli.exit_status import CommandFailure
 from milo_discovery_cli.names import NAME
 from milo_discovery_cli.object_request import ObjectScope, RequestError, Wanted, parse
-from milo_discovery_cli.options import ConnectionOptions, connecting, formatted
+from milo_discovery_cli.options import ConnectionOptions, connecting, formatted, without_equals
 from milo_kube.api_request import is_segment
 from milo_kube.label_selector import SelectorError
 from milo_kube.label_selector import parse as parse_selector
@@ -23,14 +23,27 @@ if TYPE_CHECKING:
 
 @click.command("get")
 @click.argument("arguments", nargs=-1, required=True, metavar="KIND [NAME]... | KIND/NAME...")
-@click.option("-n", "--namespace", default="default", show_default=True, help="Objects of this namespace.")
+@click.option(
+    "-n",
+    "--namespace",
+    default="default",
+    show_default=True,
+    callback=without_equals,
+    help="Objects of this namespace.",
+)
 @click.option(
     "-A",
     "--all-namespaces",
     is_flag=True,
     help="Objects of all namespaces. Clusters are selected by the options below.",
 )
-@click.option("-l", "--selector", default="", help="Label selector for objects, such as 'app in (web, api),!canary'.")
+@click.option(
+    "-l",
+    "--selector",
+    default="",
+    callback=without_equals,
+    help="Label selector for objects, such as 'app in (web, api),!canary'.",
+)
 @click.option("--field-selector", default="", help="Field selector for objects, such as 'metadata.name=web'.")
 @click.option("--cluster", "clusters", type=NAME, multiple=True, help="Only this cluster. May be repeated.")
 @click.option("--cluster-selector", default="", help="Label selector for clusters, such as 'env=prod'.")

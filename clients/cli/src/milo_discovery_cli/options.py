@@ -253,10 +253,21 @@ unary = connecting(timeout="10s", timeout_help="How long to wait for the respons
 """Decorates a command that makes unary calls."""
 
 
+def without_equals(_: click.Context, __: click.Parameter, value: str) -> str:
+    """Return the value of an option: kubectl takes `-n=web` for `-n web`, and click leaves the `=`."""
+    return value.removeprefix("=")
+
+
 def filtering(command: Callable[..., R]) -> Callable[..., R]:
     """Decorate a command that selects clusters: it gets `only`, the options of a filter."""
 
-    @click.option("-l", "--selector", default="", help="Label selector, such as 'env in (prod, dev),!trial'.")
+    @click.option(
+        "-l",
+        "--selector",
+        default="",
+        callback=without_equals,
+        help="Label selector, such as 'env in (prod, dev),!trial'.",
+    )
     @click.option("--organization", multiple=True, help="Only clusters of this organization. May be repeated.")
     @click.option("--source", multiple=True, help="Only clusters of this source of the daemon. May be repeated.")
     @functools.wraps(command)
@@ -276,15 +287,16 @@ class OutputFormat(click.Choice[str]):
     """An output format. Commands that have the format `name` print objects, and also accept templates."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        kind, separator, template = str(value).partition("=")
+        given = str(value).removeprefix("=")  # see `without_equals`
+        kind, separator, template = given.partition("=")
         if separator and kind in {"jsonpath", "custom-columns"} and "name" in self.choices:
             from milo_discovery_cli import templates  # noqa: PLC0415  (`credential` has to start fast)
 
             if not template:
                 self.fail(f"{kind}= has no template", param, ctx)
             templates.check(kind, template)
-            return str(value)
-        return super().convert(value, param, ctx)
+            return given
+        return super().convert(given, param, ctx)
 
     def get_invalid_choice_message(self, value: Any, ctx: click.Context | None) -> str:
         message = super().get_invalid_choice_message(value, ctx)
