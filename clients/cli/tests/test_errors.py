@@ -14,7 +14,7 @@ import pytest
 from google.rpc.error_details_pb2 import BadRequest, ErrorInfo
 
 from clients.python.tests.scripted_daemon import SILENCE, Refusal
-from milo_discovery import Unavailable
+from milo_discovery import TimedOut, Unavailable
 from milo_discovery_cli.command_line import command as command_line
 from milo_discovery_cli.exit_status import describe
 
@@ -73,6 +73,11 @@ class TestErrors:
                 os.seteuid(0)
         assert f"uid 65534 may not enter the directory {closed}: change" in message
         assert "socket.group" not in message
+
+    @pytest.mark.parametrize("message", ["Deadline Exceeded", "Stream removed (Deadline Exceeded)"])
+    def test_exceeded_deadline_is_told_in_the_same_words(self, message):
+        error = TimedOut(message, code="DEADLINE_EXCEEDED")
+        assert describe(error, "unix:///d.sock") == "no response from unix:///d.sock within --timeout"
 
     async def test_cli_call_without_a_response_exits_with_timeout(self, command, daemon):
         daemon.answers["ListClusters"] = [SILENCE]

@@ -86,7 +86,7 @@ def describe(error: DiscoveryError, address: str, credentials: ClientCredentials
             return f"cannot connect to the daemon at {address}: {reason}{'' if found else _hint(address, reason)}"
         case InvalidCredentials():
             return _FILE_FIELD.sub(lambda match: f"--{match[0].replace('_', '-')}", str(error))
-        case TimedOut(code="DEADLINE_EXCEEDED", message="Deadline Exceeded"):
+        case TimedOut(code="DEADLINE_EXCEEDED", message="Deadline Exceeded" | "Stream removed (Deadline Exceeded)"):
             return f"no response from {address} within --timeout"
         case _:
             return str(error)
