@@ -32,6 +32,9 @@ def violations(metadata: Document, resource: ResourceDefinition) -> Iterator[Cau
             message="Required value: name or generateName is required",
             field="metadata.name",
         )
+    elif resource.group == "rbac.authorization.k8s.io":
+        if name in {".", ".."} or re.search("[/%]", name):
+            yield _invalid("metadata.name", name, "may not be '.' or '..', or contain '/' or '%'")
     elif not (is_label(name) if resource.name_is_label else is_subdomain(name)):
         form, allowed = ("label", " or '-'") if resource.name_is_label else ("subdomain", ", '-' or '.'")
         yield _invalid(

@@ -50,6 +50,17 @@ async def test_control_plane_is_separate_per_project(client: Client, sandbox: Sa
     assert (await client.get(behind("beta", CONFIG_MAPS))).names == []
 
 
+async def test_names_of_roles_may_contain_colons(client: Client, sandbox: Sandbox) -> None:
+    sandbox.projects.create("alpha", ready=True)
+    roles = behind("alpha", "/apis/rbac.authorization.k8s.io/v1/clusterroles")
+    answers = [
+        (await client.call("POST", roles, {"metadata": {"name": name}, "rules": []})).status
+        for name in ("system:auditor", "a/b", "..")
+    ]
+    assert answers == [201, 422, 422]
+    assert (await client.get(f"{roles}/system:auditor")).json["metadata"]["name"] == "system:auditor"
+
+
 async def test_crd_is_served_in_every_control_plane_and_at_the_root(client: Client, sandbox: Sandbox) -> None:
     for name in ("alpha", "beta"):
         sandbox.projects.create(name)
