@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import subprocess
 import sys
 import tempfile
 from importlib.metadata import EntryPoints
@@ -21,6 +22,31 @@ from milo_discovery_cli.exit_status import describe
 from .command_process import FLEET
 
 FORMATS = "'table', 'wide', 'json', 'yaml', 'name', custom-columns=HEADER:.PATH,..., jsonpath=TEMPLATE"
+
+
+INTERRUPTED_TWICE = """
+import asyncio, signal
+from milo_discovery import ClientCredentials
+from milo_discovery_cli.options import ConnectionOptions
+
+async def use(client):
+    try:
+        signal.raise_signal(signal.SIGINT)
+        await asyncio.sleep(60)
+    finally:
+        try:
+            signal.raise_signal(signal.SIGINT)
+        except KeyboardInterrupt:
+            print("raised in the cleanup")
+
+ConnectionOptions(address="unix:///nowhere", timeout=None, credentials=ClientCredentials()).run(use)
+"""
+
+
+def test_second_interrupt_ends_the_process_at_once():
+    program = [sys.executable, "-c", INTERRUPTED_TWICE]
+    ended = subprocess.run(program, check=False, capture_output=True, text=True, timeout=60)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (130, "", "")
 
 
 class TestErrors:

@@ -5,8 +5,12 @@ from __future__ import annotations
 import os
 import re
 import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from enum import IntEnum
 from pathlib import Path
+from types import FrameType
 from typing import IO, TYPE_CHECKING, Any, NoReturn
 
 import click
@@ -158,6 +162,29 @@ def exit_by_sigpipe() -> NoReturn:
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     signal.raise_signal(signal.SIGPIPE)
     raise AssertionError("SIGPIPE with the default action did not terminate the process")
+
+
+@contextmanager
+def exiting_on_second_interrupt() -> Iterator[None]:
+    """Let the handler of SIGINT, which is asyncio's here, handle the first one only: the next one ends the process.
+
+    An exception in the middle of the cleanup would be printed by gRPC, or leave tasks that nothing wakes.
+    """
+    first = signal.getsignal(signal.SIGINT)
+    if not callable(first) or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        signal.signal(signal.SIGINT, lambda *_: os._exit(ExitStatus.INTERRUPTED))
+        first(number, frame)
+
+    signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield
+    finally:
+        if signal.getsignal(signal.SIGINT) is interrupt:
+            signal.signal(signal.SIGINT, first)
 
 
 def exit_by_full_output(error: OSError) -> NoReturn:

@@ -24,7 +24,7 @@ from milo_discovery.client_credentials import (
     ClientCredentials,
 )
 from milo_discovery.errors import DiscoveryError
-from milo_discovery_cli.exit_status import CallFailure, print_message
+from milo_discovery_cli.exit_status import CallFailure, exiting_on_second_interrupt, print_message
 from milo_kube.act_as import STATEMENT_VARIABLE
 from milo_kube.kubeconfig import SERVER_VARIABLE
 
@@ -95,8 +95,9 @@ class ConnectionOptions:
         from milo_discovery.client import DiscoveryClient  # noqa: PLC0415  (loads gRPC)
 
         async def with_client() -> R:
-            async with DiscoveryClient(self.address, timeout=self.timeout, credentials=self.credentials) as client:
-                return await use(client)
+            with exiting_on_second_interrupt():
+                async with DiscoveryClient(self.address, timeout=self.timeout, credentials=self.credentials) as client:
+                    return await use(client)
 
         try:
             return asyncio.run(with_client())
