@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 
-from milo_discovery import BackoffPolicy, Event, StreamBroken
+from milo_discovery import BackoffPolicy, Disconnected, Event, StreamBroken
 from milo_discovery._subscription import StreamSubscription
 
 from .kubeconfigs import text
@@ -33,7 +33,12 @@ def test_subscription_reports_disconnect_once_per_connection_loss():
     watched.next_request()
     watched.received(snapshot("1"), 3)
     assert taken(watched) == ["connected", "synced 0"]
+    heard_until = datetime.now(UTC)
     watched.stream_lost(StreamBroken("gone"), 4)
+    [lost] = watched.pending
+    assert isinstance(lost, Disconnected)
+    assert lost.heard_at is not None
+    assert lost.heard_at <= heard_until
     assert taken(watched) == ["disconnected by StreamBroken"]
     assert not watched.connected
 

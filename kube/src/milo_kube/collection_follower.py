@@ -118,7 +118,7 @@ class CollectionFollower(ABC, Generic[DecodedT, ChangeT]):
     ) -> None:
         self.status: ViewStatus | None = None
         self.since = time.time()
-        """When the follower entered its current state."""
+        """When the follower entered its current state; if the sink is no longer current, up to when it was."""
         self.counted_bytes = 0
         self._api = api
         self._kind = kind
@@ -283,6 +283,8 @@ class CollectionFollower(ABC, Generic[DecodedT, ChangeT]):
         before, self.status = self.status, status
         if self.state != state:
             self.since = time.time()
+            if self.state == "stale" and status.last_contact is not None:
+                self.since -= asyncio.get_running_loop().time() - status.last_contact
         if status.state is ViewState.STALE and (before is None or before.state is not ViewState.STALE):
             self._log.logger.warning(
                 "%s: the cache of %s is not up to date: %s", self._cluster, self._kind, self.problem

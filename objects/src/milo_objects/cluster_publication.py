@@ -57,6 +57,8 @@ LONGEST_RETRY_S: Final = 120.0
 DISPLACED_S: Final = 60.0
 """When a publisher that another one has replaced looks again, if its daemon still has the cluster."""
 REREAD_S: Final = 1.0
+TAKEOVER_S: Final = 30.0
+"""How long what a former publisher has said of a scope is believed before this one has read the scope."""
 _ENDS: Final = frozenset({reason.name for reason in ENDS} | {"REVOKED"})
 """Reasons that are published. After any other, such as MOVED, another publisher may have the cluster."""
 
@@ -137,6 +139,17 @@ class ClusterPublication:
         """Whether nothing is left to do for the cluster."""
         return isinstance(self.phase, NothingToPublish) and self._wanted is None and not self.in_flight
 
+    @property
+    def is_taken_over(self) -> bool:
+        """Whether the stream has what the source knows of the cluster, or what another publisher does."""
+        match self.phase:
+            case WritingStream():
+                scopes = (scope for scope in self.scopes.values() if scope.subject in self._kinds)
+                return not self.record.is_pending and all(scope.is_taken_over for scope in scopes)
+            case DisplacedByAnother() | NothingToPublish():
+                return True
+        return False
+
     def engage(self, cluster: FleetCluster, now: float) -> None:
         """Publish a cluster, or what has changed of it."""
         before, self._wanted = self._wanted, cluster
@@ -179,6 +192,8 @@ class ClusterPublication:
     def scope_changed(self, subject: ScopeSubject, state: ScopeState, now: float) -> None:
         scope = self._scope(subject)
         was_synced, scope.source = isinstance(scope.source, Synced), state
+        if scope.is_read:
+            scope.unread_at = None
         if isinstance(state, Synced) and not was_synced:
             scope.awaiting = None
             scope.sweep_at = None
@@ -202,6 +217,7 @@ class ClusterPublication:
     def _forget(self, scope: ScopePublication) -> None:
         """Forget what the source has said of a scope."""
         scope.source, scope.sweep_at, scope.awaiting, scope.is_relisted, scope.held = None, None, None, False, ""
+        scope.unread_at = None
         scope.refused.clear()
         for subject, record in [*scope.objects.items()]:
             attempt = record.attempt if is_sent(record.attempt) else IDLE
@@ -316,6 +332,9 @@ class ClusterPublication:
         for record in [*scope.objects.values()]:
             self._put(scope, record, now)
         scope.awaiting = None
+        if not scope.is_read and scope.unread_at is None:
+            scope.unread_at = now + TAKEOVER_S
+            self._schedule.wake(scope.subject, scope.unread_at)
         self._prove(scope, now)
         self._desire_scope(scope, now)
 
@@ -339,7 +358,7 @@ class ClusterPublication:
             known = published.cluster if published is not None else cluster
             desired = None if known is None else ScopeMessage(known, ScopeIsOver(scope.over), scope.epoch)
         else:
-            desired = ScopeMessage(cluster, scope.state(), scope.epoch)
+            desired = ScopeMessage(cluster, scope.state(now), scope.epoch)
         attempt = IDLE if isinstance(scope.record.attempt, RefusedMessage) else scope.record.attempt
         scope.record = replace(scope.record, desired=desired, attempt=attempt)
         self._consider(scope.record, now)
@@ -471,6 +490,8 @@ class ClusterPublication:
                 self._expire(scope, now)
             if scope is not None and scope.sweep_at is not None and scope.sweep_at <= now:
                 return self._sweep(scope, now)
+            if scope is not None and scope.unread_at is not None and scope.unread_at <= now:
+                self._desire_scope(scope, now)
         self._awake(subject, now)
         return None
 

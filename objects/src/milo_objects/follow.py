@@ -124,7 +124,7 @@ def fleet_state(found: DiscoveryState) -> FleetState:
     if not stale:
         return Synced(found.since)
     problem = "; ".join(f"{source.name or 'the source'} is stale: {source.message}" for source in stale)
-    return Stale(min(source.since or found.since for source in stale), problem)
+    return Stale(min(source.last_contact or source.since or found.since for source in stale), problem)
 
 
 class _FollowedClusters:

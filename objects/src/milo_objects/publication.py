@@ -13,7 +13,7 @@ from typing import Final, TypeAlias
 
 import msgspec
 
-from milo_objects.cluster_publication import ClusterPublication, ReadingStream, WritingStream
+from milo_objects.cluster_publication import TAKEOVER_S, ClusterPublication, ReadingStream, WritingStream
 from milo_objects.kinds import Kind
 from milo_objects.messages import ClusterMessage, ScopeIsOver, ScopeMessage, StoredMessage, decode
 from milo_objects.scope import (
@@ -63,6 +63,8 @@ class StreamPublication:
         self.clusters: dict[str, ClusterPublication] = {}
         self.is_complete = False
         """Whether all engaged clusters are known."""
+        self._takes_over_since: float | None = None
+        """Since when what former publishers have left in the stream is compared with the source."""
         self.stored: Counter[str] = Counter()
         """Messages that were stored, by what they are about."""
         self.rejected: Counter[str] = Counter()
@@ -97,6 +99,8 @@ class StreamPublication:
                 self._cluster(cluster.name).end(reason, now)
                 self._forget(cluster.name)
             case FleetChanged(state):
+                if isinstance(state, Synced) and not self.is_complete and self._takes_over_since is not None:
+                    self._takes_over_since = now
                 self.is_complete = isinstance(state, Synced)
 
     def orphans(self, stored: Iterable[StoredMessage]) -> dict[str, FleetCluster]:
@@ -140,11 +144,27 @@ class StreamPublication:
         """Publish the end of a cluster that went while nobody published it."""
         self._cluster(cluster.name).end_orphan(cluster, now)
 
+    def is_current(self, now: float, *, has_looked: bool) -> bool:
+        """Return whether readers may believe the stream: all engaged clusters are known, and what former publishers
+        have left was compared with the source, or is marked as STALE. One cluster does not delay this for ever.
+
+        `has_looked`: whether clusters that went while nobody published them were looked for.
+        """
+        if not self.is_complete:
+            return False
+        if self._takes_over_since is None:
+            return True
+        if has_looked and all(cluster.is_taken_over for cluster in self.clusters.values()):
+            self._takes_over_since = None
+        return self._takes_over_since is None or now >= self._takes_over_since + 2 * TAKEOVER_S
+
     # --- the connection ---
 
     def connected(self, limit: int, now: float, *, is_same: bool) -> None:
         """The stream is usable. `is_same`: whether it certainly has lost nothing since the last connection."""
         self.connection = StreamConnected(limit)
+        if not is_same:
+            self._takes_over_since = now
         for cluster in self.clusters.values():
             if not is_same:
                 cluster.reread(now)

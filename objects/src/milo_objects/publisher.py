@@ -41,7 +41,8 @@ log = logging.getLogger("milo_objects")
 LOOK_EVERY_S: Final = 300.0
 """How often clusters are looked for that ended while nobody published them."""
 BEAT_EVERY_S: Final = 10.0
-"""How often readers are told that a publisher runs."""
+"""How often readers are told that a publisher follows the clusters."""
+_RETRY_S: Final = 1.0
 _HEALTHY_S: Final = 30.0
 _STATES: Final = "milo.objects.*.*.*.*.state"
 
@@ -85,6 +86,7 @@ class ObjectPublisher:
         self._clock = asyncio.get_running_loop().time
         self._unanswered: deque[tuple[float, WriteMessage]] = deque()
         self._seen: StreamInfo | None = None
+        self._has_looked = False
         self._store = Store([kind.resource for kind in kinds], {}, datetime.now(UTC), changed=self._apply)
         self.publication = StreamPublication(kinds, lambda _: self.publication.is_complete, self._clock())
 
@@ -128,13 +130,21 @@ class ObjectPublisher:
         """Perform what is due until the connection is lost. Raises StreamLost."""
         seen, self._seen = self._seen, info
         is_same = seen is not None and seen.lineage == info.lineage and seen.last_sequence <= info.last_sequence
+        self._has_looked = self._has_looked and is_same
         self.publication.connected(info.limit, self._clock(), is_same=is_same)
         with unwrap_single_error():
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(session.lost(), name="connection")
-                tasks.create_task(_beat(session), name="heartbeat")
+                tasks.create_task(self._beat(session), name="heartbeat")
                 tasks.create_task(self._look(session), name="look for ended clusters")
                 await self._work(session, tasks)
+
+    async def _beat(self, session: NatsSession) -> None:
+        while True:
+            is_current = self.publication.is_current(self._clock(), has_looked=self._has_looked)
+            if is_current:
+                await session.beat()
+            await asyncio.sleep(BEAT_EVERY_S if is_current else _RETRY_S)
 
     async def _work(self, session: NatsSession, tasks: asyncio.TaskGroup) -> None:
         publication = self.publication
@@ -206,13 +216,14 @@ class ObjectPublisher:
 
     async def _look(self, session: NatsSession) -> None:
         while True:
-            wait_s = SECOND_LOOK_S
+            wait_s = _RETRY_S
             if self.publication.is_complete:
                 try:
                     wait_s = await self._end_orphans(session)
                 except StreamLost as error:
                     session.lose(str(error))
                 except DiscoveryError as error:
+                    wait_s = SECOND_LOOK_S
                     log.info("ended clusters cannot be looked for; retrying: %s", error)
             await asyncio.sleep(wait_s)
 
@@ -238,6 +249,7 @@ class ObjectPublisher:
             self.publication.end_orphan(missing[removal], self._clock())
         if self._removals.problem != was_problem:
             self._report(self._removals.problem or "removals are no longer held")
+        self._has_looked = not missing or bool(self._removals.problem)
         self._changed.set()
         return SECOND_LOOK_S if missing else LOOK_EVERY_S
 
@@ -248,9 +260,3 @@ class ObjectPublisher:
         except ClusterNotFound as error:
             return not error.assigned_elsewhere
         return not engagement.engaged and not engagement.assigned_elsewhere
-
-
-async def _beat(session: NatsSession) -> None:
-    while True:
-        await session.beat()
-        await asyncio.sleep(BEAT_EVERY_S)

@@ -14,6 +14,7 @@ from milo_objects.scope import Forbidden, NotServed, OverBudget, Pending, ScopeS
 from milo_objects.subjects import ObjectSubject, ScopeSubject
 
 _UNKNOWN_SINCE: Final = datetime.fromtimestamp(0, UTC)
+_UNREAD: Final = "its publisher has not read it yet"
 
 
 class ScopePublication:
@@ -21,7 +22,7 @@ class ScopePublication:
 
     __slots__ = (
         *("awaiting", "epoch", "expiring", "held", "is_relisted", "objects", "over", "pending", "purge", "record"),
-        *("refused", "source", "sweep_at"),
+        *("refused", "source", "sweep_at", "unread_at"),
     )
 
     def __init__(self, subject: ScopeSubject) -> None:
@@ -44,6 +45,8 @@ class ScopePublication:
         self.held = ""
         """Why they are not removed yet."""
         self.is_relisted = False
+        self.unread_at: float | None = None
+        """When a SYNCED of a former publisher is no longer believed, because this one has not read the scope."""
 
     @property
     def subject(self) -> ScopeSubject:
@@ -62,18 +65,30 @@ class ScopePublication:
         """Whether objects may be written: readers know the scope."""
         return not self.over and self.published is not None and self.published.epoch == self.epoch
 
-    def state(self) -> ScopeState:
+    @property
+    def is_read(self) -> bool:
+        """Whether the source has said what it has read of the scope, or why it cannot."""
+        return self.source is not None and not isinstance(self.source, Pending)
+
+    @property
+    def is_taken_over(self) -> bool:
+        """Whether the stream has what the source knows, and nothing else."""
+        return self.is_read and self.sweep_at is None and not self.held and not self.pending
+
+    def state(self, now: float) -> ScopeState:
         """Return the state that readers are to see."""
-        state = self._whole_state()
+        state = self._whole_state(now)
         if isinstance(state, Stale | Forbidden | NotServed | OverBudget) and len(state.problem) > LONGEST_PROBLEM:
             return replace(state, problem=f"{state.problem[:LONGEST_PROBLEM]}...")
         return state
 
-    def _whole_state(self) -> ScopeState:
+    def _whole_state(self, now: float) -> ScopeState:
         """Return the source's state; but what is not stored yet is not SYNCED."""
         source, published = self.source, self.published
         known = published.state if published is not None and not isinstance(published.state, ScopeIsOver) else None
         if source is None or isinstance(source, Pending):
+            if isinstance(known, Synced) and self.unread_at is not None and self.unread_at <= now:
+                known = Stale(known.since, _UNREAD)
             return known or source or Pending(_UNKNOWN_SINCE)
         if not isinstance(source, Synced):
             return source

@@ -24,6 +24,7 @@ from milo_objects.scope import (
     ClusterEnded,
     FleetChanged,
     FleetCluster,
+    FleetState,
     Gone,
     ObjectChanged,
     ObjectGone,
@@ -49,6 +50,7 @@ class Fleet:
         self.objects: dict[Scope, dict[tuple[str, str], ProjectedObject]] = {}
         self.stores: list[ObjectStore] = []
         self.relisted: list[Scope] = []
+        self.known: FleetState = Synced(NOW)
         self._kinds: Sequence[Kind] = ()
         self._number = 0
 
@@ -62,7 +64,7 @@ class Fleet:
                 for found in self.objects.get(scope, {}).values():
                     store.apply(ObjectChanged(scope, found))
                 store.apply(ScopeChanged(scope, Synced(NOW)))
-        store.apply(FleetChanged(Synced(NOW)))
+        store.apply(FleetChanged(self.known))
         self.stores.append(store)
         try:
             await asyncio.Event().wait()

@@ -28,9 +28,11 @@ from milo_objects.publication import StreamAway, StreamConnected
 from milo_objects.publisher import ObjectPublisher
 from milo_objects.publisher_pages import PublisherPages
 from milo_objects.scope import (
+    FleetChanged,
     Gone,
     ObjectChanged,
     ObjectGone,
+    Pending,
     Scope,
     Stale,
     Synced,
@@ -38,7 +40,7 @@ from milo_objects.scope import (
 from milo_sandbox.nats_server import NatsServer, running_nats
 from tests.support.eventually import eventually
 
-from .nats_world import NAMESPACES, ROLES, Fleet, World, names, running, settled
+from .nats_world import NAMESPACES, NOW, ROLES, Fleet, World, names, running, settled
 
 
 @pytest.fixture
@@ -477,7 +479,11 @@ async def test_reader_says_since_when_no_publisher_is_heard(world: World, monkey
         assert objects.view("v1/namespaces").is_complete
         async with world.reader() as late:
             await eventually(lambda: "no publisher has been heard since" in late.fleet.problem)
-        async with world.publisher():
+        world.fleet.known = Pending(NOW)
+        async with world.publisher() as second:  # such as one without a daemon
+            await settled(second)
+            assert "no publisher has been heard since" in objects.fleet.problem
+            world.fleet.apply(FleetChanged(Synced(NOW)))
             await eventually(lambda: isinstance(objects.fleet, Synced))
 
 

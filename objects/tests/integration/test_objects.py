@@ -2,7 +2,7 @@
 
 import asyncio
 from dataclasses import replace
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -369,10 +369,12 @@ async def test_outage_of_a_cluster_keeps_its_objects_and_says_since_when(alpha: 
         alpha.access = lambda: replace(access, server=through)  # type: ignore[method-assign]
         async with running(alpha) as found:
             await eventually(lambda: is_complete(found.objects))
+            before = datetime.now(UTC)
             await proxy.shut()
             view = await eventually(lambda: (view := found.objects.view(NAMESPACES)).outdated and view)
             assert view.is_complete
             assert view.stale_since == view.outdated[alpha.project].since
+            assert view.stale_since <= before  # what was deleted since may be known only from then on
             assert found.of("stays") == ['{"metadata":{"labels":{"kubernetes.io/metadata.name":"stays"}}}']
             alpha.patch(NAMESPACES, "dies", {"spec": {"finalizers": []}})
             alpha.delete(NAMESPACES, "dies")

@@ -12,6 +12,7 @@ from milo_objects.scope import FleetState, Pending, Stale, Synced
 T1, T2, T3 = (datetime(2026, 1, day, tzinfo=UTC) for day in (1, 2, 3))
 STREAMING = SourceStatus(name="a", state=SourceState.STREAMING, since=T1)
 STALE = SourceStatus(name="b", state=SourceState.STALE, since=T2, message="no answer")
+SILENT = SourceStatus(name="b", state=SourceState.STALE, since=T2, message="no answer", last_contact=T1)
 UNNAMED = SourceStatus(state=SourceState.STALE, message="refused")
 
 
@@ -26,6 +27,7 @@ UNNAMED = SourceStatus(state=SourceState.STALE, message="refused")
         (True, True, SourceFreshness(sources=(STREAMING,)), Synced(T3)),
         (True, True, SourceFreshness(sources=(STREAMING, STALE)), Stale(T2, "b is stale: no answer")),
         (True, True, SourceFreshness(sources=(UNNAMED,)), Stale(T3, "the source is stale: refused")),
+        (True, True, SourceFreshness(sources=(SILENT,)), Stale(T1, "b is stale: no answer")),
     ],
 )
 def test_fleet_is_known_if_the_daemon_follows_all_sources(

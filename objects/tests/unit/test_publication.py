@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from milo_objects import cluster_publication
-from milo_objects.cluster_publication import BEHIND_S
+from milo_objects.cluster_publication import BEHIND_S, TAKEOVER_S
 from milo_objects.kinds import Kind
 from milo_objects.messages import ObjectMessage, ScopeMessage, StoredMessage, decode
 from milo_objects.projection import ProjectedObject
@@ -13,12 +13,16 @@ from milo_objects.publication import MOST_WRITES, StreamPublication
 from milo_objects.publication_records import GONE_TTL_S, SubjectRecord
 from milo_objects.scope import (
     ClusterChanged,
+    FleetChanged,
     FleetCluster,
     Gone,
     ObjectChanged,
     ObjectGone,
+    Pending,
     Scope,
     ScopeChanged,
+    ScopeState,
+    Stale,
     Synced,
 )
 from milo_objects.stream_commands import Purge, ReadCluster, WriteMessage
@@ -50,11 +54,11 @@ class Publishing:
         self.stored: dict[str, StoredMessage] = {}
         self.restart()
 
-    def restart(self) -> None:
+    def restart(self, state: ScopeState = Synced(NOW)) -> None:  # noqa: B008  (frozen)
         self.publication = StreamPublication([Kind("v1/namespaces")], lambda _: True, 0.0)
         self.publication.connected(1 << 20, 0.0, is_same=False)
         self.publication.apply(ClusterChanged(FleetCluster(name="web", incarnation="i", uid="u")), 0.0)
-        self.publication.apply(ScopeChanged(self.scope, Synced(NOW)), 0.0)
+        self.publication.apply(ScopeChanged(self.scope, state), 0.0)
 
     def put(self, name: str, version: str = "1", content: bytes = b'{"a":1}') -> None:
         found = ProjectedObject("", name, f"uid of {name}", content, version)
@@ -114,6 +118,58 @@ def test_newer_version_of_the_stream_is_remembered() -> None:
     publishing.put("a", "6", b'{"a":2}')
     (record,) = publishing.records
     assert record.is_behind
+
+
+def is_current(publishing: Publishing, now: float) -> bool:
+    return publishing.publication.is_current(now, has_looked=True)
+
+
+def state_in(publishing: Publishing) -> object:
+    _, found = decode(publishing.stored["milo.objects._.web.core.namespaces.state"])
+    assert isinstance(found, ScopeMessage)
+    return found.state
+
+
+def test_restarted_publisher_is_heard_when_it_has_removed_what_went_meanwhile() -> None:
+    publishing = Publishing()
+    for name in "abc":
+        publishing.put(name)
+    publishing.write()
+    publishing.restart()
+    publishing.put("a")
+    publishing.put("b")
+    publishing.write()
+    assert not is_current(publishing, 0.0)  # nobody has said that all clusters are known
+    publishing.publication.apply(FleetChanged(Synced(NOW)), 0.0)
+    assert not is_current(publishing, 0.0)
+    publishing.write(10.0)
+    gone = decode(publishing.stored["milo.objects._.web.core.namespaces._.c"])[1]
+    assert isinstance(gone, ObjectMessage)
+    assert gone.gone == "MISSING"
+    assert not publishing.publication.is_current(10.0, has_looked=False)
+    assert is_current(publishing, 10.0)
+    publishing.publication.apply(FleetChanged(Stale(NOW, "no stream")), 11.0)
+    assert not is_current(publishing, 11.0)
+    publishing.publication.apply(FleetChanged(Synced(NOW)), 12.0)
+    assert is_current(publishing, 12.0)
+
+
+def test_what_a_former_publisher_has_said_of_a_cluster_that_is_not_read_is_not_believed_for_ever() -> None:
+    publishing = Publishing()
+    publishing.put("a")
+    publishing.write()
+    publishing.restart(Pending(NOW))
+    publishing.publication.apply(FleetChanged(Synced(NOW)), 0.0)
+    publishing.write()
+    assert state_in(publishing) == Synced(NOW)
+    publishing.write(TAKEOVER_S)
+    assert state_in(publishing) == Stale(NOW, "its publisher has not read it yet")
+    assert not is_current(publishing, TAKEOVER_S)
+    assert is_current(publishing, 2 * TAKEOVER_S)  # readers see which cluster is STALE
+    publishing.put("a")
+    publishing.publication.apply(ScopeChanged(publishing.scope, Synced(NOW)), 2 * TAKEOVER_S)
+    publishing.write(2 * TAKEOVER_S)
+    assert state_in(publishing) == Synced(NOW)
 
 
 def test_scope_with_many_gone_objects_begins_again(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,7 +6,7 @@ import logging
 from collections import deque
 from collections.abc import ItemsView, Iterator, Mapping, ValuesView
 from dataclasses import replace
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from types import MappingProxyType
 
 from milo_discovery import _convert
@@ -15,7 +15,7 @@ from milo_discovery._session import KnownCluster, Session
 from milo_discovery.errors import DiscoveryError, StatusError, StreamBroken, UnusableKubeconfig
 from milo_discovery.events import Connected, Disconnected, Event, StreamNotice
 from milo_discovery.kubeconfig_access import read_access
-from milo_discovery.model import Cluster, EventType, SourceFreshness, SourceStatus
+from milo_discovery.model import Cluster, EventType, SourceFreshness, SourceState, SourceStatus
 from milo_discovery.options import WatchOptions
 from milo_discovery.v1 import discovery_pb2 as pb
 from milo_kube.backoff import BackoffPolicy, StreamBackoff
@@ -30,6 +30,7 @@ class StreamSubscription:
         self._request = _convert.watch_request(options)
         self._backoff = StreamBackoff(backoff)
         self._connected_at: float | None = None
+        self._heard_at: datetime | None = None
         self._disconnect_reported = False
         self.logs_stream = True
         """Whether the loss of the stream is logged: False if a user of `feed` is told of it instead."""
@@ -63,6 +64,7 @@ class StreamSubscription:
         except Exception as error:  # what one cluster contains must not end the watch of all others
             log.exception("a batch was not understood")
             raise StreamBroken(f"a batch was not understood: {error!r}") from error
+        self._heard_at = datetime.now(UTC)
         if self._connected_at is None:
             self._connected_at = now
             if self._disconnect_reported and self.logs_stream:
@@ -82,7 +84,7 @@ class StreamSubscription:
         # Reported once per loss, however many attempts the reconnect takes.
         if not self._disconnect_reported:
             self._disconnect_reported = True
-            self.pending.append(Disconnected(error=error))
+            self.pending.append(Disconnected(error=error, heard_at=self._heard_at))
             if self.logs_stream:
                 log.warning("no stream from the daemon; retrying: %s", error)
         return self._backoff.failed(ran=ran, retry_after=error.retry_after if isinstance(error, StatusError) else None)
@@ -143,7 +145,9 @@ class WatchState:
         session = self._subscription.session
         sources = [*session.sources.values()] or ([session.source] if session.source else [])
         return SourceFreshness(
-            sources=tuple(replace(source, last_contact=None) for source in sources),
+            sources=tuple(
+                one if one.state is SourceState.STALE else replace(one, last_contact=None) for one in sources
+            ),
             pending_sources=session.pending_sources,
         )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import datetime
 
 from milo_discovery.errors import DiscoveryError
 from milo_discovery.model import Cluster, DisengageReason, EventType, Kubeconfig
@@ -43,6 +44,8 @@ class Disconnected:
     """
 
     error: DiscoveryError
+    heard_at: datetime | None = None
+    """When the daemon was last heard, up to which all changes have arrived; None if it never was."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

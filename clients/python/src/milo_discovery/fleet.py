@@ -95,7 +95,7 @@ class DiscoveryState:
     synced: bool
     """Whether the first complete view of the engaged clusters has arrived."""
     since: datetime
-    """When the connection was established or lost."""
+    """When the connection was established, or the daemon was last heard."""
     problem: str = ""
     """Why there is no connection; empty if there is one."""
     freshness: SourceFreshness = field(default_factory=SourceFreshness)
@@ -293,10 +293,10 @@ class Fleet(RunsInBackground):
                 self._connected(True)
             case Disconnected(error=error):
                 log.warning("no stream from the daemon; retrying: %s", error)
-                self._connected(False, str(error))
+                self._connected(False, str(error), at=item.heard_at)
 
-    def _connected(self, connected: bool, problem: str = "") -> None:
-        since = datetime.now(UTC) if connected != self.discovery.connected else self.discovery.since
+    def _connected(self, connected: bool, problem: str = "", *, at: datetime | None = None) -> None:
+        since = at or datetime.now(UTC) if connected != self.discovery.connected else self.discovery.since
         self.discovery = replace(self.discovery, connected=connected, since=since, problem=problem)
         self._signal.notify()
 

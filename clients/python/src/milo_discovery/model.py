@@ -172,7 +172,7 @@ class SourceFreshness:
     """How current the daemon's view of its sources is. Equal until the state of a source changes."""
 
     sources: tuple[SourceStatus, ...] = ()
-    """The status of each source, without the time of its last contact; empty before the first batch."""
+    """The status of each source, with the time of its last contact if it is stale; empty before the first batch."""
     pending_sources: tuple[str, ...] = ()
     """Sources whose clusters are missing, because the daemon has no complete list of them yet."""
 
