@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from milo_discovery import Cluster, Connectivity, ConnectivityState, DisengageReason, EventType, SourceState
-from milo_discovery.errors import PermissionDenied, StatusError, Unavailable
+from milo_discovery.errors import CallFailed, PermissionDenied, StatusError, Unavailable
 from milo_discovery.events import Event
 from milo_discovery.kubeconfig_access import KubeconfigAccess
 from milo_discovery.model import SourceStatus
@@ -62,6 +62,7 @@ class Publishing:
         self.before: Callable[[Request], None] = lambda _: None
         """Called before a request takes effect; it may raise."""
         self.before_ask = self.before
+        self.before_access: Callable[[], None] = lambda: None
         self.has_access = True
         self.now = 0.0
         self._group = group
@@ -105,6 +106,7 @@ class Publishing:
             case Lane.IDENTIFY:
                 self.publication.identified(self._group, self.now)
             case Engaged():
+                self.before_access()
                 if self.has_access:
                     self.publication.received(task, Received(ACCESS), self.now)
             case Ask(name):
@@ -172,6 +174,26 @@ def test_published_condition_keeps_transition_time_while_status_is_unchanged(pub
 def test_label_removed_from_cluster_is_removed_from_published_object(publishing: Publishing):
     publishing.synced(cluster(labels={"env": "prod"})).engage(cluster()).settle()
     assert "env" not in publishing.object["metadata"]["labels"]
+
+
+def test_calls_that_failed_with_another_status_are_repeated(publishing: Publishing):
+    """Found by a reader: after one internal error, a new cluster had no object before the next list, and that of an
+    ended one stayed."""
+    publishing.synced(cluster(), cluster("beta"), cluster("gamma"))
+    failing = {"look-up", "access"}
+
+    def fail(call: str) -> None:
+        if call in failing:
+            failing.remove(call)
+            raise CallFailed("internal error; see incident 1", code="INTERNAL")
+
+    publishing.before_ask, publishing.before_access = lambda _: fail("look-up"), lambda: fail("access")
+    publishing.engage(cluster("delta")).end(cluster(), DisengageReason.UNSPECIFIED)
+    publishing.publication.snapshot_begins()
+    publishing.publication.snapshot_ends(publishing.now)
+    publishing.settle(60.0)
+    assert publishing.uids.keys() == {"beta", "gamma", "delta"}
+    assert publishing.publication.problems == ()
 
 
 def test_object_of_an_ended_cluster_is_deleted_at_once_if_its_source_is_streaming(publishing: Publishing):

@@ -19,7 +19,7 @@ import msgspec
 from msgspec.structs import replace
 
 from milo_discovery import removals
-from milo_discovery.errors import DiscoveryError, StatusError, TimedOut, Unavailable
+from milo_discovery.errors import CallFailed, DiscoveryError, StatusError, TimedOut, Unavailable
 from milo_discovery.removals import ENDS, Removals, is_followed
 from milo_kube.reflect.backoff import Backoff
 from milo_kube.retry_after import delay_s
@@ -547,5 +547,5 @@ def _address(cluster: Cluster) -> tuple[str, str]:
 def _is_final(error: Exception) -> bool:
     """Return whether a retry would fail too, unless something else changes."""
     if isinstance(error, StatusError):
-        return not isinstance(error, Unavailable | TimedOut) and error.retry_after is None
+        return not isinstance(error, Unavailable | TimedOut | CallFailed) and error.retry_after is None
     return isinstance(error, DiscoveryError) and not isinstance(error, TargetUnavailable)
