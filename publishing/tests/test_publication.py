@@ -526,6 +526,22 @@ def test_failed_write_is_retried_with_growing_delays_and_its_outcome_is_read_fir
     assert "alpha" in publishing.server.objects
 
 
+def test_creation_that_conflicts_in_a_quota_is_repeated_with_growing_delays(publishing: Publishing):
+    """Found by a reader: six creations followed each other within a moment, and the next one the next list."""
+
+    def conflicts(request: Request) -> None:
+        if isinstance(request, Create) and publishing.now < 3.0:
+            raise TargetRefused("409: cannot be fulfilled on resourcequotas", 409)
+
+    publishing.before = conflicts
+    publishing.synced(cluster()).settle(2.0)
+    assert publishing.publication.problems == ("409: cannot be fulfilled on resourcequotas",)
+    publishing.settle(60.0)
+    assert publishing.writes()[-2:] == [Create, Apply]
+    assert publishing.publication.problems == ()
+    assert len(publishing.writes()) < 12
+
+
 def test_outage_of_the_api_server_is_reported_once_and_ends_for_all_objects(publishing: Publishing):
     def refuse(_: Request) -> None:
         raise TargetUnavailable("connection refused", is_unsent=True)

@@ -381,9 +381,11 @@ class Publication:
             self._set(task.name, task.lane, replace(attempt, ticket=0, due_at=self._outage.due_at))
             return
         status = error.status if isinstance(error, TargetRefused) else None
-        is_present = isinstance(record.object, records.Present)
-        has_changed = status == HTTPStatus.CONFLICT or (status == HTTPStatus.NOT_FOUND and is_present)
-        is_final = _is_final(error) and not has_changed and task.lane not in self._common
+        is_conflict, is_absent = status == HTTPStatus.CONFLICT, isinstance(record.object, records.AbsentObject)
+        is_lost = status == HTTPStatus.NOT_FOUND and isinstance(record.object, records.Present)
+        # A creation that conflicts although no object was found does so in the namespace's quota: that is a failure.
+        has_changed = is_lost or (is_conflict and not (is_absent and attempt.writes))
+        is_final = _is_final(error) and not is_lost and not is_conflict and task.lane not in self._common
         is_write = task.lane is Lane.OBJECT and not attempt.is_question
         if is_write and not is_final and not isinstance(record.object, Finalizing):
             self._put(replace(record, object=records.UnreadObject(record.observed)))
