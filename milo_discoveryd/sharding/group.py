@@ -277,7 +277,7 @@ class ShardGroup:
         become ready before this task notices that: at the end of a pause of the process, or once a member that stops
         for its successor ignores it."""
         since = self.member.claimed_since(self._clock())
-        return lambda: self.member.claimed_since(self._clock()) == since
+        return lambda: since is not None and self.member.claimed_since(self._clock()) == since
 
     def _lose(self) -> None:
         self._has_share = False

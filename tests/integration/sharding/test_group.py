@@ -1,6 +1,7 @@
 """Members of a shard group with their requests, ownership and timers."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 
 import pytest
@@ -333,6 +334,26 @@ async def test_shard_member_that_stops_for_its_successor_engages_nothing_after_i
     await eventually(lambda: not first.operator.may_engage())
     assert first.engaged == engaged, "its operator works until its deadline"
     stopping.cancel()
+
+
+async def test_process_that_is_paused_while_it_applies_its_ownership_engages_nothing_after_its_fence(
+    daemons: list[Daemon], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, _, _ = await pair(daemons)
+    first.leases.is_down = True
+    member, ownership, paused = first.group.member, first.group.member.ownership, asyncio.Event()
+
+    def pause(now: float) -> Ownership | None:
+        found = ownership(now)
+        if not paused.is_set():
+            paused.set()
+            time.sleep(TIMING.fence_after_s)
+        return found
+
+    first.group.reassign()
+    monkeypatch.setattr(member, "ownership", pause)
+    await paused.wait()
+    assert not first.operator.may_engage()
 
 
 async def test_killed_shard_member_is_evicted(daemons: list[Daemon]) -> None:
