@@ -8,6 +8,7 @@ before it replaces the next pod. `/handed-over` responds once the member has han
 preStop hook waits for it.
 """
 
+import errno
 import re
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 
@@ -67,8 +68,9 @@ class HttpEndpoint:
         try:
             return await self._server.start(host or None, port)
         except OSError as error:
+            problem = "address already in use" if error.errno == errno.EADDRINUSE else error.strerror or error
             raise StartError(
-                f"can't listen on {host}:{port} for metrics: {error.strerror or error}; set another --http-listen, or "
+                f"can't listen on {host}:{port} for metrics: {problem}; set another --http-listen, or "
                 "set it to off, or stop any process that uses the port"
             ) from error
 

@@ -71,7 +71,7 @@ def line(prefix: str) -> str:
         (f"{CLIENT} list --address localhost:1 --token-file kubeconfig", "", f"{CLIENT}: the token would be sent to localhost:1 unencrypted: set --ca-file to use TLS"),
         (f"{CLIENT} publish flux-kubeconfigs --kubeconfig none", "", f"{CLIENT}: cannot read none: No such file or directory; check the kubeconfig of the target API server (--kubeconfig)"),
         (f"{DAEMON} run --listen insecure://127.0.0.1:{{taken}}", "", f"{DAEMON}: can't listen on 127.0.0.1:*: Address already in use; set another --listen, or stop any process that uses the port"),
-        (f"{DAEMON} run --http-listen 127.0.0.1:{{taken}}", "", f"{DAEMON}: can't listen on 127.0.0.1:* for metrics: *address already in use*; set another --http-listen, or set it to off, or stop any process that uses the port"),
+        (f"{DAEMON} run --http-listen 127.0.0.1:{{taken}}", "", f"{DAEMON}: can't listen on 127.0.0.1:* for metrics: address already in use; set another --http-listen, or set it to off, or stop any process that uses the port"),
         (f"{DAEMON} run --listen unix:///tmp/discovery.sock", "", f"{DAEMON}: the socket's directory /tmp is world-writable, so any user could replace the socket: listen in a subdirectory, which the daemon creates: unix:///tmp/milo-discovery/discovery.sock"),
         (f"{CLIENT} lits", "", f"{CLIENT}: No such command 'lits'; did you mean list? See {CLIENT} --help"),
         (f"{CLIENT} list alpha", "", f"{CLIENT}: Got unexpected extra argument (alpha); see {CLIENT} list --help"),

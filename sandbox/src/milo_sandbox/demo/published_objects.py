@@ -51,10 +51,10 @@ def _introduction(url: str, socket: str) -> str:
     return f"""\
 The namespaces of all projects are published at {url}. In three other terminals:
 {python} -m milo_sandbox.demo.published_objects {url}
-MILO_DISCOVERY_ADDRESS={socket} {client} get namespaces -A --watch
+export MILO_DISCOVERY_ADDRESS={socket}; {client} get namespaces -A --watch
 cd {_EXAMPLE.parent} && npm ci --silent && NATS_URL={url} node {_EXAMPLE.name}
 In a fourth one, create a namespace in a project, which appears in all three:
-MILO_DISCOVERY_ADDRESS={socket} {client} kubeconfig NAME >project.yaml
+export MILO_DISCOVERY_ADDRESS={socket}; {client} kubeconfig NAME >project.yaml
 kubectl --kubeconfig project.yaml create namespace team
 Ctrl-C ends the demo.
 """
