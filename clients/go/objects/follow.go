@@ -178,7 +178,7 @@ func (f *follower) watch(ctx context.Context, options metav1.ListOptions) (watch
 	}
 	f.change(func() []Change { return f.answered(time.Now()) })
 	bounded := &limited{from: body, limit: f.objects.limits.Bytes}
-	events := &events{follower: f, body: body, cancel: cancel, bounded: bounded, decoder: json.NewDecoder(bounded)}
+	events := &events{follower: f, body: body, cancel: cancel, bounded: bounded, decoder: json.NewDecoder(bounded), heard: time.Now()}
 	return watch.NewStreamWatcher(events, reporter), nil
 }
 
@@ -224,6 +224,7 @@ type events struct {
 	cancel   context.CancelFunc
 	bounded  *limited
 	decoder  *json.Decoder
+	heard    time.Time // when the last event arrived: a server that hangs is noticed later
 }
 
 type watchEvent struct {
@@ -235,7 +236,9 @@ type watchEvent struct {
 func (e *events) Decode() (watch.EventType, runtime.Object, error) {
 	kind, object, err := e.decode()
 	if err != nil {
-		e.follower.interrupted(time.Now())
+		e.follower.interrupted(e.heard)
+	} else {
+		e.heard = time.Now()
 	}
 	return kind, object, err
 }

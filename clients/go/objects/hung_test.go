@@ -28,6 +28,8 @@ func TestAClusterThatStopsAnsweringIsStale(t *testing.T) {
 		watches <- struct{}{}
 		if len(watches) == 1 { // it is cut after an event; the next one hangs
 			_, _ = fmt.Fprintln(w, `{"type": "ADDED", "object": {"metadata": {"name": "b", "uid": "2", "resourceVersion": "2"}}}`)
+			w.(http.Flusher).Flush()
+			time.Sleep(100 * time.Millisecond)
 			return
 		}
 		select {
@@ -64,10 +66,14 @@ func TestAClusterThatStopsAnsweringIsStale(t *testing.T) {
 	expect("+a/1")
 	expect("SYNCED")
 	expect("+b/2")
+	heard := time.Now()
 	expect("STALE")
 	view := found.View("v1/things")
 	if len(view.Outdated) != 1 || !strings.Contains(view.Outdated[0].Problem, "not answered within") || view.Err() != nil || view.StaleSince().IsZero() {
 		t.Errorf("the view is %+v, want alpha outdated", view)
+	}
+	if view.StaleSince().After(heard) {
+		t.Errorf("all is known up to %v, but the last event arrived before %v", view.StaleSince(), heard)
 	}
 	close(release)
 	expect("SYNCED")

@@ -139,16 +139,15 @@ class ClusterPublication:
         """Whether nothing is left to do for the cluster."""
         return isinstance(self.phase, NothingToPublish) and self._wanted is None and not self.in_flight
 
-    @property
-    def is_taken_over(self) -> bool:
-        """Whether the stream has what the source knows of the cluster, or what another publisher does."""
+    def is_taken_over(self, now: float) -> bool:
+        """Return whether the stream has what the source knows of the cluster, or another publisher does, or that is not
+        to be waited for."""
         match self.phase:
+            case ReadingStream(problem=problem):
+                return bool(problem)
             case WritingStream():
-                scopes = (scope for scope in self.scopes.values() if scope.subject in self._kinds)
-                return not self.record.is_pending and all(scope.is_taken_over for scope in scopes)
-            case DisplacedByAnother() | NothingToPublish():
-                return True
-        return False
+                return all(self.scopes[kind].is_taken_over(now) for kind in self._kinds if kind in self.scopes)
+        return True
 
     def engage(self, cluster: FleetCluster, now: float) -> None:
         """Publish a cluster, or what has changed of it."""

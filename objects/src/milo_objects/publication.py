@@ -13,7 +13,7 @@ from typing import Final, TypeAlias
 
 import msgspec
 
-from milo_objects.cluster_publication import TAKEOVER_S, ClusterPublication, ReadingStream, WritingStream
+from milo_objects.cluster_publication import ClusterPublication, ReadingStream, WritingStream
 from milo_objects.kinds import Kind
 from milo_objects.messages import ClusterMessage, ScopeIsOver, ScopeMessage, StoredMessage, decode
 from milo_objects.scope import (
@@ -63,8 +63,9 @@ class StreamPublication:
         self.clusters: dict[str, ClusterPublication] = {}
         self.is_complete = False
         """Whether all engaged clusters are known."""
-        self._takes_over_since: float | None = None
-        """Since when what former publishers have left in the stream is compared with the source."""
+        self._left_by_others: set[str] | None = None
+        """The clusters whose messages in the stream were not compared with the source yet; None before all engaged
+        clusters are known."""
         self.stored: Counter[str] = Counter()
         """Messages that were stored, by what they are about."""
         self.rejected: Counter[str] = Counter()
@@ -99,8 +100,6 @@ class StreamPublication:
                 self._cluster(cluster.name).end(reason, now)
                 self._forget(cluster.name)
             case FleetChanged(state):
-                if isinstance(state, Synced) and not self.is_complete and self._takes_over_since is not None:
-                    self._takes_over_since = now
                 self.is_complete = isinstance(state, Synced)
 
     def orphans(self, stored: Iterable[StoredMessage]) -> dict[str, FleetCluster]:
@@ -144,19 +143,17 @@ class StreamPublication:
         """Publish the end of a cluster that went while nobody published it."""
         self._cluster(cluster.name).end_orphan(cluster, now)
 
-    def is_current(self, now: float, *, has_looked: bool) -> bool:
+    def is_current(self, now: float) -> bool:
         """Return whether readers may believe the stream: all engaged clusters are known, and what former publishers
-        have left was compared with the source, or is marked as STALE. One cluster does not delay this for ever.
-
-        `has_looked`: whether clusters that went while nobody published them were looked for.
-        """
+        have left of them was compared with the source, or is marked as STALE."""
         if not self.is_complete:
             return False
-        if self._takes_over_since is None:
-            return True
-        if has_looked and all(cluster.is_taken_over for cluster in self.clusters.values()):
-            self._takes_over_since = None
-        return self._takes_over_since is None or now >= self._takes_over_since + 2 * TAKEOVER_S
+        if self._left_by_others is None:
+            self._left_by_others = {*self.clusters}
+        self._left_by_others = {
+            key for key in self._left_by_others if key in self.clusters and not self.clusters[key].is_taken_over(now)
+        }
+        return not self._left_by_others
 
     # --- the connection ---
 
@@ -164,7 +161,7 @@ class StreamPublication:
         """The stream is usable. `is_same`: whether it certainly has lost nothing since the last connection."""
         self.connection = StreamConnected(limit)
         if not is_same:
-            self._takes_over_since = now
+            self._left_by_others = None
         for cluster in self.clusters.values():
             if not is_same:
                 cluster.reread(now)

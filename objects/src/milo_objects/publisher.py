@@ -141,7 +141,7 @@ class ObjectPublisher:
 
     async def _beat(self, session: NatsSession) -> None:
         while True:
-            is_current = self.publication.is_current(self._clock(), has_looked=self._has_looked)
+            is_current = self._has_looked and self.publication.is_current(self._clock())
             if is_current:
                 await session.beat()
             await asyncio.sleep(BEAT_EVERY_S if is_current else _RETRY_S)

@@ -70,10 +70,14 @@ class ScopePublication:
         """Whether the source has said what it has read of the scope, or why it cannot."""
         return self.source is not None and not isinstance(self.source, Pending)
 
-    @property
-    def is_taken_over(self) -> bool:
-        """Whether the stream has what the source knows, and nothing else."""
-        return self.is_read and self.sweep_at is None and not self.held and not self.pending
+    def is_taken_over(self, now: float) -> bool:
+        """Return whether the stream has what the first list has, and nothing else, or does not say SYNCED."""
+        if self.record.is_pending and not self.record.problem:
+            return False
+        published = self.published
+        if published is None or not isinstance(published.state, Synced):
+            return self.is_read or (self.unread_at is not None and self.unread_at <= now)
+        return self.is_read and self.sweep_at is None and not self.awaiting
 
     def state(self, now: float) -> ScopeState:
         """Return the state that readers are to see."""

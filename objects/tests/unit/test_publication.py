@@ -120,10 +120,6 @@ def test_newer_version_of_the_stream_is_remembered() -> None:
     assert record.is_behind
 
 
-def is_current(publishing: Publishing, now: float) -> bool:
-    return publishing.publication.is_current(now, has_looked=True)
-
-
 def state_in(publishing: Publishing) -> object:
     _, found = decode(publishing.stored["milo.objects._.web.core.namespaces.state"])
     assert isinstance(found, ScopeMessage)
@@ -139,19 +135,18 @@ def test_restarted_publisher_is_heard_when_it_has_removed_what_went_meanwhile() 
     publishing.put("a")
     publishing.put("b")
     publishing.write()
-    assert not is_current(publishing, 0.0)  # nobody has said that all clusters are known
+    assert not publishing.publication.is_current(0.0)  # nobody has said that all clusters are known
     publishing.publication.apply(FleetChanged(Synced(NOW)), 0.0)
-    assert not is_current(publishing, 0.0)
+    assert not publishing.publication.is_current(0.0)
     publishing.write(10.0)
     gone = decode(publishing.stored["milo.objects._.web.core.namespaces._.c"])[1]
     assert isinstance(gone, ObjectMessage)
     assert gone.gone == "MISSING"
-    assert not publishing.publication.is_current(10.0, has_looked=False)
-    assert is_current(publishing, 10.0)
+    assert publishing.publication.is_current(10.0)
     publishing.publication.apply(FleetChanged(Stale(NOW, "no stream")), 11.0)
-    assert not is_current(publishing, 11.0)
+    assert not publishing.publication.is_current(11.0)
     publishing.publication.apply(FleetChanged(Synced(NOW)), 12.0)
-    assert is_current(publishing, 12.0)
+    assert publishing.publication.is_current(12.0)
 
 
 def test_what_a_former_publisher_has_said_of_a_cluster_that_is_not_read_is_not_believed_for_ever() -> None:
@@ -162,10 +157,10 @@ def test_what_a_former_publisher_has_said_of_a_cluster_that_is_not_read_is_not_b
     publishing.publication.apply(FleetChanged(Synced(NOW)), 0.0)
     publishing.write()
     assert state_in(publishing) == Synced(NOW)
+    assert not publishing.publication.is_current(0.0)
     publishing.write(TAKEOVER_S)
     assert state_in(publishing) == Stale(NOW, "its publisher has not read it yet")
-    assert not is_current(publishing, TAKEOVER_S)
-    assert is_current(publishing, 2 * TAKEOVER_S)  # readers see which cluster is STALE
+    assert publishing.publication.is_current(TAKEOVER_S)  # readers see which cluster is STALE
     publishing.put("a")
     publishing.publication.apply(ScopeChanged(publishing.scope, Synced(NOW)), 2 * TAKEOVER_S)
     publishing.write(2 * TAKEOVER_S)
