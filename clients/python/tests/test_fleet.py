@@ -174,6 +174,26 @@ async def test_replaced_cluster_gets_a_new_handler_after_the_old_one_ended(clien
         assert await handler_log.read(2) == ["end 1", "start 3"]
 
 
+async def test_handler_that_raises_no_exception_does_not_end_the_others(client, begin, handler_log):
+    class Panic(BaseException):
+        """What an extension in Rust raises."""
+
+    fleet = Fleet(client, on_error=lambda _, error: handler_log.note(str(error)))
+
+    @fleet.on_engage
+    async def handle(cluster: EngagedCluster) -> None:
+        if cluster.name == "a":
+            raise Panic("of an extension")
+        handler_log.note(f"start {cluster.name}")
+        await asyncio.Event().wait()
+
+    async with fleet:
+        stream = await begin(snapshot("1", engaged("a")))
+        assert await handler_log.read(1) == ["Panic: of an extension"]
+        stream.send(following("1", "2", engaged("b")))
+        assert await handler_log.read(1) == ["start b"]
+
+
 async def test_lost_connection_does_not_cancel_handlers(fleet, begin, handler_log, daemon):
     async with fleet:
         await begin(snapshot("1", engaged("a"), engaged("b")))

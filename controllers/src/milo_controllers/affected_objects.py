@@ -15,6 +15,7 @@ from milo_controllers.reconcile_failures import ReconcileFailures
 from milo_controllers.registration import ControllerSpec
 from milo_controllers.watched import OwnedKind, Predicate, Watched, WatchedKind
 from milo_controllers.work_queue import ObjectKey
+from milo_kube.user_code import call
 
 log = logging.getLogger("milo_controllers")
 
@@ -106,7 +107,7 @@ class AffectedObjects:
         self, member: AffectedCluster, watched: WatchedKind, change: Change, state: CachedObject
     ) -> Iterator[ObjectKey]:
         try:
-            targets = watched.targets(Watched(watched.kind, change, member.cluster, self._clusters, state=state))
+            targets = call(watched.targets, Watched(watched.kind, change, member.cluster, self._clusters, state=state))
         except NotSynced as error:
             self._unmapped.add((member.cluster.name, member.incarnation, watched.kind.key))
             if error.cluster not in ("", member.cluster.name):
@@ -134,7 +135,7 @@ class AffectedObjects:
         self, member: AffectedCluster, kind: Kind[Any], on: tuple[Predicate[Any], ...], change: Change
     ) -> bool:
         try:
-            return not on or Watched(kind, change, member.cluster, self._clusters).matters(on)
+            return not on or call(Watched(kind, change, member.cluster, self._clusters).matters, on)
         except Exception as error:  # noqa: BLE001  (the author's code, as in `_mapped_objects`)
             self._failures.log(
                 member.cluster.name, f"a predicate (on=) of {kind.resource}", error, "the change is treated as relevant"

@@ -18,6 +18,7 @@ from milo_controllers.kinds import AnyKind, CacheKey, Document, Kind, kind_of
 from milo_controllers.object_cache import CachedObject, ObjectCache
 from milo_discovery.engaged_cluster import EngagedCluster
 from milo_discovery.fleet import DiscoveryState
+from milo_kube.user_code import call
 from milo_objects.follow import fleet_state, scope_state
 from milo_objects.scope import Pending
 from milo_objects.view import ScopeView, View, view_of
@@ -104,7 +105,7 @@ class ClusterCaches:
         for found in objects:
             if namespace is None or found.namespace == namespace:
                 try:
-                    decoded = decode(found.raw)
+                    decoded = call(decode, found.raw)
                 except Exception as error:  # noqa: BLE001  (of the kind's type, such as pydantic's)
                     about = (self.cluster.name, kind_of(kind).resource, found.name, text_of(error))
                     warning = partial(informer(self._member, kind).warn, "%s: %s %s cannot be decoded: %s", *about)

@@ -6,6 +6,8 @@ import inspect
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+from milo_kube.user_code import call
+
 T = TypeVar("T")
 
 
@@ -18,7 +20,7 @@ def call_in_thread(function: Callable[[T], Any], argument: T) -> Any:
     """Call a plain function, whose result an event loop awaits. Before Python 3.13, it would wait forever for a
     StopIteration, as `next` raises it."""
     try:
-        return function(argument)
+        return call(function, argument)
     except StopIteration as error:
         raise RuntimeError("the function raised StopIteration") from error
 

@@ -21,6 +21,7 @@ from milo_kube.reflect.messages import (
     Unlisted,
 )
 from milo_kube.reflect.wire import Decoder, ListPage
+from milo_kube.user_code import call
 from milo_objects.object_index import IndexFunction, ObjectIndex
 
 
@@ -167,7 +168,7 @@ def object_decoder(
             stripped = msgspec.json.encode(fields)
         if transform is not None:
             try:
-                transformed: object = transform(msgspec.json.decode(stripped))
+                transformed: object = call(transform, msgspec.json.decode(stripped))
                 problem = _problem(transformed)
                 stripped = msgspec.json.encode(transformed)
             except Exception as error:  # noqa: BLE001  (the author's code: an error there affects only this object)

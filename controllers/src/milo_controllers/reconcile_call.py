@@ -18,6 +18,7 @@ from milo_discovery.api_errors import ApiError, ProjectSuspended
 from milo_discovery.engaged_cluster import EngagedCluster
 from milo_discovery.model import Cluster
 from milo_kube.task_groups import cancelled_from_outside, wait_uninterrupted
+from milo_kube.user_code import not_an_exception
 
 log = logging.getLogger("milo_controllers")
 
@@ -71,6 +72,10 @@ class ReconcileCall:
             if cancelled_from_outside():
                 raise
             raise RuntimeError("the reconcile was canceled, but not by its controller") from cancelled
+        except (Exception, GeneratorExit, KeyboardInterrupt):
+            raise
+        except BaseException as error:  # noqa: BLE001  (the author's code)
+            raise not_an_exception(error) from None
         finally:
             request.end()  # also for a thread that an async reconciler has started
         if result is None:

@@ -35,6 +35,7 @@ from milo_discovery.model import Cluster
 from milo_kube.failure_log import FailureLog
 from milo_kube.http.server import HttpReply, ServerRequest
 from milo_kube.task_groups import cancelled_from_outside
+from milo_kube.user_code import call, not_an_exception
 
 log = logging.getLogger("milo_controllers.webhooks")
 
@@ -225,6 +226,10 @@ class Webhooks:
             if cancelled_from_outside():
                 raise
             raise RuntimeError("the review was canceled, but not by its server") from cancelled
+        except (Exception, GeneratorExit, KeyboardInterrupt):
+            raise
+        except BaseException as error:  # noqa: BLE001  (the author's code)
+            raise not_an_exception(error) from None
         if webhook.type is WebhookType.MUTATING and request.operation != "DELETE":
             return await _computed(thread, partial(mutated, request, webhook.kind, review.object, review.warnings))
         return allowed(request, review.warnings)
@@ -248,7 +253,7 @@ class Webhooks:
 
 
 async def _computed(thread: ThreadPoolExecutor | None, compute: Callable[[], T]) -> T:
-    return compute() if thread is None else await asyncio.get_running_loop().run_in_executor(thread, compute)
+    return call(compute) if thread is None else await asyncio.get_running_loop().run_in_executor(thread, call, compute)
 
 
 def _seconds(timeout: str) -> float:

@@ -23,6 +23,7 @@ import msgspec
 
 from milo_kube.rate_limit import Rate, TokenBucket
 from milo_kube.retry_after import delay_s
+from milo_kube.user_code import call
 
 _TURN = 16
 
@@ -375,7 +376,7 @@ class WorkQueue:
     def _own_delay_s(self, key: ObjectKey, failures: int) -> float:
         if self._policy.delay_s is not None:
             try:
-                delay: object = self._policy.delay_s(failures)
+                delay: object = call(self._policy.delay_s, failures)
                 if isinstance(delay, int | float) and delay >= 0.0:
                     return float(delay)
                 raise TypeError(f"QueuePolicy.delay_s returned {delay!r}: return seconds, a number of at least 0")  # noqa: TRY301

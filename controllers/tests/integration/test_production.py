@@ -311,6 +311,38 @@ async def test_invalid_mapper_result_is_logged_and_does_not_stop_reconciles(
         assert running.controllers.health().crashing == ()
 
 
+@pytest.mark.parametrize("raised", [SystemExit, asyncio.CancelledError])
+async def test_function_of_a_kind_that_raises_no_exception_stops_no_informer(
+    plane: ControlPlane, caplog: pytest.LogCaptureFixture, raised: type[BaseException]
+) -> None:
+    """Such as the panic of an extension in Rust: it ended the process, or the informer without a sign."""
+
+    def mapper(change: Watched) -> list[ReconcileTarget]:
+        if change.name == "bad":
+            raise raised(2)
+        return [ReconcileTarget("one", "default")]
+
+    def predicate(_change: Watched) -> bool:
+        raise raised(2)
+
+    def transform(found: dict[str, Any]) -> dict[str, Any]:
+        if found["metadata"]["name"] == "bad":
+            raise raised(2)
+        return found
+
+    log, watched = Log(), watches(CONFIG_MAPS, map=mapper, on=predicate)
+    async with reconciling(log, plane, kind=Kind(WIDGETS, transform=transform), watches=[watched]) as running:
+        await eventually(lambda: running.controllers.health().synced)
+        plane.create(config_map("bad"))
+        plane.create(widget("bad"))
+        logged = ("the mapper of v1/configmaps", "a predicate (on=) of v1/configmaps", "transform= raised")
+        await eventually(lambda: all(what in caplog.text for what in logged))
+        plane.create(config_map("later"))
+        plane.create(widget("later"))
+        await eventually(lambda: {"one", "later"} <= {name for _, name, _ in log.seen})
+        assert running.controllers.health().crashing == ()
+
+
 async def test_health_reports_crashing_cluster(plane: ControlPlane, monkeypatch: pytest.MonkeyPatch) -> None:
     async def fail(*_arguments: object) -> None:
         raise RuntimeError("a bug")

@@ -186,6 +186,17 @@ async def test_plain_validator_that_raises_stop_iteration_fails_its_review(
         await reviewed(controllers, plane)
 
 
+async def test_validator_that_exits_fails_its_review_and_not_the_process(
+    controllers: Controllers, plane: ControlPlane
+) -> None:
+    @controllers.validate(WIDGETS)
+    async def broken(_: Review) -> None:
+        sys.exit("a library ends the process")
+
+    with pytest.raises(ReviewFailed, match="RuntimeError: SystemExit: a library ends the process"):
+        await reviewed(controllers, plane)
+
+
 @pytest.mark.parametrize("code", [422, 460])
 async def test_write_is_denied_with_any_code_and_with_an_error_as_the_message(
     controllers: Controllers, plane: ControlPlane, code: int

@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import sys
 import threading
 from concurrent.futures import CancelledError
 from types import SimpleNamespace
@@ -169,3 +170,26 @@ async def test_reconcile_that_raises_stop_iteration_fails() -> None:
         async with asyncio.timeout(10):
             await call.outcome(FakeRequest())  # type: ignore[arg-type]
     call.close()
+
+
+class Panic(BaseException):
+    """What an extension in Rust raises, as of pydantic or cryptography."""
+
+
+@pytest.mark.parametrize("raised", [SystemExit(2), Panic("of an extension"), GeneratorExit(), asyncio.CancelledError()])
+async def test_plain_reconciler_that_raises_no_exception_fails(raised: BaseException) -> None:
+    def reconcile(_request: Any) -> None:
+        raise raised
+
+    call = ReconcileCall(reconcile, timeout_s=None, workers=1)
+    with pytest.raises(RuntimeError, match=type(raised).__name__):
+        await call.outcome(FakeRequest())  # type: ignore[arg-type]
+    call.close()
+
+
+async def test_async_reconciler_that_exits_fails() -> None:
+    async def reconcile(_request: Any) -> None:
+        sys.exit("a library ends the process")
+
+    with pytest.raises(RuntimeError, match="SystemExit: a library ends the process"):
+        await ReconcileCall(reconcile, timeout_s=None, workers=1).outcome(FakeRequest())  # type: ignore[arg-type]

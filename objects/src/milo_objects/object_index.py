@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Iterable, Mapping
 from typing import Any, Generic, TypeVar
 
+from milo_kube.user_code import call
+
 Key = TypeVar("Key", bound=Hashable)
 
 IndexFunction = Callable[[Any], Iterable[Hashable]]
@@ -60,7 +62,7 @@ class ObjectIndex(Generic[Key]):
 
     def _of(self, key: Key, indexed: Any) -> tuple[Hashable, ...]:
         try:
-            values = self._function(indexed)
+            values = call(self._function, indexed)
             if isinstance(values, str | bytes | Mapping):
                 type_name = "string" if isinstance(values, str) else type(values).__name__
                 wanted = list(values) if isinstance(values, Mapping) else [values]

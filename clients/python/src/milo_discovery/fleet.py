@@ -33,6 +33,7 @@ from milo_kube.backoff import BackoffPolicy, StreamBackoff
 from milo_kube.change_signal import ChangeSignal
 from milo_kube.failure_log import INTERVAL_S, FailureLog
 from milo_kube.task_groups import RunsInBackground, cancelled_from_outside, unwrap_single_error
+from milo_kube.user_code import not_an_exception
 
 log = logging.getLogger("milo_discovery.fleet")
 
@@ -455,4 +456,8 @@ async def _attempt(handler: Callable[[EngagedCluster], Awaitable[None]], cluster
         return error
     except Exception as error:  # noqa: BLE001  (the top of a task: `on_error` decides)
         return error
+    except (GeneratorExit, KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # noqa: BLE001  (for example, the panic of an extension in Rust)
+        return not_an_exception(error)
     return None
