@@ -8,6 +8,8 @@ from collections.abc import Callable, Coroutine
 from concurrent.futures import CancelledError, Future
 from typing import Any, TypeVar
 
+from milo_kube.user_code import not_an_exception
+
 T = TypeVar("T")
 
 _CHECK_S = 1.0
@@ -75,6 +77,8 @@ class ThreadCalls:
     def wait(self, call: Coroutine[Any, Any, T]) -> T:
         """Run a call in the event loop and return its result. Raises CancelledError if the reconcile was canceled, and
         RuntimeError in the thread of the event loop."""
+        if not isinstance(call, Coroutine):
+            raise TypeError(f"request.wait takes a coroutine, such as request.get(), not {call!r:.100}")
         if self._loop.is_here:
             call.close()
             raise RuntimeError(
@@ -100,10 +104,20 @@ class ThreadCalls:
             call.close()
             result.set_exception(_canceled())
             return
-        task = asyncio.get_running_loop().create_task(call)
+        task = asyncio.get_running_loop().create_task(_contained(call))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         task.add_done_callback(lambda done: _copy(done, result))
+        task.add_done_callback(lambda _: call.close())  # it was never awaited if the task was canceled before it began
+
+
+async def _contained(call: Coroutine[Any, Any, T]) -> T:
+    try:
+        return await call
+    except (Exception, asyncio.CancelledError, GeneratorExit, KeyboardInterrupt):
+        raise
+    except BaseException as error:  # noqa: BLE001  (the author's code)
+        raise not_an_exception(error) from None
 
 
 def _copy(task: asyncio.Task[T], result: Future[T]) -> None:

@@ -193,3 +193,20 @@ async def test_async_reconciler_that_exits_fails() -> None:
 
     with pytest.raises(RuntimeError, match="SystemExit: a library ends the process"):
         await ReconcileCall(reconcile, timeout_s=None, workers=1).outcome(FakeRequest())  # type: ignore[arg-type]
+
+
+async def test_call_of_a_thread_that_exits_fails() -> None:
+    calls = ThreadCalls(EventLoop())
+
+    async def exit_() -> None:
+        sys.exit("a library ends the process")
+
+    with pytest.raises(RuntimeError, match="SystemExit: a library ends the process"):
+        await asyncio.to_thread(lambda: calls.wait(exit_()))
+
+
+@pytest.mark.parametrize("waited", [None, iter(()), asyncio.Event().wait])
+async def test_thread_that_waits_for_no_coroutine_does_not_wait_forever(waited: Any) -> None:
+    calls = ThreadCalls(EventLoop())
+    with pytest.raises(TypeError, match="takes a coroutine"):
+        await asyncio.to_thread(calls.wait, waited)
