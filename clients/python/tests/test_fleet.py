@@ -194,6 +194,27 @@ async def test_handler_that_raises_no_exception_does_not_end_the_others(client, 
         assert await handler_log.read(1) == ["start b"]
 
 
+async def test_final_error_of_the_watch_is_known_before_the_handlers_have_ended(client, begin):
+    fleet, may_end = Fleet(client), asyncio.Event()
+
+    @fleet.on_engage
+    async def handle(_cluster: EngagedCluster) -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            await may_end.wait()
+
+    running = asyncio.create_task(fleet.run())
+    stream = await begin(snapshot("1", engaged("a")))
+    await fleet.synced()
+    stream.end(Refusal(grpc.StatusCode.PERMISSION_DENIED, "no right"))
+    assert isinstance(await fleet.failed(), PermissionDenied)
+    assert not running.done()
+    may_end.set()
+    with pytest.raises(PermissionDenied):
+        await running
+
+
 async def test_lost_connection_does_not_cancel_handlers(fleet, begin, handler_log, daemon):
     async with fleet:
         await begin(snapshot("1", engaged("a"), engaged("b")))

@@ -136,8 +136,16 @@ async def _until_signaled(
 ) -> None:
     running = asyncio.create_task(controllers.run(election=election), name="controllers")
     waiting = asyncio.create_task(signaled.wait(), name="signals")
-    await asyncio.wait([running, waiting], return_when=asyncio.FIRST_COMPLETED)
+    failing = asyncio.create_task(controllers.failed(), name="failure")
+    await asyncio.wait([running, waiting, failing], return_when=asyncio.FIRST_COMPLETED)
     waiting.cancel()
+    failing.cancel()
+    if failing.done() and not running.done():
+        # Not longer: this process works no more, and may hold the Lease.
+        done, _ = await asyncio.wait([running], timeout=2 * _CLEANUP_S)
+        if not done:
+            log.error("stopped: %s", failing.result(), exc_info=failing.result())
+            _exit_at_once()
     if not running.done():
         log.info("stopping: reconciles may run for another %g s", grace.total_seconds())
         signaled.clear()

@@ -47,6 +47,7 @@ from milo_discovery.model import Cluster
 from milo_discovery.tracing import SpanTracer
 from milo_kube.api_server import Pools
 from milo_kube.cache_budget import CacheBudget, CacheLimits
+from milo_kube.change_signal import ChangeSignal
 from milo_kube.failure_log import INTERVAL_S, FailureLog
 from milo_kube.loop_watchdog import LoopWatchdog
 from milo_kube.task_groups import RunsInBackground, unwrap_single_error, wait_uninterrupted
@@ -192,6 +193,9 @@ class Controllers(RunsInBackground):
         """What `validate` and `mutate` have registered; `main(webhooks=...)` serves it."""
         self._loop: asyncio.AbstractEventLoop | None = None
         self._leading: asyncio.Task[None] | None = None
+        self._failure: Exception | None = None
+        """Why the controllers end, if by an error."""
+        self._failed = ChangeSignal()
         self._clusters.on_engage(self._engaged.operate)
 
     # --- registration ---
@@ -436,6 +440,7 @@ class Controllers(RunsInBackground):
                         self._leading,
                         tasks.create_task(self._log_summaries(), name="log repeated failures"),
                         tasks.create_task(self._resync_periodically(), name="resync"),
+                        tasks.create_task(self._follow_discovery(), name="failure of discovery"),
                         *self._start_background(tasks, leader_only=False),
                     ]
                     await self._clusters.run()
@@ -468,10 +473,32 @@ class Controllers(RunsInBackground):
 
     def _start_background(self, tasks: asyncio.TaskGroup, *, leader_only: bool) -> list[asyncio.Task[object]]:
         return [
-            tasks.create_task(background.function(), name=f"background {background.function!r}")
+            tasks.create_task(self._in_background(background.function), name=f"background {background.function!r}")
             for background in self._registration.background
             if background.leader_only == leader_only
         ]
+
+    async def _in_background(self, function: Callable[[], Coroutine[Any, Any, object]]) -> object:
+        try:
+            return await function()
+        except Exception as error:
+            self._fail(error)
+            raise
+
+    async def _follow_discovery(self) -> None:
+        if isinstance(self._clusters, Fleet):
+            self._fail(await self._clusters.failed())
+
+    def _fail(self, error: Exception) -> None:
+        self._failure = self._failure or error
+        self._failed.notify()
+
+    async def failed(self) -> Exception:
+        """Wait until an error ends the controllers, and return it. `run` raises it once all reconciles, which are
+        canceled, have ended."""
+        await self._failed.wait_for(lambda: self._failure is not None)
+        assert self._failure is not None
+        return self._failure
 
     async def drain(self, within: timedelta) -> None:
         """Start no further reconciles, wait for the running ones for up to `within`, and stop leading.

@@ -4,8 +4,10 @@ import asyncio
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import AsyncGenerator, Callable, Iterable
+from contextlib import nullcontext
 from datetime import timedelta
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -30,7 +32,7 @@ from milo_controllers import (
     watches,
 )
 from milo_controllers.informer import Informer
-from milo_discovery import Fleet
+from milo_discovery import Fleet, PermissionDenied
 from milo_discovery.credentials import AsyncRenewer
 from milo_discovery.kubeconfig_access import KubeconfigAccess
 from milo_discovery.testing import ControlPlane, FakeDiscovery, MiloSandbox, eventually
@@ -420,6 +422,39 @@ async def test_cluster_that_waits_for_its_credential_delays_readiness(
         assert not health().synced
         issued.set()
         await eventually(lambda: log.seen and health().ready and health().synced)
+
+
+async def test_error_of_the_fleet_is_known_before_its_handlers_have_ended(plane: ControlPlane) -> None:
+    plane.create(widget("one"))
+    has_begun, may_end, ends = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+    async def reconcile(_request: Request) -> None:
+        has_begun.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            await may_end.wait()
+
+    class Discovery(FakeDiscovery):
+        def watch(self, **_options: Any) -> Any:
+            async def feed() -> AsyncGenerator[Any, None]:
+                while not self._feed.empty():
+                    yield self._feed.get_nowait()
+                await ends.wait()
+                raise PermissionDenied("no right", code="PERMISSION_DENIED")
+
+            return nullcontext(SimpleNamespace(subscriber="", feed=feed))
+
+    controllers = Controllers(Fleet(Discovery(plane)), registry=CollectorRegistry())
+    controllers.reconcile(WIDGETS)(reconcile)
+    running = asyncio.create_task(controllers.run())
+    await has_begun.wait()
+    ends.set()
+    assert isinstance(await controllers.failed(), PermissionDenied)
+    assert not running.done()
+    may_end.set()
+    with pytest.raises(PermissionDenied):
+        await running
 
 
 # --- caches ---

@@ -25,7 +25,7 @@ eventually = partial(eventually_blocking, within_s=120)
 PROXY = "127.0.0.6"
 """The loopback address from which Istio's sidecar forwards requests of other hosts."""
 PROGRAM = """\
-import asyncio, logging, time
+import asyncio, logging, os, time
 from datetime import timedelta
 from milo_controllers import Controllers, Kind, Permanent, Request, main
 
@@ -58,7 +58,16 @@ async def reconcile(request: Request) -> None:
 @controllers.reconcile(Kind("v1/configmaps", selector="plain"), name="plain")
 def reconcile_in_a_thread(request: Request) -> None:
     log.info("began plain")
+    begun.append(request.name)
     time.sleep(600)
+
+begun = []
+
+@controllers.background()
+async def fail_beside_a_thread() -> None:
+    while not (begun and "FAILS" in os.environ):
+        await asyncio.sleep(0.1)
+    raise OSError("the queue is gone")
 
 main(controllers, grace=timedelta(seconds={grace}), lease={lease!r})
 """
@@ -337,6 +346,23 @@ def test_operator_exits_with_status_1_if_a_thread_does_not_return_in_time(
     assert running.ended() == 1
     assert running.logged("did not finish after they were canceled")
     assert any("time.sleep(600)" in line for line in running.lines)
+
+
+def test_replica_that_an_error_ends_gives_the_lease_up_although_a_thread_does_not_end(
+    milo_sandbox: MiloSandbox, operator: Callable[..., Operator], tmp_path: Path
+) -> None:
+    """Found by a reader: it waited for the thread, reconciled nothing, and renewed the Lease."""
+    alpha, own = milo_sandbox.create_control_planes("alpha", "own")
+    environ = {"KUBECONFIG": str(own.write_kubeconfig(tmp_path / "kubeconfig"))}
+    first = operator(lease="operator", FAILS="1", **environ)
+    eventually(lambda: first.logged("leading"))
+    second = operator(lease="operator", **environ)
+    eventually(lambda: second.logged("waiting"))
+    alpha.create(config_map("plain", "", label="plain"))
+    assert first.status() == 1
+    assert first.logged("stopped: the queue is gone")
+    assert first.logged("did not finish after they were canceled")
+    eventually(lambda: second.logged("began plain"))
 
 
 def test_operator_in_a_pod_logs_json(milo_sandbox: MiloSandbox, operator: Callable[..., Operator]) -> None:

@@ -149,7 +149,8 @@ class Fleet(RunsInBackground):
         self._disengage_handler: Callable[[EngagedCluster], Awaitable[None]] | None = None
         self._members: dict[str, _Member] = {}
         self._unfinished: dict[str, set[asyncio.Task[None]]] = {}
-        self._state: Literal["new", "running", "synced", "ended"] = "new"
+        self._state: Literal["new", "running", "synced", "ended"] | Exception = "new"
+        """An Exception is why the Fleet ends or has ended."""
         self._signal = ChangeSignal()
         self.discovery = DiscoveryState(
             connected=False, synced=False, since=datetime.now(UTC), problem="not connected yet"
@@ -205,14 +206,21 @@ class Fleet(RunsInBackground):
 
     async def synced(self) -> None:
         """Wait until the Fleet has received the first complete view."""
-        await self._signal.wait_for(lambda: self._state in {"synced", "ended"})
-        if self._state == "ended":
+        await self._signal.wait_for(lambda: self._state not in ("new", "running"))
+        if self._state != "synced":
             raise RuntimeError("the Fleet has ended")
 
     async def discovery_changed(self, since: DiscoveryState) -> DiscoveryState:
         """Wait until `discovery` differs from `since`, and return it."""
         await self._signal.wait_for(lambda: self.discovery != since)
         return self.discovery
+
+    async def failed(self) -> Exception:
+        """Wait until an error that a retry cannot fix ends the Fleet, and return it. `run` raises it once all handlers,
+        which are canceled, have ended."""
+        await self._signal.wait_for(lambda: isinstance(self._state, Exception))
+        assert isinstance(self._state, Exception)
+        return self._state
 
     async def run(self) -> None:
         """Run until canceled. Raises errors that a retry cannot fix, and HandlerFailed with on_error="raise".
@@ -232,9 +240,14 @@ class Fleet(RunsInBackground):
                     subscriber = watch.subscriber
                     if isinstance(watch, ReportsFreshness):
                         following = tasks.create_task(self._follow_freshness(watch), name="freshness of discovery")
-                    async with aclosing(watch.feed()) as feed:
-                        async for item in feed:
-                            self._apply(item, watch, tasks)
+                    try:
+                        async with aclosing(watch.feed()) as feed:
+                            async for item in feed:
+                                self._apply(item, watch, tasks)
+                    except Exception as error:
+                        self._state = error
+                        self._signal.notify()
+                        raise
                     if following is not None:
                         following.cancel()
                     # The client was closed, so no more events will arrive.
@@ -242,7 +255,8 @@ class Fleet(RunsInBackground):
                     for name in tuple(self._members):
                         self._disengage(name)
         finally:
-            self._state = "ended"
+            if not isinstance(self._state, Exception):
+                self._state = "ended"
             self._log_failure_summaries(final=True)
             for member in self._members.values():
                 member.cluster.disengage()
