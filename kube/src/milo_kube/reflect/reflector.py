@@ -90,7 +90,6 @@ _RETRY_AFTER_OBEYED = 30
 server sends `Retry-After: 1` each time while it builds its caches, which takes half a minute."""
 _VERSION_REFUSED = frozenset({410, 504})
 """Statuses that refuse a resource version: 410 if it is too old, 504 if it is in the server's future."""
-_STREAMING_LIST_REFUSED = frozenset({400, 403, 422})
 _MALFORMED_AT_MOST = 2
 _ERRORS_AT_MOST = 5
 _SHORT_AT_MOST = 20
@@ -100,6 +99,9 @@ since. Some servers end each watch at once, and a list costs them more."""
 _RESUME_REFUSED = frozenset({*range(400, 500), 500, 501}) - {401, 403, 407, 408, 425, 429}
 """Statuses of a refused watch after which a list may succeed, because they neither reject the caller nor request a
 later retry."""
+_STREAMING_LIST_REFUSED = _RESUME_REFUSED | {403, 504}
+"""Statuses of a refused streaming list after which one in pages may succeed: 405 and 501 of servers without watches,
+500 and 504 of those whose cache cannot serve it."""
 
 
 class Attempts(msgspec.Struct):
@@ -317,7 +319,8 @@ class Reflector(Generic[Seen]):
         # With 429 before the first list, the server is still building its watch cache, but can serve pages. If the
         # stream breaks repeatedly, a list in pages may succeed.
         broke_again = isinstance(self.state, Filling) and self._attempts.failures > 1
-        if failure.status in _STREAMING_LIST_REFUSED or (failure.status == 429 and not self.synced) or broke_again:
+        is_refused = failure.status in _STREAMING_LIST_REFUSED and isinstance(self.state, Opening)
+        if is_refused or (failure.status == 429 and not self.synced) or broke_again:
             self.list_method.paged_next = True
             self.state = ListingPages()
             return []

@@ -273,7 +273,7 @@ def test_invalid_event_in_streaming_list_is_ignored() -> None:
     assert driver.events(UnknownEvent("what?"), changed("a", "3")) == [EventIgnored("what?"), Listed(seen("a", "3"))]
 
 
-@pytest.mark.parametrize("status", [400, 403, 422])
+@pytest.mark.parametrize("status", [400, 403, 404, 405, 406, 410, 422, 500, 501, 504])
 def test_server_without_streaming_lists_is_listed_in_pages(status: int) -> None:
     driver = ReflectorDriver(STREAMING)
     assert driver.failed(Failure("Invalid", "sendInitialEvents is forbidden", status)) == []
