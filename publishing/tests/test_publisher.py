@@ -58,6 +58,7 @@ class Daemon:
         self.unknown_elsewhere = False
         """Whether other members of the group own the clusters without a report."""
         self.asked: list[str] = []
+        self.answers_lookups = True
         self.failures: dict[str, list[Exception]] = {}
         """What the next requests about a cluster raise."""
         self.issued: dict[str, asyncio.Future[bytes]] = {}
@@ -69,6 +70,8 @@ class Daemon:
 
     async def get(self, name: str) -> ClusterReport:
         self.asked.append(name)
+        if not self.answers_lookups:
+            await asyncio.Event().wait()
         if self.failures.get(name):
             raise self.failures[name].pop()
         if name not in self.reports:
@@ -524,6 +527,24 @@ async def test_writes_that_are_not_answered_delay_no_others(publishing: Publishi
     await eventually(lambda: publishing.server.is_hanging)
     publishing.daemon.engage("good")
     await publishing.until_published("good")
+
+
+@pytest.mark.parametrize("renderer", [FLUX, ARGOCD])
+async def test_lookups_that_are_not_answered_delay_no_writes(renderer: Renderer):
+    """Found by a reader: they occupied the slots of requests to the API server."""
+    others = [f"p-{number}" for number in range(100)]
+    two = Publishing(group="dns", renderer=renderer)
+    async with two.running(*others):
+        await eventually(lambda: len(two.server.objects) == 100)
+    one = Publishing(two.server, group="dns", renderer=renderer)
+    one.daemon.unknown_elsewhere = True
+    async with one.running("alpha"):
+        await eventually(lambda: len(one.server.objects) == 101)
+        one.daemon.answers_lookups = False
+        one.daemon.asked.clear()
+        await eventually(lambda: len(one.daemon.asked) >= 16)
+        one.daemon.engage("good")
+        await eventually(lambda: len(one.server.objects) == 102)
 
 
 async def test_deletion_of_an_object_with_a_finalizer_is_reported_when_it_is_gone(publishing: Publishing):
