@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
-from milo_controllers import reconcile_call
+from milo_controllers import ApiError, Permanent, ProjectSuspended, reconcile_call
 from milo_controllers.errors import ReconcileTimeout
 from milo_controllers.event_loop import EventLoop, ThreadCalls
-from milo_controllers.reconcile_call import ReconcileCall
-from milo_controllers.work_queue import Done, Unbegun
+from milo_controllers.reconcile_call import ReconcileCall, failed_outcome
+from milo_controllers.work_queue import Done, Failed, Outcome, Parked, Stopped, Unbegun
 from tests.support.eventually import eventually
 
 
@@ -210,3 +210,28 @@ async def test_thread_that_waits_for_no_coroutine_does_not_wait_forever(waited: 
     calls = ThreadCalls(EventLoop())
     with pytest.raises(TypeError, match="takes a coroutine"):
         await asyncio.to_thread(calls.wait, waited)
+
+
+BUSY = ApiError(429, "TooManyRequests", "later", retry_after_s=60.0)
+SUSPENDED = ProjectSuspended(403, "Forbidden", "the project is suspended")
+
+
+@pytest.mark.parametrize(
+    ("errors", "outcome"),
+    [
+        ([Permanent("no number")], Stopped("no number")),
+        ([SUSPENDED, Permanent("no number")], Parked()),
+        ([SUSPENDED, BUSY, ValueError()], Failed(60.0)),
+        ([ValueError(), Permanent("no number")], Failed()),
+        ([Permanent("no number"), Permanent("no name")], Stopped("some (2 sub-exceptions)")),
+    ],
+)
+async def test_errors_of_a_task_group_mean_what_they_mean_alone(errors: list[Exception], outcome: Outcome) -> None:
+    async def reconcile(_request: Any) -> None:
+        raise ExceptionGroup("some", errors)
+
+    cluster: Any = SimpleNamespace(current=SimpleNamespace(suspended=True, deletion_requested_at=None))
+    call = ReconcileCall(reconcile, timeout_s=None, workers=1)
+    with pytest.raises(Exception) as raised:
+        await call.outcome(FakeRequest())  # type: ignore[arg-type]
+    assert failed_outcome(raised.value, cluster) == outcome
