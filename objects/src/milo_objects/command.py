@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import signal
 import sys
 from collections.abc import Callable, Iterable
 from contextlib import suppress
@@ -170,7 +171,10 @@ async def _publish(
     listen: str,
     accepts_removals: bool,
 ) -> None:
-    from milo_kube.http.server import HttpServer  # noqa: PLC0415  (not needed for help and usage errors)
+    import asyncio  # noqa: PLC0415  (not needed for help and usage errors)
+
+    from milo_kube.http.server import HttpServer  # noqa: PLC0415
+    from milo_kube.task_groups import unwrap_single_error  # noqa: PLC0415
     from milo_objects.follow import FollowedFleet  # noqa: PLC0415
     from milo_objects.publisher import ObjectPublisher  # noqa: PLC0415
     from milo_objects.publisher_pages import PublisherPages  # noqa: PLC0415
@@ -186,8 +190,15 @@ async def _publish(
             _report(f"serving probes and metrics on {await server.start(host.strip('[]') or None, int(port))}")
         except OSError as error:
             raise CommandFailure(f"--listen {listen}: {error.strerror}") from error
+    ending = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, ending.set)
     try:
-        await publisher.run()
+        with unwrap_single_error():
+            async with asyncio.TaskGroup() as tasks:
+                running = tasks.create_task(publisher.run(), name="publish")
+                running.add_done_callback(lambda _: ending.set())
+                await ending.wait()
+                running.cancel()
     finally:
         await server.stop()
 
@@ -200,9 +211,13 @@ def main() -> None:
     """Run the command line and exit."""
     interrupt_on_sigterm()
     try:
-        command.main(prog_name="milo-objects")
-    except KeyboardInterrupt:
+        status = command.main(prog_name="milo-objects", standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (click.Abort, KeyboardInterrupt):
         sys.exit(130)
+    sys.exit(status)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,9 @@
 """The command line of `milo-objects publish`: its declaration and its options."""
 
+import asyncio
 import re
+import signal
+import sys
 from pathlib import Path
 
 import pytest
@@ -57,6 +60,23 @@ def test_invalid_declaration_is_refused_with_its_file(tmp_path: Path, content: s
     assert words in done.stderr
     assert done.stderr.count("\n") == 1
     assert "\\n" not in done.stderr
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
+async def test_signal_ends_the_command_without_a_word(tmp_path: Path, number: int, status: int) -> None:
+    file = tmp_path / "objects.yaml"
+    file.write_text(DECLARATION)
+    command_line = [sys.executable, "-m", "milo_objects.command", "publish", str(file), "--listen", "127.0.0.1:0"]
+    command_line += ["--address", f"unix://{tmp_path}/none.sock"]
+    running = await asyncio.create_subprocess_exec(*command_line, stderr=asyncio.subprocess.PIPE)
+    assert running.stderr is not None
+    async with asyncio.timeout(60):
+        await running.stderr.readuntil(b"; retrying")
+        running.send_signal(number)
+        said = (await running.stderr.read()).decode()
+        assert await running.wait() == status
+    assert "Abort" not in said
+    assert "Traceback" not in said
 
 
 def test_each_declaration_of_the_page_can_be_published(tmp_path: Path) -> None:
