@@ -43,6 +43,9 @@ ROTATE_AFTER_S = LONGEST_S
 """After this time, the next token is bound to a new Secret."""
 EXPIRED_AFTER_S = ROTATE_AFTER_S + LONGEST_S + 3600.0
 """The age after which no token bound to a Secret can be valid, whichever run created the Secret."""
+DELETED_LEEWAY_S = 120.0
+"""The time after the deletion of a Secret that waits for its finalizers. API servers accept its tokens for the first
+minute; another one is for clocks that differ."""
 CLEAN_UP_EVERY_S = 6 * 3600.0
 PAGE = 250
 ENDED_KEPT = 10_000
@@ -90,6 +93,19 @@ class _SecretObject(msgspec.Struct, frozen=True):
 
 
 _SECRET_OBJECT = msgspec.json.Decoder(_SecretObject)
+
+
+class _RemainingMetadata(msgspec.Struct, frozen=True, rename="camel"):
+    deletion_timestamp: Annotated[datetime, msgspec.Meta(tz=True)] | None = None
+
+
+class _DeletionAnswer(msgspec.Struct, frozen=True):
+    """A Status, or the Secret if it waits for its finalizers."""
+
+    metadata: _RemainingMetadata = _RemainingMetadata()
+
+
+_DELETION_ANSWER = msgspec.json.Decoder(_DeletionAnswer)
 
 
 class _ListMetadata(msgspec.Struct, frozen=True):
@@ -252,7 +268,7 @@ class TokenRequestIssuer:
                 raise
             raise _RefusedDeletionError(str(error)) from error
         try:
-            self._require_deleted(answer)
+            self._require_revoked(answer)
         except BackendError as error:
             if answer.status == 401:
                 raise
@@ -385,6 +401,20 @@ class TokenRequestIssuer:
     def _require_deleted(self, answer: ApiAnswer) -> None:
         if answer.status not in (200, 202, 404, 409):  # 409: another Secret has this name now
             self._refuse(answer, "delete the Secret that tokens are bound to")
+
+    def _require_revoked(self, answer: ApiAnswer) -> None:
+        """Raise BackendError if tokens that are bound to the Secret may still be accepted.
+
+        A 404 that does not name the Secret may be a proxy's, and a 409 a webhook's.
+        """
+        if answer.status == 409 or (answer.status == 404 and not error_status(answer.body).name):
+            self._refuse(answer, "delete the Secret that tokens are bound to")
+        self._require_deleted(answer)
+        deleted_at = kubernetes_api.read(self._origin, answer, _DELETION_ANSWER).metadata.deletion_timestamp
+        if deleted_at is not None and self._clock() < deleted_at.timestamp() + DELETED_LEEWAY_S:
+            raise BackendError(
+                f"{self._origin} keeps the Secret that tokens are bound to until its finalizers are done"
+            )
 
     def _refuse(self, answer: ApiAnswer, what: str) -> NoReturn:
         rule = f"create, list and delete secrets in namespace {self._tokens.namespace}"

@@ -6,6 +6,7 @@ import random
 import time
 from collections.abc import AsyncIterator, Iterable
 from contextlib import aclosing, suppress
+from datetime import UTC, datetime
 from pathlib import Path
 
 import msgspec
@@ -14,6 +15,7 @@ import pytest
 from milo_discoveryd.credentials.issuers.issuer import MintRequest, RequestingDaemon, RevokingIssuer, Scope
 from milo_discoveryd.credentials.issuers.token_request import (
     CLUSTER_ANNOTATION,
+    DELETED_LEEWAY_S,
     EXPIRED_AFTER_S,
     ROTATE_AFTER_S,
     RUN_LABEL,
@@ -442,6 +444,42 @@ async def test_secret_whose_deletion_is_not_answered_keeps_no_others_of_other_me
     refused = await a_source(api, group="ops", member="operator-1").revoke_others(lambda _: True)
     assert [*refused] == ["alpha"]
     assert {path.rpartition("/")[2] for method, path in api.asked if method == "DELETE"} == {"alpha", "beta", "gamma"}
+
+
+@pytest.mark.parametrize(
+    ("answer", "problem"),
+    [
+        (answering(200, {"metadata": {"name": "alpha", "deletionTimestamp": "2026-01-01T00:00:00Z"}}), "finalizers"),
+        (Answer(404, b"<html>404 page not found</html>"), "answered 404"),
+        (answering(409, {"reason": "Conflict", "message": "a webhook refused it"}), "answered 409"),
+    ],
+)
+async def test_secret_that_may_remain_after_its_deletion_is_not_revoked(answer: Answer, problem: str) -> None:
+    deleted_at = datetime(2026, 1, 1, tzinfo=UTC).timestamp()
+    api = ScriptedApi(of_another_run("alpha", "beta"), answer, answering(200, {"kind": "Status", "metadata": {}}))
+    issuer = a_source(api, group="ops", member="operator-1", clock=lambda: deleted_at + 60.0)
+    refused = await issuer.revoke_others(lambda _: True)
+    assert [*refused] == ["alpha"]
+    assert problem in str(refused["alpha"])
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        answering(200, {"metadata": {"name": "alpha", "deletionTimestamp": "2026-01-01T00:00:00Z"}}),
+        answering(404, {"kind": "Status", "reason": "NotFound", "details": {"name": "alpha", "kind": "secrets"}}),
+    ],
+)
+async def test_secret_that_was_deleted_long_ago_or_is_gone_is_revoked(answer: Answer) -> None:
+    """A finalizer that is never removed keeps no cluster without an owner."""
+    deleted_at = datetime(2026, 1, 1, tzinfo=UTC).timestamp()
+    issuer = a_source(
+        ScriptedApi(of_another_run("alpha"), answer),
+        group="ops",
+        member="operator-1",
+        clock=lambda: deleted_at + DELETED_LEEWAY_S,
+    )
+    assert await issuer.revoke_others(lambda _: True) == {}
 
 
 async def test_secret_whose_deletion_hangs_delays_no_others_of_other_members() -> None:
