@@ -1,6 +1,7 @@
 """Lists of published objects."""
 
 import asyncio
+import math
 from typing import Any, cast
 
 import pytest
@@ -87,6 +88,26 @@ async def test_request_is_repeated_after_an_answer_that_says_nothing_about_its_o
 
     with pytest.raises(error, match="refused"):
         await PublishedObjects(cast(ClusterApi, Refusing()), SECRETS, "hub").perform(ReadObject("alpha"))
+
+
+@pytest.mark.parametrize("given", [ReadObject("alpha"), DeleteObject("alpha", "1", "2", math.inf)])
+@pytest.mark.parametrize(("about", "is_gone"), [("alpha", True), ("", False)])
+async def test_object_is_gone_only_if_an_answer_names_it(
+    given: ReadObject | DeleteObject, about: str, is_gone: bool
+) -> None:
+    """A server that does not serve the kind at present, or a proxy, answers 404 too."""
+
+    class Missing:
+        async def send(self, *_: Any, **__: Any) -> dict[str, Any]:
+            raise api_error(404, "", "404 page not found", about=about)
+
+    objects = PublishedObjects(cast(ClusterApi, Missing()), SECRETS, "hub")
+    if is_gone:
+        assert await objects.perform(given) is None
+    else:
+        with pytest.raises(TargetUnavailable, match="404 page not found") as unavailable:
+            await objects.perform(given)
+        assert unavailable.value.is_answer
 
 
 class NoCredentials:

@@ -10,7 +10,7 @@ from http import HTTPStatus
 
 import msgspec
 
-from milo_discovery.api_errors import ApiError, Unreachable
+from milo_discovery.api_errors import ApiError, NotServed, Unreachable
 from milo_discovery.cluster_api import APPLY_PATCH, ClusterApi
 from milo_discovery.credentials import AsyncRenewer
 from milo_discovery.errors import UnusableKubeconfig
@@ -155,7 +155,8 @@ class PublishedObjects:
             raise TargetUnavailable(str(error), is_unsent=is_unsent, is_too_large=is_too_large) from error
         except ApiError as error:
             message = str(error)
-            if error.status in _OF_ALL or error.status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+            is_of_all = error.status in _OF_ALL or isinstance(error, NotServed)
+            if is_of_all or error.status >= HTTPStatus.INTERNAL_SERVER_ERROR:
                 seconds = error.retry_after_s
                 stated = None if seconds is None else timedelta(seconds=seconds)
                 raise TargetUnavailable(message, stated, is_answer=True) from error
