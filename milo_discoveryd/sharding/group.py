@@ -119,6 +119,8 @@ class _Application(msgspec.Struct):
     """The ownership that was applied last."""
 
     ownership: Ownership | None = None
+    claimed_since: float | None = None
+    """Since when the member claimed ownership without an interruption."""
     is_complete: bool = False
     is_outdated: bool = False
     """Whether more clusters may be engaged now than when the ownership was applied."""
@@ -246,14 +248,18 @@ class ShardGroup:
 
     async def _apply(self) -> None:
         self._note_view()
-        ownership = self.member.ownership(self._clock())
-        if ownership is None:
+        now = self._clock()
+        ownership, claimed_since = self.member.ownership(now), self.member.claimed_since(now)
+        if ownership is None or claimed_since != self._applied.claimed_since:
+            # Also if the ownership was regained before this task noticed the loss, at the end of a pause: operators
+            # have stopped, and the clusters are engaged again, not drained.
             self._lose()
+        if ownership is None:
             return
         applied = self._applied
         if ownership != applied.ownership or applied.is_outdated or not applied.is_complete:
-            self._applied = applied = _Application(ownership)
-            for _ in self._assignee.assign(ownership, self._claim_holds()):
+            self._applied = applied = _Application(ownership, claimed_since)
+            for _ in self._assignee.assign(ownership, self._claim_holds(claimed_since)):
                 await asyncio.sleep(0)
                 if self.member.ownership(self._clock()) != ownership:
                     self._woken.set()
@@ -272,11 +278,10 @@ class ShardGroup:
             is_given = ownership.may_engage and (ownership.is_in_view or self.member.weight == 0)
             self._has_share = is_given and not self._assignee.unowned()
 
-    def _claim_holds(self) -> Callable[[], bool]:
-        """Return a function that returns whether the present claim of ownership has not been interrupted. A cluster can
-        become ready before this task notices that: at the end of a pause of the process, or once a member that stops
-        for its successor ignores it."""
-        since = self.member.claimed_since(self._clock())
+    def _claim_holds(self, since: float | None) -> Callable[[], bool]:
+        """Return a function that returns whether the claim of ownership has not been interrupted. A cluster can become
+        ready before this task notices that: at the end of a pause of the process, or once a member that stops for its
+        successor ignores it."""
         return lambda: since is not None and self.member.claimed_since(self._clock()) == since
 
     def _lose(self) -> None:

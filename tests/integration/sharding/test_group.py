@@ -8,9 +8,10 @@ import pytest
 
 from milo_discoveryd.daemon_errors import BackendError
 from milo_discoveryd.sharding import group, rendezvous
-from milo_discoveryd.sharding.group import ERROR_KEPT_S, GroupRequests, ShardGroup
+from milo_discoveryd.sharding.assignment import LOST
+from milo_discoveryd.sharding.group import ERROR_KEPT_S, GroupRequests, ShardGroup, boottime
 from milo_discoveryd.sharding.lease_client import ConflictError
-from milo_discoveryd.sharding.leases import Evict, GroupState, MemberLease, Read, Request, WaitUntil
+from milo_discoveryd.sharding.leases import Evict, GroupState, MemberLease, Read, Request, WaitUntil, WriteLease
 from milo_discoveryd.sharding.member import Member
 from milo_discoveryd.sharding.ownership import KeyOwnership, Ownership
 from milo_discoveryd.sharding.timing import Timing
@@ -354,6 +355,37 @@ async def test_process_that_is_paused_while_it_applies_its_ownership_engages_not
     monkeypatch.setattr(member, "ownership", pause)
     await paused.wait()
     assert not first.operator.may_engage()
+
+
+def pause(for_s: float) -> None:
+    """Block the event loop, as if the process were stopped."""
+    time.sleep(for_s)
+
+
+async def test_member_that_was_paused_over_its_fence_while_it_renewed_disengages_its_clusters_as_lost(
+    daemons: list[Daemon], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They must not drain: that waits for subscribers whose ownership has passed, and the member remains the owner."""
+    first, _, _ = await pair(daemons)
+    answer, renewing, resumed = first.leases.write, asyncio.Event(), asyncio.Event()
+
+    async def write(request: Request) -> str:
+        version = await answer(request)
+        if isinstance(request, WriteLease) and first.group.member.fence_at < boottime() + (
+            TIMING.fence_after_s - TIMING.renew_interval_s / 2
+        ):
+            renewing.set()
+            await resumed.wait()
+        return version
+
+    monkeypatch.setattr(first.leases, "write", write)
+    await renewing.wait()
+    owned = set(first.engaged)
+    pause(TIMING.fence_after_s - TIMING.renew_interval_s / 2)
+    resumed.set()
+    await eventually(lambda: "lost" in first.operator.calls)
+    assert first.operator.reason == LOST
+    await eventually(lambda: first.engaged == owned)
 
 
 async def test_killed_shard_member_is_evicted(daemons: list[Daemon]) -> None:
