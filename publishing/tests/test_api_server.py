@@ -3,6 +3,7 @@
 import asyncio
 import math
 from typing import Any, cast
+from unittest.mock import Mock
 
 import pytest
 
@@ -10,9 +11,10 @@ from milo_discovery.api_errors import Unreachable, api_error
 from milo_discovery.cluster_api import ClusterApi
 from milo_discovery.kubeconfig_access import KubeconfigAccess
 from milo_kube.api_server import Pools
+from milo_kube.http.client import Client
 from milo_kube.list_pages import MAX_PAGES
 from milo_publishing.api_server import PublishedObjects
-from milo_publishing.errors import TargetRefused, TargetUnavailable
+from milo_publishing.errors import PermitEnded, TargetRefused, TargetUnavailable
 from milo_publishing.objects import Identity, PublishedResource
 from milo_publishing.records import DeleteObject, ReadObject
 
@@ -130,6 +132,35 @@ async def test_deletion_is_given_up_when_its_permit_ends() -> None:
     )
     with pytest.raises(TargetUnavailable, match="no credential for the target"):
         await PublishedObjects(api, SECRETS, "hub").perform(DeleteObject("alpha", "1", "2", until))
+
+
+class LateCredentials:
+    """Credentials that are issued while a request waits for them."""
+
+    async def access(self) -> KubeconfigAccess:
+        await asyncio.sleep(0)
+        return KubeconfigAccess(server="https://127.0.0.1:1", token="t")
+
+    async def access_after_401(self, _: str | None) -> KubeconfigAccess:
+        raise AssertionError
+
+
+async def test_deletion_that_is_not_permitted_anymore_when_it_can_be_sent_is_not_sent(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refuse() -> None:
+        raise PermitEnded("the cluster is engaged")
+
+    async def connected(*_: Any) -> Any:
+        connection = Mock(requests=0, is_usable=False)
+        connection.send.side_effect = AssertionError
+        return connection
+
+    monkeypatch.setattr(Client, "_connection", connected)
+    api = ClusterApi("the target", LateCredentials(), Pools(user_agent="test"))
+    until = asyncio.get_running_loop().time() + 5.0
+    with pytest.raises(PermitEnded):
+        await PublishedObjects(api, SECRETS, "hub").perform(DeleteObject("alpha", "1", "2", until), refuse)
 
 
 class AnsweringApi:

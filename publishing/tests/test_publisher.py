@@ -35,7 +35,7 @@ from milo_publishing.errors import PublishedByAnother, TargetUnavailable
 from milo_publishing.objects import Identity
 from milo_publishing.publication import Publication
 from milo_publishing.publisher import Publisher
-from milo_publishing.records import Create
+from milo_publishing.records import Create, DeleteObject
 from milo_publishing.rendering import ArgoCdClusters, FluxKubeconfigs, Renderer
 from tests.simulation.publishing.api_server import ApiServer
 
@@ -125,11 +125,19 @@ class Server:
         self.hanging: set[str] = set()
         """The objects whose creation is not answered."""
         self.is_hanging = False
+        self.connected = asyncio.Event()
+        """What each deletion waits for before it is sent."""
+        self.connected.set()
+        self.is_deleting = asyncio.Event()
 
     async def list(self, identity):
         return self.api.list()
 
-    async def perform(self, request):
+    async def perform(self, request, sending=lambda: None):
+        if isinstance(request, DeleteObject):
+            self.is_deleting.set()
+            await self.connected.wait()
+            sending()
         if isinstance(request, Create):
             name = request.body["metadata"]["name"]
             if name in self.hanging:
@@ -587,6 +595,27 @@ async def test_problem_of_a_failed_lookup_ends_with_the_next_answer():
     assert any("no answer" in report for report in made.reports)
     assert made.publication.problems == ()
     await made.until_published("beta", "gamma")
+
+
+async def test_deletion_is_not_sent_once_the_cluster_is_engaged_again(
+    publishing: Publishing, monkeypatch: pytest.MonkeyPatch
+):
+    """Also if it waits for a credential or a connection since before that."""
+    monkeypatch.setattr(records, "EVIDENCE_S", 10.0)
+    publishing.daemon.engage("alpha")
+    await publishing.until_published("alpha")
+    published = publishing.server.objects["alpha-kubeconfig"]["metadata"]["uid"]
+    publishing.server.connected.clear()
+    publishing.daemon.disengage("alpha", DisengageReason.NOT_READY)
+    await publishing.server.is_deleting.wait()
+    publishing.daemon.engage("alpha")
+    await eventually(lambda: publishing.publication.records["alpha-kubeconfig"].engaged)
+    publishing.server.connected.set()
+    await publishing.two_looks()
+    assert publishing.server.objects["alpha-kubeconfig"]["metadata"]["uid"] == published
+    assert publishing.publication.problems == ()
+    publishing.daemon.disengage("alpha")
+    await publishing.until_published()
 
 
 async def test_late_deletion_does_not_remove_the_object_of_a_cluster_that_lives_again_at_another_replica():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from datetime import timedelta
 from http import HTTPStatus
@@ -87,8 +87,13 @@ class PublishedObjects:
             except EndlessListError as error:
                 raise TargetUnavailable(f"{self._collection}: {error}") from None
 
-    async def perform(self, request: ReadObject | Create | Apply | DeleteObject) -> ObservedObject | None:
-        """Return the object as the request has found or left it; None if it does not exist."""
+    async def perform(
+        self, request: ReadObject | Create | Apply | DeleteObject, sending: Callable[[], None] = lambda: None
+    ) -> ObservedObject | None:
+        """Return the object as the request has found or left it; None if it does not exist.
+
+        `sending` is called when a deletion is about to be sent; an error that it raises prevents that.
+        """
         try:
             match request:
                 case ReadObject(name):
@@ -99,7 +104,7 @@ class PublishedObjects:
                 case Apply():
                     return await self._apply(request)
                 case DeleteObject():
-                    return await self._delete(request)
+                    return await self._delete(request, sending)
         except TargetRefused as error:
             if error.status != HTTPStatus.NOT_FOUND or not isinstance(request, ReadObject | DeleteObject):
                 raise
@@ -118,12 +123,12 @@ class PublishedObjects:
                 version = found.resource_version
         return found
 
-    async def _delete(self, request: DeleteObject) -> ObservedObject | None:
+    async def _delete(self, request: DeleteObject, sending: Callable[[], None]) -> ObservedObject | None:
         preconditions = {"preconditions": {"uid": request.uid, "resourceVersion": request.resource_version}}
         clock, path = asyncio.get_running_loop().time, f"{self._collection}/{request.name}"
         left_s = min(_TIMEOUT_S, request.until - clock())
         try:
-            answer = await self._call("DELETE", path, {}, preconditions, timeout_s=left_s)
+            answer = await self._call("DELETE", path, {}, preconditions, timeout_s=left_s, sending=sending)
         except TargetUnavailable as error:
             if error.is_unsent and clock() >= request.until:
                 # No outage, which would delay all other objects: their requests may wait longer.
@@ -143,10 +148,12 @@ class PublishedObjects:
         *,
         content_type: str = JSON,
         timeout_s: float = _TIMEOUT_S,
+        sending: Callable[[], None] = lambda: None,
     ) -> Document:
+        parameters = tuple((query or {}).items())
         try:
             return await self._api.send(
-                method, path, tuple((query or {}).items()), body, content_type=content_type, timeout_s=timeout_s
+                method, path, parameters, body, content_type=content_type, timeout_s=timeout_s, sending=sending
             )
         except UnusableKubeconfig as error:
             raise TargetUnavailable(str(error), is_unsent=True) from error

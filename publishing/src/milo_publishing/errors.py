@@ -40,5 +40,9 @@ class TargetRefused(DiscoveryError):
         self.status = status
 
 
+class PermitEnded(DiscoveryError):
+    """A deletion was not sent, because the cluster was engaged while the request waited for its connection."""
+
+
 class PublishedByAnother(DiscoveryError):
     """The objects with this publisher's labels were written for another filter or shard group."""

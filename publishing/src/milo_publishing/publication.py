@@ -24,7 +24,7 @@ from milo_discovery.removals import ENDS, Removals, is_followed
 from milo_kube.reflect.backoff import Backoff
 from milo_kube.retry_after import delay_s
 from milo_publishing import records
-from milo_publishing.errors import PublishedByAnother, TargetRefused, TargetUnavailable
+from milo_publishing.errors import PermitEnded, PublishedByAnother, TargetRefused, TargetUnavailable
 from milo_publishing.objects import ObservedObject, Owner, object_name
 from milo_publishing.records import (
     Attempt,
@@ -286,6 +286,13 @@ class Publication:
             )
         return request
 
+    def require_permit(self, task: Task, request: records.Request, now: float, watch: Watch) -> None:
+        """Raise PermitEnded if an object must not be deleted anymore. Called when a request is about to be sent."""
+        if isinstance(request, records.DeleteObject):
+            decided = self._decide(task, self._attempt(task.name, task.lane), now, watch)
+            if not isinstance(decided, records.DeleteObject):
+                raise PermitEnded(f"{task.name} is not to be deleted anymore")
+
     # --- answers ---
 
     def listed(self, sent_at: float, objects: Iterable[ObservedObject], now: float) -> None:
@@ -394,8 +401,9 @@ class Publication:
         attempt, record = self._attempt(task.name, task.lane), self._record(task.name)
         if attempt.ticket != task.ticket:
             return
-        if is_unsent:
-            self._set(task.name, task.lane, replace(attempt, ticket=0, due_at=self._outage.due_at))
+        if is_unsent or isinstance(error, PermitEnded):
+            due_at = self._outage.due_at if is_unsent else now
+            self._set(task.name, task.lane, replace(attempt, ticket=0, due_at=due_at))
             return
         status = error.status if isinstance(error, TargetRefused) else None
         is_conflict, is_absent = status == HTTPStatus.CONFLICT, isinstance(record.object, records.AbsentObject)

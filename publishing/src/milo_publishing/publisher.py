@@ -153,7 +153,7 @@ class Publisher:
             async with self._slots[publication.recipient(task), task.is_retry].slot():
                 request = publication.request(task, clock(), watch)
                 if request is not None:
-                    await self._perform(task, request)
+                    await self._perform(task, request, watch)
         except PublishedByAnother:
             raise
         except Exception as error:  # noqa: BLE001  (it is of one object, and must not end or delay the others)
@@ -162,7 +162,7 @@ class Publisher:
             self._running -= 1
             self._changed.set()
 
-    async def _perform(self, task: Task, request: Request | Engaged | Lane) -> None:
+    async def _perform(self, task: Task, request: Request | Engaged | Lane, watch: Watch) -> None:
         publication, server, clock = self._publication, self._server, asyncio.get_running_loop().time
         match request:
             case Ask():
@@ -170,7 +170,8 @@ class Publisher:
             case Engaged(cluster):
                 publication.received(task, await self._received(cluster), clock())
             case ReadObject() | Create() | Apply() | DeleteObject():
-                publication.read(task, request, await server.perform(request), clock())
+                found = await server.perform(request, lambda: publication.require_permit(task, request, clock(), watch))
+                publication.read(task, request, found, clock())
             case Lane.LIST:
                 sent_at = clock()
                 publication.listed(sent_at, await server.list(publication.identity), clock())

@@ -88,8 +88,10 @@ class ClusterApi(ApiServer):
         content_type: str = JSON,
         timeout_s: float = REQUEST_TIMEOUT_S,
         arrived: Callable[[int], None] = lambda _: None,
+        sending: Callable[[], None] | None = None,
     ) -> dict[str, Any]:
-        """Send a request and return the decoded response. `arrived` is called with the sizes of its pieces.
+        """Send a request and return the decoded response. `arrived` is called with the sizes of its pieces, and
+        `sending` when the request is about to be sent.
 
         Raises ApiError, Unreachable, DiscoveryError, or NotLeading if `may_write` returns false.
         """
@@ -98,7 +100,14 @@ class ClusterApi(ApiServer):
         with span(self._tracer, method, attributes):
             try:
                 answer = await self.request(
-                    method, path, query, encoded, content_type=content_type, timeout_s=timeout_s, arrived=arrived
+                    method,
+                    path,
+                    query,
+                    encoded,
+                    content_type=content_type,
+                    timeout_s=timeout_s,
+                    arrived=arrived,
+                    sending=sending,
                 )
             except TransportError as error:
                 if isinstance(error.__cause__, DiscoveryError):
