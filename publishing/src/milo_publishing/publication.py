@@ -67,8 +67,8 @@ class Lane(Enum):
     IDENTIFY = "cannot get the daemon's server info: "
 
 
-class Recipient(Enum):
-    """What a request is for. Requests of one kind that hang delay none of another."""
+class RequestKind(Enum):
+    """What receives a request. Requests of one kind that hang delay none of another."""
 
     API_SERVER = auto()
     DAEMON = auto()
@@ -225,13 +225,13 @@ class Publication:
         """When `due` may return something, if nothing happens before."""
         return min(self._review_at, self._due[0][0] if self._due else math.inf)
 
-    def recipient(self, task: Task) -> Recipient:
-        """Return what the request of a task will be for, as far as is known before it is decided."""
+    def request_kind(self, task: Task) -> RequestKind:
+        """Return the kind of the request of a task, as far as is known before it is decided."""
         if task.lane is not Lane.OBJECT:
-            return Recipient.API_SERVER if task.lane is Lane.LIST else Recipient.DAEMON
+            return RequestKind.API_SERVER if task.lane is Lane.LIST else RequestKind.DAEMON
         record = self._record(task.name)
         is_lookup = record.lacks_cluster(self.identity) and not isinstance(record.end, EndedCluster)
-        return Recipient.LOOKUP if is_lookup else Recipient.API_SERVER
+        return RequestKind.LOOKUP if is_lookup else RequestKind.API_SERVER
 
     def request(self, task: Task, now: float, watch: Watch) -> records.Request | Engaged | Lane | None:
         """Return what to send for a task: a request about the object, the cluster whose server and CA to get, or the

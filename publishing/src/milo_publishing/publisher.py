@@ -15,7 +15,7 @@ from milo_discovery.kubeconfig_access import read_access, read_exec_access
 from milo_discovery.model import EventType, KubeconfigFormat
 from milo_kube.task_groups import unwrap_single_error
 from milo_publishing.errors import PublishedByAnother
-from milo_publishing.publication import Lane, Publication, Recipient, Report, Task
+from milo_publishing.publication import Lane, Publication, Report, RequestKind, Task
 from milo_publishing.records import Apply, Ask, Create, DeleteObject, Engaged, ReadObject, Received, Request
 
 if TYPE_CHECKING:
@@ -73,15 +73,15 @@ class Publisher:
         self._ttl: timedelta | None = None
         self._changed = asyncio.Event()
         self._running = 0
-        # By the recipient of a request, and whether it is a retry: retries do not delay other requests. The daemon
+        # By the kind of a request, and whether it is a retry: retries do not delay other requests. The daemon
         # permits 100 calls of a caller at a time; in a shard group, each list is followed by thousands of look-ups.
         self._slots = {
-            (Recipient.API_SERVER, False): Slots(16, 64),
-            (Recipient.API_SERVER, True): Slots(4, 16),
-            (Recipient.DAEMON, False): Slots(8, 48),
-            (Recipient.DAEMON, True): Slots(2, 16),
-            (Recipient.LOOKUP, False): Slots(8, 16),
-            (Recipient.LOOKUP, True): Slots(2, 8),
+            (RequestKind.API_SERVER, False): Slots(16, 64),
+            (RequestKind.API_SERVER, True): Slots(4, 16),
+            (RequestKind.DAEMON, False): Slots(8, 48),
+            (RequestKind.DAEMON, True): Slots(2, 16),
+            (RequestKind.LOOKUP, False): Slots(8, 16),
+            (RequestKind.LOOKUP, True): Slots(2, 8),
         }
 
     async def run(self, options: WatchOptions, done: asyncio.Event, *, once: bool) -> None:
@@ -150,7 +150,7 @@ class Publisher:
     async def _serve(self, task: Task, watch: Watch) -> None:
         publication, clock = self._publication, asyncio.get_running_loop().time
         try:
-            async with self._slots[publication.recipient(task), task.is_retry].slot():
+            async with self._slots[publication.request_kind(task), task.is_retry].slot():
                 request = publication.request(task, clock(), watch)
                 if request is not None:
                     await self._perform(task, request, watch)
