@@ -21,6 +21,7 @@ import msgspec
 from milo_discoveryd.log.events import Changes, Encode, Event, EventType, Frame, ReadAhead, Slice
 from milo_discoveryd.log.filter import ClusterView
 from milo_discoveryd.model.cluster import Cluster, DisengageReason, without_draining
+from milo_discoveryd.objects.store import weigh
 
 BATCH_BYTES = 256 * 1024
 """The approximate size of a batch, far below the 4 MiB that gRPC clients accept by default."""
@@ -45,10 +46,12 @@ FRAME_EVICTION_INTERVAL_S = 60.0
 
 
 class Retention(msgspec.Struct, frozen=True):
-    """The maximum number and age of past states."""
+    """The maximum number, age and weight of past states."""
 
     count: int = 10_000
     age_s: float = 3600.0
+    weight: int = 32 << 20
+    """In bytes: the users who write an object choose how large it is, and how often it changes."""
 
 
 Key = TypeVar("Key")
@@ -220,7 +223,8 @@ class ChangeLog:
         self._most_batch_bytes = batch_bytes
         self.batch_bytes = batch_bytes
         self._slots = LogSlots(stale_slots)
-        self._past_states: deque[tuple[int, float, LogEntry]] = deque()
+        self._past_states: deque[tuple[int, float, int, LogEntry]] = deque()
+        self._past_weight = 0
         self._oldest_readable = 0
         self._snapshot: weakref.ref[Snapshot] | None = None
         self._slices: Recent[tuple[int, str, ReadAhead, int], Changes] = Recent(_SLICES_KEPT)
@@ -246,14 +250,15 @@ class ChangeLog:
             if before is not None:
                 past = PastState(before, entry.same_view_since, self.head, event.reason, event.message)
                 entry.history = (*entry.history, past)
-                self._past_states.append((self.head, now, entry))
+                self._past_weight += (weight := weigh(before))
+                self._past_states.append((self.head, now, weight, entry))
             entry.same_view_since = self.head
         # The entry's old slot is stale now. If the cluster is disengaged, the new slot becomes stale once all past
         # states of the cluster are dropped.
         former, stale = entry.revision, (entry.revision > 0) + (cluster is None)
         entry.cluster, entry.revision, entry.frame = cluster, self.head, None
         self._slices.clear()
-        while len(self._past_states) > self._retention.count:
+        while len(self._past_states) > self._retention.count or self._past_weight > self._retention.weight:
             self._forget_oldest()
         self._slots.append(entry, former, stale)
 
@@ -450,7 +455,8 @@ class ChangeLog:
     # --- storage ---
 
     def _forget_oldest(self) -> None:
-        until, _, entry = self._past_states.popleft()
+        until, _, weight, entry = self._past_states.popleft()
+        self._past_weight -= weight
         # Past states are dropped in the order in which they were added, so this is the first one in the entry's
         # history.
         entry.history = entry.history[1:]

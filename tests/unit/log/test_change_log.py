@@ -194,6 +194,23 @@ def test_log_keeps_former_disengagement_of_reengaged_name_within_retention() -> 
     assert log.since(2, EVERYTHING).slice.frames == ()
 
 
+def test_past_states_are_kept_within_their_weight() -> None:
+    log = readable_log()
+    large = engage(log, "a")
+    for number in range(100):
+        labels = tuple((f"{key}{'k' * 300}", f"{number}{'v' * 60}") for key in range(1000))
+        large = msgspec.structs.replace(large, target=msgspec.structs.replace(large.target, labels=labels))
+        log.update(log.entry("a"), large, 0.0)
+    kept = log.entry("a").history
+    assert 32 < len(kept) < 80
+    assert log.reads_from(kept[0].since)
+    assert not log.reads_from(kept[0].since - 1)
+    for number in range(200):
+        engage(log, f"b{number}")
+        log.disengage(log.entry(f"b{number}"), DELETED, "", 0.0)
+    assert len(log.entry("b0").history) == 1
+
+
 def test_snapshot_is_released_with_its_last_reader() -> None:
     log = readable_log()
     engage(log, "a")
