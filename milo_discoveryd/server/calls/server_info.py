@@ -1,7 +1,9 @@
 """The response of GetServerInfo: the daemon, its sources, its shard group and its limits."""
 
 import asyncio
+import time
 from collections import Counter
+from collections.abc import Mapping
 from heapq import nsmallest
 from itertools import islice
 from typing import Protocol
@@ -23,6 +25,10 @@ from milo_kube.moment import Moment
 CLUSTERS_PER_STEP = 250
 """Maximum number of clusters converted or counted per event-loop iteration, which takes about two
 milliseconds."""
+STEP_S = 0.002
+"""How long owners of clusters are computed in one iteration of the event loop."""
+SHARES_PART = 0.1
+"""The part of the time that computing them may take, however often callers ask."""
 DRAINING_NAMED = 100
 CREDENTIALS_FAILING = "CREDENTIALS_UNAVAILABLE"
 """The message about a failing credential issuer for callers with a limited scope: the issuer's own error may contain
@@ -56,6 +62,7 @@ class DaemonDescription:
         self._fleet = fleet
         self._kubeconfigs = kubeconfigs
         self._info = info
+        self._shares = _Shares(fleet)
 
     async def describe(
         self, scope: ClusterScope, to: Recipient | None, *, streams: int, shard: ShardMembership | None, now: Moment
@@ -115,15 +122,46 @@ class DaemonDescription:
             del message.members[:]
             message.problem = ""
             return message
-        clusters: Counter[str | None] = Counter()
-        names = iter([name for name, record in self._fleet.items() if record.target is not None])
-        while batch := [*islice(names, CLUSTERS_PER_STEP)]:
-            clusters.update(rendezvous.owner(name, status.weights) for name in batch)
-            await asyncio.sleep(0)
+        clusters = await self._shares.by(status.weights)
         for member in message.members:
             member.clusters = clusters[member.name]
         message.draining.extend(nsmallest(DRAINING_NAMED, self._fleet.releases))
         return message
+
+
+class _Shares:
+    """The number of clusters that each member of the shard group owns, for all callers.
+
+    Each takes a hash for each member, and there can be hundreds of members. So one call at a time counts them, and the
+    others use its result."""
+
+    def __init__(self, fleet: Fleet) -> None:
+        self._fleet = fleet
+        self._counting = asyncio.Lock()
+        self._weights: Mapping[str, float] = {}
+        self._counts: Counter[str | None] = Counter()
+        self._until = 0.0
+
+    async def by(self, weights: Mapping[str, float]) -> Counter[str | None]:
+        """Return the clusters by member; a recent result if the members have not changed since."""
+        async with self._counting:
+            if weights != self._weights or time.monotonic() >= self._until:
+                worked = await self._count(weights)
+                self._until = time.monotonic() + worked / SHARES_PART
+            return self._counts
+
+    async def _count(self, weights: Mapping[str, float]) -> float:
+        """Count the clusters, and return how long this worked."""
+        counts: Counter[str | None] = Counter()
+        worked, began = 0.0, time.monotonic()
+        for name in [name for name, record in self._fleet.items() if record.target is not None]:
+            counts[rendezvous.owner(name, weights)] += 1
+            if (step := time.monotonic() - began) >= STEP_S:
+                worked += step
+                await asyncio.sleep(0)
+                began = time.monotonic()
+        self._weights, self._counts = weights, counts
+        return worked + time.monotonic() - began
 
 
 async def _counts(engagements: Engagements, scope: ClusterScope) -> visibility.VisibleCounts:
