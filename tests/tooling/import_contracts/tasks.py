@@ -202,6 +202,7 @@ OTHERS = {
     "controllers/src/milo_controllers/controllers.py: self._resync_periodically": _WHOLE,
     "controllers/src/milo_controllers/event_loop.py: _contained": _AWAITED,
     "controllers/src/milo_controllers/single_cluster.py: _awaited": "there is only one cluster",
+    "objects/src/milo_objects/command.py: publisher.run": _GROUP,
     "objects/src/milo_objects/follow.py: _report_fleet": _WHOLE,
     "objects/src/milo_objects/jetstream.py: _watch_silence": _WHOLE,
     "objects/src/milo_objects/jetstream.py: self._client.request": _AWAITED,
