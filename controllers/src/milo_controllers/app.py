@@ -12,7 +12,7 @@ import threading
 import time
 import traceback
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -82,6 +82,7 @@ def main(
         with asyncio.Runner() as runner:
             election = None if lease is None else _LeaseElection(lease, lease_namespace)
             status = runner.run(_run(controllers, election, listen, grace, webhooks))
+            _exit_late(status)
     except KeyboardInterrupt:
         status = 130
     _exit(status)
@@ -189,8 +190,23 @@ def _exit(status: int) -> NoReturn:
     sys.exit(status)
 
 
+def _exit_late(status: int) -> None:
+    """Exit soon, even if threads do not end, such as those of asyncio.to_thread: the end of the event loop and sys.exit
+    wait for them, and their callers were canceled."""
+
+    def exit_now() -> None:
+        time.sleep(_CLEANUP_S)
+        log_with_stack(log, logging.ERROR, _stacks(_threads(), ""), "threads did not finish")
+        logging.shutdown()
+        os._exit(status)
+
+    with suppress(RuntimeError):  # no thread can be started
+        threading.Thread(target=exit_now, name="exit", daemon=True).start()
+
+
 def _threads() -> dict[str, FrameType]:
-    names = {thread.ident: thread.name for thread in threading.enumerate()}
+    """Return what each thread executes for which sys.exit waits."""
+    names = {thread.ident: thread.name for thread in threading.enumerate() if not thread.daemon}
     return {names[ident]: frame for ident, frame in sys._current_frames().items() if ident in names}
 
 

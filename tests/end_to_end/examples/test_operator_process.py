@@ -39,6 +39,8 @@ async def reconcile(request: Request) -> None:
     try:
         if work == "hang":
             await asyncio.Event().wait()
+        if work == "thread":
+            await asyncio.to_thread(time.sleep, 600)
         if work == "short":
             await asyncio.sleep(0.5)
         if work == "invalid":
@@ -346,6 +348,19 @@ def test_operator_exits_with_status_1_if_a_thread_does_not_return_in_time(
     assert running.ended() == 1
     assert running.logged("did not finish after they were canceled")
     assert any("time.sleep(600)" in line for line in running.lines)
+
+
+def test_operator_exits_although_a_thread_of_a_canceled_reconcile_does_not_return(
+    milo_sandbox: MiloSandbox, operator: Callable[..., Operator]
+) -> None:
+    """Found by a reader: the event loop waited for the thread when it was closed."""
+    running = operator(grace=0.5)
+    [alpha] = milo_sandbox.create_control_planes("alpha")
+    alpha.create(config_map("thread", "thread"))
+    eventually(lambda: running.logged("began thread"))
+    assert running.ended() == 0
+    assert running.logged("ended thread")
+    assert running.logged("threads did not finish")
 
 
 def test_replica_that_an_error_ends_gives_the_lease_up_although_a_thread_does_not_end(

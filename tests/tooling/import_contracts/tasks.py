@@ -193,6 +193,7 @@ OTHERS = {
     "controllers/src/milo_controllers/app.py: signaled.wait": _WHOLE,
     "controllers/src/milo_controllers/app.py: controllers.failed": _WHOLE,
     "controllers/src/milo_controllers/app.py: controllers.drain": _WHOLE,
+    "controllers/src/milo_controllers/app.py: exit_now": "it exits",
     "controllers/src/milo_controllers/app.py: work": _AWAITED,
     "controllers/src/milo_controllers/controllers.py: self._in_background": "its author's error ends the operator",
     "controllers/src/milo_controllers/webhook_server.py: _follow": _WHOLE,
