@@ -9,6 +9,7 @@ import socket
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import nullcontext, suppress
 from datetime import timedelta
+from functools import partial
 from typing import Any, Protocol, TypeVar, overload, runtime_checkable
 
 from prometheus_client import REGISTRY, CollectorRegistry
@@ -50,7 +51,7 @@ from milo_kube.cache_budget import CacheBudget, CacheLimits
 from milo_kube.change_signal import ChangeSignal
 from milo_kube.failure_log import INTERVAL_S, FailureLog
 from milo_kube.loop_watchdog import LoopWatchdog
-from milo_kube.task_groups import RunsInBackground, unwrap_single_error, wait_uninterrupted
+from milo_kube.task_groups import RunsInBackground, cancelled_from_outside, unwrap_single_error, wait_uninterrupted
 from milo_objects.object_index import IndexFunction
 
 log = logging.getLogger("milo_controllers")
@@ -192,7 +193,7 @@ class Controllers(RunsInBackground):
         )
         """What `validate` and `mutate` have registered; `main(webhooks=...)` serves it."""
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._leading: asyncio.Task[None] | None = None
+        self._leading: asyncio.Task[object] | None = None
         self._failure: Exception | None = None
         """Why the controllers end, if by an error."""
         self._failed = ChangeSignal()
@@ -434,8 +435,8 @@ class Controllers(RunsInBackground):
         try:
             with unwrap_single_error(), self._watchdog():
                 async with self._client or nullcontext(), asyncio.TaskGroup() as tasks:
-                    leading = self._lead() if election is None else election.run(self._lead)
-                    self._leading = tasks.create_task(leading, name="leader election")
+                    leading = self._lead if election is None else partial(election.run, self._lead)
+                    self._leading = tasks.create_task(self._in_background(leading), name="leader election")
                     helpers = [
                         self._leading,
                         tasks.create_task(self._log_summaries(), name="log repeated failures"),
@@ -481,6 +482,12 @@ class Controllers(RunsInBackground):
     async def _in_background(self, function: Callable[[], Coroutine[Any, Any, object]]) -> object:
         try:
             return await function()
+        except asyncio.CancelledError as cancelled:
+            if cancelled_from_outside():
+                raise
+            error = RuntimeError(f"{function!r} was canceled, but not by the controllers")
+            self._fail(error)
+            raise error from cancelled
         except Exception as error:
             self._fail(error)
             raise

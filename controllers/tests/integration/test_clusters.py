@@ -25,6 +25,7 @@ from milo_controllers import (
 from milo_controllers.engaged_clusters import EngagedClusters
 from milo_controllers.informer import Informer
 from milo_discovery import ClusterNotFound, DisengageReason, EngagedCluster
+from milo_discovery.leader_election import LeadershipLost
 from milo_discovery.testing import ControlPlane, MiloSandbox, eventually, fake_discovery
 from milo_objects.scope import NotServed
 
@@ -439,6 +440,48 @@ async def test_background_task_runs_with_the_controllers_and_its_error_ends_them
     with pytest.raises(OSError, match="the task failed"):
         await running.controllers.run()
     assert history == ["began", "ended"]
+
+
+async def test_background_task_that_a_task_of_its_own_cancels_ends_the_controllers(plane: ControlPlane) -> None:
+    running = Running(plane)
+
+    @running.controllers.background()
+    async def poll() -> None:
+        reading = asyncio.create_task(asyncio.Event().wait())
+        await asyncio.sleep(0)
+        reading.cancel()
+        await reading
+
+    with pytest.raises(RuntimeError, match="canceled, but not by the controllers"):
+        async with asyncio.timeout(10):
+            await running.controllers.run()
+
+
+async def test_lost_lead_is_known_before_background_tasks_have_cleaned_up(plane: ControlPlane) -> None:
+    """Found by a reader: the process waited for one that hung, rather than exit."""
+    running, may_end, ends = Running(plane), asyncio.Event(), asyncio.Event()
+
+    class LostElection:
+        async def run(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+            del work
+            await ends.wait()
+            raise LeadershipLost("lost")
+
+    @running.controllers.background(leader_only=False)
+    async def poll() -> None:
+        ends.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            await may_end.wait()
+
+    ending = asyncio.create_task(running.controllers.run(election=LostElection()))
+    async with asyncio.timeout(10):
+        assert isinstance(await running.controllers.failed(), LeadershipLost)
+    assert not ending.done()
+    may_end.set()
+    with pytest.raises(LeadershipLost):
+        await ending
 
 
 async def test_leader_only_background_task_runs_while_this_replica_leads(plane: ControlPlane) -> None:

@@ -197,7 +197,6 @@ OTHERS = {
     "controllers/src/milo_controllers/app.py: work": _AWAITED,
     "controllers/src/milo_controllers/controllers.py: self._in_background": "its author's error ends the operator",
     "controllers/src/milo_controllers/webhook_server.py: _follow": _WHOLE,
-    "controllers/src/milo_controllers/controllers.py: leading": _WHOLE,
     "controllers/src/milo_controllers/controllers.py: self._follow_discovery": _WHOLE,
     "controllers/src/milo_controllers/controllers.py: self._log_summaries": _WHOLE,
     "controllers/src/milo_controllers/controllers.py: self._resync_periodically": _WHOLE,
