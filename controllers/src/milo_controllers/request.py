@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import copy
 import logging
 from collections.abc import Callable, Coroutine, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -255,7 +256,7 @@ class Request(Generic[ObjectT]):
         changed = merge_patch(before, document, whole)
         changed = {name: value for name, value in changed.items() if name not in ("apiVersion", "kind")}
         if not changed:
-            return whole
+            return copy.deepcopy(whole)
         written = await self._send("PATCH", path, _locked(changed, whole), content_type=MERGE_PATCH, dry_run=dry_run)
         return self._noted(kind, written, subresource, dry_run=dry_run)
 
@@ -573,7 +574,8 @@ class Request(Generic[ObjectT]):
             self.writes[kind.resource, *write.place] = write
             place = write.place
         if place is not None and self._is_own(kind, place):
-            self._own = after_write(subresource, written)
+            # A copy, since the author may change what is returned: it must not be taken for what is stored.
+            self._own = after_write(subresource, copy.deepcopy(written))
         return written
 
 

@@ -329,3 +329,21 @@ async def test_finalizers_of_others_are_kept_if_the_cache_lacks_them(plane: Cont
     assert await once(plane, lambda request: request.remove_finalizer("example.com/own"), kind=small)
     assert plane.get(WIDGETS, "one")["metadata"]["finalizers"] == [FINALIZER]
     plane.patch(WIDGETS, "one", {"metadata": {"finalizers": None}})
+
+
+async def test_change_of_what_a_write_returned_is_not_taken_for_what_is_stored(plane: ControlPlane) -> None:
+    """Found by a reader: the finalizer was not removed, and the condition not set."""
+    plane.create(labeled())
+    condition = {"type": "Ready", "status": "True", "reason": "Applied", "message": "", "observedGeneration": 1}
+
+    async def act(request: Request) -> tuple[bool, bool]:
+        written = await request.patch(WIDGETS, "one", {"metadata": {"labels": {"kept": "no"}}})
+        written["metadata"]["finalizers"].remove(FINALIZER)
+        written["status"] = {"conditions": [condition]}
+        is_set = await request.set_condition("Ready", "True", "Applied", observed_generation=1)
+        return is_set, await request.remove_finalizer(FINALIZER)
+
+    assert await once(plane, act) == (True, True)
+    found = plane.get(WIDGETS, "one")
+    assert "finalizers" not in found["metadata"] or not found["metadata"]["finalizers"]
+    assert [one["type"] for one in found["status"]["conditions"]] == ["Ready"]
