@@ -10,6 +10,7 @@ from random import getrandbits
 from typing import Any, NamedTuple, Protocol
 
 from milo_controllers.affected_objects import AffectedCluster, AffectedObjects, key_of
+from milo_controllers.errors import cause_of
 from milo_controllers.fleet_view import FleetView
 from milo_controllers.informer import Informer
 from milo_controllers.kinds import CacheKey
@@ -244,8 +245,8 @@ class Controller:
             with self._span():
                 outcome = await self._call.outcome(request)
         except Exception as caught:  # noqa: BLE001  (the top of a reconcile: recorded, logged and retried)
-            error = caught
-            outcome = failed_outcome(caught, member.cluster)
+            error = cause_of(caught)
+            outcome = failed_outcome(error, member.cluster)
         finally:
             now = self._clock()
             del self._running[key]

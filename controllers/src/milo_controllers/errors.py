@@ -44,6 +44,16 @@ class ReconcileTimeout(ControllerError):
     """A reconcile took longer than its timeout, and is retried."""
 
 
+def cause_of(error: Exception) -> Exception:
+    """Return one error of a group, as a TaskGroup raises it, if all of them have one type: of those of an API server
+    the one that asks for the longest delay."""
+    if not isinstance(error, ExceptionGroup):
+        return error
+    causes = [cause_of(inner) for inner in error.exceptions]
+    longest = max(causes, key=lambda cause: getattr(cause, "retry_after_s", None) or 0.0)
+    return longest if len(set(map(type, causes))) == 1 else error
+
+
 def text_of(error: Exception) -> str:
     """Return the text of an author's error, also if its `__str__` fails or returns what cannot be encoded."""
     try:

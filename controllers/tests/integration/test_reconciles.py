@@ -25,7 +25,7 @@ from milo_controllers import (
     Result,
 )
 from milo_discovery import DiscoveryClient, Fleet
-from milo_discovery.testing import ControlPlane, FakeDiscovery, eventually, fake_clock
+from milo_discovery.testing import ControlPlane, FakeDiscovery, MiloSandbox, eventually, fake_clock
 
 from .widgets import (
     FINALIZER,
@@ -273,6 +273,35 @@ async def test_failed_reconcile_is_retried_and_permanent_failure_waits_for_a_cha
         assert running.metric("workqueue_depth", controller="widgets", name="widgets", priority="0") == 0
         assert running.metric("milo_controllers_informers", resource=WIDGETS, state="synced") == 1
         assert running.metric("milo_controllers_clusters") == 1
+
+
+async def test_errors_of_a_task_group_have_the_outcome_of_their_type(sandbox: MiloSandbox, plane: ControlPlane) -> None:
+    """Found by a reader: objects of a suspended project were retried, and those that failed permanently."""
+    refused: list[str] = []
+
+    async def refuse() -> None:
+        raise Permanent("the widget is not valid")
+
+    async def reconcile(request: Request) -> None:
+        refused.append(request.name)
+        async with asyncio.TaskGroup() as tasks:
+            for number in range(2):
+                made = {"metadata": {"name": f"made-{number}"}}
+                tasks.create_task(refuse() if request.name == "invalid" else request.create("v1/configmaps", made))
+
+    plane.create(widget("invalid"))
+    plane.create(widget("suspended"))
+    sandbox.suspend_project(plane.project)
+    running = Running()
+    running.controllers.reconcile(WIDGETS, queue=QueuePolicy(first_delay_s=0.01))(reconcile)
+    async with running.controllers:
+        running.discovery.engage(plane, suspended=True)
+        [failing] = await eventually(lambda: list(running.controllers.failing()))
+        await eventually(lambda: len(refused) >= 2)
+        await asyncio.sleep(0.3)
+        assert sorted(refused) == ["invalid", "suspended"]
+        assert (failing.name, failing.error, failing.next_try) == ("invalid", "the widget is not valid", None)
+    sandbox.lift_suspension(plane.project)
 
 
 async def test_reconcile_retry_honors_retry_after_of_the_server(plane: ControlPlane) -> None:
