@@ -12,6 +12,7 @@ import threading
 import time
 import traceback
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
@@ -279,6 +280,8 @@ class Pages:
 
     def __init__(self, controllers: Controllers) -> None:
         self._controllers = controllers
+        self._collecting = ThreadPoolExecutor(1, "metrics")
+        """Not the threads of asyncio.to_thread, in which reconcilers may have calls that wait for long."""
 
     async def answer(self, request: ServerRequest) -> HttpReply:
         match request.path:
@@ -300,7 +303,8 @@ class Pages:
             return HttpReply(b"names and errors are shown on loopback only: use kubectl port-forward\n", status=403)
         match request.path:
             case "/metrics":
-                body = await asyncio.to_thread(generate_latest, self._controllers.registry)
+                loop = asyncio.get_running_loop()
+                body = await loop.run_in_executor(self._collecting, generate_latest, self._controllers.registry)
                 return HttpReply(body, content_type=CONTENT_TYPE_LATEST)
             case "/debug/health":
                 return _json(asdict(self._controllers.health()))

@@ -1,5 +1,9 @@
 """Access to the HTTP pages of an operator, by client address and Host header."""
 
+import asyncio
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 from prometheus_client import CollectorRegistry
 
@@ -33,3 +37,20 @@ async def test_debug_pages_require_a_loopback_peer_and_a_known_host_header(
     headers.add(b"Host", host.encode())
     reply = await pages.answer(ServerRequest(path, {}, headers, peer))
     assert reply.status == status
+
+
+async def test_metrics_are_shown_while_reconcilers_occupy_the_threads_of_asyncio() -> None:
+    may_end, threads = threading.Event(), ThreadPoolExecutor(1)
+    asyncio.get_running_loop().set_default_executor(threads)
+    waiting = asyncio.create_task(asyncio.to_thread(may_end.wait, 60))
+    await asyncio.sleep(0)
+    pages = Pages(Controllers(Fleet(FakeDiscovery()), registry=CollectorRegistry()))
+    headers = Headers()
+    headers.add(b"Host", b"localhost")
+    try:
+        async with asyncio.timeout(10):
+            assert (await pages.answer(ServerRequest("/metrics", {}, headers, "127.0.0.1"))).status == 200
+        assert not waiting.done()
+    finally:
+        may_end.set()
+        await waiting
