@@ -3,6 +3,7 @@
 import asyncio
 import heapq
 import itertools
+import weakref
 from collections import defaultdict
 from collections.abc import Iterator
 from typing import Generic, TypeVar
@@ -78,12 +79,17 @@ class LeaseTable:
         return iter(self._entries.values())
 
     def begin(self, key: LeaseKey, cluster: Cluster | None) -> LeaseEntry:
-        """Return the lease of the key, and create it if there is none."""
+        """Return the lease of the key, and create it if there is none. Leases of the cluster's former endpoints end:
+        the users who write its object choose how often that changes."""
         entry = self._entries.get(key)
         if entry is None:
             self._entries[key] = entry = LeaseEntry(key, cluster, CredentialLease(self._draw))
             if cluster is not None:
-                self._of_cluster[key.incarnation][key] = None
+                of_cluster = self._of_cluster[key.incarnation]
+                for former in [former for former in of_cluster if former.place != key.place]:
+                    del of_cluster[former]
+                    self._entries.pop(former).drop()
+                of_cluster[key] = None
         # A cluster from the state file lacks the fields of its object until the object is received again.
         entry.cluster = cluster
         return entry
@@ -108,23 +114,25 @@ L = TypeVar("L")
 
 
 class RenewalTimer(Generic[L]):
-    """A timer for many leases: wakes one task when the next of them is due."""
+    """A timer for many leases: wakes one task when the next of them is due. It keeps no lease, and so no credential,
+    that was dropped."""
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._numbers = itertools.count()
-        self._due: list[tuple[float, int, L]] = []
+        self._due: list[tuple[float, int, weakref.ref[L]]] = []
         self._due_sooner = asyncio.Event()
 
     def add(self, due_at: float, lease: L) -> None:
         """Add a lease that is due at this time on the event loop's clock. It may be in the timer several times."""
-        heapq.heappush(self._due, (due_at, next(self._numbers), lease))
-        if self._due[0][2] is lease:
+        heapq.heappush(self._due, (due_at, next(self._numbers), weakref.ref(lease)))
+        if self._due[0][2]() is lease:
             self._due_sooner.set()
 
     def take_due(self, now: float) -> Iterator[L]:
         while self._due and self._due[0][0] <= now:
-            yield heapq.heappop(self._due)[2]
+            if (lease := heapq.heappop(self._due)[2]()) is not None:
+                yield lease
 
     async def wait_for_due(self, now: float, *, at_most_s: float) -> None:
         """Wait until the next lease is due, for up to `at_most_s`."""

@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import gc
 import json
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
@@ -29,7 +30,7 @@ from milo_discoveryd.kubeconfigs.kubeconfigs import (
     NoIssuerError,
 )
 from milo_discoveryd.kubeconfigs.lease_handle import CredentialUnavailableError, Issuance
-from milo_discoveryd.kubeconfigs.lease_table import LeaseKey
+from milo_discoveryd.kubeconfigs.lease_table import LeaseEntry, LeaseKey
 from milo_discoveryd.kubeconfigs.rendering import ClusterTrust, IssuedKubeconfig
 from milo_discoveryd.model.cluster import Cluster, DeclaredTarget
 from milo_discoveryd.rights.rights import UNLIMITED, Recipient, Terms
@@ -140,6 +141,27 @@ async def test_cluster_with_changed_endpoint_gets_another_credential() -> None:
         ]
         kubeconfigs.disengaged(moved)
         assert kubeconfigs.health()[0].leases == 0
+
+
+async def test_no_lease_of_a_former_endpoint_or_incarnation_is_kept() -> None:
+    """Each has a credential that may be valid for years, and a tenant can change the endpoint all the time."""
+
+    def kept() -> int:
+        gc.collect()
+        return sum(isinstance(each, LeaseEntry) for each in gc.get_objects())
+
+    async with issuing(Backend(Scope.CLUSTER, life_s=3600)) as kubeconfigs:
+        for number in range(5):
+            moved = replace(ALPHA, target=replace(ALPHA.target, place=(f"https://{number}.test",)))
+            await got(kubeconfigs, moved)
+            assert kubeconfigs.health()[0].leases == 1
+        assert kept() == 1
+        kubeconfigs.disengaged(moved)
+        for number in range(5):
+            again = a_cluster("beta", number + 10)
+            await got(kubeconfigs, again)
+            kubeconfigs.disengaged(again)
+        assert kept() == 0
 
 
 async def test_shared_credential_serves_cluster_with_changed_endpoint() -> None:
