@@ -250,7 +250,7 @@ class ChangeLog:
             if before is not None:
                 past = PastState(before, entry.same_view_since, self.head, event.reason, event.message)
                 entry.history = (*entry.history, past)
-                self._past_weight += (weight := weigh(before))
+                self._past_weight += (weight := weigh((before, event.message)))
                 self._past_states.append((self.head, now, weight, entry))
             entry.same_view_since = self.head
         # The entry's old slot is stale now. If the cluster is disengaged, the new slot becomes stale once all past

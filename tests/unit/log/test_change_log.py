@@ -211,6 +211,14 @@ def test_past_states_are_kept_within_their_weight() -> None:
     assert len(log.entry("b0").history) == 1
 
 
+def test_messages_of_past_states_count_in_their_weight() -> None:
+    log = readable_log(Retention(weight=1 << 20))
+    for number in range(200):
+        engage(log, "a")
+        log.disengage(log.entry("a"), DELETED, f"{number}" + "\N{GRINNING FACE}" * 2048, 0.0)
+    assert 100 < len(log.entry("a").history) < 125
+
+
 def test_snapshot_is_released_with_its_last_reader() -> None:
     log = readable_log()
     engage(log, "a")
