@@ -6,14 +6,15 @@ import asyncio
 import itertools
 import json
 import ssl
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import msgspec
 
 from milo_discovery.extras import needs_extra
+from milo_objects.jetstream_answers import JetStreamAnswer
 from milo_objects.messages import StoredMessage
 from milo_objects.stream_commands import WriteMessage
 from milo_objects.subjects import PUBLISHER, STREAM_SUBJECTS
@@ -33,6 +34,8 @@ _STREAM_NOT_FOUND: Final = 10059
 _FULL: Final = {10077, 10047, 10023, 10054}
 """Error codes of a stream that has `max_bytes`, of a server without space, and of a message above `max_msg_size`."""
 _NANOSECONDS: Final = 1_000_000_000
+
+T = TypeVar("T")
 
 
 class NatsOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -96,7 +99,7 @@ class NatsSession:
     # --- the connection ---
 
     async def begin(self) -> None:
-        await self._client.subscribe(f"{self._inbox}.*", cb=self._answered)
+        await _awaited(self._client.subscribe(f"{self._inbox}.*", cb=self._answered))
 
     def lose(self, problem: str) -> None:
         """End the connection because of a problem."""
@@ -115,8 +118,8 @@ class NatsSession:
 
     # --- calls ---
 
-    async def call(self, method: str, body: Any = None) -> Any:
-        """Call JetStream's API. Raises StreamLost."""
+    async def call(self, method: str, body: Any = None) -> bytes:
+        """Call JetStream's API, and return what it answers. Raises StreamLost."""
         content = b"" if body is None else json.dumps(body).encode()
         asking = asyncio.ensure_future(self._client.request(f"{_API}.{method}", content, timeout=CALL_TIMEOUT_S))
         try:
@@ -134,7 +137,15 @@ class NatsSession:
             raise StreamLost(f"{method.split('.', maxsplit=1)[0]} {method.split('.')[1]}: {_text(error)}") from error
         finally:
             asking.cancel()
-        return json.loads(answer.data)
+        return answer.data
+
+    async def _answer(self, method: str, body: Any = None) -> JetStreamAnswer:
+        """Raises StreamLost."""
+        answer = await self.call(method, body)
+        try:
+            return JetStreamAnswer.decode(answer)
+        except ValueError as error:
+            raise StreamLost(f"{method.split('.', maxsplit=1)[0]} {method.split('.')[1]}: {error}") from error
 
     async def stream(self, new: NewStream | None = None, *, is_checked: bool = True) -> StreamInfo:
         """Return the facts about the stream; create it, if it may be. Raises UnusableStream and StreamLost.
@@ -142,7 +153,7 @@ class NatsSession:
         `is_checked`: whether its settings have to be those that a publisher needs.
         """
         name = self._options.stream
-        asking = asyncio.ensure_future(self.call(f"STREAM.INFO.{name}"))
+        asking = asyncio.ensure_future(self._answer(f"STREAM.INFO.{name}"))
         try:
             await asyncio.wait({asking, self.without_info}, return_when=asyncio.FIRST_COMPLETED)
             if self.without_info.done() and not is_checked:
@@ -151,22 +162,22 @@ class NatsSession:
             found = await asking
         finally:
             asking.cancel()
-        if found.get("error", {}).get("err_code") == _STREAM_NOT_FOUND:
+        if found.error is not None and found.error.err_code == _STREAM_NOT_FOUND:
             if new is None:
                 raise UnusableStream(
                     f"the stream {name} does not exist: start the publisher with --create-stream"
                     if is_checked
                     else f"the stream {name} does not exist: start its publisher"
                 )
-            found = await self.call(f"STREAM.CREATE.{name}", _new_config(name, new))
-        if "error" in found:
-            raise UnusableStream(f"the stream {name}: {found['error'].get('description')}")
-        config = found["config"]
-        if is_checked and (problem := _problem(name, config)):
+            found = await self._answer(f"STREAM.CREATE.{name}", _new_config(name, new))
+        if found.error is not None:
+            raise UnusableStream(f"the stream {name}: {found.error.description}")
+        config = found.config
+        if is_checked and (problem := config.problem(name)):
             raise UnusableStream(problem)
-        server = "" if config.get("num_replicas", 1) > 1 else self._client._server_info["server_id"]
-        limits = [self._client.max_payload, *([config["max_msg_size"]] if config.get("max_msg_size", -1) > 0 else [])]
-        return StreamInfo(f"{found['created']} {server}", found["state"]["last_seq"], min(limits))
+        server = "" if config.num_replicas > 1 else self._client._server_info.get("server_id")
+        limits = [self._client.max_payload, *([config.max_msg_size] if config.max_msg_size > 0 else [])]
+        return StreamInfo(f"{found.created} {server}", found.state.last_seq, min(limits))
 
     async def write(self, command: WriteMessage, answer: Callable[[int | Exception], None]) -> None:
         """Write a message. `answer` is called with its sequence, WriteConflict or StreamFull, or never."""
@@ -193,7 +204,7 @@ class NatsSession:
         headers = {**headers, "Nats-Expected-Stream": self._options.stream}
         self._answers[token] = lambda message: self._acknowledged(message, answer)
         try:
-            await self._client.publish(subject, body, reply=f"{self._inbox}.{token}", headers=headers)
+            await _awaited(self._client.publish(subject, body, reply=f"{self._inbox}.{token}", headers=headers))
         except (NatsError, OSError) as error:
             self.lose(_text(error))
 
@@ -201,22 +212,26 @@ class NatsSession:
         if message.headers and message.headers.get("Status") == "503":
             self.lose(f"no stream takes the messages: {self._options.stream} was deleted, or JetStream has no leader")
             return
-        found = json.loads(message.data)
-        error = found.get("error")
+        try:
+            found = JetStreamAnswer.decode(message.data)
+        except ValueError as invalid:
+            self.lose(f"a message was acknowledged by {invalid}")
+            return
+        error = found.error
         if error is None:
-            answer(found["seq"])
-        elif error.get("err_code") == _WRONG_LAST_SEQUENCE:
-            answer(WriteConflict(error.get("description", "")))
-        elif error.get("err_code") in _FULL:
-            answer(StreamFull(f"the stream {self._options.stream}: {error.get('description')}; raise its limits"))
+            answer(found.seq)
+        elif error.err_code == _WRONG_LAST_SEQUENCE:
+            answer(WriteConflict(error.description))
+        elif error.err_code in _FULL:
+            answer(StreamFull(f"the stream {self._options.stream}: {error.description}; raise its limits"))
         else:
-            self.lose(f"the stream {self._options.stream} refuses a message: {error.get('description')}")
+            self.lose(f"the stream {self._options.stream} refuses a message: {error.description}")
 
     async def purge(self, subject: str, below: int) -> None:
         """Delete the messages of these subjects with a lower sequence. Raises StreamLost."""
-        found = await self.call(f"STREAM.PURGE.{self._options.stream}", {"filter": subject, "seq": below})
-        if "error" in found:
-            raise StreamLost(f"purging {subject}: {found['error'].get('description')}")
+        found = await self._answer(f"STREAM.PURGE.{self._options.stream}", {"filter": subject, "seq": below})
+        if found.error is not None:
+            raise StreamLost(f"purging {subject}: {found.error.description}")
 
     # --- reading ---
 
@@ -242,7 +257,7 @@ class NatsSession:
             await asyncio.wait({done, self._lost}, return_when=asyncio.FIRST_COMPLETED)
         # A server limits consumers, and would keep it for a while. One that it keeps nevertheless does no harm.
         with suppress(NatsError, OSError):
-            await self._client.publish(f"{_API}.CONSUMER.DELETE.{self._options.stream}.{name}")
+            await _awaited(self._client.publish(f"{_API}.CONSUMER.DELETE.{self._options.stream}.{name}"))
         if not done.done():
             await self.lost()
         return found, last
@@ -305,7 +320,7 @@ class NatsSession:
             receive(stored, int(tokens[at + 3]))
 
         inbox, name = self._client.new_inbox(), self._inbox.rpartition(".")[2] + str(next(self._number))
-        subscription = await self._client.subscribe(inbox, cb=deliver)
+        subscription = await _awaited(self._client.subscribe(inbox, cb=deliver))
         config = {
             "name": name,
             "deliver_subject": inbox,
@@ -326,10 +341,10 @@ class NatsSession:
         stream = self._options.stream
         try:
             body = {"stream_name": stream, "config": config, "action": "create"}
-            found = await self.call(f"CONSUMER.CREATE.{stream}.{name}{suffix}", body)
-            if "error" in found:
-                raise UnusableStream(f"reading {', '.join(filters)}: {found['error'].get('description')}")
-            if not found.get("num_pending"):
+            found = await self._answer(f"CONSUMER.CREATE.{stream}.{name}{suffix}", body)
+            if found.error is not None:
+                raise UnusableStream(f"reading {', '.join(filters)}: {found.error.description}")
+            if not found.num_pending:
                 idle()
             watching = asyncio.ensure_future(_watch_silence(lambda: heard, 3 * heartbeat_s + 1.0, self.lose))
             try:
@@ -339,6 +354,15 @@ class NatsSession:
         finally:
             with suppress(NatsError, OSError):
                 await subscription.unsubscribe()
+
+
+async def _awaited(call: Awaitable[T]) -> T:
+    """Return the result of a call of the client, which loses a cancellation while it flushes."""
+    result = await call
+    task = asyncio.current_task()
+    if task is not None and task.cancelling():
+        raise asyncio.CancelledError
+    return result
 
 
 async def _watch_silence(heard: Callable[[], float], limit_s: float, lose: Callable[[str], None]) -> None:
@@ -385,7 +409,8 @@ async def open_session(options: NatsOptions, name: str) -> AsyncIterator[NatsSes
                     user_credentials=str(options.credentials) if options.credentials else None,
                     inbox_prefix=options.inbox_prefix,
                 )
-        except (NatsError, OSError, TimeoutError, ValueError) as error:
+        # The client expects an object as the server's INFO, and raises anything if it is none.
+        except (NatsError, OSError, TimeoutError, ValueError, LookupError, TypeError, AttributeError) as error:
             raise StreamLost(f"{', '.join(options.servers)}: {problems[-1] if problems else _text(error)}") from error
         session = NatsSession(client, options)
         await session.begin()
@@ -425,30 +450,6 @@ def _new_config(name: str, new: NewStream) -> dict[str, Any]:
         "duplicate_window": _NANOSECONDS,
         "description": "Objects of Milo's project control planes, by milo-objects.",
     }
-
-
-def _problem(name: str, config: dict[str, Any]) -> str:
-    """Return which setting of a stream would lose messages, and how to change it; empty if none would."""
-    subjects = config.get("subjects") or []
-    wrong = {
-        "subjects": (list(STREAM_SUBJECTS), f"--subjects '{','.join(STREAM_SUBJECTS)}'"),
-        "max_msgs_per_subject": (1, "--max-msgs-per-subject=1"),
-        "retention": ("limits", "no option changes it: delete the stream"),
-        "discard": ("new", "--discard=new"),
-        "max_age": (0, "--max-age=0"),
-        "max_msgs": (-1, "--max-msgs=-1"),
-        "allow_msg_ttl": (True, "--allow-msg-ttl"),
-        "deny_purge": (False, "no option changes it: delete the stream"),
-        "sealed": (False, "no option changes it: delete the stream"),
-        "no_ack": (False, "--ack"),
-    }
-    present = {**dict.fromkeys(("allow_msg_ttl", "deny_purge", "sealed", "no_ack"), False), "max_age": 0, **config}
-    present["subjects"] = list(STREAM_SUBJECTS) if set(subjects) >= set(STREAM_SUBJECTS) else subjects
-    for setting, (needed, option) in wrong.items():
-        if present.get(setting) != needed:
-            remedy = option if option.startswith("no option") else f"run: nats stream edit {name} {option}"
-            return f"the stream {name} has {setting} {present.get(setting)!r}, and {needed!r} is needed; {remedy}"
-    return ""
 
 
 def _text(error: BaseException) -> str:

@@ -1,6 +1,9 @@
 """Publishing into a real nats-server, and reading back."""
 
 import asyncio
+import json
+import os
+import signal
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
@@ -52,6 +55,26 @@ async def server(tmp_path: Path) -> AsyncIterator[NatsServer]:
 @pytest.fixture
 def world(server: NatsServer) -> World:
     return World(server)
+
+
+async def test_cancellation_is_not_lost_while_the_client_flushes(world: World) -> None:
+    async with world.publisher(), world.session() as session:
+
+        async def write() -> None:
+            while not session._lost.done():
+                await session._publish("milo.objects.large", {}, bytes(1 << 20), lambda _: None)
+
+        os.kill(world.server.pid, signal.SIGSTOP)
+        writing = asyncio.create_task(write())
+        try:
+            transport = session._client._transport._io_writer.transport
+            await eventually(lambda: transport.get_write_buffer_size() > 0)
+            writing.cancel()
+            await asyncio.wait([writing], timeout=5)
+            assert writing.cancelled()
+        finally:
+            os.kill(world.server.pid, signal.SIGCONT)
+            writing.cancel()
 
 
 async def test_reader_has_what_the_publisher_follows(world: World) -> None:
@@ -510,7 +533,7 @@ async def test_changed_stream_is_refused_with_the_remedy(world: World) -> None:
         world.fleet.engage("web")
         await settled(publisher)
     async with world.session() as session:
-        found = await session.call("STREAM.INFO.milo")
+        found = json.loads(await session.call("STREAM.INFO.milo"))
         await session.call("STREAM.UPDATE.milo", {**found["config"], "discard": "old"})
     source = ObjectPublisher(
         world.fleet, world.fleet, [NAMESPACES], world.options, NewStream(), report=world.reports.append
@@ -535,7 +558,7 @@ async def test_full_stream_refuses_new_objects_and_takes_them_once_it_is_larger(
         await eventually(lambda: "n0" not in names(objects))
         assert known - {"n0"} <= names(objects)
         async with world.session() as session:
-            found = await session.call("STREAM.INFO.milo")
+            found = json.loads(await session.call("STREAM.INFO.milo"))
             await session.call("STREAM.UPDATE.milo", {**found["config"], "max_bytes": 1 << 20})
         await eventually(lambda: len(names(objects)) == 99 and objects.view("v1/namespaces").synced)
 

@@ -122,5 +122,7 @@ async def test_publisher_reads_clusters_whether_it_may_delete_its_consumers_or_n
             assert world.reports == []
             # The server keeps those that are not deleted for 30 s.
             async with asyncio.timeout(20):
-                while permitted is None and (await session.call("STREAM.INFO.milo"))["state"]["consumer_count"]:
+                while (
+                    permitted is None and json.loads(await session.call("STREAM.INFO.milo"))["state"]["consumer_count"]
+                ):
                     pass
