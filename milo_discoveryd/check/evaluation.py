@@ -154,7 +154,8 @@ async def _objects(
             raise ListPageError(f"the API server answered {answer.status} to the request for {watched.path}")
         page, observations = collection.decoder.page(answer.body)
         for observation in observations:
-            yield observation
+            if observation is not None:
+                yield observation
         token = page.continue_token
         if not token:
             return

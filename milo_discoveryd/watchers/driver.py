@@ -255,7 +255,7 @@ class Driver:
             _, listed = self._decoder.page(answer.body)
         except (TransportError, ListPageError) as error:
             return Inconclusive(str(error))
-        if any(other.name == observation.name for other in listed):
+        if any(other is not None and other.name == observation.name for other in listed):
             return Found(observation)
         message = f"it does not match the daemon's field selector {resource.field_selector}"
         return Found(Outside(observation.name, observation.uid, observation.version, message, observation.fields))

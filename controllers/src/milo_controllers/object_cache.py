@@ -127,12 +127,12 @@ def _type_meta(raw: bytes) -> _TypeMeta | None:
 class ObjectDecoder(Decoder[msgspec.Raw, CachedObject]):
     """A decoder of objects that adds apiVersion and kind if a list omits them, as lists of built-in kinds do."""
 
-    def page(self, body: bytes) -> tuple[ListPage, Iterator[CachedObject]]:
+    def page(self, body: bytes) -> tuple[ListPage, Iterator[CachedObject | None]]:
         page, objects = super().page(body)
         meta = _type_meta(body) or _TypeMeta()
         of_items = {"apiVersion": meta.apiVersion, "kind": meta.kind.removesuffix("List")}
         prefix = msgspec.json.encode(of_items)[:-1] + b","
-        return page, (_typed(found, prefix) for found in objects)
+        return page, (None if found is None else _typed(found, prefix) for found in objects)
 
 
 def _typed(found: CachedObject, prefix: bytes) -> CachedObject:

@@ -16,7 +16,8 @@ class CacheLimits(msgspec.Struct, frozen=True, kw_only=True):
     objects: int = 100_000
     """Maximum number of objects of one kind in one cluster."""
     bytes: int = 64 << 20
-    """Maximum estimated memory of the objects of one kind in one cluster, and maximum bytes of one page of a list."""
+    """Maximum estimated memory of the objects of one kind in one cluster, and maximum bytes of one page of a list, if
+    less than 16 MiB."""
     total_bytes: int = 1 << 30
     """Maximum bytes of all caches; above it, the largest cache is dropped."""
     retry_s: float = 600.0

@@ -31,6 +31,8 @@ _STATES: Final[dict[str, FollowerState]] = {
 _CHECK_KIND = "check its group, version and plural, and whether its CustomResourceDefinition is installed there"
 _WARNINGS = Rate(per_second=0.1, burst=10.0)
 """The rate limit of each follower's warnings about objects."""
+PAGE_BYTES = 16 << 20
+"""Maximum bytes of a page, which is decoded in one step. With more, smaller pages are requested."""
 _APPLIED_AT_ONCE = 250
 """Maximum number of source events applied before the follower yields to the event loop."""
 
@@ -248,6 +250,7 @@ class CollectionFollower(ABC, Generic[DecodedT, ChangeT]):
                 self.synced()
             if number % _APPLIED_AT_ONCE == 0:
                 await asyncio.sleep(0)
+        self._count()
         if not self._exceeded:
             self._report()
 
@@ -255,7 +258,7 @@ class CollectionFollower(ABC, Generic[DecodedT, ChangeT]):
         """Read a page of a list. Its bytes count toward the budget until the next page is read, or the watch begins."""
         self.page_applied()
         accept = METADATA_LIST_ONLY if self._kind.metadata_only else JSON
-        limit = self._budget.limits.bytes
+        limit = min(self._budget.limits.bytes, PAGE_BYTES)
         return await self._api.get(
             path, query, timeout_s=timeout_s, accept=accept, limit=limit, arrived=self._page_arrived
         )
@@ -270,7 +273,7 @@ class CollectionFollower(ABC, Generic[DecodedT, ChangeT]):
         self._count()
 
     def _count(self) -> None:
-        size = self._sink.size + self._page_bytes
+        size = self._sink.size + self._page_bytes + self._list_watch.partial
         if size == self.counted_bytes or self._exceeded:
             return
         grown, self.counted_bytes = size - self.counted_bytes, size

@@ -11,6 +11,7 @@ from typing import Any, Generic, Protocol, TypeVar
 from milo_kube import retry_after
 from milo_kube.api_request import Answer, Stream
 from milo_kube.http.errors import TransportError
+from milo_kube.http.handshake_turns import page_turns
 from milo_kube.liveness_probe import LivenessProbe
 from milo_kube.reflect.messages import (
     MALFORMED_RESPONSE,
@@ -42,6 +43,8 @@ EVENTS_AT_ONCE = 100
 """Maximum number of events of a batch, after which other tasks run. A hostile server can send a million at once."""
 _AT_ONCE_S = 0.005
 """Time after which a batch of a page ends before it has that many events: a kubeconfig in an object can take 15 ms."""
+_SMALL_PAGE = 1 << 20
+"""Pages of at least this size are decoded in turn: each takes up to 10 ms for each MiB, which a server determines."""
 _REASONS = {
     "dns": "DnsFailed",
     "connect": "ConnectFailed",
@@ -85,8 +88,8 @@ class CollectionApi(Protocol):
 class PageDecoder(Protocol[Seen]):
     """Decodes what the API answers: a `wire.Decoder`, or one for another representation of the objects."""
 
-    def page(self, body: bytes) -> tuple[ListPage, Iterable[Seen]]:
-        """Return a page of a list. Raises ListPageError."""
+    def page(self, body: bytes) -> tuple[ListPage, Iterable[Seen | None]]:
+        """Return a page of a list, with None for an object without a name. Raises ListPageError."""
 
     def lines(self, lines: Iterable[bytes | bytearray]) -> list[WatchEvent[Seen]]:
         """Decode lines of a watch, up to the first one that is not an event."""
@@ -120,7 +123,7 @@ class ListWatch(Generic[Seen]):
 
     __slots__ = (
         *("_api", "_clock", "_collection", "_connect_timeout_s", "_decoder", "_liveness", "_reflector"),
-        "_request_timeout_s",
+        *("_request_timeout_s", "partial"),
     )
 
     def __init__(
@@ -142,6 +145,8 @@ class ListWatch(Generic[Seen]):
         self._connect_timeout_s = connect_timeout_s
         self._request_timeout_s = request_timeout_s
         self._clock: Callable[[], float] = asyncio.get_running_loop().time
+        self.partial = 0
+        """Number of bytes of the event that a watch has begun to send."""
 
     @property
     def status(self) -> ViewStatus:
@@ -196,7 +201,11 @@ class ListWatch(Generic[Seen]):
                 answer = await self._wait(response, deadline)
             if answer.status != 200:
                 return self._failed(_response_failure(answer.status, answer.headers, answer.body))
-            page, listed = self._decoder.page(answer.body)
+            body = answer.body
+            if len(body) < _SMALL_PAGE:
+                page, listed = self._decoder.page(body)
+            else:
+                page, listed = await page_turns().result(lambda: self._decoder.page(body))
         except TransportError as error:
             return self._failed(_transport_failure(error))
         except ListPageError as error:
@@ -254,13 +263,16 @@ class ListWatch(Generic[Seen]):
 
     async def _followed(self, stream: Stream) -> AsyncGenerator[Iterable[SourceEvent[Seen]], None]:
         lines = Lines()
-        async with aclosing(stream.chunks()) as chunks, Deadline() as deadline:
-            while self._reflector.is_reading:
-                for number, batch in enumerate(await self._read(chunks, lines, deadline)):
-                    if number:
-                        await asyncio.sleep(0)
-                    yield batch
-                    del batch
+        try:
+            async with aclosing(stream.chunks()) as chunks, Deadline() as deadline:
+                while self._reflector.is_reading:
+                    for number, batch in enumerate(await self._read(chunks, lines, deadline)):
+                        if number:
+                            await asyncio.sleep(0)
+                        yield batch
+                        del batch
+        finally:
+            self.partial = 0
 
     async def _read(
         self, chunks: AsyncIterator[bytes], lines: Lines, deadline: Deadline
@@ -270,7 +282,9 @@ class ListWatch(Generic[Seen]):
         chunk = await self._wait(anext(chunks, None), deadline, silent_at)
         now = self._clock()
         if chunk is not None:
-            return self._decoded(lines.feed(chunk), now, partial=lines.partial)
+            complete = lines.feed(chunk)
+            self.partial = lines.partial
+            return self._decoded(complete, now, partial=bool(lines.partial))
         if lines.partial:
             cut = Failure("TruncatedLine", "the server ended the watch in the middle of an event")
             return iter((self._reflector.failed(cut, now),))

@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from typing import Any, NamedTuple
 
@@ -15,7 +15,7 @@ from milo_kube.http.errors import TransportError
 from milo_kube.reflect.messages import SourceEvent
 from milo_kube.reflect.reflector import ReflectorPolicy
 from milo_kube.reflect.wire import ListPage, WatchEvent
-from tests.support.eventually import LIMIT_S
+from tests.support.eventually import LIMIT_S, eventually
 
 
 class Invalid(NamedTuple):
@@ -71,8 +71,8 @@ class Objects:
 
 
 class Follower(CollectionFollower[Invalid, str]):
-    def __init__(self, objects: Any) -> None:
-        log, budget = logging.getLogger("follower"), CacheBudget(CacheLimits())
+    def __init__(self, objects: Any, budget: CacheBudget | None = None) -> None:
+        log, budget = logging.getLogger("follower"), budget or CacheBudget(CacheLimits())
         policy = ReflectorPolicy(streaming_lists=False)
         super().__init__(objects, objects, objects, policy, budget=budget, cluster="alpha", log=log)
         self.listed = asyncio.Event()
@@ -102,6 +102,58 @@ class LargeObjects(Objects):
         if int(dict(query)["limit"]) >= 100:
             raise TransportError("too_large", "the response has too many bytes")
         return await super().get()
+
+
+class HugePages(Objects):
+    """Pages with an object of any size."""
+
+    def __init__(self, size: int) -> None:
+        self.size_of_page = size
+
+    async def get(self, *_: Any, limit: int, **__: Any) -> Answer:
+        if self.size_of_page > limit:
+            raise TransportError("too_large", "the response has too many bytes")
+        return await super().get()
+
+
+async def test_page_that_would_block_the_event_loop_is_not_read() -> None:
+    follower = Follower(HugePages((16 << 20) + 1))
+    following = asyncio.create_task(follower.run())
+    await eventually(lambda: follower.problem.startswith("ResponseTooLarge"))
+    assert not follower.listed.is_set()
+    following.cancel()
+    await asyncio.gather(following, return_exceptions=True)
+
+
+class UnfinishedEvents(Objects):
+    """A server that begins an event of 7 MiB, and does not finish it."""
+
+    @asynccontextmanager
+    async def stream(self, *_: Any, **__: Any) -> AsyncIterator[Any]:
+        yield self
+
+    status = 200
+
+    def lines(self, lines: Iterable[bytes | bytearray]) -> list[WatchEvent[Invalid]]:
+        assert not [*lines]
+        return []
+
+    async def chunks(self) -> AsyncGenerator[bytes, None]:
+        for _ in range(7):
+            yield b"a" * (1 << 20)
+        await asyncio.Event().wait()
+
+
+async def test_events_that_watches_have_begun_count_toward_the_budget() -> None:
+    budget = CacheBudget(CacheLimits(total_bytes=16 << 20))
+    followers = [Follower(UnfinishedEvents(), budget) for _ in range(3)]
+    following = [asyncio.create_task(follower.run()) for follower in followers]
+    await eventually(lambda: [follower.state for follower in followers].count("over_budget") == 1)
+    assert budget.total == 14 << 20
+    for task in following:
+        task.cancel()
+    await asyncio.gather(*following, return_exceptions=True)
+    assert budget.total == 0
 
 
 async def test_objects_that_are_too_large_for_one_page_are_read_in_smaller_ones() -> None:

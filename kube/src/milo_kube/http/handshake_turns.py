@@ -1,12 +1,15 @@
-"""The order in which the handshakes of an event loop compute, so that costly ones do not add up in one iteration.
+"""The order in which the handshakes of an event loop compute, and in which pages of lists are decoded, so that costly
+ones do not add up in one iteration.
 
-A server determines what a handshake costs its client: up to 0.15 s, for a chain of large certificates.
+A server determines what a handshake costs its client: up to 0.15 s, for a chain of large certificates; a page of a list
+as much.
 """
 
 import asyncio
 import time
 from collections import deque
 from collections.abc import Callable
+from typing import TypeVar
 from weakref import WeakKeyDictionary
 
 AT_ONCE_S = 0.002
@@ -14,11 +17,11 @@ AT_ONCE_S = 0.002
 COSTLY_S = 0.01
 """A step that took this long is followed by as much time for everything else."""
 
-_TURNS: "WeakKeyDictionary[asyncio.AbstractEventLoop, HandshakeTurns]" = WeakKeyDictionary()
+T = TypeVar("T")
 
 
 class HandshakeTurns:
-    """A queue of steps of handshakes."""
+    """A queue of costly steps."""
 
     def __init__(self) -> None:
         self._waiting: deque[Callable[[], None]] = deque()
@@ -29,6 +32,21 @@ class HandshakeTurns:
         """Call the step when its turn comes."""
         self._waiting.append(step)
         self._plan()
+
+    async def result(self, step: Callable[[], T]) -> T:
+        """Return what the step returns, or raise what it raises, when its turn has come."""
+        result: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+
+        def take() -> None:
+            if result.cancelled():
+                return
+            try:
+                result.set_result(step())
+            except Exception as error:  # noqa: BLE001  (raised by the caller's task)
+                result.set_exception(error)
+
+        self.add(take)
+        return await result
 
     def _plan(self) -> None:
         if self._waiting and not self._is_planned:
@@ -50,6 +68,15 @@ class HandshakeTurns:
             self._plan()
 
 
+_HANDSHAKES: "WeakKeyDictionary[asyncio.AbstractEventLoop, HandshakeTurns]" = WeakKeyDictionary()
+_PAGES: "WeakKeyDictionary[asyncio.AbstractEventLoop, HandshakeTurns]" = WeakKeyDictionary()
+
+
 def turns() -> HandshakeTurns:
-    """Return the queue of the running event loop."""
-    return _TURNS.setdefault(asyncio.get_running_loop(), HandshakeTurns())
+    """Return the queue of handshakes of the running event loop."""
+    return _HANDSHAKES.setdefault(asyncio.get_running_loop(), HandshakeTurns())
+
+
+def page_turns() -> HandshakeTurns:
+    """Return the queue of large pages of the running event loop."""
+    return _PAGES.setdefault(asyncio.get_running_loop(), HandshakeTurns())

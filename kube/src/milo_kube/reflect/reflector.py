@@ -189,13 +189,14 @@ class Reflector(Generic[Seen]):
         """True while the driver is to continue reading the open watch."""
         return isinstance(self.state, Filling | Watching)
 
-    def listed(self, page: ListPage, observations: Iterable[Seen], now: float) -> Iterator[SourceEvent[Seen]]:
+    def listed(self, page: ListPage, observations: Iterable[Seen | None], now: float) -> Iterator[SourceEvent[Seen]]:
         """Yield the events of a page. The page counts as read once the last event was consumed."""
         assert isinstance(self.state, ListingPages)
         self._contact(now)
         if not self.state.continue_token:
             yield ListStarted()
-        yield from map(Listed, observations)
+        for seen in observations:
+            yield EventIgnored("a listed object has no name") if seen is None else Listed(seen)
         if page.continue_token:
             try:
                 read = (self.state.read or ListPages(now)).next(now)

@@ -214,8 +214,9 @@ class Decoder(Generic[Object, Seen]):
         found = self._bounded(self._malformed(key, names.uid, names.resourceVersion, problem))
         return found if found.name else None
 
-    def page(self, body: bytes) -> tuple[ListPage, Iterator[Seen]]:
-        """Return the page's metadata, and its observations lazily: there may be thousands."""
+    def page(self, body: bytes) -> tuple[ListPage, Iterator[Seen | None]]:
+        """Return the page's metadata, and its observations lazily: there may be thousands. One without a name is
+        None."""
         try:
             if len(body) > _UNCHECKED_PAGE:
                 _check_items(body)
@@ -224,7 +225,7 @@ class Decoder(Generic[Object, Seen]):
             raise ListPageError(f"the response is not a list: {_problem(error)}") from error
         items = listed.items or []
         page = ListPage(listed.metadata.resourceVersion, listed.metadata.continue_)
-        return page, (found for found in map(self.object, items) if found is not None)
+        return page, map(self.object, items)
 
     def lines(self, lines: Iterable[bytes | bytearray]) -> list[WatchEvent[Seen]]:
         """Decode lines, up to the first one that is not an event."""
@@ -307,8 +308,9 @@ class Lines:
         self._rest = bytearray()
 
     @property
-    def partial(self) -> bool:
-        return bool(self._rest)
+    def partial(self) -> int:
+        """Number of bytes of the line that has begun."""
+        return len(self._rest)
 
     def feed(self, data: bytes) -> list[bytes | bytearray]:
         """Return the lines that `data` completes. Raises LineTooLongError."""

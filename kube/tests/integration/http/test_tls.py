@@ -284,6 +284,16 @@ async def test_costly_steps_of_handshakes_leave_half_of_the_loop() -> None:
     assert all(later - earlier > 1.9 * handshake_turns.COSTLY_S for earlier, later in pairwise(order))
 
 
+async def test_step_in_turn_returns_its_result_or_raises_its_error() -> None:
+    turns = HandshakeTurns()
+    canceled = asyncio.ensure_future(turns.result(lambda: 1))
+    await asyncio.sleep(0)
+    canceled.cancel()
+    assert await turns.result(lambda: 2) == 2
+    with pytest.raises(ZeroDivisionError):
+        await turns.result(lambda: 1 // 0)
+
+
 async def test_step_that_fails_does_not_stop_the_steps_of_other_handshakes() -> None:
     asyncio.get_running_loop().set_exception_handler(lambda *_: None)
     turns, ended = HandshakeTurns(), asyncio.Event()

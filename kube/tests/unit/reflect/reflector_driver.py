@@ -39,7 +39,7 @@ class ReflectorDriver:
         status = self.reflector.status
         return status.state, status.since, status.reason
 
-    def page(self, *observations: Found, version: str = "10", then: str = "") -> list[SourceEvent[Found]]:
+    def page(self, *observations: Found | None, version: str = "10", then: str = "") -> list[SourceEvent[Found]]:
         assert isinstance(self.request, FetchPage)
         return list(self.reflector.listed(ListPage(version, then), observations, self.now))
 

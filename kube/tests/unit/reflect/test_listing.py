@@ -59,6 +59,11 @@ def test_source_is_catching_up_before_first_read() -> None:
     assert not ReflectorDriver().reflector.synced
 
 
+def test_listed_object_without_a_name_is_reported() -> None:
+    ignored = EventIgnored("a listed object has no name")
+    assert ReflectorDriver().page(seen("a"), None, then="t1") == [ListStarted(), Listed(seen("a")), ignored]
+
+
 def test_page_that_is_too_large_is_requested_with_fewer_objects() -> None:
     driver = ReflectorDriver(ReflectorPolicy(streaming_lists=False, page_size=50))
     assert driver.page(seen("a"), then="t1") == [ListStarted(), Listed(seen("a"))]
