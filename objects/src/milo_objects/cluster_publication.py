@@ -41,6 +41,7 @@ from milo_objects.publication_records import (
 from milo_objects.scope import (
     FleetCluster,
     Gone,
+    OverBudget,
     ScopeState,
     Synced,
 )
@@ -190,6 +191,8 @@ class ClusterPublication:
 
     def scope_changed(self, subject: ScopeSubject, state: ScopeState, now: float) -> None:
         scope = self._scope(subject)
+        if scope.is_dropped and not isinstance(state, OverBudget) and isinstance(self.phase, WritingStream):
+            self._read(now)  # what was dropped
         was_synced, scope.source = isinstance(scope.source, Synced), state
         if scope.is_read:
             scope.unread_at = None
@@ -205,6 +208,7 @@ class ClusterPublication:
         """The source has dropped the objects of a scope, and will list them again."""
         if subject in self.scopes:
             self._forget(self.scopes[subject])
+            self.scopes[subject].drop()
             self._desire_scope(self.scopes[subject], now)
 
     def object_changed(self, subject: ObjectSubject, found: ProjectedObject, now: float, gone: str = "") -> None:
@@ -256,6 +260,8 @@ class ClusterPublication:
         for scope in self.scopes.values():
             scope.record = self._observed(scope.record, found)
             scope.expiring.clear()
+            if scope.is_dropped:
+                continue
             for subject in {**scope.objects, **in_stream.get(scope.subject, {})}:
                 record = self._observed(scope.objects.get(subject) or SubjectRecord(subject), found)
                 if record.published is not None and is_gone(record.published) and not record.is_pending:
@@ -403,7 +409,7 @@ class ClusterPublication:
     def _begin_end(self, message: ClusterMessage, now: float) -> None:
         self.phase = EndingCluster(message)
         for scope in self.scopes.values():
-            has_objects = any(record.published is not None for record in scope.objects.values())
+            has_objects = scope.is_dropped or any(record.published is not None for record in scope.objects.values())
             scope.over = message.ended if scope.published is not None or has_objects else ""
             scope.purge = 0
             if scope.published is not None:

@@ -34,6 +34,8 @@ from milo_objects.subjects import ObjectSubject, ScopeSubject, Subject
 
 MOST_WRITES: Final = 512
 """Maximum number of writes, and of purges, without an acknowledgment."""
+MOST_BYTES: Final = 16 << 20
+"""Maximum bytes of the bodies of these writes, unless it is one: beside each, its object may have changed."""
 MOST_READS: Final = 8
 
 
@@ -78,7 +80,7 @@ class StreamPublication:
         self._wakes: list[tuple[float, int, Subject]] = []
         self._number = 0
         self._sent: dict[int, ReadCluster | WriteMessage | Purge] = {}
-        self._reads = 0
+        self._sent_bytes = 0
 
     # --- the source ---
 
@@ -190,7 +192,7 @@ class StreamPublication:
                 commands.append(relist)
         if not isinstance(self.connection, StreamConnected):
             return commands
-        while self._ready and len(self._sent) < MOST_WRITES:
+        while self._ready and len(self._sent) < MOST_WRITES and self._sent_bytes < MOST_BYTES:
             key, waiting = self._ready.popitem(last=False)
             subject = waiting.popleft()
             if waiting:
@@ -200,10 +202,12 @@ class StreamPublication:
                 self._to_read.append(cluster.record.subject)
             elif cluster is not None:
                 self._take(cluster, subject, self.connection.limit, now, commands)
-        while self._to_read and self._reads < MOST_READS:
-            cluster = self.clusters.get(_cluster_of(subject := self._to_read.popleft()))
+        reads = sum(isinstance(command, ReadCluster) for command in self._sent.values()) if self._to_read else 0
+        while self._to_read and reads < MOST_READS:
+            cluster, others = self.clusters.get(_cluster_of(subject := self._to_read.popleft())), len(commands)
             if cluster is not None:
                 self._take(cluster, subject, self.connection.limit, now, commands)
+                reads += len(commands) - others
         return commands
 
     def _take(
@@ -212,7 +216,7 @@ class StreamPublication:
         command = cluster.take(subject, now, limit)
         if command is not None:
             self._sent[command.ticket] = command
-            self._reads += isinstance(command, ReadCluster)
+            self._sent_bytes += _bytes(command)
             commands.append(command)
 
     @property
@@ -327,7 +331,7 @@ class StreamPublication:
         """Return the cluster of a command that has not been answered."""
         if self._sent.pop(command.ticket, None) is None:
             return None
-        self._reads -= isinstance(command, ReadCluster)
+        self._sent_bytes -= _bytes(command)
         if isinstance(command, ReadCluster):
             return self.clusters.get(command.cluster)
         return self.clusters.get(_cluster_of(command.scope if isinstance(command, Purge) else command.subject))
@@ -347,6 +351,10 @@ class StreamPublication:
 
     def _object(self, scope: Scope, namespace: str, name: str) -> ObjectSubject:
         return ObjectSubject(self._scope(scope), namespace, name)
+
+
+def _bytes(command: ReadCluster | WriteMessage | Purge) -> int:
+    return len(command.encoded.body) if isinstance(command, WriteMessage) else 0
 
 
 def _cluster_of(subject: Subject) -> str:

@@ -91,12 +91,18 @@ class SubjectRecord(msgspec.Struct, frozen=True, gc=False):
         return self.desired is None and self.published is not None and not is_gone(self.published)
 
     def compact(self) -> SubjectRecord:
-        """Return the record with one object in memory where the stream has what is desired."""
+        """Return the record with at most one object in memory: of what the stream has, it can be compared whether that
+        is desired."""
         desired, published = self.desired, self.published
-        if desired is published or not isinstance(desired, ObjectMessage) or not isinstance(published, ObjectMessage):
+        if desired is published or not isinstance(published, ObjectMessage):
             return self
-        is_same = not desired.differs(published) and not is_older(desired.object.version, published.object.version)
-        return replace(self, published=desired) if is_same else self
+        if (
+            isinstance(desired, ObjectMessage)
+            and not desired.differs(published)
+            and not is_older(desired.object.version, published.object.version)
+        ):
+            return replace(self, published=desired)
+        return replace(self, published=replace(published, object=published.object.digested()))
 
     @property
     def is_done(self) -> bool:

@@ -49,6 +49,17 @@ class ScopePublication:
         """When a SYNCED of a former publisher is no longer believed, because this one has not read the scope."""
 
     @property
+    def is_dropped(self) -> bool:
+        """Whether its objects take too much memory. The stream is read again when the source lists them again."""
+        return isinstance(self.source, OverBudget)
+
+    def drop(self) -> None:
+        """Forget the objects, and what the stream has of them."""
+        self.objects.clear()
+        self.expiring.clear()
+        self.pending.clear()
+
+    @property
     def subject(self) -> ScopeSubject:
         assert isinstance(self.record.subject, ScopeSubject)
         return self.record.subject

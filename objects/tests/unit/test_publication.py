@@ -9,7 +9,7 @@ from milo_objects.cluster_publication import BEHIND_S, TAKEOVER_S
 from milo_objects.kinds import Kind
 from milo_objects.messages import ObjectMessage, ScopeMessage, StoredMessage, decode
 from milo_objects.projection import ProjectedObject
-from milo_objects.publication import MOST_WRITES, StreamPublication
+from milo_objects.publication import MOST_BYTES, MOST_WRITES, StreamPublication
 from milo_objects.publication_records import GONE_TTL_S, SubjectRecord
 from milo_objects.scope import (
     ClusterChanged,
@@ -18,9 +18,12 @@ from milo_objects.scope import (
     Gone,
     ObjectChanged,
     ObjectGone,
+    OverBudget,
     Pending,
     Scope,
     ScopeChanged,
+    ScopeEnd,
+    ScopeEnded,
     ScopeState,
     Stale,
     Synced,
@@ -106,6 +109,53 @@ def test_restarted_publisher_keeps_each_object_once_in_memory() -> None:
     publishing.write()
     (record,) = publishing.records
     assert record.published is record.desired
+
+
+def test_restarted_publisher_keeps_no_fields_of_objects_that_are_not_listed() -> None:
+    publishing = Publishing()
+    publishing.put("a", content=b'{"a":"' + b"x" * 1000 + b'"}')
+    publishing.put("b", content=b'{"a":"' + b"x" * 1000 + b'"}')
+    publishing.write()
+    publishing.restart()
+    publishing.write()
+    published = [record.published for record in publishing.records]
+    assert [isinstance(found, ObjectMessage) and len(found.object.content) < 100 for found in published] == [True, True]
+    publishing.put("a", content=b'{"a":"' + b"x" * 1000 + b'"}')
+    publishing.put("b", content=b'{"a":"' + b"x" * 999 + b'"}')
+    before = publishing.sequence
+    publishing.write()
+    assert publishing.sequence == before + 1
+    assert all(record.published is record.desired for record in publishing.records)
+
+
+def test_scope_over_budget_takes_no_memory_and_loses_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cluster_publication, "SECOND_LOOK_S", 1.0)
+    publishing = Publishing()
+    for number in range(10):
+        publishing.put(f"n{number}")
+    publishing.write()
+    stored = publishing.stored.copy()
+    publishing.publication.apply(ScopeEnded(publishing.scope, ScopeEnd.OVER_BUDGET), 0.0)
+    publishing.publication.apply(ScopeChanged(publishing.scope, OverBudget(NOW, "too large")), 0.0)
+    publishing.write()
+    publishing.publication.connected(1 << 20, 0.0, is_same=False)
+    publishing.write()
+    assert not publishing.records
+    state = "milo.objects._.web.core.namespaces.state"
+    assert publishing.stored[state].headers["Milo-State"] == "OVER_BUDGET"
+    assert {key: publishing.stored[key] for key in stored if key != state} == {
+        key: found for key, found in stored.items() if key != state
+    }
+    publishing.publication.apply(ScopeChanged(publishing.scope, Pending(NOW)), 0.0)
+    for number in range(9):
+        publishing.put(f"n{number}", "1" if number else "2", b'{"a":1}' if number else b'{"a":2}')
+    publishing.publication.apply(ScopeChanged(publishing.scope, Synced(NOW)), 0.0)
+    publishing.write()
+    publishing.write(1.0)
+    changed = {key for key, found in publishing.stored.items() if stored.get(key) != found}
+    assert changed == {state, *(f"milo.objects._.web.core.namespaces._.n{number}" for number in (0, 9))}
+    assert publishing.stored[state].headers["Milo-State"] == "SYNCED"
+    assert "Milo-Gone" in publishing.stored["milo.objects._.web.core.namespaces._.n9"].headers
 
 
 def test_newer_version_of_the_stream_is_remembered() -> None:
@@ -214,6 +264,22 @@ def test_cluster_in_which_much_changes_delays_no_other() -> None:
     first = [str(command.subject) for command in publication.due(0.0) if isinstance(command, WriteMessage)]
     assert len(first) == MOST_WRITES
     assert "milo.objects._.shop.core.namespaces._.waits" in first
+
+
+def test_few_large_messages_are_on_their_way_at_once() -> None:
+    publishing = Publishing()
+    publishing.write()
+    content = b'{"a":"' + b"x" * (1 << 19) + b'"}'
+    for number in range(100):
+        publishing.put(f"n{number}", content=content)
+    sent = [command for command in publishing.publication.due(0.0) if isinstance(command, WriteMessage)]
+    assert len(sent) == MOST_BYTES >> 19
+    publishing.publication.written(sent[0], 10, 0.0)
+    assert len(publishing.publication.due(0.0)) == 1
+    publishing.publication.disconnected("gone", 0.0)
+    publishing.publication.connected(1 << 20, 0.0, is_same=True)
+    publishing.write(60.0)
+    assert publishing.publication.is_settled
 
 
 def test_work_of_a_full_stream_is_proportional_to_what_it_refuses() -> None:
