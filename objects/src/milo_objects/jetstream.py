@@ -155,7 +155,8 @@ class NatsSession:
         name = self._options.stream
         asking = asyncio.ensure_future(self._answer(f"STREAM.INFO.{name}"))
         try:
-            await asyncio.wait({asking, self.without_info}, return_when=asyncio.FIRST_COMPLETED)
+            waited: set[asyncio.Future[Any]] = {asking, self.without_info}
+            await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
             if self.without_info.done() and not is_checked:
                 # A reader that may not have it, since it names all subjects, reads everything at each connection.
                 return StreamInfo(f"unknown {self._inbox}", 0, self._client.max_payload)
