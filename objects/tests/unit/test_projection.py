@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from milo_kube.label_selector import Selector, parse
-from milo_objects.projection import Projection, SeenObject, is_of_metadata, object_decoder
+from milo_objects.projection import ProjectedObject, Projection, SeenObject, is_of_metadata, object_decoder
 
 DOTTED = r"metadata.labels.kubernetes\.io/metadata\.name"
 PLACEMENTS = [{"cityCodes": ["DFW"], "name": "x"}, {"name": "y"}, None]
@@ -283,3 +283,14 @@ def test_projection_of_any_value_is_what_its_paths_define(paths: list[str], valu
 
     assert found == (expected([["top", *path] for path in steps], {"top": value}) or {})
     assert projection.of(raw).equals(projection.of(json.dumps({"top": value, "metadata": {"name": "x"}}).encode()))
+
+
+@pytest.mark.parametrize("content", [b'{"a":1}', b'{"a":"' + b"x" * 100 + b'"}'], ids=["short", "long"])
+def test_object_with_a_digest_can_be_compared(content: bytes) -> None:
+    found = ProjectedObject("", "a", "u", content)
+    digested = found.digested()
+    assert len(digested.content) < 100
+    assert digested.digested() == digested
+    assert found.equals(digested)
+    assert digested.equals(found)
+    assert not digested.equals(ProjectedObject("", "a", "u", content.replace(b"a", b"b")))

@@ -206,7 +206,7 @@ OTHERS = {
     "objects/src/milo_objects/follow.py: _report_fleet": _WHOLE,
     "objects/src/milo_objects/jetstream.py: _watch_silence": _WHOLE,
     "objects/src/milo_objects/jetstream.py: self._client.request": _AWAITED,
-    "objects/src/milo_objects/jetstream.py: self.call": _AWAITED,
+    "objects/src/milo_objects/jetstream.py: self._answer": _AWAITED,
     "objects/src/milo_objects/publisher.py: self._beat": _WHOLE,
     "objects/src/milo_objects/publisher.py: self._connect": _GROUP,
     "objects/src/milo_objects/publisher.py: self._look": _WHOLE,
