@@ -7,6 +7,8 @@ import base64
 import json
 import os
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -228,3 +230,18 @@ def test_kubeconfig_files_listed_in_the_environment_are_merged_as_by_kubectl(
     for context in (None, "only-one", "only-two"):
         access = default_source(context=context).read().access
         assert (access.server, access.token) == ("https://one.test", "1")
+
+
+async def test_files_are_read_while_the_program_occupies_the_threads_of_asyncio(tmp_path: Path) -> None:
+    may_end = threading.Event()
+    asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(1))
+    waiting = asyncio.create_task(asyncio.to_thread(may_end.wait, 60))
+    await asyncio.sleep(0)
+    try:
+        async with asyncio.timeout(10):
+            issued = await issue("here", KubeconfigFile(kubeconfig(tmp_path, user={"token": "t"})))
+        assert read_access(issued.kubeconfig).token == "t"
+        assert not waiting.done()
+    finally:
+        may_end.set()
+        await waiting

@@ -10,6 +10,7 @@ import json
 import os
 import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -145,7 +146,12 @@ async def issue(name: str, source: LocalSource) -> Kubeconfig:
     It is refreshed before it expires. If its expiry is unknown, the files are read again periodically. Raises
     UnusableKubeconfig.
     """
-    found = await asyncio.to_thread(source.read)
+    # Not in the threads of asyncio.to_thread, in which the program may have calls that wait for long.
+    reading = ThreadPoolExecutor(1, "kubeconfig")
+    try:
+        found = await asyncio.get_running_loop().run_in_executor(reading, source.read)
+    finally:
+        reading.shutdown(wait=False)
     access, expires_at = found.access, None
     if found.plugin is not None:
         access, expires_at = await _with_plugin(access, found.plugin)
