@@ -17,7 +17,7 @@ from milo_controllers.work_queue import Done, Failed, Outcome, Parked, Stopped, 
 from milo_discovery.api_errors import ApiError, ProjectSuspended
 from milo_discovery.engaged_cluster import EngagedCluster
 from milo_discovery.model import Cluster
-from milo_kube.task_groups import cancelled_from_outside, unwrap_single_error, wait_uninterrupted
+from milo_kube.task_groups import cancelled_from_outside, wait_uninterrupted
 from milo_kube.user_code import not_an_exception
 
 log = logging.getLogger("milo_controllers")
@@ -61,8 +61,7 @@ class ReconcileCall:
         """Call the reconciler, and return the outcome of its success. Raises its errors, and ReconcileTimeout."""
         try:
             async with asyncio.timeout(self._timeout_s) as limit:
-                with unwrap_single_error():
-                    result = await self._called(request)
+                result = await self._called(request)
         except TimeoutError as error:
             if not limit.expired():
                 raise
@@ -138,7 +137,7 @@ def failed_outcome(error: Exception, cluster: EngagedCluster) -> Outcome:
             return Parked()
         case ApiError():
             return Failed(error.retry_after_s)
-        case ExceptionGroup(exceptions=errors):  # of a TaskGroup of the author
+        case ExceptionGroup(exceptions=errors):  # of several types
             outcomes = [failed_outcome(one, cluster) for one in errors]
             failed = [outcome for outcome in outcomes if isinstance(outcome, Failed)]
             if failed:
