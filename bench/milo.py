@@ -80,8 +80,10 @@ async def sandbox_milo(count: int, directory: Path) -> AsyncIterator[SandboxMilo
 class RealMilo:
     """A real API server, whose concurrent writes limit the size of bursts."""
 
-    def __init__(self, access: Access, authority: tuple[Path, Path]) -> None:
+    def __init__(self, access: Access, authority: tuple[Path, Path], *, has_projects: bool = True) -> None:
+        """`has_projects`: whether projects have control planes, as with Milo's own API server alone."""
         self.access = access
+        self.has_projects = has_projects
         self.authority = authority
         """Certificate and key of the client CA."""
 
@@ -122,7 +124,9 @@ async def real_milo(count: int, directory: Path) -> AsyncIterator[Milo]:
     api = MiloApi(found, Path(mkdtemp(prefix="real-", dir=directory)), proxied=False)
     await api.start()
     try:
-        milo = RealMilo(Access.of(api.kubeconfig), (api.authority.file, api.authority.key_file()))
+        milo = RealMilo(
+            Access.of(api.kubeconfig), (api.authority.file, api.authority.key_file()), has_projects=found.has_milo
+        )
         await milo.populate(range(count))
         yield milo
     finally:

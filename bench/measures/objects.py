@@ -67,6 +67,8 @@ async def _address(setting: Setting, count: int, binary: Path | None) -> AsyncIt
     if setting.is_real:
         async with setting.milo(count) as milo:
             assert isinstance(milo, RealMilo)
+            if not milo.has_projects:
+                raise SystemExit("only Milo's own API server has projects' control planes: set MILO_APISERVER")
             config = setting.directory / "objects.yaml"
             certificate, key = milo.authority
             config.write_text(milo_cost.SETTINGS.format(certificate=certificate, key=key))
