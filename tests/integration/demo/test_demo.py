@@ -62,13 +62,13 @@ def test_demo_publishes_objects_and_names_commands_that_show_a_new_namespace(tmp
         shown = [started.stdout.readline() for _ in range(9)]
         reader, watcher, issue = (shlex.split(shown[line]) for line in (1, 2, 5))
         project = shown[8].split()[2]
-        environ = {**os.environ, **dict([watcher.pop(0).split("=", 1)])}
-        issued = [project if word == "NAME" else word for word in issue[1:-1]]
+        environ = {**os.environ, **dict([watcher[1].rstrip(";").split("=", 1)])}
+        issued = [project if word == "NAME" else word for word in issue[2:-1]]
         file = tmp_path / "project.yaml"
         file.touch(mode=0o600)
         file.write_bytes(subprocess.run(issued, env=environ, stdout=subprocess.PIPE, check=True, timeout=60).stdout)
         CoreV1Api(new_client_from_config(str(file))).create_namespace({"metadata": {"name": "team"}})
-        for command in (reader, watcher):
+        for command in (reader, watcher[2:]):
             with subprocess.Popen(command, env=environ, stdout=subprocess.PIPE, text=True) as output:
                 stack.callback(output.kill)
                 assert output.stdout is not None

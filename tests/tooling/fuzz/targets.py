@@ -94,7 +94,7 @@ def lines(data: bytes) -> None:
                 found += [bytes(line) for line in splitter.feed(chunk)]
         except LineTooLongError:
             return None
-        assert splitter.partial == bool(content.rpartition(b"\n")[2])
+        assert splitter.partial == len(content.rpartition(b"\n")[2])
         return found
 
     chunks, rest = [], content

@@ -247,6 +247,7 @@ RESPONSES = {
     ),
     "milo_discoveryd.credentials.issuers.token_endpoint._ANSWER": _TOKEN_ANSWER,
     "milo_discoveryd.credentials.issuers.token_endpoint._REFUSAL": _TOKEN_ANSWER,
+    "milo_discoveryd.credentials.issuers.token_request._DELETION_ANSWER": _OBJECT_ANSWER,
     "milo_discoveryd.credentials.issuers.token_request._SECRET_LIST": _OBJECT_ANSWER,
     "milo_discoveryd.credentials.issuers.token_request._SECRET_OBJECT": _OBJECT_ANSWER,
     "milo_discoveryd.credentials.issuers.token_request._TOKEN_REQUEST": _OBJECT_ANSWER,

@@ -51,7 +51,8 @@ class HandshakeTurns:
     def _plan(self) -> None:
         if self._waiting and not self._is_planned:
             self._is_planned = True
-            asyncio.get_running_loop().call_at(self._free_at, self._run)
+            loop = asyncio.get_running_loop()
+            loop.call_at(max(self._free_at, loop.time()), self._run)
 
     def _run(self) -> None:
         self._is_planned = False
