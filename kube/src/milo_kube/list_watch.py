@@ -10,8 +10,8 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from milo_kube import retry_after
 from milo_kube.api_request import Answer, Stream
+from milo_kube.costly_steps import page_steps
 from milo_kube.http.errors import TransportError
-from milo_kube.http.handshake_turns import page_turns
 from milo_kube.liveness_probe import LivenessProbe
 from milo_kube.reflect.messages import (
     MALFORMED_RESPONSE,
@@ -205,7 +205,7 @@ class ListWatch(Generic[Seen]):
             if len(body) < _SMALL_PAGE:
                 page, listed = self._decoder.page(body)
             else:
-                page, listed = await page_turns().result(lambda: self._decoder.page(body))
+                page, listed = await page_steps().result(lambda: self._decoder.page(body))
         except TransportError as error:
             return self._failed(_transport_failure(error))
         except ListPageError as error:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any, cast
 
-from milo_kube.http.handshake_turns import turns
+from milo_kube.costly_steps import handshake_steps
 from milo_kube.http.tls_records import RECORDS_WITHOUT_DATA, Reading, ServerHello
 
 HANDSHAKE_BYTES = 32 << 10
@@ -221,7 +221,7 @@ class TlsTransport(asyncio.Transport, asyncio.Protocol):
         if not (reading.is_blocked or self._is_planned):
             self._is_planned = True
             if self._is_computing_as_client:
-                turns().add(self._planned_step)
+                handshake_steps().add(self._planned_step)
             else:
                 asyncio.get_running_loop().call_soon(self._planned_step)
 

@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
+from milo_kube import costly_steps
+from milo_kube.costly_steps import CostlySteps
 from milo_kube.credential import ClientCertificate, Secret
-from milo_kube.http import handshake_turns
 from milo_kube.http.client import Client
 from milo_kube.http.errors import TransportError
-from milo_kube.http.handshake_turns import HandshakeTurns
 from milo_kube.http.tls import HANDSHAKE_BYTES, TlsTransport
 from milo_kube.http.tls_records import RECORDS_AT_ONCE
 from milo_kube.tls_identity import ClientContexts, TlsIdentity, as_file
@@ -269,11 +269,11 @@ async def test_server_with_many_certificates_is_refused() -> None:
 
 
 async def test_costly_steps_of_handshakes_leave_half_of_the_loop() -> None:
-    turns, order = HandshakeTurns(), []
+    turns, order = CostlySteps(), []
     loop = asyncio.get_running_loop()
 
     def costly() -> None:
-        until = time.thread_time() + handshake_turns.COSTLY_S
+        until = time.thread_time() + costly_steps.COSTLY_S
         while time.thread_time() < until:
             pass
         order.append(loop.time())
@@ -281,11 +281,11 @@ async def test_costly_steps_of_handshakes_leave_half_of_the_loop() -> None:
     for _ in range(4):
         turns.add(costly)
     await eventually(lambda: len(order) == 4)
-    assert all(later - earlier > 1.9 * handshake_turns.COSTLY_S for earlier, later in pairwise(order))
+    assert all(later - earlier > 1.9 * costly_steps.COSTLY_S for earlier, later in pairwise(order))
 
 
 async def test_step_in_turn_returns_its_result_or_raises_its_error() -> None:
-    turns = HandshakeTurns()
+    turns = CostlySteps()
     canceled = asyncio.ensure_future(turns.result(lambda: 1))
     await asyncio.sleep(0)
     canceled.cancel()
@@ -296,7 +296,7 @@ async def test_step_in_turn_returns_its_result_or_raises_its_error() -> None:
 
 async def test_step_that_fails_does_not_stop_the_steps_of_other_handshakes() -> None:
     asyncio.get_running_loop().set_exception_handler(lambda *_: None)
-    turns, ended = HandshakeTurns(), asyncio.Event()
+    turns, ended = CostlySteps(), asyncio.Event()
 
     def fail() -> None:
         raise RuntimeError("a defect")

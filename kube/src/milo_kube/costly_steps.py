@@ -1,5 +1,4 @@
-"""The order in which the handshakes of an event loop compute, and in which pages of lists are decoded, so that costly
-ones do not add up in one iteration.
+"""Costly steps of an event loop, one after the other, so that they do not add up in one iteration.
 
 A server determines what a handshake costs its client: up to 0.15 s, for a chain of large certificates; a page of a list
 as much.
@@ -20,7 +19,7 @@ COSTLY_S = 0.01
 T = TypeVar("T")
 
 
-class HandshakeTurns:
+class CostlySteps:
     """A queue of costly steps."""
 
     def __init__(self) -> None:
@@ -69,15 +68,15 @@ class HandshakeTurns:
             self._plan()
 
 
-_HANDSHAKES: "WeakKeyDictionary[asyncio.AbstractEventLoop, HandshakeTurns]" = WeakKeyDictionary()
-_PAGES: "WeakKeyDictionary[asyncio.AbstractEventLoop, HandshakeTurns]" = WeakKeyDictionary()
+_HANDSHAKES: "WeakKeyDictionary[asyncio.AbstractEventLoop, CostlySteps]" = WeakKeyDictionary()
+_PAGES: "WeakKeyDictionary[asyncio.AbstractEventLoop, CostlySteps]" = WeakKeyDictionary()
 
 
-def turns() -> HandshakeTurns:
+def handshake_steps() -> CostlySteps:
     """Return the queue of handshakes of the running event loop."""
-    return _HANDSHAKES.setdefault(asyncio.get_running_loop(), HandshakeTurns())
+    return _HANDSHAKES.setdefault(asyncio.get_running_loop(), CostlySteps())
 
 
-def page_turns() -> HandshakeTurns:
+def page_steps() -> CostlySteps:
     """Return the queue of large pages of the running event loop."""
-    return _PAGES.setdefault(asyncio.get_running_loop(), HandshakeTurns())
+    return _PAGES.setdefault(asyncio.get_running_loop(), CostlySteps())

@@ -9,7 +9,7 @@ from typing import Any
 
 from kube.tests.unit.reflect.lines import Found
 from milo_kube.api_request import Answer
-from milo_kube.http.handshake_turns import COSTLY_S
+from milo_kube.costly_steps import COSTLY_S
 from milo_kube.list_watch import ListWatch
 from milo_kube.reflect.reflector import Reflector, ReflectorPolicy
 from milo_kube.reflect.wire import ListPage
