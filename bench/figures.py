@@ -171,9 +171,9 @@ SIZING = (
 )
 
 HEADLINE = (
-    "a second process is not wanted: for 400 projects, Milo's controller-manager and a daemon take "
-    "{milo milo.provider.ours.rss_mib} + {milo milo.provider.ours.daemon.rss_mib} MiB, and with the provider "
-    "{milo milo.provider.own.rss_mib} MiB."
+    "a second process is not wanted: for 400 projects, Milo's controller-manager takes "
+    "{milo milo.provider.own.rss_mib} MiB with the provider, and {milo milo.provider.ours.rss_mib} MiB beside a daemon "
+    "of {milo milo.provider.ours.daemon.rss_mib} MiB."
 )
 """The one figure of the README; `{FILE KEY}` is a figure."""
 
