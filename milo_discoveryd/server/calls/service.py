@@ -28,6 +28,7 @@ from milo_discoveryd.server.calls.delivery_schedule import DeliverySchedule
 from milo_discoveryd.server.calls.grpc_errors import CallError, NotFoundError, PreconditionError, UnavailableError
 from milo_discoveryd.server.calls.in_flight import CallSlot
 from milo_discoveryd.server.calls.kubeconfig_rotation import KubeconfigRotation
+from milo_discoveryd.server.calls.large_batches import LargeBatches
 from milo_discoveryd.server.calls.listings import ListingOwner, Listings, Page
 from milo_discoveryd.server.calls.revision import NOTHING, Position, TokenSigner, wire_incarnation
 from milo_discoveryd.server.calls.server_info import (
@@ -74,6 +75,7 @@ class Service:
         self._signer = signer
         self._draw = draw
         self._listings = Listings(fleet.log, signer)
+        self._large_batches = LargeBatches()
         self._server_info = DaemonDescription(fleet, kubeconfigs, info)
         self._stopping = asyncio.Event()
         self._clock = asyncio.get_running_loop().time
@@ -289,6 +291,7 @@ class Service:
             epoch=self._info.epoch,
             signer=self._signer,
             metrics=self._metrics,
+            large_batches=self._large_batches,
             stalled_s=self._info.stalled_s,
             stopping=self._stopping,
             is_sharded=self.shard is not None,

@@ -26,6 +26,7 @@ from milo_discoveryd.server.calls import frames
 from milo_discoveryd.server.calls.access import CallContext
 from milo_discoveryd.server.calls.grpc_errors import StalledError, UnavailableError
 from milo_discoveryd.server.calls.kubeconfig_rotation import KUBECONFIG_BYTES, KubeconfigRotation
+from milo_discoveryd.server.calls.large_batches import LARGE_BYTES, LargeBatches
 from milo_discoveryd.server.calls.requests import WatchRequest
 from milo_discoveryd.server.calls.resumption import Resumption
 from milo_discoveryd.server.calls.revision import StreamRevisions, TokenSigner, parse
@@ -46,6 +47,7 @@ class StreamOptions(msgspec.Struct, frozen=True, kw_only=True):
     epoch: str
     signer: TokenSigner
     metrics: StreamMetrics
+    large_batches: LargeBatches
     stalled_s: float
     stopping: asyncio.Event
     is_sharded: bool = False
@@ -353,7 +355,11 @@ class WatchStream:
         self._revisions.known = known_clusters
         is_live = self._reports.has_begun and not batch.reset and batch.synced
         events = self._rotation.attach_kubeconfigs(batch.slice) if self._rotation else batch.slice.data
-        await self._send_batch(batch, events)
+        if len(events) < LARGE_BYTES:
+            await self._send_batch(batch, events)
+        else:
+            async with self._options.large_batches.room(len(events)):
+                await self._send_batch(batch, events)
         if events:
             read_at = self._fleet.notifier.read_at(batch.revision) if is_live else None
             self._options.metrics.batch_sent(None if read_at is None else self._sender.sent_at - read_at)

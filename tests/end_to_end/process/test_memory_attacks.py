@@ -26,6 +26,7 @@ from milo_discovery.v1.discovery_pb2_grpc import DiscoveryServiceStub
 from tests.end_to_end.process.conftest import Workspace
 from tests.end_to_end.process.daemon import DaemonProcess
 from tests.end_to_end.process.project_server import Projects, ProjectServer
+from tests.end_to_end.process.streams import channel
 from tests.support import memory_limit as memory_limit_module
 from tests.support.certificates import Authority
 from tests.support.memory_limit import memory_limit, peak_bytes, shipped_limit
@@ -194,6 +195,33 @@ async def test_repeated_changes_of_an_object_with_many_labels_retain_little_memo
             while not (await stream.batch()).events:
                 pass
         assert peak_bytes(daemon.pid) - once < 16 * _MIB
+
+
+async def test_large_object_takes_bounded_memory_with_many_subscribers(limited: Limited) -> None:
+    """Labels that Kubernetes accepts. Each stream is sent the object."""
+    projects = limited.workspace.sandbox.projects
+    projects.create("alpha", ready=True)
+    async with limited.daemon() as daemon, AsyncExitStack() as stack:
+        await daemon.wait_for_output('"synced"')
+        streams = []
+        for _ in range(6):
+            connection = await stack.enter_async_context(channel(limited.workspace.address))
+            streams += [DiscoveryServiceStub(connection).WatchClusters(pb.WatchClustersRequest()) for _ in range(95)]
+        for stream in streams:
+            while not (await stream.read()).synced:
+                pass
+        before = peak_bytes(daemon.pid)
+        prefix = ".".join(4 * [60 * "k"])
+        projects.label("alpha", {f"{prefix}/{number:063}": 63 * "v" for number in range(990)})
+
+        async def updated(stream: Any) -> None:
+            while not (await stream.read()).events:
+                pass
+
+        await asyncio.gather(*map(updated, streams))
+        assert peak_bytes(daemon.pid) - before < 160 * _MIB
+        for stream in streams:
+            stream.cancel()
 
 
 @pytest.mark.parametrize("size", [LONG, 70 * 1024], ids=["too long", "as long as allowed"])
