@@ -54,6 +54,16 @@ class Retention(msgspec.Struct, frozen=True):
     """In bytes: the users who write an object choose how large it is, and how often it changes."""
 
 
+class LogWeights(msgspec.Struct):
+    """What former descriptions of clusters weigh, in bytes."""
+
+    past: int = 0
+    """Those of past states."""
+    replaced: int = 0
+    """All that changes have replaced while `counts_replaced`."""
+    counts_replaced: bool = False
+
+
 Key = TypeVar("Key")
 Value = TypeVar("Value")
 
@@ -224,7 +234,7 @@ class ChangeLog:
         self.batch_bytes = batch_bytes
         self._slots = LogSlots(stale_slots)
         self._past_states: deque[tuple[int, float, int, LogEntry]] = deque()
-        self._past_weight = 0
+        self.weights = LogWeights()
         self._oldest_readable = 0
         self._snapshot: weakref.ref[Snapshot] | None = None
         self._slices: Recent[tuple[int, str, ReadAhead, int], Changes] = Recent(_SLICES_KEPT)
@@ -250,7 +260,7 @@ class ChangeLog:
             if before is not None:
                 past = PastState(before, entry.same_view_since, self.head, event.reason, event.message)
                 entry.history = (*entry.history, past)
-                self._past_weight += (weight := weigh((before, event.message)))
+                self.weights.past += (weight := weigh((before, event.message)))
                 self._past_states.append((self.head, now, weight, entry))
             entry.same_view_since = self.head
         # The entry's old slot is stale now. If the cluster is disengaged, the new slot becomes stale once all past
@@ -258,7 +268,13 @@ class ChangeLog:
         former, stale = entry.revision, (entry.revision > 0) + (cluster is None)
         entry.cluster, entry.revision, entry.frame = cluster, self.head, None
         self._slices.clear()
-        while len(self._past_states) > self._retention.count or self._past_weight > self._retention.weight:
+        if (
+            self.weights.counts_replaced
+            and before is not None
+            and (cluster is None or cluster.target is not before.target)
+        ):
+            self.weights.replaced += weigh(before.target)
+        while len(self._past_states) > self._retention.count or self.weights.past > self._retention.weight:
             self._forget_oldest()
         self._slots.append(entry, former, stale)
 
@@ -456,7 +472,7 @@ class ChangeLog:
 
     def _forget_oldest(self) -> None:
         until, _, weight, entry = self._past_states.popleft()
-        self._past_weight -= weight
+        self.weights.past -= weight
         # Past states are dropped in the order in which they were added, so this is the first one in the entry's
         # history.
         entry.history = entry.history[1:]

@@ -20,6 +20,9 @@ MAX_ENTRIES = 2_000_000
 """Maximum clusters in all listings in progress. Above it, the caller with the most clusters loses its oldest
 listing."""
 MAX_ENTRIES_EACH = 1_000_000
+MAX_REPLACED_WEIGHT = 32 << 20
+"""A listing expires once changes have replaced descriptions of clusters of this weight, in bytes, since it began: the
+listings may be all that keeps them."""
 OVERHEAD = 64
 """The weight of a listing in `MAX_ENTRIES`, in addition to its clusters."""
 LIFE_S = 300.0
@@ -42,6 +45,8 @@ class OpenListing(msgspec.Struct, frozen=True):
     revision: int
     owner: ListingOwner
     ends_at: float
+    replaced_weight: int = 0
+    """`LogWeights.replaced` when the listing began."""
     pending: frozenset[str] = frozenset()
     """The sources whose clusters are missing from the listing."""
 
@@ -84,7 +89,7 @@ class Listings:
         """Return the first page; yield between steps of some milliseconds. `pending` are the sources that the view
         leaves out.
         """
-        clusters, revision = self._log.clusters(), self._log.head
+        clusters, revision, replaced_weight = self._log.clusters(), self._log.head, self._log.weights.replaced
         yield
         parts: list[list[Cluster]] = []
         counts: Counter[str] = Counter()
@@ -98,7 +103,7 @@ class Listings:
                 yield
         visible = tuple(sorted(chain(*parts), key=_by_name))
         yield
-        listing = OpenListing(visible, counts, revision, owner, now + LIFE_S, pending)
+        listing = OpenListing(visible, counts, revision, owner, now + LIFE_S, replaced_weight, pending)
         return Page(listing, "", 0, visible[:size])
 
     def next(
@@ -110,7 +115,7 @@ class Listings:
             raise ForeignPageTokenError("page_token", _INVALID_TOKEN)
         key, _, start = text.partition(".")
         listing = self._listings.get(key)
-        if listing is None or listing.ends_at < now:
+        if listing is None or self._has_expired(listing, now):
             raise InvalidRequestError("page_token", _INVALID_TOKEN)
         place = int(start)
         listed = listing.clusters[place : place + size]
@@ -124,10 +129,11 @@ class Listings:
         return self._signer.sign(f"{page.key or self._add(listing, now)}.{next_place}", listing.owner.holder)
 
     def _add(self, listing: OpenListing, now: float) -> str:
-        while self._listings and next(iter(self._listings.values())).ends_at < now:
+        while self._listings and self._has_expired(next(iter(self._listings.values())), now):
             self._remove(next(iter(self._listings)))
         key, caller = secrets.token_hex(8), listing.owner.caller
         self._listings[key] = listing
+        self._log.weights.counts_replaced = True
         self._keys[caller][key] = None
         self._entries[caller] += listing.entries
         while self._entries[caller] > MAX_ENTRIES_EACH and self._remove_oldest(caller, unless=key):
@@ -136,6 +142,9 @@ class Listings:
             if not any(self._remove_oldest(caller, unless=key) for caller, _ in self._entries.most_common()):
                 break  # only the new listing is left
         return key
+
+    def _has_expired(self, listing: OpenListing, now: float) -> bool:
+        return listing.ends_at < now or self._log.weights.replaced - listing.replaced_weight > MAX_REPLACED_WEIGHT
 
     def _remove_oldest(self, caller: str, *, unless: str) -> bool:
         oldest = next(iter(self._keys[caller]))
@@ -146,6 +155,7 @@ class Listings:
 
     def _remove(self, key: str) -> None:
         listing = self._listings.pop(key)
+        self._log.weights.counts_replaced = bool(self._listings)
         caller = listing.owner.caller
         self._entries[caller] -= listing.entries
         del self._keys[caller][key]

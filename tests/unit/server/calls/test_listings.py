@@ -4,6 +4,7 @@ import time
 from collections.abc import Generator
 
 import pytest
+from msgspec.structs import replace
 
 from milo_discoveryd.log.filter import EVERYTHING, ClusterView, Filter
 from milo_discoveryd.model.cluster import DisengageReason
@@ -198,6 +199,34 @@ def test_expired_listings_are_removed() -> None:
     for now in (0.0, LIFE_S + 1):
         listings.next_token(completed(listings.first(EVERYTHING, 1, now, ME)), 1, now)
     assert len(listings._listings) == 1
+
+
+def test_listings_expire_once_they_keep_too_many_former_descriptions(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(listings_module, "MAX_REPLACED_WEIGHT", 100_000)
+    log = fleet(*"abc")
+    listing, entry = Listing(a_listing(log)), log.entry("a")
+    former = entry.cluster
+    assert former is not None
+    kept = listing.listings._listings
+
+    def change(number: int) -> None:
+        changed = cluster("a", former.incarnation, labels={"change": f"{number}{10_000 * 'x'}"})
+        log.update(entry, changed, 0.0)
+
+    for number in range(40):
+        log.update(entry, replace(former, source_version=f"{number}"), 0.0)
+        listing.first(1)
+    assert len(kept) == 40, "each has the same description of the cluster"
+    for number in range(40):
+        change(number)
+        listing.first(1)
+    assert len(kept) < 12
+    token = listing.token
+    assert names(listing.next(1, token=token)) == ["b"]
+    for number in range(12):
+        change(number)
+    with pytest.raises(InvalidRequestError):
+        listing.next(1, token=token)
 
 
 def test_forged_page_token_is_rejected() -> None:
