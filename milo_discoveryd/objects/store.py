@@ -10,6 +10,7 @@ without end.
 
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import filterfalse
+from sys import getsizeof
 from typing import Any
 
 import msgspec
@@ -38,12 +39,12 @@ _FREE_PAIRS = 8
 PAIR_OVERHEAD = 160
 """Weight of each label or annotation beyond the first `_FREE_PAIRS`, in addition to its content, in bytes: a tuple and
 two strings."""
-_PAIR = b"\x92"
-"""The prefix of a two-item array in MessagePack. Strings that contain this byte increase the weight too."""
+_PAIR = b'["'
+"""The beginning of a pair of strings in JSON."""
 _GRAIN = 16
 _USUAL = tuple(range(0, 4096, _GRAIN))
 """The usual weights. Records of equal weight share one of these int objects, to save memory."""
-_encode = msgspec.msgpack.Encoder(enc_hook=repr).encode
+_encode = msgspec.json.Encoder(enc_hook=repr).encode
 
 
 class ObjectPosition(msgspec.Struct, frozen=True, gc=False):
@@ -448,5 +449,9 @@ def weigh(content: Any) -> int:
     It is rounded down to a multiple of `_GRAIN`.
     """
     encoded = _encode(content)
-    grains = (OBJECT_OVERHEAD + len(encoded) + PAIR_OVERHEAD * max(0, encoded.count(_PAIR) - _FREE_PAIRS)) // _GRAIN
+    size = len(encoded)
+    if not encoded.isascii():
+        # A single character can make a string take four bytes for each, and the string keeps the UTF-8 too.
+        size += getsizeof(encoded.decode())
+    grains = (OBJECT_OVERHEAD + size + PAIR_OVERHEAD * max(0, encoded.count(_PAIR) - _FREE_PAIRS)) // _GRAIN
     return _USUAL[grains] if grains < len(_USUAL) else grains * _GRAIN

@@ -4,6 +4,7 @@ import sys
 from collections.abc import Iterable
 
 import msgspec
+import pytest
 
 from milo_discoveryd.model.object_state import ObjectState
 from milo_discoveryd.model.observation import NotReady, ObjectFields, Observation
@@ -50,6 +51,12 @@ def test_many_short_labels_count_with_their_memory_overhead() -> None:
     assert weigh(content) > size
     few = msgspec.structs.replace(content, fields=ObjectFields("p", "", labels[:8]))
     assert weigh(few) < 1024
+
+
+@pytest.mark.parametrize("character", ["x", "\u00e9", "\u0142", "\u4e2d", "\U0001f600"])
+def test_text_counts_with_its_size_in_memory(character: str) -> None:
+    message = character + 2000 * "x"
+    assert weigh(NotReady(name="p", uid="u", version="1", message=message)) > sys.getsizeof(message)
 
 
 def test_list_within_the_budget_is_applied() -> None:
