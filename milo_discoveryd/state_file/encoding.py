@@ -2,6 +2,9 @@
 
 import hashlib
 import math
+from collections.abc import Iterator
+from mmap import mmap
+from typing import BinaryIO
 
 import msgspec
 
@@ -10,6 +13,9 @@ from milo_discoveryd.model.cluster import Target
 FORMAT = 3
 _MAGIC = b"milo-discoveryd state "
 _LONGEST_HEAD = 1 << 20
+_PORTION = 100
+_MAP, _LIST = 0x80, b"\xdd"
+"""The beginnings of a map of up to 15 fields and of a list in MessagePack; the size of the list follows."""
 
 
 class StoredCluster(msgspec.Struct, frozen=True, gc=False):
@@ -62,14 +68,37 @@ class StateFileError(ValueError):
 
 
 _DECODER = msgspec.msgpack.Decoder(StoredFleet)
+_encode = msgspec.msgpack.Encoder().encode
 
 
-def encode(fleet: StoredFleet) -> bytes:
-    body = msgspec.msgpack.encode(fleet)
-    return b"%s%d %s\n%s" % (_MAGIC, FORMAT, _checksum(body), body)
+def write(fleet: StoredFleet, file: BinaryIO) -> None:
+    """Write the fleet to an empty file, in portions: as a whole, it can take as much memory as the fleet."""
+    checksum = hashlib.sha256()
+    file.write(_head(checksum.hexdigest()))
+    for portion in _portions(fleet):
+        checksum.update(portion)
+        file.write(portion)
+    file.seek(0)
+    file.write(_head(checksum.hexdigest()))
 
 
-def decode(data: bytes, origin: StateOrigin | None) -> StoredFleet:
+def _head(checksum: str) -> bytes:
+    return b"%s%d %s\n" % (_MAGIC, FORMAT, checksum.encode())
+
+
+def _portions(fleet: StoredFleet) -> Iterator[bytes]:
+    """Yield the encoded fleet, with each list in portions."""
+    names = fleet.__struct_fields__
+    yield bytes((_MAP | len(names),))
+    for name in names:
+        value = getattr(fleet, name)
+        is_list = isinstance(value, tuple)
+        yield _encode(name) + (_LIST + len(value).to_bytes(4) if is_list else _encode(value))
+        for start in range(0, len(value) if is_list else 0, _PORTION):
+            yield b"".join(map(_encode, value[start : start + _PORTION]))
+
+
+def decode(data: bytes | mmap, origin: StateOrigin | None) -> StoredFleet:
     """Decode the fleet of the source with this origin; None accepts any source. Raises StateFileError."""
     end = data.find(b"\n", 0, _LONGEST_HEAD)
     head, body = data[: max(0, end)], memoryview(data)[end + 1 :]  # not copied: it can be large
@@ -91,5 +120,5 @@ def decode(data: bytes, origin: StateOrigin | None) -> StoredFleet:
     return fleet
 
 
-def _checksum(body: bytes | memoryview) -> bytes:
+def _checksum(body: memoryview) -> bytes:
     return hashlib.sha256(body).hexdigest().encode()

@@ -9,6 +9,7 @@ import stat
 import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator
+from mmap import ACCESS_READ, mmap
 from pathlib import Path
 
 from milo_discoveryd.logger import log
@@ -17,7 +18,7 @@ from milo_discoveryd.state_file.encoding import (
     StateOrigin,
     StoredFleet,
     decode,
-    encode,
+    write,
 )
 
 FILE = "fleet.state"
@@ -78,7 +79,7 @@ class StateFile:
         temporary = self._path.with_name(f"{self._path.name}.new")
         try:
             with self._write_lock:  # the last write may begin while the one before is still in progress
-                self._replace(temporary, encode(fleet))
+                self._replace(temporary, fleet)
         except OSError as error:
             if last_succeeded:
                 log.warning("state not written", path=str(self._path), problem=error.strerror)
@@ -91,12 +92,12 @@ class StateFile:
             log.info("state written again", path=str(self._path))
         return True
 
-    def _replace(self, temporary: Path, data: bytes) -> None:
+    def _replace(self, temporary: Path, fleet: StoredFleet) -> None:
         # An existing file is not used: opening a pipe would wait for a reader, and another user could own a file.
         temporary.unlink(missing_ok=True)
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
+            write(fleet, file)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(self._path)
@@ -113,8 +114,11 @@ def stored_fleets(directory: Path) -> Iterator[tuple[str, StoredFleet]]:
         yield path.name.removeprefix(head).removesuffix(tail) if path.name != FILE else "", fleet
 
 
-def _read(path: Path, max_bytes: int | None = None) -> bytes:
-    """Read the file. Raises StateFileError if it is too long, or if another user could have written it."""
+def _read(path: Path, max_bytes: int | None = None) -> bytes | mmap:
+    """Return the file's content, which is not copied: it can be as large as the fleet.
+
+    Raises StateFileError if it is too long, or if another user could have written it.
+    """
     if problem := directory_problem(path.parent):
         raise StateFileError(problem)
     descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
@@ -126,7 +130,7 @@ def _read(path: Path, max_bytes: int | None = None) -> bytes:
             raise StateFileError(problem)
         if max_bytes is not None and status.st_size > max_bytes:
             raise StateFileError(f"{status.st_size} bytes long; at most {max_bytes} are read")
-        return file.read(status.st_size)
+        return mmap(file.fileno(), 0, access=ACCESS_READ) if status.st_size else b""
 
 
 def prepare_directory(directory: Path) -> None:

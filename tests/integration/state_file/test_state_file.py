@@ -7,6 +7,7 @@ import stat
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
 
 import pytest
 
@@ -259,15 +260,15 @@ async def test_highest_resource_version_is_kept_in_the_state_file(tmp_path: Path
 async def test_unexpected_error_of_a_write_is_logged_and_the_next_write_succeeds(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    encode, failures = state_file.encode, [1]
+    write, failures = state_file.write, [1]
 
-    def encoded(fleet: StoredFleet) -> bytes:
+    def written_later(fleet: StoredFleet, file: BinaryIO) -> None:
         if failures:
             failures.clear()
             raise ZeroDivisionError
-        return encode(fleet)
+        write(fleet, file)
 
-    monkeypatch.setattr(state_file, "encode", encoded)
+    monkeypatch.setattr(state_file, "write", written_later)
     fleet, names = Fleet(), recalled(tmp_path)
     with capture_logs() as logs:
         async with running(StateFile(tmp_path, ORIGIN), fleet):

@@ -11,10 +11,11 @@ import pytest
 from milo_discovery import DiscoveryClient, Event, EventType, SourceState
 from milo_discoveryd.app import Daemon
 from milo_discoveryd.config import load
-from milo_discoveryd.state_file.encoding import StateOrigin, StoredFleet, decode, encode
+from milo_discoveryd.state_file.encoding import StateOrigin, StoredFleet, decode
 from milo_discoveryd.state_file.state_file import FILE
 from milo_sandbox import Sandbox
 from tests.support.eventually import LIMIT_S, eventually
+from tests.unit.state_file.test_encoding import encode
 
 
 class Setting:

@@ -1,6 +1,9 @@
 """Encoding of the state file: a restart uses all of it or none."""
 
 import math
+import tracemalloc
+from io import BytesIO
+from typing import Any
 
 import msgspec
 import pytest
@@ -9,7 +12,15 @@ from hypothesis import strategies as st
 
 from milo_discoveryd.model.cluster import SuspensionReason, Target
 from milo_discoveryd.state_file import encoding
-from milo_discoveryd.state_file.encoding import StateFileError, StateOrigin, StoredCluster, StoredFleet, decode, encode
+from milo_discoveryd.state_file.encoding import (
+    StateFileError,
+    StateOrigin,
+    StoredCluster,
+    StoredFleet,
+    StoredObject,
+    decode,
+    write,
+)
 
 ORIGIN = StateOrigin("https://milo.test", "project")
 
@@ -32,8 +43,34 @@ def kept(name: str) -> StoredCluster:
 IMAGE = StoredFleet(ORIGIN, 2000.0, (kept("alpha"), kept("beta")), positions={"0123456789abcdef": 7})
 
 
-def test_state_file_round_trips() -> None:
-    assert decode(encode(IMAGE), ORIGIN) == IMAGE
+class Discarding(BytesIO):
+    """A file that keeps nothing."""
+
+    def write(self, data: Any) -> int:
+        return len(data)
+
+
+def encode(fleet: StoredFleet) -> bytes:
+    file = BytesIO()
+    write(fleet, file)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("clusters", [1, 99, 100, 101, 250])
+def test_state_file_round_trips(clusters: int) -> None:
+    stored = tuple(StoredObject(0, f"o-{number}", "u", ("a", "b")) for number in range(clusters))
+    fleet = msgspec.structs.replace(IMAGE, clusters=IMAGE.clusters * clusters, objects=stored)
+    assert decode(encode(fleet), ORIGIN) == fleet
+
+
+def test_large_fleet_is_written_in_portions() -> None:
+    large = kept("x" * 10_000)
+    tracemalloc.start()
+    try:
+        write(StoredFleet(ORIGIN, 2000.0, (large,) * 1000), Discarding())
+        assert tracemalloc.get_traced_memory()[1] < 16 << 20
+    finally:
+        tracemalloc.stop()
 
 
 def test_state_file_of_empty_fleet_round_trips() -> None:
