@@ -21,7 +21,7 @@ from milo_discovery.kubeconfig_access import KubeconfigAccess
 from milo_discovery.model import SourceStatus
 from milo_discovery.removals import Removals
 from milo_publishing.errors import PublishedByAnother, TargetRefused, TargetUnavailable
-from milo_publishing.objects import Identity
+from milo_publishing.objects import FIELDS, Identity
 from milo_publishing.publication import Lane, Publication
 from milo_publishing.records import Apply, Ask, Create, DeleteObject, Engaged, ReadObject, Received, Request
 from milo_publishing.rendering import ClusterProfiles
@@ -114,6 +114,7 @@ class Publishing:
                 self.before_ask(request)
                 self.publication.asked(task, is_missing=name not in self.elsewhere, now=self.now)
             case Create() | Apply() | DeleteObject() | ReadObject():
+                self.publication.require_permit(task, request, self.now, self)  # type: ignore[arg-type]
                 self.sent.append(request)
                 self.before(request)
                 self.publication.read(task, request, self.server.apply(request), self.now)
@@ -239,6 +240,30 @@ def test_deletion_fails_once_another_replica_has_engaged_the_cluster_and_is_not_
     assert one.writes().count(DeleteObject) == 1
     assert one.uids["alpha"] == before
     assert one.object["metadata"]["annotations"]["discovery.miloapis.com/incarnation"] == "b"
+
+
+@pytest.mark.parametrize("group", ["", "dns"])
+def test_late_deletion_does_not_remove_the_object_of_a_cluster_that_is_engaged_again(group: str):
+    """Found by a reader: without a group, the object was deleted, and missing until the next list."""
+    publishing = Publishing(group=group).synced(cluster(incarnation="a"))
+    unanswered: list[Request] = []
+
+    def lose_deletion(request: Request) -> None:
+        if isinstance(request, DeleteObject):
+            unanswered.append(request)
+            raise TargetUnavailable("no answer within 10 s")
+
+    publishing.before = lose_deletion
+    publishing.end(cluster(incarnation="a"), DisengageReason.NOT_READY).settle(0.0)
+    publishing.engage(cluster(incarnation="b")).settle(1.0)
+    [late] = unanswered
+    with pytest.raises(TargetRefused, match="it has changed"):
+        publishing.server.apply(late)
+    written = copy.deepcopy(publishing.object)
+    publishing.sent.clear()
+    assert publishing.settle(60.0).sent == []
+    assert publishing.object == written
+    assert written["metadata"]["annotations"][FIELDS]
 
 
 def test_object_without_a_shard_group_names_no_incarnation(publishing: Publishing):

@@ -210,14 +210,21 @@ def changes(
     cluster: Cluster,
     content: Rendered,
     observed: ObservedObject,
+    *,
+    must_write: bool,
 ) -> tuple[Document | None, Document | None]:
-    """Return what must be applied to the observed object: itself and its status, each None if it needs no change."""
+    """Return what must be applied to the observed object: itself and its status, each None if it needs no change.
+
+    `must_write`: whether the object is written even so, to get another version. Then it is written once more.
+    """
     body, status = applied(resource, identity, observed.name, cluster, content), None
     has_other_fields = observed.annotations.get(FIELDS) != body["metadata"]["annotations"][FIELDS]
     if content.status is not None:
         current = _with_observed_transition_times(content.status, observed)
         if has_other_fields or not contains(observed.document.get("status"), current):
             status = {**_type(resource), "metadata": {"name": observed.name}, "status": current}
+    if must_write and status is None and contains(observed.document, body):
+        body["metadata"]["annotations"][FIELDS] = ""
     return None if contains(observed.document, body) else body, status
 
 

@@ -292,6 +292,7 @@ class Publication:
             decided = self._decide(task, self._attempt(task.name, task.lane), now, watch)
             if not isinstance(decided, records.DeleteObject):
                 raise PermitEnded(f"{task.name} is not to be deleted anymore")
+            self._put(replace(self.records[task.name], deleting=(request.uid, request.resource_version)))
 
     # --- answers ---
 

@@ -6,7 +6,8 @@
 |------------------|-------------|----------------------------------------|-------------------------------------------|
 | `AbsentObject`   | engaged     |                                        | `Create`                                  |
 | `UnreadObject`   |             |                                        | `ReadObject`                              |
-| `Present`        | engaged     |                                        | `Apply`, if it differs                    |
+| `Present`        | engaged     |                                        | `Apply`, if it differs, or a deletion of  |
+|                  |             |                                        | this version was sent: it may be late     |
 | `Present`        | not engaged | `Unasked`, `Missing`                   | `Ask`, and again after 10 s               |
 | `Present`        | not engaged | `Elsewhere`                            | none before the next list                 |
 | **`Present`**    | not engaged | **`EndedCluster`, for at most 10 s**   | **`DeleteObject`, while streaming**       |
@@ -212,6 +213,9 @@ class Record(msgspec.Struct, frozen=True):
     """The next request about the object."""
     access: Attempt = Attempt()
     """The next request for the server and CA of its cluster."""
+    deleting: tuple[str, str] | None = None
+    """The version for which a deletion was sent last. Also if it failed, it may take effect until the object is
+    written."""
 
     @property
     def wanted(self) -> Engaged | None:
@@ -319,7 +323,8 @@ def decide(  # noqa: PLR0911  (a table)
     if not isinstance(record.object, Present):
         return Create(claim(renderer.resource, identity, record.name, cluster, content))
     observed = record.object.observed
-    body, status = changes(renderer.resource, identity, cluster, content, observed)
+    must_write = record.version == record.deleting
+    body, status = changes(renderer.resource, identity, cluster, content, observed, must_write=must_write)
     return None if body is status is None else Apply(observed.uid, observed.resource_version, body, status)
 
 

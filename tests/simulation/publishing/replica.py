@@ -241,6 +241,7 @@ class Replica:
                 )
             case _:
                 if isinstance(request, DeleteObject):
+                    self.publication.require_permit(task, request, self._world.timeline.now, self)  # type: ignore[arg-type]
                     self._world.judge_decision(request)
                 self._world.send(self, task, request)
         self.step()
