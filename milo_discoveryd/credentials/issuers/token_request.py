@@ -176,7 +176,6 @@ class TokenRequestIssuer:
         cluster = request.cluster
         if cluster is None:
             return await self._request(request.ttl_s, None)
-        self._begin_clean_up()
         identity = cluster.identity
         async with self._exclusive(identity):
             if self._ended.get(identity, 0) >= cluster.incarnation:
@@ -190,10 +189,13 @@ class TokenRequestIssuer:
             if bound is None or self._clock() >= bound.rotate_at:
                 self._bound[identity] = bound = await self._create_secret(cluster)
             try:
-                return await self._request(request.ttl_s, bound)
+                issued = await self._request(request.ttl_s, bound)
             except _SecretGoneError:
                 del self._bound[identity]  # the next attempt creates another Secret
                 raise
+        # Not before: a token that is valid by this machine's clock shows that Secrets are as old as they seem.
+        self._begin_clean_up()
+        return issued
 
     async def unbound(self, ttl_s: float) -> IssuedCredential:
         """Return a token that is bound to no Secret."""

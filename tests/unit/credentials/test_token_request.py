@@ -6,7 +6,7 @@ import random
 import time
 from collections.abc import AsyncIterator, Iterable
 from contextlib import aclosing, suppress
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import msgspec
@@ -183,23 +183,39 @@ async def test_secret_is_deleted_with_its_uid_as_precondition() -> None:
     assert json.loads(api.bodies[-1])["preconditions"] == {"uid": "s1"}
 
 
-async def test_secret_is_replaced_after_a_day_and_old_secrets_of_any_run_are_deleted_after_two_days(
-    sandbox: Sandbox, api: Transport
-) -> None:
+async def test_secret_is_replaced_after_a_day(sandbox: Sandbox, api: Transport) -> None:
     now = time.time()
-    await a_source(api, run="gone").mint(WANTED)
     source = a_source(api, clock=lambda: now)
     await source.mint(WANTED)
-    assert len(sandbox.infrastructure.secret_names()) == 2
     now += ROTATE_AFTER_S
     with suppress(CredentialError):  # by this clock, the server's tokens are expired already
         await source.mint(WANTED)
+    assert len(sandbox.infrastructure.secret_names()) == 2
+
+
+async def test_old_secrets_of_any_run_are_deleted_after_two_days(
+    sandbox: Sandbox, api: Transport, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as then:
+        created_at = datetime.now(UTC) - timedelta(seconds=EXPIRED_AFTER_S + 60.0)
+        then.setattr(sandbox.infrastructure.api.store, "_clock", lambda: created_at)
+        await a_source(api, run="gone").mint(WANTED)
+        await a_source(api).mint(WANTED)
     old = {*sandbox.infrastructure.secret_names()}
-    assert len(old) == 3
-    now += EXPIRED_AFTER_S
-    with suppress(CredentialError):
-        await source.mint(WANTED)
+    assert len(old) == 2
+    await a_source(api).mint(WANTED)
     await eventually(lambda: not old & {*sandbox.infrastructure.secret_names()})
+    assert len(sandbox.infrastructure.secret_names()) == 1
+
+
+async def test_daemon_with_a_wrong_clock_deletes_no_secret_of_others(sandbox: Sandbox, api: Transport) -> None:
+    """Found by a reader: a daemon whose clock was days ahead revoked the tokens of all daemons in the namespace."""
+    theirs = (await a_source(api, run="other").mint(WANTED)).credential.token
+    ours = a_source(api, clock=lambda: time.time() + 2 * EXPIRED_AFTER_S)
+    with pytest.raises(CredentialError, match="check this machine's clock"):
+        await ours.mint(WANTED)
+    await asyncio.gather(*(task for task in asyncio.all_tasks() if task.get_name().startswith("clean up at")))
+    assert _is_accepted(sandbox, theirs)
 
 
 @pytest.mark.parametrize("error", [None, ZeroDivisionError()])
