@@ -12,7 +12,7 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Final, Protocol, Unpack
 
-from milo_discovery.errors import ClusterNotFound, DiscoveryError
+from milo_discovery.errors import ClusterNotFound, DiscoveryError, StatusError, Unavailable
 from milo_discovery.model import ClusterReport, Listing, SourceState
 from milo_discovery.options import FilterOptions
 from milo_discovery.removals import SECOND_LOOK_S, Removal, Removals
@@ -254,9 +254,17 @@ class ObjectPublisher:
         return SECOND_LOOK_S if missing else LOOK_EVERY_S
 
     async def _is_missing(self, key: str) -> bool:
-        """Return whether no daemon has engaged the cluster. In a shard group, only the member that owns it knows."""
+        """Return whether no daemon has engaged the cluster. In a shard group, only the member that owns it knows.
+
+        A cluster that cannot be looked up delays no others. Raises DiscoveryError if perhaps none can be at present.
+        """
         try:
             engagement = (await self._daemon.get(key)).engagement
         except ClusterNotFound as error:
             return not error.assigned_elsewhere
+        except StatusError as error:
+            if isinstance(error, Unavailable) or error.retry_after is not None:
+                raise
+            log.warning("cluster %s cannot be looked up, and stays published: %s", key, error)
+            return False
         return not engagement.engaged and not engagement.assigned_elsewhere

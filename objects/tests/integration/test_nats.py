@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 
+from milo_discovery.errors import CallFailed
+from milo_discovery.model import ClusterReport
 from milo_kube.http.headers import Headers
 from milo_kube.http.server import ServerRequest
 from milo_objects import (
@@ -370,6 +372,37 @@ async def test_cluster_that_ended_while_nobody_published_is_ended(
     world.fleet.clusters.pop("b")
     async with world.publisher(), world.reader() as objects:
         await eventually(lambda: names(objects) == {"in-a", "in-c"} and set(objects.clusters) == {"a", "c"})
+
+
+async def test_ended_cluster_that_cannot_be_looked_up_delays_no_others_and_no_heartbeat(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Found by a reader: no cluster was ended, and readers were told that no publisher runs."""
+    monkeypatch.setattr(publisher, "SECOND_LOOK_S", 0.1)
+    monkeypatch.setattr("milo_discovery.removals.SECOND_LOOK_S", 0.1)
+    monkeypatch.setattr(publisher, "BEAT_EVERY_S", 0.1)
+    for name in ("a", "b", "c", "d", "e"):
+        world.fleet.engage(name)
+    async with world.publisher() as first:
+        await settled(first)
+    beats: list[None] = []
+    get, beat = world.fleet.get, NatsSession.beat
+
+    async def fail_for_one(name: str) -> ClusterReport:
+        if name == "b":
+            raise CallFailed("unexpected error", code="INTERNAL")
+        return await get(name)
+
+    async def counted(session: NatsSession) -> None:
+        beats.append(None)
+        await beat(session)
+
+    monkeypatch.setattr(world.fleet, "get", fail_for_one)
+    monkeypatch.setattr(NatsSession, "beat", counted)
+    for name in ("b", "d"):
+        world.fleet.clusters.pop(name)
+    async with world.publisher(), world.reader() as objects:
+        await eventually(lambda: set(objects.clusters) == {"a", "b", "c", "e"} and beats)
 
 
 async def test_cluster_that_another_member_of_the_group_may_have_engaged_is_not_ended(
