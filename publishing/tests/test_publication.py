@@ -49,12 +49,19 @@ def model_server() -> ApiServer:
 class Publishing:
     """A publication whose requests are answered at once. The daemon lacks all clusters but those in `elsewhere`."""
 
-    def __init__(self, server: ApiServer | None = None, of: Identity | None = None, *, group: str = "") -> None:
+    def __init__(
+        self,
+        server: ApiServer | None = None,
+        of: Identity | None = None,
+        *,
+        group: str = "",
+        resync_s: float = math.inf,
+    ) -> None:
         self.server = server or model_server()
         self.removals = Removals()
         self.reports: list[str] = []
         self.publication = Publication(
-            PROFILES, of or identity(), self.removals, resync_s=math.inf, report=self.reports.append, draw=lambda: 0.5
+            PROFILES, of or identity(), self.removals, resync_s=resync_s, report=self.reports.append, draw=lambda: 0.5
         )
         self.connected, self.source, self.sources = True, STREAMING, {}
         self.elsewhere: set[str] = set()
@@ -493,6 +500,21 @@ def test_object_that_another_client_changes_each_second_is_deleted_when_its_clus
         publishing.settle(1.0)
     assert [*publishing.server.objects] == ["beta"]
     assert [type(request) for request in publishing.sent].count(Ask) == 1
+
+
+@pytest.mark.parametrize("resync_s", [5.0, 8.0])
+@pytest.mark.parametrize("group", ["", "dns"])
+def test_object_that_another_client_changes_between_frequent_lists_delays_no_deletion(group: str, resync_s: float):
+    """Found by a reader: each list that had another version voided the answer of the daemon, and what waited for it."""
+    server, names = model_server(), [f"c{number}" for number in range(20)]
+    Publishing(server, group=group).synced(*(cluster(name, uid=name) for name in names))
+    publishing = Publishing(server, group=group, resync_s=resync_s)
+    publishing.synced(*(cluster(name, uid=name) for name in names[2:]))
+    for beat in range(20):
+        if "c0" in server.objects:
+            server.touch("c0", {"beat": str(beat)})
+        publishing.settle(3.0)
+    assert [*server.objects] == names[2:]
 
 
 def test_deletion_whose_permit_ended_before_a_server_was_reached_does_not_end_an_outage(publishing: Publishing):

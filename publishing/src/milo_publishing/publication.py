@@ -376,10 +376,10 @@ class Publication:
                     end: Unasked | Missing | Elsewhere | EndedCluster = Elsewhere()
                 case EndedCluster() as ended:
                     end = replace(ended, until=now + records.EVIDENCE_S)
-                case Missing(since):
-                    end = Missing(since, now)
-                case _:
-                    end = Missing(now, now)
+                case Missing() as missing:
+                    end = replace(missing, answered_at=now)
+                case former:
+                    end = Missing(now, now, isinstance(former, Unasked) and former.is_changed)
             self._put(replace(record, end=end, next=Attempt(now)))
             self._review_by(now + _REVIEW_S)
 

@@ -85,6 +85,8 @@ class Unasked(msgspec.Struct, frozen=True):
     """Nothing is known about the cluster's end."""
 
     ask_at: float = -math.inf
+    is_changed: bool = False
+    """Whether another client was seen to change the object: further changes delay no question."""
 
 
 class Missing(msgspec.Struct, frozen=True):
@@ -92,6 +94,8 @@ class Missing(msgspec.Struct, frozen=True):
 
     since: float
     answered_at: float
+    is_changed: bool = False
+    """As in `Unasked`."""
 
 
 class Elsewhere(msgspec.Struct, frozen=True):
@@ -266,6 +270,7 @@ def observe(
         return replace(record, object=AbsentObject(), end=Unasked())
     before, end = record.observed, record.end
     is_same = record.version == (found.uid, found.resource_version)
+    is_other = before is None or before.incarnation != found.incarnation
     ask_at = now + removals.SECOND_LOOK_S
     match end:
         case EndedCluster(uid) if uid != found.cluster_uid:
@@ -274,12 +279,13 @@ def observe(
             if incarnation != found.incarnation:
                 # Its owner has written another engagement: nothing is known about the end of that.
                 end = Unasked(ask_at)
-            elif now >= end.until or end.ask_at == -math.inf:
+            elif end.ask_at <= now and (now >= end.until or end.ask_at == -math.inf):
                 end = replace(end, until=now, ask_at=ask_at)
-        case Elsewhere() if not by_us and not is_same:
+        case Elsewhere(planned_at) if not by_us and not is_same and (is_other or planned_at == math.inf):
             end = Elsewhere(ask_at)
-        case Unasked() | Missing() if not by_us and not is_same and before is not None:
-            end = Unasked(ask_at)
+        case Unasked(is_changed=is_changed) | Missing(is_changed=is_changed) if not by_us and not is_same:
+            if before is not None and (is_other or not is_changed):
+                end = Unasked(ask_at, is_changed=True)
     is_own = found.owner(identity) is Owner.SELF
     if is_own and not accepts and found.difference(identity):
         return replace(record, object=OfOtherRun(found), end=end)
