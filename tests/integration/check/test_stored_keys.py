@@ -11,9 +11,10 @@ from milo_discoveryd.check import check
 from milo_discoveryd.check.files import check_stored_keys
 from milo_discoveryd.config import load
 from milo_discoveryd.model.cluster import Target, key_of
-from milo_discoveryd.state_file.encoding import StateOrigin, StoredCluster, StoredFleet, encode
+from milo_discoveryd.state_file.encoding import StateOrigin, StoredCluster, StoredFleet
 from milo_discoveryd.state_file.state_file import FILE, FILE_OF
 from milo_sandbox import Sandbox
+from tests.support.stored_fleets import encode
 
 MILO, OTHER = StateOrigin("https://milo", "project"), StateOrigin("https://other", "project")
 

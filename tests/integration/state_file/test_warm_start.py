@@ -15,7 +15,7 @@ from milo_discoveryd.state_file.encoding import StateOrigin, StoredFleet, decode
 from milo_discoveryd.state_file.state_file import FILE
 from milo_sandbox import Sandbox
 from tests.support.eventually import LIMIT_S, eventually
-from tests.unit.state_file.test_encoding import encode
+from tests.support.stored_fleets import encode
 
 
 class Setting:

@@ -44,7 +44,6 @@ from milo_discoveryd.state_file.encoding import (
     StateOrigin,
     StoredFleet,
     decode,
-    encode,
 )
 from milo_discoveryd.state_file.state_file import WRITE_INTERVAL_S
 from milo_discoveryd.wiring.source import Discovery
@@ -56,6 +55,7 @@ from tests.simulation.properties.api_server import observe, place_of
 from tests.simulation.seeded.api import RESOURCE, Api
 from tests.simulation.seeded.loop import WALL_AT_ZERO
 from tests.simulation.seeded.tokens import TokenApi
+from tests.support.stored_fleets import encode
 
 ORIGIN = StateOrigin("https://api.test", "project")
 PLENTY = QuotaLimits(streams=1000, streams_each=1000, per_minute_each=1000)

@@ -43,12 +43,13 @@ from milo_discoveryd.sources.kind import SourceKind, SourceOptions
 from milo_discoveryd.sources.project import ProjectKind
 from milo_discoveryd.sources.project_control_plane import ProjectControlPlaneKind
 from milo_discoveryd.sources.service_consumer import ServiceConsumerKind
-from milo_discoveryd.state_file.encoding import StateOrigin, StoredCluster, StoredFleet, decode, encode
+from milo_discoveryd.state_file.encoding import StateOrigin, StoredCluster, StoredFleet, decode
 from milo_discoveryd.wiring.source import Discovery
 from milo_kube.api_request import Answer
 from milo_kube.reflect.reflector import ReflectorPolicy
 from tests.simulation.seeded.loop import VirtualLoop, run_on
 from tests.support.logs import capture_logs
+from tests.support.stored_fleets import encode
 
 SERVICE = "dns.example.com"
 _DECLARED: dict[str, Any] = {

@@ -21,6 +21,7 @@ from milo_discoveryd.state_file.encoding import (
     decode,
     write,
 )
+from tests.support.stored_fleets import encode
 
 ORIGIN = StateOrigin("https://milo.test", "project")
 
@@ -48,12 +49,6 @@ class Discarding(BytesIO):
 
     def write(self, data: Any) -> int:
         return len(data)
-
-
-def encode(fleet: StoredFleet) -> bytes:
-    file = BytesIO()
-    write(fleet, file)
-    return file.getvalue()
 
 
 @pytest.mark.parametrize("clusters", [1, 99, 100, 101, 250])
