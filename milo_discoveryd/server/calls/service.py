@@ -6,6 +6,8 @@ import time
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 
+from msgspec.structs import replace
+
 from milo_discovery.v1 import discovery_pb2 as pb
 from milo_discoveryd.daemon_errors import UnfitError
 from milo_discoveryd.engagement.engagement import ClusterRecord
@@ -30,6 +32,7 @@ from milo_discoveryd.server.calls.in_flight import CallSlot
 from milo_discoveryd.server.calls.kubeconfig_rotation import KubeconfigRotation
 from milo_discoveryd.server.calls.large_batches import LargeBatches
 from milo_discoveryd.server.calls.listings import ListingOwner, Listings, Page
+from milo_discoveryd.server.calls.reading_turns import ReadingTurns
 from milo_discoveryd.server.calls.revision import NOTHING, Position, TokenSigner, wire_incarnation
 from milo_discoveryd.server.calls.server_info import (
     CLUSTERS_PER_STEP,
@@ -70,14 +73,21 @@ class Service:
         self.shard = shard
         self._kubeconfigs = kubeconfigs
         self._info = info
-        self._metrics = metrics
         self.access = access
         self._signer = signer
         self._draw = draw
         self._listings = Listings(fleet.log, signer)
-        self._large_batches = LargeBatches()
         self._server_info = DaemonDescription(fleet, kubeconfigs, info)
         self._stopping = asyncio.Event()
+        self._stream_options = StreamOptions(
+            epoch=info.epoch,
+            signer=signer,
+            metrics=metrics,
+            turns=ReadingTurns(),
+            large_batches=LargeBatches(),
+            stalled_s=info.stalled_s,
+            stopping=self._stopping,
+        )
         self._clock = asyncio.get_running_loop().time
         self.streams: set[WatchStream] = set()
 
@@ -270,7 +280,7 @@ class Service:
             parsed,
             call,
             send,
-            self._stream_options(),
+            replace(self._stream_options, is_sharded=self.shard is not None),
             rotation=await self._rotation(parsed, call) if parsed.with_kubeconfigs else None,
             subscription=(
                 releases.subscription(call.caller, parsed.subscriber, scoped(parsed.wanted, call.scope), request_bytes)
@@ -285,17 +295,6 @@ class Service:
         finally:
             self.streams.discard(stream)
             self._fleet.log.shared_by(len(self.streams))
-
-    def _stream_options(self) -> StreamOptions:
-        return StreamOptions(
-            epoch=self._info.epoch,
-            signer=self._signer,
-            metrics=self._metrics,
-            large_batches=self._large_batches,
-            stalled_s=self._info.stalled_s,
-            stopping=self._stopping,
-            is_sharded=self.shard is not None,
-        )
 
     async def _issued(self, parsed: requests.IssueRequest, call: CallContext) -> IssuedKubeconfig:
         terms = call.require_kubeconfigs().terms

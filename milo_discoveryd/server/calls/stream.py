@@ -27,6 +27,7 @@ from milo_discoveryd.server.calls.access import CallContext
 from milo_discoveryd.server.calls.grpc_errors import StalledError, UnavailableError
 from milo_discoveryd.server.calls.kubeconfig_rotation import KUBECONFIG_BYTES, KubeconfigRotation
 from milo_discoveryd.server.calls.large_batches import LARGE_BYTES, LargeBatches
+from milo_discoveryd.server.calls.reading_turns import ReadingTurns
 from milo_discoveryd.server.calls.requests import WatchRequest
 from milo_discoveryd.server.calls.resumption import Resumption
 from milo_discoveryd.server.calls.revision import StreamRevisions, TokenSigner, parse
@@ -47,6 +48,7 @@ class StreamOptions(msgspec.Struct, frozen=True, kw_only=True):
     epoch: str
     signer: TokenSigner
     metrics: StreamMetrics
+    turns: ReadingTurns
     large_batches: LargeBatches
     stalled_s: float
     stopping: asyncio.Event
@@ -222,6 +224,8 @@ class WatchStream:
     async def run(self) -> None:
         """Run until the client disconnects or stalls, its rights end, or the daemon shuts down. Always raises."""
         async with self._sender.limited():
+            if not self._options.turns.is_free:
+                await self._options.turns.wait()  # a subscriber is compared with all draining clusters
             with self._fleet.notifier.waiter() as waiter, self._subscribed(waiter), self._awaited():
                 try:
                     await self._follow(waiter)
@@ -241,7 +245,10 @@ class WatchStream:
             await self._resume(cursor, resume)
         else:
             await asyncio.sleep(0)  # a large fleet's snapshot takes milliseconds, and so does the first batch after it
+        turns = self._options.turns
         while True:
+            if not turns.is_free:
+                await turns.wait()
             self._follow_rights()
             if self._resumption.pending and self._update_pending():
                 self.cursor = cursor = self._new_cursor(None)

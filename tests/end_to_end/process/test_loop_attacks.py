@@ -16,11 +16,13 @@ import pytest
 
 from milo_discovery import DiscoveryError, SourceState
 from milo_discovery.v1 import discovery_pb2 as pb
+from milo_discovery.v1.discovery_pb2_grpc import DiscoveryServiceStub
 from milo_sandbox.rights import EVERYTHING
 from tests.end_to_end.process.api_calls import user_of
 from tests.end_to_end.process.conftest import Workspace
 from tests.end_to_end.process.daemon import DaemonProcess
 from tests.end_to_end.process.project_server import Consumers, Projects, ProjectServer, ProviderServer
+from tests.end_to_end.process.streams import channel
 from tests.end_to_end.process.test_platforms import following_definition
 from tests.end_to_end.process.test_secrets_of_objects import NAMESPACE, Fleet, explanation
 from tests.end_to_end.process.watching import following, until
@@ -246,6 +248,36 @@ async def test_resume_revisions_with_false_cluster_counts_do_not_block_the_resta
             assert sum(len(batch.events) for batch in await another.until_synced()) == 30_020
             with suppress(grpc.aio.AioRpcError):
                 await another.close()
+
+
+async def test_filters_of_many_streams_do_not_delay_other_callers_when_many_clusters_change(
+    workspace: Workspace,
+) -> None:
+    """Each stream of one caller has a filter of its own, which is compared with each change and matches none."""
+    names = [f"p-{number}" for number in range(2000)]
+    server = ProjectServer(Projects(names))
+    async with (
+        server.listening(),
+        workspace.daemon(**server.settings(workspace.directory / "plain")) as daemon,
+        AsyncExitStack() as stack,
+    ):
+        await daemon.start()
+        connections = [await stack.enter_async_context(channel(workspace.address)) for _ in range(6)]
+        requirements = ",".join(f"team!=t{number}" for number in range(5))
+        for number in range(480):
+            wanted = pb.ClusterFilter(label_selector=f"round!=r{number},round in (none),{requirements}")
+            stub = DiscoveryServiceStub(connections[number % len(connections)])
+            stream: Any = stub.WatchClusters(pb.WatchClustersRequest(filter=wanted))
+            stack.callback(stream.cancel)
+            while not (await stream.read()).synced:
+                pass
+        async with workspace.stream() as last, others_are_served(workspace):
+            await last.until_synced()
+            for name in names:
+                server.projects.put(name, round="one", team="one")
+            seen = 0
+            while seen < len(names):
+                seen += len((await last.batch()).events)
 
 
 async def test_metrics_scrapes_do_not_delay_subscribers(workspace: Workspace) -> None:
