@@ -6,12 +6,12 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
 from contextvars import copy_context
 from enum import Enum
 from functools import partial
 from http import HTTPStatus
 from typing import Any, Literal, NamedTuple, TypeVar
+from weakref import WeakValueDictionary
 
 import msgspec
 
@@ -57,9 +57,10 @@ _LOOK_UPS = 10_000
 REVIEW_THREADS = "review "
 """How the names of threads begin in which plain functions are called."""
 _LARGE = 256 << 10
-"""Size in bytes above which a review has its turn after other large ones of its webhook, and its objects are decoded
-and compared in a thread: the 3 MiB of a tenant's request can be a million values, which take more than a second, and
-150 MB."""
+"""Size in bytes above which a review waits for its turn, and its objects are decoded and compared in a thread: the
+3 MiB of a tenant's request can be a million values, which take more than a second, and 150 MB."""
+_LARGE_AT_ONCE = 2
+"""Large reviews of a webhook that are answered at once, each of another project."""
 _THREADS = 16
 """Maximum concurrent calls of a plain function. Each webhook has its own, so that one that hangs delays no other."""
 
@@ -146,9 +147,11 @@ class Webhooks:
         self._by_path: dict[str, Webhook] = {}
         self._threads: dict[str, ThreadPoolExecutor] = {}
         self._large = ThreadPoolExecutor(1, f"{REVIEW_THREADS}of large objects")
-        self._turns: dict[str, asyncio.Lock] = {}
-        """By the path of a webhook: held by its large review that is answered. Those of other webhooks do not wait for
-        one that hangs."""
+        self._turns: WeakValueDictionary[tuple[str, str], asyncio.Lock] = WeakValueDictionary()
+        """By the path of a webhook and a project: held by its large review. Of all that wait, the projects take turns:
+        one that writes much delays the others by one review."""
+        self._large_at_once: dict[str, asyncio.Semaphore] = {}
+        """By the path of a webhook: large reviews of others do not wait for one that hangs."""
         self._failures = failures
 
     def __bool__(self) -> bool:
@@ -162,7 +165,7 @@ class Webhooks:
         if webhook.path in self._by_path:
             raise ValueError(f"{webhook.type.value}: {webhook.name!r} already exists: pass another name=")
         self._by_path[webhook.path] = webhook
-        self._turns[webhook.path] = asyncio.Lock()
+        self._large_at_once[webhook.path] = asyncio.Semaphore(_LARGE_AT_ONCE)
         if not is_async(webhook.reviewer):
             self._threads[webhook.path] = ThreadPoolExecutor(_THREADS, REVIEW_THREADS + webhook.name)
 
@@ -180,11 +183,14 @@ class Webhooks:
             asked = decode_review(request.body)
         except ValueError as error:
             return HttpReply(f"{error}\n".encode(), status=HTTPStatus.BAD_REQUEST)
-        is_large = len(request.body) > _LARGE
         try:
-            turn = self._turns[webhook.path] if is_large else nullcontext()
-            async with asyncio.timeout(limit_s) as limit, turn:
-                answered = await self._reviewed(webhook, asked, self._large if is_large else None)
+            async with asyncio.timeout(limit_s) as limit:
+                if len(request.body) > _LARGE:
+                    turn = self._turns.setdefault((webhook.path, asked.user_info.project), asyncio.Lock())
+                    async with turn, self._large_at_once[webhook.path]:
+                        answered = await self._reviewed(webhook, asked, self._large)
+                else:
+                    answered = await self._reviewed(webhook, asked, None)
             return HttpReply(msgspec.json.encode(answered), content_type="application/json")
         except _LookUpError as error:
             return self._failed(webhook, str(error), HTTPStatus.SERVICE_UNAVAILABLE, error)

@@ -268,6 +268,31 @@ async def test_large_objects_are_decoded_beside_other_reviews_and_one_after_anot
     assert decoding == [0, 1, 0, 1, 0]
 
 
+async def test_large_objects_of_one_project_do_not_wait_for_those_of_another(
+    sandbox: MiloSandbox, plane: ControlPlane
+) -> None:
+    """Found by a reader: forty writes in one project made large writes of all others wait until they were denied."""
+    other = with_widgets(sandbox)
+    controllers = Controllers(Fleet(FakeDiscovery(plane, other)))
+    begun: list[str] = []
+    is_done = asyncio.Event()
+
+    @controllers.validate(WIDGETS)
+    async def check(review: Review) -> None:
+        begun.append(review.cluster.name)
+        if review.cluster.name == plane.project:
+            await is_done.wait()
+
+    large = {**widget("one"), "large": "x" * (1 << 20)}
+    sent = [asyncio.create_task(send_review(controllers, WIDGETS, large, project=plane.project)) for _ in range(3)]
+    await eventually(lambda: begun == [plane.project])
+    assert (await send_review(controllers, WIDGETS, large, project=other.project)).allowed
+    assert begun == [plane.project, other.project]
+    is_done.set()
+    assert all(result.allowed for result in await asyncio.gather(*sent))
+    controllers.webhooks.close()
+
+
 async def test_validator_that_hangs_delays_no_large_objects_of_another(
     controllers: Controllers, plane: ControlPlane
 ) -> None:
