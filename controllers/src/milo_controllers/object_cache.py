@@ -168,8 +168,14 @@ def object_decoder(
             stripped = msgspec.json.encode(fields)
         if transform is not None:
             try:
-                transformed: object = call(transform, msgspec.json.decode(stripped))
+                whole = msgspec.json.decode(stripped)
+                deletion = whole["metadata"].get("deletionTimestamp")
+                transformed: Any = call(transform, whole)
                 problem = _problem(transformed)
+                if deletion is not None and not problem:
+                    # Whether the object is terminating decides what is reconciled, not only what the author reads.
+                    kept = {**transformed["metadata"], "deletionTimestamp": deletion}
+                    transformed = {**transformed, "metadata": kept}
                 stripped = msgspec.json.encode(transformed)
             except Exception as error:  # noqa: BLE001  (the author's code: an error there affects only this object)
                 problem = f"transform= raised {error!r}"

@@ -295,6 +295,16 @@ def test_decoder_caches_what_transform_returns() -> None:
     assert msgspec.json.decode(event.observation.raw).keys() == {"metadata", "kind"}
 
 
+def test_decoder_keeps_the_deletion_of_an_object_that_transform_drops() -> None:
+    """Found by a reader: terminating objects of a project that is being deleted were never reconciled, and the project
+    never gone."""
+    decoder = object_decoder(transform=lambda found: {**found, "metadata": {"name": found["metadata"]["name"]}})
+    for found in (document("a"), document("a", deletionTimestamp="2026-01-01T00:00:00Z")):
+        event = decoder.line(line(found))
+        assert isinstance(event, ObjectSeen)
+        assert is_terminating(event.observation) == ("deletionTimestamp" in found["metadata"])
+
+
 def test_decoder_reports_an_object_for_which_transform_raises() -> None:
     event = object_decoder(transform=lambda found: found["spec"]).line(line(document("a")))
     assert isinstance(event, ObjectSeen)
