@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, NoReturn, TypeVar, cast, overload
 
 import msgspec
@@ -172,6 +172,8 @@ def _without_none(value: Any) -> Any:
     return value
 
 
+_MOST_ERRORS = 100
+"""Maximum number of invalid values of an object that are named."""
 _decode_document = msgspec.json.Decoder(Document).decode
 
 
@@ -186,7 +188,7 @@ def _decoder(resource: str, model: Any) -> Callable[[bytes], Any]:
     if hasattr(model, "from_dict"):
         return lambda raw: model.from_dict(_decode_document(raw))
     if hasattr(model, "model_validate_json"):
-        return cast(Callable[[bytes], Any], model.model_validate_json)
+        return partial(_validated, model.model_validate_json)
     try:
         decoder = msgspec.json.Decoder(model)
         problem = _undecodable(msgspec.inspect.type_info(model))
@@ -198,6 +200,17 @@ def _decoder(resource: str, model: Any) -> Callable[[bytes], Any]:
             "use a class of the kubernetes package, a pydantic model, a dataclass or a msgspec.Struct"
         )
     return decoder.decode
+
+
+def _validated(validate: Callable[[bytes], Any], raw: bytes) -> Any:
+    """Decode an object by a pydantic model, whose error names each invalid value: a tenant chooses how many."""
+    try:
+        return validate(raw)
+    except ValueError as error:
+        count = getattr(error, "error_count", int)()
+        if count <= _MOST_ERRORS:
+            raise
+    raise ValueError(f"{count} values are not valid")
 
 
 @lru_cache(maxsize=256)

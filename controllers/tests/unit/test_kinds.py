@@ -102,6 +102,19 @@ def test_kind_decodes_to_dataclasses_pydantic_models_and_mappings() -> None:
     assert document(Validated(kind="Widget", apiVersion="v1")) == {"kind": "Widget", "apiVersion": "v1"}
 
 
+def test_error_of_an_object_with_very_many_invalid_values_is_short() -> None:
+    """Found by a reader: its text of 26 MB blocked the event loop at each retry, and was a line of the log."""
+
+    class Numbers(pydantic.BaseModel):
+        values: list[int]
+
+    kind = Kind("v1/widgets", Numbers)
+    with pytest.raises(ValueError, match=r"^120000 values are not valid$"):
+        kind.decode(msgspec.json.encode({"values": ["x"] * 120_000}))
+    with pytest.raises(ValueError, match=r"values\.1\n  Input should be a valid integer"):
+        kind.decode(b'{"values": [1, "x"]}')
+
+
 @pytest.mark.parametrize(
     ("model", "why"),
     [(str, "it has no fields"), (Opaque, "it has no fields"), (OfOpaque, "field has the type Opaque"), (5, "")],
