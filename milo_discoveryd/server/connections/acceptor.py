@@ -10,6 +10,7 @@ import socket
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
+from functools import partial
 
 import grpc
 import msgspec
@@ -27,6 +28,7 @@ from milo_discoveryd.server.connections.connection_budget import (
     ConnectionSlots,
 )
 from milo_discoveryd.server.connections.connection_rates import (
+    CANCELED_CALL_COST,
     CONNECT_RATE,
     EXCESS,
     LOCAL_CONNECT_RATE,
@@ -163,8 +165,15 @@ class Acceptor:
 
     def refused(self, context: RpcContext) -> None:
         peer = self._peers.get(context.peer())
-        if peer is not None and self._refused_calls.charge(peer.owners, time.monotonic()):
+        if peer is not None:
+            self._charge(peer)
+
+    def _charge(self, peer: _Peer, cost: float = 1.0) -> None:
+        if self._refused_calls.charge(peer.owners, time.monotonic(), cost):
             peer.connection.cancel(EXCESS)
+
+    def _canceled(self, peer: _Peer, calls: int) -> None:
+        self._charge(peer, calls * CANCELED_CALL_COST)
 
     def close(self, context: RpcContext) -> None:
         if (peer := self._peers.get(context.peer())) is not None:
@@ -250,6 +259,7 @@ class Acceptor:
                 evicted.cancel(TAKEN)
             self._slots.count_call(task, 0)
             self._tasks[task] = peer
+            side.count_resets = partial(self._canceled, peer)
             if self._tls is None:
                 await side.adopt(connected)
             await self._proxy(side, peer)

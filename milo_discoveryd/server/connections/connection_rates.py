@@ -1,4 +1,4 @@
-"""Rate limits of connections by network or user and of refused calls by owner, and the addresses of peers. Pure.
+"""Rate limits of connections by network or user, and of refused and canceled calls by owner; addresses of peers. Pure.
 
 A TLS handshake costs the server more than the client, and a refused call costs the server as much as the client.
 """
@@ -16,10 +16,13 @@ FAILURE_COST = 10.0
 MAX_ORIGINS = 1_000
 REFUSED_CALL_RATE = Rate(per_second=50.0, burst=500.0)
 """The rate limit for refused calls: far above the rate of clients that back off before they retry."""
+CANCELED_CALL_COST = 0.25
+"""The number of tokens that a canceled call costs. gRPC queues the calls of all clients together, with those that were
+canceled before their turn: a client that cancels ten thousands a second would lock out all others."""
 MAX_DEBT = 500.0
 """The maximum debt, which limits the pause to ten seconds: a client that was fixed is soon served again."""
 MAX_OWNERS = 10_000
-EXCESS = "too many calls were refused"
+EXCESS = "too many calls were refused or canceled"
 
 
 class ConnectRateLimiter:
@@ -41,19 +44,19 @@ class ConnectRateLimiter:
 
 
 class PausedError(Exception):
-    """A connection is refused because too many calls of its owner were refused."""
+    """A connection is refused because too many calls of its owner were refused or canceled."""
 
 
 class RefusedCallLimiter:
-    """The rate limit for refused calls."""
+    """The rate limit for refused calls, and for those that clients cancel."""
 
     def __init__(self) -> None:
         self._buckets: KeyedBuckets[str] = KeyedBuckets(MAX_OWNERS)
 
-    def charge(self, owners: Iterable[str], now: float) -> float:
+    def charge(self, owners: Iterable[str], now: float, cost: float = 1.0) -> float:
         """Count a refused call, and return the seconds for which its owners must pause; 0 if the rate limit is not
         exceeded."""
-        return max(bucket.charge(now, max_debt=MAX_DEBT) for bucket in self._buckets_of(owners, now))
+        return max(bucket.charge(now, cost, max_debt=MAX_DEBT) for bucket in self._buckets_of(owners, now))
 
     def admit(self, owners: Iterable[str], now: float) -> None:
         """Admit a new connection. Raises PausedError if one of its owners must still pause."""

@@ -3,6 +3,7 @@
 import asyncio
 import socket
 import ssl
+from collections.abc import Callable
 from typing import cast
 
 from milo_discoveryd.server.connections.header_blocks import HeaderBlocks
@@ -31,6 +32,8 @@ class ProxySide(asyncio.Protocol):
         """The header blocks that this side sends, if they are limited."""
         self.is_flooding = False
         """Whether the connection was ended because of its header blocks."""
+        self.count_resets: Callable[[int], None] = lambda _: None
+        """Called with the number of streams that this side has reset, if its header blocks are limited."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
@@ -98,10 +101,15 @@ class ProxySide(asyncio.Protocol):
         self.transport.resume_reading()
 
     def data_received(self, data: bytes) -> None:
-        if self.header_blocks is not None and not self.header_blocks.accepts(data):
-            self.is_flooding = True
-            self.abort()
-        elif self._other is None:
+        if self.header_blocks is not None:
+            if not self.header_blocks.accepts(data):
+                self.is_flooding = True
+                self.abort()
+                return
+            if resets := self.header_blocks.resets:
+                self.header_blocks.resets = 0
+                self.count_resets(resets)
+        if self._other is None:
             # A paused transport may deliver one more read.
             self._early.append(data)
         elif not self._other.transport.is_closing():

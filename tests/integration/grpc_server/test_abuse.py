@@ -233,5 +233,15 @@ async def test_connection_that_never_ends_its_headers_is_closed(target: Target) 
     assert "a header block with more than 16 CONTINUATION frames" in str(target.harness.audited[0]["problem"])
 
 
+async def test_client_that_cancels_too_many_calls_loses_its_connection(target: Target) -> None:
+    with closing(await target.raw()) as raw:
+        with suppress(OSError):
+            await rapid_reset(raw)
+        with suppress(ConnectionError):
+            while await raw.read() is not None:
+                pass
+    await eventually(lambda: "refused or canceled" in str(target.harness.audited))
+
+
 def usage() -> tuple[int, int]:
     return len(list(Path("/proc/self/fd").iterdir())), len(asyncio.all_tasks())

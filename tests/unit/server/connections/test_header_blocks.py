@@ -3,7 +3,7 @@
 import random
 
 import pytest
-from hyperframe.frame import ContinuationFrame, DataFrame, Frame, HeadersFrame, PingFrame, SettingsFrame
+from hyperframe.frame import ContinuationFrame, DataFrame, Frame, HeadersFrame, PingFrame, RstStreamFrame, SettingsFrame
 
 from milo_discoveryd.server.connections.header_blocks import MOST_BYTES, MOST_CONTINUATIONS, HeaderBlocks
 
@@ -43,6 +43,14 @@ def test_block_with_too_many_bytes_is_refused_and_the_next_block_starts_anew() -
     blocks = HeaderBlocks()
     assert blocks.accepts(sent(*[HeadersFrame(1, half), ContinuationFrame(1, half)] * 3))
     assert not blocks.accepts(ContinuationFrame(1, b"y").serialize())
+
+
+@pytest.mark.parametrize("size", [1, 7, 1 << 16])
+def test_reset_streams_are_counted(size: int) -> None:
+    frames = [HEADERS, RstStreamFrame(1), DataFrame(3, RstStreamFrame(3).serialize()), RstStreamFrame(3)]
+    data, blocks = sent(*frames), HeaderBlocks()
+    assert all(blocks.accepts(data[at : at + size]) for at in range(0, len(data), size))
+    assert blocks.resets == 2
 
 
 def test_content_is_not_read_as_frames() -> None:
