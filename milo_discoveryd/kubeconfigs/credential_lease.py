@@ -117,6 +117,11 @@ class CredentialLease:
         """When the held credential expires (monotonic); minus infinity if there is none."""
         return -inf if self._held is None else self._held.until
 
+    @property
+    def held(self) -> IssuedCredential | None:
+        """The credential, even if it expires too soon to be issued."""
+        return None if self._held is None else self._held.issued
+
     def valid(self, now: Moment) -> IssuedCredential | None:
         """Return the held credential, or None if it expires too soon to be issued."""
         held = self._held

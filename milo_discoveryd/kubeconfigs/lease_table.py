@@ -10,6 +10,8 @@ from typing import Generic, TypeVar
 
 import msgspec
 
+from milo_discoveryd.credentials.issued_credential import IssuedCredential
+from milo_discoveryd.kubeconfigs.credential_budget import CredentialBudget
 from milo_discoveryd.kubeconfigs.credential_lease import CredentialLease, Draw
 from milo_discoveryd.model.cluster import Cluster
 
@@ -31,6 +33,8 @@ class LeaseEntry:
         self.key = key
         self.cluster = cluster
         self.lease = lease
+        self.counted: IssuedCredential | None = None
+        """The credential that counts in the budget."""
         self._is_dropped = False
         self.is_wanted = True
         """The credential was used, or a newer one was requested. Without either, a cluster's lease is not renewed."""
@@ -69,6 +73,7 @@ class LeaseEntry:
 class LeaseTable:
     def __init__(self, draw: Draw) -> None:
         self._draw = draw
+        self.budget = CredentialBudget()
         self._entries: dict[LeaseKey, LeaseEntry] = {}
         self._of_cluster: defaultdict[int, dict[LeaseKey, None]] = defaultdict(dict)
 
@@ -88,7 +93,7 @@ class LeaseTable:
                 of_cluster = self._of_cluster[key.incarnation]
                 for former in [former for former in of_cluster if former.place != key.place]:
                     del of_cluster[former]
-                    self._entries.pop(former).drop()
+                    self._discard(former)
                 of_cluster[key] = None
         # A cluster from the state file lacks the fields of its object until the object is received again.
         entry.cluster = cluster
@@ -97,12 +102,24 @@ class LeaseTable:
     def remove(self, key: LeaseKey) -> None:
         """Remove an unused lease."""
         self._of_cluster[key.incarnation].pop(key, None)
-        self._entries.pop(key, None)
+        if key in self._entries:
+            self._discard(key)
 
     def drop(self, cluster: Cluster) -> None:
         """Remove the leases of a disengaged cluster; the result of a mint in flight will be discarded."""
         for key in self._of_cluster.pop(cluster.incarnation, ()):
-            self._entries.pop(key).drop()
+            self._discard(key)
+
+    def count(self, entry: LeaseEntry) -> None:
+        """Count what the lease holds now in the budget."""
+        held = None if entry.is_dropped else entry.lease.held
+        self.budget.count(held, entry.counted)
+        entry.counted = held
+
+    def _discard(self, key: LeaseKey) -> None:
+        entry = self._entries.pop(key)
+        entry.drop()
+        self.count(entry)
 
     def of_cluster(self, cluster: Cluster) -> list[LeaseEntry]:
         """Return the leases of a cluster at its current endpoint."""

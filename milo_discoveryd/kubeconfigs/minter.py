@@ -116,7 +116,7 @@ class Minter:
         useful = entry.lease.useful(now)
         if useful is None:
             entry.is_wanted = True
-        if entry.lease.check(now) or (useful is None and entry.lease.due_at is None):
+        if self._is_due(entry, now) or (useful is None and entry.lease.due_at is None):
             self._enqueue(entry)
         return entry
 
@@ -213,7 +213,7 @@ class Minter:
             self._check(entry, now)
 
     def _check(self, entry: LeaseEntry, now: Moment) -> None:
-        if entry.is_dropped or not entry.lease.check(now):
+        if entry.is_dropped or not self._is_due(entry, now):
             return
         if entry.is_wanted or self.issuer.scope is Scope.IDENTITY:
             self._enqueue(entry)
@@ -221,6 +221,11 @@ class Minter:
             self._leases.remove(entry.key)
         else:
             self._timer.add(now.steady + CHECK_EVERY_S, entry)
+
+    def _is_due(self, entry: LeaseEntry, now: Moment) -> bool:
+        is_due = entry.lease.check(now)
+        self._leases.count(entry)  # the lease has released an expired credential
+        return is_due
 
     async def _work(self) -> None:
         while True:
@@ -246,7 +251,7 @@ class Minter:
         started_at = self._loop.time()
         result, is_new = "cancelled", False
         try:
-            issued = await self._minted(entry, held)
+            issued = self._leases.budget.admit(await self._minted(entry, held), held)
             entry.lease.succeeded(issued, self.now())
         except CredentialError as error:
             result = "unfit" if isinstance(error, UnfitError) else "failed"
@@ -263,6 +268,7 @@ class Minter:
             is_new = held is None or held.credential != issued.credential
             entry.is_wanted = entry.is_wanted and not is_new
         finally:
+            self._leases.count(entry)
             self._attempted.set()
             self._metrics.mint_ended(self.issuer.name, result, self._loop.time() - started_at)
         self._ended(entry, is_new=is_new)

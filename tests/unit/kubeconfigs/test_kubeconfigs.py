@@ -20,7 +20,7 @@ from milo_discoveryd.credentials.issuers.issuer import EachSourceIssuer, Issuer,
 from milo_discoveryd.daemon_errors import BackendError, UnfitError
 from milo_discoveryd.fleet.fleet import Fleet
 from milo_discoveryd.identity.caller import Caller
-from milo_discoveryd.kubeconfigs import minter, revocations
+from milo_discoveryd.kubeconfigs import credential_budget, minter, revocations
 from milo_discoveryd.kubeconfigs.cluster_ca import cluster_trust
 from milo_discoveryd.kubeconfigs.credential_lease import CredentialLease
 from milo_discoveryd.kubeconfigs.kubeconfigs import (
@@ -630,6 +630,40 @@ async def test_ca_of_a_declared_cluster_is_requested_together_with_its_credentia
         assert (await kubeconfigs.trust_of(a_cluster("beta", 2))).authorities is None
         known = replace(cluster, target=replace(target, authorities=b"KNOWN"))
         assert not kubeconfigs.require_lease(known, None, UNLIMITED).needs_credential_for_trust
+
+
+class WithManyCas(Backend):
+    """An issuer whose credentials have CA certificates of 63 KB, except those of the cluster `small`."""
+
+    async def mint(self, request: MintRequest) -> IssuedCredential:
+        assert request.cluster is not None
+        name = request.cluster.target.name
+        return replace(await super().mint(request), authorities=name.encode() * (200 if name == "small" else 9000))
+
+
+@in_virtual_time
+async def test_large_credentials_are_held_within_a_budget() -> None:
+    """Tenants write them: a cluster whose large credential comes too late gets none, and no other is concerned."""
+    one, two, three = (a_cluster(f"large-{number}", number) for number in range(1, 4))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(credential_budget, "BUDGET", 150_000)
+        async with issuing(WithManyCas(Scope.CLUSTER)) as kubeconfigs:
+            first = await got(kubeconfigs, one)
+            await got(kubeconfigs, two)
+            with pytest.raises(CredentialUnavailableError, match="remove unneeded CA certificates"):
+                await got(kubeconfigs, three)
+            assert kubeconfigs.health()[0].failing == {"too_large": 1}
+            assert kubeconfigs.health()[0].problem == ""
+            assert await got(kubeconfigs, a_cluster("small", 9))
+            await asyncio.sleep(300)
+            assert await got(kubeconfigs, one) != first, "renewals have room"
+            kubeconfigs.disengaged(two)
+            await asyncio.sleep(minter.CLUSTER_BACKOFF_S + 1)
+            assert await got(kubeconfigs, three)
+            await asyncio.sleep(1800)
+            assert kubeconfigs.health()[0].leases == 0, "unused ones have expired"
+            assert await got(kubeconfigs, one)
+            assert await got(kubeconfigs, two)
 
 
 async def test_kubeconfig_names_the_server_that_came_with_the_credential() -> None:

@@ -1,0 +1,77 @@
+"""The memory budget of the credentials that one issuer's leases hold. Pure.
+
+Tenants write the Secrets of some issuers: without a budget, many kubeconfigs with many CA certificates would exhaust
+the daemon's memory.
+"""
+
+import msgspec
+
+from milo_discoveryd.credentials.issued_credential import IssuedCredential
+from milo_discoveryd.daemon_errors import BackendError
+
+BUDGET = 32 << 20
+"""Bytes of credentials beyond which no large one is held for another cluster. Renewals may take as much again, so that
+no cluster loses its credential to another one."""
+SMALL = 4 << 10
+"""The size up to which a credential is held whatever the others take. Tokens, and certificates with their key and CA,
+are usually smaller."""
+
+
+class _CaBundle(msgspec.Struct):
+    """Equal CA certificates of several credentials, which are kept once."""
+
+    pem: bytes
+    uses: int = 0
+
+
+class CredentialBudget:
+    def __init__(self) -> None:
+        self.used = 0
+        self._ca_bundles: dict[bytes, _CaBundle] = {}
+
+    def admit(self, issued: IssuedCredential, held: IssuedCredential | None) -> IssuedCredential:
+        """Return the credential with the CA bundle that others have. `held` is the one that it will replace.
+
+        Raises BackendError if it is large and the budget is exhausted.
+        """
+        bundle = self._ca_bundles.get(issued.authorities or b"")
+        more = _size(issued) + (len(issued.authorities or b"") if bundle is None else 0)
+        if more > SMALL and self.used + more > (BUDGET if held is None else 2 * BUDGET):
+            raise BackendError(
+                f"the credential and its CA certificates have {more} bytes, and at most {SMALL} are accepted while the "
+                f"credentials of this issuer have more than {BUDGET >> 20} MiB; remove unneeded CA certificates from "
+                "the kubeconfig",
+                of_cluster=True,
+                reason="too_large",
+            )
+        return issued if bundle is None else msgspec.structs.replace(issued, authorities=bundle.pem)
+
+    def count(self, held: IssuedCredential | None, before: IssuedCredential | None) -> None:
+        """Count what a lease holds now instead of what it held before."""
+        if held is before:
+            return
+        if held is not None:
+            self.used += _size(held)
+            if held.authorities:
+                bundle = self._ca_bundles.setdefault(held.authorities, _CaBundle(held.authorities))
+                self.used += 0 if bundle.uses else len(bundle.pem)
+                bundle.uses += 1
+        if before is not None:
+            self.used -= _size(before)
+            if before.authorities:
+                bundle = self._ca_bundles[before.authorities]
+                bundle.uses -= 1
+                if not bundle.uses:
+                    self.used -= len(bundle.pem)
+                    del self._ca_bundles[before.authorities]
+
+
+def _size(issued: IssuedCredential) -> int:
+    """Return the bytes of the credential without its CA certificates."""
+    token, certificate = issued.credential.token, issued.credential.certificate
+    texts = [issued.server, issued.tls_server_name]
+    texts += [] if token is None else [token.reveal()]
+    texts += [] if certificate is None else [certificate.key.reveal()]
+    chain = 0 if certificate is None else len(certificate.chain)
+    # A single character can make a string take four bytes for each.
+    return chain + sum(len(text) * (1 if text.isascii() else 4) for text in texts)
