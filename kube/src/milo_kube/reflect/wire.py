@@ -11,6 +11,11 @@ import msgspec
 
 INITIAL_EVENTS_END: Final = "k8s.io/initial-events-end"
 MAX_LINE: Final = 8 * 1024 * 1024
+_UNCHECKED_OBJECT = 1 << 20
+"""Objects larger than this have their values counted before they are decoded."""
+_MOST_VALUES = 150_000
+"""Maximum number of values of such an object, about. Etcd stores up to 1.5 MiB, and managed fields take some 20 bytes
+each. Short values take many times their size in memory, and a microsecond of the event loop each."""
 _LONGEST_ID = 128
 _LONGEST_REASON = 64
 _UNCHECKED_PAGE = 2 << 20
@@ -196,8 +201,11 @@ class Decoder(Generic[Object, Seen]):
 
     def object(self, raw: bytes | msgspec.Raw) -> Seen | None:
         """Decode one object; None if it has no name."""
-        if memoryview(raw).nbytes > MAX_LINE:  # the decoded fields could take far more memory
+        size = memoryview(raw).nbytes
+        if size > MAX_LINE:  # the decoded fields could take far more memory
             return self._unusable(raw, f"larger than {MAX_LINE} bytes")
+        if size > _UNCHECKED_OBJECT and _has_too_many_values(raw):
+            return self._unusable(raw, f"more than {_MOST_VALUES} values")
         try:
             found = self._bounded(self._observe(self._objects.decode(raw)))
         except _UNDECODABLE as error:
@@ -237,6 +245,8 @@ class Decoder(Generic[Object, Seen]):
         return events
 
     def line(self, line: bytes | bytearray) -> WatchEvent[Seen]:
+        if len(line) > _UNCHECKED_OBJECT and _has_too_many_values(line):
+            return self._other_line(line)
         try:
             event = self._lines.decode(line)  # nearly all lines take only this path
             if event.type in _OBJECT_EVENTS:
@@ -343,11 +353,19 @@ def _removed(raw: msgspec.Raw) -> ObjectRemoved[Seen] | UnknownEvent:
 
 
 def _bookmark(raw: msgspec.Raw) -> Bookmark | UnknownEvent:
+    if memoryview(raw).nbytes > _UNCHECKED_OBJECT and _has_too_many_values(raw):
+        return UnknownEvent(f"a watch event of type BOOKMARK has more than {_MOST_VALUES} values")
     try:
         marks = _MARKED.decode(raw).metadata
     except _UNDECODABLE as error:
         return UnknownEvent(f"a watch event of type BOOKMARK is malformed: {_problem(error)}")
     return Bookmark(marks.resourceVersion, (marks.annotations or {}).get(INITIAL_EVENTS_END) == "true")
+
+
+def _has_too_many_values(raw: bytes | bytearray | msgspec.Raw) -> bool:
+    """Return whether an object would take far more time and memory than those that an API server stores."""
+    text = bytes(raw)
+    return max(text.count(b","), text.count(b"[") + text.count(b"{")) > _MOST_VALUES
 
 
 def _names(raw: bytes | msgspec.Raw) -> _Names:

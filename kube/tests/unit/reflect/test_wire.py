@@ -221,6 +221,35 @@ def test_object_larger_than_a_line_of_a_watch_is_malformed(monkeypatch: pytest.M
     assert DECODER.object(json.dumps(large).encode()) == Malformed("a", "uid-a", "7", "larger than 1000 bytes")
 
 
+@pytest.mark.parametrize(
+    "labels", [{f"{number:x}": "" for number in range(200_000)}, [[]] * 400_000, [[[[[[]]]]]] * 100_000]
+)
+def test_large_object_with_too_many_values_is_malformed_and_not_decoded(labels: Any) -> None:
+    content = thing("a", "7", labels=labels)
+    event, raw = line("MODIFIED", content), json.dumps(content).encode()
+    tracemalloc.start()
+    try:
+        found = DECODER.line(event)
+        assert tracemalloc.get_traced_memory()[1] < 3 * len(event)
+    finally:
+        tracemalloc.stop()
+    assert isinstance(found, ObjectSeen)
+    assert found.observation == DECODER.object(raw)
+    assert isinstance(found.observation, Malformed)
+    assert (found.observation.name, found.observation.message) == ("a", "more than 150000 values")
+
+
+def test_large_object_with_few_values_is_decoded() -> None:
+    content = thing("a", "7", annotations={f"{number}": 20 * "," for number in range(7_000)}, unused=2_000_000 * "x")
+    assert DECODER.line(line("MODIFIED", content)) == ObjectSeen(seen("a", "7"))
+
+
+def test_bookmark_with_too_many_values_is_ignored() -> None:
+    annotations = {f"{number:x}": "" for number in range(200_000)}
+    found = DECODER.line(line("BOOKMARK", {"metadata": {"resourceVersion": "9", "annotations": annotations}}))
+    assert isinstance(found, UnknownEvent)
+
+
 def test_large_page_of_small_objects_is_decoded() -> None:
     items = [thing(f"{number}", "7") for number in range(30_000)]
     body = json.dumps({"metadata": {"resourceVersion": "7"}, "items": items}).encode()
