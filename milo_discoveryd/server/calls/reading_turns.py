@@ -5,7 +5,6 @@ and hundreds of reads, one after the other, would block the event loop for secon
 """
 
 import asyncio
-import time
 from collections import deque
 from collections.abc import Callable
 
@@ -18,9 +17,9 @@ WOKEN = 8
 class ReadingTurns:
     """The turns of all streams, in the order in which they became ready."""
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock = clock
+    def __init__(self, clock: Callable[[], float] | None = None) -> None:
         self._loop = asyncio.get_running_loop()
+        self._clock = clock or self._loop.time
         self._ends_at: float | None = None
         """When streams have read enough in this iteration; None if none has read yet."""
         self._waiting: deque[asyncio.Future[None]] = deque()
