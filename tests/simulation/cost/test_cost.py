@@ -50,7 +50,7 @@ BUDGETS = {
     "relist": Budget(29_500, 172, units=1000, functions="decode sort"),
     "relist_end": Budget(29_500, 109, 1, units=1000, functions="decode sort"),
     "renewal": Budget(
-        8_600,
+        10_000,
         4_730,
         240,
         100,
