@@ -15,7 +15,7 @@ from milo_kube.http.errors import TransportError
 from milo_kube.list_pages import smaller
 
 TIMEOUT_S = 4.0
-"""Timeout of a read or write, short enough to repeat a failed renewal once before the fence."""
+"""Timeout of a read or write, short enough to read the Leases and repeat a failed renewal before the fence."""
 PAGE = 250
 """The number of Leases that one response has, as far as they fit: a read of most groups is one request."""
 PAGE_BYTES = 2 << 20

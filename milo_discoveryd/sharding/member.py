@@ -14,9 +14,9 @@ What follows in each state (see `state`) when the write of a Lease fails:
                term of the process before        effect: continues its own term
     Lost       reads; joins when the Lease is    writes again; if it did take         nothing: it owns nothing
                free, its own or expired          effect: joins in another term
-    Holding    keeps its clusters and reads; a   keeps its clusters and writes        owns nothing, and acknowledges
-               Lease that it did not write:      again; what it may have written      no view for 13 s; continues its
-               Lost, so it owns nothing          does not end the term                term with the next renewal
+    Holding    keeps its clusters and reads; a   keeps its clusters, reads once and   owns nothing, and acknowledges
+               Lease that it did not write:      writes again; what it may have       no view for 13 s; continues its
+               Lost, so it owns nothing          written counts once it is read       term with the next renewal
     Leaving    as Holding, but Departed instead  as Holding                           as Holding
                of Lost
     Resigned   Departed                          Departed; the Lease may stay, and    nothing: it owns nothing
@@ -255,7 +255,9 @@ class Member:
             case leaving:
                 tenure, own = leaving.tenure, self._last_write(leaving, now)
         if own is not None and now >= pacing.write_at:
-            self._hold(tenure.attempted(own))
+            if pacing.has_failed_write and tenure.attempted_at is not None and now >= pacing.read_at:
+                return Read()  # perhaps that renewal took effect, and its response is late; tried once
+            self._hold(tenure.attempted(own, now))
             return WriteLease(own)
         return self._group_request(now) or WaitUntil(min(at for at in self._deadlines(tenure) if at > now))
 
@@ -455,7 +457,7 @@ class Member:
         elif not tenure.has_written(lease):
             self._rejoin(now, f"the Lease of member {self.name} was changed by another program, or restored")
         else:
-            self._hold(msgspec.structs.replace(tenure, lease=lease))
+            self._hold(tenure.read(lease))
 
     def _regained_without_a_write(self, former_renewal: int) -> bool:
         """Return whether this process holds the Lease again after another process of its name had taken it over.

@@ -26,6 +26,8 @@ class Tenure(msgspec.Struct, frozen=True, kw_only=True):
     """The member's own Lease as last written or read."""
     attempts: tuple[MemberLease, ...] = ()
     """The contents of later writes whose results are unknown."""
+    attempted_at: float | None = None
+    """When the first of these writes started, also if its content is that of `lease`; None if there are none."""
     renewed_at: float
     """When the last successful renewal started."""
     engage_at: float = -inf
@@ -45,14 +47,21 @@ class Tenure(msgspec.Struct, frozen=True, kw_only=True):
         """Return whether this process may have written the content of the Lease."""
         return lease.content in (self.lease.content, *self.attempts)
 
-    def attempted(self, lease: MemberLease) -> "Tenure":
+    def attempted(self, lease: MemberLease, now: float) -> "Tenure":
         """Record a write before it is sent: it may take effect without a response."""
-        if self.has_written(lease):
-            return self
-        return msgspec.structs.replace(self, attempts=(*self.attempts, lease.content))
+        attempts = self.attempts if self.has_written(lease) else (*self.attempts, lease.content)
+        attempted_at = now if self.attempted_at is None else self.attempted_at
+        return msgspec.structs.replace(self, attempts=attempts, attempted_at=attempted_at)
 
     def renewed(self, lease: MemberLease, started_at: float) -> "Tenure":
-        return msgspec.structs.replace(self, lease=lease, attempts=(), renewed_at=started_at)
+        return msgspec.structs.replace(self, lease=lease, attempts=(), attempted_at=None, renewed_at=started_at)
+
+    def read(self, lease: MemberLease) -> "Tenure":
+        """Record the Lease as read, which this process has written: perhaps by a write whose result was unknown."""
+        if self.attempted_at is None or lease.renewal <= self.lease.renewal:
+            return msgspec.structs.replace(self, lease=lease)
+        renewed_at = max(self.renewed_at, self.attempted_at)
+        return msgspec.structs.replace(self, lease=lease, attempted_at=None, renewed_at=renewed_at)
 
     def resumed(self, since: float) -> "Tenure":
         """Claim ownership again, from the start of a renewal."""
@@ -138,6 +147,8 @@ class Pacing(msgspec.Struct, frozen=True, kw_only=True):
     """Whether a read has to precede any write: the member's own Lease may have changed."""
     is_group_outdated: bool = False
     """Whether a read has to precede a write of anything but the member's own Lease, which it renews meanwhile."""
+    has_failed_write: bool = False
+    """Whether a write has failed since the last read: it may have taken effect."""
     read_at: float = -inf
     """No read before."""
     write_at: float = -inf
@@ -150,7 +161,9 @@ class Pacing(msgspec.Struct, frozen=True, kw_only=True):
         return self.read_at if self.is_read_due else min(self.read_at, self.write_at)
 
     def read(self) -> "Pacing":
-        return msgspec.structs.replace(self, is_read_due=False, is_group_outdated=False, read_at=-inf)
+        return msgspec.structs.replace(
+            self, is_read_due=False, is_group_outdated=False, has_failed_write=False, read_at=-inf
+        )
 
     def written(self) -> "Pacing":
         return msgspec.structs.replace(self, write_at=-inf)
@@ -172,7 +185,7 @@ class Pacing(msgspec.Struct, frozen=True, kw_only=True):
         """
         read_at = max(self.read_at, retry_at, stated_at if of_read else -inf)
         write_at = max(self.write_at, retry_at, -inf if of_read else stated_at)
-        return msgspec.structs.replace(self, read_at=read_at, write_at=write_at)
+        return msgspec.structs.replace(self, has_failed_write=not of_read, read_at=read_at, write_at=write_at)
 
 
 class State(msgspec.Struct, frozen=True, kw_only=True):

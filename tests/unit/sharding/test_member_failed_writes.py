@@ -101,8 +101,33 @@ def test_error_is_followed_by_the_same_write_after_a_second(state: Callable[[], 
     assert isinstance(writing.phase, after)
     assert bool(writing.driver.owned("a")) is (after in OWNS)
     assert isinstance(action, WaitUntil)
+    retry_at = writing.now + TIMING.retry_interval_s
+    if after in OWNS:
+        assert isinstance(writing.member.next(retry_at), Read)
+        writing.member.failed(retry_at, of_read=True)
+        retry_at += TIMING.retry_interval_s
     if after is not Departed:
-        assert writing.member.next(writing.now + TIMING.retry_interval_s) == writing.write
+        assert writing.member.next(retry_at) == writing.write
+
+
+@pytest.mark.parametrize("state", [holding, leaving])
+@pytest.mark.parametrize("is_stored", [True, False])
+def test_renewal_that_took_effect_without_a_response_counts_once_it_is_read(
+    state: Callable[[], Writing], *, is_stored: bool
+) -> None:
+    """Found by a reader: while the Lease API answered writes after more than 4 s, all members lost all clusters."""
+    writing = state()
+    driver, member, started_at, fence_at = writing.driver, writing.member, writing.now, writing.member.fence_at
+    if is_stored:
+        writing.takes_effect()
+    driver.now += 4.0
+    member.failed(driver.now)
+    driver.now += TIMING.retry_interval_s
+    assert member.next(driver.now) == Read()
+    driver.perform(member, Read())
+    assert member.fence_at == (started_at + TIMING.fence_after_s if is_stored else fence_at)
+    assert started_at + TIMING.fence_after_s > fence_at
+    assert driver.owned("a")
 
 
 @pytest.mark.parametrize(
