@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from abc import ABC, abstractmethod
+from collections.abc import Coroutine
 from contextlib import suppress
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
+
+T = TypeVar("T")
 
 
 class unwrap_single_error:  # noqa: N801  (used like a function)
@@ -34,6 +37,22 @@ async def wait_uninterrupted(future: asyncio.Future[Any]) -> None:
     while not future.done():
         with suppress(asyncio.CancelledError):
             await asyncio.wait([future])
+
+
+async def in_own_task(attempt: Coroutine[Any, Any, T]) -> T:
+    """Run an attempt in a task of its own, for loops that try again: it can lose a cancellation, and they cannot.
+
+    A task group loses one beside an error, before Python 3.13, and so do libraries while they close a connection.
+    """
+    task = asyncio.create_task(attempt)
+    try:
+        await asyncio.wait([task])
+    finally:
+        while not task.done():
+            task.cancel()
+            await asyncio.wait([task], timeout=1.0)
+        _ = task.cancelled() or task.exception()  # retrieved, or asyncio would log it
+    return task.result()
 
 
 class RunsInBackground(ABC):

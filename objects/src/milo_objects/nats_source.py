@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from milo_kube.reflect.backoff import Backoff
+from milo_kube.task_groups import in_own_task
 from milo_objects.jetstream import NatsOptions, NatsSession, StreamLost, open_session
 from milo_objects.kinds import Kind
 from milo_objects.messages import StoredMessage
@@ -51,14 +52,17 @@ class NatsSource:
         while True:
             began = clock()
             try:
-                async with open_session(self._options, "milo-objects") as session:
-                    await _read(session, reader, filters)
+                await in_own_task(self._read(reader, filters))
             except StreamLost as error:
                 failures = 1 if clock() - began > _HEALTHY_S else failures + 1
                 if failures == 1:
                     log.warning("objects cannot be read from NATS; retrying: %s", error)
                 reader.detach(str(error))
             await asyncio.sleep(RECONNECT.delay(failures, random.random))
+
+    async def _read(self, reader: StreamReader, filters: Sequence[str]) -> None:
+        async with open_session(self._options, "milo-objects") as session:
+            await _read(session, reader, filters)
 
 
 async def _read(session: NatsSession, reader: StreamReader, filters: Sequence[str]) -> None:

@@ -16,7 +16,7 @@ from milo_discovery.errors import ClusterNotFound, DiscoveryError, StatusError, 
 from milo_discovery.model import ClusterReport, Listing, SourceState
 from milo_discovery.options import FilterOptions
 from milo_discovery.removals import SECOND_LOOK_S, Removal, Removals
-from milo_kube.task_groups import unwrap_single_error
+from milo_kube.task_groups import in_own_task, unwrap_single_error
 from milo_objects.jetstream import (
     CALL_TIMEOUT_S,
     NatsOptions,
@@ -30,7 +30,7 @@ from milo_objects.jetstream import (
 )
 from milo_objects.kinds import Kind
 from milo_objects.nats_source import RECONNECT
-from milo_objects.publication import StreamPublication
+from milo_objects.publication import StreamConnected, StreamPublication
 from milo_objects.scope import Change, FleetCluster, ObjectSource, Scope
 from milo_objects.store import Store
 from milo_objects.stream_commands import Purge, ReadCluster, Relist, WriteMessage
@@ -110,14 +110,11 @@ class ObjectPublisher:
         while True:
             began = self._clock()
             try:
-                async with open_session(self._options, "milo-objects publish") as session:
-                    info = await session.stream(self._new)
-                    if reported:
-                        self._report("publishing continues")
-                        reported = ""
-                    await self._serve(session, info)
+                await in_own_task(self._publish(was_interrupted=bool(reported)))
             except StreamLost as error:
                 problem = str(error)
+                if isinstance(self.publication.connection, StreamConnected):
+                    reported = ""
                 self.publication.disconnected(problem, self._clock())
                 self._unanswered.clear()
                 if problem != reported:
@@ -125,6 +122,13 @@ class ObjectPublisher:
                     reported = problem
             failures = 1 if self._clock() - began > _HEALTHY_S else failures + 1
             await asyncio.sleep(RECONNECT.delay(failures, random.random))
+
+    async def _publish(self, *, was_interrupted: bool) -> None:
+        async with open_session(self._options, "milo-objects publish") as session:
+            info = await session.stream(self._new)
+            if was_interrupted:
+                self._report("publishing continues")
+            await self._serve(session, info)
 
     async def _serve(self, session: NatsSession, info: StreamInfo) -> None:
         """Perform what is due until the connection is lost. Raises StreamLost."""
