@@ -55,7 +55,7 @@ BUDGETS = {
         240,
         100,
         units=10,
-        functions="decode digest " * 10 + "encode " * 5 + "join " * 4 + "serialize serialize sort",
+        functions="decode digest " * 10 + "sum " * 9 + "encode " * 5 + "join " * 4 + "serialize serialize sort",
         further_functions="digest join " * 4 + "encode serialize " * 2,
     ),
     "resume": Budget(3_550, 238, 2_200, units=BURST),
