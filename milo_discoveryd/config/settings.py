@@ -62,7 +62,7 @@ class WatchSettings(Group, frozen=True, kw_only=True):
     bookmarks once a minute."""
     liveness_interval: Annotated[timedelta, span("100ms", "5m")] = timedelta(seconds=15)
     """Interval of liveness probes (`/livez`, on another connection) while the API server is silent. After three
-    unanswered or failed probes in a row the source is stale, and all connections are reopened."""
+    unanswered or failed probes in a row, during one request, the source is stale, and all connections are reopened."""
     connect_timeout: Annotated[timedelta, span("100ms", "5m")] = timedelta(seconds=10)
     """Timeout for connecting to the API server."""
     request_timeout: Annotated[timedelta, span("1s", "1h")] = timedelta(seconds=60)
@@ -283,7 +283,7 @@ class Settings(Group, frozen=True, kw_only=True):
     heartbeat_interval: Annotated[timedelta, span("1s", "1h")] = timedelta(seconds=30)
     """Interval of heartbeats on an idle stream, unless the subscriber requests a different interval."""
     stalled_timeout: Annotated[timedelta, span("1s", "24h")] = timedelta(minutes=5)
-    """A stream is closed if its subscriber reads nothing for this time."""
+    """A stream is closed if its subscriber accepts nothing for this time."""
     kubeconfigs: KubeconfigSettings = KubeconfigSettings()
     connectivity: ConnectivitySettings = ConnectivitySettings()
     http_listen: Annotated[values.TcpAddress | None, _http_listen] = values.TcpAddress("", 9464)
