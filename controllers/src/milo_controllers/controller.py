@@ -21,6 +21,7 @@ from milo_controllers.reconcile_call import ReconcileCall, Reconciler, failed_ou
 from milo_controllers.reconcile_failures import ReconcileFailure, ReconcileFailures
 from milo_controllers.registration import ControllerSpec
 from milo_controllers.request import Request, RequestedCluster
+from milo_controllers.waiting_limits import WaitingLimits
 from milo_controllers.watched import ReconcileTarget
 from milo_controllers.work_queue import (
     Done,
@@ -48,6 +49,7 @@ class Shared(NamedTuple):
     clusters: FleetView
     metrics: ControllerMetrics
     failures: FailureLog
+    waiting: WaitingLimits
     tracer: SpanTracer | None = None
     may_reconcile: Callable[[], bool] = lambda: True
 
@@ -164,6 +166,7 @@ class Controller:
         priority = Priority.LIVE if change.is_live else Priority.BACKGROUND
         for key in self._affected.after_change(member, informer, change):
             self._add(key, priority)
+            self._limit_waiting(member, informer, key)
 
     def resync(self, member: AffectedCluster, priority: Priority = Priority.BACKGROUND) -> None:
         """Enqueue every object of the cluster."""
@@ -185,6 +188,27 @@ class Controller:
         of the retry. Safe in any thread."""
         for key, failure in self.failures:
             yield key, failure, None if failure.is_stopped else self.queue.retry_at(key)
+
+    def _limit_waiting(self, member: ReconciledCluster, informer: Informer, key: ObjectKey) -> None:
+        """Drop the cache whose changes let too many objects wait."""
+        limits, target = self._shared.waiting, self._shared.members.get(key.cluster)
+        if target is not None and (limit := limits.exceeded(self._uncached(target), is_own=target is member)):
+            self._drop_waiting(member, informer, limit)
+        if limits.is_count_due():
+            waiting = {name: self._uncached(other) for name, other in self._shared.members.items()}
+            if limit := limits.exceeded_by_all(sum(waiting.values())):
+                largest = self._shared.members[max(waiting, key=waiting.__getitem__)]
+                self._drop_waiting(largest, largest.informers[self.spec.kind.key], limit)
+
+    def _uncached(self, member: ReconciledCluster) -> int:
+        """Return the number of objects in the queue beyond those that are cached."""
+        cached = len(member.informers[self.spec.kind.key].cache)
+        return max(0, self.queue.count(member.cluster.name, member.incarnation) - cached)
+
+    def _drop_waiting(self, member: ReconciledCluster, informer: Informer, limit: str) -> None:
+        self.queue.forget_waiting(member.cluster.name, member.incarnation)
+        self.failures.drop(member.cluster.name, member.incarnation)
+        informer.exceed(f"besides the cached objects, more than {limit} wait to be reconciled")
 
     def _add(self, key: ObjectKey, priority: Priority) -> None:
         self.queue.add(key, self._clock(), priority)

@@ -29,6 +29,7 @@ from milo_controllers.object_cache import Index
 from milo_controllers.options import check_options
 from milo_controllers.reconcile_call import Reconciler
 from milo_controllers.registration import BackgroundTask, ControllerSpec, Registration
+from milo_controllers.waiting_limits import WaitingLimits
 from milo_controllers.watched import Mapper, OwnedKind, Predicate, ReconcileTarget, WatchedKind, checked_target
 from milo_controllers.webhooks import (
     FailurePolicy,
@@ -185,6 +186,7 @@ class Controllers(RunsInBackground):
             clusters=self.view,
             metrics=ControllerMetrics.of_registry(registry, max_clusters=max_clusters_in_metrics),
             failures=failures,
+            waiting=WaitingLimits(cache_limits),
             tracer=tracer,
             may_reconcile=self._engaged.may_reconcile,
         )

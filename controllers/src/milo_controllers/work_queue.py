@@ -133,8 +133,22 @@ class _ClusterQueue:
 
     @property
     def is_empty(self) -> bool:
-        pending = (*self.ready, self.dirty, self.in_flight, self.held, self.delayed)
-        return not any((*pending, self.failures, self.stopped, self.parked))
+        return not (self.count or self.failures)
+
+    @property
+    def count(self) -> int:
+        """The number of objects, of which some are counted twice."""
+        ready = sum(map(len, self.ready))
+        kept = len(self.dirty) + len(self.in_flight) + len(self.held)
+        return ready + kept + len(self.delayed) + len(self.stopped) + len(self.parked)
+
+    def forget_waiting(self) -> None:
+        for ready in self.ready:
+            ready.clear()
+        self.delayed.clear()
+        self.failures.clear()
+        self.stopped.clear()
+        self.parked.clear()
 
 
 _Cluster = tuple[str, int]
@@ -281,6 +295,20 @@ class WorkQueue:
         if queue.is_empty:
             del self._clusters[key[:2]]
         return delay_s
+
+    def count(self, cluster: str, incarnation: int) -> int:
+        """Return the number of objects of the cluster that wait, are in flight, held or stopped."""
+        queue = self._clusters.get((cluster, incarnation))
+        return 0 if queue is None else queue.count
+
+    def forget_waiting(self, cluster: str, incarnation: int) -> None:
+        """Forget the objects of the cluster that are neither in flight nor held."""
+        queue = self._clusters.get((cluster, incarnation))
+        if queue is not None:
+            queue.forget_waiting()
+            self._withdraw((cluster, incarnation))
+            if queue.is_empty:
+                del self._clusters[cluster, incarnation]
 
     def put_back(self, now: float) -> None:
         """Make the objects in flight ready again, because their reconciles ended without a call of `done`."""

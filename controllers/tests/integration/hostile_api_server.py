@@ -31,7 +31,7 @@ FLOODS = {
     "padding": DataFrame(1, b"x", flags=["PADDED"], pad_length=200),
 }
 """Frames that are sent without end, by name."""
-BODIES = ("pages", "watch", "line", "gzip")
+BODIES = ("pages", "watch", "churn", "line", "gzip")
 REFUSALS = ("forbidden", "silent")
 OK_HEAD = b"\x88"  # HPACK of ":status: 200"
 GZIP_BYTES = 60 << 20
@@ -72,7 +72,7 @@ async def serve(attack: str, reader: asyncio.StreamReader, writer: asyncio.Strea
             send(writer, b'{"kind":"List","metadata":{"resourceVersion":"1"},"items":[]}')
         else:
             writer.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
-            for piece in events() if attack == "watch" else itertools.repeat(b'{"type":"ADDED"' + b" " * 60_000):
+            for piece in EVENTS[attack]() if attack in EVENTS else itertools.repeat(b'{"type":"ADDED"' + b" " * 60_000):
                 writer.write(b"%x\r\n%b\r\n" % (len(piece), piece))
                 await drained(writer)
         await writer.drain()
@@ -91,20 +91,34 @@ def send(writer: asyncio.StreamWriter, body: bytes, headers: str = "", status: s
 _numbers = itertools.count(1)
 
 
-def found() -> dict[str, object]:
+def metadata() -> dict[str, object]:
     name = f"o{next(_numbers)}"
-    metadata = {"name": name, "namespace": "default", "uid": name, "resourceVersion": "5"}
-    return {"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "data": {"content": "x" * 2_000}}
+    return {"name": name, "namespace": "default", "uid": name, "resourceVersion": "5"}
+
+
+def found() -> dict[str, object]:
+    return {"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata(), "data": {"content": "x" * 2_000}}
 
 
 def page() -> bytes:
-    metadata = {"resourceVersion": "5", "continue": "more"}
-    return json.dumps({"kind": "List", "metadata": metadata, "items": [found() for _ in range(500)]}).encode()
+    more = {"resourceVersion": "5", "continue": "more"}
+    return json.dumps({"kind": "List", "metadata": more, "items": [found() for _ in range(500)]}).encode()
 
 
 def events() -> Iterator[bytes]:
     while True:
         yield b"".join(json.dumps({"type": "ADDED", "object": found()}).encode() + b"\n" for _ in range(100))
+
+
+def churn() -> Iterator[bytes]:
+    """Add objects, and delete each at once."""
+    while True:
+        named = [{"metadata": {**metadata(), "name": f"{next(_numbers)}-{'x' * 200}"}} for _ in range(100)]
+        events = ({"type": event, "object": added} for added in named for event in ("ADDED", "DELETED"))
+        yield b"".join(json.dumps(event).encode() + b"\n" for event in events)
+
+
+EVENTS = {"watch": events, "churn": churn}
 
 
 async def main(attack: str) -> None:

@@ -23,9 +23,11 @@ from milo_controllers.object_cache import CachedObject, Change, ObjectCache
 from milo_controllers.own_writes import OwnWrites
 from milo_controllers.registration import ControllerSpec
 from milo_controllers.request import Request
+from milo_controllers.waiting_limits import WaitingLimits
 from milo_controllers.watched import WatchedKind
 from milo_controllers.work_queue import ObjectKey
 from milo_discovery.testing import eventually
+from milo_kube.cache_budget import CacheLimits
 from milo_kube.failure_log import FailureLog
 from milo_kube.reflect.messages import ObjectChanged
 
@@ -55,12 +57,14 @@ def controller_of(
     members: dict[str, Any],
     *watched: WatchedKind,
     may_reconcile: Callable[[], bool] = lambda: True,
+    limits: CacheLimits = CacheLimits(),  # noqa: B008  (immutable)
 ) -> Controller:
     shared = Shared(
         members=members,
         clusters=FleetView({}),
         metrics=ControllerMetrics.of_registry(CollectorRegistry(), max_clusters=1),
         failures=FailureLog(),
+        waiting=WaitingLimits(limits),
         may_reconcile=may_reconcile,
     )
     spec = ControllerSpec("widgets", Kind("example.com/v1/widgets"), watches=watched, workers=1)
@@ -351,3 +355,38 @@ async def test_object_with_undecodable_fields_ends_no_cluster_whose_project_is_b
         controller.deletion_requested(members["alpha"])
         await eventually(lambda: not controller.queue and not controller.tasks)
     assert reconciled == ["one"]
+
+
+class CachedPlaces(SimpleNamespace):
+    """An informer whose cache is dropped when it exceeds a limit."""
+
+    def exceed(self, problem: str) -> None:
+        self.problems.append(problem)
+
+
+@pytest.mark.parametrize(
+    ("limits", "dropped"),
+    [
+        (CacheLimits(objects=100), {"alpha": 9, "beta": 0}),
+        (CacheLimits(total_bytes=500 << 10), {"alpha": 1, "beta": 0}),
+    ],
+    ids=["of one cluster", "of all clusters"],
+)
+async def test_cache_is_dropped_if_more_uncached_objects_wait_than_may_be_cached(
+    limits: CacheLimits, dropped: dict[str, int]
+) -> None:
+    async def reconcile(_request: Request) -> None: ...
+
+    members: dict[str, Any] = {}
+    controller = controller_of(reconcile, members, limits=limits)
+    controller.pause()
+    kind = controller.spec.kind.key
+    async with asyncio.TaskGroup() as tasks:
+        for name, waiting in (("beta", 0 if limits.objects == 100 else 400), ("alpha", 1000)):
+            engaged(controller, members, name, tasks)
+            members[name].informers[kind] = CachedPlaces(key=kind, cache=ObjectCache(), problems=[])
+            for number in range(waiting):
+                gone = Change(CachedObject(f"o{number}", "default", f"u{number}", "1"), None, is_live=True)
+                controller.changed(members[name], members[name].informers[kind], gone)
+    found = {name: len(member.informers[kind].problems) for name, member in members.items()}
+    assert found == dropped

@@ -389,3 +389,26 @@ def test_default_backoff_applies_if_the_delay_function_fails_or_returns_no_delay
     [(failed_key, error)] = failed
     assert failed_key == key("x")
     assert not error or "return seconds, a number of at least 0" in error
+
+
+def test_forgotten_objects_are_not_taken_and_those_in_flight_or_held_are_kept() -> None:
+    queue = queue_of(per_cluster=3)
+    queue.forget_waiting("unknown", 1)
+    for name in ("in flight", "held", "failed", "ready"):
+        queue.add(key(name), 0.0)
+    assert taken(queue) == "in flight"
+    assert taken(queue) == "held"
+    queue.done(key("held"), Done(), 0.0, is_held=True)
+    assert failed_at(queue, 0.0) == 1.0
+    assert queue.count("a", 1) == 4
+    queue.forget_waiting("a", 1)
+    assert queue.count("a", 1) == 2
+    assert taken(queue, 9.0) is None
+    queue.add(key("in flight"), 9.0)
+    queue.done(key("in flight"), Done(), 9.0)
+    assert taken(queue, 9.0) == "in flight"
+    queue.settle(key("held"), 9.0)
+    queue.done(key("in flight"), Stopped("why"), 9.0)
+    queue.forget_waiting("a", 1)
+    assert queue.count("a", 1) == 0
+    assert list(queue.stopped()) == []

@@ -244,6 +244,8 @@ class CollectionFollower(ABC, Generic[DecodedT, ChangeT]):
             was_synced = self._sink.synced
             for change in self._sink.apply(event):
                 self.changed(change)
+                if self._exceeded:
+                    return
             self._count()
             if self._sink.synced and not was_synced:
                 self.since = time.time()

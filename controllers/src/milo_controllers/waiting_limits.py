@@ -1,0 +1,38 @@
+"""Limits of the objects that wait to be reconciled without being in a cache, whose limits do not count them.
+
+An API server can report any number of objects, and delete each at once. Pure.
+"""
+
+from __future__ import annotations
+
+from milo_kube.cache_budget import CacheLimits
+
+_BYTES = 1024
+"""Maximum memory of an object in the queue, whose name and namespace its API server determines."""
+_COUNTED_EVERY = 1009
+"""The number of changes after which the objects of all clusters are counted. A prime number, so that controllers with
+the same changes take turns."""
+
+
+class WaitingLimits:
+    """The limits for all controllers. A limit that is exceeded is returned as a text; it is empty otherwise."""
+
+    def __init__(self, limits: CacheLimits) -> None:
+        self._limits = limits
+        self._changes = 0
+
+    def exceeded(self, waiting: int, *, is_own: bool) -> str:
+        """`waiting`: those of the cluster in which an object is enqueued; `is_own`: whether it has changed there."""
+        # Objects that another cluster names must not fill the queue of this one.
+        most = self._limits.objects if is_own else self._limits.objects // 2
+        return f"{most} objects of the cluster (CacheLimits.objects)" if waiting > most else ""
+
+    def is_count_due(self) -> bool:
+        """Record a change, and return whether to count the objects of all clusters."""
+        self._changes = (self._changes + 1) % _COUNTED_EVERY
+        return not self._changes
+
+    def exceeded_by_all(self, waiting: int) -> str:
+        """`waiting`: those of all clusters."""
+        most = self._limits.total_bytes // _BYTES
+        return f"{most} objects of all clusters (CacheLimits.total_bytes)" if waiting > most else ""
