@@ -17,7 +17,7 @@ from milo_controllers.work_queue import Done, Failed, Outcome, Parked, Stopped, 
 from milo_discovery.api_errors import ApiError, ProjectSuspended
 from milo_discovery.engaged_cluster import EngagedCluster
 from milo_discovery.model import Cluster
-from milo_kube.task_groups import cancelled_from_outside, wait_uninterrupted
+from milo_kube.task_groups import cancelled_from_outside, closed_from_outside, wait_uninterrupted
 from milo_kube.user_code import not_an_exception
 
 log = logging.getLogger("milo_controllers")
@@ -59,6 +59,7 @@ class ReconcileCall:
 
     async def outcome(self, request: Request[Any]) -> Done | Unbegun:
         """Call the reconciler, and return the outcome of its success. Raises its errors, and ReconcileTimeout."""
+        task = asyncio.current_task()
         try:
             async with asyncio.timeout(self._timeout_s) as limit:
                 result = await self._called(request)
@@ -72,9 +73,11 @@ class ReconcileCall:
             if cancelled_from_outside():
                 raise
             raise RuntimeError("the reconcile was canceled, but not by its controller") from cancelled
-        except (Exception, GeneratorExit, KeyboardInterrupt):
+        except (Exception, KeyboardInterrupt):
             raise
         except BaseException as error:  # noqa: BLE001  (the author's code)
+            if isinstance(error, GeneratorExit) and closed_from_outside(task):
+                raise
             raise not_an_exception(error) from None
         finally:
             request.end()  # also for a thread that an async reconciler has started

@@ -187,12 +187,34 @@ async def test_plain_reconciler_that_raises_no_exception_fails(raised: BaseExcep
     call.close()
 
 
-async def test_async_reconciler_that_exits_fails() -> None:
+@pytest.mark.parametrize("raised", [SystemExit(2), Panic("of an extension"), GeneratorExit()])
+async def test_async_reconciler_that_raises_no_exception_fails(raised: BaseException) -> None:
     async def reconcile(_request: Any) -> None:
-        sys.exit("a library ends the process")
+        raise raised
 
-    with pytest.raises(RuntimeError, match="SystemExit: a library ends the process"):
+    with pytest.raises(RuntimeError, match=type(raised).__name__):
         await ReconcileCall(reconcile, timeout_s=None, workers=1).outcome(FakeRequest())  # type: ignore[arg-type]
+
+
+def test_reconcile_that_never_ends_is_closed_with_its_task() -> None:
+    ended: list[BaseException] = []
+
+    async def reconcile(_request: Any) -> None:
+        try:
+            await asyncio.Event().wait()
+        except BaseException as error:
+            ended.append(error)
+            raise
+
+    loop = asyncio.new_event_loop()
+    reconciling = ReconcileCall(reconcile, timeout_s=None, workers=1).outcome(FakeRequest())  # type: ignore[arg-type]
+    task = loop.create_task(reconciling)
+    loop.run_until_complete(asyncio.sleep(0))
+    reconciling.close()
+    assert [type(error) for error in ended] == [GeneratorExit]
+    assert task.cancel()
+    loop.run_until_complete(asyncio.wait([task]))
+    loop.close()
 
 
 async def test_call_of_a_thread_that_exits_fails() -> None:

@@ -32,6 +32,14 @@ def cancelled_from_outside() -> bool:
     return task.cancelling() > 0
 
 
+def closed_from_outside(task: asyncio.Task[Any] | None) -> bool:
+    """Return whether the coroutine of the task is being closed: GeneratorExit can also be raised by what it calls."""
+    try:
+        return asyncio.current_task() is not task
+    except RuntimeError:  # no event loop is running
+        return True
+
+
 async def wait_uninterrupted(future: asyncio.Future[Any]) -> None:
     """Wait until the future is done, ignoring cancellation of this task."""
     while not future.done():
