@@ -84,11 +84,14 @@ _OBJECT_BYTES = 512
 """Estimated memory of an object besides its JSON and its references to owners."""
 _OWNER_BYTES = 192
 _TOO_LARGE = f"it is larger than {LARGEST_OBJECT} bytes"
+_MOST_OWNER_BYTES = 64 << 10
+"""Maximum bytes of the references to owners, each of which takes more time and memory than its bytes."""
+_TOO_MANY_OWNERS = f"its ownerReferences are larger than {_MOST_OWNER_BYTES} bytes"
 
 
 class _OwnerReference(msgspec.Struct, gc=False):
-    uid: str = ""
-    name: str = ""
+    uid: str
+    name: str
 
 
 class _Metadata(msgspec.Struct, gc=False):
@@ -96,7 +99,7 @@ class _Metadata(msgspec.Struct, gc=False):
     uid: str
     resourceVersion: str  # noqa: N815
     namespace: str = ""
-    ownerReferences: list[_OwnerReference] | None = None  # noqa: N815
+    ownerReferences: msgspec.Raw = _ABSENT  # noqa: N815
     managedFields: msgspec.Raw = _ABSENT  # noqa: N815
 
 
@@ -105,6 +108,7 @@ class _Object(msgspec.Struct, gc=False):
 
 
 _OBJECT = msgspec.json.Decoder(_Object)
+_OWNERS = msgspec.json.Decoder(list[_OwnerReference] | None)
 _FIELDS = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _METADATA_FIELDS = frozenset({"apiVersion", "kind", "metadata"})
 
@@ -153,11 +157,15 @@ def object_decoder(
 
     def observe(raw: msgspec.Raw) -> CachedObject:
         metadata = _OBJECT.decode(raw).metadata
-        owners = tuple(OwnerReference(owner.uid, owner.name) for owner in metadata.ownerReferences or ())
         stripped = bytes(raw)
         place = _key(metadata.namespace, metadata.name)
+        references = metadata.ownerReferences
         if len(stripped) > LARGEST_OBJECT:
             return malformed(place, metadata.uid, metadata.resourceVersion, _TOO_LARGE)
+        if memoryview(references).nbytes > _MOST_OWNER_BYTES:
+            return malformed(place, metadata.uid, metadata.resourceVersion, _TOO_MANY_OWNERS)
+        found = None if references is _ABSENT else _OWNERS.decode(references)
+        owners = tuple(OwnerReference(owner.uid, owner.name) for owner in found or ())
         if metadata_only or metadata.managedFields is not _ABSENT:
             fields = _FIELDS.decode(raw)
             if metadata_only:
@@ -405,8 +413,8 @@ def _discard(index: dict[Any, dict[Place, None]], values: Iterable[Hashable], pl
 
 class _Versioned(msgspec.Struct, gc=False):
     generation: int | None = None
-    labels: dict[str, Any] | None = None
-    annotations: dict[str, Any] | None = None
+    labels: msgspec.Raw = _ABSENT
+    annotations: msgspec.Raw = _ABSENT
     deletionTimestamp: str | None = None  # noqa: N815
 
 
@@ -415,6 +423,7 @@ class _VersionedObject(msgspec.Struct, gc=False):
 
 
 _VERSIONED = msgspec.json.Decoder(_VersionedObject)
+_LABELS = msgspec.json.Decoder(dict[str, Any] | None)
 
 
 class _DeletionMetadata(msgspec.Struct, gc=False):
@@ -441,4 +450,7 @@ def changed(part: Literal["generation", "labels", "annotations"], change: Change
     old, new = (_VERSIONED.decode(state.raw).metadata for state in (change.old, change.new))
     if old.deletionTimestamp != new.deletionTimestamp or (part == "generation" and new.generation is None):
         return True
-    return bool(getattr(old, part) != getattr(new, part))
+    if part == "generation":
+        return old.generation != new.generation
+    before, after = (bytes(getattr(state, part)) or b"null" for state in (old, new))
+    return before != after and _LABELS.decode(before) != _LABELS.decode(after)

@@ -75,7 +75,7 @@ class ReconcileCall:
             raise RuntimeError("the reconcile was canceled, but not by its controller") from cancelled
         except (Exception, KeyboardInterrupt):
             raise
-        except BaseException as error:  # noqa: BLE001  (the author's code)
+        except BaseException as error:
             if isinstance(error, GeneratorExit) and closed_from_outside(task):
                 raise
             raise not_an_exception(error) from None

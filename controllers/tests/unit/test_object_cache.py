@@ -329,6 +329,15 @@ def test_decoder_reports_an_object_that_is_larger_than_any_api_server_stores() -
     assert (event.observation.raw, event.observation.problem) == (b"", f"it is larger than {LARGEST_OBJECT} bytes")
 
 
+def test_decoder_reports_an_object_with_very_many_owners() -> None:
+    """Each event of a tenant's API server with a mebibyte of them blocked the event loop for most of a second."""
+    owners = [{"uid": "u", "name": "n"}] * 3_000
+    event = object_decoder().line(line(document("a", ownerReferences=owners)))
+    assert isinstance(event, ObjectSeen)
+    problem = "its ownerReferences are larger than 65536 bytes"
+    assert (event.observation.raw, event.observation.problem) == (b"", problem)
+
+
 def test_cache_counts_the_bytes_of_its_objects() -> None:
     cache = ObjectCache()
     cache.add_index("name", lambda found: [found["metadata"]["name"]])
@@ -353,6 +362,7 @@ def test_cache_counts_the_bytes_of_its_objects() -> None:
         ({"generation": 1}, {"generation": 2}, {"generation"}),
         ({"generation": 1}, {"generation": 1, "labels": {"a": "b"}}, {"labels"}),
         ({"generation": 1, "annotations": {"a": "b"}}, {"generation": 1}, {"annotations"}),
+        ({"generation": 1, "labels": {"a": "b", "c": "d"}}, {"generation": 1, "labels": {"c": "d", "a": "b"}}, set()),
         (
             {"generation": 1},
             {"generation": 1, "deletionTimestamp": "2026-01-01T00:00:00Z"},
