@@ -9,6 +9,9 @@ from typing import NamedTuple
 INTERVAL_S = 30.0
 # Limits memory: once this many kinds are tracked, failures of all other kinds are logged as one kind.
 _MAX_KINDS = 64
+_OF_CLUSTER = 16
+"""The part of the kinds that one cluster may have, whose API server determines how many there are: its further failures
+are one kind."""
 
 
 class Summary(NamedTuple):
@@ -23,6 +26,8 @@ class Summary(NamedTuple):
 @dataclass(slots=True)
 class _Kind:
     logged_at: float
+    cluster: str = ""
+    """The cluster whose failure is of this kind; empty if those of any cluster are."""
     is_new: bool = True
     failures: int = 0
     clusters: set[str] = field(default_factory=set)
@@ -48,12 +53,16 @@ class FailureLog:
     def is_new(self, cluster: str, error: BaseException, now: float, *, key: object = None, what: str = "") -> bool:
         """Record a failure; return whether to log it with its traceback. Otherwise `summaries` counts it.
 
-        `key`: the kind. `what`: the text of the summary.
+        `key`: the kind, of failures of this cluster alone. `what`: the text of the summary.
         """
+        of_cluster = "" if key is None else cluster
         key = (type(error), raised_at(error)) if key is None else key
-        if key not in self._kinds and len(self._kinds) >= self._max_kinds:
-            key = None
-        kind = self._kinds.setdefault(key, _Kind(now))
+        if key not in self._kinds:
+            if of_cluster and self._count(of_cluster) >= self._max_kinds // _OF_CLUSTER:
+                key = of_cluster
+            if len(self._kinds) >= self._max_kinds and key not in self._kinds:
+                key, of_cluster = None, ""
+        kind = self._kinds.setdefault(key, _Kind(now, of_cluster))
         if kind.is_new:
             kind.is_new = False
             return True
@@ -70,10 +79,13 @@ class FailureLog:
                 continue
             if kind.failures:
                 found.append(Summary(kind.failures, len(kind.clusters), kind.what))
-                self._kinds[key] = _Kind(now, is_new=False)
+                self._kinds[key] = _Kind(now, kind.cluster, is_new=False)
             else:
                 del self._kinds[key]
         return found
+
+    def _count(self, cluster: str) -> int:
+        return sum(kind.cluster == cluster for kind in self._kinds.values())
 
 
 def raised_at(error: BaseException) -> object:

@@ -40,6 +40,18 @@ def test_number_of_tracked_exception_types_is_bounded():
     assert new.count(True) == 65
 
 
+def test_failures_of_one_cluster_leave_room_for_those_of_others():
+    """An API server that gave a new reason each time hid the failures of all other clusters."""
+    failures = FailureLog(interval=10, max_kinds=32)
+    new = [failures.is_new("a", failure(), 0, key=("a", n), what=f"a: {n}") for n in range(100)]
+    assert new.count(True) == 3
+    assert failures.is_new("b", failure(), 0, key=("b", 1))
+    assert not failures.is_new("b", failure(), 0, key=("b", 1), what="b: 1")
+    assert failures.summaries(10) == [(97, 1, "a: 99"), (1, 1, "b: 1")]
+    assert failures.is_new("", failure(), 11, key="review 1")
+    assert failures.is_new("", failure(), 11, key="review 2")
+
+
 def test_final_failure_summary_does_not_wait_for_the_interval():
     failures = FailureLog(interval=10)
     failures.is_new("a", failure(), 0)
