@@ -6,7 +6,7 @@ Does no I/O: callers pass the time and send the returned writes.
 from __future__ import annotations
 
 import re
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from datetime import datetime
 from typing import Literal, NamedTuple
 
@@ -79,6 +79,8 @@ class EventLog:
         self._controller = controller
         self._instance = instance
         self._series: OrderedDict[SeriesKey, _Series] = OrderedDict()
+        self._counts: Counter[str] = Counter()
+        """The number of series of each cluster."""
         self._unreported: dict[str, dict[SeriesKey, str]] = {}
         """The series of each cluster with repetitions that are not written yet, each with the time of the last one."""
         self._last_name = 0
@@ -93,8 +95,9 @@ class EventLog:
             self.forget(key)
             event = self._event(regarding, content, now)
             self._series[key] = _Series(event, 1, at, at)
+            self._counts[cluster] += 1
             if len(self._series) > _CAPACITY:
-                self.forget(next(iter(self._series)))
+                self.forget(self._least_needed(at))
             return EventWrite(key, event)
         self._series.move_to_end(key)
         series.count += 1
@@ -120,12 +123,24 @@ class EventLog:
 
     def forget(self, key: SeriesKey) -> None:
         """Drop a series, for example after a write of it failed: the next event with this key starts a new one."""
-        self._series.pop(key, None)
+        if self._series.pop(key, None) is not None:
+            self._counts[key.cluster] -= 1
+            if not self._counts[key.cluster]:
+                del self._counts[key.cluster]
         self._reported(key)
 
     def drop(self, cluster: str) -> None:
         """Write no more series of a cluster unless their events are repeated."""
         self._unreported.pop(cluster, None)
+
+    def _least_needed(self, at: float) -> SeriesKey:
+        """Return the oldest series if it has ended, or else the oldest of the cluster that has most, whose objects
+        determine how many there are."""
+        oldest = next(iter(self._series))
+        if at - self._series[oldest].seen_at >= SERIES_S:
+            return oldest
+        [(cluster, _)] = self._counts.most_common(1)
+        return next(key for key in self._series if key.cluster == cluster)
 
     def _report(self, key: SeriesKey, at: float) -> EventWrite:
         series, seen = self._series[key], self._unreported[key.cluster][key]

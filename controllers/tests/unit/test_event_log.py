@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from milo_controllers.event_log import EventContent, EventLog, EventWrite, in_core
+from milo_controllers.event_log import EventContent, EventLog, EventWrite, SeriesKey, in_core
 
 START = datetime(2026, 1, 2, tzinfo=UTC)
 WIDGET: dict[str, Any] = {
@@ -135,6 +135,22 @@ def test_event_log_evicts_the_oldest_series() -> None:
         recorded.at(0.0, CONTENT._replace(note=str(number)))
     assert recorded.log.due("alpha") == []
     assert is_new(recorded.at(0.0))
+
+
+def test_events_of_one_cluster_end_no_series_of_another() -> None:
+    """A cluster with thousands of failing objects made each repetition of an event of all others a new Event."""
+    recorded = Recorded()
+    recorded.at(0.0, cluster="beta")
+    for number in range(5000):
+        recorded.at(1.0, CONTENT._replace(note=f"note {number}"))
+    assert counts(recorded.at(2.0, cluster="beta")) == [2]
+    assert is_new(recorded.at(3.0, CONTENT._replace(note="note 0")))
+    for number in range(5000, 10_000):
+        recorded.at(400.0, CONTENT._replace(note=f"note {number}"))
+    assert is_new(recorded.at(401.0, cluster="beta"))
+    recorded.log.forget(SeriesKey("beta", "u", CONTENT))
+    recorded.log.forget(SeriesKey("beta", "u", CONTENT))
+    assert is_new(recorded.at(402.0, cluster="beta"))
 
 
 def test_core_group_event_uses_the_field_names_of_the_core_group() -> None:
