@@ -6,6 +6,7 @@ import asyncio
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
+from itertools import islice
 from random import getrandbits
 from typing import Any, NamedTuple, Protocol
 
@@ -16,7 +17,7 @@ from milo_controllers.informer import Informer
 from milo_controllers.kinds import CacheKey
 from milo_controllers.logs import current_cluster, current_object, current_reconcile
 from milo_controllers.metrics import ControllerMetrics, ReconcileMetrics
-from milo_controllers.object_cache import Change, is_terminating
+from milo_controllers.object_cache import CachedObject, Change, is_terminating
 from milo_controllers.reconcile_call import ReconcileCall, Reconciler, failed_outcome
 from milo_controllers.reconcile_failures import ReconcileFailure, ReconcileFailures
 from milo_controllers.registration import ControllerSpec
@@ -40,6 +41,7 @@ from milo_discovery.tracing import SpanTracer, span
 from milo_kube.failure_log import FailureLog
 
 _RESYNC_EVERY_S = 0.005
+_RESYNC_AT_ONCE = 1000
 
 
 class Shared(NamedTuple):
@@ -169,9 +171,15 @@ class Controller:
             self._limit_waiting(member, informer, key)
 
     def resync(self, member: AffectedCluster, priority: Priority = Priority.BACKGROUND) -> None:
-        """Enqueue every object of the cluster."""
-        for found in member.informers[self.spec.kind.key].cache.values():
-            self._add(key_of(member, found.namespace, found.name), priority)
+        """Enqueue every object of the cluster, in slices: there may be a hundred thousand."""
+        self._resync(member, member.informers[self.spec.kind.key].cache.values(), priority)
+
+    def _resync(self, member: AffectedCluster, objects: Iterator[CachedObject], priority: Priority) -> None:
+        found = tuple(islice(objects, _RESYNC_AT_ONCE))
+        for one in found:
+            self._add(key_of(member, one.namespace, one.name), priority)
+        if len(found) == _RESYNC_AT_ONCE and self._shared.members.get(member.cluster.name) is member:
+            asyncio.get_running_loop().call_soon(self._resync, member, objects, priority)
 
     def enqueue(self, target: ReconcileTarget) -> None:
         """Enqueue an object, if its cluster is engaged."""

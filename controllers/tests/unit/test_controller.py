@@ -390,3 +390,23 @@ async def test_cache_is_dropped_if_more_uncached_objects_wait_than_may_be_cached
                 controller.changed(members[name], members[name].informers[kind], gone)
     found = {name: len(member.informers[kind].problems) for name, member in members.items()}
     assert found == dropped
+
+
+async def test_objects_of_a_large_cluster_are_enqueued_in_slices() -> None:
+    async def reconcile(_request: Request) -> None: ...
+
+    members: dict[str, Any] = {}
+    controller = controller_of(reconcile, members)
+    controller.pause()
+    cache = ObjectCache()
+    for number in range(2500):
+        cache.apply(ObjectChanged(CachedObject(f"o{number}", "default", f"u{number}", "1", b"{}")))
+    async with asyncio.TaskGroup() as tasks:
+        for name in ("alpha", "beta"):
+            engaged(controller, members, name, tasks)
+            members[name].informers[controller.spec.kind.key] = SimpleNamespace(cache=cache)
+            controller.resync(members[name])
+            assert controller.queue.count(name, 1) == 1001
+        controller.queue.drop("beta", 1)
+        del members["beta"]
+        await eventually(lambda: controller.queue.count("alpha", 1) == 2501)

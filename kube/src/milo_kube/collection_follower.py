@@ -7,7 +7,7 @@ import logging
 import random
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractAsyncContextManager, aclosing
 from typing import Any, Final, Generic, Literal, Protocol, TypeVar
 
@@ -242,10 +242,9 @@ class CollectionFollower(ABC, Generic[DecodedT, ChangeT]):
             if self._exceeded:
                 return
             was_synced = self._sink.synced
-            for change in self._sink.apply(event):
-                self.changed(change)
-                if self._exceeded:
-                    return
+            await self._report_changes(iter(self._sink.apply(event)))
+            if self._exceeded:
+                return
             self._count()
             if self._sink.synced and not was_synced:
                 self.since = time.time()
@@ -255,6 +254,22 @@ class CollectionFollower(ABC, Generic[DecodedT, ChangeT]):
         self._count()
         if not self._exceeded:
             self._report()
+
+    async def _report_changes(self, changes: Iterator[ChangeT]) -> None:
+        """Report the changes by one event: the end of a list can remove all objects."""
+        try:
+            for number, change in enumerate(changes, 1):
+                self.changed(change)
+                if number % _APPLIED_AT_ONCE == 0:
+                    await asyncio.sleep(0)
+                if self._exceeded:
+                    return
+        except asyncio.CancelledError:
+            # The next list does not show again what is no longer in the sink.
+            if self._attempt is not None and self._attempt.expired() and not self._exceeded:
+                for change in changes:
+                    self.changed(change)
+            raise
 
     async def page(self, path: str, query: Any, *, timeout_s: float) -> Answer:
         """Read a page of a list. Its bytes count toward the budget until the next page is read, or the watch begins."""

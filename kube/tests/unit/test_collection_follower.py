@@ -188,3 +188,66 @@ async def test_collection_with_another_address_is_listed_again_at_once_unless_it
     assert follower.state == "over_budget"
     following.cancel()
     await asyncio.gather(following, return_exceptions=True)
+
+
+class ManyRemoved(Objects):
+    """A collection whose second list lacks all objects."""
+
+    lists = 0
+
+    def apply(self, event: SourceEvent[Invalid]) -> Iterable[str]:
+        super().apply(event)
+        self.lists += self.synced
+        return [str(number) for number in range(1000)] if self.synced and self.lists == 2 else ()
+
+
+class ChangedFollower(Follower):
+    def __init__(self, objects: Any) -> None:
+        super().__init__(objects)
+        self.changes: list[str] = []
+        self.has_changed = asyncio.Event()
+
+    def changed(self, change: str) -> None:
+        self.changes.append(change)
+        self.has_changed.set()
+
+
+@pytest.mark.parametrize("ends_by", ["nothing", "list_again", "exceed", "cancel"])
+async def test_removal_of_many_objects_at_once_is_reported_in_slices(ends_by: str) -> None:
+    """A tenant's list without its former 100,000 objects blocked the event loop for up to three seconds."""
+    follower = ChangedFollower(ManyRemoved())
+    following = asyncio.create_task(follower.run())
+    async with asyncio.timeout(LIMIT_S):
+        await follower.listed.wait()
+        follower.list_again()
+        await follower.has_changed.wait()
+        assert len(follower.changes) == 250
+        match ends_by:
+            case "list_again":
+                follower.list_again()
+            case "exceed":
+                follower.exceed("too large")
+            case "cancel":
+                following.cancel()
+        for _ in range(5):
+            await asyncio.sleep(0)
+    assert len(follower.changes) == (1000 if ends_by in ("nothing", "list_again") else 250)
+    following.cancel()
+    await asyncio.gather(following, return_exceptions=True)
+
+
+async def test_change_that_exceeds_a_limit_is_the_last_one_reported() -> None:
+    class Exceeding(ChangedFollower):
+        def changed(self, change: str) -> None:
+            super().changed(change)
+            self.exceed("too large")
+
+    follower = Exceeding(ManyRemoved())
+    following = asyncio.create_task(follower.run())
+    async with asyncio.timeout(LIMIT_S):
+        await follower.listed.wait()
+        follower.list_again()
+        await eventually(lambda: follower.state == "over_budget")
+    assert follower.changes == ["0"]
+    following.cancel()
+    await asyncio.gather(following, return_exceptions=True)
