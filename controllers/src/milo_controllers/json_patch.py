@@ -26,7 +26,7 @@ def patch(before: Any, after: Any) -> Iterator[Operation]:
             # Only what changed has a path: a tenant's document can have a long name around very many short ones.
             for operation in patch(before[name], value):
                 yield operation | {"path": f"/{_token(name)}{operation['path']}"}
-    elif not _are_same(before, after):
+    elif not are_same(before, after):
         yield {"op": "replace", "path": "", "value": after}
 
 
@@ -56,7 +56,7 @@ def carried_over(original: Any, before: Any, after: Any) -> Any:
         changed = {
             name: carried_over(original.get(name), before.get(name), value)
             for name, value in after.items()
-            if name not in before or not _are_same(before[name], value)
+            if name not in before or not are_same(before[name], value)
         }
         return kept | changed
     lists = (original, before, after)
@@ -64,11 +64,11 @@ def carried_over(original: Any, before: Any, after: Any) -> Any:
 
         def carried(at: int, value: Any) -> Any:
             # What is equal is not compared level by level: each would be encoded again, and a tenant chooses how many.
-            return original[at] if _are_same(before[at], value) else carried_over(original[at], before[at], value)
+            return original[at] if are_same(before[at], value) else carried_over(original[at], before[at], value)
 
         found = _positions(before, after)
         return [value if at is None else carried(at, value) for at, value in zip(found, after, strict=True)]
-    return original if _are_same(before, after) else after
+    return original if are_same(before, after) else after
 
 
 def _positions(before: Sequence[Any], after: Sequence[Any]) -> Sequence[int | None]:
@@ -109,7 +109,7 @@ def _key(element: Any) -> str | None:
     return next((value for name in _KEYS if isinstance(value := named.get(name), str)), None)
 
 
-def _are_same(one: Any, other: Any) -> bool:
+def are_same(one: Any, other: Any) -> bool:
     """Return whether two values are the same JSON. Python counts 1 and true as equal."""
     return _encoded(one) == _encoded(other)
 

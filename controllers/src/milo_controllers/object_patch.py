@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from milo_controllers.json_patch import are_same
 from milo_controllers.kinds import Document
 
 
@@ -21,7 +22,7 @@ def merge_patch(before: Document, after: Document, whole: Document, *, of: str =
     patch: Document = {}
     for name in dict.fromkeys((*before, *after)):
         old, new, path = before.get(name), after.get(name), f"{of}.{name}" if of else name
-        if old == new:
+        if old == new and are_same(old, new):
             continue
         if isinstance(old, dict) and isinstance(new, dict):
             inner = whole.get(name)

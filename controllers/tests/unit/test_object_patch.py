@@ -41,3 +41,8 @@ def test_changed_list_whose_elements_were_read_in_part_is_refused() -> None:
 
 def test_field_that_is_null_before_and_missing_after_is_no_change() -> None:
     assert merge_patch({"spec": {"size": None}}, {"spec": {}}, {}) == {}
+
+
+def test_boolean_that_replaces_an_equal_number_is_a_change() -> None:
+    before, after = {"spec": {"on": 1, "all": [0]}}, {"spec": {"on": True, "all": [False]}}
+    assert merge_patch(before, after, before) == after
