@@ -38,6 +38,10 @@ _COMPACTED_PER_STALE_SLOT = 4
 _SLICES_KEPT = 256
 """Maximum number of slices kept for other readers at the same revision with the same view. All are dropped at the next
 change."""
+LARGE_BYTES = 128 * 1024
+"""With many readers, a batch is only larger if it has a large object. Users who write objects determine that."""
+_LARGE_KEPT = 16
+"""Maximum number of slices with so many bytes among those that are kept: each view can have one of its own."""
 _SNAPSHOT_PARTS_KEPT = 32
 """Maximum number of parts kept of each snapshot, for readers that started together and read at different speeds."""
 _FRAMES_EVICTED_PER_STEP = 4096
@@ -74,12 +78,22 @@ class Recent(dict[Key, Value]):
     def __init__(self, limit: int) -> None:
         super().__init__()
         self._limit = limit
+        self._large: deque[Key] = deque()
 
-    def put(self, key: Key, value: Value) -> Value:
+    def put(self, key: Key, value: Value, size: int = 0) -> Value:
+        """Keep the value, whose data have this size."""
         if len(self) >= self._limit:
             del self[next(iter(self))]
+        if size >= LARGE_BYTES:
+            if len(self._large) == _LARGE_KEPT:
+                self.pop(self._large.popleft(), None)
+            self._large.append(key)
         self[key] = value
         return value
+
+    def clear(self) -> None:
+        super().clear()
+        self._large.clear()
 
 
 class PastState(msgspec.Struct, frozen=True, gc=False):
@@ -341,7 +355,10 @@ class ChangeLog:
     def since(self, revision: int, view: ClusterView, ahead: ReadAhead = frozenset()) -> Changes:
         """Return the result of `read`, which is computed once for all readers at that revision with the same view."""
         key = (revision, view.fingerprint, ahead, self.batch_bytes)
-        return self._slices.get(key) or self._slices.put(key, self.read(revision, view, ahead))
+        if (kept := self._slices.get(key)) is not None:
+            return kept
+        changes = self.read(revision, view, ahead)
+        return self._slices.put(key, changes, len(changes.slice.data))
 
     def read_snapshot(self, snapshot: Snapshot, start: int, view: ClusterView, overhead: int) -> SnapshotPart:
         """Return the next part of a snapshot, from position `start` on. Each frame counts as `overhead` bytes more than

@@ -6,10 +6,9 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from typing import NamedTuple
 
+from milo_discoveryd.log.change_log import LARGE_BYTES
 from milo_discoveryd.server.calls.grpc_errors import StalledError
 
-LARGE_BYTES = 128 << 10
-"""Smaller batches are not limited: with many streams, ordinary ones have half of that."""
 MAX_BYTES = 32 << 20
 """Maximum bytes of large batches that are being sent."""
 PATIENCE_S = 5.0
@@ -39,8 +38,10 @@ class LargeBatches:
 
     @asynccontextmanager
     async def room(self, size: int) -> AsyncIterator[None]:
-        """Wait until a batch of this size may be sent, which happens within the block. Raises StalledError if it takes
-        too long."""
+        """Wait until a batch of about this size may be read and sent, which happens within the block.
+
+        Raises StalledError if it takes too long.
+        """
         if size < LARGE_BYTES:
             yield
             return

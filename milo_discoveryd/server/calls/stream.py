@@ -14,7 +14,7 @@ from milo_discoveryd.fleet.fleet import Fleet
 from milo_discoveryd.fleet.source import ClusterSource
 from milo_discoveryd.identity.caller import Caller
 from milo_discoveryd.instruments import StreamMetrics
-from milo_discoveryd.log.change_log import slice_of
+from milo_discoveryd.log.change_log import LARGE_BYTES, slice_of
 from milo_discoveryd.log.change_notifier import Waiter
 from milo_discoveryd.log.cursor import Batch, Cursor
 from milo_discoveryd.log.events import NO_CHANGES, Frame
@@ -26,7 +26,7 @@ from milo_discoveryd.server.calls import frames
 from milo_discoveryd.server.calls.access import CallContext
 from milo_discoveryd.server.calls.grpc_errors import StalledError, UnavailableError
 from milo_discoveryd.server.calls.kubeconfig_rotation import KUBECONFIG_BYTES, KubeconfigRotation
-from milo_discoveryd.server.calls.large_batches import LARGE_BYTES, LargeBatches
+from milo_discoveryd.server.calls.large_batches import LargeBatches
 from milo_discoveryd.server.calls.reading_turns import ReadingTurns
 from milo_discoveryd.server.calls.requests import WatchRequest
 from milo_discoveryd.server.calls.resumption import Resumption
@@ -252,8 +252,13 @@ class WatchStream:
             self._follow_rights()
             if self._resumption.pending and self._update_pending():
                 self.cursor = cursor = self._new_cursor(None)
+            place = cursor.place
             batch = cursor.next_batch()
-            if batch is not None and batch.is_sendable:
+            if batch is not None and (size := len(batch.slice.data)) >= LARGE_BYTES:
+                cursor.return_to(place)
+                del batch
+                await self._send_large(cursor, size)
+            elif batch is not None and batch.is_sendable:
                 await self._send_changes(batch)
             elif batch is not None:
                 await asyncio.sleep(0)
@@ -263,6 +268,15 @@ class WatchStream:
                 await self._send_batch(Batch(NO_CHANGES, cursor.revision))
             else:
                 await self._wait(waiter)
+
+    async def _send_large(self, cursor: Cursor, size: int) -> None:
+        """Read and send a large batch once there is room for it: those of hundreds of streams would exhaust the memory
+        while they wait."""
+        async with self._options.large_batches.room(size):
+            self._follow_rights()
+            batch = cursor.next_batch()
+            if batch is not None and batch.is_sendable:
+                await self._send_changes(batch)
 
     def _update_pending(self) -> bool:
         """Compute the sources that are not shown to the subscriber yet. Return whether they changed."""
@@ -279,7 +293,8 @@ class WatchStream:
             changes = Batch(NO_CHANGES, revision)  # a subscriber could not resume in the middle of a longer read
         if draining := [*self._still_draining(revision)]:
             changes = msgspec.structs.replace(changes, slice=slice_of((*draining, *changes.slice.frames)))
-        await self._send_changes(changes)
+        async with self._options.large_batches.room(len(changes.slice.data)):
+            await self._send_changes(changes)
         if self._rotation:
             for _ in self._rotation.catch_up():
                 await asyncio.sleep(0)
@@ -362,11 +377,7 @@ class WatchStream:
         self._revisions.known = known_clusters
         is_live = self._reports.has_begun and not batch.reset and batch.synced
         events = self._rotation.attach_kubeconfigs(batch.slice) if self._rotation else batch.slice.data
-        if len(events) < LARGE_BYTES:
-            await self._send_batch(batch, events)
-        else:
-            async with self._options.large_batches.room(len(events)):
-                await self._send_batch(batch, events)
+        await self._send_batch(batch, events)
         if events:
             read_at = self._fleet.notifier.read_at(batch.revision) if is_live else None
             self._options.metrics.batch_sent(None if read_at is None else self._sender.sent_at - read_at)

@@ -197,26 +197,33 @@ async def test_repeated_changes_of_an_object_with_many_labels_retain_little_memo
         assert peak_bytes(daemon.pid) - once < 16 * _MIB
 
 
-async def test_large_object_takes_bounded_memory_with_many_subscribers(limited: Limited) -> None:
-    """Labels that Kubernetes accepts. Each stream is sent the object."""
+@pytest.mark.parametrize("views", [1, 570])
+async def test_large_object_takes_bounded_memory_with_many_subscribers(limited: Limited, views: int) -> None:
+    """Labels that Kubernetes accepts. Each stream is sent the object, together with another one."""
     projects = limited.workspace.sandbox.projects
-    projects.create("alpha", ready=True)
+    for name in ("alpha", "beta"):
+        projects.create(name, ready=True)
     async with limited.daemon() as daemon, AsyncExitStack() as stack:
         await daemon.wait_for_output('"synced"')
         streams = []
         for _ in range(6):
             connection = await stack.enter_async_context(channel(limited.workspace.address))
-            streams += [DiscoveryServiceStub(connection).WatchClusters(pb.WatchClustersRequest()) for _ in range(95)]
+            for _ in range(95):
+                view = pb.ClusterFilter(label_selector=f"view!=v{len(streams) % views}")
+                request = pb.WatchClustersRequest(filter=view)
+                streams.append(DiscoveryServiceStub(connection).WatchClusters(request))
         for stream in streams:
             while not (await stream.read()).synced:
                 pass
         before = peak_bytes(daemon.pid)
         prefix = ".".join(4 * [60 * "k"])
+        projects.label("beta", {"changed": "yes"})
         projects.label("alpha", {f"{prefix}/{number:063}": 63 * "v" for number in range(990)})
 
         async def updated(stream: Any) -> None:
-            while not (await stream.read()).events:
-                pass
+            changed: set[str] = set()
+            while len(changed) < 2:
+                changed |= {event.cluster.name for event in (await stream.read()).events}
 
         await asyncio.gather(*map(updated, streams))
         assert peak_bytes(daemon.pid) - before < 160 * _MIB
