@@ -169,6 +169,10 @@ class Controller:
         for key in self._affected.after_change(member, informer, change):
             self._add(key, priority)
             self._limit_waiting(member, informer, key)
+        if change.new is None and informer.key == self.spec.kind.key:
+            key = key_of(member, change.current.namespace, change.current.name)
+            if self.queue.forget_stopped(key):  # a predicate has ignored the deletion
+                self.failures.recovered(key)
 
     def resync(self, member: AffectedCluster, priority: Priority = Priority.BACKGROUND) -> None:
         """Enqueue every object of the cluster, in slices: there may be a hundred thousand."""

@@ -296,6 +296,15 @@ class WorkQueue:
             del self._clusters[key[:2]]
         return delay_s
 
+    def forget_stopped(self, key: ObjectKey) -> bool:
+        """Forget an object that is not retried; return whether it was one."""
+        queue = self._clusters.get(key[:2])
+        if queue is None or queue.stopped.pop(key, None) is None:
+            return False
+        if queue.is_empty:
+            del self._clusters[key[:2]]
+        return True
+
     def count(self, cluster: str, incarnation: int) -> int:
         """Return the number of objects of the cluster that wait, are in flight, held or stopped."""
         queue = self._clusters.get((cluster, incarnation))

@@ -23,6 +23,7 @@ from milo_controllers import (
     Kind,
     NotCached,
     OwnedKind,
+    Permanent,
     QueuePolicy,
     ReconcileTarget,
     Request,
@@ -600,6 +601,17 @@ async def test_predicates_select_the_changes_to_reconcile(plane: ControlPlane) -
             seen.clear()
             change()
             await eventually(lambda expected=expected: sorted(seen) == expected)  # type: ignore[misc]
+
+
+async def test_deleted_object_is_not_failing_if_a_predicate_ignores_its_deletion(plane: ControlPlane) -> None:
+    async def reconcile(_request: Request) -> None:
+        raise Permanent("no")
+
+    plane.create(widget("one"))
+    async with reconciling(reconcile, plane, on=lambda change: not change.is_deleted) as running:
+        await eventually(lambda: running.controllers.health().failing == 1)
+        plane.delete(WIDGETS, "one")
+        await eventually(lambda: running.controllers.health().failing == 0)
 
 
 async def test_on_cluster_change_option_reconciles_objects_of_a_changed_project(plane: ControlPlane) -> None:

@@ -391,6 +391,17 @@ def test_default_backoff_applies_if_the_delay_function_fails_or_returns_no_delay
     assert not error or "return seconds, a number of at least 0" in error
 
 
+def test_stopped_object_is_forgotten() -> None:
+    queue = queue_of()
+    assert not queue.forget_stopped(key("x"))
+    for name in ("x", "y"):
+        queue.add(key(name), 0.0)
+        failed_at(queue, 0.0, Stopped("why"))
+    assert [queue.forget_stopped(key(name)) for name in ("x", "x", "z", "y")] == [True, False, False, True]
+    assert list(queue.stopped()) == []
+    assert queue.count("a", 1) == 0
+
+
 def test_forgotten_objects_are_not_taken_and_those_in_flight_or_held_are_kept() -> None:
     queue = queue_of(per_cluster=3)
     queue.forget_waiting("unknown", 1)
