@@ -210,7 +210,8 @@ class Controller:
             waiting = {name: self._uncached(other) for name, other in self._shared.members.items()}
             if limit := limits.exceeded_by_all(sum(waiting.values())):
                 largest = self._shared.members[max(waiting, key=waiting.__getitem__)]
-                self._drop_waiting(largest, largest.informers[self.spec.kind.key], limit)
+                primary = largest.informers[self.spec.kind.key]
+                self._drop_waiting(largest, informer if largest is member else primary, limit)
 
     def _uncached(self, member: ReconciledCluster) -> int:
         """Return the number of objects in the queue beyond those that are cached."""
