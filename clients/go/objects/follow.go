@@ -8,6 +8,7 @@ import (
 	"io"
 	"net/http"
 	"strconv"
+	"sync/atomic"
 	"time"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -36,6 +37,10 @@ const (
 
 // answerTime is how long a watch may be unanswered before the scope is Stale. It is a variable for tests.
 var answerTime = 30 * time.Second
+
+// silenceTime is how long a watch may be silent before another one is opened, whose answer shows whether the server
+// hangs. API servers send a bookmark each minute. It is a variable for tests.
+var silenceTime = 90 * time.Second
 
 func isForbidden(err error) bool { return apierrors.IsForbidden(err) }
 func isNotFound(err error) bool  { return apierrors.IsNotFound(err) }
@@ -179,6 +184,10 @@ func (f *follower) watch(ctx context.Context, options metav1.ListOptions) (watch
 	f.change(func() []Change { return f.answered(time.Now()) })
 	bounded := &limited{from: body, limit: f.objects.limits.Bytes}
 	events := &events{follower: f, body: body, cancel: cancel, bounded: bounded, decoder: json.NewDecoder(bounded), heard: time.Now()}
+	events.silence = time.AfterFunc(silenceTime, func() {
+		events.isSilent.Store(true)
+		cancel()
+	})
 	return watch.NewStreamWatcher(events, reporter), nil
 }
 
@@ -225,6 +234,8 @@ type events struct {
 	bounded  *limited
 	decoder  *json.Decoder
 	heard    time.Time // when the last event arrived: a server that hangs is noticed later
+	silence  *time.Timer
+	isSilent atomic.Bool
 }
 
 type watchEvent struct {
@@ -235,10 +246,14 @@ type watchEvent struct {
 // Decode returns the next event.
 func (e *events) Decode() (watch.EventType, runtime.Object, error) {
 	kind, object, err := e.decode()
-	if err != nil {
-		e.follower.interrupted(e.heard)
-	} else {
+	if err == nil {
+		e.silence.Reset(silenceTime)
 		e.heard = time.Now()
+		return kind, object, nil
+	}
+	e.follower.interrupted(e.heard)
+	if e.isSilent.Load() {
+		err = io.EOF // as if the server had ended it: the next watch goes on from here
 	}
 	return kind, object, err
 }
@@ -270,6 +285,7 @@ func (e *events) decode() (watch.EventType, runtime.Object, error) {
 
 // Close ends the watch.
 func (e *events) Close() {
+	e.silence.Stop()
 	e.cancel()
 	_ = e.body.Close()
 }

@@ -16,9 +16,9 @@ import (
 )
 
 func TestAClusterThatStopsAnsweringIsStale(t *testing.T) {
-	before := answerTime
-	answerTime = 50 * time.Millisecond
-	t.Cleanup(func() { answerTime = before })
+	before, silent := answerTime, silenceTime
+	answerTime, silenceTime = 50*time.Millisecond, 1200*time.Millisecond // client-go lists again after a watch of less than a second
+	t.Cleanup(func() { answerTime, silenceTime = before, silent })
 	watches, release := make(chan struct{}, 10), make(chan struct{})
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.URL.Query().Get("watch") == "" {
@@ -33,7 +33,8 @@ func TestAClusterThatStopsAnsweringIsStale(t *testing.T) {
 			return
 		}
 		select {
-		case <-release:
+		case <-release: // it is answered, and hangs after that: so do all further ones
+			release = nil
 			w.(http.Flusher).Flush()
 			<-r.Context().Done()
 		case <-r.Context().Done():
@@ -75,8 +76,9 @@ func TestAClusterThatStopsAnsweringIsStale(t *testing.T) {
 	if view.StaleSince().After(heard) {
 		t.Errorf("all is known up to %v, but the last event arrived before %v", view.StaleSince(), heard)
 	}
-	close(release)
+	release <- struct{}{}
 	expect("SYNCED")
+	expect("STALE") // found by a stranger: it was noticed only when the watch was to end, after up to ten minutes
 	stop()
 	<-ended
 }
