@@ -51,6 +51,9 @@ from milo_kube.moment import Moment
 
 TRANSITIONS_KEPT = 8
 """The number of earlier transitions of each cluster that are kept."""
+TRANSITION_CHARACTERS = 256
+"""Length limit of the message of a transition. Those of conditions have thousands of characters, and are of any number:
+they count in no budget."""
 ClusterState = Observation | ConfirmedDeletion
 """The state of one cluster that follows from the objects of a source."""
 
@@ -129,7 +132,7 @@ class ClusterRecord(msgspec.Struct, kw_only=True, gc=False):
     def record_end(self, cluster: Cluster, reason: DisengageReason, message: str, ended_at: float) -> Event:
         """Record the end of `cluster` as a transition, and return its event. Call it before the event is appended to
         the log."""
-        ended = RecordedTransition(EventType.DISENGAGED, ended_at, cluster.incarnation, reason, message)
+        ended = RecordedTransition(EventType.DISENGAGED, ended_at, cluster.incarnation, reason, _excerpt(message))
         self.past = (*self.transitions, ended)[-TRANSITIONS_KEPT:]
         return Event(EventType.DISENGAGED, cluster, reason, message)
 
@@ -584,3 +587,9 @@ def _with_fields(cluster: Cluster, present: ObjectFields | Target | None) -> Clu
         return cluster
     target = msgspec.structs.replace(target, labels=present.labels, organization=present.organization)
     return msgspec.structs.replace(cluster, target=target)
+
+
+def _excerpt(message: str) -> str:
+    # A single character can make a string take four bytes for each.
+    most = TRANSITION_CHARACTERS if message.isascii() else TRANSITION_CHARACTERS // 4
+    return message if len(message) <= most else f"{message[:most]}..."

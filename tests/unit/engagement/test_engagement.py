@@ -217,6 +217,14 @@ def test_cluster_transitions_are_kept_with_their_reasons() -> None:
     )
 
 
+@pytest.mark.parametrize(("character", "kept"), [("x", 256), ("\U0001f600", 64)])
+def test_messages_of_past_transitions_are_shortened(character: str, kept: int) -> None:
+    fleet = after(ready())
+    (event,) = fleet.commit([not_ready(message=2000 * character)], at(1))
+    assert event == done(disengaged(cluster(), NOT_READY, 2000 * character))
+    assert known(fleet).transitions[-1].message == f"{kept * character}..."
+
+
 def test_last_eight_past_cluster_transitions_are_kept() -> None:
     fleet = engagements()
     for second in range(40):
