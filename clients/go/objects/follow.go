@@ -24,8 +24,8 @@ import (
 
 const (
 	listTimeout = time.Minute
-	// watchGrace is how long a watch may stay open after its timeout, which the API server ends. A server that hangs is
-	// noticed then, and one whose connection is dead by pings.
+	// watchGrace is how long a watch may stay open after its timeout, which the API server ends. One that was never
+	// answered is sent again then.
 	watchGrace = 30 * time.Second
 	// slotTime is how long a list counts as one of those at the same time: a cluster that does not answer delays no other.
 	slotTime = 10 * time.Second

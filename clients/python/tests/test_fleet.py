@@ -20,6 +20,7 @@ from milo_discovery import (
     PermissionDenied,
     SourceState,
 )
+from milo_discovery.errors import UnusableKubeconfig
 from milo_discovery.v1 import discovery_pb2 as pb
 
 from .conftest import AT_ONCE
@@ -303,6 +304,24 @@ class TestFailures:
         assert first.getMessage().startswith("handler of cluster a failed; restarting it in ")
         assert second.exc_info is None
         assert second.getMessage() == "handler failures repeated: 1 in 1 clusters"
+
+    async def test_handler_that_fails_by_an_error_of_discovery_is_logged_in_one_line(self, client, begin, caplog):
+        fleet = Fleet(client, backoff=AT_ONCE)
+        attempts = iter([UnusableKubeconfig("expired"), None])
+        ended = asyncio.Event()
+
+        @fleet.on_engage
+        async def fail(member: EngagedCluster) -> None:
+            if outcome := next(attempts):
+                raise outcome
+            ended.set()
+
+        async with fleet:
+            await begin(snapshot("1", engaged("a")))
+            await ended.wait()
+        first = next(record for record in caplog.records if record.name == "milo_discovery.fleet")
+        assert first.exc_info is None
+        assert first.getMessage().endswith(" s: expired")
 
     async def test_failed_handler_does_not_affect_other_clusters(self, client, begin, handler_log):
         fleet = Fleet(client, backoff=AT_ONCE)

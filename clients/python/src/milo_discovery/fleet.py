@@ -434,15 +434,15 @@ class Fleet(RunsInBackground):
         return True
 
     def _log_failure(self, name: str, error: Exception, delay: timedelta | None) -> None:
-        """Log the first failure of a kind with its traceback; count repeated ones, and log the counts periodically."""
+        """Log the first failure of a kind with its cause; count repeated ones, and log the counts periodically."""
         loop = asyncio.get_running_loop()
         if not self._failures.is_new(name, error, loop.time()):
             return
-        if delay is None:
-            log.error("handler of cluster %s failed during its cleanup", name, exc_info=error)
+        what = " during its cleanup" if delay is None else f"; restarting it in {delay.total_seconds():.1f} s"
+        if isinstance(error, DiscoveryError):  # such as an expired kubeconfig: the stack says nothing more
+            log.error("handler of cluster %s failed%s: %s", name, what, error)
         else:
-            seconds = delay.total_seconds()
-            log.error("handler of cluster %s failed; restarting it in %.1f s", name, seconds, exc_info=error)
+            log.error("handler of cluster %s failed%s", name, what, exc_info=error)
         if self._summary_timer is None:
             self._summary_timer = loop.call_later(INTERVAL_S, self._log_failure_summaries)
 
