@@ -6,6 +6,7 @@ import zlib
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Callable, Mapping
 from enum import Enum
+from io import BytesIO
 from typing import Protocol
 
 from milo_kube.http.errors import TransportError
@@ -236,13 +237,11 @@ class ResponseBody:
 
         `arrived` is called with the size of each piece.
         """
-        chunks: list[bytes] = []
-        size = 0
+        body = BytesIO()  # it returns its content without a copy, which would take as much memory again
         while chunk := await self._response.read(self._silence_s):
-            chunks.append(chunk)
-            size += len(chunk)
+            body.write(chunk)
             arrived(len(chunk))
-            if size > limit:
+            if body.tell() > limit:
                 message = f"{self._response.origin} answered with more than {limit} bytes, the limit for a response"
                 raise TransportError("too_large", message)
-        return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+        return body.getvalue()

@@ -4,15 +4,16 @@ import asyncio
 import gc
 import gzip
 import ssl
+import tracemalloc
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing, asynccontextmanager, suppress
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import trustme
 
 from milo_kube.http.client import DIALS_PER_SERVER, Client
-from milo_kube.http.connection import OVERHEAD_LIMIT, Response
+from milo_kube.http.connection import OVERHEAD_LIMIT, Response, ResponseBody
 from milo_kube.http.errors import TransportError
 from milo_kube.http.tls import TlsTransport
 from tests.support.eventually import eventually
@@ -261,6 +262,28 @@ async def test_unread_response_causes_backpressure() -> None:
         await using.aclose()
     assert held < 2 << 20
     assert read == len(body)
+
+
+async def test_large_body_is_not_copied_when_it_is_complete() -> None:
+    class Arriving:
+        """A response of 32 MiB in pieces."""
+
+        origin, left = "https://api.test", 512
+
+        async def read(self, _: float | None) -> bytes:
+            self.left -= 1
+            return bytes(1 << 16) if self.left >= 0 else b""
+
+    tracemalloc.start()
+    try:
+        body = await ResponseBody(cast(Response, Arriving()), None).read(1 << 25)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert len(body) == 1 << 25
+    assert peak < 1.3 * len(body)
+    with pytest.raises(TransportError, match="more than 1000 bytes"):
+        await ResponseBody(cast(Response, Arriving()), None).read(1000)
 
 
 async def test_closed_client_cancels_requests_in_flight() -> None:
