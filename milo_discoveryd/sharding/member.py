@@ -457,7 +457,9 @@ class Member:
         elif not tenure.has_written(lease):
             self._rejoin(now, f"the Lease of member {self.name} was changed by another program, or restored")
         else:
-            self._hold(tenure.read(lease))
+            read = tenure.read(lease)
+            is_renewed = read.renewed_at > tenure.renewed_at and now < read.renewed_at + self._timing.fence_after_s
+            self._hold(read.resumed(read.renewed_at) if is_renewed else read)
 
     def _regained_without_a_write(self, former_renewal: int) -> bool:
         """Return whether this process holds the Lease again after another process of its name had taken it over.

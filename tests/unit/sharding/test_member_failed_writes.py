@@ -149,6 +149,23 @@ def test_write_that_took_effect_without_a_response_costs_no_cluster(
     assert writing.member.tenure.lease.term == term
 
 
+@pytest.mark.parametrize("late_s", [4.0, 25.0])
+def test_fenced_member_owns_again_once_it_reads_a_renewal_unless_that_is_too_old(late_s: float) -> None:
+    writing = holding()
+    driver, member = writing.driver, writing.member
+    driver.now = member.fence_at
+    assert member.ownership(driver.now) is None
+    while not isinstance(action := member.next(driver.now), WriteLease):
+        driver.perform(member, action)
+    driver.api.apply(action, driver.now)
+    driver.now += late_s
+    member.failed(driver.now)
+    driver.now += TIMING.retry_interval_s
+    assert member.next(driver.now) == Read()
+    driver.perform(member, Read())
+    assert (member.ownership(driver.now) is not None) is (late_s < TIMING.fence_after_s)
+
+
 @pytest.mark.parametrize(("state", "after"), [(holding, Lost), (leaving, Departed)])
 def test_lease_that_another_process_took_ends_ownership_once_it_is_read(
     state: Callable[[], Writing], after: type[Phase]
