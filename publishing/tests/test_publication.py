@@ -273,6 +273,24 @@ def test_late_deletion_does_not_remove_the_object_of_a_cluster_that_is_engaged_a
     assert written["metadata"]["annotations"][FIELDS]
 
 
+def test_late_creation_for_a_cluster_that_has_ended_is_deleted_before_the_next_list_is_due(publishing: Publishing):
+    publishing.synced(cluster("beta"), cluster("gamma"), cluster("delta"))
+    unanswered: list[Request] = []
+
+    def lose_creation(request: Request) -> None:
+        if isinstance(request, Create):
+            unanswered.append(request)
+            raise TargetUnavailable("no answer within 20 s")
+
+    publishing.before = lose_creation
+    publishing.engage(cluster()).settle(0.1)
+    publishing.end(cluster()).settle(20.0)
+    [late] = unanswered
+    publishing.server.apply(late)
+    publishing.settle(70.0)
+    assert "alpha" not in publishing.server.objects
+
+
 def test_object_without_a_shard_group_names_no_incarnation(publishing: Publishing):
     publishing.synced(cluster(incarnation="a"))
     assert "discovery.miloapis.com/incarnation" not in publishing.object["metadata"]["annotations"]

@@ -50,6 +50,8 @@ _REVIEW_S = 0.1
 """How long a review of missing clusters waits for further answers."""
 _UNISSUED_S = 10.0
 """How long the daemon's stream may lack the credential of a cluster before the daemon is asked for it."""
+_LATE_S = 60.0
+"""When the objects are listed after a creation that was not answered: it may take effect once its cluster has ended."""
 _MAX_WRITES = 6
 """Maximum consecutive writes of one object, so that a server that changes each write is not written to forever."""
 _MOST_DUE = 100
@@ -413,6 +415,8 @@ class Publication:
         has_changed = is_lost or (is_conflict and not (is_absent and attempt.writes))
         is_final = _is_final(error) and not is_lost and not is_conflict and task.lane not in self._common
         is_write = task.lane is Lane.OBJECT and not attempt.is_question
+        if is_write and is_absent and isinstance(error, TargetUnavailable) and not error.is_answer:
+            self._set("", Lane.LIST, self._common[Lane.LIST].at(now + _LATE_S))
         if is_write and not is_final and not isinstance(record.object, Finalizing):
             self._put(replace(record, object=records.UnreadObject(record.observed)))
         if has_changed:
