@@ -181,7 +181,7 @@ def test_credential_lease_issues_last_credential_until_expiry() -> None:
 def test_credential_of_a_lease_may_expire_during_its_renewal() -> None:
     made = fresh()
     made.begin()
-    assert made.valid(at(100)) is None
+    assert (made.valid(at(100)), token(made.held), lease().held) == (None, "t1", None)
     assert isinstance(made.state, Renewing)
     made.failed(DOWN, at(101))
     assert isinstance(made.state, Expired)
