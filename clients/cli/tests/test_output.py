@@ -20,6 +20,8 @@ from milo_discovery._session import Session
 from milo_discovery.v1 import discovery_pb2 as pb
 from milo_discovery_cli import json_output, yaml_output
 
+from .command_process import running
+
 STAMP = Timestamp(seconds=1_767_225_600, nanos=120_000_000)
 CLUSTER = pb.Cluster(
     name="a",
@@ -124,3 +126,12 @@ async def test_plugin_manifest_names_the_datumctl_command(command):
 
 async def test_plugin_manifest_option_is_hidden_from_help(command):
     assert "--plugin-manifest" not in (await command("--help")).out
+
+
+async def test_output_escapes_what_its_encoding_lacks(daemon):
+    daemon.answers["ListClusters"] = [pb.ListClustersResponse(clusters=[pb.Cluster(name="ż", organization="ü")])]
+    columns = "custom-columns=N:.name,O:.organization"
+    async with running("list", "-o", columns, address=daemon.address, PYTHONIOENCODING="latin-1") as process:
+        out, err = await process.communicate()
+    assert (process.returncode, err) == (0, b"")
+    assert out.decode("latin-1").splitlines()[1].split() == ["\\u017c", "ü"]

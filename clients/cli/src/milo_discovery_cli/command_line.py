@@ -10,6 +10,7 @@ import json
 import os
 import sys
 from importlib import import_module
+from io import TextIOWrapper
 from typing import TYPE_CHECKING
 
 import click
@@ -142,6 +143,8 @@ def command(**_: object) -> None:  # the commands read these options: see option
 
 def main() -> None:
     """Run the command line and exit."""
+    if isinstance(sys.stdout, TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         status = command.main(prog_name="milo-discovery", standalone_mode=False)
     except click.exceptions.NoArgsIsHelpError as error:
