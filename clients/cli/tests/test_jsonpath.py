@@ -35,6 +35,7 @@ DOCUMENT = {
         (r"{.clusters[0].labels['example\.com/tier']}", "1"),
         (r"{.clusters[*]['labels.example\.com/tier', 'nosuch']}", "1"),
         ("{.clusters[::2].name}", "a"),
+        ("{range .}" * 100 + "{.clusters[0].name}" + "{end}" * 100, "a"),
     ],
 )
 def test_jsonpath_template_renders_as_in_kubectl(template: str, printed: str) -> None:
@@ -57,6 +58,8 @@ def test_jsonpath_template_renders_as_in_kubectl(template: str, printed: str) ->
         "{.a[-:]}",
         "{.a[" + "9" * 5_000 + "]}",
         "{.a[:" + "9" * 5_000 + "]}",
+        "{range .}" * 1_500 + "{end}" * 1_500,
+        "{range .a}" * 101 + "{end}" * 101,
     ],
 )
 @pytest.mark.parametrize("document", [{}, {"a": [{"b": 1}], "clusters": []}])

@@ -22,6 +22,8 @@ _STEP = re.compile(
     re.VERBOSE,
 )
 _PART = re.compile(r"""\{((?:[^{}"']|"(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*')*)\}""")
+_DEEPEST = 100
+"""Maximum number of nested {range}: rendering is recursive."""
 _DOTTED = re.compile(r"(?:[\w/-]|\\.)+(?:\.(?:[\w/-]|\\.)+)*")
 _COMPARE: dict[str, Callable[[Any, Any], bool]] = {
     "==": lambda left, right: bool(left == right),
@@ -74,8 +76,12 @@ def render(template: str, document: Any) -> str:
     texts, expressions = parts[::2], parts[1::2]
     if any("{" in text or "}" in text for text in texts):
         raise PathError(f"{template!r} is not a JSONPath template: its braces do not match")
+    depth = 0
     for expression in expressions:
         _check(expression)
+        depth += _nesting(expression)
+        if depth > _DEEPEST:
+            raise PathError(f"the template has more than {_DEEPEST} nested {{range}}")
     tokens = [
         texts[0],
         *(token for pair in zip(map(_Expression, expressions), texts[1:], strict=True) for token in pair),
@@ -94,6 +100,11 @@ def _check(expression: str) -> None:
         _literal(expression)
     elif expression.strip() != "end":
         _steps(expression.removeprefix("range "))
+
+
+def _nesting(expression: str) -> int:
+    """Return by how much an expression changes the depth of what follows it."""
+    return expression.startswith("range ") - (expression.strip() == "end")
 
 
 def _rendered(tokens: Iterator[str], document: Any) -> Iterator[str]:
@@ -116,8 +127,7 @@ def _until_end(tokens: Iterator[str]) -> Iterator[str]:
     depth = 1
     for token in tokens:
         if isinstance(token, _Expression):
-            depth += token.startswith("range ")
-            depth -= token.strip() == "end"
+            depth += _nesting(token)
         if not depth:
             return
         yield token
