@@ -34,6 +34,7 @@ from milo_discovery_cli.object_watch import FleetWatch
 from milo_discovery_cli.options import ConnectionOptions
 from milo_discovery_cli.progress import bar
 from milo_kube.api_request import Answer
+from milo_kube.http.errors import TransportError
 
 CONNECTION = ConnectionOptions(address="unix:///nowhere", timeout=timedelta(seconds=5), credentials=ClientCredentials())
 PODS = {"name": "pods", "singularName": "pod", "namespaced": True, "kind": "Pod", "verbs": ["list"]}
@@ -59,6 +60,10 @@ class Api:
     async def get(self, path: str, query: Any = (), **_: Any) -> Answer:
         if self.name == "broken":
             raise KeyError(path)
+        if self.name == "unreachable":
+            raise TransportError("connect", "refused")
+        if self.name.startswith("forbidding") and "/pods" in path:
+            return Answer(403, {}, b"no pods")
         if path not in DOCUMENTS:
             return Answer(404, {}, json.dumps(MISSING).encode())
         return Answer(200, {}, json.dumps(DOCUMENTS[path]).encode())
@@ -136,6 +141,36 @@ async def test_cluster_whose_answers_do_not_end_is_given_up(monkeypatch, capsys)
         ("pods", "denied", ExitStatus.DENIED, "1 of 1 cluster did not answer:"),
         ("pods", "sound denied", ExitStatus.FAILED, "1 of 2 clusters did not answer:"),
         ("pods", "denied broken", ExitStatus.FAILED, "2 of 2 clusters did not answer:"),
+        (
+            "pods",
+            "forbidding sound",
+            ExitStatus.FAILED,
+            "1 of 2 clusters did not answer:\nCLUSTER      CAUSE\nforbidding   403 no pods",
+        ),
+        (
+            "pods,nodes",
+            "forbidding sound",
+            ExitStatus.FAILED,
+            "1 of 2 clusters did not answer in full:\nCLUSTER      CAUSE\nforbidding   pods: 403 no pods",
+        ),
+        (
+            "pods a b",
+            "forbidding sound",
+            ExitStatus.FAILED,
+            "1 of 2 clusters did not answer:\nCLUSTER      CAUSE\nforbidding   403 no pods",
+        ),
+        (
+            "pods,nodes",
+            "forbidding forbidding-too",
+            ExitStatus.FAILED,
+            "none of 2 clusters answered in full: pods: 403 no pods",
+        ),
+        (
+            "pods,nodes",
+            "unreachable sound",
+            ExitStatus.FAILED,
+            "1 of 2 clusters did not answer:\nCLUSTER       CAUSE\nunreachable   refused",
+        ),
         ("pods", "sound", ExitStatus.OK, "no objects found in namespace work of 1 cluster"),
         ("nodes", "sound", ExitStatus.OK, "no objects found in 1 cluster"),
         ("pods,nodes", "sound", ExitStatus.OK, "no objects found in namespace work of 1 cluster"),

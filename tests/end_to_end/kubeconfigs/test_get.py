@@ -151,6 +151,17 @@ async def test_clusters_that_do_not_answer_are_named_with_the_cause(start: Start
         assert "milo-discovery: 1 of 2 clusters do not serve configmaps: gamma" in outcome.err
 
 
+@pytest.mark.parametrize("kinds", ["configmaps,namespaces", "namespaces,configmaps"])
+async def test_forbidden_kind_of_a_cluster_does_not_affect_other_kinds(start: Start, kinds: str) -> None:
+    async with fleet(start, "beta") as workspace:
+        inject(workspace, "beta", 403)
+        outcome = await get(workspace, kinds, "--cluster", "beta", "-o", "name")
+        assert outcome.status == 1
+        assert "beta namespace/default" in outcome.out
+        assert "milo-discovery: 1 of 1 cluster did not answer in full:" in outcome.err
+        assert outcome.err.splitlines()[-1].startswith("beta      configmaps: 403 configmaps is forbidden")
+
+
 async def test_many_objects_are_read_in_pages(start: Start) -> None:
     async with fleet(start) as workspace:
         configure(workspace, "alpha", *(f"cm-{number:04}" for number in range(1001)))

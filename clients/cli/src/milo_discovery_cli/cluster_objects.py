@@ -49,6 +49,13 @@ _LEADER_S = 1.0
 class Unanswered(Exception):  # noqa: N818  (`except Unanswered` reads well without the suffix `Error`)
     """A cluster did not answer, or not with what was asked. The message is the cause."""
 
+    is_missing_path = False
+    is_missing_object = False
+
+
+class Unreachable(Unanswered):
+    """A request was not answered in time, or not completely."""
+
 
 class ErrorAnswer(Unanswered):
     """A cluster answered with an error."""
@@ -82,6 +89,14 @@ class Lacking(msgspec.Struct, frozen=True):
 
     resource: str
     name: str = ""
+
+
+class Failed(msgspec.Struct, frozen=True):
+    """A resource or an object that a cluster did not answer with."""
+
+    subject: str
+    """What was asked for, as in `configmaps` or `configmaps/settings`."""
+    cause: str
 
 
 @asynccontextmanager
@@ -156,31 +171,45 @@ class ClusterReader:
         self._accept = accept
         self._timeout_s = timeout_s
 
-    async def read(self, wanted: Sequence[Wanted]) -> AsyncIterator[FoundPage | Lacking]:
-        """Yield the objects in pages, and what the cluster does not have. Raises Unanswered and DiscoveryError."""
+    async def read(self, wanted: Sequence[Wanted]) -> AsyncIterator[FoundPage | Lacking | Failed]:
+        """Yield the objects in pages, what the cluster does not have, and what it did not answer with.
+
+        Raises Unreachable and DiscoveryError.
+        """
         places = ((name, each.names) for each in wanted for name in each.resources)
         done: set[ObjectRead] = set()  # what several names mean, such as cm and configmaps, is read once
         for place, (name, names) in enumerate(places):
-            resources = await self._known.find(name, self._api)
             try:
-                for resource in resources:
-                    async for found in self._objects(place, resource, names, done):
-                        yield found
-            except ErrorAnswer as refused:
-                if not refused.is_missing_path:
-                    raise
-                # Another cluster serves this resource, or this one serves it in another version.
-                others = [each for each in await self._known.find_in(name, self._api) if each not in resources]
-                for resource in others:
-                    async for found in self._objects(place, resource, names, done):
-                        yield found
-                resources = tuple(others)
-            if not resources:
-                yield Lacking(name)
+                async for found in self._named(place, name, names, done):
+                    yield found
+            except Unreachable:
+                raise
+            except Unanswered as error:
+                yield Failed(name, str(error))
+
+    async def _named(
+        self, place: int, name: str, names: Sequence[str], done: set[ObjectRead]
+    ) -> AsyncIterator[FoundPage | Lacking | Failed]:
+        resources = await self._known.find(name, self._api)
+        try:
+            for resource in resources:
+                async for found in self._objects(place, resource, names, done):
+                    yield found
+        except ErrorAnswer as refused:
+            if not refused.is_missing_path:
+                raise
+            # Another cluster serves this resource, or this one serves it in another version.
+            others = [each for each in await self._known.find_in(name, self._api) if each not in resources]
+            for resource in others:
+                async for found in self._objects(place, resource, names, done):
+                    yield found
+            resources = tuple(others)
+        if not resources:
+            yield Lacking(name)
 
     async def _objects(
         self, place: int, resource: ServedResource, names: Sequence[str], done: set[ObjectRead]
-    ) -> AsyncIterator[FoundPage | Lacking]:
+    ) -> AsyncIterator[FoundPage | Lacking | Failed]:
         for read in self._scope.reads(resource, names):
             if read in done:
                 continue
@@ -190,9 +219,14 @@ class ClusterReader:
                 async for page in self._pages(read, resource):
                     count += page.count
                     yield FoundPage(place, resource, page)
-            except ErrorAnswer as refused:
-                if read.is_list or not refused.is_missing_object:
+            except Unanswered as error:
+                if error.is_missing_path:
                     raise
+                if read.is_list or not error.is_missing_object:
+                    yield Failed(f"{resource.full_name}/{read.name}".rstrip("/"), str(error))
+                    if isinstance(error, Unreachable):
+                        return  # each other name would take as long
+                    continue
             if not count and read.name:
                 yield Lacking(resource.full_name, read.name)
 
@@ -310,7 +344,7 @@ async def requested(api: Getter, path: str, query: Sequence[tuple[str, str]], ac
         except TransportError as error:
             if error.cause == "too_large":
                 raise TooLargeError(str(error)) from error
-            raise Unanswered(str(error)) from error
+            raise Unreachable(str(error)) from error
         if answer.status != 429 or attempt == _ATTEMPTS:
             break
         stated = retry_after.stated(answer.headers, datetime.now(UTC))

@@ -11,7 +11,15 @@ from typing import TYPE_CHECKING
 import click
 
 from milo_discovery.errors import DiscoveryError, InvalidRequest, PermissionDenied
-from milo_discovery_cli.cluster_objects import ClusterReader, FoundPage, KnownResources, Lacking, Unanswered, opened
+from milo_discovery_cli.cluster_objects import (
+    ClusterReader,
+    Failed,
+    FoundPage,
+    KnownResources,
+    Lacking,
+    Unanswered,
+    opened,
+)
 from milo_discovery_cli.exit_status import ExitStatus, print_message
 from milo_discovery_cli.names import suggestion
 from milo_discovery_cli.object_output import Form, Line, Spool
@@ -49,8 +57,10 @@ class FleetObjects:
         self._scope = scope
         self._wanted = wanted
         self._form = form
-        self._failures: dict[str, str] = {}
+        self._failures: dict[str, tuple[str, ...]] = {}
         self._denied = 0
+        self._in_part = False
+        """Whether a cluster answered with a part of what was asked for."""
         self._absent: dict[Lacking, set[str]] = {}
         self._found = 0
         self._is_within_namespace = False
@@ -62,7 +72,7 @@ class FleetObjects:
             listing = await client.list(**only)
         known = KnownResources(self._timeout_s)
         for name in sorted({*only["names"]} - {cluster.name for cluster in listing}):
-            self._failures[name] = f"it is not engaged{await suggestion(client, name)}"
+            self._failures[name] = (f"it is not engaged{await suggestion(client, name)}",)
         await self._print_objects(client, listing.clusters, known)
         return self._report(listing, only, known)
 
@@ -73,10 +83,10 @@ class FleetObjects:
 
             async def work() -> None:
                 for cluster in remaining:
-                    failure = await self._read(client, cluster, pools, known, pages)
+                    failures = await self._read(client, cluster, pools, known, pages)
                     progress.done += 1
-                    if failure:
-                        self._failures[cluster.name] = failure
+                    if failures:
+                        self._failures[cluster.name] = failures
                         progress.failed += 1
                 await pages.put(None)
 
@@ -104,8 +114,10 @@ class FleetObjects:
         pools: Pools,
         known: KnownResources,
         pages: asyncio.Queue[Sequence[Line] | None],
-    ) -> str:
-        """Read one cluster; return why it did not answer, or an empty text."""
+    ) -> tuple[str, ...]:
+        """Read one cluster; return why it did not answer, or not with everything."""
+        failed: list[Failed] = []
+        has_answered, cause = False, ""
         try:
             async with opened(client, cluster, pools) as api:
                 reader = ClusterReader(
@@ -113,6 +125,10 @@ class FleetObjects:
                 )
                 async with asyncio.timeout(MAX_S):
                     async for found in reader.read(self._wanted):
+                        if isinstance(found, Failed):
+                            failed.append(found)
+                            continue
+                        has_answered = True
                         if isinstance(found, FoundPage):
                             self._found += found.page.count
                             self._is_within_namespace |= found.resource.is_namespaced
@@ -120,13 +136,17 @@ class FleetObjects:
                         else:
                             self._absent.setdefault(found, set()).add(cluster.name)
         except TimeoutError:
-            return f"what it sends did not end within {MAX_S:g} s"
+            cause = f"what it sends did not end within {MAX_S:g} s"
         except (Unanswered, DiscoveryError) as error:
             self._denied += isinstance(error, PermissionDenied)
-            return str(error) or type(error).__name__
+            cause = str(error) or type(error).__name__
         except Exception as error:  # noqa: BLE001  (what one cluster sends must not affect the others)
-            return f"what it sent cannot be shown: {type(error).__name__}: {error}"
-        return ""
+            cause = f"what it sent cannot be shown: {type(error).__name__}: {error}"
+        causes = [*(each.cause for each in failed), *([cause] if cause else [])]
+        if not has_answered and len({*causes}) == 1:
+            return (causes[0],)
+        self._in_part |= has_answered and bool(causes)
+        return (*(f"{each.subject}: {each.cause}" for each in failed), *([cause] if cause else []))
 
     def _lines(self, found: FoundPage, cluster: str) -> list[Line]:
         """Return the lines of a page. Called in a thread: those of a large one may take seconds, and the others'
@@ -158,12 +178,13 @@ class FleetObjects:
         return f"namespace {self._scope.namespace} of " if self._scope.namespace else "any namespace of "
 
     def _print_failures(self, total: int) -> None:
-        causes = {*self._failures.values()}
+        causes, in_full = {*self._failures.values()}, " in full" if self._in_part else ""
         if len(causes) == 1 and len(self._failures) == total > 1:
-            print_message(f"none of {total} clusters answered: {causes.pop()}")
+            print_message(f"none of {total} clusters answered{in_full}: {'; '.join(causes.pop())}")
             return
-        print_message(f"{len(self._failures)} of {_count(total)} did not answer:")
-        for line in table([("CLUSTER", "CAUSE"), *sorted(self._failures.items())]):
+        print_message(f"{len(self._failures)} of {_count(total)} did not answer{in_full}:")
+        rows = ((name, cause) for name, causes in sorted(self._failures.items()) for cause in causes)
+        for line in table([("CLUSTER", "CAUSE"), *rows]):
             click.echo(line, err=True)
 
 
