@@ -28,6 +28,7 @@ from milo_discovery_cli import fleet_objects, object_watch
 from milo_discovery_cli.cluster_objects import KnownResources
 from milo_discovery_cli.exit_status import ExitStatus, describe
 from milo_discovery_cli.fleet_objects import FleetObjects, naming_options, suggested
+from milo_discovery_cli.names import why_not_selected
 from milo_discovery_cli.object_output import form_of
 from milo_discovery_cli.object_request import ObjectScope, parse
 from milo_discovery_cli.object_watch import FleetWatch
@@ -197,6 +198,17 @@ async def test_report_tells_what_is_missing_of_which_clusters(
     only: Any = {"names": tuple(clusters.split())}
     assert await objects.print(client, only) == status  # type: ignore[arg-type]
     assert f"milo-discovery: {printed}\n" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "cause"),
+    [
+        ("sound", "it does not match the other filters: --cluster-selector, --organization, --source"),
+        ("sund", "it is not engaged; did you mean sound?"),
+    ],
+)
+async def test_cluster_that_is_not_selected_has_a_cause(name, cause):
+    assert await why_not_selected(Client(), name) == cause  # type: ignore[arg-type]
 
 
 def test_resource_of_another_group_is_suggested():

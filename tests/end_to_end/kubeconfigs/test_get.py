@@ -106,6 +106,7 @@ USES: dict[str, tuple[int, str]] = {
     "cm --cluster alpha --cluster nobody": (1, "nobody    it is not engaged"),
     "cm --cluster-selector env=prod": (0, "beta      two"),
     "cm --cluster-selector env=nowhere": (0, "no engaged cluster matches selector 'env=nowhere'"),
+    "cm --cluster alpha --cluster-selector env=prod": (1, "alpha     it does not match the other filters"),
     "cm --cluster-selector a=(": (2, "--cluster-selector: "),
     "cm --organization nobody": (0, "no engaged cluster matches organization 'nobody'"),
     "events -A": (0, ""),

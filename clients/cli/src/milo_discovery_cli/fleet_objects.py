@@ -21,7 +21,7 @@ from milo_discovery_cli.cluster_objects import (
     opened,
 )
 from milo_discovery_cli.exit_status import ExitStatus, print_message
-from milo_discovery_cli.names import suggestion
+from milo_discovery_cli.names import why_not_selected
 from milo_discovery_cli.object_output import Form, Line, Spool
 from milo_discovery_cli.object_request import ObjectScope, Wanted
 from milo_discovery_cli.options import ConnectionOptions
@@ -72,7 +72,7 @@ class FleetObjects:
             listing = await client.list(**only)
         known = KnownResources(self._timeout_s)
         for name in sorted({*only["names"]} - {cluster.name for cluster in listing}):
-            self._failures[name] = (f"it is not engaged{await suggestion(client, name)}",)
+            self._failures[name] = (await why_not_selected(client, name),)
         await self._print_objects(client, listing.clusters, known)
         return self._report(listing, only, known)
 

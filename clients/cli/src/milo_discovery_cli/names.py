@@ -40,10 +40,22 @@ class ClusterName(click.ParamType[str]):
 
 async def suggestion(client: DiscoveryClient, name: str) -> str:
     """Return a suggestion of engaged clusters with similar names, to append to an error; empty if there are none."""
+    return did_you_mean(name.lower(), await _engaged_names(client))
+
+
+async def why_not_selected(client: DiscoveryClient, name: str) -> str:
+    """Return why a command's filters, of which one is this name, select no cluster."""
+    names = await _engaged_names(client)
+    if name in names:
+        return "it does not match the other filters: --cluster-selector, --organization, --source"
+    return f"it is not engaged{did_you_mean(name.lower(), names)}"
+
+
+async def _engaged_names(client: DiscoveryClient) -> list[str]:
     try:
-        return did_you_mean(name.lower(), [cluster.name for cluster in await client.list()])
+        return [cluster.name for cluster in await client.list()]
     except DiscoveryError:
-        return ""
+        return []
 
 
 NAME = ClusterName()

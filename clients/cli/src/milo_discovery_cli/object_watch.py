@@ -17,7 +17,7 @@ from milo_discovery.model import EventType
 from milo_discovery_cli.cluster_objects import KnownResources, Unanswered
 from milo_discovery_cli.exit_status import CommandFailure, ExitStatus, print_message
 from milo_discovery_cli.fleet_objects import AT_ONCE, USER_AGENT, naming_options, suggested
-from milo_discovery_cli.names import suggestion
+from milo_discovery_cli.names import why_not_selected
 from milo_discovery_cli.object_changes import KnownObjects, ObservationDecoder, TooManyObjectsError
 from milo_discovery_cli.object_output import Form, Line
 from milo_discovery_cli.object_request import ObjectScope, Query, Wanted
@@ -160,7 +160,7 @@ class FleetWatch:
                                     is_synced = True
                                     sync_timeout.reschedule(None)
                                     for name in sorted({*options["names"]} - self._following.keys()):
-                                        print_message(f"{name}: it is not engaged{await suggestion(client, name)}")
+                                        print_message(f"{name}: {await why_not_selected(client, name)}")
             except TimeoutError:
                 timed_out = TimedOut(
                     f"no complete view from {self._connection.address} within --timeout", code="DEADLINE_EXCEEDED"
