@@ -65,6 +65,10 @@ class Api:
             raise TransportError("connect", "refused")
         if self.name.startswith("forbidding") and "/pods" in path:
             return Answer(403, {}, b"no pods")
+        if self.name == "lacking" and path == "/api/v1":
+            return Answer(200, {}, b'{"resources":[]}')
+        if self.name == "lacking-web" and path.endswith("/web"):
+            return Answer(404, {}, json.dumps(MISSING).encode())
         if path not in DOCUMENTS:
             return Answer(404, {}, json.dumps(MISSING).encode())
         return Answer(200, {}, json.dumps(DOCUMENTS[path]).encode())
@@ -172,6 +176,20 @@ async def test_cluster_whose_answers_do_not_end_is_given_up(monkeypatch, capsys)
             ExitStatus.FAILED,
             "1 of 2 clusters did not answer:\nCLUSTER       CAUSE\nunreachable   refused",
         ),
+        ("pod", "forbidding lacking", ExitStatus.FAILED, "1 of 2 clusters do not serve pod: lacking"),
+        (
+            "podz",
+            "unreachable sound",
+            ExitStatus.FAILED,
+            "1 of 2 clusters do not serve podz: sound; did you mean pods?",
+        ),
+        (
+            "pods web",
+            "unreachable lacking-web sound",
+            ExitStatus.FAILED,
+            "1 of 3 clusters have no pods/web: lacking-web",
+        ),
+        ("pods,podz", "forbidding sound", ExitStatus.FAILED, "no cluster serves a resource 'podz'; did you mean pods?"),
         ("pods", "sound", ExitStatus.OK, "no objects found in namespace work of 1 cluster"),
         ("nodes", "sound", ExitStatus.OK, "no objects found in 1 cluster"),
         ("pods,nodes", "sound", ExitStatus.OK, "no objects found in namespace work of 1 cluster"),

@@ -149,7 +149,7 @@ async def test_clusters_that_do_not_answer_are_named_with_the_cause(start: Start
         assert first.startswith("beta      403 configmaps is forbidden")
         assert second.startswith("delta     https://")
         assert second.endswith("did not answer within 1 s")
-        assert "milo-discovery: 1 of 2 clusters do not serve configmaps: gamma" in outcome.err
+        assert "milo-discovery: 1 of 4 clusters do not serve configmaps: gamma\n" in outcome.err
 
 
 @pytest.mark.parametrize("kinds", ["configmaps,namespaces", "namespaces,configmaps"])

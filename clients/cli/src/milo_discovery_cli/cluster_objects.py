@@ -25,6 +25,7 @@ from milo_discovery_cli.object_page import (
 )
 from milo_discovery_cli.object_request import ObjectRead, ObjectScope, Wanted
 from milo_discovery_cli.served_resources import ServedResource, Version, matching, may_contain
+from milo_discovery_cli.usage import did_you_mean
 from milo_kube import retry_after
 from milo_kube.api_request import JSON, Answer
 from milo_kube.http.errors import TransportError
@@ -123,6 +124,10 @@ class KnownResources:
         self._leading: dict[str, asyncio.Event] = {}
         self.names: frozenset[str] = frozenset()
         """The names of the resources that some cluster serves, for suggestions."""
+
+    def suggestion(self, name: str) -> str:
+        """Return a suggestion to append to an error about a name; empty if a cluster serves the resource."""
+        return "" if name in self._known else did_you_mean(name.lower().partition(".")[0], self.names)
 
     async def find(self, name: str, api: Getter) -> tuple[ServedResource, ...]:
         """Return the resources that a name means, if possible without asking this cluster. Raises Unanswered."""

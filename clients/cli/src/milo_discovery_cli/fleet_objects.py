@@ -28,7 +28,6 @@ from milo_discovery_cli.options import ConnectionOptions
 from milo_discovery_cli.progress import Progress
 from milo_discovery_cli.queries import no_clusters, warn_of_incompleteness
 from milo_discovery_cli.text_output import table
-from milo_discovery_cli.usage import did_you_mean
 from milo_kube.api_server import Pools
 from milo_kube.list_pages import MAX_S
 
@@ -160,7 +159,7 @@ class FleetObjects:
         if not total:
             print_message(no_clusters(only))
         for absent, clusters in self._absent.items():
-            print_message(_lacking(absent, clusters, answered, known))
+            print_message(_lacking(absent, clusters, total, known))
         if answered and not self._found and not self._absent:
             print_message(f"no objects found in {self._place()}{_count(answered)}")
         is_incomplete = warn_of_incompleteness(listing)
@@ -169,7 +168,7 @@ class FleetObjects:
             return ExitStatus.DENIED if self._denied == total else ExitStatus.FAILED
         if is_incomplete:
             return ExitStatus.NOT_SYNCED
-        is_missing = any(len(clusters) == answered for clusters in self._absent.values())
+        is_missing = any(len(clusters) == total for clusters in self._absent.values())
         return ExitStatus.NOT_FOUND if is_missing or (self._absent and not self._found) else ExitStatus.OK
 
     def _place(self) -> str:
@@ -188,13 +187,15 @@ class FleetObjects:
             click.echo(line, err=True)
 
 
-def _lacking(absent: Lacking, clusters: Set[str], answered: int, known: KnownResources) -> str:
-    if len(clusters) == answered:
+def _lacking(absent: Lacking, clusters: Set[str], total: int, known: KnownResources) -> str:
+    if len(clusters) == total:
         return f"no cluster has {absent.resource}/{absent.name}" if absent.name else suggested(absent.resource, known)
     names = f": {', '.join(sorted(clusters))}" if len(clusters) <= _NAMED else ""
-    verb = "have no" if absent.name else "do not serve"
-    object_ = f"{absent.resource}/{absent.name}" if absent.name else absent.resource
-    return f"{len(clusters)} of {_count(answered)} {verb} {object_}{names}"
+    if absent.name:
+        return f"{len(clusters)} of {total} clusters have no {absent.resource}/{absent.name}{names}"
+    return (
+        f"{len(clusters)} of {total} clusters do not serve {absent.resource}{names}{known.suggestion(absent.resource)}"
+    )
 
 
 def _count(clusters: int) -> str:
@@ -215,4 +216,4 @@ def naming_options() -> Iterator[None]:
 
 def suggested(name: str, known: KnownResources) -> str:
     """Say that no cluster serves a resource."""
-    return f"no cluster serves a resource {name!r}{did_you_mean(name.lower().partition('.')[0], known.names)}"
+    return f"no cluster serves a resource {name!r}{known.suggestion(name)}"
