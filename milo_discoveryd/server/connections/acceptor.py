@@ -32,6 +32,7 @@ from milo_discoveryd.server.connections.connection_rates import (
     CONNECT_RATE,
     EXCESS,
     LOCAL_CONNECT_RATE,
+    CallRateLimiter,
     ConnectRateLimiter,
     PausedError,
     RefusedCallLimiter,
@@ -94,6 +95,7 @@ class Acceptor:
         """The peers, by the peer address in gRPC's context."""
         self._slots: ConnectionSlots[asyncio.Task[None]] = ConnectionSlots(listener.connections)
         self._rate_limiter = ConnectRateLimiter(LOCAL_CONNECT_RATE if self._tls is None else CONNECT_RATE)
+        self._calls = CallRateLimiter()
         self._refused_calls = RefusedCallLimiter()
         self._tasks: dict[asyncio.Task[None], _Peer | None] = {}
         self._unread = UnreadLimit()
@@ -174,6 +176,9 @@ class Acceptor:
 
     def _canceled(self, peer: _Peer, calls: int) -> None:
         self._charge(peer, calls * CANCELED_CALL_COST)
+
+    def _begun(self, peer: _Peer, calls: int) -> float:
+        return self._calls.charge(peer.owners, calls, time.monotonic())
 
     def close(self, context: RpcContext) -> None:
         if (peer := self._peers.get(context.peer())) is not None:
@@ -260,6 +265,7 @@ class Acceptor:
             self._slots.count_call(task, 0)
             self._tasks[task] = peer
             side.count_resets = partial(self._canceled, peer)
+            side.pause_s = partial(self._begun, peer)
             if self._tls is None:
                 await side.adopt(connected)
             await self._proxy(side, peer)

@@ -1,4 +1,4 @@
-"""Rate limits of connections by network or user, and of refused and canceled calls by owner; addresses of peers. Pure.
+"""Rate limits of connections by network or user, and of calls by owner; addresses of peers. Pure.
 
 A TLS handshake costs the server more than the client, and a refused call costs the server as much as the client.
 """
@@ -19,6 +19,11 @@ REFUSED_CALL_RATE = Rate(per_second=50.0, burst=500.0)
 CANCELED_CALL_COST = 0.25
 """The number of tokens that a canceled call costs. gRPC queues the calls of all clients together, with those that were
 canceled before their turn: a client that cancels ten thousands a second would lock out all others."""
+CALL_RATE = Rate(per_second=1000.0, burst=1000.0)
+"""The rate limit for calls, whatever becomes of them: less than the daemon can serve, so that the queue of gRPC, which
+all clients share, stays short."""
+MAX_CALL_DEBT = 5000.0
+"""The maximum debt, which limits the pause to five seconds: a paused client cannot answer a ping."""
 MAX_DEBT = 500.0
 """The maximum debt, which limits the pause to ten seconds: a client that was fixed is soon served again."""
 MAX_OWNERS = 10_000
@@ -65,6 +70,18 @@ class RefusedCallLimiter:
 
     def _buckets_of(self, owners: Iterable[str], now: float) -> list[TokenBucket]:
         return [self._buckets.bucket(owner, REFUSED_CALL_RATE, now) for owner in owners]
+
+
+class CallRateLimiter:
+    """The rate limit for calls of each owner."""
+
+    def __init__(self) -> None:
+        self._buckets: KeyedBuckets[str] = KeyedBuckets(MAX_OWNERS)
+
+    def charge(self, owners: Iterable[str], calls: int, now: float) -> float:
+        """Count calls, and return the seconds until the next ones are to be read."""
+        buckets = [self._buckets.bucket(owner, CALL_RATE, now) for owner in owners]
+        return max(bucket.charge(now, calls, max_debt=MAX_CALL_DEBT) for bucket in buckets)
 
 
 def peer_address(address: object) -> str:

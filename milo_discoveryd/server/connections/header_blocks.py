@@ -1,4 +1,4 @@
-"""Limits the header blocks that a client sends over HTTP/2, and counts the streams that it resets. Pure.
+"""Limits the header blocks that a client sends over HTTP/2, and counts the streams that it begins and resets. Pure.
 
 gRPC limits what the fields of a block take, but keeps something of each of its CONTINUATION frames, in any number: a
 client that never ends a block takes up to ten times the bytes that it sends.
@@ -12,6 +12,7 @@ accepts, or one."""
 MOST_BYTES = 32 << 10
 """Maximum bytes of one header block, twice what gRPC accepts. It keeps a string that does not end, about twice."""
 _HEAD_BYTES = 9
+_HEADERS = 1
 _RST_STREAM = 3
 _CONTINUATION = 9
 
@@ -24,8 +25,8 @@ class HeaderBlocks:
         """How many bytes are left until the next head."""
         self._head = b""
         """The beginning of a head whose end has not arrived."""
-        self.resets = 0
-        """How many streams were reset since a reader of this number set it to 0."""
+        self.calls = self.resets = 0
+        """How many streams were begun, and reset, since a reader of these numbers set them to 0."""
         self._continuations = self._bytes = 0
         """How many continuations the latest header block has so far, and how many bytes."""
 
@@ -36,14 +37,17 @@ class HeaderBlocks:
         at, end = self._left, len(data) - _HEAD_BYTES
         while at <= end:
             size = data[at] << 16 | data[at + 1] << 8 | data[at + 2]
-            if data[at + 3] == _CONTINUATION:
+            kind = data[at + 3]
+            if kind == _CONTINUATION:
                 self._continuations += 1
                 self._bytes += size
                 if self._continuations > MOST_CONTINUATIONS or self._bytes > MOST_BYTES:
                     return False
             else:
                 self._continuations, self._bytes = 0, size
-                if data[at + 3] == _RST_STREAM:
+                if kind == _HEADERS:
+                    self.calls += 1
+                elif kind == _RST_STREAM:
                     self.resets += 1
             at += _HEAD_BYTES + size
         self._head, self._left = data[at:], max(0, at - len(data))

@@ -34,6 +34,11 @@ class ProxySide(asyncio.Protocol):
         """Whether the connection was ended because of its header blocks."""
         self.count_resets: Callable[[int], None] = lambda _: None
         """Called with the number of streams that this side has reset, if its header blocks are limited."""
+        self.pause_s: Callable[[int], float] = lambda _: 0.0
+        """Called with the number of streams that this side has begun, if its header blocks are limited. Returns for how
+        long nothing more is read from it."""
+        self._paused: asyncio.TimerHandle | None = None
+        self._is_stalled = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
@@ -109,11 +114,27 @@ class ProxySide(asyncio.Protocol):
             if resets := self.header_blocks.resets:
                 self.header_blocks.resets = 0
                 self.count_resets(resets)
+            if calls := self.header_blocks.calls:
+                self.header_blocks.calls = 0
+                self._pause(self.pause_s(calls))
         if self._other is None:
             # A paused transport may deliver one more read.
             self._early.append(data)
         elif not self._other.transport.is_closing():
             self._other.transport.write(data)
+
+    def _pause(self, pause_s: float) -> None:
+        if not pause_s or self._other is None or self.transport.is_closing():
+            return
+        if self._paused is not None:
+            self._paused.cancel()
+        self.transport.pause_reading()
+        self._paused = asyncio.get_running_loop().call_later(pause_s, self._end_pause)
+
+    def _end_pause(self) -> None:
+        self._paused = None
+        if not self.transport.is_closing() and self._other is not None and not self._other._is_stalled:
+            self.transport.resume_reading()
 
     def eof_received(self) -> bool:
         """Keep the other direction open, unless one of the two transports cannot half-close, as with TLS."""
@@ -126,17 +147,21 @@ class ProxySide(asyncio.Protocol):
         return True
 
     def pause_writing(self) -> None:
+        self._is_stalled = True
         self._unread.note(self, is_stalled=True)
         if self._other is not None and not self._other.transport.is_closing():
             self._other.transport.pause_reading()
 
     def resume_writing(self) -> None:
+        self._is_stalled = False
         self._unread.note(self, is_stalled=False)
-        if self._other is not None and not self._other.transport.is_closing():
+        if self._other is not None and not self._other.transport.is_closing() and self._other._paused is None:
             self._other.transport.resume_reading()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._unread.remove(self)
+        if self._paused is not None:
+            self._paused.cancel()
         if not self.lost.done():
             self.lost.set_result(None)
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, closing, suppress
 from pathlib import Path
@@ -13,7 +14,9 @@ from hyperframe.frame import ContinuationFrame, DataFrame, HeadersFrame, PingFra
 
 from milo_discovery.v1 import discovery_pb2 as pb
 from milo_discovery.v1.discovery_pb2_grpc import DiscoveryServiceStub
+from milo_discoveryd.server.connections import connection_rates
 from milo_discoveryd.server.connections.listener import Listener, TcpEndpoint, UnixSocket
+from milo_kube.rate_limit import Rate
 from tests.integration.grpc_server.conftest import Harness, Subscriber, a_harness, ready
 from tests.integration.grpc_server.raw import Raw, headers
 from tests.integration.grpc_server.test_tls import SPIFFE, TlsFiles, client_context
@@ -241,6 +244,16 @@ async def test_client_that_cancels_too_many_calls_loses_its_connection(target: T
             while await raw.read() is not None:
                 pass
     await eventually(lambda: "refused or canceled" in str(target.harness.audited))
+
+
+async def test_calls_of_one_owner_are_limited_to_a_rate(target: Target, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connection_rates, "CALL_RATE", Rate(per_second=20, burst=5))
+    target.harness.listed(ready("alpha"))
+    began = time.monotonic()
+    async with target.channel() as channel:
+        for _ in range(45):
+            await DiscoveryServiceStub(channel).ListClusters(pb.ListClustersRequest())
+    assert time.monotonic() - began > 1.9
 
 
 def usage() -> tuple[int, int]:

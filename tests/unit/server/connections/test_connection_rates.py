@@ -3,9 +3,12 @@
 import pytest
 
 from milo_discoveryd.server.connections.connection_rates import (
+    CALL_RATE,
+    MAX_CALL_DEBT,
     MAX_DEBT,
     MAX_ORIGINS,
     REFUSED_CALL_RATE,
+    CallRateLimiter,
     ConnectRateLimiter,
     PausedError,
     RefusedCallLimiter,
@@ -102,3 +105,13 @@ def test_refused_call_throttling_has_a_maximum_duration() -> None:
 def test_peers_are_grouped_by_ipv4_address_or_ipv6_64_prefix(address: object, peer: str, counts_as: str) -> None:
     assert peer_address(address) == peer
     assert network(peer) == counts_as
+
+
+def test_owner_with_too_many_calls_waits_without_affecting_other_owners() -> None:
+    limiter, burst = CallRateLimiter(), int(CALL_RATE.burst)
+    assert limiter.charge(["uid 1"], burst, 0.0) == 0.0
+    assert limiter.charge(["uid 1"], 100, 0.0) == pytest.approx(100 / CALL_RATE.per_second)
+    assert limiter.charge(["uid 2"], 100, 0.0) == 0.0
+    assert limiter.charge(["uid 2", "uid 1"], 100, 0.0) == pytest.approx(200 / CALL_RATE.per_second)
+    assert limiter.charge(["uid 1"], 10**6, 0.0) == pytest.approx(MAX_CALL_DEBT / CALL_RATE.per_second)
+    assert limiter.charge(["uid 1"], 1, 10.0) == 0.0

@@ -46,11 +46,11 @@ def test_block_with_too_many_bytes_is_refused_and_the_next_block_starts_anew() -
 
 
 @pytest.mark.parametrize("size", [1, 7, 1 << 16])
-def test_reset_streams_are_counted(size: int) -> None:
+def test_begun_and_reset_streams_are_counted(size: int) -> None:
     frames = [HEADERS, RstStreamFrame(1), DataFrame(3, RstStreamFrame(3).serialize()), RstStreamFrame(3)]
     data, blocks = sent(*frames), HeaderBlocks()
     assert all(blocks.accepts(data[at : at + size]) for at in range(0, len(data), size))
-    assert blocks.resets == 2
+    assert (blocks.calls, blocks.resets) == (1, 2)
 
 
 def test_content_is_not_read_as_frames() -> None:
