@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from milo_discovery_cli import cluster_objects
-from milo_discovery_cli.cluster_objects import ClusterReader, Failed, FoundPage, KnownResources, Lacking, Unanswered
+from milo_discovery_cli.cluster_objects import ClusterReader, FailedRead, FoundPage, KnownResources, Lacking, Unanswered
 from milo_discovery_cli.object_page import TABLE, DocumentPage, RowPage
 from milo_discovery_cli.object_request import ObjectScope, parse
 from milo_kube.api_request import JSON, Answer
@@ -76,14 +76,14 @@ class Server:
 
 async def read(
     server: Server, *arguments: str, known: KnownResources | None = None, namespace: str = "", accept: str = TABLE
-) -> list[FoundPage | Lacking | Failed]:
+) -> list[FoundPage | Lacking | FailedRead]:
     reader = ClusterReader(
         server, "alpha", ObjectScope(namespace=namespace), known or KnownResources(1.0), accept=accept, timeout_s=1.0
     )
     return [found async for found in reader.read(parse(arguments))]
 
 
-def names(found: list[FoundPage | Lacking | Failed]) -> list[str]:
+def names(found: list[FoundPage | Lacking | FailedRead]) -> list[str]:
     cells: list[str] = []
     for each in found:
         assert isinstance(each, FoundPage)
@@ -97,7 +97,7 @@ async def cause(server: Server, *arguments: str, **options: Any) -> str:
         failed = (await read(server, *arguments, **options))[-1]
     except Unanswered as error:
         return str(error)
-    assert isinstance(failed, Failed)
+    assert isinstance(failed, FailedRead)
     return failed.cause
 
 
@@ -191,27 +191,27 @@ class TestFailures:
         resources = answer({"resources": [*RESOURCES["resources"], nodes]})
         server = Server({"/api/v1": resources, "/api/v1/pods": reply, "/api/v1/nodes": rows("n")})
         found = await read(server, *arguments)
-        assert [each.subject for each in found if isinstance(each, Failed)] == ["pods"]
-        assert names([each for each in found if not isinstance(each, Failed)]) == ["n"]
+        assert [each.subject for each in found if isinstance(each, FailedRead)] == ["pods"]
+        assert names([each for each in found if not isinstance(each, FailedRead)]) == ["n"]
 
     async def test_failure_of_one_name_does_not_affect_others(self):
         pods = "/api/v1/namespaces/work/pods"
         server = Server({f"{pods}/a": answer(b"no", 403), f"{pods}/b": rows("b")})
         failed, *rest = await read(server, "pods", "a", "b", namespace="work")
-        assert failed == Failed("pods/a", "403 no")
+        assert failed == FailedRead("pods/a", "403 no")
         assert names(rest) == ["b"]
 
     async def test_kind_that_does_not_answer_in_time_is_requested_once(self):
         pods = "/api/v1/namespaces/work/pods"
         server = Server({f"{pods}/{name}": TransportError("timeout", "silent") for name in "ab"})
-        assert await read(server, "pods", "a", "b", namespace="work") == [Failed("pods/a", "silent")]
+        assert await read(server, "pods", "a", "b", namespace="work") == [FailedRead("pods/a", "silent")]
 
     async def test_failure_of_a_groups_discovery_does_not_affect_other_kinds(self):
         version = {"version": "v1", "groupVersion": "broken/v1"}
         groups = {"kind": "APIGroupList", "groups": [{"name": "broken", "versions": [version]}]}
         server = Server({"/apis": answer(groups), "/apis/broken/v1": answer(b"", 503), "/api/v1/pods": rows("a")})
         failed, *rest = await read(server, "things.broken,pods")
-        assert failed == Failed("things.broken", "503 Service Unavailable")
+        assert failed == FailedRead("things.broken", "503 Service Unavailable")
         assert names(rest) == ["a"]
 
 

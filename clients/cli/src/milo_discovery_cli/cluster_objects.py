@@ -54,7 +54,7 @@ class Unanswered(Exception):  # noqa: N818  (`except Unanswered` reads well with
     is_missing_object = False
 
 
-class Unreachable(Unanswered):
+class ClusterUnreachable(Unanswered):
     """A request was not answered in time, or not completely."""
 
 
@@ -92,7 +92,7 @@ class Lacking(msgspec.Struct, frozen=True):
     name: str = ""
 
 
-class Failed(msgspec.Struct, frozen=True):
+class FailedRead(msgspec.Struct, frozen=True):
     """A resource or an object that a cluster did not answer with."""
 
     subject: str
@@ -176,10 +176,10 @@ class ClusterReader:
         self._accept = accept
         self._timeout_s = timeout_s
 
-    async def read(self, wanted: Sequence[Wanted]) -> AsyncIterator[FoundPage | Lacking | Failed]:
+    async def read(self, wanted: Sequence[Wanted]) -> AsyncIterator[FoundPage | Lacking | FailedRead]:
         """Yield the objects in pages, what the cluster does not have, and what it did not answer with.
 
-        Raises Unreachable and DiscoveryError.
+        Raises ClusterUnreachable and DiscoveryError.
         """
         places = ((name, each.names) for each in wanted for name in each.resources)
         done: set[ObjectRead] = set()  # what several names mean, such as cm and configmaps, is read once
@@ -187,14 +187,14 @@ class ClusterReader:
             try:
                 async for found in self._named(place, name, names, done):
                     yield found
-            except Unreachable:
+            except ClusterUnreachable:
                 raise
             except Unanswered as error:
-                yield Failed(name, str(error))
+                yield FailedRead(name, str(error))
 
     async def _named(
         self, place: int, name: str, names: Sequence[str], done: set[ObjectRead]
-    ) -> AsyncIterator[FoundPage | Lacking | Failed]:
+    ) -> AsyncIterator[FoundPage | Lacking | FailedRead]:
         resources = await self._known.find(name, self._api)
         try:
             for resource in resources:
@@ -214,7 +214,7 @@ class ClusterReader:
 
     async def _objects(
         self, place: int, resource: ServedResource, names: Sequence[str], done: set[ObjectRead]
-    ) -> AsyncIterator[FoundPage | Lacking | Failed]:
+    ) -> AsyncIterator[FoundPage | Lacking | FailedRead]:
         for read in self._scope.reads(resource, names):
             if read in done:
                 continue
@@ -228,8 +228,8 @@ class ClusterReader:
                 if error.is_missing_path:
                     raise
                 if read.is_list or not error.is_missing_object:
-                    yield Failed(f"{resource.full_name}/{read.name}".rstrip("/"), str(error))
-                    if isinstance(error, Unreachable):
+                    yield FailedRead(f"{resource.full_name}/{read.name}".rstrip("/"), str(error))
+                    if isinstance(error, ClusterUnreachable):
                         return  # each other name would take as long
                     continue
             if not count and read.name:
@@ -349,7 +349,7 @@ async def requested(api: Getter, path: str, query: Sequence[tuple[str, str]], ac
         except TransportError as error:
             if error.cause == "too_large":
                 raise TooLargeError(str(error)) from error
-            raise Unreachable(str(error)) from error
+            raise ClusterUnreachable(str(error)) from error
         if answer.status != 429 or attempt == _ATTEMPTS:
             break
         stated = retry_after.stated(answer.headers, datetime.now(UTC))

@@ -13,7 +13,7 @@ import click
 from milo_discovery.errors import DiscoveryError, InvalidRequest, PermissionDenied
 from milo_discovery_cli.cluster_objects import (
     ClusterReader,
-    Failed,
+    FailedRead,
     FoundPage,
     KnownResources,
     Lacking,
@@ -115,7 +115,7 @@ class FleetObjects:
         pages: asyncio.Queue[Sequence[Line] | None],
     ) -> tuple[str, ...]:
         """Read one cluster; return why it did not answer, or not with everything."""
-        failed: list[Failed] = []
+        failed: list[FailedRead] = []
         has_answered, cause = False, ""
         try:
             async with opened(client, cluster, pools) as api:
@@ -124,7 +124,7 @@ class FleetObjects:
                 )
                 async with asyncio.timeout(MAX_S):
                     async for found in reader.read(self._wanted):
-                        if isinstance(found, Failed):
+                        if isinstance(found, FailedRead):
                             failed.append(found)
                             continue
                         has_answered = True
