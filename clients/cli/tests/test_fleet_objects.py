@@ -26,7 +26,7 @@ from milo_discovery import (
 from milo_discovery.errors import FieldViolation
 from milo_discovery_cli import fleet_objects, object_watch
 from milo_discovery_cli.cluster_objects import KnownResources
-from milo_discovery_cli.exit_status import ExitStatus, describe
+from milo_discovery_cli.exit_status import CommandFailure, ExitStatus, describe
 from milo_discovery_cli.fleet_objects import FleetObjects, naming_options, suggested
 from milo_discovery_cli.names import why_not_selected
 from milo_discovery_cli.object_output import form_of
@@ -65,6 +65,8 @@ class Api:
             raise TransportError("connect", "refused")
         if self.name.startswith("forbidding") and "/pods" in path:
             return Answer(403, {}, b"no pods")
+        if "refused" in self.name and query:
+            return Answer(400, {}, b"field label not supported")
         if self.name == "lacking" and path == "/api/v1":
             return Answer(200, {}, b'{"resources":[]}')
         if self.name == "lacking-web" and path.endswith("/web"):
@@ -280,6 +282,23 @@ async def test_watch_names_a_cluster_that_is_not_engaged(monkeypatch, capsys):
     printing.cancel()
     with pytest.raises(asyncio.CancelledError):
         await printing
+
+
+async def test_watch_ends_when_all_clusters_refuse_the_request(monkeypatch, capsys):
+    monkeypatch.setattr(EngagedCluster, "credentials", lambda _: nullcontext())
+    monkeypatch.setattr(object_watch, "ClusterApi", lambda name, *_: Api(name))
+    monkeypatch.setattr(object_watch, "exit_with_reader", lambda _: None)
+    client = Client()
+    client.clusters = tuple(Cluster(name=name) for name in ("refused-one", "refused-two", "lacking"))
+    form = form_of("name", namespaces=True, kinds=False, headers=False, watches=True)
+    watch = FleetWatch(CONNECTION, ObjectScope(field_selector="a=b"), parse(["pods"]), form)
+    only: Any = {"names": ()}
+    with pytest.raises(
+        CommandFailure, match="no cluster accepts the request: 400: field label not supported"
+    ) as raised:
+        await asyncio.wait_for(watch.print(client, only), 30)  # type: ignore[arg-type]
+    assert raised.value.exit_code == ExitStatus.FAILED
+    assert "1 of 3 clusters do not serve pods" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

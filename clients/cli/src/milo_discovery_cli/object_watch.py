@@ -43,6 +43,8 @@ _AT_ONCE_LINES = 500
 _RETRY = Backoff(first_s=1.0, cap_s=30.0)
 
 
+_FLEET = ""
+"""Stands among clusters for the list of clusters itself."""
 _NOT_SERVED_S = 300.0
 """How long to wait until a cluster that does not serve the resource is asked again."""
 
@@ -106,9 +108,11 @@ class FleetWatch:
         self._lines: asyncio.Queue[list[Line] | CommandFailure] = asyncio.Queue(_PENDING_BATCHES)
         self._turns = asyncio.Semaphore(AT_ONCE)
         self._following: dict[str, tuple[EngagedCluster, asyncio.Task[None]]] = {}
-        self._unlisted: set[str] = set()
+        self._unlisted = {_FLEET}
         """Clusters whose objects were not listed yet, and which have not failed."""
         self._not_served: set[str] = set()
+        self._refused: set[str] = set()
+        """Clusters that answer the request with 400, as to an unknown field in a selector."""
 
     async def print(self, client: DiscoveryClient, only: FilterOptions) -> ExitStatus:
         """Print until the task is canceled. Raises CommandFailure if no cluster serves the resource."""
@@ -159,6 +163,7 @@ class FleetWatch:
                                 if isinstance(item, Synced):
                                     is_synced = True
                                     sync_timeout.reschedule(None)
+                                    await self._listed(_FLEET)
                                     for name in sorted({*options["names"]} - self._following.keys()):
                                         print_message(f"{name}: {await why_not_selected(client, name)}")
             except TimeoutError:
@@ -179,6 +184,7 @@ class FleetWatch:
         task.cancel()
         self._unlisted.discard(name)
         self._not_served.discard(name)
+        self._refused.discard(name)
         reason = event.reason.name if event.reason.value else ""
         print_message(": ".join(filter(None, (name, "disengaged", reason, event.message))))
 
@@ -249,8 +255,11 @@ class FleetWatch:
                     if status.message.startswith("404"):
                         return
                     problem = await self._print_failure(name, status.message, problem)
+                    if status.message.startswith("400"):
+                        await self._note_refused(name, problem)
                 elif status.state is ViewState.STREAMING and problem:
                     problem = ""
+                    self._refused.discard(name)
                     print_message(f"{name}: answers again")
 
     async def _print_failure(self, name: str, problem: str, last: str) -> str:
@@ -259,6 +268,12 @@ class FleetWatch:
             print_message(f"{name}: {problem}; retrying")
         await self._listed(name)
         return problem
+
+    async def _note_refused(self, name: str, problem: str) -> None:
+        """Note that a cluster refuses the request; end the command if all clusters that serve the resource do."""
+        self._refused.add(name)
+        if not self._unlisted and self._refused >= self._following.keys() - self._not_served:
+            await self._lines.put(CommandFailure(f"no cluster accepts the request: {problem}"))
 
     async def _listed(self, name: str) -> None:
         """Note that a cluster has answered or failed; after the last one, print how many do not serve the resource."""
