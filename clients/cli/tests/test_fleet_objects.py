@@ -284,6 +284,25 @@ async def test_watch_names_a_cluster_that_is_not_engaged(monkeypatch, capsys):
         await printing
 
 
+async def test_watch_tells_that_no_cluster_has_the_object_yet(monkeypatch, capsys):
+    monkeypatch.setattr(EngagedCluster, "credentials", lambda _: nullcontext())
+    monkeypatch.setattr(object_watch, "ClusterApi", lambda name, *_: Api(name))
+    monkeypatch.setattr(object_watch, "exit_with_reader", lambda _: None)
+    form = form_of("name", namespaces=False, kinds=False, headers=False, watches=True)
+    watch = FleetWatch(CONNECTION, ObjectScope(namespace="work"), parse(["pod", "nosuch"]), form)
+    only: Any = {"names": ()}
+    printing = asyncio.create_task(watch.print(Client(), only))  # type: ignore[arg-type]
+    err = ""
+    async with asyncio.timeout(8):
+        while "no cluster has pods/nosuch yet" not in err:
+            await asyncio.sleep(0.01)
+            err += capsys.readouterr().err
+    assert not printing.done()
+    printing.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await printing
+
+
 async def test_watch_ends_when_all_clusters_refuse_the_request(monkeypatch, capsys):
     monkeypatch.setattr(EngagedCluster, "credentials", lambda _: nullcontext())
     monkeypatch.setattr(object_watch, "ClusterApi", lambda name, *_: Api(name))

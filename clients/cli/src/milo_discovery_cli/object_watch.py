@@ -113,6 +113,8 @@ class FleetWatch:
         self._not_served: set[str] = set()
         self._refused: set[str] = set()
         """Clusters that answer the request with 400, as to an unknown field in a selector."""
+        self._empty: str | None = ""
+        """The full name of the resource, once some cluster has listed its objects; None if there were any."""
 
     async def print(self, client: DiscoveryClient, only: FilterOptions) -> ExitStatus:
         """Print until the task is canceled. Raises CommandFailure if no cluster serves the resource."""
@@ -244,12 +246,15 @@ class FleetWatch:
                 for event in source_events:
                     if isinstance(event, EventIgnored):
                         print_message(f"{name}: {event.problem}")
-                    if isinstance(event, ListEnded):
-                        await self._listed(name)
                     for kind, observed in changes.apply(event):
                         lines += self._form.lines(observed.page, resource, name, event=kind)
                 if lines:
+                    self._empty = None
                     await self._lines.put(lines)
+                if any(isinstance(event, ListEnded) for event in source_events):
+                    if self._empty is not None:
+                        self._empty = resource.full_name
+                    await self._listed(name)
                 status = list_watch.status
                 if status.state is ViewState.STALE:
                     if status.message.startswith("404"):
@@ -276,12 +281,16 @@ class FleetWatch:
             await self._lines.put(CommandFailure(f"no cluster accepts the request: {problem}"))
 
     async def _listed(self, name: str) -> None:
-        """Note that a cluster has answered or failed; after the last one, print how many do not serve the resource."""
+        """Note that a cluster has answered or failed; after the last one, print what was not found."""
         if name not in self._unlisted:
             return
         self._unlisted.discard(name)
-        if not self._unlisted and self._not_served:
+        if self._unlisted:
+            return
+        if self._not_served:
             if len(self._not_served) == len(self._following):
                 await self._lines.put(_NeverServed(suggested(self._name, self._known)))
                 return
             print_message(f"{len(self._not_served)} of {len(self._following)} clusters do not serve {self._name}")
+        if self._names and self._empty:
+            print_message(f"no cluster has {self._empty}/{self._names[0]} yet")
