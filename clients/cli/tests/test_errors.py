@@ -18,6 +18,8 @@ from clients.python.tests.scripted_daemon import SILENCE, Refusal
 from milo_discovery import TimedOut, Unavailable
 from milo_discovery_cli.command_line import command as command_line
 from milo_discovery_cli.exit_status import describe
+from milo_discovery_cli.get import get
+from milo_discovery_cli.options import with_values
 
 from .command_process import FLEET
 
@@ -139,7 +141,14 @@ class TestErrors:
             (["get", "pod/"], "'' is not the name of an object"),
             (["get", "pods", "../secrets"], "'../secrets' is not the name of an object"),
             (["get", "pods", "-n"], "see milo-discovery get --help"),
-            (["get", "--all-namespaces=true", "pods"], "see milo-discovery get --help"),
+            (["get", "pods", "--all-namespaces=maybe"], "see milo-discovery get --help"),
+            (["get", "pods", "-l", "="], "--selector: "),
+            (["get", "pods", "-l="], "--selector: "),
+            (["get", "pods", "-l", "=app=web"], "--selector: "),
+            (["get", "pods", "-n", "=x"], "--namespace '=x' is not the name of a namespace"),
+            (["get", "pods", "-n="], "--namespace '=' is not the name of a namespace"),
+            (["get", "pods", "-o", "=json"], "'=json' is not one of"),
+            (["get", "pods", "--", "-n=web"], "'-n=web' is not the name of an object"),
             (["--address"], "see milo-discovery --help"),
             (["get", "pods", ".."], "'..' is not the name of an object"),
             (["get", "pods", "-n", "a/b"], "--namespace 'a/b' is not the name of a namespace"),
@@ -268,3 +277,16 @@ def test_cli_names_the_package_of_a_command_that_is_not_installed(monkeypatch):
     monkeypatch.setattr("importlib.metadata.entry_points", lambda **_: EntryPoints())
     with pytest.raises(click.UsageError, match="pip install milo-publishing"):
         command_line.main(["publish"], standalone_mode=False)
+
+
+@pytest.mark.parametrize(
+    ("given", "read"),
+    [
+        (["-n=web", "-l=app=web", "-o=json"], ["-nweb", "-lapp=web", "-ojson"]),
+        (["-A=true", "--watch=false", "--no-headers=true", "-w=false"], ["-A", "--no-headers"]),
+        (["--watch=maybe", "--cluster=alpha", "-n=", "-x=y"], ["--watch=maybe", "--cluster=alpha", "-n=", "-x=y"]),
+        (["-l", "=app", "--", "-n=web"], ["-l", "=app", "--", "-n=web"]),
+    ],
+)
+def test_values_after_an_equals_sign_are_read_as_by_kubectl(given, read):
+    assert [*with_values(get, given)] == read

@@ -24,6 +24,7 @@ from milo_discovery_cli.options import (
     timeout_option,
     unknown_variables,
     with_own_prefix,
+    with_values,
 )
 from milo_discovery_cli.usage import did_you_mean, print_usage_error
 
@@ -85,7 +86,8 @@ class LazyGroup(click.Group):
                 click.echo(ctx.get_help())
                 ctx.exit()
             args = [args[1], "--help"]
-        return super().resolve_command(ctx, args)
+        name, command, rest = super().resolve_command(ctx, args)
+        return name, command, [*with_values(command, rest)] if command else rest
 
     def invoke(self, ctx: click.Context) -> object:
         try:

@@ -12,7 +12,7 @@ import click
 from milo_discovery_cli.exit_status import CommandFailure
 from milo_discovery_cli.names import NAME
 from milo_discovery_cli.object_request import ObjectScope, RequestError, Wanted, parse
-from milo_discovery_cli.options import ConnectionOptions, connecting, formatted, without_equals
+from milo_discovery_cli.options import ConnectionOptions, connecting, formatted
 from milo_kube.api_request import is_segment
 from milo_kube.label_selector import SelectorError
 from milo_kube.label_selector import parse as parse_selector
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     "--namespace",
     default="default",
     show_default=True,
-    callback=without_equals,
     help="Objects of this namespace.",
 )
 @click.option(
@@ -41,7 +40,6 @@ if TYPE_CHECKING:
     "-l",
     "--selector",
     default="",
-    callback=without_equals,
     help="Label selector for objects, such as 'app in (web, api),!canary'.",
 )
 @click.option("--field-selector", default="", help="Field selector for objects, such as 'metadata.name=web'.")

@@ -254,9 +254,23 @@ unary = connecting(timeout="10s", timeout_help="How long to wait for the respons
 """Decorates a command that makes unary calls."""
 
 
-def without_equals(_: click.Context, __: click.Parameter, value: str) -> str:
-    """Return the value of an option: kubectl takes `-n=web` for `-n web`, and click leaves the `=`."""
-    return value.removeprefix("=")
+def with_values(command: click.Command, arguments: Iterable[str]) -> Iterator[str]:
+    """Yield arguments as click reads them: kubectl takes `-n=web` for `-n web`, and `--watch=false` for none."""
+    options = {name: option for option in command.params if isinstance(option, click.Option) for name in option.opts}
+    rest = iter(arguments)
+    for argument in rest:
+        name, _, value = argument.partition("=")
+        option = options.get(name)
+        if option is not None and option.is_flag and value in {"true", "false"}:
+            if value == "true":
+                yield name
+        elif option is not None and not option.is_flag and not name.startswith("--") and value:
+            yield name + value
+        else:
+            yield argument
+        if argument == "--":
+            break
+    yield from rest
 
 
 def filtering(command: Callable[..., R]) -> Callable[..., R]:
@@ -266,7 +280,6 @@ def filtering(command: Callable[..., R]) -> Callable[..., R]:
         "-l",
         "--selector",
         default="",
-        callback=without_equals,
         help="Label selector, such as 'env in (prod, dev),!trial'.",
     )
     @click.option("--organization", multiple=True, help="Only clusters of this organization. May be repeated.")
@@ -288,7 +301,7 @@ class OutputFormat(click.Choice[str]):
     """An output format. Commands that have the format `name` print objects, and also accept templates."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        given = str(value).removeprefix("=")  # see `without_equals`
+        given = str(value)
         kind, separator, template = given.partition("=")
         if separator and kind in {"jsonpath", "custom-columns"} and "name" in self.choices:
             from milo_discovery_cli import templates  # noqa: PLC0415  (`credential` has to start fast)
