@@ -35,6 +35,10 @@ DOCUMENT = {
         (r"{.clusters[0].labels['example\.com/tier']}", "1"),
         (r"{.clusters[*]['labels.example\.com/tier', 'nosuch']}", "1"),
         ("{.clusters[::2].name}", "a"),
+        ('{ range .clusters[*] }{ .name }{ "\\n" }{ end }', "a\nb\n"),
+        ("{range.clusters[*]}{.name}{end}", "ab"),
+        ("{range  $.clusters[*]}{.name}{end}", "ab"),
+        ("{ranges}{rangefinder.x}", ""),
         ("{range .}" * 100 + "{.clusters[0].name}" + "{end}" * 100, "a"),
     ],
 )

@@ -24,6 +24,7 @@ _STEP = re.compile(
 _PART = re.compile(r"""\{((?:[^{}"']|"(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*')*)\}""")
 _DEEPEST = 100
 """Maximum number of nested {range}: rendering is recursive."""
+_RANGE = re.compile(r"^range(?:\s+|(?=[.$@\[])|$)")
 _DOTTED = re.compile(r"(?:[\w/-]|\\.)+(?:\.(?:[\w/-]|\\.)+)*")
 _COMPARE: dict[str, Callable[[Any, Any], bool]] = {
     "==": lambda left, right: bool(left == right),
@@ -73,7 +74,7 @@ def _steps(path: str) -> tuple[re.Match[str], ...]:
 def render(template: str, document: Any) -> str:
     """Return the text of a template. Raises PathError."""
     parts = _PART.split(template)
-    texts, expressions = parts[::2], parts[1::2]
+    texts, expressions = parts[::2], [part.strip() for part in parts[1::2]]
     if any("{" in text or "}" in text for text in texts):
         raise PathError(f"{template!r} is not a JSONPath template: its braces do not match")
     depth = 0
@@ -98,24 +99,24 @@ class _Expression(str):
 def _check(expression: str) -> None:
     if expression[:1] in {'"', "'"}:
         _literal(expression)
-    elif expression.strip() != "end":
-        _steps(expression.removeprefix("range "))
+    elif expression != "end":
+        _steps(_RANGE.sub("", expression))
 
 
 def _nesting(expression: str) -> int:
     """Return by how much an expression changes the depth of what follows it."""
-    return expression.startswith("range ") - (expression.strip() == "end")
+    return bool(_RANGE.match(expression)) - (expression == "end")
 
 
 def _rendered(tokens: Iterator[str], document: Any) -> Iterator[str]:
     for token in tokens:
         if not isinstance(token, _Expression):
             yield token
-        elif token.startswith("range "):
+        elif _nesting(token) > 0:
             body = list(_until_end(tokens))
-            for item in find(token.removeprefix("range "), document):
+            for item in find(_RANGE.sub("", token), document):
                 yield from _rendered(iter(body), item)
-        elif token.strip() == "end":
+        elif _nesting(token) < 0:
             raise PathError("{end} without {range}")
         elif token[:1] in {'"', "'"}:
             yield _literal(token)
