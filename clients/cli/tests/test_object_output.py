@@ -296,6 +296,20 @@ class TestDocuments:
     def test_template_without_objects_prints_nothing(self):
         assert printed(form('jsonpath={range .items[*]}{.metadata.name}{"\\n"}{end}')) == ""
 
+    @pytest.mark.parametrize(
+        ("template", "hint"),
+        [
+            ("{.metadata.name}", "found nothing; the template reads a List: {.items[*]...}"),
+            ('{.metadata.name}{"\\n"}', "found nothing; the template reads a List: {.items[*]...}"),
+            ("{.items[*].nosuch}", "found nothing"),
+            ("{.items[*].metadata.name}", ""),
+        ],
+    )
+    def test_template_that_finds_nothing_has_a_hint(self, template, hint):
+        output = form(f"jsonpath={template}")
+        printed(output, ("alpha", objects("alpha")))
+        assert output.hint == hint
+
     def test_template_keeps_no_more_of_a_cluster_than_memory_allows(self):
         """Found by an attacker: the pages of one cluster were kept without a limit."""
         output = form("jsonpath={.items[*].metadata.name}")

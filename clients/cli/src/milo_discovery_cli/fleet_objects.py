@@ -162,6 +162,8 @@ class FleetObjects:
             print_message(_lacking(absent, clusters, total, known))
         if answered and not self._found and not self._absent:
             print_message(f"no objects found in {self._place()}{_count(answered)}")
+        if self._form.hint:
+            print_message(self._form.hint)
         is_incomplete = warn_of_incompleteness(listing)
         if self._failures:
             self._print_failures(total)

@@ -74,6 +74,8 @@ class Form(ABC):
 
     accept = JSON
     """The media types to request."""
+    hint = ""
+    """What the user may have meant, once all is printed."""
 
     @abstractmethod
     def lines(
@@ -224,6 +226,9 @@ class TemplateForm(Form):
     def end(self) -> str:
         items = [document for _, document in sorted(self._found, key=lambda found: found[0])]
         text = templates.render(self._template, {"apiVersion": "v1", "kind": "List", "items": items})
+        if items and not text:
+            reads = "" if "items" in self._template else "; the template reads a List: {.items[*]...}"
+            self.hint = f"found nothing{reads}"
         return f"{text}\n" if text else ""
 
 
