@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, nullcontext
@@ -24,7 +25,7 @@ from milo_discovery import (
     Synced,
 )
 from milo_discovery.errors import FieldViolation
-from milo_discovery_cli import fleet_objects, object_watch
+from milo_discovery_cli import fleet_objects, object_watch, progress
 from milo_discovery_cli.cluster_objects import KnownResources
 from milo_discovery_cli.exit_status import CommandFailure, ExitStatus, describe
 from milo_discovery_cli.fleet_objects import FleetObjects, naming_options, suggested
@@ -33,7 +34,7 @@ from milo_discovery_cli.object_output import form_of
 from milo_discovery_cli.object_request import ObjectScope, parse
 from milo_discovery_cli.object_watch import FleetWatch
 from milo_discovery_cli.options import ConnectionOptions
-from milo_discovery_cli.progress import bar
+from milo_discovery_cli.progress import Progress, bar
 from milo_kube.api_request import Answer
 from milo_kube.http.errors import TransportError
 
@@ -327,8 +328,22 @@ async def test_watch_ends_when_all_clusters_refuse_the_request(monkeypatch, caps
         ((200, 3, 400), 80, f"[{'#' * 15}{'.' * 15}] 200 of 400 clusters, 3 did not answer"),
         ((400, 0, 400), 80, f"[{'#' * 30}] 400 of 400 clusters"),
         ((0, 0, 0), 80, f"[{'#' * 30}] 0 of 0 clusters"),
+        ((0, 0, 1), 80, f"[{'.' * 30}] 0 of 1 cluster"),
         ((1, 0, 2), 10, "[#########"),
     ],
 )
 def test_bar_shows_how_many_clusters_have_answered(counts, width, text):
     assert bar(*counts, width) == text
+
+
+@pytest.mark.parametrize(("terminal", "is_drawn"), [("xterm", True), ("dumb", False)])
+async def test_bar_is_drawn_on_terminals_that_can_erase_it(monkeypatch, terminal, is_drawn):
+    stderr = io.StringIO()
+    monkeypatch.setattr(stderr, "isatty", lambda: True)
+    monkeypatch.setattr("sys.stderr", stderr)
+    monkeypatch.setenv("TERM", terminal)
+    monkeypatch.setattr(progress, "_BEGIN_S", 0.0)
+    async with Progress(1):
+        for _ in range(5):
+            await asyncio.sleep(0)
+    assert bool(stderr.getvalue()) == is_drawn

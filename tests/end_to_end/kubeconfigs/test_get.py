@@ -258,7 +258,8 @@ async def test_progress_is_drawn_on_a_terminal_after_a_second_and_erased(start: 
         parent, child = pty.openpty()
         try:
             process = await asyncio.create_subprocess_exec(
-                GET, "get", "cm", "--timeout", "3s", env={**os.environ, "MILO_DISCOVERY_ADDRESS": workspace.address},
+                GET, "get", "cm", "--timeout", "3s",
+                env={**os.environ, "MILO_DISCOVERY_ADDRESS": workspace.address, "TERM": "xterm"},
                 stdin=child, stdout=asyncio.subprocess.PIPE, stderr=child,
             )  # fmt: skip
             out, _ = await process.communicate()

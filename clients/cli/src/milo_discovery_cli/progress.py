@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import shutil
 import sys
 from contextlib import suppress
@@ -18,12 +19,13 @@ _CLEAR = "\r\x1b[K"
 def bar(done: int, failed: int, total: int, width: int) -> str:
     """Return the bar in at most `width` characters."""
     filled = _WIDTH * done // total if total else _WIDTH
+    noun = "cluster" if total == 1 else "clusters"
     missing = f", {failed} did not answer" if failed else ""
-    return f"[{'#' * filled}{'.' * (_WIDTH - filled)}] {done} of {total} clusters{missing}"[:width]
+    return f"[{'#' * filled}{'.' * (_WIDTH - filled)}] {done} of {total} {noun}{missing}"[:width]
 
 
 class Progress:
-    """Draws how many clusters have answered on stderr, if that is a terminal, until it is closed."""
+    """Draws how many clusters have answered on stderr, if that is a terminal that can erase, until it is closed."""
 
     def __init__(self, total: int) -> None:
         self._total = total
@@ -33,7 +35,7 @@ class Progress:
         self._is_drawn = False
 
     async def __aenter__(self) -> Self:
-        if sys.stderr is not None and sys.stderr.isatty():
+        if sys.stderr is not None and sys.stderr.isatty() and os.environ.get("TERM") != "dumb":
             self._drawing = asyncio.create_task(self._draw(), name="progress bar")
         return self
 
