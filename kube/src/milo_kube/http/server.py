@@ -5,12 +5,13 @@ A reply is sent as a whole, with its Content-Length.
 """
 
 import asyncio
+import socket
 import ssl
 import traceback
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from http import HTTPStatus
-from typing import cast
+from typing import Any, cast
 from urllib.parse import parse_qsl, unquote
 
 import httptools
@@ -32,6 +33,9 @@ LARGEST_HELD = 4
 ACCEPTED_AT_ONCE = 16
 """Maximum number of connections that are accepted in one iteration of the event loop: a request that follows its
 connection is read before a flood of other connections can close this one."""
+_CLOSED_AT_ONCE = 64
+"""Maximum number of connections that are closed, because their clients have closed them, before each that is
+accepted."""
 _BACKLOG = 1024
 HANDSHAKE_S = 10.0
 IDLE_S = 120.0
@@ -84,27 +88,30 @@ class HttpServer:
         self._tls = tls
         self._limit = connections
         self._connections: dict[_Connection, None] = {}
-        self._listening: asyncio.Server | None = None
+        self._listening: list[asyncio.Server] = []
         self.is_stopping = False
         self._last_closed = asyncio.Event()
         """Set when no connection is left while the server stops."""
 
     async def start(self, host: str | None, port: int) -> str:
         """Listen, and return the URL. Raises OSError."""
-        self._listening = await asyncio.get_running_loop().create_server(
-            self._accepted, host, port, backlog=ACCEPTED_AT_ONCE
-        )
-        for listening in self._listening.sockets:
-            with listening.dup() as duplicate:
-                duplicate.listen(_BACKLOG)  # asyncio has one number for this and for how many it accepts at once
-        address, bound = self._listening.sockets[0].getsockname()[:2]
-        return f"http{'s' if self._tls else ''}://{addresses.host_port(address, bound)}"
+        loop = asyncio.get_running_loop()
+        bound = await loop.create_server(self._accepted, host, port, start_serving=False)
+        sockets = [_ListeningSocket(fileno=listening.dup().detach()) for listening in bound.sockets]
+        bound.close()
+        for listening in sockets:
+            listening.setblocking(False)
+            server = await loop.create_server(self._accepted, sock=listening, backlog=ACCEPTED_AT_ONCE)
+            self._listening.append(server)
+            listening.listen(_BACKLOG)  # asyncio has one number for this and for how many it accepts at once
+        address, port = sockets[0].getsockname()[:2]
+        return f"http{'s' if self._tls else ''}://{addresses.host_port(address, port)}"
 
     async def stop(self, *, within_s: float = 0.0) -> None:
         """Accept no more connections, answer on those that are not idle for up to `within_s`, and close all."""
-        if self._listening is not None:
-            self._listening.close()
-            self._listening = None
+        for listening in self._listening:
+            listening.close()
+        self._listening.clear()
         self.is_stopping = True
         for idle in [connection for connection in self._connections if connection.is_idle]:
             idle.end()
@@ -147,6 +154,23 @@ class HttpServer:
             if excess > 0 and connection is not newest:
                 excess -= held[connection]
                 connection.end()
+
+
+class _ListeningSocket(socket.socket):
+    def accept(self) -> tuple[socket.socket, Any]:
+        """Accept a connection, and close those before it that their clients have closed already: in a flood of them,
+        the transports that asyncio makes would take so long that the kernel drops others."""
+        for _ in range(_CLOSED_AT_ONCE):
+            accepted, address = super().accept()
+            try:
+                if accepted.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT):
+                    return accepted, address
+            except BlockingIOError:
+                return accepted, address
+            except OSError:
+                pass
+            accepted.close()
+        raise BlockingIOError
 
 
 class _Connection(asyncio.Protocol):

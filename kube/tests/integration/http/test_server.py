@@ -4,6 +4,7 @@ import asyncio
 import gc
 import socket
 import ssl
+import struct
 import weakref
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
@@ -182,6 +183,23 @@ async def test_request_is_answered_before_a_flood_of_connections_closes_its_own(
             client.connect_ex((host, port))
         assert (await asyncio.to_thread(probe.recv, 100)).startswith(b"HTTP/1.1 200 ")
         await eventually(lambda: sum(map(is_open, flood)) == 64)
+
+
+async def test_connections_that_their_clients_have_closed_take_the_place_of_no_other() -> None:
+    async with serving(connections=2) as (host, port, _):
+        reader, writer = await asyncio.open_connection(host, port)
+        for _ in range(5):
+            writer.write(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+            async with asyncio.timeout(LIMIT_S):
+                await reader.readuntil(b"/ {}")
+            for number in range(200):  # the server accepts none before this test awaits something
+                with socket.create_connection((host, port)) as closed:
+                    if number % 2:
+                        closed.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # a reset
+            answered = await received(host, port, b"GET /other HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+            assert b"/other" in answered
+        writer.close()
+        await writer.wait_closed()
 
 
 async def test_connections_without_a_handshake_are_limited(tmp_path: Path) -> None:
