@@ -83,6 +83,9 @@ LARGEST_OBJECT = 4 << 20
 _OBJECT_BYTES = 512
 """Estimated memory of an object besides its JSON and its references to owners."""
 _OWNER_BYTES = 192
+_VALUE_BYTES = 128
+"""Estimated memory of a value in an index, beyond those that `_OBJECT_BYTES` covers."""
+_VALUES_COVERED = 2
 _TOO_LARGE = f"it is larger than {LARGEST_OBJECT} bytes"
 _MOST_OWNER_BYTES = 64 << 10
 """Maximum bytes of the references to owners, each of which takes more time and memory than its bytes."""
@@ -213,11 +216,11 @@ def _problem(transformed: object) -> str:
 
 
 class ObjectCache:
-    """The objects by namespace and name, with indexes that are built when they are first used."""
+    """The objects by namespace and name, with indexes. These contain each object from when it is put in: to build one
+    when it is first used could decode all objects of a cluster in one step."""
 
     __slots__ = (
         "_by_owner",
-        "_functions",
         "_index_failed",
         "_indexes",
         "_invalid",
@@ -238,7 +241,6 @@ class ObjectCache:
         """Approximate bytes that all objects take."""
         self._listed: set[Place] | None = None
         """The objects that the list in progress has contained so far."""
-        self._functions: dict[str, Index] = {}
         self._indexes: dict[str, ObjectIndex[Place]] = {}
         self._by_owner: dict[str, dict[Place, None]] | None = None
         self.synced = False
@@ -250,7 +252,8 @@ class ObjectCache:
         """Drop all objects. The cache is then as it was before its first list."""
         self._objects.clear()
         self._invalid.clear()
-        self._indexes.clear()
+        for index in self._indexes.values():
+            index.clear()
         self._by_owner = None
         self._listed = None
         self.size = 0
@@ -279,22 +282,17 @@ class ObjectCache:
     def add_index(
         self, name: str, function: IndexFunction, decode: Callable[[bytes], Any] = msgspec.json.decode
     ) -> None:
-        self._functions[name] = Index(function, decode)
+        """Add an index to an empty cache."""
+        self._indexes[name] = ObjectIndex(name, lambda found: function(decode(found.raw)), self._failed)
 
     def indexed(self, name: str, value: Hashable) -> Iterator[CachedObject]:
         """Return the objects for which the index function returned this value. Raises KeyError for an unknown index."""
         index = self._indexes.get(name)
         if index is None:
-            if name not in self._functions:
-                indexes = ", ".join(map(repr, self._functions)) or "none"
-                raise KeyError(
-                    f"index {name!r} does not exist (existing indexes: {indexes}); add it with Controllers.cache"
-                )
-            function, decode = self._functions[name]
-            index = ObjectIndex(name, lambda found: function(decode(found.raw)), self._failed)
-            self._indexes[name] = index
-            for found in self._objects.values():
-                index.put(found.place, found)
+            indexes = ", ".join(map(repr, self._indexes)) or "none"
+            raise KeyError(
+                f"index {name!r} does not exist (existing indexes: {indexes}); add it with Controllers.cache"
+            )
         return iter([self._objects[place] for place in index.keys(value)])
 
     def owned_by(self, uid: str) -> Iterator[CachedObject]:
@@ -367,12 +365,15 @@ class ObjectCache:
         return [Change(old, None, is_live)]
 
     def _reindex(self, old: CachedObject | None, new: CachedObject | None) -> None:
+        place = Change(old, new, is_live=True).current.place
         for index in self._indexes.values():
+            before = index.count(place)
             if new is not None:
-                index.put(new.place, new)
+                index.put(place, new)
             else:
-                assert old is not None
-                index.remove(old.place)
+                index.remove(place)
+            values = max(index.count(place), _VALUES_COVERED) - max(before, _VALUES_COVERED)
+            self.size += _VALUE_BYTES * values
         if self._by_owner is not None:
             if old is not None:
                 _discard(self._by_owner, _owner_uids(old), old.place)

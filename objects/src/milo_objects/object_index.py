@@ -53,6 +53,14 @@ class ObjectIndex(Generic[Key]):
             else:
                 del self._by_value[value]
 
+    def count(self, key: Key) -> int:
+        """Return the number of values of an object."""
+        return len(self._values.get(key, ()))
+
+    def clear(self) -> None:
+        self._by_value.clear()
+        self._values.clear()
+
     def keys(self, value: Hashable) -> Iterable[Key]:
         """Return the keys of the objects with this value."""
         found = self._by_value.get(value)

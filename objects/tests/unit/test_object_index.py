@@ -22,6 +22,13 @@ def test_index_finds_each_key_under_each_of_its_values() -> None:
     assert [*found.keys("green")] == []
 
 
+def test_values_of_a_key_are_counted_and_a_cleared_index_has_none() -> None:
+    found = index(a=["red", "blue", "red"])
+    assert (found.count("a"), found.count("b")) == (2, 0)
+    found.clear()
+    assert ([*found.keys("red")], found.count("a")) == ([], 0)
+
+
 def test_removed_and_changed_keys_are_no_longer_found() -> None:
     found = index(a=["red"], b=["red", "blue"], c=["blue"])
     found.put("b", ["blue"])
