@@ -147,6 +147,11 @@ def _kind_named(resource: str) -> Kind[Document]:
     return Kind(resource)
 
 
+def copied(body: Document) -> Document:
+    """Copy a response of an API server: by JSON, since its server determines how many values it has."""
+    return _decode_document(msgspec.json.encode(body))
+
+
 def document(body: object) -> Document:
     """Convert an object to a dict. It may have any type that a Kind can have; a dict is returned unchanged."""
     if isinstance(body, dict):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import builtins
-import copy
 import logging
 from collections.abc import Callable, Coroutine, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,7 +23,7 @@ from milo_controllers.event_log import EventContent, EventType
 from milo_controllers.event_loop import EventLoop, ThreadCalls
 from milo_controllers.event_recorder import EventRecorder
 from milo_controllers.fleet_view import FleetView, RequestCaches
-from milo_controllers.kinds import AnyKind, Document, Kind, ObjectT, document, kind_of, retyped
+from milo_controllers.kinds import AnyKind, Document, Kind, ObjectT, copied, document, kind_of, retyped
 from milo_controllers.object_cache import Place
 from milo_controllers.object_patch import merge_patch
 from milo_controllers.options import check_options
@@ -256,7 +255,7 @@ class Request(Generic[ObjectT]):
         changed = merge_patch(before, document, whole)
         changed = {name: value for name, value in changed.items() if name not in ("apiVersion", "kind")}
         if not changed:
-            return copy.deepcopy(whole)
+            return copied(whole)
         written = await self._send("PATCH", path, _locked(changed, whole), content_type=MERGE_PATCH, dry_run=dry_run)
         return self._noted(kind, written, subresource, dry_run=dry_run)
 
@@ -575,7 +574,7 @@ class Request(Generic[ObjectT]):
             place = write.place
         if place is not None and self._is_own(kind, place):
             # A copy, since the author may change what is returned: it must not be taken for what is stored.
-            self._own = after_write(subresource, copy.deepcopy(written))
+            self._own = after_write(subresource, copied(written))
         return written
 
 

@@ -135,3 +135,18 @@ async def test_get_with_a_kind_or_a_name_alone_is_refused() -> None:
 async def test_unknown_propagation_is_refused() -> None:
     with pytest.raises(ValueError, match='write "Background", "Foreground" or "Orphan"'):
         await request_to(FakeApi()).delete("apps/v1/deployments", "d", propagation="foreground")  # type: ignore[arg-type]
+
+
+async def test_deeply_nested_object_is_read_after_a_write() -> None:
+    """Python copied what a write returned value by value: an object of 8 MiB blocked the event loop for seconds."""
+    api = FakeApi()
+    nested: Document = {}
+    for _ in range(700):
+        nested = {"in": nested}
+    api.stored = {**DEPLOYMENT, "spec": nested}
+    request = request_to(api)
+    written = await request.patch("apps/v1/deployments", "d", {"spec": {}})
+    written["spec"]["in"] = None
+    found = await request.get()
+    assert found is not None
+    assert msgspec.json.encode(found["spec"]) == b'{"in":' * 700 + b"{}" + b"}" * 700
