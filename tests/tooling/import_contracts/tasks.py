@@ -177,6 +177,7 @@ OTHERS = {
     "kube/src/milo_kube/background_loop.py: work": _AWAITED,
     "clients/python/src/milo_discovery/credentials.py: self._pushed.following": _AWAITED,
     "clients/python/src/milo_discovery/credentials.py: awaited": _AWAITED,
+    "kube/src/milo_kube/task_groups.py: attempt": _AWAITED,
     "kube/src/milo_kube/task_groups.py: self.run": _AWAITED,
     "clients/cli/src/milo_discovery_cli/object_watch.py: self._follow_fleet": _AWAITED,
     "clients/cli/src/milo_discovery_cli/progress.py: self._draw": _WHOLE,
