@@ -23,9 +23,11 @@ class WaitingLimits:
 
     def exceeded(self, waiting: int, *, is_own: bool) -> str:
         """`waiting`: those of the cluster in which an object is enqueued; `is_own`: whether it has changed there."""
-        # Objects that another cluster names must not fill the queue of this one.
-        most = self._limits.objects if is_own else self._limits.objects // 2
-        return f"{most} objects of the cluster (CacheLimits.objects)" if waiting > most else ""
+        # All objects of a cluster may be named before they are listed there, and as many be deleted. Other clusters
+        # must leave room for those that have changed there.
+        most = self._limits.objects * (2 if is_own else 1)
+        limit = f"{'twice ' if is_own else ''}CacheLimits.objects"
+        return f"{most} objects of the cluster ({limit})" if waiting > most else ""
 
     def is_count_due(self) -> bool:
         """Record a change, and return whether to count the objects of all clusters."""

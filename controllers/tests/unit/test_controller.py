@@ -367,7 +367,7 @@ class CachedPlaces(SimpleNamespace):
 @pytest.mark.parametrize(
     ("limits", "dropped"),
     [
-        (CacheLimits(objects=100), {"alpha": 9, "beta": 0}),
+        (CacheLimits(objects=100), {"alpha": 4, "beta": 0}),
         (CacheLimits(total_bytes=500 << 10), {"alpha": 1, "beta": 0}),
     ],
     ids=["of one cluster", "of all clusters"],

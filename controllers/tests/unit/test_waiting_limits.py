@@ -6,9 +6,10 @@ from milo_kube.cache_budget import CacheLimits
 
 def test_objects_of_one_cluster_are_limited_and_those_that_others_name_more_so() -> None:
     limits = WaitingLimits(CacheLimits(objects=10))
-    assert [limits.exceeded(waiting, is_own=True) for waiting in (0, 10)] == ["", ""]
-    assert limits.exceeded(11, is_own=True) == "10 objects of the cluster (CacheLimits.objects)"
-    assert limits.exceeded(6, is_own=False) == "5 objects of the cluster (CacheLimits.objects)"
+    assert [limits.exceeded(waiting, is_own=True) for waiting in (0, 20)] == ["", ""]
+    assert limits.exceeded(21, is_own=True) == "20 objects of the cluster (twice CacheLimits.objects)"
+    assert limits.exceeded(10, is_own=False) == ""
+    assert limits.exceeded(11, is_own=False) == "10 objects of the cluster (CacheLimits.objects)"
 
 
 def test_objects_of_all_clusters_are_counted_at_times_and_limited_by_their_memory() -> None:

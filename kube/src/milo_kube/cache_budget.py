@@ -14,7 +14,7 @@ class CacheLimits(msgspec.Struct, frozen=True, kw_only=True):
     """Limits of caches. A cache that exceeds a limit is dropped, and its kind is listed again after `retry_s`."""
 
     objects: int = 100_000
-    """Maximum number of objects of one kind in one cluster, and of those that wait to be reconciled besides."""
+    """Maximum number of objects of one kind in one cluster; twice as many may wait to be reconciled besides."""
     bytes: int = 64 << 20
     """Maximum estimated memory of the objects of one kind in one cluster, and maximum bytes of one page of a list, if
     less than 16 MiB."""
