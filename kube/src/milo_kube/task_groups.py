@@ -10,6 +10,8 @@ from types import TracebackType
 from typing import Any, Self, TypeVar
 
 T = TypeVar("T")
+_CANCEL_AGAIN_S = 5.0
+"""How long an attempt may take to clean up before it is canceled again."""
 
 
 class unwrap_single_error:  # noqa: N801  (used like a function)
@@ -58,7 +60,7 @@ async def in_own_task(attempt: Coroutine[Any, Any, T]) -> T:
     finally:
         while not task.done():
             task.cancel()
-            await asyncio.wait([task], timeout=1.0)
+            await asyncio.wait([task], timeout=_CANCEL_AGAIN_S)
         _ = task.cancelled() or task.exception()  # retrieved, or asyncio would log it
     return task.result()
 

@@ -2,6 +2,7 @@ import asyncio
 
 import pytest
 
+from milo_kube import task_groups
 from milo_kube.task_groups import in_own_task
 
 
@@ -32,7 +33,8 @@ async def test_loop_of_attempts_ends_although_its_attempt_loses_the_cancellation
     assert attempts == 1
 
 
-async def test_attempt_that_ignores_a_cancellation_is_canceled_again() -> None:
+async def test_attempt_that_ignores_a_cancellation_is_canceled_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(task_groups, "_CANCEL_AGAIN_S", 0.01)
     canceled = 0
 
     async def attempt() -> None:
