@@ -20,6 +20,7 @@ from milo_discoveryd.kubeconfigs.credential_lease import Draw
 from milo_discoveryd.kubeconfigs.kubeconfigs import Kubeconfigs
 from milo_discoveryd.kubeconfigs.lease_handle import CredentialUnavailableError
 from milo_discoveryd.kubeconfigs.rendering import IssuedKubeconfig
+from milo_discoveryd.log.change_notifier import ReadingTurns
 from milo_discoveryd.log.filter import without_sources
 from milo_discoveryd.model.cluster import Cluster
 from milo_discoveryd.rights.rights import Rights
@@ -32,7 +33,6 @@ from milo_discoveryd.server.calls.in_flight import CallSlot
 from milo_discoveryd.server.calls.kubeconfig_rotation import KubeconfigRotation
 from milo_discoveryd.server.calls.large_batches import LargeBatches
 from milo_discoveryd.server.calls.listings import ListingOwner, Listings, Page
-from milo_discoveryd.server.calls.reading_turns import ReadingTurns
 from milo_discoveryd.server.calls.revision import NOTHING, Position, TokenSigner, wire_incarnation
 from milo_discoveryd.server.calls.server_info import (
     CLUSTERS_PER_STEP,

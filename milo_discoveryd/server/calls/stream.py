@@ -15,7 +15,7 @@ from milo_discoveryd.fleet.source import ClusterSource
 from milo_discoveryd.identity.caller import Caller
 from milo_discoveryd.instruments import StreamMetrics
 from milo_discoveryd.log.change_log import LARGE_BYTES, slice_of
-from milo_discoveryd.log.change_notifier import Waiter
+from milo_discoveryd.log.change_notifier import ReadingTurns, Waiter
 from milo_discoveryd.log.cursor import Batch, Cursor
 from milo_discoveryd.log.events import NO_CHANGES, Frame
 from milo_discoveryd.log.filter import ClusterView, Filter, without_sources
@@ -27,7 +27,6 @@ from milo_discoveryd.server.calls.access import CallContext
 from milo_discoveryd.server.calls.grpc_errors import StalledError, UnavailableError
 from milo_discoveryd.server.calls.kubeconfig_rotation import KUBECONFIG_BYTES, KubeconfigRotation
 from milo_discoveryd.server.calls.large_batches import LargeBatches
-from milo_discoveryd.server.calls.reading_turns import ReadingTurns
 from milo_discoveryd.server.calls.requests import WatchRequest
 from milo_discoveryd.server.calls.resumption import Resumption
 from milo_discoveryd.server.calls.revision import StreamRevisions, TokenSigner, parse

@@ -52,6 +52,7 @@ from milo_kube.reflect.wire import (
     UnknownEvent,
     error_status,
 )
+from tests.support.stored_fleets import encode
 from tests.tooling.fuzz import chain
 from tests.unit.credentials.backend import Answer, ScriptedApi, engaged
 
@@ -429,7 +430,7 @@ def state_files(data: bytes) -> None:
             found = encoding.decode(content, _ORIGIN)
         except encoding.StateFileError:
             continue
-        assert encoding.decode(encoding.encode(found), _ORIGIN) == found
+        assert encoding.decode(encode(found), _ORIGIN) == found
 
 
 def _sound(observation: Observation) -> None:

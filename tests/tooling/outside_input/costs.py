@@ -29,6 +29,7 @@ from milo_discoveryd.state_file import encoding
 from milo_kube import file_content
 from milo_kube.http.server import FIELDS_LIMIT, REQUEST_LIMIT, HttpReply, HttpServer, ServerRequest
 from milo_kube.reflect import wire
+from tests.support.stored_fleets import encode
 from tests.tooling.outside_input import inputs
 from tests.unit.sources.test_kubeconfig_files import files_of
 
@@ -241,7 +242,7 @@ def _response(name: str, mark: str) -> Handling:
         line = b'{"type":"%s","object":%s}' % (b"MODIFIED" if decoder is wire._NAMED else b"BOOKMARK", filling)
         return (lambda: _PROJECTS.line(line)) if decoder is not wire._STATUS else (lambda: wire.error_status(filling))
     if module == encoding.__name__:
-        data = encoding.encode(_fleet(mark))
+        data = encode(_fleet(mark))
         return lambda: encoding.decode(data, None)
     size = token_endpoint.MAX_ANSWER if module == token_endpoint.__name__ else 1 << 20
     if module == jwt.__name__:

@@ -2,7 +2,7 @@
 
 import asyncio
 
-from milo_discoveryd.server.calls.reading_turns import AT_ONCE_S, WOKEN, ReadingTurns
+from milo_discoveryd.log.change_notifier import AT_ONCE_S, WOKEN, ReadingTurns
 
 STREAMS = 100
 
