@@ -252,14 +252,17 @@ class StreamReader:
             scope.buffered.append((subject, message))
 
     def _apply(self, scope: _Scope, known: Scope, subject: ObjectSubject, message: ObjectMessage) -> None:
+        held = self._store.objects(known).get((subject.namespace, subject.name))
         if not message.gone:
             if scope.seen is not None:
                 scope.seen.add(subject)
+                if self._is_other_stream and held is not None and held.uid != message.object.uid:
+                    # Not proven to be deleted: what writes the stream again may know less than the lost one had.
+                    self._store.apply(ObjectGone(known, held, Gone.MISSING))
             self._store.apply(ObjectChanged(known, message.object))
             return
         if scope.seen is not None:
             scope.seen.discard(subject)
-        held = self._store.objects(known).get((subject.namespace, subject.name))
         if held is not None:  # perhaps with another UID than the one that is gone
             self._store.apply(ObjectGone(known, held, _reason(message.gone)))
 

@@ -108,6 +108,24 @@ def test_reader_that_was_cut_off_while_it_resumed_resumes_only_from_when_it_had_
     assert reading.objects == {"web/a"}
 
 
+def test_other_object_of_a_name_in_a_stream_that_is_written_again_proves_no_deletion() -> None:
+    """Found by simulation 705075: of two publishers of one daemon, the first to write a lost stream knew less."""
+    stream, reading = Stream("one"), Reading()
+    stream.cluster("web", "a")
+    reading.read(stream, 0.0)
+    stream = Stream("two")
+    stream.cluster("web", state=Stale(NOW, "no answer"))
+    subject = ObjectSubject(ScopeSubject("web", "", "namespaces"), "", "a")
+    stream.write(subject, ObjectMessage(ProjectedObject("", "a", "former"), 1, ""))
+    reading.read(stream, 1.0)
+    assert reading.gone == [Gone.MISSING]
+    stream.cluster("web", "a")
+    reading.read(stream, 2.0)
+    stream.write(subject, ObjectMessage(ProjectedObject("", "a", "later"), 1, ""))
+    reading.read(stream, 3.0)
+    assert reading.gone[-1] == Gone.OBJECT_DELETED
+
+
 def test_nothing_ends_because_another_stream_was_not_written_yet() -> None:
     stream, reading = Stream("one"), Reading()
     for name in ("web", "db", "old"):
