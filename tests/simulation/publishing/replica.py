@@ -46,6 +46,8 @@ class Daemon:
         self.is_dead = False
         self._world = world
         self._unlearned: dict[str, Project | None] = {}
+        self._graces: list[Cluster] = []
+        """Clusters whose grace period would have ended while the daemon had no contact."""
 
     def learn(self, name: str, project: Project | None) -> None:
         if self.is_stale:
@@ -67,6 +69,9 @@ class Daemon:
             self._end_grace(engaged)
 
     def _end_grace(self, cluster: Cluster) -> None:
+        if self.is_stale:  # in which no grace period ends
+            self._graces.append(cluster)
+            return
         project = self.known.get(cluster.name)
         engaged = self.engaged.get(cluster.name, cluster)
         if engaged.incarnation == cluster.incarnation and project is not None and not project.is_ready:
@@ -82,6 +87,9 @@ class Daemon:
         unlearned, self._unlearned = self._unlearned, {}
         for name, project in unlearned.items():
             self.learn(name, project)
+        graces, self._graces = self._graces, []
+        for cluster in graces:
+            self._world.timeline.after(self._world.grace_s, partial(self._end_grace, cluster))
 
     def engage(self, name: str) -> None:
         project = self.known.get(name)
