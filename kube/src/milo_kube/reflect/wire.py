@@ -365,7 +365,15 @@ def _bookmark(raw: msgspec.Raw) -> Bookmark | UnknownEvent:
 def _has_too_many_values(raw: bytes | bytearray | msgspec.Raw) -> bool:
     """Return whether an object would take far more time and memory than those that an API server stores."""
     text = bytes(raw)
-    return max(text.count(b","), text.count(b"[") + text.count(b"{")) > _MOST_VALUES
+    if _values(text) <= _MOST_VALUES:
+        return False
+    # Strings, such as a table in a ConfigMap, may contain any number of these characters.
+    text = text.replace(rb"\\", b"").replace(rb"\"", b"")
+    return text.count(b'"') > 2 * _MOST_VALUES or sum(map(_values, text.split(b'"')[::2])) > _MOST_VALUES
+
+
+def _values(text: bytes) -> int:
+    return max(text.count(b","), text.count(b"[") + text.count(b"{"))
 
 
 def _names(raw: bytes | msgspec.Raw) -> _Names:

@@ -239,6 +239,12 @@ def test_large_object_with_too_many_values_is_malformed_and_not_decoded(labels: 
     assert (found.observation.name, found.observation.message) == ("a", "more than 150000 values")
 
 
+def test_characters_in_strings_of_a_large_object_are_no_values() -> None:
+    """A valid object with a large table as text was refused."""
+    content = thing("a", "7", unused='"1",[2],{3}\\\n' * 160_000)
+    assert DECODER.line(line("MODIFIED", content)) == ObjectSeen(seen("a", "7"))
+
+
 def test_large_object_with_few_values_is_decoded() -> None:
     content = thing("a", "7", annotations={f"{number}": 20 * "," for number in range(7_000)}, unused=2_000_000 * "x")
     assert DECODER.line(line("MODIFIED", content)) == ObjectSeen(seen("a", "7"))
