@@ -115,8 +115,12 @@ def matches(selector: str, labels: tuple[tuple[str, str], ...]) -> bool:
         return False
 
 
+_Where = tuple[CacheKey, Place]
+
+
 class _Held(msgspec.Struct, eq=False):
-    unseen: set[tuple[CacheKey, Write]]
+    unseen: dict[_Where, Write]
+    """The writes that caches lack; a reconcile can make thousands, of which each cache receives one at a time."""
     settle: Callable[[], None]
 
 
@@ -126,8 +130,8 @@ class OwnWrites:
     __slots__ = ("_deleted", "_held", "_reconciles")
 
     def __init__(self) -> None:
-        self._held: dict[tuple[CacheKey, Place], list[_Held]] = {}
-        self._deleted: dict[tuple[CacheKey, Place], _Deletion] = {}
+        self._held: dict[_Where, list[_Held]] = {}
+        self._deleted: dict[_Where, _Deletion] = {}
         """Deletions reported while reconciles run. Some may be of objects that these reconciles wrote."""
         self._reconciles = 0
 
@@ -144,19 +148,20 @@ class OwnWrites:
             self._deleted.clear()
 
     def hold(self, writes: Iterable[Write], informers: Iterable[Cached], settle: Callable[[], None]) -> bool:
-        """Return whether caches lack any of the writes. If so, `settle` is called when they have all of them."""
+        """Return whether caches lack any of the writes, one of each object. If so, `settle` is called when they have
+        all of them."""
         caches = list(informers)
-        unseen = [
-            (informer, write)
+        unseen = {
+            (informer.key, write.place): write
             for write in writes
             for informer in caches
             if not is_seen(write, informer) and not self._is_deleted(write, informer)
-        ]
+        }
         if not unseen:
             return False
-        held = _Held({(informer.key, write) for informer, write in unseen}, settle)
-        for informer, write in unseen:
-            self._held.setdefault((informer.key, write.place), []).append(held)
+        held = _Held(unseen, settle)
+        for where in unseen:
+            self._held.setdefault(where, []).append(held)
         return True
 
     def give_up(self, writes: Iterable[Write], informers: Iterable[Cached], settle: Callable[[], None]) -> None:
@@ -168,20 +173,16 @@ class OwnWrites:
 
     def changed(self, informer: Cached, change: Change) -> None:
         """Settle the held objects whose writes are now in the cache, or will never be."""
-        place = change.current.place
+        where = informer.key, change.current.place
         deletion = None if change.new else _Deletion(change.current.uid, change.current.version)
         if deletion is not None and self._reconciles:
-            self._note_deletion((informer.key, place), deletion)
-        for held in self._held.pop((informer.key, place), ()):
-            here = {(key, write) for key, write in held.unseen if (key, write.place) == (informer.key, place)}
-            seen = {
-                (key, write)
-                for key, write in here
-                if is_seen(write, informer) or (deletion is not None and _has_ended(write, informer, deletion))
-            }
-            held.unseen -= seen
-            if here - seen:
-                self._held.setdefault((informer.key, place), []).append(held)
+            self._note_deletion(where, deletion)
+        for held in self._held.pop(where, ()):
+            write = held.unseen[where]
+            if is_seen(write, informer) or (deletion is not None and _has_ended(write, informer, deletion)):
+                del held.unseen[where]
+            else:
+                self._held.setdefault(where, []).append(held)
             if not held.unseen:
                 held.settle()
 
@@ -195,7 +196,7 @@ class OwnWrites:
             deletion is not None and informer.cache.get(*write.place) is None and _has_ended(write, informer, deletion)
         )
 
-    def _note_deletion(self, where: tuple[CacheKey, Place], deletion: _Deletion) -> None:
+    def _note_deletion(self, where: _Where, deletion: _Deletion) -> None:
         self._deleted.pop(where, None)
         self._deleted[where] = deletion
         if len(self._deleted) > _MAX_DELETIONS:

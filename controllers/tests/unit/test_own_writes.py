@@ -1,6 +1,7 @@
 """Own writes that caches do not contain yet."""
 
 import asyncio
+import time
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -141,6 +142,20 @@ def test_held_object_is_released_when_an_object_that_its_reconcile_wrote_is_dele
     [change] = cache.cache.apply(DeletionReported("a", "u", "ns"))
     own.changed(cache, change)
     assert settled == [True]
+
+
+def test_writes_of_a_reconcile_that_makes_thousands_are_settled_in_linear_time() -> None:
+    own, cache = OwnWrites(), informer()
+    settled: list[bool] = []
+    names = [str(number) for number in range(5_000)]
+    assert own.hold([written(name) for name in names], [cache], lambda: settled.append(True))
+    began = time.process_time()
+    for name in names:
+        assert not settled
+        put(cache, "5", name=name, settling=own)
+    assert time.process_time() - began < 1.0
+    assert settled == [True]
+    assert not own
 
 
 def test_object_is_held_while_only_the_predecessor_of_what_its_reconcile_created_is_gone() -> None:
