@@ -20,7 +20,7 @@ from milo_kube.reflect.messages import (
     SourceEvent,
     Unlisted,
 )
-from milo_kube.reflect.wire import Decoder, ListPage
+from milo_kube.reflect.wire import Decoder, ListPage, is_named
 from milo_kube.user_code import call
 from milo_objects.object_index import IndexFunction, ObjectIndex
 
@@ -160,6 +160,8 @@ def object_decoder(
 
     def observe(raw: msgspec.Raw) -> CachedObject:
         metadata = _OBJECT.decode(raw).metadata
+        if not is_named(metadata):
+            return malformed("", "", "", "")
         stripped = bytes(raw)
         place = _key(metadata.namespace, metadata.name)
         references = metadata.ownerReferences

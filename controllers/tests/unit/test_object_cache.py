@@ -1,5 +1,6 @@
 """The informer's cache: changes, stored fields, and indexes."""
 
+import tracemalloc
 from collections.abc import Mapping
 from typing import Any
 
@@ -325,6 +326,29 @@ def test_decoder_reports_an_object_that_transform_returns_without_metadata() -> 
     event = object_decoder(transform=lambda found: {"kind": found["kind"]}).line(line(document("a")))
     assert isinstance(event, ObjectSeen)
     assert event.observation.problem == "transform= returned the object without its metadata"
+
+
+def test_namespaces_of_any_length_take_no_memory_once_their_objects_are_deleted() -> None:
+    decoder, cache = object_decoder(), ObjectCache()
+    tracemalloc.start()
+    try:
+        for number in range(100):
+            namespace = f"{number}{'n' * 100_000}"
+            event = decoder.line(line(document("a", namespace=namespace)))
+            if isinstance(event, ObjectSeen):
+                applied(cache, ObjectChanged(event.observation), DeletionReported("a", "uid-a", namespace))
+        assert tracemalloc.get_traced_memory()[0] < 1_000_000
+    finally:
+        tracemalloc.stop()
+
+
+def test_object_with_a_very_long_name_is_in_no_cache_and_in_no_queue() -> None:
+    for found in (
+        document("n" * 1025),
+        document("n" * 1025, ownerReferences=5),
+        document("a", namespace="n" * 1024),
+    ):
+        assert not isinstance(object_decoder().line(line(found)), ObjectSeen)
 
 
 def test_decoder_reports_an_object_that_is_larger_than_any_api_server_stores() -> None:

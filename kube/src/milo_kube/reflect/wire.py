@@ -17,6 +17,9 @@ _MOST_VALUES = 150_000
 """Maximum number of values of such an object, about. Etcd stores up to 1.5 MiB, and managed fields take some 20 bytes
 each. Short values take many times their size in memory, and a microsecond of the event loop each."""
 _LONGEST_ID = 128
+_LONGEST_NAME = 1024
+"""Maximum characters of a name and a namespace: of each object, they are kept in several places, in part when the
+object is invalid or was deleted."""
 _LONGEST_REASON = 64
 _UNCHECKED_PAGE = 2 << 20
 """Pages larger than this have their items counted before they are decoded."""
@@ -200,7 +203,7 @@ class Decoder(Generic[Object, Seen]):
         self._failed = failed
 
     def object(self, raw: bytes | msgspec.Raw) -> Seen | None:
-        """Decode one object; None if it has no name."""
+        """Decode one object; None if it has no name, or a very long one."""
         size = memoryview(raw).nbytes
         if size > MAX_LINE:  # the decoded fields could take far more memory
             return self._unusable(raw, f"larger than {MAX_LINE} bytes")
@@ -214,13 +217,13 @@ class Decoder(Generic[Object, Seen]):
             names = _names(raw)
             self._failed(self._key(names.namespace, names.name), error)
             return self._unusable(raw, f"internal error ({type(error).__name__})")
-        return found if found.name else None
+        return found if is_named(found) else None
 
     def _unusable(self, raw: bytes | msgspec.Raw, problem: str) -> Seen | None:
         names = _names(raw)
         key = self._key(names.namespace, names.name)
         found = self._bounded(self._malformed(key, names.uid, names.resourceVersion, problem))
-        return found if found.name else None
+        return found if is_named(found) else None
 
     def page(self, body: bytes) -> tuple[ListPage, Iterator[Seen | None]]:
         """Return the page's metadata, and its observations lazily: there may be thousands. One without a name is
@@ -251,7 +254,7 @@ class Decoder(Generic[Object, Seen]):
             event = self._lines.decode(line)  # nearly all lines take only this path
             if event.type in _OBJECT_EVENTS:
                 found = self._observe(event.object)
-                if found.name and len(found.uid) <= _LONGEST_ID and len(found.version) <= _LONGEST_ID:
+                if is_named(found) and len(found.uid) <= _LONGEST_ID and len(found.version) <= _LONGEST_ID:
                     return ObjectSeen(found)
                 return _seen(event.type, self._bounded(found))
         except Exception:  # noqa: BLE001, S110
@@ -340,15 +343,15 @@ class LineTooLongError(ValueError):
 
 
 def _seen(kind: str, found: Seen | None) -> ObjectSeen[Seen] | UnknownEvent:
-    if found is None or not found.name:
-        return UnknownEvent(f"a watch event of type {kind} has no object name")
+    if found is None or not is_named(found):
+        return UnknownEvent(f"a watch event of type {kind} has no object name, or a very long one")
     return ObjectSeen(found)
 
 
 def _removed(raw: msgspec.Raw) -> ObjectRemoved[Seen] | UnknownEvent:
     names = _names(raw)
     if not names.name:
-        return UnknownEvent("a watch event of type DELETED has no object name")
+        return UnknownEvent("a watch event of type DELETED has no object name, or a very long one")
     return ObjectRemoved(names.name, names.uid, names.resourceVersion, names.namespace)
 
 
@@ -376,11 +379,22 @@ def _values(text: bytes) -> int:
     return max(text.count(b","), text.count(b"[") + text.count(b"{"))
 
 
+class _HasName(Protocol):
+    @property
+    def name(self) -> str: ...
+
+
+def is_named(found: _HasName) -> bool:
+    """Return whether an object has a name, not longer with its namespace than those of any API server."""
+    return bool(found.name) and len(found.name) + len(getattr(found, "namespace", "")) <= _LONGEST_NAME
+
+
 def _names(raw: bytes | msgspec.Raw) -> _Names:
     try:
-        return _NAMED.decode(raw).metadata
+        names = _NAMED.decode(raw).metadata
     except _UNDECODABLE:
         return _Names()
+    return names if is_named(names) else _Names()
 
 
 def _problem(error: Exception) -> str:

@@ -124,10 +124,25 @@ def test_invalid_unicode_in_labels_makes_the_object_malformed() -> None:
     assert "utf-8" in found.message
 
 
-@pytest.mark.parametrize("content", [None, [], {}, {"metadata": None}, {"metadata": {"name": 5}}, thing("")])
+@pytest.mark.parametrize(
+    "content",
+    [
+        None,
+        [],
+        {},
+        {"metadata": None},
+        {"metadata": {"name": 5}},
+        thing(""),
+        thing("a" * 1025),
+        thing("a" * 1025, labels=5),
+        {"metadata": {"name": "a", "namespace": "n" * 1024}},
+    ],
+    ids=range(9),
+)
 def test_watch_event_object_without_name_is_ignored(content: Any) -> None:
-    assert DECODER.line(line("DELETED", content)) == UnknownEvent("a watch event of type DELETED has no object name")
-    assert DECODER.line(line("ADDED", content)) == UnknownEvent("a watch event of type ADDED has no object name")
+    for kind in ("DELETED", "ADDED"):
+        problem = f"a watch event of type {kind} has no object name, or a very long one"
+        assert DECODER.line(line(kind, content)) == UnknownEvent(problem)
 
 
 def test_unknown_event_type_is_truncated() -> None:
