@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from itertools import islice
 from random import getrandbits
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 from milo_controllers.affected_objects import AffectedCluster, AffectedObjects, key_of
 from milo_controllers.errors import cause_of
@@ -17,7 +17,7 @@ from milo_controllers.informer import Informer
 from milo_controllers.kinds import CacheKey
 from milo_controllers.logs import current_cluster, current_object, current_reconcile
 from milo_controllers.metrics import ControllerMetrics, ReconcileMetrics
-from milo_controllers.object_cache import CachedObject, Change, is_terminating
+from milo_controllers.object_cache import CachedObject, Change, Place, is_terminating
 from milo_controllers.reconcile_call import ReconcileCall, Reconciler, failed_outcome
 from milo_controllers.reconcile_failures import ReconcileFailure, ReconcileFailures
 from milo_controllers.registration import ControllerSpec
@@ -41,7 +41,10 @@ from milo_discovery.tracing import SpanTracer, span
 from milo_kube.failure_log import FailureLog
 
 _RESYNC_EVERY_S = 0.005
-_RESYNC_AT_ONCE = 1000
+_AT_ONCE = 1000
+"""Maximum number of objects of a cluster that are handled in one iteration of the event loop."""
+
+T = TypeVar("T")
 
 
 class Shared(NamedTuple):
@@ -130,38 +133,55 @@ class Controller:
     def listed_again(self, member: ReconciledCluster, informer: Informer) -> None:
         """Enqueue what may be affected by changes of a needed cache while it was dropped."""
         if informer.key in self._affected.needed_kinds:
-            self._resync_for(member, informer.key)
+            self._resync_for([(member, informer.key)])
         if informer.key == self.spec.kind.key:
-            for place in informer.dropped or ():
+
+            def add_deleted(place: Place) -> None:
                 if informer.cache.get(*place) is None:  # deleted while the cache was dropped
                     self._add(key_of(member, *place), Priority.BACKGROUND)
+
+            self._in_slices(member, iter(informer.dropped or ()), add_deleted)
 
     def resync_unmapped(self) -> None:
         """Enqueue what may be affected by changes that could not be mapped. Called when a cache is complete: it may be
         the one that the mapper reads."""
-        for member, key in self._affected.take_unmapped():
-            self._resync_for(member, key)
-        for other in self._affected.take_unread():
-            self.resync(other)
+        self._resync_for(self._affected.take_unmapped(), self._affected.take_unread())
 
-    def _resync_for(self, member: AffectedCluster, key: CacheKey) -> None:
-        """Enqueue every object of the cluster, and those of all clusters if objects of this cache have named others."""
-        self.resync(member)
-        if self._affected.has_named_others(member, key):
-            others = (other for other in self._shared.members.values() if other is not member)
-            for number, other in enumerate(others):  # spread: there may be thousands
-                asyncio.get_running_loop().call_later(number * _RESYNC_EVERY_S, self.resync, other)
+    def _resync_for(
+        self, caches: Iterable[tuple[AffectedCluster, CacheKey]], others: Iterable[AffectedCluster] = ()
+    ) -> None:
+        """Enqueue every object of the clusters of these caches, of the others, and of all clusters if objects of one of
+        these caches have named others."""
+        found: dict[str, AffectedCluster] = {}
+        have_named_others = False
+        for member, key in caches:
+            found[member.cluster.name] = member
+            have_named_others = have_named_others or self._affected.has_named_others(member, key)
+        found |= {other.cluster.name: other for other in others}
+        if have_named_others:
+            found |= self._shared.members
+        for number, member in enumerate(found.values()):  # spread: there may be thousands
+            if number:
+                asyncio.get_running_loop().call_later(number * _RESYNC_EVERY_S, self.resync, member)
+            else:
+                self.resync(member)
 
     def unpark(self, member: ReconciledCluster) -> None:
+        def unpark(key: ObjectKey) -> None:
+            self.queue.unpark(key, self._clock())
+            self.pump_soon()
+
         self.failures.suspension_ended(member.cluster.name, member.incarnation)
-        self.queue.unpark(member.cluster.name, member.incarnation, self._clock())
-        self.pump_soon()
+        self._in_slices(member, iter(self.queue.parked(member.cluster.name, member.incarnation)), unpark)
 
     def deletion_requested(self, member: ReconciledCluster) -> None:
         """Forget the failures of objects that are left to the deletion of their project."""
-        for key in self.failures.of_cluster(member.cluster.name, member.incarnation):
+
+        def forget(key: ObjectKey) -> None:
             if self._is_left_to_deletion(member, key):
                 self.failures.recovered(key)
+
+        self._in_slices(member, iter(self.failures.of_cluster(member.cluster.name, member.incarnation)), forget)
 
     def changed(self, member: ReconciledCluster, informer: Informer, change: Change) -> None:
         """Enqueue the objects that have to be reconciled because of a change."""
@@ -175,15 +195,20 @@ class Controller:
                 self.failures.recovered(key)
 
     def resync(self, member: AffectedCluster, priority: Priority = Priority.BACKGROUND) -> None:
-        """Enqueue every object of the cluster, in slices: there may be a hundred thousand."""
-        self._resync(member, member.informers[self.spec.kind.key].cache.values(), priority)
+        """Enqueue every object of the cluster."""
 
-    def _resync(self, member: AffectedCluster, objects: Iterator[CachedObject], priority: Priority) -> None:
-        found = tuple(islice(objects, _RESYNC_AT_ONCE))
+        def add(found: CachedObject) -> None:
+            self._add(key_of(member, found.namespace, found.name), priority)
+
+        self._in_slices(member, member.informers[self.spec.kind.key].cache.values(), add)
+
+    def _in_slices(self, member: AffectedCluster, objects: Iterator[T], handle: Callable[[T], None]) -> None:
+        """Handle objects of an engaged cluster, of which there may be a hundred thousand."""
+        found = tuple(islice(objects, _AT_ONCE))
         for one in found:
-            self._add(key_of(member, one.namespace, one.name), priority)
-        if len(found) == _RESYNC_AT_ONCE and self._shared.members.get(member.cluster.name) is member:
-            asyncio.get_running_loop().call_soon(self._resync, member, objects, priority)
+            handle(one)
+        if len(found) == _AT_ONCE and self._shared.members.get(member.cluster.name) is member:
+            asyncio.get_running_loop().call_soon(self._in_slices, member, objects, handle)
 
     def enqueue(self, target: ReconcileTarget) -> None:
         """Enqueue an object, if its cluster is engaged."""

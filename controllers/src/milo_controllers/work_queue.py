@@ -26,6 +26,9 @@ from milo_kube.retry_after import delay_s
 from milo_kube.user_code import call
 
 _TURN = 16
+_WOKEN_AT_ONCE = 100
+"""Maximum number of delays that end in one call of `take_next`. While this replica does not lead, those of all objects
+may end."""
 
 
 class Priority(enum.IntEnum):
@@ -99,7 +102,7 @@ class Stopped(msgspec.Struct, frozen=True):
 
 
 class Parked(msgspec.Struct, frozen=True):
-    """The reconcile cannot continue until `WorkQueue.unpark` is called for the cluster."""
+    """The reconcile cannot continue until `WorkQueue.unpark` is called for the object."""
 
 
 class Unbegun(msgspec.Struct, frozen=True):
@@ -128,7 +131,7 @@ class _ClusterQueue:
         self.delayed: dict[ObjectKey, tuple[float, Priority]] = {}
         self.failures: dict[ObjectKey, int] = {}
         self.stopped: dict[ObjectKey, str] = {}
-        self.parked: set[ObjectKey] = set()
+        self.parked: dict[ObjectKey, None] = {}
         self.retries: TokenBucket | None = None
 
     @property
@@ -206,12 +209,10 @@ class WorkQueue:
         for turns in self._turns:
             turns.pop((cluster, incarnation), None)
 
-    def unpark(self, cluster: str, incarnation: int, now: float) -> None:
-        """Make the parked objects of the cluster ready."""
+    def parked(self, cluster: str, incarnation: int) -> tuple[ObjectKey, ...]:
+        """Return the parked objects of the cluster."""
         queue = self._clusters.get((cluster, incarnation))
-        if queue is not None:
-            for key in sorted(queue.parked):
-                self.add(key, now, Priority.BACKGROUND)
+        return () if queue is None else tuple(queue.parked)
 
     # --- objects ---
 
@@ -231,13 +232,19 @@ class WorkQueue:
             queue.dirty[key] = min(priority, queue.dirty.get(key, priority))
             return
         queue.delayed.pop(key, None)
-        queue.parked.discard(key)
+        queue.parked.pop(key, None)
         before = next((other for other in _PRIORITIES if key in queue.ready[other]), None)
         if before is None:
             queue.ready[priority][key] = now
         elif priority < before:
             queue.ready[priority][key] = queue.ready[before].pop(key)
         self._offer(cluster)
+
+    def unpark(self, key: ObjectKey, now: float) -> None:
+        """Make an object ready if it is parked."""
+        queue = self._clusters.get(key[:2])
+        if queue is not None and key in queue.parked:
+            self.add(key, now, Priority.BACKGROUND)
 
     def take_next(self, now: float) -> Work | None:
         """Return an object to reconcile, which is in flight until `done` is called; None if there is none now."""
@@ -402,7 +409,7 @@ class WorkQueue:
                 queue.stopped[key] = message
             case _:
                 queue.failures.pop(key, None)
-                queue.parked.add(key)
+                queue.parked[key] = None
         return None
 
     def _backoff_s(self, key: ObjectKey, failures: int, retry_after_s: float | None) -> float:
@@ -438,7 +445,9 @@ class WorkQueue:
         return queue is not None and key in queue.delayed and queue.delayed[key][0] == at
 
     def _wake(self, now: float) -> None:
-        while (due := self._next_timer) is not None and due <= now:
+        for _ in range(_WOKEN_AT_ONCE):
+            if (due := self._next_timer) is None or due > now:
+                return
             at, _, key = heapq.heappop(self._timers)
             self.add(key, at, self._clusters[key[:2]].delayed[key][1])
 

@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable
 from contextvars import ContextVar
 from datetime import UTC, datetime
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 import pytest
@@ -25,7 +25,7 @@ from milo_controllers.registration import ControllerSpec
 from milo_controllers.request import Request
 from milo_controllers.waiting_limits import WaitingLimits
 from milo_controllers.watched import WatchedKind
-from milo_controllers.work_queue import ObjectKey
+from milo_controllers.work_queue import ObjectKey, Parked
 from milo_discovery.testing import eventually
 from milo_kube.cache_budget import CacheLimits
 from milo_kube.failure_log import FailureLog
@@ -410,3 +410,67 @@ async def test_objects_of_a_large_cluster_are_enqueued_in_slices() -> None:
         controller.queue.drop("beta", 1)
         del members["beta"]
         await eventually(lambda: controller.queue.count("alpha", 1) == 2501)
+
+
+async def test_parked_failing_and_deleted_objects_of_a_large_cluster_are_handled_in_slices() -> None:
+    async def reconcile(_request: Request) -> None: ...
+
+    members: dict[str, Any] = {}
+    controller = controller_of(reconcile, members)
+    controller.pause()
+    queue, failures, kind = controller.queue, controller.failures, controller.spec.kind.key
+    async with asyncio.TaskGroup() as tasks:
+        engaged(controller, members, "alpha", tasks)
+        assert queue.take_next(0.0) is not None
+        places = [("default", f"o{number}") for number in range(2500)]
+        for place in places:
+            key = ObjectKey("alpha", 1, *place)
+            queue.add(key, 0.0)
+            assert queue.take_next(0.0) is not None
+            queue.done(key, Parked(), 0.0)
+            failures.record(key, ValueError("no"), is_stopped=False)
+        informer = SimpleNamespace(key=kind, cache=ObjectCache(), dropped=frozenset(places))
+        members["alpha"].informers[kind] = informer
+
+        controller.unpark(members["alpha"])
+        assert len(queue) == 1000
+        await eventually(lambda: len(queue) == 2500)
+
+        members["alpha"].cluster.current.deletion_requested_at = datetime.now(UTC)
+        controller.deletion_requested(members["alpha"])
+        assert len(failures) == 1500
+        await eventually(lambda: not failures)
+
+        queue.forget_waiting("alpha", 1)
+        controller.listed_again(members["alpha"], cast(Any, informer))
+        assert len(queue) == 1000
+        await eventually(lambda: len(queue) == 2500)
+
+
+async def test_clusters_whose_changes_could_not_be_mapped_are_enqueued_one_after_another() -> None:
+    async def reconcile(_request: Request) -> None: ...
+
+    def mapper(change: Watched[Any]) -> list[ReconcileTarget]:
+        if change.cluster.name == "c1" and change.name == "a":
+            return [ReconcileTarget("one", "default", cluster="c2")]
+        raise NotSynced("the cache of secrets of hub is not complete; retry later", cluster="hub")
+
+    members: dict[str, Any] = {}
+    watched = watches("v1/secrets", map=mapper)
+    controller = controller_of(reconcile, members, watched)
+    controller.pause()
+    objects = ObjectCache()
+    objects.apply(ObjectChanged(CachedObject("two", "default", "uid", "1", b"{}")))
+    secrets: Any = SimpleNamespace(key=watched.kind.key)
+    async with asyncio.TaskGroup() as tasks:
+        for number in range(20):
+            engaged(controller, members, f"c{number}", tasks)
+            members[f"c{number}"].informers[controller.spec.kind.key] = SimpleNamespace(cache=objects)
+        for name in ("a", "b"):
+            change = Change(None, CachedObject(name, "default", "uid", "1", b"{}"), is_live=True)
+            for number in range(10):
+                controller.changed(members[f"c{number}"], secrets, change)
+        before = len(controller.queue)
+        controller.resync_unmapped()
+        assert len(controller.queue) == before + 1
+        await eventually(lambda: len(controller.queue) == before + 20)

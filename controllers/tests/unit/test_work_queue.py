@@ -302,15 +302,28 @@ def test_work_queue_takes_stopped_object_only_after_it_changed() -> None:
     assert taken(queue, 1e9) == "x"
 
 
-def test_work_queue_takes_parked_object_only_after_its_cluster_is_unparked() -> None:
+def test_work_queue_takes_parked_object_only_after_it_is_unparked() -> None:
     queue = queue_of("a", "b")
     queue.add(key("x"), 0.0)
     assert failed_at(queue, 0.0, Parked()) is None
-    queue.unpark("b", 1, 1.0)
-    queue.unpark("unknown", 1, 1.0)
+    assert (queue.parked("a", 1), queue.parked("b", 1)) == ((key("x"),), ())
+    for other in (key("y"), key("x", "unknown")):
+        queue.unpark(other, 1.0)
     assert taken(queue, 1e9) is None
-    queue.unpark("a", 1, 1e9)
+    queue.unpark(key("x"), 1e9)
     assert taken(queue, 1e9) == "x"
+
+
+def test_delays_of_thousands_of_objects_do_not_end_in_one_step() -> None:
+    queue = queue_of(per_cluster=10_000)
+    for number in range(1000):
+        queue.add(key(str(number)), 0.0)
+    while (work := queue.take_next(0.0)) is not None:
+        queue.done(work.key, Done(requeue_after_s=5.0), 0.0)
+    assert taken(queue, 6.0) == "0"
+    assert len(queue) < 200
+    assert queue.next_at == 5.0
+    assert [taken(queue, 6.0) for _ in range(999)] == [str(number) for number in range(1, 1000)]
 
 
 def test_work_queue_takes_no_object_before_its_cluster_is_open() -> None:

@@ -73,7 +73,8 @@ class Queue(RuleBasedStateMachine):
     def unpark(self, cluster: str) -> None:
         if cluster in self.incarnations:
             ended = {key for key in self.parked if key.cluster == cluster}
-            self.queue.unpark(cluster, self.incarnations[cluster], self.now)
+            for key in self.queue.parked(cluster, self.incarnations[cluster]):
+                self.queue.unpark(key, self.now)
             self.due |= ended
             self.parked -= ended
 
