@@ -82,7 +82,7 @@ LARGEST_OBJECT = 4 << 20
 """Maximum bytes of an object, more than any API server stores. A decoded object can take 20 times as much memory."""
 _OBJECT_BYTES = 512
 """Estimated memory of an object besides its JSON and its references to owners."""
-_OWNER_BYTES = 192
+_OWNER_BYTES = 256
 _VALUE_BYTES = 128
 """Estimated memory of a value in an index, beyond those that `_OBJECT_BYTES` covers."""
 _VALUES_COVERED = 2
@@ -222,12 +222,12 @@ class ObjectCache:
     when it is first used could decode all objects of a cluster in one step."""
 
     __slots__ = (
-        "_by_owner",
         "_index_failed",
         "_indexes",
         "_invalid",
         "_listed",
         "_objects",
+        "_owners",
         "size",
         "synced",
     )
@@ -244,7 +244,7 @@ class ObjectCache:
         self._listed: set[Place] | None = None
         """The objects that the list in progress has contained so far."""
         self._indexes: dict[str, ObjectIndex[Place]] = {}
-        self._by_owner: dict[str, dict[Place, None]] | None = None
+        self._owners: ObjectIndex[Place] = ObjectIndex("owners", _owner_uids)
         self.synced = False
 
     def __len__(self) -> int:
@@ -256,7 +256,7 @@ class ObjectCache:
         self._invalid.clear()
         for index in self._indexes.values():
             index.clear()
-        self._by_owner = None
+        self._owners.clear()
         self._listed = None
         self.size = 0
         self.synced = False
@@ -298,15 +298,11 @@ class ObjectCache:
         return iter([self._objects[place] for place in index.keys(value)])
 
     def owned_by(self, uid: str) -> Iterator[CachedObject]:
-        if self._by_owner is None:
-            self._by_owner = {}
-            for found in self._objects.values():
-                _insert(self._by_owner, _owner_uids(found), found.place)
-        return iter([self._objects[place] for place in self._by_owner.get(uid, ())])
+        return iter([self._objects[place] for place in self._owners.keys(uid)])
 
     # --- source events ---
 
-    def apply(self, event: SourceEvent[CachedObject]) -> list[Change]:
+    def apply(self, event: SourceEvent[CachedObject]) -> Iterable[Change]:
         match event:
             case ObjectChanged(seen):
                 return self._put(seen, is_live=True)
@@ -327,14 +323,15 @@ class ObjectCache:
             case ListEnded():
                 listed, self._listed = self._listed, None
                 self.synced = True
-                # The namespace of a malformed list item is unknown: keep the objects with its name in all namespaces.
-                return [
-                    change
-                    for place in (*self._objects, *self._invalid)
-                    if listed is not None and place not in listed and ("", place[1]) not in listed
-                    for change in self._remove(place, is_live=True)
-                ]
-        return []
+                return () if listed is None else self._remove_unlisted(listed)
+        return ()
+
+    def _remove_unlisted(self, listed: set[Place]) -> Iterator[Change]:
+        """Remove the objects that a list lacks while the changes are read: there may be a hundred thousand."""
+        for place in (*self._objects, *self._invalid):
+            # The namespace of a malformed list item is unknown: keep the objects with its name in all namespaces.
+            if place not in listed and ("", place[1]) not in listed:
+                yield from self._remove(place, is_live=True)
 
     def _put(self, seen: CachedObject, *, is_live: bool) -> list[Change]:
         old = self._objects.get(seen.place)
@@ -376,11 +373,10 @@ class ObjectCache:
                 index.remove(place)
             values = max(index.count(place), _VALUES_COVERED) - max(before, _VALUES_COVERED)
             self.size += _VALUE_BYTES * values
-        if self._by_owner is not None:
-            if old is not None:
-                _discard(self._by_owner, _owner_uids(old), old.place)
-            if new is not None:
-                _insert(self._by_owner, _owner_uids(new), new.place)
+        if new is not None:
+            self._owners.put(place, new)
+        else:
+            self._owners.remove(place)
 
     def _failed(self, name: str, place: Place, error: Exception) -> None:
         self._index_failed(name, self._objects[place], error)
@@ -398,20 +394,6 @@ def _shared(namespace: str) -> str:
 
 def _owner_uids(found: CachedObject) -> list[str]:
     return [owner.uid for owner in found.owners]
-
-
-def _insert(index: dict[Any, dict[Place, None]], values: Iterable[Hashable], place: Place) -> None:
-    for value in values:
-        index.setdefault(value, {})[place] = None
-
-
-def _discard(index: dict[Any, dict[Place, None]], values: Iterable[Hashable], place: Place) -> None:
-    for value in values:
-        places = index.get(value)
-        if places is not None:
-            places.pop(place, None)
-            if not places:
-                del index[value]
 
 
 class _Versioned(msgspec.Struct, gc=False):

@@ -328,6 +328,33 @@ def test_decoder_reports_an_object_that_transform_returns_without_metadata() -> 
     assert event.observation.problem == "transform= returned the object without its metadata"
 
 
+def test_memory_of_owners_is_counted() -> None:
+    def owned(number: int) -> CachedObject:
+        owners = tuple(OwnerReference(f"{number}-{owner}".ljust(36, "-"), f"owner-{number}") for owner in range(10))
+        return msgspec.structs.replace(cached(str(number)), owners=owners)
+
+    tracemalloc.start()
+    try:
+        cache = synced(*map(owned, range(1000)))
+        assert list(cache.owned_by("")) == []
+        assert tracemalloc.get_traced_memory()[0] < 1.2 * cache.size
+    finally:
+        tracemalloc.stop()
+
+
+def test_objects_that_a_list_lacks_are_removed_one_after_another() -> None:
+    cache = synced(*(cached(name) for name in "abc"), invalid("d", "default"))
+    cache.apply(ListStarted())
+    cache.apply(Listed(cached("b")))
+    changes = iter(cache.apply(ListEnded()))
+    assert len(cache) == 4
+    assert next(changes).current.name == "a"
+    assert len(cache) == 3
+    assert [change.current.name for change in changes] == ["c"]
+    assert [found.name for found in cache.values()] == ["b"]
+    assert len(cache) == 1
+
+
 def test_namespaces_of_any_length_take_no_memory_once_their_objects_are_deleted() -> None:
     decoder, cache = object_decoder(), ObjectCache()
     tracemalloc.start()
