@@ -26,13 +26,12 @@ from milo_controllers.waiting_limits import WaitingLimits
 from milo_controllers.watched import ReconcileTarget
 from milo_controllers.work_queue import (
     Done,
-    Failed,
+    Interrupted,
     ObjectKey,
     Outcome,
     Parked,
     Priority,
     Stopped,
-    Unbegun,
     Work,
     WorkQueue,
 )
@@ -290,9 +289,10 @@ class Controller:
 
     async def _process(self, member: ReconciledCluster, work: Work) -> None:
         key = work.key
-        if (unbegun := self._left_out(member, key)) is not None:
-            self.queue.done(key, unbegun, self._clock())
-            self.failures.recovered(key)
+        if (left_out := self._left_out(member, key)) is not None:
+            self.queue.done(key, left_out, self._clock())
+            if isinstance(left_out, Done):
+                self.failures.recovered(key)
             return
         self._metrics.began(work.queued_s)
         began = self._running[key] = self._clock()
@@ -301,7 +301,7 @@ class Controller:
         current_object.set(f"{key.namespace}/{key.name}" if key.namespace else key.name)
         current_reconcile.set(f"{getrandbits(64):016x}")
         request = self._request(member, work)
-        outcome: Outcome = Failed()
+        outcome: Outcome = Interrupted()  # if this task is canceled
         error: Exception | None = None
         try:
             with self._span():
@@ -318,9 +318,14 @@ class Controller:
             self._metrics.ended(key.cluster, outcome, now - began)
         if isinstance(outcome, Parked) and self._shared.members.get(key.cluster) is member:
             self.failures.log_suspension(key, current_object.get())
-        if error is None or isinstance(outcome, Parked):
+        if isinstance(outcome, Done | Parked):
             self.failures.recovered(key)
-            return
+        elif error is not None and not isinstance(outcome, Interrupted):
+            self._record_failure(member, key, error, outcome, delay_s)
+
+    def _record_failure(
+        self, member: ReconciledCluster, key: ObjectKey, error: Exception, outcome: Outcome, delay_s: float | None
+    ) -> None:
         if self._shared.members.get(key.cluster) is member:  # the cluster was not dropped during the reconcile
             if not self._is_left_to_deletion(member, key):
                 self.failures.record(key, error, is_stopped=isinstance(outcome, Stopped))
@@ -348,11 +353,11 @@ class Controller:
     def _request(self, member: ReconciledCluster, work: Work) -> Request[Any]:
         return Request(self.spec.kind, work, member, clusters=self._shared.clusters, field_manager=self.spec.name)
 
-    def _left_out(self, member: ReconciledCluster, key: ObjectKey) -> Done | Unbegun | None:
+    def _left_out(self, member: ReconciledCluster, key: ObjectKey) -> Done | Interrupted | None:
         """Return the outcome of a reconcile that must not begin; None if it may."""
         # Also if the cluster is not engaged: an ownership that has expired is at times renewed by an answer in flight.
         if not member.cluster.engaged or not self._shared.may_reconcile():
-            return Unbegun()
+            return Interrupted()
         return Done() if self._is_left_to_deletion(member, key) else None
 
     def _is_left_to_deletion(self, member: ReconciledCluster, key: ObjectKey) -> bool:

@@ -10,7 +10,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.metrics_core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from milo_controllers.work_queue import Done, Failed, Outcome, Parked, Priority, Stopped, Unbegun, WorkQueue
+from milo_controllers.work_queue import Done, Failed, Interrupted, Outcome, Parked, Priority, Stopped, WorkQueue
 
 _RECONCILE_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 _QUEUE_BUCKETS = (1e-5, 1e-4, 1e-3, 1e-2, 0.1, 1, 10, 100, 1000)
@@ -168,7 +168,7 @@ class ReconcileMetrics:
             case Done(None) | Parked():
                 self._results["success"].inc()
                 return
-            case Done() | Unbegun():
+            case Done() | Interrupted():
                 self._results["requeue_after"].inc()
                 return
             case Stopped():

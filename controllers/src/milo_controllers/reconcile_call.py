@@ -13,8 +13,8 @@ from milo_controllers.errors import Permanent, ReconcileTimeout, text_of
 from milo_controllers.event_loop import EventLoop
 from milo_controllers.functions import call_in_thread, is_async
 from milo_controllers.request import Request, Result
-from milo_controllers.work_queue import Done, Failed, Outcome, Parked, Stopped, Unbegun
-from milo_discovery.api_errors import ApiError, ProjectSuspended
+from milo_controllers.work_queue import Done, Failed, Interrupted, Outcome, Parked, Stopped
+from milo_discovery.api_errors import ApiError, NotLeading, ProjectSuspended
 from milo_discovery.engaged_cluster import EngagedCluster
 from milo_discovery.model import Cluster
 from milo_kube.task_groups import cancelled_from_outside, closed_from_outside, wait_uninterrupted
@@ -57,7 +57,7 @@ class ReconcileCall:
         if self._threads is not None:
             self._threads.shutdown(wait=False)
 
-    async def outcome(self, request: Request[Any]) -> Done | Unbegun:
+    async def outcome(self, request: Request[Any]) -> Done | Interrupted:
         """Call the reconciler, and return the outcome of its success. Raises its errors, and ReconcileTimeout."""
         task = asyncio.current_task()
         try:
@@ -83,7 +83,7 @@ class ReconcileCall:
             request.end()  # also for a thread that an async reconciler has started
         if result is None:
             return Done()
-        if isinstance(result, Unbegun):
+        if isinstance(result, Interrupted):
             return result
         if not isinstance(result, Result):
             raise TypeError(f"the reconciler returned {result!r}: return None or a Result")
@@ -102,7 +102,7 @@ class ReconcileCall:
 
         def call() -> Any:
             # The event loop decides, which also cancels: so a call that it has canceled never begins.
-            return call_in_thread(self._reconciler, request) if loop.call(may_begin) else Unbegun()
+            return call_in_thread(self._reconciler, request) if loop.call(may_begin) else Interrupted()
 
         try:
             calling = asyncio.get_running_loop().run_in_executor(self._threads, copy_context().run, call)
@@ -138,17 +138,24 @@ def failed_outcome(error: Exception, cluster: EngagedCluster) -> Outcome:
             return Stopped(text_of(error))
         case ProjectSuspended() if stays_suspended(cluster.current):
             return Parked()
+        case NotLeading():
+            return Interrupted()
         case ApiError():
             return Failed(error.retry_after_s)
-        case ExceptionGroup(exceptions=errors):  # of several types
-            outcomes = [failed_outcome(one, cluster) for one in errors]
-            failed = [outcome for outcome in outcomes if isinstance(outcome, Failed)]
-            if failed:
-                stated = (outcome.retry_after_s for outcome in failed if outcome.retry_after_s is not None)
-                return Failed(max(stated, default=None))
-            return Parked() if Parked() in outcomes else Stopped(text_of(error))
+        case ExceptionGroup():
+            return _outcome_of_several(error, cluster)
         case _:
             return Failed()
+
+
+def _outcome_of_several(errors: ExceptionGroup[Exception], cluster: EngagedCluster) -> Outcome:
+    """Return the outcome of a reconcile that raised errors of several types."""
+    outcomes = [failed_outcome(error, cluster) for error in errors.exceptions]
+    failed = [outcome for outcome in outcomes if isinstance(outcome, Failed)]
+    if failed:
+        stated = (outcome.retry_after_s for outcome in failed if outcome.retry_after_s is not None)
+        return Failed(max(stated, default=None))
+    return next((other for other in (Interrupted(), Parked()) if other in outcomes), Stopped(text_of(errors)))
 
 
 def stays_suspended(cluster: Cluster) -> bool:

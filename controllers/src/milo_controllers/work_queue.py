@@ -105,14 +105,14 @@ class Parked(msgspec.Struct, frozen=True):
     """The reconcile cannot continue until `WorkQueue.unpark` is called for the object."""
 
 
-class Unbegun(msgspec.Struct, frozen=True):
-    """The reconcile did not begin, because this replica does not hold the Lease or own the cluster at the moment. It is
-    due again: both may be renewed after all, or won again."""
+class Interrupted(msgspec.Struct, frozen=True):
+    """The reconcile did not begin, was canceled, or could not write, because this replica does not hold the Lease or
+    own the cluster at the moment. It is due again: both may be renewed after all, or won again."""
 
     again_after_s: float = 1.0
 
 
-Outcome = Done | Failed | Stopped | Parked | Unbegun
+Outcome = Done | Failed | Stopped | Parked | Interrupted
 
 
 _PRIORITIES: Final = tuple(Priority)  # iterating over an enumeration costs more than the rest of `take_next`
@@ -402,7 +402,7 @@ class WorkQueue:
             case Done(requeue_after_s):
                 queue.failures.pop(key, None)
                 return None if requeue_after_s is None else max(requeue_after_s, self._policy.min_requeue_s)
-            case Unbegun(again_after_s):
+            case Interrupted(again_after_s):
                 return again_after_s
             case Stopped(message):
                 queue.failures.pop(key, None)

@@ -26,6 +26,7 @@ from milo_controllers.request import Request
 from milo_controllers.waiting_limits import WaitingLimits
 from milo_controllers.watched import WatchedKind
 from milo_controllers.work_queue import ObjectKey, Parked
+from milo_discovery.api_errors import NotLeading
 from milo_discovery.testing import eventually
 from milo_kube.cache_budget import CacheLimits
 from milo_kube.failure_log import FailureLog
@@ -58,11 +59,12 @@ def controller_of(
     *watched: WatchedKind,
     may_reconcile: Callable[[], bool] = lambda: True,
     limits: CacheLimits = CacheLimits(),  # noqa: B008  (immutable)
+    registry: CollectorRegistry | None = None,
 ) -> Controller:
     shared = Shared(
         members=members,
         clusters=FleetView({}),
-        metrics=ControllerMetrics.of_registry(CollectorRegistry(), max_clusters=1),
+        metrics=ControllerMetrics.of_registry(registry or CollectorRegistry(), max_clusters=1),
         failures=FailureLog(),
         waiting=WaitingLimits(limits),
         may_reconcile=may_reconcile,
@@ -333,6 +335,44 @@ async def test_reconcile_canceled_before_it_began_is_made_up_for_when_this_repli
         assert reconciled == []
         controller.resume()
         await eventually(lambda: reconciled == ["one"])
+
+
+@pytest.mark.parametrize("is_canceled", [True, False])
+async def test_reconcile_that_loses_the_lease_is_no_failure(
+    is_canceled: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    begun: list[int] = []
+    clock = asyncio.get_running_loop().time
+
+    async def reconcile(request: Request) -> None:
+        begun.append(request.failures)
+        if len(begun) == 1:
+            raise ValueError("before the Lease is lost")
+        if len(begun) == 2:
+            if is_canceled:
+                await asyncio.Event().wait()
+            raise NotLeading("PUT /apis was not sent")
+
+    members: dict[str, Any] = {}
+    registry = CollectorRegistry()
+    controller = controller_of(reconcile, members, registry=registry)
+    async with asyncio.TaskGroup() as tasks:
+        engaged(controller, members, "alpha", tasks)
+        await eventually(lambda: len(begun) == 2)
+        if is_canceled:
+            controller.pause()
+            [task] = controller.tasks
+            task.cancel()
+            await asyncio.wait([task])
+        await eventually(lambda: not controller.tasks)
+        assert [failure.error for _, failure in controller.failures] == ["before the Lease is lost"]
+        due = controller.queue.retry_at(ObjectKey("alpha", 1, "default", "one"))
+        assert due is None or due < clock() + 1.0
+        controller.resume()
+        await eventually(lambda: begun == [0, 1, 1])
+        await eventually(lambda: not controller.failures)
+    assert registry.get_sample_value("controller_runtime_reconcile_errors_total", {"controller": "widgets"}) == 1.0
+    assert len(caplog.records) == 1
 
 
 async def test_object_with_undecodable_fields_ends_no_cluster_whose_project_is_being_deleted() -> None:

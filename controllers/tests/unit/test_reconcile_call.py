@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
-from milo_controllers import ApiError, Permanent, ProjectSuspended, reconcile_call
+from milo_controllers import ApiError, NotLeading, Permanent, ProjectSuspended, reconcile_call
 from milo_controllers.errors import ReconcileTimeout, cause_of
 from milo_controllers.event_loop import EventLoop, ThreadCalls
 from milo_controllers.reconcile_call import ReconcileCall, failed_outcome
-from milo_controllers.work_queue import Done, Failed, Outcome, Parked, Stopped, Unbegun
+from milo_controllers.work_queue import Done, Failed, Interrupted, Outcome, Parked, Stopped
 from tests.support.eventually import eventually
 
 
@@ -45,7 +45,7 @@ async def test_canceled_call_that_waits_for_a_thread_is_never_begun() -> None:
         may_end.set()
     call.close()
     assert called == [first]
-    assert (running.result(), canceled.cancelled(), disengaged.result()) == (Done(), True, Unbegun())
+    assert (running.result(), canceled.cancelled(), disengaged.result()) == (Done(), True, Interrupted())
 
 
 async def test_call_for_which_no_thread_can_be_started_does_not_run_beside_its_retry(
@@ -114,7 +114,7 @@ async def test_call_does_not_begin_in_a_thread_after_the_lease_was_lost() -> Non
     call.close()
     assert called == [first]
     assert first.is_ended
-    assert outcome.result() == Unbegun()
+    assert outcome.result() == Interrupted()
 
 
 async def test_error_of_a_thread_during_its_cleanup_is_raised_and_its_cancellation_is_not_logged(
@@ -246,6 +246,9 @@ SUSPENDED = ProjectSuspended(403, "Forbidden", "the project is suspended")
         ([SUSPENDED, BUSY, ValueError()], Failed(60.0)),
         ([ValueError(), Permanent("no number")], Failed()),
         ([Permanent("no number"), Permanent("no name")], Stopped("no number")),
+        ([NotLeading("not sent"), NotLeading("not sent")], Interrupted()),
+        ([SUSPENDED, NotLeading("not sent")], Interrupted()),
+        ([ValueError(), NotLeading("not sent")], Failed()),
     ],
 )
 async def test_errors_of_a_task_group_mean_what_they_mean_alone(errors: list[Exception], outcome: Outcome) -> None:

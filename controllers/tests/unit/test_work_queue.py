@@ -8,13 +8,13 @@ import pytest
 from milo_controllers.work_queue import (
     Done,
     Failed,
+    Interrupted,
     ObjectKey,
     Outcome,
     Parked,
     Priority,
     QueuePolicy,
     Stopped,
-    Unbegun,
     Work,
     WorkQueue,
 )
@@ -71,7 +71,7 @@ def test_work_queue_requeues_object_changed_in_flight_once_after_it_is_done() ->
 def test_reconcile_that_did_not_begin_is_due_again_and_no_failure() -> None:
     queue = queue_of()
     queue.add(key("x"), 0.0)
-    assert failed_at(queue, 0.0, Unbegun(again_after_s=3.0)) == 3.0
+    assert failed_at(queue, 0.0, Interrupted(again_after_s=3.0)) == 3.0
     assert queue.take_next(2.9) is None
     assert queue.take_next(3.0) == Work(key("x"), queued_s=0.0, failures=0)
 

@@ -6,13 +6,13 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from milo_controllers.work_queue import (
     Done,
     Failed,
+    Interrupted,
     ObjectKey,
     Outcome,
     Parked,
     Priority,
     QueuePolicy,
     Stopped,
-    Unbegun,
     WorkQueue,
 )
 
@@ -20,7 +20,7 @@ PER_CLUSTER = 2
 CLUSTERS = st.sampled_from("abc")
 NAMES = st.sampled_from("wxyz")
 OUTCOMES = st.sampled_from(
-    [Done(), Done(), Done(requeue_after_s=7.0), Failed(), Failed(), Stopped("no"), Parked(), Unbegun()]
+    [Done(), Done(), Done(requeue_after_s=7.0), Failed(), Failed(), Stopped("no"), Parked(), Interrupted()]
 )
 
 
@@ -114,7 +114,7 @@ class Queue(RuleBasedStateMachine):
             self.may.add(key)
         if isinstance(outcome, Failed):
             self.may.add(key)
-        if isinstance(outcome, Unbegun):
+        if isinstance(outcome, Interrupted):
             self.due.add(key)
         if isinstance(outcome, Parked) and key not in self.due:
             self.parked.add(key)
