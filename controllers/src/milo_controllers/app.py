@@ -14,7 +14,6 @@ import traceback
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
-from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from types import FrameType
@@ -280,7 +279,7 @@ class Pages:
 
     def __init__(self, controllers: Controllers) -> None:
         self._controllers = controllers
-        self._collecting = ThreadPoolExecutor(1, "metrics")
+        self._collecting = ThreadPoolExecutor(1, "pages")
         """Not the threads of asyncio.to_thread, in which reconcilers may have calls that wait for long."""
 
     async def answer(self, request: ServerRequest) -> HttpReply:
@@ -301,19 +300,19 @@ class Pages:
             return HttpReply(b"the Host header is not this operator's\n", status=421)
         if request.path != "/metrics" and not is_on_loopback(request.peer):
             return HttpReply(b"names and errors are shown on loopback only: use kubectl port-forward\n", status=403)
-        match request.path:
-            case "/metrics":
-                loop = asyncio.get_running_loop()
-                body = await loop.run_in_executor(self._collecting, generate_latest, self._controllers.registry)
-                return HttpReply(body, content_type=CONTENT_TYPE_LATEST)
-            case "/debug/health":
-                return _json(asdict(self._controllers.health()))
-        cluster = request.query.get("cluster")
-        return _json([asdict(failing) for failing in self._controllers.failing() if cluster in (None, failing.cluster)])
+        encode, content_type = partial(self._debugged, request), "application/json"
+        if request.path == "/metrics":
+            encode, content_type = partial(generate_latest, self._controllers.registry), CONTENT_TYPE_LATEST
+        body = await asyncio.get_running_loop().run_in_executor(self._collecting, encode)
+        return HttpReply(body, content_type=content_type)
 
-
-def _json(found: object) -> HttpReply:
-    return HttpReply(msgspec.json.encode(found) + b"\n", content_type="application/json")
+    def _debugged(self, request: ServerRequest) -> bytes:
+        """Return a debug page. Called in a thread, since a hundred thousand objects can fail."""
+        found: object = self._controllers.health()
+        if request.path == "/debug/objects":
+            cluster = request.query.get("cluster")
+            found = [failing for failing in self._controllers.failing() if cluster in (None, failing.cluster)]
+        return msgspec.json.encode(found) + b"\n"
 
 
 def set_up_logging(level: str | int = logging.INFO) -> None:

@@ -17,6 +17,9 @@ from milo_kube.failure_log import FailureLog, raised_at
 log = logging.getLogger("milo_controllers")
 
 _LONGEST_ERROR = 500
+_MOST_ERRORS = 1000
+"""Maximum number of errors that are kept of one cluster, in which a hundred thousand objects can fail."""
+_NOT_KEPT = f"not kept, since more than {_MOST_ERRORS} objects of the cluster fail"
 
 
 class ReconcileFailure(msgspec.Struct):
@@ -55,7 +58,9 @@ class ReconcileFailures:
         objects = self._objects.setdefault(key[:2], {})
         before = objects.get(key)
         since, attempts = (time.time(), 0) if before is None else (before.since, before.attempts)
-        objects[key] = ReconcileFailure(text_of(error)[:_LONGEST_ERROR], attempts + 1, since, is_stopped)
+        is_kept = len(objects) < _MOST_ERRORS or (before is not None and before.error != _NOT_KEPT)
+        text = text_of(error)[:_LONGEST_ERROR] if is_kept else _NOT_KEPT
+        objects[key] = ReconcileFailure(text, attempts + 1, since, is_stopped)
 
     def recovered(self, key: ObjectKey) -> None:
         objects = self._objects.get(key[:2])

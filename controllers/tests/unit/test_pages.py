@@ -2,13 +2,18 @@
 
 import asyncio
 import threading
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
+from typing import Any
 
+import msgspec
 import pytest
 from prometheus_client import CollectorRegistry
 
 from milo_controllers import Controllers
 from milo_controllers.app import Pages
+from milo_controllers.health import FailingObject
 from milo_discovery import Fleet
 from milo_discovery.testing import FakeDiscovery
 from milo_kube.http.headers import Headers
@@ -37,6 +42,32 @@ async def test_debug_pages_require_a_loopback_peer_and_a_known_host_header(
     headers.add(b"Host", host.encode())
     reply = await pages.answer(ServerRequest(path, {}, headers, peer))
     assert reply.status == status
+
+
+async def test_failing_objects_of_which_there_are_many_are_read_in_a_thread() -> None:
+    class Failing(Controllers):
+        def failing(self) -> Iterator[FailingObject]:
+            threads.add(threading.get_ident())
+            now = datetime.now(UTC)
+            for cluster in ("alpha", "beta"):
+                about: dict[str, Any] = {
+                    "namespace": "",
+                    "name": "a",
+                    "error": "no",
+                    "attempts": 1,
+                    "since": now,
+                    "next_try": None,
+                }
+                yield FailingObject(controller="widgets", cluster=cluster, **about)
+
+    threads: set[int] = set()
+    pages = Pages(Failing(Fleet(FakeDiscovery()), registry=CollectorRegistry()))
+    headers = Headers()
+    headers.add(b"Host", b"localhost")
+    reply = await pages.answer(ServerRequest("/debug/objects", {"cluster": "beta"}, headers, "127.0.0.1"))
+    [found] = msgspec.json.decode(reply.body)
+    assert (found["cluster"], found["error"], found["next_try"]) == ("beta", "no", None)
+    assert threading.get_ident() not in threads
 
 
 async def test_metrics_are_shown_while_reconcilers_occupy_the_threads_of_asyncio() -> None:
