@@ -20,7 +20,7 @@ from milo_kube.reflect.messages import (
     SourceEvent,
     Unlisted,
 )
-from milo_kube.reflect.wire import Decoder, ListPage, is_named
+from milo_kube.reflect.wire import Decoder, ListPage, is_named, text_bytes
 from milo_kube.user_code import call
 from milo_objects.object_index import IndexFunction, ObjectIndex
 
@@ -81,8 +81,10 @@ _ABSENT = msgspec.Raw()
 LARGEST_OBJECT = 4 << 20
 """Maximum bytes of an object, more than any API server stores. A decoded object can take 20 times as much memory."""
 _OBJECT_BYTES = 512
-"""Estimated memory of an object besides its JSON and its references to owners."""
-_OWNER_BYTES = 256
+"""Estimated memory of an object besides its JSON, its name and its references to owners."""
+_OWNER_BYTES = 192
+"""Estimated memory of a reference besides its texts."""
+_LONGEST_PROBLEM = 300
 _VALUE_BYTES = 128
 """Estimated memory of a value in an index, beyond those that `_OBJECT_BYTES` covers."""
 _VALUES_COVERED = 2
@@ -193,7 +195,7 @@ def object_decoder(
             except Exception as error:  # noqa: BLE001  (the author's code: an error there affects only this object)
                 problem = f"transform= raised {error!r}"
             if problem:
-                return malformed(place, metadata.uid, metadata.resourceVersion, problem)
+                return malformed(place, metadata.uid, metadata.resourceVersion, problem[:_LONGEST_PROBLEM])
         namespace = _shared(metadata.namespace)
         return CachedObject(metadata.name, namespace, metadata.uid, metadata.resourceVersion, stripped, owners)
 
@@ -383,7 +385,8 @@ class ObjectCache:
 
 
 def _size(found: CachedObject) -> int:
-    return len(found.raw) + len(found.problem) + _OBJECT_BYTES + _OWNER_BYTES * len(found.owners)
+    owners = sum(_OWNER_BYTES + text_bytes(owner.uid) + text_bytes(owner.name) for owner in found.owners)
+    return len(found.raw) + text_bytes(found.name) + text_bytes(found.problem) + _OBJECT_BYTES + owners
 
 
 @lru_cache(maxsize=4096)

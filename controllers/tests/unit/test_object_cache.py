@@ -328,9 +328,10 @@ def test_decoder_reports_an_object_that_transform_returns_without_metadata() -> 
     assert event.observation.problem == "transform= returned the object without its metadata"
 
 
-def test_memory_of_owners_is_counted() -> None:
+@pytest.mark.parametrize("more", ["", "\N{ROCKET}".rjust(500, "n")], ids=["ascii", "wide"])
+def test_memory_of_owners_is_counted(more: str) -> None:
     def owned(number: int) -> CachedObject:
-        owners = tuple(OwnerReference(f"{number}-{owner}".ljust(36, "-"), f"owner-{number}") for owner in range(10))
+        owners = tuple(OwnerReference(f"{number}-{owner}".ljust(36), f"owner-{number}{more}") for owner in range(10))
         return msgspec.structs.replace(cached(str(number)), owners=owners)
 
     tracemalloc.start()
@@ -340,6 +341,12 @@ def test_memory_of_owners_is_counted() -> None:
         assert tracemalloc.get_traced_memory()[0] < 1.2 * cache.size
     finally:
         tracemalloc.stop()
+
+
+def test_result_of_transform_is_shortened_in_its_problem() -> None:
+    event = object_decoder(transform=lambda found: [found]).line(line(document("a", color="x" * 10_000)))  # type: ignore[arg-type,list-item,return-value]
+    assert isinstance(event, ObjectSeen)
+    assert len(event.observation.problem) == 300
 
 
 def test_objects_that_a_list_lacks_are_removed_one_after_another() -> None:

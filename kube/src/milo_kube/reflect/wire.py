@@ -18,7 +18,7 @@ _MOST_VALUES = 150_000
 each. Short values take many times their size in memory, and a microsecond of the event loop each."""
 _LONGEST_ID = 128
 _LONGEST_NAME = 1024
-"""Maximum characters of a name and a namespace: of each object, they are kept in several places, in part when the
+"""Maximum bytes that a name and a namespace take: of each object, they are kept in several places, in part when the
 object is invalid or was deleted."""
 _LONGEST_REASON = 64
 _UNCHECKED_PAGE = 2 << 20
@@ -386,7 +386,12 @@ class _HasName(Protocol):
 
 def is_named(found: _HasName) -> bool:
     """Return whether an object has a name, not longer with its namespace than those of any API server."""
-    return bool(found.name) and len(found.name) + len(getattr(found, "namespace", "")) <= _LONGEST_NAME
+    return bool(found.name) and text_bytes(found.name) + text_bytes(getattr(found, "namespace", "")) <= _LONGEST_NAME
+
+
+def text_bytes(text: str) -> int:
+    """Return how many bytes of memory the characters of a text take, at most: one emoji makes all of them wide."""
+    return len(text) if text.isascii() else 4 * len(text)
 
 
 def _names(raw: bytes | msgspec.Raw) -> _Names:

@@ -135,9 +135,10 @@ def test_invalid_unicode_in_labels_makes_the_object_malformed() -> None:
         thing(""),
         thing("a" * 1025),
         thing("a" * 1025, labels=5),
+        thing("\N{ROCKET}" * 257),
         {"metadata": {"name": "a", "namespace": "n" * 1024}},
     ],
-    ids=range(9),
+    ids=range(10),
 )
 def test_watch_event_object_without_name_is_ignored(content: Any) -> None:
     for kind in ("DELETED", "ADDED"):
