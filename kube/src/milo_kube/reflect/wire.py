@@ -20,6 +20,9 @@ _LONGEST_ID = 128
 _LONGEST_NAME = 1024
 """Maximum bytes that a name and a namespace take: of each object, they are kept in several places, in part when the
 object is invalid or was deleted."""
+_LONGEST_TOKEN = 4 << 10
+"""Maximum characters of the version of a list or bookmark, and of the token of the next page. They are kept, and sent
+in URLs: to escape some MiB takes seconds."""
 _LONGEST_REASON = 64
 _UNCHECKED_PAGE = 2 << 20
 """Pages larger than this have their items counted before they are decoded."""
@@ -236,6 +239,8 @@ class Decoder(Generic[Object, Seen]):
             raise ListPageError(f"the response is not a list: {_problem(error)}") from error
         items = listed.items or []
         page = ListPage(listed.metadata.resourceVersion, listed.metadata.continue_)
+        if max(len(page.version), len(page.continue_token)) > _LONGEST_TOKEN:
+            raise ListPageError(f"the list's resourceVersion or continue is longer than {_LONGEST_TOKEN} characters")
         return page, map(self.object, items)
 
     def lines(self, lines: Iterable[bytes | bytearray]) -> list[WatchEvent[Seen]]:
@@ -352,7 +357,8 @@ def _removed(raw: msgspec.Raw) -> ObjectRemoved[Seen] | UnknownEvent:
     names = _names(raw)
     if not names.name:
         return UnknownEvent("a watch event of type DELETED has no object name, or a very long one")
-    return ObjectRemoved(names.name, names.uid, names.resourceVersion, names.namespace)
+    uid, version = names.uid[:_LONGEST_ID], names.resourceVersion[:_LONGEST_ID]  # as in `Decoder._bounded`
+    return ObjectRemoved(names.name, uid, version, names.namespace)
 
 
 def _bookmark(raw: msgspec.Raw) -> Bookmark | UnknownEvent:
@@ -362,6 +368,8 @@ def _bookmark(raw: msgspec.Raw) -> Bookmark | UnknownEvent:
         marks = _MARKED.decode(raw).metadata
     except _UNDECODABLE as error:
         return UnknownEvent(f"a watch event of type BOOKMARK is malformed: {_problem(error)}")
+    if len(marks.resourceVersion) > _LONGEST_TOKEN:
+        return UnknownEvent("a watch event of type BOOKMARK has a resourceVersion that is too long")
     return Bookmark(marks.resourceVersion, (marks.annotations or {}).get(INITIAL_EVENTS_END) == "true")
 
 

@@ -151,6 +151,26 @@ def test_unknown_event_type_is_truncated() -> None:
     assert DECODER.line(line("X" * 1000, {})) == UnknownEvent(f"a watch event of unknown type {'X' * 40!r}")
 
 
+def test_uid_and_version_of_deletion_are_truncated_as_those_of_objects() -> None:
+    long = thing("a", "7" * 10_000, "u" * 10_000)
+    seen_object = DECODER.line(line("ADDED", long))
+    assert isinstance(seen_object, ObjectSeen)
+    removed = ObjectRemoved("a", seen_object.observation.uid, seen_object.observation.version)
+    assert DECODER.line(line("DELETED", long)) == removed
+    assert len(removed.uid) == len(removed.version) == 128
+
+
+def test_bookmark_with_version_that_is_too_long_is_ignored() -> None:
+    assert isinstance(DECODER.line(line("BOOKMARK", {"metadata": {"resourceVersion": "7" * 4097}})), UnknownEvent)
+
+
+@pytest.mark.parametrize("field", ["resourceVersion", "continue"])
+def test_list_with_version_or_token_that_is_too_long_is_refused(field: str) -> None:
+    with pytest.raises(ListPageError, match="longer than 4096"):
+        DECODER.page(json.dumps({"metadata": {field: "7" * 4097}, "items": []}).encode())
+    DECODER.page(json.dumps({"metadata": {field: "7" * 4096}, "items": []}).encode())
+
+
 @pytest.mark.parametrize("content", [{}, None, {"metadata": {"resourceVersion": 5}}])
 def test_bookmark_without_valid_version_is_ignored(content: Any) -> None:
     found = DECODER.line(line("BOOKMARK", content))
