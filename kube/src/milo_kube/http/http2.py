@@ -31,8 +31,8 @@ class Http2Connection(asyncio.Protocol):
     """An HTTP/2 connection. Error messages contain `origin`."""
 
     __slots__ = (
-        *("_check", "_core", "_failure", "_is_pinged", "_loop", "_next_turn", "_origin", "_read_at", "_responses"),
-        *("_transport", "_waiter", "requests"),
+        *("_check", "_core", "_failure", "_is_pinged", "_loop", "_loss", "_next_turn", "_origin", "_read_at"),
+        *("_responses", "_transport", "_waiter", "requests"),
     )
     is_multiplexed: ClassVar = True
 
@@ -44,6 +44,8 @@ class Http2Connection(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._responses: dict[int, _Http2Response] = {}
         self._failure: TransportError | None = None
+        self._loss: TransportError | None = None
+        """Why the transport was closed, while frames that arrived before are still processed."""
         self._waiter: asyncio.Future[None] | None = None
         self._is_pinged = False
         self._check: asyncio.TimerHandle | None = None
@@ -54,6 +56,7 @@ class Http2Connection(asyncio.Protocol):
     def is_usable(self) -> bool:
         return (
             self._failure is None
+            and self._loss is None
             and self._core.accepts_requests
             and self._transport is not None
             and not self._transport.is_closing()
@@ -127,10 +130,11 @@ class Http2Connection(asyncio.Protocol):
         self._process_frames()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        while self._core.frames.has_frame and self._failure is None:
-            self._core.frames.begin_turn()
-            self._process_frames()
-        self._fail(errors.from_exchange(exc, self._origin))
+        self._loss = errors.from_exchange(exc, self._origin)
+        if not self._core.frames.has_frame:
+            self._fail(self._loss)
+        elif self._next_turn is None:
+            self._next_turn = self._loop.call_soon(self._begin_turn)
 
     # --- internals ---
 
@@ -156,9 +160,14 @@ class Http2Connection(asyncio.Protocol):
     def _begin_turn(self) -> None:
         self._next_turn = None
         self._core.frames.begin_turn()
-        if self._failure is None and self._transport is not None:
-            self._process_frames()
-            (self._transport.pause_reading if self._core.frames.has_frame else self._transport.resume_reading)()
+        if self._failure is not None or self._transport is None:
+            return
+        self._process_frames()
+        has_frame = self._core.frames.has_frame
+        if self._loss is None:
+            (self._transport.pause_reading if has_frame else self._transport.resume_reading)()
+        elif not has_frame:
+            self._fail(self._loss)
 
     def _received(self, message: StreamMessage | GoingAway) -> None:
         if isinstance(message, GoingAway):

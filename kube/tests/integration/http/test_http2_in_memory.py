@@ -68,6 +68,31 @@ async def test_flood_of_frames_without_content_ends_the_connection_and_never_blo
         await rest(response)
 
 
+async def test_frames_before_the_loss_of_a_connection_are_processed_in_turns() -> None:
+    connection, transport = connected()
+    response = connection.send("GET", "/", {"Host": "api.test"})
+    connection.data_received(HEAD)
+    await asyncio.sleep(0)
+    processed: list[int] = []
+    read = connection._core._h2.receive_data
+    connection._core._h2.receive_data = lambda data: processed.append(len(data)) or read(data)  # type: ignore[func-returns-value]
+    one, count = DataFrame(1, bytes(32)).serialize(), 20 * FRAMES_AT_ONCE
+    connection.data_received(one * count)
+    connection.connection_lost(None)
+    assert not connection.is_usable
+    turns = 0
+    while not connection._failure:
+        assert sum(processed) <= 2 * FRAMES_AT_ONCE * len(one)
+        processed.clear()
+        turns += 1
+        await asyncio.sleep(0)
+    assert turns > 10
+    assert transport.is_closing()
+    assert await response.read() == bytes(32 * count)
+    with pytest.raises(TransportError, match="closed the connection"):
+        await rest(response)
+
+
 async def test_many_short_http2_responses_are_not_counted_as_a_flood() -> None:
     connection, transport = connected()
     server = H2Connection(H2Configuration(client_side=False, validate_outbound_headers=False))
