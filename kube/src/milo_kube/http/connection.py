@@ -147,12 +147,12 @@ class Response(ABC):
         self._overhead += size
         if self._overhead <= OVERHEAD_LIMIT:
             return False
-        self._fail(
-            TransportError(
-                "closed", f"{self.origin} sent more than {OVERHEAD_LIMIT} bytes of headers, trailers or chunk sizes"
-            )
-        )
+        self._refuse_overhead()
         return True
+
+    def _refuse_overhead(self) -> None:
+        what = "headers, trailers or chunk sizes"
+        self._fail(TransportError("closed", f"{self.origin} sent more than {OVERHEAD_LIMIT} bytes of {what}"))
 
     def _fail(self, error: TransportError) -> TransportError:
         self._failure = self._failure or error

@@ -6,12 +6,14 @@ from typing import ClassVar, cast
 import httptools
 
 from milo_kube.http import errors
-from milo_kube.http.connection import Response, check_header, close_at_once
+from milo_kube.http.connection import OVERHEAD_LIMIT, Response, check_header, close_at_once
 from milo_kube.http.errors import TransportError
 from milo_kube.http.headers import SentHeaders, each_header
 
 _BUFFER_LIMIT = 512 << 10
 """Backpressure: with more unread bytes of body, reading from the socket is paused."""
+_FIELD_BYTES = 32
+"""Counted for each header field besides its text, as in HTTP/2: short fields take many times their size in memory."""
 
 
 class Http1Connection(asyncio.Protocol):
@@ -89,13 +91,14 @@ class Http1Connection(asyncio.Protocol):
 
 
 class _Http1Response(Response):
-    __slots__ = ("_connection", "_ends_with_connection", "_is_paused", "_parser", "phrase")
+    __slots__ = ("_connection", "_ends_with_connection", "_fields_size", "_is_paused", "_parser", "phrase")
 
     def __init__(self, origin: str, connection: Http1Connection) -> None:
         super().__init__(origin)
         self._connection = connection
         self._parser = httptools.HttpResponseParser(self)
         self._ends_with_connection = False
+        self._fields_size = 0
         self._is_paused = False
         self.phrase = ""
 
@@ -151,6 +154,10 @@ class _Http1Response(Response):
         self.phrase = status.decode("latin-1")
 
     def on_header(self, name: bytes, value: bytes) -> None:
+        self._fields_size += len(name) + len(value) + _FIELD_BYTES
+        if self._fields_size > OVERHEAD_LIMIT:
+            self._refuse_overhead()
+            raise ValueError("too many header fields")
         if not self._has_head:  # trailers are ignored
             self.headers.add(name, value)
 

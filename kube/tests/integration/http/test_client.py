@@ -191,6 +191,8 @@ async def test_truncated_response_is_an_error(answer: bytes) -> None:
         (b"HTTP/1.1 200 OK\r\n folded: x\r\n\r\n", "sent an invalid HTTP response"),
         (b"HTTP/1.1 200 OK\r\nX: " + b"x" * (OVERHEAD_LIMIT + 300_000), "bytes of headers"),
         (b"HTTP/1.1 200 OK\r\n" + b"X: y\r\n" * 100_000, "bytes of headers"),
+        (b"HTTP/1.1 200 OK\r\n" + b"X:\r\n" * 2_000 + b"Content-Length: 2\r\n\r\nok", "bytes of headers"),
+        (b"HTTP/1.1 200 OK\r\n" + b"X:\r\n" * 50_000 + b"Content-Length: 2\r\n\r\nok", "bytes of headers"),
         (
             b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\nX: " + b"x" * 600_000,
             "bytes of headers",
