@@ -15,6 +15,8 @@ from milo_kube.reflect.messages import UNRESPONSIVE, Failure
 from milo_kube.reusable_timeout import Deadline
 
 PATH = "/livez"
+_EXCERPT_BYTES = 16 << 10
+"""Bytes of a failed check in which the reasons are looked for."""
 _SILENCE = frozenset({"timeout", "closed"})
 """Results that count as no answer. A refused connection does not: a server that shuts down still serves its watches."""
 
@@ -101,5 +103,5 @@ class LivenessProbe:
 
 def _excerpt(body: bytes) -> str:
     """Return the failed checks, whose lines in the response begin with [-]; if there are none, its first line."""
-    lines = body.decode(errors="replace").splitlines()
+    lines = body[:_EXCERPT_BYTES].decode(errors="replace").splitlines()
     return "; ".join([line for line in lines if line.startswith("[-]")] or lines[:1])[:300]
