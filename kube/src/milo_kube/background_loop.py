@@ -102,14 +102,22 @@ class BackgroundLoop:
         started: Future[asyncio.AbstractEventLoop] = Future()
 
         def serve() -> None:
-            with asyncio.Runner() as runner:
-                started.set_result(runner.get_loop())
+            runner = asyncio.Runner()
+            try:
+                loop = runner.get_loop()
+            except Exception as error:  # noqa: BLE001 - raised to the caller: no file descriptor may be left
+                started.set_exception(error)
+                return
+            with runner:
+                started.set_result(loop)
                 runner.run(self._until_stopped())
 
         # A daemon thread, so that a client which is never closed does not keep the process running.
-        self._thread = threading.Thread(target=serve, name="milo-discovery", daemon=True)
-        self._thread.start()
-        return started.result()
+        thread = threading.Thread(target=serve, name="milo-discovery", daemon=True)
+        thread.start()
+        loop = started.result()
+        self._thread = thread
+        return loop
 
     async def _until_stopped(self) -> None:
         await self._stopping.wait()
