@@ -129,7 +129,7 @@ _TYPE_META = msgspec.json.Decoder(_TypeMeta)
 def _type_meta(raw: bytes) -> _TypeMeta | None:
     try:
         return _TYPE_META.decode(raw)
-    except (msgspec.DecodeError, UnicodeError):
+    except (msgspec.DecodeError, UnicodeError, RecursionError):
         return None
 
 

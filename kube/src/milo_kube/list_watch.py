@@ -25,6 +25,7 @@ from milo_kube.reflect.messages import (
 from milo_kube.reflect.reflector import Reflector
 from milo_kube.reflect.view_status import ViewStatus
 from milo_kube.reflect.wire import (
+    LargePageError,
     Lines,
     LineTooLongError,
     ListPage,
@@ -209,7 +210,8 @@ class ListWatch(Generic[Seen]):
         except TransportError as error:
             return self._failed(_transport_failure(error))
         except ListPageError as error:
-            return self._failed(Failure(MALFORMED_RESPONSE, str(error)))
+            reason = RESPONSE_TOO_LARGE if isinstance(error, LargePageError) else MALFORMED_RESPONSE
+            return self._failed(Failure(reason, str(error)))
         except TimeoutError:
             return await self._wait_ended()
         return self._reflector.listed(page, listed, self._clock())

@@ -53,6 +53,20 @@ class LongApi:
         raise AssertionError("not reached")
 
 
+class DeepApi(LongApi):
+    """Answers a list of objects with 1,000 fields each, of which one is nested more deeply than the decoder accepts."""
+
+    async def get(self, path: str, query: Any = (), *, timeout_s: float) -> Answer:
+        wanted = dict(query)
+        first = int(wanted.get("continue", "0"))
+        last = min(first + int(wanted["limit"]), self._listed)
+        items = [json.dumps(project(number) | {"more": [{}] * 1_000}) for number in range(first, last)]
+        if first == 0:
+            items[0] = items[0].removesuffix("}") + ', "deep": ' + '{"a":' * 2_000 + "1" + "}" * 2_001
+        metadata = json.dumps({"resourceVersion": "5", "continue": str(last) if last < self._listed else ""})
+        return Answer(200, {}, f'{{"metadata":{metadata},"items":[{",".join(items)}]}}'.encode())
+
+
 async def received(
     api: LongApi, last: type[object], count: int = 1, *, decoding_s: float = 0.0
 ) -> tuple[list[object], int]:
@@ -96,6 +110,13 @@ async def test_other_tasks_run_while_a_long_list_is_applied() -> None:
     found, turns = await received(LongApi(COUNT), ListEnded)
     assert [type(event) for event in found] == [ListStarted, *[Listed] * COUNT, ListEnded]
     assert turns >= PARTS // 2
+
+
+async def test_object_that_is_nested_too_deeply_does_not_affect_the_others_of_a_long_list() -> None:
+    found, _ = await received(DeepApi(300), ListEnded)
+    listed = [event.observation for event in found if isinstance(event, Listed)]
+    assert [observation.name for observation in listed] == [f"p-{number}" for number in range(300)]
+    assert [observation.name for observation in listed if isinstance(observation, Malformed)] == ["p-0"]
 
 
 async def test_other_tasks_run_between_objects_of_a_list_that_take_long_to_decode() -> None:

@@ -24,6 +24,15 @@ _LONGEST_TOKEN = 4 << 10
 """Maximum characters of the version of a list or bookmark, and of the token of the next page. They are kept, and sent
 in URLs: to escape some MiB takes seconds."""
 _LONGEST_REASON = 64
+_DEEPEST = 500
+"""Nesting that is kept of a text that is nested too deeply for the JSON decoder."""
+_MOST_CUT = 100_000
+"""Maximum number of arrays and objects of a text that is cut, which takes a microsecond for each."""
+_CUT = b'"milo-kube: nested too deeply"'
+"""Replaces what is nested more deeply."""
+_TOO_DEEP = "nested too deeply"
+_BRACKET = re.compile(rb'(?:[^"\[\]{}]++|"[^"\\]*+(?:\\.[^"\\]*+)*+")*+[\[\]{}]', re.DOTALL)
+"""The next bracket outside of strings, with what precedes it."""
 _UNCHECKED_PAGE = 2 << 20
 """Pages larger than this have their items counted before they are decoded."""
 _SMALLEST_ITEM = 64
@@ -183,6 +192,10 @@ class ListPageError(ValueError):
     """A response cannot be decoded as a list."""
 
 
+class LargePageError(ListPageError):
+    """A response cannot be decoded as a list, but smaller pages of the same objects may be."""
+
+
 class Decoder(Generic[Object, Seen]):
     """A decoder of one kind of object. A function converts each object to the form that is kept."""
 
@@ -222,6 +235,9 @@ class Decoder(Generic[Object, Seen]):
             return self._unusable(raw, f"internal error ({type(error).__name__})")
         return found if is_named(found) else None
 
+    def _object_of_cut(self, raw: msgspec.Raw) -> Seen | None:
+        return self._unusable(raw, _TOO_DEEP) if _CUT in bytes(raw) else self.object(raw)
+
     def _unusable(self, raw: bytes | msgspec.Raw, problem: str) -> Seen | None:
         names = _names(raw)
         key = self._key(names.namespace, names.name)
@@ -231,17 +247,22 @@ class Decoder(Generic[Object, Seen]):
     def page(self, body: bytes) -> tuple[ListPage, Iterator[Seen | None]]:
         """Return the page's metadata, and its observations lazily: there may be thousands. One without a name is
         None."""
+        is_cut = False
         try:
-            if len(body) > _UNCHECKED_PAGE:
-                _check_items(body)
-            listed = _LIST.decode(body)
+            try:
+                listed = _listed(body)
+            except RecursionError:  # one object must not affect the others
+                body, is_cut = _cut(body), True
+                listed = _listed(body)
+        except RecursionError as error:
+            raise LargePageError(f"the response is not a list: {_TOO_DEEP}") from error
         except _UNDECODABLE as error:
             raise ListPageError(f"the response is not a list: {_problem(error)}") from error
         items = listed.items or []
         page = ListPage(listed.metadata.resourceVersion, listed.metadata.continue_)
         if max(len(page.version), len(page.continue_token)) > _LONGEST_TOKEN:
             raise ListPageError(f"the list's resourceVersion or continue is longer than {_LONGEST_TOKEN} characters")
-        return page, map(self.object, items)
+        return page, map(self._object_of_cut if is_cut else self.object, items)
 
     def lines(self, lines: Iterable[bytes | bytearray]) -> list[WatchEvent[Seen]]:
         """Decode lines, up to the first one that is not an event."""
@@ -268,13 +289,17 @@ class Decoder(Generic[Object, Seen]):
 
     def _other_line(self, line: bytes | bytearray) -> WatchEvent[Seen]:
         """Decode a line with a malformed object, or with something other than an object."""
+        decode: Callable[[msgspec.Raw], Seen | None] = self.object
         try:
-            event = _LINE.decode(line)
+            try:
+                event = _LINE.decode(line)
+            except RecursionError:
+                event, decode = _LINE.decode(_cut(bytes(line))), self._object_of_cut
         except _UNDECODABLE as error:
             return Undecodable(f"a line of the watch is not an event: {_problem(error)}")
         match event.type:
             case kind if kind in _OBJECT_EVENTS:
-                return _seen(kind, self.object(event.object))
+                return _seen(kind, decode(event.object))
             case "DELETED":
                 return _removed(event.object)
             case "BOOKMARK":
@@ -290,6 +315,35 @@ class Decoder(Generic[Object, Seen]):
             return found
         problem = f"its UID or its resourceVersion is longer than {_LONGEST_ID} characters"
         return self._malformed(found.name, found.uid[:_LONGEST_ID], found.version[:_LONGEST_ID], problem)
+
+
+def _listed(body: bytes) -> _List:
+    if len(body) > _UNCHECKED_PAGE:
+        _check_items(body)
+    return _LIST.decode(body)
+
+
+def _cut(text: bytes) -> bytes:
+    """Replace what is nested too deeply for the JSON decoder, unless that would take too long.
+
+    API servers accept ten times the nesting of the decoder.
+    """
+    if len(text) > MAX_LINE or text.count(b"[") + text.count(b"{") > _MOST_CUT:
+        return text
+    parts: list[bytes] = []
+    depth = position = deep_at = kept_from = 0
+    while (bracket := _BRACKET.match(text, position)) is not None:
+        position = bracket.end()
+        if text[position - 1] in b"[{":
+            if depth == _DEEPEST:
+                deep_at = position - 1
+            depth += 1
+        else:
+            depth -= 1
+            if depth == _DEEPEST:
+                parts += text[kept_from:deep_at], _CUT
+                kept_from = position
+    return b"".join((*parts, text[kept_from:]))
 
 
 def _check_items(body: bytes) -> None:
@@ -404,7 +458,10 @@ def text_bytes(text: str) -> int:
 
 def _names(raw: bytes | msgspec.Raw) -> _Names:
     try:
-        names = _NAMED.decode(raw).metadata
+        try:
+            names = _NAMED.decode(raw).metadata
+        except RecursionError:
+            names = _NAMED.decode(_cut(bytes(raw))).metadata
     except _UNDECODABLE:
         return _Names()
     return names if is_named(names) else _Names()
@@ -412,5 +469,5 @@ def _names(raw: bytes | msgspec.Raw) -> _Names:
 
 def _problem(error: Exception) -> str:
     if isinstance(error, RecursionError):
-        return "nested too deeply"
+        return _TOO_DEEP
     return str(error)[:300]

@@ -11,6 +11,7 @@ from milo_kube.reflect import wire
 from milo_kube.reflect.wire import (
     Bookmark,
     ErrorStatus,
+    LargePageError,
     ListPage,
     ListPageError,
     ObjectRemoved,
@@ -144,6 +145,42 @@ def test_watch_event_object_without_name_is_ignored(content: Any) -> None:
     for kind in ("DELETED", "ADDED"):
         problem = f"a watch event of type {kind} has no object name, or a very long one"
         assert DECODER.line(line(kind, content)) == UnknownEvent(problem)
+
+
+def deep(name: str, levels: int = 5_000) -> str:
+    """Return an object that API servers accept, but that is nested too deeply for the decoder."""
+    text = r'"]}{[ \" \\"'
+    content = f'[{text},{{"y":' * levels + f'{{"metadata":[{text}]}}' + "}]" * levels
+    return json.dumps(thing(name, "7")).removesuffix("}") + f', "status": {{"x": {text}}}, "spec": {{"z": {content}}}}}'
+
+
+def too_deep(name: str) -> Malformed:
+    return Malformed(name, f"uid-{name}", "7", "nested too deeply")
+
+
+def test_object_that_is_nested_too_deeply_does_not_affect_the_others_of_a_list() -> None:
+    objects = [json.dumps(thing("a", "7")), deep("b"), json.dumps(thing("c", "7")), deep("d"), deep("")]
+    page, listed = DECODER.page(f'{{"metadata":{{"resourceVersion":"9"}},"items":[{",".join(objects)}]}}'.encode())
+    assert page == ListPage("9", "")
+    assert [*listed] == [seen("a", "7"), too_deep("b"), seen("c", "7"), too_deep("d"), None]
+
+
+def test_watch_event_of_object_that_is_nested_too_deeply_is_decoded() -> None:
+    added, deleted = (
+        DECODER.line(f'{{"type":"{kind}","object":{deep("a")}}}'.encode()) for kind in ("ADDED", "DELETED")
+    )
+    assert added == ObjectSeen(too_deep("a"))
+    assert deleted == ObjectRemoved("a", "uid-a", "7")
+
+
+def test_object_that_is_nested_too_deeply_has_name_and_problem() -> None:
+    assert DECODER.object(deep("a").encode()) == too_deep("a")
+
+
+def test_page_that_is_too_large_to_find_what_is_nested_too_deeply_is_to_be_smaller() -> None:
+    objects = ",".join([deep("a")] + ["[]"] * 100_000)
+    with pytest.raises(LargePageError, match="nested too deeply"):
+        DECODER.page(f'{{"metadata":{{}},"items":[{objects}]}}'.encode())
 
 
 def test_unknown_event_type_is_truncated() -> None:
