@@ -104,9 +104,8 @@ def read_answer(output: bytes, command: ExecCommand, now: float) -> ExecAnswer:
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise command.problem(f"did not print an ExecCredential: {error}") from None
     if answer.kind != "ExecCredential" or answer.api_version != command.api_version:
-        raise command.problem(
-            f"printed {answer.kind} {answer.api_version} instead of ExecCredential {command.api_version}"
-        )
+        printed = redacted(f"{answer.kind} {answer.api_version}".encode())
+        raise command.problem(f"printed {printed} instead of ExecCredential {command.api_version}")
     status = answer.status or ExecAnswer()
     if bool(status.client_certificate_data) != bool(status.client_key_data):
         raise command.problem("printed a client certificate without a key, or a key without a certificate")

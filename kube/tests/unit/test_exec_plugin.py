@@ -171,6 +171,14 @@ async def test_invalid_exec_credential_is_reported_and_not_shown(
     assert "s3cret" not in message
 
 
+@pytest.mark.parametrize("kind", ["a " * 100_000, "eyJhbGciOi.eyJzdWIi.c2lnbmF0dXJl"], ids=["long", "a token"])
+async def test_wrong_kind_of_exec_credential_is_quoted_as_other_output_is(script: Script, kind: str) -> None:
+    script.prints({"token": "t1"}, kind=kind)
+    message = await failure(script.plugin())
+    assert len(message) < 1_000
+    assert "eyJ" not in message
+
+
 async def test_missing_exec_plugin_is_reported_with_install_hint(script: Script) -> None:
     plugin = script.plugin(argv=("/no/such/login",), install_hint="brew install login")
     message = await failure(plugin)

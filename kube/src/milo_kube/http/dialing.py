@@ -28,6 +28,7 @@ DEFAULT_PORTS = {"http": 80, "https": 443}
 _ADDRESS_TIMEOUT_S = 2.0
 """Timeout for connecting to each address of a host, except the last one, which may use all the remaining time."""
 _PROXY_ANSWERS_WITHIN_S = 30.0
+_PHRASE_QUOTED = 100
 
 # An idle connection to a dead peer breaks after 15 + 3 * 5 s, and one with unacknowledged data after 30 s.
 _SOCKET_OPTIONS = tuple(
@@ -206,7 +207,8 @@ async def _open_tunnel(through: Http1Connection, origin: Origin, proxy: Proxy) -
     response = through.send("CONNECT", origin.authority, headers)
     await response.head(_PROXY_ANSWERS_WITHIN_S)
     if response.status != 200:
-        raise TransportError("connect", f"the proxy for {origin} answered {response.status} {response.phrase}".rstrip())
+        answer = f"{response.status} {response.phrase[:_PHRASE_QUOTED]}".rstrip()
+        raise TransportError("connect", f"the proxy for {origin} answered {answer}")
 
 
 def keep_alive(made: socket.socket) -> None:

@@ -430,6 +430,13 @@ async def test_tls_connection_lost_before_its_handshake_is_awaited_reports_no_un
     assert reported == []
 
 
+async def test_long_phrase_of_proxy_is_shortened() -> None:
+    async with serving(b"HTTP/1.1 403 " + b"x" * 50_000 + b"\r\n\r\n") as peer, aclosing(client()) as using:
+        with pytest.raises(TransportError, match="answered 403 xxx") as caught:
+            await got(using, "https://api.test", proxy=peer.url)
+    assert len(str(caught.value)) < 200
+
+
 @pytest.mark.parametrize(
     "proxy",
     ["http://user:secret@proxy.test:port", "socks5://user:secret@proxy.test:1080", "http://", "ftp://proxy.test"],
