@@ -25,6 +25,8 @@ Thousands would fragment the heap, so that freed memory is not returned to the s
 _HTTP2_DIALS = 4
 """Maximum concurrent handshakes if HTTP/2 is possible: the first connection may carry all waiting requests."""
 _ATTEMPTS = 4
+_MOST_REMEMBERED = 10_000
+"""Maximum number of servers whose protocols a client remembers: servers come and go for months."""
 _Key = tuple[Origin, Proxy | None]
 
 
@@ -148,7 +150,7 @@ class Client:
                     if not is_repeatable or attempt == _ATTEMPTS or self._is_closed:
                         raise
                     if response.refusal is Refusal.REQUIRES_HTTP_1:
-                        self._requires_http1.add(key)
+                        _remember(self._requires_http1, key)
                 except BaseException:
                     self.release(key, connection, response)
                     raise
@@ -212,7 +214,7 @@ class Client:
         if connection.is_multiplexed:
             self._selects_http1.discard(key)
         elif self._http2 is not None and key not in self._selects_http1:
-            self._selects_http1.add(key)
+            _remember(self._selects_http1, key)
             for _ in range(DIALS_PER_SERVER - _HTTP2_DIALS):
                 dials.release()
         return connection
@@ -257,6 +259,12 @@ class Client:
     def _expire(self, key: _Key, connection: Connection) -> None:
         connection.abort()
         self._settle(key, connection)
+
+
+def _remember(servers: set[_Key], key: _Key) -> None:
+    if len(servers) >= _MOST_REMEMBERED:
+        servers.clear()
+    servers.add(key)
 
 
 def _key(origin: Origin, proxy: str | None) -> _Key:

@@ -155,6 +155,18 @@ async def test_requests_to_a_server_without_http2_use_http1(
     assert len(peer.accepted) > 4
 
 
+async def test_client_remembers_the_protocols_of_a_limited_number_of_servers(
+    authority: Authority, using: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("milo_kube.http.client._MOST_REMEMBERED", 2)
+    for _ in range(5):
+        async with serving(authority, ok, alpn=("http/1.1",)) as peer:
+            assert await got(using, peer.url) == (200, b"ok")
+            await using.aclose()
+            using._is_closed = False
+    assert len(using._selects_http1) <= 2
+
+
 async def test_alpn_offers_only_http1_unless_http2_is_enabled(authority: Authority) -> None:
     async with (
         serving(authority, ok) as peer,
