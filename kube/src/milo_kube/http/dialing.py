@@ -134,10 +134,10 @@ async def _dialed(
         through.transport.set_protocol(secured)
         secured.connection_made(through.transport)
         await secured.handshake()
-    except OSError as error:
-        raise errors.from_connecting(error, str(origin)) from error
-    except BaseException:
+    except BaseException as error:
         through.abort()
+        if isinstance(error, OSError):
+            raise errors.from_connecting(error, str(origin)) from error
         raise
     return cast(Connection, secured.get_protocol())
 

@@ -430,6 +430,19 @@ async def test_tls_connection_lost_before_its_handshake_is_awaited_reports_no_un
     assert reported == []
 
 
+async def test_tunnel_is_closed_if_tls_cannot_begin_in_it() -> None:
+    def context() -> ssl.SSLContext:
+        raise OSError("no file descriptor is left")
+
+    async with (
+        asyncio.timeout(20),
+        serving(b"HTTP/1.1 200 OK\r\n\r\n") as peer,  # until the client closes the connection
+        aclosing(Client(context, user_agent="tests")) as using,
+    ):
+        with pytest.raises(TransportError, match="no file descriptor"):
+            await got(using, "https://api.test", proxy=peer.url)
+
+
 async def test_long_phrase_of_proxy_is_shortened() -> None:
     async with serving(b"HTTP/1.1 403 " + b"x" * 50_000 + b"\r\n\r\n") as peer, aclosing(client()) as using:
         with pytest.raises(TransportError, match="answered 403 xxx") as caught:
