@@ -12,7 +12,7 @@ from milo_discoveryd.instruments import ShardLeaseMetrics
 from milo_discoveryd.logger import log
 from milo_discoveryd.sharding.assignment import LEFT, LOST, CredentialRevocation
 from milo_discoveryd.sharding.lease_client import ConflictError
-from milo_discoveryd.sharding.leases import PENDING_SIZE, Evict, GroupState, Read, Request, WaitUntil, WriteView
+from milo_discoveryd.sharding.leases import PENDING_SIZE, Delete, Evict, GroupState, Read, Request, WaitUntil, WriteView
 from milo_discoveryd.sharding.member import Member
 from milo_discoveryd.sharding.ownership import Ownership
 from milo_discoveryd.sharding.status import GroupStatus, group_status
@@ -83,9 +83,9 @@ class GroupRequests:
             self._member.conflicted(request, self._clock())
         except BackendError as error:
             self._metrics.lease_request(name, "error")
-            self.has_failed = True
+            self.has_failed = not isinstance(request, Delete)
             self._errors[name] = str(error), self._clock()
-            self._member.failed(self._clock(), error.retry_after_s, of_read=isinstance(request, Read))
+            self._member.failed(request, self._clock(), error.retry_after_s)
         else:
             self._metrics.lease_request(name, "ok")
             self._errors.pop(name, None)
@@ -203,16 +203,20 @@ class ShardGroup:
             if self._revocation is not None:
                 revoking = self._revocation.run(self.reassign, lambda: self.member.ownership(self._clock()))
                 working.append(tasks.create_task(revoking, name="revoke credentials"))
+            deletion = None
             while not self.member.has_ended:
                 action = self.member.next(self._clock())
                 self._woken.set()
                 if isinstance(action, WaitUntil):
                     await self._wait(action.until)
+                elif isinstance(action, Delete):
+                    # Nothing waits for it: it may hang.
+                    deletion = tasks.create_task(self._requests.perform(action), name="delete a Lease")
                 else:
                     await self._requests.perform(action)
             self._lose()
             self.ended.set()
-            for task in working:
+            for task in (*working, *filter(None, [deletion])):
                 task.cancel()
 
     def hand_over(self) -> None:

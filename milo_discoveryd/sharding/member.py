@@ -1,7 +1,8 @@
 """One member of a group. Decides which request to send next to the Lease API, and what the member owns.
 
 Time is an argument, and must come from CLOCK_BOOTTIME or another clock that also advances while the machine is
-suspended. Times of different machines are never compared. Requests are made elsewhere, one at a time:
+suspended. Times of different machines are never compared. Requests are made elsewhere, one at a time, and a deletion
+beside the others:
 
     action = member.next(now)
     ... perform it ...
@@ -27,7 +28,7 @@ second, or of what the server states (Retry-After); if that leaves no time for a
 the read that has to precede it, is repeated after half the time until then. After a write that succeeds, the member is
 Holding or Leaving, or Departed if that write released the Lease or recorded the stop. Writes of views, evictions and
 deletions that fail change no state: they are decided again, after a read if it was a conflict. The member renews its
-Lease meanwhile.
+Lease meanwhile, and what the server states delays the same write alone.
 
 Safety rests on these rules:
 
@@ -47,8 +48,9 @@ Safety rests on these rules:
   if the Leases were restored from a backup, the other members detect it, and their writes show it.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from math import inf
+from typing import TypeAlias
 
 import msgspec
 
@@ -85,7 +87,8 @@ from milo_discoveryd.sharding.timing import TIMING, Timing
 from milo_discoveryd.sharding.view_change import next_view
 
 _VIEW = ""
-"""Stands for the view among the members whose Leases were tried: no member has this name."""
+"""Stands for the view among the members whose Leases are written: no member has this name."""
+_GroupWrite: TypeAlias = WriteView | Evict | Delete
 
 
 class Member:
@@ -266,6 +269,8 @@ class Member:
         former = self.state.group
         group = former.read(leases, self.name, started_at=started_at, now=now, timing=self._timing)
         self._observe(group)
+        retry_at = {name: at for name, at in self.state.retry_at.items() if name in leases.members or name == _VIEW}
+        self.state = msgspec.structs.replace(self.state, retry_at=retry_at)
         self._pace(self.state.pacing.read())
         self._check_own_lease(leases.members.get(self.name), now)
         if self.state.group.went_back:
@@ -283,42 +288,63 @@ class Member:
         """Apply a successful write. `version` is the new version of the object."""
         self.check(now)
         group = self.state.group
+        if isinstance(request, Delete):
+            self._pace(msgspec.structs.replace(self.state.pacing, delete_at=-inf))
+            self._observe(group.deleted(request.lease))
+            return
         self._pace(self.state.pacing.written())
         match request:
             case WriteLease(lease):
                 self._was_renewed(msgspec.structs.replace(lease, version=version), started_at, now)
             case Evict(lease):
                 self._observe(group.replaced(msgspec.structs.replace(lease, version=version), now))
-            case Delete(lease):
-                self._observe(group.deleted(lease.member))
+                self._retry(lease.member, -inf)
             case WriteView(view):
                 self._observe(group.view_written(view, version, now))
-                self._try(self.state.tried - {_VIEW})
+                self._retry(_VIEW, -inf)
             case _:
                 raise AssertionError(f"not a write: {request}")
 
     def conflicted(self, request: Request, now: float) -> None:
         """Record that a write failed with a conflict."""
         self.check(now)
+        if isinstance(request, Delete):
+            self._failed_for_group(request, now, now + self._timing.read_interval_s)
+            return
+        if isinstance(request, Evict | WriteView):
+            self._retry(_target(request), now)  # after those that were not tried
         of_own = isinstance(request, WriteLease)
         pacing = self.state.pacing.conflicted(now, self._timing.retry_interval_s, of_own=of_own)
         if of_own:
             pacing = msgspec.structs.replace(pacing, read_at=self._before_fence(pacing.read_at, now))
         self._pace(pacing)
 
-    def failed(self, now: float, retry_after_s: float | None = None, *, of_read: bool = False) -> None:
+    def failed(self, request: Request, now: float, retry_after_s: float | None = None) -> None:
         """Record that a request failed. A write may have taken effect, or may still do so.
 
-        `retry_after_s`: the delay that the server stated. It applies to reads or writes, whichever failed: a member
-        whose reads are refused renews its Lease. Where that is refused, or the read that has to precede it, the member
-        does not wait until it is fenced.
+        `retry_after_s`: the delay that the server stated. It applies to reads, or to writes if the member's own was
+        refused: a member whose reads are refused renews its Lease. Where that is refused, or the read that has to
+        precede it, the member does not wait until it is fenced. A write about the group delays only itself.
         """
         self.check(now)
-        timing, pacing = self._timing, self.state.pacing
+        timing, pacing, of_read = self._timing, self.state.pacing, isinstance(request, Read)
         stated_at = now + min(retry_after_s or 0.0, timing.longest_retry_s)
+        if isinstance(request, _GroupWrite):
+            shortest_s = timing.read_interval_s if isinstance(request, Delete) else timing.retry_interval_s
+            self._failed_for_group(request, now, max(stated_at, now + shortest_s))
+            return
         if not of_read or pacing.is_read_due:
             stated_at = self._before_fence(stated_at, now)
         self._pace(pacing.failed(now + timing.retry_interval_s, stated_at, of_read=of_read))
+
+    def _failed_for_group(self, request: _GroupWrite, now: float, retry_at: float) -> None:
+        """Delay the write that failed until `retry_at`, and others only as long as the server is not to be flooded."""
+        self._retry(_target(request), retry_at)
+        other_at = now + self._timing.retry_interval_s
+        if isinstance(request, Delete):
+            self._pace(msgspec.structs.replace(self.state.pacing, delete_at=other_at))
+        else:
+            self._pace(msgspec.structs.replace(self.state.pacing, group_write_at=other_at))
 
     def _before_fence(self, at: float, now: float) -> float:
         """Return when to make a request that the next renewal waits for: earlier than `at` if that leaves no time for
@@ -514,25 +540,33 @@ class Member:
             return Read()
         if pacing.is_group_outdated or now < pacing.write_at:
             return None
-        # A request that is refused is repeated: each other one comes before that, and first what clusters wait for.
-        view, tried = next_view(group, self.holder, now, self._timing), self.state.tried
-        if view is not None and _VIEW not in tried:
-            self._try(tried | {_VIEW})
-            return view
-        others = (lease for lease in group.leases.members.values() if lease.member != self.name)
+        others = [lease for lease in group.leases.members.values() if lease.member != self.name]
         removable = [lease for lease in others if group.removable_at(lease, self._timing) <= now]
-        untried = [lease for lease in removable if lease.member not in tried]
-        if view is not None and not untried:
-            self._try(frozenset({_VIEW}))
-            return view
-        if not removable:
-            return None
-        lease = min(untried or removable, key=lambda lease: (not group.is_member(lease), not lease.is_held))
-        self._try((tried if untried else frozenset()) | {lease.member})
-        return Evict(_cleared(lease)) if lease.is_held else Delete(lease)
+        if now >= pacing.group_write_at:
+            # First what clusters wait for.
+            members = sorted((lease for lease in removable if lease.is_held), key=lambda one: not group.is_member(one))
+            view = next_view(group, self.holder, now, self._timing)
+            views: list[_GroupWrite] = [] if view is None else [view]
+            writes = [*views, *(Evict(_cleared(lease)) for lease in members)]
+            if (write := self._longest_untried(writes, now)) is not None:
+                return write
+        if now >= pacing.delete_at:
+            deletion = self._longest_untried([Delete(lease) for lease in removable if not lease.is_held], now)
+            if deletion is not None:
+                self._pace(msgspec.structs.replace(pacing, delete_at=inf))
+            return deletion
+        return None
 
-    def _try(self, tried: frozenset[str]) -> None:
-        self.state = msgspec.structs.replace(self.state, tried=tried)
+    def _longest_untried(self, writes: Sequence[_GroupWrite], now: float) -> _GroupWrite | None:
+        """Return the first write that has not failed, or that is tried again since the longest time: one that is always
+        refused delays no other."""
+        retry_at = self.state.retry_at
+        due = [write for write in writes if retry_at.get(_target(write), -inf) <= now]
+        return min(due, key=lambda write: retry_at.get(_target(write), -inf), default=None)
+
+    def _retry(self, target: str, at: float) -> None:
+        others = {name: other_at for name, other_at in self.state.retry_at.items() if name != target}
+        self.state = msgspec.structs.replace(self.state, retry_at=others if at == -inf else {**others, target: at})
 
     @property
     def _next_read_at(self) -> float:
@@ -541,7 +575,9 @@ class Member:
         return self.state.group.read_at + (timing.read_interval_s if is_quiet else timing.unsettled_read_interval_s)
 
     def _deadlines(self, tenure: Tenure) -> Iterator[float]:
-        yield from (self.state.pacing.read_at, self.state.pacing.write_at)
+        pacing = self.state.pacing
+        yield from (pacing.read_at, pacing.write_at, pacing.group_write_at, pacing.delete_at)
+        yield from self.state.retry_at.values()
         yield from (self._next_read_at, self.fence_at, tenure.engage_at, tenure.acknowledge_at)
         yield tenure.renewed_at + self._timing.renew_interval_s
         yield from self.state.group.deadlines(self._timing)
@@ -562,6 +598,10 @@ class Member:
 
     def _pace(self, pacing: Pacing) -> None:
         self.state = msgspec.structs.replace(self.state, pacing=pacing)
+
+
+def _target(write: _GroupWrite) -> str:
+    return _VIEW if isinstance(write, WriteView) else write.lease.member
 
 
 def _cleared(lease: MemberLease) -> MemberLease:

@@ -109,9 +109,13 @@ class ObservedGroup(msgspec.Struct, frozen=True, kw_only=True):
         """Return the group after a write of the member's own Lease."""
         return msgspec.structs.replace(self.replaced(own, now), own_renewal=own.renewal)
 
-    def deleted(self, member: str) -> "ObservedGroup":
-        """Return the group after the deletion of a Lease that was not held."""
-        members = {name: lease for name, lease in self.leases.members.items() if name != member}
+    def deleted(self, deleted: MemberLease) -> "ObservedGroup":
+        """Return the group after the deletion of a Lease that was not held: the member may have another one since."""
+        members = {
+            name: lease
+            for name, lease in self.leases.members.items()
+            if name != deleted.member or lease.version != deleted.version
+        }
         return msgspec.structs.replace(self, leases=msgspec.structs.replace(self.leases, members=members))
 
     def view_written(self, view: View, version: str, now: float) -> "ObservedGroup":

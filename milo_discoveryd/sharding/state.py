@@ -153,6 +153,10 @@ class Pacing(msgspec.Struct, frozen=True, kw_only=True):
     """No read before."""
     write_at: float = -inf
     """No write before."""
+    group_write_at: float = -inf
+    """No write of the view and no eviction before, after one that failed."""
+    delete_at: float = -inf
+    """No deletion before; infinite while one is in flight."""
     conflict_free_at: float = -inf
     """When another conflict may be followed by a read at once: reads that follow conflicts are spaced."""
 
@@ -197,6 +201,6 @@ class State(msgspec.Struct, frozen=True, kw_only=True):
     terms: int = 0
     renewals: int = 0
     """The renewal number of the last successful write of the own Lease."""
-    tried: frozenset[str] = frozenset()
-    """The members whose Leases this one has tried to evict or delete, in the present round over those that are due, and
-    "" for a view that it has tried to write."""
+    retry_at: Mapping[str, float] = {}
+    """When each write about the group that failed is tried again: by the member that is to be evicted, or whose Lease
+    is to be deleted, and "" for the view."""

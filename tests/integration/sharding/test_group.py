@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 
+import msgspec
 import pytest
 
 from milo_discoveryd.daemon_errors import BackendError
@@ -11,7 +12,7 @@ from milo_discoveryd.sharding import group, rendezvous
 from milo_discoveryd.sharding.assignment import LOST
 from milo_discoveryd.sharding.group import ERROR_KEPT_S, GroupRequests, ShardGroup, boottime
 from milo_discoveryd.sharding.lease_client import ConflictError
-from milo_discoveryd.sharding.leases import Evict, GroupState, MemberLease, Read, Request, WaitUntil, WriteLease
+from milo_discoveryd.sharding.leases import Delete, Evict, GroupState, MemberLease, Read, Request, WaitUntil, WriteLease
 from milo_discoveryd.sharding.member import Member
 from milo_discoveryd.sharding.ownership import KeyOwnership, Ownership
 from milo_discoveryd.sharding.timing import Timing
@@ -386,6 +387,30 @@ async def test_member_that_was_paused_over_its_fence_while_it_renewed_disengages
     await eventually(lambda: "lost" in first.operator.calls)
     assert first.operator.reason == LOST
     await eventually(lambda: first.engaged == owned)
+
+
+async def test_deletion_of_a_lease_that_hangs_delays_no_other_request(
+    daemons: list[Daemon], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Found by a reader: views and renewals waited for it, up to 4 s."""
+    first, second, api = await pair(daemons)
+    answer, deleting = first.leases.write, asyncio.Event()
+
+    async def write(request: Request) -> str:
+        if isinstance(request, Delete):
+            deleting.set()
+            await asyncio.Event().wait()
+        return await answer(request)
+
+    monkeypatch.setattr(first.leases, "write", write)
+    monkeypatch.setattr(first.group.member, "_timing", msgspec.structs.replace(TIMING, retention_s=0.0))
+    former = MemberLease(member="former", version="1")
+    api._replace(0.0, members={**api.group.members, "former": former})
+    await deleting.wait()
+    second.running.cancel()
+    await eventually(lambda: first.engaged == set(KEYS))
+    assert "lost" not in first.operator.calls
+    await first.group.leave(keeps_term=False)
 
 
 async def test_killed_shard_member_is_evicted(daemons: list[Daemon]) -> None:

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from random import Random
 from typing import Protocol
 
-from milo_discoveryd.sharding.leases import GroupState, Read, Request, WaitUntil
+from milo_discoveryd.sharding.leases import Delete, GroupState, Read, Request, WaitUntil
 from milo_discoveryd.sharding.member import Member
 from milo_discoveryd.sharding.ownership import KeyOwnership, Ownership
 from tests.simulation.sharding.host import Host
@@ -167,6 +167,7 @@ class Pod:
         self._observer = observer
         self._traits = traits
         self._in_flight = 0
+        self._deletion = 0
         self._requests = 0
         self._deferred: list[Callable[[], None]] = []
         self._applied: Ownership | None = None
@@ -248,17 +249,25 @@ class Pod:
     def _send(self, request: Request, now: float) -> None:
         self._requests += 1
         self.requests += 1
-        number = self._in_flight = self._requests
+        number = self._requests
+        if isinstance(request, Delete):
+            self._deletion = number
+            self._step()  # no other request waits for it
+        else:
+            self._in_flight = number
         # The member wakes up at its fence, which may be earlier than the response.
         self._wake_at(self.member.fence_at, now)
 
         def answered(group: GroupState | None, version: str | None) -> None:
-            if self._in_flight != number:
+            if self._in_flight == number:
+                self._in_flight = 0
+            elif self._deletion == number:
+                self._deletion = 0
+            else:
                 return
-            self._in_flight = 0
             received_at = self.clock()
             if group is None:
-                self.member.failed(received_at)
+                self.member.failed(request, received_at)
             elif version is None:
                 self.member.conflicted(request, received_at)
             elif isinstance(request, Read):

@@ -168,7 +168,7 @@ def test_successor_continues_its_takeover_after_the_response_to_the_lease_write_
     driver.step("a")
     takeover = successor.next(driver.now)
     driver.api.apply(takeover, driver.now)  # type: ignore[arg-type]
-    successor.failed(driver.now)
+    successor.failed(takeover, driver.now)  # type: ignore[arg-type]
     driver.run(3)
     assert successor.tenure is not None
     assert successor.tenure.lease.term == "a#1.1"
@@ -320,11 +320,12 @@ class Refusing(Driver):
 
     refused = frozenset({"a", "b"})
     refuses_views = False
+    stated_s: float | None = None
 
     def perform(self, member: Member, action: Request) -> None:
         is_refused = isinstance(action, Delete | Evict) and action.lease.member in self.refused
         if is_refused or (isinstance(action, WriteView) and self.refuses_views):
-            member.failed(self.now)
+            member.failed(action, self.now, self.stated_s)
         else:
             super().perform(member, action)
 
@@ -379,10 +380,78 @@ def test_refused_deletion_of_an_old_lease_delays_neither_evictions_nor_views() -
     assert driver.api.group.members.keys() >= {"a", "b"}
 
 
+@pytest.mark.parametrize("is_held", [False, True])
+def test_time_that_a_server_states_for_a_lease_outside_of_the_view_delays_no_view(*, is_held: bool) -> None:
+    """Found by a reader: the next view was written up to 8 s later, and renewals were late."""
+
+    def view_written_after(*, is_refused: bool) -> float:
+        driver = Refusing()
+        timing = msgspec.structs.replace(TIMING, retention_s=TIMING.evict_after_s)
+        for name in ("c", "d"):
+            driver.add(name, Member(name, f"{name}#1", timing=timing))
+        driver.run_until(lambda: is_settled(driver, *driver.members))
+        if is_refused:
+            driver.stated_s = 1e9
+            stray = MemberLease(member="a", version="1", holder="unknown" if is_held else "", problem="it is malformed")
+            driver.api._replace(driver.now, members={"a": stray, **driver.api.group.members})
+            driver.run_until(lambda: isinstance(driver.requests[-1][2], Evict if is_held else Delete))
+        began_at, former = driver.now, driver.api.group.view
+        driver.members["d"].leave()
+        driver.run_until(lambda: driver.api.group.view != former)
+        return driver.now - began_at
+
+    assert view_written_after(is_refused=True) <= view_written_after(is_refused=False) + TIMING.retry_interval_s
+
+
+@pytest.mark.parametrize("request_type", [Evict, WriteView])
+def test_requests_about_the_group_that_always_conflict_delay_no_others(request_type: type[Request]) -> None:
+    class Conflicting(Driver):
+        def perform(self, member: Member, action: Request) -> None:
+            of_first = not isinstance(action, Evict) or action.lease.member == "b"
+            if isinstance(action, request_type) and of_first and member.name == "e":
+                member.conflicted(action, self.now)
+            else:
+                super().perform(member, action)
+
+    driver = Conflicting("b", "c", "d", "e")
+    driver.run_until(lambda: is_settled(driver, *driver.members))
+    driver.add("f", Member("f", "f#1"))
+    driver.run_until(lambda: "f" in driver.api.group.members and driver.api.group.members["f"].acknowledged)
+    del driver.members["b"], driver.members["c"], driver.members["d"], driver.members["f"]
+    driver.run_until(lambda: not driver.api.group.members["c"].is_held)
+
+
+def test_lease_that_a_member_created_again_during_its_deletion_is_kept() -> None:
+    driver = settled("a", "b")
+    member, former = driver.members["a"], driver.api.group.members["b"]
+    driver.run_until(lambda: member.state.group.leases.members["b"].version != former.version)
+    member.was_written(Delete(former), "", driver.now, driver.now)
+    assert "b" in member.state.group.leases.members
+
+
+def test_deletion_is_not_repeated_while_it_is_in_flight() -> None:
+    driver = Driver()
+    timing = msgspec.structs.replace(TIMING, retention_s=10.0)
+    driver.add("c", Member("c", "c#1", timing=timing))
+    driver.run_until(lambda: is_settled(driver, "c"))
+    driver.api._replace(driver.now, members={**driver.api.group.members, "a": MemberLease(member="a", version="1")})
+    member, deletions = driver.members["c"], []
+    for _ in range(200):
+        driver.now += 0.25
+        while not isinstance(action := member.next(driver.now), WaitUntil):
+            if isinstance(action, Delete):
+                deletions.append(action)
+            else:
+                driver.perform(member, action)
+    assert len(deletions) == 1
+    driver.perform(member, deletions[0])
+    assert "a" not in member.state.group.leases.members
+
+
 def test_failed_lease_request_is_retried_after_a_second() -> None:
     member = Member("a", "a#1")
     assert member.next(5.0) == Read()
-    member.failed(6.0)
+    member.failed(Read(), 6.0)
     assert member.next(6.5) == WaitUntil(7.0)
     assert member.next(7.0) == Read()
 
@@ -390,7 +459,7 @@ def test_failed_lease_request_is_retried_after_a_second() -> None:
 def test_member_with_failed_request_does_not_sleep_past_its_fence() -> None:
     driver = settled("a")
     member = driver.members["a"]
-    member.failed(member.fence_at - 0.5)
+    member.failed(Read(), member.fence_at - 0.5)
     assert member.next(member.fence_at - 0.4) == WaitUntil(member.fence_at)
 
 
@@ -489,7 +558,7 @@ def test_lease_write_whose_response_was_lost_does_not_end_a_term() -> None:
     action = member.next(driver.now)
     assert isinstance(action, WriteLease)
     driver.api.apply(action, driver.now)
-    member.failed(driver.now)
+    member.failed(action, driver.now)
     driver.run(30)
     assert member.state.terms == 1
 

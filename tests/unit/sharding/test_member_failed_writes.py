@@ -96,7 +96,7 @@ def test_conflict_is_followed_by_a_read_in_the_same_state(state: Callable[[], Wr
 )
 def test_error_is_followed_by_the_same_write_after_a_second(state: Callable[[], Writing], after: type[Phase]) -> None:
     writing = state()
-    writing.member.failed(writing.now)
+    writing.member.failed(writing.write, writing.now)
     action = writing.member.next(writing.now)
     assert isinstance(writing.phase, after)
     assert bool(writing.driver.owned("a")) is (after in OWNS)
@@ -104,7 +104,7 @@ def test_error_is_followed_by_the_same_write_after_a_second(state: Callable[[], 
     retry_at = writing.now + TIMING.retry_interval_s
     if after in OWNS:
         assert isinstance(writing.member.next(retry_at), Read)
-        writing.member.failed(retry_at, of_read=True)
+        writing.member.failed(Read(), retry_at)
         retry_at += TIMING.retry_interval_s
     if after is not Departed:
         assert writing.member.next(retry_at) == writing.write
@@ -121,7 +121,7 @@ def test_renewal_that_took_effect_without_a_response_counts_once_it_is_read(
     if is_stored:
         writing.takes_effect()
     driver.now += 4.0
-    member.failed(driver.now)
+    member.failed(writing.write, driver.now)
     driver.now += TIMING.retry_interval_s
     assert member.next(driver.now) == Read()
     driver.perform(member, Read())
@@ -140,7 +140,7 @@ def test_write_that_took_effect_without_a_response_costs_no_cluster(
     writing = state()
     before = writing.driver.owned("a")
     writing.takes_effect()
-    writing.member.failed(writing.now)
+    writing.member.failed(writing.write, writing.now)
     for _ in range(8):
         writing.driver.run(0.25)
         assert before <= writing.driver.owned("a") | writing.driver.owned("b")
@@ -159,7 +159,7 @@ def test_fenced_member_owns_again_once_it_reads_a_renewal_unless_that_is_too_old
         driver.perform(member, action)
     driver.api.apply(action, driver.now)
     driver.now += late_s
-    member.failed(driver.now)
+    member.failed(action, driver.now)
     driver.now += TIMING.retry_interval_s
     assert member.next(driver.now) == Read()
     driver.perform(member, Read())
@@ -278,7 +278,7 @@ STATED = [(None, 1.0), (0.2, 1.0), (7.0, 7.0), (1e9, TIMING.longest_retry_s)]
 def test_failed_read_is_repeated_after_the_time_that_the_server_states(stated: float | None, waits: float) -> None:
     member = Member("a", "a#1")
     assert member.next(5.0) == Read()
-    member.failed(6.0, stated, of_read=True)
+    member.failed(Read(), 6.0, stated)
     assert member.next(6.1) == WaitUntil(6.0 + waits)
     assert member.next(6.0 + waits) == Read()
 
@@ -289,7 +289,7 @@ def test_failed_write_is_repeated_after_the_time_that_the_server_states(
     state: Callable[[], Writing], stated: float | None, waits: float
 ) -> None:
     writing = state()
-    writing.member.failed(writing.now, stated)
+    writing.member.failed(writing.write, writing.now, stated)
     assert writing.member.next(writing.now + 0.5) == WaitUntil(writing.now + 1.0)
     if waits > 1.0:
         assert writing.member.next(writing.now + 1.0) == WaitUntil(writing.now + waits)
@@ -301,8 +301,9 @@ def test_member_whose_renewal_is_refused_for_a_while_renews_before_it_is_fenced(
     driver = settled("a", "b")
     member = driver.members["a"]
     driver.run_until(lambda: driver.now >= member.fence_at - 10, "b")
-    assert isinstance(member.next(driver.now), WriteLease)
-    member.failed(driver.now, stated)
+    renewal = member.next(driver.now)
+    assert isinstance(renewal, WriteLease)
+    member.failed(renewal, driver.now, stated)
     driver.requests.clear()
     fence_at = member.fence_at
     while member.fence_at == fence_at:
@@ -315,16 +316,16 @@ def test_member_whose_renewal_is_refused_for_a_while_renews_before_it_is_fenced(
 
 
 def test_fenced_member_whose_renewal_is_refused_waits_as_long_as_stated() -> None:
-    member = holding().member
-    fence_at = member.fence_at
-    member.failed(fence_at, 1e9)
+    writing = holding()
+    member, fence_at = writing.member, writing.member.fence_at
+    member.failed(writing.write, fence_at, 1e9)
     assert member.state.pacing.write_at == fence_at + TIMING.longest_retry_s
 
 
 def test_member_whose_reads_are_refused_for_a_while_renews_its_lease() -> None:
     driver = settled("a", "b")
     member, until = driver.members["a"], driver.now + TIMING.longest_retry_s
-    member.failed(driver.now, 1e9, of_read=True)
+    member.failed(Read(), driver.now, 1e9)
     driver.requests.clear()
     while driver.now < until - 1:
         driver.run(0.25)
@@ -342,7 +343,7 @@ def test_member_whose_write_of_a_view_conflicts_while_reads_are_refused_renews_i
     assert view is not None
     member.conflicted(WriteView(view, driver.api.group.view_version), driver.now)
     assert member.next(driver.now) == Read()
-    member.failed(driver.now, 1e9, of_read=True)
+    member.failed(Read(), driver.now, 1e9)
     driver.requests.clear()
     while driver.now < until - 1:
         driver.run(0.25)
@@ -358,11 +359,11 @@ def test_member_whose_renewal_conflicts_while_reads_are_refused_renews_its_lease
     driver, member, fence_at = writing.driver, writing.member, writing.member.fence_at
     driver.api.change("a", driver.now)
     if is_refused_before:
-        member.failed(driver.now, 1e9, of_read=True)
+        member.failed(Read(), driver.now, 1e9)
     member.conflicted(writing.write, driver.now)
     if not is_refused_before:
         assert member.next(driver.now) == Read()
-        member.failed(driver.now, 1e9, of_read=True)
+        member.failed(Read(), driver.now, 1e9)
     while member.fence_at == fence_at:
         assert driver.owned("a")
         driver.run(0.25)
@@ -376,7 +377,7 @@ def test_no_view_is_written_between_a_conflict_and_the_next_read() -> None:
     while not isinstance(action := member.next(driver.now), WriteView):
         driver.run(0.25, "c") if isinstance(action, WaitUntil) else driver.perform(member, action)
     member.conflicted(action, driver.now)
-    member.failed(driver.now, 5.0, of_read=True)
+    member.failed(Read(), driver.now, 5.0)
     driver.requests.clear()
     driver.run(4.75, "a")
     assert {type(request) for _, name, request in driver.requests if name == "a"} <= {WriteLease}
@@ -393,7 +394,8 @@ def test_member_whose_writes_are_refused_for_a_while_reads() -> None:
     driver.run(1)
     driver.requests.clear()
     refused_at = driver.now
-    member.failed(driver.now, 15.0)
+    assert member.tenure is not None
+    member.failed(WriteLease(member.tenure.lease), driver.now, 15.0)
     driver.run(14.75)
     assert {type(request) for _, name, request in driver.requests if name == "a"} == {Read}
     driver.run(0.25)
