@@ -273,14 +273,20 @@ def test_late_deletion_does_not_remove_the_object_of_a_cluster_that_is_engaged_a
     assert written["metadata"]["annotations"][FIELDS]
 
 
-def test_late_creation_for_a_cluster_that_has_ended_is_deleted_before_the_next_list_is_due(publishing: Publishing):
+@pytest.mark.parametrize(
+    "error",
+    [TargetUnavailable("no answer within 20 s"), TargetUnavailable("504 request did not complete", is_answer=True)],
+)
+def test_late_creation_for_a_cluster_that_has_ended_is_deleted_before_the_next_list_is_due(
+    publishing: Publishing, error: TargetUnavailable
+):
     publishing.synced(cluster("beta"), cluster("gamma"), cluster("delta"))
     unanswered: list[Request] = []
 
     def lose_creation(request: Request) -> None:
         if isinstance(request, Create):
             unanswered.append(request)
-            raise TargetUnavailable("no answer within 20 s")
+            raise error
 
     publishing.before = lose_creation
     publishing.engage(cluster()).settle(0.1)

@@ -415,7 +415,7 @@ class Publication:
         has_changed = is_lost or (is_conflict and not (is_absent and attempt.writes))
         is_final = _is_final(error) and not is_lost and not is_conflict and task.lane not in self._common
         is_write = task.lane is Lane.OBJECT and not attempt.is_question
-        if is_write and is_absent and isinstance(error, TargetUnavailable) and not error.is_answer:
+        if is_write and is_absent and isinstance(error, TargetUnavailable):  # late, perhaps, and after a 504 too
             self._set("", Lane.LIST, self._common[Lane.LIST].at(now + _LATE_S))
         if is_write and not is_final and not isinstance(record.object, Finalizing):
             self._put(replace(record, object=records.UnreadObject(record.observed)))
