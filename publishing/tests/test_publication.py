@@ -24,7 +24,7 @@ from milo_publishing.errors import PublishedByAnother, TargetRefused, TargetUnav
 from milo_publishing.objects import FIELDS, Identity
 from milo_publishing.publication import Lane, Publication
 from milo_publishing.records import Apply, Ask, Create, DeleteObject, Engaged, ReadObject, Received, Request
-from milo_publishing.rendering import ClusterProfiles
+from milo_publishing.rendering import ClusterProfiles, FluxKubeconfigs
 from tests.simulation.publishing.api_server import ApiServer, is_own
 
 NOW = datetime(2026, 11, 21, 12, tzinfo=UTC)
@@ -295,6 +295,16 @@ def test_late_creation_for_a_cluster_that_has_ended_is_deleted_before_the_next_l
     publishing.server.apply(late)
     publishing.settle(70.0)
     assert "alpha" not in publishing.server.objects
+
+
+def test_times_of_former_credentials_are_not_kept():
+    """Found by a reader: each change of a cluster's labels brings its credential again, with a time of its own."""
+    publication = Publishing().publication
+    publication.renderer = FluxKubeconfigs()
+    for number in range(20_000):
+        publication.engage(cluster(), Received(ACCESS, 3600.0 + number), float(number))
+    assert len(publication._due) < 2_000
+    assert {at for at, *_ in publication._due} >= {0.0, 3600.0 + 19_999}, "the object is written, and its credential"
 
 
 def test_object_without_a_shard_group_names_no_incarnation(publishing: Publishing):

@@ -56,6 +56,8 @@ _MAX_WRITES = 6
 """Maximum consecutive writes of one object, so that a server that changes each write is not written to forever."""
 _MOST_DUE = 100
 """Maximum number of tasks that are taken at once, so that the event loop does other work in between."""
+_FORMER = 8
+"""How many times are queued for each object, on average, before those that its attempts no longer have are dropped."""
 
 Report = Callable[[str], None]
 
@@ -444,7 +446,8 @@ class Publication:
     def problems(self) -> tuple[str, ...]:
         """The reported problems that have not been resolved."""
         common = [self._outage.problem, self._removals.problem, *(one.problem for one in self._common.values())]
-        own = (problem for record in self.records.values() for problem in record.problems().values())
+        affected = (record for record in self.records.values() if record.has_problems)
+        own = (problem for record in affected for problem in record.problems().values())
         return (*filter(None, common), *own)
 
     @property
@@ -508,8 +511,8 @@ class Publication:
     # --- records and attempts ---
 
     def _record(self, name: str) -> Record:
-        unknown = Record(name, object=records.AbsentObject() if self._is_listed else records.UnreadObject(None))
-        return self.records.get(name, unknown)
+        known = self.records.get(name)
+        return known or Record(name, object=records.AbsentObject() if self._is_listed else records.UnreadObject(None))
 
     def _observe(self, record: Record, found: ObservedObject | None, now: float, *, by_us: bool = False) -> Record:
         if found is None and isinstance(record.object, Finalizing):
@@ -537,8 +540,8 @@ class Publication:
     def _set(self, name: str, lane: Lane, attempt: Attempt) -> None:
         if lane in self._common:
             self._tell({"": self._common[lane].problem}, {"": attempt.problem})
-            self._common[lane] = attempt
-            self._push(name, lane, attempt)
+            before, self._common[lane] = self._common[lane], attempt
+            self._push(name, lane, attempt, before)
         elif lane is Lane.ACCESS:
             self._put(replace(self._record(name), access=attempt))
         else:
@@ -547,18 +550,30 @@ class Publication:
     def _put(self, record: Record) -> None:
         """Replace a record: report what is a problem now, or no longer is, and schedule its attempts."""
         before = self._record(record.name)
-        self._tell(before.problems(), record.problems())
+        if before.has_problems or record.has_problems:
+            self._tell(before.problems(), record.problems())
         if record.engaged or record.next.ticket or not isinstance(record.object, records.AbsentObject):
             self.records[record.name] = record
-            self._push(record.name, Lane.OBJECT, record.next, before.next)
-            self._push(record.name, Lane.ACCESS, record.access, before.access)
+            if record.next is not before.next:
+                self._push(record.name, Lane.OBJECT, record.next, before.next)
+            if record.access is not before.access:
+                self._push(record.name, Lane.ACCESS, record.access, before.access)
         else:
             self.records.pop(record.name, None)
 
-    def _push(self, name: str, lane: Lane, attempt: Attempt, before: Attempt | None = None) -> None:
-        if attempt is not before and attempt.due_at < math.inf and not attempt.ticket:
+    def _push(self, name: str, lane: Lane, attempt: Attempt, before: Attempt) -> None:
+        is_queued = attempt.due_at == before.due_at and not before.ticket
+        if attempt.due_at < math.inf and not attempt.ticket and not is_queued:
             self._number += 1
             heapq.heappush(self._due, (attempt.due_at, self._number, name, lane))
+            if len(self._due) > _FORMER * (len(self.records) + _FORMER):
+                self._drop_former_times()
+
+    def _drop_former_times(self) -> None:
+        """Drop times that attempts no longer have: those of credentials are hours away, and replaced often."""
+        present = {entry[2:]: entry for entry in self._due if self._attempt(*entry[2:]).due_at == entry[0]}
+        self._due = [*present.values()]
+        heapq.heapify(self._due)
 
     def _tell(self, before: Mapping[str, str], after: Mapping[str, str], resolved: str = "resolved") -> None:
         for subject in {**before, **after}:

@@ -252,6 +252,10 @@ class Record(msgspec.Struct, frozen=True):
         engagement = self.observed.cluster_uid + self.observed.incarnation
         return Removal(self.name, self.observed.cluster, engagement, self.observed.uid)
 
+    @property
+    def has_problems(self) -> bool:
+        return bool(self.next.problem or self.access.problem or self.engaged[1:])
+
     def problems(self) -> dict[str, str]:
         """Return the problems by their subject."""
         first = self.wanted.cluster.name if self.wanted else ""
