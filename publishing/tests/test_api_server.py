@@ -2,6 +2,7 @@
 
 import asyncio
 import math
+from collections.abc import Callable
 from typing import Any, cast
 from unittest.mock import Mock
 
@@ -41,6 +42,24 @@ async def test_endless_list_of_published_objects_is_an_error() -> None:
     with pytest.raises(TargetUnavailable, match="the list did not end in 2000 pages"):
         await objects.list(Identity(publication="secrets", publisher="shop"))
     assert api.asked == MAX_PAGES
+
+
+@pytest.mark.parametrize("page_bytes", [100, 7 << 20])
+async def test_list_of_published_objects_ends_at_a_number_of_objects_and_of_bytes(page_bytes: int) -> None:
+    """Found by a reader: all was kept in memory, up to 2,000 pages of 8 MiB."""
+    pages = []
+
+    class EverMore:
+        async def send(self, *_: Any, arrived: Callable[[int], None], **__: Any) -> dict[str, Any]:
+            pages.append(page_bytes)
+            arrived(page_bytes)
+            metadata = {"name": "a", "uid": "1", "resourceVersion": "1"}
+            return {"metadata": {"continue": "more"}, "items": [{"metadata": {**metadata}} for _ in range(500)]}
+
+    objects = PublishedObjects(cast(ClusterApi, EverMore()), SECRETS, "hub")
+    with pytest.raises(TargetUnavailable, match=r"the list has .* objects of .* MiB, and more: at most 100000 of 256"):
+        await objects.list(Identity(publication="secrets", publisher="shop"))
+    assert len(pages) == (200 if page_bytes == 100 else 37)
 
 
 async def test_list_of_published_objects_that_expires_twice_is_repeated_later() -> None:

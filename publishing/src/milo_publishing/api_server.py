@@ -24,6 +24,9 @@ from milo_publishing.records import Apply, Create, DeleteObject, ReadObject
 
 _TIMEOUT_S = 20.0
 _PAGE_SIZE = 500
+_MOST_OBJECTS = 100_000
+_MOST_BYTES = 256 << 20
+"""Maximum bytes of all objects: some ten times those of 5,000 kubeconfigs. Other clients may add fields to each."""
 _OF_ALL = frozenset({HTTPStatus.UNAUTHORIZED, HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_MANY_REQUESTS})
 """Statuses below 500 that say nothing about the object: the request is repeated."""
 _UNSENT = frozenset({"dns", "connect", "tls"})
@@ -55,17 +58,24 @@ class PublishedObjects:
         """Return all objects with the labels of a publisher."""
         items: list[ObservedObject] = []
         token, size, clock = "", _PAGE_SIZE, asyncio.get_running_loop().time
-        pages, has_expired = ListPages(clock()), False
+        pages, has_expired, read = ListPages(clock()), False, 0
         while True:
             query = {"labelSelector": identity.selector(), "limit": str(size)}
+            query |= {"continue": token} if token else {}
+            pieces: list[int] = []
             try:
-                page = await self._call("GET", self._collection, query | ({"continue": token} if token else {}))
+                page = await self._call("GET", self._collection, query, arrived=pieces.append)
             except TargetRefused as error:
                 if error.status != HTTPStatus.GONE or not token:
                     raise
                 if has_expired:
                     raise TargetUnavailable(str(error), is_answer=True) from error
-                items, token, has_expired = [], "", True  # the continue token expired: list again from the start
+                items, token, has_expired, read = (
+                    [],
+                    "",
+                    True,
+                    0,
+                )  # the continue token expired: list again from the start
                 continue
             except TargetUnavailable as error:
                 if not error.is_too_large or size == 1:
@@ -82,6 +92,11 @@ class PublishedObjects:
             token = found.metadata.continue_
             if not token:
                 return items
+            read += sum(pieces)
+            if len(items) >= _MOST_OBJECTS or read >= _MOST_BYTES:
+                found_so_far = f"{len(items)} objects of {read >> 20} MiB, and more"
+                most = f"at most {_MOST_OBJECTS} of {_MOST_BYTES >> 20} MiB are read"
+                raise TargetUnavailable(f"{self._collection}: the list has {found_so_far}: {most}")
             try:
                 pages = pages.next(clock())
             except EndlessListError as error:
@@ -148,12 +163,20 @@ class PublishedObjects:
         *,
         content_type: str = JSON,
         timeout_s: float = _TIMEOUT_S,
+        arrived: Callable[[int], None] = lambda _: None,
         sending: Callable[[], None] = lambda: None,
     ) -> Document:
         parameters = tuple((query or {}).items())
         try:
             return await self._api.send(
-                method, path, parameters, body, content_type=content_type, timeout_s=timeout_s, sending=sending
+                method,
+                path,
+                parameters,
+                body,
+                content_type=content_type,
+                timeout_s=timeout_s,
+                arrived=arrived,
+                sending=sending,
             )
         except UnusableKubeconfig as error:
             raise TargetUnavailable(str(error), is_unsent=True) from error
