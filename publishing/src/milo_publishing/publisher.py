@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing, asynccontextmanager, suppress
 from datetime import UTC, datetime
@@ -31,16 +32,48 @@ _HANGING_S = 0.25
 """How long a request occupies its slot: those that hang delay no others."""
 
 
+class Limit:
+    """A semaphore. That of asyncio searches all waiters for each one that is canceled, and all objects may wait."""
+
+    def __init__(self, most: int) -> None:
+        self._free = most
+        self._waiting: OrderedDict[asyncio.Future[None], None] = OrderedDict()
+
+    async def acquire(self) -> None:
+        if self._free:
+            self._free -= 1
+            return
+        turn = asyncio.get_running_loop().create_future()
+        self._waiting[turn] = None
+        try:
+            await turn
+        except asyncio.CancelledError:
+            if turn.cancelled():
+                self._waiting.pop(turn, None)
+            else:
+                self.release()  # it was this one's turn
+            raise
+
+    def release(self) -> None:
+        while self._waiting:
+            turn, _ = self._waiting.popitem(last=False)
+            if not turn.done():
+                turn.set_result(None)
+                return
+        self._free += 1
+
+
 class Slots:
     """Limits concurrent requests: `quick` at a time, and `total` together with those that hang."""
 
     def __init__(self, quick: int, total: int) -> None:
-        self._quick = asyncio.Semaphore(quick)
-        self._total = asyncio.Semaphore(total)
+        self._quick = Limit(quick)
+        self._total = Limit(total)
 
     @asynccontextmanager
     async def slot(self) -> AsyncIterator[None]:
-        async with self._total:
+        await self._total.acquire()
+        try:
             await self._quick.acquire()
             hanging = asyncio.get_running_loop().create_future()
             hanging.add_done_callback(lambda _: self._quick.release())
@@ -50,6 +83,8 @@ class Slots:
             finally:
                 timer.cancel()
                 hanging.cancel()
+        finally:
+            self._total.release()
 
 
 class Publisher:
