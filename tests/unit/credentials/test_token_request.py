@@ -514,6 +514,27 @@ async def test_secret_whose_deletion_hangs_delays_no_others_of_other_members() -
     revoking.cancel()
 
 
+async def test_secrets_of_clusters_of_other_members_are_skipped_with_turns_for_other_tasks() -> None:
+    """Found by a reader: with 20,000 Secrets and 200 members, the event loop did nothing else for 5 s."""
+    api, turns = ScriptedApi(of_another_run(*map(str, range(100)))), [0]
+
+    async def count() -> None:
+        while True:
+            turns[0] += 1
+            await asyncio.sleep(0)
+
+    def covers(_: str) -> bool:
+        decided_at.append(turns[0])
+        return False
+
+    decided_at: list[int] = []
+    counting = asyncio.create_task(count())
+    assert await a_source(api, group="ops", member="operator-1").revoke_others(covers) == {}
+    counting.cancel()
+    assert len(decided_at) == 100
+    assert max(map(decided_at.count, decided_at)) < 20
+
+
 async def test_revocation_for_other_members_ends_when_the_server_cannot_be_reached() -> None:
     api = ScriptedApi(of_another_run("alpha", "beta"), *[TransportError("connect", "refused")] * 2)
     with pytest.raises(BackendError, match="refused"):
