@@ -210,14 +210,20 @@ class ShardGroup:
                 if isinstance(action, WaitUntil):
                     await self._wait(action.until)
                 elif isinstance(action, Delete):
-                    # Nothing waits for it: it may hang.
-                    deletion = tasks.create_task(self._requests.perform(action), name="delete a Lease")
+                    deletion = tasks.create_task(self._delete(action), name="delete a Lease")
                 else:
                     await self._requests.perform(action)
             self._lose()
             self.ended.set()
             for task in (*working, *filter(None, [deletion])):
                 task.cancel()
+
+    async def _delete(self, request: Delete) -> None:
+        """Delete the Lease of a former member. Nothing waits for that: it may hang."""
+        with log.contained("Lease of a former member not deleted", member=request.lease.member):
+            await self._requests.perform(request)
+            return
+        self.member.failed(request, self._clock())
 
     def hand_over(self) -> None:
         """Begin to leave, and hand over all clusters."""

@@ -389,16 +389,19 @@ async def test_member_that_was_paused_over_its_fence_while_it_renewed_disengages
     await eventually(lambda: first.engaged == owned)
 
 
-async def test_deletion_of_a_lease_that_hangs_delays_no_other_request(
-    daemons: list[Daemon], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("hangs", [True, False])
+async def test_deletion_of_a_lease_that_hangs_or_fails_unexpectedly_affects_no_other_request(
+    daemons: list[Daemon], monkeypatch: pytest.MonkeyPatch, *, hangs: bool
 ) -> None:
     """Found by a reader: views and renewals waited for it, up to 4 s."""
     first, second, api = await pair(daemons)
-    answer, deleting = first.leases.write, asyncio.Event()
+    answer, deletions = first.leases.write, []
 
     async def write(request: Request) -> str:
         if isinstance(request, Delete):
-            deleting.set()
+            deletions.append(request)
+            if not hangs:
+                raise RuntimeError("a defect")
             await asyncio.Event().wait()
         return await answer(request)
 
@@ -406,7 +409,7 @@ async def test_deletion_of_a_lease_that_hangs_delays_no_other_request(
     monkeypatch.setattr(first.group.member, "_timing", msgspec.structs.replace(TIMING, retention_s=0.0))
     former = MemberLease(member="former", version="1")
     api._replace(0.0, members={**api.group.members, "former": former})
-    await deleting.wait()
+    await eventually(lambda: len(deletions) == (1 if hangs else 2))
     second.running.cancel()
     await eventually(lambda: first.engaged == set(KEYS))
     assert "lost" not in first.operator.calls

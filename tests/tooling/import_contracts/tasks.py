@@ -76,6 +76,10 @@ TESTED = {
     "milo_discoveryd/sharding/group.py: self._apply_in_time": (
         "tests/unit/fleet/test_unexpected_errors.py::test_unexpected_error_of_a_listener_concerns_only_its_cluster"
     ),
+    "milo_discoveryd/sharding/group.py: self._delete": (
+        "tests/integration/sharding/test_group.py"
+        "::test_deletion_of_a_lease_that_hangs_or_fails_unexpectedly_affects_no_other_request"
+    ),
     "milo_discoveryd/telemetry/shared_scrape.py: self._build_all": (
         "tests/integration/telemetry/test_http.py::test_failed_build_of_metrics_fails_only_the_scrapes_that_wait_for_it"
     ),
