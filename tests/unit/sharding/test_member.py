@@ -444,6 +444,8 @@ def test_deletion_is_not_repeated_while_it_is_in_flight() -> None:
             else:
                 driver.perform(member, action)
     assert len(deletions) == 1
+    member.conflicted(deletions[0], driver.now)
+    assert member.next(driver.now) != deletions[0], "another member has deleted it, and the next read shows that"
     driver.perform(member, deletions[0])
     assert "a" not in member.state.group.leases.members
 
