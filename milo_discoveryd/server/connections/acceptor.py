@@ -178,7 +178,7 @@ class Acceptor:
         self._charge(peer, calls * CANCELED_CALL_COST)
 
     def _begun(self, peer: _Peer, calls: int) -> float:
-        return self._calls.charge(peer.owners, calls, time.monotonic())
+        return self._calls.take(peer.owners, calls, time.monotonic())
 
     def close(self, context: RpcContext) -> None:
         if (peer := self._peers.get(context.peer())) is not None:

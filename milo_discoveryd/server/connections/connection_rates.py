@@ -19,11 +19,9 @@ REFUSED_CALL_RATE = Rate(per_second=50.0, burst=500.0)
 CANCELED_CALL_COST = 0.25
 """The number of tokens that a canceled call costs. gRPC queues the calls of all clients together, with those that were
 canceled before their turn: a client that cancels ten thousands a second would lock out all others."""
-CALL_RATE = Rate(per_second=1000.0, burst=1000.0)
+CALL_RATE = Rate(per_second=1000.0, burst=500.0)
 """The rate limit for calls, whatever becomes of them: less than the daemon can serve, so that the queue of gRPC, which
-all clients share, stays short."""
-MAX_CALL_DEBT = 5000.0
-"""The maximum debt, which limits the pause to five seconds: a paused client cannot answer a ping."""
+all clients share, stays short. From 1000 calls on in it, gRPC cancels new ones of any client at random."""
 MAX_DEBT = 500.0
 """The maximum debt, which limits the pause to ten seconds: a client that was fixed is soon served again."""
 MAX_OWNERS = 10_000
@@ -78,10 +76,14 @@ class CallRateLimiter:
     def __init__(self) -> None:
         self._buckets: KeyedBuckets[str] = KeyedBuckets(MAX_OWNERS)
 
-    def charge(self, owners: Iterable[str], calls: int, now: float) -> float:
-        """Count calls, and return the seconds until the next ones are to be read."""
+    def take(self, owners: Iterable[str], calls: int, now: float) -> float:
+        """Count calls that were read together and return 0, or the seconds until they may be served, uncounted."""
         buckets = [self._buckets.bucket(owner, CALL_RATE, now) for owner in owners]
-        return max(bucket.charge(now, calls, max_debt=MAX_CALL_DEBT) for bucket in buckets)
+        if wait_s := max(bucket.wait_s(now, 0) for bucket in buckets):
+            return wait_s
+        for bucket in buckets:
+            bucket.charge(now, calls)
+        return 0.0
 
 
 def peer_address(address: object) -> str:

@@ -27,7 +27,9 @@ class ProxySide(asyncio.Protocol):
         self._took = False
         self.has_sent_eof = False
         self._other: ProxySide | None = None
-        self._early: list[bytes] = []
+        self._held: list[bytes] = []
+        """What was read before this side was joined to the other, or is to be served later."""
+        self._held_calls = 0
         self.header_blocks: HeaderBlocks | None = None
         """The header blocks that this side sends, if they are limited."""
         self.is_flooding = False
@@ -35,8 +37,8 @@ class ProxySide(asyncio.Protocol):
         self.count_resets: Callable[[int], None] = lambda _: None
         """Called with the number of streams that this side has reset, if its header blocks are limited."""
         self.pause_s: Callable[[int], float] = lambda _: 0.0
-        """Called with the number of streams that this side has begun, if its header blocks are limited. Returns for how
-        long nothing more is read from it."""
+        """Called with the number of streams that this side has begun, if its header blocks are limited. Returns after
+        how many seconds to call again; 0 if they may be served."""
         self._paused: asyncio.TimerHandle | None = None
         self._is_stalled = False
 
@@ -100,10 +102,7 @@ class ProxySide(asyncio.Protocol):
 
     def join(self, other: "ProxySide") -> None:
         self._other = other
-        for data in self._early:
-            other.transport.write(data)
-        self._early.clear()
-        self.transport.resume_reading()
+        self._serve_held()
 
     def data_received(self, data: bytes) -> None:
         if self.header_blocks is not None:
@@ -116,30 +115,36 @@ class ProxySide(asyncio.Protocol):
                 self.count_resets(resets)
             if calls := self.header_blocks.calls:
                 self.header_blocks.calls = 0
-                self._pause(self.pause_s(calls))
-        if self._other is None:
+                self._held_calls += calls
+        if self._other is None or self._paused is not None:
             # A paused transport may deliver one more read.
-            self._early.append(data)
+            self._held.append(data)
+        elif self._held_calls:
+            self._held.append(data)
+            self._serve_held()
         elif not self._other.transport.is_closing():
             self._other.transport.write(data)
 
-    def _pause(self, pause_s: float) -> None:
-        if not pause_s or self._other is None or self.transport.is_closing():
-            return
-        if self._paused is not None:
-            self._paused.cancel()
-        self.transport.pause_reading()
-        self._paused = asyncio.get_running_loop().call_later(pause_s, self._end_pause)
-
-    def _end_pause(self) -> None:
+    def _serve_held(self) -> None:
+        """Write what was read to the other side, and read on, unless it has calls that are to be served later."""
         self._paused = None
-        if not self.transport.is_closing() and self._other is not None and not self._other._is_stalled:
+        if self._other is None or self.transport.is_closing() or self._other.transport.is_closing():
+            return
+        if self._held_calls and (pause_s := self.pause_s(self._held_calls)):
+            self.transport.pause_reading()
+            self._paused = asyncio.get_running_loop().call_later(pause_s, self._serve_held)
+            return
+        self._held_calls = 0
+        for data in self._held:
+            self._other.transport.write(data)
+        self._held.clear()
+        if not self._other._is_stalled:
             self.transport.resume_reading()
 
     def eof_received(self) -> bool:
         """Keep the other direction open, unless one of the two transports cannot half-close, as with TLS."""
         self.has_sent_eof = True
-        if self._other is None or self._other.has_sent_eof:
+        if self._other is None or self._other.has_sent_eof or self._held:
             return False
         if not (self.transport.can_write_eof() and self._other.transport.can_write_eof()):
             return False

@@ -2,8 +2,13 @@
 
 import asyncio
 import socket
-from contextlib import suppress
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
 
+import pytest
+from hyperframe.frame import HeadersFrame
+
+from milo_discoveryd.server.connections.header_blocks import PREFACE_BYTES, HeaderBlocks
 from milo_discoveryd.server.connections.proxy import READ_BYTES, ProxySide, proxy
 from milo_discoveryd.server.connections.unread import UnreadLimit
 
@@ -21,6 +26,27 @@ async def two_ends() -> tuple[socket.socket, socket.socket, "asyncio.Task[bool]"
     await asyncio.sleep(0)
     await loop.create_connection(lambda: other, sock=theirs)
     return client, server, asyncio.create_task(proxy(one, other))
+
+
+@asynccontextmanager
+async def held_calls(pause_s: Callable[[int], float]) -> AsyncIterator[tuple[socket.socket, socket.socket]]:
+    """Yield the outer ends of two connections, of which one is a client's with this limit of calls."""
+    loop = asyncio.get_running_loop()
+    (client, ours), (server, theirs) = socket.socketpair(), socket.socketpair()
+    for sock in (client, ours, server, theirs):
+        sock.setblocking(False)
+    one, other = ProxySide(UnreadLimit()), ProxySide(UnreadLimit())
+    one.header_blocks, one.pause_s = HeaderBlocks(), pause_s
+    await loop.create_connection(lambda: one, sock=ours)
+    await loop.create_connection(lambda: other, sock=theirs)
+    passing = asyncio.create_task(proxy(one, other))
+    await asyncio.sleep(0)
+    try:
+        yield client, server
+    finally:
+        client.close()
+        server.close()
+        await passing
 
 
 async def test_proxy_forwards_in_both_directions() -> None:
@@ -50,6 +76,29 @@ async def test_proxy_forwards_half_close() -> None:
     assert await loop.sock_recv(client, 100) == b""
     await passing
     client.close()
+
+
+async def test_calls_of_a_paused_client_are_passed_on_after_the_pause() -> None:
+    loop, preface = asyncio.get_running_loop(), b"x" * PREFACE_BYTES
+    calls = HeadersFrame(1, b"x").serialize() + HeadersFrame(3, b"y").serialize()
+    pauses, asked = [0.05, 0.05, 0.0, 0.0], list[int]()
+
+    def pause_s(calls: int) -> float:
+        asked.append(calls)
+        return pauses.pop(0)
+
+    async with held_calls(pause_s) as (client, server):
+        await loop.sock_sendall(client, preface + calls)
+        await asyncio.sleep(0.02)
+        await loop.sock_sendall(client, calls)
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.03):
+                await loop.sock_recv(server, 100)
+        received = b""
+        while len(received) < len(preface + calls + calls):
+            received += await loop.sock_recv(server, 1000)
+        assert received == preface + calls + calls
+    assert asked == [2, 2, 2, 2]
 
 
 async def test_proxy_flushes_before_close() -> None:

@@ -4,7 +4,6 @@ import pytest
 
 from milo_discoveryd.server.connections.connection_rates import (
     CALL_RATE,
-    MAX_CALL_DEBT,
     MAX_DEBT,
     MAX_ORIGINS,
     REFUSED_CALL_RATE,
@@ -109,9 +108,9 @@ def test_peers_are_grouped_by_ipv4_address_or_ipv6_64_prefix(address: object, pe
 
 def test_owner_with_too_many_calls_waits_without_affecting_other_owners() -> None:
     limiter, burst = CallRateLimiter(), int(CALL_RATE.burst)
-    assert limiter.charge(["uid 1"], burst, 0.0) == 0.0
-    assert limiter.charge(["uid 1"], 100, 0.0) == pytest.approx(100 / CALL_RATE.per_second)
-    assert limiter.charge(["uid 2"], 100, 0.0) == 0.0
-    assert limiter.charge(["uid 2", "uid 1"], 100, 0.0) == pytest.approx(200 / CALL_RATE.per_second)
-    assert limiter.charge(["uid 1"], 10**6, 0.0) == pytest.approx(MAX_CALL_DEBT / CALL_RATE.per_second)
-    assert limiter.charge(["uid 1"], 1, 10.0) == 0.0
+    assert limiter.take(["uid 1"], burst + 100, 0.0) == 0.0
+    for _ in range(2):
+        assert limiter.take(["uid 1"], 100, 0.0) == pytest.approx(100 / CALL_RATE.per_second)
+    assert limiter.take(["uid 2"], 100, 0.0) == 0.0
+    assert limiter.take(["uid 2", "uid 1"], 100, 0.0) == pytest.approx(100 / CALL_RATE.per_second)
+    assert limiter.take(["uid 1"], 1, 0.1) == 0.0
