@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
@@ -57,6 +58,10 @@ var codeErrors = map[codes.Code]error{
 	codes.Unavailable:        ErrUnavailable,
 	codes.DeadlineExceeded:   ErrTimedOut,
 }
+
+// tooLarge begins the message with which the daemon's gRPC rejects a request as ResourceExhausted, which is otherwise
+// temporary.
+const tooLarge = "SERVER: Received message larger than max"
 
 // FieldViolation is a field of a request that the daemon rejected, and why.
 type FieldViolation struct {
@@ -118,6 +123,9 @@ func statusError(ctx context.Context, call string, err error) error {
 		return fmt.Errorf("%s: %w", call, err)
 	}
 	converted := &StatusError{Call: call, Code: received.Code(), Message: received.Message(), causes: []error{err}}
+	if converted.Code == codes.ResourceExhausted && strings.HasPrefix(converted.Message, tooLarge) {
+		converted.Code = codes.InvalidArgument
+	}
 	if cause := context.Cause(ctx); cause != nil {
 		converted.causes = append(converted.causes, cause)
 	}

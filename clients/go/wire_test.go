@@ -1,14 +1,25 @@
 package discovery
 
 import (
+	"errors"
 	"reflect"
 	"testing"
 
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/reflect/protoreflect"
 
 	pb "go.miloapis.com/discovery/v1"
 )
+
+func TestRequestTooLongForTheDaemonIsInvalid(t *testing.T) {
+	refused := status.Error(codes.ResourceExhausted, "SERVER: Received message larger than max (102704 vs. 98304)")
+	err := statusError(t.Context(), "WatchClusters", refused)
+	if !IsTerminal(err) || !errors.Is(err, ErrInvalidRequest) {
+		t.Errorf("%v is not an ErrInvalidRequest", err)
+	}
+}
 
 // TestEveryFieldIsConverted fails if the proto file has a field that the client's model lacks.
 func TestEveryFieldIsConverted(t *testing.T) {

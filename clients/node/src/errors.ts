@@ -55,6 +55,9 @@ const FINAL = new Set<string>([
   "FAILED_PRECONDITION",
 ]);
 
+/** How the message begins with which the daemon's gRPC rejects a request as RESOURCE_EXHAUSTED, which is otherwise temporary. */
+const TOO_LARGE = "SERVER: Received message larger than max";
+
 /** Call a callback of the user. Log its error if it throws or rejects, so that the caller is not affected. */
 export function report(name: string, callback: () => unknown): void {
   const failed = (error: unknown) => console.error(`${name} failed:`, error);
@@ -72,7 +75,9 @@ export function converted(error: unknown): Error {
   if (typeof code !== "number" || !metadata) return error;
   const reason = detail(metadata, "ErrorInfo");
   const retryAfterMs = milliseconds(detail(metadata, "RetryInfo"));
-  return new StatusError(status[code] as keyof typeof status, details ?? error.message, retryAfterMs, Buffer.from(reason ?? "").toString());
+  const isTooLarge = code === status.RESOURCE_EXHAUSTED && details?.startsWith(TOO_LARGE);
+  const name = isTooLarge ? "INVALID_ARGUMENT" : (status[code] as keyof typeof status);
+  return new StatusError(name, details ?? error.message, retryAfterMs, Buffer.from(reason ?? "").toString());
 }
 
 /** Return the first field of a detail: `string reason = 1` of ErrorInfo, `google.protobuf.Duration retry_delay = 1` of RetryInfo. */

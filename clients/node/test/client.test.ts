@@ -1,7 +1,7 @@
 import assert from "node:assert/strict";
 import { test, type TestContext } from "node:test";
 import { create } from "@bufbuild/protobuf";
-import { status } from "@grpc/grpc-js";
+import { Metadata, status } from "@grpc/grpc-js";
 import { converted } from "../src/errors.js";
 import { IssueKubeconfigResponseSchema, type IssueKubeconfigRequest } from "../src/gen/milo/discovery/v1/discovery_pb.js";
 import { DiscoveryClient, StatusError } from "../src/index.js";
@@ -54,3 +54,10 @@ for (const [what, duration, expected] of [
     assert.deepEqual([error.retryAfterMs, error.reason], [expected, ""]);
   });
 }
+
+test("a request that is too long for the daemon is invalid", () => {
+  const details = "SERVER: Received message larger than max (102704 vs. 98304)";
+  const error = converted(Object.assign(new Error(), { code: status.RESOURCE_EXHAUSTED, details, metadata: new Metadata() }));
+  assert.ok(error instanceof StatusError);
+  assert.deepEqual([error.code, error.isFinal], ["INVALID_ARGUMENT", true]);
+});

@@ -9,7 +9,7 @@ from google.rpc.error_details_pb2 import ErrorInfo, Help
 from google.rpc.status_pb2 import Status
 
 from milo_discovery import CallFailed, Unavailable
-from milo_discovery._grpc_status import status_error, understood
+from milo_discovery._grpc_status import NOT_RETRYABLE, status_error, understood
 
 
 @pytest.mark.parametrize(
@@ -47,3 +47,10 @@ def test_response_that_grpc_could_not_decode_is_a_failed_call():
 
 def test_grpc_status_without_a_message_uses_its_name():
     assert str(status_error(grpc.StatusCode.UNAVAILABLE, None, None)) == "UNAVAILABLE"
+
+
+def test_request_that_is_too_long_for_the_daemon_is_invalid():
+    too_long = "SERVER: Received message larger than max (102704 vs. 98304)"
+    error = status_error(grpc.StatusCode.RESOURCE_EXHAUSTED, too_long, None)
+    assert isinstance(error, NOT_RETRYABLE)
+    assert (error.code, str(error)) == ("INVALID_ARGUMENT", too_long)

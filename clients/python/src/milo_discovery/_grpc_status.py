@@ -41,6 +41,10 @@ _BY_CODE: dict[grpc.StatusCode, type[StatusError]] = {
     grpc.StatusCode.DEADLINE_EXCEEDED: TimedOut,
 }
 
+_TOO_LARGE = "SERVER: Received message larger than max"
+"""How the message begins with which the daemon's gRPC rejects a request as RESOURCE_EXHAUSTED, which is otherwise
+temporary."""
+
 NOT_RETRYABLE = (InvalidRequest, PermissionDenied, Unauthenticated, PreconditionFailed, Unimplemented)
 """Errors that end a watch: a retry would fail too, until the client or the daemon is changed."""
 
@@ -65,6 +69,8 @@ def status_error(
                 )
             elif detail.Is(error_details_pb2.RetryInfo.DESCRIPTOR):
                 retry_after = error_details_pb2.RetryInfo.FromString(detail.value).retry_delay.ToTimedelta()
+    if code is grpc.StatusCode.RESOURCE_EXHAUSTED and (message or "").startswith(_TOO_LARGE):
+        code = grpc.StatusCode.INVALID_ARGUMENT
     return _BY_CODE.get(code, CallFailed)(
         message or code.name, code=code.name, reason=reason, violations=violations, retry_after=retry_after
     )

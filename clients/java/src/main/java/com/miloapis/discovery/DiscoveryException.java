@@ -20,6 +20,9 @@ public class DiscoveryException extends RuntimeException {
           Status.Code.UNIMPLEMENTED,
           Status.Code.FAILED_PRECONDITION);
 
+  /** How the message begins with which the daemon's gRPC rejects a request as RESOURCE_EXHAUSTED, which is otherwise temporary. */
+  private static final String TOO_LARGE = "SERVER: Received message larger than max";
+
   private static final long LONGEST_DURATION_S = 315_576_000_000L; // maximum of a protobuf Duration
   private static final Duration LONGEST_RETRY_AFTER = Duration.ofMinutes(5);
 
@@ -67,8 +70,11 @@ public class DiscoveryException extends RuntimeException {
 
   static DiscoveryException of(StatusRuntimeException error) {
     Status status = error.getStatus();
-    String message = status.getCode() + ": " + status.getDescription();
-    return new DiscoveryException(status.getCode(), message, detail(error, ErrorInfo.getDefaultInstance()).getReason(), retryAfter(error), error);
+    String description = status.getDescription();
+    boolean isTooLarge = status.getCode() == Status.Code.RESOURCE_EXHAUSTED && description != null && description.startsWith(TOO_LARGE);
+    Status.Code code = isTooLarge ? Status.Code.INVALID_ARGUMENT : status.getCode();
+    String message = code + ": " + description;
+    return new DiscoveryException(code, message, detail(error, ErrorInfo.getDefaultInstance()).getReason(), retryAfter(error), error);
   }
 
   private static Duration retryAfter(StatusRuntimeException error) {

@@ -36,6 +36,14 @@ class DiscoveryClientTest {
   }
 
   @Test
+  void requestTooLongForTheDaemonIsInvalid() {
+    var refused = Status.RESOURCE_EXHAUSTED.withDescription("SERVER: Received message larger than max (102704 vs. 98304)");
+    var error = DiscoveryException.of(refused.asRuntimeException());
+    assertEquals(Status.Code.INVALID_ARGUMENT, error.code());
+    assertEquals(true, error.isFinal());
+  }
+
+  @Test
   void errorOfTheDaemonDoesNotReplaceTheConnection() throws Exception {
     try (var daemon = new FakeDaemon();
         var client = daemon.client()) {
