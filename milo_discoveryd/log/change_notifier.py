@@ -17,7 +17,8 @@ LOW_PRIORITY_DELAY_S = 0.5
 AT_ONCE_S = 0.02
 """How long streams that are ready may read in one iteration of the event loop. Others wait for their turn."""
 WOKEN = 8
-"""How many waiting streams may read in one iteration."""
+"""How many waiting streams may read in one iteration; fewer after an iteration that took `LONG_S`."""
+LONG_S = 0.1
 
 
 class Waiter:
@@ -145,6 +146,7 @@ class ReadingTurns:
         self._ends_at: float | None = None
         """When streams have read enough in this iteration; None if none has read yet."""
         self._waiting: deque[asyncio.Future[None]] = deque()
+        self._woken = WOKEN
 
     @property
     def is_free(self) -> bool:
@@ -162,11 +164,13 @@ class ReadingTurns:
 
     def _iterate(self) -> None:
         """Wake streams that wait; they read in the iteration that follows."""
-        self._ends_at = None
+        assert self._ends_at is not None, "no stream has read in the iteration that ends"
+        is_late, self._ends_at = self._clock() > self._ends_at + LONG_S, None
+        self._woken = max(1, self._woken // 2) if is_late else min(WOKEN, self._woken + 1)
         if not self._waiting:
             return
         woken = 0
-        while self._waiting and woken < WOKEN:
+        while self._waiting and woken < self._woken:
             turn = self._waiting.popleft()
             if not turn.done():  # not canceled
                 turn.set_result(None)

@@ -2,7 +2,7 @@
 
 import asyncio
 
-from milo_discoveryd.log.change_notifier import AT_ONCE_S, WOKEN, ReadingTurns
+from milo_discoveryd.log.change_notifier import AT_ONCE_S, LONG_S, WOKEN, ReadingTurns
 
 STREAMS = 100
 
@@ -39,6 +39,18 @@ async def test_streams_whose_reads_take_long_read_in_turns() -> None:
         reading = [asyncio.create_task(readers.reads(stream)) for stream in range(STREAMS)]
         assert await readers.most_at_once(reading) <= WOKEN
         assert readers.read == [*range(STREAMS)]
+
+
+async def test_fewer_streams_read_in_one_iteration_while_iterations_take_long() -> None:
+    readers = Readers(LONG_S / 2 + 0.001)
+    reading = [asyncio.create_task(readers.reads(stream)) for stream in range(STREAMS)]
+    await asyncio.sleep(0)
+    began, iterations = readers.now, 0
+    while not all(task.done() for task in reading):
+        await asyncio.sleep(0)
+        iterations += 1
+    assert readers.read == [*range(STREAMS)]
+    assert (readers.now - began) / iterations < 2 * LONG_S
 
 
 async def test_streams_whose_reads_take_little_do_not_wait() -> None:
