@@ -148,8 +148,9 @@ class ContributionIndex:
     # --- states of clusters ---
 
     def _states_of(self, names: Sequence[str], position: ObjectPosition) -> Iterator[ClusterStates]:
-        for begin in range(0, len(names), CLUSTERS_PER_STEP):
-            batch = names[begin : begin + CLUSTERS_PER_STEP]
+        size = self._clusters.releases.limited_step(CLUSTERS_PER_STEP)
+        for begin in range(0, len(names), size):
+            batch = names[begin : begin + size]
             states = [state for state in map(self._state, batch) if state is not None]
             for state in states:
                 if isinstance(state, Malformed):

@@ -25,6 +25,8 @@ REMEMBERED_EACH = 100
 REMEMBERED_FILTER_BYTES = 256 * 1024
 """Maximum total size of the filters of a caller's subscribers without a stream. In memory, a filter takes about twenty
 times its size in a request."""
+COMPARED_PER_STEP = 2000
+"""Maximum number of comparisons of clusters with subscribers in one step. One takes up to 10 µs."""
 
 
 class SubscriberKey(msgspec.Struct, frozen=True):
@@ -101,6 +103,7 @@ class PendingReleases:
         """Subscribers without a stream, by caller, oldest first, with the size of their filters."""
         self._numbered = NumberedSets[SubscriberKey]()
         self._return_until = -math.inf
+        self._streams = 0
 
     def __len__(self) -> int:
         return len(self._drains)
@@ -111,6 +114,11 @@ class PendingReleases:
 
     def __contains__(self, name: str) -> bool:
         return name in self._drains
+
+    def limited_step(self, clusters: int) -> int:
+        """Return how many clusters may change in one step, at most `clusters`: each that drains, or begins to, is
+        compared with the filters of all subscribers."""
+        return max(1, min(clusters, COMPARED_PER_STEP // (len(self._subscribers) + self._streams + 1)))
 
     # --- subscribers ---
 
@@ -128,6 +136,7 @@ class PendingReleases:
         elif not subscriber.streams:
             subscriber.since = now
         subscriber.streams.append(subscription)
+        self._streams += 1
         subscriber.last, subscriber.is_leaving = subscription, False
         for name, drain in self._drains.items():
             if not drain.expected & self._numbered.find(key) and subscription.view.matches(drain.cluster):
@@ -141,6 +150,7 @@ class PendingReleases:
         key = subscription.key
         subscriber = self._subscribers[key]
         subscriber.streams.remove(subscription)
+        self._streams -= 1
         subscriber.last = subscription
         if not subscriber.streams and subscriber.is_leaving:
             self._forget(key)

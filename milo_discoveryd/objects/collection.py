@@ -1,7 +1,7 @@
 """The objects of one collection of a source: applies its lists, its watch events and its confirmed deletions."""
 
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import islice
 
 import msgspec
@@ -94,8 +94,10 @@ class ObjectCollection:
         *,
         keys: ObjectKeys = NAMES,
         status: ViewStatus | None = None,
+        limited_step: Callable[[int], int] = lambda objects: objects,
     ) -> None:
-        """`number` is the index of the collection within the source."""
+        """`number` is the index of the collection within the source. `limited_step` returns how many objects may change
+        in one step, at most so many."""
         self.number = number
         self.store = store
         self.pending_deletions = pending_deletions
@@ -107,7 +109,7 @@ class ObjectCollection:
         self._keys = keys
         self._positions = positions
         self._limits = limits
-        self._list = StagedList(store, pending_deletions)
+        self._list = StagedList(store, pending_deletions, limited_step)
         self._deletions_reported: deque[float] = deque()
         """When the watch reported recent deletions of established objects."""
         self._reference_objects: tuple[tuple[str, str], ...] = ()
@@ -122,7 +124,7 @@ class ObjectCollection:
     ) -> Iterator[ObjectChanges]:
         """Apply source events in batches, so that thousands of them do not block the event loop."""
         rest = iter(source_events)
-        while batch := list(islice(rest, EVENTS_PER_STEP)):
+        while batch := list(islice(rest, self._list.limited_step(EVENTS_PER_STEP))):
             yield from self._apply_batch(batch, now)
             if self.store.weight.problem:
                 return

@@ -1,7 +1,7 @@
 """A list that is being read. None of its objects is applied before the list is complete."""
 
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from milo_discoveryd.model.contributions import ObservedObject
 from milo_discoveryd.model.object_state import ABSENT_STATES
@@ -12,8 +12,15 @@ from milo_discoveryd.objects.store import ObjectStore
 class StagedList:
     """The names of all listed objects, and those objects that differ from the known ones, with their weights."""
 
-    def __init__(self, store: ObjectStore, pending_deletions: PendingDeletions) -> None:
+    def __init__(
+        self,
+        store: ObjectStore,
+        pending_deletions: PendingDeletions,
+        limited_step: Callable[[int], int] = lambda objects: objects,
+    ) -> None:
         self._store = store
+        self.limited_step = limited_step
+        """Returns how many objects may change in one step, at most so many."""
         self._pending_deletions = pending_deletions
         self._uids: dict[str, str] = {}
         self._staged: dict[str, tuple[ObservedObject, int]] = {}
@@ -93,7 +100,7 @@ class StagedList:
         """
         rest, self._staged = deque(self._staged.values()), {}
         while rest:
-            yield [rest.popleft() for _ in range(min(size, len(rest)))]
+            yield [rest.popleft() for _ in range(min(self.limited_step(size), len(rest)))]
 
     def _is_suspect(self, staged: ObservedObject, known_uid: str) -> bool:
         return (

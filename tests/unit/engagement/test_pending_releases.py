@@ -5,6 +5,7 @@ import tracemalloc
 import pytest
 
 from milo_discoveryd.engagement.pending_releases import (
+    COMPARED_PER_STEP,
     REMEMBERED_EACH,
     REMEMBERED_FILTER_BYTES,
     REMEMBERED_S,
@@ -43,6 +44,18 @@ def draining(*keys: SubscriberKey, until: float = 100.0) -> PendingReleases:
 
 def awaited(releases: PendingReleases, name: str = "a") -> list[str]:
     return [release.key.name for release in releases.awaited(name)]
+
+
+def test_fewer_clusters_change_in_one_step_with_many_subscribers() -> None:
+    releases = PendingReleases()
+    assert releases.limited_step(100) == 100
+    streams = [stream(SubscriberKey("caller", str(number % 200))) for number in range(400)]
+    for subscription in streams:
+        releases.open(subscription, 0.0)
+    assert releases.limited_step(100) * (400 + 200) <= COMPARED_PER_STEP
+    for subscription in streams:
+        releases.close(subscription, 0.0)
+    assert releases.limited_step(100) * REMEMBERED_EACH <= COMPARED_PER_STEP
 
 
 def test_drain_without_subscribers_does_not_begin() -> None:

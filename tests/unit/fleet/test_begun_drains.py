@@ -1,7 +1,9 @@
 """The grace periods of many clusters end together: their drains begin in steps, between which other tasks run."""
 
+import pytest
+
 from milo_discoveryd.engagement.not_ready import SETTLE_S, NotReadyClusters
-from milo_discoveryd.engagement.pending_releases import SubscriberKey, Subscription
+from milo_discoveryd.engagement.pending_releases import COMPARED_PER_STEP, SubscriberKey, Subscription
 from milo_discoveryd.fleet.changes import STEP_S, steady_now
 from milo_discoveryd.fleet.fleet import Fleet
 from milo_discoveryd.fleet.source import ClusterSource
@@ -10,7 +12,7 @@ from milo_discoveryd.model.cluster import Cluster
 from milo_discoveryd.model.removal_limits import RemovalLimits
 from milo_kube.reflect.messages import Listed, ListEnded, ListStarted, ObjectChanged
 from tests.support.sources import new_source
-from tests.unit.fleet.fleets import not_ready, readable_log, ready
+from tests.unit.fleet.fleets import not_ready, outside, readable_log, ready
 from tests.unit.fleet.test_fleet_malformed import Ledger
 from tests.unit.fleet.test_fleet_not_ready import take
 
@@ -60,3 +62,20 @@ async def test_cluster_that_is_ready_again_before_its_turn_does_not_drain() -> N
         source.tick(due)
     assert FEW[13] not in fleet.releases
     assert len(fleet.releases) == 14
+
+
+@pytest.mark.parametrize("is_listed", [False, True])
+async def test_other_tasks_run_while_drains_for_many_subscribers_begin(is_listed: bool) -> None:
+    fleet = Fleet(readable_log())
+    source = new_source(Ledger(), fleet=fleet, drain_timeout_s=100.0)
+    take(source, 0.0, ListStarted(), *(Listed(ready(name, "1")) for name in NAMES), ListEnded())
+    for number in range(200):
+        key, view = SubscriberKey("caller", str(number)), Filter(confirms_releases=True)
+        fleet.changes.subscribe(Subscription(key, "caller", view))
+    unselected = [outside(name, "2") for name in NAMES]
+    events = [ListStarted(), *map(Listed, unselected), ListEnded()] if is_listed else map(ObjectChanged, unselected)
+    before = 0
+    for _ in source.apply(source.collections[0], events, 10.0):
+        assert (len(fleet.releases) - before) * 2 * 200 <= COMPARED_PER_STEP
+        before = len(fleet.releases)
+    assert [*fleet.releases] == NAMES
