@@ -15,7 +15,7 @@ from typing import Any, Final, TypeAlias, TypeVar
 import msgspec
 
 from milo_kube.label_selector import Selector
-from milo_kube.reflect.wire import Decoder
+from milo_kube.reflect.wire import Decoder, is_named
 
 T = TypeVar("T")
 Place: TypeAlias = tuple[str, str]
@@ -350,6 +350,8 @@ def object_decoder(paths: Iterable[str], selector: Selector) -> Decoder[msgspec.
 
     def observe(raw: msgspec.Raw) -> SeenObject:
         found = project(raw)
+        if not is_named(found):
+            return malformed("", "", "", "")
         is_selected = not selector or matches(tuple((_LABELED.decode(raw).metadata.labels or {}).items()))
         return SeenObject(found.name, found.namespace, found.uid, found.version, found if is_selected else None)
 

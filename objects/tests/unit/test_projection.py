@@ -217,6 +217,12 @@ def test_decoder_evaluates_selector_on_object_without_labels() -> None:
     assert found.projected is not None
 
 
+@pytest.mark.parametrize("names", [{"name": "n" * 1025}, {"name": "a", "namespace": "n" * 1024}], ids=range(2))
+def test_decoder_ignores_object_with_a_very_long_name(names: dict[str, str]) -> None:
+    found = {"metadata": {"uid": "u", "resourceVersion": "1", **names}}
+    assert object_decoder([], Selector()).object(json.dumps(found).encode()) is None
+
+
 def test_decoder_names_malformed_object_with_its_namespace() -> None:
     found = seen({"metadata": {"name": "shop", "namespace": "web", "uid": "u", "labels": {"team": 4}}}, "team=a")
 

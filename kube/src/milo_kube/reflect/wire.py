@@ -209,7 +209,8 @@ class Decoder(Generic[Object, Seen]):
     ) -> None:
         """`malformed` returns the result for an invalid object, given its key, UID, version and problem; `key` returns
         the key for a namespace and a name; `failed` is called with the key of an object for which `observe` raised an
-        unexpected exception."""
+        unexpected exception. If objects are kept with their namespace, `observe` returns one without a name unless
+        `is_named`: of nearly all, nothing is measured here but the other texts."""
         self._objects = msgspec.json.Decoder(kind)
         # mypy does not accept a variable as a type parameter; at run time it is fine.
         self._lines: msgspec.json.Decoder[_Line[Object]] = msgspec.json.Decoder(_Line[kind])  # type: ignore[valid-type]
@@ -226,7 +227,10 @@ class Decoder(Generic[Object, Seen]):
         if size > _UNCHECKED_OBJECT and _has_too_many_values(raw):
             return self._unusable(raw, f"more than {_MOST_VALUES} values")
         try:
-            found = self._bounded(self._observe(self._objects.decode(raw)))
+            found = self._observe(self._objects.decode(raw))
+            if found.name and len(f"{found.name}{found.uid}{found.version}") <= _LONGEST_ID:  # nearly all
+                return found
+            found = self._bounded(found)
         except _UNDECODABLE as error:
             return self._unusable(raw, _problem(error))
         except Exception as error:  # noqa: BLE001  (what one object causes must not affect the others)
@@ -280,7 +284,7 @@ class Decoder(Generic[Object, Seen]):
             event = self._lines.decode(line)  # nearly all lines take only this path
             if event.type in _OBJECT_EVENTS:
                 found = self._observe(event.object)
-                if is_named(found) and len(found.uid) <= _LONGEST_ID and len(found.version) <= _LONGEST_ID:
+                if found.name and len(f"{found.name}{found.uid}{found.version}") <= _LONGEST_ID:
                     return ObjectSeen(found)
                 return _seen(event.type, self._bounded(found))
         except Exception:  # noqa: BLE001, S110
