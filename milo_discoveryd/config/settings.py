@@ -71,8 +71,13 @@ class WatchSettings(Group, frozen=True, kw_only=True):
     """Memory budget for the objects of a source: the size of their kept fields, 512 bytes for each object, and 160 for
     each of its labels and annotations beyond eight. Objects that are missing from a list may take the same amount in
     addition until their deletion is confirmed. A source that exceeds it is stale with the reason `OverBudget`, and is
-    listed again after five minutes. The default is enough for about 150,000 projects. It also limits the size of each
-    response."""
+    listed again after five minutes. The default is enough for about 150,000 projects. A response, such as a page,
+    may have a quarter of it, or up to 8 MiB of it if that is more."""
+
+    @property
+    def response_limit(self) -> int:
+        """Maximum bytes of a response, which is decoded in one step, and is in memory beside the objects."""
+        return max(min(self.objects_limit, 8 << 20), self.objects_limit // 4)
 
 
 class Tombstones(Group, frozen=True, kw_only=True):

@@ -31,12 +31,15 @@ from milo_kube.list_watch import CollectionApi, ListWatch
 from milo_kube.liveness_probe import LivenessApi, LivenessProbe
 from milo_kube.reflect.messages import Failure, SourceEvent
 from milo_kube.reflect.reflector import Reflector
-from milo_kube.reflect.wire import Decoder, ListPageError, error_status
+from milo_kube.reflect.wire import MAX_LINE, Decoder, ListPageError, error_status
 
 CONFIRMATION_TIMEOUT_S = 5.0
 """Timeout of a confirmation read. It is usually shorter than the timeout of a list, so that a hanging read releases its
 slot soon."""
 OVER_BUDGET_RETRY_S = 300.0
+READ_BYTES = 4 * MAX_LINE
+"""Maximum bytes of all reads of a collection that are in flight: there can be 200, and a server determines their sizes.
+"""
 BATCHES_PER_COLLECTION = 8
 """Batches of source events after which the garbage collector examines its youngest generation. Python itself does so
 only when allocations exceed deallocations by a threshold. Updates, which replace objects, stay below that threshold for
@@ -136,6 +139,10 @@ class Confirmations:
 class SourceApi(CollectionApi, LivenessApi, Protocol):
     """The requests that the driver sends."""
 
+    async def get(
+        self, path: str, query: Any = (), *, timeout_s: float, arrived: Callable[[int], None] = lambda _: None
+    ) -> Answer: ...
+
 
 class Driver:
     """The tasks that follow one collection: list and watch, confirmation of deletions, liveness probes."""
@@ -169,6 +176,7 @@ class Driver:
             lambda: reflector.trust.is_known,
         )
         self._uncollected_batches = 0
+        self._bytes_read = 0
         self._clock: Callable[[], float] = asyncio.get_running_loop().time
 
     async def run(self) -> None:
@@ -222,9 +230,7 @@ class Driver:
         namespace, name = self._watched.keys.split(key)
         try:
             # Without a resource version the read is consistent: never older than the request.
-            answer = await self._api.get(
-                self._watched.resource.object_path(namespace, name), timeout_s=self._confirmation_timeout_s
-            )
+            answer = await self._get(self._watched.resource.object_path(namespace, name))
         except TransportError as error:
             return Inconclusive(str(error))
         if answer.status == 200:
@@ -247,9 +253,7 @@ class Driver:
             return Found(observation)
         collection = msgspec.structs.replace(resource, namespace=namespace or resource.namespace)
         try:
-            answer = await self._api.get(
-                collection.path, self._watched.query_for(name), timeout_s=self._confirmation_timeout_s
-            )
+            answer = await self._get(collection.path, self._watched.query_for(name))
             if answer.status != 200:
                 return _inconclusive(answer)
             _, listed = self._decoder.page(answer.body)
@@ -260,9 +264,21 @@ class Driver:
         message = f"it does not match the daemon's field selector {resource.field_selector}"
         return Found(Outside(observation.name, observation.uid, observation.version, message, observation.fields))
 
-    @property
-    def _confirmation_timeout_s(self) -> float:
-        return min(CONFIRMATION_TIMEOUT_S, self._request_timeout_s)
+    async def _get(self, path: str, query: Any = ()) -> Answer:
+        size = 0
+
+        def arrived(more: int) -> None:
+            nonlocal size
+            size += more
+            self._bytes_read += more
+            if self._bytes_read > READ_BYTES:
+                raise TransportError("too_large", f"the reads in flight have more than {READ_BYTES} bytes")
+
+        try:
+            timeout_s = min(CONFIRMATION_TIMEOUT_S, self._request_timeout_s)
+            return await self._api.get(path, query, timeout_s=timeout_s, arrived=arrived)
+        finally:
+            self._bytes_read -= size
 
 
 def _inconclusive(answer: Answer) -> Inconclusive:

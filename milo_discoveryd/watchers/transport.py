@@ -15,7 +15,8 @@ from milo_kube.http.errors import TransportError
 from milo_kube.tls_identity import expiry_of
 from milo_kube.upstream import Upstream
 
-RESPONSE_LIMIT = 128 << 20
+RESPONSE_LIMIT = 32 << 20
+LIVENESS_RESPONSE_LIMIT = 1 << 20
 CLOCK_TOLERANCE_S = 60.0
 """Differences between this machine's clock and an API server's are reported only if they are larger than this."""
 _MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
@@ -48,7 +49,7 @@ class Transport(ApiServer):
     async def get_at_once(self, path: str, *, timeout_s: float) -> Answer:
         """Send a GET with the newest credential or without one, and never wait for another. Raises TransportError."""
         until = asyncio.get_running_loop().time() + timeout_s
-        bounds = ResponseBounds(until, timeout_s, self._response_limit)
+        bounds = ResponseBounds(until, timeout_s, LIVENESS_RESPONSE_LIMIT)
         return await self._answered(ApiRequest("GET", path), self._upstream.access_now(), bounds)
 
     async def drop(self) -> None:

@@ -488,6 +488,23 @@ async def test_refused_confirmation_reads_share_one_backoff() -> None:
         assert run.source.collections[0].pending_deletions.take_due(float("inf")) == []
 
 
+async def test_confirmation_reads_in_flight_have_a_limit_of_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(driver_module, "READ_BYTES", 1000)
+    monkeypatch.setattr(driver_module, "CONFIRMATION_TIMEOUT_S", 600.0)
+    server_script = ScriptedServer()
+    names = ("alpha", "beta")
+    watch = ScriptedResponse(*(line("ADDED", project(name, 1)) for name in names), bookmark(5, ends_list=True))
+    server_script.watches = [watch]
+    again = ScriptedResponse()
+    server_script.reads = [ScriptedResponse(b"x" * 800), ScriptedResponse(b"x" * 800), again]
+    async with running(server_script, request_timeout_s=600.0) as run:
+        await run.synced()
+        watch.send(b"".join(line("DELETED", project(name, 6)) for name in names))
+        async with asyncio.timeout(LIMIT_S):
+            await again.asked.wait()
+        assert run.events == ["ENGAGED alpha", "ENGAGED beta"]
+
+
 async def test_deletion_is_confirmed_while_every_watch_expires() -> None:
     server_script = ScriptedServer()
     first = ScriptedResponse(

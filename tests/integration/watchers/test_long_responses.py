@@ -36,7 +36,7 @@ class LongApi:
         self._listed = listed
         self._watched = b"".join(watched)
 
-    async def get(self, path: str, query: Any = (), *, timeout_s: float) -> Answer:
+    async def get(self, path: str, query: Any = (), *, timeout_s: float, **_: object) -> Answer:
         items = [project(number) for number in range(self._listed)]
         return Answer(200, {}, json.dumps({"metadata": {"resourceVersion": "5"}, "items": items}).encode())
 

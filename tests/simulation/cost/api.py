@@ -89,7 +89,7 @@ class Api:
             page = {"metadata": metadata, "items": items[start:end]}
             self._pages[str(start) if start else ""] = msgspec.json.encode(page)
 
-    async def get(self, path: str, query: Any = (), *, timeout_s: float) -> Answer:
+    async def get(self, path: str, query: Any = (), *, timeout_s: float, **_: object) -> Answer:
         await asyncio.sleep(0)
         if path == "/livez":
             return Answer(200, {}, b"ok")

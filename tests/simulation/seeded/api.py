@@ -167,7 +167,7 @@ class Api:
 
     # --- requests ---
 
-    async def get(self, path: str, query: Any = (), *, timeout_s: float) -> Answer:
+    async def get(self, path: str, query: Any = (), *, timeout_s: float, **_: object) -> Answer:
         asked = dict(query)
         kind: Kind = "list" if path == PATH else "look"
         self.requests["livez" if path == "/livez" else kind] += 1

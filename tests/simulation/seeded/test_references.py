@@ -81,7 +81,7 @@ class Apis:
     def __init__(self, objects: Api, secrets: Api) -> None:
         self._objects, self._secrets = objects, secrets
 
-    async def get(self, path: str, query: Any = (), *, timeout_s: float) -> Any:
+    async def get(self, path: str, query: Any = (), *, timeout_s: float, **_: object) -> Any:
         return await self._of(path).get(_common(path), query, timeout_s=timeout_s)
 
     async def get_at_once(self, path: str, *, timeout_s: float) -> Any:

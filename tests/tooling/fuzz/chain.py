@@ -108,7 +108,7 @@ class ScriptedServer:
         self._lists = self._watches = 0
         self.read: set[str] = set()
 
-    async def get(self, path: str, query: Any = (), *, timeout_s: float) -> Answer:
+    async def get(self, path: str, query: Any = (), *, timeout_s: float, **_: object) -> Answer:
         if path == "/livez":
             return Answer(200, {}, b"ok")
         if path == self._path:
