@@ -230,8 +230,9 @@ class Daemon:
                 if (group := self._group) is not None:
                     self._fleet.changes.add_listener(EventType.DISENGAGED, lambda _: group.wake())
                     tasks.create_task(group.run(), name="share clusters")
+                restored = asyncio.Barrier(len(sources))
                 for configured, fleet in zip(sources, self._fleet.sources, strict=True):
-                    following = configured.follow(fleet, issuers.authenticated, self._epoch)
+                    following = configured.follow(fleet, issuers.authenticated, self._epoch, restored.wait)
                     tasks.create_task(following, name=f"discover {configured.of.name}".rstrip())
 
     @property

@@ -50,16 +50,15 @@ class ContributionIndex:
         collections: Sequence[ObjectCollection],
         clusters: Iterable[Ready],
         objects: Iterable[StoredObject],
-        version: str,
     ) -> None:
-        """Restore the collections with the stored objects, whose contents are unknown until they are seen again."""
+        """Restore the collections with stored objects, whose contents are unknown until they are seen again."""
         del clusters
         objects_by_collection: list[list[ObservedObject]] = [[] for _ in self._stores]
         for stored in objects:
             content = ObjectContent(tuple(Contribution(name, UNREAD) for name in stored.clusters), UNREAD)
             objects_by_collection[stored.watch].append(ContributingObject(stored.key, stored.uid, "", content))
         for collection, known in zip(collections, objects_by_collection, strict=True):
-            for name in self._apply(collection.number, collection.restore(known, version)):
+            for name in self._apply(collection.number, collection.restore(known)):
                 self._settle(name)
 
     def states(self, collection: int, objects: ObjectChanges) -> Iterator[ClusterStates]:

@@ -6,6 +6,7 @@ is that of their event loop.
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 
 import msgspec
 
@@ -18,7 +19,7 @@ from milo_discoveryd.model.contributions import ObjectReference, ObservedObject,
 from milo_discoveryd.model.observation import NotWanted, Ready
 from milo_discoveryd.model.removal_limits import FirstList, ListedClusters, RemovalLimits
 from milo_discoveryd.model.resource import NAMES, ObjectKeys
-from milo_discoveryd.objects.collection import ObjectCollection
+from milo_discoveryd.objects.collection import EVENTS_PER_STEP, ObjectCollection
 from milo_discoveryd.objects.pending_deletions import (
     Absent,
     ConfirmationRequest,
@@ -101,11 +102,10 @@ class ObjectsAreClusters:
         collections: Sequence[ObjectCollection],
         clusters: Iterable[Ready],
         objects: Iterable[StoredObject],
-        version: str,
     ) -> None:
         del objects
         (collection,) = collections
-        collection.restore(clusters, version)
+        collection.restore(clusters)
 
     def states(self, collection: int, objects: ObjectChanges) -> Iterator[ClusterStates]:
         del collection
@@ -349,17 +349,24 @@ class ClusterSource:
         objects: Iterable[StoredObject],
         status: ViewStatus,
         highest_version: str = "",
-    ) -> None:
-        """Serve the clusters of an earlier run at once, with a status that shows how old they are.
+    ) -> Iterator[None]:
+        """Serve the clusters of an earlier run, with a status that shows how old they are.
 
-        `highest_version` is the resource version up to which that run followed every collection.
+        They are restored in batches, so that thousands of them do not block the event loop. The source is not synced
+        before the last one. `highest_version` is the resource version up to which that run followed every collection.
         """
-        clusters = list(stored)
-        events = self.changes.engagements.restore(self.clusters.claimant, clusters, status.since)
-        self._meaning.restore(self.collections, [seen for seen, _ in clusters], objects, highest_version)
+        clusters, others = iter(stored), iter(objects)
+        while batch := list(islice(clusters, EVENTS_PER_STEP)):
+            events = self.changes.engagements.restore(self.clusters.claimant, batch, status.since)
+            self._meaning.restore(self.collections, [seen for seen, _ in batch], ())
+            self.changes.publish(events, status.since)
+            yield
+        while portion := list(islice(others, EVENTS_PER_STEP)):
+            self._meaning.restore(self.collections, (), portion)
+            yield
         for collection in self.collections:
+            collection.end_restore(highest_version)
             self.set_followed(collection, status)
-        self.changes.publish(events, status.since)
         self._update_progress(moment(status.since))
 
     # --- assignment by a shard group ---

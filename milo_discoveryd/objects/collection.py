@@ -129,12 +129,15 @@ class ObjectCollection:
             if self.store.weight.problem:
                 return
 
-    def restore(self, stored: Iterable[ObservedObject], version: str = "") -> ObjectChanges:
-        """Start with the objects of an earlier run, which followed the collection up to `version`. The first list is
-        then compared with them, like any later one."""
-        self.trust = Trust(Stored(), version=version)
+    def restore(self, stored: Iterable[ObservedObject]) -> ObjectChanges:
+        """Start with the objects of an earlier run, or more of them, until `end_restore`. The first list is then
+        compared with them, like any later one."""
         weighed = ((observation, self.store.weight_of(observation)) for observation in stored)
         return ObjectChanges(self.store.apply_listed(weighed), ObjectPosition(RESTORED_POSITION))
+
+    def end_restore(self, version: str = "") -> None:
+        """Trust the restored objects. The earlier run followed the collection up to `version`."""
+        self.trust = Trust(Stored(), version=version)
 
     @property
     def is_synced(self) -> bool:

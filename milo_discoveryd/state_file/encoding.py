@@ -63,11 +63,24 @@ class StoredFleet(msgspec.Struct, frozen=True):
     """For each run of the daemon: the revision up to which this file contains everything that subscribers received."""
 
 
+class _StoredParts(msgspec.Struct, frozen=True):
+    """A `StoredFleet` with undecoded clusters and objects."""
+
+    origin: StateOrigin
+    current_at: float
+    clusters: tuple[msgspec.Raw, ...]
+    highest_version: str = ""
+    objects: tuple[msgspec.Raw, ...] = ()
+    positions: dict[str, int] = {}
+
+
 class StateFileError(ValueError):
     """The content cannot be used; the message says why."""
 
 
-_DECODER = msgspec.msgpack.Decoder(StoredFleet)
+_PARTS = msgspec.msgpack.Decoder(_StoredParts)
+_CLUSTER = msgspec.msgpack.Decoder(StoredCluster)
+_OBJECT = msgspec.msgpack.Decoder(StoredObject)
 _encode = msgspec.msgpack.Encoder().encode
 
 
@@ -110,7 +123,16 @@ def decode(data: bytes | mmap, origin: StateOrigin | None) -> StoredFleet:
     if words[1] != _checksum(body):
         raise StateFileError("wrong checksum: the file was truncated or changed")
     try:
-        fleet = _DECODER.decode(body)
+        parts = _PARTS.decode(body)
+        # Not `map`: between the turns of a loop, a thread that decodes lets others run.
+        fleet = StoredFleet(
+            parts.origin,
+            parts.current_at,
+            tuple([_CLUSTER.decode(cluster) for cluster in parts.clusters]),
+            parts.highest_version,
+            tuple([_OBJECT.decode(found) for found in parts.objects]),
+            parts.positions,
+        )
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise StateFileError(f"invalid content: {error}") from error
     if not all(map(math.isfinite, (fleet.current_at, *(cluster.engaged_at for cluster in fleet.clusters)))):

@@ -2,7 +2,7 @@
 
 import asyncio
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, aclosing
 
 from msgspec.structs import replace
@@ -81,17 +81,28 @@ class ConfiguredSource:
             return ""
         return "; ".join(wrong_context(self.of.kind, self.discovery.server, self.of.settings.contexts) or ())
 
-    async def follow(self, source: ClusterSource, authenticated: Authenticate, epoch: str) -> None:
-        """Follow the source until canceled. `epoch` identifies the run of the daemon."""
+    async def follow(
+        self,
+        source: ClusterSource,
+        authenticated: Authenticate,
+        epoch: str,
+        others_restored: Callable[[], Awaitable[object]],
+    ) -> None:
+        """Follow the source until canceled. `epoch` identifies the run of the daemon. `others_restored`: see
+        `Discovery`."""
         if self.discovery is not None:
-            await self._follow_collections(authenticated(self.discovery, self.of.credentials), source, epoch)
+            upstream = authenticated(self.discovery, self.of.credentials)
+            await self._follow_collections(upstream, source, epoch, others_restored)
         elif self.files is not None:
             discovery = FileDiscovery(source, self._state_file(), epoch)
-            await discovery.run(self.files, self.followed.observe_file, self.followed.restored_place)
+            await discovery.run(self.files, self.followed.observe_file, self.followed.restored_place, others_restored)
         else:
+            await others_restored()
             set_targets(source, self.followed.targets, asyncio.get_running_loop().time())
 
-    async def _follow_collections(self, upstream: Upstream, source: ClusterSource, epoch: str) -> None:
+    async def _follow_collections(
+        self, upstream: Upstream, source: ClusterSource, epoch: str, others_restored: Callable[[], Awaitable[object]]
+    ) -> None:
         watch = self._settings.watch
         policy = ReflectorPolicy(
             streaming_lists=watch.streaming_lists == "auto",
@@ -117,7 +128,9 @@ class ConfiguredSource:
                     environ=self._environ,
                 )
                 await closing.enter_async_context(aclosing(transport))
-            await discovery.run(self._transports.__getitem__, self.followed.collections, self.followed.restored_place)
+            await discovery.run(
+                self._transports.__getitem__, self.followed.collections, self.followed.restored_place, others_restored
+            )
 
     @property
     def origin(self) -> StateOrigin:

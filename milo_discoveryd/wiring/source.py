@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from functools import partial
 from typing import Protocol
 
 import msgspec
@@ -29,7 +30,7 @@ class FleetStore(Protocol):
     @property
     def origin(self) -> StateOrigin: ...
 
-    def load(self) -> StoredFleet | None: ...
+    async def loaded(self) -> StoredFleet | None: ...
 
     async def save_changes(self, fleet: Callable[[], StoredFleet], changed: Callable[[], Awaitable[None]]) -> None:
         """Save what `fleet` returns each time that `changed` returns, until canceled."""
@@ -69,11 +70,14 @@ class Discovery:
         api_at: Callable[[str], SourceApi],
         collections: Sequence[FollowedCollection],
         restored_place: RestoredPlace,
+        others_restored: Callable[[], Awaitable[object]] = partial(asyncio.sleep, 0),  # noqa: B008 - has no state
     ) -> None:
         """Follow the source until canceled. `collections` are the collections of the source, in the same order.
-        `api_at` returns the API server for the `server` of a collection.
+        `api_at` returns the API server for the `server` of a collection. `others_restored` waits until the other
+        sources are restored too: before that, nothing else may be published.
         """
-        status = self._storage.restore(restored_place)
+        status = await self._storage.restore(restored_place)
+        await others_restored()
         now = asyncio.get_running_loop().time()
         drivers = [
             Driver(
@@ -102,10 +106,15 @@ class FileDiscovery:
         self._storage = _SourceStorage(source, store, epoch)
 
     async def run(
-        self, files: KubeconfigFiles, observe: Callable[[FileObject], ObservedObject], restored_place: RestoredPlace
+        self,
+        files: KubeconfigFiles,
+        observe: Callable[[FileObject], ObservedObject],
+        restored_place: RestoredPlace,
+        others_restored: Callable[[], Awaitable[object]],
     ) -> None:
-        """Follow the files until canceled."""
-        status = self._storage.restore(restored_place)
+        """Follow the files until canceled. `others_restored`: see `Discovery`."""
+        status = await self._storage.restore(restored_place)
+        await others_restored()
         (collection,) = self._source.collections
         driver = FileDriver(files, observe, source=self._source, collection=collection, status=status)
         async with asyncio.TaskGroup() as tasks:
@@ -130,9 +139,9 @@ class _SourceStorage:
         self._epoch = epoch
         self._store = store
 
-    def restore(self, restored_place: RestoredPlace) -> ViewStatus | None:
+    async def restore(self, restored_place: RestoredPlace) -> ViewStatus | None:
         """Restore the stored fleet, if there is one, and return its status."""
-        stored = None if self._store is None else self._store.load()
+        stored = None if self._store is None else await self._store.loaded()
         if stored is None:
             return None
         age_s = max(0.0, time.time() - stored.current_at)
@@ -142,10 +151,11 @@ class _SourceStorage:
             RESTORED,
             "the clusters are those of the daemon's previous run; the source has not answered in this one",
         )
-        restored = list(restorable(stored.clusters, restored_place))
-        if len(restored) == len(stored.clusters):
+        restorables = restorable(stored.clusters, restored_place)
+        for _ in self._source.restore(restorables, stored.objects, status, stored.highest_version):
+            await asyncio.sleep(0)
+        if self._source.engagements.present_count == len(stored.clusters):
             self._source.restored_positions = stored.positions
-        self._source.restore(restored, stored.objects, status, stored.highest_version)
         self._source.changes.releases.expect_return(asyncio.get_running_loop().time())
         return status
 

@@ -140,7 +140,7 @@ class Harness:
         """Report a complete list of these objects."""
         if self.is_restarted:
             stored = [(self._observed(observation), time.time()) for observation in observations]
-            self.followed.restore(stored, (), ViewStatus(ViewState.STALE, time.monotonic(), "Restored"))
+            list(self.followed.restore(stored, (), ViewStatus(ViewState.STALE, time.monotonic(), "Restored")))
         self.found(ListStarted(), *(Listed(self._observed(observation)) for observation in observations), ListEnded())
 
     def seen(self, *observations: Ready | NotReady) -> None:

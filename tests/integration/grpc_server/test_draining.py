@@ -296,7 +296,11 @@ async def test_server_info_lists_draining_clusters_of_a_shard_group(draining_har
 
 async def test_drain_begins_again_after_a_restart_with_a_state_file(tmp_path: Path) -> None:
     async with a_harness(tmp_path, drain_timeout_s=LONG_S) as harness:
-        harness.followed.restore([(ready("alpha"), 1.0)], (), ViewStatus(ViewState.STALE, time.monotonic(), "Restored"))
+        list(
+            harness.followed.restore(
+                [(ready("alpha"), 1.0)], (), ViewStatus(ViewState.STALE, time.monotonic(), "Restored")
+            )
+        )
         of_an_earlier_run = f"{'f' * 16}.7.{'x' * 22}"
         async with confirming(harness, resume_revision=of_an_earlier_run) as mine:
             assert not (await mine.batch()).synced

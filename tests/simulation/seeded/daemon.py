@@ -109,6 +109,9 @@ class Disk:
         self.is_killed = False
         self._note = note
 
+    async def loaded(self) -> StoredFleet | None:
+        return self.load()
+
     def load(self) -> StoredFleet | None:
         if self.data is None:
             return None

@@ -174,7 +174,7 @@ class _Store:
 
     origin = ORIGIN
 
-    def load(self) -> StoredFleet | None:
+    async def loaded(self) -> StoredFleet | None:
         return None
 
     async def save_changes(self, fleet: Callable[[], StoredFleet], changed: Callable[[], Awaitable[None]]) -> None:

@@ -317,7 +317,7 @@ def restored() -> RecordedFleet:
     stored = [(Ready(record.uid, "", record.cluster.target), 5.0) for _, record in before.source.engagements.items()]  # type: ignore[union-attr]
     stored.append((Ready("gone", "", target("farm", "farm")), 5.0))
     status = ViewStatus(ViewState.STALE, 0.0, "Restored", "")
-    fleet.source.restore(stored, before.source.stored_objects(), status)
+    list(fleet.source.restore(stored, before.source.stored_objects(), status))
     assert fleet.engaged == {"shop", "bank", "farm"}
     assert fleet.source.synced
     assert fleet.source.progress.is_restored

@@ -193,7 +193,7 @@ def restarted(before: JoinedFleet, *, without: str = "") -> JoinedFleet:
     fleet = JoinedFleet()
     stored = [(Ready(cluster.target.uid, "", cluster.target), 5.0) for cluster in before.source.engagements.clusters()]
     objects = [obj for obj in before.source.stored_objects() if obj.key != without]
-    fleet.source.restore(stored, objects, RESTORED)
+    list(fleet.source.restore(stored, objects, RESTORED))
     fleet.journal.events.clear()
     return fleet
 

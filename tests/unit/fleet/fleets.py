@@ -162,7 +162,8 @@ class ListedClusters:
 
     def restore(self, stored: Iterable[tuple[Ready, float]], now: Moment, version: str = "") -> None:
         stored = [*stored]
-        self.collection.restore((seen for seen, _ in stored), version)
+        self.collection.restore((seen for seen, _ in stored))
+        self.collection.end_restore(version)
         for seen, engaged_at in stored:
             self.engagements.commit([seen], Moment(engaged_at, now.steady))
 

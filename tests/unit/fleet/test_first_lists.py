@@ -148,13 +148,20 @@ def test_larger_list_that_still_lacks_clusters_completes_a_short_first_list_only
 
 def test_subscriber_whose_clusters_are_all_restored_does_not_wait_for_the_first_list() -> None:
     of = source()
-    of.restore([(ready("a", ""), 1.0)], (), ViewStatus(ViewState.STALE, 0.0, "Restored", ""))
+    list(of.restore([(ready("a", ""), 1.0)], (), ViewStatus(ViewState.STALE, 0.0, "Restored", "")))
     assert not waits(of, 1, 1)
+
+
+def test_clusters_are_restored_in_batches_and_the_source_is_synced_by_the_last() -> None:
+    of, stored = source(), ((ready(f"p-{number}", ""), 1.0) for number in range(250))
+    restoring = of.restore(stored, (), ViewStatus(ViewState.STALE, 0.0, "Restored", ""))
+    assert [(of.engagements.engaged, of.synced) for _ in restoring] == [(100, False), (200, False), (250, False)]
+    assert of.synced
 
 
 def test_restored_cluster_that_the_first_list_lacks_does_not_count_as_listed() -> None:
     of = source()
-    of.restore([(ready("a", ""), 1.0)], (), ViewStatus(ViewState.STALE, 0.0, "Restored", ""))
+    list(of.restore([(ready("a", ""), 1.0)], (), ViewStatus(ViewState.STALE, 0.0, "Restored", "")))
     lists(of)
     assert waits(of, 2, 1)
 

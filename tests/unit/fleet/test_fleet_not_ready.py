@@ -66,7 +66,9 @@ async def test_restored_fleet_that_became_not_ready_during_the_restart_is_held()
         not_ready=NotReadyClusters(0.0, LIMITS),
         removals=LIMITS,
     )
-    source.restore([(ready(name, ""), 0.0) for name in NAMES], (), ViewStatus(ViewState.STALE, 0.0, "Restored", ""))
+    list(
+        source.restore([(ready(name, ""), 0.0) for name in NAMES], (), ViewStatus(ViewState.STALE, 0.0, "Restored", ""))
+    )
     take(source, 10.0, ListStarted(), *(Listed(not_ready(name)) for name in NAMES), ListEnded())
     run(source, 11.0)
     assert source.engagements.engaged == 90

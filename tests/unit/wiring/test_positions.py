@@ -38,7 +38,7 @@ def test_resume_positions_contain_the_latest_revision_of_this_run() -> None:
 def test_complete_list_extends_resume_positions_of_earlier_runs_to_any_revision() -> None:
     of = source()
     of.restored_positions = {"before": 7}
-    of.restore([(ready("a", ""), 1.0)], (), STALE)
+    list(of.restore([(ready("a", ""), 1.0)], (), STALE))
     assert positions(of, "this") == {"before": 7, "this": of.changes.log.head}
     lists(of, ready("a", "1"))
     assert positions(of, "this") == {"before": ANY_REVISION, "this": of.changes.log.head}
