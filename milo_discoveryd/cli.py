@@ -4,6 +4,7 @@ import asyncio
 import errno
 import faulthandler
 import gc
+import importlib
 import os
 import signal
 import sys
@@ -174,9 +175,9 @@ def run(config: Path | None, **flags: Any) -> None:
         file = named_file(os.environ, config)
 
         async def log_problems() -> None:
-            from milo_discoveryd.check import log_problems
-
-            await log_problems(settings)
+            # In a thread: from a slow disk, the modules can take seconds.
+            checks = await asyncio.to_thread(importlib.import_module, "milo_discoveryd.check")
+            await checks.log_problems(settings)
 
         return Daemon(settings, load=read, file=file, log_problems=log_problems).run(logging)
 
