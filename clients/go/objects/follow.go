@@ -317,7 +317,7 @@ func (f *follower) Update(found any) error { return f.saw(found, false) }
 func (f *follower) Delete(found any) error { return f.saw(found, true) }
 
 func (f *follower) saw(found any, isDeleted bool) error {
-	f.change(func() []Change { return f.apply(found.(*seen), isDeleted) })
+	f.change(func() []Change { return f.apply(found.(*seen), isDeleted, ObjectDeleted) })
 	f.count()
 	return nil
 }

@@ -182,8 +182,8 @@ func (s *scope) commit(updates []update) {
 	}
 }
 
-// apply applies an object of a watch.
-func (s *scope) apply(found *seen, isDeleted bool) []Change {
+// apply applies an object of a watch. Replaced is why another object of its name is gone.
+func (s *scope) apply(found *seen, isDeleted bool, replaced Gone) []Change {
 	now, gone := found.object, OutOfSelector
 	switch {
 	case isDeleted:
@@ -191,11 +191,16 @@ func (s *scope) apply(found *seen, isDeleted bool) []Change {
 	case found.problem != nil:
 		return nil
 	}
-	return s.put(found.place(), now, gone)
+	return s.put(found.place(), now, func(u update) Gone {
+		if u.now != nil {
+			return replaced
+		}
+		return gone
+	})
 }
 
 // put applies the state of an object; nil if it is gone, or not selected, for a reason.
-func (s *scope) put(at place, now *Object, gone Gone) []Change {
+func (s *scope) put(at place, now *Object, gone func(update) Gone) []Change {
 	planned, ok := s.plan(at, now)
 	if !ok {
 		return nil
@@ -203,7 +208,7 @@ func (s *scope) put(at place, now *Object, gone Gone) []Change {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.commit([]update{planned})
-	return s.changes([]update{planned}, func(update) Gone { return gone })
+	return s.changes([]update{planned}, gone)
 }
 
 // replace applies a complete list.
@@ -229,7 +234,10 @@ func (s *scope) replace(items []*seen, now time.Time) []Change {
 	defer s.mu.Unlock()
 	s.commit(updates)
 	changes := s.changes(updates, func(u update) Gone {
-		if listed[u.at] != nil {
+		switch {
+		case u.now != nil:
+			return ObjectDeleted // there is another object of its name
+		case listed[u.at] != nil:
 			return OutOfSelector
 		}
 		return Missing
@@ -257,10 +265,7 @@ func (s *scope) changes(updates []update, gone func(update) Gone) []Change {
 		case isSame:
 			kept.Removed = append(kept.Removed, each.was)
 		default:
-			reason := ObjectDeleted // there is another object of its name
-			if each.now == nil {
-				reason = gone(each)
-			}
+			reason := gone(each)
 			at := slices.IndexFunc(lost, func(c Change) bool { return c.Gone == reason })
 			if at < 0 {
 				at, lost = len(lost), append(lost, Change{Gone: reason})

@@ -76,15 +76,15 @@ func TestScopeTellsWhatChanged(t *testing.T) {
 	one := func(name, uid, phase, label string) *seen { return thing(t, s, name, uid, phase, label) }
 
 	expectTold(t, "first list", list(1, one("a", "1", "x", ""), one("b", "2", "x", ""), one("c", "3", "x", "out")), "+a/1 +b/2; SYNCED")
-	expectTold(t, "other fields", s.apply(one("a", "1", "x", "other"), false), "")
-	expectTold(t, "a named field", s.apply(one("a", "1", "y", ""), false), "+a/1 -a/1")
-	expectTold(t, "out of the selector", s.apply(one("a", "1", "y", "out"), false), "-a/1 OUT_OF_SELECTOR")
-	expectTold(t, "out of it again", s.apply(one("a", "1", "z", "out"), false), "")
-	expectTold(t, "into the selector", s.apply(one("c", "3", "x", ""), false), "+c/3")
-	expectTold(t, "deleted", s.apply(one("b", "2", "x", ""), true), "-b/2 OBJECT_DELETED")
-	expectTold(t, "deleted again", s.apply(one("b", "2", "x", ""), true), "")
-	expectTold(t, "created again", s.apply(one("c", "4", "x", ""), false), "-c/3 OBJECT_DELETED; +c/4")
-	expectTold(t, "new", s.apply(one("d", "5", "x", ""), false), "+d/5")
+	expectTold(t, "other fields", s.apply(one("a", "1", "x", "other"), false, ObjectDeleted), "")
+	expectTold(t, "a named field", s.apply(one("a", "1", "y", ""), false, ObjectDeleted), "+a/1 -a/1")
+	expectTold(t, "out of the selector", s.apply(one("a", "1", "y", "out"), false, ObjectDeleted), "-a/1 OUT_OF_SELECTOR")
+	expectTold(t, "out of it again", s.apply(one("a", "1", "z", "out"), false, ObjectDeleted), "")
+	expectTold(t, "into the selector", s.apply(one("c", "3", "x", ""), false, ObjectDeleted), "+c/3")
+	expectTold(t, "deleted", s.apply(one("b", "2", "x", ""), true, ObjectDeleted), "-b/2 OBJECT_DELETED")
+	expectTold(t, "deleted again", s.apply(one("b", "2", "x", ""), true, ObjectDeleted), "")
+	expectTold(t, "created again", s.apply(one("c", "4", "x", ""), false, ObjectDeleted), "-c/3 OBJECT_DELETED; +c/4")
+	expectTold(t, "new", s.apply(one("d", "5", "x", ""), false, ObjectDeleted), "+d/5")
 	expectTold(t, "later list", list(2, one("c", "4", "x", "out"), one("e", "6", "x", "")), "-c/4 OUT_OF_SELECTOR; -d/5 MISSING; +e/6")
 	if got := s.find(0, "x", nil); len(got) != 1 || got[0].Name != "e" {
 		t.Errorf("found %v under x, want e", got)
@@ -101,12 +101,12 @@ func TestMalformedObjectsKeepTheirLastState(t *testing.T) {
 	if err != nil || strange.problem == nil || !strings.Contains(strange.problem.Error(), "example.com/v1/things a is malformed") {
 		t.Fatalf("decoded %v, error %v; want a problem", strange, err)
 	}
-	expectTold(t, "malformed in a watch", s.apply(strange, false), "")
+	expectTold(t, "malformed in a watch", s.apply(strange, false, ObjectDeleted), "")
 	expectTold(t, "malformed in a list", s.replace([]*seen{strange}, at(2)), "")
 	if objects, _ := s.size(); objects != 1 {
 		t.Errorf("%d objects, want the last state", objects)
 	}
-	expectTold(t, "malformed and deleted", s.apply(strange, true), "-a/1 OBJECT_DELETED")
+	expectTold(t, "malformed and deleted", s.apply(strange, true, ObjectDeleted), "-a/1 OBJECT_DELETED")
 	for _, unnamed := range []string{`{}`, `{"metadata": {"name": ""}}`, `{"metadata": {"name": 1}}`, `[]`, `{"metadata": []}`} {
 		if _, err := s.kind.decode(nil, json.RawMessage(unnamed)); err == nil {
 			t.Errorf("%s was decoded, want an error: nothing says which object is in the list", unnamed)
@@ -174,9 +174,9 @@ func TestSumOfTheChangesIsTheScope(t *testing.T) {
 			case 1:
 				changes = s.drop("", began)
 			case 2, 3, 4:
-				changes = s.apply(random1(), true)
+				changes = s.apply(random1(), true, ObjectDeleted)
 			default:
-				changes = s.apply(random1(), false)
+				changes = s.apply(random1(), false, ObjectDeleted)
 			}
 			for _, change := range changes {
 				for _, each := range change.Removed {

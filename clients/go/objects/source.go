@@ -167,8 +167,9 @@ func (s *Store) Withdraw(cluster, resource string) {
 }
 
 // Put applies the present state of an object, as JSON with its metadata: what its Kind keeps of it, if the Kind selects
-// it. It returns an error for one without a name.
-func (s *Store) Put(cluster, resource string, object json.RawMessage) error {
+// it. Another object of its name is gone then: replaced is the reason, ObjectDeleted if its deletion is proven. It returns
+// an error for an object without a name.
+func (s *Store) Put(cluster, resource string, object json.RawMessage, replaced Gone) error {
 	found := s.scope(cluster, resource)
 	if found == nil {
 		return nil
@@ -180,14 +181,14 @@ func (s *Store) Put(cluster, resource string, object json.RawMessage) error {
 	if read.problem != nil {
 		s.objects.options.OnError(found.cluster, read.problem)
 	}
-	s.objects.change(found, func() []Change { return found.apply(read, false) })
+	s.objects.change(found, func() []Change { return found.apply(read, false, replaced) })
 	return nil
 }
 
 // Remove removes an object.
 func (s *Store) Remove(cluster, resource, namespace, name string, reason Gone) {
 	if found := s.scope(cluster, resource); found != nil {
-		s.objects.change(found, func() []Change { return found.put(place{namespace, name}, nil, reason) })
+		s.objects.change(found, func() []Change { return found.put(place{namespace, name}, nil, func(update) Gone { return reason }) })
 	}
 }
 

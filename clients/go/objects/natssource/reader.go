@@ -35,7 +35,7 @@ type store interface {
 	Disengage(cluster string, reason discovery.DisengageReason)
 	SetState(cluster, resource string, state objects.State, since time.Time, problem string)
 	Withdraw(cluster, resource string)
-	Put(cluster, resource string, object json.RawMessage) error
+	Put(cluster, resource string, object json.RawMessage, replaced objects.Gone) error
 	Remove(cluster, resource, namespace, name string, reason objects.Gone)
 	Objects(cluster, resource string) []*objects.Object
 	Fail(cluster string, err error)
@@ -279,10 +279,15 @@ func (r *reader) receiveObject(cluster, resource string, of *scope, found buffer
 func (r *reader) apply(cluster, resource string, of *scope, found bufferedObject) error {
 	at := found.at
 	if found.message.gone == "" {
+		replaced := objects.ObjectDeleted
 		if of.seen != nil {
 			of.seen[at] = struct{}{}
+			if r.isOtherStream {
+				// Not proven to be deleted: what writes the stream again may know less than the lost one had.
+				replaced = objects.Missing
+			}
 		}
-		return r.store.Put(cluster, resource, found.message.body)
+		return r.store.Put(cluster, resource, found.message.body, replaced)
 	}
 	delete(of.seen, at)
 	r.store.Remove(cluster, resource, at.namespace, at.name, goneOf(found.message.gone))

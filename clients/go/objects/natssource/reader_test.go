@@ -57,11 +57,15 @@ func (s *stream) cluster(name, state string, objects ...string) {
 }
 
 func (s *stream) object(cluster, name string, epoch int, gone string) stored {
+	return s.objectWithUID(cluster, name, "uid of "+name, epoch, gone)
+}
+
+func (s *stream) objectWithUID(cluster, name, uid string, epoch int, gone string) stored {
 	header := map[string]string{epochHeader: fmt.Sprint(epoch)}
 	if gone != "" {
 		header[goneHeader] = gone
 	}
-	body := fmt.Sprintf(`{"metadata": {"name": %q, "uid": "uid of %s", "resourceVersion": "%d"}}`, name, name, s.sequence)
+	body := fmt.Sprintf(`{"metadata": {"name": %q, "uid": %q, "resourceVersion": "%d"}}`, name, uid, s.sequence)
 	return s.write(scopeSubject(cluster, namespaceScope)+"._."+name, header, body)
 }
 
@@ -82,6 +86,7 @@ func (s *stream) expire() {
 type pure struct {
 	t     *testing.T
 	found *objects.Objects
+	gone  *[]objects.Gone // of the objects that went
 	*reader
 }
 
@@ -95,9 +100,14 @@ func (h handOver) Run(ctx context.Context, store *objects.Store) error {
 
 func newPure(t *testing.T) *pure {
 	t.Helper()
-	source := make(handOver)
+	source, gone := make(handOver), &[]objects.Gone{}
 	found, err := objects.NewFrom(source, objects.Options{
 		Kinds: []objects.Kind{{Resource: namespaces}}, OnError: func(cluster objects.Cluster, err error) { t.Errorf("%s: %v", cluster.Name(), err) },
+		OnChange: func(change objects.Change) {
+			if change.Gone != "" {
+				*gone = append(*gone, change.Gone)
+			}
+		},
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -109,7 +119,7 @@ func newPure(t *testing.T) *pure {
 		_ = found.Run(ctx)
 	}()
 	t.Cleanup(func() { stop(); <-ended })
-	return &pure{t, found, newReader(<-source, map[kindTokens]string{tokensOf(namespaces): namespaces})}
+	return &pure{t, found, gone, newReader(<-source, map[kindTokens]string{tokensOf(namespaces): namespaces})}
 }
 
 func (p *pure) read(s *stream, now float64) {
@@ -189,6 +199,23 @@ func TestNothingEndsBecauseAnotherStreamWasNotWrittenYet(t *testing.T) {
 	p.expect("nothing was written for a while", "db/a old/a old/b web/a", true)
 	p.catchUp(2*hour + rewrittenTime.Seconds() + 1)
 	p.expect("nor for longer", "db/a web/a", false)
+}
+
+func TestAnotherObjectOfANameInAStreamThatIsWrittenAgainProvesNoDeletion(t *testing.T) {
+	s, p := newStream("one"), newPure(t)
+	s.cluster("web", "SYNCED", "a")
+	p.read(s, 0)
+	s = newStream("two")
+	s.cluster("web", "STALE")
+	s.objectWithUID("web", "a", "former", 1, "")
+	p.read(s, 1)
+	s.cluster("web", "SYNCED", "a")
+	p.read(s, 2)
+	s.objectWithUID("web", "a", "later", 1, "")
+	p.read(s, 3)
+	if got := fmt.Sprint(*p.gone); got != "[MISSING MISSING OBJECT_DELETED]" {
+		t.Errorf("objects went as %s", got)
+	}
 }
 
 func TestAnObjectWhoseScopeWasWrittenAgainWhileTheStreamWasReadIsKept(t *testing.T) {
