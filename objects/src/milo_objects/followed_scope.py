@@ -26,13 +26,12 @@ class FollowedScope:
     It keeps no objects but those of the store, to which the caller applies each change before the next one.
     """
 
-    __slots__ = ("_listed", "_store", "scope", "size", "synced")
+    __slots__ = ("_bytes", "_listed", "_store", "scope", "synced")
 
     def __init__(self, scope: Scope, store: ObjectStore) -> None:
         self.scope = scope
         self._store = store
-        self.size = sum(map(_size, self._held.values()))
-        """Approximate bytes that all objects take."""
+        self._bytes = sum(map(_size, self._held.values()))
         self.synced = False
         """Whether a complete list was applied."""
         self._listed: set[Place] | None = None
@@ -42,12 +41,17 @@ class FollowedScope:
         return len(self._held)
 
     @property
+    def size(self) -> int:
+        """Approximate bytes that all objects take, with their values in indexes."""
+        return self._bytes + self._store.index_bytes(self.scope)
+
+    @property
     def _held(self) -> Mapping[Place, ProjectedObject]:
         return self._store.objects(self.scope)
 
     def clear(self) -> None:
         """Begin as before the first list. The caller ends the scope, and so drops the objects."""
-        self.size, self.synced, self._listed = 0, False, None
+        self._bytes, self.synced, self._listed = 0, False, None
 
     def apply(self, event: SourceEvent[SeenObject]) -> Iterator[ObjectChanged | ObjectGone]:
         match event:
@@ -88,11 +92,11 @@ class FollowedScope:
             if held is not None:
                 yield self._gone(held, Gone.OUT_OF_SELECTOR)
         elif held is None or not found.equals(held):
-            self.size += _size(found) - (0 if held is None else _size(held))
+            self._bytes += _size(found) - (0 if held is None else _size(held))
             yield ObjectChanged(self.scope, found, held)
 
     def _gone(self, held: ProjectedObject, reason: Gone) -> ObjectGone:
-        self.size -= _size(held)
+        self._bytes -= _size(held)
         return ObjectGone(self.scope, held, reason)
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Mapping
-from typing import Any, Generic, TypeVar
+from sys import getsizeof
+from typing import Any, Final, Generic, TypeVar
 
 from milo_kube.user_code import call
 
@@ -11,6 +12,8 @@ Key = TypeVar("Key", bound=Hashable)
 
 IndexFunction = Callable[[Any], Iterable[Hashable]]
 """Returns the values under which an object is found."""
+_VALUE_BYTES: Final = 96
+"""Estimated memory of a value in an index besides the value itself."""
 
 
 class ObjectIndex(Generic[Key]):
@@ -56,6 +59,10 @@ class ObjectIndex(Generic[Key]):
     def count(self, key: Key) -> int:
         """Return the number of values of an object."""
         return len(self._values.get(key, ()))
+
+    def size(self, key: Key) -> int:
+        """Return approximately how many bytes the values of an object take."""
+        return sum(_VALUE_BYTES + getsizeof(value) for value in self._values.get(key, ()))
 
     def clear(self) -> None:
         self._by_value.clear()

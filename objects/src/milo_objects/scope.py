@@ -194,6 +194,9 @@ class ObjectStore(Protocol):
     def objects(self, scope: Scope) -> Mapping[Place, ProjectedObject]:
         """Return the objects of a scope: a live view, empty if the scope is unknown."""
 
+    def index_bytes(self, scope: Scope) -> int:
+        """Return approximately how many bytes the values of a scope's objects take in indexes."""
+
 
 @runtime_checkable
 class ObjectSource(Protocol):

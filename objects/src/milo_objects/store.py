@@ -54,12 +54,13 @@ class Index(NamedTuple):
 class _HeldScope:
     """A scope with its objects."""
 
-    __slots__ = ("is_filled", "objects", "state")
+    __slots__ = ("index_bytes", "is_filled", "objects", "state")
 
     def __init__(self, state: ScopeState) -> None:
         self.state = state
         self.is_filled = False
         self.objects: dict[Place, ProjectedObject] = {}
+        self.index_bytes = 0
 
 
 _ObjectKey = tuple[Scope, Place]
@@ -164,6 +165,11 @@ class Store:
         held = self._scopes.get(scope)
         return _NOTHING if held is None else MappingProxyType(held.objects)
 
+    def index_bytes(self, scope: Scope) -> int:
+        """Return approximately how many bytes the values of a scope's objects take in indexes."""
+        held = self._scopes.get(scope)
+        return 0 if held is None else held.index_bytes
+
     def scopes(self, cluster: str) -> builtins.list[Scope]:
         """Return the scopes of a cluster."""
         return [scopes[cluster] for scopes in self._of_cluster.values() if cluster in scopes]
@@ -202,9 +208,12 @@ class Store:
         elif before is not None and found.equals(before):
             return
         held.objects[place] = found
+        key = change.scope, place
         for resource, index in self._indexes.values():
             if resource in ("", change.scope.resource):
-                index.put((change.scope, place), found)
+                held.index_bytes -= index.size(key)
+                index.put(key, found)
+                held.index_bytes += index.size(key)
         self._changed(ObjectChanged(change.scope, found, before))
 
     def _object_gone(self, change: ObjectGone) -> None:
@@ -214,6 +223,7 @@ class Store:
         if held is None or before is None or before.uid != change.object.uid:
             return
         del held.objects[place]
+        held.index_bytes -= sum(index.size((change.scope, place)) for _, index in self._indexes.values())
         self._unindex(change.scope, place)
         self._changed(ObjectGone(change.scope, before, change.reason))
 

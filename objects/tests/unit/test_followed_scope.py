@@ -59,7 +59,8 @@ class Followed:
     """A store with one scope, and the sink that fills it."""
 
     def __init__(self, *events: SourceEvent[SeenObject]) -> None:
-        self.store = Store([SCOPE.resource], {}, NOW)
+        indexes = {name: lambda found: found.content.decode().split() for name in ("words", "more words")}
+        self.store = Store([SCOPE.resource], indexes, NOW)
         self.store.apply(ClusterChanged(FleetCluster(name="alpha", incarnation="1")))
         self.store.apply(ScopeChanged(SCOPE, Pending(NOW)))
         self.sink = FollowedScope(SCOPE, self.store)
@@ -194,3 +195,20 @@ def test_malformed_object_ends_another_one_that_had_its_name() -> None:
     assert followed.apply(ListStarted(), Listed(malformed("a")), ListEnded()) == [gone]
     assert followed.names == []
     assert followed.apply(DeletionReported("a", "uid-a")) == []
+
+
+def test_values_in_indexes_count_toward_the_size() -> None:
+    few, many, long = b"a b", b" ".join(b"%d" % number for number in range(1000)), bytes(1000)
+    followed = Followed(*listed(seen("a", content=few), seen("b", content=few)))
+    before = followed.sink.size
+
+    followed.apply(messages.ObjectChanged(seen("a", content=many)))
+    assert followed.sink.size - before > 2 * 1000 * 100
+    followed.apply(messages.ObjectChanged(seen("a", content=long)))
+    assert before + 2500 < followed.sink.size < before + 3500
+    followed.apply(messages.ObjectChanged(seen("a", content=few)))
+    assert followed.sink.size == before
+    followed.apply(
+        messages.ObjectChanged(seen("a", content=many)), DeletionReported("a", ""), DeletionReported("b", "")
+    )
+    assert followed.sink.size == 0
