@@ -28,6 +28,7 @@ with needs_extra("nats", "milo-objects", ("./kube", "./clients/python", "./clien
 CALL_TIMEOUT_S: Final = 10.0
 _CONNECT_TIMEOUT_S: Final = 5
 _HEARTBEAT_S: Final = 2.0
+_SILENT_WAITS: Final = 5
 _API: Final = "$JS.API"
 _WRONG_LAST_SEQUENCE: Final = 10071
 _STREAM_NOT_FOUND: Final = 10059
@@ -290,12 +291,11 @@ class NatsSession:
         """Run a consumer that delivers in order, as `follow` does, and yield its name. A gap, or silence, loses the
         connection."""
         heartbeat_s = heartbeat_s or _HEARTBEAT_S
-        clock = asyncio.get_running_loop().time
-        expected, heard, quiet = 1, clock(), 0
+        expected, heard, quiet = 1, 0, 0
 
         async def deliver(message: Msg) -> None:
             nonlocal expected, heard, quiet
-            heard = clock()
+            heard += 1
             if message.headers and "Status" in message.headers:
                 if stalled := message.headers.get("Nats-Consumer-Stalled"):
                     await self._client.publish(stalled)
@@ -366,10 +366,16 @@ async def _awaited(call: Awaitable[T]) -> T:
     return result
 
 
-async def _watch_silence(heard: Callable[[], float], limit_s: float, lose: Callable[[str], None]) -> None:
-    clock = asyncio.get_running_loop().time
-    while (silent_s := clock() - heard()) < limit_s:  # noqa: ASYNC110 - each wait is as long as the silence may last
-        await asyncio.sleep(limit_s - silent_s)
+async def _watch_silence(heard: Callable[[], int], limit_s: float, lose: Callable[[str], None]) -> None:
+    """Lose the connection if the number of messages has not grown for a while.
+
+    The time is divided into waits, each of which counts once, however late the event loop is: meanwhile it reads.
+    """
+    before, silent = heard(), 0
+    while silent < _SILENT_WAITS:
+        await asyncio.sleep(limit_s / _SILENT_WAITS)
+        number = heard()
+        before, silent = number, silent + 1 if number == before else 0
     lose(f"the consumer was silent for {limit_s:g} s")
 
 

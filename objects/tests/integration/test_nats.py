@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 import signal
+import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
@@ -42,6 +43,7 @@ from milo_objects.scope import (
     Stale,
     Synced,
 )
+from milo_objects.subjects import PUBLISHER
 from milo_sandbox.nats_server import NatsServer, running_nats
 from tests.support.eventually import eventually
 
@@ -77,6 +79,24 @@ async def test_cancellation_is_not_lost_while_the_client_flushes(world: World) -
         finally:
             os.kill(world.server.pid, signal.SIGCONT)
             writing.cancel()
+
+
+async def test_event_loop_that_is_late_is_no_silence_of_the_server(world: World) -> None:
+    async with world.publisher(), world.session() as session:
+        idle: list[None] = []
+        receiving = session.consumer([PUBLISHER], 1, lambda *_: None, lambda: idle.append(None), heartbeat_s=0.1)
+        async with receiving:
+            for _ in range(3):
+                count = len(idle)
+                time.sleep(1.5)  # noqa: ASYNC251 - longer than the server may be silent
+                await eventually(lambda count=count: len(idle) > count or session._lost.done())
+            assert not session._lost.done()
+            os.kill(world.server.pid, signal.SIGSTOP)
+            try:
+                with pytest.raises(StreamLost, match="the consumer was silent"):
+                    await session.lost()
+            finally:
+                os.kill(world.server.pid, signal.SIGCONT)
 
 
 async def test_reader_has_what_the_publisher_follows(world: World) -> None:
