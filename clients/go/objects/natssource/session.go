@@ -240,7 +240,9 @@ func (c *consumer) deliver(message *nats.Msg) {
 	if c.ctx.Err() != nil {
 		return
 	}
-	c.silence.Reset(c.limit)
+	// The time that a receiver takes is no silence of the server.
+	c.silence.Stop()
+	defer c.silence.Reset(c.limit)
 	if message.Header.Get("Status") != "" {
 		c.control(message)
 		return

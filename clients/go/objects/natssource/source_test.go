@@ -392,3 +392,26 @@ func TestReaderSaysThatNoPublisherIsHeard(t *testing.T) {
 	late := startReader(t, Options{URL: server.url()}) // which has not heard it at all
 	late.untilProblem("no publisher has been heard since")
 }
+
+func TestASlowReceiverIsNoSilenceOfTheServer(t *testing.T) {
+	set(t, &heartbeat, 100*time.Millisecond)
+	server, publish := newWorld(t)
+	connected, err := open(t.Context(), Options{URL: server.url(), Stream: "milo"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer connected.close()
+	idle := make(chan struct{}, 1000)
+	slow := func(stored, uint64) { time.Sleep(3*heartbeat + time.Second + 200*time.Millisecond) }
+	if err := connected.follow([]string{publisherSubject}, 1, slow, func() { idle <- struct{}{} }); err != nil {
+		t.Fatal(err)
+	}
+	publish.beat()
+	for range 3 {
+		select {
+		case <-idle:
+		case <-connected.ctx.Done():
+			t.Fatal(connected.wait())
+		}
+	}
+}
