@@ -70,6 +70,9 @@ _ENDS: Final = frozenset({reason.name for reason in ENDS} | {"REVOKED"})
 class Schedule(Protocol):
     """Where a cluster says what it has to do."""
 
+    publisher: str | None
+    """The name of this publisher in its shard group; empty outside of one, None if it is not known yet."""
+
     def ready(self, subject: Subject) -> None:
         """Have `ClusterPublication.take` called with the subject."""
 
@@ -178,6 +181,11 @@ class ClusterPublication:
                 self._begin_end(self._ending, now)
         elif not isinstance(self.phase, EndingCluster) and self._ending is None:
             self.phase = NothingToPublish()
+
+    def renamed(self, now: float) -> None:
+        """This publisher has another name."""
+        for scope in self.scopes.values():
+            self._desire_scope(scope, now)
 
     def publishes(self, subject: ScopeSubject) -> bool:
         """Return whether a scope of the stream is as this publisher believes."""
@@ -363,7 +371,8 @@ class ClusterPublication:
             known = published.cluster if published is not None else cluster
             desired = None if known is None else ScopeMessage(known, ScopeIsOver(scope.over), scope.epoch)
         else:
-            desired = ScopeMessage(cluster, scope.state(now), scope.epoch)
+            publisher = scope.publisher(self._schedule.publisher, now)
+            desired = ScopeMessage(cluster, scope.state(now), scope.epoch, publisher)
         attempt = IDLE if isinstance(scope.record.attempt, RefusedMessage) else scope.record.attempt
         scope.record = replace(scope.record, desired=desired, attempt=attempt)
         self._consider(scope.record, now)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, Final, Unpack
 
@@ -75,6 +75,8 @@ class FollowedFleet:
         self._limits = limits
         self._options = options
         self._following: _FollowedClusters | None = None
+        self.problems: Mapping[str, str] = {}
+        """Why not all engaged clusters of a source are known, by the name of the source; empty if they are."""
 
     async def run(self, kinds: Sequence[Kind], store: ObjectStore) -> None:
         """Follow the kinds until canceled. Raises errors of the daemon that a retry cannot fix."""
@@ -92,25 +94,25 @@ class FollowedFleet:
         try:
             with unwrap_single_error():
                 async with asyncio.TaskGroup() as tasks:
-                    states = tasks.create_task(_report_fleet(fleet, following, store), name="state of discovery")
+                    states = tasks.create_task(self._report_fleet(fleet, following, store), name="state of discovery")
                     await fleet.run()
                     states.cancel()
         finally:
             await pools.aclose()
 
+    async def _report_fleet(self, fleet: Fleet, following: _FollowedClusters, store: ObjectStore) -> None:
+        while True:
+            seen = fleet.discovery
+            for cluster in fleet.clusters.values():  # all are known to the store before it is told that these are all
+                following.engage(cluster)
+            self.problems = source_problems(seen)
+            store.apply(FleetChanged(fleet_state(seen)))
+            await fleet.discovery_changed(since=seen)
+
     async def relist(self, scope: Scope) -> None:
         """List a scope again, and return when the list is complete; at once if the scope is not followed."""
         if self._following is not None and (followed := self._following.scopes.get(scope)) is not None:
             await followed.relist()
-
-
-async def _report_fleet(fleet: Fleet, following: _FollowedClusters, store: ObjectStore) -> None:
-    while True:
-        seen = fleet.discovery
-        for cluster in fleet.clusters.values():  # all are known to the store before it is told that these are all
-            following.engage(cluster)
-        store.apply(FleetChanged(fleet_state(seen)))
-        await fleet.discovery_changed(since=seen)
 
 
 def fleet_state(found: DiscoveryState) -> FleetState:
@@ -125,6 +127,22 @@ def fleet_state(found: DiscoveryState) -> FleetState:
         return Synced(found.since)
     problem = "; ".join(f"{source.name or 'the source'} is stale: {source.message}" for source in stale)
     return Stale(min(source.last_contact or source.since or found.since for source in stale), problem)
+
+
+def source_problems(found: DiscoveryState) -> dict[str, str]:
+    """Return why not all engaged clusters of a source are known, by the name of the source; empty if they are.
+
+    The daemon's messages, which may name clusters and servers, are not part of it: every reader of NATS receives it.
+    """
+    if not found.synced:
+        return {}
+    problems = {
+        source.name: "the source is stale" if source.state is SourceState.STALE else ""
+        for source in found.freshness.sources
+    }
+    problems.update(dict.fromkeys(found.freshness.pending_sources, "its first list is not complete"))
+    problems = problems or {"": ""}
+    return problems if found.connected else dict.fromkeys(problems, "the daemon cannot be reached")
 
 
 class _FollowedClusters:

@@ -15,7 +15,7 @@ import msgspec
 
 from milo_discovery.extras import needs_extra
 from milo_objects.jetstream_answers import JetStreamAnswer
-from milo_objects.messages import StoredMessage
+from milo_objects.messages import Heartbeat, StoredMessage
 from milo_objects.stream_commands import WriteMessage
 from milo_objects.subjects import PUBLISHER, STREAM_SUBJECTS
 
@@ -191,10 +191,10 @@ class NatsSession:
         }
         await self._publish(str(command.subject), headers, body, answer)
 
-    async def beat(self) -> None:
+    async def beat(self, heartbeat: Heartbeat) -> None:
         """Write that a publisher runs. A stream that does not answer loses the connection; a full one does not."""
         answered: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        await self._publish(PUBLISHER, {}, b"", lambda _: answered.set_result(None))
+        await self._publish(PUBLISHER, {}, heartbeat.encode(), lambda _: answered.set_result(None))
         await asyncio.wait({answered, self._lost}, timeout=CALL_TIMEOUT_S, return_when=asyncio.FIRST_COMPLETED)
         if not answered.done():
             self.lose(f"a message was not acknowledged for {CALL_TIMEOUT_S:g} s")

@@ -82,13 +82,15 @@ class ClusterMessage(msgspec.Struct, frozen=True):
         return cls(cluster, stored.headers.get(REASON, "UNSPECIFIED") if stored.headers.get(STATE) == "ENDED" else "")
 
 
-class ScopeMessage(msgspec.Struct, frozen=True):
+class ScopeMessage(msgspec.Struct, frozen=True, omit_defaults=True):
     """The state of a scope. It has the cluster, for readers that may read one kind only."""
 
     cluster: FleetCluster
     state: ScopeState | ScopeIsOver
     epoch: int
     """Which of the scopes of this kind in this cluster: it grows with each."""
+    publisher: str = ""
+    """The publisher that has read the scope, as its heartbeats name it; empty if any may have."""
 
     def encode(self) -> Encoded:
         headers = {STATE: str(self.state.__struct_config__.tag), UID: self.cluster.uid, EPOCH: str(self.epoch)}
@@ -96,6 +98,7 @@ class ScopeMessage(msgspec.Struct, frozen=True):
             headers[REASON] = self.state.reason
         # All states of a scope take the same number of bytes, so that a full stream takes the one that says so.
         size = len(msgspec.json.encode(self.cluster)) + _STATE_BYTES - sum(map(len, (*headers, *headers.values())))
+        size += len(msgspec.json.encode(self.publisher))
         return Encoded(headers, msgspec.json.encode(self).ljust(size))
 
     def differs(self, published: ScopeMessage) -> bool:
@@ -104,7 +107,7 @@ class ScopeMessage(msgspec.Struct, frozen=True):
         state: ScopeState | ScopeIsOver = self.state
         if not isinstance(state, ScopeIsOver) and not isinstance(published.state, ScopeIsOver):
             state = replace(state, since=published.state.since)
-        return ScopeMessage(cluster, state, self.epoch) != published
+        return ScopeMessage(cluster, state, self.epoch, self.publisher) != published
 
     @classmethod
     def decode(cls, stored: StoredMessage) -> ScopeMessage:
@@ -158,6 +161,28 @@ class ObjectMessage(msgspec.Struct, frozen=True, gc=False):
         return cls(seen.projected, _epoch(stored))
 
 
+class Heartbeat(msgspec.Struct, frozen=True):
+    """A publisher runs, and follows clusters. That of an earlier version has no body, and stands for all clusters."""
+
+    publisher: str
+    """The member of a shard group whose clusters it follows; empty outside of a group."""
+    sources: dict[str, str]
+    """Why it does not follow all clusters of a source, by the name of the source; empty if it does."""
+
+    @property
+    def is_useful(self) -> bool:
+        """Whether it follows all clusters of any source. Readers of an earlier version believe it for all sources."""
+        return not all(self.sources.values())
+
+    def encode(self) -> bytes:
+        return msgspec.json.encode(self)
+
+    @classmethod
+    def decode(cls, stored: StoredMessage) -> Heartbeat | None:
+        """Return None for that of an earlier version. Raises ValueError."""
+        return _decode(stored, _HEARTBEATS) if stored.body else None
+
+
 Message: TypeAlias = ClusterMessage | ScopeMessage | ObjectMessage
 
 
@@ -180,6 +205,7 @@ _RAWS: msgspec.json.Decoder[_Raws] = msgspec.json.Decoder(_Raws)
 _IDENTIFIED = msgspec.json.Decoder(_Identified)
 _CLUSTERS = msgspec.json.Decoder(FleetCluster)
 _SCOPES = msgspec.json.Decoder(ScopeMessage)
+_HEARTBEATS = msgspec.json.Decoder(Heartbeat)
 _IDENTITY_FIELDS: Final = frozenset(field.encode_name for field in msgspec.structs.fields(_Identity))
 # msgspec raises UnicodeError for invalid text and RecursionError for deep nesting.
 _UNDECODABLE = (msgspec.DecodeError, UnicodeError, RecursionError)

@@ -13,7 +13,7 @@ from milo_kube.reflect.backoff import Backoff
 from milo_kube.task_groups import in_own_task
 from milo_objects.jetstream import NatsOptions, NatsSession, StreamLost, open_session
 from milo_objects.kinds import Kind
-from milo_objects.messages import StoredMessage
+from milo_objects.messages import Heartbeat, StoredMessage
 from milo_objects.scope import ObjectStore
 from milo_objects.stream_reader import StreamReader
 from milo_objects.subjects import PUBLISHER, ClusterSubject, kind_filter
@@ -85,7 +85,12 @@ async def _read(session: NatsSession, reader: StreamReader, filters: Sequence[st
     def hear(stored: StoredMessage, _: int) -> None:
         nonlocal is_live
         now = time.time()
-        reader.heard(now if is_live else min(stored.at, now), now)  # later, since the clocks may differ
+        try:
+            heartbeat = Heartbeat.decode(stored)
+        except ValueError as error:
+            log.warning("a heartbeat is ignored: %s", error)
+        else:
+            reader.heard(now if is_live else min(stored.at, now), now, heartbeat)  # later, since the clocks may differ
         is_live = True
 
     def listen() -> None:

@@ -27,10 +27,9 @@ from milo_objects.scope import (
     Scope,
     ScopeChanged,
     ScopeEnded,
-    Synced,
 )
 from milo_objects.stream_commands import Command, Purge, ReadCluster, Relist, WriteMessage
-from milo_objects.subjects import ObjectSubject, ScopeSubject, Subject
+from milo_objects.subjects import ObjectSubject, ScopeSubject, Subject, source_of
 
 MOST_WRITES: Final = 512
 """Maximum number of writes, and of purges, without an acknowledgment."""
@@ -63,11 +62,10 @@ class StreamPublication:
         """`is_followed`: whether the source of a cluster is streaming, so that its view is of the present."""
         self.connection: Connection = StreamAway(now, "not connected yet")
         self.clusters: dict[str, ClusterPublication] = {}
-        self.is_complete = False
-        """Whether all engaged clusters are known."""
-        self._left_by_others: set[str] | None = None
-        """The clusters whose messages in the stream were not compared with the source yet; None before all engaged
-        clusters are known."""
+        self.publisher: str | None = None
+        self._left_by_others: dict[str, set[str]] = {}
+        """The clusters whose messages in the stream were not compared with the source yet, by the name of each source
+        of which all engaged clusters were known."""
         self.stored: Counter[str] = Counter()
         """Messages that were stored, by what they are about."""
         self.rejected: Counter[str] = Counter()
@@ -101,8 +99,8 @@ class StreamPublication:
             case ClusterEnded(cluster, reason):
                 self._cluster(cluster.name).end(reason, now)
                 self._forget(cluster.name)
-            case FleetChanged(state):
-                self.is_complete = isinstance(state, Synced)
+            case FleetChanged():
+                pass
 
     def orphans(self, stored: Iterable[StoredMessage]) -> dict[str, FleetCluster]:
         """Return the clusters of the stream that have not ended there and are not engaged here, by key.
@@ -145,17 +143,23 @@ class StreamPublication:
         """Publish the end of a cluster that went while nobody published it."""
         self._cluster(cluster.name).end_orphan(cluster, now)
 
-    def is_current(self, now: float) -> bool:
-        """Return whether readers may believe the stream: all engaged clusters are known, and what former publishers
-        have left of them was compared with the source, or is marked as STALE."""
-        if not self.is_complete:
-            return False
-        if self._left_by_others is None:
-            self._left_by_others = {*self.clusters}
-        self._left_by_others = {
-            key for key in self._left_by_others if key in self.clusters and not self.clusters[key].is_taken_over(now)
+    def rename(self, publisher: str, now: float) -> None:
+        if self.publisher != publisher:
+            self.publisher = publisher
+            for cluster in self.clusters.values():
+                cluster.renamed(now)
+
+    def is_current(self, source: str, now: float) -> bool:
+        """Return whether readers may believe the stream about the clusters of a source, which are all known: what
+        former publishers have left of them was compared with the source, or is marked as STALE."""
+        if source not in self._left_by_others:
+            self._left_by_others[source] = {key for key in self.clusters if source_of(key) == source}
+        left = self._left_by_others[source] = {
+            key
+            for key in self._left_by_others[source]
+            if key in self.clusters and not self.clusters[key].is_taken_over(now)
         }
-        return not self._left_by_others
+        return not left
 
     # --- the connection ---
 
@@ -163,7 +167,7 @@ class StreamPublication:
         """The stream is usable. `is_same`: whether it certainly has lost nothing since the last connection."""
         self.connection = StreamConnected(limit)
         if not is_same:
-            self._left_by_others = None
+            self._left_by_others.clear()
         for cluster in self.clusters.values():
             if not is_same:
                 cluster.reread(now)

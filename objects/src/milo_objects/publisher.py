@@ -7,13 +7,13 @@ import functools
 import logging
 import random
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Final, Protocol, Unpack
 
 from milo_discovery.errors import ClusterNotFound, DiscoveryError, StatusError, Unavailable
-from milo_discovery.model import ClusterReport, Listing, SourceState
+from milo_discovery.model import ClusterReport, Listing, ServerInfo, SourceState
 from milo_discovery.options import FilterOptions
 from milo_discovery.removals import SECOND_LOOK_S, Removal, Removals
 from milo_kube.task_groups import in_own_task, unwrap_single_error
@@ -29,12 +29,13 @@ from milo_objects.jetstream import (
     open_session,
 )
 from milo_objects.kinds import Kind
+from milo_objects.messages import Heartbeat
 from milo_objects.nats_source import RECONNECT
 from milo_objects.publication import StreamConnected, StreamPublication
 from milo_objects.scope import Change, FleetCluster, ObjectSource, Scope
 from milo_objects.store import Store
 from milo_objects.stream_commands import Purge, ReadCluster, Relist, WriteMessage
-from milo_objects.subjects import STREAM_SUBJECTS, ClusterSubject
+from milo_objects.subjects import STREAM_SUBJECTS, ClusterSubject, source_of
 
 log = logging.getLogger("milo_objects")
 
@@ -52,10 +53,15 @@ class ClusterDirectory(Protocol):
 
     async def list(self, **options: Unpack[FilterOptions]) -> Listing: ...
     async def get(self, name: str) -> ClusterReport: ...
+    async def server_info(self) -> ServerInfo: ...
 
 
 class ListingSource(ObjectSource, Protocol):
-    """A source that lists a scope again when asked to."""
+    """A source that says of which sources of clusters it knows all, and lists a scope again when asked to."""
+
+    @property
+    def problems(self) -> Mapping[str, str]:
+        """Why not all engaged clusters of a source are known, by the name of the source; empty if they are."""
 
     async def relist(self, scope: Scope) -> None:
         """List a scope again, and apply the complete list. Returns at once if the scope is not followed."""
@@ -86,18 +92,44 @@ class ObjectPublisher:
         self._clock = asyncio.get_running_loop().time
         self._unanswered: deque[tuple[float, WriteMessage]] = deque()
         self._seen: StreamInfo | None = None
-        self._has_looked = False
+        self._looked: set[str] = set()
+        """The sources whose clusters were looked for that ended while nobody published them."""
         self._store = Store([kind.resource for kind in kinds], {}, datetime.now(UTC), changed=self._apply)
-        self.publication = StreamPublication(kinds, lambda _: self.publication.is_complete, self._clock())
+        self.publication = StreamPublication(kinds, lambda key: source_of(key) in self._known, self._clock())
 
     async def run(self) -> None:
         """Publish until canceled. Raises errors of the daemon that a retry cannot fix."""
         with unwrap_single_error():
             async with asyncio.TaskGroup() as tasks:
                 following = tasks.create_task(self._source.run(self._kinds, self._store), name="follow")
-                connecting = tasks.create_task(self._connect(), name="connect")
+                others = [
+                    tasks.create_task(self._connect(), name="connect"),
+                    tasks.create_task(self._identify(), name="identify"),
+                ]
                 await following
-                connecting.cancel()
+                for task in others:
+                    task.cancel()
+
+    async def _identify(self) -> None:
+        """Name the publisher as its daemon is named in a shard group."""
+        while True:
+            wait_s = LOOK_EVERY_S
+            member: str | None = ""
+            try:
+                if (sharding := (await self._daemon.server_info()).sharding) is not None:
+                    member = sharding.member
+            except DiscoveryError as error:
+                if isinstance(error, Unavailable):
+                    wait_s, member = _RETRY_S, self.publication.publisher
+            if member is not None:
+                self.publication.rename(member, self._clock())
+                self._changed.set()
+            await asyncio.sleep(wait_s)
+
+    @property
+    def _known(self) -> set[str]:
+        """The sources of which all engaged clusters are known."""
+        return {source for source, problem in self._source.problems.items() if not problem}
 
     def _apply(self, change: Change) -> None:
         self.publication.apply(change, self._clock())
@@ -134,7 +166,8 @@ class ObjectPublisher:
         """Perform what is due until the connection is lost. Raises StreamLost."""
         seen, self._seen = self._seen, info
         is_same = seen is not None and seen.lineage == info.lineage and seen.last_sequence <= info.last_sequence
-        self._has_looked = self._has_looked and is_same
+        if not is_same:
+            self._looked.clear()
         self.publication.connected(info.limit, self._clock(), is_same=is_same)
         with unwrap_single_error():
             async with asyncio.TaskGroup() as tasks:
@@ -144,11 +177,23 @@ class ObjectPublisher:
                 await self._work(session, tasks)
 
     async def _beat(self, session: NatsSession) -> None:
+        last, beat_at = None, -BEAT_EVERY_S
         while True:
-            is_current = self._has_looked and self.publication.is_current(self._clock())
-            if is_current:
-                await session.beat()
-            await asyncio.sleep(BEAT_EVERY_S if is_current else _RETRY_S)
+            heartbeat, now = self._heartbeat(), self._clock()
+            if heartbeat.is_useful and (heartbeat != last or now >= beat_at + BEAT_EVERY_S):
+                await session.beat(heartbeat)
+                last, beat_at = heartbeat, now
+            await asyncio.sleep(min(_RETRY_S, BEAT_EVERY_S))
+
+    def _heartbeat(self) -> Heartbeat:
+        publisher = self.publication.publisher
+        if publisher is None:
+            return Heartbeat("", {})
+        problems = dict(self._source.problems)
+        for source, problem in problems.items():
+            if not problem and not (source in self._looked and self.publication.is_current(source, self._clock())):
+                problems[source] = "what former publishers have written is not compared yet"
+        return Heartbeat(publisher, problems)
 
     async def _work(self, session: NatsSession, tasks: asyncio.TaskGroup) -> None:
         publication = self.publication
@@ -219,19 +264,22 @@ class ObjectPublisher:
     # --- clusters that ended while nobody published them ---
 
     async def _look(self, session: NatsSession) -> None:
+        looked: set[str] = set()
+        look_at = self._clock()
         while True:
-            wait_s = _RETRY_S
-            if self.publication.is_complete:
+            known = self._known
+            if known and (self._clock() >= look_at or not known <= looked):
+                wait_s, looked = SECOND_LOOK_S, known
                 try:
-                    wait_s = await self._end_orphans(session)
+                    wait_s = await self._end_orphans(session, known)
                 except StreamLost as error:
                     session.lose(str(error))
                 except DiscoveryError as error:
-                    wait_s = SECOND_LOOK_S
                     log.info("ended clusters cannot be looked for; retrying: %s", error)
-            await asyncio.sleep(wait_s)
+                look_at = self._clock() + wait_s
+            await asyncio.sleep(_RETRY_S)
 
-    async def _end_orphans(self, session: NatsSession) -> float:
+    async def _end_orphans(self, session: NatsSession, known_sources: set[str]) -> float:
         """End the clusters of the stream that the daemon confirms to have disengaged. Returns when to look again."""
         stored, _ = await session.last_messages([STREAM_SUBJECTS[0], _STATES])
         for purge in self.publication.review(stored, self._clock()):
@@ -245,15 +293,15 @@ class ObjectPublisher:
             if not listing.sources and listing.source.state is SourceState.STREAMING:
                 streaming.add("")
             for key, cluster in orphans.items():
-                source = key.partition("#")[0] if "#" in key else ""
-                if source in streaming and await self._is_missing(key):
+                if source_of(key) in streaming & known_sources and await self._is_missing(key):
                     missing[Removal(key, key, cluster.uid + cluster.incarnation, cluster.incarnation)] = cluster
         was_problem = self._removals.problem
         for removal in self._removals.review(missing, known, self._clock(), are_all_known=len(missing) == len(orphans)):
             self.publication.end_orphan(missing[removal], self._clock())
         if self._removals.problem != was_problem:
             self._report(self._removals.problem or "removals are no longer held")
-        self._has_looked = not missing or bool(self._removals.problem)
+        is_pending = missing and not self._removals.problem
+        self._looked = known_sources - {source_of(removal.name) for removal in missing} if is_pending else known_sources
         self._changed.set()
         return SECOND_LOOK_S if missing else LOOK_EVERY_S
 

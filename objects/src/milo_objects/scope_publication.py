@@ -90,6 +90,14 @@ class ScopePublication:
             return self.is_read or (self.unread_at is not None and self.unread_at <= now)
         return self.is_read and self.sweep_at is None and not self.awaiting
 
+    def publisher(self, own: str | None, now: float) -> str:
+        """Return which publisher has read the scope: the former one, until this one has or is late."""
+        published = self.published
+        is_own = self.is_read or published is None or (self.unread_at is not None and self.unread_at <= now)
+        if own is not None and is_own:
+            return own
+        return "" if published is None else published.publisher
+
     def state(self, now: float) -> ScopeState:
         """Return the state that readers are to see."""
         state = self._whole_state(now)

@@ -10,13 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from datetime import UTC, datetime
-from typing import Final
+from typing import Final, TypeAlias
 
 import msgspec
 from msgspec.structs import replace
 
 from milo_objects.kinds import Kind
-from milo_objects.messages import ObjectMessage, ScopeIsOver, ScopeMessage, StoredMessage
+from milo_objects.messages import Heartbeat, ObjectMessage, ScopeIsOver, ScopeMessage, StoredMessage
 from milo_objects.publication_records import GONE_TTL_S
 from milo_objects.scope import (
     ClusterChanged,
@@ -36,7 +36,7 @@ from milo_objects.scope import (
     Stale,
     Synced,
 )
-from milo_objects.subjects import ClusterSubject, ObjectSubject, ScopeSubject, parse
+from milo_objects.subjects import ClusterSubject, ObjectSubject, ScopeSubject, parse, source_of
 
 RESUMABLE_S: Final = GONE_TTL_S - 300.0
 """How long a reader can be away and resume."""
@@ -50,6 +50,8 @@ SETTLED_S: Final = 1.0
 while it read is delivered once more, and may not have been counted yet."""
 SILENT_S: Final = 30.0
 """How long publishers may not be heard. Each of them writes every 10 s."""
+FORGOTTEN_S: Final = 3600.0
+"""After which time it is forgotten when a publisher was heard."""
 
 
 class StreamPosition(msgspec.Struct, frozen=True):
@@ -65,7 +67,7 @@ class StreamPosition(msgspec.Struct, frozen=True):
 class _Scope:
     """A scope as the reader knows it."""
 
-    __slots__ = ("buffered", "epoch", "scope", "seen", "state")
+    __slots__ = ("buffered", "epoch", "follower", "scope", "seen", "state", "told")
 
     def __init__(self) -> None:
         self.epoch: int | None = -1
@@ -74,6 +76,9 @@ class _Scope:
         """What the store calls it; None if it has not begun, or has ended."""
         self.state: ScopeState | None = None
         """The state that the store gets once the reader has caught up."""
+        self.told: ScopeState | None = None
+        """The last state in the stream."""
+        self.follower: Follower = "", ""
         self.buffered: list[tuple[ObjectSubject, ObjectMessage]] = []
         """Objects of a scope whose own message comes later: perhaps after all others, if it was written again."""
         self.seen: set[ObjectSubject] | None = None
@@ -81,36 +86,108 @@ class _Scope:
 
     def drop(self) -> None:
         """Forget what has ended."""
-        self.scope = self.state = self.seen = None
+        self.scope = self.state = self.told = self.seen = None
+
+
+Follower: TypeAlias = tuple[str, str]
+"""What follows a scope: its publisher, which may be unnamed, and the source of its cluster."""
 
 
 class _Publishers:
-    """When a publisher was last heard."""
+    """When publishers were last heard."""
 
-    __slots__ = ("_listens_since", "are_silent", "heard_at")
+    __slots__ = (
+        "_first_at",
+        "_followed_at",
+        "_listens_since",
+        "_opened_at",
+        "_problems",
+        "_reported",
+        "are_silent",
+        "heard_at",
+        "silent",
+    )
 
     def __init__(self) -> None:
         self.are_silent = False
+        """Whether none is heard."""
+        self.silent: frozenset[Follower] = frozenset()
+        """Those of scopes that are not heard, or are heard to follow not all clusters of the source."""
         self.heard_at = 0.0
         """Before one was heard, when the stream was first read."""
+        self._first_at = 0.0
+        """When the stream was first read."""
         self._listens_since = 0.0
         """Since when one that runs would have been heard; 0 if the stream has said when it last was."""
+        self._opened_at = 0.0
+        """When the connection began: the stream has the last heartbeat of one publisher only."""
+        self._followed_at: dict[Follower | None, float] = {}
+        """When they were last heard to follow all clusters; None for publishers that stand for everything."""
+        self._problems: dict[Follower, tuple[float, str]] = {}
+        """When they were last heard to follow not all, and why."""
+        self._reported: object = None
 
     def listen(self, now: float) -> None:
         """A connection begins."""
-        self._listens_since = now
+        self._listens_since = self._opened_at = now
+        self._first_at = self._first_at or now
         self.heard_at = self.heard_at or now
 
-    def hear(self, at: float) -> None:
+    def hear(self, at: float, heartbeat: Heartbeat | None) -> None:
         self.heard_at, self._listens_since = at, 0.0
+        if heartbeat is None:
+            self._followed_at[None] = at
+            return
+        for source, problem in heartbeat.sources.items():
+            follower = heartbeat.publisher, source
+            if problem:
+                self._problems[follower] = at, problem
+            else:
+                self._followed_at[follower] = at
+                self._problems.pop(follower, None)
 
-    def has_changed(self, now: float) -> bool:
-        """Return whether they are silent now and were not before, or the other way round."""
+    def followed_at(self, follower: Follower) -> float:
+        """Return until when the clusters were followed, as far as was heard."""
+        publisher, source = follower
+        heard = [
+            at for by, at in self._followed_at.items() if by in (None, follower) or (not publisher and by[1] == source)
+        ]
+        return max(heard, default=self._first_at)
+
+    @property
+    def problems(self) -> dict[Follower, str]:
+        """Why not all clusters are known, by what would follow them."""
+        problems = {
+            (publisher, source): f"{source}: {problem}" if source else problem
+            for (publisher, source), (_, problem) in self._problems.items()
+        }
+        return {**{follower: self.problem(follower) for follower in self.silent}, **problems}
+
+    def problem(self, follower: Follower) -> str:
+        """Return why what follows is believed no longer."""
+        publisher, source = follower
+        who = f"publisher {publisher}" if publisher else "a publisher"
+        of = f" of the source {source}" if source else ""
+        return f"{who}{of} has not been heard since {_time(self.followed_at(follower)):%Y-%m-%dT%H:%M:%SZ}"
+
+    def has_changed(self, now: float, followers: set[Follower]) -> bool:
+        """Return whether others are silent now than before. `followers`: those of all scopes."""
         were_silent = self.are_silent
         # The clock may have been set back.
         self.heard_at, self._listens_since = min(self.heard_at, now), min(self._listens_since, now)
+        self._first_at, self._opened_at = min(self._first_at, now), min(self._opened_at, now)
+        self._followed_at = {by: min(at, now) for by, at in self._followed_at.items() if at > now - FORGOTTEN_S}
+        self._problems = {by: told for by, told in self._problems.items() if told[0] > now - SILENT_S}
         self.are_silent = now - max(self.heard_at, self._listens_since) > SILENT_S
-        return were_silent != self.are_silent
+        # What was not silent has a while to be heard on a new connection.
+        known: frozenset[Follower] = frozenset() if were_silent else self.silent
+        self.silent = frozenset(
+            by
+            for by in followers
+            if now - max(self.followed_at(by), 0.0 if self.are_silent or by in known else self._opened_at) > SILENT_S
+        )
+        before, self._reported = self._reported, (self.are_silent, self.silent, self.problems)
+        return before != self._reported
 
 
 class StreamReader:
@@ -170,14 +247,29 @@ class StreamReader:
 
     # --- messages ---
 
-    def heard(self, at: float, now: float) -> None:
+    def heard(self, at: float, now: float, heartbeat: Heartbeat | None = None) -> None:
         """A publisher ran at a time, which is the last one that the stream knows."""
-        self._publishers.hear(at)
+        self._publishers.hear(at, heartbeat)
         self._note_silence(now)
 
     def _note_silence(self, now: float) -> None:
-        if self._publishers.has_changed(now) and not self._is_behind:
+        followers = {scope.follower for scope in self._scopes.values() if scope.scope is not None}
+        if self._publishers.has_changed(now, followers) and not self._is_behind:
+            self._report_states()
             self._report_fleet(now)
+
+    def _report_states(self) -> None:
+        for scope in self._scopes.values():
+            self._report_state(scope)
+
+    def _report_state(self, scope: _Scope) -> None:
+        """Report the state that the stream has of a scope, if what follows it is heard."""
+        if scope.scope is None or scope.told is None:
+            return
+        state, follower = scope.told, scope.follower
+        if isinstance(state, Synced) and follower in self._publishers.silent:
+            state = Stale(_time(self._publishers.followed_at(follower)), self._publishers.problem(follower))
+        self._store.apply(ScopeChanged(scope.scope, state))
 
     def receive(self, stored: StoredMessage, now: float) -> None:
         """Apply a message. Raises ValueError for one that is not of milo-objects; the next ones can be applied."""
@@ -221,10 +313,12 @@ class StreamReader:
         self._is_behind = self._is_snapshot = False
         for scope in self._scopes.values():
             if scope.scope is not None and scope.state is not None:
-                if not self._is_other_stream or isinstance(scope.state, Synced):
+                is_proven = not self._is_other_stream or isinstance(scope.state, Synced)
+                if is_proven:
                     self._remove_unseen(scope)
-                self._store.apply(ScopeChanged(scope.scope, scope.state))
             scope.state = None
+        self._note_silence(now)
+        self._report_states()
         self._report_fleet(now)
 
     def _report_fleet(self, now: float) -> None:
@@ -237,6 +331,8 @@ class StreamReader:
             self._stale(self._missing_since, problem)
         elif self._publishers.are_silent and self._is_fleet_known:
             self._stale(now, f"no publisher has been heard since {_time(self._publishers.heard_at):%Y-%m-%dT%H:%M:%SZ}")
+        elif (problems := self._publishers.problems) and self._is_fleet_known:
+            self._stale(min(map(self._publishers.followed_at, problems)), "; ".join(sorted({*problems.values()})))
         elif self._is_fleet_known:
             self._store.apply(FleetChanged(Synced(_time(now))))
 
@@ -283,7 +379,8 @@ class StreamReader:
         incarnation = message.cluster.incarnation if cluster is None else cluster.incarnation
         cluster = self._clusters[subject.cluster] = replace(message.cluster, incarnation=incarnation)
         self._store.apply(ClusterChanged(cluster))
-        scope.epoch = message.epoch
+        scope.epoch, scope.told = message.epoch, message.state
+        scope.follower = message.publisher, source_of(subject.cluster)
         if scope.scope is None:
             resource = self._kinds[subject.group, subject.resource].resource
             scope.scope = Scope(cluster.name, incarnation, resource)
@@ -297,7 +394,7 @@ class StreamReader:
         else:
             if isinstance(message.state, Synced):
                 self._remove_unseen(scope)
-            self._store.apply(ScopeChanged(scope.scope, message.state))
+            self._report_state(scope)
 
     # --- ends ---
 

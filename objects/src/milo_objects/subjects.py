@@ -73,6 +73,11 @@ class ObjectSubject(NamedTuple):
 Subject: TypeAlias = ClusterSubject | ScopeSubject | ObjectSubject
 
 
+def source_of(cluster: str) -> str:
+    """Return the name of the source of a cluster, from its key; empty if it has no name."""
+    return cluster.partition("#")[0] if "#" in cluster else ""
+
+
 def kind_filter(group: str, resource: str, cluster: str = "") -> str:
     """Return the filter for the scopes and objects of a kind, in one cluster or in all."""
     return f"milo.objects.{_cluster(cluster) if cluster else '*.*'}.{_group(group)}.{resource}.>"

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 
 from milo_discovery.errors import ClusterNotFound
-from milo_discovery.model import ClusterReport, Listing, SourceState, SourceStatus
+from milo_discovery.model import ClusterReport, Listing, ServerInfo, SourceState, SourceStatus
 from milo_objects.jetstream import NatsOptions, NatsSession, NewStream, open_session
 from milo_objects.kinds import Kind
 from milo_objects.messages import StoredMessage
@@ -51,6 +51,8 @@ class Fleet:
         self.stores: list[ObjectStore] = []
         self.relisted: list[Scope] = []
         self.known: FleetState = Synced(NOW)
+        self.problems = {"": ""}
+        self.info = ServerInfo()
         self._kinds: Sequence[Kind] = ()
         self._number = 0
 
@@ -76,6 +78,9 @@ class Fleet:
 
     async def list(self, **_: Any) -> Listing:
         return Listing(source=SourceStatus(state=SourceState.STREAMING))
+
+    async def server_info(self) -> ServerInfo:
+        return self.info
 
     asked = 0
     not_found_reason = ""

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from milo_discovery.errors import CallFailed
-from milo_discovery.model import ClusterReport
+from milo_discovery.model import ClusterReport, ServerInfo, Sharding
 from milo_kube.http.headers import Headers
 from milo_kube.http.server import ServerRequest
 from milo_objects import (
@@ -27,18 +27,16 @@ from milo_objects import (
     stream_reader,
 )
 from milo_objects.jetstream import NatsOptions, NatsSession, NewStream, StreamLost, open_session
-from milo_objects.messages import StoredMessage
+from milo_objects.messages import Heartbeat, StoredMessage
 from milo_objects.nats_source import NatsSource
 from milo_objects.objects import Objects
 from milo_objects.publication import StreamAway, StreamConnected
 from milo_objects.publisher import ObjectPublisher
 from milo_objects.publisher_pages import PublisherPages
 from milo_objects.scope import (
-    FleetChanged,
     Gone,
     ObjectChanged,
     ObjectGone,
-    Pending,
     Scope,
     Stale,
     Synced,
@@ -47,7 +45,7 @@ from milo_objects.subjects import PUBLISHER
 from milo_sandbox.nats_server import NatsServer, running_nats
 from tests.support.eventually import eventually
 
-from .nats_world import NAMESPACES, NOW, ROLES, Fleet, World, names, running, settled
+from .nats_world import NAMESPACES, ROLES, Fleet, World, names, running, settled
 
 
 @pytest.fixture
@@ -323,9 +321,9 @@ async def test_two_publishers_of_one_cluster_write_each_change_once(
 ) -> None:
     beats, beat = 0, NatsSession.beat
 
-    async def counted(self: NatsSession) -> None:
+    async def counted(self: NatsSession, heartbeat: Heartbeat) -> None:
         nonlocal beats
-        await beat(self)
+        await beat(self, heartbeat)
         beats += 1
 
     monkeypatch.setattr(NatsSession, "beat", counted)
@@ -413,9 +411,9 @@ async def test_ended_cluster_that_cannot_be_looked_up_delays_no_others_and_no_he
             raise CallFailed("unexpected error", code="INTERNAL")
         return await get(name)
 
-    async def counted(session: NatsSession) -> None:
+    async def counted(session: NatsSession, heartbeat: Heartbeat) -> None:
         beats.append(None)
-        await beat(session)
+        await beat(session, heartbeat)
 
     monkeypatch.setattr(world.fleet, "get", fail_for_one)
     monkeypatch.setattr(NatsSession, "beat", counted)
@@ -555,12 +553,60 @@ async def test_reader_says_since_when_no_publisher_is_heard(world: World, monkey
         assert objects.view("v1/namespaces").is_complete
         async with world.reader() as late:
             await eventually(lambda: "no publisher has been heard since" in late.fleet.problem)
-        world.fleet.known = Pending(NOW)
+        world.fleet.problems = {"": "its first list is not complete"}
         async with world.publisher() as second:  # such as one without a daemon
             await settled(second)
             assert "no publisher has been heard since" in objects.fleet.problem
-            world.fleet.apply(FleetChanged(Synced(NOW)))
+            world.fleet.problems = {"": ""}
             await eventually(lambda: isinstance(objects.fleet, Synced))
+
+
+async def test_dead_publisher_of_a_shard_group_is_not_hidden_by_another_member(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(publisher, "BEAT_EVERY_S", 0.1)
+    monkeypatch.setattr(stream_reader, "SILENT_S", 1.0)
+    fleets = {name: Fleet() for name in ("zero", "one")}
+    for member, fleet in fleets.items():
+        fleet.info = ServerInfo(sharding=Sharding(member=member))
+        fleet.not_found_reason = "ASSIGNED_ELSEWHERE"
+        fleet.engage(f"of-{member}")
+        fleet.put(f"of-{member}", "default")
+
+    async with world.reader() as objects, world.publisher(fleet=fleets["zero"]):
+        async with world.publisher(fleet=fleets["one"]) as dying:
+            await settled(dying)
+            await eventually(lambda: objects.view("v1/namespaces").synced == 2 and isinstance(objects.fleet, Synced))
+            await eventually(lambda: not objects.view("v1/namespaces").outdated)
+        await eventually(lambda: objects.view("v1/namespaces").outdated)
+        view = objects.view("v1/namespaces")
+        assert set(view.outdated) == {"of-one"}
+        assert "publisher one has not been heard since" in view.outdated["of-one"].problem
+        assert isinstance(view.fleet, Stale)
+        assert view.fleet.problem == view.outdated["of-one"].problem
+        fleets["zero"].engage("of-one", incarnation="moved")
+        await eventually(lambda: isinstance(objects.fleet, Synced) and not objects.view("v1/namespaces").outdated)
+
+
+async def test_stale_source_is_stale_for_readers_and_silences_no_other(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(publisher, "BEAT_EVERY_S", 0.1)
+    monkeypatch.setattr(stream_reader, "SILENT_S", 1.0)
+    world.fleet.problems = {"a": "", "b": ""}
+    for key in ("a#web", "b#web"):
+        world.fleet.engage(key)
+        world.fleet.put(key, "default")
+    async with world.publisher(), world.reader() as objects:
+        await eventually(lambda: objects.view("v1/namespaces").synced == 2 and isinstance(objects.fleet, Synced))
+        world.fleet.problems = {"a": "", "b": "the source is stale: no answer"}
+        await eventually(lambda: objects.view("v1/namespaces").outdated)
+        assert objects.fleet.problem == "b: the source is stale: no answer"
+        assert set(objects.view("v1/namespaces").outdated) == {"b#web"}
+        world.fleet.end("a#web")
+        await eventually(lambda: set(objects.clusters) == {"b#web"})
+        world.fleet.problems = {"a": "", "b": ""}
+        await eventually(lambda: isinstance(objects.fleet, Synced) and not objects.view("v1/namespaces").outdated)
 
 
 async def test_publisher_without_anything_to_write_notices_that_the_stream_is_gone(

@@ -6,7 +6,7 @@ import pytest
 
 from milo_discovery.fleet import DiscoveryState
 from milo_discovery.model import SourceFreshness, SourceState, SourceStatus
-from milo_objects.follow import fleet_state
+from milo_objects.follow import fleet_state, source_problems
 from milo_objects.scope import FleetState, Pending, Stale, Synced
 
 T1, T2, T3 = (datetime(2026, 1, day, tzinfo=UTC) for day in (1, 2, 3))
@@ -36,3 +36,27 @@ def test_fleet_is_known_if_the_daemon_follows_all_sources(
     problem = "" if connected else "down"
     state = DiscoveryState(connected=connected, synced=synced, since=T3, problem=problem, freshness=freshness)
     assert fleet_state(state) == expected
+
+
+@pytest.mark.parametrize(
+    ("connected", "synced", "freshness", "expected"),
+    [
+        (True, False, SourceFreshness(), {}),
+        (True, True, SourceFreshness(), {"": ""}),
+        (False, True, SourceFreshness(), {"": "the daemon cannot be reached"}),
+        (
+            True,
+            True,
+            SourceFreshness(sources=(STREAMING,), pending_sources=("c",)),
+            {"a": "", "c": "its first list is not complete"},
+        ),
+        (True, True, SourceFreshness(sources=(STREAMING, STALE)), {"a": "", "b": "the source is stale"}),
+        (False, True, SourceFreshness(sources=(STREAMING, STALE)), dict.fromkeys("ab", "the daemon cannot be reached")),
+    ],
+)
+def test_clusters_of_a_source_are_known_if_the_daemon_follows_it(
+    *, connected: bool, synced: bool, freshness: SourceFreshness, expected: dict[str, str]
+) -> None:
+    problem = "" if connected else "down"
+    state = DiscoveryState(connected=connected, synced=synced, since=T3, problem=problem, freshness=freshness)
+    assert source_problems(state) == expected

@@ -8,7 +8,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from milo_objects.kinds import Kind
-from milo_objects.messages import ClusterMessage, ObjectMessage, ScopeIsOver, ScopeMessage, StoredMessage, decode
+from milo_objects.messages import (
+    ClusterMessage,
+    Heartbeat,
+    ObjectMessage,
+    ScopeIsOver,
+    ScopeMessage,
+    StoredMessage,
+    decode,
+)
 from milo_objects.projection import ProjectedObject, Projection
 from milo_objects.scope import FleetCluster, OverBudget, Pending, Stale, Synced
 from milo_objects.stream_commands import problem_of
@@ -156,3 +164,33 @@ def test_size_of_a_message_includes_the_bytes_of_its_headers() -> None:
     encoded = ObjectMessage(ProjectedObject("", "a.b", longest, b"{}", longest), 4).encode()
     wire = len(encoded.body) + sum(len(f"{name}: {value}\r\n".encode()) for name, value in encoded.headers.items())
     assert problem_of(OBJECT, encoded, wire)
+
+
+def test_heartbeat_is_read_back() -> None:
+    heartbeat = Heartbeat("one", {"": "", "b": "stale"})
+    assert Heartbeat.decode(StoredMessage("milo.publisher", 7, {}, heartbeat.encode())) == heartbeat
+    assert Heartbeat.decode(StoredMessage("milo.publisher", 7, {}, b"")) is None
+    with pytest.raises(ValueError, match=r"milo.publisher, sequence 7: not a message of milo-objects"):
+        Heartbeat.decode(StoredMessage("milo.publisher", 7, {}, b"[]"))
+
+
+@pytest.mark.parametrize(
+    ("problems", "is_useful"), [({}, False), ({"": "stale"}, False), ({"a": "stale", "b": ""}, True)]
+)
+def test_heartbeat_is_useful_if_a_source_is_followed(problems: dict[str, str], *, is_useful: bool) -> None:
+    assert Heartbeat("", problems).is_useful is is_useful
+
+
+def test_scope_of_a_named_publisher_takes_the_same_bytes_in_each_state() -> None:
+    messages = [ScopeMessage(CLUSTER, state, 4, "a" * 200) for state in (Synced(NOW), Stale(NOW, "x" * 240))]
+    assert (
+        len(
+            {
+                sum(map(len, (*map("".join, message.encode().headers.items()), message.encode().body.decode())))
+                for message in messages
+            }
+        )
+        == 1
+    )
+    assert b"publisher" not in ScopeMessage(CLUSTER, Synced(NOW), 4).encode().body
+    assert [decode(stored(SCOPE, message))[1] for message in messages] == messages

@@ -170,10 +170,14 @@ def test_newer_version_of_the_stream_is_remembered() -> None:
     assert record.is_behind
 
 
-def state_in(publishing: Publishing) -> object:
+def scope_in(publishing: Publishing) -> ScopeMessage:
     _, found = decode(publishing.stored["milo.objects._.web.core.namespaces.state"])
     assert isinstance(found, ScopeMessage)
-    return found.state
+    return found
+
+
+def state_in(publishing: Publishing) -> object:
+    return scope_in(publishing).state
 
 
 def test_restarted_publisher_is_heard_when_it_has_removed_what_went_meanwhile() -> None:
@@ -185,18 +189,43 @@ def test_restarted_publisher_is_heard_when_it_has_removed_what_went_meanwhile() 
     publishing.put("a")
     publishing.put("b")
     publishing.write()
-    assert not publishing.publication.is_current(0.0)  # nobody has said that all clusters are known
     publishing.publication.apply(FleetChanged(Synced(NOW)), 0.0)
-    assert not publishing.publication.is_current(0.0)
+    assert not publishing.publication.is_current("", 0.0)
+    assert publishing.publication.is_current("another source", 0.0)
     publishing.write(10.0)
     gone = decode(publishing.stored["milo.objects._.web.core.namespaces._.c"])[1]
     assert isinstance(gone, ObjectMessage)
     assert gone.gone == "MISSING"
-    assert publishing.publication.is_current(10.0)
-    publishing.publication.apply(FleetChanged(Stale(NOW, "no stream")), 11.0)
-    assert not publishing.publication.is_current(11.0)
-    publishing.publication.apply(FleetChanged(Synced(NOW)), 12.0)
-    assert publishing.publication.is_current(12.0)
+    assert publishing.publication.is_current("", 10.0)
+
+
+def test_scope_names_a_publisher_once_it_has_read_the_scope() -> None:
+    publishing = Publishing()
+    publishing.put("a")
+    publishing.write()
+    publishing.restart(Pending(NOW))
+    publishing.publication.rename("one", 0.0)
+    publishing.write()
+    assert scope_in(publishing).publisher == ""
+    publishing.publication.apply(ScopeChanged(publishing.scope, Stale(NOW, "no answer")), 1.0)
+    publishing.write(1.0)
+    assert scope_in(publishing).publisher == "one"
+    publishing.restart()
+    publishing.write(1.0)
+    assert scope_in(publishing).publisher == "one"  # the name of this one is not known yet
+    publishing.restart(Pending(NOW))
+    publishing.publication.rename("two", 1.0)
+    publishing.write(1.0)
+    assert scope_in(publishing).publisher == "one"
+    publishing.write(1.0 + TAKEOVER_S)
+    assert scope_in(publishing).publisher == "two"
+    sequence = publishing.sequence
+    publishing.publication.rename("two", 1.0 + TAKEOVER_S)
+    publishing.write(1.0 + TAKEOVER_S)
+    assert publishing.sequence == sequence
+    publishing.publication.rename("", 1.0 + TAKEOVER_S)
+    publishing.write(1.0 + TAKEOVER_S)
+    assert scope_in(publishing).publisher == ""
 
 
 def test_what_a_former_publisher_has_said_of_a_cluster_that_is_not_read_is_not_believed_for_ever() -> None:
@@ -207,10 +236,10 @@ def test_what_a_former_publisher_has_said_of_a_cluster_that_is_not_read_is_not_b
     publishing.publication.apply(FleetChanged(Synced(NOW)), 0.0)
     publishing.write()
     assert state_in(publishing) == Synced(NOW)
-    assert not publishing.publication.is_current(0.0)
+    assert not publishing.publication.is_current("", 0.0)
     publishing.write(TAKEOVER_S)
     assert state_in(publishing) == Stale(NOW, "its publisher has not read it yet")
-    assert publishing.publication.is_current(TAKEOVER_S)  # readers see which cluster is STALE
+    assert publishing.publication.is_current("", TAKEOVER_S)  # readers see which cluster is STALE
     publishing.put("a")
     publishing.publication.apply(ScopeChanged(publishing.scope, Synced(NOW)), 2 * TAKEOVER_S)
     publishing.write(2 * TAKEOVER_S)

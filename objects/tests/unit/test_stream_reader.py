@@ -3,11 +3,11 @@ from datetime import UTC, datetime
 import pytest
 
 from milo_objects.kinds import Kind
-from milo_objects.messages import Message, ObjectMessage, ScopeMessage, StoredMessage
+from milo_objects.messages import Heartbeat, Message, ObjectMessage, ScopeMessage, StoredMessage
 from milo_objects.projection import ProjectedObject
 from milo_objects.scope import Change, FleetCluster, Gone, ObjectGone, Pending, Stale, Synced
 from milo_objects.store import Store
-from milo_objects.stream_reader import REWRITTEN_S, SETTLED_S, SILENT_S, StreamReader
+from milo_objects.stream_reader import FORGOTTEN_S, REWRITTEN_S, SETTLED_S, SILENT_S, StreamReader
 from milo_objects.subjects import ObjectSubject, ScopeSubject, Subject
 
 NAMESPACES = Kind("v1/namespaces")
@@ -28,9 +28,15 @@ class Stream:
         self.stored.pop(subject, None)
         self.stored[subject] = StoredMessage(str(subject), self.sequence, *message.encode())
 
-    def cluster(self, name: str, *objects: str, state: Pending | Synced | Stale = Synced(NOW)) -> None:  # noqa: B008
+    def cluster(
+        self,
+        name: str,
+        *objects: str,
+        state: Pending | Synced | Stale = Synced(NOW),  # noqa: B008
+        publisher: str = "",
+    ) -> None:
         cluster = FleetCluster(name=name, incarnation="i", uid=f"uid of {name}")
-        self.write(ScopeSubject(name, "", "namespaces"), ScopeMessage(cluster, state, 1))
+        self.write(ScopeSubject(name, "", "namespaces"), ScopeMessage(cluster, state, 1, publisher))
         for found in objects:
             self.object(name, found)
 
@@ -68,6 +74,11 @@ class Reading:
         self.reader.heard(now, now)
         self.reader.caught_up(now - SETTLED_S)
         self.reader.caught_up(now)
+
+    @property
+    def outdated(self) -> dict[str, float]:
+        """Since when clusters are STALE."""
+        return {name: state.since.timestamp() for name, state in self.store.view(NAMESPACES.resource).outdated.items()}
 
     @property
     def objects(self) -> set[str]:
@@ -199,6 +210,73 @@ def test_reader_that_has_never_heard_a_publisher_says_so_after_a_while() -> None
     reading.reader.caught_up(50.0)  # the clock was set back
     reading.reader.caught_up(51.0 + SILENT_S)
     assert reading.store.view(NAMESPACES.resource).stale_since == datetime.fromtimestamp(50.0, UTC)
+
+
+def heartbeat(publisher: str, *sources: str, **problems: str) -> Heartbeat:
+    return Heartbeat(publisher, {**dict.fromkeys(sources or ("",), ""), **problems})
+
+
+def test_cluster_is_stale_if_its_publisher_is_silent_and_others_are_not() -> None:
+    stream, reading = Stream("one"), Reading()
+    for name, publisher in (("web", "one"), ("db", "two"), ("old", "")):
+        stream.cluster(name, publisher=publisher)
+    for stored in reading.attach(stream, 100.0):
+        reading.reader.receive(stored, 100.0)
+    reading.reader.heard(95.0, 100.0, heartbeat("one"))
+    reading.reader.caught_up(100.0)
+    assert not reading.outdated  # two has not had the time to be heard
+    reading.reader.heard(105.0, 105.0, heartbeat("two"))
+    for at in (110.0, 130.0, 136.0):
+        reading.reader.heard(at, at, heartbeat("one"))
+    assert reading.outdated == {"db": 105.0}
+    problem = "publisher two has not been heard since 1970-01-01T00:01:45Z"
+    assert reading.store.fleet == Stale(datetime.fromtimestamp(105.0, UTC), problem)
+
+    reading.reader.detach("cut")
+    reading.attach(stream, 140.0)
+    reading.reader.heard(140.0, 140.0, heartbeat("one"))
+    reading.reader.caught_up(140.0)
+    assert reading.outdated == {"db": 105.0}
+    stream.cluster("db", publisher="one")
+    reading.reader.receive([*stream.stored.values()][-1], 141.0)
+    reading.reader.caught_up(141.0)
+    assert not reading.outdated
+    assert isinstance(reading.store.fleet, Synced)
+
+
+def test_publisher_of_an_earlier_version_may_follow_any_cluster() -> None:
+    stream, reading = Stream("one"), Reading()
+    stream.cluster("web", publisher="one")
+    stream.cluster("a#web", publisher="one")
+    reading.read(stream, 100.0)
+    reading.reader.heard(101.0, 101.0, heartbeat("one", "", "a"))
+    reading.reader.heard(140.0, 140.0)
+    assert not reading.outdated
+    reading.reader.heard(171.0, 171.0, heartbeat("one"))
+    assert reading.outdated == {"a#web": 140.0}
+    reading.reader.heard(171.0 + FORGOTTEN_S, 171.0 + FORGOTTEN_S, heartbeat("two"))
+    assert set(reading.outdated) == {"web", "a#web"}
+
+
+def test_source_that_its_publisher_does_not_follow_is_stale() -> None:
+    stream, reading = Stream("one"), Reading()
+    stream.cluster("a#web")
+    stream.cluster("b#web", state=Pending(NOW))
+    reading.read(stream, 100.0)
+    reading.reader.heard(101.0, 101.0, heartbeat("", "a", "b"))
+    reading.reader.heard(111.0, 111.0, heartbeat("", "b", a="no answer"))
+    assert reading.store.fleet == Stale(datetime.fromtimestamp(101.0, UTC), "a: no answer")
+    assert not reading.outdated
+    reading.reader.heard(132.0, 132.0, heartbeat("", "b", a="no answer"))
+    assert reading.outdated == {"a#web": 101.0}
+    reading.reader.heard(142.0, 142.0, heartbeat("", "b"))
+    assert reading.store.fleet == Stale(datetime.fromtimestamp(101.0, UTC), "a: no answer")
+    reading.reader.heard(163.0, 163.0, heartbeat("", "b"))
+    problem = "a publisher of the source a has not been heard since 1970-01-01T00:01:41Z"
+    assert reading.store.fleet == Stale(datetime.fromtimestamp(101.0, UTC), problem)
+    reading.reader.heard(164.0, 164.0, heartbeat("", "a", "b"))
+    assert isinstance(reading.store.fleet, Synced)
+    assert not reading.outdated
 
 
 def test_kind_keeps_the_fields_and_the_objects_that_it_names() -> None:

@@ -5,6 +5,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from milo_objects.kinds import Kind
+from milo_objects.messages import Heartbeat
 from milo_objects.projection import ProjectedObject
 from milo_objects.publication import StreamConnected, StreamPublication
 from milo_objects.scope import (
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 KINDS = (Kind("v1/namespaces", ("status.phase",)), Kind("example.com/v1/widgets", ("status.phase",)))
 TIMEOUT_S = 5.0
 HEARTBEAT_S = 2.0
+BEAT_EVERY_S = 10.0
 SECOND_LOOK_S = 10.0
 
 
@@ -47,6 +49,9 @@ class Publisher:
         self.engaged: dict[str, FleetCluster] = {}
         self.store = Store([kind.resource for kind in KINDS], {}, self.time(), changed=self._changed)
         self.publication = StreamPublication(KINDS, lambda _: True, world.timeline.now)
+        self._member = name if world.is_group else ""
+        self.publication.publisher = self._member
+        self.died_at = 0.0
         self._stale: set[Scope] = set()
         self._behind: dict[Scope, float] = {}
         self._seen: tuple[str, int, int] | None = None
@@ -144,6 +149,18 @@ class Publisher:
         if not self.is_killed:
             self.store.apply(FleetChanged(Synced(self.time())))
             self._look()
+            self._beat()
+
+    def kill(self) -> None:
+        self.is_killed, self.died_at = True, self.world.timeline.now
+
+    def _beat(self) -> None:
+        if self.is_killed:
+            return
+        is_current = self.publication.is_current("", self.world.timeline.now)
+        if is_current and not self.is_cut and not self.world.is_down:
+            self.world.beat(Heartbeat(self._member, {"": ""}))
+        self.world.timeline.after(BEAT_EVERY_S if is_current else 1.0, self._beat)
 
     def _look(self) -> None:
         if self.is_killed:
@@ -275,6 +292,7 @@ class Reader:
         self.store = Store([kind.resource for kind in KINDS], {}, self._time(), changed=world.judge_change)
         self.reader = StreamReader(KINDS, self.store)
         self.is_cut = True
+        self.connected_at = 0.0
         self._session = 0
         self._next = 0
         self._is_scheduled = False
@@ -289,7 +307,11 @@ class Reader:
         self._session += 1
         stream = self.world.stream
         lineage = f"{stream.created} {self.world.server}"
+        self.connected_at = self.world.timeline.now
         self._next = self.reader.attach(lineage, stream.last_sequence, self.world.timeline.now)
+        if self.world.last_beat is not None:
+            at, heartbeat = self.world.last_beat
+            self.reader.heard(at, self.world.timeline.now, heartbeat)
         self._is_scheduled = False
         self._heartbeat(self._session)
 
@@ -297,6 +319,10 @@ class Reader:
         if session == self._session and not self.is_cut:
             self.notify()
             self.world.timeline.after(HEARTBEAT_S, partial(self._heartbeat, session))
+
+    def hear(self, heartbeat: Heartbeat) -> None:
+        if not self.is_cut:
+            self.reader.heard(self.world.timeline.now, self.world.timeline.now, heartbeat)
 
     def disconnect(self) -> None:
         if not self.is_cut:

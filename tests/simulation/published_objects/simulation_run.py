@@ -8,10 +8,11 @@ from typing import NamedTuple
 
 import msgspec
 
-from milo_objects.messages import ClusterMessage, ObjectMessage, ScopeIsOver, ScopeMessage, decode
+from milo_objects.messages import ClusterMessage, Heartbeat, ObjectMessage, ScopeIsOver, ScopeMessage, decode
 from milo_objects.projection import ProjectedObject
 from milo_objects.scope import Change, FleetCluster, Gone, ObjectGone, Scope, Stale, Synced
 from milo_objects.stream_commands import WriteMessage
+from milo_objects.stream_reader import SILENT_S
 from milo_objects.subjects import ObjectSubject, ScopeSubject
 from tests.simulation.published_objects.participants import KINDS, Publisher, Reader
 from tests.simulation.published_objects.stream import Stream
@@ -61,6 +62,7 @@ class Simulation:
         """Whether each cluster has one publisher, or both have all clusters of one daemon."""
         self.owners: dict[str, int] = {}
         self.incarnations: dict[str, str] = {}
+        self.last_beat: tuple[float, Heartbeat] | None = None
         self._numbers = 0
         self._learned: dict[tuple[int, str], float] = {}
         self.publishers = [self._start(index) for index in range(2)]
@@ -71,6 +73,7 @@ class Simulation:
                 self.change(name, Known(self.number(), is_ready=True))
         for reader in self.readers:
             self.timeline.after(self.random.uniform(0, 20), reader.connect)
+        self.timeline.after(5.0, self._judge_silence)
 
     def number(self) -> str:
         self._numbers += 1
@@ -175,7 +178,7 @@ class Simulation:
         return publisher
 
     def restart_publisher(self, index: int, after_s: float) -> None:
-        self.publishers[index].is_killed = True
+        self.publishers[index].kill()
         dead = self.publishers[index]
 
         def start() -> None:
@@ -183,6 +186,11 @@ class Simulation:
                 self.publishers[index] = self._start(index)
 
         self.timeline.after(after_s, start)
+
+    def beat(self, heartbeat: Heartbeat) -> None:
+        self.last_beat = self.timeline.now, heartbeat
+        for reader in self.readers:
+            self.timeline.after(self.random.uniform(0.001, 0.01), partial(reader.hear, heartbeat))
 
     # --- the server ---
 
@@ -200,6 +208,7 @@ class Simulation:
     def _start_server(self, *, recreated: bool) -> None:
         if recreated:
             self.stream.recreate()
+            self.last_beat = None
         self.is_down = False
         self.server += 1
         for participant in [*self.publishers, *self.readers]:
@@ -248,6 +257,30 @@ class Simulation:
                 if found is not None and found.uid == change.object.uid:
                     self.breach(f"a reader is told that {change.object.name} is deleted, which exists")
 
+    def _judge_silence(self) -> None:
+        """A reader says of no scope of a dead publisher that it is followed."""
+        now = self.timeline.now
+        dead = {
+            found.name for found in self.publishers if found.is_killed and now > found.died_at + SILENT_S + MAX_LAG_S
+        }
+        if self.is_group and dead and not self.is_down:
+            stored = self.stream.scopes_and_clusters(now)
+            followers = {
+                subject: message.publisher
+                for subject, message in map(decode, stored)
+                if isinstance(subject, ScopeSubject) and isinstance(message, ScopeMessage)
+            }
+            resources = {kind.paths.plural: kind.resource for kind in KINDS}
+            for reader in self.readers:
+                if reader.is_cut or now < reader.connected_at + SILENT_S + MAX_LAG_S:
+                    continue
+                for subject, publisher in followers.items():
+                    view = reader.store.view(resources[subject.resource])
+                    is_followed = not {**view.missing, **view.outdated}.keys() & {subject.cluster}
+                    if publisher in dead and subject.cluster in reader.store.clusters and is_followed:
+                        self.breach(f"{subject} is said to be followed, and {publisher} is dead")
+        self.timeline.after(5.0, self._judge_silence)
+
     def lacking(self) -> list[str]:
         """Return how the stream, and what its readers have, differ from what exists."""
         wanted = {
@@ -277,7 +310,7 @@ class Simulation:
                 texts.append(f"reader {number} has the clusters {set(reader.store.clusters)}")
             for kind in KINDS:
                 view = reader.store.view(kind.resource)
-                if scopes and not view.synced:
+                if scopes and (not view.synced or view.outdated or not isinstance(view.fleet, Synced)):
                     texts.append(f"reader {number}: {view}")
         return texts
 

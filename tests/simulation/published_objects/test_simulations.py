@@ -66,6 +66,11 @@ def _purge_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ObjectMessage, "differs", lambda self, other: self.gone != other.gone)
 
 
+def _hear_any_publisher(monkeypatch: pytest.MonkeyPatch) -> None:
+    heard = stream_reader.StreamReader.heard
+    monkeypatch.setattr(stream_reader.StreamReader, "heard", lambda self, at, now, _: heard(self, at, now))
+
+
 @pytest.mark.parametrize(
     ("mutate", "first"),
     [
@@ -74,6 +79,7 @@ def _purge_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
         (_resume_always, 0),
         (_ignore_epochs, 0),
         (_purge_nothing, 0),
+        (_hear_any_publisher, 0),
     ],
 )
 def test_simulation_detects_a_mutant(

@@ -43,6 +43,16 @@ type scopeMessage struct {
 	} `json:"state"`
 	// Epoch is which of the scopes of this kind in this cluster it is: it grows with each.
 	Epoch int64 `json:"epoch"`
+	// Publisher has read the scope, as its heartbeats name it; empty if any may have.
+	Publisher string `json:"publisher"`
+}
+
+// heartbeatMessage says that a publisher runs.
+type heartbeatMessage struct {
+	// Publisher is the member of a shard group whose clusters it follows; empty outside of a group.
+	Publisher string `json:"publisher"`
+	// Sources are why it does not follow all clusters of a source, by the name of the source; empty if it does.
+	Sources map[string]string `json:"sources"`
 }
 
 type clusterFields struct {
@@ -78,6 +88,18 @@ func decodeScope(message stored) (scopeMessage, error) {
 		return found, message.unusable(fmt.Errorf("it has no cluster, or no state"))
 	}
 	return found, nil
+}
+
+// decodeHeartbeat returns nil for that of an earlier version, which stands for all clusters.
+func decodeHeartbeat(message stored) (*heartbeatMessage, error) {
+	if len(message.body) == 0 {
+		return nil, nil
+	}
+	var found heartbeatMessage
+	if err := json.Unmarshal(message.body, &found); err != nil {
+		return nil, message.unusable(err)
+	}
+	return &found, nil
 }
 
 func decodeObject(message stored) (objectMessage, error) {

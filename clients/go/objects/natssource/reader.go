@@ -2,7 +2,10 @@ package natssource
 
 import (
 	"encoding/json"
-
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
 	"time"
 
 	"go.miloapis.com/discovery"
@@ -18,6 +21,8 @@ const (
 	// settledTime is how long after it has read all, a reader that removes what it has not seen waits: a message that was
 	// written again while it read is delivered once more, and may not have been counted yet.
 	settledTime = time.Second
+	// forgottenTime is after which time it is forgotten when a publisher was heard.
+	forgottenTime = time.Hour
 )
 
 // Variables for tests.
@@ -82,6 +87,7 @@ type scope struct {
 	hasBegun     bool  // the store has it
 	// state is what the store gets once the reader has caught up.
 	state *scopeMessage
+	told  *scopeMessage // the last state in the stream
 	// buffered are objects of a scope whose own message comes later: perhaps after all others, if it was written again.
 	buffered []bufferedObject
 	// seen are the objects that the stream has shown since it is read from the beginning; nil if it has shown all.
@@ -149,16 +155,46 @@ func (r *reader) detach(problem string) {
 
 // --- messages ---
 
-// heard notes that a publisher ran at a time, which is the last one that the stream knows.
-func (r *reader) heard(at, now time.Time) {
-	r.publishers.hear(at)
+// heard notes that a publisher ran at a time, which is the last one that the stream knows. The heartbeat is nil if it is of
+// an earlier version, which stands for all clusters.
+func (r *reader) heard(at, now time.Time, heartbeat *heartbeatMessage) {
+	r.publishers.hear(at, heartbeat)
 	r.noteSilence(now)
 }
 
 func (r *reader) noteSilence(now time.Time) {
-	if r.publishers.haveChanged(now) && !r.isBehind {
+	followers := map[follower]struct{}{}
+	for key, each := range r.scopes {
+		if each.told != nil {
+			followers[followerOf(key, each)] = struct{}{}
+		}
+	}
+	if r.publishers.haveChanged(now, followers) && !r.isBehind {
+		r.reportStates()
 		r.reportFleet()
 	}
+}
+
+func (r *reader) reportStates() {
+	for key, each := range r.scopes {
+		r.reportState(key, each)
+	}
+}
+
+// reportState reports the state that the stream has of a scope, if what follows it is heard.
+func (r *reader) reportState(key scopeKey, of *scope) {
+	if !of.hasBegun || of.told == nil {
+		return
+	}
+	state, since, problem := objects.State(of.told.State.State), of.told.State.Since, of.told.State.Problem
+	by := followerOf(key, of)
+	if _, isSilent := r.publishers.silent[by]; isSilent && state == objects.Synced {
+		state, since, problem = objects.Stale, r.publishers.lastFollowed(by), r.publishers.problem(by)
+	}
+	if problem == "" && state == objects.Pending {
+		problem = "the first list is not complete"
+	}
+	r.store.SetState(key.cluster, r.resources[key.kind], state, since, problem)
 }
 
 // receive applies a message.
@@ -234,10 +270,11 @@ func (r *reader) caughtUp(now time.Time) {
 			if !r.isOtherStream || objects.State(each.state.State.State) == objects.Synced {
 				r.removeUnseen(key, each)
 			}
-			r.setState(key, each.state)
 		}
 		each.state = nil
 	}
+	r.noteSilence(now)
+	r.reportStates()
 	r.reportFleet()
 }
 
@@ -254,16 +291,10 @@ func (r *reader) reportFleet() {
 		if r.isFleetKnown {
 			state.StaleSince = r.publishers.heardAt
 		}
+	case r.isFleetKnown:
+		state.Problem, state.StaleSince = r.publishers.problems()
 	}
 	r.store.SetFleet(state)
-}
-
-func (r *reader) setState(key scopeKey, message *scopeMessage) {
-	state := message.State
-	if state.Problem == "" && objects.State(state.State) == objects.Pending {
-		state.Problem = "the first list is not complete"
-	}
-	r.store.SetState(key.cluster, r.resources[key.kind], objects.State(state.State), state.Since, state.Problem)
 }
 
 func (r *reader) receiveObject(cluster, resource string, of *scope, found bufferedObject) error {
@@ -319,7 +350,7 @@ func (r *reader) receiveScope(key scopeKey, resource string, of *scope, message 
 	cluster.Name = key.cluster
 	r.clusters[key.cluster] = cluster
 	r.store.Engage(cluster)
-	of.epoch, of.isEpochKnown = message.Epoch, true
+	of.epoch, of.isEpochKnown, of.told = message.Epoch, true, &message
 	if !of.hasBegun {
 		of.hasBegun = true
 		r.store.SetState(key.cluster, resource, objects.Pending, message.State.Since, "the first list is not complete")
@@ -339,7 +370,7 @@ func (r *reader) receiveScope(key scopeKey, resource string, of *scope, message 
 	if objects.State(message.State.State) == objects.Synced {
 		r.removeUnseen(key, of)
 	}
-	r.setState(key, &message)
+	r.reportState(key, of)
 }
 
 // --- ends ---
@@ -370,7 +401,7 @@ func (r *reader) endCluster(name string, reason discovery.DisengageReason) {
 
 // forget forgets a scope that has ended, but for its epoch.
 func (r *reader) forget(key scopeKey, of *scope) {
-	of.hasBegun, of.state, of.seen = false, nil, nil
+	of.hasBegun, of.state, of.told, of.seen = false, nil, nil, nil
 	delete(r.missing, key)
 }
 
@@ -447,34 +478,144 @@ func goneOf(text string) objects.Gone {
 	}
 }
 
-// publishers is when one was last heard.
+// follower is what follows a scope: its publisher, which may be unnamed, and the source of its cluster.
+type follower struct{ publisher, source string }
+
+func followerOf(key scopeKey, of *scope) follower {
+	source, _, isNamed := strings.Cut(key.cluster, "#")
+	if !isNamed {
+		source = ""
+	}
+	return follower{of.told.Publisher, source}
+}
+
+// publishers is when they were last heard.
 type publishers struct {
-	heardAt time.Time // before one was heard, when the stream was first read
+	heardAt time.Time // when any was; before one was heard, when the stream was first read
+	firstAt time.Time // when the stream was first read
 	// listenedSince is since when one that runs would have been heard; zero if the stream has said when it last was.
 	listenedSince time.Time
-	areSilent     bool
+	// openedAt is when the connection began: the stream has the last heartbeat of one publisher only.
+	openedAt   time.Time
+	unnamedAt  time.Time              // when one was last heard that stands for everything
+	followedAt map[follower]time.Time // when they were last heard to follow all clusters
+	told       map[follower]toldProblem
+
+	areSilent bool // none is heard
+	// silent are those of scopes that are not heard, or are heard to follow not all clusters of the source.
+	silent   map[follower]struct{}
+	reported string
+}
+
+// toldProblem is why a publisher does not follow all clusters of a source.
+type toldProblem struct {
+	at   time.Time
+	text string
 }
 
 // listen notes that a connection begins.
 func (p *publishers) listen(now time.Time) {
-	p.listenedSince = now
+	p.listenedSince, p.openedAt = now, now
 	if p.heardAt.IsZero() {
-		p.heardAt = now
+		p.heardAt, p.firstAt = now, now
+		p.followedAt, p.told = map[follower]time.Time{}, map[follower]toldProblem{}
 	}
 }
 
-func (p *publishers) hear(at time.Time) { p.heardAt, p.listenedSince = at, time.Time{} }
+func (p *publishers) hear(at time.Time, heartbeat *heartbeatMessage) {
+	p.heardAt, p.listenedSince = at, time.Time{}
+	if heartbeat == nil {
+		p.unnamedAt = at
+		return
+	}
+	for source, problem := range heartbeat.Sources {
+		by := follower{heartbeat.Publisher, source}
+		if problem != "" {
+			p.told[by] = toldProblem{at, problem}
+			continue
+		}
+		p.followedAt[by] = at
+		delete(p.told, by)
+	}
+}
 
-// haveChanged reports whether they are silent now and were not before, or the other way round.
-func (p *publishers) haveChanged(now time.Time) bool {
-	were := p.areSilent
-	for _, at := range []*time.Time{&p.heardAt, &p.listenedSince} {
+// lastFollowed returns until when clusters were followed, as far as was heard.
+func (p *publishers) lastFollowed(by follower) time.Time {
+	last := p.unnamedAt
+	for other, at := range p.followedAt {
+		if (other == by || by.publisher == "" && other.source == by.source) && at.After(last) {
+			last = at
+		}
+	}
+	if last.IsZero() {
+		return p.firstAt
+	}
+	return last
+}
+
+// problem returns why what follows is believed no longer.
+func (p *publishers) problem(by follower) string {
+	who, of := "a publisher", ""
+	if by.publisher != "" {
+		who = "publisher " + by.publisher
+	}
+	if by.source != "" {
+		of = " of the source " + by.source
+	}
+	return who + of + " has not been heard since " + p.lastFollowed(by).UTC().Format(time.RFC3339)
+}
+
+// problems returns why not all clusters are known, and since when.
+func (p *publishers) problems() (text string, since time.Time) {
+	texts := map[follower]string{}
+	for by := range p.silent {
+		texts[by] = p.problem(by)
+	}
+	for by, told := range p.told {
+		texts[by] = told.text
+		if by.source != "" {
+			texts[by] = by.source + ": " + told.text
+		}
+	}
+	for by := range texts {
+		if at := p.lastFollowed(by); since.IsZero() || at.Before(since) {
+			since = at
+		}
+	}
+	return strings.Join(slices.Compact(slices.Sorted(maps.Values(texts))), "; "), since
+}
+
+// haveChanged reports whether others are silent now than before. Followers are those of all scopes.
+func (p *publishers) haveChanged(now time.Time, followers map[follower]struct{}) bool {
+	for _, at := range []*time.Time{&p.heardAt, &p.firstAt, &p.listenedSince, &p.openedAt, &p.unnamedAt} {
 		if now.Before(*at) { // the clock was set back
 			*at = now
 		}
 	}
+	for by, at := range p.followedAt {
+		if now.Before(at) {
+			p.followedAt[by] = now
+		}
+	}
+	maps.DeleteFunc(p.followedAt, func(_ follower, at time.Time) bool { return now.Sub(at) >= forgottenTime })
+	maps.DeleteFunc(p.told, func(_ follower, told toldProblem) bool { return now.Sub(told.at) > silentTime })
+	wereSilent, known := p.areSilent, p.silent
 	p.areSilent = now.Sub(p.heardAt) > silentTime && now.Sub(p.listenedSince) > silentTime
-	return were != p.areSilent
+	p.silent = map[follower]struct{}{}
+	for by := range followers {
+		last := p.lastFollowed(by)
+		_, wasKnown := known[by]
+		if isNew := !p.areSilent && (wereSilent || !wasKnown); isNew && last.Before(p.openedAt) {
+			last = p.openedAt // it has a while to be heard on a new connection
+		}
+		if now.Sub(last) > silentTime {
+			p.silent[by] = struct{}{}
+		}
+	}
+	problems, since := p.problems()
+	before := p.reported
+	p.reported = fmt.Sprint(p.areSilent, p.silent, problems, since)
+	return before != p.reported
 }
 
 // known returns up to when everything is known, if the reader knows it up to a time.

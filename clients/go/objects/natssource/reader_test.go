@@ -42,9 +42,14 @@ func (s *stream) write(subject string, header map[string]string, body string) st
 }
 
 func (s *stream) scope(cluster, uid, state, reason string, epoch int) stored {
+	return s.scopeOf("", cluster, uid, state, reason, epoch)
+}
+
+func (s *stream) scopeOf(publisher, cluster, uid, state, reason string, epoch int) stored {
 	body, _ := json.Marshal(map[string]any{
-		"cluster": map[string]any{"name": cluster, "incarnation": "i", "uid": uid},
-		"state":   map[string]any{"state": state, "since": began, "reason": reason}, "epoch": epoch,
+		"publisher": publisher,
+		"cluster":   map[string]any{"name": cluster, "incarnation": "i", "uid": uid},
+		"state":     map[string]any{"state": state, "since": began, "reason": reason}, "epoch": epoch,
 	})
 	return s.write(scopeSubject(cluster, namespaceScope)+".state", nil, string(body))
 }
@@ -131,7 +136,7 @@ func (p *pure) read(s *stream, now float64) {
 
 // catchUp notes that all was received, twice, and that a publisher is heard.
 func (p *pure) catchUp(now float64) {
-	p.heard(at(now), at(now))
+	p.heard(at(now), at(now), nil)
 	p.caughtUp(at(now).Add(-settledTime))
 	p.caughtUp(at(now))
 }
@@ -242,7 +247,7 @@ func TestNothingEndsBecauseItWasWrittenAgainWhileTheStreamWasRead(t *testing.T) 
 	for _, message := range again {
 		p.receive(message, at(hour))
 	}
-	p.heard(at(hour), at(hour))
+	p.heard(at(hour), at(hour), nil)
 	p.caughtUp(at(hour).Add(settledTime))
 	p.expect("and then", "web/a web/b", false)
 }
@@ -258,7 +263,7 @@ func TestTheFleetIsStaleSinceAPublisherWasLastHeard(t *testing.T) {
 		}
 	}
 	first := p.attach(s.name, s.sequence, at(hour))
-	p.heard(at(60), at(hour)) // as the stream has it
+	p.heard(at(60), at(hour), nil) // as the stream has it
 	for _, message := range s.from(first) {
 		p.receive(message, at(hour))
 	}
@@ -271,7 +276,7 @@ func TestTheFleetIsStaleSinceAPublisherWasLastHeard(t *testing.T) {
 	since("one that runs has not had the time to be heard", -1)
 	p.caughtUp(at(hour + 41))
 	since("it has", 60)
-	p.heard(at(hour+42), at(hour+42))
+	p.heard(at(hour+42), at(hour+42), nil)
 	since("heard", -1)
 	p.caughtUp(at(hour + 72))
 	since("30 s", -1)
@@ -284,6 +289,74 @@ func TestTheFleetIsStaleSinceAPublisherWasLastHeard(t *testing.T) {
 	since("set back", -1)
 	p.caughtUp(at(81))
 	since("and on", 50)
+}
+
+// stale returns since when clusters are STALE, in seconds, and what the fleet says.
+func (p *pure) stale() (string, string) {
+	var found []string
+	for _, each := range p.found.View(namespaces).Outdated {
+		found = append(found, fmt.Sprintf("%s %v", each.Cluster.Name(), each.Since.Sub(began).Seconds()))
+	}
+	slices.Sort(found)
+	return strings.Join(found, "; "), p.found.View(namespaces).Fleet.Problem
+}
+
+func (p *pure) expectStale(what, clusters, problem string) {
+	p.t.Helper()
+	if found, text := p.stale(); found != clusters || text != problem {
+		p.t.Errorf("%s: stale are %q, and the fleet says %q; want %q and %q", what, found, text, clusters, problem)
+	}
+}
+
+func (p *pure) hear(at1 float64, publisher string, sources map[string]string) {
+	p.heard(at(at1), at(at1), &heartbeatMessage{publisher, sources})
+}
+
+func TestAClusterIsStaleIfItsPublisherIsSilentAndOthersAreNot(t *testing.T) {
+	s, p := newStream("one"), newPure(t)
+	all := map[string]string{"": ""}
+	s.scopeOf("one", "web", "u", "SYNCED", "", 1)
+	s.scopeOf("two", "db", "u", "SYNCED", "", 1)
+	s.scope("old", "u", "SYNCED", "", 1)
+	for _, message := range s.from(p.attach(s.name, s.sequence, at(100))) {
+		p.receive(message, at(100))
+	}
+	p.hear(100, "one", all)
+	p.caughtUp(at(100))
+	p.expectStale("two has not had the time to be heard", "", "")
+	p.hear(105, "two", all)
+	for _, now := range []float64{110, 130, 136} {
+		p.hear(now, "one", all)
+	}
+	problem := "publisher two has not been heard since 2026-01-01T00:01:45Z"
+	p.expectStale("two is silent", "db 105", problem)
+	p.detach("cut")
+	p.attach(s.name, s.sequence, at(140))
+	p.hear(140, "one", all)
+	p.caughtUp(at(140))
+	p.expectStale("on another connection", "db 105", problem)
+	p.receive(s.scopeOf("one", "db", "u", "SYNCED", "", 1), at(141))
+	p.caughtUp(at(141))
+	p.expectStale("one has the cluster", "", "")
+	p.heard(at(142), at(142), nil)
+	p.heard(at(173), at(173), &heartbeatMessage{"two", all})
+	p.expectStale("of an earlier version", "db 142; web 142", "publisher one has not been heard since 2026-01-01T00:02:22Z")
+}
+
+func TestASourceThatItsPublisherDoesNotFollowIsStale(t *testing.T) {
+	s, p := newStream("one"), newPure(t)
+	s.cluster("a#web", "SYNCED")
+	s.cluster("b#web", "SYNCED")
+	p.read(s, 60)
+	p.hear(101, "", map[string]string{"a": "", "b": ""})
+	p.hear(111, "", map[string]string{"a": "no answer", "b": ""})
+	p.expectStale("at once", "", "a: no answer")
+	p.hear(132, "", map[string]string{"a": "no answer", "b": ""})
+	p.expectStale("later", "a#web 101", "a: no answer")
+	p.hear(163, "", map[string]string{"b": ""})
+	p.expectStale("without it", "a#web 101", "a publisher of the source a has not been heard since 2026-01-01T00:01:41Z")
+	p.hear(164, "", map[string]string{"a": "", "b": ""})
+	p.expectStale("again", "", "")
 }
 
 // After any history of writes, cuts, absences and lost streams, a reader that catches up has what the stream has.

@@ -103,7 +103,12 @@ func (s *Source) read(ctx context.Context, to *reading, filters []string) error 
 				message.at = now // clocks may differ
 			}
 			isLive = true
-			r.heard(message.at, now)
+			heartbeat, err := decodeHeartbeat(message)
+			if err != nil {
+				r.store.Fail("", err)
+				return
+			}
+			r.heard(message.at, now, heartbeat)
 		})
 	}, func() { to.do(func(*reader, time.Time) { isLive = true }) })
 	if err != nil {
