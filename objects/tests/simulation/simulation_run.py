@@ -47,7 +47,9 @@ from tests.simulation.seeded.world import World
 KIND = Kind("v1/projects", ["status.conditions[*].status"], label_selector="team=red")
 CLUSTERS = ("one", "two", "three")
 LIMITS = CacheLimits(objects=3, retry_s=30.0)
-FAULTS = ("change", "change", "change", "watch", "down", "compact", "engagement", "restart")
+FAULTS = ("change", "change", "change", "watch", "down", "compact", "engagement", "restart", "backup", "restore")
+UNNOTICED = 2
+"""Writes after a restored backup that could hide it from a watch: one that compacts, and one of `heal`."""
 LIES = {"F25 a false deletion", "F68 a list of a lagging replica"}
 """Faults of a server that a follower cannot tell from the truth, until the watch corrects them."""
 REASONS = ("DELETED", "REVOKED")
@@ -207,8 +209,14 @@ class Simulation:
         self.injected[fault] += 1
         match fault:
             case "change":
-                server.world.change()
-                server.api.ring()
+                if not server.world.server.is_behind:  # after more writes, the restored backup would not be noticed
+                    server.world.change()
+                    server.api.ring()
+            case "backup":
+                if not server.world.server.is_behind:
+                    server.world.server.back_up()
+            case "restore":
+                self._restore(server)
             case "watch":
                 server.strike(self.random)
             case "down":
@@ -224,6 +232,13 @@ class Simulation:
                     discovery.disengage(name, DisengageReason[self.random.choice(REASONS)])
                 else:
                     discovery.engage(name)
+
+    def _restore(self, server: SimulatedCluster) -> None:
+        """Have the API server return with older data."""
+        held = server.world.server
+        if held.backups and held.sent_version > held.backups[-1][0] + UNNOTICED:
+            server.world.restore()
+            server.api.cut()
 
     # --- validation ---
 

@@ -7,9 +7,10 @@ import pytest
 
 from milo_kube.collection_follower import CollectionFollower
 from milo_kube.reflect.messages import ListEnded
+from milo_kube.reflect.reflector import ReflectorPolicy
 from milo_objects import follow
 from milo_objects.change_backlog import ChangeBacklog
-from milo_objects.follow import ScopeFollower
+from milo_objects.follow import FollowedFleet, ScopeFollower
 from milo_objects.followed_scope import FollowedScope
 from milo_objects.projection import ProjectedObject
 from milo_objects.scope import FleetChanged, Gone
@@ -74,13 +75,17 @@ def _forget_ends_of_clusters(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def _report_the_fleet_early(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def report(fleet: Any, _: object, store: Any) -> None:
+    async def report(_: object, fleet: Any, __: object, store: Any) -> None:
         while True:
             seen = fleet.discovery
             store.apply(FleetChanged(follow.fleet_state(seen)))
             await fleet.discovery_changed(since=seen)
 
-    monkeypatch.setattr(follow, "_report_fleet", report)
+    monkeypatch.setattr(FollowedFleet, "_report_fleet", report)
+
+
+def _believe_in_silent_watches(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(follow, "_REFLECTION", ReflectorPolicy(silence_s=1e9))
 
 
 @pytest.mark.parametrize(
@@ -93,6 +98,7 @@ def _report_the_fleet_early(monkeypatch: pytest.MonkeyPatch) -> None:
         _merge_no_end,
         _forget_ends_of_clusters,
         _report_the_fleet_early,
+        _believe_in_silent_watches,
     ],
 )
 def test_simulation_detects_a_mutant(
