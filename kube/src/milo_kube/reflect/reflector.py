@@ -90,6 +90,8 @@ _RETRY_AFTER_OBEYED = 30
 server sends `Retry-After: 1` each time while it builds its caches, which takes half a minute."""
 _VERSION_REFUSED = frozenset({410, 504})
 """Statuses that refuse a resource version: 410 if it is too old, 504 if it is in the server's future."""
+_ENDLESS_RETRY_S = 300.0
+"""Delay after a list without an end, which takes thousands of requests each time."""
 _MALFORMED_AT_MOST = 2
 _ERRORS_AT_MOST = 5
 _SHORT_AT_MOST = 20
@@ -201,7 +203,7 @@ class Reflector(Generic[Seen]):
             try:
                 read = (self.state.read or ListPages(now)).next(now)
             except EndlessListError as error:
-                yield from self.failed(Failure(MALFORMED_RESPONSE, str(error)), now)
+                yield from self.give_up(Failure(MALFORMED_RESPONSE, str(error)), now + _ENDLESS_RETRY_S, now)
             else:
                 self.state = ListingPages(page.continue_token, read)
             return
@@ -289,7 +291,7 @@ class Reflector(Generic[Seen]):
         return [Relisting("StreamingListUnsupported")]
 
     def give_up(self, failure: Failure, until: float, now: float) -> list[SourceEvent[Seen]]:
-        """End the list or watch because of a failure in this process, and list again at `until`."""
+        """End the list or watch because of a failure that a retry soon would repeat, and list again at `until`."""
         self.trust.is_known = False
         self._stale("", failure, now, until - now)
         return [ListStarted()]  # discards an incomplete list
