@@ -56,6 +56,19 @@ func (i *indexes) call(name string, function Index, object *Object) (keys []stri
 	return function(object)
 }
 
+// keyOverhead is the memory of a key in an index besides its text.
+const keyOverhead = 96
+
+// keyBytes returns approximately how many bytes the keys of an object take in the indexes.
+func keyBytes(keys [][]string) (bytes int64) {
+	for _, of := range keys {
+		for _, key := range of {
+			bytes += int64(keyOverhead + len(key))
+		}
+	}
+	return bytes
+}
+
 // bucket has the objects of one key: most keys have one.
 type bucket struct {
 	one  *Object

@@ -170,12 +170,12 @@ func (s *scope) plan(at place, now *Object) (update, bool) {
 func (s *scope) commit(updates []update) {
 	for _, each := range updates {
 		if each.was != nil {
-			s.bytes -= each.was.bytes()
+			s.bytes -= each.was.bytes() + keyBytes(each.wereKeys)
 			delete(s.objects, each.at)
 			remove(s.found, each.wereKeys, each.was)
 		}
 		if each.now != nil {
-			s.bytes += each.now.bytes()
+			s.bytes += each.now.bytes() + keyBytes(each.keys)
 			s.objects[each.at] = each.now
 			add(s.found, each.keys, each.now)
 		}

@@ -191,7 +191,7 @@ func TestSumOfTheChangesIsTheScope(t *testing.T) {
 			}
 			held, bytes := s.list(nil), int64(0)
 			for _, each := range held {
-				bytes += each.bytes()
+				bytes += each.bytes() + keyBytes(s.indexes.keys(each))
 				if !sum[each] || !slices.Contains(s.find(0, each.Fields()["status"].(map[string]any)["phase"].(string), nil), each) {
 					t.Fatalf("seed %d: %s is not in the sum, or not in the index", seed, each.Name)
 				}
