@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from milo_objects.subjects import ClusterSubject, ObjectSubject, ScopeSubject, kind_filter, parse
+from milo_objects.subjects import ClusterSubject, ObjectSubject, ScopeSubject, kind_filter, parse, source_of
 
 # Kubernetes permits any character but "/" and "%" in some names, such as those of ClusterRoles.
 NAMES = st.text(st.characters(exclude_characters="/%", exclude_categories=["Cs"]), min_size=1)
@@ -62,3 +62,8 @@ def test_filters_name_a_cluster_a_scope_or_a_kind() -> None:
 def test_parse_refuses_other_subjects(subject: str) -> None:
     with pytest.raises(ValueError, match="is the subject of no cluster"):
         parse(subject)
+
+
+@pytest.mark.parametrize(("cluster", "source"), [("web", ""), ("acme#web", "acme"), ("#web", "")])
+def test_source_of_a_cluster_is_part_of_its_key(cluster: str, source: str) -> None:
+    assert source_of(cluster) == source
