@@ -293,8 +293,9 @@ func TestTheFleetIsStaleSinceAPublisherWasLastHeard(t *testing.T) {
 
 // stale returns since when clusters are STALE, in seconds, and what the fleet says.
 func (p *pure) stale() (string, string) {
-	var found []string
-	for _, each := range p.found.View(namespaces).Outdated {
+	outdated := p.found.View(namespaces).Outdated
+	found := make([]string, 0, len(outdated))
+	for _, each := range outdated {
 		found = append(found, fmt.Sprintf("%s %v", each.Cluster.Name(), each.Since.Sub(began).Seconds()))
 	}
 	slices.Sort(found)
