@@ -70,12 +70,8 @@ class PublishedObjects:
                     raise
                 if has_expired:
                     raise TargetUnavailable(str(error), is_answer=True) from error
-                items, token, has_expired, read = (
-                    [],
-                    "",
-                    True,
-                    0,
-                )  # the continue token expired: list again from the start
+                # The continue token expired: list again from the start.
+                items, token, has_expired, read = [], "", True, 0
                 continue
             except TargetUnavailable as error:
                 if not error.is_too_large or size == 1:
