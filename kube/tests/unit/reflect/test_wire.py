@@ -75,7 +75,7 @@ def test_error_event_is_decoded_to_error_status() -> None:
         ('\ufeff{"type":"ADDED","object":{}}', "malformed"),
         ('{"type":"ADDED","object":{}} {}', "malformed"),
         ('{"type":"ADDED","object":{"x":"\\ud800, which is half of a character"}}', "malformed"),
-        (f'{{"type":"ADDED","object":{DEEP}}}', "nested too deeply"),
+        (f'{{"type":"ADDED","object":{DEEP},"unused":"{"x" * (3 << 20)}"}}', "nested too deeply"),
         ("<html>", "malformed"),
     ],
     ids=lambda text: text[:40],
@@ -177,8 +177,31 @@ def test_object_that_is_nested_too_deeply_has_name_and_problem() -> None:
     assert DECODER.object(deep("a").encode()) == too_deep("a")
 
 
+@pytest.mark.parametrize(
+    "many", ["[]," * 400_000, f"{'[' * 497}{'[[]],' * 200_000}0{']' * 497},"], ids=["flat", "deep"]
+)
+def test_object_that_is_nested_too_deeply_and_has_very_many_brackets_affects_no_others(many: str) -> None:
+    """A tenant could end each list and watch of a kind by one object."""
+    large = deep("a").removesuffix("}") + f', "spec2": [{many}0]}}'
+    assert DECODER.lines([f'{{"type":"ADDED","object":{large}}}'.encode(), line("ADDED", thing("b"))]) == [
+        ObjectSeen(too_deep("a")),
+        ObjectSeen(seen("b")),
+    ]
+    removed = DECODER.line(f'{{"type":"DELETED","object":{large}}}'.encode())
+    assert removed == ObjectRemoved("a", "uid-a", "7")
+    _, listed = DECODER.page(f'{{"metadata":{{}},"items":[{large},{json.dumps(thing("b"))}]}}'.encode())
+    assert [*listed] == [too_deep("a"), seen("b")]
+
+
+@pytest.mark.parametrize("before", range(0, 2_500, 77))
+def test_object_that_is_nested_too_deeply_is_found_wherever_it_begins(before: int) -> None:
+    objects = [json.dumps(thing("a", unused='"[' * before)), deep("b", 260), deep("c"), json.dumps(thing("d"))]
+    _, listed = DECODER.page(f'{{"metadata":{{}},"items":[{",".join(objects)}]}}'.encode())
+    assert [*listed] == [seen("a"), too_deep("b"), too_deep("c"), seen("d")]
+
+
 def test_page_that_is_too_large_to_find_what_is_nested_too_deeply_is_to_be_smaller() -> None:
-    objects = ",".join([deep("a")] + ["[]"] * 100_000)
+    objects = ",".join([deep("a"), json.dumps(thing("b", unused="x" * (3 << 20)))])
     with pytest.raises(LargePageError, match="nested too deeply"):
         DECODER.page(f'{{"metadata":{{}},"items":[{objects}]}}'.encode())
 
@@ -247,7 +270,7 @@ def test_malformed_object_in_list_page_does_not_affect_other_objects() -> None:
         b'{"metadata":{"resourceVersion":"5"}}',
         b'{"metadata":{"resourceVersion":"5"},"items":{}}',
         b'{"metadata":{"resourceVersion":5},"items":[]}',
-        f'{{"metadata":{{}},"items":{DEEP}}}'.encode(),
+        f'{{"metadata":{{}},"items":{{"x":{DEEP}}}}}'.encode(),
         b'{"metadata":{"continue":"\xff"},"items":[]}',
     ],
     ids=lambda body: repr(body[:40]),
