@@ -20,7 +20,7 @@ from milo_kube.reflect.messages import (
     SourceEvent,
     Unlisted,
 )
-from milo_kube.reflect.wire import Decoder, ListPage, is_named, text_bytes
+from milo_kube.reflect.wire import Decoder, ListPage, cut, is_named, text_bytes
 from milo_kube.user_code import call
 from milo_objects.object_index import IndexFunction, ObjectIndex
 
@@ -128,7 +128,10 @@ _TYPE_META = msgspec.json.Decoder(_TypeMeta)
 
 def _type_meta(raw: bytes) -> _TypeMeta | None:
     try:
-        return _TYPE_META.decode(raw)
+        try:
+            return _TYPE_META.decode(raw)
+        except RecursionError:  # one of the objects of a list
+            return _TYPE_META.decode(cut(raw))
     except (msgspec.DecodeError, UnicodeError, RecursionError):
         return None
 

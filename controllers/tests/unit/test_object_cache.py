@@ -284,6 +284,16 @@ def test_list_items_without_kind_get_the_kind_of_their_list(has_types: bool) -> 
     assert second.problem
 
 
+def test_list_item_that_is_nested_too_deeply_takes_no_kind_from_other_items() -> None:
+    deep = '{"metadata":{"name":"b"},"data":' + "[" * 5_000 + "]" * 5_000 + "}"
+    item = {name: document("a")[name] for name in ("metadata", "data")}
+    items = [msgspec.Raw(deep.encode()), item]
+    body = {"apiVersion": "v1", "items": items, "kind": "ConfigMapList", "metadata": {}}
+    first, second = object_decoder(metadata_only=False).page(msgspec.json.encode(body))[1]
+    assert (first.name, first.problem) == ("b", "nested too deeply")
+    assert msgspec.json.decode(second.raw) == document("a")
+
+
 @pytest.mark.parametrize("kind", [5, None])
 def test_list_item_whose_kind_is_not_a_string_does_not_affect_other_items(kind: Any) -> None:
     body = {"kind": kind, "metadata": {}, "items": [{**document("a"), "kind": kind}, document("b")]}
