@@ -33,3 +33,8 @@ class ListPages(msgspec.Struct, frozen=True):
 def smaller(size: int) -> int:
     """Return how many objects to ask for, of which `size` are more bytes than are read of a response."""
     return max(1, size // 5)
+
+
+def larger(size: int) -> int:
+    """Return how many objects to ask for after pages of `size` that were read."""
+    return size * 5

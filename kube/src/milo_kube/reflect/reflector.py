@@ -199,6 +199,7 @@ class Reflector(Generic[Seen]):
             yield ListStarted()
         for seen in observations:
             yield EventIgnored("a listed object has no name, or a very long one") if seen is None else Listed(seen)
+        self.list_method.page_fitted()
         if page.continue_token:
             try:
                 read = (self.state.read or ListPages(now)).next(now)

@@ -83,6 +83,27 @@ def test_list_after_pages_that_were_too_large_has_the_smaller_pages() -> None:
     assert driver.request == FetchPage("", 10)
 
 
+def test_pages_have_more_objects_again_after_some_that_were_not_too_large() -> None:
+    """20 objects of 1 MiB before 9,000 small ones were listed in more pages than are read."""
+    driver = ReflectorDriver(ReflectorPolicy(streaming_lists=False, page_size=500))
+    objects, pages = [1 << 20] * 20 + [1_000] * 9_000, 0
+    while objects:
+        request = driver.request
+        assert isinstance(request, FetchPage)
+        page = objects[: request.limit]
+        if sum(page) > 16 << 20:
+            assert driver.failed(TOO_LARGE) == []
+            continue
+        pages += 1
+        del objects[: request.limit]
+        driver.page(seen("a"), **({"then": "t1"} if objects else {"version": "12"}))
+    assert driver.reflector.synced
+    assert pages < 50
+    driver.opened()
+    driver.events(ErrorStatus(410, "Expired", "too old"))
+    assert driver.request == FetchPage("", 500)
+
+
 def test_list_in_one_response_that_is_too_large_makes_the_source_stale() -> None:
     driver = ReflectorDriver()
     for _ in range(2):
