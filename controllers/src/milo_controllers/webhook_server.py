@@ -50,33 +50,38 @@ class WebhookServer(NamedTuple):
 
 
 class _ServerCertificate:
-    """A TLS context whose certificate follows its files. A pair that does not fit together is not used."""
+    """The TLS context with the certificate of the files. A pair that does not fit together is not used."""
 
     def __init__(self, server: WebhookServer) -> None:
         self._files = server
         self._certificate = FileContent(Path(server.certificate))
         self._key = FileContent(Path(server.key))
         self._used: tuple[bytes, bytes] = (b"", b"")
-        self.context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        self.context.minimum_version = ssl.TLSVersion.TLSv1_2
+        self.context = _context()
 
     def load(self) -> bool:
-        """Use the files if they changed, and return whether they did. Raises CredentialError."""
+        """Make another context if the files changed, and return whether they did. Raises CredentialError."""
         found = self._certificate.read(), self._key.read()
         if found == self._used:
             return False
+        # The one in use would keep its certificate if the new one has a key of another type, and would break by a pair
+        # that does not fit.
+        context = _context()
         try:
-            # Also into a context of its own first: a pair that does not fit would break the one in use. The files may
-            # have been replaced since they were read.
-            with as_file(b"\n".join(found)) as path:
-                for context in (ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), self.context):
-                    context.load_cert_chain(path, password=lambda: b"")  # an encrypted key would prompt
+            with as_file(b"\n".join(found)) as path:  # the files may have been replaced since they were read
+                context.load_cert_chain(path, password=lambda: b"")  # an encrypted key would prompt
         except (OSError, ValueError) as error:
             raise CredentialError(
                 f"{self._files.certificate} and {self._files.key} cannot be used for webhooks: {error}"
             ) from None
-        self._used = found
+        self._used, self.context = found, context
         return True
+
+
+def _context() -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    return context
 
 
 @asynccontextmanager
@@ -95,7 +100,7 @@ async def serve_webhooks(webhooks: Webhooks, at: WebhookServer) -> AsyncIterator
     )
     host, _, port = at.listen.rpartition(":")
     url = await server.start(host.strip("[]") or None, int(port))
-    following = asyncio.create_task(_follow(certificate), name="certificate of webhooks")
+    following = asyncio.create_task(_follow(certificate, server), name="certificate of webhooks")
     try:
         yield url
     finally:
@@ -106,12 +111,13 @@ async def serve_webhooks(webhooks: Webhooks, at: WebhookServer) -> AsyncIterator
         webhooks.close()
 
 
-async def _follow(certificate: _ServerCertificate) -> None:
+async def _follow(certificate: _ServerCertificate, server: HttpServer) -> None:
     problem = ""
     while True:
         await asyncio.sleep(_LOOK_EVERY_S)
         try:
             if certificate.load():
+                server.tls = certificate.context
                 log.info("the certificate of the webhooks was replaced")
             problem = ""
         except CredentialError as error:

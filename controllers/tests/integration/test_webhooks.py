@@ -371,8 +371,8 @@ class Certificates:
         self.certificate, self.key = directory / "tls.crt", directory / "tls.key"
         self.renew()
 
-    def renew(self) -> None:
-        made = self.authority.issue_cert("127.0.0.1")
+    def renew(self, key_type: trustme.KeyType = trustme.KeyType.ECDSA) -> None:
+        made = self.authority.issue_cert("127.0.0.1", key_type=key_type)
         for path, content in (
             (self.certificate, b"".join(pem.bytes() for pem in made.cert_chain_pems)),
             (self.key, made.private_key_pem.bytes()),
@@ -435,8 +435,9 @@ async def test_writes_in_every_project_are_reviewed_by_one_registration(tmp_path
                 await asyncio.to_thread(plane.create, widget("two", size=6))
 
 
+@pytest.mark.parametrize("key_type", trustme.KeyType)
 async def test_certificate_is_replaced_without_a_restart(
-    tmp_path: Path, controllers: Controllers, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, controllers: Controllers, monkeypatch: pytest.MonkeyPatch, key_type: trustme.KeyType
 ) -> None:
     monkeypatch.setattr("milo_controllers.webhook_server._LOOK_EVERY_S", 0.01)
     certificates = Certificates(tmp_path)
@@ -456,7 +457,7 @@ async def test_certificate_is_replaced_without_a_restart(
         first = await shown()
         certificates.key.write_text("half written")
         assert await shown() == first
-        certificates.renew()
+        certificates.renew(key_type)
 
         async def is_replaced() -> bool:
             return await shown() != first

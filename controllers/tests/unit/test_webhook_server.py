@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 
-from milo_controllers import webhook_server
 from milo_controllers.webhook_server import WebhookServer, _ServerCertificate
 from milo_kube.credential import CredentialError
 from tests.support.certificates import LOOPBACK, Authority, Pair
@@ -54,15 +53,16 @@ def test_certificate_whose_files_are_replaced_again_while_it_is_loaded_is_presen
 ) -> None:
     second, third = authority.issue(*LOOPBACK), authority.issue(*LOOPBACK)
 
-    class Replacing(ssl.SSLContext):
-        def load_cert_chain(self, *arguments: Any, **options: Any) -> None:
-            super().load_cert_chain(*arguments, **options)
-            replace(tmp_path, "tls.key", third.key)
+    load = ssl.SSLContext.load_cert_chain
+
+    def replacing(*arguments: Any, **options: Any) -> None:
+        load(*arguments, **options)
+        replace(tmp_path, "tls.key", third.key)
 
     replace(tmp_path, "tls.crt", second.certificate)
     replace(tmp_path, "tls.key", second.key)
     with monkeypatch.context() as racing:
-        racing.setattr(webhook_server.ssl, "SSLContext", Replacing)
+        racing.setattr(ssl.SSLContext, "load_cert_chain", replacing)
         assert certificate.load()
     assert presented(certificate.context, authority) == second.der
     with pytest.raises(CredentialError, match="cannot be used for webhooks"):

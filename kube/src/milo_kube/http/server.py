@@ -79,13 +79,14 @@ class HttpServer:
         """If more than `connections` are open, one is closed, because idle clients must not block scrapes or probes:
         the oldest that waits for its next request, or else the oldest.
 
-        `body_limit`: maximum bytes of the body of a POST; 0 for no POST. `held_limit`: as HELD_LIMIT."""
+        `body_limit`: maximum bytes of the body of a POST; 0 for no POST. `held_limit`: as HELD_LIMIT. `tls` can be
+        replaced, for the connections that are accepted afterwards."""
         self.handler = handler
         self.body_limit = body_limit
         self._held_limit = held_limit
         self._grown = 0
         """The bytes of bodies and replies since `limit_held` looked at each connection."""
-        self._tls = tls
+        self.tls = tls
         self._limit = connections
         self._connections: dict[_Connection, None] = {}
         self._listening: list[asyncio.Server] = []
@@ -105,7 +106,7 @@ class HttpServer:
             self._listening.append(server)
             listening.listen(_BACKLOG)  # asyncio has one number for this and for how many it accepts at once
         address, port = sockets[0].getsockname()[:2]
-        return f"http{'s' if self._tls else ''}://{addresses.host_port(address, port)}"
+        return f"http{'s' if self.tls else ''}://{addresses.host_port(address, port)}"
 
     async def stop(self, *, within_s: float = 0.0) -> None:
         """Accept no more connections, answer on those that are not idle for up to `within_s`, and close all."""
@@ -128,7 +129,7 @@ class HttpServer:
                 first.end()
         made = _Connection(self)
         self._connections[made] = None
-        return made if self._tls is None else made.secured(self._tls)
+        return made if self.tls is None else made.secured(self.tls)
 
     def serves(self, connection: "_Connection") -> bool:
         """Return whether the connection has not been closed."""
