@@ -242,20 +242,16 @@ class CollectionFollower(ABC, Generic[DecodedT, ChangeT]):
             if self._exceeded:
                 return
             was_synced = self._sink.synced
-            await self._report_changes(iter(self._sink.apply(event)))
+            await self._report_changes(iter(self._sink.apply(event)), was_synced)
             if self._exceeded:
                 return
-            self._count()
-            if self._sink.synced and not was_synced:
-                self.since = time.time()
-                self.synced()
             if number % _APPLIED_AT_ONCE == 0:
                 await asyncio.sleep(0)
         self._count()
         if not self._exceeded:
             self._report()
 
-    async def _report_changes(self, changes: Iterator[ChangeT]) -> None:
+    async def _report_changes(self, changes: Iterator[ChangeT], was_synced: bool) -> None:
         """Report the changes by one event: the end of a list can remove all objects."""
         try:
             for number, change in enumerate(changes, 1):
@@ -265,11 +261,19 @@ class CollectionFollower(ABC, Generic[DecodedT, ChangeT]):
                 if self._exceeded:
                     return
         except asyncio.CancelledError:
-            # The next list does not show again what is no longer in the sink.
+            # The next list does not show again what is no longer in the sink, nor that the sink is synced.
             if self._attempt is not None and self._attempt.expired() and not self._exceeded:
                 for change in changes:
                     self.changed(change)
+                self._applied(was_synced)
             raise
+        self._applied(was_synced)
+
+    def _applied(self, was_synced: bool) -> None:
+        self._count()
+        if self._sink.synced and not was_synced:
+            self.since = time.time()
+            self.synced()
 
     async def page(self, path: str, query: Any, *, timeout_s: float) -> Answer:
         """Read a page of a list. Its bytes count toward the budget until the next page is read, or the watch begins."""

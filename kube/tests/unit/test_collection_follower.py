@@ -12,7 +12,7 @@ from milo_kube.api_request import Answer
 from milo_kube.cache_budget import CacheBudget, CacheLimits
 from milo_kube.collection_follower import CollectionFollower
 from milo_kube.http.errors import TransportError
-from milo_kube.reflect.messages import SourceEvent
+from milo_kube.reflect.messages import ListEnded, SourceEvent
 from milo_kube.reflect.reflector import ReflectorPolicy
 from milo_kube.reflect.wire import ListPage, WatchEvent
 from tests.support.eventually import LIMIT_S, eventually
@@ -232,6 +232,26 @@ async def test_removal_of_many_objects_at_once_is_reported_in_slices(ends_by: st
         for _ in range(5):
             await asyncio.sleep(0)
     assert len(follower.changes) == (1000 if ends_by in ("nothing", "list_again") else 250)
+    following.cancel()
+    await asyncio.gather(following, return_exceptions=True)
+
+
+async def test_first_list_that_ends_while_another_one_is_requested_has_synced() -> None:
+    class Removed(Objects):
+        """A collection whose first list lacks all objects that an earlier one contained until it failed."""
+
+        def apply(self, event: SourceEvent[Invalid]) -> Iterable[str]:
+            was_synced, self.synced = self.synced, self.synced or isinstance(event, ListEnded)
+            return [str(number) for number in range(1000)] if self.synced and not was_synced else ()
+
+    follower = ChangedFollower(Removed())
+    following = asyncio.create_task(follower.run())
+    async with asyncio.timeout(LIMIT_S):
+        await follower.has_changed.wait()
+        assert len(follower.changes) == 250
+        follower.list_again()
+        await follower.listed.wait()
+    assert len(follower.changes) == 1000
     following.cancel()
     await asyncio.gather(following, return_exceptions=True)
 
