@@ -399,7 +399,8 @@ class _Reader:
         if not data:
             return None
         try:
-            content = base64.b64decode(data, validate=True)
+            # kubectl ignores line breaks in base64, such as those of a folded block of YAML.
+            content = base64.b64decode(data.replace("\r", "").replace("\n", ""), validate=True)
             if name != _AUTHORITIES or not self._policy.is_own:
                 key_sizes.check(content, OWN_BITS if self._policy.is_own else RECEIVED_BITS)
         except KeySizeError as error:

@@ -219,6 +219,13 @@ def user_with(pair: GiantPair) -> dict[str, str]:
     return {name: base64.b64encode(pem).decode() for name, pem in pems.items()}
 
 
+def test_line_breaks_in_base64_are_ignored_as_in_kubectl() -> None:
+    found = parse(content(cluster={"certificate-authority-data": "UE\r\nVN\n"})).select(LOCAL)
+    assert found.authorities == b"PEM"
+    for wrong in ("UE VN", "UE\tVN"):
+        assert "not valid base64" in refused(LOCAL, content(cluster={"certificate-authority-data": wrong}))
+
+
 FIELDS = [
     *(("cluster", name) for name in ("server", "certificate-authority-data", "tls-server-name", "proxy-url")),
     *(("user", name) for name in ("token", "client-certificate-data", "client-key-data", "tokenFile", "as")),
