@@ -57,22 +57,31 @@ class ExecCommand(msgspec.Struct, frozen=True, kw_only=True):
         return ExecPluginError(f"exec plugin {self.argv[0]} {what}{hint}")
 
 
-class ExecAnswer(msgspec.Struct, frozen=True, rename="camel"):
+class ExecAnswer(msgspec.Struct, frozen=True):
     """The credential that a plugin printed: a token, a client certificate with its key, or both."""
 
     token: str = ""
     client_certificate_data: str = ""
     client_key_data: str = ""
-    expiration_timestamp: Annotated[datetime, msgspec.Meta(tz=True)] | None = None
+    expiration_timestamp: datetime | None = None
 
     def __repr__(self) -> str:
         return f"ExecAnswer(expiration_timestamp={self.expiration_timestamp})"
 
 
+class _Status(msgspec.Struct, frozen=True, rename="camel"):
+    """The fields of an answer; null is as absent."""
+
+    token: str | None = None
+    client_certificate_data: str | None = None
+    client_key_data: str | None = None
+    expiration_timestamp: Annotated[datetime, msgspec.Meta(tz=True)] | None = None
+
+
 class _ExecCredential(msgspec.Struct, frozen=True, rename="camel"):
     api_version: str
     kind: str
-    status: ExecAnswer | None = None
+    status: _Status | None = None
 
 
 _DECODER = msgspec.json.Decoder(_ExecCredential)
@@ -106,7 +115,13 @@ def read_answer(output: bytes, command: ExecCommand, now: float) -> ExecAnswer:
     if answer.kind != "ExecCredential" or answer.api_version != command.api_version:
         printed = redacted(f"{answer.kind} {answer.api_version}".encode())
         raise command.problem(f"printed {printed} instead of ExecCredential {command.api_version}")
-    status = answer.status or ExecAnswer()
+    given = answer.status or _Status()
+    status = ExecAnswer(
+        given.token or "",
+        given.client_certificate_data or "",
+        given.client_key_data or "",
+        given.expiration_timestamp,
+    )
     if bool(status.client_certificate_data) != bool(status.client_key_data):
         raise command.problem("printed a client certificate without a key, or a key without a certificate")
     if not status.token and not status.client_certificate_data:

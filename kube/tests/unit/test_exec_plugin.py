@@ -62,6 +62,14 @@ async def test_exec_plugin_token_is_read(script: Script) -> None:
     assert await script.plugin().obtain() == Credential(token=Secret("t1"))
 
 
+async def test_fields_that_are_null_in_an_exec_credential_are_absent(script: Script) -> None:
+    optional = ("clientCertificateData", "clientKeyData", "expirationTimestamp")
+    script.prints({"token": "t1", **dict.fromkeys(optional)}, spec=None)
+    assert await script.plugin().obtain() == Credential(token=Secret("t1"))
+    script.prints({"token": None})
+    assert "printed neither a token nor a client certificate" in await failure(script.plugin())
+
+
 async def test_exec_plugin_client_certificate_is_read(script: Script) -> None:
     pair = Authority().issue()
     script.prints({"clientCertificateData": pair.certificate.decode(), "clientKeyData": pair.key.decode()})
