@@ -21,6 +21,8 @@ POOLS = 8
 """Maximum connection pools that are kept, one per CA and client certificate."""
 IDLE_S = 120.0
 """Idle timeout of connections, longer than the usual interval between probes of a host, so that probes reuse them."""
+IDLE_MEMORY = 48 << 20
+"""Maximum memory of idle connections: tenants choose the servers, and so the certificates that connections keep."""
 BODY_LIMIT = 64 << 10
 
 _REFUSALS = {
@@ -70,7 +72,7 @@ class ProbeSender:
         self._timeout_s = timeout_s
         self._of_hosts = of_hosts
         self._sends_own_credential = sends_own_credential
-        self._pools = Pools(user_agent=USER_AGENT, idle_s=IDLE_S, kept=POOLS, environ=environ)
+        self._pools = Pools(user_agent=USER_AGENT, idle_s=IDLE_S, idle_memory=IDLE_MEMORY, kept=POOLS, environ=environ)
 
     async def send(self, cluster: Cluster) -> ProbeOutcome:
         endpoint = cluster.target.endpoint

@@ -5,6 +5,7 @@ Renews the credential once when the server responds 401, opens new connections w
 """
 
 import asyncio
+import math
 import os
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
@@ -16,7 +17,7 @@ import msgspec
 from milo_kube.api_request import JSON, Access, Answer, ApiRequest, Stream
 from milo_kube.credential import Credential, CredentialError
 from milo_kube.http import errors
-from milo_kube.http.client import Client
+from milo_kube.http.client import Client, IdleConnections
 from milo_kube.http.connection import Response, ResponseBody
 from milo_kube.http.dialing import Http2
 from milo_kube.http.errors import TransportError
@@ -62,18 +63,21 @@ class Pools:
         *,
         user_agent: str,
         idle_s: float = 15.0,
+        idle_memory: float = math.inf,
         kept: int = 0,
         environ: Mapping[str, str] = os.environ,
         http2: Http2 | None = None,
     ) -> None:
         """`idle_s`: how long an idle connection is kept open.
 
+        `idle_memory`: about how many bytes of memory idle connections may take; beyond that, the oldest is closed.
         `kept`: if there are more pools than this, the least recently used pools without users are closed.
         Proxies are read from the variables in `environ`.
         `http2` (`Http2Connection`) offers HTTP/2 to servers, unless `DISABLE_HTTP2` is set, as in client-go.
         """
         self._user_agent = user_agent
         self._idle_s = idle_s
+        self._idle = IdleConnections(idle_memory)
         self._kept = kept
         self._environ = environ
         self._http2 = None if environ.get("DISABLE_HTTP2") else http2
@@ -104,6 +108,7 @@ class Pools:
                 user_agent=self._user_agent,
                 tls_server_name=access.tls_server_name,
                 idle_s=self._idle_s,
+                idle=self._idle,
                 http2=self._http2,
             )
             pool = Pool(identity, client)

@@ -5,9 +5,11 @@ It follows no redirects, stores no cookies, and reads neither ~/.netrc nor the e
 
 import asyncio
 import itertools
+import math
 from collections.abc import Callable, Coroutine
 from contextlib import AbstractAsyncContextManager
 from contextvars import ContextVar
+from functools import partial
 from typing import Any, Protocol
 from urllib.parse import urlsplit
 from weakref import WeakValueDictionary
@@ -27,6 +29,10 @@ _HTTP2_DIALS = 4
 _ATTEMPTS = 4
 _MOST_REMEMBERED = 10_000
 """Maximum number of servers whose protocols a client remembers: servers come and go for months."""
+_CONNECTION_BYTES = 25 << 10
+_PER_HANDSHAKE_BYTE = 24
+"""OpenSSL keeps the certificates of a server while a connection is open. They take some 16 times their size, and 54
+times if all of it is empty names."""
 _Key = tuple[Origin, Proxy | None]
 
 
@@ -44,6 +50,32 @@ tracer: ContextVar[Tracer | None] = ContextVar("tracer", default=None)
 """The tracer for requests of the current task and the tasks that it starts."""
 
 
+class IdleConnections:
+    """The idle connections of several clients, within a limit of their memory. Beyond it, the oldest is closed."""
+
+    def __init__(self, limit: float = math.inf) -> None:
+        """`limit`: maximum bytes of memory, as estimated by what the servers have sent for their handshakes."""
+        self._limit = limit
+        self._bytes = 0
+        self._closing: dict[Connection, Callable[[], None]] = {}
+        """How to close each connection; the one that has been idle for longest is first."""
+
+    def add(self, connection: Connection, close: Callable[[], None]) -> None:
+        """Add an idle connection. `close` closes it, and removes it from here."""
+        self._closing[connection] = close
+        self._bytes += _weight(connection)
+        while self._bytes > self._limit:
+            next(iter(self._closing.values()))()
+
+    def remove(self, connection: Connection) -> None:
+        if self._closing.pop(connection, None) is not None:
+            self._bytes -= _weight(connection)
+
+
+def _weight(connection: Connection) -> int:
+    return _CONNECTION_BYTES + _PER_HANDSHAKE_BYTE * connection.handshake_bytes
+
+
 class Client:
     """A pool of connections with one TLS identity, to any number of servers."""
 
@@ -54,10 +86,12 @@ class Client:
         user_agent: str,
         tls_server_name: str | None = None,
         idle_s: float = 15.0,
+        idle: IdleConnections | None = None,
         http2: Http2 | None = None,
     ) -> None:
-        """`context` is called for each connection. `idle_s`: how long an idle connection is kept open. `http2`
-        (`Http2Connection`) offers HTTP/2 to servers."""
+        """`context` is called for each connection. `idle_s`: how long an idle connection is kept open. `idle` limits
+        the memory of idle connections, of all clients that share it. `http2` (`Http2Connection`) offers HTTP/2 to
+        servers."""
         self._context = context
         self._user_agent = user_agent
         self._tls_server_name = tls_server_name
@@ -72,6 +106,7 @@ class Client:
         """Connections that accept another request, as an ordered set: the one that became available most recently is
         last."""
         self._idle: dict[Connection, asyncio.TimerHandle] = {}
+        self._limited = idle or IdleConnections()
         self._is_closed = False
         self._dialing: WeakValueDictionary[_Key, asyncio.Semaphore] = WeakValueDictionary()
 
@@ -165,8 +200,9 @@ class Client:
     async def aclose(self) -> None:
         """Close every connection. Requests in flight fail."""
         self._is_closed = True
-        for timer in self._idle.values():
+        for connection, timer in self._idle.items():
             timer.cancel()
+            self._limited.remove(connection)
         self._idle.clear()
         self._with_room.clear()
         for connection in tuple(self._open):
@@ -236,6 +272,7 @@ class Client:
         """Keep the connection if it has room for a request; close it if it is idle and not usable."""
         if (timer := self._idle.pop(connection, None)) is not None:
             timer.cancel()
+            self._limited.remove(connection)
         is_usable = self._is_usable(key, connection)
         if is_usable and connection.has_room:
             self._with_room.setdefault(key, {})[connection] = None
@@ -246,8 +283,9 @@ class Client:
         if not connection.is_idle:
             return
         if is_usable:
-            loop = asyncio.get_running_loop()
-            self._idle[connection] = loop.call_later(self._idle_s, self._expire, key, connection)
+            expire = partial(self._expire, key, connection)
+            self._idle[connection] = asyncio.get_running_loop().call_later(self._idle_s, expire)
+            self._limited.add(connection, expire)
         else:
             self._open.discard(connection)
             connection.abort()

@@ -29,6 +29,8 @@ class Connection(Protocol):
     """A connection to a server, over which requests are sent."""
 
     requests: int
+    handshake_bytes: int
+    """Number of bytes that the server has sent for the TLS handshake."""
 
     @property
     def is_multiplexed(self) -> bool:

@@ -19,7 +19,7 @@ _FIELD_BYTES = 32
 class Http1Connection(asyncio.Protocol):
     """An HTTP/1.1 connection with one exchange at a time. Error messages contain `origin`."""
 
-    __slots__ = ("_is_lost", "_loss", "_origin", "_response", "_transport", "requests")
+    __slots__ = ("_is_lost", "_loss", "_origin", "_response", "_transport", "handshake_bytes", "requests")
     is_multiplexed: ClassVar = False
 
     def __init__(self, origin: str) -> None:
@@ -29,6 +29,7 @@ class Http1Connection(asyncio.Protocol):
         self._is_lost = False
         self._loss: Exception | None = None
         self.requests = 0
+        self.handshake_bytes = 0
 
     @property
     def transport(self) -> asyncio.Transport:
@@ -77,6 +78,7 @@ class Http1Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
+        self.handshake_bytes = transport.get_extra_info("handshake_bytes", 0)
 
     def data_received(self, data: bytes) -> None:
         if self._response is None:

@@ -32,7 +32,7 @@ class Http2Connection(asyncio.Protocol):
 
     __slots__ = (
         *("_check", "_core", "_failure", "_is_pinged", "_loop", "_loss", "_next_turn", "_origin", "_read_at"),
-        *("_responses", "_transport", "_waiter", "requests"),
+        *("_responses", "_transport", "_waiter", "handshake_bytes", "requests"),
     )
     is_multiplexed: ClassVar = True
 
@@ -51,6 +51,7 @@ class Http2Connection(asyncio.Protocol):
         self._check: asyncio.TimerHandle | None = None
         self._next_turn: asyncio.Handle | None = None
         self.requests = 0
+        self.handshake_bytes = 0
 
     @property
     def is_usable(self) -> bool:
@@ -120,6 +121,7 @@ class Http2Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
+        self.handshake_bytes = transport.get_extra_info("handshake_bytes", 0)
         self._flush()
 
     def data_received(self, data: bytes) -> None:

@@ -167,6 +167,8 @@ class TlsTransport(asyncio.Transport, asyncio.Protocol):
         return self._transport.get_write_buffer_size()
 
     def get_extra_info(self, name: str, default: Any = None) -> Any:
+        if name == "handshake_bytes":
+            return self._handshake_bytes
         return self._tls if name == "ssl_object" else self._transport.get_extra_info(name, default)
 
     # --- internals ---
@@ -230,10 +232,10 @@ class TlsTransport(asyncio.Transport, asyncio.Protocol):
             if self._hello is not None and not self._hello.is_read:
                 self._hello.read(piece)
             self._incoming.write(piece)
+            self._handshake_bytes += len(piece)
             self._tls.do_handshake()
         except ssl.SSLWantReadError:
             self._flush()
-            self._handshake_bytes += len(piece)
             if self._handshake_bytes > HANDSHAKE_BYTES:
                 self._fail_handshake(
                     ConnectionAbortedError("the peer sent too many bytes before the TLS handshake was complete")

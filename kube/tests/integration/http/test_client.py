@@ -12,7 +12,7 @@ from typing import Any, cast
 import pytest
 import trustme
 
-from milo_kube.http.client import DIALS_PER_SERVER, Client
+from milo_kube.http.client import DIALS_PER_SERVER, Client, IdleConnections
 from milo_kube.http.connection import OVERHEAD_LIMIT, Response, ResponseBody
 from milo_kube.http.errors import TransportError
 from milo_kube.http.tls import TlsTransport
@@ -72,8 +72,8 @@ async def serving(
         await peer.ended()
 
 
-def client(idle_s: float = 15.0) -> Client:
-    return Client(ssl.create_default_context, user_agent="tests", idle_s=idle_s)
+def client(idle_s: float = 15.0, idle: IdleConnections | None = None) -> Client:
+    return Client(ssl.create_default_context, user_agent="tests", idle_s=idle_s, idle=idle)
 
 
 async def got(
@@ -112,6 +112,48 @@ async def test_idle_connection_is_closed_after_a_timeout() -> None:
     async with serving(OK) as peer, aclosing(client(idle_s=0.0)) as using:
         await got(using, peer.url)
         await peer.ended()
+
+
+async def test_oldest_idle_connection_of_all_clients_is_closed_beyond_their_limit() -> None:
+    idle = IdleConnections(60 << 10)
+    async with (
+        serving(OK) as first,
+        serving(OK) as second,
+        serving(OK) as third,
+        aclosing(client(idle=idle)) as one,
+        aclosing(client(idle=idle)) as other,
+    ):
+        for using, peer in ((one, first), (other, second), (one, third)):
+            await got(using, peer.url)
+        await first.ended()
+        for using, peer in ((other, second), (one, third)):
+            await got(using, peer.url)
+        assert (connections_of(second), connections_of(third)) == (1, 1)
+        await one.aclose()
+        await other.aclose()
+
+
+async def test_connection_in_use_is_not_closed_for_the_limit_of_idle_connections() -> None:
+    async with (
+        serving(lambda connection, number: OK[:-1]) as busy,
+        serving(OK) as peer,
+        aclosing(client(idle=IdleConnections(1))) as using,
+    ):
+        async with using.request("GET", busy.url, headers={}, connect_timeout_s=10, silence_s=10) as response:
+            await got(using, peer.url)
+            await peer.ended()
+            assert await response.read(10) == b"o"
+        await busy.ended()
+
+
+async def test_closed_client_leaves_the_limit_of_idle_connections_to_others() -> None:
+    idle = IdleConnections(30 << 10)
+    async with serving(OK) as peer:
+        async with aclosing(client(idle=idle)) as using:
+            await got(using, peer.url)
+        async with aclosing(client(idle=idle)) as using:
+            assert [await got(using, peer.url) for _ in range(2)] == [(200, b"ok")] * 2
+    assert connections_of(peer) == 2
 
 
 async def test_get_is_retried_when_the_server_closed_the_reused_connection() -> None:

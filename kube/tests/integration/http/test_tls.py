@@ -14,7 +14,7 @@ import pytest
 from milo_kube import costly_steps
 from milo_kube.costly_steps import CostlySteps
 from milo_kube.credential import ClientCertificate, Secret
-from milo_kube.http.client import Client
+from milo_kube.http.client import Client, IdleConnections
 from milo_kube.http.errors import TransportError
 from milo_kube.http.tls import HANDSHAKE_BYTES, TlsTransport
 from milo_kube.http.tls_records import RECORDS_AT_ONCE
@@ -266,6 +266,34 @@ async def test_server_with_many_certificates_is_refused() -> None:
     trusting = TlsIdentity(authorities=authority.pem, certificate=None).context()
     with pytest.raises(TransportError, match="too many bytes before the TLS handshake"):
         await requested(server, lambda: trusting)
+
+
+@pytest.mark.parametrize(("certificates", "kept"), [(1, 3), (60, 2)])
+async def test_idle_connection_to_a_server_with_many_certificates_counts_more(certificates: int, kept: int) -> None:
+    """OpenSSL keeps them, in a multiple of their size."""
+    authority = Authority()
+    pair = authority.server()
+    pair.certificate *= certificates
+    trusting = TlsIdentity(authorities=authority.pem, certificate=None).context()
+    using = Client(lambda: trusting, user_agent="tests", idle=IdleConnections(1500 << 10))
+    accepted = list[asyncio.StreamWriter]()
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        accepted.append(writer)
+        while await reader.read(1 << 16):
+            writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+        writer.close()
+
+    server = loaded(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), pair)
+    async with await asyncio.start_server(answer, "127.0.0.1", 0, ssl=server) as listening, aclosing(using):
+        url = f"https://127.0.0.1:{listening.sockets[0].getsockname()[1]}"
+        responses = [using.request("GET", url, headers={}, connect_timeout_s=10) for _ in range(3)]
+        for response in responses:
+            await (await response.__aenter__()).read(10)
+        for response in responses:
+            await response.__aexit__()
+        await eventually(lambda: sum(not writer.is_closing() for writer in accepted) == kept)
+        await using.aclose()
 
 
 async def test_costly_steps_of_handshakes_leave_half_of_the_loop() -> None:
