@@ -82,6 +82,8 @@ def _of_webhook(wanted: Document, found: Document) -> Iterator[str]:
         yield "namespaceSelector is set: every write in a namespace that the core lacks fails"
     if found.get("objectSelector"):
         yield "objectSelector is set: objects that it does not select are not checked"
+    if found.get("matchConditions"):
+        yield "matchConditions are set: requests that do not meet them are not checked"
     for field, value in wanted.items():
         if field == "rules":
             rules, installed = _rules(value), _rules(found.get(field) or ())
@@ -97,10 +99,15 @@ def _of_webhook(wanted: Document, found: Document) -> Iterator[str]:
 
 def _rules(rules: Sequence[Mapping[str, Any]]) -> list[str]:
     return sorted(
-        f"{operation} {group or 'core'}/{version}/{resource}"
+        f"{operation} {group or 'core'}/{version}/{resource}{_scope(rule)}"
         for rule in rules
         for operation in rule.get("operations") or ()
         for group in rule.get("apiGroups") or ()
         for version in rule.get("apiVersions") or ()
         for resource in rule.get("resources") or ()
     )
+
+
+def _scope(rule: Mapping[str, Any]) -> str:
+    scope = rule.get("scope") or "*"
+    return "" if scope == "*" else f" (only {scope})"

@@ -558,6 +558,29 @@ def test_installed_configuration_is_compared(controllers: Controllers) -> None:
         assert part in found
 
 
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"matchConditions": [{"name": "a", "expression": "false"}]}, "matchConditions are set"),
+        ({"objectSelector": {"matchLabels": {"a": "b"}}}, "objectSelector is set"),
+        ({"scope": "Namespaced"}, "CREATE example.com/v1/widgets (only Namespaced)"),
+        ({"scope": "*", "matchConditions": [], "objectSelector": {}}, ""),
+        ({"scope": None}, ""),
+    ],
+)
+def test_condition_that_was_added_to_a_registration_is_reported(
+    controllers: Controllers, changes: dict[str, Any], problem: str
+) -> None:
+    controllers.validate(WIDGETS)(too_large)
+    [wanted] = configurations(controllers.webhooks.all, name="w.example.com", url="https://w:9443", ca_bundle=b"pem")
+    [webhook] = wanted["webhooks"]
+    rules = [{**rule, "scope": changes.get("scope", "*")} for rule in webhook["rules"]]
+    added = {name: value for name, value in changes.items() if name != "scope"}
+    found = [*differences(wanted, {**wanted, "webhooks": [{**webhook, "rules": rules, **added}]})]
+    assert len(found) == bool(problem)
+    assert problem in "".join(found)
+
+
 # --- the command, and the process ---
 
 OPERATOR = """
