@@ -69,7 +69,7 @@ class ExecAnswer(msgspec.Struct, frozen=True):
         return f"ExecAnswer(expiration_timestamp={self.expiration_timestamp})"
 
 
-class _Status(msgspec.Struct, frozen=True, rename="camel"):
+class _CredentialStatus(msgspec.Struct, frozen=True, rename="camel"):
     """The fields of an answer; null is as absent."""
 
     token: str | None = None
@@ -81,7 +81,7 @@ class _Status(msgspec.Struct, frozen=True, rename="camel"):
 class _ExecCredential(msgspec.Struct, frozen=True, rename="camel"):
     api_version: str
     kind: str
-    status: _Status | None = None
+    status: _CredentialStatus | None = None
 
 
 _DECODER = msgspec.json.Decoder(_ExecCredential)
@@ -115,7 +115,7 @@ def read_answer(output: bytes, command: ExecCommand, now: float) -> ExecAnswer:
     if answer.kind != "ExecCredential" or answer.api_version != command.api_version:
         printed = redacted(f"{answer.kind} {answer.api_version}".encode())
         raise command.problem(f"printed {printed} instead of ExecCredential {command.api_version}")
-    given = answer.status or _Status()
+    given = answer.status or _CredentialStatus()
     status = ExecAnswer(
         given.token or "",
         given.client_certificate_data or "",
