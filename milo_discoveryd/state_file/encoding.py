@@ -7,8 +7,9 @@ from mmap import mmap
 from typing import BinaryIO
 
 import msgspec
+from msgspec.structs import replace
 
-from milo_discoveryd.model.cluster import Target
+from milo_discoveryd.model.cluster import Pairs, Target
 
 FORMAT = 3
 _MAGIC = b"milo-discoveryd state "
@@ -84,6 +85,24 @@ _OBJECT = msgspec.msgpack.Decoder(StoredObject)
 _encode = msgspec.msgpack.Encoder().encode
 
 
+class _SharedTexts:
+    """Equal texts of several clusters, which are kept once."""
+
+    def __init__(self) -> None:
+        self._texts: dict[str, str] = {}
+        self._pairs: dict[tuple[str, str], tuple[str, str]] = {}
+        self._labels: dict[Pairs, Pairs] = {}
+
+    def shared(self, cluster: StoredCluster) -> StoredCluster:
+        target, text = cluster.target, self._texts.setdefault
+        pairs = [(text(key, key), value) for key, value in target.labels]
+        labels = tuple([self._pairs.setdefault(pair, pair) for pair in pairs])
+        uid = cluster.uid if cluster.uid != target.uid else target.uid
+        organization = text(target.organization, target.organization)
+        labels = self._labels.setdefault(labels, labels)
+        return StoredCluster(uid, replace(target, organization=organization, labels=labels), cluster.engaged_at)
+
+
 def write(fleet: StoredFleet, file: BinaryIO) -> None:
     """Write the fleet to an empty file, in portions: as a whole, it can take as much memory as the fleet."""
     checksum = hashlib.sha256()
@@ -123,12 +142,12 @@ def decode(data: bytes | mmap, origin: StateOrigin | None) -> StoredFleet:
     if words[1] != _checksum(body):
         raise StateFileError("wrong checksum: the file was truncated or changed")
     try:
-        parts = _PARTS.decode(body)
+        parts, shared = _PARTS.decode(body), _SharedTexts().shared
         # Not `map`: between the turns of a loop, a thread that decodes lets others run.
         fleet = StoredFleet(
             parts.origin,
             parts.current_at,
-            tuple([_CLUSTER.decode(cluster) for cluster in parts.clusters]),
+            tuple([shared(_CLUSTER.decode(cluster)) for cluster in parts.clusters]),
             parts.highest_version,
             tuple([_OBJECT.decode(found) for found in parts.objects]),
             parts.positions,

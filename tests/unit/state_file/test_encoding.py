@@ -9,6 +9,7 @@ import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from milo_discoveryd.model.cluster import SuspensionReason, Target
 from milo_discoveryd.state_file import encoding
@@ -71,6 +72,21 @@ def test_large_fleet_is_written_in_portions() -> None:
 def test_state_file_of_empty_fleet_round_trips() -> None:
     empty = StoredFleet(ORIGIN, 2000.0, ())
     assert decode(encode(empty), ORIGIN) == empty
+
+
+def test_clusters_of_a_state_file_share_equal_texts() -> None:
+    """As those of an API server do: a fleet must not take more memory after a restart."""
+    clusters = tuple(
+        StoredCluster(uid, replace(kept(uid).target, uid=uid, labels=(("env", "prod"), ("name", name))), 1.0)
+        for uid, name in (("a", "x"), ("b", "y"), ("c", "x"))
+    )
+    first, second, third = decode(encode(StoredFleet(ORIGIN, 2000.0, clusters)), ORIGIN).clusters
+    assert (first, second, third) == clusters
+    assert first.uid is first.target.uid
+    assert first.target.organization is second.target.organization
+    assert first.target.labels is third.target.labels
+    assert first.target.labels[0] is second.target.labels[0]
+    assert first.target.labels[1][0] is second.target.labels[1][0]
 
 
 def test_truncated_state_file_is_rejected() -> None:
