@@ -44,8 +44,10 @@ class StagedList:
 
     def add(self, listed: ObservedObject) -> None:
         """Add an object. Its state is not staged if it exceeds the budget of the source."""
-        name, store = listed.name, self._store
-        record = store[name]
+        store = self._store
+        record = store[listed.name]
+        listed = store.sharing_content(listed)
+        name = listed.name
         if record is None or record.state in ABSENT_STATES:
             self._uids[name] = listed.uid
         else:

@@ -24,7 +24,7 @@ from milo_discoveryd.model.object_state import (
     REPORTED_STATES,
     ObjectState,
 )
-from milo_discoveryd.model.observation import Observation
+from milo_discoveryd.model.observation import Observation, Ready
 from milo_discoveryd.objects.pending_deletions import ConfirmedDeletion
 from milo_kube.reflect.versions import is_older
 
@@ -303,8 +303,8 @@ class ObjectStore:
             record = self._records[name] = ObjectRecord(uid=observation.uid, version=observation.version, state=state)
         is_ready, is_same = state is ObjectState.READY, observation.uid in ("", record.uid)
         before = record.content
-        if state is ObjectState.MALFORMED and is_same:
-            content = before
+        if (state is ObjectState.MALFORMED and is_same) or content == before:
+            content = before  # which the cluster has as well
         if is_ready or not is_same:
             record.is_terminating = observation.is_terminating
         is_established = is_ready or (record.is_established and is_same and state not in ABSENT_STATES)
@@ -396,6 +396,16 @@ class ObjectStore:
         return _weight_of(observation, self._records.get(observation.name))
 
     # --- comparisons ---
+
+    def sharing_content(self, listed: ObservedObject) -> ObservedObject:
+        """Return an object of a list with the known content if that is equal: the first list after a restart has all
+        objects of the state file again."""
+        record = self._records.get(listed.name)
+        if record is None or record.uid != listed.uid or listed.content is None or record.content != listed.content:
+            return listed
+        if isinstance(record.content, Target):
+            return Ready(record.uid, listed.version, record.content)
+        return msgspec.structs.replace(listed, content=record.content)
 
     def missing_from(self, listed: Mapping[str, object]) -> list[tuple[str, str]]:
         """Return the names and UIDs that a complete list within the selector should contain, but does not."""

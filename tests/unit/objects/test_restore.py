@@ -1,9 +1,14 @@
 """A fleet restored from the state of an earlier run."""
 
+from msgspec.structs import replace
+
 from milo_discoveryd.log.events import Event, EventType
 from milo_discoveryd.model.cluster import DisengageReason
+from milo_discoveryd.model.contributions import ContributingObject, ObjectContent
 from milo_discoveryd.model.object_state import ObjectState
-from milo_discoveryd.objects.pending_deletions import Absent, Inconclusive
+from milo_discoveryd.objects.pending_deletions import Absent, Inconclusive, PendingDeletions
+from milo_discoveryd.objects.staged_list import StagedList
+from milo_discoveryd.objects.store import ObjectStore
 from milo_kube.reflect.messages import ObjectChanged
 from tests.unit.fleet.fleets import at, ready
 from tests.unit.objects.test_collection import Source
@@ -32,6 +37,27 @@ def test_restored_fleet_is_served_at_once_with_original_engagement_times() -> No
 def test_first_list_identical_to_restored_fleet_changes_nothing() -> None:
     source = restored("alpha")
     assert source.lists(ready("alpha")) == []
+
+
+def test_first_list_is_staged_with_the_contents_of_the_restored_fleet() -> None:
+    """Otherwise a large fleet would be in memory twice while the list is read, and later in the store as well."""
+    store, contributing = ObjectStore(), ContributingObject("beta", "u1", "", ObjectContent(value="text"))
+    store.apply_read(ready("alpha", ""))
+    store.apply_read(contributing)
+    staged = StagedList(store, PendingDeletions(lambda: 0.0))
+    staged.start()
+    alpha, beta = ready("alpha", "9"), replace(contributing, version="9", content=ObjectContent(value="text"))
+    for observed in (alpha, beta):
+        staged.add(observed)
+    listed = [*staged.differing()]
+    assert listed == [alpha, beta]
+    assert all(observed.content is content_of(store, observed.name) for observed in listed)
+
+
+def content_of(store: ObjectStore, name: str) -> object:
+    record = store[name]
+    assert record is not None
+    return record.content
 
 
 def test_deletion_of_restored_cluster_missing_from_first_list_is_confirmed() -> None:

@@ -41,6 +41,13 @@ def test_object_change_has_the_content_before_and_after_the_change() -> None:
     assert watched(store, gone := not_ready(version="3")) == [ObjectChange("a", "u1", "3", seen.target, None, gone)]
 
 
+def test_object_keeps_equal_content_which_its_cluster_has_as_well() -> None:
+    store = after(ready(version="1"))
+    before = known(store).content
+    (change,) = watched(store, ready(version="2"))
+    assert (known(store).version, known(store).content is before, change.after is before) == ("2", True, True)
+
+
 def test_malformed_object_keeps_its_content() -> None:
     store = after(ready())
     (change,) = watched(store, malformed(uid=""))
