@@ -37,9 +37,10 @@ def _matches(exception: str, host: str, port: int) -> bool:
     if exception == "*":
         return True
     address = addresses.ip_address(host)
-    if "/" in exception:
+    _, slash, bits = exception.partition("/")
+    if slash:
         try:
-            return address is not None and address in ipaddress.ip_network(exception, strict=False)
+            return bits.isdecimal() and address is not None and address in ipaddress.ip_network(exception, strict=False)
         except ValueError:
             return False
     name, wanted_port = _split_port(exception)
@@ -57,8 +58,8 @@ def _split_port(exception: str) -> tuple[str, int | None]:
     if addresses.ip_address(exception) is not None:
         return exception, None
     name, colon, port = exception.rpartition(":")
-    if colon and port.isdigit():
-        return name.strip("[]"), int(port)
+    if colon and (port.isdecimal() or not port):
+        return name.strip("[]"), int(port) if port else None
     return exception.strip("[]"), None
 
 
