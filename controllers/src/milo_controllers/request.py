@@ -243,7 +243,7 @@ class Request(Generic[ObjectT]):
         was read.
         """
         (kind, document), is_typed = await self._prepared(kind, body), not isinstance(body, dict)
-        path = kind.path(document["metadata"]["name"], self._namespace(document), subresource)
+        path = kind.path(_name_of(kind, document), self._namespace(document), subresource)
         cached = self._member.view.partial_kind(kind)
         if not is_typed and cached is None:
             written = await self._send("PUT", path, document, dry_run=dry_run)
@@ -275,7 +275,7 @@ class Request(Generic[ObjectT]):
         takes over fields of other managers; without it, such fields raise Conflict.
         """
         kind, body = await self._prepared(kind, body, owned=owned)
-        path = kind.path(body["metadata"]["name"], self._namespace(body), subresource)
+        path = kind.path(_name_of(kind, body), self._namespace(body), subresource)
         force_query = [("force", str(force).lower())]
         written = await self._send("PATCH", path, body, force_query, content_type=APPLY_PATCH, dry_run=dry_run)
         return self._noted(kind, written, subresource, dry_run=dry_run)
@@ -580,6 +580,15 @@ class Request(Generic[ObjectT]):
 
 def _dry_run(is_on: bool) -> builtins.list[tuple[str, str]]:
     return [("dryRun", "All")] if is_on else []
+
+
+def _name_of(kind: Kind[Any], body: Document) -> str:
+    name = body["metadata"].get("name")
+    if not name:
+        raise ValueError(
+            f"the object of kind {kind.resource} has no metadata.name: only create accepts generateName instead"
+        )
+    return cast(str, name)
 
 
 def _locked(patch: Document, found: Document) -> Document:

@@ -51,6 +51,16 @@ async def once(
         return await ended
 
 
+@pytest.mark.parametrize("method", ["update", "apply"])
+async def test_written_object_that_exists_needs_a_name(plane: ControlPlane, method: str) -> None:
+    async def write(request: Request) -> None:
+        await getattr(request, method)("v1/configmaps", {"metadata": {"generateName": "a-", "namespace": "default"}})
+
+    plane.apply(widget("one"))
+    with pytest.raises(ValueError, match="configmaps has no metadata"):
+        await once(plane, write)
+
+
 def labeled(**spec: object) -> dict[str, Any]:
     made = widget("one", **spec)
     made["metadata"] |= {"labels": {"kept": "yes"}, "finalizers": [FINALIZER]}
