@@ -71,21 +71,22 @@ async def test_list_of_published_objects_that_expires_twice_is_repeated_later() 
 
 
 class LargeObjects:
-    """A server of 60 objects, of which more than 20 are too large for one response."""
+    """A server of objects, of which the first are large: more than 20 of them are too large for one response."""
 
-    def __init__(self) -> None:
+    def __init__(self, count: int = 60, large: int = 60) -> None:
         self.sizes: list[int] = []
+        self.count, self.large = count, large
 
     async def send(self, method: str, path: str, query: Any, body: Any, **_: Any) -> dict[str, Any]:
         size, first = int(dict(query)["limit"]), int(dict(query).get("continue", 0))
         self.sizes.append(size)
-        if size > 20:
+        if size > 20 and first < self.large:
             raise Unreachable("too_large", "more bytes than are read")
         items = [
             {"metadata": {"name": f"n{at}", "uid": f"u{at}", "resourceVersion": "1"}}
-            for at in range(first, first + size)
+            for at in range(first, min(first + size, self.count))
         ]
-        return {"metadata": {"continue": f"{first + size}" if first + size < 60 else ""}, "items": items}
+        return {"metadata": {"continue": f"{first + size}" if first + size < self.count else ""}, "items": items}
 
 
 async def test_large_objects_are_listed_in_smaller_pages() -> None:
@@ -94,6 +95,13 @@ async def test_large_objects_are_listed_in_smaller_pages() -> None:
     found = await objects.list(Identity(publication="secrets", publisher="shop"))
     assert [one.name for one in found] == [f"n{at}" for at in range(60)]
     assert api.sizes == [500, 100, 20, 20, 20]
+
+
+async def test_objects_after_the_large_ones_are_listed_in_larger_pages() -> None:
+    api = LargeObjects(1000, large=100)
+    objects = PublishedObjects(cast(ClusterApi, api), SECRETS, "hub")
+    assert len(await objects.list(Identity(publication="secrets", publisher="shop"))) == 1000
+    assert api.sizes == [500, 100, *[20] * 5, *[100] * 5, 500]
 
 
 @pytest.mark.parametrize(

@@ -224,11 +224,11 @@ async def test_list_of_large_objects_is_read_in_smaller_pages(
     async def act(request: Request) -> Any:
         return await request.read_list("v1/configmaps", "default")
 
-    for number in range(5):
+    for number in range(7):
         plane.create("v1/configmaps", {"metadata": {"name": f"c{number}"}, "data": {"large": 2_000 * "x"}})
     plane.create(widget("one"))
     found = await once(plane, act)
-    assert [one["metadata"]["name"] for one in found] == [f"c{number}" for number in range(5)]
+    assert [one["metadata"]["name"] for one in found] == [f"c{number}" for number in range(7)]
 
 
 @pytest.mark.parametrize(

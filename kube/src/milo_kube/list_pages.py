@@ -35,6 +35,33 @@ def smaller(size: int) -> int:
     return max(1, size // 5)
 
 
-def larger(size: int) -> int:
-    """Return how many objects to ask for after pages of `size` that were read."""
-    return size * 5
+_PAGES_THAT_FIT = 5
+"""Number of pages in a row that were not too large, after which larger ones are requested again: a few large objects
+must not divide all others into more pages than are read."""
+
+
+class PageSize(msgspec.Struct):
+    """How many objects to ask for: fewer than `most` while pages of that many are too large."""
+
+    most: int
+    fewer: int | None = None
+    fitted: int = 0
+    """Number of pages that were read with this size."""
+
+    @property
+    def objects(self) -> int:
+        return self.fewer or self.most
+
+    def shrink(self) -> bool:
+        """Ask for less, because a page was too large; return whether that is possible."""
+        if self.objects == 1:
+            return False
+        self.fewer, self.fitted = smaller(self.objects), 0
+        return True
+
+    def page_fitted(self) -> None:
+        """Ask for more again after some pages that were not too large."""
+        self.fitted += 1
+        if self.fewer is not None and self.fitted >= _PAGES_THAT_FIT:
+            more, self.fitted = self.fewer * 5, 0
+            self.fewer = more if more < self.most else None

@@ -2,7 +2,7 @@
 
 import pytest
 
-from milo_kube.list_pages import MAX_PAGES, MAX_S, EndlessListError, ListPages, smaller
+from milo_kube.list_pages import MAX_PAGES, MAX_S, EndlessListError, ListPages, PageSize, smaller
 
 
 def test_list_within_the_bounds_is_read() -> None:
@@ -21,3 +21,13 @@ def test_slow_list_is_given_up() -> None:
 
 def test_smaller_pages_have_a_fifth_of_the_objects_and_at_least_one() -> None:
     assert [smaller(5_000), smaller(3)] == [1_000, 1]
+
+
+def test_pages_have_more_objects_again_after_five_that_fitted() -> None:
+    size, sizes = PageSize(50), []
+    while size.shrink():
+        sizes.append(size.objects)
+    for _ in range(20):
+        size.page_fitted()
+        sizes.append(size.objects)
+    assert sizes == [10, 2, 1, *[1] * 4, *[5] * 5, *[25] * 5, *[50] * 6]

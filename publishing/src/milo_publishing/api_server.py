@@ -17,7 +17,7 @@ from milo_discovery.errors import UnusableKubeconfig
 from milo_discovery.local_kubeconfig import LocalSource, issue
 from milo_kube.api_request import JSON
 from milo_kube.api_server import Pools
-from milo_kube.list_pages import EndlessListError, ListPages, smaller
+from milo_kube.list_pages import EndlessListError, ListPages, PageSize
 from milo_publishing.errors import TargetRefused, TargetUnavailable
 from milo_publishing.objects import MANAGER, Document, Identity, ObservedObject, PublishedResource
 from milo_publishing.records import Apply, Create, DeleteObject, ReadObject
@@ -57,10 +57,10 @@ class PublishedObjects:
     async def list(self, identity: Identity) -> list[ObservedObject]:
         """Return all objects with the labels of a publisher."""
         items: list[ObservedObject] = []
-        token, size, clock = "", _PAGE_SIZE, asyncio.get_running_loop().time
+        token, size, clock = "", PageSize(_PAGE_SIZE), asyncio.get_running_loop().time
         pages, has_expired, read = ListPages(clock()), False, 0
         while True:
-            query = {"labelSelector": identity.selector(), "limit": str(size)}
+            query = {"labelSelector": identity.selector(), "limit": str(size.objects)}
             query |= {"continue": token} if token else {}
             pieces: list[int] = []
             try:
@@ -74,9 +74,8 @@ class PublishedObjects:
                 items, token, has_expired, read = [], "", True, 0
                 continue
             except TargetUnavailable as error:
-                if not error.is_too_large or size == 1:
+                if not error.is_too_large or not size.shrink():
                     raise
-                size = smaller(size)
                 continue
             # List items of built-in kinds lack apiVersion and kind, which `changes` compares.
             kind = {"apiVersion": self._resource.api_version, "kind": self._resource.kind}
@@ -88,6 +87,7 @@ class PublishedObjects:
             token = found.metadata.continue_
             if not token:
                 return items
+            size.page_fitted()
             read += sum(pieces)
             if len(items) >= _MOST_OBJECTS or read >= _MOST_BYTES:
                 found_so_far = f"{len(items)} objects of {read >> 20} MiB, and more"

@@ -19,7 +19,7 @@ from milo_kube.api_request import JSON, Access, Answer, ApiRequest
 from milo_kube.api_server import ApiServer, Pools, Query
 from milo_kube.credential import ClientCertificate, Credential, Secret
 from milo_kube.http.errors import TransportError
-from milo_kube.list_pages import EndlessListError, ListPages, smaller
+from milo_kube.list_pages import EndlessListError, ListPages, PageSize
 from milo_kube.reflect.wire import error_status
 
 __all__ = ["ClusterApi"]
@@ -138,22 +138,24 @@ class ClusterApi(ApiServer):
         """Read a list in pages. Raises as `send` does, and ClusterApiError for a list that is too long."""
         found: list[dict[str, Any]] = []
         more: list[tuple[str, str]] = []
-        size, clock = _PAGE, asyncio.get_running_loop().time
+        size, clock = PageSize(_PAGE), asyncio.get_running_loop().time
         pages, read = ListPages(clock()), 0
         while True:
             pieces: list[int] = []
             try:
-                page = await self.send("GET", path, [*query, ("limit", str(size)), *more], arrived=pieces.append)
+                page = await self.send(
+                    "GET", path, [*query, ("limit", str(size.objects)), *more], arrived=pieces.append
+                )
             except Unreachable as error:
-                if error.cause != "too_large" or size == 1:
+                if error.cause != "too_large" or not size.shrink():
                     raise
-                size = smaller(size)
                 continue
             meta = {"apiVersion": page.get("apiVersion"), "kind": str(page.get("kind", "")).removesuffix("List")}
             found.extend({**meta, **item} for item in page.get("items") or ())
             token = (page.get("metadata") or {}).get("continue")
             if not token:
                 return found
+            size.page_fitted()
             if len(found) >= _MOST_OBJECTS:
                 raise ClusterApiError(f"GET {path}: {self.name} has more than {_MOST_OBJECTS} of these objects")
             read += sum(pieces)

@@ -16,7 +16,7 @@ from typing import Generic
 
 import msgspec
 
-from milo_kube.list_pages import MAX_S, EndlessListError, ListPages
+from milo_kube.list_pages import MAX_S, EndlessListError, ListPages, PageSize
 from milo_kube.reflect.backoff import Backoff
 from milo_kube.reflect.liveness_policy import LivenessPolicy
 from milo_kube.reflect.messages import (
@@ -135,7 +135,7 @@ class Reflector(Generic[Seen]):
         """`status` is that of a restored fleet, if there is one."""
         self.policy = policy
         self._jitter = jitter
-        self.list_method = ListMethod(policy.streaming_lists, policy.page_size)
+        self.list_method = ListMethod(policy.streaming_lists, PageSize(policy.page_size))
         self.trust = ServerTrust()
         self._attempts = Attempts(requested_at=now, listed_at=now)
         self._relist_at: float | None = None
@@ -199,7 +199,7 @@ class Reflector(Generic[Seen]):
             yield ListStarted()
         for seen in observations:
             yield EventIgnored("a listed object has no name, or a very long one") if seen is None else Listed(seen)
-        self.list_method.page_fitted()
+        self.list_method.page_size.page_fitted()
         if page.continue_token:
             try:
                 read = (self.state.read or ListPages(now)).next(now)

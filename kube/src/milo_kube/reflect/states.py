@@ -5,7 +5,7 @@ import math
 
 import msgspec
 
-from milo_kube.list_pages import ListPages, larger, smaller
+from milo_kube.list_pages import ListPages, PageSize
 
 
 class ServerTrust(msgspec.Struct):
@@ -25,21 +25,11 @@ class ServerTrust(msgspec.Struct):
         return self.sends_bookmarks or not self.is_known
 
 
-_PAGES_THAT_FIT = 5
-"""Number of pages in a row that were not too large, after which larger ones are requested again: a few large objects
-must not divide all others into more pages than are read."""
-
-
 class ListMethod(msgspec.Struct):
     """The way in which lists are requested: streaming, in pages, or in one response."""
 
     streaming: bool
-    page_size: int
-    """Maximum objects per page, unless pages of that many are too large."""
-    smaller_size: int | None = None
-    """Objects per page while pages of `page_size` are too large."""
-    fitted: int = 0
-    """Number of pages with this size that were read."""
+    page_size: PageSize
     paged_next: bool = False
     """Whether the next list is requested in pages although the server may support streaming lists."""
     unpaged_next: bool = False
@@ -52,7 +42,7 @@ class ListMethod(msgspec.Struct):
 
     @property
     def limit(self) -> int:
-        return 0 if self.unpaged_next else self.smaller_size or self.page_size
+        return 0 if self.unpaged_next else self.page_size.objects
 
     def pages_outlived_version(self) -> None:
         """Handle the compaction of the version of a paged list: request pages again or, after two such lists in a row,
@@ -61,17 +51,7 @@ class ListMethod(msgspec.Struct):
 
     def ask_for_less(self) -> bool:
         """Request smaller pages, because one was too large; return whether that is possible."""
-        if self.limit <= 1:
-            return False
-        self.smaller_size, self.fitted = smaller(self.limit), 0
-        return True
-
-    def page_fitted(self) -> None:
-        """Request larger pages again after some that were not too large."""
-        self.fitted += 1
-        if self.smaller_size is not None and self.fitted >= _PAGES_THAT_FIT:
-            size, self.fitted = larger(self.smaller_size), 0
-            self.smaller_size = size if size < self.page_size else None
+        return not self.unpaged_next and self.page_size.shrink()
 
     def pages_restarted(self) -> None:
         """Request pages again, because the whole list is too large for one response."""
