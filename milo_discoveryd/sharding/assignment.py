@@ -48,7 +48,8 @@ class Decisions:
         if decision.state is KeyOwnership.OWNED:
             return None
         if decision.state is KeyOwnership.FOREIGN:
-            return f"member {decision.member} of the shard group owns it (view {number})"
+            owner = "no member" if decision.member is None else f"member {decision.member}"
+            return f"{owner} of the shard group owns it (view {number})"
         if not self._ownership.may_engage:
             return f"this member owns it (view {number}), and waits until the Leases are known to be current"
         return f"this member will own it (view {number}) once member {decision.member} has released it"

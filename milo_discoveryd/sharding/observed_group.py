@@ -26,6 +26,7 @@ class Candidates(msgspec.Struct, frozen=True):
 
     members: Mapping[str, ViewMember]
     since: float
+    """Since when these are the candidates; infinite before the first read."""
     surplus: int = 0
     """The number of members above `MAX_MEMBERS`."""
 
@@ -37,7 +38,7 @@ class ObservedGroup(msgspec.Struct, frozen=True, kw_only=True):
     writes: Mapping[str, ObservedWrite] = {}
     """The last write of each Lease, and when it was first observed. `write` is empty for a member of the view that has
     no Lease."""
-    candidates: Candidates = Candidates({}, -inf)
+    candidates: Candidates = Candidates({}, inf)
     latest_view: View | None = None
     """The latest view that was read or written; None after a loss, until the view is read again."""
     own_renewal: int = 0
@@ -137,7 +138,7 @@ class ObservedGroup(msgspec.Struct, frozen=True, kw_only=True):
             present = {} if leases.view is None else leases.view.members
             kept = sorted(members, key=lambda name: (name not in present, name))[:MAX_MEMBERS]
             members = {name: members[name] for name in kept}
-        since = self.candidates.since if members == self.candidates.members else now
+        since = min(self.candidates.since, now) if members == self.candidates.members else now
         return Candidates(members, since, surplus)
 
     # The view

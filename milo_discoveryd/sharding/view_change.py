@@ -12,7 +12,9 @@ def next_view(group: ObservedGroup, holder: str, now: float, timing: Timing) -> 
     view, members = group.leases.view, _next_members(group)
     former: Mapping[str, ViewMember] = {} if view is None else view.members
     is_stable = now >= group.candidates.since + timing.debounce_s
-    if not members or not (is_stable or _only_loses_leaving_members(group, former, members)):
+    if not members and group.candidates.members:
+        return None  # present owners continue until a candidate may engage clusters
+    if not (is_stable or (view is not None and _only_loses_leaving_members(group, former, members))):
         return None
     if not group.is_authoritative or (view is None and group.latest_view is not None):
         return None

@@ -44,7 +44,7 @@ class FailingOnce(Simulation):
         self.timeline.run(125.0)
         self._pod("b").member.leave()
         self.timeline.run(END_S)
-        while not self.is_owned and self.timeline.now < END_S + OWNED_WITHIN_S:
+        while not self.are_owned and self.timeline.now < END_S + OWNED_WITHIN_S:
             self.timeline.run(self.timeline.now + 5.0)
         self.check_views()
 

@@ -93,7 +93,7 @@ def test_view_that_does_not_follow_the_view_it_replaces_is_a_violation(world: Si
 
 def test_clusters_without_an_owner_after_the_last_fault_are_a_violation() -> None:
     [breach] = simulate(1, timing=Timing(debounce_s=1e6)).breaches
-    assert "not exactly one owner" in breach
+    assert "not the owners due" in breach
 
 
 def test_lease_api_rejects_stale_versions_and_restores_backups() -> None:

@@ -14,6 +14,8 @@ from tests.simulation.sharding.pod import Pod, Traits
 
 CLUSTERS = [f"project-{number}" for number in range(6)]
 FAULTS_UNTIL_S = 240.0
+UNWEIGHTED_SHARES = (0.0, 0.0, 0.3, 0.7)
+"""Shares of the processes that have weight 0, one of which each simulation has."""
 OWNED_WITHIN_S = 120.0
 """The time within which every cluster is owned after the last fault: an eviction (35 s on a slow clock) after a fence
 or a takeover of the same length, and a change of the view."""
@@ -48,12 +50,16 @@ class Simulation:
         self._timing = timing
         self._running: dict[str, set[Pod]] = {name: set() for name in CLUSTERS}
         self._processes = 0
+        self.unweighted_share = 0.0
+        self.weights = Random(f"weights of the processes {seed}")
 
     # --- pods ---
 
     def start(self, name: str, host: Host | None = None, instance: str = "") -> Pod:
         self._processes += 1
-        member = Member(name, f"{name}#{self._processes}", instance=instance, timing=self._timing)
+        weight = 0.0 if self.weights.random() < self.unweighted_share else 1.0
+        holder = f"{name}#{self._processes}"
+        member = Member(name, holder, weight=weight, instance=instance, timing=self._timing)
         host = host or Host(self.timeline, self.random)
         pod = Pod(member, host, CLUSTERS, self, self, self.random, self._traits)
         self.pods.append(pod)
@@ -155,15 +161,22 @@ class Simulation:
             if cluster in pod.operator.running and cluster in pod.engaged and cluster not in pod.draining
         ]
 
+    def is_owned(self, cluster: str) -> bool:
+        """Return whether the cluster has one owner, or rightly none: one of weight 0 owns nothing."""
+        weighted = {pod.member.name for pod in self.living if pod.member.weight}
+        owners = self.owners(cluster)
+        return len(owners) == min(1, len(weighted)) and weighted.issuperset(owners)
+
     @property
-    def is_owned(self) -> bool:
-        return all(len(self.owners(cluster)) == 1 for cluster in CLUSTERS)
+    def are_owned(self) -> bool:
+        return all(map(self.is_owned, CLUSTERS))
 
 
 def simulate(seed: int, traits: Traits | None = None, *, timing: Timing = TIMING) -> Outcome:
     from tests.simulation.sharding.faults import schedule  # noqa: PLC0415 - it schedules on this module's simulation
 
     world = Simulation(seed, traits or Traits(), timing)
+    world.unweighted_share = world.weights.choice(UNWEIGHTED_SHARES)
     for number in range(world.random.randint(2, 4)):
         world.start(f"operator-{number}")
     last = schedule(world)
@@ -171,11 +184,11 @@ def simulate(seed: int, traits: Traits | None = None, *, timing: Timing = TIMING
     until = last + OWNED_WITHIN_S
     while world.timeline.now < until and not world.outcome.breaches:
         world.timeline.run(world.timeline.now + 5.0)
-        if world.is_owned and not world.outcome.settled_s:
+        if world.are_owned and not world.outcome.settled_s:
             world.outcome.settled_s = world.timeline.now - last
     world.check_views()
-    if not world.outcome.breaches and not world.is_owned:
-        world.breach(f"not exactly one owner: {[(c, world.owners(c)) for c in CLUSTERS if len(world.owners(c)) != 1]}")
+    if not world.outcome.breaches and not world.are_owned:
+        world.breach(f"not the owners due: {[(c, world.owners(c)) for c in CLUSTERS if not world.is_owned(c)]}")
     world.outcome.views = len(world.api.views)
     world.outcome.virtual_s = world.timeline.now
     return world.outcome

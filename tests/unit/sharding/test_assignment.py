@@ -87,6 +87,14 @@ async def test_member_outside_the_view_is_synced_and_owns_nothing() -> None:
     assert message(source) == "member b of the shard group owns it (view 2)"
 
 
+async def test_member_of_a_group_without_owners_is_synced_and_owns_nothing() -> None:
+    source, assignment = listed("x")
+    view = View(number=2, id="2", members={}, previous=ALONE.view.members)
+    assign(assignment, Ownership(view=view, member="a", term="a.1"))
+    assert (source.synced, source.engagements.engaged, assignment.unowned()) == (True, 0, 0)
+    assert message(source) == "no member of the shard group owns it (view 2)"
+
+
 async def test_cluster_that_another_member_has_not_released_is_unowned() -> None:
     source, assignment = listed("x")
     assign(assignment, NEXT)

@@ -84,6 +84,32 @@ def test_successor_lists_the_pending_clusters_of_its_predecessor_while_operators
     assert driver.now - started_at >= TIMING.evict_after_s
 
 
+# Members of weight 0
+
+
+def test_group_is_settled_without_an_owner_when_all_weights_are_0_and_until_one_returns() -> None:
+    driver = settled("a", "b")
+    for name in "ab":
+        driver.add(name, Member(name, f"{name}#2", weight=0.0))
+    driver.run_until(lambda: all(driver.members[name].is_settled for name in "ab"))
+    assert not driver.owned("a") | driver.owned("b")
+    driver.add("a", Member("a", "a#3"))
+    driver.run_until(lambda: is_settled(driver, "a", "b"))
+    assert driver.owned("a") == ALL
+
+
+def test_owner_that_leaves_waits_for_a_newcomer_that_may_not_engage_clusters_yet() -> None:
+    driver = settled("a")
+    driver.add("b", Member("b", "b#1"))
+    driver.run_until(lambda: driver.members["b"].tenure, "b")
+    driver.run_until(lambda: "b" in driver.members["a"].state.group.candidates.members, "a")
+    driver.members["a"].leave()
+    driver.run(TIMING.debounce_s + 1, "a")
+    assert driver.owned("a") == ALL
+    driver.run_until(lambda: driver.owned("b") == ALL)
+    assert all(view.members for view in driver.api.views)
+
+
 # Cost
 
 

@@ -126,7 +126,7 @@ class TracedGroup(Driver):
             case Delete(lease):
                 return f"deletes the Lease of {lease.member}"
             case WriteView(view):
-                return f"writes view {view.number}: {' '.join(sorted(view.members))}"
+                return f"writes view {view.number}: {' '.join(sorted(view.members)) or 'no members'}"
             case _:
                 return ""
 
