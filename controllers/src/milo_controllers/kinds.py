@@ -160,7 +160,7 @@ def document(body: object) -> Document:
         return cast(Document, _without_none(body.to_dict(serialize=True)))
     if hasattr(body, "model_dump"):
         return cast(Document, body.model_dump(mode="json", by_alias=True, exclude_none=True))
-    return cast(Document, msgspec.to_builtins(body))
+    return cast(Document, _without_none(msgspec.to_builtins(body)))
 
 
 def retyped(kind: Kind[Any], model: type[Any], whole: Document) -> Document:

@@ -78,6 +78,21 @@ class Sized:
     kind: str
 
 
+@dataclass
+class Limited:
+    spec: Widget | None = None
+    limits: list[Sized | None] | None = None
+    extra: dict[str, Any] | None = None
+
+
+def test_fields_of_typed_bodies_that_are_none_are_left_out_and_null_of_a_dict_is_kept() -> None:
+    """Found by a reader: null in a merge patch or an apply removes what the type merely does not set."""
+    assert document(Limited()) == {}
+    assert document(Limited(limits=[Sized("a")], extra={"a": 1})) == {"limits": [{"kind": "a"}], "extra": {"a": 1}}
+    given = {"spec": None}
+    assert document(given) == {"spec": None}
+
+
 class Validated(pydantic.BaseModel):
     kind: str
     api_version: str | None = pydantic.Field(None, alias="apiVersion")
