@@ -25,7 +25,10 @@ class Outdated(msgspec.Struct, frozen=True):
 
 
 class Deleted(msgspec.Struct, frozen=True):
-    """This reconcile deleted the object, and it waits for no finalizer."""
+    """This reconcile deleted the object, or removed the last finalizer for which its deletion waited."""
+
+    last: Document | None = None
+    """The object at its end, if the write that ended it returned it."""
 
 
 OwnObject = Unwritten | Written | Outdated | Deleted
@@ -35,7 +38,9 @@ _RETURN_THE_OBJECT = frozenset({"", "status"})
 
 def after_write(subresource: str, response: Document) -> OwnObject:
     """Return what is known of the object after a write of it, or of a subresource."""
-    return Written(response) if subresource in _RETURN_THE_OBJECT else Outdated()
+    if subresource not in _RETURN_THE_OBJECT:
+        return Outdated()
+    return Deleted(response) if _is_terminating(response) and not _is_waiting(response) else Written(response)
 
 
 def after_deletion(response: Document | None) -> OwnObject:
@@ -43,6 +48,18 @@ def after_deletion(response: Document | None) -> OwnObject:
 
     `response` is that of the API server: the object, or a Status; None if the object did not exist.
     """
-    metadata = (response or {}).get("metadata") or {}
-    is_waiting = metadata.get("finalizers") or metadata.get("deletionGracePeriodSeconds")
-    return Written(response) if response and metadata.get("deletionTimestamp") and is_waiting else Deleted()
+    return Written(response) if response and _is_terminating(response) and _is_waiting(response) else Deleted()
+
+
+def _is_terminating(response: Document) -> bool:
+    return bool((response.get("metadata") or {}).get("deletionTimestamp"))
+
+
+def _is_waiting(terminating: Document) -> bool:
+    metadata = terminating.get("metadata") or {}
+    is_namespace = (terminating.get("apiVersion"), terminating.get("kind")) == ("v1", "Namespace")
+    return bool(
+        metadata.get("finalizers")
+        or metadata.get("deletionGracePeriodSeconds")
+        or (is_namespace and (terminating.get("spec") or {}).get("finalizers"))
+    )

@@ -420,7 +420,8 @@ class Request(Generic[ObjectT]):
         """
         check_options("event", reason=reason, note=note, type=type, action=action)
         try:
-            regarding = await self._whole_document()
+            ended = self._own.last if isinstance(self._own, Deleted) else None
+            regarding = ended or await self._whole_document()
         except (ControllerError, ClusterApiError, DiscoveryError) as error:
             self._member.events.lost(reason, self.name, error)
         else:
@@ -568,9 +569,12 @@ class Request(Generic[ObjectT]):
         """Record the write, and what is known of the object if it is the one that is reconciled."""
         if dry_run:
             return written
+        left = after_write(subresource, written)
         write = Write.of_response(kind.resource, written)
         if write is not None:
-            self.writes[kind.resource, *write.place] = write
+            self.writes[kind.resource, *write.place] = (
+                write._replace(version="") if isinstance(left, Deleted) else write
+            )
             place = write.place
         if place is not None and self._is_own(kind, place):
             # A copy, since the author may change what is returned: it must not be taken for what is stored.

@@ -8,7 +8,8 @@ import pytest
 
 from milo_controllers.kinds import Document, Kind
 from milo_controllers.object_cache import CachedObject
-from milo_controllers.own_object import Written
+from milo_controllers.own_object import Deleted, OwnObject, Written, after_deletion, after_write
+from milo_controllers.own_writes import Write
 from milo_controllers.request import Request
 from milo_controllers.work_queue import ObjectKey, Work
 from milo_discovery.api_errors import Conflict
@@ -20,6 +21,7 @@ SCALE = {
     "kind": "Scale",
     "metadata": {**METADATA, "finalizers": None, "resourceVersion": "2"},
 }
+TERMINATING = {"deletionTimestamp": "2026-01-01T00:00:00Z"}
 STATUS = {"apiVersion": "v1", "kind": "Status", "status": "Success", "details": {"uid": "u"}}
 
 
@@ -57,7 +59,7 @@ def request_to(api: FakeApi) -> Request[Document]:
         document=lambda *_: DEPLOYMENT,
         is_partial=lambda _: False,
     )
-    member: Any = SimpleNamespace(api=api, view=view, loop=None)
+    member: Any = SimpleNamespace(api=api, view=view, loop=None, events=SimpleNamespace())
     work = Work(ObjectKey("shop", 1, "default", "d"), 0.0, 0)
     return Request(Kind("apps/v1/deployments"), work, member, clusters=view, field_manager="m")
 
@@ -97,6 +99,43 @@ async def test_object_that_the_reconcile_deleted_is_found_only_while_it_is_termi
             "preconditions": {"uid": "u", "resourceVersion": "1"},
         }
     ]
+
+
+@pytest.mark.parametrize(
+    ("response", "is_left"),
+    [
+        ({"metadata": {**TERMINATING, "finalizers": ["others"]}}, True),
+        ({"metadata": {**TERMINATING, "deletionGracePeriodSeconds": 30}}, True),
+        ({"metadata": {**TERMINATING, "deletionGracePeriodSeconds": 0}}, False),
+        ({"apiVersion": "v1", "kind": "Namespace", "metadata": TERMINATING, "spec": {"finalizers": ["f"]}}, True),
+        ({"apiVersion": "v1", "kind": "Namespace", "metadata": TERMINATING, "spec": {}}, False),
+        ({"apiVersion": "v1", "kind": "Widget", "metadata": TERMINATING, "spec": {"finalizers": ["f"]}}, False),
+    ],
+)
+def test_terminating_object_is_left_while_it_waits_for_finalizers_or_its_grace_period(
+    response: Document, is_left: bool
+) -> None:
+    expected: tuple[OwnObject, OwnObject] = (Deleted(), Deleted(response))
+    assert (after_deletion(response), after_write("", response)) == ((Written(response),) * 2 if is_left else expected)
+
+
+async def test_object_whose_last_finalizer_the_reconcile_removed_is_gone() -> None:
+    api = FakeApi()
+    request = request_to(api)
+    recorded: list[Document] = []
+
+    async def record(regarding: Document, *_: object) -> None:
+        recorded.append(regarding)
+
+    request._member.events.record = record  # type: ignore[method-assign]
+    api.stored = {**DEPLOYMENT, "metadata": {**METADATA, **TERMINATING, "finalizers": [], "resourceVersion": "2"}}
+    assert await request.remove_finalizer("others")
+    assert await request.get() is None
+    assert not await request.remove_finalizer("others")
+    # The cache never has this version.
+    assert list(request.writes.values()) == [Write("apps/v1/deployments", ("default", "d"), "u", "")]
+    await request.event("Cleaned", "it is gone")
+    assert recorded == [api.stored]
 
 
 async def test_nothing_is_changed_of_another_object_that_the_cache_has_under_the_name_by_now() -> None:
