@@ -45,6 +45,8 @@ type scopeMessage struct {
 	Epoch int64 `json:"epoch"`
 	// Publisher has read the scope, as its heartbeats name it; empty if any may have.
 	Publisher string `json:"publisher"`
+
+	at time.Time // when it was stored
 }
 
 // heartbeatMessage says that a publisher runs.
@@ -80,7 +82,7 @@ type objectMessage struct {
 }
 
 func decodeScope(message stored) (scopeMessage, error) {
-	var found scopeMessage
+	found := scopeMessage{at: message.at}
 	if err := json.Unmarshal(message.body, &found); err != nil {
 		return found, message.unusable(err)
 	}

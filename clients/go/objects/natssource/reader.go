@@ -163,10 +163,15 @@ func (r *reader) heard(at, now time.Time, heartbeat *heartbeatMessage) {
 }
 
 func (r *reader) noteSilence(now time.Time) {
-	followers := map[follower]struct{}{}
+	followers := map[follower]time.Time{}
 	for key, each := range r.scopes {
 		if each.told != nil {
-			followers[followerOf(key, each)] = struct{}{}
+			by := followerOf(key, each)
+			last := followers[by]
+			if objects.State(each.told.State.State) == objects.Synced && each.told.at.After(last) {
+				last = each.told.at
+			}
+			followers[by] = last
 		}
 	}
 	if r.publishers.haveChanged(now, followers) && !r.isBehind {
@@ -500,6 +505,8 @@ type publishers struct {
 	unnamedAt  time.Time              // when one was last heard that stands for everything
 	followedAt map[follower]time.Time // when they were last heard to follow all clusters
 	told       map[follower]toldProblem
+	// syncedAt is when those of scopes last wrote that one of them is SYNCED; zero if they did not.
+	syncedAt map[follower]time.Time
 
 	areSilent bool // none is heard
 	// silent are those of scopes that are not heard, or are heard to follow not all clusters of the source.
@@ -547,10 +554,13 @@ func (p *publishers) lastFollowed(by follower) time.Time {
 			last = at
 		}
 	}
-	if last.IsZero() {
-		return p.firstAt
+	if !last.IsZero() {
+		return last
 	}
-	return last
+	if at := p.syncedAt[by]; !at.IsZero() && at.Before(p.firstAt) {
+		return at // it may have ended before the stream was first read
+	}
+	return p.firstAt
 }
 
 // problem returns why what follows is believed no longer.
@@ -585,8 +595,9 @@ func (p *publishers) problems() (text string, since time.Time) {
 	return strings.Join(slices.Compact(slices.Sorted(maps.Values(texts))), "; "), since
 }
 
-// haveChanged reports whether others are silent now than before. Followers are those of all scopes.
-func (p *publishers) haveChanged(now time.Time, followers map[follower]struct{}) bool {
+// haveChanged reports whether others are silent now than before. Followers are those of all scopes, with `syncedAt`.
+func (p *publishers) haveChanged(now time.Time, followers map[follower]time.Time) bool {
+	p.syncedAt = followers
 	for _, at := range []*time.Time{&p.heardAt, &p.firstAt, &p.listenedSince, &p.openedAt, &p.unnamedAt} {
 		if now.Before(*at) { // the clock was set back
 			*at = now

@@ -344,6 +344,31 @@ func TestAClusterIsStaleIfItsPublisherIsSilentAndOthersAreNot(t *testing.T) {
 	p.expectStale("of an earlier version", "db 142; web 142", "publisher one has not been heard since 2026-01-01T00:02:22Z")
 }
 
+// Only the last heartbeat of one publisher is in the stream.
+func TestAClusterIsStaleSinceItsPublisherWroteItIfThatEndedBeforeTheReaderBegan(t *testing.T) {
+	s, p := newStream("one"), newPure(t)
+	all := map[string]string{"": ""}
+	for i, each := range []stored{
+		s.scopeOf("two", "db", "u", "SYNCED", "", 1), s.scopeOf("two", "cache", "u", "PENDING", "", 1),
+		s.scopeOf("one", "web", "u", "SYNCED", "", 1), s.scopeOf("three", "late", "u", "SYNCED", "", 1),
+	} {
+		each.at = at([]float64{50, 60, 70, 150}[i]) // the clocks differ
+		s.stored[each.subject] = each
+	}
+	for _, message := range s.from(p.attach(s.name, s.sequence, at(140))) {
+		p.receive(message, at(140))
+	}
+	p.hear(140, "one", all)
+	p.caughtUp(at(140))
+	p.expectStale("two has not had the time to be heard", "", "")
+	p.hear(171, "one", all)
+	p.expectStale("two is silent", "db 50; late 140", "publisher three has not been heard since 2026-01-01T00:02:20Z; "+
+		"publisher two has not been heard since 2026-01-01T00:00:50Z")
+	p.hear(172, "two", all)
+	p.hear(172, "three", all)
+	p.expectStale("all are heard", "", "")
+}
+
 func TestASourceThatItsPublisherDoesNotFollowIsStale(t *testing.T) {
 	s, p := newStream("one"), newPure(t)
 	s.cluster("a#web", "SYNCED")
