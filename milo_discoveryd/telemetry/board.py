@@ -3,9 +3,10 @@
 import asyncio
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import datetime
-from heapq import nsmallest
+from heapq import merge, nsmallest
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -51,6 +52,8 @@ from milo_kube.rfc3339 import rfc3339
 
 SLICE = 50
 """The maximum number of records that are searched before the event loop may run other tasks."""
+SORTED_AT_ONCE = 500
+"""The number of clusters that are sorted or merged before the event loop may run other tasks."""
 LISTING_SHARE = 0.02
 """The share of the event loop's time that listings for one query may take."""
 _NAMES_SHOWN = 3
@@ -166,18 +169,14 @@ class StatusBoard:
         self._listings = {key: listing for key, listing in self._listings.items() if listing.until > time.monotonic()}
         if (kept := self._listings.get(key)) is not None:
             return kept.clusters
-        busy_s, words = 0.0, question.words
-        found: list[tuple[str, ClusterRecord]] = []
+        busy_s, found = 0.0, list[tuple[str, ClusterRecord]]()
         known = list(self._fleet.items())
-        for begin in range(0, len(known), SLICE):
-            if begin:
-                await asyncio.sleep(0)
-            began = time.thread_time()
-            found += [row for row in known[begin : begin + SLICE] if question.matches(*row, words)]
-            busy_s += time.thread_time() - began
         began = time.thread_time()
-        found.sort(key=by_urgency)
-        busy_s += time.thread_time() - began
+        for portion in _sorted_portions(known, question):
+            found += portion
+            busy_s += time.thread_time() - began
+            await asyncio.sleep(0)
+            began = time.thread_time()
         self._listings[key] = _Listing(found, time.monotonic() + busy_s / LISTING_SHARE)
         return found
 
@@ -208,9 +207,9 @@ class StatusBoard:
         if cluster is None:
             return
         if (draining := cluster.draining) is not None:
-            names = [release.key.name for release in self._fleet.releases.awaited(name)]
-            more = ", ..." if len(names) > _NAMES_SHOWN else ""
-            waits_for = ", ".join(names[:_NAMES_SHOWN]) + more
+            awaited = self._fleet.releases.unreleased(name)
+            more = ", ..." if len(awaited) > _NAMES_SHOWN else ""
+            waits_for = ", ".join(nsmallest(_NAMES_SHOWN, (key.name for key in awaited))) + more
             yield f"draining ({draining.reason.value}) until {rfc3339(draining.deadline)}; waits for {waits_for}"
         if cluster.target.deletion_requested_at is not None:
             yield f"being deleted{cluster.target.deletion_message and f': {cluster.target.deletion_message}'}"
@@ -266,6 +265,23 @@ class StatusBoard:
             group = msgspec.structs.replace(group, problem="failing")
         owns, draining = shard.valid_s() is not None, len(self._fleet.releases)
         return ShardSummary(group=group, owns=owns, draining=draining, unowned=shard.unowned())
+
+
+def _sorted_portions(
+    known: Sequence[tuple[str, ClusterRecord]], question: ClusterQuery
+) -> Iterator[list[tuple[str, ClusterRecord]]]:
+    """Yield the clusters that match, those that need attention first, in portions. Many are empty: other tasks may run
+    after each one, and sorting a large fleet at once would block the event loop."""
+    words, runs, run = question.words, list[list[tuple[str, ClusterRecord]]](), list[tuple[str, ClusterRecord]]()
+    for begin in range(0, len(known), SLICE):
+        run += [row for row in known[begin : begin + SLICE] if question.matches(*row, words)]
+        if len(run) >= SORTED_AT_ONCE:
+            runs.append(sorted(run, key=by_urgency))
+            run = []
+        yield []
+    merged = merge(*runs, sorted(run, key=by_urgency), key=by_urgency)
+    while portion := list(islice(merged, SORTED_AT_ONCE)):
+        yield portion
 
 
 class _Listing(NamedTuple):

@@ -3,23 +3,28 @@
 import asyncio
 import time
 from collections.abc import Iterator, Sequence
-from itertools import pairwise
+from itertools import islice, pairwise
 
 import msgspec
 import pytest
 
+from milo_discoveryd.engagement.engagement import ClusterRecord
+from milo_discoveryd.engagement.pending_releases import SubscriberKey, Subscription
 from milo_discoveryd.fleet.fleet import Fleet
 from milo_discoveryd.identity.caller import Caller
 from milo_discoveryd.log.change_log import ChangeLog, Retention
 from milo_discoveryd.log.filter import Filter
 from milo_discoveryd.model.cluster import Cluster, Target
+from milo_discoveryd.model.observation import NotReady
+from milo_discoveryd.telemetry import board as board_module
 from milo_discoveryd.telemetry.audit import Audit
 from milo_discoveryd.telemetry.board import StatusBoard, Subscriber
 from milo_discoveryd.telemetry.journal import Journal, RecentChanges
 from milo_discoveryd.telemetry.metrics import Metrics
-from milo_discoveryd.telemetry.status import ClusterQuery, DaemonIdentity, when
+from milo_discoveryd.telemetry.status import ClusterQuery, DaemonIdentity, by_urgency, when
 from milo_discoveryd.wiring.source import set_targets
 from milo_kube.label_selector import parse
+from milo_kube.reflect.messages import ObjectChanged
 from tests.support.sources import new_source
 
 PROJECTS = 2_000
@@ -60,7 +65,7 @@ def board() -> StatusBoard:
 def board_of(subscribers: Sequence[Subscriber]) -> StatusBoard:
     metrics = Metrics()
     fleet = Fleet(ChangeLog(lambda _: b"", Retention()))
-    source = new_source(Journal(metrics.sources, Audit(metrics.audit)), fleet=fleet)
+    source = new_source(Journal(metrics.sources, Audit(metrics.audit)), fleet=fleet, drain_timeout_s=60.0)
     set_targets(source, targets(), 0.0)
     return StatusBoard(
         DaemonIdentity(version="1", mode="project", host="h", epoch="e", started_at=when(0.0)),
@@ -106,6 +111,47 @@ async def test_status_of_2000_projects_blocks_the_event_loop_only_briefly(
         longest.append(max(later - earlier for earlier, later in pairwise(steps)))
         assert len(steps) > PROJECTS // 250
     assert min(longest) < LONGEST_S
+
+
+async def test_listing_of_a_large_fleet_is_sorted_in_steps(board: StatusBoard, monkeypatch: pytest.MonkeyPatch) -> None:
+    compared = 0
+
+    def counting(row: tuple[str, ClusterRecord]) -> tuple[int, str]:
+        nonlocal compared
+        compared += 1
+        place, name = by_urgency(row)
+        return place, name[::-1]  # not the order in which the clusters were engaged
+
+    monkeypatch.setattr(board_module, "by_urgency", counting)
+    reading, steps = asyncio.ensure_future(board._matching(ClusterQuery())), list[int]()
+    while not reading.done():
+        await asyncio.sleep(0)
+        steps.append(compared)
+        compared = 0
+    assert [name for name, _ in reading.result()] == sorted((target.name for target in targets()), key=reversed_name)
+    assert max(steps) <= PROJECTS // 2
+
+
+def reversed_name(name: str) -> str:
+    return name[::-1]
+
+
+async def test_status_of_drains_that_await_2000_subscribers_takes_less_than_150_ms(board: StatusBoard) -> None:
+    (source,) = board._fleet.sources
+    for number in range(2_000):
+        subscriber = SubscriberKey("caller", f"subscriber-{number:04}")
+        source.changes.releases.open(Subscription(subscriber, "label", Filter(confirms_releases=True)), 0.0)
+    ended = [ObjectChanged(NotReady(target.name, target.uid, "1", "ended")) for target in islice(targets(), 50)]
+    for _ in source.apply(source.collections[0], ended, time.monotonic()):
+        pass
+    took = []
+    for _ in range(3):
+        began = time.thread_time()
+        status = await board.status(ClusterQuery(state="not_ready"), with_names=True)
+        took.append(time.thread_time() - began)
+    waits = "waits for subscriber-0000, subscriber-0001, subscriber-0002, ..."
+    assert [row.notes[-1].endswith(waits) for row in status.clusters] == [True] * 50
+    assert min(took) < 0.15
 
 
 async def test_status_json_with_2000_hostile_streams_has_less_than_2_mib() -> None:
