@@ -45,7 +45,8 @@ class LeaseEntry:
         """The credential was replaced while a mint was in flight, so the mint may return the former one."""
         self.failures = 0
         """Consecutive failures of this cluster, not of the issuer."""
-        self._attempted = asyncio.Event()
+        self._attempt_ended: asyncio.Event | None = None
+        """Only while tasks wait for it: an event takes more memory than most credentials."""
 
     @property
     def name(self) -> str:
@@ -63,11 +64,14 @@ class LeaseEntry:
 
     def wake(self) -> None:
         """Wake all tasks that wait in `attempt_ended`."""
-        self._attempted.set()
-        self._attempted = asyncio.Event()
+        if self._attempt_ended is not None:
+            self._attempt_ended.set()
+            self._attempt_ended = None
 
     async def attempt_ended(self) -> None:
-        await self._attempted.wait()
+        if self._attempt_ended is None:
+            self._attempt_ended = asyncio.Event()
+        await self._attempt_ended.wait()
 
 
 class LeaseTable:
