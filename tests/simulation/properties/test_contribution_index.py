@@ -63,7 +63,7 @@ class ReductionOfReferences(RuleBasedStateMachine):
             ObjectCollection(watch, store, PendingDeletions(lambda: 0.0), positions, RemovalLimits())
             for watch, store in enumerate(self.stores)
         ]
-        self.index.restore(collections, (), stored, "")
+        self.index.restore(collections, (), stored)
 
     def apply(self, watch: int, *seen: ContributingObject | ConfirmedDeletion) -> None:
         self.version += 1

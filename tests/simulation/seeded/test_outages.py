@@ -123,7 +123,7 @@ def test_f75_hung_confirmation_reads_delay_other_confirmations_by_seconds_only(
         await harness.settled()
         get = harness.api.get
 
-        async def hang(path: str, query: object = (), *, timeout_s: float) -> Answer:
+        async def hang(path: str, query: object = (), *, timeout_s: float, **_: object) -> Answer:
             if path.rpartition("/")[2] in names:
                 await asyncio.sleep(timeout_s)
                 raise TransportError("timeout", "no answer")

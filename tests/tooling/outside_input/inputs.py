@@ -259,7 +259,9 @@ RESPONSES = {
     "milo_discoveryd.sharding.lease_objects._LEASE_LIST": replace(_LEASES, limit="2 MiB for each page", kept=32 * _MIB),
     "milo_discoveryd.sharding.lease_objects._NAMES": _LEASES,
     "milo_discoveryd.sharding.lease_objects._STORED_VIEW": _LEASES,
-    "milo_discoveryd.state_file.encoding._DECODER": _OWN_FILE,
+    "milo_discoveryd.state_file.encoding._CLUSTER": _OWN_FILE,
+    "milo_discoveryd.state_file.encoding._OBJECT": _OWN_FILE,
+    "milo_discoveryd.state_file.encoding._PARTS": _OWN_FILE,
     "milo_kube.exec_plugin._DECODER": Input(
         "1 MiB of output",
         _MIB,

@@ -471,7 +471,7 @@ class _HasName(Protocol):
 
 def is_named(found: _HasName) -> bool:
     """Return whether an object has a name, not longer with its namespace than those of any API server."""
-    return bool(found.name) and text_bytes(found.name) + text_bytes(getattr(found, "namespace", "")) <= _LONGEST_NAME
+    return bool(found.name) and text_bytes(f"{found.name}{getattr(found, 'namespace', '')}") <= _LONGEST_NAME
 
 
 def text_bytes(text: str) -> int:
