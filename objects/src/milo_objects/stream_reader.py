@@ -8,7 +8,7 @@ are removed when their scope is SYNCED there, and clusters when publishers have 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from typing import Final, TypeAlias
 
@@ -67,7 +67,7 @@ class StreamPosition(msgspec.Struct, frozen=True):
 class _Scope:
     """A scope as the reader knows it."""
 
-    __slots__ = ("buffered", "epoch", "follower", "scope", "seen", "state", "told")
+    __slots__ = ("buffered", "epoch", "follower", "scope", "seen", "state", "told", "told_at")
 
     def __init__(self) -> None:
         self.epoch: int | None = -1
@@ -78,6 +78,8 @@ class _Scope:
         """The state that the store gets once the reader has caught up."""
         self.told: ScopeState | None = None
         """The last state in the stream."""
+        self.told_at = 0.0
+        """When it was stored."""
         self.follower: Follower = "", ""
         self.buffered: list[tuple[ObjectSubject, ObjectMessage]] = []
         """Objects of a scope whose own message comes later: perhaps after all others, if it was written again."""
@@ -103,6 +105,7 @@ class _Publishers:
         "_opened_at",
         "_problems",
         "_reported",
+        "_synced_at",
         "are_silent",
         "heard_at",
         "silent",
@@ -125,6 +128,8 @@ class _Publishers:
         """When they were last heard to follow all clusters; None for publishers that stand for everything."""
         self._problems: dict[Follower, tuple[float, str]] = {}
         """When they were last heard to follow not all, and why."""
+        self._synced_at: Mapping[Follower, float] = {}
+        """When those of scopes last wrote that one of them is SYNCED; 0 if they did not."""
         self._reported: object = None
 
     def listen(self, now: float) -> None:
@@ -152,7 +157,8 @@ class _Publishers:
         heard = [
             at for by, at in self._followed_at.items() if by in (None, follower) or (not publisher and by[1] == source)
         ]
-        return max(heard, default=self._first_at)
+        # One that was never heard may have ended before the stream was first read.
+        return max(heard, default=min(self._synced_at.get(follower) or self._first_at, self._first_at))
 
     @property
     def problems(self) -> dict[Follower, str]:
@@ -170,9 +176,9 @@ class _Publishers:
         of = f" of the source {source}" if source else ""
         return f"{who}{of} has not been heard since {_time(self.followed_at(follower)):%Y-%m-%dT%H:%M:%SZ}"
 
-    def has_changed(self, now: float, followers: set[Follower]) -> bool:
-        """Return whether others are silent now than before. `followers`: those of all scopes."""
-        were_silent = self.are_silent
+    def has_changed(self, now: float, followers: Mapping[Follower, float]) -> bool:
+        """Return whether others are silent now than before. `followers`: those of all scopes, with `_synced_at`."""
+        were_silent, self._synced_at = self.are_silent, followers
         # The clock may have been set back.
         self.heard_at, self._listens_since = min(self.heard_at, now), min(self._listens_since, now)
         self._first_at, self._opened_at = min(self._first_at, now), min(self._opened_at, now)
@@ -253,7 +259,11 @@ class StreamReader:
         self._note_silence(now)
 
     def _note_silence(self, now: float) -> None:
-        followers = {scope.follower for scope in self._scopes.values() if scope.scope is not None}
+        followers: dict[Follower, float] = {}
+        for scope in self._scopes.values():
+            if scope.scope is not None:
+                synced_at = scope.told_at if isinstance(scope.told, Synced) else 0.0
+                followers[scope.follower] = max(followers.get(scope.follower, 0.0), synced_at)
         if self._publishers.has_changed(now, followers) and not self._is_behind:
             self._report_states()
             self._report_fleet(now)
@@ -287,7 +297,7 @@ class StreamReader:
             self._receive_object(scope, subject, ObjectMessage.decode_kept(stored, kind))
         else:
             was_known = self._is_fleet_known and not self._missing
-            self._receive_scope(scope_subject, scope, ScopeMessage.decode(stored))
+            self._receive_scope(scope_subject, scope, ScopeMessage.decode(stored), stored.at)
             if scope_subject in self._missing:
                 self._missing.remove(scope_subject)
                 self._rewritten_at = now
@@ -362,7 +372,7 @@ class StreamReader:
         if held is not None:  # perhaps with another UID than the one that is gone
             self._store.apply(ObjectGone(known, held, _reason(message.gone)))
 
-    def _receive_scope(self, subject: ScopeSubject, scope: _Scope, message: ScopeMessage) -> None:
+    def _receive_scope(self, subject: ScopeSubject, scope: _Scope, message: ScopeMessage, at: float) -> None:
         if scope.epoch is not None and message.epoch < scope.epoch:
             return
         if isinstance(message.state, ScopeIsOver):
@@ -379,7 +389,7 @@ class StreamReader:
         incarnation = message.cluster.incarnation if cluster is None else cluster.incarnation
         cluster = self._clusters[subject.cluster] = replace(message.cluster, incarnation=incarnation)
         self._store.apply(ClusterChanged(cluster))
-        scope.epoch, scope.told = message.epoch, message.state
+        scope.epoch, scope.told, scope.told_at = message.epoch, message.state, at
         scope.follower = message.publisher, source_of(subject.cluster)
         if scope.scope is None:
             resource = self._kinds[subject.group, subject.resource].resource

@@ -244,6 +244,27 @@ def test_cluster_is_stale_if_its_publisher_is_silent_and_others_are_not() -> Non
     assert isinstance(reading.store.fleet, Synced)
 
 
+def test_cluster_is_stale_since_its_publisher_wrote_it_if_that_ended_before_the_reader_began() -> None:
+    """Only the last heartbeat of one publisher is in the stream."""
+    stream, reading = Stream("one"), Reading()
+    stream.cluster("db", publisher="two")
+    stream.cluster("cache", publisher="two", state=Pending(NOW))
+    stream.cluster("web", publisher="one")
+    stream.cluster("late", publisher="three")
+    for stored, at in zip(reading.attach(stream, 140.0), (50.0, 60.0, 70.0, 150.0), strict=True):  # the clocks differ
+        reading.reader.receive(stored._replace(at=at), 140.0)
+    reading.reader.heard(140.0, 140.0, heartbeat("one"))
+    reading.reader.caught_up(140.0)
+    assert not reading.outdated  # two has not had the time to be heard
+    reading.reader.heard(171.0, 171.0, heartbeat("one"))
+    assert reading.outdated == {"db": 50.0, "late": 140.0}
+    assert isinstance(reading.store.fleet, Stale)
+    assert "publisher two has not been heard since 1970-01-01T00:00:50Z" in reading.store.fleet.problem
+    reading.reader.heard(172.0, 172.0, heartbeat("two"))
+    reading.reader.heard(172.0, 172.0, heartbeat("three"))
+    assert not reading.outdated
+
+
 def test_publisher_of_an_earlier_version_may_follow_any_cluster() -> None:
     stream, reading = Stream("one"), Reading()
     stream.cluster("web", publisher="one")
