@@ -9,7 +9,15 @@ import pytest
 
 from milo_discovery import Cluster
 from milo_discovery.kubeconfig_access import KubeconfigAccess, read_access
-from milo_publishing.objects import contains, copied_labels, is_valid_name, object_name
+from milo_publishing.objects import (
+    Identity,
+    ObservedObject,
+    changes,
+    contains,
+    copied_labels,
+    is_valid_name,
+    object_name,
+)
 from milo_publishing.rendering import ArgoCdClusters, ClusterProfiles, FluxConfigMaps, FluxKubeconfigs
 
 ALPHA = Cluster(name="alpha", uid="1", organization="acme", labels={"env": "prod", "team.example/a": "x"})
@@ -50,6 +58,32 @@ def test_cluster_profile_without_access_has_no_access_provider():
     assert rendered.status["conditions"][0]["status"] == "Unknown", "the health of a cluster without probes is unknown"
     properties = {entry["name"].partition("/")[2]: entry["value"] for entry in rendered.status["properties"]}
     assert properties == {"organization": "acme", "suspended": "false", "uid": "1"}
+
+
+@pytest.mark.parametrize(
+    ("observed", "is_kept"),
+    [
+        ({"conditions": [{"type": "ControlPlaneHealthy", "status": "Unknown", "lastTransitionTime": "then"}]}, True),
+        ({"conditions": [{"type": "ControlPlaneHealthy", "status": "Unknown", "lastTransitionTime": 5}]}, False),
+        ({"conditions": [{"type": "ControlPlaneHealthy", "status": "True", "lastTransitionTime": "then"}]}, False),
+        ({"conditions": ["text", None, {"type": ["list"]}, {"type": None}]}, False),
+        ({"conditions": {"type": "ControlPlaneHealthy"}}, False),
+        ("text", False),
+    ],
+)
+def test_transition_time_of_an_unchanged_condition_is_kept_and_malformed_conditions_are_replaced(
+    observed: object, is_kept: bool
+):
+    profiles = ClusterProfiles(cluster_manager="m", access_provider="p")
+    rendered = profiles.render(ALPHA, None)
+    assert rendered.status is not None
+    [wanted] = rendered.status["conditions"]
+    found = ObservedObject.of({"metadata": {"name": "alpha", "uid": "u", "resourceVersion": "1"}, "status": observed})
+    identity = Identity(publication="p", publisher="milo")
+    _, status = changes(profiles.resource, identity, ALPHA, rendered, found, must_write=False)
+    assert status is not None
+    [written] = status["status"]["conditions"]
+    assert written == {**wanted, "lastTransitionTime": "then" if is_kept else wanted["lastTransitionTime"]}
 
 
 def test_cluster_profile_contains_tls_server_name_and_ca():

@@ -230,15 +230,18 @@ def changes(
 
 def _with_observed_transition_times(status: Document, observed: ObservedObject) -> Document:
     """Return the status, with the observed lastTransitionTime of each condition whose status is unchanged."""
-    observed_status = observed.document.get("status") or {}
-    before = {condition.get("type"): condition for condition in observed_status.get("conditions") or []}
+    observed_status = observed.document.get("status")
+    observed_conditions = observed_status.get("conditions") if isinstance(observed_status, dict) else None
+    before = {}
+    for condition in observed_conditions if isinstance(observed_conditions, list) else ():
+        match condition:  # others are malformed, and are replaced
+            case {"type": str(type_), "status": str(state), "lastTransitionTime": str(time)}:
+                before[type_, state] = time
     conditions = [
         {
             **condition,
-            "lastTransitionTime": before[condition["type"]].get("lastTransitionTime", condition["lastTransitionTime"]),
+            "lastTransitionTime": before.get((condition["type"], condition["status"]), condition["lastTransitionTime"]),
         }
-        if before.get(condition["type"], {}).get("status") == condition["status"]
-        else condition
         for condition in status.get("conditions", [])
     ]
     return {**status, "conditions": conditions}
