@@ -23,6 +23,9 @@ from milo_kube.retry_after import delay_s
 STARTING = "the members of the shard group are not known yet"
 LOST = "the Lease of this member of the shard group was not renewed in time"
 LEFT = "this member has left the shard group"
+TAKEN = (
+    "the Lease of this member of the shard group, or the view, was taken over or changed while the member was leaving"
+)
 REVOCATION_RETRY_S = 2.0
 _NAMED = 5
 """How many of the clusters are named whose credentials cannot be revoked."""

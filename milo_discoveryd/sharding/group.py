@@ -10,7 +10,7 @@ import msgspec
 from milo_discoveryd.daemon_errors import BackendError
 from milo_discoveryd.instruments import ShardLeaseMetrics
 from milo_discoveryd.logger import log
-from milo_discoveryd.sharding.assignment import LEFT, LOST, CredentialRevocation
+from milo_discoveryd.sharding.assignment import LEFT, LOST, TAKEN, CredentialRevocation
 from milo_discoveryd.sharding.lease_client import ConflictError
 from milo_discoveryd.sharding.leases import PENDING_SIZE, Delete, Evict, GroupState, Read, Request, WaitUntil, WriteView
 from milo_discoveryd.sharding.member import Member
@@ -299,7 +299,10 @@ class ShardGroup:
         if self._applied.ownership is None or self._is_silent:
             return
         self._applied = _Application()
-        if self.member.has_ended and not self._requests.has_failed:
+        if self.member.has_ended_by_loss:
+            log.warning("shard ownership lost", member=self.member.name, problem=TAKEN)
+            self._assignee.lose_ownership(TAKEN)
+        elif self.member.has_ended and not self._requests.has_failed:
             log.info("shard group left", member=self.member.name)
             self._assignee.lose_ownership(LEFT)
         else:

@@ -121,6 +121,11 @@ class Member:
     def has_ended(self) -> bool:
         return isinstance(self.state.phase, Departed)
 
+    @property
+    def has_ended_by_loss(self) -> bool:
+        """Whether the Lease was taken or changed by others, or the view was, before the member had left."""
+        return isinstance(self.state.phase, Departed) and self.state.phase.is_loss
+
     # What the member owns
 
     @property
@@ -240,7 +245,8 @@ class Member:
         self.check(now)
         pacing = self.state.pacing
         if isinstance(self.state.phase, Resigned | Departed):
-            self._enter(Departed())
+            if not self.has_ended:
+                self._enter(Departed())
             return WaitUntil(inf)
         if now < pacing.next_at:
             return WaitUntil(min(pacing.next_at, self.fence_at) if now < self.fence_at else pacing.next_at)
@@ -528,8 +534,11 @@ class Member:
                         acknowledge_at=ended.acknowledge_at,
                     )
                 )
-            case Leaving():
-                self._enter(Departed())
+            case Leaving(tenure):
+                # The response to the write that released the Lease may have been lost.
+                lease = self.state.group.leases.members.get(self.name)
+                has_left = lease is not None and not lease.is_held and tenure.has_written(lease)
+                self._enter(Departed(is_loss=not has_left))
         self._observe(self.state.group.following(None))
 
     # The group

@@ -136,6 +136,9 @@ class Leaving(msgspec.Struct, frozen=True, tag=True):
 class Departed(msgspec.Struct, frozen=True, tag=True):
     """The process has no part in the group anymore, and makes no requests."""
 
+    is_loss: bool = False
+    """Whether it ended by a loss, and not by its own write of the Lease."""
+
 
 Phase: TypeAlias = Joining | Lost | Resigned | Holding | Leaving | Departed
 

@@ -325,6 +325,20 @@ async def test_shard_member_that_leaves_reports_no_loss(daemons: list[Daemon]) -
     assert first.operator.reason == "this member has left the shard group"
 
 
+async def test_shard_member_whose_lease_is_taken_while_it_leaves_reports_a_loss(daemons: list[Daemon]) -> None:
+    first, _, api = await pair(daemons)
+    first.operator.holds = True
+    leaving = asyncio.create_task(first.group.leave(keeps_term=False))
+    await eventually(lambda: first.operator.draining)
+    with capture_logs() as logs:
+        api.change("a", 0.0, holder="a#2")
+        await leaving
+    [line] = [line for line in logs if line["event"] in ("shard ownership lost", "shard group left")]
+    assert (line["event"], line["log_level"]) == ("shard ownership lost", "warning")
+    assert "was taken over or changed while the member was leaving" in line["problem"]
+    assert first.operator.reason == line["problem"]
+
+
 async def test_shard_member_that_stops_for_its_successor_engages_nothing_after_its_fence(
     daemons: list[Daemon],
 ) -> None:

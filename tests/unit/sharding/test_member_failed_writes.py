@@ -5,7 +5,7 @@ from collections.abc import Callable
 import msgspec
 import pytest
 
-from milo_discoveryd.sharding.leases import Evict, Read, WaitUntil, WriteLease, WriteView
+from milo_discoveryd.sharding.leases import Evict, Read, Request, WaitUntil, WriteLease, WriteView
 from milo_discoveryd.sharding.member import Member
 from milo_discoveryd.sharding.state import Departed, Holding, Joining, Leaving, Lost, Phase, Resigned
 from milo_discoveryd.sharding.timing import TIMING
@@ -177,7 +177,25 @@ def test_lease_that_another_process_took_ends_ownership_once_it_is_read(
     writing.member.conflicted(writing.write, writing.now)
     writing.driver.step("a")
     assert isinstance(writing.phase, after)
+    assert writing.member.has_ended_by_loss == (after is Departed)
     assert writing.member.ownership(writing.now) is None
+
+
+def test_member_that_reads_that_it_has_released_its_lease_has_ended_without_a_loss() -> None:
+    writing = leaving()
+    driver = writing.driver
+
+    def lose_the_response(member: Member, action: Request) -> None:
+        if isinstance(action, WriteLease) and not action.lease.is_held:
+            driver.api.apply(action, driver.now)
+            member.failed(action, driver.now)
+        else:
+            Driver.perform(driver, member, action)
+
+    driver.perform = lose_the_response  # type: ignore[method-assign]
+    driver.run_until(lambda: writing.member.has_ended)
+    assert not driver.api.group.members["a"].is_held
+    assert not writing.member.has_ended_by_loss
 
 
 @pytest.mark.parametrize(("state", "after"), [(holding, Holding), (leaving, Leaving)])
@@ -203,7 +221,7 @@ def test_leaving_member_whose_lease_another_program_changed_ends() -> None:
     writing.driver.api.change("a", writing.now, acknowledged=99)
     writing.member.conflicted(writing.write, writing.now)
     writing.driver.step("a")
-    assert isinstance(writing.phase, Departed)
+    assert writing.phase == Departed(is_loss=True)
 
 
 @pytest.mark.parametrize("is_leaving", [False, True])
