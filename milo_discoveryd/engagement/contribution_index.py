@@ -147,7 +147,7 @@ class ContributionIndex:
     # --- states of clusters ---
 
     def _states_of(self, names: Sequence[str], position: ObjectPosition) -> Iterator[ClusterStates]:
-        size = self._clusters.releases.limited_step(CLUSTERS_PER_STEP)
+        size = min(CLUSTERS_PER_STEP, self._clusters.releases.clusters_per_step)
         for begin in range(0, len(names), size):
             batch = names[begin : begin + size]
             states = [state for state in map(self._state, batch) if state is not None]

@@ -104,6 +104,9 @@ class PendingReleases:
         self._numbered = NumberedSets[SubscriberKey]()
         self._return_until = -math.inf
         self._streams = 0
+        self.clusters_per_step = COMPARED_PER_STEP
+        """How many clusters may change in one step: each that drains, or begins to, is compared with the filters of all
+        subscribers."""
 
     def __len__(self) -> int:
         return len(self._drains)
@@ -114,11 +117,6 @@ class PendingReleases:
 
     def __contains__(self, name: str) -> bool:
         return name in self._drains
-
-    def limited_step(self, clusters: int) -> int:
-        """Return how many clusters may change in one step, at most `clusters`: each that drains, or begins to, is
-        compared with the filters of all subscribers."""
-        return max(1, min(clusters, COMPARED_PER_STEP // (len(self._subscribers) + self._streams + 1)))
 
     # --- subscribers ---
 
@@ -137,6 +135,7 @@ class PendingReleases:
             subscriber.since = now
         subscriber.streams.append(subscription)
         self._streams += 1
+        self._limit_steps()
         subscriber.last, subscriber.is_leaving = subscription, False
         for name, drain in self._drains.items():
             if not drain.expected & self._numbered.find(key) and subscription.view.matches(drain.cluster):
@@ -151,6 +150,7 @@ class PendingReleases:
         subscriber = self._subscribers[key]
         subscriber.streams.remove(subscription)
         self._streams -= 1
+        self._limit_steps()
         subscriber.last = subscription
         if not subscriber.streams and subscriber.is_leaving:
             self._forget(key)
@@ -316,9 +316,13 @@ class PendingReleases:
     def _forget(self, key: SubscriberKey) -> None:
         self._recall(key)
         del self._subscribers[key]
+        self._limit_steps()
         bit = self._numbered.find(key)
         if not any(drain.expected & bit for drain in self._drains.values()):
             self._numbered.forget([key])
+
+    def _limit_steps(self) -> None:
+        self.clusters_per_step = max(1, COMPARED_PER_STEP // (len(self._subscribers) + self._streams + 1))
 
     def _recall(self, key: SubscriberKey) -> None:
         """Remove a subscriber from those that are disconnected."""

@@ -165,7 +165,7 @@ class ClusterSource:
                 policy.removals,
                 keys=keys[number],
                 status=self.status,
-                limited_step=changes.releases.limited_step,
+                pace=changes.releases,
             )
             for number, store in enumerate(stores)
         )

@@ -1,7 +1,7 @@
 """The objects of one collection of a source: applies its lists, its watch events and its confirmed deletions."""
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 
 import msgspec
@@ -19,7 +19,7 @@ from milo_discoveryd.objects.pending_deletions import (
     Inconclusive,
     PendingDeletions,
 )
-from milo_discoveryd.objects.staged_list import StagedList
+from milo_discoveryd.objects.staged_list import UNLIMITED, Pace, StagedList
 from milo_discoveryd.objects.store import (
     RESTORED_POSITION,
     ObjectChange,
@@ -94,10 +94,9 @@ class ObjectCollection:
         *,
         keys: ObjectKeys = NAMES,
         status: ViewStatus | None = None,
-        limited_step: Callable[[int], int] = lambda objects: objects,
+        pace: Pace = UNLIMITED,
     ) -> None:
-        """`number` is the index of the collection within the source. `limited_step` returns how many objects may change
-        in one step, at most so many."""
+        """`number` is the index of the collection within the source."""
         self.number = number
         self.store = store
         self.pending_deletions = pending_deletions
@@ -109,7 +108,7 @@ class ObjectCollection:
         self._keys = keys
         self._positions = positions
         self._limits = limits
-        self._list = StagedList(store, pending_deletions, limited_step)
+        self._list = StagedList(store, pending_deletions, pace)
         self._deletions_reported: deque[float] = deque()
         """When the watch reported recent deletions of established objects."""
         self._reference_objects: tuple[tuple[str, str], ...] = ()
@@ -124,7 +123,7 @@ class ObjectCollection:
     ) -> Iterator[ObjectChanges]:
         """Apply source events in batches, so that thousands of them do not block the event loop."""
         rest = iter(source_events)
-        while batch := list(islice(rest, self._list.limited_step(EVENTS_PER_STEP))):
+        while batch := list(islice(rest, min(EVENTS_PER_STEP, self._list.pace.clusters_per_step))):
             yield from self._apply_batch(batch, now)
             if self.store.weight.problem:
                 return

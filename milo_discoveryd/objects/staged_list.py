@@ -1,12 +1,27 @@
 """A list that is being read. None of its objects is applied before the list is complete."""
 
+import sys
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Protocol
 
 from milo_discoveryd.model.contributions import ObservedObject
 from milo_discoveryd.model.object_state import ABSENT_STATES
 from milo_discoveryd.objects.pending_deletions import PendingDeletions
 from milo_discoveryd.objects.store import ObjectStore
+
+
+class Pace(Protocol):
+    @property
+    def clusters_per_step(self) -> int:
+        """How many clusters may change in one step, or the objects that describe them."""
+
+
+class _Unlimited:
+    clusters_per_step = sys.maxsize
+
+
+UNLIMITED = _Unlimited()
 
 
 class StagedList:
@@ -16,11 +31,10 @@ class StagedList:
         self,
         store: ObjectStore,
         pending_deletions: PendingDeletions,
-        limited_step: Callable[[int], int] = lambda objects: objects,
+        pace: Pace = UNLIMITED,
     ) -> None:
         self._store = store
-        self.limited_step = limited_step
-        """Returns how many objects may change in one step, at most so many."""
+        self.pace = pace
         self._pending_deletions = pending_deletions
         self._uids: dict[str, str] = {}
         self._staged: dict[str, tuple[ObservedObject, int]] = {}
@@ -102,7 +116,7 @@ class StagedList:
         """
         rest, self._staged = deque(self._staged.values()), {}
         while rest:
-            yield [rest.popleft() for _ in range(min(self.limited_step(size), len(rest)))]
+            yield [rest.popleft() for _ in range(min(size, self.pace.clusters_per_step, len(rest)))]
 
     def _is_suspect(self, staged: ObservedObject, known_uid: str) -> bool:
         return (
