@@ -71,7 +71,7 @@ class CallContext:
         self.caller = caller
         self.identity = caller_key(caller)
         self.freshness = freshness or AlwaysFresh()
-        self._quota_keys = quota_keys(caller)
+        self.quota_keys = quota_keys(caller)
         self._access = access
         self._rights = access.rights
         self._grant = access.rights.grant_for(caller)
@@ -129,23 +129,23 @@ class CallContext:
         """Count an open stream, and the memory of its request. Raises ExhaustedError."""
         quotas = self._access.quotas
         limit = None if self.grant is None else self.grant.streams
-        denial = quotas.open_stream(self._quota_keys, limit, filter_bytes)
+        denial = quotas.open_stream(self.quota_keys, limit, filter_bytes)
         if denial is not None:
             raise ExhaustedError(denial.reason, denial.subject, denial.message, retry_after_s=RETRY_STREAM_S)
         try:
             yield
         finally:
-            quotas.close_stream(self._quota_keys, filter_bytes)
+            quotas.close_stream(self.quota_keys, filter_bytes)
 
     def shares_quotas(self, other: Caller) -> bool:
         """Return whether the other caller shares a quota with this one."""
-        return not frozenset(self._quota_keys).isdisjoint(quota_keys(other))
+        return not frozenset(self.quota_keys).isdisjoint(quota_keys(other))
 
     def take_kubeconfig(self) -> float:
         """Count one kubeconfig against the quota and return 0, or return the seconds until the next is available."""
         recipient = self.recipient
         limit = None if recipient is None else recipient.terms.per_minute
-        return self._access.quotas.take_kubeconfig(self._quota_keys, limit, self._access.clock())
+        return self._access.quotas.take_kubeconfig(self.quota_keys, limit, self._access.clock())
 
     def charge_kubeconfig(self) -> None:
         """Count one kubeconfig against the quota. Raises ExhaustedError."""
@@ -157,7 +157,7 @@ class CallContext:
     async def penalize_miss(self) -> None:
         """Delay the response to a denied request, or to a request for an unknown name; the delay grows with the number
         of such requests."""
-        await asyncio.sleep(self._access.quotas.count_miss(self._quota_keys, self._access.clock()))
+        await asyncio.sleep(self._access.quotas.count_miss(self.quota_keys, self._access.clock()))
 
     def noted(self, event: str, **about: object) -> None:
         """Record the successful call in the audit log."""

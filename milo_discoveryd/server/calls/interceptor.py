@@ -51,20 +51,30 @@ _PACED = (UnauthenticatedError, PermissionDeniedError, TooManyCallsError, TooMan
 
 
 class Refusals:
-    """Responds to failed calls, and counts refused calls. A caller with too many refused calls loses its connection."""
+    """Responds to failed calls, and counts refused calls.
+
+    A caller with too many refused calls loses its connection. So does one that does not read the end of a stream: until
+    then, gRPC keeps what the stream has sent.
+    """
 
     def __init__(self, authenticator: Authenticator, audit: PacedAudit) -> None:
         self.authenticator = authenticator
         self._audit = audit
 
-    async def answer(self, method: str, context: Any, error: CallError) -> None:
+    async def answer(self, method: str, context: Any, error: CallError, *, is_stream: bool = False) -> None:
         try:
-            await abort(context, error_status(error))
+            await self.abort(context, error_status(error), is_stream=is_stream)
         finally:
             if isinstance(error, TooManyCallsError | LateRequestError):
                 self._audit.refused(self.authenticator.connected(context), "", error.reason, call=method)
             if isinstance(error, _PACED):
                 self.authenticator.refused(context)
+
+    async def abort(self, context: Any, status: status_pb2.Status, *, is_stream: bool) -> None:
+        if is_stream:
+            await abort(context, status, self.authenticator.close)
+        else:
+            await abort(context, status)
 
 
 class CallInterceptor(grpc.aio.ServerInterceptor):
@@ -98,7 +108,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
                 answer = await call(request, context)
             except CallError as error:
                 code = code_pb2.Code.Name(error.code)
-                await self._refusals.answer(rpc.method, context, error)
+                await self._refusals.answer(rpc.method, context, error, is_stream=rpc.type == "server_stream")
             except grpc.aio.AbortError:
                 code = context.code().name if context.code() else "UNKNOWN"
                 raise
@@ -108,7 +118,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
                 code = "INTERNAL"
                 incident, status = internal_error()
                 log.exception("call failed", method=rpc.method, incident=incident)
-                await abort(context, status)
+                await self._refusals.abort(context, status, is_stream=rpc.type == "server_stream")
             else:
                 code = "OK"
                 return answer
@@ -213,13 +223,13 @@ def wrap_handler(handler: "Handler | None", wrap: Callable[[Any], Any]) -> "Hand
     )
 
 
-async def abort(context: Any, status: status_pb2.Status) -> None:
-    """Abort the call with the status. If the client does not read it in time, return, and gRPC ends the call."""
+async def abort(context: Any, status: status_pb2.Status, close: Callable[[Any], None] = lambda _: None) -> None:
+    """Abort the call with the status. If the client does not read it in time, call `close`, and return."""
     try:
         async with asyncio.timeout(ABORT_S):
             await context.abort_with_status(rpc_status.to_status(status))
     except TimeoutError:
-        return
+        close(context)
     except grpc.aio.InternalError:
         raise _disconnected() from None
 

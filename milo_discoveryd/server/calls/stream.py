@@ -271,7 +271,7 @@ class WatchStream:
     async def _send_large(self, cursor: Cursor, size: int) -> None:
         """Read and send a large batch once there is room for it: those of hundreds of streams would exhaust the memory
         while they wait."""
-        async with self._options.large_batches.room(size):
+        async with self._options.large_batches.room(size, self._view.call.quota_keys):
             self._follow_rights()
             batch = cursor.next_batch()
             if batch is not None and batch.is_sendable:
@@ -292,7 +292,7 @@ class WatchStream:
             changes = Batch(NO_CHANGES, revision)  # a subscriber could not resume in the middle of a longer read
         if draining := [*self._still_draining(revision)]:
             changes = msgspec.structs.replace(changes, slice=slice_of((*draining, *changes.slice.frames)))
-        async with self._options.large_batches.room(len(changes.slice.data)):
+        async with self._options.large_batches.room(len(changes.slice.data), self._view.call.quota_keys):
             await self._send_changes(changes)
         if self._rotation:
             for _ in self._rotation.catch_up():

@@ -55,7 +55,7 @@ _CLOSED_AT_ONCE = 100
 ENDED_KEPT_S = 1.0
 """How long the peer of a closed connection is kept: gRPC still dispatches calls that it received before the close."""
 _EXCESS = "TOO_MANY_REFUSED_CALLS"
-UNREAD = "its client did not read an answer for too long, or while too many others were sent"
+UNREAD = "its client did not read an answer or a stream for too long, or while too many others were sent"
 _DESCRIPTORS_EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
 
