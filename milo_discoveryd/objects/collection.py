@@ -19,7 +19,7 @@ from milo_discoveryd.objects.pending_deletions import (
     Inconclusive,
     PendingDeletions,
 )
-from milo_discoveryd.objects.staged_list import UNLIMITED, Pace, StagedList
+from milo_discoveryd.objects.staged_list import UNLIMITED, StagedList, StepLimit
 from milo_discoveryd.objects.store import (
     RESTORED_POSITION,
     ObjectChange,
@@ -94,7 +94,7 @@ class ObjectCollection:
         *,
         keys: ObjectKeys = NAMES,
         status: ViewStatus | None = None,
-        pace: Pace = UNLIMITED,
+        pace: StepLimit = UNLIMITED,
     ) -> None:
         """`number` is the index of the collection within the source."""
         self.number = number

@@ -11,7 +11,7 @@ from milo_discoveryd.objects.pending_deletions import PendingDeletions
 from milo_discoveryd.objects.store import ObjectStore
 
 
-class Pace(Protocol):
+class StepLimit(Protocol):
     @property
     def clusters_per_step(self) -> int:
         """How many clusters may change in one step, or the objects that describe them."""
@@ -31,7 +31,7 @@ class StagedList:
         self,
         store: ObjectStore,
         pending_deletions: PendingDeletions,
-        pace: Pace = UNLIMITED,
+        pace: StepLimit = UNLIMITED,
     ) -> None:
         self._store = store
         self.pace = pace

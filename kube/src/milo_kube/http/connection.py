@@ -14,7 +14,8 @@ from milo_kube.http.headers import Headers, SentHeaders
 
 OVERHEAD_LIMIT = 64 << 10
 """Maximum bytes of headers, chunk sizes and trailers that may arrive without any body data in between."""
-_UNZIP_AT_ONCE = 1 << 20
+_UNZIP_AT_ONCE = 64 << 10
+"""Hundreds of responses can arrive at one moment: each takes a third of a millisecond, and this much memory."""
 _HEADER_VALUE = re.compile(r"[^\r\n\0]*")
 
 
@@ -95,7 +96,7 @@ class Response(ABC):
         """Wait for status and headers. Raises TransportError."""
         while not self._has_head:
             if self._failure is not None:
-                raise self._failure
+                raise self._failure.copy()
             await self._more(silence_s)
 
     async def read(self, silence_s: float | None = None) -> bytes:
@@ -115,7 +116,7 @@ class Response(ABC):
                     return piece
                 continue
             if self._failure is not None:
-                raise self._failure
+                raise self._failure.copy()
             if self._is_complete:
                 return self._end_of_zipped()
             await self._more(silence_s)
@@ -157,7 +158,7 @@ class Response(ABC):
         self._fail(TransportError("closed", f"{self.origin} sent more than {OVERHEAD_LIMIT} bytes of {what}"))
 
     def _fail(self, error: TransportError) -> TransportError:
-        self._failure = self._failure or error
+        self._failure = self._failure or error.copy()
         self.is_reusable = False
         return error
 

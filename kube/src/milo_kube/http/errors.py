@@ -16,6 +16,11 @@ class TransportError(Exception):
         self.cause: TransportCause = cause
         super().__init__(message)
 
+    def copy(self) -> "TransportError":
+        """Return what is raised of an error that is kept: an exception keeps the frames that it passes, with their
+        data, and they keep what keeps the error."""
+        return TransportError(self.cause, str(self))
+
 
 def from_connecting(error: OSError, origin: str) -> TransportError:
     """Convert a failure to connect to the server `origin`."""

@@ -98,7 +98,7 @@ class _Http1Response(Response):
     def __init__(self, origin: str, connection: Http1Connection) -> None:
         super().__init__(origin)
         self._connection = connection
-        self._parser = httptools.HttpResponseParser(self)
+        self._parser: httptools.HttpResponseParser | None = httptools.HttpResponseParser(self)
         self._ends_with_connection = False
         self._fields_size = 0
         self._is_paused = False
@@ -106,6 +106,7 @@ class _Http1Response(Response):
 
     def close(self) -> None:
         self._connection.finished(self)
+        self._parser = None  # the two refer to each other: what was received is freed at once
 
     def _consumed(self, size: int) -> None:
         if self._is_paused:
@@ -120,6 +121,7 @@ class _Http1Response(Response):
             self._connection.abort()  # more data than the response declared
             return
         self._overhead += len(data)
+        assert self._parser is not None, "fed after the exchange"
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserError as error:
@@ -164,6 +166,7 @@ class _Http1Response(Response):
             self.headers.add(name, value)
 
     def on_headers_complete(self) -> None:
+        assert self._parser is not None
         status = self._parser.get_status_code()
         if 100 <= status < 200:
             return
@@ -177,5 +180,6 @@ class _Http1Response(Response):
         if not self._has_head:  # an interim response: the final response follows
             self.headers.clear()
             return
+        assert self._parser is not None
         self._is_complete = True
         self.is_reusable = self._failure is None and self._parser.should_keep_alive()

@@ -77,7 +77,7 @@ class Http2Connection(asyncio.Protocol):
             self._waiter = self._loop.create_future()
             await self._waiter
         if self._failure is not None:
-            raise self._failure
+            raise self._failure.copy()
         if self._core.is_going_away:
             raise TransportError("connect", f"{self._origin} sent GOAWAY before it accepted a request")
 

@@ -279,6 +279,42 @@ async def test_data_after_the_end_of_a_gzip_body_is_not_kept() -> None:
         await using.aclose()
 
 
+async def test_failed_response_is_freed_at_once() -> None:
+    body = gzip.compress(bytes(1 << 20)) + bytes(700_000)
+    head = b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: %d\r\n\r\n" % len(body)
+
+    async def fail() -> None:
+        async with using.request("GET", peer.url, headers={}, connect_timeout_s=10) as response:
+            with pytest.raises(TransportError, match="sent data after the end of a gzip body"):
+                await all_of(response)
+
+    def responses() -> int:
+        return sum(isinstance(found, Response) for found in gc.get_objects())
+
+    async with serving(head + body) as peer, aclosing(client()) as using:
+        gc.collect()
+        gc.disable()
+        try:
+            await fail()
+            assert responses() == 0
+        finally:
+            gc.enable()
+
+
+async def test_each_piece_of_a_gzip_body_is_small() -> None:
+    body = gzip.compress(bytes(4 << 20))
+    head = b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: %d\r\n\r\n" % len(body)
+    async with (
+        serving(head + body) as peer,
+        aclosing(client()) as using,
+        using.request("GET", peer.url, headers={}, connect_timeout_s=10) as response,
+    ):
+        sizes = [len(await response.read(10))]
+        while sizes[-1]:
+            sizes.append(len(await response.read(10)))
+    assert (sum(sizes), max(sizes)) == (4 << 20, 64 << 10)
+
+
 async def test_unsolicited_bytes_after_a_response_close_the_connection() -> None:
     async with serving(OK + b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nevil") as peer, aclosing(client()) as using:
         assert [await got(using, peer.url) for _ in range(2)] == [(200, b"ok")] * 2
