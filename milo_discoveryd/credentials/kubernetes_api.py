@@ -55,8 +55,10 @@ def refuse(origin: str, answer: ApiAnswer, what: str, rule: str) -> NoReturn:
     )
 
 
-def read(origin: str, answer: ApiAnswer, decoder: msgspec.json.Decoder[T]) -> T:
+def read(origin: str, answer: ApiAnswer, decoder: msgspec.json.Decoder[T], *, of_cluster: bool = False) -> T:
+    """Decode a response. `of_cluster`: whether it was made of what one cluster's owner writes."""
     try:
         return decoder.decode(answer.body)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-        raise BackendError(f"{origin} answered {answer.status} with a body that is not a Kubernetes object") from None
+        problem = f"{origin} answered {answer.status} with a body that is not a Kubernetes object"
+        raise BackendError(problem, of_cluster=of_cluster) from None

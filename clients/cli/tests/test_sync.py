@@ -19,7 +19,7 @@ from clients.python.tests.messages import disengaged, engaged, following, renewe
 from milo_discovery.kubeconfig_access import read_access
 from milo_discovery.v1 import discovery_pb2 as pb
 from milo_discovery_cli.exit_status import CommandFailure
-from milo_discovery_cli.sync import _check_owner
+from milo_discovery_cli.kubeconfig_directory import check_owner
 
 from .command_process import running
 
@@ -335,12 +335,12 @@ def test_sync_directory_of_another_user_is_refused_for_root_and_reported_otherwi
     told = f"{path} belongs to user 4242, who can read and replace the kubeconfigs in it: run chown {user} on it"
     if is_refused:
         with pytest.raises(CommandFailure, match=re.escape(told)):
-            _check_owner(path)
+            check_owner(path)
     else:
-        _check_owner(path)
+        check_owner(path)
         assert capsys.readouterr().err == f"milo-discovery: {told}\n"
     monkeypatch.setattr(os, "geteuid", lambda: 4242)
-    _check_owner(path)
+    check_owner(path)
     assert capsys.readouterr().err == ""
 
 
@@ -357,4 +357,4 @@ async def test_sync_run_by_root_refuses_a_directory_of_another_user(daemon, path
         _, err = await process.communicate()
     assert process.returncode == 1
     assert b"belongs to user 4242" in err
-    assert content(path_of_another_user) == {}
+    assert [*path_of_another_user.iterdir()] == []

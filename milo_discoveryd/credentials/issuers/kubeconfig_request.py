@@ -86,7 +86,7 @@ class KubeconfigRequestIssuer:
         if answer.status != _CREATED:
             rule = f"create {self._resource.plural}/{self._subresource} in {self._resource.group or 'the core group'}"
             kubernetes_api.refuse(self._origin, answer, "request a kubeconfig", rule)
-        status = kubernetes_api.read(self._origin, answer, _RESPONSE).status
+        status = kubernetes_api.read(self._origin, answer, _RESPONSE, of_cluster=True).status
         try:
             received = received_kubeconfig.read(status.kubeconfig, what)
             expires_at = None if status.expiration_timestamp is None else status.expiration_timestamp.timestamp()

@@ -154,7 +154,7 @@ class KubeconfigSecretIssuer:
             # The message omits the Secret's name: failures of an issuer are shown to callers that may not see this
             # project.
             kubernetes_api.refuse(self._origin, answer, "read the kubeconfig Secret of a project", rule)
-        data = kubernetes_api.read(self._origin, answer, _SECRET_DATA).data or {}
+        data = kubernetes_api.read(self._origin, answer, _SECRET_DATA, of_cluster=True).data or {}
         try:
             received = self._received(data, request.cluster.target, what)
             issued = validate(received.credential, self._clock(), origin=what, longest_s=self._longest_s)

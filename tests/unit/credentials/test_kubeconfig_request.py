@@ -99,6 +99,13 @@ async def test_kubeconfig_request_error_does_not_quote_the_credential(
     assert CANARY not in str(raised.value)
 
 
+async def test_response_that_cannot_be_read_is_a_failure_of_its_cluster_alone() -> None:
+    answered = answering(201, {"status": {"kubeconfig": "", "expirationTimestamp": "soon"}})
+    with pytest.raises(BackendError) as raised:
+        await a_source(ScriptedApi(answered)).mint(wanted())
+    assert raised.value.of_cluster
+
+
 async def test_kubeconfig_request_response_without_a_credential_is_rejected() -> None:
     document = {
         "current-context": "c",

@@ -23,7 +23,7 @@ from milo_discovery.kubeconfig_access import read_access, render_kubeconfig
 from milo_discovery.model import Cluster, Kubeconfig
 from milo_discovery.removals import difference
 from milo_discovery_cli import atomic_files
-from milo_discovery_cli.exit_status import CommandFailure
+from milo_discovery_cli.exit_status import CommandFailure, print_message
 
 SUFFIX = ".kubeconfig"
 INDEX = "index.json"
@@ -40,6 +40,17 @@ class DesiredFile:
 
     cluster: Cluster
     kubeconfig: Kubeconfig | None
+
+
+def check_owner(directory: Path) -> None:
+    """Warn if the directory belongs to another user. Raises CommandFailure for root, whose secrets it would get."""
+    owner, own = directory.stat().st_uid, os.geteuid()
+    if owner in (0, own):
+        return
+    problem = f"{directory} belongs to user {owner}, who can read and replace the kubeconfigs in it: "
+    if own == 0:
+        raise CommandFailure(f"{problem}run chown 0 on it, or run this command as that user")
+    print_message(f"{problem}run chown {own} on it")
 
 
 class KubeconfigDirectory(AbstractContextManager["KubeconfigDirectory"]):
@@ -63,6 +74,7 @@ class KubeconfigDirectory(AbstractContextManager["KubeconfigDirectory"]):
         self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._lock = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
+            check_owner(self.path)
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             self._own, owns_index, self._recorded = _read_ledger(self.path / _LEDGER)
             self._fleet = self._recorded

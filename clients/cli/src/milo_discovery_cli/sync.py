@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import os
 import signal
 import stat
 from contextlib import aclosing, suppress
@@ -78,7 +77,6 @@ def sync(
         options["kubeconfig_ttl"] = ttl
     try:
         with KubeconfigDirectory(directory) as kubeconfigs:
-            _check_owner(directory)
             if directory.stat().st_mode & stat.S_IWOTH:
                 print_message(
                     f"{directory} is world-writable, so any user of this machine can replace the kubeconfigs in it: "
@@ -89,17 +87,6 @@ def sync(
             connection.run(lambda client: synchronizer.run(client, options))
     except OSError as error:
         raise CommandFailure(f"cannot write to {directory}: {error.strerror}") from error
-
-
-def _check_owner(directory: Path) -> None:
-    """Warn if the directory belongs to another user. Raises CommandFailure for root, whose secrets it would get."""
-    owner, own = directory.stat().st_uid, os.geteuid()
-    if owner in (0, own):
-        return
-    problem = f"{directory} belongs to user {owner}, who can read and replace the kubeconfigs in it: "
-    if own == 0:
-        raise CommandFailure(f"{problem}run chown 0 on it, or run this command as that user")
-    print_message(f"{problem}run chown {own} on it")
 
 
 class _Synchronizer:
