@@ -344,6 +344,10 @@ def test_sync_directory_of_another_user_is_refused_for_root_and_reported_otherwi
     assert capsys.readouterr().err == ""
 
 
+def names_in(path: Path) -> list[str]:
+    return [found.name for found in path.iterdir()]
+
+
 @pytest.fixture
 def path_of_another_user(path: Path) -> Path:
     path.mkdir()
@@ -357,4 +361,4 @@ async def test_sync_run_by_root_refuses_a_directory_of_another_user(daemon, path
         _, err = await process.communicate()
     assert process.returncode == 1
     assert b"belongs to user 4242" in err
-    assert os.listdir(path_of_another_user) == []
+    assert names_in(path_of_another_user) == []
