@@ -29,7 +29,7 @@ from milo_discoveryd.sources.kind import (
     RestoredPlace,
     SeveralResources,
 )
-from milo_discoveryd.sources.reading import KubeObject, MalformedError, Metadata, malformed
+from milo_discoveryd.sources.reading import KubeObject, MalformedError, Metadata, malformed, within_limits
 from milo_kube.label_selector import parse as parse_selector
 from milo_kube.reflect.wire import Decoder
 
@@ -183,7 +183,12 @@ class KeyedSource:
         def keyed(cluster: str, contributions: Sequence[ObjectContribution], uid: str) -> Observation | None:
             try:
                 observation = reduce(cluster.removeprefix(prefix), contributions, uid)
-                return self._keyed(observation) if observation is not None and self.name else observation
+                if observation is None:
+                    return None
+                observation = within_limits(observation)
+                return self._keyed(observation) if self.name else observation
+            except MalformedError as error:
+                return Malformed(cluster, uid, "", str(error))
             except Exception as error:  # noqa: BLE001 - what one cluster causes must not affect the others
                 self._failed(cluster, error)
                 return Malformed(cluster, uid, "", f"internal error ({type(error).__name__})")

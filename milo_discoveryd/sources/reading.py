@@ -10,9 +10,10 @@ from functools import lru_cache
 from itertools import chain, starmap
 
 import msgspec
+from msgspec.structs import replace
 
 from milo_discoveryd.model.cluster import Pairs, SuspensionReason, Target
-from milo_discoveryd.model.observation import Malformed, NotReady, ObjectFields
+from milo_discoveryd.model.observation import Malformed, NotReady, ObjectFields, Observation, Ready
 
 # ruff: noqa: N815
 
@@ -180,6 +181,23 @@ def passed_on(annotations: dict[str, str] | None, prefixes: tuple[str, ...]) -> 
     selected = {key: value for key, value in annotations.items() if key.startswith(prefixes)}
     _check_size(selected, f"annotations with the prefixes {', '.join(prefixes)}")
     return tuple(sorted(selected.items()))
+
+
+def within_limits(observation: Observation) -> Observation:
+    """Return what several objects mean for one cluster, within the limits of one object: clients do not accept larger
+    messages.
+
+    Raises MalformedError.
+    """
+    if not isinstance(observation, Ready):
+        message = excerpt(observation.message)
+        return observation if message is observation.message else replace(observation, message=message)
+    target, suspensions = observation.target, observation.target.suspensions
+    _check_size(dict(target.labels), "labels")
+    _check_size(dict(target.annotations), "annotations")
+    if suspensions is None or len(suspensions) <= _MOST_SUSPENSIONS:
+        return observation
+    return replace(observation, target=replace(target, suspensions=suspensions[:_MOST_SUSPENSIONS]))
 
 
 def _check_size(pairs: Mapping[str, str], what: str) -> None:

@@ -8,10 +8,11 @@ import pytest
 
 from milo_discoveryd.model.cluster import SuspensionReason, Target
 from milo_discoveryd.model.contributions import Contribution, ObjectContribution
-from milo_discoveryd.model.observation import NotReady, Observation, Ready, Withdrawn
+from milo_discoveryd.model.observation import Malformed, NotReady, Observation, Ready, Withdrawn
 from milo_discoveryd.schema.fields import parse_group
+from milo_discoveryd.sources.keyed import KeyedSource
 from milo_discoveryd.sources.kind import ReferencedWatch, SourceOptions
-from milo_discoveryd.sources.reading import KubeObject, MalformedError
+from milo_discoveryd.sources.reading import MESSAGE_CHARACTERS, METADATA_BYTES, KubeObject, MalformedError
 from milo_discoveryd.sources.service_consumer import (
     CONSUMERS,
     FOLLOWED_PROJECTS,
@@ -49,20 +50,20 @@ def consumer(
     return msgspec.convert(content, ServiceConsumer)
 
 
-def reduced(*said: list[Contribution], uid: str = "") -> Observation | None:
-    made = [
-        ObjectContribution(0, f"sc-{n}", f"uid-{n}", str(n + 8), n, contribution.content)
+def of_objects(*said: list[Contribution]) -> list[ObjectContribution]:
+    return [
+        ObjectContribution(CONSUMERS, f"sc-{n}", f"uid-{n}", str(n + 8), n, contribution.content)
         for n, [contribution] in enumerate(said, start=1)
     ]
-    return MODE.reduce("shop", made, uid)
+
+
+def reduced(*said: list[Contribution], uid: str = "") -> Observation | None:
+    return MODE.reduce("shop", of_objects(*said), uid)
 
 
 def followed(*said: list[Contribution], shop: KubeObject | None, uid: str = "") -> Observation | None:
     """Return the observation that results from consumers and the project `shop`."""
-    made = [
-        ObjectContribution(CONSUMERS, f"sc-{n}", f"uid-{n}", str(n + 8), n, contribution.content)
-        for n, [contribution] in enumerate(said, start=1)
-    ]
+    made = of_objects(*said)
     if shop is not None:
         made.append(ObjectContribution(FOLLOWED_PROJECTS, "shop", shop.metadata.uid, "7", 0, FOLLOWED.project(shop)))
     return FOLLOWED.reduce("shop", made, uid)
@@ -129,6 +130,39 @@ def test_deletion_of_last_consumer_withdraws_its_project_with_drain() -> None:
 def test_pending_consumer_does_not_engage_its_project() -> None:
     found = reduced(contributions(phase="PendingApproval"))
     assert found == NotReady("shop", "uid-1", "9", "dns is PendingApproval")
+
+
+def together(*said: list[Contribution]) -> Observation | None:
+    """Return what the source observes of the project `shop`."""
+    reduce = KeyedSource(KIND.follow(SourceOptions(project_server=API))).reduce
+    assert reduce is not None
+    return reduce("shop", of_objects(*said), "before")
+
+
+def test_labels_of_consumers_that_exceed_the_limits_of_one_object_together_make_their_project_malformed() -> None:
+    def labelled(consumer: int, labels: int, size: int) -> list[Contribution]:
+        return contributions(metadata={"labels": {f"{consumer}-{label}": "x" * size for label in range(labels)}})
+
+    assert isinstance(together(labelled(1, 500, 380), labelled(2, 500, 380)), Ready)
+    many, large = [
+        together(*(labelled(consumer, *each) for consumer in range(3)))
+        for each in ((500, 1), (60, METADATA_BYTES // 65))
+    ]
+    assert many == Malformed("shop", "before", "", "it has 1500 labels; at most 1000 are accepted")
+    assert isinstance(large, Malformed)
+
+
+def test_suspensions_of_many_consumers_are_limited_to_those_of_one_object() -> None:
+    found = together(*[contributions("shop", "dns", "Active", suspended())] * 1000)
+    assert isinstance(found, Ready)
+    assert found.target.suspensions == (SuspensionReason("Billing", 9.0, ""),) * 100
+
+
+@pytest.mark.parametrize("phase", ["Denied", "Pending"])
+def test_message_of_many_consumers_is_truncated(phase: str) -> None:
+    found = together(*[contributions(phase=phase)] * 1000)
+    assert isinstance(found, Withdrawn | NotReady)
+    assert len(found.message) == MESSAGE_CHARACTERS + 1
 
 
 def suspended(status: str = "True") -> dict[str, str]:
