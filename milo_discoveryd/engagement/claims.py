@@ -91,11 +91,11 @@ class ValueClaims(ABC):
     def add(self, claim: ValueClaim) -> set[ClaimedCluster]:
         """Add a claim of a cluster's object. Return the other clusters whose claims must be evaluated again.
 
-        The object also keeps its former claims, because its cluster stays engaged in the former state unless all claims
-        of the new state are valid.
+        The object also keeps the first of its former claims, because its cluster stays engaged in that state unless all
+        claims of the new state are valid. Those after it were never valid, and of any number.
         """
-        held = {kept.value: kept for kept in self._by_key.get(claim.key, ())}
-        former, affected = held.pop(claim.value, None), set[ClaimedCluster]()
+        held, affected = self._by_key.get(claim.key, ()), set[ClaimedCluster]()
+        former = next((kept for kept in held if kept.value == claim.value), None)
         if former is not None:
             claim = msgspec.structs.replace(claim, position=former.position, is_first=former.is_first)
         if former is not None and former == claim:
@@ -103,8 +103,12 @@ class ValueClaims(ABC):
         else:
             affected |= set() if former is None else self._remove(former)
             affected |= self._insert(claim) | self._kept_engaged.pop(claim.value, set())
-        self._by_key[claim.key] = (*held.values(), claim)
-        if held:
+        first = tuple(kept for kept in held[:1] if kept.value != claim.value)
+        for kept in held[1:]:
+            if kept.value != claim.value:
+                affected |= self._remove(kept)
+        self._by_key[claim.key] = (*first, claim)
+        if first:
             self._with_former.add(claim.key)
         return affected
 

@@ -121,6 +121,18 @@ def test_engaged_cluster_with_contested_uid_is_disengaged_when_another_object_cl
     assert fleet.engaged_names() == {"bank"}
 
 
+def test_contested_object_keeps_no_claim_on_a_value_that_it_never_held() -> None:
+    """Such claims would be of any number."""
+    fleet = registry_with(claims("bank"), claims("mall", "uid-of-mall"), claims("shop-x", "uid-of-shop"))
+    for version in range(2, 40, 2):
+        fleet.observe(claims("shop-x", BANK, f"{version}"), claims("shop-x", "uid-of-mall", f"{version + 1}"))
+    assert fleet.observe(claims("shop-y")) == []
+    assert fleet.observe(deleted("bank")) == [(EventType.DISENGAGED, "bank"), (EventType.ENGAGED, "shop-y")]
+    assert fleet.engaged_names() == {"mall", "shop-x", "shop-y"}
+    assert fleet.observe(claims("shop-z", "uid-of-shop")) == [(EventType.DISENGAGED, "shop-x")]
+    assert {claim.value for claim in fleet.fleet._kinds[0]._by_key["shop-x"]} == {"uid-of-shop", "uid-of-mall"}
+
+
 def test_not_ready_object_keeps_its_uid_claim() -> None:
     assert registry_with(unready("bank"), claims("shop-x")).engaged_names() == set()
     fleet = registry_with(claims("bank"), unready("bank"), claims("shop-x"), claims("bank", version="3"))
@@ -387,6 +399,14 @@ def test_cluster_that_stays_engaged_keeps_its_claims_if_one_new_claim_is_rejecte
     assert sources.observe(0, object_of("shop", uid, address, "2")) == {"bank", "shop"}
     assert sources.observe(1, object_of("x", "uid-shop", "x"), object_of("y", "uid-y", "shop")) == {"bank"}
     assert sources.observe(0, object_of("shop", "uid-free", "free", "3")) == {"bank", "shop", "x", "y"}
+
+
+def test_contested_object_that_claims_a_former_value_again_keeps_the_claims_of_its_engaged_state() -> None:
+    sources = Sources()
+    sources.observe(0, object_of("bank", BANK, "bank"), object_of("shop", "uid-shop", "shop"))
+    for version, uid in enumerate(("uid-a", "uid-shop", "uid-b"), 2):
+        assert sources.observe(0, object_of("shop", uid, "bank", f"{version}")) == {"bank", "shop"}
+    assert sources.observe(1, object_of("x", "uid-shop", "x")) == {"bank"}
 
 
 @pytest.mark.untraced
