@@ -81,7 +81,8 @@ class Controller:
         self.failures = ReconcileFailures(spec.name, shared.failures, self._clock)
         self._running: dict[ObjectKey, float] = {}
         self._tasks: set[asyncio.Task[None]] = set()
-        self._is_paused = True
+        self._leads: bool | None = None
+        """Whether reconciles begin; None before they ever did."""
         self._timer: asyncio.TimerHandle | None = None
         self._pump_is_due = False
         self._affected = AffectedObjects(spec, shared.members, shared.clusters, self.failures)
@@ -103,12 +104,13 @@ class Controller:
         """Start reconciling. A new controller is paused."""
         # Those that were canceled before they started: none of their own code has run.
         self.queue.put_back(self._clock())
-        self._is_paused = False
+        self._leads = True
         self.pump_soon()
 
     def pause(self) -> None:
         """Start no further reconciles."""
-        self._is_paused = True
+        if self._leads:
+            self._leads = False
 
     def close(self) -> None:
         """Release the threads. Called after all reconciles have ended."""
@@ -192,6 +194,8 @@ class Controller:
             key = key_of(member, change.current.namespace, change.current.name)
             if self.queue.forget_stopped(key):  # a predicate has ignored the deletion
                 self.failures.recovered(key)
+            if self._leads is None or not self.queue.is_open(member.cluster.name, member.incarnation):
+                self.queue.forget_ready(key)  # nothing was reconciled here, and that may not change for months
 
     def resync(self, member: AffectedCluster, priority: Priority = Priority.BACKGROUND) -> None:
         """Enqueue every object of the cluster."""
@@ -263,7 +267,7 @@ class Controller:
         """Start the reconciles that may run now, and set a timer for the next one that is delayed."""
         self._pump_is_due = False
         now = self._clock()
-        while not self._is_paused and len(self._tasks) < self.spec.workers:
+        while self._leads and len(self._tasks) < self.spec.workers:
             work = self.queue.take_next(now)
             if work is None:
                 break
@@ -284,7 +288,7 @@ class Controller:
             self._timer.cancel()
             self._timer = None
         due = self.queue.next_at
-        if due is not None and not self._is_paused and len(self._tasks) < self.spec.workers:
+        if due is not None and self._leads and len(self._tasks) < self.spec.workers:
             self._timer = asyncio.get_running_loop().call_at(due, self._pump)
 
     async def _process(self, member: ReconciledCluster, work: Work) -> None:

@@ -202,6 +202,10 @@ class WorkQueue:
             self._is_open[cluster, incarnation] = True
             self._offer((cluster, incarnation))
 
+    def is_open(self, cluster: str, incarnation: int) -> bool:
+        """Return whether objects of the cluster may be taken."""
+        return self._is_open.get((cluster, incarnation), False)
+
     def drop(self, cluster: str, incarnation: int) -> None:
         """Forget every object of the cluster, and accept no more of them."""
         self._is_open.pop((cluster, incarnation), None)
@@ -311,6 +315,15 @@ class WorkQueue:
         if queue.is_empty:
             del self._clusters[key[:2]]
         return True
+
+    def forget_ready(self, key: ObjectKey) -> None:
+        """Forget an object that is ready."""
+        queue = self._clusters.get(key[:2])
+        if queue is not None:
+            for ready in queue.ready:
+                ready.pop(key, None)
+            if queue.is_empty:
+                del self._clusters[key[:2]]
 
     def count(self, cluster: str, incarnation: int) -> int:
         """Return the number of objects of the cluster that wait, are in flight, held or stopped."""

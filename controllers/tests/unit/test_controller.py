@@ -60,6 +60,7 @@ def controller_of(
     may_reconcile: Callable[[], bool] = lambda: True,
     limits: CacheLimits = CacheLimits(),  # noqa: B008  (immutable)
     registry: CollectorRegistry | None = None,
+    leads: bool = True,
 ) -> Controller:
     shared = Shared(
         members=members,
@@ -71,7 +72,8 @@ def controller_of(
     )
     spec = ControllerSpec("widgets", Kind("example.com/v1/widgets"), watches=watched, workers=1)
     controller = Controller(spec, reconcile, shared)
-    controller.resume()
+    if leads:
+        controller.resume()
     return controller
 
 
@@ -430,6 +432,28 @@ async def test_cache_is_dropped_if_more_uncached_objects_wait_than_may_be_cached
                 controller.changed(members[name], members[name].informers[kind], gone)
     found = {name: len(member.informers[kind].problems) for name, member in members.items()}
     assert found == dropped
+
+
+@pytest.mark.parametrize("leads", [False, True], ids=["standby", "needed cache is never complete"])
+async def test_objects_deleted_before_anything_is_reconciled_do_not_wait(leads: bool) -> None:
+    async def reconcile(_request: Request) -> None: ...
+
+    members: dict[str, Any] = {}
+    controller = controller_of(reconcile, members, limits=CacheLimits(objects=2), leads=leads)
+    kind = controller.spec.kind.key
+    async with asyncio.TaskGroup() as tasks:
+        engaged(controller, members, "alpha", tasks)
+        if leads:
+            controller.queue.drop("alpha", 1)
+            controller.engage(members["alpha"])
+        members["alpha"].informers[kind] = informer = CachedPlaces(key=kind, cache=ObjectCache(), problems=[])
+        before = controller.queue.count("alpha", 1)
+        for number in range(100):
+            found = CachedObject(f"o{number}", "default", f"u{number}", "1")
+            for change in (Change(None, found, is_live=True), Change(found, None, is_live=True)):
+                controller.changed(members["alpha"], informer, change)
+        assert controller.queue.count("alpha", 1) == before
+    assert informer.problems == []
 
 
 async def test_objects_of_a_large_cluster_are_enqueued_in_slices() -> None:

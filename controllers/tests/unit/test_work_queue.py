@@ -415,6 +415,20 @@ def test_stopped_object_is_forgotten() -> None:
     assert queue.count("a", 1) == 0
 
 
+def test_ready_object_is_forgotten() -> None:
+    queue = queue_of()
+    queue.forget_ready(key("x"))
+    assert queue.is_open("a", 1)
+    assert not queue.is_open("unknown", 1)
+    for name in ("x", "y"):
+        queue.add(key(name), 0.0)
+    queue.forget_ready(key("x"))
+    assert queue.count("a", 1) == 1
+    queue.forget_ready(key("y"))
+    assert queue.count("a", 1) == 0
+    assert queue.take_next(0.0) is None
+
+
 def test_forgotten_objects_are_not_taken_and_those_in_flight_or_held_are_kept() -> None:
     queue = queue_of(per_cluster=3)
     queue.forget_waiting("unknown", 1)
