@@ -1,6 +1,7 @@
 """The contributions of objects to clusters: one object to several clusters, or several objects to one cluster."""
 
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 
 import msgspec
 
@@ -23,8 +24,13 @@ from milo_discoveryd.state_file.encoding import StoredObject
 
 CLUSTERS_PER_STEP = 250
 """Maximum number of clusters changed per event-loop iteration."""
+MOST_CONTRIBUTIONS = 100
+"""How many contributions to one cluster count, the earliest of them: a user who can create objects can name one cluster
+in all of them, and each change of one is compared with the others."""
 _Members = tuple[ObjectContribution, ...]
-"""The contributions to one cluster, the earliest first."""
+"""The contributions to one cluster that count, the earliest first."""
+_AllMembers = dict[ObjectReference, ObjectContribution]
+"""All contributions to one cluster, the earliest first."""
 
 
 class ContributionIndex:
@@ -35,8 +41,8 @@ class ContributionIndex:
         self._reduce = reduce
         self._clusters = clusters
         self._stores = stores
-        self._members: dict[str, _Members | ObjectContribution] = {}
-        """The contributions to each cluster. Nearly all clusters have one, which is stored without a tuple."""
+        self._members: dict[str, _AllMembers | ObjectContribution] = {}
+        """The contributions to each cluster. Nearly all clusters have one, which is stored without a dict."""
         self._committed: dict[str, _Members] = {}
         """The former contributions to the clusters whose contributions have changed since their states were last
         applied."""
@@ -106,43 +112,49 @@ class ContributionIndex:
 
     def _replace_contributions(self, member: ObjectReference, change: ObjectChange, position: int) -> dict[str, None]:
         before, contributions = _named(change.before), _named(change.after)
-        removed = {cluster: self._remove(cluster, member) for cluster in before | contributions}
-        for cluster, contribution in contributions.items():
-            former, uid = removed[cluster], change.uid
+        for cluster in before | contributions:
+            self._committed.setdefault(cluster, self._contributions_to(cluster))
+            contribution = contributions.get(cluster)
+            if contribution is None:
+                self._remove(cluster, member)
+                continue
+            former, uid = self._all_of(cluster).get(member), change.uid
             order = position if former is None or former.uid != uid else former.order
-            self._add(
+            self._put(
                 cluster,
                 ObjectContribution(*member, uid, change.version, order, contribution.content, contribution.needs),
             )
-        return dict.fromkeys(removed)
+        return dict.fromkeys(before | contributions)
 
-    def _add(self, cluster: str, contribution: ObjectContribution) -> None:
-        """Insert a contribution after all contributions of the same or a lower order."""
-        members = self._contributions_to_change(cluster)
-        if not members:
-            self._members[cluster] = contribution
-        elif members[-1].order <= contribution.order:
-            self._members[cluster] = (*members, contribution)
+    def _put(self, cluster: str, contribution: ObjectContribution) -> None:
+        """Insert a contribution after all other contributions of the same or a lower order, or replace the object's
+        former one, in its place if it has the same order."""
+        members, member = self._all_of(cluster), (contribution.watch, contribution.object)
+        former = members.get(member)
+        if former is None or former.order != contribution.order:
+            members.pop(member, None)
+            last = members[next(reversed(members))] if members else contribution
+            members[member] = contribution
+            if last.order > contribution.order:
+                members = dict(sorted(members.items(), key=lambda item: item[1].order))
         else:
-            self._members[cluster] = tuple(sorted((*members, contribution), key=lambda member: member.order))
+            members[member] = contribution
+        self._members[cluster] = members if len(members) > 1 else contribution
 
-    def _remove(self, cluster: str, member: ObjectReference) -> ObjectContribution | None:
-        members = self._contributions_to_change(cluster)
-        removed = next(
-            (contribution for contribution in members if (contribution.watch, contribution.object) == member), None
-        )
-        rest = tuple(contribution for contribution in members if contribution is not removed)
-        self._members[cluster] = rest[0] if len(rest) == 1 else rest
-        return removed
+    def _remove(self, cluster: str, member: ObjectReference) -> None:
+        members = self._all_of(cluster)
+        members.pop(member, None)
+        self._members[cluster] = next(iter(members.values())) if len(members) == 1 else members
 
-    def _contributions_to_change(self, cluster: str) -> _Members:
-        members = self._contributions_to(cluster)
-        self._committed.setdefault(cluster, members)
-        return members
+    def _all_of(self, cluster: str) -> _AllMembers:
+        members = self._members.get(cluster, {})
+        return members if isinstance(members, dict) else {(members.watch, members.object): members}
 
     def _contributions_to(self, cluster: str) -> _Members:
-        members = self._members.get(cluster, ())
-        return members if isinstance(members, tuple) else (members,)
+        members = self._members.get(cluster)
+        if members is None:
+            return ()
+        return tuple(islice(members.values(), MOST_CONTRIBUTIONS)) if isinstance(members, dict) else (members,)
 
     # --- states of clusters ---
 

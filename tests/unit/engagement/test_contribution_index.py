@@ -6,6 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from milo_discoveryd.engagement.contribution_index import MOST_CONTRIBUTIONS, ContributionIndex
+from milo_discoveryd.engagement.engagement import Engagements
 from milo_discoveryd.engagement.not_ready import NotReadyClusters
 from milo_discoveryd.fleet.fleet import Fleet
 from milo_discoveryd.fleet.source import ClusterSource, ObjectsAreClusters, SourcePolicy
@@ -155,6 +157,26 @@ def test_cluster_is_engaged_while_at_least_one_object_contributes_to_it() -> Non
     assert fleet.take(ObjectChanged(thing("x", 2, shop=False))) == []
     assert fleet.take(ObjectChanged(thing("y", 3, shop=False))) == [("DISENGAGED", "shop", "NOT_READY")]
     assert fleet.take(ObjectChanged(thing("y", 4, shop=True))) == [("ENGAGED", "shop")]
+
+
+def test_only_the_earliest_of_very_many_contributions_to_one_cluster_count() -> None:
+    """Each change of one of them would otherwise be compared with all others."""
+    counted: list[str] = []
+
+    def reduce(cluster: str, contributions: Sequence[ObjectContribution], uid: str) -> Observation | None:
+        counted[:] = [contribution.object for contribution in contributions]
+        return any_of(cluster, contributions, uid)
+
+    fleet = RecordedFleet(reduce)
+    names = [f"x-{number}" for number in range(MOST_CONTRIBUTIONS + 3)]
+    fleet.listed()
+    fleet.take(*(ObjectChanged(thing(name, 1, shop=True)) for name in names))
+    assert counted == names[:-3]
+    fleet.take(ObjectChanged(thing(names[0], 2, shop=False)), ObjectChanged(thing(names[-1], 2, shop=False)))
+    assert counted == names[:-3]
+    fleet.delete(names[1], f"uid-{names[1]}")
+    assert counted == [names[0], *names[2:-2]]
+    assert fleet.engaged == {"shop"}
 
 
 def test_object_with_several_changes_in_a_batch_contributes_to_a_cluster_once() -> None:
@@ -387,6 +409,17 @@ def test_withdrawn_cluster_is_disengaged_as_removed() -> None:
     fleet.listed(thing("x", shop=True))
     assert fleet.take(ObjectChanged(thing("x", 2, shop=False))) == [("DISENGAGED", "shop", "REMOVED")]
     assert fleet.source.engagements["shop"].state is ObjectState.WITHDRAWN  # type: ignore[union-attr]
+
+
+def test_contribution_of_a_list_precedes_one_that_was_read_while_the_list_was_applied() -> None:
+    log = ChangeLog(lambda _: b"", Retention())
+    index = ContributionIndex(first_of, Engagements(log), [])
+    for name, position in (("read", 2), ("listed", 1)):
+        content = ObjectContent((Contribution("shop", ready("shop", "1", f"uid-{name}")),))
+        changes = ObjectChanges([ObjectChange(name, f"uid-{name}", "1", None, content, None)], ObjectPosition(position))
+        [states] = index.states(0, changes)
+    assert [state.uid for state in states.states] == ["uid-listed"]
+    assert index.objects_of("shop") == ((0, "listed"), (0, "read"))
 
 
 def test_object_that_represents_a_cluster_contributes_to_no_other_cluster() -> None:
