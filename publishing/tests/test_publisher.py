@@ -29,7 +29,8 @@ from milo_discovery.model import (
     Sharding,
     SourceStatus,
 )
-from milo_discovery.removals import Removals
+from milo_discovery.options import WatchOptions
+from milo_discovery.removals import Removals, filter_text
 from milo_kube.act_as import ActAs
 from milo_publishing import publication, records
 from milo_publishing.errors import PublishedByAnother, TargetUnavailable
@@ -81,7 +82,7 @@ class Daemon:
         return self.reports[name]
 
     @asynccontextmanager
-    async def watch(self):
+    async def watch(self, **_: object):
         yield self
 
     async def feed(self):
@@ -169,15 +170,17 @@ class Publishing:
         *,
         group: str = "",
         only: str = "",
+        label_selector: str = "",
         accepts: bool = False,
         renderer: Renderer = FLUX,
     ) -> None:
         self.daemon, self.server = Daemon(), server or Server()
         self.daemon.group = group
+        self.only: WatchOptions = {"label_selector": label_selector}
         self.reports: list[str] = []
         self.publication = Publication(
             renderer,
-            Identity(publication=renderer.publication, publisher="milo", filter=only),
+            Identity(publication=renderer.publication, publisher="milo", filter=only or filter_text(self.only)),
             Removals(accepts=accepts),
             resync_s=0.05,
             report=self.reports.append,
@@ -189,7 +192,7 @@ class Publishing:
     @asynccontextmanager
     async def running(self, *engaged: str) -> AsyncIterator[Self]:
         done = asyncio.Event()
-        self.task = asyncio.create_task(self.publisher.run({}, done, once=False))
+        self.task = asyncio.create_task(self.publisher.run(self.only, done, once=False))
         for name in engaged:
             self.daemon.engage(name)
         self.daemon.sent.put_nowait(Synced(clusters=len(engaged)))
@@ -327,6 +330,26 @@ async def left_by_another(*clusters: str) -> Server:
 async def test_publisher_deletes_object_that_a_former_publisher_left_for_a_missing_cluster():
     async with Publishing(await left_by_another("alpha", "beta")).running("alpha") as publishing:
         await publishing.until_published("alpha")
+
+
+@pytest.mark.parametrize(("tier", "is_kept"), [("gold", True), ("bronze", False)])
+async def test_object_of_an_engaged_cluster_is_deleted_only_if_the_cluster_does_not_match_the_filter(
+    tier: str, *, is_kept: bool
+):
+    """Found by a reader: the daemon's answer comes before the event that the cluster is engaged again."""
+    publishing = Publishing(label_selector="tier=gold")
+    async with publishing.running("alpha"):
+        await publishing.until_published("alpha")
+        publishing.server.connected.clear()
+        publishing.daemon.disengage("alpha", DisengageReason.NOT_READY)
+        await publishing.server.is_deleting.wait()
+        again = Cluster(name="alpha", uid="uid-alpha", labels={"tier": tier})
+        engaged = Engagement(engaged=True, reason=EngagementReason.ENGAGED)
+        publishing.daemon.reports["alpha"] = ClusterReport(cluster=again, engagement=engaged)
+        await asyncio.sleep(2 * records.EVIDENCE_S)  # the event permits no deletion anymore
+        publishing.server.connected.set()
+        await eventually(lambda: len(publishing.daemon.asked) >= 2 or not publishing.server.objects)
+        assert bool(publishing.server.objects) is is_kept
 
 
 async def test_publisher_of_another_fleet_writes_nothing():

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from milo_discovery import DisengageReason
-from milo_discovery.removals import CONTESTED_S, ENDS, SECOND_LOOK_S, Removal, Removals
+from milo_discovery import Cluster, DisengageReason
+from milo_discovery.options import FilterOptions
+from milo_discovery.removals import CONTESTED_S, ENDS, SECOND_LOOK_S, Removal, Removals, filter_matches
 
 ELSEWHERE = {
     DisengageReason.UNSPECIFIED,
@@ -23,6 +24,22 @@ def missing(count: int, writing: int = 1) -> list[Removal]:
 def test_each_disengage_reason_is_classified_as_caused_by_the_cluster_or_not():
     assert set(DisengageReason) == ENDS | ELSEWHERE
     assert not ENDS & ELSEWHERE
+
+
+@pytest.mark.parametrize(
+    ("options", "matches"),
+    [
+        ({}, True),
+        ({"label_selector": "tier in (gold, silver), !old"}, True),
+        ({"label_selector": "tier=bronze"}, False),
+        ({"organizations": ["acme"], "sources": ["eu"]}, True),
+        ({"organizations": ["other"]}, False),
+        ({"sources": ["us"], "label_selector": "tier=gold"}, False),
+    ],
+)
+def test_filter_selects_clusters_by_labels_organization_and_source(options: FilterOptions, *, matches: bool):
+    cluster = Cluster(name="eu#alpha", uid="1", labels={"tier": "gold"}, organization="acme", source="eu")
+    assert filter_matches(options, cluster) is matches
 
 
 def test_removal_is_confirmed_by_a_second_check():

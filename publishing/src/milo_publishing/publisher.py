@@ -14,6 +14,7 @@ from milo_discovery.errors import ClusterNotFound, PreconditionFailed, UnusableK
 from milo_discovery.events import Connected, Event, Refreshed, StreamNotice, Synced
 from milo_discovery.kubeconfig_access import read_access, read_exec_access
 from milo_discovery.model import EventType, KubeconfigFormat
+from milo_discovery.removals import filter_matches
 from milo_kube.task_groups import unwrap_single_error
 from milo_publishing.errors import PublishedByAnother
 from milo_publishing.publication import Lane, Publication, Report, RequestKind, Task
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
     from milo_discovery.client import DiscoveryClient
     from milo_discovery.model import Cluster, Kubeconfig
-    from milo_discovery.options import WatchOptions
+    from milo_discovery.options import FilterOptions, WatchOptions
     from milo_discovery.watch import Watch
     from milo_publishing.api_server import PublishedObjects
 
@@ -105,6 +106,7 @@ class Publisher:
         self._report = report
         self._notice = notice
         self._noted = ""
+        self._only: FilterOptions = {}
         self._ttl: timedelta | None = None
         self._changed = asyncio.Event()
         self._running = 0
@@ -121,7 +123,7 @@ class Publisher:
 
     async def run(self, options: WatchOptions, done: asyncio.Event, *, once: bool) -> None:
         """Publish until `done` is set. With `once`, set it when there is nothing left to write."""
-        self._ttl = options.get("kubeconfig_ttl")
+        self._only, self._ttl = options, options.get("kubeconfig_ttl")
         with unwrap_single_error():
             async with asyncio.TaskGroup() as group, self._client.watch(**options) as watch:
                 tasks = [
@@ -226,8 +228,9 @@ class Publisher:
         engagement, cluster = report.engagement, report.cluster
         if engagement.assigned_elsewhere:
             return False  # that member may have it engaged, for example for a grace period
-        is_engaged = engagement.engaged and cluster is not None and cluster.uid == request.uid
-        return not is_engaged or bool(self._publication.identity.filter)
+        if not engagement.engaged or cluster is None or cluster.uid != request.uid:
+            return True
+        return not filter_matches(self._only, cluster)  # one that matches is engaged, and its event may be late
 
     async def _received(self, cluster: Cluster) -> Received:
         if self._publication.renderer.embeds_credentials:

@@ -12,8 +12,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from milo_discovery.model import DisengageReason, SourceState
+from milo_kube import label_selector
 
 if TYPE_CHECKING:
+    from milo_discovery.model import Cluster
     from milo_discovery.options import FilterOptions
     from milo_discovery.watch import Watch
 
@@ -157,6 +159,16 @@ def filter_text(options: FilterOptions) -> str:
     values += [("--organization", organization) for organization in sorted(options.get("organizations", ()))]
     values += [("--source", source) for source in sorted(options.get("sources", ()))]
     return " ".join(f"{option} {value}" for option, value in values if value)
+
+
+def filter_matches(options: FilterOptions, cluster: Cluster) -> bool:
+    """Return whether `options` select a cluster, as far as `filter_text` names them."""
+    organizations, sources = options.get("organizations", ()), options.get("sources", ())
+    return (
+        label_selector.parse(options.get("label_selector", "")).matches(cluster.labels.items())
+        and (not organizations or cluster.organization in organizations)
+        and (not sources or cluster.source in sources)
+    )
 
 
 def difference(recorded: tuple[str | None, str | None], current: tuple[str, str]) -> str:
