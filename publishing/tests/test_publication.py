@@ -297,6 +297,44 @@ def test_late_creation_for_a_cluster_that_has_ended_is_deleted_before_the_next_l
     assert "alpha" not in publishing.server.objects
 
 
+def test_answer_of_a_former_daemon_about_its_group_is_not_that_of_the_present_one():
+    """Found by a reader: the present daemon was never asked, and objects were written for the former one's group."""
+    publishing = Publishing().synced(cluster())
+    publication = publishing.publication
+    tasks = []
+    for _ in range(2):  # the stream begins again, and once more before the answer
+        publication.snapshot_begins()
+        publishing.engage(cluster())
+        publication.snapshot_ends(publishing.now)
+        tasks += publication.due(publishing.now, publishing)  # type: ignore[arg-type]
+    assert [task.lane for task in tasks if task.lane is Lane.IDENTIFY] == [Lane.IDENTIFY]
+    publication.identified("", publishing.now)
+    publishing._group = "dns"
+    with pytest.raises(PublishedByAnother, match="changed from none to dns"):
+        publishing.settle()
+
+
+def test_list_that_became_due_during_a_list_is_not_lost():
+    publishing = Publishing(resync_s=300.0).synced()
+    publishing.settle(299.0).now = 300.0
+    [task] = publishing.publication.due(publishing.now, publishing)  # type: ignore[arg-type]
+    assert task.lane is Lane.LIST
+
+    def fail(request: Request) -> None:
+        raise TargetUnavailable("the answer did not arrive")
+
+    publishing.before = fail
+    publishing.engage(cluster()).settle(0.0)
+    publishing.publication.listed(publishing.now, publishing.server.list(), publishing.now)
+    assert [type(request) for request in publishing.sent] == [Create]
+    publishing.before = lambda _: None
+    listed: list[float] = []
+    take = publishing.server.list
+    publishing.server.list = lambda: listed.append(publishing.now) or take()  # type: ignore[method-assign,func-returns-value]
+    publishing.settle(100.0)
+    assert listed == [pytest.approx(360.0, abs=1.0)]
+
+
 def test_times_of_former_credentials_are_not_kept():
     """Found by a reader: each change of a cluster's labels brings its credential again, with a time of its own."""
     publication = Publishing().publication

@@ -323,7 +323,7 @@ class Publication:
             )
             self._put(record if is_settled else replace(record, next=record.next.at(now)))
         self._is_listed = True
-        self._set("", Lane.LIST, Attempt(now + self._resync_s))
+        self._set("", Lane.LIST, Attempt(min(self._common[Lane.LIST].due_at, now + self._resync_s)))
         self._review_by(now)
 
     def _require_own(self, objects: Iterable[ObservedObject]) -> None:
@@ -335,7 +335,10 @@ class Publication:
 
     def identified(self, group: str, now: float) -> None:
         """Receive the daemon's shard group. Raises PublishedByAnother if it changed during this run."""
-        self._set("", Lane.IDENTIFY, Attempt())
+        due_at = self._common[Lane.IDENTIFY].due_at
+        self._set("", Lane.IDENTIFY, Attempt(due_at))
+        if due_at < math.inf:
+            return  # the stream began again meanwhile, perhaps at another daemon
         if self._is_listed and group != self.identity.group:
             raise PublishedByAnother(
                 f"the daemon's shard group changed from {self.identity.group or 'none'} to {group or 'none'}: check "
