@@ -21,7 +21,7 @@ from milo_discovery.kubeconfig_access import KubeconfigAccess
 from milo_discovery.model import SourceStatus
 from milo_discovery.removals import Removals
 from milo_publishing.errors import PublishedByAnother, TargetRefused, TargetUnavailable
-from milo_publishing.objects import FIELDS, Identity
+from milo_publishing.objects import FIELDS, INCARNATION, Identity
 from milo_publishing.publication import Lane, Publication
 from milo_publishing.records import Apply, Ask, Create, DeleteObject, Engaged, ReadObject, Received, Request
 from milo_publishing.rendering import ClusterProfiles, FluxKubeconfigs
@@ -348,6 +348,21 @@ def test_times_of_former_credentials_are_not_kept():
 def test_object_without_a_shard_group_names_no_incarnation(publishing: Publishing):
     publishing.synced(cluster(incarnation="a"))
     assert "discovery.miloapis.com/incarnation" not in publishing.object["metadata"]["annotations"]
+
+
+def test_object_of_a_former_shard_group_names_no_incarnation_so_that_the_end_of_its_cluster_counts(
+    publishing: Publishing,
+):
+    """Found by a reader: all removals were held, because no event was about the incarnation that the object named."""
+    publishing.synced(cluster())
+    left = copy.deepcopy(publishing.object)
+    left["metadata"]["annotations"][INCARNATION] = "a"
+    publishing.server.put("alpha", left)
+    publishing.publication.listed(publishing.now, publishing.server.list(), publishing.now)
+    publishing.settle()
+    assert publishing.object["metadata"]["annotations"][INCARNATION] == ""
+    publishing.end(cluster()).settle()
+    assert publishing.server.objects == {}
 
 
 def test_object_of_a_moved_cluster_is_kept_by_the_other_replica():

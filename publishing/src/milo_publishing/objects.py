@@ -219,6 +219,9 @@ def changes(
     """
     body, status = applied(resource, identity, observed.name, cluster, content), None
     has_other_fields = observed.annotations.get(FIELDS) != body["metadata"]["annotations"][FIELDS]
+    if not identity.group and observed.incarnation:
+        # That of a shard group stays if it is only left out: the creation of the object has written it, too.
+        body["metadata"]["annotations"][INCARNATION] = ""
     if content.status is not None:
         current = _with_observed_transition_times(content.status, observed)
         if has_other_fields or not contains(observed.document.get("status"), current):
