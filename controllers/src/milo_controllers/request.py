@@ -299,9 +299,9 @@ class Request(Generic[ObjectT]):
             raise ValueError(
                 f"type={type!r} is not one of {', '.join(_PATCHES)}; for a server-side apply, call `apply`"
             )
-        kind = kind_of(kind)
+        kind, body = kind_of(kind), patch if isinstance(patch, Sequence) else document(patch)
         path = kind.path(name, self._default(namespace), subresource)
-        written = await self._send("PATCH", path, patch, content_type=_PATCHES[type], dry_run=dry_run)
+        written = await self._send("PATCH", path, body, content_type=_PATCHES[type], dry_run=dry_run)
         place = self._default(namespace), name
         return self._noted(kind, written, subresource, dry_run=dry_run, place=place)
 

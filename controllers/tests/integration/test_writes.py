@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from kubernetes.client import V1ConfigMap
+from kubernetes.client import V1ConfigMap, V1ObjectMeta
 
 from milo_controllers import AnyKind, ClusterApiError, Conflict, Kind, NotFound, Request
 from milo_discovery.testing import ControlPlane, MiloSandbox, eventually
@@ -27,6 +27,11 @@ class Spec(msgspec.Struct, omit_defaults=True):
 class Widget(msgspec.Struct):
     metadata: Metadata
     spec: Spec
+
+
+class ConfigMap(msgspec.Struct):
+    metadata: dict[str, Any]
+    data: dict[str, str] | None = None
 
 
 class Unversioned(msgspec.Struct):
@@ -91,6 +96,17 @@ async def test_update_of_a_partial_object_keeps_the_fields_that_it_lacks(plane: 
     if not isinstance(written, Widget):
         assert written["spec"] == {"size": 2}
     plane.patch(WIDGETS, "one", {"metadata": {"finalizers": None}})
+
+
+@pytest.mark.parametrize("patch", [
+    ConfigMap({"labels": {"a": "b"}}), V1ConfigMap(metadata=V1ObjectMeta(labels={"a": "b"})),
+])  # fmt: skip
+async def test_patch_that_has_a_type_keeps_the_fields_that_it_does_not_set(plane: ControlPlane, patch: object) -> None:
+    plane.create(widget("one"))
+    plane.create("v1/configmaps", {"metadata": {"name": "c"}, "data": {"kept": "yes"}})
+    await once(plane, lambda request: request.patch("v1/configmaps", "c", patch))
+    stored = plane.get("v1/configmaps", "c")
+    assert (stored["metadata"]["labels"], stored["data"]) == ({"a": "b"}, {"kept": "yes"})
 
 
 async def test_update_of_a_kubernetes_object_changes_and_removes_its_fields(plane: ControlPlane) -> None:
