@@ -89,6 +89,8 @@ class EventLog:
         self, cluster: str, regarding: Document, content: EventContent, now: datetime, at: float
     ) -> EventWrite | float:
         """Record an event. Return what to write or, for a repetition that is only counted for now, when to."""
+        note = content.note.encode(errors="replace")[:_LONGEST_NOTE].decode(errors="ignore")
+        content = content._replace(note=note)  # in the key too: an author's note may have all of a tenant's object
         key = SeriesKey(cluster, regarding["metadata"]["uid"], content)
         series = self._series.get(key)
         if series is None or at - series.seen_at >= SERIES_S:
@@ -176,7 +178,7 @@ class EventLog:
             "action": content.action,
             "reason": content.reason,
             "type": content.type,
-            "note": content.note.encode(errors="replace")[:_LONGEST_NOTE].decode(errors="ignore"),
+            "note": content.note,
             "regarding": reference,
         }
 

@@ -56,7 +56,7 @@ def test_long_note_is_cut_to_the_bytes_that_api_servers_accept(note: str, writte
     """Found by a reader: API servers refused notes of 1,024 characters with more bytes, and events were lost."""
     made = Recorded().at(0.0, CONTENT._replace(note=note))
     assert made is not None
-    assert made.event["note"] == written
+    assert made.event["note"] == made.key.content.note == written
 
 
 def test_event_of_a_cluster_scoped_object_is_in_the_default_namespace() -> None:
