@@ -331,7 +331,10 @@ class Controller:
         self, member: ReconciledCluster, key: ObjectKey, error: Exception, outcome: Outcome, delay_s: float | None
     ) -> None:
         if self._shared.members.get(key.cluster) is member:  # the cluster was not dropped during the reconcile
-            if not self._is_left_to_deletion(member, key):
+            if isinstance(outcome, Stopped) and self._is_gone(member, key):
+                self.queue.forget_stopped(key)
+                self.failures.recovered(key)
+            elif not self._is_left_to_deletion(member, key):
                 self.failures.record(key, error, is_stopped=isinstance(outcome, Stopped))
             if isinstance(outcome, Stopped):
                 then = "no retry until the object changes"
@@ -373,6 +376,10 @@ class Controller:
             return False
         found = member.informers[self.spec.kind.key].cache.get(key.namespace, key.name)
         return found is None or not is_terminating(found)
+
+    def _is_gone(self, member: ReconciledCluster, key: ObjectKey) -> bool:
+        cache, place = member.informers[self.spec.kind.key].cache, (key.namespace, key.name)
+        return cache.synced and cache.get(*place) is None and not cache.problem(*place)
 
     def _span(self) -> AbstractContextManager[Any]:
         cluster, found, reconcile = current_cluster.get(), current_object.get(), current_reconcile.get()

@@ -30,7 +30,7 @@ from milo_discovery.api_errors import NotLeading
 from milo_discovery.testing import eventually
 from milo_kube.cache_budget import CacheLimits
 from milo_kube.failure_log import FailureLog
-from milo_kube.reflect.messages import ObjectChanged
+from milo_kube.reflect.messages import ListEnded, ObjectChanged
 
 
 def engaged(controller: Controller, members: dict[str, Any], name: str, tasks: asyncio.TaskGroup) -> None:
@@ -187,12 +187,31 @@ async def test_error_that_cannot_be_told_ends_no_other_task_of_its_cluster(
     async with asyncio.TaskGroup() as tasks:
         other = tasks.create_task(asyncio.Event().wait())
         engaged(controller, members, "alpha", tasks)
+        members["alpha"].informers[controller.spec.kind.key] = SimpleNamespace(cache=ObjectCache())
         await eventually(lambda: len(controller.failures) == 1)
         [(_, failure)] = controller.failures
         assert told in failure.error
         assert msgspec.json.encode(failure)
         controller.pause()
         assert other.cancel()
+
+
+@pytest.mark.parametrize("exists", [True, False])
+async def test_object_that_is_gone_is_not_kept_after_a_permanent_failure(exists: bool) -> None:
+    async def reconcile(_request: Request) -> None:
+        raise Permanent("no")
+
+    members: dict[str, Any] = {}
+    controller = controller_of(reconcile, members)
+    cache = ObjectCache()
+    if exists:
+        cache.apply(ObjectChanged(CachedObject("one", "default", "uid", "1", b"{}")))
+    cache.apply(ListEnded())
+    async with asyncio.TaskGroup() as tasks:
+        engaged(controller, members, "alpha", tasks)
+        members["alpha"].informers[controller.spec.kind.key] = SimpleNamespace(cache=cache)
+        await eventually(lambda: not controller.queue and not controller.tasks)
+    assert (controller.queue.count("alpha", 1), len(controller.failures)) == ((1, 1) if exists else (0, 0))
 
 
 async def test_conflict_on_changed_object_is_logged_at_info_level_with_immediate_retry(
