@@ -108,15 +108,17 @@ class Kubeconfigs:
             found = unfit
         return found
 
-    def find(self, cluster: Cluster, ttl_s: float | None, terms: Terms) -> LeaseHandle | None:
-        """Return a handle on the cluster's lease, or None if none of the issuers that the terms allow covers the
-        cluster."""
+    def find(self, cluster: Cluster, ttl_s: float | None, terms: Terms, caller: str = "") -> LeaseHandle | None:
+        """Return a caller's handle on the cluster's lease, or None if none of the issuers that the terms allow covers
+        the cluster."""
         minter = self._minter(cluster, terms)
-        return None if minter is None else LeaseHandle(self.issuance, minter, cluster, self._ttl_s(ttl_s, terms))
+        if minter is None:
+            return None
+        return LeaseHandle(self.issuance, minter, cluster, self._ttl_s(ttl_s, terms), caller)
 
-    def require_lease(self, cluster: Cluster, ttl_s: float | None, terms: Terms) -> LeaseHandle:
+    def require_lease(self, cluster: Cluster, ttl_s: float | None, terms: Terms, caller: str = "") -> LeaseHandle:
         """Like `find`, but raises NoIssuerError instead of returning None."""
-        handle = self.find(cluster, ttl_s, terms)
+        handle = self.find(cluster, ttl_s, terms, caller)
         if handle is not None:
             return handle
         if not self._assigned:

@@ -71,7 +71,9 @@ class LeaseHandle:
     The lease is created at the first use, so an unused handle causes no request to the issuer.
     """
 
-    def __init__(self, issuance: Issuance, minter: Minter, cluster: Cluster, ttl_s: float) -> None:
+    def __init__(self, issuance: Issuance, minter: Minter, cluster: Cluster, ttl_s: float, caller: str = "") -> None:
+        """`caller` is the one that waits for the credential; empty if the daemon itself does."""
+        self._caller = caller
         self._issuance = issuance
         self._minter = minter
         self._cluster = cluster
@@ -87,7 +89,7 @@ class LeaseHandle:
 
     async def wait_for_credential(self) -> None:
         """Wait, for a limited time, until the lease has a useful credential or the attempt to get one has failed."""
-        entry = self._minter.request(self.key, self._cluster)
+        entry = self._minter.request(self.key, self._cluster, self._caller)
         is_held = entry.lease.valid(self._minter.now()) is not None
         await self._minter.settle(entry, FRESH_CREDENTIAL_TIMEOUT_S if is_held else FIRST_CREDENTIAL_TIMEOUT_S)
 
@@ -97,13 +99,13 @@ class LeaseHandle:
 
     def credential(self) -> IssuedCredential | None:
         """Return the credential that `issue` would embed."""
-        return self._minter.request(self.key, self._cluster).lease.valid(self._minter.now())
+        return self._minter.request(self.key, self._cluster, self._caller).lease.valid(self._minter.now())
 
     def issue(self, incarnation: str, to: Recipient) -> IssuedKubeconfig:
         """Issue a kubeconfig that embeds the credential. Raises CredentialError if there is none."""
         if not self._issuance.may_issue():
             raise CredentialUnavailableError(NOT_OWNED, retry_after_s=1.0)
-        entry = self._minter.request(self.key, self._cluster)
+        entry = self._minter.request(self.key, self._cluster, self._caller)
         now = self._minter.now()
         issued = entry.lease.valid(now)
         if issued is None:
@@ -143,7 +145,7 @@ class LeaseHandle:
             raise unfit
         target, held = self._cluster.target, None
         if self.needs_credential_for_trust:
-            entry = self._minter.request(self.key, self._cluster)
+            entry = self._minter.request(self.key, self._cluster, self._caller)
             held = entry.lease.valid(self._minter.now())
             if held is None:
                 raise _unavailable(self._minter, entry)

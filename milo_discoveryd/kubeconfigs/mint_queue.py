@@ -3,6 +3,10 @@
 Of the concurrent mints, at most a quarter are retries after a failure of the cluster itself, and at most three quarters
 are first credentials and retries together. An organization uses at most half of the slots that the other organizations
 leave free, and the organization with the fewest mints in flight is next. A cluster has at most one mint in flight.
+
+First credentials of an organization are minted in rounds, in each of which every caller that waits has one: a caller
+can ask for those of all clusters, each with several lifetimes, at once. One that several callers want is in the
+earliest of their rounds.
 """
 
 import heapq
@@ -21,8 +25,13 @@ class Mintable(Protocol):
 M = TypeVar("M", bound="Mintable")
 
 
+_WITHOUT_CREDENTIAL = float("-inf")
+
+
 class QueuedMint(msgspec.Struct, frozen=True, order=True):
     ends_at: float
+    round: int
+    """0 if the lease has a credential."""
     number: int
 
 
@@ -37,6 +46,12 @@ class MintQueue(Generic[M]):
             "renewal": defaultdict(list),
         }
         self._number = 0
+        self._queued: dict[int, QueuedMint] = {}
+        """The place of each lease that waits, by its `id`. Other places of a lease in the heaps are skipped."""
+        self._round = 0
+        """The latest round that has begun."""
+        self._rounds: dict[str, int] = {}
+        """The last round of each caller in which it waits for a credential, or waited not long ago."""
         self._running: dict[int, tuple[str, str]] = {}
         """The kind and the organization of the mint that is in flight for each cluster, by incarnation. The cluster
         may move to another organization until the mint is done."""
@@ -46,11 +61,26 @@ class MintQueue(Generic[M]):
         """The slots that first credentials and retries take, by organization."""
         self._parked: defaultdict[int, list[tuple[str, QueuedMint, M]]] = defaultdict(list)
 
-    def add(self, entry: M, *, ends_at: float, failures: int) -> None:
+    def add(self, entry: M, *, ends_at: float, failures: int, caller: str = "") -> None:
         """Add a lease that expires at `ends_at`. `failures` counts the cluster's own failures since a success."""
-        kind = "retry" if failures else "first" if ends_at == float("-inf") else "renewal"
+        self._place(entry, ends_at, self._next_round(caller, ends_at), failures, caller)
+
+    def advance(self, entry: M, *, ends_at: float, failures: int, caller: str) -> None:
+        """Move a lease forward, if it waits, to where it would be if this caller alone had requested it."""
+        waiting, its_round = self._queued.get(id(entry)), self._next_round(caller, ends_at)
+        if waiting is not None and (ends_at, its_round) < (waiting.ends_at, waiting.round):
+            self._place(entry, ends_at, its_round, failures, caller)
+
+    def _place(self, entry: M, ends_at: float, its_round: int, failures: int, caller: str) -> None:
+        kind = "retry" if failures else "first" if ends_at == _WITHOUT_CREDENTIAL else "renewal"
         self._number += 1
-        self._push(kind, QueuedMint(ends_at, self._number), entry)
+        waiting = self._queued[id(entry)] = QueuedMint(ends_at, its_round, self._number)
+        if its_round:
+            self._rounds[caller] = its_round
+        self._push(kind, waiting, entry)
+
+    def _next_round(self, caller: str, ends_at: float) -> int:
+        return max(self._round, self._rounds.get(caller, 0) + 1) if ends_at == _WITHOUT_CREDENTIAL else 0
 
     def next_to_mint(self) -> M | None:
         """Return the next lease to mint, which counts as in flight until `done`; None if none may be minted now."""
@@ -63,15 +93,26 @@ class MintQueue(Generic[M]):
             waiting, entry = heapq.heappop(heap)
             if not heap:
                 del self._waiting[kind][organization]
+            if self._queued.get(id(entry)) != waiting:
+                continue
             incarnation = _incarnation(entry)
             if incarnation in self._running:
                 self._parked[incarnation].append((kind, waiting, entry))
                 continue
+            del self._queued[id(entry)]
+            self._begin(waiting.round)
             self._running[incarnation] = found
             self._kinds[kind] += 1
             self._organizations[organization] += 1
             self._new[organization] += kind != "renewal"
             return entry
+
+    def _begin(self, its_round: int) -> None:
+        if not self._queued:
+            self._rounds.clear()
+        if its_round > self._round:
+            self._round = its_round
+            self._rounds = {caller: last for caller, last in self._rounds.items() if last >= its_round}
 
     def done(self, entry: M) -> None:
         incarnation = _incarnation(entry)

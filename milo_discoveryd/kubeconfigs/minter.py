@@ -105,19 +105,19 @@ class Minter:
         if self.issuer.scope is Scope.IDENTITY:
             self._requested(self._shared_key(ttl_s), None)
 
-    def request(self, key: LeaseKey, cluster: Cluster) -> LeaseEntry:
+    def request(self, key: LeaseKey, cluster: Cluster, caller: str = "") -> LeaseEntry:
         """Return the lease of an engaged cluster, and queue a mint if its credential is missing or close to expiry."""
         self._outage.is_noticed = True
-        return self._requested(key, cluster if self.issuer.scope is Scope.CLUSTER else None)
+        return self._requested(key, cluster if self.issuer.scope is Scope.CLUSTER else None, caller)
 
-    def _requested(self, key: LeaseKey, cluster: Cluster | None) -> LeaseEntry:
+    def _requested(self, key: LeaseKey, cluster: Cluster | None, caller: str = "") -> LeaseEntry:
         entry = self._leases.begin(key, cluster)
         now = self.now()
         useful = entry.lease.useful(now)
         if useful is None:
             entry.is_wanted = True
         if self._is_due(entry, now) or (useful is None and entry.lease.due_at is None):
-            self._enqueue(entry)
+            self._enqueue(entry, caller)
         return entry
 
     async def settle(self, entry: LeaseEntry, within_s: float) -> None:
@@ -178,11 +178,13 @@ class Minter:
             if self._revocations is not None:
                 tasks.create_task(self._revocations.run(), name=f"revoke at {self.issuer.name}")
 
-    def _enqueue(self, entry: LeaseEntry) -> None:
-        if not entry.queued and not entry.lease.is_renewing:
-            entry.queued = True
-            self._queue.add(entry, ends_at=entry.lease.ends_at, failures=entry.failures)
-            self._work_available.set()
+    def _enqueue(self, entry: LeaseEntry, caller: str = "") -> None:
+        if entry.lease.is_renewing:
+            return
+        queue = self._queue.advance if entry.queued else self._queue.add
+        entry.queued = True
+        queue(entry, ends_at=entry.lease.ends_at, failures=entry.failures, caller=caller)
+        self._work_available.set()
 
     def _renew(self, is_replaced: Callable[[Target], bool]) -> None:
         """Mint again for the clusters whose credentials were replaced at their issuer."""

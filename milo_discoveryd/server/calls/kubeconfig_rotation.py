@@ -186,7 +186,9 @@ class KubeconfigRotation:
         return delivery.is_charged
 
     def _lease(self, cluster: Cluster) -> LeaseHandle | None:
-        return None if self._to is None else self._kubeconfigs.find(cluster, self._ttl_s, self._to.terms)
+        if self._to is None:
+            return None
+        return self._kubeconfigs.find(cluster, self._ttl_s, self._to.terms, self._call.identity)
 
     def _issuer(self, cluster: Cluster) -> str:
         lease = self._lease(cluster)

@@ -306,13 +306,13 @@ class Service:
             raise UnavailableError("NOT_SYNCED", message, retry_after_s=RETRY_S)
         cluster = self._requested_cluster(parsed, call)
         call.charge_kubeconfig()
-        lease = self._kubeconfigs.require_lease(cluster, parsed.ttl_s, terms)
+        lease = self._kubeconfigs.require_lease(cluster, parsed.ttl_s, terms, call.identity)
         is_without_secret = parsed.as_command and not lease.needs_credential_for_trust
         await (lease.wait_for_issuer() if is_without_secret else lease.wait_for_credential())
         # Check again, because the cluster and the rules may have changed during the wait. No `await` from here on.
         to, now = call.require_kubeconfigs(), self._requested_cluster(parsed, call)
         if (now, to.terms) != (cluster, terms):
-            lease = self._kubeconfigs.require_lease(now, parsed.ttl_s, to.terms)
+            lease = self._kubeconfigs.require_lease(now, parsed.ttl_s, to.terms, call.identity)
         incarnation = wire_incarnation(self._info.epoch, now.incarnation)
         return lease.issue_exec(incarnation, to) if parsed.as_command else lease.issue(incarnation, to)
 

@@ -568,6 +568,21 @@ async def test_hanging_credential_requests_do_not_delay_credentials_of_other_clu
             await eventually(lambda: token(kubeconfigs) != first)
 
 
+async def test_caller_that_requests_the_credentials_of_all_clusters_does_not_delay_those_of_another_caller() -> None:
+    backend = Backend(Scope.CLUSTER)
+    backend.gate.clear()
+    async with issuing(backend, concurrency=1, per_second=10_000) as kubeconfigs:
+        for number in range(30):
+            kubeconfigs.require_lease(of_shop(number), None, UNLIMITED, "mallory").credential()
+        await eventually(lambda: backend.asked)
+        for number in (29, 28):
+            kubeconfigs.require_lease(of_shop(number), None, UNLIMITED, "alice").credential()
+        backend.gate.set()
+        await eventually(lambda: len(backend.given) == 30)
+    asked = [request.cluster.target.name for request in backend.asked if request.cluster is not None]
+    assert {*asked[1:3], *asked[3:5]} == {"shop-29", "shop-28", "shop-1", "shop-2"}
+
+
 async def test_clusters_that_reject_the_issued_credential_are_counted() -> None:
     async with issuing(Backend()) as kubeconfigs:
         kubeconfigs.probed(ALPHA, is_rejected=True)

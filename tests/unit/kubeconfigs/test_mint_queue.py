@@ -1,5 +1,6 @@
 """The queue of leases to mint for: clusters that fail or hang do not delay others."""
 
+from collections.abc import Iterator
 from math import inf
 
 import pytest
@@ -24,9 +25,9 @@ def entry(number: int, organization: str = "") -> Entry:
     return Entry(replace(cluster, target=replace(cluster.target, organization=organization)))
 
 
-def first(queue: MintQueue[Entry], *entries: Entry) -> None:
+def first(queue: MintQueue[Entry], *entries: Entry, caller: str = "") -> None:
     for queued in entries:
-        queue.add(queued, ends_at=-inf, failures=0)
+        queue.add(queued, ends_at=-inf, failures=0, caller=caller)
 
 
 def taken(queue: MintQueue[Entry]) -> list[str]:
@@ -43,6 +44,43 @@ def test_credential_queue_takes_leases_without_a_credential_first_then_by_expiry
     queue.add(entry(2), ends_at=10.0, failures=0)
     first(queue, entry(3), entry(4))
     assert taken(queue) == ["p3", "p4", "p2", "p1"]
+
+
+def in_order(queue: MintQueue[Entry]) -> Iterator[str]:
+    """Take all leases, one after the other, and yield the names of their clusters."""
+    while (each := queue.next_to_mint()) is not None:
+        yield each.name
+        queue.done(each)
+
+
+def test_caller_that_wants_very_many_credentials_delays_those_of_no_other_caller() -> None:
+    queue = MintQueue[Entry](1)
+    first(queue, *map(entry, range(1, 50)), caller="mallory")
+    order = in_order(queue)
+    assert [next(order) for _ in range(10)] == [f"p{number}" for number in range(1, 11)]
+    first(queue, entry(50), entry(51), caller="alice")
+    assert [next(order) for _ in range(4)] == ["p50", "p11", "p51", "p12"]
+    assert [*order] == [f"p{number}" for number in range(13, 50)]
+
+
+def test_credential_that_another_caller_wants_moves_forward_in_the_queue() -> None:
+    queue = MintQueue[Entry](1)
+    entries = [*map(entry, range(1, 50))]
+    first(queue, *entries, caller="mallory")
+    for caller in ("mallory", "alice", "alice"):
+        queue.advance(entries[-1], ends_at=-inf, failures=0, caller=caller)
+    queue.advance(entry(60), ends_at=-inf, failures=0, caller="alice")
+    assert [*in_order(queue)] == ["p1", "p49", *(f"p{number}" for number in range(2, 49))]
+
+
+def test_lease_whose_credential_expired_while_it_was_queued_moves_forward_in_the_queue() -> None:
+    queue = MintQueue[Entry](1)
+    expiring = entry(3)
+    queue.add(entry(1), ends_at=10.0, failures=0)
+    queue.add(expiring, ends_at=20.0, failures=0)
+    queue.advance(expiring, ends_at=20.0, failures=0, caller="alice")
+    queue.advance(expiring, ends_at=-inf, failures=0, caller="alice")
+    assert [*in_order(queue)] == ["p3", "p1"]
 
 
 def test_retries_use_at_most_a_quarter_of_the_credential_queue_slots() -> None:

@@ -77,6 +77,7 @@ class World:
     # The call
 
     freshness: AlwaysFresh = AlwaysFresh()
+    identity = "shop's operator"
 
     def take_kubeconfig(self) -> float:
         self.taken += not self.wait_s
@@ -84,7 +85,8 @@ class World:
 
     # The issuer, which always has a credential for each cluster that it covers
 
-    def find(self, cluster: Cluster, ttl_s: float | None, terms: Terms) -> "Lease | None":
+    def find(self, cluster: Cluster, ttl_s: float | None, terms: Terms, caller: str) -> "Lease | None":
+        assert caller == self.identity
         return Lease(self, cluster) if self.source_of(cluster) else None
 
     def source_of(self, cluster: Cluster) -> str:
