@@ -522,6 +522,17 @@ async def test_answer_about_a_former_address_is_not_published():
         assert _address(publishing.server) == "https://latest.test"
 
 
+async def test_clusters_whose_access_is_not_answered_do_not_delay_the_first_write():
+    """Found by a reader: the daemon was asked for its shard group after all of them."""
+    publishing = Publishing(renderer=ARGOCD)
+    hanging = [f"hanging-{number}" for number in range(100)]
+    for name in hanging:
+        publishing.daemon.issued[name] = asyncio.get_running_loop().create_future()
+    async with publishing.running("good", *hanging):
+        await eventually(lambda: publishing.server.objects)
+        assert [*publishing.server.objects] == ["good-argocd-cluster"]
+
+
 async def test_clusters_without_a_credential_delay_no_others():
     publishing = Publishing(renderer=ARGOCD)
     failing, hanging = ([f"{kind}-{number}" for number in range(20)] for kind in ("failing", "hanging"))

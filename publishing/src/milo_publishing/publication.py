@@ -76,6 +76,8 @@ class RequestKind(Enum):
 
     API_SERVER = auto()
     DAEMON = auto()
+    GROUP = auto()
+    """The daemon, about its shard group: nothing is written before the answer."""
     LOOKUP = auto()
     """The daemon, about the cluster of an object."""
 
@@ -232,7 +234,8 @@ class Publication:
     def request_kind(self, task: Task) -> RequestKind:
         """Return the kind of the request of a task, as far as is known before it is decided."""
         if task.lane is not Lane.OBJECT:
-            return RequestKind.API_SERVER if task.lane is Lane.LIST else RequestKind.DAEMON
+            of_lane = {Lane.LIST: RequestKind.API_SERVER, Lane.IDENTIFY: RequestKind.GROUP}
+            return of_lane.get(task.lane, RequestKind.DAEMON)
         record = self._record(task.name)
         is_lookup = record.lacks_cluster(self.identity) and not isinstance(record.end, EndedCluster)
         return RequestKind.LOOKUP if is_lookup else RequestKind.API_SERVER

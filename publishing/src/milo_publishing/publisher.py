@@ -117,6 +117,8 @@ class Publisher:
             (RequestKind.API_SERVER, True): Slots(4, 16),
             (RequestKind.DAEMON, False): Slots(8, 48),
             (RequestKind.DAEMON, True): Slots(2, 16),
+            (RequestKind.GROUP, False): Slots(1, 1),
+            (RequestKind.GROUP, True): Slots(1, 1),
             (RequestKind.LOOKUP, False): Slots(8, 16),
             (RequestKind.LOOKUP, True): Slots(2, 8),
         }
