@@ -1,5 +1,6 @@
 """The contributions of objects to clusters: one object to several clusters, or several objects to one cluster."""
 
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 
@@ -27,6 +28,10 @@ CLUSTERS_PER_STEP = 250
 MOST_CONTRIBUTIONS = 100
 """How many contributions to one cluster count, the earliest of them: a user who can create objects can name one cluster
 in all of them, and each change of one is compared with the others."""
+MOST_DEPENDENTS = 100
+"""How many clusters may need one object. A user who can create objects can name one Secret in all of them: each change
+of it would change all their clusters before any later change of another user's object is applied, although all would
+be at one address, so that one of them can be engaged."""
 _Members = tuple[ObjectContribution, ...]
 """The contributions to one cluster that count, the earliest first."""
 _AllMembers = dict[ObjectReference, ObjectContribution]
@@ -47,7 +52,10 @@ class ContributionIndex:
         """The former contributions to the clusters whose contributions have changed since their states were last
         applied."""
         self._dependents: dict[ObjectReference, dict[str, None]] = {}
-        """The clusters whose contributions need another object, keyed by that object, which may not exist."""
+        """The clusters whose contributions need another object, keyed by that object, which may not exist. The earliest
+        `MOST_DEPENDENTS` of them count."""
+        self._promoted: list[str] = []
+        """The clusters that count as dependents since an earlier one ended, and whose states were not applied yet."""
         self._is_listed = False
         """Whether every collection was listed, so that unknown objects do not exist."""
 
@@ -106,7 +114,7 @@ class ContributionIndex:
             if change.before == change.after and not (change.is_replaced and change.after):
                 continue
             member = (collection, change.key)
-            concerned |= self._dependents.get(member, {})
+            concerned |= dict.fromkeys(self._dependents_on(member))
             concerned |= self._replace_contributions(member, change, objects.position.number_at(index))
         return [*concerned]
 
@@ -160,8 +168,14 @@ class ContributionIndex:
 
     def _states_of(self, names: Sequence[str], position: ObjectPosition) -> Iterator[ClusterStates]:
         size = min(CLUSTERS_PER_STEP, self._clusters.releases.clusters_per_step)
-        for begin in range(0, len(names), size):
-            batch = names[begin : begin + size]
+        rest = deque(names)
+        while rest or self._promoted:
+            if not rest:
+                rest.extend(self._promoted)
+                self._promoted.clear()
+            batch = [rest.popleft() for _ in range(min(size, len(rest)))]
+            for name in batch:
+                self._depend(name)
             states = [state for state in map(self._state, batch) if state is not None]
             for state in states:
                 if isinstance(state, Malformed):
@@ -178,6 +192,9 @@ class ContributionIndex:
         if not (contributions or is_complete):
             return None
         for needed in _needs(members):
+            if name not in self._dependents_on(needed):
+                message = f"more than {MOST_DEPENDENTS} clusters need {needed[1]}, and this is not one of the earliest"
+                return Malformed(name, members[0].uid, members[0].version, message)
             needed_record = self._found(needed)
             value = None if needed_record is None else _content(needed_record).value
             if needed_record is not None and value is not UNREAD and value is not None:
@@ -196,18 +213,26 @@ class ContributionIndex:
 
     def _settle(self, name: str) -> None:
         members = self._contributions_to(name)
+        self._depend(name)
         needed, before = _needs(members), _needs(self._committed.pop(name, members))
-        for reference in needed:
-            self._dependents.setdefault(reference, {})[name] = None
         for reference in before:
             if reference not in needed:
                 self._forget_dependent(reference, name)
         if not members:
             self._members.pop(name, None)
 
+    def _depend(self, name: str) -> None:
+        for reference in _needs(self._contributions_to(name)):
+            self._dependents.setdefault(reference, {})[name] = None
+
+    def _dependents_on(self, needed: ObjectReference) -> list[str]:
+        return [*islice(self._dependents.get(needed, ()), MOST_DEPENDENTS)]
+
     def _forget_dependent(self, needed: ObjectReference, name: str) -> None:
-        names = self._dependents[needed]
+        names, counted = self._dependents[needed], self._dependents_on(needed)
         del names[name]
+        if name in counted and len(names) >= MOST_DEPENDENTS:
+            self._promoted.append(self._dependents_on(needed)[-1])
         if not names:
             del self._dependents[needed]
 

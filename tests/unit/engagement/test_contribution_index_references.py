@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from milo_discoveryd.engagement.contribution_index import CLUSTERS_PER_STEP
+from milo_discoveryd.engagement import contribution_index as module
 from milo_discoveryd.model.contributions import (
     ContributingObject,
     Contribution,
@@ -108,18 +108,35 @@ def test_changed_secret_updates_only_the_clusters_that_reference_it(fleet: Joine
     assert fleet.servers == {"shop": "s2", "mall": "s2", "bank": "s1"}
 
 
-def test_secret_of_many_clusters_is_applied_in_batches_interleaved_with_other_changes() -> None:
+def test_secret_of_many_clusters_is_applied_in_batches_interleaved_with_other_changes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "CLUSTERS_PER_STEP", 30)
     fleet = JoinedFleet()
-    fleet.listed(*(an_object(f"c{number}", "k") for number in range(2 * CLUSTERS_PER_STEP + 1)))
+    fleet.listed(*(an_object(f"c{number}", "k") for number in range(61)))
     fleet.listed(a_secret("k"), a_secret("m"), watch=SECRETS)
     steps = fleet.source.apply(fleet.collection(SECRETS), [ObjectChanged(a_secret("k", "s2", 3))], 0.0)
     for done in (1, 2):
         next(steps)
-        assert [*fleet.servers.values()].count("s2") == done * CLUSTERS_PER_STEP
-    last = f"c{2 * CLUSTERS_PER_STEP}"
+        assert [*fleet.servers.values()].count("s2") == done * 30
+    last = "c60"
     fleet.take(ObjectChanged(an_object(last, "m", 4)))
     assert [*steps] == [None]
     assert fleet.servers == {name: "s1" if name == last else "s2" for name in fleet.servers}
+
+
+def test_only_the_earliest_of_very_many_clusters_that_need_one_secret_follow_it() -> None:
+    """A change of the Secret would otherwise change all of them, before later changes of other objects."""
+    fleet, most = JoinedFleet(), module.MOST_DEPENDENTS
+    fleet.listed(a_secret("k"), a_secret("m"), watch=SECRETS)
+    fleet.listed()
+    fleet.take(*(ObjectChanged(an_object(f"c{number}", "k")) for number in range(most + 3)))
+    assert [*fleet.servers] == [f"c{number}" for number in range(most)]
+    assert fleet.message(f"c{most}") == "more than 100 clusters need k, and this is not one of the earliest"
+    assert len(fleet.take(ObjectChanged(a_secret("k", "s2", 3)), watch=SECRETS)) == most
+    fleet.take(ObjectChanged(an_object("c0", "m", 4)), ObjectChanged(an_object(f"c{most + 2}", "m", 5)))
+    assert fleet.servers == {"c0": "s1", f"c{most + 2}": "s1"} | {f"c{number}": "s2" for number in range(1, most + 1)}
+    assert fleet.delete("c1", "uid-c1") == [("DISENGAGED", "c1", "DELETED"), ("ENGAGED", f"c{most + 1}")]
 
 
 def test_cluster_stays_engaged_when_its_secret_is_created_again(fleet: JoinedFleet) -> None:
