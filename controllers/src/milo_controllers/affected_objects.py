@@ -51,10 +51,9 @@ class AffectedObjects:
         """The kinds whose caches have to be complete before the first reconcile."""
         self._named_others: set[tuple[str, int, CacheKey]] = set()
         """The caches, by cluster name, incarnation and kind, of whose objects a mapper named one of another cluster."""
-        self._unmapped: set[tuple[str, int, CacheKey]] = set()
-        """The caches with changes that a mapper could not map, because it read a cache that was not complete."""
-        self._unread: set[str] = set()
-        """The other clusters of such incomplete caches, in which the mapper may have named objects."""
+        self._unmapped: dict[str, set[tuple[str, int, CacheKey]]] = {}
+        """The caches with changes that a mapper could not map, by the cluster of the incomplete cache that it read;
+        empty if that is not known."""
 
     def after_change(self, member: AffectedCluster, informer: Informer, change: Change) -> Iterator[ObjectKey]:
         """Yield the objects to reconcile after a change."""
@@ -74,25 +73,23 @@ class AffectedObjects:
         """Return whether a mapper has named an object of another cluster after a change of this cache."""
         return (member.cluster.name, member.incarnation, key) in self._named_others
 
-    def take_unmapped(self) -> Iterator[tuple[AffectedCluster, CacheKey]]:
-        """Yield the caches with changes that were not mapped since the last call, each with its cluster."""
-        unmapped, self._unmapped = self._unmapped, set()
-        for cluster, incarnation, key in unmapped:
-            member = self._members.get(cluster)
+    def take_unmapped(self, complete: str) -> Iterator[tuple[AffectedCluster, CacheKey]]:
+        """Yield the caches with changes that were not mapped since the last call and may be now, because a cache of the
+        cluster `complete` is, each with its cluster."""
+        for name, incarnation, key in self._unmapped.pop(complete, set()) | self._unmapped.pop("", set()):
+            member = self._members.get(name)
             if member is not None and member.incarnation == incarnation:
                 yield member, key
-
-    def take_unread(self) -> Iterator[AffectedCluster]:
-        """Yield the other clusters whose incomplete caches a mapper has read since the last call."""
-        unread, self._unread = self._unread, set()
-        for cluster in unread:
-            if (member := self._members.get(cluster)) is not None:
-                yield member
 
     def drop(self, member: AffectedCluster) -> None:
         """Forget the caches of the member."""
         for key in self._mapped:
-            self._named_others.discard((member.cluster.name, member.incarnation, key))
+            cache = member.cluster.name, member.incarnation, key
+            self._named_others.discard(cache)
+            for unmapped in self._unmapped.values():
+                unmapped.discard(cache)
+        if waiting := self._unmapped.pop(member.cluster.name, None):  # for a cache that will never be complete
+            self._unmapped.setdefault("", set()).update(waiting)
 
     def _owners(self, member: AffectedCluster, owned: CachedObject) -> Iterator[ObjectKey]:
         primaries = member.informers[self._spec.kind.key].cache
@@ -109,9 +106,8 @@ class AffectedObjects:
         try:
             targets = call(watched.targets, Watched(watched.kind, change, member.cluster, self._clusters, state=state))
         except NotSynced as error:
-            self._unmapped.add((member.cluster.name, member.incarnation, watched.kind.key))
-            if error.cluster not in ("", member.cluster.name):
-                self._unread.add(error.cluster)
+            cache = member.cluster.name, member.incarnation, watched.kind.key
+            self._unmapped.setdefault(error.cluster, set()).add(cache)
             log.debug(
                 "%s: %s: the mapper of %s failed: %s",
                 self._spec.name,

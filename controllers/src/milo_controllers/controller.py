@@ -143,10 +143,24 @@ class Controller:
 
             self._in_slices(member, iter(informer.dropped or ()), add_deleted)
 
-    def resync_unmapped(self) -> None:
-        """Enqueue what may be affected by changes that could not be mapped. Called when a cache is complete: it may be
-        the one that the mapper reads."""
-        self._resync_for(self._affected.take_unmapped(), self._affected.take_unread())
+    def resync_unmapped(self, complete: str) -> None:
+        """Enqueue what may be affected by changes that could not be mapped. Called when a cache of the cluster
+        `complete` is complete: it may be the one that the mapper reads."""
+        unmapped = list(self._affected.take_unmapped(complete))
+        read = self._shared.members.get(complete)
+        self._resync_for(unmapped, [read] if unmapped and read is not None else ())
+        for number, (member, key) in enumerate(unmapped):
+            asyncio.get_running_loop().call_later(number * _RESYNC_EVERY_S, self._map_again, member, key)
+
+    def _map_again(self, member: AffectedCluster, key: CacheKey) -> None:
+        """Enqueue what the mappers of a cache name, beside the cached objects of its own cluster."""
+        informer = member.informers.get(key)
+        if informer is not None and self._shared.members.get(member.cluster.name) is member:
+
+            def enqueue(found: CachedObject) -> None:
+                self._enqueue_affected(member, informer, Change(None, found, is_live=False), is_resynced=True)
+
+            self._in_slices(member, informer.cache.values(), enqueue)
 
     def _resync_for(
         self, caches: Iterable[tuple[AffectedCluster, CacheKey]], others: Iterable[AffectedCluster] = ()
@@ -186,16 +200,24 @@ class Controller:
 
     def changed(self, member: ReconciledCluster, informer: Informer, change: Change) -> None:
         """Enqueue the objects that have to be reconciled because of a change."""
-        priority = Priority.LIVE if change.is_live else Priority.BACKGROUND
-        for key in self._affected.after_change(member, informer, change):
-            self._add(key, priority)
-            self._limit_waiting(member, informer, key)
+        self._enqueue_affected(member, informer, change)
         if change.new is None and informer.key == self.spec.kind.key:
             key = key_of(member, change.current.namespace, change.current.name)
             if self.queue.forget_stopped(key):  # a predicate has ignored the deletion
                 self.failures.recovered(key)
             if self._leads is None or not self.queue.is_open(member.cluster.name, member.incarnation):
                 self.queue.forget_ready(key)  # nothing was reconciled here, and that may not change for months
+
+    def _enqueue_affected(
+        self, member: AffectedCluster, informer: Informer, change: Change, *, is_resynced: bool = False
+    ) -> None:
+        """Enqueue what is affected by a change; with `is_resynced`, without the cached objects of its cluster."""
+        priority = Priority.LIVE if change.is_live else Priority.BACKGROUND
+        for key in self._affected.after_change(member, informer, change):
+            if is_resynced and key.cluster == member.cluster.name and self._is_cached(member, key):
+                continue
+            self._add(key, priority)
+            self._limit_waiting(member, informer, key)
 
     def resync(self, member: AffectedCluster, priority: Priority = Priority.BACKGROUND) -> None:
         """Enqueue every object of the cluster."""
@@ -229,7 +251,7 @@ class Controller:
         for key, failure in self.failures:
             yield key, failure, None if failure.is_stopped else self.queue.retry_at(key)
 
-    def _limit_waiting(self, member: ReconciledCluster, informer: Informer, key: ObjectKey) -> None:
+    def _limit_waiting(self, member: AffectedCluster, informer: Informer, key: ObjectKey) -> None:
         """Drop the cache whose changes let too many objects wait."""
         limits, target = self._shared.waiting, self._shared.members.get(key.cluster)
         if target is not None and (limit := limits.exceeded(self._uncached(target), is_own=target is member)):
@@ -241,12 +263,12 @@ class Controller:
                 primary = largest.informers[self.spec.kind.key]
                 self._drop_waiting(largest, informer if largest is member else primary, limit)
 
-    def _uncached(self, member: ReconciledCluster) -> int:
+    def _uncached(self, member: AffectedCluster) -> int:
         """Return the number of objects in the queue beyond those that are cached."""
         cached = len(member.informers[self.spec.kind.key].cache)
         return max(0, self.queue.count(member.cluster.name, member.incarnation) - cached)
 
-    def _drop_waiting(self, member: ReconciledCluster, informer: Informer, limit: str) -> None:
+    def _drop_waiting(self, member: AffectedCluster, informer: Informer, limit: str) -> None:
         self.queue.forget_waiting(member.cluster.name, member.incarnation)
         self.failures.drop(member.cluster.name, member.incarnation)
         informer.exceed(f"besides the cached objects, more than {limit} wait to be reconciled")
@@ -376,6 +398,9 @@ class Controller:
             return False
         found = member.informers[self.spec.kind.key].cache.get(key.namespace, key.name)
         return found is None or not is_terminating(found)
+
+    def _is_cached(self, member: AffectedCluster, key: ObjectKey) -> bool:
+        return member.informers[self.spec.kind.key].cache.get(key.namespace, key.name) is not None
 
     def _is_gone(self, member: ReconciledCluster, key: ObjectKey) -> bool:
         cache, place = member.informers[self.spec.kind.key].cache, (key.namespace, key.name)

@@ -82,7 +82,7 @@ class ClusterTasks:
             controller.listed(self)
             if informer.dropped is not None:
                 controller.listed_again(self, informer)
-            controller.resync_unmapped()
+            controller.resync_unmapped(self.cluster.name)
 
     def failed(self, _informer: Informer) -> None:
         for controller in self._controllers:

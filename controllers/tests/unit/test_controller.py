@@ -277,9 +277,49 @@ async def test_object_of_a_cluster_whose_incomplete_cache_a_mapper_has_read_is_r
             members[name].informers[controller.spec.kind.key] = SimpleNamespace(cache=cache)
         await eventually(lambda: len(reconciled) == 2)
         controller.changed(members["alpha"], secrets, Change(None, seen, is_live=True))
-        controller.resync_unmapped()
+        controller.resync_unmapped("hub")
         await eventually(lambda: len(reconciled) == 3)
     assert reconciled[-1] == "hub"
+
+
+@pytest.mark.parametrize("ends", [False, True], ids=["is complete", "belongs to a cluster that ends"])
+async def test_object_of_another_cluster_is_reconciled_once_the_cache_that_its_mapper_reads(ends: bool) -> None:
+    reconciled: list[tuple[str, str]] = []
+    missing = ["spoke"]
+
+    async def reconcile(request: Request) -> None:
+        reconciled.append((current_cluster.get(), request.name))
+
+    def mapper(_change: Watched[Any]) -> list[ReconcileTarget]:
+        for name in missing:
+            raise NotSynced(f"the cache of sites of {name} is not complete; retry later", cluster=name)
+        return [ReconcileTarget("named", "default", "hub")]
+
+    members: dict[str, Any] = {}
+    watched = watches("v1/secrets", map=mapper)
+    controller = controller_of(reconcile, members, watched)
+    secrets, seen = ObjectCache(), CachedObject("a", "default", "uid", "1", b"{}")
+    secrets.apply(ObjectChanged(seen))
+    informer: Any = SimpleNamespace(key=watched.kind.key, cache=secrets)
+    async with asyncio.TaskGroup() as tasks:
+        for name in ("spoke", "other", "hub"):
+            engaged(controller, members, name, tasks)
+            members[name].informers[controller.spec.kind.key] = SimpleNamespace(cache=ObjectCache())
+        members["spoke"].informers[informer.key] = informer
+        await eventually(lambda: len(reconciled) == 3)
+        missing[:] = ["other"] if ends else ["spoke"]
+        controller.changed(members["spoke"], informer, Change(None, seen, is_live=True))
+        missing.clear()
+        controller.resync_unmapped("hub")
+        assert not controller.queue
+        if ends:
+            controller.drop(members.pop("other"))
+            controller.resync_unmapped("hub")
+        else:
+            controller.resync_unmapped("spoke")
+        await eventually(lambda: len(reconciled) == 4)
+        controller.drop(members.pop("spoke"))
+    assert reconciled[-1] == ("hub", "named")
 
 
 async def test_created_reconcile_task_does_not_run_if_its_cluster_is_disengaged_first() -> None:
@@ -554,6 +594,6 @@ async def test_clusters_whose_changes_could_not_be_mapped_are_enqueued_one_after
             for number in range(10):
                 controller.changed(members[f"c{number}"], secrets, change)
         before = len(controller.queue)
-        controller.resync_unmapped()
+        controller.resync_unmapped("hub")
         assert len(controller.queue) == before + 1
         await eventually(lambda: len(controller.queue) == before + 20)
