@@ -64,8 +64,8 @@ class FencedIssuer(msgspec.Struct, frozen=True):
     issuer: FencingIssuer
     sources: frozenset[str] = frozenset()
 
-    def serves(self, cluster: str) -> bool:
-        return not self.sources or source_of(cluster) in self.sources
+    def serves(self, source: str) -> bool:
+        return not self.sources or source in self.sources
 
 
 class IssuerRevocation:
@@ -143,8 +143,13 @@ class CredentialRevocation:
         are_decided = all(issuer.is_decided for issuer in self.issuers)
         return are_decided and (not self.issuers or any(issuer.fence.is_cleared for issuer in self.issuers))
 
+    def is_cleared_for(self, source: str) -> bool:
+        """Return whether at least some clusters of a source may be engaged, whatever is tried for other sources."""
+        return all(issuer.fence.is_cleared for issuer in self.issuers if issuer.fenced.serves(source))
+
     def clears(self, cluster: str) -> bool:
-        return all(issuer.fence.clears(cluster) for issuer in self.issuers if issuer.fenced.serves(cluster))
+        source = source_of(cluster)
+        return all(issuer.fence.clears(cluster) for issuer in self.issuers if issuer.fenced.serves(source))
 
     async def run(self, decided: Callable[[], None], present: Callable[[], Ownership | None]) -> None:
         """Perform due revocations until canceled. `decided` is called when more clusters may be engaged, or when it is
@@ -172,12 +177,12 @@ class FleetAssignment:
     def assign(self, ownership: Ownership, holds: Callable[[], bool]) -> Iterator[None]:
         self._decisions = decisions = Decisions(ownership, self._owners(ownership.view))
         self._follow(ownership)
-        is_decided = (ownership.may_engage and self._is_cleared) or not ownership.is_in_view
 
         def elsewhere(name: str) -> str | None:
             return decisions.elsewhere(name) or self._uncleared(name) or (None if holds() else LOST)
 
         for source in self._fleet.sources:
+            is_decided = (ownership.may_engage and self._is_cleared(source.name)) or not ownership.is_in_view
             yield from source.assign(elsewhere, self._release_timeout_s, is_decided=is_decided)
 
     def _owners(self, view: View) -> Owners:
@@ -189,9 +194,8 @@ class FleetAssignment:
         if self._revocation is not None:
             self._revocation.follow(ownership)
 
-    @property
-    def _is_cleared(self) -> bool:
-        return self._revocation is None or self._revocation.is_cleared
+    def _is_cleared(self, source: str) -> bool:
+        return self._revocation is None or self._revocation.is_cleared or self._revocation.is_cleared_for(source)
 
     def _uncleared(self, name: str) -> str | None:
         """Return why a cluster that this member owns cannot be engaged yet; None if it can, or is engaged already."""

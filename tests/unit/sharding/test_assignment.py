@@ -16,13 +16,16 @@ from milo_discoveryd.log.filter import Filter
 from milo_discoveryd.model.cluster import DisengageReason
 from milo_discoveryd.model.object_state import ObjectState
 from milo_discoveryd.model.observation import Observation
+from milo_discoveryd.model.removal_limits import RemovalLimits
 from milo_discoveryd.sharding.assignment import LOST, STARTING, CredentialRevocation, FencedIssuer, FleetAssignment
 from milo_discoveryd.sharding.leases import View, ViewMember
 from milo_discoveryd.sharding.ownership import Ownership
 from milo_kube.reflect.messages import Listed, ListEnded, ListStarted, ObjectChanged, SourceEvent
 from tests.support.eventually import eventually
 from tests.support.logs import capture_logs
+from tests.support.sources import new_source
 from tests.unit.fleet.fleets import ready
+from tests.unit.fleet.test_fleet_malformed import Ledger
 from tests.unit.sharding.fleets import fleet_of_one_source
 
 KEY = SubscriberKey("caller", "operator")
@@ -285,6 +288,25 @@ async def test_clusters_are_engaged_once_the_credentials_of_former_owners_are_re
     revocation.done()
     assign(assignment, ALONE)
     assert (source.synced, source.engagements.engaged, assignment.unowned()) == (True, 2, 0)
+
+
+async def test_source_is_synced_while_an_issuer_of_another_source_does_not_answer() -> None:
+    """Found by a reader: its clusters were engaged, and no subscriber was told of them."""
+    fleet = fleet_of_one_source()
+    new_source(Ledger(), fleet=fleet, name="other", removals=RemovalLimits())
+    silent, answering = FencedIssuer(Silent(), frozenset({""})), FencedIssuer(Silent(), frozenset({"other"}))
+    revocation = CredentialRevocation([silent, answering])
+    assignment = FleetAssignment(fleet, 30.0, revocation)
+    for source, name in zip(fleet.sources, ("x", "other#y"), strict=True):
+        found = Listed(ready(name, uid=name, source=source.name))
+        for _ in source.apply(source.collections[0], [ListStarted(), found, ListEnded()], 0.0):
+            pass
+    assign(assignment, ALONE)
+    fence = revocation.issuers[1].fence
+    assert fence.due is not None
+    fence.revoked(fence.due)
+    assign(assignment, ALONE)
+    assert [(source.synced, source.engagements.engaged) for source in fleet.sources] == [(False, 0), (True, 1)]
 
 
 async def test_clusters_stay_engaged_while_credentials_are_revoked_after_a_view_change() -> None:
