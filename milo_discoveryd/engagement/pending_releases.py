@@ -104,6 +104,8 @@ class PendingReleases:
         self._numbered = NumberedSets[SubscriberKey]()
         self._return_until = -math.inf
         self._streams = 0
+        self.compared = 0
+        """How many times a cluster was compared with the subscribers because it drains, or might."""
         self.clusters_per_step = COMPARED_PER_STEP
         """How many clusters may change in one step: each that drains, or begins to, is compared with the filters of all
         subscribers."""
@@ -194,6 +196,7 @@ class PendingReleases:
         `awaits_return`: whether to wait for the subscribers of the earlier run shortly after a restart.
         """
         self._forget_gone(now)
+        self.compared += 1
         expected = 0
         for key, subscriber in self._subscribers.items():
             if subscriber.sees(cluster):
@@ -218,6 +221,7 @@ class PendingReleases:
         if drain is None:
             return False
         drain.cluster = cluster
+        self.compared += 1
         expected = ((key, self._subscribers.get(key)) for key in self._numbered.members(drain.expected))
         lost = [key for key, subscriber in expected if subscriber is not None and not subscriber.sees(cluster)]
         for key in lost:

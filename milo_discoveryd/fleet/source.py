@@ -202,16 +202,25 @@ class ClusterSource:
     def apply(
         self, collection: ObjectCollection, source_events: Iterable[SourceEvent[ObservedObject]], read_at: float
     ) -> Iterator[None]:
-        """Apply source events in batches; the caller may let other tasks run between them."""
+        """Apply source events in batches; the caller may let other tasks run between them.
+
+        Many streams that confirm releases make the batches small, in case clusters drain. Those after which nothing was
+        compared with the streams go on together.
+        """
         source_events, now = [*source_events], Moment(time.time(), read_at)
+        releases, together = self.changes.releases, 0
         for event in source_events:
             if isinstance(event, Relisting):
                 self.observer.relisting(event.reason)
             elif isinstance(event, EventIgnored):
                 self.observer.event_ignored(event.problem)
         for objects in collection.apply_events(source_events, now):
-            for _ in self._commit(collection, objects, now):
-                yield
+            compared = releases.compared
+            for count in self._commit(collection, objects, now):
+                together += count
+                if not count or together >= EVENTS_PER_STEP or releases.compared != compared:
+                    yield
+                    compared, together = releases.compared, 0
         self._update_progress(now)
 
     def resolve(
@@ -237,14 +246,14 @@ class ClusterSource:
             not_ready.resume(worst_followed.since)
         self._set_status()
 
-    def _commit(self, collection: ObjectCollection, objects: ObjectChanges, now: Moment) -> Iterator[None]:
-        """Apply the cluster states that follow from changes of a collection's objects."""
+    def _commit(self, collection: ObjectCollection, objects: ObjectChanges, now: Moment) -> Iterator[int]:
+        """Apply the cluster states that follow from changes of a collection's objects. Yield how many, step by step."""
         for change in objects.changes:
             if change.is_newly_reported and isinstance(change.state, NotWanted):
                 self.observer.object_reported(change.state)
         for states in self._meaning.states(collection.number, objects):
             self.changes.commit(self.clusters.claimant, states, now)
-            yield
+            yield len(states.states)
 
     def _update_progress(self, read_at: Moment) -> None:
         if (version := self.version) != self.changes.versions.get(self.name, 0):

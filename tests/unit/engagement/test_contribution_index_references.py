@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import pytest
 
 from milo_discoveryd.engagement import contribution_index as module
+from milo_discoveryd.engagement.contribution_index import CLUSTERS_PER_STEP
 from milo_discoveryd.model.contributions import (
     ContributingObject,
     Contribution,
@@ -111,17 +112,17 @@ def test_changed_secret_updates_only_the_clusters_that_reference_it(fleet: Joine
 def test_secret_of_many_clusters_is_applied_in_batches_interleaved_with_other_changes(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(module, "CLUSTERS_PER_STEP", 30)
+    monkeypatch.setattr(module, "MOST_DEPENDENTS", 1000)
     fleet = JoinedFleet()
-    fleet.listed(*(an_object(f"c{number}", "k") for number in range(61)))
+    fleet.listed(*(an_object(f"c{number}", "k") for number in range(2 * CLUSTERS_PER_STEP + 1)))
     fleet.listed(a_secret("k"), a_secret("m"), watch=SECRETS)
     steps = fleet.source.apply(fleet.collection(SECRETS), [ObjectChanged(a_secret("k", "s2", 3))], 0.0)
     for done in (1, 2):
         next(steps)
-        assert [*fleet.servers.values()].count("s2") == done * 30
-    last = "c60"
+        assert [*fleet.servers.values()].count("s2") == done * CLUSTERS_PER_STEP
+    last = f"c{2 * CLUSTERS_PER_STEP}"
     fleet.take(ObjectChanged(an_object(last, "m", 4)))
-    assert [*steps] == [None]
+    assert [*steps] == []
     assert fleet.servers == {name: "s1" if name == last else "s2" for name in fleet.servers}
 
 

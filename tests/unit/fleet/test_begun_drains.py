@@ -10,6 +10,7 @@ from milo_discoveryd.fleet.source import ClusterSource
 from milo_discoveryd.log.filter import Filter
 from milo_discoveryd.model.cluster import Cluster
 from milo_discoveryd.model.removal_limits import RemovalLimits
+from milo_discoveryd.objects.collection import EVENTS_PER_STEP
 from milo_kube.reflect.messages import Listed, ListEnded, ListStarted, ObjectChanged
 from tests.support.sources import new_source
 from tests.unit.fleet.fleets import not_ready, outside, readable_log, ready
@@ -79,3 +80,16 @@ async def test_other_tasks_run_while_drains_for_many_subscribers_begin(is_listed
         assert (len(fleet.releases) - before) * 2 * 200 <= COMPARED_PER_STEP
         before = len(fleet.releases)
     assert [*fleet.releases] == NAMES
+
+
+async def test_subscribers_that_confirm_releases_do_not_slow_down_changes_of_clusters_that_do_not_drain() -> None:
+    """A pause after each cluster would delay all later changes: others take long while hundreds of streams send."""
+    fleet = Fleet(readable_log())
+    source = new_source(Ledger(), fleet=fleet, drain_timeout_s=100.0)
+    for number in range(1000):
+        key, view = SubscriberKey("caller", str(number)), Filter(confirms_releases=True)
+        fleet.changes.subscribe(Subscription(key, "caller", view))
+    assert fleet.releases.clusters_per_step == 1
+    take(source, 0.0, ListStarted(), *(Listed(ready(name, "1")) for name in NAMES), ListEnded())
+    changed = [ObjectChanged(ready(name, version, labels={"env": version})) for version in ("2", "3") for name in NAMES]
+    assert sum(1 for _ in source.apply(source.collections[0], changed, 10.0)) == len(changed) // EVENTS_PER_STEP
