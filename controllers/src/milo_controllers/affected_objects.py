@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Protocol
 
 from milo_controllers.errors import NotSynced
 from milo_controllers.fleet_view import CachedCluster, FleetView
 from milo_controllers.informer import Informer
 from milo_controllers.kinds import CacheKey, Kind
+from milo_controllers.named_objects import NamedObjects
 from milo_controllers.object_cache import CachedObject, Change
 from milo_controllers.reconcile_failures import ReconcileFailures
 from milo_controllers.registration import ControllerSpec
@@ -36,7 +37,9 @@ class AffectedObjects:
         members: Mapping[str, AffectedCluster],
         clusters: FleetView,
         failures: ReconcileFailures,
+        waits: Callable[[ObjectKey], bool],
     ) -> None:
+        """`waits`: whether an object waits to be reconciled."""
         self._spec = spec
         self._members = members
         self._clusters = clusters
@@ -51,6 +54,7 @@ class AffectedObjects:
         """The kinds whose caches have to be complete before the first reconcile."""
         self._named_others: set[tuple[str, int, CacheKey]] = set()
         """The caches, by cluster name, incarnation and kind, of whose objects a mapper named one of another cluster."""
+        self.named = NamedObjects(waits)
         self._unmapped: dict[str, set[tuple[str, int, CacheKey]]] = {}
         """The caches with changes that a mapper could not map, by the cluster of the incomplete cache that it read;
         empty if that is not known."""
@@ -83,6 +87,7 @@ class AffectedObjects:
 
     def drop(self, member: AffectedCluster) -> None:
         """Forget the caches of the member."""
+        self.named.take((member.cluster.name, member.incarnation))
         for key in self._mapped:
             cache = member.cluster.name, member.incarnation, key
             self._named_others.discard(cache)

@@ -85,7 +85,7 @@ class Controller:
         """Whether reconciles begin; None before they ever did."""
         self._timer: asyncio.TimerHandle | None = None
         self._pump_is_due = False
-        self._affected = AffectedObjects(spec, shared.members, shared.clusters, self.failures)
+        self._affected = AffectedObjects(spec, shared.members, shared.clusters, self.failures, self.queue.waits)
         self._holds = WriteHolds(spec.name, self._release)
         self._metrics = ReconcileMetrics(shared.metrics, spec.name, workers=spec.workers)
 
@@ -217,7 +217,8 @@ class Controller:
             if is_resynced and key.cluster == member.cluster.name and self._is_cached(member, key):
                 continue
             self._add(key, priority)
-            self._limit_waiting(member, informer, key)
+            if self._limit_waiting(member, informer, key):
+                return
 
     def resync(self, member: AffectedCluster, priority: Priority = Priority.BACKGROUND) -> None:
         """Enqueue every object of the cluster."""
@@ -251,17 +252,33 @@ class Controller:
         for key, failure in self.failures:
             yield key, failure, None if failure.is_stopped else self.queue.retry_at(key)
 
-    def _limit_waiting(self, member: AffectedCluster, informer: Informer, key: ObjectKey) -> None:
-        """Drop the cache whose changes let too many objects wait."""
-        limits, target = self._shared.waiting, self._shared.members.get(key.cluster)
-        if target is not None and (limit := limits.exceeded(self._uncached(target), is_own=target is member)):
+    def _limit_waiting(self, member: AffectedCluster, informer: Informer, key: ObjectKey) -> bool:
+        """Drop the cache whose changes let too many objects wait; return whether it is that of the informer."""
+        limits, named = self._shared.waiting, self._affected.named
+        own, target = (member.cluster.name, member.incarnation), self._shared.members.get(key.cluster)
+        limit = ""
+        if target is member:
+            limit = limits.exceeded(self._uncached(member) - named.within(own), is_own=True)
+        elif target is not None and not self._is_cached(target, key):
+            limit = limits.exceeded(named.add(own, key), is_own=False) and limits.exceeded(
+                named.exact(own), is_own=False
+            )
+        if limit:
             self._drop_waiting(member, informer, limit)
+            return True
         if limits.is_count_due():
-            waiting = {name: self._uncached(other) for name, other in self._shared.members.items()}
+            waiting = {name: self._own_waiting(other) for name, other in self._shared.members.items()}
             if limit := limits.exceeded_by_all(sum(waiting.values())):
                 largest = self._shared.members[max(waiting, key=waiting.__getitem__)]
                 primary = largest.informers[self.spec.kind.key]
                 self._drop_waiting(largest, informer if largest is member else primary, limit)
+                return largest is member
+        return False
+
+    def _own_waiting(self, member: AffectedCluster) -> int:
+        """Return how many objects wait because of the cluster, beyond those that are cached."""
+        own, named = (member.cluster.name, member.incarnation), self._affected.named
+        return max(0, self._uncached(member) - named.within(own)) + named.by(own)
 
     def _uncached(self, member: AffectedCluster) -> int:
         """Return the number of objects in the queue beyond those that are cached."""
@@ -270,6 +287,8 @@ class Controller:
 
     def _drop_waiting(self, member: AffectedCluster, informer: Informer, limit: str) -> None:
         self.queue.forget_waiting(member.cluster.name, member.incarnation)
+        for key in self._affected.named.take((member.cluster.name, member.incarnation)):
+            self.queue.forget_ready(key)
         self.failures.drop(member.cluster.name, member.incarnation)
         informer.exceed(f"besides the cached objects, more than {limit} wait to be reconciled")
 

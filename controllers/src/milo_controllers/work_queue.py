@@ -17,7 +17,7 @@ import enum
 import heapq
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import msgspec
 
@@ -145,13 +145,14 @@ class _ClusterQueue:
         kept = len(self.dirty) + len(self.in_flight) + len(self.held)
         return ready + kept + len(self.delayed) + len(self.stopped) + len(self.parked)
 
+    @property
+    def waiting(self) -> tuple[dict[ObjectKey, Any], ...]:
+        return *self.ready, self.delayed, self.stopped, self.parked
+
     def forget_waiting(self) -> None:
-        for ready in self.ready:
-            ready.clear()
-        self.delayed.clear()
+        for waiting in self.waiting:
+            waiting.clear()
         self.failures.clear()
-        self.stopped.clear()
-        self.parked.clear()
 
 
 _Cluster = tuple[str, int]
@@ -315,6 +316,11 @@ class WorkQueue:
         if queue.is_empty:
             del self._clusters[key[:2]]
         return True
+
+    def waits(self, key: ObjectKey) -> bool:
+        """Return whether the object is ready, delayed, parked or stopped."""
+        queue = self._clusters.get(key[:2])
+        return queue is not None and any(key in waiting for waiting in queue.waiting)
 
     def forget_ready(self, key: ObjectKey) -> None:
         """Forget an object that is ready."""

@@ -493,6 +493,34 @@ async def test_cache_is_dropped_if_more_uncached_objects_wait_than_may_be_cached
     assert found == dropped
 
 
+async def test_objects_that_a_cluster_names_in_another_count_for_no_other_cluster() -> None:
+    async def reconcile(_request: Request) -> None: ...
+
+    def mapper(change: Watched[Any]) -> list[ReconcileTarget]:
+        count = 15 if change.cluster.name == "greedy" else 9
+        return [ReconcileTarget(f"{change.cluster.name}-{number}", "default", "hub") for number in range(count)]
+
+    members: dict[str, Any] = {}
+    watched = watches("v1/secrets", map=mapper)
+    controller = controller_of(reconcile, members, watched, limits=CacheLimits(objects=10))
+    controller.pause()
+    kind, seen = controller.spec.kind.key, CachedObject("a", "default", "uid", "1", b"{}")
+    async with asyncio.TaskGroup() as tasks:
+        for name in ("hub", "modest", "greedy", "late"):
+            engaged(controller, members, name, tasks)
+            for key in (kind, watched.kind.key):
+                members[name].informers[key] = CachedPlaces(key=key, cache=ObjectCache(), problems=[])
+        for name in ("modest", "greedy", "late"):
+            informer = members[name].informers[watched.kind.key]
+            controller.changed(members[name], informer, Change(None, seen, is_live=True))
+        for number in range(19):
+            gone = Change(CachedObject(f"o{number}", "default", f"u{number}", "1"), None, is_live=True)
+            controller.changed(members["hub"], members["hub"].informers[kind], gone)
+        assert controller.queue.count("hub", 1) == 1 + 9 + 9 + 19
+    problems = {name: [len(i.problems) for i in member.informers.values()] for name, member in members.items()}
+    assert problems == {"hub": [0, 0], "modest": [0, 0], "greedy": [0, 1], "late": [0, 0]}
+
+
 @pytest.mark.parametrize("leads", [False, True], ids=["standby", "needed cache is never complete"])
 async def test_objects_deleted_before_anything_is_reconciled_do_not_wait(leads: bool) -> None:
     async def reconcile(_request: Request) -> None: ...

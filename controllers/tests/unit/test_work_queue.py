@@ -423,6 +423,8 @@ def test_ready_object_is_forgotten() -> None:
     for name in ("x", "y"):
         queue.add(key(name), 0.0)
     queue.forget_ready(key("x"))
+    assert [queue.waits(key(name)) for name in ("x", "y")] == [False, True]
+    assert not queue.waits(ObjectKey("unknown", 1, "ns", "x"))
     assert queue.count("a", 1) == 1
     queue.forget_ready(key("y"))
     assert queue.count("a", 1) == 0
