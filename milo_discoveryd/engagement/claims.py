@@ -15,7 +15,7 @@ claims on the same value at the same revision.
 """
 
 from abc import ABC, abstractmethod
-from bisect import bisect_left, bisect_right
+from bisect import bisect_left, bisect_right, insort
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from operator import attrgetter, itemgetter
@@ -34,6 +34,8 @@ from milo_kube import addresses
 from milo_kube.moment import Moment
 
 _CLAIMING = (Ready, NotReady)
+_FEW = 8
+"""Up to how many claims on one value are in a tuple, which the garbage collector does not track."""
 
 
 class ValueClaim(msgspec.Struct, frozen=True, order=True, gc=False):
@@ -71,8 +73,9 @@ class ValueClaims(ABC):
 
     def __init__(self, with_former: set[str]) -> None:
         self.is_active = False
-        self._by_value: dict[str, tuple[ValueClaim, ...]] = {}
-        """The claims on each value, sorted. The garbage collector would track lists, one per cluster."""
+        self._by_value: dict[str, tuple[ValueClaim, ...] | list[ValueClaim]] = {}
+        """The claims on each value, sorted. More than `_FEW` are in a list: whoever can write objects can make any
+        number of them claim one value."""
         self._by_key: dict[str, tuple[ValueClaim, ...]] = {}
         """The claims of each cluster's object; the last one is the claim of the object's present state."""
         self._with_former = with_former
@@ -152,19 +155,26 @@ class ValueClaims(ABC):
 
     def _insert(self, claim: ValueClaim) -> set[ClaimedCluster]:
         others = self._by_value.get(claim.value, ())
-        at = bisect_left(others, claim)
-        self._by_value[claim.value] = (*others[:at], claim, *others[at:])
-        return self._affected(others, claim)
+        affected = self._affected(others, claim)
+        if not isinstance(others, list):
+            others = [*others]
+        insort(others, claim)
+        self._store(claim.value, others)
+        return affected
 
     def _remove(self, claim: ValueClaim) -> set[ClaimedCluster]:
         claims = self._by_value.pop(claim.value)
-        at = bisect_left(claims, claim)
-        if others := (*claims[:at], *claims[at + 1 :]):
-            self._by_value[claim.value] = others
+        others = claims if isinstance(claims, list) else [*claims]
+        del others[bisect_left(others, claim)]
+        if others:
+            self._store(claim.value, others)
             self._kept_engaged.get(claim.value, set()).discard((claim.rank, claim.key))
         else:
             self._kept_engaged.pop(claim.value, None)
         return self._affected(others, claim)
+
+    def _store(self, value: str, claims: list[ValueClaim]) -> None:
+        self._by_value[value] = claims if len(claims) > _FEW else (*claims,)
 
     def _affected(self, claims: Sequence[ValueClaim], changed: ValueClaim) -> set[ClaimedCluster]:
         """Return the clusters whose claims are valid only without `changed`, which is not in `claims`."""

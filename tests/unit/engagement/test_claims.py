@@ -197,6 +197,19 @@ def test_number_of_claim_comparisons_grows_linearly_with_claims_on_one_value(mon
     assert comparisons(400) < 2.5 * comparisons(200)
 
 
+@pytest.mark.untraced
+def test_cpu_time_of_a_claim_does_not_grow_with_the_others_on_its_value() -> None:
+    def time_of(objects: int) -> float:
+        fleet, names = RecordingEngagements(), [f"bank-{number:05}" for number in range(objects)]
+        began = time.process_time()
+        for uid in (BANK, "uid-of-shop"):
+            for name in names:
+                fleet.observe(claims(name, uid))
+        return (time.process_time() - began) / objects
+
+    assert time_of(16_000) < 3 * min(time_of(1000) for _ in range(3))
+
+
 def test_object_is_engaged_when_the_conflicting_uid_claim_ends() -> None:
     fleet = RecordingEngagements()
     fleet.observe(claims("bank"), claims("shop-x"), listed=True)
