@@ -1,12 +1,13 @@
-"""Wakes subscribers that wait for changes, and divides their reads of the log among iterations of the event loop.
+"""Wakes subscribers that wait for changes, and divides reads of clusters among iterations of the event loop.
 
 No other module of this package uses the event loop.
 """
 
 import asyncio
-from collections import deque
-from collections.abc import Callable, Iterator
+from collections import OrderedDict, deque
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
+from itertools import islice
 
 COST_PER_WAITER_S = 0.0001
 """A generous estimate of the time that it takes to send a message to one subscriber."""
@@ -15,10 +16,11 @@ LOW_PRIORITY_DELAY_S = 0.5
 """The delay of changes that are not urgent. At 20 probes per second, one message then covers ten clusters."""
 
 AT_ONCE_S = 0.02
-"""How long streams that are ready may read in one iteration of the event loop. Others wait for their turn."""
+"""How long clusters may be read in one iteration of the event loop. Other reads wait for their turn."""
+IN_TURNS_S = 0.005
+"""The same while reads wait, so that iterations stay short: gRPC accepts one call in each or so."""
 WOKEN = 8
-"""How many waiting streams may read in one iteration; fewer after an iteration that took `LONG_S`."""
-LONG_S = 0.1
+"""How many reads that wait may be woken in one iteration, but not many more than the one before had time for."""
 
 
 class Waiter:
@@ -134,46 +136,79 @@ class ChangeNotifier:
 
 
 class ReadingTurns:
-    """The turns of all streams, in the order in which they became ready.
+    """The turns of all that read many clusters: streams, in the order in which they became ready, and the steps of
+    lists. Callers take turns as well, so that the many reads of one do not delay those of another.
 
-    A read takes up to some milliseconds, depending on the filter that its subscriber chose. One change wakes all
-    streams, and hundreds of reads, one after the other, would block the event loop for seconds.
+    A read takes up to some milliseconds, depending on the filter that its caller chose. One change wakes all streams,
+    and hundreds of reads, one after the other, would block the event loop for seconds.
     """
 
     def __init__(self, clock: Callable[[], float] | None = None) -> None:
         self._loop = asyncio.get_running_loop()
         self._clock = clock or self._loop.time
         self._ends_at: float | None = None
-        """When streams have read enough in this iteration; None if none has read yet."""
-        self._waiting: deque[asyncio.Future[None]] = deque()
-        self._woken = WOKEN
+        """When enough was read in this iteration; None if nothing was read yet."""
+        self._waiting: OrderedDict[Hashable, deque[asyncio.Future[None]]] = OrderedDict()
+        """What waits, by caller; the caller whose turn is next is first."""
+        self._postponed: deque[asyncio.Future[None]] = deque()
+        """What was woken, but found that enough was read: it is next."""
+        self._is_iterating = False
+        self._reads = 0
+        """How many reads this iteration had time for."""
+        self._has_woken = False
+        """Whether this iteration belongs to what was woken."""
 
     @property
     def is_free(self) -> bool:
         """Whether a stream may read at once. Otherwise it must `wait`."""
-        if self._ends_at is None:
-            self._ends_at = self._clock() + AT_ONCE_S
-            self._loop.call_soon(self._iterate)
-            return True
-        return not self._waiting and self._clock() < self._ends_at
+        return not (self._has_woken or self._waiting) and self._has_time()
 
-    async def wait(self) -> None:
+    async def wait(self, caller: Hashable) -> None:
+        """Wait until the caller may read; it reads before it awaits anything else."""
+        await self._woken(self._waiting.setdefault(caller, deque()))
+        while not self._has_time():
+            await self._woken(self._postponed)
+
+    async def _woken(self, waiting: deque[asyncio.Future[None]]) -> None:
         turn: asyncio.Future[None] = self._loop.create_future()
-        self._waiting.append(turn)
+        waiting.append(turn)
+        self._begin()
         await turn
 
+    def _has_time(self) -> bool:
+        if self._ends_at is None:
+            self._ends_at = self._clock() + (IN_TURNS_S if self._has_woken else AT_ONCE_S)
+            self._begin()
+        elif self._clock() >= self._ends_at:
+            return False
+        self._reads += 1
+        return True
+
+    def _begin(self) -> None:
+        if not self._is_iterating:
+            self._is_iterating = True
+            self._loop.call_soon(self._iterate)
+
     def _iterate(self) -> None:
-        """Wake streams that wait; they read in the iteration that follows."""
-        assert self._ends_at is not None, "no stream has read in the iteration that ends"
-        is_late, self._ends_at = self._clock() > self._ends_at + LONG_S, None
-        self._woken = max(1, self._woken // 2) if is_late else min(WOKEN, self._woken + 1)
-        if not self._waiting:
-            return
-        woken = 0
-        while self._waiting and woken < self._woken:
-            turn = self._waiting.popleft()
-            if not turn.done():  # not canceled
-                turn.set_result(None)
-                woken += 1
-        self._ends_at = self._clock()
-        self._loop.call_soon(self._iterate)
+        """Wake what waits; it reads in the iteration that follows."""
+        woken = max(min(WOKEN, self._reads + 1), len(self._postponed))
+        self._ends_at, self._reads, self._has_woken = None, 0, False
+        for turn in islice(self._next(), woken):
+            turn.set_result(None)
+            self._has_woken = True
+        self._is_iterating = self._has_woken
+        if self._has_woken:
+            self._loop.call_soon(self._iterate)
+
+    def _next(self) -> Iterator[asyncio.Future[None]]:
+        """Remove and yield what waits, except what was canceled."""
+        while self._postponed:
+            if not (turn := self._postponed.popleft()).done():
+                yield turn
+        while self._waiting:
+            caller, waiting = self._waiting.popitem(last=False)
+            turn = waiting.popleft()
+            if waiting:
+                self._waiting[caller] = waiting
+            if not turn.done():
+                yield turn

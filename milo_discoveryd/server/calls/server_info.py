@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from heapq import nsmallest
 from itertools import islice
 from typing import Protocol
@@ -26,7 +26,7 @@ CLUSTERS_PER_STEP = 250
 """Maximum number of clusters converted or counted per event-loop iteration, which takes about two
 milliseconds."""
 STEP_S = 0.002
-"""How long owners of clusters are computed in one iteration of the event loop."""
+"""How long owners of clusters are computed, or clusters listed, in one iteration of the event loop."""
 SHARES_PART = 0.1
 """The part of the time that computing them may take, however often callers ask."""
 DRAINING_NAMED = 100
@@ -65,10 +65,18 @@ class DaemonDescription:
         self._shares = _Shares(fleet)
 
     async def describe(
-        self, scope: ClusterScope, to: Recipient | None, *, streams: int, shard: ShardMembership | None, now: Moment
+        self,
+        scope: ClusterScope,
+        to: Recipient | None,
+        *,
+        streams: int,
+        shard: ShardMembership | None,
+        now: Moment,
+        turn: Callable[[], Awaitable[None]],
     ) -> pb.GetServerInfoResponse:
+        """`turn` waits until the caller may read more clusters."""
         sources = visible_sources(self._fleet.sources, scope)
-        counts = [await _counts(followed.engagements, scope) for followed in sources]
+        counts = [await _counts(followed.engagements, scope, turn) for followed in sources]
         source, *statuses = source_statuses(self._fleet.sources, scope, now)
         issuers = [
             followed
@@ -164,11 +172,14 @@ class _Shares:
         return worked + time.monotonic() - began
 
 
-async def _counts(engagements: Engagements, scope: ClusterScope) -> visibility.VisibleCounts:
+async def _counts(
+    engagements: Engagements, scope: ClusterScope, turn: Callable[[], Awaitable[None]]
+) -> visibility.VisibleCounts:
     if scope.is_everything:
         return visibility.total_counts(engagements)
+    await turn()
     total, records = visibility.VisibleCounts(), iter([*engagements.items()])
     while batch := [*islice(records, CLUSTERS_PER_STEP)]:
         total += visibility.visible_counts(batch, scope)
-        await asyncio.sleep(0)
+        await turn()
     return total

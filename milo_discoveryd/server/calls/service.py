@@ -3,8 +3,10 @@
 import asyncio
 import random
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Hashable, Iterator
 from contextlib import contextmanager
+from functools import partial
+from weakref import WeakValueDictionary
 
 from msgspec.structs import replace
 
@@ -37,6 +39,7 @@ from milo_discoveryd.server.calls.revision import NOTHING, Position, TokenSigner
 from milo_discoveryd.server.calls.server_info import (
     CLUSTERS_PER_STEP,
     CREDENTIALS_FAILING,
+    STEP_S,
     DaemonDescription,
     DaemonInfo,
     ShardMembership,
@@ -77,6 +80,8 @@ class Service:
         self._signer = signer
         self._draw = draw
         self._listings = Listings(fleet.log, signer)
+        self._listing: WeakValueDictionary[Hashable, asyncio.Lock] = WeakValueDictionary()
+        """By caller: held by its list that is being made."""
         self._server_info = DaemonDescription(fleet, kubeconfigs, info)
         self._stopping = asyncio.Event()
         self._stream_options = StreamOptions(
@@ -123,26 +128,33 @@ class Service:
         async with self.access.authorize(caller, "ListClusters") as call:
             parsed = requests.listing(request)
             requests.known_sources(parsed.wanted, self._source_names(call))
-            selected = visible_sources(self._fleet.select(parsed.wanted.sources), call.scope)
-            pending = frozenset(source.name for source in selected if not source.synced)
-            if pending and len(pending) == len(selected):
-                raise self._not_synced(call)
-            now = self._clock()
-            source, *sources = source_statuses(selected or self._fleet.sources, call.scope, Moment(time.time(), now))
-            shown = scoped(parsed.wanted, call.scope)
-            owner = ListingOwner(call.identity, call.holder(shown))
+            listing = self._listing.setdefault(call.quota_keys, asyncio.Lock())
+            async with listing:
+                call.require_rule()
+                return await self._list(parsed, call)
 
-            def is_visible(cluster: Cluster) -> bool:
-                return call.scope.is_everything or self._visible(cluster.target.name, call) is not None
+    async def _list(self, parsed: requests.ListRequest, call: CallContext) -> pb.ListClustersResponse:
+        selected = visible_sources(self._fleet.select(parsed.wanted.sources), call.scope)
+        pending = frozenset(source.name for source in selected if not source.synced)
+        if pending and len(pending) == len(selected):
+            raise self._not_synced(call)
+        now = self._clock()
+        source, *sources = source_statuses(selected or self._fleet.sources, call.scope, Moment(time.time(), now))
+        shown = scoped(parsed.wanted, call.scope)
+        owner = ListingOwner(call.identity, call.holder(shown))
 
-            page = (
-                self._listings.next(parsed.page_token, parsed.page_size, now, owner, is_visible)
-                if parsed.page_token
-                else await _completed(
-                    self._listings.first(without_sources(shown, pending), parsed.page_size, now, owner, pending=pending)
-                )
+        def is_visible(cluster: Cluster) -> bool:
+            return call.scope.is_everything or self._visible(cluster.target.name, call) is not None
+
+        page = (
+            self._listings.next(parsed.page_token, parsed.page_size, now, owner, is_visible)
+            if parsed.page_token
+            else await self._completed(
+                self._listings.first(without_sources(shown, pending), parsed.page_size, now, owner, pending=pending),
+                call,
             )
-        clusters, taken = await self._converted(page)
+        )
+        clusters, taken = await self._converted(page, call)
         listing = page.listing
         # A listing without the clusters of a pending source is a part of a snapshot: a stream cannot resume from its
         # revision.
@@ -160,17 +172,33 @@ class Service:
             pending_sources=sorted(listing.pending),
         )
 
+    @property
+    def _turns(self) -> ReadingTurns:
+        return self._stream_options.turns
+
     def _source_names(self, call: CallContext) -> list[str]:
         """Return the names of the sources that the caller may see."""
         return [source.name for source in visible_sources(self._fleet.sources, call.scope)]
 
-    async def _converted(self, page: Page) -> tuple[list[pb.Cluster], int]:
+    async def _completed(self, steps: Generator[None, None, Page], call: CallContext) -> Page:
+        """Run the steps in the caller's turns, and return the result."""
+        while True:
+            await self._turns.wait(call.quota_keys)
+            began = self._clock()
+            while self._clock() < began + STEP_S:
+                try:
+                    next(steps)
+                except StopIteration as ended:
+                    page: Page = ended.value
+                    return page
+
+    async def _converted(self, page: Page, call: CallContext) -> tuple[list[pb.Cluster], int]:
         """Return the page's clusters up to the size limit, and how many of its items were processed."""
         messages: list[pb.Cluster] = []
         size = 0
         for place, cluster in enumerate(page.clusters):
             if place % CLUSTERS_PER_STEP == 0:
-                await asyncio.sleep(0)
+                await self._turns.wait(call.quota_keys)
             if cluster is None:
                 continue
             message = convert.cluster(cluster, self._info.epoch)
@@ -268,9 +296,10 @@ class Service:
     async def get_server_info(self, request: pb.GetServerInfoRequest, caller: Caller) -> pb.GetServerInfoResponse:
         async with self.access.authorize(caller, "GetServerInfo") as call:
             scope, to = call.scope, call.recipient
+        turn = partial(self._turns.wait, call.quota_keys)
         streams = sum(scope.is_everything or call.shares_quotas(stream.caller) for stream in self.streams)
         now = Moment(time.time(), self._clock())
-        return await self._server_info.describe(scope, to, streams=streams, shard=self.shard, now=now)
+        return await self._server_info.describe(scope, to, streams=streams, shard=self.shard, now=now, turn=turn)
 
     async def _stream(
         self, parsed: requests.WatchRequest, call: CallContext, send: Send, *, request_bytes: int
@@ -384,14 +413,3 @@ def _credential_errors(call: CallContext, advice: str = _ISSUER_ADVICE) -> Itera
 
 _FIELD_OVERHEAD = 5
 """The maximum size, in bytes, of the tag and length prefix of one cluster in a page."""
-
-
-async def _completed(steps: Generator[None, None, Page]) -> Page:
-    """Run the steps, let other tasks run between them, and return the result."""
-    while True:
-        try:
-            next(steps)
-        except StopIteration as ended:
-            page: Page = ended.value
-            return page
-        await asyncio.sleep(0)

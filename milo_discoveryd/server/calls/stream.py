@@ -224,7 +224,9 @@ class WatchStream:
         """Run until the client disconnects or stalls, its rights end, or the daemon shuts down. Always raises."""
         async with self._sender.limited():
             if not self._options.turns.is_free:
-                await self._options.turns.wait()  # a subscriber is compared with all draining clusters
+                await self._options.turns.wait(
+                    self._view.call.quota_keys
+                )  # a subscriber is compared with all draining clusters
             with self._fleet.notifier.waiter() as waiter, self._subscribed(waiter), self._awaited():
                 try:
                     await self._follow(waiter)
@@ -247,7 +249,7 @@ class WatchStream:
         turns = self._options.turns
         while True:
             if not turns.is_free:
-                await turns.wait()
+                await turns.wait(self._view.call.quota_keys)
             self._follow_rights()
             if self._resumption.pending and self._update_pending():
                 self.cursor = cursor = self._new_cursor(None)

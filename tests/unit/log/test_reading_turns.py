@@ -1,8 +1,10 @@
-"""Turns of many streams."""
+"""Turns of many streams, and of several callers."""
 
 import asyncio
 
-from milo_discoveryd.log.change_notifier import AT_ONCE_S, LONG_S, WOKEN, ReadingTurns
+import pytest
+
+from milo_discoveryd.log.change_notifier import AT_ONCE_S, WOKEN, ReadingTurns
 
 STREAMS = 100
 
@@ -16,9 +18,9 @@ class Readers:
         self.turns = ReadingTurns(lambda: self.now)
         self._read_s = read_s
 
-    async def reads(self, stream: int) -> None:
+    async def reads(self, stream: int, caller: str = "") -> None:
         if not self.turns.is_free:
-            await self.turns.wait()
+            await self.turns.wait(caller)
         self.now += self._read_s
         self.read.append(stream)
 
@@ -41,16 +43,33 @@ async def test_streams_whose_reads_take_long_read_in_turns() -> None:
         assert readers.read == [*range(STREAMS)]
 
 
-async def test_fewer_streams_read_in_one_iteration_while_iterations_take_long() -> None:
-    readers = Readers(LONG_S / 2 + 0.001)
+@pytest.mark.parametrize("read_s", [AT_ONCE_S / 3 + 0.001, 2 * AT_ONCE_S])
+async def test_streams_of_one_iteration_read_for_a_limited_time(read_s: float) -> None:
+    readers = Readers(read_s)
     reading = [asyncio.create_task(readers.reads(stream)) for stream in range(STREAMS)]
-    await asyncio.sleep(0)
-    began, iterations = readers.now, 0
     while not all(task.done() for task in reading):
+        began = readers.now
         await asyncio.sleep(0)
-        iterations += 1
+        assert readers.now - began < AT_ONCE_S + read_s
     assert readers.read == [*range(STREAMS)]
-    assert (readers.now - began) / iterations < 2 * LONG_S
+
+
+async def test_callers_take_turns() -> None:
+    readers = Readers(AT_ONCE_S)
+    reading = [asyncio.create_task(readers.reads(stream, "many")) for stream in range(STREAMS)]
+    await asyncio.sleep(0)
+    reading += [asyncio.create_task(readers.reads(STREAMS + stream, "few")) for stream in range(3)]
+    await asyncio.gather(*reading)
+    first = readers.read.index(STREAMS)
+    assert first <= 4, "only those that were woken already are ahead"
+    assert readers.read[first : first + 5 : 2] == [STREAMS, STREAMS + 1, STREAMS + 2]
+
+
+async def test_step_that_always_waits_for_its_turn_gets_one_if_nothing_else_reads() -> None:
+    turns = ReadingTurns()
+    for _ in range(3):
+        await turns.wait("list")
+    assert turns.is_free or await turns.wait("stream") is None
 
 
 async def test_streams_whose_reads_take_little_do_not_wait() -> None:
