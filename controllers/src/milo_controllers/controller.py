@@ -205,7 +205,7 @@ class Controller:
             key = key_of(member, change.current.namespace, change.current.name)
             if self.queue.forget_stopped(key):  # a predicate has ignored the deletion
                 self.failures.recovered(key)
-            if self._leads is None or not self.queue.is_open(member.cluster.name, member.incarnation):
+            if self._leads is None:
                 self.queue.forget_ready(key)  # nothing was reconciled here, and that may not change for months
 
     def _enqueue_affected(
