@@ -185,7 +185,8 @@ class KeyedSource:
                 observation = reduce(cluster.removeprefix(prefix), contributions, uid)
                 if observation is None:
                     return None
-                observation = within_limits(observation)
+                if len({contribution.watch for contribution in contributions}) < len(contributions):
+                    observation = within_limits(observation)
                 return self._keyed(observation) if self.name else observation
             except MalformedError as error:
                 return Malformed(cluster, uid, "", str(error))

@@ -32,13 +32,13 @@ _EACH = "decode encode serialize sort sum"
 BUDGETS = {
     "burst": Budget(32_000, 270, 7_400, units=BURST, functions=f"{_EACH} encode"),
     "change": Budget(
-        230, 67, 64, functions=f"{_EACH} encode serialize sort digest join", further_functions="digest serialize"
+        240, 70, 64, functions=f"{_EACH} encode serialize sort digest join", further_functions="digest serialize"
     ),
     "change_beside_sources": Budget(
         480, 122, 64, functions=f"{_EACH} encode serialize sort sort digest join", further_functions="digest serialize"
     ),
-    "first_list": Budget(68_000, 175, units=1000, functions=_EACH),
-    "first_list_end": Budget(102_000, 230, 2_200, units=1000, functions=f"{_EACH} serialize"),
+    "first_list": Budget(68_000, 180, units=1000, functions=_EACH),
+    "first_list_end": Budget(102_000, 245, 2_200, units=1000, functions=f"{_EACH} serialize"),
     "idle": Budget(600, 356, 1_100, units=4, functions="digest serialize", further_functions="digest serialize"),
     "kind_declarative": Budget(18_400, 0, 1_200, units=100, functions="decode encode encode sort sort sum"),
     "kind_project": Budget(5_700, 0, 1_200, units=100, functions="decode encode encode sort sum"),
@@ -46,12 +46,12 @@ BUDGETS = {
     "kind_service_consumer": Budget(9_800, 0, 1_200, units=100, functions="decode encode encode sort sort sum"),
     "late_snapshot": Budget(9_200, 400, 1_100, units=1000, functions="serialize"),
     "listing": Budget(14_600, 14_600, 1_050, 1_050, units=500),
-    "probe": Budget(2_900, 64, 610, units=1000),
-    "relist": Budget(29_500, 172, units=1000, functions="decode sort"),
-    "relist_end": Budget(29_500, 109, 1, units=1000, functions="decode sort"),
+    "probe": Budget(2_900, 68, 610, units=1000),
+    "relist": Budget(31_500, 172, units=1000, functions="decode sort"),
+    "relist_end": Budget(31_500, 112, 1, units=1000, functions="decode sort"),
     "renewal": Budget(
         10_000,
-        4_730,
+        4_800,
         240,
         100,
         units=10,
