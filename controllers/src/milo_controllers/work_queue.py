@@ -17,6 +17,7 @@ import enum
 import heapq
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Any, Final, NamedTuple
 
 import msgspec
@@ -386,8 +387,8 @@ class WorkQueue:
     @property
     def oldest(self) -> float | None:
         """When the longest-waiting ready object became ready; None if no object is ready."""
-        times = (tuple(ready.values())[:1] for queue in tuple(self._clusters.values()) for ready in queue.ready)
-        return min((first for found in times for first in found), default=None)
+        times = (_first(ready) for queue in tuple(self._clusters.values()) for ready in queue.ready)
+        return min((first for first in times if first is not None), default=None)
 
     def stopped(self) -> Iterator[tuple[ObjectKey, str]]:
         """Return the objects that are not retried, with their errors."""
@@ -477,3 +478,11 @@ class WorkQueue:
     def _withdraw(self, cluster: _Cluster) -> None:
         for turns in self._turns:
             turns.pop(cluster, None)
+
+
+def _first(ready: dict[ObjectKey, float]) -> float | None:
+    """Return the first value, for another thread than the one that changes them: a hundred thousand are not copied."""
+    while ready:
+        with suppress(RuntimeError, StopIteration):  # changed meanwhile
+            return next(iter(ready.values()))
+    return None

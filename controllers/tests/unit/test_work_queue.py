@@ -17,6 +17,7 @@ from milo_controllers.work_queue import (
     Stopped,
     Work,
     WorkQueue,
+    _first,
 )
 from milo_kube.rate_limit import Rate
 
@@ -450,3 +451,19 @@ def test_forgotten_objects_are_not_taken_and_those_in_flight_or_held_are_kept() 
     queue.forget_waiting("a", 1)
     assert queue.count("a", 1) == 0
     assert list(queue.stopped()) == []
+
+
+class ChangedOnce(dict[ObjectKey, float]):
+    """A dict that another thread changes while its first value is looked up."""
+
+    is_changed = True
+
+    def values(self) -> Any:
+        if self.is_changed:
+            self.is_changed = False
+            raise RuntimeError("dictionary changed size during iteration")
+        return super().values()
+
+
+def test_oldest_is_found_while_another_thread_changes_the_queue() -> None:
+    assert _first(ChangedOnce({key("x"): 1.0, key("y"): 2.0})) == 1.0

@@ -670,7 +670,7 @@ async def test_object_above_max_payload_is_named_and_delays_no_other(world: Worl
         world.fleet.put("web", "small")
         await eventually(lambda: names(objects) == {"small"} and publisher.publication.refused == 2)
         await eventually(lambda: "web" in objects.view("v1/namespaces").missing)
-        assert publisher.publication.states() == {"OVER_BUDGET": 1}
+        await eventually(lambda: publisher.publication.states() == {"OVER_BUDGET": 1})
         world.fleet.put("web", "huge", namespace="team")
         await eventually(lambda: publisher.publication.refused == 1)
         world.fleet.apply(
