@@ -74,8 +74,8 @@ class ValueClaims(ABC):
     def __init__(self, with_former: set[str]) -> None:
         self.is_active = False
         self._by_value: dict[str, tuple[ValueClaim, ...] | list[ValueClaim]] = {}
-        """The claims on each value, sorted. More than `_FEW` are in a list: whoever can write objects can make any
-        number of them claim one value."""
+        """The claims on each value, sorted. More than `_FEW` are in a list, which is not copied for each change: a user
+        who can create objects determines how many of them claim one value."""
         self._by_key: dict[str, tuple[ValueClaim, ...]] = {}
         """The claims of each cluster's object; the last one is the claim of the object's present state."""
         self._with_former = with_former

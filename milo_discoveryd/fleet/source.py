@@ -165,7 +165,7 @@ class ClusterSource:
                 policy.removals,
                 keys=keys[number],
                 status=self.status,
-                pace=changes.releases,
+                step_limit=changes.releases,
             )
             for number, store in enumerate(stores)
         )

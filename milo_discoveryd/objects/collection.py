@@ -94,7 +94,7 @@ class ObjectCollection:
         *,
         keys: ObjectKeys = NAMES,
         status: ViewStatus | None = None,
-        pace: StepLimit = UNLIMITED,
+        step_limit: StepLimit = UNLIMITED,
     ) -> None:
         """`number` is the index of the collection within the source."""
         self.number = number
@@ -108,7 +108,7 @@ class ObjectCollection:
         self._keys = keys
         self._positions = positions
         self._limits = limits
-        self._list = StagedList(store, pending_deletions, pace)
+        self._list = StagedList(store, pending_deletions, step_limit)
         self._deletions_reported: deque[float] = deque()
         """When the watch reported recent deletions of established objects."""
         self._reference_objects: tuple[tuple[str, str], ...] = ()
@@ -123,7 +123,7 @@ class ObjectCollection:
     ) -> Iterator[ObjectChanges]:
         """Apply source events in batches, so that thousands of them do not block the event loop."""
         rest = iter(source_events)
-        while batch := list(islice(rest, min(EVENTS_PER_STEP, self._list.pace.clusters_per_step))):
+        while batch := list(islice(rest, min(EVENTS_PER_STEP, self._list.step_limit.clusters_per_step))):
             yield from self._apply_batch(batch, now)
             if self.store.weight.problem:
                 return

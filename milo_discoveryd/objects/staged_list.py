@@ -31,10 +31,10 @@ class StagedList:
         self,
         store: ObjectStore,
         pending_deletions: PendingDeletions,
-        pace: StepLimit = UNLIMITED,
+        step_limit: StepLimit = UNLIMITED,
     ) -> None:
         self._store = store
-        self.pace = pace
+        self.step_limit = step_limit
         self._pending_deletions = pending_deletions
         self._uids: dict[str, str] = {}
         self._staged: dict[str, tuple[ObservedObject, int]] = {}
@@ -116,7 +116,7 @@ class StagedList:
         """
         rest, self._staged = deque(self._staged.values()), {}
         while rest:
-            yield [rest.popleft() for _ in range(min(size, self.pace.clusters_per_step, len(rest)))]
+            yield [rest.popleft() for _ in range(min(size, self.step_limit.clusters_per_step, len(rest)))]
 
     def _is_suspect(self, staged: ObservedObject, known_uid: str) -> bool:
         return (

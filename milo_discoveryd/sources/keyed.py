@@ -185,7 +185,8 @@ class KeyedSource:
                 observation = reduce(cluster.removeprefix(prefix), contributions, uid)
                 if observation is None:
                     return None
-                if len({contribution.watch for contribution in contributions}) < len(contributions):
+                is_of_several = len({contribution.watch for contribution in contributions}) < len(contributions)
+                if is_of_several:  # the limits of one object were checked when it was read
                     observation = within_limits(observation)
                 return self._keyed(observation) if self.name else observation
             except MalformedError as error:
