@@ -423,9 +423,13 @@ async def open_session(options: NatsOptions, name: str) -> AsyncIterator[NatsSes
         await session.begin()
         yield session
     finally:
-        with suppress(NatsError, OSError, TimeoutError, AssertionError):  # the last, if `connect` did not begin
-            async with asyncio.timeout(2.0):
-                await client.close()
+        try:
+            with suppress(NatsError, OSError, TimeoutError, AssertionError):  # the last, if `connect` did not begin
+                async with asyncio.timeout(2.0):
+                    await client.close()
+        finally:
+            if client._transport is not None:  # `close` was canceled before it came to this
+                client._transport.close()  # type: ignore[no-untyped-call]
 
 
 def _tls(options: NatsOptions) -> ssl.SSLContext | None:

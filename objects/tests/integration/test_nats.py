@@ -64,7 +64,7 @@ async def test_cancellation_is_not_lost_while_the_client_flushes(world: World) -
 
         async def write() -> None:
             while not session._lost.done():
-                await session._publish("milo.objects.large", {}, bytes(1 << 20), lambda _: None)
+                await session._publish("milo.objects.large", {}, bytes(1 << 19), lambda _: None)
 
         os.kill(world.server.pid, signal.SIGSTOP)
         writing = asyncio.create_task(write())

@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from asyncio import StreamReader, StreamWriter
+from asyncio import IncompleteReadError, StreamReader, StreamWriter
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime
@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from milo_objects import nats_source, publisher
-from milo_objects.jetstream import NatsOptions
+from milo_objects.jetstream import NatsOptions, open_session
 from milo_objects.nats_source import NatsSource
 from milo_objects.publisher import ObjectPublisher
 from milo_objects.store import Store
@@ -34,6 +34,7 @@ class NonsenseServer:
         self._answer = answer
         self.connections = 0
         self.url = ""
+        self._open: set[StreamWriter] = set()
 
     @asynccontextmanager
     async def listening(self) -> AsyncIterator["NonsenseServer"]:
@@ -43,12 +44,14 @@ class NonsenseServer:
             yield self
         finally:
             server.close()
+            await eventually(lambda: not self._open)
 
     async def _connected(self, reader: StreamReader, writer: StreamWriter) -> None:
         self.connections += 1
+        self._open.add(writer)
         writer.write(b"INFO " + self._info + b"\r\n")
         subscribed = b""
-        with suppress(ConnectionError):
+        with suppress(ConnectionError, IncompleteReadError):
             while words := (await reader.readline()).split():
                 if words[0] == b"PING":
                     writer.write(b"PONG\r\n")
@@ -57,7 +60,10 @@ class NonsenseServer:
                 elif words[0] in (b"PUB", b"HPUB"):
                     await reader.readexactly(int(words[-1]) + 2)
                     writer.write(b"MSG %s %s %d\r\n%s\r\n" % (words[2], subscribed, len(self._answer), self._answer))
-        writer.close()
+        with suppress(ConnectionError):
+            writer.close()
+            await writer.wait_closed()
+        self._open.remove(writer)
 
 
 @pytest.fixture(autouse=True)
@@ -94,3 +100,18 @@ async def _is_retried(server: NonsenseServer, run: Coroutine[Any, Any, None]) ->
     assert not running.done(), running.exception()
     running.cancel()
     await asyncio.wait([running])
+
+
+async def test_cancellation_at_any_moment_leaves_no_connection_to_nats() -> None:
+    async with NonsenseServer(b"[]", b"{}").listening() as server:
+
+        async def connect() -> None:
+            async with open_session(NatsOptions(servers=(server.url,)), "test"):
+                pass
+
+        for steps in range(60):
+            connecting = asyncio.create_task(connect())
+            for _ in range(steps):
+                await asyncio.sleep(0)
+            connecting.cancel()
+            await asyncio.wait([connecting])

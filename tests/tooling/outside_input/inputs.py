@@ -255,7 +255,7 @@ RESPONSES = {
     "milo_discoveryd.credentials.jwt._HEADER": _JWT,
     "milo_discoveryd.identity.token_review._TOKEN_REVIEW": _OBJECT_ANSWER,
     "milo_discoveryd.sharding.lease_objects._LEASE": _LEASES,
-    "milo_discoveryd.sharding.lease_objects._LABELED_LIST": _LEASES,
+    "milo_discoveryd.sharding.lease_objects._LABELED_LIST": replace(_LEASES, loop_ms=60),
     "milo_discoveryd.sharding.lease_objects._LEASE_LIST": replace(_LEASES, limit="2 MiB for each page", kept=32 * _MIB),
     "milo_discoveryd.sharding.lease_objects._NAMES": _LEASES,
     "milo_discoveryd.sharding.lease_objects._STORED_VIEW": _LEASES,
