@@ -53,6 +53,7 @@ class EventWrite(msgspec.Struct, frozen=True):
 
     key: SeriesKey
     event: Document
+    recorded_at: float
 
     @property
     def is_series(self) -> bool:
@@ -100,7 +101,7 @@ class EventLog:
             self._counts[cluster] += 1
             if len(self._series) > _CAPACITY:
                 self.forget(self._least_needed(at))
-            return EventWrite(key, event)
+            return EventWrite(key, event, at)
         self._series.move_to_end(key)
         series.count += 1
         series.seen_at = at
@@ -148,7 +149,8 @@ class EventLog:
         series, seen = self._series[key], self._unreported[key.cluster][key]
         self._reported(key)
         series.written_at = at
-        return EventWrite(key, {**series.event, "series": {"count": series.count, "lastObservedTime": seen}})
+        event = {**series.event, "series": {"count": series.count, "lastObservedTime": seen}}
+        return EventWrite(key, event, at)
 
     def _reported(self, key: SeriesKey) -> None:
         unreported = self._unreported.get(key.cluster, {})

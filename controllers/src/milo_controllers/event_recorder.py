@@ -5,13 +5,15 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from milo_controllers.errors import text_of
 from milo_controllers.event_log import EventContent, EventLog, EventWrite, in_core
 from milo_controllers.kinds import CORE_EVENTS, EVENTS, Document, Kind
-from milo_discovery.api_errors import ApiError, NotFound, NotServed
+from milo_discovery.api_errors import AlreadyExists, ApiError, NotFound, NotServed, Unreachable
 from milo_discovery.cluster_api import MERGE_PATCH, ClusterApi
+from milo_discovery.errors import DiscoveryError
+from milo_kube.backoff import BackoffPolicy, StreamBackoff
 from milo_kube.change_signal import ChangeSignal
 from milo_kube.failure_log import FailureLog, raised_at
 
@@ -23,12 +25,18 @@ _SPACE_S = 5.0
 """How long `record` waits for space, for example while the API server does not respond."""
 _FLUSH_S = 2.0
 """How long pending events are still written at the end."""
+_RETRIED_S = 120.0
+"""How long after it was recorded an event is still retried, as by client-go."""
+_BACKOFF = BackoffPolicy(initial=timedelta(seconds=1), maximum=timedelta(seconds=10))
 
 
 class EventRecorder:
     """Records events about the objects of one cluster. A failed write is logged, and raised nowhere."""
 
-    __slots__ = ("_api", "_changed", "_failures", "_kind", "_patches", "_pending", "_recent", "_timer", "_writing")
+    __slots__ = (
+        *("_api", "_changed", "_failures", "_kind", "_patches", "_pending", "_recent", "_retried", "_timer"),
+        "_writing",
+    )
 
     def __init__(self, api: ClusterApi, recent: EventLog, failures: FailureLog) -> None:
         self._api = api
@@ -39,6 +47,8 @@ class EventRecorder:
         self._patches = True
         """Whether the API server patches events. Milo's proxy of events answers each patch with 404."""
         self._pending: deque[EventWrite] = deque()
+        self._retried: Exception | None = None
+        """Why the last write failed, if it is retried."""
         self._changed = ChangeSignal()
         self._writing: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -46,7 +56,7 @@ class EventRecorder:
     async def record(self, regarding: Document, content: EventContent, now: datetime) -> None:
         """Record an event, which is written in the background."""
         if not await self._has_space():
-            self.lost(content.reason, regarding["metadata"]["name"], TimeoutError("the API server is too slow"))
+            self.lost(content.reason, regarding["metadata"]["name"], self._retried or _too_slow())
             return
         write = self._recent.record(self._api.name, regarding, content, now, asyncio.get_running_loop().time())
         if isinstance(write, EventWrite):
@@ -70,6 +80,9 @@ class EventRecorder:
             self._continue()
             if self._writing is not None:
                 await asyncio.wait([self._writing], timeout=_FLUSH_S)
+            if self._pending:
+                cause = text_of(self._retried or _too_slow())
+                log.warning("%s: %d events were not recorded: %s", self._api.name, len(self._pending), cause)
         self._recent.drop(self._api.name)
         if self._timer is not None:
             self._timer.cancel()
@@ -81,6 +94,8 @@ class EventRecorder:
         """Return whether another event may be pending, after waiting for space if there is none."""
         if len(self._pending) < _MAX_PENDING:
             return True
+        if self._retried is not None:
+            return False  # a reconcile does not wait for an API server that refuses events
         try:
             async with asyncio.timeout(_SPACE_S):
                 await self._changed.wait_for(lambda: len(self._pending) < _MAX_PENDING)
@@ -116,22 +131,39 @@ class EventRecorder:
         self._continue()
 
     async def _write_pending(self) -> None:
+        loop, backoff = asyncio.get_running_loop(), StreamBackoff(_BACKOFF)
         while self._pending:
-            write = self._pending[0]
             try:
-                await self._send(write)
+                await self._send(self._pending[0])
             except Exception as error:  # noqa: BLE001  (of one event, whose content is that of a tenant's object)
-                self._recent.forget(write.key)
-                self.lost(write.key.content.reason, write.event["regarding"]["name"], error)
-            self._pending.popleft()
-            self._changed.notify()
-        asyncio.get_running_loop().call_soon(self._continue)
+                if not _is_retried(error):
+                    self._drop(error)
+                    continue
+                self._retried = error
+                while self._pending and loop.time() - self._pending[0].recorded_at >= _RETRIED_S:
+                    self._drop(error)
+                await asyncio.sleep(backoff.failed(ran=timedelta(), retry_after=_retry_after(error)).total_seconds())
+            else:
+                self._retried, backoff = None, StreamBackoff(_BACKOFF)
+                self._pending.popleft()
+                self._changed.notify()
+        self._retried = None
+        loop.call_soon(self._continue)
+
+    def _drop(self, error: Exception) -> None:
+        """Give up the first pending event."""
+        write = self._pending.popleft()
+        self._recent.forget(write.key)
+        self.lost(write.key.content.reason, write.event["regarding"]["name"], error)
+        self._changed.notify()
 
     async def _send(self, write: EventWrite) -> None:
         if write.is_series and await self._is_written_again(write.event):
             return
         try:
             await self._send_as(self._kind, "POST", write.event)
+        except AlreadyExists:
+            pass  # created by an attempt whose response was lost
         except NotServed:
             if self._kind is CORE_EVENTS:
                 raise
@@ -164,3 +196,19 @@ class EventRecorder:
             return
         path = kind.collection(namespace) if method == "POST" else kind.path(name, namespace)
         await self._api.send(method, path, (), in_core(event) if kind is CORE_EVENTS else event)
+
+
+def _is_retried(error: Exception) -> bool:
+    """Return whether the next attempt may succeed."""
+    if isinstance(error, ApiError):
+        return error.status == 429 or error.status >= 500
+    return isinstance(error, Unreachable | DiscoveryError)
+
+
+def _retry_after(error: Exception) -> timedelta | None:
+    stated_s = error.retry_after_s if isinstance(error, ApiError) else None
+    return None if stated_s is None else timedelta(seconds=stated_s)
+
+
+def _too_slow() -> TimeoutError:
+    return TimeoutError("the API server is too slow")

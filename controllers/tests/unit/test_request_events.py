@@ -1,6 +1,7 @@
 """Requests that record events, in API servers with and without events.k8s.io, and behind Milo's proxy of events."""
 
 import asyncio
+from collections.abc import Sequence
 from datetime import timedelta
 from types import SimpleNamespace
 from typing import Any
@@ -12,7 +13,8 @@ from milo_controllers.event_recorder import EventRecorder
 from milo_controllers.kinds import Document, Kind
 from milo_controllers.request import Request
 from milo_controllers.work_queue import ObjectKey, Work
-from milo_discovery.api_errors import ApiError, NotFound, NotServed, Unreachable
+from milo_discovery.api_errors import AlreadyExists, ApiError, NotFound, NotServed, Unreachable
+from milo_discovery.errors import UnusableKubeconfig
 from milo_discovery.testing import fake_clock
 from milo_kube.failure_log import FailureLog
 from tests.support.eventually import eventually
@@ -23,7 +25,10 @@ OBJECT = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "a", "na
 class EventsApi:
     """An API server with events, without the group events.k8s.io unless `groups` has it."""
 
-    def __init__(self, *, groups: str = "events.k8s.io", patches: bool = True) -> None:
+    def __init__(
+        self, *, groups: str = "events.k8s.io", patches: bool = True, failures: Sequence[Exception] = ()
+    ) -> None:
+        """`failures`: raised by the first calls."""
         self.name = "shop"
         self.responds = asyncio.Event()
         self.responds.set()
@@ -31,10 +36,13 @@ class EventsApi:
         self.calls: list[str] = []
         self._groups = groups
         self._patches = patches
+        self.failures = list(failures)
 
     async def send(self, method: str, path: str, _query: object, body: Document, **_: object) -> Document:
         await self.responds.wait()
         self.calls.append(method)
+        if self.failures:
+            raise self.failures.pop(0)
         if "events.k8s.io" in path and not self._groups:
             raise NotServed(404, "", "404 page not found")
         name = path.rpartition("/")[2] if method != "POST" else body["metadata"]["name"]
@@ -168,20 +176,107 @@ async def test_event_is_lost_with_a_warning_if_the_api_server_is_too_slow(caplog
 
 
 async def test_failed_write_of_an_event_does_not_stop_the_next_one(caplog: pytest.LogCaptureFixture) -> None:
-    api = EventsApi()
-    send, failures = api.send, [Unreachable("closed", "the connection was closed"), ValueError("'/' is not a name")]
-
-    async def fail_first(*arguments: Any, **options: Any) -> Document:
-        if failures:
-            raise failures.pop(0)
-        return await send(*arguments, **options)
-
-    api.send = fail_first  # type: ignore[method-assign]
+    api = EventsApi(failures=[ApiError(422, "Invalid", "the event is invalid"), ValueError("'/' is not a name")])
     [request] = requests_to(api, 1)
     for reason in ("First", "Second", "Third"):
         await request.event(reason, "note")
     await eventually(lambda: api.reasons == ["Third"])
     assert caplog.text.count("was not recorded") == 2
+
+
+UNAVAILABLE = ApiError(503, "ServiceUnavailable", "try again")
+
+
+@pytest.mark.parametrize(
+    "failure",
+    [
+        UNAVAILABLE,
+        ApiError(429, "TooManyRequests", "slow down"),
+        Unreachable("closed", "the connection was closed"),
+        UnusableKubeconfig("no credential"),
+    ],
+)
+async def test_event_is_retried_after_a_transient_failure(failure: Exception, caplog: pytest.LogCaptureFixture) -> None:
+    api = EventsApi(failures=[failure])
+    with fake_clock() as clock:
+        [request] = requests_to(api, 1)
+        for reason in ("First", "Second"):
+            await request.event(reason, "note")
+        await eventually(lambda: len(api.calls) == 1)
+        clock.advance(timedelta(seconds=2))
+        await eventually(lambda: api.reasons == ["First", "Second"])
+    assert "was not recorded" not in caplog.text
+
+
+async def test_event_is_not_retried_before_the_time_that_the_api_server_states() -> None:
+    api = EventsApi(failures=[ApiError(429, "TooManyRequests", "slow down", retry_after_s=60.0)])
+    with fake_clock() as clock:
+        [request] = requests_to(api, 1)
+        await request.event("Created", "note")
+        await eventually(lambda: len(api.calls) == 1)
+        clock.advance(timedelta(seconds=59))
+        for _ in range(20):
+            await asyncio.sleep(0)
+        assert len(api.calls) == 1
+        clock.advance(timedelta(seconds=3))
+        await eventually(lambda: api.counts == [1])
+
+
+async def test_event_whose_response_was_lost_is_not_reported_as_lost(caplog: pytest.LogCaptureFixture) -> None:
+    api = EventsApi(failures=[Unreachable("closed", "closed"), AlreadyExists(409, "AlreadyExists", "it exists")])
+    with fake_clock() as clock:
+        [request] = requests_to(api, 1)
+        for reason in ("First", "Second"):
+            await request.event(reason, "note")
+        await eventually(lambda: len(api.calls) == 1)
+        clock.advance(timedelta(seconds=2))
+        await eventually(lambda: api.reasons == ["Second"])
+    assert "was not recorded" not in caplog.text
+
+
+async def test_events_are_lost_together_when_they_were_retried_for_two_minutes(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    api = EventsApi(failures=[UNAVAILABLE] * 100)
+    with fake_clock() as clock:
+        [request] = requests_to(api, 1)
+        for number in range(256):
+            await request.event("Seen", f"note {number}")
+        attempts = 0
+        while "was not recorded" not in caplog.text:
+            await eventually(lambda: len(api.calls) > attempts)  # noqa: B023  (awaited)
+            attempts = len(api.calls)
+            clock.advance(timedelta(seconds=10))
+        assert 12 <= attempts <= 14
+        api.failures.clear()
+        await request.event("Last", "note")
+        clock.advance(timedelta(seconds=10))
+        await eventually(lambda: api.reasons == ["Last"])
+
+
+async def test_reconcile_does_not_wait_for_an_api_server_that_refuses_events(caplog: pytest.LogCaptureFixture) -> None:
+    api = EventsApi(failures=[UNAVAILABLE])
+    with fake_clock():
+        [request] = requests_to(api, 1)
+        await request.event("Seen", "first")
+        await eventually(lambda: len(api.calls) == 1)
+        for number in range(255):
+            await request.event("Seen", f"note {number}")
+        await request.event("Lost", "note")
+    assert "event Lost of a was not recorded: try again" in caplog.text
+
+
+async def test_pending_events_that_cannot_be_written_at_the_end_are_counted(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("milo_controllers.event_recorder._FLUSH_S", 0.0)
+    api = EventsApi(failures=[UNAVAILABLE])
+    [request] = requests_to(api, 1)
+    for number in range(3):
+        await request.event("Seen", f"note {number}")
+    await eventually(lambda: len(api.calls) == 1)
+    await request._member.events.aclose(is_engaged=True)
+    assert "shop: 3 events were not recorded: try again" in caplog.text
 
 
 async def test_events_that_are_lost_for_one_cause_are_logged_once_and_counted(caplog: pytest.LogCaptureFixture) -> None:
