@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from itertools import islice
 from random import getrandbits
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, Final, NamedTuple, Protocol, TypeVar
 
 from milo_controllers.affected_objects import AffectedCluster, AffectedObjects, key_of
 from milo_controllers.errors import cause_of
@@ -37,11 +37,14 @@ from milo_controllers.work_queue import (
 )
 from milo_controllers.write_holds import WriteHolds, WrittenCluster
 from milo_discovery.tracing import SpanTracer, span
+from milo_kube.collection_follower import FollowerState
 from milo_kube.failure_log import FailureLog
 
 _RESYNC_EVERY_S = 0.005
 _AT_ONCE = 1000
 """Maximum number of objects of a cluster that are handled in one iteration of the event loop."""
+
+_LACKING: Final = frozenset[FollowerState]({"forbidden", "not_served"})
 
 T = TypeVar("T")
 
@@ -205,8 +208,14 @@ class Controller:
             key = key_of(member, change.current.namespace, change.current.name)
             if self.queue.forget_stopped(key):  # a predicate has ignored the deletion
                 self.failures.recovered(key)
-            if self._leads is None:
-                self.queue.forget_ready(key)  # nothing was reconciled here, and that may not change for months
+            if self._leads is None or self._lacks_kind(member):
+                self.queue.forget_ready(key)  # nothing was reconciled, and that may not change for months
+
+    def _lacks_kind(self, member: ReconciledCluster) -> bool:
+        """Return whether nothing was reconciled in the cluster because it does not serve, or forbids, a kind that this
+        controller needs."""
+        states = (member.informers[key].state for key in self._affected.needed_kinds)
+        return not self.queue.is_open(member.cluster.name, member.incarnation) and not _LACKING.isdisjoint(states)
 
     def _enqueue_affected(
         self, member: AffectedCluster, informer: Informer, change: Change, *, is_resynced: bool = False

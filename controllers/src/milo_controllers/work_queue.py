@@ -204,6 +204,10 @@ class WorkQueue:
             self._is_open[cluster, incarnation] = True
             self._offer((cluster, incarnation))
 
+    def is_open(self, cluster: str, incarnation: int) -> bool:
+        """Return whether objects of the cluster may be taken."""
+        return self._is_open.get((cluster, incarnation), False)
+
     def drop(self, cluster: str, incarnation: int) -> None:
         """Forget every object of the cluster, and accept no more of them."""
         self._is_open.pop((cluster, incarnation), None)

@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from contextvars import ContextVar
 from datetime import UTC, datetime
 from types import SimpleNamespace
@@ -29,6 +29,7 @@ from milo_controllers.work_queue import ObjectKey, Parked
 from milo_discovery.api_errors import NotLeading
 from milo_discovery.testing import eventually
 from milo_kube.cache_budget import CacheLimits
+from milo_kube.collection_follower import FollowerState
 from milo_kube.failure_log import FailureLog
 from milo_kube.reflect.messages import ListEnded, ObjectChanged
 
@@ -521,22 +522,41 @@ async def test_objects_that_a_cluster_names_in_another_count_for_no_other_cluste
     assert problems == {"hub": [0, 0], "modest": [0, 0], "greedy": [0, 1], "late": [0, 0]}
 
 
-async def test_objects_deleted_before_this_replica_leads_do_not_wait() -> None:
+@pytest.mark.parametrize(
+    ("leads", "is_open", "state", "waiting"),
+    [
+        (False, True, "synced", 0),
+        (True, False, "not_served", 0),
+        (True, False, "forbidden", 0),
+        (True, False, "starting", 100),
+        (True, True, "forbidden", 100),
+    ],
+)
+async def test_deleted_object_waits_unless_the_wait_may_last_for_months(
+    leads: bool, is_open: bool, state: FollowerState, waiting: int
+) -> None:
     async def reconcile(_request: Request) -> None: ...
 
+    def nothing(_change: Watched) -> Iterator[ReconcileTarget]:
+        return iter(())
+
     members: dict[str, Any] = {}
-    controller = controller_of(reconcile, members, limits=CacheLimits(objects=2), leads=False)
+    gadgets = Kind("example.com/v1/gadgets")
+    controller = controller_of(reconcile, members, watches(gadgets, map=nothing), leads=leads)
     kind = controller.spec.kind.key
     async with asyncio.TaskGroup() as tasks:
         engaged(controller, members, "alpha", tasks)
-        members["alpha"].informers[kind] = informer = CachedPlaces(key=kind, cache=ObjectCache(), problems=[])
+        if not is_open:
+            controller.queue.drop("alpha", 1)
+            controller.engage(members["alpha"])
+        informer: Any = SimpleNamespace(key=kind, cache=ObjectCache(), state="synced")
+        members["alpha"].informers = {kind: informer, gadgets.key: SimpleNamespace(state=state)}
         before = controller.queue.count("alpha", 1)
         for number in range(100):
             found = CachedObject(f"o{number}", "default", f"u{number}", "1")
             for change in (Change(None, found, is_live=True), Change(found, None, is_live=True)):
                 controller.changed(members["alpha"], informer, change)
-        assert controller.queue.count("alpha", 1) == before
-    assert informer.problems == []
+        assert controller.queue.count("alpha", 1) == before + waiting
 
 
 async def test_objects_of_a_large_cluster_are_enqueued_in_slices() -> None:

@@ -419,6 +419,8 @@ def test_stopped_object_is_forgotten() -> None:
 def test_ready_object_is_forgotten() -> None:
     queue = queue_of()
     queue.forget_ready(key("x"))
+    assert queue.is_open("a", 1)
+    assert not queue.is_open("unknown", 1)
     for name in ("x", "y"):
         queue.add(key(name), 0.0)
     queue.forget_ready(key("x"))
