@@ -169,6 +169,15 @@ def test_drain_keeps_its_reason_and_deadline_when_the_object_changes() -> None:
     assert fleet.end_drain("a", at(40))[0] == disengaged(draining(), NOT_READY, "degraded")
 
 
+def test_move_does_not_change_the_promised_reason_and_deadline_of_a_drain() -> None:
+    fleet = drained()
+    assert moved(fleet, 20) == []
+    assert (current(fleet), fleet.releases.due_at) == (draining(), 40.0)
+    fleet.commit([ready(version="3")], at(21))
+    [ended] = fleet.end_drain("a", at(40))
+    assert (ended.type, ended.reason) == (EventType.DISENGAGED, NOT_READY), "it is not engaged again here"
+
+
 def test_drain_can_begin_with_reason_moved() -> None:
     fleet = with_subscriber()
     assert moved(fleet) == [updated(draining("another member owns it", reason=DisengageReason.MOVED))]

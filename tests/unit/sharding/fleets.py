@@ -9,7 +9,7 @@ from tests.support.sources import new_source
 from tests.unit.fleet.test_fleet_malformed import Ledger
 
 
-def fleet_of_one_source() -> Fleet:
+def fleet_of_one_source(drain_timeout_s: float = 0.0) -> Fleet:
     fleet = Fleet(ChangeLog(msgspec.json.encode, Retention()))
-    new_source(Ledger(), fleet=fleet, removals=RemovalLimits())
+    new_source(Ledger(), fleet=fleet, removals=RemovalLimits(), drain_timeout_s=drain_timeout_s)
     return fleet

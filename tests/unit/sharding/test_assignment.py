@@ -24,7 +24,7 @@ from milo_kube.reflect.messages import Listed, ListEnded, ListStarted, ObjectCha
 from tests.support.eventually import eventually
 from tests.support.logs import capture_logs
 from tests.support.sources import new_source
-from tests.unit.fleet.fleets import ready
+from tests.unit.fleet.fleets import not_ready, ready
 from tests.unit.fleet.test_fleet_malformed import Ledger
 from tests.unit.sharding.fleets import fleet_of_one_source
 
@@ -45,8 +45,8 @@ CONTINUED = Ownership(
 STARTED = Ownership(view=ALONE.view, member="a", term="a.1", may_engage=False)
 
 
-def listed(*names: str, revocation: Any = None) -> tuple[ClusterSource, FleetAssignment]:
-    fleet = fleet_of_one_source()
+def listed(*names: str, revocation: Any = None, drain_timeout_s: float = 0.0) -> tuple[ClusterSource, FleetAssignment]:
+    fleet = fleet_of_one_source(drain_timeout_s)
     (source,) = fleet.sources
     assignment = FleetAssignment(fleet, 30.0, revocation)
     found: list[SourceEvent[Observation]] = [Listed(ready(name, uid=name)) for name in names]
@@ -117,6 +117,19 @@ async def test_moved_clusters_stay_engaged_until_they_are_released() -> None:
     assert (lost(assignment), ended) == ({"y"}, ["x"])
     source.changes.release(KEY, "y")
     assert (lost(assignment), ended) == (set(), ["x", "y"])
+
+
+async def test_moved_cluster_that_already_drains_stays_engaged_until_it_is_released() -> None:
+    source, assignment = listed("x", drain_timeout_s=600.0)
+    assign(assignment, ALONE)
+    source.changes.subscribe(Subscription(KEY, "", Filter(confirms_releases=True)))
+    for _ in source.apply(source.collections[0], [ObjectChanged(not_ready("x", uid="x"))], 1.0):
+        pass
+    [before] = source.engagements.clusters()
+    assign(assignment, GONE)
+    assert (lost(assignment), [*source.engagements.clusters()]) == ({"x"}, [before])
+    source.changes.release(KEY, "x")
+    assert (lost(assignment), source.engagements.engaged) == (set(), 0)
 
 
 async def test_moved_clusters_are_unknown_until_the_first_list_that_a_stream_waited_for_is_verified() -> None:
