@@ -16,6 +16,7 @@ import msgspec
 
 from milo_controllers.json_patch import carried_over, patch
 from milo_controllers.kinds import Document, Kind, ObjectT, document
+from milo_kube.reflect.wire import has_more_containers
 
 if TYPE_CHECKING:
     from milo_discovery.engaged_cluster import EngagedCluster
@@ -137,8 +138,7 @@ def review_of(
 ) -> Review[ObjectT]:
     """Return a review with objects of the kind's type. Raises an error of the type for an object that it refuses."""
     raw = (bytes(request.object), bytes(request.old_object))
-    # Brackets in texts count as well, which is quick, and far from the limit.
-    if any(one.count(b"[") + one.count(b"{") > _MOST_CONTAINERS for one in raw):
+    if any(has_more_containers(one, _MOST_CONTAINERS) for one in raw):
         raise ValueError(f"an object has more than {_MOST_CONTAINERS:,} lists and maps")
     new, stored = (None if one == b"null" else kind.decode(one) for one in raw)
     if (shown := stored if new is None else new) is None:

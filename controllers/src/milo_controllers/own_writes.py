@@ -118,7 +118,9 @@ def matches(selector: str, labels: tuple[tuple[str, str], ...]) -> bool:
 _Where = tuple[CacheKey, Place]
 
 
-class _Held(msgspec.Struct, eq=False):
+class HeldObject(msgspec.Struct, eq=False):
+    """An object whose reconcile has written what caches lack."""
+
     unseen: dict[_Where, Write]
     """The writes that caches lack; a reconcile can make thousands, of which each cache receives one at a time."""
     settle: Callable[[], None]
@@ -130,7 +132,7 @@ class OwnWrites:
     __slots__ = ("_deleted", "_held", "_reconciles")
 
     def __init__(self) -> None:
-        self._held: dict[_Where, list[_Held]] = {}
+        self._held: dict[_Where, list[HeldObject]] = {}
         self._deleted: dict[_Where, _Deletion] = {}
         """Deletions reported while reconciles run. Some may be of objects that these reconciles wrote."""
         self._reconciles = 0
@@ -147,27 +149,31 @@ class OwnWrites:
         if not self._reconciles:
             self._deleted.clear()
 
-    def hold(self, writes: Iterable[Write], informers: Iterable[Cached], settle: Callable[[], None]) -> bool:
-        """Return whether caches lack any of the writes, one of each object. If so, `settle` is called when they have
-        all of them."""
-        caches = list(informers)
+    def hold(
+        self, writes: Iterable[Write], informers: Iterable[Cached], settle: Callable[[], None]
+    ) -> HeldObject | None:
+        """Hold an object if caches lack any of its writes, one of each place. `settle` is called when they have all of
+        them."""
+        caches: dict[str, list[Cached]] = {}
+        for informer in informers:
+            caches.setdefault(informer.key.resource, []).append(informer)
         unseen = {
             (informer.key, write.place): write
             for write in writes
-            for informer in caches
+            for informer in caches.get(write.resource, ())
             if not is_seen(write, informer) and not self._is_deleted(write, informer)
         }
         if not unseen:
-            return False
-        held = _Held(unseen, settle)
+            return None
+        held = HeldObject(unseen, settle)
         for where in unseen:
             self._held.setdefault(where, []).append(held)
-        return True
+        return held
 
-    def give_up(self, writes: Iterable[Write], informers: Iterable[Cached], settle: Callable[[], None]) -> None:
-        """Forget the writes that `hold` was called with: the caches did not receive them in time."""
-        for where in {(informer.key, write.place) for informer in informers for write in writes}:
-            others = [held for held in self._held.pop(where, ()) if held.settle is not settle]
+    def give_up(self, held: HeldObject) -> None:
+        """Forget the writes that caches still lack: they did not receive them in time."""
+        for where in held.unseen:
+            others = [other for other in self._held.pop(where, ()) if other is not held]
             if others:
                 self._held[where] = others
 

@@ -30,6 +30,7 @@ _TURN = 16
 _WOKEN_AT_ONCE = 100
 """Maximum number of delays that end in one call of `take_next`. While this replica does not lead, those of all objects
 may end."""
+_COMPACTED_AT_ONCE = 4
 
 
 class Priority(enum.IntEnum):
@@ -157,6 +158,8 @@ class _ClusterQueue:
 
 
 _Cluster = tuple[str, int]
+_Timer = tuple[float, int, ObjectKey]
+"""When the delay of an object ends. The number makes timers of the same time differ."""
 
 
 class WorkQueue:
@@ -188,7 +191,9 @@ class WorkQueue:
         self._turns: tuple[OrderedDict[_Cluster, None], ...] = tuple(OrderedDict() for _ in Priority)
         self._passed_over = [0] * len(Priority)
         """For each priority: how many objects were taken while some of it waited, since the last one of it."""
-        self._timers: list[tuple[float, int, ObjectKey]] = []
+        self._timers: list[_Timer] = []
+        self._uncompacted: list[_Timer] = []
+        """A former `_timers`, whose current timers move to `_timers` a few at a time: there may be a million."""
         self._added = 0
         self._compact_at = 64
 
@@ -402,12 +407,21 @@ class WorkQueue:
     # --- internals ---
 
     @property
+    def _first_timers(self) -> list[_Timer]:
+        """The heap with the timer that is due first, which may not be current."""
+        if self._timers and self._uncompacted:
+            return min(self._timers, self._uncompacted)
+        return self._timers or self._uncompacted
+
+    @property
     def _next_timer(self) -> float | None:
-        while self._timers:
-            if self._is_current(self._timers[0]):
-                return self._timers[0][0]
-            heapq.heappop(self._timers)
-        return None
+        """When the first delay ends; earlier if many timers before it are not current."""
+        for _ in range(_WOKEN_AT_ONCE):
+            timers = self._first_timers
+            if not timers or self._is_current(timers[0]):
+                break
+            heapq.heappop(timers)
+        return timers[0][0] if (timers := self._first_timers) else None
 
     def _recorded(self, queue: _ClusterQueue, key: ObjectKey, outcome: Outcome, now: float) -> float | None:
         match outcome:
@@ -452,14 +466,18 @@ class WorkQueue:
         queue.delayed[key] = until, priority
         self._added += 1
         heapq.heappush(self._timers, (until, self._added, key))
-        # Entries of objects that became ready before their delay ended stay in the heap until then, unless there are
+        # Timers of objects that became ready before their delay ended stay in the heap until then, unless there are
         # many.
-        if len(self._timers) > self._compact_at:
-            self._timers = [timer for timer in self._timers if self._is_current(timer)]
-            heapq.heapify(self._timers)
+        if self._uncompacted:
+            for _ in range(_COMPACTED_AT_ONCE):
+                # Without its last timer, a heap is a heap.
+                if self._uncompacted and self._is_current(timer := self._uncompacted.pop()):
+                    heapq.heappush(self._timers, timer)
             self._compact_at = 64 + 2 * len(self._timers)
+        elif len(self._timers) > self._compact_at:
+            self._uncompacted, self._timers = self._timers, []
 
-    def _is_current(self, timer: tuple[float, int, ObjectKey]) -> bool:
+    def _is_current(self, timer: _Timer) -> bool:
         at, _, key = timer
         queue = self._clusters.get(key[:2])
         return queue is not None and key in queue.delayed and queue.delayed[key][0] == at
@@ -468,8 +486,10 @@ class WorkQueue:
         for _ in range(_WOKEN_AT_ONCE):
             if (due := self._next_timer) is None or due > now:
                 return
-            at, _, key = heapq.heappop(self._timers)
-            self.add(key, at, self._clusters[key[:2]].delayed[key][1])
+            timer = heapq.heappop(self._first_timers)
+            if self._is_current(timer):
+                at, _, key = timer
+                self.add(key, at, self._clusters[key[:2]].delayed[key][1])
 
     def _offer(self, cluster: _Cluster) -> None:
         """Queue the cluster for every priority in which it has ready objects."""

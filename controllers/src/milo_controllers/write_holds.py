@@ -59,12 +59,13 @@ class WriteHolds:
                 self._release(key)
 
         def give_up() -> None:
-            member.own_writes.give_up(awaited, member.informers.values(), settle)
+            if held is not None:
+                member.own_writes.give_up(held)
             settle()
 
-        awaited = tuple(writes)
         timer = loop.call_later(WITHIN_S, give_up)
-        if member.own_writes.hold(awaited, member.informers.values(), settle):
+        held = member.own_writes.hold(writes, member.informers.values(), settle)
+        if held is not None:
             return True
         timer.cancel()
         if pause_s:

@@ -273,11 +273,22 @@ async def test_response_with_too_many_lists_and_maps_is_an_error(
 
     async def act(request: Request) -> Any:
         with pytest.raises(ClusterApiError, match="the response has more than 20 lists and maps"):
-            await request.read_list("v1/configmaps", "default")
+            await request.read_list(WIDGETS, "default")
+
+    plane.create({**widget("one"), "values": [[] for _ in range(30)]})
+    await once(plane, act)
+
+
+async def test_brackets_in_texts_are_no_lists_and_maps(plane: ControlPlane, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("milo_discovery.cluster_api._MOST_CONTAINERS", 20)
+
+    async def act(request: Request) -> Any:
+        return await request.read_list("v1/configmaps", "default")
 
     plane.create("v1/configmaps", {"metadata": {"name": "many"}, "data": {"brackets": 30 * "[{"}})
     plane.create(widget("one"))
-    await once(plane, act)
+    [found] = await once(plane, act)
+    assert found["data"] == {"brackets": 30 * "[{"}
 
 
 async def test_list_of_the_api_server_needs_no_cache_and_reads_all_pages(

@@ -376,7 +376,50 @@ def test_work_queue_drops_timers_of_delays_that_were_ended_by_a_change(objects: 
         for number in range(objects):
             queue.add(key(str(number)), 0.0)
             failed_at(queue, 0.0, Done(requeue_after_s=3600.0))
-    assert len(queue._timers) <= 64 + 2 * objects
+        assert len(queue._timers) + len(queue._uncompacted) <= 128 + 4 * objects
+
+
+def test_delays_end_in_their_order_while_timers_are_compacted_a_few_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    looks, is_current = 0, WorkQueue._is_current
+
+    def counted(*arguments: Any) -> bool:
+        nonlocal looks
+        looks += 1
+        return is_current(*arguments)
+
+    monkeypatch.setattr(WorkQueue, "_is_current", counted)
+    queue, numbers = queue_of(policy=QueuePolicy()), range(5_000)
+    for number in numbers:
+        queue.add(key(str(number)), 0.0)
+        work, before = queue.take_next(0.0), looks
+        assert work is not None
+        queue.done(work.key, Done(requeue_after_s=10.0 + number * 7 % 5_000), 0.0)
+        assert looks - before <= 10
+        if number % 3 == 0:
+            queue.add(work.key, 0.0)  # its delay ends, and its timer stays
+            queue.forget_ready(work.key)
+    found = []
+    for second in range(10, 5_010):
+        while (work := queue.take_next(float(second))) is not None:
+            found.append((second, work.key))
+            queue.done(work.key, Parked(), float(second))
+    assert found == sorted((10 + number * 7 % 5_000, key(str(number))) for number in numbers if number % 3)
+    assert not queue._timers + queue._uncompacted
+
+
+def test_timers_that_are_not_current_are_dropped_a_few_at_a_time() -> None:
+    queue = queue_of(policy=QueuePolicy())
+    for number in range(1_000):
+        queue.add(key(str(number)), 0.0)
+        failed_at(queue, 0.0, Done(requeue_after_s=10.0))
+    queue.forget_waiting("a", 1)
+    queue.add(key("last"), 0.0)
+    failed_at(queue, 0.0, Done(requeue_after_s=20.0))
+    assert queue.next_at == 10.0
+    assert len(queue._timers) + len(queue._uncompacted) >= 700
+    for _ in range(10):
+        assert queue.take_next(10.0) is None
+    assert queue.next_at == 20.0
 
 
 def test_object_key_string_contains_the_namespace_of_a_namespaced_object() -> None:

@@ -20,7 +20,7 @@ from milo_kube.api_server import ApiServer, Pools, Query
 from milo_kube.credential import ClientCertificate, Credential, Secret
 from milo_kube.http.errors import TransportError
 from milo_kube.list_pages import EndlessListError, ListPages, PageSize
-from milo_kube.reflect.wire import error_status
+from milo_kube.reflect.wire import error_status, has_more_containers
 
 __all__ = ["ClusterApi"]
 
@@ -117,8 +117,7 @@ class ClusterApi(ApiServer):
                 raise Unreachable(error.cause, f"{method} {path}: {error}") from error
             if answer.status >= 300:
                 raise _refused(answer, f"{method} {path}")
-            # Brackets in texts count as well, which is quick, and far from the limit.
-            if answer.body.count(b"[") + answer.body.count(b"{") > _MOST_CONTAINERS:
+            if has_more_containers(answer.body, _MOST_CONTAINERS):
                 what = f"{method} {path}: the response has more than {_MOST_CONTAINERS} lists and maps"
                 raise Unreachable("too_large", what)
             try:

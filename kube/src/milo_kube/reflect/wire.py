@@ -37,6 +37,7 @@ _TOO_DEEP = "nested too deeply"
 _OPENED, _CLOSED = 1, 255
 _STEPS = bytes(_OPENED if byte in b"[{" else _CLOSED if byte in b"]}" else 0 for byte in range(256))
 """For each byte, by how much it changes the depth, as a signed byte."""
+_NO_BRACKETS = bytes(byte for byte in range(256) if byte not in b'"[{')
 _KEPT = bytes((0, 255)).ljust(256, b"\0")
 """The mask of a byte, by whether it is kept."""
 _DROPPED = re.compile(rb"\0+[\]}]")
@@ -332,6 +333,16 @@ def _listed(body: bytes) -> _List:
     if len(body) > _UNCHECKED_PAGE:
         _check_items(body)
     return _LIST.decode(body)
+
+
+def has_more_containers(text: bytes, limit: int) -> bool:
+    """Return whether a JSON text has more lists and maps than `limit`. Up to 16 ms for each MiB."""
+    if text.count(b"[") + text.count(b"{") <= limit:
+        return False
+    plain = text.replace(rb"\\", b"").replace(rb"\"", b"")
+    # Without two quotes that follow each other, few are left, and each bracket is in a string or not as before.
+    brackets = plain.translate(None, _NO_BRACKETS).replace(b'""', b"")
+    return brackets.count(b'"') > limit or sum(map(len, brackets.split(b'"')[::2])) > limit
 
 
 def cut(text: bytes) -> bytes:

@@ -19,10 +19,26 @@ from milo_kube.reflect.wire import (
     Undecodable,
     UnknownEvent,
     error_status,
+    has_more_containers,
 )
 
 DEEP = "[" * 100_000 + "]" * 100_000
 NAMED = '"name":"a","uid":"u","resourceVersion":"7"'
+
+
+@pytest.mark.parametrize(
+    ("value", "containers"),
+    [
+        ([[], {}, [{}]], 5),
+        ({"a": "[{" * 9, "b": ["[", "", "{"], "": ""}, 2),
+        (["\\", [], '"[{', [], '\\"[', "\\\\", []], 4),
+        (["[", [], "[", [], "", [], "["], 4),
+    ],
+)
+def test_lists_and_maps_of_a_text_are_counted_without_brackets_in_strings(value: Any, containers: int) -> None:
+    text = json.dumps(value).encode()
+    assert has_more_containers(text, containers - 1)
+    assert not has_more_containers(text, max(containers, text.count(b'"')))
 
 
 @pytest.mark.parametrize("kind", ["ADDED", "MODIFIED"])
