@@ -107,6 +107,8 @@ class Controller:
         """Start reconciling. A new controller is paused."""
         # Those that were canceled before they started: none of their own code has run.
         self.queue.put_back(self._clock())
+        if self._leads is False:  # another replica may have led: what it was to reconcile again is not known here
+            self._resync_for((), self._shared.members.values())
         self._leads = True
         self.pump_soon()
 

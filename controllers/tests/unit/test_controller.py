@@ -36,6 +36,7 @@ from milo_kube.reflect.messages import ListEnded, ObjectChanged
 
 def engaged(controller: Controller, members: dict[str, Any], name: str, tasks: asyncio.TaskGroup) -> None:
     """Engage a cluster in which one object is ready."""
+    kind = controller.spec.kind.key
     members[name] = SimpleNamespace(
         cluster=SimpleNamespace(
             name=name, engaged=True, current=SimpleNamespace(deletion_requested_at=None, suspended=False)
@@ -45,7 +46,7 @@ def engaged(controller: Controller, members: dict[str, Any], name: str, tasks: a
         api=None,
         view=None,
         loop=EventLoop(),
-        informers={},
+        informers={kind: SimpleNamespace(key=kind, cache=ObjectCache())},
         own_writes=OwnWrites(),
     )
     controller.engage(members[name])
@@ -557,6 +558,28 @@ async def test_deleted_object_waits_unless_the_wait_may_last_for_months(
             for change in (Change(None, found, is_live=True), Change(found, None, is_live=True)):
                 controller.changed(members["alpha"], informer, change)
         assert controller.queue.count("alpha", 1) == before + waiting
+
+
+async def test_all_objects_are_reconciled_when_this_replica_leads_again() -> None:
+    reconciled: list[str] = []
+
+    async def reconcile(request: Request) -> None:
+        reconciled.append(f"{current_cluster.get()}/{request.name}")
+
+    members: dict[str, Any] = {}
+    controller = controller_of(reconcile, members, leads=False)
+    async with asyncio.TaskGroup() as tasks:
+        for name in ("alpha", "beta"):
+            engaged(controller, members, name, tasks)
+            for found in ("one", "two"):
+                cache = members[name].informers[controller.spec.kind.key].cache
+                cache.apply(ObjectChanged(CachedObject(found, "default", found, "1", b"{}")))
+        controller.resume()
+        await eventually(lambda: sorted(reconciled) == ["alpha/one", "beta/one"])
+        controller.pause()
+        reconciled.clear()
+        controller.resume()
+        await eventually(lambda: sorted(reconciled) == ["alpha/one", "alpha/two", "beta/one", "beta/two"])
 
 
 async def test_objects_of_a_large_cluster_are_enqueued_in_slices() -> None:
