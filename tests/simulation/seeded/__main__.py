@@ -6,6 +6,7 @@
 ./dev simulate --publishing --seeds 0-9999
 ./dev simulate --objects --seeds 0-9999
 ./dev simulate --published-objects --seeds 0-9999
+./dev simulate --hostile --seeds 0-99
 """
 
 import argparse
@@ -18,6 +19,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from objects.tests.simulation.simulation_run import simulate as simulate_objects
+from tests.simulation.hostile.simulation_run import simulate as simulate_hostile_tenant
 from tests.simulation.published_objects.simulation_run import simulate as simulate_published_objects
 from tests.simulation.publishing.simulation_run import simulate as simulate_publishers
 from tests.simulation.seeded.simulation_run import simulate
@@ -50,6 +52,7 @@ KINDS = {
         ("writes", "conflicts"),
         "settled_s",
     ),
+    "hostile": Kind("a daemon with a hostile tenant", simulate_hostile_tenant, ("changes", "mints")),
 }
 
 

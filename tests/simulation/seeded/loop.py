@@ -62,7 +62,7 @@ class VirtualLoop(asyncio.BaseEventLoop):
         if not ready:
             if not scheduled:
                 raise NothingLeftError("deadlock: all tasks wait, and no timer is due")
-            self._now = scheduled[0]._when
+            self._now = max(self._now, scheduled[0]._when)
         while scheduled and scheduled[0]._when <= self._now:
             handle = heappop(scheduled)
             handle._scheduled = False
