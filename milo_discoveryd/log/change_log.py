@@ -29,8 +29,6 @@ SMALL_BATCH_BYTES = 64 * 1024
 MANY_READERS = 32
 """With more readers than that, batches are small, because gRPC keeps a batch until it is read. There are only two
 sizes: readers share the batches of one size."""
-RECORDS_PER_STEP = 1000
-"""How many records one step examines: a reader with a narrow filter yields to the event loop after each step."""
 STALE_SLOTS = 512
 """How many slots may become stale before a part of the log is compacted."""
 _COMPACTED_PER_STALE_SLOT = 4
@@ -367,7 +365,7 @@ class ChangeLog:
         ahead: set[tuple[str, int]] = set()
         size, position = 0, start
         matches, revision = view.matches, snapshot.revision
-        for entry in snapshot.entries[start : start + RECORDS_PER_STEP]:
+        for entry in snapshot.entries[start : start + view.records_per_step]:
             if size >= self.batch_bytes:
                 break
             position += 1
@@ -382,7 +380,7 @@ class ChangeLog:
         return SnapshotPart(slice_of(frames), position, frozenset(ahead))
 
     def read(self, revision: int, view: ClusterView, ahead: ReadAhead = frozenset()) -> Changes:
-        """Return the changes after `revision`, merged per cluster, limited to one batch and to RECORDS_PER_STEP slots.
+        """Return the changes after `revision`, merged per cluster, limited to one batch and to one step of the view.
 
         A reader that continues passes the `revision` and `ahead` of the last Changes, and does not receive the states
         in `ahead` again.
@@ -392,7 +390,7 @@ class ChangeLog:
         matches, updated = view.matches, EventType.UPDATED
         entries, revisions = self._slots.entries, self._slots.revisions
         first = bisect_right(revisions, revision)
-        last = min(len(entries), first + RECORDS_PER_STEP)
+        last = min(len(entries), first + view.records_per_step)
         reached = self.head if last == len(entries) else revisions[last - 1]
         size = 0
         for slot in range(first, last):

@@ -7,7 +7,7 @@ transition, as after a snapshot.
 
 import msgspec
 
-from milo_discoveryd.log.change_log import RECORDS_PER_STEP, ChangeLog, Snapshot, slice_of
+from milo_discoveryd.log.change_log import ChangeLog, Snapshot, slice_of
 from milo_discoveryd.log.events import Frame, ReadAhead, Slice
 from milo_discoveryd.log.filter import ClusterView
 
@@ -43,7 +43,8 @@ class FilterTransition(msgspec.Struct, frozen=True):
         frames: list[Frame] = []
         ahead: set[tuple[str, int]] = set()
         size = 0
-        position, last_position = self.position, min(len(self.snapshot.entries), self.position + RECORDS_PER_STEP)
+        records = min(view.records_per_step for view in (self.view, *(former for _, former in self.earlier)))
+        position, last_position = self.position, min(len(self.snapshot.entries), self.position + records)
         while position < last_position and size < log.batch_bytes:
             entry, before = self.snapshot.entries[position], self._view_before(position)
             position += 1

@@ -5,7 +5,7 @@ from functools import cached_property
 
 import msgspec
 
-from milo_discoveryd.log.filter import ClusterView, Filter
+from milo_discoveryd.log.filter import ClusterView, Filter, records_per_step
 from milo_discoveryd.model.cluster import Cluster, Target, source_of
 from milo_discoveryd.model.observation import ObjectFields
 from milo_discoveryd.rights.name_patterns import NamePatterns
@@ -89,6 +89,10 @@ class ScopedFilter(msgspec.Struct, frozen=True, dict=True):
 
     asked: Filter
     scope: ClusterScope
+
+    @cached_property
+    def records_per_step(self) -> int:
+        return records_per_step(self.asked.selector, self.scope.selector)
 
     @cached_property
     def matches(self) -> Predicate[Cluster]:

@@ -27,7 +27,7 @@ OVERHEAD = 64
 """The weight of a listing in `MAX_ENTRIES`, in addition to its clusters."""
 LIFE_S = 300.0
 CLUSTERS_PER_STEP = 250
-"""Maximum number of clusters compared with a filter in one step: with 64 requirements, this takes 1.5 milliseconds."""
+"""Maximum number of clusters compared with a filter in one step."""
 _by_name = attrgetter("target.name")
 
 
@@ -94,8 +94,9 @@ class Listings:
         yield
         parts: list[list[Cluster]] = []
         counts: Counter[str] = Counter()
-        for start in range(0, len(clusters), CLUSTERS_PER_STEP):
-            parts.append(sorted(filter(view.matches, clusters[start : start + CLUSTERS_PER_STEP]), key=_by_name))
+        step = min(CLUSTERS_PER_STEP, view.records_per_step)
+        for start in range(0, len(clusters), step):
+            parts.append(sorted(filter(view.matches, clusters[start : start + step]), key=_by_name))
             counts.update([cluster.target.source for cluster in parts[-1]])
             yield
             # `sorted` merges sorted parts in linear time.

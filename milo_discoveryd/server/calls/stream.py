@@ -86,9 +86,10 @@ class StreamView:
 class BatchSender:
     """Sends one stream's batches, with a deadline for a client that reads nothing."""
 
-    def __init__(self, send: Send, stalled_s: float, prefetched_bytes: float) -> None:
-        """While a batch of at least `prefetched_bytes` is sent, the next one is computed."""
+    def __init__(self, send: Send, turns: ReadingTurns, stalled_s: float, prefetched_bytes: float) -> None:
+        """While a batch of at least `prefetched_bytes` is sent, the next one is computed, unless other reads wait."""
         self._send = send
+        self._turns = turns
         self._stalled_s = stalled_s
         self._prefetched_bytes = prefetched_bytes
         self._loop = asyncio.get_running_loop()
@@ -112,13 +113,17 @@ class BatchSender:
             await self._send(data)
         else:
             # The send begins in this iteration of the event loop, and the prefetch runs in the next one.
-            prefetching = self._loop.call_soon(cursor.prefetch)
+            prefetching = self._loop.call_soon(self._prefetch, cursor)
             try:
                 await self._send(data)
             finally:
                 prefetching.cancel()
         self._deadline.lift()
         self.sent_at = self._loop.time()
+
+    def _prefetch(self, cursor: Cursor) -> None:
+        if self._turns.is_free:
+            cursor.prefetch()
 
 
 class SourceReports:
@@ -181,7 +186,7 @@ class WatchStream:
         self._rotation = rotation
         self._subscription = subscription
         self._view = StreamView(asked.wanted, call)
-        self._sender = BatchSender(send, options.stalled_s, LARGE_BATCH * fleet.log.batch_bytes)
+        self._sender = BatchSender(send, options.turns, options.stalled_s, LARGE_BATCH * fleet.log.batch_bytes)
         self._revisions = StreamRevisions(options.epoch, options.signer)
         sources = fleet.select(asked.wanted.sources)
         self._resumption = Resumption(

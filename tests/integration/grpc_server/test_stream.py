@@ -10,7 +10,7 @@ from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
 from milo_discovery.v1 import discovery_pb2 as pb
-from milo_discoveryd.log.change_log import RECORDS_PER_STEP
+from milo_discoveryd.log.filter import RECORDS_PER_STEP
 from milo_discoveryd.model.observation import NotReady
 from milo_kube.reflect.view_status import ViewState
 from tests.integration.grpc_server.conftest import Harness, a_harness, event_texts, not_ready, ready

@@ -9,10 +9,14 @@ import pytest
 
 from milo_discovery.v1 import discovery_pb2 as pb
 from milo_discoveryd.identity.caller import Caller
+from milo_discoveryd.log.change_notifier import ReadingTurns
+from milo_discoveryd.log.cursor import Cursor
+from milo_discoveryd.log.filter import EVERYTHING
 from milo_discoveryd.rights.caller_selector import CallerSelector
 from milo_discoveryd.rights.rights import UNLIMITED, Grant, Rights, RightsRule
 from milo_discoveryd.server.calls import listings, server_info, service
 from milo_discoveryd.server.calls.grpc_errors import PermissionDeniedError
+from milo_discoveryd.server.calls.stream import BatchSender
 from tests.integration.grpc_server.callers import PROD, rule, rules
 from tests.integration.grpc_server.conftest import Harness, a_harness, ready
 
@@ -47,6 +51,32 @@ async def test_many_calls_of_one_caller_do_not_delay_a_call_of_another(
         await call(ONE)
         assert sum(each.done() for each in many) <= 2
         await asyncio.gather(*many)
+
+
+@pytest.mark.parametrize("is_waited_for", [False, True])
+async def test_stream_computes_its_next_batch_while_one_is_sent_unless_others_wait_for_their_turn(
+    harness: Harness, is_waited_for: bool
+) -> None:
+    harness.listed(ready("alpha"))
+    turns = ReadingTurns()
+    prefetched: list[int] = []
+
+    class RecordingCursor(Cursor):
+        def prefetch(self) -> None:
+            prefetched.append(self.revision)
+
+    async def send(data: bytes) -> None:
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+
+    others = asyncio.create_task(turns.wait("others")) if is_waited_for else None
+    await asyncio.sleep(0)
+    sender = BatchSender(send, turns, stalled_s=60.0, prefetched_bytes=1)
+    async with sender.limited():
+        await sender.send(b"batch", RecordingCursor(harness.fleet.log, EVERYTHING, None))
+    assert bool(prefetched) is not is_waited_for
+    if others is not None:
+        await others
 
 
 async def test_list_that_has_waited_for_its_turn_is_refused_if_the_rights_of_its_caller_ended(tmp_path: Path) -> None:

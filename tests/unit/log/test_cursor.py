@@ -1,9 +1,9 @@
 """What a cursor returns: a snapshot, then changes, coalesced for a slow reader."""
 
-from milo_discoveryd.log.change_log import RECORDS_PER_STEP, Retention
+from milo_discoveryd.log.change_log import Retention
 from milo_discoveryd.log.cursor import Batch, Cursor
 from milo_discoveryd.log.events import NO_CHANGES, Event, EventType
-from milo_discoveryd.log.filter import EVERYTHING, Filter
+from milo_discoveryd.log.filter import EVERYTHING, RECORDS_PER_STEP, Filter
 from milo_discoveryd.model.cluster import Cluster, DisengageReason
 from milo_kube.label_selector import parse
 from tests.unit.fleet.fleets import NamedLog, cluster, disengaged, engaged, read, readable_log, updated
@@ -109,6 +109,19 @@ def test_snapshot_with_few_matches_is_searched_in_steps_and_has_only_matches() -
     assert third is not None
     assert (len(third.slice.frames), third.reset, third.synced) == (1, False, True)
     assert (first_frame.is_sendable, second.is_sendable, third.is_sendable) == (True, False, True)
+
+
+def test_steps_of_selector_with_many_requirements_examine_few_records() -> None:
+    log = readable_log()
+    costly = Filter(parse(",".join([*(f"env!=dev-{index}" for index in range(63)), "env"])))
+    live = following(log, costly)
+    for index in range(RECORDS_PER_STEP):
+        engage(log, f"a{index}")
+    first = live.next_batch()
+    assert first == Batch(NO_CHANGES, 31, is_whole=False)
+    starting = reader(log, costly)
+    starting.next_batch()
+    assert starting.lag == RECORDS_PER_STEP - 31
 
 
 def test_many_changes_with_few_matches_are_searched_in_steps_and_only_matches_are_sent() -> None:

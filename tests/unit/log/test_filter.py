@@ -2,7 +2,8 @@
 
 import pytest
 
-from milo_discoveryd.log.filter import EVERYTHING, Filter, without_sources
+from milo_discoveryd.log.filter import EVERYTHING, RECORDS_PER_STEP, Filter, without_sources
+from milo_discoveryd.rights.scope import ClusterScope, scoped
 from milo_kube.label_selector import parse
 from tests.unit.fleet.fleets import cluster
 
@@ -25,6 +26,14 @@ APOLLO = cluster("apollo", organization="nasa", labels={"env": "prod"})
 )
 def test_filter_requires_all_conditions(wanted: Filter, matches: bool) -> None:
     assert wanted.matches(APOLLO) is matches
+
+
+def test_step_compares_fewer_records_with_the_requirements_of_filter_and_rights_together() -> None:
+    few, many = parse("a"), parse(",".join(f"a!={number}" for number in range(19)))
+    assert Filter(few).records_per_step == EVERYTHING.records_per_step == RECORDS_PER_STEP
+    assert Filter(many).records_per_step == 105
+    view = scoped(Filter(many), ClusterScope(few))
+    assert without_sources(view, frozenset({"eu"})).records_per_step == 100
 
 
 def test_empty_filter_matches_everything() -> None:

@@ -1,9 +1,9 @@
 """What a reader receives when its visible clusters change with its rights."""
 
-from milo_discoveryd.log.change_log import RECORDS_PER_STEP, Retention
+from milo_discoveryd.log.change_log import Retention
 from milo_discoveryd.log.cursor import Cursor
 from milo_discoveryd.log.events import Event
-from milo_discoveryd.log.filter import EVERYTHING, ClusterView, Filter
+from milo_discoveryd.log.filter import EVERYTHING, RECORDS_PER_STEP, ClusterView, Filter
 from milo_discoveryd.model.cluster import Cluster, DisengageReason
 from milo_kube.label_selector import parse
 from tests.unit.fleet.fleets import NamedLog, cluster, disengaged, engaged, read, readable_log, updated
