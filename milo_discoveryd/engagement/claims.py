@@ -149,6 +149,12 @@ class ValueClaims(ABC):
         claims = self._by_value[own.value]
         return {claims[group.start].rank for group in _groups(claims)} - {own.rank}  # very many can claim one value
 
+    def are_of_other_values(self, key: str, uid: str, value: str) -> bool:
+        """Return whether the cluster's object claims values, but not this one. While it is not ready, it keeps those
+        claims: its cluster may stay engaged by them."""
+        held = self._by_key.get(key, ())
+        return bool(held) and held[-1].uid == uid and all(claim.value != value for claim in held)
+
     def release(self, key: str) -> set[ClaimedCluster]:
         """Drop the claims of a cluster's object. Return the clusters to evaluate again."""
         return set[ClaimedCluster]().union(*map(self._remove, self._by_key.pop(key, ())))
@@ -262,9 +268,11 @@ class Claimant(msgspec.Struct):
         self, claims: ValueClaims, observation: Ready | NotReady, position: int, *, is_first: bool
     ) -> set[ClaimedCluster]:
         value, is_stated = claims.value_of(observation), claims.states(observation)
-        if not value:
-            return set()
         uid = observation.uid
+        if not value or (
+            isinstance(observation, NotReady) and claims.are_of_other_values(observation.name, uid, value)
+        ):
+            return set()
         return claims.add(
             ValueClaim(self.rank, is_stated, is_first, position, observation.name, value, self.server, uid)
         )

@@ -11,6 +11,7 @@ import pytest
 from milo_discoveryd.engagement import engagement as module
 from milo_discoveryd.engagement.claims import Claimant, FleetEngagements, ValueClaim, ValueClaims, address
 from milo_discoveryd.engagement.engagement import ClusterStates, Engagements
+from milo_discoveryd.engagement.not_ready import NotReadyClusters
 from milo_discoveryd.engagement.pending_releases import SubscriberKey, Subscription
 from milo_discoveryd.log.events import Event, EventType
 from milo_discoveryd.log.filter import Filter
@@ -139,6 +140,26 @@ def test_not_ready_object_keeps_its_uid_claim() -> None:
     assert fleet.engaged_names() == {"bank"}
     assert fleet.observe(unready("shop-x")) == []
     assert fleet.observe(claims("shop-x", version="3")) == []
+
+
+@pytest.mark.parametrize("uid", ["uid-of-mall", ""])
+def test_not_ready_object_with_another_uid_keeps_its_claim_until_it_is_ready(uid: str) -> None:
+    fleet = RecordingEngagements()
+    fleet.engagements.not_ready = NotReadyClusters(grace_s=60.0)
+    fleet.observe(claims("bank"))
+    fleet.observe(claims("shop-x"))
+    assert fleet.observe(unready("bank"), unready("bank", uid, "3")) == []
+    assert fleet.engaged_names() == {"bank"}
+    assert fleet.observe(claims("bank", "uid-of-mall", "4")) == [
+        (EventType.UPDATED, "bank"),
+        (EventType.ENGAGED, "shop-x"),
+    ]
+
+
+def test_not_ready_object_that_replaces_another_one_does_not_keep_its_claim() -> None:
+    fleet = registry_with(claims("bank"), claims("shop-x"))
+    again = NotReady("bank", "another-object", "5", "not yet", "uid-of-mall")
+    assert fleet.observe(again) == [(EventType.DISENGAGED, "bank"), (EventType.ENGAGED, "shop-x")]
 
 
 def test_object_without_a_uid_label_claims_its_own_uid() -> None:
