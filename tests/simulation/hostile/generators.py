@@ -7,6 +7,7 @@ from random import Random
 from typing import Any
 
 from milo_discovery.v1 import discovery_pb2 as pb
+from milo_discoveryd.server.calls.in_flight import MAX_PER_OWNER
 from milo_discoveryd.sources.project import PROJECTS
 from milo_discoveryd.sources.project_control_plane import CONTROL_PLANES, PROJECT_UID_LABEL
 from milo_discoveryd.sources.service_consumer import SERVICE_CONSUMERS
@@ -282,13 +283,14 @@ class Caller(Generator):
 
 
 class Lifetimes(Caller):
-    """Asks for kubeconfigs of all clusters, each with many lifetimes, at once."""
+    """Asks for kubeconfigs of all clusters, each with many lifetimes, and cancels its calls to begin others."""
 
     def step(self) -> None:
-        for _ in range(200):
+        self.end()
+        for _ in range(MAX_PER_OWNER):
             request = pb.IssueKubeconfigRequest(cluster=f"planes#{self.name(self.random.randrange(self.objects))}")
             request.ttl.FromSeconds(self.random.choice(TTLS_S))
-            self.daemon.call(self.daemon.service.issue_kubeconfig(request, HOSTILE))
+            self.calls.append(self.daemon.call(self.daemon.service.issue_kubeconfig(request, HOSTILE)))
 
 
 class Streams(Caller):
