@@ -35,7 +35,7 @@ ARRIVAL_S = 0.001
 MOST_MEMORY = 256 << 20
 RECORDS_KEPT = 100
 """How many objects that are gone are known for a while: far fewer than there were hostile ones."""
-LEFT_OVER = 3 * RECORDS_KEPT
+LEFT_OVER = 5 * RECORDS_KEPT
 """How much the containers of an attribute may grow in all."""
 OF_THE_PAST = (
     *("ChangeNotifier._published", "ObjectCollection._deletions_reported", "LogSlots."),
@@ -172,6 +172,7 @@ class SimulationRun:
         self._shared, self._calm = Upstream(), Upstream()
         self._hostile = Writer(self._shared, "hostile")
         self._kinds = generators
+        self._sources = [CALM] if any(kind.is_outage for kind in generators) else [*KINDS]
         self._objects = objects
         self._lists_first = random.random() < 0.5
         self._drain_s = random.choice((0.0, 30.0))
@@ -190,7 +191,6 @@ class SimulationRun:
         each = self._objects // len(self._kinds)
         generators = [kind(self._hostile, daemon, self._random, each) for kind in self._kinds]
         await self._arrive(generators, honest)
-        sources = [CALM] if any(generator.is_outage for generator in generators) else [*KINDS]
         for step in range(STEPS):
             with self._loop.paused():
                 for generator in generators:
@@ -201,7 +201,7 @@ class SimulationRun:
                 honest.mint(source, step // 10 % HONEST_EACH, (60, 120, 300)[step // 10 % 3])
             await asyncio.sleep(STEP_S)
         await honest.settled(PROMPT_S)
-        self._breaches += honest.late(sources)
+        self._breaches += honest.late(self._sources)
         slowest_s = honest.slowest_s
         with self._loop.paused():
             for generator in generators:
@@ -248,7 +248,7 @@ class SimulationRun:
                 self._shared.expire()
         self._write_all(honest)
         await honest.settled(ARRIVAL_S * self._objects + PROMPT_S)
-        self._breaches += honest.late(within_s=ARRIVAL_S * self._objects + PROMPT_S)
+        self._breaches += honest.late(self._sources, ARRIVAL_S * self._objects + PROMPT_S)
         await asyncio.sleep(5.0)
 
     async def _rest(self, honest: HonestTenant) -> None:
@@ -261,7 +261,7 @@ class SimulationRun:
                         honest.mint(source, number, ttl_s)
             await asyncio.sleep(5 * RETENTION_S)
             await honest.list_all()
-            self._breaches += honest.late(within_s=ARRIVAL_S * self._objects + PROMPT_S)
+            self._breaches += honest.late(self._sources, ARRIVAL_S * self._objects + PROMPT_S)
 
     def _sizes(self) -> Counter[str]:
         """Count the instances of the product's classes, and what is in their containers."""
