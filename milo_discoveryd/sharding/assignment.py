@@ -35,11 +35,11 @@ class Decisions:
     """The decisions that an ownership makes about clusters."""
 
     def __init__(self, ownership: Ownership, owners: Owners) -> None:
-        self._ownership = ownership
+        self.ownership = ownership
         self.owners = owners
 
     def __getitem__(self, name: str) -> Decision:
-        return self._ownership.decide(name, self.owners)
+        return self.ownership.decide(name, self.owners)
 
     def is_unowned(self, name: str) -> bool:
         """Return whether this member should own a cluster, as far as its owner was computed."""
@@ -47,13 +47,13 @@ class Decisions:
 
     def elsewhere(self, name: str) -> str | None:
         """Return why this member must not engage a cluster; None if it may."""
-        decision, number = self[name], self._ownership.view.number
+        decision, number = self[name], self.ownership.view.number
         if decision.state is KeyOwnership.OWNED:
             return None
         if decision.state is KeyOwnership.FOREIGN:
             owner = "no member" if decision.member is None else f"member {decision.member}"
             return f"{owner} of the shard group owns it (view {number})"
-        if not self._ownership.may_engage:
+        if not self.ownership.may_engage:
             return f"this member owns it (view {number}), and waits until the Leases are known to be current"
         return f"this member will own it (view {number}) once member {decision.member} has released it"
 
@@ -213,9 +213,10 @@ class FleetAssignment:
         unknown.
 
         Subscribers of an earlier run may keep clusters that this run does not know: until a source has a list and, if
-        that lacks clusters, until it is verified.
+        that lacks clusters, until it is verified. A newcomer would take over clusters that it does not know.
         """
-        if any(map(self._may_be_kept, self._fleet.sources)):
+        is_newcomer = self._decisions is not None and self._decisions.ownership.is_newcomer
+        if (is_newcomer and not self.is_synced()) or any(map(self._may_be_kept, self._fleet.sources)):
             return None
         unassigned = (name for source in self._fleet.sources for name in source.clusters.unassigned)
         return chain(filter(self._is_lost, self._fleet.releases), filter(self._is_engaged, unassigned))
@@ -231,6 +232,9 @@ class FleetAssignment:
     def _is_lost(self, name: str) -> bool:
         source = self._fleet.source_of(name)
         return source is not None and source.engagements.assigned_elsewhere(name) is not None
+
+    def is_synced(self) -> bool:
+        return self._fleet.synced
 
     def unowned(self) -> int:
         decisions = self._decisions

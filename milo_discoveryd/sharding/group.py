@@ -44,6 +44,9 @@ class Assignee(Protocol):
     def lost(self) -> Iterable[str] | None:
         """Return the clusters that this member no longer owns and that are still engaged; None if that is unknown."""
 
+    def is_synced(self) -> bool:
+        """Return whether the clusters of all sources are known."""
+
     def unowned(self) -> int:
         """Return the number of ready clusters that are assigned to the member and not engaged."""
 
@@ -286,7 +289,7 @@ class ShardGroup:
         """Record once that this member has taken over its share: later moves of clusters do not make it unready."""
         if not self._has_share:
             is_given = ownership.may_engage and (ownership.is_in_view or self.member.weight == 0)
-            self._has_share = is_given and not self._assignee.unowned()
+            self._has_share = is_given and self._assignee.is_synced() and not self._assignee.unowned()
 
     def _claim_holds(self, since: float | None) -> Callable[[], bool]:
         """Return a function that returns whether the claim of ownership has not been interrupted. A cluster can become

@@ -40,8 +40,8 @@ Safety rests on these rules:
   view, left or been evicted. So a key has at most two possible owners: the present one, and the former one that has
   not released it. With the acknowledgment, a member lists the keys that it has not released: no other member
   engages those keys.
-- A newcomer acknowledges the view, and so enters the next one, only when it may engage clusters, because former owners
-  release at once what the view takes from them.
+- A newcomer acknowledges the view, and so enters the next one, only when it may engage clusters and knows them, because
+  former owners release at once what the view takes from them.
 - Malformed data is not evidence: a malformed Lease counts as one that is not renewed, and a member whose own Lease was
   changed by others ends its term.
 - A process that started, or was interrupted, engages nothing until every other member has renewed its Lease since then:

@@ -75,6 +75,11 @@ class Ownership(msgspec.Struct, frozen=True, kw_only=True):
     def is_in_view(self) -> bool:
         return self._is_me(self.view.members)
 
+    @property
+    def is_newcomer(self) -> bool:
+        """Whether the member has had no part of the clusters yet."""
+        return not self.is_in_view and not self._is_me(self.view.previous)
+
     def decide(self, key: str, owners: Owners | None = None) -> Decision:
         """`owners`: those of the view, if they are kept."""
         owners = owners or Owners(self.view)

@@ -36,10 +36,10 @@ def _only_loses_leaving_members(
 
 
 def _next_members(group: ObservedGroup) -> dict[str, ViewMember]:
-    """Return the candidates, except newcomers that may not engage clusters yet. The first view contains all
-    candidates."""
+    """Return the candidates, except newcomers that may not engage clusters yet. Without an owner that could wait for
+    these, as in the first view, it returns all candidates."""
     view, candidates = group.leases.view, group.candidates.members
-    if view is None:
+    if view is None or not any(lease.is_held for name, lease in group.leases.members.items() if name in view.members):
         return dict(candidates)
     return {
         name: member

@@ -93,6 +93,9 @@ class Operator:
     def lost(self) -> set[str] | None:
         return set(self.draining) if self.is_lost_known else None
 
+    def is_synced(self) -> bool:
+        return True
+
     def unowned(self) -> int:
         return self.not_taken_over
 

@@ -42,6 +42,11 @@ NEXT = Ownership(
 CONTINUED = Ownership(
     view=View(number=2, id="2", members=ALONE.view.members, previous=ALONE.view.members), member="a", term="a.1"
 )
+NEWCOMER = Ownership(
+    view=View(number=2, id="2", members={"b": ViewMember("b.1")}, previous={"b": ViewMember("b.1")}),
+    member="a",
+    term="a.1",
+)
 STARTED = Ownership(view=ALONE.view, member="a", term="a.1", may_engage=False)
 
 
@@ -158,6 +163,21 @@ async def test_moved_clusters_are_unknown_while_a_subscriber_keeps_those_of_a_so
     for _ in source.apply(source.collections[0], [ListStarted(), Listed(ready("x", uid="x")), ListEnded()], 100.0):
         pass
     assert lost(assignment) == set()
+
+
+@pytest.mark.parametrize(("ownership", "is_known"), [(CONTINUED, True), (GONE, True), (NEWCOMER, False)])
+async def test_clusters_of_a_newcomer_are_unknown_until_its_sources_are_synced(
+    ownership: Ownership, *, is_known: bool
+) -> None:
+    fleet = fleet_of_one_source()
+    assignment, (source,) = FleetAssignment(fleet, 30.0), fleet.sources
+    assign(assignment, ownership)
+    assert (assignment.lost() is not None) == is_known
+    assert not assignment.is_synced()
+    for _ in source.apply(source.collections[0], [ListStarted(), ListEnded()], 0.0):
+        pass
+    assert lost(assignment) == set()
+    assert assignment.is_synced()
 
 
 async def test_cluster_whose_assignment_fails_delays_no_other_and_stays_pending(

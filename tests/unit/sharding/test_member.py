@@ -110,6 +110,18 @@ def test_owner_that_leaves_waits_for_a_newcomer_that_may_not_engage_clusters_yet
     assert all(view.members for view in driver.api.views)
 
 
+def test_members_that_have_acknowledged_nothing_replace_owners_that_are_all_gone() -> None:
+    driver = settled("a")
+    driver.holds_drain |= {"b", "c"}
+    for name in "bc":
+        driver.add(name, Member(name, f"{name}#1"))
+    driver.run(TIMING.evict_after_s, "a", "b", "c")
+    assert driver.owned("a") == ALL
+    driver.run_until(lambda: driver.api.group.view and driver.api.group.view.members.keys() == {"b", "c"}, "b", "c")
+    driver.holds_drain.clear()
+    driver.run_until(lambda: driver.owned("b") | driver.owned("c") == ALL, "b", "c")
+
+
 # Cost
 
 

@@ -21,6 +21,12 @@ def test_member_whose_term_is_not_in_the_view_owns_nothing() -> None:
     assert all(ownership.decide(key).state is KeyOwnership.FOREIGN for key in "wxyz")
 
 
+def test_member_is_a_newcomer_unless_the_present_or_the_previous_view_has_its_term() -> None:
+    left = View(number=2, id="2", members={"b": ViewMember("b.1")}, previous=BOTH)
+    assert not any(Ownership(view=view, member="a", term="a.1").is_newcomer for view in (VIEW, left))
+    assert all(Ownership(view=view, member="a", term="a.2").is_newcomer for view in (VIEW, left))
+
+
 def test_no_key_is_owned_without_members() -> None:
     view = View(number=1, id="1", members={})
     assert Ownership(view=view, member="a", term="a.1").decide("x") == Decision(KeyOwnership.FOREIGN, None)
