@@ -91,7 +91,7 @@ class ClusterCaches:
         owner: str | None = None,
         index: tuple[str, Hashable] | None = None,
     ) -> Iterator[Any]:
-        """Return the objects, decoded lazily: all, or those of a namespace, an owner (by its UID) or an index value.
+        """Return the objects, decoded lazily: all, or those of a namespace, an owner (by its UID) and an index value.
 
         Raises NotCached or NotSynced.
         """
@@ -116,9 +116,10 @@ class ClusterCaches:
     def _held(self, kind: Any, owner: str | None, index: tuple[str, Hashable] | None) -> Iterator[CachedObject]:
         def objects_now() -> Iterator[CachedObject]:
             cache = synced_cache(self._member, kind)
-            if owner is not None:
-                return cache.owned_by(owner)
-            return cache.values() if index is None else cache.indexed(*index)
+            if index is None:
+                return cache.values() if owner is None else cache.owned_by(owner)
+            found = cache.indexed(*index)
+            return found if owner is None else (one for one in found if owner in {each.uid for each in one.owners})
 
         loop = self._member.loop
         return objects_now() if loop.is_here else loop.call(objects_now)

@@ -10,19 +10,21 @@ import pytest
 from milo_controllers.event_loop import EventLoop
 from milo_controllers.fleet_view import CachedCluster, FleetView
 from milo_controllers.kinds import Kind
-from milo_controllers.object_cache import CachedObject, ObjectCache
+from milo_controllers.object_cache import CachedObject, ObjectCache, OwnerReference
 from milo_kube.reflect.messages import Listed, ListEnded, ListStarted
 
 CONFIG_MAPS: Kind[Any] = Kind("v1/configmaps")
 
 
-def cluster(name: str, **contents: bytes) -> CachedCluster:
+def cluster(name: str, *, owners: tuple[OwnerReference, ...] = (), **contents: bytes) -> CachedCluster:
     """Return a cluster that has listed these ConfigMaps."""
     cache = ObjectCache()
+    cache.add_index("data", lambda found: found["data"] if owners else ())
     cache.apply(ListStarted())
     for key, content in contents.items():
         raw = b'{"metadata":{"name":"%s"},"data":%s}' % (key.encode(), content)
-        cache.apply(Listed(CachedObject(key, "default", f"uid of {key}", "1", raw)))
+        of_key = tuple(owner for owner in owners if key.startswith(owner.name))
+        cache.apply(Listed(CachedObject(key, "default", f"uid of {key}", "1", raw, of_key)))
     cache.apply(ListEnded("1"))
     spec, warnings = SimpleNamespace(kind=CONFIG_MAPS), list[str]()
     informer = SimpleNamespace(
@@ -60,3 +62,12 @@ async def test_what_one_cluster_sends_fails_no_reader_of_all(content: bytes) -> 
     assert found == [("hostile", "good"), ("web", "fine")]
     (warning,) = cast("Any", hostile.cluster).warnings
     assert warning.startswith("hostile: v1/configmaps bad cannot be decoded: ")
+
+
+async def test_list_of_an_owner_and_an_index_value_has_only_the_objects_of_both() -> None:
+    owners = OwnerReference("uid of a", "a"), OwnerReference("uid of b", "b")
+    web = cluster("web", owners=owners, a_old=b'["old"]', a_new=b'["new"]', b_old=b'["old"]')
+    caches = FleetView({"web": web}).cluster("web")
+    assert caches is not None
+    found = caches.list(CONFIG_MAPS, owner="uid of a", index=("data", "old"))
+    assert [each["metadata"]["name"] for each in found] == ["a_old"]
