@@ -463,7 +463,8 @@ class Request(Generic[ObjectT]):
             await self._read_own()
         match self._own:
             case Written(document):
-                part = self.kind.cached_part(document) if self.kind.is_partial else document
+                cached = self._member.view.partial_kind(self.kind)
+                part = cached.cached_part(document) if cached else document
                 self._observed = _Observed(msgspec.json.encode(part), document.get("metadata", {}).get("uid", ""))
                 return self.kind.decode(self._observed.raw)
             case _:

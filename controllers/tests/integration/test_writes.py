@@ -40,7 +40,11 @@ class Unversioned(msgspec.Struct):
 
 
 async def once(
-    plane: ControlPlane, act: Callable[[Request[Any]], Coroutine[Any, Any, Any]], *, kind: AnyKind = WIDGETS
+    plane: ControlPlane,
+    act: Callable[[Request[Any]], Coroutine[Any, Any, Any]],
+    *,
+    kind: AnyKind = WIDGETS,
+    **options: Any,
 ) -> Any:
     """Call the function in one reconcile of the widget `one`, and return its result."""
     ended: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
@@ -52,7 +56,7 @@ async def once(
             except Exception as error:  # noqa: BLE001  (raised in the test, and not retried)
                 ended.set_exception(error)
 
-    async with reconciling(reconcile, plane, kind=kind, on="generation"):
+    async with reconciling(reconcile, plane, kind=kind, on="generation", **options):
         return await ended
 
 
@@ -96,6 +100,19 @@ async def test_update_of_a_partial_object_keeps_the_fields_that_it_lacks(plane: 
     if not isinstance(written, Widget):
         assert written["spec"] == {"size": 2}
     plane.patch(WIDGETS, "one", {"metadata": {"finalizers": None}})
+
+
+async def test_update_after_a_write_keeps_the_fields_that_the_cache_has_for_another_reader(plane: ControlPlane) -> None:
+    async def label(request: Request[Any]) -> None:
+        await request.patch(WIDGETS, "one", {"metadata": {"annotations": {"first": "write"}}})
+        found = await request.get()
+        found["metadata"]["labels"] = {"second": "write"}
+        await request.update(request.kind, found)
+
+    plane.create(widget("one", size=1))
+    await once(plane, label, kind=Kind(WIDGETS, metadata_only=True), owns=[WIDGETS])
+    stored = plane.get(WIDGETS, "one")
+    assert (stored["metadata"]["labels"], stored["spec"]) == ({"second": "write"}, {"size": 1})
 
 
 @pytest.mark.parametrize("patch", [

@@ -58,6 +58,7 @@ def request_to(api: FakeApi) -> Request[Document]:
         decoded=lambda *_: DEPLOYMENT,
         document=lambda *_: DEPLOYMENT,
         is_partial=lambda _: False,
+        partial_kind=lambda _: None,
     )
     member: Any = SimpleNamespace(api=api, view=view, loop=None, events=SimpleNamespace())
     work = Work(ObjectKey("shop", 1, "default", "d"), 0.0, 0)
