@@ -245,7 +245,8 @@ class Request(Generic[ObjectT]):
         (kind, document), is_typed = await self._prepared(kind, body), not isinstance(body, dict)
         path = kind.path(_name_of(kind, document), self._namespace(document), subresource)
         cached = self._member.view.partial_kind(kind)
-        if not is_typed and cached is None:
+        # A cache drops managedFields: a document that has them is as the API server sent it, with all fields.
+        if not is_typed and (cached is None or "managedFields" in document["metadata"]):
             written = await self._send("PUT", path, document, dry_run=dry_run)
             return self._noted(kind, written, subresource, dry_run=dry_run)
         whole = await self._as_read(kind, document)

@@ -70,6 +70,10 @@ async def test_written_object_that_exists_needs_a_name(plane: ControlPlane, meth
         await once(plane, write)
 
 
+def without_spec(found: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in found.items() if name != "spec"}
+
+
 def labeled(**spec: object) -> dict[str, Any]:
     made = widget("one", **spec)
     made["metadata"] |= {"labels": {"kept": "yes"}, "finalizers": [FINALIZER]}
@@ -124,6 +128,22 @@ async def test_patch_that_has_a_type_keeps_the_fields_that_it_does_not_set(plane
     await once(plane, lambda request: request.patch("v1/configmaps", "c", patch))
     stored = plane.get("v1/configmaps", "c")
     assert (stored["metadata"]["labels"], stored["data"]) == ({"a": "b"}, {"kept": "yes"})
+
+
+@pytest.mark.parametrize("kind", [Kind(WIDGETS, metadata_only=True), Kind(WIDGETS, transform=without_spec)], ids=str)
+async def test_update_of_a_whole_object_replaces_it_although_the_cache_has_only_a_part(
+    plane: ControlPlane, kind: Kind[Any]
+) -> None:
+    async def shrink(request: Request[Any]) -> None:
+        whole = await request.read(kind, "one")
+        del whole["spec"]["color"]
+        written = await request.update(kind, whole)
+        del written["spec"]["size"]
+        await request.update(kind, written)
+
+    plane.create(widget("one", size=1, color="red", shape="round"))
+    await once(plane, shrink, kind=kind)
+    assert plane.get(WIDGETS, "one")["spec"] == {"shape": "round"}
 
 
 async def test_update_of_a_kubernetes_object_changes_and_removes_its_fields(plane: ControlPlane) -> None:
