@@ -200,7 +200,7 @@ class Request(Generic[ObjectT]):
 
         Raises NotCached or NotSynced.
         """
-        owner = self._metadata()["uid"] if owned else None
+        owner = self._uid() if owned else None
         return self._member.view.list(kind, namespace, owner=owner, index=index)
 
     async def read(self, kind: AnyKind, name: str, namespace: str | None = None) -> Document:
@@ -485,8 +485,22 @@ class Request(Generic[ObjectT]):
         if not isinstance(self._own, Deleted):
             found = self._member.view.document(self.kind, self.name, self.namespace)
         if found is None:
-            raise NotFound(404, "NotFound", f"{self!r}: the object does not exist")
+            raise self._not_found()
         return found
+
+    def _uid(self) -> str:
+        """Return the UID of the object, which `transform=` may have removed. Raises NotFound if it does not exist."""
+        if isinstance(self._own, Written):
+            return cast(str, self._own.document["metadata"]["uid"])
+        found = None
+        if not isinstance(self._own, Deleted):
+            found = self._member.view.cached(self.kind, self.name, self.namespace)
+        if found is None:
+            raise self._not_found()
+        return found.uid
+
+    def _not_found(self) -> NotFound:
+        return NotFound(404, "NotFound", f"{self!r}: the object does not exist")
 
     async def _whole_document(self) -> Document:
         """Return the object with its kind and status, which a partial cache may lack. Raises NotFound."""
@@ -513,9 +527,6 @@ class Request(Generic[ObjectT]):
         if whole["metadata"]["resourceVersion"] != version:
             raise Conflict(409, "Conflict", f"update of {what}: the object has changed since it was read")
         return whole
-
-    def _metadata(self) -> Document:
-        return cast(Document, self._document()["metadata"])
 
     async def _prepared(self, kind: AnyKind, body: object, *, owned: bool = False) -> tuple[Kind[Any], Document]:
         found, kind = document(body), kind_of(kind)

@@ -12,7 +12,7 @@ from milo_controllers.own_object import Deleted, OwnObject, Written, after_delet
 from milo_controllers.own_writes import Write
 from milo_controllers.request import Request
 from milo_controllers.work_queue import ObjectKey, Work
-from milo_discovery.api_errors import Conflict
+from milo_discovery.api_errors import Conflict, NotFound
 
 METADATA = {"name": "d", "namespace": "default", "uid": "u", "resourceVersion": "1", "finalizers": ["others"]}
 DEPLOYMENT: Document = {"apiVersion": "apps/v1", "kind": "Deployment", "metadata": METADATA, "spec": {"replicas": 1}}
@@ -163,6 +163,18 @@ async def test_finalizer_of_another_object_is_kept_if_transform_leaves_out_the_u
     with pytest.raises(Conflict, match="another object has this name since `get` returned it"):
         await request.remove_finalizer("others")
     assert api.patches == []
+
+
+async def test_owned_objects_are_listed_if_transform_leaves_out_the_uid() -> None:
+    request = request_to(FakeApi())
+    request._member.view.document = lambda *_: {"metadata": {"name": "d"}}  # type: ignore[method-assign]
+    request._member.view.list = lambda *_, owner, **__: iter([owner])  # type: ignore[method-assign]
+    assert list(request.list("v1/configmaps", owned=True)) == ["u"]
+    await request.patch("apps/v1/deployments", "d", {"spec": {}})
+    assert list(request.list("v1/configmaps", owned=True)) == ["u"]
+    await request.delete("apps/v1/deployments", "d")
+    with pytest.raises(NotFound):
+        request.list("v1/configmaps", owned=True)
 
 
 async def test_get_with_a_kind_or_a_name_alone_is_refused() -> None:
