@@ -53,6 +53,7 @@ from milo_kube.change_signal import ChangeSignal
 from milo_kube.failure_log import INTERVAL_S, FailureLog
 from milo_kube.loop_watchdog import LoopWatchdog
 from milo_kube.task_groups import RunsInBackground, cancelled_from_outside, unwrap_single_error, wait_uninterrupted
+from milo_kube.user_code import not_an_exception
 from milo_objects.object_index import IndexFunction
 
 log = logging.getLogger("milo_controllers")
@@ -397,7 +398,14 @@ class Controllers(RunsInBackground):
         """
         self._registration.require_open()
         check_async(handler, "a handler of disengagements", "cluster")
-        self._clusters.on_disengage(handler)
+
+        async def ended(cluster: EngagedCluster) -> None:
+            try:
+                await handler(cluster)
+            except SystemExit as error:  # as of a reconciler: a library must not end the process
+                raise not_an_exception(error) from None
+
+        self._clusters.on_disengage(ended)
         return handler
 
     # --- life cycle ---

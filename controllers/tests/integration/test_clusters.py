@@ -390,7 +390,10 @@ async def test_cluster_whose_caches_do_not_exist_yet_is_missing_in_the_view(
         await eventually(lambda: running.controllers.view.view(WIDGETS).is_complete)
 
 
-async def test_disengage_handler_is_called_with_the_reason_between_two_engagements(plane: ControlPlane) -> None:
+@pytest.mark.parametrize("raised", [OSError, SystemExit])
+async def test_disengage_handler_is_called_with_the_reason_between_two_engagements(
+    plane: ControlPlane, raised: type[BaseException]
+) -> None:
     history: list[str] = []
 
     async def reconcile(request: Request) -> None:
@@ -408,7 +411,7 @@ async def test_disengage_handler_is_called_with_the_reason_between_two_engagemen
     @running.controllers.on_disengage
     async def disengaged(cluster: EngagedCluster) -> None:
         history.append(f"called: {cluster.disengage_reason}")
-        raise OSError("the handler failed")
+        raise raised("the handler failed")
 
     async with running.controllers:
         await eventually(lambda: history == ["begins"])
