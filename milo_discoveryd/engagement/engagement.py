@@ -280,9 +280,10 @@ class Engagements:
         assert cluster.draining is not None, "the cluster does not drain"
         events = self._end(record, cluster.draining.reason, cluster.draining.message, now)
         elsewhere = self.assigned_elsewhere(name)
-        if record.state is ObjectState.READY and elsewhere is not None:
+        may_engage = record.state is ObjectState.READY or self._is_kept(record, cluster)
+        if may_engage and elsewhere is not None:
             self._unassign(record, elsewhere, now)
-        elif record.state is ObjectState.READY:
+        elif may_engage:
             again = msgspec.structs.replace(cluster, draining=None, connectivity=UNPROBED)
             events.append(self._engage_again(record, again, now))
         return events
@@ -293,21 +294,31 @@ class Engagements:
         elsewhere = self.assigned_elsewhere(name)
         if elsewhere is None:
             return self._ready(record.ready, now) if record.state is ObjectState.UNASSIGNED else []
+        before = record.cluster
         events = self._plan_end(record, DisengageReason.MOVED, elsewhere, now, timeout_s)
-        self._unassign_ready(record, elsewhere, now)
+        self._unassign_ready(record, before, elsewhere, now)
         return events
 
     def lose(self, name: str, message: str, now: Moment) -> list[Event]:
         """Disengage a cluster at once, because this daemon can't renew its ownership."""
         record = self._known(name)
+        before = record.cluster
         events = self._end(record, DisengageReason.OWNERSHIP_LOST, message, now)
-        self._unassign_ready(record, message, now)
+        self._unassign_ready(record, before, message, now)
         return events
 
-    def _unassign_ready(self, record: ClusterRecord, message: str, now: Moment) -> None:
-        """Record that this daemon must not engage a ready cluster, unless the cluster still drains here."""
-        if record.cluster is None and record.state in READY_STATES:
+    def _unassign_ready(self, record: ClusterRecord, before: Cluster | None, message: str, now: Moment) -> None:
+        """Record that this daemon must not engage a ready cluster, unless the cluster still drains here. `before`: the
+        cluster, if it was engaged until now."""
+        is_ready = record.state in READY_STATES or (before is not None and self._is_kept(record, before))
+        if record.cluster is None and is_ready:
             self._unassign(record, message, now)
+
+    def _is_kept(self, record: ClusterRecord, cluster: Cluster) -> bool:
+        """Return whether only the shard group has ended an engagement that continued, as the object last described it,
+        while the object is malformed."""
+        is_malformed = record.state is ObjectState.MALFORMED and cluster.target.name not in self._contested
+        return is_malformed and (cluster.draining is None or cluster.draining.reason is DisengageReason.MOVED)
 
     def _unassign(self, record: ClusterRecord, message: str, now: Moment) -> None:
         record.observed, record.message = record.ready, message

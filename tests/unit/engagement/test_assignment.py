@@ -1,5 +1,7 @@
 """Clusters that other members of a shard group own are known and not engaged."""
 
+import pytest
+
 from milo_discoveryd.engagement.engagement import ClusterRecord, Engagements
 from milo_discoveryd.engagement.pending_releases import SubscriberKey, Subscription
 from milo_discoveryd.log.events import Event, EventType
@@ -128,6 +130,54 @@ def test_cluster_that_is_not_ready_stays_not_ready_after_lost_ownership() -> Non
     fleet.commit([not_ready()], at(1))
     assert kinds(fleet.lose("a", "not renewed", at(2))) == [(EventType.DISENGAGED, LOST)]
     assert record(fleet).state is ObjectState.NOT_READY
+
+
+def test_malformed_cluster_that_was_engaged_is_engaged_as_last_described_once_the_ownership_is_back() -> None:
+    """Found by a reader: it stayed disengaged until its object was corrected."""
+    fleet = engagements()
+    fleet.commit([ready()], at(0))
+    fleet.commit([malformed()], at(1))
+    assert kinds(fleet.lose("a", "not renewed", at(2))) == [(EventType.DISENGAGED, LOST)]
+    (event,) = fleet.reassign("a", 30.0, at(3))
+    assert (event.type, event.cluster.target) == (EventType.ENGAGED, ready().target)
+    assigned_to("b", fleet)
+    fleet.commit([malformed(version="3")], at(4))
+    assert kinds(fleet.reassign("a", 30.0, at(5))) == [(EventType.DISENGAGED, MOVED)]
+    assigned_to(None, fleet)
+    assert kinds(fleet.reassign("a", 30.0, at(6))) == [(EventType.ENGAGED, None)]
+
+
+def test_malformed_cluster_that_moved_and_is_assigned_back_is_engaged_again_after_its_drain() -> None:
+    fleet = confirming(engagements())
+    fleet.commit([ready()], at(0))
+    fleet.commit([malformed()], at(1))
+    assigned_to("b", fleet)
+    fleet.reassign("a", 30.0, at(2))
+    assigned_to(None, fleet)
+    assert kinds(fleet.end_drain("a", at(3))) == [(EventType.DISENGAGED, MOVED), (EventType.ENGAGED, None)]
+
+
+@pytest.mark.parametrize("is_lost", [False, True])
+def test_malformed_cluster_that_drained_because_it_was_not_ready_is_not_engaged_again(*, is_lost: bool) -> None:
+    fleet = confirming(engagements(drain_s=30.0))
+    fleet.commit([ready()], at(0))
+    fleet.commit([not_ready()], at(1))
+    fleet.commit([malformed(version="3")], at(2))
+    reason = LOST if is_lost else DisengageReason.NOT_READY
+    events = fleet.lose("a", "not renewed", at(3)) if is_lost else fleet.end_drain("a", at(3))
+    assert kinds(events) == [(EventType.DISENGAGED, reason)]
+    assert record(fleet).state is ObjectState.MALFORMED
+    assert fleet.lose("a", "not renewed", at(4)) == []
+    assert fleet.reassign("a", 30.0, at(5)) == []
+
+
+def test_contested_cluster_that_was_engaged_is_not_engaged_once_the_ownership_is_back() -> None:
+    fleet = engagements()
+    fleet.commit([ready()], at(0))
+    fleet.contest(ready(version="2"), "its address is claimed by another object", at(1))
+    assert kinds(fleet.lose("a", "not renewed", at(2))) == [(EventType.DISENGAGED, LOST)]
+    assert fleet.reassign("a", 30.0, at(3)) == []
+    assert kinds(fleet.begin_uncontested("a", at(4))) == [(EventType.ENGAGED, None)]
 
 
 def test_unreachable_cluster_of_another_member_is_not_engaged_when_reachable() -> None:
