@@ -2,7 +2,8 @@
 client with thousands of requests that lack their last byte would exhaust the memory."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
+from contextlib import aclosing
 from typing import Any
 
 import grpc
@@ -30,7 +31,7 @@ class ArrivingRequests:
         self._timeout_s = timeout_s
         self._arriving: dict[asyncio.Timeout, None] = {}
 
-    async def received(self, messages: AsyncIterator[Any]) -> Any:
+    async def received(self, messages: Any) -> Any:
         """Return the request, the first of the messages. Raises CallError."""
         try:
             async with asyncio.timeout(self._timeout_s) as limit:
@@ -40,8 +41,10 @@ class ArrivingRequests:
                     oldest.reschedule(asyncio.get_running_loop().time())
                 self._arriving[limit] = None
                 try:
-                    async for message in messages:
-                        return message
+                    # Closed, because gRPC's iterator refers to itself, and to its last message.
+                    async with aclosing(aiter(messages)) as iterator:
+                        async for message in iterator:
+                            return message
                 finally:
                     self._arriving.pop(limit, None)
         except TimeoutError:
@@ -88,12 +91,22 @@ class ArrivalInterceptor(grpc.aio.ServerInterceptor):
         return called
 
     def _after_arrival(self, method: str, call: Any) -> Callable[[Any, Any], Any]:
-        async def called(messages: AsyncIterator[Any], context: Any) -> Any:
+        async def answered(messages: Any, context: Any) -> Any:
             try:
                 request = await self._arriving.received(messages)
             except CallError as error:
                 await self._refusals.answer(method.rpartition("/")[2], context, error)
                 return None
             return await call(request, context)
+
+        async def called(messages: Any, context: Any) -> Any:
+            try:
+                return await answered(messages, context)
+            except grpc.aio.AbortError as aborted:
+                # gRPC keeps the error in the state of the call. Its frames have that state and the request, which would
+                # stay until the garbage collector finds the cycle, with a megabyte for each large filter.
+                del messages, context
+                aborted.__context__ = aborted.__traceback__ = None
+                raise
 
         return called

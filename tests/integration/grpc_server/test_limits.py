@@ -1,6 +1,8 @@
 """Limits on calls, connections, filters and pages, on a real server."""
 
 import asyncio
+import gc
+from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -144,6 +146,27 @@ async def test_total_request_size_of_open_streams_is_limited(
             assert reason(await three.error()) == "TOO_MANY_FILTER_BYTES"
         async with harness.subscriber() as unfiltered:
             await unfiltered.until_synced()
+
+
+async def test_refused_calls_are_freed_without_the_garbage_collector(harness: Harness) -> None:
+    large = pb.ClusterFilter(names=[f"n{number}" for number in range(6_000)])
+
+    def held() -> set[str]:
+        parts = ("ClusterFilter", "ListClustersRequest", "WatchClustersRequest", "_ServicerContext")
+        return {type(each).__name__ for each in gc.get_objects()}.intersection(parts)
+
+    gc.collect()
+    gc.disable()
+    try:
+        async with harness.client() as stub:
+            with suppress(grpc.aio.AioRpcError):
+                await stub.ListClusters(pb.ListClustersRequest(filter=large))
+            with suppress(grpc.aio.AioRpcError):
+                await stub.WatchClusters(pb.WatchClustersRequest(filter=large)).read()
+        del large
+        await eventually(lambda: not held())
+    finally:
+        gc.enable()
 
 
 async def test_idle_connections_are_closed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
