@@ -116,6 +116,8 @@ _OBJECT = msgspec.json.Decoder(_Object)
 _OWNERS = msgspec.json.Decoder(list[_OwnerReference] | None)
 _FIELDS = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _METADATA_FIELDS = frozenset({"apiVersion", "kind", "metadata"})
+_METADATA_KIND = "PartialObjectMetadata"
+"""The kind of the representation in which API servers send metadata alone, instead of the object's."""
 
 
 class _TypeMeta(msgspec.Struct, gc=False):
@@ -142,6 +144,8 @@ class ObjectDecoder(Decoder[msgspec.Raw, CachedObject]):
     def page(self, body: bytes) -> tuple[ListPage, Iterator[CachedObject | None]]:
         page, objects = super().page(body)
         meta = _type_meta(body) or _TypeMeta()
+        if meta.kind == f"{_METADATA_KIND}List":
+            return page, objects
         of_items = {"apiVersion": meta.apiVersion, "kind": meta.kind.removesuffix("List")}
         prefix = msgspec.json.encode(of_items)[:-1] + b","
         return page, (None if found is None else _typed(found, prefix) for found in objects)
@@ -179,7 +183,9 @@ def object_decoder(
         if metadata_only or metadata.managedFields is not _ABSENT:
             fields = _FIELDS.decode(raw)
             if metadata_only:
-                fields = {name: value for name, value in fields.items() if name in _METADATA_FIELDS}
+                is_metadata = bytes(fields.get("kind", _ABSENT)) == msgspec.json.encode(_METADATA_KIND)
+                names = frozenset({"metadata"}) if is_metadata else _METADATA_FIELDS
+                fields = {name: value for name, value in fields.items() if name in names}
             inner = _FIELDS.decode(fields["metadata"])
             inner.pop("managedFields", None)
             fields["metadata"] = msgspec.Raw(msgspec.json.encode(inner))

@@ -7,6 +7,9 @@ from typing import Any
 import msgspec
 import pytest
 
+from milo_controllers.conditions import owner_reference
+from milo_controllers.errors import NotCached
+from milo_controllers.kinds import Kind
 from milo_controllers.object_cache import (
     LARGEST_OBJECT,
     CachedObject,
@@ -266,6 +269,20 @@ def test_metadata_only_decoder_drops_other_fields() -> None:
     expected = document("a", labels={"x": "y"})
     del expected["data"]
     assert msgspec.json.decode(seen.raw) == expected
+
+
+@pytest.mark.parametrize("is_listed", [True, False])
+def test_metadata_only_object_does_not_have_the_kind_of_the_representation(is_listed: bool) -> None:
+    """A reference to an owner of this kind would never lead to a deletion."""
+    item = document("a") | {"apiVersion": "meta.k8s.io/v1", "kind": "PartialObjectMetadata"}
+    decoder, seen = object_decoder(metadata_only=True), decoded(item, metadata_only=True)
+    if is_listed:
+        body = {"kind": "PartialObjectMetadataList", "apiVersion": "meta.k8s.io/v1", "metadata": {}, "items": [item]}
+        [seen] = decoder.page(msgspec.json.encode(body))[1]
+    found = Kind("v1/configmaps", metadata_only=True).decode(seen.raw)
+    assert found == {"metadata": document("a")["metadata"]}
+    with pytest.raises(NotCached, match="the field 'apiVersion' is not cached"):
+        owner_reference(found)
 
 
 def test_decoder_reports_an_invalid_object() -> None:
