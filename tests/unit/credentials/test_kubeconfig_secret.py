@@ -158,6 +158,17 @@ async def test_kubeconfig_secret_named_in_the_object_is_used() -> None:
     assert api.asked == [("GET", "/api/v1/namespaces/fleet/secrets/a-admin")]
 
 
+async def test_no_credential_is_issued_of_another_secret_with_the_name_of_the_object() -> None:
+    content = {"kubeconfig": base64.b64encode(kubeconfig(pair(NOW + 600)).encode()).decode()}
+    answers = [answering(200, {"metadata": {"uid": uid}, "data": content}) for uid in ("first", "second")]
+    target = DeclaredTarget(name="n.a", uid="first", place=("https://a",), object_namespace="n", object_name="a")
+    wanted = MintRequest(ttl_s=600, cluster=engaged(target, object_uid="first"))
+    source = a_source(ScriptedApi(*answers), place=SecretPlace("{namespace}", "{object}", has_objects=True))
+    await source.mint(wanted)
+    with pytest.raises(BackendError, match="another one has its name"):
+        await source.mint(wanted)
+
+
 async def test_kubeconfig_secret_of_restored_cluster_is_not_read_before_its_object_is_seen() -> None:
     source = a_source(api := ScriptedApi(), namespace="{namespace}")
     with pytest.raises(BackendError, match="has not been received"):

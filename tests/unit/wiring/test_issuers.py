@@ -220,3 +220,35 @@ def test_kubeconfig_secret_determines_the_server_only_in_a_namespace_of_the_cont
     [assigned] = Issuers(configured, sources, {}, AsyncExitStack(), run="r").assignments()
     assert isinstance(assigned.issuer, KubeconfigSecretIssuer)
     assert assigned.issuer.states_server == expected
+
+
+@pytest.mark.parametrize(
+    ("plural", "own_kubeconfig", "expected"),
+    [("secrets", False, True), ("secrets", True, False), ("maps", False, False)],
+)
+def test_kubeconfig_secret_knows_whether_the_objects_are_the_secrets_that_it_reads(
+    tmp_path: Path,
+    files: Callable[..., str],
+    monkeypatch: pytest.MonkeyPatch,
+    plural: str,
+    *,
+    own_kubeconfig: bool,
+    expected: bool,
+) -> None:
+    monkeypatch.setattr("milo_discoveryd.wiring.issuers.open_upstream", lambda *_: (None, ""))
+    source: dict[str, Any] = {
+        "kind": "declarative",
+        "discovery_kubeconfig": files("discovery", token="t"),
+        "settings": {
+            "resource": {"version": "v1", "plural": plural, "namespaced": True},
+            "endpoint": {"kubeconfig": "data[value]"},
+        },
+    }
+    issuing = {"name": "i", "type": "kubeconfig-secret", "namespace_template": "{namespace}", "secret": "{object}"}
+    if own_kubeconfig:
+        issuing["kubeconfig"] = files("other", token="t")
+    configured = settings(tmp_path, issuing, sources=[source])
+    sources = [ConfiguredSource(source, configured, {}) for source in configured.sources]
+    [assigned] = Issuers(configured, sources, {}, AsyncExitStack(), run="r").assignments()
+    assert isinstance(assigned.issuer, KubeconfigSecretIssuer)
+    assert assigned.issuer.place.has_objects == expected
