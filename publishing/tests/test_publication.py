@@ -803,6 +803,46 @@ def test_object_whose_cluster_cannot_be_looked_up_delays_no_other_deletion():
     assert f"alpha: cannot look up its cluster: {refused}" in publishing.reports
 
 
+def test_removals_are_held_while_many_missing_clusters_cannot_be_looked_up():
+    """Found by a reader: the objects of those that could be looked up were deleted, a few at a time."""
+    clusters = [cluster(f"alpha-{number}", uid=f"{number}") for number in range(100)]
+    publishing = Publishing(Publishing().synced(*clusters).server)
+    failing = {one.name for one in clusters[5:60]}
+
+    def cannot_look_up(request: Request) -> None:
+        if isinstance(request, Ask) and request.cluster in failing:
+            raise Unavailable("busy", code="UNAVAILABLE")
+
+    publishing.before_ask = cannot_look_up
+    publishing.synced(*clusters[60:])
+    while failing:
+        publishing.settle(60.0)
+        failing.difference_update(sorted(failing)[:5])
+    publishing.settle(60.0)
+    assert len(publishing.server.objects) == 100
+    assert "lacks 60 of 100 clusters" in publishing.publication.problems[0]
+
+
+@pytest.mark.parametrize(("clusters", "members"), [(30, 3), (60, 6)])
+def test_removals_are_held_if_each_replica_lacks_all_clusters_that_its_daemon_owns(clusters: int, members: int):
+    """Found by a reader: each held what lacked more than half of all objects, and deleted its share of them."""
+    fleet = [cluster(f"alpha-{number}", uid=f"{number}", incarnation="a") for number in range(clusters)]
+    server = Publishing(group="dns").synced(*fleet).server
+    replicas = [Publishing(server, group="dns", resync_s=300.0) for _ in range(members)]
+    for number, replica in enumerate(replicas):
+        replica.elsewhere = {one.name for place, one in enumerate(fleet) if place % members != number}
+        replica.synced()
+    for _ in range(20):
+        for replica in replicas:
+            replica.settle(60.0)
+    assert len(server.objects) == clusters
+    share = clusters // members
+    for replica in replicas:
+        assert f"lacks {share} of {share} clusters" in replica.publication.problems[0]
+    replicas[0].synced(*(one for one in fleet if one.name not in replicas[0].elsewhere)).settle(60.0)
+    assert replicas[0].publication.problems == ()
+
+
 def test_nothing_is_written_while_all_published_clusters_are_missing_and_none_can_be_looked_up():
     publishing = Publishing(Publishing().synced(cluster(), cluster("beta")).server)
 

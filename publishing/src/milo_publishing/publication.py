@@ -481,14 +481,15 @@ class Publication:
         if not self._is_listed or self.view in {ViewPhase.INCOMPLETE, ViewPhase.UNIDENTIFIED}:
             return
         own = [record for record in self.records.values() if record.is_own(self.identity)]
+        open_ends = [
+            record for record in own if record.lacks_cluster(self.identity) and not isinstance(record.end, EndedCluster)
+        ]
         lacking = [
-            record
-            for record in own
-            if record.lacks_cluster(self.identity) and isinstance(record.end, Unasked | Missing)
+            record for record in open_ends if not (isinstance(record.end, Elsewhere) and record.end.ask_at > now)
         ]
         doubted = [record for record in lacking if is_followed(watch, record.removal().cluster)]
         was_foreign, was_problem = self._removals.is_foreign, self._removals.problem
-        unasked = [record for record in doubted if isinstance(record.end, Unasked)]
+        unasked = [record for record in doubted if not isinstance(record.end, Missing)]
         is_asking = any(not record.next.problem for record in unasked)
         known = len(doubted) - len(unasked)
         may_be_foreign = own and len(lacking) == len(own) and known < len(own)
@@ -499,7 +500,14 @@ class Publication:
             missing = {record.removal(): record for record in doubted if isinstance(record.end, Missing)}
             is_taken_over = not any(record.observed and record.observed.difference(self.identity) for record in own)
             are_all_known = len(missing) == len(lacking) and is_taken_over
-            confirmed = self._removals.review(missing.keys(), len(own), now, are_all_known=are_all_known)
+            confirmed = self._removals.review(
+                missing.keys(),
+                len(own),
+                now,
+                unknown=len(unasked),
+                elsewhere=len(open_ends) - len(lacking),
+                are_all_known=are_all_known,
+            )
             self._tell({"removals": was_problem}, {"removals": self._removals.problem}, "no longer held")
             for record in map(missing.__getitem__, confirmed):
                 match record.end, record.observed:

@@ -69,20 +69,32 @@ class Removals:
         keyed by (object name, cluster UID)."""
 
     def review(
-        self, missing: Collection[Removal], published: int, now: float, *, are_all_known: bool = True
+        self,
+        missing: Collection[Removal],
+        published: int,
+        now: float,
+        *,
+        unknown: int = 0,
+        elsewhere: int = 0,
+        are_all_known: bool = True,
     ) -> list[Removal]:
         """Return those of the `missing` removals that may be made now. `published`: the total number of objects.
-        `are_all_known`: whether no other removal is left, for example of a source that is not streaming yet."""
+
+        `unknown`: how many of these could not be looked up, so that they may be missing too. `elsewhere`: how many
+        another member of the shard group judges. `are_all_known`: whether no other removal is left, for example of a
+        source that is not streaming yet.
+        """
         self._missing_since = {removal: self._missing_since.get(removal, now) for removal in missing}
         self._deleted = {subject: last for subject, last in self._deleted.items() if now <= last[1] + CONTESTED_S}
-        is_held = is_mass(len(missing), published) and not self.accepts
+        lacking, judged = len(missing) + unknown, published - elsewhere
+        is_held = bool(missing) and is_mass(lacking, judged) and not self.accepts
         self.is_foreign = is_held and len(missing) == published
         self.problem = ""
         if is_held:
             self.problem = (
                 f"the daemon's view lacks all {published} clusters that have an object or file: nothing is written"
                 if self.is_foreign
-                else f"the daemon's view lacks {len(missing)} of {published} clusters that have an object or file: "
+                else f"the daemon's view lacks {lacking} of {judged} clusters that have an object or file: "
                 "nothing is removed"
             ) + (
                 "; check the daemon's address and sources, and which clusters its `rights` permit you to see, or run "
