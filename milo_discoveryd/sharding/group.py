@@ -299,7 +299,8 @@ class ShardGroup:
 
     def _lose(self) -> None:
         self._has_share = False
-        if self._applied.ownership is None or self._is_silent:
+        has_stopped = self._is_silent and self.member.has_ended and not self.member.has_ended_by_loss
+        if self._applied.ownership is None or has_stopped:
             return
         self._applied = _Application()
         if self.member.has_ended_by_loss:

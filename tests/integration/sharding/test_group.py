@@ -345,13 +345,17 @@ async def test_shard_member_whose_lease_is_taken_while_it_leaves_reports_a_loss(
 async def test_shard_member_that_stops_for_its_successor_engages_nothing_after_its_fence(
     daemons: list[Daemon],
 ) -> None:
-    first, _, _ = await pair(daemons)
+    """Found by a reader: it kept its clusters, and obtained credentials for them after another member owned them."""
+    first, second, _ = await pair(daemons)
     engaged = set(first.engaged)
     first.leases.is_down = True
     stopping = asyncio.create_task(first.group.leave(keeps_term=True))
     assert first.operator.may_engage()
-    await eventually(lambda: not first.operator.may_engage())
     assert first.engaged == engaged, "its operator works until its deadline"
+    await eventually(lambda: not first.operator.may_engage())
+    await eventually(lambda: second.engaged == set(KEYS))
+    assert not first.engaged
+    assert first.operator.reason == LOST
     stopping.cancel()
 
 
