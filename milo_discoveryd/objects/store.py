@@ -448,13 +448,14 @@ class ObjectStore:
 
 def _weight_of(observation: ObservedObject, record: ObjectRecord | None) -> int:
     if observation.state is ObjectState.READY:
-        return weigh(observation.content)
+        return weigh(observation.content, has_frame=True)
     # The cluster of an object that is no longer ready is kept, so the weight of the object does not decrease.
     return weigh((observation, None)) if record is None else max(record.weight, weigh((observation, record.content)))
 
 
-def weigh(content: Any) -> int:
-    """Return the object's weight in the memory budget, in bytes; `content` is what the daemon keeps of the object.
+def weigh(content: Any, *, has_frame: bool = False) -> int:
+    """Return the object's weight in the memory budget, in bytes; `content` is what the daemon keeps of the object, and
+    again in a frame of the change log if `has_frame`.
 
     It is rounded down to a multiple of `_GRAIN`.
     """
@@ -463,5 +464,8 @@ def weigh(content: Any) -> int:
     if not encoded.isascii():
         # A single character can make a string take four bytes for each, and the string keeps the UTF-8 too.
         size += getsizeof(encoded.decode())
+    if has_frame:
+        # The frame of a usual object is part of its overhead.
+        size += max(0, len(encoded) - OBJECT_OVERHEAD)
     grains = (OBJECT_OVERHEAD + size + PAIR_OVERHEAD * max(0, encoded.count(_PAIR) - _FREE_PAIRS)) // _GRAIN
     return _USUAL[grains] if grains < len(_USUAL) else grains * _GRAIN

@@ -53,6 +53,16 @@ def test_many_short_labels_count_with_their_memory_overhead() -> None:
     assert weigh(few) < 1024
 
 
+def test_large_object_counts_with_its_frame() -> None:
+    labels = tuple((f"{number:03}", "x" * 60) for number in range(1000))
+    content = ready("p", labels=dict(labels)).target
+    in_memory = sum(sys.getsizeof(pair) + sys.getsizeof(pair[0]) + sys.getsizeof(pair[1]) for pair in labels)
+    assert weigh(content, has_frame=True) > in_memory + 60_000
+    store = BudgetedClusters(ObjectBudget())
+    store.lists(ready("p", labels=dict(labels)))
+    assert store.weight.used == weigh(content, has_frame=True)
+
+
 @pytest.mark.parametrize("character", ["x", "\u00e9", "\u0142", "\u4e2d", "\U0001f600"])
 def test_text_counts_with_its_size_in_memory(character: str) -> None:
     message = character + 2000 * "x"
