@@ -77,12 +77,15 @@ class ObjectIndex(Generic[Key]):
 
     def _of(self, key: Key, indexed: Any) -> tuple[Hashable, ...]:
         try:
-            values = call(self._function, indexed)
-            if isinstance(values, str | bytes | Mapping):
-                type_name = "string" if isinstance(values, str) else type(values).__name__
-                wanted = list(values) if isinstance(values, Mapping) else [values]
-                raise TypeError(f"the function returned the {type_name} {values!r:.80}; return a list: {wanted!r:.80}")  # noqa: TRY301
-            return tuple(dict.fromkeys(values))
+            return call(self._returned, indexed)
         except Exception as error:  # noqa: BLE001  (the program's code: an error there affects only this object)
             self._failed(self._name, key, error)
             return ()
+
+    def _returned(self, indexed: Any) -> tuple[Hashable, ...]:
+        values = self._function(indexed)
+        if isinstance(values, str | bytes | Mapping):
+            type_name = "string" if isinstance(values, str) else type(values).__name__
+            wanted = list(values) if isinstance(values, Mapping) else [values]
+            raise TypeError(f"the function returned the {type_name} {values!r:.80}; return a list: {wanted!r:.80}")
+        return tuple(dict.fromkeys(values))  # runs the function, if it is a generator

@@ -1,5 +1,7 @@
 """Indexes find keys by the values that a function returned."""
 
+import asyncio
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -79,3 +81,20 @@ def test_key_for_which_the_function_raises_is_reported_and_missing() -> None:
 
     assert [*found.keys(1)] == []
     assert failures == [("size", "a", "KeyError('size')"), ("size", "b", "TypeError(\"unhashable type: 'list'\")")]
+
+
+@pytest.mark.parametrize("raised", [SystemExit, asyncio.CancelledError])
+def test_generator_that_raises_no_exception_is_reported_as_other_functions_are(raised: type[BaseException]) -> None:
+    """Found by a reader: it ended the process, or the informer without a sign."""
+    failures: list[str] = []
+
+    def sizes(given: Any) -> Iterator[int]:
+        yield 1
+        if given == "bad":
+            raise raised(2)
+
+    found: ObjectIndex[str] = ObjectIndex("size", sizes, lambda *failure: failures.append(repr(failure[2])))
+    found.put("a", "bad")
+    found.put("b", "good")
+    assert [*found.keys(1)] == ["b"]
+    assert failures == [f"RuntimeError('{raised.__name__}: 2')"]
