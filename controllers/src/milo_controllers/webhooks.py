@@ -241,13 +241,14 @@ class Webhooks:
         return allowed(request, review.warnings)
 
     async def _called(self, webhook: Webhook, review: Review[Any]) -> None:
-        threads = self._threads.get(webhook.path)
+        threads, loop, context = self._threads.get(webhook.path), asyncio.get_running_loop(), copy_context()
         if threads is None:
-            await webhook.reviewer(review)  # type: ignore[misc]
-            return
-        context = copy_context()
-        # A call that waits for a thread when its time is over never begins.
-        await asyncio.get_running_loop().run_in_executor(threads, context.run, call_in_thread, webhook.reviewer, review)
+            returned: object = await webhook.reviewer(review)  # type: ignore[misc]
+        else:
+            # A call that waits for a thread when its time is over never begins.
+            returned = await loop.run_in_executor(threads, context.run, call_in_thread, webhook.reviewer, review)
+        if returned is not None:  # such as False, or the coroutine of an async function that a plain one wraps
+            raise TypeError(f"{webhook.name} returned {returned!r}: return None, and raise Deny to deny the write")
 
     def _failed(self, webhook: Webhook, what: str, status: HTTPStatus, error: Exception) -> HttpReply:
         text = f"{webhook.type.value} {webhook.name}: {what}"

@@ -197,6 +197,22 @@ async def test_validator_that_exits_fails_its_review_and_not_the_process(
         await reviewed(controllers, plane)
 
 
+async def test_validator_that_returns_an_awaitable_or_false_fails_its_review(
+    controllers: Controllers, plane: ControlPlane
+) -> None:
+    """Found by a reader: an async validator that a plain function wraps was never awaited, so all writes were
+    allowed."""
+    returned = iter([asyncio.get_running_loop().create_future(), False])
+
+    @controllers.validate(WIDGETS)
+    def wrong(_: Review) -> Any:
+        return next(returned)
+
+    for _ in range(2):
+        with pytest.raises(ReviewFailed, match="500: validate widgets: TypeError: widgets returned"):
+            await reviewed(controllers, plane)
+
+
 @pytest.mark.parametrize("code", [422, 460])
 async def test_write_is_denied_with_any_code_and_with_an_error_as_the_message(
     controllers: Controllers, plane: ControlPlane, code: int
