@@ -501,6 +501,12 @@ class Controllers(RunsInBackground):
         except Exception as error:
             self._fail(error)
             raise
+        except (GeneratorExit, KeyboardInterrupt):
+            raise
+        except BaseException as raised:  # noqa: BLE001  (the author's code)
+            failure = not_an_exception(raised)
+            self._fail(failure)
+            raise failure from None
 
     async def _follow_discovery(self) -> None:
         if isinstance(self._clusters, Fleet):

@@ -460,6 +460,28 @@ async def test_background_task_that_a_task_of_its_own_cancels_ends_the_controlle
             await running.controllers.run()
 
 
+class Panic(BaseException):
+    """As an extension in Rust raises it."""
+
+
+@pytest.mark.parametrize("raised", [SystemExit, Panic])
+async def test_background_task_that_raises_no_exception_ends_the_controllers_as_others_do(
+    plane: ControlPlane, raised: type[BaseException]
+) -> None:
+    """Found by a reader: the process waited without a limit for a thread that hung."""
+    running = Running(plane)
+
+    @running.controllers.background()
+    async def poll() -> None:
+        raise raised("a library ends the process")
+
+    ending = asyncio.create_task(running.controllers.run())
+    async with asyncio.timeout(10):
+        assert str(await running.controllers.failed()) == f"{raised.__name__}: a library ends the process"
+    with pytest.raises(RuntimeError, match="a library ends the process"):
+        await ending
+
+
 async def test_lost_lead_is_known_before_background_tasks_have_cleaned_up(plane: ControlPlane) -> None:
     """Found by a reader: the process waited for one that hung, rather than exit."""
     running, may_end, ends = Running(plane), asyncio.Event(), asyncio.Event()
