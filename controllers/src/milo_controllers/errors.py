@@ -11,6 +11,8 @@ ControllerError
 
 from __future__ import annotations
 
+from milo_discovery.api_errors import ApiError
+
 
 class ControllerError(Exception):
     """Base class of the errors of reconcilers. Those of API servers are a `ClusterApiError`."""
@@ -50,7 +52,7 @@ def cause_of(error: Exception) -> Exception:
     if not isinstance(error, ExceptionGroup):
         return error
     causes = [cause_of(inner) for inner in error.exceptions]
-    longest = max(causes, key=lambda cause: getattr(cause, "retry_after_s", None) or 0.0)
+    longest = max(causes, key=lambda cause: (isinstance(cause, ApiError) and cause.retry_after_s) or 0.0)
     return longest if len(set(map(type, causes))) == 1 else error
 
 

@@ -235,6 +235,14 @@ async def test_thread_that_waits_for_no_coroutine_does_not_wait_forever(waited: 
 
 
 BUSY = ApiError(429, "TooManyRequests", "later", retry_after_s=60.0)
+
+
+class OtherError(Exception):
+    """An error of an author's library, whose delay is no number."""
+
+    retry_after_s = "60"
+
+
 SUSPENDED = ProjectSuspended(403, "Forbidden", "the project is suspended")
 
 
@@ -249,6 +257,7 @@ SUSPENDED = ProjectSuspended(403, "Forbidden", "the project is suspended")
         ([NotLeading("not sent"), NotLeading("not sent")], Interrupted()),
         ([SUSPENDED, NotLeading("not sent")], Interrupted()),
         ([ValueError(), NotLeading("not sent")], Failed()),
+        ([OtherError(), ValueError()], Failed()),
     ],
 )
 async def test_errors_of_a_task_group_mean_what_they_mean_alone(errors: list[Exception], outcome: Outcome) -> None:
