@@ -823,6 +823,20 @@ def test_removals_are_held_while_many_missing_clusters_cannot_be_looked_up():
     assert "lacks 60 of 100 clusters" in publishing.publication.problems[0]
 
 
+def test_removals_are_held_while_most_clusters_are_missing_or_of_a_source_that_is_not_followed():
+    """Found by a reader: the objects of each source were deleted when it was followed, if they were few of all."""
+    clusters = [cluster(f"{'a' if number < 10 else 'b'}#{number}", uid=f"{number}") for number in range(100)]
+    publishing = Publishing(Publishing().synced(*clusters).server, resync_s=300.0)
+    publishing.sources = {"a": STREAMING, "b": STALE}
+    publishing.synced(*clusters[60:]).settle(60.0)
+    assert len(publishing.server.objects) == 100
+    assert "lacks 60 of 100 clusters" in publishing.publication.problems[0]
+    publishing.sources = {"a": STREAMING, "b": STREAMING}
+    publishing.synced(*clusters[10:]).settle(60.0)
+    assert len(publishing.server.objects) == 90
+    assert publishing.publication.problems == ()
+
+
 @pytest.mark.parametrize(("clusters", "members"), [(30, 3), (60, 6)])
 def test_removals_are_held_if_each_replica_lacks_all_clusters_that_its_daemon_owns(clusters: int, members: int):
     """Found by a reader: each held what lacked more than half of all objects, and deleted its share of them."""

@@ -504,7 +504,7 @@ class Publication:
                 missing.keys(),
                 len(own),
                 now,
-                unknown=len(unasked),
+                unknown=len(lacking) - len(missing),
                 elsewhere=len(open_ends) - len(lacking),
                 are_all_known=are_all_known,
             )
