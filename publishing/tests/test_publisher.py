@@ -5,12 +5,15 @@ from __future__ import annotations
 import asyncio
 import gc
 import json
+import signal
+import sys
 import time
 from base64 import b64decode
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Self
 
 import pytest
@@ -733,3 +736,23 @@ async def test_each_of_many_waiting_requests_is_canceled_in_the_same_time():
 
     await canceled_in_s(1_000)
     assert await canceled_in_s(20_000) < 60 * await canceled_in_s(1_000)
+
+
+async def test_run_until_all_is_published_fails_if_it_is_terminated_before(tmp_path: Path):
+    """Found by a reader: it exited with 0, so that a Job whose pod was evicted counted as succeeded."""
+    kubeconfig = tmp_path / "kubeconfig"
+    context = {"name": "c", "context": {"cluster": "c", "user": "u", "namespace": "fleet"}}
+    cluster = {"name": "c", "cluster": {"server": "https://127.0.0.1:1"}}
+    user = {"name": "u", "user": {"token": "t"}}
+    config = {"current-context": "c", "contexts": [context], "clusters": [cluster], "users": [user]}
+    kubeconfig.write_text(json.dumps(config))
+    arguments = ["publish", "cluster-profiles", "--once", "--kubeconfig", str(kubeconfig)]
+    arguments += ["--address", f"unix://{tmp_path}/none.sock"]
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "milo_discovery_cli", *arguments, stderr=asyncio.subprocess.PIPE
+    )
+    assert process.stderr is not None
+    assert b"cannot connect" in await process.stderr.readline()
+    process.send_signal(signal.SIGTERM)
+    assert b"ended by SIGTERM" in await process.stderr.read()
+    assert await process.wait() == 1

@@ -278,8 +278,14 @@ async def _publish(
         resync_s=destination.resync.total_seconds(),
         report=print_message,
     )
-    messages, done = StreamMessages(connection), asyncio.Event()
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, done.set)
+    messages, done, terminated = StreamMessages(connection), asyncio.Event(), False
+
+    def terminate() -> None:
+        nonlocal terminated
+        terminated = True
+        done.set()
+
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, terminate)
     limit = connection.timeout if destination.once else None
     try:
         async with (
@@ -291,5 +297,7 @@ async def _publish(
     except TimeoutError:
         timed_out = TimedOut("objects were not up to date within --timeout", code="DEADLINE_EXCEEDED")
         raise messages.last_error or timed_out from None
+    if destination.once and terminated:
+        raise CommandFailure("ended by SIGTERM before the objects were up to date")
     if destination.once and publication.problems:
         raise CommandFailure(f"unresolved problems: {len(publication.problems)}; see the messages above")
