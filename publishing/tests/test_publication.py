@@ -857,6 +857,17 @@ def test_removals_are_held_if_each_replica_lacks_all_clusters_that_its_daemon_ow
     assert replicas[0].publication.problems == ()
 
 
+def test_lookups_of_clusters_of_other_replicas_after_each_list_delay_no_deletion():
+    fleet = [cluster(name, uid=name, incarnation="a") for name in ("alpha", "beta", "gamma", "delta")]
+    publishing = Publishing(Publishing(group="dns").synced(*fleet).server, group="dns")
+    publishing.elsewhere = {"beta"}
+    publishing.synced(*fleet[2:])
+    for _ in range(300):
+        publishing.publication.listed(publishing.now, publishing.server.list(), publishing.now)
+        publishing.settle(0.05)
+    assert publishing.server.objects.keys() == {"beta", "gamma", "delta"}
+
+
 def test_nothing_is_written_while_all_published_clusters_are_missing_and_none_can_be_looked_up():
     publishing = Publishing(Publishing().synced(cluster(), cluster("beta")).server)
 

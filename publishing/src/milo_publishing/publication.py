@@ -484,9 +484,7 @@ class Publication:
         open_ends = [
             record for record in own if record.lacks_cluster(self.identity) and not isinstance(record.end, EndedCluster)
         ]
-        lacking = [
-            record for record in open_ends if not (isinstance(record.end, Elsewhere) and record.end.ask_at > now)
-        ]
+        lacking = [record for record in open_ends if record.next.problem or not isinstance(record.end, Elsewhere)]
         doubted = [record for record in lacking if is_followed(watch, record.removal().cluster)]
         was_foreign, was_problem = self._removals.is_foreign, self._removals.problem
         unasked = [record for record in doubted if not isinstance(record.end, Missing)]
