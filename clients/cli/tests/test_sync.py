@@ -313,6 +313,15 @@ async def test_sync_waits_for_space_on_a_full_disk_and_catches_up(daemon, path, 
         assert await process.wait() == 0
 
 
+async def test_sync_once_fails_if_it_is_terminated_before_the_directory_is_complete(daemon, path):
+    async with sync(daemon, path, "--once") as process:
+        (await daemon.stream()).send(snapshot("1", engaged("a")))
+        await until((path / "index.json").exists)
+        process.send_signal(signal.SIGTERM)
+        _, err = await process.communicate()
+    assert (process.returncode, "ended by SIGTERM" in err.decode()) == (1, True)
+
+
 @pytest.fixture(params=[0o700, 0o777], ids=oct)
 def mode(request: pytest.FixtureRequest, path: Path) -> int:
     path.mkdir()

@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from typing import Final, Protocol, Unpack
 
 from milo_discovery.errors import ClusterNotFound, DiscoveryError, StatusError, Unavailable
-from milo_discovery.model import ClusterReport, Listing, ServerInfo, SourceState
+from milo_discovery.model import ClusterReport, Engagement, Listing, ServerInfo, SourceState
 from milo_discovery.options import FilterOptions
 from milo_discovery.removals import SECOND_LOOK_S, Removal, Removals
 from milo_kube.task_groups import in_own_task, unwrap_single_error
@@ -287,16 +287,29 @@ class ObjectPublisher:
         orphans = self.publication.orphans(stored)
         known = len(orphans) + len(self.publication.clusters)
         missing: dict[Removal, FleetCluster] = {}
+        unknown = elsewhere = 0
         if orphans:
             listing = await self._daemon.list()
             streaming = {source.name for source in listing.sources if source.state is SourceState.STREAMING}
             if not listing.sources and listing.source.state is SourceState.STREAMING:
                 streaming.add("")
             for key, cluster in orphans.items():
-                if source_of(key) in streaming & known_sources and await self._is_missing(key):
-                    missing[Removal(key, key, cluster.uid + cluster.incarnation, cluster.incarnation)] = cluster
+                if source_of(key) not in streaming & known_sources:
+                    continue
+                match await self._engagement(key):
+                    case None:
+                        unknown += 1
+                    case Engagement(engaged=True):
+                        pass
+                    case Engagement(assigned_elsewhere=True):
+                        elsewhere += 1
+                    case _:
+                        missing[Removal(key, key, cluster.uid + cluster.incarnation, cluster.incarnation)] = cluster
         was_problem = self._removals.problem
-        for removal in self._removals.review(missing, known, self._clock(), are_all_known=len(missing) == len(orphans)):
+        are_all_known = len(missing) == len(orphans)
+        for removal in self._removals.review(
+            missing, known, self._clock(), unknown=unknown, elsewhere=elsewhere, are_all_known=are_all_known
+        ):
             self.publication.end_orphan(missing[removal], self._clock())
         if self._removals.problem != was_problem:
             self._report(self._removals.problem or "removals are no longer held")
@@ -305,18 +318,18 @@ class ObjectPublisher:
         self._changed.set()
         return SECOND_LOOK_S if missing else LOOK_EVERY_S
 
-    async def _is_missing(self, key: str) -> bool:
-        """Return whether no daemon has engaged the cluster. In a shard group, only the member that owns it knows.
+    async def _engagement(self, key: str) -> Engagement | None:
+        """Return what the daemon knows of the cluster, if it can be looked up: another cluster is not delayed by it.
 
-        A cluster that cannot be looked up delays no others. Raises DiscoveryError if perhaps none can be at present.
+        In a shard group, only the member that owns a cluster knows whether it is engaged. Raises DiscoveryError if
+        perhaps none can be looked up at present.
         """
         try:
-            engagement = (await self._daemon.get(key)).engagement
+            return (await self._daemon.get(key)).engagement
         except ClusterNotFound as error:
-            return not error.assigned_elsewhere
+            return Engagement(assigned_elsewhere=error.assigned_elsewhere)
         except StatusError as error:
             if isinstance(error, Unavailable) or error.retry_after is not None:
                 raise
             log.warning("cluster %s cannot be looked up, and stays published: %s", key, error)
-            return False
-        return not engagement.engaged and not engagement.assigned_elsewhere
+            return None

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from milo_discovery.errors import CallFailed
+from milo_discovery.errors import CallFailed, ClusterNotFound
 from milo_discovery.model import ClusterReport, ServerInfo, Sharding
 from milo_kube.http.headers import Headers
 from milo_kube.http.server import ServerRequest
@@ -421,6 +421,31 @@ async def test_ended_cluster_that_cannot_be_looked_up_delays_no_others_and_no_he
         world.fleet.clusters.pop(name)
     async with world.publisher(), world.reader() as objects:
         await eventually(lambda: set(objects.clusters) == {"a", "b", "c", "e"} and beats)
+
+
+async def test_clusters_are_kept_if_a_member_of_the_group_lacks_all_that_it_owns(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Found by a reader: it compared them with those of all members, and each member ended its share."""
+    monkeypatch.setattr(publisher, "SECOND_LOOK_S", 0.1)
+    monkeypatch.setattr(publisher, "LOOK_EVERY_S", 0.1)
+    monkeypatch.setattr("milo_discovery.removals.SECOND_LOOK_S", 0.1)
+    owned = {f"owned-{number}" for number in range(3)}
+    for name in (*owned, *(f"of-others-{number}" for number in range(6))):
+        world.fleet.engage(name)
+    async with world.publisher() as first:
+        await settled(first)
+
+    async def get(name: str) -> ClusterReport:
+        reason = "" if name in owned else "ASSIGNED_ELSEWHERE"
+        world.fleet.asked += 1
+        raise ClusterNotFound(name, code="NOT_FOUND", reason=reason)
+
+    monkeypatch.setattr(world.fleet, "get", get)
+    world.fleet.clusters.clear()
+    async with world.publisher(), world.reader() as objects:
+        await eventually(lambda: world.fleet.asked >= 9 * 5)
+        assert len(objects.clusters) == 9
 
 
 async def test_cluster_that_another_member_of_the_group_may_have_engaged_is_not_ended(

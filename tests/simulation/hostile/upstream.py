@@ -108,7 +108,7 @@ class Upstream:
             return Answer(200, {}, b"ok")
         if path in self._collections:
             asked: dict[str, str] = dict(query)
-            return self._page(self._collections[path], int(asked["limit"]), asked.get("continue", ""))
+            return self._page(self._collections[path], int(asked.get("limit", "0")), asked.get("continue", ""))
         base, _, name = path.rpartition("/")
         parent, _, rest = base.partition("/namespaces/")
         namespace, _, plural = rest.partition("/")
@@ -137,6 +137,7 @@ class Upstream:
         if not token:
             stored.lists.clear()
         version, rest = stored.lists[token] if token else (self.version, [*stored.objects.values()])
+        size = size or len(rest)  # without a limit once the pages of a list have expired
         items, rest, following = rest[:size], rest[size:], ""
         if rest:
             following = f"{version}-{len(rest)}"

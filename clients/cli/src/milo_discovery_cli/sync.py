@@ -125,8 +125,14 @@ class _Synchronizer:
     async def run(self, client: DiscoveryClient, options: WatchOptions) -> None:
         import asyncio  # noqa: PLC0415  (not needed for help and usage errors)
 
-        changed, done = asyncio.Event(), asyncio.Event()
-        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, done.set)
+        changed, done, terminated = asyncio.Event(), asyncio.Event(), False
+
+        def terminate() -> None:
+            nonlocal terminated
+            terminated = True
+            done.set()
+
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, terminate)
         limit = None if self._connection.timeout is None or not self._once else self._connection.timeout.total_seconds()
         messages = StreamMessages(self._connection)
         try:
@@ -146,6 +152,8 @@ class _Synchronizer:
         except TimeoutError:
             timed_out = TimedOut(f"{self._directory.path} was not complete within --timeout", code="DEADLINE_EXCEEDED")
             raise messages.last_error or timed_out from None
+        if self._once and terminated:
+            raise CommandFailure(f"ended by SIGTERM before {self._directory.path} was complete")
 
     async def _follow(self, watch: Watch, messages: StreamMessages, changed: asyncio.Event) -> None:
         import asyncio  # noqa: PLC0415
