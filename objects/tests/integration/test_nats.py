@@ -350,6 +350,7 @@ async def test_cluster_moves_to_another_publisher(world: World) -> None:
         world.fleet.engage("web", incarnation="a")
         world.fleet.put("web", "default")
         await settled(first)
+        await eventually(lambda: objects.view("v1/namespaces").synced and names(objects) == {"default"})
         other.objects[Scope("web", "b", "v1/namespaces")] = dict(world.fleet.objects[world.fleet.scope("web")])
         kept = world.fleet.objects[world.fleet.scope("web")]["", "default"]
         other.engage("web", incarnation="b")
