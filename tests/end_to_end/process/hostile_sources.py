@@ -1,13 +1,13 @@
 """API servers of sources that attack the daemon which follows them."""
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager
 from typing import Any
 
 from aiohttp import web
 
 from milo_discoveryd.sources.project import PROJECTS
 from tests.end_to_end.process.project_server import ProjectServer
+from tests.support.web_server import serving
 
 FORGED = "refused\n2026-01-01 00:00:00 INFO forged: all is well\r\x1b[2J\x1b[31m"
 
@@ -19,13 +19,8 @@ class EndlessLists:
         self._items = items
         self.requests = 0
 
-    @asynccontextmanager
-    async def listening(self) -> AsyncIterator[str]:
-        runner = web.ServerRunner(web.Server(self._answer), shutdown_timeout=0)
-        await runner.setup()
-        await web.TCPSite(runner, "127.0.0.1", 0).start()
-        yield f"http://127.0.0.1:{runner.addresses[0][1]}"
-        await runner.cleanup()
+    def listening(self) -> AbstractAsyncContextManager[str]:
+        return serving(self._answer)
 
     async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:
         if request.path != PROJECTS.path:

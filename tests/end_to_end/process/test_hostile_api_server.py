@@ -3,7 +3,7 @@
 import asyncio
 import json
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from tests.end_to_end.process.conftest import Workspace
 from tests.end_to_end.process.daemon import DaemonProcess
 from tests.end_to_end.soak.gauges import own_mib
 from tests.support.eventually import eventually
+from tests.support.web_server import serving
 
 PAGE = 500
 LABELS = {f"label-{number}": "x" * 60 for number in range(10)}
@@ -45,13 +46,8 @@ class HostileServer:
         self._numbers = count(1)
         self.sent = 0
 
-    @asynccontextmanager
-    async def listening(self) -> AsyncIterator[str]:
-        runner = web.ServerRunner(web.Server(self._answer), shutdown_timeout=0)
-        await runner.setup()
-        await web.TCPSite(runner, "127.0.0.1", 0).start()
-        yield f"http://127.0.0.1:{runner.addresses[0][1]}"
-        await runner.cleanup()
+    def listening(self) -> AbstractAsyncContextManager[str]:
+        return serving(self._answer)
 
     async def _answer(self, request: web.Request) -> web.StreamResponse:
         if request.path != PROJECTS.path:

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Callable, Iterator
 
 import msgspec
 import pytest
@@ -118,15 +118,6 @@ class Daemon:
     @property
     def engaged(self) -> set[str]:
         return self.operator.engaged
-
-
-@pytest.fixture
-async def daemons() -> AsyncIterator[list[Daemon]]:
-    started: list[Daemon] = []
-    yield started
-    for daemon in started:
-        daemon.running.cancel()
-        await asyncio.wait([daemon.running])
 
 
 async def pair(daemons: list[Daemon], *names: str) -> tuple[Daemon, Daemon, LeaseApi]:

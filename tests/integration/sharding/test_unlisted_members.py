@@ -1,9 +1,6 @@
 """Members of a shard group whose sources are not listed yet, for example because Milo cannot be reached."""
 
 import asyncio
-from collections.abc import AsyncIterator
-
-import pytest
 
 from milo_discoveryd.model.observation import Observation
 from milo_discoveryd.sharding.assignment import FleetAssignment
@@ -42,15 +39,6 @@ class Daemon:
     @property
     def engaged(self) -> set[str]:
         return {cluster.target.name for cluster in self.fleet.clusters()}
-
-
-@pytest.fixture
-async def daemons() -> AsyncIterator[list[Daemon]]:
-    started: list[Daemon] = []
-    yield started
-    for daemon in started:
-        daemon.running.cancel()
-        await asyncio.wait([daemon.running])
 
 
 async def test_new_member_takes_no_clusters_over_before_its_sources_are_listed(daemons: list[Daemon]) -> None:
