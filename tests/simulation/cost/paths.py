@@ -16,7 +16,6 @@ from milo_discoveryd.connectivity.reachability import ProbeOutcome, ProbePolicy,
 from milo_discoveryd.log.change_log import FRAME_EVICTION_INTERVAL_S
 from milo_discoveryd.log.events import EventType
 from milo_discoveryd.model.cluster import Cluster
-from milo_discoveryd.sources import reading
 from tests.simulation.cost.bed import TOKEN_LIFE_S, Bed, run
 from tests.simulation.cost.elements import count_reads
 from tests.simulation.cost.kinds import KINDS, measure_kind
@@ -30,6 +29,8 @@ PAGES = 10
 IDLE_S = 4 * HEARTBEAT_S + 1.0
 OTHER_SOURCES = 50
 _WARM_UP = 10
+_CACHED = type(cache(len))
+"""The type of functions whose results are cached."""
 Path = Callable[[Bed, int], Awaitable[Meter]]
 
 
@@ -197,9 +198,10 @@ PATHS: dict[str, tuple[Path, int]] = {
 def measure(path: Path, clusters: int, subscribers: int) -> Meter:
     """Measure a path after a small run of it, which fills caches with the labels and times that all objects have.
 
-    The sets of labels that other tests left in the cache would make it cheaper.
+    What other tests left in the caches would make it cheaper.
     """
-    reading._shared_labels.cache_clear()
+    for cached in (obj for obj in gc.get_objects() if isinstance(obj, _CACHED) and obj.__module__.startswith("milo_")):
+        cached.cache_clear()
     _run_path(path, _WARM_UP, subscribers)
     return _run_path(path, clusters, subscribers)
 
@@ -242,7 +244,7 @@ def long_life(clusters: int, changes: int, stack_above: int = 0) -> Meter:
     return run(steps)
 
 
-_SHARED = (type, ModuleType, FunctionType, type(cache(len)))
+_SHARED = (type, ModuleType, FunctionType, _CACHED)
 """Types of objects that the whole process shares."""
 
 
