@@ -271,12 +271,13 @@ class DeclarativeKind(SourceKind, frozen=True, kw_only=True):
 
     def follow(self, options: SourceOptions) -> SeveralResources:
         objects = DeclaredObjects(self, options)
+        resource = self.resource.resource()
         watches: tuple[ContributionWatch | ReferencedWatch, ...] = (
-            ContributionWatch(self.resource.resource(), DeclaredObject, objects.contributions),
+            ContributionWatch(resource, DeclaredObject, objects.contributions),
         )
         if (secrets := self.secrets) is not None:
             watches += (ReferencedWatch(secrets, SecretObject, objects.server),)
-        return SeveralResources(watches, objects.reduce, objects.restored_place)
+        return SeveralResources(watches, objects.reduce, objects.restored_place, resource)
 
     @property
     def has_fixed_hosts(self) -> bool:

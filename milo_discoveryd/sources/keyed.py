@@ -60,6 +60,8 @@ class KeyedSource:
         self.targets: tuple[Target, ...] = ()
         """The clusters of a source that watches nothing."""
         self.collections: tuple[FollowedCollection, ...] = ()
+        self.objects: Resource | None = None
+        """The resource of the clusters' objects, of which each cluster or its target has the name."""
         self.keys: Sequence[ObjectKeys] = (ObjectKeys(prefix=key_of("", name)),)
         """The keys of the objects of each collection; all files together count as one collection."""
         self.reduce: Reduce | None = None
@@ -69,11 +71,13 @@ class KeyedSource:
         match follows:
             case OneResource():
                 self.collections = (self._cluster_collection(follows, label_selector),)
+                self.objects = follows.resource
                 self._restored_place = follows.restored_place
                 self._selector = parse_selector(follows.resource.label_selector)
             case SeveralResources():
                 self.collections = tuple(self._object_collection(watch, label_selector) for watch in follows.watches)
                 self.keys = [collection.watched.keys for collection in self.collections]
+                self.objects = follows.objects
                 self.reduce, self._restored_place = self._keyed_reduce(follows.reduce), follows.restored_place
             case Files():
                 self.files, self.keys = follows, [NAMES]

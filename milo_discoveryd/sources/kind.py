@@ -71,6 +71,8 @@ class SeveralResources(msgspec.Struct, frozen=True):
     watches: tuple[ContributionWatch | ReferencedWatch, ...]
     reduce: Reduce
     restored_place: RestoredPlace
+    objects: Resource | None = None
+    """The resource of the clusters' objects, if the target of each is a `DeclaredTarget`, which names its object."""
 
 
 class FileObject(msgspec.Struct, frozen=True):

@@ -12,6 +12,7 @@ from pathlib import Path
 import msgspec
 
 from milo_discoveryd.config import Settings
+from milo_discoveryd.credentials.issuers.cluster_objects import ClusterObjects
 from milo_discoveryd.credentials.issuers.issuer import FencingIssuer, Issuer, IssuerOrigin, RequestingDaemon, Scope
 from milo_discoveryd.credentials.issuers.settings import IssuerContext, IssuerSettings, ServedSource
 from milo_discoveryd.daemon_errors import ConfigError
@@ -20,7 +21,7 @@ from milo_discoveryd.logger import log
 from milo_discoveryd.sharding.assignment import FencedIssuer
 from milo_discoveryd.wiring.configured_source import ConfiguredSource
 from milo_discoveryd.wiring.sharding import member_name
-from milo_discoveryd.wiring.upstreams import note_renewal, open_upstream
+from milo_discoveryd.wiring.upstreams import note_renewal, open_upstream, opened
 from milo_kube.credential_providers import CredentialOrigin, RenewedCredential
 from milo_kube.http.proxy import environment_proxy
 from milo_kube.label_selector import parse as parse_selector
@@ -49,7 +50,10 @@ class Issuers:
         self._environ = environ
         self._closing = closing
         self._run = run
-        self._made: dict[str, Issuer] = {issuer.name: self._make(issuer) for issuer in settings.kubeconfigs.issuers}
+        self._made: dict[str, Issuer] = {}
+        # The credential of an identity may be the one with which the objects of clusters are read.
+        for issuer in sorted(settings.kubeconfigs.issuers, key=lambda issuer: issuer.is_per_cluster):
+            self._made[issuer.name] = self._make(issuer)
 
     def assignments(self) -> list[IssuerAssignment]:
         """Return the issuers for kubeconfigs, in the order of the settings."""
@@ -82,8 +86,8 @@ class Issuers:
         """Return the watched API server with the credential of the named issuer. Raises ConfigError."""
         if name is None:
             return discovery
-        issuer = self._made[name]
-        if issuer.scope is not Scope.IDENTITY:
+        issuer = self._made.get(name)
+        if issuer is None or issuer.scope is not Scope.IDENTITY:
             raise ConfigError(
                 [
                     f"the issuer {name} mints a credential for each cluster, and has none for discovery: name a "
@@ -106,7 +110,7 @@ class Issuers:
         return of.issuer(
             IssuerContext(
                 served=tuple(
-                    _served(source) for source in self._sources if not of.sources or source.of.name in of.sources
+                    self._served(source) for source in self._sources if not of.sources or source.of.name in of.sources
                 ),
                 # Discovery with an issuer's credential does not use the user of its kubeconfig.
                 discovery=tuple(server for server, named in watched if server is not None and named is None),
@@ -118,21 +122,28 @@ class Issuers:
             )
         )
 
+    def _served(self, source: ConfiguredSource) -> ServedSource:
+        return ServedSource(
+            name=source.of.name,
+            project=source.project,
+            project_server=source.of.settings.project_server,
+            discovery_kubeconfig=source.of.discovery_kubeconfig,
+            open_objects=lambda: self._objects(source),
+            files=source.files,
+        )
+
+    def _objects(self, source: ConfiguredSource) -> ClusterObjects | None:
+        resource = source.followed.objects
+        if resource is None or source.discovery is None:
+            return None
+        upstream = self.authenticated(source.discovery, source.of.credentials)
+        api = opened(upstream, self._settings, self._environ, self._closing)
+        return ClusterObjects(api, upstream.origin, resource)
+
     def _requesting_daemon(self) -> RequestingDaemon:
         group = self._settings.sharding.group or ""
         member = member_name(self._settings, self._environ) if group else ""
         return RequestingDaemon(run=self._run, group=group, member=member)
-
-
-def _served(source: ConfiguredSource) -> ServedSource:
-    return ServedSource(
-        name=source.of.name,
-        project=source.project,
-        project_server=source.of.settings.project_server,
-        discovery_kubeconfig=source.of.discovery_kubeconfig,
-        resource=next((collection.watched.resource for collection in source.followed.collections), None),
-        files=source.files,
-    )
 
 
 def run_identity(directory: Path | None) -> str:

@@ -93,9 +93,16 @@ def open_upstream(
         kubeconfig, environ, settings.exec_plugins, plain_loopback=settings.plain_loopback
     )
     closing.push_async_exit(aclosing(upstream))
+    return opened(upstream, settings, environ, closing), upstream.origin
+
+
+def opened(
+    upstream: Upstream, settings: Settings, environ: Mapping[str, str], closing: AsyncExitStack
+) -> MonitoredTransport:
+    """Return a transport, which `closing` closes."""
     timeout_s = settings.watch.connect_timeout.total_seconds()
     transport = MonitoredTransport(
         upstream, response_limit=_RESPONSE_LIMIT, connect_timeout_s=timeout_s, environ=environ
     )
     closing.push_async_exit(aclosing(transport))
-    return transport, upstream.origin
+    return transport

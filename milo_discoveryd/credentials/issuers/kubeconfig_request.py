@@ -10,6 +10,7 @@ from msgspec.structs import replace
 from milo_discoveryd.credentials import kubernetes_api
 from milo_discoveryd.credentials.issued_credential import IssuedCredential, validate
 from milo_discoveryd.credentials.issuers import received_kubeconfig
+from milo_discoveryd.credentials.issuers.cluster_objects import ClusterObjects
 from milo_discoveryd.credentials.issuers.issuer import Issuer, MintRequest, Scope
 from milo_discoveryd.credentials.issuers.settings import (
     MIN_TOKEN_TTL_S,
@@ -21,8 +22,6 @@ from milo_discoveryd.credentials.issuers.settings import (
 )
 from milo_discoveryd.credentials.kubernetes_api import TIMEOUT_S, KubernetesApi
 from milo_discoveryd.daemon_errors import BackendError, UnfitError
-from milo_discoveryd.model.cluster import DeclaredTarget
-from milo_discoveryd.model.resource import Resource
 from milo_discoveryd.sources.kind import IssuerTraits
 from milo_kube.credential import CredentialError
 from milo_kube.http.errors import TransportError
@@ -53,7 +52,7 @@ class KubeconfigRequestIssuer:
         api: KubernetesApi,
         *,
         origin: str,
-        resource: Resource,
+        objects: ClusterObjects,
         subresource: str,
         api_version: str,
         kind: str,
@@ -62,31 +61,28 @@ class KubeconfigRequestIssuer:
         self.name = name
         self._api = api
         self._origin = origin
-        self._resource = resource
+        self._objects = objects
         self._subresource = subresource
         self._type = {"apiVersion": api_version, "kind": kind}
         self._clock = clock
 
     async def mint(self, request: MintRequest) -> IssuedCredential:
         assert request.cluster is not None
-        target = request.cluster.target
-        if not isinstance(target, DeclaredTarget):
-            raise BackendError(
-                f"the object of {target.name} has not been received from the API server yet; retry", of_cluster=True
-            )
-        path = f"{self._resource.object_path(target.object_namespace, target.object_name)}/{self._subresource}"
+        target, resource = request.cluster.target, self._objects.resource
+        path = f"{self._objects.path(target)}/{self._subresource}"
         body = {**self._type, "spec": {"expirationSeconds": max(MIN_TOKEN_TTL_S, int(request.ttl_s))}}
         try:
             answer = await self._api.post(path, msgspec.json.encode(body), timeout_s=TIMEOUT_S)
         except TransportError as error:
             raise BackendError(str(error)) from error
-        what = f"{self._resource.plural}/{self._subresource} of {target.name}"
+        what = f"{resource.plural}/{self._subresource} of {target.name}"
         if answer.status == 404:
             raise BackendError(f"{what} does not exist (404)", of_cluster=True)
         if answer.status != _CREATED:
-            rule = f"create {self._resource.plural}/{self._subresource} in {self._resource.group or 'the core group'}"
+            rule = f"create {resource.plural}/{self._subresource} in {resource.group or 'the core group'}"
             kubernetes_api.refuse(self._origin, answer, "request a kubeconfig", rule)
         status = kubernetes_api.read(self._origin, answer, _RESPONSE, of_cluster=True).status
+        await self._objects.confirm(request.cluster)
         try:
             received = received_kubeconfig.read(status.kubeconfig, what)
             expires_at = None if status.expiration_timestamp is None else status.expiration_timestamp.timestamp()
@@ -116,13 +112,14 @@ class KubeconfigRequestSettings(RequestingIssuerSettings, frozen=True, kw_only=T
         return self.for_each_source(context, lambda served: self._of_source(context, served))
 
     def _of_source(self, context: IssuerContext, served: ServedSource) -> KubeconfigRequestIssuer:
-        assert served.resource is not None, "kinds that watch no objects refuse the issuer"
+        objects = served.open_objects()
+        assert objects is not None, "kinds that watch no objects refuse the issuer"
         api, origin = self.api(context, served)
         return KubeconfigRequestIssuer(
             self.name,
             api,
             origin=origin,
-            resource=served.resource,
+            objects=objects,
             subresource=self.subresource,
             api_version=self.api_version,
             kind=self.kind,

@@ -13,6 +13,7 @@ from msgspec.structs import replace
 from milo_discoveryd.credentials import kubernetes_api
 from milo_discoveryd.credentials.issued_credential import LONGEST_S, IssuedCredential, LongLivedError, validate
 from milo_discoveryd.credentials.issuers import received_kubeconfig
+from milo_discoveryd.credentials.issuers.cluster_objects import ClusterObjects
 from milo_discoveryd.credentials.issuers.issuer import Issuer, MintRequest, Scope
 from milo_discoveryd.credentials.issuers.settings import IssuerContext, RequestingIssuerSettings, ServedSource
 from milo_discoveryd.credentials.kubernetes_api import TIMEOUT_S, KubernetesApi
@@ -31,12 +32,7 @@ _LABEL = re.compile(r"[a-z0-9](?:[-a-z0-9]{0,61}[a-z0-9])?")
 _NAME = re.compile(rf"{_LABEL.pattern}(?:\.{_LABEL.pattern})*")
 
 
-class _SecretIdentity(msgspec.Struct, frozen=True):
-    uid: str = ""
-
-
 class _SecretData(msgspec.Struct, frozen=True):
-    metadata: _SecretIdentity = _SecretIdentity()
     data: dict[str, str] | None = None
 
 
@@ -92,14 +88,11 @@ class SecretPlace(msgspec.Struct, frozen=True):
 
     namespace: str
     name: str
-    has_objects: bool = False
-    """Whether the clusters' objects are the Secrets of this API server."""
 
-    def has_object(self, target: Target, place: tuple[str, str]) -> bool:
-        """Return whether the Secret at this place is the object of the cluster."""
-        if not self.has_objects or not isinstance(target, DeclaredTarget):
-            return False
-        return place == (target.object_namespace, target.object_name)
+    @property
+    def has_uid(self) -> bool:
+        """Whether no other incarnation of a cluster has a Secret at its place."""
+        return "{uid}" in self.namespace
 
     def resolve(self, target: Target) -> tuple[str, str]:
         """Return the namespace and the name of a cluster's Secret. Raises BackendError."""
@@ -137,43 +130,44 @@ class KubeconfigSecretIssuer:
         origin: str,
         place: SecretPlace,
         reading: str | CredentialPaths,
+        objects: ClusterObjects | None = None,
         states_server: bool = False,
         allow_long_lived: bool = False,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        """`reading` is the key of a kubeconfig, or the paths of the credential's fields. With `states_server`, the
-        kubeconfig's server is used instead of the cluster's endpoint."""
+        """`reading` is the key of a kubeconfig, or the paths of the credential's fields. `objects` are those whose
+        names lead to the Secrets. With `states_server`, the kubeconfig's server is used instead of the cluster's
+        endpoint."""
         self.name = name
         self._api = api
         self._origin = f"the infrastructure cluster ({origin})"
-        self.place = place
+        self._place = place
         self._reading = reading
+        self.objects = objects
         self.states_server = states_server
         self._longest_s = inf if allow_long_lived else LONGEST_S
         self._clock = clock
 
     async def mint(self, request: MintRequest) -> IssuedCredential:
         assert request.cluster is not None
-        namespace, secret = self.place.resolve(request.cluster.target)
+        namespace, secret = self._place.resolve(request.cluster.target)
         what = f"Secret {namespace}/{secret}"
         try:
             answer = await self._api.get(f"/api/v1/namespaces/{namespace}/secrets/{secret}", timeout_s=TIMEOUT_S)
         except TransportError as error:
             raise BackendError(str(error)) from error
         if answer.status != 200:
-            rule = f"get secrets, resourceNames [{self.place.name}], in every project's namespace"
+            rule = f"get secrets, resourceNames [{self._place.name}], in every project's namespace"
             if answer.status == 404:
                 raise BackendError(f"{what} does not exist (404)", of_cluster=True, reason="missing")
             # The message omits the Secret's name: failures of an issuer are shown to callers that may not see this
             # project.
             kubernetes_api.refuse(self._origin, answer, "read the kubeconfig Secret of a project", rule)
-        found = kubernetes_api.read(self._origin, answer, _SECRET_DATA, of_cluster=True)
-        is_object = self.place.has_object(request.cluster.target, (namespace, secret))
-        if is_object and found.metadata.uid != request.cluster.object_uid:
-            # While the source is stale, it does not know whose Secret has the name now.
-            raise BackendError(f"{what} was deleted: another one has its name", of_cluster=True, reason="missing")
+        data = kubernetes_api.read(self._origin, answer, _SECRET_DATA, of_cluster=True).data or {}
+        if self.objects is not None:
+            await self.objects.confirm(request.cluster)
         try:
-            received = self._received(found.data or {}, request.cluster.target, what)
+            received = self._received(data, request.cluster.target, what)
             issued = validate(received.credential, self._clock(), origin=what, longest_s=self._longest_s)
             return replace(issued, authorities=received.authorities, **self._stated_server(received, what))
         except LongLivedError as error:
@@ -265,21 +259,19 @@ class KubeconfigSecretSettings(RequestingIssuerSettings, frozen=True, kw_only=Tr
             distinguishes_sources="{uid}" in self.namespace_template + self.secret,
         )
 
-    def _reads_objects(self, served: ServedSource) -> bool:
-        resource = served.resource
-        return resource is not None and self.kubeconfig is None and (resource.group, resource.plural) == ("", "secrets")
-
     def _of_source(self, context: IssuerContext, served: ServedSource) -> KubeconfigSecretIssuer:
         api, origin = self.api(context, served)
         # With a namespace for each cluster, a user that can write a Secret can change the server of that cluster only.
         is_own_namespace = "{uid}" in self.namespace_template or "{name}" in self.namespace_template
         paths = CredentialPaths(self.token, self.certificate, self.private_key, self.ca)
+        place = SecretPlace(self.namespace_template, self.secret)
         return KubeconfigSecretIssuer(
             self.name,
             api,
             origin=origin,
-            place=SecretPlace(self.namespace_template, self.secret, has_objects=self._reads_objects(served)),
+            place=place,
             reading=paths if self.has_fields else self.key,
+            objects=None if place.has_uid else served.open_objects(),
             states_server=is_own_namespace and served.project_server is ProjectServer.IDENTITY,
             allow_long_lived=self.allow_long_lived,
         )

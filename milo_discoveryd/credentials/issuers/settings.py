@@ -10,11 +10,11 @@ from typing import Annotated, ClassVar
 
 import msgspec
 
+from milo_discoveryd.credentials.issuers.cluster_objects import ClusterObjects
 from milo_discoveryd.credentials.issuers.issuer import EachSourceIssuer, Issuer, RequestingDaemon
 from milo_discoveryd.credentials.kubeconfig_files import KubeconfigFiles
 from milo_discoveryd.credentials.kubernetes_api import KubernetesApi
 from milo_discoveryd.daemon_errors import ConfigError
-from milo_discoveryd.model.resource import Resource
 from milo_discoveryd.schema import values
 from milo_discoveryd.schema.fields import Group, ListOf, Text, selector_text
 from milo_discoveryd.schema.registry import Registry
@@ -41,8 +41,8 @@ class ServedSource(msgspec.Struct, frozen=True, kw_only=True):
     """The API server that serves the clusters, or whose identity and CA are used for them."""
     project_server: ProjectServer
     discovery_kubeconfig: Path | None
-    resource: Resource | None
-    """The resource whose objects are clusters; None for a source that watches none."""
+    open_objects: Callable[[], ClusterObjects | None]
+    """Returns the objects of the clusters; None for a source that watches none. Raises ConfigError."""
     files: KubeconfigFiles | None
     """The kubeconfig files of a source that has no API server."""
 

@@ -17,6 +17,7 @@ from google.protobuf.message import DecodeError
 from milo_discovery.v1 import discovery_pb2 as pb
 from milo_discoveryd.credentials import jwt
 from milo_discoveryd.credentials.issued_credential import IssuedCredential, validate
+from milo_discoveryd.credentials.issuers.cluster_objects import ClusterObjects
 from milo_discoveryd.credentials.issuers.issuer import MintRequest, RequestingDaemon
 from milo_discoveryd.credentials.issuers.kubeconfig_request import KubeconfigRequestIssuer
 from milo_discoveryd.credentials.issuers.kubeconfig_secret import CredentialPaths, KubeconfigSecretIssuer, SecretPlace
@@ -308,6 +309,9 @@ def kubeconfig_secrets(data: bytes) -> None:
             )
 
 
+_SHOOTS = Resource("g.test", "v1", "shoots", namespaced=True)
+
+
 @target
 def kubeconfig_requests(data: bytes) -> None:
     """Read the response to a request for a kubeconfig. The data is the response, or the kubeconfig in it."""
@@ -317,7 +321,7 @@ def kubeconfig_requests(data: bytes) -> None:
                 "request",
                 ScriptedApi(Answer(201, body)),
                 origin="test",
-                resource=Resource("g.test", "v1", "shoots", namespaced=True),
+                objects=ClusterObjects(ScriptedApi(Answer(200, body)), "test", _SHOOTS),
                 subresource="adminkubeconfig",
                 api_version="g.test/v1",
                 kind="Request",

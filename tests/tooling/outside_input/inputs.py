@@ -230,6 +230,7 @@ RESPONSES = {
     "milo_discoveryd.check.api_responses._REVIEW": _CHECK_ANSWER,
     "milo_discoveryd.check.api_responses._STATUS_OBJECT": _CHECK_ANSWER,
     "milo_discoveryd.check.running_daemon._DECODER": replace(_CHECK_ANSWER, limit="4 MiB"),
+    "milo_discoveryd.credentials.issuers.cluster_objects._READ_OBJECT": _OBJECT_ANSWER,
     "milo_discoveryd.credentials.issuers.kubeconfig_request._RESPONSE": Input(
         "1 MiB",
         16 * _MIB,

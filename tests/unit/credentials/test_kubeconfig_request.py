@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
+from milo_discoveryd.credentials.issuers.cluster_objects import ClusterObjects
 from milo_discoveryd.credentials.issuers.issuer import MintRequest
 from milo_discoveryd.credentials.issuers.kubeconfig_request import KubeconfigRequestIssuer
 from milo_discoveryd.daemon_errors import BackendError, UnfitError
@@ -26,13 +27,15 @@ SHOOT = DeclaredTarget(
 )
 
 
-def a_source(api: ScriptedApi) -> KubeconfigRequestIssuer:
+def a_source(api: ScriptedApi, *uids: str) -> KubeconfigRequestIssuer:
+    """`uids`: those that the object has in turn, each time that it is read."""
+    objects = ScriptedApi(*(answering(200, {"metadata": {"uid": uid}}) for uid in uids or ("object-of-u",)))
     return KubeconfigRequestIssuer(
         "gardener",
         api,
         origin="test",
         clock=lambda: NOW,
-        resource=SHOOTS,
+        objects=ClusterObjects(objects, "test", SHOOTS),
         subresource="adminkubeconfig",
         api_version="authentication.gardener.cloud/v1alpha1",
         kind="AdminKubeconfigRequest",
@@ -70,6 +73,13 @@ async def test_kubeconfig_request_posts_lifetime_to_subresource_of_the_object() 
         "spec": {"expirationSeconds": 1800},
     }
     assert (issued.expires_at, issued.authorities) == (NOW + 900, b"CA")
+
+
+async def test_kubeconfig_requested_of_another_object_with_the_name_is_not_issued() -> None:
+    source = a_source(ScriptedApi(answer(), answer()), "object-of-u", "of-another")
+    await source.mint(wanted())
+    with pytest.raises(BackendError, match=r"the object of garden\.alpha in shoots was deleted"):
+        await source.mint(wanted())
 
 
 async def test_kubeconfig_request_lifetime_is_at_least_ten_minutes() -> None:

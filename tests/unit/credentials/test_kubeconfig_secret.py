@@ -9,10 +9,12 @@ from typing import Any
 import pytest
 import yaml
 
+from milo_discoveryd.credentials.issuers.cluster_objects import ClusterObjects
 from milo_discoveryd.credentials.issuers.issuer import MintRequest, Scope
 from milo_discoveryd.credentials.issuers.kubeconfig_secret import CredentialPaths, KubeconfigSecretIssuer, SecretPlace
 from milo_discoveryd.daemon_errors import BackendError, UnfitError
 from milo_discoveryd.model.cluster import DeclaredTarget, Target
+from milo_discoveryd.model.resource import Resource
 from milo_discoveryd.sources.field_path import FieldPath
 from milo_kube.credential import Credential, CredentialError, Secret
 from milo_kube.http.errors import TransportError
@@ -158,14 +160,20 @@ async def test_kubeconfig_secret_named_in_the_object_is_used() -> None:
     assert api.asked == [("GET", "/api/v1/namespaces/fleet/secrets/a-admin")]
 
 
-async def test_no_credential_is_issued_of_another_secret_with_the_name_of_the_object() -> None:
-    content = {"kubeconfig": base64.b64encode(kubeconfig(pair(NOW + 600)).encode()).decode()}
-    answers = [answering(200, {"metadata": {"uid": uid}, "data": content}) for uid in ("first", "second")]
-    target = DeclaredTarget(name="n.a", uid="first", place=("https://a",), object_namespace="n", object_name="a")
+@pytest.mark.parametrize("name", ["{object}", "{object}-kubeconfig", "{secret}"])
+async def test_no_credential_is_issued_of_a_secret_that_an_object_of_the_same_name_leads_to(name: str) -> None:
+    target = DeclaredTarget(
+        name="n.a", uid="first", place=("https://a",), object_namespace="n", object_name="a", secret=("n", "s")
+    )
     wanted = MintRequest(ttl_s=600, cluster=engaged(target, object_uid="first"))
-    source = a_source(ScriptedApi(*answers), place=SecretPlace("{namespace}", "{object}", has_objects=True))
+    objects = ScriptedApi(*(answering(200, {"metadata": {"uid": uid}}) for uid in ("first", "second")))
+    source = a_source(
+        ScriptedApi(*[secret(kubeconfig(pair(NOW + 600)))] * 2),
+        place=SecretPlace("{namespace}", name),
+        objects=ClusterObjects(objects, "test", Resource("", "v1", "secrets", namespaced=True)),
+    )
     await source.mint(wanted)
-    with pytest.raises(BackendError, match="another one has its name"):
+    with pytest.raises(BackendError, match=r"the object of n\.a in secrets was deleted"):
         await source.mint(wanted)
 
 

@@ -222,33 +222,44 @@ def test_kubeconfig_secret_determines_the_server_only_in_a_namespace_of_the_cont
     assert assigned.issuer.states_server == expected
 
 
+HOSTS_OF_CLUSTERS = {
+    "resource": {"group": "example.com", "version": "v1", "plural": "clusters"},
+    "endpoint": {"field": "spec.host"},
+}
+
+
 @pytest.mark.parametrize(
-    ("plural", "own_kubeconfig", "expected"),
-    [("secrets", False, True), ("secrets", True, False), ("maps", False, False)],
+    ("kind", "kind_settings", "place", "expected"),
+    [
+        ("declarative", HOSTS_OF_CLUSTERS, {"namespace_template": "n", "secret": "{object}"}, "clusters"),
+        ("project", {}, {"namespace_template": "project-{name}"}, "projects"),
+        ("project", {}, {}, None),
+        ("service-consumer", {"services": ["a"]}, {"namespace_template": "project-{name}"}, None),
+    ],
 )
-def test_kubeconfig_secret_knows_whether_the_objects_are_the_secrets_that_it_reads(
+def test_secrets_whose_names_another_object_may_have_are_read_only_while_the_object_of_the_cluster_exists(
     tmp_path: Path,
     files: Callable[..., str],
     monkeypatch: pytest.MonkeyPatch,
-    plural: str,
-    *,
-    own_kubeconfig: bool,
-    expected: bool,
+    kind: str,
+    kind_settings: dict[str, Any],
+    place: dict[str, str],
+    expected: str | None,
 ) -> None:
     monkeypatch.setattr("milo_discoveryd.wiring.issuers.open_upstream", lambda *_: (None, ""))
-    source: dict[str, Any] = {
-        "kind": "declarative",
-        "discovery_kubeconfig": files("discovery", token="t"),
-        "settings": {
-            "resource": {"version": "v1", "plural": plural, "namespaced": True},
-            "endpoint": {"kubeconfig": "data[value]"},
-        },
+    source = {
+        "kind": kind,
+        "discovery_kubeconfig": files("discovery", tokenFile="token"),
+        "credentials": "identity",
+        "settings": kind_settings,
     }
-    issuing = {"name": "i", "type": "kubeconfig-secret", "namespace_template": "{namespace}", "secret": "{object}"}
-    if own_kubeconfig:
-        issuing["kubeconfig"] = files("other", token="t")
-    configured = settings(tmp_path, issuing, sources=[source])
+    identity = {"name": "identity", "type": "token-file", "path": str(tmp_path / "token"), "hand_out": False}
+    of_clusters = {"name": "i", "type": "kubeconfig-secret", **place}
+    issuers = {"kubeconfigs": {"issuers": [of_clusters, identity]}}
+    configured = settings(tmp_path, {}, sources=[source], **issuers)
     sources = [ConfiguredSource(source, configured, {}) for source in configured.sources]
     [assigned] = Issuers(configured, sources, {}, AsyncExitStack(), run="r").assignments()
     assert isinstance(assigned.issuer, KubeconfigSecretIssuer)
-    assert assigned.issuer.place.has_objects == expected
+    objects = assigned.issuer.objects
+    assert (objects and objects.resource.plural) == expected
+    assert objects is None or "with credentials of the issuer identity" in objects._origin
