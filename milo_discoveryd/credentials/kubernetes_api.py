@@ -8,6 +8,7 @@ import msgspec
 
 from milo_discoveryd.daemon_errors import BackendError
 from milo_kube import retry_after
+from milo_kube.http.errors import TransportError
 
 TIMEOUT_S = 15.0
 T = TypeVar("T")
@@ -35,6 +36,12 @@ class KubernetesApi(Protocol):
         self, path: str, body: bytes, *, timeout_s: float, sending: Callable[[], None] | None = None
     ) -> ApiAnswer:
         """`sending` is called when the request is about to be sent; an error that it raises prevents that."""
+
+
+def unanswered(error: TransportError) -> BackendError:
+    """Return the error for a request that concerns one cluster, and has no response. What its owner writes may be too
+    large."""
+    return BackendError(str(error), of_cluster=error.cause == "too_large")
 
 
 def refuse(origin: str, answer: ApiAnswer, what: str, rule: str) -> NoReturn:

@@ -47,7 +47,7 @@ class ClusterObjects:
         try:
             answer = await self._api.get(path, timeout_s=TIMEOUT_S)
         except TransportError as error:
-            raise BackendError(str(error), of_cluster=error.cause == "too_large") from error
+            raise kubernetes_api.unanswered(error) from error
         plural = self.resource.plural
         if answer.status not in (200, 404):
             rule = f"get {plural} in {self.resource.group or 'the core group'}"

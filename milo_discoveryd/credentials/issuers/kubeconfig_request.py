@@ -74,7 +74,7 @@ class KubeconfigRequestIssuer:
         try:
             answer = await self._api.post(path, msgspec.json.encode(body), timeout_s=TIMEOUT_S)
         except TransportError as error:
-            raise BackendError(str(error)) from error
+            raise kubernetes_api.unanswered(error) from error
         what = f"{resource.plural}/{self._subresource} of {target.name}"
         if answer.status == 404:
             raise BackendError(f"{what} does not exist (404)", of_cluster=True)

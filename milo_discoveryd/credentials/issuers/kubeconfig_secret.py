@@ -155,7 +155,7 @@ class KubeconfigSecretIssuer:
         try:
             answer = await self._api.get(f"/api/v1/namespaces/{namespace}/secrets/{secret}", timeout_s=TIMEOUT_S)
         except TransportError as error:
-            raise BackendError(str(error)) from error
+            raise kubernetes_api.unanswered(error) from error
         if answer.status != 200:
             rule = f"get secrets, resourceNames [{self._place.name}], in every project's namespace"
             if answer.status == 404:

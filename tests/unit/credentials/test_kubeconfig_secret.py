@@ -17,7 +17,7 @@ from milo_discoveryd.model.cluster import DeclaredTarget, Target
 from milo_discoveryd.model.resource import Resource
 from milo_discoveryd.sources.field_path import FieldPath
 from milo_kube.credential import Credential, CredentialError, Secret
-from milo_kube.http.errors import TransportError
+from milo_kube.http.errors import TransportCause, TransportError
 from tests.support.certificates import CA
 from tests.support.giant_keys import GiantPair
 from tests.unit.credentials.backend import Answer, ScriptedApi, answering, engaged
@@ -175,6 +175,15 @@ async def test_no_credential_is_issued_of_a_secret_that_an_object_of_the_same_na
     await source.mint(wanted)
     with pytest.raises(BackendError, match=r"the object of n\.a in secrets was deleted"):
         await source.mint(wanted)
+
+
+@pytest.mark.parametrize(("cause", "is_of_cluster"), [("connect", False), ("too_large", True)])
+async def test_secret_that_is_too_large_to_read_is_no_failure_of_the_issuer(
+    cause: TransportCause, *, is_of_cluster: bool
+) -> None:
+    with pytest.raises(BackendError) as raised:
+        await a_source(ScriptedApi(TransportError(cause, "no response"))).mint(WANTED)
+    assert raised.value.of_cluster is is_of_cluster
 
 
 async def test_kubeconfig_secret_of_restored_cluster_is_not_read_before_its_object_is_seen() -> None:
