@@ -25,7 +25,8 @@ STEP_S = 0.01
 """How long the clusters are assigned, or drains begun or ended, without a pause. What one costs depends on the number
 of members of its group, or of subscribers and their filters."""
 RETRY_S = 5.0
-"""The delay until a drain is ended, or a cluster assigned, again that could not be because of an unexpected error."""
+"""The delay until a drain that could not be ended because of an unexpected error is ended, or until a cluster is
+assigned that could not be, or that this daemon keeps for now."""
 
 
 class Observer(Protocol):
@@ -197,8 +198,8 @@ class SourceClusters:
         """Records changes in the metrics and the log."""
         self.is_synced = False
         """Whether the source is synced, so that its changes are live and wake subscribers."""
-        self.unassigned: set[str] = set()
-        """The clusters that could not be assigned because of an unexpected error, and may be engaged without right."""
+        self.unassigned: dict[str, None] = {}
+        """The clusters that are not assigned yet: another daemon may own those of them that are engaged."""
         self._changes = changes
 
     def connectivity_changed(self, change: ConnectivityChange) -> None:
@@ -213,40 +214,49 @@ class SourceClusters:
         if events and not is_urgent:
             self._changes.notifier.notify(LOW_PRIORITY_DELAY_S)
 
-    def assign(self, elsewhere: Callable[[str], str | None], timeout_s: float) -> Iterator[None]:
+    def assign(
+        self,
+        elsewhere: Callable[[str], str | None],
+        timeout_s: float,
+        keeps: Callable[[str], bool] = lambda _: False,
+    ) -> Iterator[None]:
         """Engage the clusters that this daemon owns, and drain or disengage all others: see `Engagements.reassign`.
 
-        `elsewhere` returns why this daemon must not engage a cluster; None if it may. Yields after each `STEP_S`.
+        `elsewhere` returns why this daemon must not engage a cluster; None if it may. `keeps` returns whether a cluster
+        stays engaged here nevertheless, for now. Yields after each `STEP_S`.
         """
         self.engagements.assigned_elsewhere = elsewhere
-        yield from self._assign([name for name, _ in self.engagements.items()], timeout_s)
+        self.unassigned = dict.fromkeys(name for name, _ in self.engagements.items())
+        yield from self._assign(timeout_s, keeps)
 
-    def _assign(self, names: Iterable[str], timeout_s: float) -> Iterator[None]:
-        waiting, elsewhere = deque(names), self.engagements.assigned_elsewhere
-        self.unassigned = set()
+    def _assign(self, timeout_s: float, keeps: Callable[[str], bool]) -> Iterator[None]:
+        waiting, elsewhere = deque(self.unassigned), self.engagements.assigned_elsewhere
         while waiting:
             now = moment(steady_now())
             events: list[Event] = []
             while waiting and steady_now() < now.steady + STEP_S:
-                events += self._reassigned(waiting.popleft(), timeout_s, now)
+                name = waiting.popleft()
+                with log.contained("cluster not assigned", cluster=name):
+                    events += self._reassigned(name, timeout_s, keeps, now)
             self._changes.publish(events, now.steady)
             yield
         if self.unassigned:
-            asyncio.get_running_loop().call_later(RETRY_S, self._assign_again, elsewhere, timeout_s)
+            again = self._assign(timeout_s, keeps)
+            asyncio.get_running_loop().call_later(RETRY_S, self._assign_again, again, elsewhere)
 
-    def _reassigned(self, name: str, timeout_s: float, now: Moment) -> list[Event]:
-        self.unassigned.add(name)
+    def _reassigned(self, name: str, timeout_s: float, keeps: Callable[[str], bool], now: Moment) -> list[Event]:
         events: list[Event] = []
-        with log.contained("cluster not assigned", cluster=name):
-            if self.engagements[name]:
-                events = self.engagements.reassign(name, timeout_s, now)
-            self.unassigned.remove(name)
+        if self.engagements[name] is not None:
+            if keeps(name) and self.engagements.assigned_elsewhere(name) is not None:
+                return []
+            events = self.engagements.reassign(name, timeout_s, now)
+        del self.unassigned[name]
         return events
 
-    def _assign_again(self, elsewhere: Callable[[str], str | None], timeout_s: float) -> None:
-        if self.engagements.assigned_elsewhere is elsewhere:  # no other assignment has begun since
-            for _ in self._assign(tuple(self.unassigned), timeout_s):
-                pass
+    def _assign_again(self, assigning: Iterator[None], elsewhere: Callable[[str], str | None]) -> None:
+        # No other assignment may have begun since.
+        if self.engagements.assigned_elsewhere is elsewhere and next(assigning, self) is not self:
+            asyncio.get_running_loop().call_soon(self._assign_again, assigning, elsewhere)
 
     def lose_ownership(self, message: str) -> None:
         """Disengage all clusters at once, and engage none until `assign` is called again."""

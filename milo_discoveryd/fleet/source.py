@@ -16,6 +16,7 @@ from milo_discoveryd.engagement.not_ready import HeldNotReady, NotReadyClusters
 from milo_discoveryd.fleet.changes import STEP_S, FleetChanges, Observer, SourceClusters, moment, steady_now
 from milo_discoveryd.log.events import Event
 from milo_discoveryd.model.contributions import ObjectReference, ObservedObject, Reduce
+from milo_discoveryd.model.object_state import ObjectState
 from milo_discoveryd.model.observation import NotWanted, Ready
 from milo_discoveryd.model.removal_limits import FirstList, ListedClusters, RemovalLimits
 from milo_discoveryd.model.resource import NAMES, ObjectKeys
@@ -386,15 +387,26 @@ class ClusterSource:
         self.progress, self.clusters.is_synced = self._present_progress(), False
         self.engagements.assigned_elsewhere = lambda _: message
 
-    def assign(self, elsewhere: Callable[[str], str | None], timeout_s: float, *, is_decided: bool) -> Iterator[None]:
+    def assign(
+        self, elsewhere: Callable[[str], str | None], timeout_s: float, *, is_decided: bool, keeps_held: bool
+    ) -> Iterator[None]:
         """Assign the clusters in batches: see `SourceClusters.assign`.
 
-        The source is not synced before the first decision.
+        The source is not synced before the first decision. `keeps_held`: whether the clusters of other members stay
+        engaged here as long as these could not engage them.
         """
-        yield from self.clusters.assign(elsewhere, timeout_s)
+        yield from self.clusters.assign(elsewhere, timeout_s, lambda name: keeps_held and self._is_held(name))
         if is_decided and not self._is_assigned:
             self._is_assigned = True
             self._update_progress(moment(steady_now()))
+
+    def _is_held(self, name: str) -> bool:
+        """Return whether a cluster is engaged by what is known of earlier states of its object: a daemon that has not
+        seen these would not engage it."""
+        record = self.engagements[name]
+        if record is None or record.cluster is None or record.cluster.draining is not None:
+            return False
+        return record.state is not ObjectState.READY or self.pending_deletion(name) is not None
 
     # --- totals of the source, and queries about one cluster ---
 

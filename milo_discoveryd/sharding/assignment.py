@@ -183,7 +183,9 @@ class FleetAssignment:
 
         for source in self._fleet.sources:
             is_decided = (ownership.may_engage and self._is_cleared(source.name)) or not ownership.is_in_view
-            yield from source.assign(elsewhere, self._release_timeout_s, is_decided=is_decided)
+            yield from source.assign(
+                elsewhere, self._release_timeout_s, is_decided=is_decided, keeps_held=ownership.is_in_view
+            )
 
     def _owners(self, view: View) -> Owners:
         if self._decisions is not None and self._decisions.owners.view == view:

@@ -282,7 +282,10 @@ class ShardGroup:
         if (lost := self._assignee.lost()) is None:
             return
         pending = frozenset(lost)
-        if sum(map(len, pending)) <= PENDING_SIZE and self.member.drained(ownership.view.number, pending):
+        if sum(map(len, pending)) > PENDING_SIZE:
+            return
+        awaits_release = bool(ownership.pending and self._assignee.unowned())
+        if self.member.drained(ownership.view.number, pending, awaits_release=awaits_release):
             self._drained.set()
 
     def _note_share(self, ownership: Ownership) -> None:

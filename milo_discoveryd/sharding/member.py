@@ -182,8 +182,10 @@ class Member:
 
     @property
     def is_settled(self) -> bool:
-        """Whether the view contains all present members, each has acknowledged it, and none has clusters to release."""
-        return self.state.group.is_settled(self._timing)
+        """Whether the view contains all present members, each has acknowledged it, and no cluster waits here for its
+        release by another one."""
+        awaits_release = (tenure := self.tenure) is not None and tenure.awaits_release
+        return self.state.group.is_settled(self._timing) and not awaits_release
 
     @property
     def problems(self) -> Iterator[str]:
@@ -213,14 +215,15 @@ class Member:
 
     # What the daemon says
 
-    def drained(self, number: int, pending: frozenset[str] = frozenset()) -> bool:
-        """Record that all clusters that the view of this number took from the member are released, except `pending`.
+    def drained(self, number: int, pending: frozenset[str] = frozenset(), *, awaits_release: bool = False) -> bool:
+        """Record that all clusters that the view of this number took from the member are released, except `pending`,
+        and whether the member would engage clusters that another one has not released.
 
         Returns whether that is news.
         """
         if (tenure := self.tenure) is None:
             return False
-        self._hold(tenure.released(number, pending))
+        self._hold(msgspec.structs.replace(tenure.released(number, pending), awaits_release=awaits_release))
         return self.tenure != tenure
 
     def leave(self) -> None:

@@ -168,14 +168,12 @@ class ObservedGroup(msgspec.Struct, frozen=True, kw_only=True):
         return read is None or read.number < latest.number or (read.number == latest.number and read.id != latest.id)
 
     def is_settled(self, timing: Timing) -> bool:
-        """Return whether the view contains all present members, each has acknowledged it, and none has clusters to
-        release."""
+        """Return whether the view contains all present members, and each has acknowledged it."""
         view = self.agreed_view
         return (
             view is not None
             and dict(view.members) == dict(self.candidates.members)
             and not any(self.unsettled(view, {**view.previous, **view.members}, inf, timing))
-            and not any(lease.pending for lease in self.leases.members.values() if lease.is_held)
         )
 
     def unsettled(self, view: View, members: Mapping[str, ViewMember], now: float, timing: Timing) -> Iterator[str]:

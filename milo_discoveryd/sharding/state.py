@@ -37,6 +37,8 @@ class Tenure(msgspec.Struct, frozen=True, kw_only=True):
     drained: int = 0
     """The latest view for which all clusters that the view took from this member are released, except `pending`."""
     pending: frozenset[str] = frozenset()
+    awaits_release: bool = False
+    """Whether clusters would be engaged that another member has not released."""
 
     @property
     def is_confirmed(self) -> bool:

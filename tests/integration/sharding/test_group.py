@@ -214,6 +214,18 @@ async def test_shard_member_keeps_clusters_that_its_subscribers_may_still_use(da
     assert first.engaged | second.engaged | third.engaged == set(KEYS)
 
 
+async def test_group_is_settled_for_members_that_could_not_engage_what_another_one_keeps(daemons: list[Daemon]) -> None:
+    first, second, api = await pair(daemons)
+    first.operator.holds = True
+    third = Daemon("c", api)
+    daemons.append(third)
+    await eventually(lambda: first.operator.draining and api.group.members["a"].pending)
+    await eventually(lambda: first.group.status().is_settled and third.group.status().is_settled)
+    third.operator.not_taken_over = 1
+    await eventually(lambda: not third.group.status().is_settled)
+    assert second.group.status().is_settled
+
+
 async def test_shard_member_keeps_clusters_to_move_while_the_list_of_them_is_too_long_for_its_lease(
     daemons: list[Daemon], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -295,7 +295,8 @@ class Pod:
             for cluster in self._clusters:
                 self._decide(cluster, ownership)
         pending = frozenset() if self._traits.acknowledges_early else frozenset(self.draining)
-        self.member.drained(ownership.view.number, pending)
+        waiting = (ownership.decide(key).state for _, keys in ownership.pending for key in keys)
+        self.member.drained(ownership.view.number, pending, awaits_release=KeyOwnership.WAITING in waiting)
 
     def _decide(self, cluster: str, ownership: Ownership) -> None:
         state = ownership.decide(cluster).state

@@ -239,7 +239,9 @@ class Search:
                     self.moves += 1
                 elif state is KeyOwnership.FOREIGN and cluster in engaged:
                     draining |= {cluster}
-            member.drained(ownership.view.number, frozenset() if self._acknowledges_early else draining)
+            waiting = (ownership.decide(key).state for _, keys in ownership.pending for key in keys)
+            pending = frozenset() if self._acknowledges_early else draining
+            member.drained(ownership.view.number, pending, awaits_release=KeyOwnership.WAITING in waiting)
         in_flight = process.in_flight
         if in_flight is None and not isinstance(action := member.next(now), WaitUntil):
             in_flight = InFlight(action, now)

@@ -34,7 +34,8 @@ class Driver:
         if ownership is not None and name not in self.holds_drain:
             kept = self.pending.get(name, set())
             lost = {key for key in kept if ownership.decide(key).state is not KeyOwnership.OWNED}
-            member.drained(ownership.view.number, frozenset(lost))
+            waiting = (ownership.decide(key).state for _, keys in ownership.pending for key in keys)
+            member.drained(ownership.view.number, frozenset(lost), awaits_release=KeyOwnership.WAITING in waiting)
         return not isinstance(action, WaitUntil)
 
     def perform(self, member: Member, action: Request) -> None:

@@ -1,5 +1,7 @@
 """A fleet with one empty source."""
 
+from typing import Any
+
 import msgspec
 
 from milo_discoveryd.fleet.fleet import Fleet
@@ -9,7 +11,7 @@ from tests.support.sources import new_source
 from tests.unit.fleet.test_fleet_malformed import Ledger
 
 
-def fleet_of_one_source(drain_timeout_s: float = 0.0) -> Fleet:
+def fleet_of_one_source(**policy: Any) -> Fleet:
     fleet = Fleet(ChangeLog(msgspec.json.encode, Retention()))
-    new_source(Ledger(), fleet=fleet, removals=RemovalLimits(), drain_timeout_s=drain_timeout_s)
+    new_source(Ledger(), fleet=fleet, removals=RemovalLimits(), **policy)
     return fleet

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from milo_discoveryd.daemon_errors import BackendError
+from milo_discoveryd.engagement.not_ready import NotReadyClusters
 from milo_discoveryd.engagement.pending_releases import SubscriberKey, Subscription
 from milo_discoveryd.fleet import changes
 from milo_discoveryd.fleet.source import ClusterSource
@@ -20,11 +21,11 @@ from milo_discoveryd.model.removal_limits import RemovalLimits
 from milo_discoveryd.sharding.assignment import LOST, STARTING, CredentialRevocation, FencedIssuer, FleetAssignment
 from milo_discoveryd.sharding.leases import View, ViewMember
 from milo_discoveryd.sharding.ownership import Ownership
-from milo_kube.reflect.messages import Listed, ListEnded, ListStarted, ObjectChanged, SourceEvent
+from milo_kube.reflect.messages import DeletionReported, Listed, ListEnded, ListStarted, ObjectChanged, SourceEvent
 from tests.support.eventually import eventually
 from tests.support.logs import capture_logs
 from tests.support.sources import new_source
-from tests.unit.fleet.fleets import not_ready, ready
+from tests.unit.fleet.fleets import malformed, not_ready, ready
 from tests.unit.fleet.test_fleet_malformed import Ledger
 from tests.unit.sharding.fleets import fleet_of_one_source
 
@@ -33,6 +34,17 @@ ALONE = Ownership(view=View(number=1, id="1", members={"a": ViewMember("a.1")}),
 GONE = Ownership(
     view=View(number=2, id="2", members={"b": ViewMember("b.1")}, previous=ALONE.view.members), member="a", term="a.1"
 )
+GIVEN = Ownership(
+    view=View(
+        number=2,
+        id="2",
+        members={"a": ViewMember("a.1", 1e-9), "b": ViewMember("b.1")},
+        previous=ALONE.view.members,
+    ),
+    member="a",
+    term="a.1",
+)
+"""All clusters move to a new member, and this one stays in the group."""
 NEXT = Ownership(
     view=View(number=2, id="2", members={"a": ViewMember("a.1")}, previous={"b": ViewMember("b.1")}),
     member="a",
@@ -50,8 +62,8 @@ NEWCOMER = Ownership(
 STARTED = Ownership(view=ALONE.view, member="a", term="a.1", may_engage=False)
 
 
-def listed(*names: str, revocation: Any = None, drain_timeout_s: float = 0.0) -> tuple[ClusterSource, FleetAssignment]:
-    fleet = fleet_of_one_source(drain_timeout_s)
+def listed(*names: str, revocation: Any = None, **policy: Any) -> tuple[ClusterSource, FleetAssignment]:
+    fleet = fleet_of_one_source(**policy)
     (source,) = fleet.sources
     assignment = FleetAssignment(fleet, 30.0, revocation)
     found: list[SourceEvent[Observation]] = [Listed(ready(name, uid=name)) for name in names]
@@ -69,6 +81,11 @@ def lost(assignment: FleetAssignment) -> set[str]:
     found = assignment.lost()
     assert found is not None
     return set(found)
+
+
+def apply(source: ClusterSource, event: SourceEvent[Observation], now: float = 1.0) -> None:
+    for _ in source.apply(source.collections[0], [event], now):
+        pass
 
 
 def message(source: ClusterSource, name: str = "x") -> str:
@@ -134,6 +151,61 @@ async def test_moved_cluster_that_already_drains_stays_engaged_until_it_is_relea
     assign(assignment, GONE)
     assert (lost(assignment), [*source.engagements.clusters()]) == ({"x"}, [before])
     source.changes.release(KEY, "x")
+    assert (lost(assignment), source.engagements.engaged) == (set(), 0)
+
+
+@pytest.mark.parametrize("observation", [not_ready("x", uid="x"), malformed("x", uid="x")], ids=["grace", "malformed"])
+async def test_cluster_that_its_next_owner_could_not_engage_stays_until_its_object_is_ready(
+    observation: Observation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(changes, "RETRY_S", 0.0)
+    source, assignment = listed("x", "y", not_ready=NotReadyClusters(60.0))
+    assign(assignment, ALONE)
+    apply(source, ObjectChanged(observation))
+    assign(assignment, GIVEN)
+    assert (lost(assignment), {cluster.target.name for cluster in source.engagements.clusters()}) == ({"x"}, {"x"})
+    await asyncio.sleep(0.01)
+    assert lost(assignment) == {"x"}
+    apply(source, ObjectChanged(ready("x", version="3", uid="x")))
+    assert lost(assignment) == {"x"}
+    await eventually(lambda: lost(assignment) == set())
+    assert message(source) == "member b of the shard group owns it (view 2)"
+    record = source.engagements["x"]
+    assert record is not None
+    assert record.transitions[-1].reason is DisengageReason.MOVED
+
+
+async def test_cluster_that_moves_within_its_grace_period_ends_with_it() -> None:
+    source, assignment = listed("x", not_ready=NotReadyClusters(60.0))
+    assign(assignment, ALONE)
+    apply(source, ObjectChanged(not_ready("x", uid="x")))
+    assign(assignment, GIVEN)
+    source.tick(62.0)
+    assert lost(assignment) == set()
+    record = source.engagements["x"]
+    assert record is not None
+    assert (record.engaged, record.transitions[-1].reason) == (False, DisengageReason.NOT_READY)
+
+
+async def test_cluster_whose_reported_deletion_is_not_confirmed_does_not_move(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(changes, "RETRY_S", 0.0)
+    source, assignment = listed("x")
+    (collection,) = source.collections
+    assign(assignment, ALONE)
+    apply(source, DeletionReported("x", "x"))
+    assign(assignment, GIVEN)
+    assert (lost(assignment), source.engagements.engaged) == ({"x"}, 1)
+    collection.pending_deletions.discard("x")
+    await eventually(lambda: lost(assignment) == set())
+    assert source.engagements.engaged == 0
+
+
+async def test_member_that_leaves_hands_over_what_its_successors_cannot_engage_yet() -> None:
+    source, assignment = listed("x", not_ready=NotReadyClusters(60.0))
+    assign(assignment, ALONE)
+    apply(source, ObjectChanged(not_ready("x", uid="x")))
+    assign(assignment, GIVEN)
+    assign(assignment, GONE)
     assert (lost(assignment), source.engagements.engaged) == (set(), 0)
 
 
