@@ -857,6 +857,20 @@ def test_removals_are_held_if_each_replica_lacks_all_clusters_that_its_daemon_ow
     assert replicas[0].publication.problems == ()
 
 
+def test_clusters_that_are_still_missing_when_removals_are_no_longer_held_are_checked_twice_again():
+    """Clusters that come back are reported one by one."""
+    fleet = [cluster(name, uid=name) for name in ("alpha", "beta", "gamma", "delta")]
+    publishing = Publishing(Publishing().synced(*fleet).server)
+    publishing.synced(fleet[0]).settle(65.0)
+    assert "lacks 3 of 4 clusters" in publishing.publication.problems[0]
+    publishing.engage(fleet[1]).settle(0.2)
+    publishing.engage(fleet[2]).settle(5.0)
+    assert publishing.publication.problems == ()
+    assert len(publishing.server.objects) == 4
+    publishing.settle(20.0)
+    assert len(publishing.server.objects) == 3
+
+
 def test_lookups_of_clusters_of_other_replicas_after_each_list_delay_no_deletion():
     fleet = [cluster(name, uid=name, incarnation="a") for name in ("alpha", "beta", "gamma", "delta")]
     publishing = Publishing(Publishing(group="dns").synced(*fleet).server, group="dns")

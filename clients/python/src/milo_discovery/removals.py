@@ -91,6 +91,7 @@ class Removals:
         self.is_foreign = is_held and len(missing) == published
         self.problem = ""
         if is_held:
+            self._missing_since = {}  # clusters come back one by one: those that are left then are checked twice again
             self.problem = (
                 f"the daemon's view lacks all {published} clusters that have an object or file: nothing is written"
                 if self.is_foreign
