@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from typing import Final, Protocol, Unpack
 
 from milo_discovery.errors import ClusterNotFound, DiscoveryError, StatusError, Unavailable
-from milo_discovery.model import ClusterReport, Engagement, Listing, ServerInfo, SourceState
+from milo_discovery.model import ClusterReport, Engagement, EngagementReason, Listing, ServerInfo, SourceState
 from milo_discovery.options import FilterOptions
 from milo_discovery.removals import SECOND_LOOK_S, Removal, Removals
 from milo_kube.task_groups import in_own_task, unwrap_single_error
@@ -287,7 +287,7 @@ class ObjectPublisher:
         orphans = self.publication.orphans(stored)
         known = len(orphans) + len(self.publication.clusters)
         missing: dict[Removal, FleetCluster] = {}
-        unknown = elsewhere = 0
+        others = 0
         if orphans:
             listing = await self._daemon.list()
             streaming = {source.name for source in listing.sources if source.state is SourceState.STREAMING}
@@ -295,21 +295,18 @@ class ObjectPublisher:
                 streaming.add("")
             for key, cluster in orphans.items():
                 if source_of(key) not in streaming & known_sources:
+                    others += 1
                     continue
                 match await self._engagement(key):
-                    case None:
-                        unknown += 1
-                    case Engagement(engaged=True):
+                    case Engagement(engaged=True) | Engagement(reason=EngagementReason.UNASSIGNED):
                         pass
-                    case Engagement(assigned_elsewhere=True):
-                        elsewhere += 1
+                    case None | Engagement(assigned_elsewhere=True):
+                        others += 1
                     case _:
                         missing[Removal(key, key, cluster.uid + cluster.incarnation, cluster.incarnation)] = cluster
         was_problem = self._removals.problem
         are_all_known = len(missing) == len(orphans)
-        for removal in self._removals.review(
-            missing, known, self._clock(), unknown=unknown, elsewhere=elsewhere, are_all_known=are_all_known
-        ):
+        for removal in self._removals.review(missing, known, self._clock(), others=others, are_all_known=are_all_known):
             self.publication.end_orphan(missing[removal], self._clock())
         if self._removals.problem != was_problem:
             self._report(self._removals.problem or "removals are no longer held")

@@ -317,8 +317,8 @@ class Publication:
             before = record.version
             if (not record.next.ticket or record.next.is_question) and record.answered_at < sent_at:
                 record = self._observe(record, found.get(name), now)
-            if record.end == Elsewhere():
-                record = replace(record, end=Elsewhere(now))
+            if isinstance(record.end, Elsewhere) and record.end.ask_at == math.inf:
+                record = replace(record, end=replace(record.end, ask_at=now))
             if record.engaged and not self.renderer.embeds_credentials and not record.access.ticket:
                 record = replace(record, access=record.access.at(now))
             is_settled = (
@@ -377,13 +377,14 @@ class Publication:
             )
         self._put(record)
 
-    def asked(self, task: Task, *, is_missing: bool, now: float) -> None:
-        """Receive whether the cluster of an object is engaged neither here nor by another member of the group."""
+    def asked(self, task: Task, *, is_missing: bool, is_elsewhere: bool, now: float) -> None:
+        """Receive whether the cluster of an object is missing, as far as the daemon knows: with `is_elsewhere`, only
+        another member of the group can say that."""
         record = self._record(task.name)
         if record.next.ticket == task.ticket:
             match record.end:
-                case _ if not is_missing:
-                    end: Unasked | Missing | Elsewhere | EndedCluster = Elsewhere()
+                case _ if is_elsewhere or not is_missing:
+                    end: Unasked | Missing | Elsewhere | EndedCluster = Elsewhere(is_lacked=is_missing, answered_at=now)
                 case EndedCluster() as ended:
                     end = replace(ended, until=now + records.EVIDENCE_S)
                 case Missing() as missing:
@@ -444,6 +445,9 @@ class Publication:
             problem = ""  # the last answer stays published
         self._set(task.name, task.lane, Attempt(due_at, failures=failures, problem=problem))
         if attempt.is_question:
+            record = self._record(task.name)
+            if isinstance(record.end, Elsewhere):
+                self._put(replace(record, end=Unasked()))
             self._review_by(now + _REVIEW_S)
 
     # --- what there is to report ---
@@ -481,35 +485,28 @@ class Publication:
         if not self._is_listed or self.view in {ViewPhase.INCOMPLETE, ViewPhase.UNIDENTIFIED}:
             return
         own = [record for record in self.records.values() if record.is_own(self.identity)]
-        open_ends = [
-            record for record in own if record.lacks_cluster(self.identity) and not isinstance(record.end, EndedCluster)
-        ]
-        lacking = [record for record in open_ends if record.next.problem or not isinstance(record.end, Elsewhere)]
-        doubted = [record for record in lacking if is_followed(watch, record.removal().cluster)]
+        ends = [record.end for record in own]
+        since = max((end.since for end in ends if isinstance(end, Missing) and end.is_confirmed), default=-math.inf)
+        doubted = [record for record in own if record.is_doubted(self.identity, since, now)]
+        followed = [record for record in doubted if is_followed(watch, record.removal().cluster)]
         was_foreign, was_problem = self._removals.is_foreign, self._removals.problem
-        unasked = [record for record in doubted if not isinstance(record.end, Missing)]
+        unasked = [record for record in followed if not record.is_lacked]
         is_asking = any(not record.next.problem for record in unasked)
-        known = len(doubted) - len(unasked)
-        may_be_foreign = own and len(lacking) == len(own) and known < len(own)
+        known = len(followed) - len(unasked)
+        may_be_foreign = own and len(doubted) == len(own) and known < len(own)
         is_accepted = self._removals.accepts and known and not is_asking
         if may_be_foreign and not is_accepted:
             return  # the view may be of another fleet, whose source is not streaming yet
         if not is_asking:
-            missing = {record.removal(): record for record in doubted if isinstance(record.end, Missing)}
+            missing = {record.removal(): record for record in followed if isinstance(record.end, Missing)}
             is_taken_over = not any(record.observed and record.observed.difference(self.identity) for record in own)
-            are_all_known = len(missing) == len(lacking) and is_taken_over
-            confirmed = self._removals.review(
-                missing.keys(),
-                len(own),
-                now,
-                unknown=len(lacking) - len(missing),
-                elsewhere=len(open_ends) - len(lacking),
-                are_all_known=are_all_known,
-            )
+            are_all_known = known == len(doubted) and is_taken_over
+            others = len(doubted) - len(missing)
+            confirmed = self._removals.review(missing.keys(), len(own), now, others=others, are_all_known=are_all_known)
             self._tell({"removals": was_problem}, {"removals": self._removals.problem}, "no longer held")
             for record in map(missing.__getitem__, confirmed):
                 match record.end, record.observed:
-                    case Missing(since, at), ObservedObject() as observed if at >= since + removals.SECOND_LOOK_S:
+                    case Missing(answered_at=at, is_confirmed=True), ObservedObject() as observed:
                         end = EndedCluster(observed.cluster_uid, observed.incarnation, at + records.EVIDENCE_S)
                         self._put(replace(record, end=end, next=record.next.at(now)))
         if self.view is ViewPhase.UNREVIEWED or was_foreign:

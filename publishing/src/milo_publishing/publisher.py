@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from milo_discovery.errors import ClusterNotFound, PreconditionFailed, UnusableKubeconfig
 from milo_discovery.events import Connected, Event, Refreshed, StreamNotice, Synced
 from milo_discovery.kubeconfig_access import read_access, read_exec_access
-from milo_discovery.model import EventType, KubeconfigFormat
+from milo_discovery.model import EngagementReason, EventType, KubeconfigFormat
 from milo_discovery.removals import filter_matches
 from milo_kube.task_groups import unwrap_single_error
 from milo_publishing.errors import PublishedByAnother
@@ -205,7 +205,8 @@ class Publisher:
         publication, server, clock = self._publication, self._server, asyncio.get_running_loop().time
         match request:
             case Ask():
-                publication.asked(task, is_missing=await self._is_missing(request), now=clock())
+                is_missing, is_elsewhere = await self._look_up(request)
+                publication.asked(task, is_missing=is_missing, is_elsewhere=is_elsewhere, now=clock())
             case Engaged(cluster):
                 publication.received(task, await self._received(cluster), clock())
             case ReadObject() | Create() | Apply() | DeleteObject():
@@ -218,21 +219,19 @@ class Publisher:
                 sharding = (await self._client.server_info()).sharding
                 publication.identified("" if sharding is None else sharding.group, clock())
 
-    async def _is_missing(self, request: Ask) -> bool:
-        """Return whether the daemon confirms that a cluster is not engaged, or that it does not match the filter.
-
-        In a shard group, only the member that owns the cluster can.
-        """
+    async def _look_up(self, request: Ask) -> tuple[bool, bool]:
+        """Return whether a cluster is not engaged as far as the daemon knows, or does not match the filter; and whether
+        another member of the shard group owns it, which may have it engaged even so, for example for a grace period."""
         try:
             report = await self._client.get(request.cluster)
         except ClusterNotFound as error:
-            return not error.assigned_elsewhere
+            return True, error.assigned_elsewhere
         engagement, cluster = report.engagement, report.cluster
         if engagement.assigned_elsewhere:
-            return False  # that member may have it engaged, for example for a grace period
+            return not engagement.engaged and engagement.reason is not EngagementReason.UNASSIGNED, True
         if not engagement.engaged or cluster is None or cluster.uid != request.uid:
-            return True
-        return not filter_matches(self._only, cluster)  # one that matches is engaged, and its event may be late
+            return True, False
+        return not filter_matches(self._only, cluster), False  # one that matches is engaged, and its event may be late
 
     async def _received(self, cluster: Cluster) -> Received:
         if self._publication.renderer.embeds_credentials:

@@ -97,11 +97,18 @@ class Missing(msgspec.Struct, frozen=True):
     is_changed: bool = False
     """As in `Unasked`."""
 
+    @property
+    def is_confirmed(self) -> bool:
+        return self.answered_at >= self.since + removals.SECOND_LOOK_S
+
 
 class Elsewhere(msgspec.Struct, frozen=True):
     """The cluster is engaged, or another member of the group is to engage it, as far as is known."""
 
     ask_at: float = math.inf
+    is_lacked: bool = False
+    """Whether the daemon knows of no such cluster that is ready, and only that member can say that it is missing."""
+    answered_at: float = -math.inf
 
 
 class EndedCluster(msgspec.Struct, frozen=True):
@@ -246,6 +253,21 @@ class Record(msgspec.Struct, frozen=True):
         # An object without a UID is written, which adds it: another client has removed the annotation.
         return self.wanted is None or self.object.observed.cluster_uid not in ("", self.wanted.cluster.uid)
 
+    @property
+    def is_lacked(self) -> bool:
+        """Whether the daemon has answered that it lacks the cluster."""
+        return isinstance(self.end, Missing) or (isinstance(self.end, Elsewhere) and self.end.is_lacked)
+
+    def is_doubted(self, identity: Identity, since: float, now: float) -> bool:
+        """Return whether the daemon lacks the object's cluster, or may lack it, and has not reported its end. `since`:
+        while the daemon is asked again about a cluster that it has, an answer from before this time does not count."""
+        match self.end:
+            case EndedCluster():
+                return False
+            case Elsewhere(ask_at, answered_at=answered_at) if not self.is_lacked:
+                return ask_at <= now and answered_at < since and self.lacks_cluster(identity)
+        return self.lacks_cluster(identity)
+
     def removal(self) -> Removal:
         """Return the object for the guard against mass removal."""
         assert self.observed is not None
@@ -286,7 +308,7 @@ def observe(
             elif end.ask_at <= now and (now >= end.until or end.ask_at == -math.inf):
                 end = replace(end, until=now, ask_at=ask_at)
         case Elsewhere(planned_at) if not by_us and not is_same and (is_other or planned_at == math.inf):
-            end = Elsewhere(ask_at)
+            end = replace(end, ask_at=ask_at)
         case Unasked(is_changed=is_changed) | Missing(is_changed=is_changed) if not by_us and not is_same:
             if before is not None and (is_other or not is_changed):
                 end = Unasked(ask_at, is_changed=True)
@@ -348,9 +370,8 @@ def _end(
             return WaitUntilDue(now + CHECK_S, is_held=True)
         case EndedCluster(until=until) if now < until:
             return DeleteObject(record.name, observed.uid, observed.resource_version, until)
-        case Missing(since, answered_at):
-            is_known = is_held and answered_at >= since + removals.SECOND_LOOK_S
-            ask_at = answered_at + (HELD_S if is_known else removals.SECOND_LOOK_S)
+        case Missing(answered_at=answered_at) as missing:
+            ask_at = answered_at + (HELD_S if is_held and missing.is_confirmed else removals.SECOND_LOOK_S)
         case EndedCluster(ask_at=ask_at) | Unasked(ask_at) | Elsewhere(ask_at):
             pass
     return Ask(observed.cluster, observed.cluster_uid) if ask_at <= now else WaitUntilDue(ask_at)

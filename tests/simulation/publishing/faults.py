@@ -1,7 +1,7 @@
 """The changes and faults of a simulation, at random times."""
 
-from tests.simulation.publishing.replica import Replica
-from tests.simulation.publishing.simulation_run import FAULTS_UNTIL_S, PROJECTS, Known, Simulation
+from tests.simulation.publishing.replica import SOURCES, Daemon, Replica
+from tests.simulation.publishing.simulation_run import FAULTS_UNTIL_S, Known, Simulation
 
 CHANGES = (
     "flap",
@@ -40,7 +40,7 @@ class Faults:
             self._later(0.01, 30, lambda: self._ready(name, project.uid))
 
     def flap_and_move(self) -> None:
-        """Make a project not ready, and ready again when the other replica owns it."""
+        """Make a project not ready, and ready again when another replica owns it."""
         name = self._name()
         project = self._world.projects.get(name)
         if project is not None and project.is_ready:
@@ -67,10 +67,10 @@ class Faults:
     # --- replicas and their daemons ---
 
     def kill_publisher(self) -> None:
-        self._world.kill_publisher(self._random.randrange(2))
+        self._world.kill_publisher(self._random.randrange(len(self._world.replicas)))
 
     def kill_daemon(self) -> None:
-        self._world.kill_daemon(self._random.randrange(2))
+        self._world.kill_daemon(self._random.randrange(len(self._world.daemons)))
 
     def break_stream(self) -> None:
         replica = self._replica()
@@ -78,13 +78,36 @@ class Faults:
         self._later(0.01, 20, replica.connect)
 
     def make_stale(self) -> None:
-        daemon = self._random.choice(self._world.daemons)
-        daemon.lose_contact()
-        self._later(1, 60, daemon.regain_contact)
+        self._make_stale(self._random.choice(self._world.daemons))
+
+    def _make_stale(self, daemon: Daemon) -> None:
+        source = self._random.choice(SOURCES)
+        daemon.lose_contact(source)
+        self._later(1, 60, lambda: daemon.regain_contact(source))
 
     def fail_daemon_calls(self) -> None:
         self._world.daemon_errors = self._random.uniform(0.2, 0.9)
         self._later(1, 40, lambda: setattr(self._world, "daemon_errors", 0.0))
+
+    def delay_daemon_answers(self) -> None:
+        self._world.late_answers = self._random.uniform(0.2, 0.9)
+        self._later(1, 60, lambda: setattr(self._world, "late_answers", 0.0))
+
+    def lack_clusters(self) -> None:
+        """Have all daemons lack all or many clusters for some time, with other faults meanwhile."""
+        world, random = self._world, self._random
+        if world.lacked:
+            return
+        share = random.choice((1.0, random.random()))
+        world.lack({name for name in world.names if random.random() < share}, is_restarted=random.random() < 0.6)
+        ends_s = random.uniform(15, 68)
+        self._later(ends_s, ends_s, world.end_lack)
+        if random.random() < 0.4:
+            for daemon in world.daemons:
+                self._make_stale(daemon)
+        also = (self.kill_publisher, self.move, self.move, self.fail_daemon_calls, self.delay_daemon_answers)
+        for happens in random.choices(also, k=random.randrange(8)):
+            self._later(0, ends_s, happens)
 
     # --- the API server ---
 
@@ -128,10 +151,10 @@ class Faults:
             self._later(1, 60, lambda: api.objects.pop(name, None) if name not in api.own() else None)
 
     def _name(self) -> str:
-        return self._random.choice(PROJECTS)
+        return self._random.choice(self._world.names)
 
     def _object(self) -> str:
-        return self._name() + self._world.renderer.suffix
+        return self._world.object_name(self._name())
 
     def _replica(self) -> Replica:
         return self._random.choice(self._world.replicas)

@@ -1,6 +1,7 @@
 """A replica of a shard group: a daemon that learns of changes late, and the publisher that subscribes to it."""
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Protocol
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
 
 GROUP = "group"
 RESYNC_S = 30.0
+LATE_S = 12.0
+"""How late an answer of a daemon is at most."""
+SOURCES = ("", "eu")
 RENDERERS: tuple[Renderer, ...] = (ClusterProfiles(cluster_manager="m", access_provider="p"), FluxKubeconfigs())
 
 
@@ -42,7 +46,8 @@ class Daemon:
         self.assigned: set[str] = set()
         self.engaged: dict[str, Cluster] = {}
         self.replica: Replica | None = None
-        self.is_stale = False
+        self.stale: set[str] = set()
+        """The sources with which the daemon has no contact."""
         self.is_dead = False
         self._world = world
         self._unlearned: dict[str, Project | None] = {}
@@ -50,7 +55,7 @@ class Daemon:
         """Clusters whose grace period would have ended while the daemon had no contact."""
 
     def learn(self, name: str, project: Project | None) -> None:
-        if self.is_stale:
+        if source_of(name) in self.stale or name in self._world.lacked:
             self._unlearned[name] = project
             return
         before = self.known.pop(name, None)
@@ -69,7 +74,7 @@ class Daemon:
             self._end_grace(engaged)
 
     def _end_grace(self, cluster: Cluster) -> None:
-        if self.is_stale:  # in which no grace period ends
+        if source_of(cluster.name) in self.stale:  # in which no grace period ends
             self._graces.append(cluster)
             return
         project = self.known.get(cluster.name)
@@ -77,13 +82,27 @@ class Daemon:
         if engaged.incarnation == cluster.incarnation and project is not None and not project.is_ready:
             self.disengage(cluster.name, DisengageReason.NOT_READY)
 
-    def lose_contact(self) -> None:
-        """Learn nothing more, and tell subscribers."""
-        self.is_stale = True
+    def lose_contact(self, source: str) -> None:
+        """Learn nothing more of a source, and tell subscribers."""
+        self.stale.add(source)
 
-    def regain_contact(self) -> None:
+    def regain_contact(self, source: str) -> None:
         """Learn the present state, as by a list."""
-        self.is_stale = False
+        self.stale.discard(source)
+        self.relist()
+
+    def lack(self, *, is_restarted: bool) -> None:
+        """Lack projects that exist, as after a restart with a short list, or after a right was withdrawn."""
+        for name in self._world.lacked & self.known.keys():
+            self._unlearned.setdefault(name, self.known.pop(name))
+        if is_restarted:
+            self.engaged.clear()
+            self.restart()
+        for name in sorted(self._world.lacked):
+            self.disengage(name, DisengageReason.REVOKED)
+
+    def relist(self) -> None:
+        """Learn what is not lacked anymore."""
         unlearned, self._unlearned = self._unlearned, {}
         for name, project in unlearned.items():
             self.learn(name, project)
@@ -111,8 +130,6 @@ class Daemon:
 
     def is_missing(self, ask: Ask) -> bool:
         project, engaged = self.known.get(ask.cluster), self.engaged.get(ask.cluster)
-        if ask.cluster not in self.assigned and self._world.only_owners_judge:
-            return False
         if engaged is not None:
             return engaged.uid != ask.uid
         return project is None or not project.is_ready or self.is_dead
@@ -144,7 +161,6 @@ class Replica:
             draw=world.random.random,
         )
         self.connected = False
-        self.sources: dict[str, SourceStatus] = {}
         self.is_killed = False
         self._world = world
         self._view: dict[str, Cluster] = {}
@@ -155,7 +171,15 @@ class Replica:
 
     @property
     def source(self) -> SourceStatus:
-        return SourceStatus(state=SourceState.STALE if self.daemon.is_stale else SourceState.STREAMING)
+        return self._status(is_stale=bool(self.daemon.stale))
+
+    @property
+    def sources(self) -> dict[str, SourceStatus]:
+        return {source: self._status(is_stale=source in self.daemon.stale) for source in SOURCES}
+
+    @staticmethod
+    def _status(*, is_stale: bool) -> SourceStatus:
+        return SourceStatus(state=SourceState.STALE if is_stale else SourceState.STREAMING)
 
     # --- the stream ---
 
@@ -240,12 +264,13 @@ class Replica:
             case Lane.LIST:
                 self._world.send_list(self, task)
             case Ask():
-                self._of_daemon(task, partial(self._answer, task, request))
+                # The answer is about the time of the request, and may arrive late.
+                self._of_daemon(task, self._answer(task, request), late=self._world.late_answers)
             case Engaged(cluster):
                 # The answer is about the endpoint at the time of the request, and may arrive late.
                 received = Received(access(replace(cluster, endpoint=self._world.endpoint(cluster.name))))
                 self._of_daemon(
-                    task, lambda: self.publication.received(task, received, self._world.timeline.now), slow=True
+                    task, lambda: self.publication.received(task, received, self._world.timeline.now), late=0.1
                 )
             case _:
                 if isinstance(request, DeleteObject):
@@ -254,13 +279,16 @@ class Replica:
                 self._world.send(self, task, request)
         self.step()
 
-    def _answer(self, task: Task, ask: Ask) -> None:
+    def _answer(self, task: Task, ask: Ask) -> Callable[[], None]:
         is_missing = self.daemon.is_missing(ask)
-        self.publication.asked(task, is_missing=is_missing, now=self._world.timeline.now)
+        is_elsewhere = ask.cluster not in self.daemon.assigned and self._world.only_owners_judge
+        return lambda: self.publication.asked(
+            task, is_missing=is_missing, is_elsewhere=is_elsewhere, now=self._world.timeline.now
+        )
 
-    def _of_daemon(self, task: Task, answer, *, slow: bool = False) -> None:  # type: ignore[no-untyped-def]
+    def _of_daemon(self, task: Task, answer: Callable[[], None], *, late: float = 0.0) -> None:
         random = self._world.random
-        delay = random.uniform(1, 12) if slow and random.random() < 0.1 else random.uniform(0.001, 0.05)
+        delay = random.uniform(1, LATE_S) if random.random() < late else random.uniform(0.001, 0.05)
 
         def arrives() -> None:
             if self.is_killed:
@@ -283,6 +311,10 @@ class Replica:
         else:
             self.publication.read(task, request, outcome, now)  # type: ignore[arg-type]
         self.step()
+
+
+def source_of(name: str) -> str:
+    return name.partition("#")[0] if "#" in name else ""
 
 
 def access(cluster: Cluster) -> KubeconfigAccess:

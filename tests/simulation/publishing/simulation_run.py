@@ -1,6 +1,7 @@
-"""One seeded simulation: two replicas of a shard group on virtual time, random faults, and validators of objects."""
+"""One seeded simulation: the replicas of a shard group on virtual time, random faults, and validators of objects."""
 
 import base64
+import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -9,15 +10,17 @@ from random import Random
 from typing import NamedTuple
 
 from milo_discovery import DisengageReason
+from milo_discovery.removals import is_mass
 from milo_publishing.errors import TargetUnavailable
-from milo_publishing.objects import CLUSTER_UID, FIELDS, ObservedObject
+from milo_publishing.objects import CLUSTER, CLUSTER_UID, FIELDS, ObservedObject
 from milo_publishing.publication import Task
 from milo_publishing.records import DeleteObject, Request
 from tests.simulation.publishing.api_server import ApiServer, Document, incarnation
-from tests.simulation.publishing.replica import RENDERERS, Daemon, Replica
+from tests.simulation.publishing.replica import LATE_S, RENDERERS, SOURCES, Daemon, Replica
 from tests.simulation.sharding.host import Timeline
 
-PROJECTS = [f"project-{number}" for number in range(8)]
+REPLICAS = (2, 2, 2, 3, 4, 5, 6)
+PROJECTS = (8, 8, 8, 8, 24, 48)
 FAULTS_UNTIL_S = 240.0
 SETTLED_WITHIN_S = 150.0
 """The time within which the objects are those of the clusters after the last fault: a backoff of 30 s, a list, and two
@@ -27,12 +30,26 @@ MAX_LAG_S = 8.0
 GRACE_S = 40.0
 """How long a cluster stays engaged that is not ready: longer than two looks at it after a list."""
 EVIDENCE_S = 10.0
+OBSERVED_S = 45.0
+"""How long a replica may count objects that other clients have deleted: until the next list, and evidence of then."""
 TIMEOUT_S = 20.0
 
 
 class Known(NamedTuple):
     uid: str
     is_ready: bool
+
+
+@dataclass
+class Lack:
+    """Projects that no publisher sees for some time, although they exist."""
+
+    names: set[str]
+    until: float = math.inf
+    deleted: set[str] = field(default_factory=set)
+    """Their objects that publishers have deleted."""
+    permitted_at: float = -math.inf
+    """When the objects were last so few of all that the guard of removals permits their deletion."""
 
 
 @dataclass
@@ -60,6 +77,7 @@ class Simulation:
         self.errors = 0.0
         self.failing: str = ""
         self.daemon_errors = 0.0
+        self.late_answers = 0.0
         self.slow = 0.0
         self._numbers = 0
         self._learned_at: dict[tuple[str, str], float] = {}
@@ -68,10 +86,17 @@ class Simulation:
         self.only_owners_judge = True
         """Whether a daemon says that it cannot know whether a cluster of another member is engaged."""
         self.grace_s = self.random.choice((0.0, 0.0, 0.0, GRACE_S))
-        self.daemons = [Daemon(self, name) for name in ("one", "two")]
+        self.lacked: set[str] = set()
+        """Projects that all daemons lack, or that no publisher may see."""
+        self._last_lack = Lack(set())
+        prefixes = [source and f"{source}#" for source in SOURCES[: self.random.choice((1, 1, 2))]]
+        self.names = [
+            f"{self.random.choice(prefixes)}project-{number}" for number in range(self.random.choice(PROJECTS))
+        ]
+        self.daemons = [Daemon(self, f"daemon-{number}") for number in range(self.random.choice(REPLICAS))]
         self.replicas = [self._start(daemon) for daemon in self.daemons]
-        for name in PROJECTS:
-            self.daemons[self.random.randrange(2)].assigned.add(name)
+        for name in self.names:
+            self.random.choice(self.daemons).assigned.add(name)
             if self.random.random() < 0.8:
                 self.change(name, Known(self.number(), is_ready=True))
 
@@ -80,7 +105,10 @@ class Simulation:
         return f"n{self._numbers}"
 
     def endpoint(self, name: str) -> str:
-        return f"https://{name}-{self._endpoints.get(name, 0)}.test"
+        return f"https://{name.rpartition('#')[2]}-{self._endpoints.get(name, 0)}.test"
+
+    def object_name(self, name: str) -> str:
+        return name.replace("#", ".") + self.renderer.suffix
 
     def breach(self, text: str) -> None:
         self.outcome.breaches.append(f"{self.timeline.now:.2f}: {text}")
@@ -103,26 +131,53 @@ class Simulation:
             self.timeline.at(at, partial(daemon.learn, name, project))
 
     def move(self, name: str) -> None:
-        """Move a cluster to the other replica, which may engage it once the former owner has disengaged it."""
+        """Move a cluster to another replica, which may engage it once the former owner has disengaged it."""
         former = next((daemon for daemon in self.daemons if name in daemon.assigned), None)
         if former is None or former.is_dead:
             return
-        new = next(daemon for daemon in self.daemons if daemon is not former)
+        new = self.random.choice([daemon for daemon in self.daemons if daemon is not former])
         former.assigned.discard(name)
         former.disengage(name, DisengageReason.MOVED)
         self.timeline.after(self.random.uniform(0.01, 2.0), partial(self.assign, new, name))
 
     def assign(self, daemon: Daemon, name: str) -> None:
         if daemon.is_dead:
-            daemon = next(other for other in self.daemons if other is not daemon)
+            daemon = self._alive()
         daemon.assigned.add(name)
         daemon.engage(name)
+
+    def _alive(self) -> Daemon:
+        return self.random.choice([daemon for daemon in self.daemons if not daemon.is_dead])
 
     def change_endpoint(self, name: str) -> None:
         self._endpoints[name] = self._endpoints.get(name, 0) + 1
         for daemon in self.daemons:
             if (cluster := daemon.engaged.get(name)) is not None:
                 daemon.updated(cluster, self.endpoint(name))
+
+    def lack(self, names: set[str], *, is_restarted: bool) -> None:
+        """Have all daemons lack these projects, with or without a restart of each."""
+        self.lacked, self._last_lack = names, Lack(names)
+        if not is_mass(*self._lacked_objects()):
+            self._last_lack.permitted_at = self.timeline.now
+        for index, daemon in enumerate(self.daemons):
+            if is_restarted:
+                self.replicas[index].disconnect()
+                self.timeline.after(self.random.uniform(0.1, 5.0), partial(self._reconnect, index))
+            daemon.lack(is_restarted=is_restarted)
+
+    def _reconnect(self, index: int) -> None:
+        self.replicas[index].connect()
+
+    def end_lack(self) -> None:
+        self.lacked, self._last_lack.until = set(), self.timeline.now
+        for daemon in self.daemons:
+            daemon.relist()
+
+    def _lacked_objects(self) -> tuple[int, int]:
+        """Return how many objects there are of projects that are lacked, and of all."""
+        published = self.api.own().keys() | self._last_lack.deleted
+        return len(published & {self.object_name(name) for name in self._last_lack.names}), len(published)
 
     # --- replicas ---
 
@@ -158,7 +213,7 @@ class Simulation:
         if self.daemons[index].is_dead:
             lost, self.daemons[index].assigned = self.daemons[index].assigned, set()
             for name in sorted(lost):
-                self.assign(self.daemons[1 - index], name)
+                self.assign(self._alive(), name)
 
     def _restart_daemon(self, index: int) -> None:
         self.daemons[index].restart()
@@ -226,14 +281,29 @@ class Simulation:
         if document is None or document["metadata"]["uid"] != request.uid:
             return
         since = self.ready_since.get(document["metadata"]["annotations"][CLUSTER_UID])
-        if since is not None and self.timeline.now - since > EVIDENCE_S + MAX_LAG_S + 1:
+        recent = self.timeline.now - EVIDENCE_S - MAX_LAG_S - LATE_S - 1
+        if since is None or since >= recent:
+            return
+        is_lacked = document["metadata"]["annotations"][CLUSTER] in self._last_lack.names
+        if is_lacked and self._last_lack.until >= recent:
+            self._judge_guard(request)
+        else:
             self.breach(f"the deletion of {request.name} is sent, whose cluster is ready since {since:.2f}")
+
+    def _judge_guard(self, request: DeleteObject) -> None:
+        """Objects of clusters that exist, and that all daemons lack, are deleted if they are few of all."""
+        self._last_lack.deleted.add(request.name)
+        lacked, published = self._lacked_objects()
+        if not is_mass(lacked, published):
+            self._last_lack.permitted_at = self.timeline.now
+        elif self.timeline.now - self._last_lack.permitted_at > OBSERVED_S:
+            self.breach(f"the deletion of {request.name} is sent, while all daemons lack {lacked} of {published}")
 
     def _deleted(self, document: Document) -> None:
         """An object that the owner of an engaged cluster has written since it engaged it is not deleted, whatever
         another replica has decided or sent before, also if the project is not ready."""
         self.outcome.deletions += 1
-        name = document["metadata"]["name"].removesuffix("-kubeconfig")
+        name = document["metadata"]["annotations"][CLUSTER]
         project = self.projects.get(name)
         for daemon in self.daemons:
             cluster = daemon.engaged.get(name)
@@ -255,12 +325,12 @@ class Simulation:
 
     def lacking(self) -> list[str]:
         """Return how the objects differ from the ready projects."""
-        wanted = {name + self.renderer.suffix: project for name, project in self.projects.items() if project.is_ready}
+        wanted = {self.object_name(cluster): cluster for cluster, found in self.projects.items() if found.is_ready}
         own = self.api.own()
         texts = [f"{name} is not deleted" for name in own.keys() - wanted.keys()]
-        for name, project in wanted.items():
+        for name, cluster in wanted.items():
+            project = self.projects[cluster]
             annotations = own.get(name, {"metadata": {}})["metadata"].get("annotations", {})
-            cluster = name.removesuffix(self.renderer.suffix) if self.renderer.suffix else name
             engaged = next((one.engaged[cluster] for one in self.daemons if cluster in one.engaged), None)
             if annotations.get(CLUSTER_UID) != project.uid or FIELDS not in annotations:
                 texts.append(f"{name} has no object of {project.uid}")

@@ -1,4 +1,4 @@
-"""Seeded simulations of two publishers of a shard group: no live object is deleted, and none is forgotten."""
+"""Seeded simulations of publishers of a shard group: no live object is deleted, and none is forgotten."""
 
 from collections.abc import Callable
 
@@ -67,6 +67,10 @@ def _believe_stale_sources(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(publication, "is_followed", lambda *_: True)
 
 
+def _ignore_what_other_members_lack(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(records.Record, "is_lacked", property(lambda record: isinstance(record.end, records.Missing)))
+
+
 @pytest.mark.parametrize("mutant", [_ignore_versions, _hide_finalizers, _let_others_judge])
 def test_simulation_detects_servers_without_what_publishers_rely_on(
     mutant: Callable[[Simulation], None],
@@ -81,6 +85,7 @@ def test_simulation_detects_servers_without_what_publishers_rely_on(
         _write_no_incarnation,
         _keep_late_evidence,
         _believe_stale_sources,
+        _ignore_what_other_members_lack,
     ],
 )
 def test_simulation_detects_a_mutant(

@@ -44,7 +44,7 @@ class Kind(NamedTuple):
 KINDS = {
     "daemon": Kind("a daemon", simulate, ("events", "handed"), "recovery_s", "waited_for"),
     "sharding": Kind("a shard group", simulate_group, ("engagements", "views"), "settled_s"),
-    "publishing": Kind("two publishers of a shard group", simulate_publishers, ("writes", "deletions"), "settled_s"),
+    "publishing": Kind("publishers of a shard group", simulate_publishers, ("writes", "deletions"), "settled_s"),
     "objects": Kind("a store of the objects of all clusters", simulate_objects, ("changes",), "", "gone"),
     "published-objects": Kind(
         "publishers and readers of objects in a stream",

@@ -74,28 +74,27 @@ class Removals:
         published: int,
         now: float,
         *,
-        unknown: int = 0,
-        elsewhere: int = 0,
+        others: int = 0,
         are_all_known: bool = True,
     ) -> list[Removal]:
         """Return those of the `missing` removals that may be made now. `published`: the total number of objects.
 
-        `unknown`: how many of these could not be looked up, so that they may be missing too. `elsewhere`: how many
+        `others`: how many more of these the view lacks, or may lack: those that could not be looked up, and those that
         another member of the shard group judges. `are_all_known`: whether no other removal is left, for example of a
         source that is not streaming yet.
         """
         self._missing_since = {removal: self._missing_since.get(removal, now) for removal in missing}
         self._deleted = {subject: last for subject, last in self._deleted.items() if now <= last[1] + CONTESTED_S}
-        lacking, judged = len(missing) + unknown, published - elsewhere
-        is_held = bool(missing) and is_mass(lacking, judged) and not self.accepts
-        self.is_foreign = is_held and len(missing) == published
+        lacking = len(missing) + others
+        is_held = bool(missing) and is_mass(lacking, published) and not self.accepts
+        self.is_foreign = is_held and lacking == published
         self.problem = ""
         if is_held:
             self._missing_since = {}  # clusters come back one by one: those that are left then are checked twice again
             self.problem = (
                 f"the daemon's view lacks all {published} clusters that have an object or file: nothing is written"
                 if self.is_foreign
-                else f"the daemon's view lacks {lacking} of {judged} clusters that have an object or file: "
+                else f"the daemon's view lacks {lacking} of {published} clusters that have an object or file: "
                 "nothing is removed"
             ) + (
                 "; check the daemon's address and sources, and which clusters its `rights` permit you to see, or run "
