@@ -406,7 +406,8 @@ class ClusterSource:
         record = self.engagements[name]
         if record is None or record.cluster is None or record.cluster.draining is not None:
             return False
-        return record.state is not ObjectState.READY or self.pending_deletion(name) is not None
+        is_ready = record.state is ObjectState.READY and not self.problem_of(name)
+        return not is_ready or self.pending_deletion(name) is not None
 
     # --- totals of the source, and queries about one cluster ---
 

@@ -175,6 +175,17 @@ async def test_cluster_that_its_next_owner_could_not_engage_stays_until_its_obje
     assert record.transitions[-1].reason is DisengageReason.MOVED
 
 
+async def test_malformed_cluster_that_is_engaged_again_after_a_loss_of_the_ownership_does_not_move() -> None:
+    """Found by a simulation."""
+    source, assignment = listed("x")
+    assign(assignment, ALONE)
+    apply(source, ObjectChanged(malformed("x", uid="x")))
+    assignment.lose_ownership(LOST)
+    assign(assignment, ALONE)
+    assign(assignment, GIVEN)
+    assert (lost(assignment), source.engagements.engaged) == ({"x"}, 1)
+
+
 async def test_cluster_that_moves_within_its_grace_period_ends_with_it() -> None:
     source, assignment = listed("x", not_ready=NotReadyClusters(60.0))
     assign(assignment, ALONE)
