@@ -23,9 +23,16 @@ from tests.simulation.hostile.simulation_run import simulate as simulate_hostile
 from tests.simulation.published_objects.simulation_run import simulate as simulate_published_objects
 from tests.simulation.publishing.simulation_run import simulate as simulate_publishers
 from tests.simulation.seeded.simulation_run import simulate
-from tests.simulation.sharding.simulation_run import simulate as simulate_group
+from tests.simulation.sharding.fleet_run import simulate_fleets
+from tests.simulation.sharding.simulation_run import simulate as simulate_leases
 
 PROGRESS_EVERY = 1000
+FLEETS_EVERY = 10
+"""One in this many simulations of a shard group is of its fleets, which takes longer than one of its Leases alone."""
+
+
+def simulate_group(seed: int) -> Any:
+    return simulate_leases(seed) if seed % FLEETS_EVERY else simulate_fleets(seed)
 
 
 class Kind(NamedTuple):
@@ -43,7 +50,12 @@ class Kind(NamedTuple):
 
 KINDS = {
     "daemon": Kind("a daemon", simulate, ("events", "handed"), "recovery_s", "waited_for"),
-    "sharding": Kind("a shard group", simulate_group, ("engagements", "views"), "settled_s"),
+    "sharding": Kind(
+        f"a shard group, with its fleets in one of {FLEETS_EVERY} seeds",
+        simulate_group,
+        ("engagements", "views"),
+        "settled_s",
+    ),
     "publishing": Kind("publishers of a shard group", simulate_publishers, ("writes", "deletions"), "settled_s"),
     "objects": Kind("a store of the objects of all clusters", simulate_objects, ("changes",), "", "gone"),
     "published-objects": Kind(

@@ -1,0 +1,44 @@
+"""Seeded simulations of shard groups with real fleets: one owner of each cluster, and no end of what is held."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from milo_discoveryd.engagement.pending_releases import PendingReleases
+from milo_discoveryd.fleet.source import ClusterSource
+from milo_discoveryd.sharding.assignment import FleetAssignment
+from tests.simulation.sharding.fleet_run import FLEET_FAULTS, simulate_fleets
+
+SEEDS = 15
+SEEDS_TO_DETECT = 60
+
+
+def test_simulation_of_fleets_has_one_owner_of_each_cluster_and_ends_nothing_that_is_held() -> None:
+    outcomes = [simulate_fleets(seed) for seed in range(SEEDS)]
+    assert [(outcome.seed, outcome.breaches) for outcome in outcomes if outcome.breaches] == []
+    assert {fault.split()[1] for outcome in outcomes for fault in outcome.faults} == set(FLEET_FAULTS)
+    assert sum(outcome.engagements for outcome in outcomes) > 15 * SEEDS
+    assert sum(outcome.views for outcome in outcomes) > 2 * SEEDS
+
+
+def test_simulation_of_fleets_is_reproducible_by_seed() -> None:
+    assert simulate_fleets(7).history == simulate_fleets(7).history
+    assert simulate_fleets(7).history != simulate_fleets(8).history
+
+
+@pytest.mark.parametrize(
+    ("owner", "attribute", "mutant", "found"),
+    [
+        (ClusterSource, "_is_held", lambda *_: False, "its next owner cannot engage it"),
+        (FleetAssignment, "lost", lambda _: set(), "before"),
+        (FleetAssignment, "unowned", lambda _: 0, "is ready, and lacks"),
+        (PendingReleases, "release", lambda *_: False, "is still engaged after"),
+    ],
+    ids=["moves-held", "acknowledges-early", "ready-early", "loses-releases"],
+)
+def test_simulation_of_fleets_detects_a_mutant(
+    owner: type, attribute: str, mutant: Callable[..., Any], found: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(owner, attribute, mutant)
+    assert any(found in breach for seed in range(SEEDS_TO_DETECT) for breach in simulate_fleets(seed).breaches)
