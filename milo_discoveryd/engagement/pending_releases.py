@@ -10,7 +10,7 @@ subscriber waits for one to connect.
 
 import heapq
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator, Sequence
 
 import msgspec
 
@@ -126,8 +126,9 @@ class PendingReleases:
         """Record that the daemon has restarted, so that its former subscribers are expected to reconnect."""
         self._return_until = now + REMEMBERED_S
 
-    def open(self, subscription: Subscription, now: float) -> None:
-        """Add a stream. The drains of clusters in its view wait for its subscriber from now on."""
+    def open(self, subscription: Subscription, now: float) -> Generator[None, None, None]:
+        """Add a stream. Drains of clusters in its view that begin from now on wait for its subscriber. The result makes
+        those that have begun wait, and yields between steps."""
         key = subscription.key
         self._recall(key)
         subscriber = self._subscribers.get(key)
@@ -139,12 +140,26 @@ class PendingReleases:
         self._streams += 1
         self._limit_steps()
         subscriber.last, subscriber.is_leaving = subscription, False
-        for name, drain in self._drains.items():
-            if not drain.expected & self._numbered.find(key) and subscription.view.matches(drain.cluster):
-                drain.expected = drain.expected & ~self._numbered.find(RETURNING) | self._numbered.bit(key)
-                if drain.until != drain.latest:
-                    drain.until = drain.latest
-                    heapq.heappush(self._deadlines, (drain.until, name))
+        return self._expect(subscriber, subscription, [*self._drains])
+
+    def _expect(
+        self, subscriber: _Subscriber, subscription: Subscription, names: Sequence[str]
+    ) -> Generator[None, None, None]:
+        key, step = subscription.key, subscription.view.records_per_step
+        for start in range(0, len(names), step):
+            if start:
+                yield
+            if subscriber.is_leaving:
+                return
+            for name in names[start : start + step]:
+                drain = self._drains.get(name)
+                if drain is None or drain.expected & self._numbered.find(key):
+                    continue
+                if subscription.view.matches(drain.cluster):
+                    drain.expected = drain.expected & ~self._numbered.find(RETURNING) | self._numbered.bit(key)
+                    if drain.until != drain.latest:
+                        drain.until = drain.latest
+                        heapq.heappush(self._deadlines, (drain.until, name))
 
     def close(self, subscription: Subscription, now: float) -> None:
         """Remove a stream. Drains still wait for its subscriber, unless the subscriber ended its subscription."""

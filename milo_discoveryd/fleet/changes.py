@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping
 from typing import Protocol
 
 from milo_discoveryd.connectivity.reachability import ConnectivityChange
@@ -132,11 +132,9 @@ class FleetChanges:
 
     # --- drains ---
 
-    def subscribe(self, subscription: Subscription) -> None:
-        """Make drains wait for the subscriber of a new stream."""
-        self.releases.open(subscription, steady_now())
-        if self._drain_timer is not None:
-            self._set_drain_timer()
+    def subscribe(self, subscription: Subscription) -> Generator[None, None, None]:
+        """Make drains wait for the subscriber of a new stream: see `PendingReleases.open`."""
+        return self.releases.open(subscription, steady_now())
 
     def unsubscribe(self, subscription: Subscription) -> None:
         """Record the end of a stream. Drains still wait for its subscriber, which may reconnect."""

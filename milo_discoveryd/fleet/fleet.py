@@ -1,8 +1,8 @@
 """All known clusters, by source."""
 
 from collections import Counter
-from collections.abc import Iterator
-from itertools import chain
+from collections.abc import Generator, Iterable, Iterator
+from itertools import chain, islice
 
 from milo_discoveryd.connectivity.reachability import ConnectivityChange
 from milo_discoveryd.engagement.engagement import ClusterRecord
@@ -63,8 +63,8 @@ class Fleet:
         self.notifier = self.changes.notifier
         self.releases = self.changes.releases
         self.waiting = WaitingStreams()
-        self._counts: dict[tuple[str, int], tuple[float, Counter[str]]] = {}
-        """Results of `count_by_source`, which many subscribers with the same view request at once after a restart."""
+        self._counts: dict[tuple[str, int], ViewCount] = {}
+        """Those of `count_by_source`, which many subscribers with the same view request at once after a restart."""
 
     def add(self, source: ClusterSource) -> ClusterSource:
         self._sources[source.name] = source
@@ -103,15 +103,24 @@ class Fleet:
     def clusters(self) -> Iterator[Cluster]:
         return chain.from_iterable(source.engagements.clusters() for source in self._sources.values())
 
-    def count_by_source(self, view: ClusterView, now: float) -> Counter[str]:
-        """Return how many engaged clusters of each source match a view. The count may be a second old."""
+    def count_by_source(self, view: ClusterView, now: float) -> Generator[None, None, Counter[str]]:
+        """Return how many engaged clusters of each source match a view; yield between steps. The count may be a second
+        older than `now`, but has all lists."""
         if view.is_everything:
             return Counter({name: source.engagements.engaged for name, source in self._sources.items()})
-        key = (view.fingerprint, sum(source.progress.lists for source in self._sources.values()))
-        self._counts = {kept: count for kept, count in self._counts.items() if now < count[0] + COUNT_AGE_S}
-        if key not in self._counts:
-            self._counts[key] = now, Counter(map(_source_of, filter(view.matches, self.clusters())))
-        return self._counts[key][1]
+        self._counts = {kept: count for kept, count in self._counts.items() if now < count.since + COUNT_AGE_S}
+        while True:
+            lists = self._lists
+            if (count := self._counts.get((view.fingerprint, lists))) is None:
+                count = self._counts[view.fingerprint, lists] = ViewCount(view, self.clusters(), now)
+            while count.advance():
+                yield
+            if lists == self._lists:
+                return count.by_source
+
+    @property
+    def _lists(self) -> int:
+        return sum(source.progress.lists for source in self._sources.values())
 
     # --- probes ---
 
@@ -123,5 +132,17 @@ class Fleet:
         return self._sources[source_of(cluster)].engagements.needs_probe(cluster, incarnation)
 
 
-def _source_of(cluster: Cluster) -> str:
-    return cluster.target.source
+class ViewCount:
+    """A count of the clusters that match a view. All that need it advance it."""
+
+    def __init__(self, view: ClusterView, clusters: Iterable[Cluster], since: float) -> None:
+        self.by_source: Counter[str] = Counter()
+        self.since = since
+        self._view = view
+        self._clusters = iter([*clusters])
+
+    def advance(self) -> bool:
+        """Count in one step. Return False at the end."""
+        step = [*islice(self._clusters, self._view.records_per_step)]
+        self.by_source.update([cluster.target.source for cluster in filter(self._view.matches, step)])
+        return bool(step)

@@ -5,9 +5,12 @@ No other module of this package uses the event loop.
 
 import asyncio
 from collections import OrderedDict, deque
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Generator, Hashable, Iterator
 from contextlib import contextmanager
 from itertools import islice
+from typing import TypeVar
+
+T = TypeVar("T")
 
 COST_PER_WAITER_S = 0.0001
 """A generous estimate of the time that it takes to send a message to one subscriber."""
@@ -168,6 +171,17 @@ class ReadingTurns:
         await self._woken(self._waiting.setdefault(caller, deque()))
         while not self._has_time():
             await self._woken(self._postponed)
+
+    async def complete(self, steps: Generator[None, None, T], caller: Hashable) -> T:
+        """Make the steps of a read in the caller's turns. Return its result."""
+        while True:
+            if not self.is_free:
+                await self.wait(caller)
+            try:
+                next(steps)
+            except StopIteration as ended:
+                result: T = ended.value
+                return result
 
     async def _woken(self, waiting: deque[asyncio.Future[None]]) -> None:
         turn: asyncio.Future[None] = self._loop.create_future()

@@ -5,7 +5,7 @@ as deleted. The subscriber's claim to have clusters delays only that subscriber.
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import Protocol
 
 from milo_discoveryd.model.removal_limits import FirstList
@@ -51,7 +51,7 @@ class Resumption:
         position: Position | None,
         sources: Sequence[ResumableSource],
         epoch: str,
-        count: Callable[[str, float], int],
+        count: Callable[[float], Generator[None, None, Mapping[str, int]]],
         *,
         is_resumed: bool,
         accepts_pending: bool,
@@ -59,7 +59,7 @@ class Resumption:
     ) -> None:
         """`position` is where the subscriber resumes; None if its revision cannot be parsed, or it does not resume.
 
-        `count` returns how many clusters of a source the subscriber would be shown. `is_visible` returns whether the
+        `count` returns how many clusters of each source the subscriber would be shown. `is_visible` returns whether the
         subscriber may see a source at present: it neither waits for a source that it may not see, nor receives the name
         of such a source.
         """
@@ -115,14 +115,14 @@ class Resumption:
         """When to call `compare_lists` again, if nothing else happens."""
         return self._doubt_at if self.doubted else math.inf
 
-    def compare_lists(self, now: float) -> bool:
-        """Compute the pending sources again. Return whether they changed."""
+    def compare_lists(self, now: float) -> Generator[None, None, bool]:
+        """Compute the pending sources again; yield between steps of a count. Return whether they changed."""
         hidden = [source for source in self._sources if source.name in self.pending]
         complete = [
             source for source in hidden if source.synced and not (source.is_restored and self._may_know_more(source))
         ]
+        yield from self._compare(complete, now)
         before = self.visible_pending
-        self._compare(complete, now)
         self.pending = self.pending - {source.name for source in complete} | self.doubted.keys()
         self.pending |= {source.name for source in complete if self._may_show_kept_projects(source)}
         return self.visible_pending != before
@@ -149,7 +149,7 @@ class Resumption:
         position = self.position
         return not (position.is_complete_in(self._epoch) or position.is_contained_in(restored.restored_positions))
 
-    def _compare(self, complete: Sequence[ResumableSource], now: float) -> None:
+    def _compare(self, complete: Sequence[ResumableSource], now: float) -> Generator[None, None, None]:
         """Find the sources whose second list the subscriber must wait for, because many of its clusters are missing
         from the first.
 
@@ -165,12 +165,14 @@ class Resumption:
             self._compared, self._doubt_at, self._doubt_s = compared, now, DOUBT_S
         if now >= self._doubt_at:
             self._doubt_at, self._doubt_s = now + self._doubt_s, 2 * self._doubt_s
-            doubts = {source.name: self._doubt(source, position.known, now) for source in complete}
+            doubts: dict[str, str] = {}
+            for source in complete:
+                doubts[source.name] = yield from self._doubt(source, position.known, now)
             if not self.doubted:
                 self.doubted_since = now
             self.doubted = {name: problem for name, problem in doubts.items() if problem}
 
-    def _doubt(self, source: ResumableSource, clusters: KnownClusters, now: float) -> str:
+    def _doubt(self, source: ResumableSource, clusters: KnownClusters, now: float) -> Generator[None, None, str]:
         """Return why the subscriber waits for a second list of a source; empty if it does not."""
         first = source.first_list
         if first.is_verified:
@@ -183,7 +185,8 @@ class Resumption:
             )
         present, has_lacked = first.clusters, source.name in self._lacked
         if not first.may_lack(known_count, present, has_lacked=has_lacked):
-            present = min(present, self._count(source.name, now))
+            counts = yield from self._count(now)
+            first, present = source.first_list, min(present, counts[source.name])
             if not first.may_lack(known_count, present, has_lacked=has_lacked):
                 return ""
         self._lacked.add(source.name)

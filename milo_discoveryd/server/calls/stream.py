@@ -4,7 +4,7 @@ import asyncio
 import math
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, asynccontextmanager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, asynccontextmanager, nullcontext
 
 import msgspec
 
@@ -193,7 +193,7 @@ class WatchStream:
             parse(asked.resume_revision, [source.name for source in sources]),
             sources,
             options.epoch,
-            lambda source, now: fleet.count_by_source(self._view.shown, now)[source],
+            lambda now: fleet.count_by_source(self._view.shown, now),
             is_resumed=bool(asked.resume_revision),
             accepts_pending=asked.accepts_pending_sources,
             is_visible=self._view.covers_source,
@@ -228,22 +228,19 @@ class WatchStream:
     async def run(self) -> None:
         """Run until the client disconnects or stalls, its rights end, or the daemon shuts down. Always raises."""
         async with self._sender.limited():
-            if not self._options.turns.is_free:
-                await self._options.turns.wait(
-                    self._view.call.quota_keys
-                )  # a subscriber is compared with all draining clusters
-            with self._fleet.notifier.waiter() as waiter, self._subscribed(waiter), self._awaited():
-                try:
-                    await self._follow(waiter)
-                finally:
-                    self._fleet.waiting.await_sources(self, frozenset())
+            with self._fleet.notifier.waiter() as waiter, self._subscribed(waiter):
+                async with self._awaited():
+                    try:
+                        await self._follow(waiter)
+                    finally:
+                        self._fleet.waiting.await_sources(self, frozenset())
 
     async def _follow(self, waiter: Waiter) -> None:
-        self._update_pending()
+        await self._update_pending()
         while self._resumption.must_wait:
             await self._send_batch(Batch(NO_CHANGES, 0, synced=False))
             await self._wait(waiter)
-            self._update_pending()
+            await self._update_pending()
         self._follow_rights()
         resume = await self._resume_from()
         self.cursor = cursor = self._new_cursor(resume)
@@ -253,10 +250,11 @@ class WatchStream:
             await asyncio.sleep(0)  # a large fleet's snapshot takes milliseconds, and so does the first batch after it
         turns = self._options.turns
         while True:
+            is_other_view = bool(self._resumption.pending) and await self._update_pending()
             if not turns.is_free:
                 await turns.wait(self._view.call.quota_keys)
             self._follow_rights()
-            if self._resumption.pending and self._update_pending():
+            if is_other_view:
                 self.cursor = cursor = self._new_cursor(None)
             place = cursor.place
             batch = cursor.next_batch()
@@ -284,26 +282,46 @@ class WatchStream:
             if batch is not None and batch.is_sendable:
                 await self._send_changes(batch)
 
-    def _update_pending(self) -> bool:
+    async def _update_pending(self) -> bool:
         """Compute the sources that are not shown to the subscriber yet. Return whether they changed."""
-        is_changed = self._resumption.compare_lists(self._clock())
-        self._fleet.waiting.await_sources(self, frozenset(self._resumption.doubted), self._resumption.kept_sources)
+        self._await_sources()
+        steps = self._resumption.compare_lists(self._clock())
+        is_changed = await self._options.turns.complete(steps, self._view.call.quota_keys)
+        self._await_sources()
         return is_changed
+
+    def _await_sources(self) -> None:
+        self._fleet.waiting.await_sources(self, frozenset(self._resumption.doubted), self._resumption.kept_sources)
 
     async def _resume(self, cursor: Cursor, revision: int) -> None:
         """Send the first batch of a subscriber that resumes."""
         assert self._resumption.position is not None, "the subscriber resumes, but has no position in the log"
         self._revisions.resume(self._asked.resume_revision, self._resumption.position.known)
+        draining: list[Frame] = []
+        for more in self._still_draining(revision):
+            draining += more
+            if sum(len(frame.data) for frame in draining) >= self._fleet.log.batch_bytes:
+                await self._send_first(Batch(slice_of(draining), revision))
+                draining.clear()
+            if not self._options.turns.is_free:
+                await self._options.turns.wait(self._view.call.quota_keys)
+                shown = self._view.shown
+                self._follow_rights()
+                if self._view.shown is not shown:
+                    draining = [frame for frame in draining if self._view.shown.matches(frame.cluster)]
         changes = cursor.next_batch() or Batch(NO_CHANGES, cursor.revision)
         if not changes.is_sendable:
             changes = Batch(NO_CHANGES, revision)  # a subscriber could not resume in the middle of a longer read
-        if draining := [*self._still_draining(revision)]:
+        if draining and not changes.reset:
             changes = msgspec.structs.replace(changes, slice=slice_of((*draining, *changes.slice.frames)))
-        async with self._options.large_batches.room(len(changes.slice.data), self._view.call.quota_keys):
-            await self._send_changes(changes)
+        await self._send_first(changes)
         if self._rotation:
             for _ in self._rotation.catch_up():
                 await asyncio.sleep(0)
+
+    async def _send_first(self, batch: Batch) -> None:
+        async with self._options.large_batches.room(len(batch.slice.data), self._view.call.quota_keys):
+            await self._send_changes(batch, is_live=False)
 
     def _new_cursor(self, resume: int | None) -> Cursor:
         view = self._visible
@@ -332,27 +350,30 @@ class WatchStream:
     def _subscribed(self, waiter: Waiter) -> AbstractContextManager[None]:
         return self._rotation.subscribed(waiter.wake) if self._rotation else nullcontext()
 
-    @contextmanager
-    def _awaited(self) -> Iterator[None]:
+    @asynccontextmanager
+    async def _awaited(self) -> AsyncIterator[None]:
         """Make drains wait for the subscriber's releases, also for a while after this stream has ended."""
         if self._subscription is None:
             yield
             return
-        self._fleet.changes.subscribe(self._subscription)
+        drains = self._fleet.changes.subscribe(self._subscription)
         try:
+            await self._options.turns.complete(drains, self._view.call.quota_keys)
             yield
         finally:
             self._fleet.changes.unsubscribe(self._subscription)
 
-    def _still_draining(self, resumed: int) -> Iterator[Frame]:
-        """Return the frames of the draining clusters that wait for this subscriber, to send them again: the subscriber
-        may have restarted."""
+    def _still_draining(self, resumed: int) -> Iterator[list[Frame]]:
+        """Return the frames of the draining clusters that wait for this subscriber, in steps, to send them again: the
+        subscriber may have restarted."""
         if self._subscription is None:
-            return iter(())
+            return
         releases, key = self._fleet.releases, self._subscription.key
-        records = (self._fleet[name] for name in releases if releases.awaits(name, key))
-        waiting = (record.entry for record in records if record is not None)
-        return self._fleet.log.draining_frames(waiting, resumed, self._view.shown)
+        names, step = [*releases], self._view.shown.records_per_step
+        for start in range(0, len(names), step):
+            records = (self._fleet[name] for name in names[start : start + step] if releases.awaits(name, key))
+            waiting = (record.entry for record in records if record is not None)
+            yield [*self._fleet.log.draining_frames(waiting, resumed, self._view.shown)]
 
     async def _wait(self, waiter: Waiter) -> None:
         """Wait for a change, or until a heartbeat or a kubeconfig is due.
@@ -375,13 +396,13 @@ class WatchStream:
         rotation_in_s = self._rotation.due_in_s if self._rotation else math.inf
         await waiter.wait_for_change(max(0.0, min(due_at - self._clock(), rotation_in_s)))
 
-    async def _send_changes(self, batch: Batch) -> None:
+    async def _send_changes(self, batch: Batch, *, is_live: bool = True) -> None:
         known_clusters = self._resumption.kept if batch.reset else self._revisions.known
         known_clusters = known_clusters.grown(batch.slice.growth)
         if not self._resumption.pending:
             known_clusters = self._revisions.seen_at(known_clusters, self._fleet.changes.versions)
         self._revisions.known = known_clusters
-        is_live = self._reports.has_begun and not batch.reset and batch.synced
+        is_live = is_live and self._reports.has_begun and not batch.reset and batch.synced
         events = self._rotation.attach_kubeconfigs(batch.slice) if self._rotation else batch.slice.data
         await self._send_batch(batch, events)
         if events:

@@ -132,6 +132,30 @@ async def test_subscriber_that_reconnects_receives_the_drain_again(draining_harn
         assert await returned.events() == ["DISENGAGED alpha NOT_READY"]
 
 
+async def test_many_drains_are_sent_again_in_batches_of_the_usual_size(draining_harness: Harness) -> None:
+    harness = draining_harness
+    names = [f"c-{number:03}" for number in range(200)]
+    harness.seen(*map(ready, names))
+    costly = pb.ClusterFilter(label_selector=",".join(f"a!={number}" for number in range(64)))
+    async with confirming(harness, filter=costly) as mine:
+        await mine.until_synced()
+        harness.seen(*map(not_ready, names))
+        told: list[str] = []
+        while len(told) < len(names):
+            batch = await mine.batch()
+            told += event_texts([batch])
+    harness.seen(ready("other"))
+    harness.fleet.log._most_batch_bytes = 4000
+    async with confirming(harness, filter=costly, resume_revision=batch.revision) as again:
+        batches = [await again.batch()]
+        while "ENGAGED other" not in event_texts(batches[-1:]):
+            batches.append(await again.batch())
+    assert event_texts(batches) == [*(f"UPDATED {name}" for name in names), "ENGAGED other"]
+    assert max(batch.ByteSize() for batch in batches) < 20_000
+    assert not any(batch.reset for batch in batches)
+    assert {batch.revision for batch in batches[:-1]} == {batch.revision}
+
+
 async def test_subscriber_that_released_a_cluster_does_not_receive_its_drain_again(draining_harness: Harness) -> None:
     harness = draining_harness
     async with confirming(harness, "other") as other, confirming(harness) as mine:

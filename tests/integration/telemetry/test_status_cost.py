@@ -26,6 +26,7 @@ from milo_discoveryd.wiring.source import set_targets
 from milo_kube.label_selector import parse
 from milo_kube.reflect.messages import ObjectChanged
 from tests.support.sources import new_source
+from tests.unit.fleet.fleets import finish
 
 PROJECTS = 2_000
 ANSWER_S = 0.05
@@ -140,7 +141,7 @@ async def test_status_of_drains_that_await_2000_subscribers_takes_less_than_150_
     (source,) = board._fleet.sources
     for number in range(2_000):
         subscriber = SubscriberKey("caller", f"subscriber-{number:04}")
-        source.changes.releases.open(Subscription(subscriber, "label", Filter(confirms_releases=True)), 0.0)
+        finish(source.changes.releases.open(Subscription(subscriber, "label", Filter(confirms_releases=True)), 0.0))
     ended = [ObjectChanged(NotReady(target.name, target.uid, "1", "ended")) for target in islice(targets(), 50)]
     for _ in source.apply(source.collections[0], ended, time.monotonic()):
         pass

@@ -8,7 +8,7 @@ from milo_discoveryd.log.events import Event, EventType
 from milo_discoveryd.log.filter import Filter
 from milo_discoveryd.model.cluster import ConnectivityStatus, DisengageReason, Reachability, Target
 from milo_discoveryd.model.object_state import ObjectState
-from tests.unit.fleet.fleets import at, engagements, malformed, not_ready, ready, wall
+from tests.unit.fleet.fleets import at, engagements, finish, malformed, not_ready, ready, wall
 
 KEY = SubscriberKey("caller", "operator")
 MOVED, LOST = DisengageReason.MOVED, DisengageReason.OWNERSHIP_LOST
@@ -30,7 +30,7 @@ def record(fleet: Engagements) -> ClusterRecord:
 
 
 def confirming(fleet: Engagements) -> Engagements:
-    fleet.releases.open(Subscription(KEY, "", Filter(confirms_releases=True)), 0.0)
+    finish(fleet.releases.open(Subscription(KEY, "", Filter(confirms_releases=True)), 0.0))
     return fleet
 
 

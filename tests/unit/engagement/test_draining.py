@@ -27,6 +27,7 @@ from tests.unit.fleet.fleets import (
     disengaged,
     engaged,
     engagements,
+    finish,
     malformed,
     not_ready,
     outside,
@@ -45,7 +46,7 @@ def with_subscriber(view: Filter = CONFIRMING, grace_s: float = 0.0) -> Engageme
     """Return engagements with one subscriber and cluster "a", engaged at second 0."""
     fleet = engagements(grace_s, drain_s=30.0)
     fleet.commit([ready()], at(0))
-    fleet.releases.open(Subscription(KEY, "", view), 0.0)
+    finish(fleet.releases.open(Subscription(KEY, "", view), 0.0))
     return fleet
 
 
@@ -197,14 +198,14 @@ def test_cluster_that_leaves_the_filter_of_the_only_subscriber_does_not_drain(
 ) -> None:
     fleet = engagements(drain_s=30.0)
     fleet.commit([ready(labels={"env": "prod"})], at(0))
-    fleet.releases.open(Subscription(KEY, "", Filter(parse("env=prod"), confirms_releases=True)), 0.0)
+    finish(fleet.releases.open(Subscription(KEY, "", Filter(parse("env=prod"), confirms_releases=True)), 0.0))
     assert fleet.commit([observed(kind, "2", "dev")], at(10))[0].type is EventType.DISENGAGED
 
 
 def test_drain_ends_when_the_cluster_leaves_the_filter_of_the_last_subscriber() -> None:
     fleet = engagements(drain_s=30.0)
     fleet.commit([ready(labels={"env": "prod"})], at(0))
-    fleet.releases.open(Subscription(KEY, "", Filter(parse("env=prod"), confirms_releases=True)), 0.0)
+    finish(fleet.releases.open(Subscription(KEY, "", Filter(parse("env=prod"), confirms_releases=True)), 0.0))
     assert fleet.commit([observed(NotReady, "2", "prod")], at(10))[0].cluster.draining is not None
     events = fleet.commit([observed(NotReady, "3", "dev")], at(11))
     assert [event.type for event in events] == [EventType.UPDATED, EventType.DISENGAGED]

@@ -18,7 +18,7 @@ from milo_discoveryd.log.filter import ClusterView, Filter
 from milo_discoveryd.model.cluster import Cluster, DisengageReason, Drain
 from milo_discoveryd.rights.scope import NO_CLUSTERS, scoped
 from milo_kube.label_selector import parse
-from tests.unit.fleet.fleets import cluster
+from tests.unit.fleet.fleets import cluster, finish
 
 CONFIRMING = Filter(confirms_releases=True)
 DRAINING = Drain(DisengageReason.NOT_READY, "degraded", 0.0)
@@ -32,7 +32,7 @@ def stream(key: SubscriberKey = ONE, view: ClusterView = CONFIRMING, filter_byte
 def opened(*keys: SubscriberKey) -> PendingReleases:
     releases = PendingReleases()
     for key in keys:
-        releases.open(stream(key), 0.0)
+        finish(releases.open(stream(key), 0.0))
     return releases
 
 
@@ -51,7 +51,7 @@ def test_fewer_clusters_change_in_one_step_with_many_subscribers() -> None:
     assert releases.clusters_per_step >= 100
     streams = [stream(SubscriberKey("caller", str(number % 200))) for number in range(400)]
     for subscription in streams:
-        releases.open(subscription, 0.0)
+        finish(releases.open(subscription, 0.0))
     assert releases.clusters_per_step * (400 + 200) <= COMPARED_PER_STEP
     for subscription in streams:
         releases.close(subscription, 0.0)
@@ -66,8 +66,8 @@ def test_drain_without_subscribers_does_not_begin() -> None:
 
 def test_drain_waits_only_for_subscribers_that_see_the_cluster() -> None:
     releases = PendingReleases()
-    releases.open(stream(ONE, Filter(names=frozenset("a"), confirms_releases=True)), 0.0)
-    releases.open(stream(TWO, Filter(names=frozenset("b"), confirms_releases=True)), 0.0)
+    finish(releases.open(stream(ONE, Filter(names=frozenset("a"), confirms_releases=True)), 0.0))
+    finish(releases.open(stream(TWO, Filter(names=frozenset("b"), confirms_releases=True)), 0.0))
     assert releases.begin_drain(cluster("a"), 100.0, 0.0)
     assert awaited(releases) == ["one"]
     assert not releases.begin_drain(cluster("c"), 100.0, 0.0)
@@ -112,7 +112,7 @@ def test_drain_that_begins_again_has_a_new_deadline() -> None:
 
 def test_drain_waits_for_a_subscriber_that_disconnected_shortly_before_it_began() -> None:
     releases = PendingReleases()
-    releases.open(of := stream(), 0.0)
+    finish(releases.open(of := stream(), 0.0))
     releases.close(of, 10.0)
     assert releases.begin_drain(cluster("a"), 100.0, 10.0 + REMEMBERED_S - 0.1)
     (waits,) = releases.awaited("a")
@@ -121,7 +121,7 @@ def test_drain_waits_for_a_subscriber_that_disconnected_shortly_before_it_began(
 
 def test_drain_does_not_wait_for_a_subscriber_that_disconnected_long_before_it_began() -> None:
     releases = PendingReleases()
-    releases.open(of := stream(), 0.0)
+    finish(releases.open(of := stream(), 0.0))
     releases.close(of, 10.0)
     assert not releases.begin_drain(cluster("a"), 100.0, 10.0 + REMEMBERED_S)
     assert not releases.knows(ONE)
@@ -129,7 +129,7 @@ def test_drain_does_not_wait_for_a_subscriber_that_disconnected_long_before_it_b
 
 def test_drain_keeps_waiting_for_a_subscriber_that_disconnects() -> None:
     releases = PendingReleases()
-    releases.open(of := stream(), 0.0)
+    finish(releases.open(of := stream(), 0.0))
     releases.begin_drain(cluster("a"), 1000.0, 0.0)
     releases.close(of, 1.0)
     assert awaited(releases) == ["one"]
@@ -141,28 +141,28 @@ def test_drain_keeps_waiting_for_a_subscriber_that_disconnects() -> None:
 
 def test_drain_waits_for_reconnected_subscriber_until_it_releases() -> None:
     releases = PendingReleases()
-    releases.open(of := stream(), 0.0)
+    finish(releases.open(of := stream(), 0.0))
     releases.begin_drain(cluster("a"), 100.0, 0.0)
     releases.close(of, 1.0)
-    releases.open(stream(), 2.0)
+    finish(releases.open(stream(), 2.0))
     assert releases.awaits("a", ONE)
     assert releases.awaited("a")[0].connected
     assert releases.release(ONE, "a")
-    releases.open(stream(), 3.0)
+    finish(releases.open(stream(), 3.0))
     assert not releases.awaits("a", ONE)
 
 
 def test_drain_waits_for_a_subscriber_that_connects_during_it() -> None:
     releases = draining(ONE)
-    releases.open(stream(TWO), 5.0)
+    finish(releases.open(stream(TWO), 5.0))
     assert awaited(releases) == ["one", "two"]
 
 
 def test_subscriber_with_two_streams_is_connected_until_both_end() -> None:
     releases = PendingReleases()
     first, second = stream(), stream()
-    releases.open(first, 0.0)
-    releases.open(second, 1.0)
+    finish(releases.open(first, 0.0))
+    finish(releases.open(second, 1.0))
     releases.close(first, 2.0)
     assert releases.is_connected(ONE)
     releases.close(second, 3.0)
@@ -171,8 +171,8 @@ def test_subscriber_with_two_streams_is_connected_until_both_end() -> None:
 
 def test_ended_subscription_does_not_delay_drains() -> None:
     releases = PendingReleases()
-    releases.open(of := stream(), 0.0)
-    releases.open(stream(TWO), 0.0)
+    finish(releases.open(of := stream(), 0.0))
+    finish(releases.open(stream(TWO), 0.0))
     releases.begin_drain(cluster("a"), 100.0, 0.0)
     releases.close(of, 1.0)
     assert releases.end_subscription(ONE) == []
@@ -183,7 +183,7 @@ def test_ended_subscription_does_not_delay_drains() -> None:
 
 def test_drain_ends_when_the_last_awaited_subscription_ends() -> None:
     releases = PendingReleases()
-    releases.open(of := stream(), 0.0)
+    finish(releases.open(of := stream(), 0.0))
     releases.begin_drain(cluster("a"), 100.0, 0.0)
     releases.close(of, 1.0)
     assert releases.end_subscription(ONE) == ["a"]
@@ -191,7 +191,7 @@ def test_drain_ends_when_the_last_awaited_subscription_ends() -> None:
 
 def test_subscription_can_be_ended_while_its_stream_is_open() -> None:
     releases = opened(TWO)
-    releases.open(of := stream(), 0.0)
+    finish(releases.open(of := stream(), 0.0))
     releases.begin_drain(cluster("a"), 100.0, 0.0)
     assert releases.end_subscription(ONE) == []
     assert awaited(releases) == ["two"]
@@ -203,9 +203,9 @@ def test_subscription_can_be_ended_while_its_stream_is_open() -> None:
 
 def test_new_stream_restarts_an_ended_subscription() -> None:
     releases = PendingReleases()
-    releases.open(of := stream(), 0.0)
+    finish(releases.open(of := stream(), 0.0))
     releases.end_subscription(ONE)
-    releases.open(stream(), 1.0)
+    finish(releases.open(stream(), 1.0))
     releases.close(of, 2.0)
     assert releases.begin_drain(cluster("a"), 100.0, 3.0)
 
@@ -215,7 +215,7 @@ def test_new_stream_restarts_an_ended_subscription() -> None:
 
 def test_drain_does_not_wait_for_a_subscriber_that_lost_its_authorization() -> None:
     releases = opened(TWO)
-    releases.open(of := stream(), 0.0)
+    finish(releases.open(of := stream(), 0.0))
     releases.begin_drain(cluster("a"), 100.0, 0.0)
     assert releases.change_view(of, scoped(CONFIRMING, NO_CLUSTERS)) == []
     assert awaited(releases) == ["two"]
@@ -224,7 +224,7 @@ def test_drain_does_not_wait_for_a_subscriber_that_lost_its_authorization() -> N
 
 def test_drain_ends_when_the_last_subscriber_loses_its_authorization() -> None:
     releases = PendingReleases()
-    releases.open(of := stream(), 0.0)
+    finish(releases.open(of := stream(), 0.0))
     releases.begin_drain(cluster("a"), 100.0, 0.0)
     assert releases.change_view(of, scoped(CONFIRMING, NO_CLUSTERS)) == ["a"]
 
@@ -236,8 +236,8 @@ def relabeled(env: str) -> Cluster:
 @pytest.mark.parametrize("released", [False, True])
 def test_drain_does_not_wait_for_a_subscriber_whose_filter_the_cluster_left(released: bool) -> None:
     releases = PendingReleases()
-    releases.open(stream(ONE, Filter(parse("env=prod"), confirms_releases=True)), 0.0)
-    releases.open(stream(TWO), 0.0)
+    finish(releases.open(stream(ONE, Filter(parse("env=prod"), confirms_releases=True)), 0.0))
+    finish(releases.open(stream(TWO), 0.0))
     releases.begin_drain(relabeled("prod"), 100.0, 0.0)
     if released:
         releases.release(TWO, "a")
@@ -254,10 +254,10 @@ def test_drain_update_for_a_cluster_that_is_not_draining_is_ignored() -> None:
 
 def test_oldest_disconnected_subscribers_of_a_caller_are_forgotten_beyond_the_limit() -> None:
     releases = PendingReleases()
-    releases.open(other := stream(SubscriberKey("another caller", "x")), 0.0)
+    finish(releases.open(other := stream(SubscriberKey("another caller", "x")), 0.0))
     releases.close(other, 0.0)
     for number in range(REMEMBERED_EACH + 1):
-        releases.open(of := stream(SubscriberKey("caller", f"s{number}")), 1.0)
+        finish(releases.open(of := stream(SubscriberKey("caller", f"s{number}")), 1.0))
         releases.close(of, 1.0)
     assert not releases.knows(SubscriberKey("caller", "s0"))
     assert releases.knows(SubscriberKey("caller", "s1"))
@@ -267,7 +267,7 @@ def test_oldest_disconnected_subscribers_of_a_caller_are_forgotten_beyond_the_li
 def test_disconnected_subscribers_with_large_filters_are_forgotten_sooner() -> None:
     releases = PendingReleases()
     for key in (ONE, TWO):
-        releases.open(of := stream(key, filter_bytes=REMEMBERED_FILTER_BYTES // 2 + 1), 0.0)
+        finish(releases.open(of := stream(key, filter_bytes=REMEMBERED_FILTER_BYTES // 2 + 1), 0.0))
         releases.close(of, 0.0)
     assert [releases.knows(key) for key in (ONE, TWO)] == [False, True]
 
@@ -314,9 +314,9 @@ def test_drain_after_a_restart_waits_a_minute_for_a_subscriber_to_reconnect() ->
 
 def test_drain_after_a_restart_has_its_configured_deadline_once_a_subscriber_reconnected() -> None:
     releases = restarted()
-    releases.open(stream(TWO, Filter(names=frozenset("b"), confirms_releases=True)), 20.0)
+    finish(releases.open(stream(TWO, Filter(names=frozenset("b"), confirms_releases=True)), 20.0))
     assert awaited(releases) == [RETURNING.name], "the new subscriber does not see the cluster"
-    releases.open(stream(ONE), 20.0)
+    finish(releases.open(stream(ONE), 20.0))
     assert awaited(releases) == ["one"]
     assert releases.due_at == 300.0
     assert releases.due(REMEMBERED_S) == []
@@ -347,9 +347,9 @@ def test_drains_that_wait_for_different_subscribers_take_little_memory() -> None
     """Callers choose which clusters their filters match, and so how many different sets of subscribers there are."""
     releases = PendingReleases()
     for number in range(400):
-        releases.open(stream(SubscriberKey("caller", f"s{number}")), 0.0)
+        finish(releases.open(stream(SubscriberKey("caller", f"s{number}")), 0.0))
     every_second = Filter(names=frozenset(f"c{number}" for number in range(0, 500, 2)), confirms_releases=True)
-    releases.open(stream(SubscriberKey("caller", "every second"), every_second), 0.0)
+    finish(releases.open(stream(SubscriberKey("caller", "every second"), every_second), 0.0))
     clusters = [cluster(f"c{number}") for number in range(500)]
     tracemalloc.start()
     try:
@@ -367,8 +367,36 @@ def test_former_subscribers_are_forgotten_after_the_drains_that_waited_for_them(
     assert releases.begin_drain(cluster("a"), 100.0, 0.0)
     for number in range(3 * REMEMBERED_EACH):
         other = stream(SubscriberKey("caller", f"s{number}"))
-        releases.open(other, 0.0)
+        finish(releases.open(other, 0.0))
         releases.close(other, 0.0)
     assert len(awaited(releases)) == 1 + 3 * REMEMBERED_EACH
     releases.end_drain("a")
     assert len(releases._numbered) <= 1 + REMEMBERED_EACH
+
+
+def test_new_stream_of_a_costly_view_is_compared_with_drains_in_steps() -> None:
+    releases = opened(ONE)
+    names = [f"a{number}" for number in range(100)]
+    for name in names:
+        assert releases.begin_drain(cluster(name), 100.0, 0.0)
+    costly = Filter(parse(",".join(f"team!={number}" for number in range(64))), confirms_releases=True)
+    steps = releases.open(stream(TWO, costly), 1.0)
+    next(steps)
+    assert sum(releases.awaits(name, TWO) for name in names) == 31
+    releases.end_drain(names[-1])
+    assert releases.begin_drain(cluster("later"), 100.0, 1.0)
+    assert releases.awaits("later", TWO), "drains that begin meanwhile wait for it"
+    assert sum(1 for _ in steps) == 2
+    assert all(releases.awaits(name, TWO) for name in names[:-1])
+
+
+def test_subscription_that_ends_while_its_stream_is_compared_with_drains_is_awaited_by_none() -> None:
+    releases = opened(ONE)
+    for number in range(100):
+        assert releases.begin_drain(cluster(f"a{number}"), 100.0, 0.0)
+    costly = Filter(parse(",".join(f"team!={number}" for number in range(64))), confirms_releases=True)
+    steps = releases.open(stream(TWO, costly), 1.0)
+    next(steps)
+    releases.end_subscription(TWO)
+    finish(steps)
+    assert not any(releases.awaits(name, TWO) for name in releases)

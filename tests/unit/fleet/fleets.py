@@ -1,9 +1,9 @@
 """Builders of observations, timestamps and clusters, and a log with readable frames."""
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -21,6 +21,8 @@ from milo_discoveryd.objects.pending_deletions import ConfirmationRequest, Confi
 from milo_discoveryd.objects.store import CollectionWeight, ObjectChanges, ObjectStore, Positions, SourcePositions
 from milo_kube.moment import Moment
 from milo_kube.reflect.messages import Listed, ListEnded, ListStarted, SourceEvent
+
+T = TypeVar("T")
 
 WALL_AT_ZERO = 1_000_000.0
 
@@ -179,6 +181,16 @@ class ListedClusters:
             for batch in ObjectsAreClusters().states(0, objects)
             for event in self.engagements.commit(batch.states, at(self.now))
         ]
+
+
+def finish(steps: Generator[None, None, T]) -> T:
+    """Make all steps. Return their result."""
+    while True:
+        try:
+            next(steps)
+        except StopIteration as ended:
+            result: T = ended.value
+            return result
 
 
 def read(frames: Iterable[Frame]) -> list[Event]:

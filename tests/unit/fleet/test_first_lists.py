@@ -15,7 +15,7 @@ from milo_kube.reflect.messages import Listed, ListEnded, ListStarted, ObjectCha
 from milo_kube.reflect.view_status import ViewState, ViewStatus
 from tests.support.sources import new_source
 from tests.unit.engagement.test_contribution_index import RecordedFleet, thing
-from tests.unit.fleet.fleets import not_ready, ready
+from tests.unit.fleet.fleets import finish, not_ready, ready
 from tests.unit.fleet.test_fleet_malformed import Ledger
 
 
@@ -105,11 +105,11 @@ def test_clusters_of_a_view_are_counted_once_a_second_and_after_each_list() -> N
     view, counted = Filter(parse("team=red")), []
     fleet.clusters = lambda: counted.append(1) or of.engagements.clusters()  # type: ignore[method-assign,func-returns-value]
     for now in (0.0, 0.5, 0.9):
-        assert fleet.count_by_source(view, now) == {"": 1}
+        assert finish(fleet.count_by_source(view, now)) == {"": 1}
     assert len(counted) == 1
     lists(of, ready("a", labels={"team": "red"}), ready("c", labels={"team": "red"}), now=0.9)
-    assert fleet.count_by_source(view, 0.9) == {"": 2}
-    assert fleet.count_by_source(view, 2.0) == {"": 2}
+    assert finish(fleet.count_by_source(view, 0.9)) == {"": 2}
+    assert finish(fleet.count_by_source(view, 2.0)) == {"": 2}
     assert len(counted) == 3
 
 
@@ -118,7 +118,7 @@ def test_count_without_a_filter_does_not_iterate_over_clusters() -> None:
     of = new_source(Ledger(), fleet=fleet)
     lists(of, ready("a"), ready("b"))
     fleet.clusters = lambda: pytest.fail("the fleet was counted")  # type: ignore[method-assign]
-    assert fleet.count_by_source(Filter(), 0.0) == {"": 2}
+    assert finish(fleet.count_by_source(Filter(), 0.0)) == {"": 2}
 
 
 def test_watch_that_engages_listed_clusters_completes_the_first_list() -> None:
@@ -201,3 +201,15 @@ def test_reader_that_starts_after_a_list_does_not_share_a_snapshot_from_before_t
     lists(of, *(ready(f"a{number}", uid=f"u{number}") for number in range(101)), now=1.0)
     late = Cursor(log, Filter(), None)
     assert (early.revision, late.revision) == (100, 101)
+
+
+def test_count_of_a_costly_view_is_made_in_steps_that_all_who_need_it_share() -> None:
+    fleet = Fleet(ChangeLog(msgspec.json.encode, Retention()))
+    of = new_source(Ledger(), fleet=fleet)
+    lists(of, *(ready(f"a{number}") for number in range(100)))
+    view = Filter(parse(",".join(f"team!={number}" for number in range(64))))
+    one, other = (fleet.count_by_source(view, 0.0) for _ in range(2))
+    steps = sum(1 for _ in zip(one, other, strict=False))
+    assert steps == 2, "one step examines 31 clusters"
+    lists(of, *(ready(f"a{number}") for number in range(150)), now=0.5)
+    assert finish(other) == {"": 150}, "it has the list that was completed in the meantime"

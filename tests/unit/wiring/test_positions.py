@@ -13,7 +13,7 @@ from milo_kube.moment import Moment
 from milo_kube.reflect.messages import Listed, ListEnded, ListStarted
 from milo_kube.reflect.view_status import ViewState, ViewStatus
 from tests.support.sources import new_source
-from tests.unit.fleet.fleets import ready
+from tests.unit.fleet.fleets import finish, ready
 from tests.unit.fleet.test_fleet_malformed import Ledger
 
 STALE = ViewStatus(ViewState.STALE, 0.0, "Restored", "")
@@ -56,7 +56,7 @@ def test_fleet_with_a_draining_cluster_has_no_resume_positions() -> None:
     of = source()
     lists(of, ready("a", "1"))
     key = SubscriberKey("caller", "name")
-    of.engagements.releases.open(Subscription(key, "", Filter(confirms_releases=True)), 0.0)
+    finish(of.engagements.releases.open(Subscription(key, "", Filter(confirms_releases=True)), 0.0))
     of.engagements.assigned_elsewhere = lambda _: "another member owns it"
     of.engagements.reassign("a", 60.0, Moment(0.0, 0.0))
     assert positions(of, "this") == {}

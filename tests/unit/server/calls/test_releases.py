@@ -11,7 +11,7 @@ from milo_discoveryd.rights.scope import ALL_CLUSTERS, NO_CLUSTERS
 from milo_discoveryd.server.calls import releases
 from milo_discoveryd.server.calls.grpc_errors import CallError
 from milo_discoveryd.server.calls.requests import ReleaseRequest
-from tests.unit.fleet.fleets import at, engagements, not_ready, ready
+from tests.unit.fleet.fleets import at, engagements, finish, not_ready, ready
 
 EPOCH = "e"
 CALLER = Caller(listener="here", uid=7)
@@ -27,7 +27,7 @@ def opened() -> Subscription:
 def engaged(stream: Subscription | None = None) -> Engagements:
     fleet = engagements(drain_s=30.0)
     fleet.commit([ready()], at(0))
-    fleet.releases.open(stream or opened(), 0.0)
+    finish(fleet.releases.open(stream or opened(), 0.0))
     return fleet
 
 
