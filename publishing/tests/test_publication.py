@@ -887,6 +887,38 @@ def test_clusters_of_other_replicas_that_cannot_be_looked_up_again_count_as_miss
     assert len(publishing.server.objects) == 7
 
 
+def test_revoked_clusters_count_as_missing_until_the_daemon_was_asked_about_them():
+    fleet = [cluster(f"alpha-{number}", uid=f"{number}") for number in range(8)]
+    publishing = Publishing(resync_s=60.0).synced(*fleet).settle(59.0)
+    publishing.end(fleet[0], DisengageReason.REVOKED).settle(1.0)
+    for one in fleet[1:]:
+        publishing.end(one, DisengageReason.REVOKED)
+    publishing.settle(120.0)
+    assert len(publishing.server.objects) == 8
+    assert "lacks all 8 clusters" in publishing.publication.problems[0]
+
+
+def test_late_deletion_of_an_ended_cluster_waits_while_removals_are_held():
+    """Since then the cluster may be ready again, and one of those that the daemon lacks."""
+    fleet = [cluster(name, uid=name) for name in ("alpha", "beta", "gamma", "delta", "epsilon")]
+    publishing = Publishing().synced(*fleet)
+
+    def unreachable(_: Request) -> None:
+        raise TargetUnavailable("refused", is_unsent=True)
+
+    publishing.before = unreachable
+    publishing.end(fleet[0], DisengageReason.NOT_READY).settle(15.0)
+    publishing.publication.snapshot_begins()
+    for one in fleet[1:4]:
+        publishing.end(one, DisengageReason.UNSPECIFIED)
+    publishing.synced(fleet[4]).settle(15.0)
+    publishing.before = lambda _: None
+    publishing.settle(60.0)
+    assert len(publishing.server.objects) == 5
+    publishing.synced(*fleet[1:]).settle(60.0)
+    assert len(publishing.server.objects) == 4
+
+
 def test_clusters_that_are_still_missing_when_removals_are_no_longer_held_are_checked_twice_again():
     """Clusters that come back are reported one by one."""
     fleet = [cluster(name, uid=name) for name in ("alpha", "beta", "gamma", "delta")]

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import msgspec
 from msgspec.structs import replace
 
-from milo_discovery import removals
+from milo_discovery import DisengageReason, removals
 from milo_discovery.errors import CallFailed, DiscoveryError, StatusError, TimedOut, Unavailable
 from milo_discovery.removals import ENDS, Removals, is_followed
 from milo_kube.reflect.backoff import Backoff
@@ -192,7 +192,8 @@ class Publication:
             if record.observed is None or record.observed.cluster_uid == cluster.uid:
                 is_end = self.view is not ViewPhase.INCOMPLETE and event.reason in ENDS
                 incarnation = cluster.incarnation if self.identity.group else ""
-                end: Unasked | Elsewhere | EndedCluster = Elsewhere()
+                answered_at = now if event.reason is DisengageReason.MOVED else -math.inf
+                end: Unasked | Elsewhere | EndedCluster = Elsewhere(answered_at=answered_at)
                 if is_end and record.observed is not None and record.observed.incarnation != incarnation:
                     # Perhaps its next owner has engaged it: this event says nothing about the end of that engagement.
                     end = Unasked(now + removals.SECOND_LOOK_S)
@@ -385,7 +386,7 @@ class Publication:
             match record.end:
                 case _ if is_elsewhere or not is_missing:
                     end: Unasked | Missing | Elsewhere | EndedCluster = Elsewhere(is_lacked=is_missing, answered_at=now)
-                case EndedCluster() as ended:
+                case EndedCluster() as ended if not self._removals.problem:
                     end = replace(ended, until=now + records.EVIDENCE_S)
                 case Missing() as missing:
                     end = replace(missing, answered_at=now)

@@ -11,7 +11,8 @@
 | `Present`        | not engaged | `Unasked`, `Missing`                   | `Ask`, and again after 10 s               |
 | `Present`        | not engaged | `Elsewhere`                            | none before the next list                 |
 | **`Present`**    | not engaged | **`EndedCluster`, for at most 10 s**   | **`DeleteObject`, while streaming**       |
-| `Present`        | not engaged | `EndedCluster` before, or then changed | `Ask`; one answer makes it valid again    |
+| `Present`        | not engaged | `EndedCluster` before, or then changed | `Ask`; one answer makes it valid again,   |
+|                  |             |                                        | unless removals are held                  |
 | `Finalizing`     |             |                                        | `ReadObject`, until finalizers are done   |
 | `OfOtherRun`     |             |                                        | `Refuse`                                  |
 
@@ -265,7 +266,8 @@ class Record(msgspec.Struct, frozen=True):
             case EndedCluster():
                 return False
             case Elsewhere(ask_at, answered_at=answered_at) if not self.is_lacked:
-                return ask_at <= now and answered_at < since and self.lacks_cluster(identity)
+                is_open = ask_at <= now or answered_at == -math.inf
+                return is_open and answered_at < since and self.lacks_cluster(identity)
         return self.lacks_cluster(identity)
 
     def removal(self) -> Removal:

@@ -14,7 +14,7 @@ from milo_discovery.removals import is_mass
 from milo_publishing.errors import TargetUnavailable
 from milo_publishing.objects import CLUSTER, CLUSTER_UID, FIELDS, ObservedObject
 from milo_publishing.publication import Task
-from milo_publishing.records import DeleteObject, Request
+from milo_publishing.records import Create, DeleteObject, Request
 from tests.simulation.publishing.api_server import ApiServer, Document, incarnation
 from tests.simulation.publishing.replica import LATE_S, RENDERERS, SOURCES, Daemon, Replica
 from tests.simulation.sharding.host import Timeline
@@ -31,7 +31,7 @@ GRACE_S = 40.0
 """How long a cluster stays engaged that is not ready: longer than two looks at it after a list."""
 EVIDENCE_S = 10.0
 OBSERVED_S = 45.0
-"""How long a replica may count objects that other clients have deleted: until the next list, and evidence of then."""
+"""How long a replica may not know what others have created or deleted: until the next list, and evidence of then."""
 TIMEOUT_S = 20.0
 
 
@@ -89,6 +89,7 @@ class Simulation:
         self.lacked: set[str] = set()
         """Projects that all daemons lack, or that no publisher may see."""
         self._last_lack = Lack(set())
+        self._created_at: dict[str, float] = {}
         prefixes = [source and f"{source}#" for source in SOURCES[: self.random.choice((1, 1, 2))]]
         self.names = [
             f"{self.random.choice(prefixes)}project-{number}" for number in range(self.random.choice(PROJECTS))
@@ -177,7 +178,8 @@ class Simulation:
     def _lacked_objects(self) -> tuple[int, int]:
         """Return how many objects there are of projects that are lacked, and of all."""
         published = self.api.own().keys() | self._last_lack.deleted
-        return len(published & {self.object_name(name) for name in self._last_lack.names}), len(published)
+        listed = {name for name in published if self._created_at.get(name, 0.0) < self.timeline.now - OBSERVED_S}
+        return len(listed & {self.object_name(name) for name in self._last_lack.names}), len(published)
 
     # --- replicas ---
 
@@ -268,6 +270,8 @@ class Simulation:
     def _apply(self, request: Request) -> object:
         try:
             self.outcome.writes += 1
+            if isinstance(request, Create):
+                self._created_at[request.body["metadata"]["name"]] = self.timeline.now
             return self.api.apply(request)
         except Exception as error:  # noqa: BLE001  (the answer)
             self.outcome.conflicts += 1
