@@ -214,6 +214,24 @@ def test_missing_kubeconfig_file_and_invalid_data_are_rejected(tmp_path: Path):
         KubeconfigFile(kubeconfig(tmp_path, cluster={"certificate-authority-data": "!"})).read()
 
 
+@pytest.mark.parametrize(("path", "authority"), [("kubeconfig\0", "ca.crt"), ("kubeconfig", "ca\0.crt")])
+def test_path_with_a_nul_character_is_rejected(tmp_path: Path, path: str, authority: str):
+    (tmp_path / "kubeconfig").write_text(
+        json.dumps(
+            {
+                "current-context": "a",
+                "contexts": [{"name": "a", "context": {"cluster": "a", "user": "a"}}],
+                "clusters": [
+                    {"name": "a", "cluster": {"server": "https://a.test", "certificate-authority": authority}}
+                ],
+                "users": [{"name": "a", "user": {"token": "t"}}],
+            }
+        )
+    )
+    with pytest.raises(UnusableKubeconfig, match=r"cannot read .*null byte"):
+        KubeconfigFile(tmp_path / path).read()
+
+
 def test_kubeconfig_files_listed_in_the_environment_are_merged_as_by_kubectl(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

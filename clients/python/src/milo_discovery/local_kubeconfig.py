@@ -192,3 +192,5 @@ def _bytes(path: Path) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise UnusableKubeconfig(f"cannot read {path}: {error.strerror}") from error
+    except ValueError as error:  # a NUL character in the path
+        raise UnusableKubeconfig(f"cannot read {str(path)!r}: {error}") from error
