@@ -193,12 +193,14 @@ class Webhooks:
                     answered = await self._reviewed(webhook, asked, None)
             return HttpReply(msgspec.json.encode(answered), content_type="application/json")
         except _LookUpError as error:
-            return self._failed(webhook, str(error), HTTPStatus.SERVICE_UNAVAILABLE, error)
+            return self._failed(
+                webhook, HTTPStatus.SERVICE_UNAVAILABLE, error, "the project cannot be looked up", f": {error}"
+            )
         except Exception as error:  # noqa: BLE001  (of the author's function: this review fails, others go on)
             if isinstance(error, TimeoutError) and limit.expired():
-                return self._failed(webhook, f"no answer within {limit_s:g} s", HTTPStatus.GATEWAY_TIMEOUT, error)
-            what = f"{type(error).__name__}: {text_of(error)}"
-            return self._failed(webhook, what, HTTPStatus.INTERNAL_SERVER_ERROR, error)
+                return self._failed(webhook, HTTPStatus.GATEWAY_TIMEOUT, error, f"no answer within {limit_s:g} s")
+            why = f": {type(error).__name__}: {text_of(error)}"
+            return self._failed(webhook, HTTPStatus.INTERNAL_SERVER_ERROR, error, "its function failed", why)
 
     async def _reviewed(
         self, webhook: Webhook, request: AdmissionRequest, thread: ThreadPoolExecutor | None
@@ -209,7 +211,7 @@ class Webhooks:
         try:
             cluster = await self._look_ups.cluster(key)
         except DiscoveryError as error:
-            raise _LookUpError(f"the project cannot be looked up: {error}") from error
+            raise _LookUpError(str(error)) from error
         if cluster is None:
             if webhook.unknown == "allow":
                 return allowed(request)
@@ -250,13 +252,15 @@ class Webhooks:
         if returned is not None:  # such as False, or the coroutine of an async function that a plain one wraps
             raise TypeError(f"{webhook.name} returned {returned!r}: return None, and raise Deny to deny the write")
 
-    def _failed(self, webhook: Webhook, what: str, status: HTTPStatus, error: Exception) -> HttpReply:
-        text = f"{webhook.type.value} {webhook.name}: {what}"
+    def _failed(self, webhook: Webhook, status: HTTPStatus, error: Exception, what: str, why: str = "") -> HttpReply:
+        """Answer with an error. `why` is only logged: the API server shows its user, a tenant, what the answer says."""
+        shown = f"{webhook.type.value} {webhook.name}: {what}"
+        text = f"{shown}{why}"
         now = asyncio.get_running_loop().time()
         if self._failures.is_new("", error, now, what=text):
             has_stack = status is HTTPStatus.INTERNAL_SERVER_ERROR
             log.error("%s; the API server applies the failure policy", text, exc_info=error if has_stack else None)
-        return HttpReply(f"{text}\n".encode(), status=status)
+        return HttpReply(f"{shown}\n".encode(), status=status)
 
 
 async def _computed(thread: ThreadPoolExecutor | None, compute: Callable[[], T]) -> T:

@@ -71,6 +71,13 @@ async def reviewed(controllers: Controllers, plane: ControlPlane, size: int = 1,
     return await send_review(controllers, WIDGETS, widget("one", size=size), project=plane.project, **more)
 
 
+async def failure(controllers: Controllers, plane: ControlPlane, caplog: pytest.LogCaptureFixture) -> str:
+    """Return the log of a review that fails. The API server shows the answer to its user, a tenant."""
+    with pytest.raises(ReviewFailed, match=r"^500: validate widgets: its function failed$"):
+        await reviewed(controllers, plane)
+    return caplog.text
+
+
 async def test_plain_and_async_validators_allow_warn_and_deny(plane: ControlPlane) -> None:
     async def validator(review: Review) -> None:
         too_large(review)
@@ -141,9 +148,9 @@ async def test_failing_validator_fails_its_review_alone(
         if review.name == "one":
             raise ZeroDivisionError("by a size of 0")
 
-    with pytest.raises(ReviewFailed, match="500: validate widgets: ZeroDivisionError: by a size of 0"):
-        await reviewed(controllers, plane)
-    assert "Traceback" in caplog.text
+    log = await failure(controllers, plane, caplog)
+    assert "validate widgets: its function failed: ZeroDivisionError: by a size of 0" in log
+    assert "Traceback" in log
     assert (await send_review(controllers, WIDGETS, widget("two"), project=plane.project)).allowed
 
 
@@ -159,46 +166,58 @@ async def test_error_of_a_validator_is_logged_as_its_own_whatever_its_type(
     async def broken(_: Review) -> None:
         raise error
 
-    with pytest.raises(ReviewFailed, match=f"500: validate widgets: {type(error).__name__}: {error}"):
+    log = await failure(controllers, plane, caplog)
+    assert f"validate widgets: its function failed: {type(error).__name__}: {error}" in log
+    assert "Traceback" in log
+
+
+async def test_tenant_is_not_shown_why_its_project_cannot_be_looked_up(
+    controllers: Controllers, plane: ControlPlane, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    controllers.validate(WIDGETS)(too_large)
+
+    async def refused(*_: object) -> None:
+        raise Unavailable("discovery.internal:7443 refused the connection", code="UNAVAILABLE")
+
+    monkeypatch.setattr("milo_controllers.webhooks._ProjectLookUps.cluster", refused)
+    with pytest.raises(ReviewFailed, match=r"^503: validate widgets: the project cannot be looked up$"):
         await reviewed(controllers, plane)
-    assert "Traceback" in caplog.text
+    assert "discovery.internal" in caplog.text
 
 
 async def test_validator_that_a_task_of_its_own_cancels_fails_its_review(
-    controllers: Controllers, plane: ControlPlane
+    controllers: Controllers, plane: ControlPlane, caplog: pytest.LogCaptureFixture
 ) -> None:
     @controllers.validate(WIDGETS)
     async def canceled(_: Review) -> None:
         raise asyncio.CancelledError
 
-    with pytest.raises(ReviewFailed, match="the review was canceled, but not by its server"):
-        await reviewed(controllers, plane)
+    assert "the review was canceled, but not by its server" in await failure(controllers, plane, caplog)
 
 
 async def test_plain_validator_that_raises_stop_iteration_fails_its_review(
-    controllers: Controllers, plane: ControlPlane
+    controllers: Controllers, plane: ControlPlane, caplog: pytest.LogCaptureFixture
 ) -> None:
     @controllers.validate(WIDGETS)
     def broken(_: Review) -> None:
         next(iter(()))
 
-    with pytest.raises(ReviewFailed, match="500: validate widgets: RuntimeError: the function raised StopIteration"):
-        await reviewed(controllers, plane)
+    log = await failure(controllers, plane, caplog)
+    assert "validate widgets: its function failed: RuntimeError: the function raised StopIteration" in log
 
 
 async def test_validator_that_exits_fails_its_review_and_not_the_process(
-    controllers: Controllers, plane: ControlPlane
+    controllers: Controllers, plane: ControlPlane, caplog: pytest.LogCaptureFixture
 ) -> None:
     @controllers.validate(WIDGETS)
     async def broken(_: Review) -> None:
         sys.exit("a library ends the process")
 
-    with pytest.raises(ReviewFailed, match="RuntimeError: SystemExit: a library ends the process"):
-        await reviewed(controllers, plane)
+    assert "RuntimeError: SystemExit: a library ends the process" in await failure(controllers, plane, caplog)
 
 
 async def test_validator_that_returns_an_awaitable_or_false_fails_its_review(
-    controllers: Controllers, plane: ControlPlane
+    controllers: Controllers, plane: ControlPlane, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Found by a reader: an async validator that a plain function wraps was never awaited, so all writes were
     allowed."""
@@ -209,8 +228,9 @@ async def test_validator_that_returns_an_awaitable_or_false_fails_its_review(
         return next(returned)
 
     for _ in range(2):
-        with pytest.raises(ReviewFailed, match="500: validate widgets: TypeError: widgets returned"):
-            await reviewed(controllers, plane)
+        assert "validate widgets: its function failed: TypeError: widgets returned" in await failure(
+            controllers, plane, caplog
+        )
 
 
 @pytest.mark.parametrize("code", [422, 460])
@@ -228,13 +248,14 @@ async def test_write_is_denied_with_any_code_and_with_an_error_as_the_message(
     assert denied.warnings == ("no number",)
 
 
-async def test_answer_that_is_no_json_fails_its_review(controllers: Controllers, plane: ControlPlane) -> None:
+async def test_answer_that_is_no_json_fails_its_review(
+    controllers: Controllers, plane: ControlPlane, caplog: pytest.LogCaptureFixture
+) -> None:
     @controllers.validate(WIDGETS)
     def broken(review: Review) -> None:
         review.warnings.append(object())  # type: ignore[arg-type]
 
-    with pytest.raises(ReviewFailed, match="500: validate widgets: TypeError"):
-        await reviewed(controllers, plane)
+    assert "validate widgets: its function failed: TypeError" in await failure(controllers, plane, caplog)
 
 
 async def test_object_that_is_nested_too_deeply_is_answered(controllers: Controllers, plane: ControlPlane) -> None:
