@@ -51,4 +51,4 @@ def _has_all_of(part: Any, whole: Any) -> bool:
             and len(part) == len(whole)
             and all(_has_all_of(mine, other) for mine, other in zip(part, whole, strict=True))
         )
-    return part is not None
+    return part is not None or whole is None

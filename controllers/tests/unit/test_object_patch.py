@@ -39,6 +39,11 @@ def test_changed_list_whose_elements_were_read_in_part_is_refused() -> None:
         merge_patch({"spec": {}}, after, WHOLE)
 
 
+def test_changed_list_with_null_elements_is_read_with_all_fields() -> None:
+    whole = {"spec": {"sizes": [None, 1]}}
+    assert merge_patch(whole, {"spec": {"sizes": [None, 2]}}, whole) == {"spec": {"sizes": [None, 2]}}
+
+
 def test_field_that_is_null_before_and_missing_after_is_no_change() -> None:
     assert merge_patch({"spec": {"size": None}}, {"spec": {}}, {}) == {}
 
