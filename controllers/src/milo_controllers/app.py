@@ -35,6 +35,7 @@ from milo_kube.credential import CredentialError
 from milo_kube.http.server import HttpReply, HttpServer, ServerRequest
 from milo_kube.http.visitors import is_on_loopback, is_own_host
 from milo_kube.rfc3339 import rfc3339
+from milo_kube.user_code import call
 
 log = logging.getLogger("milo_controllers")
 
@@ -302,7 +303,7 @@ class Pages:
             return HttpReply(b"names and errors are shown on loopback only: use kubectl port-forward\n", status=403)
         encode, content_type = partial(self._debugged, request), "application/json"
         if request.path == "/metrics":
-            encode, content_type = partial(generate_latest, self._controllers.registry), CONTENT_TYPE_LATEST
+            encode, content_type = partial(call, generate_latest, self._controllers.registry), CONTENT_TYPE_LATEST
         body = await asyncio.get_running_loop().run_in_executor(self._collecting, encode)
         return HttpReply(body, content_type=content_type)
 

@@ -10,6 +10,8 @@ from typing import Any
 import msgspec
 import pytest
 from prometheus_client import CollectorRegistry
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
 
 from milo_controllers import Controllers
 from milo_controllers.app import Pages
@@ -85,3 +87,18 @@ async def test_metrics_are_shown_while_reconcilers_occupy_the_threads_of_asyncio
     finally:
         may_end.set()
         await waiting
+
+
+@pytest.mark.parametrize("error", [SystemExit("a library"), asyncio.CancelledError(), GeneratorExit()], ids=repr)
+async def test_collector_of_the_author_that_raises_no_exception_fails_its_request_alone(error: BaseException) -> None:
+    class Broken(Collector):
+        def collect(self) -> Iterator[Metric]:
+            raise error
+
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(Broken())
+    pages = Pages(Controllers(Fleet(FakeDiscovery()), registry=registry))
+    headers = Headers()
+    headers.add(b"Host", b"localhost")
+    with pytest.raises(RuntimeError, match=type(error).__name__):
+        await pages.answer(ServerRequest("/metrics", {}, headers, "127.0.0.1"))
