@@ -445,6 +445,8 @@ class Member:
         acknowledged, pending = tenure.lease.acknowledged, tenure.lease.pending
         if (view := self._acknowledgeable(tenure, now)) is not None:
             acknowledged, pending = max(view.number, acknowledged), tenure.pending
+        elif self.state.group.agreed_view is not None and self._reports_releases(tenure, now):
+            pending &= tenure.pending
         return msgspec.structs.replace(
             tenure.lease,
             acknowledged=acknowledged,
@@ -452,6 +454,11 @@ class Member:
             is_leaving=is_leaving,
             renewal=self._next_renewal(tenure.lease),
         )
+
+    def _reports_releases(self, tenure: Tenure, now: float) -> bool:
+        """Return whether what is pending is that of the view that the member has acknowledged. It acknowledges the next
+        one later if it awaits its successors, and what was released does not wait for that."""
+        return now >= tenure.acknowledge_at and tenure.drained == tenure.lease.acknowledged
 
     def _next_renewal(self, lease: MemberLease | None) -> int:
         """Return a number that no write of this holder has used, including writes that are not in a restored backup.

@@ -272,6 +272,7 @@ class FleetSimulation:
             away_s = self.random.uniform(0.1, 8.0)
             self._disturb(away_s + RETURN_S)
             await replica.crash()
+            self._drains = {key: began for key, began in self._drains.items() if key[0] is not replica}
 
             async def restart() -> None:
                 await asyncio.sleep(away_s)

@@ -249,6 +249,31 @@ def test_clusters_that_a_leaving_member_releases_one_by_one_have_an_owner_again_
     assert max(pauses.values()) <= 1.0
 
 
+def test_leaving_member_reports_releases_before_other_members_have_read_the_view_without_it() -> None:
+    """Found by a simulation: a cluster that had moved before had no owner for up to 12 seconds."""
+    driver = settled("a", "b")
+    driver.run(30)
+    keys = driver.owned("a")
+    driver.pending["a"] = set(keys)
+    driver.add("c", Member("c", "c#1"))
+    driver.run_until(lambda: driver.api.group.members["a"].pending)
+    moving = driver.api.group.members["a"].pending
+    driver.run_until(lambda: is_acknowledged(driver, *"abc"))
+    driver.members["a"].leave()
+    driver.run(1, "a")
+    assert driver.api.group.view is not None
+    assert not is_acknowledged(driver, *"bc")
+    released = min(moving)
+    driver.pending["a"].discard(released)
+    driver.run(1, "a")
+    assert driver.api.group.members["a"].pending == moving - {released}
+
+
+def is_acknowledged(driver: Driver, *names: str) -> bool:
+    view = driver.api.group.view
+    return view is not None and all(driver.api.group.members[name].acknowledged == view.number for name in names)
+
+
 def test_clusters_that_move_to_a_new_member_have_an_owner_while_another_member_renews_late() -> None:
     driver = settled("a", "b")
     driver.run(30)
