@@ -781,6 +781,18 @@ def test_list_considers_only_objects_that_other_clients_changed(publishing: Publ
     assert [task.name for task in due if task.lane is Lane.OBJECT] == ["alpha"]
 
 
+def test_replica_without_a_stream_does_not_overwrite_the_object_of_a_moved_cluster():
+    one = Publishing(group="dns", resync_s=30.0).synced(cluster(incarnation="a", endpoint="https://former.test"))
+    one.connected = False
+    two = Publishing(one.server, group="dns").synced(cluster(incarnation="b", endpoint="https://new.test"))
+    written = copy.deepcopy(one.object)
+    one.settle(60.0)
+    assert one.object == written
+    one.connected = True
+    one.end(cluster(incarnation="a"), DisengageReason.MOVED).settle(60.0)
+    assert two.object == written
+
+
 def test_end_of_a_former_engagement_does_not_allow_deletion_of_an_object_that_names_another():
     one = Publishing(group="dns").synced(cluster(incarnation="a"), cluster("beta"))
     two = Publishing(one.server, group="dns").synced(cluster(incarnation="b"))

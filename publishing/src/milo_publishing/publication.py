@@ -280,6 +280,7 @@ class Publication:
             self.renderer,
             self.identity,
             now,
+            is_connected=watch.connected,
             is_followed=follows,
             is_held=bool(self._removals.problem),
         )

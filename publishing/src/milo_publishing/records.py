@@ -323,7 +323,14 @@ def observe(
 
 
 def decide(  # noqa: PLR0911  (a table)
-    record: Record, renderer: Renderer, identity: Identity, now: float, *, is_followed: bool, is_held: bool
+    record: Record,
+    renderer: Renderer,
+    identity: Identity,
+    now: float,
+    *,
+    is_connected: bool,
+    is_followed: bool,
+    is_held: bool,
 ) -> Request | WaitUntilDue | Refuse | None:
     """Return the next request about an object; None if there is nothing to do.
 
@@ -357,6 +364,8 @@ def decide(  # noqa: PLR0911  (a table)
     if not isinstance(record.object, Present):
         return Create(claim(renderer.resource, identity, record.name, cluster, content))
     observed = record.object.observed
+    if identity.group and observed.incarnation != cluster.incarnation and not is_connected:
+        return WaitUntilDue(now + CHECK_S, is_held=True)  # perhaps it has moved, and its next owner has written it
     must_write = record.version == record.deleting
     body, status = changes(renderer.resource, identity, cluster, content, observed, must_write=must_write)
     return None if body is status is None else Apply(observed.uid, observed.resource_version, body, status)
