@@ -142,6 +142,7 @@ class Faults:
     def delete_object(self) -> None:
         if (name := self._object()) in self._world.api.objects:
             self._world.api.delete(name)
+            self._world.deleted_at[name] = self._world.timeline.now
 
     def take_name(self) -> None:
         """Create an object of a publisher's name as another program, and delete it later."""

@@ -90,6 +90,7 @@ class Simulation:
         """Projects that all daemons lack, or that no publisher may see."""
         self._last_lack = Lack(set())
         self._created_at: dict[str, float] = {}
+        self.deleted_at: dict[str, float] = {}
         prefixes = [source and f"{source}#" for source in SOURCES[: self.random.choice((1, 1, 2))]]
         self.names = [
             f"{self.random.choice(prefixes)}project-{number}" for number in range(self.random.choice(PROJECTS))
@@ -177,8 +178,10 @@ class Simulation:
 
     def _lacked_objects(self) -> tuple[int, int]:
         """Return how many objects there are of projects that are lacked, and of all."""
-        published = self.api.own().keys() | self._last_lack.deleted
-        listed = {name for name in published if self._created_at.get(name, 0.0) < self.timeline.now - OBSERVED_S}
+        observed = self.timeline.now - OBSERVED_S
+        former = {name for name, at in self.deleted_at.items() if at > observed}
+        published = self.api.own().keys() | self._last_lack.deleted | former
+        listed = {name for name in published if self._created_at.get(name, 0.0) < observed}
         return len(listed & {self.object_name(name) for name in self._last_lack.names}), len(published)
 
     # --- replicas ---
@@ -307,6 +310,7 @@ class Simulation:
         """An object that the owner of an engaged cluster has written since it engaged it is not deleted, whatever
         another replica has decided or sent before, also if the project is not ready."""
         self.outcome.deletions += 1
+        self.deleted_at[document["metadata"]["name"]] = self.timeline.now
         name = document["metadata"]["annotations"][CLUSTER]
         project = self.projects.get(name)
         for daemon in self.daemons:
