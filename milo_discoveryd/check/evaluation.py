@@ -78,7 +78,7 @@ def evaluate(
     reduce = followed.reduce
     meaning = ObjectsAreClusters() if reduce is None else ContributionIndex(reduce, engagements, stores)
     for collection, (store, observed) in enumerate(zip(stores, listed, strict=True)):
-        changes = store.apply_listed((seen, 0) for seen in observed)
+        changes = store.apply_listed((seen, 0, "") for seen in observed)
         for states in meaning.states(collection, ObjectChanges(changes, position)):
             fleet.commit(claimant, states, Moment(0.0, 0.0))
     found = _evaluation(engagements, [] if followed.reduce is None else stores)

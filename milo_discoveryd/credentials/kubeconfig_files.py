@@ -13,7 +13,8 @@ from pathlib import Path
 import msgspec
 
 from milo_discoveryd.logger import log
-from milo_discoveryd.objects.store import OVER_BUDGET, UNLIMITED, over_budget_problem, weigh
+from milo_discoveryd.objects.budget import OVER_BUDGET, UNLIMITED, over_budget_problem
+from milo_discoveryd.objects.store import weigh
 from milo_discoveryd.sources.kind import FileObject, Files
 from milo_discoveryd.sources.reading import MalformedError
 from milo_kube.file_content import SETTLED_S, file_version

@@ -125,13 +125,14 @@ class ObjectCollection:
         rest = iter(source_events)
         while batch := list(islice(rest, min(EVENTS_PER_STEP, self._list.step_limit.clusters_per_step))):
             yield from self._apply_batch(batch, now)
+            self.store.weight.batch_applied(now.steady)
             if self.store.weight.problem:
                 return
 
     def restore(self, stored: Iterable[ObservedObject]) -> ObjectChanges:
         """Start with the objects of an earlier run, or more of them, until `end_restore`. The first list is then
         compared with them, like any later one."""
-        weighed = ((observation, self.store.weight_of(observation)) for observation in stored)
+        weighed = map(self.store.weighed, stored)
         return ObjectChanges(self.store.apply_listed(weighed), ObjectPosition(RESTORED_POSITION))
 
     def end_restore(self, version: str = "") -> None:
@@ -195,10 +196,11 @@ class ObjectCollection:
     @property
     def relist_at(self) -> float | None:
         """When to list again; None if no list is needed."""
-        trust = self.trust
+        trust, due = self.trust, self.store.weight.relist_at
         if trust.accepted_at is not None:
             return trust.accepted_at
-        return trust.basis.verify_at if trust.doubt is None else trust.doubt.relist_at
+        at = trust.basis.verify_at if trust.doubt is None else trust.doubt.relist_at
+        return at if due is None else due if at is None else min(at, due)
 
     @property
     def unverified(self) -> RemovalLimits | None:
@@ -294,6 +296,9 @@ class ObjectCollection:
                     self._stage(event)
                     if self.store.weight.problem:
                         break
+                case ListEnded() if self.store.weight.is_over_share and not self.store.weight.budget.has_shares:
+                    self.store.weight.exceed()
+                    break
                 case ListEnded(version):
                     yield from self._end_list(version, now)
                     self.store.weight.list_ended()

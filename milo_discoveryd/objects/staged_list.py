@@ -8,7 +8,7 @@ from typing import Protocol
 from milo_discoveryd.model.contributions import ObservedObject
 from milo_discoveryd.model.object_state import ABSENT_STATES
 from milo_discoveryd.objects.pending_deletions import PendingDeletions
-from milo_discoveryd.objects.store import ObjectStore
+from milo_discoveryd.objects.store import ObjectStore, Weighed
 
 
 class StepLimit(Protocol):
@@ -37,7 +37,7 @@ class StagedList:
         self.step_limit = step_limit
         self._pending_deletions = pending_deletions
         self._uids: dict[str, str] = {}
-        self._staged: dict[str, tuple[ObservedObject, int]] = {}
+        self._staged: dict[str, Weighed] = {}
         self._known: int | None = 0
         """The number of listed objects that are also known as present; None if objects may have changed since then."""
         self._suspects: dict[str, None] = {}
@@ -71,13 +71,14 @@ class StagedList:
             # loop.
             self._uids[name] = record.uid if record.uid == listed.uid else listed.uid
         if record is not None and not store.would_change(listed):
-            store.weight.add_listed(record.weight, 0)
+            store.weight.add_unchanged(record.owner, record.weight)
             return
-        weight = store.weight_of(listed)
-        if store.weight.add_listed(weight, weight if record is None else weight - record.weight):
-            self._staged[name] = listed, weight
-            if record is not None and self._is_suspect(listed, record.uid):
-                self._suspects[name] = None
+        if (admitted := store.admit(listed, is_listed=True)) is None:
+            return
+        _, weight, owner = self._staged[name] = admitted
+        store.weight.add_listed(owner, weight, weight if record is None else weight - record.weight)
+        if record is not None and self._is_suspect(listed, record.uid):
+            self._suspects[name] = None
 
     def remove(self, name: str) -> None:
         """Remove an object from the list, for example because the server deleted it before the list ended."""
@@ -108,9 +109,9 @@ class StagedList:
 
     def differing(self) -> Iterator[ObservedObject]:
         """Yield all objects that differ from the known objects."""
-        return (listed for listed, _ in [*self._staged.values()])
+        return (listed for listed, _, _ in [*self._staged.values()])
 
-    def portions(self, size: int) -> Iterator[list[tuple[ObservedObject, int]]]:
+    def portions(self, size: int) -> Iterator[list[Weighed]]:
         """Yield the differing objects with their weights, at most `size` at once, and drop them: freeing a long list
         at once would block the event loop.
         """

@@ -3,9 +3,6 @@
 Each change has a position in the order in which the daemon observed objects, across all sources. The objects of one
 list share a position, because none of them is known to be earlier; so do the objects of all first lists of a source.
 After these lists, each change that a watch or a read shows gets the next position.
-
-The objects of a source have a memory budget: a broken or malicious API server can list pages and send watch events
-without end.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -25,14 +22,12 @@ from milo_discoveryd.model.object_state import (
     ObjectState,
 )
 from milo_discoveryd.model.observation import Observation, Ready
+from milo_discoveryd.objects.budget import MARKERS, CollectionWeight, ObjectBudget, marker
 from milo_discoveryd.objects.pending_deletions import ConfirmedDeletion
 from milo_kube.reflect.versions import is_older
 
 RESTORED_POSITION = 0
 """The position of objects from an earlier run of the daemon: before all other positions."""
-OVER_BUDGET = "OverBudget"
-"""The status reason of a source with more objects than the daemon keeps."""
-UNLIMITED = 1 << 62
 OBJECT_OVERHEAD = 512
 """Weight of each object in addition to its content, in bytes."""
 _FREE_PAIRS = 8
@@ -45,6 +40,8 @@ _GRAIN = 16
 _USUAL = tuple(range(0, 4096, _GRAIN))
 """The usual weights. Records of equal weight share one of these int objects, to save memory."""
 _encode = msgspec.json.Encoder(enc_hook=repr).encode
+Weighed = tuple[ObservedObject, int, str]
+"""An observation, its weight in the budget, and the tenant to which that belongs."""
 
 
 class ObjectPosition(msgspec.Struct, frozen=True, gc=False):
@@ -102,88 +99,6 @@ class SourcePositions:
         return ObjectPosition(self._positions.take_next(count), is_shared=False)
 
 
-class ObjectBudget:
-    """The budget of one source, over all of its collections.
-
-    Objects that are missing from a list are kept until their deletion is confirmed. These objects do not count in
-    `used`, so that a fleet at the limit can be replaced. All objects together may weigh twice the limit.
-    """
-
-    def __init__(self, limit: int = UNLIMITED) -> None:
-        self.limit = limit
-        self.used = 0
-        """The weight of the objects that the last lists contain, and of those seen since."""
-        self.kept = 0
-        """The weight of all objects."""
-
-
-def over_budget_problem(limit: int) -> str:
-    return (
-        f"the objects of the source exceed watch.objects_limit ({limit} bytes per source): the clusters stay as they "
-        "are, and the objects are listed again later; raise the limit for a larger source"
-    )
-
-
-class CollectionWeight:
-    """The total weight of one collection's objects in the budget: a sum that each change adjusts.
-
-    While a list is in progress, it counts instead of the known objects, so that a source at its limit recovers with a
-    shorter list.
-    """
-
-    def __init__(self, budget: ObjectBudget) -> None:
-        self._budget = budget
-        self._known = self._kept = 0
-        self._listed: int | None = None
-        self._kept_with_list = 0
-        """The weight of all objects, and what the list in progress adds to it."""
-        self.problem = ""
-        """Why an object exceeded the budget; empty if none has since the start of the last list."""
-
-    @property
-    def used(self) -> int:
-        return self._known if self._listed is None else self._listed
-
-    def fits(self, more_used: int, more_kept: int) -> bool:
-        """Return whether the budget has room for more weight in `used` and in `kept`. If not, set `problem`."""
-        used, kept, limit = self._budget.used + more_used, self._budget.kept + more_kept, self._budget.limit
-        if (more_used <= 0 or used <= limit) and (more_kept <= 0 or kept <= 2 * limit):
-            return True
-        self.problem = over_budget_problem(self._budget.limit)
-        return False
-
-    def add(self, more_used: int, more_kept: int) -> None:
-        """Add a change in the weight of the known objects."""
-        self._known += more_used
-        self._kept += more_kept
-        if self._listed is None:
-            self._budget.used += more_used
-            self._budget.kept += more_kept
-
-    def list_started(self) -> None:
-        if self._listed is not None:
-            self.list_ended()  # the previous list was not completed
-        self._budget.used -= self._known
-        self._listed, self._kept_with_list, self.problem = 0, self._kept, ""
-
-    def add_listed(self, weight: int, more_kept: int) -> bool:
-        """Add the weight of an object to the list in progress. If it exceeds the budget, add nothing; return False."""
-        assert self._listed is not None, "no list was started"
-        if not self.fits(weight, more_kept):
-            return False
-        self._listed += weight
-        self._kept_with_list += more_kept
-        self._budget.used += weight
-        self._budget.kept += more_kept
-        return True
-
-    def list_ended(self) -> None:
-        assert self._listed is not None, "no list was started"
-        self._budget.used += self._known - self._listed
-        self._budget.kept += self._kept - self._kept_with_list
-        self._listed = None
-
-
 class ObjectRecord(msgspec.Struct, kw_only=True, gc=False):
     """The known state of one object."""
 
@@ -196,6 +111,8 @@ class ObjectRecord(msgspec.Struct, kw_only=True, gc=False):
     message: str = ""
     weight: int = 0
     """The record's weight in the memory budget of its source, in bytes."""
+    owner: str = ""
+    """The tenant of the object in that budget; `MARKERS` if only a marker is kept."""
     is_established: bool = False
     """Whether the object was ready at least once since it appeared within the selector, under its UID. The guard
     against mass removal counts such objects."""
@@ -247,21 +164,20 @@ class ObjectStore:
         """
         changes: list[ObjectChange] = []
         for observation in observed:
-            record = self._records.get(observation.name)
-            if self._is_outdated(observation, record):
+            if self._is_outdated(observation, self._records.get(observation.name)):
                 self.outdated += 1
                 continue
-            weight = _weight_of(observation, record)
-            if not self._fits(observation.name, record, weight):
+            admitted = self.admit(observation)
+            if admitted is None:
                 break
-            changes.append(self._put(observation, weight))
+            changes.append(self._put(*admitted))
         return changes
 
-    def apply_listed(self, listed: Iterable[tuple[ObservedObject, int]]) -> list[ObjectChange]:
+    def apply_listed(self, listed: Iterable[Weighed]) -> list[ObjectChange]:
         """Apply observations of a list, with their weights, regardless of the versions that were seen before: after a
         restore from a backup, versions go back.
         """
-        return [self._put(observation, weight) for observation, weight in listed]
+        return [self._put(*weighed) for weighed in listed]
 
     def apply_read(self, settled: ObservedObject | ConfirmedDeletion) -> list[ObjectChange]:
         """Apply the result of a consistent read of one object, regardless of the version that was seen before.
@@ -270,8 +186,47 @@ class ObjectStore:
         """
         if isinstance(settled, ConfirmedDeletion):
             return self._delete(settled)
-        weight = self.weight_of(settled)
-        return [self._put(settled, weight)] if self._fits(settled.name, self._records.get(settled.name), weight) else []
+        admitted = self.admit(settled)
+        return [] if admitted is None else [self._put(*admitted)]
+
+    def admit(self, observed: ObservedObject, *, is_listed: bool = False) -> Weighed | None:
+        """Return what to apply of an observation, which may be part of the list in progress: all of it, or a marker if
+        its tenant is over its share.
+
+        Returns None if the source exceeds its budget: see `CollectionWeight.problem`.
+        """
+        record = self._records.get(observed.name)
+        kept = 0 if record is None else record.weight
+        used = 0 if is_listed or observed.name in self._missing else kept
+        budget, weight = self.weight.budget, _weight_of(observed, record)
+        if record is not None and weight == used:
+            return observed, weight, record.owner
+        owner = self._owner_of(observed, record)
+        if budget.fits(owner, weight - used, weight - kept):
+            return observed, weight, owner
+        marked = marker(observed, owner, budget.limit)
+        bare, is_marker = weigh(marked), record is not None and record.owner is MARKERS
+        if is_listed or budget.has_others(owner):  # once the list is complete, its tenants are known
+            self.weight.is_over_share = True
+            if bare <= kept and not is_marker:
+                return marked, kept, owner  # the record keeps its content
+            if budget.fits_marker(bare - used if is_marker else bare, bare - kept):
+                return marked, bare, MARKERS
+        self.weight.exceed()
+        return None
+
+    def weighed(self, observed: ObservedObject) -> Weighed:
+        """Return an observation with its weight in the memory budget once it is applied."""
+        record = self._records.get(observed.name)
+        return observed, _weight_of(observed, record), self._owner_of(observed, record)
+
+    def _owner_of(self, observed: ObservedObject, record: ObjectRecord | None) -> str:
+        owner = observed.name.rpartition("/")[0]
+        if not owner and (fields := observed.fields) is not None:
+            owner = fields.organization
+        if not owner and record is not None and record.owner is not MARKERS:
+            owner = record.owner
+        return self.weight.names.setdefault(owner, owner)
 
     def end_list(self, missing: Iterable[str] = ()) -> None:
         """Record that a complete list was applied.
@@ -291,11 +246,11 @@ class ObjectStore:
         """Record which objects are missing from a complete list that was applied: see `ObjectBudget`."""
         missing = {*names}
         for name in missing ^ self._missing:
-            weight = self._records[name].weight
-            self.weight.add(-weight if name in missing else weight, 0)
+            record = self._records[name]
+            self.weight.add(record.owner, -record.weight if name in missing else record.weight, 0)
         self._missing = missing
 
-    def _put(self, observation: ObservedObject, weight: int) -> ObjectChange:
+    def _put(self, observation: ObservedObject, weight: int, owner: str) -> ObjectChange:
         name, state, content = observation.name, observation.state, observation.content
         record = self._records.get(name)
         is_newly_reported = state in REPORTED_STATES and (record is None or record.state is not state)
@@ -313,8 +268,8 @@ class ObjectStore:
             record.is_established = is_established
         record.state, record.content, record.version = state, content, observation.version
         record.uid, record.message = observation.uid or record.uid, observation.message
-        if weight != record.weight or name in self._missing:
-            self._set_weight(name, record, weight)
+        if weight != record.weight or owner != record.owner or name in self._missing:
+            self._set_weight(name, record, weight, owner)
         if not is_ready or name in self._absent:
             self._note_absent(name, state)
         cluster = None if isinstance(observation, ContributingObject) else observation
@@ -329,7 +284,7 @@ class ObjectStore:
         record.state, record.content = ObjectState.DELETED, None
         self._forget_established(record)
         # The number of records of deleted objects is limited, but not the length of their names.
-        self._set_weight(deleted.name, record, weigh(deleted) - OBJECT_OVERHEAD)
+        self._set_weight(deleted.name, record, weigh(deleted) - OBJECT_OVERHEAD, record.owner)
         self._note_absent(deleted.name, record.state)
         return [ObjectChange(deleted.name, deleted.uid, "", before, None, deleted)]
 
@@ -337,15 +292,14 @@ class ObjectStore:
         self.established_count -= record.is_established
         record.is_established = False
 
-    def _fits(self, name: str, record: ObjectRecord | None, weight: int) -> bool:
-        growth = weight if record is None else weight - record.weight
-        return self.weight.fits(weight if name in self._missing else growth, growth)
-
-    def _set_weight(self, name: str, record: ObjectRecord, weight: int) -> None:
-        growth = weight - record.weight
-        self.weight.add(weight if name in self._missing else growth, growth)
+    def _set_weight(self, name: str, record: ObjectRecord, weight: int, owner: str) -> None:
+        counted, kept = 0 if name in self._missing else record.weight, record.weight
         self._missing.discard(name)
-        record.weight = weight
+        if kept and owner != record.owner:
+            self.weight.add(record.owner, -counted, -kept)
+            counted = kept = 0
+        self.weight.add(owner, weight - counted, weight - kept)
+        record.weight, record.owner = weight, owner
 
     def _note_absent(self, name: str, state: ObjectState) -> None:
         self._absent.pop(name, None)
@@ -357,7 +311,7 @@ class ObjectStore:
     def _drop(self, name: str) -> None:
         del self._absent[name]
         record = self._records.pop(name)
-        self._set_weight(name, record, 0)
+        self._set_weight(name, record, 0, record.owner)
         self._forget_established(record)
 
     # --- known state ---
@@ -390,10 +344,6 @@ class ObjectStore:
         """Return whether the deletion of an object was requested when it was last seen ready."""
         record = self._records.get(name)
         return record is not None and record.is_terminating
-
-    def weight_of(self, observation: ObservedObject) -> int:
-        """Return the object's weight in the memory budget, in bytes, once the observation is applied."""
-        return _weight_of(observation, self._records.get(observation.name))
 
     # --- comparisons ---
 

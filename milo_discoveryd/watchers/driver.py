@@ -15,6 +15,7 @@ from milo_discoveryd.logger import log
 from milo_discoveryd.model.contributions import ObservedObject
 from milo_discoveryd.model.observation import Outside
 from milo_discoveryd.model.resource import WatchedCollection
+from milo_discoveryd.objects.budget import OVER_BUDGET, OVER_BUDGET_RETRY_S
 from milo_discoveryd.objects.collection import ObjectCollection
 from milo_discoveryd.objects.pending_deletions import (
     Absent,
@@ -23,7 +24,6 @@ from milo_discoveryd.objects.pending_deletions import (
     Found,
     Inconclusive,
 )
-from milo_discoveryd.objects.store import OVER_BUDGET
 from milo_kube import retry_after
 from milo_kube.api_request import Answer
 from milo_kube.http.errors import TransportError
@@ -36,7 +36,6 @@ from milo_kube.reflect.wire import MAX_LINE, Decoder, ListPageError, error_statu
 CONFIRMATION_TIMEOUT_S = 5.0
 """Timeout of a confirmation read. It is usually shorter than the timeout of a list, so that a hanging read releases its
 slot soon."""
-OVER_BUDGET_RETRY_S = 300.0
 READ_BYTES = 4 * MAX_LINE
 """Maximum bytes of all reads of a collection that are in flight: there can be 200, and a server determines their sizes.
 """

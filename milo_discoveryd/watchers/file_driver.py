@@ -14,6 +14,7 @@ from milo_discoveryd.credentials.kubeconfig_files import (
 from milo_discoveryd.fleet.source import ClusterSource
 from milo_discoveryd.logger import log
 from milo_discoveryd.model.contributions import ObservedObject
+from milo_discoveryd.objects.budget import OVER_BUDGET
 from milo_discoveryd.objects.collection import ObjectCollection
 from milo_discoveryd.objects.pending_deletions import (
     Absent,
@@ -21,7 +22,6 @@ from milo_discoveryd.objects.pending_deletions import (
     Found,
     Inconclusive,
 )
-from milo_discoveryd.objects.store import OVER_BUDGET
 from milo_discoveryd.sources.kind import FileObject
 from milo_discoveryd.watchers.driver import Confirmations
 from milo_discoveryd.watchers.inotify import Inotify

@@ -14,6 +14,7 @@ from aiohttp import web
 
 from milo_discovery import DiscoveryClient, SourceState, Watch
 from milo_discoveryd.sources.project import PROJECTS
+from milo_discoveryd.sources.reading import ORGANIZATION_LABEL
 from tests.end_to_end.process.conftest import Workspace
 from tests.end_to_end.process.daemon import DaemonProcess
 from tests.end_to_end.soak.gauges import own_mib
@@ -27,6 +28,8 @@ LIMIT_MIB = 8
 reads pages of a limited size.
 """
 GROWTH_MIB = 64
+LARGE = 200
+"""Number of large objects, which are about 20 MiB in the daemon."""
 WHOLE = 60_000
 """Number of objects of a page that the server sends whatever limit the request has: about 50 MiB."""
 
@@ -39,7 +42,11 @@ def project(number: int, labels: dict[str, str]) -> dict[str, Any]:
 
 
 class HostileServer:
-    """Serves endless pages of a list, one huge page, one page of tiny items, or a short list and an endless watch."""
+    """Serves endless pages of a list, one huge page, one page of tiny items, or a short list and an endless watch.
+
+    With "a tenant", the list has as many large objects of one organization as exceed the limit of the daemon, and a few
+    of another one. The watch has changes of all.
+    """
 
     def __init__(self, what: str) -> None:
         self._what = what
@@ -57,6 +64,9 @@ class HostileServer:
         return self._page(is_endless=self._what == "pages")
 
     def _page(self, *, is_endless: bool) -> web.Response:
+        if self._what == "a tenant":
+            items = [*map(self._of_large_tenant, range(LARGE)), *map(self._of_small_tenant, range(5))]
+            return web.json_response({"metadata": {"resourceVersion": "5"}, "items": items})
         if self._what == "tiny items":
             ones = ",".join(["1"] * ((LIMIT_MIB - 1) << 19))
             text = f'{{"metadata":{{"resourceVersion":"5"}},"items":[{ones}]}}'
@@ -79,11 +89,24 @@ class HostileServer:
             await response.write("".join(lines).encode())
 
     def _changed(self, number: int) -> dict[str, Any]:
+        if self._what == "a tenant":
+            return self._of_large_tenant(number) if number % 10 else self._of_small_tenant(number // 10)
         if self._what == "changes":
             return {**project(number % 5 + 1, {**LABELS, "change": str(number)})}
         if self._what == "large objects":
             return project(number, LABELS | {f"large-{index}": "x" * 60 for index in range(200)})
         return project(next(self._numbers), LABELS)
+
+    def _of_large_tenant(self, number: int) -> dict[str, Any]:
+        labels = {f"large-{index}": "x" * 60 for index in range(400)}
+        return self._of_tenant("large", number % LARGE, labels)
+
+    def _of_small_tenant(self, number: int) -> dict[str, Any]:
+        return self._of_tenant("small", number % 5, {"change": str(number)})
+
+    def _of_tenant(self, tenant: str, number: int, labels: dict[str, str]) -> dict[str, Any]:
+        made = project(next(self._numbers), labels | {ORGANIZATION_LABEL: tenant})
+        return {**made, "metadata": made["metadata"] | {"name": f"{tenant}-{number}", "uid": f"{tenant}-{number}"}}
 
 
 @pytest.mark.parametrize(
@@ -118,6 +141,20 @@ async def test_continuous_changes_of_few_objects_do_not_exhaust_memory(workspace
     async with _beside(server, workspace) as (daemon, watch):
         await daemon.during(eventually(lambda: server.sent > 20 * PAGE and "hostile" in watch.sources))
         assert watch.sources["hostile"].state is SourceState.STREAMING
+
+
+async def test_tenant_with_too_many_large_objects_delays_nobody_else(workspace: Workspace) -> None:
+    server = HostileServer("a tenant")
+    async with _beside(server, workspace) as (daemon, watch):
+
+        def latest_change() -> int:
+            found = [watch.clusters.get(f"hostile#small-{number}") for number in range(5)]
+            return min(int(cluster.labels["change"]) if cluster else -1 for cluster in found)
+
+        await daemon.during(eventually(lambda: latest_change() > 100))
+        assert watch.sources["hostile"].state is SourceState.STREAMING
+        large = sum(name.startswith("hostile#large") for name in watch.clusters)
+        assert 0 < large < LARGE
 
 
 @asynccontextmanager

@@ -13,8 +13,9 @@ from milo_discoveryd.log.change_log import ChangeLog, Retention
 from milo_discoveryd.log.events import Event
 from milo_discoveryd.model.observation import Malformed, Observation
 from milo_discoveryd.model.resource import WatchedCollection
+from milo_discoveryd.objects.budget import OVER_BUDGET
 from milo_discoveryd.objects.pending_deletions import ConfirmationResult, PendingDeletions
-from milo_discoveryd.objects.store import OBJECT_OVERHEAD, OVER_BUDGET
+from milo_discoveryd.objects.store import OBJECT_OVERHEAD
 from milo_discoveryd.sources.kind import SourceOptions
 from milo_discoveryd.sources.project import PROJECTS, ProjectObjects
 from milo_discoveryd.sources.reading import KubeObject

@@ -37,8 +37,8 @@ BUDGETS = {
     "change_beside_sources": Budget(
         480, 122, 64, functions=f"{_EACH} encode serialize sort sort digest join", further_functions="digest serialize"
     ),
-    "first_list": Budget(68_000, 187, units=1000, functions=_EACH),
-    "first_list_end": Budget(102_000, 251, 2_200, units=1000, functions=f"{_EACH} serialize"),
+    "first_list": Budget(72_000, 187, units=1000, functions=_EACH),
+    "first_list_end": Budget(106_000, 251, 2_200, units=1000, functions=f"{_EACH} serialize"),
     "idle": Budget(600, 356, 1_100, units=4, functions="digest serialize", further_functions="digest serialize"),
     "kind_declarative": Budget(18_400, 0, 1_200, units=100, functions="decode encode encode sort sort sum"),
     "kind_project": Budget(5_700, 0, 1_200, units=100, functions="decode encode encode sort sum"),

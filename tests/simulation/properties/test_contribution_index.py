@@ -157,7 +157,7 @@ class ReductionOfReferences(RuleBasedStateMachine):
         stores = [ObjectStore(), ObjectStore()]
         index = ContributionIndex(at_secret, scratch, stores)
         for watch, present in ((SECRETS, self.secrets), (OBJECTS, self.objects)):
-            changes = stores[watch].apply_listed((seen, 0) for seen in present.values())
+            changes = stores[watch].apply_listed((seen, 0, "") for seen in present.values())
             for found_states in index.states(watch, ObjectChanges(changes, ObjectPosition(0))):
                 scratch.commit(found_states.states, Moment(0.0, 0.0))
         found, expected = map(servers, (self.clusters, scratch))
