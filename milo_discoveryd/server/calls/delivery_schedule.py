@@ -19,6 +19,8 @@ MAX_JITTER_S = 600.0
 REPLACED_SPREAD_S = 1.0
 """If a credential is replaced at its issuer, the kubeconfigs with the new one are spread over this time."""
 
+_STALE_KEPT = 100
+
 
 class Delivery(msgspec.Struct):
     """The kubeconfig that the subscriber has for a cluster, and when the next one is due."""
@@ -66,8 +68,7 @@ class DeliverySchedule:
     def pop_due(self) -> Delivery | None:
         """Remove the first entry of the schedule, and return its delivery, or None if the entry is stale."""
         due_at, name = heapq.heappop(self._due)
-        delivery = self._deliveries.get(name)
-        return delivery if delivery is not None and delivery.due_at == due_at else None
+        return self._deliveries[name] if self._is_current(due_at, name) else None
 
     def schedule(self, cluster: Cluster, issuer: str, credential: IssuedCredential | None, due_at: float) -> Delivery:
         """Schedule the next kubeconfig of a cluster. `credential` is the one that the subscriber has."""
@@ -76,12 +77,12 @@ class DeliverySchedule:
         self._stop_waiting(name)
         delivery = Delivery(name, cluster.incarnation, target.place, issuer, credential, due_at)
         self._deliveries[name] = delivery
-        heapq.heappush(self._due, (due_at, name))
+        self._push(delivery)
         return delivery
 
     def postpone(self, delivery: Delivery, wait_s: float) -> None:
         delivery.due_at = self.clock() + wait_s
-        heapq.heappush(self._due, (delivery.due_at, delivery.name))
+        self._push(delivery)
 
     def pause(self, wait_s: float) -> None:
         """Suspend deliveries for this number of seconds."""
@@ -113,6 +114,17 @@ class DeliverySchedule:
             self._ahead = ahead
             for name in self.names:
                 self._reschedule(name)
+
+    def _push(self, delivery: Delivery) -> None:
+        heapq.heappush(self._due, (delivery.due_at, delivery.name))
+        if len(self._due) > 2 * len(self._deliveries) + _STALE_KEPT:
+            # Stale entries would stay for half the lifetime of their credentials.
+            self._due = [*{(due_at, name) for due_at, name in self._due if self._is_current(due_at, name)}]
+            heapq.heapify(self._due)
+
+    def _is_current(self, due_at: float, name: str) -> bool:
+        delivery = self._deliveries.get(name)
+        return delivery is not None and delivery.due_at == due_at
 
     def _reschedule(self, name: str) -> None:
         delivery = self._deliveries.get(name)
