@@ -1,7 +1,7 @@
 """The daemon's code between the transports to API servers and the RPCs, composed as in `milo_discoveryd/app.py`."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from typing import Any
 
 from milo_discovery.v1 import discovery_pb2 as pb
@@ -9,7 +9,9 @@ from milo_discoveryd.config import Settings
 from milo_discoveryd.connectivity.prober import Prober
 from milo_discoveryd.connectivity.reachability import ProbeOutcome, ProbePolicy, ProbeReached, ProbeSchedule
 from milo_discoveryd.credentials.issued_credential import IssuedCredential
+from milo_discoveryd.credentials.issuers.cluster_objects import ClusterObjects
 from milo_discoveryd.credentials.issuers.issuer import MintRequest, Scope
+from milo_discoveryd.credentials.issuers.kubeconfig_secret import KubeconfigSecretIssuer, SecretPlace
 from milo_discoveryd.engagement.not_ready import NotReadyClusters
 from milo_discoveryd.fleet.fleet import Fleet
 from milo_discoveryd.fleet.source import ClusterSource, SourceDescription, SourcePolicy
@@ -20,6 +22,7 @@ from milo_discoveryd.kubeconfigs.rendering import ClusterTrust
 from milo_discoveryd.log.change_log import FRAME_EVICTION_INTERVAL_S, ChangeLog, Retention
 from milo_discoveryd.log.events import EventType
 from milo_discoveryd.model.cluster import Cluster
+from milo_discoveryd.model.resource import Resource
 from milo_discoveryd.objects.pending_deletions import PendingDeletions
 from milo_discoveryd.rights.caller_selector import CallerSelector
 from milo_discoveryd.rights.quota import QuotaLimits
@@ -38,6 +41,8 @@ from milo_discoveryd.sources.kind import SourceKind, SourceOptions
 from milo_discoveryd.sources.project import ProjectKind
 from milo_discoveryd.sources.project_control_plane import ProjectControlPlaneKind
 from milo_discoveryd.sources.service_consumer import ServiceConsumerKind
+from milo_discoveryd.state_file.encoding import StateOrigin, StoredFleet, decode
+from milo_discoveryd.state_file.state_file import WRITE_INTERVAL_S
 from milo_discoveryd.telemetry.audit import Audit
 from milo_discoveryd.telemetry.journal import Journal
 from milo_discoveryd.telemetry.metrics import Metrics
@@ -46,12 +51,14 @@ from milo_discoveryd.wiring.source import Discovery
 from milo_kube.credential import Credential, Secret
 from milo_kube.label_selector import parse
 from milo_kube.reflect.reflector import ReflectorPolicy
+from tests.simulation.hostile.loop import BusyLoop
 from tests.simulation.hostile.upstream import LATENCY_S, Upstream
-from tests.simulation.seeded.loop import VirtualLoop
+from tests.support.stored_fleets import encode
 
 SERVICE = "dns.example.com"
 HONEST, HOSTILE = (Caller(listener="tcp", uid=uid) for uid in (1, 2))
 """The callers of the two tenants."""
+DECLARED = Resource("example.com", "v1", "clusters", namespaced=True)
 CALM = "calm"
 """The source whose API server has objects of the honest tenant only."""
 KINDS: dict[str, Callable[[], SourceKind]] = {
@@ -79,7 +86,7 @@ class TenantsIssuer:
 
     name, type, scope, takes_ttl = "tenants", "fake", Scope.CLUSTER, True
 
-    def __init__(self, loop: VirtualLoop) -> None:
+    def __init__(self, loop: BusyLoop) -> None:
         self._loop = loop
         self._minted = 0
 
@@ -91,9 +98,38 @@ class TenantsIssuer:
         return IssuedCredential(credential=credential, issued_at=now, expires_at=now + request.ttl_s)
 
 
+class StateOfSource:
+    """The state file of one source, which outlives restarts. Another thread writes and reads it."""
+
+    def __init__(self, loop: BusyLoop, source: str) -> None:
+        self.origin = StateOrigin(source, source)
+        self._loop = loop
+        self._data: bytes | None = None
+
+    async def loaded(self) -> StoredFleet | None:
+        with self._loop.paused():
+            return None if self._data is None else decode(self._data, self.origin)
+
+    async def save_changes(self, fleet: Callable[[], StoredFleet], changed: Callable[[], Awaitable[None]]) -> None:
+        await changed()
+        try:
+            while True:
+                self._write(fleet())
+                await asyncio.sleep(WRITE_INTERVAL_S)
+                await changed()
+        finally:
+            self._write(fleet())
+
+    def _write(self, fleet: StoredFleet) -> None:
+        with self._loop.paused():
+            self._data = encode(fleet)
+
+
 class Daemon:
-    def __init__(self, loop: VirtualLoop, shared: Upstream, calm: Upstream, *, drain_s: float) -> None:
-        """`shared` is the API server of both tenants."""
+    def __init__(
+        self, loop: BusyLoop, shared: Upstream, calm: Upstream, states: Mapping[str, StateOfSource], *, drain_s: float
+    ) -> None:
+        """`shared` is the API server of both tenants; `states` has the state file of each source."""
         self._loop = loop
         metrics = Metrics([*KINDS])
         audit = Audit(metrics.audit)
@@ -111,7 +147,7 @@ class Daemon:
             source = self.fleet.add(self._source(name, keyed, journal, drain_s))
             discovery = Discovery(
                 source,
-                None,
+                states[name],
                 epoch=_EPOCH,
                 policy=ReflectorPolicy(streaming_lists=False, page_size=_SETTINGS.watch.page_size),
                 jitter=lambda: 0.5,
@@ -120,7 +156,7 @@ class Daemon:
             )
             api = {"": calm if name == CALM else shared}
             runs.append(discovery.run(api.__getitem__, keyed.collections, keyed.restored_place))
-        kubeconfigs = self._kubeconfigs(metrics, audit)
+        kubeconfigs = self._kubeconfigs(metrics, audit, shared)
         self.service = Service(
             self.fleet,
             DaemonInfo(
@@ -149,9 +185,23 @@ class Daemon:
             self.fleet.changes, journal.of_source(name), policy, description, keys=keyed.keys, reduce=keyed.reduce
         )
 
-    def _kubeconfigs(self, metrics: Metrics, audit: Audit) -> Kubeconfigs:
+    def _issuer_of_secrets(self, api: Upstream) -> KubeconfigSecretIssuer:
+        return KubeconfigSecretIssuer(
+            "secrets",
+            api,
+            origin="shared",
+            place=SecretPlace("{secret_namespace}", "{secret}"),
+            reading="kubeconfig",
+            objects=ClusterObjects(api, "shared", DECLARED),
+            clock=lambda: self._loop.wall,
+        )
+
+    def _kubeconfigs(self, metrics: Metrics, audit: Audit, shared: Upstream) -> Kubeconfigs:
         kubeconfigs = Kubeconfigs(
-            [IssuerAssignment(TenantsIssuer(self._loop))],
+            [
+                IssuerAssignment(self._issuer_of_secrets(shared), sources=frozenset({"declared"})),
+                IssuerAssignment(TenantsIssuer(self._loop)),
+            ],
             Issuance(
                 trust=lambda *_: ClusterTrust(authorities=None),
                 metrics=metrics.credentials,

@@ -13,6 +13,7 @@ from milo_discoveryd.sources.project_control_plane import CONTROL_PLANES, PROJEC
 from milo_discoveryd.sources.service_consumer import SERVICE_CONSUMERS
 from tests.simulation.hostile.daemon import HOSTILE, SERVICE, Daemon
 from tests.simulation.hostile.upstream import Upstream, kubeconfig
+from tests.simulation.seeded.loop import WALL_AT_ZERO
 
 CONSUMERS, PLANES, PROJECT = SERVICE_CONSUMERS.path, CONTROL_PLANES.path, PROJECTS.path
 DECLARED, SECRETS = "/apis/example.com/v1/clusters", "/api/v1/secrets"
@@ -48,17 +49,19 @@ class Writer:
     def declared(self, name: str, secret: str, **labels: str) -> None:
         self._put(DECLARED, name, {"spec": {"secret": secret}}, labels, self.tenant)
 
-    def secret(self, name: str, server: str) -> None:
-        self._put(SECRETS, name, {"data": {"kubeconfig": kubeconfig(server)}}, {}, self.tenant)
+    def secret(self, name: str, server: str, *, valid_s: float = 3600.0, **data: str) -> None:
+        """Write a Secret with a kubeconfig; `data` replaces or adds values."""
+        content = kubeconfig(server, WALL_AT_ZERO + asyncio.get_running_loop().time() + valid_s)
+        self._put(SECRETS, name, {"data": {"kubeconfig": content, **data}}, {}, self.tenant)
 
     def delete(self, path: str, name: str) -> None:
         key = f"{self.tenant}/{name}" if path in (DECLARED, SECRETS) else name
         self.written.pop((path, key), None)
-        self.upstream.delete(path, key)
+        self.upstream.remove(path, key)
 
     def delete_all(self) -> None:
         for path, key in self.written:
-            self.upstream.delete(path, key)
+            self.upstream.remove(path, key)
         self.written.clear()
 
     def _put(self, path: str, name: str, fields: Any, labels: dict[str, str], namespace: str = "") -> None:
@@ -161,12 +164,72 @@ class OneAddress(Generator):
         self.steps += 1
         for number in self.drawn(20):
             if self.random.random() < 0.5:
-                self.write.delete("/apis/example.com/v1/clusters", self.name(number))
+                self.write.delete(DECLARED, self.name(number))
             else:
                 self.write.declared(self.name(number), f"address-{number // 100}", at=f"{self.steps}")
         secret = self.random.randrange(max(1, self.objects // 100))
         moves = self.random.random() < 0.5
         self.write.secret(f"address-{secret}", f"https://{'moved' if moves else 'contested'}.example.com")
+
+
+class Rivals(Generator):
+    """Objects claim the addresses and UIDs of the other tenant's clusters: from the beginning, again, and by turns with
+    others of their own."""
+
+    def begin(self) -> None:
+        self.objects = min(self.objects, 500)
+        for number in range(self.objects):
+            self._write(number)
+
+    def step(self) -> None:
+        self.steps += 1
+        for number in self.drawn(20):
+            if self.random.random() < 0.3:
+                self.write.delete(DECLARED, self.name(number))
+                self.write.delete(PLANES, self.name(number))
+            else:
+                self._write(number)
+
+    def _write(self, number: int) -> None:
+        name, random = self.name(number), self.random
+        victim = f"honest-{random.randrange(5)}"
+        own = random.random() < 0.3
+        self.write.secret(name, f"https://{name if own else victim}.example.com")
+        self.write.declared(name, name, at=f"{self.steps}")
+        self.write.plane(name, name if own else f"uid-{victim}", ready=random.random() < 0.8)
+
+
+class Secrets(Generator):
+    """Asks for kubeconfigs of clusters whose Secrets end soon, are odd, or belong to objects that are made again."""
+
+    def begin(self) -> None:
+        self.objects = min(self.objects, 1000)
+        for number in range(self.objects):
+            self._write(number)
+
+    def step(self) -> None:
+        self.steps += 1
+        self.calls = [call for call in self.calls if not call.done()]
+        for number in self.drawn(20):
+            self._write(number)
+        for number in self.drawn(MAX_PER_OWNER - len(self.calls)):
+            request = pb.IssueKubeconfigRequest(cluster=f"declared#hostile.{self.name(number)}")
+            self.calls.append(self.daemon.call(self.daemon.service.issue_kubeconfig(request, HOSTILE)))
+
+    def _write(self, number: int) -> None:
+        name, server = self.name(number), f"https://{self.name(number)}.example.com"
+        match self.random.randrange(5):
+            case 0:
+                self.write.secret(name, server, valid_s=10.0)
+            case 1:
+                self.write.secret(name, server, padding="A" * self.random.choice((1000, 1 << 20)))
+            case 2:
+                self.write.secret(name, server, kubeconfig=self.random.choice(("", "!", "e30=", "AAAA" * 1000)))
+            case 3:
+                self.write.delete(DECLARED, name)
+            case _:
+                self.write.secret(name, server)
+        self.write.declared(name, name, at=f"{self.steps}")
 
 
 class OneUid(Generator):
@@ -357,6 +420,6 @@ class SlowProbes(Caller):
 
 
 GENERATORS: tuple[type[Generator], ...] = (
-    *(OneProject, WideLabels, OneSecret, OneAddress, OneUid, Flapping, Odd, Churn, Restarting),
+    *(OneProject, WideLabels, OneSecret, OneAddress, Rivals, Secrets, OneUid, Flapping, Odd, Churn, Restarting),
     *(Lifetimes, Streams, StreamsWithKubeconfigs, Confirming, Lists, SlowProbes),
 )

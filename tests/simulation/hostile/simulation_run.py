@@ -14,7 +14,7 @@ from unittest.mock import patch
 from milo_discovery.v1 import discovery_pb2 as pb
 from milo_discoveryd.engagement import engagement
 from milo_discoveryd.objects import store
-from tests.simulation.hostile.daemon import CALM, HONEST, KINDS, RETENTION_S, Daemon
+from tests.simulation.hostile.daemon import CALM, HONEST, KINDS, RETENTION_S, Daemon, StateOfSource
 from tests.simulation.hostile.generators import GENERATORS, Caller, Generator, Writer
 from tests.simulation.hostile.loop import BusyLoop
 from tests.simulation.hostile.upstream import Upstream
@@ -24,6 +24,8 @@ from tests.support.logs import capture_logs
 KEPT = "FORGETTABLE_RECORDS_KEPT"
 SIZES = (2000, 2000, 5000, 20_000)
 STEPS, STEP_S = 60, 0.1
+LATER_STEPS, LATER_STEP_S = 10, 7.0
+"""The steps of each of the times in which the hostile objects stay and change, all longer than `RETENTION_S`."""
 HONEST_EACH = 5
 """The honest clusters of each source."""
 LONGEST_STEP_S = 0.25
@@ -40,6 +42,7 @@ LEFT_OVER = 5 * RECORDS_KEPT
 OF_THE_PAST = (
     *("ChangeNotifier._published", "ObjectCollection._deletions_reported", "LogSlots."),
     *("Audit._of_objects", "KeyedBuckets._buckets", "TokenBucket"),
+    *("RecordedTransition", "DeliverySchedule._due"),
 )
 """Containers that keep some of the past until there were as many changes again, or up to a fixed number."""
 
@@ -113,11 +116,18 @@ class HonestTenant:
                 write.project(name, content=content)
         self._made[f"{source}#{name}", content] = self._clock()
 
+    def continue_at(self, daemon: Daemon) -> None:
+        self._daemon = daemon
+        self.subscribe()
+
     def subscribe(self) -> None:
         self._daemon.watch(HONEST, self._read)
 
     async def _read(self, data: bytes) -> None:
         for event in pb.WatchClustersResponse.FromString(data).events:
+            if event.type == pb.ClusterEvent.TYPE_DISENGAGED:
+                reason = pb.DisengageReason.Name(event.reason)
+                self.refused.append(f"disturbed: {event.cluster.name} was disengaged as {reason}: {event.message}")
             key = event.cluster.name, event.cluster.labels.get("content", "")
             if (made := self._made.pop(key, None)) is not None:
                 self._latencies.append((self._clock() - made, f"change of {key[0]}"))
@@ -176,11 +186,13 @@ class SimulationRun:
         self._objects = objects
         self._lists_first = random.random() < 0.5
         self._drain_s = random.choice((0.0, 30.0))
+        self._restarts = random.random() < 0.5
         self._peak = 0
         self._breaches: list[str] = []
 
     async def run(self) -> Outcome:
-        daemon = Daemon(self._loop, self._shared, self._calm, drain_s=self._drain_s)
+        states = {source: StateOfSource(self._loop, source) for source in KINDS}
+        daemon = Daemon(self._loop, self._shared, self._calm, states, drain_s=self._drain_s)
         honest = HonestTenant(self._shared, self._calm, daemon, self._loop)
         self._write_all(honest)
         await asyncio.sleep(10.0)
@@ -203,6 +215,20 @@ class SimulationRun:
         await honest.settled(PROMPT_S)
         self._breaches += honest.late(self._sources)
         slowest_s = honest.slowest_s
+        await self._stay(generators)
+        if self._restarts:
+            self._breaches += daemon.failed
+            for generator in generators:
+                generator.end()
+            daemon.check()
+            await daemon.end()
+            daemon = Daemon(self._loop, self._shared, self._calm, states, drain_s=self._drain_s)
+            for generator in generators:
+                generator.daemon = daemon
+            await asyncio.sleep(10.0)
+            honest.continue_at(daemon)
+            await self._arrive([], honest)
+            await self._stay(generators)
         with self._loop.paused():
             for generator in generators:
                 generator.end()
@@ -210,7 +236,7 @@ class SimulationRun:
             self._hostile.delete_all()
             daemon.probe_s = 0.0
         await self._rest(honest)
-        self._breaches += [*daemon.failed, *honest.refused, *self._leaks(sizes)]
+        self._breaches += [*daemon.failed, *honest.refused, *self._leaks(self._sizes() - sizes, "in the end")]
         writes, busy_s = self._shared.version, self._loop.busy_s - busy_s
         if busy_s > CALM_S + WRITE_S * writes and not any(issubclass(kind, Caller) for kind in self._kinds):
             self._breaches.append(f"cost: {writes} writes took {busy_s:.1f} s")
@@ -251,6 +277,20 @@ class SimulationRun:
         self._breaches += honest.late(self._sources, ARRIVAL_S * self._objects + PROMPT_S)
         await asyncio.sleep(5.0)
 
+    async def _stay(self, generators: Sequence[Generator]) -> None:
+        """Let the hostile tenant go on for long, and compare what is kept of its objects."""
+        grown: list[Counter[str]] = []
+        for _ in range(3):
+            before = self._sizes()
+            for _ in range(LATER_STEPS):
+                with self._loop.paused():
+                    for generator in generators:
+                        generator.step()
+                await asyncio.sleep(LATER_STEP_S)
+            grown.append(self._sizes() - before)
+        # Before the first, what expires has not; the size of a queue may differ once.
+        self._breaches += self._leaks(grown[1] & grown[2], "each time while the objects stay")
+
     async def _rest(self, honest: HonestTenant) -> None:
         """Let all times pass for which something is kept, and use what is used again."""
         for _ in range(3):
@@ -276,12 +316,14 @@ class SimulationRun:
                 for name, value in getattr(obj, "__dict__", {}).items():
                     if hasattr(value, "__len__") and not isinstance(value, str | bytes):
                         sizes[f"{kind.__name__}.{name}"] += len(value)
+                    if isinstance(value, dict):
+                        inner = (len(each) for each in value.values() if isinstance(each, tuple | list | dict | set))
+                        sizes[f"{kind.__name__}.{name}: values"] += sum(inner)
         return sizes
 
-    def _leaks(self, before: Counter[str]) -> list[str]:
-        grown = self._sizes() - before
+    def _leaks(self, grown: Counter[str], when: str) -> list[str]:
         return [
-            f"leak: {name} has {more} more"
+            f"leak: {name} has {more} more {when}"
             for name, more in grown.items()
             if more > LEFT_OVER and not name.startswith(OF_THE_PAST)
         ]

@@ -3,8 +3,8 @@ watch expires, where a simulation says so."""
 
 import asyncio
 import base64
-from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from collections import Counter, deque
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any
 
@@ -12,6 +12,7 @@ import msgspec
 
 from milo_kube.api_request import Answer
 from tests.simulation.seeded.api import EXPIRED
+from tests.unit.credentials.tokens import jwt
 
 LATENCY_S = 0.005
 CHUNK_BYTES = 1 << 16
@@ -69,6 +70,7 @@ class Upstream:
         self.restarts = 0
         """How many of the next continuations of lists are refused, so that the list restarts."""
         self._collections: dict[str, Stored] = {}
+        self._created: Counter[tuple[str, str]] = Counter()
 
     def collection(self, path: str) -> Stored:
         return self._collections.setdefault(path, Stored())
@@ -77,7 +79,11 @@ class Upstream:
         """Create or change an object."""
         self.version += 1
         key = f"{namespace}/{name}" if namespace else name
-        metadata = {"name": name, "namespace": namespace, "uid": f"uid-{key}".replace("/", "-"), **metadata}
+        if key not in self.collection(path).objects:
+            self._created[path, key] += 1
+        again = self._created[path, key] - 1
+        uid = f"uid-{key}".replace("/", "-") + (f"-{again}" if again else "")
+        metadata = {"name": name, "namespace": namespace, "uid": uid, **metadata}
         obj = msgspec.json.encode({"metadata": {**metadata, "resourceVersion": str(self.version)}, **fields})
         self.put_raw(path, key, obj)
 
@@ -87,7 +93,7 @@ class Upstream:
         stored.objects[key] = obj
         stored.tell(self.version, b'{"type":"%s","object":%s}\n' % (kind, obj))
 
-    def delete(self, path: str, key: str) -> None:
+    def remove(self, path: str, key: str) -> None:
         stored = self.collection(path)
         if (obj := stored.objects.pop(key, None)) is not None:
             self.version += 1
@@ -118,6 +124,14 @@ class Upstream:
             return Answer(200, {}, obj)
         missing = {"kind": "Status", "code": 404, "reason": "NotFound", "details": {"name": name}}
         return Answer(404, {}, msgspec.json.encode(missing))
+
+    async def post(self, path: str, body: bytes, *, timeout_s: float) -> Answer:
+        raise AssertionError("nothing is created")
+
+    async def delete(
+        self, path: str, body: bytes, *, timeout_s: float, sending: Callable[[], None] | None = None
+    ) -> Answer:
+        raise AssertionError("nothing is deleted")
 
     async def get_at_once(self, path: str, *, timeout_s: float) -> Answer:
         return await self.get(path, timeout_s=timeout_s)
@@ -158,14 +172,14 @@ class Upstream:
             stored.watches.discard(watch)
 
 
-def kubeconfig(server: str) -> str:
-    """Return the kubeconfig of a server, as in the data of a Secret."""
+def kubeconfig(server: str, expires_at: float) -> str:
+    """Return the kubeconfig of a server, as in the data of a Secret, with a token that expires then."""
     text = {
         "apiVersion": "v1",
         "kind": "Config",
         "clusters": [{"name": "c", "cluster": {"server": server}}],
         "contexts": [{"name": "c", "context": {"cluster": "c", "user": "u"}}],
-        "users": [{"name": "u", "user": {"token": "t"}}],
+        "users": [{"name": "u", "user": {"token": jwt(exp=expires_at)}}],
         "current-context": "c",
     }
     return base64.b64encode(msgspec.json.encode(text)).decode()
