@@ -13,7 +13,9 @@ from milo_kube.http.errors import TransportError
 from milo_kube.http.headers import Headers, SentHeaders
 
 OVERHEAD_LIMIT = 64 << 10
-"""Maximum bytes of headers, chunk sizes and trailers that may arrive without any body data in between."""
+"""Maximum bytes of headers, chunk sizes and trailers that may arrive for which no body data has paid."""
+_PIECE_BYTES = 64
+"""Counted as overhead for each piece of a body: it takes a microsecond. A byte of data pays for itself and another."""
 _UNZIP_AT_ONCE = 64 << 10
 """Hundreds of responses can arrive at one moment: each takes a third of a millisecond, and this much memory."""
 _HEADER_VALUE = re.compile(r"[^\r\n\0]*")
@@ -70,7 +72,7 @@ class Response(ABC):
     """A response whose body is read while it arrives."""
 
     __slots__ = (
-        *("_buffered", "_chunks", "_failure", "_has_head", "_is_complete", "_overhead", "_unzip", "_waiter"),
+        *("_body", "_failure", "_has_head", "_is_complete", "_overhead", "_unpaid_zipped", "_unzip", "_waiter"),
         *("has_begun", "headers", "is_reusable", "origin", "refusal", "status"),
     )
 
@@ -87,9 +89,11 @@ class Response(ABC):
         self._is_complete = False
         self._failure: TransportError | None = None
         self._overhead = 0
-        self._chunks: list[bytes] = []
-        self._buffered = 0
+        self._body = bytearray()
+        """What has not been read yet, in one piece: a server can send it two bytes at a time."""
         self._unzip: zlib._Decompress | None = None
+        self._unpaid_zipped = 0
+        """Number of compressed bytes that have brought no data: no limit of a body's size counts them."""
         self._waiter: asyncio.Future[None] | None = None
 
     async def head(self, silence_s: float | None) -> None:
@@ -105,10 +109,9 @@ class Response(ABC):
             if self._unzip is not None and self._unzip.unconsumed_tail:
                 await asyncio.sleep(0)  # a few bytes can expand to gigabytes: yield to other tasks
                 return self._unzipped(self._unzip.unconsumed_tail)
-            if self._chunks:
-                data = self._chunks[0] if len(self._chunks) == 1 else b"".join(self._chunks)
-                self._chunks.clear()
-                self._buffered = 0
+            if self._body:
+                data = bytes(self._body)
+                self._body.clear()
                 self._consumed(len(data))
                 if self._unzip is None:
                     return data
@@ -141,9 +144,8 @@ class Response(ABC):
             self._fail(TransportError("closed", f"{self.origin} used a content encoding that was not requested"))
 
     def _received_body(self, body: bytes) -> None:
-        self._overhead = 0
-        self._chunks.append(body)
-        self._buffered += len(body)
+        self._overhead = max(0, self._overhead + _PIECE_BYTES - 2 * len(body))
+        self._body += body
 
     def _received_overhead(self, size: int) -> bool:
         """Count `size` bytes that do not belong to the body; return whether there were too many."""
@@ -154,7 +156,7 @@ class Response(ABC):
         return True
 
     def _refuse_overhead(self) -> None:
-        what = "headers, trailers or chunk sizes"
+        what = "headers, trailers or chunk sizes, or a body in pieces of a few bytes"
         self._fail(TransportError("closed", f"{self.origin} sent more than {OVERHEAD_LIMIT} bytes of {what}"))
 
     def _fail(self, error: TransportError) -> TransportError:
@@ -188,6 +190,10 @@ class Response(ABC):
             if not unzip.eof:
                 piece = unzip.decompress(data, _UNZIP_AT_ONCE)
                 if not unzip.unused_data:
+                    taken = len(data) - len(unzip.unconsumed_tail)
+                    self._unpaid_zipped = max(0, self._unpaid_zipped + taken - 2 * len(piece))
+                    if self._unpaid_zipped > OVERHEAD_LIMIT:
+                        raise self._fail(TransportError("closed", f"{self.origin} sent a gzip body without data"))
                     return piece
         except zlib.error:
             raise self._fail(TransportError("closed", f"{self.origin} sent a body that is not valid gzip")) from None

@@ -10,8 +10,9 @@ from milo_kube.http.connection import OVERHEAD_LIMIT, Response, check_header, cl
 from milo_kube.http.errors import TransportError
 from milo_kube.http.headers import SentHeaders, each_header
 
-_BUFFER_LIMIT = 512 << 10
-"""Backpressure: with more unread bytes of body, reading from the socket is paused."""
+_BUFFER_LIMIT = 128 << 10
+"""Backpressure: with more unread bytes of body, reading from the socket is paused. Hundreds of servers can answer
+at one moment."""
 _FIELD_BYTES = 32
 """Counted for each header field besides its text, as in HTTP/2: short fields take many times their size in memory."""
 
@@ -134,7 +135,7 @@ class _Http1Response(Response):
             self._connection.abort()
         if self._received_overhead(0):
             self._connection.abort()
-        if self._buffered > _BUFFER_LIMIT and not self._is_paused and not self._is_complete:
+        if len(self._body) > _BUFFER_LIMIT and not self._is_paused and not self._is_complete:
             self._is_paused = True
             self._connection.transport.pause_reading()
         self._wake()

@@ -226,8 +226,8 @@ class _Http2Response(Response):
         self.stream_id = 0
 
     def close(self) -> None:
-        self._consumed(self._buffered)
-        self._buffered = 0
+        self._consumed(len(self._body))
+        self._body.clear()
         self._connection.finished(self)
 
     def _consumed(self, size: int) -> None:
@@ -242,6 +242,8 @@ class _Http2Response(Response):
                 self._connection.consumed(self.stream_id, padding)
                 if data and not self._is_complete:
                     self._received_body(data)
+                    if self._received_overhead(0):
+                        self._connection.finished(self)
             case Fields(_, fields, is_head):
                 if self._received_overhead(sum(len(name) + len(value) for name, value in fields)):
                     self._connection.finished(self)

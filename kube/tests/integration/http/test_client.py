@@ -203,6 +203,14 @@ async def test_http1_response_is_parsed(answer: bytes) -> None:
     assert connections_of(peer) == 1
 
 
+@pytest.mark.parametrize(("size", "count"), [(1, 900), (70, 20_000)])
+async def test_small_chunks_are_read(size: int, count: int) -> None:
+    chunks = b"%x\r\n%b\r\n" % (size, b"x" * size) * count
+    head = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+    async with serving(head + chunks + b"0\r\n\r\n") as peer, aclosing(client()) as using:
+        assert await got(using, peer.url) == (200, b"x" * size * count)
+
+
 async def test_body_without_content_length_ends_with_the_connection() -> None:
     async with serving(b"HTTP/1.1 200 OK\r\n\r\nok", ends=True) as peer, aclosing(client()) as using:
         assert await got(using, peer.url) == (200, b"ok")
@@ -251,6 +259,13 @@ async def test_truncated_response_is_an_error(answer: bytes) -> None:
             b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: 25000\r\n\r\n"
             + gzip.compress(b"ok", mtime=0).ljust(25_000, b"x"),
             "sent data after the end of a gzip body",
+        ),
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + b"2\r\nok\r\n" * 40_000, "pieces of a few bytes"),
+        (
+            b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: 200010\r\n\r\n"
+            + gzip.compress(b"", mtime=0)[:10]
+            + b"\0\0\0\xff\xff" * 40_000,  # empty blocks
+            "gzip body without data",
         ),
     ],
 )
@@ -335,8 +350,8 @@ async def test_unread_response_causes_backpressure() -> None:
     head = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(body)
     async with serving(head + body) as peer, aclosing(client()) as using:
         async with using.request("GET", peer.url, headers={}, connect_timeout_s=10) as response:
-            await eventually(lambda: response._buffered > 512 << 10)
-            held = response._buffered
+            await eventually(lambda: len(response._body) > 128 << 10)
+            held = len(response._body)
             read = 0
             while chunk := await response.read(10):
                 read += len(chunk)

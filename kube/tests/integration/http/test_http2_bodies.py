@@ -137,7 +137,7 @@ async def test_unread_response_causes_backpressure_on_its_stream_only(authority:
         for _ in range(3):
             async with using.request("GET", peer.url, headers={}, connect_timeout_s=10) as response:
                 assert await response.read(10)
-        await eventually(lambda: stopped._buffered == STREAM_WINDOW)
+        await eventually(lambda: len(stopped._body) == STREAM_WINDOW)
         (accepted,) = peer.accepted
         assert sent == dict.fromkeys((1, 3, 5, 7), STREAM_WINDOW)
         assert len(await stopped.read(10)) == STREAM_WINDOW

@@ -208,7 +208,7 @@ async def test_interleaved_streams_deliver_their_own_bytes(steps: list[Step], cu
             server.send_data(stream, body[start : start + server.max_outbound_frame_size])
         sent[number] += body
         exchange()
-        if is_read and responses[number]._chunks:
+        if is_read and responses[number]._body:
             read[number] += await responses[number].read(10)
             exchange()
     for number, response in enumerate(responses):
