@@ -6,7 +6,7 @@ from pathlib import Path
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 CA = """\
@@ -37,13 +37,14 @@ _SIGNING = x509.KeyUsage(
     digital_signature=False, content_commitment=False, key_encipherment=False, data_encipherment=False,
     key_agreement=False, key_cert_sign=True, crl_sign=True, encipher_only=False, decipher_only=False,
 )  # fmt: skip
+Key = ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey
 LOOPBACK = (x509.DNSName("localhost"), x509.IPAddress(IPv4Address("127.0.0.1")))
 
 
 class Pair:
     """A certificate and its key, in PEM."""
 
-    def __init__(self, certificate: x509.Certificate, key: ec.EllipticCurvePrivateKey) -> None:
+    def __init__(self, certificate: x509.Certificate, key: Key) -> None:
         self.der = certificate.public_bytes(serialization.Encoding.DER)
         self.certificate = certificate.public_bytes(serialization.Encoding.PEM)
         self.key = key.private_bytes(
@@ -77,10 +78,11 @@ class Authority:
         life: dt.timedelta = dt.timedelta(hours=1),
         begins_in: dt.timedelta = dt.timedelta(hours=-1),
         use: x509.ObjectIdentifier | None = None,
+        key: Key | None = None,
     ) -> Pair:
         """Issue a certificate that has been valid for an hour, or is valid after `begins_in`. With a negative `life`
         it has expired."""
-        key = ec.generate_private_key(ec.SECP256R1())
+        key = key or ec.generate_private_key(ec.SECP256R1())
         now = dt.datetime.now(dt.UTC)
         made = self._builder(_name(common_name), key, min(now, now + life) + begins_in, now + life)
         if names:
@@ -92,9 +94,7 @@ class Authority:
     def server(self, life: dt.timedelta = dt.timedelta(hours=1)) -> Pair:
         return self.issue(*LOOPBACK, common_name="server", life=life, use=ExtendedKeyUsageOID.SERVER_AUTH)
 
-    def _builder(
-        self, subject: x509.Name, key: ec.EllipticCurvePrivateKey, begin: dt.datetime, end: dt.datetime
-    ) -> x509.CertificateBuilder:
+    def _builder(self, subject: x509.Name, key: Key, begin: dt.datetime, end: dt.datetime) -> x509.CertificateBuilder:
         """Begin a certificate with what Python requires since 3.13."""
         return (
             x509.CertificateBuilder()

@@ -8,7 +8,7 @@ chain that a server sends with each name constraint of a CA. Pure.
 import base64
 import re
 from collections.abc import Callable, Iterator, Mapping
-from typing import Final
+from typing import Final, NamedTuple
 
 RECEIVED_BITS: Final = 4_096
 """Maximum size of an RSA key that another user wrote."""
@@ -38,15 +38,29 @@ class KeySizeError(ValueError):
     """A certificate or a key is refused. The message is a predicate without a subject, and quotes no key."""
 
 
-def check(pem: bytes, bits: int) -> list[str]:
-    """Check every certificate and private key in the text; return their algorithms: EC, Ed25519 or RSA.
+class Block(NamedTuple):
+    """A certificate, a private key, or the parameters of one."""
+
+    label: bytes
+    content: bytes
+    """DER"""
+    algorithm: str
+    """EC, Ed25519 or RSA"""
+
+    @property
+    def pem(self) -> bytes:
+        return b"-----BEGIN %b-----\n%b-----END %b-----\n" % (self.label, base64.encodebytes(self.content), self.label)
+
+
+def check(pem: bytes, bits: int) -> list[Block]:
+    """Check and return every certificate and private key in the text.
 
     Raises KeySizeError for anything that a TLS library could load, but that is not known to be small. Text without
     certificates and keys is accepted: no library loads anything from it.
     """
     if b"-----" in _BLOCK.sub(b"", pem):
         raise KeySizeError("has malformed PEM, or an encrypted key")
-    found: list[str] = []
+    found: list[Block] = []
     blocks = _BLOCK.findall(pem)
     if len(blocks) > MOST:
         raise KeySizeError(f"has {len(blocks)} certificates and keys: at most {MOST} are accepted")
@@ -55,7 +69,7 @@ def check(pem: bytes, bits: int) -> list[str]:
             raise KeySizeError(f'has a PEM block "{label.decode()}" instead of certificates or an unencrypted key')
         try:
             content = base64.b64decode(b"".join(encoded.split()), validate=True)
-            found.append(_READERS[label](_Fields(content), bits))
+            found.append(Block(label, content, _READERS[label](_Fields(content), bits)))
         except KeySizeError:
             raise
         except (ValueError, IndexError):
@@ -82,6 +96,8 @@ class _Fields:
         start, size = self._at + 2, self._content[self._at + 1]
         if size >= 0x80:
             start, size = start + size - 0x80, int.from_bytes(self._content[start : start + size - 0x80])
+            if size < 0x80 or self._content[self._at + 2] == 0:  # OpenSSL also reads the indefinite length of BER
+                raise ValueError("a length is not that of DER")
         self._at = start + size
         if self._at > len(self._content):
             raise ValueError("truncated")

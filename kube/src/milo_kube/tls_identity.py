@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime, timedelta
 from pathlib import Path
+from typing import NamedTuple, Self
 from weakref import WeakValueDictionary
 
 import msgspec
@@ -15,6 +16,7 @@ from milo_kube import key_sizes
 from milo_kube.credential import ClientCertificate, CredentialError
 
 _SOON = timedelta(days=1)
+_UNMATCHED = "the client certificate and its key do not match, or are not PEM"
 
 
 class CertificateExpiry(msgspec.Struct, frozen=True):
@@ -64,6 +66,41 @@ def check_authorities(pem: bytes) -> None:
     _load_authorities(ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), _ascii(pem))
 
 
+class _Pair(NamedTuple):
+    """A client certificate and its key, as all that OpenSSL reads of them.
+
+    OpenSSL selects what it loads from other blocks and encodings in its own way: it would load another certificate or
+    key than the one whose algorithm is known here.
+    """
+
+    algorithm: str
+    pem: bytes
+
+    @classmethod
+    def of(cls, certificate: ClientCertificate) -> Self:
+        """Raises CredentialError. As in Go, and so in kubectl: only the certificates of the chain count, and the key of
+        the text of the key, so both may be in one file."""
+        try:
+            in_chain = key_sizes.check(certificate.chain, key_sizes.OWN_BITS)
+            in_key = key_sizes.check(certificate.key.reveal().encode(errors="replace"), key_sizes.OWN_BITS)
+        except key_sizes.KeySizeError as error:
+            raise CredentialError(f"the client certificate or its key {error}") from None
+        chain = [block for block in in_chain if block.label == b"CERTIFICATE"]
+        keys = [block for block in in_key if block.label.endswith(b"PRIVATE KEY")]
+        if not chain or len(keys) != 1 or chain[0].algorithm != keys[0].algorithm:
+            raise CredentialError(_UNMATCHED)
+        return cls(chain[0].algorithm, b"".join(block.pem for block in chain + keys))
+
+    def load_into(self, context: ssl.SSLContext) -> None:
+        """Raises CredentialError."""
+        try:
+            with as_file(self.pem) as path:
+                # Without a password callback, an encrypted key would prompt on the terminal.
+                context.load_cert_chain(path, password=lambda: b"")
+        except (ssl.SSLError, ValueError):
+            raise CredentialError(_UNMATCHED) from None
+
+
 class _SharedContext:
     """A context, and the client certificate that it has now."""
 
@@ -77,7 +114,7 @@ class _SharedContext:
         """Present the certificate in the connections that are made next. Raises CredentialError."""
         if self.certificate != certificate:
             self.certificate = None
-            _load_certificate(self.context, certificate)
+            _Pair.of(certificate).load_into(self.context)
             self.certificate = certificate
 
 
@@ -96,7 +133,7 @@ class ClientContexts:
         """Return a function that returns a context with the identity. A connection must be made with the context before
         the next await. Raises CredentialError."""
         certificate = identity.certificate
-        key = identity.authorities, "" if certificate is None else _algorithm(certificate)
+        key = identity.authorities, "" if certificate is None else _Pair.of(certificate).algorithm
         shared = self._contexts.get(key)
         if shared is None:
             shared = self._contexts[key] = _SharedContext(_context(identity.pem))
@@ -112,7 +149,7 @@ class ClientContexts:
 
 def check_pair(certificate: ClientCertificate) -> None:
     """Raise CredentialError if the key does not match the certificate, or one of them cannot be used."""
-    _load_certificate(ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), certificate)
+    _Pair.of(certificate).load_into(ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT))
 
 
 def bound_handshakes(context: ssl.SSLContext) -> None:
@@ -137,14 +174,6 @@ def _context(authorities: str | None) -> ssl.SSLContext:
     return context
 
 
-def _algorithm(certificate: ClientCertificate) -> str:
-    """Return the algorithm of the first certificate of the chain. Raises CredentialError."""
-    try:
-        return next(iter(key_sizes.check(certificate.chain, key_sizes.OWN_BITS)), "")
-    except key_sizes.KeySizeError as error:
-        raise CredentialError(f"the client certificate {error}") from None
-
-
 def _load_default_authorities(context: ssl.SSLContext) -> None:
     """Load the system's CAs. OpenSSL ignores a bundle that cannot be opened, for example because no file descriptor is
     left, and the context would trust nobody for as long as it is used."""
@@ -163,19 +192,6 @@ def _load_authorities(context: ssl.SSLContext, pem: str) -> None:
         context.load_verify_locations(cadata=pem)
     except (ValueError, ssl.SSLError):
         raise CredentialError("the certificate authority is not a list of PEM certificates") from None
-
-
-def _load_certificate(context: ssl.SSLContext, certificate: ClientCertificate) -> None:
-    content = certificate.chain.rstrip() + b"\n" + certificate.key.reveal().encode()
-    try:
-        key_sizes.check(content, key_sizes.OWN_BITS)
-        with as_file(content) as path:
-            # Without a password callback, an encrypted key would prompt on the terminal.
-            context.load_cert_chain(path, password=lambda: b"")
-    except key_sizes.KeySizeError as error:
-        raise CredentialError(f"the client certificate or its key {error}") from None
-    except (ssl.SSLError, ValueError):
-        raise CredentialError("the client certificate and its key do not match, or are not PEM") from None
 
 
 @contextmanager

@@ -20,7 +20,8 @@ from cryptography.x509.oid import NameOID
 from hypothesis import given
 from hypothesis import strategies as st
 
-from milo_kube.key_sizes import MOST, OWN_BITS, RECEIVED_BITS, KeySizeError, check
+from milo_kube import key_sizes
+from milo_kube.key_sizes import MOST, OWN_BITS, RECEIVED_BITS, KeySizeError
 from tests.support.certificates import CA, Authority
 from tests.support.giant_keys import BITS, INTEGER, OCTETS, OID, SEQUENCE, GiantPair, field, traditional_key
 from tests.support.giant_keys import pem as block
@@ -41,6 +42,11 @@ OTHERS = {
 
 
 GIANT = GiantPair(9_000)
+
+
+def check(text: bytes, bits: int) -> list[str]:
+    """Return the algorithms of what is in the text."""
+    return [found.algorithm for found in key_sizes.check(text, bits)]
 
 
 def certificate_with(key: Any, *extensions: x509.ExtensionType) -> bytes:
@@ -73,6 +79,14 @@ def test_chain_of_trustme_and_text_without_pem_are_accepted() -> None:
     assert check(issued.private_key_and_cert_chain_pem.bytes(), RECEIVED_BITS) == ["EC", "EC"]
     assert check(b"no PEM at all", RECEIVED_BITS) == []
     assert check(b"", RECEIVED_BITS) == []
+
+
+def test_block_is_encoded_anew_without_text_around_it() -> None:
+    text = certificate_with(ACCEPTED["RSA 2048"])
+    odd = b"Subject: a\n" + text.replace(b"\n", b" \r\n \r\n") + b"the end"
+    [found] = key_sizes.check(odd, RECEIVED_BITS)
+    assert found.pem != odd
+    assert x509.load_pem_x509_certificate(found.pem) == x509.load_pem_x509_certificate(text)
 
 
 @pytest.mark.parametrize("name", OTHERS)
@@ -118,6 +132,13 @@ def test_certificate_of_version_1_is_accepted_but_not_with_fields_that_are_missi
     for wrong in (whole[:-1], whole + b"\0", b"", field(SEQUENCE, key)):
         with pytest.raises(KeySizeError, match="cannot be read"):
             check(block("CERTIFICATE", wrong), RECEIVED_BITS)
+
+
+@pytest.mark.parametrize("length", [b"\x80", b"\x81\x7f", b"\x82\0\x80", b"\x81"])
+def test_length_that_der_forbids_is_refused(length: bytes) -> None:
+    """OpenSSL reads such lengths too, so nothing else may be taken for what it reads."""
+    with pytest.raises(KeySizeError, match="cannot be read"):
+        check(block("CERTIFICATE", b"\x30" + length + bytes(0x80)), RECEIVED_BITS)
 
 
 def test_number_of_certificates_is_limited() -> None:

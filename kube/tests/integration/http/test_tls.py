@@ -3,17 +3,18 @@
 import asyncio
 import ssl
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import aclosing
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric import rsa
 
 from milo_kube import costly_steps
 from milo_kube.costly_steps import CostlySteps
-from milo_kube.credential import ClientCertificate, Secret
+from milo_kube.credential import ClientCertificate, CredentialError, Secret
 from milo_kube.http.client import Client, IdleConnections
 from milo_kube.http.errors import TransportError
 from milo_kube.http.tls import HANDSHAKE_BYTES, TlsTransport
@@ -341,38 +342,76 @@ def certificate(pair: Pair) -> ClientCertificate:
     return ClientCertificate(chain=pair.certificate, key=Secret(pair.key.decode()))
 
 
-async def test_each_connection_of_a_shared_context_presents_its_own_certificate() -> None:
-    authority = Authority()
+class Side:
+    """One side of a connection in memory."""
+
+    def __init__(self, context: ssl.SSLContext, *, is_server: bool) -> None:
+        self.incoming, self.outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        name = None if is_server else "localhost"
+        self.tls = context.wrap_bio(self.incoming, self.outgoing, server_side=is_server, server_hostname=name)
+
+    def step(self, other: "Side") -> bool:
+        try:
+            self.tls.do_handshake()
+        except ssl.SSLWantReadError:
+            return False
+        finally:
+            other.incoming.write(self.outgoing.read())
+        return True
+
+
+def presented(authority: Authority, providers: Sequence[Callable[[], ssl.SSLContext]]) -> list[bytes | None]:
+    """Return the certificates that a server sees in connections that are all made before the first handshake."""
     server = loaded(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), authority.server())
-    server.verify_mode = ssl.CERT_REQUIRED
+    server.verify_mode = ssl.CERT_OPTIONAL
     server.load_verify_locations(cadata=authority.pem.decode())
+    sides = [(Side(provider(), is_server=False), Side(server, is_server=True)) for provider in providers]
+    for client, accepted in sides:
+        while not all([client.step(accepted), accepted.step(client)]):
+            pass
+    return [accepted.tls.getpeercert(binary_form=True) for _, accepted in sides]
+
+
+def test_each_connection_of_a_shared_context_presents_its_own_certificate() -> None:
+    authority, contexts = Authority(), ClientContexts()
     pairs = [authority.issue(common_name=name) for name in "ab"]
-    contexts = ClientContexts()
     providers = [
         contexts.context(TlsIdentity(authorities=authority.pem, certificate=certificate(pair))) for pair in pairs
     ]
     assert providers[0]() is providers[1]()
+    assert presented(authority, providers) == [pair.der for pair in pairs]
 
-    class Side:
-        def __init__(self, context: ssl.SSLContext, *, is_server: bool) -> None:
-            self.incoming, self.outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
-            name = None if is_server else "localhost"
-            self.tls = context.wrap_bio(self.incoming, self.outgoing, server_side=is_server, server_hostname=name)
 
-        def step(self, other: "Side") -> bool:
-            try:
-                self.tls.do_handshake()
-            except ssl.SSLWantReadError:
-                return False
-            finally:
-                other.incoming.write(self.outgoing.read())
-            return True
+EC_PARAMETERS = b"-----BEGIN EC PARAMETERS-----\nBggqhkjOPQMBBw==\n-----END EC PARAMETERS-----\n"
 
-    sides = [(Side(provider(), is_server=False), Side(server, is_server=True)) for provider in providers]
-    for client, accepted in sides:  # after both were made
-        while not all([client.step(accepted), accepted.step(client)]):
-            pass
-    assert [accepted.tls.getpeercert(binary_form=True) for _, accepted in sides] == [pair.der for pair in pairs]
+
+@pytest.mark.parametrize("place", ["chain", "key"])
+@pytest.mark.parametrize("before", ["parameters", "key", "one line", "text"])
+def test_what_precedes_a_certificate_or_key_leaves_no_other_certificate_in_the_context(before: str, place: str) -> None:
+    """OpenSSL skips what it does not look for: another algorithm than that of the certificate must not be found."""
+    contexts, authority = ClientContexts(), Authority()
+    victim, own = authority.issue(common_name="victim"), authority.issue(key=rsa.generate_private_key(65537, 2048))
+    preceding = {
+        "parameters": EC_PARAMETERS,
+        "key": victim.key,
+        "one line": victim.certificate.replace(b"\n", b""),
+        "text": b"Subject: \xc3\xbc\n",
+    }[before]
+    chain, key = own.certificate, own.key
+    if place == "chain":
+        chain = preceding + chain
+    else:
+        key = preceding + key
+    victims = contexts.context(TlsIdentity(authorities=authority.pem, certificate=certificate(victim)))
+    try:
+        ours = contexts.context(
+            TlsIdentity(authorities=authority.pem, certificate=ClientCertificate(chain=chain, key=Secret(key.decode())))
+        )
+    except CredentialError:
+        assert (before, place) in {("key", "key"), ("one line", "chain")}
+    else:
+        assert presented(authority, [victims, ours]) == [victim.der, own.der]
+    assert presented(authority, [victims]) == [victim.der]
 
 
 def test_certificates_of_different_algorithms_do_not_share_a_context() -> None:
