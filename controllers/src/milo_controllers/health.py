@@ -11,13 +11,14 @@ from milo_kube.collection_follower import FollowerState
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CacheProblem:
-    """A cache of one kind in one cluster that is not current."""
+    """A cache of one kind in one cluster that is not current, or lacks objects."""
 
     cluster: str
     kind: str
     state: FollowerState
     """`forbidden`: the rights are missing; `not_served`: the cluster does not have the kind; `over_budget`: it is too
-    large to be cached; `stale`: list or watch fails for another reason; `starting`: its first list is being read."""
+    large to be cached; `stale`: list or watch fails for another reason; `starting`: its first list is being read;
+    `synced`: some objects are invalid, as those for which `transform=` raises an error."""
     is_synced: bool
     """Whether the cache contains a complete list, which may be out of date."""
     problem: str

@@ -84,6 +84,10 @@ class Informer(CollectionFollower[CachedObject, Change]):
         self._listener = listener
         super().__init__(api, spec, self.cache, policy, budget=budget, cluster=api.name, log=log)
 
+    @property
+    def problem(self) -> str:
+        return super().problem or self.cache.invalid
+
     def changed(self, change: Change) -> None:
         self._listener.changed(self, change)
 

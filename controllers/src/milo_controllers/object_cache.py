@@ -11,6 +11,8 @@ from typing import Any, Literal, NamedTuple
 
 import msgspec
 
+from milo_controllers.errors import text_of
+from milo_controllers.kinds import Transform
 from milo_kube.reflect.messages import (
     DeletionReported,
     Listed,
@@ -20,7 +22,7 @@ from milo_kube.reflect.messages import (
     SourceEvent,
     Unlisted,
 )
-from milo_kube.reflect.wire import Decoder, ListPage, cut, is_named, text_bytes
+from milo_kube.reflect.wire import Decoder, ListPage, ObjectSeen, WatchEvent, cut, is_named, text_bytes
 from milo_kube.user_code import call
 from milo_objects.object_index import IndexFunction, ObjectIndex
 
@@ -139,7 +141,17 @@ def _type_meta(raw: bytes) -> _TypeMeta | None:
 
 
 class ObjectDecoder(Decoder[msgspec.Raw, CachedObject]):
-    """A decoder of objects that adds apiVersion and kind if a list omits them, as lists of built-in kinds do."""
+    """A decoder of objects that adds apiVersion and kind if a list omits them, as lists of built-in kinds do, and then
+    calls `transform`."""
+
+    def __init__(
+        self,
+        observe: Callable[[msgspec.Raw], CachedObject],
+        malformed: Callable[[str, str, str, str], CachedObject],
+        transform: Transform | None,
+    ) -> None:
+        super().__init__(msgspec.Raw, observe, malformed, _key)
+        self._transform = transform
 
     def page(self, body: bytes) -> tuple[ListPage, Iterator[CachedObject | None]]:
         page, objects = super().page(body)
@@ -148,7 +160,34 @@ class ObjectDecoder(Decoder[msgspec.Raw, CachedObject]):
             return page, objects
         of_items = {"apiVersion": meta.apiVersion, "kind": meta.kind.removesuffix("List")}
         prefix = msgspec.json.encode(of_items)[:-1] + b","
-        return page, (None if found is None else _typed(found, prefix) for found in objects)
+        return page, (None if found is None else self._transformed(_typed(found, prefix)) for found in objects)
+
+    def line(self, line: bytes | bytearray) -> WatchEvent[CachedObject]:
+        event = super().line(line)
+        if self._transform is None or not isinstance(event, ObjectSeen):
+            return event
+        return ObjectSeen(self._transformed(event.observation))
+
+    def _transformed(self, found: CachedObject) -> CachedObject:
+        if self._transform is None or found.problem:
+            return found
+        raw = b""
+        try:
+            whole = msgspec.json.decode(found.raw)
+            deletion = whole["metadata"].get("deletionTimestamp")
+            transformed: Any = call(self._transform, whole)
+            problem = _problem(transformed)
+            if deletion is not None and not problem:
+                # Whether the object is terminating decides what is reconciled, not only what the author reads.
+                kept = {**transformed["metadata"], "deletionTimestamp": deletion}
+                transformed = {**transformed, "metadata": kept}
+            raw = msgspec.json.encode(transformed)
+        except Exception as error:  # noqa: BLE001  (the author's code: an error there affects only this object)
+            problem = f"transform= raised {type(error).__name__}: {text_of(error)}"
+        if problem:
+            problem = problem[:_LONGEST_PROBLEM]
+            return CachedObject(found.name, found.namespace, found.uid, found.version, problem=problem)
+        return msgspec.structs.replace(found, raw=raw)
 
 
 def _typed(found: CachedObject, prefix: bytes) -> CachedObject:
@@ -162,9 +201,7 @@ def _typed(found: CachedObject, prefix: bytes) -> CachedObject:
     return msgspec.structs.replace(found, raw=prefix + found.raw.lstrip()[1:])
 
 
-def object_decoder(
-    *, metadata_only: bool = False, transform: Callable[[dict[str, Any]], dict[str, Any]] | None = None
-) -> ObjectDecoder:
+def object_decoder(*, metadata_only: bool = False, transform: Transform | None = None) -> ObjectDecoder:
     """Return a decoder whose results hold the object as bytes, without `managedFields`."""
 
     def observe(raw: msgspec.Raw) -> CachedObject:
@@ -190,21 +227,6 @@ def object_decoder(
             inner.pop("managedFields", None)
             fields["metadata"] = msgspec.Raw(msgspec.json.encode(inner))
             stripped = msgspec.json.encode(fields)
-        if transform is not None:
-            try:
-                whole = msgspec.json.decode(stripped)
-                deletion = whole["metadata"].get("deletionTimestamp")
-                transformed: Any = call(transform, whole)
-                problem = _problem(transformed)
-                if deletion is not None and not problem:
-                    # Whether the object is terminating decides what is reconciled, not only what the author reads.
-                    kept = {**transformed["metadata"], "deletionTimestamp": deletion}
-                    transformed = {**transformed, "metadata": kept}
-                stripped = msgspec.json.encode(transformed)
-            except Exception as error:  # noqa: BLE001  (the author's code: an error there affects only this object)
-                problem = f"transform= raised {error!r}"
-            if problem:
-                return malformed(place, metadata.uid, metadata.resourceVersion, problem[:_LONGEST_PROBLEM])
         namespace = _shared(metadata.namespace)
         return CachedObject(metadata.name, namespace, metadata.uid, metadata.resourceVersion, stripped, owners)
 
@@ -212,7 +234,7 @@ def object_decoder(
         namespace, _, name = place.rpartition("/")
         return CachedObject(name, namespace, uid, version, problem=problem)
 
-    return ObjectDecoder(msgspec.Raw, observe, malformed, _key)
+    return ObjectDecoder(observe, malformed, transform)
 
 
 def _key(namespace: str, name: str) -> str:
@@ -274,6 +296,15 @@ class ObjectCache:
 
     def get(self, namespace: str, name: str) -> CachedObject | None:
         return self._objects.get((namespace, name))
+
+    @property
+    def invalid(self) -> str:
+        """How many objects exist of which no valid state is known, and why, for one of them; empty if there are none.
+        Safe in any thread."""
+        found = tuple(self._invalid.values())
+        if not found:
+            return ""
+        return f"{len(found)} of its objects cannot be cached, such as {found[0].name}: {found[0].problem}"
 
     def problem(self, namespace: str, name: str) -> str:
         """Return why there is no valid state of an object that exists; empty if there is one, or no object."""

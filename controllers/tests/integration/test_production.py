@@ -65,11 +65,15 @@ async def test_object_that_cannot_be_cached_is_not_taken_for_a_deleted_one(plane
 
     async with reconciling(reconcile, plane, kind=Kind(WIDGETS, transform=transform)) as running:
         await eventually(lambda: running.controllers.health().synced)
+        problems = running.controllers.health().problems
         running.controllers.enqueue(ReconcileTarget("one", "default", plane.project))
         await eventually(lambda: found)
     assert found == [
         f"{WIDGETS} one of {plane.project} exists, but is invalid, and so is not cached: "
-        "transform= raised ValueError('not this one')"
+        "transform= raised ValueError: not this one"
+    ]
+    assert [(problem.state, problem.problem) for problem in problems] == [
+        ("synced", "1 of its objects cannot be cached, such as one: transform= raised ValueError: not this one")
     ]
 
 

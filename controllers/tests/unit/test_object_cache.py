@@ -59,6 +59,13 @@ def applied(cache: ObjectCache, *events: SourceEvent[CachedObject]) -> list[Chan
     return [change for event in events for change in cache.apply(event)]
 
 
+class Untold(Exception):  # noqa: N818
+    def __str__(self) -> str:
+        raise self
+
+    __repr__ = __str__
+
+
 def synced(*objects: CachedObject, indexes: Mapping[str, Index] | None = None) -> ObjectCache:
     cache = ObjectCache()
     for name, index in (indexes or {}).items():
@@ -150,11 +157,12 @@ def test_invalid_object_is_known_to_exist_until_it_is_deleted_or_valid() -> None
     cache = synced(cached("a"), wrong)
     before = cache.size
     assert (cache.get("default", "b"), cache.problem("default", "b")) == (None, "no metadata")
+    assert cache.invalid == "1 of its objects cannot be cached, such as b: no metadata"
     assert (cache.problem("default", "a"), cache.problem("default", "c"), len(cache)) == ("", "", 2)
     assert applied(cache, ObjectChanged(wrong), ListStarted(), Listed(cached("a")), Listed(wrong), ListEnded()) == []
     assert (cache.problem("default", "b"), cache.size) == ("no metadata", before)
     applied(cache, ObjectChanged(cached("b", "2")))
-    assert cache.problem("default", "b") == ""
+    assert (cache.problem("default", "b"), cache.invalid) == ("", "")
     ends: list[list[SourceEvent[CachedObject]]] = [
         [DeletionReported("c", "uid-c", "default")],
         [ListStarted(), Listed(cached("a")), Listed(cached("b", "2")), ListEnded()],
@@ -327,6 +335,29 @@ def test_decoder_caches_what_transform_returns() -> None:
     assert msgspec.json.decode(event.observation.raw).keys() == {"metadata", "kind"}
 
 
+def test_transform_receives_kind_and_api_version_of_a_list_that_omits_them() -> None:
+    """It raised KeyError for each object, and none was reconciled."""
+    decoder = object_decoder(transform=lambda found: {key: found[key] for key in ("apiVersion", "kind", "metadata")})
+    item = {name: document("a")[name] for name in ("metadata", "data")}
+    body = {"kind": "ConfigMapList", "apiVersion": "v1", "metadata": {}, "items": [item]}
+    [found] = decoder.page(msgspec.json.encode(body))[1]
+    assert found is not None
+    assert found.problem == ""
+    assert decoder.line(line(document("a"))) == ObjectSeen(found)
+
+
+def test_transform_that_raises_an_error_without_a_text_affects_only_its_object() -> None:
+    def fail(_: object) -> dict[str, Any]:
+        raise Untold
+
+    found = document("a")
+    body = {"kind": "ConfigMapList", "apiVersion": "v1", "metadata": {}, "items": [found]}
+    [listed] = object_decoder(transform=fail).page(msgspec.json.encode(body))[1]
+    assert listed is not None
+    assert listed.problem == "transform= raised Untold: Untold"
+    assert object_decoder(transform=fail).line(line(found)) == ObjectSeen(listed)
+
+
 def test_decoder_keeps_the_deletion_of_an_object_that_transform_drops() -> None:
     """Found by a reader: terminating objects of a project that is being deleted were never reconciled, and the project
     never gone."""
@@ -340,7 +371,7 @@ def test_decoder_keeps_the_deletion_of_an_object_that_transform_drops() -> None:
 def test_decoder_reports_an_object_for_which_transform_raises() -> None:
     event = object_decoder(transform=lambda found: found["spec"]).line(line(document("a")))
     assert isinstance(event, ObjectSeen)
-    assert event.observation.problem == "transform= raised KeyError('spec')"
+    assert event.observation.problem == "transform= raised KeyError: 'spec'"
 
 
 def test_decoder_reports_an_object_for_which_transform_does_not_return_a_dict() -> None:
