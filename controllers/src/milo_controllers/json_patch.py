@@ -12,6 +12,11 @@ import msgspec
 Operation = dict[str, Any]
 
 _KEYS = ("name", "type", "key")
+_LONGEST_NAME = 100
+
+
+class PartialListError(ValueError):
+    """A changed list whose elements are held in part, so that their other fields would be lost."""
 
 
 def patch(before: Any, after: Any) -> Iterator[Operation]:
@@ -45,18 +50,19 @@ def applied(document: Any, operations: Sequence[Operation]) -> Any:
     return root[""]
 
 
-def carried_over(original: Any, before: Any, after: Any) -> Any:
+def carried_over(original: Any, before: Any, after: Any, *, name: str = "") -> Any:
     """Return `original` with what differs between `before` and `after`.
 
     `before` and `after` may lack fields of `original`, such as those that a type does not declare: these are kept, also
-    in the elements of a list that is extended, shortened or reordered.
+    in the elements of a list that is extended, shortened or reordered. Raises PartialListError if that leaves open
+    which element a changed one was. `name`: of the field, for that error.
     """
     if isinstance(original, dict) and isinstance(before, dict) and isinstance(after, dict):
-        kept = {name: value for name, value in original.items() if name in after or name not in before}
+        kept = {field: value for field, value in original.items() if field in after or field not in before}
         changed = {
-            name: carried_over(original.get(name), before.get(name), value)
-            for name, value in after.items()
-            if name not in before or not are_same(before[name], value)
+            field: carried_over(original.get(field), before.get(field), value, name=field)
+            for field, value in after.items()
+            if field not in before or not are_same(before[field], value)
         }
         return kept | changed
     lists = (original, before, after)
@@ -64,9 +70,16 @@ def carried_over(original: Any, before: Any, after: Any) -> Any:
 
         def carried(at: int, value: Any) -> Any:
             # What is equal is not compared level by level: each would be encoded again, and a tenant chooses how many.
-            return original[at] if are_same(before[at], value) else carried_over(original[at], before[at], value)
+            if are_same(before[at], value):
+                return original[at]
+            return carried_over(original[at], before[at], value, name=name)
 
         found = _positions(before, after)
+        if _is_ambiguous(original, before, after, found):
+            raise PartialListError(
+                f"{name[:_LONGEST_NAME]} is a list of which elements were removed or moved, and it is open which "
+                "stayed: what their type lacks would be lost; use a type with all of their fields"
+            )
         return [value if at is None else carried(at, value) for at, value in zip(found, after, strict=True)]
     return original if are_same(before, after) else after
 
@@ -103,10 +116,44 @@ def _positions(before: Sequence[Any], after: Sequence[Any]) -> Sequence[int | No
     return found
 
 
+def _is_ambiguous(
+    original: Sequence[Any], before: Sequence[Any], after: Sequence[Any], found: Sequence[int | None]
+) -> bool:
+    """Return whether an element that is found nowhere in `after`, and has fields that `before` lacks, may be in it."""
+    kept = set(found)
+    lost = [at for at in range(len(before)) if at not in kept and not has_all_of(before[at], original[at])]
+    if not lost:
+        return False
+    if any(at is None and _key(value) is None for at, value in zip(found, after, strict=True)) and any(
+        _key(before[at]) is None for at in lost
+    ):
+        return True
+    originals: dict[bytes, set[bytes]] = {}
+    for at, value in enumerate(before):
+        originals.setdefault(_encoded(value), set()).add(_encoded(original[at]))
+    stayed = {_encoded(before[at]) for at in kept if at is not None}
+    return any(len(originals[equal]) > 1 for at in lost if (equal := _encoded(before[at])) in stayed)
+
+
 def _key(element: Any) -> str | None:
     """Return what identifies an element of a list in Kubernetes, mostly."""
     named = element if isinstance(element, dict) else {}
     return next((value for name in _KEYS if isinstance(value := named.get(name), str)), None)
+
+
+def has_all_of(part: Any, whole: Any) -> bool:
+    """Return whether the part has every field of the whole, if with values in another form."""
+    if isinstance(whole, dict):
+        return isinstance(part, dict) and all(
+            value is None or (name in part and has_all_of(part[name], value)) for name, value in whole.items()
+        )
+    if isinstance(whole, list):
+        return (
+            isinstance(part, list)
+            and len(part) == len(whole)
+            and all(has_all_of(mine, other) for mine, other in zip(part, whole, strict=True))
+        )
+    return part is not None or whole is None
 
 
 def are_same(one: Any, other: Any) -> bool:

@@ -2,14 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from milo_controllers.json_patch import are_same
+from milo_controllers.json_patch import PartialListError, are_same, has_all_of
 from milo_controllers.kinds import Document
-
-
-class PartialListError(ValueError):
-    """A changed list whose elements are held in part, so that the patch would remove their other fields."""
 
 
 def merge_patch(before: Document, after: Document, whole: Document, *, of: str = "") -> Document:
@@ -30,25 +24,10 @@ def merge_patch(before: Document, after: Document, whole: Document, *, of: str =
                 patch[name] = changed
             continue
         kept = whole.get(name)
-        if isinstance(kept, list) and isinstance(new, list) and not _has_all_of(old, kept):
+        if isinstance(kept, list) and isinstance(new, list) and not has_all_of(old, kept):
             raise PartialListError(
                 f"{path} is a list, and the object was read without some fields of its elements, which the update "
                 "would remove: use a type with all of their fields, or call patch"
             )
         patch[name] = new
     return patch
-
-
-def _has_all_of(part: Any, whole: Any) -> bool:
-    """Return whether the part has every field of the whole, if with values in another form."""
-    if isinstance(whole, dict):
-        return isinstance(part, dict) and all(
-            value is None or (name in part and _has_all_of(part[name], value)) for name, value in whole.items()
-        )
-    if isinstance(whole, list):
-        return (
-            isinstance(part, list)
-            and len(part) == len(whole)
-            and all(_has_all_of(mine, other) for mine, other in zip(part, whole, strict=True))
-        )
-    return part is not None or whole is None

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from milo_controllers.json_patch import applied, carried_over, patch
+from milo_controllers.json_patch import PartialListError, applied, carried_over, patch
 
 LEAVES = st.none() | st.booleans() | st.integers(-2, 2) | st.sampled_from(["", "a", "ü"])
 JSON = st.recursive(
@@ -98,6 +98,29 @@ def test_elements_without_a_key_keep_undeclared_fields_in_a_list_that_is_extende
         {"port": 2, "more": 1},
         {"port": 3},
     ]
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ([1, 2], [3]),  # one was removed, and the other changed
+        ([1, 2], [9, 1]),  # moved and changed
+        ([1, 2], [9, 1, 3]),
+        ([1, 1], [1]),  # either of two that look the same
+    ],
+)
+def test_elements_without_a_key_are_not_taken_for_others_in_a_list_that_is_shortened_or_reordered(
+    before: list[int], after: list[int]
+) -> None:
+    """Their undeclared fields were lost."""
+    old, new = ([{"port": port} for port in ports] for ports in (before, after))
+    original = [{"port": port, "cidr": at} for at, port in enumerate(before)]
+    with pytest.raises(PartialListError, match=r"^rules is a list"):
+        carried_over({"spec": {"rules": original}}, {"spec": {"rules": old}}, {"spec": {"rules": new}})
+    # With all fields, or without those that others have, nothing can be lost.
+    assert carried_over(old, old, new) == new
+    alike = [{**one, "cidr": 0} for one in old]
+    assert carried_over(alike[:1] * 2, old[:1] * 2, old[:1]) == alike[:1]
 
 
 def test_true_is_carried_over_in_place_of_one() -> None:
