@@ -23,7 +23,17 @@ from milo_controllers.event_log import EventContent, EventType
 from milo_controllers.event_loop import EventLoop, ThreadCalls
 from milo_controllers.event_recorder import EventRecorder
 from milo_controllers.fleet_view import FleetView, RequestCaches
-from milo_controllers.kinds import AnyKind, Document, Kind, ObjectT, copied, document, kind_of, retyped
+from milo_controllers.kinds import (
+    AnyKind,
+    Document,
+    Kind,
+    MetadataDocument,
+    ObjectT,
+    copied,
+    document,
+    kind_of,
+    retyped,
+)
 from milo_controllers.object_cache import Place
 from milo_controllers.object_patch import merge_patch
 from milo_controllers.options import check_options
@@ -244,7 +254,8 @@ class Request(Generic[ObjectT]):
         """
         (kind, document), is_typed = await self._prepared(kind, body), not isinstance(body, dict)
         path = kind.path(_name_of(kind, document), self._namespace(document), subresource)
-        cached = self._member.view.partial_kind(kind)
+        is_metadata = isinstance(body, MetadataDocument)  # also if the kind is cached whole too
+        cached = Kind(kind.resource, metadata_only=True) if is_metadata else self._member.view.partial_kind(kind)
         # A cache drops managedFields: a document that has them is as the API server sent it, with all fields.
         if not is_typed and (cached is None or "managedFields" in document["metadata"]):
             written = await self._send("PUT", path, document, dry_run=dry_run)

@@ -119,6 +119,21 @@ async def test_update_after_a_write_keeps_the_fields_that_the_cache_has_for_anot
     assert (stored["metadata"]["labels"], stored["spec"]) == ({"second": "write"}, {"size": 1})
 
 
+async def test_update_of_metadata_keeps_the_other_fields_of_a_kind_that_is_cached_whole_too(
+    plane: ControlPlane,
+) -> None:
+    async def label(request: Request[Any]) -> None:
+        found = await request.get()
+        found["metadata"]["labels"] = {"app": "web", "seen": "yes"}
+        await request.update(WIDGETS, found)
+
+    body = widget("one", size=1)
+    plane.create({**body, "metadata": {**body["metadata"], "labels": {"app": "web"}}})
+    await once(plane, label, kind=Kind(WIDGETS, selector="app=web", metadata_only=True), owns=[WIDGETS])
+    stored = plane.get(WIDGETS, "one")
+    assert (stored["metadata"]["labels"], stored.get("spec")) == ({"app": "web", "seen": "yes"}, {"size": 1})
+
+
 @pytest.mark.parametrize("patch", [
     ConfigMap({"labels": {"a": "b"}}), V1ConfigMap(metadata=V1ObjectMeta(labels={"a": "b"})),
 ])  # fmt: skip
