@@ -228,13 +228,15 @@ class Webhooks:
             )
         try:
             await self._called(webhook, review)
-        except Deny as reason:
+        except Exception as error:
+            if (reason := _denial(error)) is None:
+                raise
             return denied(request, reason, review.warnings)
         except asyncio.CancelledError as cancelled:
             if cancelled_from_outside():
                 raise
             raise RuntimeError("the review was canceled, but not by its server") from cancelled
-        except (Exception, GeneratorExit, KeyboardInterrupt):
+        except (GeneratorExit, KeyboardInterrupt):
             raise
         except BaseException as error:  # noqa: BLE001  (the author's code)
             raise not_an_exception(error) from None
@@ -265,6 +267,13 @@ class Webhooks:
 
 async def _computed(thread: ThreadPoolExecutor | None, compute: Callable[[], T]) -> T:
     return call(compute) if thread is None else await asyncio.get_running_loop().run_in_executor(thread, call, compute)
+
+
+def _denial(error: Exception) -> Deny | None:
+    """Return the Deny that was raised, alone or in a group, as by a TaskGroup: whatever else failed there."""
+    if isinstance(error, ExceptionGroup):
+        return next(filter(None, map(_denial, error.exceptions)), None)
+    return error if isinstance(error, Deny) else None
 
 
 def _seconds(timeout: str) -> float:

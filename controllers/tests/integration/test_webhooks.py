@@ -248,6 +248,32 @@ async def test_write_is_denied_with_any_code_and_with_an_error_as_the_message(
     assert denied.warnings == ("no number",)
 
 
+async def test_write_is_denied_by_a_task_of_the_validator(controllers: Controllers, plane: ControlPlane) -> None:
+    """It was an error, so that a write with the failure policy Ignore was stored."""
+    began = asyncio.Event()
+
+    async def check_quota() -> None:
+        began.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            raise OSError("the quota server is gone")
+
+    async def check_name() -> None:
+        await began.wait()
+        raise Deny("reserved", field="metadata.name")
+
+    @controllers.validate(WIDGETS)
+    async def check(_: Review) -> None:
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(check_quota())
+            async with asyncio.TaskGroup() as inner:
+                inner.create_task(check_name())
+
+    denied = await reviewed(controllers, plane)
+    assert (denied.allowed, denied.message) == (False, "metadata.name: reserved")
+
+
 async def test_answer_that_is_no_json_fails_its_review(
     controllers: Controllers, plane: ControlPlane, caplog: pytest.LogCaptureFixture
 ) -> None:
