@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any, Generic, Literal
 
 import msgspec
 
+from milo_controllers.conditions import is_terminating
+from milo_controllers.errors import text_of
 from milo_controllers.json_patch import carried_over, patch
 from milo_controllers.kinds import Document, Kind, ObjectT, document
 from milo_kube.reflect.wire import has_more_containers
@@ -118,7 +120,7 @@ class Review(Generic[ObjectT]):
     object: ObjectT
     """The object as it is to be stored, or for DELETE as it is stored. A mutator changes it."""
     old: ObjectT | None
-    """The object as it is stored; None for CREATE."""
+    """The object as it is stored; None for CREATE, and if the type refuses it, so that an update can repair it."""
     name: str
     """The object's name; empty if the API server generates it."""
     namespace: str
@@ -135,13 +137,33 @@ class Review(Generic[ObjectT]):
 
 def review_of(
     request: AdmissionRequest, kind: Kind[ObjectT], cluster: Cluster, engaged: EngagedCluster | None
-) -> Review[ObjectT]:
-    """Return a review with objects of the kind's type. Raises an error of the type for an object that it refuses."""
+) -> Review[ObjectT] | None:
+    """Return a review with objects of the kind's type. Raises an error of the type for an object that it refuses.
+
+    None if the type also refuses what is stored, and that is being deleted: nothing but that write, which may remove a
+    finalizer, lets it end.
+    """
     raw = (bytes(request.object), bytes(request.old_object))
     if any(has_more_containers(one, _MOST_CONTAINERS) for one in raw):
         raise ValueError(f"an object has more than {_MOST_CONTAINERS:,} lists and maps")
-    new, stored = (None if one == b"null" else kind.decode(one) for one in raw)
-    if (shown := stored if new is None else new) is None:
+    new, old = (None if one == b"null" else one for one in raw)
+    stored, refusal = None, None
+    try:
+        stored = None if old is None else kind.decode(old)
+    except Exception as error:  # noqa: BLE001  (of the kind's type, such as pydantic's)
+        refusal = error
+    if new is None:
+        if refusal is not None:
+            raise ValueError(f"{text_of(refusal)}; this is the stored object: update it first") from refusal
+        shown = stored
+    else:
+        try:
+            shown = kind.decode(new)
+        except Exception:
+            if old is None or refusal is None or not is_terminating(_document_decoder.decode(old)):
+                raise
+            return None
+    if shown is None:
         raise ValueError("the review has no object")
     return Review(
         cluster=cluster,

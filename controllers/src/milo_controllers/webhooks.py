@@ -217,6 +217,11 @@ class Webhooks:
                 return allowed(request)
             where = f"project {project} is not engaged" if project else "the core API is no project"
             return denied(request, Deny(f"{where}, so {webhook.name} cannot be checked"))
+        return await self._judged(webhook, request, cluster, thread)
+
+    async def _judged(
+        self, webhook: Webhook, request: AdmissionRequest, cluster: Cluster, thread: ThreadPoolExecutor | None
+    ) -> Document:
         engaged = self._clusters.engaged(cluster.name)
         if engaged is not None and engaged.uid != cluster.uid:
             engaged = None
@@ -226,31 +231,34 @@ class Webhooks:
             return denied(
                 request, Deny(f"not a valid {webhook.kind.plural}: {text_of(error)}", code=HTTPStatus.BAD_REQUEST)
             )
+        if review is None:
+            return allowed(request, [f"not checked by {webhook.name}: {request.name} is stored with invalid fields"])
         try:
             await self._called(webhook, review)
         except Exception as error:
             if (reason := _denial(error)) is None:
                 raise
             return denied(request, reason, review.warnings)
-        except asyncio.CancelledError as cancelled:
-            if cancelled_from_outside():
-                raise
-            raise RuntimeError("the review was canceled, but not by its server") from cancelled
-        except (GeneratorExit, KeyboardInterrupt):
-            raise
-        except BaseException as error:  # noqa: BLE001  (the author's code)
-            raise not_an_exception(error) from None
         if webhook.type is WebhookType.MUTATING and request.operation != "DELETE":
             return await _computed(thread, partial(mutated, request, webhook.kind, review.object, review.warnings))
         return allowed(request, review.warnings)
 
     async def _called(self, webhook: Webhook, review: Review[Any]) -> None:
         threads, loop, context = self._threads.get(webhook.path), asyncio.get_running_loop(), copy_context()
-        if threads is None:
-            returned: object = await webhook.reviewer(review)  # type: ignore[misc]
-        else:
-            # A call that waits for a thread when its time is over never begins.
-            returned = await loop.run_in_executor(threads, context.run, call_in_thread, webhook.reviewer, review)
+        try:
+            if threads is None:
+                returned: object = await webhook.reviewer(review)  # type: ignore[misc]
+            else:
+                # A call that waits for a thread when its time is over never begins.
+                returned = await loop.run_in_executor(threads, context.run, call_in_thread, webhook.reviewer, review)
+        except asyncio.CancelledError as cancelled:
+            if cancelled_from_outside():
+                raise
+            raise RuntimeError("the review was canceled, but not by its server") from cancelled
+        except (Exception, GeneratorExit, KeyboardInterrupt):
+            raise
+        except BaseException as error:  # noqa: BLE001  (the author's code)
+            raise not_an_exception(error) from None
         if returned is not None:  # such as False, or the coroutine of an async function that a plain one wraps
             raise TypeError(f"{webhook.name} returned {returned!r}: return None, and raise Deny to deny the write")
 

@@ -140,6 +140,38 @@ async def test_validator_gets_both_states_the_operation_and_the_user(
     assert (update.cluster.name, update.engaged) == (plane.project, None)  # nothing runs that could engage it
 
 
+async def test_stored_object_that_the_type_refuses_can_be_repaired_and_end(
+    controllers: Controllers, plane: ControlPlane
+) -> None:
+    calls: list[Any] = []
+
+    @controllers.validate(Kind(WIDGETS, Widget), operations=["CREATE", "UPDATE", "DELETE"])
+    async def check(review: Review[Widget]) -> None:
+        calls.append((review.operation, review.object.spec.size, review.old))
+
+    @controllers.mutate(Kind(WIDGETS, Widget))
+    async def enlarge(review: Review[Widget]) -> None:
+        review.object.spec.size += 1
+
+    async def sent(new: object, old: object) -> ReviewResult:
+        return await send_review(controllers, WIDGETS, new, old=old, project=plane.project)
+
+    wrong = widget("one", size="five")
+    assert (await sent(widget("one", size=1), wrong)).allowed
+    assert calls == [("UPDATE", 2, None)]
+    for refused, what in ((await sent(wrong, wrong), ""), (await sent(None, wrong), "stored object: update it first")):
+        assert (refused.allowed, refused.code) == (False, 400)
+        assert refused.message.startswith("not a valid widgets: Expected `int`, got `str` - at `$.spec.size`")
+        assert refused.message.endswith(what)
+    wrong["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z"
+    without_finalizers = await sent(wrong, {**wrong, "metadata": {**wrong["metadata"], "finalizers": ["a/b"]}})
+    assert (without_finalizers.allowed, without_finalizers.object) == (True, wrong)
+    assert without_finalizers.warnings[-1] == "not checked by widgets: one is stored with invalid fields"
+    valid = {**wrong, "spec": {"size": 1}}
+    assert not (await sent(wrong, valid)).allowed
+    assert len(calls) == 1
+
+
 async def test_failing_validator_fails_its_review_alone(
     controllers: Controllers, plane: ControlPlane, caplog: pytest.LogCaptureFixture
 ) -> None:
