@@ -21,7 +21,7 @@ from milo_discovery.cluster_api import IDLE_S, USER_AGENT, ClusterApi
 from milo_discovery.engaged_cluster import EngagedCluster
 from milo_discovery.errors import ClusterNotFound
 from milo_discovery.fleet import DiscoveryState
-from milo_discovery.local_kubeconfig import LocalAccess, default_source, issue
+from milo_discovery.local_kubeconfig import LocalAccess, default_source, issue, read
 from milo_discovery.model import Cluster, ClusterReport, Engagement, Kubeconfig
 from milo_kube.api_server import Pools
 
@@ -54,7 +54,7 @@ class SingleCluster:
 
     async def find(self, _project: str, /) -> Cluster | None:
         """Return the cluster: all writes that its API server asks about are to it."""
-        found = await asyncio.to_thread(self._source.read)
+        found = await read(self._source)
         return Cluster(name=self._name, endpoint=found.access.server)
 
     def on_disengage(self, handler: Callable[[EngagedCluster], Awaitable[None]], /) -> object:
@@ -63,7 +63,7 @@ class SingleCluster:
 
     async def run(self) -> None:
         """Run until canceled. Raises UnusableKubeconfig."""
-        engaged = self._engaged(await asyncio.to_thread(self._source.read))
+        engaged = self._engaged(await read(self._source))
         try:
             async with asyncio.TaskGroup() as tasks:
                 for handler in self._handlers:
@@ -85,7 +85,7 @@ class SingleCluster:
     @asynccontextmanager
     async def requests(self) -> AsyncIterator[OwnCluster]:
         """Yield a client of the cluster, for leader election. Raises UnusableKubeconfig."""
-        found = await asyncio.to_thread(self._source.read)
+        found = await read(self._source)
         engaged = self._engaged(found)
         async with engaged.credentials() as credentials:
             api = ClusterApi(self._name, credentials, Pools(user_agent=USER_AGENT, idle_s=IDLE_S), proxy=found.proxy)

@@ -9,6 +9,7 @@ import sys
 import threading
 from asyncio.subprocess import PIPE
 from collections.abc import AsyncIterator, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ import trustme
 import yaml
 from click.testing import CliRunner, Result
 
-from milo_controllers import Controllers, Deny, Kind, Review, WebhookServer
+from milo_controllers import Controllers, Deny, Kind, Review, SingleCluster, WebhookServer
 from milo_controllers.admission_review import project_fields
 from milo_controllers.testing import ReviewFailed, ReviewResult, send_review
 from milo_controllers.webhook_command import webhooks
@@ -304,6 +305,23 @@ async def test_write_is_denied_by_a_task_of_the_validator(controllers: Controlle
 
     denied = await reviewed(controllers, plane)
     assert (denied.allowed, denied.message) == (False, "metadata.name: reserved")
+
+
+async def test_write_to_a_single_cluster_is_reviewed_while_the_threads_of_asyncio_are_occupied(
+    plane: ControlPlane, tmp_path: Path
+) -> None:
+    """Each review ended with 504."""
+    controllers = Controllers(SingleCluster(plane.write_kubeconfig(tmp_path / "kubeconfig")))
+    controllers.validate(WIDGETS)(too_large)
+    loop, ended = asyncio.get_running_loop(), threading.Event()
+    loop.set_default_executor(ThreadPoolExecutor(1))
+    waiting = loop.run_in_executor(None, ended.wait)
+    try:
+        assert not (await send_review(controllers, WIDGETS, widget("one", size=6), project="")).allowed
+    finally:
+        ended.set()
+        controllers.webhooks.close()
+    await waiting
 
 
 async def test_answer_that_is_no_json_fails_its_review(

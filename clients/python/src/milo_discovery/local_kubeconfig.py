@@ -140,18 +140,23 @@ def default_source(kubeconfig: Path | None = None, context: str | None = None) -
     return KubeconfigFile(first, context, others=others)
 
 
+async def read(source: LocalSource) -> LocalAccess:
+    """Read the files in a thread. Raises UnusableKubeconfig."""
+    # Not in the threads of asyncio.to_thread, in which the program may have calls that wait for long.
+    reading = ThreadPoolExecutor(1, "kubeconfig")
+    try:
+        return await asyncio.get_running_loop().run_in_executor(reading, source.read)
+    finally:
+        reading.shutdown(wait=False)
+
+
 async def issue(name: str, source: LocalSource) -> Kubeconfig:
     """Return the credential as a kubeconfig.
 
     It is refreshed before it expires. If its expiry is unknown, the files are read again periodically. Raises
     UnusableKubeconfig.
     """
-    # Not in the threads of asyncio.to_thread, in which the program may have calls that wait for long.
-    reading = ThreadPoolExecutor(1, "kubeconfig")
-    try:
-        found = await asyncio.get_running_loop().run_in_executor(reading, source.read)
-    finally:
-        reading.shutdown(wait=False)
+    found = await read(source)
     access, expires_at = found.access, None
     if found.plugin is not None:
         access, expires_at = await _with_plugin(access, found.plugin)
