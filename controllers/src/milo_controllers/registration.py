@@ -61,9 +61,14 @@ class Registration:
             raise ValueError(f"a controller {name!r} already exists: pass another name=")
 
     def require_informer(self, kind: Kind[Any], indexes: Mapping[str, Index]) -> None:
-        """Add an informer of the kind for each cluster, or extend the existing one, with these indexes."""
-        held = self.informers.get(kind.key)
-        cached, indexes = (kind, indexes) if held is None else (_shared(held.kind, kind), {**held.indexes, **indexes})
+        """Add an informer of the kind for each cluster, or extend the existing one, with these indexes. Raises
+        ValueError."""
+        cached, held = kind, self.informers.get(kind.key)
+        if held is not None:
+            for name in held.indexes.keys() & indexes.keys():
+                if held.indexes[name].function != indexes[name].function:
+                    raise ValueError(f"{kind.key} already has another index {name!r}: choose another name")
+            cached, indexes = _shared(held.kind, kind), {**held.indexes, **indexes}
         decoder = object_decoder(metadata_only=cached.metadata_only, transform=cached.transform)
         self.informers[kind.key] = InformerSpec(cached, dict(indexes), decoder)
 

@@ -173,6 +173,20 @@ async def test_kinds_with_the_same_cache_and_different_transforms_are_refused() 
         made.cache(WIDGETS)
 
 
+async def test_two_indexes_of_a_cache_with_one_name_are_refused() -> None:
+    """The second silently replaced the first."""
+
+    def name(found: dict[str, Any]) -> list[str]:
+        return [found["metadata"]["name"]]
+
+    made = controllers()
+    for _ in range(2):
+        made.cache(WIDGETS, indexes={"name": name})
+    with pytest.raises(ValueError, match="widgets already has another index 'name': choose another name"):
+        made.cache(WIDGETS, indexes={"name": str.split})
+    made.cache("v1/configmaps", indexes={"name": str.split})
+
+
 async def test_metrics_registry_can_be_shared_by_two_controllers_of_the_same_name() -> None:
     registry = CollectorRegistry()
     first, second = controllers(registry), controllers(registry)
