@@ -38,8 +38,7 @@ class WriteHolds:
         self._release = release
         self._buckets: KeyedBuckets[ObjectKey] = KeyedBuckets(10_000)
         self._throttled: dict[str, float] = {}
-        """When that was last logged of an object of a cluster."""
-        """When throttling was last logged, by object."""
+        """When throttling was last logged, by cluster."""
 
     def hold(self, member: WrittenCluster, key: ObjectKey, writes: Collection[Write], now: float) -> bool:
         """Hold an object because of the writes of its reconcile; return whether it is held."""
