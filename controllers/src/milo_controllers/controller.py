@@ -253,6 +253,11 @@ class Controller:
         if member is not None:
             self._add(key_of(member, target.namespace, target.name), Priority.LIVE)
 
+    @property
+    def oldest(self) -> float | None:
+        """When the longest-waiting object became ready; None if none waits for this replica. Safe in any thread."""
+        return self.queue.oldest if self._leads else None
+
     def running(self) -> Iterable[float]:
         """Return when each running reconcile began."""
         return tuple(self._running.values())

@@ -235,7 +235,8 @@ class EngagedClusters:
 
     def queues(self) -> Iterable[QueueState]:
         return [
-            QueueState(controller.spec.name, controller.queue, controller.running) for controller in self.controllers
+            QueueState(controller.spec.name, controller.queue, controller.oldest, controller.running)
+            for controller in self.controllers
         ]
 
     def informers(self) -> Iterator[InformerMetrics]:

@@ -26,7 +26,7 @@ class HealthCheck:
         members = tuple(self._engaged.members.values())
         informers = [(member, informer) for member in members for informer in tuple(member.informers.values())]
         now = self._engaged.now()
-        oldest = [since for controller in self._engaged.controllers if (since := controller.queue.oldest) is not None]
+        oldest = [since for controller in self._engaged.controllers if (since := controller.oldest) is not None]
         late = time.monotonic() - FIRST_LIST_S
         beginning = tuple(self._engaged.beginning.values())
         is_waiting = any(began > late for began in beginning) or any(

@@ -21,10 +21,11 @@ OTHER_CLUSTERS = "_other"
 
 
 class QueueState(NamedTuple):
-    """A controller's queue, and when its running reconciles began."""
+    """A controller's queue, since when its longest-waiting object waits, and when its running reconciles began."""
 
     controller: str
     queue: WorkQueue
+    oldest: float | None
     running: Callable[[], Iterable[float]]
 
 
@@ -234,11 +235,10 @@ class StateCollector(Collector):
         sources = tuple(self.sources)
         for source in sources:
             now = source.now()
-            for name, queue, running in source.queues():
+            for name, queue, since, running in source.queues():
                 # Two sets may have controllers of the same name.
                 for priority in Priority:
                     depths[name, priority] = depths.get((name, priority), 0) + queue.depth(priority)
-                since = queue.oldest
                 queued[name] = max(queued.get(name, 0.0), 0.0 if since is None else now - since)
                 ages.setdefault(name, []).extend(now - began for began in running())
             for resource, state, size in source.informers():

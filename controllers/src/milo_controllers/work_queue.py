@@ -395,8 +395,9 @@ class WorkQueue:
 
     @property
     def oldest(self) -> float | None:
-        """When the longest-waiting ready object became ready; None if no object is ready."""
-        times = (_first(ready) for queue in tuple(self._clusters.values()) for ready in queue.ready)
+        """When the longest-waiting ready object that may be taken became ready; None if there is none."""
+        queues = (queue for cluster, queue in tuple(self._clusters.items()) if self.is_open(*cluster))
+        times = (_first(ready) for queue in queues for ready in queue.ready)
         return min((first for first in times if first is not None), default=None)
 
     def stopped(self) -> Iterator[tuple[ObjectKey, str]]:

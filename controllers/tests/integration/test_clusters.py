@@ -4,7 +4,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -532,6 +532,28 @@ async def test_leader_only_background_task_runs_while_this_replica_leads(plane: 
     await eventually(lambda: sorted(history) == ["everywhere", "waits"])
     election.leads.set()
     await eventually(lambda: history[2:] == ["leader"])
+    ending.cancel()
+    await asyncio.wait([ending])
+
+
+async def test_objects_do_not_count_as_waiting_on_a_replica_that_does_not_lead(plane: ControlPlane) -> None:
+    """Each such replica fired an alert."""
+    leads, log, running = asyncio.Event(), Log(), Running(plane)
+
+    class Election:
+        async def run(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+            await leads.wait()
+            await work()
+
+    plane.create(widget("one"))
+    running.controllers.reconcile(WIDGETS)(log)
+    ending = asyncio.create_task(running.controllers.run(election=Election()))
+    labels = {"controller": "widgets", "name": "widgets", "priority": "-100"}
+    await eventually(lambda: running.controllers.health().synced and running.metric("workqueue_depth", **labels) == 1)
+    assert running.metric("milo_controllers_oldest_queued_seconds", controller="widgets") == 0
+    assert running.controllers.health().oldest_queued == timedelta()
+    leads.set()
+    await eventually(lambda: log.seen)
     ending.cancel()
     await asyncio.wait([ending])
 

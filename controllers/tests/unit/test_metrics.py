@@ -30,6 +30,7 @@ def test_state_metrics_are_collected_in_a_thread_while_the_queue_changes() -> No
         running[number] = 0.0
         for cluster in ("cluster-0", f"cluster-{number % 7}"):
             queue.engage(cluster, 1)
+            queue.open(cluster, 1)
             queue.add(ObjectKey(cluster, 1, "default", f"object-{number}"), 0.0)
 
     def trace(frame: FrameType, event: str, _argument: object) -> Any:
@@ -40,12 +41,14 @@ def test_state_metrics_are_collected_in_a_thread_while_the_queue_changes() -> No
             sys.settrace(trace)
         return trace
 
+    def states() -> list[QueueState]:
+        return [QueueState("widgets", queue, queue.oldest, lambda: tuple(running.values()))]
+
     files = {sys.modules[kind.__module__].__file__ for kind in (WorkQueue, StateCollector)}
     change()
-    states = [QueueState("widgets", queue, lambda: tuple(running.values()))]
     collector = StateCollector()
     collector.sources.append(
-        SimpleNamespace(queues=lambda: states, informers=tuple, clusters=lambda: 1, now=lambda: 5.0)  # type: ignore[arg-type]
+        SimpleNamespace(queues=states, informers=tuple, clusters=lambda: 1, now=lambda: 5.0)  # type: ignore[arg-type]
     )
     before = sys.gettrace()
     sys.settrace(trace)

@@ -369,6 +369,16 @@ def test_work_queue_oldest_is_the_earliest_time_at_which_a_queued_object_became_
     assert queue.oldest == 2.0
 
 
+def test_object_of_a_cluster_in_which_nothing_is_reconciled_does_not_count_as_waiting() -> None:
+    """A project that lacks an owned kind fired an alert."""
+    queue = queue_of()
+    queue.engage("b", 1)
+    queue.add(key("x", "b"), 1.0)
+    assert (queue.oldest, queue.depth(Priority.LIVE)) == (None, 1)
+    queue.open("b", 1)
+    assert queue.oldest == 1.0
+
+
 @pytest.mark.parametrize("objects", [1, 100])
 def test_work_queue_drops_timers_of_delays_that_were_ended_by_a_change(objects: int) -> None:
     queue = queue_of()
