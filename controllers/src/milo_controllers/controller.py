@@ -90,7 +90,7 @@ class Controller:
         self._pump_is_due = False
         self._affected = AffectedObjects(spec, shared.members, shared.clusters, self.failures, self.queue.waits)
         self._holds = WriteHolds(spec.name, self._release)
-        self._metrics = ReconcileMetrics(shared.metrics, spec.name, workers=spec.workers)
+        self._metrics = ReconcileMetrics(shared.metrics, spec.name)
 
     # --- called by EngagedClusters ---
 
@@ -340,7 +340,6 @@ class Controller:
             self._tasks.add(task)
             # A callback, because none of the task's own code runs if it is canceled before it starts.
             task.add_done_callback(self._ended)
-        self._metrics.running(len(self._tasks))
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None

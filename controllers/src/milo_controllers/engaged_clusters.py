@@ -235,8 +235,7 @@ class EngagedClusters:
 
     def queues(self) -> Iterable[QueueState]:
         return [
-            QueueState(controller.spec.name, controller.queue, controller.oldest, controller.running)
-            for controller in self.controllers
+            QueueState(one.spec.name, one.queue, one.oldest, one.running, one.spec.workers) for one in self.controllers
         ]
 
     def informers(self) -> Iterator[InformerMetrics]:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple, Protocol
 from weakref import WeakKeyDictionary
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Counter, Histogram
 from prometheus_client.metrics_core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
@@ -21,12 +21,14 @@ OTHER_CLUSTERS = "_other"
 
 
 class QueueState(NamedTuple):
-    """A controller's queue, since when its longest-waiting object waits, and when its running reconciles began."""
+    """A controller: its queue, since when the longest-waiting object waits, when the running reconciles began, and how
+    many may run."""
 
     controller: str
     queue: WorkQueue
     oldest: float | None
     running: Callable[[], Iterable[float]]
+    workers: int
 
 
 class ClusterLabels:
@@ -75,18 +77,6 @@ class ControllerMetrics:
             by_controller,
             registry=registry,
             buckets=_RECONCILE_BUCKETS,
-        )
-        self.max_concurrent = Gauge(
-            "controller_runtime_max_concurrent_reconciles",
-            "Reconciles that may run at the same time, by controller.",
-            by_controller,
-            registry=registry,
-        )
-        self.active = Gauge(
-            "controller_runtime_active_workers",
-            "Reconciles that are running, by controller.",
-            by_controller,
-            registry=registry,
         )
         by_queue = ("controller", "name")
         self.adds = Counter(
@@ -137,7 +127,7 @@ class ControllerMetrics:
 class ReconcileMetrics:
     """The metrics of one controller."""
 
-    def __init__(self, metrics: ControllerMetrics, controller: str, *, workers: int) -> None:
+    def __init__(self, metrics: ControllerMetrics, controller: str) -> None:
         self._metrics = metrics
         self._controller = controller
         self._adds = metrics.adds.labels(controller, controller)
@@ -145,19 +135,14 @@ class ReconcileMetrics:
         self._queue_duration = metrics.queue_duration.labels(controller, controller)
         self._work_duration = metrics.work_duration.labels(controller, controller)
         self._reconcile_time = metrics.reconcile_time.labels(controller)
-        self._active = metrics.active.labels(controller)
         self._errors = metrics.errors.labels(controller)
         self._terminal_errors = metrics.terminal_errors.labels(controller)
         self._results = {
             result: metrics.reconciles.labels(controller, result) for result in ("success", "requeue_after", "error")
         }
-        metrics.max_concurrent.labels(controller).set(workers)
 
     def added(self) -> None:
         self._adds.inc()
-
-    def running(self, reconciles: int) -> None:
-        self._active.set(reconciles)
 
     def began(self, queued_s: float) -> None:
         self._queue_duration.observe(queued_s)
@@ -217,6 +202,14 @@ class StateCollector(Collector):
             "How long the longest-waiting queued object has been ready to be reconciled, by controller.",
             labels=("controller",),
         )
+        active = GaugeMetricFamily(
+            "controller_runtime_active_workers", "Reconciles that are running, by controller.", labels=("controller",)
+        )
+        most = GaugeMetricFamily(
+            "controller_runtime_max_concurrent_reconciles",
+            "Reconciles that may run at the same time, by controller.",
+            labels=("controller",),
+        )
         unfinished = GaugeMetricFamily(
             "workqueue_unfinished_work_seconds",
             "Total time that the running reconciles have taken so far, by controller.",
@@ -232,15 +225,17 @@ class StateCollector(Collector):
         depths: dict[tuple[str, Priority], int] = {}
         queued: dict[str, float] = {}
         ages: dict[str, list[float]] = {}
+        workers: dict[str, int] = {}
         sources = tuple(self.sources)
         for source in sources:
             now = source.now()
-            for name, queue, since, running in source.queues():
+            for name, queue, since, running, at_most in source.queues():
                 # Two sets may have controllers of the same name.
                 for priority in Priority:
                     depths[name, priority] = depths.get((name, priority), 0) + queue.depth(priority)
                 queued[name] = max(queued.get(name, 0.0), 0.0 if since is None else now - since)
                 ages.setdefault(name, []).extend(now - began for began in running())
+                workers[name] = workers.get(name, 0) + at_most
             for resource, state, size in source.informers():
                 states[resource, state] = states.get((resource, state), 0) + 1
                 sizes[resource] = sizes.get(resource, 0) + size
@@ -248,9 +243,11 @@ class StateCollector(Collector):
             depth.add_metric((name, name, _PRIORITIES[priority]), count)
         for name, longest_queued in queued.items():
             oldest.add_metric((name,), longest_queued)
+            active.add_metric((name,), len(ages[name]))
+            most.add_metric((name,), workers[name])
             unfinished.add_metric((name, name), sum(ages[name]))
             longest.add_metric((name, name), max(ages[name], default=0.0))
-        yield from (depth, oldest, unfinished, longest)
+        yield from (depth, oldest, active, most, unfinished, longest)
         informers = GaugeMetricFamily(
             "milo_controllers_informers",
             "Informers, by resource and state: synced, starting, stale, forbidden, not_served, over_budget.",

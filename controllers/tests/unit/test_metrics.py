@@ -5,7 +5,9 @@ import sys
 from types import FrameType, SimpleNamespace
 from typing import Any
 
-from milo_controllers.metrics import ClusterLabels, QueueState, StateCollector
+from prometheus_client import CollectorRegistry
+
+from milo_controllers.metrics import ClusterLabels, ControllerMetrics, QueueState, StateCollector
 from milo_controllers.work_queue import ObjectKey, QueuePolicy, WorkQueue
 
 
@@ -42,7 +44,7 @@ def test_state_metrics_are_collected_in_a_thread_while_the_queue_changes() -> No
         return trace
 
     def states() -> list[QueueState]:
-        return [QueueState("widgets", queue, queue.oldest, lambda: tuple(running.values()))]
+        return [QueueState("widgets", queue, queue.oldest, lambda: tuple(running.values()), 4)]
 
     files = {sys.modules[kind.__module__].__file__ for kind in (WorkQueue, StateCollector)}
     change()
@@ -59,3 +61,18 @@ def test_state_metrics_are_collected_in_a_thread_while_the_queue_changes() -> No
     assert next(numbers) > 10
     [oldest] = [family for family in found if family.name == "milo_controllers_oldest_queued_seconds"]
     assert [sample.value for sample in oldest.samples] == [5.0]
+
+
+def test_running_and_permitted_reconciles_of_two_sets_of_controllers_are_added_up() -> None:
+    """The gauges had the values of one of them."""
+    queue = WorkQueue(QueuePolicy(), lambda: 0.0, 0.0, per_cluster=4)
+    registry = CollectorRegistry()
+    state = ControllerMetrics.of_registry(registry, max_clusters=1).state
+    for workers, began in ((7, (1.0, 2.0)), (3, ())):
+        queues = [QueueState("widgets", queue, None, began.__iter__, workers)]
+        state.sources.append(
+            SimpleNamespace(queues=queues.copy, informers=tuple, clusters=lambda: 1, now=lambda: 5.0)  # type: ignore[arg-type]
+        )
+    names = ("active_workers", "max_concurrent_reconciles")
+    labels = {"controller": "widgets"}
+    assert [registry.get_sample_value(f"controller_runtime_{name}", labels) for name in names] == [2, 10]
