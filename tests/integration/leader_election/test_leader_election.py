@@ -168,6 +168,31 @@ async def test_hung_request_does_not_extend_the_leadership(api: ApiClient, monke
     assert work.ended
 
 
+async def test_leadership_survives_one_renewal_without_a_response(
+    api: ApiClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original, hung, renewed = api.call_api, asyncio.Event(), asyncio.Event()
+
+    async def call(method: str, *request: object, **named: object) -> object:
+        if method == "PUT" and not hung.is_set():
+            hung.set()
+            await asyncio.Event().wait()
+        response = await original(method, *request, **named)
+        if hung.is_set():
+            renewed.set()
+        return response
+
+    work = Work()
+    election = replica(api, timing=LeaseTiming(lease_duration=12.0, renew_deadline=6.0, retry_period=1.0))
+    running = asyncio.create_task(election.run(work))
+    await within(work.began.wait())
+    monkeypatch.setattr(api, "call_api", call)
+    await within(hung.wait())
+    await asyncio.wait([running, asyncio.create_task(renewed.wait())], return_when=asyncio.FIRST_COMPLETED)
+    assert (renewed.is_set(), work.ended) == (True, False)
+    await stop(running)
+
+
 async def test_replica_does_not_lead_after_a_suspension_of_its_machine(
     api: ApiClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:

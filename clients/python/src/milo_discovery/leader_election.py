@@ -37,6 +37,8 @@ _OK: Final = 200
 _CREATED: Final = 201
 _NOT_FOUND: Final = 404
 _CONFLICT: Final = 409
+_ATTEMPT_SHARE: Final = 0.4
+"""The part of the renew deadline that an attempt may take, so that two more fit if one gets no response."""
 
 
 class LeadershipLost(Exception):  # noqa: N818  (named like the errors of this package)
@@ -123,9 +125,13 @@ class LeaderElection:
                 await _ended(working)
             await _ended(renewing)
 
+    @property
+    def _attempt_limit_s(self) -> float:
+        return _ATTEMPT_SHARE * self._timing.renew_deadline
+
     async def _acquire(self) -> None:
         last_holder = None
-        while not await self._attempt(self._timing.renew_deadline):
+        while not await self._attempt(self._attempt_limit_s):
             if self._lock.holder != last_holder:
                 last_holder = self._lock.holder
                 log.info("waiting: lease %s/%s is held by %s", self._namespace, self._name, last_holder or "none")
@@ -133,11 +139,14 @@ class LeaderElection:
             await asyncio.sleep(self._timing.retry_period / 4)
 
     async def _renew_until_lost(self) -> None:
+        wait_s = self._timing.retry_period
         while True:
-            await asyncio.sleep(min(self._timing.retry_period, max(0.0, self._lock.stops_at() - self._clock())))
-            await self._attempt(self._lock.stops_at() - self._clock())
+            await asyncio.sleep(max(0.0, min(wait_s, self._lock.stops_at() - self._clock())))
+            began_at = self._clock()
+            await self._attempt(min(self._attempt_limit_s, self._lock.stops_at() - began_at))
             if not self.is_leader:
                 return
+            wait_s = began_at + self._timing.retry_period - self._clock()
 
     async def _attempt(self, limit_s: float) -> bool:
         """Try to take or keep the lock; return whether this attempt succeeded."""
