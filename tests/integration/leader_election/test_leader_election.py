@@ -269,3 +269,75 @@ async def test_pages_of_a_proxy_instead_of_leases_end_neither_the_candidate_nor_
     assert not work.ended
     await stop(running)
     assert not stored["spec"]["holderIdentity"]
+
+
+class LeaseServer:
+    """The API of one Lease. `responses` are sent to the next requests instead."""
+
+    def __init__(self) -> None:
+        self.lease: dict[str, Any] | None = None
+        self.responses: list[tuple[int, dict[str, Any]]] = []
+        self.requests: list[str] = []
+
+    async def send(self, method: str, _path: str, body: Any) -> tuple[int, dict[str, Any]]:
+        self.requests.append(method)
+        if self.responses:
+            return self.responses.pop(0)
+        if method == "POST" and self.lease is not None:
+            return 409, {"reason": "AlreadyExists"}
+        if method != "POST" and self.lease is None:
+            return 404, {"reason": "NotFound", "details": {"name": "greeter"}}
+        if method == "GET":
+            return 200, dict(self.lease or {})
+        known, new = (lease and lease["metadata"].get("resourceVersion") for lease in (self.lease, body))
+        if known != new:
+            return 409, {"reason": "Conflict"}
+        self.lease = {**body, "metadata": {"name": "greeter", "uid": "u", "resourceVersion": str(len(self.requests))}}
+        return 200, dict(self.lease)
+
+    def election(self, identity: str = "a") -> LeaderElection:
+        return LeaderElection(self.send, "greeter", namespace="default", identity=identity, timing=PATIENT)
+
+
+async def test_404s_that_do_not_mean_that_the_lease_is_missing_do_not_end_the_leadership() -> None:
+    """Those of a proxy, or of an API server that starts."""
+    server, work = LeaseServer(), Work()
+    running = asyncio.create_task(server.election().run(work))
+    await within(work.began.wait())
+    server.responses += [(404, {}), (404, {}), (409, {}), (404, {}), (404, {})]
+    answered = len(server.requests) + len(server.responses)
+    await eventually(lambda: running.done() or "PUT" in server.requests[answered:])
+    assert not work.ended
+    await stop(running)
+
+
+async def test_leader_creates_a_deleted_lease_again() -> None:
+    server, work = LeaseServer(), Work()
+    running = asyncio.create_task(server.election().run(work))
+    await within(work.began.wait())
+    server.lease = None
+    await eventually(lambda: running.done() or server.lease is not None)
+    assert (work.ended, server.lease and server.lease["spec"]["holderIdentity"]) == (False, "a")
+    await stop(running)
+
+
+async def test_leader_stops_work_when_another_replica_has_created_the_deleted_lease() -> None:
+    server, work = LeaseServer(), Work()
+    running = asyncio.create_task(server.election().run(work))
+    await within(work.began.wait())
+    taken = {"holderIdentity": "b", "leaseDurationSeconds": 120}
+    server.lease = {"metadata": {"name": "greeter", "uid": "v", "resourceVersion": "other"}, "spec": taken}
+    server.responses.append((404, {"reason": "NotFound", "details": {"name": "greeter"}}))
+    with pytest.raises(LeadershipLost, match="last observed holder: b"):
+        await within(running)
+    assert (work.ended, server.lease["spec"]) == (True, taken)
+
+
+async def test_leader_does_not_create_a_deleted_lease_when_its_work_ends() -> None:
+    server = LeaseServer()
+
+    async def work() -> None:
+        server.lease = None
+
+    await server.election().run(work)
+    assert server.lease is None

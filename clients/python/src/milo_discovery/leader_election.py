@@ -171,7 +171,7 @@ class LeaderElection:
         if spec is None:
             return False
         # If this candidate is canceled, the write continues: it may take effect, and then has to be released.
-        self._writing = asyncio.create_task(self._write(spec), name="milo-discovery lease write")
+        self._writing = asyncio.create_task(self._claim(spec), name="milo-discovery lease write")
         written = await asyncio.shield(self._writing)
         if written is None:
             await self._read()  # Another candidate wrote the Lease first.
@@ -181,24 +181,31 @@ class LeaderElection:
 
     async def _read(self) -> None:
         status, lease = await self._request("GET", f"{self._collection}/{self._name}", None)
-        if status not in {_OK, _NOT_FOUND}:
+        # A leader's Lease is missing once it can be created: a proxy, or an API server that starts, sends a 404 too.
+        is_missing = status == _NOT_FOUND and not self._lock.is_held
+        if status != _OK and not is_missing:
             raise _AttemptError(_reason(status, lease))
-        self._lock.observe(_lease(status, lease) if status == _OK else None, self._clock())
+        self._lock.observe(None if is_missing else _lease(status, lease), self._clock())
 
-    async def _write(self, spec: Mapping[str, Any]) -> Mapping[str, Any] | None:
-        """Create or replace the Lease; return None on a conflict with another candidate."""
-        lease = self._lock.lease
-        metadata = {"name": self._name} if lease is None else lease["metadata"]
-        body = {"apiVersion": "coordination.k8s.io/v1", "kind": "Lease", "metadata": metadata, "spec": spec}
-        if lease is None:
-            status, written = await self._request("POST", self._collection, body)
-        else:
-            status, written = await self._request("PUT", f"{self._collection}/{self._name}", body)
+    async def _claim(self, spec: Mapping[str, Any]) -> Mapping[str, Any] | None:
+        """Replace the Lease, or create it if it is missing; return None on a conflict with another candidate."""
+        status, written = _NOT_FOUND, {}
+        if self._lock.lease is not None:
+            status, written = await self._write("PUT", self._lock.lease["metadata"], spec)
+        if status == _NOT_FOUND:
+            status, written = await self._write("POST", {"name": self._name}, spec)
         if status in {_OK, _CREATED}:
             return _lease(status, written)
-        if status in {_CONFLICT, _NOT_FOUND}:
+        if status == _CONFLICT:
             return None
         raise _AttemptError(_reason(status, written))
+
+    async def _write(
+        self, method: str, metadata: Mapping[str, Any], spec: Mapping[str, Any]
+    ) -> tuple[int, Mapping[str, Any]]:
+        path = self._collection if method == "POST" else f"{self._collection}/{self._name}"
+        body = {"apiVersion": "coordination.k8s.io/v1", "kind": "Lease", "metadata": metadata, "spec": spec}
+        return await self._request(method, path, body)
 
     async def _release(self) -> None:
         """Free the lock, also if the write that took it was still under way."""
@@ -209,9 +216,9 @@ class LeaderElection:
                     await asyncio.wait([self._writing])
                 if self._lock.is_uncertain:
                     await self._read()
-                spec = self._lock.release(datetime.now(UTC))
-                if spec is not None:
-                    await self._write(spec)
+                lease, spec = self._lock.lease, self._lock.release(datetime.now(UTC))
+                if lease is not None and spec is not None:
+                    await self._write("PUT", lease["metadata"], spec)
         self._stop_writing()
 
     def _stop_writing(self) -> None:
