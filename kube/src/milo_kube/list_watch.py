@@ -39,7 +39,8 @@ from milo_kube.reusable_timeout import Deadline
 T = TypeVar("T")
 
 WATCH_RESPONSE_TIMEOUT_S = 300.0
-"""Timeout of the response to a watch request. API servers respond at once, but a proxy may wait for the first event."""
+"""Timeout of the response to a watch request, unless the server sends bookmarks. API servers respond at once, but a
+proxy may wait for the first event."""
 EVENTS_AT_ONCE = 100
 """Maximum number of events of a batch, after which other tasks run. A hostile server can send a million at once."""
 _AT_ONCE_S = 0.005
@@ -301,13 +302,15 @@ class ListWatch(Generic[Seen]):
                 yield self._reflector.events(events, now, partial=partial)
 
     async def _first_response(self, response: Awaitable[Stream]) -> Stream:
+        reflector = self._reflector
+        limit_s = reflector.policy.silence_s if reflector.trust.sends_bookmarks else WATCH_RESPONSE_TIMEOUT_S
         try:
             async with Deadline() as deadline:
-                return await self._wait(response, deadline, self._clock() + WATCH_RESPONSE_TIMEOUT_S)
+                return await self._wait(response, deadline, self._clock() + limit_s)
         except TimeoutError:
             if self._liveness is not None and self._liveness.is_lost:
                 raise
-            message = f"no response to the watch request within {WATCH_RESPONSE_TIMEOUT_S:g} s"
+            message = f"no response to the watch request within {limit_s:g} s"
             raise TransportError("timeout", message) from None
 
     async def _begun_list(self, response: Awaitable[Stream]) -> Stream:

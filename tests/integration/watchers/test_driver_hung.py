@@ -86,6 +86,20 @@ async def test_watch_request_without_response_from_a_live_server_times_out(monke
         assert run.source.status.message == "no response to the watch request within 0.1 s"
 
 
+async def test_source_is_stale_once_a_silent_watch_is_resumed_without_a_response_for_the_time_between_bookmarks() -> (
+    None
+):
+    async def never(request: web.Request) -> web.StreamResponse:
+        return await asyncio.Future()
+
+    server_script = ScriptedServer()
+    server_script.alive = answering(web.Response)
+    server_script.watches = [ScriptedResponse(bookmark(5, ends_list=True)), never]
+    async with running(server_script, ReflectorPolicy(silence_s=0.1, backoff=Backoff(first_s=60.0))) as run:
+        await eventually(lambda: run.source.status.reason == "Timeout")
+        assert run.source.status.message == "no response to the watch request within 0.1 s"
+
+
 async def test_list_is_read_in_pages_if_a_live_server_does_not_answer_the_streaming_list() -> None:
     async def never(request: web.Request) -> web.StreamResponse:
         return await asyncio.Future()

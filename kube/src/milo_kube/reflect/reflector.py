@@ -280,10 +280,13 @@ class Reflector(Generic[Seen]):
             return [Relisting("Verification")]
         if self.state.proven or not expected_bookmarks:
             self.state = self._opening(self.state.version)
+            if expected_bookmarks:
+                self._catch_up("Silence", f"the watch received no data for {self.policy.silence_s:g} s", now)
             return []
         # A server restored from a backup sends nothing on a watch from a version in its future.
         self.state = self._list()
-        return self._catching_up("Silence", "the watch has received no data since it was resumed", now)
+        self._catch_up("Silence", "the watch has received no data since it was resumed", now)
+        return [Relisting("Silence")]
 
     def _list_in_pages(self) -> list[SourceEvent[Seen]]:
         """The server treated the request as a plain watch: it does not support streaming lists."""
@@ -386,7 +389,8 @@ class Reflector(Generic[Seen]):
         list_at = max(now, self._attempts.listed_at + delay) if self._attempts.list_is_unproven else now
         self.state = Waiting(list_at, "")
         self._attempts.list_is_unproven = True
-        return self._catching_up(failure.reason, failure.message, now)
+        self._catch_up(failure.reason, failure.message, now)
+        return [Relisting(failure.reason)]
 
     # --- watch events ---
 
@@ -462,9 +466,8 @@ class Reflector(Generic[Seen]):
         if age_s >= self.policy.proven_s:
             self._attempts.list_is_unproven = False
 
-    def _catching_up(self, reason: str, message: str, now: float) -> list[SourceEvent[Seen]]:
+    def _catch_up(self, reason: str, message: str, now: float) -> None:
         self.status = ViewStatus(ViewState.CATCHING_UP, now, reason, message, self.status.last_contact)
-        return [Relisting(reason)]
 
     def _streaming(self, now: float) -> None:
         if self.status.state is not ViewState.STREAMING:

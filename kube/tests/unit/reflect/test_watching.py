@@ -438,6 +438,7 @@ def test_silence_without_bookmarks_is_tolerated_until_server_timeout() -> None:
     driver.now = 350.0
     assert driver.silent() == []
     assert driver.request == resumes_from("11")
+    assert driver.status[0] is ViewState.STREAMING
 
 
 def test_silence_of_ninety_seconds_with_bookmarks_ends_watch() -> None:
@@ -448,7 +449,9 @@ def test_silence_of_ninety_seconds_with_bookmarks_ends_watch() -> None:
     driver.now += 90.0
     assert driver.silent() == []
     assert driver.request == resumes_from("15")
-    assert driver.status[0] is ViewState.STREAMING
+    assert driver.status == (ViewState.CATCHING_UP, 250.0, "Silence")
+    driver.opened()
+    assert driver.status == (ViewState.STREAMING, 250.0, "")
 
 
 def test_ninety_seconds_of_silence_of_a_resumed_watch_with_bookmarks_lead_to_relist() -> None:
