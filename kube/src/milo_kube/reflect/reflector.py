@@ -101,6 +101,9 @@ since. Some servers end each watch at once, and a list costs them more."""
 _RESUME_REFUSED = frozenset({*range(400, 500), 500, 501}) - {401, 403, 407, 408, 425, 429}
 """Statuses of a refused watch after which a list may succeed, because they neither reject the caller nor request a
 later retry."""
+_FORBIDDEN_LIST_S = 300.0
+"""Time for which a watch is forbidden until a list is requested: the right to list may be there without that to watch.
+By then the version is usually compacted, so a list would be needed in any case."""
 _STREAMING_LIST_REFUSED = _RESUME_REFUSED | {403, 504}
 """Statuses of a refused streaming list after which one in pages may succeed: 405 and 501 of servers without watches,
 500 and 504 of those whose cache cannot serve it."""
@@ -352,7 +355,9 @@ class Reflector(Generic[Seen]):
             return self._relist(failure, now, delay)
         # A status in _RESUME_REFUSED means that the server does not serve the collection, does not support watches, or
         # does not have the version. A list may still succeed.
-        return self._stale("" if failure.status in _RESUME_REFUSED else version, failure, now, delay)
+        stale_s = now - self.status.since if self.status.state is ViewState.STALE else 0.0
+        may_list = failure.status in _RESUME_REFUSED or (failure.status == 403 and stale_s >= _FORBIDDEN_LIST_S)
+        return self._stale("" if may_list else version, failure, now, delay)
 
     def _watch_failed(self, watching: Watching, failure: Failure, now: float, delay: float) -> list[SourceEvent[Seen]]:
         version = watching.version

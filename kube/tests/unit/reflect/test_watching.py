@@ -15,6 +15,7 @@ from kube.tests.unit.reflect.reflector_driver import (
     UNAVAILABLE,
     ReflectorDriver,
     changed,
+    listed,
     refused,
     watching,
 )
@@ -108,6 +109,37 @@ def test_reads_are_trusted_again_after_an_event_or_a_healthy_period_of_the_resum
     assert driver.reflector.trusted_from == driver.now + ReflectorPolicy().healthy_s
     driver.events(Bookmark("15", False))
     assert driver.reflector.trusted_from == -math.inf
+
+
+# --- forbidden watches ---
+
+
+def test_collection_whose_watch_stays_forbidden_is_listed_again_after_five_minutes() -> None:
+    """The right to list may be there without that to watch."""
+    driver = listed()
+    for _ in range(2):
+        began_at = driver.now
+        while isinstance(request := driver.request, OpenWatch | Wait):
+            if isinstance(request, Wait):
+                driver.now = request.until
+            else:
+                driver.failed(Failure("Forbidden", "403: cannot watch", 403))
+                assert driver.status == (ViewState.STALE, began_at, "Forbidden")
+        assert request == FIRST_PAGE
+        assert 300.0 <= driver.now - began_at < 320.0
+        driver.page(version="20")
+
+
+def test_watch_that_is_forbidden_for_less_than_five_minutes_is_resumed() -> None:
+    driver = watching()
+    driver.now += 3600.0
+    driver.ended()
+    driver.failed(Failure("Forbidden", "403: cannot watch", 403))
+    driver.now += 299.0
+    assert driver.request == resumes_from("10")
+    driver.failed(Failure("Forbidden", "403: cannot watch", 403))
+    driver.now += 2.0
+    assert driver.request == resumes_from("10")
 
 
 # --- ends ---
