@@ -158,7 +158,8 @@ class ObjectDecoder(Decoder[msgspec.Raw, CachedObject]):
         meta = _type_meta(body) or _TypeMeta()
         if meta.kind == f"{_METADATA_KIND}List":
             return page, objects
-        of_items = {"apiVersion": meta.apiVersion, "kind": meta.kind.removesuffix("List")}
+        # In the order in which API servers send them on watches, so that a list has the same bytes.
+        of_items = {"kind": meta.kind.removesuffix("List"), "apiVersion": meta.apiVersion}
         prefix = msgspec.json.encode(of_items)[:-1] + b","
         return page, (None if found is None else self._transformed(_typed(found, prefix)) for found in objects)
 
@@ -385,7 +386,8 @@ class ObjectCache:
             self.size += _size(seen)
             return removed
         self._drop_invalid(seen.place)
-        if old is not None and (old.uid, old.version) == (seen.uid, seen.version):
+        # A server that was restored from a backup gives versions a second time.
+        if old is not None and (old.uid, old.version, old.raw) == (seen.uid, seen.version, seen.raw):
             return []
         self._objects[seen.place] = seen
         self.size += _size(seen) - (_size(old) if old is not None else 0)

@@ -279,6 +279,26 @@ def test_metadata_only_decoder_drops_other_fields() -> None:
     assert msgspec.json.decode(seen.raw) == expected
 
 
+def test_state_of_the_same_version_with_other_content_replaces_the_cached_one() -> None:
+    """A server that was restored from a backup gives versions a second time."""
+    cache = synced(cached("a", "5", color="red"))
+    restored = cached("a", "5", color="blue")
+    [change] = applied(cache, ListStarted(), Listed(restored), ListEnded())
+    assert (change.new, cache.get("default", "a"), len(cache)) == (restored, restored, 1)
+    assert cache.size == synced(restored).size
+
+
+def test_list_whose_items_have_no_kind_does_not_change_what_the_watch_sent() -> None:
+    """API servers send built-in objects with the kind first, and the items of their lists without it."""
+    sent = {"kind": "ConfigMap", "apiVersion": "v1", "metadata": document("a")["metadata"]}
+    event = object_decoder().line(line(sent))
+    assert isinstance(event, ObjectSeen)
+    body = {"kind": "ConfigMapList", "apiVersion": "v1", "metadata": {}, "items": [{"metadata": sent["metadata"]}]}
+    [listed] = object_decoder().page(msgspec.json.encode(body))[1]
+    assert listed is not None
+    assert applied(synced(event.observation), ListStarted(), Listed(listed), ListEnded()) == []
+
+
 @pytest.mark.parametrize("is_listed", [True, False])
 def test_metadata_only_object_does_not_have_the_kind_of_the_representation(is_listed: bool) -> None:
     """A reference to an owner of this kind would never lead to a deletion."""
