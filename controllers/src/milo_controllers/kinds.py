@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Generic, NamedTuple, NoReturn, TypeVar, c
 import msgspec
 
 from milo_controllers.errors import NotCached
+from milo_kube.label_selector import SelectorError, parse
 from milo_kube.resource_paths import ResourcePaths, not_a_resource
 
 T = TypeVar("T")
@@ -96,6 +97,10 @@ class Kind(ResourcePaths, Generic[T]):
         transform: Transform | None = None,
     ) -> None:
         super().__init__(resource)
+        try:
+            parse(selector)
+        except SelectorError as error:
+            raise ValueError(f"{resource}: the label selector {selector!r}: {error}") from None
         self.key = CacheKey(resource, selector, field_selector, namespace)
         self.metadata_only = metadata_only
         self.transform = transform

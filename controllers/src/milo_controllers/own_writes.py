@@ -16,7 +16,7 @@ import msgspec
 
 from milo_controllers.kinds import CacheKey, Document
 from milo_controllers.object_cache import Change, ObjectCache, Place
-from milo_kube.label_selector import SelectorError, parse
+from milo_kube.label_selector import parse
 from milo_kube.reflect.versions import is_number, is_older
 
 WITHIN_S = 10.0
@@ -108,11 +108,7 @@ _parsed = lru_cache(parse)
 
 
 def matches(selector: str, labels: tuple[tuple[str, str], ...]) -> bool:
-    """Return whether a label selector matches; False for an invalid one."""
-    try:
-        return _parsed(selector).matches(labels)
-    except SelectorError:
-        return False
+    return _parsed(selector).matches(labels)
 
 
 _Where = tuple[CacheKey, Place]

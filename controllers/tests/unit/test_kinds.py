@@ -154,6 +154,11 @@ def test_metadata_only_object_raises_for_fields_that_are_not_cached() -> None:
         Kind("v1/widgets", Sized, metadata_only=True)  # type: ignore[call-overload]
 
 
+def test_kind_with_an_invalid_label_selector_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"v1/pods: the label selector 'app in web': expected '\('"):
+        Kind("v1/pods", selector="app in web")
+
+
 def test_kinds_with_different_cache_options_have_different_keys() -> None:
     kind = Kind("v1/pods", selector="app=web", field_selector="spec.nodeName=n", namespace="ns")
     assert str(kind.key) == "v1/pods (ns, app=web, spec.nodeName=n)"
