@@ -141,7 +141,6 @@ async def _until_signaled(
     failing = asyncio.create_task(controllers.failed(), name="failure")
     await asyncio.wait([running, waiting, failing], return_when=asyncio.FIRST_COMPLETED)
     waiting.cancel()
-    failing.cancel()
     if failing.done() and not running.done():
         # Not longer: this process works no more, and may hold the Lease.
         done, _ = await asyncio.wait([running], timeout=2 * _CLEANUP_S)
@@ -161,8 +160,11 @@ async def _until_signaled(
         done, _ = await asyncio.wait([running], timeout=_CLEANUP_S)
         if not done:
             _exit_at_once()
+    failing.cancel()
     if not running.cancelled():
         running.result()
+    elif failing.done():  # such as by a lost Lease, after the signal
+        raise failing.result()
 
 
 def _exit_at_once() -> NoReturn:

@@ -288,13 +288,17 @@ def test_replica_takes_over_with_synced_caches_within_two_seconds_of_sigterm(
     assert time.monotonic() - began < 2.0
 
 
+@pytest.mark.parametrize("is_stopping", [False, True])
 def test_replica_that_loses_the_lease_cancels_its_reconciles_and_exits(
-    milo_sandbox: MiloSandbox, operator: Callable[..., Operator], tmp_path: Path
+    milo_sandbox: MiloSandbox, operator: Callable[..., Operator], tmp_path: Path, is_stopping: bool
 ) -> None:
     alpha, own = milo_sandbox.create_control_planes("alpha", "own")
     running = operator(lease="operator", KUBECONFIG=str(own.write_kubeconfig(tmp_path / "kubeconfig")))
     alpha.create(config_map("hang", "hang"))
     eventually(lambda: running.logged("began hang"))
+    if is_stopping:
+        running.process.send_signal(signal.SIGTERM)
+        eventually(lambda: running.logged("stopping: reconciles may run"))
     own.patch("coordination.k8s.io/v1/leases", "operator", {"spec": {"holderIdentity": "another"}})
     assert running.status() == 1
     assert running.logged("ended hang")

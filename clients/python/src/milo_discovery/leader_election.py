@@ -21,6 +21,7 @@ from uuid import uuid4
 from milo_discovery._lease_lock import LeaseLock, LeaseTiming
 from milo_discovery._ownership import boottime, suspended_s
 from milo_discovery.errors import DiscoveryError
+from milo_kube.task_groups import wait_uninterrupted
 
 if TYPE_CHECKING:
     from kubernetes.aio.client import ApiClient
@@ -114,9 +115,8 @@ class LeaderElection:
             await asyncio.wait([working, renewing], return_when=asyncio.FIRST_COMPLETED)
             if working.done():
                 return working.result()
-            if await _ended(working):
-                raise asyncio.CancelledError
-            raise LeadershipLost(
+            await _ended(working)
+            raise LeadershipLost(  # also if the caller has canceled this in the meantime
                 f"{self.identity} lost the lease {self._namespace}/{self._name}: it was not renewed in time, or "
                 f"another replica took it; last observed holder: {self._lock.holder or 'none'}"
             )
@@ -189,7 +189,8 @@ class LeaderElection:
 
     async def _claim(self, spec: Mapping[str, Any]) -> Mapping[str, Any] | None:
         """Replace the Lease, or create it if it is missing; return None on a conflict with another candidate."""
-        status, written = _NOT_FOUND, {}
+        status = _NOT_FOUND
+        written: Mapping[str, Any] = {}
         if self._lock.lease is not None:
             status, written = await self._write("PUT", self._lock.lease["metadata"], spec)
         if status == _NOT_FOUND:
@@ -262,15 +263,9 @@ async def _call(work: Callable[[], Awaitable[ResultT]]) -> ResultT:
     return await work()
 
 
-async def _ended(task: asyncio.Future[Any]) -> bool:
-    """Cancel a task and wait for its end; return whether the caller was canceled during the wait."""
+async def _ended(task: asyncio.Future[Any]) -> None:
+    """Cancel a task and wait for its end, also if the caller is canceled during the wait."""
     task.cancel()
-    is_cancelled = False
-    while not task.done():
-        try:
-            await asyncio.wait([task])
-        except asyncio.CancelledError:
-            is_cancelled = True
+    await wait_uninterrupted(task)
     if not task.cancelled() and (error := task.exception()) is not None:
         log.error("work failed during its cleanup", exc_info=error)
-    return is_cancelled
