@@ -13,7 +13,7 @@ from milo_discoveryd.objects.budget import OVER_BUDGET_RETRY_S, CollectionWeight
 from milo_discoveryd.objects.pending_deletions import Absent
 from milo_discoveryd.objects.store import weigh
 from milo_kube.reflect.messages import DeletionReported, Listed, ListEnded, ListStarted, ObjectChanged
-from tests.unit.fleet.fleets import ListedClusters, not_ready, ready
+from tests.unit.fleet.fleets import ListedClusters, malformed, not_ready, ready
 
 LIMIT = 200_000
 LARGE = 10_000
@@ -126,7 +126,7 @@ def test_unchanged_objects_stay_although_new_ones_of_another_tenant_are_listed_f
 
 def test_state_of_an_object_that_is_not_taken_is_known(source: SharedSource) -> None:
     source.lists(*objects("large", 30, size=LARGE), *objects("small", 5))
-    fields = ObjectFields("large/p-000", "", (("mark", "y" * 2 * LARGE),))
+    fields = ObjectFields("large/p-000", "", (("mark", "y" * 4 * LARGE),))
     source.take(ObjectChanged(msgspec.structs.replace(not_ready("large/p-000", "2"), fields=fields)))
     record = source.store["large/p-000"]
     assert record is not None
@@ -140,6 +140,22 @@ def test_source_with_more_objects_than_can_be_known_is_over_its_budget(source: S
     assert "watch.objects_limit" in source.collection.over_budget
     source.lists(*objects("large", 10), *objects("small", 1))
     assert (source.engaged("large"), source.engaged("small"), source.collection.over_budget) == (10, 1, "")
+
+
+def test_malformed_object_that_is_not_taken_is_known_by_an_excerpt_of_its_message(source: SharedSource) -> None:
+    fillers = [of("large", f"q-{number}") for number in range(30)]
+    message = "y" * LARGE
+    nonsense = [msgspec.structs.replace(malformed(f"large/n-{number}"), message=message) for number in range(2)]
+    source.lists(*objects("large", 20, size=LARGE), *fillers, *nonsense, of("small", "p"))
+    assert source.collection.problem_of("large/n-1") == message[:256]
+
+
+def test_object_that_moves_to_another_organization_and_grows_counts_as_its_own(source: SharedSource) -> None:
+    moved, second = of("first", "p", keyed=False), "second" * 10
+    source.lists(moved)
+    target = msgspec.structs.replace(moved.target, organization=second)
+    source.take(ObjectChanged(msgspec.structs.replace(moved, version="2", target=target)))
+    assert source.weight.by_owner == {second: source.weight.used}
 
 
 def test_weights_of_tenants_add_up_after_any_changes() -> None:
