@@ -199,39 +199,6 @@ class Rivals(Generator):
         self.write.plane(name, name if own else f"uid-{victim}", ready=random.random() < 0.8)
 
 
-class Secrets(Generator):
-    """Asks for kubeconfigs of clusters whose Secrets end soon, are odd, or belong to objects that are made again."""
-
-    def begin(self) -> None:
-        self.objects = min(self.objects, 1000)
-        for number in range(self.objects):
-            self._write(number)
-
-    def step(self) -> None:
-        self.steps += 1
-        self.calls = [call for call in self.calls if not call.done()]
-        for number in self.drawn(20):
-            self._write(number)
-        for number in self.drawn(MAX_PER_OWNER - len(self.calls)):
-            request = pb.IssueKubeconfigRequest(cluster=f"declared#hostile.{self.name(number)}")
-            self.calls.append(self.daemon.call(self.daemon.service.issue_kubeconfig(request, HOSTILE)))
-
-    def _write(self, number: int) -> None:
-        name, server = self.name(number), f"https://{self.name(number)}.example.com"
-        match self.random.randrange(5):
-            case 0:
-                self.write.secret(name, server, valid_s=10.0)
-            case 1:
-                self.write.secret(name, server, padding="A" * self.random.choice((1000, 1 << 20)))
-            case 2:
-                self.write.secret(name, server, kubeconfig=self.random.choice(("", "!", "e30=", "AAAA" * 1000)))
-            case 3:
-                self.write.delete(DECLARED, name)
-            case _:
-                self.write.secret(name, server)
-        self.write.declared(name, name, at=f"{self.steps}")
-
-
 class OneUid(Generator):
     """Many control planes claim one project UID; the claimants change, flap, come and go."""
 
@@ -419,7 +386,40 @@ class SlowProbes(Caller):
         self.daemon.probe_s = 60.0
 
 
+class Secrets(Caller):
+    """Asks for kubeconfigs of clusters whose Secrets end soon, are odd, or belong to objects that are made again."""
+
+    def begin(self) -> None:
+        self.objects = min(self.objects, 1000)
+        for number in range(self.objects):
+            self._write(number)
+
+    def step(self) -> None:
+        self.steps += 1
+        self.calls = [call for call in self.calls if not call.done()]
+        for number in self.drawn(20):
+            self._write(number)
+        for number in self.drawn(MAX_PER_OWNER - len(self.calls)):
+            request = pb.IssueKubeconfigRequest(cluster=f"declared#hostile.{self.name(number)}")
+            self.calls.append(self.daemon.call(self.daemon.service.issue_kubeconfig(request, HOSTILE)))
+
+    def _write(self, number: int) -> None:
+        name, server = self.name(number), f"https://{self.name(number)}.example.com"
+        match self.random.randrange(5):
+            case 0:
+                self.write.secret(name, server, valid_s=10.0)
+            case 1:
+                self.write.secret(name, server, padding="A" * (1 << 20 if number < 10 else 1000))
+            case 2:
+                self.write.secret(name, server, kubeconfig=self.random.choice(("", "!", "e30=", "AAAA" * 1000)))
+            case 3:
+                self.write.delete(DECLARED, name)
+            case _:
+                self.write.secret(name, server)
+        self.write.declared(name, name, at=f"{self.steps}")
+
+
 GENERATORS: tuple[type[Generator], ...] = (
-    *(OneProject, WideLabels, OneSecret, OneAddress, Rivals, Secrets, OneUid, Flapping, Odd, Churn, Restarting),
-    *(Lifetimes, Streams, StreamsWithKubeconfigs, Confirming, Lists, SlowProbes),
+    *(OneProject, WideLabels, OneSecret, OneAddress, Rivals, OneUid, Flapping, Odd, Churn, Restarting),
+    *(Lifetimes, Streams, StreamsWithKubeconfigs, Confirming, Lists, Secrets, SlowProbes),
 )
