@@ -88,11 +88,8 @@ class SecretPlace(msgspec.Struct, frozen=True):
 
     namespace: str
     name: str
-
-    @property
-    def has_uid(self) -> bool:
-        """Whether no other incarnation of a cluster has a Secret at its place."""
-        return "{uid}" in self.namespace
+    objects: ClusterObjects | None = None
+    """The objects whose names lead to the Secrets; None if no other incarnation of a cluster has one at its place."""
 
     def resolve(self, target: Target) -> tuple[str, str]:
         """Return the namespace and the name of a cluster's Secret. Raises BackendError."""
@@ -130,42 +127,39 @@ class KubeconfigSecretIssuer:
         origin: str,
         place: SecretPlace,
         reading: str | CredentialPaths,
-        objects: ClusterObjects | None = None,
         states_server: bool = False,
         allow_long_lived: bool = False,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        """`reading` is the key of a kubeconfig, or the paths of the credential's fields. `objects` are those whose
-        names lead to the Secrets. With `states_server`, the kubeconfig's server is used instead of the cluster's
-        endpoint."""
+        """`reading` is the key of a kubeconfig, or the paths of the credential's fields. With `states_server`, the
+        kubeconfig's server is used instead of the cluster's endpoint."""
         self.name = name
         self._api = api
         self._origin = f"the infrastructure cluster ({origin})"
-        self._place = place
+        self.place = place
         self._reading = reading
-        self.objects = objects
         self.states_server = states_server
         self._longest_s = inf if allow_long_lived else LONGEST_S
         self._clock = clock
 
     async def mint(self, request: MintRequest) -> IssuedCredential:
         assert request.cluster is not None
-        namespace, secret = self._place.resolve(request.cluster.target)
+        namespace, secret = self.place.resolve(request.cluster.target)
         what = f"Secret {namespace}/{secret}"
         try:
             answer = await self._api.get(f"/api/v1/namespaces/{namespace}/secrets/{secret}", timeout_s=TIMEOUT_S)
         except TransportError as error:
             raise kubernetes_api.unanswered(error) from error
         if answer.status != 200:
-            rule = f"get secrets, resourceNames [{self._place.name}], in every project's namespace"
+            rule = f"get secrets, resourceNames [{self.place.name}], in every project's namespace"
             if answer.status == 404:
                 raise BackendError(f"{what} does not exist (404)", of_cluster=True, reason="missing")
             # The message omits the Secret's name: failures of an issuer are shown to callers that may not see this
             # project.
             kubernetes_api.refuse(self._origin, answer, "read the kubeconfig Secret of a project", rule)
         data = kubernetes_api.read(self._origin, answer, _SECRET_DATA, of_cluster=True).data or {}
-        if self.objects is not None:
-            await self.objects.confirm(request.cluster)
+        if self.place.objects is not None:
+            await self.place.objects.confirm(request.cluster)
         try:
             received = self._received(data, request.cluster.target, what)
             issued = validate(received.credential, self._clock(), origin=what, longest_s=self._longest_s)
@@ -264,14 +258,13 @@ class KubeconfigSecretSettings(RequestingIssuerSettings, frozen=True, kw_only=Tr
         # With a namespace for each cluster, a user that can write a Secret can change the server of that cluster only.
         is_own_namespace = "{uid}" in self.namespace_template or "{name}" in self.namespace_template
         paths = CredentialPaths(self.token, self.certificate, self.private_key, self.ca)
-        place = SecretPlace(self.namespace_template, self.secret)
+        objects = None if "{uid}" in self.namespace_template else served.open_objects()
         return KubeconfigSecretIssuer(
             self.name,
             api,
             origin=origin,
-            place=place,
+            place=SecretPlace(self.namespace_template, self.secret, objects),
             reading=paths if self.has_fields else self.key,
-            objects=None if place.has_uid else served.open_objects(),
             states_server=is_own_namespace and served.project_server is ProjectServer.IDENTITY,
             allow_long_lived=self.allow_long_lived,
         )

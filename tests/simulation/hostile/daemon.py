@@ -190,9 +190,8 @@ class Daemon:
             "secrets",
             api,
             origin="shared",
-            place=SecretPlace("{secret_namespace}", "{secret}"),
+            place=SecretPlace("{secret_namespace}", "{secret}", ClusterObjects(api, "shared", DECLARED)),
             reading="kubeconfig",
-            objects=ClusterObjects(api, "shared", DECLARED),
             clock=lambda: self._loop.wall,
         )
 

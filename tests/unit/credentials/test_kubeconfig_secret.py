@@ -169,8 +169,9 @@ async def test_no_credential_is_issued_of_a_secret_that_an_object_of_the_same_na
     objects = ScriptedApi(*(answering(200, {"metadata": {"uid": uid}}) for uid in ("first", "second")))
     source = a_source(
         ScriptedApi(*[secret(kubeconfig(pair(NOW + 600)))] * 2),
-        place=SecretPlace("{namespace}", name),
-        objects=ClusterObjects(objects, "test", Resource("", "v1", "secrets", namespaced=True)),
+        place=SecretPlace(
+            "{namespace}", name, ClusterObjects(objects, "test", Resource("", "v1", "secrets", namespaced=True))
+        ),
     )
     await source.mint(wanted)
     with pytest.raises(BackendError, match=r"the object of n\.a in secrets was deleted"):

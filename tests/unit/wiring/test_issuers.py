@@ -260,6 +260,6 @@ def test_secrets_whose_names_another_object_may_have_are_read_only_while_the_obj
     sources = [ConfiguredSource(source, configured, {}) for source in configured.sources]
     [assigned] = Issuers(configured, sources, {}, AsyncExitStack(), run="r").assignments()
     assert isinstance(assigned.issuer, KubeconfigSecretIssuer)
-    objects = assigned.issuer.objects
+    objects = assigned.issuer.place.objects
     assert (objects and objects.resource.plural) == expected
     assert objects is None or "with credentials of the issuer identity" in objects._origin
