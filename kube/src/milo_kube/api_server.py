@@ -15,6 +15,7 @@ from typing import NamedTuple, Protocol, TypeAlias
 import msgspec
 
 from milo_kube.api_request import JSON, Access, Answer, ApiRequest, Stream
+from milo_kube.costly_steps import Handshakes
 from milo_kube.credential import Credential, CredentialError
 from milo_kube.http import errors
 from milo_kube.http.client import Client, IdleConnections
@@ -82,6 +83,7 @@ class Pools:
         self._environ = environ
         self._http2 = None if environ.get("DISABLE_HTTP2") else http2
         self._contexts = ClientContexts()
+        self._handshakes = Handshakes()
         self._pools: dict[TlsIdentity, Pool] = {}
         """The most recently used pool is the last."""
 
@@ -110,6 +112,7 @@ class Pools:
                 idle_s=self._idle_s,
                 idle=self._idle,
                 http2=self._http2,
+                turns=partial(self._handshakes.turns, hash(identity)),
             )
             pool = Pool(identity, client)
         self._pools[identity] = pool

@@ -1,6 +1,6 @@
 """Costly steps of an event loop, one after the other, so that they do not add up in one iteration.
 
-A server determines what a handshake costs its client: up to 0.15 s, for a chain of large certificates; a page of a list
+A server determines what a handshake costs its client: up to 0.08 s, for a chain of large certificates; a page of a list
 as much.
 """
 
@@ -8,28 +8,45 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import TypeVar
+from enum import IntEnum
+from typing import TypeAlias, TypeVar
 from weakref import WeakKeyDictionary
 
 AT_ONCE_S = 0.002
 """CPU time after which further steps wait for another iteration of the event loop."""
 COSTLY_S = 0.01
 """A step that took this long is followed by as much time for everything else."""
+CHEAP_S = 0.005
+"""CPU time of a cheap handshake; most take 1 ms, and with an RSA key of 4096 bits as client certificate 6 ms."""
+KEPT_SERVERS = 10_000
+"""Number of servers whose handshakes are remembered."""
+_RECENT = 1 / 16
+"""The share of a handshake in the average of its server: a server is cheap again after some 30 cheap handshakes."""
 
 T = TypeVar("T")
+Turns: TypeAlias = Callable[[Callable[[], None]], None]
+"""Calls the steps of one handshake when their turn comes."""
+
+
+class Precedence(IntEnum):
+    """What a step waits for: all steps of smaller values, and those of its own that came before."""
+
+    CHEAP = 0
+    UNKNOWN = 1
+    COSTLY = 2
 
 
 class CostlySteps:
     """A queue of costly steps."""
 
     def __init__(self) -> None:
-        self._waiting: deque[Callable[[], None]] = deque()
+        self._waiting = tuple(deque[Callable[[], None]]() for _ in Precedence)
         self._is_planned = False
         self._free_at = 0.0
 
-    def add(self, step: Callable[[], None]) -> None:
+    def add(self, step: Callable[[], None], precedence: Precedence = Precedence.CHEAP) -> None:
         """Call the step when its turn comes."""
-        self._waiting.append(step)
+        self._waiting[precedence].append(step)
         self._plan()
 
     async def result(self, step: Callable[[], T]) -> T:
@@ -48,7 +65,7 @@ class CostlySteps:
         return await result
 
     def _plan(self) -> None:
-        if self._waiting and not self._is_planned:
+        if any(self._waiting) and not self._is_planned:
             self._is_planned = True
             loop = asyncio.get_running_loop()
             loop.call_at(max(self._free_at, loop.time()), self._run)
@@ -58,8 +75,8 @@ class CostlySteps:
         began = time.thread_time()
         spent = 0.0
         try:
-            while self._waiting and spent < AT_ONCE_S:
-                self._waiting.popleft()()
+            while spent < AT_ONCE_S and (waiting := next(filter(None, self._waiting), None)):
+                waiting.popleft()()
                 spent = time.thread_time() - began
         finally:
             spent = time.thread_time() - began
@@ -68,13 +85,47 @@ class CostlySteps:
             self._plan()
 
 
-_HANDSHAKES: "WeakKeyDictionary[asyncio.AbstractEventLoop, CostlySteps]" = WeakKeyDictionary()
+class Handshakes:
+    """Handshakes as a client, in turns: those with servers that were costly before wait for all others."""
+
+    def __init__(self) -> None:
+        self._steps = CostlySteps()
+        self._average_s: dict[int, float] = {}
+        """CPU time of a handshake, by identity and server; that of the most recent handshake is the last."""
+
+    def turns(self, identity: int, server: str) -> Turns:
+        """Return the turns of one handshake. `identity` is the hash of the CAs and the client certificate, which
+        determine the cost too: another user's must not make a server costly."""
+        key = hash((identity, server))
+        average = self._average_s.get(key)
+        precedence = Precedence.UNKNOWN
+        if average is not None:
+            precedence = Precedence.CHEAP if average <= CHEAP_S else Precedence.COSTLY
+        weight = 0.0
+        """The share of this handshake in the average; 0 until its first step."""
+
+        def measured(step: Callable[[], None]) -> None:
+            nonlocal weight
+            weight = weight or self._begin(key)
+            began = time.thread_time()
+            try:
+                step()
+            finally:
+                if key in self._average_s:
+                    self._average_s[key] += (time.thread_time() - began) * weight
+
+        return lambda step: self._steps.add(lambda: measured(step), precedence)
+
+    def _begin(self, key: int) -> float:
+        """Count one more handshake, and return the share of its cost in the average."""
+        average = self._average_s.pop(key, None)
+        self._average_s[key] = 0.0 if average is None else average * (1 - _RECENT)
+        if len(self._average_s) > KEPT_SERVERS:
+            del self._average_s[next(iter(self._average_s))]
+        return 1.0 if average is None else _RECENT
+
+
 _PAGES: "WeakKeyDictionary[asyncio.AbstractEventLoop, CostlySteps]" = WeakKeyDictionary()
-
-
-def handshake_steps() -> CostlySteps:
-    """Return the queue of handshakes of the running event loop."""
-    return _HANDSHAKES.setdefault(asyncio.get_running_loop(), CostlySteps())
 
 
 def page_steps() -> CostlySteps:

@@ -14,8 +14,9 @@ from typing import Any, Protocol
 from urllib.parse import urlsplit
 from weakref import WeakValueDictionary
 
+from milo_kube.costly_steps import Handshakes, Turns
 from milo_kube.http.connection import Connection, Refusal, Response
-from milo_kube.http.dialing import ContextProvider, Http2, Origin, Proxy, dial
+from milo_kube.http.dialing import ClientTls, ContextProvider, Http2, Origin, Proxy, dial
 from milo_kube.http.errors import TransportError
 from milo_kube.http.headers import SentHeaders
 
@@ -88,11 +89,12 @@ class Client:
         idle_s: float = 15.0,
         idle: IdleConnections | None = None,
         http2: Http2 | None = None,
+        turns: Callable[[str], Turns] | None = None,
     ) -> None:
         """`context` is called for each connection. `idle_s`: how long an idle connection is kept open. `idle` limits
         the memory of idle connections, of all clients that share it. `http2` (`Http2Connection`) offers HTTP/2 to
-        servers."""
-        self._context = context
+        servers. `turns`: see `ClientTls`."""
+        self._tls = ClientTls(context, turns or partial(Handshakes().turns, 0))
         self._user_agent = user_agent
         self._tls_server_name = tls_server_name
         self._idle_s = idle_s
@@ -246,7 +248,7 @@ class Client:
     async def _dialed(self, key: _Key, dials: asyncio.Semaphore) -> Connection:
         origin, proxy = key
         http2 = None if key in self._requires_http1 else self._http2
-        connection = await dial(origin, self._context, server_name=self._tls_server_name, proxy=proxy, http2=http2)
+        connection = await dial(origin, self._tls, server_name=self._tls_server_name, proxy=proxy, http2=http2)
         if connection.is_multiplexed:
             self._selects_http1.discard(key)
         elif self._http2 is not None and key not in self._selects_http1:

@@ -11,6 +11,7 @@ from urllib.parse import unquote, urlsplit
 import msgspec
 
 from milo_kube import addresses
+from milo_kube.costly_steps import Turns
 from milo_kube.http import errors
 from milo_kube.http.connection import Connection
 from milo_kube.http.errors import TransportError
@@ -42,6 +43,14 @@ _SOCKET_OPTIONS = tuple(
     )
     if hasattr(socket, name)
 )
+
+
+class ClientTls(msgspec.Struct, frozen=True):
+    """What connections with one TLS identity have in common."""
+
+    context: ContextProvider
+    turns: Callable[[str], Turns]
+    """Returns the turns of a handshake with the server, which is HOST:PORT."""
 
 
 class Origin(msgspec.Struct, frozen=True):
@@ -100,10 +109,10 @@ class Proxy(msgspec.Struct, frozen=True):
 
 
 async def dial(
-    origin: Origin, context: ContextProvider, *, server_name: str | None, proxy: Proxy | None, http2: Http2 | None
+    origin: Origin, tls: ClientTls, *, server_name: str | None, proxy: Proxy | None, http2: Http2 | None
 ) -> Connection:
     """Connect to `origin`. Raises TransportError. With `http2`, the server may select HTTP/2."""
-    connection = await _dialed(origin, context, server_name or origin.host, proxy, http2)
+    connection = await _dialed(origin, tls, server_name or origin.host, proxy, http2)
     try:
         await connection.ready()
     except BaseException:
@@ -113,16 +122,16 @@ async def dial(
 
 
 async def _dialed(
-    origin: Origin, context: ContextProvider, server_name: str, proxy: Proxy | None, http2: Http2 | None
+    origin: Origin, tls: ClientTls, server_name: str, proxy: Proxy | None, http2: Http2 | None
 ) -> Connection:
     if proxy is None:
         try:
-            return await _opened(origin, str(origin), context, server_name, http2)
+            return await _opened(origin, str(origin), tls, server_name, http2)
         except OSError as error:
             raise errors.from_connecting(error, str(origin)) from error
     _encoded(origin.host, origin.scheme)  # the proxy resolves the name, which nothing else here has checked
     try:
-        through = await _opened(proxy.origin, str(origin), context, proxy.origin.host, None)
+        through = await _opened(proxy.origin, str(origin), tls, proxy.origin.host, None)
     except OSError as error:
         raise errors.from_proxy(error, str(origin)) from error
     assert isinstance(through, Http1Connection)
@@ -130,7 +139,7 @@ async def _dialed(
         return through
     try:
         await _open_tunnel(through, origin, proxy)
-        secured = _secured(str(origin), context, server_name, http2)
+        secured = _secured(origin, str(origin), tls, server_name, http2)
         through.transport.set_protocol(secured)
         secured.connection_made(through.transport)
         await secured.handshake()
@@ -142,26 +151,25 @@ async def _dialed(
     return cast(Connection, secured.get_protocol())
 
 
-async def _opened(
-    to: Origin, named: str, context: ContextProvider, server_name: str, http2: Http2 | None
-) -> Connection:
+async def _opened(to: Origin, named: str, tls: ClientTls, server_name: str, http2: Http2 | None) -> Connection:
     made = await _open_socket(to.host, to.port)
     loop = asyncio.get_running_loop()
     if to.scheme != "https":
         connection = Http1Connection(named)
         await loop.create_connection(lambda: connection, sock=made)
         return connection
-    secured = _secured(named, context, server_name, http2)
+    secured = _secured(to, named, tls, server_name, http2)
     await loop.create_connection(lambda: secured, sock=made)
     await secured.handshake()
     return cast(Connection, secured.get_protocol())
 
 
-def _secured(named: str, context: ContextProvider, server_name: str, http2: Http2 | None) -> TlsTransport:
+def _secured(to: Origin, named: str, tls: ClientTls, server_name: str, http2: Http2 | None) -> TlsTransport:
     def made(selected: str | None) -> asyncio.Protocol:
         return http2(named) if http2 is not None and selected == HTTP2 else Http1Connection(named)
 
-    return TlsTransport(made, context(), server_name, alpn=(HTTP2, HTTP1) if http2 is not None else (HTTP1,))
+    alpn = (HTTP2, HTTP1) if http2 is not None else (HTTP1,)
+    return TlsTransport(made, tls.context(), server_name, alpn=alpn, turns=tls.turns(to.authority))
 
 
 async def _open_socket(host: str, port: int) -> socket.socket:

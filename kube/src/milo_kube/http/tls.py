@@ -12,12 +12,13 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any, cast
 
-from milo_kube.costly_steps import handshake_steps
+from milo_kube.costly_steps import Turns
 from milo_kube.http.tls_records import RECORDS_WITHOUT_DATA, Reading, ServerHello
 
-HANDSHAKE_BYTES = 32 << 10
+HANDSHAKE_BYTES = 16 << 10
 """Maximum bytes that a peer may send before the handshake is complete, most of them certificates. OpenSSL buffers a
-multiple of this number, and may need 6 ms for each certificate."""
+multiple of this number, and may need 6 ms for each certificate: an exponent may be as long as an RSA key of 3072 bits.
+"""
 _RECORD = 16 << 10
 
 
@@ -26,7 +27,7 @@ class TlsTransport(asyncio.Transport, asyncio.Protocol):
 
     __slots__ = (
         *("_below", "_failure", "_handshake", "_handshake_bytes", "_hello", "_incoming", "_is_closing", "_is_planned"),
-        *("_made", "_outgoing", "_protocol", "_reading", "_tls", "_unsent"),
+        *("_made", "_outgoing", "_protocol", "_reading", "_tls", "_turns", "_unsent"),
     )
 
     def __init__(
@@ -36,9 +37,10 @@ class TlsTransport(asyncio.Transport, asyncio.Protocol):
         server_name: str | None,
         *,
         alpn: Sequence[str] = (),
+        turns: Turns | None = None,
     ) -> None:
         """`server_name`: the name to verify; None for the server's side. `alpn`: the protocols to offer. `protocol` is
-        called with the protocol that the server selected."""
+        called with the protocol that the server selected. `turns`: those of the client's side."""
         super().__init__()
         self._made = protocol
         self._protocol: asyncio.Protocol | None = None
@@ -57,6 +59,8 @@ class TlsTransport(asyncio.Transport, asyncio.Protocol):
         """Number of bytes that the peer has sent for the handshake."""
         self._hello = None if server_name is None else ServerHello()
         """None for the server's side, and after the handshake."""
+        self._turns = turns
+        """None after the handshake."""
         self._reading = Reading()
         self._is_planned = False
         """Whether another step was planned."""
@@ -88,7 +92,7 @@ class TlsTransport(asyncio.Transport, asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         self._reading.add(data)
-        if self._is_planned or self._is_computing_as_client:
+        if self._is_planned or self._turns is not None:
             self._continue()
         else:
             self._step()
@@ -182,10 +186,6 @@ class TlsTransport(asyncio.Transport, asyncio.Protocol):
     def _is_shaking_hands(self) -> bool:
         return self._handshake is not None and not self._handshake.done()
 
-    @property
-    def _is_computing_as_client(self) -> bool:
-        return self._hello is not None and self._is_shaking_hands
-
     def _step(self) -> None:
         """Decrypt what was received, within the bounds of one iteration of the event loop."""
         reading = self._reading
@@ -195,7 +195,7 @@ class TlsTransport(asyncio.Transport, asyncio.Protocol):
                 self._shake_hands(piece)
                 if self._is_shaking_hands or self._failure is not None:
                     continue
-                self._hello, reading.without_data = None, 0
+                self._hello, self._turns, reading.without_data = None, None, 0
             else:
                 self._incoming.write(piece)
             self._decrypt()
@@ -222,10 +222,8 @@ class TlsTransport(asyncio.Transport, asyncio.Protocol):
         self._below.pause_reading()
         if not (reading.is_blocked or self._is_planned):
             self._is_planned = True
-            if self._is_computing_as_client:
-                handshake_steps().add(self._planned_step)
-            else:
-                asyncio.get_running_loop().call_soon(self._planned_step)
+            turns = self._turns or asyncio.get_running_loop().call_soon
+            turns(self._planned_step)
 
     def _shake_hands(self, piece: bytes = b"") -> None:
         try:

@@ -13,7 +13,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import rsa
 
 from milo_kube import costly_steps
-from milo_kube.costly_steps import CostlySteps
+from milo_kube.costly_steps import AT_ONCE_S, CHEAP_S, COSTLY_S, CostlySteps, Handshakes
 from milo_kube.credential import ClientCertificate, CredentialError, Secret
 from milo_kube.http.client import Client, IdleConnections
 from milo_kube.http.errors import TransportError
@@ -269,14 +269,14 @@ async def test_server_with_many_certificates_is_refused() -> None:
         await requested(server, lambda: trusting)
 
 
-@pytest.mark.parametrize(("certificates", "kept"), [(1, 3), (60, 2)])
+@pytest.mark.parametrize(("certificates", "kept"), [(1, 3), (28, 2)])
 async def test_idle_connection_to_a_server_with_many_certificates_counts_more(certificates: int, kept: int) -> None:
     """OpenSSL keeps them, in a multiple of their size."""
     authority = Authority()
     pair = authority.server()
     pair.certificate *= certificates
     trusting = TlsIdentity(authorities=authority.pem, certificate=None).context()
-    using = Client(lambda: trusting, user_agent="tests", idle=IdleConnections(1500 << 10))
+    using = Client(lambda: trusting, user_agent="tests", idle=IdleConnections(900 << 10))
     accepted = list[asyncio.StreamWriter]()
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -302,15 +302,68 @@ async def test_costly_steps_of_handshakes_leave_half_of_the_loop() -> None:
     loop = asyncio.get_running_loop()
 
     def costly() -> None:
-        until = time.thread_time() + costly_steps.COSTLY_S
-        while time.thread_time() < until:
-            pass
+        busy(COSTLY_S)
         order.append(loop.time())
 
     for _ in range(4):
         turns.add(costly)
     await eventually(lambda: len(order) == 4)
-    assert all(later - earlier > 1.9 * costly_steps.COSTLY_S for earlier, later in pairwise(order))
+    assert all(later - earlier > 1.9 * COSTLY_S for earlier, later in pairwise(order))
+
+
+def busy(seconds: float) -> None:
+    until = time.thread_time() + seconds
+    while time.thread_time() < until:
+        pass
+
+
+async def shake(handshakes: Handshakes, server: str, seconds: float = 0.0, identity: int = 0) -> None:
+    done = asyncio.Event()
+    handshakes.turns(identity, server)(lambda: (busy(seconds), done.set())[1])
+    await done.wait()
+
+
+async def order_of(handshakes: Handshakes, *servers: str) -> list[str]:
+    """Return the order of handshakes that begin at once, none of which may share an iteration of the event loop."""
+    order: list[str] = []
+    for server in servers:
+        handshakes.turns(0, server)(lambda server=server: (busy(AT_ONCE_S), order.append(server))[1])  # type: ignore[misc]
+    await eventually(lambda: len(order) == len(servers))
+    return order
+
+
+async def test_handshakes_with_servers_that_were_cheap_wait_for_no_others() -> None:
+    handshakes = Handshakes()
+    for _ in range(3):
+        await shake(handshakes, "cheap")
+        await shake(handshakes, "costly", 2 * COSTLY_S)
+    order = await order_of(handshakes, "costly", "costly", "new", "cheap", "other", "cheap")
+    assert order == ["cheap", "cheap", "new", "other", "costly", "costly"]
+
+
+async def test_server_that_was_costly_becomes_cheap_only_by_many_cheap_handshakes() -> None:
+    handshakes = Handshakes()
+    await shake(handshakes, "a", 4 * CHEAP_S)
+    await shake(handshakes, "a")
+    assert await order_of(handshakes, "a", "new") == ["new", "a"]
+    for _ in range(40):
+        await shake(handshakes, "a")
+    assert await order_of(handshakes, "new 2", "a") == ["a", "new 2"]
+
+
+async def test_handshake_of_another_identity_makes_no_server_costly() -> None:
+    handshakes = Handshakes()
+    await shake(handshakes, "a")
+    await shake(handshakes, "a", 2 * COSTLY_S, identity=1)
+    assert await order_of(handshakes, "new", "a") == ["a", "new"]
+
+
+async def test_number_of_remembered_servers_is_limited(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(costly_steps, "KEPT_SERVERS", 2)
+    handshakes = Handshakes()
+    for server in "abac":
+        await shake(handshakes, server)
+    assert await order_of(handshakes, "b", "a") == ["a", "b"]
 
 
 async def test_step_in_turn_returns_its_result_or_raises_its_error() -> None:
