@@ -24,7 +24,7 @@ from milo_discoveryd.server.connections.connection_rates import ConnectRateLimit
 from milo_discoveryd.server.connections.listener import Listener, TcpEndpoint
 from milo_discoveryd.server.connections.proxy import ProxySide
 from milo_discoveryd.server.connections.tls_certificates import ServerTls
-from milo_kube.http.tls import HANDSHAKE_BYTES
+from milo_kube.http.tls import CLIENT_BYTES
 from milo_kube.rate_limit import Rate
 from tests.integration.grpc_server.conftest import Harness, a_harness, ready
 from tests.integration.grpc_server.test_peer_credentials import acceptor, callers, proxy_sides, reason
@@ -299,7 +299,7 @@ async def test_oldest_connection_without_tls_handshake_is_evicted_for_a_newer_on
 
 async def test_tls_handshake_with_too_many_bytes_is_refused(tls_files: TlsFiles) -> None:
     length = 100_000  # OpenSSL waits for the whole message
-    message = b"\x01" + length.to_bytes(3, "big") + bytes(HANDSHAKE_BYTES)
+    message = b"\x01" + length.to_bytes(3, "big") + bytes(CLIENT_BYTES)
     size = 8_192
     records = [message[start : start + size] for start in range(0, len(message), size)]
     async with tcp(tls_files) as harness:
@@ -310,6 +310,20 @@ async def test_tls_handshake_with_too_many_bytes_is_refused(tls_files: TlsFiles)
                 while await asyncio.to_thread(endless.recv, 100):
                     pass
         await eventually(lambda: "too many bytes" in str(harness.audited[-1:]))
+
+
+@pytest.mark.parametrize(("certificates", "is_accepted"), [(10, True), (24, False)])
+async def test_client_may_send_a_chain_of_8_kib(tls_files: TlsFiles, certificates: int, is_accepted: bool) -> None:
+    """OpenSSL keeps it for as long as the connection is open, in twenty times the memory."""
+    pair = tls_files.ca.issue(SPIFFE)
+    pair.certificate *= certificates
+    async with tcp(tls_files) as harness:
+        if is_accepted:
+            async with client(harness, tls_files.credentials(pair)) as stub:
+                await stub.ListClusters(pb.ListClustersRequest())
+        else:
+            await refusal(harness, tls_files.credentials(pair))
+            await eventually(lambda: "too many bytes" in str(harness.audited))
 
 
 async def test_connect_rate_limit_does_not_affect_established_connections(tls_files: TlsFiles) -> None:

@@ -19,6 +19,8 @@ HANDSHAKE_BYTES = 16 << 10
 """Maximum bytes that a peer may send before the handshake is complete, most of them certificates. OpenSSL buffers a
 multiple of this number, and may need 6 ms for each certificate: an exponent may be as long as an RSA key of 3072 bits.
 """
+CLIENT_BYTES = 8 << 10
+"""The same for a client: OpenSSL keeps its certificates, and one of 30 KiB with many names takes 600 KiB."""
 _RECORD = 16 << 10
 
 
@@ -234,7 +236,7 @@ class TlsTransport(asyncio.Transport, asyncio.Protocol):
             self._tls.do_handshake()
         except ssl.SSLWantReadError:
             self._flush()
-            if self._handshake_bytes > HANDSHAKE_BYTES:
+            if self._handshake_bytes > (CLIENT_BYTES if self._tls.server_side else HANDSHAKE_BYTES):
                 self._fail_handshake(
                     ConnectionAbortedError("the peer sent too many bytes before the TLS handshake was complete")
                 )
