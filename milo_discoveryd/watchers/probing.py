@@ -14,6 +14,7 @@ from milo_discoveryd.model.cluster import Cluster
 from milo_kube.api_request import Access, ApiRequest
 from milo_kube.api_server import Pools, no_credential
 from milo_kube.credential import Credential, CredentialError, for_url
+from milo_kube.http.connection_memory import ConnectionMemory
 from milo_kube.http.errors import TransportError
 from milo_kube.upstream import Upstream
 
@@ -21,8 +22,11 @@ POOLS = 8
 """Maximum connection pools that are kept, one per CA and client certificate."""
 IDLE_S = 120.0
 """Idle timeout of connections, longer than the usual interval between probes of a host, so that probes reuse them."""
-IDLE_MEMORY = 48 << 20
-"""Maximum memory of idle connections: tenants choose the servers, and so the certificates that connections keep."""
+MEMORY = 64 << 20
+"""Maximum memory of connections: tenants choose the servers, and so the certificates that connections keep."""
+SHARE = 192 << 10
+"""Memory that each connection may take, and the CAs of each cluster as much: certificates of 3.5 KB, and CAs of 5 KB.
+The 250 probes in flight take 94 MiB so. An honest cluster with more fails only while others take all of `MEMORY`."""
 BODY_LIMIT = 64 << 10
 
 _REFUSALS = {
@@ -72,7 +76,8 @@ class ProbeSender:
         self._timeout_s = timeout_s
         self._of_hosts = of_hosts
         self._sends_own_credential = sends_own_credential
-        self._pools = Pools(user_agent=USER_AGENT, idle_s=IDLE_S, idle_memory=IDLE_MEMORY, kept=POOLS, environ=environ)
+        memory = ConnectionMemory(MEMORY, SHARE)
+        self._pools = Pools(user_agent=USER_AGENT, idle_s=IDLE_S, memory=memory, kept=POOLS, environ=environ)
 
     async def send(self, cluster: Cluster) -> ProbeOutcome:
         endpoint = cluster.target.endpoint

@@ -5,7 +5,6 @@ Renews the credential once when the server responds 401, opens new connections w
 """
 
 import asyncio
-import math
 import os
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
@@ -18,8 +17,9 @@ from milo_kube.api_request import JSON, Access, Answer, ApiRequest, Stream
 from milo_kube.costly_steps import Handshakes
 from milo_kube.credential import Credential, CredentialError
 from milo_kube.http import errors
-from milo_kube.http.client import Client, IdleConnections
+from milo_kube.http.client import Client
 from milo_kube.http.connection import Response, ResponseBody
+from milo_kube.http.connection_memory import ConnectionMemory
 from milo_kube.http.dialing import Http2
 from milo_kube.http.errors import TransportError
 from milo_kube.http.proxy import environment_proxy
@@ -64,21 +64,21 @@ class Pools:
         *,
         user_agent: str,
         idle_s: float = 15.0,
-        idle_memory: float = math.inf,
+        memory: ConnectionMemory | None = None,
         kept: int = 0,
         environ: Mapping[str, str] = os.environ,
         http2: Http2 | None = None,
     ) -> None:
         """`idle_s`: how long an idle connection is kept open.
 
-        `idle_memory`: about how many bytes of memory idle connections may take; beyond that, the oldest is closed.
+        `memory` limits the memory of connections.
         `kept`: if there are more pools than this, the least recently used pools without users are closed.
         Proxies are read from the variables in `environ`.
         `http2` (`Http2Connection`) offers HTTP/2 to servers, unless `DISABLE_HTTP2` is set, as in client-go.
         """
         self._user_agent = user_agent
         self._idle_s = idle_s
-        self._idle = IdleConnections(idle_memory)
+        self._memory = memory or ConnectionMemory()
         self._kept = kept
         self._environ = environ
         self._http2 = None if environ.get("DISABLE_HTTP2") else http2
@@ -99,24 +99,32 @@ class Pools:
         )
         pool = self._pools.pop(identity, None)
         if pool is None:
-            try:
-                context = self._contexts.context(identity)
-            except CredentialError as error:
-                raise no_credential(error, access.server) from error
-            except OSError as error:  # a certificate is loaded from a file, for which no descriptor may be left
-                raise errors.from_connecting(error, access.server) from error
-            client = Client(
-                context,
-                user_agent=self._user_agent,
-                tls_server_name=access.tls_server_name,
-                idle_s=self._idle_s,
-                idle=self._idle,
-                http2=self._http2,
-                turns=partial(self._handshakes.turns, hash(identity)),
-            )
-            pool = Pool(identity, client)
+            pool = self._new_pool(identity, access.server)
         self._pools[identity] = pool
         return pool
+
+    def _new_pool(self, identity: TlsIdentity, server: str) -> Pool:
+        if not self._memory.take_authorities(identity.authorities or b""):
+            problem = "the CAs to verify it take too much memory beside those of other servers"
+            raise TransportError("connect", f"{server} cannot be reached: {problem}")
+        try:
+            context = self._contexts.context(identity)
+        except (CredentialError, OSError) as error:
+            self._memory.release_authorities(identity.authorities or b"")
+            if isinstance(error, CredentialError):
+                raise no_credential(error, server) from error
+            # A certificate is loaded from a file, for which no descriptor may be left.
+            raise errors.from_connecting(error, server) from error
+        client = Client(
+            context,
+            user_agent=self._user_agent,
+            tls_server_name=identity.server_name,
+            idle_s=self._idle_s,
+            memory=self._memory,
+            http2=self._http2,
+            turns=partial(self._handshakes.turns, hash(identity)),
+        )
+        return Pool(identity, client)
 
     async def open_response(
         self,
@@ -160,11 +168,14 @@ class Pools:
             # While another one was closed, it may have been used again.
             if self._pools.get(idle_pool.identity) is idle_pool and not idle_pool.users:
                 del self._pools[idle_pool.identity]
+                self._memory.release_authorities(idle_pool.identity.authorities or b"")
                 await idle_pool.client.aclose()
 
     async def aclose(self) -> None:
         """Close every connection. Requests in flight fail; the next request opens a connection."""
         pools, self._pools = self._pools, {}
+        for pool in pools.values():
+            self._memory.release_authorities(pool.identity.authorities or b"")
         for pool in pools.values():
             await pool.client.aclose()
 

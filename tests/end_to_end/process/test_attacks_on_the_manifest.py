@@ -30,6 +30,7 @@ from milo_sandbox.resources import LEASES, SECRETS
 from tests.end_to_end.process.conftest import Workspace
 from tests.end_to_end.process.daemon import DaemonEndedError
 from tests.end_to_end.process.hostile_clusters import (
+    EMPTY_NAMES,
     DheServer,
     GzipBombs,
     KeyUpdateFlood,
@@ -136,6 +137,30 @@ async def test_bytes_behind_gzip_bodies_of_probes_are_not_kept(site: Site, toget
             await eventually(lambda: bombs.answered >= together, within_s=WITHIN_S)
             await honest_is_served(client)
         assert bombs.sent < together * (8 << 20)
+
+
+@pytest.mark.parametrize("of", ["servers", "authorities"])
+async def test_certificates_of_empty_names_take_little_memory_together(site: Site, of: str) -> None:
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        await asyncio.sleep(4)
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+
+    tenants, names = Tenants(site), EMPTY_NAMES if of == "servers" else []
+    servers = TenantServers(site.directory, serve, addresses=250, names=names)
+    # OpenSSL reads the names of a CA when there is another one of its subject.
+    junk = b"" if names else servers.authority.issue(*EMPTY_NAMES * 2, common_name="a tenant's CA").certificate
+    shipped = tenants.shipped()
+    async with (
+        servers.listening(servers.context()),
+        shipped.running() as client,
+        shipped.attacked(f"3 certificates of empty names, of 250 {of}"),
+    ):
+        for number in range(250):
+            tenants.declare(f"names-{number}", servers.kubeconfig(number, authorities=b"\n" * number + junk))
+        await eventually(lambda: servers.connections > 20, within_s=WITHIN_S)
+        await asyncio.sleep(6)
+        await honest_is_served(client)
 
 
 async def test_key_updates_of_a_client_end_its_connection(site: Site) -> None:

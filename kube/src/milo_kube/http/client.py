@@ -5,7 +5,6 @@ It follows no redirects, stores no cookies, and reads neither ~/.netrc nor the e
 
 import asyncio
 import itertools
-import math
 from collections.abc import Callable, Coroutine
 from contextlib import AbstractAsyncContextManager
 from contextvars import ContextVar
@@ -16,6 +15,7 @@ from weakref import WeakValueDictionary
 
 from milo_kube.costly_steps import Handshakes, Turns
 from milo_kube.http.connection import Connection, Refusal, Response
+from milo_kube.http.connection_memory import ConnectionMemory
 from milo_kube.http.dialing import ClientTls, ContextProvider, Http2, Origin, Proxy, dial
 from milo_kube.http.errors import TransportError
 from milo_kube.http.headers import SentHeaders
@@ -30,10 +30,6 @@ _HTTP2_DIALS = 4
 _ATTEMPTS = 4
 _MOST_REMEMBERED = 10_000
 """Maximum number of servers whose protocols a client remembers: servers come and go for months."""
-_CONNECTION_BYTES = 25 << 10
-_PER_HANDSHAKE_BYTE = 24
-"""OpenSSL keeps the certificates of a server while a connection is open. They take some 16 times their size, and 54
-times if all of it is empty names."""
 _Key = tuple[Origin, Proxy | None]
 
 
@@ -51,32 +47,6 @@ tracer: ContextVar[Tracer | None] = ContextVar("tracer", default=None)
 """The tracer for requests of the current task and the tasks that it starts."""
 
 
-class IdleConnections:
-    """The idle connections of several clients, within a limit of their memory. Beyond it, the oldest is closed."""
-
-    def __init__(self, limit: float = math.inf) -> None:
-        """`limit`: maximum bytes of memory, as estimated by what the servers have sent for their handshakes."""
-        self._limit = limit
-        self._bytes = 0
-        self._closing: dict[Connection, Callable[[], None]] = {}
-        """How to close each connection; the one that has been idle for longest is first."""
-
-    def add(self, connection: Connection, close: Callable[[], None]) -> None:
-        """Add an idle connection. `close` closes it, and removes it from here."""
-        self._closing[connection] = close
-        self._bytes += _weight(connection)
-        while self._bytes > self._limit:
-            next(iter(self._closing.values()))()
-
-    def remove(self, connection: Connection) -> None:
-        if self._closing.pop(connection, None) is not None:
-            self._bytes -= _weight(connection)
-
-
-def _weight(connection: Connection) -> int:
-    return _CONNECTION_BYTES + _PER_HANDSHAKE_BYTE * connection.handshake_bytes
-
-
 class Client:
     """A pool of connections with one TLS identity, to any number of servers."""
 
@@ -87,14 +57,15 @@ class Client:
         user_agent: str,
         tls_server_name: str | None = None,
         idle_s: float = 15.0,
-        idle: IdleConnections | None = None,
+        memory: ConnectionMemory | None = None,
         http2: Http2 | None = None,
         turns: Callable[[str], Turns] | None = None,
     ) -> None:
-        """`context` is called for each connection. `idle_s`: how long an idle connection is kept open. `idle` limits
-        the memory of idle connections, of all clients that share it. `http2` (`Http2Connection`) offers HTTP/2 to
-        servers. `turns`: see `ClientTls`."""
-        self._tls = ClientTls(context, turns or partial(Handshakes().turns, 0))
+        """`context` is called for each connection. `idle_s`: how long an idle connection is kept open. `memory` limits
+        the memory of connections, of all clients that share it. `http2` (`Http2Connection`) offers HTTP/2 to servers.
+        `turns`: see `ClientTls`."""
+        self._memory = memory or ConnectionMemory()
+        self._tls = ClientTls(context, turns or partial(Handshakes().turns, 0), self._memory)
         self._user_agent = user_agent
         self._tls_server_name = tls_server_name
         self._idle_s = idle_s
@@ -108,7 +79,6 @@ class Client:
         """Connections that accept another request, as an ordered set: the one that became available most recently is
         last."""
         self._idle: dict[Connection, asyncio.TimerHandle] = {}
-        self._limited = idle or IdleConnections()
         self._is_closed = False
         self._dialing: WeakValueDictionary[_Key, asyncio.Semaphore] = WeakValueDictionary()
 
@@ -204,7 +174,7 @@ class Client:
         self._is_closed = True
         for connection, timer in self._idle.items():
             timer.cancel()
-            self._limited.remove(connection)
+            self._memory.remove_idle(connection)
         self._idle.clear()
         self._with_room.clear()
         for connection in tuple(self._open):
@@ -274,7 +244,7 @@ class Client:
         """Keep the connection if it has room for a request; close it if it is idle and not usable."""
         if (timer := self._idle.pop(connection, None)) is not None:
             timer.cancel()
-            self._limited.remove(connection)
+            self._memory.remove_idle(connection)
         is_usable = self._is_usable(key, connection)
         if is_usable and connection.has_room:
             self._with_room.setdefault(key, {})[connection] = None
@@ -287,7 +257,7 @@ class Client:
         if is_usable:
             expire = partial(self._expire, key, connection)
             self._idle[connection] = asyncio.get_running_loop().call_later(self._idle_s, expire)
-            self._limited.add(connection, expire)
+            self._memory.add_idle(connection, expire)
         else:
             self._open.discard(connection)
             connection.abort()

@@ -14,10 +14,10 @@ from milo_kube import addresses
 from milo_kube.costly_steps import Turns
 from milo_kube.http import errors
 from milo_kube.http.connection import Connection
+from milo_kube.http.connection_memory import ConnectionMemory, CountedTls
 from milo_kube.http.errors import TransportError
 from milo_kube.http.http1 import Http1Connection
 from milo_kube.http.name_lookup import name_lookup
-from milo_kube.http.tls import TlsTransport
 
 HTTP1, HTTP2 = "http/1.1", "h2"
 """Names of the protocols in ALPN."""
@@ -51,6 +51,7 @@ class ClientTls(msgspec.Struct, frozen=True):
     context: ContextProvider
     turns: Callable[[str], Turns]
     """Returns the turns of a handshake with the server, which is HOST:PORT."""
+    memory: ConnectionMemory
 
 
 class Origin(msgspec.Struct, frozen=True):
@@ -164,12 +165,12 @@ async def _opened(to: Origin, named: str, tls: ClientTls, server_name: str, http
     return cast(Connection, secured.get_protocol())
 
 
-def _secured(to: Origin, named: str, tls: ClientTls, server_name: str, http2: Http2 | None) -> TlsTransport:
+def _secured(to: Origin, named: str, tls: ClientTls, server_name: str, http2: Http2 | None) -> CountedTls:
     def made(selected: str | None) -> asyncio.Protocol:
         return http2(named) if http2 is not None and selected == HTTP2 else Http1Connection(named)
 
     alpn = (HTTP2, HTTP1) if http2 is not None else (HTTP1,)
-    return TlsTransport(made, tls.context(), server_name, alpn=alpn, turns=tls.turns(to.authority))
+    return CountedTls(made, tls.context(), server_name, tls.memory, alpn=alpn, turns=tls.turns(to.authority))
 
 
 async def _open_socket(host: str, port: int) -> socket.socket:

@@ -12,8 +12,9 @@ from typing import Any, cast
 import pytest
 import trustme
 
-from milo_kube.http.client import DIALS_PER_SERVER, Client, IdleConnections
+from milo_kube.http.client import DIALS_PER_SERVER, Client
 from milo_kube.http.connection import OVERHEAD_LIMIT, Response, ResponseBody
+from milo_kube.http.connection_memory import ConnectionMemory
 from milo_kube.http.errors import TransportError
 from milo_kube.http.tls import TlsTransport
 from tests.support.eventually import eventually
@@ -72,8 +73,8 @@ async def serving(
         await peer.ended()
 
 
-def client(idle_s: float = 15.0, idle: IdleConnections | None = None) -> Client:
-    return Client(ssl.create_default_context, user_agent="tests", idle_s=idle_s, idle=idle)
+def client(idle_s: float = 15.0, memory: ConnectionMemory | None = None) -> Client:
+    return Client(ssl.create_default_context, user_agent="tests", idle_s=idle_s, memory=memory)
 
 
 async def got(
@@ -115,13 +116,13 @@ async def test_idle_connection_is_closed_after_a_timeout() -> None:
 
 
 async def test_oldest_idle_connection_of_all_clients_is_closed_beyond_their_limit() -> None:
-    idle = IdleConnections(60 << 10)
+    memory = ConnectionMemory(60 << 10)
     async with (
         serving(OK) as first,
         serving(OK) as second,
         serving(OK) as third,
-        aclosing(client(idle=idle)) as one,
-        aclosing(client(idle=idle)) as other,
+        aclosing(client(memory=memory)) as one,
+        aclosing(client(memory=memory)) as other,
     ):
         for using, peer in ((one, first), (other, second), (one, third)):
             await got(using, peer.url)
@@ -137,7 +138,7 @@ async def test_connection_in_use_is_not_closed_for_the_limit_of_idle_connections
     async with (
         serving(lambda connection, number: OK[:-1]) as busy,
         serving(OK) as peer,
-        aclosing(client(idle=IdleConnections(1))) as using,
+        aclosing(client(memory=ConnectionMemory(1))) as using,
     ):
         async with using.request("GET", busy.url, headers={}, connect_timeout_s=10, silence_s=10) as response:
             await got(using, peer.url)
@@ -147,11 +148,11 @@ async def test_connection_in_use_is_not_closed_for_the_limit_of_idle_connections
 
 
 async def test_closed_client_leaves_the_limit_of_idle_connections_to_others() -> None:
-    idle = IdleConnections(30 << 10)
+    memory = ConnectionMemory(30 << 10)
     async with serving(OK) as peer:
-        async with aclosing(client(idle=idle)) as using:
+        async with aclosing(client(memory=memory)) as using:
             await got(using, peer.url)
-        async with aclosing(client(idle=idle)) as using:
+        async with aclosing(client(memory=memory)) as using:
             assert [await got(using, peer.url) for _ in range(2)] == [(200, b"ok")] * 2
     assert connections_of(peer) == 2
 

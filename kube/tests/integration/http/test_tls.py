@@ -15,7 +15,8 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from milo_kube import costly_steps
 from milo_kube.costly_steps import AT_ONCE_S, CHEAP_S, COSTLY_S, CostlySteps, Handshakes
 from milo_kube.credential import ClientCertificate, CredentialError, Secret
-from milo_kube.http.client import Client, IdleConnections
+from milo_kube.http.client import Client
+from milo_kube.http.connection_memory import ConnectionMemory, CountedTls
 from milo_kube.http.errors import TransportError
 from milo_kube.http.tls import HANDSHAKE_BYTES, TlsTransport
 from milo_kube.http.tls_records import RECORDS_AT_ONCE
@@ -276,7 +277,7 @@ async def test_idle_connection_to_a_server_with_many_certificates_counts_more(ce
     pair = authority.server()
     pair.certificate *= certificates
     trusting = TlsIdentity(authorities=authority.pem, certificate=None).context()
-    using = Client(lambda: trusting, user_agent="tests", idle=IdleConnections(900 << 10))
+    using = Client(lambda: trusting, user_agent="tests", memory=ConnectionMemory(1900 << 10))
     accepted = list[asyncio.StreamWriter]()
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -295,6 +296,32 @@ async def test_idle_connection_to_a_server_with_many_certificates_counts_more(ce
             await response.__aexit__()
         await eventually(lambda: sum(not writer.is_closing() for writer in accepted) == kept)
         await using.aclose()
+
+
+async def test_certificates_of_a_handshake_that_does_not_end_are_counted() -> None:
+    authority = Authority()
+    pair = authority.server()
+    pair.certificate *= 20
+    trusting = TlsIdentity(authorities=authority.pem, certificate=None).context()
+    memory, below = ConnectionMemory(100_000, 50_000), Below()
+    client = CountedTls(
+        lambda _: asyncio.Protocol(),
+        trusting,
+        "localhost",
+        memory,
+        alpn=("http/1.1",),
+        turns=Handshakes().turns(0, "a"),
+    )
+    client.connection_made(below)
+    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+    incoming.write(below.taken())
+    server = loaded(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), pair).wrap_bio(incoming, outgoing, server_side=True)
+    with pytest.raises(ssl.SSLWantReadError):
+        server.do_handshake()
+    client.data_received(outgoing.read()[:-200])
+    assert below.is_closed
+    with pytest.raises(ConnectionAbortedError, match="its certificates take too much memory"):
+        await client.handshake()
 
 
 async def test_costly_steps_of_handshakes_leave_half_of_the_loop() -> None:
