@@ -15,6 +15,7 @@ from typing import Any
 import msgspec
 
 from milo_discoveryd.sources.reading import MalformedError
+from milo_kube.reflect.wire import has_more_containers
 
 ROOTS = ("metadata", "spec", "status", "data", "stringData")
 METADATA = ("name", "namespace", "uid", "labels", "annotations")
@@ -22,6 +23,9 @@ _STEP = re.compile(r"\.(?P<field>[A-Za-z_][A-Za-z0-9_-]*)|\[(?P<key>[^\[\]]+)\]"
 _ROOT = re.compile(r"[A-Za-z]+")
 _PLACEHOLDER = re.compile(r"\{([^{}]*)\}")
 _MAX_TEXT = 2048
+_MAX_JSON = 1 << 20
+_MOST_CONTAINERS = 20_000
+"""Maximum number of lists and maps in a string of JSON: each takes some 64 bytes, of two or three in the string."""
 
 
 class Key(msgspec.Struct, frozen=True):
@@ -150,9 +154,12 @@ class Template(msgspec.Struct, frozen=True):
 
 
 def _opened(value: Any) -> Any:
-    """Return the parsed value of a JSON string, None for any other string, and any other value unchanged."""
+    """Return the parsed value of a JSON string, None for any other or a very large one, and any other value
+    unchanged."""
     if not isinstance(value, str):
         return value
+    if len(value) > _MAX_JSON or has_more_containers(value.encode(errors="replace"), _MOST_CONTAINERS):
+        return None
     try:
         return msgspec.json.decode(value)
     except (msgspec.DecodeError, RecursionError):

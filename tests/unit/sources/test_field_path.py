@@ -109,3 +109,15 @@ def test_data_of_a_secret_is_decoded_when_it_is_read() -> None:
     assert (data["a"], list(data), len(data)) == ("A", ["a", "b"], 2)
     with pytest.raises(MalformedError, match="the value of key 'b' in the Secret is not base64-encoded text"):
         data["b"]
+
+
+@pytest.mark.parametrize(
+    ("json", "ready"),
+    [
+        ('{"ready": true, "text": "%s"}' % ("{}," * 100_000), True),
+        ('{"ready": true, "list": [%s{}]}' % ("{}," * 50_000), None),
+        ('{"ready": true, "text": "%s"}' % ("x" * (1 << 20)), None),
+    ],
+)
+def test_json_in_a_string_is_parsed_if_it_takes_little_memory(json: str, ready: bool | None) -> None:
+    assert FieldPath.parse("status.ready").find({"status": json}) is ready
