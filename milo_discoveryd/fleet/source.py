@@ -20,7 +20,7 @@ from milo_discoveryd.model.object_state import ObjectState
 from milo_discoveryd.model.observation import NotWanted, Ready
 from milo_discoveryd.model.removal_limits import FirstList, ListedClusters, RemovalLimits
 from milo_discoveryd.model.resource import NAMES, ObjectKeys
-from milo_discoveryd.objects.budget import UNLIMITED, CollectionWeight, ObjectBudget
+from milo_discoveryd.objects.budget import UNLIMITED, ObjectBudget
 from milo_discoveryd.objects.collection import EVENTS_PER_STEP, ObjectCollection
 from milo_discoveryd.objects.pending_deletions import (
     Absent,
@@ -31,6 +31,7 @@ from milo_discoveryd.objects.pending_deletions import (
     PendingDeletions,
 )
 from milo_discoveryd.objects.store import (
+    CollectionWeight,
     ObjectChanges,
     ObjectPosition,
     ObjectStore,

@@ -7,7 +7,8 @@ only these. A source that exceeds the limit all the same is stale.
 A tenant is the namespace of its objects. Objects without a namespace belong to their organization.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Protocol
 
 import msgspec
 
@@ -60,6 +61,12 @@ def marker(observed: ObservedObject, owner: str, limit: int) -> ObservedObject:
     return excerpt if isinstance(excerpt, Malformed) else msgspec.structs.replace(excerpt, fields=None)
 
 
+class TenantWeights(Protocol):
+    @property
+    def by_owner(self) -> Mapping[str, int]:
+        """What counts in the budget now, by tenant."""
+
+
 class ObjectBudget:
     """The budget of one source, over all of its collections.
 
@@ -74,13 +81,13 @@ class ObjectBudget:
         """The weight of the objects that the last lists contain, and of those seen since."""
         self.kept = 0
         """The weight of all objects."""
-        self._collections: list[CollectionWeight] = []
+        self._collections: list[TenantWeights] = []
         self._share = limit
         self.changed = 0
         """By how much `used` changed since the share was computed."""
 
-    def add_collection(self, weight: "CollectionWeight") -> None:
-        self._collections.append(weight)
+    def add_collection(self, weights: TenantWeights) -> None:
+        self._collections.append(weights)
 
     def add(self, more_used: int, more_kept: int) -> None:
         self.used += more_used
@@ -88,7 +95,7 @@ class ObjectBudget:
         self.changed += abs(more_used)
 
     def used_by(self, owner: str) -> int:
-        return sum(weight.by_owner.get(owner, 0) for weight in self._collections)
+        return sum(weights.by_owner.get(owner, 0) for weights in self._collections)
 
     @property
     def has_shares(self) -> bool:
@@ -99,7 +106,7 @@ class ObjectBudget:
         return any(owner != than for owner in self._owners())
 
     def _owners(self) -> Iterator[str]:
-        return (owner for weight in self._collections for owner in weight.by_owner if owner is not MARKERS)
+        return (owner for weights in self._collections for owner in weights.by_owner if owner is not MARKERS)
 
     @property
     def share(self) -> int:
@@ -108,14 +115,10 @@ class ObjectBudget:
             self._share, self.changed = fair_share(map(self.used_by, {*self._owners()}), self.limit), 0
         return self._share
 
-    def fits(self, owner: str, more_used: int, more_kept: int) -> bool:
-        """Return whether there is room for more of a tenant's objects. At the limit, there is for tenants within their
-        share."""
-        used, kept = self.used + more_used, self.kept + more_kept
-        if (more_used <= 0 or used <= self.limit) and (more_kept <= 0 or kept <= 2 * self.limit):
-            return True
+    def fits_share(self, owner: str, more_used: int, more_kept: int) -> bool:
+        """Return whether there is room for more of a tenant's objects in a source at its limit."""
         is_within_share = self.has_others(owner) and self.used_by(owner) + more_used <= self.share
-        return is_within_share and kept <= self._most_kept
+        return is_within_share and self.kept + more_kept <= self._most_kept
 
     def fits_marker(self, weight: int, more_kept: int) -> bool:
         is_within_part = self.used_by(MARKERS) + weight <= self.limit // _MARKERS_PART
@@ -124,86 +127,3 @@ class ObjectBudget:
     @property
     def _most_kept(self) -> int:
         return 2 * self.limit + self.limit // _OTHERS_PART
-
-
-class CollectionWeight:
-    """The weights of one collection's objects in the budget: sums that each change adjusts.
-
-    While a list is in progress, it counts instead of the known objects, so that a source at its limit recovers with a
-    shorter list.
-    """
-
-    def __init__(self, budget: ObjectBudget) -> None:
-        self.budget = budget
-        budget.add_collection(self)
-        self.by_owner: dict[str, int] = {}
-        """What counts in the budget now, by tenant."""
-        self._known = self._kept = 0
-        self._known_by_owner = self.by_owner
-        self.names: dict[str, str] = {}
-        """One instance of the name of each tenant, which saves memory."""
-        self._listed: int | None = None
-        self._kept_with_list = 0
-        """The weight of all objects, and what the list in progress adds to it."""
-        self.problem = ""
-        """Why an object exceeded the budget; empty if none has since the start of the last list."""
-        self.is_over_share = False
-        """Whether an object exceeded the share of its tenant since the start of the last list."""
-        self.relist_at: float | None = None
-        """When to list again because of that."""
-
-    @property
-    def used(self) -> int:
-        return self._known if self._listed is None else self._listed
-
-    def add(self, owner: str, more_used: int, more_kept: int) -> None:
-        """Add a change in the weight of the known objects."""
-        self._known += more_used
-        self._kept += more_kept
-        if by_owner := self._known_by_owner.get(owner, 0) + more_used:
-            self._known_by_owner[owner] = by_owner
-        else:
-            self._known_by_owner.pop(owner, None)
-            self.names.pop(owner, None)
-        if self._listed is None:
-            budget = self.budget
-            budget.used += more_used
-            budget.kept += more_kept
-            budget.changed += abs(more_used)
-
-    def list_started(self) -> None:
-        if self._listed is not None:
-            self.list_ended()  # the previous list was not completed
-        self.budget.add(-self._known, 0)
-        self._listed, self._kept_with_list, self.by_owner, self.names = 0, self._kept, {}, {}
-        self.problem, self.is_over_share, self.relist_at = "", False, None
-
-    def add_listed(self, owner: str, weight: int, more_kept: int) -> None:
-        """Add the weight of an object to the list in progress."""
-        assert self._listed is not None, "no list was started"
-        self._listed += weight
-        self._kept_with_list += more_kept
-        self.by_owner[owner] = self.by_owner.get(owner, 0) + weight
-        budget = self.budget
-        budget.used += weight
-        budget.kept += more_kept
-        budget.changed += weight
-
-    def add_unchanged(self, owner: str, weight: int) -> None:
-        """Add the weight of a known object to the list in progress."""
-        if self.budget.used + weight > self.budget.limit:
-            self.is_over_share |= not self.budget.fits(owner, weight, 0)
-        self.add_listed(owner, weight, 0)
-
-    def batch_applied(self, now: float) -> None:
-        if self.is_over_share and self.relist_at is None:
-            self.relist_at = now + OVER_BUDGET_RETRY_S
-
-    def exceed(self) -> None:
-        """Record that the source exceeds its budget."""
-        self.problem = over_budget_problem(self.budget.limit)
-
-    def list_ended(self) -> None:
-        assert self._listed is not None, "no list was started"
-        self.budget.add(self._known - self._listed, self._kept - self._kept_with_list)
-        self._listed, self.by_owner = None, self._known_by_owner

@@ -125,7 +125,8 @@ class ObjectCollection:
         rest = iter(source_events)
         while batch := list(islice(rest, min(EVENTS_PER_STEP, self._list.step_limit.clusters_per_step))):
             yield from self._apply_batch(batch, now)
-            self.store.weight.batch_applied(now.steady)
+            if self.store.weight.is_over_share:
+                self.store.weight.list_again(now.steady)
             if self.store.weight.problem:
                 return
 

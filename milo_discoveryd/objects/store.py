@@ -22,7 +22,13 @@ from milo_discoveryd.model.object_state import (
     ObjectState,
 )
 from milo_discoveryd.model.observation import Observation, Ready
-from milo_discoveryd.objects.budget import MARKERS, CollectionWeight, ObjectBudget, marker
+from milo_discoveryd.objects.budget import (
+    MARKERS,
+    OVER_BUDGET_RETRY_S,
+    ObjectBudget,
+    marker,
+    over_budget_problem,
+)
 from milo_discoveryd.objects.pending_deletions import ConfirmedDeletion
 from milo_kube.reflect.versions import is_older
 
@@ -97,6 +103,96 @@ class SourcePositions:
         if self._unlisted:
             return self.of_first_lists
         return ObjectPosition(self._positions.take_next(count), is_shared=False)
+
+
+class CollectionWeight:
+    """The weights of one collection's objects in the budget: sums that each change adjusts.
+
+    While a list is in progress, it counts instead of the known objects, so that a source at its limit recovers with a
+    shorter list.
+    """
+
+    def __init__(self, budget: ObjectBudget) -> None:
+        self.budget = budget
+        budget.add_collection(self)
+        self.by_owner: dict[str, int] = {}
+        self._known = self._kept = 0
+        self._known_by_owner = self.by_owner
+        self.names: dict[str, str] = {}
+        """One instance of the name of each tenant, which saves memory."""
+        self._listed: int | None = None
+        self._kept_with_list = 0
+        """The weight of all objects, and what the list in progress adds to it."""
+        self.problem = ""
+        """Why an object exceeded the budget; empty if none has since the start of the last list."""
+        self.is_over_share = False
+        """Whether an object exceeded the share of its tenant since the start of the last list."""
+        self.relist_at: float | None = None
+        """When to list again because of that."""
+
+    @property
+    def used(self) -> int:
+        return self._known if self._listed is None else self._listed
+
+    def fits(self, owner: str, more_used: int, more_kept: int) -> bool:
+        """Return whether the budget has room for more weight of a tenant's objects."""
+        budget = self.budget
+        is_below = more_used <= 0 or budget.used + more_used <= budget.limit
+        if is_below and (more_kept <= 0 or budget.kept + more_kept <= 2 * budget.limit):
+            return True
+        return budget.fits_share(owner, more_used, more_kept)
+
+    def add(self, owner: str, more_used: int, more_kept: int) -> None:
+        """Add a change in the weight of the known objects."""
+        self._known += more_used
+        self._kept += more_kept
+        if by_owner := self._known_by_owner.get(owner, 0) + more_used:
+            self._known_by_owner[owner] = by_owner
+        else:
+            self._known_by_owner.pop(owner, None)
+            self.names.pop(owner, None)
+        if self._listed is None:
+            budget = self.budget
+            budget.used += more_used
+            budget.kept += more_kept
+            budget.changed += abs(more_used)
+
+    def list_started(self) -> None:
+        if self._listed is not None:
+            self.list_ended()  # the previous list was not completed
+        self.budget.add(-self._known, 0)
+        self._listed, self._kept_with_list, self.by_owner, self.names = 0, self._kept, {}, {}
+        self.problem, self.is_over_share, self.relist_at = "", False, None
+
+    def add_listed(self, owner: str, weight: int, more_kept: int) -> None:
+        """Add the weight of an object to the list in progress."""
+        assert self._listed is not None, "no list was started"
+        self._listed += weight
+        self._kept_with_list += more_kept
+        self.by_owner[owner] = self.by_owner.get(owner, 0) + weight
+        budget = self.budget
+        budget.used += weight
+        budget.kept += more_kept
+        budget.changed += weight
+
+    def add_unchanged(self, owner: str, weight: int) -> None:
+        """Add the weight of a known object to the list in progress."""
+        if self.budget.used + weight > self.budget.limit:
+            self.is_over_share |= not self.fits(owner, weight, 0)
+        self.add_listed(owner, weight, 0)
+
+    def list_again(self, now: float) -> None:
+        if self.relist_at is None:
+            self.relist_at = now + OVER_BUDGET_RETRY_S
+
+    def exceed(self) -> None:
+        """Record that the source exceeds its budget."""
+        self.problem = over_budget_problem(self.budget.limit)
+
+    def list_ended(self) -> None:
+        assert self._listed is not None, "no list was started"
+        self.budget.add(self._known - self._listed, self._kept - self._kept_with_list)
+        self._listed, self.by_owner = None, self._known_by_owner
 
 
 class ObjectRecord(msgspec.Struct, kw_only=True, gc=False):
@@ -202,7 +298,7 @@ class ObjectStore:
         if record is not None and weight == used:
             return observed, weight, record.owner
         owner = self._owner_of(observed, record)
-        if budget.fits(owner, weight - used, weight - kept):
+        if self.weight.fits(owner, weight - used, weight - kept):
             return observed, weight, owner
         marked = marker(observed, owner, budget.limit)
         bare, is_marker = weigh(marked), record is not None and record.owner is MARKERS

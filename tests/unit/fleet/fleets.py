@@ -16,10 +16,9 @@ from milo_discoveryd.model.cluster import Cluster, DisengageReason, Target
 from milo_discoveryd.model.contributions import ObservedObject
 from milo_discoveryd.model.observation import Malformed, NotReady, Outside, Ready
 from milo_discoveryd.model.removal_limits import RemovalLimits
-from milo_discoveryd.objects.budget import CollectionWeight
 from milo_discoveryd.objects.collection import ObjectCollection
 from milo_discoveryd.objects.pending_deletions import ConfirmationRequest, ConfirmationResult, PendingDeletions
-from milo_discoveryd.objects.store import ObjectChanges, ObjectStore, Positions, SourcePositions
+from milo_discoveryd.objects.store import CollectionWeight, ObjectChanges, ObjectStore, Positions, SourcePositions
 from milo_kube.moment import Moment
 from milo_kube.reflect.messages import Listed, ListEnded, ListStarted, SourceEvent
 

@@ -8,9 +8,9 @@ import pytest
 
 from milo_discoveryd.model.object_state import ObjectState
 from milo_discoveryd.model.observation import NotReady, ObjectFields, Observation
-from milo_discoveryd.objects.budget import CollectionWeight, ObjectBudget
+from milo_discoveryd.objects.budget import ObjectBudget
 from milo_discoveryd.objects.pending_deletions import Absent, Found
-from milo_discoveryd.objects.store import ObjectStore, weigh
+from milo_discoveryd.objects.store import CollectionWeight, ObjectStore, weigh
 from milo_kube.reflect.messages import (
     DeletionReported,
     Listed,

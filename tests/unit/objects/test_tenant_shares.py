@@ -9,9 +9,9 @@ import pytest
 
 from milo_discoveryd.model.object_state import ObjectState
 from milo_discoveryd.model.observation import NotReady, ObjectFields, Observation, Ready
-from milo_discoveryd.objects.budget import OVER_BUDGET_RETRY_S, CollectionWeight, ObjectBudget, fair_share
+from milo_discoveryd.objects.budget import OVER_BUDGET_RETRY_S, ObjectBudget, fair_share
 from milo_discoveryd.objects.pending_deletions import Absent
-from milo_discoveryd.objects.store import weigh
+from milo_discoveryd.objects.store import CollectionWeight, weigh
 from milo_kube.reflect.messages import DeletionReported, Listed, ListEnded, ListStarted, ObjectChanged
 from tests.unit.fleet.fleets import ListedClusters, malformed, not_ready, ready
 
