@@ -110,10 +110,11 @@ class CountedTls(TlsTransport):
         super().__init__(protocol, context, server_name, alpn=alpn, turns=turns)
         self._memory = memory
 
-    def data_received(self, data: bytes) -> None:
-        if self._is_shaking_hands and not self._is_closing:
-            self._memory.add_handshake(self, len(data))
-        super().data_received(data)
+    def _shake_hands(self, piece: bytes = b"") -> None:
+        if piece:
+            self._memory.add_handshake(self, len(piece))
+        if not self._is_closing:
+            super()._shake_hands(piece)
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
