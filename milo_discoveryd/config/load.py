@@ -30,7 +30,7 @@ def load(flags: Mapping[str, object], environ: Mapping[str, str], file: Path | N
     for layer in weakest_first:
         given.update(layer.given)
     problems = [problem for layer in weakest_first for problem in layer.problems]
-    for key, whole in _parts(given):
+    for key, whole in _parts(given).items():
         problems.append(Problem(given.pop(key).place, f"has no effect together with {whole.place}; set it there"))
 
     settings: Settings | None = None
@@ -53,10 +53,10 @@ def named_file(environ: Mapping[str, str], file: Path | None) -> Path | None:
     return Path(named) if file is None and named else file
 
 
-def _parts(given: Mapping[SettingPath, Given]) -> list[tuple[SettingPath, Given]]:
+def _parts(given: Mapping[SettingPath, Given]) -> dict[SettingPath, Given]:
     """Return the settings that are part of another one, which is given as a whole: `mode` is part of `sources`."""
     wholes = ((key, key[:length]) for key in given for length in range(1, len(key)))
-    return [(key, given[whole]) for key, whole in wholes if whole in given]
+    return {key: given[whole] for key, whole in wholes if whole in given}
 
 
 def _tree(given: Mapping[SettingPath, Given]) -> dict[str, Any]:

@@ -18,6 +18,8 @@ def certificate_names(der: bytes) -> CertificateNames:
         names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     except x509.ExtensionNotFound:
         names = x509.SubjectAlternativeName([])
+    except (x509.DuplicateExtension, x509.UnsupportedGeneralNameType) as error:
+        raise ValueError(str(error)) from error
     return CertificateNames(
         sans=tuple(text for name in names if (text := _text(name)) is not None),
         expires_at=certificate.not_valid_after_utc,

@@ -368,7 +368,7 @@ class ObjectCollection:
         self._replacing = compared.replacing
         self.store.set_missing(name for name, _ in missing)
         yield from self._confirm_at_once(missing, compared.announced, now)
-        self._forget_versions(compared, missing)
+        self._forget_versions(compared, self._still_present(missing))
         self._positions.end_list(self.number)
         self._apply_verdict(verdict, judged, now.steady)
         self._list.drop()

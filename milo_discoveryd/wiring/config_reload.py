@@ -84,11 +84,8 @@ class ConfigReloader:
 
     async def _reload(self, apply: Callable[[tuple[RuleSettings, ...]], None]) -> str:
         before = self._settings.rights
-        if not self._can_be_read_again():
-            # Opening a named pipe waits for a writer, and a shell's <(command) can be read only once.
-            return self._refused((f"file {self._file}: is not a regular file",))
         try:
-            settings = await asyncio.to_thread(self._load)  # parsing many rules takes seconds
+            settings = await self._read()
         except ConfigError as error:
             return self._refused(error.problems)
         if before and not settings.rights:
@@ -113,6 +110,19 @@ class ConfigReloader:
         self._metrics.rules_loaded(len(settings.rights))
         self._audit.rights_changed(**_changes(before, settings.rights))
         return "applied"
+
+    async def _read(self) -> Settings:
+        """Raises ConfigError, whatever is in the file: it does not end the daemon."""
+        if not self._can_be_read_again():
+            # Opening a named pipe waits for a writer, and a shell's <(command) can be read only once.
+            raise ConfigError([f"file {self._file}: is not a regular file"])
+        try:
+            return await asyncio.to_thread(self._load)  # parsing many rules takes seconds
+        except ConfigError:
+            raise
+        except Exception as error:
+            log.exception("configuration not read")
+            raise ConfigError([f"unexpected error: {error!r}"]) from error
 
     def _refused(self, problems: tuple[str, ...]) -> str:
         if (more := len(problems) - MAX_PROBLEMS) > 0:

@@ -38,6 +38,8 @@ _SIGNING = x509.KeyUsage(
     key_agreement=False, key_cert_sign=True, crl_sign=True, encipher_only=False, decipher_only=False,
 )  # fmt: skip
 Key = ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey
+EDI_PARTY_NAME = bytes.fromhex("300c820178a507a1050c03616263")
+"""Subject alternative names: a DNS name, and a name of a kind that `cryptography` does not read."""
 LOOPBACK = (x509.DNSName("localhost"), x509.IPAddress(IPv4Address("127.0.0.1")))
 
 
@@ -79,14 +81,18 @@ class Authority:
         begins_in: dt.timedelta = dt.timedelta(hours=-1),
         use: x509.ObjectIdentifier | None = None,
         key: Key | None = None,
+        encoded_names: bytes = b"",
     ) -> Pair:
         """Issue a certificate that has been valid for an hour, or is valid after `begins_in`. With a negative `life`
-        it has expired."""
+        it has expired. `encoded_names` replace the names."""
         key = key or ec.generate_private_key(ec.SECP256R1())
         now = dt.datetime.now(dt.UTC)
         made = self._builder(_name(common_name), key, min(now, now + life) + begins_in, now + life)
         if names:
             made = made.add_extension(x509.SubjectAlternativeName(names), critical=False)
+        if encoded_names:
+            names_of_any_kind = x509.UnrecognizedExtension(x509.SubjectAlternativeName.oid, encoded_names)
+            made = made.add_extension(names_of_any_kind, critical=False)
         if use is not None:
             made = made.add_extension(x509.ExtendedKeyUsage([use]), critical=False)
         return Pair(made.sign(self._key, hashes.SHA256()), key)

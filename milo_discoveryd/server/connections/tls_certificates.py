@@ -103,7 +103,7 @@ def _problem(context: ssl.SSLContext, certificate: bytes, now: datetime) -> str:
         return f"the certificate {outside}, so clients refuse it"
     try:
         usage = leaf.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
-    except (ValueError, x509.DuplicateExtension, x509.ExtensionNotFound):
+    except (ValueError, x509.DuplicateExtension, x509.ExtensionNotFound, x509.UnsupportedGeneralNameType):
         usage = None
     if usage is not None and ExtendedKeyUsageOID.SERVER_AUTH not in usage:
         return "the certificate has an extended key usage without serverAuth, so clients refuse it"

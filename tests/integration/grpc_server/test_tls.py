@@ -28,7 +28,7 @@ from milo_kube.http.tls import CLIENT_BYTES
 from milo_kube.rate_limit import Rate
 from tests.integration.grpc_server.conftest import Harness, a_harness, ready
 from tests.integration.grpc_server.test_peer_credentials import acceptor, callers, proxy_sides, reason
-from tests.support.certificates import Authority, Pair
+from tests.support.certificates import EDI_PARTY_NAME, Authority, Pair
 from tests.support.eventually import eventually
 
 __all__ = ["callers", "proxy_sides"]
@@ -239,6 +239,15 @@ async def test_partial_certificate_renewal_is_ignored(tls_files: TlsFiles) -> No
         key.rename(tls_files.directory / "tls.key")
         async with client(harness, tls_files.credentials(pair)) as stub:
             await stub.ListClusters(pb.ListClustersRequest())
+
+
+def test_certificate_with_a_name_that_cannot_be_read_is_renewed(tls_files: TlsFiles) -> None:
+    tls = tls_files.tls
+    former = tls.context()
+    certificate, key = tls_files.serving.issue(encoded_names=EDI_PARTY_NAME).write(tls_files.directory, "odd")
+    certificate.rename(tls_files.directory / "tls.crt")
+    key.rename(tls_files.directory / "tls.key")
+    assert tls.context() is not former
 
 
 async def test_client_ca_change_closes_connections_of_the_old_ca(tls_files: TlsFiles) -> None:

@@ -104,6 +104,11 @@ def test_bearer_tokens_are_reviewed_by_the_watched_server_unless_another_is_conf
     assert load({**watched, "token_review.kubeconfig": "/r"}, {}, None).token_review.kubeconfig == Path("/r")
 
 
+def test_each_setting_beside_the_sources_that_contain_it_is_one_problem(tmp_path: Path) -> None:
+    first, second = problems(tmp_path, "internal_address_template: https://x\nsettings: {}\nsources: [{name: a}]")
+    assert {text.partition(":")[0] for text in (first, second)} == {"internal_address_template", "settings"}
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [

@@ -7,7 +7,7 @@ from cryptography import x509
 from cryptography.x509.oid import NameOID
 
 from milo_discoveryd.identity.certificate_names import certificate_names
-from tests.support.certificates import Authority
+from tests.support.certificates import EDI_PARTY_NAME, Authority
 
 
 def test_certificate_names_are_prefixed_with_their_kind() -> None:
@@ -42,3 +42,8 @@ def test_certificate_expiry_is_read_together_with_its_names() -> None:
 def test_malformed_certificate_raises_value_error() -> None:
     with pytest.raises(ValueError, match="asn1"):
         certificate_names(b"junk")
+
+
+def test_certificate_with_a_name_that_cannot_be_read_raises_value_error() -> None:
+    with pytest.raises(ValueError, match="not supported"):
+        certificate_names(Authority().issue(encoded_names=EDI_PARTY_NAME).der)

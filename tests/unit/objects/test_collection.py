@@ -6,8 +6,9 @@ import pytest
 
 from milo_discoveryd.log.events import Event
 from milo_discoveryd.model.cluster import DisengageReason
-from milo_discoveryd.model.object_state import ObjectState
+from milo_discoveryd.model.object_state import FORGETTABLE_RECORDS_KEPT, ObjectState
 from milo_discoveryd.model.observation import Observation
+from milo_discoveryd.model.removal_limits import RemovalLimits
 from milo_discoveryd.objects.collection import EVENTS_PER_STEP
 from milo_discoveryd.objects.pending_deletions import (
     Absent,
@@ -123,6 +124,16 @@ def test_identical_relist_changes_nothing() -> None:
     assert source.lists(*everything) == []
     assert source.engagements.log.head == head
     assert source.requested_names() == []
+
+
+def test_list_of_a_restored_server_lacks_more_unreadable_objects_than_records_are_kept() -> None:
+    clusters = ListedClusters(RemovalLimits())
+    unreadable = [malformed(f"a/../{number}", "100", f"u-{number}") for number in range(FORGETTABLE_RECORDS_KEPT + 10)]
+    clusters.lists(ready("a", "100"), *unreadable, version="100")
+    for _ in range(30):
+        clusters.now += 60.0
+        clusters.lists(ready("a", "40"), version="50")
+    assert clusters.store.present_count == 1
 
 
 def test_object_created_after_server_restore_is_applied_despite_lower_version() -> None:

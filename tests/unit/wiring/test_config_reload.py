@@ -125,6 +125,22 @@ async def test_invalid_rule_rejects_whole_config_file(reloaded_file: ReloadedFil
     assert [what for what, _ in reloaded_file.audited] == ["kept", "changed"]
 
 
+async def test_config_file_that_causes_an_unexpected_error_changes_nothing(
+    reloaded_file: ReloadedFile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> Settings:
+        raise KeyError("odd")
+
+    async with reloaded_file.followed() as reloading:
+        with monkeypatch.context() as patched:
+            patched.setattr(reloading, "_load", fail)
+            reloaded_file.write_rules("three")
+            await eventually(lambda: reloaded_file.count("refused") == 1)
+        reloaded_file.write_rules("four")
+        await eventually(lambda: reloaded_file.count("applied") == 1)
+    assert "KeyError" in str(reloaded_file.audited[0])
+
+
 async def test_many_problems_of_a_config_file_are_logged_in_part(reloaded_file: ReloadedFile) -> None:
     async with reloaded_file.followed():
         reloaded_file.write(yaml.safe_dump({"rights": [{"name": f"rule-{number}"} for number in range(200)]}))
