@@ -10,7 +10,7 @@ import asyncio
 import ssl
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 from milo_kube.costly_steps import Turns
 from milo_kube.http.tls_records import RECORDS_WITHOUT_DATA, Reading, ServerHello
@@ -24,12 +24,17 @@ CLIENT_BYTES = 8 << 10
 _RECORD = 16 << 10
 
 
+class _ClientHandshake(NamedTuple):
+    hello: ServerHello
+    turns: Callable[[Callable[[], None]], object]
+
+
 class TlsTransport(asyncio.Transport, asyncio.Protocol):
     """One side of a TLS connection: a transport for a protocol, and the protocol of the transport below."""
 
     __slots__ = (
-        *("_below", "_failure", "_handshake", "_handshake_bytes", "_hello", "_incoming", "_is_closing", "_is_planned"),
-        *("_made", "_outgoing", "_protocol", "_reading", "_tls", "_turns", "_unsent"),
+        *("_below", "_client", "_failure", "_handshake", "_handshake_bytes", "_incoming", "_is_closing", "_is_planned"),
+        *("_made", "_outgoing", "_protocol", "_reading", "_tls", "_unsent"),
     )
 
     def __init__(
@@ -55,14 +60,13 @@ class TlsTransport(asyncio.Transport, asyncio.Protocol):
             self._incoming, self._outgoing, server_side=server_name is None, server_hostname=server_name
         )
         self._below: asyncio.Transport | None = None
-        self._handshake: asyncio.Future[None] | None = asyncio.get_running_loop().create_future()
+        loop = asyncio.get_running_loop()
+        self._handshake: asyncio.Future[None] | None = loop.create_future()
         """None once `handshake` has returned."""
         self._handshake_bytes = 0
         """Number of bytes that the peer has sent for the handshake."""
-        self._hello = None if server_name is None else ServerHello()
+        self._client = None if server_name is None else _ClientHandshake(ServerHello(), turns or loop.call_soon)
         """None for the server's side, and after the handshake."""
-        self._turns = turns
-        """None after the handshake."""
         self._reading = Reading()
         self._is_planned = False
         """Whether another step was planned."""
@@ -94,7 +98,7 @@ class TlsTransport(asyncio.Transport, asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         self._reading.add(data)
-        if self._is_planned or self._turns is not None:
+        if self._is_planned or self._client is not None:
             self._continue()
         else:
             self._step()
@@ -197,7 +201,7 @@ class TlsTransport(asyncio.Transport, asyncio.Protocol):
                 self._shake_hands(piece)
                 if self._is_shaking_hands or self._failure is not None:
                     continue
-                self._hello, self._turns, reading.without_data = None, None, 0
+                self._client, reading.without_data = None, 0
             else:
                 self._incoming.write(piece)
             self._decrypt()
@@ -224,13 +228,13 @@ class TlsTransport(asyncio.Transport, asyncio.Protocol):
         self._below.pause_reading()
         if not (reading.is_blocked or self._is_planned):
             self._is_planned = True
-            turns = self._turns or asyncio.get_running_loop().call_soon
+            turns = asyncio.get_running_loop().call_soon if self._client is None else self._client.turns
             turns(self._planned_step)
 
     def _shake_hands(self, piece: bytes = b"") -> None:
         try:
-            if self._hello is not None and not self._hello.is_read:
-                self._hello.read(piece)
+            if self._client is not None and not self._client.hello.is_read:
+                self._client.hello.read(piece)
             self._incoming.write(piece)
             self._handshake_bytes += len(piece)
             self._tls.do_handshake()
