@@ -104,8 +104,8 @@ class _Host(msgspec.Struct):
     """When the rate limit, or the backoff of a host that is down, allows the next probe."""
     failures: int = 0
     """The number of consecutive probes of the host's clusters without a response."""
-    is_probed_for_all: bool = False
-    """Whether a probe is in flight while the host is down. Until it ends, no other probe is sent to the host."""
+    latest: Probe | None = None
+    """The probe that was sent last. While the host is down, no other is sent until it has ended."""
     names: set[str] = msgspec.field(default_factory=set)
 
 
@@ -176,7 +176,7 @@ class ProbeSchedule:
             probe = Probe(name, self._watched[name].incarnation, self._watched[name].watch)
             self._in_flight[probe] = key
             found.append(probe)
-            host.is_probed_for_all = self._is_down(host)
+            host.latest = probe
             # Token bucket: at most one second's worth of unused probes accumulates.
             host.free_at = max(host.free_at, now - 1.0) + 1.0 / self._policy.host_rate_per_s
             self._free_at = max(self._free_at, now - 1.0) + 1.0 / self._policy.rate_per_s
@@ -205,12 +205,10 @@ class ProbeSchedule:
         watched = self._watched.get(probe.name)
         if watched is None or watched.watch != probe.watch:
             if key in self._hosts:
-                self._hosts[key].is_probed_for_all = False
                 self._enqueue_host(key)
             return []
         host = self._hosts[watched.host]
         was_down = self._is_down(host)
-        host.is_probed_for_all = False
         host.failures = host.failures + 1 if isinstance(outcome, ProbeFailed) and outcome.is_of_host else 0
         names = [probe.name]
         if self._is_down(host):
@@ -278,7 +276,7 @@ class ProbeSchedule:
         host.turn = self._turns
         while host.due and self._is_stale(host.due[0]):
             heapq.heappop(host.due)
-        if host.due and not host.is_probed_for_all:
+        if host.due and not (self._is_down(host) and host.latest in self._in_flight):
             heapq.heappush(self._host_queue, (max(host.due[0][0], host.free_at), host.turn, key))
 
     def _is_stale(self, planned: tuple[float, int, str]) -> bool:

@@ -211,6 +211,33 @@ def test_unreachable_host_is_probed_again_after_its_probed_cluster_is_removed() 
     assert {name for _, name in driver.probed} == {"alpha", "beta", "gamma"} - {scout.name}
 
 
+def test_unreachable_host_is_probed_again_after_the_probe_of_its_removed_cluster_is_dropped() -> None:
+    driver = ScheduleDriver()
+    driver.engage("alpha", "beta", "gamma")
+    driver.run(2.0, GONE)
+    while not (scouts := driver.due()):
+        driver.now += 0.1
+    [scout] = scouts
+    driver.schedule.drop(scout)
+    driver.probed.clear()
+    driver.run(30.0, ProbeReached())
+    assert {name for _, name in driver.probed} == {"alpha", "beta", "gamma"} - {scout.name}
+
+
+def test_unreachable_host_has_one_probe_at_a_time_while_those_end_that_were_sent_before() -> None:
+    driver = ScheduleDriver()
+    driver.engage(*(f"p-{number}" for number in range(20)))
+    before = driver.due()
+    for probe in [*before[:3], before[-1]]:
+        driver.tell(probe, GONE)
+    driver.now += 20.0
+    assert len(driver.due()) == 1
+    for probe in before[3:-1]:
+        driver.tell(probe, GONE)
+    driver.now += 20.0
+    assert driver.due() == []
+
+
 def test_probe_result_of_earlier_incarnation_is_ignored() -> None:
     driver = ScheduleDriver()
     driver.engage("alpha")
@@ -237,7 +264,9 @@ def test_probe_schedule_without_clusters_does_not_report_connectivity() -> None:
 
 @given(
     st.lists(
-        st.tuples(st.sampled_from("abcdef"), st.sampled_from(["watch", "forget", "ok", "sick", "gone", "wait"])),
+        st.tuples(
+            st.sampled_from("abcdef"), st.sampled_from(["watch", "forget", "ok", "sick", "gone", "drop", "wait"])
+        ),
         max_size=60,
     )
 )
@@ -252,6 +281,10 @@ def test_every_watched_cluster_is_eventually_probed_again(steps: list[tuple[str,
             case "forget":
                 driver.schedule.forget(name)
                 watched.discard(name)
+            case "drop":
+                for probe in driver.due():
+                    driver.schedule.drop(probe)
+                    watched.discard(probe.name)
             case "wait":
                 driver.now += 20.0
             case _:
