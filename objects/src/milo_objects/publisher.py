@@ -12,7 +12,7 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Final, Protocol, Unpack
 
-from milo_discovery.errors import ClusterNotFound, DiscoveryError, StatusError, Unavailable
+from milo_discovery.errors import ClusterNotFound, DiscoveryError, StatusError, Unavailable, Unimplemented
 from milo_discovery.model import ClusterReport, Engagement, EngagementReason, Listing, ServerInfo, SourceState
 from milo_discovery.options import FilterOptions
 from milo_discovery.removals import SECOND_LOOK_S, Removal, Removals
@@ -111,20 +111,23 @@ class ObjectPublisher:
                     task.cancel()
 
     async def _identify(self) -> None:
-        """Name the publisher as its daemon is named in a shard group."""
+        """Name the publisher as its daemon is named in a shard group; a name that is known stays while it cannot be
+        asked for."""
+        failures = 0
         while True:
-            wait_s = LOOK_EVERY_S
-            member: str | None = ""
             try:
-                if (sharding := (await self._daemon.server_info()).sharding) is not None:
-                    member = sharding.member
+                sharding = (await self._daemon.server_info()).sharding
+            except Unimplemented:
+                sharding = None
             except DiscoveryError as error:
-                if isinstance(error, Unavailable):
-                    wait_s, member = _RETRY_S, self.publication.publisher
-            if member is not None:
-                self.publication.rename(member, self._clock())
-                self._changed.set()
-            await asyncio.sleep(wait_s)
+                failures += 1
+                log.info("the daemon's shard group cannot be asked for; retrying: %s", error)
+                await asyncio.sleep(RECONNECT.delay(failures, random.random))
+                continue
+            failures = 0
+            self.publication.rename("" if sharding is None else sharding.member, self._clock())
+            self._changed.set()
+            await asyncio.sleep(LOOK_EVERY_S)
 
     @property
     def _known(self) -> set[str]:

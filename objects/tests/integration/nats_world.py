@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from milo_discovery.errors import ClusterNotFound
+from milo_discovery.errors import ClusterNotFound, DiscoveryError
 from milo_discovery.model import ClusterReport, Listing, ServerInfo, SourceState, SourceStatus
 from milo_objects.jetstream import NatsOptions, NatsSession, NewStream, open_session
 from milo_objects.kinds import Kind
@@ -52,7 +52,7 @@ class Fleet:
         self.relisted: list[Scope] = []
         self.known: FleetState = Synced(NOW)
         self.problems = {"": ""}
-        self.info = ServerInfo()
+        self.info: ServerInfo | DiscoveryError = ServerInfo()
         self._kinds: Sequence[Kind] = ()
         self._number = 0
 
@@ -80,9 +80,13 @@ class Fleet:
         return Listing(source=SourceStatus(state=SourceState.STREAMING))
 
     async def server_info(self) -> ServerInfo:
+        self.asked_info += 1
+        if isinstance(self.info, DiscoveryError):
+            raise self.info
         return self.info
 
     asked = 0
+    asked_info = 0
     not_found_reason = ""
 
     async def get(self, name: str) -> ClusterReport:

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from milo_discovery.errors import CallFailed, ClusterNotFound
+from milo_discovery.errors import CallFailed, ClusterNotFound, StatusError, TimedOut, Unavailable, Unimplemented
 from milo_discovery.model import ClusterReport, Engagement, EngagementReason, ServerInfo, Sharding
 from milo_kube.http.headers import Headers
 from milo_kube.http.server import ServerRequest
@@ -615,6 +615,37 @@ async def test_dead_publisher_of_a_shard_group_is_not_hidden_by_another_member(
         assert view.fleet.problem == view.outdated["of-one"].problem
         fleets["zero"].engage("of-one", incarnation="moved")
         await eventually(lambda: isinstance(objects.fleet, Synced) and not objects.view("v1/namespaces").outdated)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        CallFailed("too many calls", code="RESOURCE_EXHAUSTED"),
+        TimedOut("late", code="DEADLINE_EXCEEDED"),
+        Unavailable("away", code="UNAVAILABLE"),
+    ],
+    ids=lambda error: error.code,
+)
+async def test_publisher_keeps_its_name_while_the_daemon_cannot_return_it(
+    world: World, monkeypatch: pytest.MonkeyPatch, error: StatusError
+) -> None:
+    monkeypatch.setattr(publisher, "LOOK_EVERY_S", 0.05)
+    world.fleet.info = error
+    async with world.publisher() as member:
+        await eventually(lambda: world.fleet.asked_info > 1)
+        assert member.publication.publisher is None
+        for info, name in (
+            (ServerInfo(sharding=Sharding(member="one")), "one"),
+            (Unimplemented("old", code="UNIMPLEMENTED"), ""),
+            (ServerInfo(sharding=Sharding(member="two")), "two"),
+            (ServerInfo(), ""),
+            (ServerInfo(sharding=Sharding(member="three")), "three"),
+        ):
+            world.fleet.info = info
+            await eventually(lambda name=name: member.publication.publisher == name)
+        world.fleet.info, asked = error, world.fleet.asked_info
+        await eventually(lambda: world.fleet.asked_info > asked + 1)
+        assert member.publication.publisher == "three"
 
 
 async def test_stale_source_is_stale_for_readers_and_silences_no_other(
