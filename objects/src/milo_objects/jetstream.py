@@ -295,6 +295,8 @@ class NatsSession:
 
         async def deliver(message: Msg) -> None:
             nonlocal expected, heard, quiet
+            if self._lost.done():
+                return
             heard += 1
             if message.headers and "Status" in message.headers:
                 if stalled := message.headers.get("Nats-Consumer-Stalled"):

@@ -15,7 +15,7 @@ from milo_objects.jetstream import NatsOptions, NatsSession, StreamLost, open_se
 from milo_objects.kinds import Kind
 from milo_objects.messages import Heartbeat, StoredMessage
 from milo_objects.scope import ObjectStore
-from milo_objects.stream_reader import StreamReader
+from milo_objects.stream_reader import ReadAgain, StreamReader
 from milo_objects.subjects import PUBLISHER, ClusterSubject, kind_filter
 
 __all__ = ["NatsOptions", "NatsSource"]
@@ -74,6 +74,9 @@ async def _read(session: NatsSession, reader: StreamReader, filters: Sequence[st
             reader.receive(stored, time.time())
         except ValueError as error:
             log.warning("a message is ignored: %s", error)
+        except ReadAgain as error:
+            session.lose(str(error))
+            return
         if not pending:
             idle()
 

@@ -4,13 +4,16 @@ The stream has the last message of each subject, so that reading from a sequence
 is newer. A reader that was away for longer than messages of ends live, reads all of them, and then removes what it has
 not seen. A stream that is another one by now may lack what its publisher has yet to write again: objects that it lacks
 are removed when their scope is SYNCED there, and clusters when publishers have written no more of them for a while.
+
+A cluster is the project of its newest scope: a publisher that lags may still write of a former project. What was
+dropped and goes on nevertheless is read again.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
-from typing import Final, TypeAlias
+from typing import Final, NoReturn, TypeAlias
 
 import msgspec
 from msgspec.structs import replace
@@ -54,6 +57,10 @@ FORGOTTEN_S: Final = 3600.0
 """After which time it is forgotten when a publisher was heard."""
 
 
+class ReadAgain(Exception):  # noqa: N818  (a demand)
+    """The stream has objects that the reader has dropped: attach again, and read from there."""
+
+
 class StreamPosition(msgspec.Struct, frozen=True):
     """How far a stream was read."""
 
@@ -67,28 +74,37 @@ class StreamPosition(msgspec.Struct, frozen=True):
 class _Scope:
     """A scope as the reader knows it."""
 
-    __slots__ = ("buffered", "epoch", "follower", "scope", "seen", "state", "told", "told_at")
+    __slots__ = ("buffered", "epoch", "follower", "is_dropped", "scope", "seen", "sequence", "state", "told", "told_at")
 
     def __init__(self) -> None:
         self.epoch: int | None = -1
         """Messages of objects with a lower one are ignored. None if the stream is another one by now."""
         self.scope: Scope | None = None
-        """What the store calls it; None if it has not begun, or has ended."""
+        """What the store calls it; None if it has not begun, has ended, or is one of a former project."""
+        self.is_dropped = False
+        """Whether the stream may have objects of this epoch that the reader has dropped."""
         self.state: ScopeState | None = None
         """The state that the store gets once the reader has caught up."""
-        self.told: ScopeState | None = None
-        """The last state in the stream."""
+        self.told: ScopeMessage | None = None
+        """The last message in the stream, unless it has ended."""
         self.told_at = 0.0
         """When it was stored."""
+        self.sequence = 0
         self.follower: Follower = "", ""
         self.buffered: list[tuple[ObjectSubject, ObjectMessage]] = []
         """Objects of a scope whose own message comes later: perhaps after all others, if it was written again."""
         self.seen: set[ObjectSubject] | None = None
         """The objects that the stream has shown since it is read from the beginning; None if it has shown all."""
 
+    @property
+    def is_hidden(self) -> bool:
+        """Whether the stream has it, and the store has not, and none of its objects was dropped since it is read."""
+        return self.scope is None and self.told is not None and not self.is_dropped
+
     def drop(self) -> None:
         """Forget what has ended."""
         self.scope = self.state = self.told = self.seen = None
+        self.is_dropped = False
 
 
 Follower: TypeAlias = tuple[str, str]
@@ -233,9 +249,16 @@ class StreamReader:
         self._is_snapshot = self._is_snapshot or not is_same or not is_recent  # one that was cut off begins again
         is_unproven = bool(self._missing) or any(scope.seen is not None for scope in self._scopes.values())
         self._is_other_stream = not is_same or (self._is_other_stream and is_unproven)
+        if self._is_snapshot:
+            self._scopes = {
+                subject: scope
+                for subject, scope in self._scopes.items()
+                if scope.scope is not None or (is_same and scope.told is not None)
+            }
         for scope in self._scopes.values():
             if self._is_snapshot:
                 scope.seen = set() if scope.scope is not None else None
+                scope.is_dropped = False
                 scope.buffered.clear()
             scope.state = None
             if not is_same:
@@ -262,8 +285,8 @@ class StreamReader:
         followers: dict[Follower, float] = {}
         for scope in self._scopes.values():
             if scope.scope is not None:
-                synced_at = scope.told_at if isinstance(scope.told, Synced) else 0.0
-                followers[scope.follower] = max(followers.get(scope.follower, 0.0), synced_at)
+                is_synced = scope.told is not None and isinstance(scope.told.state, Synced)
+                followers[scope.follower] = max(followers.get(scope.follower, 0.0), scope.told_at if is_synced else 0.0)
         if self._publishers.has_changed(now, followers) and not self._is_behind:
             self._report_states()
             self._report_fleet(now)
@@ -276,13 +299,15 @@ class StreamReader:
         """Report the state that the stream has of a scope, if what follows it is heard."""
         if scope.scope is None or scope.told is None:
             return
-        state, follower = scope.told, scope.follower
+        state, follower = scope.told.state, scope.follower
+        assert not isinstance(state, ScopeIsOver)
         if isinstance(state, Synced) and follower in self._publishers.silent:
             state = Stale(_time(self._publishers.followed_at(follower)), self._publishers.problem(follower))
         self._store.apply(ScopeChanged(scope.scope, state))
 
     def receive(self, stored: StoredMessage, now: float) -> None:
-        """Apply a message. Raises ValueError for one that is not of milo-objects; the next ones can be applied."""
+        """Apply a message. Raises ValueError for one that is not of milo-objects; the next ones can be applied. Raises
+        ReadAgain."""
         assert self.position is not None
         self.position = replace(self.position, sequence=stored.sequence)
         subject = parse(stored.subject)
@@ -297,7 +322,7 @@ class StreamReader:
             self._receive_object(scope, subject, ObjectMessage.decode_kept(stored, kind))
         else:
             was_known = self._is_fleet_known and not self._missing
-            self._receive_scope(scope_subject, scope, ScopeMessage.decode(stored), stored.at)
+            self._receive_scope(scope_subject, scope, ScopeMessage.decode(stored), stored)
             if scope_subject in self._missing:
                 self._missing.remove(scope_subject)
                 self._rewritten_at = now
@@ -354,7 +379,7 @@ class StreamReader:
     def _receive_object(self, scope: _Scope, subject: ObjectSubject, message: ObjectMessage) -> None:
         if scope.scope is not None and message.epoch == scope.epoch:
             self._apply(scope, scope.scope, subject, message)
-        elif scope.epoch is None or message.epoch > scope.epoch:
+        elif scope.epoch is None or message.epoch > scope.epoch or (scope.is_hidden and message.epoch == scope.epoch):
             scope.buffered.append((subject, message))
 
     def _apply(self, scope: _Scope, known: Scope, subject: ObjectSubject, message: ObjectMessage) -> None:
@@ -372,7 +397,9 @@ class StreamReader:
         if held is not None:  # perhaps with another UID than the one that is gone
             self._store.apply(ObjectGone(known, held, _reason(message.gone)))
 
-    def _receive_scope(self, subject: ScopeSubject, scope: _Scope, message: ScopeMessage, at: float) -> None:
+    def _receive_scope(
+        self, subject: ScopeSubject, scope: _Scope, message: ScopeMessage, stored: StoredMessage
+    ) -> None:
         if scope.epoch is not None and message.epoch < scope.epoch:
             return
         if isinstance(message.state, ScopeIsOver):
@@ -380,51 +407,108 @@ class StreamReader:
             scope.epoch = message.epoch
             scope.buffered.clear()
             return
-        cluster = self._clusters.get(subject.cluster)
-        if cluster is not None and cluster.uid != message.cluster.uid:
-            self._end_cluster(cluster, "REPLACED")
-            cluster = None
-        elif scope.scope is not None and scope.epoch is not None and message.epoch > scope.epoch:
-            self._end(subject, scope, Gone.WITHDRAWN.value)
-        incarnation = message.cluster.incarnation if cluster is None else cluster.incarnation
-        cluster = self._clusters[subject.cluster] = replace(message.cluster, incarnation=incarnation)
-        self._store.apply(ClusterChanged(cluster))
-        scope.epoch, scope.told, scope.told_at = message.epoch, message.state, at
+        former: Scope | None = None
+        is_other = scope.told is not None and scope.told.cluster.uid != message.cluster.uid
+        if is_other if scope.epoch is None else message.epoch > scope.epoch:
+            former = scope.scope
+            scope.drop()
+        scope.epoch, scope.told, scope.told_at, scope.sequence = message.epoch, message, stored.at, stored.sequence
         scope.follower = message.publisher, source_of(subject.cluster)
+        cluster = self._clusters.get(subject.cluster)
+        if cluster is None or cluster.uid != message.cluster.uid:
+            self._settle(subject.cluster)
+        if former is not None:
+            self._store.apply(ScopeEnded(former, ScopeEnd.WITHDRAWN))
+        cluster = self._clusters[subject.cluster]
+        if cluster.uid != message.cluster.uid:
+            scope.is_dropped = True
+            scope.buffered.clear()
+            return
+        cluster = self._clusters[subject.cluster] = replace(message.cluster, incarnation=cluster.incarnation)
+        self._store.apply(ClusterChanged(cluster))
+        self._show(subject, scope, cluster, message.state)
+
+    def _show(self, subject: ScopeSubject, scope: _Scope, cluster: FleetCluster, state: ScopeState) -> None:
         if scope.scope is None:
+            if scope.is_dropped:
+                self._read_again(cluster)
             resource = self._kinds[subject.group, subject.resource].resource
-            scope.scope = Scope(cluster.name, incarnation, resource)
-            self._store.apply(ScopeChanged(scope.scope, Pending(message.state.since)))
+            scope.scope = Scope(cluster.name, cluster.incarnation, resource)
+            self._store.apply(ScopeChanged(scope.scope, Pending(state.since)))
         for place, found in scope.buffered:
-            if found.epoch == message.epoch:
+            if found.epoch == scope.epoch:
                 self._apply(scope, scope.scope, place, found)
         scope.buffered.clear()
         if self._is_behind:
-            scope.state = message.state
+            scope.state = state
         else:
-            if isinstance(message.state, Synced):
+            if isinstance(state, Synced):
                 self._remove_unseen(scope)
             self._report_state(scope)
+
+    def _settle(self, name: str) -> None:
+        """Have a cluster be the project of its newest scope."""
+        told = [
+            (-1 if scope.epoch is None else scope.epoch, scope.scope is not None, scope.told.cluster, scope.is_dropped)
+            for scope in self._of(name).values()
+            if scope.told is not None
+        ]
+        cluster = self._clusters.get(name)
+        if not told:
+            return
+        *_, newest, _ = max(told, key=lambda each: each[:2])
+        if cluster is not None:
+            if cluster.uid == newest.uid:
+                return
+            self._end_cluster(cluster, "REPLACED")
+        self._clusters[name] = newest
+        self._store.apply(ClusterChanged(newest))
+        if any(is_dropped for *_, project, is_dropped in told if project.uid == newest.uid):
+            self._read_again(newest)
+
+    def _of(self, name: str) -> dict[ScopeSubject, _Scope]:
+        """Return the scopes of a cluster."""
+        subjects = (ScopeSubject(name, *kind) for kind in self._kinds)
+        return {subject: self._scopes[subject] for subject in subjects if subject in self._scopes}
+
+    def _read_again(self, cluster: FleetCluster) -> NoReturn:
+        self._is_snapshot = True
+        raise ReadAgain(f"{cluster.name}: what had ended goes on; the stream is read again")
 
     # --- ends ---
 
     def _end(self, subject: ScopeSubject, scope: _Scope, reason: str) -> None:
-        if scope.scope is None:
+        cluster = self._clusters.get(subject.cluster)
+        if scope.scope is None or cluster is None:
+            scope.drop()
             return
         if reason == Gone.WITHDRAWN.value:
-            self._store.apply(ScopeEnded(scope.scope, ScopeEnd.WITHDRAWN))
+            self._withdraw(subject, scope)
+            self._settle(cluster.name)
+        else:
+            # What began after the scope's last state may be of another engagement, and then goes on.
+            self._end_cluster(cluster, reason, scope.sequence)
             scope.drop()
-            self._missing.discard(subject)
-        elif subject.cluster in self._clusters:
-            self._end_cluster(self._clusters[subject.cluster], reason)
 
-    def _end_cluster(self, cluster: FleetCluster, reason: str) -> None:
+    def _withdraw(self, subject: ScopeSubject, scope: _Scope) -> None:
+        if scope.scope is not None:
+            self._store.apply(ScopeEnded(scope.scope, ScopeEnd.WITHDRAWN))
+        scope.drop()
+        self._missing.discard(subject)
+
+    def _end_cluster(self, cluster: FleetCluster, reason: str, until: int = -1) -> None:
+        """End a cluster with its scopes. `until`: those that had begun by this sequence do not go on."""
         self._store.apply(ClusterEnded(cluster, reason))
         del self._clusters[cluster.name]
-        for subject, scope in self._scopes.items():
-            if subject.cluster == cluster.name:
-                scope.drop()
-                self._missing.discard(subject)
+        for subject, scope in self._of(cluster.name).items():
+            if scope.scope is None:
+                continue
+            told = scope.told
+            scope.drop()
+            if scope.epoch is not None and subject not in self._missing:
+                scope.is_dropped = True
+                scope.told = told if scope.epoch > until else None
+            self._missing.discard(subject)
 
     def _sweep(self, now: float) -> None:
         """End what the snapshot did not have; if it is of another stream, later."""
@@ -434,8 +518,13 @@ class StreamReader:
         self._missing = {subject for subject, scope in self._scopes.items() if scope.scope is not None} - shown
         if not self._is_other_stream:
             self._end_missing()
+        for scope in self._scopes.values():
+            if scope.is_hidden and scope.state is None:
+                scope.told = None
         self._scopes = {
-            subject: scope for subject, scope in self._scopes.items() if scope.scope is not None or scope.buffered
+            subject: scope
+            for subject, scope in self._scopes.items()
+            if scope.scope is not None or scope.buffered or scope.is_dropped
         }
 
     @property
@@ -454,7 +543,7 @@ class StreamReader:
             if cluster.name not in shown:
                 self._end_cluster(cluster, "UNSPECIFIED")
         for subject in [*self._missing]:
-            self._end(subject, self._scopes[subject], Gone.WITHDRAWN.value)
+            self._withdraw(subject, self._scopes[subject])
 
     def _remove_unseen(self, scope: _Scope) -> None:
         seen, scope.seen = scope.seen, None

@@ -27,13 +27,15 @@ from milo_objects import (
     stream_reader,
 )
 from milo_objects.jetstream import NatsOptions, NatsSession, NewStream, StreamLost, open_session
-from milo_objects.messages import Heartbeat, StoredMessage
+from milo_objects.messages import Heartbeat, ObjectMessage, ScopeIsOver, ScopeMessage, StoredMessage
 from milo_objects.nats_source import NatsSource
 from milo_objects.objects import Objects
+from milo_objects.projection import ProjectedObject
 from milo_objects.publication import StreamAway, StreamConnected
 from milo_objects.publisher import ObjectPublisher
 from milo_objects.publisher_pages import PublisherPages
 from milo_objects.scope import (
+    FleetCluster,
     Gone,
     ObjectChanged,
     ObjectGone,
@@ -41,7 +43,8 @@ from milo_objects.scope import (
     Stale,
     Synced,
 )
-from milo_objects.subjects import PUBLISHER
+from milo_objects.stream_commands import WriteMessage
+from milo_objects.subjects import PUBLISHER, ObjectSubject, ScopeSubject
 from milo_sandbox.nats_server import NatsServer, running_nats
 from tests.support.eventually import eventually
 
@@ -376,6 +379,31 @@ async def test_replaced_cluster_has_none_of_its_predecessors_objects(world: Worl
         assert [stored.subject for stored in await world.stored() if stored.subject.endswith(("old", "new"))] == [
             "milo.objects._.web.core.namespaces._.new"
         ]
+
+
+async def test_scope_that_goes_on_after_another_project_of_its_name_is_read_again(world: World) -> None:
+    async def write(
+        subject: ScopeSubject | ObjectSubject, message: ScopeMessage | ObjectMessage, after: int = 0
+    ) -> int:
+        stored = asyncio.get_running_loop().create_future()
+        await session.write(WriteMessage(subject, message, message.encode(), after, None, 0), stored.set_result)
+        found = await stored
+        assert isinstance(found, int)
+        return found
+
+    state = Synced(datetime(2026, 1, 1, tzinfo=UTC))
+    new, former = (FleetCluster(name="web", incarnation=uid, uid=uid) for uid in ("new", "former"))
+    namespaces, roles = (ScopeSubject("web", kind.paths.group, kind.paths.plural) for kind in (NAMESPACES, ROLES))
+    async with world.session() as session, world.reader((NAMESPACES, ROLES)) as objects:
+        await session.stream(NewStream())
+        await write(namespaces, ScopeMessage(new, state, 9))
+        await write(ObjectSubject(namespaces, "", "a"), ObjectMessage(ProjectedObject("", "a", "u"), 9))
+        await eventually(lambda: names(objects) == {"a"})
+        written = await write(roles, ScopeMessage(former, state, 10))
+        await eventually(lambda: objects.clusters["web"] == former)
+        assert names(objects) == set()
+        await write(roles, ScopeMessage(former, ScopeIsOver("WITHDRAWN"), 10), written)
+        await eventually(lambda: names(objects) == {"a"} and objects.view(NAMESPACES.resource).synced)
 
 
 async def test_cluster_that_ended_while_nobody_published_is_ended(

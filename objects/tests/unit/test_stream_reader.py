@@ -3,11 +3,11 @@ from datetime import UTC, datetime
 import pytest
 
 from milo_objects.kinds import Kind
-from milo_objects.messages import Heartbeat, Message, ObjectMessage, ScopeMessage, StoredMessage
+from milo_objects.messages import Heartbeat, Message, ObjectMessage, ScopeIsOver, ScopeMessage, StoredMessage
 from milo_objects.projection import ProjectedObject
-from milo_objects.scope import Change, FleetCluster, Gone, ObjectGone, Pending, Stale, Synced
+from milo_objects.scope import Change, FleetCluster, Gone, NotServed, ObjectGone, Pending, ScopeState, Stale, Synced
 from milo_objects.store import Store
-from milo_objects.stream_reader import FORGOTTEN_S, REWRITTEN_S, SETTLED_S, SILENT_S, StreamReader
+from milo_objects.stream_reader import FORGOTTEN_S, REWRITTEN_S, SETTLED_S, SILENT_S, ReadAgain, StreamReader
 from milo_objects.subjects import ObjectSubject, ScopeSubject, Subject
 
 NAMESPACES = Kind("v1/namespaces")
@@ -361,3 +361,105 @@ def test_nothing_ends_because_it_was_written_again_while_the_stream_was_read() -
     assert reading.objects == {"web/a", "web/b"}
     assert not reading.gone
     assert reading.store.view(NAMESPACES.resource).stale_since is None
+
+
+class Projects:
+    """Messages of a project that is deleted and created again, and the reader that receives each as it is written."""
+
+    def __init__(self) -> None:
+        self.stream, self.reading = Stream("one"), Reading(NAMESPACES, WIDGETS)
+        self.reading.read(self.stream, 0.0)
+
+    def scope(self, kind: str, uid: str, state: ScopeState | ScopeIsOver, epoch: int) -> None:
+        self._write(SCOPES[kind], ScopeMessage(FleetCluster(name="web", incarnation=uid, uid=uid), state, epoch))
+
+    def put(self, kind: str, epoch: int) -> None:
+        self._write(ObjectSubject(SCOPES[kind], "", "a"), ObjectMessage(ProjectedObject("", "a", "u"), epoch))
+
+    def _write(self, subject: Subject, message: Message) -> None:
+        self.stream.write(subject, message)
+        self.reading.reader.receive(self.stream.stored[subject], 1.0)
+        self.reading.caught_up(1.0)
+
+    def expect_read_again(self, kind: str, uid: str, state: ScopeState | ScopeIsOver, epoch: int) -> None:
+        with pytest.raises(ReadAgain, match="web: what had ended goes on"):
+            self.scope(kind, uid, state, epoch)
+        self.reading.reader.detach("read again")
+        self.reading.read(self.stream, 1.0)
+
+    def known(self) -> dict[str, list[str]]:
+        """Return the objects of each kind that is SYNCED."""
+        store = self.reading.store
+        resources = {"namespaces": NAMESPACES.resource, "widgets": WIDGETS.resource}
+        return {
+            kind: [found.object.name for found in store.list(resource)]
+            for kind, resource in resources.items()
+            if store.view(resource).synced
+        }
+
+    def agrees(self) -> bool:
+        """Return whether the reader has what one has that begins now."""
+        other = Projects()
+        other.reading.read(self.stream, 2.0)
+        return self.known() == other.known()
+
+
+WIDGETS = Kind("example.com/v1/widgets")
+SCOPES = {
+    "namespaces": ScopeSubject("web", "", "namespaces"),
+    "widgets": ScopeSubject("web", "example.com", "widgets"),
+}
+WITHDRAWN = ScopeIsOver("WITHDRAWN")
+
+
+def test_publisher_that_lags_does_not_end_a_project_that_was_created_again() -> None:
+    projects = Projects()
+    projects.scope("namespaces", "former", Synced(NOW), 1)
+    projects.scope("widgets", "former", Synced(NOW), 2)
+    projects.scope("namespaces", "former", WITHDRAWN, 1)
+    projects.scope("namespaces", "new", Pending(NOW), 10)
+    projects.put("namespaces", 10)
+    for state in (Stale(NOW, "410 Gone"), NotServed(NOW, "404")):
+        projects.scope("widgets", "former", state, 2)
+    projects.scope("namespaces", "new", Synced(NOW), 10)
+    assert projects.known() == {"namespaces": ["a"]}
+    projects.scope("widgets", "former", WITHDRAWN, 2)
+    projects.scope("widgets", "new", Pending(NOW), 12)
+    projects.put("widgets", 12)
+    assert projects.known() == {"namespaces": ["a"]}
+    projects.scope("widgets", "new", Synced(NOW), 12)
+    assert projects.known() == {"namespaces": ["a"], "widgets": ["a"]}
+    assert projects.agrees()
+
+
+def test_scope_that_began_before_an_earlier_engagement_ended_is_read_again() -> None:
+    projects = Projects()
+    projects.scope("namespaces", "web", Synced(NOW), 0)
+    projects.scope("widgets", "web", Synced(NOW), 1)
+    projects.scope("widgets", "web", WITHDRAWN, 1)
+    projects.scope("widgets", "web", Synced(NOW), 3)
+    projects.put("widgets", 3)
+    projects.scope("namespaces", "web", ScopeIsOver("NOT_READY"), 0)
+    assert projects.known() == {}
+    projects.expect_read_again("namespaces", "web", Synced(NOW), 6)
+    assert projects.known() == {"namespaces": [], "widgets": ["a"]}
+    projects.scope("widgets", "web", ScopeIsOver("DELETED"), 3)
+    projects.scope("namespaces", "web", ScopeIsOver("DELETED"), 6)
+    projects.scope("namespaces", "web", Synced(NOW), 9)
+    assert projects.known() == {"namespaces": []}
+
+
+@pytest.mark.parametrize("last", ["former", "new"])
+def test_scope_that_was_dropped_and_goes_on_is_read_again(last: str) -> None:
+    projects = Projects()
+    projects.scope("namespaces", "new", Synced(NOW), 9)
+    projects.put("namespaces", 9)
+    projects.scope("widgets", "former", Synced(NOW), 10)  # whose publisher read the stream later
+    projects.scope("namespaces", "new", Synced(NOW), 9)
+    assert projects.known() == {"widgets": []}
+    if last == "former":
+        projects.expect_read_again("widgets", "former", WITHDRAWN, 10)
+        assert projects.known() == {"namespaces": ["a"]}
+    else:
+        projects.expect_read_again("widgets", "new", Synced(NOW), 12)
+        assert projects.known() == {"namespaces": ["a"], "widgets": []}

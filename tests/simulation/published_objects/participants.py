@@ -25,7 +25,7 @@ from milo_objects.scope import (
 )
 from milo_objects.store import Store
 from milo_objects.stream_commands import Command, Purge, ReadCluster, Relist, WriteMessage
-from milo_objects.stream_reader import StreamReader
+from milo_objects.stream_reader import ReadAgain, StreamReader
 from tests.simulation.published_objects.stream import Conflict, Full
 
 if TYPE_CHECKING:
@@ -344,5 +344,9 @@ class Reader:
             self.reader.caught_up(self.world.timeline.now)
             return
         self._next = stored.sequence + 1
-        self.reader.receive(stored, self.world.timeline.now)
+        try:
+            self.reader.receive(stored, self.world.timeline.now)
+        except ReadAgain:
+            self.disconnect()
+            self.connect()
         self.notify()

@@ -46,7 +46,8 @@ type scopeMessage struct {
 	// Publisher has read the scope, as its heartbeats name it; empty if any may have.
 	Publisher string `json:"publisher"`
 
-	at time.Time // when it was stored
+	at       time.Time // when it was stored
+	sequence uint64
 }
 
 // heartbeatMessage says that a publisher runs.
@@ -82,7 +83,7 @@ type objectMessage struct {
 }
 
 func decodeScope(message stored) (scopeMessage, error) {
-	found := scopeMessage{at: message.at}
+	found := scopeMessage{at: message.at, sequence: message.sequence}
 	if err := json.Unmarshal(message.body, &found); err != nil {
 		return found, message.unusable(err)
 	}

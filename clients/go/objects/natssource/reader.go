@@ -2,6 +2,7 @@ package natssource
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -33,6 +34,8 @@ var (
 	silentTime = 30 * time.Second
 )
 
+var errReadAgain = errors.New("what had ended goes on; the stream is read again")
+
 // store is what the reader fills: a [*objects.Store].
 type store interface {
 	SetFleet(discovery.FleetState)
@@ -52,6 +55,9 @@ type store interface {
 // is newer. A reader that was away for longer than messages of ends live, reads all of them, and then removes what it has
 // not seen. A stream that is another one by now may lack what its publisher has yet to write again: objects that it lacks
 // are removed when their scope is SYNCED there, and clusters when publishers have written no more of them for a while.
+//
+// A cluster is the project of its newest scope: a publisher that lags may still write of a former project. What was dropped
+// and goes on nevertheless is read again.
 type reader struct {
 	store     store
 	resources map[kindTokens]string
@@ -87,7 +93,9 @@ type scope struct {
 	hasBegun     bool  // the store has it
 	// state is what the store gets once the reader has caught up.
 	state *scopeMessage
-	told  *scopeMessage // the last state in the stream
+	told  *scopeMessage // the last message in the stream, unless it has ended
+	// isDropped says that the stream may have objects of this epoch that the reader has dropped.
+	isDropped bool
 	// buffered are objects of a scope whose own message comes later: perhaps after all others, if it was written again.
 	buffered []bufferedObject
 	// seen are the objects that the stream has shown since it is read from the beginning; nil if it has shown all.
@@ -120,9 +128,14 @@ func (r *reader) attach(lineage string, lastSequence uint64, now time.Time) uint
 		isUnproven = isUnproven || each.seen != nil
 	}
 	r.isOtherStream = !isSame || r.isOtherStream && isUnproven
+	if r.isSnapshot {
+		maps.DeleteFunc(r.scopes, func(_ scopeKey, each *scope) bool {
+			return !each.hasBegun && (!isSame || each.told == nil)
+		})
+	}
 	for _, each := range r.scopes {
 		if r.isSnapshot {
-			each.buffered, each.seen = nil, nil
+			each.buffered, each.seen, each.isDropped = nil, nil, false
 			if each.hasBegun {
 				each.seen = map[place]struct{}{}
 			}
@@ -165,7 +178,7 @@ func (r *reader) heard(at, now time.Time, heartbeat *heartbeatMessage) {
 func (r *reader) noteSilence(now time.Time) {
 	followers := map[follower]time.Time{}
 	for key, each := range r.scopes {
-		if each.told != nil {
+		if each.hasBegun {
 			by := followerOf(key, each)
 			last := followers[by]
 			if objects.State(each.told.State.State) == objects.Synced && each.told.at.After(last) {
@@ -202,17 +215,18 @@ func (r *reader) reportState(key scopeKey, of *scope) {
 	r.store.SetState(key.cluster, r.resources[key.kind], state, since, problem)
 }
 
-// receive applies a message.
-func (r *reader) receive(message stored, now time.Time) {
+// receive applies a message. It returns errReadAgain if the reader has to be attached again, and nothing is to be called
+// before.
+func (r *reader) receive(message stored, now time.Time) error {
 	r.position.sequence = message.sequence
 	of, err := parse(message.subject)
 	if err != nil {
 		r.store.Fail("", message.unusable(err))
-		return
+		return nil
 	}
 	resource, ok := r.resources[of.scope.kind]
 	if !ok {
-		return
+		return nil
 	}
 	found := r.scopes[of.scope]
 	if found == nil {
@@ -227,15 +241,18 @@ func (r *reader) receive(message stored, now time.Time) {
 		if err != nil {
 			r.store.Fail(of.scope.cluster, err)
 		}
-		return
+		return nil
 	}
 	decoded, err := decodeScope(message)
 	if err != nil {
 		r.store.Fail(of.scope.cluster, err)
-		return
+		return nil
 	}
 	wasKnown := r.isFleetKnown && len(r.missing) == 0
-	r.receiveScope(of.scope, resource, found, decoded)
+	if !r.receiveScope(of.scope, resource, found, decoded) {
+		r.isSnapshot = true
+		return fmt.Errorf("%s: %w", of.scope.cluster, errReadAgain)
+	}
 	if _, ok := r.missing[of.scope]; ok {
 		delete(r.missing, of.scope)
 		r.rewrittenAt = now
@@ -243,6 +260,7 @@ func (r *reader) receive(message stored, now time.Time) {
 	if !wasKnown && !r.isBehind {
 		r.reportFleet()
 	}
+	return nil
 }
 
 // caughtUp notes that all messages that the stream has were received.
@@ -306,7 +324,7 @@ func (r *reader) receiveObject(cluster, resource string, of *scope, found buffer
 	switch {
 	case of.hasBegun && of.isEpochKnown && found.message.epoch == of.epoch:
 		return r.apply(cluster, resource, of, found)
-	case !of.isEpochKnown || found.message.epoch > of.epoch:
+	case !of.isEpochKnown || found.message.epoch > of.epoch || of.isHidden() && found.message.epoch == of.epoch:
 		of.buffered = append(of.buffered, found)
 	}
 	return nil
@@ -330,33 +348,51 @@ func (r *reader) apply(cluster, resource string, of *scope, found bufferedObject
 	return nil
 }
 
-func (r *reader) receiveScope(key scopeKey, resource string, of *scope, message scopeMessage) {
+// receiveScope reports false if the stream has to be read again.
+func (r *reader) receiveScope(key scopeKey, resource string, of *scope, message scopeMessage) bool {
 	if of.isEpochKnown && message.Epoch < of.epoch {
-		return
+		return true
 	}
 	if message.State.State == endedState {
-		r.end(key, of, message.State.Reason)
+		isKnown := r.end(key, of, message.State.Reason)
 		of.epoch, of.isEpochKnown, of.buffered = message.Epoch, true, nil
-		return
+		return isKnown
 	}
-	before, isKnown := r.clusters[key.cluster]
-	if isKnown && before.UID != message.Cluster.UID {
-		r.endCluster(key.cluster, discovery.ReasonReplaced)
-		isKnown = false
-	} else if of.hasBegun && of.isEpochKnown && message.Epoch > of.epoch {
-		r.end(key, of, withdrawn)
+	isNext := of.isEpochKnown && message.Epoch > of.epoch ||
+		!of.isEpochKnown && of.told != nil && of.told.Cluster.UID != message.Cluster.UID
+	wasBegun := isNext && of.hasBegun
+	if isNext {
+		of.drop()
+	}
+	of.epoch, of.isEpochKnown, of.told = message.Epoch, true, &message
+	isKnown := true
+	if before, ok := r.clusters[key.cluster]; !ok || before.UID != message.Cluster.UID {
+		isKnown = r.settle(key.cluster)
+	}
+	if wasBegun {
+		r.store.Withdraw(key.cluster, resource)
+	}
+	before := r.clusters[key.cluster]
+	switch {
+	case !isKnown:
+		return false
+	case before.UID != message.Cluster.UID:
+		of.isDropped, of.buffered = true, nil
+		return true
 	}
 	// A cluster keeps the incarnation that it had when it was first seen: a restarted daemon has another one for it.
-	incarnation := message.Cluster.Incarnation
-	if isKnown {
-		incarnation = before.Incarnation
-	}
-	cluster := message.Cluster.cluster(incarnation)
-	cluster.Name = key.cluster
-	r.clusters[key.cluster] = cluster
-	r.store.Engage(cluster)
-	of.epoch, of.isEpochKnown, of.told = message.Epoch, true, &message
+	r.engage(key.cluster, message.Cluster, before.Incarnation)
+	return r.show(key, resource, of)
+}
+
+// show applies the last message of a scope of the cluster's present project. It reports false if the stream has to be read
+// again.
+func (r *reader) show(key scopeKey, resource string, of *scope) bool {
+	message := of.told
 	if !of.hasBegun {
+		if of.isDropped {
+			return false
+		}
 		of.hasBegun = true
 		r.store.SetState(key.cluster, resource, objects.Pending, message.State.Since, "the first list is not complete")
 	}
@@ -369,45 +405,129 @@ func (r *reader) receiveScope(key scopeKey, resource string, of *scope, message 
 	}
 	of.buffered = nil
 	if r.isBehind {
-		of.state = &message
-		return
+		of.state = message
+		return true
 	}
 	if objects.State(message.State.State) == objects.Synced {
 		r.removeUnseen(key, of)
 	}
 	r.reportState(key, of)
+	return true
+}
+
+func (r *reader) engage(name string, of clusterFields, incarnation string) {
+	cluster := of.cluster(incarnation)
+	cluster.Name = name
+	r.clusters[name] = cluster
+	r.store.Engage(cluster)
+}
+
+// settle has a cluster be the project of its newest scope. It reports false if the stream has to be read again.
+func (r *reader) settle(name string) bool {
+	var newest *scope
+	isKnown := map[string]bool{} // by UID
+	for _, each := range r.of(name) {
+		if each.told == nil {
+			continue
+		}
+		uid := each.told.Cluster.UID
+		known, ok := isKnown[uid]
+		isKnown[uid] = (known || !ok) && !each.isDropped
+		if newest == nil || each.isNewer(newest) {
+			newest = each
+		}
+	}
+	if newest == nil {
+		return true
+	}
+	of := newest.told.Cluster
+	if before, ok := r.clusters[name]; ok {
+		if before.UID == of.UID {
+			return true
+		}
+		r.endCluster(name, discovery.ReasonReplaced, -1)
+	}
+	r.engage(name, of, of.Incarnation)
+	return isKnown[of.UID]
+}
+
+// of returns the scopes of a cluster.
+func (r *reader) of(name string) map[scopeKey]*scope {
+	found := make(map[scopeKey]*scope, len(r.resources))
+	for kind := range r.resources {
+		key := scopeKey{name, kind}
+		if each := r.scopes[key]; each != nil {
+			found[key] = each
+		}
+	}
+	return found
+}
+
+// isNewer reports whether a scope began after another one, of which it may have another project. Of those that began at
+// once, the store keeps what it has.
+func (s *scope) isNewer(than *scope) bool {
+	switch {
+	case s.isEpochKnown != than.isEpochKnown:
+		return s.isEpochKnown
+	case s.isEpochKnown && s.epoch != than.epoch:
+		return s.epoch > than.epoch
+	}
+	return s.hasBegun && !than.hasBegun
 }
 
 // --- ends ---
 
-func (r *reader) end(key scopeKey, of *scope, reason string) {
+// end reports false if the stream has to be read again.
+func (r *reader) end(key scopeKey, of *scope, reason string) bool {
+	isKnown := true
 	switch {
 	case !of.hasBegun:
 	case reason == withdrawn:
-		r.store.Withdraw(key.cluster, r.resources[key.kind])
-		r.forget(key, of)
+		r.withdraw(key, of)
+		isKnown = r.settle(key.cluster)
 	default:
-		r.endCluster(key.cluster, reasonOf(reason))
+		// What began after the scope's last state may be of another engagement, and then goes on.
+		r.endCluster(key.cluster, reasonOf(reason), int64(of.told.sequence)) //nolint:gosec // streams end before
 	}
+	of.drop()
+	return isKnown
 }
 
-func (r *reader) endCluster(name string, reason discovery.DisengageReason) {
+func (r *reader) withdraw(key scopeKey, of *scope) {
+	r.store.Withdraw(key.cluster, r.resources[key.kind])
+	of.drop()
+	delete(r.missing, key)
+}
+
+// endCluster ends a cluster with its scopes. Those that had begun by a sequence do not go on.
+func (r *reader) endCluster(name string, reason discovery.DisengageReason, until int64) {
 	if _, ok := r.clusters[name]; !ok {
 		return
 	}
 	r.store.Disengage(name, reason)
 	delete(r.clusters, name)
-	for key, each := range r.scopes {
-		if key.cluster == name {
-			r.forget(key, each)
+	for key, each := range r.of(name) {
+		if !each.hasBegun {
+			continue
 		}
+		told := each.told
+		each.drop()
+		if _, isMissing := r.missing[key]; each.isEpochKnown && !isMissing {
+			each.isDropped = true
+			if each.epoch > until {
+				each.told = told
+			}
+		}
+		delete(r.missing, key)
 	}
 }
 
-// forget forgets a scope that has ended, but for its epoch.
-func (r *reader) forget(key scopeKey, of *scope) {
-	of.hasBegun, of.state, of.told, of.seen = false, nil, nil, nil
-	delete(r.missing, key)
+// isHidden reports whether the stream has it, and the store has not, and none of its objects was dropped since it is read.
+func (s *scope) isHidden() bool { return !s.hasBegun && s.told != nil && !s.isDropped }
+
+// drop forgets what has ended, but for its epoch.
+func (s *scope) drop() {
+	s.hasBegun, s.isDropped, s.state, s.told, s.seen = false, false, nil, nil, nil
 }
 
 // sweep ends what the snapshot did not have; if it is of another stream, later.
@@ -425,7 +545,10 @@ func (r *reader) sweep(now time.Time) {
 		r.endMissing()
 	}
 	for key, each := range r.scopes {
-		if !each.hasBegun && each.buffered == nil {
+		if each.isHidden() && each.state == nil {
+			each.told = nil
+		}
+		if !each.hasBegun && each.buffered == nil && !each.isDropped {
 			delete(r.scopes, key)
 		}
 	}
@@ -451,11 +574,11 @@ func (r *reader) endMissing() {
 	}
 	for name := range r.clusters {
 		if _, ok := shown[name]; !ok {
-			r.endCluster(name, discovery.ReasonUnspecified)
+			r.endCluster(name, discovery.ReasonUnspecified, -1)
 		}
 	}
 	for key := range r.missing {
-		r.end(key, r.scopes[key], withdrawn)
+		r.withdraw(key, r.scopes[key])
 	}
 }
 

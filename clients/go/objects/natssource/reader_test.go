@@ -46,12 +46,17 @@ func (s *stream) scope(cluster, uid, state, reason string, epoch int) stored {
 }
 
 func (s *stream) scopeOf(publisher, cluster, uid, state, reason string, epoch int) stored {
+	return s.state(namespaceScope, publisher, cluster, uid, state, reason, epoch)
+}
+
+// state writes the state of a scope. Resource is GROUP.PLURAL, as in subjects.
+func (s *stream) state(resource, publisher, cluster, uid, state, reason string, epoch int) stored {
 	body, _ := json.Marshal(map[string]any{
 		"publisher": publisher,
 		"cluster":   map[string]any{"name": cluster, "incarnation": "i", "uid": uid},
 		"state":     map[string]any{"state": state, "since": began, "reason": reason}, "epoch": epoch,
 	})
-	return s.write(scopeSubject(cluster, namespaceScope)+".state", nil, string(body))
+	return s.write(scopeSubject(cluster, resource)+".state", nil, string(body))
 }
 
 func (s *stream) cluster(name, state string, objects ...string) {
@@ -92,6 +97,7 @@ type pure struct {
 	t     *testing.T
 	found *objects.Objects
 	gone  *[]objects.Gone // of the objects that went
+	again int             // how often the stream had to be read again
 	*reader
 }
 
@@ -107,7 +113,7 @@ func newPure(t *testing.T) *pure {
 	t.Helper()
 	source, gone := make(handOver), &[]objects.Gone{}
 	found, err := objects.NewFrom(source, objects.Options{
-		Kinds: []objects.Kind{{Resource: namespaces}}, OnError: func(cluster objects.Cluster, err error) { t.Errorf("%s: %v", cluster.Name(), err) },
+		Kinds: []objects.Kind{{Resource: namespaces}, {Resource: roles}}, OnError: func(cluster objects.Cluster, err error) { t.Errorf("%s: %v", cluster.Name(), err) },
 		OnChange: func(change objects.Change) {
 			if change.Gone != "" {
 				*gone = append(*gone, change.Gone)
@@ -124,7 +130,15 @@ func newPure(t *testing.T) *pure {
 		_ = found.Run(ctx)
 	}()
 	t.Cleanup(func() { stop(); <-ended })
-	return &pure{t, found, gone, newReader(<-source, map[kindTokens]string{tokensOf(namespaces): namespaces})}
+	resources := map[kindTokens]string{tokensOf(namespaces): namespaces, tokensOf(roles): roles}
+	return &pure{t, found, gone, 0, newReader(<-source, resources)}
+}
+
+func (p *pure) receive(message stored, now time.Time) {
+	if err := p.reader.receive(message, now); err != nil {
+		p.again++
+		p.detach(err.Error())
+	}
 }
 
 func (p *pure) read(s *stream, now float64) {
@@ -473,6 +487,75 @@ func TestAReaderThatCatchesUpHasWhatTheStreamHas(t *testing.T) {
 		if t.Failed() {
 			return
 		}
+	}
+}
+
+func TestAPublisherThatLagsDoesNotEndAProjectThatWasCreatedAgain(t *testing.T) {
+	s, p := newStream("one"), newPure(t)
+	s.scope("web", "former", "SYNCED", "", 1)
+	s.state(roleScope, "", "web", "former", "SYNCED", "", 2)
+	p.read(s, 0)
+	for _, write := range []func() stored{
+		func() stored { return s.scope("web", "former", endedState, withdrawn, 1) },
+		func() stored { return s.scope("web", "new", "PENDING", "", 10) },
+		func() stored { return s.object("web", "a", 10, "") },
+		func() stored { return s.state(roleScope, "", "web", "former", "STALE", "", 2) },
+		func() stored { return s.state(roleScope, "", "web", "former", "NOT_SERVED", "", 2) },
+		func() stored { return s.state(roleScope, "", "web", "former", endedState, withdrawn, 2) },
+		func() stored { return s.scope("web", "new", "SYNCED", "", 10) },
+		func() stored { return s.state(roleScope, "", "web", "new", "SYNCED", "", 12) },
+	} {
+		p.receive(write(), at(1))
+	}
+	p.expect("after its last message", "web/a", false)
+	if got := p.found.View(roles); len(got.Missing) > 0 || p.again > 0 {
+		t.Errorf("the view is %+v, and the stream was read %d times again, want one that is SYNCED, and none", got, p.again)
+	}
+}
+
+func TestAScopeThatWasDroppedAndGoesOnIsReadAgain(t *testing.T) {
+	for name, last := range map[string]func(*stream) stored{
+		"the other project ends": func(s *stream) stored {
+			return s.state(roleScope, "", "web", "former", endedState, withdrawn, 10)
+		},
+		"the other project is replaced": func(s *stream) stored {
+			return s.state(roleScope, "", "web", "new", "SYNCED", "", 12)
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s, p := newStream("one"), newPure(t)
+			s.scope("web", "new", "SYNCED", "", 9)
+			s.object("web", "a", 9, "")
+			p.read(s, 0)
+			p.receive(s.state(roleScope, "", "web", "former", "SYNCED", "", 10), at(1)) // its publisher read the stream later
+			p.receive(s.scope("web", "new", "SYNCED", "", 9), at(1))
+			if got := p.found.View(namespaces); len(got.Missing) != 1 {
+				t.Errorf("the view is %+v, want one that misses the project", got)
+			}
+			p.receive(last(s), at(1))
+			p.read(s, 1)
+			p.expect("read again", "web/a", false)
+			if p.again != 1 {
+				t.Errorf("the stream was read %d times again, want 1", p.again)
+			}
+		})
+	}
+}
+
+func TestAScopeThatBeganBeforeAnEarlierEngagementEndedIsReadAgain(t *testing.T) {
+	s, p := newStream("one"), newPure(t)
+	s.state(roleScope, "", "web", "u", "SYNCED", "", 0)
+	s.scope("web", "u", "SYNCED", "", 1)
+	p.read(s, 0)
+	p.receive(s.scope("web", "u", endedState, withdrawn, 1), at(1))
+	p.receive(s.scope("web", "u", "SYNCED", "", 3), at(1))
+	p.receive(s.object("web", "a", 3, ""), at(1))
+	p.receive(s.state(roleScope, "", "web", "u", endedState, "NOT_READY", 0), at(1))
+	p.receive(s.state(roleScope, "", "web", "u", "SYNCED", "", 6), at(1))
+	p.read(s, 1)
+	p.expect("read again", "web/a", false)
+	if p.again != 1 {
+		t.Errorf("the stream was read %d times again, want 1", p.again)
 	}
 }
 

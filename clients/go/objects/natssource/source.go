@@ -116,8 +116,12 @@ func (s *Source) read(ctx context.Context, to *reading, filters []string) error 
 	}
 	idle := func() { to.do(func(r *reader, now time.Time) { r.caughtUp(now) }) }
 	err = connected.follow(filters, first, func(message stored, pending uint64) {
-		to.do(func(r *reader, now time.Time) { r.receive(message, now) })
-		if pending == 0 {
+		to.do(func(r *reader, now time.Time) {
+			if err := r.receive(message, now); err != nil {
+				connected.lose(err)
+			}
+		})
+		if pending == 0 && connected.ctx.Err() == nil {
 			idle()
 		}
 	}, idle)

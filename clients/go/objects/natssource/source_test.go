@@ -327,6 +327,26 @@ func TestReaderThatWasAwayForTooLongSweeps(t *testing.T) {
 	r.until("web/new")
 }
 
+func TestAScopeThatGoesOnAfterAnotherProjectOfItsNameIsReadAgain(t *testing.T) {
+	server, publish := newWorld(t)
+	publish.epoch = 9
+	publish.state("web", namespaceScope, "SYNCED")
+	publish.put("web", namespaceScope, "a", "")
+	r := startReader(t, Options{URL: server.url()}, append(slices.Clone(kinds), objects.Kind{Resource: roles})...)
+	r.until("web/a")
+	publish.epoch = 10
+	body := strings.ReplaceAll(publish.scopeBody("web", "SYNCED"), "uid of web", "former")
+	publish.write(scopeSubject("web", roleScope)+".state", nil, body)
+	within(t, "the other project", func() error {
+		if view := r.found.View(namespaces); len(view.Missing) != 1 {
+			return fmt.Errorf("the view is %+v", view)
+		}
+		return nil
+	})
+	publish.end("web", roleScope, "WITHDRAWN")
+	r.until("web/a")
+}
+
 func TestWithdrawnKindAndReplacedClusterEndTheirScopes(t *testing.T) {
 	server, publish := newWorld(t)
 	publish.state("web", namespaceScope, "SYNCED")
