@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import sys
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
@@ -200,7 +201,8 @@ def measure(path: Path, clusters: int, subscribers: int) -> Meter:
 
     What other tests left in the caches would make it cheaper.
     """
-    for cached in (obj for obj in gc.get_objects() if isinstance(obj, _CACHED) and obj.__module__.startswith("milo_")):
+    product = [vars(module) for name, module in sys.modules.items() if name.startswith("milo_")]
+    for cached in [found for names in product for found in names.values() if isinstance(found, _CACHED)]:
         cached.cache_clear()
     _run_path(path, _WARM_UP, subscribers)
     return _run_path(path, clusters, subscribers)
