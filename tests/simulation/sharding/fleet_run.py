@@ -18,6 +18,7 @@ from tests.simulation.seeded.request_faults import EMPTY_LIST
 from tests.simulation.seeded.tokens import TokenApi
 from tests.simulation.sharding.lease_api import LeaseApi
 from tests.simulation.sharding.replica import RELEASE_TIMEOUT_S, Replica
+from tests.simulation.sharding.simulation_run import Outcome
 from tests.support.logs import capture_logs
 
 NAMES = [f"project-{number}" for number in range(12)]
@@ -39,14 +40,7 @@ SETTLED_WITHIN_S = 150.0
 
 
 @dataclass
-class FleetOutcome:
-    seed: int
-    breaches: list[str] = field(default_factory=list)
-    faults: list[str] = field(default_factory=list)
-    views: int = 0
-    engagements: int = 0
-    settled_s: float = 0.0
-    virtual_s: float = 0.0
+class FleetOutcome(Outcome):
     notes: list[tuple[float, tuple[object, ...]]] = field(default_factory=list)
 
     @property

@@ -197,28 +197,19 @@ def test_probe_of_disengaged_cluster_is_skipped_and_its_slot_used_by_the_next_pr
     assert [name for _, name in driver.probed] == ["beta", "gamma"]
 
 
-def test_unreachable_host_is_probed_again_after_its_probed_cluster_is_removed() -> None:
+@pytest.mark.parametrize("is_sent", [True, False])
+def test_unreachable_host_is_probed_again_after_its_probed_cluster_is_removed(is_sent: bool) -> None:
     driver = ScheduleDriver()
     driver.engage("alpha", "beta", "gamma")
     driver.run(2.0, GONE)
     while not (scouts := driver.due()):
         driver.now += 0.1
     [scout] = scouts
-    driver.schedule.forget(scout.name)
-    driver.tell(scout, GONE)
-    driver.probed.clear()
-    driver.run(30.0, ProbeReached())
-    assert {name for _, name in driver.probed} == {"alpha", "beta", "gamma"} - {scout.name}
-
-
-def test_unreachable_host_is_probed_again_after_the_probe_of_its_removed_cluster_is_dropped() -> None:
-    driver = ScheduleDriver()
-    driver.engage("alpha", "beta", "gamma")
-    driver.run(2.0, GONE)
-    while not (scouts := driver.due()):
-        driver.now += 0.1
-    [scout] = scouts
-    driver.schedule.drop(scout)
+    if is_sent:
+        driver.schedule.forget(scout.name)
+        driver.tell(scout, GONE)
+    else:
+        driver.schedule.drop(scout)
     driver.probed.clear()
     driver.run(30.0, ProbeReached())
     assert {name for _, name in driver.probed} == {"alpha", "beta", "gamma"} - {scout.name}
