@@ -247,7 +247,7 @@ class Sandbox:
 
     async def terminate(self, *, grace: float = 60.0) -> None:
         """Stop as after SIGTERM: the listener closes at once, and open watches end cleanly after the grace period."""
-        self._server.refuse_new()
+        await self._server.refuse_new()
         await asyncio.sleep(grace)
         for api in self._backends.opened():
             api.streams.end()

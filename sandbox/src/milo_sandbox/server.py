@@ -66,11 +66,15 @@ class HttpsServer:
         )
         self.port = self._listener.sockets[0].getsockname()[1]
 
-    def refuse_new(self) -> None:
+    async def refuse_new(self) -> None:
         """Close the listener and idle connections."""
         if self._listener is not None:
-            self._listener.close()
-            self._listener = None
+            listener, self._listener = self._listener, None
+            for listening in listener.sockets:
+                asyncio.get_running_loop().remove_reader(listening.fileno())
+            # asyncio never closes a connection that it has accepted, but not yet begun to handle, as its server closes.
+            await asyncio.sleep(0)
+            listener.close()
         if self._http is not None:
             self._http.pre_shutdown()
 
@@ -80,7 +84,7 @@ class HttpsServer:
 
     async def kill(self) -> None:
         """Stop as a killed process does: break connections, and refuse new ones."""
-        self.refuse_new()
+        await self.refuse_new()
         for connection in self._http.connections if self._http is not None else ():
             if connection.transport is not None:
                 connection.transport.abort()

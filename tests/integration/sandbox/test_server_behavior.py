@@ -1,6 +1,7 @@
 """Behavior of real API servers in the sandbox: overload, restarts, changes of definitions, and other faults."""
 
 import asyncio
+import socket
 import ssl
 from contextlib import suppress
 
@@ -203,6 +204,17 @@ class TestOtherFaults:
     async def test_fault_ends_after_its_duration(self, client: Client, sandbox: Sandbox) -> None:
         sandbox.faults.overloaded(seconds=0)
         assert (await client.get(PROJECTS)).status == 200
+
+
+async def test_stopped_sandbox_breaks_a_connection_that_it_is_accepting(sandbox: Sandbox) -> None:
+    with socket.create_connection(("127.0.0.1", sandbox.port)) as connection:
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)  # accepted; a task that will handle the connection has been created
+        await sandbox.stop()
+        connection.sendall(b"GET / HTTP/1.1\r\n\r\n")  # which ends the TLS handshake
+        connection.settimeout(LIMIT_S)
+        with suppress(ConnectionResetError):
+            assert await asyncio.to_thread(connection.recv, 1) == b""
 
 
 async def test_stopped_sandbox_breaks_connections_during_their_tls_handshake(sandbox: Sandbox) -> None:

@@ -111,8 +111,12 @@ class HttpServer:
     async def stop(self, *, within_s: float = 0.0) -> None:
         """Accept no more connections, answer on those that are not idle for up to `within_s`, and close all."""
         for listening in self._listening:
-            listening.close()
-        self._listening.clear()
+            for bound in listening.sockets:
+                asyncio.get_running_loop().remove_reader(bound.fileno())
+        # asyncio never closes a connection that it has accepted, but not yet begun to handle, as its server closes.
+        await asyncio.sleep(0)
+        while self._listening:
+            self._listening.pop().close()
         self.is_stopping = True
         for idle in [connection for connection in self._connections if connection.is_idle]:
             idle.end()

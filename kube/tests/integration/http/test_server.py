@@ -72,6 +72,21 @@ async def test_connection_serves_consecutive_requests() -> None:
     assert (seen[0].peer, seen[0].headers["HOST"]) == ("127.0.0.1", "x")
 
 
+async def test_stopped_server_closes_a_connection_that_it_is_accepting() -> None:
+    async def answer(_: ServerRequest) -> HttpReply:
+        raise NotImplementedError
+
+    server = HttpServer(answer, connections=8)
+    port = int((await server.start("127.0.0.1", 0)).rpartition(":")[2])
+    with socket.create_connection(("127.0.0.1", port)) as connection:
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)  # accepted; a task that will handle the connection has been created
+        await server.stop()
+        connection.settimeout(LIMIT_S)
+        with suppress(ConnectionResetError):
+            assert await asyncio.to_thread(connection.recv, 1) == b""
+
+
 async def test_head_response_has_no_body() -> None:
     async with serving() as (host, port, _):
         answer = await received(host, port, b"HEAD / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
