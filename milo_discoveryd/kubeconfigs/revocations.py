@@ -3,10 +3,12 @@
 import asyncio
 from math import inf
 
+from msgspec.structs import replace
+
 from milo_discoveryd.credentials.issuers.issuer import RevokingIssuer
 from milo_discoveryd.kubeconfigs.mint_queue import MintQueue
 from milo_discoveryd.logger import log
-from milo_discoveryd.model.cluster import Cluster
+from milo_discoveryd.model.cluster import UNPROBED, Cluster, ClusterIdentity, Target
 from milo_kube.credential import CredentialError
 from milo_kube.rate_limit import Rate, TokenBucket
 
@@ -20,6 +22,8 @@ MAX_PENDING = 50_000
 class PendingRevocation:
     def __init__(self, cluster: Cluster) -> None:
         self.cluster = cluster
+        self.latest = cluster
+        """The latest incarnation that has ended, with whose credentials those of the earlier ones are revoked."""
         self.failures = 0
 
 
@@ -32,14 +36,17 @@ class Revocations:
         self._loop = asyncio.get_running_loop()
         self._rate_limit = TokenBucket(Rate(per_second, concurrency), self._loop.time())
         self._queue: MintQueue[PendingRevocation] = MintQueue(concurrency)
-        self._incarnations: set[int] = set()
-        """The incarnations with a pending revocation."""
+        self._pending: dict[ClusterIdentity, PendingRevocation] = {}
         self._changed = asyncio.Event()
 
     def add(self, cluster: Cluster) -> None:
-        if cluster.incarnation not in self._incarnations and len(self._incarnations) < MAX_PENDING:
-            self._incarnations.add(cluster.incarnation)
-            self._enqueue(PendingRevocation(cluster))
+        ended = _without_content(cluster)
+        pending = self._pending.get(cluster.identity)
+        if pending is not None:
+            pending.latest = ended
+        elif len(self._pending) < MAX_PENDING:
+            pending = self._pending[cluster.identity] = PendingRevocation(ended)
+            self._enqueue(pending)
 
     async def run(self) -> None:
         async with asyncio.TaskGroup() as tasks:
@@ -54,11 +61,12 @@ class Revocations:
         self._changed.set()
 
     async def _attempt(self, pending: PendingRevocation) -> None:
-        target = pending.cluster.target
+        ended = pending.latest
+        target = ended.target
         try:
             await asyncio.sleep(self._rate_limit.charge(self._loop.time()))
             async with asyncio.timeout(TIMEOUT_S):
-                await self._issuer.revoke(pending.cluster)
+                await self._issuer.revoke(ended)
         except Exception as error:
             about = {"issuer": self._name, "cluster": target.name}
             if not isinstance(error, CredentialError | TimeoutError):
@@ -70,8 +78,17 @@ class Revocations:
             self._loop.call_later(min(longest, first * 2.0 ** min(pending.failures, 10)), self._enqueue, pending)
             pending.failures += 1
         else:
-            self._incarnations.discard(pending.cluster.incarnation)
             log.info("credentials revoked", issuer=self._name, cluster=target.name, uid=target.uid)
+            del self._pending[ended.identity]
+            if pending.latest is not ended:
+                self.add(pending.latest)
         finally:
             self._queue.done(pending)
             self._changed.set()
+
+
+def _without_content(cluster: Cluster) -> Cluster:
+    """Return a cluster without what its object's author can make large."""
+    its = cluster.target
+    target = Target(name=its.name, source=its.source, uid=its.uid, place=its.place, organization=its.organization)
+    return replace(cluster, target=target, draining=None, connectivity=UNPROBED)

@@ -61,4 +61,6 @@ class RevokingBackend(Backend):
 
 def a_cluster(name: str = "alpha", incarnation: int = 1, **labels: str) -> Cluster:
     target = Target(name=name, uid=f"uid-{name}", place=(f"https://{name}.test",), labels=tuple(sorted(labels.items())))
-    return Cluster(target=target, source_version="1", engaged_at=0.0, incarnation=incarnation)
+    return Cluster(
+        target=target, source_version="1", engaged_at=0.0, incarnation=incarnation, object_uid=f"object-{name}"
+    )

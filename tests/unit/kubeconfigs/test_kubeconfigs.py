@@ -478,6 +478,33 @@ async def test_revocation_that_fails_or_hangs_delays_no_others(monkeypatch: pyte
         await eventually(lambda: backend.revoked == [("beta", 2)])
 
 
+async def test_revocations_of_one_cluster_that_ends_repeatedly_are_one_and_hold_no_labels() -> None:
+    backend = RevokingBackend()
+    begun, gate, seen = asyncio.Event(), asyncio.Event(), list[Cluster]()
+
+    async def revoked(cluster: Cluster) -> None:
+        seen.append(cluster)
+        begun.set()
+        await gate.wait()
+
+    backend.revoke = revoked  # type: ignore[method-assign]
+    async with issuing(backend) as kubeconfigs:
+        kubeconfigs.disengaged(a_cluster("alpha", 1, region="eu"))
+        await begun.wait()
+        for incarnation in range(2, 1000):
+            kubeconfigs.disengaged(a_cluster("alpha", incarnation, region="eu"))
+        gate.set()
+        await eventually(lambda: len(seen) == 2)
+        kubeconfigs.disengaged(a_cluster("beta", 1000))
+        await eventually(lambda: seen[-1].target.name == "beta")
+    assert [(cluster.target.name, cluster.incarnation) for cluster in seen] == [
+        ("alpha", 1),
+        ("alpha", 999),
+        ("beta", 1000),
+    ]
+    assert {cluster.target.labels for cluster in seen} == {()}
+
+
 async def test_issued_kubeconfigs_are_audited_without_secrets() -> None:
     async with issuing(Backend()) as kubeconfigs:
         with capture_logs() as lines:
