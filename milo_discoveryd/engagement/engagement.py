@@ -32,6 +32,7 @@ from milo_discoveryd.model.object_state import (
     ABSENT_STATES,
     FORGETTABLE_RECORDS_KEPT,
     FORGETTABLE_STATES,
+    FORGETTABLE_WEIGHT_KEPT,
     GRACED_STATES,
     MEANINGS,
     READY_STATES,
@@ -46,7 +47,7 @@ from milo_discoveryd.model.observation import (
     Withdrawn,
 )
 from milo_discoveryd.objects.pending_deletions import ConfirmedDeletion
-from milo_discoveryd.objects.store import ObjectPosition
+from milo_discoveryd.objects.store import ObjectPosition, weigh
 from milo_kube.moment import Moment
 
 TRANSITIONS_KEPT = 8
@@ -143,8 +144,9 @@ class ClusterRecords:
     def __init__(self) -> None:
         self.engaged = 0
         self.by_key: dict[str, ClusterRecord] = {}
-        self._absent: dict[str, None] = {}
-        """Keys of clusters in forgettable states that are not engaged, oldest first."""
+        self._absent: dict[str, int] = {}
+        """The weights of clusters in forgettable states that are not engaged, oldest first."""
+        self._absent_weight = 0
         self._counts = dict.fromkeys(ObjectState, 0)
 
     def count(self, state: ObjectState) -> int:
@@ -161,28 +163,30 @@ class ClusterRecords:
         self._counts[state] += 1
         return record
 
-    def move(self, name: str, record: ClusterRecord, state: ObjectState, now: Moment) -> str | None:
-        """Record that a cluster's object entered a state. Return the key of the record that is dropped, if any.
+    def move(self, name: str, record: ClusterRecord, state: ObjectState, now: Moment) -> list[str]:
+        """Record that a cluster's object entered a state. Return the keys of the records that are dropped.
 
         The record of an engaged cluster counts toward `FORGETTABLE_RECORDS_KEPT` only once the cluster is disengaged.
         """
         self._counts[record.state] -= 1
         self._counts[state] += 1
         record.state, record.since = state, now.wall
-        return None if record.engaged else self.note_absent(name, state)
+        return [] if record.engaged else self.note_absent(name, record)
 
-    def note_absent(self, name: str, state: ObjectState) -> str | None:
-        """Count a record in a forgettable state toward the limit of such records. Return the key of the record that is
-        dropped, if any."""
-        self._absent.pop(name, None)
-        if state not in FORGETTABLE_STATES:
-            return None
-        self._absent[name] = None
-        if len(self._absent) <= FORGETTABLE_RECORDS_KEPT:
-            return None
-        dropped = next(iter(self._absent))
-        del self._absent[dropped]
-        self._counts[self.by_key.pop(dropped).state] -= 1
+    def note_absent(self, name: str, record: ClusterRecord) -> list[str]:
+        """Count a record in a forgettable state toward the limits of such records. Return the keys of the records that
+        are dropped."""
+        self._absent_weight -= self._absent.pop(name, 0)
+        if record.state not in FORGETTABLE_STATES:
+            return []
+        weight = self._absent[name] = weigh((record.latest, record.observed))
+        self._absent_weight += weight
+        dropped = []
+        while len(self._absent) > FORGETTABLE_RECORDS_KEPT or self._absent_weight > FORGETTABLE_WEIGHT_KEPT:
+            oldest = next(iter(self._absent))
+            self._absent_weight -= self._absent.pop(oldest)
+            self._counts[self.by_key.pop(oldest).state] -= 1
+            dropped.append(oldest)
         return dropped
 
 
@@ -209,7 +213,7 @@ class Engagements:
         self._contested: dict[str, Ready] = {}
         """Ready objects whose claims are not valid, by cluster. Such a cluster is reported as malformed."""
         self.dropped_names: list[str] = []
-        """Clusters whose records exceeded `FORGETTABLE_RECORDS_KEPT` and were dropped. Their claims must be dropped."""
+        """Clusters whose records were dropped. Their claims must be dropped."""
         self.not_ready = not_ready or NotReadyClusters()
         self.unreachable = 0
         """The number of engaged clusters that do not answer connectivity probes."""
@@ -465,14 +469,18 @@ class Engagements:
         self, record: ClusterRecord | None, observation: Observation, state: ObjectState, now: Moment
     ) -> ClusterRecord:
         """Create or update the record of an observed object, and return it. `record` is the cluster's existing one."""
+        observed = None if isinstance(observation, Ready) else observation
         if record is None:
             record = self._records.add(observation, state, now)
+            record.observed = observed
             if state in FORGETTABLE_STATES:
-                self._note_dropped(self._records.note_absent(observation.name, state))
-        elif record.state is not state or _replaced_by(record, observation):
-            self._move(observation.name, record, state, now)
+                self.dropped_names += self._records.note_absent(observation.name, record)
+        else:
+            is_replaced = _replaced_by(record, observation)
+            record.observed = observed
+            if record.state is not state or is_replaced:
+                self._move(observation.name, record, state, now)
         record.uid, record.message = observation.uid or record.uid, observation.message
-        record.observed = None if isinstance(observation, Ready) else observation
         return record
 
     def _delete(self, deleted: ConfirmedDeletion, now: Moment) -> list[Event]:
@@ -534,7 +542,7 @@ class Engagements:
         self.not_ready.ended(name)
         if cluster.draining is not None:
             self.releases.end_drain(name)
-        self._note_dropped(self._records.note_absent(name, record.state))
+        self.dropped_names += self._records.note_absent(name, record)
         ended = record.record_end(cluster, reason, message, now.wall)
         record.former = without_draining(cluster)
         self.log.append(record.entry, ended, now.steady)
@@ -546,11 +554,7 @@ class Engagements:
         had_grace = record.state in GRACED_STATES and record.latest is not None
         if had_grace and state not in GRACED_STATES:
             self.not_ready.forget(name)
-        self._note_dropped(self._records.move(name, record, state, now))
-
-    def _note_dropped(self, dropped: str | None) -> None:
-        if dropped is not None:
-            self.dropped_names.append(dropped)
+        self.dropped_names += self._records.move(name, record, state, now)
 
     def _known(self, name: str) -> ClusterRecord:
         record = self._records.by_key.get(name)

@@ -15,6 +15,9 @@ FORGETTABLE_RECORDS_KEPT = 10_000
 """Maximum number of records in states whose `StateMeaning.is_forgettable` is set. It applies to the objects of each
 collection, whose records show whether later observations are outdated, and to the clusters of each source, whose
 records explain why the clusters are not engaged."""
+FORGETTABLE_WEIGHT_KEPT = 32 << 20
+"""The maximum weight, in bytes, of what such records of clusters keep of the objects: their users decide how large it
+is."""
 
 
 class ObjectState(enum.Enum):

@@ -271,6 +271,26 @@ def test_recent_deletions_are_kept_and_older_records_forgotten(monkeypatch: pyte
     assert fleet["a"] is None
 
 
+def test_records_of_deletions_are_forgotten_earlier_if_their_objects_were_large(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "FORGETTABLE_WEIGHT_KEPT", 40_000)
+    fleet = engagements()
+    for number, length in enumerate((10, 10_000, 10_000, 10_000, 10)):
+        name, never = f"deleted-{number}", f"never-ready-{number}"
+        fleet.commit([ready(name, labels={"team": "x" * length}), ConfirmedDeletion(name, "u1")], at(number))
+        fleet.commit([not_ready(never, message="x" * length), ConfirmedDeletion(never, "u1")], at(number))
+    assert [name for name, _ in fleet.items()] == [
+        "never-ready-2",
+        "deleted-3",
+        "never-ready-3",
+        "deleted-4",
+        "never-ready-4",
+    ]
+    assert fleet.count(ObjectState.DELETED) == 5
+    assert len(fleet.dropped_names) == 5
+
+
 def test_resume_reports_disengagement_of_evicted_record(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "FORGETTABLE_RECORDS_KEPT", 0)
     fleet = after(ready("a"))
