@@ -105,6 +105,14 @@ class PastState(msgspec.Struct, frozen=True, gc=False):
     message: str
 
 
+def _until(past: PastState) -> int:
+    return past.until
+
+
+def _incarnation(past: PastState) -> int:
+    return past.cluster.incarnation
+
+
 class LogEntry(msgspec.Struct, gc=False):
     """The entry of one cluster in the change log. Only the log writes to it."""
 
@@ -128,10 +136,9 @@ class LogEntry(msgspec.Struct, gc=False):
         """Return the cluster as a reader at `revision` knows it, as far as filters and incarnations are concerned."""
         if self.cluster is not None and self.same_view_since <= revision:
             return self.cluster
-        for past in reversed(self.history):  # the latest is the most likely match
-            if past.since <= revision < past.until:
-                return past.cluster
-        return None
+        history = self.history
+        at = bisect_right(history, revision, key=_until)  # a tenant can change an object thousands of times in an hour
+        return history[at].cluster if at < len(history) and history[at].since <= revision else None
 
     def needs_slot(self, revision: int) -> bool:
         """Return whether a reader whose batch ends soon after `revision` needs the entry's slot at that revision.
@@ -140,21 +147,19 @@ class LogEntry(msgspec.Struct, gc=False):
         """
         if revision in (self.revision, self.same_view_since):
             return self.readable
-        for past in self.history:  # noqa: SIM110 - this runs for thousands of slots in a row
-            if revision in (past.since, past.until):
-                return True
-        return False
+        at = bisect_left(self.history, revision, key=_until)
+        return any(revision in (past.since, past.until) for past in self.history[at : at + 2])
 
     def end_of(self, cluster: Cluster, revision: int) -> PastState | None:
         """Return how the cluster's incarnation had ended by `revision`, or None if it was still engaged."""
-        return next(
-            (
-                past
-                for past in self.history
-                if past.reason and past.until <= revision and past.cluster.incarnation == cluster.incarnation
-            ),
-            None,
-        )
+        start = bisect_left(self.history, cluster.incarnation, key=_incarnation)
+        for at in range(start, len(self.history)):
+            past = self.history[at]
+            if past.cluster.incarnation != cluster.incarnation or past.until > revision:
+                break
+            if past.reason:
+                return past
+        return None
 
 
 class SnapshotPart(msgspec.Struct, frozen=True):

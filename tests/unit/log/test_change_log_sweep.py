@@ -1,10 +1,12 @@
 """Sweeping of superseded log entries while readers have received only part of the log."""
 
+from collections.abc import Iterator
 from functools import partial
+from typing import Any
 
 import pytest
 
-from milo_discoveryd.log.change_log import Retention
+from milo_discoveryd.log.change_log import LogEntry, PastState, Retention
 from milo_discoveryd.log.cursor import Cursor
 from milo_discoveryd.log.events import Event
 from milo_discoveryd.log.filter import EVERYTHING
@@ -81,6 +83,36 @@ def test_log_sweep_bounds_log_size_independently_of_history(log: NamedLog) -> No
     for step in range(1000):
         log.update(log.entry("alpha"), cluster("alpha", 1, step), 0.0)
     assert len(log._slots.entries) <= 5
+
+
+class CountingHistory(tuple[PastState, ...]):
+    """A history that counts how many past states are looked at."""
+
+    looked_at = 0
+
+    def __getitem__(self, at: Any) -> Any:
+        found = super().__getitem__(at)
+        self.looked_at += len(found) if isinstance(found, tuple) else 1
+        return found
+
+    def __iter__(self) -> Iterator[PastState]:
+        for past in super().__iter__():
+            self.looked_at += 1
+            yield past
+
+
+def test_few_past_states_are_looked_at_of_a_cluster_that_changed_thousands_of_times() -> None:
+    past = [PastState(cluster("a", at), at, at + 1, DisengageReason.NOT_READY, "") for at in range(10, 100_010, 10)]
+    history = CountingHistory(past)
+    entry = LogEntry(None, revision=100_001, same_view_since=100_001, history=history)
+    for revision in (5, 10, 50_000, 50_001, 50_005, 100_001, 200_000):
+        in_history = revision % 10 == 0 and revision <= 100_000
+        known = entry.known_at(revision)
+        assert (known is not None and known.incarnation) == (in_history and revision)
+        assert entry.needs_slot(revision) == (in_history or revision in (50_001, 100_001))
+        end = entry.end_of(cluster("a", 50_000), revision)
+        assert end == (past[4_999] if revision > 50_000 else None)
+    assert history.looked_at < 7 * 60
 
 
 def test_log_sweep_keeps_every_cluster_and_bounds_log_size(log: NamedLog) -> None:
