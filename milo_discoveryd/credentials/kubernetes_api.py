@@ -11,6 +11,10 @@ from milo_kube import retry_after
 from milo_kube.http.errors import TransportError
 
 TIMEOUT_S = 15.0
+OVERLOADED = frozenset({429, 503})
+"""Statuses that may refuse the daemon, or one object alone, such as by a webhook."""
+UNSENT = frozenset({"dns", "connect", "tls", "credential"})
+"""Causes for which no request was sent. Each other one may be of one object, such as a webhook that does not answer."""
 T = TypeVar("T")
 
 
@@ -39,13 +43,13 @@ class KubernetesApi(Protocol):
 
 
 def unanswered(error: TransportError) -> BackendError:
-    """Return the error for a request that concerns one cluster, and has no response. What its owner writes may be too
-    large."""
-    return BackendError(str(error), of_cluster=error.cause == "too_large")
+    """Return the error for a request that concerns one cluster, and has no response."""
+    return BackendError(str(error), of_cluster=error.cause not in UNSENT)
 
 
-def refuse(origin: str, answer: ApiAnswer, what: str, rule: str) -> NoReturn:
-    """Raise a BackendError for a failed request: `what` names it, `rule` is the RBAC rule that allows it.
+def refuse(origin: str, answer: ApiAnswer, what: str, rule: str, *, of_cluster: bool = False) -> NoReturn:
+    """Raise a BackendError for a failed request: `what` names it, `rule` is the RBAC rule that allows it. `of_cluster`:
+    whether the response depends on what one cluster's owner writes.
 
     The message does not quote the response body, which may contain a secret.
     """
@@ -59,6 +63,7 @@ def refuse(origin: str, answer: ApiAnswer, what: str, rule: str) -> NoReturn:
     raise BackendError(
         f"{origin} answered {status} to the request to {what}",
         retry_after_s=retry_after.stated(answer.headers, datetime.now(UTC)),
+        of_cluster=of_cluster and status not in OVERLOADED,
     )
 
 

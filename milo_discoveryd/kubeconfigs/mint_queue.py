@@ -1,10 +1,11 @@
 """Decides which lease is minted next, so that clusters that fail or hang do not delay the others.
 
 Of the concurrent mints, at most a quarter are retries after a failure of the cluster itself, and at most three quarters
-are first credentials and retries together. An organization uses at most half of the slots that the other organizations
-leave free, and the organization with the fewest mints in flight is next. A cluster has at most one mint in flight.
+are first credentials and retries together. A tenant, as `Target.tenant` names it, uses at most half of the slots that
+the other tenants leave free, and the tenant with the fewest mints in flight is next. A cluster has at most one mint in
+flight.
 
-First credentials of an organization are minted in rounds, in each of which every caller that waits has one: a caller
+First credentials of a tenant are minted in rounds, in each of which every caller that waits has one: a caller
 can ask for those of all clusters, each with several lifetimes, at once. One that several callers want is in the
 earliest of their rounds.
 """
@@ -53,12 +54,12 @@ class MintQueue(Generic[M]):
         self._rounds: dict[str, int] = {}
         """The last round of each caller in which it waits for a credential, or waited not long ago."""
         self._running: dict[int, tuple[str, str]] = {}
-        """The kind and the organization of the mint that is in flight for each cluster, by incarnation. The cluster
-        may move to another organization until the mint is done."""
+        """The kind and the tenant of the mint that is in flight for each cluster, by incarnation. The cluster may
+        move to another tenant until the mint is done."""
         self._kinds: Counter[str] = Counter()
-        self._organizations: Counter[str] = Counter()
+        self._tenants: Counter[str] = Counter()
         self._new: Counter[str] = Counter()
-        """The slots that first credentials and retries take, by organization."""
+        """The slots that first credentials and retries take, by tenant."""
         self._parked: defaultdict[int, list[tuple[str, QueuedMint, M]]] = defaultdict(list)
 
     def add(self, entry: M, *, ends_at: float, failures: int, caller: str = "") -> None:
@@ -88,11 +89,11 @@ class MintQueue(Generic[M]):
             found = self._next()
             if found is None:
                 return None
-            kind, organization = found
-            heap = self._waiting[kind][organization]
+            kind, tenant = found
+            heap = self._waiting[kind][tenant]
             waiting, entry = heapq.heappop(heap)
             if not heap:
-                del self._waiting[kind][organization]
+                del self._waiting[kind][tenant]
             if self._queued.get(id(entry)) != waiting:
                 continue
             incarnation = _incarnation(entry)
@@ -103,8 +104,8 @@ class MintQueue(Generic[M]):
             self._begin(waiting.round)
             self._running[incarnation] = found
             self._kinds[kind] += 1
-            self._organizations[organization] += 1
-            self._new[organization] += kind != "renewal"
+            self._tenants[tenant] += 1
+            self._new[tenant] += kind != "renewal"
             return entry
 
     def _begin(self, its_round: int) -> None:
@@ -116,12 +117,12 @@ class MintQueue(Generic[M]):
 
     def done(self, entry: M) -> None:
         incarnation = _incarnation(entry)
-        kind, organization = self._running.pop(incarnation)
+        kind, tenant = self._running.pop(incarnation)
         self._kinds[kind] -= 1
-        self._organizations[organization] -= 1
-        self._new[organization] -= kind != "renewal"
-        if not self._organizations[organization]:
-            del self._organizations[organization], self._new[organization]
+        self._tenants[tenant] -= 1
+        self._new[tenant] -= kind != "renewal"
+        if not self._tenants[tenant]:
+            del self._tenants[tenant], self._new[tenant]
         for kind, waiting, parked in self._parked.pop(incarnation, ()):
             self._push(kind, waiting, parked)
 
@@ -129,30 +130,30 @@ class MintQueue(Generic[M]):
         free = self.places - len(self._running)
         free_for_new = min(free, self._for_new - self._kinds["first"] - self._kinds["retry"])
         allowed = {
-            "renewal": (free, self._organizations),
+            "renewal": (free, self._tenants),
             "first": (free_for_new, self._new),
             "retry": (free_for_new if self._kinds["retry"] < self._for_retries else 0, self._new),
         }
         heads = [
-            (self._organizations[organization], heap[0][0], kind, organization)
-            for kind, by_organization in self._waiting.items()
+            (self._tenants[tenant], heap[0][0], kind, tenant)
+            for kind, by_tenant in self._waiting.items()
             for left, taken in [allowed[kind]]
             if left
-            for organization, heap in by_organization.items()
-            if not organization or taken[organization] < left
+            for tenant, heap in by_tenant.items()
+            if not tenant or taken[tenant] < left
         ]
         if not heads:
             return None
-        _, _, kind, organization = min(heads)
-        return kind, organization
+        _, _, kind, tenant = min(heads)
+        return kind, tenant
 
     def _push(self, kind: str, waiting: QueuedMint, entry: M) -> None:
-        heapq.heappush(self._waiting[kind][_organization(entry)], (waiting, entry))
+        heapq.heappush(self._waiting[kind][_tenant(entry)], (waiting, entry))
 
 
 def _incarnation(entry: Mintable) -> int:
     return 0 if entry.cluster is None else entry.cluster.incarnation
 
 
-def _organization(entry: Mintable) -> str:
-    return "" if entry.cluster is None else entry.cluster.target.organization
+def _tenant(entry: Mintable) -> str:
+    return "" if entry.cluster is None else entry.cluster.target.tenant

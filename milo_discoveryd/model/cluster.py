@@ -91,6 +91,11 @@ class Target(msgspec.Struct, frozen=True, kw_only=True, gc=False):
         return self.suspensions is not None
 
     @property
+    def tenant(self) -> str:
+        """Who may have written the object: its namespace, or else its organization; empty if neither is known."""
+        return self.organization
+
+    @property
     def local_name(self) -> str:
         """The name within the source."""
         return self.name[len(self.source) + len(SOURCE_SEPARATOR) :] if self.source else self.name
@@ -164,6 +169,10 @@ class DeclaredTarget(Target, frozen=True, kw_only=True, gc=False):
     authorities: bytes | None = None
     """CA certificates of the API server as PEM, if the object, its Secret or its file contains them."""
     states_address: ClassVar[bool] = True
+
+    @property
+    def tenant(self) -> str:
+        return self.object_namespace or self.organization
 
 
 class FileTarget(DeclaredTarget, frozen=True, kw_only=True, gc=False):

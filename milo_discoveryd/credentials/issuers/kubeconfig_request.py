@@ -80,7 +80,7 @@ class KubeconfigRequestIssuer:
             raise BackendError(f"{what} does not exist (404)", of_cluster=True)
         if answer.status != _CREATED:
             rule = f"create {resource.plural}/{self._subresource} in {resource.group or 'the core group'}"
-            kubernetes_api.refuse(self._origin, answer, "request a kubeconfig", rule)
+            kubernetes_api.refuse(self._origin, answer, "request a kubeconfig", rule, of_cluster=True)
         status = kubernetes_api.read(self._origin, answer, _RESPONSE, of_cluster=True).status
         await self._objects.confirm(request.cluster)
         try:

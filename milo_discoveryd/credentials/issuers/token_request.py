@@ -29,7 +29,7 @@ from milo_discoveryd.credentials.issuers.settings import (
     RequestingIssuerSettings,
     Words,
 )
-from milo_discoveryd.credentials.kubernetes_api import TIMEOUT_S, ApiAnswer, KubernetesApi
+from milo_discoveryd.credentials.kubernetes_api import OVERLOADED, TIMEOUT_S, UNSENT, ApiAnswer, KubernetesApi
 from milo_discoveryd.daemon_errors import BackendError
 from milo_discoveryd.logger import log
 from milo_discoveryd.model.cluster import Cluster, ClusterIdentity
@@ -55,10 +55,6 @@ RUN_LABEL = "discovery.miloapis.com/run"
 CLUSTER_LABEL = "discovery.miloapis.com/cluster-identity"
 GROUP_LABEL = "discovery.miloapis.com/shard-group"
 CLUSTER_ANNOTATION = "discovery.miloapis.com/project"
-_OVERLOADED = frozenset({429, 503})
-"""Statuses that may refuse the daemon, or the deletion of one Secret, such as by a webhook."""
-_UNSENT = frozenset({"dns", "connect", "tls", "credential"})
-"""Causes for which no request was sent. Each other one may be of one Secret, such as a webhook that does not answer."""
 _CONCURRENT_DELETIONS = 8
 
 
@@ -267,7 +263,7 @@ class TokenRequestIssuer:
             await asyncio.sleep(0)  # the decision takes a hash for each member, and most Secrets are of other members
             return
         except BackendError as error:
-            if isinstance(error.__cause__, TransportError) and error.__cause__.cause in _UNSENT:
+            if isinstance(error.__cause__, TransportError) and error.__cause__.cause in UNSENT:
                 raise
             raise _RefusedDeletionError(str(error)) from error
         try:
@@ -275,7 +271,7 @@ class TokenRequestIssuer:
         except BackendError as error:
             if answer.status == 401:
                 raise
-            kind = _OverloadedError if answer.status in _OVERLOADED else _RefusedDeletionError
+            kind = _OverloadedError if answer.status in OVERLOADED else _RefusedDeletionError
             raise kind(str(error), retry_after_s=error.retry_after_s) from error
 
     @asynccontextmanager

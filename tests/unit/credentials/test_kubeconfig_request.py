@@ -109,6 +109,29 @@ async def test_kubeconfig_request_error_does_not_quote_the_credential(
     assert CANARY not in str(raised.value)
 
 
+@pytest.mark.parametrize(
+    ("received", "of_cluster"),
+    [
+        (TransportError("timeout", "the server did not answer"), True),
+        (TransportError("closed", "the server closed the connection"), True),
+        (TransportError("connect", "the server is down"), False),
+        (answering(404, {}), True),
+        (answering(422, {}), True),
+        (answering(500, {}), True),
+        (answering(401, {}), False),
+        (answering(403, {}), False),
+        (answering(429, {}), False),
+        (answering(503, {}), False),
+    ],
+)
+async def test_what_one_object_can_cause_is_a_failure_of_its_cluster_alone(
+    received: Answer | TransportError, *, of_cluster: bool
+) -> None:
+    with pytest.raises(BackendError) as raised:
+        await a_source(ScriptedApi(received)).mint(wanted())
+    assert raised.value.of_cluster is of_cluster
+
+
 async def test_response_that_cannot_be_read_is_a_failure_of_its_cluster_alone() -> None:
     answered = answering(201, {"status": {"kubeconfig": "", "expirationTimestamp": "soon"}})
     with pytest.raises(BackendError) as raised:

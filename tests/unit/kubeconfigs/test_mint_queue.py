@@ -7,7 +7,7 @@ import pytest
 from msgspec.structs import replace
 
 from milo_discoveryd.kubeconfigs.mint_queue import MintQueue
-from milo_discoveryd.model.cluster import Cluster
+from milo_discoveryd.model.cluster import Cluster, DeclaredTarget
 from tests.unit.kubeconfigs.backend import a_cluster
 
 
@@ -105,6 +105,25 @@ def test_organization_takes_at_most_half_of_the_credential_queue_slots_that_othe
     assert taken(queue) == ["p40"]
     first(queue, entry(41, "mill"))
     assert taken(queue) == ["p41"], "first credentials use at most eight of ten slots"
+
+
+def test_clusters_of_one_namespace_take_at_most_half_of_the_slots_that_others_leave_free() -> None:
+    def declared(number: int, namespace: str) -> Entry:
+        target = DeclaredTarget(
+            name=f"p{number}",
+            uid=f"u{number}",
+            place=("https://p.test",),
+            organization="acme",
+            object_namespace=namespace,
+            object_name=f"p{number}",
+        )
+        return Entry(replace(a_cluster("p", number), target=target))
+
+    queue = MintQueue[Entry](10)
+    first(queue, *(declared(number, "hangs") for number in range(1, 50)))
+    hanging = taken(queue)
+    first(queue, declared(50, "other"))
+    assert (len(hanging), taken(queue)) == (4, ["p50"])
 
 
 def test_credential_queue_takes_the_organization_with_the_fewest_slots_next() -> None:
