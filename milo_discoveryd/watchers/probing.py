@@ -28,6 +28,10 @@ SHARE = 192 << 10
 """Memory that each connection may take, and the CAs of each cluster as much: certificates of 3.5 KB, and CAs of 5 KB.
 The 250 probes in flight take 94 MiB so. An honest cluster with more fails only while others take all of `MEMORY`."""
 BODY_LIMIT = 64 << 10
+CONNECTION_SHARE = 0.9
+"""The part of a probe's timeout in which it must have a connection. Without one, the host is down."""
+_UNCONNECTED = frozenset({"dns", "connect", "timeout"})
+"""Causes for which there was no connection."""
 
 _REFUSALS = {
     401: "Unauthorized: the API server answered, but rejected the credential",
@@ -90,11 +94,14 @@ class ProbeSender:
                 )
             outcome = outcome_of(await self._send_own(_host(endpoint), trust))
         except TimeoutError:
-            return ProbeFailed("timeout", f"{endpoint} did not answer within {self._timeout_s:g} s", is_of_host=True)
+            message = f"{endpoint} did not answer within {self._timeout_s:g} s"
+            return ProbeFailed("timeout", message, is_of_host=not cluster.target.states_address)
         except CredentialError as error:
             return ProbeFailed("credential", str(no_credential(error, endpoint)), is_of_host=False)
         except TransportError as error:
-            return ProbeFailed(error.cause, str(error), is_of_host=error.cause != "credential")
+            # Who declares a cluster chooses its CA and the path at its host, which others may share.
+            is_of_host = error.cause in _UNCONNECTED or not cluster.target.states_address
+            return ProbeFailed(error.cause, str(error), is_of_host=is_of_host and error.cause != "credential")
         if isinstance(outcome, ProbeReached):
             with suppress(TimeoutError, CredentialError, TransportError):  # the host was reached
                 await self._send_issued(endpoint, cluster, trust)
@@ -131,7 +138,7 @@ class ProbeSender:
                 self._request,
                 access,
                 proxy=self._upstream.proxy.reveal() if self._upstream.proxy else None,
-                connect_timeout_s=self._timeout_s,
+                connect_timeout_s=CONNECTION_SHARE * self._timeout_s,
             )
             try:
                 await response.read_error(BODY_LIMIT)  # the connection can be reused only if the body was read

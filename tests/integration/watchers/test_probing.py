@@ -1,17 +1,19 @@
 """Connectivity probes against a real HTTPS server."""
 
 import asyncio
+import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 import pytest
 import trustme
 from aiohttp import web
+from msgspec.structs import replace
 
 from milo_discoveryd.connectivity.reachability import ProbeFailed, ProbeOutcome, ProbeReached
 from milo_discoveryd.daemon_errors import BackendError
 from milo_discoveryd.kubeconfigs.rendering import ClusterTrust
-from milo_discoveryd.model.cluster import Cluster, Target
+from milo_discoveryd.model.cluster import Cluster, DeclaredTarget, Target
 from milo_discoveryd.watchers.probing import POOLS, ClusterAccess, ProbeSender
 from milo_kube.api_request import Access, ApiRequest
 from milo_kube.api_server import OpenResponse, Pools
@@ -121,6 +123,37 @@ async def test_probe_of_closed_port_is_a_failure_of_the_host() -> None:
         outcome = await sender.send(at(f"https://{free_address()}"))
     assert isinstance(outcome, ProbeFailed)
     assert (outcome.cause, outcome.is_of_host) == ("connect", True)
+
+
+@pytest.mark.parametrize("cause", ["tls", "closed", "timeout"])
+async def test_failure_that_another_cluster_at_the_host_may_not_have_is_not_of_the_host(cause: str) -> None:
+    async def answer(request: web.Request) -> web.StreamResponse:
+        assert request.transport is not None
+        if cause == "timeout":
+            return await asyncio.Future()
+        request.transport.abort()
+        return web.Response()
+
+    differing = {"authorities": trustme.CA().cert_pem.bytes()} if cause == "tls" else {}
+    declared = DeclaredTarget(name="alpha", uid="u", place=("",), object_namespace="shop", object_name="alpha")
+    async with ApiServer(answer) as server, prober(server, timeout_s=0.5, **differing) as sender:
+        target = replace(declared, place=(server.url,))
+        outcome = await sender.send(replace(at(server.url), target=target))
+        assert isinstance(outcome, ProbeFailed)
+        assert (outcome.cause, outcome.is_of_host) == (cause, False)
+        outcome = await sender.send(at(server.url))
+        assert isinstance(outcome, ProbeFailed)
+        assert (outcome.cause, outcome.is_of_host) == (cause, True)
+
+
+async def test_declared_cluster_without_a_connection_is_a_failure_of_the_host() -> None:
+    with socket.create_server(("127.0.0.1", 0), backlog=1) as silent:  # accepts no connection, and so no handshake
+        endpoint = f"https://127.0.0.1:{silent.getsockname()[1]}"
+        declared = DeclaredTarget(name="a", uid="u", place=(endpoint,), object_namespace="shop", object_name="a")
+        async with ApiServer(answering()) as server, prober(server, timeout_s=0.5) as sender:
+            outcome = await sender.send(replace(at(endpoint), target=declared))
+    assert isinstance(outcome, ProbeFailed)
+    assert (outcome.cause, outcome.is_of_host) == ("timeout", True)
 
 
 async def test_probe_timeout_is_reported() -> None:
