@@ -37,6 +37,7 @@ class Revocations:
         self._rate_limit = TokenBucket(Rate(per_second, concurrency), self._loop.time())
         self._queue: MintQueue[PendingRevocation] = MintQueue(concurrency)
         self._pending: dict[ClusterIdentity, PendingRevocation] = {}
+        self._is_full = False
         self._changed = asyncio.Event()
 
     def add(self, cluster: Cluster) -> None:
@@ -47,6 +48,10 @@ class Revocations:
         elif len(self._pending) < MAX_PENDING:
             pending = self._pending[cluster.identity] = PendingRevocation(ended)
             self._enqueue(pending)
+        elif not self._is_full:
+            self._is_full = True
+            problem = f"{MAX_PENDING} revocations are pending: credentials of further clusters are left to expire"
+            log.warning("credentials not revoked", issuer=self._name, problem=problem)
 
     async def run(self) -> None:
         async with asyncio.TaskGroup() as tasks:
@@ -80,6 +85,7 @@ class Revocations:
         else:
             log.info("credentials revoked", issuer=self._name, cluster=target.name, uid=target.uid)
             del self._pending[ended.identity]
+            self._is_full = False
             if pending.latest is not ended:
                 self.add(pending.latest)
         finally:

@@ -10,7 +10,7 @@ from milo_discoveryd.engagement.pending_releases import SubscriberKey
 from milo_discoveryd.fleet.source import NOT_READY_HELD, RESTORED
 from milo_discoveryd.log.events import Event, EventType
 from milo_discoveryd.logger import log
-from milo_discoveryd.model.cluster import Cluster
+from milo_discoveryd.model.cluster import Cluster, DisengageReason
 from milo_discoveryd.model.observation import NotWanted
 from milo_discoveryd.objects.collection import REMOVALS_HELD
 from milo_discoveryd.telemetry.audit import Audit
@@ -27,21 +27,24 @@ class RecentChanges:
     many."""
 
     def __init__(self) -> None:
-        self._changes: deque[tuple[Event, float]] = deque(maxlen=RECENT_CHANGES_KEPT)
+        self._changes: deque[tuple[float, EventType, str, DisengageReason | None, str]] = deque(
+            maxlen=RECENT_CHANGES_KEPT
+        )
         self.synced_at: dict[str, float] = {}
         """When the first complete list of each source was applied."""
 
     def note(self, done: Event, wall: float) -> None:
-        self._changes.appendleft((done, wall))
+        # Without the cluster: its users decide how large it is.
+        self._changes.appendleft((wall, done.type, done.cluster.target.name, done.reason, done.message))
 
     def __iter__(self) -> Iterator[EngagementChange]:
-        for done, wall in self._changes:
+        for wall, change, name, reason, message in self._changes:
             yield EngagementChange(
                 at=when(wall),
-                type=done.type.value,
-                cluster=done.cluster.target.name,
-                reason="" if done.reason is None else done.reason.value,
-                message=done.message,
+                type=change.value,
+                cluster=name,
+                reason="" if reason is None else reason.value,
+                message=message,
             )
 
 

@@ -505,6 +505,18 @@ async def test_revocations_of_one_cluster_that_ends_repeatedly_are_one_and_hold_
     assert {cluster.target.labels for cluster in seen} == {()}
 
 
+async def test_credentials_that_are_left_to_expire_are_logged_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(revocations, "MAX_PENDING", 1)
+    backend = RevokingBackend()
+    async with issuing(backend) as kubeconfigs:
+        with capture_logs() as lines:
+            for name in ("alpha", "beta", "gamma"):
+                kubeconfigs.disengaged(a_cluster(name))
+            await eventually(lambda: backend.revoked == [("alpha", 1)])
+    warnings = [line["problem"] for line in lines if line["event"] == "credentials not revoked"]
+    assert warnings == ["1 revocations are pending: credentials of further clusters are left to expire"]
+
+
 async def test_issued_kubeconfigs_are_audited_without_secrets() -> None:
     async with issuing(Backend()) as kubeconfigs:
         with capture_logs() as lines:
