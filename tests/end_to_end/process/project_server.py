@@ -18,6 +18,7 @@ from milo_discoveryd.sources.service_consumer import SERVICE_CONSUMERS
 _SERVICE = "dns.example.com"
 _CONTROL_PLANE = f"{PROJECTS.path}/provider/control-plane"
 _READ_AGAIN_S = 0.02
+_REQUESTED_AT = "2026-01-01T00:00:00Z"
 
 
 class Projects:
@@ -42,6 +43,13 @@ class Projects:
         metadata = {"name": name, "uid": uid, "resourceVersion": str(self.version), "labels": labels}
         self.objects[name] = {"metadata": metadata, **self._content(name)}
         self.changes.append((self.version, "MODIFIED" if known else "ADDED", self.objects[name]))
+
+    def request_deletion(self, name: str) -> None:
+        self.version += 1
+        found = self.objects[name]
+        metadata = {**found["metadata"], "resourceVersion": str(self.version), "deletionTimestamp": _REQUESTED_AT}
+        self.objects[name] = {**found, "metadata": metadata}
+        self.changes.append((self.version, "MODIFIED", self.objects[name]))
 
     def delete(self, name: str) -> None:
         self.version += 1

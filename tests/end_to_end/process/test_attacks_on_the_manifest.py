@@ -331,6 +331,47 @@ async def test_endless_list_ends_and_makes_its_source_stale(site: Site, what: st
             assert [cluster.name for cluster in await client.list()] == ["good#alpha"]
 
 
+async def test_deleted_objects_with_many_labels_keep_no_memory(site: Site) -> None:
+    projects = Projects(["honest"])
+    server = ProjectServer(projects)
+    async with server.listening():
+        shipped = site.daemon(**server.settings(site.directory / "plain"))
+        async with (
+            shipped.running() as client,
+            shipped.attacked("14 a project of 380 KB created and deleted 1,500 times"),
+        ):
+            for number in range(1500):
+                labels = {f"{'a' * 240}.example/{number}-{label:04}{'k' * 30}": "v" * 63 for label in range(1000)}
+                projects.put(f"large-{number}", **labels)
+                if number >= 10:
+                    projects.request_deletion(f"large-{number - 10}")
+                    projects.delete(f"large-{number - 10}")
+                if number % 10 == 9:
+                    projects.put("honest", last=str(number))
+                    await eventually_labeled(client, "honest", str(number))
+                    projects.compact()
+
+
+async def eventually_labeled(client: DiscoveryClient, name: str, last: str) -> None:
+    async with asyncio.timeout(WITHIN_S):
+        while (await client.get(name)).cluster.labels.get("last") != last:  # noqa: ASYNC110 - polled
+            await asyncio.sleep(0.02)
+
+
+async def test_object_that_changes_thousands_of_times_blocks_nothing(site: Site) -> None:
+    projects = Projects(["honest", "restless"])
+    server = ProjectServer(projects)
+    async with server.listening():
+        shipped = site.daemon(**server.settings(site.directory / "plain"))
+        async with shipped.running() as client, shipped.attacked("15 12,000 changes of the labels of one project"):
+            for number in range(12_000):
+                projects.put("restless", number=str(number))
+                if number % 100 == 99:
+                    projects.put("honest", last=str(number))
+                    await eventually_labeled(client, "honest", str(number))
+                    projects.compact()
+
+
 async def test_rule_for_names_matches_no_part_of_another_sources_name(site: Site) -> None:
     servers = {"shop-eu": ProjectServer(Projects(["bank"])), "eu": ProjectServer(Projects(["shop-1", "bank"]))}
     async with servers["shop-eu"].listening(), servers["eu"].listening():
