@@ -32,7 +32,8 @@ _MAX_WEIGHT = 1000.0
 _FOREIGN_NAMED = 5
 _REASON_SIZE = 300
 _IDENTIFIER_SIZE = 300
-"""The longest identifier in a Lease: the view contains the terms of all members, and has to fit into annotations."""
+"""The longest identifier in a Lease, in JSON: the next view contains the names and terms of all present and former
+members, whoever wrote these, and has to fit into annotations."""
 _UNDECODABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 
 
@@ -286,9 +287,7 @@ _UNREADABLE = (ValueError, msgspec.MsgspecError, RecursionError)
 def _member(lease: _Lease, name: str) -> MemberLease:
     found = _annotations(lease)
     member, term = _given(found.member, "member"), _given(found.term, "term")
-    for identifier in (lease.spec.holder_identity, term, found.instance, found.fleet or ""):
-        if len(identifier) > _IDENTIFIER_SIZE:
-            raise ValueError(f"an identifier in it has {len(identifier)} characters, more than {_IDENTIFIER_SIZE}")
+    _limit(lease.spec.holder_identity, term, found.instance, found.fleet or "")
     if member != name:
         raise ValueError(f"it names the member {member!r}")
     if not term and lease.spec.holder_identity:
@@ -359,19 +358,29 @@ def _weight(weight: float) -> float:
     return weight
 
 
-def _number(number: int) -> int:
-    if not 0 <= number <= MAX_NUMBER:
-        raise ValueError(f"its number {number} is not between 0 and {MAX_NUMBER}")
+def _number(number: int, largest: int = MAX_NUMBER) -> int:
+    if not 0 <= number <= largest:
+        raise ValueError(f"its number {number} is not between 0 and {largest}")
     return number
 
 
+def _limit(*identifiers: str) -> None:
+    for identifier in identifiers:
+        if (size := len(msgspec.json.encode(identifier)) - len('""')) > _IDENTIFIER_SIZE:
+            raise ValueError(f"an identifier in it has {size} characters, more than {_IDENTIFIER_SIZE}")
+
+
 def _view(lease: _Lease) -> View:
+    """Return the view, if a next one can be written after it."""
     stored = _STORED_VIEW.decode(_given(_annotations(lease).view, "view"))
-    if (number := max(len(stored.members), len(stored.previous))) > MAX_MEMBERS:
-        raise ValueError(f"it has {number} members, more than {MAX_MEMBERS}")
-    for stored_lease in (*stored.members.values(), *stored.previous.values()):
-        _weight(stored_lease.weight)
-    return View(number=_number(stored.number), id=stored.id, members=stored.members, previous=stored.previous)
+    if (count := max(len(stored.members), len(stored.previous))) > MAX_MEMBERS:
+        raise ValueError(f"it has {count} members, more than {MAX_MEMBERS}")
+    _limit(stored.id)
+    for name, member in (*stored.members.items(), *stored.previous.items()):
+        _limit(name, member.term)
+        _weight(member.weight)
+    number = _number(stored.number, MAX_NUMBER - 1)
+    return View(number=number, id=stored.id, members=stored.members, previous=stored.previous)
 
 
 def _encode(

@@ -9,6 +9,7 @@ from milo_discoveryd.sharding.lease_objects import LeaseFormatError, LeaseList, 
 from milo_discoveryd.sharding.leases import (
     MAX_LEASES,
     MAX_MEMBERS,
+    MAX_NUMBER,
     PENDING_NAMES,
     PENDING_SIZE,
     GroupState,
@@ -18,6 +19,7 @@ from milo_discoveryd.sharding.leases import (
 )
 from milo_discoveryd.sharding.observed_group import ObservedGroup
 from milo_discoveryd.sharding.timing import TIMING
+from milo_discoveryd.sharding.view_change import next_view
 
 NAMES = LeaseNames("operators", "dns")
 LEASE = MemberLease(
@@ -143,6 +145,7 @@ def member_lease(name: str = "milo-discovery-dns-a", **annotations: str | None) 
         ({"pending": json.dumps(["\N{SNOWMAN}"])}, "a name of its pending clusters is not ASCII"),
         ({"member": "b" * 200_000}, "it names the member 'bbbb"),
         ({"term": "t" * 301}, "an identifier in it has 301 characters, more than 300"),
+        ({"term": "\x01" * 51}, "an identifier in it has 306 characters, more than 300"),
         ({"instance": "i" * 301}, "an identifier in it has 301 characters"),
         ({"fleet": "f" * 301}, "an identifier in it has 301 characters"),
     ],
@@ -167,12 +170,61 @@ def test_holder_of_a_malformed_lease_is_kept_in_part() -> None:
     assert decode_list(listed(forged), NAMES).members["a"].holder == "h" * 300
 
 
-def test_largest_view_and_its_terms_fit_into_annotations() -> None:
-    name = "m" * 165
-    members = {f"{name}-{number:04}": ViewMember("t" * 200, 1.5) for number in range(MAX_MEMBERS)}
-    view = msgspec.structs.replace(VIEW, members=members, previous=members)
-    body = json.loads(lease_objects.encode_view(view, "", NAMES, WALL))
-    assert sum(map(len, body["metadata"]["annotations"].values())) < 256 << 10
+@pytest.mark.parametrize("character", ["m", "\x01", "\N{SNOWMAN}", '"'])
+def test_next_view_after_the_largest_one_fits_into_annotations(character: str) -> None:
+    letters = character * (300 // len(json.dumps(character, ensure_ascii=False)[1:-1].encode()) - 4)
+    names = [f"{letters}{number:03}" for number in range(MAX_MEMBERS)]
+    members = {name: ViewMember(f"{letters}{'t' * 4}", 2.2250738585072014e-308) for name in names}
+    view = View(number=MAX_NUMBER - 2, id="i" * 300, members=members)
+    read = decode_list(listed(stored(lease_objects.encode_view(view, "", NAMES, WALL), "uid-v/9")), NAMES)
+    leases = {
+        f"{number:03}".ljust(253, "n"): MemberLease(member="", holder="h", term=member.term, weight=member.weight)
+        for number, member in enumerate(members.values())
+    }
+    joining = {name: msgspec.structs.replace(lease, member=name) for name, lease in leases.items()}
+    group = ObservedGroup().read(
+        msgspec.structs.replace(read, members=joining), "own", started_at=0, now=0, timing=TIMING
+    )
+    next_one = next_view(group, "h" * 250, 100, TIMING)
+    assert next_one is not None
+    assert (len(next_one.view.members), next_one.view.previous) == (MAX_MEMBERS, members)
+    body = lease_objects.encode_view(next_one.view, next_one.version, NAMES, WALL)
+    annotations = json.loads(body)["metadata"]["annotations"]
+    assert sum(len(key.encode()) + len(value.encode()) for key, value in annotations.items()) <= 256 << 10
+    assert decode_list(listed(stored(body, "uid-v/10")), NAMES).view == next_one.view
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"id": "i" * 301}, "an identifier in it has 301 characters"),
+        ({"members": {"m" * 301: ViewMember("t")}}, "an identifier in it has 301 characters"),
+        ({"members": {"m": ViewMember("t" * 301)}}, "an identifier in it has 301 characters"),
+        ({"previous": {"m" * 301: ViewMember("t")}}, "an identifier in it has 301 characters"),
+        ({"previous": {"m": ViewMember("\x01" * 51)}}, "an identifier in it has 306 characters"),
+        ({"number": -1}, "its number -1 is not between 0 and 9007199254740991"),
+        ({"number": MAX_NUMBER}, "its number 9007199254740992 is not between 0 and"),
+        ({"number": 2**63 - 1}, "its number 9223372036854775807 is not between 0 and"),
+        ({"number": 2**64}, "its number 18446744073709551616 is not between 0 and"),
+    ],
+)
+def test_view_that_no_other_could_follow_counts_as_deleted(changes: dict[str, Any], reason: str) -> None:
+    """The API server refused each view that named the members of a forged one, which had long names, as the previous
+    ones: no member owned a cluster until the view was deleted."""
+    view = msgspec.structs.replace(VIEW, **changes)
+    group = decode_list(listed(stored(lease_objects.encode_view(view, "", NAMES, WALL), "uid-v/9")), NAMES)
+    assert (group.view, group.view_version) == (None, "uid-v/9")
+    assert reason in group.problems[0]
+
+
+@pytest.mark.parametrize("digits", [300, 5_000])
+def test_view_whose_number_has_many_digits_counts_as_deleted(digits: int) -> None:
+    body: Any = stored(lease_objects.encode_view(VIEW, "", NAMES, WALL), "uid-v/9")
+    annotations = body["metadata"]["annotations"]
+    view = annotations["discovery.miloapis.com/view"].replace('"number":3', f'"number":{"9" * digits}')
+    annotations["discovery.miloapis.com/view"] = view
+    group = decode_list(listed(body), NAMES)
+    assert (group.view, group.view_version, len(group.problems[0]) < 500) == (None, "uid-v/9", True)
 
 
 def test_lease_of_another_format_is_reported_and_its_writes_count_as_renewals() -> None:
