@@ -187,6 +187,11 @@ class FleetAssignment:
                 elsewhere, self._release_timeout_s, is_decided=is_decided, keeps_held=ownership.is_in_view
             )
 
+    def decide_by(self, ownership: Ownership) -> None:
+        assert self._decisions is not None, "no assignment is under way"
+        self._decisions.ownership = ownership
+        self._follow(ownership)
+
     def _owners(self, view: View) -> Owners:
         if self._decisions is not None and self._decisions.owners.view == view:
             return self._decisions.owners

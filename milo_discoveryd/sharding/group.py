@@ -38,6 +38,9 @@ class Assignee(Protocol):
         """Engage and drain clusters according to the ownership, in batches. Nothing is engaged, then and later, while
         `holds` returns false."""
 
+    def decide_by(self, ownership: Ownership) -> None:
+        """Go on with the assignment under way by a newer ownership of the same view and term."""
+
     def lose_ownership(self, reason: str) -> None:
         """Disengage everything at once."""
 
@@ -274,9 +277,17 @@ class ShardGroup:
             self._applied = applied = _Application(ownership, claimed_since)
             for _ in self._assignee.assign(ownership, self._claim_holds(claimed_since)):
                 await asyncio.sleep(0)
-                if self.member.ownership(self._clock()) != ownership:
+                now = self._clock()
+                newer, is_interrupted = self.member.ownership(now), self.member.claimed_since(now) != claimed_since
+                if newer is None or is_interrupted or not newer.has_view_of(ownership):
                     self._woken.set()
                     return
+                if newer != ownership:
+                    # What others release could change it again and again: this pass goes on, and another one follows.
+                    ownership = applied.ownership = newer
+                    applied.is_outdated = True
+                    self._assignee.decide_by(ownership)
+                    self._woken.set()
             applied.is_complete = True
         self._note_share(ownership)
         if (lost := self._assignee.lost()) is None:

@@ -80,6 +80,10 @@ class Ownership(msgspec.Struct, frozen=True, kw_only=True):
         """Whether the member has had no part of the clusters yet."""
         return not self.is_in_view and not self._is_me(self.view.previous)
 
+    def has_view_of(self, other: "Ownership") -> bool:
+        """Return whether both ownerships give the same keys to the same term of the member, now or after a release."""
+        return (self.view, self.term) == (other.view, other.term)
+
     def decide(self, key: str, owners: Owners | None = None) -> Decision:
         """`owners`: those of the view, if they are kept."""
         owners = owners or Owners(self.view)

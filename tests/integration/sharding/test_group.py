@@ -1,6 +1,7 @@
 """Members of a shard group with their requests, ownership and timers."""
 
 import asyncio
+import itertools
 import time
 from collections.abc import Callable, Iterator
 
@@ -73,9 +74,9 @@ class Operator:
         self.reason = ""
 
     def assign(self, ownership: Ownership, holds: Callable[[], bool]) -> Iterator[None]:
-        self.may_engage = holds
+        self.may_engage, self.ownership = holds, ownership
         for key in KEYS:
-            state = ownership.decide(key).state
+            state = self.ownership.decide(key).state
             if state is KeyOwnership.OWNED:
                 self.engaged.add(key)
             elif state is KeyOwnership.FOREIGN and key in self.engaged:
@@ -83,6 +84,9 @@ class Operator:
                 self.draining |= {key} if self.holds else set()
             yield
         self.calls.append("assigned")
+
+    def decide_by(self, ownership: Ownership) -> None:
+        self.ownership = ownership
 
     def lose_ownership(self, reason: str) -> None:
         self.reason = reason
@@ -380,6 +384,33 @@ async def test_process_that_is_paused_while_it_applies_its_ownership_engages_not
     monkeypatch.setattr(member, "ownership", pause)
     await paused.wait()
     assert not first.operator.may_engage()
+
+
+async def test_releases_that_trickle_in_keep_no_cluster_from_being_assigned(
+    daemons: list[Daemon], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Found by a reader: each one began the assignment again, and in a large fleet it reached no end."""
+    first, second, _ = await pair(daemons)
+    member, decide, releases = first.group.member, first.group.member.ownership, itertools.count()
+    acknowledged = first.group.member.drained
+    recorded: list[int] = []
+
+    def changing(now: float) -> Ownership | None:
+        found = decide(now)
+        pending = (("other", frozenset({f"another-{next(releases)}"})),)
+        return None if found is None else msgspec.structs.replace(found, pending=pending)
+
+    def drained(number: int, pending: frozenset[str] = frozenset(), *, awaits_release: bool = False) -> bool:
+        recorded.append(number)
+        return acknowledged(number, pending, awaits_release=awaits_release)
+
+    monkeypatch.setattr(member, "ownership", changing)
+    monkeypatch.setattr(member, "drained", drained)
+    await second.group.leave(keeps_term=False)
+    await eventually(lambda: first.engaged == set(KEYS))
+    view = member.state.group.latest_view
+    assert view is not None
+    await eventually(lambda: view.number in recorded)
 
 
 def pause(for_s: float) -> None:

@@ -5,6 +5,7 @@ import itertools
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import msgspec
 import pytest
 
 from milo_discoveryd.daemon_errors import BackendError
@@ -364,6 +365,23 @@ async def test_assignment_of_clusters_pauses_by_time_and_not_by_their_number(mon
     slow_decisions(monkeypatch, 0.002)
     assert len([*assignment.assign(ALONE, lambda: True)]) >= 60 * 0.002 / changes.STEP_S
     assert source.engagements.engaged == 60
+
+
+async def test_assignment_goes_on_by_a_newer_ownership(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = [f"project-{number}" for number in range(60)]
+    source, assignment = listed(*names)
+    slow_decisions(monkeypatch, 0.002)
+    released = msgspec.structs.replace(NEXT, unsettled=frozenset())
+    held = msgspec.structs.replace(released, pending=(("b", frozenset(names)),))
+    assigning = iter(assignment.assign(held, lambda: True))
+    next(assigning)
+    assert 0 < (waiting := assignment.unowned()) < 60
+    assignment.decide_by(released)
+    for _ in assigning:
+        pass
+    assert (source.engagements.engaged, assignment.unowned()) == (60 - waiting, waiting)
+    assign(assignment, released)
+    assert (source.engagements.engaged, assignment.unowned()) == (60, 0)
 
 
 async def test_number_of_unowned_clusters_contains_none_that_was_not_decided(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -27,6 +27,16 @@ def test_member_is_a_newcomer_unless_the_present_or_the_previous_view_has_its_te
     assert all(Ownership(view=view, member="a", term="a.2").is_newcomer for view in (VIEW, left))
 
 
+def test_releases_change_the_ownership_of_a_view_but_a_term_or_another_view_gives_other_keys() -> None:
+    ownership = Ownership(view=VIEW, member="a", term="a.1", pending=(("b", frozenset("x")),))
+    others = [
+        Ownership(view=VIEW, member="a", term="a.1"),
+        Ownership(view=VIEW, member="a", term="a.2"),
+        Ownership(view=View(number=2, id="2", members=BOTH), member="a", term="a.1"),
+    ]
+    assert [ownership.has_view_of(other) for other in others] == [True, False, False]
+
+
 def test_no_key_is_owned_without_members() -> None:
     view = View(number=1, id="1", members={})
     assert Ownership(view=view, member="a", term="a.1").decide("x") == Decision(KeyOwnership.FOREIGN, None)
