@@ -35,7 +35,7 @@ class MemberLease(msgspec.Struct, frozen=True, kw_only=True):
     """The process that renews the Lease; empty if the Lease was released or its holder evicted."""
     term: str = ""
     """Identifies an uninterrupted membership. A restarted process continues the term of its predecessor; after an
-    eviction, the member starts another term."""
+    eviction, the member starts another term. Empty if the Lease was released or its holder evicted."""
     weight: float = 1.0
     acknowledged: int = 0
     """The latest view for which this member has released the clusters that the view took from it, except `pending`."""
@@ -60,9 +60,11 @@ class MemberLease(msgspec.Struct, frozen=True, kw_only=True):
         """Return an identifier of this write, unique among all writes of the Lease.
 
         Writes that are malformed in the same way count as one, since they are not renewals by the member. Writes in
-        another format count separately: see `lease_objects`.
+        another format count separately: see `lease_objects`. Those of other programs to a cleared Lease count as one.
         """
-        return f"{self.term} {self.problem}" if self.problem else f"{self.version} {self.holder} {self.renewal}"
+        if self.problem:
+            return f"{self.term} {self.problem}"
+        return f"{'' if self.is_cleared else self.version} {self.holder} {self.renewal}"
 
     @property
     def content(self) -> "MemberLease":
@@ -72,6 +74,11 @@ class MemberLease(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def is_held(self) -> bool:
         return bool(self.holder)
+
+    @property
+    def is_cleared(self) -> bool:
+        """Whether another program cleared the holder, which may not have read that yet: its term has not ended."""
+        return not self.holder and bool(self.term)
 
 
 class ViewMember(msgspec.Struct, frozen=True):

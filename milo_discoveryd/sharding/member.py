@@ -376,10 +376,11 @@ class Member:
             instance=self._instance,
             fleet=self._fleet,
         )
-        # The holder of a deleted Lease may not have read that yet, if the view names the member.
-        is_deleted = lease is None and isinstance(phase, Joining) and self.name in group.writes
+        # The holder of a cleared Lease, or of a deleted one if the view names the member, may not have read that yet.
+        is_gone = self.name in group.writes if lease is None else lease.is_cleared
+        is_taken = is_gone and isinstance(phase, Joining)
         is_own = isinstance(phase, Lost) and lease is not None and lease.holder == self.holder
-        is_held = is_deleted or (lease is not None and lease.is_held and not is_own)
+        is_held = is_taken or (lease is not None and lease.is_held and not is_own)
         expires_at = group.expires_at(self.name, self._timing) if is_held else -inf
         if now < expires_at:
             if lease is None or not self._may_continue(lease, phase):
@@ -393,7 +394,7 @@ class Member:
 
     def _may_continue(self, lease: MemberLease, phase: Joining | Lost) -> bool:
         """Return whether this process may continue the term of the process that holds the Lease."""
-        may = isinstance(phase, Joining) or lease.holder == self.holder
+        may = lease.is_held and (isinstance(phase, Joining) or lease.holder == self.holder)
         return may and not lease.problem and lease.acknowledged <= number_of(self.state.group.leases.view)
 
     def _must_wait_for(self, lease: MemberLease, phase: Joining | Lost) -> bool:
@@ -486,7 +487,7 @@ class Member:
         view = group.agreed_view
         has_left = view is not None and self.name not in view.members and wanted.acknowledged >= view.number
         if tenure.lease.is_leaving and not wanted.pending and has_left:
-            return msgspec.structs.replace(wanted, holder="")
+            return msgspec.structs.replace(wanted, holder="", term="")
         return self._renewal(tenure, now, is_leaving=True)
 
     def _check_own_lease(self, lease: MemberLease | None, now: float) -> None:
@@ -566,7 +567,7 @@ class Member:
             members = sorted((lease for lease in removable if lease.is_held), key=lambda one: not group.is_member(one))
             view = next_view(group, self.holder, now, self._timing)
             views: list[_GroupWrite] = [] if view is None else [view]
-            writes = [*views, *(Evict(_cleared(lease)) for lease in members)]
+            writes = [*views, *(Evict(_evicted(lease)) for lease in members)]
             if (write := self._longest_untried(writes, now)) is not None:
                 return write
         if now >= pacing.delete_at:
@@ -623,7 +624,7 @@ def _target(write: _GroupWrite) -> str:
     return _VIEW if isinstance(write, WriteView) else write.lease.member
 
 
-def _cleared(lease: MemberLease) -> MemberLease:
+def _evicted(lease: MemberLease) -> MemberLease:
     return msgspec.structs.replace(
-        lease, holder="", pending=frozenset(), is_leaving=False, is_stopped=False, problem=""
+        lease, holder="", term="", pending=frozenset(), is_leaving=False, is_stopped=False, problem=""
     )

@@ -181,8 +181,8 @@ class ObservedGroup(msgspec.Struct, frozen=True, kw_only=True):
         them."""
         for name, member in members.items():
             lease = self.leases.members.get(name)
-            if lease is None:
-                # The Lease was deleted, for example manually, and its holder may not have read that yet.
+            if lease is None or lease.is_cleared:
+                # The Lease was deleted or cleared, for example manually, and its holder may not have read that yet.
                 observed = self.writes.get(name)
                 if observed is None or now < observed.since + timing.evict_after_s:
                     yield name
@@ -193,7 +193,10 @@ class ObservedGroup(msgspec.Struct, frozen=True, kw_only=True):
         """Yield each other member that has not released all keys, with these keys."""
         for name, observed in self.writes.items():
             lease = self.leases.members.get(name)
-            may_run = now < observed.since + timing.evict_after_s if lease is None else lease.is_held
+            if lease is None or lease.is_cleared:
+                may_run = now < observed.since + timing.evict_after_s
+            else:
+                may_run = lease.is_held
             if observed.pending and may_run and name != own:
                 yield name, observed.pending
 
@@ -205,7 +208,8 @@ class ObservedGroup(msgspec.Struct, frozen=True, kw_only=True):
         return {name: lease.write_id for name, lease in members.items() if lease.is_held and name != own}
 
     def expires_at(self, member: str, timing: Timing) -> float:
-        """Return when a Lease that is held counts as abandoned, unless it changes before."""
+        """Return when a Lease that is held, or was taken from its holder, counts as abandoned, unless it changes
+        before."""
         return self.writes[member].since + timing.evict_after_s
 
     def is_member(self, lease: MemberLease) -> bool:
@@ -226,6 +230,8 @@ class ObservedGroup(msgspec.Struct, frozen=True, kw_only=True):
         yield self.candidates.since + timing.debounce_s
         for lease in self.leases.members.values():
             yield self.removable_at(lease, timing)
+            if lease.is_cleared:
+                yield self.expires_at(lease.member, timing)
         for observed in self.writes.values():
             if not observed.write:
                 yield observed.since + timing.evict_after_s

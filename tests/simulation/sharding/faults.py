@@ -115,7 +115,8 @@ class Faults:
         """Change a Lease as another program would."""
         if pod := self._some():
             unreadable = {"problem": "it cannot be read", "term": "", "pending": frozenset(), "acknowledged": 0}
-            changes = self._random.choice([unreadable, {"acknowledged": 9999}, {"is_leaving": True}])
+            kinds = [unreadable, {"acknowledged": 9999}, {"is_leaving": True}, {"holder": ""}]
+            changes = self._random.choice(kinds)
             self._world.api.change(pod.member.name, self._world.timeline.now, **changes)
 
     def step_wall_clock(self) -> None:

@@ -292,10 +292,12 @@ class FleetSimulation:
     async def _change_lease(self) -> None:
         if replica := self._some():
             self._disturb(REJOIN_S)
-            if self.random.random() < 0.5:
+            kind = self.random.random()
+            if kind < 0.5:
                 self.lease_api.delete(replica.name, self._clock())
             else:
-                self.lease_api.change(replica.name, self._clock(), acknowledged=0)
+                changes = {"acknowledged": 0} if kind < 0.75 else {"holder": ""}
+                self.lease_api.change(replica.name, self._clock(), **changes)
 
     async def _lose_a_source(self) -> None:
         if replica := self._some():

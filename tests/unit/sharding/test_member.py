@@ -50,6 +50,25 @@ def test_pending_clusters_of_a_deleted_lease_have_no_new_owner_for_33_seconds() 
     assert driver.now - deleted_at >= TIMING.evict_after_s
 
 
+@pytest.mark.parametrize("is_leaving", [False, True])
+def test_clusters_of_a_lease_whose_holder_was_cleared_have_no_new_owner_for_33_seconds(is_leaving: bool) -> None:
+    """Found by a reader: it counted as released, while its member, which had not read that yet, owned its clusters."""
+    driver = settled("a", "b")
+    driver.pending = {"a": driver.owned("a")}
+    if is_leaving:
+        driver.members["a"].leave()
+        driver.run_until(lambda: driver.api.group.members["a"].is_leaving)
+    driver.api.change("a", driver.now, holder="")
+    cleared_at = driver.now
+    while driver.owned("b") != ALL:
+        assert driver.now < cleared_at + 60
+        driver.run(1, "b")
+        if driver.now < cleared_at + 20:
+            driver.api.change("a", driver.now, weight=driver.now)
+    assert driver.now - cleared_at >= TIMING.evict_after_s
+    assert "a" not in driver.api.views[-1].members
+
+
 def test_pending_clusters_of_a_lease_that_became_malformed_have_no_new_owner_while_its_member_may_run() -> None:
     """Found by the simulation of seed 5004949: a later view no longer has the former owners of the clusters."""
     driver = settled("a", "b")
@@ -561,11 +580,15 @@ def forge(driver: Driver, member: str, **changes: object) -> None:
     driver.api.group = msgspec.structs.replace(group, members={**group.members, member: forged})
 
 
-def test_successor_of_a_process_whose_lease_was_deleted_joins_after_33_seconds() -> None:
+@pytest.mark.parametrize("is_cleared", [False, True])
+def test_successor_of_a_process_whose_lease_was_deleted_or_cleared_joins_after_33_seconds(is_cleared: bool) -> None:
     driver = Driver("a", "b")
     driver.run(30.0)
     owned = driver.owned("a")
-    driver.api.delete("a", driver.now)
+    if is_cleared:
+        driver.api.change("a", driver.now, holder="")
+    else:
+        driver.api.delete("a", driver.now)
     killed_at = driver.now
     driver.add("a", Member("a", "a#2"))
     driver.run_until(lambda: driver.owned("a") & owned or driver.owned("b") & owned)
@@ -573,8 +596,10 @@ def test_successor_of_a_process_whose_lease_was_deleted_joins_after_33_seconds()
     driver.run_until(lambda: driver.owned("a") == owned)
 
 
-@pytest.mark.parametrize("is_deleted", [False, True])
-def test_successor_whose_lease_is_changed_waits_for_the_handlers_of_its_predecessor(is_deleted: bool) -> None:
+@pytest.mark.parametrize("changes", [{"is_leaving": True}, {"holder": ""}, None])
+def test_successor_whose_lease_is_changed_waits_for_the_handlers_of_its_predecessor(
+    changes: dict[str, object] | None,
+) -> None:
     """Found by the simulation of seed 701407."""
     driver = settled("a", "b")
     lost = driver.owned("a")
@@ -582,10 +607,10 @@ def test_successor_whose_lease_is_changed_waits_for_the_handlers_of_its_predeces
     driver.run_until(lambda: successor.tenure is not None)
     taken_at = driver.now
     driver.run(5)
-    if is_deleted:
+    if changes is None:
         driver.api.delete("a", driver.now)
     else:
-        forge(driver, "a", is_leaving=True)
+        forge(driver, "a", **changes)
     while successor.state.terms < 2:
         driver.run(1)
         assert not driver.owned("b") & lost
