@@ -42,8 +42,9 @@ Safety rests on these rules:
   engages those keys.
 - A newcomer acknowledges the view, and so enters the next one, only when it may engage clusters and knows them, because
   former owners release at once what the view takes from them.
-- Malformed data is not evidence: a malformed Lease counts as one that is not renewed, and a member whose own Lease was
-  changed by others ends its term.
+- What others change is not evidence: a malformed Lease, and one that was deleted or whose holder was cleared, counts as
+  one that is not renewed, and a member whose own Lease was changed by others ends its term. A member that releases its
+  Lease, or evicts another, clears the term too.
 - A process that started, or was interrupted, engages nothing until every other member has renewed its Lease since then:
   if the Leases were restored from a backup, the other members detect it, and their writes show it.
 """
@@ -377,10 +378,9 @@ class Member:
             fleet=self._fleet,
         )
         # The holder of a cleared Lease, or of a deleted one if the view names the member, may not have read that yet.
-        is_gone = self.name in group.writes if lease is None else lease.is_cleared
-        is_taken = is_gone and isinstance(phase, Joining)
-        is_own = isinstance(phase, Lost) and lease is not None and lease.holder == self.holder
-        is_held = is_taken or (lease is not None and lease.is_held and not is_own)
+        may_run = self.name in group.writes if lease is None else lease.is_held or lease.is_cleared
+        is_own = isinstance(phase, Lost) and may_run and group.writes[self.name].holder == self.holder
+        is_held = may_run and not is_own
         expires_at = group.expires_at(self.name, self._timing) if is_held else -inf
         if now < expires_at:
             if lease is None or not self._may_continue(lease, phase):

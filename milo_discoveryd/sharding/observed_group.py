@@ -18,6 +18,8 @@ class ObservedWrite(msgspec.Struct, frozen=True):
     since: float
     pending: frozenset[str] = frozenset()
     """The clusters that the Lease listed as pending when it was last readable."""
+    holder: str = ""
+    """The last process that was seen to hold the Lease."""
 
 
 class Candidates(msgspec.Struct, frozen=True):
@@ -71,7 +73,8 @@ class ObservedGroup(msgspec.Struct, frozen=True, kw_only=True):
             lease = leases.members.get(name)
             named = before if lease is None or lease.problem else lease
             pending = frozenset() if named is None else named.pending
-            observed[name] = ObservedWrite(write, before.since if before and is_unchanged else now, pending)
+            since = before.since if before and is_unchanged else now
+            observed[name] = ObservedWrite(write, since, pending, self._last_holder(name, lease))
         return msgspec.structs.replace(
             self,
             leases=leases,
@@ -80,6 +83,11 @@ class ObservedGroup(msgspec.Struct, frozen=True, kw_only=True):
             candidates=self._candidates_of(leases, now),
             own_renewal=own_renewal,
         )
+
+    def _last_holder(self, name: str, lease: MemberLease | None) -> str:
+        if lease is not None and lease.is_held:
+            return lease.holder
+        return self.writes[name].holder if name in self.writes else ""
 
     def _kept(self, leases: GroupState) -> GroupState:
         """Return the Leases with former objects where they are equal: comparisons of these take no time."""
@@ -98,7 +106,8 @@ class ObservedGroup(msgspec.Struct, frozen=True, kw_only=True):
     def replaced(self, lease: MemberLease, now: float) -> "ObservedGroup":
         """Return the group after a write of a Lease."""
         leases = msgspec.structs.replace(self.leases, members={**self.leases.members, lease.member: lease})
-        written = ObservedWrite(lease.write_id, now, lease.pending)
+        holder = self._last_holder(lease.member, lease)
+        written = ObservedWrite(lease.write_id, now, lease.pending, holder)
         return msgspec.structs.replace(
             self,
             leases=leases,

@@ -766,6 +766,23 @@ def test_displaced_process_with_restored_lease_waits_until_lease_of_successor_ex
     assert driver.now - restored_at >= TIMING.evict_after_s
 
 
+@pytest.mark.parametrize("is_deleted", [False, True])
+def test_displaced_process_waits_until_its_successor_has_read_that_the_lease_was_taken(is_deleted: bool) -> None:
+    driver = settled("a", "b")
+    twin = driver.add("twin", Member("a", "a#2"))
+    driver.run_until(lambda: driver.owned("twin"))
+    driver.run(TIMING.renew_interval_s)
+    assert driver.members["a"].tenure is None
+    if is_deleted:
+        driver.api.delete("a", driver.now)
+    else:
+        driver.api.change("a", driver.now, holder="")
+    taken_at = driver.now
+    assert not twin.is_fenced(driver.now)
+    driver.run_until(lambda: driver.owned("a"), "a", "b")
+    assert driver.now - taken_at >= TIMING.evict_after_s
+
+
 def test_own_lease_restored_to_older_state_ends_ownership() -> None:
     driver = settled("a", "b")
     group = driver.api.group
