@@ -290,14 +290,18 @@ class FleetEngagements:
         self._claimants.append(claimant)
         return claimant
 
-    def commit(self, claimant: Claimant, states: ClusterStates, now: Moment) -> list[Event]:
-        """Apply states of a source's clusters. The returned events may also be about clusters of other sources."""
+    def commit(
+        self, claimant: Claimant, states: ClusterStates, now: Moment, events: list[Event] | None = None
+    ) -> list[Event]:
+        """Apply states of a source's clusters. The changes are added to `events`; they may also be about clusters of
+        other sources."""
+        events = [] if events is None else events
         if not self._stores_claims(states.states):
             claimant.engagements.dropped_names.clear()
-            return claimant.engagements.commit(states.states, now)
-        events: list[Event] = []
+            return claimant.engagements.commit(states.states, now, events)
         for index, state in enumerate(states.states):
-            events += self._commit_with_claims(claimant, state, states.position, index, now)
+            at = msgspec.structs.replace(states.position, number=states.position.number_at(index), is_shared=True)
+            self._commit_with_claims(claimant, state, at, now, events)
         return events
 
     def restore(self, claimant: Claimant, stored: Iterable[tuple[Ready, float]], steady: float) -> list[Event]:
@@ -358,20 +362,20 @@ class FleetEngagements:
     # --- one state ---
 
     def _commit_with_claims(
-        self, claimant: Claimant, state: ClusterState, position: ObjectPosition, index: int, now: Moment
-    ) -> list[Event]:
+        self, claimant: Claimant, state: ClusterState, position: ObjectPosition, now: Moment, events: list[Event]
+    ) -> None:
         engagements, name, affected, problem = claimant.engagements, state.name, set[ClaimedCluster](), ""
         if isinstance(state, _CLAIMING):
             for claims in self._active_kinds():
-                affected |= claimant.add_claim(claims, state, position.number_at(index), is_first=position.is_first)
+                affected |= claimant.add_claim(claims, state, position.number, is_first=position.is_first)
             problem = self._problem(name)
             if name in self._with_former and not problem:
                 affected |= self._drop_former(name)
-        events = self._end_contested(affected, now)
+        events += self._end_contested(affected, now)
         if isinstance(state, Ready) and problem:
             events += engagements.contest(state, problem, now)
         else:
-            events += engagements.commit((state,), now)
+            engagements.commit((state,), now, events)
         if problem and (record := engagements[name]) is not None and record.engaged:
             for claims in self._active_kinds():
                 claims.keep_engaged(name)
@@ -379,7 +383,7 @@ class FleetEngagements:
             affected |= self._release(name)
         while engagements.dropped_names:
             affected |= self._release(engagements.dropped_names.pop())
-        return events + self._begin_uncontested(affected, now)
+        events += self._begin_uncontested(affected, now)
 
     def _end_contested(self, affected: Iterable[ClaimedCluster], now: Moment) -> list[Event]:
         events: list[Event] = []

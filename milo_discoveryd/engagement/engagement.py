@@ -248,9 +248,12 @@ class Engagements:
     def clusters(self) -> Iterator[Cluster]:
         return (record.cluster for record in self._records.by_key.values() if record.cluster is not None)
 
-    def commit(self, states: Iterable[ClusterState], now: Moment) -> list[Event]:
-        """Apply states of clusters in order. Each resulting change gets a separate revision."""
-        events: list[Event] = []
+    def commit(self, states: Iterable[ClusterState], now: Moment, events: list[Event] | None = None) -> list[Event]:
+        """Apply states of clusters in order. Each resulting change gets a separate revision.
+
+        The changes are added to `events`, which the caller has even after an unexpected exception.
+        """
+        events = [] if events is None else events
         for state in states:
             if isinstance(state, ConfirmedDeletion):
                 events += self._delete(state, now)
@@ -271,10 +274,14 @@ class Engagements:
         """Disengage, or begin to drain, the clusters whose grace period is over, one by one, unless many clusters are
         not ready at once. Those to which the caller does not come stay overdue."""
         for name in self.not_ready.take_overdue(self.engaged, now.steady):
-            record = self._known(name)
-            reason = MEANINGS[record.state].ends
-            assert reason is not None, "a grace period ended for a cluster whose state does not disengage it"
-            yield self._plan_end(record, reason, record.message, now)
+            yield self.end_not_ready(name, now)
+
+    def end_not_ready(self, name: str, now: Moment) -> list[Event]:
+        """Disengage, or begin to drain, a cluster that `not_ready` returned as overdue."""
+        record = self._known(name)
+        reason = MEANINGS[record.state].ends
+        assert reason is not None, "a grace period ended for a cluster whose state does not disengage it"
+        return self._plan_end(record, reason, record.message, now)
 
     def end_drain(self, name: str, now: Moment) -> list[Event]:
         """Disengage a draining cluster, and engage it again if it is ready and this daemon may engage it."""

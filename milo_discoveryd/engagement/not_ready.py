@@ -139,6 +139,13 @@ class NotReadyClusters:
         for _ in _due(self._disengaged, now - self._limits.verify_after_s):
             pass
 
+    def postpone(self, name: str, until: float) -> None:
+        """Let a cluster that was overdue, but could not be disengaged, be overdue again at that time."""
+        postponed = _sorted({**self._releases, name: until})
+        self._releases.clear()  # in place: `take_overdue` may be reading it
+        self._releases.update(postponed)
+        self.is_idle = False
+
     def ended(self, name: str) -> None:
         """Record that the cluster was disengaged or drains, so that it no longer waits."""
         self._graces.pop(name, None)

@@ -25,8 +25,8 @@ STEP_S = 0.01
 """How long the clusters are assigned, or drains begun or ended, without a pause. What one costs depends on the number
 of members of its group, or of subscribers and their filters."""
 RETRY_S = 5.0
-"""The delay until a drain that could not be ended because of an unexpected error is ended, or until a cluster is
-assigned that could not be, or that this daemon keeps for now."""
+"""The delay until what failed for a cluster with an unexpected error is tried again, or until a cluster is assigned
+that this daemon keeps for now."""
 
 
 class Observer(Protocol):
@@ -97,7 +97,11 @@ class FleetChanges:
 
     def commit(self, claimant: Claimant, states: ClusterStates, read_at: Moment) -> None:
         """Apply states of a source's clusters. `read_at` is when the daemon read them from the source."""
-        self.publish(self.engagements.commit(claimant, states, read_at), read_at.steady)
+        events: list[Event] = []
+        try:
+            self.engagements.commit(claimant, states, read_at, events)
+        finally:
+            self.publish(events, read_at.steady)
         self.report_duplicates()
 
     def report_duplicates(self) -> None:

@@ -4,6 +4,7 @@
 is that of their event loop.
 """
 
+import asyncio
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
@@ -13,9 +14,10 @@ import msgspec
 from milo_discoveryd.engagement.contribution_index import ContributionIndex
 from milo_discoveryd.engagement.engagement import ClusterStates, Engagements
 from milo_discoveryd.engagement.not_ready import HeldNotReady, NotReadyClusters
-from milo_discoveryd.fleet.changes import STEP_S, FleetChanges, Observer, SourceClusters, moment, steady_now
+from milo_discoveryd.fleet.changes import RETRY_S, STEP_S, FleetChanges, Observer, SourceClusters, moment, steady_now
 from milo_discoveryd.log.events import Event
-from milo_discoveryd.model.contributions import ObjectReference, ObservedObject, Reduce
+from milo_discoveryd.logger import log
+from milo_discoveryd.model.contributions import ObjectContent, ObjectReference, ObservedObject, Reduce
 from milo_discoveryd.model.object_state import ObjectState
 from milo_discoveryd.model.observation import NotWanted, Ready
 from milo_discoveryd.model.removal_limits import FirstList, ListedClusters, RemovalLimits
@@ -32,6 +34,7 @@ from milo_discoveryd.objects.pending_deletions import (
 )
 from milo_discoveryd.objects.store import (
     CollectionWeight,
+    ObjectChange,
     ObjectChanges,
     ObjectPosition,
     ObjectStore,
@@ -152,6 +155,8 @@ class ClusterSource:
         self.restored_positions: Mapping[str, int] = {}
         """For each earlier run of the daemon, a revision of that run. The restored clusters contain everything that a
         subscriber at or below this revision knows."""
+        self._uncommitted: dict[ObjectReference, tuple[ObjectChange, ObjectPosition]] = {}
+        """Changes of objects that caused an unexpected exception. They are tried again every `RETRY_S`."""
         self._is_assigned = True
         """Whether the clusters that this daemon must engage are known."""
         self._meaning = ObjectsAreClusters() if reduce is None else ContributionIndex(reduce, self.engagements, stores)
@@ -250,10 +255,51 @@ class ClusterSource:
         """Apply the cluster states that follow from changes of a collection's objects. Yield how many, step by step."""
         for change in objects.changes:
             if change.is_newly_reported and isinstance(change.state, NotWanted):
-                self.observer.object_reported(change.state)
-        for states in self._meaning.states(collection.number, objects):
-            self.changes.commit(self.clusters.claimant, states, now)
-            yield len(states.states)
+                with log.contained("object not reported", source=self.name, object=change.key):
+                    self.observer.object_reported(change.state)
+        if self._uncommitted:
+            objects = self._with_uncommitted(collection.number, objects)
+        try:
+            for states in self._meaning.states(collection.number, objects):
+                self.changes.commit(self.clusters.claimant, states, now)
+                yield len(states.states)
+        except Exception:
+            log.exception("changes of objects not applied together", source=self.name)
+            self._commit_each(collection.number, objects, now)
+            yield len(objects.changes)
+
+    def _commit_each(self, collection: int, objects: ObjectChanges, now: Moment) -> None:
+        """Apply changes one by one. Those that cause an unexpected exception are tried again later."""
+        is_retrying = bool(self._uncommitted)
+        for index, change in enumerate(objects.changes):
+            position = ObjectPosition(objects.position.number_at(index), is_first=objects.position.is_first)
+            single = self._with_uncommitted(collection, ObjectChanges([change], position))
+            try:
+                for states in self._meaning.states(collection, single):
+                    self.changes.commit(self.clusters.claimant, states, now)
+            except Exception:
+                log.exception("change of an object not applied", source=self.name, object=change.key)
+                self._uncommitted[collection, change.key] = single.changes[0], position
+        if self._uncommitted and not is_retrying:
+            asyncio.get_running_loop().call_later(RETRY_S, self._commit_again)
+
+    def _commit_again(self) -> None:
+        uncommitted, self._uncommitted = self._uncommitted, {}
+        for (collection, _), (change, position) in uncommitted.items():
+            self._commit_each(collection, ObjectChanges([change], position), moment(steady_now()))
+
+    def _with_uncommitted(self, collection: int, objects: ObjectChanges) -> ObjectChanges:
+        """Return changes, of which those that follow on an uncommitted one concern its clusters too."""
+
+        def since_commit(change: ObjectChange) -> ObjectChange:
+            former, _ = self._uncommitted.pop((collection, change.key), (None, None))
+            if former is None:
+                return change
+            contents = [content for content in (former.before, change.before) if isinstance(content, ObjectContent)]
+            before = ObjectContent(tuple(each for content in contents for each in content.contributions))
+            return msgspec.structs.replace(change, before=before, is_replaced=True)
+
+        return ObjectChanges([*map(since_commit, objects.changes)], objects.position)
 
     def _update_progress(self, read_at: Moment) -> None:
         if (version := self.version) != self.changes.versions.get(self.name, 0):
@@ -263,8 +309,12 @@ class ClusterSource:
             return
         self.progress, self.clusters.is_synced = now, now.synced
         if now.is_complete and not before.is_complete:
-            for states in self._meaning.states_once_listed(self._positions.of_first_lists):
-                self.changes.commit(self.clusters.claimant, states, read_at)
+            try:
+                for states in self._meaning.states_once_listed(self._positions.of_first_lists):
+                    self.changes.commit(self.clusters.claimant, states, read_at)
+            except Exception:
+                self.progress, self.clusters.is_synced = before, before.synced  # so that the next list tries again
+                raise
         if now.lists != before.lists and now.is_complete:
             lacking = sum(len(collection.pending_deletions) for collection in self.collections)
             self._listed.note(self.engagements.present_count - lacking)
@@ -337,9 +387,13 @@ class ClusterSource:
     def tick(self, now: float) -> None:
         """Disengage, or begin to drain, clusters whose grace period is over. Those left after `STEP_S` are due at
         once."""
-        until, events = steady_now() + STEP_S, list[Event]()
-        for ended in self.engagements.end_overdue(moment(now)):
-            events += ended
+        until, events, not_ready = steady_now() + STEP_S, list[Event](), self.engagements.not_ready
+        for name in not_ready.take_overdue(self.engagements.engaged, now):
+            try:
+                events += self.engagements.end_not_ready(name, moment(now))
+            except Exception:
+                log.exception("cluster that is not ready not disengaged", cluster=name)
+                not_ready.postpone(name, now + RETRY_S)
             if steady_now() >= until:
                 break
         self.changes.publish(events, now)

@@ -29,7 +29,7 @@ from milo_kube.api_request import Answer
 from milo_kube.http.errors import TransportError
 from milo_kube.list_watch import CollectionApi, ListWatch
 from milo_kube.liveness_probe import LivenessApi, LivenessProbe
-from milo_kube.reflect.messages import Failure, SourceEvent
+from milo_kube.reflect.messages import UNEXPECTED_ERROR, Failure, SourceEvent
 from milo_kube.reflect.reflector import Reflector
 from milo_kube.reflect.wire import MAX_LINE, Decoder, ListPageError, error_status
 
@@ -39,6 +39,8 @@ slot soon."""
 READ_BYTES = 4 * MAX_LINE
 """Maximum bytes of all reads of a collection that are in flight: there can be 200, and a server determines their sizes.
 """
+RETRY_S = 5.0
+"""The delay after which timers and liveness probes continue that an unexpected exception interrupted."""
 BATCHES_PER_COLLECTION = 8
 """Batches of source events after which the garbage collector examines its youngest generation. Python itself does so
 only when allocations exceed deallocations by a threshold. Updates, which replace objects, stay below that threshold for
@@ -79,16 +81,20 @@ class Confirmations:
         """Make confirmation requests and call `tick` of the source, each when it is due, until canceled."""
         async with asyncio.TaskGroup() as tasks:
             while True:
-                self._source.tick(self._clock())
-                self._pending_deletions.defers_rechecks = not self._is_proven()
-                if self._is_trusted:
-                    for request in self._pending_deletions.take_due(self._clock()):
-                        tasks.create_task(self._confirm(request), name=f"confirm the deletion of {request.name}")
-                confirm_at, tick_at = self._pending_deletions.next_at, self._source.due_at
-                due = min(
-                    math.inf if confirm_at is None else max(confirm_at, self._trusted_from()),
-                    math.inf if tick_at is None else tick_at,
-                )
+                try:
+                    self._source.tick(self._clock())
+                    self._pending_deletions.defers_rechecks = not self._is_proven()
+                    if self._is_trusted:
+                        for request in self._pending_deletions.take_due(self._clock()):
+                            tasks.create_task(self._confirm(request), name=f"confirm the deletion of {request.name}")
+                    confirm_at, tick_at = self._pending_deletions.next_at, self._source.due_at
+                    due = min(
+                        math.inf if confirm_at is None else max(confirm_at, self._trusted_from()),
+                        math.inf if tick_at is None else tick_at,
+                    )
+                except Exception:
+                    log.exception("deletions not confirmed and grace periods not ended", source=self._source.name)
+                    due = self._clock() + RETRY_S
                 try:
                     async with asyncio.timeout_at(None if due == math.inf else due):
                         await self._has_timers.wait()
@@ -101,7 +107,7 @@ class Confirmations:
             result = await self._confirmed(request.name)
         except Exception as error:
             log.exception("confirmation failed", object=request.name)
-            result = Inconclusive(f"internal error ({type(error).__name__}); its stack is in the daemon's log")
+            result = Inconclusive(internal_error(error))
         if not self._is_trusted or (request.was_refuted and not self._is_proven()):
             result = Inconclusive("the source may have been out of date when the response arrived")
         with log.contained("confirmation not applied", object=request.name):
@@ -184,7 +190,7 @@ class Driver:
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._follow(), name="follow the source")
             tasks.create_task(self._confirmations.run(), name="confirm deletions and end grace periods")
-            tasks.create_task(self._liveness_probe.run(), name="check the source's liveness")
+            tasks.create_task(self._check_liveness(), name="check the source's liveness")
 
     async def _follow(self) -> None:
         list_watch = ListWatch(
@@ -196,10 +202,23 @@ class Driver:
             connect_timeout_s=self._connect_timeout_s,
             request_timeout_s=self._request_timeout_s,
         )
-        async with aclosing(list_watch.batches()) as batches:
-            async for source_events in batches:
-                await self._apply(source_events)
-                del source_events  # the next wait may last for hours
+        while True:
+            try:
+                async with aclosing(list_watch.batches()) as batches:
+                    async for source_events in batches:
+                        await self._apply(source_events)
+                        del source_events  # the next wait may last for hours
+            except Exception as error:
+                log.exception("collection not followed", source=self._source.name, path=self._watched.path)
+                self._reflector.start_over(Failure(UNEXPECTED_ERROR, internal_error(error)), self._clock())
+                with log.contained("status of a collection not set", source=self._source.name):
+                    self._source.set_followed(self._collection, self._reflector.status)
+
+    async def _check_liveness(self) -> None:
+        while True:
+            with log.contained("liveness of the API server not checked", source=self._source.name):
+                await self._liveness_probe.run()
+            await asyncio.sleep(RETRY_S)
 
     async def _apply(self, source_events: Iterable[SourceEvent[ObservedObject]]) -> None:
         read_at = self._clock()
@@ -278,6 +297,10 @@ class Driver:
             return await self._api.get(path, query, timeout_s=timeout_s, arrived=arrived)
         finally:
             self._bytes_read -= size
+
+
+def internal_error(error: Exception) -> str:
+    return f"internal error ({type(error).__name__}); its stack is in the daemon's log"
 
 
 def _inconclusive(answer: Answer) -> Inconclusive:

@@ -23,10 +23,10 @@ from milo_discoveryd.objects.pending_deletions import (
     Inconclusive,
 )
 from milo_discoveryd.sources.kind import FileObject
-from milo_discoveryd.watchers.driver import Confirmations
+from milo_discoveryd.watchers.driver import Confirmations, internal_error
 from milo_discoveryd.watchers.inotify import Inotify
 from milo_kube.file_content import SETTLED_S
-from milo_kube.reflect.messages import Listed, ListEnded, ListStarted, SourceEvent
+from milo_kube.reflect.messages import UNEXPECTED_ERROR, Listed, ListEnded, ListStarted, SourceEvent
 from milo_kube.reflect.view_status import ViewState, ViewStatus
 
 POLL_S = 5.0
@@ -82,17 +82,27 @@ class FileDriver:
             log.info("file change notifications unavailable", checked_every_seconds=POLL_WITHOUT_INOTIFY_S)
         try:
             while True:
-                # Watch before the scan, so that no change in between is missed.
-                is_notified = await asyncio.to_thread(inotify.watch, self._files.directories)
-                inotify.changed.clear()
-                scan = await self._scan(inotify.take_renamed())
-                wait_s = POLL_S if is_notified else POLL_WITHOUT_INOTIFY_S
-                await self._apply(scan, wait_s)
-                if isinstance(scan, Scan) and scan.settles_in_s:
-                    wait_s = min(wait_s, max(scan.settles_in_s, RETRY_S))
+                try:
+                    wait_s = await self._apply_scan(inotify)
+                except Exception as error:
+                    log.exception("files not followed", source=self._source.name)
+                    wait_s, now = POLL_S, self._clock()
+                    self._failed(FilesError(UNEXPECTED_ERROR, internal_error(error)), now, now + wait_s)
                 await self._wait(inotify.changed, wait_s)
         finally:
             inotify.close()
+
+    async def _apply_scan(self, inotify: Inotify) -> float:
+        """Return how long to wait for a notification before the next scan."""
+        # Watch before the scan, so that no change in between is missed.
+        is_notified = await asyncio.to_thread(inotify.watch, self._files.directories)
+        inotify.changed.clear()
+        scan = await self._scan(inotify.take_renamed())
+        wait_s = POLL_S if is_notified else POLL_WITHOUT_INOTIFY_S
+        await self._apply(scan, wait_s)
+        if isinstance(scan, Scan) and scan.settles_in_s:
+            wait_s = min(wait_s, max(scan.settles_in_s, RETRY_S))
+        return wait_s
 
     async def _wait(self, changed: asyncio.Event, most_s: float) -> None:
         relist_at = self._collection.relist_at

@@ -9,7 +9,9 @@ from typing import Protocol
 import msgspec
 
 from milo_discoveryd.credentials.kubeconfig_files import KubeconfigFiles
+from milo_discoveryd.fleet.changes import RETRY_S
 from milo_discoveryd.fleet.source import RESTORED, ClusterSource
+from milo_discoveryd.logger import log
 from milo_discoveryd.model.cluster import Target
 from milo_discoveryd.model.contributions import ObservedObject
 from milo_discoveryd.model.observation import Ready
@@ -140,10 +142,14 @@ class _SourceStorage:
         self._store = store
 
     async def restore(self, restored_place: RestoredPlace) -> ViewStatus | None:
-        """Restore the stored fleet, if there is one, and return its status."""
-        stored = None if self._store is None else await self._store.loaded()
-        if stored is None:
-            return None
+        """Restore the stored fleet, if there is one, and return its status. Without it, the source is as on the first
+        start."""
+        with log.contained("state not restored", source=self._source.name):
+            stored = None if self._store is None else await self._store.loaded()
+            return None if stored is None else await self._restored(stored, restored_place)
+        return None
+
+    async def _restored(self, stored: StoredFleet, restored_place: RestoredPlace) -> ViewStatus:
         age_s = max(0.0, time.time() - stored.current_at)
         status = ViewStatus(
             ViewState.STALE,
@@ -183,7 +189,13 @@ class _SourceStorage:
                     await waiter.wait_for_change(3600.0)
                 saved_at = self._source.changes.log.head
 
-            await self._store.save_changes(stored, changed)
+            is_saved = False
+            while not is_saved:
+                with log.contained("state not saved", source=self._source.name):
+                    await self._store.save_changes(stored, changed)
+                    is_saved = True
+                if not is_saved:
+                    await asyncio.sleep(RETRY_S)
 
     def _engaged(self) -> Iterator[StoredCluster]:
         for cluster in self._source.engagements.clusters():

@@ -5,6 +5,7 @@ import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 
+import msgspec
 import pytest
 from aiohttp import web
 
@@ -14,6 +15,7 @@ from milo_discoveryd.log.events import Event
 from milo_discoveryd.model.observation import Malformed, Observation
 from milo_discoveryd.model.resource import WatchedCollection
 from milo_discoveryd.objects.budget import OVER_BUDGET
+from milo_discoveryd.objects.collection import ObjectCollection
 from milo_discoveryd.objects.pending_deletions import ConfirmationResult, PendingDeletions
 from milo_discoveryd.objects.store import OBJECT_OVERHEAD
 from milo_discoveryd.sources.kind import SourceOptions
@@ -25,9 +27,11 @@ from milo_discoveryd.telemetry.metrics import Metrics
 from milo_discoveryd.watchers import driver as driver_module
 from milo_discoveryd.watchers.driver import Driver
 from milo_discoveryd.watchers.transport import Transport
+from milo_kube.liveness_probe import LivenessProbe
 from milo_kube.reflect.backoff import Backoff
+from milo_kube.reflect.liveness_policy import LivenessPolicy
 from milo_kube.reflect.reflector import Reflector, ReflectorPolicy
-from milo_kube.reflect.view_status import ViewState
+from milo_kube.reflect.view_status import ViewState, ViewStatus
 from milo_kube.reflect.wire import Decoder
 from tests.integration.watchers.api_server import ApiServer, upstream
 from tests.support.eventually import LIMIT_S, eventually
@@ -157,10 +161,14 @@ class DriverRun:
         self.source = source
         self.events = ledger.events
         self.reads = ledger.reads
+        self.reasons = ledger.reasons
         self.task = task
 
     async def synced(self) -> None:
         await eventually(lambda: self.source.synced and self.source.status.state is ViewState.STREAMING)
+
+    async def expect_stale(self, reason: str) -> None:
+        await eventually(lambda: reason in self.reasons)
 
     async def expect_events(self, *events: str) -> None:
         await eventually(lambda: self.events == list(events))
@@ -174,6 +182,7 @@ class Ledger(Journal):
         self.events: list[str] = []
         self.reads: list[str] = []
         self.relistings: list[str] = []
+        self.reasons: list[str] = []
 
     def changed(self, done, *, is_live):  # type: ignore[no-untyped-def]
         reason = f" {done.reason.value}" if done.reason else ""
@@ -181,6 +190,9 @@ class Ledger(Journal):
 
     def liveness_checked(self, result: str) -> None:
         self.reads.append(result)
+
+    def source_status_changed(self, status: ViewStatus) -> None:
+        self.reasons += [status.reason] if status.state is ViewState.STALE else []
 
     def relisting(self, reason: str) -> None:
         self.relistings.append(reason)
@@ -542,6 +554,109 @@ async def test_object_for_which_the_kind_raises_an_unexpected_error_does_not_aff
         watch.send(line("MODIFIED", project("broken", 6)) + line("ADDED", project("beta", 7)))
         await run.expect_events("ENGAGED alpha", "ENGAGED beta")
     assert failed == ["broken", "broken"]
+
+
+def fails_once(monkeypatch: pytest.MonkeyPatch, of: type, name: str) -> None:
+    """Let the next call of a method raise an unexpected exception."""
+    method = getattr(of, name)
+
+    def failing(*args: object, **named: object) -> object:
+        monkeypatch.setattr(of, name, method)
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(of, name, failing)
+
+
+@pytest.mark.parametrize(
+    ("of", "method"),
+    [
+        pytest.param(ObjectCollection, "apply_events", id="collection"),
+        pytest.param(ClusterSource, "_update_progress", id="source"),
+        pytest.param(ClusterSource, "set_followed", id="status"),
+        pytest.param(Reflector, "events", id="reflector"),
+        pytest.param(Decoder, "lines", id="decoder"),
+    ],
+)
+async def test_unexpected_error_of_a_collection_makes_its_source_stale_and_is_retried(
+    of: type, method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server_script = ScriptedServer()
+    watch = ScriptedResponse(
+        line("ADDED", project("alpha", 1)), line("ADDED", project("beta", 2)), bookmark(5, ends_list=True)
+    )
+    server_script.watches = [
+        watch,
+        ScriptedResponse(
+            line("ADDED", project("alpha", 1)), line("ADDED", project("gamma", 6)), bookmark(7, ends_list=True)
+        ),
+    ]
+    async with running(server_script) as run:
+        await run.synced()
+        server_script.reads = [gone("beta"), answering(lambda: web.json_response(project("alpha", 1)))]
+        with capture_logs() as logs:
+            fails_once(monkeypatch, of, method)
+            watch.send(line("ADDED", project("gamma", 6)))
+            await run.expect_stale("UnexpectedError")
+            await eventually(lambda: "DISENGAGED beta DELETED" in run.events)
+            await run.synced()
+        assert not run.task.done()
+        assert sorted(run.events) == ["DISENGAGED beta DELETED", *map("ENGAGED {}".format, ("alpha", "beta", "gamma"))]
+    (error,) = logs.errors
+    assert "ZeroDivisionError" in error
+
+
+async def test_source_whose_objects_cause_an_unexpected_error_each_time_is_read_again_with_backoff(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def failing(*args: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(Decoder, "page", failing)
+    server_script = ScriptedServer()
+    server_script.lists = [listing(5, project("alpha", 1))] * 4
+    async with running(server_script, msgspec.structs.replace(DEFAULT_POLICY, streaming_lists=False)) as run:
+        await eventually(lambda: not server_script.lists)
+        assert run.source.status.reason == "UnexpectedError"
+        assert "ZeroDivisionError" in run.source.status.message
+        assert run.source.status.retry_at is not None
+
+
+@pytest.mark.parametrize(
+    ("of", "method"),
+    [pytest.param(ClusterSource, "tick", id="grace"), pytest.param(PendingDeletions, "take_due", id="deletions")],
+)
+async def test_unexpected_error_of_the_timers_of_a_source_delays_them(
+    of: type, method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(driver_module, "RETRY_S", 0.01)
+    server_script = ScriptedServer()
+    watch = ScriptedResponse(
+        line("ADDED", project("alpha", 1)), line("ADDED", project("beta", 2)), bookmark(5, ends_list=True)
+    )
+    server_script.watches = [watch]
+    async with running(server_script) as run:
+        await run.synced()
+        server_script.reads = [gone("alpha"), answering(lambda: web.json_response(project("beta", 2)))]
+        with capture_logs() as logs:
+            fails_once(monkeypatch, of, method)
+            watch.send(line("DELETED", project("alpha", 6)))
+            await run.expect_events("ENGAGED alpha", "ENGAGED beta", "DISENGAGED alpha DELETED")
+    (error,) = logs.errors
+    assert "ZeroDivisionError" in error
+
+
+async def test_unexpected_error_of_a_liveness_probe_does_not_end_the_probes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(driver_module, "RETRY_S", 0.01)
+    fails_once(monkeypatch, LivenessProbe, "_check")
+    policy = msgspec.structs.replace(DEFAULT_POLICY, liveness=LivenessPolicy(every_s=0.1))
+    server_script = ScriptedServer()
+    server_script.watches = [ScriptedResponse(line("ADDED", project("alpha", 1)), bookmark(5, ends_list=True))]
+    server_script.alive = answering(web.Response)
+    with capture_logs() as logs:
+        async with running(server_script, policy) as run:
+            await eventually(lambda: len(run.reads) > 1)
+    (error,) = logs.errors
+    assert "ZeroDivisionError" in error
 
 
 async def test_unexpected_error_of_a_confirmation_read_is_inconclusive(monkeypatch: pytest.MonkeyPatch) -> None:

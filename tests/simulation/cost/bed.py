@@ -158,7 +158,9 @@ def run(steps: Callable[[MeteredLoop], Coroutine[Any, Any, T]]) -> T:
     gc.collect()
     gc.disable()
     try:
-        with capture_logs():
-            return run_on(loop, steps(loop))
+        with capture_logs() as lines:
+            result = run_on(loop, steps(loop))
+        assert lines.errors == []
+        return result
     finally:
         gc.enable()

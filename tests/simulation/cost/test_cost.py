@@ -39,7 +39,7 @@ BUDGETS = {
     ),
     "first_list": Budget(72_000, 187, units=1000, functions=_EACH),
     "first_list_end": Budget(106_000, 251, 2_200, units=1000, functions=f"{_EACH} serialize"),
-    "idle": Budget(600, 356, 1_100, units=4, functions="digest serialize", further_functions="digest serialize"),
+    "idle": Budget(620, 356, 1_100, units=4, functions="digest serialize", further_functions="digest serialize"),
     "kind_declarative": Budget(18_400, 0, 1_200, units=100, functions="decode encode encode sort sort sum"),
     "kind_project": Budget(5_700, 0, 1_200, units=100, functions="decode encode encode sort sum"),
     "kind_project_control_plane": Budget(7_700, 0, 1_200, units=100, functions="decode encode encode sort sort sum"),

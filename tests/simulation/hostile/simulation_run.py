@@ -74,7 +74,7 @@ def simulate(seed: int, objects: int | None = None, generators: Sequence[type[Ge
     gc.freeze()
     with capture_logs() as lines, few_records():
         outcome = run_on(loop, SimulationRun(seed, random, loop, generators or drawn, objects or size).run())
-        outcome.breaches += {f"log: {line}" for line in lines if line["log_level"] == "error"}
+        outcome.breaches += dict.fromkeys(lines.errors)
         return outcome
 
 

@@ -132,5 +132,6 @@ def run_steps(
         await steps(harness)
         await harness.end()
 
-    with capture_logs():
+    with capture_logs() as lines:
         run_on(loop, main())
+    assert lines.errors == []

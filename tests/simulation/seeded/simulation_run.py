@@ -65,8 +65,10 @@ def simulate(seed: int, *, drain_s: float = 0.0) -> Outcome:
     """Run a seed. With `drain_s`, the daemon drains, and two of the subscribers confirm releases."""
     random = Random(seed)
     loop = VirtualLoop(random)
-    with capture_logs():
-        return run_on(loop, SimulationRun(seed, random, loop, drain_s).run())
+    with capture_logs() as lines:
+        outcome = run_on(loop, SimulationRun(seed, random, loop, drain_s).run())
+        outcome.breaches += lines.errors
+        return outcome
 
 
 class SimulationRun:
@@ -154,7 +156,8 @@ class SimulationRun:
 
     def _cluster_ended(self, ended: Cluster) -> None:
         """Check a disengagement, in the step in which it happens."""
-        assert self._daemon is not None
+        if self._daemon is None:
+            return  # it ends
         draining, record = ended.draining, self._daemon.fleet[ended.target.name]
         assert record is not None
         # The name may have been engaged and disengaged again in the same commit.

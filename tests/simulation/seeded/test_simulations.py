@@ -1,7 +1,11 @@
 """Seeded simulations with random faults: nothing is lost, and nothing is disengaged by mistake."""
 
+from itertools import count
+
 import pytest
 
+from milo_discoveryd.engagement.engagement import Engagements
+from milo_discoveryd.fleet.source import ClusterSource
 from tests.simulation.seeded.__main__ import KINDS, Report
 from tests.simulation.seeded.api import ETCD_FREEZES
 from tests.simulation.seeded.request_faults import REQUEST_FAULTS
@@ -40,6 +44,24 @@ def test_simulation_loses_nothing_and_disengages_nothing_by_mistake(first: int) 
 def test_seed_that_found_a_defect_passes(seed: int) -> None:
     """907829 found a false alarm of the validator: a cluster was deleted before the backup, while etcd was frozen."""
     assert simulate(seed).breaches == []
+
+
+@pytest.mark.parametrize(
+    ("of", "method"),
+    [(ClusterSource, "apply"), (ClusterSource, "resolve"), (ClusterSource, "tick"), (Engagements, "_end")],
+)
+def test_unexpected_exception_is_detected(of: type, method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The daemon goes on after it, and logs it."""
+    original = getattr(of, method)
+    calls = count(1)
+
+    def failing(*args: object) -> object:
+        if next(calls) == 2:
+            raise ZeroDivisionError
+        return original(*args)
+
+    monkeypatch.setattr(of, method, failing)
+    assert any("ZeroDivisionError" in breach for breach in simulate(7).breaches)
 
 
 def test_simulation_is_reproducible_by_seed() -> None:

@@ -493,5 +493,7 @@ FLEET_FAULTS = (
 def simulate_fleets(seed: int) -> FleetOutcome:
     random = Random(seed)
     loop = VirtualLoop(random)
-    with capture_logs():
-        return run_on(loop, FleetSimulation(seed, random, loop).run())
+    with capture_logs() as lines:
+        outcome = run_on(loop, FleetSimulation(seed, random, loop).run())
+        outcome.breaches += lines.errors
+        return outcome

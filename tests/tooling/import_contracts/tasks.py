@@ -1,4 +1,4 @@
-"""Which test shows, for each task, that what one cluster, caller or object causes does not end it.
+"""Which test shows, for each task, that what one source, cluster, caller or object causes does not end it.
 
 Callbacks of the event loop and protocols are not listed: asyncio logs their errors with the stack, and continues.
 """
@@ -24,12 +24,8 @@ _KUBECONFIGS = "tests/unit/kubeconfigs/test_kubeconfigs.py"
 _REVOCATION = f"{_KUBECONFIGS}::test_unexpected_error_of_a_revocation_is_retried_and_does_not_stop_others"
 _FLEET = "clients/python/tests/test_fleet.py"
 _OBJECTS = "clients/cli/tests/test_fleet_objects.py"
-_OBJECT = f"{_DRIVER}::test_object_for_which_the_kind_raises_an_unexpected_error_does_not_affect_others"
+_TIMERS = f"{_DRIVER}::test_unexpected_error_of_the_timers_of_a_source_delays_them"
 _CONFIRMATION = f"{_DRIVER}::test_unexpected_error_of_a_confirmation_read_is_inconclusive"
-_SAVING = (
-    "tests/integration/state_file/test_state_file.py"
-    "::test_unexpected_error_of_a_write_is_logged_and_the_next_write_succeeds"
-)
 _CRASH = "controllers/tests/integration/test_production.py::test_health_reports_crashing_cluster"
 
 TESTED = {
@@ -84,14 +80,22 @@ TESTED = {
         "tests/integration/telemetry/test_http.py::test_failed_build_of_metrics_fails_only_the_scrapes_that_wait_for_it"
     ),
     "milo_discoveryd/watchers/driver.py: self._confirm": _CONFIRMATION,
-    "milo_discoveryd/watchers/driver.py: self._confirmations.run": _CONFIRMATION,
-    "milo_discoveryd/watchers/driver.py: self._follow": _OBJECT,
-    "milo_discoveryd/watchers/file_driver.py: self._follow": (
-        "tests/integration/files/test_reading.py"
-        "::test_file_for_which_the_kind_raises_an_unexpected_error_does_not_affect_others"
+    "milo_discoveryd/watchers/driver.py: self._confirmations.run": _TIMERS,
+    "milo_discoveryd/watchers/driver.py: self._follow": (
+        f"{_DRIVER}::test_unexpected_error_of_a_collection_makes_its_source_stale_and_is_retried"
     ),
-    "milo_discoveryd/watchers/file_driver.py: self._confirmations.run": _CONFIRMATION,
-    "milo_discoveryd/wiring/source.py: self._storage.save": _SAVING,
+    "milo_discoveryd/watchers/driver.py: self._check_liveness": (
+        f"{_DRIVER}::test_unexpected_error_of_a_liveness_probe_does_not_end_the_probes"
+    ),
+    "milo_discoveryd/watchers/file_driver.py: self._follow": (
+        "tests/integration/files/test_file_driver.py"
+        "::test_unexpected_error_of_the_files_makes_their_source_stale_and_is_retried"
+    ),
+    "milo_discoveryd/watchers/file_driver.py: self._confirmations.run": _TIMERS,
+    "milo_discoveryd/wiring/source.py: self._storage.save": (
+        "tests/unit/wiring/test_restore.py"
+        "::test_source_whose_state_causes_unexpected_errors_is_followed_and_saved_again"
+    ),
     "kube/src/milo_kube/http/server.py: self._secure": (
         "kube/tests/integration/http/test_server.py::test_unexpected_error_of_a_handshake_ends_its_connection_alone"
     ),
@@ -146,9 +150,9 @@ TESTED = {
         "clients/python/tests/test_watch.py::test_unexpected_error_about_one_cluster_does_not_end_the_watch"
     ),
 }
-"""The tasks that handle clusters, callers or objects, one or several, each with the test."""
+"""The tasks that handle sources, clusters, callers or objects, one or several, each with the test."""
 
-_WHOLE = "it handles no single cluster, caller or object"
+_WHOLE = "it handles no single source, cluster, caller or object"
 _AWAITED = "its error is raised where it is awaited"
 _GROUP = "it only runs tasks that are in this list"
 
@@ -167,7 +171,6 @@ OTHERS = {
     "milo_discoveryd/app.py: self._report_failed_start": _WHOLE,
     "milo_discoveryd/kubeconfigs/kubeconfigs.py: minter.run": _GROUP,
     "milo_discoveryd/telemetry/log_writer.py: self._run": _WHOLE,
-    "milo_discoveryd/watchers/driver.py: self._liveness_probe.run": _WHOLE,
     "milo_discoveryd/wiring/source.py: driver.run": _GROUP,
     "milo_discoveryd/server/calls/handlers.py: self._context.send_initial_metadata": _AWAITED,
     "kube/src/milo_kube/external_command.py: process.wait": _AWAITED,

@@ -267,6 +267,18 @@ def test_not_ready_clusters_beyond_the_first_ten_are_held_only_in_a_mass_disenga
     assert len(fleet.disengaged_at) == (10 if is_mass else len(which))
 
 
+def test_overdue_cluster_that_is_postponed_is_overdue_later_and_others_are_not() -> None:
+    clusters = NotReadyClusters(60.0)
+    for name in ("a", "b"):
+        clusters.begin_wait(name, 0.0)
+    overdue = clusters.take_overdue(2, 60.0)
+    assert next(overdue) == "a"
+    clusters.postpone("a", 65.0)
+    assert [*overdue] == ["b"]
+    assert (clusters.until("a"), clusters.due_at) == (65.0, 65.0)
+    assert [*clusters.take_overdue(2, 65.0)] == ["a"]
+
+
 def test_nothing_is_due_while_the_source_is_lost() -> None:
     fleet = Engaged(50, grace_s=60.0)
     fleet.not_ready(names(5), 0.0)

@@ -40,6 +40,8 @@ RESPONSE_TOO_LARGE = "ResponseTooLarge"
 """The response has more bytes than are read of one."""
 UNRESPONSIVE = "Unresponsive"
 """The server did not answer liveness checks, or failed them."""
+UNEXPECTED_ERROR = "UnexpectedError"
+"""An unexpected exception ended the list or watch. It is in the log."""
 VERY_SHORT_WATCH = "VeryShortWatch"
 """The server ended the watch in its first second."""
 

@@ -303,6 +303,11 @@ class Reflector(Generic[Seen]):
         self._stale("", failure, now, until - now)
         return [ListStarted()]  # discards an incomplete list
 
+    def start_over(self, failure: Failure, now: float) -> None:
+        """End the list or watch, in whichever state it is, and list again with backoff."""
+        self._attempts.failures += 1
+        self.give_up(failure, now + self.policy.backoff.delay(self._attempts.failures, self._jitter), now)
+
     def failed(self, failure: Failure, now: float) -> list[SourceEvent[Seen]]:
         assert not isinstance(self.state, Waiting), "a failure was reported without a request in flight"
         # A server that refuses each version that it has just listed is still the server that sent the list.

@@ -58,6 +58,19 @@ def test_list_is_reported_with_its_version(version: str) -> None:
     assert relisted(watching(), version) == [ListStarted(), ListEnded(version)]
 
 
+def test_reflector_that_starts_over_lists_again_with_backoff() -> None:
+    for driver in (watching(), ReflectorDriver(PAGES)):
+        failure, waits = Failure("UnexpectedError", "see the log"), []
+        for _ in range(3):
+            driver.reflector.start_over(failure, driver.now)
+            assert isinstance(driver.request, Wait)
+            waits.append(driver.request.until - driver.now)
+            driver.now = driver.request.until
+            assert driver.request == FetchPage("", PAGES.page_size)
+        assert waits == [PAGES.backoff.delay(attempt, lambda: 0.0) for attempt in (1, 2, 3)]
+        assert (driver.reflector.status.state, driver.reflector.status.reason) == (ViewState.STALE, "UnexpectedError")
+
+
 def test_reflector_that_gives_up_a_list_or_watch_lists_again_at_the_given_time() -> None:
     for driver in (watching(), ReflectorDriver(PAGES)):
         until = driver.now + 300.0
