@@ -5,6 +5,7 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from contextlib import AbstractAsyncContextManager, aclosing, suppress
 from datetime import UTC, datetime
+from itertools import chain
 from types import TracebackType
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -45,8 +46,9 @@ EVENTS_AT_ONCE = 100
 """Maximum number of events of a batch, after which other tasks run. A hostile server can send a million at once."""
 _AT_ONCE_S = 0.005
 """Time after which a batch of a page ends before it has that many events: a kubeconfig in an object can take 15 ms."""
-_SMALL_PAGE = 1 << 20
-"""Pages of at least this size are decoded in turn: each takes up to 10 ms for each MiB, which a server determines."""
+_LARGE = 1 << 20
+"""Pages and lines of at least this size are decoded in turn: each takes up to 40 ms for each MiB, which a server
+determines."""
 _REASONS = {
     "dns": "DnsFailed",
     "connect": "ConnectFailed",
@@ -204,7 +206,7 @@ class ListWatch(Generic[Seen]):
             if answer.status != 200:
                 return self._failed(_response_failure(answer.status, answer.headers, answer.body))
             body = answer.body
-            if len(body) < _SMALL_PAGE:
+            if len(body) < _LARGE:
                 page, listed = self._decoder.page(body)
             else:
                 page, listed = await page_steps().result(lambda: self._decoder.page(body))
@@ -285,9 +287,13 @@ class ListWatch(Generic[Seen]):
         chunk = await self._wait(anext(chunks, None), deadline, silent_at)
         now = self._clock()
         if chunk is not None:
-            complete = lines.feed(chunk)
+            is_large, complete = self.partial >= _LARGE, lines.feed(chunk)
             self.partial = lines.partial
-            return self._decoded(complete, now, partial=bool(lines.partial))
+            decoded = self._decoded(complete, now, partial=bool(lines.partial))
+            if is_large and complete:
+                large = await page_steps().result(lambda: next(decoded, ()))
+                return chain((large,), decoded)
+            return decoded
         if lines.partial:
             cut = Failure("TruncatedLine", "the server ended the watch in the middle of an event")
             return iter((self._reflector.failed(cut, now),))

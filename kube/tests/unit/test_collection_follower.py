@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Iterable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from typing import Any, NamedTuple
 
@@ -11,6 +11,7 @@ import pytest
 from milo_kube.api_request import Answer
 from milo_kube.cache_budget import CacheBudget, CacheLimits
 from milo_kube.collection_follower import CollectionFollower
+from milo_kube.costly_steps import CostlySteps
 from milo_kube.http.errors import TransportError
 from milo_kube.reflect.messages import ListEnded, SourceEvent
 from milo_kube.reflect.reflector import ReflectorPolicy
@@ -154,6 +155,51 @@ async def test_events_that_watches_have_begun_count_toward_the_budget() -> None:
         task.cancel()
     await asyncio.gather(*following, return_exceptions=True)
     assert budget.total == 0
+
+
+class LargeEvents(Objects):
+    """A server that sends a small event, and then one of 3 MiB."""
+
+    @asynccontextmanager
+    async def stream(self, *_: Any, **__: Any) -> AsyncIterator[Any]:
+        yield self
+
+    status = 200
+
+    def __init__(self) -> None:
+        self.decoded: list[tuple[int, bool]] = []
+        self.is_turn = False
+
+    def lines(self, lines: Iterable[bytes | bytearray]) -> list[WatchEvent[Invalid]]:
+        self.decoded += [(len(line), self.is_turn) for line in lines]
+        return []
+
+    async def chunks(self) -> AsyncGenerator[bytes, None]:
+        yield b"small\n"
+        for _ in range(3):
+            yield b"a" * (1 << 20)
+        yield b"\nsmall\n"
+        await asyncio.Event().wait()
+
+
+async def test_large_event_of_a_watch_is_decoded_in_its_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    server, add = LargeEvents(), CostlySteps.add
+
+    def turns(steps: CostlySteps, step: Callable[[], None]) -> None:
+        def turn() -> None:
+            server.is_turn = True
+            step()
+            server.is_turn = False
+
+        add(steps, turn)
+
+    monkeypatch.setattr(CostlySteps, "add", turns)
+    following = asyncio.create_task(Follower(server).run())
+    await eventually(lambda: sum(size for size, _ in server.decoded) > 3 << 20)
+    assert [(size, is_turn) for size, is_turn in server.decoded if size > 5] == [(3 << 20, True)]
+    assert (5, False) in server.decoded
+    following.cancel()
+    await asyncio.gather(following, return_exceptions=True)
 
 
 async def test_objects_that_are_too_large_for_one_page_are_read_in_smaller_ones() -> None:

@@ -3,8 +3,11 @@
 import json
 import tracemalloc
 from typing import Any
+from unittest.mock import patch
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from kube.tests.unit.reflect.lines import DECODER, Malformed, line, seen, thing
 from milo_kube.reflect import wire
@@ -18,6 +21,7 @@ from milo_kube.reflect.wire import (
     ObjectSeen,
     Undecodable,
     UnknownEvent,
+    cut,
     error_status,
     has_more_containers,
 )
@@ -214,6 +218,31 @@ def test_object_that_is_nested_too_deeply_is_found_wherever_it_begins(before: in
     objects = [json.dumps(thing("a", unused='"[' * before)), deep("b", 260), deep("c"), json.dumps(thing("d"))]
     _, listed = DECODER.page(f'{{"metadata":{{}},"items":[{",".join(objects)}]}}'.encode())
     assert [*listed] == [seen("a"), too_deep("b"), too_deep("c"), seen("d")]
+
+
+def test_object_that_is_nested_too_deeply_everywhere_becomes_no_larger() -> None:
+    content = f"{'[' * 1200}{']' * 1200},{'[' * 497}{'[[0]],' * 200_000}0{']' * 497}"
+    text = json.dumps(thing("a")).removesuffix("}") + f', "spec": [{content}]}}'
+    assert len(cut(text.encode())) == len(text)
+
+
+PIECES = st.sampled_from([b"[", b"]", b"{", b"}", b"[[[", b"]]]", b"{[{", b"0", b",", b'"', rb"\"", rb"\\", b" " * 300])
+
+
+@given(st.lists(PIECES, max_size=200))
+def test_what_is_nested_too_deeply_is_dropped_with_its_brackets_kept(pieces: list[bytes]) -> None:
+    text, expected = b"".join(pieces), bytearray()
+    depth, in_string, is_escaped = 0, False, False
+    for byte in text:
+        before = depth
+        if not is_escaped and byte == 0x22:
+            in_string = not in_string
+        elif not in_string:
+            depth += (byte in b"[{") - (byte in b"]}")
+        is_escaped = byte == 0x5C and not is_escaped
+        expected.append(byte if min(before, depth) <= 3 else 0x0D)
+    with patch.object(wire, "_DEEPEST", 3):
+        assert cut(text) == expected
 
 
 def test_page_that_is_too_large_to_find_what_is_nested_too_deeply_is_to_be_smaller() -> None:
