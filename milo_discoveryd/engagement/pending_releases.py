@@ -11,6 +11,7 @@ subscriber waits for one to connect.
 import heapq
 import math
 from collections.abc import Generator, Iterable, Iterator, Sequence
+from itertools import islice
 
 import msgspec
 
@@ -69,6 +70,12 @@ class _Subscriber(msgspec.Struct):
     since: float
     is_leaving: bool = False
     """The subscriber ended its subscription, but its last stream is still open."""
+
+    @property
+    def drains_per_step(self) -> int:
+        """How many drains are compared with the streams in one step."""
+        streams = self.streams or (self.last,)
+        return max(1, min(stream.view.records_per_step for stream in streams) // len(streams))
 
     def sees(self, cluster: Cluster) -> bool:
         return not self.is_leaving and any(stream.view.matches(cluster) for stream in self.streams or (self.last,))
@@ -178,13 +185,19 @@ class PendingReleases:
             while len(gone) > REMEMBERED_EACH or sum(gone.values()) > REMEMBERED_FILTER_BYTES:
                 self._forget(next(iter(gone)))
 
-    def change_view(self, subscription: Subscription, view: ClusterView) -> list[str]:
-        """Apply a change of the caller's authorization rules. Return the names of drains that waited only for this
-        subscriber."""
+    def change_view(self, subscription: Subscription, view: ClusterView) -> Iterator[list[str]]:
+        """Apply a change of the caller's authorization rules. The result compares the drains with the subscriber in
+        steps, and yields the names of those that waited only for it."""
         subscription.view = view
-        subscriber = self._subscribers[subscription.key]
-        lost = [drain.cluster.target.name for drain in self._drains.values() if not subscriber.sees(drain.cluster)]
-        return self._drop(subscription.key, lost)
+        return self._lose(subscription.key, [*self._drains])
+
+    def _lose(self, key: SubscriberKey, names: Sequence[str]) -> Iterator[list[str]]:
+        rest = iter(names)
+        while (subscriber := self._subscribers.get(key)) is not None and (name := next(rest, None)) is not None:
+            step = [name, *islice(rest, subscriber.drains_per_step - 1)]
+            drains = ((name, self._drains.get(name)) for name in step)
+            lost = [name for name, drain in drains if drain is not None and not subscriber.sees(drain.cluster)]
+            yield self._drop(key, lost)
 
     def knows(self, key: SubscriberKey) -> bool:
         return key in self._subscribers

@@ -90,6 +90,8 @@ class FleetChanges:
         self._sources = sources
         self._listeners: list[tuple[EventType, Callable[[Cluster], None]]] = []
         self._drain_timer: asyncio.TimerHandle | None = None
+        self._lost: deque[Iterator[list[str]]] = deque()
+        """Comparisons of the drains with subscribers whose rights changed: see `PendingReleases.change_view`."""
 
     def add_listener(self, kind: EventType, call: Callable[[Cluster], None]) -> None:
         """Register `call` for each change of that type. It runs before any subscriber can see the change."""
@@ -145,7 +147,24 @@ class FleetChanges:
         self.releases.close(subscription, steady_now())
 
     def change_view(self, subscription: Subscription, view: ClusterView) -> None:
-        self._end_drains(self.releases.change_view(subscription, view))
+        """Apply a change of a subscriber's rights. In later iterations of the event loop, drains of clusters that it no
+        longer sees stop waiting for it."""
+        self._lost.append(self.releases.change_view(subscription, view))
+        if len(self._lost) == 1:
+            asyncio.get_running_loop().call_soon(self._compare_drains)
+
+    def _compare_drains(self) -> None:
+        until = steady_now() + STEP_S
+        while self._lost and steady_now() < until:
+            ended = None
+            with log.contained("drains not compared with a subscriber"):
+                ended = next(self._lost[0], None)
+            if ended is None:
+                self._lost.popleft()
+            else:
+                self._end_drains(ended)
+        if self._lost:
+            asyncio.get_running_loop().call_soon(self._compare_drains)
 
     def end_subscription(self, key: SubscriberKey) -> bool:
         """Stop waiting for a subscriber's releases. Return False if the subscriber is unknown."""

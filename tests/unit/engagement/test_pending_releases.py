@@ -217,7 +217,7 @@ def test_drain_does_not_wait_for_a_subscriber_that_lost_its_authorization() -> N
     releases = opened(TWO)
     finish(releases.open(of := stream(), 0.0))
     releases.begin_drain(cluster("a"), 100.0, 0.0)
-    assert releases.change_view(of, scoped(CONFIRMING, NO_CLUSTERS)) == []
+    assert [*releases.change_view(of, scoped(CONFIRMING, NO_CLUSTERS))] == [[]]
     assert awaited(releases) == ["two"]
     assert releases.release(TWO, "a")
 
@@ -226,7 +226,34 @@ def test_drain_ends_when_the_last_subscriber_loses_its_authorization() -> None:
     releases = PendingReleases()
     finish(releases.open(of := stream(), 0.0))
     releases.begin_drain(cluster("a"), 100.0, 0.0)
-    assert releases.change_view(of, scoped(CONFIRMING, NO_CLUSTERS)) == ["a"]
+    assert [*releases.change_view(of, scoped(CONFIRMING, NO_CLUSTERS))] == [["a"]]
+
+
+def test_drains_are_compared_in_steps_with_a_subscriber_whose_authorization_changed() -> None:
+    costly = Filter(selector=parse(",".join(f"k{number}" for number in range(1000))), confirms_releases=True)
+    releases = PendingReleases()
+    streams = [stream(view=CONFIRMING), stream(view=costly)]
+    for subscription in streams:
+        finish(releases.open(subscription, 0.0))
+    names = [f"a-{number}" for number in range(2 * costly.records_per_step)]
+    for name in names:
+        releases.begin_drain(cluster(name), 100.0, 0.0)
+    lost = releases.change_view(streams[0], scoped(CONFIRMING, NO_CLUSTERS))
+    step = next(lost)
+    assert step == names[: costly.records_per_step // 2]
+    for name in (*step, names[-1]):
+        releases.end_drain(name)
+    assert [name for step in lost for name in step] == names[len(step) : -1]
+
+
+def test_subscriber_that_is_forgotten_is_compared_with_no_further_drains() -> None:
+    releases = PendingReleases()
+    finish(releases.open(of := stream(), 0.0))
+    releases.begin_drain(cluster("a"), 100.0, 0.0)
+    lost = releases.change_view(of, scoped(CONFIRMING, NO_CLUSTERS))
+    releases.end_subscription(ONE)
+    releases.close(of, 1.0)
+    assert [*lost] == []
 
 
 def relabeled(env: str) -> Cluster:

@@ -12,12 +12,13 @@ from milo_discoveryd.fleet.source import ClusterSource
 from milo_discoveryd.log.events import Event
 from milo_discoveryd.log.filter import Filter
 from milo_discoveryd.model.cluster import Cluster
+from milo_discoveryd.rights.scope import NO_CLUSTERS, scoped
 from milo_kube.moment import Moment
 from milo_kube.reflect.messages import Listed, ListEnded, ListStarted
 from tests.support.eventually import eventually
 from tests.support.logs import capture_logs
 from tests.support.sources import new_source
-from tests.unit.fleet.fleets import cluster, readable_log, ready
+from tests.unit.fleet.fleets import cluster, finish, readable_log, ready
 from tests.unit.fleet.test_fleet_malformed import Ledger
 
 NAMES = ("a", "b", "c", "d")
@@ -90,3 +91,31 @@ def test_log_names_ten_of_the_subscribers_that_did_not_release_a_cluster() -> No
         Ledger().drained(cluster("a"), [SubscriberKey("caller", f"{number:02}") for number in range(12)])
     (entry,) = logs
     assert (entry["unreleased"], entry["others"]) == ([f"{number:02}" for number in range(10)], 2)
+
+
+async def test_drains_are_compared_later_with_subscribers_whose_rights_changed() -> None:
+    fleet, source = draining(Ledger())
+    names = ("a subscriber", "another")
+    keys = [SubscriberKey("caller", name) for name in names]
+    for key in keys:
+        subscription = Subscription(key, "caller", Filter(confirms_releases=True))
+        finish(fleet.changes.subscribe(subscription))
+        fleet.changes.change_view(subscription, scoped(Filter(confirms_releases=True), NO_CLUSTERS))
+    assert fleet.releases.unreleased("a") == {KEY, *keys}
+    await eventually(lambda: all(fleet.releases.unreleased(name) == {KEY} for name in NAMES))
+    fleet.changes.end_subscription(KEY)
+    assert source.engagements.engaged == 0
+
+
+async def test_unexpected_error_of_a_comparison_concerns_only_its_subscriber() -> None:
+    fleet, _ = draining(Ledger())
+    failing, other = (SubscriberKey("caller", name) for name in ("failing", "other"))
+    for key in (failing, other):
+        subscription = Subscription(key, "caller", Filter(confirms_releases=True))
+        finish(fleet.changes.subscribe(subscription))
+        fleet.changes.change_view(subscription, scoped(Filter(confirms_releases=True), NO_CLUSTERS))
+        if key is failing:
+            subscription.view = None  # type: ignore[assignment]
+    with capture_logs() as logs:
+        await eventually(lambda: all(fleet.releases.unreleased(name) == {KEY, failing} for name in NAMES))
+    assert [entry["event"] for entry in logs] == ["drains not compared with a subscriber"]
