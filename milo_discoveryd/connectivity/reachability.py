@@ -109,7 +109,7 @@ class _Host(msgspec.Struct):
     names: set[str] = msgspec.field(default_factory=set)
 
 
-class _ProbedCluster(msgspec.Struct):
+class _ProbedCluster(msgspec.Struct, gc=False):
     host: str
     incarnation: int
     watch: int

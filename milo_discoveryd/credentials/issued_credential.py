@@ -31,7 +31,7 @@ class LongLivedError(UnfitError):
     reason = "long_lived"
 
 
-class IssuedCredential(msgspec.Struct, frozen=True, kw_only=True):
+class IssuedCredential(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     credential: Credential
     issued_at: float
     expires_at: float

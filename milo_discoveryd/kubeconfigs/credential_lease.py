@@ -41,7 +41,7 @@ Draw: TypeAlias = Callable[[], float]
 """Returns a random number in [0, 1)."""
 
 
-class HeldCredential(msgspec.Struct, frozen=True):
+class HeldCredential(msgspec.Struct, frozen=True, gc=False):
     issued: IssuedCredential
     until: float
     """The expiry on the monotonic clock, converted when the credential was received."""
@@ -56,7 +56,7 @@ class Empty(msgspec.Struct, frozen=True):
     """No credential is held, and no attempt to get one is in flight or has failed."""
 
 
-class Fresh(msgspec.Struct, frozen=True):
+class Fresh(msgspec.Struct, frozen=True, gc=False):
     held: HeldCredential
     renew_at: float
 

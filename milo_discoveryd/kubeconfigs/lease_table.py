@@ -16,7 +16,7 @@ from milo_discoveryd.kubeconfigs.credential_lease import CredentialLease, Draw
 from milo_discoveryd.model.cluster import Cluster
 
 
-class LeaseKey(msgspec.Struct, frozen=True):
+class LeaseKey(msgspec.Struct, frozen=True, gc=False):
     issuer: str
     incarnation: int
     """0 if one credential serves every cluster."""

@@ -50,7 +50,7 @@ class ClientCertificate(msgspec.Struct, frozen=True, kw_only=True):
     key: Secret  # PEM
 
 
-class Credential(msgspec.Struct, frozen=True, kw_only=True, eq=False):
+class Credential(msgspec.Struct, frozen=True, kw_only=True, eq=False, gc=False):
     """A token, a client certificate, both, or neither (anonymous). Equality ignores the expiry."""
 
     token: Secret | None = None

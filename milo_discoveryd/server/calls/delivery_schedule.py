@@ -2,7 +2,6 @@
 
 import heapq
 import math
-from collections import defaultdict
 from collections.abc import Callable
 
 import msgspec
@@ -22,8 +21,11 @@ REPLACED_SPREAD_S = 1.0
 _STALE_KEPT = 100
 
 
-class Delivery(msgspec.Struct):
-    """The kubeconfig that the subscriber has for a cluster, and when the next one is due."""
+class Delivery(msgspec.Struct, gc=False):
+    """The kubeconfig that the subscriber has for a cluster, and when the next one is due.
+
+    All streams together have very many, which the garbage collector would examine at once.
+    """
 
     name: str
     incarnation: int
@@ -50,8 +52,9 @@ class DeliverySchedule:
         """The time at which the quota allows the next kubeconfig."""
         self._due: list[tuple[float, str]] = []
         """A heap of (time, name). Entries whose time differs from the delivery's `due_at` are stale and skipped."""
-        self._waiting: defaultdict[LeaseKey, set[str]] = defaultdict(set)
-        """Names of the deliveries that wait for a lease's next credential."""
+        self._waiting: dict[LeaseKey, str | set[str]] = {}
+        """Names of the deliveries that wait for a lease's next credential. Nearly all leases have one, which is stored
+        without a set."""
 
     def __getitem__(self, name: str) -> Delivery | None:
         return self._deliveries.get(name)
@@ -92,12 +95,17 @@ class DeliverySchedule:
         """Delay the cluster's next kubeconfig until the lease gets another credential."""
         self._stop_waiting(delivery.name)
         delivery.waits_for = key
-        self._waiting[key].add(delivery.name)
+        others = self._waiting.setdefault(key, delivery.name)
+        if isinstance(others, set):
+            others.add(delivery.name)
+        elif others != delivery.name:
+            self._waiting[key] = {others, delivery.name}
 
     def lease_changed(self, key: LeaseKey, replaced: str) -> None:
         """Schedule the deliveries that wait for a lease, and the delivery for the cluster `replaced`, whose credential
         was replaced at its issuer."""
-        for name in self._waiting.pop(key, ()):
+        waiting = self._waiting.pop(key, ())
+        for name in (waiting,) if isinstance(waiting, str) else waiting:
             self._reschedule(name)
         if (delivery := self._deliveries.get(replaced)) is not None:
             # The former credential may be invalid before its expiry.
@@ -140,9 +148,9 @@ class DeliverySchedule:
         delivery = self._deliveries.get(name)
         if delivery is None or delivery.waits_for is None:
             return
-        names = self._waiting.get(delivery.waits_for)
-        if names is not None:
-            names.discard(name)
-            if not names:
-                del self._waiting[delivery.waits_for]
+        waiting = self._waiting.get(delivery.waits_for)
+        if isinstance(waiting, set):
+            waiting.discard(name)
+        if not waiting or waiting == name:
+            self._waiting.pop(delivery.waits_for, None)
         delivery.waits_for = None

@@ -30,6 +30,8 @@ KUBECONFIG_BYTES = 6 * 1024
 """The approximate size of a kubeconfig. Batches of a snapshot have fewer clusters, to leave space for kubeconfigs."""
 _CLUSTERS_PER_STEP = 1000
 """How many clusters are examined before other tasks run on the event loop."""
+_STEP_S = 0.01
+"""How long kubeconfigs are renewed before other tasks run on the event loop: each takes some 0.1 ms."""
 RETRY_S = 5.0
 """The delay before a retry if a kubeconfig could not be issued although a credential is held."""
 
@@ -122,9 +124,9 @@ class KubeconfigRotation:
         """Return due KUBECONFIG events, at most one batch of them. Call it after everything else was sent."""
         self._schedule.follow_wall_clock()
         events: list[bytes] = []
-        size = 0
+        size, until = 0, self._schedule.clock() + _STEP_S
         for _ in range(_CLUSTERS_PER_STEP):
-            if self.due_in_s > 0 or size >= BATCH_BYTES - KUBECONFIG_BYTES:
+            if self.due_in_s > 0 or size >= BATCH_BYTES - KUBECONFIG_BYTES or self._schedule.clock() >= until:
                 break
             delivery = self._schedule.pop_due()
             event = None if delivery is None else self._renewed(delivery)

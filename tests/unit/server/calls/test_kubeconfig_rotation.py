@@ -1,5 +1,6 @@
 """Rotation of one stream's kubeconfigs, with a manual clock."""
 
+import gc
 import math
 from random import Random
 from typing import Any
@@ -23,7 +24,7 @@ from milo_discoveryd.rights.name_patterns import name_patterns
 from milo_discoveryd.rights.rights import Recipient, Terms
 from milo_discoveryd.rights.scope import ClusterScope, scoped
 from milo_discoveryd.server.calls import kubeconfig_rotation
-from milo_discoveryd.server.calls.delivery_schedule import DeliverySchedule
+from milo_discoveryd.server.calls.delivery_schedule import Delivery, DeliverySchedule
 from milo_discoveryd.server.calls.frames import encoder
 from milo_discoveryd.server.calls.kubeconfig_rotation import RETRY_S, KubeconfigRotation
 from milo_discoveryd.server.calls.verification import AlwaysFresh
@@ -268,6 +269,55 @@ def test_rotation_pauses_while_quota_is_exhausted(world: World) -> None:
     assert rotation.due_in_s == 7.0
 
 
+def test_rotation_that_renews_for_long_yields(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    issue = Lease.issue
+
+    def issue_slowly(lease: Lease, incarnation: str, to: Recipient) -> IssuedKubeconfig:
+        world.now += 0.02
+        return issue(lease, incarnation, to)
+
+    rotation = world.rotation()
+    rotation.attach_kubeconfigs(world.snapshot())
+    monkeypatch.setattr(Lease, "issue", issue_slowly)
+    world.now += LIFE_S / 2
+    assert [len(given(rotation.take_due())) for _ in range(3)] == [1, 1, 0]
+
+
+def test_rotation_of_many_kubeconfigs_gives_the_garbage_collector_nothing_to_examine(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.source.engagements.commit([ready(f"cluster-{number}") for number in range(1000)], Moment(0.0, 0.0))
+    rotation = world.rotation()
+    rotation.attach_kubeconfigs(world.snapshot())
+    monkeypatch.setattr(Lease, "credential", lambda self: None)
+    world.now += LIFE_S / 2
+    gc.collect()
+    tracked = len(gc.get_objects())
+    while rotation.due_in_s <= 0:
+        rotation.take_due()
+    assert len(rotation._schedule._waiting) > 900
+    gc.collect()
+    assert len(gc.get_objects()) < tracked + 100
+    assert not any(isinstance(tracked, Delivery | LeaseKey) for tracked in gc.get_objects())
+
+
+def test_deliveries_that_wait_for_one_lease_are_due_once_it_changed(world: World) -> None:
+    schedule = DeliverySchedule(lambda: world.now, lambda: world.now, lambda: 0.0)
+    key = LeaseKey("shared", 0, LIFE_S)
+    clusters = {cluster.target.name: cluster for cluster in world.fleet.clusters()}
+    for cluster in clusters.values():
+        delivery = schedule.schedule(cluster, "shared", None, 0.0)
+        assert schedule.pop_due() is delivery
+        for _ in range(2):
+            schedule.await_lease(delivery, key)
+    assert schedule.due_in_s == math.inf
+    schedule.forget("alpha")
+    schedule.lease_changed(key, "")
+    assert schedule.due_in_s == 0.0
+    assert schedule.pop_due() is schedule["beta"]
+    assert schedule.due_in_s == math.inf
+
+
 def test_rotation_renewals_are_kubeconfig_events(world: World) -> None:
     rotation = world.rotation()
     rotation.attach_kubeconfigs(world.snapshot())
@@ -284,7 +334,7 @@ def test_rotation_forgets_clusters_disengaged_while_the_issuer_failed(
     rotation = world.rotation()
     rotation.attach_kubeconfigs(world.snapshot())
     assert rotation.take_due() == b""
-    assert {name for names in rotation._schedule._waiting.values() for name in names} == {"alpha", "beta"}
+    assert {*rotation._schedule._waiting.values()} == {"alpha", "beta"}
     ends = [Frame(EventType.DISENGAGED, cluster, "", b"") for cluster in world.fleet.clusters()]
     rotation.attach_kubeconfigs(slice_of(ends))
     assert not rotation._schedule._waiting
