@@ -36,6 +36,11 @@ RESTORED_POSITION = 0
 """The position of objects from an earlier run of the daemon: before all other positions."""
 OBJECT_OVERHEAD = 512
 """Weight of each object in addition to its content, in bytes."""
+CONTRIBUTION_OVERHEAD = 2560
+"""Weight of each cluster to which an object contributes, in addition: the contribution, the cluster and its claims have
+their own strings, and nearly every such cluster is probed at a host of its own."""
+NEED_OVERHEAD = 512
+"""Weight of each other object that a contribution needs, in addition."""
 _FREE_PAIRS = 8
 PAIR_OVERHEAD = 160
 """Weight of each label or annotation beyond the first `_FREE_PAIRS`, in addition to its content, in bytes: a tuple and
@@ -43,7 +48,7 @@ two strings."""
 _PAIR = b'["'
 """The beginning of a pair of strings in JSON."""
 _GRAIN = 16
-_USUAL = tuple(range(0, 4096, _GRAIN))
+_USUAL = tuple(range(0, 8192, _GRAIN))
 """The usual weights. Records of equal weight share one of these int objects, to save memory."""
 _encode = msgspec.json.Encoder(enc_hook=repr).encode
 Weighed = tuple[ObservedObject, int, str]
@@ -493,15 +498,24 @@ class ObjectStore:
 
 
 def _weight_of(observation: ObservedObject, record: ObjectRecord | None) -> int:
+    if type(observation) is ContributingObject:
+        return weigh(observation.content, _contributions_weight(observation.content), has_frame=True)
     if observation.state is ObjectState.READY:
         return weigh(observation.content, has_frame=True)
     # The cluster of an object that is no longer ready is kept, so the weight of the object does not decrease.
     return weigh((observation, None)) if record is None else max(record.weight, weigh((observation, record.content)))
 
 
-def weigh(content: Any, *, has_frame: bool = False) -> int:
+def _contributions_weight(content: ObjectContent) -> int:
+    weight = 0
+    for contribution in content.contributions:
+        weight += CONTRIBUTION_OVERHEAD + NEED_OVERHEAD * len(contribution.needs)
+    return weight
+
+
+def weigh(content: Any, more: int = 0, *, has_frame: bool = False) -> int:
     """Return the object's weight in the memory budget, in bytes; `content` is what the daemon keeps of the object, and
-    again in a frame of the change log if `has_frame`.
+    again in a frame of the change log if `has_frame`. `more` is added to the weight.
 
     It is rounded down to a multiple of `_GRAIN`.
     """
@@ -513,5 +527,5 @@ def weigh(content: Any, *, has_frame: bool = False) -> int:
     if has_frame:
         # The frame of a usual object is part of its overhead.
         size += max(0, len(encoded) - OBJECT_OVERHEAD)
-    grains = (OBJECT_OVERHEAD + size + PAIR_OVERHEAD * max(0, encoded.count(_PAIR) - _FREE_PAIRS)) // _GRAIN
+    grains = (OBJECT_OVERHEAD + more + size + PAIR_OVERHEAD * max(0, encoded.count(_PAIR) - _FREE_PAIRS)) // _GRAIN
     return _USUAL[grains] if grains < len(_USUAL) else grains * _GRAIN
