@@ -910,6 +910,44 @@ def test_revoked_clusters_count_as_missing_until_the_daemon_was_asked_about_them
     assert "lacks all 8 clusters" in publishing.publication.problems[0]
 
 
+def test_removals_are_held_if_the_rest_of_the_fleet_goes_missing_soon_after_a_part_of_it():
+    """Found by a simulation: a view came to lack five of seven clusters in two portions, each half of what was left."""
+    fleet = [cluster(f"alpha-{number}", uid=f"{number}") for number in range(7)]
+    publishing = Publishing(resync_s=60.0).synced(*fleet)
+    for left, held in ((fleet[3:], 4), (fleet[5:], 4)):
+        publishing.publication.snapshot_begins()
+        for one in fleet[:5]:
+            publishing.end(one, DisengageReason.UNSPECIFIED)
+        publishing.synced(*left).settle(60.0)
+        assert len(publishing.server.objects) == held
+    assert "lacks 5 of 7 clusters" in publishing.publication.problems[0]
+    publishing.engage(*fleet[3:5]).settle(60.0)
+    assert (publishing.publication.problems, len(publishing.server.objects)) == ((), 4)
+
+
+def test_objects_that_are_about_to_be_deleted_are_no_part_of_the_fleet():
+    """Found by a simulation: with them, three of five clusters were few of seven."""
+    fleet = [cluster(f"alpha-{number}", uid=f"{number}") for number in range(7)]
+    publishing = Publishing().synced(*fleet)
+
+    def unreachable(_: Request) -> None:
+        raise TargetUnavailable("refused", is_unsent=True)
+
+    publishing.before = unreachable
+    for one in fleet[:2]:
+        publishing.end(one, DisengageReason.NOT_READY)
+    publishing.settle(1.0)
+    publishing.publication.snapshot_begins()
+    for one in fleet[2:5]:
+        publishing.end(one, DisengageReason.UNSPECIFIED)
+    publishing.synced(*fleet[5:]).settle(8.0)
+    publishing.settle(30.0)
+    assert "lacks" in "".join(publishing.publication.problems)
+    publishing.before = lambda _: None
+    publishing.settle(60.0)
+    assert len(publishing.server.objects) == 7
+
+
 def test_late_deletion_of_an_ended_cluster_waits_while_removals_are_held():
     """Since then the cluster may be ready again, and one of those that the daemon lacks."""
     fleet = [cluster(name, uid=name) for name in ("alpha", "beta", "gamma", "delta", "epsilon")]

@@ -169,6 +169,22 @@ async def test_sync_with_a_much_smaller_view_writes_new_files_and_removes_no_fil
     assert list(content(path)) == [entry["name"] for entry in index(path)] == list("abcd")
 
 
+async def test_sync_keeps_files_if_its_view_comes_to_lack_much_of_the_fleet_in_two_portions(daemon, path):
+    async with sync(daemon, path) as process:
+        (await daemon.stream()).send(snapshot("1", *(engaged(name, token=f"{name}-1") for name in "abcdefg")))
+        await until(lambda: len(content(path)) == 7)
+        await daemon.stop()
+        await daemon.start()
+        (await daemon.stream()).send(snapshot("2", *(engaged(name, token=f"{name}-2") for name in "abcd")))
+        await until(lambda: "".join(content(path)) == "abcd")
+        await daemon.stop()
+        await daemon.start()
+        (await daemon.stream()).send(snapshot("3", *(engaged(name, token=f"{name}-3") for name in "ag")))
+        while b"lacks 5 of 6 clusters" not in await process.stderr.readline():
+            pass
+        await until(lambda: content(path) == {"a": "a-3", "b": "b-2", "c": "c-2", "d": "d-2", "g": "g-3"})
+
+
 async def test_sync_that_reconnects_to_another_fleet_changes_nothing(daemon, path):
     async with sync(daemon, path) as process:
         (await daemon.stream()).send(snapshot("1", engaged("a", token="a-1"), engaged("b", token="b-1")))

@@ -6,7 +6,7 @@ import pytest
 
 from milo_discovery import Cluster, DisengageReason
 from milo_discovery.options import FilterOptions
-from milo_discovery.removals import CONTESTED_S, ENDS, SECOND_LOOK_S, Removal, Removals, filter_matches
+from milo_discovery.removals import CONTESTED_S, ENDS, RECENT_S, SECOND_LOOK_S, Removal, Removals, filter_matches
 
 ELSEWHERE = {
     DisengageReason.UNSPECIFIED,
@@ -76,6 +76,50 @@ def test_held_mass_removal_is_canceled_when_the_clusters_are_engaged_again():
     assert removals.next_look_at(0.0) == SECOND_LOOK_S
     removals.review([], 10, 1.0)
     assert (removals.problem, removals.next_look_at(1.0)) == ("", None)
+
+
+def removed_three_of_seven() -> Removals:
+    removals = Removals()
+    removals.review(missing(3), 7, 0.0)
+    assert removals.review(missing(3), 7, SECOND_LOOK_S) == missing(3)
+    return removals
+
+
+def test_second_portion_of_missing_clusters_is_held_together_with_those_that_were_removed_before():
+    """Found by a simulation: a view that came to lack five of seven clusters lacked three first, then half of four."""
+    removals, rest = removed_three_of_seven(), missing(5)[3:]
+    for now in (SECOND_LOOK_S + 1, 2 * SECOND_LOOK_S + 1, 2 * RECENT_S):
+        assert removals.review(rest, 4, now) == []
+        assert removals.problem.startswith("the daemon's view lacks 5 of 7 clusters")
+        assert not removals.is_foreign
+    assert removals.review(missing(7)[3:], 4, 2 * RECENT_S) == []
+    assert removals.is_foreign
+    removals.review([], 4, 2 * RECENT_S + 1)
+    assert removals.problem == ""
+
+
+def test_removed_objects_count_as_missing_for_a_while():
+    removals, rest, later = removed_three_of_seven(), missing(5)[3:], SECOND_LOOK_S + RECENT_S + 1
+    assert removals.review(rest, 4, later) == []
+    assert removals.review(rest, 4, later + SECOND_LOOK_S) == rest
+
+
+def test_removed_objects_whose_clusters_are_missing_or_engaged_again_are_counted_once():
+    removals = removed_three_of_seven()
+    removals.engaged("p-0", "0")
+    removals.review(missing(5)[1:], 8, SECOND_LOOK_S + 1)
+    assert removals.problem == ""
+    removals.review(missing(6)[1:], 8, SECOND_LOOK_S + 2)
+    assert "lacks 5 of 8" in removals.problem
+
+
+def test_accepted_removals_do_not_count_as_missing_afterwards():
+    removals, rest = Removals(accepts=True), missing(5)[3:]
+    removals.review(missing(3), 3, 0.0)
+    assert removals.review(missing(3), 3, SECOND_LOOK_S) == missing(3)
+    removals.review([], 0, SECOND_LOOK_S + 1)
+    removals.review(rest, 4, SECOND_LOOK_S + 2)
+    assert removals.review(rest, 4, 2 * SECOND_LOOK_S + 2) == rest
 
 
 def test_accepted_removals_need_a_second_check_and_are_accepted_once():

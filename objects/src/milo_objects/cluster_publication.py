@@ -143,6 +143,10 @@ class ClusterPublication:
         """Whether nothing is left to do for the cluster."""
         return isinstance(self.phase, NothingToPublish) and self._wanted is None and not self.in_flight
 
+    @property
+    def is_engaged(self) -> bool:
+        return self._wanted is not None
+
     def is_taken_over(self, now: float) -> bool:
         """Return whether the stream has what the source knows of the cluster, or another publisher does, or that is not
         to be waited for."""

@@ -102,6 +102,11 @@ class StreamPublication:
             case FleetChanged():
                 pass
 
+    @property
+    def engaged(self) -> int:
+        """The number of engaged clusters."""
+        return sum(cluster.is_engaged for cluster in self.clusters.values())
+
     def orphans(self, stored: Iterable[StoredMessage]) -> dict[str, FleetCluster]:
         """Return the clusters of the stream that have not ended there and are not engaged here, by key.
 

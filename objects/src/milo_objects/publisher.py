@@ -32,7 +32,7 @@ from milo_objects.kinds import Kind
 from milo_objects.messages import Heartbeat
 from milo_objects.nats_source import RECONNECT
 from milo_objects.publication import StreamConnected, StreamPublication
-from milo_objects.scope import Change, FleetCluster, ObjectSource, Scope
+from milo_objects.scope import Change, ClusterChanged, FleetCluster, ObjectSource, Scope
 from milo_objects.store import Store
 from milo_objects.stream_commands import Purge, ReadCluster, Relist, WriteMessage
 from milo_objects.subjects import STREAM_SUBJECTS, ClusterSubject, source_of
@@ -135,6 +135,8 @@ class ObjectPublisher:
         return {source for source, problem in self._source.problems.items() if not problem}
 
     def _apply(self, change: Change) -> None:
+        if isinstance(change, ClusterChanged):
+            self._removals.engaged(change.cluster.name, change.cluster.uid + change.cluster.incarnation)
         self.publication.apply(change, self._clock())
         self._changed.set()
 
@@ -288,7 +290,7 @@ class ObjectPublisher:
         for purge in self.publication.review(stored, self._clock()):
             await session.purge(purge.scope.objects, purge.below)
         orphans = self.publication.orphans(stored)
-        known = len(orphans) + len(self.publication.clusters)
+        known = len(orphans) + self.publication.engaged
         missing: dict[Removal, FleetCluster] = {}
         others = 0
         if orphans:

@@ -452,6 +452,29 @@ async def test_ended_cluster_that_cannot_be_looked_up_delays_no_others_and_no_he
         await eventually(lambda: set(objects.clusters) == {"a", "b", "c", "e"} and beats)
 
 
+async def test_clusters_are_kept_if_the_rest_of_the_fleet_goes_missing_soon_after_a_part_of_it(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(publisher, "SECOND_LOOK_S", 0.1)
+    monkeypatch.setattr(publisher, "LOOK_EVERY_S", 0.1)
+    monkeypatch.setattr("milo_discovery.removals.SECOND_LOOK_S", 0.1)
+    for name in "abcdefg":
+        world.fleet.engage(name)
+    async with world.publisher() as first:
+        await settled(first)
+    for name in "abc":
+        world.fleet.clusters.pop(name)
+    async with world.publisher() as second, world.reader() as objects:
+        await eventually(lambda: set(objects.clusters) == set("defg"))
+        world.fleet.engage("c")
+        await eventually(lambda: set(objects.clusters) == set("cdefg"))
+        for name in "def":
+            world.fleet.end(name, "UNSPECIFIED")
+        await eventually(lambda: "lacks 5 of 7 clusters" in "".join(world.reports))
+        await settled(second)
+        assert set(objects.clusters) == set("cdefg")
+
+
 @pytest.mark.parametrize("has_others", [False, True])
 async def test_clusters_are_kept_if_a_member_of_the_group_lacks_many_whichever_member_owns_them(
     world: World, monkeypatch: pytest.MonkeyPatch, has_others: bool

@@ -486,7 +486,8 @@ class Publication:
         self._review_at = math.inf
         if not self._is_listed or self.view in {ViewPhase.INCOMPLETE, ViewPhase.UNIDENTIFIED}:
             return
-        own = [record for record in self.records.values() if record.is_own(self.identity)]
+        # Without those of clusters that have ended: these are about to be deleted.
+        own = [record for record in self.records.values() if record.is_own(self.identity) and not record.is_ended]
         ends = [record.end for record in own]
         since = max((end.since for end in ends if isinstance(end, Missing) and end.is_confirmed), default=-math.inf)
         doubted = [record for record in own if record.is_doubted(self.identity, since, now)]

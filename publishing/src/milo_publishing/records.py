@@ -247,6 +247,11 @@ class Record(msgspec.Struct, frozen=True):
         observed = None if isinstance(self.object, Finalizing | OfOtherRun) else self.observed
         return observed is not None and observed.owner(identity) is Owner.SELF
 
+    @property
+    def is_ended(self) -> bool:
+        """Whether the object's cluster has ended, and no other one has its name."""
+        return isinstance(self.end, EndedCluster) and self.wanted is None
+
     def lacks_cluster(self, identity: Identity) -> bool:
         """Return whether the object is this publisher's, and its cluster is not engaged."""
         if not isinstance(self.object, Present) or not self.is_own(identity):

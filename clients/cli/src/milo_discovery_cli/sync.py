@@ -173,6 +173,7 @@ class _Synchronizer:
                         previous = None if before is None else before.kubeconfig
                         self._desired[item.cluster.name] = DesiredFile(item.cluster, item.kubeconfig or previous)
                         self._ended.discard(item.cluster.name)
+                        self._guard.engaged(item.cluster.name, "")
                     case Refreshed():
                         continue
                     case Synced():

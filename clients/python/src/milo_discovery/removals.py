@@ -28,6 +28,8 @@ SECOND_LOOK_S = 10.0
 CONTESTED_S = 3600.0
 """How long an object is kept if another run wrote it again after its deletion: longer than a run takes to observe the
 deletion."""
+RECENT_S = 300.0
+"""How long removed objects count as missing: a view may come to lack a fleet in several small portions."""
 ENDS = frozenset(
     {
         DisengageReason.DELETED,
@@ -64,6 +66,9 @@ class Removals:
         self.is_foreign = False
         """Whether the view lacks all published clusters: it may belong to another fleet, so nothing is written."""
         self._missing_since: dict[Removal, float] = {}
+        self._is_held = False
+        self._removed: dict[str, float] = {}
+        """When each object that still counts as missing was removed, by its name."""
         self._deleted: dict[tuple[str, str], tuple[str, float]] = {}
         """The UID of each object whose deletion was confirmed, and when it was confirmed or last found to be contested,
         keyed by (object name, cluster UID)."""
@@ -77,7 +82,8 @@ class Removals:
         others: int = 0,
         are_all_known: bool = True,
     ) -> list[Removal]:
-        """Return those of the `missing` removals that may be made now. `published`: the total number of objects.
+        """Return those of the `missing` removals that may be made now. `published`: the number of objects, without
+        those that are about to be removed, by an earlier review or otherwise.
 
         `others`: how many more of these the view lacks, or may lack: those that could not be looked up, and those that
         another member of the shard group judges. `are_all_known`: whether no other removal is left, for example of a
@@ -85,8 +91,11 @@ class Removals:
         """
         self._missing_since = {removal: self._missing_since.get(removal, now) for removal in missing}
         self._deleted = {subject: last for subject, last in self._deleted.items() if now <= last[1] + CONTESTED_S}
-        lacking = len(missing) + others
-        is_held = bool(missing) and is_mass(lacking, published) and not self.accepts
+        if not self._is_held:
+            self._removed = {name: at for name, at in self._removed.items() if now <= at + RECENT_S}
+        removed = len(self._removed.keys() - {removal.name for removal in missing})
+        lacking, published = len(missing) + others + removed, published + removed
+        is_held = self._is_held = bool(missing) and is_mass(lacking, published) and not self.accepts
         self.is_foreign = is_held and lacking == published
         self.problem = ""
         if is_held:
@@ -94,8 +103,8 @@ class Removals:
             self.problem = (
                 f"the daemon's view lacks all {published} clusters that have an object or file: nothing is written"
                 if self.is_foreign
-                else f"the daemon's view lacks {lacking} of {published} clusters that have an object or file: "
-                "nothing is removed"
+                else f"the daemon's view lacks {lacking} of {published} clusters that have an object or file"
+                f"{f', or had one in the last {RECENT_S:g} s' if removed else ''}: nothing is removed"
             ) + (
                 "; check the daemon's address and sources, and which clusters its `rights` permit you to see, or run "
                 "once with --accept-removals"
@@ -114,11 +123,13 @@ class Removals:
         due = [removal for removal, since in self._missing_since.items() if now >= since + SECOND_LOOK_S]
         confirmed = [removal for removal in due if removal not in contested]
         self._deleted.update({_subject(removal): (removal.uid, now) for removal in confirmed})
+        self._removed.update({removal.name: now for removal in confirmed if not self.accepts})
         return confirmed
 
     def engaged(self, name: str, cluster_uid: str) -> None:
         """Record that the cluster of an object is engaged again: this run may write an object that it has deleted."""
         self._deleted.pop((name, cluster_uid), None)
+        self._removed.pop(name, None)
 
     def _is_contested(self, removal: Removal, now: float) -> bool:
         """Return whether another run, for which the cluster is engaged, wrote the object again after its deletion."""
