@@ -229,6 +229,23 @@ async def test_sync_keeps_the_file_of_a_missing_cluster_while_the_source_state_i
     assert content(path) == {"a": "a-1", "b": "b-2"}
 
 
+async def test_sync_keeps_files_while_most_clusters_are_missing_or_of_a_source_that_is_not_followed(daemon, path):
+    names = ["eu#a", "eu#b", "us#c", "us#d", "us#e"]
+    async with sync(daemon, path, "--once") as process:
+        (await daemon.stream()).send(snapshot("1", *(engaged(name, token=name) for name in names)))
+        assert await process.wait() == 0
+    async with sync(daemon, path) as process:
+        view = messages.snapshot("2", engaged("eu#a", token="new"))
+        view.source.state = pb.SourceStatus.STATE_STALE
+        for name, state in (("eu", pb.SourceStatus.STATE_STREAMING), ("us", pb.SourceStatus.STATE_STALE)):
+            view.sources.add(name=name, state=state)
+        (await daemon.stream()).send(view)
+        while b"lacks 4 of 5 clusters" not in await process.stderr.readline():
+            pass
+        await until(lambda: content(path)["eu#a"] == "new")
+    assert len(content(path)) == 5
+
+
 async def test_sync_makes_accepted_removals_once_the_source_is_streaming(daemon, path):
     assert (await sync_once(daemon, path, "abc"))[0] == 0
     async with sync(daemon, path, "--accept-removals"):
@@ -305,10 +322,10 @@ def _batches(names: list[str], tokens: list[str]):
         yield following(str(number - 1), str(number), event, synced=number == len(names))
 
 
-async def test_sync_waits_for_space_on_a_full_disk_and_catches_up(daemon, path, tmp_path):
-    """A sitecustomize module makes Path.replace fail with ENOSPC while the file `full` exists."""
-    (full := tmp_path / "full").touch()
-    (tmp_path / "sitecustomize.py").write_text(
+def fill_disk(site: Path) -> Path:
+    """Have Path.replace fail with ENOSPC while the returned file exists, in processes with this PYTHONPATH."""
+    (full := site / "full").touch()
+    (site / "sitecustomize.py").write_text(
         "import errno, os, pathlib\n"
         "real = pathlib.Path.replace\n"
         "def replace(self, target):\n"
@@ -316,6 +333,25 @@ async def test_sync_waits_for_space_on_a_full_disk_and_catches_up(daemon, path, 
         "    return real(self, target)\n"
         "pathlib.Path.replace = replace\n"
     )
+    return full
+
+
+async def test_files_that_are_about_to_be_removed_are_no_part_of_the_fleet(daemon, path, tmp_path):
+    daemon.group = "dns"
+    assert (await sync_once(daemon, path, "abcdefg"))[0] == 0
+    elsewhere = pb.GetClusterResponse(engagement=pb.Engagement(reason=pb.Engagement.REASON_UNASSIGNED))
+    daemon.answers["GetCluster"] = [elsewhere, elsewhere]
+    full = fill_disk(tmp_path)
+    async with running("sync", "--dir", str(path), address=daemon.address, PYTHONPATH=str(tmp_path)) as process:
+        (await daemon.stream()).send(snapshot("1", *(engaged(name, token=f"{name}-2") for name in "fg")))
+        while b"lacks 3 of 5 clusters" not in await process.stderr.readline():
+            pass
+        full.unlink()
+        await until(lambda: content(path).get("g") == "g-2" and len(content(path)) == 5)
+
+
+async def test_sync_waits_for_space_on_a_full_disk_and_catches_up(daemon, path, tmp_path):
+    full = fill_disk(tmp_path)
     path.mkdir()
     (path / ".milo-discovery.json").write_text('{"files": [], "index": true}')
     async with running("sync", "--dir", str(path), address=daemon.address, PYTHONPATH=str(tmp_path)) as process:

@@ -262,18 +262,19 @@ class _Synchronizer:
             return  # the view changed during the lookups; it will be reviewed again
         self._ended.update(name for name, moved in zip(looked_up, elsewhere, strict=True) if moved)
         self._ended -= self._desired.keys()
-        missing = [Removal(name, name, "", "") for name in followed if name not in self._desired.keys() | self._ended]
-        are_all_known = len(followed) == len(names)
-        confirmed = self._guard.review(missing, len(self._directory.own), now, are_all_known=are_all_known)
+        published, lacked = self._directory.own - self._ended, names - self._ended - self._desired.keys()
+        missing = [Removal(name, name, "", "") for name in followed if name in lacked]
+        others = len(lacked) - len(missing)
+        confirmed = self._guard.review(missing, len(published), now, others=others, are_all_known=not others)
         self._ended.update(removal.name for removal in confirmed)
         self._report(f"removals: {self._guard.problem}" if self._guard.problem else "")
         if not self._guard.problem:
             self._directory.claim(*fleet)
         # Until the source is streaming, a view that lacks all files may be that of another fleet.
-        is_unknown = not are_all_known and len(names) == len(self._directory.own) and not self._guard.accepts
+        is_unknown = others > 0 and lacked == published and not self._guard.accepts
         self._may_write = not (self._guard.is_foreign or is_unknown)
         self._review_at = self._guard.next_look_at(now)
-        if self._review_at is None and not are_all_known:
+        if self._review_at is None and others:
             self._review_at = now + removals.SECOND_LOOK_S
 
     def _report(self, problem: str) -> None:
