@@ -227,8 +227,9 @@ class Controller:
         for key in self._affected.after_change(member, informer, change):
             if is_resynced and key.cluster == member.cluster.name and self._is_cached(member, key):
                 continue
+            has_waited = key.cluster != member.cluster.name and self.queue.waits(key)
             self._add(key, priority)
-            if self._limit_waiting(member, informer, key):
+            if self._limit_waiting(member, informer, key, has_waited=has_waited):
                 return
 
     def resync(self, member: AffectedCluster, priority: Priority = Priority.BACKGROUND) -> None:
@@ -268,15 +269,16 @@ class Controller:
         for key, failure in self.failures:
             yield key, failure, None if failure.is_stopped else self.queue.retry_at(key)
 
-    def _limit_waiting(self, member: AffectedCluster, informer: Informer, key: ObjectKey) -> bool:
+    def _limit_waiting(self, member: AffectedCluster, informer: Informer, key: ObjectKey, *, has_waited: bool) -> bool:
         """Drop the cache whose changes let too many objects wait; return whether it is that of the informer."""
         limits, named = self._shared.waiting, self._affected.named
         own, target = (member.cluster.name, member.incarnation), self._shared.members.get(key.cluster)
         limit = ""
         if target is member:
+            named.disown(key)
             limit = limits.exceeded(self._uncached(member) - named.within(own), is_own=True)
         elif target is not None and not self._is_cached(target, key):
-            limit = limits.exceeded(named.add(own, key), is_own=False) and limits.exceeded(
+            limit = limits.exceeded(named.add(own, key, has_waited=has_waited), is_own=False) and limits.exceeded(
                 named.exact(own), is_own=False
             )
         if limit:
@@ -302,8 +304,15 @@ class Controller:
         return max(0, self.queue.count(member.cluster.name, member.incarnation) - cached)
 
     def _drop_waiting(self, member: AffectedCluster, informer: Informer, limit: str) -> None:
-        self.queue.forget_waiting(member.cluster.name, member.incarnation)
-        for key in self._affected.named.take((member.cluster.name, member.incarnation)):
+        own, is_primary = (member.cluster.name, member.incarnation), informer.key == self.spec.kind.key
+        waiting = {key: self._is_cached(member, key) for key in self.queue.waiting(*own)}
+        # No list shows deletions again. Cached objects are listed again, if their cache is the one that is dropped.
+        uncached = (key for key, is_cached in waiting.items() if not is_cached)
+        kept = {*islice(uncached, self._shared.waiting.kept(len(self._shared.members)))}
+        if not is_primary:
+            kept.update(key for key, is_cached in waiting.items() if is_cached)
+        self.queue.forget_waiting(*own, kept)
+        for key in self._affected.named.take(own):
             self.queue.forget_ready(key)
         self.failures.drop(member.cluster.name, member.incarnation)
         informer.exceed(f"besides the cached objects, more than {limit} wait to be reconciled")

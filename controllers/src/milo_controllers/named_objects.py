@@ -25,10 +25,14 @@ class NamedObjects:
         self._prune_at: dict[_Cluster, int] = {}
         self._in: Counter[_Cluster] = Counter()
 
-    def add(self, by: _Cluster, key: ObjectKey) -> int:
-        """Record that a cluster has named an object in another one; return about how many of it wait there."""
+    def add(self, by: _Cluster, key: ObjectKey, *, has_waited: bool = False) -> int:
+        """Record that a cluster has named an object in another one; return about how many of it wait there.
+
+        `has_waited`: whether the object waited before. One that no cluster has named waits for its own cluster's sake,
+        and counts for no other.
+        """
         named = self._by.setdefault(by, set())
-        if key not in named:
+        if key not in named and (not has_waited or any(key in others for others in self._by.values())):
             named.add(key)
             self._in[key[:2]] += 1
             if len(named) > self._prune_at.get(by, _PRUNED_FROM):
@@ -50,13 +54,20 @@ class NamedObjects:
         """Return about how many objects that others have named wait in the cluster."""
         return self._in[cluster]
 
+    def disown(self, key: ObjectKey) -> None:
+        """Record that an object waits for its own cluster's sake."""
+        if self._in[key[:2]]:
+            for by, named in self._by.items():
+                if key in named:
+                    self._forget(by, (key,))
+
     def take(self, by: _Cluster) -> frozenset[ObjectKey]:
-        """Forget what the cluster has named, and return it."""
+        """Forget what the cluster has named, and return what no other one has named."""
         named = frozenset(self._by.get(by, ()))
         self._forget(by, named)
         self._by.pop(by, None)
         self._prune_at.pop(by, None)
-        return named
+        return named.difference(*self._by.values())
 
     def _forget(self, by: _Cluster, keys: Iterable[ObjectKey]) -> None:
         for key in tuple(keys):

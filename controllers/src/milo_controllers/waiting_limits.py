@@ -29,6 +29,10 @@ class WaitingLimits:
         limit = f"{'twice ' if is_own else ''}CacheLimits.objects"
         return f"{most} objects of the cluster ({limit})" if waiting > most else ""
 
+    def kept(self, clusters: int) -> int:
+        """Return how many objects of a cluster wait on when a limit is exceeded: those of all `clusters` half of it."""
+        return min(self._limits.objects, self._limits.total_bytes // (2 * _BYTES * clusters))
+
     def is_count_due(self) -> bool:
         """Record a change, and return whether to count the objects of all clusters."""
         self._changes = (self._changes + 1) % _COUNTED_EVERY

@@ -16,8 +16,9 @@ from __future__ import annotations
 import enum
 import heapq
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Set
 from contextlib import suppress
+from itertools import chain
 from typing import Any, Final, NamedTuple
 
 import msgspec
@@ -151,10 +152,10 @@ class _ClusterQueue:
     def waiting(self) -> tuple[dict[ObjectKey, Any], ...]:
         return *self.ready, self.delayed, self.stopped, self.parked
 
-    def forget_waiting(self) -> None:
-        for waiting in self.waiting:
-            waiting.clear()
-        self.failures.clear()
+    def forget_waiting(self, kept: Set[ObjectKey]) -> None:
+        for objects in (*self.waiting, self.failures):
+            for key in [key for key in objects if key not in kept]:
+                del objects[key]
 
 
 _Cluster = tuple[str, int]
@@ -342,12 +343,19 @@ class WorkQueue:
         queue = self._clusters.get((cluster, incarnation))
         return 0 if queue is None else queue.count
 
-    def forget_waiting(self, cluster: str, incarnation: int) -> None:
-        """Forget the objects of the cluster that are neither in flight nor held."""
+    def waiting(self, cluster: str, incarnation: int) -> tuple[ObjectKey, ...]:
+        """Return the objects of the cluster that are neither in flight nor held. Of those that are ready, live changes
+        come first, and then what has waited for longest."""
+        queue = self._clusters.get((cluster, incarnation))
+        return () if queue is None else tuple(chain.from_iterable(queue.waiting))
+
+    def forget_waiting(self, cluster: str, incarnation: int, kept: Set[ObjectKey] = frozenset()) -> None:
+        """Forget the objects of the cluster that are neither in flight nor held, except those to be `kept`."""
         queue = self._clusters.get((cluster, incarnation))
         if queue is not None:
-            queue.forget_waiting()
+            queue.forget_waiting(kept)
             self._withdraw((cluster, incarnation))
+            self._offer((cluster, incarnation))
             if queue.is_empty:
                 del self._clusters[cluster, incarnation]
 

@@ -470,7 +470,7 @@ class CachedPlaces(SimpleNamespace):
 @pytest.mark.parametrize(
     ("limits", "dropped"),
     [
-        (CacheLimits(objects=100), {"alpha": 4, "beta": 0}),
+        (CacheLimits(objects=100), {"alpha": 8, "beta": 0}),
         (CacheLimits(total_bytes=500 << 10), {"alpha": 1, "beta": 0}),
     ],
     ids=["of one cluster", "of all clusters"],
@@ -493,6 +493,71 @@ async def test_cache_is_dropped_if_more_uncached_objects_wait_than_may_be_cached
                 controller.changed(members[name], members[name].informers[kind], gone)
     found = {name: len(member.informers[kind].problems) for name, member in members.items()}
     assert found == dropped
+
+
+async def test_deletions_wait_on_when_a_cache_is_dropped_for_the_objects_that_wait() -> None:
+    """No list shows them again: what reconcilers were to clean up for these objects would stay forever."""
+
+    async def reconcile(_request: Request) -> None: ...
+
+    def mapper(_change: Watched[Any]) -> list[ReconcileTarget]:
+        return [ReconcileTarget(f"named-{number}", "default") for number in range(30)]
+
+    members: dict[str, Any] = {}
+    watched = watches("v1/secrets", map=mapper)
+    controller = controller_of(reconcile, members, watched, limits=CacheLimits(objects=10))
+    controller.pause()
+    kind = controller.spec.kind.key
+    async with asyncio.TaskGroup() as tasks:
+        engaged(controller, members, "alpha", tasks)
+        alpha = members["alpha"]
+        for key in (kind, watched.kind.key):
+            alpha.informers[key] = CachedPlaces(key=key, cache=ObjectCache(), problems=[])
+        gone, kept = (CachedObject(name, "default", f"uid of {name}", "1", b"{}") for name in ("gone", "kept"))
+        alpha.informers[kind].cache.apply(ObjectChanged(kept))
+        controller.changed(alpha, alpha.informers[kind], Change(gone, None, is_live=True))
+        controller.changed(alpha, alpha.informers[kind], Change(None, kept, is_live=True))
+        controller.changed(alpha, alpha.informers[watched.kind.key], Change(None, kept, is_live=True))
+        assert [len(informer.problems) for informer in alpha.informers.values()] == [0, 1]
+        assert controller.queue.waits(ObjectKey("alpha", 1, "default", "gone"))
+        assert controller.queue.waits(ObjectKey("alpha", 1, "default", "kept"))
+        assert controller.queue.count("alpha", 1) == 10 + 1
+
+
+async def test_objects_that_also_wait_for_another_reason_wait_on_when_the_cluster_that_named_them_is_dropped() -> None:
+    """A tenant decided which deletions another one's reconcilers were told of."""
+
+    async def reconcile(_request: Request) -> None: ...
+
+    def mapper(change: Watched[Any]) -> list[ReconcileTarget]:
+        return [ReconcileTarget(name, "default", "hub") for name in named[change.cluster.name]]
+
+    named = {"modest": ["shared"], "greedy": ["c"]}
+    members: dict[str, Any] = {}
+    watched = watches("v1/secrets", map=mapper)
+    controller = controller_of(reconcile, members, watched, limits=CacheLimits(objects=10))
+    controller.pause()
+    kind, seen = controller.spec.kind.key, CachedObject("a", "default", "uid", "1", b"{}")
+    async with asyncio.TaskGroup() as tasks:
+        for name in ("hub", "modest", "greedy"):
+            engaged(controller, members, name, tasks)
+            for key in (kind, watched.kind.key):
+                members[name].informers[key] = CachedPlaces(key=key, cache=ObjectCache(), problems=[])
+
+        def change(name: str, found: CachedObject) -> None:
+            informer = members[name].informers[kind if name == "hub" else watched.kind.key]
+            gone = (found, None) if name == "hub" else (None, found)
+            controller.changed(members[name], informer, Change(*gone, is_live=True))
+
+        change("hub", msgspec.structs.replace(seen, name="b"))
+        change("greedy", seen)
+        change("hub", msgspec.structs.replace(seen, name="c"))
+        change("modest", seen)
+        named["greedy"] = ["a", "b", "c", "shared", *map(str, range(30))]
+        change("greedy", seen)
+        assert len(members["greedy"].informers[watched.kind.key].problems) == 1
+        is_waiting = {name: controller.queue.waits(ObjectKey("hub", 1, "default", name)) for name in named["greedy"]}
+        assert {name for name, waits in is_waiting.items() if waits} == {"b", "c", "shared"}
 
 
 async def test_objects_that_a_cluster_names_in_another_count_for_no_other_cluster() -> None:

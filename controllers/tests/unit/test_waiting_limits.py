@@ -18,3 +18,8 @@ def test_objects_of_all_clusters_are_counted_at_times_and_limited_by_their_memor
     assert [number for number, is_due in enumerate(due, 1) if is_due] == [1009, 2018]
     assert limits.exceeded_by_all(1024) == ""
     assert limits.exceeded_by_all(1025) == "1024 objects of all clusters (CacheLimits.total_bytes)"
+
+
+def test_objects_that_wait_on_take_half_of_the_memory_of_all_at_most() -> None:
+    assert WaitingLimits(CacheLimits(objects=10)).kept(1) == 10
+    assert WaitingLimits(CacheLimits(total_bytes=1 << 20)).kept(4) == 128

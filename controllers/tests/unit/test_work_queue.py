@@ -469,6 +469,17 @@ def test_stopped_object_is_forgotten() -> None:
     assert queue.count("a", 1) == 0
 
 
+def test_objects_that_are_kept_are_taken_after_others_were_forgotten() -> None:
+    queue = queue_of()
+    assert queue.waiting("unknown", 1) == ()
+    for name in ("failed", "listed", "live", "other"):
+        queue.add(key(name), 0.0, Priority.BACKGROUND if name == "listed" else Priority.LIVE)
+    assert failed_at(queue, 0.0) == 1.0
+    assert queue.waiting("a", 1) == tuple(map(key, ("live", "other", "listed", "failed")))
+    queue.forget_waiting("a", 1, {key("failed"), key("live")})
+    assert [taken(queue), taken(queue, 9.0), taken(queue, 9.0)] == ["live", "failed", None]
+
+
 def test_ready_object_is_forgotten() -> None:
     queue = queue_of()
     queue.forget_ready(key("x"))
