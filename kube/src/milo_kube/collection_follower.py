@@ -191,7 +191,7 @@ class CollectionFollower(ABC, Generic[DecodedT, ChangeT]):
         try:
             while True:
                 self._report()
-                limit = self._attempt = asyncio.timeout(None)
+                limit = self._attempt = asyncio.timeout(0.0 if self._exceeded else None)
                 try:
                     async with limit, aclosing(self._list_watch.batches()) as batches:
                         async for source_events in batches:

@@ -236,6 +236,18 @@ async def test_collection_with_another_address_is_listed_again_at_once_unless_it
     await asyncio.gather(following, return_exceptions=True)
 
 
+async def test_collection_that_was_dropped_before_its_follower_ran_is_listed_after_a_while() -> None:
+    """It was followed without being applied, until the next restart."""
+    follower = Follower(Objects(), CacheBudget(CacheLimits(retry_s=0.01)))
+    follower.exceed("too large")
+    following = asyncio.create_task(follower.run())
+    async with asyncio.timeout(LIMIT_S):
+        await follower.listed.wait()
+    assert follower.state == "synced"
+    following.cancel()
+    await asyncio.gather(following, return_exceptions=True)
+
+
 class ManyRemoved(Objects):
     """A collection whose second list lacks all objects."""
 
