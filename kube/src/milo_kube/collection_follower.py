@@ -167,11 +167,11 @@ class CollectionFollower(ABC, Generic[DecodedT, ChangeT]):
 
     @property
     def problem(self) -> str:
-        """Why the sink is not current; empty if it is current, and before `run`."""
+        """Why the sink is not current; empty if it is, also while it is read again, and before `run`."""
         if self._exceeded:
             return f"OverBudget: {self._exceeded}"
         status = self.status
-        if status is None or status.state is ViewState.STREAMING:
+        if status is None or status.state is ViewState.STREAMING or self.state == "synced":
             return ""
         if status.message.startswith("404"):
             return f"{status.reason}: {self._cluster} does not serve {self._kind.resource}: {_CHECK_KIND}"

@@ -15,6 +15,7 @@ from milo_kube.costly_steps import CostlySteps
 from milo_kube.http.errors import TransportError
 from milo_kube.reflect.messages import ListEnded, SourceEvent
 from milo_kube.reflect.reflector import ReflectorPolicy
+from milo_kube.reflect.view_status import ViewState, ViewStatus
 from milo_kube.reflect.wire import ListPage, WatchEvent
 from tests.support.eventually import LIMIT_S, eventually
 
@@ -246,6 +247,16 @@ async def test_collection_that_was_dropped_before_its_follower_ran_is_listed_aft
     assert follower.state == "synced"
     following.cancel()
     await asyncio.gather(following, return_exceptions=True)
+
+
+@pytest.mark.parametrize("synced", [False, True])
+async def test_collection_that_is_read_again_after_a_silent_watch_has_no_problem_if_it_is_synced(synced: bool) -> None:
+    objects = Objects()
+    objects.synced = synced
+    follower = Follower(objects)
+    follower.status = ViewStatus(ViewState.CATCHING_UP, 0.0, "Silence", "the watch received no data for 90 s")
+    problem = "Silence: the watch received no data for 90 s"
+    assert (follower.state, follower.problem) == (("synced", "") if synced else ("starting", problem))
 
 
 class ManyRemoved(Objects):
