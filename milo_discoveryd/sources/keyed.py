@@ -62,6 +62,8 @@ class KeyedSource:
         self.collections: tuple[FollowedCollection, ...] = ()
         self.objects: Resource | None = None
         """The resource of the clusters' objects, of which each cluster or its target has the name."""
+        self.objects_server = ""
+        """URL of the API server that has the clusters' objects. Default: the source's."""
         self.keys: Sequence[ObjectKeys] = (ObjectKeys(prefix=key_of("", name)),)
         """The keys of the objects of each collection; all files together count as one collection."""
         self.reduce: Reduce | None = None
@@ -77,7 +79,7 @@ class KeyedSource:
             case SeveralResources():
                 self.collections = tuple(self._object_collection(watch, label_selector) for watch in follows.watches)
                 self.keys = [collection.watched.keys for collection in self.collections]
-                self.objects = follows.objects
+                self.objects, self.objects_server = follows.objects, follows.objects_server
                 self.reduce, self._restored_place = self._keyed_reduce(follows.reduce), follows.restored_place
             case Files():
                 self.files, self.keys = follows, [NAMES]

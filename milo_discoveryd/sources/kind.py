@@ -72,7 +72,10 @@ class SeveralResources(msgspec.Struct, frozen=True):
     reduce: Reduce
     restored_place: RestoredPlace
     objects: Resource | None = None
-    """The resource of the clusters' objects, if the target of each is a `DeclaredTarget`, which names its object."""
+    """The resource of the clusters' objects, if the target of each is a `DeclaredTarget`, which names its object, or
+    has the object's name and UID."""
+    objects_server: str = ""
+    """URL of the API server, or of the context of Milo, that has these objects. Default: the source's."""
 
 
 class FileObject(msgspec.Struct, frozen=True):

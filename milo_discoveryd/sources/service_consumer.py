@@ -78,9 +78,11 @@ class ServiceConsumerKind(SourceKind, frozen=True, kw_only=True):
         watches: tuple[ContributionWatch | ReferencedWatch, ...] = (
             ContributionWatch(SERVICE_CONSUMERS, ServiceConsumer, objects.contributions),
         )
-        if self.follow_projects:
-            watches += (ReferencedWatch(PROJECTS, KubeObject, objects.project, root_of(options.discovery_server)),)
-        return SeveralResources(watches, objects.reduce, objects.restored_place)
+        if not self.follow_projects:
+            return SeveralResources(watches, objects.reduce, objects.restored_place)
+        root = root_of(options.discovery_server)
+        watches += (ReferencedWatch(PROJECTS, KubeObject, objects.project, root),)
+        return SeveralResources(watches, objects.reduce, objects.restored_place, PROJECTS, root)
 
 
 class ProjectReference(msgspec.Struct, gc=False):

@@ -19,7 +19,7 @@ from milo_discoveryd.daemon_errors import ConfigError
 from milo_discoveryd.kubeconfigs.kubeconfigs import IssuerAssignment
 from milo_discoveryd.logger import log
 from milo_discoveryd.sharding.assignment import FencedIssuer
-from milo_discoveryd.wiring.configured_source import ConfiguredSource
+from milo_discoveryd.wiring.configured_source import ConfiguredSource, at_server
 from milo_discoveryd.wiring.sharding import member_name
 from milo_discoveryd.wiring.upstreams import note_renewal, open_upstream, opened
 from milo_kube.credential_providers import CredentialOrigin, RenewedCredential
@@ -137,6 +137,7 @@ class Issuers:
         if resource is None or source.discovery is None:
             return None
         upstream = self.authenticated(source.discovery, source.of.credentials)
+        upstream = at_server(upstream, source.followed.objects_server)
         api = opened(upstream, self._settings, self._environ, self._closing)
         return ClusterObjects(api, upstream.origin, resource)
 

@@ -14,18 +14,19 @@ from milo_discoveryd.daemon_errors import ConfigError
 from milo_discoveryd.wiring.configured_source import ConfiguredSource
 from milo_discoveryd.wiring.issuers import Issuers
 
+PROVIDER_PATH = "/apis/resourcemanager.miloapis.com/v1alpha1/projects/provider/control-plane"
 OWN = {"name": "own", "type": "project-kubeconfig"}
 PLUGIN = {"apiVersion": "client.authentication.k8s.io/v1", "command": "login", "args": ["milo"]}
 
 
 @pytest.fixture
 def files(tmp_path: Path) -> Callable[..., str]:
-    def write(name: str, **user: Any) -> str:
+    def write(name: str, server: str = "https://milo.example.com", **user: Any) -> str:
         """Write a kubeconfig and return its path."""
         document = {
             "current-context": "c",
             "contexts": [{"name": "c", "context": {"cluster": "c", "user": "u"}}],
-            "clusters": [{"name": "c", "cluster": {"server": "https://milo.example.com"}}],
+            "clusters": [{"name": "c", "cluster": {"server": server}}],
             "users": [{"name": "u", "user": user}],
         }
         file = tmp_path / name
@@ -226,6 +227,7 @@ HOSTS_OF_CLUSTERS = {
     "resource": {"group": "example.com", "version": "v1", "plural": "clusters"},
     "endpoint": {"field": "spec.host"},
 }
+FOLLOWED_PROJECTS = {"services": ["a"], "follow_projects": True}
 
 
 @pytest.mark.parametrize(
@@ -235,6 +237,7 @@ HOSTS_OF_CLUSTERS = {
         ("project", {}, {"namespace_template": "project-{name}"}, "projects"),
         ("project", {}, {}, None),
         ("service-consumer", {"services": ["a"]}, {"namespace_template": "project-{name}"}, None),
+        ("service-consumer", FOLLOWED_PROJECTS, {"namespace_template": "project-{name}"}, "projects"),
     ],
 )
 def test_secrets_whose_names_another_object_may_have_are_read_only_while_the_object_of_the_cluster_exists(
@@ -247,9 +250,10 @@ def test_secrets_whose_names_another_object_may_have_are_read_only_while_the_obj
     expected: str | None,
 ) -> None:
     monkeypatch.setattr("milo_discoveryd.wiring.issuers.open_upstream", lambda *_: (None, ""))
+    server = f"https://milo.example.com{PROVIDER_PATH if kind == 'service-consumer' else ''}"
     source = {
         "kind": kind,
-        "discovery_kubeconfig": files("discovery", tokenFile="token"),
+        "discovery_kubeconfig": files("discovery", server, tokenFile="token"),
         "credentials": "identity",
         "settings": kind_settings,
     }
@@ -263,3 +267,4 @@ def test_secrets_whose_names_another_object_may_have_are_read_only_while_the_obj
     objects = assigned.issuer.place.objects
     assert (objects and objects.resource.plural) == expected
     assert objects is None or "with credentials of the issuer identity" in objects._origin
+    assert objects is None or objects._api.host == "https://milo.example.com"
