@@ -8,7 +8,7 @@ not ready after that are disengaged at a limited rate.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import msgspec
 
@@ -82,19 +82,32 @@ class NotReadyClusters:
             return False
         return self._disengages_at_once(name, now)
 
-    def take_overdue(self, engaged: int, now: float) -> Iterator[str]:
+    def take_overdue(
+        self, engaged: int, now: float, is_unknown: Callable[[str], bool] = lambda _: False
+    ) -> Iterator[str]:
         """Yield the clusters to disengage now; none while paused. Those that the caller does not take stay overdue.
 
-        `engaged` is the number of engaged clusters.
+        `engaged` is the number of engaged clusters. `is_unknown`: whether a cluster may be ready again; it stays.
         """
         if self.paused_at is not None:
             return
         for name in _due(self._graces, now):
-            if self._disengages_at_once(name, now):
+            if is_unknown(name):
+                self._wait_again(name, now)
+            elif self._disengages_at_once(name, now):
                 yield name
         if now >= self._decide_at:
             self._decide(engaged, now)
-        yield from _due(self._releases, now)
+        for name in _due(self._releases, now):
+            if is_unknown(name):
+                self._wait_again(name, now)
+            else:
+                yield name
+
+    def _wait_again(self, name: str, now: float) -> None:
+        """Give a cluster another grace period; without grace periods, one that is as long as a hold."""
+        hold_s = 0.0 if self._limits is None else self._limits.verify_after_s
+        self._graces[name] = now + (self._grace_s or hold_s)
 
     def _disengages_at_once(self, name: str, now: float) -> bool:
         """Return whether the cluster is one of the first few, to disengage at once. If not, make it wait."""

@@ -388,7 +388,7 @@ class ClusterSource:
         """Disengage, or begin to drain, clusters whose grace period is over. Those left after `STEP_S` are due at
         once."""
         until, events, not_ready = steady_now() + STEP_S, list[Event](), self.engagements.not_ready
-        for name in not_ready.take_overdue(self.engagements.engaged, now):
+        for name in not_ready.take_overdue(self.engagements.engaged, now, self._is_unknown):
             try:
                 events += self.engagements.end_not_ready(name, moment(now))
             except Exception:
@@ -399,6 +399,14 @@ class ClusterSource:
         self.changes.publish(events, now)
         if self.engagements.not_ready.held != self._shown_held:
             self._set_status()
+
+    def _is_unknown(self, cluster: str) -> bool:
+        """Return whether what is known of a cluster may be outdated, because its removal is held, or lists that could
+        show it are ignored."""
+        return any(
+            collection.trust.is_ignoring or collection.pending_deletions.is_held(key)
+            for collection, key in self._objects_of(cluster)
+        )
 
     # --- the state file ---
 

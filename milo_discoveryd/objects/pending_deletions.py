@@ -177,6 +177,9 @@ class PendingDeletions:
         for name in [name for name in self.doubted if name in names]:
             self.discard(name)
 
+    def is_held(self, name: str) -> bool:
+        return self.is_held_since(name, math.inf)
+
     def is_held_since(self, name: str, since: float) -> bool:
         pending = self.doubted.get(name)
         return pending is not None and pending.is_held and pending.since <= since

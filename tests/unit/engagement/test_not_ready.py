@@ -214,6 +214,29 @@ def test_not_ready_cluster_is_not_overdue_before_its_deadline() -> None:
     assert [*fleet.clusters.take_overdue(90, SETTLE_S - 0.1)] == []
 
 
+@pytest.mark.parametrize(("grace_s", "again_at"), [(60.0, 120.0), (0.0, SETTLE_S + 30.0)])
+def test_overdue_cluster_that_may_be_ready_again_waits_again_and_delays_no_other(
+    grace_s: float, again_at: float
+) -> None:
+    fleet, unknown = Engaged(1000, grace_s=grace_s), {"c9" if grace_s else "c11"}
+    fleet.not_ready(names(13), 0.0)
+    while (due := fleet.clusters.due_at) is not None and due <= grace_s + SETTLE_S:
+        for name in fleet.clusters.take_overdue(len(fleet.engaged), due, unknown.__contains__):
+            fleet._disengage(name, due)
+    assert set(fleet.disengaged_at) == set(names(13)) - unknown
+    assert fleet.clusters.due_at == again_at
+    fleet.tick(again_at)
+    fleet.tick(again_at + SETTLE_S)
+    assert set(fleet.disengaged_at) == set(names(13))
+
+
+def test_overdue_cluster_that_may_be_ready_again_waits_for_another_grace_period_also_without_limits() -> None:
+    fleet = Engaged(3, grace_s=60.0, limits=None)
+    fleet.not_ready(["c0"], 0.0)
+    assert [*fleet.clusters.take_overdue(3, 60.0, lambda _: True)] == []
+    assert fleet.clusters.until("c0") == 120.0
+
+
 STEPS = st.lists(
     st.tuples(st.sampled_from(("not ready", "not ready", "ready", "lost")), st.integers(0, 39), st.floats(0.0, 20.0)),
     max_size=60,

@@ -6,6 +6,7 @@ import pytest
 from milo_discoveryd.engagement.not_ready import NotReadyClusters
 from milo_discoveryd.fleet.source import ClusterSource
 from milo_discoveryd.log.change_log import ChangeLog, Retention
+from milo_discoveryd.model.removal_limits import RemovalLimits
 from milo_kube.reflect.messages import Listed, ListEnded, ListStarted, ObjectChanged, SourceEvent
 from milo_kube.reflect.view_status import ViewState, ViewStatus
 from tests.support.sources import new_source
@@ -32,7 +33,7 @@ def take(source: ClusterSource, now: float, *events: SourceEvent) -> None:
 def source() -> ClusterSource:
     """Return a source with one cluster, not ready since second 100."""
     log = ChangeLog(msgspec.json.encode, Retention())
-    made = new_source(Ledger(), log, not_ready=NotReadyClusters(GRACE_S))
+    made = new_source(Ledger(), log, not_ready=NotReadyClusters(GRACE_S), removals=RemovalLimits())
     take(made, 0.0, ListStarted(), Listed(ready("a", "1")), ListEnded())
     made.set_followed(made.collections[0], streaming(0.0))
     take(made, 100.0, ObjectChanged(not_ready("a", "2")))
@@ -69,6 +70,35 @@ async def test_not_ready_grace_period_that_began_after_source_loss_is_not_extend
     take(source, 200.0, ObjectChanged(ready("a", "3")), ObjectChanged(not_ready("a", "4")))
     source.set_followed(source.collections[0], streaming(200.0))
     assert source.due_at == 210.0
+
+
+def listed(source: ClusterSource, now: float, *names: str) -> None:
+    take(source, now, ListStarted(), *(Listed(ready(name, "5")) for name in names), ListEnded())
+
+
+async def test_not_ready_cluster_whose_removal_is_held_stays_when_its_grace_period_ends(source: ClusterSource) -> None:
+    """What is not known ends nothing: the list may lack that it is ready again."""
+    take(source, 100.0, ObjectChanged(ready("b", "3")), ObjectChanged(ready("c", "4")))
+    listed(source, 105.0, "b")
+    take(source, 105.0, ObjectChanged(not_ready("b", "6")))
+    assert (source.deletions_held, source.due_at) == (2, 110.0)
+    source.tick(110.0)
+    assert (source.engagements.engaged, source.due_at) == (3, 115.0)
+    source.tick(115.0)
+    assert (source.engagements.engaged, source.due_at) == (2, 120.0)
+    take(source, 116.0, ObjectChanged(not_ready("a", "7")))
+    assert source.deletions_held == 1
+    source.tick(120.0)
+    assert source.engagements.engaged == 1
+
+
+async def test_not_ready_cluster_stays_when_its_grace_period_ends_while_lists_are_ignored(
+    source: ClusterSource,
+) -> None:
+    take(source, 101.0, ObjectChanged(ready("b", "3")))
+    listed(source, 105.0, "x", "y")
+    source.tick(111.0)
+    assert source.engagements.engaged == 2
 
 
 async def test_first_contact_after_a_failure_does_not_start_a_not_ready_grace_period() -> None:
