@@ -45,6 +45,7 @@ class Lack:
     """Projects that no publisher sees for some time, although they exist."""
 
     names: set[str]
+    since: float = -math.inf
     until: float = math.inf
     deleted: set[str] = field(default_factory=set)
     """Their objects that publishers have deleted."""
@@ -159,7 +160,7 @@ class Simulation:
 
     def lack(self, names: set[str], *, is_restarted: bool) -> None:
         """Have all daemons lack these projects, with or without a restart of each."""
-        self.lacked, self._last_lack = names, Lack(names)
+        self.lacked, self._last_lack = names, Lack(names, self.timeline.now)
         if not is_mass(*self._lacked_objects()):
             self._last_lack.permitted_at = self.timeline.now
         for index, daemon in enumerate(self.daemons):
@@ -180,9 +181,12 @@ class Simulation:
         """Return how many objects there are of projects that are lacked, and of all."""
         observed = self.timeline.now - OBSERVED_S
         former = {name for name, at in self.deleted_at.items() if at > observed}
-        published = self.api.own().keys() | self._last_lack.deleted | former
-        listed = {name for name in published if self._created_at.get(name, 0.0) < observed}
-        return len(listed & {self.object_name(name) for name in self._last_lack.names}), len(published)
+        present = self.api.own().keys() | self._last_lack.deleted
+        # What was deleted before the lack is none of those that are lacked.
+        lacked = present | {name for name in former if self.deleted_at[name] >= self._last_lack.since}
+        listed = {name for name in lacked if self._created_at.get(name, 0.0) < observed}
+        names = {self.object_name(name) for name in self._last_lack.names}
+        return len(listed & names), len(present | former)
 
     # --- replicas ---
 
