@@ -105,8 +105,17 @@ class PastState(msgspec.Struct, frozen=True, gc=False):
     message: str
 
 
-def _until(past: PastState) -> int:
-    return past.until
+def _first_ended_at(history: Sequence[PastState], revision: int) -> int:
+    """Return the index of the first past state that ended at the revision or later. A tenant can change an object
+    thousands of times in an hour."""
+    low, high = 0, len(history)
+    while low < high:
+        middle = (low + high) // 2
+        if history[middle].until < revision:
+            low = middle + 1
+        else:
+            high = middle
+    return low
 
 
 def _incarnation(past: PastState) -> int:
@@ -136,9 +145,12 @@ class LogEntry(msgspec.Struct, gc=False):
         """Return the cluster as a reader at `revision` knows it, as far as filters and incarnations are concerned."""
         if self.cluster is not None and self.same_view_since <= revision:
             return self.cluster
-        history = self.history
-        at = bisect_right(history, revision, key=_until)  # a tenant can change an object thousands of times in an hour
-        return history[at].cluster if at < len(history) and history[at].since <= revision else None
+        if not (history := self.history):
+            return None
+        past = history[-1]  # the most likely match
+        if past.since > revision:
+            past = history[_first_ended_at(history, revision + 1)]
+        return past.cluster if past.since <= revision < past.until else None
 
     def needs_slot(self, revision: int) -> bool:
         """Return whether a reader whose batch ends soon after `revision` needs the entry's slot at that revision.
@@ -147,8 +159,14 @@ class LogEntry(msgspec.Struct, gc=False):
         """
         if revision in (self.revision, self.same_view_since):
             return self.readable
-        at = bisect_left(self.history, revision, key=_until)
-        return any(revision in (past.since, past.until) for past in self.history[at : at + 2])
+        near = self.history
+        if len(near) > 2:
+            at = _first_ended_at(near, revision)
+            near = near[at : at + 2]
+        for past in near:  # noqa: SIM110 - this runs for thousands of slots in a row
+            if revision in (past.since, past.until):
+                return True
+        return False
 
     def end_of(self, cluster: Cluster, revision: int) -> PastState | None:
         """Return how the cluster's incarnation had ended by `revision`, or None if it was still engaged."""
