@@ -25,6 +25,7 @@ from milo_discovery import (
     Unavailable,
 )
 from milo_discovery._ownership import OwnershipDeadline, boottime
+from milo_discovery.client_credentials import ClientCredentials
 from milo_discovery.v1 import discovery_pb2 as pb
 from milo_kube.background_loop import BackgroundLoop, run_in_thread, run_on
 
@@ -191,6 +192,35 @@ class TestWatch:
             await eventually(
                 lambda: "milo-discovery ownership" not in {task.get_name() for task in asyncio.all_tasks()}
             )
+
+    async def test_reconnect_during_the_first_renewal_does_not_end_the_renewals(self, client, daemon):
+        async with client.watch() as watch:
+            stream = await daemon_stream(daemon, snapshot("1", engaged("a")))
+            assert (await anext(watch)).type is EventType.ENGAGED
+            stream.send(sharded(following("1", "1")))
+            await eventually(lambda: daemon.renewals == 1)
+            daemon.ownership = LONG
+            reconnecting = asyncio.create_task(watch.reconnect())
+            assert (await anext(watch)).reason is DisengageReason.OWNERSHIP_LOST
+            await daemon_stream(daemon, sharded(snapshot("2", engaged("a"))))
+            assert (await anext(watch)).type is EventType.ENGAGED
+            await reconnecting
+
+    async def test_token_file_that_is_empty_at_the_first_renewal_does_not_end_the_renewals(self, daemon, tmp_path):
+        token, daemon.ownership = tmp_path / "token", LONG
+        token.write_text("first")
+        credentials = ClientCredentials(token_file=token)
+        async with (
+            DiscoveryClient(daemon.address, backoff=AT_ONCE, credentials=credentials) as client,
+            client.watch() as watch,
+        ):
+            stream = await daemon.stream()
+            token.write_text("")
+            stream.send(sharded(snapshot("1", engaged("a"))))
+            await eventually(lambda: not watch.is_owner)
+            token.write_text("second")
+            await daemon_stream(daemon, sharded(snapshot("2", engaged("a"))))
+            assert (await anext(watch)).type is EventType.ENGAGED
 
     async def test_ownership_is_renewed_while_the_event_loop_is_blocked(self):
         background = BackgroundLoop()

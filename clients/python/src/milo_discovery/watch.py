@@ -14,7 +14,7 @@ import grpc
 from milo_discovery._grpc_status import NOT_RETRYABLE, status_error_of_call, understood
 from milo_discovery._ownership import boottime
 from milo_discovery._subscription import StreamSubscription, WatchState
-from milo_discovery.errors import CallFailed, DiscoveryError, StreamBroken
+from milo_discovery.errors import DiscoveryError, StreamBroken
 from milo_discovery.events import Event, StreamNotice
 from milo_discovery.model import Cluster, SourceFreshness
 from milo_discovery.v1 import discovery_pb2 as pb
@@ -181,6 +181,8 @@ class Watch(WatchState):
         clock = asyncio.get_running_loop().time
         try:
             while True:
+                if not self.is_owner and self._keeper is None:
+                    self._start_renewals()  # the first renewal was interrupted, such as by `reconnect`
                 await self._signal.wait_for(lambda: self.is_owner)
                 try:
                     await self._read_stream(clock)
@@ -210,14 +212,7 @@ class Watch(WatchState):
                         raise StreamBroken("the daemon ended the stream")
                     if batch.sharded and self._keeper is None:
                         await self._renew_ownership(channel, boottime())
-                        # Read only once, so that ownership that expires before the renewals start counts as lost.
-                        if not (was_owner := self.is_owner):
-                            # Disengages clusters that were engaged before the daemon was sharded.
-                            subscription.ownership_ended()
-                        # Runs in a thread, so that a blocked event loop cannot lose the ownership.
-                        keep = partial(self._keep_ownership, asyncio.get_running_loop(), was_owner=was_owner)
-                        self._keeper = asyncio.create_task(run_in_thread(keep), name="milo-discovery ownership")
-                        self._keeper.add_done_callback(self._keeper_ended)
+                        self._start_renewals()
                     if batch.events and not self.is_owner:
                         raise StreamBroken("the daemon's ownership of its clusters has expired or is not confirmed")
                     subscription.received(batch, clock())
@@ -234,10 +229,22 @@ class Watch(WatchState):
         ownership = self._subscription.ownership
         renew = DiscoveryServiceStub(channel).RenewOwnership
         ownership.sharded = True
-        with suppress(grpc.aio.AioRpcError, CallFailed):
+        with suppress(grpc.aio.AioRpcError, DiscoveryError):
             timeout = ownership.timeout_s(asked_at)
             response = await renew(pb.RenewOwnershipRequest(), timeout=timeout, metadata=self._metadata())
             ownership.renewed(understood(response), asked_at)
+
+    def _start_renewals(self) -> None:
+        """Keep the ownership renewed after the first attempt, whether it succeeded or not."""
+        # Read only once, so that ownership that expires before the renewals start counts as lost.
+        if not (was_owner := self.is_owner):
+            # Disengages clusters that were engaged before the daemon was sharded.
+            self._subscription.ownership_ended()
+            self._signal.notify()
+        # Runs in a thread, so that a blocked event loop cannot lose the ownership.
+        keep = partial(self._keep_ownership, asyncio.get_running_loop(), was_owner=was_owner)
+        self._keeper = asyncio.create_task(run_in_thread(keep), name="milo-discovery ownership")
+        self._keeper.add_done_callback(self._keeper_ended)
 
     async def _keep_ownership(self, loop: asyncio.AbstractEventLoop, *, was_owner: bool) -> None:
         """Renew the ownership while the daemon is sharded. Report on the watch's `loop` when it is lost or regained."""
