@@ -116,6 +116,23 @@ async def test_credential_and_ca_stay_while_a_file_is_empty(tmp_path: Path, file
     assert (access.token, access.authorities) == ("good", authority.decode().strip())
 
 
+async def test_client_certificate_stays_while_its_key_is_not_replaced_yet(tmp_path: Path):
+    pairs = [trustme.CA().issue_cert("client") for _ in range(2)]
+    [old, new] = [pair.cert_chain_pems[0].bytes() for pair in pairs]
+    (tmp_path / "client.crt").write_bytes(old)
+    (tmp_path / "client.key").write_bytes(pairs[0].private_key_pem.bytes())
+    user = {"client-certificate": "client.crt", "client-key": "client.key"}
+    source = KubeconfigFile(kubeconfig(tmp_path, user=user))
+    async with AsyncRenewer("target", lambda: issue("target", source)) as renewer:
+        (tmp_path / "client.crt").write_bytes(new)
+        with pytest.raises(UnusableKubeconfig, match="the client certificate and its key do not match"):
+            await renewer.start_renewal()
+        assert (await renewer.access()).certificate == old.decode().strip()
+        (tmp_path / "client.key").write_bytes(pairs[1].private_key_pem.bytes())
+        await renewer.start_renewal()
+        assert (await renewer.access()).certificate == new.decode().strip()
+
+
 def test_yaml_kubeconfig_is_read(tmp_path: Path):
     path = kubeconfig(tmp_path)
     yaml = pytest.importorskip("yaml")

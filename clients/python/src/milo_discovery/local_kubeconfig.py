@@ -19,8 +19,10 @@ from milo_discovery.errors import UnusableKubeconfig
 from milo_discovery.kubeconfig_access import KubeconfigAccess, inline_access, render_kubeconfig
 from milo_discovery.model import Kubeconfig
 from milo_kube import addresses, exec_plugin, kubeconfig
+from milo_kube.credential import ClientCertificate, CredentialError, Secret
 from milo_kube.exec_plugin import ExecCommand, ExecPluginError, cluster_info
 from milo_kube.kubeconfig import ContextAccess, ExecEntry, KubeconfigError
+from milo_kube.tls_identity import check_pair
 
 _READ_AGAIN = timedelta(seconds=60)
 _PLUGIN_TIMEOUT_S = 30.0
@@ -160,6 +162,7 @@ async def issue(name: str, source: LocalSource) -> Kubeconfig:
     access, expires_at = found.access, None
     if found.plugin is not None:
         access, expires_at = await _with_plugin(access, found.plugin)
+    _check_pair(access)
     now = datetime.now(UTC)
     return Kubeconfig(
         cluster=name,
@@ -179,6 +182,16 @@ async def _with_plugin(access: KubeconfigAccess, command: ExecCommand) -> tuple[
         raise UnusableKubeconfig(str(error)) from None
     certificate, key = answer.client_certificate_data or None, answer.client_key_data or None
     return replace(access, token=answer.token or None, certificate=certificate, key=key), answer.expiration_timestamp
+
+
+def _check_pair(access: KubeconfigAccess) -> None:
+    """Raise UnusableKubeconfig if the key is not that of the certificate: one file may not be replaced yet."""
+    if access.certificate is None or access.key is None:
+        return
+    try:
+        check_pair(ClientCertificate(chain=access.certificate.encode(), key=Secret(access.key)))
+    except CredentialError as error:
+        raise UnusableKubeconfig(str(error)) from None
 
 
 def _text(path: Path) -> str:
