@@ -149,12 +149,13 @@ class TestRequests:
                 await listing()
         assert plane.asked_with == ["Bearer t-1"]
 
-    async def test_api_client_uses_a_client_certificate(self, opened, daemon, plane):
-        daemon.answers["IssueKubeconfig"] = [issued(plane.kubeconfig(**certificate(plane, "first")))]
+    @pytest.mark.parametrize(("token", "header"), [({}, None), ({"token": "t-1"}, "Bearer t-1")])
+    async def test_api_client_uses_a_client_certificate(self, opened, daemon, plane, token, header):
+        daemon.answers["IssueKubeconfig"] = [issued(plane.kubeconfig(**certificate(plane, "first"), **token))]
         async with opened(daemon) as listing:
             await listing()
         assert plane.certificates == ["first"]
-        assert plane.asked_with == [None]
+        assert plane.asked_with == [header]
 
     async def test_api_client_ignores_proxies_and_netrc_of_the_environment(
         self, opened, daemon, plane, monkeypatch, tmp_path
@@ -451,14 +452,18 @@ def test_request_timeout_accepts_pairs_and_exceeds_timeout_seconds_of_watches(qu
     assert request_timeout(f"https://a/api/v1/namespaces?{query}", given) == expected
 
 
-def test_connection_raises_certificate_renewed_once_its_certificate_has_expired():
-    first, second = (KubeconfigAccess(server="https://a", certificate=name, key="k") for name in ("first", "second"))
+@pytest.mark.parametrize(("token", "header"), [(None, None), ("t", "Bearer t")])
+def test_connection_raises_certificate_renewed_once_its_certificate_has_expired(token, header):
+    first, second = (
+        KubeconfigAccess(server="https://a", certificate=name, key="k", token=token) for name in ("first", "second")
+    )
     now = datetime.now(UTC)
     still_good = ConnectionCredential(CachedCredential(first, refresh_at=now, expires_at=now + timedelta(hours=1)))
-    assert still_good.authorization(second) is None
+    assert still_good.authorization(second) == header
     over = ConnectionCredential(CachedCredential(first, refresh_at=now, expires_at=now))
     with pytest.raises(CertificateRenewed, match="create another"):
         over.authorization(second)
+    assert over.authorization(KubeconfigAccess(server="https://a", token="t")) == "Bearer t"
 
 
 def certificate(plane: ControlPlane, name: str) -> dict[str, str]:
@@ -510,6 +515,7 @@ class TestSharedTransports:
         certificate = replace(token, token=None, certificate="c", key="k")
         same = [token, replace(token, token="2"), replace(token, server="https://b")]
         assert len({transport_key(access, None) for access in same}) == 1
+        assert transport_key(replace(certificate, token="1"), None) == transport_key(certificate, None)
         others = [replace(token, authorities=None), replace(token, tls_server_name="n"), certificate]
         keys = {*(transport_key(access, None) for access in [token, *others]), transport_key(token, "http://proxy")}
         assert len(keys) == 5

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import trustme
 
+from clients.python.tests.kubeconfigs import control_plane
 from kube.tests.integration.http.http2_peer import Accepted, Authority, serving
 from milo_discovery.api_errors import ApiError, NotLeading, Unreachable
 from milo_discovery.cluster_api import ClusterApi
@@ -54,6 +55,24 @@ async def test_clusters_of_one_host_share_a_connection_over_http2(
             await watch.__aexit__(None, None, None)
         for api in apis:
             await api.aclose()
+
+
+@pytest.mark.parametrize("token", [None, "secret"])
+async def test_client_certificate_is_presented_with_and_without_a_token(token: str | None) -> None:
+    with control_plane() as plane:
+        pair = plane.authority.issue_cert("client", common_name="admin")
+        access = KubeconfigAccess(
+            server=plane.url,
+            authorities=plane.authority.cert_pem.bytes().decode(),
+            tls_server_name="alpha.test",
+            certificate=pair.cert_chain_pems[0].bytes().decode(),
+            key=pair.private_key_pem.bytes().decode(),
+            token=token,
+        )
+        api = ClusterApi("alpha", Fixed(access), Pools(user_agent="controllers"))
+        await api.send("GET", "/api/v1/namespaces")
+        await api.aclose()
+    assert (plane.certificates, plane.asked_with) == (["admin"], [token and f"Bearer {token}"])
 
 
 @pytest.mark.parametrize("status", [200, 500])

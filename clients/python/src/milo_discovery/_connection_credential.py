@@ -28,14 +28,13 @@ class ConnectionCredential:
         """Return the Authorization header for a request; None without a token. Raises CertificateRenewed if the
         certificate of the connections has expired and was renewed."""
         made, expires_at = self.made_with.access, self.made_with.expires_at
-        if access.token is not None:
-            return f"Bearer {access.token}"
-        if access.certificate != made.certificate and expires_at is not None and datetime.now(UTC) >= expires_at:
+        is_renewed = access.certificate is not None and access.certificate != made.certificate
+        if is_renewed and expires_at is not None and datetime.now(UTC) >= expires_at:
             raise CertificateRenewed(
                 "the client certificate of this API client has expired: close the client, and create another, which "
                 "uses the renewed certificate"
             )
-        return None
+        return None if access.token is None else f"Bearer {access.token}"
 
 
 class RequestUrls:
@@ -67,7 +66,7 @@ class RequestUrls:
 @contextmanager
 def certificate_file(access: KubeconfigAccess) -> Iterator[str | None]:
     """Yield the path of a file with the client certificate and key; None if no client certificate is used."""
-    if access.token is not None or access.certificate is None:
+    if access.certificate is None:
         yield None
     else:
         with as_file(f"{access.certificate}\n{access.key}\n".encode()) as path:

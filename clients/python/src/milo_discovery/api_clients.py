@@ -22,9 +22,9 @@ TransportT = TypeVar("TransportT")
 
 def transport_key(access: KubeconfigAccess, proxy: str | None) -> Hashable:
     """Return the key by which connections are shared. A token is sent per request, so it is not part of the key."""
-    certificate = None if access.token is not None else (access.certificate, access.key)
     # NO_PROXY can make the proxy depend on the server.
-    return access.authorities, access.tls_server_name, certificate, proxy and (proxy, access.server)
+    proxied = proxy and (proxy, access.server)
+    return access.authorities, access.tls_server_name, access.certificate, access.key, proxied
 
 
 @dataclass(slots=True)

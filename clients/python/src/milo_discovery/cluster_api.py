@@ -205,7 +205,7 @@ def _shared(authorities: str) -> bytes:
 
 def _access(found: KubeconfigAccess) -> Access:
     certificate = None
-    if found.token is None and found.certificate is not None:
+    if found.certificate is not None:
         certificate = ClientCertificate(chain=found.certificate.encode(), key=Secret(found.key or ""))
     return Access(
         server=found.server,
