@@ -1,6 +1,7 @@
 """Client TLS for API servers: trusted CAs, the client certificate, and when a certificate expires."""
 
 import os
+import re
 import ssl
 import tempfile
 from collections.abc import Callable, Iterator
@@ -16,6 +17,7 @@ from milo_kube import key_sizes
 from milo_kube.credential import ClientCertificate, CredentialError
 
 _SOON = timedelta(days=1)
+_NON_ASCII = re.compile(rb"[\x80-\xff]+")
 _UNMATCHED = "the client certificate and its key do not match, or are not PEM"
 
 
@@ -53,9 +55,7 @@ class TlsIdentity(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def pem(self) -> str | None:
-        """The CAs without non-ASCII characters, which comments in a bundle may contain, but the ssl module does not
-        accept."""
-        return None if self.authorities is None else _ascii(self.authorities)
+        return None if self.authorities is None else ascii_pem(self.authorities)
 
     def context(self) -> ssl.SSLContext:
         return ClientContexts().context(self)()
@@ -63,7 +63,7 @@ class TlsIdentity(msgspec.Struct, frozen=True, kw_only=True):
 
 def check_authorities(pem: bytes) -> None:
     """Raise CredentialError unless these are CAs in PEM."""
-    _load_authorities(ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), _ascii(pem))
+    _load_authorities(ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), ascii_pem(pem))
 
 
 class _Pair(NamedTuple):
@@ -183,8 +183,12 @@ def _load_default_authorities(context: ssl.SSLContext) -> None:
         raise CredentialError(f"the system's CAs in {bundle} could not be loaded")
 
 
-def _ascii(pem: bytes) -> str:
-    return pem.decode("ascii", "ignore")
+def ascii_pem(pem: bytes) -> str:
+    """Return the text without non-ASCII characters, which comments may contain, but the ssl module does not accept.
+
+    They become line breaks: without them, pieces of text could become a certificate that `key_sizes` has not checked.
+    """
+    return _NON_ASCII.sub(b"\n", pem).decode("ascii")
 
 
 def _load_authorities(context: ssl.SSLContext, pem: str) -> None:

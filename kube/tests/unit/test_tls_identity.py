@@ -12,6 +12,7 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_private_key,
 )
 
+from milo_kube import key_sizes
 from milo_kube.credential import ClientCertificate, CredentialError, Secret
 from milo_kube.tls_identity import TlsIdentity
 from tests.support.giant_keys import GiantPair
@@ -93,6 +94,13 @@ def test_giant_rsa_key_is_not_loaded() -> None:
     for chain, key in ((giant.certificate, giant.key), (large.certificate, giant.key), (giant.certificate, large.key)):
         with pytest.raises(CredentialError, match="has an RSA key with numbers of 8193 bits"):
             pair(chain, key).context()
+
+
+def test_characters_beyond_ascii_hide_no_certificate_from_the_limits_of_its_key() -> None:
+    hidden = GiantPair(20_000).certificate.replace(b"-----", b"--\xe9---")
+    assert key_sizes.check(hidden, key_sizes.RECEIVED_BITS) == []
+    with pytest.raises(CredentialError, match="not a list of PEM certificates"):
+        TlsIdentity(authorities=hidden, certificate=None).context()
 
 
 def test_ca_bundle_comments_may_be_non_ascii() -> None:
