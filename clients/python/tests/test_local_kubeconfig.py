@@ -102,6 +102,27 @@ def test_kubeconfig_with_relative_file_references_is_read(tmp_path: Path):
     assert (access.token, access.authorities) == ("from a file", "CA")
 
 
+@pytest.mark.parametrize("encoding", ["utf-8", "iso8859-2"])
+@pytest.mark.parametrize("inline", [False, True], ids=["file", "data"])
+async def test_comment_beyond_ascii_in_a_ca_is_accepted(tmp_path: Path, encoding: str, inline: bool):
+    authority = trustme.CA().cert_pem.bytes()
+    bundle = "# Főtanúsítvány\n".encode(encoding) + authority
+    (tmp_path / "ca").write_bytes(bundle)
+    cluster = {"certificate-authority-data": base64.b64encode(bundle).decode()}
+    source = KubeconfigFile(kubeconfig(tmp_path, cluster=cluster if inline else {"certificate-authority": "ca"}))
+    issued = await issue("here", source)
+    assert read_access(issued.kubeconfig).authorities.strip().endswith(authority.decode().strip())
+
+
+@pytest.mark.parametrize("inline", [False, True], ids=["file", "data"])
+def test_ca_that_is_not_pem_is_refused(tmp_path: Path, inline: bool):
+    (tmp_path / "ca").write_bytes(b"0\x82")
+    cluster = {"certificate-authority-data": base64.b64encode(b"0\x82").decode()}
+    source = KubeconfigFile(kubeconfig(tmp_path, cluster=cluster if inline else {"certificate-authority": "ca"}))
+    with pytest.raises(UnusableKubeconfig, match="not PEM"):
+        source.read()
+
+
 @pytest.mark.parametrize("file", ["ca", "token"])
 async def test_credential_and_ca_stay_while_a_file_is_empty(tmp_path: Path, file: str):
     authority = trustme.CA().cert_pem.bytes()

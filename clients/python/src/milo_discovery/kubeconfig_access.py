@@ -17,6 +17,7 @@ from milo_kube import act_as
 from milo_kube import kubeconfig as kubeconfig_reader
 from milo_kube.act_as import ActAs
 from milo_kube.kubeconfig import ContextAccess, KubeconfigError, Policy
+from milo_kube.tls_identity import ascii_pem
 
 __all__ = ["KubeconfigAccess", "read_access", "render_kubeconfig"]
 
@@ -92,6 +93,13 @@ def inline_access(found: ContextAccess, origin: str) -> KubeconfigAccess:
     )
 
 
+def pem_text(content: bytes, origin: str) -> str:
+    """Return PEM as ASCII: its comments may have other characters. Raises UnusableKubeconfig for binary data."""
+    if not content.isascii() and b"-----BEGIN " not in content:
+        raise UnusableKubeconfig(f"{origin} contains a CA, a certificate or a key that is not PEM")
+    return ascii_pem(content)
+
+
 def exec_arguments(cluster: str) -> list[str]:
     """Return the arguments with which the exec plugin is called."""
     return ["credential", "--cluster", cluster]
@@ -131,10 +139,7 @@ def _read(content: bytes, policy: Policy) -> ContextAccess:
 
 
 def _pem(content: bytes | None, origin: str) -> str | None:
-    try:
-        return None if content is None else content.decode("ascii")
-    except UnicodeDecodeError:
-        raise UnusableKubeconfig(f"{origin} contains a CA, a certificate or a key that is not PEM") from None
+    return None if content is None else pem_text(content, origin)
 
 
 def _bytes(pem: str | None) -> bytes | None:

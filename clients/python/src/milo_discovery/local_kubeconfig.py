@@ -9,14 +9,14 @@ import asyncio
 import json
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from milo_discovery.errors import UnusableKubeconfig
-from milo_discovery.kubeconfig_access import KubeconfigAccess, inline_access, render_kubeconfig
+from milo_discovery.kubeconfig_access import KubeconfigAccess, inline_access, pem_text, render_kubeconfig
 from milo_discovery.model import Kubeconfig
 from milo_kube import addresses, exec_plugin, kubeconfig
 from milo_kube.credential import ClientCertificate, CredentialError, Secret
@@ -59,7 +59,7 @@ class ServiceAccount:
             )
         access = KubeconfigAccess(
             server=f"https://{addresses.bracketed(host)}:{port}",
-            authorities=_text(self._directory / "ca.crt"),
+            authorities=_pem(self._directory / "ca.crt"),
             token=_text(self._directory / "token").strip(),
         )
         return LocalAccess(access=access, namespace=_text(self._directory / "namespace").strip())
@@ -96,10 +96,10 @@ class KubeconfigFile:
         inline = inline_access(found, self._name)
         access = replace(
             inline,
-            authorities=inline.authorities or self._content(found.authorities_file),
-            token=inline.token or self._content(found.token_file),
-            certificate=inline.certificate or self._content(found.certificate_file),
-            key=inline.key or self._content(found.key_file),
+            authorities=inline.authorities or _if_set(_pem, found.authorities_file),
+            token=inline.token or _if_set(_text, found.token_file),
+            certificate=inline.certificate or _if_set(_pem, found.certificate_file),
+            key=inline.key or _if_set(_pem, found.key_file),
         )
         has_credential = access.token is not None or access.certificate is not None
         self._context, self._server = context, found.server
@@ -113,9 +113,6 @@ class KubeconfigFile:
     @property
     def _name(self) -> str:
         return f"the kubeconfig {os.pathsep.join(map(str, self._paths))}"
-
-    def _content(self, file: str) -> str | None:
-        return _text(Path(file)).strip() if file else None
 
     def _command(self, plugin: ExecEntry, found: ContextAccess, access: KubeconfigAccess) -> ExecCommand:
         authorities = None if access.authorities is None else access.authorities.encode()
@@ -194,15 +191,27 @@ def _check_pair(access: KubeconfigAccess) -> None:
         raise UnusableKubeconfig(str(error)) from None
 
 
+def _if_set(read: Callable[[Path], str], file: str) -> str | None:
+    return read(Path(file)).strip() if file else None
+
+
 def _text(path: Path) -> str:
     try:
-        text = _bytes(path).decode()
+        return _content(path).decode()
     except UnicodeDecodeError:
         raise UnusableKubeconfig(f"{path} is not a text file") from None
-    if not text.strip():
+
+
+def _pem(path: Path) -> str:
+    return pem_text(_content(path), str(path))
+
+
+def _content(path: Path) -> bytes:
+    content = _bytes(path)
+    if not content.strip():
         # As while it is written: without a CA, those of the system would be trusted.
         raise UnusableKubeconfig(f"{path} is empty")
-    return text
+    return content
 
 
 def _bytes(path: Path) -> bytes:
