@@ -10,6 +10,7 @@ from contextvars import copy_context
 from enum import Enum
 from functools import partial
 from http import HTTPStatus
+from math import inf
 from typing import Any, Literal, NamedTuple, TypeVar
 from weakref import WeakValueDictionary
 
@@ -102,38 +103,58 @@ class _LookUpError(Exception):
 
 
 class _LookUp(NamedTuple):
-    cluster: Cluster | None
-    at: float
+    cluster: Cluster | None = None
+    """The last answer, if there was one."""
+    at: float = -inf
+    has_failed: bool = False
+    """Whether the daemon did not answer at that time."""
 
 
 class _ProjectLookUps:
     """The clusters of projects that were reviewed lately. While the daemon does not answer, that which this replica has
-    engaged is used, or else the last answer."""
+    engaged is used, or else the last answer. No answer that a project is not engaged is kept."""
 
     def __init__(self, clusters: ProjectClusters) -> None:
         self._clusters = clusters
-        self._found: dict[str, _LookUp] = {}
+        self._last: dict[str, _LookUp] = {}
 
     async def cluster(self, project: str) -> Cluster | None:
-        now = asyncio.get_running_loop().time()
-        last = self._found.get(project)
-        if last is not None and now - last.at < _FRESH_S:
-            return last.cluster
-        engaged = self._clusters.engaged(project)
+        clock = asyncio.get_running_loop().time
+        now = clock()
+        held, last = self._held(project), self._kept(project)
+        if held is not None and now - last.at < _FRESH_S:
+            if last.has_failed:
+                return held
+            if last.cluster is not None and last.cluster.uid == held.uid:
+                return last.cluster
         try:
-            async with asyncio.timeout(None if last is None and engaged is None else _FRESH_S):
+            async with asyncio.timeout(None if held is None else _FRESH_S):
                 cluster = await self._clusters.known(project)
         except (DiscoveryError, TimeoutError):
-            if engaged is not None:
-                return engaged.current
-            if last is None:
+            held = self._held(project)
+            if held is None:
                 raise
-            return last.cluster
-        self._found.pop(project, None)
-        if len(self._found) >= _LOOK_UPS:
-            del self._found[next(iter(self._found))]
-        self._found[project] = _LookUp(cluster, now)
+            self._keep(project, self._kept(project)._replace(at=clock(), has_failed=True))
+            return held
+        if cluster is None:
+            self._last.pop(project, None)
+        else:
+            self._keep(project, _LookUp(cluster, now))
         return cluster
+
+    def _held(self, project: str) -> Cluster | None:
+        """Return the cluster that is used while the daemon does not answer."""
+        engaged = self._clusters.engaged(project)
+        return self._kept(project).cluster if engaged is None else engaged.current
+
+    def _kept(self, project: str) -> _LookUp:
+        return self._last.get(project, _LookUp())
+
+    def _keep(self, project: str, look_up: _LookUp) -> None:
+        self._last.pop(project, None)
+        if len(self._last) >= _LOOK_UPS:
+            del self._last[next(iter(self._last))]
+        self._last[project] = look_up
 
 
 class Webhooks:
@@ -210,8 +231,8 @@ class Webhooks:
         key = f"{self.source}#{project}" if self.source and project else project
         try:
             cluster = await self._look_ups.cluster(key)
-        except DiscoveryError as error:
-            raise _LookUpError(str(error)) from error
+        except (DiscoveryError, TimeoutError) as error:
+            raise _LookUpError(text_of(error)) from error
         if cluster is None:
             if webhook.unknown == "allow":
                 return allowed(request)
