@@ -244,43 +244,34 @@ class StreamPublication:
     # --- answers ---
 
     def read(self, command: ReadCluster, stored: Iterable[StoredMessage], last_sequence: int, now: float) -> None:
-        if (cluster := self._answered(command)) is not None:
-            cluster.read(command.ticket, stored, last_sequence, now)
-            self._forget(command.cluster)
+        self._answer(command, lambda cluster: cluster.read(command.ticket, stored, last_sequence, now))
 
     def written(self, command: WriteMessage, sequence: int, now: float) -> None:
-        if (cluster := self._answered(command)) is not None:
+        if self._answer(command, lambda cluster: cluster.written(command, sequence, now)):
             self.stored[type(command.message).__name__.removesuffix("Message").lower()] += 1
-            cluster.written(command, sequence, now)
-            self._forget(cluster.key)
 
     def conflicted(self, command: WriteMessage, now: float) -> None:
         """The subject's last message has another sequence than expected."""
-        if (cluster := self._answered(command)) is not None:
+        if self._answer(command, lambda cluster: cluster.conflicted(command, now)):
             self.rejected["conflict"] += 1
-            cluster.conflicted(command, now)
 
     def full(self, command: WriteMessage, problem: str, now: float) -> None:
-        if (cluster := self._answered(command)) is not None:
+        if self._answer(command, lambda cluster: cluster.rejected(command, problem, now)):
             self.rejected["full"] += 1
-            cluster.rejected(command, problem, now)
 
     def purged(self, command: Purge, now: float) -> None:
-        if (cluster := self._answered(command)) is not None:
-            cluster.purged(command, now)
-            self._forget(cluster.key)
+        self._answer(command, lambda cluster: cluster.purged(command, now))
 
     def failed(self, command: ReadCluster | WriteMessage | Purge, problem: str, now: float) -> None:
         """Whether a command has had its effect is not known."""
-        if (cluster := self._answered(command)) is not None:
-            match command:
-                case ReadCluster():
-                    cluster.failed_to_read(command.ticket, problem, now)
-                case WriteMessage():
+        match command:
+            case ReadCluster():
+                self._answer(command, lambda cluster: cluster.failed_to_read(command.ticket, problem, now))
+            case WriteMessage():
+                if self._answer(command, lambda cluster: cluster.lost(command, now)):
                     self.rejected["unanswered"] += 1
-                    cluster.lost(command, now)
-                case Purge():
-                    cluster.purge_lost(command, now)
+            case Purge():
+                self._answer(command, lambda cluster: cluster.purge_lost(command, now))
 
     def relisted(self, command: Relist, now: float) -> None:
         if command.scope.cluster in self.clusters:
@@ -336,14 +327,23 @@ class StreamPublication:
 
     # --- helpers ---
 
-    def _answered(self, command: ReadCluster | WriteMessage | Purge) -> ClusterPublication | None:
-        """Return the cluster of a command that has not been answered."""
+    def _answer(
+        self, command: ReadCluster | WriteMessage | Purge, answered: Callable[[ClusterPublication], None]
+    ) -> bool:
+        """Answer a command to its cluster, which may have ended since. Returns whether it was not answered before."""
         if self._sent.pop(command.ticket, None) is None:
-            return None
+            return False
         self._sent_bytes -= _bytes(command)
         if isinstance(command, ReadCluster):
-            return self.clusters.get(command.cluster)
-        return self.clusters.get(_cluster_of(command.scope if isinstance(command, Purge) else command.subject))
+            key = command.cluster
+        else:
+            key = _cluster_of(command.scope if isinstance(command, Purge) else command.subject)
+        cluster = self.clusters.get(key)
+        if cluster is None:
+            return False
+        answered(cluster)
+        self._forget(key)
+        return True
 
     def _cluster(self, key: str) -> ClusterPublication:
         if key not in self.clusters:

@@ -13,6 +13,7 @@ from milo_objects.publication import MOST_BYTES, MOST_WRITES, StreamPublication
 from milo_objects.publication_records import GONE_TTL_S, SubjectRecord
 from milo_objects.scope import (
     ClusterChanged,
+    ClusterEnded,
     FleetChanged,
     FleetCluster,
     Gone,
@@ -278,6 +279,29 @@ def test_gone_object_is_forgotten_once_the_stream_has_deleted_its_message() -> N
     assert len(publishing.records) == 2
     publishing.write(GONE_TTL_S + BEHIND_S)
     assert not publishing.records
+
+
+@pytest.mark.parametrize("answer", ["written", "conflicted", "full", "failed"])
+def test_cluster_that_moves_away_while_it_is_written_is_forgotten(answer: str) -> None:
+    publishing = Publishing()
+    publication = publishing.publication
+    publishing.put("a")
+    publishing.write()
+    publishing.put("a", "2", b'{"a":2}')
+    (write,) = publication.due(0.0)
+    assert isinstance(write, WriteMessage)
+    publication.apply(ClusterEnded(FleetCluster(name="web", incarnation="i", uid="u"), "MOVED"), 0.0)
+    match answer:
+        case "written":
+            publication.written(write, 9, 0.0)
+        case "conflicted":
+            publication.conflicted(write, 0.0)
+        case "full":
+            publication.full(write, "full", 0.0)
+        case _:
+            publication.failed(write, "not answered", 0.0)
+    assert not publication.clusters
+    assert [*publication.orphans([*publishing.stored.values()])] == ["web"]
 
 
 def test_cluster_in_which_much_changes_delays_no_other() -> None:

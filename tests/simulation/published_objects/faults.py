@@ -36,6 +36,20 @@ class Faults:
     def move(self) -> None:
         self._world.move(self._name())
 
+    def lose_after_move(self) -> None:
+        """A cluster moves while it is written, and is deleted while its next owner does not run."""
+        name = self._name()
+        self.lose_messages()
+        self._world.put(name, self._random.choice(KINDS).resource, self._random.choice(NAMES))
+        self._later(0, 1, lambda: self._world.move(name))
+
+        def lose() -> None:
+            self._world.restart_publisher(self._world.owners[name], 60)
+            self._world.change(name, None)
+            self._world.move(name)
+
+        self._later(2, 10, lose)
+
     def _ready(self, name: str, uid: str) -> None:
         found = self._world.projects.get(name)
         if found is not None and found.uid == uid and not found.is_ready:

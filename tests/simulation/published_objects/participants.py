@@ -41,9 +41,10 @@ SECOND_LOOK_S = 10.0
 class Publisher:
     """A process that follows the clusters of its daemon, and publishes their objects."""
 
-    def __init__(self, world: "Simulation", name: str) -> None:
+    def __init__(self, world: "Simulation", index: int) -> None:
         self.world = world
-        self.name = name
+        self.index = index
+        self.name = name = f"publisher-{index}"
         self.is_killed = False
         self.is_cut = False
         self.engaged: dict[str, FleetCluster] = {}
@@ -169,8 +170,8 @@ class Publisher:
         if not self.is_cut and not self.world.is_down:
             orphans = {}
             for name, cluster in self.publication.orphans(self.world.stream.scopes_and_clusters(now)).items():
-                project = self.world.projects.get(name)
-                if project is None or not project.is_ready:
+                project, is_judge = self.world.projects.get(name), self.world.owners[name] == self.index
+                if (project is None or not project.is_ready) and (is_judge or not self.world.is_group):
                     orphans[name] = cluster
             self._missing = {name: self._missing.get(name, now) for name in orphans}
             for name, cluster in orphans.items():

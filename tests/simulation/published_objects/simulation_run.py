@@ -163,7 +163,7 @@ class Simulation:
     # --- publishers ---
 
     def _start(self, index: int) -> Publisher:
-        publisher = Publisher(self, f"publisher-{index}")
+        publisher = Publisher(self, index)
 
         def begin() -> None:
             if publisher.is_killed:

@@ -6,6 +6,8 @@ import pytest
 
 from milo_objects import cluster_publication, publication_records, stream_reader
 from milo_objects.messages import ObjectMessage
+from milo_objects.publication import StreamPublication
+from milo_objects.stream_commands import Command
 from tests.simulation.published_objects.faults import KINDS_OF_FAULTS
 from tests.simulation.published_objects.simulation_run import Simulation, simulate
 
@@ -71,6 +73,17 @@ def _hear_any_publisher(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stream_reader.StreamReader, "heard", lambda self, at, now, _: heard(self, at, now))
 
 
+def _remember_what_moved(monkeypatch: pytest.MonkeyPatch) -> None:
+    failed = StreamPublication.failed
+
+    def remember(self: StreamPublication, command: Command, problem: str, now: float) -> None:
+        before = {**self.clusters}
+        failed(self, command, problem, now)
+        self.clusters = {**before, **self.clusters}
+
+    monkeypatch.setattr(StreamPublication, "failed", remember)
+
+
 @pytest.mark.parametrize(
     ("mutate", "first"),
     [
@@ -80,6 +93,7 @@ def _hear_any_publisher(monkeypatch: pytest.MonkeyPatch) -> None:
         (_ignore_epochs, 0),
         (_purge_nothing, 0),
         (_hear_any_publisher, 0),
+        (_remember_what_moved, 0),
     ],
 )
 def test_simulation_detects_a_mutant(
