@@ -32,8 +32,9 @@ _SILENT_WAITS: Final = 5
 _API: Final = "$JS.API"
 _WRONG_LAST_SEQUENCE: Final = 10071
 _STREAM_NOT_FOUND: Final = 10059
-_FULL: Final = {10077, 10047, 10023, 10054}
-"""Error codes of a stream that has `max_bytes`, of a server without space, and of a message above `max_msg_size`."""
+_FULL: Final = {10077, 10002, 10028, 10047, 10023, 10054}
+"""Error codes of a stream that has `max_bytes`, of an account that has its limit, of a server without memory or space,
+and of a message above `max_msg_size`."""
 _NANOSECONDS: Final = 1_000_000_000
 
 T = TypeVar("T")

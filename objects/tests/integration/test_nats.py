@@ -773,6 +773,19 @@ async def test_full_stream_refuses_new_objects_and_takes_them_once_it_is_larger(
         await eventually(lambda: len(names(objects)) == 99 and objects.view("v1/namespaces").synced)
 
 
+async def test_account_that_has_its_limit_refuses_messages_and_ends_no_connection(tmp_path: Path) -> None:
+    """Found by a reader: the publisher connected again for ever."""
+    limited = {"jetstream": {"max_file": 64 << 10}, "users": [{"user": "u", "password": "p"}]}
+    async with running_nats(tmp_path, {"accounts": {"A": limited}, "no_auth_user": "u"}) as server:
+        world = World(server)
+        async with world.publisher() as publisher:
+            world.fleet.engage("web")
+            for number in range(100):
+                world.fleet.put("web", f"n{number}", {"status": {"phase": "x" * 1000}})
+            await eventually(lambda: publisher.publication.refused > 0 and not publisher.publication.pending)
+            assert not world.reports
+
+
 async def test_object_above_max_payload_is_named_and_delays_no_other(world: World) -> None:
     async with world.publisher() as publisher, world.reader() as objects:
         world.fleet.engage("web")
