@@ -147,6 +147,11 @@ class ClusterPublication:
     def is_engaged(self) -> bool:
         return self._wanted is not None
 
+    @property
+    def is_ending(self) -> bool:
+        """Whether the end of the cluster is to be published."""
+        return self._ending is not None
+
     def is_taken_over(self, now: float) -> bool:
         """Return whether the stream has what the source knows of the cluster, or another publisher does, or that is not
         to be waited for."""
@@ -191,9 +196,12 @@ class ClusterPublication:
         for scope in self.scopes.values():
             self._desire_scope(scope, now)
 
-    def publishes(self, subject: ScopeSubject) -> bool:
-        """Return whether a scope of the stream is as this publisher believes."""
-        return not isinstance(self.phase, WritingStream) or subject in self.scopes
+    def publishes(self, subject: ScopeSubject, sequence: int) -> bool:
+        """Return whether a scope of the stream is as this publisher believes. `sequence`: that of its message."""
+        if not isinstance(self.phase, WritingStream):
+            return True
+        scope = self.scopes.get(subject)
+        return scope is not None and (sequence <= scope.record.sequence or is_sent(scope.record.attempt))
 
     def end_orphan(self, cluster: FleetCluster, now: float) -> None:
         """Publish the end of a cluster that the daemon has disengaged while nobody published it."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import heapq
 import math
 from collections import Counter, OrderedDict, deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Final, TypeAlias
 
 import msgspec
@@ -28,6 +28,7 @@ from milo_objects.scope import (
     ScopeChanged,
     ScopeEnded,
 )
+from milo_objects.scope_publication import disowned
 from milo_objects.stream_commands import Command, Purge, ReadCluster, Relist, WriteMessage
 from milo_objects.subjects import ObjectSubject, ScopeSubject, Subject, source_of
 
@@ -126,7 +127,7 @@ class StreamPublication:
         return {key: cluster for key, cluster in found.items() if key not in self.clusters}
 
     def review(self, stored: Iterable[StoredMessage], now: float) -> list[Purge]:
-        """Read again the clusters in which another publisher has begun a scope that is not declared here.
+        """Read again the clusters in which another publisher has written of a scope.
 
         Returns the purges that follow the ends of scopes: a publisher may have been killed before its own.
         """
@@ -140,13 +141,32 @@ class StreamPublication:
                 continue
             if isinstance(decoded.state, ScopeIsOver):
                 purges.append(Purge(subject, message.sequence, 0))
-            elif subject.cluster in self.clusters and not self.clusters[subject.cluster].publishes(subject):
-                self.clusters[subject.cluster].reread(now)
+            elif (found := self.clusters.get(subject.cluster)) and not found.publishes(subject, message.sequence):
+                found.reread(now)
         return purges
 
     def end_orphan(self, cluster: FleetCluster, now: float) -> None:
         """Publish the end of a cluster that went while nobody published it."""
         self._cluster(cluster.name).end_orphan(cluster, now)
+
+    def is_ending(self, key: str) -> bool:
+        """Return whether the end of a cluster is to be published."""
+        return key in self.clusters and self.clusters[key].is_ending
+
+    def disown(self, stored: Iterable[StoredMessage], keys: Collection[str]) -> list[WriteMessage]:
+        """Return the writes that mark as STALE what the stream has of clusters that this publisher does not follow, and
+        readers believe because it runs. They need not be answered."""
+        others, writes = {key for key in keys if key not in self.clusters}, list[WriteMessage]()
+        for message in stored:
+            try:
+                subject, decoded = decode(message)
+            except ValueError:
+                continue
+            if isinstance(subject, ScopeSubject) and isinstance(decoded, ScopeMessage) and subject.cluster in others:
+                found = disowned(decoded, self.publisher)
+                if found is not None:
+                    writes.append(WriteMessage(subject, found, found.encode(), message.sequence, None, self.ticket()))
+        return writes
 
     def rename(self, publisher: str, now: float) -> None:
         if self.publisher != publisher:

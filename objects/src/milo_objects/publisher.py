@@ -5,12 +5,15 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
+import math
 import random
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Final, Protocol, Unpack
+
+import msgspec
 
 from milo_discovery.errors import ClusterNotFound, DiscoveryError, StatusError, Unavailable, Unimplemented
 from milo_discovery.model import ClusterReport, Engagement, EngagementReason, Listing, ServerInfo, SourceState
@@ -32,7 +35,7 @@ from milo_objects.kinds import Kind
 from milo_objects.messages import Heartbeat
 from milo_objects.nats_source import RECONNECT
 from milo_objects.publication import StreamConnected, StreamPublication
-from milo_objects.scope import Change, ClusterChanged, FleetCluster, ObjectSource, Scope
+from milo_objects.scope import Change, ClusterChanged, ClusterEnded, FleetCluster, ObjectSource, Scope
 from milo_objects.store import Store
 from milo_objects.stream_commands import Purge, ReadCluster, Relist, WriteMessage
 from milo_objects.subjects import STREAM_SUBJECTS, ClusterSubject, source_of
@@ -67,6 +70,14 @@ class ListingSource(ObjectSource, Protocol):
         """List a scope again, and apply the complete list. Returns at once if the scope is not followed."""
 
 
+class _Looks(msgspec.Struct):
+    """The looks for clusters of the stream that ended while nobody published them, or that nobody follows."""
+
+    compared: set[str] = msgspec.field(default_factory=set)
+    """The sources of which the stream has no such cluster, unless it says so."""
+    next_at: float = 0.0
+
+
 class ObjectPublisher:
     """A publisher of the objects of some kinds in the clusters of one daemon."""
 
@@ -92,8 +103,7 @@ class ObjectPublisher:
         self._clock = asyncio.get_running_loop().time
         self._unanswered: deque[tuple[float, WriteMessage]] = deque()
         self._seen: StreamInfo | None = None
-        self._looked: set[str] = set()
-        """The sources whose clusters were looked for that ended while nobody published them."""
+        self._looks = _Looks()
         self._store = Store([kind.resource for kind in kinds], {}, datetime.now(UTC), changed=self._apply)
         self.publication = StreamPublication(kinds, lambda key: source_of(key) in self._known, self._clock())
 
@@ -125,7 +135,10 @@ class ObjectPublisher:
                 await asyncio.sleep(RECONNECT.delay(failures, random.random))
                 continue
             failures = 0
-            self.publication.rename("" if sharding is None else sharding.member, self._clock())
+            name = "" if sharding is None else sharding.member
+            if name != self.publication.publisher:
+                self._looks = _Looks()  # for what the stream says under this name
+            self.publication.rename(name, self._clock())
             self._changed.set()
             await asyncio.sleep(LOOK_EVERY_S)
 
@@ -138,6 +151,8 @@ class ObjectPublisher:
         if isinstance(change, ClusterChanged):
             self._removals.engaged(change.cluster.name, change.cluster.uid + change.cluster.incarnation)
         self.publication.apply(change, self._clock())
+        if isinstance(change, ClusterEnded) and not self.publication.is_ending(change.cluster.name):
+            self._looks.next_at = min(self._looks.next_at, self._clock() + SECOND_LOOK_S)  # others may have it by then
         self._changed.set()
 
     # --- the connection ---
@@ -172,7 +187,7 @@ class ObjectPublisher:
         seen, self._seen = self._seen, info
         is_same = seen is not None and seen.lineage == info.lineage and seen.last_sequence <= info.last_sequence
         if not is_same:
-            self._looked.clear()
+            self._looks.compared.clear()
         self.publication.connected(info.limit, self._clock(), is_same=is_same)
         with unwrap_single_error():
             async with asyncio.TaskGroup() as tasks:
@@ -196,7 +211,9 @@ class ObjectPublisher:
             return Heartbeat("", {})
         problems = dict(self._source.problems)
         for source, problem in problems.items():
-            if not problem and not (source in self._looked and self.publication.is_current(source, self._clock())):
+            if not problem and not (
+                source in self._looks.compared and self.publication.is_current(source, self._clock())
+            ):
                 problems[source] = "what former publishers have written is not compared yet"
         return Heartbeat(publisher, problems)
 
@@ -270,28 +287,32 @@ class ObjectPublisher:
 
     async def _look(self, session: NatsSession) -> None:
         looked: set[str] = set()
-        look_at = self._clock()
+        self._looks.next_at = self._clock()
         while True:
             known = self._known
-            if known and (self._clock() >= look_at or not known <= looked):
-                wait_s, looked = SECOND_LOOK_S, known
+            if known and (self._clock() >= self._looks.next_at or not known <= looked):
+                wait_s, looked, self._looks.next_at = SECOND_LOOK_S, known, math.inf
                 try:
                     wait_s = await self._end_orphans(session, known)
                 except StreamLost as error:
                     session.lose(str(error))
                 except DiscoveryError as error:
                     log.info("ended clusters cannot be looked for; retrying: %s", error)
-                look_at = self._clock() + wait_s
+                self._looks.next_at = min(self._looks.next_at, self._clock() + wait_s)
             await asyncio.sleep(_RETRY_S)
 
     async def _end_orphans(self, session: NatsSession, known_sources: set[str]) -> float:
-        """End the clusters of the stream that the daemon confirms to have disengaged. Returns when to look again."""
+        """End the clusters of the stream that the daemon confirms to have disengaged, and mark what this publisher has
+        said of those that others may follow. Returns when to look again."""
+        looks = self._looks
         stored, _ = await session.last_messages([STREAM_SUBJECTS[0], _STATES])
         for purge in self.publication.review(stored, self._clock()):
             await session.purge(purge.scope.objects, purge.below)
         orphans = self.publication.orphans(stored)
         known = len(orphans) + self.publication.engaged
         missing: dict[Removal, FleetCluster] = {}
+        unfollowed: set[str] = set()
+        unjudged: set[str] = set()
         others = 0
         if orphans:
             listing = await self._daemon.list()
@@ -301,24 +322,30 @@ class ObjectPublisher:
             for key, cluster in orphans.items():
                 if source_of(key) not in streaming & known_sources:
                     others += 1
+                    unjudged.add(source_of(key))
                     continue
                 match await self._engagement(key):
-                    case Engagement(engaged=True) | Engagement(reason=EngagementReason.UNASSIGNED):
+                    case Engagement(engaged=True):
                         pass
+                    case Engagement(reason=EngagementReason.UNASSIGNED):
+                        unfollowed.add(key)
                     case None | Engagement(assigned_elsewhere=True):
                         others += 1
+                        unfollowed.add(key)
                     case _:
                         missing[Removal(key, key, cluster.uid + cluster.incarnation, cluster.incarnation)] = cluster
+        for write in self.publication.disown(stored, unfollowed):
+            await session.write(write, lambda _: None)
         was_problem = self._removals.problem
         are_all_known = len(missing) == len(orphans)
         for removal in self._removals.review(missing, known, self._clock(), others=others, are_all_known=are_all_known):
             self.publication.end_orphan(missing[removal], self._clock())
         if self._removals.problem != was_problem:
             self._report(self._removals.problem or "removals are no longer held")
-        is_pending = missing and not self._removals.problem
-        self._looked = known_sources - {source_of(removal.name) for removal in missing} if is_pending else known_sources
+        unjudged = known_sources & {*unjudged, *(source_of(removal.name) for removal in missing)}
+        looks.compared = known_sources - unjudged
         self._changed.set()
-        return SECOND_LOOK_S if missing else LOOK_EVERY_S
+        return SECOND_LOOK_S if unjudged else LOOK_EVERY_S
 
     async def _engagement(self, key: str) -> Engagement | None:
         """Return what the daemon knows of the cluster, if it can be looked up: another cluster is not delayed by it.

@@ -15,6 +15,7 @@ from milo_objects.subjects import ObjectSubject, ScopeSubject
 
 _UNKNOWN_SINCE: Final = datetime.fromtimestamp(0, UTC)
 _UNREAD: Final = "its publisher has not read it yet"
+_UNFOLLOWED: Final = "no publisher follows it"
 
 
 class ScopePublication:
@@ -147,3 +148,10 @@ class ScopePublication:
             self.pending.discard(subject)
             if self.awaiting is not None:
                 self.awaiting.discard(subject)
+
+
+def disowned(message: ScopeMessage, publisher: str | None) -> ScopeMessage | None:
+    """Return what is to be said of a scope that no publisher follows; None if what `publisher` does decides nothing."""
+    if not isinstance(message.state, Synced) or publisher is None or message.publisher not in ("", publisher):
+        return None
+    return replace(message, state=Stale(message.state.since, _UNFOLLOWED))

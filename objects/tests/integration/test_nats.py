@@ -668,6 +668,60 @@ async def test_dead_publisher_of_a_shard_group_is_not_hidden_by_another_member(
         await eventually(lambda: isinstance(objects.fleet, Synced) and not objects.view("v1/namespaces").outdated)
 
 
+async def test_cluster_that_moves_to_a_member_without_a_publisher_is_stale(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Found by a reader: it was SYNCED for as long as its former publisher ran."""
+    monkeypatch.setattr(publisher, "SECOND_LOOK_S", 0.1)
+    fleets = {name: Fleet() for name in ("zero", "one")}
+    for member, fleet in fleets.items():
+        fleet.info = ServerInfo(sharding=Sharding(member=member))
+        fleet.not_found_reason = "ASSIGNED_ELSEWHERE"
+    async with world.reader() as objects, world.publisher(fleet=fleets["zero"]) as former:
+        for name in ("web", "shop"):
+            fleets["zero"].engage(name)
+        await settled(former)
+        await eventually(lambda: objects.view("v1/namespaces").synced == 2 and isinstance(objects.fleet, Synced))
+        fleets["zero"].end("web", "MOVED")
+        await eventually(lambda: set(objects.view("v1/namespaces").outdated) == {"web"})
+        assert objects.view("v1/namespaces").outdated["web"].problem == "no publisher follows it"
+        assert isinstance(objects.fleet, Synced)
+        fleets["one"].engage("web", incarnation="moved")
+        async with world.publisher(fleet=fleets["one"]):
+            await eventually(lambda: not objects.view("v1/namespaces").outdated)
+
+
+async def test_clusters_whose_ends_are_held_are_not_followed(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Found by a reader: they were SYNCED."""
+    monkeypatch.setattr(publisher, "SECOND_LOOK_S", 0.1)
+    monkeypatch.setattr(publisher, "BEAT_EVERY_S", 0.1)
+    monkeypatch.setattr("milo_discovery.removals.SECOND_LOOK_S", 0.1)
+    monkeypatch.setattr(stream_reader, "SILENT_S", 1.0)
+    for name in ("a", "b", "c"):
+        world.fleet.engage(name)
+    async with world.publisher() as first:
+        await settled(first)
+    world.fleet.clusters.clear()
+    async with world.publisher(), world.reader() as objects:
+        await eventually(lambda: "lacks all 3 clusters" in "".join(world.reports))
+        await eventually(lambda: set(objects.view("v1/namespaces").outdated) == {"a", "b", "c"})
+
+
+async def test_cluster_that_the_daemon_has_left_for_an_unknown_reason_is_looked_for_soon(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Found by a reader: it was SYNCED for five minutes more."""
+    monkeypatch.setattr(publisher, "SECOND_LOOK_S", 0.1)
+    monkeypatch.setattr("milo_discovery.removals.SECOND_LOOK_S", 0.1)
+    async with world.publisher() as followed, world.reader() as objects:
+        for name in ("a", "b", "c", "d"):
+            world.fleet.engage(name)
+        await settled(followed)
+        await eventually(lambda: len(objects.clusters) == 4)
+        world.fleet.end("b", "UNSPECIFIED")
+        await eventually(lambda: set(objects.clusters) == {"a", "c", "d"})
+
+
 @pytest.mark.parametrize(
     "error",
     [

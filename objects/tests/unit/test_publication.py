@@ -3,6 +3,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from milo_objects import cluster_publication
 from milo_objects.cluster_publication import BEHIND_S, TAKEOVER_S
@@ -302,6 +303,36 @@ def test_cluster_that_moves_away_while_it_is_written_is_forgotten(answer: str) -
             publication.failed(write, "not answered", 0.0)
     assert not publication.clusters
     assert [*publication.orphans([*publishing.stored.values()])] == ["web"]
+
+
+def test_synced_scope_that_no_publisher_follows_is_stale_unless_another_one_has_read_it() -> None:
+    publishing = Publishing()
+    publishing.publication.rename("one", 0.0)
+    publishing.write()
+    stored = [StoredMessage("milo.clusters", 0, {}, b""), *publishing.stored.values()]
+    for publisher, disowns in ((None, False), ("one", True), ("two", False)):
+        other = StreamPublication([Kind("v1/namespaces")], lambda _: True, 0.0)
+        other.publisher = publisher
+        writes = other.disown(stored, ["web"])
+        assert [write.message for write in writes if isinstance(write.message, ScopeMessage)] == (
+            [replace(scope_in(publishing), state=Stale(NOW, "no publisher follows it"))] if disowns else []
+        )
+        assert not other.disown(stored, ["shop"])
+    assert not publishing.publication.disown(stored, ["web"])  # it is engaged here
+
+
+def test_scope_of_which_another_publisher_has_written_is_read_again() -> None:
+    publishing = Publishing()
+    publishing.write()
+    publishing.publication.review([*publishing.stored.values()], 0.0)
+    assert publishing.publication.is_settled
+    key = "milo.objects._.web.core.namespaces.state"
+    publishing.sequence += 1
+    other = replace(scope_in(publishing), state=Stale(NOW, "no publisher follows it"))
+    publishing.stored[key] = StoredMessage(key, publishing.sequence, *other.encode())
+    publishing.publication.review([*publishing.stored.values()], 0.0)
+    publishing.write()
+    assert state_in(publishing) == Synced(NOW)
 
 
 def test_cluster_in_which_much_changes_delays_no_other() -> None:

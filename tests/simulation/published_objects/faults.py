@@ -50,6 +50,11 @@ class Faults:
 
         self._later(2, 10, lose)
 
+    def move_to_dead(self) -> None:
+        name = self._name()
+        self._world.restart_publisher(1 - self._world.owners[name], self._random.uniform(60, 100))
+        self._later(0, 5, lambda: self._world.move(name))
+
     def _ready(self, name: str, uid: str) -> None:
         found = self._world.projects.get(name)
         if found is not None and found.uid == uid and not found.is_ready:

@@ -53,6 +53,7 @@ class Publisher:
         self._member = name if world.is_group else ""
         self.publication.publisher = self._member
         self.died_at = 0.0
+        self.connected_at = 0.0
         self._stale: set[Scope] = set()
         self._behind: dict[Scope, float] = {}
         self._seen: tuple[str, int, int] | None = None
@@ -168,11 +169,17 @@ class Publisher:
             return
         now = self.world.timeline.now
         if not self.is_cut and not self.world.is_down:
-            orphans = {}
-            for name, cluster in self.publication.orphans(self.world.stream.scopes_and_clusters(now)).items():
-                project, is_judge = self.world.projects.get(name), self.world.owners[name] == self.index
-                if (project is None or not project.is_ready) and (is_judge or not self.world.is_group):
+            orphans, others = {}, set()
+            stored = self.world.stream.scopes_and_clusters(now)
+            for name, cluster in self.publication.orphans(stored).items():
+                project = self.world.projects.get(name)
+                if self.world.is_group and self.world.owners[name] != self.index:
+                    others.add(name)
+                elif project is None or not project.is_ready:
                     orphans[name] = cluster
+            self.publication.review(stored, now)
+            for write in self.publication.disown(stored, others):
+                self._effect(write)
             self._missing = {name: self._missing.get(name, now) for name in orphans}
             for name, cluster in orphans.items():
                 if now >= self._missing[name] + SECOND_LOOK_S:
@@ -189,6 +196,7 @@ class Publisher:
         seen = self._seen
         is_same = seen is not None and seen[0] == stream.created and seen[1] == self.world.server
         self._seen = (stream.created, self.world.server, 0)
+        self.connected_at = self.world.timeline.now
         self.publication.connected(self.world.limit, self.world.timeline.now, is_same=is_same)
         self.step()
 

@@ -1,5 +1,6 @@
 """One seeded simulation: publishers of a shard group or of one daemon, a stream, readers, and random faults."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -64,6 +65,8 @@ class Simulation:
         self.incarnations: dict[str, str] = {}
         self.last_beat: tuple[float, Heartbeat] | None = None
         self._numbers = 0
+        self._orphans: dict[str, float] = {}
+        """Since when the owner of a cluster does not run, and the other publisher does and has left it."""
         self._learned: dict[tuple[int, str], float] = {}
         self.publishers = [self._start(index) for index in range(2)]
         self.readers = [Reader(self) for _ in range(2)]
@@ -258,12 +261,18 @@ class Simulation:
                     self.breach(f"a reader is told that {change.object.name} is deleted, which exists")
 
     def _judge_silence(self) -> None:
-        """A reader says of no scope of a dead publisher that it is followed."""
+        """A reader says of no scope of a dead publisher that it is followed, nor of one that a living one has left."""
         now = self.timeline.now
         dead = {
             found.name for found in self.publishers if found.is_killed and now > found.died_at + SILENT_S + MAX_LAG_S
         }
-        if self.is_group and dead and not self.is_down:
+        for name, index in self.owners.items():
+            owner, other = self.publishers[index], self.publishers[1 - index]
+            is_orphan = owner.is_killed and not (other.is_killed or name in other.engaged)
+            since = max(owner.died_at, other.connected_at, min(now, self._orphans.get(name, now)))
+            self._orphans[name] = since if is_orphan else math.inf
+        orphans = {name for name, since in self._orphans.items() if now > since + SILENT_S + MAX_LAG_S}
+        if self.is_group and (dead or orphans) and not self.is_down:
             stored = self.stream.scopes_and_clusters(now)
             followers = {
                 subject: message.publisher
@@ -277,8 +286,9 @@ class Simulation:
                 for subject, publisher in followers.items():
                     view = reader.store.view(resources[subject.resource])
                     is_followed = not {**view.missing, **view.outdated}.keys() & {subject.cluster}
-                    if publisher in dead and subject.cluster in reader.store.clusters and is_followed:
-                        self.breach(f"{subject} is said to be followed, and {publisher} is dead")
+                    is_dead = publisher in dead or subject.cluster in orphans
+                    if is_dead and subject.cluster in reader.store.clusters and is_followed:
+                        self.breach(f"{subject} is said to be followed, and {publisher} is dead, or does not")
         self.timeline.after(5.0, self._judge_silence)
 
     def lacking(self) -> list[str]:
