@@ -8,7 +8,7 @@ when all objects of its first list are stored. An end comes when no write is on 
 
 from __future__ import annotations
 
-from collections import deque
+import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Final, Protocol, TypeAlias
 
@@ -16,6 +16,8 @@ import msgspec
 from msgspec.structs import replace
 
 from milo_discovery.removals import ENDS, SECOND_LOOK_S, is_mass
+from milo_kube.cache_budget import CacheBudget
+from milo_objects.gone_objects import GoneObjects
 from milo_objects.messages import (
     ClusterMessage,
     Message,
@@ -29,7 +31,6 @@ from milo_objects.projection import ProjectedObject
 from milo_objects.publication_records import (
     GONE_TTL_S,
     IDLE,
-    MOST_GONE,
     QUEUED,
     Deferred,
     InFlight,
@@ -117,8 +118,14 @@ class ClusterPublication:
     """The publication of one cluster."""
 
     def __init__(
-        self, key: str, kinds: Iterable[tuple[str, str]], schedule: Schedule, is_followed: Callable[[str], bool]
+        self,
+        key: str,
+        kinds: Iterable[tuple[str, str]],
+        schedule: Schedule,
+        is_followed: Callable[[str], bool],
+        budget: CacheBudget,
     ) -> None:
+        """`budget`: that of the records of gone objects of all clusters."""
         self.key = key
         self.phase: Phase = NothingToPublish()
         self.record = SubjectRecord(ClusterSubject(key))
@@ -127,6 +134,7 @@ class ClusterPublication:
         self._kinds = [ScopeSubject(key, *kind) for kind in kinds]
         self._schedule = schedule
         self._is_followed = is_followed
+        self._budget = budget
         self._wanted: FleetCluster | None = None
         self._ending: ClusterMessage | None = None
         """An end that is to be published, when the stream is read."""
@@ -279,13 +287,13 @@ class ClusterPublication:
                     pass
         for scope in self.scopes.values():
             scope.record = self._observed(scope.record, found)
-            scope.expiring.clear()
+            scope.gone.clear()
             if scope.is_dropped:
                 continue
             for subject in {**scope.objects, **in_stream.get(scope.subject, {})}:
                 record = self._observed(scope.objects.get(subject) or SubjectRecord(subject), found)
                 if record.published is not None and is_gone(record.published) and not record.is_pending:
-                    record = replace(record, attempt=self._expiring(scope, subject, now))
+                    record = replace(record, attempt=self._expiring(scope, subject, record, now))
                 scope.objects[subject] = record
         self._resume(last_sequence, now)
 
@@ -336,14 +344,14 @@ class ClusterPublication:
         if published is None:
             has_leftovers = any(record.published is not None for record in scope.objects.values())
             if not is_declared and not has_leftovers:
-                del self.scopes[scope.subject]
+                self.scopes.pop(scope.subject).gone.clear()
                 return
             scope.over = "" if is_declared else Gone.WITHDRAWN.value
         elif not is_declared:
             scope.over = Gone.WITHDRAWN.value
         elif published.cluster.uid != self._wanted.uid:
             scope.over = Gone.WITHDRAWN.value  # readers see the other UID
-        elif len(scope.expiring) > MOST_GONE or (
+        elif scope.gone.are_too_many or (
             cluster is not None and cluster.ended and scope.record.sequence < self.record.sequence
         ):
             scope.over = Gone.WITHDRAWN.value
@@ -454,8 +462,14 @@ class ClusterPublication:
         if self._wanted is not None:
             self._read(now)
         else:
-            self.scopes.clear()
+            self.clear()
             self.record = SubjectRecord(self.record.subject)
+
+    def clear(self) -> None:
+        """Forget all scopes."""
+        for scope in self.scopes.values():
+            scope.gone.clear()
+        self.scopes.clear()
 
     # --- writes ---
 
@@ -514,6 +528,8 @@ class ClusterPublication:
             scope = self.scopes.get(subject)
             if scope is not None:
                 self._expire(scope, now)
+            if scope is not None and scope.gone.are_too_many and not scope.over:
+                self._begin_again(now)
             if scope is not None and scope.sweep_at is not None and scope.sweep_at <= now:
                 return self._sweep(scope, now)
             if scope is not None and scope.unread_at is not None and scope.unread_at <= now:
@@ -521,21 +537,26 @@ class ClusterPublication:
         self._awake(subject, now)
         return None
 
-    def _expiring(self, scope: ScopePublication, subject: ObjectSubject, now: float) -> Deferred:
+    def _begin_again(self, now: float) -> None:
+        """Have scopes with too many gone objects begin again, once the stream is read."""
+        if isinstance(self.phase, WritingStream):
+            self._read(now)
+
+    def _expiring(self, scope: ScopePublication, subject: ObjectSubject, record: SubjectRecord, now: float) -> Deferred:
         """Have the message that an object is gone forgotten, once the stream has deleted it."""
         until = now + GONE_TTL_S + BEHIND_S
-        if not scope.expiring:
+        if not scope.gone:
             self._schedule.wake(scope.subject, until)
-        scope.expiring.append((until, subject))
+        scope.gone.add(until, subject, record)
         return Deferred(until)
 
     def _expire(self, scope: ScopePublication, now: float) -> None:
         has_expired = False
-        while scope.expiring and scope.expiring[0][0] <= now:
+        while scope.gone and scope.gone.next_at <= now:
             has_expired = True
-            self._awake(scope.expiring.popleft()[1], now)
-        if has_expired and scope.expiring:
-            self._schedule.wake(scope.subject, scope.expiring[0][0])
+            self._awake(scope.gone.pop(), now)
+        if has_expired and scope.gone:
+            self._schedule.wake(scope.subject, scope.gone.next_at)
 
     def _awake(self, subject: Subject, now: float) -> None:
         """Consider a record whose wait is over."""
@@ -644,15 +665,15 @@ class ClusterPublication:
                 if record.sequence < purge.below:
                     scope.objects[subject] = replace(record, published=None, sequence=0, attempt=IDLE)
                 scope.put(scope.objects[subject])
-            scope.expiring = deque(each for each in scope.expiring if each[1] in scope.objects)
-            if scope.expiring:
-                self._schedule.wake(scope.subject, scope.expiring[0][0])
+            scope.gone.begin_again(scope.objects)
+            if scope.gone:
+                self._schedule.wake(scope.subject, scope.gone.next_at)
             if isinstance(self.phase, EndingCluster):
                 self._continue_end(now)
             elif scope.subject in self._kinds:
                 self._begin(scope, purge.below, now)
             else:
-                del self.scopes[scope.subject]
+                self.scopes.pop(scope.subject).gone.clear()
         self._settled(now)
 
     def purge_lost(self, purge: Purge, now: float) -> None:
@@ -691,10 +712,10 @@ class ClusterPublication:
         self, scope: ScopePublication, subject: ObjectSubject, record: SubjectRecord, now: float
     ) -> None:
         if record.published is not None and is_gone(record.published) and not record.is_pending:
-            record = replace(record, attempt=self._expiring(scope, subject, now))
+            record = replace(record, attempt=self._expiring(scope, subject, record, now))
         self._put(scope, record, now)
-        if len(scope.expiring) > MOST_GONE and isinstance(self.phase, WritingStream):
-            self._read(now)  # and then the scope begins again
+        if scope.gone.are_too_many:
+            self._begin_again(now)
 
     def _scope_written(self, scope: ScopePublication, record: SubjectRecord, now: float) -> None:
         had_begun = scope.has_begun
@@ -714,7 +735,10 @@ class ClusterPublication:
     # --- records ---
 
     def _scope(self, subject: ScopeSubject) -> ScopePublication:
-        return self.scopes.setdefault(subject, ScopePublication(subject))
+        if subject not in self.scopes:
+            gone = GoneObjects(self._budget, functools.partial(self._schedule.wake, subject, 0.0))
+            self.scopes[subject] = ScopePublication(subject, gone)
+        return self.scopes[subject]
 
     def _find(self, subject: Subject) -> SubjectRecord | None:
         match subject:

@@ -35,6 +35,8 @@ _MEMORY_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory
 """The limits in cgroups of version 2 and 1. Without any, the first is absent or no number, the second a huge one."""
 _MEMORY_PER_BYTE = 4
 """The memory that a byte of an object can take: with its record, and while messages of the stream are read."""
+_GONE_SHARE = 5
+"""One part in so many is for the records of gone objects, whose bytes take as much memory."""
 
 
 class Declaration(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -179,8 +181,15 @@ async def _publish(
     from milo_objects.publisher import ObjectPublisher  # noqa: PLC0415
     from milo_objects.publisher_pages import PublisherPages  # noqa: PLC0415
 
-    source = FollowedFleet(client, limits=CacheLimits(total_bytes=objects_bytes()))
-    publisher = ObjectPublisher(source, client, kinds, nats, new, accepts_removals=accepts_removals, report=_report)
+    total = objects_bytes()
+    gone = total // _GONE_SHARE
+    source = FollowedFleet(client, limits=CacheLimits(total_bytes=total - gone))
+    publisher = ObjectPublisher(
+        *(source, client, kinds, nats, new),
+        accepts_removals=accepts_removals,
+        gone_bytes=gone * _MEMORY_PER_BYTE,
+        report=_report,
+    )
     server = HttpServer(PublisherPages(publisher.publication).answer, connections=_CONNECTIONS)
     if listen:
         host, separator, port = listen.rpartition(":")

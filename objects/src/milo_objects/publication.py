@@ -13,6 +13,7 @@ from typing import Final, TypeAlias
 
 import msgspec
 
+from milo_kube.cache_budget import CacheBudget, CacheLimits
 from milo_objects.cluster_publication import ClusterPublication, ReadingStream, WritingStream
 from milo_objects.kinds import Kind
 from milo_objects.messages import ClusterMessage, ScopeIsOver, ScopeMessage, StoredMessage, decode
@@ -59,8 +60,15 @@ Connection: TypeAlias = StreamConnected | StreamAway
 class StreamPublication:
     """The clusters of one publisher."""
 
-    def __init__(self, kinds: Sequence[Kind], is_followed: Callable[[str], bool], now: float) -> None:
-        """`is_followed`: whether the source of a cluster is streaming, so that its view is of the present."""
+    def __init__(
+        self,
+        kinds: Sequence[Kind],
+        is_followed: Callable[[str], bool],
+        now: float,
+        gone_bytes: int = CacheLimits().total_bytes // 2,
+    ) -> None:
+        """`is_followed`: whether the source of a cluster is streaming, so that its view is of the present.
+        `gone_bytes`: maximum bytes of the records of gone objects."""
         self.connection: Connection = StreamAway(now, "not connected yet")
         self.clusters: dict[str, ClusterPublication] = {}
         self.publisher: str | None = None
@@ -71,8 +79,11 @@ class StreamPublication:
         """Messages that were stored, by what they are about."""
         self.rejected: Counter[str] = Counter()
         """Writes that the stream did not take, by cause."""
-        self._is_followed = is_followed
-        self._plurals = {kind.resource: (kind.paths.group, kind.paths.plural) for kind in kinds}
+        self._plurals = plurals = {kind.resource: (kind.paths.group, kind.paths.plural) for kind in kinds}
+        budget = CacheBudget(CacheLimits(total_bytes=gone_bytes))
+        self._new: Callable[[str], ClusterPublication] = lambda key: ClusterPublication(
+            key, plurals.values(), self, is_followed, budget
+        )
         self._ready: OrderedDict[str, deque[Subject]] = OrderedDict()
         """What is to be written, by cluster. They take turns: one in which much changes delays no other."""
         self._to_read: deque[Subject] = deque()
@@ -367,12 +378,13 @@ class StreamPublication:
 
     def _cluster(self, key: str) -> ClusterPublication:
         if key not in self.clusters:
-            self.clusters[key] = ClusterPublication(key, self._plurals.values(), self, self._is_followed)
+            self.clusters[key] = self._new(key)
         return self.clusters[key]
 
     def _forget(self, key: str) -> None:
         cluster = self.clusters.get(key)
         if cluster is not None and cluster.is_finished:
+            cluster.clear()
             del self.clusters[key]
 
     def _scope(self, scope: Scope) -> ScopeSubject:

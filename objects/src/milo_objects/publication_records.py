@@ -14,10 +14,6 @@ from milo_objects.subjects import Subject
 GONE_TTL_S: Final = 3600.0
 """How long the stream keeps the message that an object is gone, or that a scope or a cluster has ended."""
 
-MOST_GONE: Final = 20_000
-"""How many objects of a scope may go within that time. After more, the scope begins again, which purges their messages:
-an API server chooses how many objects come and go, and each takes memory here and in the stream."""
-
 
 class Idle(msgspec.Struct, frozen=True):
     """No write is on its way."""

@@ -19,6 +19,7 @@ from milo_discovery.errors import ClusterNotFound, DiscoveryError, StatusError, 
 from milo_discovery.model import ClusterReport, Engagement, EngagementReason, Listing, ServerInfo, SourceState
 from milo_discovery.options import FilterOptions
 from milo_discovery.removals import SECOND_LOOK_S, Removal, Removals
+from milo_kube.cache_budget import CacheLimits
 from milo_kube.task_groups import in_own_task, unwrap_single_error
 from milo_objects.jetstream import (
     CALL_TIMEOUT_S,
@@ -90,8 +91,10 @@ class ObjectPublisher:
         new: NewStream | None = None,
         *,
         accepts_removals: bool = False,
+        gone_bytes: int = CacheLimits().total_bytes // 2,
         report: Callable[[str], None] = log.warning,
     ) -> None:
+        """`gone_bytes`: maximum bytes of the records of gone objects."""
         self._source = source
         self._daemon = daemon
         self._kinds = kinds
@@ -105,7 +108,9 @@ class ObjectPublisher:
         self._seen: StreamInfo | None = None
         self._looks = _Looks()
         self._store = Store([kind.resource for kind in kinds], {}, datetime.now(UTC), changed=self._apply)
-        self.publication = StreamPublication(kinds, lambda key: source_of(key) in self._known, self._clock())
+        self.publication = StreamPublication(
+            kinds, lambda key: source_of(key) in self._known, self._clock(), gone_bytes
+        )
 
     async def run(self) -> None:
         """Publish until canceled. Raises errors of the daemon that a retry cannot fix."""

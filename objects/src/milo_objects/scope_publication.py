@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections import deque
 from datetime import UTC, datetime
 from typing import Final
 
 from msgspec.structs import replace
 
+from milo_objects.gone_objects import GoneObjects
 from milo_objects.messages import LONGEST_PROBLEM, ScopeIsOver, ScopeMessage
 from milo_objects.publication_records import SubjectRecord
 from milo_objects.scope import Forbidden, NotServed, OverBudget, Pending, ScopeState, Stale, Synced
@@ -22,15 +22,14 @@ class ScopePublication:
     """The records of one scope."""
 
     __slots__ = (
-        *("awaiting", "epoch", "expiring", "held", "is_relisted", "objects", "over", "pending", "purge", "record"),
+        *("awaiting", "epoch", "gone", "held", "is_relisted", "objects", "over", "pending", "purge", "record"),
         *("refused", "source", "sweep_at", "unread_at"),
     )
 
-    def __init__(self, subject: ScopeSubject) -> None:
+    def __init__(self, subject: ScopeSubject, gone: GoneObjects) -> None:
         self.record = SubjectRecord(subject)
         self.objects: dict[ObjectSubject, SubjectRecord] = {}
-        self.expiring: deque[tuple[float, ObjectSubject]] = deque()
-        """When the stream has deleted the message that an object is gone, for each object that went, in this order."""
+        self.gone = gone
         self.source: ScopeState | None = None
         self.epoch = 0
         self.over = ""
@@ -57,7 +56,7 @@ class ScopePublication:
     def drop(self) -> None:
         """Forget the objects, and what the stream has of them."""
         self.objects.clear()
-        self.expiring.clear()
+        self.gone.clear()
         self.pending.clear()
 
     @property

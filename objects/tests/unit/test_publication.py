@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from milo_objects import cluster_publication
+from milo_objects import cluster_publication, gone_objects
 from milo_objects.cluster_publication import BEHIND_S, TAKEOVER_S
 from milo_objects.kinds import Kind
 from milo_objects.messages import ObjectMessage, ScopeMessage, StoredMessage, decode
@@ -54,13 +54,14 @@ class Publishing:
 
     scope = Scope("web", "i", "v1/namespaces")
 
-    def __init__(self) -> None:
+    def __init__(self, gone_bytes: int = 1 << 30) -> None:
         self.sequence = 0
         self.stored: dict[str, StoredMessage] = {}
+        self._gone_bytes = gone_bytes
         self.restart()
 
     def restart(self, state: ScopeState = Synced(NOW)) -> None:  # noqa: B008  (frozen)
-        self.publication = StreamPublication([Kind("v1/namespaces")], lambda _: True, 0.0)
+        self.publication = StreamPublication([Kind("v1/namespaces")], lambda _: True, 0.0, self._gone_bytes)
         self.publication.connected(1 << 20, 0.0, is_same=False)
         self.publication.apply(ClusterChanged(FleetCluster(name="web", incarnation="i", uid="u")), 0.0)
         self.publication.apply(ScopeChanged(self.scope, state), 0.0)
@@ -78,8 +79,9 @@ class Publishing:
         while commands := self.publication.due(now):
             for command in commands:
                 match command:
-                    case ReadCluster():
-                        self.publication.read(command, [*self.stored.values()], self.sequence, now)
+                    case ReadCluster(cluster):
+                        found = [each for each in self.stored.values() if f".{cluster}." in f"{each.subject}."]
+                        self.publication.read(command, found, self.sequence, now)
                     case WriteMessage():
                         self.sequence += 1
                         stored = StoredMessage(str(command.subject), self.sequence, *command.encoded)
@@ -250,7 +252,7 @@ def test_what_a_former_publisher_has_said_of_a_cluster_that_is_not_read_is_not_b
 
 def test_scope_with_many_gone_objects_begins_again(monkeypatch: pytest.MonkeyPatch) -> None:
     """A cluster's API server chooses how many objects come and go."""
-    monkeypatch.setattr(cluster_publication, "MOST_GONE", 10)
+    monkeypatch.setattr(gone_objects, "MOST_GONE", 10)
     publishing = Publishing()
     publishing.put("kept")
     for number in range(100):
@@ -266,6 +268,41 @@ def test_scope_with_many_gone_objects_begins_again(monkeypatch: pytest.MonkeyPat
     kept = decode(publishing.stored["milo.objects._.web.core.namespaces._.kept"])[1]
     assert isinstance(kept, ObjectMessage)
     assert (found.state, found.epoch) == (Synced(NOW), kept.epoch)
+
+
+def test_records_of_gone_objects_of_all_scopes_have_a_budget() -> None:
+    """A tenant chooses how many clusters, kinds and objects come and go, and how long their names are."""
+    publishing = Publishing(gone_bytes=100_000)
+    publication = publishing.publication
+    for name in ("shop", "blog"):
+        publication.apply(ClusterChanged(FleetCluster(name=name, incarnation="i", uid="u")), 0.0)
+        publication.apply(ScopeChanged(Scope(name, "i", "v1/namespaces"), Synced(NOW)), 0.0)
+    publishing.put("kept")
+    most = 0
+    for number in range(300):
+        scope = Scope(("web", "shop", "blog")[number % 3], "i", "v1/namespaces")
+        found = ProjectedObject("", f"n{number:0250d}", f"u{number}")
+        publication.apply(ObjectChanged(scope, found), 0.0)
+        publishing.write()
+        publication.apply(ObjectGone(scope, found, Gone.OBJECT_DELETED), 0.0)
+        publishing.write()
+        scopes = [scope for cluster in publication.clusters.values() for scope in cluster.scopes.values()]
+        most = max(most, sum(len(scope.gone) for scope in scopes))
+        assert sum(scope.gone.counted_bytes for scope in scopes) <= 100_000
+        assert sum(len(scope.objects) for scope in scopes) <= 101
+        assert len(publishing.stored) < 120
+    assert 80 < most < 100
+    assert scope_in(publishing).epoch > 0
+    kept = decode(publishing.stored["milo.objects._.web.core.namespaces._.kept"])[1]
+    assert isinstance(kept, ObjectMessage)
+    assert (state_in(publishing), kept.epoch) == (Synced(NOW), scope_in(publishing).epoch)
+    for name in ("web", "shop", "blog"):
+        publication.apply(ClusterEnded(FleetCluster(name=name, incarnation="i", uid="u"), "MOVED"), 0.0)
+    publication.apply(ClusterChanged(FleetCluster(name="web", incarnation="j", uid="u")), 0.0)
+    publishing.write()
+    (published,) = publication.clusters["web"].scopes.values()
+    assert published.gone.counted_bytes <= 100_000
+    assert published.epoch == scope_in(publishing).epoch  # the others count no longer
 
 
 def test_gone_object_is_forgotten_once_the_stream_has_deleted_its_message() -> None:
