@@ -42,7 +42,7 @@ def path(tmp_path: Path) -> Path:
 
 def test_kubeconfig_directory_has_a_file_per_cluster_and_an_index(path: Path):
     with KubeconfigDirectory(path) as directory:
-        directory.reconcile(wanted("b") | wanted("a", organization="acme", labels={"env": "prod"}), ended=())
+        directory.reconcile(wanted("b") | wanted("a", organization="acme", labels={"env": "prod"}), ended={})
     assert files(path) == {"a.kubeconfig": "k", "b.kubeconfig": "k"}
     entry = json.loads((path / "index.json").read_text())["clusters"][0]
     labels = {"env": "prod"}
@@ -53,17 +53,17 @@ def test_kubeconfig_directory_has_a_file_per_cluster_and_an_index(path: Path):
 
 def test_kubeconfig_directory_and_files_are_private(path: Path):
     with KubeconfigDirectory(path) as directory:
-        directory.reconcile(wanted("a"), ended=())
+        directory.reconcile(wanted("a"), ended={})
     assert stat.S_IMODE(path.stat().st_mode) == 0o700
     assert {stat.S_IMODE(file.stat().st_mode) for file in path.iterdir()} == {0o600}
 
 
 def test_only_the_renewed_kubeconfig_file_is_replaced(path: Path):
     with KubeconfigDirectory(path) as directory:
-        directory.reconcile(wanted("a") | wanted("b"), ended=())
+        directory.reconcile(wanted("a") | wanted("b"), ended={})
         before = {file.name: file.stat().st_ino for file in path.iterdir()}
         held = (path / "a.kubeconfig").open("rb")
-        directory.reconcile(wanted("a", "next") | wanted("b"), ended=())
+        directory.reconcile(wanted("a", "next") | wanted("b"), ended={})
     after = {file.name: file.stat().st_ino for file in path.iterdir()}
     assert {name for name in after if after[name] != before.get(name)} == {"a.kubeconfig"}
     with held:
@@ -73,28 +73,36 @@ def test_only_the_renewed_kubeconfig_file_is_replaced(path: Path):
 
 def test_kubeconfig_file_of_a_disengaged_cluster_is_removed(path: Path):
     with KubeconfigDirectory(path) as directory:
-        directory.reconcile(wanted("a") | wanted("b"), ended=())
-        directory.reconcile(wanted("b"), ended={"a"})
+        directory.reconcile(wanted("a") | wanted("b"), ended={})
+        directory.reconcile(wanted("b"), ended={"a": "u"})
     assert list(files(path)) == index(path) == ["b.kubeconfig"]
+
+
+def test_end_of_another_cluster_of_its_name_removes_no_kubeconfig_file(path: Path):
+    with KubeconfigDirectory(path) as directory:
+        directory.reconcile(wanted("a"), ended={})
+        directory.reconcile({}, ended={"a": "another"})
+        assert list(files(path)) == ["a.kubeconfig"]
+        assert (directory.uid("a"), directory.uid("b")) == ("u", "")
 
 
 def test_missing_cluster_keeps_its_kubeconfig_file_until_it_is_disengaged(path: Path):
     with KubeconfigDirectory(path) as directory:
-        directory.reconcile(wanted("a"), ended=())
+        directory.reconcile(wanted("a"), ended={})
     with KubeconfigDirectory(path) as directory:
-        directory.reconcile(wanted("b"), ended=())
+        directory.reconcile(wanted("b"), ended={})
         assert sorted(files(path)) == index(path) == ["a.kubeconfig", "b.kubeconfig"]
-        directory.reconcile(wanted("b"), ended={"a", "b"})
+        directory.reconcile(wanted("b"), ended={"a": "u", "b": "u"})
     assert list(files(path)) == index(path) == ["b.kubeconfig"]
 
 
 def test_file_of_a_cluster_that_was_replaced_between_two_runs_is_removed(path: Path):
     with KubeconfigDirectory(path) as directory:
-        directory.reconcile(wanted("a") | wanted("b"), ended=())
+        directory.reconcile(wanted("a") | wanted("b"), ended={})
     with KubeconfigDirectory(path) as directory:
-        directory.reconcile(wanted("a", None) | wanted("b", None, uid="next"), ended=())
+        directory.reconcile(wanted("a", None) | wanted("b", None, uid="next"), ended={})
         assert list(files(path)) == index(path) == ["a.kubeconfig"], "a has the cluster of its file, and b has not"
-        directory.reconcile(wanted("a", None) | wanted("b", "new", uid="next"), ended=())
+        directory.reconcile(wanted("a", None) | wanted("b", "new", uid="next"), ended={})
     assert files(path) == {"a.kubeconfig": "k", "b.kubeconfig": "new"}
 
 
@@ -102,7 +110,7 @@ def test_kubeconfig_ledger_records_shard_group_and_filter(path: Path):
     with KubeconfigDirectory(path) as directory:
         directory.claim("dns", "-l a=b")
         assert directory.difference("", "") == "", "the directory has no files yet"
-        directory.reconcile(wanted("a"), ended=())
+        directory.reconcile(wanted("a"), ended={})
     with KubeconfigDirectory(path) as directory:
         assert directory.difference("dns", "-l a=b") == ""
         assert directory.difference("", "-l a=b") == (
@@ -119,25 +127,25 @@ def test_kubeconfig_ledger_of_an_earlier_version_is_upgraded(path: Path):
         assert directory.own == {"a"}
         assert directory.difference("dns", "-l a=b") == ""
         directory.claim("dns", "-l a=b")
-        directory.reconcile({}, ended=())
+        directory.reconcile({}, ended={})
     assert json.loads(ledger.read_text()) == {"files": ["a"], "index": True, "group": "dns", "filter": "-l a=b"}
 
 
 def test_cluster_without_a_kubeconfig_has_no_kubeconfig_file(path: Path):
     with KubeconfigDirectory(path) as directory:
-        directory.reconcile(wanted("a", None), ended=())
+        directory.reconcile(wanted("a", None), ended={})
         assert files(path) == {}
         assert index(path) == []
-        directory.reconcile(wanted("a"), ended=())
+        directory.reconcile(wanted("a"), ended={})
     assert index(path) == ["a.kubeconfig"]
 
 
 def test_replaced_cluster_does_not_inherit_kubeconfig_file(path: Path):
     with KubeconfigDirectory(path) as directory:
-        directory.reconcile(wanted("a"), ended=())
-        directory.reconcile(wanted("a", None, uid="later"), ended=())
+        directory.reconcile(wanted("a"), ended={})
+        directory.reconcile(wanted("a", None, uid="later"), ended={})
         assert files(path) == {}
-        directory.reconcile(wanted("a", "later", uid="later"), ended=())
+        directory.reconcile(wanted("a", "later", uid="later"), ended={})
     assert files(path) == {"a.kubeconfig": "later"}
 
 
@@ -147,9 +155,9 @@ def test_kubeconfig_directory_neither_replaces_nor_removes_foreign_file(path: Pa
     (path / "a.kubeconfig").write_bytes(mine)
     (path / "notes.txt").write_text("mine")
     with KubeconfigDirectory(path) as directory:
-        directory.reconcile(wanted("a"), ended=())
+        directory.reconcile(wanted("a"), ended={})
         assert "was not written by" in directory.skipped["a"]
-        directory.reconcile({}, ended={"a"})
+        directory.reconcile({}, ended={"a": "u"})
     assert (path / "a.kubeconfig").read_bytes() == mine
     assert (path / "notes.txt").exists()
 
@@ -158,17 +166,17 @@ def test_kubeconfig_directory_does_not_follow_foreign_symlink(path: Path, tmp_pa
     path.mkdir()
     (path / "a.kubeconfig").symlink_to(tmp_path / "elsewhere")
     with KubeconfigDirectory(path) as directory:
-        directory.reconcile(wanted("a"), ended=())
+        directory.reconcile(wanted("a"), ended={})
     assert not (tmp_path / "elsewhere").exists()
 
 
 def test_kubeconfig_file_name_of_a_cluster_contains_its_source(path: Path):
     with KubeconfigDirectory(path) as directory:
-        directory.reconcile(wanted("eu#a") | wanted("us#a"), ended=())
+        directory.reconcile(wanted("eu#a") | wanted("us#a"), ended={})
         assert directory.skipped == {}
     assert {"eu#a.kubeconfig", "us#a.kubeconfig"} < {file.name for file in path.iterdir()}
     with KubeconfigDirectory(path) as directory:
-        directory.reconcile(wanted("eu#a"), ended={"us#a"})
+        directory.reconcile(wanted("eu#a"), ended={"us#a": "u"})
         assert directory.own == {"eu#a"}
 
 
@@ -178,7 +186,7 @@ def test_kubeconfig_file_name_of_a_cluster_contains_its_source(path: Path):
 )
 def test_cluster_whose_name_is_not_a_dns_name_has_no_kubeconfig_file(path: Path, name: str):
     with KubeconfigDirectory(path) as directory:
-        directory.reconcile(wanted(name) | wanted("a"), ended=())
+        directory.reconcile(wanted(name) | wanted("a"), ended={})
         assert directory.skipped == {name: "the name is not a DNS name of at most 244 characters"}
     assert sorted(file.name for file in path.iterdir()) == [".milo-discovery.json", "a.kubeconfig", "index.json"]
     assert [file.name for file in path.parent.iterdir()] == [path.name]
@@ -186,11 +194,11 @@ def test_cluster_whose_name_is_not_a_dns_name_has_no_kubeconfig_file(path: Path,
 
 def test_temporary_files_of_a_killed_process_are_removed(path: Path):
     with KubeconfigDirectory(path) as directory:
-        directory.reconcile(wanted("a") | wanted("b"), ended=())
+        directory.reconcile(wanted("a") | wanted("b"), ended={})
     (path / ".milo-discovery-x1.new").write_text("half a f")
     (path / "index.json").unlink()
     with KubeconfigDirectory(path) as directory:
-        directory.reconcile(wanted("b"), ended={"a"})
+        directory.reconcile(wanted("b"), ended={"a": ""})
     assert sorted(file.name for file in path.iterdir()) == [".milo-discovery.json", "b.kubeconfig", "index.json"]
 
 
@@ -203,7 +211,7 @@ def test_kubeconfig_directory_locked_by_another_process_is_rejected(path: Path):
 
 def test_kubeconfig_ledger_of_another_user_is_rejected(path: Path, monkeypatch):
     with KubeconfigDirectory(path) as directory:
-        directory.reconcile({}, ended=())
+        directory.reconcile({}, ended={})
     monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 1)
     with pytest.raises(CommandFailure, match=r"\.milo-discovery\.json is owned by uid"), KubeconfigDirectory(path):
         pass
@@ -235,7 +243,7 @@ def test_kubeconfig_directory_neither_replaces_nor_removes_foreign_index(path: P
 
 def test_user_of_a_written_kubeconfig_has_only_the_token(path: Path):
     with KubeconfigDirectory(path) as directory:
-        directory.reconcile(wanted("a"), ended=())
+        directory.reconcile(wanted("a"), ended={})
     document = json.loads((path / "a.kubeconfig").read_bytes())
     assert document["users"] == [{"name": "a", "user": {"token": "k"}}]
 
@@ -245,8 +253,8 @@ def test_failed_kubeconfig_ledger_write_is_retried(path: Path, monkeypatch):
         with monkeypatch.context() as full:
             full.setattr(atomic_files, "replace", _disk_full)
             with pytest.raises(OSError, match="No space"):
-                directory.reconcile(wanted("a"), ended=())
-        directory.reconcile(wanted("a"), ended=())
+                directory.reconcile(wanted("a"), ended={})
+        directory.reconcile(wanted("a"), ended={})
     assert json.loads((path / ".milo-discovery.json").read_text())["files"] == ["a"]
     assert list(files(path)) == index(path) == ["a.kubeconfig"]
 

@@ -11,11 +11,13 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
+import grpc
 import pytest
 
 from clients.python.tests import messages
 from clients.python.tests.kubeconfigs import message, text
 from clients.python.tests.messages import disengaged, engaged, following, renewed
+from clients.python.tests.scripted_daemon import Refusal
 from milo_discovery.kubeconfig_access import read_access
 from milo_discovery.v1 import discovery_pb2 as pb
 from milo_discovery_cli.exit_status import CommandFailure
@@ -208,6 +210,47 @@ async def test_sync_that_starts_at_another_fleet_changes_nothing_also_before_its
         while b"nothing is written" not in await process.stderr.readline():
             pass
     assert content(path) == {"a": "a-1", "b": "b-1"}
+
+
+async def test_sync_with_another_filter_removes_nothing_also_before_it_knows_the_group(daemon, path):
+    assert (await sync_once(daemon, path, "abc"))[0] == 0
+    before = sorted(file.name for file in path.iterdir())
+    daemon.answers["GetServerInfo"] = answers = [Refusal(grpc.StatusCode.UNAVAILABLE, "busy")] * 3 + [pb.GetServerInfoResponse()]
+    async with sync(daemon, path, "-l", "env=prod") as process:
+        stream = await daemon.stream()
+        stream.send(snapshot("1", engaged("a", token="a-9"), engaged("b", token="b-9")))
+        await until(lambda: len(answers) < 4)
+        stream.send(following("1", "2", disengaged("a", pb.DISENGAGE_REASON_LABELS_CHANGED)))
+        _, err = await process.communicate()
+    assert b"was written with no filter" in err
+    assert sorted(file.name for file in path.iterdir()) == before
+
+
+async def test_sync_removes_no_file_for_another_cluster_of_its_name_that_ends(daemon, path):
+    assert (await sync_once(daemon, path, "ab"))[0] == 0
+    async with sync(daemon, path) as process:
+        stream = await daemon.stream()
+        stream.send(snapshot("1", engaged("c", token="c-1")))
+        while b"nothing is written" not in await process.stderr.readline():
+            pass
+        other = messages.cluster("a", uid="another")
+        stream.send(following("1", "2", engaged(other, token="a-2")))
+        stream.send(following("2", "3", disengaged(other, pb.DISENGAGE_REASON_DELETED)))
+        stream.send(following("3", "4", engaged("b", token="b-2")))
+        await until(lambda: content(path) == {"a": "a-1", "b": "b-2", "c": "c-1"})
+
+
+async def test_sync_keeps_the_file_of_a_cluster_that_ends_until_its_source_is_streaming(daemon, path):
+    async with sync(daemon, path):
+        stream = await daemon.stream()
+        stream.send(snapshot("1", *(engaged(name, token=f"{name}-1") for name in "abc")))
+        await until(lambda: len(content(path)) == 3)
+        stale = pb.SourceStatus(state=pb.SourceStatus.STATE_STALE)
+        moved = disengaged("b", pb.DISENGAGE_REASON_MOVED)
+        stream.send(following("1", "2", disengaged("a"), moved, renewed("c", "c-2"), source=stale))
+        await until(lambda: content(path) == {"a": "a-1", "c": "c-2"})
+        stream.send(following("2", "3", renewed("c", "c-3"), source=STREAMING))
+        await until(lambda: content(path) == {"c": "c-3"})
 
 
 async def test_sync_keeps_files_when_its_authorization_is_revoked(daemon, path):

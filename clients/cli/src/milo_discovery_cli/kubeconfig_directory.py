@@ -12,7 +12,7 @@ import fcntl
 import json
 import os
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -100,6 +100,10 @@ class KubeconfigDirectory(AbstractContextManager["KubeconfigDirectory"]):
         """The names of the clusters whose files the ledger lists."""
         return frozenset(self._own)
 
+    def uid(self, name: str) -> str:
+        """Return the UID of the cluster whose file this is; empty if it is not known."""
+        return str((self._indexed or {}).get(name, {}).get("uid", ""))
+
     def difference(self, group: str, only: str) -> str:
         """Return how the recorded group or filter differs from the given one; empty if neither does or no file
         exists."""
@@ -109,13 +113,18 @@ class KubeconfigDirectory(AbstractContextManager["KubeconfigDirectory"]):
         """Set the shard group and filter to record in the ledger when files are next written."""
         self._fleet = group, only
 
-    def reconcile(self, desired: Mapping[str, DesiredFile], *, ended: Collection[str]) -> None:
-        """Write the files of desired clusters. Remove the files of ended or replaced clusters, and keep all others."""
+    def reconcile(self, desired: Mapping[str, DesiredFile], *, ended: Mapping[str, str]) -> None:
+        """Write the files of desired clusters. Remove the files of ended or replaced clusters, and keep all others.
+
+        `ended`: the UIDs of the ended clusters by name.
+        """
         self.skipped = {}
         to_write = {
             name: file for name, file in desired.items() if file.kubeconfig is not None and self._may_write(name)
         }
-        to_remove = self._own.intersection(ended) - set(desired)
+        to_remove = {
+            name for name, uid in ended.items() if name in self._own and name not in desired and uid == self.uid(name)
+        }
         # A replaced cluster whose kubeconfig has not arrived yet: the old cluster's file must not stay.
         to_remove |= {
             name for name, entry in (self._indexed or {}).items()

@@ -8,7 +8,7 @@ import stat
 from contextlib import aclosing, suppress
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 import click
 
@@ -26,6 +26,7 @@ from milo_kube.task_groups import unwrap_single_error
 
 if TYPE_CHECKING:
     import asyncio
+    from collections.abc import Iterable, Mapping
 
     from milo_discovery.client import DiscoveryClient
     from milo_discovery.model import Kubeconfig
@@ -89,6 +90,14 @@ def sync(
         raise CommandFailure(f"cannot write to {directory}: {error.strerror}") from error
 
 
+class _End(NamedTuple):
+    """The end of a cluster."""
+
+    uid: str
+    waits: bool
+    """Whether its file stays while the source is not streaming: it has not just been assigned to another replica."""
+
+
 class _Synchronizer:
     """The two tasks of the command: one updates the desired files from the watch, the other writes them.
 
@@ -111,8 +120,8 @@ class _Synchronizer:
         self._filter = only
         self._once = once
         self._desired: dict[str, DesiredFile] = {}
-        self._ended: set[str] = set()
-        """Clusters whose files are to be removed."""
+        self._ended: dict[str, _End] = {}
+        """Clusters whose files are to be removed, by name."""
         self._has_view = False
         """Whether `_desired` is a complete view, and not a partially received snapshot."""
         self._may_write = False
@@ -164,7 +173,7 @@ class _Synchronizer:
                     case Event(type=EventType.DISENGAGED):
                         self._desired.pop(item.cluster.name, None)
                         if self._has_view and item.reason in _ENDS:
-                            self._ended.add(item.cluster.name)
+                            self._ended[item.cluster.name] = _End(item.cluster.uid, item.reason in removals.ENDS)
                         elif self._has_view:
                             self._review_at = asyncio.get_running_loop().time()
                     case Event():
@@ -172,7 +181,7 @@ class _Synchronizer:
                         before = self._desired.get(item.cluster.name)
                         previous = None if before is None else before.kubeconfig
                         self._desired[item.cluster.name] = DesiredFile(item.cluster, item.kubeconfig or previous)
-                        self._ended.discard(item.cluster.name)
+                        self._ended.pop(item.cluster.name, None)
                         self._guard.engaged(item.cluster.name, "")
                     case Refreshed():
                         continue
@@ -201,11 +210,15 @@ class _Synchronizer:
             now = loop.time()
             if self._has_view and self._review_at is not None and now >= self._review_at:
                 await self._review(client, watch, now)
-            desired = dict(self._desired) if self._may_write else {}
-            is_reviewed = self._may_write
+            desired, is_reviewed = dict(self._desired), self._may_write
+            ended = {
+                name: end for name, end in self._ended.items() if not end.waits or removals.is_followed(watch, name)
+            }
             try:
-                if is_reviewed or self._ended:
-                    await asyncio.to_thread(self._directory.reconcile, desired, ended=frozenset(self._ended))
+                if is_reviewed:
+                    uids = {name: end.uid for name, end in ended.items()}
+                    await asyncio.to_thread(self._directory.reconcile, desired, ended=uids)
+                    self._reconciled(ended, now)
             except OSError as error:
                 if error.errno not in _DISK_FULL:
                     raise
@@ -217,7 +230,6 @@ class _Synchronizer:
             if disk_full:
                 print_message(f"writing to {self._directory.path} succeeds again")
                 disk_full = False
-            self._ended &= self._directory.own
             self._report_skipped()
             if self._once:
                 has_all = is_reviewed and all(file.kubeconfig is not None for file in desired.values())
@@ -252,7 +264,7 @@ class _Synchronizer:
                 f"{self._directory.path} {difference}: check the daemon's address and the filter, choose another "
                 "--dir, or take the files over with --accept-removals"
             )
-        names = self._directory.own - set(self._desired) - self._ended
+        names = {name for name in self._directory.own - set(self._desired) if not self._is_ended(name)}
         followed = [name for name in names if removals.is_followed(watch, name)]
         lookups = asyncio.Semaphore(_LOOKUPS)
         # Only in a shard group, because the daemon rate-limits failed lookups of callers with limited rights.
@@ -260,13 +272,13 @@ class _Synchronizer:
         elsewhere = await asyncio.gather(*(_is_elsewhere(client, name, lookups) for name in looked_up))
         if not self._has_view or self._review_at is not None:
             return  # the view changed during the lookups; it will be reviewed again
-        self._ended.update(name for name, moved in zip(looked_up, elsewhere, strict=True) if moved)
-        self._ended -= self._desired.keys()
-        published, lacked = self._directory.own - self._ended, names - self._ended - self._desired.keys()
+        self._remove(name for name, moved in zip(looked_up, elsewhere, strict=True) if moved)
+        published = {name for name in self._directory.own if not self._is_ended(name)}
+        lacked = names & published - self._desired.keys()
         missing = [Removal(name, name, "", "") for name in followed if name in lacked]
         others = len(lacked) - len(missing)
         confirmed = self._guard.review(missing, len(published), now, others=others, are_all_known=not others)
-        self._ended.update(removal.name for removal in confirmed)
+        self._remove(removal.name for removal in confirmed)
         self._report(f"removals: {self._guard.problem}" if self._guard.problem else "")
         if not self._guard.problem:
             self._directory.claim(*fleet)
@@ -276,6 +288,22 @@ class _Synchronizer:
         self._review_at = self._guard.next_look_at(now)
         if self._review_at is None and others:
             self._review_at = now + removals.SECOND_LOOK_S
+
+    def _reconciled(self, ended: Mapping[str, _End], now: float) -> None:
+        """Forget the clusters whose files were removed, and review those whose files were not."""
+        self._ended = {name: end for name, end in self._ended.items() if ended.get(name) != end}
+        if self._review_at is None and (self._ended or ended.keys() & self._directory.own - self._desired.keys()):
+            self._review_at = now + removals.SECOND_LOOK_S
+
+    def _is_ended(self, name: str) -> bool:
+        """Return whether the file of a cluster is to be removed: not that of another one of this name."""
+        return name in self._ended and self._ended[name].uid == self._directory.uid(name)
+
+    def _remove(self, names: Iterable[str]) -> None:
+        """Have the present files of clusters removed, unless these have just been engaged."""
+        for name in names:
+            if name not in self._desired:
+                self._ended[name] = _End(self._directory.uid(name), waits=False)
 
     def _report(self, problem: str) -> None:
         """Report a problem once. An empty string reports that the last problem is resolved."""
