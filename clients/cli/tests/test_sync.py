@@ -215,7 +215,9 @@ async def test_sync_that_starts_at_another_fleet_changes_nothing_also_before_its
 async def test_sync_with_another_filter_removes_nothing_also_before_it_knows_the_group(daemon, path):
     assert (await sync_once(daemon, path, "abc"))[0] == 0
     before = sorted(file.name for file in path.iterdir())
-    daemon.answers["GetServerInfo"] = answers = [Refusal(grpc.StatusCode.UNAVAILABLE, "busy")] * 3 + [pb.GetServerInfoResponse()]
+    daemon.answers["GetServerInfo"] = answers = [Refusal(grpc.StatusCode.UNAVAILABLE, "busy")] * 3 + [
+        pb.GetServerInfoResponse()
+    ]
     async with sync(daemon, path, "-l", "env=prod") as process:
         stream = await daemon.stream()
         stream.send(snapshot("1", engaged("a", token="a-9"), engaged("b", token="b-9")))

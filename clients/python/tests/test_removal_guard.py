@@ -51,6 +51,14 @@ def test_removal_is_confirmed_by_a_second_check():
     assert removals.next_look_at(SECOND_LOOK_S) is None
 
 
+def test_removal_of_a_cluster_that_came_back_between_two_checks_needs_two_new_checks():
+    removals = Removals()
+    removals.review(missing(1), 10, 0.0)
+    removals.engaged("p-0", "0")
+    assert removals.review(missing(1), 10, SECOND_LOOK_S) == []
+    assert removals.review(missing(1), 10, 2 * SECOND_LOOK_S) == missing(1)
+
+
 def test_removal_not_confirmed_by_the_second_check_needs_two_new_checks():
     removals = Removals()
     removals.review(missing(1), 10, 0.0)

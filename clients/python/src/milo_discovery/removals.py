@@ -65,7 +65,8 @@ class Removals:
         """Why the removals are held; empty if they are not."""
         self.is_foreign = False
         """Whether the view lacks all published clusters: it may belong to another fleet, so nothing is written."""
-        self._missing_since: dict[Removal, float] = {}
+        self._missing: dict[str, tuple[Removal, float]] = {}
+        """The missing objects, and since when each is missing, by its name."""
         self._is_held = False
         self._removed: dict[str, float] = {}
         """When each object that still counts as missing was removed, by its name."""
@@ -89,7 +90,7 @@ class Removals:
         another member of the shard group judges. `are_all_known`: whether no other removal is left, for example of a
         source that is not streaming yet.
         """
-        self._missing_since = {removal: self._missing_since.get(removal, now) for removal in missing}
+        self._missing = {removal.name: (removal, self._missing_since(removal, now)) for removal in missing}
         self._deleted = {subject: last for subject, last in self._deleted.items() if now <= last[1] + CONTESTED_S}
         if not self._is_held:
             self._removed = {name: at for name, at in self._removed.items() if now <= at + RECENT_S}
@@ -99,7 +100,7 @@ class Removals:
         self.is_foreign = is_held and lacking == published
         self.problem = ""
         if is_held:
-            self._missing_since = {}  # clusters come back one by one: those that are left then are checked twice again
+            self._missing = {}  # clusters come back one by one: those that are left then are checked twice again
             self.problem = (
                 f"the daemon's view lacks all {published} clusters that have an object or file: nothing is written"
                 if self.is_foreign
@@ -120,7 +121,7 @@ class Removals:
             )
         if not missing and are_all_known:
             self.accepts = False
-        due = [removal for removal, since in self._missing_since.items() if now >= since + SECOND_LOOK_S]
+        due = [removal for removal, since in self._missing.values() if now >= since + SECOND_LOOK_S]
         confirmed = [removal for removal in due if removal not in contested]
         self._deleted.update({_subject(removal): (removal.uid, now) for removal in confirmed})
         self._removed.update({removal.name: now for removal in confirmed if not self.accepts})
@@ -130,6 +131,11 @@ class Removals:
         """Record that the cluster of an object is engaged again: this run may write an object that it has deleted."""
         self._deleted.pop((name, cluster_uid), None)
         self._removed.pop(name, None)
+        self._missing.pop(name, None)
+
+    def _missing_since(self, removal: Removal, now: float) -> float:
+        former, since = self._missing.get(removal.name, (removal, now))
+        return since if former == removal else now
 
     def _is_contested(self, removal: Removal, now: float) -> bool:
         """Return whether another run, for which the cluster is engaged, wrote the object again after its deletion."""
@@ -144,7 +150,7 @@ class Removals:
         if self.problem:
             return now + SECOND_LOOK_S
         return min(
-            (since + SECOND_LOOK_S for since in self._missing_since.values() if since + SECOND_LOOK_S > now),
+            (since + SECOND_LOOK_S for _, since in self._missing.values() if since + SECOND_LOOK_S > now),
             default=None,
         )
 
