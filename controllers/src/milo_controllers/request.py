@@ -208,7 +208,8 @@ class Request(Generic[ObjectT]):
         """Return objects of the cluster from the cache: of one namespace or all; with `owned`, only those that this
         object owns; with `index=(NAME, VALUE)`, only those for which the index function returned the value.
 
-        Raises NotCached or NotSynced.
+        Raises NotCached or NotSynced, and with `owned` NotFound if this object does not exist, or Conflict if another
+        one has its name since `get` returned it, as do all other methods that concern this object.
         """
         owner = self._uid() if owned else None
         return self._member.view.list(kind, namespace, owner=owner, index=index)
@@ -358,6 +359,8 @@ class Request(Generic[ObjectT]):
             self.writes[kind.resource, *place] = Write(kind.resource, place, found, "")
         if self._is_own(kind, place):
             self._own = left
+            if isinstance(left, Deleted):
+                self._observed = None  # the next one is of this reconcile's own creation
 
     # --- the object itself ---
 
@@ -446,8 +449,6 @@ class Request(Generic[ObjectT]):
         # What `transform=` leaves of the metadata may lack finalizers, which the patch would remove.
         is_part = bool(subresource) or self.kind.transform is not None
         found = await self._whole_document() if is_part else self._document()
-        if self._observed is not None and self._observed.uid not in ("", found["metadata"]["uid"]):
-            raise Conflict(409, "Conflict", f"{self!r}: another object has this name since `get` returned it")
         for attempt in range(_CONFLICT_RETRIES + 1):
             patch = changed(found)
             if patch is None:
@@ -489,29 +490,28 @@ class Request(Generic[ObjectT]):
             self._own = Deleted()
 
     def _document(self) -> Document:
-        """Return the object as a dict. Raises NotFound if it does not exist."""
+        """Return the object as a dict. Raises NotFound and Conflict as `_uid`."""
+        self._uid()
         if isinstance(self._own, Written):
             return self._own.document
-        found = None
-        if not isinstance(self._own, Deleted):
-            found = self._member.view.document(self.kind, self.name, self.namespace)
-        if found is None:
-            raise self._not_found()
+        found = self._member.view.document(self.kind, self.name, self.namespace)
+        assert found is not None
         return found
 
     def _uid(self) -> str:
-        """Return the UID of the object, which `transform=` may have removed. Raises NotFound if it does not exist."""
+        """Return the UID of the object, which `transform=` may have removed. Raises NotFound if it does not exist, and
+        Conflict if it is another one than `get` returned: what the author does is meant for that one."""
+        uid: str | None = None
         if isinstance(self._own, Written):
-            return cast(str, self._own.document["metadata"]["uid"])
-        found = None
-        if not isinstance(self._own, Deleted):
-            found = self._member.view.cached(self.kind, self.name, self.namespace)
-        if found is None:
-            raise self._not_found()
-        return found.uid
-
-    def _not_found(self) -> NotFound:
-        return NotFound(404, "NotFound", f"{self!r}: the object does not exist")
+            uid = self._own.document["metadata"]["uid"]
+        elif not isinstance(self._own, Deleted):
+            cached = self._member.view.cached(self.kind, self.name, self.namespace)
+            uid = None if cached is None else cached.uid
+        if uid is None:
+            raise NotFound(404, "NotFound", f"{self!r}: the object does not exist")
+        if self._observed is not None and self._observed.uid not in ("", uid):
+            raise Conflict(409, "Conflict", f"{self!r}: another object has this name since `get` returned it")
+        return uid
 
     async def _whole_document(self) -> Document:
         """Return the object with its kind and status, which a partial cache may lack. Raises NotFound."""

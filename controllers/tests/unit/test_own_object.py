@@ -1,5 +1,7 @@
 """What a reconcile knows of its object after its own writes."""
 
+import asyncio
+from collections.abc import Awaitable, Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,6 +18,7 @@ from milo_discovery.api_errors import Conflict, NotFound
 
 METADATA = {"name": "d", "namespace": "default", "uid": "u", "resourceVersion": "1", "finalizers": ["others"]}
 DEPLOYMENT: Document = {"apiVersion": "apps/v1", "kind": "Deployment", "metadata": METADATA, "spec": {"replicas": 1}}
+CHILD: Document = {"kind": "Secret", "metadata": {"name": "child"}}
 SCALE = {
     "apiVersion": "autoscaling/v1",
     "kind": "Scale",
@@ -59,10 +62,19 @@ def request_to(api: FakeApi) -> Request[Document]:
         document=lambda *_: DEPLOYMENT,
         is_partial=lambda _: False,
         partial_kind=lambda _: None,
+        list=lambda *_, **__: iter(()),
     )
     member: Any = SimpleNamespace(api=api, view=view, loop=None, events=SimpleNamespace())
     work = Work(ObjectKey("shop", 1, "default", "d"), 0.0, 0)
     return Request(Kind("apps/v1/deployments"), work, member, clusters=view, field_manager="m")
+
+
+def replace_object(request: Request, api: FakeApi) -> None:
+    """Delete the Deployment, and create another one of its name."""
+    api.stored = another = {**DEPLOYMENT, "metadata": {**METADATA, "uid": "another", "resourceVersion": "9"}}
+    cached = CachedObject("d", "default", "another", "9", msgspec.json.encode(another))
+    request._member.view.cached = lambda *_: cached  # type: ignore[method-assign]
+    request._member.view.document = lambda *_: another  # type: ignore[method-assign]
 
 
 async def test_response_of_another_subresource_does_not_become_the_object() -> None:
@@ -149,6 +161,56 @@ async def test_nothing_is_changed_of_another_object_that_the_cache_has_under_the
     with pytest.raises(Conflict, match="another object has this name since `get` returned it"):
         await request.patch_status({"ready": True})
     assert len(api.patches) == 1
+
+
+@pytest.mark.parametrize(
+    "act",
+    [
+        lambda request: request.create("v1/secrets", CHILD, owned=True),
+        lambda request: request.apply("v1/secrets", CHILD, owned=True),
+        lambda request: request.owner_reference(),
+        lambda request: request.ensure_finalizer("others"),
+        lambda request: asyncio.to_thread(lambda: list(request.list("v1/secrets", owned=True))),
+    ],
+    ids=["create", "apply", "owner_reference", "ensure_finalizer", "list"],
+)
+@pytest.mark.parametrize("is_partial", [True, False])
+async def test_another_object_that_has_the_name_by_now_owns_nothing(
+    act: Callable[[Request], Awaitable[object]], *, is_partial: bool
+) -> None:
+    api = FakeApi()
+    request = request_to(api)
+    assert await request.get() is not None
+    replace_object(request, api)
+    request._member.view.is_partial = lambda _: is_partial  # type: ignore[method-assign]
+    with pytest.raises(Conflict, match="another object has this name since `get` returned it"):
+        await act(request)
+    assert api.patches == []
+    assert await request.get() is not None
+    await act(request)
+
+
+async def test_object_that_the_reconcile_deleted_and_created_again_owns_what_it_creates_next() -> None:
+    api = FakeApi()
+    request = request_to(api)
+    assert await request.get() is not None
+    await request.delete("apps/v1/deployments", "d")
+    api.stored = {**DEPLOYMENT, "metadata": {**METADATA, "uid": "another", "resourceVersion": "9"}}
+    await request.create("apps/v1/deployments", DEPLOYMENT)
+    assert (await request.owner_reference())["uid"] == "another"
+
+
+async def test_event_of_another_object_that_has_the_name_by_now_is_lost() -> None:
+    api = FakeApi()
+    request = request_to(api)
+    lost: list[str] = []
+    request._member.events.lost = lambda reason, _name, error: lost.append(f"{reason}: {error}")  # type: ignore[method-assign]
+    assert await request.get() is not None
+    replace_object(request, api)
+    await request.event("Paid", "the invoice of the former one")
+    [told] = lost
+    assert "Paid: " in told
+    assert "another object has this name since `get` returned it" in told
 
 
 async def test_finalizer_of_another_object_is_kept_if_transform_leaves_out_the_uid() -> None:
