@@ -227,9 +227,8 @@ class Controller:
         for key in self._affected.after_change(member, informer, change):
             if is_resynced and key.cluster == member.cluster.name and self._is_cached(member, key):
                 continue
-            has_waited = key.cluster != member.cluster.name and self.queue.waits(key)
-            self._add(key, priority)
-            if self._limit_waiting(member, informer, key, has_waited=has_waited):
+            self._add(key, priority, by=member)
+            if self._limit_waiting(member, informer, key):
                 return
 
     def resync(self, member: AffectedCluster, priority: Priority = Priority.BACKGROUND) -> None:
@@ -269,18 +268,15 @@ class Controller:
         for key, failure in self.failures:
             yield key, failure, None if failure.is_stopped else self.queue.retry_at(key)
 
-    def _limit_waiting(self, member: AffectedCluster, informer: Informer, key: ObjectKey, *, has_waited: bool) -> bool:
+    def _limit_waiting(self, member: AffectedCluster, informer: Informer, key: ObjectKey) -> bool:
         """Drop the cache whose changes let too many objects wait; return whether it is that of the informer."""
         limits, named = self._shared.waiting, self._affected.named
         own, target = (member.cluster.name, member.incarnation), self._shared.members.get(key.cluster)
         limit = ""
         if target is member:
-            named.disown(key)
             limit = limits.exceeded(self._uncached(member) - named.within(own), is_own=True)
-        elif target is not None and not self._is_cached(target, key):
-            limit = limits.exceeded(named.add(own, key, has_waited=has_waited), is_own=False) and limits.exceeded(
-                named.exact(own), is_own=False
-            )
+        elif limits.exceeded(named.by(own), is_own=False):
+            limit = limits.exceeded(named.exact(own), is_own=False)
         if limit:
             self._drop_waiting(member, informer, limit)
             return True
@@ -317,7 +313,12 @@ class Controller:
         self.failures.drop(member.cluster.name, member.incarnation)
         informer.exceed(f"besides the cached objects, more than {limit} wait to be reconciled")
 
-    def _add(self, key: ObjectKey, priority: Priority) -> None:
+    def _add(self, key: ObjectKey, priority: Priority, *, by: AffectedCluster | None = None) -> None:
+        """Enqueue an object; `by` is the cluster whose change affects it."""
+        if by is None or key[:2] == (by.cluster.name, by.incarnation):
+            self._affected.named.waits_anyway(key)
+        elif not self._is_cached(self._shared.members[key.cluster], key):
+            self._affected.named.add((by.cluster.name, by.incarnation), key)
         self.queue.add(key, self._clock(), priority)
         self._metrics.added()
         self.pump_soon()

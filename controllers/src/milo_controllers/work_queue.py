@@ -325,9 +325,9 @@ class WorkQueue:
         return True
 
     def waits(self, key: ObjectKey) -> bool:
-        """Return whether the object is ready, delayed, parked or stopped."""
+        """Return whether the object is ready, delayed, parked or stopped, or has changed while it was in flight."""
         queue = self._clusters.get(key[:2])
-        return queue is not None and any(key in waiting for waiting in queue.waiting)
+        return queue is not None and any(key in waiting for waiting in (*queue.waiting, queue.dirty))
 
     def forget_ready(self, key: ObjectKey) -> None:
         """Forget an object that is ready."""

@@ -16,7 +16,7 @@ from milo_controllers import Conflict, NotSynced, Permanent, ReconcileTarget, Wa
 from milo_controllers.controller import Controller, Shared
 from milo_controllers.event_loop import EventLoop
 from milo_controllers.fleet_view import FleetView
-from milo_controllers.kinds import Kind
+from milo_controllers.kinds import CacheKey, Kind
 from milo_controllers.logs import current_cluster
 from milo_controllers.metrics import ControllerMetrics
 from milo_controllers.object_cache import CachedObject, Change, ObjectCache
@@ -586,6 +586,66 @@ async def test_objects_that_a_cluster_names_in_another_count_for_no_other_cluste
         assert controller.queue.count("hub", 1) == 1 + 9 + 9 + 19
     problems = {name: [len(i.problems) for i in member.informers.values()] for name, member in members.items()}
     assert problems == {"hub": [0, 0], "modest": [0, 0], "greedy": [0, 1], "late": [0, 0]}
+
+
+@pytest.mark.parametrize("cause", ["deletion", "deletion in flight", "another mapper", "list", "enqueue"])
+async def test_cluster_that_names_too_many_objects_drops_none_that_waits_for_another_reason(cause: str) -> None:
+    begun, go_on = asyncio.Event(), asyncio.Event()
+
+    async def reconcile(request: Request) -> None:
+        if request.name == "shared":
+            begun.set()
+            await go_on.wait()
+
+    named = 1
+
+    def mapper(change: Watched[Any]) -> list[ReconcileTarget]:
+        others = range(named - 1 if change.cluster.name == "greedy" else 0)
+        return [ReconcileTarget(name, "default", "hub") for name in ("shared", *(f"o{other}" for other in others))]
+
+    members: dict[str, Any] = {}
+    watched = watches("v1/secrets", map=mapper)
+    controller = controller_of(reconcile, members, watched, limits=CacheLimits(objects=10))
+    controller.pause()
+    kind, seen = controller.spec.kind.key, CachedObject("shared", "default", "uid", "1", b"{}")
+
+    def change(name: str, key: CacheKey, changed: Change) -> None:
+        controller.changed(members[name], members[name].informers[key], changed)
+
+    async with asyncio.TaskGroup() as tasks:
+        for name in ("hub", "modest", "greedy"):
+            engaged(controller, members, name, tasks)
+            for key in (kind, watched.kind.key):
+                members[name].informers[key] = CachedPlaces(
+                    key=key, cache=ObjectCache(), problems=[], dropped=None, state="synced"
+                )
+        created, deleted = Change(None, seen, is_live=True), Change(seen, None, is_live=True)
+        match cause:
+            case "deletion":
+                change("hub", kind, deleted)
+            case "deletion in flight":
+                controller.resume()
+                change("hub", kind, deleted)
+                await begun.wait()
+                controller.pause()
+                change("hub", kind, deleted)
+                change("greedy", watched.kind.key, created)
+                go_on.set()
+                await eventually(lambda: not controller.tasks)
+            case "another mapper":
+                change("greedy", watched.kind.key, created)
+                change("modest", watched.kind.key, created)
+            case "list":
+                change("greedy", watched.kind.key, created)
+                for listed in members["hub"].informers[kind].cache.apply(ObjectChanged(seen)):
+                    change("hub", kind, listed)
+            case _:
+                change("greedy", watched.kind.key, created)
+                controller.enqueue(ReconcileTarget("shared", "default", "hub"))
+        named = 15
+        change("greedy", watched.kind.key, created)
+        assert len(members["greedy"].informers[watched.kind.key].problems) == 1
+        assert controller.queue.waits(ObjectKey("hub", 1, "default", "shared"))
 
 
 @pytest.mark.parametrize(

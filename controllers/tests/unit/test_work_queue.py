@@ -480,6 +480,15 @@ def test_objects_that_are_kept_are_taken_after_others_were_forgotten() -> None:
     assert [taken(queue), taken(queue, 9.0), taken(queue, 9.0)] == ["live", "failed", None]
 
 
+def test_object_that_changes_in_flight_waits() -> None:
+    queue = queue_of()
+    queue.add(key("x"), 0.0)
+    assert queue.take_next(0.0) is not None
+    assert not queue.waits(key("x"))
+    queue.add(key("x"), 0.0)
+    assert queue.waits(key("x"))
+
+
 def test_ready_object_is_forgotten() -> None:
     queue = queue_of()
     queue.forget_ready(key("x"))
