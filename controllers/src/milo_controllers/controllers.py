@@ -481,6 +481,7 @@ class Controllers(RunsInBackground):
         finally:
             for task in running:
                 await wait_uninterrupted(task)
+            await self._engaged.flush_events()  # while this replica leads, since only then it may write
 
     def _start_background(self, tasks: asyncio.TaskGroup, *, leader_only: bool) -> list[asyncio.Task[object]]:
         return [

@@ -221,6 +221,10 @@ class EngagedClusters:
             controller.pause()
         return [task for controller in self.controllers for task in controller.tasks]
 
+    async def flush_events(self) -> None:
+        """Write the pending events of all clusters, for a short time."""
+        await asyncio.gather(*(member.events.flush() for member in self.members.values()))
+
     async def resync(self) -> None:
         """Enqueue every object of every cluster."""
         for member in tuple(self.members.values()):

@@ -73,13 +73,17 @@ class EventRecorder:
         if self._failures.is_new(self._api.name, error, now, key=(EventRecorder, self._api.name, *cause), what=what):
             log.warning("%s", what)
 
+    async def flush(self) -> None:
+        """Write what is pending, for a short time."""
+        self._pending.extend(self._recent.due(self._api.name))
+        self._continue()
+        if self._writing is not None:
+            await asyncio.wait([self._writing], timeout=_FLUSH_S)
+
     async def aclose(self, *, is_engaged: bool) -> None:
         """Write what is pending, for a short time, if the cluster is still engaged, and end."""
         if is_engaged:
-            self._pending.extend(self._recent.due(self._api.name))
-            self._continue()
-            if self._writing is not None:
-                await asyncio.wait([self._writing], timeout=_FLUSH_S)
+            await self.flush()
             if self._pending:
                 cause = text_of(self._retried or _too_slow())
                 log.warning("%s: %d events were not recorded: %s", self._api.name, len(self._pending), cause)

@@ -598,6 +598,46 @@ async def test_lost_lead_ends_reconciles_before_background_tasks_have_cleaned_up
     await asyncio.wait([ending])
 
 
+@pytest.mark.parametrize("grace_s", [60, 0], ids=["end in time", "are canceled"])
+async def test_events_of_the_last_reconciles_are_written_before_the_lease_is_released(
+    plane: ControlPlane, grace_s: int
+) -> None:
+    began, may_end = asyncio.Event(), asyncio.Event()
+    reasons: list[list[str]] = []
+
+    class Election:
+        is_leader = True
+
+        async def run(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+            try:
+                await work()
+            finally:
+                self.is_leader = False
+                reasons.append(sorted(event["reason"] for event in plane.list("v1/events")))
+
+    async def reconcile(request: Request) -> None:
+        began.set()
+        try:
+            await may_end.wait()
+        finally:
+            for number in range(5):
+                await request.event(f"Step{number}", "done")
+
+    plane.create(widget("one"))
+    running = Running(plane)
+    running.controllers.reconcile(WIDGETS)(reconcile)
+    ending = asyncio.create_task(running.controllers.run(election=Election()))
+    await began.wait()
+    draining = asyncio.create_task(running.controllers.drain(timedelta(seconds=grace_s)))
+    await asyncio.sleep(0)
+    if grace_s:
+        may_end.set()
+    await draining
+    ending.cancel()
+    await asyncio.wait([ending])
+    assert reasons == [[f"Step{number}" for number in range(5)]]
+
+
 async def test_replica_whose_lease_has_expired_writes_and_reconciles_nothing_before_it_notices(
     plane: ControlPlane,
 ) -> None:
