@@ -177,7 +177,7 @@ class Controllers(RunsInBackground):
             failures=failures,
             tracer=tracer,
         )
-        self._health = HealthCheck(self._engaged)
+        self._health = HealthCheck(self._engaged, self._clusters)
         self.view = FleetView(self._engaged.members, self._clusters)
         """The caches of all engaged clusters."""
         self.registry = registry
@@ -562,7 +562,7 @@ class Controllers(RunsInBackground):
 
     def health(self) -> Health:
         """Return the state of discovery, caches, clusters and queues. Safe in any thread."""
-        return self._health.health(self._clusters.discovery)
+        return self._health.health()
 
     def failing(self) -> Iterator[FailingObject]:
         """Return the objects whose last reconcile failed. Safe in any thread."""

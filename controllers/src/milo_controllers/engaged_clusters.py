@@ -108,8 +108,6 @@ class EngagedClusters:
         """The last failure of each cluster whose informers and reconciles failed as a whole, by cluster name. Those of
         clusters that were disengaged before their restart are dropped at times."""
         self._crashes_at_most = _CRASHES
-        self.beginning: dict[str, float] = {}
-        """The clusters whose caches do not exist yet, as while they wait for a credential, and since when."""
         self._informers = informers
         self._pools = pools
         self._budget = budget
@@ -138,7 +136,6 @@ class EngagedClusters:
 
     async def operate(self, cluster: EngagedCluster) -> None:
         """Run the informers and reconciles of a cluster, until it is disengaged."""
-        self.beginning[cluster.name] = time.monotonic()
         try:
             async with cluster.credentials() as credentials:
                 api = ClusterApi(
@@ -165,7 +162,6 @@ class EngagedClusters:
             self._crashed(cluster, error)
             raise
         finally:
-            self.beginning.pop(cluster.name, None)
             if not cluster.engaged:
                 self.crashes.pop(cluster.name, None)
 
@@ -187,7 +183,6 @@ class EngagedClusters:
         for key, spec in self._informers.items():
             member.informers[key] = Informer(member.api, spec, _REFLECTION, listener=member, budget=self._budget)
         self.members[member.cluster.name] = member
-        self.beginning.pop(member.cluster.name, None)
         for controller in self.controllers:
             controller.engage(member)
         try:

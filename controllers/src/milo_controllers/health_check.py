@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 
 from milo_controllers.engaged_clusters import EngagedClusters
+from milo_controllers.fleet_view import EngagedNames
 from milo_controllers.health import CacheProblem, FailingObject, Health
-from milo_discovery.fleet import DiscoveryState
 
 FIRST_LIST_S = 30.0
 """A cluster whose first lists take longer counts as unresponsive, and no longer delays readiness."""
@@ -17,19 +17,27 @@ FIRST_LIST_S = 30.0
 class HealthCheck:
     """The health of a set of controllers."""
 
-    def __init__(self, engaged: EngagedClusters) -> None:
+    def __init__(self, engaged: EngagedClusters, clusters: EngagedNames) -> None:
         self._engaged = engaged
+        self._clusters = clusters
+        self._beginning: dict[str, float] = {}
+        """The engaged clusters whose caches did not exist at the last check, as while they wait for a credential or
+        after it failed, and since which check."""
         self._was_ready = False
 
-    def health(self, discovery: DiscoveryState) -> Health:
+    def health(self) -> Health:
         """Return the state of discovery, caches, clusters and queues."""
-        members = tuple(self._engaged.members.values())
-        informers = [(member, informer) for member in members for informer in tuple(member.informers.values())]
+        discovery = self._clusters.discovery  # before the clusters: all are known that were when it was synced
+        clusters = self._clusters.clusters
+        members = dict(self._engaged.members)
+        informers = [(member, found) for member in members.values() for found in tuple(member.informers.values())]
         now = self._engaged.now()
         oldest = [since for controller in self._engaged.controllers if (since := controller.oldest) is not None]
         late = time.monotonic() - FIRST_LIST_S
-        beginning = tuple(self._engaged.beginning.values())
-        is_waiting = any(began > late for began in beginning) or any(
+        # One that drains has ended, or will not begin.
+        names = (name for name, one in clusters.items() if name not in members and not getattr(one, "draining", None))
+        beginning = self._beginning = {name: self._beginning.get(name, time.monotonic()) for name in names}
+        is_waiting = any(began > late for began in beginning.values()) or any(
             informer.state == "starting" and member.engaged_at > late for member, informer in informers
         )
         # A cluster that is engaged later does not make the process unready.

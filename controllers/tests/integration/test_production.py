@@ -20,6 +20,7 @@ from milo_controllers import (
     CacheLimits,
     CacheProblem,
     Controllers,
+    Health,
     Kind,
     NotCached,
     OwnedKind,
@@ -33,7 +34,7 @@ from milo_controllers import (
     watches,
 )
 from milo_controllers.informer import Informer
-from milo_discovery import Fleet, PermissionDenied
+from milo_discovery import Fleet, PermissionDenied, Unavailable
 from milo_discovery.credentials import AsyncRenewer
 from milo_discovery.kubeconfig_access import KubeconfigAccess
 from milo_discovery.testing import ControlPlane, FakeDiscovery, MiloSandbox, eventually
@@ -409,21 +410,37 @@ async def test_cluster_that_does_not_serve_the_kind_does_not_make_controllers_un
         assert not running.controllers.health().synced
 
 
-async def test_cluster_that_waits_for_its_credential_delays_readiness(
-    plane: ControlPlane, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("fails", [False, True], ids=["waits for", "fails without"])
+async def test_cluster_that_has_no_credential_yet_delays_readiness(
+    plane: ControlPlane, monkeypatch: pytest.MonkeyPatch, *, fails: bool
 ) -> None:
-    issued, access = asyncio.Event(), AsyncRenewer.access
+    asked, issued, access = asyncio.Event(), asyncio.Event(), AsyncRenewer.access
 
     async def late(renewer: AsyncRenewer) -> KubeconfigAccess:
+        asked.set()
+        if fails and not issued.is_set():
+            raise Unavailable("the issuer restarts", code="UNAVAILABLE")
         await issued.wait()
         return await access(renewer)
 
     monkeypatch.setattr(AsyncRenewer, "access", late)
+    running, healths = Running(plane), list[Health]()
+    running.controllers.reconcile(WIDGETS)(log := Log())
+    health = running.controllers.health
+
+    async def check_at_each_step() -> None:
+        while not running.fleet.clusters or not asked.is_set() or (fails and not health().crashing):
+            await asyncio.sleep(0)
+            healths.append(health())
+
     plane.create(widget("one"))
-    async with reconciling(log := Log(), plane) as running:
-        health = running.controllers.health
-        await running.fleet.synced()
-        await eventually(lambda: not health().ready and health().discovery.synced)
+    checking = asyncio.create_task(check_at_each_step())
+    async with running.controllers:
+        await checking
+        assert health().discovery.synced
+        assert [found for found in healths if found.ready or found.synced] == []
+        monkeypatch.setattr("milo_controllers.health_check.FIRST_LIST_S", 0.0)
+        assert health().ready
         assert not health().synced
         issued.set()
         await eventually(lambda: log.seen and health().ready and health().synced)
