@@ -15,7 +15,7 @@ UNWRITTEN = Unwritten()
 
 
 class Written(msgspec.Struct, frozen=True):
-    """The object as this reconcile last wrote or read it."""
+    """The object as this reconcile last wrote or read it, until the cache has it or a newer state."""
 
     document: Document
 

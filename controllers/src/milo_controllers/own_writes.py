@@ -188,6 +188,14 @@ class OwnWrites:
             if not held.unseen:
                 held.settle()
 
+    def is_past(self, write: Write, informer: Cached) -> bool:
+        """Return whether the cache has the written object, or a newer state of it, or has received its deletion."""
+        key, cache = informer.key, informer.cache
+        if cache.get(*write.place) is None:
+            # With a selector, the write may have made the object leave it.
+            return cache.synced and not (key.selector or key.field_selector) and self._is_deleted(write, informer)
+        return cache.synced and is_seen(write, informer)
+
     def clear(self) -> None:
         self._held.clear()
         self._deleted.clear()

@@ -40,6 +40,7 @@ from milo_controllers.options import check_options
 from milo_controllers.own_object import UNWRITTEN, Deleted, Outdated, OwnObject, Written, after_deletion, after_write
 from milo_controllers.own_writes import Write
 from milo_controllers.work_queue import Work
+from milo_controllers.write_holds import WrittenCluster
 from milo_discovery.api_errors import ClusterApiError, Conflict, NotFound
 from milo_discovery.cluster_api import (
     APPLY_PATCH,
@@ -97,7 +98,7 @@ class _Observed(NamedTuple):
         return _OBJECT.decode(self.raw).metadata.generation
 
 
-class RequestedCluster(Protocol):
+class RequestedCluster(WrittenCluster, Protocol):
     """The parts of an engaged cluster that a request uses."""
 
     @property
@@ -468,6 +469,8 @@ class Request(Generic[ObjectT]):
 
     async def _own_object(self) -> ObjectT | None:
         """Return the object with what this reconcile wrote."""
+        if isinstance(self._own, Written) and self._is_superseded(self._own.document):
+            self._own = UNWRITTEN
         if self._own is UNWRITTEN:
             found = self._member.view.cached(self.kind, self.name, self.namespace)
             self._observed = None if found is None else _Observed(found.raw, found.uid)
@@ -482,6 +485,14 @@ class Request(Generic[ObjectT]):
                 return self.kind.decode(self._observed.raw)
             case _:
                 return None
+
+    def _is_superseded(self, known: Document) -> bool:
+        """Return whether the cache has at least as much of the object as what is known from a write or read."""
+        informer, write = self._member.informers[self.kind.key], Write.of_response(self.kind.resource, known)
+        if write is None or not self._member.own_writes.is_past(write, informer):
+            return False
+        cached = informer.cache.get(*write.place)
+        return cached is None or cached.version != write.version or not self._member.view.is_partial(self.kind)
 
     async def _read_own(self) -> None:
         try:

@@ -9,12 +9,13 @@ import msgspec
 import pytest
 
 from milo_controllers.kinds import Document, Kind
-from milo_controllers.object_cache import CachedObject
-from milo_controllers.own_object import Deleted, OwnObject, Written, after_deletion, after_write
-from milo_controllers.own_writes import Write
+from milo_controllers.object_cache import CachedObject, ObjectCache
+from milo_controllers.own_object import UNWRITTEN, Deleted, OwnObject, Written, after_deletion, after_write
+from milo_controllers.own_writes import OwnWrites, Write
 from milo_controllers.request import Request
 from milo_controllers.work_queue import ObjectKey, Work
 from milo_discovery.api_errors import Conflict, NotFound
+from milo_kube.reflect.messages import ListEnded, ObjectChanged
 
 METADATA = {"name": "d", "namespace": "default", "uid": "u", "resourceVersion": "1", "finalizers": ["others"]}
 DEPLOYMENT: Document = {"apiVersion": "apps/v1", "kind": "Deployment", "metadata": METADATA, "spec": {"replicas": 1}}
@@ -64,9 +65,15 @@ def request_to(api: FakeApi) -> Request[Document]:
         partial_kind=lambda _: None,
         list=lambda *_, **__: iter(()),
     )
-    member: Any = SimpleNamespace(api=api, view=view, loop=None, events=SimpleNamespace())
+    kind, cache = Kind("apps/v1/deployments"), ObjectCache()
+    informers = {kind.key: SimpleNamespace(key=kind.key, cache=cache)}
+    member: Any = SimpleNamespace(
+        api=api, view=view, loop=None, events=SimpleNamespace(), informers=informers, own_writes=OwnWrites()
+    )
+    cache.apply(ObjectChanged(view.cached()))
+    cache.apply(ListEnded())
     work = Work(ObjectKey("shop", 1, "default", "d"), 0.0, 0)
-    return Request(Kind("apps/v1/deployments"), work, member, clusters=view, field_manager="m")
+    return Request(kind, work, member, clusters=view, field_manager="m")
 
 
 def replace_object(request: Request, api: FakeApi) -> None:
@@ -239,6 +246,45 @@ async def test_owned_objects_are_listed_if_transform_leaves_out_the_uid() -> Non
         request.list("v1/configmaps", owned=True)
 
 
+@pytest.mark.parametrize("is_partial", [True, False])
+async def test_get_returns_what_the_reconcile_wrote_until_the_cache_has_a_newer_state(*, is_partial: bool) -> None:
+    api = FakeApi()
+    request = request_to(api)
+    [informer] = request._member.informers.values()
+    view: Any = request._member.view
+    view.is_partial = lambda _: is_partial
+    view.decoded = lambda _, raw: msgspec.json.decode(raw)
+    view.cached = lambda _, name, namespace: informer.cache.get(namespace, name)
+
+    async def size_after(cached: str | None) -> tuple[int | None, bool]:
+        """Return the size that `get` returns, and whether it is from the cache."""
+        if cached is not None:
+            document = {**DEPLOYMENT, "metadata": {**METADATA, "resourceVersion": cached}, "spec": {"replicas": 9}}
+            informer.cache.apply(
+                ObjectChanged(CachedObject("d", "default", "u", cached, msgspec.json.encode(document)))
+            )
+        found = await request.get()
+        return (found and found["spec"]["replicas"]), request._own == UNWRITTEN
+
+    assert await size_after(None) == (1, True)
+    api.stored = {**DEPLOYMENT, "metadata": {**METADATA, "resourceVersion": "3"}, "spec": {"replicas": 5}}
+    await request.patch("apps/v1/deployments", "d", {"spec": {"replicas": 5}})
+    assert await size_after(None) == (5, False)
+    assert await size_after("2") == (5, False)
+    # What was written is kept if the cache has only a part of it: its next use need not read it.
+    assert await size_after("3") == ((5, False) if is_partial else (9, True))
+    assert await size_after("4") == (9, True)
+
+
+async def test_get_returns_what_is_no_valid_object_until_the_end_of_the_reconcile() -> None:
+    api = FakeApi()
+    request = request_to(api)
+    api.stored = {**DEPLOYMENT, "metadata": {"name": "d", "uid": "u"}, "spec": {"replicas": 5}}
+    await request.patch("apps/v1/deployments", "d", {"spec": {"replicas": 5}})
+    request._own = Written(api.stored)
+    assert await request.get() == api.stored
+
+
 async def test_get_with_a_kind_or_a_name_alone_is_refused() -> None:
     request = request_to(FakeApi())
     for kind, name in (("v1/secrets", None), (None, "name")):
@@ -257,7 +303,7 @@ async def test_deeply_nested_object_is_read_after_a_write() -> None:
     nested: Document = {}
     for _ in range(700):
         nested = {"in": nested}
-    api.stored = {**DEPLOYMENT, "spec": nested}
+    api.stored = {**DEPLOYMENT, "metadata": {**METADATA, "resourceVersion": "2"}, "spec": nested}
     request = request_to(api)
     written = await request.patch("apps/v1/deployments", "d", {"spec": {}})
     written["spec"]["in"] = None

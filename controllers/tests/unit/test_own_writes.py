@@ -96,6 +96,23 @@ def test_own_deletion_is_observed_when_the_object_is_absent_or_replaced() -> Non
     assert is_seen(deletion, cache)
 
 
+@pytest.mark.parametrize("selector", ["", "app=web"])
+def test_cache_is_past_a_write_once_it_has_its_version_or_its_deletion(selector: str) -> None:
+    writes, cache = OwnWrites(), informer(selector=selector)
+    writes.reconcile_began()
+    assert not writes.is_past(written(app="web"), cache)
+    for version, is_past in (("4", False), ("5", True), ("6", True)):
+        put(cache, version, settling=writes)
+        assert writes.is_past(written(app="web"), cache) is is_past
+    for change in cache.cache.apply(DeletionReported("a", "u", "ns")):
+        writes.changed(cache, change)
+    assert writes.is_past(written(app="web"), cache) is (not selector)
+    cache.cache.clear()
+    assert not writes.is_past(written(app="web"), cache)
+    put(cache, "7")
+    assert not writes.is_past(written(app="web"), cache)
+
+
 def test_write_is_not_awaited_in_caches_that_do_not_select_the_object() -> None:
     assert is_seen(written(), informer(namespace="other"))
     assert is_seen(written(), informer(field_selector="spec.x=y"))
