@@ -77,11 +77,11 @@ class Controller:
             reconciler, timeout_s=spec.timeout_s, workers=spec.workers, may_begin=shared.may_reconcile
         )
         self._shared = shared
-        self._clock: Callable[[], float] = asyncio.get_running_loop().time
+        self._loop = asyncio.get_running_loop()
         self.queue = WorkQueue(
-            spec.policy, random.random, self._clock(), per_cluster=spec.per_cluster, delay_failed=self._delay_failed
+            spec.policy, random.random, self._loop.time(), per_cluster=spec.per_cluster, delay_failed=self._delay_failed
         )
-        self.failures = ReconcileFailures(spec.name, shared.failures, self._clock)
+        self.failures = ReconcileFailures(spec.name, shared.failures)
         self._running: dict[ObjectKey, float] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._leads: bool | None = None
@@ -106,7 +106,7 @@ class Controller:
     def resume(self) -> None:
         """Start reconciling. A new controller is paused."""
         # Those that were canceled before they started: none of their own code has run.
-        self.queue.put_back(self._clock())
+        self.queue.put_back(self._loop.time())
         if self._leads is False:  # another replica may have led: what it was to reconcile again is not known here
             self._resync_for((), self._shared.members.values())
         self._leads = True
@@ -155,7 +155,7 @@ class Controller:
         read = self._shared.members.get(complete)
         self._resync_for(unmapped, [read] if unmapped and read is not None else ())
         for number, (member, key) in enumerate(unmapped):
-            asyncio.get_running_loop().call_later(number * _RESYNC_EVERY_S, self._map_again, member, key)
+            self._loop.call_later(number * _RESYNC_EVERY_S, self._map_again, member, key)
 
     def _map_again(self, member: AffectedCluster, key: CacheKey) -> None:
         """Enqueue what the mappers of a cache name, beside the cached objects of its own cluster."""
@@ -182,13 +182,13 @@ class Controller:
             found |= self._shared.members
         for number, member in enumerate(found.values()):  # spread: there may be thousands
             if number:
-                asyncio.get_running_loop().call_later(number * _RESYNC_EVERY_S, self.resync, member)
+                self._loop.call_later(number * _RESYNC_EVERY_S, self.resync, member)
             else:
                 self.resync(member)
 
     def unpark(self, member: ReconciledCluster) -> None:
         def unpark(key: ObjectKey) -> None:
-            self.queue.unpark(key, self._clock())
+            self.queue.unpark(key, self._loop.time())
             self.pump_soon()
 
         self.failures.suspension_ended(member.cluster.name, member.incarnation)
@@ -245,7 +245,7 @@ class Controller:
         for one in found:
             handle(one)
         if len(found) == _AT_ONCE and self._shared.members.get(member.cluster.name) is member:
-            asyncio.get_running_loop().call_soon(self._in_slices, member, objects, handle)
+            self._loop.call_soon(self._in_slices, member, objects, handle)
 
     def enqueue(self, target: ReconcileTarget) -> None:
         """Enqueue an object, if its cluster is engaged."""
@@ -319,7 +319,7 @@ class Controller:
             self._affected.named.waits_anyway(key)
         elif not self._is_cached(self._shared.members[key.cluster], key):
             self._affected.named.add((by.cluster.name, by.incarnation), key)
-        self.queue.add(key, self._clock(), priority)
+        self.queue.add(key, self._loop.time(), priority)
         self._metrics.added()
         self.pump_soon()
 
@@ -328,12 +328,12 @@ class Controller:
     def pump_soon(self) -> None:
         if not self._pump_is_due:
             self._pump_is_due = True
-            asyncio.get_running_loop().call_soon(self._pump)
+            self._loop.call_soon(self._pump)
 
     def _pump(self) -> None:
         """Start the reconciles that may run now, and set a timer for the next one that is delayed."""
         self._pump_is_due = False
-        now = self._clock()
+        now = self._loop.time()
         while self._leads and len(self._tasks) < self.spec.workers:
             work = self.queue.take_next(now)
             if work is None:
@@ -355,17 +355,17 @@ class Controller:
             self._timer = None
         due = self.queue.next_at
         if due is not None and self._leads and len(self._tasks) < self.spec.workers:
-            self._timer = asyncio.get_running_loop().call_at(due, self._pump)
+            self._timer = self._loop.call_at(due, self._pump)
 
     async def _process(self, member: ReconciledCluster, work: Work) -> None:
         key = work.key
         if (left_out := self._left_out(member, key)) is not None:
-            self.queue.done(key, left_out, self._clock())
+            self.queue.done(key, left_out, self._loop.time())
             if isinstance(left_out, Done):
                 self.failures.recovered(key)
             return
         self._metrics.began(work.queued_s)
-        began = self._running[key] = self._clock()
+        began = self._running[key] = self._loop.time()
         member.own_writes.reconcile_began()
         current_cluster.set(key.cluster)
         current_object.set(f"{key.namespace}/{key.name}" if key.namespace else key.name)
@@ -380,7 +380,7 @@ class Controller:
             error = cause_of(caught)
             outcome = failed_outcome(error, member.cluster)
         finally:
-            now = self._clock()
+            now = self._loop.time()
             del self._running[key]
             is_held = self._holds.hold(member, key, request.writes.values(), now)
             member.own_writes.reconcile_ended()
@@ -416,7 +416,7 @@ class Controller:
         self.failures.log(key.cluster, "QueuePolicy.delay_s", error, "the default backoff applies")
 
     def _release(self, key: ObjectKey) -> None:
-        self.queue.settle(key, self._clock())
+        self.queue.settle(key, self._loop.time())
         self.pump_soon()
 
     def _ended(self, task: asyncio.Task[None]) -> None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import msgspec
 
@@ -34,10 +35,9 @@ class ReconcileFailure(msgspec.Struct):
 class ReconcileFailures:
     """The failures of one controller."""
 
-    def __init__(self, controller: str, logged: FailureLog, clock: Callable[[], float]) -> None:
+    def __init__(self, controller: str, logged: FailureLog) -> None:
         self._controller = controller
         self._logged = logged
-        self._clock = clock
         self._objects: dict[tuple[str, int], dict[ObjectKey, ReconcileFailure]] = {}
         """By cluster name and incarnation."""
         self._suspended: set[tuple[str, int]] = set()
@@ -95,7 +95,7 @@ class ReconcileFailures:
         if isinstance(error, ApiError):
             key = (self._controller, cluster, error.status, error.reason)
         summary = f"{self._controller}: {cluster}: {what} failed: {text}"
-        if not self._logged.is_new(cluster, error, self._clock(), key=key, what=summary):
+        if not self._logged.is_new(cluster, error, asyncio.get_running_loop().time(), key=key, what=summary):
             return
         # Expected errors are logged without a traceback; others are bugs.
         trace = None if isinstance(error, ControllerError | ClusterApiError | DiscoveryError) else error

@@ -8,7 +8,7 @@ from milo_kube.failure_log import FailureLog
 
 
 def test_errors_of_a_cluster_in_which_very_many_objects_fail_are_not_all_kept() -> None:
-    failures = ReconcileFailures("widgets", FailureLog(), lambda: 0.0)
+    failures = ReconcileFailures("widgets", FailureLog())
     keys = [ObjectKey("alpha", 1, "", f"o{number}") for number in range(1500)]
 
     def kept() -> Counter[bool]:

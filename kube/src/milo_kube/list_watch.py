@@ -126,8 +126,8 @@ class ListWatch(Generic[Seen]):
     """
 
     __slots__ = (
-        *("_api", "_clock", "_collection", "_connect_timeout_s", "_decoder", "_liveness", "_reflector"),
-        *("_request_timeout_s", "partial"),
+        *("_api", "_collection", "_connect_timeout_s", "_decoder", "_liveness", "_loop"),
+        *("_reflector", "_request_timeout_s", "partial"),
     )
 
     def __init__(
@@ -148,7 +148,7 @@ class ListWatch(Generic[Seen]):
         self._liveness = liveness
         self._connect_timeout_s = connect_timeout_s
         self._request_timeout_s = request_timeout_s
-        self._clock: Callable[[], float] = asyncio.get_running_loop().time
+        self._loop = asyncio.get_running_loop()
         self.partial = 0
         """Number of bytes of the event that a watch has begun to send."""
 
@@ -163,9 +163,9 @@ class ListWatch(Generic[Seen]):
         empty one. Close the generator in the task that iterates over it: use `aclosing`.
         """
         while True:
-            match self._reflector.next(self._clock()):
+            match self._reflector.next(self._loop.time()):
                 case Wait(until):
-                    await asyncio.sleep(until - self._clock())
+                    await asyncio.sleep(until - self._loop.time())
                 case FetchPage() as request:
                     async with aclosing(self._pages(request)) as batches:
                         async for source_events in batches:
@@ -217,7 +217,7 @@ class ListWatch(Generic[Seen]):
             return self._failed(Failure(reason, str(error)))
         except TimeoutError:
             return await self._wait_ended()
-        return self._reflector.listed(page, listed, self._clock())
+        return self._reflector.listed(page, listed, self._loop.time())
 
     async def _watch(self, request: OpenWatch) -> AsyncGenerator[Iterable[SourceEvent[Seen]], None]:
         query = [
@@ -240,7 +240,7 @@ class ListWatch(Generic[Seen]):
                 first = self._first_response if request.version else self._begun_list
                 async with _OpenedStream(opened, first) as stream:
                     if stream.status == 200:
-                        yield self._reflector.opened(self._clock())
+                        yield self._reflector.opened(self._loop.time())
                         async with aclosing(self._followed(stream)) as batches:
                             async for source_events in batches:
                                 yield source_events
@@ -283,9 +283,9 @@ class ListWatch(Generic[Seen]):
         self, chunks: AsyncIterator[bytes], lines: Lines, deadline: Deadline
     ) -> Iterator[Iterable[SourceEvent[Seen]]]:
         """Return the batches of events of one read of a watch. Raises TimeoutError if nothing arrives in time."""
-        silent_at = self._reflector.next(self._clock()).until  # type: ignore[union-attr]
+        silent_at = self._reflector.next(self._loop.time()).until  # type: ignore[union-attr]
         chunk = await self._wait(anext(chunks, None), deadline, silent_at)
-        now = self._clock()
+        now = self._loop.time()
         if chunk is not None:
             is_large, complete = self.partial >= _LARGE, lines.feed(chunk)
             self.partial = lines.partial
@@ -312,7 +312,7 @@ class ListWatch(Generic[Seen]):
         limit_s = reflector.policy.silence_s if reflector.trust.sends_bookmarks else WATCH_RESPONSE_TIMEOUT_S
         try:
             async with Deadline() as deadline:
-                return await self._wait(response, deadline, self._clock() + limit_s)
+                return await self._wait(response, deadline, self._loop.time() + limit_s)
         except TimeoutError:
             if self._liveness is not None and self._liveness.is_lost:
                 raise
@@ -322,7 +322,7 @@ class ListWatch(Generic[Seen]):
     async def _begun_list(self, response: Awaitable[Stream]) -> Stream:
         """Wait for the response to a streaming list, whose first event exists already."""
         async with Deadline() as deadline:
-            return await self._wait(response, deadline, self._clock() + self._reflector.policy.fill_silence_s)
+            return await self._wait(response, deadline, self._loop.time() + self._reflector.policy.fill_silence_s)
 
     async def _wait(self, response: Awaitable[T], deadline: Deadline, until: float | None = None) -> T:
         """Wait for a response. The deadline raises TimeoutError at `until`, or if the liveness probe gives up."""
@@ -333,7 +333,7 @@ class ListWatch(Generic[Seen]):
             found = await response
         else:
             liveness.deadline, liveness.is_lost = deadline, False
-            liveness.tracker.waiting_since = self._clock()
+            liveness.tracker.waiting_since = self._loop.time()
             try:
                 found = await response
             finally:
@@ -348,10 +348,10 @@ class ListWatch(Generic[Seen]):
     async def _wait_ended(self) -> Iterable[SourceEvent[Seen]]:
         """Handle a wait that ended without data: liveness checks failed, or the deadline for reading has passed."""
         failure = None if self._liveness is None else await self._liveness.give_up()
-        return self._reflector.silent(self._clock()) if failure is None else self._failed(failure)
+        return self._reflector.silent(self._loop.time()) if failure is None else self._failed(failure)
 
     def _failed(self, failure: Failure) -> Iterable[SourceEvent[Seen]]:
-        return self._reflector.failed(failure, self._clock())
+        return self._reflector.failed(failure, self._loop.time())
 
 
 def _taken(source_events: Iterator[T]) -> list[T]:

@@ -48,14 +48,14 @@ class LivenessProbe:
         """How the server answered the last check, if that was a failure (5xx)."""
         self._is_failing = False
         """Whether a wait was ended because of a failure (5xx), and no later check has succeeded."""
-        self._clock: Callable[[], float] = asyncio.get_running_loop().time
+        self._loop = asyncio.get_running_loop()
 
     async def run(self) -> None:
         """Send the checks that are due, until canceled."""
         while True:
-            if (check := self.tracker.take_due(self._clock())) is not None:
+            if (check := self.tracker.take_due(self._loop.time())) is not None:
                 await self._check(check)
-            await asyncio.sleep(self.tracker.next_at(self._clock()) - self._clock())
+            await asyncio.sleep(self.tracker.next_at(self._loop.time()) - self._loop.time())
 
     async def outage(self) -> Failure | None:
         """Check again if a wait ended with a failure (5xx). Return the failure if no request may be sent yet."""
