@@ -222,6 +222,25 @@ CLUSTER_SCOPED_KINDS = [
 ]
 
 
+async def test_fake_discovery_engages_a_cluster_once_whose_ownership_was_lost(alpha: ControlPlane):
+    discovery = FakeDiscovery(alpha)
+    fleet, operated = Fleet(discovery), list[EngagedCluster]()
+
+    @fleet.on_engage
+    async def operate(cluster: EngagedCluster) -> None:
+        operated.append(cluster)
+        await asyncio.Event().wait()
+
+    async with fleet:
+        await eventually(lambda: len(operated) == 1)
+        discovery.lose_ownership()
+        discovery.engage(alpha)
+        await eventually(lambda: len(operated) == 2)
+        discovery.restart()
+        await eventually(lambda: fleet.get(alpha.project).current.incarnation == "3")
+        assert fleet.get(alpha.project) is operated[-1]
+
+
 def test_control_plane_serves_common_built_in_kinds(alpha: ControlPlane):
     for version, kind, plural in BUILT_IN_KINDS + CLUSTER_SCOPED_KINDS:
         manifest = {"apiVersion": version, "kind": kind, "metadata": {"name": "web"}, "spec": {"any": {"field": [1]}}}

@@ -58,6 +58,7 @@ class FakeDiscovery:
         the Cluster, such as `labels` or `uid`."""
         self._incarnations += 1
         name = control_plane.project
+        self._lost.pop(name, None)
         if name in self._engaged:
             self.disengage(name, DisengageReason.REPLACED)
         given = {"uid": f"uid-{name}", "endpoint": control_plane.access().server, **fields}
