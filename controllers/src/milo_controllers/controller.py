@@ -231,11 +231,15 @@ class Controller:
             if self._limit_waiting(member, informer, key):
                 return
 
-    def resync(self, member: AffectedCluster, priority: Priority = Priority.BACKGROUND) -> None:
-        """Enqueue every object of the cluster."""
+    def resync(
+        self, member: AffectedCluster, priority: Priority = Priority.BACKGROUND, *, is_periodic: bool = False
+    ) -> None:
+        """Enqueue every object of the cluster; if nothing has changed, without those that wait for a change."""
 
         def add(found: CachedObject) -> None:
-            self._add(key_of(member, found.namespace, found.name), priority)
+            key = key_of(member, found.namespace, found.name)
+            if not (is_periodic and self.queue.is_stopped(key)):
+                self._add(key, priority)
 
         self._in_slices(member, member.informers[self.spec.kind.key].cache.values(), add)
 

@@ -539,7 +539,8 @@ class Controllers(RunsInBackground):
     def enqueue(self, target: ReconcileTarget, *, controller: str | None = None) -> None:
         """Reconcile an object, for a reason outside of its cluster: a timer, a queue, a webhook. Safe in any thread.
 
-        `target.cluster` has to be set. Ignored if that cluster is not engaged, or the controllers do not run.
+        `target.cluster` has to be set. Ignored unless the controllers run and `view` has that cluster: not from its
+        engagement, but from when its caches begin to be filled.
         `controller`: the name of the controller, required if there are several.
         """
         if target.cluster is None:

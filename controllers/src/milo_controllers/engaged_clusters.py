@@ -221,10 +221,10 @@ class EngagedClusters:
         await asyncio.gather(*(member.events.flush() for member in self.members.values()))
 
     async def resync(self) -> None:
-        """Enqueue every object of every cluster."""
+        """Enqueue every object of every cluster, except those that wait for a change."""
         for member in tuple(self.members.values()):
             for controller in self.controllers:
-                controller.resync(member)
+                controller.resync(member, is_periodic=True)
             await asyncio.sleep(0)
 
     # --- metrics ---

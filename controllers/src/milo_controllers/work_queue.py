@@ -324,6 +324,11 @@ class WorkQueue:
             del self._clusters[key[:2]]
         return True
 
+    def is_stopped(self, key: ObjectKey) -> bool:
+        """Return whether the object is reconciled again only when it changes."""
+        queue = self._clusters.get(key[:2])
+        return queue is not None and key in queue.stopped
+
     def waits(self, key: ObjectKey) -> bool:
         """Return whether the object is ready, delayed, parked or stopped, or has changed while it was in flight."""
         queue = self._clusters.get(key[:2])

@@ -337,17 +337,29 @@ async def test_requeue_after_reconciles_the_object_again(plane: ControlPlane) ->
         await eventually(lambda: len(times) == 3)
 
 
-async def test_resync_reconciles_every_object_again(plane: ControlPlane) -> None:
-    plane.create(widget("one"))
-    log = Log()
+async def test_resync_reconciles_every_object_again_that_does_not_wait_for_a_change(plane: ControlPlane) -> None:
+    for name in ("invalid", "one"):
+        plane.create(widget(name))
+
+    class Validating(Log):
+        async def __call__(self, request: Request) -> Result | None:
+            await super().__call__(request)
+            if request.name == "invalid":
+                raise Permanent("the widget is not valid")
+            return None
+
+    log = Validating()
     fleet = Fleet(cast(DiscoveryClient, FakeDiscovery(plane)))
     controllers = Controllers(fleet, registry=CollectorRegistry(), resync=timedelta(hours=1))
-    controllers.reconcile(WIDGETS)(log)
+    controllers.reconcile(WIDGETS, workers=1)(log)
     with fake_clock() as clock:
         async with controllers:
-            await eventually(lambda: len(log.seen) == 1)
+            await eventually(lambda: [name for _, name, _ in log.seen] == ["invalid", "one"])
             clock.advance(timedelta(hours=1))
-            await eventually(lambda: log.seen == [(plane.project, "one", {})] * 2)
+            await eventually(lambda: log.seen[-1] == (plane.project, "one", {}) and len(log.seen) > 2)
+            plane.patch(WIDGETS, "invalid", {"spec": {"size": 1}})
+            await eventually(lambda: log.seen[-1] == (plane.project, "invalid", {"size": 1}))
+    assert [name for _, name, _ in log.seen] == ["invalid", "one", "one", "invalid"]
 
 
 async def test_reconcile_that_exceeds_its_time_limit_is_retried(plane: ControlPlane) -> None:

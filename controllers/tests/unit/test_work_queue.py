@@ -297,6 +297,8 @@ def test_work_queue_takes_stopped_object_only_after_it_changed() -> None:
     queue.add(key("x"), 0.0)
     assert failed_at(queue, 0.0, Stopped("invalid spec")) is None
     assert list(queue.stopped()) == [(key("x"), "invalid spec")]
+    others = key("y"), ObjectKey("unknown", 1, "ns", "x")
+    assert [queue.is_stopped(found) for found in (key("x"), *others)] == [True, False, False]
     assert taken(queue, 1e9) is None
     queue.add(key("x"), 1e9)
     assert list(queue.stopped()) == []
