@@ -38,7 +38,13 @@ class BackendError(CredentialError):
     """The backend of a credential issuer failed, or returned an invalid credential."""
 
     def __init__(
-        self, message: str, *, retry_after_s: float | None = None, of_cluster: bool = False, reason: str = "failed"
+        self,
+        message: str,
+        *,
+        retry_after_s: float | None = None,
+        of_cluster: bool = False,
+        may_be_of_issuer: bool = False,
+        reason: str = "failed",
     ) -> None:
         """`retry_after_s`: the delay before a retry, if the backend stated one."""
         super().__init__(message)
@@ -46,6 +52,8 @@ class BackendError(CredentialError):
         self.retry_after_s = retry_after_s
         self.of_cluster = of_cluster
         """Whether the failure concerns only one cluster, and the backend is otherwise healthy."""
+        self.may_be_of_issuer = may_be_of_issuer
+        """Whether a failure that counts as one cluster's may be one of the backend: that is seen by those of others."""
 
 
 class UnfitError(CredentialError):

@@ -44,7 +44,8 @@ class KubernetesApi(Protocol):
 
 def unanswered(error: TransportError) -> BackendError:
     """Return the error for a request that concerns one cluster, and has no response."""
-    return BackendError(str(error), of_cluster=error.cause not in UNSENT)
+    is_sent = error.cause not in UNSENT
+    return BackendError(str(error), of_cluster=is_sent, may_be_of_issuer=is_sent and error.cause != "too_large")
 
 
 def refuse(origin: str, answer: ApiAnswer, what: str, rule: str, *, of_cluster: bool = False) -> NoReturn:
@@ -63,7 +64,8 @@ def refuse(origin: str, answer: ApiAnswer, what: str, rule: str, *, of_cluster: 
     raise BackendError(
         f"{origin} answered {status} to the request to {what}",
         retry_after_s=retry_after.stated(answer.headers, datetime.now(UTC)),
-        of_cluster=of_cluster and status not in OVERLOADED,
+        of_cluster=of_cluster,
+        may_be_of_issuer=of_cluster and (status in OVERLOADED or status >= 500),
     )
 
 

@@ -42,6 +42,8 @@ TTL_STEPS_S = (10, 20, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 14400, 2880
 """A requested ttl is rounded down to one of these, so that few leases serve all requests."""
 CLUSTER_BACKOFF_S = 20.0
 """The longest backoff after a failure of one cluster's credential."""
+_SUSPECTS = 2
+"""The number of tenants whose clusters must have a failure that may be of the issuer until it counts as one."""
 
 LeaseListener: TypeAlias = Callable[[LeaseKey, str], None]
 """Called with the key of each lease that received a new credential. The second argument is the name of the lease's
@@ -300,7 +302,8 @@ class Minter:
                 return await issuer.mint(request)
         except TimeoutError:
             message = f"the credential issuer {issuer.name} did not answer within {timeout_s:g} s"
-            raise BackendError(message, of_cluster=entry.cluster is not None, reason="timeout") from None
+            of_cluster = entry.cluster is not None
+            raise BackendError(message, of_cluster=of_cluster, may_be_of_issuer=of_cluster, reason="timeout") from None
 
     def _failed(self, entry: LeaseEntry, error: CredentialError) -> None:
         retry_after_s = error.retry_after_s if isinstance(error, BackendError) else None
@@ -308,7 +311,10 @@ class Minter:
             if not entry.failures:
                 name = entry.cluster.target.name
                 log.warning("cluster credential not issued", issuer=self.issuer.name, cluster=name, problem=str(error))
-            self._outage.end_outage()
+            if isinstance(error, BackendError) and error.may_be_of_issuer:
+                self._outage.suspect(error, entry.cluster.target)
+            else:
+                self._outage.end_outage()
             entry.failures += 1
             entry.lease.failed(error, self.now(), retry_after_s, longest_s=CLUSTER_BACKOFF_S)
             return
@@ -339,13 +345,30 @@ class IssuerOutage:
         self.is_noticed = False
         """Whether any caller has requested a credential. If so, failures are warnings. `keep_ready` does not count."""
         self._is_warned = False
+        self._is_down = False
+        """Whether the failure is certainly one of the issuer."""
+        self._suspects: set[str] = set()
+        """The tenants whose clusters failed since the last success, with what may be a failure of the issuer."""
         self._probing = asyncio.Lock()
 
     def attempt(self) -> AbstractAsyncContextManager[None]:
         """Return the context of an attempt. While the issuer is down, one attempt at a time probes it."""
-        return nullcontext() if self.failure is None else self._probing
+        return self._probing if self._is_down else nullcontext()
 
     def begin_outage(self, failure: CredentialError) -> None:
+        self._is_down = True
+        self._note(failure)
+
+    def suspect(self, failure: CredentialError, target: Target) -> None:
+        """Record a failure of a cluster that may be one of the issuer. Even if it counts as one, attempts for other
+        clusters go on, since one owner of objects may have several tenants."""
+        self._is_down = False
+        if len(self._suspects) < _SUSPECTS:
+            self._suspects.add(target.tenant or target.name)
+        if len(self._suspects) == _SUSPECTS or self.failure is not None:
+            self._note(failure)
+
+    def _note(self, failure: CredentialError) -> None:
         is_new = self.failure is None or str(self.failure) != str(failure)
         if is_new or (self.is_noticed and not self._is_warned):
             note = log.warning if self.is_noticed else log.info
@@ -356,5 +379,6 @@ class IssuerOutage:
     def end_outage(self) -> None:
         if self.failure is not None:
             log.info("credential issuer recovered", issuer=self._issuer.name)
-        self.failure = None
+        self.failure, self._is_down = None, False
+        self._suspects.clear()
         self._is_warned = False

@@ -25,6 +25,7 @@ class PendingRevocation:
         self.latest = cluster
         """The latest incarnation that has ended, with whose credentials those of the earlier ones are revoked."""
         self.failures = 0
+        self.retry: asyncio.TimerHandle | None = None
 
 
 class Revocations:
@@ -45,6 +46,10 @@ class Revocations:
         pending = self._pending.get(cluster.identity)
         if pending is not None:
             pending.latest = ended
+            if pending.retry is not None:
+                pending.retry.cancel()
+                pending.failures = 0
+                self._enqueue(pending)
         elif len(self._pending) < MAX_PENDING:
             pending = self._pending[cluster.identity] = PendingRevocation(ended)
             self._enqueue(pending)
@@ -62,6 +67,7 @@ class Revocations:
                 await self._changed.wait()
 
     def _enqueue(self, pending: PendingRevocation) -> None:
+        pending.retry = None
         self._queue.add(pending, ends_at=-inf, failures=pending.failures)
         self._changed.set()
 
@@ -80,7 +86,8 @@ class Revocations:
                 problem = str(error) or f"no response within {TIMEOUT_S:g} s"
                 log.warning("credential revocation failed", **about, problem=problem)
             first, longest = BACKOFF_S
-            self._loop.call_later(min(longest, first * 2.0 ** min(pending.failures, 10)), self._enqueue, pending)
+            wait_s = min(longest, first * 2.0 ** min(pending.failures, 10))
+            pending.retry = self._loop.call_later(wait_s, self._enqueue, pending)
             pending.failures += 1
         else:
             log.info("credentials revoked", issuer=self._name, cluster=target.name, uid=target.uid)
@@ -96,5 +103,5 @@ class Revocations:
 def _without_content(cluster: Cluster) -> Cluster:
     """Return a cluster without what its object's author can make large."""
     its = cluster.target
-    target = Target(name=its.name, source=its.source, uid=its.uid, place=its.place, organization=its.organization)
+    target = Target(name=its.name, source=its.source, uid=its.uid, place=its.place, organization=its.tenant)
     return replace(cluster, target=target, draining=None, connectivity=UNPROBED)

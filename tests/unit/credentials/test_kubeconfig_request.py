@@ -110,26 +110,27 @@ async def test_kubeconfig_request_error_does_not_quote_the_credential(
 
 
 @pytest.mark.parametrize(
-    ("received", "of_cluster"),
+    ("received", "of_cluster", "may_be_of_issuer"),
     [
-        (TransportError("timeout", "the server did not answer"), True),
-        (TransportError("closed", "the server closed the connection"), True),
-        (TransportError("connect", "the server is down"), False),
-        (answering(404, {}), True),
-        (answering(422, {}), True),
-        (answering(500, {}), True),
-        (answering(401, {}), False),
-        (answering(403, {}), False),
-        (answering(429, {}), False),
-        (answering(503, {}), False),
+        (TransportError("timeout", "the server did not answer"), True, True),
+        (TransportError("closed", "the server closed the connection"), True, True),
+        (TransportError("too_large", "the response is too large"), True, False),
+        (TransportError("connect", "the server is down"), False, False),
+        (answering(404, {}), True, False),
+        (answering(422, {}), True, False),
+        (answering(429, {}), True, True),
+        (answering(500, {}), True, True),
+        (answering(503, {}), True, True),
+        (answering(401, {}), False, False),
+        (answering(403, {}), False, False),
     ],
 )
-async def test_what_one_object_can_cause_is_a_failure_of_its_cluster_alone(
-    received: Answer | TransportError, *, of_cluster: bool
+async def test_what_one_object_can_cause_is_a_failure_of_its_cluster(
+    received: Answer | TransportError, *, of_cluster: bool, may_be_of_issuer: bool
 ) -> None:
     with pytest.raises(BackendError) as raised:
         await a_source(ScriptedApi(received)).mint(wanted())
-    assert raised.value.of_cluster is of_cluster
+    assert (raised.value.of_cluster, raised.value.may_be_of_issuer) == (of_cluster, may_be_of_issuer)
 
 
 async def test_response_that_cannot_be_read_is_a_failure_of_its_cluster_alone() -> None:

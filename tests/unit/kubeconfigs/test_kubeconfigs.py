@@ -37,7 +37,7 @@ from milo_discoveryd.rights.rights import UNLIMITED, Recipient, Terms
 from milo_discoveryd.sources.project_control_plane import ProjectControlPlaneKind
 from milo_discoveryd.telemetry.audit import Audit
 from milo_discoveryd.telemetry.metrics import MeasuredDaemon, Metrics
-from milo_kube.credential import Credential
+from milo_kube.credential import Credential, CredentialError
 from milo_kube.credential_providers import StaticCredential
 from milo_kube.label_selector import parse
 from milo_kube.moment import Moment
@@ -439,6 +439,40 @@ async def test_unsuitable_credential_of_one_cluster_does_not_affect_other_cluste
             token(kubeconfigs, a_cluster("beta", 2))
         backend.failure = None
         assert await got(kubeconfigs, a_cluster("beta", 2)) == f"{CANARY}-beta-{len(backend.asked)}"
+
+
+async def test_failure_that_may_be_of_the_issuer_is_one_once_clusters_of_two_tenants_have_it() -> None:
+    backend = Backend(Scope.CLUSTER)
+    backend.failure = BackendError("it did not answer", of_cluster=True, may_be_of_issuer=True)
+
+    def of(name: str, incarnation: int, organization: str) -> Cluster:
+        cluster = a_cluster(name, incarnation)
+        return replace(cluster, target=replace(cluster.target, organization=organization))
+
+    async with issuing(backend) as kubeconfigs:
+        problems = []
+        for cluster in (of("alpha", 1, "acme"), of("beta", 2, "acme"), of("gamma", 3, "other")):
+            with pytest.raises(CredentialError):
+                await got(kubeconfigs, cluster)
+            problems.append(kubeconfigs.health()[0].problem)
+        assert problems == ["", "", "it did not answer"]
+        backend.failure = None
+        assert await got(kubeconfigs, of("delta", 4, "acme"))
+        assert kubeconfigs.health()[0].problem == ""
+
+
+async def test_revocation_of_a_later_incarnation_does_not_wait_for_the_retry_of_an_earlier_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(revocations, "BACKOFF_S", (3600.0, 3600.0))
+    backend = RevokingBackend()
+    backend.revocation_failures = 1
+    async with issuing(backend) as kubeconfigs:
+        with capture_logs() as lines:
+            kubeconfigs.disengaged(a_cluster("alpha", 1))
+            await eventually(lambda: any(line["event"] == "credential revocation failed" for line in lines))
+        kubeconfigs.disengaged(a_cluster("alpha", 2))
+        await eventually(lambda: backend.revoked == [("alpha", 2)])
 
 
 async def test_credential_of_disengaged_cluster_is_revoked_with_retries(
