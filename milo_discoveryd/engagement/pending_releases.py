@@ -189,10 +189,11 @@ class PendingReleases:
         """Apply a change of the caller's authorization rules. The result compares the drains with the subscriber in
         steps, and yields the names of those that waited only for it."""
         subscription.view = view
-        return self._lose(subscription.key, [*self._drains])
+        return self._lose(subscription.key)
 
-    def _lose(self, key: SubscriberKey, names: Sequence[str]) -> Iterator[list[str]]:
-        rest = iter(names)
+    def _lose(self, key: SubscriberKey) -> Iterator[list[str]]:
+        # Listed only when this subscriber's turn comes: many change at once. Drains that begin later know the new view.
+        rest = iter([*self._drains])
         while (subscriber := self._subscribers.get(key)) is not None and (name := next(rest, None)) is not None:
             step = [name, *islice(rest, subscriber.drains_per_step - 1)]
             drains = ((name, self._drains.get(name)) for name in step)

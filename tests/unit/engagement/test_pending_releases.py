@@ -256,6 +256,25 @@ def test_subscriber_that_is_forgotten_is_compared_with_no_further_drains() -> No
     assert [*lost] == []
 
 
+def test_subscribers_whose_authorization_changed_hold_no_drains_before_they_are_compared() -> None:
+    """The authorization of thousands of streams changes at once, while thousands of clusters drain."""
+    releases = PendingReleases()
+    streams = [stream(SubscriberKey("caller", str(number))) for number in range(100)]
+    for subscription in streams:
+        finish(releases.open(subscription, 0.0))
+    for number in range(1000):
+        releases.begin_drain(cluster(f"a-{number}"), 100.0, 0.0)
+    view = scoped(CONFIRMING, NO_CLUSTERS)
+    tracemalloc.start()
+    try:
+        lost = [releases.change_view(subscription, view) for subscription in streams]
+        taken, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert taken < 100 << 10
+    assert sum(len(step) for steps in lost for step in steps) == 1000
+
+
 def relabeled(env: str) -> Cluster:
     return cluster("a", labels={"env": env})
 
