@@ -107,6 +107,10 @@ class _Host(msgspec.Struct):
     latest: Probe | None = None
     """The probe that was sent last. While the host is down, no other is sent until it has ended."""
     names: set[str] = msgspec.field(default_factory=set)
+    answering: int = 0
+    """The number of clusters whose last probe was answered."""
+    reached_at: float = -math.inf
+    """When a probe was last answered."""
 
 
 class _ProbedCluster(msgspec.Struct, gc=False):
@@ -125,6 +129,11 @@ class _ProbedCluster(msgspec.Struct, gc=False):
     unreachable_since: float = 0.0
     """When the cluster became unreachable (steady clock), or when an outage of its shared host or of many clusters was
     last seen, if that was later."""
+
+    @property
+    def answers(self) -> bool:
+        """Whether the last probe was answered."""
+        return self.state is Reachability.REACHABLE and self.failing_since is None
 
 
 class ProbeSchedule:
@@ -159,6 +168,7 @@ class ProbeSchedule:
         self._unreachable_count -= watched.state is Reachability.UNREACHABLE
         host = self._hosts[watched.host]
         host.names.discard(name)
+        host.answering -= watched.answers
         if host.names:
             self._enqueue_host(watched.host)
         else:
@@ -225,7 +235,10 @@ class ProbeSchedule:
         self, name: str, outcome: ProbeOutcome, now: Moment, *, by_host: bool
     ) -> ConnectivityChange | None:
         watched = self._watched[name]
+        host = self._hosts[watched.host]
+        host.answering += isinstance(outcome, ProbeReached) - watched.answers
         if isinstance(outcome, ProbeReached):
+            host.reached_at = now.steady
             watched.failing_since, watched.by_host = None, False
             state, detail, message = Reachability.REACHABLE, outcome.note, outcome.note
         else:
@@ -236,13 +249,14 @@ class ProbeSchedule:
             state, detail, message = Reachability.UNREACHABLE, outcome.cause, f"{outcome.cause}: {outcome.message}"
             # A cluster whose probes failed before its host was down must itself be probed successfully.
             watched.by_host = by_host and (watched.by_host or watched.state is not Reachability.UNREACHABLE)
+            # Of a shared host, each cluster may fail for itself: it is an outage until another is known to answer.
+            if len(host.names) > 1 and (by_host or not host.answering or host.reached_at <= watched.failing_since):
+                watched.unreachable_since = now.steady
         is_news = (state, detail) != (watched.state, watched.detail)
         if state is not watched.state:
             self._unreachable_count += (state is Reachability.UNREACHABLE) - (watched.state is Reachability.UNREACHABLE)
             watched.since, watched.unreachable_since = now.wall, now.steady
         watched.state, watched.detail = state, detail
-        if by_host and len(self._hosts[watched.host].names) > 1:
-            watched.unreachable_since = now.steady
         disengages = state is Reachability.UNREACHABLE and self._disengages(watched, now.steady)
         if not is_news and not disengages:
             return None

@@ -1,13 +1,19 @@
 """The setting `disengage_unreachable_after`: which unreachable clusters are disengaged."""
 
-import msgspec
 import pytest
+from msgspec import structs
 
-from milo_discoveryd.connectivity.reachability import ProbeOutcome, ProbePolicy, ProbeReached, ProbeSchedule
+from milo_discoveryd.connectivity.reachability import (
+    ProbeFailed,
+    ProbeOutcome,
+    ProbePolicy,
+    ProbeReached,
+    ProbeSchedule,
+)
 from milo_kube.moment import Moment
 from tests.unit.connectivity.test_reachability import GONE, POLICY, SICK
 
-GIVING_UP = msgspec.structs.replace(POLICY, host_rate_per_s=100.0, rate_per_s=1000.0, give_up_after_s=600.0)
+GIVING_UP = structs.replace(POLICY, host_rate_per_s=100.0, rate_per_s=1000.0, give_up_after_s=600.0)
 
 
 class ClusterFleet:
@@ -17,6 +23,8 @@ class ClusterFleet:
         self.schedule = ProbeSchedule(policy, lambda: 0.5)
         self.now = 0.0
         self.away: dict[str, ProbeOutcome] = {}
+        self.hanging: set[str] = set()
+        """Clusters whose probes do not end."""
         self.given_up: dict[str, float] = {}
         for number in range(well):
             self.engage(f"well-{number}")
@@ -29,6 +37,8 @@ class ClusterFleet:
     def run(self, until: float) -> None:
         while True:
             for probe in self.schedule.due(self.now):
+                if probe.name in self.hanging:
+                    continue
                 outcome = self.away.get(probe.name, ProbeReached())
                 for verdict in self.schedule.record(probe, outcome, Moment(1000.0 + self.now, self.now)):
                     if verdict.disengages:
@@ -87,6 +97,73 @@ def test_disengage_timer_restarts_for_cluster_still_unreachable_after_host_recov
     fleet.run(4000.0)
     assert set(fleet.given_up) == {"alpha"}
     assert fleet.given_up["alpha"] >= 3600.0
+
+
+@pytest.mark.parametrize("away", [SICK, ProbeFailed("timeout", "no answer")], ids=["5xx", "timeout"])
+def test_no_cluster_is_disengaged_while_those_at_its_host_fail_each_for_itself(away: ProbeOutcome) -> None:
+    fleet = ClusterFleet(well=40)
+    for name in ("alpha", "beta", "gamma"):
+        fleet.engage(name, host="shared", away=away)
+    fleet.run(3000.0)
+    assert fleet.given_up == {}
+    del fleet.away["beta"]
+    fleet.run(3500.0)
+    assert fleet.given_up == {}, "the outage of the host does not count"
+    fleet.run(4000.0)
+    assert set(fleet.given_up) == {"alpha", "gamma"}
+
+
+def test_cluster_that_failed_before_the_others_at_its_host_is_not_disengaged_during_their_outage() -> None:
+    fleet = ClusterFleet(well=40)
+    for name in ("alpha", "beta", "gamma"):
+        fleet.engage(name, host="shared", away=SICK if name == "alpha" else None)
+    fleet.run(300.0)
+    fleet.away |= dict.fromkeys(("beta", "gamma"), SICK)
+    fleet.run(3000.0)
+    assert fleet.given_up == {}
+
+
+def test_outage_of_a_host_counts_at_once_for_a_cluster_that_failed_before() -> None:
+    fleet = ClusterFleet(structs.replace(GIVING_UP, give_up_after_s=590.0), well=40)
+    fleet.engage("alpha", host="shared", away=SICK)
+    fleet.engage("epsilon", host="shared")
+    fleet.run(52.0)
+    for name in ("beta", "gamma", "delta"):
+        fleet.engage(name, host="shared")
+    fleet.run(640.0)
+    fleet.away |= dict.fromkeys(("beta", "gamma", "delta", "epsilon"), GONE)
+    fleet.run(3000.0)
+    assert fleet.given_up == {}
+
+
+def test_cluster_that_is_the_last_at_its_host_is_disengaged() -> None:
+    fleet = ClusterFleet(well=9)
+    for name in ("alpha", "beta"):
+        fleet.engage(name, host="shared", away=SICK if name == "alpha" else None)
+    fleet.run(300.0)
+    fleet.schedule.forget("beta")
+    fleet.run(1200.0)
+    assert set(fleet.given_up) == {"alpha"}
+
+
+def test_cluster_that_was_removed_is_none_that_answers_at_its_host() -> None:
+    fleet = ClusterFleet(well=40)
+    for name in ("alpha", "beta", "gamma"):
+        fleet.engage(name, host="shared", away=None if name == "gamma" else SICK)
+    fleet.run(300.0)
+    fleet.schedule.forget("gamma")
+    fleet.run(3000.0)
+    assert fleet.given_up == {}
+
+
+def test_cluster_is_disengaged_only_after_another_at_its_host_was_reached_while_it_fails() -> None:
+    fleet = ClusterFleet(structs.replace(GIVING_UP, unreachable_after_s=0.0, give_up_after_s=1.0), well=9)
+    fleet.engage("beta", host="shared")
+    fleet.run(50.0)
+    fleet.engage("alpha", host="shared", away=SICK)
+    fleet.hanging = {"beta"}
+    fleet.run(3000.0)
+    assert fleet.given_up == {}
 
 
 def test_unreachable_cluster_with_its_own_host_is_disengaged() -> None:
