@@ -416,7 +416,7 @@ class ObjectCollection:
         for place, (name, uid) in enumerate(judged):
             match verdict:
                 case Verdict.CONFIRM:
-                    self.pending_deletions.add(name, uid, now, is_lacked=True)
+                    self.pending_deletions.add(name, uid, now)
                 case Verdict.CONFIRM_AT_RATE:
                     self.pending_deletions.add(name, uid, now, confirm_at=now + place / self._limits.per_second)
                 case _:

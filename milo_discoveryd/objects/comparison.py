@@ -75,7 +75,6 @@ def compare(
         engaged=store.established_count,
         missing=len(judged),
         held=len([name for name, _ in judged if pending_deletions.is_held_since(name, held_since)]),
-        removed=pending_deletions.removed_since(held_since),
         announced=len(announced),
         regressed=len(regressed - kept),
         held_until_accepted=len(kept),

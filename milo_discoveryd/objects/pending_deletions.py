@@ -12,7 +12,6 @@ that it was not replaced.
 
 import heapq
 import math
-from collections import deque
 from collections.abc import Callable, Iterator, Set
 
 import msgspec
@@ -73,8 +72,6 @@ class _PendingDeletion(msgspec.Struct):
     """Only an administrator ends the hold, or a newer state of the object."""
     is_released: bool = False
     """Two lists lacked the object, along with many others, so its deletion is confirmed at a limited rate."""
-    is_lacked: bool = False
-    """A list lacked the object, along with few others."""
     is_refuted: bool = False
     """A read found the object, and neither the watch nor a list has shown it since."""
 
@@ -124,8 +121,6 @@ class PendingDeletions:
         self._refusal = ""
         self._paused_until = -math.inf
         self._tickets = 0
-        self._removed: deque[float] = deque()
-        """When deletions of objects that a list lacked, along with few others, were confirmed."""
 
     def __len__(self) -> int:
         return len(self.doubted) and sum(not pending.is_refuted for pending in self.doubted.values())
@@ -140,23 +135,15 @@ class PendingDeletions:
         """When each deletion that is held until an administrator accepts it was first reported."""
         return [pending.since for pending in self.doubted.values() if pending.is_held_until_accepted]
 
-    def add(self, name: str, uid: str, now: float, *, confirm_at: float | None = None, is_lacked: bool = False) -> None:
-        """Schedule the confirmation of a deletion: now, or at `confirm_at` if it is one of many that are released.
-        `is_lacked`: whether a list lacks the object, along with few others."""
+    def add(self, name: str, uid: str, now: float, *, confirm_at: float | None = None) -> None:
+        """Schedule the confirmation of a deletion: now, or at `confirm_at` if it is one of many that are released."""
         former, is_released = self._awaiting(name), confirm_at is not None
         if former is not None and former.uid == uid and not former.is_held:
             former.is_released = is_released
             return
         pending = self._new(name, uid, now)
-        pending.is_released, pending.is_lacked = is_released, is_lacked
+        pending.is_released = is_released
         heapq.heappush(self._due, (-pending.ticket if confirm_at is None else confirm_at, pending.ticket, name))
-
-    def removed_since(self, since: float) -> int:
-        """Return how many objects that lists lacked, along with few others, were removed since then; forget earlier
-        ones."""
-        while self._removed and self._removed[0] <= since:
-            self._removed.popleft()
-        return len(self._removed)
 
     def hold(self, name: str, uid: str, now: float, message: str, *, until_accepted: bool = False) -> None:
         """Keep a deletion unconfirmed until `add` is called again. The result of a read in flight is ignored."""
@@ -298,8 +285,6 @@ class PendingDeletions:
             return None
         if isinstance(result, Absent):
             self.discard(request.name)
-            if pending.is_lacked:
-                self._removed.append(now)
             return ConfirmedDeletion(request.name, pending.uid)
         observation = result.observation
         if observation.state not in FORGETTABLE_STATES and observation.uid == pending.uid:

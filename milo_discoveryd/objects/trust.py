@@ -109,9 +109,6 @@ class ListFacts(msgspec.Struct, frozen=True, kw_only=True):
     `announced` or `held_until_accepted`."""
     held: int = 0
     """Those of `missing` that have been missing for as long as a second list needs, and whose removal is held."""
-    removed: int = 0
-    """Those that lists lacked, along with few others, and that were removed within `verify_after_s`: lists may lack
-    more each time."""
     announced: int = 0
     """Those that the list lacks or shows under another UID, but whose deletion was requested before."""
     regressed: int = 0
@@ -180,24 +177,19 @@ def _judge_missing(trust: Trust, facts: ListFacts, limits: RemovalLimits, now: f
     Fewer may be missing from each list while a server loads its store, or a directory is filled again. So early lists
     release nothing, and the second list releases only what was held long enough, or few objects.
     """
-    engaged, removed = facts.engaged - facts.announced, facts.removed
-    is_mass = limits.is_mass(facts.missing + removed, engaged + removed)
+    engaged = facts.engaged - facts.announced
+    is_mass = limits.is_mass(facts.missing, engaged)
     if is_mass and facts.held_until_accepted:
         return _restored(trust, facts, limits, now), Verdict.HOLD_UNTIL_ACCEPTED
     doubt = trust.doubt if trust.since(Why.MASS) is not None else None
     is_early = doubt is not None and now < doubt.relist_at
     if not facts.missing or not (is_mass or is_early):
         return _used(trust, facts, limits, now), Verdict.CONFIRM
-    if (
-        doubt is not None
-        and not is_early
-        and not limits.is_mass(facts.missing + removed - facts.held, engaged + removed)
-    ):
+    if doubt is not None and not is_early and not limits.is_mass(facts.missing - facts.held, engaged):
         return _used(trust, facts, limits, now), Verdict.CONFIRM_AT_RATE
-    before = f", after {removed} that were removed within {limits.verify_after_s:g} s" if removed else ""
     message = (
-        f"the source's list lacks {facts.missing} of {engaged} engaged clusters{before}: these stay engaged until a "
-        "second list lacks them too"
+        f"the source's list lacks {facts.missing} of {engaged} engaged clusters: these stay engaged until a second "
+        "list lacks them too"
     )
     since, relist_at = (doubt.since, doubt.relist_at) if doubt and is_early else (now, now + limits.verify_after_s)
     held = Trust(trust.basis, Doubt(Why.MASS, since, relist_at, message), facts.version)

@@ -103,23 +103,16 @@ def test_removals_confirmed_by_second_list_are_released_at_limited_rate() -> Non
     assert source.engaged == 0
 
 
-def test_lists_that_lack_more_each_time_are_held_like_one_that_lacks_all_of_it() -> None:
-    """A directory that was emptied file by file ended its clusters one after another."""
-    source = Source()
-    source.lists(*FLEET[1:])
-    assert len(source.answers(Absent())) == 1
-    source.now = 29.0
-    source.lists(*FLEET[2:])
-    assert (source.requested_names(), source.pending_deletions.held) == ([], 1)
-    held = source.collection.held
-    assert held is not None
-    assert "lacks 1 of 5 engaged clusters, after 1 that were removed within 30 s: these stay" in held.message
-    source.now = 59.0
-    source.lists(*FLEET[2:])
-    assert len(source.answers(Absent())) == 1
-    source.now = 89.0
-    source.lists(*FLEET[3:])
-    assert len(source.answers(Absent())) == 1
+def test_clusters_that_are_replaced_steadily_are_not_held_in_a_source_that_is_only_listed() -> None:
+    """What earlier lists lacked counts for nothing: its removal is confirmed, and there are new ones."""
+    source, shown = Source(), [*FLEET]
+    for number in range(12):
+        source.now += 5.0
+        gone = shown.pop(0)
+        shown.append(ready(f"new{number}"))
+        source.lists(*shown)
+        assert [done.cluster.target.name for done in source.answers(Absent())] == [gone.name]
+        assert (source.engaged, source.pending_deletions.held) == (6, 0)
 
 
 def test_held_removals_are_dropped_if_second_list_has_the_objects() -> None:
