@@ -273,7 +273,7 @@ class Engagements:
     def end_overdue(self, now: Moment) -> Iterator[list[Event]]:
         """Disengage, or begin to drain, the clusters whose grace period is over, one by one, unless many clusters are
         not ready at once. Those to which the caller does not come stay overdue."""
-        for name in self.not_ready.take_overdue(self.engaged, now.steady):
+        for name in filter(None, self.not_ready.take_overdue(self.engaged, now.steady)):
             yield self.end_not_ready(name, now)
 
     def end_not_ready(self, name: str, now: Moment) -> list[Event]:

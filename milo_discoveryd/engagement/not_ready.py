@@ -8,7 +8,8 @@ not ready after that are disengaged at a limited rate.
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping
 
 import msgspec
 
@@ -33,16 +34,18 @@ class NotReadyClusters:
     def __init__(self, grace_s: float = 0.0, limits: RemovalLimits | None = None) -> None:
         self._grace_s = grace_s
         self._limits = limits
-        self._graces: dict[str, float] = {}
+        self._wait_s = grace_s or (0.0 if limits is None else limits.verify_after_s) or SETTLE_S
+        """The length of grace periods; without these, how long clusters wait that may be ready again: never 0."""
+        self._graces = OrderedDict[str, float]()
         """The end of each grace period, earliest first; all grace periods have the same length."""
         self._waiting: dict[str, None] = {}
         """Clusters whose grace period is over, and that wait until `_decide_at`."""
         self._decide_at = math.inf
         """When to decide about all waiting clusters: soon after the first of them, or at the end of a hold."""
-        self._releases: dict[str, float] = {}
+        self._releases = OrderedDict[str, float]()
         """When to disengage each cluster about which it was decided, earliest first: those that were held at a limited
         rate."""
-        self._disengaged: dict[str, float] = {}
+        self._disengaged = OrderedDict[str, float]()
         """When each cluster that is still not ready was disengaged, oldest first. Entries are kept for the duration of
         a hold.
         """
@@ -78,14 +81,15 @@ class NotReadyClusters:
             return False
         self.is_idle = False
         if self._grace_s:
-            self._graces[name] = now + self._grace_s
+            self._graces[name] = now + self._wait_s
             return False
         return self._disengages_at_once(name, now)
 
     def take_overdue(
         self, engaged: int, now: float, is_unknown: Callable[[str], bool] = lambda _: False
-    ) -> Iterator[str]:
-        """Yield the clusters to disengage now; none while paused. Those that the caller does not take stay overdue.
+    ) -> Iterator[str | None]:
+        """Yield the clusters to disengage now, and None for each that waits on; nothing while paused. Those to which
+        the caller does not come stay overdue.
 
         `engaged` is the number of engaged clusters. `is_unknown`: whether a cluster may be ready again; it stays.
         """
@@ -93,21 +97,18 @@ class NotReadyClusters:
             return
         for name in _due(self._graces, now):
             if is_unknown(name):
-                self._wait_again(name, now)
-            elif self._disengages_at_once(name, now):
-                yield name
+                self._graces[name] = now + self._wait_s
+                yield None
+            else:
+                yield name if self._disengages_at_once(name, now) else None
         if now >= self._decide_at:
             self._decide(engaged, now)
         for name in _due(self._releases, now):
             if is_unknown(name):
-                self._wait_again(name, now)
+                self._graces[name] = now + self._wait_s
+                yield None
             else:
                 yield name
-
-    def _wait_again(self, name: str, now: float) -> None:
-        """Give a cluster another grace period; without grace periods, one that is as long as a hold."""
-        hold_s = 0.0 if self._limits is None else self._limits.verify_after_s
-        self._graces[name] = now + (self._grace_s or hold_s)
 
     def _disengages_at_once(self, name: str, now: float) -> bool:
         """Return whether the cluster is one of the first few, to disengage at once. If not, make it wait."""
@@ -184,22 +185,22 @@ class NotReadyClusters:
         if (lost_at := self.paused_at) is None:
             return
         self.paused_at, lost_s = None, now - lost_at
-        is_running = {name: until - self._grace_s <= lost_at for name, until in self._graces.items()}
+        is_running = {name: until - self._wait_s <= lost_at for name, until in self._graces.items()}
         self._graces = _sorted({name: until + lost_s * is_running[name] for name, until in self._graces.items()})
         if self._waiting and (self.held is None or self.held.since <= lost_at):
             self._decide_at += lost_s
             if self.held is not None:
                 self.held = msgspec.structs.replace(self.held, until=self._decide_at)
-        self._releases = {name: due_at + lost_s for name, due_at in self._releases.items()}
+        self._releases = OrderedDict((name, due_at + lost_s) for name, due_at in self._releases.items())
 
 
-def _due(times: dict[str, float], now: float) -> Iterator[str]:
-    """Remove and yield the names that are due, from a dict that is sorted by time."""
+def _due(times: OrderedDict[str, float], now: float) -> Iterator[str]:
+    """Remove and yield the names that are due, from times that are sorted. The first of a dict is not found in constant
+    time."""
     while times and next(iter(times.values())) <= now:
-        name = next(iter(times))
-        del times[name]
+        name, _ = times.popitem(last=False)
         yield name
 
 
-def _sorted(times: dict[str, float]) -> dict[str, float]:
-    return dict(sorted(times.items(), key=lambda item: item[1]))
+def _sorted(times: Mapping[str, float]) -> OrderedDict[str, float]:
+    return OrderedDict(sorted(times.items(), key=lambda item: item[1]))

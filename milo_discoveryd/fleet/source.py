@@ -389,11 +389,12 @@ class ClusterSource:
         once."""
         until, events, not_ready = steady_now() + STEP_S, list[Event](), self.engagements.not_ready
         for name in not_ready.take_overdue(self.engagements.engaged, now, self._is_unknown):
-            try:
-                events += self.engagements.end_not_ready(name, moment(now))
-            except Exception:
-                log.exception("cluster that is not ready not disengaged", cluster=name)
-                not_ready.postpone(name, now + RETRY_S)
+            if name is not None:
+                try:
+                    events += self.engagements.end_not_ready(name, moment(now))
+                except Exception:
+                    log.exception("cluster that is not ready not disengaged", cluster=name)
+                    not_ready.postpone(name, now + RETRY_S)
             if steady_now() >= until:
                 break
         self.changes.publish(events, now)

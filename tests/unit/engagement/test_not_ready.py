@@ -1,6 +1,8 @@
 """Clusters that become not ready: grace, limit, and the hold if many become not ready at once."""
 
-from collections.abc import Iterable
+import time
+from collections.abc import Container, Iterable, Iterator
+from itertools import islice
 
 import pytest
 from hypothesis import given
@@ -34,8 +36,14 @@ class Engaged:
         self.engaged.add(name)
 
     def tick(self, now: float) -> None:
-        for name in self.clusters.take_overdue(len(self.engaged), now):
-            self._disengage(name, now)
+        for _ in self.steps(now):
+            pass
+
+    def steps(self, now: float, unknown: Container[str] = ()) -> Iterator[None]:
+        for name in self.clusters.take_overdue(len(self.engaged), now, unknown.__contains__):
+            if name is not None:
+                self._disengage(name, now)
+            yield
 
     def run(self, until: float) -> None:
         while (due := self.clusters.due_at) is not None and due <= until:
@@ -221,8 +229,8 @@ def test_overdue_cluster_that_may_be_ready_again_waits_again_and_delays_no_other
     fleet, unknown = Engaged(1000, grace_s=grace_s), {"c9" if grace_s else "c11"}
     fleet.not_ready(names(13), 0.0)
     while (due := fleet.clusters.due_at) is not None and due <= grace_s + SETTLE_S:
-        for name in fleet.clusters.take_overdue(len(fleet.engaged), due, unknown.__contains__):
-            fleet._disengage(name, due)
+        for _ in fleet.steps(due, unknown):
+            pass
     assert set(fleet.disengaged_at) == set(names(13)) - unknown
     assert fleet.clusters.due_at == again_at
     fleet.tick(again_at)
@@ -233,8 +241,49 @@ def test_overdue_cluster_that_may_be_ready_again_waits_again_and_delays_no_other
 def test_overdue_cluster_that_may_be_ready_again_waits_for_another_grace_period_also_without_limits() -> None:
     fleet = Engaged(3, grace_s=60.0, limits=None)
     fleet.not_ready(["c0"], 0.0)
-    assert [*fleet.clusters.take_overdue(3, 60.0, lambda _: True)] == []
+    assert [*fleet.clusters.take_overdue(3, 60.0, lambda _: True)] == [None]
     assert fleet.clusters.until("c0") == 120.0
+
+
+def test_overdue_cluster_that_may_be_ready_again_is_not_due_at_once_without_grace_period_and_limits() -> None:
+    fleet = Engaged(3, limits=None)
+    fleet.clusters.postpone("c0", 5.0)
+    assert [*fleet.clusters.take_overdue(3, 5.0, lambda _: True)] == [None]
+    assert fleet.clusters.due_at == 5.0 + SETTLE_S
+
+
+def test_wait_of_a_cluster_that_may_be_ready_again_is_paused_while_the_source_is_lost() -> None:
+    fleet = Engaged(100)
+    fleet.clusters.postpone("c0", 5.0)
+    assert [*fleet.clusters.take_overdue(100, 5.0, lambda _: True)] == [None]
+    fleet.clusters.pause(15.0)
+    fleet.clusters.resume(75.0)
+    assert fleet.clusters.due_at == 5.0 + 30.0 + 60.0
+
+
+@pytest.mark.parametrize("is_unknown", [True, False])
+def test_caller_can_stop_after_each_overdue_cluster_also_if_it_waits_on(is_unknown: bool) -> None:
+    fleet = Engaged(100, grace_s=60.0)
+    fleet.not_ready(names(30), 0.0)
+    for number in range(30):
+        assert fleet.clusters.due_at == 60.0
+        assert fleet.clusters.until(f"c{number}") == 60.0
+        next(fleet.steps(60.0, fleet.engaged if is_unknown else ()))
+        assert fleet.clusters.until(f"c{number}") != 60.0
+    assert fleet.clusters.due_at == (120.0 if is_unknown else 60.0 + SETTLE_S)
+    assert len(fleet.disengaged_at) == (0 if is_unknown else 10)
+
+
+@pytest.mark.parametrize("is_unknown", [True, False])
+def test_grace_periods_of_a_large_fleet_end_in_linear_time(is_unknown: bool) -> None:
+    fleet = Engaged(50_000, grace_s=60.0, limits=None)
+    fleet.not_ready(names(50_000), 0.0)
+    began = time.process_time()
+    while fleet.clusters.due_at == 60.0:
+        for _ in islice(fleet.steps(60.0, fleet.engaged if is_unknown else ()), 10):
+            pass
+    assert time.process_time() - began < 1.0
+    assert len(fleet.disengaged_at) == (0 if is_unknown else 50_000)
 
 
 STEPS = st.lists(

@@ -1,9 +1,12 @@
 """The `not_ready_grace` timer is paused while the source is lost."""
 
+from itertools import count
+
 import msgspec
 import pytest
 
 from milo_discoveryd.engagement.not_ready import NotReadyClusters
+from milo_discoveryd.fleet.changes import STEP_S
 from milo_discoveryd.fleet.source import ClusterSource
 from milo_discoveryd.log.change_log import ChangeLog, Retention
 from milo_discoveryd.model.removal_limits import RemovalLimits
@@ -99,6 +102,18 @@ async def test_not_ready_cluster_stays_when_its_grace_period_ends_while_lists_ar
     listed(source, 105.0, "x", "y")
     source.tick(111.0)
     assert source.engagements.engaged == 2
+
+
+async def test_tick_takes_a_step_of_the_overdue_clusters_also_while_lists_are_ignored(
+    source: ClusterSource, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    take(source, 100.0, ObjectChanged(ready("b", "3")), ObjectChanged(not_ready("b", "4")))
+    listed(source, 105.0, "x", "y")
+    monkeypatch.setattr("milo_discoveryd.fleet.source.steady_now", count(step=STEP_S).__next__)
+    source.tick(110.0)
+    assert source.due_at == 110.0, "the second is due at once"
+    source.tick(110.0)
+    assert (source.engagements.engaged, source.due_at) == (2, 120.0)
 
 
 async def test_first_contact_after_a_failure_does_not_start_a_not_ready_grace_period() -> None:
