@@ -191,9 +191,12 @@ class OwnWrites:
     def is_past(self, write: Write, informer: Cached) -> bool:
         """Return whether the cache has the written object, or a newer state of it, or has received its deletion."""
         key, cache = informer.key, informer.cache
-        if cache.get(*write.place) is None:
+        found = cache.get(*write.place)
+        if found is None:
             # With a selector, the write may have made the object leave it.
             return cache.synced and not (key.selector or key.field_selector) and self._is_deleted(write, informer)
+        if found.uid != write.uid and not is_older(write.version, found.version):
+            return False  # it may be the object that the written one has replaced
         return cache.synced and is_seen(write, informer)
 
     def clear(self) -> None:

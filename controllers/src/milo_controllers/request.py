@@ -242,8 +242,11 @@ class Request(Generic[ObjectT]):
         `dry_run`, here and below: the API server checks the write and returns its result, but does not store it.
         """
         kind, body = await self._prepared(kind, body, owned=owned)
-        path = kind.collection(self._namespace(body))
-        return self._noted(kind, await self._send("POST", path, body, dry_run=dry_run), dry_run=dry_run)
+        namespace = self._namespace(body)
+        created = await self._send("POST", kind.collection(namespace), body, dry_run=dry_run)
+        if not dry_run and self._is_own(kind, (namespace, body["metadata"].get("name", ""))):
+            self._observed = None
+        return self._noted(kind, created, dry_run=dry_run)
 
     async def update(
         self, kind: AnyKind, body: object, *, subresource: Subresource = "", dry_run: bool = False
@@ -614,6 +617,8 @@ class Request(Generic[ObjectT]):
         if place is not None and self._is_own(kind, place):
             # A copy, since the author may change what is returned: it must not be taken for what is stored.
             self._own = after_write(subresource, copied(written))
+            if isinstance(left, Deleted):
+                self._observed = None
         return written
 
 

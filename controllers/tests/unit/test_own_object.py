@@ -310,3 +310,45 @@ async def test_deeply_nested_object_is_read_after_a_write() -> None:
     found = await request.get()
     assert found is not None
     assert msgspec.json.encode(found["spec"]) == b'{"in":' * 700 + b"{}" + b"}" * 700
+
+
+NEXT: Document = {**DEPLOYMENT, "metadata": {**METADATA, "uid": "next", "resourceVersion": "9"}}
+
+
+async def _without_last_finalizer(request: Request[Document], api: FakeApi) -> None:
+    api.stored = {**DEPLOYMENT, "metadata": {**METADATA, **TERMINATING, "finalizers": [], "resourceVersion": "2"}}
+    assert await request.remove_finalizer("others")
+
+
+async def _deleted_with_grace(request: Request[Document], api: FakeApi) -> None:
+    waits = {"finalizers": [], "deletionGracePeriodSeconds": 1}
+    api.response_to_delete = {**DEPLOYMENT, "metadata": {**METADATA, **TERMINATING, **waits}}
+    await request.delete("apps/v1/deployments", "d")
+
+
+async def _deleted_by_another(_: Request[Document], __: FakeApi) -> None:
+    pass
+
+
+@pytest.mark.parametrize("end", [_without_last_finalizer, _deleted_with_grace, _deleted_by_another])
+async def test_object_that_a_reconcile_creates_again_owns_what_it_creates(
+    end: Callable[[Request[Document], FakeApi], Awaitable[None]],
+) -> None:
+    api = FakeApi()
+    request = request_to(api)
+    assert await request.get() is not None
+    await end(request, api)
+    api.stored = NEXT
+    await request.create("apps/v1/deployments", DEPLOYMENT)
+    assert (await request.owner_reference())["uid"] == "next"
+    await request.create("v1/secrets", CHILD, owned=True)
+
+
+async def test_another_object_that_is_created_is_not_the_reconciled_one() -> None:
+    api = FakeApi()
+    request = request_to(api)
+    assert await request.get() is not None
+    api.stored = {**NEXT, "metadata": {**NEXT["metadata"], "name": "other"}}
+    await request.create("apps/v1/deployments", {**DEPLOYMENT, "metadata": {"name": "other"}})
+    await request.create("apps/v1/deployments", DEPLOYMENT, dry_run=True)
+    assert (await request.owner_reference())["uid"] == "u"

@@ -96,6 +96,13 @@ def test_own_deletion_is_observed_when_the_object_is_absent_or_replaced() -> Non
     assert is_seen(deletion, cache)
 
 
+@pytest.mark.parametrize(("version", "is_past"), [("opaque", False), ("4", False), ("6", True)])
+def test_cache_with_another_object_is_past_a_write_if_that_is_newer(version: str, *, is_past: bool) -> None:
+    writes, cache = OwnWrites(), informer()
+    put(cache, version, uid="another")
+    assert writes.is_past(written(), cache) is is_past
+
+
 @pytest.mark.parametrize("selector", ["", "app=web"])
 def test_cache_is_past_a_write_once_it_has_its_version_or_its_deletion(selector: str) -> None:
     writes, cache = OwnWrites(), informer(selector=selector)

@@ -113,10 +113,12 @@ class HttpServer:
         for listening in self._listening:
             for bound in listening.sockets:
                 asyncio.get_running_loop().remove_reader(bound.fileno())
-        # asyncio never closes a connection that it has accepted, but not yet begun to handle, as its server closes.
-        await asyncio.sleep(0)
-        while self._listening:
-            self._listening.pop().close()
+        try:
+            # asyncio never closes a connection that it has accepted, but not yet begun to handle, as its server closes.
+            await asyncio.sleep(0)
+        finally:
+            while self._listening:
+                self._listening.pop().close()
         self.is_stopping = True
         for idle in [connection for connection in self._connections if connection.is_idle]:
             idle.end()
