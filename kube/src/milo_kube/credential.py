@@ -1,12 +1,15 @@
 """Credentials for API servers: a bearer token, a client certificate, or both. Secrets are masked when printed."""
 
 import hmac
+import re
 from typing import NoReturn
 from urllib.parse import urlsplit
 
 import msgspec
 
 from milo_kube import addresses
+
+_NON_ASCII = re.compile(rb"[\x80-\xff]+")
 
 
 class CredentialError(Exception):
@@ -91,3 +94,11 @@ def token_of(text: str, origin: str) -> Secret:
     if not text.isascii() or not text.isprintable() or " " in text:
         raise CredentialError(f"{origin} is not a bearer token: only printable ASCII without spaces is allowed")
     return Secret(text)
+
+
+def ascii_pem(pem: bytes) -> str:
+    """Return the text without non-ASCII characters, which comments may contain, but the ssl module does not accept.
+
+    They become line breaks: without them, pieces of text could become a certificate that `key_sizes` has not checked.
+    """
+    return _NON_ASCII.sub(b"\n", pem).decode("ascii")

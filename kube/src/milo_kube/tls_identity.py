@@ -1,7 +1,6 @@
 """Client TLS for API servers: trusted CAs, the client certificate, and when a certificate expires."""
 
 import os
-import re
 import ssl
 import tempfile
 from collections.abc import Callable, Iterator
@@ -14,10 +13,9 @@ from weakref import WeakValueDictionary
 import msgspec
 
 from milo_kube import key_sizes
-from milo_kube.credential import ClientCertificate, CredentialError
+from milo_kube.credential import ClientCertificate, CredentialError, ascii_pem
 
 _SOON = timedelta(days=1)
-_NON_ASCII = re.compile(rb"[\x80-\xff]+")
 _UNMATCHED = "the client certificate and its key do not match, or are not PEM"
 
 
@@ -181,14 +179,6 @@ def _load_default_authorities(context: ssl.SSLContext) -> None:
     bundle = ssl.get_default_verify_paths().cafile
     if bundle and not context.cert_store_stats()["x509"] and b"BEGIN CERTIFICATE" in Path(bundle).read_bytes():
         raise CredentialError(f"the system's CAs in {bundle} could not be loaded")
-
-
-def ascii_pem(pem: bytes) -> str:
-    """Return the text without non-ASCII characters, which comments may contain, but the ssl module does not accept.
-
-    They become line breaks: without them, pieces of text could become a certificate that `key_sizes` has not checked.
-    """
-    return _NON_ASCII.sub(b"\n", pem).decode("ascii")
 
 
 def _load_authorities(context: ssl.SSLContext, pem: str) -> None:

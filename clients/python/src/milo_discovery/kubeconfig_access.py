@@ -16,8 +16,8 @@ from milo_discovery.errors import UnusableKubeconfig
 from milo_kube import act_as
 from milo_kube import kubeconfig as kubeconfig_reader
 from milo_kube.act_as import ActAs
+from milo_kube.credential import ascii_pem
 from milo_kube.kubeconfig import ContextAccess, KubeconfigError, Policy
-from milo_kube.tls_identity import ascii_pem
 
 __all__ = ["KubeconfigAccess", "read_access", "render_kubeconfig"]
 
