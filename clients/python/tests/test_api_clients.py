@@ -452,18 +452,24 @@ def test_request_timeout_accepts_pairs_and_exceeds_timeout_seconds_of_watches(qu
     assert request_timeout(f"https://a/api/v1/namespaces?{query}", given) == expected
 
 
-@pytest.mark.parametrize(("token", "header"), [(None, None), ("t", "Bearer t")])
-def test_connection_raises_certificate_renewed_once_its_certificate_has_expired(token, header):
-    first, second = (
-        KubeconfigAccess(server="https://a", certificate=name, key="k", token=token) for name in ("first", "second")
-    )
+def test_connection_raises_certificate_renewed_once_its_certificate_has_expired():
+    first, second = (KubeconfigAccess(server="https://a", certificate=name, key="k") for name in ("first", "second"))
     now = datetime.now(UTC)
     still_good = ConnectionCredential(CachedCredential(first, refresh_at=now, expires_at=now + timedelta(hours=1)))
-    assert still_good.authorization(second) == header
+    assert still_good.authorization(second) is None
     over = ConnectionCredential(CachedCredential(first, refresh_at=now, expires_at=now))
     with pytest.raises(CertificateRenewed, match="create another"):
         over.authorization(second)
     assert over.authorization(KubeconfigAccess(server="https://a", token="t")) == "Bearer t"
+
+
+def test_certificate_beside_a_token_may_be_valid_after_the_token_has_expired():
+    first, second = (
+        KubeconfigAccess(server="https://a", certificate=name, key="k", token=name) for name in ("first", "second")
+    )
+    now = datetime.now(UTC)
+    made_with = CachedCredential(first, refresh_at=now, expires_at=now)
+    assert ConnectionCredential(made_with).authorization(second) == "Bearer second"
 
 
 def certificate(plane: ControlPlane, name: str) -> dict[str, str]:

@@ -26,15 +26,16 @@ class ConnectionCredential:
 
     def authorization(self, access: KubeconfigAccess) -> str | None:
         """Return the Authorization header for a request; None without a token. Raises CertificateRenewed if the
-        certificate of the connections has expired and was renewed."""
+        certificate of the connections has expired and was renewed. Beside a token, it is not known when it expires."""
         made, expires_at = self.made_with.access, self.made_with.expires_at
-        is_renewed = access.certificate is not None and access.certificate != made.certificate
-        if is_renewed and expires_at is not None and datetime.now(UTC) >= expires_at:
+        if access.token is not None:
+            return f"Bearer {access.token}"
+        if access.certificate != made.certificate and expires_at is not None and datetime.now(UTC) >= expires_at:
             raise CertificateRenewed(
                 "the client certificate of this API client has expired: close the client, and create another, which "
                 "uses the renewed certificate"
             )
-        return None if access.token is None else f"Bearer {access.token}"
+        return None
 
 
 class RequestUrls:
