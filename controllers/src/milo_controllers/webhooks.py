@@ -104,43 +104,54 @@ class _LookUpError(Exception):
 
 class _LookUp(NamedTuple):
     cluster: Cluster | None = None
-    """The last answer, if there was one."""
+    """The last answer; None also if there was none."""
     at: float = -inf
+    engaged: str | None = None
+    """The uid of the cluster that this replica had engaged when it asked."""
     has_failed: bool = False
     """Whether the daemon did not answer at that time."""
 
 
 class _ProjectLookUps:
     """The clusters of projects that were reviewed lately. While the daemon does not answer, that which this replica has
-    engaged is used, or else the last answer. No answer that a project is not engaged is kept."""
+    engaged is used, or else the last answer, unless it was that the project is not engaged."""
 
     def __init__(self, clusters: ProjectClusters) -> None:
         self._clusters = clusters
         self._last: dict[str, _LookUp] = {}
+        self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        """By project: held while it is looked up, so that a tenant who writes much leaves the channel to others."""
 
     async def cluster(self, project: str) -> Cluster | None:
         clock = asyncio.get_running_loop().time
-        now = clock()
-        held, last = self._held(project), self._kept(project)
-        if held is not None and now - last.at < _FRESH_S:
-            if last.has_failed:
-                return held
-            if last.cluster is not None and last.cluster.uid == held.uid:
-                return last.cluster
-        try:
-            async with asyncio.timeout(None if held is None else _FRESH_S):
-                cluster = await self._clusters.known(project)
-        except (DiscoveryError, TimeoutError):
-            held = self._held(project)
-            if held is None:
-                raise
-            self._keep(project, self._kept(project)._replace(at=clock(), has_failed=True))
-            return held
-        if cluster is None:
-            self._last.pop(project, None)
-        else:
-            self._keep(project, _LookUp(cluster, now))
-        return cluster
+        if not self._is_fresh(project, clock()):
+            limit_s = None if self._held(project) is None else _FRESH_S
+            turn = self._turns.setdefault(project, asyncio.Lock())
+            try:
+                async with asyncio.timeout(limit_s), turn:
+                    if not self._is_fresh(project, clock()):
+                        engaged = self._engaged_uid(project)
+                        cluster = await self._clusters.known(project)
+                        self._keep(project, _LookUp(cluster, clock(), engaged))
+                        return cluster
+            except (DiscoveryError, TimeoutError):
+                if self._held(project) is None:
+                    raise
+                self._keep(project, self._kept(project)._replace(at=clock(), has_failed=True))
+        last = self._kept(project)
+        return self._held(project) if last.has_failed else last.cluster
+
+    def _is_fresh(self, project: str, now: float) -> bool:
+        """Return whether the last answer is used, or that the daemon did not answer."""
+        last = self._kept(project)
+        if now - last.at >= _FRESH_S:
+            return False
+        # An answer from before this replica engaged the project is of a former incarnation, or that it is not engaged.
+        return self._held(project) is not None if last.has_failed else last.engaged == self._engaged_uid(project)
+
+    def _engaged_uid(self, project: str) -> str | None:
+        engaged = self._clusters.engaged(project)
+        return None if engaged is None else engaged.uid
 
     def _held(self, project: str) -> Cluster | None:
         """Return the cluster that is used while the daemon does not answer."""

@@ -60,9 +60,11 @@ class Daemon:
         return _ProjectLookUps(ProjectClusters(known=self.find, engaged=self.engaged_here))
 
 
-async def test_answer_is_used_for_a_second(clock: Clock) -> None:
+@pytest.mark.parametrize("known", [None, cluster("1")])
+@pytest.mark.parametrize("engaged", [None, cluster("1"), cluster("2")])
+async def test_answer_is_used_for_a_second(clock: Clock, known: Cluster | None, engaged: Cluster | None) -> None:
     daemon = Daemon()
-    daemon.known = cluster("1")
+    daemon.known, daemon.engaged = known, engaged
     look_ups = daemon.look_ups()
     for calls, advance_s in ((1, 0.9), (1, 0.1), (2, 0.0)):
         assert await look_ups.cluster("alpha") == daemon.known
@@ -87,6 +89,8 @@ async def test_project_that_was_not_engaged_cannot_be_looked_up_while_the_daemon
     daemon.known = None
     assert await look_ups.cluster("alpha") is None
     daemon.is_down = True
+    assert await look_ups.cluster("alpha") is None
+    clock.advance(1)
     with pytest.raises(Unavailable):
         await look_ups.cluster("alpha")
 
@@ -111,6 +115,50 @@ async def test_last_known_cluster_is_used_while_the_daemon_is_down(clock: Clock,
     for _ in range(2):
         assert await look_ups.cluster("alpha") == (engaged or daemon.known)
     assert daemon.calls == 2
+
+
+async def test_project_is_looked_up_once_at_a_time_and_kept_from_when_the_answer_arrives(clock: Clock) -> None:
+    daemon = Daemon()
+    answer = asyncio.Event()
+
+    async def find(project: str) -> Cluster | None:
+        found = await daemon.find(project)
+        await answer.wait()
+        return found
+
+    look_ups = _ProjectLookUps(ProjectClusters(known=find, engaged=daemon.engaged_here))
+    reviews = [asyncio.create_task(look_ups.cluster("alpha")) for _ in range(3)]
+    await asyncio.sleep(0)
+    clock.advance(HOUR_S)
+    answer.set()
+    assert await asyncio.gather(*reviews) == [None] * 3
+    assert daemon.calls == 1
+
+
+async def test_look_up_of_a_review_that_is_given_up_delays_no_other() -> None:
+    daemon = Daemon()
+    look_ups = daemon.look_ups()
+    daemon.hangs = True
+    first = asyncio.create_task(look_ups.cluster("alpha"))
+    second = asyncio.create_task(look_ups.cluster("alpha"))
+    await asyncio.sleep(0)
+    daemon.hangs = False
+    daemon.known = daemon.engaged = cluster("1")
+    first.cancel()
+    assert await second == daemon.known
+
+
+async def test_answer_from_before_the_project_was_engaged_is_not_kept() -> None:
+    daemon = Daemon()
+
+    async def find(project: str) -> Cluster | None:
+        found = await daemon.find(project)
+        daemon.known = daemon.engaged = cluster("1")
+        return found
+
+    look_ups = _ProjectLookUps(ProjectClusters(known=find, engaged=daemon.engaged_here))
+    assert await look_ups.cluster("alpha") is None
+    assert await look_ups.cluster("alpha") == daemon.known
 
 
 async def test_daemon_that_hangs_delays_one_review_in_a_second(clock: Clock) -> None:
