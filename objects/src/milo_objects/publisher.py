@@ -308,7 +308,7 @@ class ObjectPublisher:
 
     async def _end_orphans(self, session: NatsSession, known_sources: set[str]) -> float:
         """End the clusters of the stream that the daemon confirms to have disengaged, and mark what this publisher has
-        said of those that others may follow. Returns when to look again."""
+        said of those that others may follow, or whose ends are held. Returns when to look again."""
         looks = self._looks
         stored, _ = await session.last_messages([STREAM_SUBJECTS[0], _STATES])
         for purge in self.publication.review(stored, self._clock()):
@@ -339,18 +339,22 @@ class ObjectPublisher:
                         unfollowed.add(key)
                     case _:
                         missing[Removal(key, key, cluster.uid + cluster.incarnation, cluster.incarnation)] = cluster
-        for write in self.publication.disown(stored, unfollowed):
-            await session.write(write, lambda _: None)
         was_problem = self._removals.problem
         are_all_known = len(missing) == len(orphans)
         for removal in self._removals.review(missing, known, self._clock(), others=others, are_all_known=are_all_known):
             self.publication.end_orphan(missing[removal], self._clock())
         if self._removals.problem != was_problem:
             self._report(self._removals.problem or "removals are no longer held")
-        unjudged = known_sources & {*unjudged, *(source_of(removal.name) for removal in missing)}
+        are_held = self._removals.problem and not self._removals.is_foreign
+        held = {removal.name for removal in missing} if are_held else set[str]()
+        believed = self.publication.disown(stored, held) if held else []
+        for write in [*self.publication.disown(stored, unfollowed), *believed]:
+            await session.write(write, lambda _: None)
+        pending = missing if believed or not held else ()  # otherwise the stream says that nobody follows them
+        unjudged.update(source_of(removal.name) for removal in pending)
         looks.compared = known_sources - unjudged
         self._changed.set()
-        return SECOND_LOOK_S if unjudged else LOOK_EVERY_S
+        return SECOND_LOOK_S if missing or unjudged & known_sources else LOOK_EVERY_S
 
     async def _engagement(self, key: str) -> Engagement | None:
         """Return what the daemon knows of the cluster, if it can be looked up: another cluster is not delayed by it.

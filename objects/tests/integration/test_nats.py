@@ -707,6 +707,32 @@ async def test_clusters_whose_ends_are_held_are_not_followed(world: World, monke
         await eventually(lambda: set(objects.view("v1/namespaces").outdated) == {"a", "b", "c"})
 
 
+async def test_followed_clusters_are_current_while_the_ends_of_others_are_held(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Found by a reader: all of the source were outdated without limit."""
+    monkeypatch.setattr(publisher, "SECOND_LOOK_S", 0.1)
+    monkeypatch.setattr(publisher, "BEAT_EVERY_S", 0.1)
+    monkeypatch.setattr("milo_discovery.removals.SECOND_LOOK_S", 0.1)
+    monkeypatch.setattr(stream_reader, "SILENT_S", 1.0)
+    for name in ("a", "b", "c", "d", "e"):
+        world.fleet.engage(name)
+    async with world.publisher() as first:
+        await settled(first)
+    for name in ("c", "d", "e"):
+        world.fleet.clusters.pop(name)
+    async with world.publisher(), world.reader() as objects:
+
+        def problems() -> dict[str, str]:
+            view = objects.view("v1/namespaces")
+            return {name: getattr(state, "problem", "") for name, state in {**view.missing, **view.outdated}.items()}
+
+        await eventually(lambda: "lacks 3 of 5 clusters" in "".join(world.reports))
+        unfollowed = dict.fromkeys(("c", "d", "e"), "no publisher follows it")
+        await eventually(lambda: isinstance(objects.fleet, Synced) and problems() == unfollowed)
+        assert set(objects.clusters) == {"a", "b", "c", "d", "e"}
+
+
 async def test_cluster_that_the_daemon_has_left_for_an_unknown_reason_is_looked_for_soon(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
