@@ -25,6 +25,8 @@ _SPACE_S = 5.0
 """How long `record` waits for space, for example while the API server does not respond."""
 _FLUSH_S = 2.0
 """How long pending events are still written at the end."""
+_FLUSH_LEADING_S = 0.5
+"""How long pending events are still written before another replica may lead."""
 _RETRIED_S = 120.0
 """How long after it was recorded an event is still retried, as by client-go."""
 _BACKOFF = BackoffPolicy(initial=timedelta(seconds=1), maximum=timedelta(seconds=10))
@@ -34,8 +36,8 @@ class EventRecorder:
     """Records events about the objects of one cluster. A failed write is logged, and raised nowhere."""
 
     __slots__ = (
-        *("_api", "_changed", "_failures", "_kind", "_patches", "_pending", "_recent", "_retried", "_timer"),
-        "_writing",
+        *("_api", "_changed", "_failures", "_is_flushed", "_kind", "_patches", "_pending", "_recent", "_retried"),
+        *("_timer", "_writing"),
     )
 
     def __init__(self, api: ClusterApi, recent: EventLog, failures: FailureLog) -> None:
@@ -49,12 +51,15 @@ class EventRecorder:
         self._pending: deque[EventWrite] = deque()
         self._retried: Exception | None = None
         """Why the last write failed, if it is retried."""
+        self._is_flushed = False
+        """Whether all events were flushed before this replica stopped leading."""
         self._changed = ChangeSignal()
         self._writing: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
 
     async def record(self, regarding: Document, content: EventContent, now: datetime) -> None:
         """Record an event, which is written in the background."""
+        self._is_flushed = False
         if not await self._has_space():
             self.lost(content.reason, regarding["metadata"]["name"], self._retried or _too_slow())
             return
@@ -74,16 +79,21 @@ class EventRecorder:
             log.warning("%s", what)
 
     async def flush(self) -> None:
-        """Write what is pending, for a short time."""
+        """Write what is pending, for a short time, unless the API server refuses events."""
+        self._is_flushed = True
+        await self._flush(0 if self._retried is not None else _FLUSH_LEADING_S)
+
+    async def _flush(self, limit_s: float) -> None:
         self._pending.extend(self._recent.due(self._api.name))
         self._continue()
         if self._writing is not None:
-            await asyncio.wait([self._writing], timeout=_FLUSH_S)
+            await asyncio.wait([self._writing], timeout=limit_s)
 
     async def aclose(self, *, is_engaged: bool) -> None:
         """Write what is pending, for a short time, if the cluster is still engaged, and end."""
         if is_engaged:
-            await self.flush()
+            if not self._is_flushed:
+                await self._flush(_FLUSH_S)
             if self._pending:
                 cause = text_of(self._retried or _too_slow())
                 log.warning("%s: %d events were not recorded: %s", self._api.name, len(self._pending), cause)

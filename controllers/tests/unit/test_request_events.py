@@ -279,6 +279,26 @@ async def test_pending_events_that_cannot_be_written_at_the_end_are_counted(
     assert "shop: 3 events were not recorded: try again" in caplog.text
 
 
+@pytest.mark.parametrize("refuses", [True, False])
+async def test_cluster_that_records_no_events_delays_neither_the_lead_of_another_replica_nor_the_end(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, *, refuses: bool
+) -> None:
+    monkeypatch.setattr("milo_controllers.event_recorder._FLUSH_S", 3600.0)
+    api = EventsApi(failures=[ApiError(503, "ServiceUnavailable", "try again", retry_after_s=3600)])
+    [request] = requests_to(api, 1)
+    events = request._member.events
+    if refuses:
+        monkeypatch.setattr("milo_controllers.event_recorder._FLUSH_LEADING_S", 3600.0, raising=False)
+    else:
+        api.responds.clear()
+    await request.event("Seen", "note")
+    await eventually(lambda: not refuses or events._retried is not None)
+    async with asyncio.timeout(20):
+        await events.flush()
+        await events.aclose(is_engaged=True)
+    assert "shop: 1 events were not recorded" in caplog.text
+
+
 async def test_events_that_are_lost_for_one_cause_are_logged_once_and_counted(caplog: pytest.LogCaptureFixture) -> None:
     class Forbidding(EventsApi):
         async def send(self, method: str, *_arguments: Any, **_options: Any) -> Document:
