@@ -2,7 +2,7 @@
 
 import pytest
 
-from milo_kube.credential import Credential, CredentialError, Secret, for_url, token_of
+from milo_kube.credential import Credential, CredentialError, Secret, ascii_pem, for_url, token_of
 
 
 def test_token_is_stripped() -> None:
@@ -45,3 +45,8 @@ def test_credential_is_sent_to_loopback_without_tls_only_if_configured(url: str)
     assert for_url(credential, url, plain_loopback=True) == credential
     with pytest.raises(CredentialError, match="does not use TLS"):
         for_url(credential, url, plain_loopback=False)
+
+
+def test_characters_of_pem_beyond_ascii_become_line_breaks() -> None:
+    assert ascii_pem("# schlüssel\n-----BEGIN".encode()) == "# schl\nssel\n-----BEGIN"
+    assert ascii_pem(b"--\xe9---BEGIN") == "--\n---BEGIN"
