@@ -53,7 +53,7 @@ class BackendError(CredentialError):
         self.of_cluster = of_cluster
         """Whether the failure concerns only one cluster, and the backend is otherwise healthy."""
         self.may_be_of_issuer = may_be_of_issuer
-        """Whether a failure that counts as one cluster's may be one of the backend: that is seen by those of others."""
+        """Whether the backend may be the cause too: it counts as failing once clusters of several tenants fail so."""
 
 
 class UnfitError(CredentialError):

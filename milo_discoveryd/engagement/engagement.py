@@ -1,9 +1,9 @@
 """The records of all known clusters, and the reconciliation of each cluster's desired state with the engaged state.
 
-Only this module writes to the change log. `commit` applies what the source reported, `end_overdue` disengages clusters
-whose grace period is over, `end_drain` those whose drain has ended, `reassign` and `lose` apply changes of ownership
-within a shard group, `set_connectivity` and `disengage_unreachable` apply the results of probes, and `contest`,
-`end_contested` and `begin_uncontested` apply the results of comparing claims on the same UID or address.
+Only this module writes to the change log. `commit` applies what the source reported, `end_not_ready` disengages a
+cluster whose grace period is over, `end_drain` one whose drain has ended, `reassign` and `lose` apply changes of
+ownership within a shard group, `set_connectivity` and `disengage_unreachable` apply the results of probes, and
+`contest`, `end_contested` and `begin_uncontested` apply the results of comparing claims on the same UID or address.
 
 A disengagement is planned if the cluster's API server stays available: if the row of the object's state in `MEANINGS`
 says so, or if another member of the shard group owns the cluster. Such a cluster drains first, if a subscriber confirms
@@ -269,12 +269,6 @@ class Engagements:
         applies."""
         until = self.not_ready.until(name)
         return None if until is None else now.wall + until - now.steady
-
-    def end_overdue(self, now: Moment) -> Iterator[list[Event]]:
-        """Disengage, or begin to drain, the clusters whose grace period is over, one by one, unless many clusters are
-        not ready at once. Those to which the caller does not come stay overdue."""
-        for name in filter(None, self.not_ready.take_overdue(self.engaged, now.steady)):
-            yield self.end_not_ready(name, now)
 
     def end_not_ready(self, name: str, now: Moment) -> list[Event]:
         """Disengage, or begin to drain, a cluster that `not_ready` returned as overdue."""

@@ -103,5 +103,6 @@ class Revocations:
 def _without_content(cluster: Cluster) -> Cluster:
     """Return a cluster without what its object's author can make large."""
     its = cluster.target
+    # By its organization, the queue limits what it revokes for each tenant.
     target = Target(name=its.name, source=its.source, uid=its.uid, place=its.place, organization=its.tenant)
     return replace(cluster, target=target, draining=None, connectivity=UNPROBED)

@@ -92,7 +92,7 @@ class Target(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 
     @property
     def tenant(self) -> str:
-        """Who may have written the object: its namespace, or else its organization; empty if neither is known."""
+        """The namespace of the object, or else its organization; empty if neither is known."""
         return self.organization
 
     @property

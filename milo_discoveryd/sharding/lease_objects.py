@@ -33,7 +33,7 @@ _FOREIGN_NAMED = 5
 _REASON_SIZE = 300
 _IDENTIFIER_SIZE = 300
 """The longest identifier in a Lease, in JSON: the next view contains the names and terms of all present and former
-members, whoever wrote these, and has to fit into annotations."""
+members, and has to fit into annotations."""
 _UNDECODABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 
 

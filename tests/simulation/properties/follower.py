@@ -24,7 +24,7 @@ from milo_kube.reflect.reflector import Reflector, ReflectorPolicy
 from milo_kube.reflect.states import Opening, Watching
 from milo_kube.reflect.wire import Decoder, Lines
 from tests.simulation.properties.api_server import Server, Watch, observe
-from tests.unit.fleet.fleets import ListedClusters, at, readable_log
+from tests.unit.fleet.fleets import ListedClusters, at, end_overdue, readable_log
 
 UNAVAILABLE = Failure("ServerError", "503: not now", 503)
 EXPIRED = Failure("Expired", "410: too old", 410)
@@ -92,7 +92,7 @@ class Follower:
             self.done += self.listed.resolve(request, result)
 
     def run_timers(self) -> None:
-        for ended in self.engagements.end_overdue(at(self.now)):
+        for ended in end_overdue(self.engagements, at(self.now)):
             self.done += ended
 
     def settle(self, enough: Callable[[], bool]) -> None:

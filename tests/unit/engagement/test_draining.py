@@ -25,6 +25,7 @@ from tests.unit.fleet.fleets import (
     at,
     cluster,
     disengaged,
+    end_overdue,
     engaged,
     engagements,
     finish,
@@ -88,7 +89,7 @@ def test_cluster_that_left_the_selector_drains() -> None:
 def test_not_ready_cluster_drains_after_its_grace_period() -> None:
     fleet = with_subscriber(grace_s=60.0)
     assert fleet.commit([not_ready(message="degraded")], at(10)) == []
-    assert [*fleet.end_overdue(at(70))] == [[updated(draining(since=70.0))]]
+    assert [*end_overdue(fleet, at(70))] == [[updated(draining(since=70.0))]]
     assert fleet.commit([not_ready(version="3", message="worse")], at(71)) == []
     assert fleet.not_ready.due_at is None, "there is no grace within a drain"
 

@@ -12,6 +12,7 @@ from tests.unit.fleet.fleets import (
     cluster,
     disengaged,
     done,
+    end_overdue,
     engagements,
     malformed,
     not_ready,
@@ -64,12 +65,12 @@ def test_grace_period_that_started_after_source_outage_is_not_extended() -> None
 
 def test_not_ready_cluster_is_disengaged_when_grace_period_ends() -> None:
     fleet = held()
-    assert [*fleet.end_overdue(at(69.9))] == []
-    assert [*fleet.end_overdue(at(70))] == [[done(disengaged(cluster(), NOT_READY, "degraded"))]]
+    assert [*end_overdue(fleet, at(69.9))] == []
+    assert [*end_overdue(fleet, at(70))] == [[done(disengaged(cluster(), NOT_READY, "degraded"))]]
     assert fleet.not_ready.due_at is None
     assert fleet.grace_until("a", at(10)) is None
     assert known(fleet).past[-1].at == wall(70)
-    assert [*fleet.end_overdue(at(200))] == []
+    assert [*end_overdue(fleet, at(200))] == []
 
 
 def test_cluster_ready_again_within_grace_period_is_never_disengaged() -> None:
@@ -77,7 +78,7 @@ def test_cluster_ready_again_within_grace_period_is_never_disengaged() -> None:
     assert fleet.commit([ready(version="3")], at(30)) == []
     assert fleet.not_ready.due_at is None
     assert fleet.grace_until("a", at(10)) is None
-    assert [*fleet.end_overdue(at(200))] == []
+    assert [*end_overdue(fleet, at(200))] == []
     assert len(known(fleet).transitions) == 1
 
 
@@ -92,7 +93,7 @@ def test_repeated_not_ready_state_updates_message_and_does_not_extend_grace_peri
     fleet.commit([not_ready(version="3", message="still degraded")], at(60))
     assert fleet.not_ready.due_at == 70.0
     assert fleet.grace_until("a", at(10)) == wall(70)
-    assert [*fleet.end_overdue(at(70))] == [[done(disengaged(cluster(), NOT_READY, "still degraded"))]]
+    assert [*end_overdue(fleet, at(70))] == [[done(disengaged(cluster(), NOT_READY, "still degraded"))]]
 
 
 def test_grace_period_restarts_each_time_the_cluster_becomes_not_ready() -> None:
@@ -124,7 +125,7 @@ def test_grace_period_ends_without_disengagement_when_the_object_becomes_malform
     fleet = held()
     fleet.commit([malformed(version="3")], at(20))
     assert fleet.not_ready.due_at is None
-    assert [*fleet.end_overdue(at(200))] == []
+    assert [*end_overdue(fleet, at(200))] == []
     assert known(fleet).engaged
 
 
@@ -133,7 +134,7 @@ def test_overdue_not_ready_clusters_are_ordered_by_start_of_grace_period() -> No
     fleet.commit([ready("a"), ready("b"), ready("c")], at(0))
     for second, name in ((1, "b"), (2, "a"), (3, "c")):
         fleet.commit([not_ready(name)], at(second))
-    assert [event.cluster.target.name for (event,) in fleet.end_overdue(at(62))] == ["b", "a"]
+    assert [event.cluster.target.name for (event,) in end_overdue(fleet, at(62))] == ["b", "a"]
     assert fleet.not_ready.due_at == 63.0
 
 

@@ -51,6 +51,12 @@ def ready(name: str = "a", version: str = "1", uid: str = "u1", **fields: Any) -
     return Ready(uid, version, target(name, uid, **fields))
 
 
+def end_overdue(fleet: Engagements, now: Moment) -> Iterator[list[Event]]:
+    """Disengage the clusters whose grace period is over, one by one, as a source does."""
+    for name in filter(None, fleet.not_ready.take_overdue(fleet.engaged, now.steady)):
+        yield fleet.end_not_ready(name, now)
+
+
 def not_ready(name: str = "a", version: str = "2", uid: str = "u1", message: str = "not yet") -> NotReady:
     return NotReady(name, uid, version, message)
 
