@@ -29,16 +29,14 @@ _ACTIVE_SUSPENSIONS = re.compile(r"due to active suspensions: (?P<names>.+)\Z")
 _EARLIEST, _LATEST = -62_135_596_800, 253_402_300_800
 """The years 1 to 9999: the range of a protobuf Timestamp."""
 _LONGEST_WORD = 128
-_MOST_SUSPENSIONS = 100
-METADATA_BYTES = 512 * 1024
-"""Size limit of an object's labels, and of those annotations that are sent to subscribers. Kubernetes allows 256 KiB of
-annotations, and labels are far smaller. Several times the limit would not fit into a gRPC message."""
-METADATA_PAIRS = 1000
+_MOST_SUSPENSIONS = 16
+METADATA_BYTES = 32 * 1024
+"""Size limit of an object's labels, and of those annotations that are sent to subscribers. Kubernetes allows far more,
+but each change of an object is kept, and sent to every subscriber: tenants would determine how much memory that takes.
+"""
+METADATA_PAIRS = 250
 """Maximum number of labels of an object, and of those annotations that are sent to subscribers. A pair of two short
 texts takes some 160 bytes."""
-_FEW_LABELS = 64
-LABEL_CHARACTERS = METADATA_BYTES // _FEW_LABELS
-"""Length limit of a label's key and value together. Kubernetes allows 380 characters."""
 
 _SHARED_CHARACTERS = 380
 _SHARED_LABELS = 16
@@ -169,8 +167,7 @@ def labels(metadata: Metadata) -> Pairs:
             return _shared_labels(tuple(starmap(_shared_label, sorted(stated.items()))))
         except _TooLargeToShareError:
             pass
-    if len(stated) > _FEW_LABELS:  # a few labels cannot be too long, because the length of each is limited
-        _check_size(stated, "labels")
+    _check_size(stated, "labels")
     return tuple(starmap(_label, sorted(stated.items())))
 
 
@@ -203,13 +200,9 @@ def within_limits(observation: Observation) -> Observation:
 def _check_size(pairs: Mapping[str, str], what: str) -> None:
     if len(pairs) > METADATA_PAIRS:
         raise MalformedError(f"it has {len(pairs)} {what}; at most {METADATA_PAIRS} are accepted")
-    size = _characters(pairs)
+    size = sum(len(text.encode()) for text in chain(pairs, pairs.values()))
     if size > METADATA_BYTES:
-        raise MalformedError(f"its {what} have {size} characters; at most {METADATA_BYTES} are accepted")
-
-
-def _characters(pairs: Mapping[str, str]) -> int:
-    return sum(map(len, pairs)) + sum(map(len, pairs.values()))
+        raise MalformedError(f"its {what} have {size} bytes; at most {METADATA_BYTES} are accepted")
 
 
 class _TooLargeToShareError(Exception):
@@ -231,10 +224,7 @@ def _shared_label(key: str, value: str) -> tuple[str, str]:
 
 
 def _label(key: str, value: str) -> tuple[str, str]:
-    size = len(key) + len(value)
-    if size > LABEL_CHARACTERS:
-        raise MalformedError(f"its label {key[:80]!r} has {size} characters; at most {LABEL_CHARACTERS} are accepted")
-    return _shared_label(key, value) if size <= _SHARED_CHARACTERS else (key, value)
+    return _shared_label(key, value) if len(key) + len(value) <= _SHARED_CHARACTERS else (key, value)
 
 
 def shared(text: str) -> str:

@@ -256,7 +256,7 @@ class Odd(Generator):
             case 3:
                 self._raw(name, b'{"conditions":"none","x":"\\ufffd"}')
             case 4:
-                self.write.plane(name, labels={f"l{label}": "v" * 63 for label in range(990)})
+                self.write.plane(name, labels={f"l{label}": "v" * 63 for label in range(240)})
             case _:
                 conditions = b",".join([b'{"type":"t","status":"s","message":"mmmmmmmmmmmmm"}'] * 5000)
                 self._raw(name, b'{"conditions":[%s]}' % conditions)

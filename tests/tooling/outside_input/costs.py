@@ -191,7 +191,7 @@ def _object(struct: str, field: str, mark: str) -> Handling:
 
 
 def _metadata(field: str, mark: str) -> dict[str, Any]:
-    texts = {f"{mark}{number:03}": "x" * 500 for number in range(reading.METADATA_PAIRS)}
+    texts = {f"{mark}{number:03}": "x" * 110 for number in range(reading.METADATA_PAIRS)}
     values: dict[str, Any] = {
         "name": _dns_name(mark),
         "namespace": _dns_name(mark),

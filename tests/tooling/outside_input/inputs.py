@@ -109,7 +109,7 @@ _DECLARED = Input(
     "unit/sources/test_declarative.py::test_object_with_invalid_values_for_its_endpoint_is_malformed",
 )
 _SUSPENSIONS = Input(
-    "128 characters, of 100 suspensions",
+    "128 characters, of 16 suspensions",
     64 * _KIB,
     1,
     TENANT,
@@ -129,15 +129,15 @@ OBJECT_FIELDS = {
     "Metadata.uid": _ID,
     "Metadata.resourceVersion": _ID,
     "Metadata.labels": Input(
-        "1000, 512 KiB",
-        700 * _KIB,
+        "250, 32 KiB",
+        128 * _KIB,
         5,
         TENANT,
         f"{_MEMORY}::test_repeated_changes_of_an_object_with_many_labels_retain_little_memory",
     ),
     "Metadata.annotations": Input(
-        "1000 that are sent, 512 KiB",
-        700 * _KIB,
+        "250 that are sent, 32 KiB",
+        128 * _KIB,
         5,
         TENANT,
         f"{_BOUNDS}::test_too_many_sent_annotations_make_an_object_malformed",
@@ -301,7 +301,7 @@ FILES = {
     ),
     "milo_discoveryd.credentials.kubeconfig_files": Input(
         "256 KiB of a file, 1 MiB of one with contexts",
-        100 * _KIB,
+        128 * _KIB,
         0,
         ADMIN,
         "integration/files/test_reading.py::test_file_over_the_size_limit_is_rejected",

@@ -143,19 +143,19 @@ def test_labels_of_consumers_that_exceed_the_limits_of_one_object_together_make_
     def labelled(consumer: int, labels: int, size: int) -> list[Contribution]:
         return contributions(metadata={"labels": {f"{consumer}-{label}": "x" * size for label in range(labels)}})
 
-    assert isinstance(together(labelled(1, 500, 380), labelled(2, 500, 380)), Ready)
+    assert isinstance(together(labelled(1, 120, 120), labelled(2, 120, 120)), Ready)
     many, large = [
         together(*(labelled(consumer, *each) for consumer in range(3)))
-        for each in ((500, 1), (60, METADATA_BYTES // 65))
+        for each in ((100, 1), (60, METADATA_BYTES // 65))
     ]
-    assert many == Malformed("shop", "before", "", "it has 1500 labels; at most 1000 are accepted")
+    assert many == Malformed("shop", "before", "", "it has 300 labels; at most 250 are accepted")
     assert isinstance(large, Malformed)
 
 
 def test_suspensions_of_many_consumers_are_limited_to_those_of_one_object() -> None:
     found = together(*[contributions("shop", "dns", "Active", suspended())] * 1000)
     assert isinstance(found, Ready)
-    assert found.target.suspensions == (SuspensionReason("Billing", 9.0, ""),) * 100
+    assert found.target.suspensions == (SuspensionReason("Billing", 9.0, ""),) * 16
 
 
 @pytest.mark.parametrize("phase", ["Denied", "Pending"])
