@@ -12,6 +12,7 @@ earliest of their rounds.
 
 import heapq
 from collections import Counter, defaultdict
+from collections.abc import Container
 from typing import Generic, Protocol, TypeVar
 
 import msgspec
@@ -36,16 +37,53 @@ class QueuedMint(msgspec.Struct, frozen=True, order=True):
     number: int
 
 
+class _WaitingMints(Generic[M]):
+    """The leases of one kind that wait, by tenant: very many tenants can have one each."""
+
+    def __init__(self, running: Container[str]) -> None:
+        """`running`: the tenants with a mint in flight."""
+        self._running = running
+        self._by_tenant: defaultdict[str, list[tuple[QueuedMint, M]]] = defaultdict(list)
+        self._firsts: list[tuple[QueuedMint, str]] = []
+        """A heap with the first lease of each tenant that has no mint in flight. Entries not in `_listed` are stale."""
+        self._listed: dict[str, QueuedMint] = {}
+
+    def push(self, tenant: str, waiting: QueuedMint, entry: M) -> None:
+        heapq.heappush(self._by_tenant[tenant], (waiting, entry))
+        self.list(tenant)
+
+    def pop(self, tenant: str) -> tuple[QueuedMint, M]:
+        heap = self._by_tenant[tenant]
+        popped = heapq.heappop(heap)
+        if not heap:
+            del self._by_tenant[tenant]
+        return popped
+
+    def list(self, tenant: str) -> None:
+        """List a tenant by its first lease, if it has no mint in flight."""
+        first = self.first(tenant)
+        if tenant in self._running or first is None:
+            self._listed.pop(tenant, None)
+        elif self._listed.get(tenant) != first:
+            self._listed[tenant] = first
+            heapq.heappush(self._firsts, (first, tenant))
+
+    def first(self, tenant: str) -> QueuedMint | None:
+        heap = self._by_tenant.get(tenant)
+        return heap[0][0] if heap else None
+
+    def first_of_others(self) -> tuple[QueuedMint, str] | None:
+        """Return the first lease of all tenants without a mint in flight."""
+        while self._firsts and self._listed.get(self._firsts[0][1]) != self._firsts[0][0]:
+            heapq.heappop(self._firsts)
+        return self._firsts[0] if self._firsts else None
+
+
 class MintQueue(Generic[M]):
     def __init__(self, places: int) -> None:
         self.places = places
         self._for_retries = max(1, places // 4)
         self._for_new = max(1, places - self._for_retries)
-        self._waiting: dict[str, dict[str, list[tuple[QueuedMint, M]]]] = {
-            "retry": defaultdict(list),
-            "first": defaultdict(list),
-            "renewal": defaultdict(list),
-        }
         self._number = 0
         self._queued: dict[int, QueuedMint] = {}
         """The place of each lease that waits, by its `id`. Other places of a lease in the heaps are skipped."""
@@ -58,6 +96,9 @@ class MintQueue(Generic[M]):
         move to another tenant until the mint is done."""
         self._kinds: Counter[str] = Counter()
         self._tenants: Counter[str] = Counter()
+        self._waiting: dict[str, _WaitingMints[M]] = {
+            kind: _WaitingMints(self._tenants) for kind in ("retry", "first", "renewal")
+        }
         self._new: Counter[str] = Counter()
         """The slots that first credentials and retries take, by tenant."""
         self._parked: defaultdict[int, list[tuple[str, QueuedMint, M]]] = defaultdict(list)
@@ -90,15 +131,13 @@ class MintQueue(Generic[M]):
             if found is None:
                 return None
             kind, tenant = found
-            heap = self._waiting[kind][tenant]
-            waiting, entry = heapq.heappop(heap)
-            if not heap:
-                del self._waiting[kind][tenant]
-            if self._queued.get(id(entry)) != waiting:
-                continue
+            waiting, entry = self._waiting[kind].pop(tenant)
             incarnation = _incarnation(entry)
-            if incarnation in self._running:
-                self._parked[incarnation].append((kind, waiting, entry))
+            is_current = self._queued.get(id(entry)) == waiting
+            if not is_current or incarnation in self._running:
+                if is_current:
+                    self._parked[incarnation].append((kind, waiting, entry))
+                self._waiting[kind].list(tenant)
                 continue
             del self._queued[id(entry)]
             self._begin(waiting.round)
@@ -106,6 +145,7 @@ class MintQueue(Generic[M]):
             self._kinds[kind] += 1
             self._tenants[tenant] += 1
             self._new[tenant] += kind != "renewal"
+            self._list(tenant)
             return entry
 
     def _begin(self, its_round: int) -> None:
@@ -123,6 +163,7 @@ class MintQueue(Generic[M]):
         self._new[tenant] -= kind != "renewal"
         if not self._tenants[tenant]:
             del self._tenants[tenant], self._new[tenant]
+            self._list(tenant)
         for kind, waiting, parked in self._parked.pop(incarnation, ()):
             self._push(kind, waiting, parked)
 
@@ -134,21 +175,27 @@ class MintQueue(Generic[M]):
             "first": (free_for_new, self._new),
             "retry": (free_for_new if self._kinds["retry"] < self._for_retries else 0, self._new),
         }
-        heads = [
-            (self._tenants[tenant], heap[0][0], kind, tenant)
-            for kind, by_tenant in self._waiting.items()
-            for left, taken in [allowed[kind]]
-            if left
-            for tenant, heap in by_tenant.items()
-            if not tenant or taken[tenant] < left
-        ]
+        heads: list[tuple[int, QueuedMint, str, str]] = []
+        for kind, waiting in self._waiting.items():
+            left, taken = allowed[kind]
+            if not left:
+                continue
+            if (found := waiting.first_of_others()) is not None:
+                heads.append((0, found[0], kind, found[1]))
+            for tenant, running in self._tenants.items():
+                if (first := waiting.first(tenant)) is not None and (not tenant or taken[tenant] < left):
+                    heads.append((running, first, kind, tenant))
         if not heads:
             return None
         _, _, kind, tenant = min(heads)
         return kind, tenant
 
+    def _list(self, tenant: str) -> None:
+        for waiting in self._waiting.values():
+            waiting.list(tenant)
+
     def _push(self, kind: str, waiting: QueuedMint, entry: M) -> None:
-        heapq.heappush(self._waiting[kind][_tenant(entry)], (waiting, entry))
+        self._waiting[kind].push(_tenant(entry), waiting, entry)
 
 
 def _incarnation(entry: Mintable) -> int:

@@ -1,7 +1,10 @@
 """The queue of leases to mint for: clusters that fail or hang do not delay others."""
 
+import sys
 from collections.abc import Iterator
 from math import inf
+from types import FrameType
+from typing import Any
 
 import pytest
 from msgspec.structs import replace
@@ -188,3 +191,28 @@ def test_credential_queue_with_one_slot_serves_retries_and_renewals(failures: in
     queue.done(shared)
     queue.add(shared, ends_at=7.0, failures=0)
     assert taken(queue) == ["all"]
+
+
+def test_next_lease_is_found_in_the_same_time_among_any_number_of_tenants() -> None:
+    """Each mint went through all tenants that waited: 100,000 of them took 0.2 s, in which nothing else ran."""
+
+    def instructions(tenants: int) -> int:
+        queue, counted = MintQueue[Entry](10), 0
+        first(queue, *(entry(number, f"tenant-{number}") for number in range(1, tenants)))
+        queue.done(queue.next_to_mint() or entry(1))
+
+        def trace(frame: FrameType, event: str, _argument: object) -> Any:
+            nonlocal counted
+            frame.f_trace_opcodes = True
+            counted += event == "opcode"
+            return trace
+
+        before = sys.gettrace()
+        sys.settrace(trace)
+        try:
+            taken(queue)
+        finally:
+            sys.settrace(before)
+        return counted
+
+    assert instructions(500) <= instructions(50)
