@@ -155,8 +155,9 @@ class ClusterSource:
         self.restored_positions: Mapping[str, int] = {}
         """For each earlier run of the daemon, a revision of that run. The restored clusters contain everything that a
         subscriber at or below this revision knows."""
-        self._uncommitted: dict[ObjectReference, tuple[ObjectChange, ObjectPosition]] = {}
-        """Changes of objects that caused an unexpected exception. They are tried again every `RETRY_S`."""
+        self._uncommitted: dict[ObjectReference, tuple[ObjectChange, ObjectPosition]] | None = None
+        """Changes of objects that caused an unexpected exception, and are tried again every `RETRY_S`; None while no
+        retry is planned."""
         self._is_assigned = True
         """Whether the clusters that this daemon must engage are known."""
         self._meaning = ObjectsAreClusters() if reduce is None else ContributionIndex(reduce, self.engagements, stores)
@@ -270,7 +271,6 @@ class ClusterSource:
 
     def _commit_each(self, collection: int, objects: ObjectChanges, now: Moment) -> None:
         """Apply changes one by one. Those that cause an unexpected exception are tried again later."""
-        is_retrying = bool(self._uncommitted)
         for index, change in enumerate(objects.changes):
             position = ObjectPosition(objects.position.number_at(index), is_first=objects.position.is_first)
             single = self._with_uncommitted(collection, ObjectChanges([change], position))
@@ -279,20 +279,22 @@ class ClusterSource:
                     self.changes.commit(self.clusters.claimant, states, now)
             except Exception:
                 log.exception("change of an object not applied", source=self.name, object=change.key)
+                if self._uncommitted is None:
+                    self._uncommitted = {}
+                    asyncio.get_running_loop().call_later(RETRY_S, self._commit_again)
                 self._uncommitted[collection, change.key] = single.changes[0], position
-        if self._uncommitted and not is_retrying:
-            asyncio.get_running_loop().call_later(RETRY_S, self._commit_again)
 
     def _commit_again(self) -> None:
-        uncommitted, self._uncommitted = self._uncommitted, {}
+        uncommitted, self._uncommitted = self._uncommitted or {}, None
         for (collection, _), (change, position) in uncommitted.items():
             self._commit_each(collection, ObjectChanges([change], position), moment(steady_now()))
 
     def _with_uncommitted(self, collection: int, objects: ObjectChanges) -> ObjectChanges:
         """Return changes, of which those that follow on an uncommitted one concern its clusters too."""
+        uncommitted = self._uncommitted or {}
 
         def since_commit(change: ObjectChange) -> ObjectChange:
-            former, _ = self._uncommitted.pop((collection, change.key), (None, None))
+            former, _ = uncommitted.pop((collection, change.key), (None, None))
             if former is None:
                 return change
             contents = [content for content in (former.before, change.before) if isinstance(content, ObjectContent)]

@@ -134,6 +134,19 @@ async def test_change_of_an_object_with_an_unexpected_error_delays_no_other_and_
     await eventually(lambda: told == ["ENGAGED a", "ENGAGED c", "ENGAGED b"])
 
 
+async def test_object_that_goes_on_changing_is_tried_again_once_in_each_interval(
+    source: ClusterSource, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each of its changes added another timer, and each timer planned the next one."""
+    Failing(monkeypatch, "_ready", "a")
+    planned: list[object] = []
+    monkeypatch.setattr(asyncio.get_running_loop(), "call_later", lambda *call: planned.append(call))
+    take(source, ListStarted(), Listed(ready("a", "1")), ListEnded())
+    for version in ("2", "3", "4"):
+        take(source, ObjectChanged(ready("a", version)))
+    assert len(planned) == 1
+
+
 async def test_change_of_an_object_that_was_not_applied_is_not_tried_again_after_a_later_one(
     source: ClusterSource, monkeypatch: pytest.MonkeyPatch
 ) -> None:
