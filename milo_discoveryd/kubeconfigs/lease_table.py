@@ -45,6 +45,10 @@ class LeaseEntry:
         """The credential was replaced while a mint was in flight, so the mint may return the former one."""
         self.failures = 0
         """Consecutive failures of this cluster, not of the issuer."""
+        self.issued = 0
+        """The number of credentials that the issuer had issued before the first of these failures, or at the last."""
+        self.fails_alone = False
+        """Whether the issuer has issued others meanwhile: what failed with it is no retry when the issuer recovers."""
         self._attempt_ended: asyncio.Event | None = None
         """Only while tasks wait for it: an event takes more memory than most credentials."""
 

@@ -185,7 +185,8 @@ class Minter:
             return
         queue = self._queue.advance if entry.queued else self._queue.add
         entry.queued = True
-        queue(entry, ends_at=entry.lease.ends_at, failures=entry.failures, caller=caller)
+        failures = entry.failures if entry.fails_alone else 0
+        queue(entry, ends_at=entry.lease.ends_at, failures=failures, caller=caller)
         self._work_available.set()
 
     def _renew(self, is_replaced: Callable[[Target], bool]) -> None:
@@ -252,6 +253,8 @@ class Minter:
 
     async def _mint(self, entry: LeaseEntry) -> None:
         held = entry.lease.begin()
+        if not entry.failures:
+            entry.issued = self._outage.issued
         started_at = self._loop.time()
         result, is_new = "cancelled", False
         try:
@@ -268,7 +271,8 @@ class Minter:
         else:
             result = "dropped" if entry.is_dropped else "ok"
             self._outage.end_outage()
-            entry.failures = 0
+            self._outage.issued += 1
+            entry.failures, entry.fails_alone = 0, False
             is_new = held is None or held.credential != issued.credential
             entry.is_wanted = entry.is_wanted and not is_new
         finally:
@@ -311,11 +315,14 @@ class Minter:
             if not entry.failures:
                 name = entry.cluster.target.name
                 log.warning("cluster credential not issued", issuer=self.issuer.name, cluster=name, problem=str(error))
-            if isinstance(error, BackendError) and error.may_be_of_issuer:
+            may_be_of_issuer = isinstance(error, BackendError) and error.may_be_of_issuer
+            if may_be_of_issuer:
                 self._outage.suspect(error, entry.cluster.target)
             else:
                 self._outage.end_outage()
             entry.failures += 1
+            entry.fails_alone |= not may_be_of_issuer or entry.issued != self._outage.issued
+            entry.issued = self._outage.issued
             entry.lease.failed(error, self.now(), retry_after_s, longest_s=CLUSTER_BACKOFF_S)
             return
         self._outage.begin_outage(error)
@@ -342,6 +349,8 @@ class IssuerOutage:
         self._issuer = issuer
         self.failure: CredentialError | None = None
         """Why the last attempt failed, ignoring failures that concern only one cluster; None if it succeeded."""
+        self.issued = 0
+        """The number of credentials that the issuer has issued."""
         self.is_noticed = False
         """Whether any caller has requested a credential. If so, failures are warnings. `keep_ready` does not count."""
         self._is_warned = False

@@ -28,13 +28,14 @@ LOOK_EVERY_S = 15.0
 class Slow(Backend):
     """An issuer that responds with a delay, and records the times of requests."""
 
-    def __init__(self) -> None:
+    def __init__(self, answers_within_s: float = ANSWERS_WITHIN_S) -> None:
         super().__init__(Scope.CLUSTER, life_s=LIFE_S)
+        self._answers_within_s = answers_within_s
         self.times: list[float] = []
 
     async def mint(self, request: MintRequest) -> IssuedCredential:
         self.times.append(asyncio.get_running_loop().time())
-        await asyncio.sleep(ANSWERS_WITHIN_S)
+        await asyncio.sleep(self._answers_within_s)
         return await super().mint(request)
 
     def busiest(self, began: float, ended: float, window_s: float) -> tuple[float, float]:
@@ -125,6 +126,56 @@ def test_issuer_outage_of_half_a_lifetime_leaves_no_cluster_without_a_credential
             assert fleet.without() == 0
 
     in_virtual_time(lambda: Fleet(1000, backend, per_second=PER_SECOND / 10), play)
+
+
+def test_outage_in_which_each_cluster_fails_for_itself_leaves_none_without_a_credential() -> None:
+    """Each renewal was a retry after a failure of its cluster: all together had a quarter of the slots."""
+    backend = Slow(answers_within_s=3.0)
+
+    async def play(fleet: Fleet) -> None:
+        await asyncio.sleep(2 * LIFE_S)
+        backend.failure = BackendError("503", of_cluster=True, may_be_of_issuer=True)
+        await asyncio.sleep(LIFE_S / 2)
+        assert fleet.without() == 0
+        backend.failure = None
+        for _ in range(int(LIFE_S / LOOK_EVERY_S)):
+            await asyncio.sleep(LOOK_EVERY_S)
+            assert fleet.without() == 0
+
+    in_virtual_time(lambda: Fleet(300, backend), play)
+
+
+class PartlyHanging(Slow):
+    """An issuer that does not answer for some clusters, so that each of them could show an outage."""
+
+    def __init__(self, hanging: int) -> None:
+        super().__init__()
+        self._hanging = hanging
+        self.hanging_at_once = 0
+
+    async def mint(self, request: MintRequest) -> IssuedCredential:
+        assert request.cluster is not None
+        if request.cluster.incarnation > self._hanging:
+            return await super().mint(request)
+        self.hanging_at_once += 1
+        try:
+            await asyncio.sleep(15.0)
+        finally:
+            self.hanging_at_once -= 1
+        raise BackendError("no answer", of_cluster=True, may_be_of_issuer=True)
+
+
+def test_clusters_that_fail_while_others_get_credentials_have_a_quarter_of_the_slots() -> None:
+    backend = PartlyHanging(hanging=40)
+
+    async def play(fleet: Fleet) -> None:
+        await asyncio.sleep(LIFE_S)
+        assert fleet.without() == 40
+        for _ in range(int(LIFE_S / LOOK_EVERY_S)):
+            await asyncio.sleep(LOOK_EVERY_S)
+            assert backend.hanging_at_once <= BURST // 4
+
+    in_virtual_time(lambda: Fleet(240, backend), play)
 
 
 def test_credential_leases_recover_within_seconds_after_a_long_outage_without_a_burst() -> None:
