@@ -68,6 +68,15 @@ class Cursor:
             unread += self._state.remaining
         return unread
 
+    @property
+    def place(self) -> _InSnapshot | _Following | FilterTransition:
+        """Where the next batch begins, for `return_to`."""
+        return self._state
+
+    def return_to(self, place: _InSnapshot | _Following | FilterTransition) -> None:
+        """Forget the batch that was read from there: it was not sent."""
+        self._state = place
+
     def change_view(self, view: ClusterView) -> None:
         """Switch to another view.
 

@@ -33,6 +33,7 @@ from milo_discoveryd.server.calls.delivery_schedule import DeliverySchedule
 from milo_discoveryd.server.calls.grpc_errors import CallError, NotFoundError, PreconditionError, UnavailableError
 from milo_discoveryd.server.calls.in_flight import CallSlot
 from milo_discoveryd.server.calls.kubeconfig_rotation import KubeconfigRotation
+from milo_discoveryd.server.calls.large_batches import LargeBatches
 from milo_discoveryd.server.calls.listings import ListingOwner, Listings, Page
 from milo_discoveryd.server.calls.revision import NOTHING, Position, TokenSigner, wire_incarnation
 from milo_discoveryd.server.calls.server_info import (
@@ -88,6 +89,7 @@ class Service:
             signer=signer,
             metrics=metrics,
             turns=ReadingTurns(),
+            large_batches=LargeBatches(),
             stalled_s=info.stalled_s,
             stopping=self._stopping,
         )

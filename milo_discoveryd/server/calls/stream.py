@@ -14,7 +14,7 @@ from milo_discoveryd.fleet.fleet import Fleet
 from milo_discoveryd.fleet.source import ClusterSource
 from milo_discoveryd.identity.caller import Caller
 from milo_discoveryd.instruments import StreamMetrics
-from milo_discoveryd.log.change_log import slice_of
+from milo_discoveryd.log.change_log import LARGE_BYTES, slice_of
 from milo_discoveryd.log.change_notifier import ReadingTurns, Waiter
 from milo_discoveryd.log.cursor import Batch, Cursor
 from milo_discoveryd.log.events import NO_CHANGES, Frame
@@ -26,6 +26,7 @@ from milo_discoveryd.server.calls import frames
 from milo_discoveryd.server.calls.access import CallContext
 from milo_discoveryd.server.calls.grpc_errors import StalledError, UnavailableError
 from milo_discoveryd.server.calls.kubeconfig_rotation import KUBECONFIG_BYTES, KubeconfigRotation
+from milo_discoveryd.server.calls.large_batches import LargeBatches
 from milo_discoveryd.server.calls.requests import WatchRequest
 from milo_discoveryd.server.calls.resumption import Resumption
 from milo_discoveryd.server.calls.revision import StreamRevisions, TokenSigner, parse
@@ -47,6 +48,7 @@ class StreamOptions(msgspec.Struct, frozen=True, kw_only=True):
     signer: TokenSigner
     metrics: StreamMetrics
     turns: ReadingTurns
+    large_batches: LargeBatches
     stalled_s: float
     stopping: asyncio.Event
     is_sharded: bool = False
@@ -254,8 +256,13 @@ class WatchStream:
             self._follow_rights()
             if is_other_view:
                 self.cursor = cursor = self._new_cursor(None)
+            place = cursor.place
             batch = cursor.next_batch()
-            if batch is not None and batch.is_sendable:
+            if batch is not None and (size := len(batch.slice.data)) >= LARGE_BYTES:
+                cursor.return_to(place)
+                del batch
+                await self._send_large(cursor, size)
+            elif batch is not None and batch.is_sendable:
                 await self._send_changes(batch)
             elif batch is not None:
                 await asyncio.sleep(0)
@@ -265,6 +272,15 @@ class WatchStream:
                 await self._send_batch(Batch(NO_CHANGES, cursor.revision))
             else:
                 await self._wait(waiter)
+
+    async def _send_large(self, cursor: Cursor, size: int) -> None:
+        """Read and send a large batch once there is room for it: those of hundreds of streams would exhaust the memory
+        while they wait."""
+        async with self._options.large_batches.room(size, self._view.call.quota_keys):
+            self._follow_rights()
+            batch = cursor.next_batch()
+            if batch is not None and batch.is_sendable:
+                await self._send_changes(batch)
 
     async def _update_pending(self) -> bool:
         """Compute the sources that are not shown to the subscriber yet. Return whether they changed."""
@@ -285,7 +301,7 @@ class WatchStream:
         for more in self._still_draining(revision):
             draining += more
             if sum(len(frame.data) for frame in draining) >= self._fleet.log.batch_bytes:
-                await self._send_changes(Batch(slice_of(draining), revision), is_live=False)
+                await self._send_first(Batch(slice_of(draining), revision))
                 draining.clear()
             if not self._options.turns.is_free:
                 await self._options.turns.wait(self._view.call.quota_keys)
@@ -298,10 +314,14 @@ class WatchStream:
             changes = Batch(NO_CHANGES, revision)  # a subscriber could not resume in the middle of a longer read
         if draining and not changes.reset:
             changes = msgspec.structs.replace(changes, slice=slice_of((*draining, *changes.slice.frames)))
-        await self._send_changes(changes, is_live=False)
+        await self._send_first(changes)
         if self._rotation:
             for _ in self._rotation.catch_up():
                 await asyncio.sleep(0)
+
+    async def _send_first(self, batch: Batch) -> None:
+        async with self._options.large_batches.room(len(batch.slice.data), self._view.call.quota_keys):
+            await self._send_changes(batch, is_live=False)
 
     def _new_cursor(self, resume: int | None) -> Cursor:
         view = self._visible

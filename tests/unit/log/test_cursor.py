@@ -206,6 +206,24 @@ def test_cursor_returns_changes_in_order() -> None:
     assert cursor.next_batch() is None
 
 
+def test_batch_that_was_not_sent_is_read_again_with_later_changes() -> None:
+    log = readable_log()
+    a = engage(log, "a")
+    cursor = reader(log)
+    for _ in range(2):
+        place = cursor.place
+        batch = cursor.next_batch()
+        assert batch is not None
+        assert (read(batch.slice.frames), batch.reset) == ([engaged(a)], True)
+        cursor.return_to(place)
+    assert received(cursor) == [engaged(a)]
+    place, b = cursor.place, engage(log, "b")
+    assert received(cursor) == [engaged(b)]
+    cursor.return_to(place)
+    c = engage(log, "c")
+    assert received(cursor) == [engaged(b), engaged(c)]
+
+
 def test_cursor_without_changes_returns_no_batch() -> None:
     log = readable_log()
     assert following(log).next_batch() is None

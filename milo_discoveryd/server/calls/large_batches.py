@@ -1,0 +1,115 @@
+"""Limits what streams send at the same time in large batches: gRPC keeps a copy for each stream until it is sent, and
+users who write one object with many labels determine the size of a batch to every subscriber."""
+
+import asyncio
+from collections import Counter
+from collections.abc import AsyncIterator, Hashable
+from contextlib import asynccontextmanager, suppress
+from weakref import WeakValueDictionary
+
+from milo_discoveryd.log.change_log import LARGE_BYTES
+from milo_discoveryd.server.calls.grpc_errors import StalledError
+
+MAX_BYTES = 32 << 20
+"""Maximum bytes of large batches that are being sent."""
+PATIENCE_S = 5.0
+"""How long a stream may take to send a large batch while others wait."""
+
+
+class _Batch:
+    """A large batch that waits for room, or is being sent."""
+
+    def __init__(self, caller: Hashable, size: int, limit: asyncio.Timeout) -> None:
+        self.caller = caller
+        self.size = size
+        self.limit = limit
+        self.admitted = asyncio.Event()
+        self.since = 0.0
+        """When it was admitted."""
+
+
+class LargeBatches:
+    """The large batches that are being sent, on streams of all listeners.
+
+    A caller may send another one only while it sends less than there is room for, so that others find room as well.
+    Beyond that, its streams wait in order. Of several callers, the one that sends the least is next. While one waits,
+    the oldest batch of the caller that sends the most is given up if it takes too long, as its client does not read;
+    its stream can be resumed.
+    """
+
+    def __init__(self, limit: int = MAX_BYTES, patience_s: float = PATIENCE_S) -> None:
+        self._limit = limit
+        self._patience_s = patience_s
+        self._sending: dict[_Batch, None] = {}
+        """The one that was admitted first is first."""
+        self._bytes: Counter[Hashable] = Counter()
+        """What each caller sends."""
+        self._waiting: dict[Hashable, _Batch] = {}
+        """The next one of each caller."""
+        self._turns: WeakValueDictionary[Hashable, asyncio.Lock] = WeakValueDictionary()
+        self._clock = asyncio.get_running_loop().time
+
+    @asynccontextmanager
+    async def room(self, size: int, caller: Hashable) -> AsyncIterator[None]:
+        """Wait until a batch of about this size may be read and sent, which happens within the block.
+
+        Raises StalledError if it takes too long.
+        """
+        if size < LARGE_BYTES:
+            yield
+            return
+        try:
+            async with asyncio.timeout(None) as limit:
+                batch = _Batch(caller, size, limit)
+                turn = self._turns.setdefault(caller, asyncio.Lock())
+                try:
+                    async with turn:
+                        await self._wait(batch)
+                    yield
+                finally:
+                    self._end(batch)
+        except TimeoutError:
+            if not limit.expired():
+                raise
+            message = "the client read a large batch too slowly while others waited; resume when it can read again"
+            raise StalledError("STALLED", message) from None
+
+    async def _wait(self, batch: _Batch) -> None:
+        """Wait until the batch is admitted, and give others up that take too long."""
+        self._waiting[batch.caller] = batch
+        self._admit()
+        while not batch.admitted.is_set():
+            [(most, _)] = self._bytes.most_common(1)
+            oldest = next(sending for sending in self._sending if sending.caller == most)
+            with suppress(TimeoutError):
+                async with asyncio.timeout_at(oldest.since + self._patience_s):
+                    await batch.admitted.wait()
+                    return
+            if oldest in self._sending:
+                oldest.limit.reschedule(self._clock())
+                self._end(oldest)
+
+    def _admit(self) -> None:
+        while self._waiting:
+            caller = min(self._waiting, key=self._bytes.__getitem__)
+            batch, free = self._waiting[caller], self._limit - self._bytes.total()
+            if self._sending and self._bytes[caller] + batch.size > free:
+                return
+            del self._waiting[caller]
+            self._sending[batch] = None
+            self._bytes[caller] += batch.size
+            batch.since = self._clock()
+            batch.admitted.set()
+
+    def _end(self, batch: _Batch) -> None:
+        if self._waiting.get(batch.caller) is batch:
+            del self._waiting[batch.caller]
+        elif batch in self._sending:
+            del self._sending[batch]
+            self._bytes[batch.caller] -= batch.size
+            if not self._bytes[batch.caller]:
+                del self._bytes[batch.caller]
+        self._admit()
+
+    def __len__(self) -> int:
+        return len(self._sending)

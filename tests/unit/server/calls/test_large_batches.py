@@ -1,0 +1,98 @@
+"""Large batches of many streams."""
+
+import asyncio
+
+import pytest
+
+from milo_discoveryd.server.calls.grpc_errors import StalledError
+from milo_discoveryd.server.calls.large_batches import LARGE_BYTES, LargeBatches
+from tests.support.eventually import eventually
+
+
+async def send(batches: LargeBatches, until: asyncio.Event, size: int = LARGE_BYTES, caller: str = "a caller") -> None:
+    async with batches.room(size, caller):
+        await until.wait()
+
+
+async def test_large_batches_beyond_the_limit_wait_until_others_are_sent() -> None:
+    batches, sent = LargeBatches(4 * LARGE_BYTES), [asyncio.Event() for _ in range(5)]
+    sending = [asyncio.create_task(send(batches, until)) for until in sent]
+    await eventually(lambda: len(batches) == 2)
+    for until in sent:
+        await asyncio.sleep(0)
+        assert len(batches) <= 2
+        until.set()
+    await asyncio.gather(*sending)
+    assert not len(batches)
+
+
+async def test_small_batches_do_not_wait() -> None:
+    batches, never = LargeBatches(LARGE_BYTES), asyncio.Event()
+    sending = [asyncio.create_task(send(batches, never)) for _ in range(2)]
+    await eventually(lambda: len(batches) == 1)
+    async with batches.room(LARGE_BYTES - 1, "a caller"):
+        pass
+    for task in sending:
+        task.cancel()
+    await asyncio.wait(sending)
+    assert not len(batches)
+
+
+async def test_caller_with_many_streams_leaves_room_to_others() -> None:
+    batches, never = LargeBatches(8 * LARGE_BYTES), asyncio.Event()
+    sending = [asyncio.create_task(send(batches, never, caller="crowd")) for _ in range(20)]
+    await eventually(lambda: len(batches) == 4)
+    for caller in ("one", "other"):
+        async with asyncio.timeout(0), batches.room(2 * LARGE_BYTES, caller):
+            assert len(batches) == 5
+    for task in sending:
+        task.cancel()
+    await asyncio.wait(sending)
+    assert not len(batches)
+
+
+async def test_caller_that_sends_the_least_is_next() -> None:
+    batches, order, ends, never = LargeBatches(4 * LARGE_BYTES), list[str](), asyncio.Event(), asyncio.Event()
+
+    async def note(caller: str, until: asyncio.Event) -> None:
+        async with batches.room(2 * LARGE_BYTES, caller):
+            order.append(caller)
+            await until.wait()
+
+    streams = (("one", ends), ("other", never), ("other", never), ("last", never))
+    sending = [asyncio.create_task(note(*stream)) for stream in streams]
+    await eventually(lambda: order == ["one", "other"])
+    ends.set()
+    await eventually(lambda: len(order) == 3)
+    assert order == ["one", "other", "last"]
+    for task in sending:
+        task.cancel()
+    await asyncio.wait(sending)
+
+
+async def test_slow_stream_is_not_ended_for_a_caller_that_sends_more() -> None:
+    batches, never = LargeBatches(8 * LARGE_BYTES, patience_s=0.01), asyncio.Event()
+    slow = asyncio.create_task(send(batches, never, caller="slow"))
+    await eventually(lambda: len(batches) == 1)
+    crowd = [asyncio.create_task(send(batches, never, caller="crowd")) for _ in range(9)]
+    await eventually(lambda: sum(task.done() for task in crowd) > 4)
+    assert not slow.done()
+    for task in (slow, *crowd):
+        task.cancel()
+    await asyncio.wait((slow, *crowd))
+
+
+async def test_stream_that_does_not_read_is_ended_if_another_waits() -> None:
+    batches, never = LargeBatches(LARGE_BYTES, patience_s=0.01), asyncio.Event()
+    stalled = asyncio.create_task(send(batches, never))
+    await eventually(lambda: len(batches) == 1)
+    async with batches.room(2 * LARGE_BYTES, "another"):
+        with pytest.raises(StalledError):
+            await stalled
+
+
+async def test_timeout_of_the_stream_itself_is_raised_unchanged() -> None:
+    batches = LargeBatches()
+    with pytest.raises(TimeoutError):
+        async with batches.room(LARGE_BYTES, "a caller"), asyncio.timeout(0):
+            await asyncio.Event().wait()
