@@ -46,7 +46,7 @@ class LeaseEntry:
         self.failures = 0
         """Consecutive failures of this cluster, not of the issuer."""
         self.issued = 0
-        """The number of credentials that the issuer had issued before the first of these failures, or at the last."""
+        """The number of credentials that the issuer had issued before the first failure, or at the last one."""
         self.fails_alone = False
         """Whether the issuer has issued others meanwhile: what failed with it is no retry when the issuer recovers."""
         self._attempt_ended: asyncio.Event | None = None

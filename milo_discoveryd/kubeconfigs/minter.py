@@ -185,8 +185,7 @@ class Minter:
             return
         queue = self._queue.advance if entry.queued else self._queue.add
         entry.queued = True
-        failures = entry.failures if entry.fails_alone else 0
-        queue(entry, ends_at=entry.lease.ends_at, failures=failures, caller=caller)
+        queue(entry, ends_at=entry.lease.ends_at, failures=entry.fails_alone, caller=caller)
         self._work_available.set()
 
     def _renew(self, is_replaced: Callable[[Target], bool]) -> None:
@@ -253,7 +252,7 @@ class Minter:
 
     async def _mint(self, entry: LeaseEntry) -> None:
         held = entry.lease.begin()
-        if not entry.failures:
+        if entry.lease.failure is None:
             entry.issued = self._outage.issued
         started_at = self._loop.time()
         result, is_new = "cancelled", False
@@ -312,17 +311,18 @@ class Minter:
     def _failed(self, entry: LeaseEntry, error: CredentialError) -> None:
         retry_after_s = error.retry_after_s if isinstance(error, BackendError) else None
         if entry.cluster is not None and (isinstance(error, UnfitError) or _is_of_cluster(error)):
-            if not entry.failures:
-                name = entry.cluster.target.name
-                log.warning("cluster credential not issued", issuer=self.issuer.name, cluster=name, problem=str(error))
+            about = {"issuer": self.issuer.name, "cluster": entry.name}
             may_be_of_issuer = isinstance(error, BackendError) and error.may_be_of_issuer
             if may_be_of_issuer:
                 self._outage.suspect(error, entry.cluster.target)
             else:
                 self._outage.end_outage()
-            entry.failures += 1
             entry.fails_alone |= not may_be_of_issuer or entry.issued != self._outage.issued
             entry.issued = self._outage.issued
+            if entry.fails_alone or self._outage.failure is None:
+                if not entry.failures:
+                    log.warning("cluster credential not issued", **about, problem=str(error))
+                entry.failures += 1
             entry.lease.failed(error, self.now(), retry_after_s, longest_s=CLUSTER_BACKOFF_S)
             return
         self._outage.begin_outage(error)

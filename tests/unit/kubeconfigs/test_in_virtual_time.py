@@ -16,6 +16,7 @@ from milo_discoveryd.kubeconfigs.minter import Minter
 from milo_discoveryd.model.cluster import Cluster
 from milo_discoveryd.telemetry.metrics import Metrics
 from tests.simulation.seeded.loop import VirtualLoop, run_on
+from tests.support.logs import capture_logs
 from tests.unit.kubeconfigs.backend import Backend, a_cluster
 
 LIFE_S = 600.0
@@ -163,6 +164,21 @@ class PartlyHanging(Slow):
         finally:
             self.hanging_at_once -= 1
         raise BackendError("no answer", of_cluster=True, may_be_of_issuer=True)
+
+
+def test_outage_is_one_problem_of_the_issuer_and_not_one_of_each_cluster() -> None:
+    """Each of the clusters was in the log, and counted as one that fails for itself."""
+    backend = Slow()
+
+    async def play(fleet: Fleet) -> None:
+        await asyncio.sleep(LIFE_S)
+        backend.failure = BackendError("503", of_cluster=True, may_be_of_issuer=True)
+        with capture_logs() as lines:
+            await asyncio.sleep(2 * LIFE_S)
+        assert (fleet.without(), fleet.minter.failing()) == (100, {"failed": 1})
+        assert [line["event"] for line in lines] == ["cluster credential not issued", "credential issuer failed"]
+
+    in_virtual_time(lambda: Fleet(100, backend), play)
 
 
 def test_clusters_that_fail_while_others_get_credentials_have_a_quarter_of_the_slots() -> None:
