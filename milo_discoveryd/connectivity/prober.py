@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from collections import deque
 from collections.abc import Awaitable, Callable
 from urllib.parse import urlsplit
 
@@ -18,6 +19,9 @@ from milo_discoveryd.instruments import ProbeMetrics
 from milo_discoveryd.logger import log
 from milo_discoveryd.model.cluster import Cluster
 from milo_kube.moment import Moment
+
+STEP_S = 0.01
+"""How long changes are reported before other tasks run on the event loop: all clusters of a host can change at once."""
 
 SendProbe = Callable[[Cluster], Awaitable[ProbeOutcome]]
 """Probes the cluster's API server within a deadline. Returns expected failures instead of raising them."""
@@ -41,6 +45,7 @@ class Prober:
         self._report = report
         self._metrics = metrics
         self._clusters: dict[str, Cluster] = {}
+        self._unreported = deque[ConnectivityChange]()
         self._changed = asyncio.Event()
         self._clock = asyncio.get_running_loop().time
 
@@ -67,9 +72,8 @@ class Prober:
         """Send probes until canceled."""
         async with asyncio.TaskGroup() as tasks:
             while True:
-                for change in self._schedule.known_changes():
-                    with log.contained("connectivity not recorded", cluster=change.name):
-                        self._report(change)
+                self._unreported += self._schedule.known_changes()
+                self._report_step()
                 for probe in self._schedule.due(self._clock()):
                     if not self._is_wanted(probe.name, probe.incarnation):
                         # The cluster was disengaged as unreachable. Its later removal sent no second DISENGAGED event.
@@ -79,11 +83,20 @@ class Prober:
                     # Looked up here, because the cluster may be removed before the task starts.
                     tasks.create_task(self._probe(probe, self._clusters[probe.name]), name=f"probe {probe.name}")
                 try:
-                    async with asyncio.timeout_at(self._schedule.next_at):
+                    async with asyncio.timeout_at(self._clock() if self._unreported else self._schedule.next_at):
                         await self._changed.wait()
                 except TimeoutError:
                     pass  # the next probe is due
                 self._changed.clear()
+
+    def _report_step(self) -> None:
+        until = self._clock() + STEP_S
+        while self._unreported:
+            change = self._unreported.popleft()
+            with log.contained("connectivity not recorded", cluster=change.name):
+                self._report(change)
+            if self._clock() >= until:
+                break
 
     async def _probe(self, probe: Probe, cluster: Cluster) -> None:
         try:
@@ -92,7 +105,5 @@ class Prober:
             log.exception("probe failed", cluster=probe.name)
             outcome = ProbeFailed("internal", f"{type(error).__name__} in the daemon; its stack is in the log")
         self._metrics.probed("reached" if isinstance(outcome, ProbeReached) else outcome.cause)
-        for change in self._schedule.record(probe, outcome, Moment(time.time(), self._clock())):
-            with log.contained("connectivity not recorded", cluster=change.name):
-                self._report(change)
+        self._unreported += self._schedule.record(probe, outcome, Moment(time.time(), self._clock()))
         self._changed.set()
