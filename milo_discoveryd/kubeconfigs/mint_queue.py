@@ -43,40 +43,41 @@ class _WaitingMints(Generic[M]):
     def __init__(self, running: Container[str]) -> None:
         """`running`: the tenants with a mint in flight."""
         self._running = running
-        self._by_tenant: defaultdict[str, list[tuple[QueuedMint, M]]] = defaultdict(list)
+        self.by_tenant: dict[str, list[tuple[QueuedMint, M]]] = {}
         self._firsts: list[tuple[QueuedMint, str]] = []
         """A heap with the first lease of each tenant that has no mint in flight. Entries not in `_listed` are stale."""
         self._listed: dict[str, QueuedMint] = {}
 
     def push(self, tenant: str, waiting: QueuedMint, entry: M) -> None:
-        heapq.heappush(self._by_tenant[tenant], (waiting, entry))
+        heapq.heappush(self.by_tenant.setdefault(tenant, []), (waiting, entry))
         self.list(tenant)
 
     def pop(self, tenant: str) -> tuple[QueuedMint, M]:
-        heap = self._by_tenant[tenant]
+        heap = self.by_tenant[tenant]
         popped = heapq.heappop(heap)
         if not heap:
-            del self._by_tenant[tenant]
+            del self.by_tenant[tenant]
         return popped
 
     def list(self, tenant: str) -> None:
-        """List a tenant by its first lease, if it has no mint in flight."""
-        first = self.first(tenant)
-        if tenant in self._running or first is None:
+        """List a tenant by its first lease."""
+        heap = self.by_tenant.get(tenant)
+        if heap is None:
             self._listed.pop(tenant, None)
-        elif self._listed.get(tenant) != first:
-            self._listed[tenant] = first
-            heapq.heappush(self._firsts, (first, tenant))
-
-    def first(self, tenant: str) -> QueuedMint | None:
-        heap = self._by_tenant.get(tenant)
-        return heap[0][0] if heap else None
+        elif self._listed.get(tenant) != heap[0][0]:
+            self._listed[tenant] = heap[0][0]
+            heapq.heappush(self._firsts, (heap[0][0], tenant))
 
     def first_of_others(self) -> tuple[QueuedMint, str] | None:
-        """Return the first lease of all tenants without a mint in flight."""
-        while self._firsts and self._listed.get(self._firsts[0][1]) != self._firsts[0][0]:
+        """Return the first lease of all tenants without a mint in flight. Others are to be listed again."""
+        while self._firsts:
+            first, tenant = self._firsts[0]
+            if self._listed.get(tenant) == first:
+                if tenant not in self._running:
+                    return first, tenant
+                del self._listed[tenant]
             heapq.heappop(self._firsts)
-        return self._firsts[0] if self._firsts else None
+        return None
 
 
 class MintQueue(Generic[M]):
@@ -145,7 +146,6 @@ class MintQueue(Generic[M]):
             self._kinds[kind] += 1
             self._tenants[tenant] += 1
             self._new[tenant] += kind != "renewal"
-            self._list(tenant)
             return entry
 
     def _begin(self, its_round: int) -> None:
@@ -163,7 +163,8 @@ class MintQueue(Generic[M]):
         self._new[tenant] -= kind != "renewal"
         if not self._tenants[tenant]:
             del self._tenants[tenant], self._new[tenant]
-            self._list(tenant)
+            for mints in self._waiting.values():
+                mints.list(tenant)
         for kind, waiting, parked in self._parked.pop(incarnation, ()):
             self._push(kind, waiting, parked)
 
@@ -176,23 +177,19 @@ class MintQueue(Generic[M]):
             "retry": (free_for_new if self._kinds["retry"] < self._for_retries else 0, self._new),
         }
         heads: list[tuple[int, QueuedMint, str, str]] = []
-        for kind, waiting in self._waiting.items():
+        for kind, mints in self._waiting.items():
             left, taken = allowed[kind]
-            if not left:
+            if not left or not mints.by_tenant:
                 continue
-            if (found := waiting.first_of_others()) is not None:
+            if (found := mints.first_of_others()) is not None:
                 heads.append((0, found[0], kind, found[1]))
             for tenant, running in self._tenants.items():
-                if (first := waiting.first(tenant)) is not None and (not tenant or taken[tenant] < left):
-                    heads.append((running, first, kind, tenant))
+                if tenant in mints.by_tenant and (not tenant or taken[tenant] < left):
+                    heads.append((running, mints.by_tenant[tenant][0][0], kind, tenant))
         if not heads:
             return None
         _, _, kind, tenant = min(heads)
         return kind, tenant
-
-    def _list(self, tenant: str) -> None:
-        for waiting in self._waiting.values():
-            waiting.list(tenant)
 
     def _push(self, kind: str, waiting: QueuedMint, entry: M) -> None:
         self._waiting[kind].push(_tenant(entry), waiting, entry)
