@@ -41,7 +41,10 @@ LARGE_BYTES = 128 * 1024
 _LARGE_KEPT = 16
 """Maximum number of slices with so many bytes among those that are kept: each view can have one of its own."""
 _SNAPSHOT_PARTS_KEPT = 32
-"""Maximum number of parts kept of each snapshot, for readers that started together and read at different speeds."""
+"""Maximum number of parts kept of all snapshots, for readers that started together and read at different speeds."""
+MAX_SNAPSHOT_ENTRIES = 1_000_000
+"""Maximum number of entries of all snapshots that are being read, beyond which readers begin with an older one: each
+reader may keep its snapshot for as long as it likes."""
 _FRAMES_EVICTED_PER_STEP = 4096
 FRAME_EVICTION_INTERVAL_S = 60.0
 """Frames are evicted one to two intervals after the last read of a snapshot."""
@@ -187,7 +190,7 @@ class SnapshotPart(msgspec.Struct, frozen=True):
     ahead: ReadAhead
 
 
-class Snapshot(msgspec.Struct, frozen=True, weakref=True):
+class Snapshot(msgspec.Struct, frozen=True, weakref=True, eq=False):
     """All entries that were engaged or had past states at one revision: `LogEntry.known_at` returns the clusters.
 
     It is valid as long as the log can be read from its revision.
@@ -195,7 +198,36 @@ class Snapshot(msgspec.Struct, frozen=True, weakref=True):
 
     entries: Sequence[LogEntry]
     revision: int
-    parts: Recent[tuple[int, str, int, int], SnapshotPart]
+    number: int
+
+
+class LogSnapshots:
+    """The snapshots that are being read, the latest of which new readers share, and parts of them."""
+
+    def __init__(self) -> None:
+        self._latest: weakref.ref[Snapshot] | None = None
+        self._all = weakref.WeakSet[Snapshot]()
+        self._number = 0
+        self.parts: Recent[tuple[int, int, str, int, int], SnapshotPart] = Recent(_SNAPSHOT_PARTS_KEPT)
+        self.was_read = False
+
+    @property
+    def latest(self) -> Snapshot | None:
+        return None if self._latest is None else self._latest()
+
+    @property
+    def are_full(self) -> bool:
+        return sum(len(snapshot.entries) for snapshot in self._all) >= MAX_SNAPSHOT_ENTRIES
+
+    def add(self, entries: Sequence[LogEntry], revision: int) -> Snapshot:
+        self._number += 1
+        added = Snapshot(entries, revision, self._number)
+        self._latest = weakref.ref(added)
+        self._all.add(added)
+        return added
+
+    def stop_sharing(self) -> None:
+        self._latest = None
 
 
 class LogSlots:
@@ -271,10 +303,9 @@ class ChangeLog:
         self._past_states: deque[tuple[int, float, int, LogEntry]] = deque()
         self.weights = LogWeights()
         self._oldest_readable = 0
-        self._snapshot: weakref.ref[Snapshot] | None = None
+        self._snapshots = LogSnapshots()
         self._slices: Recent[tuple[int, str, ReadAhead, int], Changes] = Recent(_SLICES_KEPT)
         self._has_frames = False
-        self._snapshot_was_read = False
         self.head = 0
         self.next_revision = 1
         """The revision of the next change, which is the incarnation of the cluster that it engages."""
@@ -323,9 +354,11 @@ class ChangeLog:
 
         Frames are about a third of all memory; they are encoded again for the next reader that starts with a snapshot.
         """
-        if self._snapshot_was_read:
-            self._snapshot_was_read = False
-        elif self._has_frames:
+        if self._snapshots.was_read:
+            self._snapshots.was_read = False
+            return
+        self._snapshots.parts.clear()
+        if self._has_frames:
             self._has_frames = False
             entries = self._slots.entries.copy()
             while entries:
@@ -350,28 +383,30 @@ class ChangeLog:
     def snapshot(self, since: int | None = None) -> Snapshot:
         """Return a snapshot. Readers that start at about the same time share one while any of them still reads it.
 
-        A slightly older snapshot is sufficient, because the changes since then follow it. It is not older than the
-        revision `since`, so that it has all entries that a reader at this revision may know.
+        An older snapshot is sufficient, because the changes since then follow it: a slightly older one, or any if many
+        are being read. It is not older than the revision `since`, so that it has all entries that a reader at this
+        revision may know.
         """
-        current = self._snapshot() if self._snapshot is not None else None
-        if (
-            current is None
-            or current.revision < self._oldest_readable
-            or current.revision < (self.head - len(current.entries) // 50 if since is None else since)
-        ):
-            current = Snapshot(self._slots.readable(), self.head, Recent(_SNAPSHOT_PARTS_KEPT))
-            self._snapshot = weakref.ref(current)
-        return current
+        latest = self._snapshots.latest
+        if latest is None or latest.revision < max(self._oldest_readable, since or 0):
+            return self._snapshots.add(self._slots.readable(), self.head)
+        is_close = since is not None or latest.revision >= self.head - len(latest.entries) // 50
+        if is_close or self._snapshots.are_full:
+            return latest
+        return self._snapshots.add(self._slots.readable(), self.head)
 
     def stop_sharing(self) -> None:
         """Share no snapshot from before this call with later readers."""
-        self._snapshot = None
+        self._snapshots.stop_sharing()
 
     def snapshot_part(self, snapshot: Snapshot, start: int, view: ClusterView, overhead: int) -> SnapshotPart:
         """Return the result of `read_snapshot`, which is computed once for all readers with the same view."""
-        self._snapshot_was_read = True
-        key = (start, view.fingerprint, overhead, self.batch_bytes)
-        return snapshot.parts.get(key) or snapshot.parts.put(key, self.read_snapshot(snapshot, start, view, overhead))
+        self._snapshots.was_read, parts = True, self._snapshots.parts
+        key = (snapshot.number, start, view.fingerprint, overhead, self.batch_bytes)
+        if (kept := parts.get(key)) is not None:
+            return kept
+        part = self.read_snapshot(snapshot, start, view, overhead)
+        return parts.put(key, part, len(part.slice.data))
 
     def since(self, revision: int, view: ClusterView, ahead: ReadAhead = frozenset()) -> Changes:
         """Return the result of `read`, which is computed once for all readers at that revision with the same view."""

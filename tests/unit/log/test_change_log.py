@@ -1,10 +1,12 @@
 """What the change log caches and retains, and for how long."""
 
 import gc
+import tracemalloc
 
 import msgspec
 import pytest
 
+from milo_discoveryd.log import change_log
 from milo_discoveryd.log.change_log import Retention
 from milo_discoveryd.log.cursor import Cursor
 from milo_discoveryd.log.events import Event
@@ -75,6 +77,46 @@ def test_snapshot_part_cache_is_bounded() -> None:
     again = [batch.slice.frames for batch in iter(behind.next_batch, None)]
     assert again == seen
     assert again[0] is not seen[0]
+
+
+def test_readers_that_keep_their_snapshots_keep_none_of_their_parts() -> None:
+    log = NamedLog(lambda _: b"a" * 1000, Retention(), batch_bytes=1)
+    for number in range(100):
+        engage(log, f"a{number}")
+    tracemalloc.start()
+    try:
+        kept = []
+        for number in range(20):
+            for _ in range(5):
+                engage(log, f"b{number}")
+            kept.append(Cursor(log, EVERYTHING, None))
+            for _ in range(30):
+                assert kept[-1].next_batch() is not None
+        gc.collect()
+        assert len({cursor.revision for cursor in kept}) == 20
+        assert tracemalloc.get_traced_memory()[0] < 300_000
+    finally:
+        tracemalloc.stop()
+
+
+def test_readers_begin_with_an_older_snapshot_while_many_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(change_log, "MAX_SNAPSHOT_ENTRIES", 1000)
+    log = readable_log()
+    for number in range(100):
+        engage(log, f"a{number}")
+
+    def reader() -> Cursor:
+        for number in range(5):
+            engage(log, f"b{number}")
+        return Cursor(log, EVERYTHING, None)
+
+    readers = [reader() for _ in range(50)]
+    assert len({cursor.revision for cursor in readers}) == 10
+    batches = [*iter(readers[-1].next_batch, None)]
+    assert sum(len(batch.slice.frames) for batch in batches) == 105
+    del readers
+    gc.collect()
+    assert reader().revision == log.head
 
 
 def test_readers_with_different_filters_get_different_snapshots() -> None:
