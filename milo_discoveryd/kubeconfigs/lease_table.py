@@ -5,7 +5,7 @@ import heapq
 import itertools
 import weakref
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Generic, TypeVar
 
 import msgspec
@@ -13,7 +13,7 @@ import msgspec
 from milo_discoveryd.credentials.issued_credential import IssuedCredential
 from milo_discoveryd.kubeconfigs.credential_budget import CredentialBudget
 from milo_discoveryd.kubeconfigs.credential_lease import CredentialLease, Draw
-from milo_discoveryd.model.cluster import Cluster
+from milo_discoveryd.model.cluster import Cluster, without_content
 
 
 class LeaseKey(msgspec.Struct, frozen=True, gc=False):
@@ -64,6 +64,8 @@ class LeaseEntry:
 
     def drop(self) -> None:
         self._is_dropped = True
+        # What waits or is in flight keeps the lease, and its cluster may end repeatedly.
+        self.cluster = None if self.cluster is None else without_content(self.cluster)
         self.wake()
 
     def wake(self) -> None:
@@ -79,8 +81,10 @@ class LeaseEntry:
 
 
 class LeaseTable:
-    def __init__(self, draw: Draw) -> None:
+    def __init__(self, draw: Draw, discarded: Callable[[LeaseEntry], None]) -> None:
+        """`discarded` is called with each lease that ends."""
         self._draw = draw
+        self._discarded = discarded
         self.budget = CredentialBudget()
         self._entries: dict[LeaseKey, LeaseEntry] = {}
         self._of_cluster: defaultdict[int, dict[LeaseKey, None]] = defaultdict(dict)
@@ -128,6 +132,7 @@ class LeaseTable:
         entry = self._entries.pop(key)
         entry.drop()
         self.count(entry)
+        self._discarded(entry)
 
     def of_cluster(self, cluster: Cluster) -> list[LeaseEntry]:
         """Return the leases of a cluster at its current endpoint."""

@@ -12,7 +12,7 @@ earliest of their rounds.
 
 import heapq
 from collections import Counter, defaultdict
-from collections.abc import Container
+from collections.abc import Callable, Container
 from typing import Generic, Protocol, TypeVar
 
 import msgspec
@@ -28,6 +28,7 @@ M = TypeVar("M", bound="Mintable")
 
 
 _WITHOUT_CREDENTIAL = float("-inf")
+_SKIPPED_KEPT = 100
 
 
 class QueuedMint(msgspec.Struct, frozen=True, order=True):
@@ -79,6 +80,15 @@ class _WaitingMints(Generic[M]):
             heapq.heappop(self._firsts)
         return None
 
+    def only(self, is_current: Callable[[QueuedMint, M], bool]) -> "_WaitingMints[M]":
+        """Return these without those that are not current."""
+        current = _WaitingMints[M](self._running)
+        for tenant, heap in self._by_tenant.items():
+            for waiting, entry in heap:
+                if is_current(waiting, entry):
+                    current.push(tenant, waiting, entry)
+        return current
+
 
 class MintQueue(Generic[M]):
     def __init__(self, places: int) -> None:
@@ -88,6 +98,8 @@ class MintQueue(Generic[M]):
         self._number = 0
         self._queued: dict[int, QueuedMint] = {}
         """The place of each lease that waits, by its `id`. Other places of a lease in the heaps are skipped."""
+        self._skipped = 0
+        """The number of these, about."""
         self._round = 0
         """The latest round that has begun."""
         self._rounds: dict[str, int] = {}
@@ -114,9 +126,22 @@ class MintQueue(Generic[M]):
         if waiting is not None and (ends_at, its_round) < (waiting.ends_at, waiting.round):
             self._place(entry, ends_at, its_round, failures, caller)
 
+    def remove(self, entry: M) -> None:
+        """Remove a lease, if it waits: those of one cluster that ends repeatedly could be of any number."""
+        if self._queued.pop(id(entry), None) is None:
+            return
+        self._skipped += 1
+        if self._skipped > len(self._queued) + _SKIPPED_KEPT:
+            self._skipped = 0
+            self._waiting = {kind: waiting.only(self._is_current) for kind, waiting in self._waiting.items()}
+
+    def _is_current(self, waiting: QueuedMint, entry: M) -> bool:
+        return self._queued.get(id(entry)) == waiting
+
     def _place(self, entry: M, ends_at: float, its_round: int, failures: int, caller: str) -> None:
         kind = "retry" if failures else "first" if ends_at == _WITHOUT_CREDENTIAL else "renewal"
         self._number += 1
+        self._skipped += id(entry) in self._queued
         waiting = self._queued[id(entry)] = QueuedMint(ends_at, its_round, self._number)
         if its_round:
             self._rounds[caller] = its_round
@@ -134,7 +159,8 @@ class MintQueue(Generic[M]):
             kind, tenant = found
             waiting, entry = self._waiting[kind].pop(tenant)
             incarnation = _incarnation(entry)
-            is_current = self._queued.get(id(entry)) == waiting
+            is_current = self._is_current(waiting, entry)
+            self._skipped -= not is_current
             if not is_current or incarnation in self._running:
                 if is_current:
                     self._parked[incarnation].append((kind, waiting, entry))

@@ -69,8 +69,8 @@ class Minter:
         self._wall = wall
         self._workers = 1 if issuer.scope is Scope.IDENTITY else concurrency
         self._rate_limit = TokenBucket(Rate(per_second, concurrency), self._loop.time())
-        self._leases = LeaseTable(draw)
         self._queue: MintQueue[LeaseEntry] = MintQueue(self._workers)
+        self._leases = LeaseTable(draw, self._queue.remove)
         self._work_available = asyncio.Event()
         self._timer: RenewalTimer[LeaseEntry] = RenewalTimer()
         self._revocations = (

@@ -3,12 +3,10 @@
 import asyncio
 from math import inf
 
-from msgspec.structs import replace
-
 from milo_discoveryd.credentials.issuers.issuer import RevokingIssuer
 from milo_discoveryd.kubeconfigs.mint_queue import MintQueue
 from milo_discoveryd.logger import log
-from milo_discoveryd.model.cluster import UNPROBED, Cluster, ClusterIdentity, Target
+from milo_discoveryd.model.cluster import Cluster, ClusterIdentity, without_content
 from milo_kube.credential import CredentialError
 from milo_kube.rate_limit import Rate, TokenBucket
 
@@ -42,7 +40,7 @@ class Revocations:
         self._changed = asyncio.Event()
 
     def add(self, cluster: Cluster) -> None:
-        ended = _without_content(cluster)
+        ended = without_content(cluster)
         pending = self._pending.get(cluster.identity)
         if pending is not None:
             pending.latest = ended
@@ -98,11 +96,3 @@ class Revocations:
         finally:
             self._queue.done(pending)
             self._changed.set()
-
-
-def _without_content(cluster: Cluster) -> Cluster:
-    """Return a cluster without what its object's author can make large."""
-    its = cluster.target
-    # By its organization, the queue limits what it revokes for each tenant.
-    target = Target(name=its.name, source=its.source, uid=its.uid, place=its.place, organization=its.tenant)
-    return replace(cluster, target=target, draining=None, connectivity=UNPROBED)

@@ -155,6 +155,14 @@ def without_draining(cluster: Cluster) -> Cluster:
     return cluster if cluster.draining is None else msgspec.structs.replace(cluster, draining=None)
 
 
+def without_content(cluster: Cluster) -> Cluster:
+    """Return a cluster without what its object's author can make large."""
+    its = cluster.target
+    # By its organization, queues limit what they do for each tenant.
+    target = Target(name=its.name, source=its.source, uid=its.uid, place=its.place, organization=its.tenant)
+    return msgspec.structs.replace(cluster, target=target, draining=None, connectivity=UNPROBED)
+
+
 class DeclaredTarget(Target, frozen=True, kw_only=True, gc=False):
     """A cluster that an object (kind `declarative`) or a kubeconfig file describes. Its API server has its own CA. The
     additional fields come from the object or file, and are used for credentials and connections."""

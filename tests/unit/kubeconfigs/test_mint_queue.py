@@ -1,6 +1,7 @@
 """The queue of leases to mint for: clusters that fail or hang do not delay others."""
 
 import sys
+import weakref
 from collections.abc import Iterator
 from math import inf
 from types import FrameType
@@ -216,3 +217,26 @@ def test_next_lease_is_found_in_the_same_time_among_any_number_of_tenants() -> N
         return counted
 
     assert instructions(500) <= instructions(50)
+
+
+def test_lease_that_was_removed_from_credential_queue_is_not_minted_for_and_not_kept() -> None:
+    queue, kept = MintQueue[Entry](10), [entry(number) for number in range(5)]
+    first(queue, *kept)
+    queue.advance(kept[1], ends_at=-inf, failures=0, caller="another")
+    for each in kept[:2]:
+        queue.remove(each)
+        queue.remove(each)
+    for number in range(10_000):
+        removed = entry(number + 10, "flapping")
+        first(queue, removed)
+        queue.remove(removed)
+    former = weakref.WeakSet(kept)
+    del each, kept, removed
+    assert sum(map(len, heaps(queue))) < 200
+    assert taken(queue) == ["p2", "p3", "p4"]
+    del queue
+    assert not former
+
+
+def heaps(queue: MintQueue[Entry]) -> Iterator[list[Any]]:
+    return (heap for waiting in queue._waiting.values() for heap in waiting._by_tenant.values())
