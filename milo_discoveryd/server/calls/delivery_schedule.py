@@ -2,7 +2,8 @@
 
 import heapq
 import math
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Hashable
 
 import msgspec
 
@@ -10,6 +11,7 @@ from milo_discoveryd.credentials.issued_credential import IssuedCredential
 from milo_discoveryd.kubeconfigs.credential_lease import JUMP_S, Draw
 from milo_discoveryd.kubeconfigs.lease_table import LeaseKey
 from milo_discoveryd.model.cluster import Cluster
+from milo_discoveryd.server.calls.grpc_errors import ExhaustedError
 
 JITTER = 0.2
 """Kubeconfigs with a new credential are spread over this fraction of the old credential's remaining lifetime."""
@@ -18,7 +20,10 @@ MAX_JITTER_S = 600.0
 REPLACED_SPREAD_S = 1.0
 """If a credential is replaced at its issuer, the kubeconfigs with the new one are spread over this time."""
 
+MAX_DELIVERIES = 600_000
+"""Maximum number of deliveries of all streams together. Each takes up to 300 bytes."""
 _STALE_KEPT = 100
+_RETRY_S = 5.0
 
 
 class Delivery(msgspec.Struct, gc=False):
@@ -40,9 +45,47 @@ class Delivery(msgspec.Struct, gc=False):
     """The lease whose next credential the delivery waits for."""
 
 
+class DeliveryBudget:
+    """Counts the deliveries of all streams. At the limit, the caller with the most loses those of its newest stream."""
+
+    def __init__(self, limit: int = MAX_DELIVERIES) -> None:
+        self._free = limit
+        self._schedules: dict[Hashable, dict[DeliverySchedule, None]] = {}
+        """The schedules of each caller, the oldest first."""
+        self._deliveries: Counter[Hashable] = Counter()
+
+    def add(self, schedule: "DeliverySchedule") -> None:
+        """Count one more delivery of a stream."""
+        self._schedules.setdefault(schedule.caller, {})[schedule] = None
+        self._deliveries[schedule.caller] += 1
+        self._free -= 1
+        if self._free < 0:
+            [(most, _)] = self._deliveries.most_common(1)
+            next(reversed(self._schedules[most])).give_up()
+
+    def remove(self, schedule: "DeliverySchedule", count: int, *, is_last: bool) -> None:
+        self._deliveries[schedule.caller] -= count
+        self._free += count
+        if is_last and (of_caller := self._schedules.get(schedule.caller)) is not None:
+            of_caller.pop(schedule, None)
+            if not of_caller:
+                del self._schedules[schedule.caller], self._deliveries[schedule.caller]
+
+
 class DeliverySchedule:
-    def __init__(self, clock: Callable[[], float], wall: Callable[[], float], draw: Draw) -> None:
+    def __init__(
+        self,
+        clock: Callable[[], float],
+        wall: Callable[[], float],
+        draw: Draw,
+        *,
+        caller: Hashable = "",
+        budget: DeliveryBudget | None = None,
+    ) -> None:
         self.clock = clock
+        self.caller = caller
+        self._budget = budget or DeliveryBudget()
+        self._is_given_up = False
         self._wall = wall
         self._draw = draw
         self._ahead = wall() - clock()
@@ -74,14 +117,38 @@ class DeliverySchedule:
         return self._deliveries[name] if self._is_current(due_at, name) else None
 
     def schedule(self, cluster: Cluster, issuer: str, credential: IssuedCredential | None, due_at: float) -> Delivery:
-        """Schedule the next kubeconfig of a cluster. `credential` is the one that the subscriber has."""
+        """Schedule the next kubeconfig of a cluster. `credential` is the one that the subscriber has.
+
+        Raises ExhaustedError.
+        """
+        self.require_room()
         target = cluster.target
         name = target.name
         self._stop_waiting(name)
         delivery = Delivery(name, cluster.incarnation, target.place, issuer, credential, due_at)
+        is_new = name not in self._deliveries
         self._deliveries[name] = delivery
         self._push(delivery)
+        if is_new:
+            self._budget.add(self)
+            self.require_room()
         return delivery
+
+    def require_room(self) -> None:
+        """Require that the deliveries were not given up. Raises ExhaustedError."""
+        if self._is_given_up:
+            message = "open streams have kubeconfigs of too many clusters in total; use a filter, or close a stream"
+            raise ExhaustedError("TOO_MANY_KUBECONFIGS", "kubeconfigs of streams", message, retry_after_s=_RETRY_S)
+
+    def give_up(self) -> None:
+        """Drop all deliveries, so that the stream ends."""
+        self._is_given_up = True
+        self.clear()
+
+    def clear(self) -> None:
+        self._budget.remove(self, len(self._deliveries), is_last=True)
+        for dropped in (self._deliveries, self._due, self._waiting):
+            dropped.clear()
 
     def postpone(self, delivery: Delivery, wait_s: float) -> None:
         delivery.due_at = self.clock() + wait_s
@@ -113,7 +180,8 @@ class DeliverySchedule:
 
     def forget(self, name: str) -> None:
         self._stop_waiting(name)
-        self._deliveries.pop(name, None)
+        if self._deliveries.pop(name, None) is not None:
+            self._budget.remove(self, 1, is_last=not self._deliveries)
 
     def follow_wall_clock(self) -> None:
         """Reschedule all deliveries if the wall clock was set or the machine was suspended, so that none is late."""

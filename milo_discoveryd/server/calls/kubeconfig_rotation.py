@@ -71,6 +71,7 @@ class KubeconfigRotation:
             yield
         finally:
             unsubscribe()
+            self._schedule.clear()
 
     def change_view(self, shown: ClusterView) -> None:
         """Apply a change of the caller's rights. If the terms change, every cluster gets a new kubeconfig."""
@@ -121,7 +122,11 @@ class KubeconfigRotation:
             yield
 
     def take_due(self) -> bytes:
-        """Return due KUBECONFIG events, at most one batch of them. Call it after everything else was sent."""
+        """Return due KUBECONFIG events, at most one batch of them. Call it after everything else was sent.
+
+        Raises ExhaustedError, as does every method that schedules a kubeconfig, if the streams have too many.
+        """
+        self._schedule.require_room()
         self._schedule.follow_wall_clock()
         events: list[bytes] = []
         size, until = 0, self._schedule.clock() + _STEP_S

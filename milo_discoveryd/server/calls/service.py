@@ -29,7 +29,7 @@ from milo_discoveryd.rights.rights import Rights
 from milo_discoveryd.rights.scope import scoped
 from milo_discoveryd.server.calls import convert, releases, requests, visibility
 from milo_discoveryd.server.calls.access import AccessControl, CallContext
-from milo_discoveryd.server.calls.delivery_schedule import DeliverySchedule
+from milo_discoveryd.server.calls.delivery_schedule import DeliveryBudget, DeliverySchedule
 from milo_discoveryd.server.calls.grpc_errors import CallError, NotFoundError, PreconditionError, UnavailableError
 from milo_discoveryd.server.calls.in_flight import CallSlot
 from milo_discoveryd.server.calls.kubeconfig_rotation import KubeconfigRotation
@@ -90,6 +90,7 @@ class Service:
             metrics=metrics,
             turns=ReadingTurns(),
             large_batches=LargeBatches(),
+            deliveries=DeliveryBudget(),
             stalled_s=info.stalled_s,
             stopping=self._stopping,
         )
@@ -385,7 +386,13 @@ class Service:
             shown=scoped(parsed.wanted, call.scope),
             ttl_s=parsed.kubeconfig_ttl_s,
             call=call,
-            schedule=DeliverySchedule(self._clock, time.time, self._draw),
+            schedule=DeliverySchedule(
+                self._clock,
+                time.time,
+                self._draw,
+                caller=call.quota_keys,
+                budget=self._stream_options.deliveries,
+            ),
         )
 
     def _not_synced(self, call: CallContext) -> UnavailableError:

@@ -24,6 +24,7 @@ from milo_discoveryd.objects.collection import REMOVALS_HELD
 from milo_discoveryd.rights.scope import scoped
 from milo_discoveryd.server.calls import frames
 from milo_discoveryd.server.calls.access import CallContext
+from milo_discoveryd.server.calls.delivery_schedule import DeliveryBudget
 from milo_discoveryd.server.calls.grpc_errors import StalledError, UnavailableError
 from milo_discoveryd.server.calls.kubeconfig_rotation import KUBECONFIG_BYTES, KubeconfigRotation
 from milo_discoveryd.server.calls.large_batches import LargeBatches
@@ -49,6 +50,7 @@ class StreamOptions(msgspec.Struct, frozen=True, kw_only=True):
     metrics: StreamMetrics
     turns: ReadingTurns
     large_batches: LargeBatches
+    deliveries: DeliveryBudget
     stalled_s: float
     stopping: asyncio.Event
     is_sharded: bool = False

@@ -1,6 +1,11 @@
 """The schedule of one stream's kubeconfigs."""
 
-from milo_discoveryd.server.calls.delivery_schedule import DeliverySchedule
+import math
+
+import pytest
+
+from milo_discoveryd.server.calls.delivery_schedule import DeliveryBudget, DeliverySchedule
+from milo_discoveryd.server.calls.grpc_errors import ExhaustedError
 from tests.unit.fleet.fleets import cluster
 
 
@@ -16,3 +21,46 @@ def test_ended_and_replaced_deliveries_leave_no_entries_until_their_time() -> No
     assert [delivery.name for delivery in popped if delivery is not None] == ["stays"]
     schedule.schedule(cluster("stays"), "i", None, 9000.0)
     assert schedule.due_in_s == 9000.0
+
+
+def schedule_of(caller: str, budget: DeliveryBudget, clusters: int = 0) -> DeliverySchedule:
+    schedule = DeliverySchedule(lambda: 0.0, lambda: 0.0, lambda: 0.5, caller=caller, budget=budget)
+    deliver(schedule, clusters)
+    return schedule
+
+
+def deliver(schedule: DeliverySchedule, clusters: int) -> None:
+    for number in range(clusters):
+        schedule.schedule(cluster(f"c-{number}"), "i", None, 9000.0)
+
+
+def test_caller_with_most_deliveries_loses_its_newest_stream_when_there_are_too_many() -> None:
+    budget = DeliveryBudget(100)
+    honest = schedule_of("honest", budget, 30)
+    first, second = (schedule_of("hostile", budget, 30) for _ in range(2))
+    with pytest.raises(ExhaustedError):
+        schedule_of("hostile", budget, 30)
+    deliver(honest, 40)
+    assert len(honest.names) == 40
+    assert len(first.names) == len(second.names) == 30
+    deliver(schedule_of("another", budget), 1)
+    assert not second.names
+    assert second.due_in_s == math.inf
+    for use in (second.require_room, lambda: deliver(second, 1)):
+        with pytest.raises(ExhaustedError, match="too many clusters"):
+            use()
+
+
+def test_deliveries_count_until_they_are_forgotten_or_their_stream_has_ended() -> None:
+    budget = DeliveryBudget(100)
+    for _ in range(20):
+        ended = schedule_of("a", budget, 50)
+        ended.forget("c-0")
+        ended.forget("c-0")
+        deliver(ended, 50)
+        ended.clear()
+        ended.clear()
+        for name in (last := schedule_of("b", budget, 50)).names:
+            last.forget(name)
+    deliver(schedule_of("a", budget), 100)
+    assert not budget._schedules.get("b")
