@@ -25,7 +25,8 @@ from milo_discoveryd.server.calls.frames import encode_with_kubeconfig
 from milo_discoveryd.server.calls.revision import wire_incarnation
 from milo_kube.credential import CredentialError
 
-BATCH_BYTES = 1 << 20
+BATCH_BYTES = 512 << 10
+"""The size up to which kubeconfigs are added to a batch."""
 KUBECONFIG_BYTES = 6 * 1024
 """The approximate size of a kubeconfig. Batches of a snapshot have fewer clusters, to leave space for kubeconfigs."""
 _CLUSTERS_PER_STEP = 1000
@@ -121,13 +122,17 @@ class KubeconfigRotation:
                     self._schedule_now(cluster)
             yield
 
-    def take_due(self) -> bytes:
-        """Return due KUBECONFIG events, at most one batch of them. Call it after everything else was sent.
+    def is_due(self) -> bool:
+        """Return whether to call `take_due`.
 
         Raises ExhaustedError, as does every method that schedules a kubeconfig, if the streams have too many.
         """
         self._schedule.require_room()
         self._schedule.follow_wall_clock()
+        return self.due_in_s <= 0
+
+    def take_due(self) -> bytes:
+        """Return due KUBECONFIG events, at most one batch of them. Call it after everything else was sent."""
         events: list[bytes] = []
         size, until = 0, self._schedule.clock() + _STEP_S
         for _ in range(_CLUSTERS_PER_STEP):

@@ -1,5 +1,6 @@
-"""Limits what streams send at the same time in large batches: gRPC keeps a copy for each stream until it is sent, and
-users who write one object with many labels determine the size of a batch to every subscriber."""
+"""Limits what streams send at the same time in large batches: with the copies of gRPC, each takes three times its size
+until it is sent, and there can be thousands of streams. Users who write one object with many labels determine the size
+of a batch to every subscriber."""
 
 import asyncio
 from collections import Counter
@@ -7,9 +8,10 @@ from collections.abc import AsyncIterator, Hashable
 from contextlib import asynccontextmanager, suppress
 from weakref import WeakValueDictionary
 
-from milo_discoveryd.log.change_log import LARGE_BYTES
 from milo_discoveryd.server.calls.grpc_errors import StalledError
 
+LARGE_BYTES = 16 << 10
+"""The size from which a batch is large: some 50 clusters."""
 MAX_BYTES = 32 << 20
 """Maximum bytes of large batches that are being sent."""
 PATIENCE_S = 5.0

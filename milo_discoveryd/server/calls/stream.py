@@ -14,7 +14,7 @@ from milo_discoveryd.fleet.fleet import Fleet
 from milo_discoveryd.fleet.source import ClusterSource
 from milo_discoveryd.identity.caller import Caller
 from milo_discoveryd.instruments import StreamMetrics
-from milo_discoveryd.log.change_log import LARGE_BYTES, slice_of
+from milo_discoveryd.log.change_log import slice_of
 from milo_discoveryd.log.change_notifier import ReadingTurns, Waiter
 from milo_discoveryd.log.cursor import Batch, Cursor
 from milo_discoveryd.log.events import NO_CHANGES, Frame
@@ -26,8 +26,8 @@ from milo_discoveryd.server.calls import frames
 from milo_discoveryd.server.calls.access import CallContext
 from milo_discoveryd.server.calls.delivery_schedule import DeliveryBudget
 from milo_discoveryd.server.calls.grpc_errors import StalledError, UnavailableError
-from milo_discoveryd.server.calls.kubeconfig_rotation import KUBECONFIG_BYTES, KubeconfigRotation
-from milo_discoveryd.server.calls.large_batches import LargeBatches
+from milo_discoveryd.server.calls.kubeconfig_rotation import BATCH_BYTES, KUBECONFIG_BYTES, KubeconfigRotation
+from milo_discoveryd.server.calls.large_batches import LARGE_BYTES, LargeBatches
 from milo_discoveryd.server.calls.requests import WatchRequest
 from milo_discoveryd.server.calls.resumption import Resumption
 from milo_discoveryd.server.calls.revision import StreamRevisions, TokenSigner, parse
@@ -260,7 +260,7 @@ class WatchStream:
                 self.cursor = cursor = self._new_cursor(None)
             place = cursor.place
             batch = cursor.next_batch()
-            if batch is not None and (size := len(batch.slice.data)) >= LARGE_BYTES:
+            if batch is not None and (size := self._size(batch)) >= LARGE_BYTES:
                 cursor.return_to(place)
                 del batch
                 await self._send_large(cursor, size)
@@ -268,8 +268,8 @@ class WatchStream:
                 await self._send_changes(batch)
             elif batch is not None:
                 await asyncio.sleep(0)
-            elif self._rotation and (renewed := self._rotation.take_due()):
-                await self._send_batch(Batch(NO_CHANGES, cursor.revision), renewed)
+            elif self._rotation and self._rotation.is_due():
+                await self._send_renewed(cursor, self._rotation)
             elif self._reports.are_due or self._clock() >= self._sender.sent_at + self._asked.heartbeat_s:
                 await self._send_batch(Batch(NO_CHANGES, cursor.revision))
             else:
@@ -283,6 +283,19 @@ class WatchStream:
             batch = cursor.next_batch()
             if batch is not None and batch.is_sendable:
                 await self._send_changes(batch)
+
+    async def _send_renewed(self, cursor: Cursor, rotation: KubeconfigRotation) -> None:
+        """Send kubeconfigs that are due, if no change has to be sent first once there is room for them."""
+        async with self._options.large_batches.room(BATCH_BYTES, self._view.call.quota_keys):
+            self._follow_rights()
+            if not cursor.lag and (renewed := rotation.take_due()):
+                await self._send_batch(Batch(NO_CHANGES, cursor.revision), renewed)
+            else:
+                await asyncio.sleep(0)
+
+    def _size(self, batch: Batch) -> int:
+        """Return how large a batch can be, with kubeconfigs for its clusters."""
+        return BATCH_BYTES if self._rotation is not None and batch.slice.frames else len(batch.slice.data)
 
     async def _update_pending(self) -> bool:
         """Compute the sources that are not shown to the subscriber yet. Return whether they changed."""
@@ -322,7 +335,7 @@ class WatchStream:
                 await asyncio.sleep(0)
 
     async def _send_first(self, batch: Batch) -> None:
-        async with self._options.large_batches.room(len(batch.slice.data), self._view.call.quota_keys):
+        async with self._options.large_batches.room(self._size(batch), self._view.call.quota_keys):
             await self._send_changes(batch, is_live=False)
 
     def _new_cursor(self, resume: int | None) -> Cursor:

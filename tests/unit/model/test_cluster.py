@@ -3,7 +3,7 @@
 import msgspec
 import pytest
 
-from milo_discoveryd.model.cluster import Cluster, DisengageReason, Drain, Target, without_draining
+from milo_discoveryd.model.cluster import Cluster, DisengageReason, Drain, Target, without_content, without_draining
 
 
 @pytest.mark.parametrize(("source", "text"), [("", "uid-object"), ("milo", "milo#uid-object")])
@@ -20,3 +20,13 @@ def test_removing_the_drain_of_a_cluster_keeps_its_other_fields() -> None:
     draining = msgspec.structs.replace(cluster, draining=Drain(DisengageReason.DELETED, "deleted", 9.0))
     assert without_draining(draining) == cluster
     assert without_draining(cluster) is cluster
+
+
+def test_cluster_without_content_has_nothing_that_its_author_can_make_large() -> None:
+    large = (("large", "x" * 63),)
+    target = Target(name="a", uid="u", place=("https://milo/", ""), organization="o", labels=large, annotations=large)
+    drain = Drain(DisengageReason.NOT_READY, "large", 2.0)
+    cluster = Cluster(target=target, source_version="1", engaged_at=1.0, incarnation=7, object_uid="u", draining=drain)
+    bare = without_content(cluster)
+    assert (bare.identity, bare.incarnation, bare.draining) == (cluster.identity, 7, None)
+    assert bare.target == Target(name="a", uid="u", place=target.place, organization="o")
