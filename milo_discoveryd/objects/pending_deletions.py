@@ -86,6 +86,7 @@ _HANGING_S = 0.1
 delay the next read by at most a second, and the more reads hang, the more slowly new ones are sent."""
 _HANGING = 10
 """Maximum number of reads in flight, as a multiple of the concurrency."""
+_SKIPPED_KEPT = 100
 
 
 class PendingDeletions:
@@ -143,7 +144,7 @@ class PendingDeletions:
             return
         pending = self._new(name, uid, now)
         pending.is_released = is_released
-        heapq.heappush(self._due, (-pending.ticket if confirm_at is None else confirm_at, pending.ticket, name))
+        self._push(self._due, -pending.ticket if confirm_at is None else confirm_at, pending.ticket, name)
 
     def hold(self, name: str, uid: str, now: float, message: str, *, until_accepted: bool = False) -> None:
         """Keep a deletion unconfirmed until `add` is called again. The result of a read in flight is ignored."""
@@ -300,7 +301,18 @@ class PendingDeletions:
         wait_s = backoff.delay(pending.failures, self._jitter) - (now - pending.requested_at)
         confirm_at = now + max(wait_s, backoff.delay(1, self._jitter))
         queue = self._rechecks_due if pending.is_refuted else self._retries_due
-        heapq.heappush(queue, (confirm_at, pending.ticket, name))
+        self._push(queue, confirm_at, pending.ticket, name)
+
+    def _push(self, queue: list[tuple[float, int, str]], at: float, ticket: int, name: str) -> None:
+        heapq.heappush(queue, (at, ticket, name))
+        if len(queue) > 2 * len(self.doubted) + _SKIPPED_KEPT:
+            # While reads hang, an object that is reported as deleted and seen again repeatedly leaves one each time.
+            queue[:] = [entry for entry in queue if self._is_pending(entry[1], entry[2])]
+            heapq.heapify(queue)
+
+    def _is_pending(self, ticket: int, name: str) -> bool:
+        pending = self.doubted.get(name)
+        return pending is not None and pending.ticket == ticket
 
     def _note_refusal(self, result: ConfirmationResult, now: float) -> None:
         if not isinstance(result, Inconclusive):

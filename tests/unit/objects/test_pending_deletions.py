@@ -347,3 +347,20 @@ def test_number_of_hanging_reads_is_limited() -> None:
     sent = sum(len(pending.take_due(now)) for now in map(float, range(60)))
     assert sent == 20
     assert pending.next_at is None
+
+
+def test_deletions_that_are_refuted_while_reads_hang_leave_nothing() -> None:
+    """An API server can report an object as deleted, and then show it again, thousands of times in a second."""
+    of = pending_deletions()
+    for number in range(300):
+        of.add(f"hanging-{number}", "u1", 0.0)
+    for second in range(100):
+        of.take_due(float(second))
+    for number in range(10_000):
+        of.add("flapping", f"u{number}", 100.0)
+        of.discard("flapping")
+    assert len(of._due) < 1000
+    for number in range(300):
+        of.discard(f"hanging-{number}")
+    of.add("flapping", "u", 100.0, confirm_at=101.0)
+    assert len(of._due) == 1
