@@ -10,6 +10,7 @@ says so, or if another member of the shard group owns the cluster. Such a cluste
 releases. All other disengagements are immediate, even during a drain.
 """
 
+from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 
 import msgspec
@@ -49,12 +50,17 @@ from milo_discoveryd.model.observation import (
 from milo_discoveryd.objects.pending_deletions import ConfirmedDeletion
 from milo_discoveryd.objects.store import ObjectPosition, weigh
 from milo_kube.moment import Moment
+from milo_kube.reflect.wire import text_bytes
 
 TRANSITIONS_KEPT = 8
 """The number of earlier transitions of each cluster that are kept."""
 TRANSITION_CHARACTERS = 256
 """Length limit of the message of a transition. Those of conditions have thousands of characters, and are of any number:
 they count in no budget."""
+TRANSITIONS_WEIGHT_KEPT = 32 << 20
+"""The maximum weight, in bytes, of the earlier transitions of all clusters of a source. Beyond it, those of clusters
+that ended least recently are dropped."""
+_TRANSITION_OVERHEAD = 128
 ClusterState = Observation | ConfirmedDeletion
 """The state of one cluster that follows from the objects of a source."""
 
@@ -147,6 +153,9 @@ class ClusterRecords:
         self._absent: dict[str, int] = {}
         """The weights of clusters in forgettable states that are not engaged, oldest first."""
         self._absent_weight = 0
+        self._past = OrderedDict[str, int]()
+        """The weights of the earlier transitions of clusters, by when each ended last."""
+        self._past_weight = 0
         self._counts = dict.fromkeys(ObjectState, 0)
 
     def count(self, state: ObjectState) -> int:
@@ -186,8 +195,20 @@ class ClusterRecords:
             oldest = next(iter(self._absent))
             self._absent_weight -= self._absent.pop(oldest)
             self._counts[self.by_key.pop(oldest).state] -= 1
+            self._past_weight -= self._past.pop(oldest, 0)
             dropped.append(oldest)
         return dropped
+
+    def note_past(self, name: str, record: ClusterRecord) -> None:
+        """Count the earlier transitions of a cluster that has ended toward their limit."""
+        self._past_weight -= self._past.pop(name, 0)
+        weight = sum(_TRANSITION_OVERHEAD + text_bytes(transition.message) for transition in record.past)
+        self._past[name] = weight
+        self._past_weight += weight
+        while self._past_weight > TRANSITIONS_WEIGHT_KEPT:
+            oldest, weight = self._past.popitem(last=False)
+            self._past_weight -= weight
+            self.by_key[oldest].past = ()
 
 
 class Engagements:
@@ -435,6 +456,7 @@ class Engagements:
             return [self._engage(record, engaged, now)]
         self.releases.end_drain(observation.name)
         ended = record.record_end(before, DisengageReason.REPLACED, replaced, now.wall)
+        self._records.note_past(observation.name, record)
         self.unreachable -= _is_unreachable(before)
         self.log.append(record.entry, ended, now.steady, then=engaged)
         return [ended, engaged]
@@ -543,8 +565,9 @@ class Engagements:
         self.not_ready.ended(name)
         if cluster.draining is not None:
             self.releases.end_drain(name)
-        self.dropped_names += self._records.note_absent(name, record)
         ended = record.record_end(cluster, reason, message, now.wall)
+        self._records.note_past(name, record)
+        self.dropped_names += self._records.note_absent(name, record)
         record.former = without_draining(cluster)
         self.log.append(record.entry, ended, now.steady)
         self._records.engaged -= 1

@@ -236,6 +236,27 @@ def test_last_eight_past_cluster_transitions_are_kept() -> None:
     assert [transition.at for transition in known(fleet).transitions] == [wall(second) for second in range(32, 41)]
 
 
+def test_past_transitions_of_clusters_that_ended_least_recently_are_dropped_beyond_a_weight(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "TRANSITIONS_WEIGHT_KEPT", 3000)
+    fleet = engagements()
+
+    def flap(name: str, times: int) -> None:
+        for second in range(times):
+            fleet.commit([ready(name=name)], at(second))
+            fleet.commit([not_ready(name=name, message=f"{second}")], at(second))
+
+    for name in ("a", "b"):
+        flap(name, 4)
+    flap("b", 1000)
+    assert {name: len(record.past) for name, record in fleet.items()} == {"a": 8, "b": 8}
+    flap("c", 4)
+    assert {name: len(record.past) for name, record in fleet.items()} == {"a": 0, "b": 8, "c": 8}
+    flap("a", 1)
+    assert {name: len(record.past) for name, record in fleet.items()} == {"a": 2, "b": 8, "c": 8}
+
+
 def test_repeated_not_ready_observation_keeps_start_time_of_state_and_updates_message() -> None:
     record = known(after(not_ready(version="1", message="starting"), not_ready(version="2", message="almost")))
     assert (record.since, record.message) == (wall(0), "almost")
