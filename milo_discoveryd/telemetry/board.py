@@ -56,8 +56,6 @@ SORTED_AT_ONCE = 500
 """The number of clusters that are sorted or merged before the event loop may run other tasks."""
 LISTING_SHARE = 0.02
 """The share of the event loop's time that listings for one query may take."""
-ROWS_KEPT = 200_000
-"""Maximum number of clusters in all results that are kept for repeated queries."""
 _NAMES_SHOWN = 3
 _LONGEST = 200
 """Maximum length of caller-supplied text in a subscriber's row: there may be thousands of rows."""
@@ -118,7 +116,6 @@ class StatusBoard:
         self._shard = shard
         self._configuration = configuration
         self._listings: dict[tuple[str, str], _Listing] = {}
-        self._searching = asyncio.Lock()
 
     async def status(self, question: ClusterQuery, *, with_names: bool) -> DaemonStatus:
         """Return the status. Searching the clusters lets other tasks run in between."""
@@ -167,12 +164,7 @@ class StatusBoard:
         """Return the clusters that match, those that need attention first.
 
         A result is reused for a while, so that a repeated query takes at most LISTING_SHARE of the event loop's time.
-        Searches wait for each other: each takes memory for all clusters.
         """
-        async with self._searching:
-            return await self._searched(question)
-
-    async def _searched(self, question: ClusterQuery) -> list[tuple[str, ClusterRecord]]:
         key = (question.search, question.state)
         self._listings = {key: listing for key, listing in self._listings.items() if listing.until > time.monotonic()}
         if (kept := self._listings.get(key)) is not None:
@@ -186,8 +178,6 @@ class StatusBoard:
             await asyncio.sleep(0)
             began = time.thread_time()
         self._listings[key] = _Listing(found, time.monotonic() + busy_s / LISTING_SHARE)
-        while sum(len(listing.clusters) for listing in self._listings.values()) > ROWS_KEPT:
-            del self._listings[next(iter(self._listings))]
         return found
 
     def _row(self, name: str, record: ClusterRecord) -> ClusterRow:

@@ -2,7 +2,6 @@
 
 import asyncio
 import time
-import tracemalloc
 from collections.abc import Iterator, Sequence
 from itertools import islice, pairwise
 
@@ -132,27 +131,6 @@ async def test_listing_of_a_large_fleet_is_sorted_in_steps(board: StatusBoard, m
         compared = 0
     assert [name for name, _ in reading.result()] == sorted((target.name for target in targets()), key=reversed_name)
     assert max(steps) <= PROJECTS // 2
-
-
-async def test_many_searches_at_once_take_the_memory_of_few(
-    board: StatusBoard, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(board_module, "ROWS_KEPT", 3 * PROJECTS)
-
-    async def search(words: str) -> None:
-        await board._matching(ClusterQuery(search=words))
-
-    async def peak(searches: Sequence[str]) -> int:
-        tracemalloc.start()
-        try:
-            await asyncio.gather(*map(search, searches))
-            return tracemalloc.get_traced_memory()[1]
-        finally:
-            tracemalloc.stop()
-
-    one = await peak(["project"])
-    assert await peak([f"p{'roject'[:number]} " * times for number in range(1, 7) for times in range(1, 9)]) < 8 * one
-    assert len(board._listings) == 3
 
 
 def reversed_name(name: str) -> str:
