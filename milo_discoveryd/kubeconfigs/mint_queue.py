@@ -83,7 +83,7 @@ class _WaitingMints(Generic[M]):
     def only(self, is_current: Callable[[QueuedMint, M], bool]) -> "_WaitingMints[M]":
         """Return these without those that are not current."""
         current = _WaitingMints[M](self._running)
-        for tenant, heap in self._by_tenant.items():
+        for tenant, heap in self.by_tenant.items():
             for waiting, entry in heap:
                 if is_current(waiting, entry):
                     current.push(tenant, waiting, entry)

@@ -239,4 +239,4 @@ def test_lease_that_was_removed_from_credential_queue_is_not_minted_for_and_not_
 
 
 def heaps(queue: MintQueue[Entry]) -> Iterator[list[Any]]:
-    return (heap for waiting in queue._waiting.values() for heap in waiting._by_tenant.values())
+    return (heap for waiting in queue._waiting.values() for heap in waiting.by_tenant.values())
