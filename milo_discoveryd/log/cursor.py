@@ -4,7 +4,7 @@ daemon."""
 import msgspec
 
 from milo_discoveryd.log.change_log import ChangeLog, Snapshot
-from milo_discoveryd.log.events import NO_CHANGES, ReadAhead, Slice
+from milo_discoveryd.log.events import NO_CHANGES, ReadAhead, Slice, bounded
 from milo_discoveryd.log.filter import ClusterView
 from milo_discoveryd.log.filter_transition import FilterTransition, start_transition
 
@@ -112,7 +112,7 @@ class Cursor:
     def _from_snapshot(self, before: _InSnapshot) -> Batch:
         snapshot = before.snapshot
         part = self._log.snapshot_part(snapshot, before.position, self._view, self._overhead)
-        ahead, synced = before.ahead | part.ahead, part.end == len(snapshot.entries)
+        ahead, synced = bounded(before.ahead | part.ahead), part.end == len(snapshot.entries)
         self._state = _Following(snapshot.revision, ahead) if synced else _InSnapshot(snapshot, part.end, ahead)
         return Batch(part.slice, snapshot.revision, reset=before.position == 0, synced=synced, is_whole=synced)
 
@@ -128,7 +128,7 @@ class Cursor:
         if revision == self._log.head:
             return None
         changes = self._log.since(revision, self._view, ahead)
-        self._state = _Following(changes.revision, changes.ahead)
+        self._state = _Following(changes.revision, bounded(changes.ahead))
         if changes.slice.frames:
             return Batch(changes.slice, changes.revision)
         return None if changes.revision == self._log.head else Batch(NO_CHANGES, changes.revision, is_whole=False)

@@ -8,7 +8,7 @@ transition, as after a snapshot.
 import msgspec
 
 from milo_discoveryd.log.change_log import ChangeLog, Snapshot, slice_of
-from milo_discoveryd.log.events import Frame, ReadAhead, Slice
+from milo_discoveryd.log.events import Frame, ReadAhead, Slice, bounded
 from milo_discoveryd.log.filter import ClusterView
 
 
@@ -61,7 +61,7 @@ class FilterTransition(msgspec.Struct, frozen=True):
             else:
                 continue
             size += len(frames[-1].data)
-        return slice_of(frames), msgspec.structs.replace(self, position=position, ahead=self.ahead | ahead)
+        return slice_of(frames), msgspec.structs.replace(self, position=position, ahead=bounded(self.ahead | ahead))
 
     def _view_before(self, position: int) -> ClusterView:
         return next(view for upto, view in self.earlier if position < upto)

@@ -192,6 +192,22 @@ def test_snapshot_older_than_compaction_is_not_shared() -> None:
     assert early.revision == 200
 
 
+def test_reader_keeps_few_of_the_states_that_it_has_beyond_its_snapshot() -> None:
+    log = readable_log(batch_bytes=10_000)
+    for index in range(1000):
+        engage(log, f"a{index}")
+    cursor = reader(log)
+    first = cursor.next_batch()
+    assert first is not None
+    changed = [update(log, before, version="2") for before in log.clusters()]
+    kept, latest = list[int](), {event.cluster.target.name: event.cluster for event in read(first.slice.frames)}
+    while (batch := cursor.next_batch()) is not None:
+        kept.append(len(cursor.place.ahead))
+        latest |= {event.cluster.target.name: event.cluster for event in read(batch.slice.frames)}
+    assert 100 < max(kept) <= 256
+    assert latest == {each.target.name: each for each in changed}
+
+
 # --- following ---
 
 
