@@ -528,3 +528,25 @@ async def _serve_changes(daemon: ScriptedDaemon) -> None:
             following("2", "3", engaged("a"), updated("b")),
         )
         stream.end()
+
+
+async def test_failure_of_a_handler_that_ends_the_fleet_is_known_before_other_handlers_have_ended(client, begin):
+    fleet, may_end = Fleet(client, on_error="raise"), asyncio.Event()
+
+    @fleet.on_engage
+    async def handle(cluster: EngagedCluster) -> None:
+        if cluster.name == "b":
+            raise OSError("the handler failed")
+        try:
+            await asyncio.Event().wait()
+        finally:
+            await may_end.wait()
+
+    running = asyncio.create_task(fleet.run())
+    await begin(snapshot("1", engaged("a"), engaged("b")))
+    async with asyncio.timeout(10):
+        assert isinstance(await fleet.failed(), HandlerFailed)
+    assert not running.done()
+    may_end.set()
+    with pytest.raises(HandlerFailed):
+        await running

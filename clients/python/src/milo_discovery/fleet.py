@@ -245,8 +245,7 @@ class Fleet(RunsInBackground):
                             async for item in feed:
                                 self._apply(item, watch, tasks)
                     except Exception as error:
-                        self._state = error
-                        self._signal.notify()
+                        self._fail(error)
                         raise
                     if following is not None:
                         following.cancel()
@@ -400,6 +399,13 @@ class Fleet(RunsInBackground):
         unfinished.discard(task)
         if not unfinished:
             del self._unfinished[name]
+        if not task.cancelled() and isinstance(error := task.exception(), Exception):
+            self._fail(error)  # of `on_error`: it ends the task group, and so the Fleet
+
+    def _fail(self, error: Exception) -> None:
+        if not isinstance(self._state, Exception):
+            self._state = error
+        self._signal.notify()
 
     async def _run_handler(
         self,
