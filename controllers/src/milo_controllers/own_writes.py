@@ -48,6 +48,10 @@ class Write(NamedTuple):
         labels = tuple((metadata.labels or {}).items())
         return cls(resource, (metadata.namespace, metadata.name), metadata.uid, metadata.resourceVersion, labels)
 
+    def is_newer(self, other: Write) -> bool:
+        """Return whether this is known to be a later write of the same object."""
+        return self.uid == other.uid != "" and (not self.version or is_older(other.version, self.version))
+
 
 class _WrittenMetadata(msgspec.Struct):
     name: str

@@ -5,6 +5,7 @@ from __future__ import annotations
 import builtins
 import logging
 from collections.abc import Callable, Coroutine, Hashable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, Generic, Literal, NamedTuple, Protocol, TypeVar, cast, overload
@@ -498,10 +499,11 @@ class Request(Generic[ObjectT]):
         return cached is None or cached.version != write.version or not self._member.view.is_partial(self.kind)
 
     async def _read_own(self) -> None:
-        try:
-            self._own = Written(await self.read(self.kind, self.name, self.namespace))
-        except NotFound:
-            self._own = Deleted()
+        before, found = self._own, cast(OwnObject, Deleted())
+        with suppress(NotFound):
+            found = Written(await self.read(self.kind, self.name, self.namespace))
+        if self._own is before or isinstance(self._own, Outdated):  # nothing newer was written meanwhile
+            self._own = found
 
     def _document(self) -> Document:
         """Return the object as a dict. Raises NotFound and Conflict as `_uid`."""
@@ -610,6 +612,9 @@ class Request(Generic[ObjectT]):
         left = after_write(subresource, written)
         write = Write.of_response(kind.resource, written)
         if write is not None:
+            before = self.writes.get((kind.resource, *write.place))
+            if before is not None and before.is_newer(write):
+                return written  # of two writes that overlap, the response of the first came last
             self.writes[kind.resource, *write.place] = (
                 write._replace(version="") if isinstance(left, Deleted) else write
             )

@@ -352,3 +352,57 @@ async def test_another_object_that_is_created_is_not_the_reconciled_one() -> Non
     await request.create("apps/v1/deployments", {**DEPLOYMENT, "metadata": {"name": "other"}})
     await request.create("apps/v1/deployments", DEPLOYMENT, dry_run=True)
     assert (await request.owner_reference())["uid"] == "u"
+
+
+@pytest.mark.parametrize("is_last_deletion", [False, True])
+async def test_newest_of_writes_that_overlap_counts_whatever_the_order_of_their_responses(
+    is_last_deletion: bool,
+) -> None:
+    versions, may_answer = iter("23"), {version: asyncio.Event() for version in "23"}
+
+    class SlowApi(FakeApi):
+        async def send(self, method: str, path: str, query: object = (), body: Any = None, **_: object) -> Document:
+            version = next(versions)
+            is_ending = {**TERMINATING, "finalizers": []} if is_last_deletion and version == "3" else {}
+            answer = {**DEPLOYMENT, "metadata": {**METADATA, "resourceVersion": version, **is_ending}}
+            await may_answer[version].wait()
+            return answer
+
+    request = request_to(SlowApi())
+    async with asyncio.TaskGroup() as tasks:
+        for version in "23":
+            tasks.create_task(request.patch("apps/v1/deployments", "d", {"spec": {"replicas": int(version)}}))
+        for version in "32":
+            may_answer[version].set()
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
+    found, [write] = await request.get(), request.writes.values()
+    if is_last_deletion:
+        assert (found, write.version) == (None, "")
+    else:
+        assert found is not None
+        assert (found["metadata"]["resourceVersion"], write.version) == ("3", "3")
+
+
+async def test_object_that_was_written_while_it_was_read_is_as_it_was_written() -> None:
+    may_answer = asyncio.Event()
+
+    class SlowApi(FakeApi):
+        async def send(self, method: str, path: str, *arguments: Any, **options: Any) -> Document:
+            answer = await super().send(method, path, *arguments, **options)
+            if method == "GET":
+                await may_answer.wait()
+            elif not path.endswith("/scale"):
+                answer = {**answer, "metadata": {**METADATA, "resourceVersion": "3"}}
+            return answer
+
+    request = request_to(SlowApi())
+    await request.patch("apps/v1/deployments", "d", {"spec": {"replicas": 5}}, subresource="scale")
+    reading = asyncio.create_task(request.get())
+    await asyncio.sleep(0)
+    await request.patch("apps/v1/deployments", "d", {"metadata": {"labels": {}}})
+    may_answer.set()
+    await reading
+    found = await request.get()
+    assert found is not None
+    assert found["metadata"]["resourceVersion"] == "3"

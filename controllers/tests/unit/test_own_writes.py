@@ -309,3 +309,19 @@ def test_write_that_one_reconcile_stops_awaiting_is_still_awaited_by_another() -
     own.give_up(given_up)
     put(cache, "5", settling=own)
     assert settled == ["awaited"]
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "is_newer"),
+    [
+        (written(version="6"), written(version="5"), True),
+        (written(version="5"), written(version="6"), False),
+        (written(version="6", uid="another"), written(version="5"), False),
+        (written()._replace(version=""), written(version="5"), True),
+        (written(uid="")._replace(version=""), written(uid=""), False),
+    ],
+)
+def test_write_is_newer_if_it_has_a_later_version_of_the_same_object_or_has_deleted_it(
+    one: Write, other: Write, is_newer: bool
+) -> None:
+    assert one.is_newer(other) is is_newer
