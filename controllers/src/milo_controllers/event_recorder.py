@@ -91,18 +91,19 @@ class EventRecorder:
 
     async def aclose(self, *, is_engaged: bool) -> None:
         """Write what is pending, for a short time, if the cluster is still engaged, and end."""
-        if is_engaged:
-            if not self._is_flushed:
+        try:
+            if is_engaged and not self._is_flushed:
                 await self._flush(_FLUSH_S)
-            if self._pending:
+        finally:
+            if is_engaged and self._pending:
                 cause = text_of(self._retried or _too_slow())
                 log.warning("%s: %d events were not recorded: %s", self._api.name, len(self._pending), cause)
-        self._recent.drop(self._api.name)
-        if self._timer is not None:
-            self._timer.cancel()
-        if self._writing is not None:
-            self._writing.cancel()
-            await asyncio.wait([self._writing])
+            self._recent.drop(self._api.name)
+            if self._timer is not None:
+                self._timer.cancel()
+            if self._writing is not None:
+                self._writing.cancel()
+                await asyncio.wait([self._writing])
 
     async def _has_space(self) -> bool:
         """Return whether another event may be pending, after waiting for space if there is none."""

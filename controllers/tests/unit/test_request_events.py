@@ -348,3 +348,17 @@ async def test_invalid_event_is_refused_at_each_call_and_starts_no_series(
         with pytest.raises(error, match=message):
             await request.event(**{"reason": "Created", "note": "note", **content})
     assert api.calls == []
+
+
+async def test_recorder_that_is_canceled_while_it_ends_leaves_no_task_that_writes_events() -> None:
+    api = EventsApi()
+    api.responds.clear()
+    [request] = requests_to(api, 1)
+    await request.event("Created", "made it")
+    before = asyncio.all_tasks()
+    ending = asyncio.create_task(request._member.events.aclose(is_engaged=True))
+    await asyncio.sleep(0)
+    ending.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await ending
+    assert not [task for task in before if task is not asyncio.current_task() and not task.done()]
