@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from datetime import timedelta
 
 import grpc
 import pytest
 from google.rpc.error_details_pb2 import ErrorInfo
 
-from milo_discovery import Cluster, DiscoveryClient, EngagedCluster, Fleet, Watch
+from milo_discovery import BackoffPolicy, Cluster, DiscoveryClient, EngagedCluster, Fleet, Watch
 from milo_discovery.v1 import discovery_pb2 as pb
 
 from .conftest import AT_ONCE
@@ -218,6 +219,24 @@ async def test_handler_that_fails_during_a_drain_is_not_restarted(client, daemon
 
 
 # --- subscriptions ---
+
+
+async def test_cluster_whose_handler_waits_to_be_restarted_is_released_at_once(client, daemon):
+    never = BackoffPolicy(initial=timedelta(hours=1), maximum=timedelta(hours=1))
+    fleet, failed = Fleet(client, on_drain="wait", backoff=never), asyncio.Event()
+
+    @fleet.on_engage
+    async def handle(_member: EngagedCluster) -> None:
+        failed.set()
+        raise OSError("the handler failed")
+
+    async with fleet:
+        stream = await daemon.stream()
+        stream.send(snapshot("1", engaged(cluster("a", incarnation="i"))))
+        await failed.wait()
+        stream.send(following("1", "2", updated(draining("a", incarnation="i"))))
+        async with asyncio.timeout(10):
+            assert await daemon.releases.get() == release_of("a", stream, "i")
 
 
 async def test_fleet_ends_its_subscription_after_its_handlers_have_ended(client, daemon, work):

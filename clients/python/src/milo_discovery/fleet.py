@@ -429,7 +429,9 @@ class Fleet(RunsInBackground):
             is_ending = cancelled_from_outside() or cluster.draining is not None
             if not self._should_restart(cluster, error, None if is_ending else delay) or is_ending:
                 return
-            await asyncio.sleep(delay.total_seconds())
+            with suppress(TimeoutError):
+                async with asyncio.timeout(delay.total_seconds()):
+                    await cluster.drained()  # its release waits for this task
 
     def _should_restart(self, cluster: EngagedCluster, error: Exception, delay: timedelta | None) -> bool:
         if self._on_error == "raise":
