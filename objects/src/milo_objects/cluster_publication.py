@@ -315,6 +315,8 @@ class ClusterPublication:
         if self._ending is not None:
             is_own = published is None or published.cluster.incarnation == self._ending.cluster.incarnation
             if is_own or (published is not None and published.ended):
+                for scope in self.scopes.values():
+                    scope.epoch = last_sequence  # of a scope that is not in the stream
                 self._begin_end(self._ending if is_own or published is None else published, now)
                 return
             self._ending = None  # another publisher has engaged the cluster since
@@ -386,9 +388,10 @@ class ClusterPublication:
     def _desire_scope(self, scope: ScopePublication, now: float) -> None:
         if isinstance(self.phase, ReadingStream | DisplacedByAnother | NothingToPublish):
             return
-        cluster, published = self._wanted, scope.published
-        if scope.over or cluster is None:
-            known = published.cluster if published is not None else cluster
+        cluster, last = self._wanted, scope.last
+        ending = self.phase.message.cluster if isinstance(self.phase, EndingCluster) else None
+        if scope.over or ending is not None or cluster is None:
+            known = last.cluster if last is not None else ending or cluster
             desired = None if known is None else ScopeMessage(known, ScopeIsOver(scope.over), scope.epoch)
         else:
             publisher = scope.publisher(self._schedule.publisher, now)
@@ -437,18 +440,25 @@ class ClusterPublication:
 
     def _begin_end(self, message: ClusterMessage, now: float) -> None:
         self.phase = EndingCluster(message)
-        for scope in self.scopes.values():
-            has_objects = scope.is_dropped or any(record.published is not None for record in scope.objects.values())
-            scope.over = message.ended if scope.published is not None or has_objects else ""
-            scope.purge = 0
-            if scope.published is not None:
-                scope.epoch = scope.published.epoch
         self.record = replace(self.record, desired=message)
         self._consider(self.record, now)
+        self._end_scopes(now)
+
+    def _end_scopes(self, now: float) -> None:
+        """End the scopes once the end of the cluster is stored: what was on its way before is, too."""
+        if not isinstance(self.phase, EndingCluster) or self.record.is_pending:
+            return
+        for scope in self.scopes.values():
+            last = scope.last
+            has_objects = scope.is_dropped or any(record.published is not None for record in scope.objects.values())
+            scope.over = self.phase.message.ended if last is not None or has_objects else ""
+            scope.purge = 0
+            if last is not None:
+                scope.epoch = last.epoch
         self._continue_end(now)
 
     def _continue_end(self, now: float) -> None:
-        """End the scopes once the end of the cluster is stored, and finish when all are purged."""
+        """Finish when all scopes are purged."""
         if not isinstance(self.phase, EndingCluster) or self.record.is_pending:
             return
         unfinished = [scope for scope in self.scopes.values() if scope.over]
@@ -514,7 +524,9 @@ class ClusterPublication:
             return False
         scope = self.scopes[subject]
         published = scope.record.published
-        is_ended = isinstance(published, ScopeMessage) and isinstance(published.state, ScopeIsOver)
+        is_ended = isinstance(published, ScopeMessage) and (
+            published.ends_cluster or published.state == ScopeIsOver(scope.over)
+        )
         return bool(scope.over) and is_ended and not scope.purge
 
     def wake(self, subject: Subject, now: float) -> Relist | None:
@@ -699,7 +711,7 @@ class ClusterPublication:
     def _cluster_written(self, now: float) -> None:
         if isinstance(self.phase, EndingCluster):
             self._consider(self.record, now)
-            self._continue_end(now)
+            self._end_scopes(now)
             return
         had_claimed = self._claimed
         self._desire_cluster(now)

@@ -92,6 +92,11 @@ class ScopeMessage(msgspec.Struct, frozen=True, omit_defaults=True):
     publisher: str = ""
     """The publisher that has read the scope, as its heartbeats name it; empty if any may have."""
 
+    @property
+    def ends_cluster(self) -> bool:
+        """Whether the cluster has ended, and not the scope alone."""
+        return isinstance(self.state, ScopeIsOver) and self.state.reason != Gone.WITHDRAWN.value
+
     def encode(self) -> Encoded:
         headers = {STATE: str(self.state.__struct_config__.tag), UID: self.cluster.uid, EPOCH: str(self.epoch)}
         if isinstance(self.state, ScopeIsOver):

@@ -133,14 +133,18 @@ class StreamPublication:
             match decoded:
                 case ClusterMessage(cluster, ""):
                     found[_cluster_of(subject)] = cluster
-                case ScopeMessage(cluster, state) if not isinstance(state, ScopeIsOver):
+                case ScopeMessage(cluster, state) if not isinstance(state, ScopeIsOver) or (
+                    not decoded.ends_cluster and self._is_declared(subject)
+                ):
                     found.setdefault(_cluster_of(subject), cluster)
         return {key: cluster for key, cluster in found.items() if key not in self.clusters}
 
-    def review(self, stored: Iterable[StoredMessage], now: float) -> list[Purge]:
-        """Read again the clusters in which another publisher has written of a scope.
+    def review(self, stored: Iterable[StoredMessage], last_sequence: int, now: float) -> list[Purge]:
+        """Read again the clusters in which another publisher has written of a scope. `last_sequence`: that of the
+        stream before `stored` was read.
 
-        Returns the purges that follow the ends of scopes: a publisher may have been killed before its own.
+        Returns the purges that follow the ends of scopes: a publisher may have been killed before its own, and a write
+        may have been stored late.
         """
         purges: list[Purge] = []
         for message in stored:
@@ -151,7 +155,7 @@ class StreamPublication:
             if not isinstance(subject, ScopeSubject) or not isinstance(decoded, ScopeMessage):
                 continue
             if isinstance(decoded.state, ScopeIsOver):
-                purges.append(Purge(subject, message.sequence, 0))
+                purges.append(Purge(subject, max(message.sequence, last_sequence + 1), 0))
             elif (found := self.clusters.get(subject.cluster)) and not found.publishes(subject, message.sequence):
                 found.reread(now)
         return purges
@@ -389,6 +393,9 @@ class StreamPublication:
 
     def _scope(self, scope: Scope) -> ScopeSubject:
         return ScopeSubject(scope.cluster, *self._plurals[scope.resource])
+
+    def _is_declared(self, subject: Subject) -> bool:
+        return isinstance(subject, ScopeSubject) and (subject.group, subject.resource) in self._plurals.values()
 
     def _object(self, scope: Scope, namespace: str, name: str) -> ObjectSubject:
         return ObjectSubject(self._scope(scope), namespace, name)

@@ -310,8 +310,8 @@ class ObjectPublisher:
         """End the clusters of the stream that the daemon confirms to have disengaged, and mark what this publisher has
         said of those that others may follow, or whose ends are held. Returns when to look again."""
         looks = self._looks
-        stored, _ = await session.last_messages([STREAM_SUBJECTS[0], _STATES])
-        for purge in self.publication.review(stored, self._clock()):
+        stored, last = await session.last_messages([STREAM_SUBJECTS[0], _STATES])
+        for purge in self.publication.review(stored, last, self._clock()):
             await session.purge(purge.scope.objects, purge.below)
         orphans = self.publication.orphans(stored)
         known = len(orphans) + self.publication.engaged

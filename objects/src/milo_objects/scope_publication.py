@@ -72,6 +72,13 @@ class ScopePublication:
         return None if message is None or isinstance(message.state, ScopeIsOver) else message
 
     @property
+    def last(self) -> ScopeMessage | None:
+        """The scope's message in the stream, unless the cluster has ended with the scope: readers may have it."""
+        message = self.record.published
+        assert message is None or isinstance(message, ScopeMessage)
+        return None if message is None or message.ends_cluster else message
+
+    @property
     def has_begun(self) -> bool:
         """Whether objects may be written: readers know the scope."""
         return not self.over and self.published is not None and self.published.epoch == self.epoch

@@ -403,7 +403,7 @@ class StreamReader:
         if scope.epoch is not None and message.epoch < scope.epoch:
             return
         if isinstance(message.state, ScopeIsOver):
-            self._end(subject, scope, message.state.reason)
+            self._end(subject, scope, message.cluster.uid, message.state.reason)
             scope.epoch = message.epoch
             scope.buffered.clear()
             return
@@ -477,10 +477,13 @@ class StreamReader:
 
     # --- ends ---
 
-    def _end(self, subject: ScopeSubject, scope: _Scope, reason: str) -> None:
+    def _end(self, subject: ScopeSubject, scope: _Scope, uid: str, reason: str) -> None:
         cluster = self._clusters.get(subject.cluster)
         if scope.scope is None or cluster is None:
             scope.drop()
+            is_shown = any(other.scope is not None for other in self._of(subject.cluster).values())
+            if cluster is not None and cluster.uid == uid and reason != Gone.WITHDRAWN.value and not is_shown:
+                self._end_cluster(cluster, reason)  # whose scopes were withdrawn before
             return
         if reason == Gone.WITHDRAWN.value:
             self._withdraw(subject, scope)

@@ -194,3 +194,11 @@ def test_scope_of_a_named_publisher_takes_the_same_bytes_in_each_state() -> None
     )
     assert b"publisher" not in ScopeMessage(CLUSTER, Synced(NOW), 4).encode().body
     assert [decode(stored(SCOPE, message))[1] for message in messages] == messages
+
+
+@pytest.mark.parametrize(
+    ("state", "ends"), [(Synced(NOW), False), (ScopeIsOver("WITHDRAWN"), False), (ScopeIsOver("DELETED"), True)]
+)
+def test_scope_that_is_withdrawn_ends_no_cluster(state: Synced | ScopeIsOver, ends: bool) -> None:
+    cluster = FleetCluster(name="web", incarnation="i", uid="u")
+    assert ScopeMessage(cluster, state, 1).ends_cluster is ends

@@ -8,7 +8,7 @@ from msgspec.structs import replace
 from milo_objects import cluster_publication, gone_objects
 from milo_objects.cluster_publication import BEHIND_S, TAKEOVER_S
 from milo_objects.kinds import Kind
-from milo_objects.messages import ObjectMessage, ScopeMessage, StoredMessage, decode
+from milo_objects.messages import ObjectMessage, ScopeIsOver, ScopeMessage, StoredMessage, decode
 from milo_objects.projection import ProjectedObject
 from milo_objects.publication import MOST_BYTES, MOST_WRITES, StreamPublication
 from milo_objects.publication_records import GONE_TTL_S, SubjectRecord
@@ -74,9 +74,10 @@ class Publishing:
         found = ProjectedObject("", name, f"uid of {name}", b'{"a":1}', "1")
         self.publication.apply(ObjectGone(self.scope, found, Gone.OBJECT_DELETED), 0.0)
 
-    def write(self, now: float = 0.0) -> None:
-        """Do what is due."""
-        while commands := self.publication.due(now):
+    def write(self, now: float = 0.0, most: int = 1000) -> None:
+        """Do what is due, `most` times."""
+        while most and (commands := self.publication.due(now)):
+            most -= 1
             for command in commands:
                 match command:
                     case ReadCluster(cluster):
@@ -358,16 +359,89 @@ def test_synced_scope_that_no_publisher_follows_is_stale_unless_another_one_has_
     assert not publishing.publication.disown(stored, ["web"])  # it is engaged here
 
 
+def _reasons(publishing: Publishing) -> set[str | None]:
+    """Return the reasons of the ends in the stream."""
+    return {found.headers.get("Milo-Reason") for found in publishing.stored.values()}
+
+
+def _replace_and_interrupt(publishing: Publishing) -> FleetCluster:
+    """Replace the cluster, and stop after the end of its former scope is stored."""
+    publishing.put("a")
+    publishing.write()
+    publishing.publication.apply(ClusterEnded(FleetCluster(name="web", incarnation="i", uid="u"), "MOVED"), 0.0)
+    cluster = FleetCluster(name="web", incarnation="i2", uid="u2")
+    publishing.publication.apply(ClusterChanged(cluster), 0.0)
+    while not isinstance(state_in(publishing), ScopeIsOver):
+        publishing.write(most=1)
+    return cluster
+
+
+def test_cluster_that_ends_before_its_scope_begins_again_ends_for_readers() -> None:
+    publishing = Publishing()
+    cluster = _replace_and_interrupt(publishing)
+    publishing.publication.apply(ClusterEnded(cluster, "DELETED"), 0.0)
+    publishing.write()
+    assert _reasons(publishing) == {"DELETED"}
+    assert publishing.publication.clusters == {}
+
+
+def test_cluster_whose_publisher_ended_before_its_scope_began_again_ends_for_readers() -> None:
+    publishing = Publishing()
+    cluster = _replace_and_interrupt(publishing)
+    publishing.publication = StreamPublication([Kind("v1/namespaces")], lambda _: True, 0.0)
+    publishing.publication.connected(1 << 20, 0.0, is_same=False)
+    publishing.publication.end_orphan(cluster, 0.0)
+    publishing.write(most=2)  # the messages are read, and the end of the cluster is stored
+    assert _reasons(publishing) == {None, "MISSING", "WITHDRAWN"}
+    publishing.publication = StreamPublication([Kind("v1/namespaces")], lambda _: True, 0.0)
+    ((_, cluster),) = publishing.publication.orphans(publishing.stored.values()).items()
+    publishing.publication.connected(1 << 20, 0.0, is_same=False)
+    publishing.publication.end_orphan(cluster, 0.0)
+    publishing.write()
+    assert _reasons(publishing) == {"MISSING"}
+    assert publishing.publication.orphans(publishing.stored.values()) == {}
+
+
+def test_cluster_that_ends_before_a_scope_of_objects_in_the_stream_begins_is_engaged_again() -> None:
+    publishing = Publishing()
+    publishing.put("a")
+    publishing.write()
+    del publishing.stored["milo.objects._.web.core.namespaces.state"]
+    publishing.publication = StreamPublication([Kind("v1/namespaces")], lambda _: True, 0.0)
+    publishing.publication.connected(1 << 20, 0.0, is_same=False)
+    publishing.publication.end_orphan(FleetCluster(name="web", incarnation="i", uid="u"), 0.0)
+    publishing.write()
+    assert publishing.publication.clusters == {}
+    assert _reasons(publishing) == {"MISSING"}
+    publishing.restart()
+    publishing.write()
+    assert state_in(publishing) == Synced(NOW)
+
+
+def test_object_that_was_stored_after_its_scope_ended_is_purged() -> None:
+    publishing = Publishing()
+    publishing.put("a")
+    publishing.write()
+    late = publishing.stored["milo.objects._.web.core.namespaces._.a"]
+    publishing.publication.apply(ClusterEnded(FleetCluster(name="web", incarnation="i", uid="u"), "DELETED"), 0.0)
+    publishing.write()
+    assert late.subject not in publishing.stored
+    publishing.sequence += 1
+    publishing.stored[late.subject] = late._replace(sequence=publishing.sequence)
+    (purge,) = publishing.publication.review(publishing.stored.values(), publishing.sequence, 0.0)
+    assert purge.below > publishing.sequence
+
+
 def test_scope_of_which_another_publisher_has_written_is_read_again() -> None:
     publishing = Publishing()
     publishing.write()
-    publishing.publication.review([*publishing.stored.values()], 0.0)
+    publishing.publication.review([*publishing.stored.values()], publishing.sequence, 0.0)
     assert publishing.publication.is_settled
     key = "milo.objects._.web.core.namespaces.state"
     publishing.sequence += 1
     other = replace(scope_in(publishing), state=Stale(NOW, "no publisher follows it"))
     publishing.stored[key] = StoredMessage(key, publishing.sequence, *other.encode())
-    publishing.publication.review([*publishing.stored.values()], 0.0)
+    publishing.publication.review([*publishing.stored.values()], publishing.sequence, 0.0)
     publishing.write()
     assert state_in(publishing) == Synced(NOW)
 

@@ -449,6 +449,20 @@ def test_scope_that_began_before_an_earlier_engagement_ended_is_read_again() -> 
     assert projects.known() == {"namespaces": []}
 
 
+def test_cluster_ends_with_a_scope_that_ended_before() -> None:
+    projects = Projects()
+    projects.scope("namespaces", "web", Synced(NOW), 0)
+    projects.scope("widgets", "web", Synced(NOW), 1)
+    projects.scope("namespaces", "web", WITHDRAWN, 0)
+    projects.scope("namespaces", "web", ScopeIsOver("DELETED"), 0)
+    assert projects.known() == {"widgets": []}  # perhaps of the next engagement
+    projects.scope("widgets", "web", WITHDRAWN, 1)
+    projects.scope("widgets", "former", ScopeIsOver("DELETED"), 1)
+    assert set(projects.reading.store.clusters) == {"web"}
+    projects.scope("widgets", "web", ScopeIsOver("DELETED"), 1)
+    assert not projects.reading.store.clusters
+
+
 @pytest.mark.parametrize("last", ["former", "new"])
 def test_scope_that_was_dropped_and_goes_on_is_read_again(last: str) -> None:
     projects = Projects()

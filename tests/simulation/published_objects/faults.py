@@ -1,5 +1,7 @@
 """The changes and faults of a simulation, at random times."""
 
+from milo_objects.kinds import Kind
+from milo_objects.publication_records import GONE_TTL_S
 from milo_objects.scope import Scope
 from tests.simulation.published_objects.participants import KINDS
 from tests.simulation.published_objects.simulation_run import FAULTS_UNTIL_S, NAMES, PROJECTS, Known, Simulation
@@ -90,6 +92,30 @@ class Faults:
                     kind = self._random.choice(KINDS)
                     publisher.lose_watch(Scope(name, cluster.incarnation, kind.resource), self._random.uniform(1, 60))
 
+    def exceed_budget(self) -> None:
+        for publisher in self._world.publishers:
+            for name, cluster in [*publisher.engaged.items()]:
+                if self._random.random() < 0.5:
+                    kind = self._random.choice(KINDS)
+                    publisher.exceed(Scope(name, cluster.incarnation, kind.resource), self._random.uniform(1, 60))
+
+    def lose_source(self) -> None:
+        """The daemons of a group, or the one of both publishers, lose contact with their source."""
+        indexes = [self._random.randrange(2)] if self._world.is_group else range(2)
+        until = self._world.timeline.now + self._random.uniform(1, 60)
+        for index in indexes:
+            self._world.stale_until[index] = max(until, self._world.stale_until[index])
+
+    def withdraw_kind(self) -> None:
+        """Roll out a declaration that lacks a kind, and later the former one."""
+        self._roll_out(KINDS[:1])
+        self._later(30, 60, lambda: self._roll_out(KINDS))
+
+    def _roll_out(self, kinds: tuple[Kind, ...]) -> None:
+        self._world.kinds = kinds
+        for index in range(2):
+            self._later(0, 20, lambda index=index: self._world.restart_publisher(index, self._random.uniform(0.1, 5)))
+
     def slow_watches(self) -> None:
         self._world.is_slow = True
         self._later(1, 60, lambda: setattr(self._world, "is_slow", False))
@@ -99,7 +125,9 @@ class Faults:
     def cut_reader(self) -> None:
         reader = self._random.choice(self._world.readers)
         reader.disconnect()
-        self._later(0.1, 100, reader.connect)
+        is_long = self._world.timeline.now < FAULTS_UNTIL_S / 2 and self._random.random() < 0.7
+        away_s = self._world.quiet_s if is_long else 0.0
+        self._later(away_s + 0.1, away_s + 100, reader.connect)
 
     # --- the server ---
 
@@ -131,17 +159,23 @@ KINDS_OF_FAULTS = [name for name in vars(Faults) if not name.startswith("_")]
 
 
 def schedule(world: Simulation) -> float:
-    """Plan random changes and faults; return the time when all of them have ended."""
+    """Plan random changes and faults; return the time when all of them have ended. Some have a pause in which what the
+    stream keeps for a while expires."""
     faults, random = Faults(world), world.random
+    quiet_s = world.quiet_s = random.uniform(0.9, 1.1) * GONE_TTL_S if random.random() < 0.1 else 0.0
+
+    def moment() -> float:
+        at = random.uniform(2, FAULTS_UNTIL_S)
+        return at if at < FAULTS_UNTIL_S / 2 else at + quiet_s
 
     def change() -> None:
         name, kind, object_name = random.choice(PROJECTS), random.choice(KINDS), random.choice(NAMES)
         (world.delete if random.random() < 0.3 else world.put)(name, kind.resource, object_name)
 
     for _ in range(random.randint(10, CHANGES)):
-        world.timeline.at(random.uniform(2, FAULTS_UNTIL_S), change)
+        world.timeline.at(moment(), change)
     for kind in random.choices(KINDS_OF_FAULTS, k=random.randint(3, 14)):
-        at = random.uniform(2, FAULTS_UNTIL_S)
+        at = moment()
         world.outcome.faults.append(f"{at:.0f} {kind}")
         world.timeline.at(at, getattr(faults, kind))
-    return FAULTS_UNTIL_S + 110.0
+    return quiet_s + FAULTS_UNTIL_S + 110.0

@@ -17,9 +17,12 @@ from milo_objects.scope import (
     Gone,
     ObjectChanged,
     ObjectGone,
+    OverBudget,
     Pending,
     Scope,
     ScopeChanged,
+    ScopeEnd,
+    ScopeEnded,
     Stale,
     Synced,
 )
@@ -48,8 +51,11 @@ class Publisher:
         self.is_killed = False
         self.is_cut = False
         self.engaged: dict[str, FleetCluster] = {}
+        self.kinds = world.kinds
         self.store = Store([kind.resource for kind in KINDS], {}, self.time(), changed=self._changed)
-        self.publication = StreamPublication(KINDS, lambda _: True, world.timeline.now)
+        self.publication = StreamPublication(
+            self.kinds, lambda _: not self.is_stale, world.timeline.now, world.gone_bytes
+        )
         self._member = name if world.is_group else ""
         self.publication.publisher = self._member
         self.died_at = 0.0
@@ -66,6 +72,11 @@ class Publisher:
     def _changed(self, change: Change) -> None:
         self.publication.apply(change, self.world.timeline.now)
 
+    @property
+    def is_stale(self) -> bool:
+        """Whether the daemon has no contact with its source."""
+        return self.world.stale_until[self.index] > self.world.timeline.now
+
     # --- the daemon and the API servers ---
 
     def engage(self, name: str, project: "Known", incarnation: str) -> None:
@@ -78,7 +89,7 @@ class Publisher:
             self.disengage(name, "REPLACED" if former.uid != project.uid else "NOT_READY")
         cluster = self.engaged[name] = FleetCluster(name=name, incarnation=incarnation, uid=project.uid)
         self.store.apply(ClusterChanged(cluster))
-        for kind in KINDS:
+        for kind in self.kinds:
             scope = Scope(name, incarnation, kind.resource)
             self.store.apply(ScopeChanged(scope, Pending(self.time())))
             self.world.timeline.after(self.world.lag(), partial(self.list, scope))
@@ -92,7 +103,9 @@ class Publisher:
 
     def is_following(self, scope: Scope) -> bool:
         cluster = self.engaged.get(scope.cluster)
-        return not self.is_killed and cluster is not None and cluster.incarnation == scope.incarnation
+        is_declared = any(kind.resource == scope.resource for kind in self.kinds)
+        is_engaged = cluster is not None and cluster.incarnation == scope.incarnation
+        return not self.is_killed and is_declared and is_engaged
 
     def list(self, scope: Scope) -> None:
         """Request a list, which is of now and arrives later. Changes after it arrive after it."""
@@ -141,6 +154,18 @@ class Publisher:
             self._later(scope, partial(self.store.apply, ScopeChanged(scope, Stale(self.time(), "no answer"))))
             self.world.timeline.after(back_s, partial(self.list, scope))
 
+    def exceed(self, scope: Scope, back_s: float) -> None:
+        """Drop the objects of a scope, which take too much memory, and list them again later."""
+        if self.is_following(scope):
+            self._stale.add(scope)
+            self._later(scope, partial(self._exceeded, scope))
+            self.world.timeline.after(back_s, partial(self.list, scope))
+
+    def _exceeded(self, scope: Scope) -> None:
+        self.store.apply(ScopeEnded(scope, ScopeEnd.OVER_BUDGET))
+        self.store.apply(ScopeChanged(scope, OverBudget(self.time(), "too large")))
+        self.step()
+
     def _later(self, scope: Scope, happens: "partial[None]") -> None:
         at = max(self.world.timeline.now + self.world.lag(), self._behind.get(scope, 0.0))
         self._behind[scope] = at
@@ -161,14 +186,14 @@ class Publisher:
             return
         is_current = self.publication.is_current("", self.world.timeline.now)
         if is_current and not self.is_cut and not self.world.is_down:
-            self.world.beat(Heartbeat(self._member, {"": ""}))
+            self.world.beat(Heartbeat(self._member, {"": "stale" if self.is_stale else ""}))
         self.world.timeline.after(BEAT_EVERY_S if is_current else 1.0, self._beat)
 
     def _look(self) -> None:
         if self.is_killed:
             return
         now = self.world.timeline.now
-        if not self.is_cut and not self.world.is_down:
+        if not self.is_cut and not self.world.is_down and not self.is_stale:
             orphans, others = {}, set()
             stored = self.world.stream.scopes_and_clusters(now)
             for name, cluster in self.publication.orphans(stored).items():
@@ -177,7 +202,8 @@ class Publisher:
                     others.add(name)
                 elif project is None or not project.is_ready:
                     orphans[name] = cluster
-            self.publication.review(stored, now)
+            for purge in self.publication.review(stored, self.world.stream.last_sequence, now):
+                self._effect(purge)
             for write in self.publication.disown(stored, others):
                 self._effect(write)
             self._missing = {name: self._missing.get(name, now) for name in orphans}
@@ -202,6 +228,8 @@ class Publisher:
 
     def disconnect(self) -> None:
         if not self.is_killed:
+            sent = self.publication._sent.values()
+            self.world.unsure.update(str(command.subject) for command in sent if isinstance(command, WriteMessage))
             self.publication.disconnected("connection lost", self.world.timeline.now)
             self.step()
 

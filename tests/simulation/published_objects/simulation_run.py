@@ -14,7 +14,7 @@ from milo_objects.projection import ProjectedObject
 from milo_objects.scope import Change, FleetCluster, Gone, ObjectGone, Scope, Stale, Synced
 from milo_objects.stream_commands import WriteMessage
 from milo_objects.stream_reader import SILENT_S
-from milo_objects.subjects import ObjectSubject, ScopeSubject
+from milo_objects.subjects import ClusterSubject, ObjectSubject, ScopeSubject
 from tests.simulation.published_objects.participants import KINDS, Publisher, Reader
 from tests.simulation.published_objects.stream import Stream
 from tests.simulation.sharding.host import Timeline
@@ -54,6 +54,13 @@ class Simulation:
         self.lost_at = -1000.0
         self.limit = 1 << 20
         self.is_slow = False
+        self.kinds = KINDS
+        """The kinds that a publisher which starts declares."""
+        self.gone_bytes = self.random.choice((1 << 29, 1 << 29, 4096))
+        self.quiet_s = 0.0
+        """The length of a pause of the faults, in which what the stream keeps for a while expires."""
+        self.stale_until = [0.0, 0.0]
+        """Until when the daemon of each publisher has no contact with its source."""
         self.unsure: set[str] = set()
         """Subjects with writes whose outcome was unknown, which are written again."""
         self.projects: dict[str, Known] = {}
@@ -111,14 +118,17 @@ class Simulation:
 
     def _tell(self, index: int, name: str, project: Known | None, reason: str) -> None:
         """Have a publisher learn of a cluster later, in order."""
-        at = max(self.timeline.now + self.lag(), self._learned.get((index, name), 0.0))
-        self._learned[index, name] = at
+        at = self.timeline.now + self.lag()
+        if reason not in {"MOVED", "OWNERSHIP_LOST"}:
+            at = max(at, self._learned.get((index, name), 0.0), self.stale_until[index])
+            self._learned[index, name] = at
         incarnation = self.incarnations.get(name, "")
 
         def learn() -> None:
             publisher = self.publishers[index]
             if project is not None and project.is_ready:
-                publisher.engage(name, project, incarnation)
+                if not self.is_group or self.owners[name] == index:
+                    publisher.engage(name, project, incarnation)
             elif name in publisher.engaged and publisher.engaged[name].incarnation == incarnation:
                 publisher.disengage(name, reason)
 
@@ -303,7 +313,7 @@ class Simulation:
         scopes = {
             (name, kind.resource) for name, project in self.projects.items() if project.is_ready for kind in KINDS
         }
-        texts = []
+        texts = [f"the stream has the leftover {subject}" for subject in self._leftovers()]
         if (stored := self._stored()) != (wanted, scopes):
             texts.append(f"the stream has {_difference(stored[0], wanted)} {stored[1] ^ scopes}")
         for number, reader in enumerate(self.readers):
@@ -323,6 +333,31 @@ class Simulation:
                 if scopes and (not view.synced or view.outdated or not isinstance(view.fleet, Synced)):
                     texts.append(f"reader {number}: {view}")
         return texts
+
+    def _leftovers(self) -> list[str]:
+        """Return what the stream has, and would for ever, of clusters that are not engaged and of former scopes."""
+        self.stream.expire(self.timeline.now)
+        stored = [decode(entry.stored) for entry in self.stream.messages.values()]
+        epochs = {
+            subject: message.epoch
+            for subject, message in stored
+            if isinstance(message, ScopeMessage) and not isinstance(message.state, ScopeIsOver)
+        }
+        engaged = {name for name, project in self.projects.items() if project.is_ready}
+        leftovers = []
+        for subject, message in stored:
+            match subject, message:
+                case ObjectSubject(scope), ObjectMessage(_, epoch, ""):
+                    is_left = epochs.get(scope) != epoch
+                case ScopeSubject(cluster), ScopeMessage() if subject in epochs:
+                    is_left = cluster not in engaged
+                case ClusterSubject(cluster), ClusterMessage(_, ""):
+                    is_left = cluster not in engaged
+                case _:
+                    continue
+            if is_left:
+                leftovers.append(str(subject))
+        return leftovers
 
     def _stored(self) -> tuple[dict[tuple[str, str, str], tuple[str, bytes]], set[tuple[str, str]]]:
         self.stream.expire(self.timeline.now)

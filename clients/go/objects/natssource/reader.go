@@ -354,7 +354,7 @@ func (r *reader) receiveScope(key scopeKey, resource string, of *scope, message 
 		return true
 	}
 	if message.State.State == endedState {
-		isKnown := r.end(key, of, message.State.Reason)
+		isKnown := r.end(key, of, message.Cluster.UID, message.State.Reason)
 		of.epoch, of.isEpochKnown, of.buffered = message.Epoch, true, nil
 		return isKnown
 	}
@@ -478,10 +478,13 @@ func (s *scope) isNewer(than *scope) bool {
 // --- ends ---
 
 // end reports false if the stream has to be read again.
-func (r *reader) end(key scopeKey, of *scope, reason string) bool {
+func (r *reader) end(key scopeKey, of *scope, uid, reason string) bool {
 	isKnown := true
 	switch {
 	case !of.hasBegun:
+		if reason != withdrawn && r.clusters[key.cluster].UID == uid && !r.isShown(key.cluster) {
+			r.endCluster(key.cluster, reasonOf(reason), -1) // whose scopes were withdrawn before
+		}
 	case reason == withdrawn:
 		r.withdraw(key, of)
 		isKnown = r.settle(key.cluster)
@@ -491,6 +494,16 @@ func (r *reader) end(key scopeKey, of *scope, reason string) bool {
 	}
 	of.drop()
 	return isKnown
+}
+
+// isShown reports whether the store has a scope of the cluster.
+func (r *reader) isShown(cluster string) bool {
+	for _, each := range r.of(cluster) {
+		if each.hasBegun {
+			return true
+		}
+	}
+	return false
 }
 
 func (r *reader) withdraw(key scopeKey, of *scope) {

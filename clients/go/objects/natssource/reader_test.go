@@ -559,6 +559,24 @@ func TestAScopeThatBeganBeforeAnEarlierEngagementEndedIsReadAgain(t *testing.T) 
 	}
 }
 
+func TestAClusterEndsWithAScopeThatEndedBefore(t *testing.T) {
+	s, p := newStream("one"), newPure(t)
+	s.state(roleScope, "", "web", "u", "SYNCED", "", 0)
+	s.scope("web", "u", "SYNCED", "", 1)
+	p.read(s, 0)
+	p.receive(s.scope("web", "u", endedState, withdrawn, 1), at(1))
+	p.receive(s.scope("web", "u", endedState, "DELETED", 1), at(1))
+	p.receive(s.state(roleScope, "", "web", "u", endedState, withdrawn, 0), at(1))
+	p.receive(s.state(roleScope, "", "web", "former", endedState, "DELETED", 0), at(1))
+	if _, ok := p.clusters["web"]; !ok {
+		t.Error("a cluster ended with a kind of it, or with another project")
+	}
+	p.receive(s.state(roleScope, "", "web", "u", endedState, "DELETED", 0), at(1))
+	if len(p.clusters) != 0 || len(p.found.View(namespaces).Missing) != 0 {
+		t.Errorf("ended clusters are known: %v", p.clusters)
+	}
+}
+
 func TestNamespaceWithTheNameOfNoneIsAnotherPlace(t *testing.T) {
 	for token, namespace := range map[string]string{"_": "", "%5F": "_", "team": "team"} {
 		found, err := parse("milo.objects._.web.core.configmaps." + token + ".a%2Eb")
