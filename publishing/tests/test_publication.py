@@ -21,7 +21,7 @@ from milo_discovery.kubeconfig_access import KubeconfigAccess
 from milo_discovery.model import SourceStatus
 from milo_discovery.removals import Removals
 from milo_publishing.errors import PublishedByAnother, TargetRefused, TargetUnavailable
-from milo_publishing.objects import FIELDS, INCARNATION, Identity
+from milo_publishing.objects import CLUSTER, FIELDS, INCARNATION, Identity
 from milo_publishing.publication import Lane, Publication
 from milo_publishing.records import Apply, Ask, Create, DeleteObject, Engaged, ReadObject, Received, Request
 from milo_publishing.rendering import ClusterProfiles, FluxKubeconfigs
@@ -148,6 +148,32 @@ class Publishing:
 @pytest.fixture
 def publishing() -> Publishing:
     return Publishing()
+
+
+def test_object_stays_that_of_its_cluster_while_another_one_has_its_name() -> None:
+    first, other = cluster("eu#alpha"), cluster("eu.alpha", uid="2")
+    publishing = Publishing(resync_s=30.0, group="group").synced(first, other)
+    publishing.end(first, DisengageReason.MOVED)  # and perhaps another replica has written the object
+    publishing.elsewhere.add("eu#alpha")
+    publishing.settle()
+    publishing.elsewhere.clear()
+    publishing.engage(cluster("eu#alpha", labels={"env": "new"})).settle(100.0)
+    found = publishing.server.objects["eu.alpha"]
+    assert found["metadata"]["annotations"][CLUSTER] == "eu#alpha"
+    assert found["metadata"]["labels"]["env"] == "new"
+    assert publishing.publication.problems == ("the object eu.alpha belongs to cluster 'eu#alpha'",)
+
+
+def test_listed_object_is_that_of_the_engaged_cluster_that_it_names() -> None:
+    first, other = cluster("eu#alpha"), cluster("eu.alpha", uid="2")
+    server = Publishing().synced(first).server
+    publishing = Publishing(server).synced(other, first).settle(100.0)
+    found = server.objects["eu.alpha"]
+    assert found["metadata"]["annotations"][CLUSTER] == "eu#alpha"
+    assert publishing.publication.problems == ("the object eu.alpha belongs to cluster 'eu#alpha'",)
+    publishing.end(first).settle(100.0)
+    assert server.objects["eu.alpha"]["metadata"]["annotations"][CLUSTER] == "eu.alpha"
+    assert publishing.publication.problems == ()
 
 
 def test_object_is_created_once_and_not_written_while_unchanged(publishing: Publishing):

@@ -157,7 +157,7 @@ class Publication:
         held = before.received if before is not None and before.cluster.uid == cluster.uid else None
         new = Engaged(cluster, received or held)
         engaged = tuple(new if one is before else one for one in record.engaged)
-        record = replace(record, engaged=engaged if before else (*engaged, new))
+        record = self._preferring(replace(record, engaged=engaged if before else (*engaged, new)), now)
         if record.wanted is new:
             self._removals.engaged(record.name, cluster.uid + (cluster.incarnation if self.identity.group else ""))
             if not isinstance(record.end, EndedCluster) or record.end.cluster_uid == cluster.uid:
@@ -531,7 +531,17 @@ class Publication:
             self._report(f"deleted {self.renderer.resource.kind} {record.name}")
             record = replace(record, next=Attempt(now))
         accepts = self._removals.accepts
-        return records.observe(record, found, self.identity, now, by_us=by_us, accepts=accepts)
+        record = records.observe(record, found, self.identity, now, by_us=by_us, accepts=accepts)
+        return self._preferring(record, now)
+
+    def _preferring(self, record: Record, now: float) -> Record:
+        """Return the record with the cluster first that the object stands for, if several clusters have its name."""
+        preferred = record.preferred
+        if preferred is record.wanted or preferred is None:
+            return record
+        others = (one for one in record.engaged if one is not preferred)
+        record = replace(record, engaged=(preferred, *others), end=Unasked())
+        return replace(record, access=Attempt(self._access_due(record, now)))
 
     def _interrupted(self, error: Exception, now: float) -> None:
         """Send nothing to the API server for a while, because it cannot be reached."""

@@ -234,6 +234,12 @@ class Record(msgspec.Struct, frozen=True):
         return self.engaged[0] if self.engaged else None
 
     @property
+    def preferred(self) -> Engaged | None:
+        """The engaged cluster that the object stands for, or else the one that is published."""
+        of = ("", "") if self.observed is None else (self.observed.cluster, self.observed.cluster_uid)
+        return next((one for one in self.engaged if (one.cluster.name, one.cluster.uid) == of), self.wanted)
+
+    @property
     def observed(self) -> ObservedObject | None:
         """The object as last observed."""
         return None if isinstance(self.object, AbsentObject) else self.object.observed

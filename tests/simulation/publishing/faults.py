@@ -96,7 +96,7 @@ class Faults:
     def lack_clusters(self) -> None:
         """Have all daemons lack all or many clusters for some time, with other faults meanwhile."""
         world, random = self._world, self._random
-        if world.lacked:
+        if world.lacked or world.twins:
             return
         share = random.choice((1.0, random.random()))
         world.lack({name for name in world.names if random.random() < share}, is_restarted=random.random() < 0.6)

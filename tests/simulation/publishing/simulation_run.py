@@ -96,6 +96,11 @@ class Simulation:
         self.names = [
             f"{self.random.choice(prefixes)}project-{number}" for number in range(self.random.choice(PROJECTS))
         ]
+        twins = Random(f"twins {seed}")
+        share = twins.choice((0.0, 0.0, 0.5))
+        self.twins = [name.replace("#", ".") for name in self.names if "#" in name and twins.random() < share]
+        """Clusters whose objects have the name of another cluster's object."""
+        self.names += self.twins
         self.daemons = [Daemon(self, f"daemon-{number}") for number in range(self.random.choice(REPLICAS))]
         self.replicas = [self._start(daemon) for daemon in self.daemons]
         for name in self.names:
@@ -108,7 +113,7 @@ class Simulation:
         return f"n{self._numbers}"
 
     def endpoint(self, name: str) -> str:
-        return f"https://{name.rpartition('#')[2]}-{self._endpoints.get(name, 0)}.test"
+        return f"https://{name.replace('#', '.')}-{self._endpoints.get(name, 0)}.test"
 
     def object_name(self, name: str) -> str:
         return name.replace("#", ".") + self.renderer.suffix
@@ -326,7 +331,8 @@ class Simulation:
     def _written(self, before: Document, after: Document) -> None:
         """The address of a cluster never goes back to a former one."""
         was, now = (_endpoint(document) for document in (before, after))
-        if was is not None and now is not None and now < was:
+        is_same = before["metadata"]["annotations"].get(CLUSTER) == after["metadata"]["annotations"].get(CLUSTER)
+        if is_same and was is not None and now is not None and now < was:
             self.breach(f"{after['metadata']['name']} has its former address {now} again, after {was}")
 
     def judge_report(self, message: str) -> None:
@@ -337,8 +343,13 @@ class Simulation:
 
     def lacking(self) -> list[str]:
         """Return how the objects differ from the ready projects."""
-        wanted = {self.object_name(cluster): cluster for cluster, found in self.projects.items() if found.is_ready}
         own = self.api.own()
+        wanted: dict[str, str] = {}
+        for cluster in (cluster for cluster, found in self.projects.items() if found.is_ready):
+            name = self.object_name(cluster)
+            annotations = own.get(name, {"metadata": {}})["metadata"].get("annotations", {})
+            if name not in wanted or annotations.get(CLUSTER) == cluster:  # one of two clusters has the object
+                wanted[name] = cluster
         texts = [f"{name} is not deleted" for name in own.keys() - wanted.keys()]
         for name, cluster in wanted.items():
             project = self.projects[cluster]
@@ -359,7 +370,7 @@ def _endpoint(document: Document) -> int | None:
     """Return the number of the address in an object."""
     encoded = (document.get("data") or {}).get("value", "")
     found = re.search(
-        r"https://project-\d+-(\d+)\.test", f"{document.get('status')}{base64.b64decode(encoded).decode()}"
+        r"https://[a-z.]*project-\d+-(\d+)\.test", f"{document.get('status')}{base64.b64decode(encoded).decode()}"
     )
     return None if found is None else int(found[1])
 
