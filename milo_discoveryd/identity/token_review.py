@@ -13,7 +13,7 @@ import msgspec
 from milo_discoveryd.credentials import jwt
 from milo_discoveryd.credentials.kubernetes_api import KubernetesApi, read, refuse
 from milo_discoveryd.daemon_errors import BackendError
-from milo_discoveryd.identity.review_budget import UNKNOWN_ORIGIN, ReviewBudget, TokenOrigin
+from milo_discoveryd.identity.review_budget import UNKNOWN_ORIGIN, ReviewBudget, ReviewsInFlight, TokenOrigin
 from milo_discoveryd.identity.token_review_cache import (
     ACCEPTED_S,
     ReviewResult,
@@ -27,8 +27,8 @@ from milo_kube.http.errors import TransportError
 PATH = "/apis/authentication.k8s.io/v1/tokenreviews"
 TIMEOUT_S = 5.0
 RETRY_AFTER_S = 1.0
-"""After a failed request to the API server, no review is sent for this time, and calls that need one fail at once."""
-_MAX_IN_FLIGHT = 8
+"""After a failed request to the API server, no review is sent for the same caller for this time, and its calls that
+need one fail at once."""
 _REQUIRED_RULE = "create on tokenreviews.authentication.k8s.io"
 
 
@@ -44,6 +44,10 @@ class TokenReviewUnavailableError(Exception):
         self.retry_after_s = retry_after_s
         self.why = why or message
         """The cause, for the operator of the daemon."""
+
+    def copy(self) -> "TokenReviewUnavailableError":
+        """Return what is kept, or raised again: an exception keeps the frames that it passes, with their tokens."""
+        return TokenReviewUnavailableError(str(self), retry_after_s=self.retry_after_s, why=self.why)
 
 
 class TokenReviewLimitError(TokenReviewUnavailableError):
@@ -89,8 +93,9 @@ class TokenReviewer:
         self._cache = TokenReviewCache()
         self._budget = ReviewBudget(clock()) if budget is None else budget
         self._in_flight: dict[bytes, asyncio.Lock] = {}
-        self._slots = asyncio.Semaphore(_MAX_IN_FLIGHT)
-        self._failure: tuple[TokenReviewUnavailableError, float] | None = None
+        self._reviews: dict[bool, ReviewsInFlight[TokenReviewUnavailableError]] = {
+            was_accepted: ReviewsInFlight() for was_accepted in (True, False)
+        }
         self._logged_problem = ""
 
     async def authenticate(
@@ -138,12 +143,23 @@ class TokenReviewer:
             async with lock:
                 result = self._cache.get(digest, self._clock(), max_age_s)
                 if result is None:
-                    self._raise_recent_failure()
                     was_accepted = self._cache.was_accepted(digest)
+                    reviews = self._reviews[was_accepted]
+                    if (failure := reviews.recent_failure(origin, self._clock())) is not None:
+                        raise failure.copy()
+                    if not reviews.has_room(origin):
+                        raise TokenReviewLimitError("too many token reviews in flight", retry_after_s=RETRY_AFTER_S)
                     wait_s = self._budget.charge_review(origin, self._clock(), was_accepted=was_accepted)
                     if wait_s:
                         raise TokenReviewLimitError("token review rate limit reached", retry_after_s=wait_s)
-                    result = await self._review(token, expires_at)
+                    reviews.count(origin, 1)
+                    try:
+                        result = await self._review(token, expires_at)
+                    except TokenReviewUnavailableError as error:
+                        reviews.failed(origin, error.copy(), self._clock() + RETRY_AFTER_S)
+                        raise
+                    finally:
+                        reviews.count(origin, -1)
                     left_s = float("inf") if expires_at is None else expires_at - self._wall()
                     self._cache.put(digest, result, self._clock(), left_s)
                     if isinstance(result, TokenRejected):
@@ -153,16 +169,11 @@ class TokenReviewer:
             if not lock.locked():
                 self._in_flight.pop(digest, None)
 
-    def _raise_recent_failure(self) -> None:
-        if self._failure is not None and self._clock() < self._failure[1]:
-            raise self._failure[0]
-
     async def _review(self, token: str, expires_at: float | None) -> ReviewResult:
         spec = {"token": token, **({"audiences": self._audiences} if self._audiences else {})}
         request = {"apiVersion": "authentication.k8s.io/v1", "kind": "TokenReview", "spec": spec}
         try:
-            async with self._slots:
-                answer = await self._api.post(PATH, msgspec.json.encode(request), timeout_s=TIMEOUT_S)
+            answer = await self._api.post(PATH, msgspec.json.encode(request), timeout_s=TIMEOUT_S)
             if answer.status != 201:
                 refuse(self.origin, answer, "review a token", _REQUIRED_RULE)
             result = self._result(read(self.origin, answer, _TOKEN_REVIEW).status, expires_at)
@@ -171,7 +182,6 @@ class TokenReviewer:
             failure = TokenReviewUnavailableError(
                 "tokens can't be reviewed at present; retry", retry_after_s=retry_after_s, why=str(error)
             )
-            self._failure = failure, self._clock() + RETRY_AFTER_S
             self._log_problem(failure.why)
             raise failure from None
         self._log_problem("")

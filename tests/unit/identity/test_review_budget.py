@@ -1,6 +1,17 @@
-"""Rate limits for TokenReviews."""
+"""Limits for TokenReviews."""
 
-from milo_discoveryd.identity.review_budget import PER_CONNECTION, PER_OWNER, RESERVED, TOTAL, ReviewBudget, TokenOrigin
+import pytest
+
+from milo_discoveryd.identity import review_budget
+from milo_discoveryd.identity.review_budget import (
+    PER_CONNECTION,
+    PER_OWNER,
+    RESERVED,
+    TOTAL,
+    ReviewBudget,
+    ReviewsInFlight,
+    TokenOrigin,
+)
 
 
 def flood(budget: ReviewBudget, origin: TokenOrigin, now: float = 0.0) -> int:
@@ -73,3 +84,27 @@ def test_review_budget_reserves_share_for_accepted_tokens() -> None:
         for _ in range(int(RESERVED.burst) + 1)
     ]
     assert [wait == 0 for wait in known] == [True] * int(RESERVED.burst) + [False]
+
+
+def test_review_in_flight_counts_for_each_owner_until_it_ends() -> None:
+    reviews, names, nobody = ReviewsInFlight[str](), TokenOrigin("c", ("a", "b")), TokenOrigin("d")
+    while reviews.has_room(names):
+        reviews.count(names, 1)
+    assert not reviews.has_room(TokenOrigin("d", ("b",)))
+    assert reviews.has_room(nobody)
+    reviews.count(names, -1)
+    assert reviews.has_room(names)
+    reviews.count(nobody, 1)
+    reviews.count(nobody, -1)
+    assert "" not in reviews._by_owner
+
+
+def test_failed_review_is_recent_for_its_owners_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(review_budget, "MAX_KEYS", 2)
+    reviews = ReviewsInFlight[str]()
+    reviews.failed(TokenOrigin("c", ("a", "b")), "down", until=5.0)
+    assert reviews.recent_failure(TokenOrigin("d", ("x", "b")), 4.0) == "down"
+    assert reviews.recent_failure(TokenOrigin("c", ("a",)), 5.0) is None
+    assert reviews.recent_failure(TokenOrigin("c"), 4.0) is None
+    reviews.failed(TokenOrigin("c"), "down", until=5.0)
+    assert reviews.recent_failure(TokenOrigin("c", ("a",)), 4.0) is None, "only the latest are kept"

@@ -7,11 +7,19 @@ from typing import Any
 
 import pytest
 
-from milo_discoveryd.identity.review_budget import ReviewBudget
-from milo_discoveryd.identity.token_review import PATH, TokenRejectedError, TokenReviewer, TokenReviewUnavailableError
+from milo_discoveryd.identity import review_budget
+from milo_discoveryd.identity.review_budget import ReviewBudget, TokenOrigin
+from milo_discoveryd.identity.token_review import (
+    PATH,
+    TokenRejectedError,
+    TokenReviewer,
+    TokenReviewLimitError,
+    TokenReviewUnavailableError,
+)
 from milo_discoveryd.identity.token_review_cache import TokenUser
 from milo_kube.http.errors import TransportError
 from milo_kube.rate_limit import Rate
+from tests.support.eventually import eventually
 from tests.support.logs import capture_logs
 from tests.unit.credentials.backend import Answer, ScriptedApi, answering
 from tests.unit.credentials.tokens import CANARY, jwt
@@ -178,6 +186,47 @@ async def test_canceled_caller_does_not_cancel_shared_review() -> None:
     going_on.set()
     assert (await second).name == OPERATOR
     assert first.cancelled()
+
+
+class Hanging(ScriptedApi):
+    """An API server that answers about one user's tokens only once they may fail."""
+
+    def __init__(self) -> None:
+        super().__init__(*[reviewed()] * 4)
+        self.hanging = 0
+        self.fails = asyncio.Event()
+
+    async def post(self, path: str, body: bytes, *, timeout_s: float) -> Answer:
+        if b"mallory" not in body:
+            return await super().post(path, body, timeout_s=timeout_s)
+        self.hanging += 1
+        await self.fails.wait()
+        raise TransportError("timeout", "the server did not answer")
+
+
+async def test_tokens_that_an_api_server_does_not_answer_about_delay_no_review_of_another_caller(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(review_budget, "MAX_IN_FLIGHT", 8)
+    api, now = Hanging(), 0.0
+    reviewer = TokenReviewer(api, origin="the cluster", audiences=(), clock=lambda: now)
+    mallory, alice = TokenOrigin("m", ("mallory",)), TokenOrigin("a", ("alice",))
+    await reviewer.authenticate("token of alice", alice)
+    reviewing = [asyncio.create_task(reviewer.authenticate(f"mallory {number}", mallory)) for number in range(4)]
+    await eventually(lambda: api.hanging == 4)
+    with pytest.raises(TokenReviewLimitError, match="too many token reviews in flight"):
+        await reviewer.authenticate("mallory 5", mallory)
+    now = 61.0
+    await reviewer.authenticate("token of alice", alice)
+    await reviewer.authenticate("first token of bob", TokenOrigin("b", ("bob",)))
+    api.fails.set()
+    for each in reviewing:
+        with pytest.raises(TokenReviewUnavailableError):
+            await each
+    await reviewer.authenticate("another token of alice", alice)
+    with pytest.raises(TokenReviewUnavailableError, match="can't be reviewed"):
+        await reviewer.authenticate("mallory 6", mallory)
+    assert api.hanging == 4
 
 
 async def test_token_review_failure_is_logged_once_until_recovery() -> None:
