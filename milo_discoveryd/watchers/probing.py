@@ -16,6 +16,7 @@ from milo_kube.api_server import Pools, no_credential
 from milo_kube.credential import Credential, CredentialError, for_url
 from milo_kube.http.connection_memory import ConnectionMemory
 from milo_kube.http.errors import TransportError
+from milo_kube.http.name_lookup import are_tenants_names
 from milo_kube.upstream import Upstream
 
 POOLS = 8
@@ -133,6 +134,7 @@ class ProbeSender:
             tls_server_name=trust.tls_server_name,
             credential=for_url(credential, endpoint, plain_loopback=self._upstream.plain_loopback),
         )
+        are_tenants_names.set(True)  # each probe is a task
         async with asyncio.timeout(self._timeout_s):
             response = await self._pools.open_response(
                 self._request,

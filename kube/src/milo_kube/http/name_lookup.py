@@ -11,79 +11,110 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable
 from contextlib import suppress
+from contextvars import ContextVar
 from typing import Any
 from weakref import WeakKeyDictionary, WeakValueDictionary
 
 THREADS = 16
-"""Maximum concurrent lookups of an event loop."""
+"""Maximum concurrent lookups in domains that are known to be fast, because the last lookup in each was."""
 _OF_DOMAIN = 4
 """Maximum concurrent lookups in one domain."""
-_OF_SLOW_DOMAIN = 2
-"""Maximum concurrent lookups in a domain that is not known to be fast, because it is new or the last lookup in it took
-longer than `_SLOW_S`."""
-_OF_SLOW_DOMAINS = THREADS // 2
-"""Maximum concurrent lookups in all these domains: after an outage of all name servers, one that does not recover
-delays no others."""
+_OF_UNPROVEN_DOMAIN = 2
+"""Maximum concurrent lookups in a domain that is not known to be fast."""
+_OF_SLOW_DOMAINS = 8
+"""Maximum concurrent lookups in all domains that are known to be slow, because a lookup took longer than `_SLOW_S`:
+after an outage of all name servers, one that does not recover delays no others."""
+_OF_NEW_DOMAINS = 24
+"""Maximum concurrent lookups in all domains that are neither: those that do not answer delay new ones only until they
+are known."""
 _SLOW_S = 1.0
-_FAST_DOMAINS = 10_000
+_REMEMBERED = 10_000
+"""Maximum number of fast domains, and of slow ones, that are remembered."""
 
-_LOOKUPS: "WeakKeyDictionary[asyncio.AbstractEventLoop, NameLookup]" = WeakKeyDictionary()
+are_tenants_names: ContextVar[bool] = ContextVar("are_tenants_names", default=False)
+"""Whether tenants chose the names that the current task looks up. Those have threads of their own: the lookups of the
+API servers that this process depends on may be slow too."""
+_LOOKUPS: "WeakKeyDictionary[asyncio.AbstractEventLoop, tuple[NameLookup, NameLookup]]" = WeakKeyDictionary()
 
 
 class NameLookup:
     """The lookups of an event loop. A lookup that nothing awaits any longer counts until its thread ends."""
 
     def __init__(self) -> None:
-        self._all = asyncio.Semaphore(THREADS)
+        self._all_fast = asyncio.Semaphore(THREADS)
         self._all_slow = asyncio.Semaphore(_OF_SLOW_DOMAINS)
+        self._all_new = asyncio.Semaphore(_OF_NEW_DOMAINS)
         self._domains: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
-        self._slow_domains: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
+        self._unproven_domains: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
         self._fast: OrderedDict[str, None] = OrderedDict()
-        """The domains whose last lookup was fast, the latest last. The slow ones are not remembered instead, because a
-        tenant can name more of them than can be."""
+        """The domains whose last lookup was fast, the latest last."""
+        self._slow: OrderedDict[str, None] = OrderedDict()
+        """The domains whose last lookup was slow, the latest last. A tenant can name more of them than are remembered:
+        those that are forgotten are new again."""
 
     async def addresses(self, host: str, port: int) -> list[Any]:
         """Return what `socket.getaddrinfo` returns. Raises OSError."""
         domain = ".".join(host.rstrip(".").rsplit(".", 2)[-2:])
-        limits = [self._domains.setdefault(domain, asyncio.Semaphore(_OF_DOMAIN)), self._all]
-        if domain not in self._fast:
-            its_slow = self._slow_domains.setdefault(domain, asyncio.Semaphore(_OF_SLOW_DOMAIN))
-            limits[1:1] = its_slow, self._all_slow
+        loop = asyncio.get_running_loop()
         held: list[asyncio.Semaphore] = []
-        began = time.monotonic()
+
+        async def hold(limit: asyncio.Semaphore) -> None:
+            await limit.acquire()
+            held.append(limit)
 
         def ended() -> None:
             for limit in held:
                 limit.release()
 
         try:
-            for limit in limits:
-                await limit.acquire()
-                held.append(limit)
+            await hold(self._domains.setdefault(domain, asyncio.Semaphore(_OF_DOMAIN)))
+            if domain not in self._fast:
+                await hold(self._unproven_domains.setdefault(domain, asyncio.Semaphore(_OF_UNPROVEN_DOMAIN)))
+            while (lane := self._lane(domain)) is not held[-1]:
+                await hold(lane)
+                if self._lane(domain) is not lane:  # others have found out meanwhile
+                    held.pop().release()
             began = time.monotonic()
             found = _start(lambda: socket.getaddrinfo(host, port, type=socket.SOCK_STREAM))
         except BaseException:
             ended()
             raise
+        is_late = loop.call_later(_SLOW_S, self._note_slow, domain)
 
         def resolved(_: object) -> None:
+            is_late.cancel()
             ended()
-            self._note(domain, is_slow=time.monotonic() - began > _SLOW_S)
+            if time.monotonic() - began > _SLOW_S:
+                self._note_slow(domain)
+            else:
+                _move(domain, self._slow, self._fast)
 
         found.add_done_callback(resolved)
         return await asyncio.shield(found)
 
-    def _note(self, domain: str, *, is_slow: bool) -> None:
-        self._fast.pop(domain, None)
-        if not is_slow:
-            self._fast[domain] = None
-            if len(self._fast) > _FAST_DOMAINS:
-                self._fast.popitem(last=False)
+    def _lane(self, domain: str) -> asyncio.Semaphore:
+        if domain in self._fast:
+            return self._all_fast
+        return self._all_slow if domain in self._slow else self._all_new
+
+    def _note_slow(self, domain: str) -> None:
+        _move(domain, self._fast, self._slow)
+
+
+def _move(domain: str, former: OrderedDict[str, None], to: OrderedDict[str, None]) -> None:
+    former.pop(domain, None)
+    to[domain] = None
+    to.move_to_end(domain)
+    if len(to) > _REMEMBERED:
+        to.popitem(last=False)
 
 
 def name_lookup() -> NameLookup:
-    """Return the lookups of the running event loop."""
-    return _LOOKUPS.setdefault(asyncio.get_running_loop(), NameLookup())
+    """Return the lookups of the running event loop, for the names that the current task looks up."""
+    loop = asyncio.get_running_loop()
+    if loop not in _LOOKUPS:
+        _LOOKUPS[loop] = NameLookup(), NameLookup()
+    return _LOOKUPS[loop][are_tenants_names.get()]
 
 
 def _start(look_up: Callable[[], list[Any]]) -> "asyncio.Future[list[Any]]":

@@ -55,25 +55,75 @@ async def test_names_in_a_domain_without_answers_delay_no_other_lookups(servers:
     assert len(servers.asked) == 101
 
 
-@pytest.mark.parametrize("is_new", [True, False])
-async def test_slow_and_new_domains_share_half_of_the_threads(
-    servers: NameServers, monkeypatch: pytest.MonkeyPatch, is_new: bool
+@pytest.mark.parametrize(("is_new", "most"), [(True, module._OF_NEW_DOMAINS), (False, module._OF_SLOW_DOMAINS)])
+async def test_slow_and_new_domains_take_no_threads_of_fast_ones(
+    servers: NameServers, monkeypatch: pytest.MonkeyPatch, is_new: bool, most: int
 ) -> None:
+    monkeypatch.setattr(module, "_SLOW_S", 60.0)
     lookup = NameLookup()
     await lookup.addresses("api.good.test", 1)
-    monkeypatch.setattr(module, "_SLOW_S", 0.0)
-    for number in range(0 if is_new else THREADS):
-        await lookup.addresses(f"first.evil-{number}.test", 1)
+    if not is_new:
+        lookup._slow.update(dict.fromkeys(f"evil-{number}.test" for number in range(100)))
     async with asyncio.TaskGroup() as tasks:
-        for number in range(THREADS):
+        for number in range(100):
             tasks.create_task(lookup.addresses(f"slow.evil-{number}.test", 1))
-        await eventually(lambda: sum(host.startswith("slow") for host in servers.asked) == THREADS // 2)
+        await eventually(lambda: sum(host.startswith("slow") for host in servers.asked) == most)
         assert await lookup.addresses("api.good.test", 1) == FOUND
-        assert sum(host.startswith("slow") for host in servers.asked) == THREADS // 2
+        if not is_new:
+            assert await lookup.addresses("api.new.test", 1) == FOUND
+        assert sum(host.startswith("slow") for host in servers.asked) == most
+        servers.answer.set()
+    assert len(lookup._fast) >= 101
+    assert not lookup._slow
+
+
+async def test_new_domains_that_do_not_answer_are_slow_ones_before_they_do(
+    servers: NameServers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lookup = NameLookup()
+    await lookup.addresses("api.once.test", 1)
+    monkeypatch.setattr(module, "_SLOW_S", 0.0)
+    async with asyncio.TaskGroup() as tasks:
+        for number in range(4):
+            tasks.create_task(lookup.addresses(f"slow-{number}.evil.test", 1))
+        await eventually(lambda: [*lookup._slow] == ["evil.test"])
+        tasks.create_task(lookup.addresses("slow.once.test", 1))
+        await eventually(lambda: [*lookup._slow] == ["evil.test", "once.test"])
+        assert [*lookup._fast] == []
         monkeypatch.setattr(module, "_SLOW_S", 60.0)
         servers.answer.set()
-    assert len(lookup._fast) == THREADS
-    assert "good.test" not in lookup._fast  # measured with the former limit
+    assert [*lookup._slow] == []
+
+
+async def test_lookup_that_waited_beside_those_of_new_domains_takes_a_thread_of_slow_ones(
+    servers: NameServers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_SLOW_S", 60.0)
+    monkeypatch.setattr(module, "_OF_NEW_DOMAINS", 1)
+    lookup = NameLookup()
+    async with asyncio.TaskGroup() as tasks:
+        first = tasks.create_task(lookup.addresses("slow.one.test", 1))
+        await eventually(lambda: servers.asked["slow.one.test"] == 1)
+        waiting = tasks.create_task(lookup.addresses("api.other.test", 1))
+        await eventually(lambda: "other.test" in lookup._domains)
+        lookup._note_slow("other.test")
+        servers.answer.set()
+        assert await first == await waiting == FOUND
+    assert await lookup.addresses("api.third.test", 1) == FOUND
+
+
+async def test_names_of_tenants_take_no_threads_of_other_names(servers: NameServers) -> None:
+    async with asyncio.TaskGroup() as tasks:
+
+        async def look_up(number: int) -> None:
+            module.are_tenants_names.set(True)
+            await name_lookup().addresses(f"slow.evil-{number}.test", 1)
+
+        for number in range(100):
+            tasks.create_task(look_up(number))
+        await eventually(lambda: len(servers.asked) == module._OF_NEW_DOMAINS)
+        assert await name_lookup().addresses("api.new.test", 1) == FOUND
+        servers.answer.set()
 
 
 async def test_domain_that_stays_slow_delays_no_other_that_was_slow(
@@ -96,7 +146,7 @@ async def test_domain_that_stays_slow_delays_no_other_that_was_slow(
 async def test_number_of_fast_domains_that_are_remembered_is_limited(
     servers: NameServers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "_FAST_DOMAINS", 2)
+    monkeypatch.setattr(module, "_REMEMBERED", 2)
     lookup = NameLookup()
     for name in "abc":
         await lookup.addresses(f"x.{name}.test", 1)
