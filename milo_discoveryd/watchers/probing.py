@@ -31,8 +31,6 @@ The 250 probes in flight take 94 MiB so. An honest cluster with more fails only 
 BODY_LIMIT = 64 << 10
 CONNECTION_SHARE = 0.9
 """The part of a probe's timeout in which it must have a connection. Without one, the host is down."""
-_UNCONNECTED = frozenset({"dns", "connect", "timeout"})
-"""Causes for which there was no connection."""
 
 _REFUSALS = {
     401: "Unauthorized: the API server answered, but rejected the credential",
@@ -101,7 +99,7 @@ class ProbeSender:
             return ProbeFailed("credential", str(no_credential(error, endpoint)), is_of_host=False)
         except TransportError as error:
             # Who declares a cluster chooses its CA and the path at its host, which others may share.
-            is_of_host = error.cause in _UNCONNECTED or not cluster.target.states_address
+            is_of_host = error.is_unreached or not cluster.target.states_address
             return ProbeFailed(error.cause, str(error), is_of_host=is_of_host and error.cause != "credential")
         if isinstance(outcome, ProbeReached):
             with suppress(TimeoutError, CredentialError, TransportError):  # the host was reached

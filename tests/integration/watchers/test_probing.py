@@ -3,7 +3,7 @@
 import asyncio
 import socket
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 
 import pytest
 import trustme
@@ -14,6 +14,7 @@ from milo_discoveryd.connectivity.reachability import ProbeFailed, ProbeOutcome,
 from milo_discoveryd.daemon_errors import BackendError
 from milo_discoveryd.kubeconfigs.rendering import ClusterTrust
 from milo_discoveryd.model.cluster import Cluster, DeclaredTarget, Target
+from milo_discoveryd.watchers import probing
 from milo_discoveryd.watchers.probing import POOLS, ClusterAccess, ProbeSender
 from milo_kube.api_request import Access, ApiRequest
 from milo_kube.api_server import OpenResponse, Pools
@@ -135,10 +136,8 @@ async def test_failure_that_another_cluster_at_the_host_may_not_have_is_not_of_t
         return web.Response()
 
     differing = {"authorities": trustme.CA().cert_pem.bytes()} if cause == "tls" else {}
-    declared = DeclaredTarget(name="alpha", uid="u", place=("",), object_namespace="shop", object_name="alpha")
     async with ApiServer(answer) as server, prober(server, timeout_s=0.5, **differing) as sender:
-        target = replace(declared, place=(server.url,))
-        outcome = await sender.send(replace(at(server.url), target=target))
+        outcome = await sender.send(declared(server.url))
         assert isinstance(outcome, ProbeFailed)
         assert (outcome.cause, outcome.is_of_host) == (cause, False)
         outcome = await sender.send(at(server.url))
@@ -146,14 +145,47 @@ async def test_failure_that_another_cluster_at_the_host_may_not_have_is_not_of_t
         assert (outcome.cause, outcome.is_of_host) == (cause, True)
 
 
-async def test_declared_cluster_without_a_connection_is_a_failure_of_the_host() -> None:
-    with socket.create_server(("127.0.0.1", 0), backlog=1) as silent:  # accepts no connection, and so no handshake
-        endpoint = f"https://127.0.0.1:{silent.getsockname()[1]}"
-        declared = DeclaredTarget(name="a", uid="u", place=(endpoint,), object_namespace="shop", object_name="a")
-        async with ApiServer(answering()) as server, prober(server, timeout_s=0.5) as sender:
-            outcome = await sender.send(replace(at(endpoint), target=declared))
+def declared(endpoint: str) -> Cluster:
+    target = DeclaredTarget(name="a", uid="u", place=(endpoint,), object_namespace="shop", object_name="a")
+    return replace(at(endpoint), target=target)
+
+
+@asynccontextmanager
+async def silent_server(*, is_full: bool) -> AsyncIterator[str]:
+    """Yield the endpoint of a server that accepts no TLS handshake and, if it is full, no connection."""
+    async with AsyncExitStack() as stack:
+        silent = stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=0))
+        for _ in range(4 * is_full):
+            filler = stack.enter_context(socket.socket())
+            filler.setblocking(False)
+            filler.connect_ex(silent.getsockname())
+        yield f"https://127.0.0.1:{silent.getsockname()[1]}"
+
+
+@pytest.mark.parametrize("is_full", [True, False])
+async def test_declared_cluster_fails_with_its_host_if_that_accepts_no_connection(is_full: bool) -> None:
+    async with (
+        silent_server(is_full=is_full) as endpoint,
+        ApiServer(answering()) as server,
+        prober(server, timeout_s=0.5) as sender,
+    ):
+        outcome = await sender.send(declared(endpoint))
+        assert isinstance(outcome, ProbeFailed)
+        assert (outcome.cause, outcome.is_of_host) == ("timeout", is_full)
+        for missing, cause in (("https://no-such-host.invalid", "dns"), (f"https://{free_address()}", "connect")):
+            outcome = await sender.send(declared(missing))
+            assert isinstance(outcome, ProbeFailed)
+            assert (outcome.cause, outcome.is_of_host) == (cause, True)
+
+
+async def test_cluster_whose_authorities_take_too_much_memory_fails_for_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(probing, "MEMORY", 0)
+    monkeypatch.setattr(probing, "SHARE", 0)
+    async with ApiServer(answering()) as server, prober(server) as sender:
+        outcome = await sender.send(declared(server.url))
     assert isinstance(outcome, ProbeFailed)
-    assert (outcome.cause, outcome.is_of_host) == ("timeout", True)
+    assert "too much memory" in outcome.message
+    assert not outcome.is_of_host
 
 
 async def test_probe_timeout_is_reported() -> None:

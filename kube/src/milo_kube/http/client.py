@@ -16,7 +16,7 @@ from weakref import WeakValueDictionary
 from milo_kube.costly_steps import Handshakes, Turns
 from milo_kube.http.connection import Connection, Refusal, Response
 from milo_kube.http.connection_memory import ConnectionMemory
-from milo_kube.http.dialing import ClientTls, ContextProvider, Http2, Origin, Proxy, dial
+from milo_kube.http.dialing import ClientTls, ContextProvider, Dialing, Http2, Origin, Proxy, dial
 from milo_kube.http.errors import TransportError
 from milo_kube.http.headers import SentHeaders
 
@@ -186,14 +186,15 @@ class Client:
         """Return a connection over which one more request can be sent at once."""
         if (connection := self._kept(key)) is not None:
             return connection
-        origin, dials = key[0], self._dials(key)
+        origin, dials, dialing = key[0], self._dials(key), Dialing()
         try:
             async with asyncio.timeout(timeout_s), dials:
                 if (connection := self._kept(key)) is not None:
                     return connection
-                connection = await self._dialed(key, dials)
+                connection = await self._dialed(key, dials, dialing)
         except TimeoutError:
-            raise TransportError("timeout", f"no connection to {origin} within {timeout_s:g} s") from None
+            message = f"no connection to {origin} within {timeout_s:g} s"
+            raise TransportError("timeout", message, is_unreached=dialing.is_unreached) from None
         if self._is_closed:
             connection.abort()
             raise TransportError("closed", f"the connection to {origin} was closed by this process")
@@ -215,10 +216,12 @@ class Client:
             self._settle(key, connection)
         return None
 
-    async def _dialed(self, key: _Key, dials: asyncio.Semaphore) -> Connection:
+    async def _dialed(self, key: _Key, dials: asyncio.Semaphore, dialing: Dialing) -> Connection:
         origin, proxy = key
         http2 = None if key in self._requires_http1 else self._http2
-        connection = await dial(origin, self._tls, server_name=self._tls_server_name, proxy=proxy, http2=http2)
+        connection = await dial(
+            origin, self._tls, server_name=self._tls_server_name, proxy=proxy, http2=http2, dialing=dialing
+        )
         if connection.is_multiplexed:
             self._selects_http1.discard(key)
         elif self._http2 is not None and key not in self._selects_http1:

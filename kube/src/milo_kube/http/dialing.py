@@ -92,6 +92,18 @@ def _encoded(host: str, scheme: str) -> str:
         raise TransportError("dns", f"the hostname of {scheme}://{host} {problem}") from None
 
 
+class Dialing(msgspec.Struct):
+    """How far an attempt to connect has come."""
+
+    is_begun: bool = False
+    has_reached: bool = False
+    """Whether there is a TCP connection to the server, or a tunnel of a proxy."""
+
+    @property
+    def is_unreached(self) -> bool:
+        return self.is_begun and not self.has_reached
+
+
 class Proxy(msgspec.Struct, frozen=True):
     origin: Origin
     authorization: str | None
@@ -110,10 +122,18 @@ class Proxy(msgspec.Struct, frozen=True):
 
 
 async def dial(
-    origin: Origin, tls: ClientTls, *, server_name: str | None, proxy: Proxy | None, http2: Http2 | None
+    origin: Origin,
+    tls: ClientTls,
+    *,
+    server_name: str | None,
+    proxy: Proxy | None,
+    http2: Http2 | None,
+    dialing: Dialing,
 ) -> Connection:
-    """Connect to `origin`. Raises TransportError. With `http2`, the server may select HTTP/2."""
-    connection = await _dialed(origin, tls, server_name or origin.host, proxy, http2)
+    """Connect to `origin`, and note in `dialing` how far that has come. Raises TransportError. With `http2`, the server
+    may select HTTP/2."""
+    dialing.is_begun = True
+    connection = await _dialed(origin, tls, server_name or origin.host, proxy, http2, dialing=dialing)
     try:
         await connection.ready()
     except BaseException:
@@ -123,16 +143,16 @@ async def dial(
 
 
 async def _dialed(
-    origin: Origin, tls: ClientTls, server_name: str, proxy: Proxy | None, http2: Http2 | None
+    origin: Origin, tls: ClientTls, server_name: str, proxy: Proxy | None, http2: Http2 | None, *, dialing: Dialing
 ) -> Connection:
     if proxy is None:
         try:
-            return await _opened(origin, str(origin), tls, server_name, http2)
+            return await _opened(origin, str(origin), tls, server_name, http2, dialing=dialing)
         except OSError as error:
-            raise errors.from_connecting(error, str(origin)) from error
+            raise errors.from_connecting(error, str(origin), is_unreached=dialing.is_unreached) from error
     _encoded(origin.host, origin.scheme)  # the proxy resolves the name, which nothing else here has checked
     try:
-        through = await _opened(proxy.origin, str(origin), tls, proxy.origin.host, None)
+        through = await _opened(proxy.origin, str(origin), tls, proxy.origin.host, None, dialing=Dialing())
     except OSError as error:
         raise errors.from_proxy(error, str(origin)) from error
     assert isinstance(through, Http1Connection)
@@ -140,6 +160,7 @@ async def _dialed(
         return through
     try:
         await _open_tunnel(through, origin, proxy)
+        dialing.has_reached = True
         secured = _secured(origin, str(origin), tls, server_name, http2)
         through.transport.set_protocol(secured)
         secured.connection_made(through.transport)
@@ -152,8 +173,11 @@ async def _dialed(
     return cast(Connection, secured.get_protocol())
 
 
-async def _opened(to: Origin, named: str, tls: ClientTls, server_name: str, http2: Http2 | None) -> Connection:
+async def _opened(
+    to: Origin, named: str, tls: ClientTls, server_name: str, http2: Http2 | None, *, dialing: Dialing
+) -> Connection:
     made = await _open_socket(to.host, to.port)
+    dialing.has_reached = True
     loop = asyncio.get_running_loop()
     if to.scheme != "https":
         connection = Http1Connection(named)
@@ -217,7 +241,7 @@ async def _open_tunnel(through: Http1Connection, origin: Origin, proxy: Proxy) -
     await response.head(_PROXY_ANSWERS_WITHIN_S)
     if response.status != 200:
         answer = f"{response.status} {response.phrase[:_PHRASE_QUOTED]}".rstrip()
-        raise TransportError("connect", f"the proxy for {origin} answered {answer}")
+        raise TransportError("connect", f"the proxy for {origin} answered {answer}", is_unreached=True)
 
 
 def keep_alive(made: socket.socket) -> None:

@@ -12,29 +12,33 @@ TransportCause: TypeAlias = Literal["dns", "connect", "tls", "timeout", "closed"
 class TransportError(Exception):
     """A request failed without a usable response. `cause` is machine-readable."""
 
-    def __init__(self, cause: TransportCause, message: str) -> None:
+    def __init__(self, cause: TransportCause, message: str, *, is_unreached: bool = False) -> None:
         self.cause: TransportCause = cause
+        self.is_unreached = is_unreached
+        """Whether no TCP connection was made, so that a request with another CA or credential would have failed too."""
         super().__init__(message)
 
     def copy(self) -> "TransportError":
         """Return what is raised of an error that is kept: an exception keeps the frames that it passes, with their
         data, and they keep what keeps the error."""
-        return TransportError(self.cause, str(self))
+        return TransportError(self.cause, str(self), is_unreached=self.is_unreached)
 
 
-def from_connecting(error: OSError, origin: str) -> TransportError:
+def from_connecting(error: OSError, origin: str, *, is_unreached: bool = False) -> TransportError:
     """Convert a failure to connect to the server `origin`."""
     match error:
         case socket.gaierror():
-            return TransportError("dns", f"the hostname of {origin} cannot be resolved: {reason(error)}")
+            return TransportError(
+                "dns", f"the hostname of {origin} cannot be resolved: {reason(error)}", is_unreached=is_unreached
+            )
         case ssl.SSLError():
             return TransportError("tls", f"TLS handshake with {origin} failed: {_tls(error)}")
         case _:
-            return TransportError("connect", f"{origin} cannot be reached: {reason(error)}")
+            return TransportError("connect", f"{origin} cannot be reached: {reason(error)}", is_unreached=is_unreached)
 
 
 def from_proxy(error: OSError, origin: str) -> TransportError:
-    return TransportError("connect", f"the proxy for {origin} cannot be reached: {reason(error)}")
+    return TransportError("connect", f"the proxy for {origin} cannot be reached: {reason(error)}", is_unreached=True)
 
 
 def from_exchange(error: Exception | None, origin: str) -> TransportError:
