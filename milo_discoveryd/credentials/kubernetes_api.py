@@ -58,7 +58,9 @@ def refuse(origin: str, answer: ApiAnswer, what: str, rule: str, *, of_cluster: 
     if status == 401:
         raise BackendError(f"{origin} rejected the credential of the request to {what} (401): renew it")
     if status == 403:
-        raise BackendError(f"{origin} denied the request to {what} ({status}): add to the daemon's role: {rule}")
+        # Or an admission webhook did, of what one cluster's owner writes.
+        problem = f"{origin} denied the request to {what} ({status}): add to the daemon's role: {rule}"
+        raise BackendError(problem, of_cluster=of_cluster, may_be_of_issuer=of_cluster)
     if status == 404:
         raise BackendError(f"{origin} answered 404 to the request to {what}: an object, namespace or API is missing")
     raise BackendError(

@@ -177,7 +177,7 @@ def _acting(to: Recipient) -> dict[str, object]:
 
 
 def _unavailable(minter: Minter, entry: LeaseEntry) -> CredentialError:
-    failure = entry.lease.failure or minter.failure
+    failure = entry.lease.failure or minter.failure_of(entry.source)
     unfit = entry.lease.failure or minter.unfit_for_all()
     if isinstance(unfit, UnfitError):
         return unfit

@@ -32,6 +32,8 @@ class LeaseEntry:
     def __init__(self, key: LeaseKey, cluster: Cluster | None, lease: CredentialLease) -> None:
         self.key = key
         self.cluster = cluster
+        self.source = "" if cluster is None else cluster.target.source
+        """The name of the cluster's source; empty if the credential serves all clusters."""
         self.lease = lease
         self.counted: IssuedCredential | None = None
         """The credential that counts in the budget."""

@@ -2,8 +2,10 @@
 
 Of the concurrent mints, at most a quarter are retries after a failure of the cluster itself, and at most three quarters
 are first credentials and retries together. A tenant, as `Target.tenant` names it, uses at most half of the slots that
-the other tenants leave free, and the tenant with the fewest mints in flight is next. A cluster has at most one mint in
-flight.
+the other tenants leave free, and the tenant with the fewest mints in flight is next, before those whose last mint
+failed: one owner of objects may have many tenants, all of which hang. So does a source, whose objects may name the
+tenants of another one, and while its backend is down, one mint at a time is made for it. A cluster has at most one mint
+in flight.
 
 First credentials of a tenant are minted in rounds, in each of which every caller that waits has one: a caller
 can ask for those of all clusters, each with several lifetimes, at once. One that several callers want is in the
@@ -11,9 +13,9 @@ earliest of their rounds.
 """
 
 import heapq
-from collections import Counter, defaultdict
+from collections import Counter, OrderedDict, defaultdict
 from collections.abc import Callable, Container
-from typing import Generic, Protocol, TypeVar
+from typing import Generic, Protocol, TypeAlias, TypeVar
 
 import msgspec
 
@@ -29,6 +31,10 @@ M = TypeVar("M", bound="Mintable")
 
 _WITHOUT_CREDENTIAL = float("-inf")
 _SKIPPED_KEPT = 100
+_MOST_FAILING = 10_000
+"""Maximum number of tenants whose failures are remembered."""
+_Tenant: TypeAlias = tuple[str, str]
+"""The source, and the tenant in it."""
 
 
 class QueuedMint(msgspec.Struct, frozen=True, order=True):
@@ -38,39 +44,46 @@ class QueuedMint(msgspec.Struct, frozen=True, order=True):
     number: int
 
 
+_Turn: TypeAlias = tuple[float, bool, QueuedMint]
+"""The turn of a tenant: when its first lease expires, whether its last mint failed, and the place of that lease."""
+
+
 class _WaitingMints(Generic[M]):
-    """The leases of one kind that wait, by tenant: very many tenants can have one each."""
+    """The leases of one kind that wait in one source, by tenant: very many tenants can have one each."""
 
-    def __init__(self, running: Container[str]) -> None:
-        """`running`: the tenants with a mint in flight."""
+    def __init__(self, running: Container[_Tenant], failing: Container[_Tenant]) -> None:
+        """`running`: the tenants with a mint in flight; `failing`: those whose last mint failed."""
         self._running = running
-        self.by_tenant: dict[str, list[tuple[QueuedMint, M]]] = {}
-        self._firsts: list[tuple[QueuedMint, str]] = []
-        """A heap with the first lease of each tenant that has no mint in flight. Entries not in `_listed` are stale."""
-        self._listed: dict[str, QueuedMint] = {}
+        self._failing = failing
+        self.by_tenant: dict[_Tenant, list[tuple[QueuedMint, M]]] = {}
+        self._firsts: list[tuple[_Turn, _Tenant]] = []
+        """A heap with the turn of each tenant that has no mint in flight. Entries not in `_listed` are stale."""
+        self._listed: dict[_Tenant, _Turn] = {}
 
-    def push(self, tenant: str, waiting: QueuedMint, entry: M) -> None:
+    def push(self, tenant: _Tenant, waiting: QueuedMint, entry: M) -> None:
         heapq.heappush(self.by_tenant.setdefault(tenant, []), (waiting, entry))
         self.list(tenant)
 
-    def pop(self, tenant: str) -> tuple[QueuedMint, M]:
+    def pop(self, tenant: _Tenant) -> tuple[QueuedMint, M]:
         heap = self.by_tenant[tenant]
         popped = heapq.heappop(heap)
         if not heap:
             del self.by_tenant[tenant]
         return popped
 
-    def list(self, tenant: str) -> None:
-        """List a tenant by its first lease."""
+    def list(self, tenant: _Tenant) -> None:
+        """List a tenant by its turn."""
         heap = self.by_tenant.get(tenant)
         if heap is None:
             self._listed.pop(tenant, None)
-        elif self._listed.get(tenant) != heap[0][0]:
-            self._listed[tenant] = heap[0][0]
-            heapq.heappush(self._firsts, (heap[0][0], tenant))
+            return
+        turn = heap[0][0].ends_at, tenant in self._failing, heap[0][0]
+        if self._listed.get(tenant) != turn:
+            self._listed[tenant] = turn
+            heapq.heappush(self._firsts, (turn, tenant))
 
-    def first_of_others(self) -> tuple[QueuedMint, str] | None:
-        """Return the first lease of all tenants without a mint in flight. Others are to be listed again."""
+    def first_of_others(self) -> tuple[_Turn, _Tenant] | None:
+        """Return the first turn of all tenants without a mint in flight. Others are to be listed again."""
         while self._firsts:
             first, tenant = self._firsts[0]
             if self._listed.get(tenant) == first:
@@ -82,7 +95,7 @@ class _WaitingMints(Generic[M]):
 
     def only(self, is_current: Callable[[QueuedMint, M], bool]) -> "_WaitingMints[M]":
         """Return these without those that are not current."""
-        current = _WaitingMints[M](self._running)
+        current = _WaitingMints[M](self._running, self._failing)
         for tenant, heap in self.by_tenant.items():
             for waiting, entry in heap:
                 if is_current(waiting, entry):
@@ -91,10 +104,10 @@ class _WaitingMints(Generic[M]):
 
 
 class MintQueue(Generic[M]):
-    def __init__(self, places: int) -> None:
+    def __init__(self, places: int, is_down: Callable[[str], bool] = lambda _: False) -> None:
+        """`is_down` returns whether the backend for the clusters of a source is down."""
         self.places = places
-        self._for_retries = max(1, places // 4)
-        self._for_new = max(1, places - self._for_retries)
+        self._is_down = is_down
         self._number = 0
         self._queued: dict[int, QueuedMint] = {}
         """The place of each lease that waits, by its `id`. Other places of a lease in the heaps are skipped."""
@@ -104,16 +117,18 @@ class MintQueue(Generic[M]):
         """The latest round that has begun."""
         self._rounds: dict[str, int] = {}
         """The last round of each caller in which it waits for a credential, or waited not long ago."""
-        self._running: dict[int, tuple[str, str]] = {}
+        self._running: dict[int, tuple[str, _Tenant]] = {}
         """The kind and the tenant of the mint that is in flight for each cluster, by incarnation. The cluster may
         move to another tenant until the mint is done."""
         self._kinds: Counter[str] = Counter()
-        self._tenants: Counter[str] = Counter()
-        self._waiting: dict[str, _WaitingMints[M]] = {
-            kind: _WaitingMints(self._tenants) for kind in ("retry", "first", "renewal")
-        }
-        self._new: Counter[str] = Counter()
-        """The slots that first credentials and retries take, by tenant."""
+        self._all = _TakenSlots()
+        new = _TakenSlots()
+        self._slots = {"retry": (self._all, new), "first": (self._all, new), "renewal": (self._all,)}
+        """All slots, and those that first credentials and retries take, by kind."""
+        self._failing: OrderedDict[_Tenant, None] = OrderedDict()
+        """The tenants whose last mint failed, the latest last."""
+        self._waiting: dict[str, dict[str, _WaitingMints[M]]] = {}
+        """What waits in each source, by kind."""
         self._parked: defaultdict[int, list[tuple[str, QueuedMint, M]]] = defaultdict(list)
 
     def add(self, entry: M, *, ends_at: float, failures: int, caller: str = "") -> None:
@@ -133,7 +148,8 @@ class MintQueue(Generic[M]):
         self._skipped += 1
         if self._skipped > len(self._queued) + _SKIPPED_KEPT:
             self._skipped = 0
-            self._waiting = {kind: waiting.only(self._is_current) for kind, waiting in self._waiting.items()}
+            for by_kind in self._waiting.values():
+                by_kind.update({kind: mints.only(self._is_current) for kind, mints in by_kind.items()})
 
     def _is_current(self, waiting: QueuedMint, entry: M) -> bool:
         return self._queued.get(id(entry)) == waiting
@@ -157,21 +173,22 @@ class MintQueue(Generic[M]):
             if found is None:
                 return None
             kind, tenant = found
-            waiting, entry = self._waiting[kind].pop(tenant)
+            mints = self._waiting[tenant[0]][kind]
+            waiting, entry = mints.pop(tenant)
             incarnation = _incarnation(entry)
             is_current = self._is_current(waiting, entry)
             self._skipped -= not is_current
             if not is_current or incarnation in self._running:
                 if is_current:
                     self._parked[incarnation].append((kind, waiting, entry))
-                self._waiting[kind].list(tenant)
+                mints.list(tenant)
                 continue
             del self._queued[id(entry)]
             self._begin(waiting.round)
             self._running[incarnation] = found
             self._kinds[kind] += 1
-            self._tenants[tenant] += 1
-            self._new[tenant] += kind != "renewal"
+            for slots in self._slots[kind]:
+                slots.count(tenant, 1)
             return entry
 
     def _begin(self, its_round: int) -> None:
@@ -181,49 +198,77 @@ class MintQueue(Generic[M]):
             self._round = its_round
             self._rounds = {caller: last for caller, last in self._rounds.items() if last >= its_round}
 
-    def done(self, entry: M) -> None:
+    def done(self, entry: M, *, has_failed: bool = False) -> None:
         incarnation = _incarnation(entry)
         kind, tenant = self._running.pop(incarnation)
         self._kinds[kind] -= 1
-        self._tenants[tenant] -= 1
-        self._new[tenant] -= kind != "renewal"
-        if not self._tenants[tenant]:
-            del self._tenants[tenant], self._new[tenant]
-            for mints in self._waiting.values():
-                mints.list(tenant)
+        for slots in self._slots[kind]:
+            slots.count(tenant, -1)
+        self._failing.pop(tenant, None)
+        if has_failed:
+            self._failing[tenant] = None
+            if len(self._failing) > _MOST_FAILING:
+                self._failing.popitem(last=False)
+        for mints in self._waiting[tenant[0]].values():
+            mints.list(tenant)
         for kind, waiting, parked in self._parked.pop(incarnation, ()):
             self._push(kind, waiting, parked)
 
-    def _next(self) -> tuple[str, str] | None:
+    def _next(self) -> tuple[str, _Tenant] | None:
         free = self.places - len(self._running)
-        free_for_new = min(free, self._for_new - self._kinds["first"] - self._kinds["retry"])
-        allowed = {
-            "renewal": (free, self._tenants),
-            "first": (free_for_new, self._new),
-            "retry": (free_for_new if self._kinds["retry"] < self._for_retries else 0, self._new),
-        }
-        heads: list[tuple[int, QueuedMint, str, str]] = []
-        for kind, mints in self._waiting.items():
-            left, taken = allowed[kind]
-            if not left or not mints.by_tenant:
+        for_retries = max(1, self.places // 4)
+        for_new = max(1, self.places - for_retries)
+        free_for_new = min(free, for_new - self._kinds["first"] - self._kinds["retry"])
+        free_for_retries = free_for_new if self._kinds["retry"] < for_retries else 0
+        allowed = {"renewal": free, "first": free_for_new, "retry": free_for_retries}
+        heads: list[tuple[int, int, _Turn, str, _Tenant]] = []
+        for source, by_kind in self._waiting.items():
+            running = self._all.by_source[source]
+            if running and self._is_down(source):
                 continue
-            if (found := mints.first_of_others()) is not None:
-                heads.append((0, found[0], kind, found[1]))
-            for tenant, running in self._tenants.items():
-                if tenant in mints.by_tenant and (not tenant or taken[tenant] < left):
-                    heads.append((running, mints.by_tenant[tenant][0][0], kind, tenant))
+            for kind, mints in by_kind.items():
+                left, taken = allowed[kind], self._slots[kind][-1]
+                is_over_its_share = len(self._waiting) > 1 and taken.by_source[source] >= left
+                if not left or not mints.by_tenant or is_over_its_share:
+                    continue
+                if (found := mints.first_of_others()) is not None:
+                    heads.append((running, 0, found[0], kind, found[1]))
+                for tenant, its_running in self._all.by_tenant.items():
+                    if tenant in mints.by_tenant and (not tenant[1] or taken.by_tenant.get(tenant, 0) < left):
+                        first = mints.by_tenant[tenant][0][0]
+                        turn = first.ends_at, tenant in self._failing, first
+                        heads.append((running, its_running, turn, kind, tenant))
         if not heads:
             return None
-        _, _, kind, tenant = min(heads)
+        *_, kind, tenant = min(heads)
         return kind, tenant
 
     def _push(self, kind: str, waiting: QueuedMint, entry: M) -> None:
-        self._waiting[kind].push(_tenant(entry), waiting, entry)
+        source, _ = tenant = _tenant(entry)
+        if source not in self._waiting:
+            self._waiting[source] = {
+                each: _WaitingMints(self._all.by_tenant, self._failing) for each in ("retry", "first", "renewal")
+            }
+        self._waiting[source][kind].push(tenant, waiting, entry)
+
+
+class _TakenSlots:
+    def __init__(self) -> None:
+        self.by_source: defaultdict[str, int] = defaultdict(int)
+        self.by_tenant: dict[_Tenant, int] = {}
+
+    def count(self, tenant: _Tenant, change: int) -> None:
+        self.by_source[tenant[0]] += change
+        if now := self.by_tenant.get(tenant, 0) + change:
+            self.by_tenant[tenant] = now
+        else:
+            del self.by_tenant[tenant]
 
 
 def _incarnation(entry: Mintable) -> int:
     return 0 if entry.cluster is None else entry.cluster.incarnation
 
 
-def _tenant(entry: Mintable) -> str:
-    return "" if entry.cluster is None else entry.cluster.target.tenant
+def _tenant(entry: Mintable) -> _Tenant:
+    target = None if entry.cluster is None else entry.cluster.target
+    return ("", "") if target is None else (target.source, target.tenant)

@@ -1,14 +1,14 @@
 """Keeps the leases of one issuer: renews each in time, within a rate limit, with one mint in flight per lease.
 
-Reading a held credential never waits, even if the issuer is down. While the issuer is down, one lease at a time
-probes it and the others wait.
+Reading a held credential never waits, even if the issuer is down. While the issuer is down for the clusters of a
+source, one lease of them at a time probes it and the others wait.
 """
 
 import asyncio
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
-from contextlib import AbstractAsyncContextManager, nullcontext, suppress
+from contextlib import suppress
 from typing import TypeAlias
 
 from msgspec.structs import replace
@@ -69,7 +69,9 @@ class Minter:
         self._wall = wall
         self._workers = 1 if issuer.scope is Scope.IDENTITY else concurrency
         self._rate_limit = TokenBucket(Rate(per_second, concurrency), self._loop.time())
-        self._queue: MintQueue[LeaseEntry] = MintQueue(self._workers)
+        self._outages: defaultdict[str, IssuerOutage] = defaultdict(lambda: IssuerOutage(issuer))
+        """By source, each of which may have a backend of its own."""
+        self._queue: MintQueue[LeaseEntry] = MintQueue(self._workers, lambda source: self._outages[source].is_down)
         self._leases = LeaseTable(draw, self._queue.remove)
         self._work_available = asyncio.Event()
         self._timer: RenewalTimer[LeaseEntry] = RenewalTimer()
@@ -78,7 +80,6 @@ class Minter:
             if isinstance(issuer, RevokingIssuer)
             else None
         )
-        self._outage = IssuerOutage(issuer)
         if isinstance(issuer, NotifyingIssuer):
             issuer.subscribe(self._renew)
         self._attempted = asyncio.Event()
@@ -89,7 +90,7 @@ class Minter:
     @property
     def failure(self) -> CredentialError | None:
         """Why the last attempt failed, ignoring failures that concern only one cluster; None if it succeeded."""
-        return self._outage.failure
+        return next((outage.failure for outage in self._outages.values() if outage.failure is not None), None)
 
     def now(self) -> Moment:
         return Moment(self._wall(), self._loop.time())
@@ -109,8 +110,9 @@ class Minter:
 
     def request(self, key: LeaseKey, cluster: Cluster, caller: str = "") -> LeaseEntry:
         """Return the lease of an engaged cluster, and queue a mint if its credential is missing or close to expiry."""
-        self._outage.is_noticed = True
-        return self._requested(key, cluster if self.issuer.scope is Scope.CLUSTER else None, caller)
+        entry = self._requested(key, cluster if self.issuer.scope is Scope.CLUSTER else None, caller)
+        self._outages[entry.source].is_noticed = True
+        return entry
 
     def _requested(self, key: LeaseKey, cluster: Cluster | None, caller: str = "") -> LeaseEntry:
         entry = self._leases.begin(key, cluster)
@@ -238,8 +240,7 @@ class Minter:
                 await self._work_available.wait()
             try:
                 with log.contained("credential not renewed", issuer=self.issuer.name, cluster=entry.name):
-                    async with self._outage.attempt():
-                        await self._attempt(entry)
+                    await self._attempt(entry)
             finally:
                 self._queue.done(entry)
                 self._work_available.set()
@@ -251,9 +252,9 @@ class Minter:
             await self._mint(entry)
 
     async def _mint(self, entry: LeaseEntry) -> None:
-        held = entry.lease.begin()
+        held, outage = entry.lease.begin(), self._outages[entry.source]
         if entry.lease.failure is None:
-            entry.issued = self._outage.issued
+            entry.issued = outage.issued
         started_at = self._loop.time()
         result, is_new = "cancelled", False
         try:
@@ -269,8 +270,8 @@ class Minter:
             self._failed(entry, BackendError(problem, of_cluster=entry.cluster is not None))
         else:
             result = "dropped" if entry.is_dropped else "ok"
-            self._outage.end_outage()
-            self._outage.issued += 1
+            outage.end_outage()
+            outage.issued += 1
             entry.failures, entry.fails_alone = 0, False
             is_new = held is None or held.credential != issued.credential
             entry.is_wanted = entry.is_wanted and not is_new
@@ -309,29 +310,35 @@ class Minter:
             raise BackendError(message, of_cluster=of_cluster, may_be_of_issuer=of_cluster, reason="timeout") from None
 
     def _failed(self, entry: LeaseEntry, error: CredentialError) -> None:
+        outage = self._outages[entry.source]
         retry_after_s = error.retry_after_s if isinstance(error, BackendError) else None
         if entry.cluster is not None and (isinstance(error, UnfitError) or _is_of_cluster(error)):
             about = {"issuer": self.issuer.name, "cluster": entry.name}
             may_be_of_issuer = isinstance(error, BackendError) and error.may_be_of_issuer
             if may_be_of_issuer:
-                self._outage.suspect(error, entry.cluster.target)
+                outage.suspect(error, entry.cluster.target)
             else:
-                self._outage.end_outage()
-            entry.fails_alone |= not may_be_of_issuer or entry.issued != self._outage.issued
-            entry.issued = self._outage.issued
-            if entry.fails_alone or self._outage.failure is None:
+                outage.end_outage()
+            entry.fails_alone |= not may_be_of_issuer or entry.issued != outage.issued
+            entry.issued = outage.issued
+            if entry.fails_alone or outage.failure is None:
                 if not entry.failures:
                     log.warning("cluster credential not issued", **about, problem=str(error))
                 entry.failures += 1
             entry.lease.failed(error, self.now(), retry_after_s, longest_s=CLUSTER_BACKOFF_S)
             return
-        self._outage.begin_outage(error)
+        outage.begin_outage(error)
         entry.lease.failed(error, self.now(), retry_after_s)
 
     def problem(self, cluster: Cluster) -> CredentialError | None:
         """Return why the cluster gets no new credential: a failure for this cluster, or a failure of the issuer."""
         own = (entry.lease.failure for entry in self._leases.of_cluster(cluster))
-        return next((failure for failure in own if failure is not None), self.failure)
+        source = cluster.target.source if self.issuer.scope is Scope.CLUSTER else ""
+        return next((failure for failure in own if failure is not None), self.failure_of(source))
+
+    def failure_of(self, source: str) -> CredentialError | None:
+        """Return why the issuer fails for the clusters of a source; None if it does not."""
+        return self._outages[source].failure
 
 
 def _is_of_cluster(error: CredentialError) -> bool:
@@ -343,7 +350,7 @@ def ttl_step(ttl_s: float) -> float:
 
 
 class IssuerOutage:
-    """Tracks and logs the outages of the issuer, which affect all clusters."""
+    """Tracks and logs the outages of the issuer, which affect all clusters of a source."""
 
     def __init__(self, issuer: Issuer) -> None:
         self._issuer = issuer
@@ -354,24 +361,19 @@ class IssuerOutage:
         self.is_noticed = False
         """Whether any caller has requested a credential. If so, failures are warnings. `keep_ready` does not count."""
         self._is_warned = False
-        self._is_down = False
-        """Whether the failure is certainly one of the issuer."""
+        self.is_down = False
+        """Whether the failure is certainly one of the issuer. One attempt at a time then probes it."""
         self._suspects: set[str] = set()
         """The tenants whose clusters failed since the last success, with what may be a failure of the issuer."""
-        self._probing = asyncio.Lock()
-
-    def attempt(self) -> AbstractAsyncContextManager[None]:
-        """Return the context of an attempt. While the issuer is down, one attempt at a time probes it."""
-        return self._probing if self._is_down else nullcontext()
 
     def begin_outage(self, failure: CredentialError) -> None:
-        self._is_down = True
+        self.is_down = True
         self._note(failure)
 
     def suspect(self, failure: CredentialError, target: Target) -> None:
         """Record a failure of a cluster that may be one of the issuer. Even if it counts as one, attempts for other
         clusters go on, since one owner of objects may have several tenants."""
-        self._is_down = False
+        self.is_down = False
         if len(self._suspects) < _SUSPECTS:
             self._suspects.add(target.tenant or target.name)
         if len(self._suspects) == _SUSPECTS or self.failure is not None:
@@ -388,6 +390,6 @@ class IssuerOutage:
     def end_outage(self) -> None:
         if self.failure is not None:
             log.info("credential issuer recovered", issuer=self._issuer.name)
-        self.failure, self._is_down = None, False
+        self.failure, self.is_down = None, False
         self._suspects.clear()
         self._is_warned = False

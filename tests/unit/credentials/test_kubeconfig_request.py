@@ -122,7 +122,7 @@ async def test_kubeconfig_request_error_does_not_quote_the_credential(
         (answering(500, {}), True, True),
         (answering(503, {}), True, True),
         (answering(401, {}), False, False),
-        (answering(403, {}), False, False),
+        (answering(403, {}), True, True),
     ],
 )
 async def test_what_one_object_can_cause_is_a_failure_of_its_cluster(

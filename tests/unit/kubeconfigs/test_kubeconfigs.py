@@ -392,6 +392,37 @@ async def test_failing_credential_issuer_is_retried_by_one_credential_lease_at_a
     assert backend.most_at_once <= 5
 
 
+class Unreachable(Backend):
+    """An issuer whose connections time out."""
+
+    async def mint(self, request: MintRequest) -> IssuedCredential:
+        self.asked.append(request)
+        await asyncio.sleep(10.0)
+        raise BackendError("no connection")
+
+
+@in_virtual_time
+async def test_source_whose_api_server_cannot_be_reached_delays_no_credential_of_another_source() -> None:
+    down, healthy = Unreachable(Scope.CLUSTER), Backend(Scope.CLUSTER)
+
+    def of(source: str, number: int) -> Cluster:
+        cluster = a_cluster(f"{source}#p-{number}", number)
+        target = replace(cluster.target, source=source, organization=f"{source}-{number}")
+        return replace(cluster, target=target)
+
+    async with issuing(EachSourceIssuer({"down": down, "healthy": healthy})) as kubeconfigs:
+        for number in range(1, 100):
+            kubeconfigs.require_lease(of("down", number), None, UNLIMITED).credential()
+        await asyncio.sleep(60)
+        began, cluster = asyncio.get_running_loop().time(), of("healthy", 100)
+        assert await got(kubeconfigs, cluster)
+        assert asyncio.get_running_loop().time() < began + 1
+        assert len(down.asked) <= 10 + 6, "it is asked by one cluster at a time"
+        assert kubeconfigs.problem(of("down", 1), UNLIMITED) == "no connection"
+        assert kubeconfigs.problem(cluster, UNLIMITED) is None
+        assert kubeconfigs.health()[0].problem == "no connection"
+
+
 async def test_expired_credential_is_not_issued_after_clock_is_set_forward(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -24,9 +24,9 @@ class Entry:
         return "all" if self.cluster is None else self.cluster.target.name
 
 
-def entry(number: int, organization: str = "") -> Entry:
+def entry(number: int, organization: str = "", *, source: str = "") -> Entry:
     cluster = a_cluster(f"p{number}", number)
-    return Entry(replace(cluster, target=replace(cluster.target, organization=organization)))
+    return Entry(replace(cluster, target=replace(cluster.target, organization=organization, source=source)))
 
 
 def first(queue: MintQueue[Entry], *entries: Entry, caller: str = "") -> None:
@@ -109,6 +109,36 @@ def test_organization_takes_at_most_half_of_the_credential_queue_slots_that_othe
     assert taken(queue) == ["p40"]
     first(queue, entry(41, "mill"))
     assert taken(queue) == ["p41"], "first credentials use at most eight of ten slots"
+
+
+def test_source_takes_no_slots_of_another_source_whose_organizations_it_names() -> None:
+    queue = MintQueue[Entry](10)
+    queue.add(entry(1, "shop", source="honest"), ends_at=1.0, failures=0)
+    assert taken(queue) == ["p1"]
+    first(queue, *(entry(number, "shop", source="hostile") for number in range(2, 20)))
+    first(queue, *(entry(number, f"o{number}", source="hostile") for number in range(20, 40)))
+    assert len(taken(queue)) == 4
+    first(queue, *(entry(number, "shop", source="honest") for number in range(40, 43)))
+    assert taken(queue) == ["p40", "p41"]
+
+
+def test_only_source_takes_all_slots() -> None:
+    queue = MintQueue[Entry](10)
+    for number in range(1, 20):
+        queue.add(entry(number, source="named"), ends_at=1.0, failures=0)
+    assert len(taken(queue)) == 10
+
+
+def test_source_whose_backend_is_down_takes_one_slot() -> None:
+    down = {"a"}
+    queue = MintQueue[Entry](10, down.__contains__)
+    waiting = [entry(number, f"o{number}", source="a") for number in range(1, 5)]
+    first(queue, *waiting, entry(5, source="b"), entry(6, source="b"))
+    assert taken(queue) == ["p1", "p5", "p6"]
+    queue.done(waiting[0])
+    assert taken(queue) == ["p2"]
+    down.clear()
+    assert taken(queue) == ["p3", "p4"]
 
 
 def test_clusters_of_one_namespace_take_at_most_half_of_the_slots_that_others_leave_free() -> None:
@@ -239,4 +269,5 @@ def test_lease_that_was_removed_from_credential_queue_is_not_minted_for_and_not_
 
 
 def heaps(queue: MintQueue[Entry]) -> Iterator[list[Any]]:
-    return (heap for waiting in queue._waiting.values() for heap in waiting.by_tenant.values())
+    waiting = (mints for by_kind in queue._waiting.values() for mints in by_kind.values())
+    return (heap for mints in waiting for heap in mints.by_tenant.values())
