@@ -242,7 +242,7 @@ class Minter:
                 with log.contained("credential not renewed", issuer=self.issuer.name, cluster=entry.name):
                     await self._attempt(entry)
             finally:
-                self._queue.done(entry)
+                self._queue.done(entry, has_failed=entry.lease.failure is not None)
                 self._work_available.set()
 
     async def _attempt(self, entry: LeaseEntry) -> None:

@@ -7,6 +7,8 @@ from collections.abc import Callable, Coroutine
 from random import Random
 from typing import Any
 
+from msgspec.structs import replace
+
 from milo_discoveryd.credentials.issued_credential import IssuedCredential
 from milo_discoveryd.credentials.issuers.issuer import MintRequest, Scope
 from milo_discoveryd.daemon_errors import BackendError
@@ -192,6 +194,38 @@ def test_clusters_that_fail_while_others_get_credentials_have_a_quarter_of_the_s
             assert backend.hanging_at_once <= BURST // 4
 
     in_virtual_time(lambda: Fleet(240, backend), play)
+
+
+class HangingTenants(Slow):
+    """An issuer that does not answer for the clusters of some tenants."""
+
+    async def mint(self, request: MintRequest) -> IssuedCredential:
+        assert request.cluster is not None
+        if request.cluster.target.organization != "calm":
+            await asyncio.sleep(15.0)
+            raise BackendError("no answer", of_cluster=True, may_be_of_issuer=True)
+        return await super().mint(request)
+
+
+def test_clusters_of_many_tenants_that_hang_delay_no_other_tenant_for_long() -> None:
+    backend = HangingTenants()
+
+    async def play(fleet: Fleet) -> None:
+        wait = asyncio.get_running_loop().time
+        minter = fleet.minter
+        for number in range(1, 101):
+            minter.request(minter.key(of(f"hangs-{number % 20}", number), LIFE_S), of(f"hangs-{number % 20}", number))
+        for number in range(101, 104):
+            began, cluster = wait(), of("calm", number)
+            await minter.settle(minter.request(minter.key(cluster, LIFE_S), cluster), 60)
+            assert minter.held_for(cluster) is not None
+            assert wait() - began < 46  # three rounds of mints that hang, in which each tenant is found out
+
+    def of(organization: str, number: int) -> Cluster:
+        cluster = a_cluster(f"q-{number}", number)
+        return replace(cluster, target=replace(cluster.target, organization=organization))
+
+    in_virtual_time(lambda: Fleet(0, backend), play)
 
 
 def test_credential_leases_recover_within_seconds_after_a_long_outage_without_a_burst() -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
+from milo_discoveryd.kubeconfigs import mint_queue
 from milo_discoveryd.kubeconfigs.mint_queue import MintQueue
 from milo_discoveryd.model.cluster import Cluster, DeclaredTarget
 from tests.unit.kubeconfigs.backend import a_cluster
@@ -139,6 +140,31 @@ def test_source_whose_backend_is_down_takes_one_slot() -> None:
     assert taken(queue) == ["p2"]
     down.clear()
     assert taken(queue) == ["p3", "p4"]
+
+
+def test_organizations_whose_last_mint_failed_wait_for_those_whose_did_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One owner of 20 namespaces whose objects hang delayed each first credential of others by minutes."""
+    monkeypatch.setattr(mint_queue, "_MOST_FAILING", 1)
+    queue = MintQueue[Entry](1)
+
+    def fails(failing: Entry) -> None:
+        first(queue, failing)
+        assert queue.next_to_mint() is failing
+        queue.done(failing, has_failed=True)
+
+    fails(entry(1, "hangs"))
+    first(queue, entry(2, "hangs"), entry(3, "calm"))
+    assert [*in_order(queue)] == ["p3", "p2"]
+    first(queue, entry(4, "hangs"), entry(5, "calm"))
+    assert [*in_order(queue)] == ["p4", "p5"], "it has recovered"
+    fails(entry(6, "hangs"))
+    queue.add(entry(7, "calm"), ends_at=2.0, failures=0)
+    queue.add(entry(8, "hangs"), ends_at=1.0, failures=0)
+    assert [*in_order(queue)] == ["p8", "p7"], "no renewal waits for one that has more time"
+    fails(entry(9, "hangs"))
+    fails(entry(10, "fails"))
+    first(queue, entry(11, "fails"), entry(12, "hangs"))
+    assert [*in_order(queue)] == ["p12", "p11"], "only the latest are remembered"
 
 
 def test_clusters_of_one_namespace_take_at_most_half_of_the_slots_that_others_leave_free() -> None:
