@@ -14,6 +14,7 @@ import msgspec
 from milo_discoveryd.connectivity.reachability import (
     ConnectivityChange,
     Probe,
+    ProbeFailed,
     ProbeOutcome,
     ProbePolicy,
     ProbeSchedule,
@@ -93,7 +94,10 @@ class HostSchedule:
         return self._schedule.next_at
 
     def record(self, probe: Probe, outcome: ProbeOutcome, now: Moment) -> list[ConnectivityChange]:
-        changes = self._schedule.record(self._in_flight.pop(probe), outcome, now)
+        of_host = self._in_flight.pop(probe)
+        if isinstance(outcome, ProbeFailed) and not outcome.is_of_host:
+            self._represent_by_another(of_host.name, probe)
+        changes = self._schedule.record(of_host, outcome, now)
         found: list[ConnectivityChange] = []
         for change in changes:
             clusters = self._hosts[change.name]
@@ -103,6 +107,12 @@ class HostSchedule:
                 for name, incarnation in clusters.incarnations.items()
             )
         return found
+
+    def _represent_by_another(self, key: str, probe: Probe) -> None:
+        """Let another cluster represent the host next: this one may have failed for itself, by its CA or credential."""
+        if self._host_of.get(probe.name) == key:
+            incarnations = self._hosts[key].incarnations
+            incarnations[probe.name] = incarnations.pop(probe.name)
 
 
 def _of_clusters(host: ConnectivityStatus) -> ConnectivityStatus:

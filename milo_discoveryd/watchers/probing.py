@@ -94,12 +94,12 @@ class ProbeSender:
             outcome = outcome_of(await self._send_own(_host(endpoint), trust))
         except TimeoutError:
             message = f"{endpoint} did not answer within {self._timeout_s:g} s"
-            return ProbeFailed("timeout", message, is_of_host=not cluster.target.states_address)
+            return ProbeFailed("timeout", message, is_of_host=_is_at_host(endpoint, cluster))
         except CredentialError as error:
             return ProbeFailed("credential", str(no_credential(error, endpoint)), is_of_host=False)
         except TransportError as error:
-            # Who declares a cluster chooses its CA and the path at its host, which others may share.
-            is_of_host = error.is_unreached or not cluster.target.states_address
+            is_unreached = error.is_unreached and endpoint == cluster.target.endpoint
+            is_of_host = is_unreached or _is_at_host(endpoint, cluster)
             return ProbeFailed(error.cause, str(error), is_of_host=is_of_host and error.cause != "credential")
         if isinstance(outcome, ProbeReached):
             with suppress(TimeoutError, CredentialError, TransportError):  # the host was reached
@@ -145,6 +145,14 @@ class ProbeSender:
                 return response.status
             finally:
                 await response.aclose()
+
+
+def _is_at_host(endpoint: str, cluster: Cluster) -> bool:
+    """Return whether a request that was sent is one that others at the cluster's host would send too.
+
+    Who declares a cluster chooses its CA and the path at its host, and who writes its Secret may choose another server.
+    """
+    return endpoint == cluster.target.endpoint and not cluster.target.states_address
 
 
 def _host(endpoint: str) -> str:

@@ -188,6 +188,15 @@ async def test_cluster_whose_authorities_take_too_much_memory_fails_for_itself(m
     assert not outcome.is_of_host
 
 
+async def test_failure_of_a_server_that_a_credential_states_is_not_of_the_host() -> None:
+    async with ApiServer(answering()) as server:
+        for elsewhere in ("https://no-such-host.invalid", f"https://{free_address()}"):
+            async with prober(server, trust=ClusterTrust(None, server=elsewhere)) as sender:
+                outcome = await sender.send(at(server.url))
+            assert isinstance(outcome, ProbeFailed)
+            assert not outcome.is_of_host
+
+
 async def test_probe_timeout_is_reported() -> None:
     async def never(request: web.Request) -> web.StreamResponse:
         return await asyncio.Future()

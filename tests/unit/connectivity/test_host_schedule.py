@@ -60,6 +60,25 @@ def test_host_probe_result_applies_to_all_clusters_behind_the_host() -> None:
     assert not any(change.disengages for change in failed)
 
 
+def test_host_is_probed_through_another_cluster_once_one_fails_for_itself() -> None:
+    schedule = HostSchedule(ProbePolicy(unreachable_after_s=90.0), lambda: 0.5)
+    for name in "abc":
+        schedule.watch(name, HOST, 1, 0.0)
+    probed, changes, now = [], [], 0.0
+    for _ in range(6):
+        (probe,) = schedule.due(now)
+        probed.append(probe.name)
+        outcome = ProbeFailed("credential", "its own") if probe.name == "a" else ProbeReached()
+        changes += schedule.record(probe, outcome, at(now))
+        now += 100.0
+    assert probed == ["a", "b", "b", "b", "b", "b"]
+    assert set(states(changes).values()) == {Reachability.UNKNOWN}
+    (probe,) = schedule.due(now)
+    schedule.forget("b")
+    schedule.record(probe, ProbeFailed("credential", "its own"), at(now))
+    assert [probe.name for probe in schedule.due(now + 100)] == ["c"]
+
+
 def test_host_schedule_probes_each_host_separately() -> None:
     schedule = hosts("a")
     schedule.watch("b", "other.example.com", 7, 0.0)
