@@ -45,6 +45,9 @@ _SNAPSHOT_PARTS_KEPT = 32
 MAX_SNAPSHOT_ENTRIES = 1_000_000
 """Maximum number of entries of all snapshots that are being read, beyond which readers begin with an older one: each
 reader may keep its snapshot for as long as it likes."""
+AHEAD_KEPT = 256
+"""How many states beyond the end of its last slice a reader keeps: thousands of readers can keep theirs for as long as
+they like. With more of them, it receives these states again."""
 _FRAMES_EVICTED_PER_STEP = 4096
 FRAME_EVICTION_INTERVAL_S = 60.0
 """Frames are evicted one to two intervals after the last read of a snapshot."""
@@ -579,6 +582,11 @@ def _end_event(past: PastState | None, before: Cluster, now: Cluster | None, vie
 
 def _ends_by_draining(before: Cluster, now: Cluster, view: ClusterView) -> bool:
     return not view.confirms_releases and before.incarnation == now.incarnation and view.shows(now)
+
+
+def bounded(ahead: ReadAhead) -> ReadAhead:
+    """Return what a reader keeps of the states that it has beyond the end of its last slice."""
+    return ahead if len(ahead) <= AHEAD_KEPT else frozenset()
 
 
 def slice_of(frames: Sequence[Frame]) -> Slice:

@@ -3,8 +3,8 @@ daemon."""
 
 import msgspec
 
-from milo_discoveryd.log.change_log import ChangeLog, Snapshot
-from milo_discoveryd.log.events import NO_CHANGES, ReadAhead, Slice, bounded
+from milo_discoveryd.log.change_log import ChangeLog, Snapshot, bounded
+from milo_discoveryd.log.events import NO_CHANGES, ReadAhead, Slice
 from milo_discoveryd.log.filter import ClusterView
 from milo_discoveryd.log.filter_transition import FilterTransition, start_transition
 

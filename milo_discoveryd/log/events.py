@@ -57,13 +57,6 @@ NO_CHANGES = Slice((), b"", {})
 
 ReadAhead = frozenset[tuple[str, int]]
 """Clusters whose state, as sent to a reader, is newer than the end of its slice, with the revision of that state."""
-AHEAD_KEPT = 256
-"""How many of these a reader keeps: thousands of readers can keep theirs for as long as they like. Beyond it, a reader
-receives the states in some later slice again."""
-
-
-def bounded(ahead: ReadAhead) -> ReadAhead:
-    return ahead if len(ahead) <= AHEAD_KEPT else frozenset()
 
 
 class Changes(msgspec.Struct, frozen=True):

@@ -7,8 +7,8 @@ transition, as after a snapshot.
 
 import msgspec
 
-from milo_discoveryd.log.change_log import ChangeLog, Snapshot, slice_of
-from milo_discoveryd.log.events import Frame, ReadAhead, Slice, bounded
+from milo_discoveryd.log.change_log import ChangeLog, Snapshot, bounded, slice_of
+from milo_discoveryd.log.events import Frame, ReadAhead, Slice
 from milo_discoveryd.log.filter import ClusterView
 
 
