@@ -251,6 +251,8 @@ class Simulation:
         """Accounts outside of the clusters: by uid of the project and of the widget."""
         self.lost_posts: set[str] = set()
         """The UIDs of widgets of which a created child may be unknown to the reconciler."""
+        self.removed: set[str] = set()
+        """The UIDs of widgets that were removed in spite of their finalizer."""
         self._made = 0
 
     def run(self) -> list[str]:
@@ -325,11 +327,13 @@ class Simulation:
         for name in CLUSTERS:
             project = self.projects[name]
             project.is_down = project.suspended = False
-            for widget in project.of(WIDGETS)[limits.objects :]:
-                self._delete(project, WIDGETS, widget["metadata"]["name"])
-            for resource in (CHILDREN, SECRETS):
-                for child in project.of(resource)[limits.objects :]:
-                    self._delete(project, resource, child["metadata"]["name"])
+            for widget in project.of(WIDGETS)[limits.objects - 1 :]:  # also with a finalizer: its cache is dropped
+                self.removed.add(widget["metadata"]["uid"])
+                project.store(WIDGETS, widget["metadata"]["name"], None)
+            for child in project.of(CHILDREN):
+                self._delete(project, CHILDREN, child["metadata"]["name"])
+            for secret in project.of(SECRETS)[limits.objects :]:
+                self._delete(project, SECRETS, secret["metadata"]["name"])
             if name in self.discovery._engaged:
                 if self.discovery.of(name).draining is None:
                     self.discovery.update(name, suspended=False)
@@ -614,7 +618,7 @@ class Simulation:
         self.note(not self.controllers.health().synced, f"not synced: {self.controllers.health()}")
         for project in self.projects.values():
             widgets = project.of(WIDGETS)
-            open_ = {uid for owner, uid in self.accounts if owner == project.uid}
+            open_ = {uid for owner, uid in self.accounts if owner == project.uid} - self.removed
             self.note(open_ ^ {widget["metadata"]["uid"] for widget in widgets}, f"accounts of {project.name}")
             for widget in widgets:
                 self._check_widget(project, widget)
