@@ -1,7 +1,7 @@
 """The objects of one collection of a source: applies its lists, its watch events and its confirmed deletions."""
 
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sized
 from itertools import islice
 
 import msgspec
@@ -60,6 +60,8 @@ REMOVALS_HELD = "RemovalsHeld"
 """The status reason of a source that can be listed and watched, but whose removals are held or lists are ignored."""
 EVENTS_PER_STEP = 100
 """Maximum number of source events applied per event-loop iteration (a few milliseconds)."""
+MANY_MISSING = 10_000
+"""How many objects a list may lack until it is applied in several steps."""
 REFERENCE_OBJECTS = 3
 OLDER_READ = Inconclusive("the read returned an older version than the watch or a list", is_older=True)
 
@@ -76,6 +78,15 @@ class Held(msgspec.Struct, frozen=True):
 
     since: float
     message: str
+
+
+class References(msgspec.Struct, frozen=True):
+    """The objects that were found for `ObjectCollection.reference_objects`."""
+
+    objects: tuple[tuple[str, str], ...] = ()
+    exhausted: tuple[int, int] | None = None
+    """If no others exist: what counts the objects that may exist since. While a fleet is removed one by one, all of its
+    objects would be searched each time."""
 
 
 class ObjectCollection:
@@ -111,10 +122,10 @@ class ObjectCollection:
         self._list = StagedList(store, pending_deletions, step_limit)
         self._deletions_reported: deque[float] = deque()
         """When the watch reported recent deletions of established objects."""
-        self._reference_objects: tuple[tuple[str, str], ...] = ()
+        self._references = References()
         self._replacing: Mapping[str, tuple[str, str]] = {}
         """`Comparison.replacing` of the last list that was used."""
-        self._unconfirmed: set[str] = set()
+        self._unconfirmed: dict[str, None] = {}
         """Objects known from an earlier run, or from another server. The first accepted list lacks them, and they were
         not read since."""
 
@@ -154,7 +165,14 @@ class ObjectCollection:
     def is_restored(self) -> bool:
         """True while the state is from an earlier run, or contains objects that are missing from the first list of this
         run and were not read since."""
-        return isinstance(self.trust.basis, Stored) or any(map(self.pending_deletions.awaits_read, self._unconfirmed))
+        if isinstance(self.trust.basis, Stored):
+            return True
+        while self._unconfirmed:  # those that were seen again are dropped: this is read after every change
+            name, _ = self._unconfirmed.popitem()
+            if self.pending_deletions.awaits_read(name):
+                self._unconfirmed[name] = None
+                return True
+        return False
 
     @property
     def held(self) -> Held | None:
@@ -163,15 +181,16 @@ class ObjectCollection:
         if doubt is None and not self.pending_deletions.doubted:
             return None
         until_accepted = self.pending_deletions.until_accepted
+        count = sum(until_accepted.values())
         if doubt is not None:
             is_holding = self.trust.is_ignoring or isinstance(self.trust.basis, Stored)
-            if is_holding or self.pending_deletions.held > len(until_accepted):
+            if is_holding or self.pending_deletions.held > count:
                 return Held(doubt.since, doubt.message)
         if not until_accepted:
             return None
         message = (
             "the API server's resource versions went back, as after a restore from a backup, and it lacks "
-            f"{len(until_accepted)} engaged clusters or shows them in an older state: these stay as they are until "
+            f"{count} engaged clusters or shows them in an older state: these stay as they are until "
             f"they are seen again, or until {ACCEPT}"
         )
         return Held(min(until_accepted), message)
@@ -213,12 +232,15 @@ class ObjectCollection:
         """Names and UIDs of a few objects that should exist. A server that has none of them counts as a different
         server. Several objects are used, because the deletion of a single one may have been missed.
         """
-        if len(self._reference_objects) < REFERENCE_OBJECTS or not all(
-            map(self._should_exist, self._reference_objects)
-        ):
-            existing = filter(self._should_exist, self.store.present())
-            self._reference_objects = tuple(islice(existing, REFERENCE_OBJECTS))
-        return self._reference_objects
+        known = self._references.objects
+        if len(known) == REFERENCE_OBJECTS and all(map(self._should_exist, known)):
+            return known
+        state = self.store.applied, self.pending_deletions.doubted.reinstated
+        if self._references.exhausted == state:
+            return tuple(filter(self._should_exist, known))
+        found = tuple(islice(filter(self._should_exist, self.store.present()), REFERENCE_OBJECTS))
+        self._references = References(found, state if len(found) < REFERENCE_OBJECTS else None)
+        return found
 
     def _should_exist(self, present: tuple[str, str]) -> bool:
         name, uid = present
@@ -228,7 +250,7 @@ class ObjectCollection:
         """Apply the result of a confirmation read."""
         name, pending = request.name, self.pending_deletions
         self._list.suspect(name)
-        self._unconfirmed.discard(name)
+        self._unconfirmed.pop(name, None)
         was_released = pending.is_released(name)
         if isinstance(result, Found):
             since = pending.older_since(name)
@@ -361,21 +383,29 @@ class ObjectCollection:
         if verdict is not Verdict.CONFIRM:
             self._list.remove_changes(name for name, _ in compared.judged)
         yield from self._apply_differences()
+        yield from self._pause(compared.missing)
         # Leave out objects that no longer exist: the list replaced them, or a read between two batches confirmed their
         # deletion.
-        missing, judged = self._still_present(compared.missing), self._still_present(compared.judged)
+        missing = self._still_present(compared.missing)
         self.pending_deletions.discard_all(self._list.uids.keys())
         self._replacing = compared.replacing
         self.store.set_missing(name for name, _ in missing)
         yield from self._confirm_at_once(missing, compared.announced, now)
         self._forget_versions(compared, self._still_present(missing))
         self._positions.end_list(self.number)
+        yield from self._pause(missing)
+        judged = self._still_present(compared.judged)
         self._apply_verdict(verdict, judged, now.steady)
         self._list.drop()
         self.lists += 1
         is_first = isinstance(before.basis, Stored) or verdict is Verdict.CONFIRM_AT_RATE
         if is_first and isinstance(self.trust.basis, Unverified):
-            self._unconfirmed = {*compared.announced, *(name for name, _ in judged)}
+            self._unconfirmed = dict.fromkeys((*compared.announced, *(name for name, _ in judged)))
+
+    def _pause(self, missing: Sized) -> Iterator[ObjectChanges]:
+        """Divide the step that applies a list which lacks very many objects."""
+        if len(missing) > MANY_MISSING:
+            yield self._unlisted_changes([])
 
     def _keep_newer(self, regressed: Iterable[ObservedObject]) -> None:
         """Keep the known states of the objects that the list shows in an older state."""
@@ -403,12 +433,14 @@ class ObjectCollection:
     ) -> Iterator[ObjectChanges]:
         """Confirm the deletions that do not count towards a mass removal: those of objects that no subscriber knows, or
         whose deletion was announced."""
-        changes: list[ObjectChange] = []
-        for name, uid in missing:
-            if name in announced or not self.store.is_established(name):
-                changes += self._confirm(name, uid, now)
-        if changes:
-            yield self._unlisted_changes(changes)
+        rest = iter(missing)
+        while portion := [*islice(rest, MANY_MISSING)]:
+            changes: list[ObjectChange] = []
+            for name, uid in self._still_present(portion):
+                if name in announced or not self.store.is_established(name):
+                    changes += self._confirm(name, uid, now)
+            if changes or len(portion) == MANY_MISSING:
+                yield self._unlisted_changes(changes)
 
     def _apply_verdict(self, verdict: Verdict, judged: Iterable[tuple[str, str]], now: float) -> None:
         is_final, doubt = verdict is Verdict.HOLD_UNTIL_ACCEPTED, self.trust.doubt

@@ -12,7 +12,8 @@ that it was not replaced.
 
 import heapq
 import math
-from collections.abc import Callable, Iterator, Set
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Set
 
 import msgspec
 
@@ -76,6 +77,36 @@ class _PendingDeletion(msgspec.Struct):
     """A read found the object, and neither the watch nor a list has shown it since."""
 
 
+class DoubtedObjects(dict[str, _PendingDeletion]):
+    """The pending deletions by name, and sums over them: these are read after every change, of very many."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.held = 0
+        self.until_accepted: Counter[float] = Counter()
+        """How many are held until an administrator accepts them, by when they were first reported."""
+        self.reinstated = 0
+        """How many objects are no longer doubted, but were not deleted."""
+
+    def put(self, name: str, pending: _PendingDeletion) -> None:
+        """Add a pending deletion instead of the object's former one, with its final `is_held`."""
+        self._count(self.get(name), -1)
+        self[name] = pending
+        self._count(pending, 1)
+
+    def remove(self, name: str) -> None:
+        self._count(self.pop(name, None), -1)
+
+    def _count(self, pending: _PendingDeletion | None, change: int) -> None:
+        if pending is None or not pending.is_held:
+            return
+        self.held += change
+        if pending.is_held_until_accepted:
+            self.until_accepted[pending.since] += change
+            if not self.until_accepted[pending.since]:
+                del self.until_accepted[pending.since]
+
+
 _RETRY_AFTER_BOUNDS_S = (0.1, 300.0)
 _RECHECK = Backoff(first_s=1.0, cap_s=300.0)
 """Delays between reads of an object whose reported deletion was refuted."""
@@ -101,7 +132,7 @@ class PendingDeletions:
         self._jitter = jitter
         self._concurrency = concurrency
         self._backoff = backoff or Backoff()
-        self.doubted: dict[str, _PendingDeletion] = {}
+        self.doubted = DoubtedObjects()
         """The deletions that await confirmation, and the refuted ones that are to be checked again, by name."""
         self._due: list[tuple[float, int, str]] = []
         """A heap of (time, ticket, name), by the time of the next read. Each pending deletion has a number, its ticket.
@@ -128,13 +159,12 @@ class PendingDeletions:
 
     @property
     def held(self) -> int:
-        # This property is read after every change, and usually no deletion is pending.
-        return len(self.doubted) and sum(pending.is_held for pending in self.doubted.values())
+        return self.doubted.held
 
     @property
-    def until_accepted(self) -> list[float]:
-        """When each deletion that is held until an administrator accepts it was first reported."""
-        return [pending.since for pending in self.doubted.values() if pending.is_held_until_accepted]
+    def until_accepted(self) -> Mapping[float, int]:
+        """How many deletions are held until an administrator accepts them, by when they were first reported."""
+        return self.doubted.until_accepted
 
     def add(self, name: str, uid: str, now: float, *, confirm_at: float | None = None) -> None:
         """Schedule the confirmation of a deletion: now, or at `confirm_at` if it is one of many that are released."""
@@ -144,12 +174,14 @@ class PendingDeletions:
             return
         pending = self._new(name, uid, now)
         pending.is_released = is_released
+        self.doubted.put(name, pending)
         self._push(self._due, -pending.ticket if confirm_at is None else confirm_at, pending.ticket, name)
 
     def hold(self, name: str, uid: str, now: float, message: str, *, until_accepted: bool = False) -> None:
         """Keep a deletion unconfirmed until `add` is called again. The result of a read in flight is ignored."""
         pending = self._new(name, uid, now)
         pending.is_held, pending.is_held_until_accepted, pending.problem = True, until_accepted, message
+        self.doubted.put(name, pending)
 
     def hold_released(self, now: float, message: str) -> None:
         """Hold again the deletions that were released, and are not confirmed yet."""
@@ -161,8 +193,7 @@ class PendingDeletions:
         former = self._awaiting(name)
         self._tickets += 1
         since = former.since if former is not None and former.uid == uid else now
-        self.doubted[name] = pending = _PendingDeletion(uid, since, self._tickets)
-        return pending
+        return _PendingDeletion(uid, since, self._tickets)
 
     def _awaiting(self, name: str) -> _PendingDeletion | None:
         """Return the pending deletion of the object; None if there is none, or if it was refuted."""
@@ -171,7 +202,8 @@ class PendingDeletions:
 
     def discard(self, name: str) -> None:
         """Drop a pending deletion: the object was seen again."""
-        self.doubted.pop(name, None)
+        self.doubted.remove(name)
+        self.doubted.reinstated += 1
 
     def discard_all(self, names: Set[str]) -> None:
         """Drop the pending deletions of these objects. `names` is usually larger than the set of pending deletions."""
@@ -223,13 +255,16 @@ class PendingDeletions:
         """Return the requests to send now. The result of each must be passed to `resolve`."""
         due: list[ConfirmationRequest] = []
         for queue, is_retry in self._queues():
-            while queue and queue[0][0] <= now and self._has_slot(now, is_retry=is_retry):
-                _, ticket, name = heapq.heappop(queue)
+            while queue and queue[0][0] <= now:
+                _, ticket, name = queue[0]
                 pending = self.doubted.get(name)
                 if pending is not None and pending.ticket == ticket:
+                    if not self._has_slot(now, is_retry=is_retry):
+                        break
                     self._in_flight[ticket] = now, is_retry
                     pending.requested_at = now
                     due.append(ConfirmationRequest(name, ticket, pending.is_refuted))
+                heapq.heappop(queue)
         return due
 
     def _queues(self) -> Iterator[tuple[list[tuple[float, int, str]], bool]]:
@@ -285,7 +320,7 @@ class PendingDeletions:
             self._try_again(request.name, pending, self._backoff, now)
             return None
         if isinstance(result, Absent):
-            self.discard(request.name)
+            self.doubted.remove(request.name)
             return ConfirmedDeletion(request.name, pending.uid)
         observation = result.observation
         if observation.state not in FORGETTABLE_STATES and observation.uid == pending.uid:

@@ -250,6 +250,8 @@ class ObjectStore:
         self.established_count = 0
         self.outdated = 0
         """The number of observations that were dropped because a newer one of the same object had been applied."""
+        self.applied = 0
+        """The number of observations that were applied."""
         self._records: dict[str, ObjectRecord] = {}
         self._absent: dict[str, None] = {}
         """Keys of absent objects, oldest first."""
@@ -353,6 +355,7 @@ class ObjectStore:
 
     def _put(self, observation: ObservedObject, weight: int, owner: str) -> ObjectChange:
         name, state, content = observation.name, observation.state, observation.content
+        self.applied += 1
         record = self._records.get(name)
         is_newly_reported = state in REPORTED_STATES and (record is None or record.state is not state)
         if record is None:

@@ -1,6 +1,6 @@
 """The collection of objects: comparison of lists, and confirmation of deletions."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import pytest
 
@@ -16,6 +16,7 @@ from milo_discoveryd.objects.pending_deletions import (
     Found,
     Inconclusive,
 )
+from milo_discoveryd.objects.store import ObjectStore
 from milo_kube.reflect.messages import (
     DeletionReported,
     EventIgnored,
@@ -203,6 +204,28 @@ def test_reference_objects_are_unavailable_if_all_objects_are_missing() -> None:
     source = Source(ready("a"), ready("b"))
     source.take(DeletionReported("a", "u1"), DeletionReported("b", "u1"))
     assert source.collection.reference_objects == ()
+
+
+def test_fleet_that_is_removed_is_searched_once_for_reference_objects(monkeypatch: pytest.MonkeyPatch) -> None:
+    source = Source(*(ready(name, uid=f"uid-{name}") for name in "abcdef"))
+    searches, present = list[ObjectStore](), ObjectStore.present
+
+    def searched(store: ObjectStore) -> Iterator[tuple[str, str]]:
+        searches.append(store)
+        return present(store)
+
+    monkeypatch.setattr(ObjectStore, "present", searched)
+    source.take(*(DeletionReported(name, f"uid-{name}") for name in "abcde"))
+    for request in source.due_requests():
+        assert source.collection.reference_objects == (("f", "uid-f"),)
+        source.resolve(request, Absent())
+    assert len(searches) == 1
+    source.take(ObjectChanged(ready("g", "7", uid="uid-g")))
+    assert source.collection.reference_objects == (("f", "uid-f"), ("g", "uid-g"))
+    source.take(DeletionReported("f", "uid-f"))
+    assert source.collection.reference_objects == (("g", "uid-g"),)
+    source.take(ObjectChanged(ready("f", "8", uid="uid-f")))
+    assert source.collection.reference_objects == (("f", "uid-f"), ("g", "uid-g"))
 
 
 def test_relist_cancels_pending_deletion_of_listed_object() -> None:

@@ -1,10 +1,14 @@
 """A collection whose lists lack much of the fleet."""
 
+from typing import NoReturn
+
+import pytest
+
 from milo_discoveryd.log.events import Event
 from milo_discoveryd.model.cluster import DisengageReason
 from milo_discoveryd.model.observation import Observation
 from milo_discoveryd.model.removal_limits import RemovalLimits
-from milo_discoveryd.objects.pending_deletions import Absent, ConfirmationResult, Found
+from milo_discoveryd.objects.pending_deletions import Absent, ConfirmationResult, DoubtedObjects, Found
 from milo_kube.reflect.messages import (
     DeletionReported,
     Listed,
@@ -113,6 +117,35 @@ def test_clusters_that_are_replaced_steadily_are_not_held_in_a_source_that_is_on
         source.lists(*shown)
         assert [done.cluster.target.name for done in source.answers(Absent())] == [gone.name]
         assert (source.engaged, source.pending_deletions.held) == (6, 0)
+
+
+def test_number_of_held_removals_is_known_without_counting_them() -> None:
+    """It is read after each change of a fleet of which very much is held."""
+    source = Source()
+    source.lists()
+    source.pending_deletions.doubted.__class__ = Uncounted
+    source.take(ObjectChanged(ready("a", "11")), ObjectChanged(ready("b", "12")))
+    assert source.collection.held is not None
+    assert (source.pending_deletions.held, source.collection.held_count) == (4, 4)
+
+
+class Uncounted(DoubtedObjects):
+    def __iter__(self) -> NoReturn:
+        raise AssertionError("all pending deletions were counted")
+
+    values = items = __iter__
+
+
+def test_objects_that_are_seen_again_after_a_restart_are_examined_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    source = Source.restored()
+    source.lists(FLEET[0])
+    source.now = 30.0
+    source.lists(FLEET[0])
+    assert source.collection.is_restored
+    source.lists(*FLEET)
+    assert not source.collection.is_restored
+    monkeypatch.setattr(source.pending_deletions, "awaits_read", None)
+    assert not source.collection.is_restored
 
 
 def test_held_removals_are_dropped_if_second_list_has_the_objects() -> None:

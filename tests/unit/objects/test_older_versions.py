@@ -353,7 +353,7 @@ def test_read_that_overtakes_a_running_list_holds_no_cluster_until_accepted() ->
     source.take(DeletionReported("a", "u1", version="121"), ListStarted(), *map(Listed, (listed, *NEW[1:])))
     source.answers(Found(ready("a", "130", labels={"from": "read"})))
     source.take(ListEnded(version="125"))
-    assert (source.pending_deletions.until_accepted, source.collection.relist_at) == ([], 5.0)
+    assert (source.pending_deletions.until_accepted, source.collection.relist_at) == ({}, 5.0)
     source.now = 5.0
     source.lists(ready("a", "130", labels={"from": "read"}), *NEW[1:], version="130")
     assert (source.collection.held, len(source.pending_deletions)) == (None, 0)
@@ -402,4 +402,4 @@ def test_restore_is_detected_by_a_bookmark_although_no_object_has_changed_for_lo
     assert (source.requested_names(), source.collection.trust.is_ignoring) == ([], True)
     source.now = 30.0
     source.lists(*NEW[1:], version="4001")
-    assert (source.requested_names(), source.pending_deletions.until_accepted) == ([], [30.0])
+    assert (source.requested_names(), source.pending_deletions.until_accepted) == ([], {30.0: 1})

@@ -34,6 +34,22 @@ def test_not_found_response_confirms_deletion() -> None:
     assert len(pending) == 0
 
 
+def test_deletions_that_were_settled_are_skipped_whether_or_not_a_read_can_be_sent() -> None:
+    """Each has a place in the queue until then, and whether a read can be sent depends on all reads in flight."""
+    pending = pending_deletions(1)
+    pending.add("hangs", "u0", 0.0)
+    assert next_request(pending).name == "hangs"
+    for number in range(100):
+        pending.add(f"a{number}", "u1", 0.0)
+        pending.discard(f"a{number}")
+    pending.add("a", "u1", 0.0)
+    pending.discard("a")
+    assert pending.take_due(0.0) == []
+    assert pending.next_at is None
+    pending.add("b", "u1", 0.0)
+    assert next_request(pending, 1.0).name == "b"
+
+
 def test_found_object_is_returned_as_observation() -> None:
     pending = pending_deletions()
     pending.add("a", "u1", 0.0)
