@@ -20,6 +20,10 @@ from milo_discoveryd.sharding.status import GroupStatus, group_status
 TICK_S = 1.0
 """Longest wait between two checks of the clock: timers do not advance while the machine is suspended."""
 
+PAUSE = 9.0
+"""The pause after the fleet was checked, as a multiple of the time that this took, up to `LONGEST_PAUSE_S`."""
+LONGEST_PAUSE_S = 0.1
+
 ERROR_KEPT_S = 35.0
 """How long an error of a request counts as a problem if none of its kind is made: longer than a server can delay the
 next one."""
@@ -258,7 +262,11 @@ class ShardGroup:
     async def _apply_in_time(self) -> None:
         while True:
             self._woken.clear()
+            began = self._clock()
             await self._apply()
+            # Each release of a cluster wakes this task: of a hand-over, there are as many as clusters.
+            pause_s = min(LONGEST_PAUSE_S, PAUSE * (self._clock() - began))
+            await asyncio.sleep(max(0.0, min(pause_s, self.member.fence_at - self._clock())))
             fenced_in_s = self.member.fence_at - self._clock()
             await _within(min(TICK_S, fenced_in_s) if fenced_in_s > 0 else TICK_S, self._woken)
 
@@ -292,8 +300,7 @@ class ShardGroup:
         self._note_share(ownership)
         if (lost := self._assignee.lost()) is None:
             return
-        pending = frozenset(lost)
-        if sum(map(len, pending)) > PENDING_SIZE:
+        if (pending := _fitting(lost)) is None:
             return
         awaits_release = bool(ownership.pending and self._assignee.unowned())
         if self.member.drained(ownership.view.number, pending, awaits_release=awaits_release):
@@ -333,6 +340,17 @@ class ShardGroup:
         number = 0 if view is None else view.number
         if self.member.is_settled or number != self._view_since[0]:
             self._view_since = (number, self._clock())
+
+
+def _fitting(names: Iterable[str]) -> frozenset[str] | None:
+    """Return the names; None if they do not fit into a Lease. Those after the first that does not are not read."""
+    found, size = set[str](), 0
+    for name in names:
+        size += 0 if name in found else len(name)
+        if size > PENDING_SIZE:
+            return None
+        found.add(name)
+    return frozenset(found)
 
 
 async def _within(delay: float, event: asyncio.Event) -> None:

@@ -13,7 +13,17 @@ from milo_discoveryd.sharding import group, rendezvous
 from milo_discoveryd.sharding.assignment import LOST
 from milo_discoveryd.sharding.group import ERROR_KEPT_S, GroupRequests, ShardGroup, boottime
 from milo_discoveryd.sharding.lease_client import ConflictError
-from milo_discoveryd.sharding.leases import Delete, Evict, GroupState, MemberLease, Read, Request, WaitUntil, WriteLease
+from milo_discoveryd.sharding.leases import (
+    PENDING_SIZE,
+    Delete,
+    Evict,
+    GroupState,
+    MemberLease,
+    Read,
+    Request,
+    WaitUntil,
+    WriteLease,
+)
 from milo_discoveryd.sharding.member import Member
 from milo_discoveryd.sharding.ownership import KeyOwnership, Ownership
 from milo_discoveryd.sharding.timing import Timing
@@ -476,3 +486,23 @@ async def test_killed_shard_member_is_evicted(daemons: list[Daemon]) -> None:
     first.running.cancel()
     await eventually(lambda: second.engaged == set(KEYS))
     assert "Evict ok" in second.requests.results
+
+
+async def test_member_reads_no_more_of_the_clusters_that_it_lost_than_fit_into_its_lease(daemons: list[Daemon]) -> None:
+    """Found by measurement: each release of one of 50,000 clusters that moved blocked the event loop for 0.15 s."""
+    daemon = Daemon("a", LeaseApi())
+    daemons.append(daemon)
+    read = 0
+
+    def lost() -> Iterator[str]:
+        nonlocal read
+        read = 0
+        for number in range(50_000):
+            read += 1
+            yield f"cluster-{number:05}"
+
+    await eventually(lambda: daemon.engaged)
+    daemon.operator.lost = lost  # type: ignore[assignment, method-assign]
+    daemon.group.wake()
+    await eventually(lambda: read)
+    assert read <= 1 + PENDING_SIZE // len("cluster-00000")
