@@ -64,7 +64,8 @@ ClaimedCluster = tuple[int, str]
 
 
 class ValueClaims(ABC):
-    """The claims on UIDs, or on addresses. No claims are stored until an object itself contains such a value."""
+    """The claims on UIDs, or on addresses. No claims are stored unless objects of a source contain
+    such values."""
 
     what: str
     trusts_servers: bool
@@ -284,8 +285,22 @@ class FleetEngagements:
         self._kinds: tuple[ValueClaims, ...] = (UidClaims(self._with_former), AddressClaims(self._with_former))
         self._claimants: list[Claimant] = []
 
-    def add_source(self, source: str, engagements: Engagements, server: str) -> Claimant:
-        """Add the engagements of the next configured source. Sources on the same API server have the same `server`."""
+    def add_source(
+        self,
+        source: str,
+        engagements: Engagements,
+        server: str,
+        *,
+        states_uids: bool = False,
+        states_addresses: bool = False,
+    ) -> Claimant:
+        """Add the engagements of the next configured source. Sources on the same API server have the same `server`.
+
+        `states_uids` and `states_addresses`: whether its objects contain such values. Then all claims are stored from
+        the start: those of a large fleet take seconds to store at once.
+        """
+        for claims, are_stated in zip(self._kinds, (states_uids, states_addresses), strict=True):
+            claims.is_active = claims.is_active or are_stated
         claimant = Claimant(source, engagements, server, len(self._claimants))
         self._claimants.append(claimant)
         return claimant

@@ -82,6 +82,8 @@ class SourceDescription(msgspec.Struct, frozen=True, kw_only=True):
     ready_when: str = ""
     """`SourceKind.ready_when` of the source's kind."""
     project_uids: ProjectUids = ProjectUids.NONE
+    states_addresses: bool = False
+    """`SourceKind.states_addresses` of the source's kind."""
     server: str = ""
     """Identifies the API server: sources with the same value follow the same API server."""
 
@@ -176,7 +178,13 @@ class ClusterSource:
             for number, store in enumerate(stores)
         )
         self.progress = SourceProgress()
-        claimant = changes.engagements.add_source(self.name, self.engagements, self.description.server or self.name)
+        claimant = changes.engagements.add_source(
+            self.name,
+            self.engagements,
+            self.description.server or self.name,
+            states_uids=self.project_uids is ProjectUids.STATED,
+            states_addresses=self.description.states_addresses,
+        )
         self.clusters = SourceClusters(claimant, observer, changes)
 
     @property

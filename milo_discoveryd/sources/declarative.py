@@ -220,6 +220,7 @@ class DeclarativeKind(SourceKind, frozen=True, kw_only=True):
     secret: Annotated[SecretFields | None, Nested(SecretFields)] = None
     """The Secret that an object names. It is read for `endpoint.secret_key`, and by an issuer of type
     `kubeconfig-secret` with the placeholders `{secret}` and `{secret_namespace}`. Default: none."""
+    states_addresses = True
 
     def __post_init__(self) -> None:
         self._check_secret()

@@ -181,6 +181,8 @@ class SourceKind(Group, frozen=True, kw_only=True):
     addresses_are_configured: ClassVar[bool] = False
     """Whether the addresses of all clusters follow from the configuration, so that they have the CA and accept the
     credential of the project kubeconfig. Otherwise each cluster has its own CA, and none is sent that credential."""
+    states_addresses: ClassVar[bool] = False
+    """Whether the objects contain the addresses of their clusters: see `Target.states_address`."""
     contexts: ClassVar[tuple[ContextKind, ...]] = ()
     """The contexts of Milo in which the kind can work; empty if it does not depend on them."""
 

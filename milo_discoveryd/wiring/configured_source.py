@@ -188,6 +188,7 @@ def new_fleet(
                 context=source.context,
                 ready_when=source.of.settings.ready_when,
                 project_uids=source.of.settings.project_uids,
+                states_addresses=source.of.settings.states_addresses,
                 server=source.discovery.server if source.discovery else "",
             ),
             keys=source.followed.keys,

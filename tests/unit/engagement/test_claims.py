@@ -2,7 +2,7 @@
 
 import random
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import msgspec
@@ -570,3 +570,24 @@ def test_comparing_sources_costs_little_while_many_objects_claim_one_uid() -> No
 def test_object_without_a_claim_contests_no_source() -> None:
     claims = FleetEngagements()._kinds
     assert [kind.ranks_of_others("unknown") for kind in claims] == [set() for _ in claims]
+
+
+@pytest.mark.parametrize(
+    ("what", "rival"),
+    [
+        ("states_uids", lambda: claims("rival", "uid-of-rival")),
+        ("states_addresses", lambda: declared("rival", "https://rival.test")),
+    ],
+)
+def test_claims_are_stored_from_the_start_if_objects_of_a_source_contain_them(
+    what: str, rival: Callable[[], Ready], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Found by measurement: to store those of 100,000 clusters, once one object states such a value, took 1.8 s."""
+    fleet, log = FleetEngagements(), readable_log()
+    of_projects = fleet.add_source("projects", Engagements(log), "milo")
+    stating = fleet.add_source("stating", Engagements(log), "milo", **{what: True})
+    monkeypatch.setattr(fleet, "_begin_claims", None)
+    position = ObjectPosition(1)
+    own = Ready("u1", "1", target("bank", "u1"))
+    assert len(fleet.commit(of_projects, ClusterStates([own], position), at(1.0))) == 1
+    assert len(fleet.commit(stating, ClusterStates([rival()], position), at(2.0))) == 1

@@ -6,6 +6,7 @@ import pytest
 
 from milo_discoveryd.model.cluster import Target
 from milo_discoveryd.schema.fields import parse_group
+from milo_discoveryd.sources.declarative import DeclarativeKind
 from milo_discoveryd.sources.kind import (
     KINDS,
     FixedClusters,
@@ -48,6 +49,7 @@ def test_kinds_declare_where_the_uids_of_projects_come_from() -> None:
     consumers = [ServiceConsumerKind(services=("dns",), follow_projects=follows) for follows in (True, False)]
     assert [kind.project_uids for kind in consumers] == [ProjectUids.READ, ProjectUids.NONE]
     assert SingleKind().project_uids is ProjectUids.NONE
+    assert (DeclarativeKind.states_addresses, ProjectKind.states_addresses) == (True, False)
 
 
 def test_unknown_kind_lists_available_kinds() -> None:
