@@ -238,10 +238,7 @@ class Engagements:
         self.not_ready = not_ready or NotReadyClusters()
         self.unreachable = 0
         """The number of engaged clusters that do not answer connectivity probes."""
-
-    @property
-    def draining_count(self) -> int:
-        return sum(name in self._records.by_key for name in self.releases)
+        self.draining_count = 0
 
     @property
     def engaged(self) -> int:
@@ -455,6 +452,7 @@ class Engagements:
         if before is None:
             return [self._engage(record, engaged, now)]
         self.releases.end_drain(observation.name)
+        self.draining_count -= before.draining is not None
         ended = record.record_end(before, DisengageReason.REPLACED, replaced, now.wall)
         self._records.note_past(observation.name, record)
         self.unreachable -= _is_unreachable(before)
@@ -552,8 +550,8 @@ class Engagements:
         until = now.steady + timeout_s
         if not timeout_s or not self.releases.begin_drain(cluster, until, now.steady, awaits_return=awaits_return):
             return self._end(record, reason, message, now)
-        name = cluster.target.name
-        self.not_ready.ended(name)
+        self.draining_count += 1
+        self.not_ready.ended(cluster.target.name)
         draining = Drain(reason, message, now.wall + timeout_s)
         return self._update(record, msgspec.structs.replace(cluster, draining=draining), now)
 
@@ -565,6 +563,7 @@ class Engagements:
         self.not_ready.ended(name)
         if cluster.draining is not None:
             self.releases.end_drain(name)
+            self.draining_count -= 1
         ended = record.record_end(cluster, reason, message, now.wall)
         self._records.note_past(name, record)
         self.dropped_names += self._records.note_absent(name, record)

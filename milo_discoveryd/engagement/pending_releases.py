@@ -210,7 +210,7 @@ class PendingReleases:
     def end_subscription(self, key: SubscriberKey) -> list[str]:
         """End a subscription. Return the names of drains that waited only for this subscriber."""
         subscriber = self._subscribers.get(key)
-        ended = self._drop(key, [*self._drains])
+        ended = self._drop(key, self._drains)
         if subscriber is not None and subscriber.streams:
             subscriber.is_leaving = True
         elif subscriber is not None:
@@ -329,7 +329,7 @@ class PendingReleases:
     def _drop(self, key: SubscriberKey, names: Iterable[str]) -> list[str]:
         """Stop waiting for a subscriber. Return the names of drains that waited only for this subscriber."""
         ended, bit = [], self._numbered.find(key)
-        for name in names:
+        for name in names if bit else ():
             drain = self._drains[name]
             if not drain.expected & bit:
                 continue
@@ -351,7 +351,7 @@ class PendingReleases:
         del self._subscribers[key]
         self._limit_steps()
         bit = self._numbered.find(key)
-        if not any(drain.expected & bit for drain in self._drains.values()):
+        if bit and not any(drain.expected & bit for drain in self._drains.values()):
             self._numbered.forget([key])
 
     def _limit_steps(self) -> None:

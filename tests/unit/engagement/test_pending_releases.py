@@ -1,6 +1,7 @@
 """Which subscribers a draining cluster waits for, and until when."""
 
 import tracemalloc
+from typing import Any, NoReturn
 
 import pytest
 
@@ -418,6 +419,28 @@ def test_former_subscribers_are_forgotten_after_the_drains_that_waited_for_them(
     assert len(awaited(releases)) == 1 + 3 * REMEMBERED_EACH
     releases.end_drain("a")
     assert len(releases._numbered) <= 1 + REMEMBERED_EACH
+
+
+def test_subscriber_for_which_no_drain_waits_is_forgotten_whatever_the_number_of_drains() -> None:
+    """Its caller can do that thousands of times a second, while all clusters drain."""
+    releases = opened(ONE)
+    for number in range(10):
+        assert releases.begin_drain(cluster(f"a{number}"), 100.0, 0.0)
+    other = stream(TWO, Filter(names=frozenset({"b"}), confirms_releases=True))
+    finish(releases.open(other, 0.0))
+    releases._drains = Uncompared(releases._drains)
+    assert releases.end_subscription(SubscriberKey("caller", "unknown")) == []
+    assert releases.end_subscription(TWO) == []
+    releases.close(other, 0.0)
+    assert not releases.knows(TWO)
+    assert releases.awaits("a1", ONE)
+
+
+class Uncompared(dict[str, Any]):
+    def __iter__(self) -> NoReturn:
+        raise AssertionError("all drains were compared")
+
+    values = items = __iter__
 
 
 def test_new_stream_of_a_costly_view_is_compared_with_drains_in_steps() -> None:
