@@ -5,6 +5,7 @@ disengagement, even if a mint was in flight.
 """
 
 import asyncio
+import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 
@@ -26,6 +27,10 @@ from milo_kube.label_selector import Selector
 
 REJECTED = "rejected"
 """The reason in `IssuerHealth.failing` for clusters whose API servers answer 401 to the issued credential."""
+MANY_LEASES = 1000
+HEALTH_KEPT_S = 20e-6
+"""For how long the health of issuers with many leases is kept, for each of the leases: it takes up to 2 µs for each,
+and callers can ask for it at any rate."""
 NO_ISSUER = "no credential issuer is configured to issue kubeconfigs"
 
 
@@ -74,6 +79,8 @@ class Kubeconfigs:
         self._listeners: set[LeaseListener] = set()
         self._rejected: dict[str, str] = {}
         """The clusters whose API servers reject the issued credential, with the names of their issuers."""
+        self._health: tuple[list[IssuerHealth], float] = [], 0.0
+        """The health of the issuers, and until when it is kept."""
         self._assigned = [
             (
                 assignment,
@@ -179,6 +186,14 @@ class Kubeconfigs:
         return lambda: self._listeners.discard(listener)
 
     def health(self) -> list[IssuerHealth]:
+        found, until = self._health
+        if (now := time.monotonic()) >= until:
+            found = self._present_health()
+            count = len(self._rejected) + sum(len(minter) for _, minter in self._assigned)
+            self._health = found, now + HEALTH_KEPT_S * count if count >= MANY_LEASES else now
+        return found
+
+    def _present_health(self) -> list[IssuerHealth]:
         return [
             IssuerHealth(
                 name=minter.issuer.name,
