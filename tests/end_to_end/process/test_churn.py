@@ -22,7 +22,7 @@ from tests.support.eventually import eventually
 NAMES = [f"p-{number}" for number in range(40)]
 ENVIRONMENTS = ("prod", "staging", "dev")
 ACCOUNT = "operators"
-BIG = "x" * 40_000
+BIG = "x" * 30_000
 """Padding that makes a slow reader fall behind, and receive coalesced events."""
 
 
