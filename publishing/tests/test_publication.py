@@ -995,6 +995,50 @@ def test_late_deletion_of_an_ended_cluster_waits_while_removals_are_held():
     assert len(publishing.server.objects) == 4
 
 
+def test_late_deletion_of_an_ended_cluster_waits_while_the_group_lacks_many_clusters():
+    """Found by a simulation: a cluster that was ready again was one of those, which other replicas judge."""
+    fleet = [cluster(name, uid=name, incarnation="a") for name in ("alpha", "beta", "gamma", "delta", "epsilon")]
+    server = Publishing(group="dns").synced(*fleet).server
+    publishing = Publishing(server, group="dns", resync_s=30.0)
+    publishing.elsewhere = {one.name for one in fleet[1:]}
+    publishing.synced(fleet[0])
+
+    def fails(_: Request) -> None:
+        raise TargetUnavailable("500: the webhook fails")
+
+    publishing.before = fails
+    publishing.end(fleet[0], DisengageReason.NOT_READY).settle(25.0)
+    publishing.lacked = publishing.elsewhere
+    publishing.settle(65.0)
+    publishing.before = lambda _: None
+    publishing.settle(60.0)
+    assert len(server.objects) == 5
+    assert "lacks all 5 clusters" in publishing.publication.problems[0]
+    publishing.lacked = set()
+    publishing.settle(90.0)
+    assert len(server.objects) == 4
+
+
+def test_late_deletions_of_many_clusters_whose_ends_were_reported_are_not_held():
+    fleet = [cluster(name, uid=name, incarnation="a") for name in ("alpha", "beta", "gamma", "delta", "epsilon")]
+    server = Publishing(group="dns").synced(*fleet).server
+    publishing = Publishing(server, group="dns", resync_s=30.0)
+    publishing.elsewhere = {"epsilon"}
+    publishing.synced(*fleet[:4])
+
+    def unreachable(_: Request) -> None:
+        raise TargetUnavailable("refused", is_unsent=True)
+
+    publishing.before = unreachable
+    for one in fleet[:4]:
+        publishing.end(one)
+    publishing.settle(60.0)
+    publishing.synced()  # after which the others of the group are asked for again
+    publishing.before = lambda _: None
+    publishing.settle(20.0)
+    assert server.objects.keys() == {"epsilon"}
+
+
 def test_clusters_that_are_still_missing_when_removals_are_no_longer_held_are_checked_twice_again():
     """Clusters that come back are reported one by one."""
     fleet = [cluster(name, uid=name) for name in ("alpha", "beta", "gamma", "delta")]

@@ -384,16 +384,17 @@ class Publication:
         another member of the group can say that."""
         record = self._record(task.name)
         if record.next.ticket == task.ticket:
+            due_at = now
             match record.end:
                 case _ if is_elsewhere or not is_missing:
                     end: Unasked | Missing | Elsewhere | EndedCluster = Elsewhere(is_lacked=is_missing, answered_at=now)
-                case EndedCluster() as ended if not self._removals.problem:
-                    end = replace(ended, until=now + records.EVIDENCE_S)
+                case EndedCluster() as ended:
+                    end, due_at = replace(ended, answered_at=now), now + removals.SECOND_LOOK_S  # or the review
                 case Missing() as missing:
                     end = replace(missing, answered_at=now)
                 case former:
                     end = Missing(now, now, isinstance(former, Unasked) and former.is_changed)
-            self._put(replace(record, end=end, next=Attempt(now)))
+            self._put(replace(record, end=end, next=Attempt(due_at)))
             self._review_by(now + _REVIEW_S)
 
     def received(self, task: Task, received: Received, now: float) -> None:
@@ -496,6 +497,9 @@ class Publication:
         unasked = [record for record in followed if not record.is_lacked]
         is_asking = any(not record.next.problem for record in unasked)
         known = len(followed) - len(unasked)
+        is_mass = removals.is_mass(len(doubted), len(own)) and not self._removals.accepts
+        if not (is_mass and is_asking):
+            self._renew(now, is_held=is_mass or bool(was_problem))
         may_be_foreign = own and len(doubted) == len(own) and known < len(own)
         is_accepted = self._removals.accepts and known and not is_asking
         if may_be_foreign and not is_accepted:
@@ -516,6 +520,16 @@ class Publication:
             self.view = ViewPhase.REVIEWED
             for record in [*self.records.values()]:
                 self._put(replace(record, next=record.next.at(now)))
+
+    def _renew(self, now: float, *, is_held: bool) -> None:
+        """Make evidence that was late valid again, if the daemon has confirmed it. While a mass of the other objects is
+        in doubt, the daemon may lack this cluster, too, although it has been engaged again: then it is missing."""
+        for record in [*self.records.values()]:
+            match record.end:
+                case EndedCluster(answered_at=at, ask_at=ask_at, is_confirmed=True) as ended:
+                    missing = Missing(at, at, is_changed=ask_at > -math.inf)
+                    end = missing if is_held else replace(ended, until=at + records.EVIDENCE_S)
+                    self._put(replace(record, end=end, next=record.next.at(now)))
 
     def _review_by(self, at: float) -> None:
         self._review_at = min(self._review_at, at)

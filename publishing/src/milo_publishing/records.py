@@ -12,7 +12,8 @@
 | `Present`        | not engaged | `Elsewhere`                            | none before the next list                 |
 | **`Present`**    | not engaged | **`EndedCluster`, for at most 10 s**   | **`DeleteObject`, while streaming**       |
 | `Present`        | not engaged | `EndedCluster` before, or then changed | `Ask`; one answer makes it valid again,   |
-|                  |             |                                        | unless removals are held                  |
+|                  |             |                                        | unless removals are held, or a mass of    |
+|                  |             |                                        | the other objects is in doubt             |
 | `Finalizing`     |             |                                        | `ReadObject`, until finalizers are done   |
 | `OfOtherRun`     |             |                                        | `Refuse`                                  |
 
@@ -122,6 +123,12 @@ class EndedCluster(msgspec.Struct, frozen=True):
     """How long the object may be deleted."""
     ask_at: float = -math.inf
     """When to ask after another client was seen to change the object."""
+    answered_at: float = -math.inf
+    """When the daemon last answered that the cluster is missing, since the evidence was late."""
+
+    @property
+    def is_confirmed(self) -> bool:
+        return self.answered_at >= self.until
 
 
 class Received(msgspec.Struct, frozen=True):
