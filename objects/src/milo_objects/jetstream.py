@@ -192,13 +192,17 @@ class NatsSession:
         }
         await self._publish(str(command.subject), headers, body, answer)
 
-    async def beat(self, heartbeat: Heartbeat) -> None:
-        """Write that a publisher runs. A stream that does not answer loses the connection; a full one does not."""
-        answered: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        await self._publish(PUBLISHER, {}, heartbeat.encode(), lambda _: answered.set_result(None))
-        await asyncio.wait({answered, self._lost}, timeout=CALL_TIMEOUT_S, return_when=asyncio.FIRST_COMPLETED)
+    async def beat(self, heartbeat: Heartbeat) -> int:
+        """Write that a publisher runs; return the sequence, or 0 if it was not stored. A stream that does not answer
+        loses the connection; a full one does not."""
+        answered: asyncio.Future[int | Exception] = asyncio.get_running_loop().create_future()
+        await self._publish(PUBLISHER, {}, heartbeat.encode(), answered.set_result)
+        waited: set[asyncio.Future[Any]] = {answered, self._lost}
+        await asyncio.wait(waited, timeout=CALL_TIMEOUT_S, return_when=asyncio.FIRST_COMPLETED)
         if not answered.done():
             self.lose(f"a message was not acknowledged for {CALL_TIMEOUT_S:g} s")
+            return 0
+        return result if isinstance(result := answered.result(), int) else 0
 
     async def _publish(
         self, subject: str, headers: dict[str, str], body: bytes, answer: Callable[[int | Exception], None]

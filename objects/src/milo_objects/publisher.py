@@ -8,15 +8,16 @@ import logging
 import math
 import random
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
+from enum import Enum, auto
 from typing import Final, Protocol, Unpack
 
 import msgspec
 
 from milo_discovery.errors import ClusterNotFound, DiscoveryError, StatusError, Unavailable, Unimplemented
-from milo_discovery.model import ClusterReport, Engagement, EngagementReason, Listing, ServerInfo, SourceState
+from milo_discovery.model import ClusterReport, EngagementReason, Listing, ServerInfo, SourceState
 from milo_discovery.options import FilterOptions
 from milo_discovery.removals import SECOND_LOOK_S, Removal, Removals
 from milo_kube.cache_budget import CacheLimits
@@ -33,13 +34,14 @@ from milo_objects.jetstream import (
     open_session,
 )
 from milo_objects.kinds import Kind
-from milo_objects.messages import Heartbeat
+from milo_objects.messages import Heartbeat, ScopeMessage, StoredMessage
 from milo_objects.nats_source import RECONNECT
 from milo_objects.publication import StreamConnected, StreamPublication
-from milo_objects.scope import Change, ClusterChanged, ClusterEnded, FleetCluster, ObjectSource, Scope
+from milo_objects.scope import Change, ClusterChanged, ClusterEnded, ObjectSource, Scope
 from milo_objects.store import Store
 from milo_objects.stream_commands import Purge, ReadCluster, Relist, WriteMessage
-from milo_objects.subjects import STREAM_SUBJECTS, ClusterSubject, source_of
+from milo_objects.stream_reader import SILENT_S
+from milo_objects.subjects import PUBLISHER, STREAM_SUBJECTS, ClusterSubject, source_of
 
 log = logging.getLogger("milo_objects")
 
@@ -49,6 +51,7 @@ BEAT_EVERY_S: Final = 10.0
 """How often readers are told that a publisher follows the clusters."""
 _RETRY_S: Final = 1.0
 _HEALTHY_S: Final = 30.0
+_HEARD: Final = 64
 _STATES: Final = "milo.objects.*.*.*.*.state"
 
 
@@ -71,12 +74,43 @@ class ListingSource(ObjectSource, Protocol):
         """List a scope again, and apply the complete list. Returns at once if the scope is not followed."""
 
 
+class _Orphan(Enum):
+    """What the daemon says of a cluster of the stream that is not engaged here."""
+
+    UNKNOWN = auto()
+    """Nothing: its source is not followed."""
+    ENGAGED = auto()
+    UNASSIGNED = auto()
+    ELSEWHERE = auto()
+    """Only another member of the shard group can say whether it is engaged; or it cannot be looked up."""
+    MISSING = auto()
+
+
 class _Looks(msgspec.Struct):
     """The looks for clusters of the stream that ended while nobody published them, or that nobody follows."""
 
     compared: set[str] = msgspec.field(default_factory=set)
     """The sources of which the stream has no such cluster, unless it says so."""
     next_at: float = 0.0
+    listens_since: float = math.inf
+    """Since when heartbeats are received."""
+    heard: deque[tuple[int, float, Heartbeat | None]] = msgspec.field(default_factory=lambda: deque(maxlen=_HEARD))
+    """Those of publishers without a name, of which this one may be one: their sequences, and when they were received.
+    None for those of an earlier version, which stand for everything."""
+    own: deque[int] = msgspec.field(default_factory=lambda: deque(maxlen=_HEARD))
+    """The sequences of its own."""
+
+    def may_be_followed(self, scope: ScopeMessage, now: float) -> bool:
+        """Return whether another publisher follows a scope, for example during a rollout, or may not be heard yet. The
+        clusters of one with a name are its own."""
+        since, source = now - SILENT_S, source_of(scope.cluster.name)
+        return not scope.publisher and (
+            self.listens_since > since
+            or any(
+                at > since and sequence not in self.own and (heartbeat is None or heartbeat.sources.get(source) == "")
+                for sequence, at, heartbeat in self.heard
+            )
+        )
 
 
 class ObjectPublisher:
@@ -142,7 +176,8 @@ class ObjectPublisher:
             failures = 0
             name = "" if sharding is None else sharding.member
             if name != self.publication.publisher:
-                self._looks = _Looks()  # for what the stream says under this name
+                # For what the stream says under this name.
+                self._looks = msgspec.structs.replace(self._looks, compared=set(), next_at=0.0)
             self.publication.rename(name, self._clock())
             self._changed.set()
             await asyncio.sleep(LOOK_EVERY_S)
@@ -197,6 +232,7 @@ class ObjectPublisher:
         with unwrap_single_error():
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(session.lost(), name="connection")
+                tasks.create_task(self._listen(session, info.last_sequence + 1), name="other publishers")
                 tasks.create_task(self._beat(session), name="heartbeat")
                 tasks.create_task(self._look(session), name="look for ended clusters")
                 await self._work(session, tasks)
@@ -206,9 +242,22 @@ class ObjectPublisher:
         while True:
             heartbeat, now = self._heartbeat(), self._clock()
             if heartbeat.is_useful and (heartbeat != last or now >= beat_at + BEAT_EVERY_S):
-                await session.beat(heartbeat)
+                self._looks.own.append(await session.beat(heartbeat))
                 last, beat_at = heartbeat, now
             await asyncio.sleep(min(_RETRY_S, BEAT_EVERY_S))
+
+    async def _listen(self, session: NatsSession, first: int) -> None:
+        def hear(stored: StoredMessage, _: int) -> None:
+            with suppress(ValueError):
+                heartbeat = Heartbeat.decode(stored)
+                if heartbeat is None or not heartbeat.publisher:
+                    self._looks.heard.append((stored.sequence, self._clock(), heartbeat))
+
+        self._looks.listens_since = self._clock()
+        try:
+            await session.follow([PUBLISHER], first, hear, lambda: None)
+        except StreamLost as error:
+            session.lose(str(error))
 
     def _heartbeat(self) -> Heartbeat:
         publisher = self.publication.publisher
@@ -314,60 +363,61 @@ class ObjectPublisher:
         for purge in self.publication.review(stored, last, self._clock()):
             await session.purge(purge.scope.objects, purge.below)
         orphans = self.publication.orphans(stored)
-        known = len(orphans) + self.publication.engaged
-        missing: dict[Removal, FleetCluster] = {}
-        unfollowed: set[str] = set()
-        unjudged: set[str] = set()
-        others = 0
-        if orphans:
-            listing = await self._daemon.list()
-            streaming = {source.name for source in listing.sources if source.state is SourceState.STREAMING}
-            if not listing.sources and listing.source.state is SourceState.STREAMING:
-                streaming.add("")
-            for key, cluster in orphans.items():
-                if source_of(key) not in streaming & known_sources:
-                    others += 1
-                    unjudged.add(source_of(key))
-                    continue
-                match await self._engagement(key):
-                    case Engagement(engaged=True):
-                        pass
-                    case Engagement(reason=EngagementReason.UNASSIGNED):
-                        unfollowed.add(key)
-                    case None | Engagement(assigned_elsewhere=True):
-                        others += 1
-                        unfollowed.add(key)
-                    case _:
-                        missing[Removal(key, key, cluster.uid + cluster.incarnation, cluster.incarnation)] = cluster
+        verdicts = await self._judge(orphans, known_sources) if orphans else {}
+        missing = {
+            Removal(key, key, cluster.uid + cluster.incarnation, cluster.incarnation): cluster
+            for key, cluster in orphans.items()
+            if verdicts[key] is _Orphan.MISSING
+        }
+        known, are_all_known = len(orphans) + self.publication.engaged, len(missing) == len(orphans)
+        others = sum(verdict in {_Orphan.UNKNOWN, _Orphan.ELSEWHERE} for verdict in verdicts.values())
         was_problem = self._removals.problem
-        are_all_known = len(missing) == len(orphans)
         for removal in self._removals.review(missing, known, self._clock(), others=others, are_all_known=are_all_known):
             self.publication.end_orphan(missing[removal], self._clock())
         if self._removals.problem != was_problem:
             self._report(self._removals.problem or "removals are no longer held")
-        are_held = self._removals.problem and not self._removals.is_foreign
-        held = {removal.name for removal in missing} if are_held else set[str]()
-        believed = self.publication.disown(stored, held) if held else []
-        for write in [*self.publication.disown(stored, unfollowed), *believed]:
-            await session.write(write, lambda _: None)
-        pending = missing if believed or not held else ()  # otherwise the stream says that nobody follows them
-        unjudged.update(source_of(removal.name) for removal in pending)
-        looks.compared = known_sources - unjudged
+        unfollowed = {_Orphan.UNASSIGNED, _Orphan.ELSEWHERE}
+        if self._removals.problem and not self._removals.is_foreign:
+            unfollowed.add(_Orphan.MISSING)
+        open_sources = {
+            source_of(key) for key in orphans if verdicts[key] in {_Orphan.UNKNOWN, _Orphan.MISSING} - unfollowed
+        }
+        is_followed = False
+        for write in self.publication.disown(stored, {key for key in orphans if verdicts[key] in unfollowed}):
+            assert isinstance(write.message, ScopeMessage)
+            key = write.message.cluster.name
+            if verdicts[key] is _Orphan.MISSING:
+                open_sources.add(source_of(key))  # until the stream says that nobody follows it
+            if looks.may_be_followed(write.message, self._clock()):
+                is_followed = True
+            else:
+                await session.write(write, lambda _: None)
+        looks.compared = known_sources - open_sources
         self._changed.set()
-        return SECOND_LOOK_S if missing or unjudged & known_sources else LOOK_EVERY_S
+        return SECOND_LOOK_S if missing or is_followed or open_sources & known_sources else LOOK_EVERY_S
 
-    async def _engagement(self, key: str) -> Engagement | None:
-        """Return what the daemon knows of the cluster, if it can be looked up: another cluster is not delayed by it.
+    async def _judge(self, keys: Iterable[str], known_sources: set[str]) -> dict[str, _Orphan]:
+        """Return what the daemon says of each. Raises DiscoveryError if perhaps none can be looked up at present."""
+        listing = await self._daemon.list()
+        streaming = {source.name for source in listing.sources if source.state is SourceState.STREAMING}
+        if not listing.sources and listing.source.state is SourceState.STREAMING:
+            streaming.add("")
+        followed = streaming & known_sources
+        return {key: await self._look_up(key) if source_of(key) in followed else _Orphan.UNKNOWN for key in keys}
 
-        In a shard group, only the member that owns a cluster knows whether it is engaged. Raises DiscoveryError if
-        perhaps none can be looked up at present.
-        """
+    async def _look_up(self, key: str) -> _Orphan:
+        """Return what the daemon says of a cluster. One that cannot be looked up delays no other."""
         try:
-            return (await self._daemon.get(key)).engagement
+            found = (await self._daemon.get(key)).engagement
         except ClusterNotFound as error:
-            return Engagement(assigned_elsewhere=error.assigned_elsewhere)
+            return _Orphan.ELSEWHERE if error.assigned_elsewhere else _Orphan.MISSING
         except StatusError as error:
             if isinstance(error, Unavailable) or error.retry_after is not None:
                 raise
             log.warning("cluster %s cannot be looked up, and stays published: %s", key, error)
-            return None
+            return _Orphan.ELSEWHERE
+        if found.engaged:
+            return _Orphan.ENGAGED
+        if found.reason is EngagementReason.UNASSIGNED:
+            return _Orphan.UNASSIGNED
+        return _Orphan.ELSEWHERE if found.assigned_elsewhere else _Orphan.MISSING

@@ -6,7 +6,7 @@ import os
 import signal
 import time
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -693,6 +693,7 @@ async def test_cluster_that_moves_to_a_member_without_a_publisher_is_stale(
 
 async def test_clusters_whose_ends_are_held_are_not_followed(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """Found by a reader: they were SYNCED."""
+    monkeypatch.setattr(publisher, "SILENT_S", 0.1)
     monkeypatch.setattr(publisher, "SECOND_LOOK_S", 0.1)
     monkeypatch.setattr(publisher, "BEAT_EVERY_S", 0.1)
     monkeypatch.setattr("milo_discovery.removals.SECOND_LOOK_S", 0.1)
@@ -711,6 +712,7 @@ async def test_followed_clusters_are_current_while_the_ends_of_others_are_held(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Found by a reader: all of the source were outdated without limit."""
+    monkeypatch.setattr(publisher, "SILENT_S", 0.1)
     monkeypatch.setattr(publisher, "SECOND_LOOK_S", 0.1)
     monkeypatch.setattr(publisher, "BEAT_EVERY_S", 0.1)
     monkeypatch.setattr("milo_discovery.removals.SECOND_LOOK_S", 0.1)
@@ -731,6 +733,36 @@ async def test_followed_clusters_are_current_while_the_ends_of_others_are_held(
         unfollowed = dict.fromkeys(("c", "d", "e"), "no publisher follows it")
         await eventually(lambda: isinstance(objects.fleet, Synced) and problems() == unfollowed)
         assert set(objects.clusters) == {"a", "b", "c", "d", "e"}
+
+
+async def test_second_publisher_whose_ends_are_held_leaves_clusters_to_the_first_one(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Found by a reader: during a rollout they were STALE, because "no publisher follows it"."""
+    for name, value in {"SECOND_LOOK_S": 0.1, "BEAT_EVERY_S": 0.1, "_RETRY_S": 0.1}.items():
+        monkeypatch.setattr(publisher, name, value)
+    monkeypatch.setattr("milo_discovery.removals.SECOND_LOOK_S", 0.1)
+    for name in ("a", "b", "c", "d", "e"):
+        world.fleet.engage(name)
+    fleet = Fleet()
+    fleet.clusters = {name: world.fleet.clusters[name] for name in ("a", "b")}
+
+    def states() -> dict[str, str]:
+        view = objects.view("v1/namespaces")
+        return {name: getattr(state, "problem", "") for name, state in {**view.missing, **view.outdated}.items()}
+
+    async with world.reader() as objects, AsyncExitStack() as second:
+        async with world.publisher() as first:
+            await settled(first)
+            await eventually(lambda: objects.view("v1/namespaces").synced == 5 and isinstance(objects.fleet, Synced))
+            await second.enter_async_context(world.publisher(fleet=fleet))
+            await eventually(lambda: "lacks 3 of 5 clusters" in "".join(world.reports))
+            asked = fleet.asked
+            await eventually(lambda: fleet.asked > asked + 6)
+            assert {stored.headers["Milo-State"] for stored in await world.stored()} == {"ENGAGED", "SYNCED"}
+        monkeypatch.setattr(publisher, "SILENT_S", 0.1)
+        unfollowed = dict.fromkeys(("c", "d", "e"), "no publisher follows it")
+        await eventually(lambda: isinstance(objects.fleet, Synced) and states() == unfollowed)
 
 
 async def test_cluster_that_the_daemon_has_left_for_an_unknown_reason_is_looked_for_soon(

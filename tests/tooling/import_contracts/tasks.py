@@ -218,6 +218,7 @@ OTHERS = {
     "objects/src/milo_objects/publisher.py: self._beat": _WHOLE,
     "objects/src/milo_objects/publisher.py: self._connect": _GROUP,
     "objects/src/milo_objects/publisher.py: self._identify": _WHOLE,
+    "objects/src/milo_objects/publisher.py: self._listen": _WHOLE,
     "objects/src/milo_objects/publisher.py: self._look": _WHOLE,
     "objects/src/milo_objects/publisher.py: self._source.run": _GROUP,
     "objects/src/milo_objects/publisher.py: session.lost": _WHOLE,
