@@ -3,6 +3,7 @@ until it is sent, and there can be thousands of streams. Users who write one obj
 of a batch to every subscriber."""
 
 import asyncio
+import math
 from collections import Counter
 from collections.abc import AsyncIterator, Hashable
 from contextlib import asynccontextmanager, suppress
@@ -15,7 +16,9 @@ LARGE_BYTES = 16 << 10
 MAX_BYTES = 32 << 20
 """Maximum bytes of large batches that are being sent."""
 PATIENCE_S = 5.0
-"""How long a stream may take to send a large batch while others wait."""
+"""How long a stream may take to send a large batch while others wait, and none of them is admitted."""
+_LONGEST = 6
+"""How long it may take while others wait that are admitted one after another, as a multiple of the patience."""
 
 
 class _Batch:
@@ -36,7 +39,8 @@ class LargeBatches:
     A caller may send another one only while it sends less than there is room for, so that others find room as well.
     Beyond that, its streams wait in order. Of several callers, the one that sends the least is next. While one waits,
     the oldest batch of the caller that sends the most is given up if it takes too long, as its client does not read;
-    its stream can be resumed.
+    its stream can be resumed. If clients only read slowly, batches are admitted as others are sent, and few are given
+    up: none would ever be sent if each were as soon as another waits.
     """
 
     def __init__(self, limit: int = MAX_BYTES, patience_s: float = PATIENCE_S) -> None:
@@ -50,6 +54,8 @@ class LargeBatches:
         """The next one of each caller."""
         self._turns: WeakValueDictionary[Hashable, asyncio.Lock] = WeakValueDictionary()
         self._clock = asyncio.get_running_loop().time
+        self._admitted_at = -math.inf
+        """When a batch was last admitted."""
 
     @asynccontextmanager
     async def room(self, size: int, caller: Hashable) -> AsyncIterator[None]:
@@ -83,11 +89,13 @@ class LargeBatches:
         while not batch.admitted.is_set():
             [(most, _)] = self._bytes.most_common(1)
             oldest = next(sending for sending in self._sending if sending.caller == most)
-            with suppress(TimeoutError):
-                async with asyncio.timeout_at(oldest.since + self._patience_s):
-                    await batch.admitted.wait()
-                    return
-            if oldest in self._sending:
+            idle_at = max(oldest.since, self._admitted_at) + self._patience_s
+            ends_at = min(idle_at, oldest.since + _LONGEST * self._patience_s)
+            if self._clock() < ends_at:
+                with suppress(TimeoutError):
+                    async with asyncio.timeout_at(ends_at):
+                        await batch.admitted.wait()
+            else:
                 oldest.limit.reschedule(self._clock())
                 self._end(oldest)
 
@@ -100,7 +108,7 @@ class LargeBatches:
             del self._waiting[caller]
             self._sending[batch] = None
             self._bytes[caller] += batch.size
-            batch.since = self._clock()
+            batch.since = self._admitted_at = self._clock()
             batch.admitted.set()
 
     def _end(self, batch: _Batch) -> None:

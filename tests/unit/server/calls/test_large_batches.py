@@ -1,11 +1,15 @@
 """Large batches of many streams."""
 
 import asyncio
+from collections.abc import Iterator
+from itertools import cycle, islice
+from random import Random
 
 import pytest
 
 from milo_discoveryd.server.calls.grpc_errors import StalledError
 from milo_discoveryd.server.calls.large_batches import LARGE_BYTES, LargeBatches
+from tests.simulation.seeded.loop import VirtualLoop, run_on
 from tests.support.eventually import eventually
 
 
@@ -96,3 +100,54 @@ async def test_timeout_of_the_stream_itself_is_raised_unchanged() -> None:
     with pytest.raises(TimeoutError):
         async with batches.room(LARGE_BYTES, "a caller"), asyncio.timeout(0):
             await asyncio.Event().wait()
+
+
+@pytest.mark.parametrize(("streams", "callers"), [(40, 1), (80, 20)])
+def test_slow_streams_that_are_more_than_there_is_room_for_end_each_other_rarely(streams: int, callers: int) -> None:
+    """A handler may need longer for a batch than the patience: all streams have to make progress."""
+    read_s, count, ended = 10.0, 20, 0
+
+    async def follow(batches: LargeBatches, caller: str) -> None:
+        nonlocal ended
+        sent = 0
+        while sent < count:
+            try:
+                async with batches.room(512 << 10, caller):
+                    await asyncio.sleep(read_s)
+                sent += 1
+            except StalledError:
+                ended, sent = ended + 1, 0
+                await asyncio.sleep(1.0)
+
+    async def main() -> None:
+        batches = LargeBatches()
+        names = islice(cycle([f"caller-{number}" for number in range(callers)]), streams)
+        async with asyncio.timeout(4 * count * read_s), asyncio.TaskGroup() as tasks:
+            for name in names:
+                tasks.create_task(follow(batches, name))
+        assert ended < streams / 4
+
+    run_on(VirtualLoop(Random(1)), main())
+
+
+def test_stream_that_does_not_read_is_ended_even_if_others_are_admitted() -> None:
+    async def main() -> None:
+        batches, stalled = LargeBatches(6 * LARGE_BYTES), 0.0
+        clock = asyncio.get_running_loop().time
+        callers: Iterator[str] = cycle(("one", "other"))
+
+        async def read() -> None:
+            while not stalled:
+                async with batches.room(2 * LARGE_BYTES, next(callers)):
+                    await asyncio.sleep(1.0)
+
+        async with asyncio.TaskGroup() as tasks:
+            for _ in range(5):
+                tasks.create_task(read())
+            with pytest.raises(StalledError):
+                async with batches.room(2 * LARGE_BYTES, "stalled"):
+                    await asyncio.Event().wait()
+            stalled = clock()
+        assert 25.0 < stalled < 35.0
+
+    run_on(VirtualLoop(Random(1)), main())
