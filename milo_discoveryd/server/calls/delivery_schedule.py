@@ -46,7 +46,10 @@ class Delivery(msgspec.Struct, gc=False):
 
 
 class DeliveryBudget:
-    """Counts the deliveries of all streams. At the limit, the caller with the most loses those of its newest stream."""
+    """Counts the deliveries of all streams. At the limit, the caller with the most loses those of its newest stream, if
+    it then still has as many as the caller that adds another. Otherwise this one does: callers with as many would end
+    each other's streams in turn, and none would keep any.
+    """
 
     def __init__(self, limit: int = MAX_DELIVERIES) -> None:
         self._free = limit
@@ -60,8 +63,14 @@ class DeliveryBudget:
         self._deliveries[schedule.caller] += 1
         self._free -= 1
         if self._free < 0:
-            [(most, _)] = self._deliveries.most_common(1)
-            next(reversed(self._schedules[most])).give_up()
+            self._newest_of(self._loser(schedule.caller)).give_up()
+
+    def _loser(self, caller: Hashable) -> Hashable:
+        [(most, count)] = self._deliveries.most_common(1)
+        return most if count - len(self._newest_of(most)) >= self._deliveries[caller] else caller
+
+    def _newest_of(self, caller: Hashable) -> "DeliverySchedule":
+        return next(reversed(self._schedules[caller]))
 
     def remove(self, schedule: "DeliverySchedule", count: int, *, is_last: bool) -> None:
         self._deliveries[schedule.caller] -= count
@@ -101,6 +110,9 @@ class DeliverySchedule:
 
     def __getitem__(self, name: str) -> Delivery | None:
         return self._deliveries.get(name)
+
+    def __len__(self) -> int:
+        return len(self._deliveries)
 
     @property
     def names(self) -> list[str]:

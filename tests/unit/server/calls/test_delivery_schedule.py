@@ -64,3 +64,26 @@ def test_deliveries_count_until_they_are_forgotten_or_their_stream_has_ended() -
             last.forget(name)
     deliver(schedule_of("a", budget), 100)
     assert not budget._schedules.get("b")
+
+
+def test_callers_that_have_as_many_deliveries_as_others_keep_their_streams() -> None:
+    budget = DeliveryBudget(100)
+    streams = [schedule_of(caller, budget, 20) for caller in ("a", "b", "c", "d", "e")]
+    for _ in range(3):
+        late = schedule_of("late", budget)
+        with pytest.raises(ExhaustedError):
+            deliver(late, 20)
+        late.clear()
+    assert [len(stream) for stream in streams] == [20] * 5
+    streams.append(schedule_of("a", budget))
+    with pytest.raises(ExhaustedError):
+        deliver(streams[0], 21)
+    assert [len(stream) for stream in streams] == [0, 20, 20, 20, 20, 0]
+    deliver(streams[1], 40)
+
+
+def test_live_stream_that_grows_ends_the_newest_of_its_caller() -> None:
+    budget = DeliveryBudget(100)
+    first, second, other = (schedule_of(caller, budget, 30) for caller in ("a", "a", "b"))
+    deliver(first, 41)
+    assert [len(stream) for stream in (first, second, other)] == [41, 0, 30]
