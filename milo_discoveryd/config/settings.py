@@ -133,7 +133,8 @@ class KubeconfigSettings(Group, frozen=True, kw_only=True):
     default_ttl: Annotated[timedelta, span("1s", "24h")] = timedelta(minutes=10)
     """Lifetime of credentials if a request sets no lifetime; at most `kubeconfigs.max_ttl`."""
     concurrent_mints: Annotated[int, Whole(1, 1_000)] = 10
-    """Maximum concurrent requests to an issuer with one credential per cluster."""
+    """Maximum concurrent requests to an issuer with one credential per cluster; except for commands, 15 times as many
+    more may hang."""
     # Ten thousand clusters with a lifetime of ten minutes need 43 per second.
     mints_per_second: Annotated[float, Number(0.1, 10_000)] = 50.0
     """Maximum requests per second to an issuer with one credential per cluster."""

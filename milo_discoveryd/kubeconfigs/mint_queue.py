@@ -7,6 +7,10 @@ failed: one owner of objects may have many tenants, all of which hang. So does a
 tenants of another one, and while its backend is down, one mint at a time is made for it. A cluster has at most one mint
 in flight.
 
+A first credential or renewal that takes much longer than others leaves its slot, and goes on as one of a limited number
+of slow mints: hundreds of tenants that have not failed before can hang at once. It still counts in the share of its
+tenant. Retries keep their slots, but those of tenants whose last mint was slow leave one to other retries.
+
 First credentials of a tenant are minted in rounds, in each of which every caller that waits has one: a caller
 can ask for those of all clusters, each with several lifetimes, at once. One that several callers want is in the
 earliest of their rounds.
@@ -104,10 +108,12 @@ class _WaitingMints(Generic[M]):
 
 
 class MintQueue(Generic[M]):
-    def __init__(self, places: int, is_down: Callable[[str], bool] = lambda _: False) -> None:
-        """`is_down` returns whether the backend for the clusters of a source is down."""
+    def __init__(self, places: int, is_down: Callable[[str], bool] = lambda _: False, *, most_slow: int = 0) -> None:
+        """`is_down` returns whether the backend for the clusters of a source is down. `most_slow`: the maximum number
+        of slow mints, which take no slot."""
         self.places = places
         self._is_down = is_down
+        self._most_slow = most_slow
         self._number = 0
         self._queued: dict[int, QueuedMint] = {}
         """The place of each lease that waits, by its `id`. Other places of a lease in the heaps are skipped."""
@@ -120,16 +126,25 @@ class MintQueue(Generic[M]):
         self._running: dict[int, tuple[str, _Tenant]] = {}
         """The kind and the tenant of the mint that is in flight for each cluster, by incarnation. The cluster may
         move to another tenant until the mint is done."""
-        self._kinds: Counter[str] = Counter()
-        self._all = _TakenSlots()
-        new = _TakenSlots()
-        self._slots = {"retry": (self._all, new), "first": (self._all, new), "renewal": (self._all,)}
-        """All slots, and those that first credentials and retries take, by kind."""
-        self._failing: OrderedDict[_Tenant, None] = OrderedDict()
-        """The tenants whose last mint failed, the latest last."""
+        self._slow: set[int] = set()
+        """The clusters, by incarnation, whose mint is in flight without a slot."""
+        slow_retries, retries, all_, new = (_TakenSlots() for _ in range(4))
+        self._slots = {
+            "slow retry": (slow_retries, retries, all_, new),
+            "retry": (retries, all_, new),
+            "first": (all_, new),
+            "renewal": (all_,),
+        }
+        """The slots that slow retries take, all retries, all mints, and first credentials and retries, by kind."""
+        self._failing: OrderedDict[_Tenant, bool] = OrderedDict()
+        """The tenants whose last mint failed, the latest last, and whether it was slow."""
         self._waiting: dict[str, dict[str, _WaitingMints[M]]] = {}
         """What waits in each source, by kind."""
         self._parked: defaultdict[int, list[tuple[str, QueuedMint, M]]] = defaultdict(list)
+
+    def __len__(self) -> int:
+        """The number of leases that wait."""
+        return len(self._queued)
 
     def add(self, entry: M, *, ends_at: float, failures: int, caller: str = "") -> None:
         """Add a lease that expires at `ends_at`. `failures` counts the cluster's own failures since a success."""
@@ -155,7 +170,8 @@ class MintQueue(Generic[M]):
         return self._queued.get(id(entry)) == waiting
 
     def _place(self, entry: M, ends_at: float, its_round: int, failures: int, caller: str) -> None:
-        kind = "retry" if failures else "first" if ends_at == _WITHOUT_CREDENTIAL else "renewal"
+        retry = "slow retry" if self._failing.get(_tenant(entry)) else "retry"
+        kind = retry if failures else "first" if ends_at == _WITHOUT_CREDENTIAL else "renewal"
         self._number += 1
         self._skipped += id(entry) in self._queued
         waiting = self._queued[id(entry)] = QueuedMint(ends_at, its_round, self._number)
@@ -186,9 +202,8 @@ class MintQueue(Generic[M]):
             del self._queued[id(entry)]
             self._begin(waiting.round)
             self._running[incarnation] = found
-            self._kinds[kind] += 1
             for slots in self._slots[kind]:
-                slots.count(tenant, 1)
+                slots.take(tenant)
             return entry
 
     def _begin(self, its_round: int) -> None:
@@ -198,15 +213,27 @@ class MintQueue(Generic[M]):
             self._round = its_round
             self._rounds = {caller: last for caller, last in self._rounds.items() if last >= its_round}
 
-    def done(self, entry: M, *, has_failed: bool = False) -> None:
+    def leave_slot(self, entry: M) -> None:
+        """Let a mint in flight that is slow go on without a slot, unless it has to keep it for now."""
+        incarnation = _incarnation(entry)
+        kind, tenant = self._running[incarnation]
+        has_room = len(self._slow) < self._most_slow and not self._is_down(tenant[0])
+        if has_room and kind in ("first", "renewal") and incarnation not in self._slow:
+            self._slow.add(incarnation)
+            for slots in self._slots[kind]:
+                slots.leave(tenant)
+
+    def done(self, entry: M, *, has_failed: bool = False, is_slow: bool = False) -> None:
         incarnation = _incarnation(entry)
         kind, tenant = self._running.pop(incarnation)
-        self._kinds[kind] -= 1
         for slots in self._slots[kind]:
-            slots.count(tenant, -1)
+            if incarnation not in self._slow:
+                slots.leave(tenant)
+            slots.end(tenant)
+        self._slow.discard(incarnation)
         self._failing.pop(tenant, None)
         if has_failed:
-            self._failing[tenant] = None
+            self._failing[tenant] = is_slow
             if len(self._failing) > _MOST_FAILING:
                 self._failing.popitem(last=False)
         for mints in self._waiting[tenant[0]].values():
@@ -215,15 +242,17 @@ class MintQueue(Generic[M]):
             self._push(kind, waiting, parked)
 
     def _next(self) -> tuple[str, _Tenant] | None:
-        free = self.places - len(self._running)
+        slow_retries, retries, all_, new = self._slots["slow retry"]
+        free = self.places - all_.total
         for_retries = max(1, self.places // 4)
         for_new = max(1, self.places - for_retries)
-        free_for_new = min(free, for_new - self._kinds["first"] - self._kinds["retry"])
-        free_for_retries = free_for_new if self._kinds["retry"] < for_retries else 0
-        allowed = {"renewal": free, "first": free_for_new, "retry": free_for_retries}
+        free_for_new = min(free, for_new - new.total)
+        free_for_retries = free_for_new if retries.total < for_retries else 0
+        free_for_slow = free_for_retries if slow_retries.total < max(1, for_retries - 1) else 0
+        allowed = {"renewal": free, "first": free_for_new, "retry": free_for_retries, "slow retry": free_for_slow}
         heads: list[tuple[int, int, _Turn, str, _Tenant]] = []
         for source, by_kind in self._waiting.items():
-            running = self._all.by_source[source]
+            running = all_.by_source[source]
             if running and self._is_down(source):
                 continue
             for kind, mints in by_kind.items():
@@ -233,7 +262,7 @@ class MintQueue(Generic[M]):
                     continue
                 if (found := mints.first_of_others()) is not None:
                     heads.append((running, 0, found[0], kind, found[1]))
-                for tenant, its_running in self._all.by_tenant.items():
+                for tenant, its_running in all_.by_tenant.items():
                     if tenant in mints.by_tenant and (not tenant[1] or taken.by_tenant.get(tenant, 0) < left):
                         first = mints.by_tenant[tenant][0][0]
                         turn = first.ends_at, tenant in self._failing, first
@@ -246,22 +275,30 @@ class MintQueue(Generic[M]):
     def _push(self, kind: str, waiting: QueuedMint, entry: M) -> None:
         source, _ = tenant = _tenant(entry)
         if source not in self._waiting:
-            self._waiting[source] = {
-                each: _WaitingMints(self._all.by_tenant, self._failing) for each in ("retry", "first", "renewal")
-            }
+            running = self._slots["renewal"][0].by_tenant
+            self._waiting[source] = {each: _WaitingMints(running, self._failing) for each in self._slots}
         self._waiting[source][kind].push(tenant, waiting, entry)
 
 
 class _TakenSlots:
     def __init__(self) -> None:
+        self.total = 0
         self.by_source: defaultdict[str, int] = defaultdict(int)
-        self.by_tenant: dict[_Tenant, int] = {}
+        self.by_tenant: Counter[_Tenant] = Counter()
+        """With the slow mints, which have left their slots."""
 
-    def count(self, tenant: _Tenant, change: int) -> None:
-        self.by_source[tenant[0]] += change
-        if now := self.by_tenant.get(tenant, 0) + change:
-            self.by_tenant[tenant] = now
-        else:
+    def take(self, tenant: _Tenant) -> None:
+        self.total += 1
+        self.by_source[tenant[0]] += 1
+        self.by_tenant[tenant] += 1
+
+    def leave(self, tenant: _Tenant) -> None:
+        self.total -= 1
+        self.by_source[tenant[0]] -= 1
+
+    def end(self, tenant: _Tenant) -> None:
+        self.by_tenant[tenant] -= 1
+        if not self.by_tenant[tenant]:
             del self.by_tenant[tenant]
 
 

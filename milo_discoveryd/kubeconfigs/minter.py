@@ -9,6 +9,7 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
 from contextlib import suppress
+from math import inf
 from typing import TypeAlias
 
 from msgspec.structs import replace
@@ -20,6 +21,7 @@ from milo_discoveryd.credentials.issuers.issuer import (
     NotifyingIssuer,
     RevokingIssuer,
     Scope,
+    TimedIssuer,
     mint_timeout_s,
 )
 from milo_discoveryd.daemon_errors import BackendError, UnfitError
@@ -42,6 +44,11 @@ TTL_STEPS_S = (10, 20, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 14400, 2880
 """A requested ttl is rounded down to one of these, so that few leases serve all requests."""
 CLUSTER_BACKOFF_S = 20.0
 """The longest backoff after a failure of one cluster's credential."""
+SLOW_S, SLOW_FACTOR = 0.5, 4.0
+"""While others wait, a mint in flight is slow after this time, or after this many times what the latest success took if
+that is longer: an issuer that is slow for all clusters does not receive more requests at once."""
+_MOST_SLOW = 15
+"""Maximum number of slow mints for each slot of the queue: 300 that hang for 15 s delay others for less than 30 s."""
 _SUSPECTS = 2
 """The number of tenants whose clusters must have a failure that may be of the issuer until it counts as one."""
 
@@ -67,11 +74,17 @@ class Minter:
         self._changed = changed
         self._loop = asyncio.get_running_loop()
         self._wall = wall
-        self._workers = 1 if issuer.scope is Scope.IDENTITY else concurrency
+        places = 1 if issuer.scope is Scope.IDENTITY else concurrency
+        # A command takes memory for as long as it runs.
+        most_slow = 0 if issuer.scope is Scope.IDENTITY or isinstance(issuer, TimedIssuer) else _MOST_SLOW * places
         self._rate_limit = TokenBucket(Rate(per_second, concurrency), self._loop.time())
         self._outages: defaultdict[str, IssuerOutage] = defaultdict(lambda: IssuerOutage(issuer))
         """By source, each of which may have a backend of its own."""
-        self._queue: MintQueue[LeaseEntry] = MintQueue(self._workers, lambda source: self._outages[source].is_down)
+        self._queue: MintQueue[LeaseEntry] = MintQueue(
+            places, lambda source: self._outages[source].is_down, most_slow=most_slow
+        )
+        self._in_flight: dict[LeaseEntry, float] = {}
+        """The mints in flight, with the times when they began."""
         self._leases = LeaseTable(draw, self._queue.remove)
         self._work_available = asyncio.Event()
         self._timer: RenewalTimer[LeaseEntry] = RenewalTimer()
@@ -177,8 +190,7 @@ class Minter:
     async def run(self) -> None:
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._schedule(), name=f"schedule renewals of {self.issuer.name}")
-            for _ in range(self._workers):
-                tasks.create_task(self._work(), name=f"mint from {self.issuer.name}")
+            tasks.create_task(self._mint_queued(tasks), name=f"mint from {self.issuer.name}")
             if self._revocations is not None:
                 tasks.create_task(self._revocations.run(), name=f"revoke at {self.issuer.name}")
 
@@ -233,17 +245,32 @@ class Minter:
         self._leases.count(entry)  # the lease has released an expired credential
         return is_due
 
-    async def _work(self) -> None:
+    async def _mint_queued(self, tasks: asyncio.TaskGroup) -> None:
         while True:
-            while (entry := self._queue.next_to_mint()) is None:
-                self._work_available.clear()
+            while (entry := self._queue.next_to_mint()) is not None:
+                tasks.create_task(self._work(entry), name=f"mint from {self.issuer.name}")
+            self._work_available.clear()
+            if not self._queue:
                 await self._work_available.wait()
-            try:
-                with log.contained("credential not renewed", issuer=self.issuer.name, cluster=entry.name):
-                    await self._attempt(entry)
-            finally:
-                self._queue.done(entry, has_failed=entry.lease.failure is not None)
-                self._work_available.set()
+                continue
+            timer = self._loop.call_later(SLOW_S / 2, self._work_available.set)
+            await self._work_available.wait()
+            timer.cancel()
+            for slow in filter(self._is_slow, self._in_flight):
+                self._queue.leave_slot(slow)
+
+    def _is_slow(self, entry: LeaseEntry) -> bool:
+        took_s = self._loop.time() - self._in_flight.get(entry, inf)
+        return took_s >= self._outages[entry.source].slow_after_s()
+
+    async def _work(self, entry: LeaseEntry) -> None:
+        try:
+            with log.contained("credential not renewed", issuer=self.issuer.name, cluster=entry.name):
+                await self._attempt(entry)
+        finally:
+            self._queue.done(entry, has_failed=entry.lease.failure is not None, is_slow=self._is_slow(entry))
+            self._in_flight.pop(entry, None)
+            self._work_available.set()
 
     async def _attempt(self, entry: LeaseEntry) -> None:
         await asyncio.sleep(self._rate_limit.charge(self._loop.time()))
@@ -255,7 +282,7 @@ class Minter:
         held, outage = entry.lease.begin(), self._outages[entry.source]
         if entry.lease.failure is None:
             entry.issued = outage.issued
-        started_at = self._loop.time()
+        self._in_flight[entry] = started_at = self._loop.time()
         result, is_new = "cancelled", False
         try:
             issued = self._leases.budget.admit(await self._minted(entry, held), held)
@@ -270,8 +297,7 @@ class Minter:
             self._failed(entry, BackendError(problem, of_cluster=entry.cluster is not None))
         else:
             result = "dropped" if entry.is_dropped else "ok"
-            outage.end_outage()
-            outage.issued += 1
+            outage.succeeded(started_at, self._loop.time())
             entry.failures, entry.fails_alone = 0, False
             is_new = held is None or held.credential != issued.credential
             entry.is_wanted = entry.is_wanted and not is_new
@@ -363,8 +389,21 @@ class IssuerOutage:
         self._is_warned = False
         self.is_down = False
         """Whether the failure is certainly one of the issuer. One attempt at a time then probes it."""
+        self._began_at = -inf
+        self._took_s = 0.0
+        """When the latest success began, and how long it took."""
         self._suspects: set[str] = set()
         """The tenants whose clusters failed since the last success, with what may be a failure of the issuer."""
+
+    def slow_after_s(self) -> float:
+        """Return how long a mint may take until it is slow."""
+        return max(SLOW_S, SLOW_FACTOR * self._took_s)
+
+    def succeeded(self, began_at: float, now: float) -> None:
+        self.end_outage()
+        self.issued += 1
+        if began_at >= self._began_at:  # if it was overtaken, its cluster is slow, and not the issuer
+            self._began_at, self._took_s = began_at, now - began_at
 
     def begin_outage(self, failure: CredentialError) -> None:
         self.is_down = True

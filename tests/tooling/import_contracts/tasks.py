@@ -170,6 +170,7 @@ OTHERS = {
     "milo_discoveryd/app.py: self._report_health": _WHOLE,
     "milo_discoveryd/app.py: self._report_failed_start": _WHOLE,
     "milo_discoveryd/kubeconfigs/kubeconfigs.py: minter.run": _GROUP,
+    "milo_discoveryd/kubeconfigs/minter.py: self._mint_queued": _GROUP,
     "milo_discoveryd/telemetry/log_writer.py: self._run": _WHOLE,
     "milo_discoveryd/wiring/source.py: driver.run": _GROUP,
     "milo_discoveryd/server/calls/handlers.py: self._context.send_initial_metadata": _AWAITED,

@@ -7,13 +7,14 @@ from collections.abc import Callable, Coroutine
 from random import Random
 from typing import Any
 
+import pytest
 from msgspec.structs import replace
 
 from milo_discoveryd.credentials.issued_credential import IssuedCredential
 from milo_discoveryd.credentials.issuers.issuer import MintRequest, Scope
 from milo_discoveryd.daemon_errors import BackendError
 from milo_discoveryd.kubeconfigs.credential_lease import BACKOFF_S
-from milo_discoveryd.kubeconfigs.lease_table import LeaseKey
+from milo_discoveryd.kubeconfigs.lease_table import LeaseEntry, LeaseKey
 from milo_discoveryd.kubeconfigs.minter import Minter
 from milo_discoveryd.model.cluster import Cluster
 from milo_discoveryd.telemetry.metrics import Metrics
@@ -51,7 +52,7 @@ class Fleet:
     """Clusters whose subscribers fetch each new credential at once."""
 
     def __init__(self, size: int, backend: Backend, *, per_second: float = PER_SECOND) -> None:
-        self._clusters = [a_cluster(f"p-{number}", number) for number in range(1, size + 1)]
+        self._clusters = {number: a_cluster(f"p-{number}", number) for number in range(1, size + 1)}
         self.minter = Minter(
             backend,
             metrics=Metrics().credentials,
@@ -63,18 +64,21 @@ class Fleet:
         )
 
     def want(self) -> None:
-        for cluster in self._clusters:
-            self._take(cluster)
+        for cluster in self._clusters.values():
+            self.request(cluster)
+
+    def request(self, cluster: Cluster) -> LeaseEntry:
+        self._clusters[cluster.incarnation] = cluster
+        lease = self.minter.request(self.minter.key(cluster, LIFE_S), cluster)
+        lease.is_wanted = True
+        return lease
 
     def without(self) -> int:
         """Return the number of clusters without a valid credential."""
         return len(self._clusters) - len([*self.minter.held()])
 
     def _taken(self, key: LeaseKey, _: str) -> None:
-        self._take(self._clusters[key.incarnation - 1])
-
-    def _take(self, cluster: Cluster) -> None:
-        self.minter.request(self.minter.key(cluster, LIFE_S), cluster).is_wanted = True
+        self.request(self._clusters[key.incarnation])
 
 
 def in_virtual_time(fleet: Callable[[], Fleet], play: Callable[[Fleet], Coroutine[Any, Any, None]]) -> None:
@@ -199,31 +203,122 @@ def test_clusters_that_fail_while_others_get_credentials_have_a_quarter_of_the_s
 class HangingTenants(Slow):
     """An issuer that does not answer for the clusters of some tenants."""
 
+    hanging = 0
+
     async def mint(self, request: MintRequest) -> IssuedCredential:
         assert request.cluster is not None
-        if request.cluster.target.organization != "calm":
+        if request.cluster.target.organization == "slow":
+            await asyncio.sleep(14.0)
+        elif request.cluster.target.organization != "calm":
+            self.hanging += 1
             await asyncio.sleep(15.0)
+            self.hanging -= 1
             raise BackendError("no answer", of_cluster=True, may_be_of_issuer=True)
         return await super().mint(request)
 
 
-def test_clusters_of_many_tenants_that_hang_delay_no_other_tenant_for_long() -> None:
+@pytest.mark.parametrize(("clusters", "tenants"), [(100, 20), (20, 20), (300, 300)])
+def test_clusters_of_many_tenants_that_hang_delay_no_other_tenant_for_long(clusters: int, tenants: int) -> None:
+    """One owner of objects may have any number of namespaces, each of which takes 15 s until it has failed."""
     backend = HangingTenants()
 
     async def play(fleet: Fleet) -> None:
-        wait = asyncio.get_running_loop().time
-        minter = fleet.minter
-        for number in range(1, 101):
-            minter.request(minter.key(of(f"hangs-{number % 20}", number), LIFE_S), of(f"hangs-{number % 20}", number))
-        for number in range(101, 104):
-            began, cluster = wait(), of("calm", number)
-            await minter.settle(minter.request(minter.key(cluster, LIFE_S), cluster), 60)
-            assert minter.held_for(cluster) is not None
-            assert wait() - began < 46  # three rounds of mints that hang, in which each tenant is found out
+        for number in range(clusters):
+            fleet.request(of(f"hangs-{number % tenants}", number + 1))
+        for number in range(3):
+            assert await first_credential_s(fleet, of("calm", 1001 + number)) < 2 + 0.08 * clusters
 
-    def of(organization: str, number: int) -> Cluster:
-        cluster = a_cluster(f"q-{number}", number)
-        return replace(cluster, target=replace(cluster.target, organization=organization))
+    in_virtual_time(lambda: Fleet(0, backend), play)
+
+
+def test_success_that_others_overtook_does_not_make_the_issuer_slow() -> None:
+    backend = HangingTenants()
+
+    async def play(fleet: Fleet) -> None:
+        fleet.request(of("slow", 1))
+        await asyncio.sleep(5)
+        fleet.request(of("calm", 2))
+        await asyncio.sleep(10)
+        assert fleet.without() == 0
+        for number in range(3, 103):
+            fleet.request(of(f"hangs-{number}", number))
+        assert await first_credential_s(fleet, of("calm", 1000)) < 10
+
+    in_virtual_time(lambda: Fleet(0, backend), play)
+
+
+def test_clusters_that_hang_delay_no_retry_of_one_that_failed_at_once() -> None:
+    """The Secret of a new project may be written later than its object."""
+    backend = HangingTenants()
+
+    async def play(fleet: Fleet) -> None:
+        for number in range(1, 301):
+            fleet.request(of(f"hangs-{number}", number))
+        for number in range(1000, 1020):
+            await asyncio.sleep(5)
+            fleet.request(of("calm", number))
+        backend.failure = BackendError("no Secret", of_cluster=True)
+        fleet.request(of("calm", 2000))
+        await asyncio.sleep(3)
+        backend.failure = None
+        assert await first_credential_s(fleet, of("calm", 2000)) < 20
+
+    in_virtual_time(lambda: Fleet(0, backend), play)
+
+
+async def first_credential_s(fleet: Fleet, cluster: Cluster) -> float:
+    """Return when the cluster has its first credential."""
+    began = asyncio.get_running_loop().time()
+    while fleet.minter.held_for(cluster) is None:
+        await fleet.minter.settle(fleet.request(cluster), 60)
+        await asyncio.sleep(0.1)
+    return asyncio.get_running_loop().time() - began
+
+
+def of(organization: str, number: int) -> Cluster:
+    cluster = a_cluster(f"q-{number}", number)
+    return replace(cluster, target=replace(cluster.target, organization=organization))
+
+
+class OneAtATime(Slow):
+    """An issuer that serves one request at a time, in the order of arrival."""
+
+    def __init__(self, each_s: float) -> None:
+        super().__init__(each_s)
+        self._free = asyncio.Lock()
+
+    async def mint(self, request: MintRequest) -> IssuedCredential:
+        try:
+            async with asyncio.timeout(15.0), self._free:
+                return await super().mint(request)
+        except TimeoutError:
+            raise BackendError("no answer", of_cluster=True, may_be_of_issuer=True) from None
+
+
+@pytest.mark.parametrize(
+    ("issuer", "as_before_s"), [(lambda: Slow(3.0), 39.5), (lambda: Slow(8.0), 104.5), (lambda: OneAtATime(0.67), 67.5)]
+)
+def test_issuer_that_is_slow_for_all_clusters_is_not_overloaded(issuer: Callable[[], Slow], as_before_s: float) -> None:
+    async def play(fleet: Fleet) -> None:
+        await asyncio.sleep(as_before_s)
+        assert fleet.without() == 0
+
+    in_virtual_time(lambda: Fleet(100, issuer()), play)
+
+
+class HangingCommand(HangingTenants):
+    timeout_s = 60.0
+
+
+def test_hanging_commands_are_no_more_at_once_than_is_set() -> None:
+    """Each takes the memory of a process."""
+    backend = HangingCommand()
+
+    async def play(fleet: Fleet) -> None:
+        for number in range(1, 100):
+            fleet.request(of(f"hangs-{number}", number))
+        await asyncio.sleep(14.0)
+        assert backend.hanging == BURST - BURST // 4
 
     in_virtual_time(lambda: Fleet(0, backend), play)
 

@@ -167,6 +167,64 @@ def test_organizations_whose_last_mint_failed_wait_for_those_whose_did_not(monke
     assert [*in_order(queue)] == ["p12", "p11"], "only the latest are remembered"
 
 
+def test_slow_mints_leave_their_slots_to_others_as_far_as_there_is_room() -> None:
+    down = set[str]()
+    queue = MintQueue[Entry](4, down.__contains__, most_slow=3)
+    hanging = [entry(number, f"o{number}") for number in range(1, 8)]
+    first(queue, *hanging)
+    assert taken(queue) == ["p1", "p2", "p3"]
+    queue.leave_slot(hanging[0])
+    queue.leave_slot(hanging[0])
+    assert taken(queue) == ["p4"]
+    down.add("")
+    queue.leave_slot(hanging[1])
+    down.clear()
+    assert taken(queue) == [], "a source whose backend is down has one mint at a time"
+    for slow in hanging[1:4]:
+        queue.leave_slot(slow)
+    assert taken(queue) == ["p5", "p6"], "there are as many slow ones as there may be"
+    queue.done(hanging[0])
+    assert taken(queue) == [], "it had left its slot"
+    queue.leave_slot(hanging[3])
+    assert taken(queue) == ["p7"]
+    assert not queue
+
+
+def test_retries_of_organizations_whose_last_mint_was_slow_leave_a_slot_to_others() -> None:
+    queue = MintQueue[Entry](12)
+    hanging = [entry(number, f"o{number}") for number in range(1, 7)]
+    first(queue, *hanging)
+    assert len(taken(queue)) == 6
+    for failing in hanging:
+        queue.done(failing, has_failed=True, is_slow=failing is not hanging[-1])
+        queue.add(failing, ends_at=-inf, failures=1)
+    assert taken(queue) == ["p1", "p2", "p6"]
+    queue.done(hanging[0], has_failed=True)
+    assert taken(queue) == ["p3"]
+
+
+def test_organization_with_slow_mints_begins_no_more_than_its_share() -> None:
+    queue = MintQueue[Entry](4, most_slow=20)
+    hanging = [entry(number, "hangs") for number in range(1, 20)]
+    first(queue, *hanging)
+    for _ in range(10):
+        for _ in taken(queue):
+            queue.leave_slot(hanging.pop(0))
+    assert 19 - len(hanging) == 3
+    first(queue, entry(30, "other"))
+    assert taken(queue) == ["p30"]
+
+
+def test_retry_that_is_slow_keeps_its_slot() -> None:
+    queue = MintQueue[Entry](4, most_slow=20)
+    hanging = entry(1)
+    queue.add(hanging, ends_at=-inf, failures=1)
+    queue.add(entry(2), ends_at=-inf, failures=1)
+    assert taken(queue) == ["p1"]
+    queue.leave_slot(hanging)
+    assert taken(queue) == []
+
+
 def test_clusters_of_one_namespace_take_at_most_half_of_the_slots_that_others_leave_free() -> None:
     def declared(number: int, namespace: str) -> Entry:
         target = DeclaredTarget(
