@@ -6,6 +6,7 @@ source, one lease of them at a time probes it and the others wait.
 
 import asyncio
 import time
+from bisect import bisect_right
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
 from contextlib import suppress
@@ -372,7 +373,8 @@ def _is_of_cluster(error: CredentialError) -> bool:
 
 
 def ttl_step(ttl_s: float) -> float:
-    return max((step for step in TTL_STEPS_S if step <= ttl_s), default=ttl_s)
+    steps = bisect_right(TTL_STEPS_S, ttl_s)
+    return TTL_STEPS_S[steps - 1] if steps else ttl_s
 
 
 class IssuerOutage:
