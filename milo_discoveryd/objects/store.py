@@ -41,7 +41,7 @@ CONTRIBUTION_OVERHEAD = 2560
 their own strings, and nearly every such cluster is probed at a host of its own."""
 NEED_OVERHEAD = 512
 """Weight of each other object that a contribution needs, in addition."""
-_FREE_PAIRS = 8
+_FREE_PAIRS = 2
 PAIR_OVERHEAD = 160
 """Weight of each label or annotation beyond the first `_FREE_PAIRS`, in addition to its content, in bytes: a tuple and
 two strings."""
