@@ -87,8 +87,8 @@ def carried_over(original: Any, before: Any, after: Any, *, name: str = "") -> A
 def _positions(before: Sequence[Any], after: Sequence[Any]) -> Sequence[int | None]:
     """Return where each element of `after` is in `before`; None for one that is new.
 
-    Elements are the same if they are equal, or else have the same key, or else the same position in a list that was not
-    shortened. Takes linear time, since the elements are a tenant's.
+    Elements are the same if they are equal, or else have the same key, or else, without a key of one of them, the same
+    position in a list that was not shortened. Takes linear time, since the elements are a tenant's.
     """
     found: list[int | None] = [None] * len(after)
     left = dict.fromkeys(range(len(before)))
@@ -111,7 +111,7 @@ def _positions(before: Sequence[Any], after: Sequence[Any]) -> Sequence[int | No
                 if (there := theirs.popleft()) in left:
                     match(here, there)
     for here in range(len(after) if len(after) >= len(before) else 0):
-        if found[here] is None and here in left:
+        if found[here] is None and here in left and None in (_key(before[here]), _key(after[here])):
             match(here, here)
     return found
 

@@ -16,6 +16,7 @@ JSON = st.recursive(
     max_leaves=12,
 )
 A, B = {"name": "a", "size": 1}, {"name": "b", "size": 2}
+C = {**A, "size": 3}
 DOCUMENTS = st.dictionaries(st.sampled_from(["a", "b/c", "d~e"]), JSON)
 
 
@@ -49,7 +50,7 @@ def test_deeply_nested_list_beside_a_changed_element_costs_little() -> None:
         for _ in range(depth):
             nested = [nested]
         began = time.thread_time()
-        assert carried_over([{**A, "more": 1}, nested], [A, nested], [B, nested]) == [{**B, "more": 1}, nested]
+        assert carried_over([{**A, "more": 1}, nested], [A, nested], [C, nested]) == [{**C, "more": 1}, nested]
         return time.thread_time() - began
 
     assert cost_s(200) < 10 * cost_s(1)
@@ -69,9 +70,9 @@ def test_change_carried_over_to_its_own_document_is_the_change(before: Any, afte
 def test_change_keeps_fields_that_a_type_does_not_declare() -> None:
     original = {"spec": {"size": 1, "extra": True, "parts": [{"name": "a", "more": 1}]}, "other": 1}
     before = {"spec": {"size": 1, "parts": [{"name": "a"}]}}
-    after = {"spec": {"size": 2, "parts": [{"name": "b"}], "color": "red"}}
+    after = {"spec": {"size": 2, "parts": [{"name": "a", "size": 1}], "color": "red"}}
     assert carried_over(original, before, after) == {
-        "spec": {"size": 2, "extra": True, "parts": [{"name": "b", "more": 1}], "color": "red"},
+        "spec": {"size": 2, "extra": True, "parts": [{"name": "a", "size": 1, "more": 1}], "color": "red"},
         "other": 1,
     }
 
@@ -84,6 +85,8 @@ def test_change_keeps_fields_that_a_type_does_not_declare() -> None:
         ([B], [{**B, "more": 2}]),
         ([B, A], [{**B, "more": 2}, {**A, "more": 1}]),
         ([{**B, "size": 5}, {"name": "c"}], [{**B, "size": 5, "more": 2}, {"name": "c"}]),
+        ([A, {"name": "c"}], [{**A, "more": 1}, {"name": "c"}]),  # another in the place of one that was removed
+        ([A, {"port": 1}], [{**A, "more": 1}, {"port": 1, "more": 2}]),
         ([], []),
     ],
 )
