@@ -38,7 +38,8 @@ class ScopePublication:
         """The ticket of the purge after its end."""
         self.pending: set[ObjectSubject] = set()
         self.awaiting: set[ObjectSubject] | None = None
-        """The objects that were not stored when the source was synced, which SYNCED has to wait for."""
+        """The objects that were not stored when the source was synced, or were refused since: SYNCED has to wait for
+    them."""
         self.refused: dict[ObjectSubject, str] = {}
         self.sweep_at: float | None = None
         """When objects that the source has not named are proven to be gone."""
@@ -147,7 +148,9 @@ class ScopePublication:
         if record.problem and record.is_pending:
             self.refused[subject] = record.problem
         else:
-            self.refused.pop(subject, None)
+            was_refused = self.refused.pop(subject, None) is not None
+            if was_refused and record.is_pending and self.awaiting is not None:
+                self.awaiting.add(subject)
         if record.is_pending and not record.problem:
             self.pending.add(subject)
         else:

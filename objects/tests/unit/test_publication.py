@@ -6,7 +6,7 @@ import pytest
 from msgspec.structs import replace
 
 from milo_objects import cluster_publication, gone_objects
-from milo_objects.cluster_publication import BEHIND_S, TAKEOVER_S
+from milo_objects.cluster_publication import BEHIND_S, LONGEST_RETRY_S, TAKEOVER_S
 from milo_objects.kinds import Kind
 from milo_objects.messages import ObjectMessage, ScopeIsOver, ScopeMessage, StoredMessage, decode
 from milo_objects.projection import ProjectedObject
@@ -521,3 +521,30 @@ def test_full_stream_is_asked_again_less_and_less_often() -> None:
             asked.append(now)
         now = now if writes else publication.next_at
     assert asked == [0.0, 15.0, 45.0, 105.0, 225.0, 345.0, 465.0]
+
+
+@pytest.mark.parametrize("changes", [False, True], ids=["asked again", "changed"])
+def test_scope_is_not_synced_while_the_stream_refuses_its_objects(*, changes: bool) -> None:
+    publishing = Publishing()
+    publishing.write()
+    publication = publishing.publication
+    publishing.put("name")
+    states, now, attempts = [], 0.0, 0
+    while attempts < 6:
+        writes = [command for command in publication.due(now) if isinstance(command, WriteMessage)]
+        for command in writes:
+            if isinstance(command.message, ObjectMessage):
+                attempts += 1
+                publication.full(command, "full", now)
+            else:
+                assert isinstance(command.message, ScopeMessage)
+                publishing.sequence += 1
+                publication.written(command, publishing.sequence, now)
+                states.append(type(command.message.state))
+        if not writes and changes:
+            publishing.put("name", str(attempts + 1), b'{"a":%d}' % (attempts + 1))
+        elif not writes:
+            now += LONGEST_RETRY_S
+    assert states == [OverBudget]
+    publishing.write(now + LONGEST_RETRY_S)
+    assert state_in(publishing) == Synced(NOW)
