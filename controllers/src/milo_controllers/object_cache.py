@@ -6,6 +6,7 @@ Does no I/O: it applies source events and returns changes. Objects are kept as b
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Iterator
+from contextlib import suppress
 from functools import lru_cache
 from typing import Any, Literal, NamedTuple
 
@@ -56,7 +57,9 @@ class CachedObject(msgspec.Struct, frozen=True, gc=False):
     raw: bytes = b""
     owners: tuple[OwnerReference, ...] = ()
     problem: str = ""
-    """Why the object could not be decoded; empty if it could."""
+    """Why the object could not be decoded; empty if it could. With a `raw`, that is its last valid state."""
+    deletion: bytes = b""
+    """The deletionTimestamp of an object that could not be decoded, as JSON; empty if it has none."""
 
     @property
     def place(self) -> Place:
@@ -87,6 +90,7 @@ _OBJECT_BYTES = 512
 _OWNER_BYTES = 192
 """Estimated memory of a reference besides its texts."""
 _LONGEST_PROBLEM = 300
+_LONGEST_TIMESTAMP = 64
 _VALUE_BYTES = 128
 """Estimated memory of a value in an index, beyond those that `_OBJECT_BYTES` covers."""
 _VALUES_COVERED = 2
@@ -186,9 +190,19 @@ class ObjectDecoder(Decoder[msgspec.Raw, CachedObject]):
         except Exception as error:  # noqa: BLE001  (the author's code: an error there affects only this object)
             problem = f"transform= raised {type(error).__name__}: {text_of(error)}"
         if problem:
-            problem = problem[:_LONGEST_PROBLEM]
-            return CachedObject(found.name, found.namespace, found.uid, found.version, problem=problem)
+            return _undecoded(found, problem[:_LONGEST_PROBLEM], found.raw)
         return msgspec.structs.replace(found, raw=raw)
+
+    def _unusable(self, raw: bytes | msgspec.Raw, problem: str) -> CachedObject | None:
+        found = super()._unusable(raw, problem)
+        return None if found is None else _undecoded(found, found.problem, raw)
+
+
+def _undecoded(found: CachedObject, problem: str, whole: bytes | msgspec.Raw) -> CachedObject:
+    """Return what is known of an object that cannot be cached."""
+    return CachedObject(
+        found.name, found.namespace, found.uid, found.version, problem=problem, deletion=_deletion(bytes(whole))
+    )
 
 
 def _typed(found: CachedObject, prefix: bytes) -> CachedObject:
@@ -196,7 +210,7 @@ def _typed(found: CachedObject, prefix: bytes) -> CachedObject:
         return found
     meta = _type_meta(found.raw)
     if meta is None:
-        return msgspec.structs.replace(found, raw=b"", problem="its kind or apiVersion is not a string")
+        return _undecoded(found, "its kind or apiVersion is not a string", found.raw)
     if meta.kind:
         return found
     return msgspec.structs.replace(found, raw=prefix + found.raw.lstrip()[1:])
@@ -210,12 +224,11 @@ def object_decoder(*, metadata_only: bool = False, transform: Transform | None =
         if not is_named(metadata):
             return malformed("", "", "", "")
         stripped = bytes(raw)
-        place = _key(metadata.namespace, metadata.name)
-        references = metadata.ownerReferences
-        if len(stripped) > LARGEST_OBJECT:
-            return malformed(place, metadata.uid, metadata.resourceVersion, _TOO_LARGE)
-        if memoryview(references).nbytes > _MOST_OWNER_BYTES:
-            return malformed(place, metadata.uid, metadata.resourceVersion, _TOO_MANY_OWNERS)
+        namespace, references = _shared(metadata.namespace), metadata.ownerReferences
+        has_too_many_owners = memoryview(references).nbytes > _MOST_OWNER_BYTES
+        if has_too_many_owners or len(stripped) > LARGEST_OBJECT:
+            known = CachedObject(metadata.name, namespace, metadata.uid, metadata.resourceVersion)
+            return _undecoded(known, _TOO_MANY_OWNERS if has_too_many_owners else _TOO_LARGE, raw)
         found = None if references is _ABSENT else _OWNERS.decode(references)
         owners = tuple(OwnerReference(owner.uid, owner.name) for owner in found or ())
         if metadata_only or metadata.managedFields is not _ABSENT:
@@ -228,7 +241,6 @@ def object_decoder(*, metadata_only: bool = False, transform: Transform | None =
             inner.pop("managedFields", None)
             fields["metadata"] = msgspec.Raw(msgspec.json.encode(inner))
             stripped = msgspec.json.encode(fields)
-        namespace = _shared(metadata.namespace)
         return CachedObject(metadata.name, namespace, metadata.uid, metadata.resourceVersion, stripped, owners)
 
     def malformed(place: str, uid: str, version: str, problem: str) -> CachedObject:
@@ -261,6 +273,7 @@ class ObjectCache:
         "_invalid",
         "_listed",
         "_objects",
+        "_outdated",
         "_owners",
         "size",
         "synced",
@@ -273,6 +286,8 @@ class ObjectCache:
         self._objects: dict[Place, CachedObject] = {}
         self._invalid: dict[Place, CachedObject] = {}
         """The objects that exist, and of which no valid state is known."""
+        self._outdated: dict[Place, CachedObject] = {}
+        """The newest states, which are not valid, of objects of which a former state is kept."""
         self.size = 0
         """Approximate bytes that all objects take."""
         self._listed: set[Place] | None = None
@@ -288,6 +303,7 @@ class ObjectCache:
         """Drop all objects. The cache is then as it was before its first list."""
         self._objects.clear()
         self._invalid.clear()
+        self._outdated.clear()
         for index in self._indexes.values():
             index.clear()
         self._owners.clear()
@@ -300,9 +316,9 @@ class ObjectCache:
 
     @property
     def invalid(self) -> str:
-        """How many objects exist of which no valid state is known, and why, for one of them; empty if there are none.
+        """How many objects exist whose newest state is not valid, and why, for one of them; empty if there are none.
         Safe in any thread."""
-        found = tuple(self._invalid.values())
+        found = (*self._invalid.values(), *self._outdated.values())
         if not found:
             return ""
         return f"{len(found)} of its objects cannot be cached, such as {found[0].name}: {found[0].problem}"
@@ -354,9 +370,9 @@ class ObjectCache:
                     self._listed.add(seen.place)
                 return self._put(seen, is_live=False)
             case DeletionReported(name, uid, namespace):
-                self._drop_invalid((namespace, name))
-                held = self._objects.get((namespace, name))
-                return self._remove((namespace, name), is_live=True) if held and uid in ("", held.uid) else []
+                place = namespace, name
+                held = self._objects.get(place) or self._invalid.get(place)
+                return self._remove(place, is_live=True) if held and (not uid or held.uid in ("", uid)) else []
             case Unlisted(name, namespace):
                 if self._listed is not None:
                     self._listed.discard((namespace, name))
@@ -380,23 +396,37 @@ class ObjectCache:
         old = self._objects.get(seen.place)
         if seen.problem:
             if old is not None and seen.uid in ("", old.uid):
-                return []  # the last valid state stays
+                return self._keep_outdated(old, seen, is_live=is_live)
             removed = self._remove(seen.place, is_live=is_live)  # another object has its name now
             self._invalid[seen.place] = seen
             self.size += _size(seen)
             return removed
         self._drop_invalid(seen.place)
         # A server that was restored from a backup gives versions a second time.
-        if old is not None and (old.uid, old.version, old.raw) == (seen.uid, seen.version, seen.raw):
+        state = seen.uid, seen.version, seen.raw
+        if old is not None and not old.problem and (old.uid, old.version, old.raw) == state:
             return []
-        self._objects[seen.place] = seen
-        self.size += _size(seen) - (_size(old) if old is not None else 0)
-        self._reindex(old, seen)
-        return [Change(old, seen, is_live)]
+        return self._replace(old, seen, is_live=is_live)
+
+    def _replace(self, old: CachedObject | None, new: CachedObject, *, is_live: bool) -> list[Change]:
+        self._objects[new.place] = new
+        self.size += _size(new) - (_size(old) if old is not None else 0)
+        self._reindex(old, new)
+        return [Change(old, new, is_live)]
+
+    def _keep_outdated(self, old: CachedObject, seen: CachedObject, *, is_live: bool) -> list[Change]:
+        """Keep the last valid state, and report the change: it can be one that has to be reconciled."""
+        before = self._outdated.get(seen.place)
+        if before == seen and not is_live:
+            return []
+        self._outdated[seen.place] = seen
+        self.size += _size(seen) - (_size(before) if before is not None else 0)
+        return self._replace(old, _outdated(old, seen), is_live=is_live)
 
     def _drop_invalid(self, place: Place) -> None:
-        if (found := self._invalid.pop(place, None)) is not None:
-            self.size -= _size(found)
+        for of_kind in (self._invalid, self._outdated):
+            if (found := of_kind.pop(place, None)) is not None:
+                self.size -= _size(found)
 
     def _remove(self, place: Place, *, is_live: bool) -> list[Change]:
         self._drop_invalid(place)
@@ -465,6 +495,27 @@ class _DeletedObject(msgspec.Struct, gc=False):
 
 
 _DELETED = msgspec.json.Decoder(_DeletedObject)
+_TIMESTAMP = msgspec.json.Decoder(str)
+
+
+def _deletion(raw: bytes) -> bytes:
+    """Return the deletionTimestamp of an object, as JSON; empty if it has none, or none that can be read."""
+    with suppress(msgspec.DecodeError, UnicodeError, RecursionError):
+        found = bytes(_DELETED.decode(raw).metadata.deletionTimestamp)
+        if len(found) <= _LONGEST_TIMESTAMP and _TIMESTAMP.decode(found):
+            return found
+    return b""
+
+
+def _outdated(old: CachedObject, newest: CachedObject) -> CachedObject:
+    """Return the last valid state of an object whose newest one is not valid, with what is known of that: whether the
+    object is terminating decides what is reconciled, and is not taken from another object that has its name."""
+    raw = old.raw
+    if newest.deletion and newest.uid:
+        fields = _FIELDS.decode(raw)
+        metadata = {**_FIELDS.decode(fields["metadata"]), "deletionTimestamp": msgspec.Raw(newest.deletion)}
+        raw = msgspec.json.encode({**fields, "metadata": metadata})
+    return msgspec.structs.replace(old, raw=raw, problem=newest.problem)
 
 
 def is_terminating(found: CachedObject) -> bool:

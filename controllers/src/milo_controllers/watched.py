@@ -70,9 +70,14 @@ class Watched(Generic[ObjectT]):
         return None if self._change.old is None else self._kind.decode(self._change.old.raw)
 
     def matters(self, on: tuple[Predicate[ObjectT], ...]) -> bool:
-        """Return whether one of the predicates selects the change. Raises what a predicate raises."""
-        return not on or any(
-            changed(predicate, self._change) if isinstance(predicate, str) else predicate(self) for predicate in on
+        """Return whether one of the predicates selects the change, or may: the cache does not have the new state of an
+        object that cannot be cached. Raises what a predicate raises."""
+        return (
+            not on
+            or bool(self._change.current.problem)
+            or any(
+                changed(predicate, self._change) if isinstance(predicate, str) else predicate(self) for predicate in on
+            )
         )
 
 

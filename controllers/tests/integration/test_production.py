@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import AsyncGenerator, Callable, Iterable
 from contextlib import nullcontext
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
 from typing import Any
 
@@ -39,7 +39,7 @@ from milo_discovery.credentials import AsyncRenewer
 from milo_discovery.kubeconfig_access import KubeconfigAccess
 from milo_discovery.testing import ControlPlane, FakeDiscovery, MiloSandbox, eventually
 
-from .widgets import WIDGETS, Log, Running, reconciling, widget, with_widgets
+from .widgets import FINALIZER, WIDGETS, Log, Running, reconciling, widget, with_widgets
 
 CONFIG_MAPS = "v1/configmaps"
 
@@ -76,6 +76,38 @@ async def test_object_that_cannot_be_cached_is_not_taken_for_a_deleted_one(plane
     assert [(problem.state, problem.problem) for problem in problems] == [
         ("synced", "1 of its objects cannot be cached, such as one: transform= raised ValueError: not this one")
     ]
+
+
+async def test_object_whose_newest_state_cannot_be_cached_is_reconciled(plane: ControlPlane) -> None:
+    """Found by a reader: neither the change nor the request to delete the object was, and health showed nothing."""
+    made = widget("one")
+    plane.create({**made, "metadata": {**made["metadata"], "finalizers": [FINALIZER]}})
+    seen: list[tuple[object, bool]] = []
+
+    def transform(found: dict[str, Any]) -> dict[str, Any]:
+        if found["spec"]:
+            raise ValueError("not this one")
+        return found
+
+    async def reconcile(request: Request) -> None:
+        found = await request.get()
+        if found is not None:
+            seen.append((found["spec"], "deletionTimestamp" in found["metadata"]))
+            if "deletionTimestamp" in found["metadata"]:
+                await request.remove_finalizer(FINALIZER)
+
+    async with reconciling(reconcile, plane, kind=Kind(WIDGETS, transform=transform), on="generation") as running:
+        await eventually(lambda: seen == [({}, False)])
+        plane.patch(WIDGETS, "one", {"spec": {"size": 1}})
+        await eventually(lambda: seen == [({}, False)] * 2)
+        assert [problem.problem for problem in running.controllers.health().problems] == [
+            "1 of its objects cannot be cached, such as one: transform= raised ValueError: not this one"
+        ]
+        running.discovery.update(plane.project, deletion_requested_at=datetime.now(UTC))
+        plane.delete(WIDGETS, "one")
+        await eventually(lambda: plane.find(WIDGETS, "one") is None)
+        await eventually(lambda: not running.controllers.health().problems)
+    assert seen[2] == ({}, True)
 
 
 async def test_hanging_reconciles_do_not_delay_other_clusters(sandbox: MiloSandbox) -> None:

@@ -33,6 +33,8 @@ from milo_kube.reflect.messages import (
 )
 from milo_kube.reflect.wire import ObjectSeen
 
+decode = msgspec.json.decode
+
 
 def document(name: str, version: str = "1", *, color: str = "", **metadata: Any) -> dict[str, Any]:
     return {
@@ -133,13 +135,49 @@ def test_list_end_without_list_start_removes_no_object() -> None:
     assert len(cache) == 1
 
 
-@pytest.mark.parametrize("namespace", ["default", ""])
-def test_invalid_object_keeps_its_last_good_state(namespace: str) -> None:
+def test_invalid_object_without_a_namespace_removes_none_of_its_name() -> None:
     cache = synced(cached("a"))
-    assert applied(cache, ObjectChanged(invalid("a", namespace))) == []
-    assert applied(cache, ListStarted(), Listed(invalid("a", namespace)), ListEnded()) == []
+    assert applied(cache, ObjectChanged(invalid("a", ""))) == []
+    assert applied(cache, ListStarted(), Listed(invalid("a", "")), ListEnded()) == []
     assert cache.get("default", "a") == cached("a")
-    assert applied(cache, Listed(invalid("a", namespace))) == []
+    assert applied(cache, Listed(invalid("a", ""))) == []
+
+
+def test_change_to_a_state_that_is_invalid_is_reported_and_the_last_valid_state_stays() -> None:
+    """Found by a reader: neither the change nor a deletion request was reconciled, and health showed nothing."""
+    cache, wrong = synced(cached("a")), CachedObject("a", "default", "uid-a", "2", problem="too large")
+    size, outdated = cache.size, msgspec.structs.replace(cached("a"), problem="too large")
+    assert applied(cache, ObjectChanged(wrong)) == [Change(cached("a"), outdated, True)]
+    assert applied(cache, ListStarted(), Listed(wrong), ListEnded()) == []
+    assert applied(cache, ObjectChanged(wrong)) == [Change(outdated, outdated, True)]
+    assert (cache.get("default", "a"), len(cache), cache.problem("default", "a")) == (outdated, 1, "")
+    assert cache.invalid == "1 of its objects cannot be cached, such as a: too large"
+    assert cache.size > size
+    assert applied(cache, Listed(cached("a"))) == [Change(outdated, cached("a"), False)]
+    assert (cache.invalid, cache.size) == ("", size)
+    applied(cache, ObjectChanged(wrong))
+    assert applied(cache, DeletionReported("a", "uid-a", "default")) == [Change(outdated, None, True)]
+    assert (cache.invalid, cache.size) == ("", 0)
+
+
+@pytest.mark.parametrize("uid", ["uid-a", ""])
+def test_object_is_terminating_if_its_invalid_state_is(uid: str) -> None:
+    cache = synced(cached("a", color="red"), indexes={"color": Index(lambda found: [found["data"]["color"]], decode)})
+    timestamp = "2026-01-01T00:00:00Z"
+    wrong = CachedObject("a", "default", uid, "2", problem="too large", deletion=msgspec.json.encode(timestamp))
+    [change] = applied(cache, ObjectChanged(wrong))
+    assert change.new == cache.get("default", "a")
+    assert change.new is not None
+    assert is_terminating(change.new) is bool(uid)  # it may be another object that has this name
+    expected = document("a", color="red", **({"deletionTimestamp": timestamp} if uid else {}))
+    assert msgspec.json.decode(change.new.raw) == expected
+    assert names(cache.indexed("color", "red")) == ["a"]
+
+
+def test_deletion_of_an_object_keeps_an_invalid_one_that_has_its_name_now() -> None:
+    cache = synced(CachedObject("a", "default", "new", "2", problem="too large"))
+    assert applied(cache, DeletionReported("a", "old", "default")) == []
+    assert cache.problem("default", "a") == "too large"
 
 
 def test_invalid_object_keeps_no_state_of_another_object_that_had_its_name() -> None:
@@ -169,7 +207,7 @@ def test_invalid_object_is_known_to_exist_until_it_is_deleted_or_valid() -> None
     ]
     for events in ends:
         before = cache.size
-        applied(cache, ObjectChanged(msgspec.structs.replace(wrong, name="c")))
+        applied(cache, ObjectChanged(msgspec.structs.replace(wrong, name="c", uid="uid-c")))
         assert cache.problem("default", "c")
         assert applied(cache, *events) == []
         assert (cache.problem("default", "c"), cache.size) == ("", before)
@@ -386,6 +424,25 @@ def test_decoder_keeps_the_deletion_of_an_object_that_transform_drops() -> None:
         event = decoder.line(line(found))
         assert isinstance(event, ObjectSeen)
         assert is_terminating(event.observation) == ("deletionTimestamp" in found["metadata"])
+
+
+@pytest.mark.parametrize(
+    ("deletion", "kept"),
+    [("2026-01-01T00:00:00Z", b'"2026-01-01T00:00:00Z"'), (None, b""), (5, b""), ("x" * 100, b"")],
+)
+@pytest.mark.parametrize("reason", ["transform", "owners", "many owners", "kind", "nesting"])
+def test_decoder_keeps_the_deletion_of_an_object_that_cannot_be_cached(deletion: Any, kept: bytes, reason: str) -> None:
+    decoder = object_decoder(transform=(lambda found: found["spec"]) if reason == "transform" else None)
+    owners: Any = {"owners": 5, "many owners": [{"uid": "u", "name": "n"}] * 3_000}.get(reason)
+    found = document("a", deletionTimestamp=deletion, ownerReferences=owners)
+    found["kind"] = 5 if reason == "kind" else ""
+    if reason == "nesting":
+        found["data"] = msgspec.Raw(b"[" * 5_000 + b"]" * 5_000)
+    body = {"kind": "ConfigMapList", "apiVersion": "v1", "metadata": {}, "items": [found]}
+    [seen] = decoder.page(msgspec.json.encode(body))[1]
+    assert seen is not None
+    assert seen.problem
+    assert (seen.uid, seen.deletion) == ("uid-a", kept)
 
 
 def test_decoder_reports_an_object_for_which_transform_raises() -> None:
