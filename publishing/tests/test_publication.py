@@ -534,6 +534,37 @@ def test_annotation_that_another_client_removed_is_written_again(annotation: str
     assert publishing.object["metadata"]["uid"] == before["metadata"]["uid"]
 
 
+@pytest.mark.parametrize("group", ["", "dns"])
+@pytest.mark.parametrize("annotation", ["cluster", "cluster-uid", "incarnation", "fields"])
+def test_annotation_that_another_client_changed_is_written_again(annotation: str, group: str):
+    """Found by a reader: with another UID, the object of a live cluster was deleted."""
+    publishing = Publishing(group=group).synced(cluster(incarnation="a"), cluster("beta"), cluster("gamma"))
+    before, changed = copy.deepcopy(publishing.object), copy.deepcopy(publishing.object)
+    for other in ("other", "third"):
+        changed["metadata"]["annotations"][f"discovery.miloapis.com/{annotation}"] = other
+        publishing.server.put("alpha", copy.deepcopy(changed))
+        publishing.publication.listed(publishing.now, publishing.server.list(), publishing.now)
+    publishing.settle(60.0)
+    assert publishing.writes()[-1] is Apply
+    assert {**publishing.object["metadata"]["annotations"], INCARNATION: group and "a"} == {
+        **before["metadata"]["annotations"],
+        INCARNATION: group and "a",
+    }
+    assert publishing.object["metadata"]["uid"] == before["metadata"]["uid"]
+
+
+def test_object_whose_uid_another_client_changed_is_not_that_of_the_next_cluster(publishing: Publishing):
+    publishing.synced(cluster(), cluster("beta"), cluster("gamma"))
+    before, changed = publishing.uids["alpha"], copy.deepcopy(publishing.object)
+    changed["metadata"]["annotations"]["discovery.miloapis.com/cluster-uid"] = "other"
+    publishing.server.put("alpha", changed)
+    publishing.publication.listed(publishing.now, publishing.server.list(), publishing.now)
+    publishing.end(cluster(), DisengageReason.REPLACED).engage(cluster(uid="2")).settle(60.0)
+    assert DeleteObject in publishing.writes()
+    assert publishing.uids["alpha"] != before
+    assert publishing.object["metadata"]["annotations"]["discovery.miloapis.com/cluster-uid"] == "2"
+
+
 def test_object_of_a_replaced_cluster_is_deleted_before_it_is_created_again(publishing: Publishing):
     publishing.synced(cluster(), cluster("beta"))
     before = publishing.uids["alpha"]

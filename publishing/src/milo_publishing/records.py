@@ -20,6 +20,7 @@
 "While streaming": while the source of its cluster is followed. All rows but the first and the last are about this
 publisher's objects; others are never changed. A cluster is engaged if one with the UID in the object's annotation is;
 an object without the annotation is that of its name.
+So is one whose annotation another client has changed since it had that of the engaged cluster: the UID is written back.
 `EndedCluster` comes from a live DISENGAGED event of the engagement that the object names, whose reason concerns the
 cluster itself, or from two answers that it is `Missing`, if the guard against mass removal agrees. An engagement drops
 it.
@@ -232,6 +233,9 @@ class Record(msgspec.Struct, frozen=True):
     """The next request about the object."""
     access: Attempt = Attempt()
     """The next request for the server and CA of its cluster."""
+    stands_for: tuple[str, str] | None = None
+    """The UID of the object, and that of the engaged cluster which its annotation had before another client changed
+    it."""
     deleting: tuple[str, str] | None = None
     """The version for which a deletion was sent last. Also if it failed, it may take effect until the object is
     written."""
@@ -269,8 +273,11 @@ class Record(msgspec.Struct, frozen=True):
         """Return whether the object is this publisher's, and its cluster is not engaged."""
         if not isinstance(self.object, Present) or not self.is_own(identity):
             return False
-        # An object without a UID is written, which adds it: another client has removed the annotation.
-        return self.wanted is None or self.object.observed.cluster_uid not in ("", self.wanted.cluster.uid)
+        if self.wanted is None:
+            return True
+        # An object without a UID, or with that of another client, is written: this sets the annotation again.
+        observed, uid = self.object.observed, self.wanted.cluster.uid
+        return observed.cluster_uid not in ("", uid) and (observed.uid, uid) != self.stands_for
 
     @property
     def is_lacked(self) -> bool:
@@ -317,6 +324,8 @@ def observe(
     before, end = record.observed, record.end
     is_same = record.version == (found.uid, found.resource_version)
     is_other = before is None or before.incarnation != found.incarnation
+    if before is not None and record.wanted is not None and before.cluster_uid == record.wanted.cluster.uid:
+        record = replace(record, stands_for=(before.uid, before.cluster_uid))
     ask_at = now + removals.SECOND_LOOK_S
     match end:
         case EndedCluster(uid) if uid != found.cluster_uid:
