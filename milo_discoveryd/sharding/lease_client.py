@@ -6,6 +6,8 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Protocol
 
+from msgspec.structs import replace
+
 from milo_discoveryd.credentials.kubernetes_api import ApiAnswer, KubernetesApi, refuse
 from milo_discoveryd.daemon_errors import BackendError
 from milo_discoveryd.sharding import lease_objects
@@ -127,15 +129,21 @@ class LeaseClient:
                 body = lease_objects.encode_precondition(lease.version)
                 return await self._api.delete(names.path(names.member(lease.member)), body, timeout_s=REQUEST_TIMEOUT_S)
             case WriteLease(lease) | Evict(lease):
-                body = lease_objects.encode_member(lease, names, self._wall())
-                return await self._put_or_post(names.member(lease.member), lease.version, body)
+                return await self._put_or_post(
+                    names.member(lease.member),
+                    lease.version,
+                    lambda over: lease_objects.encode_member(replace(lease, version=over), names, self._wall()),
+                )
             case WriteView(view, version):
-                body = lease_objects.encode_view(view, version, names, self._wall())
-                return await self._put_or_post(names.view, version, body)
+                return await self._put_or_post(
+                    names.view, version, lambda over: lease_objects.encode_view(view, over, names, self._wall())
+                )
             case _:
                 raise AssertionError(f"not a write: {request}")
 
-    async def _put_or_post(self, name: str, version: str, body: bytes) -> ApiAnswer:
+    async def _put_or_post(self, name: str, version: str, encode: Callable[[str], bytes]) -> ApiAnswer:
+        """Replace this version of a Lease, or create the Lease. `encode` returns it, as a write over a version."""
+        body = encode(version)
         if version:
             return await self._api.put(self._names.path(name), body, timeout_s=REQUEST_TIMEOUT_S)
         answer = await self._api.post(self._names.collection, body, timeout_s=REQUEST_TIMEOUT_S)
@@ -144,18 +152,23 @@ class LeaseClient:
                 f"{self._origin} cannot create a Lease in namespace {self._names.namespace} (404): the namespace does "
                 "not exist; create it, or set sharding.namespace to the namespace of the pods"
             )
-        if answer.status == 409:
-            await self._require_own(name)
+        if answer.status == 409 and (unlabeled := await self._unlabeled(name)):
+            return await self._put_or_post(name, unlabeled, encode)
         return answer
 
-    async def _require_own(self, name: str) -> None:
-        """Raise BackendError if a Lease of this name does not belong to the group."""
+    async def _unlabeled(self, name: str) -> str:
+        """Return the version of the group's own Lease of this name, if its label was removed; empty if it has the
+        label, or is gone. Raises BackendError if it does not belong to the group."""
         query = (("fieldSelector", f"metadata.name={name}"),)
         answer = await self._api.get(self._names.collection, query, timeout_s=REQUEST_TIMEOUT_S)
-        owner = lease_objects.decode_owner(answer.body) if answer.status == 200 else None
-        if owner is not None and owner != self._names.group:
-            whose = f"the shard group {owner!r}" if owner else "no shard group"
-            raise BackendError(
-                f"Lease {self._names.namespace}/{name} belongs to {whose}, not to {self._names.group!r}: choose "
-                "another sharding.group or sharding.member"
-            )
+        found = lease_objects.decode_unlisted(answer.body, self._names) if answer.status == 200 else None
+        if found is None or found.group == self._names.group:
+            return ""
+        if found.is_replaceable:
+            return found.version
+        whose = f"the shard group {found.group!r}" if found.group else "no shard group"
+        restore = "" if found.group else f"restore its label {lease_objects.GROUP_LABEL}, or delete the Lease, or "
+        raise BackendError(
+            f"Lease {self._names.namespace}/{name} belongs to {whose}, not to {self._names.group!r}: {restore}choose "
+            "another sharding.group or sharding.member"
+        )

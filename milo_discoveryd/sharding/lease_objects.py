@@ -19,6 +19,8 @@ from milo_discoveryd.sharding.leases import (
 from milo_kube.rfc3339 import rfc3339
 
 GROUP_LABEL = "discovery.miloapis.com/shard-group"
+_MANAGED_BY = "app.kubernetes.io/managed-by"
+_MANAGER = "milo-discoveryd"
 _PREFIX = "discovery.miloapis.com/"
 VIEW = "view"
 """The last part of the name of the view's Lease, where other Leases have the member's name."""
@@ -93,12 +95,17 @@ class _LeaseList(msgspec.Struct, frozen=True):
 _LEASE_LIST = msgspec.json.Decoder(_LeaseList)
 
 
-class _LabeledMetadata(msgspec.Struct, frozen=True):
-    labels: dict[str, str] = {}
+class _LeaseLabels(msgspec.Struct, frozen=True, rename={"group": GROUP_LABEL, "manager": _MANAGED_BY}):
+    group: str = ""
+    manager: str = ""
 
 
-class _LabeledLease(msgspec.Struct, frozen=True):
-    metadata: _LabeledMetadata
+class _LabeledLeaseMetadata(_LeaseMetadata, frozen=True, rename="camel"):
+    labels: _LeaseLabels = _LeaseLabels()
+
+
+class _LabeledLease(_Lease, frozen=True):
+    metadata: _LabeledLeaseMetadata
 
 
 class _LabeledList(msgspec.Struct, frozen=True):
@@ -260,13 +267,29 @@ class LeaseList:
             )
 
 
-def decode_owner(body: bytes) -> str | None:
-    """Return the group of the only Lease of a list; None if there is none. Raises LeaseFormatError."""
+class UnlistedLease(msgspec.Struct, frozen=True):
+    """A Lease that the list of a group may lack, although it has the name of one of the group's Leases."""
+
+    group: str
+    """The group that its label names; empty without the label."""
+    version: str
+    is_replaceable: bool
+    """Whether only its label was removed: it has what this program writes to the Lease of this name."""
+
+
+def decode_unlisted(body: bytes, names: LeaseNames) -> UnlistedLease | None:
+    """Return the only Lease of a list; None if there is none. Raises LeaseFormatError."""
     try:
-        leases = _LABELED_LIST.decode(body).items or ()
+        found = next(iter(_LABELED_LIST.decode(body).items or ()), None)
     except _UNDECODABLE as error:
         raise LeaseFormatError(f"the response to a list of Leases is not a list: {error}") from error
-    return next((lease.metadata.labels.get(GROUP_LABEL, "") for lease in leases), None)
+    if found is None:
+        return None
+    labels, written = found.metadata.labels, found.metadata.annotations
+    # In another group, the Lease of a member with another name can have this name.
+    is_of_name = found.metadata.name == (names.view if written.member is None else names.member(written.member))
+    is_written = labels.manager == _MANAGER or written.format is not None
+    return UnlistedLease(labels.group, found.version, not labels.group and is_written and is_of_name)
 
 
 def decode_version(body: bytes) -> str:
@@ -390,7 +413,7 @@ def _encode(
     metadata: dict[str, Any] = {
         "name": name,
         "namespace": names.namespace,
-        "labels": {GROUP_LABEL: names.group, "app.kubernetes.io/managed-by": "milo-discoveryd"},
+        "labels": {GROUP_LABEL: names.group, _MANAGED_BY: _MANAGER},
         "annotations": {f"{_PREFIX}{key}": value for key, value in annotations.items()},
     }
     if version:

@@ -28,6 +28,7 @@ NAMES = LeaseNames("operators", "dns")
 PATH = "/apis/coordination.k8s.io/v1/namespaces/operators/leases"
 LIST = f"{PATH}?labelSelector=discovery.miloapis.com/shard-group=dns&limit={{}}"
 NEW = MemberLease(member="a", holder="a.1", term="a.1.1")
+VIEW = View(number=1, id="1", members={})
 HELD = msgspec.structs.replace(NEW, version="uid/7")
 
 
@@ -173,7 +174,7 @@ async def test_lease_request_that_takes_too_long_is_an_error(monkeypatch: pytest
         (WriteLease(NEW), ("POST", PATH), None),
         (WriteLease(HELD), ("PUT", f"{PATH}/milo-discovery-dns-a"), ("uid", "7")),
         (Evict(HELD), ("PUT", f"{PATH}/milo-discovery-dns-a"), ("uid", "7")),
-        (WriteView(View(number=1, id="1", members={}), ""), ("POST", PATH), None),
+        (WriteView(VIEW, ""), ("POST", PATH), None),
         (
             WriteView(View(number=2, id="2", members={}), "uid/3"),
             ("PUT", f"{PATH}/milo-discovery-dns-view"),
@@ -217,13 +218,41 @@ async def test_lease_client_error_contains_the_delay_that_the_server_stated() ->
     assert caught.value.retry_after_s == 7.0
 
 
-@pytest.mark.parametrize(("group", "whose"), [("dns-a", "the shard group 'dns-a'"), ("", "no shard group")])
-async def test_lease_client_reports_the_group_that_owns_the_lease_name(group: str, whose: str) -> None:
+@pytest.mark.parametrize(
+    ("group", "problem"),
+    [
+        ("dns-a", "the shard group 'dns-a', not to 'dns': choose another sharding.group"),
+        ("", f"no shard group, not to 'dns': restore its label {GROUP_LABEL}, or delete the Lease, or choose another"),
+    ],
+)
+async def test_lease_client_reports_the_group_that_owns_the_lease_name(group: str, problem: str) -> None:
     body = {"items": [{"metadata": {"name": "it", "uid": "u", "resourceVersion": "1", "labels": {GROUP_LABEL: group}}}]}
     leases, api = client(Answer(409, json.dumps(body).encode()), Answer(200, json.dumps(body).encode()))
-    with pytest.raises(BackendError, match=f"milo-discovery-dns-a belongs to {whose}, not to 'dns': choose another"):
+    with pytest.raises(BackendError, match=f"milo-discovery-dns-a belongs to {problem}"):
         await leases.write(WriteLease(NEW))
     assert api.asked[1] == ("GET", f"{PATH}?fieldSelector=metadata.name=milo-discovery-dns-a")
+
+
+@pytest.mark.parametrize(
+    ("request_", "body"),
+    [
+        (WriteLease(NEW), lease_objects.encode_member(HELD, NAMES, 0.0)),
+        (WriteView(VIEW, ""), lease_objects.encode_view(VIEW, "uid/7", NAMES, 0.0)),
+    ],
+)
+async def test_lease_client_replaces_a_lease_of_the_group_whose_label_was_removed(
+    request_: Request, body: bytes
+) -> None:
+    """Found by a reader: the list lacked the Lease, and its name was refused until somebody repaired it."""
+    lease = json.loads(body)
+    del lease["metadata"]["labels"][GROUP_LABEL]
+    unlisted = json.dumps({"items": [lease]}).encode()
+    leases, api = client(Answer(409), Answer(200, unlisted), Answer(200, stored("8")))
+    assert await leases.write(request_) == "uid/8"
+    assert [method for method, _ in api.asked] == ["POST", "GET", "PUT"]
+    assert json.loads(api.body) == json.loads(body), "over this version, with the label"
+    with pytest.raises(ConflictError):
+        await client(Answer(409), Answer(200, unlisted), Answer(409))[0].write(request_)
 
 
 async def test_lease_client_reports_a_conflict_if_the_lease_was_deleted_meanwhile() -> None:

@@ -5,7 +5,7 @@ import msgspec
 import pytest
 
 from milo_discoveryd.sharding import lease_objects
-from milo_discoveryd.sharding.lease_objects import LeaseFormatError, LeaseList, LeaseNames
+from milo_discoveryd.sharding.lease_objects import GROUP_LABEL, LeaseFormatError, LeaseList, LeaseNames
 from milo_discoveryd.sharding.leases import (
     MAX_LEASES,
     MAX_MEMBERS,
@@ -113,7 +113,7 @@ def test_list_that_is_not_a_list_of_leases_is_refused(body: bytes) -> None:
 
 def test_owner_of_a_lease_is_not_read_from_anything_but_a_list() -> None:
     with pytest.raises(LeaseFormatError, match="the response to a list of Leases"):
-        lease_objects.decode_owner(b"[]")
+        lease_objects.decode_unlisted(b"[]", NAMES)
 
 
 def member_lease(name: str = "milo-discovery-dns-a", **annotations: str | None) -> dict[str, object]:
@@ -296,16 +296,42 @@ def test_lease_names_and_label_selector_contain_the_group() -> None:
     assert NAMES.selector == "discovery.miloapis.com/shard-group=dns"
 
 
+def unlabeled(lease: Any, *labels: str) -> Any:
+    """Return the Lease without these labels."""
+    for label in labels:
+        del lease["metadata"]["labels"][label]
+    return lease
+
+
+MANAGED_BY = "app.kubernetes.io/managed-by"
+OTHER = {"metadata": {"name": "milo-discovery-dns-a", "uid": "uid-x", "resourceVersion": "7"}}
+STORED_VIEW = stored(lease_objects.encode_view(VIEW, "", NAMES, WALL), "uid-v/9")
+
+
 @pytest.mark.parametrize(
-    ("leases", "owner"),
+    ("leases", "group", "is_replaceable"),
     [
-        ([], None),
-        ([member_lease()], "dns"),
-        ([{"metadata": {"name": "x", "uid": "uid-x", "resourceVersion": "7"}}], ""),
+        ([member_lease()], "dns", False),
+        ([unlabeled(member_lease(), GROUP_LABEL)], "", True),
+        ([unlabeled(member_lease(), GROUP_LABEL, MANAGED_BY)], "", True),
+        ([unlabeled(member_lease(format=None), GROUP_LABEL)], "", True),
+        ([unlabeled(member_lease(format=None), GROUP_LABEL, MANAGED_BY)], "", False),
+        ([unlabeled(member_lease(member="b"), GROUP_LABEL)], "", False),
+        ([unlabeled(member_lease(member=None), GROUP_LABEL)], "", False),
+        ([unlabeled(STORED_VIEW, GROUP_LABEL)], "", True),
+        ([OTHER], "", False),
     ],
 )
-def test_owner_of_a_lease_is_the_group_that_its_label_names(leases: list[object], owner: str | None) -> None:
-    assert lease_objects.decode_owner(listed(*leases)) == owner
+def test_lease_is_replaceable_if_only_its_label_was_removed(
+    leases: list[object], group: str, is_replaceable: bool
+) -> None:
+    found = lease_objects.decode_unlisted(listed(*leases), NAMES)
+    assert found is not None
+    assert (found.group, found.is_replaceable) == (group, is_replaceable)
+
+
+def test_no_lease_is_found_in_an_empty_list() -> None:
+    assert lease_objects.decode_unlisted(listed(), NAMES) is None
 
 
 def test_pending_clusters_of_all_leases_together_are_limited() -> None:
