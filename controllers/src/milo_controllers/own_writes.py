@@ -8,9 +8,10 @@ Does no I/O and owns no cache: callers pass the informers.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable
 from functools import lru_cache
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import msgspec
 
@@ -35,9 +36,11 @@ class Write(NamedTuple):
     version: str
     """The resource version; empty if the object was deleted."""
     labels: tuple[tuple[str, str], ...] = ()
+    unmatched: frozenset[str] = frozenset()
+    """The field selectors of caches that are known not to select the object."""
 
     @classmethod
-    def of_response(cls, resource: str, written: Document) -> Write | None:
+    def of_response(cls, resource: str, written: Document, caches: Iterable[CacheKey] = ()) -> Write | None:
         """Return the write whose response is this object; None if the response is not a valid object."""
         try:
             metadata = msgspec.convert(written.get("metadata"), _WrittenMetadata)
@@ -46,7 +49,10 @@ class Write(NamedTuple):
         if not metadata.name or not metadata.resourceVersion:
             return None
         labels = tuple((metadata.labels or {}).items())
-        return cls(resource, (metadata.namespace, metadata.name), metadata.uid, metadata.resourceVersion, labels)
+        selectors = {key.field_selector for key in caches if key.resource == resource}
+        unmatched = frozenset(selector for selector in selectors if not _may_match(selector, written))
+        place = metadata.namespace, metadata.name
+        return cls(resource, place, metadata.uid, metadata.resourceVersion, labels, unmatched)
 
     def is_newer(self, other: Write) -> bool:
         """Return whether this is known to be a later write of the same object."""
@@ -81,7 +87,7 @@ def is_seen(write: Write, informer: Cached) -> bool:
         return True
     if found is None:
         # The object was deleted, is not in the cache yet, or does not match the selectors of the cache.
-        return not write.version or bool(key.field_selector) or not matches(key.selector, write.labels)
+        return not write.version or key.field_selector in write.unmatched or not matches(key.selector, write.labels)
     if found.uid != write.uid:
         return not (write.version and is_older(found.version, write.version))
     if not write.version:
@@ -102,17 +108,33 @@ class _Deletion(NamedTuple):
 def _has_ended(write: Write, informer: Cached, deletion: _Deletion) -> bool:
     """Return whether the deletion is newer than the write, so that the cache will never have the write."""
     # In a cache with a selector, the object may have left the selector, and the write may have brought it back.
-    if deletion.uid == write.uid and not informer.key.selector:
+    if deletion.uid == write.uid and not (informer.key.selector or informer.key.field_selector):
         return True
     are_comparable = is_number(deletion.version) and is_number(write.version)
     return are_comparable and not is_older(deletion.version, write.version)
 
 
 _parsed = lru_cache(parse)
+_OPERATOR = re.compile("(!=|==|=)")
 
 
 def matches(selector: str, labels: tuple[tuple[str, str], ...]) -> bool:
     return _parsed(selector).matches(labels)
+
+
+def _may_match(field_selector: str, written: Document) -> bool:
+    """Return whether a field selector may select an object: also if the object lacks the field, or it is no text, since
+    the API server may compare it otherwise."""
+    if "\\" in field_selector:
+        return True
+    for term in filter(None, field_selector.split(",")):
+        path, operator, value = (*_OPERATOR.split(term, maxsplit=1), "", "")[:3]
+        found: Any = written
+        for name in path.split("."):
+            found = found.get(name) if isinstance(found, dict) else None
+        if operator and isinstance(found, str) and (found == value) is (operator == "!="):
+            return False
+    return True
 
 
 _Where = tuple[CacheKey, Place]

@@ -610,7 +610,7 @@ class Request(Generic[ObjectT]):
         if dry_run:
             return written
         left = after_write(subresource, written)
-        write = Write.of_response(kind.resource, written)
+        write = Write.of_response(kind.resource, written, self._member.informers)
         if write is not None:
             before = self.writes.get((kind.resource, *write.place))
             if before is not None and before.is_newer(write):

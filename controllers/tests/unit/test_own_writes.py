@@ -122,11 +122,42 @@ def test_cache_is_past_a_write_once_it_has_its_version_or_its_deletion(selector:
 
 def test_write_is_not_awaited_in_caches_that_do_not_select_the_object() -> None:
     assert is_seen(written(), informer(namespace="other"))
-    assert is_seen(written(), informer(field_selector="spec.x=y"))
     assert is_seen(written(), informer(selector="app=web"))
     assert not is_seen(written(app="web"), informer(selector="app=web", namespace="ns"))
     assert is_seen(written(), Informer(CacheKey("v1/other"), ObjectCache()))
     assert is_seen(written(), Informer(CacheKey(RESOURCE), ObjectCache()))  # not listed yet
+
+
+@pytest.mark.parametrize(
+    ("selector", "is_awaited"),
+    [
+        ("metadata.name=a", True), ("metadata.name==a", True), ("metadata.name!=a", False),
+        ("metadata.name=b", False), ("metadata.name!=b", True), ("spec.x=y,metadata.name!=a", False),
+        ("metadata.name=a,spec.x=y", True), ("spec.x=1", True), ("metadata.name.x=a", True), ("metadata.name", True),
+        (r"metadata.name=b\,a", True), ("metadata.name=a,", True), ("spec.flag=a=b", False),
+    ],
+)  # fmt: skip
+def test_write_is_awaited_in_caches_whose_field_selector_may_select_the_object(
+    selector: str, *, is_awaited: bool
+) -> None:
+    """Found by a reader: no write was, and an object was reconciled again without the child that it had created."""
+    cache = informer(field_selector=selector)
+    found = {"metadata": {"name": "a", "resourceVersion": "5"}, "spec": {"x": 1, "flag": "a"}}
+    write = Write.of_response(RESOURCE, found, [cache.key, CacheKey("v1/other", field_selector="metadata.name!=a")])
+    assert write is not None
+    assert is_seen(write, cache) is not is_awaited
+
+
+def test_object_that_leaves_a_field_selector_and_comes_back_is_awaited() -> None:
+    own, cache = OwnWrites(), informer(field_selector="spec.x=y")
+    settled: list[bool] = []
+    put(cache, "4")
+    assert own.hold([written()], [cache], lambda: settled.append(True))
+    [change] = cache.cache.apply(DeletionReported("a", "u", "ns"))
+    own.changed(cache, change)
+    assert settled == []
+    put(cache, "5", settling=own)
+    assert settled == [True]
 
 
 @pytest.mark.parametrize(
