@@ -88,6 +88,10 @@ class _ReadObject(msgspec.Struct):
 _OBJECT = msgspec.json.Decoder(_ReadObject)
 
 
+class _WholeMetadata(Document):
+    """The metadata of an object as the API server sent it, with all fields, also if some of them are changed since."""
+
+
 class _Observed(NamedTuple):
     """The object that `get` last returned, with its UID, which `transform=` may have removed."""
 
@@ -218,7 +222,7 @@ class Request(Generic[ObjectT]):
 
     async def read(self, kind: AnyKind, name: str, namespace: str | None = None) -> Document:
         """Read an object from the API server. Raises NotFound, or NotServed for an unknown kind."""
-        return await self._member.api.send("GET", kind_of(kind).path(name, self._default(namespace)))
+        return _whole(await self._member.api.send("GET", kind_of(kind).path(name, self._default(namespace))))
 
     async def read_list(
         self, kind: AnyKind, namespace: str | None = None, *, selector: str = "", field_selector: str = ""
@@ -230,10 +234,11 @@ class Request(Generic[ObjectT]):
             "fieldSelector": (kind.key.field_selector, field_selector),
         }
         joined = ((name, ",".join(filter(None, selectors))) for name, selectors in limits.items())
-        return await self._member.api.read_list(
+        found = await self._member.api.read_list(
             kind.collection(kind.key.namespace if namespace is None else namespace),
             [(name, value) for name, value in joined if value],
         )
+        return [_whole(one) for one in found]
 
     # --- writes ---
 
@@ -262,8 +267,10 @@ class Request(Generic[ObjectT]):
         path = kind.path(_name_of(kind, document), self._namespace(document), subresource)
         is_metadata = isinstance(body, MetadataDocument)  # also if the kind is cached whole too
         cached = Kind(kind.resource, metadata_only=True) if is_metadata else self._member.view.partial_kind(kind)
+        metadata = document["metadata"]
         # A cache drops managedFields: a document that has them is as the API server sent it, with all fields.
-        if not is_typed and (cached is None or "managedFields" in document["metadata"]):
+        is_whole = cached is None or isinstance(metadata, _WholeMetadata) or "managedFields" in metadata
+        if not is_typed and is_whole:
             written = await self._send("PUT", path, document, dry_run=dry_run)
             return self._noted(kind, written, subresource, dry_run=dry_run)
         whole = await self._as_read(kind, document)
@@ -273,7 +280,7 @@ class Request(Generic[ObjectT]):
         changed = merge_patch(before, document, whole)
         changed = {name: value for name, value in changed.items() if name not in ("apiVersion", "kind")}
         if not changed:
-            return copied(whole)
+            return _whole(copied(whole))
         written = await self._send("PATCH", path, _locked(changed, whole), content_type=MERGE_PATCH, dry_run=dry_run)
         return self._noted(kind, written, subresource, dry_run=dry_run)
 
@@ -589,7 +596,7 @@ class Request(Generic[ObjectT]):
     ) -> Document:
         query = [("fieldManager", self._field_manager), *query, *_dry_run(dry_run)]
         try:
-            return await self._member.api.send(method, path, query, body, content_type=content_type)
+            return _whole(await self._member.api.send(method, path, query, body, content_type=content_type))
         except NotFound as error:
             if not path.endswith("/status"):
                 raise
@@ -625,6 +632,12 @@ class Request(Generic[ObjectT]):
             if isinstance(left, Deleted):
                 self._observed = None
         return written
+
+
+def _whole(sent: Document) -> Document:
+    if isinstance(metadata := sent.get("metadata"), dict):
+        sent["metadata"] = _WholeMetadata(metadata)
+    return sent
 
 
 def _dry_run(is_on: bool) -> builtins.list[tuple[str, str]]:

@@ -161,6 +161,30 @@ async def test_update_of_a_whole_object_replaces_it_although_the_cache_has_only_
     assert plane.get(WIDGETS, "one")["spec"] == {"shape": "round"}
 
 
+@pytest.mark.parametrize("kind", [Kind(WIDGETS, metadata_only=True), Kind(WIDGETS, transform=without_spec)], ids=str)
+async def test_update_removes_fields_of_a_whole_object_without_managed_fields(
+    plane: ControlPlane, kind: Kind[Any]
+) -> None:
+    """Not every API server sends managedFields, and an author may remove them."""
+
+    async def shrink(request: Request[Any]) -> None:
+        (listed,) = await request.read_list(kind)
+        for whole in (await request.read(kind, "one"), listed):
+            del whole["metadata"]["managedFields"]
+        del whole["spec"]["color"]
+        written = await request.update(kind, {**whole, "spec": {**whole["spec"]}})
+        del written["metadata"]["managedFields"], written["spec"]["size"]
+        await request.update(kind, written)
+        found = await request.get()  # of the same object, but only a part
+        found["metadata"]["labels"] = {"a": "b"}
+        changed = await request.update(kind, found)
+        assert await request.update(kind, await request.get()) == changed
+
+    plane.create(widget("one", size=1, color="red", shape="round"))
+    await once(plane, shrink, kind=kind)
+    assert plane.get(WIDGETS, "one")["spec"] == {"shape": "round"}
+
+
 async def test_update_of_a_kubernetes_object_changes_and_removes_its_fields(plane: ControlPlane) -> None:
     kind = Kind("v1/configmaps", V1ConfigMap)
 
