@@ -95,7 +95,7 @@ class Failed(msgspec.Struct, frozen=True):
     """The reconcile failed, and is retried."""
 
     retry_after_s: float | None = None
-    """Delay that the API server requested, capped at the longest backoff. It ends early if the object changes."""
+    """Delay that the API server requested, capped at five minutes. It ends early if the object changes."""
 
 
 class Stopped(msgspec.Struct, frozen=True):
@@ -463,7 +463,7 @@ class WorkQueue:
     def _backoff_s(self, key: ObjectKey, failures: int, retry_after_s: float | None) -> float:
         own = min(self._policy.max_delay_s, self._own_delay_s(key, failures))
         own *= 1.0 + self._policy.jitter * self._jitter()
-        return delay_s(own, retry_after_s, at_most_s=self._policy.max_delay_s)
+        return delay_s(own, retry_after_s)
 
     def _own_delay_s(self, key: ObjectKey, failures: int) -> float:
         if self._policy.delay_s is not None:

@@ -54,8 +54,8 @@ class ApiError(ClusterApiError):
     """The API server refused a request.
 
     `status` is the HTTP status. `reason` is that of the Status object, a CamelCase word; empty if there was none.
-    `retry_after_s` is the header Retry-After, or None: a reconcile that raises the error is not retried earlier,
-    unless the object changes.
+    `retry_after_s` is the header Retry-After, or None: a reconcile that raises the error is not retried earlier
+    (or than after five minutes), unless the object changes.
     """
 
     def __init__(self, status: int, reason: str, message: str, *, retry_after_s: float | None = None) -> None:
