@@ -443,9 +443,9 @@ class WorkQueue:
                 failures = queue.failures[key] = queue.failures.get(key, 0) + 1
                 if queue.retries is None:
                     queue.retries = TokenBucket(self._policy.cluster_retries, now)
-                # The debt is bounded, so that no object of the cluster waits longer than the longest backoff.
-                max_debt = self._policy.max_delay_s * self._policy.cluster_retries.per_second
-                turn_s = queue.retries.charge(now, max_debt=max_debt)
+                # The debt is bounded by one retry of each failing object, so that an object that changes all the time,
+                # and thus never waits, does not delay the others.
+                turn_s = queue.retries.charge(now, max_debt=len(queue.failures))
                 return max(self._backoff_s(key, failures, retry_after_s), turn_s)
             case Done(requeue_after_s):
                 queue.failures.pop(key, None)

@@ -199,10 +199,36 @@ def test_work_queue_retries_of_a_cluster_share_a_token_bucket() -> None:
     queue = queue_of("a", "b", policy=policy)
     for name in "vwxyz":
         queue.add(key(name), 0.0)
-    # No object waits longer than the longest backoff.
-    assert [failed_at(queue, 0.0) for _ in "vwxyz"] == [0.1, 1.0, 2.0, 2.5, 2.5]
+    # Also if their turn is later than the longest backoff.
+    assert [failed_at(queue, 0.0) for _ in "vwxyz"] == [0.1, 1.0, 2.0, 3.0, 4.0]
     queue.add(key("of b", "b"), 0.0)
     assert failed_at(queue, 0.0) == 0.1
+
+
+def test_work_queue_retries_of_very_many_objects_keep_the_rate_limit_of_their_cluster() -> None:
+    policy = QueuePolicy(max_delay_s=1.0, cluster_retries=Rate(per_second=1.0, burst=10.0))
+    queue = queue_of(policy=policy)
+    for n in range(100):
+        queue.add(key(str(n)), 0.0)
+        failed_at(queue, 0.0)
+    now, retries = 0.0, 0
+    while now < 1000.0:
+        if (work := queue.take_next(now)) is None:
+            assert queue.next_at is not None
+            now = queue.next_at
+        else:
+            queue.done(work.key, Failed(), now)
+            retries += 1
+    assert 1000 <= retries <= 1010
+
+
+def test_work_queue_object_that_changes_all_the_time_does_not_delay_retries_of_others() -> None:
+    queue = queue_of(policy=QueuePolicy(cluster_retries=Rate(per_second=1.0, burst=1.0), jitter=0.0))
+    for _ in range(1000):
+        queue.add(key("hot"), 0.0)
+        failed_at(queue, 0.0)
+    queue.add(key("x"), 0.0)
+    assert failed_at(queue, 0.0) == 2.0
 
 
 def test_work_queue_alternates_between_clusters_that_share_the_token_bucket_of_all_retries() -> None:
