@@ -8,6 +8,7 @@ from collections.abc import Callable, Coroutine, Hashable, Iterator, Mapping, Se
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from math import isfinite
 from typing import Any, Generic, Literal, NamedTuple, Protocol, TypeVar, cast, overload
 
 import msgspec
@@ -595,6 +596,8 @@ class Request(Generic[ObjectT]):
         dry_run: bool = False,
     ) -> Document:
         query = [("fieldManager", self._field_manager), *query, *_dry_run(dry_run)]
+        if (number := _not_in_json(body)) is not None:  # it would be sent as null, which may remove the field
+            raise ValueError(f"{method} {path} was not sent: {number} is no number in JSON")
         try:
             return _whole(await self._member.api.send(method, path, query, body, content_type=content_type))
         except NotFound as error:
@@ -638,6 +641,20 @@ def _whole(sent: Document) -> Document:
     if isinstance(metadata := sent.get("metadata"), dict):
         sent["metadata"] = _WholeMetadata(metadata)
     return sent
+
+
+def _not_in_json(body: object) -> float | None:
+    """Return a number that JSON lacks: NaN or an infinity."""
+    left = [body]
+    while left:
+        match left.pop():
+            case dict() as found:
+                left.extend(found.values())
+            case list() | tuple() as found:
+                left.extend(found)
+            case float() as number if not isfinite(number):
+                return number
+    return None
 
 
 def _dry_run(is_on: bool) -> builtins.list[tuple[str, str]]:

@@ -9,6 +9,7 @@ import pytest
 from kubernetes.client import V1ConfigMap, V1ObjectMeta
 
 from milo_controllers import AnyKind, ClusterApiError, Conflict, Kind, NotFound, Request
+from milo_controllers.request import PatchType
 from milo_discovery.testing import ControlPlane, MiloSandbox, eventually
 
 from .widgets import DEFINITION, FINALIZER, WIDGETS, reconciling, widget
@@ -143,6 +144,19 @@ async def test_patch_that_has_a_type_keeps_the_fields_that_it_does_not_set(plane
     await once(plane, lambda request: request.patch("v1/configmaps", "c", patch))
     stored = plane.get("v1/configmaps", "c")
     assert (stored["metadata"]["labels"], stored["data"]) == ({"a": "b"}, {"kept": "yes"})
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("-inf")])
+@pytest.mark.parametrize("type_", ["merge", "strategic", "json"])
+async def test_number_that_json_lacks_is_refused(plane: ControlPlane, number: float, type_: PatchType) -> None:
+    """It would be sent as null, which removes the field."""
+    patch: Any = {"spec": {"sizes": [1.5, number]}}
+    if type_ == "json":
+        patch = [{"op": "replace", "path": "/spec/size", "value": number}]
+    plane.create(widget("one", size=1))
+    with pytest.raises(ValueError, match=r"PATCH .*/one was not sent: .* is no number in JSON"):
+        await once(plane, lambda request: request.patch(WIDGETS, "one", patch, type=type_))
+    assert plane.get(WIDGETS, "one")["spec"] == {"size": 1}
 
 
 @pytest.mark.parametrize("kind", [Kind(WIDGETS, metadata_only=True), Kind(WIDGETS, transform=without_spec)], ids=str)
