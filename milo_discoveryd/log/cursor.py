@@ -50,7 +50,8 @@ class Cursor:
             self._state = _InSnapshot(log.snapshot())
 
     @property
-    def resumed(self) -> bool:
+    def is_following(self) -> bool:
+        """Whether the reader has every cluster of its view up to `revision`."""
         return isinstance(self._state, _Following)
 
     @property

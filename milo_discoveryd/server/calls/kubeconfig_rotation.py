@@ -34,7 +34,8 @@ _CLUSTERS_PER_STEP = 1000
 _STEP_S = 0.01
 """How long kubeconfigs are renewed before other tasks run on the event loop: each takes some 0.1 ms."""
 RETRY_S = 5.0
-"""The delay before a retry if a kubeconfig could not be issued although a credential is held."""
+"""The delay before a retry if a kubeconfig could not be issued although a credential is held, or not be sent before
+what changed."""
 
 
 class KubeconfigRotation:
@@ -131,15 +132,18 @@ class KubeconfigRotation:
         self._schedule.follow_wall_clock()
         return self.due_in_s <= 0
 
-    def take_due(self) -> bytes:
-        """Return due KUBECONFIG events, at most one batch of them. Call it after everything else was sent."""
+    def take_due(self, revision: int) -> bytes:
+        """Return due KUBECONFIG events, at most one batch of them.
+
+        The subscriber has all changes up to `revision`. Those of clusters that changed since are due again later.
+        """
         events: list[bytes] = []
         size, until = 0, self._schedule.clock() + _STEP_S
         for _ in range(_CLUSTERS_PER_STEP):
             if self.due_in_s > 0 or size >= BATCH_BYTES - KUBECONFIG_BYTES or self._schedule.clock() >= until:
                 break
             delivery = self._schedule.pop_due()
-            event = None if delivery is None else self._renewed(delivery)
+            event = None if delivery is None else self._renewed(delivery, revision)
             if event is not None:
                 events.append(event)
                 size += len(event)
@@ -152,9 +156,14 @@ class KubeconfigRotation:
         due_in_s = self._schedule.due_in_s
         return due_in_s if due_in_s > 0 or self._call.freshness.is_fresh() else math.inf
 
-    def _renewed(self, delivery: Delivery) -> bytes | None:
-        cluster = self._engaged(delivery.name)
-        if cluster is None or delivery.incarnation != cluster.incarnation:
+    def _renewed(self, delivery: Delivery, revision: int) -> bytes | None:
+        record = self._fleet[delivery.name]
+        if record is None or (cluster := record.cluster) is None or cluster.incarnation != delivery.incarnation:
+            return None
+        if not self._shown.matches(cluster):
+            return None
+        if record.entry.revision > revision:
+            self._schedule.postpone(delivery, RETRY_S)
             return None
         lease = self._lease(cluster)
         if lease is None or not self._charge(delivery):
@@ -163,10 +172,9 @@ class KubeconfigRotation:
         if held is None or (had is not None and held.credential == had.credential):
             self._schedule.await_lease(delivery, lease.key)
             return None
-        kubeconfig = self._issue(cluster, lease, delivery, retry_s=RETRY_S)
-        if kubeconfig is None:
-            return None
-        return encode_with_kubeconfig(pb.ClusterEvent.TYPE_KUBECONFIG, cluster, self._epoch, kubeconfig)
+        made = self._issue(cluster, lease, delivery, retry_s=RETRY_S)
+        kind = pb.ClusterEvent.TYPE_KUBECONFIG
+        return None if made is None else encode_with_kubeconfig(kind, cluster, self._epoch, made)
 
     def _engaged(self, name: str) -> Cluster | None:
         record = self._fleet[name]

@@ -244,14 +244,11 @@ class WatchStream:
             await self._wait(waiter)
             await self._update_pending()
         self._follow_rights()
-        resume = await self._resume_from()
-        self.cursor = cursor = self._new_cursor(resume)
-        if resume is not None and cursor.resumed:
-            await self._resume(cursor, resume)
-        else:
-            await asyncio.sleep(0)  # a large fleet's snapshot takes milliseconds, and so does the first batch after it
-        turns = self._options.turns
+        cursor = await self._begin()
+        turns, has_sent = self._options.turns, False
         while True:
+            if has_sent and self._rotation and cursor.is_following and self._rotation.is_due():
+                await self._send_renewed(cursor, self._rotation)  # now: there may always be another change
             is_other_view = bool(self._resumption.pending) and await self._update_pending()
             if not turns.is_free:
                 await turns.wait(self._view.call.quota_keys)
@@ -260,12 +257,14 @@ class WatchStream:
                 self.cursor = cursor = self._new_cursor(None)
             place = cursor.place
             batch = cursor.next_batch()
+            has_sent = False
             if batch is not None and (size := self._size(batch)) >= LARGE_BYTES:
                 cursor.return_to(place)
                 del batch
-                await self._send_large(cursor, size)
+                has_sent = await self._send_large(cursor, size)
             elif batch is not None and batch.is_sendable:
                 await self._send_changes(batch)
+                has_sent = True
             elif batch is not None:
                 await asyncio.sleep(0)
             elif self._rotation and self._rotation.is_due():
@@ -275,20 +274,32 @@ class WatchStream:
             else:
                 await self._wait(waiter)
 
-    async def _send_large(self, cursor: Cursor, size: int) -> None:
+    async def _begin(self) -> Cursor:
+        resume = await self._resume_from()
+        self.cursor = cursor = self._new_cursor(resume)
+        if resume is not None and cursor.is_following:
+            await self._resume(cursor, resume)
+        else:
+            await asyncio.sleep(0)  # a large fleet's snapshot takes milliseconds, and so does the first batch after it
+        return cursor
+
+    async def _send_large(self, cursor: Cursor, size: int) -> bool:
         """Read and send a large batch once there is room for it: those of hundreds of streams would exhaust the memory
-        while they wait."""
+        while they wait. Return whether there was one."""
         async with self._options.large_batches.room(size, self._view.call.quota_keys):
             self._follow_rights()
             batch = cursor.next_batch()
-            if batch is not None and batch.is_sendable:
-                await self._send_changes(batch)
+            if batch is None or not batch.is_sendable:
+                return False
+            await self._send_changes(batch)
+            return True
 
     async def _send_renewed(self, cursor: Cursor, rotation: KubeconfigRotation) -> None:
-        """Send kubeconfigs that are due, if no change has to be sent first once there is room for them."""
+        """Send kubeconfigs that are due once there is room for them, unless the subscriber does not have its clusters
+        yet."""
         async with self._options.large_batches.room(BATCH_BYTES, self._view.call.quota_keys):
             self._follow_rights()
-            if not cursor.lag and (renewed := rotation.take_due()):
+            if cursor.is_following and (renewed := rotation.take_due(cursor.revision)):
                 await self._send_batch(Batch(NO_CHANGES, cursor.revision), renewed)
             else:
                 await asyncio.sleep(0)

@@ -10,6 +10,7 @@ import pytest
 from milo_discovery.v1 import discovery_pb2 as pb
 from milo_discoveryd.credentials.issuers.issuer import Scope
 from milo_discoveryd.daemon_errors import BackendError
+from milo_discoveryd.identity.caller import Caller
 from milo_discoveryd.kubeconfigs.kubeconfigs import IssuerAssignment
 from milo_discoveryd.kubeconfigs.minter import LeaseListener
 from tests.integration.grpc_server.conftest import Subscriber, a_harness, event_texts, not_ready, ready
@@ -62,6 +63,29 @@ async def test_kubeconfig_is_renewed_before_expiry(tmp_path: Path) -> None:
                 assert token(renewed) != token(last)
                 assert renewed.kubeconfig.issued_at.ToMicroseconds() < last.kubeconfig.expires_at.ToMicroseconds()
                 last = renewed
+
+
+async def test_kubeconfig_is_renewed_for_a_subscriber_that_reads_more_slowly_than_clusters_change(
+    tmp_path: Path,
+) -> None:
+    async with a_harness(tmp_path, sources=[IssuerAssignment(Backend(life_s=1.5))]) as harness:
+        harness.listed(ready("quiet"), ready("busy"))
+        sent, renewed = list[str](), asyncio.Event()
+
+        async def read(data: bytes) -> None:
+            sent.extend(event_texts([pb.WatchClustersResponse.FromString(data)]))
+            if "KUBECONFIG quiet" in sent:
+                renewed.set()
+            await asyncio.sleep(0.01)
+            harness.seen(ready("busy", version=str(len(sent) + 1), turn=str(len(sent))))
+
+        request = pb.WatchClustersRequest(include_kubeconfigs=True)
+        stream = asyncio.create_task(harness.service.watch_clusters(request, Caller(listener="here"), read))
+        async with asyncio.timeout(LIMIT_S):
+            await renewed.wait()
+        stream.cancel()
+        await asyncio.wait((stream,))
+    assert sent[:3] == ["ENGAGED quiet", "ENGAGED busy", "UPDATED busy"]
 
 
 async def test_kubeconfig_events_do_not_change_revision(tmp_path: Path) -> None:

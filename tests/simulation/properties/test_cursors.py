@@ -49,8 +49,8 @@ class Reader:
         self.wanted = wanted
         self.cursor = Cursor(fleet.log, wanted, resume)
         self.view = dict(view)
-        self.synced = self.cursor.resumed
-        self.revision = resume if resume is not None and self.cursor.resumed else 0
+        self.synced = self.cursor.is_following
+        self.revision = resume if resume is not None and self.cursor.is_following else 0
         self.given: list[tuple[int, Snapshot]] = [(self.revision, dict(view))] if self.synced else []
 
     def take(self) -> bool:
@@ -155,7 +155,7 @@ class Fleet(ModeledFleet):
         if reader.given:
             revision, view = reader.given[-1 - min(back, len(reader.given) - 1)]
             again, twin, third = (Reader(self, reader.wanted, revision, view) for _ in range(3))
-            assert again.cursor.resumed == self.log.reads_from(revision)
+            assert again.cursor.is_following == self.log.reads_from(revision)
             assert twin.cursor.next_batch() == third.cursor.next_batch(), (
                 "readers at one revision receive the same bytes"
             )
@@ -163,7 +163,7 @@ class Fleet(ModeledFleet):
 
     @rule(wanted=FILTERS, ahead=st.integers(1, 5))
     def reject_future_revision(self, wanted: Filter, ahead: int) -> None:
-        assert not Cursor(self.log, wanted, self.log.head + ahead).resumed
+        assert not Cursor(self.log, wanted, self.log.head + ahead).is_following
 
     def teardown(self) -> None:
         for reader in self.readers:

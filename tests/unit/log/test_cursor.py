@@ -62,7 +62,7 @@ def test_cursor_starts_with_all_engaged_clusters() -> None:
     log = readable_log()
     a, b = engage(log, "a"), engage(log, "b")
     cursor = reader(log)
-    assert not cursor.resumed
+    assert not cursor.is_following
     assert cursor.lag == 2
     batch = cursor.next_batch()
     assert batch is not None
@@ -370,7 +370,7 @@ def test_resume_returns_changes_since_revision() -> None:
     b = update(log, b, suspended=True)
     log.disengage(log.entry("a"), DELETED, "gone", 0.0)
     cursor = reader(log, resume=2)
-    assert cursor.resumed
+    assert cursor.is_following
     assert cursor.lag == 2
     assert received(cursor) == [updated(b), disengaged(a, DELETED, "gone")]
 
@@ -379,7 +379,7 @@ def test_resume_at_head_returns_nothing() -> None:
     log = readable_log()
     engage(log)
     cursor = reader(log, resume=1)
-    assert cursor.resumed
+    assert cursor.is_following
     assert cursor.next_batch() is None
 
 
@@ -395,7 +395,7 @@ def test_resume_at_future_revision_returns_snapshot() -> None:
     log = readable_log()
     a = engage(log)
     cursor = reader(log, resume=2)
-    assert not cursor.resumed
+    assert not cursor.is_following
     assert received(cursor) == [engaged(a)]
 
 
@@ -405,10 +405,10 @@ def test_resume_before_compaction_returns_snapshot() -> None:
     b = engage(log, "b")
     engage(log, "c")
     log.disengage(log.entry("a"), DELETED, "", 0.0)
-    assert reader(log, resume=3).resumed
+    assert reader(log, resume=3).is_following
     log.disengage(log.entry("c"), DELETED, "", 0.0)
-    assert not reader(log, resume=3).resumed
-    assert reader(log, resume=4).resumed
+    assert not reader(log, resume=3).is_following
+    assert reader(log, resume=4).is_following
     assert received(reader(log, resume=3)) == [engaged(b)]
 
 
@@ -416,9 +416,9 @@ def test_label_change_counts_toward_log_retention_like_a_tombstone() -> None:
     log = readable_log(Retention(count=0))
     a = engage(log, labels={"env": "prod"})
     update(log, a, suspended=True, labels={"env": "prod"})
-    assert reader(log, resume=1).resumed
+    assert reader(log, resume=1).is_following
     update(log, a, labels={"env": "dev"})
-    assert not reader(log, resume=2).resumed
+    assert not reader(log, resume=2).is_following
 
 
 def test_changes_older_than_retention_are_forgotten() -> None:
@@ -428,13 +428,13 @@ def test_changes_older_than_retention_are_forgotten() -> None:
     log.disengage(log.entry("a"), DELETED, "", 100.0)
     log.disengage(log.entry("b"), DELETED, "", 130.0)
     log.forget(160.0)
-    assert reader(log, resume=2).resumed
+    assert reader(log, resume=2).is_following
     log.forget(160.1)
-    assert not reader(log, resume=2).resumed
-    assert reader(log, resume=3).resumed
+    assert not reader(log, resume=2).is_following
+    assert reader(log, resume=3).is_following
     log.forget(1000.0)
-    assert not reader(log, resume=3).resumed
-    assert reader(log, resume=4).resumed
+    assert not reader(log, resume=3).is_following
+    assert reader(log, resume=4).is_following
 
 
 def test_idle_reader_beyond_retention_receives_snapshot() -> None:

@@ -37,6 +37,8 @@ from tests.unit.fleet.test_fleet_malformed import Ledger
 
 EPOCH = "0123456789abcdef"
 LIFE_S = 600.0
+LATEST = 1 << 62
+"""A revision up to which there is everything."""
 
 
 class Lease:
@@ -126,9 +128,21 @@ def given(data: bytes) -> list[str]:
 def test_rotation_renews_each_kubeconfig_before_it_expires(world: World) -> None:
     rotation = world.rotation()
     assert given(rotation.attach_kubeconfigs(world.snapshot())) == ["alpha", "beta"]
-    assert rotation.take_due() == b""
+    assert rotation.take_due(LATEST) == b""
     world.now += LIFE_S / 2
-    assert sorted(given(rotation.take_due())) == ["alpha", "beta"]
+    assert sorted(given(rotation.take_due(LATEST))) == ["alpha", "beta"]
+
+
+def test_kubeconfig_of_cluster_whose_change_was_not_sent_yet_is_due_later(world: World) -> None:
+    rotation = world.rotation()
+    rotation.attach_kubeconfigs(world.snapshot())
+    sent = world.fleet.log.head
+    world.source.engagements.commit([ready("beta", version="2", labels={"region": "eu"})], Moment(0.0, 0.0))
+    world.now += LIFE_S / 2
+    assert given(rotation.take_due(sent)) == ["alpha"]
+    assert rotation.due_in_s == RETRY_S
+    world.now += RETRY_S
+    assert given(rotation.take_due(world.fleet.log.head)) == ["beta"]
 
 
 def test_rotation_sends_kubeconfig_of_cluster_with_changed_endpoint(world: World) -> None:
@@ -139,19 +153,19 @@ def test_rotation_sends_kubeconfig_of_cluster_with_changed_endpoint(world: World
     alpha = ready("alpha", "2", labels={"env": "prod"})
     world.source.engagements.commit([alpha], Moment(0.0, 0.0))
     assert given(rotation.attach_kubeconfigs(updates(cursor))) == []
-    assert given(rotation.take_due()) == []
+    assert given(rotation.take_due(LATEST)) == []
     moved = replace(alpha, version="3", target=replace(alpha.target, place=("https://elsewhere.example.com",)))
     world.source.engagements.commit([moved], Moment(0.0, 0.0))
     assert given(rotation.attach_kubeconfigs(updates(cursor))) == []
-    assert given(rotation.take_due()) == ["alpha"]
-    assert given(rotation.take_due()) == []
+    assert given(rotation.take_due(LATEST)) == ["alpha"]
+    assert given(rotation.take_due(LATEST)) == []
 
 
 def test_rotation_sends_kubeconfig_of_cluster_whose_labels_select_another_issuer(world: World) -> None:
     rotation = world.rotation()
     change_labels(world, "2", source="")
     assert given(rotation.attach_kubeconfigs(world.snapshot())) == ["beta"]
-    assert rotation.take_due() == b""
+    assert rotation.take_due(LATEST) == b""
     cursor = Cursor(world.fleet.log, EVERYTHING, None)
     assert cursor.next_batch() is not None
     for version, labels, expected in (
@@ -162,7 +176,7 @@ def test_rotation_sends_kubeconfig_of_cluster_whose_labels_select_another_issuer
     ):
         change_labels(world, version, **labels)
         rotation.attach_kubeconfigs(updates(cursor))
-        assert given(rotation.take_due()) == expected
+        assert given(rotation.take_due(LATEST)) == expected
 
 
 def change_labels(world: World, version: str, **labels: str) -> None:
@@ -190,14 +204,14 @@ def test_cluster_that_left_the_view_before_its_engagement_was_sent_gets_a_kubeco
     assert given(rotation.attach_kubeconfigs(snapshot.slice)) == []
     change_labels(world, "4", env="prod")
     assert given(rotation.attach_kubeconfigs(updates(cursor))) == []
-    assert given(rotation.take_due()) == ["alpha"]
+    assert given(rotation.take_due(LATEST)) == ["alpha"]
 
 
 def test_kubeconfigs_of_many_clusters_are_sent_in_several_steps(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kubeconfig_rotation, "_CLUSTERS_PER_STEP", 1)
     rotation = world.rotation()
     assert len([*rotation.catch_up()]) == 2
-    assert [given(rotation.take_due()) for _ in range(3)] == [["alpha"], ["beta"], []]
+    assert [given(rotation.take_due(LATEST)) for _ in range(3)] == [["alpha"], ["beta"], []]
 
 
 def test_rotation_renews_all_kubeconfigs_after_wall_clock_jump(world: World) -> None:
@@ -205,8 +219,8 @@ def test_rotation_renews_all_kubeconfigs_after_wall_clock_jump(world: World) -> 
     rotation.attach_kubeconfigs(world.snapshot())
     world.ahead = 2 * LIFE_S
     assert rotation.is_due()
-    assert sorted(given(rotation.take_due())) == ["alpha", "beta"]
-    assert rotation.take_due() == b""
+    assert sorted(given(rotation.take_due(LATEST))) == ["alpha", "beta"]
+    assert rotation.take_due(LATEST) == b""
 
 
 def test_rotation_stops_for_clusters_outside_the_scope(world: World) -> None:
@@ -215,7 +229,7 @@ def test_rotation_stops_for_clusters_outside_the_scope(world: World) -> None:
     rotation.change_view(scoped(EVERYTHING, ClusterScope(names=name_patterns(["beta"]))))
     world.asked.clear()
     world.now += LIFE_S / 2
-    assert given(rotation.take_due()) == ["beta"]
+    assert given(rotation.take_due(LATEST)) == ["beta"]
     assert set(world.asked) == {"beta"}
 
 
@@ -226,7 +240,7 @@ def test_rotation_stops_when_kubeconfigs_are_revoked(world: World) -> None:
     rotation.change_view(EVERYTHING)
     world.asked.clear()
     world.now += LIFE_S / 2
-    assert given(rotation.take_due()) == given(rotation.attach_kubeconfigs(world.snapshot())) == world.asked == []
+    assert given(rotation.take_due(LATEST)) == given(rotation.attach_kubeconfigs(world.snapshot())) == world.asked == []
 
 
 def test_rotation_reissues_kubeconfigs_when_terms_of_the_rule_change(world: World) -> None:
@@ -234,10 +248,10 @@ def test_rotation_reissues_kubeconfigs_when_terms_of_the_rule_change(world: Worl
     rotation.attach_kubeconfigs(world.snapshot())
     world.recipient = Recipient(Caller(listener="api"), "another name of the rule")
     rotation.change_view(EVERYTHING)
-    assert rotation.take_due() == b""
+    assert rotation.take_due(LATEST) == b""
     world.recipient = Recipient(Caller(listener="api"), "shop", Terms(issuers=frozenset({"source"})))
     rotation.change_view(EVERYTHING)
-    assert sorted(given(rotation.take_due())) == ["alpha", "beta"]
+    assert sorted(given(rotation.take_due(LATEST))) == ["alpha", "beta"]
 
 
 def test_rotation_charges_quota_before_it_requests_a_credential(world: World) -> None:
@@ -248,7 +262,7 @@ def test_rotation_charges_quota_before_it_requests_a_credential(world: World) ->
     assert rotation.due_in_s == 7.0
     world.now += 7.0
     world.wait_s = 0.0
-    assert sorted(given(rotation.take_due())) == ["alpha", "beta"]
+    assert sorted(given(rotation.take_due(LATEST))) == ["alpha", "beta"]
     assert world.taken == 2
 
 
@@ -265,7 +279,7 @@ def test_rotation_pauses_while_quota_is_exhausted(world: World) -> None:
 
     world.take_kubeconfig = counted  # type: ignore[method-assign]
     world.now += 7.0
-    assert rotation.take_due() == b""
+    assert rotation.take_due(LATEST) == b""
     assert looked == 1, "the quota is not checked again for the second cluster"
     assert rotation.due_in_s == 7.0
 
@@ -281,7 +295,7 @@ def test_rotation_that_renews_for_long_yields(world: World, monkeypatch: pytest.
     rotation.attach_kubeconfigs(world.snapshot())
     monkeypatch.setattr(Lease, "issue", issue_slowly)
     world.now += LIFE_S / 2
-    assert [len(given(rotation.take_due())) for _ in range(3)] == [1, 1, 0]
+    assert [len(given(rotation.take_due(LATEST))) for _ in range(3)] == [1, 1, 0]
 
 
 def test_rotation_of_many_kubeconfigs_gives_the_garbage_collector_nothing_to_examine(
@@ -295,7 +309,7 @@ def test_rotation_of_many_kubeconfigs_gives_the_garbage_collector_nothing_to_exa
     gc.collect()
     tracked = len(gc.get_objects())
     while rotation.due_in_s <= 0:
-        rotation.take_due()
+        rotation.take_due(LATEST)
     assert len(rotation._schedule._waiting) > 900
     gc.collect()
     assert len(gc.get_objects()) < tracked + 100
@@ -323,7 +337,7 @@ def test_rotation_renewals_are_kubeconfig_events(world: World) -> None:
     rotation = world.rotation()
     rotation.attach_kubeconfigs(world.snapshot())
     world.now += LIFE_S / 2
-    kinds = {event.type for event in pb.WatchClustersResponse.FromString(rotation.take_due()).events}
+    kinds = {event.type for event in pb.WatchClustersResponse.FromString(rotation.take_due(LATEST)).events}
     assert kinds == {pb.ClusterEvent.TYPE_KUBECONFIG}
 
 
@@ -334,7 +348,7 @@ def test_rotation_forgets_clusters_disengaged_while_the_issuer_failed(
     monkeypatch.setattr(Lease, "issue", refuse)
     rotation = world.rotation()
     rotation.attach_kubeconfigs(world.snapshot())
-    assert rotation.take_due() == b""
+    assert rotation.take_due(LATEST) == b""
     assert {*rotation._schedule._waiting.values()} == {"alpha", "beta"}
     ends = [Frame(EventType.DISENGAGED, cluster, "", b"") for cluster in world.fleet.clusters()]
     rotation.attach_kubeconfigs(slice_of(ends))
@@ -347,10 +361,10 @@ def test_rotation_retries_a_kubeconfig_that_could_not_be_issued(world: World, mo
     with monkeypatch.context() as while_it_fails:
         while_it_fails.setattr(Lease, "issue", refuse)
         assert given(rotation.attach_kubeconfigs(world.snapshot())) == []
-        assert rotation.take_due() == b""
+        assert rotation.take_due(LATEST) == b""
         assert rotation.due_in_s == RETRY_S
     world.now += RETRY_S
-    assert sorted(given(rotation.take_due())) == ["alpha", "beta"]
+    assert sorted(given(rotation.take_due(LATEST))) == ["alpha", "beta"]
     assert world.taken == 2
 
 
@@ -359,10 +373,10 @@ def test_rotation_issues_nothing_until_the_token_was_reviewed(world: World) -> N
     stale = Stale()
     world.freshness = stale
     assert given(rotation.attach_kubeconfigs(world.snapshot())) == []
-    assert rotation.take_due() == b""
+    assert rotation.take_due(LATEST) == b""
     assert (rotation.due_in_s, world.taken) == (math.inf, 0)
     stale.is_reviewed = True
-    assert sorted(given(rotation.take_due())) == ["alpha", "beta"]
+    assert sorted(given(rotation.take_due(LATEST))) == ["alpha", "beta"]
 
 
 class Stale(AlwaysFresh):
