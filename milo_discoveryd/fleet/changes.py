@@ -27,6 +27,8 @@ of members of its group, or of subscribers and their filters."""
 RETRY_S = 5.0
 """The delay until what failed for a cluster with an unexpected error is tried again, or until a cluster is assigned
 that this daemon keeps for now."""
+_NAMES_LOGGED = 10
+"""How many of the clusters are named that a member of a shard group has disengaged together."""
 
 
 class Observer(Protocol):
@@ -285,9 +287,15 @@ class SourceClusters:
         now = moment(steady_now())
         events: list[Event] = []
         for name, _ in [*self.engagements.items()]:
-            with log.contained("cluster not disengaged", cluster=name):
+            try:
                 events += self.engagements.lose(name, message, now)
+            except Exception:  # without the costs of `contained` for each cluster
+                log.exception("cluster not disengaged", cluster=name)
         self._changes.publish(events, now.steady)
+        if events:
+            names = [event.cluster.target.name for event in events[:_NAMES_LOGGED]]
+            source = self.claimant.source
+            log.info("disengaged all", source=source, count=len(events), first=names, detail=message)
 
 
 def steady_now() -> float:

@@ -81,7 +81,7 @@ class Journal:
             self._metrics.project_became_ready(duration, self._source)
         if done.type is EventType.ENGAGED:
             log.info("engaged", cluster=target.name, uid=target.uid)
-        else:
+        elif done.reason is not DisengageReason.OWNERSHIP_LOST:  # these are logged together: there can be very many
             reason = done.reason.value if done.reason else ""
             log.info("disengaged", cluster=target.name, uid=target.uid, reason=reason, detail=done.message)
 

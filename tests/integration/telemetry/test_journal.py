@@ -4,7 +4,7 @@ import pytest
 
 from milo_discoveryd.fleet.source import RESTORED
 from milo_discoveryd.log.events import Event, EventType
-from milo_discoveryd.model.cluster import Cluster, Target
+from milo_discoveryd.model.cluster import Cluster, DisengageReason, Target
 from milo_discoveryd.telemetry.audit import Audit
 from milo_discoveryd.telemetry.journal import Journal
 from milo_discoveryd.telemetry.metrics import Metrics
@@ -47,3 +47,12 @@ def test_restored_clusters_are_logged_at_info() -> None:
         ("info", "clusters restored"),
         ("warning", "source unreachable"),
     ]
+
+
+@pytest.mark.parametrize(("reason", "lines"), [(DisengageReason.MOVED, 1), (DisengageReason.OWNERSHIP_LOST, 0)])
+def test_disengaged_cluster_is_logged_unless_all_are_lost_together(reason: DisengageReason, lines: int) -> None:
+    journal = Journal(Metrics().sources, Audit(Metrics().audit))
+    with capture_logs() as logs:
+        journal.changed(Event(EventType.DISENGAGED, CLUSTER, reason, "why"), is_live=True)
+    assert [entry["event"] for entry in logs] == ["disengaged"] * lines
+    assert [change.reason for change in journal.recent] == [reason.value]

@@ -341,6 +341,35 @@ async def test_cluster_that_becomes_ready_while_the_claim_does_not_hold_is_not_e
     assert source.engagements.engaged == 2
 
 
+async def test_clusters_that_are_lost_together_are_logged_together() -> None:
+    """Found by an auditor: a line for each of 100,000 took half of the time for which a loss blocks the event loop."""
+    names = [f"x{number:02}" for number in range(12)]
+    _, assignment = listed(*names)
+    assign(assignment, ALONE)
+    with capture_logs() as logs:
+        assignment.lose_ownership(LOST)
+        assignment.lose_ownership(LOST)
+    (entry,) = logs
+    assert (entry["event"], entry["count"], entry["first"]) == ("disengaged all", 12, names[:10])
+
+
+async def test_unexpected_error_of_one_cluster_that_is_lost_concerns_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    source, assignment = listed("x", "y")
+    assign(assignment, ALONE)
+    lose = source.engagements.lose
+
+    def broken(name: str, *arguments: Any) -> list[Event]:
+        if name == "x":
+            raise ZeroDivisionError
+        return lose(name, *arguments)
+
+    monkeypatch.setattr(source.engagements, "lose", broken)
+    with capture_logs() as logs:
+        assignment.lose_ownership(LOST)
+    assert source.engagements.engaged == 1
+    assert [entry["event"] for entry in logs] == ["cluster not disengaged", "disengaged all"]
+
+
 async def test_lost_ownership_disengages_a_cluster_until_it_is_assigned_again() -> None:
     source, assignment = listed("x")
     assign(assignment, ALONE)
