@@ -11,6 +11,7 @@ import msgspec
 from milo_controllers.errors import NotCached
 from milo_kube.label_selector import SelectorError, parse
 from milo_kube.resource_paths import ResourcePaths, not_a_resource
+from milo_kube.user_code import call
 
 T = TypeVar("T")
 Document = dict[str, Any]
@@ -126,7 +127,9 @@ class Kind(ResourcePaths, Generic[T]):
         if self.metadata_only:
             return {name: value for name, value in whole.items() if name in _METADATA_FIELDS}
         # Through JSON, as the cache does: the function may change what it is given.
-        return whole if self.transform is None else self.transform(_decode_document(msgspec.json.encode(whole)))
+        if self.transform is None:
+            return whole
+        return transformed(self.transform, _decode_document(msgspec.json.encode(whole)))
 
     def decode(self, raw: bytes) -> T:
         return cast(T, self._decode(raw))
@@ -134,6 +137,26 @@ class Kind(ResourcePaths, Generic[T]):
     def document(self, raw: bytes) -> Document:
         """Return the object as a dict."""
         return _decode_metadata(raw) if self.metadata_only else _decode_document(raw)
+
+
+class NoObject(TypeError):  # noqa: N818
+    """What `transform=` returned is no object."""
+
+
+def transformed(transform: Transform, whole: Document) -> Document:
+    """Return what is cached of an object with `transform=`. Raises NoObject, and what the function raises.
+
+    Kept in any case: whether the object is terminating decides what is reconciled, and its generation what a condition
+    says of it.
+    """
+    before: Document = whole["metadata"]
+    kept = {name: before[name] for name in ("generation", "deletionTimestamp") if before.get(name) is not None}
+    found: object = call(transform, whole)
+    if not isinstance(found, dict):
+        raise NoObject(f"transform= returned {found!r}, not a dict")
+    if not isinstance(metadata := found.get("metadata"), dict):
+        raise NoObject("transform= returned the object without its metadata")
+    return {**found, "metadata": {**metadata, **kept}}
 
 
 AnyKind = Kind[Any] | str

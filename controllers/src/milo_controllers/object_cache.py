@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple
 import msgspec
 
 from milo_controllers.errors import text_of
-from milo_controllers.kinds import Transform
+from milo_controllers.kinds import NoObject, Transform, transformed
 from milo_kube.reflect.messages import (
     DeletionReported,
     Listed,
@@ -24,7 +24,6 @@ from milo_kube.reflect.messages import (
     Unlisted,
 )
 from milo_kube.reflect.wire import Decoder, ListPage, ObjectSeen, WatchEvent, cut, is_named, text_bytes
-from milo_kube.user_code import call
 from milo_objects.object_index import IndexFunction, ObjectIndex
 
 
@@ -176,22 +175,15 @@ class ObjectDecoder(Decoder[msgspec.Raw, CachedObject]):
     def _transformed(self, found: CachedObject) -> CachedObject:
         if self._transform is None or found.problem:
             return found
-        raw = b""
         try:
-            whole = msgspec.json.decode(found.raw)
-            deletion = whole["metadata"].get("deletionTimestamp")
-            transformed: Any = call(self._transform, whole)
-            problem = _problem(transformed)
-            if deletion is not None and not problem:
-                # Whether the object is terminating decides what is reconciled, not only what the author reads.
-                kept = {**transformed["metadata"], "deletionTimestamp": deletion}
-                transformed = {**transformed, "metadata": kept}
-            raw = msgspec.json.encode(transformed)
+            raw = msgspec.json.encode(transformed(self._transform, msgspec.json.decode(found.raw)))
+        except NoObject as error:
+            problem = text_of(error)
         except Exception as error:  # noqa: BLE001  (the author's code: an error there affects only this object)
             problem = f"transform= raised {type(error).__name__}: {text_of(error)}"
-        if problem:
-            return _undecoded(found, problem[:_LONGEST_PROBLEM], found.raw)
-        return msgspec.structs.replace(found, raw=raw)
+        else:
+            return msgspec.structs.replace(found, raw=raw)
+        return _undecoded(found, problem[:_LONGEST_PROBLEM], found.raw)
 
     def _unusable(self, raw: bytes | msgspec.Raw, problem: str) -> CachedObject | None:
         found = super()._unusable(raw, problem)
@@ -252,15 +244,6 @@ def object_decoder(*, metadata_only: bool = False, transform: Transform | None =
 
 def _key(namespace: str, name: str) -> str:
     return f"{namespace}/{name}" if namespace else name
-
-
-def _problem(transformed: object) -> str:
-    """Return why what `transform=` returned is no object; empty if it is one."""
-    if not isinstance(transformed, dict):
-        return f"transform= returned {transformed!r}, not a dict"
-    if not isinstance(transformed.get("metadata"), dict):
-        return "transform= returned the object without its metadata"
-    return ""
 
 
 class ObjectCache:

@@ -127,7 +127,12 @@ async def test_request_sets_finalizer_condition_and_status_and_records_event(pla
         assert not any(cleaned[1:])
 
 
-async def test_observed_generation_of_condition_is_the_generation_that_the_reconcile_read(plane: ControlPlane) -> None:
+@pytest.mark.parametrize(
+    "kind", [WIDGETS, Kind(WIDGETS, transform=lambda found: {**found, "metadata": {"name": found["metadata"]["name"]}})]
+)
+async def test_observed_generation_of_condition_is_the_generation_that_the_reconcile_read(
+    plane: ControlPlane, kind: str | Kind[dict[str, Any]]
+) -> None:
     recorded: list[int] = []
 
     async def reconcile(request: Request) -> None:
@@ -139,7 +144,7 @@ async def test_observed_generation_of_condition_is_the_generation_that_the_recon
             recorded.append(plane.get(WIDGETS, "one")["status"]["conditions"][0]["observedGeneration"])
 
     plane.create(widget("one", size=1))
-    async with reconciling(reconcile, plane):
+    async with reconciling(reconcile, plane, kind=kind):
         await eventually(lambda: recorded)
     assert recorded[0] == 1
 

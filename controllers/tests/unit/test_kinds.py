@@ -172,6 +172,9 @@ def test_cached_part_of_an_object_is_what_its_cache_keeps() -> None:
     assert Kind("v1/widgets", metadata_only=True).cached_part(whole) == {"metadata": {"name": "a"}}
     shrunk = Kind("v1/widgets", transform=lambda found: {**found, "spec": {}})
     assert shrunk.cached_part(whole) == {"metadata": {"name": "a"}, "spec": {}}
+    marks = {"generation": 2, "deletionTimestamp": "2026-01-01T00:00:00Z"}
+    named = Kind("v1/widgets", transform=lambda found: {"metadata": {"name": found["metadata"].pop("name")}})
+    assert named.cached_part({"metadata": {"name": "a", "labels": {}, **marks}}) == {"metadata": {"name": "a", **marks}}
     assert [kind.is_partial for kind in (Kind("v1/widgets"), shrunk)] == [False, True]
 
 

@@ -426,6 +426,17 @@ def test_decoder_keeps_the_deletion_of_an_object_that_transform_drops() -> None:
         assert is_terminating(event.observation) == ("deletionTimestamp" in found["metadata"])
 
 
+def test_change_of_an_object_whose_generation_transform_drops_is_one_of_the_generation_if_it_changed() -> None:
+    decoder = object_decoder(transform=lambda found: {**found, "metadata": {"name": found["metadata"]["name"]}})
+    states = []
+    for generation in (1, 1, 2):
+        event = decoder.line(line(document("a", generation=generation)))
+        assert isinstance(event, ObjectSeen)
+        states.append(event.observation)
+    assert not changed("generation", Change(states[0], states[1], True))
+    assert changed("generation", Change(states[1], states[2], True))
+
+
 @pytest.mark.parametrize(
     ("deletion", "kept"),
     [("2026-01-01T00:00:00Z", b'"2026-01-01T00:00:00Z"'), (None, b""), (5, b""), ("x" * 100, b"")],
