@@ -20,7 +20,7 @@ from milo_discovery.engaged_cluster import EngagedCluster
 from milo_discovery.fleet import DiscoveryState
 from milo_kube.user_code import call
 from milo_objects.follow import fleet_state, scope_state
-from milo_objects.scope import Pending
+from milo_objects.scope import Pending, Stale, Synced
 from milo_objects.view import ScopeView, View, view_of
 
 T = TypeVar("T")
@@ -262,9 +262,16 @@ class FleetView:
         unread = ScopeView(Pending(fleet.since), is_filled=False)
         members = dict(self._members)
         scopes = {name: informer(member, kind) for name, member in members.items()}
-        states = {name: ScopeView(scope_state(found), found.cache.synced) for name, found in scopes.items()}
+        states = {name: _scope_view(found) for name, found in scopes.items()}
         clusters = ((name, states.get(name, unread)) for name in {**self._engaged.clusters, **states})
         return view_of(kind_of(kind).resource, fleet, clusters)
+
+
+def _scope_view(found: Informer) -> ScopeView:
+    state, invalid = scope_state(found), found.cache.invalid
+    if invalid and isinstance(state, Synced):
+        state = Stale(state.since, invalid)
+    return ScopeView(state, found.cache.is_filled)
 
 
 def synced_cache(member: CachedCluster, kind: AnyKind) -> ObjectCache:

@@ -306,6 +306,11 @@ class ObjectCache:
             return ""
         return f"{len(found)} of its objects cannot be cached, such as {found[0].name}: {found[0].problem}"
 
+    @property
+    def is_filled(self) -> bool:
+        """Whether a state of all objects that the cluster had at some time is known. Safe in any thread."""
+        return self.synced and not self._invalid
+
     def problem(self, namespace: str, name: str) -> str:
         """Return why there is no valid state of an object that exists; empty if there is one, or no object."""
         found = self._invalid.get((namespace, name))

@@ -67,6 +67,7 @@ async def test_object_that_cannot_be_cached_is_not_taken_for_a_deleted_one(plane
     async with reconciling(reconcile, plane, kind=Kind(WIDGETS, transform=transform)) as running:
         await eventually(lambda: running.controllers.health().synced)
         problems = running.controllers.health().problems
+        view = running.controllers.view.view(WIDGETS)
         running.controllers.enqueue(ReconcileTarget("one", "default", plane.project))
         await eventually(lambda: found)
     assert found == [
@@ -76,6 +77,8 @@ async def test_object_that_cannot_be_cached_is_not_taken_for_a_deleted_one(plane
     assert [(problem.state, problem.problem) for problem in problems] == [
         ("synced", "1 of its objects cannot be cached, such as one: transform= raised ValueError: not this one")
     ]
+    assert not view.is_complete  # which said that what is not found did not exist
+    assert view.missing[plane.project].problem == problems[0].problem
 
 
 async def test_object_whose_newest_state_cannot_be_cached_is_reconciled(plane: ControlPlane) -> None:
@@ -103,10 +106,13 @@ async def test_object_whose_newest_state_cannot_be_cached_is_reconciled(plane: C
         assert [problem.problem for problem in running.controllers.health().problems] == [
             "1 of its objects cannot be cached, such as one: transform= raised ValueError: not this one"
         ]
+        view = running.controllers.view.view(WIDGETS)
+        assert (view.is_complete, [*view.outdated]) == (True, [plane.project])
         running.discovery.update(plane.project, deletion_requested_at=datetime.now(UTC))
         plane.delete(WIDGETS, "one")
         await eventually(lambda: plane.find(WIDGETS, "one") is None)
         await eventually(lambda: not running.controllers.health().problems)
+        assert running.controllers.view.view(WIDGETS).stale_since is None
     assert seen[2] == ({}, True)
 
 

@@ -151,7 +151,7 @@ def test_change_to_a_state_that_is_invalid_is_reported_and_the_last_valid_state_
     assert applied(cache, ListStarted(), Listed(wrong), ListEnded()) == []
     assert applied(cache, ObjectChanged(wrong)) == [Change(outdated, outdated, True)]
     assert (cache.get("default", "a"), len(cache), cache.problem("default", "a")) == (outdated, 1, "")
-    assert cache.invalid == "1 of its objects cannot be cached, such as a: too large"
+    assert (cache.invalid, cache.is_filled) == ("1 of its objects cannot be cached, such as a: too large", True)
     assert cache.size > size
     assert applied(cache, Listed(cached("a"))) == [Change(outdated, cached("a"), False)]
     assert (cache.invalid, cache.size) == ("", size)
@@ -196,11 +196,12 @@ def test_invalid_object_is_known_to_exist_until_it_is_deleted_or_valid() -> None
     before = cache.size
     assert (cache.get("default", "b"), cache.problem("default", "b")) == (None, "no metadata")
     assert cache.invalid == "1 of its objects cannot be cached, such as b: no metadata"
+    assert not cache.is_filled
     assert (cache.problem("default", "a"), cache.problem("default", "c"), len(cache)) == ("", "", 2)
     assert applied(cache, ObjectChanged(wrong), ListStarted(), Listed(cached("a")), Listed(wrong), ListEnded()) == []
     assert (cache.problem("default", "b"), cache.size) == ("no metadata", before)
     applied(cache, ObjectChanged(cached("b", "2")))
-    assert (cache.problem("default", "b"), cache.invalid) == ("", "")
+    assert (cache.problem("default", "b"), cache.invalid, cache.is_filled) == ("", "", True)
     ends: list[list[SourceEvent[CachedObject]]] = [
         [DeletionReported("c", "uid-c", "default")],
         [ListStarted(), Listed(cached("a")), Listed(cached("b", "2")), ListEnded()],
