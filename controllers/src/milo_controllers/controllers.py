@@ -52,7 +52,13 @@ from milo_kube.cache_budget import CacheBudget, CacheLimits
 from milo_kube.change_signal import ChangeSignal
 from milo_kube.failure_log import INTERVAL_S, FailureLog
 from milo_kube.loop_watchdog import LoopWatchdog
-from milo_kube.task_groups import RunsInBackground, cancelled_from_outside, unwrap_single_error, wait_uninterrupted
+from milo_kube.task_groups import (
+    RunsInBackground,
+    cancelled_from_outside,
+    closed_from_outside,
+    unwrap_single_error,
+    wait_uninterrupted,
+)
 from milo_kube.user_code import not_an_exception
 from milo_objects.object_index import IndexFunction
 
@@ -400,9 +406,12 @@ class Controllers(RunsInBackground):
         check_async(handler, "a handler of disengagements", "cluster")
 
         async def ended(cluster: EngagedCluster) -> None:
+            task = asyncio.current_task()
             try:
                 await handler(cluster)
-            except SystemExit as error:  # as of a reconciler: a library must not end the process
+            except (SystemExit, GeneratorExit) as error:  # as of a reconciler: a library must not end the process
+                if isinstance(error, GeneratorExit) and closed_from_outside(task):
+                    raise
                 raise not_an_exception(error) from None
 
         self._clusters.on_disengage(ended)

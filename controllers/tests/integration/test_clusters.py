@@ -390,7 +390,7 @@ async def test_cluster_whose_caches_do_not_exist_yet_is_missing_in_the_view(
         await eventually(lambda: running.controllers.view.view(WIDGETS).is_complete)
 
 
-@pytest.mark.parametrize("raised", [OSError, SystemExit])
+@pytest.mark.parametrize("raised", [OSError, SystemExit, GeneratorExit])
 async def test_disengage_handler_is_called_with_the_reason_between_two_engagements(
     plane: ControlPlane, raised: type[BaseException]
 ) -> None:
