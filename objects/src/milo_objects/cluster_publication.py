@@ -105,6 +105,8 @@ class EndingCluster(msgspec.Struct, frozen=True):
     """The end of the cluster is written, and then its scopes are purged."""
 
     message: ClusterMessage
+    is_refused: bool = False
+    """Whether the stream did not take it, being full: the scopes end and are purged first, which makes room."""
 
 
 class NothingToPublish(msgspec.Struct, frozen=True):
@@ -444,9 +446,14 @@ class ClusterPublication:
         self._consider(self.record, now)
         self._end_scopes(now)
 
+    @property
+    def _ends_scopes(self) -> bool:
+        """Whether the scopes may end: the cluster has, or cannot before."""
+        return isinstance(self.phase, EndingCluster) and (self.phase.is_refused or not self.record.is_pending)
+
     def _end_scopes(self, now: float) -> None:
         """End the scopes once the end of the cluster is stored: what was on its way before is, too."""
-        if not isinstance(self.phase, EndingCluster) or self.record.is_pending:
+        if not isinstance(self.phase, EndingCluster) or not self._ends_scopes:
             return
         for scope in self.scopes.values():
             last = scope.last
@@ -459,12 +466,12 @@ class ClusterPublication:
 
     def _continue_end(self, now: float) -> None:
         """Finish when all scopes are purged."""
-        if not isinstance(self.phase, EndingCluster) or self.record.is_pending:
+        if not self._ends_scopes:
             return
         unfinished = [scope for scope in self.scopes.values() if scope.over]
         for scope in unfinished:
             self._desire_scope(scope, now)
-        if not unfinished:
+        if not unfinished and not self.record.is_pending:
             self._finish(now)
 
     def _finish(self, now: float) -> None:
@@ -504,7 +511,7 @@ class ClusterPublication:
             case EndingCluster(), ClusterSubject():
                 return self.in_flight == 0
             case EndingCluster(), ScopeSubject():
-                return not self.record.is_pending and bool(self.scopes[subject].over)
+                return self._ends_scopes and bool(self.scopes[subject].over)
         return False
 
     def _consider(self, record: SubjectRecord, now: float) -> None:
@@ -654,6 +661,9 @@ class ClusterPublication:
                 self._full_until = now + self._retry_s
             self._refused(replace(record, attempt=Deferred(self._full_until, problem)), now)
             self._schedule.wake(write.subject, self._full_until)
+            if isinstance(self.phase, EndingCluster) and write.subject == self.record.subject:
+                self.phase = replace(self.phase, is_refused=True)
+                self._end_scopes(now)
         self._settled(now)
 
     def lost(self, write: WriteMessage, now: float) -> None:

@@ -14,7 +14,7 @@ from msgspec.structs import replace
 
 from milo_objects.kinds import Kind
 from milo_objects.projection import ProjectedObject
-from milo_objects.scope import FleetCluster, Gone, ScopeState
+from milo_objects.scope import FleetCluster, Gone, OverBudget, ScopeState, Synced
 from milo_objects.subjects import ClusterSubject, ScopeSubject, Subject, parse
 
 STATE: Final = "Milo-State"
@@ -27,7 +27,12 @@ EPOCH: Final = "Milo-Epoch"
 
 LONGEST_PROBLEM: Final = 240
 _STATE_BYTES: Final = 768
-"""What a scope's message takes besides its cluster."""
+"""What the message of a SYNCED scope takes besides its cluster and its publisher."""
+_SHORTER: Final = 64
+"""A full stream takes a message that is shorter than the one it replaces. What says that something has ended, or is no
+longer so, is shorter by this, which is more than Milo-Reason, Nats-TTL and a longer expected sequence take."""
+_SHORTENED: Final = 192
+"""That of a cluster and of an object, whose identity may have grown: by the time of its deletion, for example."""
 
 T = TypeVar("T")
 
@@ -70,7 +75,8 @@ class ClusterMessage(msgspec.Struct, frozen=True):
             INCARNATION: self.cluster.incarnation,
             **({REASON: self.ended} if self.ended else {}),
         }
-        return Encoded(headers, msgspec.json.encode(self.cluster))
+        body = msgspec.json.encode(self.cluster)
+        return Encoded(headers, body if self.ended else body.ljust(len(body) + _SHORTENED))
 
     def differs(self, published: ClusterMessage) -> bool:
         return self != published
@@ -97,13 +103,19 @@ class ScopeMessage(msgspec.Struct, frozen=True, omit_defaults=True):
         """Whether the cluster has ended, and not the scope alone."""
         return isinstance(self.state, ScopeIsOver) and self.state.reason != Gone.WITHDRAWN.value
 
+    @property
+    def _rank(self) -> int:
+        """The states that a full stream takes after this one have a higher rank."""
+        if isinstance(self.state, Synced):
+            return 0
+        return 3 if isinstance(self.state, ScopeIsOver) else 2 if isinstance(self.state, OverBudget) else 1
+
     def encode(self) -> Encoded:
         headers = {STATE: str(self.state.__struct_config__.tag), UID: self.cluster.uid, EPOCH: str(self.epoch)}
         if isinstance(self.state, ScopeIsOver):
             headers[REASON] = self.state.reason
-        # All states of a scope take the same number of bytes, so that a full stream takes the one that says so.
         size = len(msgspec.json.encode(self.cluster)) + _STATE_BYTES - sum(map(len, (*headers, *headers.values())))
-        size += len(msgspec.json.encode(self.publisher))
+        size += len(msgspec.json.encode(self.publisher)) - _SHORTER * self._rank
         return Encoded(headers, msgspec.json.encode(self).ljust(size))
 
     def differs(self, published: ScopeMessage) -> bool:
@@ -133,14 +145,16 @@ class ObjectMessage(msgspec.Struct, frozen=True, gc=False):
 
     def __post_init__(self) -> None:
         if self.gone and self.object.content != b"{}":
-            # Without its fields, so that a full stream takes it, and because it is remembered for an hour.
+            # Without its fields, so that it is shorter, and because it is remembered for an hour.
             msgspec.structs.force_setattr(self, "object", replace(self.object, content=b"{}"))
 
     def encode(self) -> Encoded:
         headers = {UID: self.object.uid, VERSION: self.object.version, EPOCH: str(self.epoch)}
         if self.gone:
             headers[GONE] = self.gone
-        return Encoded(headers, encode_object(self.object))
+        body = encode_object(self.object)
+        lacks = 0 if self.gone else _SHORTENED - len(self.object.content)
+        return Encoded(headers, body.ljust(len(body) + lacks) if lacks > 0 else body)
 
     def differs(self, published: ObjectMessage) -> bool:
         if self.gone or published.gone or self.epoch != published.epoch:

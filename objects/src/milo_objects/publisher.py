@@ -34,7 +34,7 @@ from milo_objects.jetstream import (
     open_session,
 )
 from milo_objects.kinds import Kind
-from milo_objects.messages import Heartbeat, ScopeMessage, StoredMessage
+from milo_objects.messages import ClusterMessage, Heartbeat, ScopeMessage, StoredMessage
 from milo_objects.nats_source import RECONNECT
 from milo_objects.publication import StreamConnected, StreamPublication
 from milo_objects.scope import Change, ClusterChanged, ClusterEnded, ObjectSource, Scope
@@ -330,6 +330,8 @@ class ObjectPublisher:
             case WriteConflict():
                 publication.conflicted(command, now)
             case StreamFull():
+                if isinstance(command.message, ClusterMessage) and command.message.ended:
+                    self._report(f"the end of {command.message.cluster.name} is not published yet: {result}")
                 publication.full(command, str(result), now)
             case int():
                 publication.written(command, result, now)

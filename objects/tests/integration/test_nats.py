@@ -885,6 +885,25 @@ async def test_full_stream_refuses_new_objects_and_takes_them_once_it_is_larger(
         await eventually(lambda: len(names(objects)) == 99 and objects.view("v1/namespaces").synced)
 
 
+async def test_full_stream_takes_that_objects_and_clusters_are_gone(world: World) -> None:
+    async with world.publisher(new=NewStream(max_bytes=64 << 10)) as publisher, world.reader() as objects:
+        world.fleet.engage("old")
+        for number in range(5):
+            world.fleet.put("old", f"o{number}")
+        await eventually(lambda: len(names(objects)) == 5)
+        world.fleet.engage("web")
+        for size in (150, 0):  # the small ones take what the others leave
+            for number in range(400):
+                world.fleet.put("web", f"n{number} {size}", {"status": {"phase": "x" * size}} if size else None)
+            await eventually(lambda: publisher.publication.refused and not publisher.publication.pending)
+        world.fleet.delete("old", "o0")
+        await eventually(lambda: "o0" not in names(objects))
+        world.fleet.put("web", "more")
+        world.fleet.end("old")
+        await eventually(lambda: set(objects.clusters) == {"web"})
+        assert world.reports == []
+
+
 async def test_account_that_has_its_limit_refuses_messages_and_ends_no_connection(tmp_path: Path) -> None:
     """Found by a reader: the publisher connected again for ever."""
     limited = {"jetstream": {"max_file": 64 << 10}, "users": [{"user": "u", "password": "p"}]}

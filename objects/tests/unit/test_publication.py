@@ -6,9 +6,9 @@ import pytest
 from msgspec.structs import replace
 
 from milo_objects import cluster_publication, gone_objects
-from milo_objects.cluster_publication import BEHIND_S, LONGEST_RETRY_S, TAKEOVER_S
+from milo_objects.cluster_publication import BEHIND_S, LONGEST_RETRY_S, RETRY_S, TAKEOVER_S
 from milo_objects.kinds import Kind
-from milo_objects.messages import ObjectMessage, ScopeIsOver, ScopeMessage, StoredMessage, decode
+from milo_objects.messages import ClusterMessage, ObjectMessage, ScopeIsOver, ScopeMessage, StoredMessage, decode
 from milo_objects.projection import ProjectedObject
 from milo_objects.publication import MOST_BYTES, MOST_WRITES, StreamPublication
 from milo_objects.publication_records import GONE_TTL_S, SubjectRecord
@@ -548,3 +548,23 @@ def test_scope_is_not_synced_while_the_stream_refuses_its_objects(*, changes: bo
     assert states == [OverBudget]
     publishing.write(now + LONGEST_RETRY_S)
     assert state_in(publishing) == Synced(NOW)
+
+
+def test_cluster_whose_end_a_full_stream_refuses_ends_once_its_scopes_have_made_room() -> None:
+    """Such as one whose message is of an earlier version, and has no room for its end."""
+    publishing = Publishing()
+    publishing.put("name")
+    publishing.write()
+    publication = publishing.publication
+    publication.apply(ClusterEnded(FleetCluster(name="web", incarnation="i", uid="u"), "DELETED"), 0.0)
+    (end,) = publication.due(0.0)
+    assert isinstance(end, WriteMessage)
+    assert isinstance(end.message, ClusterMessage)
+    publication.full(end, "full", 0.0)
+    publishing.write()
+    assert [type(decode(found)[1]) for found in publishing.stored.values()] == [ClusterMessage, ScopeMessage]
+    assert scope_in(publishing).state == ScopeIsOver("DELETED")
+    assert publication.is_ending("web")
+    publishing.write(RETRY_S)
+    assert decode(publishing.stored[str(end.subject)])[1] == end.message
+    assert not publication.clusters

@@ -145,7 +145,7 @@ class Faults:
         self._later(1, 40, lambda: setattr(self._world, "loss", 0.0))
 
     def fill(self) -> None:
-        self._world.stream.most = len(self._world.stream.messages)
+        self._world.stream.most = self._world.stream.size + self._random.randrange(2000)
         self._later(1, 60, lambda: setattr(self._world.stream, "most", None))
 
     def _name(self) -> str:

@@ -13,12 +13,13 @@ class Conflict(Exception):  # noqa: N818  (an answer)
 
 
 class Full(Exception):  # noqa: N818  (an answer)
-    """The stream has its maximum of messages."""
+    """The stream has its maximum of bytes."""
 
 
 class Entry(NamedTuple):
     stored: StoredMessage
     expires_at: float | None
+    size: int
 
 
 class Stream:
@@ -38,16 +39,22 @@ class Stream:
         last = self.messages.get(subject)
         if (0 if last is None else last.stored.sequence) != command.expected and not self.ignores_expected:
             raise Conflict
-        if last is None and self.most is not None and len(self.messages) >= self.most:
+        size = _size(command)
+        # As a server does: a replacement that is not shorter needs room beside the message that it replaces.
+        if (last is None or size >= last.size) and self.most is not None and self.size + size >= self.most:
             raise Full
         self._remember()
         self.last_sequence += 1
         self._written(command)
         expires_at = None if command.ttl_s is None else now + command.ttl_s
         self.messages.pop(subject, None)  # the order of the dict is that of the sequences
-        self.messages[subject] = Entry(StoredMessage(subject, self.last_sequence, *command.encoded), expires_at)
+        self.messages[subject] = Entry(StoredMessage(subject, self.last_sequence, *command.encoded), expires_at, size)
         self._changed()
         return self.last_sequence
+
+    @property
+    def size(self) -> int:
+        return sum(entry.size for entry in self.messages.values())
 
     def purge(self, command: Purge) -> None:
         self._remember()
@@ -98,3 +105,13 @@ class Stream:
     def _remember(self) -> None:
         self._undo.append((self.last_sequence, dict(self.messages)))
         del self._undo[:-8]
+
+
+def _size(command: WriteMessage) -> int:
+    """Return the bytes of the headers and the body of a message."""
+    headers = {
+        **command.encoded.headers,
+        "Nats-Expected-Last-Subject-Sequence": str(command.expected),
+        **({} if command.ttl_s is None else {"Nats-TTL": f"{int(command.ttl_s)}s"}),
+    }
+    return sum(len(f"{name}: {value}\r\n") for name, value in headers.items()) + len(command.encoded.body)

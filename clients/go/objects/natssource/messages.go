@@ -1,6 +1,7 @@
 package natssource
 
 import (
+	"bytes"
 	"encoding/json"
 	"fmt"
 	"strconv"
@@ -110,7 +111,8 @@ func decodeObject(message stored) (objectMessage, error) {
 	if err != nil {
 		return objectMessage{}, message.unusable(fmt.Errorf("no %s: %w", epochHeader, err))
 	}
-	return objectMessage{epoch: epoch, gone: message.header.Get(goneHeader), body: message.body}, nil
+	body := bytes.TrimRight(message.body, " ") // which make it longer than the message that it is gone
+	return objectMessage{epoch: epoch, gone: message.header.Get(goneHeader), body: body}, nil
 }
 
 func (s stored) unusable(err error) error {

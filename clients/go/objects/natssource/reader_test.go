@@ -585,3 +585,11 @@ func TestNamespaceWithTheNameOfNoneIsAnotherPlace(t *testing.T) {
 		}
 	}
 }
+
+func TestSpacesAfterAnObjectAreNotPartOfIt(t *testing.T) {
+	header := nats.Header{epochHeader: {"1"}}
+	found, err := decodeObject(stored{header: header, body: []byte(`{"metadata":{"name":"a"}}   `)})
+	if err != nil || string(found.body) != `{"metadata":{"name":"a"}}` {
+		t.Errorf("%q, %v", found.body, err)
+	}
+}
