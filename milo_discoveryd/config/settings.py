@@ -74,8 +74,8 @@ class WatchSettings(Group, frozen=True, kw_only=True):
     from a list may take the same amount in addition until their deletion is confirmed. Beyond it, further objects of
     the namespace, or else organization, with the most are malformed. A source that exceeds it all the same, or that has
     one of these alone, is stale (`OverBudget`). It is listed again after five minutes. The default is enough for about
-    150,000 projects with two labels, 70,000 with eight, or 35,000 declared clusters. A response, such as a page, may have a quarter of it, or up to 8 MiB
-    of it if that is more."""
+    150,000 projects with two labels, 70,000 with eight, or 35,000 declared clusters. A response, such as a page, may
+    have a quarter of it, or up to 8 MiB of it if that is more."""
 
     @property
     def response_limit(self) -> int:

@@ -12,7 +12,7 @@ from milo_discoveryd.instruments import CredentialMetrics
 from milo_discoveryd.kubeconfigs import rendering
 from milo_discoveryd.kubeconfigs.credential_lease import Draw, refresh_at
 from milo_discoveryd.kubeconfigs.lease_table import LeaseEntry
-from milo_discoveryd.kubeconfigs.minter import Minter
+from milo_discoveryd.kubeconfigs.minter import LeaseWait, Minter
 from milo_discoveryd.kubeconfigs.rendering import ClusterTrust, IssuedKubeconfig
 from milo_discoveryd.model.cluster import Cluster, DeclaredTarget, Target
 from milo_discoveryd.rights.rights import Recipient
@@ -96,6 +96,10 @@ class LeaseHandle:
     async def wait_for_issuer(self) -> None:
         """Wait briefly for the first answer of the issuer."""
         await self._minter.first_attempt()
+
+    def wait(self) -> LeaseWait:
+        """Keep the lease, if it has no credential yet, until the wait ends."""
+        return self._minter.wait(self._minter.request(self.key, self._cluster, self._caller))
 
     def credential(self) -> IssuedCredential | None:
         """Return the credential that `issue` would embed."""

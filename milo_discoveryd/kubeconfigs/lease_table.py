@@ -4,7 +4,7 @@ import asyncio
 import heapq
 import itertools
 import weakref
-from collections import defaultdict
+from collections import Counter, OrderedDict, defaultdict
 from collections.abc import Callable, Iterator
 from typing import Generic, TypeVar
 
@@ -14,6 +14,9 @@ from milo_discoveryd.credentials.issued_credential import IssuedCredential
 from milo_discoveryd.kubeconfigs.credential_budget import CredentialBudget
 from milo_discoveryd.kubeconfigs.credential_lease import CredentialLease, Draw
 from milo_discoveryd.model.cluster import Cluster, without_content
+
+UNAWAITED_S = 120.0
+"""Callers that do not wait try again sooner, and find their place in the queue."""
 
 
 class LeaseKey(msgspec.Struct, frozen=True, gc=False):
@@ -82,12 +85,57 @@ class LeaseEntry:
         await self._attempt_ended.wait()
 
 
+class LeaseWaits:
+    """Counts the calls and streams that wait for the next credential of a cluster's lease, and knows the leases without
+    a credential that none has waited for in a while. Callers determine how many leases there are, by the lifetimes that
+    they ask for.
+    """
+
+    def __init__(self) -> None:
+        self._waiters = Counter[LeaseEntry]()
+        self._unawaited = OrderedDict[LeaseEntry, float]()
+        """Since when none waits; the earliest first."""
+
+    def begin(self, entry: LeaseEntry) -> None:
+        self._waiters[entry] += 1
+        self._unawaited.pop(entry, None)
+
+    def end(self, entry: LeaseEntry, now: float) -> None:
+        self._waiters[entry] -= 1
+        if not self._waiters[entry]:
+            del self._waiters[entry]
+            self.note(entry, now)
+
+    def note(self, entry: LeaseEntry, now: float) -> None:
+        """Record that the lease is of use now, though none may wait for it."""
+        self._unawaited.pop(entry, None)
+        if entry.cluster is not None and not entry.is_dropped and entry not in self._waiters:
+            self._unawaited[entry] = now
+
+    def forget(self, entry: LeaseEntry) -> None:
+        """The lease has ended, or has a credential."""
+        self._unawaited.pop(entry, None)
+
+    def take_due(self, now: float) -> Iterator[LeaseEntry]:
+        """Return the leases without a credential that none has waited for since `UNAWAITED_S`."""
+        while self._unawaited:
+            entry, since = next(iter(self._unawaited.items()))
+            if since > now - UNAWAITED_S:
+                return
+            del self._unawaited[entry]
+            if entry.lease.is_renewing:
+                self._unawaited[entry] = now
+            elif entry.lease.held is None:
+                yield entry
+
+
 class LeaseTable:
     def __init__(self, draw: Draw, discarded: Callable[[LeaseEntry], None]) -> None:
         """`discarded` is called with each lease that ends."""
         self._draw = draw
         self._discarded = discarded
         self.budget = CredentialBudget()
+        self.waits = LeaseWaits()
         self._entries: dict[LeaseKey, LeaseEntry] = {}
         self._of_cluster: defaultdict[int, dict[LeaseKey, None]] = defaultdict(dict)
 
@@ -133,6 +181,7 @@ class LeaseTable:
     def _discard(self, key: LeaseKey) -> None:
         entry = self._entries.pop(key)
         entry.drop()
+        self.waits.forget(entry)
         self.count(entry)
         self._discarded(entry)
 

@@ -13,6 +13,7 @@ from contextlib import suppress
 from math import inf
 from typing import TypeAlias
 
+import msgspec
 from msgspec.structs import replace
 
 from milo_discoveryd.credentials.issued_credential import IssuedCredential
@@ -41,8 +42,9 @@ FIRST_ATTEMPT_S = 1.0
 """How long a stream waits for an issuer that has not responded yet, so that its first events contain credentials."""
 CHECK_EVERY_S = 5.0
 """The maximum delay until a step of the wall clock is detected."""
-TTL_STEPS_S = (10, 20, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 14400, 28800, 86400)
+TTL_STEPS_S = (1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 14400, 28800, 86400)
 """A requested ttl is rounded down to one of these, so that few leases serve all requests."""
+LEASES_PER_STEP = 1000
 CLUSTER_BACKOFF_S = 20.0
 """The longest backoff after a failure of one cluster's credential."""
 SLOW_S, SLOW_FACTOR = 0.5, 4.0
@@ -134,16 +136,35 @@ class Minter:
         useful = entry.lease.useful(now)
         if useful is None:
             entry.is_wanted = True
+            self._leases.waits.note(entry, now.steady)
         if self._is_due(entry, now) or (useful is None and entry.lease.due_at is None):
             self._enqueue(entry, caller)
         return entry
 
     async def settle(self, entry: LeaseEntry, within_s: float) -> None:
         """Wait, for up to `within_s`, until the lease has a useful credential, has failed, or was dropped."""
-        with suppress(TimeoutError):
+        waiting = self.wait(entry)
+        try:
             async with asyncio.timeout(within_s):
                 while not entry.is_dropped and not self._is_settled(entry):
                     await entry.attempt_ended()
+        except TimeoutError:
+            pass
+        finally:
+            waiting.end()
+
+    def wait(self, entry: LeaseEntry) -> "LeaseWait":
+        self._leases.waits.begin(entry)
+        return LeaseWait(self, entry)
+
+    def end_wait(self, entry: LeaseEntry) -> None:
+        self._leases.waits.end(entry, self._loop.time())
+
+    async def _remove_unawaited(self) -> None:
+        for count, entry in enumerate(self._leases.waits.take_due(self._loop.time()), 1):
+            self._leases.remove(entry.key)
+            if not count % LEASES_PER_STEP:
+                await asyncio.sleep(0)
 
     def _is_settled(self, entry: LeaseEntry) -> bool:
         return entry.lease.useful(self.now()) is not None or not (entry.queued or entry.lease.is_renewing)
@@ -225,6 +246,7 @@ class Minter:
                     self._check_contained(entry, now)
             for entry in self._timer.take_due(now.steady):
                 self._check_contained(entry, now)
+            await self._remove_unawaited()
             await self._timer.wait_for_due(now.steady, at_most_s=CHECK_EVERY_S)
 
     def _check_contained(self, entry: LeaseEntry, now: Moment) -> None:
@@ -373,8 +395,17 @@ def _is_of_cluster(error: CredentialError) -> bool:
 
 
 def ttl_step(ttl_s: float) -> float:
-    steps = bisect_right(TTL_STEPS_S, ttl_s)
-    return TTL_STEPS_S[steps - 1] if steps else ttl_s
+    return TTL_STEPS_S[max(0, bisect_right(TTL_STEPS_S, ttl_s) - 1)]
+
+
+class LeaseWait(msgspec.Struct, frozen=True, gc=False):
+    """A call or stream that waits for the next credential of a lease."""
+
+    minter: Minter
+    entry: LeaseEntry
+
+    def end(self) -> None:
+        self.minter.end_wait(self.entry)
 
 
 class IssuerOutage:

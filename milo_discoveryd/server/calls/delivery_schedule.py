@@ -9,7 +9,9 @@ import msgspec
 
 from milo_discoveryd.credentials.issued_credential import IssuedCredential
 from milo_discoveryd.kubeconfigs.credential_lease import JUMP_S, Draw
+from milo_discoveryd.kubeconfigs.lease_handle import LeaseHandle
 from milo_discoveryd.kubeconfigs.lease_table import LeaseKey
+from milo_discoveryd.kubeconfigs.minter import LeaseWait
 from milo_discoveryd.model.cluster import Cluster
 from milo_discoveryd.server.calls.grpc_errors import ExhaustedError
 
@@ -104,7 +106,7 @@ class DeliverySchedule:
         """The time at which the quota allows the next kubeconfig."""
         self._due: list[tuple[float, str]] = []
         """A heap of (time, name). Entries whose time differs from the delivery's `due_at` are stale and skipped."""
-        self._waiting: dict[LeaseKey, str | set[str]] = {}
+        self._waiting: dict[LeaseKey, tuple[LeaseWait, str | set[str]]] = {}
         """Names of the deliveries that wait for a lease's next credential. Nearly all leases have one, which is stored
         without a set."""
 
@@ -158,6 +160,8 @@ class DeliverySchedule:
         self.clear()
 
     def clear(self) -> None:
+        for wait, _ in self._waiting.values():
+            wait.end()
         self._budget.remove(self, len(self._deliveries), is_last=True)
         for dropped in (self._deliveries, self._due, self._waiting):
             dropped.clear()
@@ -170,22 +174,25 @@ class DeliverySchedule:
         """Suspend deliveries for this number of seconds."""
         self._paused_until = self.clock() + wait_s
 
-    def await_lease(self, delivery: Delivery, key: LeaseKey) -> None:
+    def await_lease(self, delivery: Delivery, lease: LeaseHandle) -> None:
         """Delay the cluster's next kubeconfig until the lease gets another credential."""
         self._stop_waiting(delivery.name)
-        delivery.waits_for = key
-        others = self._waiting.setdefault(key, delivery.name)
+        delivery.waits_for = key = lease.key
+        wait, others = self._waiting.get(key) or (lease.wait(), delivery.name)
         if isinstance(others, set):
             others.add(delivery.name)
         elif others != delivery.name:
-            self._waiting[key] = {others, delivery.name}
+            others = {others, delivery.name}
+        self._waiting[key] = wait, others
 
     def lease_changed(self, key: LeaseKey, replaced: str) -> None:
         """Schedule the deliveries that wait for a lease, and the delivery for the cluster `replaced`, whose credential
         was replaced at its issuer."""
-        waiting = self._waiting.pop(key, ())
-        for name in (waiting,) if isinstance(waiting, str) else waiting:
-            self._reschedule(name)
+        if (awaited := self._waiting.pop(key, None)) is not None:
+            wait, waiting = awaited
+            wait.end()
+            for name in (waiting,) if isinstance(waiting, str) else waiting:
+                self._reschedule(name)
         if (delivery := self._deliveries.get(replaced)) is not None:
             # The former credential may be invalid before its expiry.
             self._postpone_within(delivery, REPLACED_SPREAD_S)
@@ -228,9 +235,10 @@ class DeliverySchedule:
         delivery = self._deliveries.get(name)
         if delivery is None or delivery.waits_for is None:
             return
-        waiting = self._waiting.get(delivery.waits_for)
+        wait, waiting = self._waiting.get(delivery.waits_for) or (None, None)
         if isinstance(waiting, set):
             waiting.discard(name)
-        if not waiting or waiting == name:
-            self._waiting.pop(delivery.waits_for, None)
+        if wait is not None and (not waiting or waiting == name):
+            del self._waiting[delivery.waits_for]
+            wait.end()
         delivery.waits_for = None

@@ -170,7 +170,7 @@ class KubeconfigRotation:
             return None
         held, had = lease.credential(), delivery.credential
         if held is None or (had is not None and held.credential == had.credential):
-            self._schedule.await_lease(delivery, lease.key)
+            self._schedule.await_lease(delivery, lease)
             return None
         made = self._issue(cluster, lease, delivery, retry_s=RETRY_S)
         kind = pb.ClusterEvent.TYPE_KUBECONFIG

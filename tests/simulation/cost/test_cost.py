@@ -39,7 +39,7 @@ BUDGETS = {
     ),
     "first_list": Budget(72_000, 197, units=1000, functions=_EACH),
     "first_list_end": Budget(106_000, 265, 2_200, units=1000, functions=f"{_EACH} serialize"),
-    "idle": Budget(620, 356, 1_100, units=4, functions="digest serialize", further_functions="digest serialize"),
+    "idle": Budget(690, 356, 1_100, units=4, functions="digest serialize", further_functions="digest serialize"),
     "kind_declarative": Budget(18_400, 0, 1_200, units=100, functions="decode encode encode sort sort sum"),
     "kind_project": Budget(5_700, 0, 1_200, units=100, functions="decode encode encode sort sum"),
     "kind_project_control_plane": Budget(7_700, 0, 1_200, units=100, functions="decode encode encode sort sort sum"),
@@ -50,7 +50,7 @@ BUDGETS = {
     "relist": Budget(31_500, 172, units=1000, functions="decode sort"),
     "relist_end": Budget(31_500, 112, 1, units=1000, functions="decode sort"),
     "renewal": Budget(
-        10_000,
+        10_200,
         4_800,
         240,
         100,

@@ -14,7 +14,7 @@ from milo_discoveryd.credentials.issued_credential import IssuedCredential
 from milo_discoveryd.credentials.issuers.issuer import MintRequest, Scope
 from milo_discoveryd.daemon_errors import BackendError
 from milo_discoveryd.kubeconfigs.credential_lease import BACKOFF_S
-from milo_discoveryd.kubeconfigs.lease_table import LeaseEntry, LeaseKey
+from milo_discoveryd.kubeconfigs.lease_table import UNAWAITED_S, LeaseEntry, LeaseKey
 from milo_discoveryd.kubeconfigs.minter import Minter
 from milo_discoveryd.model.cluster import Cluster
 from milo_discoveryd.telemetry.metrics import Metrics
@@ -71,6 +71,7 @@ class Fleet:
         self._clusters[cluster.incarnation] = cluster
         lease = self.minter.request(self.minter.key(cluster, LIFE_S), cluster)
         lease.is_wanted = True
+        self.minter.wait(lease)
         return lease
 
     def without(self) -> int:
@@ -342,3 +343,33 @@ def test_credential_leases_recover_within_seconds_after_a_long_outage_without_a_
         assert peak <= PER_SECOND + BURST
 
     in_virtual_time(lambda: Fleet(size, backend), play)
+
+
+class Hanging(Backend):
+    """An issuer that never responds."""
+
+    async def mint(self, request: MintRequest) -> IssuedCredential:
+        await asyncio.Event().wait()
+        return await super().mint(request)
+
+
+def test_leases_that_none_waits_for_any_more_end_however_many_lifetimes_callers_have_asked_for() -> None:
+    async def play(fleet: Fleet) -> None:
+        minter, clusters = fleet.minter, [a_cluster(f"q-{number}", number) for number in range(100, 200)]
+        for cluster in clusters:
+            for ttl_s in (*(1 + number / 1000 for number in range(100)), 60.0, 3600.0):
+                minter.request(minter.key(cluster, ttl_s), cluster)
+        asked = len(minter) - 20
+        assert asked == 3 * len(clusters)
+        waits = [minter.wait(minter.request(minter.key(cluster, 60.0), cluster)) for cluster in clusters]
+        await asyncio.sleep(3 * UNAWAITED_S)
+        assert len(minter) - 20 <= len(clusters) + 16 * BURST  # and those whose mints are in flight
+        for wait in waits:
+            wait.end()
+        await asyncio.sleep(UNAWAITED_S / 2)
+        kept = minter.request(minter.key(clusters[0], 60.0), clusters[0])
+        await asyncio.sleep(UNAWAITED_S / 2 + 10)
+        assert minter.request(minter.key(clusters[0], 60.0), clusters[0]) is kept
+        assert len(minter) - 20 <= 1 + 16 * BURST
+
+    in_virtual_time(lambda: Fleet(20, Hanging(Scope.CLUSTER, takes_ttl=True)), play)

@@ -321,7 +321,7 @@ async def test_first_credential_issuer_whose_selector_matches_serves_cluster() -
 
 
 @pytest.mark.parametrize(
-    ("asked_s", "minted_s"), [(None, 600), (60, 60), (89, 60), (899, 600), (900, 900), (86400, 900), (3, 3)]
+    ("asked_s", "minted_s"), [(None, 600), (60, 60), (89, 60), (899, 600), (900, 900), (86400, 900), (3, 2), (0.5, 1)]
 )
 async def test_ttl_is_capped_and_rounded_down(asked_s: float | None, minted_s: float) -> None:
     backend = Backend(Scope.CLUSTER, life_s=1e6, takes_ttl=True)

@@ -5,6 +5,7 @@ import math
 from random import Random
 from typing import Any
 
+import msgspec
 import pytest
 from msgspec.structs import replace
 
@@ -49,6 +50,10 @@ class Lease:
         self._world = world
         self._name = cluster.target.name
 
+    def wait(self) -> "Wait":
+        self._world.waiting += 1
+        return Wait(self._world)
+
     def credential(self) -> IssuedCredential:
         world = self._world
         world.asked.append(self._name)
@@ -59,6 +64,13 @@ class Lease:
     def issue(self, incarnation: str, to: Recipient) -> IssuedKubeconfig:
         now = self._world.now
         return IssuedKubeconfig(self._name, b"text", now, now + LIFE_S, now + LIFE_S / 2, self.credential())
+
+
+class Wait(msgspec.Struct, gc=False):
+    world: "World"
+
+    def end(self) -> None:
+        self.world.waiting -= 1
 
 
 class World:
@@ -73,6 +85,7 @@ class World:
         self.taken = 0
         self.minted = 0
         self.asked: list[str] = []
+        self.waiting = 0
         self.fleet = Fleet(ChangeLog(encoder(EPOCH), Retention()))
         self.source = new_source(Ledger(), fleet=self.fleet)
         self.source.engagements.commit([ready("alpha"), ready("beta")], Moment(0.0, 0.0))
@@ -318,19 +331,39 @@ def test_rotation_of_many_kubeconfigs_gives_the_garbage_collector_nothing_to_exa
 
 def test_deliveries_that_wait_for_one_lease_are_due_once_it_changed(world: World) -> None:
     schedule = DeliverySchedule(lambda: world.now, lambda: world.now, lambda: 0.0)
-    key = LeaseKey("shared", 0, LIFE_S)
     clusters = {cluster.target.name: cluster for cluster in world.fleet.clusters()}
+    lease: Any = Lease(world, clusters["alpha"])
+    lease.key = key = LeaseKey("shared", 0, LIFE_S)
     for cluster in clusters.values():
         delivery = schedule.schedule(cluster, "shared", None, 0.0)
         assert schedule.pop_due() is delivery
         for _ in range(2):
-            schedule.await_lease(delivery, key)
+            schedule.await_lease(delivery, lease)
     assert schedule.due_in_s == math.inf
     schedule.forget("alpha")
+    assert world.waiting == 1
     schedule.lease_changed(key, "")
+    assert world.waiting == 0
     assert schedule.due_in_s == 0.0
     assert schedule.pop_due() is schedule["beta"]
     assert schedule.due_in_s == math.inf
+
+
+@pytest.mark.parametrize("forget", [True, False])
+def test_stream_that_ends_or_forgets_its_clusters_waits_for_no_lease(world: World, forget: bool) -> None:
+    schedule = DeliverySchedule(lambda: world.now, lambda: world.now, lambda: 0.0)
+    for cluster in world.fleet.clusters():
+        lease: Any = Lease(world, cluster)
+        schedule.await_lease(schedule.schedule(cluster, "own", None, 0.0), lease)
+    assert world.waiting == 2
+    if forget:
+        for name in schedule.names:
+            schedule.forget(name)
+    else:
+        schedule.clear()
+    assert world.waiting == 0
+    schedule.clear()
+    assert world.waiting == 0
 
 
 def test_rotation_renewals_are_kubeconfig_events(world: World) -> None:
@@ -349,7 +382,7 @@ def test_rotation_forgets_clusters_disengaged_while_the_issuer_failed(
     rotation = world.rotation()
     rotation.attach_kubeconfigs(world.snapshot())
     assert rotation.take_due(LATEST) == b""
-    assert {*rotation._schedule._waiting.values()} == {"alpha", "beta"}
+    assert {names for _, names in rotation._schedule._waiting.values()} == {"alpha", "beta"}
     ends = [Frame(EventType.DISENGAGED, cluster, "", b"") for cluster in world.fleet.clusters()]
     rotation.attach_kubeconfigs(slice_of(ends))
     assert not rotation._schedule._waiting
