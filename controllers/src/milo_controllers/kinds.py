@@ -52,6 +52,13 @@ class MetadataDocument(Document):
     def get(self, name: str, default: Any = None) -> Any:
         return default if name in _METADATA_FIELDS and name not in self else self[name]
 
+    def __contains__(self, name: object) -> bool:
+        return super().__contains__(name) or (name not in _METADATA_FIELDS and self.__missing__(str(name)))
+
+    def pop(self, name: str, *default: Any) -> Any:
+        _ = name in self  # raises NotCached
+        return super().pop(name, *default)
+
 
 class Kind(ResourcePaths, Generic[T]):
     """A kind of object, for example `Kind("example.com/v1/widgets")`, or `Kind("v1/configmaps", V1ConfigMap)`.

@@ -146,9 +146,13 @@ def test_metadata_only_object_raises_for_fields_that_are_not_cached() -> None:
         *({"name": "a"}, {"name": "a"}),
         *(None, 1),
     )
-    for read in (lambda: found["status"], lambda: found.get("spec")):
+    for read in (
+        lambda: found["status"], lambda: found.get("spec"), lambda: "spec" in found, lambda: found.pop("spec", None)
+    ):  # fmt: skip
         with pytest.raises(NotCached, match="metadata_only"):
             read()
+    assert ("metadata" in found, "kind" in found, "extra" in found, found.pop("kind", "")) == (True, False, True, "")
+    assert found.pop("extra") == 1
     assert kind.document(b"{}") == {}
     with pytest.raises(ValueError, match="metadata_only=True"):
         Kind("v1/widgets", Sized, metadata_only=True)  # type: ignore[call-overload]
