@@ -62,6 +62,7 @@ class ClusterCaches:
     def get(self, kind: Kind[T], name: str, namespace: str = "") -> T | None: ...
     def get(self, kind: Any, name: str, namespace: str = "") -> Any:
         """Return the object; None if it does not exist. Raises NotCached or NotSynced."""
+        _check_namespace(kind, namespace)
         found = self._found(kind, name, namespace)
         return None if found is None else self._decoder(kind)(found.raw)
 
@@ -95,6 +96,7 @@ class ClusterCaches:
 
         Raises NotCached or NotSynced.
         """
+        _check_namespace(kind, namespace)
         objects, decode = self._held(kind, owner, index), self._decoder(kind)
         return (decode(found.raw) for found in objects if namespace is None or found.namespace == namespace)
 
@@ -272,6 +274,13 @@ def _scope_view(found: Informer) -> ScopeView:
     if invalid and isinstance(state, Synced):
         state = Stale(state.since, invalid)
     return ScopeView(state, found.cache.is_filled)
+
+
+def _check_namespace(kind: AnyKind, namespace: str | None) -> None:
+    """Raise NotCached if the objects of the kind are cached in another namespace only."""
+    key = kind_of(kind).key
+    if namespace is not None and key.namespace not in ("", namespace):
+        raise NotCached(f"{key.resource}: the namespace {namespace!r} is not cached, only {key.namespace!r}")
 
 
 def synced_cache(member: CachedCluster, kind: AnyKind) -> ObjectCache:

@@ -7,6 +7,7 @@ from typing import Any, cast
 
 import pytest
 
+from milo_controllers.errors import NotCached
 from milo_controllers.event_loop import EventLoop
 from milo_controllers.fleet_view import CachedCluster, FleetView
 from milo_controllers.kinds import Kind
@@ -62,6 +63,20 @@ async def test_what_one_cluster_sends_fails_no_reader_of_all(content: bytes) -> 
     assert found == [("hostile", "good"), ("web", "fine")]
     (warning,) = cast("Any", hostile.cluster).warnings
     assert warning.startswith("hostile: v1/configmaps bad cannot be decoded: ")
+
+
+async def test_namespace_that_is_not_cached_is_not_taken_for_an_empty_one() -> None:
+    """Found by a reader: an object there was said not to exist."""
+    shop: Kind[Any] = Kind("v1/configmaps", namespace="default")
+    web: Any = cluster("web", fine=b"{}")
+    web.informers = {shop.key: web.informers[CONFIG_MAPS.key]}
+    caches = FleetView({"web": web}).cluster("web")
+    assert caches is not None
+    for read in (lambda: caches.get(shop, "fine", "other"), lambda: list(caches.list(shop, "other"))):
+        with pytest.raises(NotCached, match="the namespace 'other' is not cached, only 'default'"):
+            read()
+    assert caches.get(shop, "fine", "default") is not None
+    assert [len(list(caches.list(shop, namespace))) for namespace in ("default", None)] == [1, 1]
 
 
 async def test_list_of_an_owner_and_an_index_value_has_only_the_objects_of_both() -> None:
