@@ -2,10 +2,10 @@
 
 Of the concurrent mints, at most a quarter are retries after a failure of the cluster itself, and at most three quarters
 are first credentials and retries together. A tenant, as `Target.tenant` names it, uses at most half of the slots that
-the other tenants leave free, and the tenant with the fewest mints in flight is next, before those whose last mint
-failed: one owner of objects may have many tenants, all of which hang. So does a source, whose objects may name the
-tenants of another one, and while its backend is down, one mint at a time is made for it. A cluster has at most one mint
-in flight.
+the other tenants leave free, and the tenant with the fewest mints in flight is next, within a round before those whose
+last mint failed: one owner of objects may have many tenants, all of which hang. So does a source, whose objects may
+name the tenants of another one, and while its backend is down, one mint at a time is made for it. A cluster has at most
+one mint in flight.
 
 A first credential or renewal that takes much longer than others leaves its slot, and goes on as one of a limited number
 of slow mints: hundreds of tenants that have not failed before can hang at once. It still counts in the share of its
@@ -48,8 +48,9 @@ class QueuedMint(msgspec.Struct, frozen=True, order=True):
     number: int
 
 
-_Turn: TypeAlias = tuple[float, bool, QueuedMint]
-"""The turn of a tenant: when its first lease expires, whether its last mint failed, and the place of that lease."""
+_Turn: TypeAlias = tuple[float, int, bool, QueuedMint]
+"""The turn of a tenant: when its first lease expires, the round of that, whether the tenant's last mint failed, and the
+place of that lease."""
 
 
 class _WaitingMints(Generic[M]):
@@ -81,7 +82,8 @@ class _WaitingMints(Generic[M]):
         if heap is None:
             self._listed.pop(tenant, None)
             return
-        turn = heap[0][0].ends_at, tenant in self._failing, heap[0][0]
+        first = heap[0][0]
+        turn = first.ends_at, first.round, tenant in self._failing, first
         if self._listed.get(tenant) != turn:
             self._listed[tenant] = turn
             heapq.heappush(self._firsts, (turn, tenant))
@@ -265,7 +267,7 @@ class MintQueue(Generic[M]):
                 for tenant, its_running in all_.by_tenant.items():
                     if tenant in mints.by_tenant and (not tenant[1] or taken.by_tenant.get(tenant, 0) < left):
                         first = mints.by_tenant[tenant][0][0]
-                        turn = first.ends_at, tenant in self._failing, first
+                        turn = first.ends_at, first.round, tenant in self._failing, first
                         heads.append((running, its_running, turn, kind, tenant))
         if not heads:
             return None
