@@ -9,7 +9,7 @@ when all objects of its first list are stored. An end comes when no write is on 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from typing import Final, Protocol, TypeAlias
 
 import msgspec
@@ -212,6 +212,17 @@ class ClusterPublication:
             return True
         scope = self.scopes.get(subject)
         return scope is not None and (sequence <= scope.record.sequence or is_sent(scope.record.attempt))
+
+    def is_lost(self, subjects: Container[str], last_sequence: int) -> bool:
+        """Return whether somebody has purged the stream of what it had of the cluster. `subjects`: those of clusters
+        and scopes that the stream has, which are read after the sequence."""
+        if not isinstance(self.phase, WritingStream) or not self._has_claimed:
+            return False
+        alive = [self.record, *(scope.record for scope in self.scopes.values() if scope.published is not None)]
+        return any(
+            record.sequence <= last_sequence and not is_sent(record.attempt) and str(record.subject) not in subjects
+            for record in alive
+        )
 
     def end_orphan(self, cluster: FleetCluster, now: float) -> None:
         """Publish the end of a cluster that the daemon has disengaged while nobody published it."""

@@ -140,14 +140,16 @@ class StreamPublication:
         return {key: cluster for key, cluster in found.items() if key not in self.clusters}
 
     def review(self, stored: Iterable[StoredMessage], last_sequence: int, now: float) -> list[Purge]:
-        """Read again the clusters in which another publisher has written of a scope. `last_sequence`: that of the
-        stream before `stored` was read.
+        """Read again the clusters in which another publisher has written of a scope, or which the stream has lost.
+        `stored`: the messages of all clusters and scopes. `last_sequence`: that of the stream before they were read.
 
         Returns the purges that follow the ends of scopes: a publisher may have been killed before its own, and a write
         may have been stored late.
         """
         purges: list[Purge] = []
+        subjects: set[str] = set()
         for message in stored:
+            subjects.add(message.subject)
             try:
                 subject, decoded = decode(message)
             except ValueError:
@@ -158,6 +160,9 @@ class StreamPublication:
                 purges.append(Purge(subject, max(message.sequence, last_sequence + 1), 0))
             elif (found := self.clusters.get(subject.cluster)) and not found.publishes(subject, message.sequence):
                 found.reread(now)
+        for cluster in self.clusters.values():
+            if cluster.is_lost(subjects, last_sequence):
+                cluster.reread(now)
         return purges
 
     def end_orphan(self, cluster: FleetCluster, now: float) -> None:

@@ -596,6 +596,43 @@ async def test_deleted_stream_is_refused_with_the_remedy_and_written_again_when_
         await eventually(lambda: names(objects) == {"default", "another"} and objects.view("v1/namespaces").synced)
 
 
+async def test_stream_that_is_created_again_between_two_heartbeats_is_written_again(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jetstream, "_HEARTBEAT_S", 0.2)
+    beating, beat = asyncio.Event(), NatsSession.beat
+
+    async def held(self: NatsSession, heartbeat: Heartbeat) -> int:
+        await beating.wait()
+        return await beat(self, heartbeat)
+
+    monkeypatch.setattr(NatsSession, "beat", held)
+    world.fleet.engage("web")
+    world.fleet.put("web", "default")
+    async with world.publisher() as publisher, world.reader() as objects:
+        await eventually(lambda: names(objects) == {"default"} and publisher.publication.is_settled)
+        before = {stored.subject for stored in await world.stored()}
+        async with world.session() as session:
+            await session.call("STREAM.DELETE.milo")
+            await session.stream(NewStream())
+        beating.set()
+        await eventually(lambda: "publishing continues" in world.reports)
+        await settled(publisher)
+        assert {stored.subject for stored in await world.stored()} == before
+
+
+async def test_purged_stream_is_written_again(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(publisher, "LOOK_EVERY_S", 0.1)
+    world.fleet.engage("web")
+    world.fleet.put("web", "default")
+    async with world.publisher() as first:
+        await settled(first)
+        async with world.session() as session:
+            await session.call("STREAM.PURGE.milo")
+        async with world.reader() as objects:
+            await eventually(lambda: names(objects) == {"default"})
+
+
 async def test_reader_keeps_what_a_lost_stream_had_until_it_is_written_again(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:

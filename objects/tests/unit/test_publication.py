@@ -568,3 +568,20 @@ def test_cluster_whose_end_a_full_stream_refuses_ends_once_its_scopes_have_made_
     publishing.write(RETRY_S)
     assert decode(publishing.stored[str(end.subject)])[1] == end.message
     assert not publication.clusters
+
+
+@pytest.mark.parametrize("purged", ["milo", "milo.clusters.", "milo.objects."])
+def test_cluster_that_somebody_has_purged_from_the_stream_is_written_again(purged: str) -> None:
+    publishing = Publishing()
+    publishing.put("name")
+    publishing.write()
+    publication, before = publishing.publication, {*publishing.stored}
+    assert not publication.review([*publishing.stored.values()], publishing.sequence, 0.0)
+    assert publication.is_settled
+    publishing.stored = {key: found for key, found in publishing.stored.items() if not key.startswith(purged)}
+    publication.review([], 0, 0.0)  # read before it was written
+    assert publication.is_settled
+    publication.review([*publishing.stored.values()], publishing.sequence, 0.0)
+    publishing.write()
+    assert {*publishing.stored} == before
+    assert publication.is_settled
