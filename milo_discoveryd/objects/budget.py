@@ -2,12 +2,14 @@
 
 A broken or malicious API server can list pages and send watch events without end, and so can a tenant create objects.
 If several tenants have objects in a source that is at its limit, the objects of those with the most are not taken, and
-only these. A source that exceeds the limit all the same is stale.
+only these. A marker is kept of each, as far as there is room for markers; of further new ones nothing is known. A
+source that exceeds the limit all the same is stale.
 
 A tenant is the namespace of its objects. Objects without a namespace belong to their organization.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
+from itertools import chain
 from typing import Protocol
 
 import msgspec
@@ -25,6 +27,8 @@ MARKERS = "\0markers"
 _MARKERS_PART = 8
 """Markers may weigh an eighth of the limit beyond it."""
 _MARKER_CHARACTERS = 256
+_LEFT_OUT_PART = 4
+"""What a list leaves out may weigh four times the limit, without its content: a list without end exceeds that."""
 _OTHERS_PART = 2
 """The objects of tenants within their share, and markers, may weigh half of the limit beyond what else is kept."""
 _PRECISION = 64
@@ -61,10 +65,19 @@ def marker(observed: ObservedObject, owner: str, limit: int) -> ObservedObject:
     return excerpt if isinstance(excerpt, Malformed) else msgspec.structs.replace(excerpt, fields=None)
 
 
+def least_marker(marked: ObservedObject) -> ObservedObject:
+    """Return the marker of a known object for which there is no room: it takes no more than what is known."""
+    return msgspec.structs.replace(marked, message=OVER_BUDGET)
+
+
 class TenantWeights(Protocol):
     @property
     def by_owner(self) -> Mapping[str, int]:
         """What counts in the budget now, by tenant."""
+
+    @property
+    def known_by_owner(self) -> Mapping[str, int]:
+        """The weights of the known objects by tenant, also while a list is in progress: it may contain all of them."""
 
 
 class ObjectBudget:
@@ -99,11 +112,14 @@ class ObjectBudget:
 
     @property
     def has_shares(self) -> bool:
-        """Whether several tenants have objects in the source."""
-        return self.has_others(next(self._owners(), ""))
+        """Whether several tenants have objects in the source; only those count that a list in progress contains."""
+        first = next(self._owners(), "")
+        return any(owner != first for owner in self._owners())
 
     def has_others(self, than: str) -> bool:
-        return any(owner != than for owner in self._owners())
+        """Return whether other tenants have objects in the source, as far as is known while a list is in progress."""
+        known = (owner for weights in self._collections for owner in weights.known_by_owner if owner is not MARKERS)
+        return any(owner != than for owner in chain(self._owners(), known))
 
     def _owners(self) -> Iterator[str]:
         return (owner for weights in self._collections for owner in weights.by_owner if owner is not MARKERS)
@@ -117,8 +133,24 @@ class ObjectBudget:
 
     def fits_share(self, owner: str, more_used: int, more_kept: int) -> bool:
         """Return whether there is room for more of a tenant's objects in a source at its limit."""
-        is_within_share = self.has_others(owner) and self.used_by(owner) + more_used <= self.share
+        is_within_share = self.has_others(owner) and self._claimed_by(owner, more_used, more_kept) <= self.share
         return is_within_share and self.kept + more_kept <= self._most_kept
+
+    def _claimed_by(self, owner: str, more_used: int, more_kept: int) -> int:
+        known = sum(weights.known_by_owner.get(owner, 0) for weights in self._collections)
+        return max(self.used_by(owner) + more_used, known + more_kept)
+
+    def is_beyond_share(self, owner: str, weight: int) -> bool:
+        """Return whether it is a tenant's own objects that leave no room for more of them, as far as tenants are known.
+
+        If not even the first object of a tenant fits, the source has too many tenants.
+        """
+        claimed = self._claimed_by(owner, 0, 0)
+        return not self.has_others(owner) or 0 < claimed > self.share - weight
+
+    def leaves_out(self, weight: int) -> bool:
+        """Return whether a list may leave out that much."""
+        return weight <= _LEFT_OUT_PART * self.limit
 
     def fits_marker(self, weight: int, more_kept: int) -> bool:
         is_within_part = self.used_by(MARKERS) + weight <= self.limit // _MARKERS_PART

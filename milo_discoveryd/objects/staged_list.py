@@ -57,7 +57,8 @@ class StagedList:
         self._uids, self._staged, self._suspects, self._known = {}, {}, {}, 0
 
     def add(self, listed: ObservedObject) -> None:
-        """Add an object. Its state is not staged if it exceeds the budget of the source."""
+        """Add an object. Its state is not staged if it exceeds the budget of the source; a new one is not kept at all
+        then."""
         store = self._store
         record = store[listed.name]
         listed = store.sharing_content(listed)
@@ -74,6 +75,8 @@ class StagedList:
             store.weight.add_unchanged(record.owner, record.weight)
             return
         if (admitted := store.admit(listed, is_listed=True)) is None:
+            if record is None and name not in self._staged:
+                del self._uids[name]
             return
         _, weight, owner = self._staged[name] = admitted
         store.weight.add_listed(owner, weight, weight if record is None else weight - record.weight)

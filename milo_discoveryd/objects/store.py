@@ -26,6 +26,7 @@ from milo_discoveryd.objects.budget import (
     MARKERS,
     OVER_BUDGET_RETRY_S,
     ObjectBudget,
+    least_marker,
     marker,
     over_budget_problem,
 )
@@ -122,12 +123,14 @@ class CollectionWeight:
         budget.add_collection(self)
         self.by_owner: dict[str, int] = {}
         self._known = self._kept = 0
-        self._known_by_owner = self.by_owner
+        self.known_by_owner = self.by_owner
         self.names: dict[str, str] = {}
         """One instance of the name of each tenant, which saves memory."""
         self._listed: int | None = None
         self._kept_with_list = 0
         """The weight of all objects, and what the list in progress adds to it."""
+        self._left_out = 0
+        """The weight of the objects that the list in progress leaves out, without their content."""
         self.problem = ""
         """Why an object exceeded the budget; empty if none has since the start of the last list."""
         self.is_over_share = False
@@ -147,14 +150,28 @@ class CollectionWeight:
             return True
         return budget.fits_share(owner, more_used, more_kept)
 
+    def fits_marker(self, more_used: int, more_kept: int, *, is_new: bool) -> bool:
+        """Return whether there is room for a marker. Those that a list adds leave room for the known ones."""
+        if is_new and self._listed is not None:
+            more_used += self.known_by_owner.get(MARKERS, 0)
+        return self.budget.fits_marker(more_used, more_kept)
+
+    def leave_out(self, owner: str, weight: int) -> bool:
+        """Return whether to leave out a new object, for which there is not even room as a marker."""
+        if self._listed is not None:
+            self._left_out += OBJECT_OVERHEAD
+            if not self.budget.leaves_out(self._left_out):
+                return False
+        return self.budget.is_beyond_share(owner, weight)
+
     def add(self, owner: str, more_used: int, more_kept: int) -> None:
         """Add a change in the weight of the known objects."""
         self._known += more_used
         self._kept += more_kept
-        if by_owner := self._known_by_owner.get(owner, 0) + more_used:
-            self._known_by_owner[owner] = by_owner
+        if by_owner := self.known_by_owner.get(owner, 0) + more_used:
+            self.known_by_owner[owner] = by_owner
         else:
-            self._known_by_owner.pop(owner, None)
+            self.known_by_owner.pop(owner, None)
             self.names.pop(owner, None)
         if self._listed is None:
             budget = self.budget
@@ -167,6 +184,7 @@ class CollectionWeight:
             self.list_ended()  # the previous list was not completed
         self.budget.add(-self._known, 0)
         self._listed, self._kept_with_list, self.by_owner, self.names = 0, self._kept, {}, {}
+        self._left_out = 0
         self.problem, self.is_over_share, self.relist_at = "", False, None
 
     def add_listed(self, owner: str, weight: int, more_kept: int) -> None:
@@ -197,7 +215,7 @@ class CollectionWeight:
     def list_ended(self) -> None:
         assert self._listed is not None, "no list was started"
         self.budget.add(self._known - self._listed, self._kept - self._kept_with_list)
-        self._listed, self.by_owner = None, self._known_by_owner
+        self._listed, self.by_owner = None, self.known_by_owner
 
 
 class ObjectRecord(msgspec.Struct, kw_only=True, gc=False):
@@ -271,9 +289,10 @@ class ObjectStore:
                 self.outdated += 1
                 continue
             admitted = self.admit(observation)
-            if admitted is None:
+            if admitted is not None:
+                changes.append(self._put(*admitted))
+            elif self.weight.problem:
                 break
-            changes.append(self._put(*admitted))
         return changes
 
     def apply_listed(self, listed: Iterable[Weighed]) -> list[ObjectChange]:
@@ -296,27 +315,38 @@ class ObjectStore:
         """Return what to apply of an observation, which may be part of the list in progress: all of it, or a marker if
         its tenant is over its share.
 
-        Returns None if the source exceeds its budget: see `CollectionWeight.problem`.
+        Returns None if nothing is to be applied: a new object of such a tenant for which there is no room as a marker,
+        or the source exceeds its budget (see `CollectionWeight.problem`).
         """
         record = self._records.get(observed.name)
         kept = 0 if record is None else record.weight
         used = 0 if is_listed or observed.name in self._missing else kept
-        budget, weight = self.weight.budget, _weight_of(observed, record)
+        weight = _weight_of(observed, record)
         if record is not None and weight == used:
             return observed, weight, record.owner
         owner = self._owner_of(observed, record)
         if self.weight.fits(owner, weight - used, weight - kept):
             return observed, weight, owner
-        marked = marker(observed, owner, budget.limit)
-        bare, is_marker = weigh(marked), record is not None and record.owner is MARKERS
-        if is_listed or budget.has_others(owner):  # once the list is complete, its tenants are known
+        if is_listed or self.weight.budget.has_others(owner):  # once the list is complete, its tenants are known
             self.weight.is_over_share = True
-            if bare <= kept and not is_marker:
-                return marked, kept, owner  # the record keeps its content
-            if budget.fits_marker(bare - used if is_marker else bare, bare - kept):
-                return marked, bare, MARKERS
+            marked = self._marked(observed, record, owner, used)
+            if marked is not None or self.weight.leave_out(owner, weight):
+                return marked
         self.weight.exceed()
         return None
+
+    def _marked(self, observed: ObservedObject, record: ObjectRecord | None, owner: str, used: int) -> Weighed | None:
+        """Return the marker of an object that is not taken; None if there is no room for it and the object is new."""
+        marked = marker(observed, owner, self.weight.budget.limit)
+        bare, kept = weigh(marked), 0 if record is None else record.weight
+        is_marker = record is not None and record.owner is MARKERS
+        if bare <= kept and not is_marker:
+            return marked, kept, owner  # the record keeps its content
+        if self.weight.fits_marker(bare - used if is_marker else bare, bare - kept, is_new=not is_marker):
+            return marked, bare, MARKERS
+        if record is None or record.state in ABSENT_STATES:
+            return None
+        return least_marker(marked), kept, record.owner
 
     def weighed(self, observed: ObservedObject) -> Weighed:
         """Return an observation with its weight in the memory budget once it is applied."""

@@ -1,18 +1,21 @@
 """The shares of tenants in the budget of a source: one that fills it delays nobody else."""
 
 from collections.abc import Iterable
+from itertools import count, islice
 from random import Random
 from typing import Any
 
 import msgspec
 import pytest
 
+from milo_discoveryd.log.events import Event
+from milo_discoveryd.model.contributions import ContributingObject, ObjectContent, ObservedObject
 from milo_discoveryd.model.object_state import ObjectState
 from milo_discoveryd.model.observation import NotReady, ObjectFields, Observation, Ready
-from milo_discoveryd.objects.budget import OVER_BUDGET_RETRY_S, ObjectBudget, fair_share
+from milo_discoveryd.objects.budget import MARKERS, OVER_BUDGET, OVER_BUDGET_RETRY_S, ObjectBudget, fair_share
 from milo_discoveryd.objects.pending_deletions import Absent
-from milo_discoveryd.objects.store import CollectionWeight, weigh
-from milo_kube.reflect.messages import DeletionReported, Listed, ListEnded, ListStarted, ObjectChanged
+from milo_discoveryd.objects.store import CollectionWeight, ObjectChanges, weigh
+from milo_kube.reflect.messages import DeletionReported, Listed, ListEnded, ListStarted, ObjectChanged, SourceEvent
 from tests.unit.fleet.fleets import ListedClusters, malformed, not_ready, ready
 
 LIMIT = 200_000
@@ -37,8 +40,20 @@ class SharedSource(ListedClusters):
     def engaged(self, tenant: str) -> int:
         return sum(cluster.target.name.startswith(tenant) for cluster in self.engagements.clusters())
 
+    def taken(self, tenant: str) -> set[str]:
+        known = self.store.items()
+        return {key for key, record in known if key.startswith(tenant) and record.state is ObjectState.READY}
+
+    def content(self, tenant: str) -> set[str]:
+        return {key for key, record in self.store.items() if key.startswith(tenant) and record.content is not None}
+
     def states(self, tenant: str) -> set[ObjectState]:
         return {record.state for key, record in self.store.items() if key.startswith(tenant)}
+
+
+class ContributedSource(SharedSource):
+    def _commit(self, objects: ObjectChanges) -> list[Event]:
+        return []
 
 
 @pytest.fixture
@@ -134,12 +149,114 @@ def test_state_of_an_object_that_is_not_taken_is_known(source: SharedSource) -> 
     assert source.collection.over_budget == ""
 
 
-def test_source_with_more_objects_than_can_be_known_is_over_its_budget(source: SharedSource) -> None:
-    source.lists(*objects("large", 1000), *objects("small", 1))
-    assert not source.collection.is_synced
+@pytest.fixture(params=["namespaces", "organizations", "contributions"])
+def kind(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+def of_kind(kind: str, tenant: str, numbers: Iterable[int], version: str = "1", size: int = 0) -> list[ObservedObject]:
+    keyed = kind != "organizations"
+    seen = [of(tenant, f"p-{number:04}", version, size=size, keyed=keyed) for number in numbers]
+    if kind != "contributions":
+        return [*seen]
+    return [ContributingObject(each.name, each.uid, version, ObjectContent(value=each.target)) for each in seen]
+
+
+def test_further_objects_of_a_tenant_of_which_there_is_room_for_nothing_are_left_out(kind: str) -> None:
+    source = ContributedSource() if kind == "contributions" else SharedSource()
+
+    def lists() -> None:
+        source.lists(*evil, *honest)
+        assert (source.collection.over_budget, source.collection.is_synced) == ("", True)
+
+    def sees(*events: SourceEvent[ObservedObject]) -> None:
+        source.take(*events)
+        assert source.collection.over_budget == ""
+
+    evil, honest = of_kind(kind, "evil", range(800)), of_kind(kind, "honest", range(5))
+    lists()
+    taken, known = source.taken("evil"), len([*source.store.items()])
+    assert (len(source.taken("honest")), source.states("evil")) == (5, {ObjectState.READY, ObjectState.MALFORMED})
+    assert 100 < len(taken) < known < 800
+    further, new = of_kind(kind, "evil", range(800, 1600)), of_kind(kind, "honest", range(5, 20))
+    sees(*map(ObjectChanged, further), *map(ObjectChanged, new), *map(ObjectChanged, further))
+    sees(DeletionReported(further[0].name, "u1"))
+    evil, honest = evil + further, honest + new
+    assert (len(source.taken("honest")), source.taken("evil")) == (20, taken)
+    assert (len([*source.store.items()]), source.due_requests()) == (known + 15, [])
+    lists()
+    assert (len(source.taken("honest")), source.taken("evil"), source.due_requests()) == (20, taken, [])
+    sees(*map(ObjectChanged, of_kind(kind, "evil", range(1600), "2", size=100)))
+    assert (source.content("evil"), source.taken("evil")) == (taken, set())
+    assert all(source.collection.problem_of(key) for key in taken)
+    assert source.weight.used == sum(source.weight.by_owner.values()) < LIMIT + LIMIT // 4
+    assert source.weight.relist_at == OVER_BUDGET_RETRY_S
+    evil = of_kind(kind, "evil", range(1500, 1600), "3")
+    lists()
+    while requests := source.due_requests():
+        for request in requests:
+            source.resolve(request, Absent())
+    assert source.taken("evil") == source.content("evil")
+    assert len(source.taken("evil")) == 100
+    assert (len(source.taken("honest")), source.weight.relist_at) == (20, None)
+
+
+def test_known_object_of_which_there_is_no_room_for_a_marker_weighs_no_more_than_before(source: SharedSource) -> None:
+    names = [f"large/n-{number}" for number in range(50)]
+    source.lists(*map(not_ready, names), *objects("large", 800), *objects("small", 1))
+    used = source.weight.used
+    source.take(*(ObjectChanged(ready(name, "3", labels={"mark": "x" * 1000})) for name in names))
+    assert (source.weight.used, source.collection.over_budget) == (used, "")
+    assert {source.collection.problem_of(name) for name in names} == {OVER_BUDGET}
+    source.lists(*(ready(name, "3") for name in names), *objects("small", 1))
+    assert len([key for key in source.taken("large") if key in names]) == 50
+
+
+def test_lists_with_ever_more_objects_of_a_tenant_leave_room_for_those_of_others(source: SharedSource) -> None:
+    evil, honest = [*objects("evil", 400)], [*objects("honest", 1)]
+    for number in range(1, 10):
+        evil = [*(of("evil", f"n-{number}-{each:03}") for each in range(100)), *evil]
+        source.lists(*evil, *honest)
+        assert source.weight.by_owner[MARKERS] <= LIMIT // 8
+        honest = [of("honest", f"p-{number}-first"), *honest]
+        source.lists(honest[0], *evil, *honest[1:])
+        honest = [*honest, of("honest", f"p-{number}-seen")]
+        source.take(ObjectChanged(honest[-1]))
+        assert (source.collection.over_budget, source.engaged("honest")) == ("", len(honest))
+    assert source.due_requests() == []
+
+
+def test_object_that_was_deleted_and_for_which_there_is_no_room_again_stays_deleted(source: SharedSource) -> None:
+    source.lists(*objects("large", 999), *objects("small", 1))
+    source.take(DeletionReported("large/p-000", "u1"))
+    for request in source.due_requests():
+        source.resolve(request, Absent())
+    source.take(ObjectChanged(of("large", "q")), *map(ObjectChanged, objects("large", 1, version="2")))
+    record = source.store["large/p-000"]
+    assert (record and record.state, source.collection.over_budget) == (ObjectState.DELETED, "")
+    source.lists(*objects("large", 1, version="2"), *objects("small", 1))
+    assert source.engaged("large") >= 1
+
+
+def test_object_that_a_list_has_twice_is_taken_although_the_second_one_does_not_fit(source: SharedSource) -> None:
+    twice = of("large", "twice")
+    source.lists(twice, *objects("large", 999), of("large", "twice", "2", size=LARGE), *objects("small", 1))
+    assert source.store.is_present("large/twice", "u1")
+    assert source.due_requests() == []
+
+
+def test_list_that_does_not_end_is_over_the_budget(source: SharedSource) -> None:
+    more = (of("large", f"p-{number}") for number in count())
+    source.take(ListStarted(), Listed(of("small", "p")), *map(Listed, islice(more, 5000)))
     assert "watch.objects_limit" in source.collection.over_budget
     source.lists(*objects("large", 10), *objects("small", 1))
     assert (source.engaged("large"), source.engaged("small"), source.collection.over_budget) == (10, 1, "")
+
+
+def test_source_of_too_many_tenants_is_over_its_budget(source: SharedSource) -> None:
+    source.lists(*(of(f"tenant-{number}", "p") for number in range(1000)))
+    assert "watch.objects_limit" in source.collection.over_budget
+    assert not source.collection.is_synced
 
 
 def test_malformed_object_that_is_not_taken_is_known_by_an_excerpt_of_its_message(source: SharedSource) -> None:
@@ -189,7 +306,7 @@ def test_changes_of_objects_that_are_not_taken_count_once(source: SharedSource) 
         source.take(*map(ObjectChanged, objects("large", 20, version=str(version), size=LARGE)))
         assert source.collection.over_budget == ""
     source.take(*map(ObjectChanged, objects("large", 1000, version="100", size=LARGE)))
-    assert source.collection.over_budget
+    assert source.collection.over_budget == ""
     assert source.weight.budget.kept < 2 * LIMIT
 
 
