@@ -98,7 +98,7 @@ class HostileServer:
         return project(next(self._numbers), LABELS)
 
     def _of_large_tenant(self, number: int) -> dict[str, Any]:
-        labels = {f"large-{index}": "x" * 60 for index in range(400)}
+        labels = {f"large-{index}": "x" * 60 for index in range(240)}
         return self._of_tenant("large", number % LARGE, labels)
 
     def _of_small_tenant(self, number: int) -> dict[str, Any]:
