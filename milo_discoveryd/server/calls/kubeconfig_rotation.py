@@ -189,7 +189,10 @@ class KubeconfigRotation:
         delivery, cluster = self._schedule[name], self._engaged(name)
         if cluster is None:
             return
-        if delivery is None or (delivery.place, delivery.issuer) != (cluster.target.place, self._issuer(cluster)):
+        described = cluster.target.place, self._issuer(cluster)
+        # The lease that it waits for may have ended while the cluster had another endpoint.
+        is_waiting = delivery is not None and delivery.waits_for is not None
+        if delivery is None or is_waiting or (delivery.place, delivery.issuer) != described:
             self._schedule_now(cluster)
 
     def _schedule_now(self, cluster: Cluster) -> Delivery:

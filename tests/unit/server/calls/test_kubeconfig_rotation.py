@@ -389,6 +389,25 @@ def test_rotation_forgets_clusters_disengaged_while_the_issuer_failed(
     assert not rotation._schedule._deliveries
 
 
+def test_update_of_a_cluster_that_waits_for_its_lease_requests_it_again(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The lease may have ended meanwhile: another stream saw another endpoint, which this one reads as one change with
+    the return to the former."""
+    monkeypatch.setattr(Lease, "credential", lambda self: None)
+    rotation, cursor = world.rotation(), Cursor(world.fleet.log, EVERYTHING, None)
+    with monkeypatch.context() as while_it_fails:
+        while_it_fails.setattr(Lease, "issue", refuse)
+        batch = cursor.next_batch()
+        assert batch is not None
+        rotation.attach_kubeconfigs(batch.slice)
+        assert rotation.take_due(LATEST) == b""
+    assert rotation.due_in_s == math.inf
+    world.source.engagements.commit([ready("alpha", "2", labels={"a": "b"})], Moment(0.0, 0.0))
+    rotation.attach_kubeconfigs(updates(cursor))
+    assert rotation.due_in_s == 0.0
+
+
 def test_rotation_retries_a_kubeconfig_that_could_not_be_issued(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     rotation = world.rotation()
     with monkeypatch.context() as while_it_fails:
