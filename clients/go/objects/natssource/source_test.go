@@ -176,10 +176,13 @@ func TestReaderHasWhatWasPublished(t *testing.T) {
 		}
 		return nil
 	})
-	got := r.changes()
-	if _, last, _ := strings.Cut(got, "+later"); last != "; -later OUT_OF_SELECTOR; -default OBJECT_DELETED; -default CLUSTER_ENDED" {
-		t.Errorf("told were %q", got)
-	}
+	within(t, "what is told", func() error {
+		got := r.changes()
+		if _, last, _ := strings.Cut(got, "+later"); last != "; -later OUT_OF_SELECTOR; -default OBJECT_DELETED; -default CLUSTER_ENDED" {
+			return fmt.Errorf("told were %q", got)
+		}
+		return nil
+	})
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if end := r.told[len(r.told)-1]; end.Disengaged.Reason != discovery.ReasonRevoked || len(r.errors) > 0 {
