@@ -166,6 +166,7 @@ func TestReaderHasWhatWasPublished(t *testing.T) {
 
 	publish.put("web", namespaceScope, "default", `, "status": {"phase": "Active"}, "spec": {"noise": 2}`)
 	publish.put("web", namespaceScope, "later", "")
+	r.until("eu#db/default web/default web/later")
 	publish.remove("web", namespaceScope, "later", "OUT_OF_SELECTOR")
 	publish.remove("web", namespaceScope, "default", "OBJECT_DELETED")
 	publish.end("eu#db", namespaceScope, "REVOKED")
