@@ -107,13 +107,13 @@ class LeaseWaits:
             self.note(entry, now)
 
     def note(self, entry: LeaseEntry, now: float) -> None:
-        """Record that the lease is of use now, though none may wait for it."""
+        """Record that the lease was requested now."""
         self._unawaited.pop(entry, None)
         if entry.cluster is not None and not entry.is_dropped and entry not in self._waiters:
             self._unawaited[entry] = now
 
     def forget(self, entry: LeaseEntry) -> None:
-        """The lease has ended, or has a credential."""
+        """The lease has ended."""
         self._unawaited.pop(entry, None)
 
     def take_due(self, now: float) -> Iterator[LeaseEntry]:

@@ -263,8 +263,10 @@ def test_concurrent_events_are_recorded_in_the_core_group_if_events_k8s_io_is_no
         plane.create(config_map("two", "events"))
     running = operator()
     eventually(lambda: len(running.logged("ended events")) == 4)
-    assert running.ended() == 0  # after what is pending was written
-    assert not running.logged("was not recorded")
+    # At its end, an operator writes what is pending for a short time, which a busy machine may exceed.
+    eventually(lambda: all(len(plane.list("v1/events")) == 40 for plane in planes))
+    assert running.ended() == 0
+    assert not running.logged("not recorded")
     for plane in planes:
         recorded = [(event["involvedObject"]["name"], event["reason"]) for event in plane.list("v1/events")]
         assert sorted(recorded) == sorted((name, f"Seen{number}") for name in ("one", "two") for number in range(20))
