@@ -24,9 +24,9 @@ _OF_UNPROVEN_DOMAIN = 2
 _OF_SLOW_DOMAINS = 8
 """Maximum concurrent lookups in all domains that are known to be slow, because a lookup took longer than `_SLOW_S`:
 after an outage of all name servers, one that does not recover delays no others."""
-_OF_NEW_DOMAINS = 24
-"""Maximum concurrent lookups in all domains that are neither: those that do not answer delay new ones only until they
-are known."""
+_OF_NEW_DOMAINS = 640
+"""Maximum concurrent lookups in all domains that are neither: those of 320 domains that never answer delay no others. A
+waiting thread takes some 30 KiB."""
 _SLOW_S = 1.0
 _REMEMBERED = 10_000
 """Maximum number of fast domains, and of slow ones, that are remembered."""

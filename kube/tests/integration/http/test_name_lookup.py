@@ -55,11 +55,23 @@ async def test_names_in_a_domain_without_answers_delay_no_other_lookups(servers:
     assert len(servers.asked) == 101
 
 
-@pytest.mark.parametrize(("is_new", "most"), [(True, module._OF_NEW_DOMAINS), (False, module._OF_SLOW_DOMAINS)])
+async def test_300_new_domains_without_answers_delay_no_lookup_in_another(servers: NameServers) -> None:
+    lookup = NameLookup()
+    async with asyncio.TaskGroup() as tasks:
+        for number in range(600):
+            tasks.create_task(lookup.addresses(f"slow-{number}.evil-{number % 300}.test", 1))
+        await eventually(lambda: len(lookup._unproven_domains) == 300)
+        async with asyncio.timeout(LIMIT_S):
+            assert await lookup.addresses("api.new.test", 1) == FOUND
+        servers.answer.set()
+
+
+@pytest.mark.parametrize(("is_new", "most"), [(True, 24), (False, module._OF_SLOW_DOMAINS)])
 async def test_slow_and_new_domains_take_no_threads_of_fast_ones(
     servers: NameServers, monkeypatch: pytest.MonkeyPatch, is_new: bool, most: int
 ) -> None:
     monkeypatch.setattr(module, "_SLOW_S", 60.0)
+    monkeypatch.setattr(module, "_OF_NEW_DOMAINS", 24)
     lookup = NameLookup()
     await lookup.addresses("api.good.test", 1)
     if not is_new:
@@ -112,7 +124,10 @@ async def test_lookup_that_waited_beside_those_of_new_domains_takes_a_thread_of_
     assert await lookup.addresses("api.third.test", 1) == FOUND
 
 
-async def test_names_of_tenants_take_no_threads_of_other_names(servers: NameServers) -> None:
+async def test_names_of_tenants_take_no_threads_of_other_names(
+    servers: NameServers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_OF_NEW_DOMAINS", 24)
     async with asyncio.TaskGroup() as tasks:
 
         async def look_up(number: int) -> None:
@@ -121,7 +136,7 @@ async def test_names_of_tenants_take_no_threads_of_other_names(servers: NameServ
 
         for number in range(100):
             tasks.create_task(look_up(number))
-        await eventually(lambda: len(servers.asked) == module._OF_NEW_DOMAINS)
+        await eventually(lambda: len(servers.asked) == 24)
         assert await name_lookup().addresses("api.new.test", 1) == FOUND
         servers.answer.set()
 
