@@ -123,15 +123,19 @@ def matches(selector: str, labels: tuple[tuple[str, str], ...]) -> bool:
 
 
 def _may_match(field_selector: str, written: Document) -> bool:
-    """Return whether a field selector may select an object: also if the object lacks the field, or it is no text, since
-    the API server may compare it otherwise."""
+    """Return whether a field selector may select an object: also if the field is no text, since the API server may
+    compare it otherwise. It compares a field that the object lacks as an empty text or, if it knows that it is no text,
+    as `false` or `0`. Labels of one word may be other names of a field."""
     if "\\" in field_selector:
         return True
     for term in filter(None, field_selector.split(",")):
         path, operator, value = (*_OPERATOR.split(term, maxsplit=1), "", "")[:3]
         found: Any = written
         for name in path.split("."):
-            found = found.get(name) if isinstance(found, dict) else None
+            if found is not None:
+                found = found.get(name) if isinstance(found, dict) else True
+        if found is None and "." in path and value not in ("false", "0"):
+            found = ""
         if operator and isinstance(found, str) and (found == value) is (operator == "!="):
             return False
     return True

@@ -135,6 +135,9 @@ def test_write_is_not_awaited_in_caches_that_do_not_select_the_object() -> None:
         ("metadata.name=b", False), ("metadata.name!=b", True), ("spec.x=y,metadata.name!=a", False),
         ("metadata.name=a,spec.x=y", True), ("spec.x=1", True), ("metadata.name.x=a", True), ("metadata.name", True),
         (r"metadata.name=b\,a", True), ("metadata.name=a,", True), ("spec.flag=a=b", False),
+        ("spec.none=y", False), ("status.none=y", False), ("spec.null.none=y", False), ("spec.none=", True),
+        ("spec.none!=", False), ("spec.none!=y", True), ("spec.none=false", True), ("spec.none=0", True),
+        ("none=y", True),
     ],
 )  # fmt: skip
 def test_write_is_awaited_in_caches_whose_field_selector_may_select_the_object(
@@ -142,7 +145,7 @@ def test_write_is_awaited_in_caches_whose_field_selector_may_select_the_object(
 ) -> None:
     """Found by a reader: no write was, and an object was reconciled again without the child that it had created."""
     cache = informer(field_selector=selector)
-    found = {"metadata": {"name": "a", "resourceVersion": "5"}, "spec": {"x": 1, "flag": "a"}}
+    found = {"metadata": {"name": "a", "resourceVersion": "5"}, "spec": {"x": 1, "flag": "a", "null": None}}
     write = Write.of_response(RESOURCE, found, [cache.key, CacheKey("v1/other", field_selector="metadata.name!=a")])
     assert write is not None
     assert is_seen(write, cache) is not is_awaited
