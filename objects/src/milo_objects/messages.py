@@ -26,6 +26,7 @@ INCARNATION: Final = "Milo-Incarnation"
 EPOCH: Final = "Milo-Epoch"
 
 LONGEST_PROBLEM: Final = 240
+"""Maximum length of a problem, in bytes of the message."""
 _STATE_BYTES: Final = 768
 """What the message of a SYNCED scope takes besides its cluster and its publisher."""
 _SHORTER: Final = 64

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from datetime import UTC, datetime
 from typing import Final
 
+import msgspec
 from msgspec.structs import replace
 
 from milo_objects.gone_objects import GoneObjects
@@ -109,8 +111,10 @@ class ScopePublication:
     def state(self, now: float) -> ScopeState:
         """Return the state that readers are to see."""
         state = self._whole_state(now)
-        if isinstance(state, Stale | Forbidden | NotServed | OverBudget) and len(state.problem) > LONGEST_PROBLEM:
-            return replace(state, problem=f"{state.problem[:LONGEST_PROBLEM]}...")
+        if isinstance(state, Stale | Forbidden | NotServed | OverBudget) and _encoded(state.problem) > LONGEST_PROBLEM:
+            problem, lengths = state.problem, range(LONGEST_PROBLEM + 1)
+            fitting = bisect_right(lengths, LONGEST_PROBLEM, key=lambda length: _encoded(problem[:length])) - 1
+            return replace(state, problem=f"{problem[:fitting]}...")
         return state
 
     def _whole_state(self, now: float) -> ScopeState:
@@ -157,6 +161,11 @@ class ScopePublication:
             self.pending.discard(subject)
             if self.awaiting is not None:
                 self.awaiting.discard(subject)
+
+
+def _encoded(problem: str) -> int:
+    """Return how many bytes a problem takes in a message."""
+    return len(msgspec.json.encode(problem)) - len('""')
 
 
 def disowned(message: ScopeMessage, publisher: str | None) -> ScopeMessage | None:

@@ -2,6 +2,7 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Any
 
+import msgspec
 import pytest
 from msgspec.structs import replace
 
@@ -31,6 +32,7 @@ from milo_objects.scope import (
     Synced,
 )
 from milo_objects.stream_commands import Purge, ReadCluster, WriteMessage
+from milo_objects.subjects import ScopeSubject
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -202,6 +204,29 @@ def test_restarted_publisher_is_heard_when_it_has_removed_what_went_meanwhile() 
     assert isinstance(gone, ObjectMessage)
     assert gone.gone == "MISSING"
     assert publishing.publication.is_current("", 10.0)
+
+
+@pytest.mark.parametrize("problem", ["x" * 500, "é" * 240, "😀" * 200, "\0" * 240, '"' * 240, "\\é" * 100])
+def test_full_stream_takes_why_a_scope_is_stale_in_place_of_synced(problem: str) -> None:
+    publishing = Publishing()
+    publishing.write()
+    before = publishing.stored[str(ScopeSubject("web", "", "namespaces"))]
+    publishing.publication.apply(ScopeChanged(publishing.scope, Stale(NOW, problem)), 1.0)
+    publishing.write(1.0)
+    after = publishing.stored[str(ScopeSubject("web", "", "namespaces"))]
+    assert len(after.body) < len(before.body)
+    state = state_in(publishing)
+    assert isinstance(state, Stale)
+    assert state.problem.endswith("...")
+    assert problem.startswith(state.problem[:-3])
+    assert 235 <= len(msgspec.json.encode(state.problem[:-3])) - 2 <= 240
+
+
+def test_problem_that_fits_is_published_whole() -> None:
+    publishing = Publishing()
+    publishing.publication.apply(ScopeChanged(publishing.scope, Stale(NOW, "é" * 120)), 1.0)
+    publishing.write(1.0)
+    assert state_in(publishing) == Stale(NOW, "é" * 120)
 
 
 def test_scope_names_a_publisher_once_it_has_read_the_scope() -> None:
