@@ -97,6 +97,8 @@ class DeliverySchedule:
         self.caller = caller
         self._budget = budget or DeliveryBudget()
         self._is_given_up = False
+        self.wake: Callable[[], None] = lambda: None
+        """Called when the deliveries are given up: the stream may wait."""
         self._wall = wall
         self._draw = draw
         self._ahead = wall() - clock()
@@ -158,6 +160,7 @@ class DeliverySchedule:
         """Drop all deliveries, so that the stream ends."""
         self._is_given_up = True
         self.clear()
+        self.wake()
 
     def clear(self) -> None:
         for wait, _ in self._waiting.values():

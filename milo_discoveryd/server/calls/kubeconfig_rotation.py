@@ -61,14 +61,15 @@ class KubeconfigRotation:
 
     @contextmanager
     def subscribed(self, wake: Callable[[], None]) -> Iterator[None]:
-        """Call `wake` when a lease has a new credential, or the caller's token was reviewed."""
+        """Call `wake` when a lease has a new credential, the caller's token was reviewed, or the deliveries were given
+        up."""
 
         def lease_changed(key: LeaseKey, replaced: str) -> None:
             self._schedule.lease_changed(key, replaced)
             wake()
 
         unsubscribe = self._kubeconfigs.subscribe(lease_changed)
-        self._call.freshness.wake = wake
+        self._call.freshness.wake = self._schedule.wake = wake
         try:
             yield
         finally:

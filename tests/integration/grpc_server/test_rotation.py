@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from google.protobuf.duration_pb2 import Duration
 
 from milo_discovery.v1 import discovery_pb2 as pb
 from milo_discoveryd.credentials.issuers.issuer import Scope
@@ -13,6 +14,7 @@ from milo_discoveryd.daemon_errors import BackendError
 from milo_discoveryd.identity.caller import Caller
 from milo_discoveryd.kubeconfigs.kubeconfigs import IssuerAssignment
 from milo_discoveryd.kubeconfigs.minter import LeaseListener
+from milo_discoveryd.server.calls.grpc_errors import ExhaustedError
 from tests.integration.grpc_server.conftest import Subscriber, a_harness, event_texts, not_ready, ready
 from tests.support.eventually import LIMIT_S, eventually
 from tests.unit.kubeconfigs.backend import Backend, RevokingBackend
@@ -86,6 +88,38 @@ async def test_kubeconfig_is_renewed_for_a_subscriber_that_reads_more_slowly_tha
         stream.cancel()
         await asyncio.wait((stream,))
     assert sent[:3] == ["ENGAGED quiet", "ENGAGED busy", "UPDATED busy"]
+
+
+async def test_idle_stream_whose_kubeconfigs_were_dropped_for_those_of_another_caller_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with a_harness(tmp_path, sources=[IssuerAssignment(Backend())]) as harness:
+        harness.listed(ready("alpha"), ready("beta"))
+        monkeypatch.setattr(harness.service._stream_options.deliveries, "_free", 5)
+        request = pb.WatchClustersRequest(include_kubeconfigs=True, heartbeat_interval=Duration(seconds=3600))
+
+        async def follow(caller: str) -> "asyncio.Task[None]":
+            is_sent = asyncio.Event()
+
+            async def read(data: bytes) -> None:
+                if len(event_texts([pb.WatchClustersResponse.FromString(data)])) == 2:
+                    is_sent.set()
+
+            stream = asyncio.create_task(harness.service.watch_clusters(request, Caller(listener=caller), read))
+            await is_sent.wait()
+            return stream
+
+        first, second, other = streams = [await follow(caller) for caller in ("one", "one", "other")]
+        try:
+            async with asyncio.timeout(LIMIT_S):
+                with pytest.raises(ExhaustedError, match="kubeconfigs of too many clusters"):
+                    await second
+            assert not first.done()
+            assert not other.done()
+        finally:
+            for stream in streams:
+                stream.cancel()
+            await asyncio.wait(streams)
 
 
 async def test_kubeconfig_events_do_not_change_revision(tmp_path: Path) -> None:
