@@ -1,11 +1,11 @@
 """Decides which lease is minted next, so that clusters that fail or hang do not delay the others.
 
 Of the concurrent mints, at most a quarter are retries after a failure of the cluster itself, and at most three quarters
-are first credentials and retries together. A tenant, as `Target.tenant` names it, uses at most half of the slots that
-the other tenants leave free, and the tenant with the fewest mints in flight is next, within a round before those whose
-last mint failed: one owner of objects may have many tenants, all of which hang. So does a source, whose objects may
-name the tenants of another one, and while its backend is down, one mint at a time is made for it. A cluster has at most
-one mint in flight.
+are first credentials and retries together. Renewals of what expires soon come before these, in up to three quarters. A
+tenant, as `Target.tenant` names it, uses at most half of the slots that the other tenants leave free, and the tenant
+with the fewest mints in flight is next, within a round before those whose last mint failed: one owner of objects may
+have many tenants, all of which hang. So does a source, whose objects may name the tenants of another one, and while its
+backend is down, one mint at a time is made for it. A cluster has at most one mint in flight.
 
 A first credential or renewal that takes much longer than others leaves its slot, and goes on as one of a limited number
 of slow mints: hundreds of tenants that have not failed before can hang at once. It still counts in the share of its
@@ -35,6 +35,8 @@ M = TypeVar("M", bound="Mintable")
 
 _WITHOUT_CREDENTIAL = float("-inf")
 _SKIPPED_KEPT = 100
+_URGENT_S = 300.0
+"""Renewals of what expires within this time are not minted after first credentials."""
 _MOST_FAILING = 10_000
 """Maximum number of tenants whose failures are remembered."""
 _Tenant: TypeAlias = tuple[str, str]
@@ -103,9 +105,10 @@ class _WaitingMints(Generic[M]):
         """Return these without those that are not current."""
         current = _WaitingMints[M](self._running, self._failing)
         for tenant, heap in self.by_tenant.items():
-            for waiting, entry in heap:
-                if is_current(waiting, entry):
-                    current.push(tenant, waiting, entry)
+            if left := [each for each in heap if is_current(*each)]:
+                heapq.heapify(left)
+                current.by_tenant[tenant] = left
+                current.list(tenant)
         return current
 
 
@@ -169,7 +172,7 @@ class MintQueue(Generic[M]):
                 by_kind.update({kind: mints.only(self._is_current) for kind, mints in by_kind.items()})
 
     def _is_current(self, waiting: QueuedMint, entry: M) -> bool:
-        return self._queued.get(id(entry)) == waiting
+        return self._queued.get(id(entry)) is waiting
 
     def _place(self, entry: M, ends_at: float, its_round: int, failures: int, caller: str) -> None:
         retry = "slow retry" if self._failing.get(_tenant(entry)) else "retry"
@@ -184,10 +187,10 @@ class MintQueue(Generic[M]):
     def _next_round(self, caller: str, ends_at: float) -> int:
         return max(self._round, self._rounds.get(caller, 0) + 1) if ends_at == _WITHOUT_CREDENTIAL else 0
 
-    def next_to_mint(self) -> M | None:
+    def next_to_mint(self, now: float = _WITHOUT_CREDENTIAL) -> M | None:
         """Return the next lease to mint, which counts as in flight until `done`; None if none may be minted now."""
         while True:
-            found = self._next()
+            found = self._next(now)
             if found is None:
                 return None
             kind, tenant = found
@@ -243,7 +246,7 @@ class MintQueue(Generic[M]):
         for kind, waiting, parked in self._parked.pop(incarnation, ()):
             self._push(kind, waiting, parked)
 
-    def _next(self) -> tuple[str, _Tenant] | None:
+    def _next(self, now: float) -> tuple[str, _Tenant] | None:
         slow_retries, retries, all_, new = self._slots["slow retry"]
         free = self.places - all_.total
         for_retries = max(1, self.places // 4)
@@ -252,7 +255,14 @@ class MintQueue(Generic[M]):
         free_for_retries = free_for_new if retries.total < for_retries else 0
         free_for_slow = free_for_retries if slow_retries.total < max(1, for_retries - 1) else 0
         allowed = {"renewal": free, "first": free_for_new, "retry": free_for_retries, "slow retry": free_for_slow}
-        heads: list[tuple[int, int, _Turn, str, _Tenant]] = []
+        renewals = all_.total - new.total
+        urgent_until = now + _URGENT_S if renewals < for_new else _WITHOUT_CREDENTIAL
+        heads: list[tuple[int, int, bool, _Turn, str, _Tenant]] = []
+
+        def found(running: int, its_running: int, turn: _Turn, kind: str, tenant: _Tenant) -> None:
+            is_urgent = kind == "renewal" and turn[0] <= urgent_until
+            heads.append((running, its_running, not is_urgent, turn, kind, tenant))
+
         for source, by_kind in self._waiting.items():
             running = all_.by_source[source]
             if running and self._is_down(source):
@@ -262,13 +272,13 @@ class MintQueue(Generic[M]):
                 is_over_its_share = len(self._waiting) > 1 and taken.by_source[source] >= left
                 if not left or not mints.by_tenant or is_over_its_share:
                     continue
-                if (found := mints.first_of_others()) is not None:
-                    heads.append((running, 0, found[0], kind, found[1]))
+                if (other := mints.first_of_others()) is not None:
+                    found(running, 0, other[0], kind, other[1])
                 for tenant, its_running in all_.by_tenant.items():
                     if tenant in mints.by_tenant and (not tenant[1] or taken.by_tenant.get(tenant, 0) < left):
                         first = mints.by_tenant[tenant][0][0]
                         turn = first.ends_at, first.round, tenant in self._failing, first
-                        heads.append((running, its_running, turn, kind, tenant))
+                        found(running, its_running, turn, kind, tenant)
         if not heads:
             return None
         *_, kind, tenant = min(heads)

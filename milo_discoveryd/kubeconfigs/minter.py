@@ -47,10 +47,15 @@ TTL_STEPS_S = (1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 14
 LEASES_PER_STEP = 1000
 CLUSTER_BACKOFF_S = 20.0
 """The longest backoff after a failure of one cluster's credential."""
-SLOW_S, SLOW_FACTOR = 0.5, 4.0
-"""While others wait, a mint in flight is slow after this time, or after this many times what the latest success took if
-that is longer: an issuer that is slow for all clusters does not receive more requests at once."""
-_MOST_SLOW = 15
+SLOW_S = 0.25
+"""While others wait, a mint in flight is slow after this time, unless the issuer is busy."""
+_BUSY_S = 2.0
+"""An issuer that has answered not longer ago than this, and no later request, is busy: if it is slow for all clusters,
+it does not receive more requests at once."""
+_BUSY = 2
+"""The most mints of a source in flight, for each slot of the queue, while the issuer counts as busy. With more, tenants
+hang, and some of them may answer slowly on purpose."""
+_MOST_SLOW = 20
 """Maximum number of slow mints for each slot of the queue: 300 that hang for 15 s delay others for less than 30 s."""
 _SUSPECTS = 2
 """The number of tenants whose clusters must have a failure that may be of the issuer until it counts as one."""
@@ -270,7 +275,7 @@ class Minter:
 
     async def _mint_queued(self, tasks: asyncio.TaskGroup) -> None:
         while True:
-            while (entry := self._queue.next_to_mint()) is not None:
+            while (entry := self._queue.next_to_mint(self._loop.time())) is not None:
                 tasks.create_task(self._work(entry), name=f"mint from {self.issuer.name}")
             self._work_available.clear()
             if not self._queue:
@@ -283,8 +288,10 @@ class Minter:
                 self._queue.leave_slot(slow)
 
     def _is_slow(self, entry: LeaseEntry) -> bool:
-        took_s = self._loop.time() - self._in_flight.get(entry, inf)
-        return took_s >= self._outages[entry.source].slow_after_s()
+        began_at, now = self._in_flight.get(entry, inf), self._loop.time()
+        outage = self._outages[entry.source]
+        is_busy = outage.in_flight <= _BUSY * self._queue.places and outage.is_busy(began_at, now)
+        return now - began_at >= SLOW_S and not is_busy
 
     async def _work(self, entry: LeaseEntry) -> None:
         try:
@@ -306,6 +313,7 @@ class Minter:
         if entry.lease.failure is None:
             entry.issued = outage.issued
         self._in_flight[entry] = started_at = self._loop.time()
+        outage.began(started_at)
         result, is_new = "cancelled", False
         try:
             issued = self._leases.budget.admit(await self._minted(entry, held), held)
@@ -325,6 +333,7 @@ class Minter:
             is_new = held is None or held.credential != issued.credential
             entry.is_wanted = entry.is_wanted and not is_new
         finally:
+            outage.in_flight -= 1
             self._leases.count(entry)
             self._attempted.set()
             self._metrics.mint_ended(self.issuer.name, result, self._loop.time() - started_at)
@@ -422,21 +431,26 @@ class IssuerOutage:
         self._is_warned = False
         self.is_down = False
         """Whether the failure is certainly one of the issuer. One attempt at a time then probes it."""
-        self._began_at = -inf
-        self._took_s = 0.0
-        """When the latest success began, and how long it took."""
+        self.in_flight = 0
+        self._began_at = self._answered_at = -inf
+        """When the latest mint that succeeded began, and when it ended; before that, when the first one began."""
         self._suspects: set[str] = set()
         """The tenants whose clusters failed since the last success, with what may be a failure of the issuer."""
 
-    def slow_after_s(self) -> float:
-        """Return how long a mint may take until it is slow."""
-        return max(SLOW_S, SLOW_FACTOR * self._took_s)
+    def began(self, now: float) -> None:
+        self.in_flight += 1
+        if self._answered_at == -inf:
+            self._answered_at = now
+
+    def is_busy(self, began_at: float, now: float) -> bool:
+        """Return whether a mint in flight may be slow because of the issuer, and not because of its cluster."""
+        return began_at >= self._began_at and now - self._answered_at <= _BUSY_S
 
     def succeeded(self, began_at: float, now: float) -> None:
         self.end_outage()
         self.issued += 1
         if began_at >= self._began_at:  # if it was overtaken, its cluster is slow, and not the issuer
-            self._began_at, self._took_s = began_at, now - began_at
+            self._began_at, self._answered_at = began_at, now
 
     def begin_outage(self, failure: CredentialError) -> None:
         self.is_down = True

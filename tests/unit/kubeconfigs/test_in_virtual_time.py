@@ -15,7 +15,7 @@ from milo_discoveryd.credentials.issuers.issuer import MintRequest, Scope
 from milo_discoveryd.daemon_errors import BackendError
 from milo_discoveryd.kubeconfigs.credential_lease import BACKOFF_S
 from milo_discoveryd.kubeconfigs.lease_table import UNAWAITED_S, LeaseEntry, LeaseKey
-from milo_discoveryd.kubeconfigs.minter import Minter
+from milo_discoveryd.kubeconfigs.minter import TTL_STEPS_S, Minter
 from milo_discoveryd.model.cluster import Cluster
 from milo_discoveryd.telemetry.metrics import Metrics
 from tests.simulation.seeded.loop import VirtualLoop, run_on
@@ -136,6 +136,28 @@ def test_issuer_outage_of_half_a_lifetime_leaves_no_cluster_without_a_credential
     in_virtual_time(lambda: Fleet(1000, backend, per_second=PER_SECOND / 10), play)
 
 
+@pytest.mark.parametrize("organization", ["", "one"])
+def test_no_credential_expires_while_a_caller_waits_for_those_of_all_clusters_with_many_lifetimes(
+    organization: str,
+) -> None:
+    backend = Slow()
+    backend.takes_ttl = True
+
+    async def play(fleet: Fleet) -> None:
+        clusters = [of(organization, number) for number in range(1, 201)]
+        for cluster in clusters:
+            fleet.request(cluster)
+        await asyncio.sleep(2 * LIFE_S)
+        for cluster in clusters:
+            for ttl_s in TTL_STEPS_S[6:]:
+                fleet.minter.wait(fleet.minter.request(fleet.minter.key(cluster, ttl_s), cluster, "of many"))
+        for _ in range(int(3 * LIFE_S / LOOK_EVERY_S)):
+            await asyncio.sleep(LOOK_EVERY_S)
+            assert all(fleet.minter.request(fleet.minter.key(each, LIFE_S), each).lease.held for each in clusters)
+
+    in_virtual_time(lambda: Fleet(0, backend, per_second=PER_SECOND / 40), play)
+
+
 def test_outage_in_which_each_cluster_fails_for_itself_leaves_none_without_a_credential() -> None:
     """Each renewal was a retry after a failure of its cluster: all together had a quarter of the slots."""
     backend = Slow(answers_within_s=3.0)
@@ -202,14 +224,15 @@ def test_clusters_that_fail_while_others_get_credentials_have_a_quarter_of_the_s
 
 
 class HangingTenants(Slow):
-    """An issuer that does not answer for the clusters of some tenants."""
+    """An issuer that does not answer for the clusters of some tenants, and answers late for those of others."""
 
     hanging = 0
+    slow_s = 14.0
 
     async def mint(self, request: MintRequest) -> IssuedCredential:
         assert request.cluster is not None
-        if request.cluster.target.organization == "slow":
-            await asyncio.sleep(14.0)
+        if request.cluster.target.organization.startswith("slow"):
+            await asyncio.sleep(self.slow_s)
         elif request.cluster.target.organization != "calm":
             self.hanging += 1
             await asyncio.sleep(15.0)
@@ -228,6 +251,70 @@ def test_clusters_of_many_tenants_that_hang_delay_no_other_tenant_for_long(clust
             fleet.request(of(f"hangs-{number % tenants}", number + 1))
         for number in range(3):
             assert await first_credential_s(fleet, of("calm", 1001 + number)) < 2 + 0.08 * clusters
+
+    in_virtual_time(lambda: Fleet(0, backend), play)
+
+
+@pytest.mark.parametrize(("slow", "slow_s"), [(1, 14.0), (10, 4.0), (30, 4.0), (100, 3.0), (100, 14.0)])
+def test_tenants_that_answer_late_keep_no_slots_for_those_that_hang(slow: int, slow_s: float) -> None:
+    """Ten that answered after 4 s delayed a first credential by 385 s: until a mint was slow, others that hang took as
+    long as they could."""
+    backend = HangingTenants()
+    backend.slow_s = slow_s
+
+    async def play(fleet: Fleet) -> None:
+        fleet.request(of("slow", 1000))
+        await asyncio.sleep(20)
+        assert fleet.without() == 0
+        for number in range(300):
+            fleet.request(of(f"hangs-{number}", number + 1))
+            if number % (300 // slow) == 0:
+                fleet.request(of(f"slow-{number}", number + 501))
+        assert await first_credential_s(fleet, of("calm", 1001)) < 30
+
+    in_virtual_time(lambda: Fleet(0, backend), play)
+
+
+class RandomTenants(Slow):
+    """An issuer that answers each tenant in its own way."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        self.random = Random(seed)
+        self._each_s = [self.random.choice((0.6, 1.0, 2.0, 3.0, 4.0, 7.0, 10.0, 14.0)) for _ in range(2)]
+
+    async def mint(self, request: MintRequest) -> IssuedCredential:
+        assert request.cluster is not None
+        match request.cluster.target.organization.partition("-")[0]:
+            case "slow":
+                await asyncio.sleep(self.random.choice((*self._each_s, self.random.uniform(0.5, 14.5))))
+            case "fails":
+                await asyncio.sleep(self.random.choice((0.01, 3.0)))
+                raise BackendError("no Secret", of_cluster=True)
+            case "hangs":
+                await asyncio.sleep(15.0)
+                raise BackendError("no answer", of_cluster=True, may_be_of_issuer=True)
+        return await super().mint(request)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_no_mix_of_tenants_delays_a_credential_of_another_one_for_long(seed: int) -> None:
+    backend = RandomTenants(seed)
+    draw = backend.random
+
+    async def play(fleet: Fleet) -> None:
+        renewed = of("calm", 1000)
+        before = (await first_credential_s(fleet, renewed), fleet.minter.held_for(renewed))[1]
+        others = [f"hangs-{number}" for number in range(draw.choice((100, 300)))]
+        others += [f"slow-{number}" for number in range(draw.choice((1, 10, 30, 100)))]
+        others += [f"fails-{number}" for number in range(draw.choice((0, 50)))]
+        draw.shuffle(others)
+        for number, organization in enumerate(others):
+            fleet.request(of(organization, number + 1))
+        await asyncio.sleep(draw.choice((0, 3, 20)))
+        assert await first_credential_s(fleet, of("calm", 1001)) < 30
+        await asyncio.sleep(0.45 * LIFE_S)
+        assert fleet.minter.held_for(renewed) not in {None, before}
 
     in_virtual_time(lambda: Fleet(0, backend), play)
 
@@ -287,13 +374,19 @@ class OneAtATime(Slow):
     def __init__(self, each_s: float) -> None:
         super().__init__(each_s)
         self._free = asyncio.Lock()
+        self._waiting = 0
+        self.most_waiting = 0
 
     async def mint(self, request: MintRequest) -> IssuedCredential:
+        self._waiting += 1
+        self.most_waiting = max(self.most_waiting, self._waiting)
         try:
             async with asyncio.timeout(15.0), self._free:
                 return await super().mint(request)
         except TimeoutError:
             raise BackendError("no answer", of_cluster=True, may_be_of_issuer=True) from None
+        finally:
+            self._waiting -= 1
 
 
 @pytest.mark.parametrize(
@@ -305,6 +398,21 @@ def test_issuer_that_is_slow_for_all_clusters_is_not_overloaded(issuer: Callable
         assert fleet.without() == 0
 
     in_virtual_time(lambda: Fleet(100, issuer()), play)
+
+
+@pytest.mark.parametrize("organization", ["", "o{}"])
+@pytest.mark.parametrize("each_s", [0.67, 1.0])
+def test_issuer_of_one_request_at_a_time_never_has_more_of_them_than_slots(organization: str, each_s: float) -> None:
+    issuer = OneAtATime(each_s)
+
+    async def play(fleet: Fleet) -> None:
+        for number in range(1, 101):
+            fleet.request(of(organization.format(number), number))
+        await asyncio.sleep(120.0)
+        assert fleet.without() == 0
+        assert issuer.most_waiting <= BURST
+
+    in_virtual_time(lambda: Fleet(0, issuer), play)
 
 
 class HangingCommand(HangingTenants):

@@ -35,10 +35,10 @@ def first(queue: MintQueue[Entry], *entries: Entry, caller: str = "") -> None:
         queue.add(queued, ends_at=-inf, failures=0, caller=caller)
 
 
-def taken(queue: MintQueue[Entry]) -> list[str]:
+def taken(queue: MintQueue[Entry], now: float = -inf) -> list[str]:
     """Take each lease that may be minted now, and return the names of their clusters."""
     found = []
-    while (each := queue.next_to_mint()) is not None:
+    while (each := queue.next_to_mint(now)) is not None:
         found.append(each.name)
     return found
 
@@ -51,9 +51,22 @@ def test_credential_queue_takes_leases_without_a_credential_first_then_by_expiry
     assert taken(queue) == ["p3", "p4", "p2", "p1"]
 
 
-def in_order(queue: MintQueue[Entry]) -> Iterator[str]:
+def test_renewals_of_what_expires_soon_precede_first_credentials_in_three_quarters_of_the_slots() -> None:
+    """A caller that wants very many lifetimes delayed renewals until the credentials had expired."""
+    queue = MintQueue[Entry](4)
+    for number in range(1, 10):
+        queue.add(entry(number), ends_at=1290.0 + number, failures=0)
+    queue.add(entry(10), ends_at=1301.0, failures=0)
+    first(queue, entry(11), entry(12))
+    assert taken(queue, now=1000.0) == ["p1", "p2", "p3", "p11"]
+    for number in (1, 2, 3, 11):
+        queue.done(entry(number))
+    assert [*in_order(queue, now=1000.0)] == ["p4", "p5", "p6", "p7", "p8", "p9", "p12", "p10"]
+
+
+def in_order(queue: MintQueue[Entry], now: float = -inf) -> Iterator[str]:
     """Take all leases, one after the other, and yield the names of their clusters."""
-    while (each := queue.next_to_mint()) is not None:
+    while (each := queue.next_to_mint(now)) is not None:
         yield each.name
         queue.done(each)
 
