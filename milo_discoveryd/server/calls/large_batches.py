@@ -4,9 +4,9 @@ of a batch to every subscriber."""
 
 import asyncio
 import math
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Hashable
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from weakref import WeakValueDictionary
 
 from milo_discoveryd.server.calls.grpc_errors import StalledError
@@ -15,10 +15,16 @@ LARGE_BYTES = 16 << 10
 """The size from which a batch is large: some 50 clusters."""
 MAX_BYTES = 32 << 20
 """Maximum bytes of large batches that are being sent."""
-PATIENCE_S = 5.0
-"""How long a stream may take to send a large batch while others wait, and none of them is admitted."""
-_LONGEST = 6
-"""How long it may take while others wait that are admitted one after another, as a multiple of the patience."""
+PATIENCE_S = 2.5
+"""How long a stream may take to send a large batch while others wait."""
+_LONGEST = 12
+"""How long those may take that keep a part of the room, as a multiple of the patience."""
+_SLOW = 1 / 2
+"""Their part of the room. What is left serves others, however many do not read."""
+_REMEMBERED_S = 60.0
+"""How long after none waits it is remembered who did not read."""
+_TICK = 1 / 5
+"""How often batches are examined while others wait, as a part of the patience."""
 
 
 class _Batch:
@@ -37,10 +43,13 @@ class LargeBatches:
     """The large batches that are being sent, on streams of all listeners.
 
     A caller may send another one only while it sends less than there is room for, so that others find room as well.
-    Beyond that, its streams wait in order. Of several callers, the one that sends the least is next. While one waits,
-    the oldest batch of the caller that sends the most is given up if it takes too long, as its client does not read;
-    its stream can be resumed. If clients only read slowly, batches are admitted as others are sent, and few are given
-    up: none would ever be sent if each were as soon as another waits.
+    Beyond that, its streams wait in order. Of several callers, the one that wasted the least room is next, and of those
+    the one that sends the least.
+
+    Clients that do not read a batch cannot be told from those that read it slowly, until it is sent or given up. While
+    one waits, those that take longer than the patience therefore keep only a part of the room. The first to be given up
+    are of the caller that had room the longest for batches that were not sent, and the newest of them: slow clients
+    that send batches keep their room. Streams that are given up can be resumed.
     """
 
     def __init__(self, limit: int = MAX_BYTES, patience_s: float = PATIENCE_S) -> None:
@@ -52,10 +61,13 @@ class LargeBatches:
         """What each caller sends."""
         self._waiting: dict[Hashable, _Batch] = {}
         """The next one of each caller."""
+        self._wasted: defaultdict[Hashable, float] = defaultdict(float)
+        """For how long each caller had room for batches that were given up, less that for batches that were sent, while
+        batches wait. In bytes times seconds."""
         self._turns: WeakValueDictionary[Hashable, asyncio.Lock] = WeakValueDictionary()
-        self._clock = asyncio.get_running_loop().time
-        self._admitted_at = -math.inf
-        """When a batch was last admitted."""
+        self._loop = asyncio.get_running_loop()
+        self._examination: asyncio.TimerHandle | None = None
+        self._examined_at = -math.inf
 
     @asynccontextmanager
     async def room(self, size: int, caller: Hashable) -> AsyncIterator[None]:
@@ -70,53 +82,72 @@ class LargeBatches:
             async with asyncio.timeout(None) as limit:
                 batch = _Batch(caller, size, limit)
                 turn = self._turns.setdefault(caller, asyncio.Lock())
+                is_sent = False
                 try:
                     async with turn:
-                        await self._wait(batch)
+                        self._waiting[caller] = batch
+                        self._admit()
+                        await batch.admitted.wait()
                     yield
+                    is_sent = True
                 finally:
-                    self._end(batch)
+                    self._end(batch, is_sent=is_sent)
         except TimeoutError:
             if not limit.expired():
                 raise
             message = "the client read a large batch too slowly while others waited; resume when it can read again"
             raise StalledError("STALLED", message) from None
 
-    async def _wait(self, batch: _Batch) -> None:
-        """Wait until the batch is admitted, and give others up that take too long."""
-        self._waiting[batch.caller] = batch
-        self._admit()
-        while not batch.admitted.is_set():
-            [(most, _)] = self._bytes.most_common(1)
-            oldest = next(sending for sending in self._sending if sending.caller == most)
-            idle_at = max(oldest.since, self._admitted_at) + self._patience_s
-            ends_at = min(idle_at, oldest.since + _LONGEST * self._patience_s)
-            if self._clock() < ends_at:
-                with suppress(TimeoutError):
-                    async with asyncio.timeout_at(ends_at):
-                        await batch.admitted.wait()
-            else:
-                oldest.limit.reschedule(self._clock())
-                self._end(oldest)
+    def _next(self) -> Hashable:
+        return min(self._waiting, key=lambda caller: (max(0.0, self._wasted[caller]), self._bytes[caller]))
 
     def _admit(self) -> None:
         while self._waiting:
-            caller = min(self._waiting, key=self._bytes.__getitem__)
+            caller = self._next()
             batch, free = self._waiting[caller], self._limit - self._bytes.total()
             if self._sending and self._bytes[caller] + batch.size > free:
+                if self._examination is None:
+                    self._examination = self._loop.call_later(_TICK * self._patience_s, self._examine)
                 return
             del self._waiting[caller]
             self._sending[batch] = None
             self._bytes[caller] += batch.size
-            batch.since = self._admitted_at = self._clock()
+            batch.since = self._loop.time()
             batch.admitted.set()
 
-    def _end(self, batch: _Batch) -> None:
+    def _examine(self) -> None:
+        """Give batches up that take too long, until there is room for the next one."""
+        self._examination, now = None, self._loop.time()
+        if now - self._examined_at > _REMEMBERED_S:
+            self._wasted.clear()
+        self._examined_at = now
+        while self._waiting and (batch := self._victim(now)) is not None:
+            batch.limit.reschedule(now)
+            self._end(batch, is_sent=False)
+        self._admit()
+
+    def _victim(self, now: float) -> _Batch | None:
+        """Return the batch that is given up first, if one takes too long. It is none of a caller that sends less than
+        the one that waits."""
+        most = self._bytes[self._next()]
+        slow = [batch for batch in self._sending if now - batch.since >= self._patience_s]
+        if sum(batch.size for batch in slow) <= _SLOW * self._limit:
+            slow = [batch for batch in slow if now - batch.since >= _LONGEST * self._patience_s]
+        slow = [batch for batch in slow if self._bytes[batch.caller] >= most]
+        return max(slow, key=self._rank, default=None)
+
+    def _rank(self, batch: _Batch) -> tuple[float, int, float]:
+        return self._wasted[batch.caller], self._bytes[batch.caller], batch.since
+
+    def _end(self, batch: _Batch, *, is_sent: bool) -> None:
         if self._waiting.get(batch.caller) is batch:
             del self._waiting[batch.caller]
         elif batch in self._sending:
             del self._sending[batch]
             self._bytes[batch.caller] -= batch.size
+            if (now := self._loop.time()) - self._examined_at <= _REMEMBERED_S:
+                used = batch.size * (now - batch.since)
+                self._wasted[batch.caller] += -used if is_sent else used
             if not self._bytes[batch.caller]:
                 del self._bytes[batch.caller]
         self._admit()

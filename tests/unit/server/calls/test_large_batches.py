@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Iterator
+from contextlib import suppress
 from itertools import cycle, islice
 from random import Random
 
@@ -103,12 +104,11 @@ async def test_timeout_of_the_stream_itself_is_raised_unchanged() -> None:
 
 
 @pytest.mark.parametrize(("streams", "callers"), [(40, 1), (80, 20)])
-def test_slow_streams_that_are_more_than_there_is_room_for_end_each_other_rarely(streams: int, callers: int) -> None:
+def test_slow_streams_that_are_more_than_there_is_room_for_are_all_sent(streams: int, callers: int) -> None:
     """A handler may need longer for a batch than the patience: all streams have to make progress."""
-    read_s, count, ended = 10.0, 20, 0
+    read_s, count = 10.0, 20
 
     async def follow(batches: LargeBatches, caller: str) -> None:
-        nonlocal ended
         sent = 0
         while sent < count:
             try:
@@ -116,7 +116,7 @@ def test_slow_streams_that_are_more_than_there_is_room_for_end_each_other_rarely
                     await asyncio.sleep(read_s)
                 sent += 1
             except StalledError:
-                ended, sent = ended + 1, 0
+                sent = 0
                 await asyncio.sleep(1.0)
 
     async def main() -> None:
@@ -125,7 +125,47 @@ def test_slow_streams_that_are_more_than_there_is_room_for_end_each_other_rarely
         async with asyncio.timeout(4 * count * read_s), asyncio.TaskGroup() as tasks:
             for name in names:
                 tasks.create_task(follow(batches, name))
-        assert ended < streams / 4
+
+    run_on(VirtualLoop(Random(1)), main())
+
+
+def test_callers_that_do_not_read_delay_slow_and_fast_ones_little() -> None:
+    read_s, count = 15.0, 3
+
+    async def never_read(batches: LargeBatches, caller: str) -> None:
+        while True:
+            with suppress(StalledError):
+                async with batches.room(512 << 10, caller):
+                    await asyncio.Event().wait()
+            await asyncio.sleep(0.1)
+
+    async def read_slowly(batches: LargeBatches, caller: str) -> None:
+        sent = 0
+        while sent < count:
+            try:
+                async with batches.room(512 << 10, caller):
+                    await asyncio.sleep(read_s)
+                sent += 1
+            except StalledError:
+                sent = 0
+                await asyncio.sleep(1.0)
+
+    async def main() -> None:
+        batches, clock, waits = LargeBatches(), asyncio.get_running_loop().time, list[float]()
+        stalled = [asyncio.create_task(never_read(batches, f"stalled-{number}")) for number in range(200)]
+        slow = [asyncio.create_task(read_slowly(batches, f"slow-{number}")) for number in range(10)]
+        await asyncio.sleep(0)
+        async with asyncio.timeout(10 * count * read_s):
+            while not all(task.done() for task in slow):
+                began = clock()
+                async with batches.room(512 << 10, "fast"):
+                    waits.append(clock() - began)
+                await asyncio.sleep(5.0)
+        assert waits[0] < 20.0
+        assert max(waits[1:]) < 10.0
+        for task in stalled:
+            task.cancel()
+        await asyncio.wait(stalled)
 
     run_on(VirtualLoop(Random(1)), main())
 
