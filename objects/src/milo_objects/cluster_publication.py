@@ -9,7 +9,7 @@ when all objects of its first list are stored. An end comes when no write is on 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from typing import Final, Protocol, TypeAlias
 
 import msgspec
@@ -25,7 +25,7 @@ from milo_objects.messages import (
     ScopeIsOver,
     ScopeMessage,
     StoredMessage,
-    decode,
+    decoded,
 )
 from milo_objects.projection import ProjectedObject
 from milo_objects.publication_records import (
@@ -48,7 +48,7 @@ from milo_objects.scope import (
 )
 from milo_objects.scope_publication import ScopePublication
 from milo_objects.stream_commands import Purge, ReadCluster, Relist, WriteMessage, problem_of, ttl_s
-from milo_objects.subjects import ClusterSubject, ObjectSubject, ScopeSubject, Subject, parse
+from milo_objects.subjects import ClusterSubject, ObjectSubject, ScopeSubject, Subject
 
 BEHIND_S: Final = 60.0
 """How long a newer state in the stream is believed to reach this publisher's watch too. A restored API server has older
@@ -213,14 +213,14 @@ class ClusterPublication:
         scope = self.scopes.get(subject)
         return scope is not None and (sequence <= scope.record.sequence or is_sent(scope.record.attempt))
 
-    def is_lost(self, subjects: Container[str], last_sequence: int) -> bool:
+    def is_lost(self, subjects: Container[Subject], last_sequence: int) -> bool:
         """Return whether somebody has purged the stream of what it had of the cluster. `subjects`: those of clusters
         and scopes that the stream has, which are read after the sequence."""
         if not isinstance(self.phase, WritingStream) or not self._has_claimed:
             return False
         alive = [self.record, *(scope.record for scope in self.scopes.values() if scope.published is not None)]
         return any(
-            record.sequence <= last_sequence and not is_sent(record.attempt) and str(record.subject) not in subjects
+            record.sequence <= last_sequence and not is_sent(record.attempt) and record.subject not in subjects
             for record in alive
         )
 
@@ -286,7 +286,7 @@ class ClusterPublication:
         if not isinstance(self.phase, ReadingStream) or self.phase.ticket != ticket:
             return
         self.phase = WritingStream()
-        found = dict(_decoded(stored))
+        found = decoded(stored)
         self.record = self._observed(self.record, found)
         in_stream: dict[ScopeSubject, dict[ObjectSubject, None]] = {}
         for subject in found:
@@ -798,16 +798,3 @@ class ClusterPublication:
         self._consider(record, now)
         if was_awaiting != bool(scope.awaiting) or refused != len(scope.refused):
             self._desire_scope(scope, now)
-
-
-def _decoded(stored: Iterable[StoredMessage]) -> Iterator[tuple[Subject, tuple[Message | None, int]]]:
-    """Return what each message is about, and the message. One that cannot be decoded is there to be overwritten."""
-    for found in stored:
-        try:
-            subject, message = decode(found)
-        except ValueError:
-            try:
-                subject, message = parse(found.subject), None
-            except ValueError:
-                continue
-        yield subject, (message, found.sequence)

@@ -5,7 +5,7 @@ What a reader compares is in headers, so that it need not decode the body.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import datetime
 from typing import Final, NamedTuple, TypeAlias, TypeVar
 
@@ -292,6 +292,21 @@ def decode(stored: StoredMessage) -> tuple[Subject, Message]:
     if not is_about_it:
         raise _unusable(stored, "it is about something else than its subject")
     return subject, message
+
+
+def decoded(stored: Iterable[StoredMessage]) -> dict[Subject, tuple[Message | None, int]]:
+    """Return the message of each subject, and its sequence. One that cannot be decoded is there to be overwritten."""
+    found: dict[Subject, tuple[Message | None, int]] = {}
+    for each in stored:
+        try:
+            subject, message = decode(each)
+        except ValueError:
+            try:
+                subject, message = parse(each.subject), None
+            except ValueError:
+                continue
+        found[subject] = message, each.sequence
+    return found
 
 
 def _epoch(stored: StoredMessage) -> int:

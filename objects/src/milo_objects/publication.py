@@ -8,7 +8,7 @@ from __future__ import annotations
 import heapq
 import math
 from collections import Counter, OrderedDict, deque
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Final, TypeAlias
 
 import msgspec
@@ -16,7 +16,7 @@ import msgspec
 from milo_kube.cache_budget import CacheBudget, CacheLimits
 from milo_objects.cluster_publication import ClusterPublication, ReadingStream, WritingStream
 from milo_objects.kinds import Kind
-from milo_objects.messages import ClusterMessage, ScopeIsOver, ScopeMessage, StoredMessage, decode
+from milo_objects.messages import ClusterMessage, Message, ScopeIsOver, ScopeMessage, StoredMessage
 from milo_objects.scope import (
     Change,
     ClusterChanged,
@@ -55,6 +55,8 @@ class StreamAway(msgspec.Struct, frozen=True):
 
 
 Connection: TypeAlias = StreamConnected | StreamAway
+Stored: TypeAlias = Mapping[Subject, tuple[Message | None, int]]
+"""What a stream has, as `messages.decoded` returns it."""
 
 
 class StreamPublication:
@@ -119,27 +121,23 @@ class StreamPublication:
         """The number of engaged clusters."""
         return sum(cluster.is_engaged for cluster in self.clusters.values())
 
-    def orphans(self, stored: Iterable[StoredMessage]) -> dict[str, FleetCluster]:
+    def orphans(self, stored: Stored) -> dict[str, FleetCluster]:
         """Return the clusters of the stream that have not ended there and are not engaged here, by key.
 
         `stored`: the messages of all clusters and scopes. Another publisher may have such a cluster.
         """
         found: dict[str, FleetCluster] = {}
-        for message in stored:
-            try:
-                subject, decoded = decode(message)
-            except ValueError:
-                continue
-            match decoded:
+        for subject, (message, _) in stored.items():
+            match message:
                 case ClusterMessage(cluster, ""):
                     found[_cluster_of(subject)] = cluster
                 case ScopeMessage(cluster, state) if not isinstance(state, ScopeIsOver) or (
-                    not decoded.ends_cluster and self._is_declared(subject)
+                    not message.ends_cluster and self._is_declared(subject)
                 ):
                     found.setdefault(_cluster_of(subject), cluster)
         return {key: cluster for key, cluster in found.items() if key not in self.clusters}
 
-    def review(self, stored: Iterable[StoredMessage], last_sequence: int, now: float) -> list[Purge]:
+    def review(self, stored: Stored, last_sequence: int, now: float) -> list[Purge]:
         """Read again the clusters in which another publisher has written of a scope, or which the stream has lost.
         `stored`: the messages of all clusters and scopes. `last_sequence`: that of the stream before they were read.
 
@@ -147,21 +145,15 @@ class StreamPublication:
         may have been stored late.
         """
         purges: list[Purge] = []
-        subjects: set[str] = set()
-        for message in stored:
-            subjects.add(message.subject)
-            try:
-                subject, decoded = decode(message)
-            except ValueError:
+        for subject, (message, sequence) in stored.items():
+            if not isinstance(subject, ScopeSubject) or not isinstance(message, ScopeMessage):
                 continue
-            if not isinstance(subject, ScopeSubject) or not isinstance(decoded, ScopeMessage):
-                continue
-            if isinstance(decoded.state, ScopeIsOver):
-                purges.append(Purge(subject, max(message.sequence, last_sequence + 1), 0))
-            elif (found := self.clusters.get(subject.cluster)) and not found.publishes(subject, message.sequence):
+            if isinstance(message.state, ScopeIsOver):
+                purges.append(Purge(subject, max(sequence, last_sequence + 1), 0))
+            elif (found := self.clusters.get(subject.cluster)) and not found.publishes(subject, sequence):
                 found.reread(now)
         for cluster in self.clusters.values():
-            if cluster.is_lost(subjects, last_sequence):
+            if cluster.is_lost(stored, last_sequence):
                 cluster.reread(now)
         return purges
 
@@ -173,19 +165,15 @@ class StreamPublication:
         """Return whether the end of a cluster is to be published."""
         return key in self.clusters and self.clusters[key].is_ending
 
-    def disown(self, stored: Iterable[StoredMessage], keys: Collection[str]) -> list[WriteMessage]:
+    def disown(self, stored: Stored, keys: Collection[str]) -> list[WriteMessage]:
         """Return the writes that mark as STALE what the stream has of clusters that this publisher does not follow, and
         readers believe because it runs. They need not be answered."""
         others, writes = {key for key in keys if key not in self.clusters}, list[WriteMessage]()
-        for message in stored:
-            try:
-                subject, decoded = decode(message)
-            except ValueError:
-                continue
-            if isinstance(subject, ScopeSubject) and isinstance(decoded, ScopeMessage) and subject.cluster in others:
-                found = disowned(decoded, self.publisher)
+        for subject, (message, sequence) in stored.items():
+            if isinstance(subject, ScopeSubject) and isinstance(message, ScopeMessage) and subject.cluster in others:
+                found = disowned(message, self.publisher)
                 if found is not None:
-                    writes.append(WriteMessage(subject, found, found.encode(), message.sequence, None, self.ticket()))
+                    writes.append(WriteMessage(subject, found, found.encode(), sequence, None, self.ticket()))
         return writes
 
     def rename(self, publisher: str, now: float) -> None:

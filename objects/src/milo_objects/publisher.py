@@ -34,14 +34,14 @@ from milo_objects.jetstream import (
     open_session,
 )
 from milo_objects.kinds import Kind
-from milo_objects.messages import ClusterMessage, Heartbeat, ScopeMessage, StoredMessage
+from milo_objects.messages import ClusterMessage, Heartbeat, Message, ScopeMessage, StoredMessage, decoded
 from milo_objects.nats_source import RECONNECT
 from milo_objects.publication import StreamConnected, StreamPublication
 from milo_objects.scope import Change, ClusterChanged, ClusterEnded, ObjectSource, Scope
 from milo_objects.store import Store
 from milo_objects.stream_commands import Purge, ReadCluster, Relist, WriteMessage
 from milo_objects.stream_reader import SILENT_S
-from milo_objects.subjects import PUBLISHER, STREAM_SUBJECTS, ClusterSubject, source_of
+from milo_objects.subjects import PUBLISHER, STREAM_SUBJECTS, ClusterSubject, Subject, source_of
 
 log = logging.getLogger("milo_objects")
 
@@ -52,6 +52,7 @@ BEAT_EVERY_S: Final = 10.0
 _RETRY_S: Final = 1.0
 _HEALTHY_S: Final = 30.0
 _HEARD: Final = 64
+_AT_ONCE: Final = 1000
 _STATES: Final = "milo.objects.*.*.*.*.state"
 
 
@@ -361,7 +362,11 @@ class ObjectPublisher:
         """End the clusters of the stream that the daemon confirms to have disengaged, and mark what this publisher has
         said of those that others may follow, or whose ends are held. Returns when to look again."""
         looks = self._looks
-        stored, last = await session.last_messages([STREAM_SUBJECTS[0], _STATES])
+        messages, last = await session.last_messages([STREAM_SUBJECTS[0], _STATES])
+        stored: dict[Subject, tuple[Message | None, int]] = {}
+        for first in range(0, len(messages), _AT_ONCE):
+            stored.update(decoded(messages[first : first + _AT_ONCE]))
+            await asyncio.sleep(0)  # there can be hundreds of thousands
         for purge in self.publication.review(stored, last, self._clock()):
             await session.purge(purge.scope.objects, purge.below)
         orphans = self.publication.orphans(stored)

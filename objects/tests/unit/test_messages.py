@@ -17,6 +17,7 @@ from milo_objects.messages import (
     ScopeMessage,
     StoredMessage,
     decode,
+    decoded,
 )
 from milo_objects.projection import ProjectedObject, Projection
 from milo_objects.scope import FleetCluster, OverBudget, Pending, Stale, Synced
@@ -223,3 +224,11 @@ def test_scope_of_a_named_publisher_is_read_back() -> None:
 def test_scope_that_is_withdrawn_ends_no_cluster(state: Synced | ScopeIsOver, ends: bool) -> None:
     cluster = FleetCluster(name="web", incarnation="i", uid="u")
     assert ScopeMessage(cluster, state, 1).ends_cluster is ends
+
+
+def test_messages_that_cannot_be_decoded_are_known_by_their_subject() -> None:
+    good, bad = ClusterSubject("web"), ClusterSubject("shop")
+    message = ClusterMessage(msgspec.structs.replace(CLUSTER, name="web"))
+    other = StoredMessage("milo.clusters", 1, {}, b"")
+    found = decoded([stored(good, message), StoredMessage(str(bad), 5, {}, b"{"), other])
+    assert found == {good: (message, stored(good, message).sequence), bad: (None, 5)}

@@ -9,7 +9,15 @@ from msgspec.structs import replace
 from milo_objects import cluster_publication, gone_objects
 from milo_objects.cluster_publication import BEHIND_S, LONGEST_RETRY_S, RETRY_S, TAKEOVER_S
 from milo_objects.kinds import Kind
-from milo_objects.messages import ClusterMessage, ObjectMessage, ScopeIsOver, ScopeMessage, StoredMessage, decode
+from milo_objects.messages import (
+    ClusterMessage,
+    ObjectMessage,
+    ScopeIsOver,
+    ScopeMessage,
+    StoredMessage,
+    decode,
+    decoded,
+)
 from milo_objects.projection import ProjectedObject
 from milo_objects.publication import MOST_BYTES, MOST_WRITES, StreamPublication
 from milo_objects.publication_records import GONE_TTL_S, SubjectRecord
@@ -365,14 +373,14 @@ def test_cluster_that_moves_away_while_it_is_written_is_forgotten(answer: str) -
         case _:
             publication.failed(write, "not answered", 0.0)
     assert not publication.clusters
-    assert [*publication.orphans([*publishing.stored.values()])] == ["web"]
+    assert [*publication.orphans(decoded(publishing.stored.values()))] == ["web"]
 
 
 def test_synced_scope_that_no_publisher_follows_is_stale_unless_another_one_has_read_it() -> None:
     publishing = Publishing()
     publishing.publication.rename("one", 0.0)
     publishing.write()
-    stored = [StoredMessage("milo.clusters", 0, {}, b""), *publishing.stored.values()]
+    stored = decoded([StoredMessage("milo.clusters", 0, {}, b""), *publishing.stored.values()])
     for publisher, disowns in ((None, False), ("one", True), ("two", False)):
         other = StreamPublication([Kind("v1/namespaces")], lambda _: True, 0.0)
         other.publisher = publisher
@@ -419,12 +427,12 @@ def test_cluster_whose_publisher_ended_before_its_scope_began_again_ends_for_rea
     publishing.write(most=2)  # the messages are read, and the end of the cluster is stored
     assert _reasons(publishing) == {None, "MISSING", "WITHDRAWN"}
     publishing.publication = StreamPublication([Kind("v1/namespaces")], lambda _: True, 0.0)
-    ((_, cluster),) = publishing.publication.orphans(publishing.stored.values()).items()
+    ((_, cluster),) = publishing.publication.orphans(decoded(publishing.stored.values())).items()
     publishing.publication.connected(1 << 20, 0.0, is_same=False)
     publishing.publication.end_orphan(cluster, 0.0)
     publishing.write()
     assert _reasons(publishing) == {"MISSING"}
-    assert publishing.publication.orphans(publishing.stored.values()) == {}
+    assert publishing.publication.orphans(decoded(publishing.stored.values())) == {}
 
 
 def test_cluster_that_ends_before_a_scope_of_objects_in_the_stream_begins_is_engaged_again() -> None:
@@ -453,20 +461,20 @@ def test_object_that_was_stored_after_its_scope_ended_is_purged() -> None:
     assert late.subject not in publishing.stored
     publishing.sequence += 1
     publishing.stored[late.subject] = late._replace(sequence=publishing.sequence)
-    (purge,) = publishing.publication.review(publishing.stored.values(), publishing.sequence, 0.0)
+    (purge,) = publishing.publication.review(decoded(publishing.stored.values()), publishing.sequence, 0.0)
     assert purge.below > publishing.sequence
 
 
 def test_scope_of_which_another_publisher_has_written_is_read_again() -> None:
     publishing = Publishing()
     publishing.write()
-    publishing.publication.review([*publishing.stored.values()], publishing.sequence, 0.0)
+    publishing.publication.review(decoded(publishing.stored.values()), publishing.sequence, 0.0)
     assert publishing.publication.is_settled
     key = "milo.objects._.web.core.namespaces.state"
     publishing.sequence += 1
     other = replace(scope_in(publishing), state=Stale(NOW, "no publisher follows it"))
     publishing.stored[key] = StoredMessage(key, publishing.sequence, *other.encode())
-    publishing.publication.review([*publishing.stored.values()], publishing.sequence, 0.0)
+    publishing.publication.review(decoded(publishing.stored.values()), publishing.sequence, 0.0)
     publishing.write()
     assert state_in(publishing) == Synced(NOW)
 
@@ -601,12 +609,12 @@ def test_cluster_that_somebody_has_purged_from_the_stream_is_written_again(purge
     publishing.put("name")
     publishing.write()
     publication, before = publishing.publication, {*publishing.stored}
-    assert not publication.review([*publishing.stored.values()], publishing.sequence, 0.0)
+    assert not publication.review(decoded(publishing.stored.values()), publishing.sequence, 0.0)
     assert publication.is_settled
     publishing.stored = {key: found for key, found in publishing.stored.items() if not key.startswith(purged)}
-    publication.review([], 0, 0.0)  # read before it was written
+    publication.review({}, 0, 0.0)  # read before it was written
     assert publication.is_settled
-    publication.review([*publishing.stored.values()], publishing.sequence, 0.0)
+    publication.review(decoded(publishing.stored.values()), publishing.sequence, 0.0)
     publishing.write()
     assert {*publishing.stored} == before
     assert publication.is_settled

@@ -5,7 +5,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from milo_objects.kinds import Kind
-from milo_objects.messages import Heartbeat
+from milo_objects.messages import Heartbeat, decoded
 from milo_objects.projection import ProjectedObject
 from milo_objects.publication import StreamConnected, StreamPublication
 from milo_objects.scope import (
@@ -195,7 +195,7 @@ class Publisher:
         now = self.world.timeline.now
         if not self.is_cut and not self.world.is_down and not self.is_stale:
             orphans, others = {}, set()
-            stored = self.world.stream.scopes_and_clusters(now)
+            stored = decoded(self.world.stream.scopes_and_clusters(now))
             for name, cluster in self.publication.orphans(stored).items():
                 project = self.world.projects.get(name)
                 if self.world.is_group and self.world.owners[name] != self.index:
