@@ -628,14 +628,17 @@ class ClusterPublication:
         if not record.is_pending or record.desired is None:
             self._set(replace(record, attempt=IDLE))
             return None
-        encoded = record.desired.encode()
+        message = record.desired
+        if isinstance(message, ScopeMessage) and now < self._full_until + LONGEST_RETRY_S:
+            message = message.within(record.published)
+        encoded = message.encode()
         if problem := problem_of(subject, encoded, limit):
             self._refused(replace(record, attempt=RefusedMessage(problem)), now)
             return None
         self.in_flight += 1
         ticket = self._schedule.ticket()
         self._set(replace(record, attempt=InFlight(ticket)))
-        return WriteMessage(subject, record.desired, encoded, record.sequence, ttl_s(record.desired), ticket)
+        return WriteMessage(subject, message, encoded, record.sequence, ttl_s(message), ticket)
 
     # --- answers ---
 

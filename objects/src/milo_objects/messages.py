@@ -127,6 +127,14 @@ class ScopeMessage(msgspec.Struct, frozen=True, omit_defaults=True):
             state = replace(state, since=published.state.since)
         return ScopeMessage(cluster, state, self.epoch, self.publisher) != published
 
+    def within(self, published: Message | None) -> ScopeMessage:
+        """Return what a full stream takes of this first: the state alone, as the rest may be longer."""
+        if not isinstance(published, ScopeMessage) or isinstance(self.state, ScopeIsOver):
+            return self
+        first = replace(self, cluster=published.cluster, publisher=published.publisher)
+        is_same = (published.epoch, published.cluster.uid) == (self.epoch, self.cluster.uid)
+        return first if is_same and first.differs(published) else self
+
     @classmethod
     def decode(cls, stored: StoredMessage) -> ScopeMessage:
         """Raises ValueError."""

@@ -232,3 +232,19 @@ def test_messages_that_cannot_be_decoded_are_known_by_their_subject() -> None:
     other = StoredMessage("milo.clusters", 1, {}, b"")
     found = decoded([stored(good, message), StoredMessage(str(bad), 5, {}, b"{"), other])
     assert found == {good: (message, stored(good, message).sequence), bad: (None, 5)}
+
+
+def test_full_stream_gets_the_state_of_a_scope_before_what_has_grown() -> None:
+    published = ScopeMessage(CLUSTER, Synced(NOW), 1, "one")
+    grown = msgspec.structs.replace(CLUSTER, labels={"a": "b"})
+    stale = ScopeMessage(grown, Stale(NOW, "x"), 1, "another")
+    assert stale.within(published) == ScopeMessage(CLUSTER, Stale(NOW, "x"), 1, "one")
+    assert stale.within(stale.within(published)) is stale
+    for other in (
+        None,
+        ScopeMessage(CLUSTER, Synced(NOW), 2),
+        ScopeMessage(msgspec.structs.replace(CLUSTER, uid="v"), Synced(NOW), 1),
+    ):
+        assert stale.within(other) is stale
+    over = ScopeMessage(grown, ScopeIsOver("DELETED"), 1)
+    assert over.within(published) is over

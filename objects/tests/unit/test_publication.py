@@ -1,4 +1,4 @@
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
@@ -581,6 +581,44 @@ def test_scope_is_not_synced_while_the_stream_refuses_its_objects(*, changes: bo
     assert states == [OverBudget]
     publishing.write(now + LONGEST_RETRY_S)
     assert state_in(publishing) == Synced(NOW)
+
+
+class Full(Publishing):
+    """A publication whose stream takes only what is shorter than before."""
+
+    def write(self, now: float = 0.0, most: int = 1000) -> None:
+        while commands := self.publication.due(now):
+            for command in commands:
+                assert isinstance(command, WriteMessage)
+                before = self.stored[str(command.subject)]
+                if sent_bytes(*command.encoded) < sent_bytes(before.headers, before.body):
+                    self.sequence += 1
+                    stored = StoredMessage(str(command.subject), self.sequence, *command.encoded)
+                    self.stored[stored.subject] = stored
+                    self.publication.written(command, self.sequence, now)
+                else:
+                    self.publication.full(command, "full", now)
+
+
+def sent_bytes(headers: Mapping[str, str], body: bytes) -> int:
+    return len(body) + sum(map(len, (*headers, *headers.values())))
+
+
+def test_full_stream_takes_that_a_scope_is_not_synced_although_its_cluster_has_grown() -> None:
+    publishing = Publishing()
+    publishing.write()
+    full, cluster = Full(), FleetCluster(name="web", incarnation="i", uid="u", labels={"grown": "x" * 200})
+    full.publication, full.stored, full.sequence = publishing.publication, publishing.stored, publishing.sequence
+    full.publication.apply(ClusterChanged(cluster), 0.0)
+    full.publication.rename("a-publisher-with-a-name-" + "x" * 60, 0.0)
+    full.write()
+    assert state_in(full) == Synced(NOW)
+    full.publication.apply(ScopeChanged(full.scope, Stale(NOW, "x" * 240)), 0.0)
+    full.write(RETRY_S)
+    assert state_in(full) == Stale(NOW, "x" * 240)
+    publishing.sequence = full.sequence
+    publishing.write(RETRY_S + LONGEST_RETRY_S)
+    assert scope_in(publishing).cluster == cluster
 
 
 def test_cluster_whose_end_a_full_stream_refuses_ends_once_its_scopes_have_made_room() -> None:
