@@ -96,26 +96,26 @@ class ClusterCaches:
 
         Raises NotCached or NotSynced.
         """
-        _check_namespace(kind, namespace)
-        objects, decode = self._held(kind, owner, index), self._decoder(kind)
-        return (decode(found.raw) for found in objects if namespace is None or found.namespace == namespace)
+        objects, decode = self._held(kind, namespace, owner, index), self._decoder(kind)
+        return (decode(found.raw) for found in objects)
 
     def decodable(self, kind: Any, namespace: str | None, *, index: tuple[str, Hashable] | None) -> Iterator[Any]:
         """Return the objects as `list` does, without those that cannot be decoded: what one cluster's API server sends
         must not fail those who read all clusters."""
-        objects, decode = self._held(kind, None, index), self._decoder(kind)
+        objects, decode = self._held(kind, namespace, None, index), self._decoder(kind)
         for found in objects:
-            if namespace is None or found.namespace == namespace:
-                try:
-                    decoded = call(decode, found.raw)
-                except Exception as error:  # noqa: BLE001  (of the kind's type, such as pydantic's)
-                    about = (self.cluster.name, kind_of(kind).resource, found.name, text_of(error))
-                    warning = partial(informer(self._member, kind).warn, "%s: %s %s cannot be decoded: %s", *about)
-                    self._member.loop.call(warning)
-                else:
-                    yield decoded
+            try:
+                decoded = call(decode, found.raw)
+            except Exception as error:  # noqa: BLE001  (of the kind's type, such as pydantic's)
+                about = (self.cluster.name, kind_of(kind).resource, found.name, text_of(error))
+                warning = partial(informer(self._member, kind).warn, "%s: %s %s cannot be decoded: %s", *about)
+                self._member.loop.call(warning)
+            else:
+                yield decoded
 
-    def _held(self, kind: Any, owner: str | None, index: tuple[str, Hashable] | None) -> Iterator[CachedObject]:
+    def _held(
+        self, kind: Any, namespace: str | None, owner: str | None, index: tuple[str, Hashable] | None
+    ) -> Iterator[CachedObject]:
         def objects_now() -> Iterator[CachedObject]:
             cache = synced_cache(self._member, kind)
             if index is None:
@@ -123,8 +123,10 @@ class ClusterCaches:
             found = cache.indexed(*index)
             return found if owner is None else (one for one in found if owner in {each.uid for each in one.owners})
 
+        _check_namespace(kind, namespace)
         loop = self._member.loop
-        return objects_now() if loop.is_here else loop.call(objects_now)
+        objects = objects_now() if loop.is_here else loop.call(objects_now)
+        return (found for found in objects if namespace is None or found.namespace == namespace)
 
     def _found(self, kind: AnyKind, name: str, namespace: str) -> CachedObject | None:
         def found_now() -> CachedObject | None:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import builtins
+import json
 import logging
 from collections.abc import Callable, Coroutine, Hashable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from math import isfinite
 from typing import Any, Generic, Literal, NamedTuple, Protocol, TypeVar, cast, overload
 
 import msgspec
@@ -596,8 +596,10 @@ class Request(Generic[ObjectT]):
         dry_run: bool = False,
     ) -> Document:
         query = [("fieldManager", self._field_manager), *query, *_dry_run(dry_run)]
-        if (number := _not_in_json(body)) is not None:  # it would be sent as null, which may remove the field
-            raise ValueError(f"{method} {path} was not sent: {number} is no number in JSON")
+        try:
+            json.dumps(body, allow_nan=False, default=str, skipkeys=True, ensure_ascii=False)
+        except ValueError as error:  # NaN, for example, would be sent as null, which may remove the field
+            raise ValueError(f"{method} {path} was not sent: {error}") from None
         try:
             return _whole(await self._member.api.send(method, path, query, body, content_type=content_type))
         except NotFound as error:
@@ -641,20 +643,6 @@ def _whole(sent: Document) -> Document:
     if isinstance(metadata := sent.get("metadata"), dict):
         sent["metadata"] = _WholeMetadata(metadata)
     return sent
-
-
-def _not_in_json(body: object) -> float | None:
-    """Return a number that JSON lacks: NaN or an infinity."""
-    left = [body]
-    while left:
-        match left.pop():
-            case dict() as found:
-                left.extend(found.values())
-            case list() | tuple() as found:
-                left.extend(found)
-            case float() as number if not isfinite(number):
-                return number
-    return None
 
 
 def _dry_run(is_on: bool) -> builtins.list[tuple[str, str]]:

@@ -154,9 +154,18 @@ async def test_number_that_json_lacks_is_refused(plane: ControlPlane, number: fl
     if type_ == "json":
         patch = [{"op": "replace", "path": "/spec/size", "value": number}]
     plane.create(widget("one", size=1))
-    with pytest.raises(ValueError, match=r"PATCH .*/one was not sent: .* is no number in JSON"):
+    with pytest.raises(ValueError, match=r"PATCH .*/one was not sent: .* not JSON compliant"):
         await once(plane, lambda request: request.patch(WIDGETS, "one", patch, type=type_))
     assert plane.get(WIDGETS, "one")["spec"] == {"size": 1}
+
+
+async def test_object_that_contains_itself_is_refused(plane: ControlPlane) -> None:
+    """The search for such numbers did not end, nor did anything else run."""
+    patch: dict[str, Any] = {"spec": {"size": 2}}
+    patch["spec"]["self"] = patch
+    plane.create(widget("one", size=1))
+    with pytest.raises(ValueError, match="was not sent: Circular reference"):
+        await once(plane, lambda request: request.patch(WIDGETS, "one", patch))
 
 
 @pytest.mark.parametrize("kind", [Kind(WIDGETS, metadata_only=True), Kind(WIDGETS, transform=without_spec)], ids=str)

@@ -70,9 +70,14 @@ async def test_namespace_that_is_not_cached_is_not_taken_for_an_empty_one() -> N
     shop: Kind[Any] = Kind("v1/configmaps", namespace="default")
     web: Any = cluster("web", fine=b"{}")
     web.informers = {shop.key: web.informers[CONFIG_MAPS.key]}
-    caches = FleetView({"web": web}).cluster("web")
+    view = FleetView({"web": web})
+    caches = view.cluster("web")
     assert caches is not None
-    for read in (lambda: caches.get(shop, "fine", "other"), lambda: list(caches.list(shop, "other"))):
+    for read in (
+        lambda: caches.get(shop, "fine", "other"),
+        lambda: list(caches.list(shop, "other")),
+        lambda: list(view.list(shop, "other")),
+    ):
         with pytest.raises(NotCached, match="the namespace 'other' is not cached, only 'default'"):
             read()
     assert caches.get(shop, "fine", "default") is not None
