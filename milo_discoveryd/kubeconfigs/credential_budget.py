@@ -10,8 +10,8 @@ from milo_discoveryd.credentials.issued_credential import IssuedCredential
 from milo_discoveryd.daemon_errors import BackendError
 
 BUDGET = 32 << 20
-"""Bytes of credentials beyond which no large one is held for another cluster. Renewals may take as much again, so that
-no cluster loses its credential to another one."""
+"""Bytes of credentials of all issuers beyond which no large one is held for another cluster. Each issuer has an equal
+part. Renewals may take as much again, so that no cluster loses its credential to another one."""
 SMALL = 4 << 10
 """The size up to which a credential is held whatever the others take. Tokens, and certificates with their key and CA,
 are usually smaller."""
@@ -25,7 +25,8 @@ class _CaBundle(msgspec.Struct):
 
 
 class CredentialBudget:
-    def __init__(self) -> None:
+    def __init__(self, issuers: int = 1) -> None:
+        self._limit = BUDGET // issuers
         self.used = 0
         self._ca_bundles: dict[bytes, _CaBundle] = {}
 
@@ -36,11 +37,11 @@ class CredentialBudget:
         """
         bundle = self._ca_bundles.get(issued.authorities or b"")
         more = _size(issued) + (len(issued.authorities or b"") if bundle is None else 0)
-        if more > SMALL and self.used + more > (BUDGET if held is None else 2 * BUDGET):
+        if more > SMALL and self.used + more > (self._limit if held is None else 2 * self._limit):
             raise BackendError(
                 f"the credential and its CA certificates have {more} bytes, and at most {SMALL} are accepted while the "
-                f"credentials of this issuer have more than {BUDGET >> 20} MiB; remove unneeded CA certificates from "
-                "the kubeconfig",
+                f"credentials of this issuer have more than {self._limit >> 10} KiB; remove unneeded CA certificates "
+                "from the kubeconfig",
                 of_cluster=True,
                 reason="too_large",
             )

@@ -14,6 +14,7 @@ import msgspec
 from milo_discoveryd.credentials.issued_credential import IssuedCredential
 from milo_discoveryd.credentials.issuers.issuer import Issuer
 from milo_discoveryd.daemon_errors import UnfitError
+from milo_discoveryd.kubeconfigs.credential_budget import CredentialBudget
 from milo_discoveryd.kubeconfigs.credential_lease import IssuerHealth
 from milo_discoveryd.kubeconfigs.lease_handle import Issuance, LeaseHandle
 from milo_discoveryd.kubeconfigs.lease_table import LeaseKey
@@ -92,6 +93,7 @@ class Kubeconfigs:
                     concurrency=limits.concurrency,
                     per_second=limits.per_second,
                     wall=issuance.wall,
+                    budget=CredentialBudget(len(issuers)),
                 ),
             )
             for assignment in issuers

@@ -130,11 +130,13 @@ class LeaseWaits:
 
 
 class LeaseTable:
-    def __init__(self, draw: Draw, discarded: Callable[[LeaseEntry], None]) -> None:
+    def __init__(
+        self, draw: Draw, discarded: Callable[[LeaseEntry], None], budget: CredentialBudget | None = None
+    ) -> None:
         """`discarded` is called with each lease that ends."""
         self._draw = draw
         self._discarded = discarded
-        self.budget = CredentialBudget()
+        self.budget = budget or CredentialBudget()
         self.waits = LeaseWaits()
         self._entries: dict[LeaseKey, LeaseEntry] = {}
         self._of_cluster: defaultdict[int, dict[LeaseKey, None]] = defaultdict(dict)

@@ -28,6 +28,7 @@ from milo_discoveryd.credentials.issuers.issuer import (
 )
 from milo_discoveryd.daemon_errors import BackendError, UnfitError
 from milo_discoveryd.instruments import CredentialMetrics
+from milo_discoveryd.kubeconfigs.credential_budget import CredentialBudget
 from milo_discoveryd.kubeconfigs.credential_lease import JUMP_S, Draw
 from milo_discoveryd.kubeconfigs.lease_table import LeaseEntry, LeaseKey, LeaseTable, RenewalTimer
 from milo_discoveryd.kubeconfigs.mint_queue import MintQueue
@@ -76,6 +77,7 @@ class Minter:
         concurrency: int = 10,
         per_second: float = 50.0,
         wall: Callable[[], float] = time.time,
+        budget: CredentialBudget | None = None,
     ) -> None:
         self.issuer = issuer
         self._metrics = metrics
@@ -93,7 +95,7 @@ class Minter:
         )
         self._in_flight: dict[LeaseEntry, float] = {}
         """The mints in flight, with the times when they began."""
-        self._leases = LeaseTable(draw, self._queue.remove)
+        self._leases = LeaseTable(draw, self._queue.remove, budget)
         self._work_available = asyncio.Event()
         self._timer: RenewalTimer[LeaseEntry] = RenewalTimer()
         self._revocations = (
