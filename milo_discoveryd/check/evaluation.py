@@ -136,7 +136,7 @@ async def _listed(
     upstream: Upstream, settings: Settings, environ: Mapping[str, str], collection: FollowedCollection
 ) -> list[ObservedObject]:
     at = at_server(upstream, collection.server)
-    transport = Transport(at, response_limit=settings.watch.response_limit, environ=environ)
+    transport = Transport(at, response_limit=settings.watch.response_limit(len(settings.sources)), environ=environ)
     async with aclosing(transport):
         return [observation async for observation in _objects(transport, settings, collection)]
 

@@ -17,6 +17,7 @@ from milo_discoveryd.log.filter import ClusterView
 from milo_discoveryd.logger import log
 from milo_discoveryd.model.cluster import Cluster, source_of
 from milo_discoveryd.model.observation import NotWanted
+from milo_discoveryd.objects.budget import AllObjects
 from milo_discoveryd.objects.store import Positions
 from milo_kube.moment import Moment
 from milo_kube.reflect.view_status import ViewStatus
@@ -86,6 +87,7 @@ class FleetChanges:
         self.releases = PendingReleases()
         self.engagements = FleetEngagements()
         self.positions = Positions()
+        self.objects = AllObjects()
         self.versions: Mapping[str, int] = {}
         """The resource version up to which each source is followed; absent or 0 if its versions cannot be compared.
         Each change replaces the mapping."""

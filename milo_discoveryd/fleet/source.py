@@ -142,7 +142,7 @@ class ClusterSource:
         """`keys` has an item for each collection. Without `reduce`, each object is the cluster of the same name."""
         self.changes = changes
         self.description = description or SourceDescription()
-        budget = ObjectBudget(policy.objects_limit)
+        budget = ObjectBudget(policy.objects_limit, changes.objects)
         stores = [ObjectStore(CollectionWeight(budget)) for _ in keys]
         self._positions = SourcePositions(changes.positions, range(len(keys)))
         self.engagements = Engagements(

@@ -1,4 +1,4 @@
-"""The memory budget of the objects of one source. Pure.
+"""The memory budget of the objects of one source, and of all sources together. Pure.
 
 A broken or malicious API server can list pages and send watch events without end, and so can a tenant create objects.
 If several tenants have objects in a source that is at its limit, the objects of those with the most are not taken, and
@@ -30,15 +30,17 @@ _MARKER_CHARACTERS = 256
 _LEFT_OUT_PART = 4
 """What a list leaves out may weigh four times the limit, without its content: a list without end exceeds that."""
 _OTHERS_PART = 2
-"""The objects of tenants within their share, and markers, may weigh half of the limit beyond what else is kept."""
+"""The objects of tenants within their share, and markers, may weigh half of the limit beyond what else is kept, and so
+may the objects of all sources together that each source may have in any case."""
 _PRECISION = 64
 """The share is computed again after changes by a part of the limit."""
 
 
 def over_budget_problem(limit: int) -> str:
     return (
-        f"the objects of the source exceed watch.objects_limit ({limit} bytes per source): the clusters stay as they "
-        "are, and the objects are listed again later; raise the limit for a larger source"
+        f"the objects of the source exceed watch.objects_limit ({limit} bytes per source), or those of all sources "
+        "twice that: the clusters stay as they are, and the objects are listed again later; raise the limit for larger "
+        "sources"
     )
 
 
@@ -80,16 +82,27 @@ class TenantWeights(Protocol):
         """The weights of the known objects by tenant, also while a list is in progress: it may contain all of them."""
 
 
+class AllObjects:
+    """What the objects of all sources weigh."""
+
+    def __init__(self) -> None:
+        self.sources = 0
+        self.kept = 0
+
+
 class ObjectBudget:
     """The budget of one source, over all of its collections.
 
     Objects that are missing from a list are kept until their deletion is confirmed. These objects do not count in
-    `used`, so that a fleet at the limit can be replaced. All objects together may weigh twice the limit, and somewhat
-    more if several tenants have objects.
+    `used`, so that a fleet at the limit can be replaced. The objects of all sources together may weigh twice the limit,
+    and somewhat more if several tenants have objects. Whatever other sources have, those of each source may weigh its
+    part of half of the limit.
     """
 
-    def __init__(self, limit: int = UNLIMITED) -> None:
+    def __init__(self, limit: int = UNLIMITED, of_all: AllObjects | None = None) -> None:
         self.limit = limit
+        self.of_all = of_all or AllObjects()
+        self.of_all.sources += 1
         self.used = 0
         """The weight of the objects that the last lists contain, and of those seen since."""
         self.kept = 0
@@ -105,6 +118,7 @@ class ObjectBudget:
     def add(self, more_used: int, more_kept: int) -> None:
         self.used += more_used
         self.kept += more_kept
+        self.of_all.kept += more_kept
         self.changed += abs(more_used)
 
     def used_by(self, owner: str) -> int:
@@ -134,7 +148,15 @@ class ObjectBudget:
     def fits_share(self, owner: str, more_used: int, more_kept: int) -> bool:
         """Return whether there is room for more of a tenant's objects in a source at its limit."""
         is_within_share = self.has_others(owner) and self._claimed_by(owner, more_used, more_kept) <= self.share
-        return is_within_share and self.kept + more_kept <= self._most_kept
+        return is_within_share and self._fits_beside_others(more_kept)
+
+    def is_reserved(self, more_kept: int) -> bool:
+        """Return whether there is room for more weight of this source's objects, whatever other sources have."""
+        return self.kept + more_kept <= self.limit // (_OTHERS_PART * self.of_all.sources)
+
+    def _fits_beside_others(self, more_kept: int) -> bool:
+        most = 2 * self.limit + self.limit // _OTHERS_PART
+        return self.of_all.kept + more_kept <= most or self.is_reserved(more_kept)
 
     def _claimed_by(self, owner: str, more_used: int, more_kept: int) -> int:
         known = sum(weights.known_by_owner.get(owner, 0) for weights in self._collections)
@@ -154,8 +176,4 @@ class ObjectBudget:
 
     def fits_marker(self, weight: int, more_kept: int) -> bool:
         is_within_part = self.used_by(MARKERS) + weight <= self.limit // _MARKERS_PART
-        return is_within_part and self.kept + more_kept <= self._most_kept
-
-    @property
-    def _most_kept(self) -> int:
-        return 2 * self.limit + self.limit // _OTHERS_PART
+        return is_within_part and self._fits_beside_others(more_kept)

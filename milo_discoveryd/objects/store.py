@@ -146,7 +146,8 @@ class CollectionWeight:
         """Return whether the budget has room for more weight of a tenant's objects."""
         budget = self.budget
         is_below = more_used <= 0 or budget.used + more_used <= budget.limit
-        if is_below and (more_kept <= 0 or budget.kept + more_kept <= 2 * budget.limit):
+        has_room = more_kept <= 0 or budget.of_all.kept + more_kept <= 2 * budget.limit
+        if is_below and (has_room or budget.is_reserved(more_kept)):
             return True
         return budget.fits_share(owner, more_used, more_kept)
 
@@ -177,6 +178,7 @@ class CollectionWeight:
             budget = self.budget
             budget.used += more_used
             budget.kept += more_kept
+            budget.of_all.kept += more_kept
             budget.changed += abs(more_used)
 
     def list_started(self) -> None:
@@ -196,6 +198,7 @@ class CollectionWeight:
         budget = self.budget
         budget.used += weight
         budget.kept += more_kept
+        budget.of_all.kept += more_kept
         budget.changed += weight
 
     def add_unchanged(self, owner: str, weight: int) -> None:

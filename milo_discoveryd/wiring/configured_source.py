@@ -123,7 +123,7 @@ class ConfiguredSource:
             for server in {collection.server for collection in self.followed.collections}:
                 self._transports[server] = transport = MonitoredTransport(
                     at_server(upstream, server),
-                    response_limit=watch.response_limit,
+                    response_limit=watch.response_limit(len(self._settings.sources)),
                     connect_timeout_s=watch.connect_timeout.total_seconds(),
                     environ=self._environ,
                 )

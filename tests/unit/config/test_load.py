@@ -273,7 +273,9 @@ def test_unknown_flag_raises_key_error() -> None:
         load({"no_such_flag": "x"}, {}, None)
 
 
-@pytest.mark.parametrize(("objects_mib", "response_mib"), [(1, 1), (16, 8), (128, 32)])
-def test_response_may_have_a_part_of_the_memory_of_objects(objects_mib: int, response_mib: int) -> None:
+@pytest.mark.parametrize(
+    ("objects_mib", "sources", "response_mib"), [(1, 1, 1), (16, 1, 8), (128, 1, 32), (128, 3, 10)]
+)
+def test_response_may_have_a_part_of_the_memory_of_objects(objects_mib: int, sources: int, response_mib: int) -> None:
     settings = load({}, {"MILO_DISCOVERYD_WATCH__OBJECTS_LIMIT": f"{objects_mib}MiB"}, None)
-    assert settings.watch.response_limit == response_mib << 20
+    assert settings.watch.response_limit(sources) >> 20 == response_mib

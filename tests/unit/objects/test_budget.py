@@ -8,7 +8,7 @@ import pytest
 
 from milo_discoveryd.model.object_state import ObjectState
 from milo_discoveryd.model.observation import NotReady, ObjectFields, Observation
-from milo_discoveryd.objects.budget import ObjectBudget
+from milo_discoveryd.objects.budget import AllObjects, ObjectBudget
 from milo_discoveryd.objects.pending_deletions import Absent, Found
 from milo_discoveryd.objects.store import CollectionWeight, ObjectStore, weigh
 from milo_kube.reflect.messages import (
@@ -226,3 +226,33 @@ def test_not_ready_object_without_fields_counts_with_its_record_overhead() -> No
     store = ObjectStore()
     store.apply_watched([NotReady(name="p", uid="u", version="1", message="")])
     assert 512 <= store.weight.used < 1024
+
+
+def test_sources_at_their_limit_share_what_unconfirmed_deletions_may_take() -> None:
+    of_all = AllObjects()
+    sources = [BudgetedClusters(ObjectBudget(LIMIT * SIZE, of_all)) for _ in range(2)]
+    for source in sources:
+        source.lists_clusters(LIMIT)
+    assert [source.weight.problem for source in sources] == ["", ""]
+    for source in sources:
+        source.lists(*objects(LIMIT, first=LIMIT - 1))
+        assert source.weight.problem
+        assert source.engagements.engaged == LIMIT
+        assert of_all.kept < 2.5 * LIMIT * SIZE
+    for source in sources:
+        source.lists_clusters(LIMIT)
+    assert of_all.kept == 2 * LIMIT * SIZE
+
+
+def test_source_beside_another_that_keeps_everything_has_its_part() -> None:
+    of_all = AllObjects()
+    greedy, small = (BudgetedClusters(ObjectBudget(LIMIT * SIZE, of_all)) for _ in range(2))
+    for first in (0, LIMIT - 1):
+        greedy.lists(*objects(LIMIT, first))
+    greedy.lists_clusters(1)
+    greedy.take(ObjectChanged(ready("p-new")))
+    assert of_all.kept == 2 * LIMIT * SIZE
+    small.lists_clusters(LIMIT // 4)
+    assert (small.engagements.engaged, small.weight.problem) == (LIMIT // 4, "")
+    small.take(ObjectChanged(ready("further")))
+    assert small.weight.problem
