@@ -318,8 +318,8 @@ class ClusterPublication:
     def _observed(record: SubjectRecord, found: Mapping[Subject, tuple[Message | None, int]]) -> SubjectRecord:
         message, sequence = found.get(record.subject, (None, 0))
         is_unsure = record.is_unsure and record.sequence == sequence
-        attempt = record.attempt if isinstance(record.attempt, RefusedMessage) else IDLE
-        return replace(record, published=message, sequence=sequence, is_unsure=is_unsure, attempt=attempt)
+        # What was too large is written again: the limit may be another one by now.
+        return replace(record, published=message, sequence=sequence, is_unsure=is_unsure, attempt=IDLE)
 
     def _resume(self, last_sequence: int, now: float) -> None:
         """Decide what the stream's messages mean for this publisher."""
@@ -653,8 +653,8 @@ class ClusterPublication:
                 case ScopeSubject():
                     self._scope_written(self.scopes[write.subject], record, now)
                 case ClusterSubject():
-                    self.record = record
-                    self._cluster_written(now)
+                    had_claimed, self.record = self._has_claimed, record
+                    self._cluster_written(now, had_claimed=had_claimed)
         self._settled(now)
 
     def conflicted(self, write: WriteMessage, now: float) -> None:
@@ -732,14 +732,13 @@ class ClusterPublication:
         elif isinstance(self.phase, EndingCluster):
             self._consider(self.record, now)
 
-    def _cluster_written(self, now: float) -> None:
+    def _cluster_written(self, now: float, *, had_claimed: bool) -> None:
         if isinstance(self.phase, EndingCluster):
             self._consider(self.record, now)
             self._end_scopes(now)
             return
-        had_claimed = self._claimed
         self._desire_cluster(now)
-        if self._claimed != had_claimed:
+        if self._has_claimed and not had_claimed:
             for scope in self.scopes.values():
                 for item in [*scope.objects.values()]:
                     self._consider(item, now)

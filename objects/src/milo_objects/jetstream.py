@@ -30,7 +30,8 @@ _CONNECT_TIMEOUT_S: Final = 5
 _HEARTBEAT_S: Final = 2.0
 _SILENT_WAITS: Final = 5
 _API: Final = "$JS.API"
-_WRONG_LAST_SEQUENCE: Final = 10071
+_WRONG_LAST_SEQUENCE: Final = {10071, 10164}
+"""The second is that of a stream with replicas, of which another write of the subject is not stored yet."""
 _STREAM_NOT_FOUND: Final = 10059
 _FULL: Final = {10077, 10002, 10028, 10047, 10023, 10054}
 """Error codes of a stream that has `max_bytes`, of an account that has its limit, of a server without memory or space,
@@ -227,7 +228,7 @@ class NatsSession:
         error = found.error
         if error is None:
             answer(found.seq)
-        elif error.err_code == _WRONG_LAST_SEQUENCE:
+        elif error.err_code in _WRONG_LAST_SEQUENCE:
             answer(WriteConflict(error.description))
         elif error.err_code in _FULL:
             answer(StreamFull(f"the stream {self._options.stream}: {error.description}; raise its limits"))

@@ -261,9 +261,9 @@ class StreamPublication:
         """When `due` may return something, if nothing happens before."""
         return self._wakes[0][0] if self._wakes else math.inf
 
-    def is_sent(self, command: WriteMessage) -> bool:
+    def is_sent(self, ticket: int) -> bool:
         """Return whether a write waits for its acknowledgment."""
-        return command.ticket in self._sent
+        return ticket in self._sent
 
     def is_subject(self, scope: Scope, subject: ScopeSubject) -> bool:
         """Return whether a subject is that of a scope of the source."""

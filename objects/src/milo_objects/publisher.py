@@ -139,7 +139,7 @@ class ObjectPublisher:
         self._removals = Removals(accepts=accepts_removals)
         self._changed = asyncio.Event()
         self._clock = asyncio.get_running_loop().time
-        self._unanswered: deque[tuple[float, WriteMessage]] = deque()
+        self._unanswered: deque[tuple[float, int]] = deque()
         self._seen: StreamInfo | None = None
         self._looks = _Looks()
         self._store = Store([kind.resource for kind in kinds], {}, datetime.now(UTC), changed=self._apply)
@@ -226,7 +226,12 @@ class ObjectPublisher:
     async def _serve(self, session: NatsSession, info: StreamInfo) -> None:
         """Perform what is due until the connection is lost. Raises StreamLost."""
         seen, self._seen = self._seen, info
-        is_same = seen is not None and seen.lineage == info.lineage and seen.last_sequence <= info.last_sequence
+        is_same = (
+            seen is not None
+            and seen.lineage == info.lineage
+            and seen.last_sequence <= info.last_sequence
+            and seen.limit >= info.limit  # otherwise what was too large may be written
+        )
         if not is_same:
             self._looks.compared.clear()
         self.publication.connected(info.limit, self._clock(), is_same=is_same)
@@ -278,7 +283,7 @@ class ObjectPublisher:
             commands = publication.due(self._clock())
             for command in commands:
                 if isinstance(command, WriteMessage):
-                    self._unanswered.append((self._clock() + CALL_TIMEOUT_S, command))
+                    self._unanswered.append((self._clock() + CALL_TIMEOUT_S, command.ticket))
                     await session.write(command, functools.partial(self._answered, command))
                 else:
                     tasks.create_task(self._perform(session, command), name=f"{command}")

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from nats.aio.msg import Msg
 
 from milo_discovery.errors import CallFailed, ClusterNotFound, StatusError, TimedOut, Unavailable, Unimplemented
 from milo_discovery.model import ClusterReport, Engagement, EngagementReason, ServerInfo, Sharding
@@ -26,7 +27,7 @@ from milo_objects import (
     stream_commands,
     stream_reader,
 )
-from milo_objects.jetstream import NatsOptions, NatsSession, NewStream, StreamLost, open_session
+from milo_objects.jetstream import NatsOptions, NatsSession, NewStream, StreamLost, WriteConflict, open_session
 from milo_objects.messages import Heartbeat, ObjectMessage, ScopeIsOver, ScopeMessage, StoredMessage
 from milo_objects.nats_source import NatsSource
 from milo_objects.objects import Objects
@@ -952,6 +953,18 @@ async def test_account_that_has_its_limit_refuses_messages_and_ends_no_connectio
                 world.fleet.put("web", f"n{number}", {"status": {"phase": "x" * 1000}})
             await eventually(lambda: publisher.publication.refused > 0 and not publisher.publication.pending)
             assert not world.reports
+
+
+@pytest.mark.parametrize("code", [10071, 10164])
+async def test_write_that_another_one_forestalls_ends_no_connection(world: World, code: int) -> None:
+    """Found with three servers: two publishers interrupted each other, since a stream with replicas answers 10164 while
+    the other write is not stored yet."""
+    answers: list[int | Exception] = []
+    error = {"code": 400, "err_code": code, "description": "wrong last sequence"}
+    async with world.session() as session:
+        session._acknowledged(Msg(session._client, data=json.dumps({"error": error}).encode()), answers.append)
+        assert not session._lost.done()
+    assert [type(answer) for answer in answers] == [WriteConflict]
 
 
 async def test_object_above_max_payload_is_named_and_delays_no_other(world: World) -> None:

@@ -656,3 +656,30 @@ def test_cluster_that_somebody_has_purged_from_the_stream_is_written_again(purge
     publishing.write()
     assert {*publishing.stored} == before
     assert publication.is_settled
+
+
+def test_object_that_was_too_large_is_written_once_the_limit_is_larger() -> None:
+    publishing = Publishing()
+    publishing.publication.connected(2000, 0.0, is_same=False)
+    publishing.put("a", content=b'{"a":"' + b"x" * 4000 + b'"}')
+    publishing.write()
+    assert publishing.publication.refused == 1
+    assert isinstance(state_in(publishing), OverBudget)
+    publishing.publication.connected(1 << 20, 0.0, is_same=False)
+    publishing.write()
+    assert not publishing.publication.refused
+    assert state_in(publishing) == Synced(NOW)
+
+
+def test_object_is_written_once_a_cluster_that_the_stream_has_lost_is() -> None:
+    """Found by a simulation: a state that was stored late in a stream that was created again preceded its cluster, and
+    the object was never written."""
+    publishing = Publishing()
+    publishing.put("a")
+    publishing.write()
+    del publishing.stored["milo.clusters._.web"]
+    publishing.publication.connected(1 << 20, 0.0, is_same=False)
+    publishing.put("b")
+    publishing.write()
+    assert "milo.objects._.web.core.namespaces._.b" in publishing.stored
+    assert publishing.publication.is_settled

@@ -53,6 +53,8 @@ class Simulation:
         self.loss = 0.0
         self.lost_at = -1000.0
         self.limit = 1 << 20
+        """Maximum bytes of a message."""
+        self.phases = ["a", "b", "c"]
         self.is_slow = False
         self.kinds = KINDS
         """The kinds that a publisher which starts declares."""
@@ -158,7 +160,7 @@ class Simulation:
         objects = self.objects[project.uid, resource]
         before = objects.get(object_name)
         uid = f"u{self.number()}" if before is None else before.uid
-        content = msgspec.json.encode({"status": {"phase": self.random.choice("abc")}})
+        content = msgspec.json.encode({"status": {"phase": self.random.choice(self.phases)}})
         objects[object_name] = ProjectedObject("", object_name, uid, content, version=self.number())
         self._watch(name, project, resource, objects[object_name], is_deleted=False)
 

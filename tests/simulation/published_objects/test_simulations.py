@@ -1,6 +1,7 @@
 """Seeded simulations of publishers and readers of a stream: no change is wrong, lost or written twice."""
 
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 
@@ -12,6 +13,7 @@ from tests.simulation.published_objects.faults import KINDS_OF_FAULTS
 from tests.simulation.published_objects.simulation_run import Simulation, simulate
 
 SEEDS = 200
+LIMITED_SEEDS = 40
 SEEDS_TO_DETECT = 800
 
 
@@ -21,6 +23,17 @@ def test_simulation_loses_no_change_and_publishes_none_that_is_wrong() -> None:
     assert {fault.split()[1] for outcome in outcomes for fault in outcome.faults} == set(KINDS_OF_FAULTS)
     assert sum(outcome.writes for outcome in outcomes) > 50 * SEEDS
     assert sum(outcome.conflicts for outcome in outcomes) > 5 * SEEDS
+
+
+def test_simulation_of_servers_that_take_no_large_messages_for_some_time() -> None:
+    def limit(world: Simulation) -> None:
+        world.phases.append("large" * 500)
+        for at, most in ((60.0, 2000), (150.0, 1 << 20), (200.0, 2000), (280.0, 1 << 20)):
+            world.timeline.at(at, partial(setattr, world, "limit", most))
+            world.timeline.at(at, partial(world.stop_server, 1.0))
+
+    outcomes = [simulate(seed, prepare=limit) for seed in range(LIMITED_SEEDS)]
+    assert [(outcome.seed, outcome.breaches) for outcome in outcomes if outcome.breaches] == []
 
 
 def test_simulation_is_reproducible_by_seed() -> None:
