@@ -80,8 +80,9 @@ type DiscoveryServiceClient interface {
 	// Never ENGAGED twice without a DISENGAGED in between. A project that was deleted and created again under
 	// its old name is another cluster: DISENGAGED (REPLACED), then ENGAGED, in one batch. Between clusters
 	// there is no promise other than that of time. Nothing is delivered twice on a stream, nor across a
-	// resume. An event that contradicts this shows that your view is wrong: apply nothing of its batch, and open the
-	// next stream with an empty `resume_revision`.
+	// resume; only the same state of a cluster may be UPDATED again, to a reader that is far behind. An event
+	// that contradicts this shows that your view is wrong: apply nothing of its batch, and open the next stream
+	// with an empty `resume_revision`.
 	//
 	// Slow readers. Unread changes are coalesced per cluster, and the latest state wins; the rules above still
 	// hold. A cluster that was engaged and disengaged unread is not sent. A stream from which nothing is read
@@ -252,8 +253,9 @@ type DiscoveryServiceServer interface {
 	// Never ENGAGED twice without a DISENGAGED in between. A project that was deleted and created again under
 	// its old name is another cluster: DISENGAGED (REPLACED), then ENGAGED, in one batch. Between clusters
 	// there is no promise other than that of time. Nothing is delivered twice on a stream, nor across a
-	// resume. An event that contradicts this shows that your view is wrong: apply nothing of its batch, and open the
-	// next stream with an empty `resume_revision`.
+	// resume; only the same state of a cluster may be UPDATED again, to a reader that is far behind. An event
+	// that contradicts this shows that your view is wrong: apply nothing of its batch, and open the next stream
+	// with an empty `resume_revision`.
 	//
 	// Slow readers. Unread changes are coalesced per cluster, and the latest state wins; the rules above still
 	// hold. A cluster that was engaged and disengaged unread is not sent. A stream from which nothing is read

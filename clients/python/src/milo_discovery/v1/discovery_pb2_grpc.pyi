@@ -79,8 +79,9 @@ class DiscoveryServiceStub:
     Never ENGAGED twice without a DISENGAGED in between. A project that was deleted and created again under
     its old name is another cluster: DISENGAGED (REPLACED), then ENGAGED, in one batch. Between clusters
     there is no promise other than that of time. Nothing is delivered twice on a stream, nor across a
-    resume. An event that contradicts this shows that your view is wrong: apply nothing of its batch, and open the
-    next stream with an empty `resume_revision`.
+    resume; only the same state of a cluster may be UPDATED again, to a reader that is far behind. An event
+    that contradicts this shows that your view is wrong: apply nothing of its batch, and open the next stream
+    with an empty `resume_revision`.
 
     Slow readers. Unread changes are coalesced per cluster, and the latest state wins; the rules above still
     hold. A cluster that was engaged and disengaged unread is not sent. A stream from which nothing is read
@@ -160,8 +161,9 @@ class DiscoveryServiceAsyncStub(DiscoveryServiceStub):
     Never ENGAGED twice without a DISENGAGED in between. A project that was deleted and created again under
     its old name is another cluster: DISENGAGED (REPLACED), then ENGAGED, in one batch. Between clusters
     there is no promise other than that of time. Nothing is delivered twice on a stream, nor across a
-    resume. An event that contradicts this shows that your view is wrong: apply nothing of its batch, and open the
-    next stream with an empty `resume_revision`.
+    resume; only the same state of a cluster may be UPDATED again, to a reader that is far behind. An event
+    that contradicts this shows that your view is wrong: apply nothing of its batch, and open the next stream
+    with an empty `resume_revision`.
 
     Slow readers. Unread changes are coalesced per cluster, and the latest state wins; the rules above still
     hold. A cluster that was engaged and disengaged unread is not sent. A stream from which nothing is read
@@ -244,8 +246,9 @@ class DiscoveryServiceServicer(metaclass=_abc_1.ABCMeta):
         Never ENGAGED twice without a DISENGAGED in between. A project that was deleted and created again under
         its old name is another cluster: DISENGAGED (REPLACED), then ENGAGED, in one batch. Between clusters
         there is no promise other than that of time. Nothing is delivered twice on a stream, nor across a
-        resume. An event that contradicts this shows that your view is wrong: apply nothing of its batch, and open the
-        next stream with an empty `resume_revision`.
+        resume; only the same state of a cluster may be UPDATED again, to a reader that is far behind. An event
+        that contradicts this shows that your view is wrong: apply nothing of its batch, and open the next stream
+        with an empty `resume_revision`.
 
         Slow readers. Unread changes are coalesced per cluster, and the latest state wins; the rules above still
         hold. A cluster that was engaged and disengaged unread is not sent. A stream from which nothing is read
