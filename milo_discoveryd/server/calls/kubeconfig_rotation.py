@@ -58,6 +58,8 @@ class KubeconfigRotation:
         self._call = call
         self._to = call.recipient
         self._schedule = schedule
+        self._outdated: list[str] = []
+        """Clusters whose kubeconfig has former terms, which `take_due` schedules."""
 
     @contextmanager
     def subscribed(self, wake: Callable[[], None]) -> Iterator[None]:
@@ -82,9 +84,7 @@ class KubeconfigRotation:
         before, self._to = self._to, self._call.recipient
         if self._to is None or (before is not None and before.terms == self._to.terms):
             return
-        for name in self._schedule.names:
-            if (cluster := self._engaged(name)) is not None:
-                self._schedule_now(cluster)
+        self._outdated = self._schedule.names
 
     def attach_kubeconfigs(self, changes: Slice) -> bytes:
         """Return the events, with a kubeconfig in each ENGAGED one if it can be issued at once and there is space."""
@@ -138,9 +138,11 @@ class KubeconfigRotation:
 
         The subscriber has all changes up to `revision`. Those of clusters that changed since are due again later.
         """
+        if self.due_in_s <= 0:
+            self._schedule_outdated()
         events: list[bytes] = []
         size, until = 0, self._schedule.clock() + _STEP_S
-        for _ in range(_CLUSTERS_PER_STEP):
+        for _ in range(0 if self._outdated else _CLUSTERS_PER_STEP):
             if self.due_in_s > 0 or size >= BATCH_BYTES - KUBECONFIG_BYTES or self._schedule.clock() >= until:
                 break
             delivery = self._schedule.pop_due()
@@ -154,8 +156,15 @@ class KubeconfigRotation:
     def due_in_s(self) -> float:
         """Seconds until `take_due` may return an event; infinite while nothing is scheduled, or while a due kubeconfig
         waits for a review of the caller's token."""
-        due_in_s = self._schedule.due_in_s
+        due_in_s = 0.0 if self._outdated else self._schedule.due_in_s
         return due_in_s if due_in_s > 0 or self._call.freshness.is_fresh() else math.inf
+
+    def _schedule_outdated(self) -> None:
+        step = self._outdated[-_CLUSTERS_PER_STEP:]
+        del self._outdated[-_CLUSTERS_PER_STEP:]
+        for name in step:
+            if self._schedule[name] is not None and (cluster := self._engaged(name)) is not None:
+                self._schedule_now(cluster)
 
     def _renewed(self, delivery: Delivery, revision: int) -> bytes | None:
         record = self._fleet[delivery.name]

@@ -392,6 +392,7 @@ class Service:
                 self._draw,
                 caller=call.quota_keys,
                 budget=self._stream_options.deliveries,
+                later=asyncio.get_running_loop().call_soon,
             ),
         )
 

@@ -1,6 +1,7 @@
 """The schedule of one stream's kubeconfigs."""
 
 import math
+from collections.abc import Callable
 
 import pytest
 
@@ -64,6 +65,22 @@ def test_deliveries_count_until_they_are_forgotten_or_their_stream_has_ended() -
             last.forget(name)
     deliver(schedule_of("a", budget), 100)
     assert not budget._schedules.get("b")
+
+
+def test_many_deliveries_are_dropped_in_steps() -> None:
+    steps: list[Callable[[], None]] = []
+    schedule = DeliverySchedule(lambda: 0.0, lambda: 0.0, lambda: 0.5, later=steps.append)
+    deliver(schedule, 2500)
+    held = schedule._deliveries
+    schedule.clear()
+    assert (len(schedule), schedule.due_in_s) == (0, math.inf)
+    deliver(schedule, 1)
+    left = [len(held)]
+    while steps:
+        steps.pop()()
+        left.append(len(held))
+    assert left == [1500, 500, 0]
+    assert schedule.names == ["c-0"]
 
 
 def test_callers_that_have_as_many_deliveries_as_others_keep_their_streams() -> None:

@@ -267,6 +267,22 @@ def test_rotation_reissues_kubeconfigs_when_terms_of_the_rule_change(world: Worl
     assert sorted(given(rotation.take_due(LATEST))) == ["alpha", "beta"]
 
 
+def test_other_terms_are_applied_to_many_clusters_in_steps(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kubeconfig_rotation, "_CLUSTERS_PER_STEP", 1)
+    rotation = world.rotation()
+    rotation.attach_kubeconfigs(world.snapshot())
+    world.recipient = Recipient(Caller(listener="api"), "shop", Terms(issuers=frozenset({"source"})))
+    rotation.change_view(EVERYTHING)
+    assert rotation.is_due()
+    steps = [given(rotation.take_due(LATEST)) for _ in range(8)]
+    assert steps[0] == []
+    assert sorted(name for step in steps for name in step) == ["alpha", "beta"]
+    world.recipient = Recipient(Caller(listener="api"), "shop")
+    rotation.change_view(EVERYTHING)
+    rotation._schedule.forget("beta")
+    assert [name for _ in range(8) for name in given(rotation.take_due(LATEST))] == ["alpha"]
+
+
 def test_rotation_charges_quota_before_it_requests_a_credential(world: World) -> None:
     rotation = world.rotation()
     world.wait_s = 7.0
