@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping
+from functools import partial
 from typing import Protocol
 
 from milo_discoveryd.connectivity.reachability import ConnectivityChange
@@ -23,8 +24,8 @@ from milo_kube.moment import Moment
 from milo_kube.reflect.view_status import ViewStatus
 
 STEP_S = 0.01
-"""How long the clusters are assigned, or drains begun or ended, without a pause. What one costs depends on the number
-of members of its group, or of subscribers and their filters."""
+"""How long clusters are assigned or lost, or drains begun or ended, without a pause. What one costs depends on the
+number of members of its group, or of subscribers and their filters."""
 RETRY_S = 5.0
 """The delay until what failed for a cluster with an unexpected error is tried again, or until a cluster is assigned
 that this daemon keeps for now."""
@@ -223,6 +224,8 @@ class SourceClusters:
         """Records changes in the metrics and the log."""
         self.is_synced = False
         """Whether the source is synced, so that its changes are live and wake subscribers."""
+        self.is_lost = False
+        """Whether the ownership of the clusters was lost, and some of them may not be disengaged yet."""
         self.unassigned: dict[str, None] = {}
         """The clusters that are not assigned yet: another daemon may own those of them that are engaged."""
         self._changes = changes
@@ -255,21 +258,15 @@ class SourceClusters:
         yield from self._assign(timeout_s, keeps)
 
     def _assign(self, timeout_s: float, keeps: Callable[[str], bool]) -> Iterator[None]:
-        waiting, elsewhere = deque(self.unassigned), self.engagements.assigned_elsewhere
-        while waiting:
-            now = moment(steady_now())
-            events: list[Event] = []
-            while waiting and steady_now() < now.steady + STEP_S:
-                name = waiting.popleft()
-                with log.contained("cluster not assigned", cluster=name):
-                    events += self._reassigned(name, timeout_s, keeps, now)
-            self._changes.publish(events, now.steady)
+        elsewhere = self.engagements.assigned_elsewhere
+        reassigned = partial(self._reassigned, timeout_s, keeps)
+        for _ in self._in_steps(self.unassigned, reassigned, "cluster not assigned"):
             yield
         if self.unassigned:
             again = self._assign(timeout_s, keeps)
             asyncio.get_running_loop().call_later(RETRY_S, self._assign_again, again, elsewhere)
 
-    def _reassigned(self, name: str, timeout_s: float, keeps: Callable[[str], bool], now: Moment) -> list[Event]:
+    def _reassigned(self, timeout_s: float, keeps: Callable[[str], bool], name: str, now: Moment) -> list[Event]:
         events: list[Event] = []
         if self.engagements[name] is not None:
             if keeps(name) and self.engagements.assigned_elsewhere(name) is not None:
@@ -283,21 +280,45 @@ class SourceClusters:
         if self.engagements.assigned_elsewhere is elsewhere and next(assigning, self) is not self:
             asyncio.get_running_loop().call_soon(self._assign_again, assigning, elsewhere)
 
-    def lose_ownership(self, message: str) -> None:
-        """Disengage all clusters at once, and engage none until `assign` is called again."""
+    def lose_ownership(self, message: str) -> Iterator[None]:
+        """Engage no cluster, and show none to new readers, at once. The result disengages all; it yields after each
+        `STEP_S`. `assign` must not be called before its end."""
         self.engagements.assigned_elsewhere = lambda _: message
-        now = moment(steady_now())
-        events: list[Event] = []
-        for name, _ in [*self.engagements.items()]:
-            try:
-                events += self.engagements.lose(name, message, now)
-            except Exception:  # without the costs of `contained` for each cluster
-                log.exception("cluster not disengaged", cluster=name)
-        self._changes.publish(events, now.steady)
-        if events:
-            names = [event.cluster.target.name for event in events[:_NAMES_LOGGED]]
-            source = self.claimant.source
-            log.info("disengaged all", source=source, count=len(events), first=names, detail=message)
+        self.is_lost = True
+        return self._disengage_all(message)
+
+    def _disengage_all(self, message: str) -> Iterator[None]:
+        count, first = 0, list[str]()
+        names = [name for name, _ in self.engagements.items()]
+        for events in self._in_steps(names, partial(self._disengaged, message), "cluster not disengaged"):
+            count += len(events)
+            first += [event.cluster.target.name for event in events[: _NAMES_LOGGED - len(first)]]
+            yield
+        self.is_lost = False
+        self._changes.notifier.notify()
+        if count:
+            log.info("disengaged all", source=self.claimant.source, count=count, first=first, detail=message)
+
+    def _disengaged(self, message: str, name: str, now: Moment) -> list[Event]:
+        return [] if self.engagements[name] is None else self.engagements.lose(name, message, now)
+
+    def _in_steps(
+        self, names: Iterable[str], change: Callable[[str, Moment], list[Event]], problem: str
+    ) -> Iterator[list[Event]]:
+        """Change clusters, and publish that; yield the changes after each `STEP_S`. `problem` is logged about a cluster
+        for which this failed."""
+        waiting = deque(names)
+        while waiting:
+            now = moment(steady_now())
+            events: list[Event] = []
+            while waiting and steady_now() < now.steady + STEP_S:
+                name = waiting.popleft()
+                try:
+                    events += change(name, now)
+                except Exception:  # without the costs of `contained` for each cluster
+                    log.exception(problem, cluster=name)
+            self._changes.publish(events, now.steady)
+            yield events
 
 
 def steady_now() -> float:

@@ -203,7 +203,7 @@ class ClusterSource:
 
     @property
     def synced(self) -> bool:
-        return self.progress.synced
+        return self.progress.synced and not self.clusters.is_lost
 
     @property
     def is_restored(self) -> bool:

@@ -210,10 +210,9 @@ class FleetAssignment:
             return None
         return "this member owns it, and waits until the credentials of former owners are revoked"
 
-    def lose_ownership(self, reason: str) -> None:
+    def lose_ownership(self, reason: str) -> Iterator[None]:
         self._follow(None)
-        for source in self._fleet.sources:
-            source.clusters.lose_ownership(reason)
+        return chain(*[source.clusters.lose_ownership(reason) for source in self._fleet.sources])
 
     def lost(self) -> Iterator[str] | None:
         """Return the clusters that this daemon no longer owns, or may not, and that are still engaged; None if that is

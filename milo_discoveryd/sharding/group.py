@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Protocol
 
 import msgspec
@@ -45,8 +45,8 @@ class Assignee(Protocol):
     def decide_by(self, ownership: Ownership) -> None:
         """Go on with the assignment under way by a newer ownership of the same view and term."""
 
-    def lose_ownership(self, reason: str) -> None:
-        """Disengage everything at once."""
+    def lose_ownership(self, reason: str) -> Iterator[None]:
+        """Engage nothing from now on. The result disengages everything, in batches; `assign` comes after its end."""
 
     def lost(self) -> Iterable[str] | None:
         """Return the clusters that this member no longer owns and that are still engaged; None if that is unknown."""
@@ -157,6 +157,8 @@ class ShardGroup:
         self._woken = asyncio.Event()
         self._drained = asyncio.Event()
         self._applied = _Application()
+        self._losing: Iterator[None] = iter(())
+        """Disengages what was engaged when the ownership was lost."""
         self._is_silent = False
         self._has_share = False
         self._view_since: tuple[int, float] = (0, clock())
@@ -223,7 +225,7 @@ class ShardGroup:
                     deletion = tasks.create_task(self._delete(action), name="delete a Lease")
                 else:
                     await self._requests.perform(action)
-            self._lose()
+            await self._lose()
             self.ended.set()
             for task in (*working, *filter(None, [deletion])):
                 task.cancel()
@@ -273,11 +275,12 @@ class ShardGroup:
     async def _apply(self) -> None:
         self._note_view()
         now = self._clock()
-        ownership, claimed_since = self.member.ownership(now), self.member.claimed_since(now)
-        if ownership is None or claimed_since != self._applied.claimed_since:
+        if self.member.ownership(now) is None or self.member.claimed_since(now) != self._applied.claimed_since:
             # Also if the ownership was regained before this task noticed the loss, at the end of a pause: operators
             # have stopped, and the clusters are engaged again, not drained.
-            self._lose()
+            await self._lose()
+        now = self._clock()
+        ownership, claimed_since = self.member.ownership(now), self.member.claimed_since(now)
         if ownership is None:
             return
         applied = self._applied
@@ -318,7 +321,13 @@ class ShardGroup:
         successor ignores it."""
         return lambda: since is not None and self.member.claimed_since(self._clock()) == since
 
-    def _lose(self) -> None:
+    async def _lose(self) -> None:
+        """Own nothing from now on, and return once everything is disengaged."""
+        self._begin_loss()
+        for _ in self._losing:
+            await asyncio.sleep(0)
+
+    def _begin_loss(self) -> None:
         self._has_share = False
         has_stopped = self._is_silent and self.member.has_ended and not self.member.has_ended_by_loss
         if self._applied.ownership is None or has_stopped:
@@ -326,14 +335,14 @@ class ShardGroup:
         self._applied = _Application()
         if self.member.has_ended_by_loss:
             log.warning("shard ownership lost", member=self.member.name, problem=TAKEN)
-            self._assignee.lose_ownership(TAKEN)
+            self._losing = self._assignee.lose_ownership(TAKEN)
         elif self.member.has_ended and not self._requests.has_failed:
             log.info("shard group left", member=self.member.name)
-            self._assignee.lose_ownership(LEFT)
+            self._losing = self._assignee.lose_ownership(LEFT)
         else:
             problem = "; ".join(self._requests.problems)
             log.warning("shard ownership lost", member=self.member.name, problem=problem or LOST)
-            self._assignee.lose_ownership(LOST)
+            self._losing = self._assignee.lose_ownership(LOST)
 
     def _note_view(self) -> None:
         view = self.member.state.group.latest_view

@@ -20,7 +20,7 @@ from milo_discoveryd.identity.caller import Caller
 from milo_discoveryd.instruments import StreamMetrics
 from milo_discoveryd.kubeconfigs.credential_lease import Draw
 from milo_discoveryd.kubeconfigs.kubeconfigs import Kubeconfigs
-from milo_discoveryd.kubeconfigs.lease_handle import CredentialUnavailableError
+from milo_discoveryd.kubeconfigs.lease_handle import NOT_OWNED, CredentialUnavailableError
 from milo_discoveryd.kubeconfigs.rendering import IssuedKubeconfig
 from milo_discoveryd.log.change_notifier import ReadingTurns
 from milo_discoveryd.log.filter import without_sources
@@ -235,9 +235,8 @@ class Service:
             engagement.message += f"; {stays}{unusable}"
         if self.shard is not None and engagement.reason == pb.Engagement.REASON_ENGAGED:
             status = self.shard.status()
-            engagement.message += (
-                f"; member {status.member} of the shard group, this daemon, owns it (view {status.view})"
-            )
+            owns = f"member {status.member} of the shard group, this daemon, owns it (view {status.view})"
+            engagement.message += f"; {elsewhere or owns}"
         if (problem := self._credential_problem(record, call)) is not None:
             engagement.message += f"; no new credential can be obtained for it: {problem}"
         return pb.GetClusterResponse(
@@ -398,11 +397,10 @@ class Service:
 
     def _not_synced(self, call: CallContext) -> UnavailableError:
         statuses = source_statuses(self._fleet.sources, call.scope, Moment(time.time(), self._clock()))
-        return UnavailableError(
-            "NOT_SYNCED",
-            f"no complete list of the source has been read yet ({statuses[0].message or statuses[0].reason}); retry",
-            retry_after_s=RETRY_S,
-        )
+        problem = f"no complete list of the source has been read yet ({statuses[0].message or statuses[0].reason})"
+        if any(source.clusters.is_lost for source in self._fleet.sources):
+            problem = NOT_OWNED
+        return UnavailableError("NOT_SYNCED", f"{problem}; retry", retry_after_s=RETRY_S)
 
 
 @contextmanager

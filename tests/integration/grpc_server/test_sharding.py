@@ -109,6 +109,28 @@ async def test_get_cluster_reports_the_shard_member_that_owns_the_cluster(harnes
     assert found.engagement.message.endswith("member a of the shard group, this daemon, owns it (view 3)")
 
 
+async def test_clusters_of_a_lost_ownership_are_shown_to_no_new_reader_before_they_are_disengaged(
+    harness: Harness,
+) -> None:
+    harness.service.shard = Shard()
+    harness.listed(ready("alpha"))
+    request = pb.WatchClustersRequest()
+    async with harness.client() as stub:
+        losing = harness.followed.clusters.lose_ownership("not renewed")
+        found = await stub.GetCluster(pb.GetClusterRequest(name="alpha"))
+        assert found.engagement.message.endswith("; not renewed")
+        assert await refusal(stub.ListClusters(pb.ListClustersRequest())) == (grpc.StatusCode.UNAVAILABLE, "NOT_SYNCED")
+        issue = stub.IssueKubeconfig(pb.IssueKubeconfigRequest(cluster="alpha"))
+        assert await refusal(issue) == (grpc.StatusCode.UNAVAILABLE, "NOT_SYNCED")
+        stream = stub.WatchClusters(request)
+        assert not (await stream.read()).synced
+        assert [*losing] == [None]
+        batch = await stream.read()
+        assert (batch.synced, batch.events) == (True, [])
+        stream.cancel()
+        assert not (await stub.ListClusters(pb.ListClustersRequest())).clusters
+
+
 async def test_get_cluster_says_what_only_another_member_of_the_shard_group_can_know(harness: Harness) -> None:
     harness.service.shard = Shard()
     harness.listed(ready("alpha"), ready("beta"))

@@ -78,6 +78,8 @@ class Operator:
         self.draining: set[str] = set()
         self.holds = False
         self.is_lost_known = True
+        self.is_stuck = False
+        """Whether what was lost is not disengaged yet."""
         self.calls: list[str] = []
         self.not_taken_over = 0
         self.may_engage: Callable[[], bool] = lambda: False
@@ -98,8 +100,10 @@ class Operator:
     def decide_by(self, ownership: Ownership) -> None:
         self.ownership = ownership
 
-    def lose_ownership(self, reason: str) -> None:
+    def lose_ownership(self, reason: str) -> Iterator[None]:
         self.reason = reason
+        while self.is_stuck:
+            yield
         self.engaged.clear()
         self.draining.clear()
         self.calls.append("lost")
@@ -288,6 +292,34 @@ async def test_shard_member_without_lease_api_loses_its_clusters_and_gets_them_b
     first.leases.is_down = second.leases.is_down = False
     await eventually(lambda: first.engaged == before)
     assert first.group.status().problem == ""
+
+
+async def test_ownership_that_is_regained_while_clusters_are_still_disengaged_begins_after_that(
+    daemons: list[Daemon],
+) -> None:
+    first, second, _ = await pair(daemons)
+    before, assignments = set(first.engaged), first.operator.calls.count("assigned")
+    first.operator.is_stuck = first.leases.is_down = True
+    await eventually(lambda: "shard" in str(first.group.share_problem()))
+    assert (first.engaged, first.group.valid_s()) == (before, None)
+    assert second.engaged.isdisjoint(before), "its operators may work until they have stopped"
+    first.leases.is_down = False
+    await eventually(lambda: (owned := first.group.member.ownership(boottime())) is not None and owned.may_engage)
+    assert (first.group.valid_s(), first.operator.calls.count("assigned")) == (None, assignments)
+    first.operator.is_stuck = False
+    await eventually(lambda: first.group.valid_s() is not None and first.engaged == before)
+    assert first.operator.calls[assignments:][:2] == ["lost", "assigned"]
+
+
+async def test_member_that_leaves_has_left_once_all_is_disengaged(daemons: list[Daemon]) -> None:
+    first, _, _ = await pair(daemons)
+    first.operator.is_stuck = True
+    leaving = asyncio.create_task(first.group.leave(keeps_term=False))
+    await eventually(lambda: first.group.member.has_ended)
+    assert not first.group.ended.is_set()
+    first.operator.is_stuck = False
+    await leaving
+    assert first.operator.calls[-1] == "lost"
 
 
 async def test_shard_member_repeats_a_failed_request_after_the_time_that_the_lease_api_states() -> None:

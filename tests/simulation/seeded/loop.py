@@ -50,6 +50,10 @@ class VirtualLoop(asyncio.BaseEventLoop):
     def time(self) -> float:
         return self._now
 
+    def work(self, seconds: float) -> None:
+        """Let a callback take this time, in which nothing else runs."""
+        self._now += seconds
+
     @property
     def wall(self) -> float:
         """The true wall-clock time, as on other hosts."""

@@ -37,10 +37,17 @@ EVICTION_S = 55.0
 REJOIN_S = 75.0
 """The same after a Lease was changed, or not renewed: the member joins again, and engages later."""
 SETTLED_WITHIN_S = 150.0
+MOST_MEMBERS = 5
+LOSS_S = (0.0, 0.05, 2.5)
+"""How long a daemon takes to disengage a cluster that it has lost: all at once, in steps, or for longer than until it
+owns clusters again."""
 
 
 @dataclass
 class FleetOutcome(Outcome):
+    lost_in_steps: int = 0
+    regained_meanwhile: int = 0
+    """How many changes a daemon made after it had regained its ownership, before it had disengaged what it had lost."""
     notes: list[tuple[float, tuple[object, ...]]] = field(default_factory=list)
 
     @property
@@ -77,6 +84,7 @@ class FleetSimulation:
             has_memory=random.random() < 0.5,
             token_life_s=600.0,
         )
+        self.loss_s = LOSS_S[seed % len(LOSS_S)]
         self.is_stateful = random.random() < 0.5
         """Whether the pods are those of a StatefulSet, which keep their names and hand nothing over."""
         self.server = Server()
@@ -218,7 +226,7 @@ class FleetSimulation:
         return self._clock() >= self._lying_until
 
     async def _join(self) -> None:
-        if len(self._standing) < 5 and self._may_start:
+        if len(self._standing) < MOST_MEMBERS and self._may_start:
             joined = self._add(f"operator-{len(self.replicas)}")
             if self.random.random() < 0.4:
                 self._lose_source(joined, self.random.uniform(5.0, 40.0))
@@ -349,6 +357,12 @@ class FleetSimulation:
 
     def changed(self, replica: Replica, event: Event) -> None:
         name, cluster = event.cluster.target.name, event.cluster
+        if replica.is_losing:
+            self._disturb(len(NAMES) * MOST_MEMBERS * self.loss_s)
+            self.outcome.lost_in_steps += event.reason is DisengageReason.OWNERSHIP_LOST
+            self.outcome.regained_meanwhile += replica.is_member
+            if event.type is EventType.ENGAGED or replica.group.valid_s() is not None:
+                self.breach(f"{replica.name} has lost its ownership, and {event.type.value} {name}")
         if event.type is EventType.ENGAGED:
             self.outcome.engagements += 1
             for other in self.living:

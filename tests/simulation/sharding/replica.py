@@ -1,14 +1,17 @@
 """A pod of a simulation with real fleets: a daemon with its source and its membership, and its operator."""
 
 import asyncio
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Iterator
 from contextlib import suppress
+from functools import partial
 from random import Random
 from typing import Protocol
 
 from milo_discovery.model import Cluster as ClientCluster
 from milo_discovery.v1 import discovery_pb2 as pb
 from milo_discoveryd.daemon_errors import BackendError
+from milo_discoveryd.fleet.changes import STEP_S
+from milo_discoveryd.fleet.fleet import Fleet
 from milo_discoveryd.log.events import Event, EventType
 from milo_discoveryd.server.calls.revision import wire_incarnation
 from milo_discoveryd.sharding.assignment import FleetAssignment
@@ -20,6 +23,7 @@ from milo_kube.reflect.view_status import ViewState
 from tests.simulation.properties.api_server import Server
 from tests.simulation.seeded.api import Api
 from tests.simulation.seeded.daemon import Daemon, Disk, Traits
+from tests.simulation.seeded.loop import VirtualLoop
 from tests.simulation.seeded.subscriber import Send, Subscriber
 from tests.simulation.seeded.tokens import TokenApi
 from tests.simulation.seeded.worker import Worker
@@ -31,6 +35,8 @@ REQUEST_TIMEOUT_S = 4.0
 RENEWAL_S = 1.0
 """Interval at which the operator renews its ownership."""
 LEAVE_S = 20.0
+OTHERS_S = 0.05
+"""How long other work delays a step of the event loop."""
 
 
 class Lab(Protocol):
@@ -41,6 +47,8 @@ class Lab(Protocol):
     server: Server
     lease_api: LeaseApi
     tokens: TokenApi
+    loss_s: float
+    """How long it takes to disengage one cluster whose ownership was lost."""
 
     def note(self, *parts: object) -> None: ...
 
@@ -89,6 +97,32 @@ class FaultyLeases:
 class LeaseRequests:
     def lease_request(self, action: str, result: str) -> None:
         pass
+
+
+class SlowLoss(FleetAssignment):
+    """Disengages clusters that were lost one by one, while others use the processor."""
+
+    def __init__(self, fleet: Fleet, loss_s: float) -> None:
+        super().__init__(fleet, RELEASE_TIMEOUT_S)
+        loop = asyncio.get_running_loop()
+        assert isinstance(loop, VirtualLoop)
+        self._work, self._loss_s = loop.work, loss_s
+        for source in fleet.sources if loss_s else ():
+            source.engagements.lose = partial(self._lose, source.engagements.lose)  # type: ignore[method-assign]
+
+    def _lose(self, lose: Callable[..., list[Event]], *arguments: object) -> list[Event]:
+        self._work(STEP_S)
+        return lose(*arguments)
+
+    def lose_ownership(self, reason: str) -> Iterator[None]:
+        return self._slow(super().lose_ownership(reason))
+
+    def _slow(self, steps: Iterator[None]) -> Iterator[None]:
+        for _ in steps:
+            yield
+            for _ in range(int(self._loss_s / OTHERS_S)):
+                self._work(OTHERS_S)
+                yield
 
 
 class Replica:
@@ -194,7 +228,7 @@ class Replica:
 
         daemon.ledger.changed = record  # type: ignore[method-assign]
         member = Member(self.name, f"{self.name}#{self._number}.{self._runs}", instance=f"pod-{self._number}")
-        assignment = FleetAssignment(daemon.fleet, RELEASE_TIMEOUT_S)
+        assignment = SlowLoss(daemon.fleet, lab.loss_s)
         loop = asyncio.get_running_loop()
         self.group = ShardGroup("ops", member, self.leases, assignment, metrics=LeaseRequests(), clock=loop.time)
         group = self.group
@@ -216,8 +250,13 @@ class Replica:
         return self.daemon is not None and not self.is_stale and self.daemon.fleet.status.since <= now - seconds
 
     def engages(self, name: str) -> bool:
+        """Return whether a cluster is engaged, and its ownership was not lost."""
         record = None if self.daemon is None else self.daemon.fleet[name]
-        return record is not None and record.engaged
+        return record is not None and record.engaged and not self.is_losing
+
+    @property
+    def is_losing(self) -> bool:
+        return self.daemon is not None and any(source.clusters.is_lost for source in self.daemon.fleet.sources)
 
     async def crash(self) -> None:
         """Kill the daemon; the operator goes on."""

@@ -8,6 +8,7 @@ import pytest
 from milo_discoveryd.engagement.pending_releases import PendingReleases
 from milo_discoveryd.fleet.source import ClusterSource
 from milo_discoveryd.sharding.assignment import FleetAssignment
+from milo_discoveryd.sharding.group import ShardGroup
 from tests.simulation.sharding.fleet_run import FLEET_FAULTS, simulate_fleets
 
 SEEDS = 15
@@ -21,11 +22,17 @@ def test_simulation_of_fleets_has_one_owner_of_each_cluster_and_ends_nothing_tha
     assert {fault.split()[1] for outcome in outcomes for fault in outcome.faults} == set(FLEET_FAULTS)
     assert sum(outcome.engagements for outcome in outcomes) > 15 * SEEDS
     assert sum(outcome.views for outcome in outcomes) > 2 * SEEDS
+    assert sum(outcome.lost_in_steps for outcome in outcomes) > SEEDS
+    assert sum(outcome.regained_meanwhile for outcome in outcomes) > 0
 
 
 def test_simulation_of_fleets_is_reproducible_by_seed() -> None:
     assert simulate_fleets(7).history == simulate_fleets(7).history
     assert simulate_fleets(7).history != simulate_fleets(8).history
+
+
+async def begin_loss(group: ShardGroup) -> None:
+    group._begin_loss()
 
 
 @pytest.mark.parametrize(
@@ -35,8 +42,9 @@ def test_simulation_of_fleets_is_reproducible_by_seed() -> None:
         (FleetAssignment, "lost", lambda _: set(), "before", 0),
         (FleetAssignment, "unowned", lambda _: 0, "is ready, and lacks", 220),
         (PendingReleases, "release", lambda *_: False, "is still engaged after", 0),
+        (ShardGroup, "_lose", begin_loss, "has lost its ownership, and", 0),
     ],
-    ids=["moves-held", "acknowledges-early", "ready-early", "loses-releases"],
+    ids=["moves-held", "acknowledges-early", "ready-early", "loses-releases", "engages-while-it-loses"],
 )
 def test_simulation_of_fleets_detects_a_mutant(
     owner: type, attribute: str, mutant: Callable[..., Any], found: str, first: int, monkeypatch: pytest.MonkeyPatch
