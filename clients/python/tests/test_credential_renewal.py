@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from milo_discovery import Cluster, ClusterNotFound, ClusterReport, Kubeconfig, Unavailable
+from milo_discovery import Cluster, ClusterNotFound, ClusterReport, Kubeconfig, Unavailable, UnusableKubeconfig
 from milo_discovery._credential_cache import CredentialCache, CredentialState
 from milo_discovery.api_clients import ApiClients
 from milo_discovery.credentials import AsyncRenewer, LoopBridge, PushedKubeconfigs
@@ -238,9 +238,10 @@ class TestAsyncRenewer:
         assert (await renewal.access_after_401("revoked")).token == "next"
         assert daemon.asked == 1
 
-    async def test_refused_token_is_kept_if_the_renewal_fails(self, renewal, daemon):
+    @pytest.mark.parametrize("failure", [AWAY, RuntimeError("can't start new thread")])
+    async def test_refused_token_is_kept_if_the_renewal_fails(self, renewal, daemon, failure):
         renewal.cache.offer(kubeconfig("revoked"), datetime.now(UTC))
-        daemon.answer.set_exception(AWAY)
+        daemon.answer.set_exception(failure)
         assert (await renewal.access_after_401("revoked")).token == "revoked"
 
 
@@ -263,9 +264,13 @@ class TestLoopBridge:
         assert LoopBridge(renewal).access().token == "held"
 
 
-async def test_unexpected_error_of_a_renewal_is_raised_in_its_callers_and_the_next_one_succeeds(renewal, daemon):
-    daemon.answer.set_exception(ZeroDivisionError())
-    with pytest.raises(ZeroDivisionError):
+async def test_unexpected_error_of_a_renewal_means_no_credential_for_its_callers_and_the_next_one_succeeds(
+    renewal, daemon
+):
+    daemon.answer.set_exception(RuntimeError("can't start new thread"))
+    with pytest.raises(UnusableKubeconfig, match="no kubeconfig was issued: RuntimeError: can't start new thread"):
+        await renewal.access()
+    with pytest.raises(UnusableKubeconfig):  # without another request
         await renewal.access()
     daemon.answer = asyncio.get_running_loop().create_future()
     daemon.answer.set_result(kubeconfig("next"))

@@ -7,6 +7,7 @@ context or server has no effect before a restart.
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
@@ -19,11 +20,15 @@ from milo_discovery.api_clients import ApiClients
 from milo_discovery.api_errors import ApiError, Unreachable
 from milo_discovery.cluster_api import IDLE_S, USER_AGENT, ClusterApi
 from milo_discovery.engaged_cluster import EngagedCluster
-from milo_discovery.errors import ClusterNotFound
-from milo_discovery.fleet import DiscoveryState
+from milo_discovery.errors import ClusterNotFound, DiscoveryError
+from milo_discovery.fleet import RESTARTS, DiscoveryState, attempt
 from milo_discovery.local_kubeconfig import LocalAccess, default_source, issue, read
 from milo_discovery.model import Cluster, ClusterReport, Engagement, Kubeconfig
 from milo_kube.api_server import Pools
+from milo_kube.backoff import StreamBackoff
+from milo_kube.task_groups import cancelled_from_outside
+
+log = logging.getLogger("milo_controllers")
 
 
 class SingleCluster:
@@ -40,7 +45,8 @@ class SingleCluster:
         self._name = name
         self.discovery = DiscoveryState(connected=True, synced=False, since=datetime.now(UTC))
         self._cluster: Cluster | None = None
-        self._handlers: list[Callable[[EngagedCluster], Awaitable[None]]] = []
+        self._handler: Callable[[EngagedCluster], Awaitable[None]] | None = None
+        self._has_run = False
 
     @property
     def clusters(self) -> Mapping[str, object]:
@@ -48,8 +54,10 @@ class SingleCluster:
         return {self._name: self._cluster}
 
     def on_engage(self, handler: Callable[[EngagedCluster], Awaitable[None]], /) -> object:
-        """Register a handler, which is called once. Called by Controllers."""
-        self._handlers.append(handler)
+        """Register the handler, which is called again if it fails. Called by Controllers."""
+        if self._handler is not None:
+            raise RuntimeError("a SingleCluster has only one Controllers: create another SingleCluster")
+        self._handler = handler
         return handler
 
     async def find(self, _project: str, /) -> Cluster | None:
@@ -63,14 +71,34 @@ class SingleCluster:
 
     async def run(self) -> None:
         """Run until canceled. Raises UnusableKubeconfig."""
+        if self._has_run:
+            raise RuntimeError("a SingleCluster can run only once: create a new SingleCluster")
+        self._has_run = True
         engaged = self._engaged(await read(self._source))
         try:
             async with asyncio.TaskGroup() as tasks:
-                for handler in self._handlers:
-                    tasks.create_task(_awaited(handler(engaged)), name=f"cluster {self._name}")
+                if self._handler is not None:
+                    tasks.create_task(self._handled(self._handler, engaged), name=f"cluster {self._name}")
                 self.discovery = replace(self.discovery, synced=True)
         finally:
             engaged.disengage()
+
+    async def _handled(self, handler: Callable[[EngagedCluster], Awaitable[None]], engaged: EngagedCluster) -> None:
+        """Call the handler until it returns or is canceled."""
+        backoff = StreamBackoff(RESTARTS)
+        clock = asyncio.get_running_loop().time
+        while True:
+            began = clock()
+            error = await attempt(handler, engaged)
+            if error is None:
+                return
+            stack = None if isinstance(error, DiscoveryError) else error
+            if cancelled_from_outside():
+                log.error("cluster %s failed during its cleanup: %s", self._name, error, exc_info=stack)
+                return
+            delay_s = backoff.failed(ran=timedelta(seconds=clock() - began)).total_seconds()
+            log.error("cluster %s failed; restarting it in %.1f s: %s", self._name, delay_s, error, exc_info=stack)
+            await asyncio.sleep(delay_s)
 
     async def issue_kubeconfig(self, name: str, *, ttl: timedelta | None = None, incarnation: str = "") -> Kubeconfig:
         """Return the current kubeconfig. The arguments apply only to a daemon, and are ignored."""
@@ -116,7 +144,3 @@ class OwnCluster:
             return error.status, {"message": str(error)}
         except Unreachable as error:
             raise ConnectionError(str(error)) from error
-
-
-async def _awaited(handling: Awaitable[None]) -> None:
-    await handling

@@ -4,16 +4,21 @@ import asyncio
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from datetime import timedelta
 from pathlib import Path
 
+import pytest
 from prometheus_client import CollectorRegistry
 
 from milo_controllers import (
     Controllers,
     Request,
     SingleCluster,
+    single_cluster,
 )
+from milo_controllers.informer import Informer
 from milo_discovery.testing import ControlPlane, eventually
+from milo_kube.backoff import BackoffPolicy
 
 from .widgets import (
     WIDGETS,
@@ -51,6 +56,43 @@ async def test_single_cluster_uses_the_proxy_url_of_its_kubeconfig(plane: Contro
             await eventually(lambda: plane.get(WIDGETS, "one")["metadata"].get("labels") == {"seen": "yes"})
         server = document["clusters"][0]["cluster"]["server"].split("/")[2]
         assert set(requests) == {f"CONNECT {server} HTTP/1.1"}
+
+
+async def test_failure_of_a_single_cluster_restarts_it(
+    plane: ControlPlane, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Found by a reader: an error of a watch, such as of a credential's renewal, ended the operator."""
+    plane.create(widget("one"))
+    controllers = Controllers(
+        SingleCluster(plane.write_kubeconfig(tmp_path / "kubeconfig")), registry=CollectorRegistry()
+    )
+    log, run, failures = Log(), Informer.run, [RuntimeError("can't start new thread")]
+    controllers.reconcile(WIDGETS)(log)
+
+    async def failing_once(informer: Informer) -> None:
+        if failures:
+            raise failures.pop()
+        await run(informer)
+
+    monkeypatch.setattr(Informer, "run", failing_once)
+    monkeypatch.setattr(single_cluster, "RESTARTS", BackoffPolicy(initial=timedelta(0)))
+    async with controllers:
+        await eventually(lambda: log.seen == [("cluster", "one", {})])
+    assert not failures
+
+
+async def test_second_controllers_of_a_single_cluster_and_its_second_run_are_refused(
+    plane: ControlPlane, tmp_path: Path
+) -> None:
+    """Found by a reader: both ran, and each reconciled the same objects."""
+    cluster = SingleCluster(plane.write_kubeconfig(tmp_path / "kubeconfig"))
+    controllers = Controllers(cluster, registry=CollectorRegistry())
+    with pytest.raises(RuntimeError, match="a SingleCluster has only one Controllers"):
+        Controllers(cluster, registry=CollectorRegistry())
+    async with controllers:
+        await eventually(lambda: controllers.health().synced)
+    with pytest.raises(RuntimeError, match="a SingleCluster can run only once"):
+        await cluster.run()
 
 
 @asynccontextmanager

@@ -272,17 +272,20 @@ async def test_pages_of_a_proxy_instead_of_leases_end_neither_the_candidate_nor_
 
 
 class LeaseServer:
-    """The API of one Lease. `responses` are sent to the next requests instead."""
+    """The API of one Lease. `responses` are sent, or raised, to the next requests instead."""
 
     def __init__(self) -> None:
         self.lease: dict[str, Any] | None = None
-        self.responses: list[tuple[int, dict[str, Any]]] = []
+        self.responses: list[tuple[int, dict[str, Any]] | Exception] = []
         self.requests: list[str] = []
 
     async def send(self, method: str, _path: str, body: Any) -> tuple[int, dict[str, Any]]:
         self.requests.append(method)
         if self.responses:
-            return self.responses.pop(0)
+            response = self.responses.pop(0)
+            if isinstance(response, Exception):
+                raise response
+            return response
         if method == "POST" and self.lease is not None:
             return 409, {"reason": "AlreadyExists"}
         if method != "POST" and self.lease is None:
@@ -341,3 +344,39 @@ async def test_leader_does_not_create_a_deleted_lease_when_its_work_ends() -> No
 
     await server.election().run(work)
     assert server.lease is None
+
+
+async def test_unexpected_errors_of_requests_end_neither_the_candidate_nor_the_leader(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Such as those of a credential that is renewed while no thread can be started."""
+    server, work = LeaseServer(), Work()
+    server.responses.append(RuntimeError("can't start new thread"))
+    election = server.election()
+    running = asyncio.create_task(election.run(work))
+    await within(work.began.wait())
+    server.responses.append(RuntimeError("can't start new thread"))
+    answered = len(server.requests) + 1
+    await eventually(lambda: running.done() or "PUT" in server.requests[answered:])
+    assert (election.is_leader, work.ended) == (True, False)
+    server.responses += [RuntimeError("can't start new thread")] * 2
+    await stop(running)
+    assert running.cancelled()
+    assert "lease default/greeter: request failed: can't start new thread" in caplog.text
+    assert "Traceback" in caplog.text
+
+
+@pytest.mark.parametrize("holder", ["a", "b"])
+async def test_lease_that_was_touched_since_its_last_renewal_is_released_by_its_holder(holder: str) -> None:
+    server = LeaseServer()
+
+    async def work() -> None:
+        assert server.lease is not None
+        server.lease = {
+            "metadata": {**server.lease["metadata"], "resourceVersion": "touched", "annotations": {"x": "y"}},
+            "spec": {**server.lease["spec"], "holderIdentity": holder},
+        }
+
+    await server.election().run(work)
+    assert server.lease is not None
+    assert server.lease["spec"]["holderIdentity"] == ("" if holder == "a" else "b")

@@ -107,7 +107,7 @@ TESTED = {
     ),
     "clients/python/src/milo_discovery/credentials.py: self._renew": (
         "clients/python/tests/test_credential_renewal.py"
-        "::test_unexpected_error_of_a_renewal_is_raised_in_its_callers_and_the_next_one_succeeds"
+        "::test_unexpected_error_of_a_renewal_means_no_credential_for_its_callers_and_the_next_one_succeeds"
     ),
     "clients/cli/src/milo_discovery_cli/fleet_objects.py: work": (
         f"{_OBJECTS}::test_unexpected_error_of_one_cluster_is_its_cause_and_others_are_printed"
@@ -117,6 +117,9 @@ TESTED = {
     ),
     "clients/python/src/milo_discovery/fleet.py: handling": (
         f"{_FLEET}::test_failed_handler_does_not_affect_other_clusters"
+    ),
+    "controllers/src/milo_controllers/single_cluster.py: self._handled": (
+        "controllers/tests/integration/test_single_cluster.py::test_failure_of_a_single_cluster_restarts_it"
     ),
     "clients/python/src/milo_discovery/fleet.py: self._release": (
         "clients/python/tests/test_fleet_draining.py"
@@ -210,7 +213,6 @@ OTHERS = {
     "controllers/src/milo_controllers/controllers.py: self._log_summaries": _WHOLE,
     "controllers/src/milo_controllers/controllers.py: self._resync_periodically": _WHOLE,
     "controllers/src/milo_controllers/event_loop.py: _contained": _AWAITED,
-    "controllers/src/milo_controllers/single_cluster.py: _awaited": "there is only one cluster",
     "objects/src/milo_objects/command.py: publisher.run": _GROUP,
     "objects/src/milo_objects/follow.py: self._report_fleet": _WHOLE,
     "objects/src/milo_objects/jetstream.py: _watch_silence": _WHOLE,

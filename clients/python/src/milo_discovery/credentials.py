@@ -55,7 +55,7 @@ class AsyncRenewer:
         self._issue = issue
         self._pushed = pushed
         self._renewal: asyncio.Task[None] | None = None
-        self._failure: Exception | None = None
+        self._failure: DiscoveryError | None = None
         """Why the last request failed; None if it succeeded."""
 
     async def __aenter__(self) -> Self:
@@ -70,7 +70,7 @@ class AsyncRenewer:
         await self.close()
 
     async def access(self) -> KubeconfigAccess:
-        """Return the credential to use now. Raises the error of the renewal if there is no valid one.
+        """Return the credential to use now. Raises the DiscoveryError of the renewal if there is no valid one.
 
         While the daemon must not be asked again yet, that is the error of the last renewal, or, if it succeeded, its
         credential, which had expired on arrival by this machine's clock.
@@ -158,8 +158,12 @@ class AsyncRenewer:
             retry_after = error.retry_after if isinstance(error, StatusError) else None
             self.cache.request_failed(_now(), endpoint, retry_after)
             self._log_failure(error)
-            self._failure = error
-            raise
+            if isinstance(error, DiscoveryError):
+                self._failure = error
+                raise
+            # Such as that no thread can be started. Callers expect only errors of this package.
+            self._failure = UnusableKubeconfig(f"no kubeconfig was issued: {type(error).__name__}: {error}")
+            raise self._failure from error
         if self._failure is not None:
             log.info("credential of cluster %s renewed", self._name)
         self._failure = None

@@ -86,6 +86,8 @@ it finishes its work and returns (see `EngagedCluster.drained`), and is canceled
 deadline."""
 
 _END_LIMIT_S = 1.0
+RESTARTS = BackoffPolicy(initial=timedelta(seconds=1), maximum=timedelta(minutes=1), healthy=timedelta(minutes=2))
+"""When a handler that failed is restarted."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -141,9 +143,7 @@ class Fleet(RunsInBackground):
         self._client = client
         self._on_error = on_error
         self._on_drain = on_drain
-        self._backoff_policy = backoff or BackoffPolicy(
-            initial=timedelta(seconds=1), maximum=timedelta(minutes=1), healthy=timedelta(minutes=2)
-        )
+        self._backoff_policy = backoff or RESTARTS
         self._options = options
         self._handler: Callable[[EngagedCluster], Awaitable[None]] | None = None
         self._disengage_handler: Callable[[EngagedCluster], Awaitable[None]] | None = None
@@ -390,7 +390,7 @@ class Fleet(RunsInBackground):
     ) -> None:
         if previous:
             await asyncio.wait(previous)
-        error = await _attempt(handler, cluster)
+        error = await attempt(handler, cluster)
         if error is not None:
             log.error("on_disengage of cluster %s failed", cluster.name, exc_info=error)
 
@@ -421,7 +421,7 @@ class Fleet(RunsInBackground):
         clock = asyncio.get_running_loop().time
         while cluster.draining is None:
             began = clock()
-            error = await _attempt(handler, cluster)
+            error = await attempt(handler, cluster)
             if error is None:
                 return
             delay = backoff.failed(ran=timedelta(seconds=clock() - began))
@@ -466,7 +466,7 @@ class Fleet(RunsInBackground):
             self._summary_timer = loop.call_later(INTERVAL_S, self._log_failure_summaries)
 
 
-async def _attempt(handler: Callable[[EngagedCluster], Awaitable[None]], cluster: EngagedCluster) -> Exception | None:
+async def attempt(handler: Callable[[EngagedCluster], Awaitable[None]], cluster: EngagedCluster) -> Exception | None:
     """Call the handler and return its error. Only a cancellation by the Fleet is raised."""
     try:
         await handler(cluster)

@@ -12,7 +12,6 @@ import logging
 import os
 import socket
 from collections.abc import Awaitable, Callable, Mapping
-from contextlib import suppress
 from datetime import UTC, datetime
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, TypeVar
@@ -157,11 +156,17 @@ class LeaderElection:
             self._stop_writing()
             log.warning("lease %s/%s: no response within %.1f s", self._namespace, self._name, limit_s)
             return False
-        except (_AttemptError, OSError, DiscoveryError) as error:
-            log.warning(
-                "lease %s/%s: request failed: %s", self._namespace, self._name, str(error) or type(error).__name__
-            )
+        except Exception as error:  # noqa: BLE001  (one failed request must not end the leadership)
+            self._log_failure("request", error)
             return False
+
+    def _log_failure(self, what: str, error: Exception) -> None:
+        is_expected = isinstance(error, _AttemptError | OSError | DiscoveryError)
+        problem = str(error) or type(error).__name__
+        log.warning(
+            *("lease %s/%s: %s failed: %s", self._namespace, self._name, what, problem),
+            exc_info=None if is_expected else error,
+        )
 
     async def _take_or_keep(self) -> bool:
         if not self._lock.is_held:
@@ -210,8 +215,7 @@ class LeaderElection:
 
     async def _release(self) -> None:
         """Free the lock, also if the write that took it was still under way."""
-        # A failure only delays the next holder.
-        with suppress(_AttemptError, OSError, TimeoutError, DiscoveryError):
+        try:
             async with asyncio.timeout(self._timing.retry_period):
                 if self._writing is not None:
                     await asyncio.wait([self._writing])
@@ -219,7 +223,14 @@ class LeaderElection:
                     await self._read()
                 lease, spec = self._lock.lease, self._lock.release(datetime.now(UTC))
                 if lease is not None and spec is not None:
-                    await self._write("PUT", lease["metadata"], spec)
+                    status, _ = await self._write("PUT", lease["metadata"], spec)
+                    if status == _CONFLICT:  # as when it was annotated
+                        await self._read()
+                        lease = self._lock.lease
+                        if lease is not None and self._lock.holder == self.identity:
+                            await self._write("PUT", lease["metadata"], spec)
+        except Exception as error:  # noqa: BLE001  (it only delays the next holder)
+            self._log_failure("release", error)
         self._stop_writing()
 
     def _stop_writing(self) -> None:
