@@ -71,7 +71,10 @@ class Publishing:
         self.before: Callable[[Request], None] = lambda _: None
         """Called before a request takes effect; it may raise."""
         self.before_ask = self.before
+        self.unanswered: set[str] = set()
+        """The clusters about which the daemon does not answer."""
         self.before_access: Callable[[], None] = lambda: None
+        self.before_list = self.before_access
         self.has_access = True
         self.now = 0.0
         self._group = group
@@ -111,6 +114,7 @@ class Publishing:
             case None:
                 pass
             case Lane.LIST:
+                self.before_list()
                 self.publication.listed(self.now, self.server.list(), self.now)
             case Lane.IDENTIFY:
                 self.publication.identified(self._group, self.now)
@@ -121,6 +125,8 @@ class Publishing:
             case Ask(name):
                 self.sent.append(request)
                 self.before_ask(request)
+                if name in self.unanswered:
+                    return
                 is_elsewhere = name in self.elsewhere
                 is_missing = not is_elsewhere or name in self.lacked
                 self.publication.asked(task, is_missing=is_missing, is_elsewhere=is_elsewhere, now=self.now)
@@ -1057,6 +1063,48 @@ def test_late_deletion_of_an_ended_cluster_waits_while_the_group_lacks_many_clus
     assert "lacks all 5 clusters" in publishing.publication.problems[0]
     publishing.lacked = set()
     publishing.settle(90.0)
+    assert len(server.objects) == 4
+
+
+def test_nothing_is_written_while_the_first_list_fails():
+    publishing = Publishing(resync_s=30.0)
+
+    def fails() -> None:
+        raise TargetUnavailable("500")
+
+    publishing.before_list = fails
+    publishing.synced(cluster()).settle(60.0).engage(cluster("beta")).settle(60.0)
+    assert publishing.sent == []
+    publishing.before_list = lambda: None
+    publishing.settle(20.0)
+    assert publishing.writes()[0] is Create
+
+
+@pytest.mark.parametrize("is_answered", [True, False])
+def test_late_deletion_of_an_ended_cluster_waits_also_while_lists_fail(is_answered: bool):
+    """Found by a simulation: until the next list, nobody asked for what the other members lack."""
+    fleet = [cluster(name, uid=name, incarnation="a") for name in ("alpha", "beta", "gamma", "delta", "epsilon")]
+    server = Publishing(group="dns").synced(*fleet).server
+    publishing = Publishing(server, group="dns", resync_s=30.0)
+    publishing.elsewhere = {one.name for one in fleet[1:]}
+    publishing.synced(fleet[0])
+
+    def unreachable(*_: Request) -> None:
+        raise TargetUnavailable("refused", is_unsent=True)
+
+    def fails() -> None:
+        raise TargetUnavailable("500")
+
+    publishing.before = publishing.before_list = unreachable
+    publishing.end(fleet[0], DisengageReason.NOT_READY).settle(25.0)
+    publishing.lacked = publishing.elsewhere
+    publishing.unanswered = set() if is_answered else publishing.elsewhere
+    publishing.settle(65.0)
+    publishing.before, publishing.before_list = lambda _: None, fails
+    publishing.settle(60.0)
+    assert len(server.objects) == 5
+    publishing.lacked = publishing.unanswered = set()
+    publishing.synced().settle(90.0)
     assert len(server.objects) == 4
 
 

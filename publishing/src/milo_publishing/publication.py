@@ -127,13 +127,18 @@ class Publication:
         self._report = report
         self._draw = draw
         self._common = {Lane.LIST: Attempt(), Lane.IDENTIFY: Attempt()}
-        self._is_listed = False
+        self._asked_at = math.inf
+        """When the daemon was last asked about the clusters of other members; infinite before the first list."""
         self._outage = Attempt(-math.inf)
         """When requests are sent to the API server again, if it could not be reached."""
         self._review_at = math.inf
         self._due: list[tuple[float, int, str, Lane]] = []
         """A heap of (time, number, name, lane). An entry is skipped if it no longer is the time of the attempt."""
         self._number = 0
+
+    @property
+    def _is_listed(self) -> bool:
+        return self._asked_at < math.inf
 
     # --- the daemon's stream ---
 
@@ -249,6 +254,9 @@ class Publication:
         attempt = self._attempt(task.name, task.lane)
         if attempt.ticket != task.ticket:
             return None
+        is_late = task.is_retry or bool(self._outage.problem)
+        if task.lane is Lane.LIST and is_late and now > self._asked_at + self._resync_s / 2:
+            self._ask_elsewhere(now)  # now, since this one may fail, too, and the next retry be late
         match request := self._decide(task, attempt, now, watch):
             case None:
                 self._set(task.name, task.lane, Attempt(attempt.due_at))
@@ -321,17 +329,22 @@ class Publication:
             before = record.version
             if (not record.next.ticket or record.next.is_question) and record.answered_at < sent_at:
                 record = self._observe(record, found.get(name), now)
-            if isinstance(record.end, Elsewhere) and record.end.ask_at == math.inf:
-                record = replace(record, end=replace(record.end, ask_at=now))
             if record.engaged and not self.renderer.embeds_credentials and not record.access.ticket:
                 record = replace(record, access=record.access.at(now))
             is_settled = (
                 record.next == Attempt() and record.version == before and not record.lacks_cluster(self.identity)
             )
             self._put(record if is_settled else replace(record, next=record.next.at(now)))
-        self._is_listed = True
+        self._ask_elsewhere(now)
         self._set("", Lane.LIST, Attempt(min(self._common[Lane.LIST].due_at, now + self._resync_s)))
         self._review_by(now)
+
+    def _ask_elsewhere(self, now: float) -> None:
+        """Have the daemon asked about all clusters of other members at once: many of them are a mass only together."""
+        self._asked_at = now
+        for record in [*self.records.values()]:
+            if isinstance(record.end, Elsewhere) and record.end.ask_at == math.inf:
+                self._put(replace(record, end=replace(record.end, ask_at=now), next=record.next.at(now)))
 
     def _require_own(self, objects: Iterable[ObservedObject]) -> None:
         own = [observed for observed in objects if observed.owner(self.identity) is Owner.SELF]
@@ -489,10 +502,10 @@ class Publication:
         self._review_at = math.inf
         if not self._is_listed or self.view in {ViewPhase.INCOMPLETE, ViewPhase.UNIDENTIFIED}:
             return
+        all_own = [record for record in self.records.values() if record.is_own(self.identity)]
+        since = max((record.confirmed_since for record in all_own), default=-math.inf)
         # Without those of clusters that have ended: these are about to be deleted.
-        own = [record for record in self.records.values() if record.is_own(self.identity) and not record.is_ended]
-        ends = [record.end for record in own]
-        since = max((end.since for end in ends if isinstance(end, Missing) and end.is_confirmed), default=-math.inf)
+        own = [record for record in all_own if not record.is_ended]
         doubted = [record for record in own if record.is_doubted(self.identity, since, now)]
         followed = [record for record in doubted if is_followed(watch, record.removal().cluster)]
         was_foreign, was_problem = self._removals.is_foreign, self._removals.problem

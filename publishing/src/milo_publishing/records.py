@@ -9,7 +9,7 @@
 | `Present`        | engaged     |                                        | `Apply`, if it differs, or a deletion of  |
 |                  |             |                                        | this version was sent: it may be late     |
 | `Present`        | not engaged | `Unasked`, `Missing`                   | `Ask`, and again after 10 s               |
-| `Present`        | not engaged | `Elsewhere`                            | none before the next list                 |
+| `Present`        | not engaged | `Elsewhere`                            | none before the next list is due          |
 | **`Present`**    | not engaged | **`EndedCluster`, for at most 10 s**   | **`DeleteObject`, while streaming**       |
 | `Present`        | not engaged | `EndedCluster` before, or then changed | `Ask`; one answer makes it valid again,   |
 |                  |             |                                        | unless removals are held, or a mass of    |
@@ -283,6 +283,14 @@ class Record(msgspec.Struct, frozen=True):
     def is_lacked(self) -> bool:
         """Whether the daemon has answered that it lacks the cluster."""
         return isinstance(self.end, Missing) or (isinstance(self.end, Elsewhere) and self.end.is_lacked)
+
+    @property
+    def confirmed_since(self) -> float:
+        """Since when the daemon, as it has confirmed, lacks the cluster, or the evidence of its end is late."""
+        match self.end:
+            case Missing(since, is_confirmed=True) | EndedCluster(until=since, is_confirmed=True):
+                return since
+        return -math.inf
 
     def is_doubted(self, identity: Identity, since: float, now: float) -> bool:
         """Return whether the daemon lacks the object's cluster, or may lack it, and has not reported its end. `since`:
