@@ -9,7 +9,7 @@ when all objects of its first list are stored. An end comes when no write is on 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Container, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable
 from typing import Final, Protocol, TypeAlias
 
 import msgspec
@@ -20,12 +20,10 @@ from milo_kube.cache_budget import CacheBudget
 from milo_objects.gone_objects import GoneObjects
 from milo_objects.messages import (
     ClusterMessage,
-    Message,
     ObjectMessage,
     ScopeIsOver,
     ScopeMessage,
-    StoredMessage,
-    decoded,
+    Stored,
 )
 from milo_objects.projection import ProjectedObject
 from milo_objects.publication_records import (
@@ -281,12 +279,11 @@ class ClusterPublication:
         if not isinstance(self.phase, NothingToPublish):
             self._read(now)
 
-    def read(self, ticket: int, stored: Iterable[StoredMessage], last_sequence: int, now: float) -> None:
+    def read(self, ticket: int, found: Stored, last_sequence: int, now: float) -> None:
         """Receive the last messages of the cluster's subjects, and the last sequence of the stream."""
         if not isinstance(self.phase, ReadingStream) or self.phase.ticket != ticket:
             return
         self.phase = WritingStream()
-        found = decoded(stored)
         self.record = self._observed(self.record, found)
         in_stream: dict[ScopeSubject, dict[ObjectSubject, None]] = {}
         for subject in found:
@@ -315,7 +312,7 @@ class ClusterPublication:
             self._read(now, after_s=REREAD_S, problem=problem)
 
     @staticmethod
-    def _observed(record: SubjectRecord, found: Mapping[Subject, tuple[Message | None, int]]) -> SubjectRecord:
+    def _observed(record: SubjectRecord, found: Stored) -> SubjectRecord:
         message, sequence = found.get(record.subject, (None, 0))
         is_unsure = record.is_unsure and record.sequence == sequence
         # What was too large is written again: the limit may be another one by now.

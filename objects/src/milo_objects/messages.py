@@ -302,8 +302,11 @@ def decode(stored: StoredMessage) -> tuple[Subject, Message]:
     return subject, message
 
 
-def decoded(stored: Iterable[StoredMessage]) -> dict[Subject, tuple[Message | None, int]]:
-    """Return the message of each subject, and its sequence. One that cannot be decoded is there to be overwritten."""
+Stored: TypeAlias = Mapping[Subject, tuple[Message | None, int]]
+"""The message of each subject of a stream, and its sequence. One that cannot be decoded is there to be overwritten."""
+
+
+def decoded(stored: Iterable[StoredMessage]) -> Stored:
     found: dict[Subject, tuple[Message | None, int]] = {}
     for each in stored:
         try:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import heapq
 import math
 from collections import Counter, OrderedDict, deque
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Final, TypeAlias
 
 import msgspec
@@ -16,7 +16,7 @@ import msgspec
 from milo_kube.cache_budget import CacheBudget, CacheLimits
 from milo_objects.cluster_publication import ClusterPublication, ReadingStream, WritingStream
 from milo_objects.kinds import Kind
-from milo_objects.messages import ClusterMessage, Message, ScopeIsOver, ScopeMessage, StoredMessage
+from milo_objects.messages import ClusterMessage, ScopeIsOver, ScopeMessage, Stored
 from milo_objects.scope import (
     Change,
     ClusterChanged,
@@ -55,8 +55,6 @@ class StreamAway(msgspec.Struct, frozen=True):
 
 
 Connection: TypeAlias = StreamConnected | StreamAway
-Stored: TypeAlias = Mapping[Subject, tuple[Message | None, int]]
-"""What a stream has, as `messages.decoded` returns it."""
 
 
 class StreamPublication:
@@ -271,7 +269,7 @@ class StreamPublication:
 
     # --- answers ---
 
-    def read(self, command: ReadCluster, stored: Iterable[StoredMessage], last_sequence: int, now: float) -> None:
+    def read(self, command: ReadCluster, stored: Stored, last_sequence: int, now: float) -> None:
         self._answer(command, lambda cluster: cluster.read(command.ticket, stored, last_sequence, now))
 
     def written(self, command: WriteMessage, sequence: int, now: float) -> None:

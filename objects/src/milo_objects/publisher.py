@@ -34,7 +34,7 @@ from milo_objects.jetstream import (
     open_session,
 )
 from milo_objects.kinds import Kind
-from milo_objects.messages import ClusterMessage, Heartbeat, Message, ScopeMessage, StoredMessage, decoded
+from milo_objects.messages import ClusterMessage, Heartbeat, Message, ScopeMessage, Stored, StoredMessage, decoded
 from milo_objects.nats_source import RECONNECT
 from milo_objects.publication import StreamConnected, StreamPublication
 from milo_objects.scope import Change, ClusterChanged, ClusterEnded, ObjectSource, Scope
@@ -304,7 +304,7 @@ class ObjectPublisher:
             match command:
                 case ReadCluster(cluster):
                     filters = [str(ClusterSubject(cluster)), ClusterSubject(cluster).contents]
-                    stored, last = await session.last_messages(filters)
+                    stored, last = await _last_messages(session, filters)
                     self.publication.read(command, stored, last, self._clock())
                 case Purge(scope, below):
                     await session.purge(scope.objects, below)
@@ -367,11 +367,7 @@ class ObjectPublisher:
         """End the clusters of the stream that the daemon confirms to have disengaged, and mark what this publisher has
         said of those that others may follow, or whose ends are held. Returns when to look again."""
         looks = self._looks
-        messages, last = await session.last_messages([STREAM_SUBJECTS[0], _STATES])
-        stored: dict[Subject, tuple[Message | None, int]] = {}
-        for first in range(0, len(messages), _AT_ONCE):
-            stored.update(decoded(messages[first : first + _AT_ONCE]))
-            await asyncio.sleep(0)  # there can be hundreds of thousands
+        stored, last = await _last_messages(session, [STREAM_SUBJECTS[0], _STATES])
         for purge in self.publication.review(stored, last, self._clock()):
             await session.purge(purge.scope.objects, purge.below)
         orphans = self.publication.orphans(stored)
@@ -433,3 +429,13 @@ class ObjectPublisher:
         if found.reason is EngagementReason.UNASSIGNED:
             return _Orphan.UNASSIGNED
         return _Orphan.ELSEWHERE if found.assigned_elsewhere else _Orphan.MISSING
+
+
+async def _last_messages(session: NatsSession, filters: Sequence[str]) -> tuple[Stored, int]:
+    """Return what the stream has, as `NatsSession.last_messages` does. Raises StreamLost."""
+    messages, last = await session.last_messages(filters)
+    stored: dict[Subject, tuple[Message | None, int]] = {}
+    for first in range(0, len(messages), _AT_ONCE):
+        stored.update(decoded(messages[first : first + _AT_ONCE]))
+        await asyncio.sleep(0)  # there can be hundreds of thousands
+    return stored, last

@@ -92,7 +92,7 @@ class Publishing:
                 match command:
                     case ReadCluster(cluster):
                         found = [each for each in self.stored.values() if f".{cluster}." in f"{each.subject}."]
-                        self.publication.read(command, found, self.sequence, now)
+                        self.publication.read(command, decoded(found), self.sequence, now)
                     case WriteMessage():
                         self.sequence += 1
                         stored = StoredMessage(str(command.subject), self.sequence, *command.encoded)
@@ -525,7 +525,7 @@ def test_work_of_a_full_stream_is_proportional_to_what_it_refuses() -> None:
         for command in commands:
             sequence += 1
             if isinstance(command, ReadCluster):
-                publication.read(command, [], 0, 0.0)
+                publication.read(command, {}, 0, 0.0)
             elif isinstance(command, WriteMessage) and isinstance(command.message, ObjectMessage):
                 publication.full(command, "full", 0.0)
             elif isinstance(command, WriteMessage):

@@ -1,13 +1,16 @@
-"""Whether another publisher follows what this one does not."""
+"""Whether another publisher follows what this one does not, and how the stream is read."""
 
+import asyncio
 from collections import deque
+from collections.abc import Sequence
 from datetime import UTC, datetime
 
 import pytest
 
-from milo_objects.messages import Heartbeat, ScopeMessage
-from milo_objects.publisher import _Looks
+from milo_objects.messages import Heartbeat, ScopeMessage, StoredMessage
+from milo_objects.publisher import _AT_ONCE, _last_messages, _Looks
 from milo_objects.scope import FleetCluster, Synced
+from milo_objects.subjects import ClusterSubject
 
 
 def scope(publisher: str = "") -> ScopeMessage:
@@ -37,3 +40,25 @@ def test_scope_is_followed_if_another_publisher_of_its_source_is_heard(
 
 def test_scope_may_be_followed_until_another_publisher_would_have_been_heard() -> None:
     assert [_Looks(listens_since=80.0).may_be_followed(scope(), now) for now in (100.0, 111.0)] == [True, False]
+
+
+def test_very_many_messages_are_decoded_in_steps() -> None:
+    """A tenant can have a cluster with as many objects: all at once, nothing else ran for two seconds."""
+
+    class Session:
+        async def last_messages(self, _: Sequence[str]) -> tuple[list[StoredMessage], int]:
+            return [
+                StoredMessage(str(ClusterSubject(f"c{number}")), number, {}, b"") for number in range(10 * _AT_ONCE)
+            ], 7
+
+    async def main() -> None:
+        reading = asyncio.create_task(_last_messages(Session(), []))  # type: ignore[arg-type]
+        turns = 0
+        while not reading.done():
+            await asyncio.sleep(0)
+            turns += 1
+        stored, last = reading.result()
+        assert (len(stored), last) == (10 * _AT_ONCE, 7)
+        assert turns >= 10
+
+    asyncio.run(main())

@@ -311,7 +311,7 @@ class Publisher:
             case Purge(), _:
                 publication.purged(command, now)
             case ReadCluster(), (stored, last):
-                publication.read(command, stored, last, now)
+                publication.read(command, decoded(stored), last, now)
         self.step()
 
     def _failed(self, command: Command) -> None:
