@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Set
+from itertools import islice
 from typing import Any, Protocol
 
 from milo_controllers.errors import NotSynced
@@ -16,9 +17,19 @@ from milo_controllers.reconcile_failures import ReconcileFailures
 from milo_controllers.registration import ControllerSpec
 from milo_controllers.watched import OwnedKind, Predicate, Watched, WatchedKind
 from milo_controllers.work_queue import ObjectKey
+from milo_discovery.model import DisengageReason
 from milo_kube.user_code import call
 
 log = logging.getLogger("milo_controllers")
+
+_ENDED = frozenset(
+    {DisengageReason.DELETED, DisengageReason.REMOVED, DisengageReason.LABELS_CHANGED, DisengageReason.REVOKED}
+)
+_ALL = ""
+_MOST_NAMED = 100
+"""Maximum number of clusters that are kept by name for a cache: the tenant may determine how many its objects name."""
+_LONGEST_NAME = 253
+_MOST_LOST = 1000
 
 
 class AffectedCluster(CachedCluster, Protocol):
@@ -52,8 +63,11 @@ class AffectedObjects:
             self._mapped.setdefault(watched.kind.key, []).append(watched)
         self.needed_kinds = {spec.kind.key, *self._owned, *self._mapped}
         """The kinds whose caches have to be complete before the first reconcile."""
-        self._named_others: set[tuple[str, int, CacheKey]] = set()
-        """The caches, by cluster name, incarnation and kind, of whose objects a mapper named one of another cluster."""
+        self._named_others: dict[tuple[str, int, CacheKey], set[str]] = {}
+        """The other clusters of which mappers named objects, by the cluster name, incarnation and kind of the cache of
+        the changed object; `_ALL` if they are many."""
+        self._lost: dict[str, dict[CacheKey, set[str]]] = {}
+        """Those of dropped caches, by cluster name and kind: objects may be deleted until a cache is complete again."""
         self.named = NamedObjects(waits)
         self._unmapped: dict[str, set[tuple[str, int, CacheKey]]] = {}
         """The caches with changes that a mapper could not map, by the cluster of the incomplete cache that it read;
@@ -85,16 +99,47 @@ class AffectedObjects:
             if member is not None and member.incarnation == incarnation:
                 yield member, key
 
-    def drop(self, member: AffectedCluster) -> None:
-        """Forget the caches of the member."""
+    def take_lost(self, member: AffectedCluster) -> Iterable[AffectedCluster]:
+        """Return the clusters of which objects were named by former caches of the member that are complete again."""
+        lost = self._lost.get(member.cluster.name, {})
+        complete = [key for key in lost if member.informers[key].cache.synced]
+        named = set[str]().union(*map(lost.pop, complete))
+        if not lost:
+            self._lost.pop(member.cluster.name, None)
+        return self._engaged(named)
+
+    def drop(self, member: AffectedCluster) -> Iterable[AffectedCluster]:
+        """Forget the caches of the member. Return the clusters of which objects were named by caches that are not
+        expected to be complete again."""
         self.named.take((member.cluster.name, member.incarnation))
         for key in self._mapped:
             cache = member.cluster.name, member.incarnation, key
-            self._named_others.discard(cache)
+            if named := self._named_others.pop(cache, None):
+                self._lost.setdefault(member.cluster.name, {}).setdefault(key, set()).update(named)
             for unmapped in self._unmapped.values():
                 unmapped.discard(cache)
         if waiting := self._unmapped.pop(member.cluster.name, None):  # for a cache that will never be complete
             self._unmapped.setdefault("", set()).update(waiting)
+        draining = member.cluster.draining
+        reason = member.cluster.disengage_reason or (draining and draining.reason)
+        ended = [member.cluster.name] if reason in _ENDED else []
+        ended += islice(self._lost, max(0, len(self._lost) - _MOST_LOST))
+        return self._engaged(
+            {name for cluster in ended for named in self._lost.pop(cluster, {}).values() for name in named}
+        )
+
+    def _engaged(self, named: Set[str]) -> Iterable[AffectedCluster]:
+        if _ALL in named:
+            return tuple(self._members.values())
+        return [self._members[name] for name in named if name in self._members]
+
+    def _has_named(self, cache: tuple[str, int, CacheKey], other: str) -> None:
+        named = self._named_others.setdefault(cache, set())
+        if _ALL not in named and 0 < len(other) <= _LONGEST_NAME:
+            named.add(other)
+            if len(named) > _MOST_NAMED:
+                named.clear()
+                named.add(_ALL)
 
     def _owners(self, member: AffectedCluster, owned: CachedObject) -> Iterator[ObjectKey]:
         primaries = member.informers[self._spec.kind.key].cache
@@ -128,7 +173,7 @@ class AffectedObjects:
         for target in targets:
             target_member = member if target.cluster is None else self._members.get(target.cluster)
             if target_member is not member:
-                self._named_others.add((member.cluster.name, member.incarnation, watched.kind.key))
+                self._has_named((member.cluster.name, member.incarnation, watched.kind.key), target.cluster or "")
             if target_member is not None:
                 yield key_of(target_member, target.namespace, target.name)
 

@@ -101,7 +101,7 @@ class Controller:
         """Forget the queued objects and failures of the member. EngagedClusters cancels its tasks."""
         self.queue.drop(member.cluster.name, member.incarnation)
         self.failures.drop(member.cluster.name, member.incarnation)
-        self._affected.drop(member)
+        self._resync_for((), self._affected.drop(member))
 
     def resume(self) -> None:
         """Start reconciling. A new controller is paused."""
@@ -135,6 +135,7 @@ class Controller:
         if are_needed_synced and all(informer.state != "starting" for informer in member.informers.values()):
             self.queue.open(member.cluster.name, member.incarnation)
             self.pump_soon()
+        self._resync_for((), self._affected.take_lost(member))
 
     def listed_again(self, member: ReconciledCluster, informer: Informer) -> None:
         """Enqueue what may be affected by changes of a needed cache while it was dropped."""

@@ -12,7 +12,7 @@ import msgspec
 import pytest
 from prometheus_client import CollectorRegistry
 
-from milo_controllers import Conflict, NotSynced, Permanent, ReconcileTarget, Watched, watches
+from milo_controllers import Conflict, NotSynced, Permanent, ReconcileTarget, Watched, affected_objects, watches
 from milo_controllers.controller import Controller, Shared
 from milo_controllers.event_loop import EventLoop
 from milo_controllers.fleet_view import FleetView
@@ -27,6 +27,7 @@ from milo_controllers.waiting_limits import WaitingLimits
 from milo_controllers.watched import WatchedKind
 from milo_controllers.work_queue import ObjectKey, Parked
 from milo_discovery.api_errors import NotLeading
+from milo_discovery.model import DisengageReason
 from milo_discovery.testing import eventually
 from milo_kube.cache_budget import CacheLimits
 from milo_kube.collection_follower import FollowerState
@@ -39,7 +40,11 @@ def engaged(controller: Controller, members: dict[str, Any], name: str, tasks: a
     kind = controller.spec.kind.key
     members[name] = SimpleNamespace(
         cluster=SimpleNamespace(
-            name=name, engaged=True, current=SimpleNamespace(deletion_requested_at=None, suspended=False)
+            name=name,
+            engaged=True,
+            current=SimpleNamespace(deletion_requested_at=None, suspended=False),
+            draining=None,
+            disengage_reason=None,
         ),
         incarnation=1,
         tasks=tasks,
@@ -322,6 +327,97 @@ async def test_object_of_another_cluster_is_reconciled_once_the_cache_that_its_m
         await eventually(lambda: len(reconciled) == 4)
         controller.drop(members.pop("spoke"))
     assert reconciled[-1] == ("hub", "named")
+
+
+@pytest.mark.parametrize("others", [1, 101], ids=["one cluster", "very many clusters"])
+@pytest.mark.parametrize(
+    ("reason", "is_draining"),
+    [
+        (DisengageReason.NOT_READY, False),
+        (DisengageReason.REPLACED, False),
+        (DisengageReason.DELETED, False),
+        (DisengageReason.DELETED, True),
+    ],
+)
+async def test_objects_that_a_cluster_has_named_are_reconciled_after_its_return_or_its_end(
+    reason: DisengageReason, *, is_draining: bool, others: int
+) -> None:
+    """Found by a reader: an object of the former cluster may be deleted meanwhile, and then no mapper names them."""
+    reconciled: list[str] = []
+
+    async def reconcile(request: Request) -> None:
+        reconciled.append(f"{current_cluster.get()}/{request.name}")
+
+    def mapper(change: Watched[Any]) -> list[ReconcileTarget]:
+        return [ReconcileTarget("named", "default", f"gone{number}") for number in range(1, others)] + [
+            ReconcileTarget(change.name, "default", "hub")
+        ]
+
+    members: dict[str, Any] = {}
+    watched = watches("v1/secrets", map=mapper)
+    controller = controller_of(reconcile, members, watched)
+    hubs = ObjectCache()
+    for name in ("named", "other"):
+        hubs.apply(ObjectChanged(CachedObject(name, "default", name, "1", b"{}")))
+    secret = CachedObject("named", "default", "uid", "1", b"{}")
+    informer: Any = SimpleNamespace(key=watched.kind.key, cache=ObjectCache(), state="starting")
+    async with asyncio.TaskGroup() as tasks:
+        for name in ("spoke", "hub", "third"):
+            engaged(controller, members, name, tasks)
+            members[name].informers[controller.spec.kind.key] = SimpleNamespace(
+                cache=hubs if name == "hub" else ObjectCache(), state="starting"
+            )
+            members[name].informers[informer.key] = informer
+        controller.changed(members["spoke"], informer, Change(None, secret, is_live=True))
+        await eventually(lambda: len(reconciled) == 4)
+        reconciled.clear()
+        spoke = members.pop("spoke")
+        if is_draining:
+            spoke.cluster.draining = SimpleNamespace(reason=reason)
+        else:
+            spoke.cluster.disengage_reason = reason
+        controller.drop(spoke)
+        if reason is not DisengageReason.DELETED:
+            members["spoke"] = spoke
+            spoke.cluster.disengage_reason = None
+            controller.listed(spoke)
+            assert not controller.queue
+            informer.cache.apply(ListEnded("1"))
+            controller.listed(spoke)
+        await eventually(lambda: sorted(reconciled) == ["hub/named", "hub/other"])
+        reconciled.clear()
+        controller.listed(spoke)
+        assert not controller.queue
+
+
+async def test_clusters_that_do_not_return_are_forgotten_after_what_they_named_was_reconciled(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    reconciled: list[str] = []
+
+    async def reconcile(request: Request) -> None:
+        reconciled.append(f"{current_cluster.get()}/{request.name}")
+
+    members: dict[str, Any] = {}
+    watched = watches("v1/secrets", map=lambda _: [ReconcileTarget("one", "default", "hub")])
+    controller = controller_of(reconcile, members, watched)
+    hubs = ObjectCache()
+    hubs.apply(ObjectChanged(CachedObject("two", "default", "two", "1", b"{}")))
+    informer: Any = SimpleNamespace(key=watched.kind.key, cache=ObjectCache())
+    monkeypatch.setattr(affected_objects, "_MOST_LOST", 1)
+    async with asyncio.TaskGroup() as tasks:
+        for name in ("hub", "a", "b"):
+            engaged(controller, members, name, tasks)
+        members["hub"].informers[controller.spec.kind.key] = SimpleNamespace(cache=hubs)
+        for name in ("a", "b"):
+            secret = CachedObject(name, "default", "uid", "1", b"{}")
+            controller.changed(members[name], informer, Change(None, secret, is_live=True))
+        await eventually(lambda: not controller.queue and not controller.tasks)
+        reconciled.clear()
+        controller.drop(members.pop("a"))
+        assert not controller.queue
+        controller.drop(members.pop("b"))
+        await eventually(lambda: reconciled == ["hub/two"])
 
 
 async def test_created_reconcile_task_does_not_run_if_its_cluster_is_disengaged_first() -> None:
