@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from contextlib import AbstractContextManager
 from itertools import islice
 from random import getrandbits
@@ -50,13 +50,15 @@ T = TypeVar("T")
 
 
 class Shared(NamedTuple):
-    """What all controllers of a set share. `may_reconcile`: whether this replica leads."""
+    """What all controllers of a set share. `read`: the kinds of `Controllers.cache`. `may_reconcile`: whether this
+    replica leads."""
 
     members: Mapping[str, ReconciledCluster]
     clusters: FleetView
     metrics: ControllerMetrics
     failures: FailureLog
     waiting: WaitingLimits
+    read: Set[CacheKey] = frozenset()
     tracer: SpanTracer | None = None
     may_reconcile: Callable[[], bool] = lambda: True
 
@@ -129,10 +131,10 @@ class Controller:
     def listed(self, member: ReconciledCluster) -> None:
         """Start reconciling in this cluster if all informers that this controller needs have synced.
 
-        The other informers, whose caches reconcilers may read, are awaited too, unless they fail.
+        Those of the caches that reconcilers read are awaited too, unless they fail.
         """
         are_needed_synced = all(member.informers[key].cache.synced for key in self._affected.needed_kinds)
-        if are_needed_synced and all(informer.state != "starting" for informer in member.informers.values()):
+        if are_needed_synced and all(member.informers[key].state != "starting" for key in self._shared.read):
             self.queue.open(member.cluster.name, member.incarnation)
             self.pump_soon()
         self._resync_for((), self._affected.take_lost(member))

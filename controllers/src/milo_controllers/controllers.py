@@ -194,6 +194,7 @@ class Controllers(RunsInBackground):
             metrics=ControllerMetrics.of_registry(registry, max_clusters=max_clusters_in_metrics),
             failures=failures,
             waiting=WaitingLimits(cache_limits),
+            read=self._registration.read,
             tracer=tracer,
             may_reconcile=self._engaged.may_reconcile,
         )
@@ -377,6 +378,7 @@ class Controllers(RunsInBackground):
         for function in (indexes or {}).values():
             check_plain(function, "an index function", "object")
         kind = kind_of(kind)
+        self._registration.read.add(kind.key)
         self._registration.require_informer(
             kind, {name: Index(indexed_by, kind.decode) for name, indexed_by in (indexes or {}).items()}
         )

@@ -42,6 +42,8 @@ class Registration:
     def __init__(self) -> None:
         self.reconcilers: list[tuple[ControllerSpec, Reconciler[Any]]] = []
         self.informers: dict[CacheKey, InformerSpec] = {}
+        self.read: set[CacheKey] = set()
+        """The kinds whose caches are kept for reads."""
         self.background: list[BackgroundTask] = []
         self._is_closed = False
 

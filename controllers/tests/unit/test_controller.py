@@ -68,6 +68,7 @@ def controller_of(
     limits: CacheLimits = CacheLimits(),  # noqa: B008  (immutable)
     registry: CollectorRegistry | None = None,
     leads: bool = True,
+    read: frozenset[CacheKey] = frozenset(),
 ) -> Controller:
     shared = Shared(
         members=members,
@@ -75,6 +76,7 @@ def controller_of(
         metrics=ControllerMetrics.of_registry(registry or CollectorRegistry(), max_clusters=1),
         failures=FailureLog(),
         waiting=WaitingLimits(limits),
+        read=read,
         may_reconcile=may_reconcile,
     )
     spec = ControllerSpec("widgets", Kind("example.com/v1/widgets"), watches=watched, workers=1)
@@ -388,6 +390,33 @@ async def test_objects_that_a_cluster_has_named_are_reconciled_after_its_return_
         reconciled.clear()
         controller.listed(spoke)
         assert not controller.queue
+
+
+@pytest.mark.parametrize("state", ["starting", "stale", "synced"])
+async def test_caches_of_other_reconcilers_are_not_awaited_and_those_to_read_only_until_they_fail(
+    state: FollowerState,
+) -> None:
+    """Found by a reader: a kind of another reconciler whose list hung delayed each first reconcile by a minute."""
+
+    async def reconcile(_request: Request) -> None: ...
+
+    others, settings = Kind("v1/secrets").key, Kind("v1/configmaps").key
+    members: dict[str, Any] = {}
+    controller = controller_of(reconcile, members, read=frozenset({settings}))
+    controller.pause()
+    widgets = ObjectCache()
+    widgets.apply(ListEnded("1"))
+    async with asyncio.TaskGroup() as tasks:
+        engaged(controller, members, "alpha", tasks)
+        controller.drop(members["alpha"])
+        controller.engage(members["alpha"])
+        members["alpha"].informers = {
+            controller.spec.kind.key: SimpleNamespace(cache=widgets, state="synced"),
+            others: SimpleNamespace(cache=ObjectCache(), state="starting"),
+            settings: SimpleNamespace(cache=ObjectCache(), state=state),
+        }
+        controller.listed(members["alpha"])
+        assert controller.queue.is_open("alpha", 1) is (state != "starting")
 
 
 async def test_clusters_that_do_not_return_are_forgotten_after_what_they_named_was_reconciled(
