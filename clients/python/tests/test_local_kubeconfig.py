@@ -76,6 +76,18 @@ def test_kubeconfig_with_inline_data_is_read(tmp_path: Path):
     assert "secret" not in repr(found)
 
 
+@pytest.mark.parametrize("user", [{"token": "t"}, {"exec": {"apiVersion": V1, "command": "login"}}, {}])
+@pytest.mark.parametrize("host", ["api.test:8080", "127.0.0.1:8080", "[::1]:8080", "localhost"])
+def test_credential_is_sent_without_tls_only_to_loopback(tmp_path: Path, host: str, user: dict[str, Any]):
+    """Found by a reader: a token was sent unencrypted."""
+    source = KubeconfigFile(kubeconfig(tmp_path, cluster={"server": f"http://{host}"}, user=user))
+    if user and host == "api.test:8080":
+        with pytest.raises(UnusableKubeconfig, match="server without TLS, to which the credential would be sent"):
+            source.read()
+    else:
+        assert source.read().access.server == f"http://{host}"
+
+
 def test_kubeconfig_is_read_again_with_the_context_and_server_of_the_first_read(tmp_path: Path):
     path = kubeconfig(tmp_path)
     document = json.loads(path.read_text())

@@ -19,7 +19,7 @@ from milo_discovery.errors import UnusableKubeconfig
 from milo_discovery.kubeconfig_access import KubeconfigAccess, inline_access, pem_text, render_kubeconfig
 from milo_discovery.model import Kubeconfig
 from milo_kube import addresses, exec_plugin, kubeconfig
-from milo_kube.credential import ClientCertificate, CredentialError, Secret
+from milo_kube.credential import ClientCertificate, CredentialError, Secret, is_confidential
 from milo_kube.exec_plugin import ExecCommand, ExecPluginError, cluster_info
 from milo_kube.kubeconfig import ContextAccess, ExecEntry, KubeconfigError
 from milo_kube.tls_identity import check_pair
@@ -102,6 +102,11 @@ class KubeconfigFile:
             key=inline.key or _if_set(_pem, found.key_file),
         )
         has_credential = access.token is not None or access.certificate is not None
+        is_authenticated = has_credential or found.plugin is not None
+        if is_authenticated and not is_confidential(found.server, plain_loopback=True):
+            raise UnusableKubeconfig(
+                f"{self._name} has a server without TLS, to which the credential would be sent unencrypted; use https"
+            )
         self._context, self._server = context, found.server
         return LocalAccess(
             access=access,
