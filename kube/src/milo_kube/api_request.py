@@ -16,13 +16,26 @@ METADATA_LIST_ONLY = "application/json;as=PartialObjectMetadataList;g=meta.k8s.i
 
 # Names can come from objects that tenants write. A server or proxy that normalizes "..", "%2e%2e", "?" or "#" would
 # apply the request, and its credential, to another path.
-_SEGMENT = re.compile(r"(?!\.{1,2}(?:/|\Z))[A-Za-z0-9._~:@-]+")
-_PATH = re.compile(rf"(?:/{_SEGMENT.pattern})+/?|/")
+_NO_DOTS = r"(?!\.{1,2}(?:/|\Z))"
+_PLAIN = "[A-Za-z0-9._~:@-]"
+# Not encoded control characters, nor any of #%/;?\ and of those that are never encoded, such as ".".
+_ENCODED = r"%(?:2[01246-9A-C]|3[CDE]|5[BDE]|60|7[BCD]|[89A-F][0-9A-F])"
+_SEGMENT = re.compile(f"{_NO_DOTS}{_PLAIN}+")
+_ENCODED_SEGMENT = re.compile(f"{_NO_DOTS}(?:{_PLAIN}|{_ENCODED})+")
+_PATH = re.compile(rf"(?:/{_ENCODED_SEGMENT.pattern})+/?|/")
 
 
 def is_segment(name: str) -> bool:
-    """Return whether a name is safe as one segment of a path."""
+    """Return whether a name is safe as one segment of a path as it is."""
     return _SEGMENT.fullmatch(name) is not None
+
+
+def segment(name: str) -> str:
+    """Return a name as one segment of a path: that of a role may have a space. Raises ValueError if it is not safe."""
+    encoded = name if is_segment(name) else quote(name, safe=":@", errors="replace")
+    if not _ENCODED_SEGMENT.fullmatch(encoded):
+        raise ValueError(f"{name!r} is not a valid name of an object or a namespace")
+    return encoded
 
 
 class Access(msgspec.Struct, frozen=True, kw_only=True):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from milo_kube.api_request import is_segment
+from milo_kube.api_request import segment
 
 _FORM = re.compile(r"(?:(?P<group>[a-z0-9.-]+)/)?(?P<version>v[a-z0-9]+)/(?P<plural>[a-z0-9.-]+)")
 
@@ -29,20 +29,14 @@ class ResourcePaths:
     def collection(self, namespace: str = "") -> str:
         """Return the path of the collection, in one namespace or in all."""
         root = f"/apis/{self.group}" if self.group else "/api"
-        within = f"/namespaces/{_segment(namespace)}" if namespace else ""
+        within = f"/namespaces/{segment(namespace)}" if namespace else ""
         return f"{root}/{self.version}{within}/{self.plural}"
 
     def path(self, name: str, namespace: str = "", subresource: str = "") -> str:
         """Return the path of an object, or of a subresource of it."""
-        return f"{self.collection(namespace)}/{_segment(name)}{f'/{subresource}' if subresource else ''}"
+        return f"{self.collection(namespace)}/{segment(name)}{f'/{subresource}' if subresource else ''}"
 
 
 def not_a_resource(given: object) -> ValueError:
     form = "write GROUP/VERSION/PLURAL, or VERSION/PLURAL for the core group"
     return ValueError(f"{given!r} does not name a resource: {form}")
-
-
-def _segment(name: str) -> str:
-    if not is_segment(name):
-        raise ValueError(f"{name!r} is not a valid name of an object or a namespace")
-    return name

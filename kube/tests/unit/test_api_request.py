@@ -9,7 +9,11 @@ from milo_kube.credential import Credential, Secret
 
 @pytest.mark.parametrize(
     "path",
-    ["", "apis", "//x", "/a/../b", "/a/..", "/.", "/a%2e", "/a?b", "/a#b", "/a b", "/a\n", "/ä", "/a//b", "/a\\b"],
+    [
+        *("", "apis", "//x", "/a/../b", "/a/..", "/.", "/a%2e", "/a?b", "/a#b", "/a b", "/a\n", "/ä", "/a//b", "/a\\b"),
+        *(f"/a%{code}b" for code in ("2E", "2F", "2f", "25", "23", "3F", "3B", "5C", "0A", "00", "7F", "41", "2", "")),
+        *("/%2E%2E/b", "/a/%2E."),
+    ],
 )
 def test_request_to_an_unsafe_path_is_refused(path: str) -> None:
     with pytest.raises(ValueError, match="unsafe path"):

@@ -2,6 +2,7 @@
 
 import pytest
 
+from milo_kube.api_request import ApiRequest
 from milo_kube.resource_paths import ResourcePaths
 
 
@@ -20,7 +21,26 @@ def test_other_names_are_refused_with_the_right_form(given: object):
         ResourcePaths(given)
 
 
-@pytest.mark.parametrize("name", ["..", "a/b", "a?b", ""])
+@pytest.mark.parametrize(
+    ("name", "encoded"),
+    [
+        ("my role", "my%20role"),
+        ("a+b", "a%2Bb"),
+        ("system:a@b~", "system:a@b~"),
+        ("r\u00f6le", "r%C3%B6le"),
+        (".. ", "..%20"),
+        ("!\"$&'()*,<=>[]^`{|}", "%21%22%24%26%27%28%29%2A%2C%3C%3D%3E%5B%5D%5E%60%7B%7C%7D"),
+    ],
+)
+def test_name_of_a_role_is_encoded_in_the_path(name: str, encoded: str):
+    path = ResourcePaths("rbac.authorization.k8s.io/v1/clusterroles").path(name)
+    assert path == f"/apis/rbac.authorization.k8s.io/v1/clusterroles/{encoded}"
+    assert ApiRequest("GET", path).url("https://api") == f"https://api{path}"
+
+
+@pytest.mark.parametrize(
+    "name", ["..", ".", "a/b", "a?b", "a#b", "a%b", "a%2Fb", "..;", "a\\b", "a\nb", "a\0", "\ud800", ""]
+)
 def test_name_that_is_not_one_segment_of_a_path_is_refused(name: str):
     with pytest.raises(ValueError, match="is not a valid name of an object or a namespace"):
         ResourcePaths("v1/secrets").path(name)
