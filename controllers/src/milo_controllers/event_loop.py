@@ -67,11 +67,12 @@ class EventLoop:
 class ThreadCalls:
     """The calls of a reconciler that runs in a thread. They fail once its reconcile is canceled or has ended."""
 
-    __slots__ = ("_is_ended", "_loop", "_tasks")
+    __slots__ = ("_cancels_next", "_loop", "_may_begin", "_tasks")
 
     def __init__(self, loop: EventLoop) -> None:
         self._loop = loop
-        self._is_ended = False
+        self._may_begin: Callable[[], bool] = lambda: True
+        self._cancels_next = False
         self._tasks: set[asyncio.Task[Any]] = set()
 
     def wait(self, call: Coroutine[Any, Any, T]) -> T:
@@ -95,12 +96,17 @@ class ThreadCalls:
 
     def end(self) -> None:
         """Cancel the calls that are in flight, and send no further ones. Called in the event loop."""
-        self._is_ended = True
-        for task in self._tasks:
-            task.cancel()
+        self.cancel(lambda: False)
+
+    def cancel(self, may_clean_up: Callable[[], bool]) -> None:
+        """Cancel the calls that are in flight, or the next one. Further ones are sent while `may_clean_up` returns
+        true. Called in the event loop."""
+        self._may_begin = may_clean_up
+        self._cancels_next = sum(task.cancel() for task in self._tasks) == 0
 
     def _start(self, call: Coroutine[Any, Any, T], result: Future[T]) -> None:
-        if self._is_ended:
+        is_canceled, self._cancels_next = self._cancels_next or not self._may_begin(), False
+        if is_canceled:
             call.close()
             result.set_exception(_canceled())
             return

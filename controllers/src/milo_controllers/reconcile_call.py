@@ -113,7 +113,7 @@ class ReconcileCall:
             return await asyncio.shield(calling)
         except asyncio.CancelledError:
             # A thread cannot be canceled: instead, its current and further calls of request.wait raise.
-            request.end()
+            request.end(is_canceled=True)
             hanging = asyncio.get_running_loop().call_later(HANGS_AFTER_S, _log_hanging, request)
             try:
                 await wait_uninterrupted(calling)

@@ -163,9 +163,12 @@ class Request(Generic[ObjectT]):
         """
         return self._calls.wait(call)
 
-    def end(self) -> None:
-        """Cancel the calls of `wait`. Called by the controller at the end of the reconcile."""
-        self._calls.end()
+    def end(self, *, is_canceled: bool = False) -> None:
+        """Cancel the calls of `wait`. Called by the controller at the end of the reconcile, or when it is canceled."""
+        if is_canceled:  # in a drain, its cleanup may write
+            self._calls.cancel(lambda: self.cluster.engaged and self.cluster.draining is not None)
+        else:
+            self._calls.end()
 
     # --- reads ---
 

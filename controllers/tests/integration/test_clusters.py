@@ -82,6 +82,36 @@ async def test_draining_cluster_is_released_after_its_reconciles_have_ended(plan
         assert history == ["begins", "ends"]
 
 
+@pytest.mark.parametrize("is_drained", [True, False])
+async def test_plain_reconciler_may_write_in_its_cleanup_in_a_drain(plane: ControlPlane, *, is_drained: bool) -> None:
+    """Found by a reader: an async one could, and the cleanup of a plain one was canceled too."""
+    history: list[str] = []
+    running = Running(plane, confirm_releases=True)
+
+    @running.controllers.reconcile(WIDGETS)
+    def reconcile(request: Request) -> None:
+        history.append("begins")
+        try:
+            request.wait(asyncio.Event().wait())
+        finally:
+            try:
+                request.wait(request.patch_status({"released": "yes"}))
+            finally:
+                history.append("ends")
+
+    plane.create(widget("one"))
+    async with running.controllers:
+        await eventually(lambda: history == ["begins"])
+        if is_drained:
+            running.discovery.drain(plane.project)
+            await eventually(lambda: running.discovery.released == [plane.project])
+        else:
+            running.discovery.disengage(plane.project)
+            await eventually(lambda: history == ["begins", "ends"])
+    assert history == ["begins", "ends"]
+    assert plane.get(WIDGETS, "one").get("status") == ({"released": "yes"} if is_drained else None)
+
+
 async def test_controllers_of_the_same_kind_share_one_informer(plane: ControlPlane) -> None:
     plane.create(widget("one"))
     log, other = Log(), Log()

@@ -23,7 +23,7 @@ class FakeRequest:
         self.cluster = SimpleNamespace(engaged=True)
         self.is_ended = False
 
-    def end(self) -> None:
+    def end(self, *, is_canceled: bool = False) -> None:
         self.is_ended = True
 
 
@@ -91,6 +91,44 @@ async def test_call_that_is_sent_while_its_reconcile_is_canceled_does_not_run() 
     with pytest.raises(asyncio.CancelledError):
         await waiting
     assert ran == []
+
+
+@pytest.mark.parametrize("is_in_flight", [True, False])
+async def test_cleanup_of_a_thread_may_call_until_it_may_not(*, is_in_flight: bool) -> None:
+    calls, loop = ThreadCalls(EventLoop()), asyncio.get_running_loop()
+    waiting, begun, may_continue = asyncio.Event(), threading.Event(), threading.Event()
+    results: list[str] = []
+    may_clean_up = True
+
+    async def wait() -> None:
+        waiting.set()
+        await asyncio.Event().wait()
+
+    async def write(what: str) -> str:
+        return what
+
+    def in_thread() -> None:
+        begun.set()
+        if not is_in_flight:
+            may_continue.wait(60)
+        try:
+            calls.wait(wait())
+        finally:
+            results.append(calls.wait(write("cleaned up")))
+            loop.call_soon_threadsafe(end)
+            results.append(calls.wait(write("after the end")))
+
+    def end() -> None:
+        nonlocal may_clean_up
+        may_clean_up = False
+
+    thread = loop.run_in_executor(None, in_thread)
+    await (waiting.wait() if is_in_flight else asyncio.to_thread(begun.wait))
+    calls.cancel(lambda: may_clean_up)
+    may_continue.set()
+    with pytest.raises(asyncio.CancelledError):
+        await thread
+    assert results == ["cleaned up"]
 
 
 async def test_call_does_not_begin_in_a_thread_after_the_lease_was_lost() -> None:
