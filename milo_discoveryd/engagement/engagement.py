@@ -546,9 +546,9 @@ class Engagements:
         if cluster.draining is not None:
             return [] if cluster is record.cluster else self._update(record, cluster, now)
         timeout_s = self._drain_timeout_s if timeout_s is None else timeout_s
-        awaits_return = reason is not DisengageReason.MOVED  # the shard group has its own time limits for hand-overs
+        moves = reason is DisengageReason.MOVED
         until = now.steady + timeout_s
-        if not timeout_s or not self.releases.begin_drain(cluster, until, now.steady, awaits_return=awaits_return):
+        if not timeout_s or not self.releases.begin_drain(cluster, until, now.steady, moves=moves):
             return self._end(record, reason, message, now)
         self.draining_count += 1
         self.not_ready.ended(cluster.target.name)

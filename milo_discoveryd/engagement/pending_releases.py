@@ -6,6 +6,9 @@ interrupted goes on working and will reconnect, so it is remembered for `REMEMBE
 subscription. A drain also waits for subscribers that connect during the drain, because they receive the cluster. The
 subscribers of an earlier run are unknown. So during the first `REMEMBERED_S` after a restart, a drain without a known
 subscriber waits for one to connect.
+
+In a shard group, the ownership of a subscriber without a stream is not renewed. A cluster that moves waits until it has
+ended, also beyond the deadline: the subscriber does not know that the cluster moves.
 """
 
 import heapq
@@ -21,6 +24,9 @@ from milo_discoveryd.model.cluster import Cluster
 
 REMEMBERED_S = 60.0
 """How long a subscriber without a stream is remembered, as it may reconnect: much longer than a client's backoff."""
+OWNED_S = 33.0
+"""How long a subscriber of a shard group may still work in its clusters after its stream broke, until its ownership has
+expired: `Timing.evict_after_s`."""
 REMEMBERED_EACH = 100
 """Maximum number of subscribers without a stream that are remembered per caller. The oldest are dropped first."""
 REMEMBERED_FILTER_BYTES = 256 * 1024
@@ -88,6 +94,8 @@ class _Drain(msgspec.Struct):
     """The deadline that applies once a subscriber is known to see the cluster."""
     expected: int
     """The awaited subscribers, as one of the `NumberedSets`: thousands of drains may wait for thousands each."""
+    moves: bool = False
+    """Whether another member of the shard group engages the cluster next."""
     released: int = 0
 
     @property
@@ -205,7 +213,7 @@ class PendingReleases:
 
     def is_connected(self, key: SubscriberKey) -> bool:
         subscriber = self._subscribers.get(key)
-        return subscriber is not None and bool(subscriber.streams)
+        return subscriber is not None and bool(subscriber.streams) and not subscriber.is_leaving
 
     def end_subscription(self, key: SubscriberKey) -> list[str]:
         """End a subscription. Return the names of drains that waited only for this subscriber."""
@@ -219,10 +227,11 @@ class PendingReleases:
 
     # --- drains ---
 
-    def begin_drain(self, cluster: Cluster, until: float, now: float, *, awaits_return: bool = True) -> bool:
+    def begin_drain(self, cluster: Cluster, until: float, now: float, *, moves: bool = False) -> bool:
         """Begin a drain that ends at `until` at the latest. Return False if there is no subscriber to wait for.
 
-        `awaits_return`: whether to wait for the subscribers of the earlier run shortly after a restart.
+        `moves`: whether another member of the shard group engages the cluster next. Such a drain does not wait for the
+        subscribers of the earlier run shortly after a restart: the group has its own time limits for hand-overs.
         """
         self._forget_gone(now)
         self.compared += 1
@@ -231,12 +240,12 @@ class PendingReleases:
             if subscriber.sees(cluster):
                 expected |= self._numbered.bit(key)
         latest = until
-        if not expected and awaits_return and now < self._return_until:
+        if not expected and not moves and now < self._return_until:
             expected, until = self._numbered.bit(RETURNING), min(until, self._return_until)
         if not expected:
             return False
         name = cluster.target.name
-        self._drains[name] = _Drain(cluster, until, latest, expected)
+        self._drains[name] = _Drain(cluster, until, latest, expected, moves)
         heapq.heappush(self._deadlines, (until, name))
         return True
 
@@ -311,8 +320,18 @@ class PendingReleases:
         return None
 
     def due(self, now: float) -> list[str]:
-        """Return the names of the draining clusters whose deadline has passed."""
-        return [name for name, drain in self._drains.items() if drain.until <= now]
+        """Return the names of the draining clusters whose deadline has passed. Those that move get a later one while a
+        subscriber without a stream that has not released them may work in them."""
+        due = {name: drain for name, drain in self._drains.items() if drain.until <= now}
+        gone = ((key, self._subscribers[key].since) for keys in self._gone.values() for key in keys)
+        owning = {self._numbered.find(key): since for key, since in gone if since + OWNED_S > now}
+        for name, drain in due.items() if owning else ():
+            unreleased = drain.unreleased if drain.moves else 0
+            ended_at = max((since for bit, since in owning.items() if bit & unreleased), default=-math.inf)
+            # At most so long after the deadline, however often the subscriber's stream breaks.
+            if (until := min(ended_at, drain.latest) + OWNED_S) > now:
+                self.move_deadline(name, until)
+        return [name for name, drain in due.items() if drain.until <= now]
 
     def clear(self) -> None:
         """Remove all drains. Subscribers are kept."""

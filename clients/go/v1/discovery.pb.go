@@ -2219,9 +2219,13 @@ func (*EndSubscriptionResponse) Descriptor() ([]byte, []int) {
 	return file_milo_discovery_v1_discovery_proto_rawDescGZIP(), []int{22}
 }
 
-// RenewOwnershipRequest has no fields.
+// RenewOwnershipRequest names the subscriber that works in the clusters.
 type RenewOwnershipRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The name under which your stream confirms releases. Set while you hold clusters of it: the daemon then extends their
+	// time only while such a stream is open, since it could not tell you otherwise that a cluster moves. Empty while you
+	// hold none, and without `confirm_releases`.
+	Subscriber    string `protobuf:"bytes,1,opt,name=subscriber,proto3" json:"subscriber,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2256,11 +2260,18 @@ func (*RenewOwnershipRequest) Descriptor() ([]byte, []int) {
 	return file_milo_discovery_v1_discovery_proto_rawDescGZIP(), []int{23}
 }
 
+func (x *RenewOwnershipRequest) GetSubscriber() string {
+	if x != nil {
+		return x.Subscriber
+	}
+	return ""
+}
+
 // RenewOwnershipResponse is the state of a daemon's ownership.
 type RenewOwnershipResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Unset while the daemon owns nothing: an earlier response stands until its `valid_for` has passed. Also unset on a
-	// daemon that shares clusters with no other, whose ownership does not end.
+	// Unset while the daemon owns nothing, or has no stream of `subscriber`: an earlier response stands until its
+	// `valid_for` has passed. Also unset on a daemon that shares clusters with no other, whose ownership does not end.
 	ValidFor *durationpb.Duration `protobuf:"bytes,1,opt,name=valid_for,json=validFor,proto3" json:"valid_for,omitempty"`
 	// The daemon shares the clusters with others.
 	Sharded       bool `protobuf:"varint,2,opt,name=sharded,proto3" json:"sharded,omitempty"`
@@ -3258,8 +3269,11 @@ const file_milo_discovery_v1_discovery_proto_rawDesc = "" +
 	"\n" +
 	"subscriber\x18\x01 \x01(\tR\n" +
 	"subscriber\"\x19\n" +
-	"\x17EndSubscriptionResponse\"\x17\n" +
-	"\x15RenewOwnershipRequest\"j\n" +
+	"\x17EndSubscriptionResponse\"7\n" +
+	"\x15RenewOwnershipRequest\x12\x1e\n" +
+	"\n" +
+	"subscriber\x18\x01 \x01(\tR\n" +
+	"subscriber\"j\n" +
 	"\x16RenewOwnershipResponse\x126\n" +
 	"\tvalid_for\x18\x01 \x01(\v2\x19.google.protobuf.DurationR\bvalidFor\x12\x18\n" +
 	"\asharded\x18\x02 \x01(\bR\asharded\"\x16\n" +

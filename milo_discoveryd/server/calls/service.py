@@ -287,8 +287,11 @@ class Service:
         return pb.IssueKubeconfigResponse(kubeconfig=convert.kubeconfig(made))
 
     async def renew_ownership(self, request: pb.RenewOwnershipRequest, caller: Caller) -> pb.RenewOwnershipResponse:
-        async with self.access.authorize(caller, "RenewOwnership"):
-            valid_s = None if self.shard is None else self.shard.valid_s()
+        async with self.access.authorize(caller, "RenewOwnership") as call:
+            name = request.subscriber and requests.subscriber(request.subscriber)
+            # A subscriber without a stream is not told that a cluster moves.
+            is_told = not name or self._fleet.releases.is_connected(SubscriberKey(call.identity, name))
+            valid_s = self.shard.valid_s() if self.shard is not None and is_told else None
         return pb.RenewOwnershipResponse(
             sharded=self.shard is not None, valid_for=None if valid_s is None else convert.duration(valid_s)
         )

@@ -12,6 +12,7 @@ from milo_discovery.v1 import discovery_pb2 as pb
 from milo_discoveryd.sharding.status import GroupStatus, MemberStatus
 from tests.integration.grpc_server.conftest import Harness, not_ready, ready
 from tests.integration.grpc_server.test_draining import refusal
+from tests.support.eventually import eventually
 
 NOT_FOUND = grpc.StatusCode.NOT_FOUND
 
@@ -54,6 +55,34 @@ async def test_renew_ownership_returns_how_long_a_shard_members_ownership_is_val
         shard.valid = None
         answer = await stub.RenewOwnership(pb.RenewOwnershipRequest())
         assert (answer.sharded, answer.HasField("valid_for")) == (True, False)
+
+
+async def test_ownership_of_a_subscriber_without_a_stream_is_not_renewed(harness: Harness) -> None:
+    """It goes on working in clusters, and is not told that one moves to another member."""
+    harness.service.shard = Shard()
+    harness.listed(ready("alpha"))
+
+    async def is_renewed(name: str) -> bool:
+        answer = await stub.RenewOwnership(pb.RenewOwnershipRequest(subscriber=name))
+        assert answer.sharded
+        return answer.HasField("valid_for")
+
+    async with harness.client() as stub:
+        assert not await is_renewed("operator"), "a subscriber of the daemon's previous run"
+        async with harness.subscriber(confirm_releases=True, subscriber="operator") as mine:
+            await mine.until_synced()
+            assert await is_renewed("operator")
+            assert not await is_renewed("another")
+            await stub.EndSubscription(pb.EndSubscriptionRequest(subscriber="operator"))
+            assert not await is_renewed("operator")
+        async with harness.subscriber(confirm_releases=True, subscriber="operator") as mine:
+            await mine.until_synced()
+            assert await is_renewed("operator")
+        await eventually(lambda: not harness.service.streams)
+        assert not await is_renewed("operator")
+        assert await is_renewed(""), "a subscriber that holds no clusters"
+        invalid = await refusal(stub.RenewOwnership(pb.RenewOwnershipRequest(subscriber="an operator")))
+        assert invalid[0] is grpc.StatusCode.INVALID_ARGUMENT
 
 
 async def test_server_info_describes_the_shard_group(harness: Harness) -> None:

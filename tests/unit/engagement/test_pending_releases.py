@@ -7,6 +7,7 @@ import pytest
 
 from milo_discoveryd.engagement.pending_releases import (
     COMPARED_PER_STEP,
+    OWNED_S,
     REMEMBERED_EACH,
     REMEMBERED_FILTER_BYTES,
     REMEMBERED_S,
@@ -18,6 +19,7 @@ from milo_discoveryd.engagement.pending_releases import (
 from milo_discoveryd.log.filter import ClusterView, Filter
 from milo_discoveryd.model.cluster import Cluster, DisengageReason, Drain
 from milo_discoveryd.rights.scope import NO_CLUSTERS, scoped
+from milo_discoveryd.sharding.timing import TIMING
 from milo_kube.label_selector import parse
 from tests.unit.fleet.fleets import cluster, finish
 
@@ -157,6 +159,57 @@ def test_drain_waits_for_a_subscriber_that_connects_during_it() -> None:
     releases = draining(ONE)
     finish(releases.open(stream(TWO), 5.0))
     assert awaited(releases) == ["one", "two"]
+
+
+def moving(until: float, *, moves: bool = True) -> tuple[PendingReleases, Subscription]:
+    """Return a drain for a subscriber whose stream ends 5 s before the deadline, and the stream."""
+    releases = PendingReleases()
+    finish(releases.open(of := stream(), 0.0))
+    assert releases.begin_drain(cluster("a"), until, 0.0, moves=moves)
+    releases.close(of, until - 5.0)
+    return releases, of
+
+
+def test_move_waits_beyond_its_deadline_until_the_ownership_of_a_subscriber_without_a_stream_has_ended() -> None:
+    releases, _ = moving(100.0)
+    finish(releases.open(stream(TWO), 0.0))
+    assert releases.due(100.0) == []
+    assert (awaited(releases), releases.due_at) == (["one", "two"], 95.0 + OWNED_S)
+    assert releases.due(95.0 + OWNED_S) == ["a"]
+    assert TIMING.evict_after_s == OWNED_S
+
+
+def test_move_waits_beyond_its_deadline_for_no_subscriber_that_has_released_or_is_told_that_it_ends() -> None:
+    releases, _ = moving(100.0)
+    finish(releases.open(stream(TWO), 0.0))
+    assert not releases.release(ONE, "a")
+    assert releases.due(100.0) == ["a"]
+    releases, _ = moving(100.0)
+    finish(releases.open(stream(), 99.0))
+    assert releases.due(100.0) == ["a"]
+
+
+def test_drain_of_a_cluster_that_does_not_move_ends_at_its_deadline_without_its_subscribers_stream() -> None:
+    releases, _ = moving(100.0, moves=False)
+    assert releases.due(100.0) == ["a"]
+
+
+def test_move_does_not_wait_without_end_for_a_subscriber_whose_streams_break_again_and_again() -> None:
+    releases, of = moving(100.0)
+    at = 100.0
+    while not releases.due(at):
+        assert at < 100.0 + OWNED_S
+        finish(releases.open(of, at))
+        at += 1.0
+        releases.close(of, at)
+    assert at == 100.0 + OWNED_S
+
+
+def test_subscriber_that_ended_its_subscription_is_not_connected() -> None:
+    releases = opened(ONE)
+    assert releases.is_connected(ONE)
+    releases.end_subscription(ONE)
+    assert not releases.is_connected(ONE)
 
 
 def test_subscriber_with_two_streams_is_connected_until_both_end() -> None:
@@ -387,7 +440,7 @@ def test_drain_after_a_restart_with_known_subscribers_keeps_its_deadline() -> No
 def test_drain_that_does_not_await_subscribers_of_an_earlier_run_does_not_begin_without_subscribers() -> None:
     releases = PendingReleases()
     releases.expect_return(0.0)
-    assert not releases.begin_drain(cluster("a"), 300.0, 10.0, awaits_return=False)
+    assert not releases.begin_drain(cluster("a"), 300.0, 10.0, moves=True)
 
 
 def test_drains_that_wait_for_different_subscribers_take_little_memory() -> None:

@@ -1224,16 +1224,24 @@ Global___EndSubscriptionResponse: _TypeAlias = EndSubscriptionResponse  # noqa: 
 
 @_typing.final
 class RenewOwnershipRequest(_message.Message):
-    """RenewOwnershipRequest has no fields."""
+    """RenewOwnershipRequest names the subscriber that works in the clusters."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    SUBSCRIBER_FIELD_NUMBER: _builtins.int
+    subscriber: _builtins.str
+    """The name under which your stream confirms releases. Set while you hold clusters of it: the daemon then extends their
+    time only while such a stream is open, since it could not tell you otherwise that a cluster moves. Empty while you
+    hold none, and without `confirm_releases`.
+    """
     def __init__(
         self,
+        *,
+        subscriber: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["subscriber", b"subscriber"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1251,8 +1259,8 @@ class RenewOwnershipResponse(_message.Message):
     """The daemon shares the clusters with others."""
     @_builtins.property
     def valid_for(self) -> _duration_pb2.Duration:
-        """Unset while the daemon owns nothing: an earlier response stands until its `valid_for` has passed. Also unset on a
-        daemon that shares clusters with no other, whose ownership does not end.
+        """Unset while the daemon owns nothing, or has no stream of `subscriber`: an earlier response stands until its
+        `valid_for` has passed. Also unset on a daemon that shares clusters with no other, whose ownership does not end.
         """
 
     def __init__(
