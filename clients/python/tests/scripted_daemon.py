@@ -85,6 +85,8 @@ class ScriptedDaemon(DiscoveryServiceServicer):
         self.ownership: pb.RenewOwnershipResponse | None = None
         """The response to each RenewOwnership call; with None, the call never ends."""
         self.renewals = 0
+        self.renewed_for = ""
+        """The subscriber of the last RenewOwnership call."""
         self._streams: asyncio.Queue[Stream] = asyncio.Queue()
         self._server: grpc.aio.Server | None = None
 
@@ -135,6 +137,7 @@ class ScriptedDaemon(DiscoveryServiceServicer):
 
     async def RenewOwnership(self, request, context):
         self.renewals += 1
+        self.renewed_for = request.subscriber
         if self.ownership is None:
             await asyncio.Event().wait()
         return self.ownership

@@ -130,6 +130,26 @@ class TestWatch:
             assert (await anext(watch)).reason is DisengageReason.MOVED
         assert daemon.renewals == 1
 
+    async def test_renewals_name_the_subscriber_while_it_holds_clusters_that_it_releases(self, client, daemon):
+        daemon.ownership = SHORT
+        options = {"confirm_releases": True, "subscriber": "operator"}
+        async with client.watch(**options) as watch:
+            stream = await daemon_stream(daemon, sharded(snapshot("1", engaged("a"))))
+            assert (await anext(watch)).type is EventType.ENGAGED
+            await eventually(lambda: daemon.renewed_for == "operator")
+            daemon.ownership = NONE  # as without a stream
+            stream.end()
+            await daemon.stream()  # opened again before the ownership has expired
+            assert (await anext(watch)).reason is DisengageReason.OWNERSHIP_LOST
+            await eventually(lambda: daemon.renewed_for == "")
+            daemon.ownership = SHORT
+            reading = asyncio.create_task(anext(watch))
+            stream = await daemon_stream(daemon, sharded(snapshot("2", engaged("a"))))
+            assert (await reading).type is EventType.ENGAGED
+            await eventually(lambda: daemon.renewed_for == "operator")
+            stream.send(following("2", "3", disengaged("a", pb.DISENGAGE_REASON_MOVED)))
+            await eventually(lambda: daemon.renewed_for == "")
+
     async def test_ownership_expires_while_renewals_cannot_connect_and_is_renewed_afterwards(self, daemon):
         daemon.ownership = SHORT
         connect = Connector(grpc.aio.insecure_channel)

@@ -47,6 +47,14 @@ class StreamSubscription:
     def connected(self) -> bool:
         return self._connected_at is not None
 
+    @property
+    def holder(self) -> str:
+        """The name under which clusters are held, and are released if they move; empty if there are none.
+
+        Read by another thread: it is not empty from before a cluster is engaged until after all are disengaged.
+        """
+        return self.subscriber if self.session.view else ""
+
     def next_request(self) -> pb.WatchClustersRequest:
         """Start a new stream, and return its request."""
         self._connected_at = None

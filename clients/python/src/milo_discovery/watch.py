@@ -231,7 +231,8 @@ class Watch(WatchState):
         ownership.sharded = True
         with suppress(grpc.aio.AioRpcError, DiscoveryError):
             timeout = ownership.timeout_s(asked_at)
-            response = await renew(pb.RenewOwnershipRequest(), timeout=timeout, metadata=self._metadata())
+            request = pb.RenewOwnershipRequest(subscriber=self._subscription.holder)
+            response = await renew(request, timeout=timeout, metadata=self._metadata())
             ownership.renewed(understood(response), asked_at)
 
     def _start_renewals(self) -> None:
