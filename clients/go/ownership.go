@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"go.miloapis.com/discovery/internal/session"
@@ -14,9 +15,11 @@ var errNotOwner = fmt.Errorf("%w: the daemon's ownership of its clusters has exp
 
 // keeper renews the ownership of a sharded daemon, concurrently with the stream and even while the stream is broken.
 type keeper struct {
-	ctx     context.Context
-	client  *Client
-	running sync.WaitGroup
+	ctx        context.Context
+	client     *Client
+	subscriber string      // releases the clusters; "" if releases are not confirmed
+	holds      atomic.Bool // whether the watch has clusters
+	running    sync.WaitGroup
 
 	mutex     sync.Mutex
 	ownership session.Ownership
@@ -26,8 +29,8 @@ type keeper struct {
 	begun     chan struct{} // closed when the next term begins
 }
 
-func newKeeper(ctx context.Context, client *Client) *keeper {
-	k := &keeper{ctx: ctx, client: client, begun: make(chan struct{})}
+func newKeeper(ctx context.Context, client *Client, subscriber string) *keeper {
+	k := &keeper{ctx: ctx, client: client, subscriber: subscriber, begun: make(chan struct{})}
 	k.term, k.end = context.WithCancelCause(ctx)
 	return k
 }
@@ -121,6 +124,9 @@ func (k *keeper) renew(asked time.Duration) {
 	ctx, cancel := context.WithTimeout(k.ctx, timeout)
 	defer cancel()
 	request := &pb.RenewOwnershipRequest{}
+	if k.holds.Load() {
+		request.Subscriber = k.subscriber
+	}
 	response, err := call(ctx, k.client, "RenewOwnership", pb.DiscoveryServiceClient.RenewOwnership, request)
 	if err != nil {
 		return

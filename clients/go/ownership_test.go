@@ -85,6 +85,30 @@ func TestWatchRenewsOwnershipAndDisengagesClustersWhenItExpires(t *testing.T) {
 		}
 	})
 
+	inBubble(t, "ownership of a subscriber without a stream expires, and is regained without clusters", func(t *testing.T) {
+		daemon := discoverytest.New(t)
+		daemon.Shard(20 * time.Second)
+		daemon.Engage(discovery.Cluster{Name: "a"})
+		seen := watch(t, daemon.Client(), discovery.WatchOptions{Subscriber: "operator"})
+		if got := seen.event(t); got != "ENGAGED a" {
+			t.Fatalf("the watch reports %q, want ENGAGED a", got)
+		}
+		time.Sleep(time.Minute)
+		daemon.Fail("WatchClusters", discoverytest.Error(codes.ResourceExhausted, "", "too many streams"))
+		daemon.BreakStreams(nil)
+		broken := time.Now()
+		if got := seen.event(t); got != "DISENGAGED a" {
+			t.Fatalf("got event %q, want DISENGAGED a", got)
+		}
+		if took := time.Since(broken); took < 17*time.Second || took > 21*time.Second {
+			t.Errorf("reported after %v, want about 20s", took)
+		}
+		daemon.Fail("WatchClusters", nil)
+		if got := seen.event(t); got != "ENGAGED a" {
+			t.Errorf("got event %q, want ENGAGED a", got)
+		}
+	})
+
 	inBubble(t, "ownership is kept if the daemon restarts before it expires", func(t *testing.T) {
 		daemon, seen := begin(t, 20*time.Second)
 		daemon.Stop()

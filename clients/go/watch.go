@@ -85,7 +85,7 @@ type Hooks struct {
 // Each watch has its own connection. Watches of one client are independent of each other.
 func (c *Client) Watch(ctx context.Context, options WatchOptions, handle func([]Event)) error {
 	ctx, cancel := context.WithCancelCause(ctx)
-	keeper := newKeeper(ctx, c)
+	keeper := newKeeper(ctx, c, options.Subscriber)
 	defer func() { cancel(nil); keeper.wait() }()
 	defer context.AfterFunc(c.closed, func() { cancel(ErrClosed) })()
 	heartbeat := cmp.Or(options.HeartbeatInterval, defaultHeartbeat)
@@ -233,6 +233,7 @@ func (w *watch) applyBatch(batch *pb.WatchClustersResponse) error {
 	if len(batch.GetSources()) > 0 {
 		notify(w.hooks.Sources, convert(batch.GetSources(), toSource))
 	}
+	w.keeper.holds.Store(w.session.Len() > 0)
 	if events := w.events(result.Changes); len(events) > 0 {
 		w.handle(events)
 	}
@@ -249,6 +250,7 @@ func (w *watch) disown() {
 	if events := w.events(w.session.LoseOwnership()); len(events) > 0 {
 		w.handle(events)
 	}
+	w.keeper.holds.Store(false)
 }
 
 // events converts changes to events, and omits kubeconfigs that are not of the form that the daemon writes.

@@ -289,7 +289,8 @@ func (d *Daemon) SetPendingSources(sources ...string) {
 
 // Shard makes the daemon a member of a shard group. Streams report that in their next batch with a source status, such
 // as their first batch or a heartbeat. Each renewal of the ownership is valid for validFor; with zero, the daemon owns
-// no clusters, and earlier renewals expire. Use Fail("RenewOwnership", err) to make renewals fail.
+// no clusters, and earlier renewals expire. As with a daemon, those that name a subscriber without a stream are not
+// valid. Use Fail("RenewOwnership", err) to make renewals fail.
 func (d *Daemon) Shard(validFor time.Duration) {
 	d.mutex.Lock()
 	defer d.mutex.Unlock()

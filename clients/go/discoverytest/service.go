@@ -172,7 +172,7 @@ func (s service) EndSubscription(
 }
 
 func (s service) RenewOwnership(
-	context.Context, *pb.RenewOwnershipRequest,
+	_ context.Context, request *pb.RenewOwnershipRequest,
 ) (*pb.RenewOwnershipResponse, error) {
 	d := s.daemon
 	d.mutex.Lock()
@@ -182,7 +182,7 @@ func (s service) RenewOwnership(
 		return nil, err
 	}
 	response := &pb.RenewOwnershipResponse{Sharded: d.sharded}
-	if d.ownedFor > 0 {
+	if d.ownedFor > 0 && (request.GetSubscriber() == "" || d.hasStream(request.GetSubscriber())) {
 		response.ValidFor = durationpb.New(d.ownedFor)
 	}
 	return response, nil
@@ -281,6 +281,16 @@ func (s service) WatchClusters(
 }
 
 // stream is one open WatchClusters call. It is guarded by the mutex of the daemon.
+// hasStream reports whether a stream of this subscriber is open. Call it with the mutex held.
+func (d *Daemon) hasStream(subscriber string) bool {
+	for s := range d.streams {
+		if s.request.GetConfirmReleases() && s.request.GetSubscriber() == subscriber {
+			return true
+		}
+	}
+	return false
+}
+
 type stream struct {
 	request *pb.WatchClustersRequest
 	covers  func(*pb.Cluster) bool
