@@ -23,12 +23,13 @@ What follows in each state (see `state`) when the write of a Lease fails:
     Resigned   Departed                          Departed; the Lease may stay, and    nothing: it owns nothing
                                                  is evicted after 33 s
 
-A conflict is followed by a read: the first at once, and others a second apart. An error is followed by a delay of a
-second, or of what the server states (Retry-After); if that leaves no time for a renewal before the fence, a write, or
-the read that has to precede it, is repeated after half the time until then. After a write that succeeds, the member is
-Holding or Leaving, or Departed if that write released the Lease or recorded the stop. Writes of views, evictions and
-deletions that fail change no state: they are decided again, after a read if it was a conflict. The member renews its
-Lease meanwhile, and what the server states delays the same write alone.
+A conflict is followed by a read: the first at once, and others a second apart. A list that lacks the own Lease is
+followed by a write, which conflicts if the Lease was deleted; a wrong list changes nothing. An error is followed by a
+delay of a second, or of what the server states (Retry-After); if that leaves no time for a renewal before the fence, a
+write, or the read that has to precede it, is repeated after half the time until then. After a write that succeeds, the
+member is Holding or Leaving, or Departed if that write released the Lease or recorded the stop. Writes of views,
+evictions and deletions that fail change no state: they are decided again, after a read if it was a conflict. The member
+renews its Lease meanwhile, and what the server states delays the same write alone.
 
 Safety rests on these rules:
 
@@ -276,6 +277,8 @@ class Member:
 
     def was_read(self, leases: GroupState, started_at: float, now: float) -> None:
         self.check(now)
+        if self._must_confirm(leases, now):
+            return
         former = self.state.group
         group = former.read(leases, self.name, started_at=started_at, now=now, timing=self._timing)
         self._observe(group)
@@ -293,6 +296,15 @@ class Member:
         if tenure is not None and tenure.claim is not None and tenure.claim.since <= started_at:
             claim = tenure.claim.confirmed_by(group.writes_of_others(self.name))
             self._hold(msgspec.structs.replace(tenure, claim=claim))
+
+    def _must_confirm(self, leases: GroupState, now: float) -> bool:
+        """Return whether a write has to show that the member's own Lease, which a list lacks, was deleted. Nothing of
+        the list is used until then."""
+        if (tenure := self.tenure) is None or self.name in leases.members or self.state.pacing.is_read_due:
+            return False
+        self._hold(msgspec.structs.replace(tenure, is_unlisted=True))
+        self._pace(self.state.pacing.unlisted(now + self._timing.retry_interval_s))
+        return True
 
     def was_written(self, request: Request, version: str, started_at: float, now: float) -> None:
         """Apply a successful write. `version` is the new version of the object."""
@@ -439,7 +451,11 @@ class Member:
         # Releases are written in batches, and the last one at once.
         is_batch_due = not wanted.pending or now >= tenure.renewed_at + self._timing.unsettled_read_interval_s
         written = tenure.lease if is_batch_due else msgspec.structs.replace(tenure.lease, pending=wanted.pending)
-        is_due = wanted.content != written.content or now >= tenure.renewed_at + self._timing.renew_interval_s
+        is_due = (
+            tenure.is_unlisted
+            or wanted.content != written.content
+            or now >= tenure.renewed_at + self._timing.renew_interval_s
+        )
         return wanted if is_due else None
 
     def _wanted(self, tenure: Tenure, now: float, *, is_leaving: bool) -> MemberLease:
@@ -496,7 +512,7 @@ class Member:
         if tenure is None:
             return
         if lease is None or (not lease.problem and lease.holder != self.holder):
-            self._lose(now)  # it was deleted, for example manually, or taken over
+            self._lose(now)  # it was deleted, for example manually, as a write has shown, or taken over
         elif not tenure.has_written(lease):
             self._rejoin(now, f"the Lease of member {self.name} was changed by another program, or restored")
         else:

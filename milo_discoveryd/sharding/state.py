@@ -30,6 +30,8 @@ class Tenure(msgspec.Struct, frozen=True, kw_only=True):
     """When the first of these writes started, also if its content is that of `lease`; None if there are none."""
     renewed_at: float
     """When the last successful renewal started."""
+    is_unlisted: bool = False
+    """Whether a list has lacked the Lease since: the next write shows whether it was deleted."""
     engage_at: float = -inf
     acknowledge_at: float = -inf
     claim: "Claim | None" = None
@@ -56,7 +58,9 @@ class Tenure(msgspec.Struct, frozen=True, kw_only=True):
         return msgspec.structs.replace(self, attempts=attempts, attempted_at=attempted_at)
 
     def renewed(self, lease: MemberLease, started_at: float) -> "Tenure":
-        return msgspec.structs.replace(self, lease=lease, attempts=(), attempted_at=None, renewed_at=started_at)
+        return msgspec.structs.replace(
+            self, lease=lease, attempts=(), attempted_at=None, renewed_at=started_at, is_unlisted=False
+        )
 
     def read(self, lease: MemberLease) -> "Tenure":
         """Record the Lease as read, which this process has written: perhaps by a write whose result was unknown."""
@@ -173,6 +177,9 @@ class Pacing(msgspec.Struct, frozen=True, kw_only=True):
         return msgspec.structs.replace(
             self, is_read_due=False, is_group_outdated=False, has_failed_write=False, read_at=-inf
         )
+
+    def unlisted(self, read_at: float) -> "Pacing":
+        return msgspec.structs.replace(self, read_at=read_at)
 
     def written(self) -> "Pacing":
         return msgspec.structs.replace(self, write_at=-inf)

@@ -735,6 +735,61 @@ def test_at_most_five_malformed_leases_are_named() -> None:
 # Leases that were deleted, or restored from a backup
 
 
+class Lying(Driver):
+    """Its Lease API returns some lists without any Lease."""
+
+    empty = 0
+    read = 0
+
+    def perform(self, member: Member, action: Request) -> None:
+        self.read += isinstance(action, Read)
+        if isinstance(action, Read) and self.empty:
+            self.empty -= 1
+            member.was_read(GroupState(members={}), self.now, self.now)
+        else:
+            super().perform(member, action)
+
+
+@pytest.mark.parametrize("lists", [2, 1000])
+def test_lists_without_leases_end_no_ownership(lists: int) -> None:
+    """Found by a reader: each member took one such list for the deletion of its Lease."""
+    driver = Lying("a", "b")
+    driver.run_until(lambda: is_settled(driver, *"ab"))
+    owned, views = (driver.owned("a"), driver.owned("b")), len(driver.api.views)
+    driver.empty, read = lists, driver.read
+    for _ in range(200):
+        driver.run(0.25)
+        assert (driver.owned("a"), driver.owned("b")) == owned
+    assert driver.read - read <= 2 * 52, "the Lease API is not flooded"
+    driver.empty = 0
+    driver.run_until(lambda: is_settled(driver, *"ab"))
+    assert len(driver.api.views) == views
+    assert driver.members["a"].state.terms == 1
+
+
+def test_deletion_of_the_own_lease_is_found_by_a_write_at_once() -> None:
+    driver = settled("a", "b")
+    member = driver.members["a"]
+    assert member.tenure is not None
+    driver.run_until(lambda: driver.now == member.state.group.read_at + TIMING.read_interval_s - 0.25)
+    assert driver.now < member.tenure.renewed_at + TIMING.renew_interval_s - 0.25, "the read comes first"
+    driver.api.delete("a", driver.now)
+    driver.run_until(lambda: not driver.owned("a"))
+    requests = [(at, type(action)) for at, name, action in driver.requests if name == "a"]
+    (began, *_), (ended, *_) = requests[-3], requests[-1]
+    assert ([kind for _, kind in requests[-3:]], ended - began) == ([Read, WriteLease, Read], 1.0)
+    driver.run_until(lambda: is_settled(driver, *"ab"))
+
+
+def test_member_that_leaves_ends_when_a_write_shows_that_its_lease_was_deleted() -> None:
+    driver = settled("a", "b")
+    driver.holds_drain = {"a"}
+    driver.members["a"].leave()
+    driver.run(1)
+    driver.api.delete("a", driver.now)
+    driver.run_until(lambda: driver.members["a"].has_ended_by_loss)
+
+
 @pytest.mark.parametrize("changes", [{"view": None, "view_version": ""}, {"number": 0}, {"id": "other"}])
 def test_view_restored_to_older_state_ends_ownership(changes: dict[str, object]) -> None:
     driver = settled("a", "b")
