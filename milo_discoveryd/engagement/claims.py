@@ -138,6 +138,15 @@ class ValueClaims(ABC):
         own = self._by_key[key][-1]
         return self._precedes_all(own, self._by_value[own.value])
 
+    def depends_on_order(self, key: str) -> bool:
+        """Return whether the object's current claim would not be valid if one list had contained all claims on its
+        value."""
+        if key not in self._by_key:
+            return False
+        own = self._by_key[key][-1]
+        claims = self._by_value[own.value]
+        return len(claims) > 1 and not self._precedes_all(_first(own), [*map(_first, claims)])
+
     def value(self, key: str) -> str:
         """Return the value that a cluster's object claims at present."""
         return self._by_key[key][-1].value
@@ -244,6 +253,10 @@ def _is_same_object(claim: ValueClaim, other: ValueClaim) -> bool:
     return (claim.server, claim.uid) == (other.server, other.uid)
 
 
+def _first(claim: ValueClaim) -> ValueClaim:
+    return msgspec.structs.replace(claim, is_first=True)
+
+
 def _groups(claims: Sequence[ValueClaim]) -> Iterator[range]:
     """Return the indexes of each group of sorted claims that differ only in their objects and positions."""
     start = 0
@@ -342,6 +355,11 @@ class FleetEngagements:
         )
         rank, count = max(found.items(), key=itemgetter(1), default=(0, 0))
         return self._claimants[rank].source if 2 * count > claimant.engagements.present_count else ""
+
+    def depends_on_order(self, name: str) -> bool:
+        """Return whether a daemon that starts now might not engage a cluster, because other objects claim its values
+        and the order of the claims is unknown to it."""
+        return any(claims.depends_on_order(name) for claims in self._active_kinds())
 
     def new_duplicate_of(self, claimant: Claimant) -> str:
         """Return the result of `duplicate_of` the first time that it is not empty.

@@ -473,13 +473,14 @@ class ClusterSource:
             self._update_progress(moment(steady_now()))
 
     def _is_held(self, name: str) -> bool:
-        """Return whether a cluster is engaged by what is known of earlier states of its object: a daemon that has not
-        seen these would not engage it."""
+        """Return whether a cluster is engaged by what is known of earlier states of its object, or because its claims
+        came first: a daemon that has not seen these, or has started since, would not engage it."""
         record = self.engagements[name]
         if record is None or record.cluster is None or record.cluster.draining is not None:
             return False
         is_ready = record.state is ObjectState.READY and not self.problem_of(name)
-        return not is_ready or self.pending_deletion(name) is not None
+        is_known = is_ready and self.pending_deletion(name) is None and not self._is_unknown(name)
+        return not is_known or self.changes.engagements.depends_on_order(name)
 
     # --- totals of the source, and queries about one cluster ---
 

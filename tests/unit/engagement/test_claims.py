@@ -106,6 +106,22 @@ def test_earlier_uid_claim_wins_and_later_object_is_malformed() -> None:
     assert fleet.state("bank") is ObjectState.READY
 
 
+def test_claim_depends_on_the_order_if_one_list_with_all_claims_would_make_it_invalid() -> None:
+    fleet = registry_with(claims("mall", "uid-of-mall"), claims("bank"), claims("shop-x"))
+    assert not fleet.fleet.depends_on_order("unknown")
+    assert not fleet.fleet.depends_on_order("mall")
+    assert fleet.fleet.depends_on_order("bank")
+    fleet.observe(deleted("shop-x"))
+    assert not fleet.fleet.depends_on_order("bank")
+
+
+def test_claim_of_the_server_itself_does_not_depend_on_the_order() -> None:
+    found = Claimants("eu", "eu")
+    found.commit(0, Ready(BANK, "1", target("bank", BANK)))
+    found.commit(1, claims("shop-x"))
+    assert not found.fleet.depends_on_order("bank")
+
+
 def test_object_that_switches_to_an_already_claimed_uid_keeps_its_cluster() -> None:
     fleet = registry_with(claims("bank"), claims("shop-x", "uid-of-shop"))
     assert fleet.observe(claims("shop-x", BANK, "2")) == []

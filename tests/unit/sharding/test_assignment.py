@@ -17,16 +17,17 @@ from milo_discoveryd.log.events import Event, EventType
 from milo_discoveryd.log.filter import Filter
 from milo_discoveryd.model.cluster import DisengageReason
 from milo_discoveryd.model.object_state import ObjectState
-from milo_discoveryd.model.observation import Observation
+from milo_discoveryd.model.observation import Observation, Ready
 from milo_discoveryd.model.removal_limits import RemovalLimits
 from milo_discoveryd.sharding.assignment import LOST, STARTING, CredentialRevocation, FencedIssuer, FleetAssignment
 from milo_discoveryd.sharding.leases import View, ViewMember
 from milo_discoveryd.sharding.ownership import Ownership
+from milo_discoveryd.sources.kind import ProjectUids
 from milo_kube.reflect.messages import DeletionReported, Listed, ListEnded, ListStarted, ObjectChanged, SourceEvent
 from tests.support.eventually import eventually
 from tests.support.logs import capture_logs
 from tests.support.sources import new_source
-from tests.unit.fleet.fleets import malformed, not_ready, ready
+from tests.unit.fleet.fleets import malformed, not_ready, ready, target
 from tests.unit.fleet.test_fleet_malformed import Ledger
 from tests.unit.sharding.fleets import fleet_of_one_source
 
@@ -63,13 +64,13 @@ NEWCOMER = Ownership(
 STARTED = Ownership(view=ALONE.view, member="a", term="a.1", may_engage=False)
 
 
-def listed(*names: str, revocation: Any = None, **policy: Any) -> tuple[ClusterSource, FleetAssignment]:
+def listed(
+    *names: str, revocation: Any = None, version: str = "", **policy: Any
+) -> tuple[ClusterSource, FleetAssignment]:
     fleet = fleet_of_one_source(**policy)
     (source,) = fleet.sources
     assignment = FleetAssignment(fleet, 30.0, revocation)
-    found: list[SourceEvent[Observation]] = [Listed(ready(name, uid=name)) for name in names]
-    for _ in source.apply(source.collections[0], [ListStarted(), *found, ListEnded()], 0.0):
-        pass
+    apply_list(source, *names, version=version)
     return source, assignment
 
 
@@ -91,6 +92,12 @@ def lost(assignment: FleetAssignment) -> set[str]:
 
 def apply(source: ClusterSource, event: SourceEvent[Observation], now: float = 1.0) -> None:
     for _ in source.apply(source.collections[0], [event], now):
+        pass
+
+
+def apply_list(source: ClusterSource, *names: str, version: str = "", now: float = 0.0) -> None:
+    found: list[SourceEvent[Observation]] = [Listed(ready(name, uid=name)) for name in names]
+    for _ in source.apply(source.collections[0], [ListStarted(), *found, ListEnded(version)], now):
         pass
 
 
@@ -215,6 +222,38 @@ async def test_cluster_whose_reported_deletion_is_not_confirmed_does_not_move(mo
     collection.pending_deletions.discard("x")
     await eventually(lambda: lost(assignment) == set())
     assert source.engagements.engaged == 0
+
+
+@pytest.mark.parametrize("kind", ["foreign", "behind"])
+async def test_cluster_does_not_move_while_the_lists_of_its_source_are_ignored(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Found by a reader: the next owner had taken the wrong server's list as its first, and did not know them."""
+    monkeypatch.setattr(changes, "RETRY_S", 0.0)
+    source, assignment = listed("x", "y", version="9")
+    assign(assignment, ALONE)
+    ignored = ("z", "9") if kind == "foreign" else ("x", "3")
+    apply_list(source, ignored[0], version=ignored[1], now=1.0)
+    assert source.collections[0].trust.is_ignoring
+    assign(assignment, GIVEN)
+    assert (lost(assignment), source.engagements.engaged) == ({"x", "y"}, 2)
+    apply_list(source, "x", "y", version="10", now=2.0)
+    await eventually(lambda: lost(assignment) == set())
+    assert source.engagements.engaged == 0
+
+
+async def test_cluster_whose_uid_another_object_claims_too_does_not_move(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Found by a reader: a member that had started later listed both claims, so that neither cluster had an owner."""
+    monkeypatch.setattr(changes, "RETRY_S", 0.0)
+    source, assignment = listed("mall", project_uids=ProjectUids.STATED)
+    assign(assignment, ALONE)
+    apply(source, ObjectChanged(Ready("object-bank", "1", target("bank", "bank"))))
+    apply(source, ObjectChanged(Ready("tenant", "2", target("shop", "bank"))))
+    assign(assignment, GIVEN)
+    assert (lost(assignment), {one.target.name for one in source.engagements.clusters()}) == ({"bank"}, {"bank"})
+    apply(source, ObjectChanged(Ready("tenant", "3", target("shop", "uid-of-shop"))))
+    await eventually(lambda: lost(assignment) == set())
+    assert message(source, "bank") == "member b of the shard group owns it (view 2)"
 
 
 async def test_member_that_leaves_hands_over_what_its_successors_cannot_engage_yet() -> None:
