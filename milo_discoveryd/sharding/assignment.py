@@ -219,10 +219,11 @@ class FleetAssignment:
         unknown.
 
         Subscribers of an earlier run may keep clusters that this run does not know: until a source has a list and, if
-        that lacks clusters, until it is verified. A newcomer would take over clusters that it does not know.
+        that lacks clusters, until it is verified. A newcomer would take over clusters that it does not know, or, of a
+        state file alone, knows in a state from before the present owners.
         """
         is_newcomer = self._decisions is not None and self._decisions.ownership.is_newcomer
-        if (is_newcomer and not self.is_synced()) or any(map(self._may_be_kept, self._fleet.sources)):
+        if (is_newcomer and not self._is_listed()) or any(map(self._may_be_kept, self._fleet.sources)):
             return None
         unassigned = (name for source in self._fleet.sources for name in source.clusters.unassigned)
         return chain(filter(self._is_lost, self._fleet.releases), filter(self._is_engaged, unassigned))
@@ -241,6 +242,9 @@ class FleetAssignment:
 
     def is_synced(self) -> bool:
         return self._fleet.synced
+
+    def _is_listed(self) -> bool:
+        return self.is_synced() and all(source.progress.is_complete for source in self._fleet.sources)
 
     def unowned(self) -> int:
         decisions = self._decisions

@@ -24,6 +24,7 @@ from milo_discoveryd.sharding.leases import View, ViewMember
 from milo_discoveryd.sharding.ownership import Ownership
 from milo_discoveryd.sources.kind import ProjectUids
 from milo_kube.reflect.messages import DeletionReported, Listed, ListEnded, ListStarted, ObjectChanged, SourceEvent
+from milo_kube.reflect.view_status import ViewState, ViewStatus
 from tests.support.eventually import eventually
 from tests.support.logs import capture_logs
 from tests.support.sources import new_source
@@ -306,6 +307,22 @@ async def test_clusters_of_a_newcomer_are_unknown_until_its_sources_are_synced(
         pass
     assert lost(assignment) == set()
     assert assignment.is_synced()
+
+
+@pytest.mark.parametrize(("ownership", "is_known"), [(CONTINUED, True), (GONE, True), (NEWCOMER, False)])
+async def test_clusters_of_a_newcomer_are_unknown_while_its_sources_are_those_of_a_state_file(
+    ownership: Ownership, *, is_known: bool
+) -> None:
+    """Found by a reader: a member that had been evicted returned, and engaged projects that were deleted since."""
+    fleet = fleet_of_one_source()
+    assignment, (source,) = FleetAssignment(fleet, 30.0), fleet.sources
+    for _ in source.restore([(ready("x", uid="x"), 0.0)], (), ViewStatus(ViewState.STALE, 0.0, "Restored", "")):
+        pass
+    assign(assignment, ownership)
+    assert assignment.is_synced()
+    assert (assignment.lost() is not None) == is_known
+    apply_list(source, "x")
+    assert lost(assignment) == set()
 
 
 async def test_cluster_whose_assignment_fails_delays_no_other_and_stays_pending(
