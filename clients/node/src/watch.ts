@@ -94,7 +94,11 @@ export class Watch implements AsyncIterable<Event> {
   /** @internal Iterate over events and other news. */
   async *news(): AsyncGenerator<News> {
     const { signal } = this.options;
-    this.#ownership = new Ownership((timeoutMs) => this.client.call("renewOwnership", {}, timeoutMs), () => this.#wake());
+    const renew = (timeoutMs: number) => {
+      const subscriber = this.#session.view.size > 0 ? this.subscriber : "";
+      return this.client.call("renewOwnership", { subscriber }, timeoutMs);
+    };
+    this.#ownership = new Ownership(renew, () => this.#wake());
     const wake = () => this.#wake();
     signal?.addEventListener("abort", wake);
     try {

@@ -368,6 +368,30 @@ test("a watch reports an ownership that ended while an event was handled, even i
   assert.deepEqual(events, ["ENGAGED", "OWNERSHIP_LOST"]);
 });
 
+test("renewals of the ownership name the subscriber while it holds clusters", async (t) => {
+  const daemon = await new FakeDaemon().start();
+  t.after(() => daemon.kill());
+  const second = { seconds: 1n, nanos: 0 };
+  let validFor: typeof second | undefined = second;
+  daemon.answers.renewOwnership = () => create(RenewOwnershipResponseSchema, validFor ? { sharded: true, validFor } : { sharded: true });
+  const named = () => daemon.called("renewOwnership").at(-1)?.subscriber;
+  const watch = new DiscoveryClient({ address: daemon.address }).watch({ subscriber: "operator" });
+  void daemon.stream().then((stream) => stream.send([engaged("a")], { reset: true, sharded: true }));
+  void daemon.stream(2).then((stream) => stream.send([engaged("a")], { reset: true, sharded: true }));
+  const events: string[] = [];
+  for await (const each of watch) {
+    events.push(each.type === "DISENGAGED" ? each.reason : each.type);
+    if (events.length === 1) {
+      await until(() => named() === "operator", "the subscriber is named");
+      validFor = undefined; // as without a stream
+    } else if (events.length === 2) {
+      await until(() => named() === "", "no subscriber is named");
+      validFor = second;
+    } else break;
+  }
+  assert.deepEqual(events, ["ENGAGED", "OWNERSHIP_LOST", "ENGAGED"]);
+});
+
 test("a watch that is iterated again renews the ownership again", async (t) => {
   const daemon = await new FakeDaemon().start();
   t.after(() => daemon.kill());
