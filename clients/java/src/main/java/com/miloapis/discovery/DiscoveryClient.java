@@ -142,8 +142,10 @@ public final class DiscoveryClient implements AutoCloseable {
     call(timeout, stub -> stub.endSubscription(request));
   }
 
-  RenewOwnershipResponse renewOwnership(Duration timeout) {
-    return call(timeout, stub -> stub.renewOwnership(RenewOwnershipRequest.getDefaultInstance()));
+  /** {@code subscriber} is the one that holds clusters, or empty if it holds none, or confirms no releases. */
+  RenewOwnershipResponse renewOwnership(String subscriber, Duration timeout) {
+    var request = RenewOwnershipRequest.newBuilder().setSubscriber(subscriber).build();
+    return call(timeout, stub -> stub.renewOwnership(request));
   }
 
   /** Record that a watch runs, which ends when the client is closed. */

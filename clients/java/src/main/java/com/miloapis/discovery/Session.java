@@ -54,6 +54,10 @@ final class Session {
     return view.get(name);
   }
 
+  synchronized boolean isEmpty() {
+    return view.isEmpty();
+  }
+
   synchronized List<Known> view() {
     return List.copyOf(view.values());
   }

@@ -119,7 +119,10 @@ public final class Watch implements AutoCloseable {
   /** Run like {@link #run}, with a handler of all news. */
   void follow(Consumer<News> handler) throws InterruptedException {
     client.opened(this);
-    ownership = new Ownership(client::renewOwnership, () -> signals.add(Notice.OWNERSHIP_CHANGED));
+    ownership =
+        new Ownership(
+            timeout -> client.renewOwnership(session.isEmpty() ? "" : options.subscriber(), timeout),
+            () -> signals.add(Notice.OWNERSHIP_CHANGED));
     try {
       while (!isClosed) {
         if (!ownership.isHeld()) {

@@ -64,7 +64,7 @@ final class FakeDaemon implements AutoCloseable {
   /** If set, ReleaseCluster fails with this status. */
   volatile Status releaseFailure;
 
-  /** If set, the daemon is sharded, and RenewOwnership answers with this time. */
+  /** If set, the daemon is sharded, and RenewOwnership answers with this time; with none if it is zero. */
   volatile Duration validFor;
 
   private final AtomicInteger revisions = new AtomicInteger();
@@ -279,7 +279,9 @@ final class FakeDaemon implements AutoCloseable {
     public void renewOwnership(RenewOwnershipRequest request, StreamObserver<RenewOwnershipResponse> response) {
       calls.add(request);
       var answer = RenewOwnershipResponse.newBuilder().setSharded(true);
-      answer.getValidForBuilder().setSeconds(validFor.getSeconds());
+      if (!validFor.isZero()) {
+        answer.getValidForBuilder().setSeconds(validFor.getSeconds());
+      }
       response.onNext(answer.build());
       response.onCompleted();
     }

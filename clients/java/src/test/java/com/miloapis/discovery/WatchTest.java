@@ -143,6 +143,48 @@ class WatchTest {
     }
   }
 
+  @Test
+  void renewalsOfTheOwnershipNameTheSubscriberWhileItHoldsClusters() throws Exception {
+    try (var daemon = new FakeDaemon();
+        var client = daemon.client()) {
+      daemon.validFor = Duration.ofSeconds(1);
+      var watch = client.watch(WatchOptions.defaults().withSubscriber("operator"));
+      var serving =
+          new Thread(
+              () -> {
+                daemon.stream(1).snapshot(engaged("a"));
+                daemon.stream(2).snapshot(engaged("a"));
+              });
+      serving.setDaemon(true);
+      serving.start();
+      var events = new ArrayList<String>();
+      watch.run(
+          event -> {
+            events.add(event.toString());
+            if (events.size() == 1) {
+              untilNamed(daemon, "operator");
+              daemon.validFor = Duration.ZERO; // as without a stream
+            } else if (events.size() == 2) {
+              untilNamed(daemon, "");
+              daemon.validFor = Duration.ofSeconds(1);
+            } else {
+              watch.close();
+            }
+          });
+      serving.join();
+      assertEquals(List.of("ENGAGED a", "DISENGAGED a DISENGAGE_REASON_OWNERSHIP_LOST", "ENGAGED a"), events);
+    }
+  }
+
+  private static void untilNamed(FakeDaemon daemon, String subscriber) {
+    FakeDaemon.until(
+        () -> {
+          var renewals = daemon.called(RenewOwnershipRequest.class);
+          return renewals.get(renewals.size() - 1).getSubscriber().equals(subscriber);
+        },
+        "renewals name the subscriber: '" + subscriber + "'");
+  }
+
   private static void fail(RuntimeException error) {
     throw error;
   }
