@@ -605,7 +605,9 @@ class Ownership:
         left = self.until - sent_at
         timeout = 60.0 if broken("ownership-runs-out") else min(3.0, left) if left > 0 else 3.0
         try:
-            response = await call("RenewOwnership", pb.RenewOwnershipRequest(), timeout)
+            holds = self.view.clusters and not broken("renewals-name-the-subscriber")
+            request = pb.RenewOwnershipRequest(subscriber=SUBSCRIBER if holds else "")
+            response = await call("RenewOwnership", request, timeout)
         except grpc.aio.AioRpcError as error:
             if broken("failed-renewal") and left > 0 and error.code() is grpc.StatusCode.UNAVAILABLE:
                 self.until = 0.0

@@ -11,7 +11,7 @@ import grpc
 from milo_conformance.daemon import MALFORMED, Abort, ScriptedStream, engaged
 from milo_conformance.failure import CaseFailed
 from milo_conformance.ownership import LATE_S, Renewal, once, owned, refused, response, unanswered
-from milo_conformance.run import Profile, Run, case
+from milo_conformance.run import SUBSCRIBER, Profile, Run, case
 from milo_discovery.v1 import discovery_pb2 as pb
 
 sharded = partial(case, Profile.SHARDED)
@@ -212,6 +212,29 @@ async def renewals_without_stream(run: Run) -> None:
     again.sharded = True
     await again.send()
     await run.nothing_else(again)
+
+
+@sharded(
+    "Ownership is renewed in the name of a subscriber that releases clusters, while it has some",
+    why="Without a stream, it is not told that a cluster moves, so the daemon does not renew its ownership. A program "
+    "that gives no name works on in the cluster, and one that gives it without clusters waits for ever.",
+    demands="Set while you hold clusters of it",
+)
+async def renewals_name_the_subscriber(run: Run) -> None:
+    is_open = True
+
+    async def renew(request: pb.RenewOwnershipRequest) -> pb.RenewOwnershipResponse:
+        return response(3 if is_open or request.subscriber != SUBSCRIBER else None)
+
+    await run.start({"CONFORMANCE_SUBSCRIBER": SUBSCRIBER})
+    stream = await sharded_stream(run, renew)
+    is_open, since = False, time.monotonic()
+    stream.end(grpc.StatusCode.UNAVAILABLE, "too many streams", retry_after_s=8)
+    await lost(run, by=since + 3)
+    again = await run.stream(resuming="")
+    again.sharded = is_open = True
+    await again.snapshot(engaged("a"), engaged("b"))
+    await run.reported_only(again, "ENGAGED a", "ENGAGED b")
 
 
 @sharded(
