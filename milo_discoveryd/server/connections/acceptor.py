@@ -177,7 +177,7 @@ class Acceptor:
     def _canceled(self, peer: _Peer, calls: int) -> None:
         self._charge(peer, calls * CANCELED_CALL_COST)
 
-    def _begun(self, peer: _Peer, calls: int) -> float:
+    def _begun(self, peer: _Peer, calls: float) -> float:
         return self._calls.take(peer.owners, calls, time.monotonic())
 
     def close(self, context: RpcContext) -> None:

@@ -76,7 +76,7 @@ class CallRateLimiter:
     def __init__(self) -> None:
         self._buckets: KeyedBuckets[str] = KeyedBuckets(MAX_OWNERS)
 
-    def take(self, owners: Iterable[str], calls: int, now: float) -> float:
+    def take(self, owners: Iterable[str], calls: float, now: float) -> float:
         """Count calls that were read together and return 0, or the seconds until they may be served, uncounted."""
         buckets = [self._buckets.bucket(owner, CALL_RATE, now) for owner in owners]
         if wait_s := max(bucket.wait_s(now, 0) for bucket in buckets):

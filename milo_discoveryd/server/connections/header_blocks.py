@@ -1,4 +1,4 @@
-"""Limits the header blocks that a client sends over HTTP/2, and counts the streams that it begins and resets. Pure.
+"""Limits the header blocks that a client sends over HTTP/2, and counts its frames and the streams that it resets. Pure.
 
 gRPC limits what the fields of a block take, but keeps something of each of its CONTINUATION frames, in any number: a
 client that never ends a block takes up to ten times the bytes that it sends.
@@ -11,7 +11,12 @@ MOST_CONTINUATIONS = 16
 accepts, or one."""
 MOST_BYTES = 32 << 10
 """Maximum bytes of one header block, twice what gRPC accepts. It keeps a string that does not end, about twice."""
+FRAME_COST = 0.05
+"""What a frame that begins no call costs, in calls: gRPC answers many. Clients send a few for each call and event."""
+FRAME_BYTES = 64
+"""As much of a frame costs as another frame, unless it is DATA, which is flow-controlled."""
 _HEAD_BYTES = 9
+_DATA = 0
 _HEADERS = 1
 _RST_STREAM = 3
 _CONTINUATION = 9
@@ -25,8 +30,10 @@ class HeaderBlocks:
         """How many bytes are left until the next head."""
         self._head = b""
         """The beginning of a head whose end has not arrived."""
-        self.calls = self.resets = 0
-        """How many streams were begun, and reset, since a reader of these numbers set them to 0."""
+        self.cost = 0.0
+        """What the frames cost, in calls, since a reader of this number set it to 0."""
+        self.resets = 0
+        """How many streams were reset, likewise."""
         self._continuations = self._bytes = 0
         """How many continuations the latest header block has so far, and how many bytes."""
 
@@ -38,6 +45,10 @@ class HeaderBlocks:
         while at <= end:
             size = data[at] << 16 | data[at + 1] << 8 | data[at + 2]
             kind = data[at + 3]
+            if kind == _HEADERS:
+                self.cost += 1
+            else:
+                self.cost += FRAME_COST * (1 if kind == _DATA else 1 + size // FRAME_BYTES)
             if kind == _CONTINUATION:
                 self._continuations += 1
                 self._bytes += size
@@ -45,9 +56,7 @@ class HeaderBlocks:
                     return False
             else:
                 self._continuations, self._bytes = 0, size
-                if kind == _HEADERS:
-                    self.calls += 1
-                elif kind == _RST_STREAM:
+                if kind == _RST_STREAM:
                     self.resets += 1
             at += _HEAD_BYTES + size
         self._head, self._left = data[at:], max(0, at - len(data))

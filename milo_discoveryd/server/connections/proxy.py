@@ -29,16 +29,17 @@ class ProxySide(asyncio.Protocol):
         self._other: ProxySide | None = None
         self._held: list[bytes] = []
         """What was read before this side was joined to the other, or is to be served later."""
-        self._held_calls = 0
+        self._held_cost = 0.0
         self.header_blocks: HeaderBlocks | None = None
-        """The header blocks that this side sends, if they are limited."""
+        """The header blocks that this side sends, if they are limited: it is a client. Then it is also not read from
+        while it does not read, because what it sends has answers."""
         self.is_flooding = False
         """Whether the connection was ended because of its header blocks."""
         self.count_resets: Callable[[int], None] = lambda _: None
         """Called with the number of streams that this side has reset, if its header blocks are limited."""
-        self.pause_s: Callable[[int], float] = lambda _: 0.0
-        """Called with the number of streams that this side has begun, if its header blocks are limited. Returns after
-        how many seconds to call again; 0 if they may be served."""
+        self.pause_s: Callable[[float], float] = lambda _: 0.0
+        """Called with what the frames of this side cost, if its header blocks are limited. Returns after how many
+        seconds to call again; 0 if they may be served."""
         self._paused: asyncio.TimerHandle | None = None
         self._is_stalled = False
 
@@ -113,32 +114,36 @@ class ProxySide(asyncio.Protocol):
             if resets := self.header_blocks.resets:
                 self.header_blocks.resets = 0
                 self.count_resets(resets)
-            if calls := self.header_blocks.calls:
-                self.header_blocks.calls = 0
-                self._held_calls += calls
+            self._held_cost += self.header_blocks.cost
+            self.header_blocks.cost = 0.0
         if self._other is None or self._paused is not None:
             # A paused transport may deliver one more read.
             self._held.append(data)
-        elif self._held_calls:
+        elif self._held_cost:
             self._held.append(data)
             self._serve_held()
         elif not self._other.transport.is_closing():
             self._other.transport.write(data)
 
     def _serve_held(self) -> None:
-        """Write what was read to the other side, and read on, unless it has calls that are to be served later."""
+        """Write what was read to the other side, and read on, unless it is to be served later."""
         self._paused = None
         if self._other is None or self.transport.is_closing() or self._other.transport.is_closing():
             return
-        if self._held_calls and (pause_s := self.pause_s(self._held_calls)):
+        if self._held_cost and (pause_s := self.pause_s(self._held_cost)):
             self.transport.pause_reading()
             self._paused = asyncio.get_running_loop().call_later(pause_s, self._serve_held)
             return
-        self._held_calls = 0
+        self._held_cost = 0.0
         for data in self._held:
             self._other.transport.write(data)
         self._held.clear()
-        if not self._other._is_stalled:
+        self._read_on()
+
+    def _read_on(self) -> None:
+        if self._other is None or self.transport.is_closing() or self._paused is not None:
+            return
+        if not (self._other._is_stalled or (self._is_stalled and self.header_blocks is not None)):
             self.transport.resume_reading()
 
     def eof_received(self) -> bool:
@@ -156,12 +161,15 @@ class ProxySide(asyncio.Protocol):
         self._unread.note(self, is_stalled=True)
         if self._other is not None and not self._other.transport.is_closing():
             self._other.transport.pause_reading()
+        if self.header_blocks is not None and not self.transport.is_closing():
+            self.transport.pause_reading()
 
     def resume_writing(self) -> None:
         self._is_stalled = False
         self._unread.note(self, is_stalled=False)
-        if self._other is not None and not self._other.transport.is_closing() and self._other._paused is None:
-            self._other.transport.resume_reading()
+        self._read_on()
+        if self._other is not None:
+            self._other._read_on()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._unread.remove(self)

@@ -6,9 +6,9 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 
 import pytest
-from hyperframe.frame import HeadersFrame
+from hyperframe.frame import DataFrame, Frame, HeadersFrame, PingFrame, SettingsFrame
 
-from milo_discoveryd.server.connections.header_blocks import PREFACE_BYTES, HeaderBlocks
+from milo_discoveryd.server.connections.header_blocks import FRAME_COST, PREFACE_BYTES, HeaderBlocks
 from milo_discoveryd.server.connections.proxy import READ_BYTES, ProxySide, proxy
 from milo_discoveryd.server.connections.unread import UnreadLimit
 
@@ -29,7 +29,7 @@ async def two_ends() -> tuple[socket.socket, socket.socket, "asyncio.Task[bool]"
 
 
 @asynccontextmanager
-async def held_calls(pause_s: Callable[[int], float]) -> AsyncIterator[tuple[socket.socket, socket.socket]]:
+async def held_calls(pause_s: Callable[[float], float]) -> AsyncIterator[tuple[socket.socket, socket.socket]]:
     """Yield the outer ends of two connections, of which one is a client's with this limit of calls."""
     loop = asyncio.get_running_loop()
     (client, ours), (server, theirs) = socket.socketpair(), socket.socketpair()
@@ -81,9 +81,9 @@ async def test_proxy_forwards_half_close() -> None:
 async def test_calls_of_a_paused_client_are_passed_on_after_the_pause() -> None:
     loop, preface = asyncio.get_running_loop(), b"x" * PREFACE_BYTES
     calls = HeadersFrame(1, b"x").serialize() + HeadersFrame(3, b"y").serialize()
-    pauses, asked = [0.05, 0.05, 0.0, 0.0], list[int]()
+    pauses, asked = [0.05, 0.05, 0.0, 0.0], list[float]()
 
-    def pause_s(calls: int) -> float:
+    def pause_s(calls: float) -> float:
         asked.append(calls)
         return pauses.pop(0)
 
@@ -99,6 +99,49 @@ async def test_calls_of_a_paused_client_are_passed_on_after_the_pause() -> None:
             received += await loop.sock_recv(server, 1000)
         assert received == preface + calls + calls
     assert asked == [2, 2, 2, 2]
+
+
+@pytest.mark.parametrize("frame", [SettingsFrame(0), PingFrame(0, bytes(8)), DataFrame(1, b"")])
+async def test_frames_that_begin_no_call_are_paused_as_well(frame: Frame) -> None:
+    loop, asked = asyncio.get_running_loop(), asyncio.Queue[float]()
+    pauses = [0.1, 0.0]
+
+    def pause_s(calls: float) -> float:
+        asked.put_nowait(calls)
+        return pauses.pop(0)
+
+    async with held_calls(pause_s) as (client, server):
+        await loop.sock_sendall(client, b"x" * PREFACE_BYTES + frame.serialize() * 10)
+        assert await asyncio.wait_for(asked.get(), 5) == pytest.approx(10 * FRAME_COST)
+        with pytest.raises(BlockingIOError):
+            server.recv(1000)
+        assert len(await loop.sock_recv(server, 1000)) == PREFACE_BYTES + 10 * len(frame.serialize())
+
+
+async def test_client_is_not_read_from_until_it_reads_what_it_was_sent() -> None:
+    """gRPC keeps up to 10,000 answers to SETTINGS and PING frames of each connection."""
+    loop = asyncio.get_running_loop()
+    (client, ours), (server, theirs) = socket.socketpair(), socket.socketpair()
+    for sock in (client, ours, server, theirs):
+        sock.setblocking(False)
+    one, other = ProxySide(UnreadLimit()), ProxySide(UnreadLimit())
+    one.header_blocks = HeaderBlocks()
+    await loop.create_connection(lambda: one, sock=ours)
+    await loop.create_connection(lambda: other, sock=theirs)
+    passing = asyncio.create_task(proxy(one, other))
+    sending = asyncio.create_task(loop.sock_sendall(server, b"x" * 2_000_000))
+    while not one._is_stalled:  # noqa: ASYNC110 - no event tells it
+        await asyncio.sleep(0)
+    assert not one.transport.is_reading()
+    received = 0
+    while received < 2_000_000:
+        received += len(await loop.sock_recv(client, 65_536))
+    await sending
+    await loop.sock_sendall(client, b"y" * PREFACE_BYTES)
+    assert await loop.sock_recv(server, 100) == b"y" * PREFACE_BYTES
+    client.close()
+    server.close()
+    await passing
 
 
 async def test_proxy_flushes_before_close() -> None:

@@ -3,9 +3,26 @@
 import random
 
 import pytest
-from hyperframe.frame import ContinuationFrame, DataFrame, Frame, HeadersFrame, PingFrame, RstStreamFrame, SettingsFrame
+from hyperframe.frame import (
+    ContinuationFrame,
+    DataFrame,
+    Frame,
+    GoAwayFrame,
+    HeadersFrame,
+    PingFrame,
+    PriorityFrame,
+    RstStreamFrame,
+    SettingsFrame,
+    WindowUpdateFrame,
+)
 
-from milo_discoveryd.server.connections.header_blocks import MOST_BYTES, MOST_CONTINUATIONS, HeaderBlocks
+from milo_discoveryd.server.connections.header_blocks import (
+    FRAME_BYTES,
+    FRAME_COST,
+    MOST_BYTES,
+    MOST_CONTINUATIONS,
+    HeaderBlocks,
+)
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 HEADERS, CONTINUED = HeadersFrame(1, b"x" * 100), ContinuationFrame(1, b"y" * 50)
@@ -50,7 +67,27 @@ def test_begun_and_reset_streams_are_counted(size: int) -> None:
     frames = [HEADERS, RstStreamFrame(1), DataFrame(3, RstStreamFrame(3).serialize()), RstStreamFrame(3)]
     data, blocks = sent(*frames), HeaderBlocks()
     assert all(blocks.accepts(data[at : at + size]) for at in range(0, len(data), size))
-    assert (blocks.calls, blocks.resets) == (1, 2)
+    assert blocks.cost == pytest.approx(1 + 3 * FRAME_COST)
+    assert blocks.resets == 2
+
+
+@pytest.mark.parametrize(
+    ("frame", "frames"),
+    [
+        (SettingsFrame(0), 1),
+        (PingFrame(0, bytes(8)), 1),
+        (PriorityFrame(1), 1),
+        (WindowUpdateFrame(0, 1), 1),
+        (DataFrame(1, b""), 1),
+        (DataFrame(1, b"x" * 16_000), 1),
+        (GoAwayFrame(0, additional_data=b"x" * (10 * FRAME_BYTES)), 11),
+        (SettingsFrame(0, dict.fromkeys(range(320), 1)), 1 + 320 * 6 // FRAME_BYTES),
+    ],
+)
+def test_each_frame_costs_a_part_of_a_call_and_more_if_it_is_long_but_not_data(frame: Frame, frames: int) -> None:
+    blocks = HeaderBlocks()
+    assert blocks.accepts(sent(*[frame] * 4))
+    assert blocks.cost == pytest.approx(4 * frames * FRAME_COST)
 
 
 def test_content_is_not_read_as_frames() -> None:
