@@ -13,7 +13,7 @@ from grpc_reflection.v1alpha import reflection_pb2_grpc
 from milo_discoveryd.daemon_errors import StartError
 from milo_discoveryd.instruments import CallMetrics
 from milo_discoveryd.server.calls import reflection
-from milo_discoveryd.server.calls.handlers import NAME, handlers
+from milo_discoveryd.server.calls.handlers import NAME, frequent_wakeups, handlers
 from milo_discoveryd.server.calls.in_flight import MAX_CALLS, InFlightCalls
 from milo_discoveryd.server.calls.interceptor import AccessInterceptor, CallInterceptor, Refusals
 from milo_discoveryd.server.calls.request_arrival import ArrivalInterceptor, ArrivingRequests
@@ -172,12 +172,13 @@ class Server:
             interceptors.insert(0, TracingInterceptor(self._traces))
         answers = UnreadAnswers(authenticator.close, len(self._listeners))
         interceptors.insert(0, ArrivalInterceptor(ArrivingRequests(len(self._listeners)), answers, refusals))
-        server = grpc.aio.server(
-            interceptors=interceptors,
-            options=OPTIONS,
-            # gRPC rejects calls above this limit before they take memory.
-            maximum_concurrent_rpcs=access.quotas.limits.streams + MAX_CALLS,
-        )
+        with frequent_wakeups():
+            server = grpc.aio.server(
+                interceptors=interceptors,
+                options=OPTIONS,
+                # gRPC rejects calls above this limit before they take memory.
+                maximum_concurrent_rpcs=access.quotas.limits.streams + MAX_CALLS,
+            )
         self._servers.append(server)
         server.add_generic_rpc_handlers((handlers(self._service, authenticator, in_flight),))
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)

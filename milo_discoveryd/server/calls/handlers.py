@@ -1,9 +1,11 @@
 """The gRPC handlers of DiscoveryService: each authenticates its caller, and passes the call to the service."""
 
 import asyncio
+import socket
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from functools import partial
 from typing import Any, TypeAlias
 
 import grpc
@@ -21,6 +23,10 @@ NAME = pb.DESCRIPTOR.services_by_name["DiscoveryService"].full_name
 
 METADATA_S = 5.0
 """How long a canceled stream waits until its metadata are sent: longer only if nothing reads from the connection."""
+
+MOST_WAKEUPS = 32
+"""The most bytes that are read in one iteration of the event loop. While more wait, as many events of gRPC are handled:
+iterations stay short."""
 
 Unary: TypeAlias = Callable[[Any, Caller], Awaitable[Any]]
 
@@ -128,3 +134,33 @@ class _ResponseWriter:
             sending.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
             await asyncio.wait((sending,), timeout=METADATA_S)
             raise
+
+
+@contextmanager
+def frequent_wakeups() -> Iterator[None]:
+    """Make gRPC read several bytes in each iteration of the running event loop, if the loop's first user of gRPC is
+    created in this context.
+
+    For each event, such as a call or the end of a write, a thread of gRPC writes one byte to a socket, which wakes the
+    event loop, and waits while the socket is full. On each iteration gRPC handles all events, but reads only one byte.
+    Once some 280 are left over, as while hundreds of streams are written to, only one event would get through in each
+    iteration, and calls of all clients would wait for half a minute.
+    """
+    loop = asyncio.get_running_loop()
+    add_reader = loop.add_reader
+
+    def add(waking: socket.socket, handle: Callable[..., None], *args: Any) -> None:
+        add_reader(waking, partial(_wake, waking, partial(handle, *args)))
+
+    loop.add_reader = add  # type: ignore[method-assign, assignment]
+    try:
+        yield
+    finally:
+        del loop.add_reader
+
+
+def _wake(waking: socket.socket, handle: Callable[[], None]) -> None:
+    """Read all bytes but the one that gRPC reads before it handles the events. They were written after their events."""
+    if more := len(waking.recv(MOST_WAKEUPS, socket.MSG_PEEK)) - 1:
+        waking.recv(more)
+    handle()
