@@ -29,9 +29,9 @@ _MARKERS_PART = 8
 _MARKER_CHARACTERS = 256
 _LEFT_OUT_PART = 4
 """What a list leaves out may weigh four times the limit, without its content: a list without end exceeds that."""
-_OTHERS_PART = 2
-"""The objects of tenants within their share, and markers, may weigh half of the limit beyond what else is kept, and so
-may the objects of all sources together that each source may have in any case."""
+_OTHERS_PART = 4
+"""Of the twice the limit that all objects may weigh, only the objects of tenants within their share, and markers, may
+take the last quarter of the limit. As much again is for the objects that each source may have in any case."""
 _PRECISION = 64
 """The share is computed again after changes by a part of the limit."""
 
@@ -94,13 +94,15 @@ class ObjectBudget:
     """The budget of one source, over all of its collections.
 
     Objects that are missing from a list are kept until their deletion is confirmed. These objects do not count in
-    `used`, so that a fleet at the limit can be replaced. The objects of all sources together may weigh twice the limit,
-    and somewhat more if several tenants have objects. Whatever other sources have, those of each source may weigh its
-    part of half of the limit.
+    `used`, so that most of a fleet at the limit can be replaced at once. The objects of all sources together may weigh
+    twice the limit (see `_OTHERS_PART`). Whatever other sources have, those of each source may weigh its part of a
+    quarter of the limit.
     """
 
     def __init__(self, limit: int = UNLIMITED, of_all: AllObjects | None = None) -> None:
         self.limit = limit
+        self.most_kept = 2 * limit - limit // _OTHERS_PART
+        """What the objects of all sources may weigh before only those of tenants within their share are taken."""
         self.of_all = of_all or AllObjects()
         self.of_all.sources += 1
         self.used = 0
@@ -155,8 +157,7 @@ class ObjectBudget:
         return self.kept + more_kept <= self.limit // (_OTHERS_PART * self.of_all.sources)
 
     def _fits_beside_others(self, more_kept: int) -> bool:
-        most = 2 * self.limit + self.limit // _OTHERS_PART
-        return self.of_all.kept + more_kept <= most or self.is_reserved(more_kept)
+        return self.of_all.kept + more_kept <= 2 * self.limit or self.is_reserved(more_kept)
 
     def _claimed_by(self, owner: str, more_used: int, more_kept: int) -> int:
         known = sum(weights.known_by_owner.get(owner, 0) for weights in self._collections)

@@ -35,8 +35,11 @@ from milo_kube.reflect.versions import is_older
 
 RESTORED_POSITION = 0
 """The position of objects from an earlier run of the daemon: before all other positions."""
-OBJECT_OVERHEAD = 512
-"""Weight of each object in addition to its content, in bytes."""
+OBJECT_OVERHEAD = 1024
+"""Weight of each object in addition to its content, in bytes: with that, the small objects of an engaged cluster weigh
+what they take in memory."""
+_USUAL_FRAME = 512
+"""The size up to which a frame is part of the overhead."""
 CONTRIBUTION_OVERHEAD = 2560
 """Weight of each cluster to which an object contributes, in addition: the contribution, the cluster and its claims have
 their own strings, and nearly every such cluster is probed at a host of its own."""
@@ -146,7 +149,7 @@ class CollectionWeight:
         """Return whether the budget has room for more weight of a tenant's objects."""
         budget = self.budget
         is_below = more_used <= 0 or budget.used + more_used <= budget.limit
-        has_room = more_kept <= 0 or budget.of_all.kept + more_kept <= 2 * budget.limit
+        has_room = more_kept <= 0 or budget.of_all.kept + more_kept <= budget.most_kept
         if is_below and (has_room or budget.is_reserved(more_kept)):
             return True
         return budget.fits_share(owner, more_used, more_kept)
@@ -561,7 +564,6 @@ def weigh(content: Any, more: int = 0, *, has_frame: bool = False) -> int:
         # A single character can make a string take four bytes for each, and the string keeps the UTF-8 too.
         size += getsizeof(encoded.decode())
     if has_frame:
-        # The frame of a usual object is part of its overhead.
-        size += max(0, len(encoded) - OBJECT_OVERHEAD)
+        size += max(0, len(encoded) - _USUAL_FRAME)
     grains = (OBJECT_OVERHEAD + more + size + PAIR_OVERHEAD * max(0, encoded.count(_PAIR) - _FREE_PAIRS)) // _GRAIN
     return _USUAL[grains] if grains < len(_USUAL) else grains * _GRAIN

@@ -274,7 +274,7 @@ def test_unknown_flag_raises_key_error() -> None:
 
 
 @pytest.mark.parametrize(
-    ("objects_mib", "sources", "response_mib"), [(1, 1, 1), (16, 1, 8), (128, 1, 32), (128, 3, 10)]
+    ("objects_mib", "sources", "response_mib"), [(1, 1, 1), (16, 1, 8), (160, 1, 32), (160, 3, 10)]
 )
 def test_response_may_have_a_part_of_the_memory_of_objects(objects_mib: int, sources: int, response_mib: int) -> None:
     settings = load({}, {"MILO_DISCOVERYD_WATCH__OBJECTS_LIMIT": f"{objects_mib}MiB"}, None)

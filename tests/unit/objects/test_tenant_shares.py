@@ -18,8 +18,8 @@ from milo_discoveryd.objects.store import CollectionWeight, ObjectChanges, weigh
 from milo_kube.reflect.messages import DeletionReported, Listed, ListEnded, ListStarted, ObjectChanged, SourceEvent
 from tests.unit.fleet.fleets import ListedClusters, malformed, not_ready, ready
 
-LIMIT = 200_000
-LARGE = 10_000
+LIMIT = 350_000
+LARGE = 17_500
 
 
 def of(tenant: str, name: str, version: str = "1", *, size: int = 0, keyed: bool = True) -> Ready:
@@ -311,4 +311,4 @@ def test_changes_of_objects_that_are_not_taken_count_once(source: SharedSource) 
 
 
 def test_small_object_has_the_expected_weight() -> None:
-    assert weigh(of("small", "p-000").target) < 1000
+    assert weigh(of("small", "p-000").target) < 1500
