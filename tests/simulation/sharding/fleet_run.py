@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from random import Random
 
+from milo_discoveryd.engagement.pending_releases import OWNED_S
 from milo_discoveryd.log.events import Event, EventType
 from milo_discoveryd.model.cluster import DisengageReason
 from milo_discoveryd.sharding import rendezvous
@@ -374,7 +375,7 @@ class FleetSimulation:
             began = self._drains.pop(key, None)
             if began is None:
                 self._check_end(replica, name, event.reason, cluster.object_uid)
-            elif self._clock() > began + RELEASE_TIMEOUT_S + 1.0:
+            elif self._clock() > began + RELEASE_TIMEOUT_S + OWNED_S + 1.0:  # its subscriber may have lost the stream
                 self.breach(f"{name} drained for {self._clock() - began:.1f} s at {replica.name}")
         elif draining is not None and key not in self._drains:
             self._drains[key] = self._clock()
