@@ -21,7 +21,7 @@ from milo_discovery.kubeconfig_access import KubeconfigAccess
 from milo_discovery.model import SourceStatus
 from milo_discovery.removals import Removals
 from milo_publishing.errors import PublishedByAnother, TargetRefused, TargetUnavailable
-from milo_publishing.objects import CLUSTER, FIELDS, INCARNATION, Identity
+from milo_publishing.objects import CLUSTER, CLUSTER_UID, FIELDS, INCARNATION, MANAGED_BY, Identity
 from milo_publishing.publication import Lane, Publication
 from milo_publishing.records import Apply, Ask, Create, DeleteObject, Engaged, ReadObject, Received, Request
 from milo_publishing.rendering import ClusterProfiles, FluxKubeconfigs
@@ -115,7 +115,7 @@ class Publishing:
                 pass
             case Lane.LIST:
                 self.before_list()
-                self.publication.listed(self.now, self.server.list(), self.now)
+                self.publication.listed(self.now, self.server.list(self.publication.identity), self.now)
             case Lane.IDENTIFY:
                 self.publication.identified(self._group, self.now)
             case Engaged():
@@ -366,7 +366,7 @@ def test_list_that_became_due_during_a_list_is_not_lost():
     publishing.before = lambda _: None
     listed: list[float] = []
     take = publishing.server.list
-    publishing.server.list = lambda: listed.append(publishing.now) or take()  # type: ignore[method-assign,func-returns-value]
+    publishing.server.list = lambda *of: listed.append(publishing.now) or take(*of)  # type: ignore[method-assign,func-returns-value]
     publishing.settle(100.0)
     assert listed == [pytest.approx(360.0, abs=1.0)]
 
@@ -571,6 +571,100 @@ def test_object_whose_uid_another_client_changed_is_not_that_of_the_next_cluster
     assert publishing.object["metadata"]["annotations"]["discovery.miloapis.com/cluster-uid"] == "2"
 
 
+@pytest.mark.parametrize("removed", [True, False])
+def test_object_is_not_deleted_because_another_client_changed_the_name_of_its_cluster(*, removed: bool):
+    """Found by a reader: a replica asked for the cluster that the object named, with the UID of its own."""
+    first = Publishing(group="dns").synced(cluster(incarnation="a"))
+    second = Publishing(first.server, group="dns", resync_s=30.0).synced(cluster("beta", uid="2", incarnation="b"))
+    second.elsewhere.add("alpha")
+    second.settle(60.0)
+    first.server.change("alpha", "annotations", CLUSTER, None if removed else "beta")
+    third = Publishing(first.server, group="dns", resync_s=30.0).synced(cluster("gamma", uid="3", incarnation="c"))
+    third.elsewhere |= {"alpha", "beta"}
+    second.settle(120.0)
+    third.settle(120.0)
+    assert DeleteObject not in (*second.writes(), *third.writes())
+    assert second.publication.problems == ()
+    assert ["has changed its annotation" in problem for problem in third.publication.problems] == [True]
+    first.publication.listed(first.now, first.server.list(), first.now)
+    first.settle()
+    assert first.object["metadata"]["annotations"][CLUSTER] == "alpha"
+    third.settle(60.0)
+    assert third.publication.problems == ()
+
+
+def test_object_that_names_no_cluster_of_its_name_is_that_of_the_engaged_cluster(publishing: Publishing):
+    publishing.synced(cluster(), cluster("beta"), cluster("gamma"))
+    publishing.server.change("alpha", "annotations", CLUSTER, "beta")
+    same = Publishing(publishing.server).synced(cluster(), cluster("beta"), cluster("gamma"))
+    assert same.object["metadata"]["annotations"][CLUSTER] == "alpha"
+    publishing.server.change("alpha", "annotations", CLUSTER, "beta")
+    before = same.uids["alpha"]
+    other = Publishing(publishing.server).synced(cluster(uid="2"), cluster("beta"), cluster("gamma")).settle(60.0)
+    assert other.sent == []
+    assert other.uids["alpha"] == before
+    assert ["has changed its annotation" in problem for problem in other.publication.problems] == [True]
+
+
+@pytest.mark.parametrize("value", [None, "Helm"])
+@pytest.mark.parametrize("key", [*identity().labels()])
+def test_label_that_another_client_changed_is_written_again(key: str, value: str | None):
+    """Found by a reader: the object was reported as that of another program, and stayed when its cluster had ended."""
+    publishing = Publishing(resync_s=300.0).synced(cluster(), cluster("beta"))
+    before = publishing.uids["alpha"]
+    publishing.server.change("alpha", "labels", key, value)
+    publishing.settle(301.0)
+    assert publishing.uids["alpha"] == before
+    assert identity().labels().items() <= publishing.object["metadata"]["labels"].items()
+    assert publishing.publication.problems == ()
+    publishing.server.change("alpha", "labels", key, value)
+    publishing.end(cluster()).settle(60.0)
+    assert "alpha" not in publishing.server.objects
+
+
+def test_object_that_lost_its_label_before_this_run_is_reported_until_it_is_deleted():
+    server = Publishing().synced(cluster(), cluster("beta")).server
+    server.change("alpha", "labels", MANAGED_BY, "Helm")
+    publishing = Publishing(server, resync_s=300.0).synced(cluster(), cluster("beta"))
+    before = copy.deepcopy(server.objects["alpha"])
+    for _ in range(2):
+        assert ["was not created by this command" in text for text in publishing.publication.problems] == [True]
+        publishing.settle(301.0)
+        publishing.end(cluster())
+        publishing.settle(301.0)
+    assert server.objects["alpha"] == before
+    server.delete("alpha")
+    publishing.settle(301.0)
+    assert publishing.publication.problems == ()
+    assert publishing.reports[-1] == "alpha: resolved"
+
+
+def test_object_without_its_label_is_not_deleted_while_it_waits_for_its_finalizers():
+    publishing = Publishing(resync_s=30.0).synced(cluster(), cluster("beta"))
+    publishing.server.add_finalizer("alpha")
+    publishing.end(cluster()).settle()
+    publishing.server.change("alpha", "labels", MANAGED_BY, None)
+    publishing.settle(60.0)
+    assert "deleted ClusterProfile alpha" not in publishing.reports
+    publishing.server.remove_finalizers()
+    publishing.settle(60.0)
+    assert "deleted ClusterProfile alpha" in publishing.reports
+
+
+def test_object_whose_uid_another_client_changed_stays_when_its_cluster_moves():
+    """Found by a reader: the next owner deleted the object, and created it again."""
+    first = Publishing(group="dns").synced(cluster(incarnation="a"))
+    second = Publishing(first.server, group="dns", resync_s=30.0).synced(cluster("beta", uid="2", incarnation="b"))
+    second.elsewhere.add("alpha")
+    before = first.uids["alpha"]
+    first.server.change("alpha", "annotations", CLUSTER_UID, "other")
+    second.settle(60.0)
+    first.end(cluster(incarnation="a"), DisengageReason.MOVED)
+    second.engage(cluster(incarnation="c")).settle(60.0)
+    assert second.uids["alpha"] == before
+    assert second.object["metadata"]["annotations"][CLUSTER_UID] == "1"
+
+
 def test_object_of_a_replaced_cluster_is_deleted_before_it_is_created_again(publishing: Publishing):
     publishing.synced(cluster(), cluster("beta"))
     before = publishing.uids["alpha"]
@@ -634,7 +728,6 @@ def test_objects_of_other_publishers_or_programs_are_neither_overwritten_nor_del
     annotations = {"discovery.miloapis.com/cluster-uid": "1"}
     publishing.server.put("alpha", {"metadata": {"name": "alpha", "labels": labels, "annotations": annotations}})
     before = copy.deepcopy(publishing.server.objects)
-    publishing.server.list = list  # type: ignore[method-assign]  # of objects with other labels
     publishing.synced(cluster(), cluster("beta"))
     assert [reason in problem for problem in publishing.publication.problems] == [True]
     publishing.end(cluster()).settle(60.0)

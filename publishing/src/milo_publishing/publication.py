@@ -284,7 +284,7 @@ class Publication:
         if task.lane is Lane.ACCESS:
             check_s = _UNISSUED_S if self.renderer.embeds_credentials else records.CHECK_S
             return record.wanted if watch.connected else records.WaitUntilDue(now + check_s)
-        follows = record.observed is not None and is_followed(watch, record.observed.cluster)
+        follows = record.observed is not None and is_followed(watch, record.cluster)
         request = records.decide(
             record,
             self.renderer,
@@ -328,12 +328,11 @@ class Publication:
             record = self._record(name)
             before = record.version
             if (not record.next.ticket or record.next.is_question) and record.answered_at < sent_at:
-                record = self._observe(record, found.get(name), now)
+                record = self._find(record, found.get(name), now)
             if record.engaged and not self.renderer.embeds_credentials and not record.access.ticket:
                 record = replace(record, access=record.access.at(now))
-            is_settled = (
-                record.next == Attempt() and record.version == before and not record.lacks_cluster(self.identity)
-            )
+            is_read = not isinstance(record.object, records.UnreadObject) and record.version == before
+            is_settled = record.next == Attempt() and is_read and not record.lacks_cluster(self.identity)
             self._put(record if is_settled else replace(record, next=record.next.at(now)))
         self._ask_elsewhere(now)
         self._set("", Lane.LIST, Attempt(min(self._common[Lane.LIST].due_at, now + self._resync_s)))
@@ -345,6 +344,18 @@ class Publication:
         for record in [*self.records.values()]:
             if isinstance(record.end, Elsewhere) and record.end.ask_at == math.inf:
                 self._put(replace(record, end=replace(record.end, ask_at=now), next=record.next.at(now)))
+
+    def _find(self, record: Record, found: ObservedObject | None, now: float) -> Record:
+        """Return the record with the object that a list has. One that it lacks may be there even so: another client may
+        have changed a label by which objects are listed."""
+        if found is None and isinstance(record.object, Finalizing):
+            return record  # it is read until it is gone
+        before = record.observed
+        if found is not None or before is None or not before.cluster:
+            return self._observe(record, found, now)
+        if record.wanted is None and before.owner(self.identity) is not Owner.FOREIGN:
+            return self._observe(record, None, now)
+        return replace(record, object=records.UnreadObject(before))
 
     def _require_own(self, objects: Iterable[ObservedObject]) -> None:
         own = [observed for observed in objects if observed.owner(self.identity) is Owner.SELF]
@@ -563,7 +574,7 @@ class Publication:
             self._report(f"deleted {self.renderer.resource.kind} {record.name}")
             record = replace(record, next=Attempt(now))
         accepts = self._removals.accepts
-        record = records.observe(record, found, self.identity, now, by_us=by_us, accepts=accepts)
+        record = records.observe(record, found, self.renderer, self.identity, now, by_us=by_us, accepts=accepts)
         return self._preferring(record, now)
 
     def _preferring(self, record: Record, now: float) -> Record:
@@ -604,9 +615,10 @@ class Publication:
     def _put(self, record: Record) -> None:
         """Replace a record: report what is a problem now, or no longer is, and schedule its attempts."""
         before = self._record(record.name)
+        is_kept = bool(record.engaged or record.next.ticket) or not isinstance(record.object, records.AbsentObject)
         if before.has_problems or record.has_problems:
-            self._tell(before.problems(), record.problems())
-        if record.engaged or record.next.ticket or not isinstance(record.object, records.AbsentObject):
+            self._tell(before.problems(), record.problems() if is_kept else {})
+        if is_kept:
             self.records[record.name] = record
             if record.next is not before.next:
                 self._push(record.name, Lane.OBJECT, record.next, before.next)

@@ -20,7 +20,10 @@
 "While streaming": while the source of its cluster is followed. All rows but the first and the last are about this
 publisher's objects; others are never changed. A cluster is engaged if one with the UID in the object's annotation is;
 an object without the annotation is that of its name.
-So is one whose annotation another client has changed since it had that of the engaged cluster: the UID is written back.
+So is one whose annotation another client has changed since it was seen with that of the engaged cluster: the UID is
+written back. What was this publisher's object stays that, by its own UID, if another client changes its labels. If it
+names a cluster that is not that of its name, it is that of the one that it named before; if that is not known, it is
+left for the owner of its cluster, and reported.
 `EndedCluster` comes from a live DISENGAGED event of the engagement that the object names, whose reason concerns the
 cluster itself, or from two answers that it is `Missing`, if the guard against mass removal agrees. An engagement drops
 it.
@@ -41,7 +44,16 @@ from msgspec.structs import replace
 
 from milo_discovery import removals
 from milo_discovery.removals import Removal
-from milo_publishing.objects import Document, ObservedObject, Owner, changes, claim, is_valid_name
+from milo_publishing.objects import (
+    CLUSTER,
+    Document,
+    ObservedObject,
+    Owner,
+    changes,
+    claim,
+    is_valid_name,
+    object_name,
+)
 
 if TYPE_CHECKING:
     from milo_discovery.kubeconfig_access import KubeconfigAccess
@@ -219,6 +231,16 @@ class Attempt(msgspec.Struct, frozen=True):
         return self if self.failures and not self.ticket else replace(self, due_at=min(self.due_at, when))
 
 
+class Known(msgspec.Struct, frozen=True):
+    """What an object of this publisher was before another client changed its labels or annotations."""
+
+    uid: str
+    """That of the object, which was seen with this publisher's labels."""
+    cluster: str
+    """Empty if it has named no cluster of its name."""
+    cluster_uid: str
+
+
 class Record(msgspec.Struct, frozen=True):
     """The object of one name."""
 
@@ -233,9 +255,8 @@ class Record(msgspec.Struct, frozen=True):
     """The next request about the object."""
     access: Attempt = Attempt()
     """The next request for the server and CA of its cluster."""
-    stands_for: tuple[str, str] | None = None
-    """The UID of the object, and that of the engaged cluster which its annotation had before another client changed
-    it."""
+    known: Known | None = None
+    """What the object is, whatever another client makes of its labels and annotations."""
     deleting: tuple[str, str] | None = None
     """The version for which a deletion was sent last. Also if it failed, it may take effect until the object is
     written."""
@@ -259,10 +280,22 @@ class Record(msgspec.Struct, frozen=True):
     def version(self) -> tuple[str, str] | None:
         return None if self.observed is None else (self.observed.uid, self.observed.resource_version)
 
+    @property
+    def cluster(self) -> str:
+        """The cluster of the object; empty if it is not known."""
+        if self.observed is None or self.observed.cluster:
+            return "" if self.observed is None else self.observed.cluster
+        return self.wanted.cluster.name if self.wanted and self._is_of(self.wanted, self.observed) else ""
+
+    def _is_of(self, wanted: Engaged, observed: ObservedObject) -> bool:
+        # An object without a UID, or with that of another client, is written: this sets the annotation again.
+        former = "" if self.known is None else self.known.cluster_uid
+        return observed.cluster_uid == "" or wanted.cluster.uid in (observed.cluster_uid, former)
+
     def is_own(self, identity: Identity) -> bool:
-        """Return whether the object is this publisher's, and its deletion was not requested."""
+        """Return whether the object is this publisher's, its cluster is known, and its deletion was not requested."""
         observed = None if isinstance(self.object, Finalizing | OfOtherRun) else self.observed
-        return observed is not None and observed.owner(identity) is Owner.SELF
+        return observed is not None and observed.owner(identity) is Owner.SELF and bool(self.cluster)
 
     @property
     def is_ended(self) -> bool:
@@ -273,11 +306,7 @@ class Record(msgspec.Struct, frozen=True):
         """Return whether the object is this publisher's, and its cluster is not engaged."""
         if not isinstance(self.object, Present) or not self.is_own(identity):
             return False
-        if self.wanted is None:
-            return True
-        # An object without a UID, or with that of another client, is written: this sets the annotation again.
-        observed, uid = self.object.observed, self.wanted.cluster.uid
-        return observed.cluster_uid not in ("", uid) and (observed.uid, uid) != self.stands_for
+        return self.wanted is None or not self._is_of(self.wanted, self.object.observed)
 
     @property
     def is_lacked(self) -> bool:
@@ -307,7 +336,7 @@ class Record(msgspec.Struct, frozen=True):
         """Return the object for the guard against mass removal."""
         assert self.observed is not None
         engagement = self.observed.cluster_uid + self.observed.incarnation
-        return Removal(self.name, self.observed.cluster, engagement, self.observed.uid)
+        return Removal(self.name, self.cluster, engagement, self.observed.uid)
 
     @property
     def has_problems(self) -> bool:
@@ -323,17 +352,25 @@ class Record(msgspec.Struct, frozen=True):
 
 
 def observe(
-    record: Record, found: ObservedObject | None, identity: Identity, now: float, *, by_us: bool, accepts: bool
+    record: Record,
+    found: ObservedObject | None,
+    renderer: Renderer,
+    identity: Identity,
+    now: float,
+    *,
+    by_us: bool,
+    accepts: bool,
 ) -> Record:
     """Return the record with the object as the API server has it. `by_us`: as our write has left it. `accepts`: whether
     objects of other runs are taken over."""
     if found is None:
         return replace(record, object=AbsentObject(), end=Unasked())
+    found = _recognized(record, found, renderer, identity)
     before, end = record.observed, record.end
     is_same = record.version == (found.uid, found.resource_version)
     is_other = before is None or before.incarnation != found.incarnation
-    if before is not None and record.wanted is not None and before.cluster_uid == record.wanted.cluster.uid:
-        record = replace(record, stands_for=(before.uid, before.cluster_uid))
+    is_own = found.owner(identity) is Owner.SELF
+    record = replace(record, known=_known(record, found) if is_own else None)
     ask_at = now + removals.SECOND_LOOK_S
     match end:
         case EndedCluster(uid) if uid != found.cluster_uid:
@@ -349,12 +386,37 @@ def observe(
         case Unasked(is_changed=is_changed) | Missing(is_changed=is_changed) if not by_us and not is_same:
             if before is not None and (is_other or not is_changed):
                 end = Unasked(ask_at, is_changed=True)
-    is_own = found.owner(identity) is Owner.SELF
     if is_own and not accepts and found.difference(identity):
         return replace(record, object=OfOtherRun(found), end=end)
     return replace(
         record, object=Finalizing(found) if is_own and found.finalizers is not None else Present(found), end=end
     )
+
+
+def _recognized(record: Record, found: ObservedObject, renderer: Renderer, identity: Identity) -> ObservedObject:
+    """Return an object without what another client has changed of the labels and the cluster that identify it. It is
+    compared with what is to be written by its document, which stays as it is."""
+    known = record.known if record.known is not None and record.known.uid == found.uid else None
+    labels, cluster = found.labels, found.cluster
+    if known is not None:
+        labels = labels if found.owner(identity) is Owner.SELF else {**labels, **identity.labels()}
+        if known.cluster and known.cluster_uid == found.cluster_uid:  # each UID is of one cluster
+            cluster = known.cluster
+    if object_name(cluster, renderer.suffix) != found.name:
+        cluster = "" if known is None else known.cluster
+    if labels is found.labels and cluster == found.cluster:
+        return found
+    return replace(found, labels=labels, annotations={**found.annotations, CLUSTER: cluster})
+
+
+def _known(record: Record, found: ObservedObject) -> Known:
+    """Return what an object of this publisher is. `found`: as it is recognized."""
+    known, before = record.known, record.observed
+    if known is None or known.uid != found.uid or known.cluster != found.cluster:
+        known = Known(found.uid, found.cluster, found.cluster_uid)
+    former = before.cluster_uid if before is not None and before.uid == found.uid else ""
+    engaged = record.wanted.cluster.uid if record.wanted else ""
+    return replace(known, cluster_uid=engaged) if engaged in {former, found.cluster_uid} - {""} else known
 
 
 def decide(  # noqa: PLR0911  (a table)
@@ -380,7 +442,12 @@ def decide(  # noqa: PLR0911  (a table)
         case Present(observed) if record.is_own(identity) and record.lacks_cluster(identity):
             # Also if its cluster was replaced: readers must not apply cached data of the former cluster to the new one.
             return _end(record, observed, now, is_followed=is_followed, is_held=is_held)
-        case Present(observed) if record.wanted and not record.is_own(identity):
+        case Present(observed) if not record.cluster and observed.owner(identity) is Owner.SELF:
+            return Refuse(
+                f"another client has changed its annotation {CLUSTER}: the publisher that has its cluster writes it "
+                "back; delete it if the cluster has ended"
+            )
+        case Present(observed) if not record.is_own(identity) and _is_reported(record, observed, identity):
             # Even if the object has the UID of this cluster: tenants of another fleet may choose that UID.
             return Refuse(
                 f"the object of this name belongs to publisher {observed.publisher!r}"
@@ -404,6 +471,12 @@ def decide(  # noqa: PLR0911  (a table)
     must_write = record.version == record.deleting
     body, status = changes(renderer.resource, identity, cluster, content, observed, must_write=must_write)
     return None if body is status is None else Apply(observed.uid, observed.resource_version, body, status)
+
+
+def _is_reported(record: Record, observed: ObservedObject, identity: Identity) -> bool:
+    """Return whether an object that is not this publisher's is reported: that of an engaged cluster, and one that names
+    a cluster without the labels of any publisher. Perhaps another client has changed them while no publisher saw it."""
+    return record.wanted is not None or (bool(observed.cluster) and observed.owner(identity) is Owner.FOREIGN)
 
 
 def _end(

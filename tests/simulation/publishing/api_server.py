@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 from milo_publishing.errors import TargetRefused
-from milo_publishing.objects import INCARNATION, MANAGED_BY, ObservedObject
+from milo_publishing.objects import INCARNATION, MANAGED_BY, Identity, ObservedObject
 from milo_publishing.records import Apply, Create, DeleteObject, ReadObject, Request
 
 Document = dict[str, Any]
@@ -22,6 +22,8 @@ class ApiServer:
         breach: Callable[[str], None],
     ) -> None:
         self.objects: dict[str, Document] = {}
+        self.written: dict[str, dict[str, str]] = {}
+        """The annotations that publishers have written last, by the UID of each object that they have created."""
         self.has_versions = True
         """Whether the preconditions on resource versions are verified; a mutant has none."""
         self.hides_finalizers = False
@@ -32,10 +34,19 @@ class ApiServer:
         self._numbers = 0
 
     def own(self) -> dict[str, Document]:
-        return {name: obj for name, obj in self.objects.items() if is_own(obj)}
+        """Return the objects that publishers have created, and those with their label."""
+        return {
+            name: obj for name, obj in self.objects.items() if is_own(obj) or obj["metadata"]["uid"] in self.written
+        }
 
-    def list(self) -> list[ObservedObject]:
-        return [_observed(obj) for obj in self.own().values()]
+    def list(self, identity: Identity | None = None) -> list[ObservedObject]:
+        """Return the objects with the labels of a publisher, or of any."""
+        labels = identity.labels() if identity else {}
+        return [
+            _observed(obj)
+            for obj in self.objects.values()
+            if is_own(obj) and labels.items() <= obj["metadata"]["labels"].items()
+        ]
 
     def apply(self, request: Request) -> ObservedObject | None:
         """Perform a request of a publisher. Raises TargetRefused."""
@@ -46,7 +57,9 @@ class ApiServer:
                 name = body["metadata"]["name"]
                 if name in self.objects:
                     raise TargetRefused("it exists", 409)
-                return _observed(self.put(name, body))
+                created = self.put(name, body)
+                self.written[created["metadata"]["uid"]] = body["metadata"]["annotations"]
+                return _observed(created)
             case DeleteObject(name, uid, version):
                 if name not in self.objects:
                     return None
@@ -59,6 +72,7 @@ class ApiServer:
                 found = self._unchanged(name, uid, version)
                 metadata = {**found["metadata"], **({} if body is None else body["metadata"])}
                 if body is not None:
+                    self.written[uid] = body["metadata"]["annotations"]
                     metadata["labels"] = {**_others(found), **body["metadata"]["labels"]}
                 changed = {**found, **(body or {}), "metadata": metadata}
                 after = self.put(name, changed | ({} if status is None else {"status": status["status"]}))
@@ -84,6 +98,14 @@ class ApiServer:
         """Change labels, as another client."""
         found = copy.deepcopy(self.objects[name])
         found["metadata"]["labels"] = {**(found["metadata"].get("labels") or {}), **labels}
+        self.put(name, found)
+
+    def change(self, name: str, field: str, key: str, value: str | None) -> None:
+        """Change or remove a label or an annotation, as another client."""
+        found = copy.deepcopy(self.objects[name])
+        found["metadata"][field] = {**(found["metadata"].get(field) or {}), key: value}
+        if value is None:
+            del found["metadata"][field][key]
         self.put(name, found)
 
     def add_finalizer(self, name: str) -> None:
@@ -113,7 +135,7 @@ class ApiServer:
         metadata = found["metadata"]
         if metadata["uid"] != uid or (self.has_versions and metadata["resourceVersion"] != version):
             raise TargetRefused("it has changed", 409)
-        if not is_own(found):
+        if name not in self.own():
             self._breach(f"{name}, an object of another program, is written or deleted")
         return found
 

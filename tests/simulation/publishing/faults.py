@@ -1,5 +1,8 @@
 """The changes and faults of a simulation, at random times."""
 
+from random import Random
+
+from milo_publishing.objects import CLUSTER, CLUSTER_UID, FIELDS, INCARNATION, Identity
 from tests.simulation.publishing.replica import SOURCES, Daemon, Replica
 from tests.simulation.publishing.simulation_run import FAULTS_UNTIL_S, Known, Simulation
 
@@ -20,6 +23,7 @@ class Faults:
     def __init__(self, world: Simulation) -> None:
         self._world = world
         self._random = world.random
+        self._identities = Random(f"identities {world.outcome.seed}")
 
     # --- changes of projects ---
 
@@ -151,6 +155,30 @@ class Faults:
             api.put(name, {"metadata": {"name": name}, "spec": {}})
             self._later(1, 60, lambda: api.objects.pop(name, None) if name not in api.own() else None)
 
+    def change_identity(self) -> None:
+        """Change or remove a label or annotation by which publishers recognize an object. If none has written it back,
+        what they report as not theirs is deleted."""
+        name, api, random = self._changed_object(), self._world.api, self._identities
+        found = api.own().get(name)
+        if found is None or "deletionTimestamp" in found["metadata"]:
+            return
+        field, key = random.choice(IDENTITY)
+        other = api.own()[random.choice([*api.own()])]["metadata"].get(field, {}).get(key)
+        value = random.choice((None, "other", other))
+        api.change(name, field, key, value)
+
+        def delete() -> None:
+            now = api.objects.get(name)
+            is_same = now is not None and now["metadata"]["uid"] == found["metadata"]["uid"]
+            if now is not None and is_same and now["metadata"].get(field, {}).get(key) == value:
+                api.delete(name)
+                self._world.deleted_at[name] = self._world.timeline.now
+
+        self._world.timeline.after(random.uniform(30, 70), delete)
+
+    def _changed_object(self) -> str:
+        return self._world.object_name(self._identities.choice(self._world.names))
+
     def _name(self) -> str:
         return self._random.choice(self._world.names)
 
@@ -165,14 +193,21 @@ class Faults:
 
 
 KINDS = [name for name in vars(Faults) if not name.startswith("_")]
+DRAWN = [name for name in KINDS if name != "change_identity"]
+IDENTITY = [("labels", key) for key in Identity(publication="", publisher="").labels()] + [
+    ("annotations", key) for key in (CLUSTER, CLUSTER_UID, INCARNATION, FIELDS)
+]
 
 
 def schedule(world: Simulation) -> float:
     """Plan random changes and faults; return the time when all of them have ended."""
     faults, random = Faults(world), world.random
-    planned = random.choices(KINDS, k=random.randint(4, 14)) + random.choices(CHANGES, k=random.randint(4, 14))
-    for kind in planned:
-        at = random.uniform(5, FAULTS_UNTIL_S)
+    planned = random.choices(DRAWN, k=random.randint(4, 14)) + random.choices(CHANGES, k=random.randint(4, 14))
+    times = [random.uniform(5, FAULTS_UNTIL_S) for _ in planned]
+    identities = Random(f"changes of identities {world.outcome.seed}")
+    changes = identities.choice((0, 0, 4, 12))
+    times += [identities.uniform(5, FAULTS_UNTIL_S) for _ in range(changes)]
+    for at, kind in zip(times, planned + ["change_identity"] * changes, strict=True):
         world.outcome.faults.append(f"{at:.0f} {kind}")
         world.timeline.at(at, getattr(faults, kind))
     return FAULTS_UNTIL_S + 70.0

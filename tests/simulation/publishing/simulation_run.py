@@ -12,7 +12,7 @@ from typing import NamedTuple
 from milo_discovery import DisengageReason
 from milo_discovery.removals import is_mass
 from milo_publishing.errors import TargetUnavailable
-from milo_publishing.objects import CLUSTER, CLUSTER_UID, FIELDS, ObservedObject
+from milo_publishing.objects import CLUSTER, CLUSTER_UID, FIELDS, INCARNATION, ObservedObject
 from milo_publishing.publication import Task
 from milo_publishing.records import Create, DeleteObject, Request
 from tests.simulation.publishing.api_server import ApiServer, Document, incarnation
@@ -272,7 +272,7 @@ class Simulation:
         if self.is_down or self.random.random() < self.errors:
             self.timeline.after(0.01, failed)
         else:
-            objects = self.api.list()
+            objects = self.api.list(replica.publication.identity)
             slow_s = self.random.uniform(0, 15) if self.random.random() < self.slow else 0.01
             self.timeline.after(slow_s, lambda: answered(objects))
 
@@ -294,17 +294,24 @@ class Simulation:
     def judge_decision(self, request: DeleteObject) -> None:
         """A deletion is decided only for a cluster that was not ready until shortly before."""
         document = self.api.objects.get(request.name)
-        if document is None or document["metadata"]["uid"] != request.uid:
+        if document is None or document["metadata"]["uid"] != request.uid or self._has_other_uid(document):
             return
-        since = self.ready_since.get(document["metadata"]["annotations"][CLUSTER_UID])
+        written = self.api.written[request.uid]
+        since = self.ready_since.get(written[CLUSTER_UID])
         recent = self.timeline.now - EVIDENCE_S - MAX_LAG_S - LATE_S - 1
         if since is None or since >= recent:
             return
-        is_lacked = document["metadata"]["annotations"][CLUSTER] in self._last_lack.names
+        is_lacked = written[CLUSTER] in self._last_lack.names
         if is_lacked and self._last_lack.until >= recent:
             self._judge_guard(request)
         else:
             self.breach(f"the deletion of {request.name} is sent, whose cluster is ready since {since:.2f}")
+
+    def _has_other_uid(self, document: Document) -> bool:
+        """Whether another client has changed the UID in an object: a publisher that has not seen the former one takes
+        it for that of a cluster that was replaced."""
+        written = self.api.written[document["metadata"]["uid"]]
+        return bool(document["metadata"]["annotations"].get(CLUSTER_UID) != written[CLUSTER_UID])
 
     def _judge_guard(self, request: DeleteObject) -> None:
         """Objects of clusters that exist, and that all daemons lack, are deleted if they are few of all."""
@@ -320,12 +327,14 @@ class Simulation:
         another replica has decided or sent before, also if the project is not ready."""
         self.outcome.deletions += 1
         self.deleted_at[document["metadata"]["name"]] = self.timeline.now
-        name = document["metadata"]["annotations"][CLUSTER]
+        written = self.api.written[document["metadata"]["uid"]]
+        name = written[CLUSTER]
         project = self.projects.get(name)
         for daemon in self.daemons:
             cluster = daemon.engaged.get(name)
             is_present = cluster is not None and project is not None and project.uid == cluster.uid
-            if cluster is not None and is_present and cluster.incarnation == incarnation(document):
+            is_written = cluster is not None and cluster.incarnation == written.get(INCARNATION)
+            if cluster is not None and is_present and is_written and not self._has_other_uid(document):
                 self.breach(f"{name} is deleted, which its owner has written for incarnation {cluster.incarnation}")
 
     def _written(self, before: Document, after: Document) -> None:

@@ -46,7 +46,7 @@ def _keep_evidence_of_other_versions(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         records,
         "observe",
-        lambda record, found, of, now, **given: observe(record, found, of, now, **given | {"by_us": True}),
+        lambda record, found, *of, **given: observe(record, found, *of, **given | {"by_us": True}),
     )
 
 
@@ -71,6 +71,10 @@ def _ignore_what_other_members_lack(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(records.Record, "is_lacked", property(lambda record: isinstance(record.end, records.Missing)))
 
 
+def _believe_other_clients(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(records, "_recognized", lambda _record, found, *_: found)
+
+
 @pytest.mark.parametrize("mutant", [_ignore_versions, _hide_finalizers, _let_others_judge])
 def test_simulation_detects_servers_without_what_publishers_rely_on(
     mutant: Callable[[Simulation], None],
@@ -86,6 +90,7 @@ def test_simulation_detects_servers_without_what_publishers_rely_on(
         _keep_late_evidence,
         _believe_stale_sources,
         _ignore_what_other_members_lack,
+        _believe_other_clients,
     ],
 )
 def test_simulation_detects_a_mutant(
