@@ -13,10 +13,7 @@ MOST_BYTES = 32 << 10
 """Maximum bytes of one header block, twice what gRPC accepts. It keeps a string that does not end, about twice."""
 FRAME_COST = 0.05
 """What a frame that begins no call costs, in calls: gRPC answers many. Clients send a few for each call and event."""
-FRAME_BYTES = 64
-"""As much of a frame costs as another frame, unless it is DATA, which is flow-controlled."""
 _HEAD_BYTES = 9
-_DATA = 0
 _HEADERS = 1
 _RST_STREAM = 3
 _CONTINUATION = 9
@@ -45,10 +42,7 @@ class HeaderBlocks:
         while at <= end:
             size = data[at] << 16 | data[at + 1] << 8 | data[at + 2]
             kind = data[at + 3]
-            if kind == _HEADERS:
-                self.cost += 1
-            else:
-                self.cost += FRAME_COST * (1 if kind == _DATA else 1 + size // FRAME_BYTES)
+            self.cost += 1 if kind == _HEADERS else FRAME_COST
             if kind == _CONTINUATION:
                 self._continuations += 1
                 self._bytes += size

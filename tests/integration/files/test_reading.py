@@ -441,7 +441,7 @@ def test_directory_of_root_or_of_the_daemons_user_is_not_reported(
 
 
 def test_scan_of_files_beyond_the_memory_budget_fails_and_its_changes_are_reported_later(directory: Path) -> None:
-    files = KubeconfigFiles(files_of("kubeconfig-directory", path=str(directory)), limit=20_000, wall=lambda: 4e9)
+    files = KubeconfigFiles(files_of("kubeconfig-directory", path=str(directory)), limit=40_000, wall=lambda: 4e9)
     names = [f"cluster-{number:02}" for number in range(50)]
     for name in names:
         (directory / name).write_bytes(content("any"))

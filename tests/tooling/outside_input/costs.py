@@ -68,6 +68,7 @@ VALIDATION: dict[str, Callable[[Any], object]] = {
     "GetClusterRequest": lambda request: requests.name(request.name, "name"),
     "IssueKubeconfigRequest": requests.issue,
     "ReleaseClusterRequest": requests.release,
+    "RenewOwnershipRequest": lambda request: requests.subscriber(request.subscriber),
     "EndSubscriptionRequest": lambda request: requests.subscriber(request.subscriber),
 }
 VALID = {"cluster": "a", "name": "a", "incarnation": "1", "subscriber": "s"}

@@ -72,6 +72,7 @@ REQUEST_FIELDS = {
     "ReleaseClusterRequest.cluster": _NAME,
     "ReleaseClusterRequest.incarnation": Input("64 characters", 0, 0.1, SUBSCRIBER, _NAME.attack),
     "ReleaseClusterRequest.subscriber": Input("253 characters", _KIB, 0.1, SUBSCRIBER, _NAME.attack),
+    "RenewOwnershipRequest.subscriber": Input("253 characters", 0, 0.1, SUBSCRIBER, _NAME.attack),
     "EndSubscriptionRequest.subscriber": Input("253 characters", 0, 0.1, SUBSCRIBER, _NAME.attack),
 }
 

@@ -365,7 +365,7 @@ async def resumed_from_another_revision(run: Run) -> None:
 @core(
     "A batch that arrives twice is applied once",
     why="A bug in the daemon or in a proxy can repeat a batch, and work would start twice.",
-    demands="Nothing is delivered twice on a stream, nor across a\n  // resume.",
+    demands="Nothing is delivered twice on a stream, nor across a\n  // resume;",
 )
 async def duplicate_batch(run: Run) -> None:
     stream = await run.synced("a")
@@ -416,7 +416,7 @@ for what, event, rule in (
 @core(
     "After a batch that contradicts the view, the client requests a snapshot",
     why="A client that resumes from its last revision keeps a wrong view.",
-    demands="open the\n  // next stream with an empty `resume_revision`",
+    demands="open the next stream\n  // with an empty `resume_revision`",
 )
 async def starts_over_after_contradiction(run: Run) -> None:
     stream = await run.synced("a")
